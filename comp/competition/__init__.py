@@ -1,0 +1,1 @@
+"""What is competed in: layout of suites, submission formats, rules. Torch-free."""

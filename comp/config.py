@@ -1,0 +1,466 @@
+"""Every knob, typed and documented once: `load` a YAML file with overrides, `dump` it back. No torch here.
+
+This is the first of two phases: shape and types. Names that a registry answers for (models, policies, metrics), rules
+and disk space are checked by `comp.pipeline.check`. A config never changes after loading and nothing writes a derived
+value back into it.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+from comp.errors import ConfigError, nearest
+
+# Fields that hold the user's own mapping; the proxy keeps it as frozen as the rest of the tree.
+FrozenMapping = Annotated[Mapping[str, JsonValue], AfterValidator(lambda value: MappingProxyType(dict(value))),
+                          PlainSerializer(dict)]  # fmt: skip
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, and every key must be known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class SuiteConfig(Section):
+    """What is predicted for the submission: blocks of distortion x severity."""
+
+    source: Literal["corrupt_test", "distortion_files", "none"] = "corrupt_test"
+    """`corrupt_test`: our 19 corruptions of the labelled test split; `distortion_files`: a folder of
+    `distortionNN.npy`, severities stacked; `none`: no suite, nothing to submit."""
+    path: str = ""
+    """Folder of the distortion files, relative to `data.root`."""
+    base_address: str = ""
+    """Where missing distortion files are downloaded from; empty: never."""
+    files: Positive = 19
+    """How many distortion files there are, numbered from 00."""
+    images_per_block: Annotated[int, Field(ge=0)] = 0
+    """Images in each (distortion, severity) block; for `corrupt_test` the first this many test images, 0 for all."""
+    severities: Annotated[int, Field(ge=1, le=5)] = 5
+    """Severities stacked in each file, or generated: 1 up to this."""
+
+
+class OODValidationConfig(Section):
+    """A shifted copy of the validation split: held-out training images under generated corruptions."""
+
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 3, 5)
+    """Which severities are generated; empty: no shifted validation."""
+    per_block: Positive = 500
+    """Images in each (corruption, severity) block, at most the validation split's size."""
+    every: Literal["end"] | Positive = "end"
+    """`end`: once, with the best weights; N: also every N epochs."""
+
+
+class RulesConfig(Section):
+    """What the competition forbids; checked before training."""
+
+    banned_families: tuple[str, ...] = ()
+    """Architecture families that may not be used, such as `transformer`."""
+    external_weights: bool = True
+    """Whether pretrained weights are allowed."""
+    test_like_augmentation: bool = True
+    """Whether augmentation may imitate corruptions of the suite."""
+
+
+class CompetitionConfig(Section):
+    """What is competed in."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "unnamed"
+    """Names the folder under `runs/` and the default submission file."""
+    metric: str = "accuracy"
+    """What submissions are scored by."""
+    suite: SuiteConfig = SuiteConfig()
+    ood_validation: OODValidationConfig = OODValidationConfig()
+    rules: RulesConfig = RulesConfig()
+
+
+class DataConfig(Section):
+    """Where images and labels come from and how they are split."""
+
+    source: str = "digits"
+    """A row of `comp.data.sources.SOURCES`."""
+    root: str = "data"
+    """Folder of the datasets; relative paths start at the working directory."""
+    validation: Annotated[float, Field(gt=0, lt=1)] | Positive | Literal["none"] = 0.1
+    """Held out of the training images, stratified by label: a fraction, a count, or `none` (train on everything)."""
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Fraction held out as the labelled test split where the source has none of its own (digits)."""
+    download: bool = True
+    """Whether missing files may be downloaded."""
+
+
+class AugmentConfig(Section):
+    """What happens to training images."""
+
+    policy: str | tuple[str, ...] = "none"
+    """A row of `comp.augment.policies.POLICIES`, or several, applied in turn."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """MixUp's Beta(alpha, alpha); 0 is off."""
+
+
+class ModelConfig(Section):
+    """Which network, how it is adapted, and where its first weights come from."""
+
+    name: str = "simple_cnn"
+    """A network of ours or any timm model."""
+    stem: Literal["stock", "cifar"] = "stock"
+    """`cifar` adapts a timm model to small images."""
+    pretrained: bool | str = False
+    """true: timm's weights from the hub; a path: a local .safetensors or .pth file."""
+    timm: FrozenMapping = Field(default_factory=dict)
+    """Arguments of timm's factory that are not fields here."""
+    args: FrozenMapping = Field(default_factory=dict)
+    """Arguments of our own networks (depth, hidden, ...)."""
+    normalize: Literal["auto", "dataset", "pretrained"] | dict[Literal["mean", "std"], tuple[float, ...]] = "auto"
+    """What the first layer subtracts and divides by; auto: the weights' own if pretrained, else the dataset's."""
+
+
+class OptimConfig(Section):
+    """Optimizer and learning rate."""
+
+    name: str = "adamw"
+    """A row of `comp.training.optim.OPTIMIZERS`."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Applied to matrices and kernels, not to norms and biases."""
+    momentum: Fraction = 0.9
+    """SGD's momentum (Nesterov)."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Adam's decay rates."""
+    warmup: Fraction = 0.3
+    """OneCycle's share of steps in which the rate rises."""
+    start_factor: Annotated[float, Field(gt=0, le=1)] = 0.04
+    """OneCycle starts at `lr` times this."""
+    final_factor: Annotated[float, Field(ge=0, le=1)] = 1e-5
+    """OneCycle ends at `lr` times this."""
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    epochs: Positive = 10
+    batch_size: Positive = 128
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    select: Literal["val_accuracy", "val_loss"] = "val_accuracy"
+    """What the best weights are chosen by."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: timed on a few steps and recorded in the run's execution.json."""
+    channels_last: Literal["auto"] | bool = "auto"
+    """Memory layout of images and weights; auto: timed together with precision."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads; 0: as many as torch would take."""
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """state.pt is written at the first step or epoch end after this many seconds, and when interrupted."""
+
+
+class PredictConfig(Section):
+    """Inference."""
+
+    batch_size: Positive = 500
+
+
+class Config(Section):
+    """The whole tree. A YAML file holds only departures from these defaults."""
+
+    competition: CompetitionConfig = CompetitionConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    predict: PredictConfig = PredictConfig()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of every draw: splits, initial weights, order, augmentation."""
+
+    @model_validator(mode="after")
+    def _suite_needs_its_folder(self) -> "Config":
+        if self.competition.suite.source == "distortion_files" and not self.competition.suite.path:
+            raise ValueError("competition.suite.path: a suite of distortion_files needs its folder")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: `1e-4` is a number, `no` is a word, dates stay text, a key stands once."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rows if tag.rsplit(":", 1)[1] not in {"bool", "float", "timestamp"}]
+    for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"),
+                              list("tTfF"))  # fmt: skip
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf|\.nan)$"),
+    list("-+.0123456789"),
+)
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    lines: dict[str, int] = {}
+    for key_node, _ in node.value:
+        key, line = str(key_node.value), key_node.start_mark.line + 1
+        if key in lines:
+            raise ConfigError(f"line {line}: key '{key}' stands twice (first on line {lines[key]}); keep one of them")
+        lines[key] = line
+    loader.flatten_mapping(node)
+    return {str(loader.construct_object(k, deep=True)): loader.construct_object(v, deep=True) for k, v in node.value}
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Return the value of a YAML text; `where` names it in messages.
+
+    Raises:
+        ConfigError: not YAML, or a key stands twice.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{where}{line}: not valid YAML: {problem}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{where}, {error}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return a YAML file's mapping, with what it `extends` underneath.
+
+    Raises:
+        ConfigError: missing, not UTF-8, not a mapping, or extending itself.
+    """
+    return _read_chain(path, ())
+
+
+def _read_chain(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in below:
+        raise ConfigError(f"{path}: extends itself by way of {' -> '.join(str(p) for p in below)}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
+        raise ConfigError(f"{path}: no such config file{near}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    values = parse_yaml(text, str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines at the top level, found {_kind(values)}")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends: expected the path of one YAML file, found {_kind(base)}")
+    return merge(_read_chain(path.parent / base, (*below, path.resolve())), values)
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `under` with `over` laid on it, section by section; a value replaces a value whole."""
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """Return `train.epochs=3` as `{"train": {"epochs": 3}}`.
+
+    Raises:
+        ConfigError: no `=`, an empty key or a value that is not YAML.
+    """
+    path, equals, value = text.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"override '{text}': expected key.path=value, such as train.epochs=3")
+    tree: Any = parse_yaml(value, f"override '{text}'")
+    for key in reversed(keys):
+        tree = {key: tree}
+    assert isinstance(tree, dict)
+    return tree
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Return the config of a YAML file with `key.path=value` overrides laid on it.
+
+    Raises:
+        ConfigError: naming file, key, what was expected and found, and the nearest known key.
+    """
+    values = read_yaml(Path(path))
+    for text in overrides:
+        tree = parse_override(text)
+        _check_keys(tree, Config, f"override '{text}'")
+        values = merge(values, tree)
+    return from_mapping(values, str(path), overrides)
+
+
+def from_mapping(values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
+    """Return the config of plain values; `where` names their origin in messages.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    try:
+        text = json.dumps(values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    try:
+        # JSON mode with strict types: a list may be a tuple, but "3" is not 3.
+        return Config.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, values, where, overrides)) from None
+
+
+def dump(config: Config) -> str:
+    """Return the resolved config as YAML; `load` of it gives an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def fingerprint(config: Config) -> str:
+    """Return a hash of the resolved config: 16 hex digits of SHA-256."""
+    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of a config file, for editors."""
+    tree = Config.model_json_schema()
+    tree["properties"]["extends"] = {"type": "string", "description": "a YAML file that this one departs from"}
+    return tree
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "a section", list: "a list", str: "the text", bool: "the truth value", int: "the number",
+             float: "the number", type(None): "nothing (null)"}  # fmt: skip
+    name = names.get(type(value), type(value).__name__)
+    return f"{name} {value!r}" if isinstance(value, str | bool | int | float) else name
+
+
+def _section(model: type[BaseModel], keys: Iterable[Any]) -> type[BaseModel] | None:
+    """Return the section that a path of keys leads to, None where it leaves the sections."""
+    for key in keys:
+        field = model.model_fields.get(str(key))
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return None
+        model = inner
+    return model
+
+
+def _paths(model: type[BaseModel], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += _paths(inner, f"{prefix}{name}.")
+        else:
+            found.append(f"{prefix}{name}")
+    return found
+
+
+def _unknown_key(keys: Sequence[Any], where: str) -> str:
+    name, section = str(keys[-1]), _section(Config, keys[:-1])
+    known = list(section.model_fields) if section else []
+    near = nearest(name, known)
+    if not near:  # the key may stand one section off: epochs -> train.epochs
+        elsewhere = [path for path in _paths(Config) if path.rsplit(".", 1)[-1] == name]
+        near = f" (did you mean '{elsewhere[0]}'?)" if elsewhere else ""
+    dotted = ".".join(str(key) for key in keys)
+    return f"{where}: unknown key '{dotted}'{near}; known here: {', '.join(known)}"
+
+
+def _check_keys(tree: Mapping[str, Any], model: type[BaseModel], where: str, path: tuple[str, ...] = ()) -> None:
+    """Check an override's own keys first, so that the message blames the override and not the file."""
+    for key, value in tree.items():
+        if key not in model.model_fields:
+            raise ConfigError(_unknown_key((*path, key), where))
+        inner = _section(model, [key])
+        if inner is not None and isinstance(value, Mapping):
+            _check_keys(value, inner, where, (*path, key))
+
+
+def _lookup(values: Any, keys: Iterable[Any]) -> Any:
+    for key in keys:
+        try:
+            values = values[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return values
+
+
+def _explain(error: ValidationError, values: Mapping[str, Any], where: str, overrides: Sequence[str]) -> str:
+    """Return one message for the first mistake, and how many more there are."""
+    details = error.errors(include_url=False)
+    first = details[0]
+    # Union branches append their own name to the path; the value's own path is its longest part that exists.
+    keys: list[Any] = []
+    for key in first["loc"]:
+        if _section(Config, keys) is None and _lookup(values, [*keys, key]) is None:
+            break
+        keys.append(key)
+    dotted = ".".join(str(key) for key in keys)
+    if any(text.partition("=")[0].strip() == dotted for text in overrides):
+        where = f"override '{dotted}'"
+    if first["type"] == "extra_forbidden":
+        message = _unknown_key(keys, where)
+    elif not keys:
+        message = f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    else:
+        same = [d for d in details if tuple(d["loc"][: len(keys)]) == tuple(keys)]
+        expected = " or ".join(dict.fromkeys(_expected(d) for d in same))
+        message = f"{where}: {dotted}: expected {expected}, found {_kind(_lookup(values, keys))}"
+    others = len({tuple(d["loc"][: max(1, len(keys))]) for d in details}) - 1
+    return f"{message} (and {others} more to mend)" if others else message
+
+
+_SECTION = "a section of `key: value` lines"
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "model_type": _SECTION,
+    "dict_type": _SECTION,
+    "mapping_type": _SECTION,
+    "literal_error": "{expected}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "string_pattern_mismatch": "letters, digits, '.', '_' and '-', starting with a letter or digit",
+}
+
+
+def _expected(detail: Any) -> str:
+    form = _EXPECTED.get(detail["type"])
+    return form.format(**detail.get("ctx", {})) if form else str(detail["msg"])

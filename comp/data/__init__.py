@@ -1,0 +1,1 @@
+"""Sources of images and labels, their splits, and batches of uint8 pixels."""

@@ -1,0 +1,61 @@
+"""What the user may be told, and how an unknown name is answered.
+
+    ValueError
+    └── UserError          the user's input is wrong: one message, exit code 2
+        ├── ConfigError    a YAML file or an override
+        ├── DataError      images, labels, archives, downloads
+        ├── ModelError     names, stems, weights
+        ├── RunError       run folders, checkpoints, predictions
+        └── SubmissionError  a submission.csv or its format
+    BaseException
+    └── Interrupted        a signal asked for a stop; the run can be resumed (exit code 128 + signal)
+
+A message says what is wrong, where, what was expected, what was found and how to mend it.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """The user's input is wrong."""
+
+
+class ConfigError(UserError):
+    """A config file or an override is wrong."""
+
+
+class DataError(UserError):
+    """Images, labels or their files are missing or wrong."""
+
+
+class ModelError(UserError):
+    """A model cannot be built, adapted or loaded as asked."""
+
+
+class RunError(UserError):
+    """A run folder, checkpoint or predictions file is missing, damaged or in use."""
+
+
+class SubmissionError(UserError):
+    """A submission file breaks its competition's format."""
+
+
+class Interrupted(BaseException):
+    """A signal asked for a stop. Not an Exception: no `except Exception` may swallow it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"interrupted by signal {signum}")
+        self.signum = signum
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """Return the message for a name that is not in a registry: the known ones and the nearest."""
+    known = sorted(known)
+    return f"unknown {what} '{name}'; choose from {', '.join(known)}{nearest(name, known)}"

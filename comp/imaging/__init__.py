@@ -1,0 +1,1 @@
+"""Tensor image operations and counter-based randomness, shared by augmentation and corruptions."""

@@ -1,0 +1,136 @@
+"""Counter-based randomness: a draw is a pure function of (seed, words..., sample index, draw number).
+
+Nothing has a state, so nothing has to be saved, split between workers or advanced: the same sample gets the same
+bits on any device, in any batch, worker or rank. A *key* is a 64-bit hash held in an int64 tensor; a draw mixes a
+key with a counter. The mixer is the finaliser of SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom
+number generators", OOPSLA), written in wrapping int64 arithmetic, which CPU and CUDA do alike. Counters advance by
+an odd 64-bit constant (a Weyl sequence), as there.
+
+    keys = draws.keys(seed, epoch, indices)      # [B] int64, one a sample
+    angle = draws.uniform(keys, 0) * 90 - 45     # [B] float32
+    noise = draws.normal_field(keys, 1, (3, 32, 32))  # [B, 3, 32, 32] float32
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_WEYL = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_TWO_POW_64 = 1 << 64
+_UNIT = 2.0**-24  # float32 holds 24 bits exactly: uniforms are multiples of it
+
+
+def _signed(word: int) -> int:
+    """Return the int64 that has the same bits as the low 64 bits of `word`."""
+    word %= _TWO_POW_64
+    return word - _TWO_POW_64 if word >= 1 << 63 else word
+
+
+def _mix_int(word: int) -> int:
+    word %= _TWO_POW_64
+    word = (word ^ (word >> 30)) * _MIX_1 % _TWO_POW_64
+    word = (word ^ (word >> 27)) * _MIX_2 % _TWO_POW_64
+    return word ^ (word >> 31)
+
+
+def _mix(words: Tensor) -> Tensor:
+    """SplitMix64's finaliser; `>>` on int64 keeps the sign, so the bits that it copied in are masked off."""
+    words = (words ^ ((words >> 30) & ((1 << 34) - 1))) * _signed(_MIX_1)
+    words = (words ^ ((words >> 27) & ((1 << 37) - 1))) * _signed(_MIX_2)
+    return words ^ ((words >> 31) & ((1 << 33) - 1))
+
+
+def key(seed: int, *words: int) -> int:
+    """Return one 64-bit key for a seed and any integers that name a purpose (epoch, stage, ...)."""
+    state = _mix_int(seed + _WEYL)
+    for word in words:
+        state = _mix_int((state ^ _mix_int(word + _WEYL)) + _WEYL)
+    return _signed(state)
+
+
+def keys(seed: int, epoch: int, indices: Tensor) -> Tensor:
+    """Return one key for each sample.
+
+    Args:
+        seed: the run's seed.
+        epoch: the epoch, or any number that names the occasion.
+        indices: [B] int64 sample indices, on the device where the draws are wanted.
+
+    Returns:
+        [B] int64.
+    """
+    return _mix(indices.to(torch.int64) * _signed(_WEYL) ^ key(seed, epoch))
+
+
+def fold(parent: Tensor, word: int) -> Tensor:
+    """Return new keys, independent of `parent`'s own draws: one for each op, branch or view.
+
+    Args:
+        parent: [...] int64 keys.
+        word: what the new keys are for.
+    """
+    return _mix(parent ^ key(word, 1))
+
+
+def bits(parent: Tensor, draw: int | Tensor) -> Tensor:
+    """Return [...] int64 in [0, 2^32): the high half of a hash of key and draw number."""
+    offset = _signed((draw + 1) * _WEYL) if isinstance(draw, int) else (draw.to(torch.int64) + 1) * _signed(_WEYL)
+    return (_mix(parent + offset) >> 32) & 0xFFFFFFFF
+
+
+def uniform(parent: Tensor, draw: int | Tensor) -> Tensor:
+    """Return [...] float32 in [0, 1), multiples of 2^-24."""
+    return (bits(parent, draw) >> 8).to(torch.float32) * _UNIT
+
+
+def integers(parent: Tensor, draw: int | Tensor, high: int | Tensor) -> Tensor:
+    """Return [...] int64 in [0, high); `high` at most 2^31 (bias below high / 2^32)."""
+    return (bits(parent, draw) * high) >> 32
+
+
+def normal(parent: Tensor, draw: int) -> Tensor:
+    """Return [...] float32 standard normal deviates (Box and Muller 1958); takes draws `2*draw` and `2*draw+1`."""
+    radius = torch.sqrt(-2 * torch.log(1 - uniform(parent, 2 * draw)))  # 1 - u is in (0, 1]
+    return radius * torch.cos(2 * math.pi * uniform(parent, 2 * draw + 1))
+
+
+def bits_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
+    """Return [B, *shape] int64 in [0, 2^32): one draw for each element of a sample, counted row-major.
+
+    Args:
+        parent: [B] int64 keys.
+        draw: the draw number; each gives an unrelated field.
+        shape: shape of one sample's field.
+    """
+    counters = torch.arange(math.prod(shape), dtype=torch.int64, device=parent.device)  # [P]
+    field = bits(fold(parent, draw + 1)[:, None], counters[None, :])  # [B, P]
+    return field.view(-1, *shape)
+
+
+def uniform_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
+    """Return [B, *shape] float32 in [0, 1); see `bits_field`."""
+    return (bits_field(parent, draw, shape) >> 8).to(torch.float32) * _UNIT
+
+
+def normal_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
+    """Return [B, *shape] float32 standard normal deviates, two for each hash (both of Box and Muller's pair).
+
+    The 32 bits of a hash are halved: 16 for the radius (so deviates stop at 4.7 sigma), 16 for the angle.
+    """
+    count = math.prod(shape)
+    half = bits_field(parent, draw, ((count + 1) // 2,))  # [B, ceil(P/2)]
+    radius = torch.sqrt(-2 * torch.log(((half >> 16).to(torch.float32) + 0.5) * 2.0**-16))
+    angle = (half & 0xFFFF).to(torch.float32) * (2 * math.pi * 2.0**-16)
+    pair = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), 1)  # [B, 2, ceil(P/2)]
+    return pair.flatten(1)[:, :count].reshape(-1, *shape)
+
+
+def order(seed: int, epoch: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return the epoch's order: a permutation of range(count), [count] int64, the same on every device.
+
+    Sorting by hash makes it; the sort is stable, so that equal hashes (2^-64 a pair) cannot differ between devices.
+    """
+    return torch.argsort(keys(seed, epoch, torch.arange(count, device=device)), stable=True)

@@ -1,0 +1,1 @@
+"""Networks: the zoo, stems, our own architectures, surgery, weights."""

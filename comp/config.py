@@ -103,6 +103,8 @@ class DataConfig(Section):
     """Held out of the training images, stratified by label: a fraction, a count, or `none` (train on everything)."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Fraction held out as the labelled test split where the source has none of its own (digits)."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the held-out splits alone, so that runs with other seeds stay comparable."""
     download: bool = True
     """Whether missing files may be downloaded."""
 
@@ -190,7 +192,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of every draw: splits, initial weights, order, augmentation."""
+    """Of every draw but the splits: initial weights, order, augmentation."""
 
     @model_validator(mode="after")
     def _suite_needs_its_folder(self) -> "Config":
@@ -340,7 +342,10 @@ def from_mapping(values: Mapping[str, Any], where: str, overrides: Sequence[str]
 
 def dump(config: Config) -> str:
     """Return the resolved config as YAML; `load` of it gives an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    values = config.model_dump(mode="json")
+    # PyYAML writes line separators (U+0085, U+2028) as they are and then reads them as line ends.
+    plain = json.dumps(values, ensure_ascii=False).isprintable()
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=plain, width=120)
 
 
 def fingerprint(config: Config) -> str:

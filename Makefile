@@ -1,0 +1,29 @@
+# `make quickstart` installs the package and runs its main job; `make test` runs the whole check.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test slow
+quickstart: .venv/.installed
+	$(BIN)/comp run configs/quickstart.yaml
+
+test: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+# Real data and long trainings; needs data/ (README).
+slow: .venv/.installed-dev
+	$(BIN)/python -m pytest -m slow
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,367 @@
+"""The verbs, thin. Heavy imports stand inside the commands: `comp --help` never imports torch."""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from comp import signals
+from comp.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    from comp.config import Config
+    from comp.data.dataset import Dataset
+
+EXIT_OUR_FAULT, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 128
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
+)  # fmt: skip
+config_app = typer.Typer(no_args_is_help=True, help="Look at configs: `show`, `check`, `schema`.")
+data_app = typer.Typer(no_args_is_help=True, help="Bring and look at data: `prepare`.")
+app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Laid on the config: `train.epochs=3 optim.lr=3e-4`."),
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/COMPETITION/TIME-NAME.")]
+RunsRoot = Annotated[Path, typer.Option("--runs", help="Where run folders are.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="The submission's CSV; a free name by default.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing submission.")]
+RUNS = Path("runs")
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit code.
+
+    0 done; 2 the user's input is wrong, told in one message; 1 a fault of ours; 128 + signal interrupted, resumable.
+
+    Args:
+        arguments: instead of the process's own.
+    """
+    sys.exit(_guarded(arguments))
+
+
+def _guarded(arguments: list[str] | None) -> int:
+    try:
+        with signals.noted():
+            app(arguments)  # leaves by SystemExit: 0, or 2 with a message of its own where the command line is wrong
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER
+    except Interrupted as stop:
+        print("interrupted; a training goes on with: comp run --resume RUN", file=sys.stderr)
+        return EXIT_INTERRUPTED + stop.signum
+    except Exception:
+        traceback.print_exc()
+        print("this is a fault of comp, not of your input; please report it with the lines above", file=sys.stderr)
+        return EXIT_OUR_FAULT
+    return 0
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """From a competition's data to a scored, valid submission.csv. Begin with: comp run configs/quickstart.yaml"""
+    if show:
+        from comp import __version__
+
+        print(f"comp {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")] = None,
+    overrides: Overrides = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Every stage on two batches, in a scratch folder.")
+    ] = False,
+    like: Annotated[Path | None, typer.Option("--as", metavar="RUN", help="Repeat a run bit for bit on CPU.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")
+    ] = None,
+    output: Output = None,
+    force: Force = False,
+    runs: RunsRoot = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Train, evaluate, predict, write and check the submission, add a leaderboard row.
+
+    Example: `comp run configs/quickstart.yaml`
+    """
+    from comp import console, pipeline
+    from comp import runs as run_folders
+    from comp.data.dataset import open_dataset
+
+    if rehearse:
+        _rehearse(_load_one(config, overrides), as_json)
+        return
+    _one_of(CONFIG=config, resume=resume, **{"as": like})
+    if resume:
+        with console.bars() as progress:
+            found = run_folders.open_run(resume)
+            dataset = open_dataset(found.config(), progress)
+            pipeline.resume(found, dataset=dataset, on_epoch=console.print_epoch, progress=progress)
+    else:
+        found, dataset = _train(config, overrides, like, runs)
+    with console.bars() as progress:
+        scores = pipeline.finish(found, dataset=dataset, output=output, force=force, progress=progress)
+    console.print_json(scores) if as_json else console.print_summary(found, scores)
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")
+    ] = None,
+    runs: RunsRoot = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Train a config and score it on validation.
+
+    Example: `comp train configs/quickstart.yaml train.epochs=3`
+    """
+    from comp import console, pipeline
+    from comp import runs as run_folders
+
+    _one_of(CONFIG=config, resume=resume)
+    if resume:
+        found = run_folders.open_run(resume)
+        with console.bars() as progress:
+            pipeline.resume(found, on_epoch=console.print_epoch, progress=progress)
+    else:
+        found, _ = _train(config, overrides, None, runs)
+    console.print_json(found.metrics()) if as_json else console.print_summary(found, found.metrics())
+
+
+@app.command()
+def predict(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; one CSV each.")],
+    output: Output = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predict the suite with trained runs and write a submission for each.
+
+    Example: `comp predict runs/quickstart/20260101-120000-quickstart -o submissions/again.csv`
+    """
+    from comp import console, pipeline
+    from comp import runs as run_folders
+    from comp.errors import SubmissionError
+
+    if output and len(paths) > 1:
+        raise SubmissionError(
+            "-o names one file, and several runs were given; leave it out: each gets a name of its own"
+        )
+    opened = [run_folders.open_run(path) for path in paths]
+    written = {}
+    for found in opened:
+        with console.bars() as progress:
+            loaded = pipeline.load(found, progress=progress)
+            rows = pipeline.predict(loaded, progress)
+            path = pipeline.submit(loaded, rows, output or pipeline.default_submission(loaded.config), force=force)
+        written[str(found.path)] = str(path)
+        if not as_json:
+            console.print_line(f"{found.path}: {len(rows):,} rows in {path}")
+    if as_json:
+        console.print_json(written)
+
+
+@app.command()
+def evaluate(path: RunPath, as_json: AsJson = False) -> None:
+    """Score a trained run on the clean labelled test split, beside its validation scores.
+
+    Example: `comp evaluate runs/quickstart/20260101-120000-quickstart`
+    """
+    from comp import console, pipeline
+    from comp import runs as run_folders
+
+    found = run_folders.open_run(path)
+    with console.bars() as progress:
+        scores = pipeline.evaluate(pipeline.load(found, progress=progress), progress)
+    console.print_json(scores) if as_json else console.print_summary(found, scores)
+
+
+@app.command()
+def leaderboard(
+    competition: Annotated[str | None, typer.Option(help="Only this competition's runs.")] = None,
+    sort: Annotated[str, typer.Option(help="Column to sort by.")] = "ood_accuracy",
+    runs: RunsRoot = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """List complete runs, best first.
+
+    Example: `comp leaderboard --competition quickstart --sort val_accuracy`
+    """
+    from dataclasses import asdict
+
+    from comp import console
+    from comp import leaderboard as board
+
+    rows = board.rows(runs, competition=competition, sort=sort)
+    console.print_json([asdict(row) for row in rows]) if as_json else console.print_leaderboard(rows, runs)
+
+
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(metavar="CSV", help="A submission.")],
+    wanted: Annotated[
+        Path | None, typer.Option("--format", metavar="CONFIG", help="By default the sidecar's format.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a submission's header, ids, order and labels.
+
+    Example: `comp check submissions/quickstart.csv`
+    """
+    from comp import config as configs
+    from comp import console, runs
+    from comp.competition import submission
+    from comp.errors import SubmissionError
+
+    sidecar = submission.sidecar_path(path)
+    if wanted:
+        from comp.data.dataset import open_dataset
+
+        expected = submission.format_of(open_dataset(configs.load(wanted)).competition)
+    elif sidecar.exists():
+        expected = submission.format_from_json(runs.read_json(sidecar).get("format", {}), sidecar)
+    else:
+        raise SubmissionError(f"{path}: has no sidecar {sidecar.name} that tells its format; give --format CONFIG")
+    problems = submission.check(path, expected)
+    if as_json:
+        console.print_json({"submission": str(path), "valid": not problems, "problems": problems})
+    elif not problems:
+        console.print_line(f"{path}: valid")
+    if problems:
+        raise SubmissionError(f"{path}: not a valid submission\n  " + "\n  ".join(problems))
+
+
+@app.command()
+def models(
+    pattern: Annotated[str, typer.Argument(help="Names to list; `*` stands for anything.")] = "*",
+    as_json: AsJson = False,
+) -> None:
+    """List models that `model.name` takes.
+
+    Example: `comp models 'resnet1*'`
+    """
+    from comp import console
+    from comp.models import zoo
+
+    console.print_models(zoo.list_models(pattern), as_json)
+
+
+@config_app.command("show")
+def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Print a config with every default filled in.
+
+    Example: `comp config show configs/quickstart.yaml train.epochs=3`
+    """
+    from comp import config as configs
+
+    print(configs.dump(configs.load(config, overrides or [])), end="")
+
+
+@config_app.command("check")
+def config_check(config: ConfigPath, overrides: Overrides = None, runs: RunsRoot = RUNS) -> None:
+    """Check a config's keys, types, names and rules.
+
+    Example: `comp config check configs/quickstart.yaml`
+    """
+    from comp import config as configs
+    from comp import console, pipeline
+
+    loaded = configs.load(config, overrides or [])
+    pipeline.check(loaded, runs)
+    console.print_line(f"{config}: good (config hash {configs.fingerprint(loaded)})")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of a config file, for editors.
+
+    Example: `comp config schema > comp.schema.json`
+    """
+    from comp import config as configs
+
+    print(json.dumps(configs.schema(), indent=2))
+
+
+@data_app.command("prepare")
+def data_prepare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Find or download everything that a config needs, and verify it.
+
+    Example: `comp data prepare configs/cifar100-ood/transfer.yaml`
+    """
+    from comp import config as configs
+    from comp import console
+    from comp.data.dataset import open_dataset
+
+    loaded = configs.load(config, overrides or [])
+    with console.bars() as progress:
+        dataset = open_dataset(loaded, progress)
+    console.print_dataset(dataset, as_json)
+
+
+def _load_one(config: Path | None, overrides: list[str] | None) -> "Config":
+    from comp import config as configs
+    from comp.errors import ConfigError
+
+    if config is None:
+        raise ConfigError("name a config: comp run configs/quickstart.yaml")
+    return configs.load(config, overrides or [])
+
+
+def _one_of(**given: Any) -> None:
+    """Refuse none and several ways of saying what to train."""
+    from comp.errors import ConfigError
+
+    names = ["CONFIG" if name == "CONFIG" else f"--{name}" for name in given]
+    if sum(value is not None for value in given.values()) != 1:
+        raise ConfigError(f"expected one of {', '.join(names)}; for example: comp run configs/quickstart.yaml")
+
+
+def _train(config: Path | None, overrides: list[str] | None, like: Path | None, runs: Path) -> "tuple[Any, Dataset]":
+    from comp import console, device, pipeline
+    from comp import runs as run_folders
+    from comp.data.dataset import open_dataset
+
+    execution = None
+    if like is None:
+        loaded, name = _load_one(config, overrides), Path(config or "run").stem
+    else:
+        original = run_folders.open_run(like)
+        loaded, name = original.config(), like.name.split("-", 2)[-1]
+        recorded = like / "execution.json"
+        execution = device.from_json(run_folders.read_json(recorded), str(recorded))
+    with console.bars() as progress:
+        pipeline.check(loaded, runs)
+        dataset = open_dataset(loaded, progress)
+        found = pipeline.train(
+            loaded, name=name, runs_root=runs, dataset=dataset, execution=execution,
+            on_epoch=console.print_epoch, progress=progress,
+        )  # fmt: skip
+    return found, dataset
+
+
+def _rehearse(config: "Config", as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from comp import console
+    from comp.rehearsal import rehearse
+
+    with console.bars() as progress:
+        stages = rehearse(config, progress)
+    console.print_json([asdict(stage) for stage in stages]) if as_json else console.print_stages(stages)

@@ -1,0 +1,200 @@
+"""What the terminal shows: bars while work goes on, tables after it.
+
+Bars and epoch lines go to stderr, results to stdout: `comp run --json > result.json` holds the result alone.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from comp import signals
+
+if TYPE_CHECKING:
+    from comp.data.dataset import Dataset
+    from comp.leaderboard import Row
+    from comp.rehearsal import Stage
+    from comp.runs import Run
+    from comp.training.fit import Epoch
+
+_out, _err = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
+_PLAIN_EVERY_SECONDS = 10.0  # between lines where stderr is a file
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        if not task.speed:
+            return Text("")
+        unit, speed = task.fields["unit"], task.speed
+        return Text(f"{speed / 1e6:,.1f} MB/s" if unit == "bytes" else f"{speed:,.0f} {unit}/s")
+
+
+class Bars:
+    """A `comp.progress.Progress` that draws one bar for the work at hand, or prints a line now and then."""
+
+    def __init__(self, drawn: Progress) -> None:
+        self._drawn = drawn
+        self._bar: TaskID | None = None
+        self._what = ""
+        self._began = self._told = time.perf_counter()
+
+    def __call__(self, what: str, done: int, total: int, unit: str = "images") -> None:
+        """Show it; raise `Interrupted` where a signal has come."""
+        if what != self._what:
+            self._begin(what, total, unit)
+        assert self._bar is not None
+        self._drawn.update(self._bar, completed=done, total=total or None)
+        if not _err.is_terminal:
+            self._tell(what, done, total, unit)
+        signals.stop_if_asked()
+
+    def _begin(self, what: str, total: int, unit: str) -> None:
+        if self._bar is not None:
+            self._drawn.remove_task(self._bar)
+        self._bar = self._drawn.add_task(what, total=total or None, unit=unit)
+        self._what, self._began = what, time.perf_counter()
+
+    def _tell(self, what: str, done: int, total: int, unit: str) -> None:
+        now = time.perf_counter()
+        if now - self._told < _PLAIN_EVERY_SECONDS:
+            return
+        self._told = now
+        rate = done / max(now - self._began, 1e-9)
+        left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
+        _err.print(f"{what}: {done:,} of {total:,} {unit}, {rate:,.0f}/s{left}")
+
+
+@contextlib.contextmanager
+def bars() -> Iterator[Bars]:
+    """Return the progress to pass down."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), _Rate(),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as drawn:
+        yield Bars(drawn)
+
+
+def print_epoch(epoch: "Epoch") -> None:
+    """Print an epoch's line as it ends."""
+    validation = "" if epoch.val_loss is None else f"  val loss {epoch.val_loss:.4f} accuracy {epoch.val_accuracy:.4f}"
+    _err.print(
+        f"epoch {epoch.number:>3}  loss {epoch.train_loss:.4f} accuracy {epoch.train_accuracy:.4f}{validation}"
+        f"  lr {epoch.lr:.2e}  {epoch.images_per_second:,.0f} images/s  {epoch.seconds:.1f} s"
+    )
+
+
+def print_line(text: str) -> None:
+    """Print a result."""
+    _out.print(text, markup=False)
+
+
+def print_json(values: Any) -> None:
+    """Print one JSON value."""
+    print(json.dumps(values, indent=2, ensure_ascii=False))
+
+
+def print_summary(run: "Run", scores: dict[str, Any]) -> None:
+    """Print what a run has come to: clean, shifted by severity, seconds, and where everything lies."""
+    counted = scores["best"] or scores["final"]
+    table = Table("split", "images", "accuracy", "loss", title=f"{scores['competition']}: {scores['model']}")
+    for name, found in (
+        ("validation", counted.get("val")),
+        ("validation, last epoch", scores["final"].get("val") if scores["best"] else None),
+        ("validation, shifted", counted.get("ood_val")),
+        ("test", scores.get("test")),
+        ("suite", scores.get("suite")),
+    ):
+        if found:
+            table.add_row(name, f"{found['images']:,}", f"{found['accuracy']:.4f}", f"{found['loss']:.4f}")
+    _out.print(table)
+    shifted = scores.get("suite") or counted.get("ood_val")
+    if shifted:
+        title = "suite" if scores.get("suite") else "shifted validation"
+        _out.print(_severity_table(shifted, title))
+    marks = f", test-like augmentation ({', '.join(scores['test_like'])})" if scores["test_like"] else ""
+    print_line(f"trained {scores['epochs']} epochs in {scores['train_seconds']:.1f} s on {scores['device']}{marks}")
+    print_line(f"run         {run.path}")
+    if "submission" in scores:
+        print_line(f"submission  {scores['submission']}")
+
+
+def _severity_table(shifted: dict[str, Any], title: str) -> Table:
+    """Return accuracy by distortion and severity, with means in the last row and column."""
+    severities = list(shifted["by_severity"])
+    table = Table("distortion", *[f"severity {s}" for s in severities], "mean", title=title)
+    blocks = list(shifted["by_block"].values())
+    for row, (name, mean) in enumerate(shifted["by_distortion"].items()):
+        cells = blocks[row * len(severities) : (row + 1) * len(severities)]
+        table.add_row(name, *[f"{cell:.3f}" for cell in cells], f"{mean:.3f}")
+    table.add_section()
+    table.add_row("mean", *[f"{value:.3f}" for value in shifted["by_severity"].values()], f"{shifted['accuracy']:.3f}")
+    return table
+
+
+def print_leaderboard(rows: "Sequence[Row]", root: Any) -> None:
+    """Print the leaderboard."""
+    if not rows:
+        print_line(f"no complete runs under {root}; make one: comp run configs/quickstart.yaml")
+        return
+    table = Table(
+        "#", "run", "model", "parameters", "val", "shifted", "test", "suite", "minutes", "device", "submission"
+    )
+    for rank, row in enumerate(rows, 1):
+        scores = [row.val_accuracy, row.ood_accuracy, row.test_accuracy, row.suite_accuracy]
+        table.add_row(
+            str(rank), row.run, row.model, f"{row.parameters:,}", *["" if s is None else f"{s:.4f}" for s in scores],
+            f"{row.train_minutes:.1f}", row.device, row.submission + (" (test-like)" if row.test_like else ""),
+        )  # fmt: skip
+    _out.print(table)
+
+
+def print_models(rows: Sequence[Any], as_json: bool) -> None:
+    """Print the model table."""
+    from dataclasses import asdict
+
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    if not rows:
+        print_line("no model has such a name; try `comp models 'resnet*'`")
+        return
+    names = list(asdict(rows[0]))
+    table = Table(*names)
+    for row in rows:
+        table.add_row(*[str(value) for value in asdict(row).values()])
+    _out.print(table)
+
+
+def print_dataset(dataset: "Dataset", as_json: bool) -> None:
+    """Print what a config's data hold."""
+    found: dict[str, Any] = {
+        "classes": len(dataset.competition.classes),
+        "image_shape": list(dataset.competition.image_shape),
+        "train": len(dataset.train),
+        "val": len(dataset.val or ()),
+        "test": len(dataset.test or ()),
+        "suite": len(dataset.suite or ()),
+        "mean": [round(value, 4) for value in dataset.mean],
+        "std": [round(value, 4) for value in dataset.std],
+        "fingerprint": dataset.fingerprint,
+    }
+    if as_json:
+        print_json(found)
+        return
+    table = Table("what", "found")
+    for name, value in found.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    _out.print(table)
+
+
+def print_stages(stages: "Sequence[Stage]") -> None:
+    """Print a rehearsal."""
+    table = Table("stage", "seconds", "found", title="rehearsal: every stage went through")
+    for stage in stages:
+        table.add_row(stage.name, f"{stage.seconds:.1f}", stage.found)
+    _out.print(table)

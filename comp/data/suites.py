@@ -1,0 +1,105 @@
+"""Suites: shifted images block by block, made from a split or read from the challenge's own files."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from comp.competition.spec import DISTORTIONS, Block
+from comp.config import SuiteConfig
+from comp.data.arrays import open_images
+from comp.data.corruptions import corrupt
+from comp.data.downloads import fetch
+from comp.data.splits import Split, Suite
+from comp.errors import DataError
+from comp.progress import Progress
+
+_CHUNK_IMAGES = 500  # of one corruption call: its intermediates stay small
+
+
+def corrupted(name: str, split: Split, blocks: Sequence[Block], seed: int) -> Suite:
+    """Return the suite that our corruptions make of a split's first images; each block is made when it is opened.
+
+    Args:
+        name: `suite` or `ood_val`.
+        split: clean images, at least as many as a block has.
+        blocks: which distortions and severities.
+        seed: of the corruptions' draws.
+    """
+    return Suite(name, tuple(blocks), partial(_corrupt_block, split, seed))
+
+
+def _corrupt_block(split: Split, seed: int, block: Block) -> Split:
+    images = np.empty((block.count, *split.images.shape[1:]), np.uint8)
+    for start in range(0, block.count, _CHUNK_IMAGES):
+        rows = slice(start, min(start + _CHUNK_IMAGES, block.count))
+        clean = torch.from_numpy(np.array(split.images[rows])).permute(0, 3, 1, 2)  # [B, C, H, W]
+        indices = torch.arange(rows.start, rows.stop)
+        shifted = corrupt(clean, DISTORTIONS[block.distortion], block.severity, seed=seed, indices=indices)
+        images[rows] = shifted.permute(0, 2, 3, 1).numpy()
+    labels = None if split.labels is None else split.labels[: block.count]
+    return Split(block.name, images, block.ids(), labels)
+
+
+def distortion_files(folder: Path, blocks: Sequence[Block], shape: tuple[int, int, int]) -> Suite:
+    """Return the suite of a folder of `distortionNN.npy`, uint8 [severities * count, H, W, 3], severities stacked.
+
+    Args:
+        folder: holds one file for each distortion of `blocks`.
+        blocks: all of one size.
+        shape: (C, H, W) of the training images.
+
+    Raises:
+        DataError: a file is missing, truncated, pickled or of another type or shape; the first is named.
+    """
+    for distortion in sorted({block.distortion for block in blocks}):
+        rows = sum(block.count for block in blocks if block.distortion == distortion)
+        check_distortion_file(distortion_path(folder, distortion), rows, shape)
+    return Suite("suite", tuple(blocks), partial(_read_block, folder))
+
+
+def distortion_path(folder: Path, distortion: int) -> Path:
+    """Return where a distortion's file lies."""
+    return folder / f"distortion{distortion:02d}.npy"
+
+
+def check_distortion_file(path: Path, rows: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Return the file's memory map if it holds `rows` images of `shape` (C, H, W).
+
+    Raises:
+        DataError: as `open_images`, or another shape.
+    """
+    images = open_images(path)
+    channels, height, width = shape
+    expected = (rows, height, width, channels)
+    if images.shape != expected:
+        raise DataError(f"{path}: expected images {list(expected)}, found {list(images.shape)}")
+    return images
+
+
+def _read_block(folder: Path, block: Block) -> Split:
+    images = open_images(distortion_path(folder, block.distortion))
+    start = (block.severity - 1) * block.count
+    return Split(block.name, images[start : start + block.count], block.ids(), None)
+
+
+def download_distortion_files(
+    config: SuiteConfig, folder: Path, shape: tuple[int, int, int], progress: Progress
+) -> None:
+    """Fetch the files that `folder` lacks from `competition.suite.base_address`, each checked for its shape.
+
+    Raises:
+        DataError: a file cannot be fetched or is not what was wanted.
+    """
+    rows = config.severities * config.images_per_block
+
+    def check(path: Path) -> None:
+        check_distortion_file(path, rows, shape)
+
+    for distortion in range(config.files):
+        path = distortion_path(folder, distortion)
+        if not path.exists():
+            fetch(config.base_address.rstrip("/") + f"/{path.name}", path, check, progress)

@@ -1,0 +1,83 @@
+"""The leaderboard: one row for each complete run, from disk. Torch-free."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comp import runs
+from comp.errors import ConfigError, unknown
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run as a competitor wants to see it; scores are None where there is nothing to score.
+
+    Attributes:
+        run: its folder.
+        competition: its name.
+        model: the network's name.
+        parameters: trainable or not.
+        val_accuracy: clean validation, best weights.
+        ood_accuracy: shifted validation, mean over blocks.
+        test_accuracy: clean test, where labelled.
+        suite_accuracy: the suite, where its labels are known.
+        test_like: whether training imitated corruptions of the suite.
+        train_minutes: of training alone.
+        device: what it ran on.
+        submission: the CSV it wrote last, empty without one.
+    """
+
+    run: str
+    competition: str
+    model: str
+    parameters: int
+    val_accuracy: float | None
+    ood_accuracy: float | None
+    test_accuracy: float | None
+    suite_accuracy: float | None
+    test_like: bool
+    train_minutes: float
+    device: str
+    submission: str
+
+
+SORTS = ("ood_accuracy", "val_accuracy", "test_accuracy", "suite_accuracy", "train_minutes", "parameters", "run")
+
+
+def rows(root: Path, *, competition: str | None = None, sort: str = "ood_accuracy") -> list[Row]:
+    """Return the complete runs below `root`, best first; what has no such score comes last.
+
+    Raises:
+        ConfigError: an unknown column to sort by.
+    """
+    if sort not in SORTS:
+        raise ConfigError(f"--sort: {unknown('column', sort, SORTS)}")
+    found = [_row(run, run.metrics()) for run in runs.list_runs(root) if run.is_complete()]
+    kept = [row for row in found if competition in (None, row.competition)]
+    down = sort.endswith("accuracy")
+
+    def place(row: Row) -> tuple[bool, Any]:
+        value = getattr(row, sort)
+        if value is None:
+            return True, 0
+        return False, -value if down else value
+
+    return sorted(kept, key=place)
+
+
+def _row(run: runs.Run, scores: dict[str, Any]) -> Row:
+    counted = scores.get("best") or scores.get("final") or {}
+    return Row(
+        run=str(run.path),
+        competition=scores["competition"],
+        model=scores["model"],
+        parameters=scores["parameters"],
+        val_accuracy=counted.get("val", {}).get("accuracy"),
+        ood_accuracy=counted.get("ood_val", {}).get("accuracy"),
+        test_accuracy=scores.get("test", {}).get("accuracy"),
+        suite_accuracy=scores.get("suite", {}).get("accuracy"),
+        test_like=bool(scores["test_like"]),
+        train_minutes=scores["train_seconds"] / 60,
+        device=scores["device"],
+        submission=scores.get("submission", ""),
+    )

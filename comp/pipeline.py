@@ -1,0 +1,352 @@
+"""What `comp run` does, step by step; each step is also a verb of its own and a function of the Python API.
+
+check -> open_dataset -> train (fit, score) -> evaluate (test) -> predict (suite) -> submit -> leaderboard row
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comp import config as configs
+from comp import device, metrics, predictions, runs
+from comp.augment import policies
+from comp.competition import rules, submission
+from comp.competition.spec import DISTORTIONS
+from comp.config import Config
+from comp.data import sources
+from comp.data.dataset import Dataset, open_dataset
+from comp.data.splits import Split, Suite
+from comp.device import Execution
+from comp.errors import ConfigError, DataError, RunError, unknown
+from comp.imaging import draws
+from comp.inference.predict import predict as predict_images
+from comp.models import weights, zoo
+from comp.models.classifier import Classifier
+from comp.predictions import Predictions
+from comp.progress import Progress, quiet
+from comp.runs import Run
+from comp.training import fit, optim
+from comp.training.fit import OnEpoch
+
+_INITIAL_WEIGHTS = 1  # names the purpose of a draw beside the seed
+_BYTES_PER_ID = 80  # of a suite's row in a .npz: id as UTF-32, top1, label
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A run with its data and model, ready to predict."""
+
+    run: Run
+    config: Config
+    dataset: Dataset
+    model: Classifier
+    execution: Execution
+
+
+def check(config: Config, runs_root: Path) -> None:
+    """Check what the first phase could not: names, rules, disk space. Nothing is opened or downloaded.
+
+    Raises:
+        ConfigError: what is unknown, forbidden or too large.
+    """
+    metrics.metric(config.competition.metric)
+    if config.data.source not in sources.SOURCES:
+        raise ConfigError(f"data.source: {unknown('source', config.data.source, sources.SOURCES)}")
+    optim.check_optimizer(config.optim.name)
+    device.choose_device(config.train.device)
+    policy = policies.resolve(config.augment)
+    rules.check(
+        config.competition.rules,
+        family=zoo.family(config.model.name),
+        pretrained=bool(config.model.pretrained),
+        imitated=policy.imitates,
+    )
+    if config.data.validation == "none" and config.competition.ood_validation.every != "end":
+        raise ConfigError("competition.ood_validation.every: needs a validation split, and data.validation is none")
+    _check_space(config, runs_root)
+
+
+def _check_space(config: Config, runs_root: Path) -> None:
+    """Refuse a run whose predictions would not fit: a night's work should not end at a full disk."""
+    suite = config.competition.suite
+    rows = suite.files * suite.severities * suite.images_per_block
+    needed = rows * (_BYTES_PER_ID + 2 * 100) + (100 << 20)  # float16 logits of up to 100 classes, and some weights
+    existing = next(path for path in (runs_root.absolute(), *runs_root.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise ConfigError(f"{runs_root}: needs about {needed >> 20:,} MiB, found {free >> 20:,} MiB free; make room")
+
+
+def build_model(config: Config, dataset: Dataset, *, pretrained: bool) -> Classifier:
+    """Return the config's model on the CPU, with its first weights.
+
+    Args:
+        config: section `model` and the seed.
+        dataset: gives classes, image shape, mean and deviation.
+        pretrained: False leaves outside weights out, for a model whose weights will be read from a run.
+    """
+    section = config.model if pretrained else config.model.model_copy(update={"pretrained": False})
+    return zoo.build(
+        section,
+        classes=len(dataset.competition.classes),
+        image_shape=dataset.competition.image_shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        seed=draws.key(config.seed, _INITIAL_WEIGHTS),
+        weights_folder=Path(config.data.root) / "weights",
+    )
+
+
+def train(
+    config: Config,
+    *,
+    name: str = "run",
+    runs_root: Path = Path("runs"),
+    dataset: Dataset | None = None,
+    execution: Execution | None = None,
+    on_epoch: OnEpoch = lambda epoch: None,
+    progress: Progress = quiet,
+) -> Run:
+    """Train a config and score it on clean and shifted validation; return the complete run.
+
+    Args:
+        config: what to train.
+        name: of the run's folder, after the time.
+        runs_root: where run folders are made.
+        dataset: opened already, or opened here.
+        execution: recorded choices to reuse; None measures.
+        on_epoch: called at every epoch's end; may return a `Stop`.
+        progress: called at every step.
+
+    Raises:
+        UserError: anything wrong with config, data or disk.
+        Interrupted: a signal; the run can be resumed.
+    """
+    check(config, runs_root)
+    dataset = dataset or open_dataset(config, progress)
+    model = build_model(config, dataset, pretrained=True)
+    run = runs.create(runs_root, config, name, _provenance(config, dataset, model))
+    with run.writing():
+        seconds: Mapping[str, float] = {}
+        if execution is None:
+            execution, seconds = fit.choose_execution(model, dataset, config)
+        run.write_json("execution.json", {**execution.to_json(), "seconds_a_step": seconds})
+        _fit_and_score(run, config, dataset, model, execution, resume=False, on_epoch=on_epoch, progress=progress)
+    return run
+
+
+def resume(
+    run: Run,
+    *,
+    dataset: Dataset | None = None,
+    on_epoch: OnEpoch = lambda epoch: None,
+    progress: Progress = quiet,
+) -> Run:
+    """Go on with an interrupted training where it stopped; a complete one is returned as it is.
+
+    Raises:
+        RunError: its data or classes are others now, or its files are damaged.
+    """
+    if run.is_complete():
+        return run
+    config = run.config()
+    dataset = dataset or open_dataset(config, progress)
+    _check_same_data(run, dataset)
+    with run.writing():
+        path = run.path / "execution.json"
+        if path.exists():
+            execution = device.from_json(runs.read_json(path), str(path))
+        else:  # stopped before its choices were made
+            execution, seconds = fit.choose_execution(build_model(config, dataset, pretrained=True), dataset, config)
+            run.write_json("execution.json", {**execution.to_json(), "seconds_a_step": seconds})
+        model = build_model(config, dataset, pretrained=not (run.path / "state.pt").exists())
+        _fit_and_score(run, config, dataset, model, execution, resume=True, on_epoch=on_epoch, progress=progress)
+    return run
+
+
+def _fit_and_score(
+    run: Run,
+    config: Config,
+    dataset: Dataset,
+    model: Classifier,
+    execution: Execution,
+    *,
+    resume: bool,
+    on_epoch: OnEpoch,
+    progress: Progress,
+) -> None:
+    fresh = not (run.path / "state.pt").exists()
+    policy = policies.resolve(config.augment)
+    session = fit.start(config, dataset, run, model, policy, execution, fresh=fresh)
+    cursor = fit.fit(session, resume=resume, on_epoch=on_epoch, progress=progress)
+    final = _score(run, config, dataset, model, execution, "final", progress)
+    best: dict[str, Any] = {}
+    if (run.path / "best.safetensors").exists():
+        weights.load_weights(model, run.path / "best.safetensors")
+        best = _score(run, config, dataset, model, execution, "best", progress)
+    run.write_json(
+        "metrics.json",
+        {
+            "run": run.name,
+            "competition": config.competition.name,
+            "model": config.model.name,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "config_hash": configs.fingerprint(config),
+            "selected_by": config.train.select,
+            "epochs": cursor.epoch,
+            "best_epoch": cursor.best_epoch,
+            "train_seconds": round(cursor.seconds, 2),
+            "device": execution.device,
+            "precision": execution.precision,
+            "test_like": sorted(policy.imitates),
+            "final": final,
+            "best": best,
+        },
+    )
+
+
+def _score(
+    run: Run, config: Config, dataset: Dataset, model: Classifier, execution: Execution, which: str, progress: Progress
+) -> dict[str, Any]:
+    """Score the weights in `model` on clean validation, and the ones that count on shifted validation too."""
+    loaded = Loaded(run, config, dataset, model, execution)
+    scores: dict[str, Any] = {}
+    if dataset.val is not None:
+        found = _predict(loaded, dataset.val, which, progress)
+        scores["val"] = metrics.summary(found)
+        predictions.save(run.predictions_path("val" if which == "best" else "val-final"), found)
+    if dataset.ood_val is not None and which == "best":
+        found = _predict(loaded, dataset.ood_val, which, progress)
+        scores["ood_val"] = metrics.shifted_summary(found, DISTORTIONS)
+        predictions.save(run.predictions_path("ood_val"), found)
+    return scores
+
+
+def _predict(loaded: Loaded, images: Split | Suite, which: str, progress: Progress) -> Predictions:
+    path = loaded.run.path / f"{which}.safetensors"
+    return predict_images(
+        loaded.model,
+        images,
+        classes=loaded.dataset.competition.classes,
+        execution=loaded.execution,
+        batch_size=loaded.config.predict.batch_size,
+        made_by={"run": loaded.run.name, "weights": path.name, "weights_sha256": runs.sha256(path)},
+        progress=progress,
+    )
+
+
+def load(run: Run, dataset: Dataset | None = None, progress: Progress = quiet) -> Loaded:
+    """Return a trained run ready to predict: its data opened, its best weights in its model.
+
+    Raises:
+        RunError: not trained to the end, damaged, or its data are others now.
+    """
+    config = run.config()
+    path = run.weights_path()
+    dataset = dataset or open_dataset(config, progress)
+    _check_same_data(run, dataset)
+    model = build_model(config, dataset, pretrained=False)
+    weights.load_weights(model, path)
+    recorded = run.path / "execution.json"
+    execution = device.from_json(runs.read_json(recorded), str(recorded))
+    execution.place(model)
+    return Loaded(run, config, dataset, model, execution)
+
+
+def evaluate(loaded: Loaded, progress: Progress = quiet) -> dict[str, Any]:
+    """Score the clean labelled test split, where there is one; return all of the run's scores."""
+    run, test = loaded.run, loaded.dataset.test
+    with run.writing():
+        scores = run.metrics()
+        if test is not None and test.labels is not None:
+            found = _predict(loaded, test, run.weights_path().stem, progress)
+            predictions.save(run.predictions_path("test"), found)
+            scores["test"] = metrics.summary(found)
+            run.write_json("metrics.json", scores)
+    return scores
+
+
+def predict(loaded: Loaded, progress: Progress = quiet) -> Predictions:
+    """Predict the suite, store predictions/suite.npz, and score it where its labels are known.
+
+    Raises:
+        ConfigError: the competition has no suite.
+    """
+    run, suite = loaded.run, loaded.dataset.suite
+    if suite is None:
+        raise ConfigError(f"{run.path}: competition.suite.source is none, so there is nothing to submit")
+    with run.writing():
+        scores = run.metrics()
+        found = _predict(loaded, suite, run.weights_path().stem, progress)
+        predictions.save(run.predictions_path("suite"), found)
+        if found.labels is not None:
+            scores["suite"] = metrics.shifted_summary(found, DISTORTIONS)
+            run.write_json("metrics.json", scores)
+    return found
+
+
+def submit(loaded: Loaded, found: Predictions, path: Path, *, force: bool = False) -> Path:
+    """Write the submission and its sidecar, check the CSV that lies on the disk, and note it in the run.
+
+    Raises:
+        SubmissionError: the name is taken, or the written file does not pass the check.
+    """
+    wanted = submission.format_of(loaded.dataset.competition)
+    sidecar = {
+        "run": loaded.run.name,
+        "run_path": str(loaded.run.path),
+        "config_hash": configs.fingerprint(loaded.config),
+        "seed": loaded.config.seed,
+        "made_by": dict(found.made_by),
+        "weights_sha256": found.made_by["weights_sha256"],
+        **runs.describe_machine(),
+    }
+    submission.write(path, found, wanted, sidecar, force=force)
+    problems = submission.check(path, wanted)
+    assert not problems, problems
+    with loaded.run.writing():
+        loaded.run.write_json("metrics.json", {**loaded.run.metrics(), "submission": str(path)})
+    return path
+
+
+def finish(run: Run, *, dataset: Dataset, output: Path | None, force: bool, progress: Progress) -> dict[str, Any]:
+    """Do what follows training: test, suite, submission. Return all scores."""
+    loaded = load(run, dataset, progress)
+    scores = evaluate(loaded, progress)
+    if dataset.suite is not None:
+        found = predict(loaded, progress)
+        submit(loaded, found, output or default_submission(loaded.config), force=force)
+        scores = run.metrics()
+    return scores
+
+
+def default_submission(config: Config, folder: Path = Path("submissions")) -> Path:
+    """Return the first free `submissions/<competition>.csv`, `-2` and so on."""
+    return submission.free_path(folder, config.competition.name)
+
+
+def _provenance(config: Config, dataset: Dataset, model: Classifier) -> dict[str, Any]:
+    return {
+        **runs.describe_machine(),
+        "config_hash": configs.fingerprint(config),
+        "data_fingerprint": dataset.fingerprint,
+        "classes": list(dataset.competition.classes),
+        "image_shape": list(dataset.competition.image_shape),
+        "images": {"train": len(dataset.train), "val": len(dataset.val or ()), "test": len(dataset.test or ())},
+    }
+
+
+def _check_same_data(run: Run, dataset: Dataset) -> None:
+    """Refuse data that are not the run's own: its scores and class order would mean something else."""
+    recorded = run.provenance()
+    if recorded.get("classes") != list(dataset.competition.classes):
+        raise RunError(
+            f"{run.path}: was trained on other classes, or on another order of them; give it its own data back"
+        )
+    if recorded.get("data_fingerprint") != dataset.fingerprint:
+        raise DataError(
+            f"{run.path}: its training images or labels have changed (fingerprint {recorded.get('data_fingerprint')}, "
+            f"now {dataset.fingerprint}); give it its own data back or start a new run"
+        )

@@ -1,0 +1,84 @@
+"""`comp run CONFIG --rehearse`: every stage on two batches in a scratch folder, before a long night."""
+
+import contextlib
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from comp import leaderboard, pipeline, runs
+from comp.competition import submission
+from comp.config import Config
+from comp.data.dataset import open_dataset
+from comp.errors import Interrupted
+from comp.progress import Progress, quiet
+from comp.training.fit import Epoch
+
+_BATCHES = 2
+_OTHER_IMAGES = 16  # of each validation, test and suite block
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A rehearsed stage, its seconds and what it found."""
+
+    name: str
+    seconds: float
+    found: str
+
+
+def rehearse(config: Config, progress: Progress = quiet) -> list[Stage]:
+    """Go through every stage that `comp run` has, and the resume that a night may need.
+
+    The training is really interrupted after its first step and resumed by the code that a real one would meet. Data
+    come from where the config says; all that is written lands in a scratch folder and is removed.
+
+    Raises:
+        UserError: whatever would have stopped the real run.
+    """
+    stages: list[Stage] = []
+    epochs: list[Epoch] = []
+
+    @contextlib.contextmanager
+    def stage(name: str) -> Iterator[list[str]]:
+        began, found = time.perf_counter(), list[str]()
+        yield found
+        stages.append(Stage(name, time.perf_counter() - began, ", ".join(found)))
+
+    def stop_after_first_step(what: str, done: int, total: int, unit: str = "images") -> None:
+        progress(what, done, total, unit)
+        if unit == "steps":
+            raise Interrupted(signal.SIGTERM)
+
+    with tempfile.TemporaryDirectory(prefix="comp-rehearsal-") as scratch:
+        folder = Path(scratch)
+        with stage("data") as found:
+            pipeline.check(config, folder)
+            whole = open_dataset(config, progress)
+            dataset = whole.limited(_BATCHES * config.train.batch_size, _OTHER_IMAGES)
+            found.append(f"{len(whole.train):,} training images, {len(whole.competition.classes)} classes")
+        short = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1})})
+        with stage("train") as found, contextlib.suppress(Interrupted):
+            pipeline.train(short, name="rehearsal", runs_root=folder, dataset=dataset, progress=stop_after_first_step)
+        (run,) = runs.list_runs(folder)
+        with stage("resume") as found:
+            pipeline.resume(run, dataset=dataset, on_epoch=epochs.append, progress=progress)
+            speed = epochs[0].images_per_second
+            hours = config.train.epochs * len(whole.train) / speed / 3600
+            found.append(f"about {speed:,.0f} images/s: {config.train.epochs} epochs take about {hours:.1g} h")
+        with stage("evaluate"):
+            loaded = pipeline.load(run, dataset)
+            pipeline.evaluate(loaded, progress)
+        if dataset.suite is not None:
+            path = folder / "submission.csv"
+            with stage("predict") as found:
+                pipeline.submit(loaded, pipeline.predict(loaded, progress), path)
+                found.append(f"{len(whole.suite or ()):,} images to predict in the real run")
+            with stage("check") as found:
+                problems = submission.check(path, submission.format_of(dataset.competition))
+                found.append("; ".join(problems) or "valid")
+        with stage("leaderboard") as found:
+            found.append(f"{len(leaderboard.rows(folder))} row")
+    return stages

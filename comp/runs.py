@@ -1,0 +1,298 @@
+"""Run folders: where a training lives on disk, how files land there, and who may write. Torch-free.
+
+    runs/<competition>/<time>-<name>/
+      config.yaml  execution.json  provenance.json  history.csv
+      best.safetensors  final.safetensors  state.pt  predictions/*.npz  metrics.json (written last)
+
+Every file is written to a temporary name in its folder, flushed to the disk and renamed: a reader sees the old file
+or the new one, never half of either.
+"""
+
+import contextlib
+import csv
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import filelock
+
+from comp import config as configs
+from comp.config import Config
+from comp.errors import RunError, nearest
+
+_VERSIONS = ("comp", "torch", "torchvision", "timm", "numpy", "albumentations", "optuna", "pandas", "scikit-learn")
+
+
+def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None], *, replace: bool = True) -> None:
+    """Put a whole file at `path` or leave what was there.
+
+    Args:
+        path: the file; its folder must exist.
+        content: the bytes, or a function that writes them into an open file.
+        replace: False refuses to take the place of an existing file.
+
+    Raises:
+        FileExistsError: `replace` is False and the file exists.
+        RunError: the disk is full, the folder is gone or may not be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            content(file) if callable(content) else file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _land(temporary, path, replace)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _land(temporary: Path, path: Path, replace: bool) -> None:
+    if replace:
+        temporary.replace(path)
+        return
+    try:
+        os.link(temporary, path)  # unlike a rename, fails where the name is taken
+    except (PermissionError, NotImplementedError):  # a file system without links
+        if path.exists():
+            raise FileExistsError(path) from None
+        temporary.replace(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def to_json(values: Any) -> bytes:
+    """Return indented JSON; a value that is not finite is our fault and refused."""
+    return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file's object.
+
+    Raises:
+        RunError: missing or not a JSON object.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file") from None
+    except (ValueError, OSError) as error:
+        raise RunError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def sha256(path: Path) -> str:
+    """Return a file's SHA-256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(content: bytes) -> str:
+    """Return the SHA-256 of bytes in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path}: the folder cannot be made: {error.strerror}; choose one you may write") from None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training's folder."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """`<competition>/<time>-<name>`."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    def config(self) -> Config:
+        """Return the config that it was started with."""
+        return configs.load(self.path / "config.yaml")
+
+    def provenance(self) -> dict[str, Any]:
+        """Return where it came from: argv, git, versions, data fingerprint, classes."""
+        return read_json(self.path / "provenance.json")
+
+    def metrics(self) -> dict[str, Any]:
+        """Return its scores.
+
+        Raises:
+            RunError: the training is not complete.
+        """
+        if not self.is_complete():
+            raise RunError(
+                f"{self.path}: not a complete run (no metrics.json); finish it: comp run --resume {self.path}"
+            )
+        return read_json(self.path / "metrics.json")
+
+    def is_complete(self) -> bool:
+        """Tell whether the training has ended and its scores are written."""
+        return (self.path / "metrics.json").is_file()
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write one of its JSON files atomically."""
+        write_atomically(self.path / name, to_json(values))
+
+    def predictions_path(self, name: str) -> Path:
+        """Return where predictions `name` (`val`, `suite+flip`) lie; the folder is made."""
+        folder = self.path / "predictions"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{name}.npz"
+
+    def weights_path(self) -> Path:
+        """Return the weights to predict with: the best by validation, or the final ones where nothing was validated."""
+        for name in ("best.safetensors", "final.safetensors"):
+            if (self.path / name).is_file():
+                return self.path / name
+        raise RunError(f"{self.path}: holds no weights; finish it: comp run --resume {self.path}")
+
+    def history(self) -> list[dict[str, str]]:
+        """Return history.csv's rows, none before the first epoch's end."""
+        path = self.path / "history.csv"
+        if not path.is_file():
+            return []
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write history.csv whole."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["epoch"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.path / "history.csv", text.getvalue().encode())
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the run as its one writer.
+
+        Raises:
+            RunError: another process is writing it.
+        """
+        try:
+            with filelock.FileLock(self.path / ".lock", timeout=0):
+                yield
+        except filelock.Timeout:
+            raise RunError(f"{self.path}: another process is writing this run; wait for it or stop it") from None
+
+
+def create(root: Path, config: Config, name: str, provenance: Mapping[str, Any]) -> Run:
+    """Make a new run folder under `root/<competition>/` with its config and provenance.
+
+    Args:
+        root: usually `runs`.
+        config: written as config.yaml, resolved.
+        name: the folder's name after the time.
+        provenance: what made it; see `describe_machine`.
+
+    Raises:
+        RunError: the folder cannot be made.
+    """
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    parent = root / config.competition.name
+    for attempt in range(1, 1000):
+        path = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if not parent.is_dir():
+                raise RunError(f"{parent}: is a file, not a folder; move it away or choose other --runs") from None
+            continue
+        except OSError as error:
+            raise RunError(f"{path}: cannot be made: {error.strerror}; choose a folder you may write: --runs") from None
+        run = Run(path)
+        write_atomically(path / "config.yaml", configs.dump(config).encode())
+        run.write_json("provenance.json", provenance)
+        return run
+    raise RunError(f"{parent}: too many runs named {stem} in one second")
+
+
+def open_run(path: Path) -> Run:
+    """Return the run in a folder.
+
+    Raises:
+        RunError: there is none; the nearest name beside it is told.
+    """
+    if (path / "config.yaml").is_file() and (path / "provenance.json").is_file():
+        return Run(path)
+    if path.is_dir():
+        raise RunError(f"{path}: not a run folder (no config.yaml and provenance.json); `comp leaderboard` lists runs")
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise RunError(f"{path}: no such run{nearest(path.name, siblings)}; `comp leaderboard` lists runs")
+
+
+def list_runs(root: Path) -> list[Run]:
+    """Return all runs below a folder, complete or not, by name."""
+    return [Run(path.parent) for path in sorted(root.glob("*/**/provenance.json"))]
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return argv, git commit, versions, machine and time, as provenance and sidecars hold them."""
+    return {
+        "argv": sys.argv[1:],
+        "git": git_commit(),
+        "versions": versions(),
+        "machine": {"system": platform.platform(), "processor": _processor(), "cpus": os.cpu_count()},
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of python and the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def git_commit() -> str:
+    """Return the working directory's commit, `-dirty` where files differ, empty outside a repository."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

@@ -1,0 +1,302 @@
+"""The training loop: exact, resumable at any step, and open at two seams (`on_epoch`, `progress`).
+
+Every draw is counted from (seed, epoch, sample), so that the state of a training is its weights, its optimizer and a
+cursor; a resumed run takes the same steps as an uninterrupted one, bit for bit on CPU.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from comp import metrics, runs
+from comp.augment import mixing, per_batch
+from comp.augment.policies import Policy
+from comp.config import Config
+from comp.data import loading
+from comp.data.dataset import Dataset
+from comp.data.loading import Resident
+from comp.device import Execution, choose
+from comp.errors import Interrupted, RunError
+from comp.imaging import draws
+from comp.inference.predict import predict
+from comp.models import surgery, weights
+from comp.progress import Progress, quiet
+from comp.runs import Run
+from comp.training import checkpoint
+from comp.training.checkpoint import Cursor
+from comp.training.optim import build_optimizer, onecycle, set_rate
+from comp.training.stopping import Stop
+
+OnEpoch = Callable[["Epoch"], Stop | None]
+
+_INITIALISE_IMAGES = 5000  # that a data-dependent initialisation sees
+_TIMING_BATCH = 64  # images in a step that times precision and layout
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch's end tells; a row of history.csv.
+
+    Attributes:
+        number: from 1.
+        lr: of its last step.
+        train_loss: mean over its steps, on augmented and mixed images.
+        train_accuracy: likewise, weighted by the mixing's lambda.
+        val_loss: of the validation split, None without one.
+        val_accuracy: likewise.
+        seconds: of the whole epoch, validation included.
+        images_per_second: of its training steps.
+    """
+
+    number: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Session:
+    """What stays the same through a training."""
+
+    config: Config
+    dataset: Dataset
+    run: Run
+    model: nn.Module
+    optimizer: Optimizer
+    train: Resident
+    policy: Policy
+    mixing: mixing.Mixing
+    execution: Execution
+
+    @property
+    def batch_size(self) -> int:
+        """At most the training split's size."""
+        return min(self.config.train.batch_size, len(self.train))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches: the few images left over are others in every epoch."""
+        return len(self.train) // self.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Of the whole training."""
+        return self.steps_per_epoch * self.config.train.epochs
+
+
+def choose_execution(model: nn.Module, dataset: Dataset, config: Config) -> tuple[Execution, dict[str, float]]:
+    """Time a few training steps on a copy of the model and return how to run; see `comp.device.choose`."""
+    count = min(_TIMING_BATCH, config.train.batch_size, len(dataset.train))
+    split = dataset.train.head(count)
+
+    def attempt(execution: Execution) -> Callable[[], None]:
+        scratch = execution.place(copy.deepcopy(model)).train()
+        images, labels = loading.resident(split, execution.torch_device).batch(
+            torch.arange(count, device=execution.torch_device)
+        )
+        optimizer = torch.optim.SGD([p for p in scratch.parameters() if p.requires_grad], lr=0.0)
+
+        def step() -> None:
+            with execution.autocast():
+                logits = scratch(execution.layout(images))
+            loss = nn.functional.cross_entropy(logits.float(), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()  # waits for the device
+
+        return step
+
+    with _counted_randomness(torch.device("cpu")):
+        return choose(config.train, attempt)
+
+
+def fit(
+    session: Session, *, resume: bool = False, on_epoch: OnEpoch = lambda epoch: None, progress: Progress = quiet
+) -> Cursor:
+    """Train, leaving history.csv, best.safetensors (where there is validation), final.safetensors and state.pt.
+
+    Args:
+        session: see `start`.
+        resume: go on from state.pt.
+        on_epoch: called at every epoch's end; may return a `Stop`.
+        progress: called after every step; may raise `Interrupted`, after which the run can be resumed.
+
+    Raises:
+        RunError: the loss is not finite, or files cannot be written.
+        Interrupted: passed on after a checkpoint.
+    """
+    state = session.run.path / "state.pt"
+    cursor = Cursor()
+    if resume and state.exists():  # a run stopped before its first checkpoint starts anew
+        cursor = checkpoint.load(state, session.model, session.optimizer, session.execution.torch_device)
+    rows: list[dict[str, Any]] = [dict(row) for row in session.run.history()[: cursor.epoch]]
+    saver = _Saver(session, cursor)
+    with _counted_randomness(session.execution.torch_device):
+        try:
+            while cursor.epoch < session.config.train.epochs:
+                epoch = _epoch(session, cursor, saver, progress)
+                rows.append(asdict(epoch))
+                session.run.write_history(rows)
+                stop = on_epoch(epoch)
+                saver.save_if_due()
+                if stop is not None:
+                    break
+        except Interrupted:
+            saver.save()
+            raise
+    runs.write_atomically(session.run.path / "final.safetensors", weights.to_bytes(session.model.state_dict(), {}))
+    saver.save()
+    return cursor
+
+
+class _Saver:
+    """Writes state.pt when it is due, and keeps the training's clock in the cursor."""
+
+    def __init__(self, session: Session, cursor: Cursor) -> None:
+        self._session, self._cursor = session, cursor
+        self._clock = self._saved = time.perf_counter()
+
+    def save_if_due(self) -> None:
+        if time.perf_counter() - self._saved >= self._session.config.train.checkpoint_seconds:
+            self.save()
+
+    def save(self) -> None:
+        now = time.perf_counter()
+        self._cursor.seconds += now - self._clock
+        self._clock = now
+        checkpoint.save(self._session.run.path / "state.pt", self._session.model, self._session.optimizer, self._cursor)
+        self._saved = time.perf_counter()
+
+
+def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) -> Epoch:
+    config, number = session.config, cursor.epoch + 1
+    began, begun_at = time.perf_counter(), cursor.step
+    order = draws.order(config.seed, number, len(session.train), session.execution.torch_device)
+    totals = torch.tensor([cursor.loss_sum, cursor.right_sum], dtype=torch.float64, device=order.device)
+    session.model.train()
+    for step in range(cursor.step, session.steps_per_epoch):
+        indices = order[step * session.batch_size : (step + 1) * session.batch_size]
+        totals += _step(session, number, step, indices)
+        cursor.step, cursor.seen = step + 1, cursor.seen + session.batch_size
+        try:
+            progress(f"epoch {number}/{config.train.epochs}", step + 1, session.steps_per_epoch, "steps")
+        except Interrupted:
+            cursor.loss_sum, cursor.right_sum = totals.tolist()
+            raise
+    cursor.loss_sum, cursor.right_sum = totals.tolist()  # waits for the device: the epoch's one synchronisation
+    _refuse_non_finite(session, cursor, number)
+    trained_seconds = time.perf_counter() - began
+    trained_images = (session.steps_per_epoch - begun_at) * session.batch_size
+    validation = _validate(session, cursor, number, progress)
+    epoch = Epoch(
+        number=number,
+        lr=onecycle(number * session.steps_per_epoch - 1, session.total_steps, config.optim),
+        train_loss=cursor.loss_sum / cursor.seen,
+        train_accuracy=cursor.right_sum / cursor.seen,
+        val_loss=validation.get("loss"),
+        val_accuracy=validation.get("accuracy"),
+        seconds=round(time.perf_counter() - began, 3),
+        images_per_second=round(trained_images / trained_seconds, 1),
+    )
+    cursor.epoch, cursor.step, cursor.seen, cursor.loss_sum, cursor.right_sum = number, 0, 0, 0.0, 0.0
+    return epoch
+
+
+def _step(session: Session, number: int, step: int, indices: Tensor) -> Tensor:
+    """Take one step; return [2] float64 on the device: summed loss and right answers of the batch."""
+    config = session.config
+    torch.manual_seed(draws.key(config.seed, number, step))  # dropout's randomness, counted like the rest
+    images, labels = session.train.batch(indices)
+    keys = draws.keys(config.seed, number, indices)
+    images = per_batch.augment(images, session.policy, keys)
+    images, targets = mixing.mix(
+        images, labels, keys, classes=len(session.dataset.competition.classes), mixing=session.mixing
+    )
+    with session.execution.autocast():
+        logits = session.model(session.execution.layout(images))  # [B, classes]
+    loss = nn.functional.cross_entropy(logits.float(), targets.smoothed)
+    set_rate(
+        session.optimizer, onecycle((number - 1) * session.steps_per_epoch + step, session.total_steps, config.optim)
+    )
+    session.optimizer.zero_grad()
+    loss.backward()
+    session.optimizer.step()
+    right = mixing.right_answers(logits.detach(), targets)
+    return torch.stack((loss.detach().double() * len(indices), right.double()))
+
+
+def _refuse_non_finite(session: Session, cursor: Cursor, number: int) -> None:
+    if math.isfinite(cursor.loss_sum):
+        return
+    raise RunError(
+        f"{session.run.path}: the loss is not finite in epoch {number}; nothing after the last checkpoint is kept; "
+        f"try a lower rate (optim.lr={session.config.optim.lr / 3:.1e}), a longer optim.warmup or train.precision=fp32"
+    )
+
+
+def _validate(session: Session, cursor: Cursor, number: int, progress: Progress) -> dict[str, float]:
+    """Score the validation split and keep the weights if they are the best so far."""
+    if session.dataset.val is None:
+        return {}
+    found = predict(
+        session.model, session.dataset.val, classes=session.dataset.competition.classes, execution=session.execution,
+        batch_size=session.config.predict.batch_size, made_by={}, progress=progress,
+    )  # fmt: skip
+    scores = metrics.summary(found)
+    value = -scores["loss"] if session.config.train.select == "val_loss" else scores["accuracy"]
+    if cursor.best is None or value > cursor.best:
+        cursor.best, cursor.best_epoch = value, number
+        runs.write_atomically(
+            session.run.path / "best.safetensors", weights.to_bytes(session.model.state_dict(), {"epoch": str(number)})
+        )
+    return scores
+
+
+def start(
+    config: Config, dataset: Dataset, run: Run, model: nn.Module, policy: Policy, execution: Execution, *, fresh: bool
+) -> Session:
+    """Place model and training images on the device and build the optimizer.
+
+    Args:
+        config: the run's.
+        dataset: opened by `open_dataset`.
+        run: where files land.
+        model: as built, on the CPU.
+        policy: what augments.
+        execution: see `choose_execution`.
+        fresh: whether a data-dependent initialisation is wanted (not when weights will be read from a checkpoint).
+    """
+    if fresh:
+        images = torch.from_numpy(dataset.train.images[:_INITIALISE_IMAGES].copy()).permute(0, 3, 1, 2)
+        model.initialise(images)  # type: ignore[operator]
+    execution.place(model)
+    groups = surgery.parameter_groups(model, config.optim.weight_decay)
+    return Session(
+        config=config,
+        dataset=dataset,
+        run=run,
+        model=model,
+        optimizer=build_optimizer(groups, config.optim),
+        train=loading.resident(dataset.train, execution.torch_device),
+        policy=policy,
+        mixing=mixing.Mixing(mixup=config.augment.mixup, label_smoothing=config.train.label_smoothing),
+        execution=execution,
+    )
+
+
+def _counted_randomness(device: torch.device) -> AbstractContextManager[None]:
+    """Give torch's global generators back as they were: a library must not disturb its user's draws."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

@@ -1,0 +1,95 @@
+"""A small real dataset on disk, configs of it, and the command line as its users call it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import settings
+
+from comp import cli
+
+settings.register_profile("comp", deadline=None)  # a loaded machine is slow, not wrong
+settings.load_profile("comp")
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: exit code and both streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def comp(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run the command line in this process, through the same `main` as `comp`."""
+
+    def call(*arguments: object) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return Result(int(exit_.value.code or 0), out, err)
+
+    return call
+
+
+def comp_process(*arguments: object, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "comp", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False, **options)
+
+
+def write_arrays(folder: Path, *, train: int = 160, test: int = 40, classes: int = 4, size: int = 32) -> Path:
+    """Write an `arrays` dataset that a small net can learn: each class has a colour of its own under noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    colours = generator.integers(40, 216, (classes, 3))
+    for name, count in (("train", train), ("test", test)):
+        labels = np.arange(count) % classes
+        noise = generator.normal(0, 25, (count, size, size, 3))
+        images = np.clip(colours[labels][:, None, None] + noise, 0, 255).astype(np.uint8)
+        np.save(folder / f"{name}_images.npy", images)
+        np.save(folder / f"{name}_labels.npy", labels)
+    return folder
+
+
+def small_config(root: Path) -> dict[str, Any]:
+    """Return a config that goes through every stage in a second or two."""
+    return {
+        "competition": {
+            "name": "small",
+            "suite": {"images_per_block": 4},
+            "ood_validation": {"severities": [3], "per_block": 4},
+        },
+        "data": {"source": "arrays", "root": str(root), "validation": 0.2},
+        "model": {"name": "simple_cnn", "args": {"depth": 2}},
+        "augment": {"policy": "basic", "mixup": 0.4},
+        "train": {
+            "epochs": 2, "batch_size": 32, "label_smoothing": 0.1,
+            "precision": "fp32", "channels_last": False, "device": "cpu",
+        },
+    }  # fmt: skip
+
+
+def write_config(path: Path, values: dict[str, Any]) -> Path:
+    """Write a config file."""
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with a dataset in `data/` and its config in `small.yaml`."""
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "small.yaml", small_config(write_arrays(tmp_path / "data")))
+    return tmp_path

@@ -1,0 +1,265 @@
+"""`comp run` from end to end: what it leaves, that it repeats itself, and that stopping it costs nothing."""
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from comp import config as configs
+from comp import pipeline, predictions, runs
+from comp.errors import Interrupted
+from tests.conftest import REPOSITORY, Result, comp_process
+
+DISTORTIONS = 19
+
+
+def the_run(folder: Path = Path("runs")) -> runs.Run:
+    """Return the one run below a folder."""
+    (found,) = runs.list_runs(folder)
+    return found
+
+
+def history_without_clock(run: runs.Run) -> list[dict[str, str]]:
+    """Return history.csv less what the clock writes."""
+    clock = {"seconds", "images_per_second"}
+    return [{key: value for key, value in row.items() if key not in clock} for row in run.history()]
+
+
+def weights_of(run: runs.Run, name: str = "final") -> dict[str, Any]:
+    """Return a run's weights as arrays."""
+    return safetensors.numpy.load((run.path / f"{name}.safetensors").read_bytes())
+
+
+def assert_same_weights(one: runs.Run, other: runs.Run) -> None:
+    """Assert that two runs ended with the same bits."""
+    first, second = weights_of(one), weights_of(other)
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_quickstart_goes_from_a_config_to_a_valid_submission(tmp_path: Path) -> None:
+    done = comp_process("run", REPOSITORY / "configs/quickstart.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout)
+
+    # The CSV, read by nothing of ours.
+    content = (tmp_path / "submissions/quickstart.csv").read_bytes()
+    rows = list(csv.reader(content.decode().splitlines()))
+    assert rows[0] == ["id", "label"]
+    per_block = 360
+    wanted = [f"distortion{d:02d}_{s}_{i}" for d in range(DISTORTIONS) for s in range(1, 6) for i in range(per_block)]
+    assert [row[0] for row in rows[1:]] == wanted
+    assert {row[1] for row in rows[1:]} <= {str(digit) for digit in range(10)}
+
+    # The labels in the CSV are as good as the run says: the suite repeats the same test images in every block.
+    run = the_run(tmp_path / "runs")
+    labels = predictions.load(run.path / "predictions/test.npz").labels
+    assert labels is not None
+    found = np.array([int(row[1]) for row in rows[1:]]).reshape(-1, per_block)
+    assert (found == labels).mean() == pytest.approx(scores["suite"]["accuracy"])
+    assert scores["suite"]["accuracy"] > 0.5
+    assert scores["test"]["accuracy"] > 0.9
+    assert scores["best"]["val"]["accuracy"] >= scores["final"]["val"]["accuracy"]
+
+    # The sidecar traces it.
+    sidecar = json.loads((tmp_path / "submissions/quickstart.json").read_text())
+    assert sidecar["sha256"] == hashlib.sha256(content).hexdigest()
+    assert sidecar["run"] == run.name
+    assert sidecar["config_hash"] == configs.fingerprint(run.config())
+    assert sidecar["weights_sha256"] == runs.sha256(run.path / "best.safetensors")
+    assert sidecar["rows"] == len(wanted)
+    assert {"git", "time", "versions", "seed"} <= sidecar.keys()
+    assert "torch" in sidecar["versions"]
+
+
+def test_a_run_leaves_its_folder_as_designed(workplace: Path, comp: Callable[..., Result]) -> None:
+    result = comp("run", "small.yaml")
+    assert result.code == 0, result.err
+    run = the_run()
+    left = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
+    assert left - {".lock"} == {
+        "config.yaml", "execution.json", "provenance.json", "history.csv", "best.safetensors", "final.safetensors",
+        "state.pt", "metrics.json", "predictions/val.npz", "predictions/val-final.npz", "predictions/ood_val.npz",
+        "predictions/test.npz", "predictions/suite.npz",
+    }  # fmt: skip
+    provenance = run.provenance()
+    assert provenance["classes"] == ["0", "1", "2", "3"]
+    assert provenance["images"] == {"train": 128, "val": 32, "test": 40}
+    assert {"argv", "git", "versions", "machine", "data_fingerprint"} <= provenance.keys()
+    assert len(run.history()) == 2
+    assert "mean" in result.out  # the table by severity
+    assert str(run.path) in result.out
+    assert "submissions/small.csv" in result.out
+
+
+def test_the_same_seed_gives_the_same_history_weights_and_csv(workplace: Path, comp: Callable[..., Result]) -> None:
+    for folder in ("one", "two"):
+        assert comp("run", "small.yaml", "--runs", folder, "-o", f"{folder}.csv").code == 0
+    one, two = the_run(Path("one")), the_run(Path("two"))
+    assert history_without_clock(one) == history_without_clock(two)
+    assert_same_weights(one, two)
+    assert Path("one.csv").read_bytes() == Path("two.csv").read_bytes()
+
+
+def test_another_seed_gives_another_net_on_the_same_split(workplace: Path, comp: Callable[..., Result]) -> None:
+    comp("train", "small.yaml", "--runs", "one")
+    comp("train", "small.yaml", "seed=1", "--runs", "two")
+    one, two = the_run(Path("one")), the_run(Path("two"))
+    first, second = weights_of(one), weights_of(two)
+    assert any(not np.array_equal(first[name], second[name]) for name in first)
+    ids = [predictions.load(run.path / "predictions/val.npz").ids.tolist() for run in (one, two)]
+    assert ids[0] == ids[1]
+
+
+def test_as_repeats_a_run_bit_for_bit(workplace: Path, comp: Callable[..., Result]) -> None:
+    comp("run", "small.yaml", "train.precision=auto", "train.channels_last=auto", "--runs", "one")
+    one = the_run(Path("one"))
+    assert comp("run", "--as", one.path, "--runs", "two", "-o", "two.csv").code == 0
+    two = the_run(Path("two"))
+    assert_same_weights(one, two)
+    assert Path("submissions/small.csv").read_bytes() == Path("two.csv").read_bytes()
+    recorded = json.loads((one.path / "execution.json").read_text())
+    repeated = json.loads((two.path / "execution.json").read_text())
+    assert len(recorded["seconds_a_step"]) == 4  # two precisions in two layouts were timed
+    assert {**repeated, "seconds_a_step": {}} == {**recorded, "seconds_a_step": {}}
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 6])
+def test_a_run_stopped_at_any_step_ends_with_the_same_bits(workplace: Path, stop_at: int) -> None:
+    config = configs.load("small.yaml")  # 4 steps an epoch, 2 epochs
+    whole = pipeline.train(config, runs_root=Path("whole"))
+    steps = 0
+
+    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+        nonlocal steps
+        steps += unit == "steps"
+        if steps == stop_at:
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        pipeline.train(config, runs_root=Path("parts"), progress=stop)
+    stopped = the_run(Path("parts"))
+    assert not stopped.is_complete()
+    resumed = pipeline.resume(stopped)
+    assert_same_weights(whole, resumed)
+    assert history_without_clock(whole) == history_without_clock(resumed)
+    assert whole.metrics()["best"] == {**resumed.metrics()["best"]}
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(workplace: Path, comp: Callable[..., Result]) -> None:
+    settings = ["train.epochs=60", "train.checkpoint_seconds=0", "competition.ood_validation.severities=[]"]
+    command = [sys.executable, "-m", "comp", "train", "small.yaml", *settings, "--runs", "killed"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _wait_for(lambda: bool(list(Path("killed").glob("*/*/state.pt"))), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed = the_run(Path("killed"))
+    assert comp("train", "--resume", killed.path).code == 0
+    assert comp("train", "small.yaml", *settings, "--runs", "whole").code == 0
+    whole = the_run(Path("whole"))
+    assert_same_weights(whole, killed)
+    assert history_without_clock(whole) == history_without_clock(killed)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_resumable_run(
+    workplace: Path, comp: Callable[..., Result], signum: signal.Signals, code: int
+) -> None:
+    command = [sys.executable, "-m", "comp", "run", "small.yaml", "train.epochs=100000", "--runs", "stopped"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    _wait_for(lambda: bool(list(Path("stopped").glob("*/*/history.csv"))), process)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "comp run --resume" in err
+    stopped = the_run(Path("stopped"))
+    assert (stopped.path / "state.pt").exists()
+    assert not stopped.is_complete()
+
+
+def _wait_for(condition: Callable[[], bool], process: "subprocess.Popen[Any]") -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, "the process ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_an_interrupted_run_is_finished_by_resume(workplace: Path, comp: Callable[..., Result]) -> None:
+    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+        if what.startswith("epoch 2"):
+            raise Interrupted(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        pipeline.train(configs.load("small.yaml"), progress=stop)
+    run = the_run()
+    result = comp("run", "--resume", run.path)
+    assert result.code == 0, result.err
+    assert run.metrics()["submission"] == "submissions/small.csv"
+
+
+def test_a_rehearsal_goes_through_every_stage_and_leaves_nothing(workplace: Path, comp: Callable[..., Result]) -> None:
+    before = sorted(os.listdir())
+    result = comp("run", "small.yaml", "--rehearse", "--json")
+    assert result.code == 0, result.err
+    stages = json.loads(result.out)
+    names = [stage["name"] for stage in stages]
+    assert names == ["data", "train", "resume", "evaluate", "predict", "check", "leaderboard"]
+    assert stages[-2]["found"] == "valid"
+    assert sorted(os.listdir()) == before
+
+
+def test_training_on_everything_submits_the_final_weights(workplace: Path, comp: Callable[..., Result]) -> None:
+    result = comp("run", "small.yaml", "data.validation=none", "--json")
+    assert result.code == 0, result.err
+    run = the_run()
+    assert run.provenance()["images"] == {"train": 160, "val": 0, "test": 40}
+    assert not (run.path / "best.safetensors").exists()
+    sidecar = json.loads(Path("submissions/small.json").read_text())
+    assert sidecar["weights_sha256"] == runs.sha256(run.path / "final.safetensors")
+
+
+def test_the_leaderboard_lists_complete_runs_best_first(workplace: Path, comp: Callable[..., Result]) -> None:
+    for epochs in (1, 2):
+        comp("run", "small.yaml", f"train.epochs={epochs}")
+    rows = json.loads(comp("leaderboard", "--sort", "val_accuracy", "--json").out)
+    assert len(rows) == 2
+    assert rows[0]["val_accuracy"] >= rows[1]["val_accuracy"]
+    assert {row["submission"] for row in rows} == {"submissions/small.csv", "submissions/small-2.csv"}
+    assert json.loads(comp("leaderboard", "--competition", "other", "--json").out) == []
+    assert "small.csv" in comp("leaderboard").out
+
+
+def test_predict_writes_a_csv_for_each_run_and_the_same_bytes_again(
+    workplace: Path, comp: Callable[..., Result]
+) -> None:
+    comp("run", "small.yaml")
+    comp("run", "small.yaml", "seed=1")
+    first, second = runs.list_runs(Path("runs"))
+    result = comp("predict", first.path, second.path, "--json")
+    assert json.loads(result.out) == {
+        str(first.path): "submissions/small-3.csv", str(second.path): "submissions/small-4.csv",
+    }  # fmt: skip
+    assert Path("submissions/small-3.csv").read_bytes() == Path("submissions/small.csv").read_bytes()
+
+
+def test_predictions_do_not_depend_on_the_batch_size(workplace: Path, comp: Callable[..., Result]) -> None:
+    comp("run", "small.yaml")
+    run = the_run()
+    loaded = pipeline.load(run)
+    small = predictions.load(run.path / "predictions/suite.npz")
+    config = loaded.config.model_copy(update={"predict": loaded.config.predict.model_copy(update={"batch_size": 3})})
+    again = pipeline.predict(pipeline.Loaded(run, config, loaded.dataset, loaded.model, loaded.execution))
+    assert np.allclose(small.logits.astype(np.float32), again.logits.astype(np.float32), atol=0.02)
+    assert (small.top1 == again.top1).mean() > 0.99

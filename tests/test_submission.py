@@ -1,0 +1,134 @@
+"""Submissions: every invalid one is refused with what is wrong, every valid one accepted."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comp import predictions
+from comp.competition import spec, submission
+from comp.competition.submission import SubmissionFormat
+from comp.errors import SubmissionError
+
+WANTED = SubmissionFormat(spec.blocks(range(2), range(1, 3), 3), class_count=4)
+IDS = WANTED.ids().tolist()
+
+
+def write(path: Path, rows: list[tuple[str, str]], header: str = "id,label") -> Path:
+    """Write a CSV of rows."""
+    path.write_text(header + "\n" + "".join(f"{key},{label}\n" for key, label in rows), encoding="utf-8")
+    return path
+
+
+VALID = [(key, str(index % 4)) for index, key in enumerate(IDS)]
+
+
+@given(st.lists(st.integers(0, 3), min_size=len(IDS), max_size=len(IDS)))
+def test_every_valid_file_is_accepted(tmp_path_factory: pytest.TempPathFactory, labels: list[int]) -> None:
+    path = tmp_path_factory.mktemp("valid") / "a.csv"
+    write(path, [(key, str(label)) for key, label in zip(IDS, labels, strict=True)])
+    assert submission.check(path, WANTED) == []
+
+
+@given(st.data())
+def test_every_mutation_of_one_cell_or_row_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    rows = list(VALID)
+    row = data.draw(st.integers(0, len(rows) - 1))
+    kind = data.draw(st.sampled_from(["id", "label", "drop", "repeat", "swap"]))
+    text = st.text(st.characters(codec="ascii", exclude_characters='",\n\r'), max_size=8)
+    if kind == "id":
+        rows[row] = (data.draw(text.filter(lambda t: t != rows[row][0])), rows[row][1])
+    elif kind == "label":
+        rows[row] = (rows[row][0], data.draw(text.filter(lambda t: t not in set("0123"))))
+    elif kind == "drop":
+        del rows[row]
+    elif kind == "repeat":
+        rows.insert(row, rows[row])
+    else:
+        other = data.draw(st.integers(0, len(rows) - 1).filter(lambda o: o != row))
+        rows[row], rows[other] = rows[other], rows[row]
+    path = write(tmp_path_factory.mktemp("mutated") / "a.csv", rows)
+    assert submission.check(path, WANTED)
+
+
+FAULTS: dict[str, tuple[Callable[[list[tuple[str, str]]], list[tuple[str, str]]], str]] = {
+    "too few": (lambda rows: rows[:-2], "rows: expected 12, found 10"),
+    "missing": (lambda rows: rows[1:], "missing ids: 1, first 'distortion00_1_0'"),
+    "unknown": (lambda rows: [("distortion19_1_0", "0"), *rows[1:]], "unknown ids: 1, first 'distortion19_1_0'"),
+    "duplicate": (lambda rows: [*rows, rows[0]], "duplicate ids: 1, first 'distortion00_1_0'"),
+    "order": (lambda rows: rows[::-1], "order: row 1 is 'distortion01_2_2', expected 'distortion00_1_0'"),
+    "label too large": (lambda rows: [(rows[0][0], "4"), *rows[1:]], "are not whole numbers from 0 to 3"),
+    "label as a float": (lambda rows: [(rows[0][0], "1.0"), *rows[1:]], "first 'distortion00_1_0': '1.0'"),
+    "label empty": (lambda rows: [(rows[0][0], ""), *rows[1:]], "first 'distortion00_1_0': ''"),
+    "label a name": (lambda rows: [(rows[0][0], "cat"), *rows[1:]], "'cat'"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_named(tmp_path: Path, name: str) -> None:
+    spoil, message = FAULTS[name]
+    problems = submission.check(write(tmp_path / "a.csv", spoil(list(VALID))), WANTED)
+    assert any(message in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        ("id,label\n".encode("utf-16"), "expected UTF-8 text"),
+        (b"\xef\xbb\xbfid,label\n", "byte order mark"),
+        (b"id,label\na,1\nb,2,3\n", "not a rectangular CSV"),
+        (b"\x00\x01", "header"),
+    ],
+)
+def test_what_is_no_csv_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    try:
+        told = "; ".join(submission.check(tmp_path / "a.csv", WANTED))
+    except SubmissionError as error:
+        told = str(error)
+    assert message in told
+
+
+def test_a_wrong_header_is_shown(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", VALID, header="Id,Label")
+    assert submission.check(path, WANTED) == ["header: expected 'id,label', found 'Id,Label'"]
+
+
+def planted(labels: np.ndarray) -> predictions.Predictions:
+    """Return predictions that say these labels."""
+    logits = np.eye(4, dtype=np.float32)[labels]
+    return predictions.from_logits(
+        logits, ids=WANTED.ids(), classes="abcd", labels=None, made_by={"weights_sha256": ""}
+    )
+
+
+def test_what_is_written_is_what_was_predicted(tmp_path: Path) -> None:
+    labels = np.array([3, 1, 0, 2] * 3)
+    submission.write(tmp_path / "deep/a.csv", planted(labels), WANTED, {"run": "r"})
+    assert submission.check(tmp_path / "deep/a.csv", WANTED) == []
+    lines = (tmp_path / "deep/a.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in lines[1:]] == [str(label) for label in labels]
+    sidecar = json.loads((tmp_path / "deep/a.json").read_text())
+    assert submission.format_from_json(sidecar["format"], tmp_path) == WANTED
+
+
+def test_nothing_is_replaced_without_force(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("mine")
+    with pytest.raises(SubmissionError, match="is there already"):
+        submission.write(tmp_path / "a.csv", planted(np.zeros(12, int)), WANTED, {})
+    assert not (tmp_path / "a.csv").exists()
+    assert (tmp_path / "a.json").read_text() == "mine"
+    assert submission.free_path(tmp_path, "a") == tmp_path / "a-2.csv"
+
+
+def test_predictions_of_another_suite_are_refused(tmp_path: Path) -> None:
+    other = SubmissionFormat(spec.blocks(range(1), range(1, 3), 6), class_count=4)
+    with pytest.raises(SubmissionError, match="ids are not the suite's"):
+        submission.write(tmp_path / "a.csv", planted(np.zeros(12, int)), other, {})

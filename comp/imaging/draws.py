@@ -11,6 +11,7 @@ an odd 64-bit constant (a Weyl sequence), as there.
     noise = draws.normal_field(keys, 1, (3, 32, 32))  # [B, 3, 32, 32] float32
 """
 
+import functools
 import math
 
 import torch
@@ -37,10 +38,16 @@ def _mix_int(word: int) -> int:
 
 
 def _mix(words: Tensor) -> Tensor:
-    """SplitMix64's finaliser; `>>` on int64 keeps the sign, so the bits that it copied in are masked off."""
-    words = (words ^ ((words >> 30) & ((1 << 34) - 1))) * _signed(_MIX_1)
-    words = (words ^ ((words >> 27) & ((1 << 37) - 1))) * _signed(_MIX_2)
-    return words ^ ((words >> 31) & ((1 << 33) - 1))
+    """SplitMix64's finaliser; `>>` on int64 keeps the sign, so the bits that it copied in are masked off.
+
+    Works in two buffers of its own: fields of noise are large, and fresh memory costs more than the arithmetic.
+    """
+    spare = (words >> 30).bitwise_and_((1 << 34) - 1)
+    words = (words ^ spare).mul_(_signed(_MIX_1))
+    torch.bitwise_right_shift(words, 27, out=spare).bitwise_and_((1 << 37) - 1)
+    words.bitwise_xor_(spare).mul_(_signed(_MIX_2))
+    torch.bitwise_right_shift(words, 31, out=spare).bitwise_and_((1 << 33) - 1)
+    return words.bitwise_xor_(spare)
 
 
 def key(seed: int, *words: int) -> int:
@@ -115,17 +122,40 @@ def uniform_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
     return (bits_field(parent, draw, shape) >> 8).to(torch.float32) * _UNIT
 
 
-def normal_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
-    """Return [B, *shape] float32 standard normal deviates, two for each hash (both of Box and Muller's pair).
+def shorts_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
+    """Return [B, *shape] int32 in [0, 65536): sixteen bits an element, so one hash serves four of them.
 
-    The 32 bits of a hash are halved: 16 for the radius (so deviates stop at 4.7 sigma), 16 for the angle.
+    For noise, masks and tables, where hashing would otherwise cost more than the op itself. A draw number gives
+    fields unrelated to those of `bits_field`.
+
+    Args:
+        parent: [B] int64 keys.
+        draw: the draw number.
+        shape: shape of one sample's field.
     """
     count = math.prod(shape)
-    half = bits_field(parent, draw, ((count + 1) // 2,))  # [B, ceil(P/2)]
-    radius = torch.sqrt(-2 * torch.log(((half >> 16).to(torch.float32) + 0.5) * 2.0**-16))
-    angle = (half & 0xFFFF).to(torch.float32) * (2 * math.pi * 2.0**-16)
-    pair = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), 1)  # [B, 2, ceil(P/2)]
-    return pair.flatten(1)[:, :count].reshape(-1, *shape)
+    counters = torch.arange(1, (count + 3) // 4 + 1, dtype=torch.int64, device=parent.device) * _signed(_WEYL)
+    hashes = _mix(fold(parent, -(draw + 1))[:, None] + counters)  # [B, ceil(P/4)]
+    shorts = hashes.view(torch.int16)[:, :count].to(torch.int32).bitwise_and_(0xFFFF)  # little-endian machines only
+    return shorts.view(-1, *shape)
+
+
+@functools.cache
+def _normal_quantiles(device: torch.device) -> Tensor:
+    """[65536] float32: the normal quantiles at the middles of 65536 equal slices, rescaled to unit variance."""
+    levels = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
+    table = torch.special.ndtri(levels)
+    return (table / table.square().mean().sqrt()).to(torch.float32).to(device)
+
+
+def normal_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
+    """Return [B, *shape] float32 standard normal deviates, bit-equal on every device; see `shorts_field`.
+
+    Sixteen bits look up a quantile. No logarithm or cosine is taken, whose last bits differ between devices; the
+    deviates stop at 4.33 sigma.
+    """
+    quantiles = _normal_quantiles(parent.device)
+    return quantiles.index_select(0, shorts_field(parent, draw, shape).flatten()).view(-1, *shape)
 
 
 def order(seed: int, epoch: int, count: int, device: torch.device | str = "cpu") -> Tensor:

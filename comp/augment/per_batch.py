@@ -1,0 +1,257 @@
+"""The on-device engine: a policy on a whole uint8 batch, every sample with its own draws.
+
+All draws of a stage are made at once, for all samples. Samples that drew the same op are then brought next to each
+other (one row copy of the batch) and the op runs once on their slice. Grouping needs the group sizes on the host:
+one wait for the device in each stage, and none between its ops. What a sample gets depends on its key alone.
+
+    keys = draws.keys(seed, epoch, indices)    # [B] int64
+    images = augment(images, policy, keys)     # [B, C, H, W] uint8
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+
+from comp.augment.distributions import beta, dirichlet
+from comp.augment.policies import Choice, Mixture, Op, Policy
+from comp.imaging import colour, draws, geometry
+
+Function = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def augment(images: Tensor, policy: Policy, keys: Tensor, *, turned: Tensor | None = None) -> Tensor:
+    """Return the batch augmented.
+
+    Args:
+        images: [B, C, H, W] uint8, C 1 or 3; fastest in channels_last memory, which the result has.
+        policy: from `policies.resolve`.
+        keys: [B] int64 from `draws.keys(seed, epoch, indices)`, on the images' device.
+        turned: [B] bool from `alternation`; only a policy with `alternating_flip` needs it.
+    """
+    pixels = geometry.to_pixels(images)  # [B, H, W, C]
+    for number, stage in enumerate(policy.stages):
+        own = draws.fold(keys, number)
+        if isinstance(stage, Mixture):
+            pixels = _mix_chains(pixels, stage, own, turned)
+        else:
+            pixels = _run(pixels, _draw(stage, own, turned))
+    return geometry.to_images(pixels)
+
+
+def alternation(seed: int, epoch: int, indices: Tensor) -> Tensor:
+    """Return [B] bool: who is mirrored in this epoch; a coin decides in epoch 0, later epochs alternate."""
+    coins = draws.integers(draws.keys(seed, 0, indices), 0, 2)
+    return (coins + epoch) % 2 == 1
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A choice's branches as tensors [branches, slots], padded with ops that never act."""
+
+    names: tuple[str, ...]
+    op: Tensor  # int64 index into names
+    probability: Tensor
+    low: Tensor
+    reach: Tensor  # high - low
+    signed: Tensor  # 0 or 1
+    steps: Tensor  # 0: continuous
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What every sample of a batch does: [slots, B] each; `op` is len(names) where nothing acts."""
+
+    names: tuple[str, ...]
+    op: Tensor
+    magnitude: Tensor
+    keys: Tensor
+
+
+@lru_cache(maxsize=64)
+def _tabulate(choice: Choice, device: torch.device) -> _Table:
+    slots = max(len(branch) for branch in choice.branches)
+    names = tuple(dict.fromkeys(op.name for branch in choice.branches for op in branch))
+    idle = Op(names[0], 0.0)
+    rows = [[*branch, *[idle] * (slots - len(branch))] for branch in choice.branches]
+
+    def column(value: Callable[[Op], float]) -> Tensor:
+        return torch.tensor([[value(op) for op in row] for row in rows], dtype=torch.float32, device=device)
+
+    return _Table(
+        names,
+        column(lambda op: names.index(op.name)).to(torch.int64),
+        column(lambda op: op.probability),
+        column(lambda op: op.low),
+        column(lambda op: op.high - op.low),
+        column(lambda op: op.signed),
+        column(lambda op: op.steps),
+    )
+
+
+def _draw(choice: Choice, keys: Tensor, turned: Tensor | None) -> _Plan:
+    """Return what each sample does; draw 0 picks the branch, each slot then takes three."""
+    table = _tabulate(choice, keys.device)
+    slots = table.op.shape[1]
+    branch = draws.integers(keys, 0, len(choice.branches))  # [B]
+    op, probability, low, reach, signed, steps = (
+        column.index_select(0, branch).t()
+        for column in (table.op, table.probability, table.low, table.reach, table.signed, table.steps)
+    )  # [slots, B] each
+    counters = 3 * torch.arange(slots, device=keys.device)[:, None] + 1
+    acts = draws.uniform(keys, counters) < probability
+    if "alternating_flip" in table.names:
+        assert turned is not None, "a policy with alternating_flip needs `turned`"
+        acts &= (op != table.names.index("alternating_flip")) | turned
+    share = draws.uniform(keys, counters + 1)
+    stepped = (share * steps).floor() / (steps - 1).clamp(min=1)
+    magnitude = low + reach * torch.where(steps > 0, stepped, share)
+    magnitude = magnitude * (1 - 2 * signed * draws.integers(keys, counters + 2, 2))
+    own = torch.stack([draws.fold(keys, slot) for slot in range(slots)])
+    return _Plan(table.names, torch.where(acts, op, len(table.names)), magnitude, own)
+
+
+def _run(pixels: Tensor, plan: _Plan) -> Tensor:
+    """Return [B, H, W, C]: the plan's slots in turn, each op once for all samples that drew it."""
+    slots, B = plan.op.shape
+    groups = len(plan.names) + 1
+    orders = plan.op.argsort(stable=True, dim=1)  # [slots, B]
+    first = groups * torch.arange(slots, device=pixels.device)[:, None]
+    sizes = torch.bincount((plan.op + first).view(-1), minlength=slots * groups).view(slots, groups).tolist()
+    place: Tensor | None = None  # where each sample stands now; None: in its own place
+    for slot, order in enumerate(orders):
+        if sizes[slot][-1] == B:
+            continue
+        if max(sizes[slot]) < B:  # else all drew one op: no need to move
+            pixels = pixels.index_select(0, order if place is None else place[order])
+            place = torch.empty_like(order).scatter_(0, order, torch.arange(B, device=order.device))
+        elif place is not None:
+            order = place.argsort()
+        pixels = _run_slot(pixels, plan, sizes[slot], plan.magnitude[slot][order], plan.keys[slot][order])
+    return pixels if place is None else pixels.index_select(0, place)
+
+
+def _run_slot(pixels: Tensor, plan: _Plan, sizes: list[int], magnitude: Tensor, keys: Tensor) -> Tensor:
+    """Return [B, H, W, C]: each op on its slice; samples stand sorted by op, idle ones last."""
+    parts, start = [], 0
+    for name, size in zip(plan.names, sizes, strict=False):
+        part = slice(start, start + size)
+        start += size
+        if size:
+            images = FUNCTIONS[name](geometry.to_images(pixels[part]), magnitude[part], keys[part])
+            parts.append(geometry.to_pixels(images))
+    return torch.cat([*parts, pixels[start:]])
+
+
+def _mix_chains(pixels: Tensor, mixture: Mixture, keys: Tensor, turned: Tensor | None) -> Tensor:
+    """Return [B, H, W, C]: chains of ops blended with each other and with the image."""
+    any_op = Choice(tuple((op,) for op in mixture.ops))
+    weights = dirichlet(mixture.alpha, mixture.width, keys, 0)  # [B, width]
+    kept = beta(mixture.alpha, mixture.alpha, draws.uniform(keys, mixture.width))  # [B], the image's own share
+    total = pixels.to(torch.float32) * kept[:, None, None, None]
+    for chain in range(mixture.width):
+        own = draws.fold(keys, chain)
+        depth = 1 + draws.integers(own, 0, mixture.depth)  # [B]
+        links = [_draw(any_op, draws.fold(own, link + 1), turned) for link in range(mixture.depth)]
+        idle = torch.full_like(depth, len(links[0].names))
+        plan = _Plan(
+            links[0].names,
+            torch.stack([torch.where(link < depth, p.op[0], idle) for link, p in enumerate(links)]),
+            torch.cat([p.magnitude for p in links]),
+            torch.cat([p.keys for p in links]),
+        )
+        share = (1 - kept) * weights[:, chain]
+        total = total + _run(pixels, plan) * share[:, None, None, None]
+    return (total + 0.5).clamp_(0, 255).to(torch.int32).to(torch.uint8)
+
+
+def _crop(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
+    moves = []
+    for draw, side in enumerate(images.shape[2:]):
+        most = (magnitude * side + 0.5).to(torch.int64)
+        moves.append(draws.integers(keys, draw, 2 * most + 1) - most)
+    return geometry.shift(images, moves[1], moves[0])
+
+
+def _cutout(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
+    _, _, H, W = images.shape
+    middle = torch.stack((draws.integers(keys, 0, H), draws.integers(keys, 1, W)), 1)  # [B, 2], anywhere
+    size = (magnitude[:, None] * torch.tensor([H, W], device=images.device) + 0.5).to(torch.int64)
+    corner = middle - size // 2
+    # Mid-grey: the paper's zero is after normalisation, so about the data's mean.
+    return geometry.erase(images, torch.cat((corner, corner + size), 1), 128)
+
+
+def _random_erasing(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
+    """The paper's tries of area (from 2 % up) and aspect (0.3 to 1/0.3), the first that fits; noise is put in."""
+    _, C, H, W = images.shape
+    tries = torch.arange(10, device=images.device)
+    share = 0.02 + (magnitude[:, None] - 0.02) * draws.uniform(keys[:, None], 2 * tries)  # [B, tries]
+    aspect = 0.3 + (1 / 0.3 - 0.3) * draws.uniform(keys[:, None], 2 * tries + 1)
+    heights = (H * W * share * aspect).sqrt().to(torch.int64)
+    widths = (H * W * share / aspect).sqrt().to(torch.int64)
+    fits = (heights < H) & (widths < W)
+    first = fits & (fits.cumsum(1) == 1)  # nowhere, if none fits: the box is then empty
+    height, width = (heights * first).sum(1), (widths * first).sum(1)
+    top = draws.integers(keys, 20, H - height + 1)
+    left = draws.integers(keys, 21, W - width + 1)
+    noise = (draws.bits_field(keys, 22, (H, W, C)) & 255).to(torch.uint8)
+    boxes = torch.stack((top, left, top + height, left + width), 1)
+    return geometry.erase(images, boxes, geometry.to_images(noise))
+
+
+def _translate(images: Tensor, magnitude: Tensor, keys: Tensor, *, axis: int) -> Tensor:
+    moves = (magnitude * images.shape[3 - axis]).to(torch.int64)  # towards zero, as int()
+    still = torch.zeros_like(moves)
+    return geometry.shift(images, *((moves, still) if axis == 0 else (still, moves)))
+
+
+def _shear(images: Tensor, magnitude: Tensor, keys: Tensor, *, axis: int, interpolation: str) -> Tensor:
+    if axis == 0 and interpolation == "nearest":
+        return geometry.shear_x(images, magnitude)
+    still = torch.zeros_like(magnitude)
+    slopes = (magnitude, still) if axis == 0 else (still, magnitude)
+    return geometry.affine(images, geometry.shear_matrices(*slopes), interpolation=interpolation)
+
+
+def _plain(function: Callable[[Tensor], Tensor]) -> Function:
+    return lambda images, magnitude, keys: function(images)
+
+
+def _enhanced(function: Callable[[Tensor, Tensor], Tensor]) -> Function:
+    return lambda images, magnitude, keys: function(images, 1 + magnitude)
+
+
+def _valued(function: Callable[[Tensor, Tensor], Tensor]) -> Function:
+    return lambda images, magnitude, keys: function(images, magnitude)
+
+
+# One row for each of policies.OPS: (images [n, C, H, W] uint8, magnitudes [n], keys [n]) -> images.
+FUNCTIONS: dict[str, Function] = {
+    "crop": _crop,
+    "flip": _plain(geometry.flip),
+    "alternating_flip": _plain(geometry.flip),
+    "cutout": _cutout,
+    "random_erasing": _random_erasing,
+    "shear_x": partial(_shear, axis=0, interpolation="nearest"),
+    "shear_y": partial(_shear, axis=1, interpolation="nearest"),
+    "shear_x_bilinear": partial(_shear, axis=0, interpolation="bilinear"),
+    "shear_y_bilinear": partial(_shear, axis=1, interpolation="bilinear"),
+    "translate_x": partial(_translate, axis=0),
+    "translate_y": partial(_translate, axis=1),
+    "rotate": _valued(geometry.rotate),
+    "rotate_bilinear": _valued(partial(geometry.rotate, interpolation="bilinear")),
+    "brightness": _enhanced(colour.brightness),
+    "contrast": _enhanced(colour.contrast),
+    "saturation": _enhanced(colour.saturation),
+    "sharpness": _enhanced(colour.sharpness),
+    "hue": _valued(colour.hue),
+    "grayscale": _plain(colour.grayscale),
+    "posterize": _valued(lambda images, bits: colour.posterize(images, bits.round())),
+    "solarize": _valued(colour.solarize),
+    "autocontrast": _plain(colour.autocontrast),
+    "equalize": _plain(colour.equalize),
+    "invert": _plain(colour.invert),
+}

@@ -1,0 +1,242 @@
+"""What augmentation does, as data: ops, choices of ops, policies. No torch here; the engines own the functions.
+
+A policy is a row of stages applied in turn. In a `Choice` each sample draws one branch, all equally likely, and runs
+its ops one after another; each op draws whether it acts and how strongly. A `Mixture` blends several chains of ops
+with the image. `per_batch` runs a policy on tensors, `per_image` through albumentations.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+from comp.errors import ConfigError, unknown
+
+# What each op's magnitude means, and which corruptions of the suite the op imitates (by the suite's names).
+# Geometry and grey-level remapping imitate none, as AugMix's authors drew the line; blends with black, grey, luma
+# and a blurred copy do.
+OPS: dict[str, tuple[str, frozenset[str]]] = {
+    "crop": ("shift by up to this fraction of a side, both ways", frozenset()),
+    "flip": ("none", frozenset()),
+    "alternating_flip": ("none", frozenset()),
+    "cutout": ("side of the square, as a fraction of the image's", frozenset()),
+    "random_erasing": ("largest share of the area", frozenset()),
+    "shear_x": ("slope", frozenset()),
+    "shear_y": ("slope", frozenset()),
+    "shear_x_bilinear": ("slope", frozenset()),
+    "shear_y_bilinear": ("slope", frozenset()),
+    "translate_x": ("fraction of the width, cut to whole pixels", frozenset()),
+    "translate_y": ("fraction of the height, cut to whole pixels", frozenset()),
+    "rotate": ("degrees", frozenset()),
+    "rotate_bilinear": ("degrees", frozenset()),
+    "brightness": ("factor - 1", frozenset({"brightness"})),
+    "contrast": ("factor - 1", frozenset({"contrast"})),
+    "saturation": ("factor - 1", frozenset({"saturate"})),
+    "sharpness": ("factor - 1; below 0 blurs", frozenset({"gaussian_blur", "defocus_blur"})),
+    "hue": ("fraction of the circle", frozenset()),
+    "grayscale": ("none", frozenset({"saturate"})),
+    "posterize": ("bits kept, rounded", frozenset()),
+    "solarize": ("threshold, 0 to 256", frozenset()),
+    "autocontrast": ("none", frozenset()),
+    "equalize": ("none", frozenset()),
+    "invert": ("none", frozenset()),
+}
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op: acts with `probability`, with a magnitude uniform in [low, high] (units: `OPS`)."""
+
+    name: str
+    probability: float = 1.0
+    low: float = 0.0
+    high: float = 0.0
+    signed: bool = False
+    """Whether half of the magnitudes are negated."""
+    steps: int = 0
+    """0: continuous; N: one of N evenly spaced magnitudes, both ends among them."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One branch a sample, all equally likely; a branch's ops act in turn."""
+
+    branches: tuple[tuple[Op, ...], ...]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """`width` chains of 1 to `depth` ops drawn from `ops`, blended by Dirichlet(alpha), and with the image by
+    Beta(alpha, alpha).
+    """
+
+    ops: tuple[Op, ...]
+    width: int
+    depth: int
+    alpha: float
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Stages applied in turn, and where they were published."""
+
+    stages: tuple[Choice | Mixture, ...]
+    paper: str = ""
+
+    @property
+    def ops(self) -> frozenset[Op]:
+        """Every op that the policy can draw."""
+        found: set[Op] = set()
+        for stage in self.stages:
+            branches = (stage.ops,) if isinstance(stage, Mixture) else stage.branches
+            found.update(op for branch in branches for op in branch)
+        return frozenset(found)
+
+    @property
+    def imitates(self) -> frozenset[str]:
+        """Corruptions of the suite that some op of the policy imitates."""
+        return frozenset().union(*(OPS[op.name][1] for op in self.ops if op.probability > 0))
+
+
+# Largest magnitudes of the AutoAugment search space, 10 levels, 9 the strongest: (at level 0, at level 9, signed).
+_AUTOAUGMENT = {
+    "shear_x": (0.0, 0.3, True),
+    "shear_y": (0.0, 0.3, True),
+    "translate_x": (0.0, 150 / 331, True),
+    "translate_y": (0.0, 150 / 331, True),
+    "rotate": (0.0, 30.0, True),
+    "brightness": (0.0, 0.9, True),
+    "saturation": (0.0, 0.9, True),
+    "contrast": (0.0, 0.9, True),
+    "sharpness": (0.0, 0.9, True),
+    "posterize": (8.0, 4.0, False),
+    "solarize": (255.0, 0.0, False),
+    "autocontrast": (0.0, 0.0, False),
+    "equalize": (0.0, 0.0, False),
+    "invert": (0.0, 0.0, False),
+}
+
+_CIFAR10 = """
+    invert 0.1 -, contrast 0.2 6          | rotate 0.7 2, translate_x 0.3 9       | sharpness 0.8 1, sharpness 0.9 3
+    shear_y 0.5 8, translate_y 0.7 9      | autocontrast 0.5 -, equalize 0.9 -    | shear_y 0.2 7, posterize 0.3 7
+    saturation 0.4 3, brightness 0.6 7    | sharpness 0.3 9, brightness 0.7 9     | equalize 0.6 -, equalize 0.5 -
+    contrast 0.6 7, sharpness 0.6 5       | saturation 0.7 7, translate_x 0.5 8   | equalize 0.3 -, autocontrast 0.4 -
+    translate_y 0.4 3, sharpness 0.2 6    | brightness 0.9 6, saturation 0.2 8    | solarize 0.5 2, invert 0.0 -
+    equalize 0.2 -, autocontrast 0.6 -    | equalize 0.2 -, equalize 0.6 -        | saturation 0.9 9, equalize 0.6 -
+    autocontrast 0.8 -, solarize 0.2 8    | brightness 0.1 3, saturation 0.7 0    | solarize 0.4 5, autocontrast 0.9 -
+    translate_y 0.9 9, translate_y 0.7 9  | autocontrast 0.9 -, solarize 0.8 3    | equalize 0.8 -, invert 0.1 -
+    translate_y 0.7 9, autocontrast 0.9 -
+"""
+
+_IMAGENET = """
+    posterize 0.4 8, rotate 0.6 9         | solarize 0.6 5, autocontrast 0.6 -    | equalize 0.8 -, equalize 0.6 -
+    posterize 0.6 7, posterize 0.6 6      | equalize 0.4 -, solarize 0.2 4        | equalize 0.4 -, rotate 0.8 8
+    solarize 0.6 3, equalize 0.6 -        | posterize 0.8 5, equalize 1.0 -       | rotate 0.2 3, solarize 0.6 8
+    equalize 0.6 -, posterize 0.4 6       | rotate 0.8 8, saturation 0.4 0        | rotate 0.4 9, equalize 0.6 -
+    equalize 0.0 -, equalize 0.8 -        | invert 0.6 -, equalize 1.0 -          | saturation 0.6 4, contrast 1.0 8
+    rotate 0.8 8, saturation 1.0 2        | saturation 0.8 8, solarize 0.8 7      | sharpness 0.4 7, invert 0.6 -
+    shear_x 0.6 5, equalize 1.0 -         | saturation 0.4 0, equalize 0.6 -      | equalize 0.4 -, solarize 0.2 4
+    solarize 0.6 5, autocontrast 0.6 -    | invert 0.6 -, equalize 1.0 -          | saturation 0.6 4, contrast 1.0 8
+    equalize 0.8 -, equalize 0.6 -
+"""
+
+
+def _autoaugment(table: str) -> Choice:
+    """Return the choice that a table of sub-policies writes out: `name probability level`, two ops a cell."""
+    cells = [cell for line in table.strip().splitlines() for cell in line.split("|")]
+    return Choice(tuple(tuple(_leveled(*op.split()) for op in cell.split(",")) for cell in cells))
+
+
+def _leveled(name: str, probability: str, level: str) -> Op:
+    weak, strong, signed = _AUTOAUGMENT[name]
+    magnitude = weak + (strong - weak) * (0 if level == "-" else int(level)) / 9
+    return Op(name, float(probability), magnitude, magnitude, signed)
+
+
+def _one_of(ranges: dict[str, tuple[float, float, bool]], at: float | None = None, steps: int = 0) -> Choice:
+    """Return a choice of single ops: at a fixed share `at` of their range, or anywhere in it."""
+    branches = []
+    for name, (weak, strong, signed) in ranges.items():
+        low, high = (weak, strong) if at is None else (weak + (strong - weak) * at,) * 2
+        branches.append((Op(name, 1.0, low, high, signed, steps),))
+    return Choice((*branches, ()))  # the last branch is the identity
+
+
+def randaugment(n: int = 2, m: int = 9) -> Policy:
+    """Return RandAugment: `n` ops in turn, each at magnitude `m` of 30."""
+    ranges = {name: row for name, row in _AUTOAUGMENT.items() if name != "invert"}
+    return Policy((_one_of(ranges, at=m / 30),) * n, "Cubuk et al. 2020, RandAugment, arXiv:1909.13719")
+
+
+def augmix(width: int = 3, depth: int = 3, alpha: float = 1.0, severity: int = 3) -> Policy:
+    """Return AugMix without its consistency loss: ops up to `severity` of 10, none that the suite has."""
+    share = severity / 10
+    ops = (
+        Op("autocontrast"),
+        Op("equalize"),
+        Op("posterize", 1.0, 4 - 4 * share, 4.0),
+        Op("rotate_bilinear", 1.0, 0.0, 30 * share, signed=True),
+        Op("solarize", 1.0, 256 - 256 * share, 256.0),
+        Op("shear_x_bilinear", 1.0, 0.0, 0.3 * share, signed=True),
+        Op("shear_y_bilinear", 1.0, 0.0, 0.3 * share, signed=True),
+        Op("translate_x", 1.0, 0.0, share / 3, signed=True),
+        Op("translate_y", 1.0, 0.0, share / 3, signed=True),
+    )
+    return Policy((Mixture(ops, width, depth, alpha),), "Hendrycks et al. 2020, AugMix, arXiv:1912.02781")
+
+
+# TrivialAugment's wide space: (weakest, strongest, signed). Its 32 px are a whole side of the images it was made on.
+_WIDE = _AUTOAUGMENT | {
+    "shear_x": (0.0, 0.99, True),
+    "shear_y": (0.0, 0.99, True),
+    "translate_x": (0.0, 1.0, True),
+    "translate_y": (0.0, 1.0, True),
+    "rotate": (0.0, 135.0, True),
+    "brightness": (0.0, 0.99, True),
+    "saturation": (0.0, 0.99, True),
+    "contrast": (0.0, 0.99, True),
+    "sharpness": (0.0, 0.99, True),
+    "posterize": (8.0, 2.0, False),
+}
+del _WIDE["invert"]
+
+_CROP = Op("crop", 1.0, 0.125, 0.125)  # 4 px of 32
+_JITTER = (
+    Op("brightness", 1.0, -0.4, 0.4),
+    Op("contrast", 1.0, -0.4, 0.4),
+    Op("saturation", 1.0, -0.4, 0.4),
+    Op("hue", 1.0, -0.1, 0.1),
+)
+
+POLICIES: dict[str, Policy] = {
+    "none": Policy(()),
+    "basic": Policy((Choice(((_CROP, Op("flip", 0.5)),)),), "He et al. 2016, ResNet, section 4.2, arXiv:1512.03385"),
+    "alternating_flip": Policy(
+        (Choice(((_CROP, Op("alternating_flip")),)),), "Jordan 2024, 94% on CIFAR-10 in 3.29 s, arXiv:2404.00498"
+    ),
+    "cutout": Policy((Choice(((Op("cutout", 1.0, 0.5, 0.5),),)),), "DeVries and Taylor 2017, arXiv:1708.04552"),
+    "random_erasing": Policy(
+        (Choice(((Op("random_erasing", 0.5, 0.4, 0.4),),)),), "Zhong et al. 2020, arXiv:1708.04896"
+    ),
+    "color_jitter": Policy((Choice(tuple(permutations(_JITTER))),), "Howard 2013, section 2.2, arXiv:1312.5402"),
+    "rotation": Policy((Choice(((Op("rotate_bilinear", 1.0, -15.0, 15.0),),)),), "Simard et al. 2003, ICDAR"),
+    "autoaugment_cifar10": Policy((_autoaugment(_CIFAR10),), "Cubuk et al. 2019, table 7, arXiv:1805.09501"),
+    "autoaugment_imagenet": Policy((_autoaugment(_IMAGENET),), "Cubuk et al. 2019, table 9, arXiv:1805.09501"),
+    "randaugment": randaugment(),
+    "trivialaugment_wide": Policy((_one_of(_WIDE, steps=31),), "Müller and Hutter 2021, arXiv:2103.10158"),
+    "augmix": augmix(),
+}
+
+
+def resolve(names: str | Sequence[str]) -> Policy:
+    """Return one policy: the named ones in turn.
+
+    Raises:
+        ConfigError: a name is not a row of `POLICIES`.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    for name in names:
+        if name not in POLICIES:
+            raise ConfigError(f"augment.policy: {unknown('policy', name, POLICIES)}")
+    chosen = [POLICIES[name] for name in names]
+    stages = tuple(stage for policy in chosen for stage in policy.stages)
+    return Policy(stages, "; ".join(policy.paper for policy in chosen if policy.paper))

@@ -1,0 +1,214 @@
+"""What values pixels take: batched uint8 image ops as Pillow defines them, every sample with its own amount.
+
+Images are [B, C, H, W] uint8 (C is 1 or 3) in any memory format; results are channels_last. An op that maps grey
+levels one by one writes a 256-entry table for each sample (or sample and channel) and looks all pixels up at once.
+Arithmetic is arranged to be exact in float32 where Pillow's is in integers, so that results do not depend on batch
+size or device. References: Pillow's ImageOps, ImageEnhance and its conversions between RGB, L and HSV.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from comp.imaging.geometry import to_images, to_pixels
+
+# ITU-R 601 luma in 1/65536, as Pillow's convert("L"). Sums stay below 2^24, so float32 holds them exactly.
+_RED, _GREEN, _BLUE = 19595.0, 38470.0, 7471.0
+
+
+def look_up(images: Tensor, tables: Tensor) -> Tensor:
+    """Return every grey level replaced by its table's entry.
+
+    Args:
+        images: [B, C, H, W] uint8.
+        tables: [B, 256] uint8, or [B, C, 256] for tables that differ between channels.
+    """
+    flat = to_pixels(images)
+    return to_images(tables.reshape(-1).index_select(0, _entries(flat, tables.ndim == 3)).view(flat.shape))
+
+
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Return images blended with black; `factor` [B]: 0 is black, 1 the image (ImageEnhance.Brightness)."""
+    return look_up(images, _blend_tables(torch.zeros_like(factor), factor))
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Return images blended with their own mean luma; `factor` [B]: 0 is flat, 1 the image."""
+    # Sums of at most 2^16 pixels of 8 bits are exact in float32 blocks; float64 holds any image's.
+    mean = luma(images).flatten(1).sum(1, dtype=torch.float64) / (images.shape[2] * images.shape[3])
+    return look_up(images, _blend_tables((mean + 0.5).floor().to(torch.float32), factor))
+
+
+def saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Return images blended with their luma; `factor` [B]: 0 is grey, 1 the image (ImageEnhance.Color)."""
+    if images.shape[1] == 1:
+        return images
+    grey = luma(images)
+    factor = factor[:, None, None]
+    return _from_planes([_blend(grey, plane, factor) for plane in _planes(images)])
+
+
+def sharpness(images: Tensor, factor: Tensor) -> Tensor:
+    """Return images blended with a smoothed copy; `factor` [B]: 0 is smooth, 1 the image, 2 sharp.
+
+    The kernel is Pillow's SMOOTH: 5 in the middle, 1 around, over 13. Border pixels stay as they are.
+    """
+    pixels = to_pixels(images)
+    B, H, W, C = pixels.shape
+    if min(H, W) < 3:
+        return images
+    x = pixels.view(B, H, W * C).to(torch.float32)
+    rows = x[:, :-2] + x[:, 1:-1] + x[:, 2:]  # [B, H-2, W C]
+    inner = slice(C, (W - 1) * C)
+    box = rows[:, :, : (W - 2) * C] + rows[:, :, inner] + rows[:, :, 2 * C :]
+    smooth = x.clone()
+    smooth[:, 1:-1, inner] = ((box + 4 * x[:, 1:-1, inner]) / 13 + 0.5).floor_()
+    return to_images(_to_bytes(_blend(smooth, x, factor[:, None, None])).view(B, H, W, C))
+
+
+def posterize(images: Tensor, bits: Tensor) -> Tensor:
+    """Return images with the `bits` [B] highest bits of each value kept, 0 to 8."""
+    step = torch.exp2(8 - bits.to(torch.float32))[:, None]
+    return look_up(images, _to_bytes((_levels(images) / step).floor() * step))
+
+
+def solarize(images: Tensor, threshold: Tensor) -> Tensor:
+    """Return images with values at or above `threshold` [B] inverted."""
+    levels = _levels(images)
+    return look_up(images, _to_bytes(torch.where(levels < threshold[:, None], levels, 255 - levels)))
+
+
+def invert(images: Tensor) -> Tensor:
+    """Return negatives."""
+    return to_images(~to_pixels(images))
+
+
+def autocontrast(images: Tensor) -> Tensor:
+    """Return images with each channel stretched to reach from 0 to 255; a flat channel stays (ImageOps)."""
+    flat = to_pixels(images).flatten(1, 2)  # [B, H W, C]
+    low, high = flat.amin(1).double()[..., None], flat.amax(1).double()[..., None]  # [B, C, 1]
+    scale = 255 / (high - low).clamp(min=1)
+    levels = torch.arange(256, dtype=torch.float64, device=images.device)
+    stretched = (levels * scale - low * scale).clamp(0, 255)
+    return look_up(images, torch.where(high > low, stretched, levels).to(torch.int32).to(torch.uint8))
+
+
+def equalize(images: Tensor) -> Tensor:
+    """Return images with each channel's histogram flattened (ImageOps.equalize)."""
+    B, C, H, W = images.shape
+    entries = _entries(to_pixels(images), True)
+    counts = torch.bincount(entries, minlength=B * C * 256).view(B, C, 256)
+    # Pillow's step leaves out the pixels of the highest level that occurs.
+    highest = to_pixels(images).flatten(1, 2).amax(1).to(torch.int64)[..., None]  # [B, C, 1]
+    step = (H * W - counts.gather(2, highest)) // 255
+    below = counts.cumsum(2) - counts
+    table = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
+    levels = torch.arange(256, device=images.device)
+    return look_up(images, torch.where(step > 0, table, levels).to(torch.uint8))
+
+
+def grayscale(images: Tensor) -> Tensor:
+    """Return images with every channel replaced by the luma."""
+    if images.shape[1] == 1:
+        return images
+    grey = luma(images)
+    return _from_planes([grey] * 3)
+
+
+def luma(images: Tensor) -> Tensor:
+    """Return [B, H, W] float32 whole numbers: Pillow's convert("L")."""
+    if images.shape[1] == 1:
+        return images[:, 0].to(torch.float32)
+    red, green, blue = _planes(images)
+    return ((red * _RED + green * _GREEN + blue * _BLUE + 32768) * 2.0**-16).floor_()
+
+
+def hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Return images with hues turned by `turns` [B] of the circle, in Pillow's 8-bit HSV."""
+    if images.shape[1] == 1:
+        return images
+    h, s, v = rgb_to_hsv(images)
+    moved = h + (turns * 255).to(torch.int32).to(torch.float32)[:, None, None]
+    return hsv_to_rgb(moved - (moved * 2.0**-8).floor() * 256, s, v)
+
+
+def rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return hue, saturation and value: each [B, H, W] float32 whole numbers, 0 to 255 (Pillow's convert("HSV"))."""
+    red, green, blue = (images[:, channel].to(torch.int32) for channel in range(3))
+    high = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    spread, gap = high - low, 2 * high + low - red - green - blue  # gap: from the middle channel up to the highest
+    sector = (red >= green).to(torch.int32) * 4 + (green >= blue).to(torch.int32) * 2 + (red >= blue)
+    hues, saturations = _hsv_tables(images.device)
+    h = hues.index_select(0, (sector * 65536 + spread * 256 + gap).view(-1))
+    s = saturations.index_select(0, (high * 256 + spread).view(-1))
+    return h.view(high.shape), s.view(high.shape), high.to(torch.float32)
+
+
+@lru_cache(maxsize=8)
+def _hsv_tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return float32 tables of hue [8 sectors * 256 spreads * 256 gaps] and saturation [256 values * 256 spreads].
+
+    One hue level is six grey levels, so Pillow's roundings are followed: quotients in float32, the rest in float64.
+    """
+    level = torch.arange(256, dtype=torch.float32)
+    gaps = level / level[:, None].clamp(min=1)  # [spread, gap] float32
+    # Sixths of the circle, by (red >= green, green >= blue, red >= blue); the second and the seventh cannot be.
+    start = torch.tensor([3.0, 0.0, 3.0, 1.0, 5.0, -1.0, 0.0, 1.0])[:, None, None]
+    sign = torch.tensor([1.0, 0.0, -1.0, 1.0, -1.0, 1.0, 0.0, -1.0])[:, None, None]
+    turns = ((start + sign * gaps).double() / 6 + 1) % 1
+    hues = (turns.float().double() * 255).floor().clamp(0, 255).float()
+    hues[:, 0] = 0  # a grey pixel has no hue
+    shares = level / level[:, None].clamp(min=1)  # [value, spread]
+    saturations = (shares.double() * 255).floor().clamp(0, 255).float()
+    return hues.view(-1).to(device), saturations.view(-1).to(device)
+
+
+def hsv_to_rgb(h: Tensor, s: Tensor, v: Tensor) -> Tensor:
+    """Return [B, 3, H, W] uint8 of hue, saturation and value, each [B, H, W] float32, 0 to 255."""
+    sixths, chroma = h * (6 / 255), v * s * (1 / 255)
+    channels = []
+    for offset in (5.0, 3.0, 1.0):  # red, green, blue; max(0, min(k, 4 - k, 1)) is a channel's loss of chroma
+        k = sixths + offset
+        k = k - (k * (1 / 6)).floor() * 6
+        channels.append((v - chroma * torch.minimum(k, 4 - k).clamp_(0, 1) + 0.5).floor_())
+    return _from_planes(channels)
+
+
+def _entries(pixels: Tensor, by_channel: bool) -> Tensor:
+    """Return [B H W C] int32: where each pixel's entry stands among all 256-entry tables."""
+    B, H, W, C = pixels.shape
+    if not by_channel:
+        first = torch.arange(0, B * 256, 256, dtype=torch.int32, device=pixels.device)
+        return (pixels.view(B, -1) + first[:, None]).view(-1)
+    first = torch.arange(0, B * C * 256, 256, dtype=torch.int32, device=pixels.device)
+    row = first.view(B, 1, 1, C).expand(B, 1, W, C).reshape(B, 1, W * C)  # long inner rows keep the sum vectorised
+    return (pixels.view(B, H, W * C) + row).view(-1)
+
+
+def _levels(images: Tensor) -> Tensor:
+    return torch.arange(256, dtype=torch.float32, device=images.device)
+
+
+def _blend(start: Tensor, end: Tensor, factor: Tensor) -> Tensor:
+    """Image.blend: on the way from `start` to `end`, or beyond; the fraction is cut off."""
+    return (start + (end - start) * factor).clamp_(0, 255)
+
+
+def _blend_tables(start: Tensor, factor: Tensor) -> Tensor:
+    """Return [B, 256] uint8: each level blended with its sample's `start` [B]."""
+    return _to_bytes(_blend(start[:, None], _levels(start), factor[:, None]))
+
+
+def _to_bytes(values: Tensor) -> Tensor:
+    # By way of int32, which is twice as fast on a CPU as straight from float32.
+    return values.to(torch.int32).to(torch.uint8)
+
+
+def _planes(images: Tensor) -> list[Tensor]:
+    return [images[:, channel].to(torch.float32, memory_format=torch.contiguous_format) for channel in range(3)]
+
+
+def _from_planes(planes: list[Tensor]) -> Tensor:
+    return to_images(torch.stack([_to_bytes(plane) for plane in planes], -1))

@@ -1,0 +1,186 @@
+"""Every op of the tensor engine against Pillow: point-wise ops within 1 grey level, geometry within 2 on average."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance, ImageOps
+
+from comp.augment import policies
+from comp.augment.per_batch import FUNCTIONS
+from comp.imaging import colour, draws, geometry
+
+SIDE = 32
+
+
+def photographs(count: int, channels: int = 3, side: int = SIDE) -> np.ndarray:
+    """Return [count, side, side, channels] uint8: smooth shapes with some noise, as photographs are."""
+    generator = np.random.default_rng(7)
+    coarse = generator.integers(0, 256, (count, 5, 5, channels), dtype=np.uint8)
+    big = [
+        np.asarray(Image.fromarray(image.squeeze()).resize((side, side), Image.Resampling.BICUBIC)) for image in coarse
+    ]
+    noisy = np.stack(big).reshape(count, side, side, channels) + generator.normal(0, 6, (count, side, side, channels))
+    return noisy.clip(0, 255).astype(np.uint8)
+
+
+def as_images(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def as_pixels(images: torch.Tensor) -> np.ndarray:
+    return images.permute(0, 2, 3, 1).numpy()
+
+
+def pillow(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels.squeeze())
+
+
+def turned_hue(image: Image.Image, turns: float) -> Image.Image:
+    h, s, v = image.convert("HSV").split()
+    moved = (np.asarray(h).astype(int) + int(turns * 255)).astype(np.uint8)
+    return Image.merge("HSV", (Image.fromarray(moved), s, v)).convert("RGB")
+
+
+def affine(image: Image.Image, *matrix: float, smooth: bool = False) -> Image.Image:
+    resample = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample)
+
+
+# name: (what Pillow makes of an image and a magnitude, lowest and highest magnitude)
+POINTWISE = {
+    "brightness": (lambda image, m: ImageEnhance.Brightness(image).enhance(1 + m), -1, 1),
+    "contrast": (lambda image, m: ImageEnhance.Contrast(image).enhance(1 + m), -1, 1),
+    "saturation": (lambda image, m: ImageEnhance.Color(image).enhance(1 + m), -1, 1),
+    "sharpness": (lambda image, m: ImageEnhance.Sharpness(image).enhance(1 + m), -1, 1),
+    "hue": (lambda image, m: turned_hue(image, m) if image.mode == "RGB" else image, -0.5, 0.5),
+    "grayscale": (lambda image, m: image.convert("L").convert(image.mode), 0, 0),
+    "posterize": (lambda image, m: ImageOps.posterize(image, round(m)), 1, 8),
+    "solarize": (lambda image, m: ImageOps.solarize(image, m), 0, 256),
+    "autocontrast": (lambda image, m: ImageOps.autocontrast(image), 0, 0),
+    "equalize": (lambda image, m: ImageOps.equalize(image), 0, 0),
+    "invert": (lambda image, m: ImageOps.invert(image), 0, 0),
+}
+GEOMETRIC = {
+    "flip": (lambda image, m: ImageOps.mirror(image), 0, 0),
+    "alternating_flip": (lambda image, m: ImageOps.mirror(image), 0, 0),
+    "shear_x": (lambda image, m: affine(image, 1, m, 0, 0, 1, 0), -1, 1),
+    "shear_y": (lambda image, m: affine(image, 1, 0, 0, m, 1, 0), -1, 1),
+    "shear_x_bilinear": (lambda image, m: affine(image, 1, m, 0, 0, 1, 0, smooth=True), -1, 1),
+    "shear_y_bilinear": (lambda image, m: affine(image, 1, 0, 0, m, 1, 0, smooth=True), -1, 1),
+    "translate_x": (lambda image, m: affine(image, 1, 0, -int(m * image.width), 0, 1, 0), -1, 1),
+    "translate_y": (lambda image, m: affine(image, 1, 0, 0, 0, 1, -int(m * image.height)), -1, 1),
+    "rotate": (lambda image, m: image.rotate(m), -180, 180),
+    "rotate_bilinear": (lambda image, m: image.rotate(m, Image.Resampling.BILINEAR), -180, 180),
+}
+RANDOM = {"crop", "cutout", "random_erasing"}  # place themselves by chance: tested below
+
+
+def run_ours(name: str, pixels: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
+    keys = draws.keys(0, 0, torch.arange(len(pixels)))
+    return as_pixels(FUNCTIONS[name](as_images(pixels), torch.from_numpy(magnitude).float(), keys))
+
+
+def run_pillow(name: str, pixels: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
+    function = (POINTWISE | GEOMETRIC)[name][0]
+    done = [np.asarray(function(pillow(image), float(m))) for image, m in zip(pixels, magnitude, strict=True)]
+    return np.stack(done).reshape(pixels.shape)
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.abs(one.astype(int) - other.astype(int))
+
+
+def test_every_op_has_a_function_and_a_reference() -> None:
+    assert set(FUNCTIONS) == set(policies.OPS) == set(POINTWISE) | set(GEOMETRIC) | RANDOM
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", POINTWISE)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_pointwise_ops_are_within_one_level_of_pillow(name: str, channels: int, data: st.DataObject) -> None:
+    _, low, high = POINTWISE[name]
+    pixels = photographs(4, channels)
+    magnitude = np.array(data.draw(st.lists(st.floats(low, high, width=32), min_size=4, max_size=4)))
+    assert difference(run_ours(name, pixels, magnitude), run_pillow(name, pixels, magnitude)).max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", GEOMETRIC)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_geometric_ops_are_within_two_levels_of_pillow_on_average(
+    name: str, channels: int, data: st.DataObject
+) -> None:
+    _, low, high = GEOMETRIC[name]
+    pixels = photographs(4, channels)
+    magnitude = np.array(data.draw(st.lists(st.floats(low, high, width=32), min_size=4, max_size=4)))
+    apart = difference(run_ours(name, pixels, magnitude), run_pillow(name, pixels, magnitude))
+    assert apart.mean((1, 2, 3)).max() <= 2
+
+
+@pytest.mark.parametrize("name", sorted(set(POINTWISE) | set(GEOMETRIC)))
+def test_flat_dark_and_bright_images_come_out_as_pillows(name: str) -> None:
+    pixels = np.stack([np.full((SIDE, SIDE, 3), level, np.uint8) for level in (0, 1, 127, 255)])
+    magnitude = np.full(4, 4.0 if name == "posterize" else 0.3)
+    assert difference(run_ours(name, pixels, magnitude), run_pillow(name, pixels, magnitude)).max() <= 1
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_any_memory_format_and_shape_gives_the_same_pixels(name: str) -> None:
+    pixels = photographs(3, 3)[:, :, :28]  # 32 high, 28 wide
+    magnitude, keys = torch.full((3,), 0.4), draws.keys(0, 0, torch.arange(3))
+    last = FUNCTIONS[name](as_images(np.ascontiguousarray(pixels)), magnitude, keys)
+    first = FUNCTIONS[name](as_images(pixels).contiguous(), magnitude, keys)
+    assert last.shape == (3, 3, 32, 28)
+    assert last.dtype == torch.uint8
+    assert torch.equal(last, first)
+
+
+def test_all_colours_survive_hsv_as_in_pillow() -> None:
+    levels = np.arange(0, 256, 5, dtype=np.uint8)
+    cube = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, len(levels), 3)
+    ours = torch.stack(colour.rgb_to_hsv(as_images(cube)), -1).numpy()
+    assert difference(ours, np.asarray(pillow(cube[0]).convert("HSV"))[None]).max() <= 1
+    hsv = torch.from_numpy(cube).float().unbind(-1)
+    merged = Image.merge("HSV", [Image.fromarray(plane) for plane in cube[0].transpose(2, 0, 1)]).convert("RGB")
+    assert difference(as_pixels(colour.hsv_to_rgb(*hsv)), np.asarray(merged)[None]).max() <= 1
+
+
+def test_crop_moves_by_at_most_the_padding_and_every_move_is_as_likely() -> None:
+    pixels = np.zeros((8100, 8, 8, 1), np.uint8)
+    pixels[:, 4, 4] = 255
+    moved = run_ours("crop", pixels, np.full(8100, 0.5))  # up to 4 px
+    rows, columns = moved.reshape(8100, 64).argmax(1) // 8, moved.reshape(8100, 64).argmax(1) % 8
+    seen = moved.reshape(8100, 64).any(1)  # a move of +4 takes the dot out
+    counts = np.bincount(rows[seen] * 8 + columns[seen], minlength=64)
+    assert counts.sum() == pytest.approx(8100 * 64 / 81, rel=0.03)
+    assert ((counts - 100) ** 2 / 100).sum() < 110  # chi-square, 63 degrees: below 110 but for 2e-4
+
+
+def test_shift_fills_what_comes_in() -> None:
+    images = as_images(photographs(2))
+    moved = geometry.shift(images, torch.tensor([5, -40]), torch.tensor([-3, 0]), fill=9)
+    assert torch.equal(moved[0, :, :-3, 5:], images[0, :, 3:, :-5])
+    assert (moved[0, :, :, :5] == 9).all()
+    assert (moved[1] == 9).all()
+
+
+def test_cutout_blanks_one_square_that_may_hang_over_the_border() -> None:
+    pixels = np.zeros((400, 16, 16, 3), np.uint8)
+    blanked = (run_ours("cutout", pixels, np.full(400, 0.5)) == 128).all(-1)
+    rows, columns = blanked.any(2).sum(1), blanked.any(1).sum(1)
+    assert (blanked.sum((1, 2)) == rows * columns).all()
+    assert rows.max() == columns.max() == 8
+    assert rows.min() == columns.min() == 4
+
+
+def test_random_erasing_puts_noise_in_one_rectangle_of_the_published_size() -> None:
+    pixels = np.zeros((400, 32, 32, 3), np.uint8)
+    erased = run_ours("random_erasing", pixels, np.full(400, 0.4))
+    areas = (erased.max(-1) > 0).sum((1, 2)) / 1024
+    assert 0.005 < areas.min() < 0.06
+    assert 0.33 < areas.max() <= 0.4
+    assert erased[erased > 0].mean() == pytest.approx(128, abs=3)

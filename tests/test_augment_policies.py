@@ -1,0 +1,158 @@
+"""Policies as data, and what the engines make of them."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from comp.augment.per_batch import FUNCTIONS, alternation, augment
+from comp.augment.policies import OPS, POLICIES, Choice, Mixture, Op, Policy, resolve
+from comp.errors import ConfigError
+from comp.imaging import draws
+
+
+def pictures(count: int, side: int = 32, channels: int = 3) -> torch.Tensor:
+    """Return [count, channels, side, side] uint8 in channels_last: ramps, all different, in dark tones and bright."""
+    keys = draws.keys(11, 0, torch.arange(count))
+    rows = torch.arange(side).view(1, side, 1, 1) * draws.uniform_field(keys, 0, (1, 1, channels)) * 4
+    columns = torch.arange(side).view(1, 1, side, 1) * draws.uniform_field(keys, 1, (1, 1, channels)) * 4
+    return (rows + columns).to(torch.uint8).permute(0, 3, 1, 2)
+
+
+def run(policy: Policy, images: torch.Tensor, epoch: int = 0, first: int = 0) -> torch.Tensor:
+    indices = torch.arange(first, first + len(images))
+    return augment(images, policy, draws.keys(0, epoch, indices), turned=alternation(0, epoch, indices))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(("side", "channels"), [(32, 3), (28, 1)])
+def test_every_policy_runs_on_tensors(name: str, side: int, channels: int) -> None:
+    images = pictures(64, side, channels)
+    before = images.clone()
+    done = run(resolve(name), images)
+    assert done.shape == images.shape
+    assert done.dtype == torch.uint8
+    assert done.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, before)
+    assert torch.equal(done, images) == (name == "none")
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_samples_pixels_do_not_depend_on_the_batch(name: str) -> None:
+    policy, images = resolve(name), pictures(97)
+    whole = run(policy, images, epoch=1)
+    for size in (1, 13, 64):
+        starts = range(0, 26 if size == 1 else 97, size)
+        pieces = torch.cat([run(policy, images[start : start + size], 1, start) for start in starts])
+        assert torch.equal(whole[: len(pieces)], pieces)
+
+
+def test_epochs_and_samples_draw_anew() -> None:
+    policy, images = resolve(["basic", "color_jitter"]), pictures(1).expand(64, 3, 32, 32)
+    first, second = run(policy, images), run(policy, images, epoch=1)
+    assert len(first.flatten(1).unique(dim=0)) == 64
+    assert not (first == second).flatten(1).all(1).any()
+
+
+def test_unknown_policies_name_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"augment.policy: unknown policy 'basics'.*did you mean 'basic'"):
+        resolve(["cutout", "basics"])
+
+
+def test_policies_in_turn_are_one_policy() -> None:
+    both = resolve(["basic", "color_jitter"])
+    assert both.stages == POLICIES["basic"].stages + POLICIES["color_jitter"].stages
+    assert both.imitates == {"brightness", "contrast", "saturate"}
+    assert resolve("none") == POLICIES["none"]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_policies_are_well_formed(name: str) -> None:
+    policy = POLICIES[name]
+    assert bool(policy.paper) == (name != "none")
+    assert hash(policy) == hash(resolve(name))
+    assert {op.name for op in policy.ops} <= set(OPS)
+    for op in policy.ops:
+        assert 0 <= op.probability <= 1
+
+
+def test_the_published_subpolicies_are_all_there() -> None:
+    for name in ("autoaugment_cifar10", "autoaugment_imagenet"):
+        (choice,) = POLICIES[name].stages
+        assert isinstance(choice, Choice)
+        assert len(choice.branches) == 25
+        assert {len(branch) for branch in choice.branches} == {2}
+
+
+def test_what_imitates_the_suite_says_so() -> None:
+    assert POLICIES["augmix"].imitates == POLICIES["basic"].imitates == frozenset()
+    assert "brightness" in POLICIES["autoaugment_cifar10"].imitates
+    never = Policy((Choice(((Op("contrast", 0.0),),)),))
+    assert never.imitates == frozenset()
+
+
+def test_branches_and_probabilities_are_drawn_as_stated() -> None:
+    """Each op leaves a mark of its own on a grey image: how often each mark is seen is the op's frequency."""
+    names = ("invert", "brightness", "solarize")
+    branches = ((Op("invert", 0.5),), (Op("brightness", 0.8, -1.0, -1.0),), (Op("solarize", 1.0, 90.0, 90.0),), ())
+    policy = Policy((Choice(branches),))
+    images = torch.full((40_000, 1, 1, 1), 100, dtype=torch.uint8)
+    marks = {"invert": 155, "brightness": 0, "solarize": 155}
+    assert set(names) == set(marks)
+    levels = run(policy, images).flatten()
+    seen = [int((levels == level).sum()) for level in (0, 100, 155)]
+    expected = [0.25 * 0.8, 0.25 * 0.5 + 0.25 * 0.2 + 0.25, 0.25 * 0.5 + 0.25]
+    assert stats.chisquare(seen, [40_000 * share for share in expected]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_magnitudes_are_uniform_and_signs_are_fair(steps: int) -> None:
+    policy = Policy((Choice(((Op("translate_x", 1.0, 0.0, 0.5, True, steps),),)),))
+    images = torch.zeros(20_000, 1, 1, 64, dtype=torch.uint8)
+    images[..., 32] = 255
+    places = run(policy, images).flatten(1).int().argmax(1) - 32
+    places = places[places.abs() < 32]  # +32 takes the dot out
+    if steps:
+        assert set(places.tolist()) == {-24, -16, -8, 0, 8, 16, 24}
+        counts = np.array([int((places == -8).sum()), int((places == 8).sum()), int((places == 24).sum())])
+        assert stats.chisquare(counts).pvalue > 1e-3
+    else:
+        counts = np.bincount((places + 32).numpy(), minlength=64)[1:]
+        counts = np.delete(counts, 31)  # nought gathers both signs
+        assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_alternating_flip_shows_each_side_every_other_epoch() -> None:
+    policy = Policy((Choice(((Op("alternating_flip"),),)),))
+    images = pictures(500)
+    epochs = [run(policy, images, epoch) for epoch in range(3)]
+    assert torch.equal(epochs[0], epochs[2])
+    assert torch.equal(epochs[0], epochs[1].flip(3))
+    mirrored = (epochs[0] == images.flip(3)).flatten(1).all(1)
+    assert mirrored.float().mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_color_jitter_draws_every_order() -> None:
+    (choice,) = POLICIES["color_jitter"].stages
+    assert isinstance(choice, Choice)
+    assert len({tuple(op.name for op in branch) for branch in choice.branches}) == 24
+
+
+def test_a_mixture_of_idle_chains_is_the_image() -> None:
+    images = pictures(50)
+    done = run(Policy((Mixture((Op("invert", 0.0),), 3, 3, 1.0),)), images)
+    assert (done.int() - images.int()).abs().max() <= 1
+
+
+def test_a_mixture_blends_by_beta() -> None:
+    images = torch.zeros(20_000, 1, 1, 1, dtype=torch.uint8)
+    done = run(Policy((Mixture((Op("invert"),), 3, 1, 1.0),)), images).flatten().double().numpy()
+    # Every chain is white, so what is seen is 255 times the chains' share, uniform for alpha 1.
+    assert (
+        stats.kstest((done + np.random.default_rng(0).random(len(done)) - 0.5) / 255, stats.uniform.cdf).statistic
+        < 0.0115
+    )
+
+
+def test_every_op_has_a_tensor_function() -> None:
+    assert set(FUNCTIONS) == set(OPS)

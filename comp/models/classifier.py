@@ -1,0 +1,170 @@
+"""The one model type of the toolkit: pre-processing, then a network, then logits.
+
+A checkpoint of a `Classifier` cannot meet wrongly normalised or wrongly sized images: mean, deviation and the resize
+are its first layers, and are saved and moved with its weights.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+class Inner(Protocol):
+    """What a network must offer beside `forward`; timm's models and `comp.models.network.Network` do."""
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+    def forward_features(self, images: Tensor) -> Tensor: ...
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor: ...
+
+    def get_classifier(self) -> nn.Module: ...
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]: ...
+
+
+class Normalize(nn.Module):
+    """Bring pixels to the scale the network was, or will be, trained on.
+
+    Args:
+        mean: one value a channel, of pixels in 0..1.
+        std: one value a channel, of pixels in 0..1.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))  # [C, 1, 1]
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))  # [C, 1, 1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return images [B, C, H, W], uint8 0..255 or floating 0..1, with zero mean and unit deviation."""
+        pixels = images.float()
+        if not images.is_floating_point():
+            pixels = pixels / 255
+        # The buffers' type is the network's: a model moved to bfloat16 gets bfloat16 images.
+        return ((pixels - self.mean) / self.std).to(self.mean.dtype)
+
+
+class Resize(nn.Module):
+    """Bring images to the size a stock stem expects, on the device, inside the model.
+
+    Args:
+        size: height and width of the result in pixels.
+        interpolation: `bilinear` or `bicubic`.
+    """
+
+    def __init__(self, size: int, interpolation: Interpolation) -> None:
+        super().__init__()
+        self.size = size
+        self.interpolation = interpolation
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return floating images [B, C, H, W] as [B, C, size, size]."""
+        shrinks = images.shape[-1] > self.size or images.shape[-2] > self.size
+        size = (self.size, self.size)
+        return F.interpolate(images, size, mode=self.interpolation, align_corners=False, antialias=shrinks)
+
+    def extra_repr(self) -> str:
+        """Return what `print(model)` shows."""
+        return f"{self.size}, {self.interpolation}"
+
+
+class Classifier(nn.Module):
+    """A network that takes raw images.
+
+    Args:
+        inner: a timm model or one of ours; freeze names and layer groups are its own.
+        mean: see `Normalize`.
+        std: see `Normalize`.
+        resize: the layer between normalisation and network; None keeps images as they come.
+    """
+
+    def __init__(
+        self, inner: nn.Module, *, mean: Sequence[float], std: Sequence[float], resize: Resize | None = None
+    ) -> None:
+        super().__init__()
+        self.normalize = Normalize(mean, std)
+        self.resize = resize or nn.Identity()
+        self.inner = inner
+        self.still_norms: frozenset[str] = frozenset()
+        """Names of the inner model's batch norm layers that stay in evaluation mode while training."""
+        self.untrained = frozenset(name for name, p in inner.named_parameters() if not p.requires_grad)
+        """Names of the inner model's parameters that by its design are never trained."""
+
+    @property
+    def network(self) -> Inner:
+        """The inner model, seen by what this toolkit calls on it."""
+        return cast(Inner, self.inner)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits [B, classes] of images [B, C, H, W]: uint8 0..255, or floating 0..1."""
+        return self.network(self.prepare(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the last linear layer sees, [B, F], for probes."""
+        features = self.network.forward_features(self.prepare(images))
+        return self.network.forward_head(features, pre_logits=True)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Return normalised, resized images [B, C, H', W'], as the inner model wants them."""
+        prepared: Tensor = self.resize(self.normalize(images))
+        return prepared
+
+    def initialise(self, images: Tensor) -> None:
+        """Let the network set itself up from training images [N, C, H, W] uint8, once, before the first step.
+
+        Most networks have nothing to do here; `fastnet` takes its whitening layer from the images.
+        """
+        from_images = getattr(self.inner, "initialise", None)
+        if from_images is not None:
+            with torch.no_grad():
+                from_images(self.prepare(images))
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Set training or evaluation mode; frozen normalisation layers keep their statistics in both."""
+        super().train(mode)
+        for name in self.still_norms:
+            self.inner.get_submodule(name).eval()
+        return self
+
+    # timm's optimizers and schedulers ask a model the following. Without `group_matcher`, layer-wise decay would
+    # silently put every parameter of a wrapped model into one layer.
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return the inner model's layer patterns, fitted to this module's parameter names."""
+        return {group: _prefixed(spec) for group, spec in self.network.group_matcher(coarse=coarse).items()}
+
+    def no_weight_decay(self) -> set[str]:
+        """Return names of parameters the inner model wants without weight decay."""
+        names: set[str] = getattr(self.inner, "no_weight_decay", set)()
+        return {f"inner.{name}" for name in names}
+
+    def get_classifier(self) -> nn.Module:
+        """Return the inner model's last layer."""
+        return self.network.get_classifier()
+
+    @property
+    def default_cfg(self) -> Mapping[str, Any]:
+        """What timm knows of the inner model's pretrained weights; empty for our own networks."""
+        return cast(Mapping[str, Any], getattr(self.inner, "pretrained_cfg", {}))
+
+    pretrained_cfg = default_cfg
+
+
+def _prefixed(spec: Any) -> Any:
+    """Return a timm group pattern, or its list of (pattern, suffix), so that it matches below `inner.`."""
+    if spec is None:
+        return None
+    if isinstance(spec, str):
+        # Patterns are matched from the start, so their own `^` marks nothing that the prefix does not.
+        alternatives = spec.removeprefix("^").replace("|^", "|").replace("(^", "(")
+        return rf"^inner\.(?:{alternatives})"
+    return [(_prefixed(pattern), suffix) for pattern, suffix in spec]

@@ -1,0 +1,173 @@
+"""Weights as files: safetensors out, safetensors or plain tensors in. Nothing that could carry code is ever run."""
+
+import hashlib
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from comp.errors import ModelError
+
+State = dict[str, Tensor]
+
+# Where training frameworks put the tensors inside a .pth file; averaged weights first.
+_NESTED_UNDER = ("state_dict_ema", "model_ema", "state_dict", "model")
+_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+
+
+def to_bytes(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return a state dict as the content of a safetensors file.
+
+    Args:
+        state: tensors on any device and in any layout; tensors that share memory are stored one by one.
+        metadata: text facts kept in the file's header.
+    """
+    plain = {
+        name: tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+        for name, tensor in state.items()
+    }
+    return safetensors.torch.save(plain, dict(metadata))
+
+
+def read(path: Path, *, sha256: str = "") -> tuple[State, dict[str, str]]:
+    """Return a weights file's tensors (on the CPU) and text metadata, to which `sha256` is added.
+
+    Args:
+        path: a `.safetensors` file, or what `torch.save` wrote of tensors alone.
+        sha256: the hash the file must have, 64 hex digits or their beginning (at least 8); empty: any.
+
+    Raises:
+        ModelError: missing, truncated, another hash, holding anything but finite tensors, or a pickle with code.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such weights file") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    digest = hashlib.sha256(content).hexdigest()
+    _demand_hash(path, digest, sha256)
+    if path.suffix == ".safetensors":
+        state, metadata = _from_safetensors(content, path)
+    else:
+        state, metadata = _from_pickle(content, path), {}
+    _demand_finite(state, path)
+    return state, {**metadata, "sha256": digest}
+
+
+def load_weights(model: nn.Module, path: Path, *, sha256: str = "") -> dict[str, str]:
+    """Put a file's weights into a model that has exactly these tensors; return the file's metadata.
+
+    Raises:
+        ModelError: as `read`, or names and shapes differ.
+    """
+    state, metadata = read(path, sha256=sha256)
+    load_state(model, state, where=str(path))
+    return metadata
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
+    """Put tensors into a model, all or none.
+
+    Raises:
+        ModelError: listing missing, unexpected and differently shaped tensors.
+    """
+    problem = mismatch(model, state)
+    if problem:
+        raise ModelError(f"{where}: these weights belong to another network: {problem}")
+    model.load_state_dict(state)
+
+
+def mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Return how a state dict departs from a model's own, in words; empty where it fits."""
+    own = model.state_dict()
+    shapes = [
+        f"{name} (expected {list(own[name].shape)}, found {list(tensor.shape)})"
+        for name, tensor in state.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    departures = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "other shape": shapes,
+    }
+    return "; ".join(f"{kind}: {_shortened(names)}" for kind, names in departures.items() if names)
+
+
+def _shortened(names: list[str], most: int = 6) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _demand_hash(path: Path, digest: str, wanted: str) -> None:
+    if wanted and (len(wanted) < 8 or not digest.startswith(wanted.lower())):
+        raise ModelError(
+            f"{path}: model.sha256: expected {wanted}, found {digest}; fetch the file again, "
+            "or correct model.sha256 if this is the file you mean"
+        )
+
+
+def _demand_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    bad = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        raise ModelError(f"{path}: expected finite weights, found NaN or infinity in {_shortened(bad)}")
+
+
+def _from_safetensors(content: bytes, path: Path) -> tuple[State, dict[str, str]]:
+    try:
+        state = safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{path}: expected a whole safetensors file, found {len(content)} bytes that are not ({error}); "
+            "the file is truncated or of another kind: fetch or write it again"
+        ) from None
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return state, dict(header.get("__metadata__") or {})
+
+
+def _from_pickle(content: bytes, path: Path) -> State:
+    try:
+        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"{path}: expected tensors alone, found a pickle that torch will not load with weights_only ({reason}); "
+            "it could run code: convert it to .safetensors where you trust it"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ModelError(
+            f"{path}: expected a file written by torch.save, found {len(content)} bytes that are not "
+            f"({str(error).splitlines()[0]}); the file is truncated or of another kind: fetch it again"
+        ) from None
+    return _tensors(found, path)
+
+
+def _tensors(found: Any, path: Path) -> State:
+    """Return the state dict of a loaded .pth file, whatever it is nested in."""
+    for key in _NESTED_UNDER:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    if not isinstance(found, dict) or not found:
+        raise ModelError(f"{path}: expected a state dict of named tensors, found {type(found).__name__}")
+    strange = [name for name, value in found.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if strange:
+        raise ModelError(
+            f"{path}: expected only named tensors, found {_shortened([str(name) for name in strange])}; "
+            "save the model's state_dict() alone"
+        )
+    return {_unwrapped(name): tensor for name, tensor in found.items()}
+
+
+def _unwrapped(name: str) -> str:
+    for prefix in _WRAPPERS:
+        name = name.removeprefix(prefix)
+    return name

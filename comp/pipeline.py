@@ -56,13 +56,9 @@ def check(config: Config, runs_root: Path) -> None:
         raise ConfigError(f"data.source: {unknown('source', config.data.source, sources.SOURCES)}")
     optim.check_optimizer(config.optim.name)
     device.choose_device(config.train.device)
-    policy = policies.resolve(config.augment)
-    rules.check(
-        config.competition.rules,
-        family=zoo.family(config.model.name),
-        pretrained=bool(config.model.pretrained),
-        imitated=policy.imitates,
-    )
+    imitated = policies.resolve(config.augment.policy).imitates
+    rules.check(config.competition.rules, pretrained=bool(config.model.pretrained), imitated=imitated)
+    zoo.refuse_banned(config.model.name, config.competition.rules.banned_families)
     if config.data.validation == "none" and config.competition.ood_validation.every != "end":
         raise ConfigError("competition.ood_validation.every: needs a validation split, and data.validation is none")
     _check_space(config, runs_root)
@@ -178,8 +174,7 @@ def _fit_and_score(
     progress: Progress,
 ) -> None:
     fresh = not (run.path / "state.pt").exists()
-    policy = policies.resolve(config.augment)
-    session = fit.start(config, dataset, run, model, policy, execution, fresh=fresh)
+    session = fit.start(config, dataset, run, model, execution, fresh=fresh)
     cursor = fit.fit(session, resume=resume, on_epoch=on_epoch, progress=progress)
     final = _score(run, config, dataset, model, execution, "final", progress)
     best: dict[str, Any] = {}
@@ -200,7 +195,7 @@ def _fit_and_score(
             "train_seconds": round(cursor.seconds, 2),
             "device": execution.device,
             "precision": execution.precision,
-            "test_like": sorted(policy.imitates),
+            "test_like": sorted(session.policy.imitates),
             "final": final,
             "best": best,
         },

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from comp import metrics, runs
-from comp.augment import mixing, per_batch
+from comp.augment import mixing, per_batch, policies
 from comp.augment.policies import Policy
 from comp.config import Config
 from comp.data import loading
@@ -28,6 +28,7 @@ from comp.errors import Interrupted, RunError
 from comp.imaging import draws
 from comp.inference.predict import predict
 from comp.models import surgery, weights
+from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
 from comp.training import checkpoint
@@ -73,7 +74,7 @@ class Session:
     config: Config
     dataset: Dataset
     run: Run
-    model: nn.Module
+    model: Classifier
     optimizer: Optimizer
     train: Resident
     policy: Policy
@@ -89,6 +90,11 @@ class Session:
     def steps_per_epoch(self) -> int:
         """Whole batches: the few images left over are others in every epoch."""
         return len(self.train) // self.batch_size
+
+    @property
+    def alternates(self) -> bool:
+        """Whether the policy mirrors by epoch instead of by chance."""
+        return any(op.name == "alternating_flip" for op in self.policy.ops)
 
     @property
     def total_steps(self) -> int:
@@ -113,7 +119,7 @@ def choose_execution(model: nn.Module, dataset: Dataset, config: Config) -> tupl
                 logits = scratch(execution.layout(images))
             loss = nn.functional.cross_entropy(logits.float(), labels)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             loss.item()  # waits for the device
 
@@ -186,6 +192,7 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     began, begun_at = time.perf_counter(), cursor.step
     order = draws.order(config.seed, number, len(session.train), session.execution.torch_device)
     totals = torch.tensor([cursor.loss_sum, cursor.right_sum], dtype=torch.float64, device=order.device)
+    _freeze(session, number)
     session.model.train()
     for step in range(cursor.step, session.steps_per_epoch):
         indices = order[step * session.batch_size : (step + 1) * session.batch_size]
@@ -221,21 +228,30 @@ def _step(session: Session, number: int, step: int, indices: Tensor) -> Tensor:
     torch.manual_seed(draws.key(config.seed, number, step))  # dropout's randomness, counted like the rest
     images, labels = session.train.batch(indices)
     keys = draws.keys(config.seed, number, indices)
-    images = per_batch.augment(images, session.policy, keys)
+    turned = per_batch.alternation(config.seed, number, indices) if session.alternates else None
+    images = per_batch.augment(images, session.policy, keys, turned=turned)
     images, targets = mixing.mix(
         images, labels, keys, classes=len(session.dataset.competition.classes), mixing=session.mixing
     )
     with session.execution.autocast():
         logits = session.model(session.execution.layout(images))  # [B, classes]
-    loss = nn.functional.cross_entropy(logits.float(), targets.smoothed)
+    loss = nn.functional.cross_entropy(logits.float(), targets)
     set_rate(
         session.optimizer, onecycle((number - 1) * session.steps_per_epoch + step, session.total_steps, config.optim)
     )
     session.optimizer.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     session.optimizer.step()
-    right = mixing.right_answers(logits.detach(), targets)
+    right = mixing.hits(logits.detach(), targets, label_smoothing=session.mixing.label_smoothing).sum()
     return torch.stack((loss.detach().double() * len(indices), right.double()))
+
+
+def _freeze(session: Session, number: int) -> None:
+    wanted = session.config.model
+    surgery.freeze(
+        session.model, wanted.freeze, epoch=number, unfreeze=wanted.unfreeze, keep_bn_stats=wanted.freeze_bn_stats,
+        train_bn=wanted.unfreeze_bn,
+    )  # fmt: skip
 
 
 def _refuse_non_finite(session: Session, cursor: Cursor, number: int) -> None:
@@ -266,7 +282,7 @@ def _validate(session: Session, cursor: Cursor, number: int, progress: Progress)
 
 
 def start(
-    config: Config, dataset: Dataset, run: Run, model: nn.Module, policy: Policy, execution: Execution, *, fresh: bool
+    config: Config, dataset: Dataset, run: Run, model: Classifier, execution: Execution, *, fresh: bool
 ) -> Session:
     """Place model and training images on the device and build the optimizer.
 
@@ -275,13 +291,12 @@ def start(
         dataset: opened by `open_dataset`.
         run: where files land.
         model: as built, on the CPU.
-        policy: what augments.
         execution: see `choose_execution`.
         fresh: whether a data-dependent initialisation is wanted (not when weights will be read from a checkpoint).
     """
     if fresh:
         images = torch.from_numpy(dataset.train.images[:_INITIALISE_IMAGES].copy()).permute(0, 3, 1, 2)
-        model.initialise(images)  # type: ignore[operator]
+        model.initialise(images)
     execution.place(model)
     groups = surgery.parameter_groups(model, config.optim.weight_decay)
     return Session(
@@ -291,7 +306,7 @@ def start(
         model=model,
         optimizer=build_optimizer(groups, config.optim),
         train=loading.resident(dataset.train, execution.torch_device),
-        policy=policy,
+        policy=policies.resolve(config.augment.policy),
         mixing=mixing.Mixing(mixup=config.augment.mixup, label_smoothing=config.train.label_smoothing),
         execution=execution,
     )

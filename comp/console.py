@@ -5,13 +5,14 @@ Bars and epoch lines go to stderr, results to stdout: `comp run --json > result.
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from comp import signals
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from comp.runs import Run
     from comp.training.fit import Epoch
 
-_out, _err = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
+_FILE_WIDTH = 200  # columns where stdout is a file or a pipe: nothing is cut off
+_out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+_err = Console(stderr=True, soft_wrap=True, highlight=False)
 _PLAIN_EVERY_SECONDS = 10.0  # between lines where stderr is a file
 
 
@@ -126,7 +129,7 @@ def print_summary(run: "Run", scores: dict[str, Any]) -> None:
 def _severity_table(shifted: dict[str, Any], title: str) -> Table:
     """Return accuracy by distortion and severity, with means in the last row and column."""
     severities = list(shifted["by_severity"])
-    table = Table("distortion", *[f"severity {s}" for s in severities], "mean", title=title)
+    table = Table("distortion", *severities, "mean", title=f"{title}: accuracy by distortion and severity")
     blocks = list(shifted["by_block"].values())
     for row, (name, mean) in enumerate(shifted["by_distortion"].items()):
         cells = blocks[row * len(severities) : (row + 1) * len(severities)]
@@ -141,9 +144,8 @@ def print_leaderboard(rows: "Sequence[Row]", root: Any) -> None:
     if not rows:
         print_line(f"no complete runs under {root}; make one: comp run configs/quickstart.yaml")
         return
-    table = Table(
-        "#", "run", "model", "parameters", "val", "shifted", "test", "suite", "minutes", "device", "submission"
-    )
+    run, csv = (Column(name, overflow="fold") for name in ("run", "submission"))
+    table = Table("#", run, "model", "parameters", "val", "shifted", "test", "suite", "minutes", "device", csv)
     for rank, row in enumerate(rows, 1):
         scores = [row.val_accuracy, row.ood_accuracy, row.test_accuracy, row.suite_accuracy]
         table.add_row(

@@ -158,7 +158,7 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bits(workplace: Path, stop
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(workplace: Path, comp: Callable[..., Result]) -> None:
-    settings = ["train.epochs=60", "train.checkpoint_seconds=0", "competition.ood_validation.severities=[]"]
+    settings = ["train.epochs=15", "train.checkpoint_seconds=0", "competition.ood_validation.severities=[]"]
     command = [sys.executable, "-m", "comp", "train", "small.yaml", *settings, "--runs", "killed"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _wait_for(lambda: bool(list(Path("killed").glob("*/*/state.pt"))), process)

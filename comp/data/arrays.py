@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from comp.errors import DataError
 
+_MAGIC = b"\x93NUMPY"
+
 
 def open_npy(path: Path) -> NDArray[Any]:
     """Return a memory map of a .npy file.
@@ -29,12 +31,13 @@ def open_npy(path: Path) -> NDArray[Any]:
 
 
 def _reason(path: Path, message: str) -> str:
-    size = path.stat().st_size
-    if "object" in message.lower():
+    with path.open("rb") as file:
+        begins = file.read(len(_MAGIC))
+    if "object" in message.lower() and begins == _MAGIC:
         return "holds pickled Python objects, which are refused since they can run code; save a plain uint8 array"
-    if "mmap length" in message or size < 128:
-        return f"is truncated ({size:,} bytes are fewer than its header promises); fetch it again"
-    return "is not a NumPy .npy file; save it with numpy.save"
+    if begins != _MAGIC[: len(begins)]:
+        return "is not a NumPy .npy file; save it with numpy.save"
+    return f"is truncated ({path.stat().st_size:,} bytes are fewer than its header promises); fetch it again"
 
 
 def open_images(path: Path) -> NDArray[np.uint8]:

@@ -12,6 +12,8 @@ from comp.data.splits import Split, Suite
 from comp.errors import DataError
 from comp.progress import Progress, quiet
 
+_SMALLEST_STD = 1 / 255  # a channel of one grey level must not be divided by zero
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -80,6 +82,7 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
         train, val = splits.held_out(train, config.data.validation, config.data.split_seed, ("train", "val"))
     _check_shapes(train, test)
     mean, std = splits.channel_statistics(train.images)
+    std = tuple(max(value, _SMALLEST_STD) for value in std)
     blocks = spec.suite_blocks(config.competition.suite, len(test) if test else 0)
     competition = Competition(
         config.competition.name, config.competition.metric, source.classes, train.image_shape, blocks

@@ -3,8 +3,9 @@ corruptions and perturbations", ICLR), with its 32-px parameters, on batches of 
 
 The pixels of a corrupted image are a function of (seed, corruption, severity, source index, image) and of nothing
 else: any batch size, order or device asks for the same draws. Departures from the published generator: frost's
-textures are procedural, and distances in spatter are Euclidean; its quirks are kept (glass blur copies a neighbour
-instead of swapping, motion blur smears to one side, values are cut off to whole grey levels, not rounded).
+textures are procedural, and water in spatter shines by its thickness instead of an embossed distance map. Its quirks
+are kept: glass blur copies a neighbour instead of swapping, motion blur smears to one side, values are cut off to
+whole grey levels, not rounded.
 
 Images of other sizes: lengths in pixels (sigmas, radii, displacements, flakes) are multiplied by min(H, W) / 32,
 whatever acts on single pixels stays. Grey images (C = 1): coloured layers count by their luma, JPEG codes luma only,

@@ -24,8 +24,8 @@ def look_up(images: Tensor, tables: Tensor) -> Tensor:
         images: [B, C, H, W] uint8.
         tables: [B, 256] uint8, or [B, C, 256] for tables that differ between channels.
     """
-    flat = to_pixels(images)
-    return to_images(tables.reshape(-1).index_select(0, _entries(flat, tables.ndim == 3)).view(flat.shape))
+    pixels = to_pixels(images)
+    return _take(tables, _entries(pixels, tables.ndim == 3), pixels)
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -59,11 +59,11 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     if min(H, W) < 3:
         return images
     x = pixels.view(B, H, W * C).to(torch.float32)
-    rows = x[:, :-2] + x[:, 1:-1] + x[:, 2:]  # [B, H-2, W C]
+    rows = (x[:, :-2] + x[:, 1:-1]).add_(x[:, 2:])  # [B, H-2, W C]
     inner = slice(C, (W - 1) * C)
-    box = rows[:, :, : (W - 2) * C] + rows[:, :, inner] + rows[:, :, 2 * C :]
+    box = (rows[:, :, : (W - 2) * C] + rows[:, :, inner]).add_(rows[:, :, 2 * C :])
     smooth = x.clone()
-    smooth[:, 1:-1, inner] = ((box + 4 * x[:, 1:-1, inner]) / 13 + 0.5).floor_()
+    smooth[:, 1:-1, inner] = box.add_(x[:, 1:-1, inner], alpha=4).div_(13).add_(0.5).floor_()
     return to_images(_to_bytes(_blend(smooth, x, factor[:, None, None])).view(B, H, W, C))
 
 
@@ -97,15 +97,16 @@ def autocontrast(images: Tensor) -> Tensor:
 def equalize(images: Tensor) -> Tensor:
     """Return images with each channel's histogram flattened (ImageOps.equalize)."""
     B, C, H, W = images.shape
-    entries = _entries(to_pixels(images), True)
+    pixels = to_pixels(images)
+    entries = _entries(pixels, True)
     counts = torch.bincount(entries, minlength=B * C * 256).view(B, C, 256)
     # Pillow's step leaves out the pixels of the highest level that occurs.
-    highest = to_pixels(images).flatten(1, 2).amax(1).to(torch.int64)[..., None]  # [B, C, 1]
+    highest = pixels.flatten(1, 2).amax(1).to(torch.int64)[..., None]  # [B, C, 1]
     step = (H * W - counts.gather(2, highest)) // 255
     below = counts.cumsum(2) - counts
     table = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
     levels = torch.arange(256, device=images.device)
-    return look_up(images, torch.where(step > 0, table, levels).to(torch.uint8))
+    return _take(torch.where(step > 0, table, levels).to(torch.uint8), entries, pixels)
 
 
 def grayscale(images: Tensor) -> Tensor:
@@ -121,7 +122,8 @@ def luma(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images[:, 0].to(torch.float32)
     red, green, blue = _planes(images)
-    return ((red * _RED + green * _GREEN + blue * _BLUE + 32768) * 2.0**-16).floor_()
+    # In place from here on: fresh memory costs more than arithmetic on a CPU.
+    return (red * _RED).add_(green * _GREEN).add_(blue * _BLUE).add_(32768).mul_(2.0**-16).floor_()
 
 
 def hue(images: Tensor, turns: Tensor) -> Tensor:
@@ -129,8 +131,9 @@ def hue(images: Tensor, turns: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
     h, s, v = rgb_to_hsv(images)
-    moved = h + (turns * 255).to(torch.int32).to(torch.float32)[:, None, None]
-    return hsv_to_rgb(moved - (moved * 2.0**-8).floor() * 256, s, v)
+    h += (turns * 255).to(torch.int32)[:, None, None]
+    h -= (h * 2.0**-8).floor_().mul_(256)
+    return hsv_to_rgb(h, s, v)
 
 
 def rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,11 +141,13 @@ def rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     red, green, blue = (images[:, channel].to(torch.int32) for channel in range(3))
     high = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
-    spread, gap = high - low, 2 * high + low - red - green - blue  # gap: from the middle channel up to the highest
-    sector = (red >= green).to(torch.int32) * 4 + (green >= blue).to(torch.int32) * 2 + (red >= blue)
+    spread = high - low
     hues, saturations = _hsv_tables(images.device)
-    h = hues.index_select(0, (sector * 65536 + spread * 256 + gap).view(-1))
-    s = saturations.index_select(0, (high * 256 + spread).view(-1))
+    s = saturations.index_select(0, (high * 256).add_(spread).view(-1))
+    entry = (red >= green).to(torch.int32).mul_(4).add_((green >= blue).to(torch.int32).mul_(2)).add_(red >= blue)
+    gap = (high + spread).add_(low, alpha=2).sub_(red).sub_(green).sub_(blue)  # highest - middle channel
+    entry.mul_(256).add_(spread).mul_(256).add_(gap)
+    h = hues.index_select(0, entry.view(-1))
     return h.view(high.shape), s.view(high.shape), high.to(torch.float32)
 
 
@@ -171,8 +176,9 @@ def hsv_to_rgb(h: Tensor, s: Tensor, v: Tensor) -> Tensor:
     channels = []
     for offset in (5.0, 3.0, 1.0):  # red, green, blue; max(0, min(k, 4 - k, 1)) is a channel's loss of chroma
         k = sixths + offset
-        k = k - (k * (1 / 6)).floor() * 6
-        channels.append((v - chroma * torch.minimum(k, 4 - k).clamp_(0, 1) + 0.5).floor_())
+        k -= (k * (1 / 6)).floor_().mul_(6)
+        loss = torch.minimum(k, 4 - k).clamp_(0, 1).mul_(chroma)
+        channels.append((v - loss).add_(0.5))
     return _from_planes(channels)
 
 
@@ -187,13 +193,17 @@ def _entries(pixels: Tensor, by_channel: bool) -> Tensor:
     return (pixels.view(B, H, W * C) + row).view(-1)
 
 
+def _take(tables: Tensor, entries: Tensor, pixels: Tensor) -> Tensor:
+    return to_images(tables.reshape(-1).index_select(0, entries).view(pixels.shape))
+
+
 def _levels(images: Tensor) -> Tensor:
     return torch.arange(256, dtype=torch.float32, device=images.device)
 
 
 def _blend(start: Tensor, end: Tensor, factor: Tensor) -> Tensor:
     """Image.blend: on the way from `start` to `end`, or beyond; the fraction is cut off."""
-    return (start + (end - start) * factor).clamp_(0, 255)
+    return (end - start).mul_(factor).add_(start).clamp_(0, 255)
 
 
 def _blend_tables(start: Tensor, factor: Tensor) -> Tensor:

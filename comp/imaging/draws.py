@@ -144,7 +144,7 @@ def shorts_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
 def _normal_quantiles(device: torch.device) -> Tensor:
     """[65536] float32: the normal quantiles at the middles of 65536 equal slices, rescaled to unit variance."""
     levels = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
-    table = torch.special.ndtri(levels)
+    table: Tensor = torch.special.ndtri(levels)
     return (table / table.square().mean().sqrt()).to(torch.float32).to(device)
 
 

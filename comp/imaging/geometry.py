@@ -126,9 +126,8 @@ def _affine_nearest(images: Tensor, matrices: Tensor, fill: int) -> Tensor:
     pixels = to_pixels(images)
     B, H, W, C = pixels.shape
     a, b, c, d, e, f = matrices.unbind(1)
-    x0, y0 = _fixed(c + (a + b) / 2), _fixed(f + (d + e) / 2)  # where the first pixel's centre looks
-    x = _walk(x0, _fixed(a), _fixed(b), H, W)
-    y = _walk(y0, _fixed(d), _fixed(e), H, W)
+    x = _walk(c + (a + b) / 2, a, b, H, W) >> 16
+    y = _walk(f + (d + e) / 2, d, e, H, W) >> 16
     inside = (x >= 0) & (x < W) & (y >= 0) & (y < H)
     first = torch.arange(0, B * H * W, H * W, dtype=torch.int32, device=images.device)[:, None, None]
     # Arithmetic instead of torch.where, which is several times slower on a CPU.
@@ -138,36 +137,56 @@ def _affine_nearest(images: Tensor, matrices: Tensor, fill: int) -> Tensor:
 
 
 def _walk(start: Tensor, by_column: Tensor, by_row: Tensor, height: int, width: int) -> Tensor:
-    """Return [B, H, W] int32: whole input coordinates, stepping in fixed point from `start` [B]."""
+    """Return [B, H, W] int32: input coordinates in fixed point, from where the first pixel's centre looks."""
     rows, columns = (torch.arange(side, device=start.device) for side in (height, width))
-    along = (start[:, None] + by_column[:, None] * columns).to(torch.int32)  # [B, W]
-    across = (by_row[:, None] * rows).to(torch.int32)  # [B, H]
-    return (along[:, None, :] + across[:, :, None]) >> 16
+    along = (_fixed(start)[:, None] + _fixed(by_column)[:, None] * columns).to(torch.int32)  # [B, W]
+    across = (_fixed(by_row)[:, None] * rows).to(torch.int32)  # [B, H]
+    return along[:, None, :] + across[:, :, None]
 
 
 def _affine_bilinear(images: Tensor, matrices: Tensor, fill: int) -> Tensor:
-    pixels = to_pixels(images)
-    B, H, W, C = pixels.shape
-    m = matrices.to(torch.float32)[:, :, None, None]  # [B, 6, 1, 1]
-    columns = torch.arange(W, device=images.device) + 0.5
-    rows = (torch.arange(H, device=images.device) + 0.5)[:, None]
-    x = m[:, 0] * columns + (m[:, 1] * rows + m[:, 2])  # [B, H, W]
-    y = m[:, 3] * columns + (m[:, 4] * rows + m[:, 5])
-    inside = (x >= 0) & (x < W) & (y >= 0) & (y < H)
-    x, y = x - 0.5, y - 0.5
-    left, top = x.floor(), y.floor()
-    across, along = (x - left)[..., None], (y - top)[..., None]  # weights of the right and lower neighbours
+    """The four neighbours by weights of 1/4096, in integers: places are rounded to 1/64 pixel."""
+    B, C, H, W = images.shape
+    a, b, c, d, e, f = matrices.unbind(1)
+    x = _walk(c + (a + b) / 2, a, b, H, W)
+    y = _walk(f + (d + e) / 2, d, e, H, W)
+    inside = (x >= 0) & (x < W * _ONE) & (y >= 0) & (y < H * _ONE)
+    x, y = x.sub_(_ONE // 2), y.sub_(_ONE // 2)  # from pixel corners to pixel centres
+    right, lower = ((x & (_ONE - 1)) >> 10).to(torch.int64), ((y & (_ONE - 1)) >> 10).to(torch.int64)  # of 64
+    left, upper = 64 - right, 64 - lower
+    columns, rows = x >> 16, y >> 16
     first = torch.arange(0, B * H * W, H * W, dtype=torch.int32, device=images.device)[:, None, None]
-    columns_near = [(left + step).clamp(0, W - 1).to(torch.int32) for step in (0, 1)]
-    rows_near = [(top + step).clamp(0, H - 1).to(torch.int32) * W + first for step in (0, 1)]
-    table = pixels.view(-1, C).to(torch.float32)
+    above, below = rows.clamp(0, H - 1).mul_(W).add_(first), (rows + 1).clamp_(0, H - 1).mul_(W).add_(first)
+    before, after = columns.clamp(0, W - 1), (columns + 1).clamp_(0, W - 1)
+    table = _pack(images)
 
-    def at(row: int, column: int) -> Tensor:
-        index = (rows_near[row] + columns_near[column]).view(-1)
-        return table.index_select(0, index).view(B, H, W, C)
+    def at(row: Tensor, column: Tensor) -> Tensor:
+        return table.index_select(0, (row + column).view(-1)).view(B, H, W)
 
-    upper = at(0, 0) * (1 - across) + at(0, 1) * across
-    lower = at(1, 0) * (1 - across) + at(1, 1) * across
-    blended = upper * (1 - along) + lower * along
-    seen = inside[..., None].to(torch.float32)
-    return to_images((blended * seen + fill * (1 - seen) + 0.5).to(torch.int32).to(torch.uint8))
+    across = (at(above, before) * left).add_(at(above, after).mul_(right)).mul_(upper)
+    across += (at(below, before) * left).add_(at(below, after).mul_(right)).mul_(lower)
+    across += 2048 * _EVERY  # rounds
+    across *= inside
+    if fill:
+        across += (~inside).to(torch.int64).mul_(fill * 4096 * _EVERY)
+    return _unpack(across.bitwise_right_shift_(12), C)
+
+
+# All channels of a pixel stand in one int64, 21 bits apart: room for 8 bits times weights that sum to 4096.
+_APART = 21
+_EVERY = 1 | 1 << _APART | 1 << 2 * _APART
+
+
+def _pack(images: Tensor) -> Tensor:
+    """Return [B H W] int64 of [B, C, H, W] uint8, C at most 3."""
+    assert images.shape[1] <= 3
+    packed = images[:, 0].to(torch.int64, memory_format=torch.contiguous_format)
+    for channel in range(1, images.shape[1]):
+        packed |= images[:, channel].to(torch.int64) << channel * _APART
+    return packed.view(-1)
+
+
+def _unpack(packed: Tensor, channels: int) -> Tensor:
+    """Return [B, C, H, W] uint8 of [B, H, W] int64; what stands above a channel's 8 bits is cut off."""
+    planes = [(packed >> channel * _APART).to(torch.uint8) for channel in range(channels)]
+    return to_images(torch.stack(planes, -1))

@@ -1,0 +1,90 @@
+"""Gaussian, defocus, glass, motion and zoom blur of the suite (Hendrycks & Dietterich 2019).
+
+Every function takes images [B, C, H, W] float32 in grey levels 0..255, keys [B] int64, the scale (shorter side over
+32 px) and its severity's parameters, and returns images of the same shape. Lengths in pixels are those for 32 px and
+grow with the scale.
+"""
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from comp.imaging import draws, filters
+
+# Cutting to whole grey levels must not turn a 200 that float32 holds as 199.99998 into 199.
+NUDGE = 1e-3
+
+
+def gaussian_blur(images: Tensor, keys: Tensor, scale: float, sigma: float) -> Tensor:
+    """Gaussian blur, cut after four sigmas, borders repeated."""
+    height, width = images.shape[2:]
+    rows, columns = (filters.gaussian_matrix(side, sigma * scale, 4.0, "nearest") for side in (height, width))
+    return filters.separable(images, rows, columns)
+
+
+def defocus_blur(images: Tensor, keys: Tensor, scale: float, radius: float, alias_sigma: float) -> Tensor:
+    """A disk, as a lens out of focus makes of a point, softened against aliasing."""
+    return filters.sum_of_separable(images, *_disk_terms(*images.shape[2:], scale, radius, alias_sigma))
+
+
+@functools.lru_cache(maxsize=32)
+def _disk_terms(height: int, width: int, scale: float, radius: float, alias_sigma: float) -> tuple[Tensor, Tensor]:
+    kernel = filters.disk_kernel(radius * scale, alias_sigma * scale, max(1, round(scale)))
+    return filters.kernel_terms(kernel, height, width, "mirror")
+
+
+def glass_blur(images: Tensor, keys: Tensor, scale: float, sigma: float, reach: float, rounds: float) -> Tensor:
+    """Blur, pixels replaced by near neighbours one after the other, blur again."""
+    height, width = images.shape[2:]
+    blurred = gaussian_blur(images, keys, scale, sigma).add_(NUDGE).floor_()
+    source = torch.arange(height * width, device=images.device).expand(len(images), -1)
+    for step in range(int(rounds)):
+        copied = glass_sources(draws.fold(keys, step), height, width, max(1, round(reach * scale)))
+        source = source.gather(1, copied)
+    shuffled = blurred.flatten(2).gather(2, source[:, None].expand(-1, images.shape[1], -1))
+    return gaussian_blur(shuffled.view_as(images), keys, scale, sigma)
+
+
+def glass_sources(keys: Tensor, height: int, width: int, reach: int) -> Tensor:
+    """Which pixel of the image before a round each pixel shows after it, [B, H * W] int64.
+
+    The published loop runs from the bottom right to the top left and copies into each pixel from an offset of
+    -reach..reach-1 on each axis. A pixel above or to the left is still untouched then; one below or to the right
+    already shows something else, so what it shows is looked up until every pixel is traced to an untouched one.
+    """
+    shorts = draws.shorts_field(keys, 0, (2, height, width))
+    offsets = ((shorts * (2 * reach)) >> 16) - reach  # [B, 2, H, W]
+    row, column = torch.arange(height, device=keys.device)[:, None], torch.arange(width, device=keys.device)
+    place = row * width + column
+    moving = (row > reach) & (row <= height - reach) & (column > reach) & (column <= width - reach)
+    source = torch.where(moving, place + offsets[:, 0] * width + offsets[:, 1], place).flatten(1)
+    if reach == 1:  # -1 or 0: always untouched
+        return source
+    place = place.flatten()
+    stays = ~moving.flatten()
+    done = (source <= place) | stays[source]  # [B, H * W]
+    while not bool(done.all()):
+        source, done = torch.where(done, source, source.gather(1, source)), done | done.gather(1, source)
+    return source
+
+
+def motion_blur(images: Tensor, keys: Tensor, scale: float, radius: float, sigma: float) -> Tensor:
+    """A one-sided Gaussian trail at an angle of up to 45 degrees from the horizontal."""
+    angle = torch.deg2rad(draws.uniform(keys, 0) * 90 - 45)
+    weights = filters.half_gaussian(sigma * scale, 2 * math.ceil(radius * scale) + 1)
+    return filters.trail(images, angle, weights).round_()
+
+
+def zoom_blur(images: Tensor, keys: Tensor, scale: float, farthest: float) -> Tensor:
+    """Mean of the image and of its enlargements by 1, 1.01, 1.02, ... up to `farthest`."""
+    return filters.sum_of_separable(images, *_zoom_terms(*images.shape[2:], farthest))
+
+
+@functools.lru_cache(maxsize=32)
+def _zoom_terms(height: int, width: int, farthest: float) -> tuple[Tensor, Tensor]:
+    count = math.ceil((farthest - 1) / 0.01)  # NumPy's arange, whose float rounding takes the end in
+    factors = [1.0, *(1 + 0.01 * step for step in range(count))]
+    rows, columns = (torch.stack([filters.zoom_matrix(side, f) for f in factors]) for side in (height, width))
+    return filters.few_terms(rows / len(factors), columns)

@@ -1,0 +1,93 @@
+"""Snow, frost, fog and spatter: the layers that weather puts before a camera (Hendrycks & Dietterich 2019).
+
+Every function takes images [B, C, H, W] float32 in grey levels 0..255, keys [B] int64, the scale (shorter side over
+32 px) and its severity's parameters, and returns images of the same shape, not yet clipped. Lengths in pixels are
+those for 32 px and grow with the scale. On grey images (C = 1) a coloured layer counts by its luma.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from comp.imaging import draws, filters, textures
+
+_LUMA = (0.299, 0.587, 0.114)
+_WATER = (175.0, 238.0, 238.0)  # pale turquoise
+_MUD = (63.0, 42.0, 20.0)
+_RIM = 1.0  # pixels over which a drop of water thins out; fitted to the change that the reference files show
+
+
+def _luma(images: Tensor) -> Tensor:
+    """[B, C, H, W] to [B, 1, H, W]."""
+    if images.shape[1] == 1:
+        return images
+    return sum(weight * images[:, c : c + 1] for c, weight in enumerate(_LUMA))  # type: ignore[return-value]
+
+
+def _colour(rgb: tuple[float, ...], images: Tensor) -> Tensor:
+    """[C, 1, 1] float32: a colour in as many channels as the images have."""
+    colour = torch.tensor(rgb, device=images.device).view(3, 1, 1)
+    return colour if images.shape[1] == 3 else _luma(colour[None])[0]
+
+
+def _angles(keys: Tensor, draw: int, low: float, high: float) -> Tensor:
+    """[B] float32 radians, uniform between two angles in degrees."""
+    return torch.deg2rad(draws.uniform(keys, draw) * (high - low) + low)
+
+
+def snow(images: Tensor, keys: Tensor, scale: float, loc: float, spread: float, zoom: float, threshold: float,
+         radius: float, sigma: float, mix: float) -> Tensor:  # fmt: skip
+    """Bright flakes, falling at a random angle and once more turned upside down, over a whitened image."""
+    height, width = images.shape[2:]
+    flakes = draws.normal_field(keys, 0, (1, height, width)) * spread + loc
+    factor = max(zoom * scale, 1.0)
+    flakes = filters.separable(flakes, filters.zoom_matrix(height, factor), filters.zoom_matrix(width, factor))
+    flakes = torch.where(flakes < threshold, 0, flakes).clamp_(max=1).mul_(255).floor_()
+    weights = filters.half_gaussian(sigma * scale, 2 * math.ceil(radius * scale) + 1)
+    flakes = filters.trail(flakes, _angles(keys, 1, -135, -45), weights).round_()
+    whitened = torch.maximum(images, _luma(images) * 1.5 + 127.5)
+    return mix * images + (1 - mix) * whitened + flakes + flakes.flip(2, 3)
+
+
+def frost(images: Tensor, keys: Tensor, scale: float, image_share: float, frost_share: float) -> Tensor:
+    """A random piece of one of five frosted windows."""
+    channels, height, width = images.shape[1:]
+    sheets = textures.frosts(scale, images.device)
+    pieces = sheets.unfold(2, height, 1).unfold(3, width, 1)  # [5, 3, places, places, H, W], a view
+    sheet = draws.integers(keys, 0, pieces.shape[0])
+    top, left = draws.integers(keys, 1, pieces.shape[2]), draws.integers(keys, 2, pieces.shape[3])
+    ice = pieces[sheet, :, top, left]  # [B, 3, H, W]
+    return image_share * images + frost_share * (ice if channels == 3 else _luma(ice))
+
+
+def fog(images: Tensor, keys: Tensor, scale: float, amount: float, decay: float) -> Tensor:
+    """Clouds added, the brightest value kept where it was."""
+    height, width = images.shape[2:]
+    side = 1 << (max(height, width) - 1).bit_length()
+    clouds = textures.plasma(keys, side, decay)[:, None, :height, :width]
+    brightest = images.amax((1, 2, 3), keepdim=True)
+    return (images + 255 * amount * clouds) * (brightest / (brightest + 255 * amount))
+
+
+def spatter(images: Tensor, keys: Tensor, scale: float, loc: float, spread: float, sigma: float, threshold: float,
+            intensity: float, mud: float) -> Tensor:  # fmt: skip
+    """Drops on the lens: smoothed noise above a threshold, as shining water or as mud."""
+    height, width = images.shape[2:]
+    # A wider blur leaves less of the noise: its spread grows alike, so that drops cover the same share at any size.
+    noise = draws.normal_field(keys, 0, (1, height, width)) * (spread * max(scale, 1.0)) + loc
+    liquid = _blurred(noise, sigma * scale)
+    if mud:
+        cover = _blurred((liquid > threshold).to(torch.float32), intensity * scale)
+        cover = torch.where(cover < 0.8, 0, cover)
+        return images * (1 - cover) + cover * _colour(_MUD, images)
+    cover = (liquid >= threshold).to(torch.float32)
+    shine = cover * liquid * _blurred(cover, _RIM * scale)
+    shine = shine / shine.amax((2, 3), keepdim=True).clamp(min=1e-6)
+    return images + intensity * shine * _colour(_WATER, images)
+
+
+def _blurred(planes: Tensor, sigma: float) -> Tensor:
+    height, width = planes.shape[2:]
+    return filters.separable(planes, filters.gaussian_matrix(height, sigma, 4.0, "nearest"),
+                             filters.gaussian_matrix(width, sigma, 4.0, "nearest"))  # fmt: skip

@@ -96,6 +96,8 @@ class Classifier(nn.Module):
         self.inner = inner
         self.still_norms: frozenset[str] = frozenset()
         """Names of the inner model's batch norm layers that stay in evaluation mode while training."""
+        self.origin = "drawn"
+        """Where the first weights came from, for people to read: a file with its SHA-256, or drawn."""
         self.untrained = frozenset(name for name, p in inner.named_parameters() if not p.requires_grad)
         """Names of the inner model's parameters that by its design are never trained."""
 

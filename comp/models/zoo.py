@@ -1,23 +1,25 @@
 """From a name to a `Classifier`: our own networks and every timm model, adapted to the images at hand."""
 
-import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
 from comp.config import ModelConfig
-from comp.errors import ModelError, nearest, unknown
-from comp.models import pretrained, stems, surgery, weights
+from comp.errors import ModelError, unknown
+from comp.models import pretrained, stems, surgery, timm_models, weights
+from comp.models.catalogue import costs, list_models
 from comp.models.classifier import Classifier, Resize
 from comp.models.plain import NETWORKS
 
+__all__ = ["architecture", "build", "costs", "family", "list_models", "refuse_banned"]
+
 Shape = tuple[int, int, int]  # channels, height, width
+Numbers = Sequence[float]
 
 
 def build(
@@ -25,12 +27,12 @@ def build(
     *,
     classes: int,
     image_shape: Shape,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Numbers,
+    std: Numbers,
     seed: int,
     weights_folder: Path | None = None,
 ) -> Classifier:
-    """Return the configured model on the CPU; its initial weights depend on `seed` alone.
+    """Return the configured model on the CPU, frozen as in the first epoch; its initial weights depend on `seed` alone.
 
     Args:
         config: the section `model`.
@@ -45,22 +47,75 @@ def build(
         ModelError: an unknown name or argument, a family without the stem, weights that are missing or do not fit.
     """
     seen = image_shape if config.input_size is None else (image_shape[0], config.input_size, config.input_size)
+    _check(config)
+    file = _weights_file(config, weights_folder)
+    state, facts = weights.read(file, sha256=config.sha256) if file else ({}, {})
+    ours = any(name.startswith("inner.") for name in state)
     with _seeded(seed):
-        file = _weights_file(config, weights_folder)
-        state, _ = weights.read(file, sha256=config.sha256) if file else ({}, {})
-        ours = any(name.startswith("inner.") for name in state)
-        if config.name in NETWORKS:
-            inner = _own_network(config, seen, classes)
-        else:
-            inner = _timm_model(config, seen, classes, {} if ours else state, file)
+        inner = _network(config, seen, classes, {} if ours else state, file)
     _demand_fit(inner, config, seen)
-    mean, std = _normalization(config, inner, image_shape[0], (mean, std))
     resize = Resize(config.input_size, config.interpolation) if config.input_size else None
+    mean, std = _normalization(config, inner, image_shape[0], (mean, std))
     model = Classifier(inner, mean=mean, std=std, resize=resize)
     if ours:
-        keep = config.normalize in ("auto", "pretrained")
-        surgery.adopt(model, state, where=str(file), normalization=keep)
+        surgery.adopt(model, state, where=str(file), normalization=config.normalize in ("auto", "pretrained"))
+    model.origin = f"{file} (sha256 {facts['sha256']})" if file else f"drawn from seed {seed}"
+    thaw(model, config, epoch=1)
     return model
+
+
+def thaw(model: Classifier, config: ModelConfig, *, epoch: int) -> None:
+    """Set what `model.freeze` and `model.unfreeze` have trained in an epoch (from 1), in place."""
+    surgery.freeze(
+        model,
+        config.freeze,
+        epoch=epoch,
+        unfreeze=config.unfreeze,
+        keep_bn_stats=config.freeze_bn_stats,
+        train_bn=config.unfreeze_bn,
+    )
+
+
+def architecture(name: str) -> str:
+    """Return the timm module a model is defined in (`resnet`, `vision_transformer`), or the name of our network.
+
+    Raises:
+        ModelError: an unknown name.
+    """
+    if name in NETWORKS:
+        return name
+    _demand_known(name)
+    return timm_models.architecture(name)
+
+
+def family(name: str) -> str:
+    """Return a model's kind for the competition's rules: `convolutional`, `transformer`, `mlp`, ..., `unclassified`.
+
+    Raises:
+        ModelError: an unknown name.
+    """
+    if name in NETWORKS:
+        return stems.OWN_KINDS[name]
+    _demand_known(name)
+    return timm_models.family_of(name).kind
+
+
+def refuse_banned(name: str, banned: Sequence[str]) -> None:
+    """Check a model against `competition.rules.banned_families`.
+
+    Raises:
+        ModelError: its kind or its architecture is banned or cannot be told, or nothing bears a banned name.
+    """
+    kind, module = family(name), architecture(name)
+    known = {*stems.FAMILIES, *NETWORKS, *(row.kind for row in stems.FAMILIES.values())}
+    for ban in banned:
+        if ban not in known:
+            raise ModelError(f"competition.rules.banned_families: {unknown('family', ban, known)}")
+    if {kind, module} & set(banned) or (banned and kind == stems.UNCLASSIFIED.kind):
+        raise ModelError(
+            f"model.name: the rules ban {', '.join(banned)} and {name} is {kind} ({module}); choose another model: "
+            "`comp models` lists their families"
+        )
 
 
 @contextmanager
@@ -71,145 +126,89 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _weights_file(config: ModelConfig, folder: Path | None) -> Path | None:
-    if isinstance(config.pretrained, str):
-        return Path(config.pretrained)
-    if config.sha256 and not config.pretrained:
-        raise ModelError("model.sha256: expected only together with model.pretrained, found it alone")
-    if not config.pretrained:
-        return None
-    if config.name in NETWORKS:
-        raise ModelError(f"model.pretrained: no weights are published for {config.name}; expected false or a file")
-    return pretrained.find(config.name, sketch(config.name).pretrained_cfg, folder)
-
-
-def _own_network(config: ModelConfig, shape: Shape, classes: int) -> nn.Module:
-    factory = NETWORKS[config.name]
-    known = [name for name in inspect.signature(factory).parameters if name not in ("shape", "classes")]
-    _refuse_unknown("model.args", config.args, [name for name in known if name != "drop_rate"], config.name)
-    if config.timm:
-        raise ModelError(
-            f"model.timm: expected nothing for {config.name}, which is ours: its arguments go in model.args"
-        )
-    if config.stem == "cifar":
-        raise ModelError(f"model.stem: {config.name} is made for small images as it is; expected stock or resize")
-    rates = _rates(config, known)
+def _demand_known(name: str) -> None:
     try:
-        return factory(shape, classes, **config.args, **rates)
-    except TypeError as error:
-        raise ModelError(f"model.args: {config.name} cannot be built from {dict(config.args)}: {error}") from None
+        timm_models.sketch(name)
+    except ModelError as error:
+        raise ModelError(f"model.name: {error}, and of our own there are {', '.join(NETWORKS)}") from None
 
 
-def _timm_model(
+def _check(config: ModelConfig) -> None:
+    """Check the fields that depend on the network, or on one another."""
+    own = config.name in NETWORKS
+    if not own:
+        _demand_known(config.name)
+    wrong = {
+        f"model.timm: expected nothing for {config.name}, which is ours; its arguments go in model.args": (
+            own and config.timm
+        ),
+        f"model.args: expected nothing for {config.name}; a timm model's arguments go in model.timm": (
+            not own and config.args
+        ),
+        f"model.stem: {config.name} is made for small images as it is; expected stock or resize": (
+            own and config.stem == "cifar"
+        ),
+        f"model.pretrained: no weights are published for {config.name}; expected false or a file": (
+            own and config.pretrained is True
+        ),
+        "model.sha256: expected only together with model.pretrained, found it alone": (
+            config.sha256 and not config.pretrained
+        ),
+    }
+    for message, found in wrong.items():
+        if found:
+            raise ModelError(message)
+    _check_arguments(config, "model.args" if own else "model.timm", config.args or config.timm)
+
+
+def _check_arguments(config: ModelConfig, field: str, given: Mapping[str, Any]) -> None:
+    """Check names against the factory's own arguments."""
+    known = _known_arguments(config.name)
+    for name in given:
+        if name not in known:
+            raise ModelError(f"{field}: {unknown(f'argument of {config.name}', name, known)}")
+    for name, rate in _rates(config).items():
+        if name not in known:
+            raise ModelError(f"model.{name}: {config.name} has none; expected null, found {rate}")
+        if name in given:
+            raise ModelError(f"{field}.{name}: stands in model.{name} too; keep one of them")
+
+
+def _known_arguments(name: str) -> list[str]:
+    if name not in NETWORKS:
+        return timm_models.accepted_arguments(name)
+    return [
+        argument for argument in inspect.signature(NETWORKS[name]).parameters if argument not in ("shape", "classes")
+    ]
+
+
+def _rates(config: ModelConfig) -> dict[str, float]:
+    rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
+    return {name: rate for name, rate in rates.items() if rate is not None}
+
+
+def _weights_file(config: ModelConfig, folder: Path | None) -> Path | None:
+    if config.pretrained is True:
+        return pretrained.find(config.name, timm_models.sketch(config.name).pretrained_cfg, folder)
+    return Path(config.pretrained) if config.pretrained else None
+
+
+def _network(
     config: ModelConfig, shape: Shape, classes: int, state: weights.State, file: Path | None
 ) -> nn.Module:  # fmt: skip
-    """Return a timm model with its stem, weights and head in place."""
-    if config.args:
-        raise ModelError(f"model.args: expected nothing for {config.name}: a timm model's arguments go in model.timm")
-    known = accepted_arguments(config.name)
-    _refuse_unknown("model.timm", config.timm, known, config.name)
-    arguments: dict[str, Any] = {"in_chans": shape[0], **_rates(config, known)}
-    if "img_size" in known:
-        arguments["img_size"] = shape[1:]
-    family = _family(config.name)
-    if config.stem == "cifar":
-        _demand_stem(config.name, family)
-        arguments |= family.arguments(shape[1]) if family.arguments else {}
-    arguments |= config.timm
-    inner = _created(config.name, arguments, classes, state, file)
-    if config.stem == "cifar" and family.relaxed:
-        stems.relax_strides(inner, shape[0])
-    return inner
-
-
-def _created(
-    name: str, arguments: Mapping[str, Any], classes: int, state: weights.State, file: Path | None
-) -> nn.Module:  # fmt: skip
-    """Return timm's model; with weights it is first built for their classes, so that every one of them must fit."""
+    """Return the inner model, with a timm model's published weights in it."""
+    rates = _rates(config)
+    if config.name not in NETWORKS:
+        return timm_models.create(
+            config.name, shape, classes, stem=config.stem, arguments={**config.timm, **rates}, state=state, where=file
+        )
     try:
-        if not state:
-            fresh: nn.Module = timm.create_model(name, num_classes=classes, **arguments)
-            return fresh
-        cfg = sketch(name).pretrained_cfg
-        found = _classes_of(state, cfg)
-        overlay = {"state_dict": state, "num_classes": found, "source": "", "custom_load": False, "label_offset": 0}
-        inner: nn.Module = timm.create_model(
-            name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=found, **arguments
-        )
-    except RuntimeError as error:
-        if not state:
-            raise
-        raise ModelError(f"{file}: these weights do not fit {name}: {_first_lines(error)}") from None
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ModelError(f"model.timm: {name} cannot be built from {dict(arguments)}: {_first_lines(error)}") from None
-    if found != classes:
-        inner.reset_classifier(classes)  # type: ignore[operator]
+        inner = NETWORKS[config.name](shape, classes, **config.args, **rates)
+    except TypeError as error:
+        raise ModelError(f"model.args: {config.name} cannot be built from {dict(config.args)}: {error}") from None
+    if state:
+        weights.load_state(inner, state, where=str(file))
     return inner
-
-
-def _classes_of(state: weights.State, cfg: Mapping[str, Any]) -> int:
-    """Return how many classes weights were trained for: by their head, else by timm's facts."""
-    names = cfg.get("classifier") or ()
-    first = names if isinstance(names, str) else next(iter(names), "")
-    head = state.get(f"{first}.weight")
-    return int(head.shape[0]) if head is not None else int(cfg.get("num_classes", 0))
-
-
-def _first_lines(error: Exception, most: int = 600) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= most else text[:most] + " ..."
-
-
-@functools.lru_cache(maxsize=256)
-def sketch(name: str) -> Any:
-    """Return a timm model without memory for its weights: for its facts, arguments and costs; treat as read-only.
-
-    Raises:
-        ModelError: an unknown name.
-    """
-    if not timm.is_model(name.partition(".")[0]):
-        known = [*NETWORKS, *timm.list_models()]
-        raise ModelError(
-            f"model.name: unknown model '{name}'{nearest(name, known)}; expected one of {', '.join(NETWORKS)} "
-            "or a timm model: `comp models 'resne*t*'` lists those of a pattern"
-        )
-    with torch.device("meta"):
-        try:
-            return timm.create_model(name)
-        except RuntimeError as error:
-            raise ModelError(f"model.name: {error}") from None
-
-
-def accepted_arguments(name: str) -> list[str]:
-    """Return names of the arguments that `model.timm` and this toolkit may pass to a timm model's factory."""
-    taken = {"self", "num_classes", "in_chans", "cfg", "kwargs", "args"}
-    names = {parameter for cls in type(sketch(name)).__mro__[:2] for parameter in inspect.signature(cls).parameters}
-    return sorted(names - taken)
-
-
-def _refuse_unknown(field: str, given: Mapping[str, Any], known: Sequence[str], model: str) -> None:
-    for name in given:
-        if name not in known:
-            raise ModelError(f"{field}: {unknown(f'argument of {model}', name, known)}")
-
-
-def _rates(config: ModelConfig, known: Sequence[str]) -> dict[str, float]:
-    """Return the drop rates that are set, if the network has them."""
-    rates = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
-    given = {name: rate for name, rate in rates.items() if rate is not None}
-    for name in given:
-        if name not in known:
-            raise ModelError(f"model.{name}: {config.name} has none; expected null, found {given[name]}")
-    return given
-
-
-def _demand_stem(name: str, family: stems.Family) -> None:
-    if not family.has_cifar_stem:
-        supported = sorted(module for module, row in stems.FAMILIES.items() if row.has_cifar_stem)
-        raise ModelError(
-            f"model.stem: no cifar stem is known for the family of {name} ({architecture(name)}); expected a model of "
-            f"{', '.join(supported)}, or `stem: resize` with an input_size"
-        )
 
 
 def _demand_fit(inner: nn.Module, config: ModelConfig, shape: Shape) -> None:
@@ -222,25 +221,30 @@ def _demand_fit(inner: nn.Module, config: ModelConfig, shape: Shape) -> None:
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ModelError(
             f"model.name: {config.name} with stem {config.stem} cannot take {shape[1]}x{shape[2]} px images "
-            f"({_first_lines(error, 200)}); try stem: cifar, or stem: resize with a larger input_size"
+            f"({timm_models.first_lines(error, 200)}); try stem: cifar, or stem: resize with a larger input_size"
         ) from None
     inner.train(was_training)
 
 
 def _normalization(
-    config: ModelConfig, inner: nn.Module, channels: int, dataset: tuple[Sequence[float], Sequence[float]]
-) -> tuple[Sequence[float], Sequence[float]]:
+    config: ModelConfig, inner: nn.Module, channels: int, dataset: tuple[Numbers, Numbers]
+) -> tuple[Numbers, Numbers]:
     """Return mean and deviation, one value a channel, by `model.normalize`."""
     wanted = config.normalize
-    cfg = getattr(inner, "pretrained_cfg", {})
-    if isinstance(wanted, str):
-        if wanted == "dataset" or (wanted == "auto" and not (config.pretrained and cfg)):
-            return dataset
-        if not cfg:
-            return dataset  # a file of our own brings its normalisation along
-        return _spread(cfg["mean"], channels), _spread(cfg["std"], channels)
+    published: Mapping[str, Any] = getattr(inner, "pretrained_cfg", {})
+    if not isinstance(wanted, str):
+        return _given_normalization(wanted, channels)
+    if wanted == "pretrained" and not config.pretrained:
+        raise ModelError("model.normalize: expected model.pretrained beside `pretrained`, found no weights")
+    # A file of ours brings its own mean and deviation along when it is adopted.
+    if wanted == "dataset" or not config.pretrained or not published:
+        return dataset
+    return _spread(published["mean"], channels), _spread(published["std"], channels)
+
+
+def _given_normalization(wanted: Mapping[Any, Numbers], channels: int) -> tuple[Numbers, Numbers]:
     mean, std = wanted.get("mean", ()), wanted.get("std", ())
-    if len(mean) != channels or len(std) != channels or min(std, default=0) <= 0:
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
         raise ModelError(
             f"model.normalize: expected mean and std of {channels} numbers each, std above 0, "
             f"found {len(mean)} and {len(std)} numbers: {dict(wanted)}"
@@ -248,43 +252,6 @@ def _normalization(
     return mean, std
 
 
-def _spread(values: Sequence[float], channels: int) -> list[float]:
+def _spread(values: Numbers, channels: int) -> Numbers:
     """Return published colour values for another number of channels: their mean, for each."""
-    return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
-
-
-def architecture(name: str) -> str:
-    """Return the timm module a model is defined in (`resnet`, `vision_transformer`), or the name of our network.
-
-    Raises:
-        ModelError: an unknown name.
-    """
-    if name in NETWORKS:
-        return name
-    sketch(name)
-    entry = timm.models.model_entrypoint(name.partition(".")[0])
-    return str(entry.__module__).rpartition(".")[2]
-
-
-def _family(name: str) -> stems.Family:
-    return stems.family_of(name, architecture(name))
-
-
-def family(name: str) -> str:
-    """Return a model's kind for the competition's rules: `convolutional`, `transformer`, `mlp`, ..., `unclassified`."""
-    return stems.OWN_KINDS[name] if name in NETWORKS else _family(name).kind
-
-
-def refuse_banned(name: str, banned: Sequence[str]) -> None:
-    """Check a model against `competition.rules.banned_families`.
-
-    Raises:
-        ModelError: its kind or its architecture is banned, or it cannot be told.
-    """
-    kind, module = family(name), architecture(name)
-    broken = [ban for ban in banned if ban in (kind, module)]
-    if broken or (banned and kind == "unclassified"):
-        raise ModelError(
-            f"model.name: the rules ban {', '.join(banned)} and {name} is {kind} ({module}); choose another model: "
-            "`comp models` lists their families"
-        )
+    return values if len(values) == channels else [sum(values) / len(values)] * channels

@@ -144,7 +144,7 @@ def load(path: Path) -> Predictions:
         RunError: missing, truncated, altered or not ours.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             missing = [name for name in _FIELDS if name not in archive.files]
             if missing:
                 raise RunError(f"{path}: not a predictions file: it lacks {', '.join(missing)}")

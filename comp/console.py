@@ -85,8 +85,9 @@ def bars() -> Iterator[Bars]:
 def print_epoch(epoch: "Epoch") -> None:
     """Print an epoch's line as it ends."""
     validation = "" if epoch.val_loss is None else f"  val loss {epoch.val_loss:.4f} accuracy {epoch.val_accuracy:.4f}"
+    shifted = "" if epoch.ood_accuracy is None else f"  shifted {epoch.ood_accuracy:.4f}"
     _err.print(
-        f"epoch {epoch.number:>3}  loss {epoch.train_loss:.4f} accuracy {epoch.train_accuracy:.4f}{validation}"
+        f"epoch {epoch.number:>3}  loss {epoch.train_loss:.4f} accuracy {epoch.train_accuracy:.4f}{validation}{shifted}"
         f"  lr {epoch.lr:.2e}  {epoch.images_per_second:,.0f} images/s  {epoch.seconds:.1f} s"
     )
 
@@ -104,7 +105,8 @@ def print_json(values: Any) -> None:
 def print_summary(run: "Run", scores: dict[str, Any]) -> None:
     """Print what a run has come to: clean, shifted by severity, seconds, and where everything lies."""
     counted = scores["best"] or scores["final"]
-    table = Table("split", "images", "accuracy", "loss", title=f"{scores['competition']}: {scores['model']}")
+    metric = [scores["metric"]] if scores["metric"] != "accuracy" else []  # a column of its own only if it is another
+    table = Table("split", "images", "accuracy", "loss", *metric, title=f"{scores['competition']}: {scores['model']}")
     for name, found in (
         ("validation", counted.get("val")),
         ("validation, last epoch", scores["final"].get("val") if scores["best"] else None),
@@ -113,7 +115,8 @@ def print_summary(run: "Run", scores: dict[str, Any]) -> None:
         ("suite", scores.get("suite")),
     ):
         if found:
-            table.add_row(name, f"{found['images']:,}", f"{found['accuracy']:.4f}", f"{found['loss']:.4f}")
+            own = [f"{found['metric']:.4f}"] if metric else []
+            table.add_row(name, f"{found['images']:,}", f"{found['accuracy']:.4f}", f"{found['loss']:.4f}", *own)
     _out.print(table)
     shifted = scores.get("suite") or counted.get("ood_val")
     if shifted:

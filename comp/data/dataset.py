@@ -103,7 +103,7 @@ def _open_suite(config: Config, competition: Competition, test: Split | None, pr
     if wanted.source == "corrupt_test":
         if test is None:
             raise DataError("competition.suite: corrupt_test needs a labelled test split, and this source has none")
-        return suites.corrupted("suite", test, competition.blocks, seed=config.data.split_seed)
+        return suites.corrupted("suite", test, competition.blocks, seed=suites.seed_of("test", config.data.split_seed))
     folder = Path(config.data.root) / wanted.path
     if wanted.base_address and config.data.download:
         suites.download_distortion_files(wanted, folder, competition.image_shape, progress)
@@ -115,6 +115,5 @@ def _open_ood_val(config: Config, val: Split | None) -> Suite | None:
     if val is None or not wanted.severities:
         return None
     count = min(wanted.per_block, len(val))
-    blocks = spec.blocks(range(len(spec.DISTORTIONS)), wanted.severities, count)
-    # One off the suite's seed: a validation must not share the suite's draws.
-    return suites.corrupted("ood_val", val, blocks, seed=config.data.split_seed + 1)
+    blocks = spec.blocks(suites.shifted_distortions(wanted), wanted.severities, count)
+    return suites.corrupted("ood_val", val, blocks, seed=suites.seed_of("val", config.data.split_seed))

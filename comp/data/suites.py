@@ -9,15 +9,34 @@ import torch
 from numpy.typing import NDArray
 
 from comp.competition.spec import DISTORTIONS, Block
-from comp.config import SuiteConfig
+from comp.config import OODValidationConfig, SuiteConfig
 from comp.data.arrays import open_images
-from comp.data.corruptions import corrupt
+from comp.data.corruptions import corrupt, named
 from comp.data.downloads import fetch
 from comp.data.splits import Split, Suite
-from comp.errors import DataError
+from comp.errors import ConfigError, DataError
 from comp.progress import Progress
 
 _CHUNK_IMAGES = 500  # of one corruption call: its intermediates stay small
+
+
+def seed_of(split: str, split_seed: int) -> int:
+    """Return the seed of a split's corruptions; `val` must not share the draws of the suite that is made of `test`."""
+    return split_seed + ("test", "val").index(split)
+
+
+def shifted_distortions(config: OODValidationConfig) -> list[int]:
+    """Return the numbers of the distortions that shifted validation has, less those it leaves out.
+
+    Raises:
+        ConfigError: an unknown name, or nothing is left.
+    """
+    where = "competition.ood_validation.leave_out"
+    left_out = named(config.leave_out, where)
+    numbers = [number for number, name in enumerate(DISTORTIONS) if name not in left_out]
+    if not numbers:
+        raise ConfigError(f"{where}: leaves no corruption at all; leave fewer out, or set severities to []")
+    return numbers
 
 
 def corrupted(name: str, split: Split, blocks: Sequence[Block], seed: int) -> Suite:

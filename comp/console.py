@@ -18,6 +18,7 @@ from rich.text import Text
 from comp import signals
 
 if TYPE_CHECKING:
+    from comp.data.checks import Finding
     from comp.data.dataset import Dataset
     from comp.leaderboard import Row
     from comp.rehearsal import Stage
@@ -194,6 +195,27 @@ def print_dataset(dataset: "Dataset", as_json: bool) -> None:
     table = Table("what", "found")
     for name, value in found.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    _out.print(table)
+
+
+def print_contents(described: dict[str, Any]) -> None:
+    """Print what `comp data show` has found: a table of splits, and one of labels."""
+    splits = described["splits"]
+    table = Table("split", "images", "shape (C, H, W)", "mean", "std")
+    for name, found in splits.items():
+        table.add_row(name, f"{found['images']:,}", *[str(found[key]) for key in ("shape", "mean", "std")])
+    _out.print(table)
+    labels = Table("class", *splits, title=f"images of each of {described['classes']} classes")
+    for label in next(iter(splits.values()))["labels"]:
+        labels.add_row(label, *[f"{found['labels'][label]:,}" for found in splits.values()])
+    _out.print(labels)
+
+
+def print_findings(findings: "Sequence[Finding]") -> None:
+    """Print what `comp data check` has found."""
+    table = Table("looked for", "found", "verdict", Column("first", overflow="fold"))
+    for found in findings:
+        table.add_row(found.what, f"{found.count:,}", found.verdict, ", ".join(found.examples))
     _out.print(table)
 
 

@@ -29,6 +29,7 @@ class Dataset:
         mean: of each channel of `train`, in [0, 1].
         std: likewise.
         fingerprint: of all training images and labels, before the split.
+        unreadable: files of the source that hold no image, left out.
     """
 
     competition: Competition
@@ -40,6 +41,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    unreadable: tuple[str, ...] = ()
 
     def limited(self, train_images: int, other_images: int) -> "Dataset":
         """Return a small copy for a rehearsal: the first images of each split and block."""
@@ -88,7 +90,9 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
         config.competition.name, config.competition.metric, source.classes, train.image_shape, blocks
     )
     suite = _open_suite(config, competition, test, progress) if blocks else None
-    return Dataset(competition, train, val, test, suite, _open_ood_val(config, val), mean, std, fingerprint)
+    return Dataset(
+        competition, train, val, test, suite, _open_ood_val(config, val), mean, std, fingerprint, source.unreadable
+    )
 
 
 def _check_shapes(train: Split, test: Split | None) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from comp import runs
 from comp.competition.spec import DISTORTIONS, Block
 from comp.config import OODValidationConfig, SuiteConfig
 from comp.data.arrays import open_images
@@ -16,6 +17,8 @@ from comp.data.downloads import fetch
 from comp.data.splits import Split, Suite
 from comp.errors import ConfigError, DataError
 from comp.progress import Progress
+
+MANIFEST = "manifest.json"
 
 _CHUNK_IMAGES = 500  # of one corruption call: its intermediates stay small
 
@@ -72,12 +75,26 @@ def distortion_files(folder: Path, blocks: Sequence[Block], shape: tuple[int, in
         shape: (C, H, W) of the training images.
 
     Raises:
-        DataError: a file is missing, truncated, pickled or of another type or shape; the first is named.
+        DataError: a file is missing, truncated, pickled or of another type or shape; the first is named. Or the
+            folder's manifest, where there is one, tells of other severities.
     """
+    _check_severities(folder / MANIFEST, [block.severity for block in blocks])
     for distortion in sorted({block.distortion for block in blocks}):
         rows = sum(block.count for block in blocks if block.distortion == distortion)
         check_distortion_file(distortion_path(folder, distortion), rows, shape)
     return Suite("suite", tuple(blocks), partial(_read_block, folder))
+
+
+def _check_severities(manifest: Path, wanted: Sequence[int]) -> None:
+    """A folder may hold a choice of severities; blocks would then go by wrong names."""
+    if not manifest.exists():
+        return
+    found = runs.read_json(manifest).get("severities")
+    if found != sorted(set(wanted)):
+        raise DataError(
+            f"{manifest}: expected severities {sorted(set(wanted))}, as competition.suite.severities says, found "
+            f"{found}; write the suite again with --severities 1-{max(wanted)}"
+        )
 
 
 def distortion_path(folder: Path, distortion: int) -> Path:

@@ -3,7 +3,7 @@
 A finding misleads, and the check then fails, where a score could not be believed or a class not be learned:
 
 - exact copies across train and val or test: `EXACT_LEAK` of the held-out images or more;
-- near duplicates across them: `NEAR_LEAK` or more (CIFAR-10 has 0.7 %, MNIST 1 %, Fashion-MNIST 2 %);
+- near duplicates across them: `NEAR_LEAK` or more (CIFAR-10 has 0.6 %, MNIST 1 %, Fashion-MNIST 2 %);
 - exact copies under different labels: `CONFLICTS` of all images or more;
 - a class without an image in some split, or one class with more than `DOMINANCE` of the training images;
 - files that cannot be read, unless they are skipped.

@@ -96,7 +96,7 @@ def run(
 ) -> None:
     """Train, evaluate, predict, write and check the submission, add a leaderboard row.
 
-    Example: `comp run configs/quickstart.yaml`
+    Example: comp run configs/quickstart.yaml
     """
     from comp import console, pipeline
     from comp import runs as run_folders
@@ -130,7 +130,7 @@ def train(
 ) -> None:
     """Train a config and score it on validation.
 
-    Example: `comp train configs/quickstart.yaml train.epochs=3`
+    Example: comp train configs/quickstart.yaml train.epochs=3
     """
     from comp import console, pipeline
     from comp import runs as run_folders
@@ -154,7 +154,7 @@ def predict(
 ) -> None:
     """Predict the suite with trained runs and write a submission for each.
 
-    Example: `comp predict runs/quickstart/20260101-120000-quickstart -o submissions/again.csv`
+    Example: comp predict runs/quickstart/20260101-120000-quickstart -o submissions/again.csv
     """
     from comp import console, pipeline
     from comp import runs as run_folders
@@ -182,7 +182,7 @@ def predict(
 def evaluate(path: RunPath, as_json: AsJson = False) -> None:
     """Score a trained run on the clean labelled test split, beside its validation scores.
 
-    Example: `comp evaluate runs/quickstart/20260101-120000-quickstart`
+    Example: comp evaluate runs/quickstart/20260101-120000-quickstart
     """
     from comp import console, pipeline
     from comp import runs as run_folders
@@ -202,7 +202,7 @@ def leaderboard(
 ) -> None:
     """List complete runs, best first.
 
-    Example: `comp leaderboard --competition quickstart --sort val_accuracy`
+    Example: comp leaderboard --competition quickstart --sort val_accuracy
     """
     from dataclasses import asdict
 
@@ -223,7 +223,7 @@ def check(
 ) -> None:
     """Check a submission's header, ids, order and labels.
 
-    Example: `comp check submissions/quickstart.csv`
+    Example: comp check submissions/quickstart.csv
     """
     from comp import config as configs
     from comp import console, runs
@@ -255,7 +255,7 @@ def models(
 ) -> None:
     """List models that `model.name` takes.
 
-    Example: `comp models 'resnet1*'`
+    Example: comp models 'resnet1*'
     """
     from comp import console
     from comp.models import zoo
@@ -267,7 +267,7 @@ def models(
 def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print a config with every default filled in.
 
-    Example: `comp config show configs/quickstart.yaml train.epochs=3`
+    Example: comp config show configs/quickstart.yaml train.epochs=3
     """
     from comp import config as configs
 
@@ -278,7 +278,7 @@ def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
 def config_check(config: ConfigPath, overrides: Overrides = None, runs: RunsRoot = RUNS) -> None:
     """Check a config's keys, types, names and rules.
 
-    Example: `comp config check configs/quickstart.yaml`
+    Example: comp config check configs/quickstart.yaml
     """
     from comp import config as configs
     from comp import console, pipeline
@@ -292,7 +292,7 @@ def config_check(config: ConfigPath, overrides: Overrides = None, runs: RunsRoot
 def config_schema() -> None:
     """Print the JSON schema of a config file, for editors.
 
-    Example: `comp config schema > comp.schema.json`
+    Example: comp config schema > comp.schema.json
     """
     from comp import config as configs
 
@@ -303,7 +303,7 @@ def config_schema() -> None:
 def data_prepare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Find or download everything that a config needs, and verify it.
 
-    Example: `comp data prepare configs/cifar100-ood/transfer.yaml`
+    Example: comp data prepare configs/cifar100-ood/transfer.yaml
     """
     from comp import config as configs
     from comp import console

@@ -127,7 +127,7 @@ def train(
     with run.writing():
         seconds: Mapping[str, float] = {}
         if execution is None:
-            execution, seconds = fit.choose_execution(model, dataset, config)
+            execution, seconds = fit.choose_execution(model, dataset, config, progress)
         run.write_json("execution.json", {**execution.to_json(), "seconds_a_step": seconds})
         _fit_and_score(run, config, dataset, model, execution, resume=False, on_epoch=on_epoch, progress=progress)
     return run
@@ -155,7 +155,8 @@ def resume(
         if path.exists():
             execution = device.from_json(runs.read_json(path), str(path))
         else:  # stopped before its choices were made
-            execution, seconds = fit.choose_execution(build_model(config, dataset, pretrained=True), dataset, config)
+            scratch = build_model(config, dataset, pretrained=True)
+            execution, seconds = fit.choose_execution(scratch, dataset, config, progress)
             run.write_json("execution.json", {**execution.to_json(), "seconds_a_step": seconds})
         model = build_model(config, dataset, pretrained=not (run.path / "state.pt").exists())
         _fit_and_score(run, config, dataset, model, execution, resume=True, on_epoch=on_epoch, progress=progress)
@@ -191,6 +192,7 @@ def _fit_and_score(
             "config_hash": configs.fingerprint(config),
             "selected_by": config.train.select,
             "epochs": cursor.epoch,
+            "stopped": cursor.stopped,
             "best_epoch": cursor.best_epoch,
             "train_seconds": round(cursor.seconds, 2),
             "device": execution.device,

@@ -102,7 +102,9 @@ class Session:
         return self.steps_per_epoch * self.config.train.epochs
 
 
-def choose_execution(model: nn.Module, dataset: Dataset, config: Config) -> tuple[Execution, dict[str, float]]:
+def choose_execution(
+    model: nn.Module, dataset: Dataset, config: Config, progress: Progress = quiet
+) -> tuple[Execution, dict[str, float]]:
     """Time a few training steps on a copy of the model and return how to run; see `comp.device.choose`."""
     count = min(_TIMING_BATCH, config.train.batch_size, len(dataset.train))
     split = dataset.train.head(count)
@@ -126,7 +128,7 @@ def choose_execution(model: nn.Module, dataset: Dataset, config: Config) -> tupl
         return step
 
     with _counted_randomness(torch.device("cpu")):
-        return choose(config.train, attempt)
+        return choose(config.train, attempt, progress)
 
 
 def fit(
@@ -152,14 +154,14 @@ def fit(
     saver = _Saver(session, cursor)
     with _counted_randomness(session.execution.torch_device):
         try:
-            while cursor.epoch < session.config.train.epochs:
+            while cursor.epoch < session.config.train.epochs and not cursor.stopped:
                 epoch = _epoch(session, cursor, saver, progress)
                 rows.append(asdict(epoch))
                 session.run.write_history(rows)
                 stop = on_epoch(epoch)
-                saver.save_if_due()
-                if stop is not None:
-                    break
+                cursor.stopped = stop.reason if stop else ""
+                if saver.is_due():
+                    saver.save()
         except Interrupted:
             saver.save()
             raise
@@ -175,9 +177,8 @@ class _Saver:
         self._session, self._cursor = session, cursor
         self._clock = self._saved = time.perf_counter()
 
-    def save_if_due(self) -> None:
-        if time.perf_counter() - self._saved >= self._session.config.train.checkpoint_seconds:
-            self.save()
+    def is_due(self) -> bool:
+        return time.perf_counter() - self._saved >= self._session.config.train.checkpoint_seconds
 
     def save(self) -> None:
         now = time.perf_counter()
@@ -198,6 +199,9 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
         indices = order[step * session.batch_size : (step + 1) * session.batch_size]
         totals += _step(session, number, step, indices)
         cursor.step, cursor.seen = step + 1, cursor.seen + session.batch_size
+        if saver.is_due():
+            cursor.loss_sum, cursor.right_sum = totals.tolist()
+            saver.save()
         try:
             progress(f"epoch {number}/{config.train.epochs}", step + 1, session.steps_per_epoch, "steps")
         except Interrupted:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from comp.augment.distributions import beta, dirichlet
-from comp.augment.policies import Choice, Mixture, Op, Policy
+from comp.augment.ops import Choice, Foreign, Mixture, Op, Policy
+from comp.errors import ConfigError
 from comp.imaging import colour, draws, geometry
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -75,7 +76,7 @@ def _tabulate(choice: Choice, device: torch.device) -> _Table:
     slots = max(len(branch) for branch in choice.branches)
     names = tuple(dict.fromkeys(op.name for branch in choice.branches for op in branch))
     idle = Op(names[0], 0.0)
-    rows = [[*branch, *[idle] * (slots - len(branch))] for branch in choice.branches]
+    rows = [[*_own(branch), *[idle] * (slots - len(branch))] for branch in choice.branches]
 
     def column(value: Callable[[Op], float]) -> Tensor:
         return torch.tensor([[value(op) for op in row] for row in rows], dtype=torch.float32, device=device)
@@ -89,6 +90,13 @@ def _tabulate(choice: Choice, device: torch.device) -> _Table:
         column(lambda op: op.signed),
         column(lambda op: op.steps),
     )
+
+
+def _own(branch: tuple[Op | Foreign, ...]) -> list[Op]:
+    for op in branch:
+        if isinstance(op, Foreign):
+            raise ConfigError(f"augment.ops: albumentations' '{op.name}' needs augment.engine: per_image")
+    return [op for op in branch if isinstance(op, Op)]
 
 
 def _draw(choice: Choice, keys: Tensor, turned: Tensor | None) -> _Plan:
@@ -228,7 +236,7 @@ def _valued(function: Callable[[Tensor, Tensor], Tensor]) -> Function:
     return lambda images, magnitude, keys: function(images, magnitude)
 
 
-# One row for each of policies.OPS: (images [n, C, H, W] uint8, magnitudes [n], keys [n]) -> images.
+# One row for each of ops.OPS: (images [n, C, H, W] uint8, magnitudes [n], keys [n]) -> images.
 FUNCTIONS: dict[str, Function] = {
     "crop": _crop,
     "flip": _plain(geometry.flip),

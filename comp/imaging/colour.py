@@ -142,7 +142,7 @@ def rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     high = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     spread = high - low
-    hues, saturations = _hsv_tables(images.device)
+    hues, saturations = hsv_tables(images.device)
     s = saturations.index_select(0, (high * 256).add_(spread).view(-1))
     entry = (red >= green).to(torch.int32).mul_(4).add_((green >= blue).to(torch.int32).mul_(2)).add_(red >= blue)
     gap = (high + spread).add_(low, alpha=2).sub_(red).sub_(green).sub_(blue)  # highest - middle channel
@@ -152,7 +152,7 @@ def rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @lru_cache(maxsize=8)
-def _hsv_tables(device: torch.device) -> tuple[Tensor, Tensor]:
+def hsv_tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return float32 tables of hue [8 sectors * 256 spreads * 256 gaps] and saturation [256 values * 256 spreads].
 
     One hue level is six grey levels, so Pillow's roundings are followed: quotients in float32, the rest in float64.

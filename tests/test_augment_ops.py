@@ -175,7 +175,7 @@ def test_all_colours_survive_hsv_as_in_pillow() -> None:
     cube = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, len(levels), 3)
     ours = torch.stack(colour.rgb_to_hsv(as_images(cube)), -1).numpy()
     assert difference(ours, np.asarray(pillow(cube[0]).convert("HSV"))[None]).max() <= 1
-    hsv = torch.from_numpy(cube).float().unbind(-1)
+    hsv = torch.from_numpy(cube).unbind(-1)
     merged = Image.merge("HSV", [Image.fromarray(plane) for plane in cube[0].transpose(2, 0, 1)]).convert("RGB")
     assert difference(as_pixels(colour.hsv_to_rgb(*hsv)), np.asarray(merged)[None]).max() <= 1
 

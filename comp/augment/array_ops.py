@@ -52,7 +52,8 @@ def _brightness(image: Image, magnitude: float, chance: random.Random) -> Image:
 
 
 def _contrast(image: Image, magnitude: float, chance: random.Random) -> Image:
-    mean = int(_luma(image).mean() + 0.5)
+    grey = image if image.shape[2] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)  # near enough for a mean
+    mean = int(cv2.mean(grey)[0] + 0.5)
     return _look_up(image, mean + (_LEVELS - mean) * (1 + magnitude))
 
 
@@ -81,14 +82,15 @@ def _hue(image: Image, magnitude: float, chance: random.Random) -> Image:
     red, green, blue = cv2.split(image)
     higher, lower = cv2.max(red, green), cv2.min(red, green)
     value = cv2.max(higher, blue)
-    spread = (value - cv2.min(lower, blue)).astype(np.int32)
+    spread = (value - cv2.min(lower, blue)).astype(np.intp)
     gap = value - cv2.max(lower, cv2.min(higher, blue))  # from the middle channel up to the highest
-    sector = ((red >= green) * np.int32(4)) | ((green >= blue) * np.int32(2)) | (red >= blue)
+    sector = (red >= green) * np.intp(4) + (green >= blue) * np.intp(2) + (red >= blue)
     hues, chromas, losses = _hsv_tables()
     hue = hues.take((sector << 16) | (spread << 8) | gap)
-    chroma = chromas.take((value.astype(np.int32) << 8) | spread)
-    turned = [value - chroma * np.roll(loss, -int(magnitude * 255)).take(hue) for loss in losses]
-    return cv2.merge([(channel + np.float32(0.5)).astype(np.uint8) for channel in turned])  # type: ignore[no-any-return]
+    hue += np.uint8(int(magnitude * 255) & 255)
+    chroma = chromas.take((value.astype(np.intp) << 8) | spread)
+    start = value + np.float32(0.5)
+    return np.asarray(cv2.merge([(start - chroma * cv2.LUT(hue, loss)).astype(np.uint8) for loss in losses]), np.uint8)
 
 
 @cache
@@ -98,7 +100,7 @@ def _hsv_tables() -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.fl
     chromas = np.repeat(np.arange(256, dtype=np.float32), 256) * saturations / 255
     k = (np.arange(256) * (6 / 255) + np.array([[5.0], [3.0], [1.0]])) % 6
     losses = np.minimum(k, 4 - k).clip(0, 1).astype(np.float32)  # [3, 256]
-    return hues.astype(np.uint8), chromas.astype(np.float32), losses
+    return hues, chromas.astype(np.float32), losses
 
 
 def _posterize(image: Image, magnitude: float, chance: random.Random) -> Image:

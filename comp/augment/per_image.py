@@ -69,7 +69,7 @@ class PerImage:
         self._python.seed(word)
         self._bits.state = {
             "bit_generator": "PCG64",
-            "state": {"state": word << 64 | (draws.key(word) & _WORD), "inc": 1},
+            "state": {"state": word << 64 | word, "inc": 1},
             "has_uint32": 0,
             "uinteger": 0,
         }

@@ -200,6 +200,13 @@ def test_shift_fills_what_comes_in() -> None:
     assert (moved[1] == 9).all()
 
 
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_turned_corners_take_the_fill(interpolation: str) -> None:
+    images = as_images(photographs(3))
+    turned = geometry.rotate(images, torch.full((3,), 45.0), interpolation=interpolation, fill=200)
+    assert (turned[:, :, [0, 0, -1, -1], [0, -1, 0, -1]] == 200).all()
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_cutout_blanks_one_square_that_may_hang_over_the_border(engine: str) -> None:
     pixels = np.zeros((400, 16, 16, 3), np.uint8)

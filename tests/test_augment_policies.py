@@ -1,12 +1,15 @@
 """Policies as data, and what the engines make of them."""
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.utils.data import DataLoader, Dataset
 
 from comp.augment.ops import FOREIGN_IMITATES, OPS, Choice, Foreign, Mixture, Op, Policy
 from comp.augment.per_batch import FUNCTIONS, alternation, augment
@@ -71,6 +74,42 @@ def test_an_image_depends_on_seed_epoch_and_index_alone(name: str) -> None:
     there = pickle.loads(pickle.dumps(here))  # as a spawned worker gets it
     back = [there(images[index], 1, index) for index in reversed(range(len(images)))]
     assert all(np.array_equal(one, other) for one, other in zip(forth, reversed(back), strict=True))
+
+
+class Augmented(Dataset[torch.Tensor]):
+    """What a loader of image files does: the image, then the policy."""
+
+    def __init__(self, name: str) -> None:
+        self.augment, self.images = PerImage(resolve(name), seed=5), pictures(40).permute(0, 2, 3, 1).numpy()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.augment(self.images[index], 2, index))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, here on purpose
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_do_not_change_images(workers: int) -> None:
+    split = Augmented("autoaugment_cifar10")
+    alone, shared = (torch.cat(list(DataLoader(split, 7, num_workers=count))) for count in (0, workers))
+    assert torch.equal(alone, shared)
+    assert not torch.equal(alone.permute(0, 3, 1, 2), pictures(40))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_cuda_device_gives_the_same_pixels(name: str) -> None:
+    images, keys, turned = pictures(512), draws.keys(0, 0, torch.arange(512)), torch.arange(512) % 2 == 0
+    here = augment(images, resolve(name), keys, turned=turned)
+    there = augment(images.cuda(), resolve(name), keys.cuda(), turned=turned.cuda()).cpu()
+    assert (here.int() - there.int()).abs().max() <= 1
+
+
+def test_policies_are_known_without_torch() -> None:
+    code = "import sys, comp.augment.policies; sys.exit('torch' in sys.modules or 'albumentations' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("name", sorted(set(POLICIES) - {"none"}))

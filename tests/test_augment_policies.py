@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import stats
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from comp.augment.ops import FOREIGN_IMITATES, OPS, Choice, Foreign, Mixture, Op, Policy
 from comp.augment.per_batch import FUNCTIONS, alternation, augment
@@ -166,12 +167,26 @@ def test_policies_are_well_formed(name: str) -> None:
         assert 0 <= op.probability <= 1
 
 
-def test_the_published_subpolicies_are_all_there() -> None:
-    for name in ("autoaugment_cifar10", "autoaugment_imagenet"):
-        (choice,) = POLICIES[name].stages
-        assert isinstance(choice, Choice)
-        assert len(choice.branches) == 25
-        assert {len(branch) for branch in choice.branches} == {2}
+@pytest.mark.parametrize("name", ["cifar10", "imagenet"])
+def test_the_published_subpolicies_are_torchvisions(name: str) -> None:
+    """Same ops, probabilities and strengths; a level of 10 is a share of the op's range."""
+    theirs = AutoAugment(AutoAugmentPolicy(name))
+    renamed = {"Color": "saturation", "ShearX": "shear_x", "ShearY": "shear_y"}
+    renamed |= {"TranslateX": "translate_x", "TranslateY": "translate_y"}
+    ends = theirs._augmentation_space(10, (331, 331))
+    (choice,) = POLICIES[f"autoaugment_{name}"].stages
+    assert isinstance(choice, Choice)
+    assert len(choice.branches) == len(theirs.policies) == 25
+    for branch, pair in zip(choice.branches, theirs.policies, strict=True):
+        for op, (their_name, probability, level) in zip(branch, pair, strict=True):
+            assert isinstance(op, Op)
+            assert (op.name, op.probability) == (renamed.get(their_name, their_name.lower()), probability)
+            magnitudes, signed = ends[their_name]
+            magnitude = 0.0 if level is None else float(magnitudes[level])
+            magnitude /= 331 if their_name.startswith("Translate") else 1
+            ours = round(op.low) if op.name == "posterize" else op.low
+            assert op.signed == signed
+            assert ours == pytest.approx(magnitude, abs=1e-4)
 
 
 def test_what_imitates_the_suite_says_so() -> None:

@@ -1,8 +1,9 @@
 """The on-device engine: a policy on a whole uint8 batch, every sample with its own draws.
 
 All draws of a stage are made at once, for all samples. Samples that drew the same op are then brought next to each
-other (one row copy of the batch) and the op runs once on their slice. Grouping needs the group sizes on the host:
-one wait for the device in each stage, and none between its ops. What a sample gets depends on its key alone.
+other (one row copy of the batch) and the op runs once on their slice. Grouping needs the group sizes on the host: one
+wait for the device in each stage (in a mixture, each chain), and none between its ops but for equalize's histograms.
+What a sample gets depends on its key alone.
 
     keys = draws.keys(seed, epoch, indices)    # [B] int64
     images = augment(images, policy, keys)     # [B, C, H, W] uint8
@@ -32,6 +33,7 @@ def augment(images: Tensor, policy: Policy, keys: Tensor, *, turned: Tensor | No
         keys: [B] int64 from `draws.keys(seed, epoch, indices)`, on the images' device.
         turned: [B] bool from `alternation`; only a policy with `alternating_flip` needs it.
     """
+    assert images.dtype == torch.uint8
     pixels = geometry.to_pixels(images)  # [B, H, W, C]
     for number, stage in enumerate(policy.stages):
         own = draws.fold(keys, number)

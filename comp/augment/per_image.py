@@ -8,6 +8,7 @@ transform a generator of its own with the same seed: two flips at one half would
 import json
 import os
 import random
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,19 @@ class PerImage:
             "has_uint32": 0,
             "uinteger": 0,
         }
-        turned = len(self._composes) > 1 and bool(alternation(self._seed, epoch, torch.tensor([index])))
+        turned = len(self._composes) > 1 and bool(_first_turns(self._seed, index // _BLOCK)[index % _BLOCK] ^ epoch & 1)
         done: Image = self._composes[turned](image=image)["image"]
         return np.ascontiguousarray(done if done.ndim == 3 else done[..., None])
+
+
+_BLOCK = 4096
+
+
+@lru_cache(maxsize=64)
+def _first_turns(seed: int, block: int) -> NDArray[np.bool_]:
+    """Return `per_batch.alternation` of epoch 0 for a block of indices: one call of torch for many images."""
+    turns: NDArray[np.bool_] = alternation(seed, 0, torch.arange(block * _BLOCK, (block + 1) * _BLOCK)).numpy()
+    return turns
 
 
 def _compose(policy: Policy, turned: bool) -> Any:

@@ -113,10 +113,21 @@ class DataConfig(Section):
 class AugmentConfig(Section):
     """What happens to training images."""
 
+    engine: Literal["per_batch", "per_image"] = "per_batch"
+    """`per_batch`: on the training device, a batch at a time; `per_image`: albumentations, in loader workers."""
     policy: str | tuple[str, ...] = "none"
     """A row of `comp.augment.policies.POLICIES`, or several, applied in turn."""
+    ops: tuple[FrozenMapping, ...] = ()
+    """Free ops after the policy, in turn: `{name: brightness, p: 0.5, magnitude: [-0.3, 0.3]}` for a row of
+    `comp.augment.ops.OPS`; for `per_image` also any transform of albumentations, `{name: GaussNoise, p: 0.2, ...}`."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """MixUp's Beta(alpha, alpha); 0 is off."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """CutMix's Beta(alpha, alpha); 0 is off."""
+    switch_probability: Fraction = 0.5
+    """A sample's probability of CutMix where both are on."""
+    mix_off_epochs: Annotated[int, Field(ge=0)] = 0
+    """How many last epochs train without MixUp and CutMix."""
 
 
 class ModelConfig(Section):

@@ -34,16 +34,13 @@ def read_cifar10(path: Path, count: int) -> tuple[Tensor, Tensor]:
     return images.contiguous(memory_format=torch.channels_last), torch.from_numpy(records[:, 0].astype(np.int64))
 
 
-def model_of(arm: str, weights: Path, seed: int, bn_momentum: float) -> Classifier:
+def model_of(arm: str, weights: Path, seed: int) -> Classifier:
     """Return the pretrained model with a CIFAR stem: `carried` over, or its first convolution `fresh`."""
     config = ModelConfig(name=MODEL, stem="cifar", pretrained=str(weights))
     model = zoo.build(config, classes=10, image_shape=(3, 32, 32), mean=MEAN, std=STD, seed=seed)
     if arm == "fresh":
         torch.manual_seed(seed)
         torch.nn.init.kaiming_normal_(model.inner.get_submodule(FIRST_CONVOLUTION).weight, mode="fan_out")
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = bn_momentum
     return model.to(memory_format=torch.channels_last)
 
 
@@ -75,11 +72,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data", type=Path, default=Path("data/cifar-10-batches-bin"))
     options.add_argument("--weights", type=Path, default=Path(f"data/weights/{MODEL}.safetensors"))
-    options.add_argument("--images", type=int, default=10_000)
-    options.add_argument("--test-images", type=int, default=2_000)
-    options.add_argument("--batch-size", type=int, default=128)
-    # TensorFlow's models move their statistics by 0.01 a step: too slowly for a few dozen steps to be judged by.
-    options.add_argument("--bn-momentum", type=float, default=0.1)
+    options.add_argument("--images", type=int, default=2_000)
+    options.add_argument("--test-images", type=int, default=1_000)
+    options.add_argument("--batch-size", type=int, default=64)
     options.add_argument("--seeds", type=int, default=3)
     given = options.parse_args()
     print(
@@ -91,7 +86,7 @@ def main() -> None:
     for seed in range(given.seeds):
         for arm, found in scores.items():
             began = time.perf_counter()
-            model = model_of(arm, given.weights, seed, given.bn_momentum)
+            model = model_of(arm, given.weights, seed)
             train(model, *split, seed=seed, batch_size=given.batch_size)
             found.append(accuracy(model, *test))
             print(f"seed {seed} {arm}: {found[-1]:.4f} ({time.perf_counter() - began:.0f} s)", flush=True)

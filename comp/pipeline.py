@@ -56,7 +56,7 @@ def check(config: Config, runs_root: Path) -> None:
         raise ConfigError(f"data.source: {unknown('source', config.data.source, sources.SOURCES)}")
     optim.check_optimizer(config.optim.name)
     device.choose_device(config.train.device)
-    imitated = policies.resolve(config.augment.policy).imitates
+    imitated = policies.resolve(config.augment.policy, config.augment.ops).imitates
     rules.check(config.competition.rules, pretrained=bool(config.model.pretrained), imitated=imitated)
     zoo.refuse_banned(config.model.name, config.competition.rules.banned_families)
     if config.data.validation == "none" and config.competition.ood_validation.every != "end":

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from comp import metrics, runs
 from comp.augment import mixing, per_batch, policies
-from comp.augment.policies import Policy
+from comp.augment.ops import Policy
 from comp.config import Config
 from comp.data import loading
 from comp.data.dataset import Dataset
@@ -234,9 +234,9 @@ def _step(session: Session, number: int, step: int, indices: Tensor) -> Tensor:
     keys = draws.keys(config.seed, number, indices)
     turned = per_batch.alternation(config.seed, number, indices) if session.alternates else None
     images = per_batch.augment(images, session.policy, keys, turned=turned)
-    images, targets = mixing.mix(
-        images, labels, keys, classes=len(session.dataset.competition.classes), mixing=session.mixing
-    )
+    mixed = session.mixing if number <= config.train.epochs - config.augment.mix_off_epochs else session.mixing.off()
+    classes = len(session.dataset.competition.classes)
+    images, targets = mixing.mix(images, labels, keys, classes=classes, mixing=mixed)
     with session.execution.autocast():
         logits = session.model(session.execution.layout(images))  # [B, classes]
     loss = nn.functional.cross_entropy(logits.float(), targets)
@@ -310,8 +310,13 @@ def start(
         model=model,
         optimizer=build_optimizer(groups, config.optim),
         train=loading.resident(dataset.train, execution.torch_device),
-        policy=policies.resolve(config.augment.policy),
-        mixing=mixing.Mixing(mixup=config.augment.mixup, label_smoothing=config.train.label_smoothing),
+        policy=policies.resolve(config.augment.policy, config.augment.ops),
+        mixing=mixing.Mixing(
+            mixup=config.augment.mixup,
+            cutmix=config.augment.cutmix,
+            switch_probability=config.augment.switch_probability,
+            label_smoothing=config.train.label_smoothing,
+        ),
         execution=execution,
     )
 

@@ -234,9 +234,13 @@ def _step(session: Session, number: int, step: int, indices: Tensor) -> Tensor:
     keys = draws.keys(config.seed, number, indices)
     turned = per_batch.alternation(config.seed, number, indices) if session.alternates else None
     images = per_batch.augment(images, session.policy, keys, turned=turned)
-    mixed = session.mixing if number <= config.train.epochs - config.augment.mix_off_epochs else session.mixing.off()
-    classes = len(session.dataset.competition.classes)
-    images, targets = mixing.mix(images, labels, keys, classes=classes, mixing=mixed)
+    images, targets = mixing.mix(
+        images,
+        labels,
+        keys,
+        classes=len(session.dataset.competition.classes),
+        mixing=session.mixing.at(number, config.train.epochs),
+    )
     with session.execution.autocast():
         logits = session.model(session.execution.layout(images))  # [B, classes]
     loss = nn.functional.cross_entropy(logits.float(), targets)
@@ -316,6 +320,7 @@ def start(
             cutmix=config.augment.cutmix,
             switch_probability=config.augment.switch_probability,
             label_smoothing=config.train.label_smoothing,
+            off_epochs=config.augment.mix_off_epochs,
         ),
         execution=execution,
     )

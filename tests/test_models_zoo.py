@@ -9,11 +9,12 @@ import torch
 
 from comp.config import ModelConfig
 from comp.errors import ModelError
-from comp.models import catalogue, stems, strides, timm_models, weights, zoo
+from comp.models import catalogue, stems, strides, surgery, timm_models, weights, zoo
+from comp.models.classifier import Classifier
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
-# At least one small member of every family with a cifar stem.
+# With SLOW, a member of every family with a cifar stem.
 QUICK = [
     "convnext_atto", "test_convnext", "cspresnet50", "cs3darknet_focus_s", "cspnext_tiny", "densenet121", "dla46x_c",
     "dpn48b", "tf_efficientnet_lite0", "efficientnet_b0", "tf_efficientnetv2_b0", "test_efficientnet", "mnasnet_050",
@@ -35,15 +36,15 @@ SLOW = [
     "swinv2_cr_tiny_ns_224", "vgg11_bn", "legacy_xception", "xception41p",
 ]  # fmt: skip
 
+EVERY_MODEL = pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 
-def built(
-    name: str, *, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10, **model: object
-) -> zoo.Classifier:
+
+def built(name: str, *, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10, **model: object) -> Classifier:
     config = ModelConfig.model_validate({"name": name, **model})
     return zoo.build(config, classes=classes, image_shape=shape, mean=MEAN[: shape[0]], std=STD[: shape[0]], seed=0)
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@EVERY_MODEL
 def test_cifar_stem_keeps_a_4x4_map_and_trains(name: str) -> None:
     model = built(name, stem="cifar")
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -56,6 +57,16 @@ def test_cifar_stem_keeps_a_4x4_map_and_trains(name: str) -> None:
     assert first.grad.isfinite().all()
     with torch.no_grad():
         assert min(catalogue.feature_map(model.eval().inner, model.prepare(images))) >= 4
+
+
+@EVERY_MODEL
+def test_layer_decay_reaches_every_family(name: str) -> None:
+    model = Classifier(timm_models.sketch(name), mean=MEAN, std=STD)
+    groups = surgery.parameter_groups(model, 0.05, 0.9)
+    scales = sorted({group["lr_scale"] for group in groups})
+    assert len(scales) >= 4
+    assert scales[-1] == 1.0
+    assert groups[0]["lr_scale"] == scales[0]  # the stem comes first and is the slowest
 
 
 def test_every_family_with_a_stem_is_built_above() -> None:

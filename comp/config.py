@@ -166,9 +166,11 @@ class ModelConfig(Section):
     """Whether batch norm in frozen blocks is trained after all: statistics, scale and shift."""
 
     @model_validator(mode="after")
-    def _resize_has_its_size(self) -> "ModelConfig":
+    def _belongs_together(self) -> "ModelConfig":
         if (self.stem == "resize") != (self.input_size is not None):
             raise ValueError("stem: resize and input_size go together, such as {stem: resize, input_size: 64}")
+        if not self.pretrained and (self.sha256 or self.normalize == "pretrained"):
+            raise ValueError("sha256 and normalize: pretrained are about weights; they need model.pretrained")
         return self
 
 

@@ -9,19 +9,20 @@ from torch import nn
 from comp.config import ModelConfig
 from comp.errors import ModelError
 from comp.models import stems, surgery, zoo
+from comp.models.classifier import Classifier
 from comp.models.network import ACTIVATIONS
 from comp.models.plain import NETWORKS
 
 Shape = tuple[int, int, int]
 
 
-def built(name: str, shape: Shape = (3, 32, 32), classes: int = 10, **args: object) -> zoo.Classifier:
+def built(name: str, shape: Shape = (3, 32, 32), classes: int = 10, **args: object) -> Classifier:
     config = ModelConfig.model_validate({"name": name, "args": args})
     channels = shape[0]
     return zoo.build(config, classes=classes, image_shape=shape, mean=[0.5] * channels, std=[0.25] * channels, seed=0)
 
 
-def layers(model: zoo.Classifier, kind: type[nn.Module]) -> list[tuple[int, ...]]:
+def layers(model: Classifier, kind: type[nn.Module]) -> list[tuple[int, ...]]:
     """Return (out, in) of each layer of a kind, in order."""
     return [tuple(module.weight.shape[:2]) for module in model.modules() if type(module) is kind]
 

@@ -8,26 +8,28 @@ from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import nn
 
+from comp import config
 from comp.config import ModelConfig
 from comp.errors import ModelError
 from comp.models import surgery, timm_models, weights, zoo
+from comp.models.classifier import Classifier
 from comp.models.plain import NETWORKS
 
 # Stock ResNets start with branches multiplied by zero, so that one step would leave most of them unmoved.
 BRANCHES_AWAKE = {"zero_init_last": False}
 
 
-def built(name: str = "resnet10t", classes: int = 10, **model: object) -> zoo.Classifier:
+def built(name: str = "resnet10t", classes: int = 10, **model: object) -> Classifier:
     stem = "stock" if name in NETWORKS else "cifar"
-    config = ModelConfig.model_validate({"name": name, "stem": stem, **model})
-    return zoo.build(config, classes=classes, image_shape=(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3, seed=0)
+    section = ModelConfig.model_validate({"name": name, "stem": stem, **model})
+    return zoo.build(section, classes=classes, image_shape=(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3, seed=0)
 
 
-def trained_names(model: zoo.Classifier) -> set[str]:
+def trained_names(model: Classifier) -> set[str]:
     return {name for name, parameter in model.inner.named_parameters() if parameter.requires_grad}
 
 
-def changed_after_a_step(model: zoo.Classifier) -> set[str]:
+def changed_after_a_step(model: Classifier) -> set[str]:
     """Return the inner model's tensors (with buffers) that one training step changes."""
     before = copy.deepcopy(model.inner.state_dict())
     optimizer = torch.optim.SGD(surgery.parameter_groups(model, 0.1), lr=0.5)
@@ -80,11 +82,11 @@ def test_frozen_statistics_survive_a_change_of_mode() -> None:
 
 
 def test_blocks_thaw_by_epoch_whatever_came_before() -> None:
-    config = ModelConfig.model_validate({"freeze": ["all_but_head"], "unfreeze": {"2": ["layer4"], "4": ["*"]}})
+    section = ModelConfig.model_validate({"freeze": ["all_but_head"], "unfreeze": {"2": ["layer4"], "4": ["*"]}})
     model = built()
     tops = []
     for epoch in (1, 2, 3, 4, 1):
-        zoo.thaw(model, config, epoch=epoch)
+        zoo.thaw(model, section, epoch=epoch)
         tops.append({name.partition(".")[0] for name in trained_names(model)})
     assert tops[:3] == [{"fc"}, {"fc", "layer4"}, {"fc", "layer4"}]
     assert {"conv1", "layer1", "layer4", "fc"} <= tops[3]
@@ -121,7 +123,7 @@ def test_the_table_says_what_is_trained() -> None:
 def test_layer_decay_gives_layers_their_own_rates(name: str) -> None:
     if name == "vgg11_bn":  # 130 million parameters, but for one row of this table the stock sketch will do
         inner = timm_models.sketch(name)
-        model = zoo.Classifier(inner, mean=[0.5] * 3, std=[0.25] * 3)
+        model = Classifier(inner, mean=[0.5] * 3, std=[0.25] * 3)
     else:
         model = built(name)
     groups = surgery.parameter_groups(model, 0.05, 0.5)
@@ -182,3 +184,11 @@ def test_head_swap_keeps_the_body_and_a_fresh_head() -> None:
 def test_head_swap_from_another_network_is_refused() -> None:
     with pytest.raises(ModelError, match="a run: these weights belong to another network"):
         surgery.adopt(built(), built("simple_cnn").state_dict(), where="a run")
+
+
+def test_an_unfreezing_schedule_comes_back_from_its_yaml() -> None:
+    written = {"model": {"name": "resnet10t", "freeze": ["all_but_head"], "unfreeze": {"2": ["layer4"]}}}
+    loaded = config.from_mapping(written, "a test")
+    assert loaded.model.unfreeze == {2: ("layer4",)}
+    again = config.from_mapping(config.parse_yaml(config.dump(loaded), "a test"), "a test")
+    assert again == loaded

@@ -10,6 +10,7 @@ from torch import nn
 from comp.config import ModelConfig
 from comp.errors import ModelError
 from comp.models import weights, zoo
+from comp.models.classifier import Classifier
 
 
 class Harmful:
@@ -118,7 +119,7 @@ def test_mismatch_lists_missing_unexpected_and_other_shapes(tmp_path: Path) -> N
 
 
 def test_a_runs_weights_start_another_run_with_its_normalization(tmp_path: Path) -> None:
-    def built(classes: int, seed: int, mean: float, **model: object) -> zoo.Classifier:
+    def built(classes: int, seed: int, mean: float, **model: object) -> Classifier:
         config = ModelConfig.model_validate({"name": "resnet10t", "stem": "cifar", **model})
         return zoo.build(config, classes=classes, image_shape=(3, 32, 32), mean=[mean] * 3, std=[0.2] * 3, seed=seed)
 

@@ -77,7 +77,7 @@ class FastNet(Network):
         whitening.initialise(images[:5000])
 
 
-def fastnet(shape: tuple[int, int, int], classes: int, *, size: str = "M", scale: float = 1 / 9) -> FastNet:
+def fastnet(shape: tuple[int, int, int], classes: int, *, size: str = "M", scale: float = 1 / 3) -> FastNet:
     """Return the network in size S, M or L for images of `shape`; at least 16 px."""
     if size not in SIZES:
         raise ModelError(f"model.args.size: {unknown('size', size, SIZES)}")

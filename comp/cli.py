@@ -14,6 +14,7 @@ from comp.errors import Interrupted, UserError
 if TYPE_CHECKING:
     from comp.config import Config
     from comp.data.dataset import Dataset
+    from comp.models.classifier import Classifier
 
 EXIT_OUR_FAULT, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 128
 
@@ -194,6 +195,31 @@ def evaluate(path: RunPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def probe(
+    path: RunPath,
+    classifier: Annotated[str, typer.Option(help="linear_svm, knn or logistic.")] = "linear_svm",
+    k: Annotated[int, typer.Option("--k", help="Neighbours, for knn.")] = 5,
+    config: Annotated[Path | None, typer.Option("--config", help="Probe these data instead of the run's own.")] = None,
+    runs: RunsRoot = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a simple classifier on a trained run's features and score it.
+
+    Example: comp probe runs/quickstart/20260101-120000-quickstart --classifier knn --k 5
+    """
+    from comp import config as configs
+    from comp import console, probing
+    from comp import runs as run_folders
+
+    wanted = configs.load(config) if config else None
+    with console.bars() as progress:
+        found = probing.probe(
+            run_folders.open_run(path), name=classifier, k=k, config=wanted, runs_root=runs, progress=progress
+        )
+    console.print_json(found.metrics()) if as_json else console.print_summary(found, found.metrics())
+
+
+@app.command()
 def leaderboard(
     competition: Annotated[str | None, typer.Option(help="Only this competition's runs.")] = None,
     sort: Annotated[str, typer.Option(help="Column to sort by.")] = "ood_accuracy",
@@ -351,9 +377,16 @@ def _train(config: Path | None, overrides: list[str] | None, like: Path | None, 
         dataset = open_dataset(loaded, progress)
         found = pipeline.train(
             loaded, name=name, runs_root=runs, dataset=dataset, execution=execution,
-            on_epoch=console.print_epoch, progress=progress,
+            on_model=_print_trainable, on_epoch=console.print_epoch, progress=progress,
         )  # fmt: skip
     return found, dataset
+
+
+def _print_trainable(model: "Classifier") -> None:
+    from comp import console
+    from comp.models.surgery import trainable_table
+
+    console.print_trainable(trainable_table(model), model.origin)
 
 
 def _rehearse(config: "Config", as_json: bool) -> None:

@@ -27,7 +27,7 @@ from comp.device import Execution, choose
 from comp.errors import Interrupted, RunError
 from comp.imaging import draws
 from comp.inference.predict import predict
-from comp.models import surgery, weights
+from comp.models import surgery, weights, zoo
 from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
@@ -193,7 +193,7 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     began, begun_at = time.perf_counter(), cursor.step
     order = draws.order(config.seed, number, len(session.train), session.execution.torch_device)
     totals = torch.tensor([cursor.loss_sum, cursor.right_sum], dtype=torch.float64, device=order.device)
-    _freeze(session, number)
+    zoo.thaw(session.model, config.model, epoch=number)
     session.model.train()
     for step in range(cursor.step, session.steps_per_epoch):
         indices = order[step * session.batch_size : (step + 1) * session.batch_size]
@@ -252,14 +252,6 @@ def _step(session: Session, number: int, step: int, indices: Tensor) -> Tensor:
     session.optimizer.step()
     right = mixing.hits(logits.detach(), targets, label_smoothing=session.mixing.label_smoothing).sum()
     return torch.stack((loss.detach().double() * len(indices), right.double()))
-
-
-def _freeze(session: Session, number: int) -> None:
-    wanted = session.config.model
-    surgery.freeze(
-        session.model, wanted.freeze, epoch=number, unfreeze=wanted.unfreeze, keep_bn_stats=wanted.freeze_bn_stats,
-        train_bn=wanted.unfreeze_bn,
-    )  # fmt: skip
 
 
 def _refuse_non_finite(session: Session, cursor: Cursor, number: int) -> None:

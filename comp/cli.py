@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from comp import signals
+from comp import data_verbs, signals
 from comp.errors import Interrupted, UserError
+from comp.options import AsJson, ConfigPath, Overrides
 
 if TYPE_CHECKING:
     from comp.config import Config
@@ -22,18 +23,14 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
 )  # fmt: skip
 config_app = typer.Typer(no_args_is_help=True, help="Look at configs: `show`, `check`, `schema`.")
-data_app = typer.Typer(no_args_is_help=True, help="Bring and look at data: `prepare`.")
+data_app = typer.Typer(no_args_is_help=True, help="Bring and look at data: `prepare`, `show`, `check`, `corrupt`.")
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+for verb in (data_verbs.show, data_verbs.check, data_verbs.corrupt):
+    data_app.command()(verb)
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Laid on the config: `train.epochs=3 optim.lr=3e-4`."),
-]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/COMPETITION/TIME-NAME.")]
 RunsRoot = Annotated[Path, typer.Option("--runs", help="Where run folders are.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="The submission's CSV; a free name by default.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing submission.")]
 RUNS = Path("runs")
@@ -58,7 +55,7 @@ def _guarded(arguments: list[str] | None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
     except Interrupted as stop:
-        print("interrupted; a training goes on with: comp run --resume RUN", file=sys.stderr)
+        print("interrupted; the same command goes on, and a training with: comp run --resume RUN", file=sys.stderr)
         return EXIT_INTERRUPTED + stop.signum
     except Exception:
         traceback.print_exc()

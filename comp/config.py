@@ -66,7 +66,10 @@ class OODValidationConfig(Section):
     per_block: Positive = 500
     """Images in each (corruption, severity) block, at most the validation split's size."""
     every: Literal["end"] | Positive = "end"
-    """`end`: once, with the best weights; N: also every N epochs."""
+    """`end`: once, with the best weights; N: also every N epochs, and after the last one."""
+    leave_out: tuple[str, ...] = ()
+    """Corruptions, or families of them (noise, blur, weather, digital), that are not generated: those that the
+    augmentation imitates, say, so that the score tells of shifts that training has not seen."""
 
 
 class RulesConfig(Section):
@@ -87,7 +90,7 @@ class CompetitionConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "unnamed"
     """Names the folder under `runs/` and the default submission file."""
     metric: str = "accuracy"
-    """What submissions are scored by."""
+    """What submissions are scored by: a row of `comp.metrics.METRICS`."""
     suite: SuiteConfig = SuiteConfig()
     ood_validation: OODValidationConfig = OODValidationConfig()
     rules: RulesConfig = RulesConfig()
@@ -205,8 +208,9 @@ class TrainConfig(Section):
     epochs: Positive = 10
     batch_size: Positive = 128
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    select: Literal["val_accuracy", "val_loss"] = "val_accuracy"
-    """What the best weights are chosen by."""
+    select: Literal["val_accuracy", "val_loss", "val_metric", "ood_accuracy"] = "val_accuracy"
+    """What the best weights are chosen by; `val_metric` is competition.metric, and `ood_accuracy` chooses among the
+    epochs that competition.ood_validation.every measures."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: timed on a few steps and recorded in the run's execution.json."""

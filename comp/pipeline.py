@@ -15,7 +15,7 @@ from comp.augment import policies
 from comp.competition import rules, submission
 from comp.competition.spec import DISTORTIONS
 from comp.config import Config
-from comp.data import sources
+from comp.data import sources, suites
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, Suite
 from comp.device import Execution
@@ -27,7 +27,7 @@ from comp.models.classifier import Classifier
 from comp.predictions import Predictions
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import fit, optim
+from comp.training import fit, optim, validation
 from comp.training.fit import OnEpoch
 
 _INITIAL_WEIGHTS = 1  # names the purpose of a draw beside the seed
@@ -59,8 +59,8 @@ def check(config: Config, runs_root: Path) -> None:
     imitated = policies.resolve(config.augment.policy, config.augment.ops).imitates
     rules.check(config.competition.rules, pretrained=_has_external_weights(config), imitated=imitated)
     zoo.refuse_banned(config.model.name, config.competition.rules.banned_families)
-    if config.data.validation == "none" and config.competition.ood_validation.every != "end":
-        raise ConfigError("competition.ood_validation.every: needs a validation split, and data.validation is none")
+    suites.shifted_distortions(config.competition.ood_validation)
+    validation.check(config)
     _check_space(config, runs_root)
 
 
@@ -211,7 +211,7 @@ def _fit_and_score(
     on_epoch: OnEpoch,
     progress: Progress,
 ) -> None:
-    fresh = not (run.path / "state.pt").exists()
+    fresh = not ((run.path / "state.pt").exists() or config.model.pretrained or config.model.from_run)
     session = fit.start(config, dataset, run, model, execution, fresh=fresh)
     cursor = fit.fit(session, resume=resume, on_epoch=on_epoch, progress=progress)
     final = _score(run, config, dataset, model, execution, "final", progress)
@@ -228,6 +228,7 @@ def _fit_and_score(
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "first_weights": model.origin,
             "config_hash": configs.fingerprint(config),
+            "metric": config.competition.metric,
             "selected_by": config.train.select,
             "epochs": cursor.epoch,
             "stopped": cursor.stopped,
@@ -250,11 +251,11 @@ def _score(
     scores: dict[str, Any] = {}
     if dataset.val is not None:
         found = _predict(loaded, dataset.val, which, progress)
-        scores["val"] = metrics.summary(found)
+        scores["val"] = metrics.summary(found, config.competition.metric)
         predictions.save(run.predictions_path("val" if which == "best" else "val-final"), found)
     if dataset.ood_val is not None and which == "best":
         found = _predict(loaded, dataset.ood_val, which, progress)
-        scores["ood_val"] = metrics.shifted_summary(found, DISTORTIONS)
+        scores["ood_val"] = metrics.shifted_summary(found, DISTORTIONS, config.competition.metric)
         predictions.save(run.predictions_path("ood_val"), found)
     return scores
 
@@ -293,7 +294,7 @@ def evaluate(loaded: Loaded, progress: Progress = quiet) -> dict[str, Any]:
         if test is not None and test.labels is not None:
             found = _predict(loaded, test, run.weights_path().stem, progress)
             predictions.save(run.predictions_path("test"), found)
-            scores["test"] = metrics.summary(found)
+            scores["test"] = metrics.summary(found, loaded.config.competition.metric)
             run.write_json("metrics.json", scores)
     return scores
 
@@ -312,7 +313,7 @@ def predict(loaded: Loaded, progress: Progress = quiet) -> Predictions:
         found = _predict(loaded, suite, run.weights_path().stem, progress)
         predictions.save(run.predictions_path("suite"), found)
         if found.labels is not None:
-            scores["suite"] = metrics.shifted_summary(found, DISTORTIONS)
+            scores["suite"] = metrics.shifted_summary(found, DISTORTIONS, loaded.config.competition.metric)
             run.write_json("metrics.json", scores)
     return found
 

@@ -60,7 +60,7 @@ def probe(
             if split is not None:
                 found = fitted.predict(split, made_by, progress)
                 predictions.save(result.predictions_path(split.name), found)
-                scores[split.name] = metrics.summary(found)
+                scores[split.name] = metrics.summary(found, config.competition.metric)
         seconds = time.perf_counter() - began
         result.write_json("metrics.json", _probe_metrics(result, config, model, execution, scores, made_by, seconds))
     return result

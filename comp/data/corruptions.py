@@ -15,7 +15,7 @@ and saturation has nothing to change.
 import functools
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from comp.data import blurs, weather
 from comp.data.blurs import NUDGE
-from comp.errors import DataError, unknown
+from comp.errors import ConfigError, DataError, unknown
 from comp.imaging import draws, filters, jpeg
 
 Family = Literal["noise", "blur", "weather", "digital"]
@@ -229,6 +229,21 @@ FAMILIES: dict[Family, tuple[str, ...]] = {
     family: tuple(name for name, row in CORRUPTIONS.items() if row.family == family)
     for family in ("noise", "blur", "weather", "digital")
 }
+
+
+def named(names: Iterable[str], where: str) -> tuple[str, ...]:
+    """Return the corruptions that names of corruptions and of families stand for, in the suite's order.
+
+    Raises:
+        ConfigError: a name is neither; `where` tells where it stands.
+    """
+    chosen: set[str] = set()
+    for name in names:
+        members = (name,) if name in CORRUPTIONS else next((m for f, m in FAMILIES.items() if f == name), None)
+        if members is None:
+            raise ConfigError(f"{where}: {unknown('corruption or family', name, (*FAMILIES, *NAMES))}")
+        chosen.update(members)
+    return tuple(name for name in NAMES if name in chosen)
 
 
 def corrupt(images: Tensor, name: str, severity: int, *, seed: int, indices: Tensor) -> Tensor:

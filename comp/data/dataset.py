@@ -29,6 +29,7 @@ class Dataset:
         mean: of each channel of `train`, in [0, 1].
         std: likewise.
         fingerprint: of all training images and labels, before the split.
+        unreadable: files of the source that hold no image, left out.
     """
 
     competition: Competition
@@ -40,6 +41,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    unreadable: tuple[str, ...] = ()
 
     def limited(self, train_images: int, other_images: int) -> "Dataset":
         """Return a small copy for a rehearsal: the first images of each split and block."""
@@ -88,7 +90,9 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
         config.competition.name, config.competition.metric, source.classes, train.image_shape, blocks
     )
     suite = _open_suite(config, competition, test, progress) if blocks else None
-    return Dataset(competition, train, val, test, suite, _open_ood_val(config, val), mean, std, fingerprint)
+    return Dataset(
+        competition, train, val, test, suite, _open_ood_val(config, val), mean, std, fingerprint, source.unreadable
+    )
 
 
 def _check_shapes(train: Split, test: Split | None) -> None:
@@ -103,7 +107,7 @@ def _open_suite(config: Config, competition: Competition, test: Split | None, pr
     if wanted.source == "corrupt_test":
         if test is None:
             raise DataError("competition.suite: corrupt_test needs a labelled test split, and this source has none")
-        return suites.corrupted("suite", test, competition.blocks, seed=config.data.split_seed)
+        return suites.corrupted("suite", test, competition.blocks, seed=suites.seed_of("test", config.data.split_seed))
     folder = Path(config.data.root) / wanted.path
     if wanted.base_address and config.data.download:
         suites.download_distortion_files(wanted, folder, competition.image_shape, progress)
@@ -115,6 +119,5 @@ def _open_ood_val(config: Config, val: Split | None) -> Suite | None:
     if val is None or not wanted.severities:
         return None
     count = min(wanted.per_block, len(val))
-    blocks = spec.blocks(range(len(spec.DISTORTIONS)), wanted.severities, count)
-    # One off the suite's seed: a validation must not share the suite's draws.
-    return suites.corrupted("ood_val", val, blocks, seed=config.data.split_seed + 1)
+    blocks = spec.blocks(suites.shifted_distortions(wanted), wanted.severities, count)
+    return suites.corrupted("ood_val", val, blocks, seed=suites.seed_of("val", config.data.split_seed))

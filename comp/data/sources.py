@@ -23,11 +23,14 @@ _CIFAR_SHAPE = (3, 32, 32)
 
 @dataclass(frozen=True)
 class Source:
-    """What a dataset holds: labelled training images, its official test split if it has one, class names."""
+    """What a dataset holds: labelled training images, its official test split if it has one, class names; and the
+    files that cannot be read as images, which are in no split.
+    """
 
     train: Split
     test: Split | None
     classes: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
 
 
 def open_source(config: DataConfig) -> Source:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from comp import metrics, runs
+from comp import runs
 from comp.augment import mixing, per_batch, policies
 from comp.augment.ops import Policy
 from comp.config import Config
@@ -26,15 +26,15 @@ from comp.data.loading import Resident
 from comp.device import Execution, choose
 from comp.errors import Interrupted, RunError
 from comp.imaging import draws
-from comp.inference.predict import predict
 from comp.models import surgery, weights, zoo
 from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import checkpoint
+from comp.training import checkpoint, validation
 from comp.training.checkpoint import Cursor
 from comp.training.optim import build_optimizer, onecycle, set_rate
 from comp.training.stopping import Stop
+from comp.training.validation import Scores
 
 OnEpoch = Callable[["Epoch"], Stop | None]
 
@@ -53,6 +53,8 @@ class Epoch:
         train_accuracy: likewise, weighted by the mixing's lambda.
         val_loss: of the validation split, None without one.
         val_accuracy: likewise.
+        val_metric: likewise, the competition's metric.
+        ood_accuracy: of shifted validation, None in epochs that do not measure it.
         seconds: of the whole epoch, validation included.
         images_per_second: of its training steps.
     """
@@ -63,6 +65,8 @@ class Epoch:
     train_accuracy: float
     val_loss: float | None
     val_accuracy: float | None
+    val_metric: float | None
+    ood_accuracy: float | None
     seconds: float
     images_per_second: float
 
@@ -211,14 +215,16 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     _refuse_non_finite(session, cursor, number)
     trained_seconds = time.perf_counter() - began
     trained_images = (session.steps_per_epoch - begun_at) * session.batch_size
-    validation = _validate(session, cursor, number, progress)
+    scores = _validate(session, cursor, number, progress)
     epoch = Epoch(
         number=number,
         lr=onecycle(number * session.steps_per_epoch - 1, session.total_steps, config.optim),
         train_loss=cursor.loss_sum / cursor.seen,
         train_accuracy=cursor.right_sum / cursor.seen,
-        val_loss=validation.get("loss"),
-        val_accuracy=validation.get("accuracy"),
+        val_loss=scores.loss,
+        val_accuracy=scores.accuracy,
+        val_metric=scores.metric,
+        ood_accuracy=scores.ood_accuracy,
         seconds=round(time.perf_counter() - began, 3),
         images_per_second=round(trained_images / trained_seconds, 1),
     )
@@ -263,17 +269,11 @@ def _refuse_non_finite(session: Session, cursor: Cursor, number: int) -> None:
     )
 
 
-def _validate(session: Session, cursor: Cursor, number: int, progress: Progress) -> dict[str, float]:
-    """Score the validation split and keep the weights if they are the best so far."""
-    if session.dataset.val is None:
-        return {}
-    found = predict(
-        session.model, session.dataset.val, classes=session.dataset.competition.classes, execution=session.execution,
-        batch_size=session.config.predict.batch_size, made_by={}, progress=progress,
-    )  # fmt: skip
-    scores = metrics.summary(found)
-    value = -scores["loss"] if session.config.train.select == "val_loss" else scores["accuracy"]
-    if cursor.best is None or value > cursor.best:
+def _validate(session: Session, cursor: Cursor, number: int, progress: Progress) -> Scores:
+    """Score the weights and keep them if they are the best so far."""
+    scores = validation.validate(session.model, session.dataset, session.execution, session.config, number, progress)
+    value = validation.selected(scores, session.config)
+    if value is not None and (cursor.best is None or value > cursor.best):
         cursor.best, cursor.best_epoch = value, number
         runs.write_atomically(
             session.run.path / "best.safetensors", weights.to_bytes(session.model.state_dict(), {"epoch": str(number)})
@@ -292,7 +292,7 @@ def start(
         run: where files land.
         model: as built, on the CPU.
         execution: see `choose_execution`.
-        fresh: whether a data-dependent initialisation is wanted (not when weights will be read from a checkpoint).
+        fresh: whether a data-dependent initialisation is wanted: not where weights come from a file or a checkpoint.
     """
     if fresh:
         images = torch.from_numpy(dataset.train.images[:_INITIALISE_IMAGES].copy()).permute(0, 3, 1, 2)

@@ -15,6 +15,7 @@ from comp.options import AsJson, ConfigPath, Overrides
 if TYPE_CHECKING:
     from comp.config import Config
     from comp.data.dataset import Dataset
+    from comp.models.classifier import Classifier
 
 EXIT_OUR_FAULT, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 128
 
@@ -93,7 +94,7 @@ def run(
 ) -> None:
     """Train, evaluate, predict, write and check the submission, add a leaderboard row.
 
-    Example: `comp run configs/quickstart.yaml`
+    Example: comp run configs/quickstart.yaml
     """
     from comp import console, pipeline
     from comp import runs as run_folders
@@ -127,7 +128,7 @@ def train(
 ) -> None:
     """Train a config and score it on validation.
 
-    Example: `comp train configs/quickstart.yaml train.epochs=3`
+    Example: comp train configs/quickstart.yaml train.epochs=3
     """
     from comp import console, pipeline
     from comp import runs as run_folders
@@ -151,7 +152,7 @@ def predict(
 ) -> None:
     """Predict the suite with trained runs and write a submission for each.
 
-    Example: `comp predict runs/quickstart/20260101-120000-quickstart -o submissions/again.csv`
+    Example: comp predict runs/quickstart/20260101-120000-quickstart -o submissions/again.csv
     """
     from comp import console, pipeline
     from comp import runs as run_folders
@@ -179,7 +180,7 @@ def predict(
 def evaluate(path: RunPath, as_json: AsJson = False) -> None:
     """Score a trained run on the clean labelled test split, beside its validation scores.
 
-    Example: `comp evaluate runs/quickstart/20260101-120000-quickstart`
+    Example: comp evaluate runs/quickstart/20260101-120000-quickstart
     """
     from comp import console, pipeline
     from comp import runs as run_folders
@@ -191,6 +192,31 @@ def evaluate(path: RunPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def probe(
+    path: RunPath,
+    classifier: Annotated[str, typer.Option(help="linear_svm, knn or logistic.")] = "linear_svm",
+    k: Annotated[int, typer.Option("--k", help="Neighbours, for knn.")] = 5,
+    config: Annotated[Path | None, typer.Option("--config", help="Probe these data instead of the run's own.")] = None,
+    runs: RunsRoot = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a simple classifier on a trained run's features and score it.
+
+    Example: comp probe runs/quickstart/20260101-120000-quickstart --classifier knn --k 5
+    """
+    from comp import config as configs
+    from comp import console, probing
+    from comp import runs as run_folders
+
+    wanted = configs.load(config) if config else None
+    with console.bars() as progress:
+        found = probing.probe(
+            run_folders.open_run(path), name=classifier, k=k, config=wanted, runs_root=runs, progress=progress
+        )
+    console.print_json(found.metrics()) if as_json else console.print_summary(found, found.metrics())
+
+
+@app.command()
 def leaderboard(
     competition: Annotated[str | None, typer.Option(help="Only this competition's runs.")] = None,
     sort: Annotated[str, typer.Option(help="Column to sort by.")] = "ood_accuracy",
@@ -199,7 +225,7 @@ def leaderboard(
 ) -> None:
     """List complete runs, best first.
 
-    Example: `comp leaderboard --competition quickstart --sort val_accuracy`
+    Example: comp leaderboard --competition quickstart --sort val_accuracy
     """
     from dataclasses import asdict
 
@@ -220,7 +246,7 @@ def check(
 ) -> None:
     """Check a submission's header, ids, order and labels.
 
-    Example: `comp check submissions/quickstart.csv`
+    Example: comp check submissions/quickstart.csv
     """
     from comp import config as configs
     from comp import console, runs
@@ -252,7 +278,7 @@ def models(
 ) -> None:
     """List models that `model.name` takes.
 
-    Example: `comp models 'resnet1*'`
+    Example: comp models 'resnet1*'
     """
     from comp import console
     from comp.models import zoo
@@ -264,7 +290,7 @@ def models(
 def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print a config with every default filled in.
 
-    Example: `comp config show configs/quickstart.yaml train.epochs=3`
+    Example: comp config show configs/quickstart.yaml train.epochs=3
     """
     from comp import config as configs
 
@@ -275,7 +301,7 @@ def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
 def config_check(config: ConfigPath, overrides: Overrides = None, runs: RunsRoot = RUNS) -> None:
     """Check a config's keys, types, names and rules.
 
-    Example: `comp config check configs/quickstart.yaml`
+    Example: comp config check configs/quickstart.yaml
     """
     from comp import config as configs
     from comp import console, pipeline
@@ -289,7 +315,7 @@ def config_check(config: ConfigPath, overrides: Overrides = None, runs: RunsRoot
 def config_schema() -> None:
     """Print the JSON schema of a config file, for editors.
 
-    Example: `comp config schema > comp.schema.json`
+    Example: comp config schema > comp.schema.json
     """
     from comp import config as configs
 
@@ -300,7 +326,7 @@ def config_schema() -> None:
 def data_prepare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Find or download everything that a config needs, and verify it.
 
-    Example: `comp data prepare configs/cifar100-ood/transfer.yaml`
+    Example: comp data prepare configs/cifar100-ood/transfer.yaml
     """
     from comp import config as configs
     from comp import console
@@ -348,9 +374,16 @@ def _train(config: Path | None, overrides: list[str] | None, like: Path | None, 
         dataset = open_dataset(loaded, progress)
         found = pipeline.train(
             loaded, name=name, runs_root=runs, dataset=dataset, execution=execution,
-            on_epoch=console.print_epoch, progress=progress,
+            on_model=_print_trainable, on_epoch=console.print_epoch, progress=progress,
         )  # fmt: skip
     return found, dataset
+
+
+def _print_trainable(model: "Classifier") -> None:
+    from comp import console
+    from comp.models.surgery import trainable_table
+
+    console.print_trainable(trainable_table(model), model.origin)
 
 
 def _rehearse(config: "Config", as_json: bool) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from comp.data.checks import Finding
     from comp.data.dataset import Dataset
     from comp.leaderboard import Row
+    from comp.models.surgery import Block
     from comp.rehearsal import Stage
     from comp.runs import Run
     from comp.training.fit import Epoch
@@ -81,6 +82,16 @@ def bars() -> Iterator[Bars]:
                TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as drawn:
         yield Bars(drawn)
+
+
+def print_trainable(rows: "Sequence[Block]", origin: str) -> None:
+    """Print what of a model is trained, block by block, before the first step."""
+    table = Table("block", "parameters", "trained", "batch norm statistics", title=f"weights: {origin}")
+    for row in rows:
+        table.add_row(row.name, f"{row.parameters:,}", f"{row.trainable:,}", row.statistics)
+    table.add_section()
+    table.add_row("all", f"{sum(r.parameters for r in rows):,}", f"{sum(r.trainable for r in rows):,}", "")
+    _err.print(table)
 
 
 def print_epoch(epoch: "Epoch") -> None:

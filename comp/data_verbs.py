@@ -27,7 +27,7 @@ def show(
 ) -> None:
     """Show counts, sizes, channel statistics and labels of a config's data, and draw them.
 
-    Example: `comp data show configs/quickstart.yaml augment.policy=randaugment --augment`
+    Example: comp data show configs/quickstart.yaml augment.policy=randaugment --augment
     """
     from comp import config as configs
     from comp import console
@@ -55,7 +55,7 @@ def check(
 ) -> None:
     """Look for duplicates, leaks, label conflicts and lopsided classes; exit 2 where training would mislead.
 
-    Example: `comp data check configs/quickstart.yaml`
+    Example: comp data check configs/quickstart.yaml
     """
     from dataclasses import asdict
 
@@ -85,7 +85,7 @@ def corrupt(
 ) -> None:
     """Write corrupted copies of a split as distortionNN.npy with a manifest; goes on where it was stopped.
 
-    Example: `comp data corrupt configs/quickstart.yaml --split test --out data/ood --only noise --only fog`
+    Example: comp data corrupt configs/quickstart.yaml --split test --out data/ood --only noise --only fog
     """
     from comp import config as configs
     from comp import console

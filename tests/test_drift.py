@@ -30,7 +30,7 @@ def measure() -> dict[str, list[float]]:
     config = configs.load(GOLDEN / "digits.yaml")
     dataset = open_dataset(config)
     assert dataset.test is not None
-    model = pipeline.build_model(config, dataset, pretrained=False)
+    model = pipeline.build_model(config, dataset)
     weights.load_weights(model, GOLDEN / "digits.safetensors")
     EXECUTION.place(model)
     classes = dataset.competition.classes

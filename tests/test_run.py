@@ -20,6 +20,7 @@ from comp import config as configs
 from comp import pipeline, predictions, runs
 from comp.competition.spec import DISTORTIONS
 from comp.errors import Interrupted
+from comp.training.stopping import Stop
 from tests.conftest import REPOSITORY, Result, comp_process, write_config
 
 
@@ -159,8 +160,18 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bits(workplace: Path, stop
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(workplace: Path, comp: Callable[..., Result]) -> None:
-    settings = ["train.epochs=15", "train.checkpoint_seconds=0", "competition.ood_validation.severities=[]"]
-    command = [sys.executable, "-m", "comp", "train", "small.yaml", *settings, "--runs", "killed"]
+    settings = ["train.epochs=10", "competition.ood_validation.severities=[]"]
+    command = [
+        sys.executable,
+        "-m",
+        "comp",
+        "train",
+        "small.yaml",
+        *settings,
+        "train.checkpoint_seconds=0",
+        "--runs",
+        "killed",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _wait_for(lambda: bool(list(Path("killed").glob("*/*/state.pt"))), process)
     process.send_signal(signal.SIGKILL)
@@ -195,6 +206,20 @@ def _wait_for(condition: Callable[[], bool], process: "subprocess.Popen[Any]") -
         assert process.poll() is None, "the process ended before it could be stopped"
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_stop_asked_for_at_an_epochs_end_ends_the_training_and_stays_asked_for(workplace: Path) -> None:
+    config = configs.load("small.yaml", ["train.epochs=5"])
+
+    def interrupt_scoring(what: str, done: int, total: int, unit: str = "images") -> None:
+        if what == "ood_val":
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        pipeline.train(config, on_epoch=lambda epoch: Stop("enough"), progress=interrupt_scoring)
+    resumed = pipeline.resume(the_run())
+    assert len(resumed.history()) == 1
+    assert resumed.metrics()["stopped"] == "enough"
 
 
 def test_an_interrupted_run_is_finished_by_resume(workplace: Path, comp: Callable[..., Result]) -> None:

@@ -59,7 +59,8 @@ def draw(config: Config, dataset: Dataset, folder: Path, *, augmented: bool) -> 
         config: for its augmentation and seed.
         dataset: of that config.
         folder: made if need be; PNGs of the same names are replaced.
-        augmented: also draw the same images under the config's policy, as the first epoch has them; mixing is left out.
+        augmented: also draw the same images under the config's policy, as the first epoch has them on the device;
+            mixing is left out.
     """
     runs.make_folder(folder)
     classes, train = dataset.competition.classes, dataset.train
@@ -83,7 +84,7 @@ def _augmented(config: Config, train: Split, rows: NDArray[np.int64]) -> NDArray
     indices = torch.from_numpy(rows)
     keys = draws.keys(config.seed, _FIRST_EPOCH, indices)
     turned = per_batch.alternation(config.seed, _FIRST_EPOCH, indices)
-    policy = policies.resolve(config.augment.policy)
+    policy = policies.resolve(config.augment.policy, config.augment.ops)
     return per_batch.augment(images, policy, keys, turned=turned).permute(0, 2, 3, 1).numpy()
 
 

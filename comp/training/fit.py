@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from comp import runs
 from comp.augment import mixing, per_batch, policies
-from comp.augment.policies import Policy
+from comp.augment.ops import Policy
 from comp.config import Config
 from comp.data import loading
 from comp.data.dataset import Dataset
@@ -26,7 +26,7 @@ from comp.data.loading import Resident
 from comp.device import Execution, choose
 from comp.errors import Interrupted, RunError
 from comp.imaging import draws
-from comp.models import surgery, weights
+from comp.models import surgery, weights, zoo
 from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
@@ -106,7 +106,9 @@ class Session:
         return self.steps_per_epoch * self.config.train.epochs
 
 
-def choose_execution(model: nn.Module, dataset: Dataset, config: Config) -> tuple[Execution, dict[str, float]]:
+def choose_execution(
+    model: nn.Module, dataset: Dataset, config: Config, progress: Progress = quiet
+) -> tuple[Execution, dict[str, float]]:
     """Time a few training steps on a copy of the model and return how to run; see `comp.device.choose`."""
     count = min(_TIMING_BATCH, config.train.batch_size, len(dataset.train))
     split = dataset.train.head(count)
@@ -130,7 +132,7 @@ def choose_execution(model: nn.Module, dataset: Dataset, config: Config) -> tupl
         return step
 
     with _counted_randomness(torch.device("cpu")):
-        return choose(config.train, attempt)
+        return choose(config.train, attempt, progress)
 
 
 def fit(
@@ -156,14 +158,14 @@ def fit(
     saver = _Saver(session, cursor)
     with _counted_randomness(session.execution.torch_device):
         try:
-            while cursor.epoch < session.config.train.epochs:
+            while cursor.epoch < session.config.train.epochs and not cursor.stopped:
                 epoch = _epoch(session, cursor, saver, progress)
                 rows.append(asdict(epoch))
                 session.run.write_history(rows)
                 stop = on_epoch(epoch)
-                saver.save_if_due()
-                if stop is not None:
-                    break
+                cursor.stopped = stop.reason if stop else ""
+                if saver.is_due():
+                    saver.save()
         except Interrupted:
             saver.save()
             raise
@@ -179,9 +181,8 @@ class _Saver:
         self._session, self._cursor = session, cursor
         self._clock = self._saved = time.perf_counter()
 
-    def save_if_due(self) -> None:
-        if time.perf_counter() - self._saved >= self._session.config.train.checkpoint_seconds:
-            self.save()
+    def is_due(self) -> bool:
+        return time.perf_counter() - self._saved >= self._session.config.train.checkpoint_seconds
 
     def save(self) -> None:
         now = time.perf_counter()
@@ -196,12 +197,15 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     began, begun_at = time.perf_counter(), cursor.step
     order = draws.order(config.seed, number, len(session.train), session.execution.torch_device)
     totals = torch.tensor([cursor.loss_sum, cursor.right_sum], dtype=torch.float64, device=order.device)
-    _freeze(session, number)
+    zoo.thaw(session.model, config.model, epoch=number)
     session.model.train()
     for step in range(cursor.step, session.steps_per_epoch):
         indices = order[step * session.batch_size : (step + 1) * session.batch_size]
         totals += _step(session, number, step, indices)
         cursor.step, cursor.seen = step + 1, cursor.seen + session.batch_size
+        if saver.is_due():
+            cursor.loss_sum, cursor.right_sum = totals.tolist()
+            saver.save()
         try:
             progress(f"epoch {number}/{config.train.epochs}", step + 1, session.steps_per_epoch, "steps")
         except Interrupted:
@@ -237,7 +241,11 @@ def _step(session: Session, number: int, step: int, indices: Tensor) -> Tensor:
     turned = per_batch.alternation(config.seed, number, indices) if session.alternates else None
     images = per_batch.augment(images, session.policy, keys, turned=turned)
     images, targets = mixing.mix(
-        images, labels, keys, classes=len(session.dataset.competition.classes), mixing=session.mixing
+        images,
+        labels,
+        keys,
+        classes=len(session.dataset.competition.classes),
+        mixing=session.mixing.at(number, config.train.epochs),
     )
     with session.execution.autocast():
         logits = session.model(session.execution.layout(images))  # [B, classes]
@@ -250,14 +258,6 @@ def _step(session: Session, number: int, step: int, indices: Tensor) -> Tensor:
     session.optimizer.step()
     right = mixing.hits(logits.detach(), targets, label_smoothing=session.mixing.label_smoothing).sum()
     return torch.stack((loss.detach().double() * len(indices), right.double()))
-
-
-def _freeze(session: Session, number: int) -> None:
-    wanted = session.config.model
-    surgery.freeze(
-        session.model, wanted.freeze, epoch=number, unfreeze=wanted.unfreeze, keep_bn_stats=wanted.freeze_bn_stats,
-        train_bn=wanted.unfreeze_bn,
-    )  # fmt: skip
 
 
 def _refuse_non_finite(session: Session, cursor: Cursor, number: int) -> None:
@@ -292,7 +292,7 @@ def start(
         run: where files land.
         model: as built, on the CPU.
         execution: see `choose_execution`.
-        fresh: whether a data-dependent initialisation is wanted (not when weights will be read from a checkpoint).
+        fresh: whether a data-dependent initialisation is wanted: not where weights come from a file or a checkpoint.
     """
     if fresh:
         images = torch.from_numpy(dataset.train.images[:_INITIALISE_IMAGES].copy()).permute(0, 3, 1, 2)
@@ -306,8 +306,14 @@ def start(
         model=model,
         optimizer=build_optimizer(groups, config.optim),
         train=loading.resident(dataset.train, execution.torch_device),
-        policy=policies.resolve(config.augment.policy),
-        mixing=mixing.Mixing(mixup=config.augment.mixup, label_smoothing=config.train.label_smoothing),
+        policy=policies.resolve(config.augment.policy, config.augment.ops),
+        mixing=mixing.Mixing(
+            mixup=config.augment.mixup,
+            cutmix=config.augment.cutmix,
+            switch_probability=config.augment.switch_probability,
+            label_smoothing=config.train.label_smoothing,
+            off_epochs=config.augment.mix_off_epochs,
+        ),
         execution=execution,
     )
 

@@ -73,8 +73,8 @@ class RulesConfig(Section):
     """What the competition forbids; checked before training."""
 
     banned_families: tuple[str, ...] = ()
-    """Kinds (`transformer`: anything with self-attention, hybrids too) or timm families (`resnet`) that may not be used;
-    `comp models` shows both. A model whose kind is unknown is refused where anything is banned."""
+    """Kinds (`transformer`: anything with self-attention, hybrids too) or timm families (`resnet`) that may not be
+    used; `comp models` shows both. A model whose kind is unknown is refused where anything is banned."""
     external_weights: bool = True
     """Whether pretrained weights are allowed."""
     test_like_augmentation: bool = True
@@ -129,7 +129,10 @@ class ModelConfig(Section):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """How `stem: resize` enlarges."""
     pretrained: bool | str = False
-    """true: timm's weights, from `data.root`/weights/NAME.safetensors or the hub; a path: a .safetensors or .pth file."""
+    """true: timm's weights, from `data.root`/weights/NAME.safetensors or the hub; a path: a .safetensors or .pth
+    file."""
+    from_run: str = ""
+    """A trained run's folder whose best weights are the first ones; a head for other classes starts fresh."""
     sha256: Annotated[str, Field(pattern=r"^([0-9a-fA-F]{8,64})?$")] = ""
     """Hash the weights file must have, or its first 8 digits or more; empty: any."""
     drop_rate: Annotated[float, Field(ge=0, lt=1)] | None = None

@@ -5,8 +5,9 @@ Where its ideas come from:
   negative so that rectification loses nothing: Page, "How to train your ResNet" (2019), and tysam-code/hlb-CIFAR10;
 - convolutions that start as the identity on as many channels as come in: dirac initialisation, Zagoruyko and Komodakis
   2017 (arXiv:1706.00388), used this way in Jordan, "94% on CIFAR-10 in 3.29 seconds" (2024, arXiv:2404.00498);
-- few wide layers, batch norm without a trained scale, GELU, logits scaled by a constant: the same two lineages. What each
-  buys here stands in docs/LOG.md.
+- few wide layers, batch norm without a trained scale, GELU, logits scaled by a constant: the same two lineages.
+
+What each buys here stands in docs/LOG.md.
 """
 
 from dataclasses import dataclass

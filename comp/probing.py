@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from comp import config as configs
 from comp import metrics, pipeline, predictions, runs
 from comp.config import Config
 from comp.data.dataset import open_dataset

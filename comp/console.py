@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _FILE_WIDTH = 200  # columns where stdout is a file or a pipe: nothing is cut off
 _out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
 _err = Console(stderr=True, soft_wrap=True, highlight=False)
-MOST_COUNTED_MODELS = 40  # each takes a tenth of a second and more
+MOST_COUNTED_MODELS = 120  # each takes a tenth of a second to two
 _PLAIN_EVERY_SECONDS = 10.0  # between lines where stderr is a file
 
 

@@ -298,7 +298,13 @@ def start(
         images = torch.from_numpy(dataset.train.images[:_INITIALISE_IMAGES].copy()).permute(0, 3, 1, 2)
         model.initialise(images)
     execution.place(model)
-    groups = surgery.parameter_groups(model, config.optim.weight_decay)
+    groups = surgery.parameter_groups(
+        model,
+        config.optim.weight_decay,
+        config.optim.layer_decay,
+        decay_all=config.optim.decay_all,
+        multipliers=config.optim.multipliers,
+    )
     return Session(
         config=config,
         dataset=dataset,

@@ -36,7 +36,8 @@ def label_bars(path: Path, counts: Mapping[str, Sequence[int]], classes: Sequenc
     axes.set_ylabel("images")
     axes.set_xlim(-0.6, len(classes) - 0.4)
     if len(classes) <= _LABELLED_CLASSES:
-        axes.set_xticks(range(len(classes)), [_shorten(name) for name in classes], rotation=45, ha="right")
+        names = [_shorten(name) for name in classes]
+        axes.set_xticks(range(len(classes)), names, rotation=45, ha="right", parse_math=False)
     else:
         axes.set_xlabel("class index")
     figure.legend(loc="outside upper center", ncols=len(counts))  # off the bars
@@ -58,7 +59,8 @@ def image_grid(path: Path, images: NDArray[np.uint8], titles: Sequence[str], col
     across, down = mosaic.shape[1] / columns, mosaic.shape[0] / lines
     for place, title in enumerate(titles):
         line, column = divmod(place, columns)
-        axes.text((column + 0.5) * across, line * down + band * 0.8, _shorten(title), fontsize=6, ha="center")
+        place_x, place_y = (column + 0.5) * across, line * down + band * 0.8
+        axes.text(place_x, place_y, _shorten(title), fontsize=6, ha="center", parse_math=False)
     _save(figure, path)
 
 

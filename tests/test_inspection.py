@@ -252,3 +252,10 @@ def test_a_suite_of_files_is_not_needed_to_look_at_the_rest(workplace: Path, com
     wanted = ["competition.suite.source=distortion_files", "competition.suite.path=nowhere"]
     assert comp("data", "show", "small.yaml", *wanted).code == 0
     assert comp("data", "check", "small.yaml", *wanted).code == 0
+
+
+def test_class_names_may_hold_anything(workplace: Path, comp: Comp) -> None:
+    Path("data/classes.txt").write_text("$x^$\n50 % {off}\nTürkçe & co\n" + "long " * 40 + "\n", encoding="utf-8")
+    result = comp("data", "show", "small.yaml", "--out", "pictures")
+    assert result.code == 0, result.err
+    assert "50 % {off}" in result.out

@@ -349,6 +349,7 @@ def _train(config: Path | None, overrides: list[str] | None, like: Path | None, 
     with console.bars() as progress:
         pipeline.check(loaded, runs)
         dataset = open_dataset(loaded, progress)
+        console.print_notes(dataset)
         found = pipeline.train(
             loaded, name=name, runs_root=runs, dataset=dataset, execution=execution,
             on_epoch=console.print_epoch, progress=progress,

@@ -15,7 +15,7 @@ from comp.augment import policies
 from comp.competition import rules, submission
 from comp.competition.spec import DISTORTIONS
 from comp.config import Config
-from comp.data import sources
+from comp.data import division, sources
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, Suite
 from comp.device import Execution
@@ -125,6 +125,7 @@ def train(
     model = build_model(config, dataset, pretrained=True)
     run = runs.create(runs_root, config, name, _provenance(config, dataset, model))
     with run.writing():
+        division.save(run.path / "split.npz", dataset.train, dataset.val)
         seconds: Mapping[str, float] = {}
         if execution is None:
             execution, seconds = fit.choose_execution(model, dataset, config)
@@ -174,7 +175,7 @@ def _fit_and_score(
     progress: Progress,
 ) -> None:
     fresh = not (run.path / "state.pt").exists()
-    session = fit.start(config, dataset, run, model, execution, fresh=fresh)
+    session = fit.start(config, dataset, run, model, execution, fresh=fresh, progress=progress)
     cursor = fit.fit(session, resume=resume, on_epoch=on_epoch, progress=progress)
     final = _score(run, config, dataset, model, execution, "final", progress)
     best: dict[str, Any] = {}
@@ -330,6 +331,8 @@ def _provenance(config: Config, dataset: Dataset, model: Classifier) -> dict[str
         "classes": list(dataset.competition.classes),
         "image_shape": list(dataset.competition.image_shape),
         "images": {"train": len(dataset.train), "val": len(dataset.val or ()), "test": len(dataset.test or ())},
+        "loading": "resident" if dataset.resident else "streamed",
+        "notes": list(dataset.notes),
     }
 
 
@@ -345,3 +348,4 @@ def _check_same_data(run: Run, dataset: Dataset) -> None:
             f"{run.path}: its training images or labels have changed (fingerprint {recorded.get('data_fingerprint')}, "
             f"now {dataset.fingerprint}); give it its own data back or start a new run"
         )
+    division.check(run.path / "split.npz", dataset.train, dataset.val)

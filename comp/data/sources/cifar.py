@@ -1,12 +1,14 @@
-"""Where images and labels come from: one function and one row of `SOURCES` each.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009, "Learning multiple layers of features from tiny images"), in both layouts.
 
-A source reads the on-disk layout that its publisher uses, below `data.root`, and downloads what is missing through
-torchvision where that offers it.
+| layout | CIFAR-10 | CIFAR-100 |
+|---|---|---|
+| python | `cifar-10-batches-py/data_batch_1` ... | `cifar-100-python/train`, `test`, `meta` |
+| binary | `cifar-10-batches-bin/data_batch_1.bin` ... | `cifar-100-binary/train.bin`, `test.bin` |
+
+A binary record is its label bytes (CIFAR-100: coarse, fine), then the red, green and blue planes of 32x32.
 """
 
 import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,59 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.config import DataConfig
-from comp.data.arrays import open_images, open_labels
-from comp.data.splits import Split
-from comp.errors import DataError, unknown
+from comp.data.downloads import through_torchvision
+from comp.data.sources.source import Source, class_names, numbered
+from comp.errors import DataError
+from comp.progress import Progress
 
-_CIFAR_SHAPE = (3, 32, 32)
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a dataset holds: labelled training images, its official test split if it has one, class names."""
-
-    train: Split
-    test: Split | None
-    classes: tuple[str, ...]
+_SHAPE = (3, 32, 32)
 
 
-def open_source(config: DataConfig) -> Source:
-    """Return the source that `data.source` names.
-
-    Raises:
-        DataError: unknown name, or files that are missing or wrong.
-    """
-    if config.source not in SOURCES:
-        raise DataError(f"data.source: {unknown('source', config.source, SOURCES)}")
-    source = SOURCES[config.source](Path(config.root), config.download)
-    _check_labels(source, config.source)
-    return source
-
-
-def digits(root: Path, download: bool) -> Source:
-    """Handwritten digits that scikit-learn ships: 1,797 grey images of 8x8, brought to 32x32x3 (bilinear).
-
-    Alpaydin and Kaynak 1998, UCI ML repository.
-    """
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    grey = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # [1797, 8, 8], 17 levels
-    large = [np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)) for image in grey]
-    images = np.repeat(np.stack(large)[..., None], 3, axis=-1)  # [1797, 32, 32, 3]
-    return Source(_split("train", images, bunch.target), None, tuple(str(digit) for digit in range(10)))
-
-
-def cifar10(root: Path, download: bool) -> Source:
-    """CIFAR-10 (Krizhevsky 2009), binary or python layout."""
+def cifar10(config: DataConfig, progress: Progress) -> Source:
+    """CIFAR-10, binary or python layout."""
+    root = Path(config.root)
     binary, python = root / "cifar-10-batches-bin", root / "cifar-10-batches-py"
     if not binary.is_dir() and not python.is_dir():
-        _download("CIFAR10", root, python, download)
+        through_torchvision("CIFAR10", root, python, config.download)
     if binary.is_dir():
-        classes = _lines(binary / "batches.meta.txt")
-        train = [_read_binary(binary / f"data_batch_{number}.bin", 1) for number in range(1, 6)]
-        test = _read_binary(binary / "test_batch.bin", 1)
+        classes = class_names(binary / "batches.meta.txt")
+        train = [_read_binary(binary / f"data_batch_{number}.bin", 1, 0) for number in range(1, 6)]
+        test = _read_binary(binary / "test_batch.bin", 1, 0)
     else:
         classes = _names(_unpickle(python / "batches.meta"), "label_names", python)
         train = [_read_python(python / f"data_batch_{number}", "labels") for number in range(1, 6)]
@@ -74,71 +41,30 @@ def cifar10(root: Path, download: bool) -> Source:
     return _cifar(train, test, classes)
 
 
-def cifar100(root: Path, download: bool) -> Source:
-    """CIFAR-100 (Krizhevsky 2009) with its 100 fine labels, binary or python layout."""
+def cifar100(config: DataConfig, progress: Progress) -> Source:
+    """CIFAR-100, binary or python layout, with its 100 fine or 20 coarse labels (`data.labels`)."""
+    root, labels = Path(config.root), config.labels
     binary, python = root / "cifar-100-binary", root / "cifar-100-python"
     if not binary.is_dir() and not python.is_dir():
-        _download("CIFAR100", root, python, download)
+        through_torchvision("CIFAR100", root, python, config.download)
     if binary.is_dir():
-        classes = _lines(binary / "fine_label_names.txt")
-        train, test = _read_binary(binary / "train.bin", 2), _read_binary(binary / "test.bin", 2)
+        classes = class_names(binary / f"{labels}_label_names.txt")
+        place = ("coarse", "fine").index(labels)
+        train, test = (_read_binary(binary / f"{name}.bin", 2, place) for name in ("train", "test"))
     else:
-        classes = _names(_unpickle(python / "meta"), "fine_label_names", python)
-        train, test = _read_python(python / "train", "fine_labels"), _read_python(python / "test", "fine_labels")
+        classes = _names(_unpickle(python / "meta"), f"{labels}_label_names", python)
+        train, test = (_read_python(python / name, f"{labels}_labels") for name in ("train", "test"))
     return _cifar([train], test, classes)
-
-
-def arrays(root: Path, download: bool) -> Source:
-    """NumPy files: `train_images.npy`, `train_labels.npy`, maybe `test_images.npy`, `test_labels.npy`, `classes.txt`.
-
-    Images uint8 [N, H, W, 3] or [N, H, W, 1], labels whole numbers from 0 up.
-    """
-    images = open_images(root / "train_images.npy")
-    train = _split("train", images, open_labels(root / "train_labels.npy", len(images)))
-    test = None
-    if (root / "test_images.npy").exists():
-        images = open_images(root / "test_images.npy")
-        test = _split("test", images, open_labels(root / "test_labels.npy", len(images)))
-    assert train.labels is not None
-    count = int(train.labels.max()) + 1
-    names = _lines(root / "classes.txt") if (root / "classes.txt").exists() else tuple(str(c) for c in range(count))
-    return Source(train, test, names)
-
-
-SOURCES: dict[str, Callable[[Path, bool], Source]] = {
-    "digits": digits,
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "arrays": arrays,
-}
-
-
-def _split(name: str, images: NDArray[np.uint8], labels: NDArray[Any]) -> Split:
-    ids = np.array([f"{name}_{row}" for row in range(len(images))], np.str_)
-    return Split(name, images, ids, labels.astype(np.int64))
 
 
 def _cifar(train: list[tuple[Any, Any]], test: tuple[Any, Any], classes: tuple[str, ...]) -> Source:
     images = np.concatenate([images for images, _ in train])
     labels = np.concatenate([labels for _, labels in train])
-    return Source(_split("train", images, labels), _split("test", *test), classes)
+    return Source(numbered("train", images, labels), numbered("test", *test), classes)
 
 
-def _check_labels(source: Source, name: str) -> None:
-    for split in (source.train, source.test):
-        if split is None or split.labels is None:
-            continue
-        beyond = np.flatnonzero(split.labels >= len(source.classes))
-        if len(beyond):
-            row = int(beyond[0])
-            raise DataError(
-                f"{name}: {split.name} label {int(split.labels[row])} at row {row} is out of range: there are "
-                f"{len(source.classes)} classes, 0 to {len(source.classes) - 1}"
-            )
-
-
-def _read_binary(path: Path, label_bytes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return images [N, 32, 32, 3] and labels: each record is label bytes (the last is the fine one), then planes."""
+def _read_binary(path: Path, label_bytes: int, place: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return images [N, 32, 32, 3] and labels [N], which are byte `place` of each record."""
     try:
         raw = np.fromfile(path, np.uint8)
     except OSError as error:
@@ -147,8 +73,8 @@ def _read_binary(path: Path, label_bytes: int) -> tuple[NDArray[np.uint8], NDArr
     if not len(raw) or len(raw) % record:
         raise DataError(f"{path}: is truncated: {len(raw):,} bytes are not a multiple of {record}; fetch it again")
     records = raw.reshape(-1, record)
-    planes = records[:, label_bytes:].reshape(-1, *_CIFAR_SHAPE)
-    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), records[:, label_bytes - 1].astype(np.int64)
+    planes = records[:, label_bytes:].reshape(-1, *_SHAPE)
+    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), records[:, place].astype(np.int64)
 
 
 def _read_python(path: Path, key: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -158,7 +84,7 @@ def _read_python(path: Path, key: str) -> tuple[NDArray[np.uint8], NDArray[np.in
         raise DataError(f"{path}: expected `data` uint8 [N, 3072]; fetch the dataset again")
     if not isinstance(labels, list) or len(labels) != len(pixels):
         raise DataError(f"{path}: expected `{key}`, one for each of {len(pixels)} images; fetch the dataset again")
-    planes = pixels.reshape(-1, *_CIFAR_SHAPE)
+    planes = pixels.reshape(-1, *_SHAPE)
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), np.array(labels, np.int64)
 
 
@@ -189,24 +115,3 @@ def _names(meta: dict[str, Any], key: str, folder: Path) -> tuple[str, ...]:
     if not isinstance(names, list) or not names:
         raise DataError(f"{folder}: its meta file lacks {key}; fetch the dataset again")
     return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
-
-
-def _lines(path: Path) -> tuple[str, ...]:
-    try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; it holds one class name a line, in label order") from None
-
-
-def _download(name: str, root: Path, target: Path, allowed: bool) -> None:
-    """Fetch and verify a dataset through torchvision, which knows its addresses and checksums."""
-    from torchvision import datasets
-
-    dataset = getattr(datasets, name)
-    mend = f"put it in place: curl -L '{dataset.url}' | tar -xz -C '{root}'"
-    if not allowed:
-        raise DataError(f"{target}: {name} is missing and data.download is false; {mend}")
-    try:
-        dataset(str(root), download=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{target}: {name} is missing and could not be downloaded ({error}); {mend}") from None

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from comp import signals
+from comp import data_verbs, signals
 from comp.errors import Interrupted, UserError
+from comp.options import AsJson, ConfigPath, Overrides
 
 if TYPE_CHECKING:
     from comp.config import Config
     from comp.data.dataset import Dataset
+    from comp.models.classifier import Classifier
 
 EXIT_OUR_FAULT, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 128
 
@@ -21,18 +23,14 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
 )  # fmt: skip
 config_app = typer.Typer(no_args_is_help=True, help="Look at configs: `show`, `check`, `schema`.")
-data_app = typer.Typer(no_args_is_help=True, help="Bring and look at data: `prepare`.")
+data_app = typer.Typer(no_args_is_help=True, help="Bring and look at data: `prepare`, `show`, `check`, `corrupt`.")
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+for verb in (data_verbs.show, data_verbs.check, data_verbs.corrupt):
+    data_app.command()(verb)
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Laid on the config: `train.epochs=3 optim.lr=3e-4`."),
-]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/COMPETITION/TIME-NAME.")]
 RunsRoot = Annotated[Path, typer.Option("--runs", help="Where run folders are.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="The submission's CSV; a free name by default.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing submission.")]
 RUNS = Path("runs")
@@ -57,7 +55,7 @@ def _guarded(arguments: list[str] | None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
     except Interrupted as stop:
-        print("interrupted; a training goes on with: comp run --resume RUN", file=sys.stderr)
+        print("interrupted; the same command goes on, and a training with: comp run --resume RUN", file=sys.stderr)
         return EXIT_INTERRUPTED + stop.signum
     except Exception:
         traceback.print_exc()
@@ -96,7 +94,7 @@ def run(
 ) -> None:
     """Train, evaluate, predict, write and check the submission, add a leaderboard row.
 
-    Example: `comp run configs/quickstart.yaml`
+    Example: comp run configs/quickstart.yaml
     """
     from comp import console, pipeline
     from comp import runs as run_folders
@@ -130,7 +128,7 @@ def train(
 ) -> None:
     """Train a config and score it on validation.
 
-    Example: `comp train configs/quickstart.yaml train.epochs=3`
+    Example: comp train configs/quickstart.yaml train.epochs=3
     """
     from comp import console, pipeline
     from comp import runs as run_folders
@@ -154,7 +152,7 @@ def predict(
 ) -> None:
     """Predict the suite with trained runs and write a submission for each.
 
-    Example: `comp predict runs/quickstart/20260101-120000-quickstart -o submissions/again.csv`
+    Example: comp predict runs/quickstart/20260101-120000-quickstart -o submissions/again.csv
     """
     from comp import console, pipeline
     from comp import runs as run_folders
@@ -182,7 +180,7 @@ def predict(
 def evaluate(path: RunPath, as_json: AsJson = False) -> None:
     """Score a trained run on the clean labelled test split, beside its validation scores.
 
-    Example: `comp evaluate runs/quickstart/20260101-120000-quickstart`
+    Example: comp evaluate runs/quickstart/20260101-120000-quickstart
     """
     from comp import console, pipeline
     from comp import runs as run_folders
@@ -194,6 +192,31 @@ def evaluate(path: RunPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def probe(
+    path: RunPath,
+    classifier: Annotated[str, typer.Option(help="linear_svm, knn or logistic.")] = "linear_svm",
+    k: Annotated[int, typer.Option("--k", help="Neighbours, for knn.")] = 5,
+    config: Annotated[Path | None, typer.Option("--config", help="Probe these data instead of the run's own.")] = None,
+    runs: RunsRoot = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a simple classifier on a trained run's features and score it.
+
+    Example: comp probe runs/quickstart/20260101-120000-quickstart --classifier knn --k 5
+    """
+    from comp import config as configs
+    from comp import console, probing
+    from comp import runs as run_folders
+
+    wanted = configs.load(config) if config else None
+    with console.bars() as progress:
+        found = probing.probe(
+            run_folders.open_run(path), name=classifier, k=k, config=wanted, runs_root=runs, progress=progress
+        )
+    console.print_json(found.metrics()) if as_json else console.print_summary(found, found.metrics())
+
+
+@app.command()
 def leaderboard(
     competition: Annotated[str | None, typer.Option(help="Only this competition's runs.")] = None,
     sort: Annotated[str, typer.Option(help="Column to sort by.")] = "ood_accuracy",
@@ -202,7 +225,7 @@ def leaderboard(
 ) -> None:
     """List complete runs, best first.
 
-    Example: `comp leaderboard --competition quickstart --sort val_accuracy`
+    Example: comp leaderboard --competition quickstart --sort val_accuracy
     """
     from dataclasses import asdict
 
@@ -223,7 +246,7 @@ def check(
 ) -> None:
     """Check a submission's header, ids, order and labels.
 
-    Example: `comp check submissions/quickstart.csv`
+    Example: comp check submissions/quickstart.csv
     """
     from comp import config as configs
     from comp import console, runs
@@ -255,7 +278,7 @@ def models(
 ) -> None:
     """List models that `model.name` takes.
 
-    Example: `comp models 'resnet1*'`
+    Example: comp models 'resnet1*'
     """
     from comp import console
     from comp.models import zoo
@@ -267,7 +290,7 @@ def models(
 def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print a config with every default filled in.
 
-    Example: `comp config show configs/quickstart.yaml train.epochs=3`
+    Example: comp config show configs/quickstart.yaml train.epochs=3
     """
     from comp import config as configs
 
@@ -278,7 +301,7 @@ def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
 def config_check(config: ConfigPath, overrides: Overrides = None, runs: RunsRoot = RUNS) -> None:
     """Check a config's keys, types, names and rules.
 
-    Example: `comp config check configs/quickstart.yaml`
+    Example: comp config check configs/quickstart.yaml
     """
     from comp import config as configs
     from comp import console, pipeline
@@ -292,7 +315,7 @@ def config_check(config: ConfigPath, overrides: Overrides = None, runs: RunsRoot
 def config_schema() -> None:
     """Print the JSON schema of a config file, for editors.
 
-    Example: `comp config schema > comp.schema.json`
+    Example: comp config schema > comp.schema.json
     """
     from comp import config as configs
 
@@ -303,7 +326,7 @@ def config_schema() -> None:
 def data_prepare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Find or download everything that a config needs, and verify it.
 
-    Example: `comp data prepare configs/cifar100-ood/transfer.yaml`
+    Example: comp data prepare configs/cifar100-ood/transfer.yaml
     """
     from comp import config as configs
     from comp import console
@@ -352,9 +375,16 @@ def _train(config: Path | None, overrides: list[str] | None, like: Path | None, 
         console.print_notes(dataset)
         found = pipeline.train(
             loaded, name=name, runs_root=runs, dataset=dataset, execution=execution,
-            on_epoch=console.print_epoch, progress=progress,
+            on_model=_print_trainable, on_epoch=console.print_epoch, progress=progress,
         )  # fmt: skip
     return found, dataset
+
+
+def _print_trainable(model: "Classifier") -> None:
+    from comp import console
+    from comp.models.surgery import trainable_table
+
+    console.print_trainable(trainable_table(model), model.origin)
 
 
 def _rehearse(config: "Config", as_json: bool) -> None:

@@ -7,7 +7,6 @@ value back into it.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +25,7 @@ from pydantic import (
 )
 
 from comp.errors import ConfigError, nearest
+from comp.yaml_files import kind, merge, parse_override, read_yaml
 
 # Fields that hold the user's own mapping; the proxy keeps it as frozen as the rest of the tree.
 FrozenMapping = Annotated[Mapping[str, JsonValue], AfterValidator(lambda value: MappingProxyType(dict(value))),
@@ -67,7 +67,10 @@ class OODValidationConfig(Section):
     per_block: Positive = 500
     """Images in each (corruption, severity) block, at most the validation split's size."""
     every: Literal["end"] | Positive = "end"
-    """`end`: once, with the best weights; N: also every N epochs."""
+    """`end`: once, with the best weights; N: also every N epochs, and after the last one."""
+    leave_out: tuple[str, ...] = ()
+    """Corruptions, or families of them (noise, blur, weather, digital), that are not generated: those that the
+    augmentation imitates, say, so that the score tells of shifts that training has not seen."""
 
 
 class RulesConfig(Section):
@@ -88,7 +91,7 @@ class CompetitionConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "unnamed"
     """Names the folder under `runs/` and the default submission file."""
     metric: str = "accuracy"
-    """What submissions are scored by."""
+    """What submissions are scored by: a row of `comp.metrics.METRICS`."""
     suite: SuiteConfig = SuiteConfig()
     ood_validation: OODValidationConfig = OODValidationConfig()
     rules: RulesConfig = RulesConfig()
@@ -126,6 +129,8 @@ class DataConfig(Section):
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Side in pixels that image files are brought to; null: they must all have one size, which is kept. Arrays keep
     their size (`model.stem: resize` enlarges them)."""
+    skip_bad: bool = False
+    """Whether training image files that cannot be read are left out, and counted; false: they are refused."""
     resize: Literal["crop", "stretch"] = "crop"
     """How image files of another shape are brought to `image_size`: the middle square, or everything, bent."""
     loading: Literal["auto", "resident", "streamed"] = "auto"
@@ -165,10 +170,21 @@ class DataConfig(Section):
 class AugmentConfig(Section):
     """What happens to training images."""
 
+    engine: Literal["per_batch", "per_image"] = "per_batch"
+    """`per_batch`: on the training device, a batch at a time; `per_image`: albumentations, in loader workers."""
     policy: str | tuple[str, ...] = "none"
     """A row of `comp.augment.policies.POLICIES`, or several, applied in turn."""
+    ops: tuple[FrozenMapping, ...] = ()
+    """Free ops after the policy, in turn: `{name: brightness, p: 0.5, magnitude: [-0.3, 0.3]}` for a row of
+    `comp.augment.ops.OPS`; for `per_image` also any transform of albumentations, `{name: GaussNoise, p: 0.2, ...}`."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """MixUp's Beta(alpha, alpha); 0 is off."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """CutMix's Beta(alpha, alpha); 0 is off."""
+    switch_probability: Fraction = 0.5
+    """A sample's probability of CutMix where both are on."""
+    mix_off_epochs: Annotated[int, Field(ge=0)] = 0
+    """How many last epochs train without MixUp and CutMix."""
 
 
 class ModelConfig(Section):
@@ -185,6 +201,8 @@ class ModelConfig(Section):
     pretrained: bool | str = False
     """true: timm's weights, from `data.root`/weights/NAME.safetensors or the hub; a path: a .safetensors or .pth
     file."""
+    from_run: str = ""
+    """A trained run's folder whose best weights are the first ones; a head for other classes starts fresh."""
     sha256: Annotated[str, Field(pattern=r"^([0-9a-fA-F]{8,64})?$")] = ""
     """Hash the weights file must have, or its first 8 digits or more; empty: any."""
     drop_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -207,9 +225,13 @@ class ModelConfig(Section):
     """Whether batch norm in frozen blocks is trained after all: statistics, scale and shift."""
 
     @model_validator(mode="after")
-    def _resize_has_its_size(self) -> "ModelConfig":
+    def _belongs_together(self) -> "ModelConfig":
         if (self.stem == "resize") != (self.input_size is not None):
             raise ValueError("stem: resize and input_size go together, such as {stem: resize, input_size: 64}")
+        if self.from_run and self.pretrained:
+            raise ValueError("from_run and pretrained both say where the first weights come from; keep one")
+        if not (self.pretrained or self.from_run) and (self.sha256 or self.normalize == "pretrained"):
+            raise ValueError("sha256 and normalize: pretrained are about weights; they need model.pretrained")
         return self
 
 
@@ -240,8 +262,9 @@ class TrainConfig(Section):
     epochs: Positive = 10
     batch_size: Positive = 128
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    select: Literal["val_accuracy", "val_loss"] = "val_accuracy"
-    """What the best weights are chosen by."""
+    select: Literal["val_accuracy", "val_loss", "val_metric", "ood_accuracy"] = "val_accuracy"
+    """What the best weights are chosen by; `val_metric` is competition.metric, and `ood_accuracy` chooses among the
+    epochs that competition.ood_validation.every measures."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: timed on a few steps and recorded in the run's execution.json."""
@@ -277,114 +300,6 @@ class Config(Section):
         if self.competition.suite.source == "distortion_files" and not self.competition.suite.path:
             raise ValueError("competition.suite.path: a suite of distortion_files needs its folder")
         return self
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: `1e-4` is a number, `no` is a word, dates stay text, a key stands once."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rows if tag.rsplit(":", 1)[1] not in {"bool", "float", "timestamp"}]
-    for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"),
-                              list("tTfF"))  # fmt: skip
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf|\.nan)$"),
-    list("-+.0123456789"),
-)
-
-
-def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
-    lines: dict[str, int] = {}
-    for key_node, _ in node.value:
-        key, line = str(key_node.value), key_node.start_mark.line + 1
-        if key in lines:
-            raise ConfigError(f"line {line}: key '{key}' stands twice (first on line {lines[key]}); keep one of them")
-        lines[key] = line
-    loader.flatten_mapping(node)
-    return {str(loader.construct_object(k, deep=True)): loader.construct_object(v, deep=True) for k, v in node.value}
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Return the value of a YAML text; `where` names it in messages.
-
-    Raises:
-        ConfigError: not YAML, or a key stands twice.
-    """
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{where}{line}: not valid YAML: {problem}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{where}, {error}") from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return a YAML file's mapping, with what it `extends` underneath.
-
-    Raises:
-        ConfigError: missing, not UTF-8, not a mapping, or extending itself.
-    """
-    return _read_chain(path, ())
-
-
-def _read_chain(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in below:
-        raise ConfigError(f"{path}: extends itself by way of {' -> '.join(str(p) for p in below)}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
-        raise ConfigError(f"{path}: no such config file{near}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    values = parse_yaml(text, str(path))
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected `key: value` lines at the top level, found {_kind(values)}")
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise ConfigError(f"{path}: extends: expected the path of one YAML file, found {_kind(base)}")
-    return merge(_read_chain(path.parent / base, (*below, path.resolve())), values)
-
-
-def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `under` with `over` laid on it, section by section; a value replaces a value whole."""
-    merged = dict(under)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
-def parse_override(text: str) -> dict[str, Any]:
-    """Return `train.epochs=3` as `{"train": {"epochs": 3}}`.
-
-    Raises:
-        ConfigError: no `=`, an empty key or a value that is not YAML.
-    """
-    path, equals, value = text.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise ConfigError(f"override '{text}': expected key.path=value, such as train.epochs=3")
-    tree: Any = parse_yaml(value, f"override '{text}'")
-    for key in reversed(keys):
-        tree = {key: tree}
-    assert isinstance(tree, dict)
-    return tree
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
@@ -437,13 +352,6 @@ def schema() -> dict[str, Any]:
     tree = Config.model_json_schema()
     tree["properties"]["extends"] = {"type": "string", "description": "a YAML file that this one departs from"}
     return tree
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "a section", list: "a list", str: "the text", bool: "the truth value", int: "the number",
-             float: "the number", type(None): "nothing (null)"}  # fmt: skip
-    name = names.get(type(value), type(value).__name__)
-    return f"{name} {value!r}" if isinstance(value, str | bool | int | float) else name
 
 
 def _section(model: type[BaseModel], keys: Iterable[Any]) -> type[BaseModel] | None:
@@ -518,7 +426,7 @@ def _explain(error: ValidationError, values: Mapping[str, Any], where: str, over
     else:
         same = [d for d in details if tuple(d["loc"][: len(keys)]) == tuple(keys)]
         expected = " or ".join(dict.fromkeys(_expected(d) for d in same))
-        message = f"{where}: {dotted}: expected {expected}, found {_kind(_lookup(values, keys))}"
+        message = f"{where}: {dotted}: expected {expected}, found {kind(_lookup(values, keys))}"
     others = len({tuple(d["loc"][: max(1, len(keys))]) for d in details}) - 1
     return f"{message} (and {others} more to mend)" if others else message
 

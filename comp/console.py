@@ -18,8 +18,10 @@ from rich.text import Text
 from comp import signals
 
 if TYPE_CHECKING:
+    from comp.data.checks import Finding
     from comp.data.dataset import Dataset
     from comp.leaderboard import Row
+    from comp.models.surgery import Block
     from comp.rehearsal import Stage
     from comp.runs import Run
     from comp.training.fit import Epoch
@@ -82,11 +84,22 @@ def bars() -> Iterator[Bars]:
         yield Bars(drawn)
 
 
+def print_trainable(rows: "Sequence[Block]", origin: str) -> None:
+    """Print what of a model is trained, block by block, before the first step."""
+    table = Table("block", "parameters", "trained", "batch norm statistics", title=f"weights: {origin}")
+    for row in rows:
+        table.add_row(row.name, f"{row.parameters:,}", f"{row.trainable:,}", row.statistics)
+    table.add_section()
+    table.add_row("all", f"{sum(r.parameters for r in rows):,}", f"{sum(r.trainable for r in rows):,}", "")
+    _err.print(table)
+
+
 def print_epoch(epoch: "Epoch") -> None:
     """Print an epoch's line as it ends."""
     validation = "" if epoch.val_loss is None else f"  val loss {epoch.val_loss:.4f} accuracy {epoch.val_accuracy:.4f}"
+    shifted = "" if epoch.ood_accuracy is None else f"  shifted {epoch.ood_accuracy:.4f}"
     _err.print(
-        f"epoch {epoch.number:>3}  loss {epoch.train_loss:.4f} accuracy {epoch.train_accuracy:.4f}{validation}"
+        f"epoch {epoch.number:>3}  loss {epoch.train_loss:.4f} accuracy {epoch.train_accuracy:.4f}{validation}{shifted}"
         f"  lr {epoch.lr:.2e}  {epoch.images_per_second:,.0f} images/s  {epoch.seconds:.1f} s"
     )
 
@@ -104,7 +117,8 @@ def print_json(values: Any) -> None:
 def print_summary(run: "Run", scores: dict[str, Any]) -> None:
     """Print what a run has come to: clean, shifted by severity, seconds, and where everything lies."""
     counted = scores["best"] or scores["final"]
-    table = Table("split", "images", "accuracy", "loss", title=f"{scores['competition']}: {scores['model']}")
+    metric = [scores["metric"]] if scores["metric"] != "accuracy" else []  # a column of its own only if it is another
+    table = Table("split", "images", "accuracy", "loss", *metric, title=f"{scores['competition']}: {scores['model']}")
     for name, found in (
         ("validation", counted.get("val")),
         ("validation, last epoch", scores["final"].get("val") if scores["best"] else None),
@@ -113,7 +127,8 @@ def print_summary(run: "Run", scores: dict[str, Any]) -> None:
         ("suite", scores.get("suite")),
     ):
         if found:
-            table.add_row(name, f"{found['images']:,}", f"{found['accuracy']:.4f}", f"{found['loss']:.4f}")
+            own = [f"{found['metric']:.4f}"] if metric else []
+            table.add_row(name, f"{found['images']:,}", f"{found['accuracy']:.4f}", f"{found['loss']:.4f}", *own)
     _out.print(table)
     shifted = scores.get("suite") or counted.get("ood_val")
     if shifted:
@@ -202,6 +217,27 @@ def print_notes(dataset: "Dataset") -> None:
     """Print what a user should know of how the data were read."""
     for note in dataset.notes:
         _err.print(f"note: {note}", markup=False)
+
+
+def print_contents(described: dict[str, Any]) -> None:
+    """Print what `comp data show` has found: a table of splits, and one of labels."""
+    splits = described["splits"]
+    table = Table("split", "images", "shape (C, H, W)", "mean", "std")
+    for name, found in splits.items():
+        table.add_row(name, f"{found['images']:,}", *[str(found[key]) for key in ("shape", "mean", "std")])
+    _out.print(table)
+    labels = Table("class", *splits, title=f"images of each of {described['classes']} classes")
+    for label in next(iter(splits.values()))["labels"]:
+        labels.add_row(label, *[f"{found['labels'][label]:,}" for found in splits.values()])
+    _out.print(labels)
+
+
+def print_findings(findings: "Sequence[Finding]") -> None:
+    """Print what `comp data check` has found."""
+    table = Table("looked for", "found", "verdict", Column("first", overflow="fold"))
+    for found in findings:
+        table.add_row(found.what, f"{found.count:,}", found.verdict, ", ".join(found.examples))
+    _out.print(table)
 
 
 def print_stages(stages: "Sequence[Stage]") -> None:

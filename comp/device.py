@@ -12,6 +12,7 @@ from torch import nn
 
 from comp.config import TrainConfig
 from comp.errors import ConfigError, RunError
+from comp.progress import Progress, quiet
 
 Precision = Literal["fp32", "bf16"]
 
@@ -98,13 +99,14 @@ def default_threads() -> int:
 
 
 def choose(
-    config: TrainConfig, attempt: Callable[[Execution], Callable[[], None]]
+    config: TrainConfig, attempt: Callable[[Execution], Callable[[], None]], progress: Progress = quiet
 ) -> tuple[Execution, dict[str, float]]:
     """Return how to train: what the config fixes, and for the rest what a few timed steps say.
 
     Args:
         config: device, precision, channels_last and threads.
         attempt: given a candidate, returns a function that takes one training step on a scratch copy and waits for it.
+        progress: called after each candidate.
 
     Returns:
         The choice and each candidate's seconds a step (empty where nothing was left to choose).
@@ -117,7 +119,10 @@ def choose(
     candidates = [Execution(device, precision, layout, threads) for precision in precisions for layout in layouts]
     if len(candidates) == 1:
         return candidates[0], {}
-    seconds = {candidate: _seconds_a_step(attempt(candidate)) for candidate in candidates}
+    seconds: dict[Execution, float] = {}
+    for candidate in candidates:
+        seconds[candidate] = _seconds_a_step(attempt(candidate))
+        progress("timing precision and layout", len(seconds), len(candidates), "candidates")
     plainest, fastest = candidates[0], min(candidates, key=lambda candidate: seconds[candidate])
     chosen = fastest if seconds[fastest] * _WORTHWHILE < seconds[plainest] else plainest
     return chosen, {_label(candidate): round(value, 5) for candidate, value in seconds.items()}

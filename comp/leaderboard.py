@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comp import runs
+from comp import metrics, runs
 from comp.errors import ConfigError, unknown
 
 
@@ -17,10 +17,13 @@ class Row:
         competition: its name.
         model: the network's name.
         parameters: trainable or not.
+        metric: what the competition is scored by.
         val_accuracy: clean validation, best weights.
+        val_metric: likewise, in the competition's metric.
         ood_accuracy: shifted validation, mean over blocks.
         test_accuracy: clean test, where labelled.
         suite_accuracy: the suite, where its labels are known.
+        suite_metric: likewise.
         test_like: whether training imitated corruptions of the suite.
         train_minutes: of training alone.
         device: what it ran on.
@@ -31,17 +34,23 @@ class Row:
     competition: str
     model: str
     parameters: int
+    metric: str
     val_accuracy: float | None
+    val_metric: float | None
     ood_accuracy: float | None
     test_accuracy: float | None
     suite_accuracy: float | None
+    suite_metric: float | None
     test_like: bool
     train_minutes: float
     device: str
     submission: str
 
 
-SORTS = ("ood_accuracy", "val_accuracy", "test_accuracy", "suite_accuracy", "train_minutes", "parameters", "run")
+SORTS = (
+    "ood_accuracy", "val_accuracy", "test_accuracy", "suite_accuracy", "val_metric", "suite_metric", "train_minutes",
+    "parameters", "run",
+)  # fmt: skip
 
 
 def rows(root: Path, *, competition: str | None = None, sort: str = "ood_accuracy") -> list[Row]:
@@ -54,13 +63,14 @@ def rows(root: Path, *, competition: str | None = None, sort: str = "ood_accurac
         raise ConfigError(f"--sort: {unknown('column', sort, SORTS)}")
     found = [_row(run, run.metrics()) for run in runs.list_runs(root) if run.is_complete()]
     kept = [row for row in found if competition in (None, row.competition)]
-    down = sort.endswith("accuracy")
 
     def place(row: Row) -> tuple[bool, Any]:
         value = getattr(row, sort)
         if value is None:
             return True, 0
-        return False, -value if down else value
+        if sort.endswith("metric"):
+            return False, -metrics.metric(row.metric).value_up(value)
+        return False, -value if sort.endswith("accuracy") else value
 
     return sorted(kept, key=place)
 
@@ -72,10 +82,13 @@ def _row(run: runs.Run, scores: dict[str, Any]) -> Row:
         competition=scores["competition"],
         model=scores["model"],
         parameters=scores["parameters"],
+        metric=scores["metric"],
         val_accuracy=counted.get("val", {}).get("accuracy"),
+        val_metric=counted.get("val", {}).get("metric"),
         ood_accuracy=counted.get("ood_val", {}).get("accuracy"),
         test_accuracy=scores.get("test", {}).get("accuracy"),
         suite_accuracy=scores.get("suite", {}).get("accuracy"),
+        suite_metric=scores.get("suite", {}).get("metric"),
         test_like=bool(scores["test_like"]),
         train_minutes=scores["train_seconds"] / 60,
         device=scores["device"],

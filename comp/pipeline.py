@@ -4,7 +4,7 @@ check -> open_dataset -> train (fit, score) -> evaluate (test) -> predict (suite
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from comp.augment import policies
 from comp.competition import rules, submission
 from comp.competition.spec import DISTORTIONS
 from comp.config import Config
-from comp.data import division, sources
+from comp.data import division, sources, suites
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, Suite
 from comp.device import Execution
@@ -27,7 +27,7 @@ from comp.models.classifier import Classifier
 from comp.predictions import Predictions
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import fit, optim
+from comp.training import fit, optim, validation
 from comp.training.fit import OnEpoch
 
 _INITIAL_WEIGHTS = 1  # names the purpose of a draw beside the seed
@@ -56,12 +56,21 @@ def check(config: Config, runs_root: Path) -> None:
         raise ConfigError(f"data.source: {unknown('source', config.data.source, sources.SOURCES)}")
     optim.check_optimizer(config.optim.name)
     device.choose_device(config.train.device)
-    imitated = policies.resolve(config.augment.policy).imitates
-    rules.check(config.competition.rules, pretrained=bool(config.model.pretrained), imitated=imitated)
+    imitated = policies.resolve(config.augment.policy, config.augment.ops).imitates
+    fit.in_workers(config)
+    rules.check(config.competition.rules, pretrained=_has_external_weights(config), imitated=imitated)
     zoo.refuse_banned(config.model.name, config.competition.rules.banned_families)
-    if config.data.validation == "none" and config.competition.ood_validation.every != "end":
-        raise ConfigError("competition.ood_validation.every: needs a validation split, and data.validation is none")
+    suites.shifted_distortions(config.competition.ood_validation)
+    validation.check(config)
     _check_space(config, runs_root)
+
+
+def _has_external_weights(config: Config) -> bool:
+    """Tell whether weights come from outside the competition, by way of earlier runs too."""
+    if not config.model.from_run:
+        return bool(config.model.pretrained)
+    source = runs.open_run(Path(config.model.from_run)).config()
+    return source.competition.name != config.competition.name or _has_external_weights(source)
 
 
 def _check_space(config: Config, runs_root: Path) -> None:
@@ -75,15 +84,17 @@ def _check_space(config: Config, runs_root: Path) -> None:
         raise ConfigError(f"{runs_root}: needs about {needed >> 20:,} MiB, found {free >> 20:,} MiB free; make room")
 
 
-def build_model(config: Config, dataset: Dataset, *, pretrained: bool) -> Classifier:
-    """Return the config's model on the CPU, with its first weights.
+def build_model(config: Config, dataset: Dataset) -> Classifier:
+    """Return the config's model on the CPU, with its first weights: random, pretrained, or a previous run's.
 
-    Args:
-        config: section `model` and the seed.
-        dataset: gives classes, image shape, mean and deviation.
-        pretrained: False leaves outside weights out, for a model whose weights will be read from a run.
+    Raises:
+        ModelError: an unknown name or argument, or weights that are missing or do not fit.
+        RunError: `model.from_run` names no trained run.
     """
-    section = config.model if pretrained else config.model.model_copy(update={"pretrained": False})
+    section = config.model
+    if section.from_run:
+        path = runs.open_run(Path(section.from_run)).weights_path()
+        section = section.model_copy(update={"pretrained": str(path)})
     return zoo.build(
         section,
         classes=len(dataset.competition.classes),
@@ -95,6 +106,30 @@ def build_model(config: Config, dataset: Dataset, *, pretrained: bool) -> Classi
     )
 
 
+def load_model(run: Run) -> tuple[Classifier, Execution]:
+    """Return a trained run's best weights in its model, placed as recorded; its data are not needed.
+
+    Raises:
+        RunError: not trained to the end, or damaged.
+        ModelError: the weights are damaged or another network's.
+    """
+    path, provenance = run.weights_path(), run.provenance()
+    recorded = run.path / "execution.json"
+    execution = device.from_json(runs.read_json(recorded), str(recorded))
+    channels, height, width = provenance["image_shape"]
+    model = zoo.build(
+        run.config().model.model_copy(update={"pretrained": False, "sha256": ""}),
+        classes=len(provenance["classes"]),
+        image_shape=(channels, height, width),
+        mean=[0.0] * channels,  # like the deviation, read with the weights
+        std=[1.0] * channels,
+        seed=0,
+    )
+    weights.load_weights(model, path)
+    execution.place(model)
+    return model, execution
+
+
 def train(
     config: Config,
     *,
@@ -102,6 +137,7 @@ def train(
     runs_root: Path = Path("runs"),
     dataset: Dataset | None = None,
     execution: Execution | None = None,
+    on_model: Callable[[Classifier], None] = lambda model: None,
     on_epoch: OnEpoch = lambda epoch: None,
     progress: Progress = quiet,
 ) -> Run:
@@ -113,6 +149,7 @@ def train(
         runs_root: where run folders are made.
         dataset: opened already, or opened here.
         execution: recorded choices to reuse; None measures.
+        on_model: called with the model before the first step, frozen as it will be in the first epoch.
         on_epoch: called at every epoch's end; may return a `Stop`.
         progress: called at every step.
 
@@ -122,13 +159,14 @@ def train(
     """
     check(config, runs_root)
     dataset = dataset or open_dataset(config, progress)
-    model = build_model(config, dataset, pretrained=True)
-    run = runs.create(runs_root, config, name, _provenance(config, dataset, model))
+    model = build_model(config, dataset)
+    on_model(model)
+    run = runs.create(runs_root, config, name, provenance_of(config, dataset))
     with run.writing():
         division.save(run.path / "split.npz", dataset.train, dataset.val)
         seconds: Mapping[str, float] = {}
         if execution is None:
-            execution, seconds = fit.choose_execution(model, dataset, config)
+            execution, seconds = fit.choose_execution(model, dataset, config, progress)
         run.write_json("execution.json", {**execution.to_json(), "seconds_a_step": seconds})
         _fit_and_score(run, config, dataset, model, execution, resume=False, on_epoch=on_epoch, progress=progress)
     return run
@@ -156,9 +194,10 @@ def resume(
         if path.exists():
             execution = device.from_json(runs.read_json(path), str(path))
         else:  # stopped before its choices were made
-            execution, seconds = fit.choose_execution(build_model(config, dataset, pretrained=True), dataset, config)
+            scratch = build_model(config, dataset)
+            execution, seconds = fit.choose_execution(scratch, dataset, config, progress)
             run.write_json("execution.json", {**execution.to_json(), "seconds_a_step": seconds})
-        model = build_model(config, dataset, pretrained=not (run.path / "state.pt").exists())
+        model = build_model(config, dataset)
         _fit_and_score(run, config, dataset, model, execution, resume=True, on_epoch=on_epoch, progress=progress)
     return run
 
@@ -174,7 +213,7 @@ def _fit_and_score(
     on_epoch: OnEpoch,
     progress: Progress,
 ) -> None:
-    fresh = not (run.path / "state.pt").exists()
+    fresh = not ((run.path / "state.pt").exists() or config.model.pretrained or config.model.from_run)
     session = fit.start(config, dataset, run, model, execution, fresh=fresh, progress=progress)
     cursor = fit.fit(session, resume=resume, on_epoch=on_epoch, progress=progress)
     final = _score(run, config, dataset, model, execution, "final", progress)
@@ -189,9 +228,12 @@ def _fit_and_score(
             "competition": config.competition.name,
             "model": config.model.name,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "first_weights": model.origin,
             "config_hash": configs.fingerprint(config),
+            "metric": config.competition.metric,
             "selected_by": config.train.select,
             "epochs": cursor.epoch,
+            "stopped": cursor.stopped,
             "best_epoch": cursor.best_epoch,
             "train_seconds": round(cursor.seconds, 2),
             "device": execution.device,
@@ -211,11 +253,11 @@ def _score(
     scores: dict[str, Any] = {}
     if dataset.val is not None:
         found = _predict(loaded, dataset.val, which, progress)
-        scores["val"] = metrics.summary(found)
+        scores["val"] = metrics.summary(found, config.competition.metric)
         predictions.save(run.predictions_path("val" if which == "best" else "val-final"), found)
     if dataset.ood_val is not None and which == "best":
         found = _predict(loaded, dataset.ood_val, which, progress)
-        scores["ood_val"] = metrics.shifted_summary(found, DISTORTIONS)
+        scores["ood_val"] = metrics.shifted_summary(found, DISTORTIONS, config.competition.metric)
         predictions.save(run.predictions_path("ood_val"), found)
     return scores
 
@@ -240,14 +282,9 @@ def load(run: Run, dataset: Dataset | None = None, progress: Progress = quiet) -
         RunError: not trained to the end, damaged, or its data are others now.
     """
     config = run.config()
-    path = run.weights_path()
+    model, execution = load_model(run)
     dataset = dataset or open_dataset(config, progress)
     _check_same_data(run, dataset)
-    model = build_model(config, dataset, pretrained=False)
-    weights.load_weights(model, path)
-    recorded = run.path / "execution.json"
-    execution = device.from_json(runs.read_json(recorded), str(recorded))
-    execution.place(model)
     return Loaded(run, config, dataset, model, execution)
 
 
@@ -259,7 +296,7 @@ def evaluate(loaded: Loaded, progress: Progress = quiet) -> dict[str, Any]:
         if test is not None and test.labels is not None:
             found = _predict(loaded, test, run.weights_path().stem, progress)
             predictions.save(run.predictions_path("test"), found)
-            scores["test"] = metrics.summary(found)
+            scores["test"] = metrics.summary(found, loaded.config.competition.metric)
             run.write_json("metrics.json", scores)
     return scores
 
@@ -278,7 +315,7 @@ def predict(loaded: Loaded, progress: Progress = quiet) -> Predictions:
         found = _predict(loaded, suite, run.weights_path().stem, progress)
         predictions.save(run.predictions_path("suite"), found)
         if found.labels is not None:
-            scores["suite"] = metrics.shifted_summary(found, DISTORTIONS)
+            scores["suite"] = metrics.shifted_summary(found, DISTORTIONS, loaded.config.competition.metric)
             run.write_json("metrics.json", scores)
     return found
 
@@ -323,7 +360,8 @@ def default_submission(config: Config, folder: Path = Path("submissions")) -> Pa
     return submission.free_path(folder, config.competition.name)
 
 
-def _provenance(config: Config, dataset: Dataset, model: Classifier) -> dict[str, Any]:
+def provenance_of(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """Return where a run comes from: command, code, versions, machine, data and classes."""
     return {
         **runs.describe_machine(),
         "config_hash": configs.fingerprint(config),

@@ -1,12 +1,21 @@
 """Policies as data, and what the engines make of them."""
 
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
+from comp.augment.ops import FOREIGN_IMITATES, OPS, Choice, Foreign, Mixture, Op, Policy
 from comp.augment.per_batch import FUNCTIONS, alternation, augment
-from comp.augment.policies import OPS, POLICIES, Choice, Mixture, Op, Policy, resolve
+from comp.augment.per_image import PerImage
+from comp.augment.policies import POLICIES, resolve
 from comp.errors import ConfigError
 from comp.imaging import draws
 
@@ -35,6 +44,88 @@ def test_every_policy_runs_on_tensors(name: str, side: int, channels: int) -> No
     assert done.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(images, before)
     assert torch.equal(done, images) == (name == "none")
+
+
+def run_images(policy: Policy, images: torch.Tensor, epoch: int = 0) -> torch.Tensor:
+    augment = PerImage(policy, seed=0)
+    done = [augment(image, epoch, index) for index, image in enumerate(images.permute(0, 2, 3, 1).numpy())]
+    return torch.from_numpy(np.stack(done)).permute(0, 3, 1, 2)
+
+
+ENGINES: dict[str, Callable[[Policy, torch.Tensor], torch.Tensor]] = {"per_batch": run, "per_image": run_images}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(("side", "channels"), [(32, 3), (28, 1)])
+def test_every_policy_runs_on_images(name: str, side: int, channels: int) -> None:
+    images = pictures(32, side, channels)
+    before = images.clone()
+    done = run_images(resolve(name), images)
+    assert done.shape == images.shape
+    assert done.dtype == torch.uint8
+    assert torch.equal(images, before)
+    assert torch.equal(done, images) == (name == "none")
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_an_image_depends_on_seed_epoch_and_index_alone(name: str) -> None:
+    images = pictures(24).permute(0, 2, 3, 1).numpy()
+    here = PerImage(resolve(name), seed=3)
+    forth = [here(image, 1, index) for index, image in enumerate(images)]
+    there = pickle.loads(pickle.dumps(here))  # as a spawned worker gets it
+    back = [there(images[index], 1, index) for index in reversed(range(len(images)))]
+    assert all(np.array_equal(one, other) for one, other in zip(forth, reversed(back), strict=True))
+
+
+class Augmented(Dataset[torch.Tensor]):
+    """What a loader of image files does: the image, then the policy."""
+
+    def __init__(self, name: str) -> None:
+        self.augment, self.images = PerImage(resolve(name), seed=5), pictures(40).permute(0, 2, 3, 1).numpy()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.augment(self.images[index], 2, index))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, here on purpose
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_do_not_change_images(workers: int) -> None:
+    split = Augmented("autoaugment_cifar10")
+    alone, shared = (torch.cat(list(DataLoader(split, 7, num_workers=count))) for count in (0, workers))
+    assert torch.equal(alone, shared)
+    assert not torch.equal(alone.permute(0, 3, 1, 2), pictures(40))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_cuda_device_gives_the_same_pixels(name: str) -> None:
+    images, keys, turned = pictures(512), draws.keys(0, 0, torch.arange(512)), torch.arange(512) % 2 == 0
+    here = augment(images, resolve(name), keys, turned=turned)
+    there = augment(images.cuda(), resolve(name), keys.cuda(), turned=turned.cuda()).cpu()
+    assert (here.int() - there.int()).abs().max() <= 1
+
+
+def test_policies_are_known_without_torch() -> None:
+    code = "import sys, comp.augment.policies; sys.exit('torch' in sys.modules or 'albumentations' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", sorted(set(POLICIES) - {"none"}))
+def test_both_engines_change_images_alike(name: str) -> None:
+    """Means over many draws of one image: its brightness, its spread, how far it moved from where it was."""
+    policy, count = resolve(name), 1200
+    images = pictures(1).expand(count, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    figures = []
+    for engine in ENGINES.values():
+        done = engine(policy, images).double().flatten(1)
+        moved = (done - images.double().flatten(1)).abs().mean(1)
+        figures.append(torch.stack((done.mean(1), done.std(1), moved), 1))  # [count, 3]
+    one, other = figures
+    error = ((one.var(0) + other.var(0)) / count).sqrt() + 0.05  # half a level's rounding, averaged
+    assert ((one.mean(0) - other.mean(0)).abs() / error).max() < 4
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -76,12 +167,26 @@ def test_policies_are_well_formed(name: str) -> None:
         assert 0 <= op.probability <= 1
 
 
-def test_the_published_subpolicies_are_all_there() -> None:
-    for name in ("autoaugment_cifar10", "autoaugment_imagenet"):
-        (choice,) = POLICIES[name].stages
-        assert isinstance(choice, Choice)
-        assert len(choice.branches) == 25
-        assert {len(branch) for branch in choice.branches} == {2}
+@pytest.mark.parametrize("name", ["cifar10", "imagenet"])
+def test_the_published_subpolicies_are_torchvisions(name: str) -> None:
+    """Same ops, probabilities and strengths; a level of 10 is a share of the op's range."""
+    theirs = AutoAugment(AutoAugmentPolicy(name))
+    renamed = {"Color": "saturation", "ShearX": "shear_x", "ShearY": "shear_y"}
+    renamed |= {"TranslateX": "translate_x", "TranslateY": "translate_y"}
+    ends = theirs._augmentation_space(10, (331, 331))
+    (choice,) = POLICIES[f"autoaugment_{name}"].stages
+    assert isinstance(choice, Choice)
+    assert len(choice.branches) == len(theirs.policies) == 25
+    for branch, pair in zip(choice.branches, theirs.policies, strict=True):
+        for op, (their_name, probability, level) in zip(branch, pair, strict=True):
+            assert isinstance(op, Op)
+            assert (op.name, op.probability) == (renamed.get(their_name, their_name.lower()), probability)
+            magnitudes, signed = ends[their_name]
+            magnitude = 0.0 if level is None else float(magnitudes[level])
+            magnitude /= 331 if their_name.startswith("Translate") else 1
+            ours = round(op.low) if op.name == "posterize" else op.low
+            assert op.signed == signed
+            assert ours == pytest.approx(magnitude, abs=1e-4)
 
 
 def test_what_imitates_the_suite_says_so() -> None:
@@ -91,26 +196,34 @@ def test_what_imitates_the_suite_says_so() -> None:
     assert never.imitates == frozenset()
 
 
-def test_branches_and_probabilities_are_drawn_as_stated() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_branches_and_probabilities_are_drawn_as_stated(engine: str) -> None:
     """Each op leaves a mark of its own on a grey image: how often each mark is seen is the op's frequency."""
-    names = ("invert", "brightness", "solarize")
     branches = ((Op("invert", 0.5),), (Op("brightness", 0.8, -1.0, -1.0),), (Op("solarize", 1.0, 90.0, 90.0),), ())
-    policy = Policy((Choice(branches),))
-    images = torch.full((40_000, 1, 1, 1), 100, dtype=torch.uint8)
-    marks = {"invert": 155, "brightness": 0, "solarize": 155}
-    assert set(names) == set(marks)
-    levels = run(policy, images).flatten()
-    seen = [int((levels == level).sum()) for level in (0, 100, 155)]
+    count = 40_000 if engine == "per_batch" else 4_000
+    images = torch.full((count, 1, 1, 1), 100, dtype=torch.uint8)
+    levels = ENGINES[engine](Policy((Choice(branches),)), images).flatten()
+    seen = [int((levels == level).sum()) for level in (0, 100, 155)]  # black, untouched, inverted either way
     expected = [0.25 * 0.8, 0.25 * 0.5 + 0.25 * 0.2 + 0.25, 0.25 * 0.5 + 0.25]
-    assert stats.chisquare(seen, [40_000 * share for share in expected]).pvalue > 1e-3
+    assert stats.chisquare(seen, [count * share for share in expected]).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ops_draw_independently_of_each_other(engine: str) -> None:
+    policy = Policy((Choice(((Op("flip", 0.5), Op("invert", 0.5)),)), Choice(((Op("brightness", 0.5, -0.5, -0.5),),))))
+    images = torch.tensor([40, 60], dtype=torch.uint8).view(1, 1, 1, 2).expand(4000, 1, 1, 2)
+    kinds = ENGINES[engine](policy, images).flatten(1).unique(dim=0, return_counts=True)[1]
+    assert len(kinds) == 8
+    assert stats.chisquare(kinds.numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("steps", [0, 5])
-def test_magnitudes_are_uniform_and_signs_are_fair(steps: int) -> None:
+def test_magnitudes_are_uniform_and_signs_are_fair(steps: int, engine: str) -> None:
     policy = Policy((Choice(((Op("translate_x", 1.0, 0.0, 0.5, True, steps),),)),))
-    images = torch.zeros(20_000, 1, 1, 64, dtype=torch.uint8)
+    images = torch.zeros(20_000 if engine == "per_batch" else 4_000, 1, 1, 64, dtype=torch.uint8)
     images[..., 32] = 255
-    places = run(policy, images).flatten(1).int().argmax(1) - 32
+    places = ENGINES[engine](policy, images).flatten(1).int().argmax(1) - 32
     places = places[places.abs() < 32]  # +32 takes the dot out
     if steps:
         assert set(places.tolist()) == {-24, -16, -8, 0, 8, 16, 24}
@@ -144,14 +257,56 @@ def test_a_mixture_of_idle_chains_is_the_image() -> None:
     assert (done.int() - images.int()).abs().max() <= 1
 
 
-def test_a_mixture_blends_by_beta() -> None:
-    images = torch.zeros(20_000, 1, 1, 1, dtype=torch.uint8)
-    done = run(Policy((Mixture((Op("invert"),), 3, 1, 1.0),)), images).flatten().double().numpy()
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_mixture_blends_by_beta(engine: str) -> None:
+    images = torch.zeros(20_000 if engine == "per_batch" else 4_000, 1, 1, 1, dtype=torch.uint8)
+    done = ENGINES[engine](Policy((Mixture((Op("invert"),), 3, 1, 1.0),)), images).flatten().double().numpy()
     # Every chain is white, so what is seen is 255 times the chains' share, uniform for alpha 1.
-    assert (
-        stats.kstest((done + np.random.default_rng(0).random(len(done)) - 0.5) / 255, stats.uniform.cdf).statistic
-        < 0.0115
+    shares = (done + np.random.default_rng(0).random(len(done)) - 0.5) / 255
+    assert stats.kstest(shares, stats.uniform.cdf).pvalue > 1e-3
+
+
+def test_free_ops_follow_the_policy() -> None:
+    policy = resolve(
+        "basic", [{"name": "invert"}, {"name": "contrast", "p": 0.5, "magnitude": [-0.4, -0.2], "signed": True}]
     )
+    assert policy.stages[-1] == Choice(((Op("invert"), Op("contrast", 0.5, -0.4, -0.2, True)),))
+    assert policy.imitates == {"contrast"}
+    images = pictures(8)
+    assert torch.equal(run(resolve("none", [{"name": "invert"}]), images), ~images)
+
+
+def test_transforms_of_albumentations_run_by_name_on_images_only() -> None:
+    policy = resolve("none", [{"name": "GaussNoise", "p": 1.0, "std_range": [0.1, 0.2]}])
+    assert policy.imitates == {"gaussian_noise"}
+    images = pictures(8)
+    noisy = run_images(policy, images)
+    assert not torch.equal(noisy, images)
+    assert torch.equal(noisy, run_images(policy, images))
+    with pytest.raises(ConfigError, match=r"'GaussNoise' needs augment\.engine: per_image"):
+        run(policy, images)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"p": 0.5}, r"augment.ops\[0\]: expected `name`"),
+        ({"name": "brightnes"}, r"augment.ops\[0\].name: unknown op 'brightnes'.*did you mean 'brightness'"),
+        ({"name": "brightness", "p": 2}, r"augment.ops\[0\].p: expected a probability"),
+        ({"name": "brightness", "magnitude": "much"}, r"augment.ops\[0\].magnitude: expected a number"),
+        ({"name": "brightness", "strength": 1}, "check strength"),
+        ({"name": "GausNoise"}, "albumentations has no transform 'GausNoise'.*did you mean 'GaussNoise'"),
+        ({"name": "GaussNoise", "sigma": 1}, "GaussNoise refuses its arguments"),
+    ],
+)
+def test_wrong_free_ops_are_named(row: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PerImage(resolve("none", [row]), seed=0)
+
+
+def test_foreign_names_that_imitate_the_suite_exist() -> None:
+    for name in FOREIGN_IMITATES:
+        PerImage(Policy((Choice(((Foreign(name, 1.0, "{}"),),)),)), seed=0)
 
 
 def test_every_op_has_a_tensor_function() -> None:

@@ -90,6 +90,11 @@ BAD_SETTINGS = {
     "model argument": ("model.args={dpth: 3}", ("dpth", "depth")),
     "too many held out": ("data.validation=1000", ("cannot hold out 1000 of 160 images",)),
     "too few held out": ("data.validation=2", ("cannot hold out 2 of 160 images in 4 classes",)),
+    "left out": ("competition.ood_validation.leave_out=[niose]", ("ood_validation.leave_out", "did you mean 'noise'")),
+    "all left out": (
+        "competition.ood_validation.leave_out=[noise, blur, weather, digital]", ("leaves no corruption at all",),
+    ),
+    "selection never measured": ("train.select=ood_accuracy", ("train.select", "ood_validation.every")),
     "external weights": (
         "competition.rules.external_weights=false", ("model.pretrained", "external_weights forbids it"),
     ),

@@ -83,6 +83,20 @@ def test_chunks_leave_no_seam(name: str) -> None:
     assert torch.equal(whole[:64], whole[128:])
 
 
+def test_threads_change_no_pixel_and_are_given_back() -> None:
+    before = torch.get_num_threads()
+    images, indices = PHOTOGRAPHS.repeat(6, 1, 1, 1), torch.arange(6 * 64)
+    results = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append([corrupt(images, name, 5, seed=2, indices=indices) for name in NAMES])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, three) for one, three in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(DETERMINISTIC)))
 def test_seed_index_and_severity_give_other_draws(name: str) -> None:
     same = PHOTOGRAPHS[:1].repeat(8, 1, 1, 1)

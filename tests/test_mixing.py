@@ -60,9 +60,15 @@ def test_mixed_batches_are_images_and_distributions(mixing: Mixing, count: int, 
 
 def test_nothing_to_mix_changes_nothing() -> None:
     images, labels, keys = batch(6)
-    mixed, targets = mix(images, labels, keys, classes=CLASSES, mixing=Mixing(0.4, 1.0).off())
+    mixed, targets = mix(images, labels, keys, classes=CLASSES, mixing=Mixing())
     assert torch.allclose(mixed, images / 255)
     assert torch.equal(targets, one_hot(labels, CLASSES).float())
+
+
+def test_the_last_epochs_only_smooth_labels() -> None:
+    mixing = Mixing(0.4, 1.0, label_smoothing=0.1, off_epochs=2)
+    assert mixing.at(7, 10) == mixing
+    assert mixing.at(8, 10) == mixing.at(9, 10) == Mixing(label_smoothing=0.1, off_epochs=2)
 
 
 def test_the_odd_last_sample_stays_as_it_is() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from comp import config
 from comp.config import ModelConfig
 from comp.errors import ModelError
 from comp.models import zoo
@@ -15,8 +16,8 @@ MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
 
 def built(seed: int = 0, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10, **model: object) -> Classifier:
-    config = ModelConfig.model_validate(model)
-    return zoo.build(config, classes=classes, image_shape=shape, mean=MEAN[: shape[0]], std=STD[: shape[0]], seed=seed)
+    section = ModelConfig.model_validate(model)
+    return zoo.build(section, classes=classes, image_shape=shape, mean=MEAN[: shape[0]], std=STD[: shape[0]], seed=seed)
 
 
 @pytest.fixture
@@ -95,7 +96,6 @@ def test_a_network_too_deep_for_its_images_is_refused() -> None:
         ({"name": "simple_cnn", "stem": "cifar"}, "made for small images"),
         ({"name": "simple_cnn", "pretrained": True}, "no weights are published"),
         ({"name": "simple_cnn", "drop_path_rate": 0.1}, "has none"),
-        ({"name": "simple_cnn", "sha256": "0123456789"}, "only together with model.pretrained"),
         ({"name": "simple_cnn", "normalize": {"mean": [0.5]}}, "3 numbers each"),
     ],
 )
@@ -116,3 +116,23 @@ def test_drop_rates_reach_the_network() -> None:
 def test_compiles(images: torch.Tensor) -> None:
     model = built(name="simple_cnn").eval()
     torch.testing.assert_close(torch.compile(model)(images), model(images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"stem": "resize"}, "stem: resize and input_size go together"),
+        ({"input_size": 64}, "stem: resize and input_size go together"),
+        ({"sha256": "0123456789"}, "they need model.pretrained"),
+        ({"normalize": "pretrained"}, "they need model.pretrained"),
+    ],
+)
+def test_fields_that_belong_together_are_refused_apart(model: dict[str, object], message: str) -> None:
+    with pytest.raises(config.ConfigError, match=message):
+        config.from_mapping({"model": model}, "a test")
+
+
+def test_a_model_for_a_checkpoint_is_built_without_its_outside_weights() -> None:
+    wanted = ModelConfig(name="resnet10t", pretrained=True, sha256="0123456789", normalize="pretrained")
+    bare = wanted.model_copy(update={"pretrained": False})
+    zoo.build(bare, classes=10, image_shape=(3, 32, 32), mean=MEAN, std=STD, seed=0)

@@ -9,18 +9,20 @@ import torch
 
 from comp.config import ModelConfig
 from comp.errors import ModelError
-from comp.models import catalogue, stems, strides, timm_models, weights, zoo
+from comp.models import catalogue, stems, strides, surgery, timm_models, weights, zoo
+from comp.models.classifier import Classifier
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+REAL_WEIGHTS = Path("data/weights/tf_efficientnet_lite0.safetensors")
 
-# At least one small member of every family with a cifar stem.
+# With SLOW, a member of every family with a cifar stem.
 QUICK = [
-    "convnext_atto", "test_convnext", "cspresnet50", "cs3darknet_focus_s", "cspnext_tiny", "densenet121", "dla46x_c",
-    "dpn48b", "tf_efficientnet_lite0", "efficientnet_b0", "tf_efficientnetv2_b0", "test_efficientnet", "mnasnet_050",
-    "mobilenetv2_035", "mixnet_s", "fasternet_t0", "ghostnet_050", "hardcorenas_b", "hgnetv2_b0", "hrnet_w18_small",
+    "convnext_atto", "test_convnext", "cs3darknet_focus_s", "cspnext_tiny", "densenet121", "dla46x_c",
+    "dpn48b", "tf_efficientnet_lite0", "tf_efficientnetv2_b0", "test_efficientnet", "mnasnet_050",
+    "mobilenetv2_035", "fasternet_t0", "ghostnet_050", "hardcorenas_b", "hgnetv2_b0", "hrnet_w18_small",
     "inception_next_atto", "lcnetv2_small", "test_mambaout", "mobilenetv3_small_050", "mobilenetv4_conv_small",
     "test_nfnet", "regnetx_002", "regnety_002", "repghostnet_050", "repvit_m0_9", "resnest14d", "resnet10t", "resnet18",
-    "resnet18d", "seresnext26t_32x4d", "ecaresnet26t", "resnet50", "resnetblur50", "resnetv2_18", "rexnet_100",
+    "resnet18d", "seresnext26t_32x4d", "resnetv2_18", "rexnet_100",
     "selecsls42", "legacy_seresnet18", "skresnet18", "starnet_s050", "test_byobnet", "repvgg_a0", "mobileone_s0",
     "gernet_s", "ese_vovnet19b_slim_dw", "cpubone_nano", "edgenext_xx_small", "efficientvit_b0", "efficientvit_m0",
     "fastvit_t8", "iformer_t", "mobilevit_xxs", "pvt_v2_b0", "swiftformer_xs", "poolformerv2_s12", "cait_xxs24_224",
@@ -32,18 +34,19 @@ SLOW = [
     "beit_base_patch16_224", "convmixer_768_32", "davit_tiny", "focalnet_tiny_srf", "inception_resnet_v2",
     "inception_v3", "inception_v4", "lowformer_b0", "nasnetalarge", "nextvit_small", "pnasnet5large", "rdnet_tiny",
     "res2next50", "resnext50_32x4d", "wide_resnet50_2", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256",
-    "swinv2_cr_tiny_ns_224", "vgg11_bn", "legacy_xception", "xception41p",
+    "swinv2_cr_tiny_ns_224", "vgg11_bn", "legacy_xception", "xception41p", "resnet50",
+    "resnetblur50", "cspresnet50", "mixnet_s", "efficientnet_b0", "ecaresnet26t",
 ]  # fmt: skip
 
+EVERY_MODEL = pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 
-def built(
-    name: str, *, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10, **model: object
-) -> zoo.Classifier:
+
+def built(name: str, *, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10, **model: object) -> Classifier:
     config = ModelConfig.model_validate({"name": name, **model})
     return zoo.build(config, classes=classes, image_shape=shape, mean=MEAN[: shape[0]], std=STD[: shape[0]], seed=0)
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@EVERY_MODEL
 def test_cifar_stem_keeps_a_4x4_map_and_trains(name: str) -> None:
     model = built(name, stem="cifar")
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -56,6 +59,16 @@ def test_cifar_stem_keeps_a_4x4_map_and_trains(name: str) -> None:
     assert first.grad.isfinite().all()
     with torch.no_grad():
         assert min(catalogue.feature_map(model.eval().inner, model.prepare(images))) >= 4
+
+
+@EVERY_MODEL
+def test_layer_decay_reaches_every_family(name: str) -> None:
+    model = Classifier(timm_models.sketch(name), mean=MEAN, std=STD)
+    groups = surgery.parameter_groups(model, 0.05, 0.9)
+    scales = sorted({group["lr_scale"] for group in groups})
+    assert len(scales) >= 4
+    assert scales[-1] == 1.0
+    assert groups[0]["lr_scale"] == scales[0]  # the stem comes first and is the slowest
 
 
 def test_every_family_with_a_stem_is_built_above() -> None:
@@ -196,3 +209,16 @@ def test_costs_are_those_published() -> None:
     assert small.gmacs == pytest.approx(0.556, abs=0.003)
     assert small.feature_map == (4, 4)
     assert zoo.costs("mlp", (1, 28, 28)).parameters == 109_386
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL_WEIGHTS.is_file(), reason=f"needs {REAL_WEIGHTS}")
+@pytest.mark.parametrize("stem", ["stock", "cifar"])
+def test_real_published_weights_are_taken(stem: str) -> None:
+    published, metadata = weights.read(REAL_WEIGHTS)
+    model = built(REAL_WEIGHTS.stem, stem=stem, pretrained=str(REAL_WEIGHTS), sha256=metadata["sha256"][:12])
+    own = model.inner.state_dict()
+    changed = {name for name in own if own[name].shape != published[name].shape or not own[name].equal(published[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}  # 3x3 already, so the first convolution is as published
+    assert model.normalize.mean.flatten().tolist() == [0.5] * 3
+    assert metadata["sha256"] in model.origin

@@ -18,10 +18,10 @@ import safetensors.numpy
 
 from comp import config as configs
 from comp import pipeline, predictions, runs
+from comp.competition.spec import DISTORTIONS
 from comp.errors import Interrupted
-from tests.conftest import REPOSITORY, Result, comp_process
-
-DISTORTIONS = 19
+from comp.training.stopping import Stop
+from tests.conftest import REPOSITORY, Result, comp_process, write_config
 
 
 def the_run(folder: Path = Path("runs")) -> runs.Run:
@@ -58,7 +58,9 @@ def test_quickstart_goes_from_a_config_to_a_valid_submission(tmp_path: Path) -> 
     rows = list(csv.reader(content.decode().splitlines()))
     assert rows[0] == ["id", "label"]
     per_block = 360
-    wanted = [f"distortion{d:02d}_{s}_{i}" for d in range(DISTORTIONS) for s in range(1, 6) for i in range(per_block)]
+    wanted = [
+        f"distortion{d:02d}_{s}_{i}" for d in range(len(DISTORTIONS)) for s in range(1, 6) for i in range(per_block)
+    ]
     assert [row[0] for row in rows[1:]] == wanted
     assert {row[1] for row in rows[1:]} <= {str(digit) for digit in range(10)}
 
@@ -89,9 +91,9 @@ def test_a_run_leaves_its_folder_as_designed(workplace: Path, comp: Callable[...
     run = the_run()
     left = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
     assert left - {".lock"} == {
-        "config.yaml", "split.npz", "execution.json", "provenance.json", "history.csv", "best.safetensors", "final.safetensors",
-        "state.pt", "metrics.json", "predictions/val.npz", "predictions/val-final.npz", "predictions/ood_val.npz",
-        "predictions/test.npz", "predictions/suite.npz",
+        "config.yaml", "split.npz", "execution.json", "provenance.json", "history.csv", "best.safetensors",
+        "final.safetensors", "state.pt", "metrics.json", "predictions/val.npz", "predictions/val-final.npz",
+        "predictions/ood_val.npz", "predictions/test.npz", "predictions/suite.npz",
     }  # fmt: skip
     provenance = run.provenance()
     assert provenance["classes"] == ["0", "1", "2", "3"]
@@ -158,8 +160,18 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bits(workplace: Path, stop
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(workplace: Path, comp: Callable[..., Result]) -> None:
-    settings = ["train.epochs=15", "train.checkpoint_seconds=0", "competition.ood_validation.severities=[]"]
-    command = [sys.executable, "-m", "comp", "train", "small.yaml", *settings, "--runs", "killed"]
+    settings = ["train.epochs=10", "competition.ood_validation.severities=[]"]
+    command = [
+        sys.executable,
+        "-m",
+        "comp",
+        "train",
+        "small.yaml",
+        *settings,
+        "train.checkpoint_seconds=0",
+        "--runs",
+        "killed",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _wait_for(lambda: bool(list(Path("killed").glob("*/*/state.pt"))), process)
     process.send_signal(signal.SIGKILL)
@@ -194,6 +206,20 @@ def _wait_for(condition: Callable[[], bool], process: "subprocess.Popen[Any]") -
         assert process.poll() is None, "the process ended before it could be stopped"
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_stop_asked_for_at_an_epochs_end_ends_the_training_and_stays_asked_for(workplace: Path) -> None:
+    config = configs.load("small.yaml", ["train.epochs=5"])
+
+    def interrupt_scoring(what: str, done: int, total: int, unit: str = "images") -> None:
+        if what == "ood_val":
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        pipeline.train(config, on_epoch=lambda epoch: Stop("enough"), progress=interrupt_scoring)
+    resumed = pipeline.resume(the_run())
+    assert len(resumed.history()) == 1
+    assert resumed.metrics()["stopped"] == "enough"
 
 
 def test_an_interrupted_run_is_finished_by_resume(workplace: Path, comp: Callable[..., Result]) -> None:
@@ -263,3 +289,61 @@ def test_predictions_do_not_depend_on_the_batch_size(workplace: Path, comp: Call
     again = pipeline.predict(pipeline.Loaded(run, config, loaded.dataset, loaded.model, loaded.execution))
     assert np.allclose(small.logits.astype(np.float32), again.logits.astype(np.float32), atol=0.02)
     assert (small.top1 == again.top1).mean() > 0.99
+
+
+SHIFTED_EVERY_2 = {
+    "competition": {"ood_validation": {"severities": [3], "per_block": 8, "every": 2}},
+    "train": {"epochs": 5, "select": "ood_accuracy"},
+}
+
+
+@pytest.fixture
+def shifted(workplace: Path) -> Path:
+    """A config that selects by shifted accuracy, measured every second epoch."""
+    values = configs.merge(configs.read_yaml(Path("small.yaml")), SHIFTED_EVERY_2)
+    return write_config(Path("shifted.yaml"), values)
+
+
+def test_shifted_accuracy_is_measured_every_n_epochs_and_selects(shifted: Path, comp: Callable[..., Result]) -> None:
+    result = comp("train", shifted)
+    assert result.code == 0, result.err
+    run = the_run()
+    history = [row["ood_accuracy"] for row in run.history()]
+    assert [bool(value) for value in history] == [False, True, False, True, True]
+    measured = {number: float(value) for number, value in enumerate(history, 1) if value}
+    scores = run.metrics()
+    assert scores["best_epoch"] == max(measured, key=lambda number: measured[number])
+    assert scores["best"]["ood_val"]["accuracy"] == pytest.approx(max(measured.values()))
+    assert "shifted 0." in result.err
+
+
+@pytest.mark.parametrize("stop_in", ["val", "ood_val"])
+def test_a_run_stopped_while_it_is_validated_ends_with_the_same_bits(shifted: Path, stop_in: str) -> None:
+    config = configs.load(shifted)
+    whole = pipeline.train(config, runs_root=Path("whole"))
+    seen = 0
+
+    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+        nonlocal seen
+        seen += what == stop_in
+        if seen == 2:
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        pipeline.train(config, runs_root=Path("parts"), progress=stop)
+    resumed = pipeline.resume(the_run(Path("parts")))
+    assert_same_weights(whole, resumed)
+    assert weights_of(whole, "best").keys() == weights_of(resumed, "best").keys()
+    assert history_without_clock(whole) == history_without_clock(resumed)
+    assert whole.metrics()["best_epoch"] == resumed.metrics()["best_epoch"]
+
+
+def test_a_shifted_validation_leaves_out_families_and_names(workplace: Path, comp: Callable[..., Result]) -> None:
+    leave_out = "competition.ood_validation.leave_out=[noise, fog]"
+    result = comp("train", "small.yaml", leave_out, "--json")
+    assert result.code == 0, result.err
+    names = json.loads(result.out)["best"]["ood_val"]["by_distortion"]
+    left_out = {"gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "fog"}
+    assert list(names) == [name for name in DISTORTIONS if name not in left_out]
+    blocks = predictions.load(the_run().predictions_path("ood_val")).block_names
+    assert [DISTORTIONS[int(name[10:12])] for name in blocks] == list(names)

@@ -83,7 +83,9 @@ def test_saved_predictions_come_back(tmp_path: Path, labels: bool) -> None:
 
 
 @given(
-    hnp.arrays(np.float32, st.tuples(st.integers(1, 8), st.integers(2, 6)), elements=st.floats(-(2.0**99), 2.0**99, width=32))
+    hnp.arrays(
+        np.float32, st.tuples(st.integers(1, 8), st.integers(2, 6)), elements=st.floats(-(2.0**99), 2.0**99, width=32)
+    )
 )
 def test_top1_is_the_argmax_of_the_raw_logits_however_large(logits: np.ndarray) -> None:
     ids = np.array([str(i) for i in range(len(logits))])

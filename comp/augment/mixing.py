@@ -29,16 +29,18 @@ class Mixing:
         cutmix: Beta(alpha, alpha) of the kept area (Yun et al. 2019, arXiv:1905.04899); 0 is off.
         switch_probability: a sample's probability of CutMix where both are on.
         label_smoothing: share of the target spread evenly over all classes.
+        off_epochs: how many last epochs are not mixed.
     """
 
     mixup: float = 0.0
     cutmix: float = 0.0
     switch_probability: float = 0.5
     label_smoothing: float = 0.0
+    off_epochs: int = 0
 
-    def off(self) -> "Mixing":
-        """Return this without mixing; labels stay smoothed."""
-        return replace(self, mixup=0.0, cutmix=0.0)
+    def at(self, epoch: int, epochs: int) -> "Mixing":
+        """Return what holds in an epoch, counted from 0: the last `off_epochs` only smooth labels."""
+        return self if epoch < epochs - self.off_epochs else replace(self, mixup=0.0, cutmix=0.0)
 
 
 def mix(images: Tensor, labels: Tensor, keys: Tensor, *, classes: int, mixing: Mixing) -> tuple[Tensor, Tensor]:

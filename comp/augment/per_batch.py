@@ -1,8 +1,9 @@
 """The on-device engine: a policy on a whole uint8 batch, every sample with its own draws.
 
 All draws of a stage are made at once, for all samples. Samples that drew the same op are then brought next to each
-other (one row copy of the batch) and the op runs once on their slice. Grouping needs the group sizes on the host:
-one wait for the device in each stage, and none between its ops. What a sample gets depends on its key alone.
+other (one row copy of the batch) and the op runs once on their slice. Grouping needs the group sizes on the host: one
+wait for the device in each stage (in a mixture, each chain), and none between its ops but for equalize's histograms.
+What a sample gets depends on its key alone.
 
     keys = draws.keys(seed, epoch, indices)    # [B] int64
     images = augment(images, policy, keys)     # [B, C, H, W] uint8
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from comp.augment.distributions import beta, dirichlet
-from comp.augment.policies import Choice, Mixture, Op, Policy
+from comp.augment.ops import Choice, Foreign, Mixture, Op, Policy
+from comp.errors import ConfigError
 from comp.imaging import colour, draws, geometry
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -31,6 +33,7 @@ def augment(images: Tensor, policy: Policy, keys: Tensor, *, turned: Tensor | No
         keys: [B] int64 from `draws.keys(seed, epoch, indices)`, on the images' device.
         turned: [B] bool from `alternation`; only a policy with `alternating_flip` needs it.
     """
+    assert images.dtype == torch.uint8
     pixels = geometry.to_pixels(images)  # [B, H, W, C]
     for number, stage in enumerate(policy.stages):
         own = draws.fold(keys, number)
@@ -75,7 +78,7 @@ def _tabulate(choice: Choice, device: torch.device) -> _Table:
     slots = max(len(branch) for branch in choice.branches)
     names = tuple(dict.fromkeys(op.name for branch in choice.branches for op in branch))
     idle = Op(names[0], 0.0)
-    rows = [[*branch, *[idle] * (slots - len(branch))] for branch in choice.branches]
+    rows = [[*_own(branch), *[idle] * (slots - len(branch))] for branch in choice.branches]
 
     def column(value: Callable[[Op], float]) -> Tensor:
         return torch.tensor([[value(op) for op in row] for row in rows], dtype=torch.float32, device=device)
@@ -89,6 +92,13 @@ def _tabulate(choice: Choice, device: torch.device) -> _Table:
         column(lambda op: op.signed),
         column(lambda op: op.steps),
     )
+
+
+def _own(branch: tuple[Op | Foreign, ...]) -> list[Op]:
+    for op in branch:
+        if isinstance(op, Foreign):
+            raise ConfigError(f"augment.ops: albumentations' '{op.name}' needs augment.engine: per_image")
+    return [op for op in branch if isinstance(op, Op)]
 
 
 def _draw(choice: Choice, keys: Tensor, turned: Tensor | None) -> _Plan:
@@ -228,7 +238,7 @@ def _valued(function: Callable[[Tensor, Tensor], Tensor]) -> Function:
     return lambda images, magnitude, keys: function(images, magnitude)
 
 
-# One row for each of policies.OPS: (images [n, C, H, W] uint8, magnitudes [n], keys [n]) -> images.
+# One row for each of ops.OPS: (images [n, C, H, W] uint8, magnitudes [n], keys [n]) -> images.
 FUNCTIONS: dict[str, Function] = {
     "crop": _crop,
     "flip": _plain(geometry.flip),

@@ -1,101 +1,11 @@
-"""What augmentation does, as data: ops, choices of ops, policies. No torch here; the engines own the functions.
+"""Policies: what augmentation does, as data, each with the paper it comes from. No torch here."""
 
-A policy is a row of stages applied in turn. In a `Choice` each sample draws one branch, all equally likely, and runs
-its ops one after another; each op draws whether it acts and how strongly. A `Mixture` blends several chains of ops
-with the image. `per_batch` runs a policy on tensors, `per_image` through albumentations.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import permutations
+from typing import Any
 
+from comp.augment.ops import Choice, Mixture, Op, Policy, parse
 from comp.errors import ConfigError, unknown
-
-# What each op's magnitude means, and which corruptions of the suite the op imitates (by the suite's names).
-# Geometry and grey-level remapping imitate none, as AugMix's authors drew the line; blends with black, grey, luma
-# and a blurred copy do.
-OPS: dict[str, tuple[str, frozenset[str]]] = {
-    "crop": ("shift by up to this fraction of a side, both ways", frozenset()),
-    "flip": ("none", frozenset()),
-    "alternating_flip": ("none", frozenset()),
-    "cutout": ("side of the square, as a fraction of the image's", frozenset()),
-    "random_erasing": ("largest share of the area", frozenset()),
-    "shear_x": ("slope", frozenset()),
-    "shear_y": ("slope", frozenset()),
-    "shear_x_bilinear": ("slope", frozenset()),
-    "shear_y_bilinear": ("slope", frozenset()),
-    "translate_x": ("fraction of the width, cut to whole pixels", frozenset()),
-    "translate_y": ("fraction of the height, cut to whole pixels", frozenset()),
-    "rotate": ("degrees", frozenset()),
-    "rotate_bilinear": ("degrees", frozenset()),
-    "brightness": ("factor - 1", frozenset({"brightness"})),
-    "contrast": ("factor - 1", frozenset({"contrast"})),
-    "saturation": ("factor - 1", frozenset({"saturate"})),
-    "sharpness": ("factor - 1; below 0 blurs", frozenset({"gaussian_blur", "defocus_blur"})),
-    "hue": ("fraction of the circle", frozenset()),
-    "grayscale": ("none", frozenset({"saturate"})),
-    "posterize": ("bits kept, rounded", frozenset()),
-    "solarize": ("threshold, 0 to 256", frozenset()),
-    "autocontrast": ("none", frozenset()),
-    "equalize": ("none", frozenset()),
-    "invert": ("none", frozenset()),
-}
-
-
-@dataclass(frozen=True)
-class Op:
-    """One op: acts with `probability`, with a magnitude uniform in [low, high] (units: `OPS`)."""
-
-    name: str
-    probability: float = 1.0
-    low: float = 0.0
-    high: float = 0.0
-    signed: bool = False
-    """Whether half of the magnitudes are negated."""
-    steps: int = 0
-    """0: continuous; N: one of N evenly spaced magnitudes, both ends among them."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One branch a sample, all equally likely; a branch's ops act in turn."""
-
-    branches: tuple[tuple[Op, ...], ...]
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """`width` chains of 1 to `depth` ops drawn from `ops`, blended by Dirichlet(alpha), and with the image by
-    Beta(alpha, alpha).
-    """
-
-    ops: tuple[Op, ...]
-    width: int
-    depth: int
-    alpha: float
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Stages applied in turn, and where they were published."""
-
-    stages: tuple[Choice | Mixture, ...]
-    paper: str = ""
-
-    @property
-    def ops(self) -> frozenset[Op]:
-        """Every op that the policy can draw."""
-        found: set[Op] = set()
-        for stage in self.stages:
-            branches = (stage.ops,) if isinstance(stage, Mixture) else stage.branches
-            found.update(op for branch in branches for op in branch)
-        return frozenset(found)
-
-    @property
-    def imitates(self) -> frozenset[str]:
-        """Corruptions of the suite that some op of the policy imitates."""
-        return frozenset().union(*(OPS[op.name][1] for op in self.ops if op.probability > 0))
-
 
 # Largest magnitudes of the AutoAugment search space, 10 levels, 9 the strongest: (at level 0, at level 9, signed).
 _AUTOAUGMENT = {
@@ -227,16 +137,22 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def resolve(names: str | Sequence[str]) -> Policy:
-    """Return one policy: the named ones in turn.
+def resolve(names: str | Sequence[str], ops: Sequence[Mapping[str, Any]] = ()) -> Policy:
+    """Return one policy: the named ones in turn, then free ops in turn.
+
+    Args:
+        names: rows of `POLICIES`.
+        ops: rows of `augment.ops`; see `ops.parse`.
 
     Raises:
-        ConfigError: a name is not a row of `POLICIES`.
+        ConfigError: a name that no policy or op has, or a row that does not read.
     """
     names = [names] if isinstance(names, str) else list(names)
     for name in names:
         if name not in POLICIES:
             raise ConfigError(f"augment.policy: {unknown('policy', name, POLICIES)}")
     chosen = [POLICIES[name] for name in names]
+    if ops:
+        chosen.append(Policy((Choice((tuple(parse(row, f"augment.ops[{i}]") for i, row in enumerate(ops)),)),)))
     stages = tuple(stage for policy in chosen for stage in policy.stages)
     return Policy(stages, "; ".join(policy.paper for policy in chosen if policy.paper))

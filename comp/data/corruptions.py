@@ -14,7 +14,9 @@ and saturation has nothing to change.
 
 import functools
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,15 +26,16 @@ from torch.nn import functional as F
 
 from comp.data import blurs, weather
 from comp.data.blurs import NUDGE
-from comp.errors import DataError, unknown
+from comp.errors import ConfigError, DataError, unknown
 from comp.imaging import draws, filters, jpeg
 
 Family = Literal["noise", "blur", "weather", "digital"]
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALLEST = 8  # pixels a side
 
-_CHUNK_VALUES = 64 * 3 * 32 * 32  # on a CPU: few enough for the intermediates to stay in its cache
-_CHUNK_VALUES_GPU = 64 * _CHUNK_VALUES
+_CHUNK_VALUES = 128 * 3 * 32 * 32  # on a CPU: few enough for the intermediates to stay in its cache
+_QUANTILE_BITS = 14  # of shot noise's table: 4 MiB a severity; twice the bits' worth would leave the cache
+_CHUNK_VALUES_GPU = 32 * _CHUNK_VALUES
 
 
 def gaussian_noise(images: Tensor, keys: Tensor, scale: float, sigma: float) -> Tensor:
@@ -42,19 +45,20 @@ def gaussian_noise(images: Tensor, keys: Tensor, scale: float, sigma: float) -> 
 
 def shot_noise(images: Tensor, keys: Tensor, scale: float, photons: float) -> Tensor:
     """Poisson counts of up to `photons` expected for white."""
-    shorts = draws.shorts_field(keys, 0, tuple(images.shape[1:]))
-    where = images.to(torch.int32).mul_(1 << 16).add_(shorts)
+    quantiles = draws.shorts_field(keys, 0, tuple(images.shape[1:])) >> (16 - _QUANTILE_BITS)
+    where = images.to(torch.int32).mul_(1 << _QUANTILE_BITS).add_(quantiles)
     return _poisson_table(photons, images.device).index_select(0, where.flatten()).view_as(images).to(torch.float32)
 
 
 @functools.lru_cache(maxsize=5)
 def _poisson_table(photons: float, device: torch.device) -> Tensor:
-    """[256 * 65536] uint8: grey level after shot noise, for each level before and each sixteenth-bit quantile."""
+    """[256 * 2^bits] uint8: grey level after shot noise, for each level before it and each quantile."""
     expected = torch.arange(256, dtype=torch.float64)[:, None] * (photons / 255)
     counts = torch.arange(int(photons + 8 * math.sqrt(photons)) + 8, dtype=torch.float64)
+    slices = 1 << _QUANTILE_BITS
     density = torch.exp(torch.xlogy(counts, expected) - expected - torch.lgamma(counts + 1))
-    ends = (density.cumsum(1) * (1 << 16)).round_().clamp_(max=1 << 16).to(torch.int64)
-    ends[:, -1] = 1 << 16
+    ends = (density.cumsum(1) * slices).round_().clamp_(max=slices).to(torch.int64)
+    ends[:, -1] = slices
     levels = (counts * 255 / photons + NUDGE).clamp_(max=255).to(torch.uint8)
     repeats = ends.diff(dim=1, prepend=torch.zeros(256, 1, dtype=torch.int64))
     return levels.repeat(256).repeat_interleave(repeats.flatten()).to(device)
@@ -227,6 +231,21 @@ FAMILIES: dict[Family, tuple[str, ...]] = {
 }
 
 
+def named(names: Iterable[str], where: str) -> tuple[str, ...]:
+    """Return the corruptions that names of corruptions and of families stand for, in the suite's order.
+
+    Raises:
+        ConfigError: a name is neither; `where` tells where it stands.
+    """
+    chosen: set[str] = set()
+    for name in names:
+        members = (name,) if name in CORRUPTIONS else next((m for f, m in FAMILIES.items() if f == name), None)
+        if members is None:
+            raise ConfigError(f"{where}: {unknown('corruption or family', name, (*FAMILIES, *NAMES))}")
+        chosen.update(members)
+    return tuple(name for name in NAMES if name in chosen)
+
+
 def corrupt(images: Tensor, name: str, severity: int, *, seed: int, indices: Tensor) -> Tensor:
     """Corrupt images as the suite's generator would.
 
@@ -248,16 +267,34 @@ def corrupt(images: Tensor, name: str, severity: int, *, seed: int, indices: Ten
     keys = draws.keys(seed, draws.key(NAMES.index(name), severity), indices.to(images.device))
     scale = min(images.shape[2:]) / 32
     values = _CHUNK_VALUES if images.device.type == "cpu" else _CHUNK_VALUES_GPU
-    count = max(1, values // max(1, math.prod(images.shape[1:])))
+    count = max(1, values // math.prod(images.shape[1:]))
     result = torch.empty_like(images)
-    with torch.inference_mode():
-        for start in range(0, len(images), count):
-            part = slice(start, start + count)
+
+    def fill(start: int) -> None:
+        part = slice(start, start + count)
+        with torch.no_grad():  # not inference mode: the matrices that filters cache here are everybody's
             levels = images[part].contiguous().to(torch.float32)
             changed = row.function(levels, keys[part], scale, *row.parameters[severity - 1])
             # By way of int32: converting floats to bytes straight away is four times slower.
             result[part] = (changed + NUDGE).clamp_(0, 255).to(torch.int32)
+
+    _spread(fill, range(0, len(images), count), torch.get_num_threads() if images.device.type == "cpu" else 1)
     return result
+
+
+def _spread(work: Callable[[int], None], starts: Sequence[int], threads: int) -> None:
+    """Run chunks on threads of our own, each computing with a single one of torch's.
+
+    Torch would split every small op between the cores and wait for the slower half; on a machine with other work
+    that waiting cost thirty times the op itself.
+    """
+    if threads == 1:
+        for start in starts:
+            work(start)
+        return
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        deque(pool.map(work, starts), maxlen=0)  # raises what a chunk raised
+    torch.set_num_threads(threads)  # the number that threads to come start with is one for the process
 
 
 def _check(images: Tensor, name: str, severity: int, indices: Tensor) -> None:

@@ -33,6 +33,7 @@ class Dataset:
         fingerprint: of all training images and labels, before the split.
         resident: whether training images lie decoded on the device, or are streamed by workers.
         notes: what a user should know of how the data were read.
+        unreadable: files of the source that hold no image, left out.
     """
 
     competition: Competition
@@ -45,7 +46,8 @@ class Dataset:
     std: tuple[float, ...]
     fingerprint: str
     resident: bool
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
     def limited(self, train_images: int, other_images: int) -> "Dataset":
         """Return a small copy for a rehearsal: the first images of each split and block."""
@@ -111,6 +113,7 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
         fingerprint=fingerprint,
         resident=loading.stays_resident((train, val), config.data.loading),
         notes=_notes(config, source),
+        unreadable=tuple(name for images in _files(source) for name in images.unreadable),
     )
 
 
@@ -136,12 +139,16 @@ def _statistics(
     return tuple(found["mean"]), tuple(found["std"])
 
 
+def _files(source: Source) -> list[ImageFiles]:
+    found = [split.images for split in (source.train, source.val, source.test) if split is not None]
+    return [images for images in found if isinstance(images, ImageFiles)]
+
+
 def _notes(config: Config, source: Source) -> tuple[str, ...]:
     """Return what was found and left aside, or read in a way that may surprise."""
     notes = list(source.notes)
-    for split in (source.train, source.val, source.test):
-        if split is not None and isinstance(split.images, ImageFiles):
-            notes += split.images.notes
+    for images in _files(source):
+        notes += images.notes
     if source.val is not None and config.data.validation != "official":
         notes.append("val: the source's own validation split is not used; data.validation=official takes it")
     return tuple(notes)
@@ -170,7 +177,7 @@ def _open_suite(
                 "competition.suite: corrupt_test needs a labelled test split, and this source has none; to submit the "
                 "test images themselves: competition.suite.source=test"
             )
-        return suites.corrupted("suite", test, competition.blocks, seed=config.data.split_seed)
+        return suites.corrupted("suite", test, competition.blocks, seed=suites.seed_of("test", config.data.split_seed))
     if not competition.blocks:
         return None
     folder = Path(config.data.root) / wanted.path
@@ -184,6 +191,5 @@ def _open_ood_val(config: Config, val: Split | None) -> Suite | None:
     if val is None or not wanted.severities:
         return None
     count = min(wanted.per_block, len(val))
-    blocks = spec.blocks(range(len(spec.DISTORTIONS)), wanted.severities, count)
-    # One off the suite's seed: a validation must not share the suite's draws.
-    return suites.corrupted("ood_val", val, blocks, seed=config.data.split_seed + 1)
+    blocks = spec.blocks(suites.shifted_distortions(wanted), wanted.severities, count)
+    return suites.corrupted("ood_val", val, blocks, seed=suites.seed_of("val", config.data.split_seed))

@@ -3,7 +3,6 @@
 Only labels, groups and the seed decide, by generators that give the same numbers on every machine.
 """
 
-import hashlib
 import zipfile
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +15,13 @@ from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 
 from comp import runs
 from comp.config import DataConfig
+from comp.data.duplicates import exact_groups
 from comp.data.sources.source import Source
 from comp.data.splits import Split
 from comp.errors import ConfigError, DataError, RunError
 from comp.progress import Progress, quiet
 
 Rows = NDArray[np.int64]
-_CHUNK_IMAGES = 512  # hashed at a time
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def divide(
         DataError: too few images of some class, a part that would be empty, or no official validation split.
     """
     if groups is None and config.groups != "none":
-        groups = source.groups if config.groups == "column" else duplicate_groups(source.train, progress)
+        groups = source.groups if config.groups == "column" else exact_groups([source.train], progress)
     train, test, val = source.train, source.test, None
     if test is None and cut_test:
         stays, held = held_out(train, config.test, config.split_seed, stratify=config.stratify, groups=groups)
@@ -169,17 +168,6 @@ def _members(groups: Rows) -> list[Rows]:
     order = np.argsort(groups, kind="stable")
     ends = np.flatnonzero(np.diff(groups[order])) + 1
     return np.split(order, ends)
-
-
-def duplicate_groups(split: Split, progress: Progress = quiet) -> Rows:
-    """Return [N] int64: images with exactly the same pixels have the same number."""
-    seen: dict[bytes, int] = {}
-    numbers = np.empty(len(split), np.int64)
-    for start in range(0, len(split), _CHUNK_IMAGES):
-        for row, image in enumerate(np.asarray(split.images[start : start + _CHUNK_IMAGES]), start):
-            numbers[row] = seen.setdefault(hashlib.sha256(image.tobytes()).digest(), len(seen))
-        progress("finding duplicates", min(start + _CHUNK_IMAGES, len(split)), len(split))
-    return numbers
 
 
 def save(path: Path, train: Split, val: Split | None) -> None:

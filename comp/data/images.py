@@ -54,6 +54,7 @@ class ImageFiles:
         workers: processes that decode where images are streamed.
         content: a hash of all bytes of the list of files that these were taken from.
         notes: what a user should know of how they are read.
+        unreadable: names of files of that list that hold no image and were left out.
     """
 
     paths: NDArray[np.str_]
@@ -62,6 +63,7 @@ class ImageFiles:
     workers: int
     content: str
     notes: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -87,8 +89,9 @@ class ImageFiles:
             return fitted(read_image(Path(self.paths[rows])), self.size, self.resize)
         return replace(self, paths=self.paths[rows])
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.uint8]:
-        return self.decoded()
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        pixels = self.decoded()
+        return pixels if dtype is None else pixels.astype(dtype, copy=False)
 
     def decoded(self, progress: Progress = quiet, name: str = "images") -> NDArray[np.uint8]:
         """Return all pixels, [N, H, W, 3]; threads decode.

@@ -9,16 +9,38 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from comp import runs
 from comp.competition.spec import DISTORTIONS, Block
-from comp.config import SuiteConfig
+from comp.config import OODValidationConfig, SuiteConfig
 from comp.data.arrays import open_images
-from comp.data.corruptions import corrupt
+from comp.data.corruptions import corrupt, named
 from comp.data.downloads import fetch
 from comp.data.splits import Split, Suite
-from comp.errors import DataError
+from comp.errors import ConfigError, DataError
 from comp.progress import Progress
 
+MANIFEST = "manifest.json"
+
 _CHUNK_IMAGES = 500  # of one corruption call: its intermediates stay small
+
+
+def seed_of(split: str, split_seed: int) -> int:
+    """Return the seed of a split's corruptions; `val` must not share the draws of the suite that is made of `test`."""
+    return split_seed + ("test", "val").index(split)
+
+
+def shifted_distortions(config: OODValidationConfig) -> list[int]:
+    """Return the numbers of the distortions that shifted validation has, less those it leaves out.
+
+    Raises:
+        ConfigError: an unknown name, or nothing is left.
+    """
+    where = "competition.ood_validation.leave_out"
+    left_out = named(config.leave_out, where)
+    numbers = [number for number, name in enumerate(DISTORTIONS) if name not in left_out]
+    if not numbers:
+        raise ConfigError(f"{where}: leaves no corruption at all; leave fewer out, or set severities to []")
+    return numbers
 
 
 def corrupted(name: str, split: Split, blocks: Sequence[Block], seed: int) -> Suite:
@@ -57,12 +79,26 @@ def distortion_files(folder: Path, blocks: Sequence[Block], shape: tuple[int, in
         shape: (C, H, W) of the training images.
 
     Raises:
-        DataError: a file is missing, truncated, pickled or of another type or shape; the first is named.
+        DataError: a file is missing, truncated, pickled or of another type or shape; the first is named. Or the
+            folder's manifest, where there is one, tells of other severities.
     """
+    _check_severities(folder / MANIFEST, [block.severity for block in blocks])
     for distortion in sorted({block.distortion for block in blocks}):
         rows = sum(block.count for block in blocks if block.distortion == distortion)
         check_distortion_file(distortion_path(folder, distortion), rows, shape)
     return Suite("suite", tuple(blocks), partial(_read_block, folder))
+
+
+def _check_severities(manifest: Path, wanted: Sequence[int]) -> None:
+    """A folder may hold a choice of severities; blocks would then go by wrong names."""
+    if not manifest.exists():
+        return
+    found = runs.read_json(manifest).get("severities")
+    if found != sorted(set(wanted)):
+        raise DataError(
+            f"{manifest}: expected severities {sorted(set(wanted))}, as competition.suite.severities says, found "
+            f"{found}; write the suite again with --severities 1-{max(wanted)}"
+        )
 
 
 def distortion_path(folder: Path, distortion: int) -> Path:

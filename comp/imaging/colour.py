@@ -131,29 +131,27 @@ def hue(images: Tensor, turns: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
     h, s, v = rgb_to_hsv(images)
-    h += (turns * 255).to(torch.int32)[:, None, None]
-    h -= (h * 2.0**-8).floor_().mul_(256)
+    h += ((turns * 255).to(torch.int32) & 255).to(torch.uint8)[:, None, None]  # bytes wrap, as hues do
     return hsv_to_rgb(h, s, v)
 
 
 def rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return hue, saturation and value: each [B, H, W] float32 whole numbers, 0 to 255 (Pillow's convert("HSV"))."""
-    red, green, blue = (images[:, channel].to(torch.int32) for channel in range(3))
-    high = torch.maximum(torch.maximum(red, green), blue)
-    low = torch.minimum(torch.minimum(red, green), blue)
-    spread = high - low
-    hues, saturations = _hsv_tables(images.device)
-    s = saturations.index_select(0, (high * 256).add_(spread).view(-1))
-    entry = (red >= green).to(torch.int32).mul_(4).add_((green >= blue).to(torch.int32).mul_(2)).add_(red >= blue)
-    gap = (high + spread).add_(low, alpha=2).sub_(red).sub_(green).sub_(blue)  # highest - middle channel
-    entry.mul_(256).add_(spread).mul_(256).add_(gap)
-    h = hues.index_select(0, entry.view(-1))
-    return h.view(high.shape), s.view(high.shape), high.to(torch.float32)
+    """Return hue, saturation and value: each [B, H, W] uint8 (Pillow's convert("HSV"))."""
+    red, green, blue = (images[:, c].clone(memory_format=torch.contiguous_format) for c in range(3))
+    higher, lower = torch.maximum(red, green), torch.minimum(red, green)
+    value = torch.maximum(higher, blue)
+    spread = (value - torch.minimum(lower, blue)).to(torch.int32)
+    gap = value - torch.maximum(lower, torch.minimum(higher, blue))  # from the middle channel up to the highest
+    hues, saturations = hsv_tables(value.device)
+    s = saturations.index_select(0, value.to(torch.int32).mul_(256).add_(spread).view(-1))
+    sector = (red >= green).to(torch.int32).mul_(4).add_((green >= blue).to(torch.int32), alpha=2).add_(red >= blue)
+    h = hues.index_select(0, sector.mul_(256).add_(spread).mul_(256).add_(gap).view(-1))
+    return h.view(value.shape), s.view(value.shape), value
 
 
 @lru_cache(maxsize=8)
-def _hsv_tables(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return float32 tables of hue [8 sectors * 256 spreads * 256 gaps] and saturation [256 values * 256 spreads].
+def hsv_tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return uint8 tables of hue [8 sectors * 256 spreads * 256 gaps] and saturation [256 values * 256 spreads].
 
     One hue level is six grey levels, so Pillow's roundings are followed: quotients in float32, the rest in float64.
     """
@@ -163,23 +161,22 @@ def _hsv_tables(device: torch.device) -> tuple[Tensor, Tensor]:
     start = torch.tensor([3.0, 0.0, 3.0, 1.0, 5.0, -1.0, 0.0, 1.0])[:, None, None]
     sign = torch.tensor([1.0, 0.0, -1.0, 1.0, -1.0, 1.0, 0.0, -1.0])[:, None, None]
     turns = ((start + sign * gaps).double() / 6 + 1) % 1
-    hues = (turns.float().double() * 255).floor().clamp(0, 255).float()
+    hues = (turns.float().double() * 255).clamp(0, 255).to(torch.uint8)
     hues[:, 0] = 0  # a grey pixel has no hue
     shares = level / level[:, None].clamp(min=1)  # [value, spread]
-    saturations = (shares.double() * 255).floor().clamp(0, 255).float()
+    saturations = (shares.double() * 255).clamp(0, 255).to(torch.uint8)
     return hues.view(-1).to(device), saturations.view(-1).to(device)
 
 
 def hsv_to_rgb(h: Tensor, s: Tensor, v: Tensor) -> Tensor:
-    """Return [B, 3, H, W] uint8 of hue, saturation and value, each [B, H, W] float32, 0 to 255."""
-    sixths, chroma = h * (6 / 255), v * s * (1 / 255)
-    channels = []
-    for offset in (5.0, 3.0, 1.0):  # red, green, blue; max(0, min(k, 4 - k, 1)) is a channel's loss of chroma
-        k = sixths + offset
-        k -= (k * (1 / 6)).floor_().mul_(6)
-        loss = torch.minimum(k, 4 - k).clamp_(0, 1).mul_(chroma)
-        channels.append((v - loss).add_(0.5))
-    return _from_planes(channels)
+    """Return [B, 3, H, W] uint8 of hue, saturation and value, each [B, H, W] uint8 (Pillow's convert("RGB"))."""
+    sixths, start = h * (6 / 255), v + 0.5
+    chroma = v.to(torch.float32).mul_(s).mul_(1 / 255)
+    # How far a channel's hue lies from where the channel is full, in sixths, is its loss of chroma, within 0 and 1.
+    red = ((sixths - 3).abs_() - 2).neg_().clamp_(0, 1)
+    green = ((sixths - 2).abs_() - 1).clamp_(0, 1)
+    blue = ((sixths - 4).abs_() - 1).clamp_(0, 1)
+    return _from_planes([torch.sub(start, loss.mul_(chroma)) for loss in (red, green, blue)])
 
 
 def _entries(pixels: Tensor, by_channel: bool) -> Tensor:

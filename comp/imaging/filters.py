@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Border = Literal["nearest", "mirror", "reflect"]
 
@@ -205,20 +206,23 @@ def trail(images: Tensor, angle: Tensor, weights: Sequence[float]) -> Tensor:
         [B, C, H, W] float.
     """
     batch, channels, height, width = images.shape
+    reach = len(weights) - 1
+    padded = F.pad(images, (reach,) * 4, mode="replicate")  # then a step is the same distance in memory for all pixels
+    tall, pitch = padded.shape[2:]
     steps = torch.arange(len(weights), device=images.device)
     # float64: the last bit of a float32 cosine depends on its place in the batch, and could move a pixel.
-    angle = angle.to(torch.float64)
-    across = torch.ceil(steps * torch.cos(angle)[:, None] - 0.5).to(torch.int32)  # [B, T]
-    down = torch.ceil(steps * torch.sin(angle)[:, None] - 0.5).to(torch.int32)
-    rows = torch.arange(height, dtype=torch.int32, device=images.device)
-    columns = torch.arange(width, dtype=torch.int32, device=images.device)
-    flat, total = images.reshape(batch, channels, -1), images.flatten(2) * weights[0]
+    angle = angle.to(torch.float64)[:, None]
+    across = torch.ceil(steps * torch.cos(angle) - 0.5).to(torch.int64)  # [B, T]
+    down = torch.ceil(steps * torch.sin(angle) - 0.5).to(torch.int64)
+    jumps = (down * pitch + across).repeat_interleave(channels, 0)  # [B * C, T]
+    planes = torch.arange(batch * channels, device=images.device)[:, None] * (tall * pitch)
+    rows = planes + (torch.arange(reach, reach + height, device=images.device) * pitch + reach)  # [B * C, H]
+    # Every run of W neighbours in memory is a row of this view, so that whole rows are copied and not single pixels.
+    runs = padded.view(-1).as_strided((max(padded.numel() - width + 1, 0), width), (1, 1))
+    total = images.reshape(-1, width) * weights[0]
     for step in range(1, len(weights)):
-        row = (rows + down[:, step, None]).clamp_(0, height - 1)  # [B, H]
-        column = (columns + across[:, step, None]).clamp_(0, width - 1)  # [B, W]
-        source = (row[:, :, None] * width + column[:, None, :]).view(batch, 1, -1).to(torch.int64)
-        total.add_(flat.gather(2, source.expand(-1, channels, -1)), alpha=weights[step])
-    return total.view_as(images)
+        total.add_(runs.index_select(0, (rows + jumps[:, step, None]).flatten()), alpha=weights[step])
+    return total.view(images.shape)
 
 
 def half_gaussian(sigma: float, longest: int, cut: float = 1e-4) -> list[float]:

@@ -128,12 +128,20 @@ def _affine_nearest(images: Tensor, matrices: Tensor, fill: int) -> Tensor:
     a, b, c, d, e, f = matrices.unbind(1)
     x = _walk(c + (a + b) / 2, a, b, H, W) >> 16
     y = _walk(f + (d + e) / 2, d, e, H, W) >> 16
-    inside = (x >= 0) & (x < W) & (y >= 0) & (y < H)
     first = torch.arange(0, B * H * W, H * W, dtype=torch.int32, device=images.device)[:, None, None]
-    # Arithmetic instead of torch.where, which is several times slower on a CPU.
-    source = (first + y * W + x - B * H * W) * inside + B * H * W
+    outside = B * H * W
+    source = y.mul(W).add_(x).add_(first).sub_(outside).bitwise_and_(_inside(x, y, W, H)).add_(outside)
     table = torch.cat((pixels.view(-1, C), pixels.new_full((1, C), fill)))  # the last pixel is the outside
     return to_images(table.index_select(0, source.view(-1)).view(B, H, W, C))
+
+
+def _inside(x: Tensor, y: Tensor, width: int, height: int) -> Tensor:
+    """Return int32 of the shape of `x`: all bits set where 0 <= x < width and 0 <= y < height, else none.
+
+    A bitwise mask runs many times faster on a CPU than comparisons and torch.where: any sign bit tells.
+    """
+    sign = (width - 1 - x).bitwise_or_(x).bitwise_or_(y).bitwise_or_(height - 1 - y)
+    return sign.bitwise_right_shift_(31).bitwise_not_()
 
 
 def _walk(start: Tensor, by_column: Tensor, by_row: Tensor, height: int, width: int) -> Tensor:
@@ -150,10 +158,9 @@ def _affine_bilinear(images: Tensor, matrices: Tensor, fill: int) -> Tensor:
     a, b, c, d, e, f = matrices.unbind(1)
     x = _walk(c + (a + b) / 2, a, b, H, W)
     y = _walk(f + (d + e) / 2, d, e, H, W)
-    inside = (x >= 0) & (x < W * _ONE) & (y >= 0) & (y < H * _ONE)
+    inside = _inside(x, y, W * _ONE, H * _ONE)
     x, y = x.sub_(_ONE // 2), y.sub_(_ONE // 2)  # from pixel corners to pixel centres
     right, lower = ((x & (_ONE - 1)) >> 10).to(torch.int64), ((y & (_ONE - 1)) >> 10).to(torch.int64)  # of 64
-    left, upper = 64 - right, 64 - lower
     columns, rows = x >> 16, y >> 16
     first = torch.arange(0, B * H * W, H * W, dtype=torch.int32, device=images.device)[:, None, None]
     above, below = rows.clamp(0, H - 1).mul_(W).add_(first), (rows + 1).clamp_(0, H - 1).mul_(W).add_(first)
@@ -163,13 +170,16 @@ def _affine_bilinear(images: Tensor, matrices: Tensor, fill: int) -> Tensor:
     def at(row: Tensor, column: Tensor) -> Tensor:
         return table.index_select(0, (row + column).view(-1)).view(B, H, W)
 
-    across = (at(above, before) * left).add_(at(above, after).mul_(right)).mul_(upper)
-    across += (at(below, before) * left).add_(at(below, after).mul_(right)).mul_(lower)
-    across += 2048 * _EVERY  # rounds
-    across *= inside
+    def lie_between(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
+        # Differences borrow between the packed channels; the sum gives it back.
+        return end.sub_(start).mul_(share).add_(start, alpha=64)
+
+    upper = lie_between(at(above, before), at(above, after), right)
+    blend = lie_between(upper, lie_between(at(below, before), at(below, after), right), lower)
+    blend.add_(2048 * _EVERY).bitwise_and_(inside)  # rounds
     if fill:
-        across += (~inside).to(torch.int64).mul_(fill * 4096 * _EVERY)
-    return _unpack(across.bitwise_right_shift_(12), C)
+        blend += (~inside).to(torch.int64).bitwise_and_(fill * 4096 * _EVERY)
+    return _unpack(blend.bitwise_right_shift_(12), C)
 
 
 # All channels of a pixel stand in one int64, 21 bits apart: room for 8 bits times weights that sum to 4096.

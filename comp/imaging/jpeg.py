@@ -71,11 +71,12 @@ def _forward_matrix() -> Tensor:
 def _passes(blocks: Tensor, matrix: Tensor, first_shift: int, second_shift: int, *, rows_first: bool) -> Tensor:
     """Apply an 8-point transform along both axes of [N, H, W] planes, rounding by a shift after each."""
     for along_rows, shift in ((rows_first, first_shift), (not rows_first, second_shift)):
+        scaled = matrix * 2.0**-shift  # a power of two: still exact
         if along_rows:
-            summed = blocks.view(*blocks.shape[:2], -1, 8) @ matrix.T
+            summed = blocks.view(*blocks.shape[:2], -1, 8) @ scaled.T
         else:
-            summed = torch.matmul(matrix, blocks.view(len(blocks), -1, 8, blocks.shape[2]))
-        blocks = summed.view_as(blocks).mul_(2.0**-shift).add_(0.5).floor_()
+            summed = torch.matmul(scaled, blocks.view(len(blocks), -1, 8, blocks.shape[2]))
+        blocks = summed.view_as(blocks).add_(0.5).floor_()
     return blocks
 
 
@@ -94,9 +95,9 @@ def _code(planes: Tensor, table: Tensor) -> Tensor:
     steps = table.repeat(height // 8, width // 8)
     coefficients = _passes((planes - 128).to(torch.float64), forward, _DCT_BITS - _PASS_BITS, _DCT_BITS + _PASS_BITS,
                            rows_first=True)  # 8 times the orthonormal ones  # fmt: skip
-    divisors = 8 * steps
-    levels = torch.floor((coefficients.abs() + 4 * steps) / divisors) * coefficients.sign()
-    back = _passes(levels * steps, forward.T, _DCT_BITS - _PASS_BITS, _DCT_BITS + _PASS_BITS + 3, rows_first=False)
+    # Halves go away from zero; whole numbers over whole numbers, so no quotient is wrongly rounded up to a whole.
+    levels = coefficients.abs().add_(4 * steps).div_(8 * steps).floor_().copysign_(coefficients)
+    back = _passes(levels.mul_(steps), forward.T, _DCT_BITS - _PASS_BITS, _DCT_BITS + _PASS_BITS + 3, rows_first=False)
     return back.to(torch.int32).add_(128).clamp_(0, 255)
 
 

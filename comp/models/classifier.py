@@ -4,7 +4,7 @@ A checkpoint of a `Classifier` cannot meet wrongly normalised or wrongly sized i
 are its first layers, and are saved and moved with its weights.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -25,7 +25,7 @@ class Inner(Protocol):
 
     def get_classifier(self) -> nn.Module: ...
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]: ...
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any] | Callable[[str], Any]: ...
 
 
 class Normalize(nn.Module):
@@ -140,9 +140,15 @@ class Classifier(nn.Module):
     # timm's optimizers and schedulers ask a model the following. Without `group_matcher`, layer-wise decay would
     # silently put every parameter of a wrapped model into one layer.
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return the inner model's layer patterns, fitted to this module's parameter names."""
-        return {group: _prefixed(spec) for group, spec in self.network.group_matcher(coarse=coarse).items()}
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any] | Callable[[str], Any]:
+        """Return the inner model's layer patterns or function, fitted to this module's parameter names."""
+        if not hasattr(self.inner, "group_matcher"):  # a few of timm's families
+            order = list(dict.fromkeys(_block(name) for name, _ in self.named_parameters()))
+            return lambda name: order.index(_block(name))
+        matcher = self.network.group_matcher(coarse=coarse)
+        if callable(matcher):
+            return lambda name: matcher(name.removeprefix("inner."))
+        return {group: _prefixed(spec) for group, spec in matcher.items()}
 
     def no_weight_decay(self) -> set[str]:
         """Return names of parameters the inner model wants without weight decay."""
@@ -170,3 +176,13 @@ def _prefixed(spec: Any) -> Any:
         alternatives = spec.removeprefix("^").replace("|^", "|").replace("(^", "(")
         return rf"^inner\.(?:{alternatives})"
     return [(_prefixed(pattern), suffix) for pattern, suffix in spec]
+
+
+def _block(name: str) -> str:
+    """Return the block a parameter lies in: `inner.stages.0.blocks.1`, or its top-level module where none is numbered.
+
+    Two numbers name stage and block; further ones lie inside the block.
+    """
+    parts = name.split(".")
+    numbered = [index for index, part in enumerate(parts) if part.isdecimal()][:2]
+    return ".".join(parts[: numbered[-1] + 1]) if numbered else ".".join(parts[:2])

@@ -1,8 +1,11 @@
 """Where a timm model's published weights are found: a local folder first, then the hub."""
 
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from comp.errors import ModelError
 
@@ -67,20 +70,10 @@ def _from_hub(name: str, cfg: Mapping[str, Any], folder: Path | None) -> Path:
 
 def _demand_network() -> None:
     """Ask for the hub's door once, since its client retries for minutes before it says that there is none."""
-    import socket
-    from urllib.parse import urlsplit
-
     from huggingface_hub import constants
 
-    proxied = any(key in _environment() for key in ("https_proxy", "http_proxy", "all_proxy"))
-    if proxied:
-        return
     address = urlsplit(constants.ENDPOINT)
+    if address.scheme in getproxies():  # the proxy's door is not ours to judge
+        return
     port = address.port or (443 if address.scheme == "https" else 80)
     socket.create_connection((str(address.hostname), port), timeout=_HUB_PATIENCE_SECONDS).close()
-
-
-def _environment() -> set[str]:
-    import os
-
-    return {key.lower() for key in os.environ}

@@ -63,7 +63,8 @@ def _total(halvings: Mapping[str, tuple[int, int]]) -> int:
 
 def _stride(module: nn.Module) -> int:
     stride = getattr(module, "stride", 1)
-    return int(max(stride)) if isinstance(stride, tuple | list) else int(stride) if isinstance(stride, int) else 1
+    strides = stride if isinstance(stride, tuple | list) else (stride,)
+    return max((value for value in strides if isinstance(value, int)), default=1)
 
 
 def _is_convolution(module: nn.Module) -> bool:
@@ -78,12 +79,13 @@ def _relax(inner: nn.Module, name: str, *, first: bool) -> None:
         return
     layer.stride = (1, 1)
     kernel = layer.weight.shape[-1]
-    taps = 3 if first else kernel + 1 - kernel % 2
+    taps = 3 if first and kernel > 1 else kernel + 1 - kernel % 2
     if taps != kernel:
         layer.weight = nn.Parameter(carried_over(layer.weight.detach(), taps))
         layer.kernel_size = (taps, taps)
     if not _pads_itself(layer):
-        layer.padding = (taps // 2, taps // 2)
+        reach = max(layer.dilation) * (taps // 2)
+        layer.padding = (reach, reach)
 
 
 def _pads_itself(module: nn.Module) -> bool:

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import pickle
-import zipfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -135,19 +135,25 @@ def _from_safetensors(content: bytes, path: Path) -> tuple[State, dict[str, str]
 
 def _from_pickle(content: bytes, path: Path) -> State:
     try:
-        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: the file is judged by what comes out
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
         raise ModelError(
-            f"{path}: expected tensors alone, found a pickle that torch will not load with weights_only ({reason}); "
-            "it could run code: convert it to .safetensors where you trust it"
+            f"{path}: expected tensors alone, found a pickle that torch will not load with weights_only "
+            f"({_first_line(error)}); it could run code: convert it to .safetensors where you trust it"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    # Bytes that nobody wrote as a pickle can break the reader anywhere, with any error.
+    except Exception as error:
         raise ModelError(
             f"{path}: expected a file written by torch.save, found {len(content)} bytes that are not "
-            f"({str(error).splitlines()[0]}); the file is truncated or of another kind: fetch it again"
+            f"({_first_line(error)}); the file is truncated or of another kind: fetch it again"
         ) from None
     return _tensors(found, path)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _tensors(found: Any, path: Path) -> State:

@@ -151,9 +151,6 @@ def _check(config: ModelConfig) -> None:
         f"model.pretrained: no weights are published for {config.name}; expected false or a file": (
             own and config.pretrained is True
         ),
-        "model.sha256: expected only together with model.pretrained, found it alone": (
-            config.sha256 and not config.pretrained
-        ),
     }
     for message, found in wrong.items():
         if found:
@@ -234,8 +231,6 @@ def _normalization(
     published: Mapping[str, Any] = getattr(inner, "pretrained_cfg", {})
     if not isinstance(wanted, str):
         return _given_normalization(wanted, channels)
-    if wanted == "pretrained" and not config.pretrained:
-        raise ModelError("model.normalize: expected model.pretrained beside `pretrained`, found no weights")
     # A file of ours brings its own mean and deviation along when it is adopted.
     if wanted == "dataset" or not config.pretrained or not published:
         return dataset

@@ -26,6 +26,7 @@ class Cursor:
         loss_sum: of this epoch's steps.
         right_sum: likewise, the lambda-weighted right answers.
         seen: images of this epoch's steps.
+        stopped: why it ended before its last epoch, empty if it did not.
     """
 
     epoch: int = 0
@@ -36,6 +37,7 @@ class Cursor:
     loss_sum: float = 0.0
     right_sum: float = 0.0
     seen: int = 0
+    stopped: str = ""
 
 
 def save(path: Path, model: nn.Module, optimizer: Optimizer, cursor: Cursor) -> None:

@@ -17,26 +17,26 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from comp import metrics, runs
+from comp import runs
 from comp.augment import mixing, per_batch, policies
-from comp.augment.policies import Policy
+from comp.augment.ops import Policy
 from comp.config import Config
 from comp.data import loading
 from comp.data.dataset import Dataset
 from comp.data.images import reading_workers
-from comp.data.loading import Batch, Loader
+from comp.data.loading import Batch, Loader, Transform
 from comp.device import Execution, choose
 from comp.errors import Interrupted, RunError
 from comp.imaging import draws
-from comp.inference.predict import predict
-from comp.models import surgery, weights
+from comp.models import surgery, weights, zoo
 from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import checkpoint
+from comp.training import checkpoint, validation
 from comp.training.checkpoint import Cursor
 from comp.training.optim import build_optimizer, onecycle, set_rate
 from comp.training.stopping import Stop
+from comp.training.validation import Scores
 
 OnEpoch = Callable[["Epoch"], Stop | None]
 
@@ -56,6 +56,8 @@ class Epoch:
         train_accuracy: likewise, weighted by the mixing's lambda.
         val_loss: of the validation split, None without one.
         val_accuracy: likewise.
+        val_metric: likewise, the competition's metric.
+        ood_accuracy: of shifted validation, None in epochs that do not measure it.
         seconds: of the whole epoch, validation included.
         images_per_second: of its training steps.
     """
@@ -66,6 +68,8 @@ class Epoch:
     train_accuracy: float
     val_loss: float | None
     val_accuracy: float | None
+    val_metric: float | None
+    ood_accuracy: float | None
     seconds: float
     images_per_second: float
 
@@ -105,7 +109,9 @@ class Session:
         return self.steps_per_epoch * self.config.train.epochs
 
 
-def choose_execution(model: nn.Module, dataset: Dataset, config: Config) -> tuple[Execution, dict[str, float]]:
+def choose_execution(
+    model: nn.Module, dataset: Dataset, config: Config, progress: Progress = quiet
+) -> tuple[Execution, dict[str, float]]:
     """Time a few training steps on a copy of the model and return how to run; see `comp.device.choose`."""
     count = min(_TIMING_BATCH, config.train.batch_size, len(dataset.train))
     split = dataset.train.head(count)
@@ -129,7 +135,7 @@ def choose_execution(model: nn.Module, dataset: Dataset, config: Config) -> tupl
         return step
 
     with _counted_randomness(torch.device("cpu")):
-        return choose(config.train, attempt)
+        return choose(config.train, attempt, progress)
 
 
 def fit(
@@ -155,14 +161,14 @@ def fit(
     saver = _Saver(session, cursor)
     with _counted_randomness(session.execution.torch_device):
         try:
-            while cursor.epoch < session.config.train.epochs:
+            while cursor.epoch < session.config.train.epochs and not cursor.stopped:
                 epoch = _epoch(session, cursor, saver, progress)
                 rows.append(asdict(epoch))
                 session.run.write_history(rows)
                 stop = on_epoch(epoch)
-                saver.save_if_due()
-                if stop is not None:
-                    break
+                cursor.stopped = stop.reason if stop else ""
+                if saver.is_due():
+                    saver.save()
         except Interrupted:
             saver.save()
             raise
@@ -178,9 +184,8 @@ class _Saver:
         self._session, self._cursor = session, cursor
         self._clock = self._saved = time.perf_counter()
 
-    def save_if_due(self) -> None:
-        if time.perf_counter() - self._saved >= self._session.config.train.checkpoint_seconds:
-            self.save()
+    def is_due(self) -> bool:
+        return time.perf_counter() - self._saved >= self._session.config.train.checkpoint_seconds
 
     def save(self) -> None:
         now = time.perf_counter()
@@ -195,12 +200,15 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     began, begun_at = time.perf_counter(), cursor.step
     order = draws.order(config.seed, number, len(session.train), session.execution.torch_device)
     totals = torch.tensor([cursor.loss_sum, cursor.right_sum], dtype=torch.float64, device=order.device)
-    _freeze(session, number)
+    zoo.thaw(session.model, config.model, epoch=number)
     session.model.train()
     for batch in session.train.batches(order, session.batch_size, epoch=number, start=cursor.step):
         totals += _step(session, number, batch)
         step = batch.step
         cursor.step, cursor.seen = step + 1, cursor.seen + session.batch_size
+        if saver.is_due():
+            cursor.loss_sum, cursor.right_sum = totals.tolist()
+            saver.save()
         try:
             progress(f"epoch {number}/{config.train.epochs}", step + 1, session.steps_per_epoch, "steps")
         except Interrupted:
@@ -210,14 +218,16 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     _refuse_non_finite(session, cursor, number)
     trained_seconds = time.perf_counter() - began
     trained_images = (session.steps_per_epoch - begun_at) * session.batch_size
-    validation = _validate(session, cursor, number, progress)
+    scores = _validate(session, cursor, number, progress)
     epoch = Epoch(
         number=number,
         lr=onecycle(number * session.steps_per_epoch - 1, session.total_steps, config.optim),
         train_loss=cursor.loss_sum / cursor.seen,
         train_accuracy=cursor.right_sum / cursor.seen,
-        val_loss=validation.get("loss"),
-        val_accuracy=validation.get("accuracy"),
+        val_loss=scores.loss,
+        val_accuracy=scores.accuracy,
+        val_metric=scores.metric,
+        ood_accuracy=scores.ood_accuracy,
         seconds=round(time.perf_counter() - began, 3),
         images_per_second=round(trained_images / trained_seconds, 1),
     )
@@ -232,9 +242,14 @@ def _step(session: Session, number: int, batch: Batch) -> Tensor:
     torch.manual_seed(draws.key(config.seed, number, step))  # dropout's randomness, counted like the rest
     keys = draws.keys(config.seed, number, indices)
     turned = per_batch.alternation(config.seed, number, indices) if session.alternates else None
-    images = per_batch.augment(images, session.policy, keys, turned=turned)
+    if config.augment.engine == "per_batch":
+        images = per_batch.augment(images, session.policy, keys, turned=turned)
     images, targets = mixing.mix(
-        images, labels, keys, classes=len(session.dataset.competition.classes), mixing=session.mixing
+        images,
+        labels,
+        keys,
+        classes=len(session.dataset.competition.classes),
+        mixing=session.mixing.at(number, config.train.epochs),
     )
     with session.execution.autocast():
         logits = session.model(session.execution.layout(images))  # [B, classes]
@@ -249,14 +264,6 @@ def _step(session: Session, number: int, batch: Batch) -> Tensor:
     return torch.stack((loss.detach().double() * len(indices), right.double()))
 
 
-def _freeze(session: Session, number: int) -> None:
-    wanted = session.config.model
-    surgery.freeze(
-        session.model, wanted.freeze, epoch=number, unfreeze=wanted.unfreeze, keep_bn_stats=wanted.freeze_bn_stats,
-        train_bn=wanted.unfreeze_bn,
-    )  # fmt: skip
-
-
 def _refuse_non_finite(session: Session, cursor: Cursor, number: int) -> None:
     if math.isfinite(cursor.loss_sum):
         return
@@ -266,22 +273,29 @@ def _refuse_non_finite(session: Session, cursor: Cursor, number: int) -> None:
     )
 
 
-def _validate(session: Session, cursor: Cursor, number: int, progress: Progress) -> dict[str, float]:
-    """Score the validation split and keep the weights if they are the best so far."""
-    if session.dataset.val is None:
-        return {}
-    found = predict(
-        session.model, session.dataset.val, classes=session.dataset.competition.classes, execution=session.execution,
-        batch_size=session.config.predict.batch_size, made_by={}, progress=progress,
-    )  # fmt: skip
-    scores = metrics.summary(found)
-    value = -scores["loss"] if session.config.train.select == "val_loss" else scores["accuracy"]
-    if cursor.best is None or value > cursor.best:
+def _validate(session: Session, cursor: Cursor, number: int, progress: Progress) -> Scores:
+    """Score the weights and keep them if they are the best so far."""
+    scores = validation.validate(session.model, session.dataset, session.execution, session.config, number, progress)
+    value = validation.selected(scores, session.config)
+    if value is not None and (cursor.best is None or value > cursor.best):
         cursor.best, cursor.best_epoch = value, number
         runs.write_atomically(
             session.run.path / "best.safetensors", weights.to_bytes(session.model.state_dict(), {"epoch": str(number)})
         )
     return scores
+
+
+def in_workers(config: Config) -> Transform | None:
+    """Return what loader workers do to an image, None where the device augments.
+
+    Raises:
+        ConfigError: an op that the engine has not, or arguments that it refuses.
+    """
+    if config.augment.engine == "per_batch":
+        return None
+    from comp.augment.per_image import PerImage  # albumentations takes a second to import
+
+    return PerImage(policies.resolve(config.augment.policy, config.augment.ops), config.seed)
 
 
 def start(
@@ -302,7 +316,7 @@ def start(
         run: where files land.
         model: as built, on the CPU.
         execution: see `choose_execution`.
-        fresh: whether a data-dependent initialisation is wanted (not when weights will be read from a checkpoint).
+        fresh: whether a data-dependent initialisation is wanted: not where weights come from a file or a checkpoint.
         progress: called while image files are decoded.
     """
     if dataset.resident:
@@ -321,9 +335,21 @@ def start(
         run=run,
         model=model,
         optimizer=build_optimizer(groups, config.optim),
-        train=loading.loader(dataset.train, execution.torch_device, stays=dataset.resident, workers=workers),
-        policy=policies.resolve(config.augment.policy),
-        mixing=mixing.Mixing(mixup=config.augment.mixup, label_smoothing=config.train.label_smoothing),
+        train=loading.loader(
+            dataset.train,
+            execution.torch_device,
+            stays=dataset.resident,
+            workers=workers,
+            transform=in_workers(config),
+        ),
+        policy=policies.resolve(config.augment.policy, config.augment.ops),
+        mixing=mixing.Mixing(
+            mixup=config.augment.mixup,
+            cutmix=config.augment.cutmix,
+            switch_probability=config.augment.switch_probability,
+            label_smoothing=config.train.label_smoothing,
+            off_epochs=config.augment.mix_off_epochs,
+        ),
         execution=execution,
     )
 

@@ -3,14 +3,12 @@
 import unicodedata
 from pathlib import Path
 
-import numpy as np
-
 from comp.config import DataConfig
 from comp.data.images import SUFFIXES
 from comp.data.sources.samples import sample_of, unlabelled_test
 from comp.data.sources.source import Source
 from comp.data.splits import Split
-from comp.data.survey import surveyed
+from comp.data.survey import files_split
 from comp.errors import DataError, nearest
 from comp.progress import Progress
 
@@ -57,7 +55,7 @@ def _labelled(name: str, root: Path, classes: tuple[str, ...], config: DataConfi
         paths += files
         labels += [classes.index(folder.name)] * len(files)
     ids = [unicodedata.normalize("NFC", path.relative_to(root).as_posix()) for path in paths]
-    return Split(name, surveyed(paths, config, name, progress), np.array(ids, np.str_), np.array(labels, np.int64))
+    return files_split(name, paths, ids, labels, config, progress)
 
 
 def visible(folder: Path) -> list[Path]:

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import numpy as np
-
 from comp.competition.spec import SubmissionFormat
 from comp.config import DataConfig
 from comp.data.images import SUFFIXES
 from comp.data.sources.csv_tables import read_table, refuse_duplicates
 from comp.data.splits import Split
-from comp.data.survey import surveyed
+from comp.data.survey import files_split
 from comp.errors import DataError
 from comp.progress import Progress
 
@@ -81,8 +79,7 @@ def unlabelled_test(
         ids = files.names()
         sample = SubmissionFormat((), len(classes), listed_ids=ids, answers=classes)
     paths = files.find(sample.listed_ids)
-    images = surveyed(paths, config, "test", progress)
-    return Split("test", images, np.array(sample.listed_ids, np.str_), None), sample
+    return files_split("test", paths, sample.listed_ids, None, config, progress), sample
 
 
 class Listing:
@@ -131,7 +128,7 @@ class Listing:
         if PurePosixPath(key).is_absolute() or PureWindowsPath(key).anchor or ".." in PureWindowsPath(key).parts:
             raise DataError(f"{self._folder}: id {key!r} leads out of the folder, which is refused; mend the table")
         key = unicodedata.normalize("NFC", key.removeprefix(f"{self._folder.name}/"))
-        stems = self._stems.get(key, [])
+        stems = sorted(self._stems.get(key, []))
         if key not in self._files and len(stems) > 1:
             raise DataError(f"{self._folder}: id {key!r} fits {_some(stems)}; remove all but one")
         name = key if key in self._files else (stems or [""])[0]

@@ -9,8 +9,7 @@ from comp.config import DataConfig
 from comp.data.sources.csv_tables import columns_of, group_numbers, read_table, refuse_duplicates
 from comp.data.sources.samples import Listing, sample_of, unlabelled_test
 from comp.data.sources.source import Source
-from comp.data.splits import Split
-from comp.data.survey import surveyed
+from comp.data.survey import files_split
 from comp.errors import DataError
 from comp.progress import Progress
 
@@ -31,9 +30,9 @@ def csv_images(config: DataConfig, progress: Progress) -> Source:
     refuse_duplicates(ids, path, id_column)
     sample, classes = sample_of(sample_path, _classes(labels, path, label_column))
     numbers = {name: number for number, name in enumerate(classes)}
-    images = surveyed(Listing(root / files.train).find(ids), config, "train", progress)
-    train = Split("train", images, np.array(ids, np.str_), np.array([numbers[label] for label in labels], np.int64))
-    groups = group_numbers(table, files, path) if files.group_column else None
+    paths = Listing(root / files.train).find(ids)
+    train = files_split("train", paths, ids, [numbers[label] for label in labels], config, progress)
+    groups = group_numbers(table, files, path)[np.isin(ids, train.ids)] if files.group_column else None
     test = None
     if (root / files.test).is_dir():
         test, sample = unlabelled_test(root / files.test, sample, classes, config, progress)

@@ -1,0 +1,184 @@
+"""The words that policies are written in: ops, choices between them, mixtures of them. No torch here.
+
+A policy is a row of stages applied in turn. In a `Choice` each sample draws one branch, all equally likely, and runs
+its ops one after another; each op draws whether it acts and how strongly. A `Mixture` blends several chains of ops
+with the image. `per_batch` runs a policy on tensors, `per_image` through albumentations.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from comp.errors import ConfigError, unknown
+
+# What each op's magnitude means, and which corruptions of the suite the op imitates (by the suite's names).
+# Geometry and grey-level remapping imitate none, as AugMix's authors drew the line; blends with black, grey, luma
+# and a blurred copy do.
+OPS: dict[str, tuple[str, frozenset[str]]] = {
+    "crop": ("shift by up to this fraction of a side, both ways", frozenset()),
+    "flip": ("none", frozenset()),
+    "alternating_flip": ("none", frozenset()),
+    "cutout": ("side of the square, as a fraction of the image's", frozenset()),
+    "random_erasing": ("largest share of the area", frozenset()),
+    "shear_x": ("slope", frozenset()),
+    "shear_y": ("slope", frozenset()),
+    "shear_x_bilinear": ("slope", frozenset()),
+    "shear_y_bilinear": ("slope", frozenset()),
+    "translate_x": ("fraction of the width, cut to whole pixels", frozenset()),
+    "translate_y": ("fraction of the height, cut to whole pixels", frozenset()),
+    "rotate": ("degrees", frozenset()),
+    "rotate_bilinear": ("degrees", frozenset()),
+    "brightness": ("factor - 1", frozenset({"brightness"})),
+    "contrast": ("factor - 1", frozenset({"contrast"})),
+    "saturation": ("factor - 1", frozenset({"saturate"})),
+    "sharpness": ("factor - 1; below 0 blurs", frozenset({"gaussian_blur", "defocus_blur"})),
+    "hue": ("fraction of the circle", frozenset()),
+    "grayscale": ("none", frozenset({"saturate"})),
+    "posterize": ("bits kept, rounded", frozenset()),
+    "solarize": ("threshold, 0 to 256", frozenset()),
+    "autocontrast": ("none", frozenset()),
+    "equalize": ("none", frozenset()),
+    "invert": ("none", frozenset()),
+}
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op: acts with `probability`, with a magnitude uniform in [low, high] (units: `OPS`)."""
+
+    name: str
+    probability: float = 1.0
+    low: float = 0.0
+    high: float = 0.0
+    signed: bool = False
+    """Whether half of the magnitudes are negated."""
+    steps: int = 0
+    """0: continuous; N: one of N evenly spaced magnitudes, both ends among them."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A transform of albumentations by its own name and arguments: for `per_image` only."""
+
+    name: str
+    probability: float
+    arguments: str
+    """JSON, so that a policy stays hashable."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One branch a sample, all equally likely; a branch's ops act in turn."""
+
+    branches: tuple[tuple[Op | Foreign, ...], ...]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """`width` chains of 1 to `depth` ops drawn from `ops`, blended by Dirichlet(alpha), and with the image by
+    Beta(alpha, alpha).
+    """
+
+    ops: tuple[Op, ...]
+    width: int
+    depth: int
+    alpha: float
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Stages applied in turn, and where they were published."""
+
+    stages: tuple[Choice | Mixture, ...]
+    paper: str = ""
+
+    @property
+    def ops(self) -> frozenset[Op | Foreign]:
+        """Every op that the policy can draw."""
+        found: set[Op | Foreign] = set()
+        for stage in self.stages:
+            branches = (stage.ops,) if isinstance(stage, Mixture) else stage.branches
+            found.update(op for branch in branches for op in branch)
+        return frozenset(found)
+
+    @property
+    def imitates(self) -> frozenset[str]:
+        """Corruptions of the suite that some op of the policy imitates."""
+        return frozenset().union(*(_imitated(op) for op in self.ops if op.probability > 0))
+
+
+# Transforms of albumentations that make one of the suite's corruptions, or nearly.
+FOREIGN_IMITATES: dict[str, frozenset[str]] = {
+    "AdditiveNoise": frozenset({"gaussian_noise"}),
+    "AdvancedBlur": frozenset({"gaussian_blur"}),
+    "Blur": frozenset({"gaussian_blur", "defocus_blur"}),
+    "ColorJitter": frozenset({"brightness", "contrast", "saturate"}),
+    "Defocus": frozenset({"defocus_blur"}),
+    "Downscale": frozenset({"pixelate"}),
+    "ElasticTransform": frozenset({"elastic_transform"}),
+    "GaussNoise": frozenset({"gaussian_noise"}),
+    "GaussianBlur": frozenset({"gaussian_blur"}),
+    "GlassBlur": frozenset({"glass_blur"}),
+    "HueSaturationValue": frozenset({"brightness", "saturate"}),
+    "ISONoise": frozenset({"gaussian_noise", "shot_noise"}),
+    "Illumination": frozenset({"brightness"}),
+    "ImageCompression": frozenset({"jpeg_compression"}),
+    "MedianBlur": frozenset({"gaussian_blur"}),
+    "MotionBlur": frozenset({"motion_blur"}),
+    "MultiplicativeNoise": frozenset({"speckle_noise"}),
+    "PlanckianJitter": frozenset({"saturate"}),
+    "RandomBrightnessContrast": frozenset({"brightness", "contrast"}),
+    "RandomFog": frozenset({"fog"}),
+    "RandomGamma": frozenset({"brightness", "contrast"}),
+    "RandomRain": frozenset({"spatter"}),
+    "RandomSnow": frozenset({"snow"}),
+    "RandomToneCurve": frozenset({"contrast"}),
+    "SaltAndPepper": frozenset({"impulse_noise"}),
+    "Sharpen": frozenset({"gaussian_blur"}),
+    "ShotNoise": frozenset({"shot_noise"}),
+    "Spatter": frozenset({"spatter"}),
+    "ToGray": frozenset({"saturate"}),
+    "UnsharpMask": frozenset({"gaussian_blur"}),
+    "ZoomBlur": frozenset({"zoom_blur"}),
+}
+
+
+def _imitated(op: Op | Foreign) -> frozenset[str]:
+    return OPS[op.name][1] if isinstance(op, Op) else FOREIGN_IMITATES.get(op.name, frozenset())
+
+
+def parse(row: Mapping[str, Any], where: str) -> Op | Foreign:
+    """Return the op that a row of `augment.ops` asks for.
+
+    Args:
+        row: `{name, p, magnitude, signed}`, where `name` is a row of `OPS` and `magnitude` a number or [low, high]; or
+            `{name, p, ...}` with the name and arguments of a transform of albumentations (a capital first letter).
+        where: names the row in messages.
+
+    Raises:
+        ConfigError: an unknown name or key, or a value of the wrong kind.
+    """
+    rest = dict(row)
+    name, probability = rest.pop("name", None), rest.pop("p", 1.0)
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: expected `name`, an op or a transform of albumentations, found {name!r}")
+    if isinstance(probability, bool) or not isinstance(probability, int | float) or not 0 <= probability <= 1:
+        raise ConfigError(f"{where}.p: expected a probability from 0 to 1, found {probability!r}")
+    if name[:1].isupper():
+        return Foreign(name, float(probability), json.dumps(rest, sort_keys=True))
+    if name not in OPS:
+        raise ConfigError(f"{where}.name: {unknown('op', name, OPS)}; or any transform of albumentations by its name")
+    low, high = _range(rest.pop("magnitude", 0.0), where)
+    signed = rest.pop("signed", False)
+    if rest or not isinstance(signed, bool):
+        wrong = ", ".join(rest) or "signed"
+        raise ConfigError(f"{where}: op '{name}' takes p, magnitude and signed (true or false); check {wrong}")
+    return Op(name, float(probability), low, high, signed)
+
+
+def _range(magnitude: Any, where: str) -> tuple[float, float]:
+    pair = magnitude if isinstance(magnitude, list | tuple) else (magnitude, magnitude)
+    if len(pair) != 2 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in pair):
+        raise ConfigError(f"{where}.magnitude: expected a number or [low, high], found {magnitude!r}")
+    return float(pair[0]), float(pair[1])

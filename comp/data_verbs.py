@@ -1,0 +1,107 @@
+"""`comp data show`, `check` and `corrupt`: thin, and without torch until one of them runs."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from comp.options import AsJson, ConfigPath, Overrides
+
+
+class Source(StrEnum):
+    """Which clean split is corrupted."""
+
+    val = "val"
+    test = "test"
+
+
+def show(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the PNGs land; runs/COMPETITION/data by default.", metavar="DIR")
+    ] = None,
+    augment: Annotated[bool, typer.Option("--augment", help="Draw the images as training sees them, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show counts, sizes, channel statistics and labels of a config's data, and draw them.
+
+    Example: `comp data show configs/quickstart.yaml augment.policy=randaugment --augment`
+    """
+    from comp import config as configs
+    from comp import console
+    from comp.data import inspection
+
+    loaded = configs.load(config, overrides or [])
+    with console.bars() as progress:
+        dataset = inspection.open_clean(loaded, progress)
+    described = inspection.describe(dataset)
+    folder = out or Path("runs") / loaded.competition.name / "data"
+    paths = inspection.draw(loaded, dataset, folder, augmented=augment)
+    if as_json:
+        console.print_json({**described, "pictures": [str(path) for path in paths]})
+        return
+    console.print_contents(described)
+    for path in paths:
+        console.print_line(str(path))
+
+
+def check(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on where files cannot be read; count them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look for duplicates, leaks, label conflicts and lopsided classes; exit 2 where training would mislead.
+
+    Example: `comp data check configs/quickstart.yaml`
+    """
+    from dataclasses import asdict
+
+    from comp import config as configs
+    from comp import console
+    from comp.data import checks, inspection
+
+    loaded = configs.load(config, overrides or [])
+    with console.bars() as progress:
+        findings = checks.check(inspection.open_clean(loaded, progress), skip_bad=skip_bad, progress=progress)
+    console.print_json([asdict(found) for found in findings]) if as_json else console.print_findings(findings)
+    checks.refuse_misleading(findings, str(config))
+
+
+def corrupt(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    *,
+    split: Annotated[Source, typer.Option(help="The clean images.")],
+    out: Annotated[Path, typer.Option(help="A new folder, or one that this command has begun.", metavar="DIR")],
+    count: Annotated[int, typer.Option(min=0, help="Images in each block: the first ones; 0 for all.")] = 0,
+    severities: Annotated[str, typer.Option(help="Such as 1-5 or 1,3,5.")] = "1-5",
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Corruptions or families (noise, blur, ...); repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write corrupted copies of a split as distortionNN.npy with a manifest; goes on where it was stopped.
+
+    Example: `comp data corrupt configs/quickstart.yaml --split test --out data/ood --only noise --only fog`
+    """
+    from comp import config as configs
+    from comp import console
+    from comp.competition.spec import DISTORTIONS
+    from comp.data import corruptions, inspection, suite_files
+
+    loaded = configs.load(config, overrides or [])
+    names = corruptions.named(only, "--only") if only else DISTORTIONS
+    wanted = suite_files.parse_severities(severities)
+    with console.bars() as progress:
+        dataset = inspection.open_clean(loaded, progress)
+        paths = suite_files.write_suite(
+            suite_files.clean_split(dataset, split.value), out, seed=loaded.data.split_seed,
+            made_of={"data": loaded.data.source}, names=names, severities=wanted, count=count, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        console.print_json({"folder": str(out), "files": [str(path) for path in paths]})
+        return
+    console.print_line(f"{len(paths)} files of {len(wanted)} severities, manifest.json and corruptions.png in {out}")

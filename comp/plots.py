@@ -1,0 +1,108 @@
+"""PNG files of data. Torch-free; matplotlib is imported when the first is drawn, and no display is needed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comp import runs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LABELLED_CLASSES = 60  # beyond, class names would overprint each other
+_INCHES = 0.75  # a picture's side
+_TITLE_LETTERS = 14
+
+
+def label_bars(path: Path, counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> None:
+    """Draw how many images each class has, a colour for each split.
+
+    Args:
+        path: the PNG.
+        counts: split name -> images of each class.
+        classes: their names.
+    """
+    figure = _figure(max(6.0, min(16.0, 0.45 * len(classes))), 4.5)
+    axes = figure.add_subplot()
+    width = 0.8 / len(counts)
+    for number, (name, values) in enumerate(counts.items()):
+        places = np.arange(len(classes)) - 0.4 + (number + 0.5) * width
+        axes.bar(places, values, width, label=name)
+    axes.set_ylabel("images")
+    axes.set_xlim(-0.6, len(classes) - 0.4)
+    if len(classes) <= _LABELLED_CLASSES:
+        axes.set_xticks(range(len(classes)), [_shorten(name) for name in classes], rotation=45, ha="right")
+    else:
+        axes.set_xlabel("class index")
+    figure.legend(loc="outside upper center", ncols=len(counts))  # off the bars
+    _save(figure, path)
+
+
+def image_grid(path: Path, images: NDArray[np.uint8], titles: Sequence[str], columns: int = 10) -> None:
+    """Draw images [N, H, W, C], each under its title."""
+    count, height, width, channels = images.shape
+    columns = min(columns, count)
+    lines = math.ceil(count / columns)
+    padded = np.full((lines * columns, height, width, channels), 255, np.uint8)
+    padded[:count] = images
+    band = max(3, height // 4)  # pixels above each picture for its title
+    mosaic = _mosaic(padded.reshape(lines, columns, height, width, channels), band, max(1, width // 16))
+    side = _INCHES * 1.15
+    figure = _figure(side * columns, side * lines * (height + band) / height)
+    axes = _picture(figure, mosaic)
+    across, down = mosaic.shape[1] / columns, mosaic.shape[0] / lines
+    for place, title in enumerate(titles):
+        line, column = divmod(place, columns)
+        axes.text((column + 0.5) * across, line * down + band * 0.8, _shorten(title), fontsize=6, ha="center")
+    _save(figure, path)
+
+
+def image_sheet(path: Path, images: NDArray[np.uint8], rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Draw a table of images [rows, columns, H, W, C] with its headings."""
+    lines, across, height, width, _ = images.shape
+    mosaic = _mosaic(images, max(1, height // 16), max(1, width // 16))
+    figure = _figure(_INCHES * across + 1.6, _INCHES * lines + 0.5)
+    axes = _picture(figure, mosaic)
+    axes.set_axis_on()
+    axes.set_frame_on(False)
+    axes.tick_params(length=0, labelsize=7, labeltop=True, labelbottom=False)
+    axes.set_xticks((np.arange(across) + 0.5) * mosaic.shape[1] / across, columns)
+    axes.set_yticks((np.arange(lines) + 0.5) * mosaic.shape[0] / lines, rows)
+    _save(figure, path)
+
+
+def _mosaic(images: NDArray[np.uint8], above: int, beside: int) -> NDArray[np.uint8]:
+    """Return images [rows, columns, H, W, C] as one white-rimmed picture [rows * (H + above), ..., 3]."""
+    padded = np.pad(images, ((0, 0), (0, 0), (above, 0), (beside, 0), (0, 0)), constant_values=255)
+    rows, columns, height, width, channels = padded.shape
+    whole = padded.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
+    return np.broadcast_to(whole, (*whole.shape[:2], 3))  # grey becomes three equal channels
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)  # not pyplot: nothing global is touched
+    return figure
+
+
+def _picture(figure: "Figure", pixels: NDArray[np.uint8]) -> Any:
+    axes = figure.add_subplot()
+    axes.imshow(pixels, interpolation="nearest", extent=(0, pixels.shape[1], pixels.shape[0], 0))
+    axes.set_axis_off()
+    return axes
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _TITLE_LETTERS else text[: _TITLE_LETTERS - 1] + "…"
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    runs.write_atomically(path, partial(figure.savefig, format="png"))

@@ -1,0 +1,99 @@
+"""`comp probe RUN`: a simple classifier on a trained run's features, scored and stored like any run."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from comp import config as configs
+from comp import metrics, pipeline, predictions, runs
+from comp.config import Config
+from comp.data.dataset import open_dataset
+from comp.device import Execution
+from comp.errors import DataError
+from comp.inference import probe as probes
+from comp.models.classifier import Classifier
+from comp.progress import Progress, quiet
+from comp.runs import Run
+
+
+def probe(
+    run: Run,
+    *,
+    name: str,
+    k: int = 5,
+    config: Config | None = None,
+    runs_root: Path = Path("runs"),
+    progress: Progress = quiet,
+) -> Run:
+    """Fit a classifier on a trained run's features and score it; return the result, a run without weights.
+
+    Args:
+        run: whose best weights give the features.
+        name: a row of `comp.inference.probe.CLASSIFIERS`.
+        k: neighbours, for `knn`.
+        config: whose data are probed; None takes the run's own.
+        runs_root: where the result is made.
+        progress: called after every batch.
+
+    Raises:
+        UserError: an unknown classifier, a run that is not trained, data that do not fit it.
+    """
+    probes.check(name, k)
+    config = config or run.config()
+    dataset = open_dataset(config, progress)
+    model, execution = pipeline.load_model(run)
+    if list(dataset.competition.image_shape) != run.provenance()["image_shape"]:
+        raise DataError(
+            f"{run.path}: was trained on images (C, H, W) {run.provenance()['image_shape']}, found "
+            f"{list(dataset.competition.image_shape)}; probe data of the same shape"
+        )
+    began = time.perf_counter()
+    fitted = probes.Probe(
+        model, dataset.train, classes=dataset.competition.classes, name=name, k=k, execution=execution,
+        batch_size=config.predict.batch_size, progress=progress,
+    )  # fmt: skip
+    result = runs.create(runs_root, config, f"{name}-probe", pipeline.provenance_of(config, dataset))
+    made_by = {"run": run.name, "weights_sha256": runs.sha256(run.weights_path()), "probe": name, "k": k}
+    with result.writing():
+        scores: dict[str, Any] = {}
+        for split in (dataset.val, dataset.test):
+            if split is not None:
+                found = fitted.predict(split, made_by, progress)
+                predictions.save(result.predictions_path(split.name), found)
+                scores[split.name] = metrics.summary(found, config.competition.metric)
+        seconds = time.perf_counter() - began
+        result.write_json("metrics.json", _probe_metrics(result, config, model, execution, scores, made_by, seconds))
+    return result
+
+
+def _probe_metrics(
+    result: Run,
+    config: Config,
+    model: Classifier,
+    execution: Execution,
+    scores: dict[str, Any],
+    made_by: dict[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """Return metrics.json of a probe, in the form that every run has."""
+    val = {"val": scores["val"]} if "val" in scores else {}
+    test = {"test": scores["test"]} if "test" in scores else {}
+    return {
+        "run": result.name,
+        "competition": config.competition.name,
+        "model": f"{made_by['probe']} on {made_by['run']}",
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "first_weights": model.origin,
+        "config_hash": configs.fingerprint(config),
+        "selected_by": "",
+        "epochs": 0,
+        "stopped": "",
+        "best_epoch": 0,
+        "train_seconds": round(seconds, 2),
+        "device": execution.device,
+        "precision": execution.precision,
+        "test_like": [],
+        "final": val,
+        "best": {},
+        **test,
+    }

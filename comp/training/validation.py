@@ -1,0 +1,90 @@
+"""What an epoch's end measures, and what the best weights are chosen by."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from comp import metrics
+from comp.config import Config
+from comp.data.dataset import Dataset
+from comp.device import Execution
+from comp.errors import ConfigError
+from comp.inference.predict import predict
+from comp.progress import Progress
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of the weights at an epoch's end; all None without a validation split.
+
+    Attributes:
+        loss: of clean validation.
+        accuracy: likewise.
+        metric: likewise, the competition's own.
+        ood_accuracy: mean over the blocks of shifted validation; None in epochs that do not measure it.
+    """
+
+    loss: float | None = None
+    accuracy: float | None = None
+    metric: float | None = None
+    ood_accuracy: float | None = None
+
+
+# train.select -> its value where it was measured, more being better.
+SELECTIONS: dict[str, Callable[[Scores, metrics.Metric], float | None]] = {
+    "val_accuracy": lambda scores, metric: scores.accuracy,
+    "val_loss": lambda scores, metric: None if scores.loss is None else -scores.loss,
+    "val_metric": lambda scores, metric: None if scores.metric is None else metric.value_up(scores.metric),
+    "ood_accuracy": lambda scores, metric: scores.ood_accuracy,
+}
+
+
+def check(config: Config) -> None:
+    """Refuse to measure or select by what will never be there.
+
+    Raises:
+        ConfigError: naming the setting and how to mend it.
+    """
+    wanted = config.competition.ood_validation
+    if wanted.every != "end" and config.data.validation == "none":
+        raise ConfigError("competition.ood_validation.every: needs a validation split, and data.validation is none")
+    if wanted.every != "end" and not wanted.severities:
+        raise ConfigError("competition.ood_validation.every: needs severities, and there are none; give some or `end`")
+    if config.train.select == "ood_accuracy" and wanted.every == "end":
+        raise ConfigError(
+            "train.select: ood_accuracy is measured at the end alone; set competition.ood_validation.every to a number "
+            "of epochs, such as 1"
+        )
+
+
+def validate(
+    model: nn.Module, dataset: Dataset, execution: Execution, config: Config, number: int, progress: Progress
+) -> Scores:
+    """Score the model at the end of epoch `number` (from 1): on clean validation, and on shifted where it is due."""
+    if dataset.val is None:
+        return Scores()
+    classes, batch_size = dataset.competition.classes, config.predict.batch_size
+    found = predict(
+        model, dataset.val, classes=classes, execution=execution, batch_size=batch_size, made_by={}, progress=progress
+    )
+    clean = metrics.summary(found, config.competition.metric)
+    shifted = None
+    if dataset.ood_val is not None and _is_due(config, number):
+        found = predict(
+            model, dataset.ood_val, classes=classes, execution=execution, batch_size=batch_size, made_by={},
+            progress=progress,
+        )  # fmt: skip
+        shifted = metrics.shifted_accuracy(found)
+    return Scores(clean["loss"], clean["accuracy"], clean["metric"], shifted)
+
+
+def selected(scores: Scores, config: Config) -> float | None:
+    """Return what `train.select` compares, more being better; None where this epoch did not measure it."""
+    return SELECTIONS[config.train.select](scores, metrics.metric(config.competition.metric))
+
+
+def _is_due(config: Config, number: int) -> bool:
+    every = config.competition.ood_validation.every
+    # After the last epoch too: a selection should see the weights that the schedule led to.
+    return every != "end" and (number % every == 0 or number == config.train.epochs)

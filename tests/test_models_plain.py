@@ -1,0 +1,165 @@
+"""The coursework's networks have the layers they were published with; ours starts as it says."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+
+from comp.config import ModelConfig
+from comp.errors import ModelError
+from comp.models import stems, surgery, zoo
+from comp.models.classifier import Classifier
+from comp.models.network import ACTIVATIONS
+from comp.models.plain import NETWORKS
+
+Shape = tuple[int, int, int]
+
+
+def built(name: str, shape: Shape = (3, 32, 32), classes: int = 10, **args: object) -> Classifier:
+    config = ModelConfig.model_validate({"name": name, "args": args})
+    channels = shape[0]
+    return zoo.build(config, classes=classes, image_shape=shape, mean=[0.5] * channels, std=[0.25] * channels, seed=0)
+
+
+def layers(model: Classifier, kind: type[nn.Module]) -> list[tuple[int, ...]]:
+    """Return (out, in) of each layer of a kind, in order."""
+    return [tuple(module.weight.shape[:2]) for module in model.modules() if type(module) is kind]
+
+
+SHAPES: list[Shape] = [(1, 28, 28), (3, 32, 32), (3, 24, 40), (3, 160, 160)]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    # Flattened at 160 px, this one has 200 million parameters.
+    [pair for pair in product(NETWORKS, SHAPES) if pair != ("challenge_cnn", (3, 160, 160))],
+)
+def test_every_network_takes_every_size(name: str, shape: Shape) -> None:
+    model = built(name, shape, classes=7)
+    images = torch.randint(0, 256, (2, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model.initialise(images)
+    logits = model.train()(images)
+    assert logits.shape == (2, 7)
+    logits.logsumexp(1).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_every_network_has_a_kind() -> None:
+    assert set(stems.OWN_KINDS) == set(NETWORKS)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "args", "parameters"),
+    [
+        # Counted by hand: each linear layer n_in n_out + n_out, each 3x3 convolution 9 n_in n_out + n_out.
+        ("fully_connected", (1, 28, 28), 10, {}, 101_770),
+        ("mlp", (1, 28, 28), 10, {}, 109_386),
+        ("residual_mlp", (1, 28, 28), 10, {}, 136_300),
+        ("challenge_cnn", (3, 32, 32), 100, {}, 8_828_836),
+        ("convnet", (3, 32, 32), 10, {}, 63_402),
+        ("imagenette_cnn", (3, 160, 160), 10, {}, 439_178),
+    ],
+)
+def test_parameters_are_those_published(
+    name: str, shape: Shape, classes: int, args: dict[str, object], parameters: int
+) -> None:
+    model = built(name, shape, classes, **args)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_fully_connected_has_the_hidden_layers_asked_for() -> None:
+    model = built("fully_connected", (1, 8, 8), hidden=[32, 16], activation="tanh")
+    assert layers(model, nn.Linear) == [(32, 64), (16, 32), (10, 16)]
+    assert sum(isinstance(module, nn.Tanh) for module in model.modules()) == 2
+
+
+def test_mlp_drops_after_its_second_hidden_layer() -> None:
+    names = [type(module).__name__ for module in built("mlp", (1, 28, 28)).inner.neck]
+    assert names == ["Linear", "ReLU", "Linear", "ReLU", "Dropout"]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_convnet_takes_any_activation(activation: str) -> None:
+    model = built("convnet", activation=activation)
+    assert layers(model, nn.Conv2d) == [(12, 3), (24, 12), (48, 24)]
+    assert layers(model, nn.Linear) == [(64, 768), (10, 64)]
+
+
+@pytest.mark.parametrize(("depth", "flat"), [(2, 32 * 256), (3, 64 * 256), (6, 512 * 16)])
+def test_simple_cnn_doubles_channels_and_pools_every_second_layer(depth: int, flat: int) -> None:
+    model = built("simple_cnn", depth=depth)
+    assert [out for out, _ in layers(model, nn.Conv2d)] == [16 * 2**layer for layer in range(depth)]
+    assert layers(model, nn.Linear) == [(128, flat), (10, 128)]
+
+
+def test_simple_cnn_from_first_principles_is_the_same_network() -> None:
+    torch_made, own = built("simple_cnn"), built("simple_cnn", conv="first_principles")
+    own.load_state_dict(torch_made.state_dict())
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(own(images), torch_made(images), atol=1e-5, rtol=1e-5)
+
+
+def test_challenge_cnn_flattens_to_16384() -> None:
+    model = built("challenge_cnn", classes=100)
+    assert layers(model, nn.Conv2d) == [(32, 3), (64, 32), (128, 64), (256, 128)]
+    assert layers(model, nn.Linear) == [(512, 16384), (100, 512)]
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_imagenette_cnn_strides_three_times(batch_norm: bool) -> None:
+    model = built("imagenette_cnn", (3, 160, 160), batch_norm=batch_norm)
+    assert layers(model, nn.Conv2d) == [(64, 3), (128, 64), (256, 128)]
+    assert model.inner.forward_features(torch.zeros(2, 3, 160, 160)).shape == (2, 256, 20, 20)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == (3 if batch_norm else 0)
+
+
+def test_residual_cnn_has_the_blocks_asked_for() -> None:
+    model = built("residual_cnn", blocks=6, width=8)
+    assert len(model.inner.body) == 1 + 6
+    assert model.inner.forward_features(torch.zeros(2, 3, 32, 32)).shape == (2, 32, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("simple_cnn", {"depth": 4}, "expected 2, 3 or 6"),
+        ("simple_cnn", {"conv": "first_principle"}, "did you mean 'first_principles'"),
+        ("convnet", {"activation": "rleu"}, "did you mean 'relu'"),
+        ("fully_connected", {"hidden": [0]}, "positive whole numbers"),
+        ("fastnet", {"size": "XL"}, "choose from L, M, S"),
+    ],
+)
+def test_wrong_arguments_are_named(name: str, args: dict[str, object], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        built(name, **args)
+
+
+def test_images_that_would_vanish_are_refused() -> None:
+    with pytest.raises(ModelError, match="expected at least 8 px, found 6"):
+        built("convnet", (3, 6, 6))
+
+
+@pytest.mark.parametrize("size", ["S", "M", "L"])
+def test_fastnet_whitens_patches_and_never_trains_its_first_layer(size: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Neighbouring pixels of real images agree; blurred noise does too.
+    noise = torch.rand(64, 3, 34, 34, generator=generator)
+    images = (nn.functional.avg_pool2d(noise, 3, 1) * 255).to(torch.uint8)
+    model = built("fastnet", size=size)
+    model.initialise(images)
+    first = model.inner.body[0]
+    patches = nn.functional.conv2d(model.prepare(images), first.weight)[:, :12]  # [N, 12, H', W']
+    covariance = torch.cov(patches.transpose(0, 1).flatten(1))
+    loud = covariance.diagonal() > 0.5  # directions well above the noise floor
+    assert loud.sum() >= 6
+    torch.testing.assert_close(covariance, torch.diag(covariance.diagonal()), atol=1e-3, rtol=0)
+    surgery.freeze(model, ())
+    assert not first.weight.requires_grad
+
+
+def test_fastnet_convolutions_begin_as_the_identity() -> None:
+    convolution = built("fastnet").inner.body[2][4]
+    channels = convolution.in_channels
+    features = torch.rand(1, channels, 6, 6)
+    torch.testing.assert_close(convolution(features)[:, :channels], features)

@@ -286,6 +286,12 @@ def test_batches_do_not_depend_on_workers_residence_or_where_an_epoch_begins(
     assert isinstance(here, loading.Resident) == (transform is None)
 
 
+def test_arrays_are_streamed_on_demand(workplace: Path) -> None:
+    train = open_source(DataConfig(source="arrays", root="data")).train
+    streamed = loading.loader(train, CPU, stays=False, workers=2)
+    assert same(epoch_of(streamed), epoch_of(loading.resident(train, CPU)))
+
+
 def test_streaming_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     write_folders(tmp_path, train=6, val=0)
     loader = loading.loader(opened(tmp_path).train, CPU, stays=False, workers=0)

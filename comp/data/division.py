@@ -15,9 +15,10 @@ from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
 
 from comp import runs
 from comp.config import DataConfig
+from comp.data.cache import remembered
 from comp.data.duplicates import exact_groups
 from comp.data.sources.source import Source
-from comp.data.splits import Split
+from comp.data.splits import Split, fingerprint
 from comp.errors import ConfigError, DataError, RunError
 from comp.progress import Progress, quiet
 
@@ -50,7 +51,7 @@ def divide(
         DataError: too few images of some class, a part that would be empty, or no official validation split.
     """
     if groups is None and config.groups != "none":
-        groups = source.groups if config.groups == "column" else exact_groups([source.train], progress)
+        groups = source.groups if config.groups == "column" else _copies(source.train, config, progress)
     train, test, val = source.train, source.test, None
     if test is None and cut_test:
         stays, held = held_out(train, config.test, config.split_seed, stratify=config.stratify, groups=groups)
@@ -168,6 +169,19 @@ def _members(groups: Rows) -> list[Rows]:
     order = np.argsort(groups, kind="stable")
     ends = np.flatnonzero(np.diff(groups[order])) + 1
     return np.split(order, ends)
+
+
+def _copies(split: Split, config: DataConfig, progress: Progress) -> Rows:
+    """Return [N]: images with equal pixels have the same number; from the cache where they were compared before."""
+
+    def find() -> dict[str, list[list[int]]]:
+        members = _members(exact_groups([split], progress))
+        return {"copies": [rows.tolist() for rows in members if len(rows) > 1]}
+
+    groups = np.arange(len(split))
+    for rows in remembered(Path(config.root), "copies", fingerprint(split), find)["copies"]:
+        groups[rows] = rows[0]
+    return groups
 
 
 def save(path: Path, train: Split, val: Split | None) -> None:

@@ -52,7 +52,7 @@ def corrupted(name: str, split: Split, blocks: Sequence[Block], seed: int) -> Su
         blocks: which distortions and severities.
         seed: of the corruptions' draws.
     """
-    clean = split.head(max(block.count for block in blocks))
+    clean = split.head(max((block.count for block in blocks), default=0))
     # Image files are decoded once for all blocks, when the first is opened.
     return Suite(name, tuple(blocks), partial(_corrupt_block, functools.cache(clean.decoded), seed))
 

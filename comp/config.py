@@ -244,6 +244,12 @@ class OptimConfig(Section):
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Applied to matrices and kernels, not to norms and biases."""
+    decay_all: bool = False
+    """Whether norms and biases decay too."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The rate of each layer is this times that of the one above it."""
+    multipliers: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Blocks by name or glob, as in `model.freeze` -> factor of their rate; several that match multiply."""
     momentum: Fraction = 0.9
     """SGD's momentum (Nesterov)."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)

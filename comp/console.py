@@ -7,7 +7,8 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from comp.data.checks import Finding
     from comp.data.dataset import Dataset
     from comp.leaderboard import Row
+    from comp.models.catalogue import Costs, Listed
     from comp.models.surgery import Block
     from comp.rehearsal import Stage
     from comp.runs import Run
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 _FILE_WIDTH = 200  # columns where stdout is a file or a pipe: nothing is cut off
 _out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
 _err = Console(stderr=True, soft_wrap=True, highlight=False)
+MOST_COUNTED_MODELS = 120  # each takes a tenth of a second to two
 _PLAIN_EVERY_SECONDS = 10.0  # between lines where stderr is a file
 
 
@@ -170,21 +173,30 @@ def print_leaderboard(rows: "Sequence[Row]", root: Any) -> None:
     _out.print(table)
 
 
-def print_models(rows: Sequence[Any], as_json: bool) -> None:
-    """Print the model table."""
-    from dataclasses import asdict
-
+def print_models(rows: "Sequence[Listed]", counted: "Mapping[str, Costs | None]", as_json: bool) -> None:
+    """Print the model table; costs are left out where too many models were asked for."""
     if as_json:
-        print_json([asdict(row) for row in rows])
+        costs = {name: asdict(found) for name, found in counted.items() if found}
+        print_json([{**asdict(row), **costs.get(row.name, {})} for row in rows])
         return
     if not rows:
         print_line("no model has such a name; try `comp models 'resnet*'`")
         return
-    names = list(asdict(rows[0]))
-    table = Table(*names)
+    table = Table("model", "family", "architecture", "cifar stem", "weights", "parameters", "GMACs", "feature map")
     for row in rows:
-        table.add_row(*[str(value) for value in asdict(row).values()])
+        table.add_row(row.name, row.family, row.architecture, "yes" if row.cifar_stem else "", row.weights,
+                      *_cost_cells(row.name, counted))  # fmt: skip
     _out.print(table)
+    if not counted:
+        print_line(f"costs are counted for up to {MOST_COUNTED_MODELS} models; narrow the pattern")
+
+
+def _cost_cells(name: str, counted: "Mapping[str, Costs | None]") -> list[str]:
+    found = counted.get(name)
+    if found is None:
+        return ["", "", "too small images" if name in counted else ""]
+    height, width = found.feature_map
+    return [f"{found.parameters:,}", f"{found.gmacs:.3f}", f"{height}x{width}"]
 
 
 def print_dataset(dataset: "Dataset", as_json: bool) -> None:

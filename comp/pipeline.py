@@ -221,28 +221,32 @@ def _fit_and_score(
     if (run.path / "best.safetensors").exists():
         weights.load_weights(model, run.path / "best.safetensors")
         best = _score(run, config, dataset, model, execution, "best", progress)
-    run.write_json(
-        "metrics.json",
-        {
-            "run": run.name,
-            "competition": config.competition.name,
-            "model": config.model.name,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "first_weights": model.origin,
-            "config_hash": configs.fingerprint(config),
-            "metric": config.competition.metric,
-            "selected_by": config.train.select,
-            "epochs": cursor.epoch,
-            "stopped": cursor.stopped,
-            "best_epoch": cursor.best_epoch,
-            "train_seconds": round(cursor.seconds, 2),
-            "device": execution.device,
-            "precision": execution.precision,
-            "test_like": sorted(session.policy.imitates),
-            "final": final,
-            "best": best,
-        },
-    )
+    trained = {
+        "selected_by": config.train.select,
+        "epochs": cursor.epoch,
+        "stopped": cursor.stopped,
+        "best_epoch": cursor.best_epoch,
+        "train_seconds": round(cursor.seconds, 2),
+        "test_like": sorted(session.policy.imitates),
+        "final": final,
+        "best": best,
+    }
+    run.write_json("metrics.json", {**describe(run, config, model, execution), **trained})
+
+
+def describe(run: Run, config: Config, model: Classifier, execution: Execution) -> dict[str, Any]:
+    """Return what metrics.json says of every run, however it was made."""
+    return {
+        "run": run.name,
+        "competition": config.competition.name,
+        "metric": config.competition.metric,
+        "config_hash": configs.fingerprint(config),
+        "model": config.model.name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "first_weights": model.origin,
+        "device": execution.device,
+        "precision": execution.precision,
+    }
 
 
 def _score(

@@ -4,14 +4,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from comp import config as configs
 from comp import metrics, pipeline, predictions, runs
 from comp.config import Config
 from comp.data.dataset import open_dataset
-from comp.device import Execution
 from comp.errors import DataError
 from comp.inference import probe as probes
-from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
 
@@ -62,36 +59,22 @@ def probe(
                 predictions.save(result.predictions_path(split.name), found)
                 scores[split.name] = metrics.summary(found, config.competition.metric)
         seconds = time.perf_counter() - began
-        result.write_json("metrics.json", _probe_metrics(result, config, model, execution, scores, made_by, seconds))
+        described = pipeline.describe(result, config, model, execution)
+        result.write_json("metrics.json", {**described, **_fitted(run, name, scores, seconds)})
     return result
 
 
-def _probe_metrics(
-    result: Run,
-    config: Config,
-    model: Classifier,
-    execution: Execution,
-    scores: dict[str, Any],
-    made_by: dict[str, Any],
-    seconds: float,
-) -> dict[str, Any]:
-    """Return metrics.json of a probe, in the form that every run has."""
+def _fitted(run: Run, name: str, scores: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Return the part of metrics.json that a training fills otherwise: there were no epochs."""
     val = {"val": scores["val"]} if "val" in scores else {}
     test = {"test": scores["test"]} if "test" in scores else {}
     return {
-        "run": result.name,
-        "competition": config.competition.name,
-        "model": f"{made_by['probe']} on {made_by['run']}",
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "first_weights": model.origin,
-        "config_hash": configs.fingerprint(config),
+        "model": f"{name} on {run.name}",
         "selected_by": "",
         "epochs": 0,
         "stopped": "",
         "best_epoch": 0,
         "train_seconds": round(seconds, 2),
-        "device": execution.device,
-        "precision": execution.precision,
         "test_like": [],
         "final": val,
         "best": {},

@@ -93,10 +93,10 @@ def _read_chain(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `under` with `over` laid on it, section by section; a value replaces a value whole."""
+    """Return `under` with `over` laid on it, section by section; a value replaces a value, `{}` empties a section."""
     merged = dict(under)
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        both = value and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = merge(merged[key], value) if both else value
     return merged
 

@@ -33,6 +33,12 @@ def test_overrides_win_and_leave_their_neighbours_alone(tmp_path: Path) -> None:
     assert (loaded.train.epochs, loaded.train.batch_size) == (4, 7)
 
 
+def test_sections_merge_and_an_empty_one_clears(tmp_path: Path) -> None:
+    text = "model: {args: {depth: 3, width: 8}}"
+    assert read(tmp_path, text, "model.args.depth=4").model.args == {"depth": 4, "width": 8}
+    assert read(tmp_path, text, "model.args={}").model.args == {}
+
+
 def test_extends_lays_a_file_on_another(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("train: {epochs: 3, batch_size: 7}\nseed: 5")
     loaded = read(tmp_path, "extends: base.yaml\ntrain: {epochs: 4}")

@@ -94,3 +94,19 @@ def test_a_bad_probe_is_told(source: runs.Run, comp: Comp, arguments: list[str],
     assert result.code == 2
     assert message in result.err
     assert len(runs.list_runs(Path("runs"))) == 1
+
+
+def test_layer_decay_and_multipliers_hold_layers_back(workplace: Path, comp: Comp) -> None:
+    slow = ["optim.layer_decay=0.3", "optim.name=sgd", "optim.lr=1e-2", "model.name=resnet18", "model.stem=cifar"]
+    plain = ["model.args={}", "train.epochs=1", "train.precision=bf16", "competition.ood_validation.severities=[]"]
+    for name, more in (("whole", []), ("decayed", slow[:1]), ("fixed", ["optim.multipliers={'layer*': 0}"])):
+        assert comp("train", "small.yaml", *slow[1:], *plain, *more, "--runs", name).code == 0
+    found = {
+        name: tensors(runs.list_runs(Path(name))[0], "final.safetensors") for name in ("whole", "decayed", "fixed")
+    }
+
+    def moved(name: str, tensor: str) -> float:
+        """Return how far a tensor is from that of the run whose layers stood still."""
+        return float(np.abs(found[name][tensor] - found["fixed"][tensor]).max())
+
+    assert moved("whole", "inner.layer1.0.conv1.weight") > 100 * moved("decayed", "inner.layer1.0.conv1.weight") > 0

@@ -328,7 +328,13 @@ def start(
         model.initialise(torch.from_numpy(images).permute(0, 3, 1, 2))
     execution.place(model)
     workers = reading_workers(config.data.workers)
-    groups = surgery.parameter_groups(model, config.optim.weight_decay)
+    groups = surgery.parameter_groups(
+        model,
+        config.optim.weight_decay,
+        config.optim.layer_decay,
+        decay_all=config.optim.decay_all,
+        multipliers=config.optim.multipliers,
+    )
     return Session(
         config=config,
         dataset=dataset,

@@ -435,3 +435,15 @@ def test_another_class_order_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     result = comp("predict", run.path)
     assert result.code == 2
     assert "another order of them" in result.err
+
+
+def test_an_unlabelled_test_cannot_be_corrupted_and_a_missing_one_not_submitted(tmp_path: Path, comp: Comp) -> None:
+    write_folders(tmp_path / "data", train=8, val=0, test=3)
+    path = write_config(tmp_path / "small.yaml", photographs_config(tmp_path / "data", "image_folder"))
+    result = comp("data", "prepare", path, "competition.suite.source=corrupt_test")
+    assert result.code == 2
+    assert "to submit the test images themselves: competition.suite.source=test" in result.err
+    (tmp_path / "data/test").rename(tmp_path / "elsewhere")
+    result = comp("data", "prepare", path)
+    assert result.code == 2
+    assert "image_folder found no test images to submit" in result.err

@@ -393,6 +393,7 @@ def _train(config: Path | None, overrides: list[str] | None, like: Path | None, 
     with console.bars() as progress:
         pipeline.check(loaded, runs)
         dataset = open_dataset(loaded, progress)
+        console.print_notes(dataset)
         found = pipeline.train(
             loaded, name=name, runs_root=runs, dataset=dataset, execution=execution,
             on_model=_print_trainable, on_epoch=console.print_epoch, progress=progress,

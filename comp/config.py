@@ -41,11 +41,12 @@ class Section(BaseModel):
 
 
 class SuiteConfig(Section):
-    """What is predicted for the submission: blocks of distortion x severity."""
+    """What is predicted for the submission: blocks of distortion x severity, or the test images."""
 
-    source: Literal["corrupt_test", "distortion_files", "none"] = "corrupt_test"
+    source: Literal["corrupt_test", "distortion_files", "test", "none"] = "corrupt_test"
     """`corrupt_test`: our 19 corruptions of the labelled test split; `distortion_files`: a folder of
-    `distortionNN.npy`, severities stacked; `none`: no suite, nothing to submit."""
+    `distortionNN.npy`, severities stacked; `test`: the test images themselves, in the order and with the columns of
+    the sample submission; `none`: no suite, nothing to submit."""
     path: str = ""
     """Folder of the distortion files, relative to `data.root`."""
     base_address: str = ""
@@ -96,6 +97,25 @@ class CompetitionConfig(Section):
     rules: RulesConfig = RulesConfig()
 
 
+class CSVConfig(Section):
+    """Where a Kaggle set's files lie below `data.root`, and which columns its tables have."""
+
+    table: str = "train.csv"
+    """Ids and labels of the training images."""
+    train: str = "train"
+    """Folder of the training images."""
+    test: str = "test"
+    """Folder of the test images; where there is none, nothing but validation can be predicted."""
+    sample: str = "sample_submission.csv"
+    """What a submission must look like: columns, ids in order, how labels are written."""
+    id_column: str = ""
+    """Of `table`; empty: the sample's first column, else a usual name (`id`, `image_id`, `filename`, ...)."""
+    label_column: str = ""
+    """Of `table`; empty: the sample's, else a usual name (`label`, `class`, `target`, ...), else the only other one."""
+    group_column: str = ""
+    """Of `table`: images with the same text there stay together in a split; wants `data.groups: column`."""
+
+
 class DataConfig(Section):
     """Where images and labels come from and how they are split."""
 
@@ -103,14 +123,48 @@ class DataConfig(Section):
     """A row of `comp.data.sources.SOURCES`."""
     root: str = "data"
     """Folder of the datasets; relative paths start at the working directory."""
-    validation: Annotated[float, Field(gt=0, lt=1)] | Positive | Literal["none"] = 0.1
-    """Held out of the training images, stratified by label: a fraction, a count, or `none` (train on everything)."""
+    labels: Literal["fine", "coarse"] = "fine"
+    """Of cifar100: its 100 classes, or their 20 superclasses."""
+    csv: CSVConfig = CSVConfig()
+    image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    """Side in pixels that image files are brought to; null: they must all have one size, which is kept. Arrays keep
+    their size (`model.stem: resize` enlarges them)."""
+    skip_bad: bool = False
+    """Whether training image files that cannot be read are left out, and counted; false: they are refused."""
+    resize: Literal["crop", "stretch"] = "crop"
+    """How image files of another shape are brought to `image_size`: the middle square, or everything, bent."""
+    loading: Literal["auto", "resident", "streamed"] = "auto"
+    """`resident`: training images lie decoded on the training device; `streamed`: workers bring them batch by batch;
+    auto: resident where they take at most 4 GiB and a quarter of the free memory. The images are the same."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
+    """Processes that read streamed images; auto: one a core, at most 8; 0: the training process itself."""
+    validation: Annotated[float, Field(gt=0, lt=1)] | Positive | Literal["none", "official"] = 0.1
+    """Held out of the training images: a fraction, a count, or `none` (train on everything); `official`: the source's
+    own validation split. Not looked at where `folds` is set."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """k-fold: the training images are cut into this many parts, and part `fold` is the validation split."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """Which part validates, from 0."""
+    stratify: bool = True
+    """Whether every held-out part has the classes' shares of the whole; false: plain random."""
+    groups: Literal["none", "duplicates", "column"] = "none"
+    """What stays together in a split: nothing, images with equal pixels, or rows of one `csv.group_column`."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Fraction held out as the labelled test split where the source has none of its own (digits)."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the held-out splits alone, so that runs with other seeds stay comparable."""
     download: bool = True
     """Whether missing files may be downloaded."""
+
+    @model_validator(mode="after")
+    def _folds_are_whole(self) -> "DataConfig":
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(f"fold: expected 0 to {self.folds - 1} of {self.folds} folds, found {self.fold}")
+        if self.folds is not None and isinstance(self.validation, str):
+            raise ValueError(f"folds and validation: {self.validation} contradict each other; leave one of them out")
+        if (self.groups == "column") != bool(self.csv.group_column):
+            raise ValueError("groups: column and csv.group_column go together")
+        return self
 
 
 class AugmentConfig(Section):

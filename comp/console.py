@@ -211,14 +211,24 @@ def print_dataset(dataset: "Dataset", as_json: bool) -> None:
         "mean": [round(value, 4) for value in dataset.mean],
         "std": [round(value, 4) for value in dataset.std],
         "fingerprint": dataset.fingerprint,
+        "loading": "resident" if dataset.resident else "streamed",
+        "notes": list(dataset.notes),
     }
     if as_json:
         print_json(found)
         return
     table = Table("what", "found")
     for name, value in found.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+        if name != "notes":
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
     _out.print(table)
+    print_notes(dataset)
+
+
+def print_notes(dataset: "Dataset") -> None:
+    """Print what a user should know of how the data were read."""
+    for note in dataset.notes:
+        _err.print(f"note: {note}", markup=False)
 
 
 def print_contents(described: dict[str, Any]) -> None:

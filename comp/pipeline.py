@@ -15,7 +15,7 @@ from comp.augment import policies
 from comp.competition import rules, submission
 from comp.competition.spec import DISTORTIONS
 from comp.config import Config
-from comp.data import sources, suites
+from comp.data import division, sources, suites
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, Suite
 from comp.device import Execution
@@ -57,6 +57,7 @@ def check(config: Config, runs_root: Path) -> None:
     optim.check_optimizer(config.optim.name)
     device.choose_device(config.train.device)
     imitated = policies.resolve(config.augment.policy, config.augment.ops).imitates
+    fit.in_workers(config)
     rules.check(config.competition.rules, pretrained=_has_external_weights(config), imitated=imitated)
     zoo.refuse_banned(config.model.name, config.competition.rules.banned_families)
     suites.shifted_distortions(config.competition.ood_validation)
@@ -162,6 +163,7 @@ def train(
     on_model(model)
     run = runs.create(runs_root, config, name, provenance_of(config, dataset))
     with run.writing():
+        division.save(run.path / "split.npz", dataset.train, dataset.val)
         seconds: Mapping[str, float] = {}
         if execution is None:
             execution, seconds = fit.choose_execution(model, dataset, config, progress)
@@ -212,7 +214,7 @@ def _fit_and_score(
     progress: Progress,
 ) -> None:
     fresh = not ((run.path / "state.pt").exists() or config.model.pretrained or config.model.from_run)
-    session = fit.start(config, dataset, run, model, execution, fresh=fresh)
+    session = fit.start(config, dataset, run, model, execution, fresh=fresh, progress=progress)
     cursor = fit.fit(session, resume=resume, on_epoch=on_epoch, progress=progress)
     final = _score(run, config, dataset, model, execution, "final", progress)
     best: dict[str, Any] = {}
@@ -371,6 +373,8 @@ def provenance_of(config: Config, dataset: Dataset) -> dict[str, Any]:
         "classes": list(dataset.competition.classes),
         "image_shape": list(dataset.competition.image_shape),
         "images": {"train": len(dataset.train), "val": len(dataset.val or ()), "test": len(dataset.test or ())},
+        "loading": "resident" if dataset.resident else "streamed",
+        "notes": list(dataset.notes),
     }
 
 
@@ -386,3 +390,4 @@ def _check_same_data(run: Run, dataset: Dataset) -> None:
             f"{run.path}: its training images or labels have changed (fingerprint {recorded.get('data_fingerprint')}, "
             f"now {dataset.fingerprint}); give it its own data back or start a new run"
         )
+    division.check(run.path / "split.npz", dataset.train, dataset.val)

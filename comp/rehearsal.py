@@ -65,9 +65,9 @@ def rehearse(config: Config, progress: Progress = quiet) -> list[Stage]:
         (run,) = runs.list_runs(folder)
         with stage("resume") as found:
             pipeline.resume(run, dataset=dataset, on_epoch=epochs.append, progress=progress)
-            speed = epochs[0].images_per_second
-            hours = config.train.epochs * len(whole.train) / speed / 3600
-            found.append(f"about {speed:,.0f} images/s: {config.train.epochs} epochs take about {hours:.1g} h")
+            if speed := epochs[0].images_per_second:  # 0: the epoch was one step, and the interruption had taken it
+                hours = config.train.epochs * len(whole.train) / speed / 3600
+                found.append(f"about {speed:,.0f} images/s: {config.train.epochs} epochs take about {hours:.1g} h")
         with stage("evaluate"):
             loaded = pipeline.load(run, dataset)
             pipeline.evaluate(loaded, progress)

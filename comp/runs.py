@@ -1,7 +1,7 @@
 """Run folders: where a training lives on disk, how files land there, and who may write. Torch-free.
 
     runs/<competition>/<time>-<name>/
-      config.yaml  execution.json  provenance.json  history.csv
+      config.yaml  split.npz  execution.json  provenance.json  history.csv
       best.safetensors  final.safetensors  state.pt  predictions/*.npz  metrics.json (written last)
 
 Every file is written to a temporary name in its folder, flushed to the disk and renamed: a reader sees the old file

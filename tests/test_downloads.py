@@ -1,9 +1,11 @@
 """Downloads against an HTTP server on loopback: resumed, checked, and never half in place."""
 
 import contextlib
+import gzip
 import hashlib
 import http.server
 import io
+import json
 import pickle
 import tarfile
 import threading
@@ -237,3 +239,42 @@ def test_cifar100_that_cannot_be_downloaded_says_what_to_do(
     message = result.err.splitlines()[-1]
     assert "CIFAR100 is missing and could not be downloaded" in message
     assert "curl -L 'http://127.0.0.1:9/cifar-100-python.tar.gz' | tar -xz" in message
+
+
+def test_mnist_is_downloaded_through_torchvision(
+    workplace: Path, comp: Callable[..., Result], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(3)
+    resources = []
+    for prefix, count in (("train", 60), ("t10k", 20)):
+        for kind, values in (
+            ("images-idx3", generator.integers(0, 256, (count, 28, 28), np.uint8)),
+            ("labels-idx1", np.arange(count, dtype=np.uint8) % 10),
+        ):
+            header = bytes((0, 0, 8, values.ndim)) + b"".join(side.to_bytes(4, "big") for side in values.shape)
+            packed = gzip.compress(header + values.tobytes())
+            server.files[f"/{prefix}-{kind}-ubyte.gz"] = packed
+            resources.append((f"{prefix}-{kind}-ubyte.gz", hashlib.md5(packed).hexdigest()))
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [f"{server.address}/"])
+    monkeypatch.setattr(datasets.MNIST, "resources", resources)
+    result = comp("data", "prepare", "small.yaml", "data.source=mnist", "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert (found["train"], found["val"], found["test"]) == (48, 12, 20)
+    assert found["image_shape"] == [1, 28, 28]
+
+
+def test_an_archive_that_climbs_out_is_never_unpacked(
+    workplace: Path, comp: Callable[..., Result], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        member = tarfile.TarInfo("../../owned")
+        member.size = 5
+        tar.addfile(member, io.BytesIO(b"hello"))
+    server.files["/cifar-100-python.tar.gz"] = archive.getvalue()  # not the published checksum
+    monkeypatch.setattr(datasets.CIFAR100, "url", f"{server.address}/cifar-100-python.tar.gz")
+    result = comp("data", "prepare", "small.yaml", "data.source=cifar100")
+    assert result.code == 2
+    assert "could not be downloaded" in result.err
+    assert not list(workplace.parent.rglob("owned"))

@@ -67,8 +67,8 @@ def test_nothing_to_mix_changes_nothing() -> None:
 
 def test_the_last_epochs_only_smooth_labels() -> None:
     mixing = Mixing(0.4, 1.0, label_smoothing=0.1, off_epochs=2)
-    assert mixing.at(7, 10) == mixing
-    assert mixing.at(8, 10) == mixing.at(9, 10) == Mixing(label_smoothing=0.1, off_epochs=2)
+    assert mixing.at(1, 10) == mixing.at(8, 10) == mixing
+    assert mixing.at(9, 10) == mixing.at(10, 10) == Mixing(label_smoothing=0.1, off_epochs=2)
 
 
 def test_the_odd_last_sample_stays_as_it_is() -> None:

@@ -91,9 +91,9 @@ def test_a_run_leaves_its_folder_as_designed(workplace: Path, comp: Callable[...
     run = the_run()
     left = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
     assert left - {".lock"} == {
-        "config.yaml", "execution.json", "provenance.json", "history.csv", "best.safetensors", "final.safetensors",
-        "state.pt", "metrics.json", "predictions/val.npz", "predictions/val-final.npz", "predictions/ood_val.npz",
-        "predictions/test.npz", "predictions/suite.npz",
+        "config.yaml", "split.npz", "execution.json", "provenance.json", "history.csv", "best.safetensors",
+        "final.safetensors", "state.pt", "metrics.json", "predictions/val.npz", "predictions/val-final.npz",
+        "predictions/ood_val.npz", "predictions/test.npz", "predictions/suite.npz",
     }  # fmt: skip
     provenance = run.provenance()
     assert provenance["classes"] == ["0", "1", "2", "3"]
@@ -347,3 +347,12 @@ def test_a_shifted_validation_leaves_out_families_and_names(workplace: Path, com
     assert list(names) == [name for name in DISTORTIONS if name not in left_out]
     blocks = predictions.load(the_run().predictions_path("ood_val")).block_names
     assert [DISTORTIONS[int(name[10:12])] for name in blocks] == list(names)
+
+
+def test_the_last_epoch_is_mixed_unless_asked_otherwise(workplace: Path, comp: Callable[..., Result]) -> None:
+    mixed = ["augment.policy=none", "augment.mixup=10", "train.label_smoothing=0", "train.epochs=12"]
+    for name, more in (("mixed", []), ("clean_end", ["augment.mix_off_epochs=1"])):
+        assert comp("train", "small.yaml", *mixed, *more, "--runs", name).code == 0
+    rows = {name: the_run(Path(name)).history() for name in ("mixed", "clean_end")}
+    # MixUp's targets share their mass between two classes, so that even a perfect net cannot answer them all.
+    assert float(rows["mixed"][-1]["train_accuracy"]) < 0.8 < float(rows["clean_end"][-1]["train_accuracy"])

@@ -39,8 +39,8 @@ class Mixing:
     off_epochs: int = 0
 
     def at(self, epoch: int, epochs: int) -> "Mixing":
-        """Return what holds in an epoch, counted from 0: the last `off_epochs` only smooth labels."""
-        return self if epoch < epochs - self.off_epochs else replace(self, mixup=0.0, cutmix=0.0)
+        """Return what holds in an epoch, counted from 1: the last `off_epochs` only smooth labels."""
+        return self if epoch <= epochs - self.off_epochs else replace(self, mixup=0.0, cutmix=0.0)
 
 
 def mix(images: Tensor, labels: Tensor, keys: Tensor, *, classes: int, mixing: Mixing) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
-"""What is competed in: classes, image shape, metric, and the suite's layout of blocks."""
+"""What is competed in: classes, image shape, metric, the suite's layout of blocks and what a submission looks like."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,56 @@ class Block:
 
 
 @dataclass(frozen=True)
+class SubmissionFormat:
+    """What a submission must look like.
+
+    Attributes:
+        blocks: give the ids in their order, where none are listed.
+        class_count: how many classes there are.
+        id_column: header of the first column.
+        label_column: header of the second; empty for probabilities.
+        listed_ids: every id in order, as a sample submission lists them.
+        answers: what is written for each class; empty: its number.
+        probabilities: a column for each class, named by `answers`, instead of one label.
+    """
+
+    blocks: tuple[Block, ...]
+    class_count: int
+    id_column: str = "id"
+    label_column: str = "label"
+    listed_ids: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    probabilities: bool = False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The header."""
+        return (self.id_column, *(self.answers if self.probabilities else (self.label_column,)))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What stands for each class."""
+        return self.answers or tuple(str(label) for label in range(self.class_count))
+
+    def ids(self) -> NDArray[np.str_]:
+        """Return every id in order."""
+        if self.listed_ids:
+            return np.array(self.listed_ids, np.str_)
+        return np.concatenate([block.ids() for block in self.blocks]) if self.blocks else np.array([], np.str_)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a sidecar."""
+        return {
+            "columns": list(self.columns),
+            "blocks": [[block.distortion, block.severity, block.count] for block in self.blocks],
+            "class_count": self.class_count,
+            "ids": list(self.listed_ids),
+            "answers": list(self.answers),
+            "probabilities": self.probabilities,
+        }
+
+
+@dataclass(frozen=True)
 class Competition:
     """What is competed in.
 
@@ -65,7 +116,8 @@ class Competition:
         metric: a row of `comp.metrics.METRICS`.
         classes: class names in label order.
         image_shape: (C, H, W) of what the model sees.
-        blocks: what a submission covers, in its order; empty where nothing is submitted.
+        blocks: what a submission covers, in its order; empty where there are no blocks.
+        sample: what a submission of the test images looks like; None where blocks or nothing are submitted.
     """
 
     name: str
@@ -73,6 +125,7 @@ class Competition:
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     blocks: tuple[Block, ...]
+    sample: SubmissionFormat | None = None
 
 
 def suite_blocks(config: SuiteConfig, test_images: int) -> tuple[Block, ...]:
@@ -82,7 +135,7 @@ def suite_blocks(config: SuiteConfig, test_images: int) -> tuple[Block, ...]:
         config: competition.suite.
         test_images: images in the labelled test split, for a suite made from it.
     """
-    if config.source == "none":
+    if config.source in ("none", "test"):
         return ()
     count = config.images_per_block or test_images
     if config.source == "corrupt_test":

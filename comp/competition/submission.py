@@ -1,13 +1,13 @@
 """Submission files: write, trace and check them. Torch-free.
 
-A submission is a CSV with an id and a label for each image of the suite. Beside it lies a sidecar `.json` that traces
-it to its run, weights, config and code. Neither is ever half-written, and an existing one is replaced only on demand.
+A submission is a CSV with an id and a label, or a probability of each class, for each image of the suite. Beside it
+lies a sidecar `.json` that traces it to its run, weights, config and code. Neither is ever half-written, and an
+existing one is replaced only on demand.
 """
 
 import csv
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +16,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from comp import runs
-from comp.competition.spec import Block, Competition
+from comp.competition.spec import Block, Competition, SubmissionFormat
 from comp.errors import SubmissionError
 from comp.predictions import Predictions
 
 _SHOWN = 5  # offending ids in a message
-
-
-@dataclass(frozen=True)
-class SubmissionFormat:
-    """What a submission must look like.
-
-    Attributes:
-        id_column: header of the first column.
-        label_column: header of the second.
-        blocks: give the ids in their order.
-        class_count: labels are 0 to this less one.
-    """
-
-    blocks: tuple[Block, ...]
-    class_count: int
-    id_column: str = "id"
-    label_column: str = "label"
-
-    def ids(self) -> NDArray[np.str_]:
-        """Return every id in order."""
-        return np.concatenate([block.ids() for block in self.blocks]) if self.blocks else np.array([], np.str_)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for a sidecar."""
-        return {
-            "columns": [self.id_column, self.label_column],
-            "blocks": [[block.distortion, block.severity, block.count] for block in self.blocks],
-            "class_count": self.class_count,
-        }
+_SUM_TOLERANCE = 1e-3  # of a row of probabilities, each rounded to six digits
 
 
 def format_of(competition: Competition) -> SubmissionFormat:
-    """Return the format that a competition wants."""
-    return SubmissionFormat(competition.blocks, len(competition.classes))
+    """Return the format that a competition wants: its sample submission's, else ids and labels of the blocks."""
+    return competition.sample or SubmissionFormat(competition.blocks, len(competition.classes))
 
 
 def format_from_json(values: Mapping[str, Any], where: Path) -> SubmissionFormat:
@@ -64,9 +36,13 @@ def format_from_json(values: Mapping[str, Any], where: Path) -> SubmissionFormat
         SubmissionError: the sidecar was altered.
     """
     try:
-        id_column, label_column = values["columns"]
+        listed, answers, probabilities = values.get("ids", ()), values.get("answers", ()), values.get("probabilities")
+        id_column, label_column = values["columns"] if not probabilities else (values["columns"][0], "")
         blocks = tuple(Block(int(d), int(s), int(n)) for d, s, n in values["blocks"])
-        return SubmissionFormat(blocks, int(values["class_count"]), str(id_column), str(label_column))
+        return SubmissionFormat(
+            blocks, int(values["class_count"]), str(id_column), str(label_column), tuple(map(str, listed)),
+            tuple(map(str, answers)), bool(probabilities),
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise SubmissionError(f"{where}: its `format` is damaged ({error!r}); give --format CONFIG") from None
 
@@ -108,9 +84,7 @@ def write(
     if not force and (path.exists() or sidecar_path(path).exists()):
         raise SubmissionError(f"{path}: is there already; choose another name with -o or replace it with --force")
     runs.make_folder(path.parent)
-    rows = zip(predictions.ids.tolist(), predictions.top1.tolist(), strict=True)
-    text = f"{wanted.id_column},{wanted.label_column}\n" + "".join(f"{key},{label}\n" for key, label in rows)
-    content = text.encode()
+    content = _to_csv(predictions, wanted)
     # The sidecar lands first: a crash in between leaves a trace without a CSV, never a CSV without a trace.
     traced = {**sidecar, "rows": len(predictions), "sha256": runs.sha256_of(content), "format": wanted.to_json()}
     try:
@@ -120,6 +94,19 @@ def write(
         raise SubmissionError(f"{path}: another process has just written it; choose another name with -o") from None
 
 
+def _to_csv(predictions: Predictions, wanted: SubmissionFormat) -> bytes:
+    if wanted.probabilities:
+        odds = np.exp(predictions.logits.astype(np.float64))  # [N, C]; rows' maxima are 0: no overflow
+        answers = [[f"{share:.6g}" for share in row] for row in (odds / odds.sum(1, keepdims=True)).tolist()]
+    else:
+        answers = [[wanted.texts[label]] for label in predictions.top1.tolist()]
+    text = io.StringIO(newline="")
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(wanted.columns)
+    rows.writerows([key, *answer] for key, answer in zip(predictions.ids.tolist(), answers, strict=True))
+    return text.getvalue().encode()
+
+
 def check(path: Path, wanted: SubmissionFormat) -> list[str]:
     """Return what is wrong with a CSV, worst first; empty where it is valid.
 
@@ -127,11 +114,11 @@ def check(path: Path, wanted: SubmissionFormat) -> list[str]:
         SubmissionError: the file cannot be read as a CSV at all.
     """
     table = read(path)
-    expected = [wanted.id_column, wanted.label_column]
+    expected = list(wanted.columns)
     if list(table.columns) != expected:
         return [f"header: expected '{','.join(expected)}', found '{','.join(map(str, table.columns))}'"]
     problems = _check_ids(table[wanted.id_column].to_numpy(), wanted.ids())
-    return problems + _check_labels(table, wanted)
+    return problems + (_check_probabilities(table, wanted) if wanted.probabilities else _check_labels(table, wanted))
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -191,9 +178,19 @@ def _check_ids(found: NDArray[Any], wanted: NDArray[np.str_]) -> list[str]:
 
 def _check_labels(table: pd.DataFrame, wanted: SubmissionFormat) -> list[str]:
     labels = table[wanted.label_column]
-    valid = {str(label) for label in range(wanted.class_count)}
-    wrong = table[~labels.isin(valid)]
+    wrong = table[~labels.isin(set(wanted.texts))]
     if wrong.empty:
         return []
     shown = ", ".join(f"{key!r}: {label!r}" for key, label in wrong.head(_SHOWN).itertuples(index=False))
-    return [f"labels: {len(wrong):,} are not whole numbers from 0 to {wanted.class_count - 1}, first {shown}"]
+    known = f"one of {', '.join(wanted.answers[:_SHOWN])} ..." if wanted.answers else ""
+    known = known or f"whole numbers from 0 to {wanted.class_count - 1}"
+    return [f"labels: {len(wrong):,} are not {known}, first {shown}"]
+
+
+def _check_probabilities(table: pd.DataFrame, wanted: SubmissionFormat) -> list[str]:
+    shares = table[list(wanted.answers)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)  # [N, C]
+    wrong = ~((shares >= 0) & (shares <= 1)).all(1) | ~(np.abs(shares.sum(1) - 1) <= _SUM_TOLERANCE)
+    if not wrong.any():
+        return []
+    shown = ", ".join(map(repr, table[wanted.id_column][wrong].head(_SHOWN)))
+    return [f"probabilities: {int(wrong.sum()):,} rows are not numbers from 0 to 1 that sum to 1, first {shown}"]

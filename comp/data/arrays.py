@@ -1,7 +1,13 @@
-"""Images and labels in `.npy` files, memory-mapped, with every way of being wrong told apart."""
+"""Images and labels in `.npy` files or in one `.npz`, memory-mapped, with every way of being wrong told apart.
 
+Functions take the path of an array. One inside an archive has the archive for its folder: `data/set.npz/labels.npy`;
+that is also how messages name it.
+"""
+
+import zipfile
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +17,26 @@ from comp.errors import DataError
 _MAGIC = b"\x93NUMPY"
 
 
+def holds(path: Path) -> bool:
+    """Tell whether an array is there, in its folder or archive.
+
+    Raises:
+        DataError: the archive cannot be read.
+    """
+    if path.parent.suffix != ".npz":
+        return path.exists()
+    with _archive(path.parent) as archive:
+        return path.name in archive.namelist()
+
+
 def open_npy(path: Path) -> NDArray[Any]:
-    """Return a memory map of a .npy file.
+    """Return a memory map of an array; one that lies compressed in an archive is read whole.
 
     Raises:
         DataError: missing, truncated, pickled or not a .npy file.
     """
+    if path.parent.suffix == ".npz":
+        return _open_member(path)
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
@@ -24,20 +44,82 @@ def open_npy(path: Path) -> NDArray[Any]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, EOFError) as error:
-        raise DataError(f"{path}: {_reason(path, str(error))}") from None
+        with path.open("rb") as file:
+            raise DataError(f"{path}: {_reason(file.read(len(_MAGIC)), path.stat().st_size, str(error))}") from None
     if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: expected one array (.npy), found an archive; unpack it")
+        raise DataError(f"{path}: expected one array (.npy), found an archive; give it the ending .npz")
     return array
 
 
-def _reason(path: Path, message: str) -> str:
-    with path.open("rb") as file:
-        begins = file.read(len(_MAGIC))
+def _reason(begins: bytes, size: int, message: str) -> str:
     if "object" in message.lower() and begins == _MAGIC:
         return "holds pickled Python objects, which are refused since they can run code; save a plain uint8 array"
     if begins != _MAGIC[: len(begins)]:
         return "is not a NumPy .npy file; save it with numpy.save"
-    return f"is truncated ({path.stat().st_size:,} bytes are fewer than its header promises); fetch it again"
+    return f"is truncated ({size:,} bytes are fewer than its header promises); fetch it again"
+
+
+def check_archive(path: Path, names: tuple[str, ...]) -> None:
+    """Read an archive through once, before any of its arrays is mapped past its checksum.
+
+    Args:
+        path: the .npz.
+        names: members that it may have.
+
+    Raises:
+        DataError: damaged, or a member of another name, such as one that points out of its folder.
+    """
+    with _archive(path) as archive:
+        for member in archive.namelist():
+            if member not in names:
+                raise DataError(f"{path}: expected members {', '.join(names)}, found {member!r}; remove it")
+        try:
+            broken = archive.testzip()
+        except (zipfile.BadZipFile, OSError, EOFError, zlib.error, NotImplementedError) as error:
+            raise DataError(f"{path}: is damaged ({error}); fetch it again") from None
+    if broken:
+        raise DataError(f"{path}: is damaged: member {broken} fails its checksum; fetch it again")
+
+
+def _archive(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{path}: is truncated or not a NumPy archive ({error}); fetch it again") from None
+
+
+def _open_member(path: Path) -> NDArray[Any]:
+    with _archive(path.parent) as archive:
+        if path.name not in archive.namelist():
+            raise DataError(f"{path}: no such member in the archive; it has {', '.join(archive.namelist())}")
+        member = archive.getinfo(path.name)
+        with archive.open(member) as file:
+            try:
+                if member.compress_type == zipfile.ZIP_STORED:
+                    return _map_member(path.parent, member, file)
+                read: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+                return read
+            except (ValueError, EOFError, OSError) as error:
+                begins = archive.read(member)[: len(_MAGIC)]
+                raise DataError(f"{path}: {_reason(begins, member.file_size, str(error))}") from None
+
+
+def _map_member(archive: Path, member: zipfile.ZipInfo, file: IO[bytes]) -> NDArray[Any]:
+    """Return a memory map into an uncompressed member: its bytes lie in the archive as they would in a file."""
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"version {version} of the format is unknown")
+    shape, fortran, dtype = readers[version](file)
+    if dtype.hasobject:
+        raise ValueError("object arrays are not mapped")
+    with archive.open("rb") as whole:  # the local header's two lengths may differ from the directory's
+        whole.seek(member.header_offset + 26)
+        names = sum(int.from_bytes(whole.read(2), "little") for _ in range(2))
+    start = member.header_offset + 30 + names + file.tell()
+    return np.memmap(archive, dtype, "r", start, shape, "F" if fortran else "C")
 
 
 def open_images(path: Path) -> NDArray[np.uint8]:
@@ -49,6 +131,8 @@ def open_images(path: Path) -> NDArray[np.uint8]:
     array = open_npy(path)
     if array.dtype != np.uint8:
         hint = "; multiply by 255 and round" if array.dtype.kind == "f" else ""
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            hint = f", {int(np.isnan(array).sum()):,} of them NaN; mend those first, then multiply by 255 and round"
         raise DataError(f"{path}: expected uint8 pixels 0..255, found {array.dtype}{hint}")
     if array.ndim == 3:
         array = array[..., None]  # grey images without a channel axis
@@ -62,12 +146,14 @@ def open_images(path: Path) -> NDArray[np.uint8]:
 
 
 def open_labels(path: Path, count: int) -> NDArray[np.int64]:
-    """Return labels [count] int64.
+    """Return labels [count] int64, from [count] or [count, 1].
 
     Raises:
         DataError: as `open_npy`, or not whole numbers from 0 up, or another count than the images'.
     """
     labels = open_npy(path)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise DataError(f"{path}: expected whole numbers [{count}], found {labels.dtype} {list(labels.shape)}")
     if len(labels) != count:

@@ -4,12 +4,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from comp.competition import spec
-from comp.competition.spec import Competition
+from comp.competition.spec import Competition, SubmissionFormat
 from comp.config import Config
-from comp.data import splits, suites
-from comp.data.sources import open_source
+from comp.data import division, loading, splits, suites
+from comp.data.cache import remembered
+from comp.data.images import ImageFiles
+from comp.data.sources import Source, open_source
 from comp.data.splits import Split, Suite
-from comp.errors import DataError
+from comp.errors import ConfigError, DataError
 from comp.progress import Progress, quiet
 
 _SMALLEST_STD = 1 / 255  # a channel of one grey level must not be divided by zero
@@ -23,12 +25,14 @@ class Dataset:
         competition: its classes, image shape, blocks.
         train: labelled.
         val: labelled and held out of the training images; None where all are trained on.
-        test: clean and labelled; None where there is none.
-        suite: what a submission covers; None where nothing is submitted.
+        test: clean; its labels are None where nobody knows them; None where there is no test.
+        suite: what a submission covers: blocks, or the test images; None where nothing is submitted.
         ood_val: shifted copies of `val`; None without one.
         mean: of each channel of `train`, in [0, 1].
         std: likewise.
         fingerprint: of all training images and labels, before the split.
+        resident: whether training images lie decoded on the device, or are streamed by workers.
+        notes: what a user should know of how the data were read.
         unreadable: files of the source that hold no image, left out.
     """
 
@@ -36,11 +40,13 @@ class Dataset:
     train: Split
     val: Split | None
     test: Split | None
-    suite: Suite | None
+    suite: Split | Suite | None
     ood_val: Suite | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    resident: bool
+    notes: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
 
     def limited(self, train_images: int, other_images: int) -> "Dataset":
@@ -51,16 +57,29 @@ class Dataset:
             val=self.val and self.val.head(other_images),
             test=self.test and self.test.head(other_images),
             suite=self.suite and _limited(self.suite, other_images),
-            ood_val=self.ood_val and _limited(self.ood_val, other_images),
-            competition=replace(self.competition, blocks=_shorter(self.competition.blocks, other_images)),
+            ood_val=self.ood_val and _limited_blocks(self.ood_val, other_images),
+            competition=_shortened(self.competition, other_images),
         )
+
+
+def _shortened(competition: Competition, count: int) -> Competition:
+    sample = competition.sample
+    if sample is not None:
+        sample = replace(sample, listed_ids=sample.listed_ids[:count])
+    return replace(competition, blocks=_shorter(competition.blocks, count), sample=sample)
 
 
 def _shorter(blocks: tuple[spec.Block, ...], count: int) -> tuple[spec.Block, ...]:
     return tuple(replace(block, count=min(block.count, count)) for block in blocks)
 
 
-def _limited(suite: Suite, count: int) -> Suite:
+def _limited(suite: Split | Suite, count: int) -> Split | Suite:
+    if isinstance(suite, Split):
+        return suite.head(count)
+    return _limited_blocks(suite, count)
+
+
+def _limited_blocks(suite: Suite, count: int) -> Suite:
     whole = {block.name: block for block in suite.blocks}
     # Files are addressed by their whole blocks, so the whole block is opened and then cut.
     return Suite(
@@ -74,40 +93,93 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
     Raises:
         DataError: what is missing or wrong, where it comes from and how to put it in place.
     """
-    source = open_source(config.data)
+    source = open_source(config.data, progress)
     fingerprint = splits.fingerprint(source.train)
-    train, test = source.train, source.test
-    if test is None and config.competition.suite.source == "corrupt_test":
-        train, test = splits.held_out(train, config.data.test, config.data.split_seed, ("train", "test"))
-    val = None
-    if config.data.validation != "none":
-        train, val = splits.held_out(train, config.data.validation, config.data.split_seed, ("train", "val"))
-    _check_shapes(train, test)
-    mean, std = splits.channel_statistics(train.images)
-    std = tuple(max(value, _SMALLEST_STD) for value in std)
-    blocks = spec.suite_blocks(config.competition.suite, len(test) if test else 0)
-    competition = Competition(
-        config.competition.name, config.competition.metric, source.classes, train.image_shape, blocks
-    )
-    suite = _open_suite(config, competition, test, progress) if blocks else None
+    cut_test = config.competition.suite.source == "corrupt_test"
+    parts = division.divide(source, config.data, cut_test=cut_test, progress=progress)
+    train, val, test = parts.train, parts.val, parts.test
+    _check_shapes(train, val, test)
+    mean, std = _statistics(train, fingerprint, Path(config.data.root), progress)
+    competition = _competition(config, source, train, test)
     return Dataset(
-        competition, train, val, test, suite, _open_ood_val(config, val), mean, std, fingerprint, source.unreadable
+        competition=competition,
+        train=train,
+        val=val,
+        test=test,
+        suite=_open_suite(config, competition, test, progress),
+        ood_val=_open_ood_val(config, val),
+        mean=mean,
+        std=tuple(max(value, _SMALLEST_STD) for value in std),
+        fingerprint=fingerprint,
+        resident=loading.stays_resident((train, val), config.data.loading),
+        notes=_notes(config, source),
+        unreadable=tuple(name for images in _files(source) for name in images.unreadable),
     )
 
 
-def _check_shapes(train: Split, test: Split | None) -> None:
-    if test is not None and test.image_shape != train.image_shape:
-        raise DataError(
-            f"test: expected images (C, H, W) {train.image_shape} as in training, found {test.image_shape}; resize them"
-        )
+def _check_shapes(train: Split, *others: Split | None) -> None:
+    for split in others:
+        if split is not None and split.image_shape != train.image_shape:
+            raise DataError(
+                f"{split.name}: expected images (C, H, W) {train.image_shape} as in training, found "
+                f"{split.image_shape}; resize them"
+            )
 
 
-def _open_suite(config: Config, competition: Competition, test: Split | None, progress: Progress) -> Suite:
-    wanted = config.competition.suite
-    if wanted.source == "corrupt_test":
+def _statistics(
+    train: Split, fingerprint: str, root: Path, progress: Progress
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return each channel's mean and deviation, from the cache where the same images have been measured before."""
+
+    def measure() -> dict[str, object]:
+        mean, std = splits.channel_statistics(train.images, progress)
+        return {"mean": mean, "std": std}
+
+    found = remembered(root, "statistics", "\0".join((fingerprint, *train.ids.tolist())), measure)
+    return tuple(found["mean"]), tuple(found["std"])
+
+
+def _files(source: Source) -> list[ImageFiles]:
+    found = [split.images for split in (source.train, source.val, source.test) if split is not None]
+    return [images for images in found if isinstance(images, ImageFiles)]
+
+
+def _notes(config: Config, source: Source) -> tuple[str, ...]:
+    """Return what was found and left aside, or read in a way that may surprise."""
+    notes = list(source.notes)
+    for images in _files(source):
+        notes += images.notes
+    if source.val is not None and config.data.validation != "official":
+        notes.append("val: the source's own validation split is not used; data.validation=official takes it")
+    return tuple(notes)
+
+
+def _competition(config: Config, source: Source, train: Split, test: Split | None) -> Competition:
+    wanted, classes = config.competition, source.classes
+    sample = None
+    if wanted.suite.source == "test":
         if test is None:
-            raise DataError("competition.suite: corrupt_test needs a labelled test split, and this source has none")
+            raise ConfigError(f"competition.suite.source: test: {config.data.source} found no test images to submit")
+        sample = source.sample or SubmissionFormat((), len(classes), listed_ids=tuple(test.ids.tolist()))
+    blocks = spec.suite_blocks(wanted.suite, len(test) if test else 0)
+    return Competition(wanted.name, wanted.metric, classes, train.image_shape, blocks, sample)
+
+
+def _open_suite(
+    config: Config, competition: Competition, test: Split | None, progress: Progress
+) -> Split | Suite | None:
+    wanted = config.competition.suite
+    if test is not None and wanted.source == "test":
+        return replace(test, name="suite", labels=None)
+    if wanted.source == "corrupt_test":
+        if test is None or test.labels is None:
+            raise DataError(
+                "competition.suite: corrupt_test needs a labelled test split, and this source has none; to submit the "
+                "test images themselves: competition.suite.source=test"
+            )
         return suites.corrupted("suite", test, competition.blocks, seed=suites.seed_of("test", config.data.split_seed))
+    if not competition.blocks:
+        return None
     folder = Path(config.data.root) / wanted.path
     if wanted.base_address and config.data.download:
         suites.download_distortion_files(wanted, folder, competition.image_shape, progress)

@@ -1,4 +1,6 @@
-"""Fetch a file over HTTP so that an interrupted fetch goes on where it stopped and a bad file never gets its name."""
+"""Fetch a file over HTTP so that an interrupted fetch goes on where it stopped and a bad file never gets its name;
+published datasets come through torchvision.
+"""
 
 import contextlib
 import http.client
@@ -7,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from comp.errors import DataError
 from comp.progress import Progress
@@ -82,3 +85,36 @@ def _continue(address: str, part: Path, progress: Progress) -> int:
                 done += len(chunk)
                 progress(part.name.removesuffix(".part"), done, total, "bytes")
     return total
+
+
+def through_torchvision(name: str, root: Path, target: Path, allowed: bool) -> None:
+    """Fetch and verify a published dataset through torchvision, which knows its addresses and checksums.
+
+    Args:
+        name: torchvision's class: `CIFAR10`, `MNIST`, ...
+        root: where torchvision puts it.
+        target: the folder or file that is missing, for the message.
+        allowed: `data.download`.
+
+    Raises:
+        DataError: not allowed or not possible, with the command that puts it in place.
+    """
+    from torchvision import datasets
+
+    dataset = getattr(datasets, name)
+    if not allowed:
+        raise DataError(f"{target}: {name} is missing and data.download is false; {_by_hand(dataset, root, target)}")
+    try:
+        dataset(str(root), download=True)
+    except (OSError, RuntimeError) as error:
+        mend = _by_hand(dataset, root, target)
+        raise DataError(f"{target}: {name} is missing and could not be downloaded ({error}); {mend}") from None
+
+
+def _by_hand(dataset: Any, root: Path, target: Path) -> str:
+    if hasattr(dataset, "url"):
+        return f"put it in place: curl -L '{dataset.url}' | tar -xz -C '{root}'"
+    name = target.name + ".gz"
+    return (
+        f"put it in place, and its three companions: curl -L -o '{target.parent / name}' '{dataset.mirrors[0]}{name}'"
+    )

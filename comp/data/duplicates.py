@@ -56,7 +56,7 @@ class Copies:
 
 def find(splits: Sequence[Split], progress: Progress) -> Copies:
     """Return the copies within and across splits; all have one image shape."""
-    group = _exact(splits, progress)
+    group = exact_groups(splits, progress)
     _, first = np.unique(group, return_index=True)
     thumbnails = np.concatenate([_thumbnails(split) for split in splits])
     blank = np.logical_not(thumbnails.any(axis=1))
@@ -65,7 +65,8 @@ def find(splits: Sequence[Split], progress: Progress) -> Copies:
     return Copies(group, first.astype(np.int64), near, capped, blank)
 
 
-def _exact(splits: Sequence[Split], progress: Progress) -> NDArray[np.int64]:
+def exact_groups(splits: Sequence[Split], progress: Progress) -> NDArray[np.int64]:
+    """Return [N] int64 over all splits: images with equal pixels share a number, counted by first appearance."""
     total = sum(len(split) for split in splits)
     numbers: dict[bytes, int] = {}
     group = np.empty(total, np.int64)

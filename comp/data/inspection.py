@@ -20,7 +20,7 @@ _FIRST_EPOCH = 1  # whose augmentation is drawn
 
 
 def open_clean(config: Config, progress: Progress = quiet) -> Dataset:
-    """Open a config's splits; files of a hidden test suite are neither needed nor fetched.
+    """Open a config's splits; files of a hidden test suite are neither needed nor fetched, unreadable ones left out.
 
     Raises:
         DataError: as `open_dataset`.
@@ -28,7 +28,8 @@ def open_clean(config: Config, progress: Progress = quiet) -> Dataset:
     if config.competition.suite.source == "distortion_files":
         suite = config.competition.suite.model_copy(update={"source": "none"})
         config = config.model_copy(update={"competition": config.competition.model_copy(update={"suite": suite})})
-    return open_dataset(config, progress)
+    data = config.data.model_copy(update={"skip_bad": True})
+    return open_dataset(config.model_copy(update={"data": data}), progress)
 
 
 def splits_of(dataset: Dataset) -> list[Split]:
@@ -71,7 +72,7 @@ def draw(config: Config, dataset: Dataset, folder: Path, *, augmented: bool) -> 
     by_label = np.argsort(train.labels, kind="stable")
     rows = by_label[np.linspace(0, len(train) - 1, min(_GRID_IMAGES, len(train))).astype(np.int64)]
     titles = [classes[label] for label in train.labels[rows]]
-    plots.image_grid(paths[1], train.images[rows], titles)
+    plots.image_grid(paths[1], np.asarray(train.images[rows]), titles)
     if augmented:
         paths.append(folder / "augmented.png")
         plots.image_grid(paths[2], _augmented(config, train, rows), titles)
@@ -80,7 +81,7 @@ def draw(config: Config, dataset: Dataset, folder: Path, *, augmented: bool) -> 
 
 def _augmented(config: Config, train: Split, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Return images [n, H, W, C] as the on-device engine gives them to the first epoch."""
-    images = torch.from_numpy(train.images[rows]).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.array(train.images[rows])).permute(0, 3, 1, 2)
     indices = torch.from_numpy(rows)
     keys = draws.keys(config.seed, _FIRST_EPOCH, indices)
     turned = per_batch.alternation(config.seed, _FIRST_EPOCH, indices)

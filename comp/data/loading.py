@@ -1,12 +1,62 @@
-"""Batches of uint8 pixels for training, resident on the training device."""
+"""Batches of uint8 pixels for training, resident on the training device or streamed by workers.
 
+Both loaders give the same batches: an epoch's order comes from outside, and whatever a worker does to an image depends
+on (epoch, index) alone, so that neither the number of workers nor a resume in mid-epoch can be told from the pixels.
+"""
+
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from comp.data.images import ImageFiles
 from comp.data.splits import Split
+from comp.errors import DataError, UserError
+
+Transform = Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]]  # (image [H, W, C], epoch, index) -> image
+_Place = tuple[int, int]  # epoch, index
+
+_MOST_RESIDENT_BYTES = 4 << 30
+
+
+class Batch(NamedTuple):
+    """What a training step sees.
+
+    Attributes:
+        step: its number in the epoch, from 0.
+        indices: [B] int64, rows of the split.
+        images: [B, C, H, W] uint8, channels last in memory.
+        labels: [B] int64.
+    """
+
+    step: int
+    indices: Tensor
+    images: Tensor
+    labels: Tensor
+
+
+class Loader(Protocol):
+    """What a training reads."""
+
+    def __len__(self) -> int:
+        """Return how many images there are."""
+
+    def batches(self, order: Tensor, batch_size: int, *, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield an epoch's whole batches on the device.
+
+        Args:
+            order: [N] int64 on the device.
+            batch_size: images in each; what is left over at the end is not yielded.
+            epoch: for transforms.
+            start: the first step wanted.
+        """
 
 
 @dataclass(frozen=True)
@@ -28,9 +78,194 @@ class Resident:
         """Return images [B, C, H, W] uint8, channels last in memory, and labels [B]."""
         return self.images[indices].permute(0, 3, 1, 2), self.labels[indices]
 
+    def batches(self, order: Tensor, batch_size: int, *, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield an epoch's whole batches; see `Loader`."""
+        for step in range(start, len(order) // batch_size):
+            indices = order[step * batch_size : (step + 1) * batch_size]
+            yield Batch(step, indices, *self.batch(indices))
+
+
+class Streamed:
+    """A labelled split whose images are read, and maybe transformed, one by one in workers.
+
+    Workers live as long as the loader: starting them anew for every epoch would cost seconds where they are spawned.
+    """
+
+    def __init__(self, split: Split, device: torch.device, *, workers: int, transform: Transform | None = None) -> None:
+        """Prepare; workers start with the first epoch.
+
+        Args:
+            split: labelled.
+            device: where batches go.
+            workers: processes; 0 reads in this one.
+            transform: augments one image, by its epoch and index alone; must keep its shape.
+        """
+        assert split.labels is not None
+        self._device = device
+        self._labels = torch.from_numpy(split.labels.copy()).to(device)  # [N]
+        self._plan = _Plan()
+        pinned = device.type == "cuda"
+        self._loader = _data_loader(split.images, self._plan, workers, transform, pinned=pinned, stay=workers > 0)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def batches(self, order: Tensor, batch_size: int, *, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield an epoch's whole batches; see `Loader`.
+
+        Raises:
+            DataError: an image cannot be read or a transform changed its shape.
+        """
+        steps = range(start, len(order) // batch_size)
+        cuts = [order[step * batch_size : (step + 1) * batch_size] for step in steps]
+        self._plan.batches = [[(epoch, index) for index in cut.tolist()] for cut in cuts]
+        for step, indices, pixels in zip(steps, cuts, self._loader, strict=True):
+            images = _or_raise(pixels).to(self._device, non_blocking=True)  # [B, H, W, C]
+            yield Batch(step, indices, images.permute(0, 3, 1, 2), self._labels[indices])
+
+
+def loader(
+    split: Split, device: torch.device, *, stays: bool, workers: int, transform: Transform | None = None
+) -> Loader:
+    """Return the loader of a labelled split.
+
+    Args:
+        split: labelled.
+        device: where batches go.
+        stays: whether the pixels are to lie on the device; with a transform they go through workers all the same.
+        workers: processes that read or transform.
+        transform: augments one image in a worker; None where nothing is done on the way.
+    """
+    if stays and transform is None:
+        return resident(split, device)
+    return Streamed(split, device, workers=workers, transform=transform)
+
 
 def resident(split: Split, device: torch.device) -> Resident:
     """Move a labelled split to the device."""
     assert split.labels is not None
     images = torch.from_numpy(np.array(split.images))  # a copy: memory maps are read-only
     return Resident(images.to(device), torch.from_numpy(split.labels.copy()).to(device))
+
+
+def stays_resident(splits: Sequence[Split | None], wanted: Literal["auto", "resident", "streamed"]) -> bool:
+    """Tell whether training images are to lie on the device.
+
+    Args:
+        splits: what training reads in every epoch.
+        wanted: `data.loading`; `auto`: arrays do, and image files do where their pixels take at most 4 GiB and a
+            quarter of the memory that is free.
+    """
+    files = [split.images for split in splits if split is not None and isinstance(split.images, ImageFiles)]
+    if wanted != "auto":
+        return wanted == "resident"
+    return sum(images.nbytes for images in files) <= min(_MOST_RESIDENT_BYTES, _free_bytes() // 4)
+
+
+def _free_bytes() -> int:
+    """Return the memory that may be taken without swapping, as Linux tells it; elsewhere a generous guess."""
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":") for line in file)
+        return int(lines["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):
+        return 4 * _MOST_RESIDENT_BYTES
+
+
+def chunks(split: Split, batch_size: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield a split's images in order, [B, H, W, C] uint8; files are decoded by workers ahead of time.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    images, starts = split.images, range(0, len(split), batch_size)
+    if isinstance(images, np.ndarray) or images.workers == 0 or len(starts) < 2:
+        for start in starts:
+            yield np.array(images[start : start + batch_size])  # a copy: memory maps are read-only
+        return
+    rows = [[(0, row) for row in range(start, min(start + batch_size, len(split)))] for start in starts]
+    for pixels in _data_loader(images, rows, images.workers, None, pinned=False, stay=False):
+        yield _or_raise(pixels).numpy()
+
+
+class _Plan:
+    """The batches of the epoch at hand: a `DataLoader` that keeps its workers asks anew for each epoch."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[_Place]] = []
+
+    def __iter__(self) -> Iterator[list[_Place]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _Reader(Dataset[Any]):
+    """One image for each (epoch, index), or the error that reading it ended in.
+
+    An error is passed on as a value: raised in a worker, torch would wrap its one message into a traceback.
+    """
+
+    def __init__(self, images: NDArray[np.uint8] | ImageFiles, transform: Transform | None) -> None:
+        self._images, self._transform = images, transform
+
+    def __getitem__(self, place: _Place) -> "NDArray[np.uint8] | UserError":
+        epoch, index = place
+        try:
+            image: NDArray[np.uint8] = self._images[index]
+            if self._transform is None:
+                return image
+            changed = self._transform(np.array(image), epoch, index)
+        except UserError as error:
+            return error
+        if changed.shape != image.shape or changed.dtype != np.uint8:
+            return DataError(
+                f"augment: an image {list(image.shape)} uint8 came back as {list(changed.shape)} {changed.dtype}; "
+                "choose ops that keep its size"
+            )
+        return changed
+
+
+def _stack(items: "list[NDArray[np.uint8] | UserError]") -> "Tensor | UserError":
+    arrays = []
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+        arrays.append(item)
+    return torch.from_numpy(np.stack(arrays))  # [B, H, W, C]
+
+
+def _or_raise(pixels: "Tensor | UserError") -> Tensor:
+    if isinstance(pixels, UserError):
+        raise pixels
+    return pixels
+
+
+def _data_loader(
+    images: NDArray[np.uint8] | ImageFiles,
+    plan: Iterable[list[_Place]],
+    workers: int,
+    transform: Transform | None,
+    *,
+    pinned: bool,
+    stay: bool,
+) -> "DataLoader[Any]":
+    return DataLoader(
+        _Reader(images, transform),
+        batch_sampler=plan,
+        num_workers=workers,
+        collate_fn=_stack,
+        pin_memory=pinned,
+        persistent_workers=stay,
+        worker_init_fn=_begin_worker,
+        generator=torch.Generator(),  # else every iterator would draw from the global one
+    )
+
+
+def _begin_worker(number: int) -> None:
+    """Leave signals to the process that trains, and cores to the other workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(0)

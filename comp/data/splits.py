@@ -1,4 +1,4 @@
-"""Splits: images with ids and maybe labels, and how a labelled one is divided."""
+"""Splits: images with ids and maybe labels, what they hold, and suites of them."""
 
 import hashlib
 from collections.abc import Callable
@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 from comp.competition.spec import Block
-from comp.errors import DataError
+from comp.data.images import ImageFiles
+from comp.progress import Progress, quiet
 
-_CHUNK_IMAGES = 4096  # of a statistics pass: a memory map is never read whole
+_CHUNK_IMAGES = 512  # of a statistics pass: a memory map is never read whole
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class Split:
 
     Attributes:
         name: `train`, `val`, `test`, or a block's name.
-        images: uint8 [N, H, W, C], an array or a memory map.
+        images: uint8 [N, H, W, C]: an array, a memory map, or files that `np.asarray` decodes.
         ids: [N] text.
         labels: [N] int64, or None where unknown.
     """
 
     name: str
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | ImageFiles
     ids: NDArray[np.str_]
     labels: NDArray[np.int64] | None
 
@@ -40,7 +40,7 @@ class Split:
         return channels, height, width
 
     def take(self, rows: NDArray[np.int64], name: str) -> "Split":
-        """Return a copy of some rows, in that order."""
+        """Return some rows, in that order: a copy, or files still unread."""
         labels = None if self.labels is None else self.labels[rows]
         return Split(name, self.images[rows], self.ids[rows], labels)
 
@@ -48,6 +48,16 @@ class Split:
         """Return the first rows, as a view."""
         labels = None if self.labels is None else self.labels[:count]
         return replace(self, images=self.images[:count], ids=self.ids[:count], labels=labels)
+
+    def decoded(self, progress: Progress = quiet) -> "Split":
+        """Return the split with its pixels in an array; one that has no files is returned as it is.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        if isinstance(self.images, np.ndarray):
+            return self
+        return replace(self, images=self.images.decoded(progress, self.name))
 
 
 @dataclass(frozen=True)
@@ -68,34 +78,10 @@ class Suite:
         return sum(block.count for block in self.blocks)
 
 
-def held_out(split: Split, size: float | int, seed: int, names: tuple[str, str]) -> tuple[Split, Split]:
-    """Divide a labelled split, stratified by label.
-
-    Args:
-        split: what is divided.
-        size: of the held-out part: a fraction, or a count.
-        seed: the same on every machine.
-        names: of what stays and what is held out.
-
-    Raises:
-        DataError: too few images of some class, or a count that leaves nothing.
-    """
-    assert split.labels is not None
-    try:
-        stays, held = train_test_split(
-            np.arange(len(split)), test_size=size, random_state=seed, stratify=split.labels, shuffle=True
-        )
-    except ValueError as error:
-        counts = np.bincount(split.labels)
-        raise DataError(
-            f"{split.name}: cannot hold out {size} of {len(split)} images in {np.count_nonzero(counts)} classes "
-            f"(the smallest has {counts[counts > 0].min()}), stratified by label: {error}"
-        ) from None
-    return split.take(np.sort(stays), names[0]), split.take(np.sort(held), names[1])
-
-
-def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return each channel's mean and standard deviation of images [N, H, W, C], in [0, 1].
+def channel_statistics(
+    images: NDArray[np.uint8] | ImageFiles, progress: Progress = quiet
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return each channel's mean and standard deviation of images [N, H, W, C], in [0, 1], in one pass.
 
     Exact whatever the order of summation: counts of the 256 grey levels are whole numbers.
     """
@@ -105,6 +91,7 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
         chunk = np.asarray(images[start : start + _CHUNK_IMAGES])
         for channel in range(channels):
             counts[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
+        progress("mean and deviation", start + len(chunk), len(images))
     levels = np.arange(256) / 255
     mean = counts @ levels / counts.sum(1)
     variance = counts @ levels**2 / counts.sum(1) - mean**2
@@ -112,10 +99,13 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tu
 
 
 def fingerprint(split: Split) -> str:
-    """Return a hash of pixels and labels: 16 hex digits of SHA-256."""
+    """Return a hash of pixels and labels: 16 hex digits of SHA-256. Of files, their bytes and ids are hashed."""
     digest = hashlib.sha256(str(split.images.shape).encode())
-    for start in range(0, len(split), _CHUNK_IMAGES):
-        digest.update(np.ascontiguousarray(split.images[start : start + _CHUNK_IMAGES]).data)
+    if isinstance(split.images, ImageFiles):
+        digest.update("\0".join((split.images.content, split.images.resize, *split.ids.tolist())).encode())
+    else:
+        for start in range(0, len(split), _CHUNK_IMAGES):
+            digest.update(np.ascontiguousarray(split.images[start : start + _CHUNK_IMAGES]).data)
     if split.labels is not None:
         digest.update(np.ascontiguousarray(split.labels).data)
     return digest.hexdigest()[:16]

@@ -1,6 +1,7 @@
 """Suites: shifted images block by block, made from a split or read from the challenge's own files."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -51,10 +52,13 @@ def corrupted(name: str, split: Split, blocks: Sequence[Block], seed: int) -> Su
         blocks: which distortions and severities.
         seed: of the corruptions' draws.
     """
-    return Suite(name, tuple(blocks), partial(_corrupt_block, split, seed))
+    clean = split.head(max((block.count for block in blocks), default=0))
+    # Image files are decoded once for all blocks, when the first is opened.
+    return Suite(name, tuple(blocks), partial(_corrupt_block, functools.cache(clean.decoded), seed))
 
 
-def _corrupt_block(split: Split, seed: int, block: Block) -> Split:
+def _corrupt_block(decoded: Callable[[], Split], seed: int, block: Block) -> Split:
+    split = decoded()
     images = np.empty((block.count, *split.images.shape[1:]), np.uint8)
     for start in range(0, block.count, _CHUNK_IMAGES):
         rows = slice(start, min(start + _CHUNK_IMAGES, block.count))

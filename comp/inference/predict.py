@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from comp import predictions
+from comp.data import loading
 from comp.data.splits import Split, Suite
 from comp.device import Execution
 from comp.predictions import Predictions
@@ -47,10 +48,10 @@ def predict(
     try:
         for split in _splits(images):
             logits = np.empty((len(split), len(classes)), np.float32)
-            for start in range(0, len(split), batch_size):
-                chunk = np.array(split.images[start : start + batch_size])  # a copy: memory maps are read-only
+            start = 0
+            for chunk in loading.chunks(split, batch_size):  # [B, H, W, C]
                 logits[start : start + len(chunk)] = forward(model, chunk, execution)
-                done += len(chunk)
+                start, done = start + len(chunk), done + len(chunk)
                 progress(name, done, total)
             part = predictions.from_logits(
                 logits, ids=split.ids, classes=classes, labels=split.labels, made_by=made_by,

@@ -9,9 +9,10 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,7 +23,8 @@ from comp.augment.ops import Policy
 from comp.config import Config
 from comp.data import loading
 from comp.data.dataset import Dataset
-from comp.data.loading import Resident
+from comp.data.images import reading_workers
+from comp.data.loading import Batch, Loader, Transform
 from comp.device import Execution, choose
 from comp.errors import Interrupted, RunError
 from comp.imaging import draws
@@ -38,7 +40,8 @@ from comp.training.validation import Scores
 
 OnEpoch = Callable[["Epoch"], Stop | None]
 
-_INITIALISE_IMAGES = 5000  # that a data-dependent initialisation sees
+_INITIALISE_IMAGES = 5000  # that a data-dependent initialisation sees,
+_INITIALISE_BYTES = 128 << 20  # and at most this many of their pixels: photographs are large
 _TIMING_BATCH = 64  # images in a step that times precision and layout
 
 
@@ -80,7 +83,7 @@ class Session:
     run: Run
     model: Classifier
     optimizer: Optimizer
-    train: Resident
+    train: Loader
     policy: Policy
     mixing: mixing.Mixing
     execution: Execution
@@ -199,9 +202,9 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     totals = torch.tensor([cursor.loss_sum, cursor.right_sum], dtype=torch.float64, device=order.device)
     zoo.thaw(session.model, config.model, epoch=number)
     session.model.train()
-    for step in range(cursor.step, session.steps_per_epoch):
-        indices = order[step * session.batch_size : (step + 1) * session.batch_size]
-        totals += _step(session, number, step, indices)
+    for batch in session.train.batches(order, session.batch_size, epoch=number, start=cursor.step):
+        totals += _step(session, number, batch)
+        step = batch.step
         cursor.step, cursor.seen = step + 1, cursor.seen + session.batch_size
         if saver.is_due():
             cursor.loss_sum, cursor.right_sum = totals.tolist()
@@ -232,14 +235,15 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     return epoch
 
 
-def _step(session: Session, number: int, step: int, indices: Tensor) -> Tensor:
+def _step(session: Session, number: int, batch: Batch) -> Tensor:
     """Take one step; return [2] float64 on the device: summed loss and right answers of the batch."""
     config = session.config
+    step, indices, images, labels = batch
     torch.manual_seed(draws.key(config.seed, number, step))  # dropout's randomness, counted like the rest
-    images, labels = session.train.batch(indices)
     keys = draws.keys(config.seed, number, indices)
     turned = per_batch.alternation(config.seed, number, indices) if session.alternates else None
-    images = per_batch.augment(images, session.policy, keys, turned=turned)
+    if config.augment.engine == "per_batch":
+        images = per_batch.augment(images, session.policy, keys, turned=turned)
     images, targets = mixing.mix(
         images,
         labels,
@@ -281,8 +285,28 @@ def _validate(session: Session, cursor: Cursor, number: int, progress: Progress)
     return scores
 
 
+def in_workers(config: Config) -> Transform | None:
+    """Return what loader workers do to an image, None where the device augments.
+
+    Raises:
+        ConfigError: an op that the engine has not, or arguments that it refuses.
+    """
+    if config.augment.engine == "per_batch":
+        return None
+    from comp.augment.per_image import PerImage  # albumentations takes a second to import
+
+    return PerImage(policies.resolve(config.augment.policy, config.augment.ops), config.seed)
+
+
 def start(
-    config: Config, dataset: Dataset, run: Run, model: Classifier, execution: Execution, *, fresh: bool
+    config: Config,
+    dataset: Dataset,
+    run: Run,
+    model: Classifier,
+    execution: Execution,
+    *,
+    fresh: bool,
+    progress: Progress = quiet,
 ) -> Session:
     """Place model and training images on the device and build the optimizer.
 
@@ -293,11 +317,17 @@ def start(
         model: as built, on the CPU.
         execution: see `choose_execution`.
         fresh: whether a data-dependent initialisation is wanted: not where weights come from a file or a checkpoint.
+        progress: called while image files are decoded.
     """
+    if dataset.resident:
+        val = dataset.val and dataset.val.decoded(progress)
+        dataset = replace(dataset, train=dataset.train.decoded(progress), val=val)
     if fresh:
-        images = torch.from_numpy(dataset.train.images[:_INITIALISE_IMAGES].copy()).permute(0, 3, 1, 2)
-        model.initialise(images)
+        count = min(_INITIALISE_IMAGES, max(1, _INITIALISE_BYTES // math.prod(dataset.train.image_shape)))
+        images = np.array(dataset.train.images[:count])  # a copy: memory maps are read-only
+        model.initialise(torch.from_numpy(images).permute(0, 3, 1, 2))
     execution.place(model)
+    workers = reading_workers(config.data.workers)
     groups = surgery.parameter_groups(
         model,
         config.optim.weight_decay,
@@ -311,7 +341,13 @@ def start(
         run=run,
         model=model,
         optimizer=build_optimizer(groups, config.optim),
-        train=loading.resident(dataset.train, execution.torch_device),
+        train=loading.loader(
+            dataset.train,
+            execution.torch_device,
+            stays=dataset.resident,
+            workers=workers,
+            transform=in_workers(config),
+        ),
         policy=policies.resolve(config.augment.policy, config.augment.ops),
         mixing=mixing.Mixing(
             mixup=config.augment.mixup,

@@ -1,0 +1,37 @@
+"""Facts that took a pass over the data, kept as small JSON files under `data.root`/.comp-cache.
+
+A key is a hash of all that the facts depend on, so that nothing here ever has to be thrown away by hand. A cache that
+cannot be read or written costs time, never a run.
+"""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from comp import runs
+from comp.errors import RunError
+
+FOLDER = ".comp-cache"
+_RULES = 1  # goes into every key: raised when a computation changes, which makes old facts unreachable
+
+
+def remembered(root: Path, kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return facts from the cache, or compute and keep them.
+
+    Args:
+        root: `data.root`; where it does not exist nothing is kept.
+        kind: of the facts; begins the file's name.
+        key: everything that the facts depend on.
+        compute: returns plain values; its keys must be the same at every call.
+    """
+    digest = runs.sha256_of(f"{_RULES}\0{key}".encode())[:32]
+    path = root / FOLDER / f"{kind}-{digest}.json"
+    with contextlib.suppress(RunError):
+        return runs.read_json(path)
+    facts = compute()
+    if root.is_dir():
+        with contextlib.suppress(RunError, OSError):
+            path.parent.mkdir(exist_ok=True)
+            runs.write_atomically(path, runs.to_json(facts))
+    return facts

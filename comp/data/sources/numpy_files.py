@@ -1,0 +1,45 @@
+"""Arrays in `.npy` files, or in one `.npz` under the same names."""
+
+from pathlib import Path
+
+from comp.config import DataConfig
+from comp.data.arrays import check_archive, holds, open_images, open_labels
+from comp.data.sources.source import Source, class_names, numbered
+from comp.data.splits import Split
+from comp.errors import DataError
+from comp.progress import Progress
+
+_MEMBERS = tuple(f"{split}_{what}.npy" for split in ("train", "val", "test") for what in ("images", "labels"))
+
+
+def arrays(config: DataConfig, progress: Progress) -> Source:
+    """`train_images.npy`, `train_labels.npy`, maybe `val_...` and `test_...`, and `classes.txt`, memory-mapped.
+
+    Images uint8 [N, H, W, 3], [N, H, W, 1] or [N, H, W], labels whole numbers from 0 up, [N] or [N, 1]. All of the
+    arrays may instead lie in one `.npz` (any name; the layout of MedMNIST), compressed or not.
+    """
+    root = Path(config.root)
+    folder = _archive(root) or root
+    train = _split("train", folder)
+    val, test = (_split(name, folder) if holds(folder / f"{name}_images.npy") else None for name in ("val", "test"))
+    assert train.labels is not None
+    count = int(train.labels.max()) + 1
+    listed = root / "classes.txt"
+    names = class_names(listed) if listed.exists() else tuple(str(label) for label in range(count))
+    return Source(train, test, names, val=val)
+
+
+def _archive(root: Path) -> Path | None:
+    """Return the folder's archive, where it holds no .npy of its own."""
+    found = sorted(root.glob("*.npz"))
+    if not found or (root / "train_images.npy").exists():
+        return None
+    if len(found) > 1:
+        raise DataError(f"{root}: expected one .npz, found {', '.join(path.name for path in found)}; keep one of them")
+    check_archive(found[0], _MEMBERS)
+    return found[0]
+
+
+def _split(name: str, folder: Path) -> Split:
+    images = open_images(folder / f"{name}_images.npy")
+    return numbered(name, images, open_labels(folder / f"{name}_labels.npy", len(images)))

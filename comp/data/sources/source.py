@@ -1,0 +1,57 @@
+"""What every source returns, and what several of them read in the same way."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comp.competition.spec import SubmissionFormat
+from comp.data.images import ImageFiles
+from comp.data.splits import Split
+from comp.errors import DataError
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a dataset holds.
+
+    Attributes:
+        train: labelled images.
+        test: its official test split if it has one; labels are None where nobody knows them.
+        classes: names in label order.
+        val: its official validation split if it has one.
+        groups: [N] of `train`, images with the same number belong together; None where nothing is known of groups.
+        sample: what a submission of `test` looks like; None where the source does not say.
+        notes: what a user should know of how it was read.
+    """
+
+    train: Split
+    test: Split | None
+    classes: tuple[str, ...]
+    val: Split | None = None
+    groups: NDArray[np.int64] | None = None
+    sample: SubmissionFormat | None = None
+    notes: tuple[str, ...] = ()
+
+
+def numbered(name: str, images: NDArray[np.uint8] | ImageFiles, labels: NDArray[Any] | None) -> Split:
+    """Return a split whose ids are `<name>_<row>`, for images that have no names of their own."""
+    ids = np.array([f"{name}_{row}" for row in range(len(images))], np.str_)
+    return Split(name, images, ids, None if labels is None else labels.astype(np.int64))
+
+
+def class_names(path: Path) -> tuple[str, ...]:
+    """Return the lines of a file that holds one class name a line, in label order.
+
+    Raises:
+        DataError: missing, or not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; it holds one class name a line, in label order") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -1,0 +1,474 @@
+"""Every source gives back what its publisher's layout holds, and says what is wrong with a file that is not so."""
+
+import gzip
+import io
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from comp.config import DataConfig
+from comp.data.sources import SOURCES, Source, open_source
+from comp.errors import ConfigError, DataError, UserError
+from tests.conftest import REPOSITORY, write_arrays
+from tests.photographs import COLOURS, photograph, write_folders, write_kaggle
+
+REAL_DATA = Path(os.environ.get("COMP_TEST_DATA", REPOSITORY / "data"))
+
+
+def opened(root: Path, source: str, **settings: object) -> Source:
+    """Open a source of this folder; nothing is downloaded."""
+    values = {"source": source, "root": str(root), "download": False, **settings}
+    return open_source(DataConfig.model_validate(values))
+
+
+def pixels(count: int, shape: tuple[int, ...] = (32, 32, 3)) -> np.ndarray:
+    """Return random images [count, *shape]."""
+    return np.random.default_rng(count).integers(0, 256, (count, *shape), np.uint8)
+
+
+# --- CIFAR, in both layouts
+
+
+def cifar_record(image: np.ndarray, *labels: int) -> bytes:
+    """Return a binary record: label bytes, then planes."""
+    return bytes(labels) + image.transpose(2, 0, 1).tobytes()
+
+
+def write_cifar100(root: Path, layout: str) -> tuple[np.ndarray, list[int], list[int]]:
+    """Write a CIFAR-100 of ten images a split; return its images, fine and coarse labels."""
+    images, fine, coarse = pixels(10), list(range(90, 100)), [label % 7 for label in range(10)]
+    names = {"fine": [f"fine{n}" for n in range(100)], "coarse": [f"coarse{n}" for n in range(20)]}
+    folder = root / f"cifar-100-{layout}"
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        if layout == "binary":
+            records = [cifar_record(*row) for row in zip(images, coarse, fine, strict=True)]
+            (folder / f"{split}.bin").write_bytes(b"".join(records))
+        else:
+            planes = images.transpose(0, 3, 1, 2).reshape(10, -1)
+            batch = {"data": planes, "fine_labels": fine, "coarse_labels": coarse}
+            (folder / split).write_bytes(pickle.dumps(batch, protocol=4))
+    if layout == "binary":
+        for kind, listed in names.items():
+            (folder / f"{kind}_label_names.txt").write_text("\n".join(listed))
+    else:
+        (folder / "meta").write_bytes(pickle.dumps({f"{kind}_label_names": names[kind] for kind in names}))
+    return images, fine, coarse
+
+
+@pytest.mark.parametrize("layout", ["binary", "python"])
+@pytest.mark.parametrize("labels", ["fine", "coarse"])
+def test_cifar100_comes_back_from_both_layouts_with_both_kinds_of_labels(
+    tmp_path: Path, layout: str, labels: str
+) -> None:
+    images, fine, coarse = write_cifar100(tmp_path, layout)
+    found = opened(tmp_path, "cifar100", labels=labels)
+    assert np.array_equal(found.train.images, images)
+    assert found.train.labels.tolist() == (fine if labels == "fine" else coarse)
+    assert len(found.classes) == (100 if labels == "fine" else 20)
+    assert found.classes[3] == f"{labels}3"
+
+
+@pytest.mark.parametrize("layout", ["bin", "py"])
+def test_cifar10_comes_back_from_both_layouts(tmp_path: Path, layout: str) -> None:
+    images, labels = pixels(4), [3, 1, 0, 9]
+    folder = tmp_path / f"cifar-10-batches-{layout}"
+    folder.mkdir()
+    names = [f"class{number}" for number in range(10)]
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        if layout == "bin":
+            records = [cifar_record(image, label) for image, label in zip(images, labels, strict=True)]
+            (folder / f"{name}.bin").write_bytes(b"".join(records))
+        else:
+            batch = {"data": images.transpose(0, 3, 1, 2).reshape(4, -1), "labels": labels}
+            (folder / name).write_bytes(pickle.dumps(batch, protocol=4))
+    (folder / "batches.meta.txt").write_text("\n".join(names) + "\n\n")
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    found = opened(tmp_path, "cifar10")
+    assert np.array_equal(found.train.images, np.tile(images, (5, 1, 1, 1)))
+    assert found.test is not None
+    assert found.test.labels.tolist() == labels
+    assert found.classes == tuple(names)
+
+
+def test_coarse_labels_are_refused_where_there_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="digits has no coarse labels"):
+        opened(tmp_path, "digits", labels="coarse")
+
+
+# --- idx files
+
+
+def idx(values: np.ndarray) -> bytes:
+    """Return an array as an idx file."""
+    return bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
+
+
+def write_idx(root: Path, name: str = "MNIST", *, packed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Write a small MNIST; return its images and labels."""
+    images, labels = pixels(12, (28, 28)), np.arange(12, dtype=np.uint8) % 10
+    folder = root / name / "raw"
+    folder.mkdir(parents=True)
+    for prefix in ("train", "t10k"):
+        for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+            path = folder / f"{prefix}-{kind}-ubyte{'.gz' if packed else ''}"
+            path.write_bytes(gzip.compress(idx(values)) if packed else idx(values))
+    return images, labels
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("source", "name"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+def test_idx_files_come_back_plain_and_packed(tmp_path: Path, source: str, name: str, packed: bool) -> None:
+    images, labels = write_idx(tmp_path, name, packed=packed)
+    found = opened(tmp_path, source)
+    assert np.array_equal(found.train.images, images[..., None])
+    assert found.test is not None
+    assert np.array_equal(found.test.labels, labels)
+    assert len(found.classes) == 10
+
+
+def flip(path: Path, at: int) -> None:
+    """Change one byte."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 0xFF
+    path.write_bytes(content)
+
+
+BAD_IDX: dict[str, tuple[bool, Callable[[Path], object], str]] = {
+    "truncated": (False, lambda p: p.write_bytes(p.read_bytes()[:-9]), "its header promises 9,408 values"),
+    "too long": (False, lambda p: p.write_bytes(p.read_bytes() + b"x"), "it has more"),
+    "another kind": (False, lambda p: p.write_bytes(b"GIF89a" * 10), "expected an idx file of unsigned bytes"),
+    "absurd size": (False, lambda p: flip(p, 4), "its header promises"),
+    "packed and truncated": (True, lambda p: p.write_bytes(p.read_bytes()[:-40]), "is truncated or damaged"),
+    "packed and flipped": (True, lambda p: flip(p, 500), "is truncated or damaged"),
+    "a packed bomb": (True, lambda p: p.write_bytes(gzip.compress(idx(pixels(12, (28, 28))) + bytes(1 << 20))), "more"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IDX)
+def test_a_bad_idx_file_is_told(tmp_path: Path, name: str) -> None:
+    packed, spoil, message = BAD_IDX[name]
+    write_idx(tmp_path, packed=packed)
+    spoil(tmp_path / "MNIST/raw" / f"train-images-idx3-ubyte{'.gz' if packed else ''}")
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path, "mnist")
+
+
+def test_a_missing_mnist_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"MNIST is missing and data.download is false; .*curl -L -o .*train-images"):
+        opened(tmp_path, "mnist")
+
+
+# --- arrays
+
+
+def write_npz(root: Path, *, compressed: bool, **more: np.ndarray) -> Path:
+    """Write an archive with a train, val and test split; labels [N, 1], as MedMNIST has them."""
+    root.mkdir(exist_ok=True)
+    members = {}
+    for number, split in enumerate(("train", "val", "test")):
+        members[f"{split}_images"] = pixels(6 + number, (28, 28))
+        members[f"{split}_labels"] = (np.arange(6 + number) % 3)[:, None]
+    (np.savez_compressed if compressed else np.savez)(root / "set.npz", **{**members, **more})
+    return root / "set.npz"
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_archive_comes_back_and_is_mapped_where_it_is_not_compressed(tmp_path: Path, compressed: bool) -> None:
+    write_npz(tmp_path, compressed=compressed)
+    found = opened(tmp_path, "arrays")
+    assert isinstance(found.train.images, np.memmap) != compressed
+    assert np.array_equal(found.train.images, pixels(6, (28, 28))[..., None])
+    assert found.val is not None
+    assert np.array_equal(found.val.images, pixels(7, (28, 28))[..., None])
+    assert found.val.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_an_archive_gives_what_its_files_would(tmp_path: Path) -> None:
+    folder = write_arrays(tmp_path / "files")
+    (tmp_path / "one").mkdir()
+    np.savez(tmp_path / "one/a.npz", **{path.stem: np.load(path) for path in folder.glob("*.npy")})
+    files, archive = opened(folder, "arrays"), opened(tmp_path / "one", "arrays")
+    assert np.array_equal(files.train.images, archive.train.images)
+    assert np.array_equal(files.train.labels, archive.train.labels)
+    assert isinstance(files.train.images, np.memmap)
+
+
+def add_member(path: Path, name: str) -> None:
+    """Add a member of this name to an archive."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name, b"hello")
+
+
+def with_objects(path: Path) -> None:
+    """Write an archive whose labels would run code if they were unpickled."""
+    file = io.BytesIO()
+    np.save(file, np.array([print], object), allow_pickle=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train_images.npy", file.getvalue())
+
+
+BAD_ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "member that leads out": (lambda p: add_member(p, "../evil.npy"), r"found '\.\./evil\.npy'; remove it"),
+    "strange member": (lambda p: add_member(p, "notes.txt"), "found 'notes.txt'"),
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:2000]), "is truncated or not a NumPy archive"),
+    "bit-flipped": (lambda p: flip(p, 3000), "fails its checksum|is damaged"),
+    "object array": (with_objects, "pickled Python objects, which are refused"),
+    "NaN pixels": (
+        lambda p: np.savez(p, train_images=np.full((4, 8, 8, 3), np.nan, np.float32)), "768 of them NaN; mend those",
+    ),
+    "channels first": (lambda p: np.savez(p, train_images=pixels(4, (3, 32, 32))), r"transpose\(0, 2, 3, 1\)"),
+    "wrong dtype": (lambda p: np.savez(p, train_images=np.zeros((4, 8, 8, 3), np.int32)), "found int32"),
+    "no labels": (lambda p: np.savez(p, train_images=pixels(4)), "train_labels.npy: no such member"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_ARCHIVES)
+def test_a_bad_archive_is_told(tmp_path: Path, name: str) -> None:
+    path = write_npz(tmp_path / "data", compressed=False)
+    spoil, message = BAD_ARCHIVES[name]
+    spoil(path)
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path / "data", "arrays")
+    assert [found.name for found in tmp_path.iterdir()] == ["data"]
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", train_images=pixels(4), train_labels=np.zeros(4, int))
+    with pytest.raises(DataError, match="two classes or more, found only class '0'"):
+        opened(tmp_path, "arrays")
+
+
+def test_an_image_size_is_refused_for_arrays(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.stem=resize model\.input_size=64"):
+        opened(tmp_path, "digits", image_size=64)
+
+
+# --- image_folder
+
+
+def test_an_image_folder_comes_back_with_its_classes_and_splits(tmp_path: Path) -> None:
+    write_folders(tmp_path, train=3, val=2, test=4)
+    found = opened(tmp_path, "image_folder", image_size=24)
+    assert found.classes == tuple(COLOURS)
+    assert found.train.images.shape == (9, 24, 24, 3)
+    assert found.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert found.train.ids[4] == "train/bee/001.png"
+    assert found.val is not None
+    assert len(found.val) == 6
+    assert found.test is not None
+    assert (found.test.labels, found.test.ids.tolist()) == (None, ["000", "001", "002", "003"])
+    brightest = np.asarray(found.train.images).reshape(9, -1, 3).mean(1).argmax(1)
+    assert brightest.tolist() == found.train.labels.tolist()
+
+
+def test_a_labelled_test_folder_is_a_labelled_test(tmp_path: Path) -> None:
+    write_folders(tmp_path, train=2)
+    (tmp_path / "val").rename(tmp_path / "test")
+    found = opened(tmp_path, "image_folder", image_size=24)
+    assert found.test is not None
+    assert found.test.labels is not None
+    assert found.val is None
+
+
+BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no train": (lambda p: (p / "train").rename(p / "other"), "train: no such folder; expected one folder for each"),
+    "no image": (lambda p: [f.unlink() for f in p.glob("train/bee/*")], "bee: holds no image"),
+    "a class that train lacks": (lambda p: (p / "val/bee").rename(p / "val/beee"), "did you mean 'bee'"),
+    "one class": (
+        lambda p: [(p / s / c).rename(p / f"{s}-{c}") for s in ("train", "val") for c in ("bee", "cat")],
+        "two classes or more, found only class 'ant'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_FOLDERS)
+def test_a_bad_image_folder_is_told(tmp_path: Path, name: str) -> None:
+    write_folders(tmp_path, train=3, val=1)
+    spoil, message = BAD_FOLDERS[name]
+    spoil(tmp_path)
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path, "image_folder", image_size=24)
+
+
+# --- csv_images
+
+
+def test_a_kaggle_set_comes_back_in_the_samples_order(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=6, test=3)
+    found = opened(tmp_path, "csv_images", image_size=24)
+    assert found.train.ids.tolist() == ["000", "001", "002", "003", "004", "005"]
+    assert found.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert found.classes == ("ant", "bee", "cat")
+    assert found.test is not None
+    assert found.test.ids.tolist() == ["002", "001", "000"]
+    assert found.sample is not None
+    assert found.sample.columns == ("image_id", "label")
+    assert found.sample.texts == ("ant", "bee", "cat")
+
+
+def rewrite(root: Path, table: str, old: str, new: str) -> None:
+    """Replace text in a table."""
+    path = root / table
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def encoded(root: Path, encoding: str, newline: str = "\n") -> None:
+    """Write train.csv in another encoding."""
+    path = root / "train.csv"
+    path.write_bytes(path.read_text().replace("\n", newline).encode(encoding))
+
+
+GOOD_TABLES: dict[str, Callable[[Path], object]] = {
+    "byte order mark": lambda p: encoded(p, "utf-8-sig"),
+    "CRLF": lambda p: encoded(p, "utf-8", "\r\n"),
+    "UTF-16": lambda p: encoded(p, "utf-16"),
+    "ids with endings": lambda p: [rewrite(p, "train.csv", f"{n:03d},", f"{n:03d}.jpg,") for n in range(6)],
+    "ids with their folder": lambda p: [rewrite(p, "train.csv", f"{n:03d},", f"train/{n:03d}.jpg,") for n in range(6)],
+    "other names": lambda p: (rewrite(p, "train.csv", "image_id,label", "picture,what"),),
+    "more columns": lambda p: (
+        (p / "train.csv").write_text(
+            "".join(f"x,{line}\n" for line in (p / "train.csv").read_text().splitlines()).replace("x,im", "fold,im")
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOOD_TABLES)
+def test_tables_are_read_as_people_write_them(tmp_path: Path, name: str) -> None:
+    write_kaggle(tmp_path, train=6, test=3)
+    GOOD_TABLES[name](tmp_path)
+    found = opened(tmp_path, "csv_images", image_size=24)
+    assert [key.removeprefix("train/").removesuffix(".jpg") for key in found.train.ids] == [
+        "000", "001", "002", "003", "004", "005",
+    ]  # fmt: skip
+    assert found.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+BAD_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "path that climbs": (lambda p: rewrite(p, "train.csv", "003,", "../003,"), "leads out of the folder"),
+    "absolute path": (lambda p: rewrite(p, "train.csv", "003,", "/etc/passwd,"), "leads out of the folder"),
+    "Windows path": (lambda p: rewrite(p, "train.csv", "003,", "C:\\003,"), "leads out of the folder"),
+    "backslashes that climb": (lambda p: rewrite(p, "train.csv", "003,", "..\\003,"), "leads out of the folder"),
+    "sample that climbs": (lambda p: rewrite(p, "sample_submission.csv", "002,", "../../x,"), "leads out"),
+    "duplicate ids": (lambda p: rewrite(p, "train.csv", "003,", "001,"), "stand more than once, first '001'"),
+    "duplicate ids in the sample": (lambda p: rewrite(p, "sample_submission.csv", "002", "001"), "more than once"),
+    "missing label": (lambda p: rewrite(p, "train.csv", "003,ant", "003,"), "1 rows have no label, first row 5"),
+    "labels that differ in spaces": (lambda p: rewrite(p, "train.csv", "003,ant", "003,ant "), "differ only in spaces"),
+    "missing image": (lambda p: (p / "train/003.jpg").unlink(), "1 of 6 ids have no image there, first '003'"),
+    "missing test image": (lambda p: (p / "test/001.jpg").unlink(), "1 of 3 ids have no image there"),
+    "two images for an id": (lambda p: photograph(1, (0, 0, 0)).save(p / "train/003.png"), "fits '003.jpg', '003.png'"),
+    "not UTF-8": (lambda p: encoded(p, "utf-16-be"), "zero bytes"),
+    "latin-1": (lambda p: (p / "train.csv").write_bytes(b"id,label\nM\xfcll,x\n"), "expected UTF-8 text, found byte"),
+    "ragged": (lambda p: rewrite(p, "train.csv", "003,ant", "003,ant,bee"), "not a rectangular CSV"),
+    "no row": (lambda p: (p / "train.csv").write_text("id,label\n"), "found no row"),
+    "empty": (lambda p: (p / "train.csv").write_text(""), "not a rectangular CSV"),
+    "no table": (lambda p: (p / "train.csv").unlink(), "train.csv: no such file"),
+    "one class": (
+        lambda p: [rewrite(p, "train.csv", f",{name}", ",ant") for name in ("bee", "cat")], "found only class 'ant'",
+    ),
+    "sample with other classes": (lambda p: rewrite(p, "sample_submission.csv", ",ant", ",dog"), "holds 'dog'"),
+    "sample with one probability": (lambda p: rewrite(p, "sample_submission.csv", ",ant", ",0.5"), "column for each"),
+    "sample with too few columns": (
+        lambda p: (p / "sample_submission.csv").write_text("image_id,ant,bee\n000,0.5,0.5\n"), "a column for each",
+    ),
+    "labels that cannot be told": (lambda p: rewrite(p, "train.csv", "image_id,label", "a,b,c"), "rectangular|tell"),
+    "no image at all": (lambda p: [f.unlink() for f in p.glob("train/*")], "found are no images"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_a_bad_kaggle_set_is_told(tmp_path: Path, name: str) -> None:
+    write_kaggle(tmp_path, train=6, test=3)
+    spoil, message = BAD_TABLES[name]
+    spoil(tmp_path)
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path, "csv_images", image_size=24)
+
+
+def test_a_column_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=6, test=3)
+    with pytest.raises(DataError, match=r"no column 'lable' \(did you mean 'label'\?\)"):
+        opened(tmp_path, "csv_images", image_size=24, csv={"label_column": "lable"})
+
+
+def test_whole_numbers_are_ordered_as_numbers_and_written_as_they_stand(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=6, test=3)
+    for name, number in zip(COLOURS, ("10", "9", "2"), strict=True):
+        rewrite(tmp_path, "train.csv", f",{name}", f",{number}")
+    rewrite(tmp_path, "sample_submission.csv", ",ant", ",10")
+    found = opened(tmp_path, "csv_images", image_size=24)
+    assert found.classes == ("2", "9", "10")
+    assert found.sample is not None
+    assert found.sample.texts == ("2", "9", "10")
+
+
+def test_a_sample_of_numbers_wants_numbers_for_named_classes(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=6, test=3)
+    rewrite(tmp_path, "sample_submission.csv", ",ant", ",0")
+    sample = opened(tmp_path, "csv_images", image_size=24).sample
+    assert sample is not None
+    assert sample.texts == ("0", "1", "2")
+
+
+def test_a_sample_with_a_column_for_each_class_sets_the_class_order(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=6, test=3)
+    (tmp_path / "sample_submission.csv").write_text("image_id,cat,ant,bee\n001,0.3,0.3,0.4\n")
+    found = opened(tmp_path, "csv_images", image_size=24)
+    assert found.classes == ("cat", "ant", "bee")
+    assert found.train.labels.tolist() == [1, 2, 0, 1, 2, 0]
+    assert found.sample is not None
+    assert found.sample.probabilities
+    assert found.sample.columns == ("image_id", "cat", "ant", "bee")
+
+
+# --- all of them
+
+
+def test_an_unknown_source_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"unknown source 'cifar11'.*did you mean 'cifar10'"):
+        opened(tmp_path, "cifar11")
+
+
+@pytest.mark.parametrize("name", sorted(set(SOURCES) - {"digits"}))
+def test_every_source_says_what_an_empty_folder_lacks(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"missing|no such"):
+        opened(tmp_path, name)
+
+
+REAL = {
+    "cifar10": ("cifar-10-batches-bin", (50_000, 32, 32, 3), 10_000),
+    "mnist": ("MNIST/raw", (60_000, 28, 28, 1), 10_000),
+    "fashion_mnist": ("FashionMNIST/raw", (60_000, 28, 28, 1), 10_000),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_the_real_sets_come_back_whole(name: str) -> None:
+    folder, shape, test = REAL[name]
+    if not (REAL_DATA / folder).is_dir():
+        pytest.skip(f"{REAL_DATA / folder} is not there; COMP_TEST_DATA names another folder")
+    found = opened(REAL_DATA, name)
+    assert found.train.images.shape == shape
+    assert found.test is not None
+    assert len(found.test) == test
+    assert len(found.classes) == 10
+    assert np.unique(found.train.labels).tolist() == list(range(10))
+
+
+def test_files_that_are_no_images_are_passed_over(tmp_path: Path) -> None:
+    write_folders(tmp_path, train=2, val=0)
+    (tmp_path / "train/ant/Thumbs.db").write_bytes(b"x")
+    (tmp_path / "train/ant/._000.png").write_bytes(b"x")
+    (tmp_path / "train/.DS_Store").write_bytes(b"x")
+    Image.new("RGB", (9, 9)).save(tmp_path / "train/ant/UPPER.PNG")
+    assert len(opened(tmp_path, "image_folder", image_size=24).train) == 7

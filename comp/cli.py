@@ -380,7 +380,6 @@ def _one_of(**given: Any) -> None:
 def _train(config: Path | None, overrides: list[str] | None, like: Path | None, runs: Path) -> "tuple[Any, Dataset]":
     from comp import console, device, pipeline
     from comp import runs as run_folders
-    from comp.data.dataset import open_dataset
 
     execution = None
     if like is None:
@@ -391,8 +390,7 @@ def _train(config: Path | None, overrides: list[str] | None, like: Path | None, 
         recorded = like / "execution.json"
         execution = device.from_json(run_folders.read_json(recorded), str(recorded))
     with console.bars() as progress:
-        pipeline.check(loaded, runs)
-        dataset = open_dataset(loaded, progress)
+        dataset = pipeline.prepare(loaded, runs, progress)
         console.print_notes(dataset)
         found = pipeline.train(
             loaded, name=name, runs_root=runs, dataset=dataset, execution=execution,

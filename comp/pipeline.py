@@ -84,6 +84,16 @@ def _check_space(config: Config, runs_root: Path) -> None:
         raise ConfigError(f"{runs_root}: needs about {needed >> 20:,} MiB, found {free >> 20:,} MiB free; make room")
 
 
+def prepare(config: Config, runs_root: Path = Path("runs"), progress: Progress = quiet) -> Dataset:
+    """Check a config and open its data: all that can be refused before the first step is refused here.
+
+    Raises:
+        UserError: as `check` and `open_dataset`.
+    """
+    check(config, runs_root)
+    return open_dataset(config, progress)
+
+
 def build_model(config: Config, dataset: Dataset) -> Classifier:
     """Return the config's model on the CPU, with its first weights: random, pretrained, or a previous run's.
 
@@ -147,7 +157,7 @@ def train(
         config: what to train.
         name: of the run's folder, after the time.
         runs_root: where run folders are made.
-        dataset: opened already, or opened here.
+        dataset: from `prepare`, or prepared here.
         execution: recorded choices to reuse; None measures.
         on_model: called with the model before the first step, frozen as it will be in the first epoch.
         on_epoch: called at every epoch's end; may return a `Stop`.
@@ -157,8 +167,7 @@ def train(
         UserError: anything wrong with config, data or disk.
         Interrupted: a signal; the run can be resumed.
     """
-    check(config, runs_root)
-    dataset = dataset or open_dataset(config, progress)
+    dataset = dataset or prepare(config, runs_root, progress)
     model = build_model(config, dataset)
     on_model(model)
     run = runs.create(runs_root, config, name, provenance_of(config, dataset))

@@ -11,7 +11,6 @@ from pathlib import Path
 from comp import leaderboard, pipeline, runs
 from comp.competition import submission
 from comp.config import Config
-from comp.data.dataset import open_dataset
 from comp.errors import Interrupted
 from comp.progress import Progress, quiet
 from comp.training.fit import Epoch
@@ -55,8 +54,7 @@ def rehearse(config: Config, progress: Progress = quiet) -> list[Stage]:
     with tempfile.TemporaryDirectory(prefix="comp-rehearsal-") as scratch:
         folder = Path(scratch)
         with stage("data") as found:
-            pipeline.check(config, folder)
-            whole = open_dataset(config, progress)
+            whole = pipeline.prepare(config, folder, progress)
             dataset = whole.limited(_BATCHES * config.train.batch_size, _OTHER_IMAGES)
             found.append(f"{len(whole.train):,} training images, {len(whole.competition.classes)} classes")
         short = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1})})

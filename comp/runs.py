@@ -28,7 +28,7 @@ import filelock
 
 from comp import config as configs
 from comp.config import Config
-from comp.errors import RunError, nearest
+from comp.errors import RunError, UserError, nearest
 
 _VERSIONS = ("comp", "torch", "torchvision", "timm", "numpy", "albumentations", "optuna", "pandas", "scikit-learn")
 
@@ -82,6 +82,25 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_bytes(path: Path, what: str, error: type[UserError]) -> bytes:
+    """Return a file's content.
+
+    Args:
+        path: the user's file.
+        what: its kind, in the message for a missing one: `submission`, `weights file`.
+        error: what is raised.
+
+    Raises:
+        UserError: of the kind `error`: missing, or not readable.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise error(f"{path}: no such {what}") from None
+    except OSError as reason:
+        raise error(f"{path}: cannot be read: {reason.strerror or reason}") from None
 
 
 def to_json(values: Any) -> bytes:

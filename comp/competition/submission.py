@@ -127,12 +127,7 @@ def read(path: Path) -> pd.DataFrame:
     Raises:
         SubmissionError: missing, not UTF-8, not a CSV or ragged.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise SubmissionError(f"{path}: no such submission") from None
-    except OSError as error:
-        raise SubmissionError(f"{path}: cannot be read: {error.strerror}") from None
+    content = runs.read_bytes(path, "submission", SubmissionError)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from comp import runs
 from comp.device import default_threads
 from comp.errors import DataError
 from comp.progress import Progress, quiet
@@ -150,12 +151,7 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         DataError: missing, truncated, not an image, of floating point, or too large to be meant.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    content = runs.read_bytes(path, "file", DataError)
     return _decoded(path, content, lambda opened: None)
 
 

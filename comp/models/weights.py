@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from comp import runs
 from comp.errors import ModelError
 
 State = dict[str, Tensor]
@@ -47,12 +48,7 @@ def read(path: Path, *, sha256: str = "") -> tuple[State, dict[str, str]]:
     Raises:
         ModelError: missing, truncated, another hash, holding anything but finite tensors, or a pickle with code.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such weights file") from None
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    content = runs.read_bytes(path, "weights file", ModelError)
     digest = hashlib.sha256(content).hexdigest()
     _demand_hash(path, digest, sha256)
     if path.suffix == ".safetensors":

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from comp import runs
 from comp.config import CSVConfig
 from comp.errors import DataError, nearest
 
@@ -21,12 +22,7 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises:
         DataError: missing, of another encoding, ragged, or without a row.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    content = runs.read_bytes(path, "file", DataError)
     marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         text = content.decode("utf-16" if marked else "utf-8-sig")

@@ -59,7 +59,7 @@ def build(
     model = Classifier(inner, mean=mean, std=std, resize=resize)
     if ours:
         surgery.adopt(model, state, where=str(file), normalization=config.normalize in ("auto", "pretrained"))
-    model.origin = f"{file} (sha256 {facts['sha256']})" if file else f"drawn from seed {seed}"
+    model.origin = f"{file} (sha256 {facts['sha256']})" if file else "drawn at random"
     thaw(model, config, epoch=1)
     return model
 

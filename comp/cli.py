@@ -255,6 +255,8 @@ def check(
     from comp.errors import SubmissionError
 
     sidecar = submission.sidecar_path(path)
+    if not path.is_file():
+        raise SubmissionError(f"{path}: no such submission")
     if wanted:
         from comp.data.dataset import open_dataset
 

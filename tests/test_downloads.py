@@ -297,7 +297,8 @@ def test_the_challenges_config_goes_from_downloads_to_a_submission(
         server.files[f"/distortion{number:02d}.npy"] = npy(np.full((10, 32, 32, 3), number, np.uint8))
     result = comp(
         "run", REPOSITORY / "configs/cifar100-ood/transfer.yaml", f"data.root={workplace / 'data'}",
-        "data.validation=100", f"competition.suite.base_address={server.address}", "competition.suite.images_per_block=2", "train.epochs=1",
+        "data.validation=100", f"competition.suite.base_address={server.address}",
+        "competition.suite.images_per_block=2", "train.epochs=1",
         "competition.ood_validation.per_block=1", "train.precision=bf16",
     )  # fmt: skip
     assert result.code == 0, result.err

@@ -99,7 +99,8 @@ def _to_csv(predictions: Predictions, wanted: SubmissionFormat) -> bytes:
         odds = np.exp(predictions.logits.astype(np.float64))  # [N, C]; rows' maxima are 0: no overflow
         answers = [[f"{share:.6g}" for share in row] for row in (odds / odds.sum(1, keepdims=True)).tolist()]
     else:
-        answers = [[wanted.texts[label]] for label in predictions.top1.tolist()]
+        texts = wanted.texts
+        answers = [[texts[label]] for label in predictions.top1.tolist()]
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(wanted.columns)

@@ -27,7 +27,7 @@ from comp.models.classifier import Classifier
 from comp.predictions import Predictions
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import fit, optim, validation
+from comp.training import fit, optim, timing, validation
 from comp.training.fit import OnEpoch
 
 _INITIAL_WEIGHTS = 1  # names the purpose of a draw beside the seed
@@ -175,7 +175,7 @@ def train(
         division.save(run.path / "split.npz", dataset.train, dataset.val)
         seconds: Mapping[str, float] = {}
         if execution is None:
-            execution, seconds = fit.choose_execution(model, dataset, config, progress)
+            execution, seconds = timing.choose_execution(model, dataset, config, progress)
         run.write_json("execution.json", {**execution.to_json(), "seconds_a_step": seconds})
         _fit_and_score(run, config, dataset, model, execution, resume=False, on_epoch=on_epoch, progress=progress)
     return run
@@ -204,7 +204,7 @@ def resume(
             execution = device.from_json(runs.read_json(path), str(path))
         else:  # stopped before its choices were made
             scratch = build_model(config, dataset)
-            execution, seconds = fit.choose_execution(scratch, dataset, config, progress)
+            execution, seconds = timing.choose_execution(scratch, dataset, config, progress)
             run.write_json("execution.json", {**execution.to_json(), "seconds_a_step": seconds})
         model = build_model(config, dataset)
         _fit_and_score(run, config, dataset, model, execution, resume=True, on_epoch=on_epoch, progress=progress)

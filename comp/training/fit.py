@@ -4,11 +4,9 @@ Every draw is counted from (seed, epoch, sample), so that the state of a trainin
 cursor; a resumed run takes the same steps as an uninterrupted one, bit for bit on CPU.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,7 +23,7 @@ from comp.data import loading
 from comp.data.dataset import Dataset
 from comp.data.images import reading_workers
 from comp.data.loading import Batch, Loader, Transform
-from comp.device import Execution, choose
+from comp.device import Execution
 from comp.errors import Interrupted, RunError
 from comp.imaging import draws
 from comp.models import surgery, weights, zoo
@@ -36,13 +34,13 @@ from comp.training import checkpoint, validation
 from comp.training.checkpoint import Cursor
 from comp.training.optim import build_optimizer, onecycle, set_rate
 from comp.training.stopping import Stop
+from comp.training.timing import counted_randomness
 from comp.training.validation import Scores
 
 OnEpoch = Callable[["Epoch"], Stop | None]
 
 _INITIALISE_IMAGES = 5000  # that a data-dependent initialisation sees,
 _INITIALISE_BYTES = 128 << 20  # and at most this many of their pixels: photographs are large
-_TIMING_BATCH = 64  # images in a step that times precision and layout
 
 
 @dataclass(frozen=True)
@@ -109,35 +107,6 @@ class Session:
         return self.steps_per_epoch * self.config.train.epochs
 
 
-def choose_execution(
-    model: nn.Module, dataset: Dataset, config: Config, progress: Progress = quiet
-) -> tuple[Execution, dict[str, float]]:
-    """Time a few training steps on a copy of the model and return how to run; see `comp.device.choose`."""
-    count = min(_TIMING_BATCH, config.train.batch_size, len(dataset.train))
-    split = dataset.train.head(count)
-
-    def attempt(execution: Execution) -> Callable[[], None]:
-        scratch = execution.place(copy.deepcopy(model)).train()
-        images, labels = loading.resident(split, execution.torch_device).batch(
-            torch.arange(count, device=execution.torch_device)
-        )
-        optimizer = torch.optim.SGD([p for p in scratch.parameters() if p.requires_grad], lr=0.0)
-
-        def step() -> None:
-            with execution.autocast():
-                logits = scratch(execution.layout(images))
-            loss = nn.functional.cross_entropy(logits.float(), labels)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            loss.item()  # waits for the device
-
-        return step
-
-    with _counted_randomness(torch.device("cpu")):
-        return choose(config.train, attempt, progress)
-
-
 def fit(
     session: Session, *, resume: bool = False, on_epoch: OnEpoch = lambda epoch: None, progress: Progress = quiet
 ) -> Cursor:
@@ -159,7 +128,7 @@ def fit(
         cursor = checkpoint.load(state, session.model, session.optimizer, session.execution.torch_device)
     rows: list[dict[str, Any]] = [dict(row) for row in session.run.history()[: cursor.epoch]]
     saver = _Saver(session, cursor)
-    with _counted_randomness(session.execution.torch_device):
+    with counted_randomness(session.execution.torch_device):
         try:
             while cursor.epoch < session.config.train.epochs and not cursor.stopped:
                 epoch = _epoch(session, cursor, saver, progress)
@@ -315,7 +284,7 @@ def start(
         dataset: opened by `open_dataset`.
         run: where files land.
         model: as built, on the CPU.
-        execution: see `choose_execution`.
+        execution: see `comp.training.timing`.
         fresh: whether a data-dependent initialisation is wanted: not where weights come from a file or a checkpoint.
         progress: called while image files are decoded.
     """
@@ -358,8 +327,3 @@ def start(
         ),
         execution=execution,
     )
-
-
-def _counted_randomness(device: torch.device) -> AbstractContextManager[None]:
-    """Give torch's global generators back as they were: a library must not disturb its user's draws."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

@@ -14,7 +14,7 @@ from comp import device, metrics, predictions, runs
 from comp.augment import policies
 from comp.competition import rules, submission
 from comp.competition.spec import DISTORTIONS
-from comp.config import Config
+from comp.config import Config, ModelConfig
 from comp.data import division, sources, suites
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, Suite
@@ -94,15 +94,22 @@ def prepare(config: Config, runs_root: Path = Path("runs"), progress: Progress =
     return open_dataset(config, progress)
 
 
-def build_model(config: Config, dataset: Dataset) -> Classifier:
+def build_model(config: Config, dataset: Dataset, *, first_weights: bool = True) -> Classifier:
     """Return the config's model on the CPU, with its first weights: random, pretrained, or a previous run's.
+
+    Args:
+        config: section `model` and the seed.
+        dataset: gives classes, image shape, mean and deviation.
+        first_weights: False draws them at random, for a model whose weights a checkpoint holds.
 
     Raises:
         ModelError: an unknown name or argument, or weights that are missing or do not fit.
         RunError: `model.from_run` names no trained run.
     """
     section = config.model
-    if section.from_run:
+    if not first_weights:
+        section = _without_weights(section)
+    elif section.from_run:
         path = runs.open_run(Path(section.from_run)).weights_path()
         section = section.model_copy(update={"pretrained": str(path)})
     return zoo.build(
@@ -114,6 +121,11 @@ def build_model(config: Config, dataset: Dataset) -> Classifier:
         seed=draws.key(config.seed, _INITIAL_WEIGHTS),
         weights_folder=Path(config.data.root) / "weights",
     )
+
+
+def _without_weights(section: ModelConfig) -> ModelConfig:
+    """Return the same network for weights that come from elsewhere, its normalisation's among them."""
+    return section.model_copy(update={"pretrained": False, "from_run": "", "sha256": "", "normalize": "dataset"})
 
 
 def load_model(run: Run) -> tuple[Classifier, Execution]:
@@ -128,7 +140,7 @@ def load_model(run: Run) -> tuple[Classifier, Execution]:
     execution = device.from_json(runs.read_json(recorded), str(recorded))
     channels, height, width = provenance["image_shape"]
     model = zoo.build(
-        run.config().model.model_copy(update={"pretrained": False, "sha256": ""}),
+        _without_weights(run.config().model),
         classes=len(provenance["classes"]),
         image_shape=(channels, height, width),
         mean=[0.0] * channels,  # like the deviation, read with the weights
@@ -170,7 +182,7 @@ def train(
     dataset = dataset or prepare(config, runs_root, progress)
     model = build_model(config, dataset)
     on_model(model)
-    run = runs.create(runs_root, config, name, provenance_of(config, dataset))
+    run = runs.create(runs_root, config, name, provenance_of(config, dataset, model))
     with run.writing():
         division.save(run.path / "split.npz", dataset.train, dataset.val)
         seconds: Mapping[str, float] = {}
@@ -206,7 +218,7 @@ def resume(
             scratch = build_model(config, dataset)
             execution, seconds = timing.choose_execution(scratch, dataset, config, progress)
             run.write_json("execution.json", {**execution.to_json(), "seconds_a_step": seconds})
-        model = build_model(config, dataset)
+        model = build_model(config, dataset, first_weights=not (run.path / "state.pt").exists())
         _fit_and_score(run, config, dataset, model, execution, resume=True, on_epoch=on_epoch, progress=progress)
     return run
 
@@ -252,7 +264,7 @@ def describe(run: Run, config: Config, model: Classifier, execution: Execution) 
         "config_hash": configs.fingerprint(config),
         "model": config.model.name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "first_weights": model.origin,
+        "first_weights": run.provenance()["first_weights"],
         "device": execution.device,
         "precision": execution.precision,
     }
@@ -373,11 +385,12 @@ def default_submission(config: Config, folder: Path = Path("submissions")) -> Pa
     return submission.free_path(folder, config.competition.name)
 
 
-def provenance_of(config: Config, dataset: Dataset) -> dict[str, Any]:
+def provenance_of(config: Config, dataset: Dataset, model: Classifier) -> dict[str, Any]:
     """Return where a run comes from: command, code, versions, machine, data and classes."""
     return {
         **runs.describe_machine(),
         "config_hash": configs.fingerprint(config),
+        "first_weights": model.origin,
         "data_fingerprint": dataset.fingerprint,
         "classes": list(dataset.competition.classes),
         "image_shape": list(dataset.competition.image_shape),

@@ -49,7 +49,7 @@ def probe(
         model, dataset.train, classes=dataset.competition.classes, name=name, k=k, execution=execution,
         batch_size=config.predict.batch_size, progress=progress,
     )  # fmt: skip
-    result = runs.create(runs_root, config, f"{name}-probe", pipeline.provenance_of(config, dataset))
+    result = runs.create(runs_root, config, f"{name}-probe", pipeline.provenance_of(config, dataset, model))
     made_by = {"run": run.name, "weights_sha256": runs.sha256(run.weights_path()), "probe": name, "k": k}
     with result.writing():
         scores: dict[str, Any] = {}

@@ -1,6 +1,8 @@
 """Starting from a trained run: its weights under a new head, its layers frozen, its features probed."""
 
 import json
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from comp import predictions, runs
+from comp import config as configs
+from comp import pipeline, predictions, runs
+from comp.errors import Interrupted
 from tests.conftest import Result, small_config, write_arrays, write_config
 
 Comp = Callable[..., Result]
@@ -41,6 +45,25 @@ def test_weights_of_a_run_go_under_a_new_head(source: runs.Run, comp: Comp) -> N
     assert moved == [name for name in before if before[name].shape != after[name].shape]
     assert len(moved) == 2  # weight and bias of the head: 4 classes before, 6 now
     assert source.path.name in found.metrics()["first_weights"]
+
+
+def test_a_resume_does_without_the_first_weights(source: runs.Run, workplace: Path) -> None:
+    """A notebook that goes on from an attached folder need not have the pretrained file again."""
+    config = configs.load("other.yaml", [f"model.from_run={source.path}"])
+
+    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+        if unit == "steps":
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        pipeline.train(config, progress=stop)
+    (stopped,) = runs.list_runs(Path("runs/other"))
+    whole = pipeline.train(config, runs_root=Path("whole"))
+    shutil.rmtree(source.path)
+    resumed = pipeline.resume(stopped)
+    assert source.path.name in resumed.metrics()["first_weights"]
+    before, after = tensors(whole, "final.safetensors"), tensors(resumed, "final.safetensors")
+    assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
 def test_what_is_trained_is_shown_before_training(source: runs.Run, comp: Comp) -> None:

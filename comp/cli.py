@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from comp.data.dataset import Dataset
     from comp.models.catalogue import Costs, Listed
     from comp.models.classifier import Classifier
+    from comp.runs import Run
 
 EXIT_OUR_FAULT, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 128
 
@@ -396,16 +397,16 @@ def _train(config: Path | None, overrides: list[str] | None, like: Path | None, 
         console.print_notes(dataset)
         found = pipeline.train(
             loaded, name=name, runs_root=runs, dataset=dataset, execution=execution,
-            on_model=_print_trainable, on_epoch=console.print_epoch, progress=progress,
+            on_start=_print_start, on_epoch=console.print_epoch, progress=progress,
         )  # fmt: skip
     return found, dataset
 
 
-def _print_trainable(model: "Classifier") -> None:
+def _print_start(run: "Run", model: "Classifier") -> None:
     from comp import console
     from comp.models.surgery import trainable_table
 
-    console.print_trainable(trainable_table(model), model.origin)
+    console.print_start(run, trainable_table(model), model.origin)
 
 
 def _rehearse(config: "Config", as_json: bool) -> None:

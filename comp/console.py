@@ -87,8 +87,9 @@ def bars() -> Iterator[Bars]:
         yield Bars(drawn)
 
 
-def print_trainable(rows: "Sequence[Block]", origin: str) -> None:
-    """Print what of a model is trained, block by block, before the first step."""
+def print_start(run: "Run", rows: "Sequence[Block]", origin: str) -> None:
+    """Print a training's folder and what of its model is trained, block by block, before the first step."""
+    _err.print(f"run {run.path}", markup=False)
     table = Table("block", "parameters", "trained", "batch norm statistics", title=f"weights: {origin}")
     for row in rows:
         table.add_row(row.name, f"{row.parameters:,}", f"{row.trainable:,}", row.statistics)

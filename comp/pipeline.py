@@ -159,7 +159,7 @@ def train(
     runs_root: Path = Path("runs"),
     dataset: Dataset | None = None,
     execution: Execution | None = None,
-    on_model: Callable[[Classifier], None] = lambda model: None,
+    on_start: Callable[[Run, Classifier], None] = lambda run, model: None,
     on_epoch: OnEpoch = lambda epoch: None,
     progress: Progress = quiet,
 ) -> Run:
@@ -171,7 +171,7 @@ def train(
         runs_root: where run folders are made.
         dataset: from `prepare`, or prepared here.
         execution: recorded choices to reuse; None measures.
-        on_model: called with the model before the first step, frozen as it will be in the first epoch.
+        on_start: called before the first step with the run's folder, just made, and the model, frozen as in epoch 1.
         on_epoch: called at every epoch's end; may return a `Stop`.
         progress: called at every step.
 
@@ -181,8 +181,8 @@ def train(
     """
     dataset = dataset or prepare(config, runs_root, progress)
     model = build_model(config, dataset)
-    on_model(model)
     run = runs.create(runs_root, config, name, provenance_of(config, dataset, model))
+    on_start(run, model)
     with run.writing():
         division.save(run.path / "split.npz", dataset.train, dataset.val)
         seconds: Mapping[str, float] = {}

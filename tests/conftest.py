@@ -1,5 +1,6 @@
 """A small real dataset on disk, configs of it, and the command line as its users call it."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from hypothesis import settings
 
 from comp import cli
 
-settings.register_profile("comp", deadline=None)  # a loaded machine is slow, not wrong
+# A loaded machine is slow, not wrong; and CI must say the same of the same code twice.
+settings.register_profile("comp", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("comp")
 
 REPOSITORY = Path(__file__).parent.parent

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from comp import runs
 from tests.conftest import Result, small_config, write_arrays, write_config
@@ -318,3 +319,13 @@ def test_a_run_that_stopped_before_it_was_scored_cannot_predict(workplace: Path,
 def test_a_loss_that_is_not_finite_stops_with_advice(workplace: Path, comp: Comp) -> None:
     result = comp("train", "small.yaml", "optim.name=sgd", "optim.lr=1e30", "train.epochs=4")
     assert_refused(result, "the loss is not finite in epoch", "optim.lr=")
+
+
+def test_a_state_that_is_not_finite_never_takes_a_checkpoints_place(workplace: Path, comp: Comp) -> None:
+    """Written at every step, the checkpoint must still be one from before the numbers were lost."""
+    lost = ["optim.name=sgd", "optim.lr=1e30", "train.epochs=4", "train.checkpoint_seconds=0"]
+    assert_refused(comp("train", "small.yaml", *lost), "not finite in epoch")
+    (run,) = runs.list_runs(Path("runs"))
+    state = torch.load(run.path / "state.pt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+    assert np.isfinite(state["cursor"]["loss_sum"])

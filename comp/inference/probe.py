@@ -99,7 +99,7 @@ class Probe:
         if name == "knn" and k > len(train):
             raise DataError(f"--k: expected at most {len(train)}, the number of training images, found {k}")
         assert train.labels is not None
-        self._model, self._classes, self._name = model, classes, name
+        self._model, self._classes = model, classes
         self._execution, self._batch_size = execution, batch_size
         features = self._features(train, progress)
         self._mean, self._std = features.mean(0), np.maximum(features.std(0), 1e-6)

@@ -157,6 +157,11 @@ class _Saver:
         return time.perf_counter() - self._saved >= self._session.config.train.checkpoint_seconds
 
     def save(self) -> None:
+        """Write the state; refuse one that no resume could mend, so that the one before stays."""
+        tensors = self._session.model.state_dict().values()
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+            raise _not_finite(self._session, "weights are", self._cursor.epoch + 1)
+        _refuse_non_finite(self._session, self._cursor, self._cursor.epoch + 1)
         now = time.perf_counter()
         self._cursor.seconds += now - self._clock
         self._clock = now
@@ -234,10 +239,13 @@ def _step(session: Session, number: int, batch: Batch) -> Tensor:
 
 
 def _refuse_non_finite(session: Session, cursor: Cursor, number: int) -> None:
-    if math.isfinite(cursor.loss_sum):
-        return
-    raise RunError(
-        f"{session.run.path}: the loss is not finite in epoch {number}; nothing after the last checkpoint is kept; "
+    if not math.isfinite(cursor.loss_sum):
+        raise _not_finite(session, "loss is", number)
+
+
+def _not_finite(session: Session, what: str, number: int) -> RunError:
+    return RunError(
+        f"{session.run.path}: the {what} not finite in epoch {number}; nothing after the last checkpoint is kept; "
         f"try a lower rate (optim.lr={session.config.optim.lr / 3:.1e}), a longer optim.warmup or train.precision=fp32"
     )
 

@@ -1,7 +1,9 @@
 """Every op of both engines against Pillow: point-wise ops within 1 grey level, geometry within 2 on average."""
 
+import math
 from functools import lru_cache
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
 from comp.augment import array_ops
+from comp.augment.batch_ops import FUNCTIONS
 from comp.augment.ops import OPS, Choice, Op, Policy
-from comp.augment.per_batch import FUNCTIONS, alternation
+from comp.augment.per_batch import alternation
 from comp.augment.per_image import PerImage
 from comp.imaging import colour, draws, geometry
 
@@ -52,6 +55,18 @@ def affine(image: Image.Image, *matrix: float, smooth: bool = False) -> Image.Im
     return image.transform(image.size, Image.Transform.AFFINE, matrix, resample)
 
 
+def blurred(image: Image.Image, sigma: float) -> np.ndarray:
+    """By OpenCV in floats: Pillow's Gaussian is three box blurs."""
+    side = 2 * math.ceil(4 * sigma) + 1
+    smooth = cv2.GaussianBlur(np.asarray(image, np.float32), (side, side), max(sigma, 1e-3))
+    return np.floor(smooth + 0.5).astype(np.uint8)
+
+
+def pixelated(image: Image.Image, kept: float) -> Image.Image:
+    width, height = (max(1, round(side * kept)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BOX).resize(image.size, Image.Resampling.NEAREST)
+
+
 # name: (what Pillow makes of an image and a magnitude, lowest and highest magnitude)
 POINTWISE = {
     "brightness": (lambda image, m: ImageEnhance.Brightness(image).enhance(1 + m), -1, 1),
@@ -65,6 +80,8 @@ POINTWISE = {
     "autocontrast": (lambda image, m: ImageOps.autocontrast(image), 0, 0),
     "equalize": (lambda image, m: ImageOps.equalize(image), 0, 0),
     "invert": (lambda image, m: ImageOps.invert(image), 0, 0),
+    "blur": (lambda image, m: blurred(image, m), 0, 3),
+    "pixelate": (lambda image, m: pixelated(image, m), 0.125, 1),
 }
 GEOMETRIC = {
     "flip": (lambda image, m: ImageOps.mirror(image), 0, 0),
@@ -78,7 +95,10 @@ GEOMETRIC = {
     "rotate": (lambda image, m: image.rotate(m), -180, 180),
     "rotate_bilinear": (lambda image, m: image.rotate(m, Image.Resampling.BILINEAR), -180, 180),
 }
-RANDOM = {"crop", "cutout", "random_erasing"}  # place themselves by chance: tested below
+# Where the amount alone does not decide. The first three are tested below, the others in test_augment_degradations.py.
+RANDOM = {"crop", "cutout", "random_erasing"} | {
+    "noise", "speckle", "impulse", "pixel_shuffle", "fractal", "random_filter", "random_colour",
+}  # fmt: skip
 
 
 def run_batch(name: str, pixels: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
@@ -168,6 +188,41 @@ def test_any_memory_format_and_shape_gives_the_same_pixels(name: str) -> None:
     assert last.shape == (3, 3, 32, 28)
     assert last.dtype == torch.uint8
     assert torch.equal(last, first)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_a_sample_gets_does_not_depend_on_the_batch(name: str) -> None:
+    images, keys = as_images(photographs(37)), draws.keys(0, 0, torch.arange(37))
+    magnitude = 0.2 + 0.5 * draws.uniform(keys, 99)
+    whole = FUNCTIONS[name](images, magnitude, keys)
+    for size in (1, 6):
+        starts = range(0, 12 if size == 1 else 37, size)
+        pieces = [FUNCTIONS[name](*(x[start : start + size] for x in (images, magnitude, keys))) for start in starts]
+        assert torch.equal(torch.cat(pieces), whole[: sum(map(len, pieces))])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_cuda_device_gives_the_same_pixels_within_one_level(name: str) -> None:
+    images, keys = as_images(photographs(256)), draws.keys(0, 0, torch.arange(256))
+    magnitude = 0.2 + 0.5 * draws.uniform(keys, 99)
+    there = FUNCTIONS[name](images.cuda(), magnitude.cuda(), keys.cuda()).cpu()
+    assert difference(as_pixels(FUNCTIONS[name](images, magnitude, keys)), as_pixels(there)).max() <= 1
+
+
+@pytest.mark.parametrize("name", sorted(RANDOM))
+def test_both_engines_change_a_photograph_alike(name: str) -> None:
+    """Means over many draws: brightness, how far it moved, how rough it is from pixel to pixel, spread."""
+    count = 1500
+    pixels, figures = photographs(1).repeat(count, 0), []
+    for engine in ENGINES.values():
+        done = engine(name, pixels, np.full(count, 0.3)).astype(np.float64)
+        views = (done, np.abs(done - pixels), np.abs(np.diff(done, axis=2)))
+        flat = [view.reshape(count, -1) for view in views]
+        figures.append(np.stack([*(view.mean(1) for view in flat), flat[0].std(1)], 1))  # [count, 4]
+    one, other = figures
+    error = np.sqrt((one.var(0) + other.var(0)) / count) + 0.05  # half a level's rounding, averaged
+    assert (np.abs(one.mean(0) - other.mean(0)) / error).max() < 4
 
 
 def test_all_colours_survive_hsv_as_in_pillow() -> None:

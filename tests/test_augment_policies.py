@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from comp.augment.ops import FOREIGN_IMITATES, OPS, Choice, Foreign, Mixture, Op, Policy
-from comp.augment.per_batch import FUNCTIONS, alternation, augment
+from comp.augment.per_batch import alternation, augment
 from comp.augment.per_image import PerImage
 from comp.augment.policies import POLICIES, resolve
 from comp.errors import ConfigError
@@ -209,6 +209,18 @@ def test_branches_and_probabilities_are_drawn_as_stated(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (5.0, 1.0, 3.0, 1.0)])
+def test_branches_are_as_likely_as_their_weights(weights: tuple[float, ...], engine: str) -> None:
+    branches = tuple((Op("brightness", 1.0, change, change),) for change in (-0.75, -0.5, -0.25, 0.25))
+    count = 40_000 if engine == "per_batch" else 4_000
+    images = torch.full((count, 1, 1, 1), 100, dtype=torch.uint8)
+    levels = ENGINES[engine](Policy((Choice(branches, weights),)), images).flatten()
+    seen = [int((levels == level).sum()) for level in (25, 50, 75, 125)]
+    expected = [count * weight / sum(weights) for weight in weights]
+    assert stats.chisquare(seen, expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_ops_draw_independently_of_each_other(engine: str) -> None:
     policy = Policy((Choice(((Op("flip", 0.5), Op("invert", 0.5)),)), Choice(((Op("brightness", 0.5, -0.5, -0.5),),))))
     images = torch.tensor([40, 60], dtype=torch.uint8).view(1, 1, 1, 2).expand(4000, 1, 1, 2)
@@ -307,7 +319,3 @@ def test_wrong_free_ops_are_named(row: dict[str, object], message: str) -> None:
 def test_foreign_names_that_imitate_the_suite_exist() -> None:
     for name in FOREIGN_IMITATES:
         PerImage(Policy((Choice(((Foreign(name, 1.0, "{}"),),)),)), seed=0)
-
-
-def test_every_op_has_a_tensor_function() -> None:
-    assert set(FUNCTIONS) == set(OPS)

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from comp.augment import array_degradations
+from comp.augment.array_degradations import Function, Image
 from comp.imaging import colour
 
-Image = NDArray[np.uint8]
-Function = Callable[[Image, float, random.Random], Image]
 Matrix = tuple[tuple[float, float, float], tuple[float, float, float]]
 Warp = Callable[[Image, Matrix], Image]
 
@@ -220,6 +220,7 @@ def _rotate(image: Image, magnitude: float, chance: random.Random, *, warp: Warp
     return warp(image, ((cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y)))
 
 
+# Rows for those of `ops.OPS` that albumentations lacks.
 FUNCTIONS: dict[str, Function] = {
     "crop": _crop,
     "cutout": _cutout,
@@ -242,4 +243,5 @@ FUNCTIONS: dict[str, Function] = {
     "solarize": _solarize,
     "autocontrast": _autocontrast,
     "equalize": _equalize,
+    **array_degradations.FUNCTIONS,
 }

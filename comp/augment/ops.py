@@ -1,20 +1,22 @@
 """The words that policies are written in: ops, choices between them, mixtures of them. No torch here.
 
-A policy is a row of stages applied in turn. In a `Choice` each sample draws one branch, all equally likely, and runs
-its ops one after another; each op draws whether it acts and how strongly. A `Mixture` blends several chains of ops
+A policy is a row of stages applied in turn. In a `Choice` each sample draws one branch and runs its ops one after
+another; each op draws whether it acts and how strongly. A `Mixture` blends several chains of ops
 with the image. `per_batch` runs a policy on tensors, `per_image` through albumentations.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from comp.errors import ConfigError, unknown
 
 # What each op's magnitude means, and which corruptions of the suite the op imitates (by the suite's names).
 # Geometry and grey-level remapping imitate none, as AugMix's authors drew the line; blends with black, grey, luma
-# and a blurred copy do.
+# and a blurred copy do. PRIME's random filters and curves and PixMix's textures imitate none either, as their authors
+# hold: a draw can come near a weak blur or a darker image, but nothing aims at one.
 OPS: dict[str, tuple[str, frozenset[str]]] = {
     "crop": ("shift by up to this fraction of a side, both ways", frozenset()),
     "flip": ("none", frozenset()),
@@ -40,6 +42,15 @@ OPS: dict[str, tuple[str, frozenset[str]]] = {
     "autocontrast": ("none", frozenset()),
     "equalize": ("none", frozenset()),
     "invert": ("none", frozenset()),
+    "noise": ("sigma, as a fraction of 255", frozenset({"gaussian_noise", "shot_noise"})),
+    "speckle": ("sigma, as a fraction of the grey level", frozenset({"speckle_noise", "shot_noise"})),
+    "impulse": ("share of the values", frozenset({"impulse_noise"})),
+    "blur": ("sigma in pixels, where the shorter side is 32", frozenset({"gaussian_blur", "defocus_blur"})),
+    "pixel_shuffle": ("reach in pixels, where the shorter side is 32", frozenset({"glass_blur"})),
+    "pixelate": ("fraction of each side that is kept", frozenset({"pixelate"})),
+    "fractal": ("weight of the texture, 0 to 1", frozenset()),
+    "random_filter": ("sigma of the nine weights", frozenset()),
+    "random_colour": ("root mean square of the change, as a fraction of 255", frozenset()),
 }
 
 
@@ -69,9 +80,20 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Choice:
-    """One branch a sample, all equally likely; a branch's ops act in turn."""
+    """One branch a sample; a branch's ops act in turn."""
 
     branches: tuple[tuple[Op | Foreign, ...], ...]
+    weights: tuple[float, ...] = ()
+    """How likely each branch is, above 0 and in any unit; empty: all equally."""
+
+    def __post_init__(self) -> None:
+        assert not self.weights or (len(self.weights) == len(self.branches) and min(self.weights) > 0)
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """Where each branch's share of 0..1 ends; the last one's end, 1, is left out."""
+        *ends, total = accumulate(self.weights or (1.0,) * len(self.branches))
+        return tuple(end / total for end in ends)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ Arithmetic is arranged to be exact in float32 where Pillow's is in integers, so 
 size or device. References: Pillow's ImageOps, ImageEnhance and its conversions between RGB, L and HSV.
 """
 
+import math
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from comp.imaging import draws
 from comp.imaging.geometry import to_images, to_pixels
 
 # ITU-R 601 luma in 1/65536, as Pillow's convert("L"). Sums stay below 2^24, so float32 holds them exactly.
@@ -179,6 +181,32 @@ def hsv_to_rgb(h: Tensor, s: Tensor, v: Tensor) -> Tensor:
     return _from_planes([torch.sub(start, loss.mul_(chroma)) for loss in (red, green, blue)])
 
 
+_WAVES = 6
+
+
+@lru_cache(maxsize=8)
+def waves(device: torch.device) -> Tensor:
+    """Return [6, 256] float64: sin(pi k level / 255) for k from 1, whose sum is a random curve; rms 1 together."""
+    k = torch.arange(1, _WAVES + 1, dtype=torch.float64)[:, None]
+    return (torch.sin(torch.pi * k * torch.arange(256) / 255) * math.sqrt(2 / _WAVES)).to(device)
+
+
+def random_curve(images: Tensor, displacement: Tensor, keys: Tensor) -> Tensor:
+    """Return images with each channel's grey levels moved along a smooth random curve that keeps black and white.
+
+    The curve is the level plus six sines with normal weights, after PRIME's colour transform (Modas et al. 2022,
+    arXiv:2112.13547); it need not rise.
+
+    Args:
+        images: [B, C, H, W] uint8.
+        displacement: [B], root mean square of what is added, as a fraction of 255.
+        keys: [B] int64.
+    """
+    weights = draws.normal_field(keys, 0, (images.shape[1], _WAVES)) * displacement[:, None, None]
+    curves = (weights.double() @ waves(images.device)).mul_(255)  # [B, C, 256]; float64: no batch moves a rounding
+    return look_up(images, rounded(curves.add_(_levels(images))))
+
+
 def _entries(pixels: Tensor, by_channel: bool) -> Tensor:
     """Return [B H W C] int32: where each pixel's entry stands among all 256-entry tables."""
     B, H, W, C = pixels.shape
@@ -206,6 +234,11 @@ def _blend(start: Tensor, end: Tensor, factor: Tensor) -> Tensor:
 def _blend_tables(start: Tensor, factor: Tensor) -> Tensor:
     """Return [B, 256] uint8: each level blended with its sample's `start` [B]."""
     return _to_bytes(_blend(start[:, None], _levels(start), factor[:, None]))
+
+
+def rounded(values: Tensor) -> Tensor:
+    """Return float grey levels as uint8, rounded and clipped; works in the buffer of `values`."""
+    return _to_bytes(values.add_(0.5).clamp_(0, 255))
 
 
 def _to_bytes(values: Tensor) -> Tensor:

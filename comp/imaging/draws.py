@@ -141,8 +141,8 @@ def shorts_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
 
 
 @functools.cache
-def _normal_quantiles(device: torch.device) -> Tensor:
-    """[65536] float32: the normal quantiles at the middles of 65536 equal slices, rescaled to unit variance."""
+def normal_quantiles(device: torch.device) -> Tensor:
+    """Return [65536] float32: the normal quantiles at the middles of 65536 equal slices, rescaled to unit variance."""
     levels = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
     table: Tensor = torch.special.ndtri(levels)
     return (table / table.square().mean().sqrt()).to(torch.float32).to(device)
@@ -154,7 +154,7 @@ def normal_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
     Sixteen bits look up a quantile. No logarithm or cosine is taken, whose last bits differ between devices; the
     deviates stop at 4.33 sigma.
     """
-    quantiles = _normal_quantiles(parent.device)
+    quantiles = normal_quantiles(parent.device)
     return quantiles.index_select(0, shorts_field(parent, draw, shape).flatten()).view(-1, *shape)
 
 

@@ -1,0 +1,120 @@
+"""The ops of `ops.OPS` for a batch of tensors: what `per_batch` calls for the samples that drew an op.
+
+Each takes images [n, C, H, W] uint8 (channels_last is fastest), magnitudes [n] in the op's unit and keys [n] int64,
+and returns images of the same shape. What chance decides comes from the keys, so that a sample's pixels do not depend
+on the batch.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from comp.imaging import colour, draws, fractals, geometry, kernels, noise
+
+Function = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _crop(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
+    moves = []
+    for draw, side in enumerate(images.shape[2:]):
+        most = (magnitude * side + 0.5).to(torch.int64)
+        moves.append(draws.integers(keys, draw, 2 * most + 1) - most)
+    return geometry.shift(images, moves[1], moves[0])
+
+
+def _cutout(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
+    _, _, H, W = images.shape
+    middle = torch.stack((draws.integers(keys, 0, H), draws.integers(keys, 1, W)), 1)  # [B, 2], anywhere
+    size = (magnitude[:, None] * torch.tensor([H, W], device=images.device) + 0.5).to(torch.int64)
+    corner = middle - size // 2
+    # Mid-grey: the paper's zero is after normalisation, so about the data's mean.
+    return geometry.erase(images, torch.cat((corner, corner + size), 1), 128)
+
+
+def _random_erasing(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
+    """The paper's tries of area (from 2 % up) and aspect (0.3 to 1/0.3), the first that fits; noise is put in."""
+    _, C, H, W = images.shape
+    tries = torch.arange(10, device=images.device)
+    share = 0.02 + (magnitude[:, None] - 0.02) * draws.uniform(keys[:, None], 2 * tries)  # [B, tries]
+    aspect = 0.3 + (1 / 0.3 - 0.3) * draws.uniform(keys[:, None], 2 * tries + 1)
+    heights = (H * W * share * aspect).sqrt().to(torch.int64)
+    widths = (H * W * share / aspect).sqrt().to(torch.int64)
+    fits = (heights < H) & (widths < W)
+    first = fits & (fits.cumsum(1) == 1)  # nowhere, if none fits: the box is then empty
+    height, width = (heights * first).sum(1), (widths * first).sum(1)
+    top = draws.integers(keys, 20, H - height + 1)
+    left = draws.integers(keys, 21, W - width + 1)
+    noise = (draws.bits_field(keys, 22, (H, W, C)) & 255).to(torch.uint8)
+    boxes = torch.stack((top, left, top + height, left + width), 1)
+    return geometry.erase(images, boxes, geometry.to_images(noise))
+
+
+def _translate(images: Tensor, magnitude: Tensor, keys: Tensor, *, axis: int) -> Tensor:
+    moves = (magnitude * images.shape[3 - axis]).to(torch.int64)  # towards zero, as int()
+    still = torch.zeros_like(moves)
+    return geometry.shift(images, *((moves, still) if axis == 0 else (still, moves)))
+
+
+def _shear(images: Tensor, magnitude: Tensor, keys: Tensor, *, axis: int, interpolation: str) -> Tensor:
+    if axis == 0 and interpolation == "nearest":
+        return geometry.shear_x(images, magnitude)
+    still = torch.zeros_like(magnitude)
+    slopes = (magnitude, still) if axis == 0 else (still, magnitude)
+    return geometry.affine(images, geometry.shear_matrices(*slopes), interpolation=interpolation)
+
+
+def _scaled(function: Function | Callable[[Tensor, Tensor], Tensor], *, drawn: bool = False) -> Function:
+    """Turn pixels of an image whose shorter side is 32 into those of the image at hand."""
+    return lambda images, magnitude, keys: function(images, magnitude * (min(images.shape[2:]) / 32), *[keys] * drawn)
+
+
+def _plain(function: Callable[[Tensor], Tensor]) -> Function:
+    return lambda images, magnitude, keys: function(images)
+
+
+def _enhanced(function: Callable[[Tensor, Tensor], Tensor]) -> Function:
+    return lambda images, magnitude, keys: function(images, 1 + magnitude)
+
+
+def _valued(function: Callable[[Tensor, Tensor], Tensor]) -> Function:
+    return lambda images, magnitude, keys: function(images, magnitude)
+
+
+# One row for each of ops.OPS: (images [n, C, H, W] uint8, magnitudes [n], keys [n]) -> images.
+FUNCTIONS: dict[str, Function] = {
+    "crop": _crop,
+    "flip": _plain(geometry.flip),
+    "alternating_flip": _plain(geometry.flip),
+    "cutout": _cutout,
+    "random_erasing": _random_erasing,
+    "shear_x": partial(_shear, axis=0, interpolation="nearest"),
+    "shear_y": partial(_shear, axis=1, interpolation="nearest"),
+    "shear_x_bilinear": partial(_shear, axis=0, interpolation="bilinear"),
+    "shear_y_bilinear": partial(_shear, axis=1, interpolation="bilinear"),
+    "translate_x": partial(_translate, axis=0),
+    "translate_y": partial(_translate, axis=1),
+    "rotate": _valued(geometry.rotate),
+    "rotate_bilinear": _valued(partial(geometry.rotate, interpolation="bilinear")),
+    "brightness": _enhanced(colour.brightness),
+    "contrast": _enhanced(colour.contrast),
+    "saturation": _enhanced(colour.saturation),
+    "sharpness": _enhanced(colour.sharpness),
+    "hue": _valued(colour.hue),
+    "grayscale": _plain(colour.grayscale),
+    "posterize": _valued(lambda images, bits: colour.posterize(images, bits.round())),
+    "solarize": _valued(colour.solarize),
+    "autocontrast": _plain(colour.autocontrast),
+    "equalize": _plain(colour.equalize),
+    "invert": _plain(colour.invert),
+    "noise": noise.gaussian,
+    "speckle": noise.speckle,
+    "impulse": noise.impulse,
+    "blur": _scaled(kernels.gaussian_blur),
+    "pixel_shuffle": _scaled(noise.shuffle, drawn=True),
+    "pixelate": _valued(kernels.pixelate),
+    "fractal": fractals.mix,
+    "random_filter": kernels.random_filter,
+    "random_colour": colour.random_curve,
+}

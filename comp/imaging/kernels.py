@@ -1,0 +1,111 @@
+"""Linear filters that differ from image to image: batched uint8 ops, every sample with its own amount.
+
+Images are [B, C, H, W] uint8 in any memory format; results are channels_last. A separable filter is a matrix for each
+image and axis, and two batched multiplications. Weights are whole multiples of a power of two, so few bits that every
+sum is exact in float32: neither the batch nor the device changes a pixel.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from comp.imaging import draws, filters
+from comp.imaging.colour import rounded
+from comp.imaging.geometry import to_images, to_pixels
+
+_FINEST = 1 << 13  # weights are multiples of 1/8192: 13 bits, and 8 of a grey level
+_EIGHTHS = 8  # what is kept between the axes: 11 bits of a grey level, and 13 of a weight
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Return images under a Gaussian of `sigma` [B] pixels; borders are mirrored, as OpenCV does.
+
+    The kernel ends at half of the longer side: `sigma` should stay below an eighth of it.
+    """
+    H, W = images.shape[2:]
+    reach = max(H, W) // 2
+    offsets = torch.arange(-reach, reach + 1, dtype=torch.float64, device=images.device)
+    weights = torch.exp(-0.5 * (offsets / sigma.double()[:, None].clamp(min=1e-3)).square())
+    weights = _exact(weights / weights.sum(1, keepdim=True))  # [B, K]
+    return _separable(images, _matrices(weights, H), _matrices(weights, W))
+
+
+def _exact(weights: Tensor) -> Tensor:
+    """Return [B, K] float32 multiples of 1/8192 that sum to 1; the largest takes up what rounding leaves."""
+    whole = (weights * _FINEST).round()
+    whole.scatter_add_(1, whole.argmax(1, keepdim=True), _FINEST - whole.sum(1, keepdim=True))
+    return (whole / _FINEST).to(torch.float32)
+
+
+def _matrices(kernels: Tensor, size: int) -> Tensor:
+    """Return [B, size, size]: each image's kernel [B, K], odd and centred, as the matrix of an axis."""
+    return (kernels @ _places(size, kernels.shape[1], kernels.device)).view(-1, size, size)
+
+
+@functools.lru_cache(maxsize=16)
+def _places(size: int, taps: int, device: torch.device) -> Tensor:
+    """[taps, size * size] float32: the matrix that each tap alone would be."""
+    taken = torch.eye(taps, dtype=torch.float64)
+    matrices = [filters.correlation_matrix(size, tap, "mirror") for tap in taken]
+    return torch.stack(matrices).flatten(1).to(device, torch.float32)
+
+
+def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Apply [B, H, H] along the height and [B, W, W] along the width; between them levels are kept to 1/8."""
+    pixels = to_pixels(images)
+    B, H, W, C = pixels.shape
+    down = torch.bmm(rows, pixels.view(B, H, W * C).to(torch.float32)).mul_(_EIGHTHS).add_(0.5).floor_()
+    across = torch.bmm(columns, down.view(B, H, W, C).transpose(1, 2).reshape(B, W, H * C))
+    turned = rounded(across.div_(_EIGHTHS)).view(B, W, H, C)
+    return to_images(turned.transpose(1, 2).contiguous())
+
+
+def pixelate(images: Tensor, kept: Tensor) -> Tensor:
+    """Return images shrunk by box means to a fraction `kept` [B] of each side, and blown up again, as Pillow does."""
+    pixels = to_pixels(images)
+    B, H, W, C = pixels.shape
+    rows, columns = (_boxes(side, (kept.double() * side).round().clamp(1, side)) for side in (H, W))
+    # Sums of whole levels are exact, and each mean is rounded once.
+    means = torch.bmm(rows, pixels.view(B, H, W * C).to(torch.float32)).div_(rows.sum(2, keepdim=True))
+    means = means.add_(0.5).floor_().view(B, H, W, C).transpose(1, 2).reshape(B, W, H * C)
+    means = torch.bmm(columns, means).div_(columns.sum(2, keepdim=True))
+    return to_images(rounded(means).view(B, W, H, C).transpose(1, 2).contiguous())
+
+
+def _boxes(size: int, count: Tensor) -> Tensor:
+    """[B, size, size] float32 of 0 and 1: the pixels whose mean each pixel shows, `count` [B] boxes to an axis."""
+    width = size / count[:, None]
+    places = torch.arange(size, dtype=torch.float64, device=count.device)
+    middle = (((places + 0.5) / width).floor() + 0.5) * width  # [B, size]
+    first, last = (middle - width / 2 + 0.5).floor(), (middle + width / 2 + 0.5).floor()
+    return ((places >= first[:, :, None]) & (places < last[:, :, None])).to(torch.float32)
+
+
+def random_filter(images: Tensor, sigma: Tensor, keys: Tensor) -> Tensor:
+    """Return images under a random 3x3 kernel each, after PRIME's filters (Modas et al. 2022, arXiv:2112.13547).
+
+    The kernel is the identity plus normal weights, less their mean: unlike there, brightness stays. Borders are
+    mirrored.
+
+    Args:
+        images: [B, C, H, W] uint8, sides of at least 2.
+        sigma: [B], of each weight.
+        keys: [B] int64.
+    """
+    pixels = to_pixels(images)
+    B, H, W, C = pixels.shape
+    noise = draws.normal_field(keys, 0, (9,)).double() * sigma[:, None]  # float64: no batch moves a rounding
+    # Multiples of 1/1024 below 4: 12 bits and a sign. What rounding leaves of the sum 1 goes to the middle.
+    weights = ((noise - noise.mean(1, keepdim=True)).clamp(-4, 4) * 1024).round()
+    weights[:, 4] += 1024 - weights.sum(1)
+    weights = weights.div_(1024).to(torch.float32)[:, :, None, None]  # [B, 9, 1, 1]
+    rows, columns = (
+        filters.border_indices(torch.arange(-1, side + 1, device=images.device), side, "mirror") for side in (H, W)
+    )
+    padded = pixels.index_select(1, rows).index_select(2, columns).to(torch.float32).view(B, H + 2, (W + 2) * C)
+    total = torch.zeros(B, H, W * C, device=images.device)
+    for tap in range(9):
+        down, right = divmod(tap, 3)
+        total.add_(padded[:, down : down + H, right * C : (right + W) * C] * weights[:, tap])
+    return to_images(rounded(total).view(B, H, W, C))

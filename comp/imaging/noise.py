@@ -1,0 +1,65 @@
+"""Random changes of single pixels: batched uint8 image ops, every sample with its own amount and its own draws.
+
+Images are [B, C, H, W] uint8 in any memory format; results are channels_last. Every value takes sixteen bits of a
+counted draw, looked up or compared; what is computed from them is rounded the same way on every device.
+"""
+
+import torch
+from torch import Tensor
+
+from comp.imaging import draws
+from comp.imaging.colour import rounded
+from comp.imaging.geometry import to_images, to_pixels
+
+
+def gaussian(images: Tensor, sigma: Tensor, keys: Tensor) -> Tensor:
+    """Return images plus normal noise; `sigma` [B] as a fraction of 255."""
+    pixels = to_pixels(images)
+    noise = draws.normal_field(keys, 0, pixels.shape[1:]).mul_(_by_pixel(sigma * 255))
+    return to_images(rounded(noise.add_(pixels.to(torch.float32))))
+
+
+def speckle(images: Tensor, sigma: Tensor, keys: Tensor) -> Tensor:
+    """Return images plus normal noise in proportion to the grey level; `sigma` [B] as a fraction of it."""
+    pixels = to_pixels(images)
+    factor = draws.normal_field(keys, 0, pixels.shape[1:]).mul_(_by_pixel(sigma)).add_(1)
+    return to_images(rounded(factor.mul_(pixels.to(torch.float32))))
+
+
+def impulse(images: Tensor, share: Tensor, keys: Tensor) -> Tensor:
+    """Return images with a `share` [B] of single values made black or white, as often the one as the other."""
+    pixels = to_pixels(images)
+    shorts = draws.shorts_field(keys, 0, pixels.shape[1:])
+    struck = (share.double() * (1 << 16)).round().to(torch.int32)[:, None, None, None]
+    # Bytes of 0 or 255 in bitwise ops: faster than boolean masks.
+    hit = (shorts < struck).to(torch.uint8).neg_()
+    white = (shorts < struck // 2).to(torch.uint8).neg_()
+    return to_images((pixels & hit.bitwise_not_()).bitwise_or_(white))
+
+
+def shuffle(images: Tensor, reach: Tensor, keys: Tensor) -> Tensor:
+    """Return images whose every pixel shows a random one near by, as through rough glass.
+
+    Args:
+        images: [B, C, H, W] uint8.
+        reach: [B] pixels; offsets on each axis are uniform within it, rounded. Beyond the border it is repeated.
+        keys: [B] int64.
+    """
+    pixels = to_pixels(images)
+    B, H, W, C = pixels.shape
+    shorts = draws.shorts_field(keys, 0, (H, W))
+    fixed = (reach.double() * 256).round().to(torch.int32)[:, None, None]
+
+    def moved(byte: Tensor, places: Tensor, side: int) -> Tensor:
+        # The byte's middle, 2 byte - 255 of 256, times the reach in 1/256 pixels, rounded.
+        offsets = byte.mul_(2).sub_(255).mul_(fixed).add_(1 << 15).bitwise_right_shift_(16)
+        return offsets.add_(places).clamp_(0, side - 1)
+
+    rows, columns = (torch.arange(side, dtype=torch.int32, device=images.device) for side in (H, W))
+    source = moved(shorts >> 8, rows[:, None], H).mul_(W).add_(moved(shorts & 255, columns, W))
+    source += torch.arange(0, B * H * W, H * W, dtype=torch.int32, device=images.device)[:, None, None]
+    return to_images(pixels.view(-1, C).index_select(0, source.view(-1)).view(B, H, W, C))
+
+
+def _by_pixel(amounts: Tensor) -> Tensor:
+    return amounts.to(torch.float32)[:, None, None, None]

@@ -128,6 +128,8 @@ def test_residual_cnn_has_the_blocks_asked_for() -> None:
         ("convnet", {"activation": "rleu"}, "did you mean 'relu'"),
         ("fully_connected", {"hidden": [0]}, "positive whole numbers"),
         ("fastnet", {"size": "XL"}, "choose from L, M, S"),
+        ("fastnet", {"patch": 9}, "expected a side of 1 to 5 pixels, found 9"),
+        ("fastnet", {"patch": 3, "filters": 28}, "expected 1 to 27 for patches of 3 px, found 28"),
     ],
 )
 def test_wrong_arguments_are_named(name: str, args: dict[str, object], message: str) -> None:
@@ -156,6 +158,33 @@ def test_fastnet_whitens_patches_and_never_trains_its_first_layer(size: str) -> 
     torch.testing.assert_close(covariance, torch.diag(covariance.diagonal()), atol=1e-3, rtol=0)
     surgery.freeze(model, ())
     assert not first.weight.requires_grad
+
+
+def test_fastnet_keeps_the_directions_in_which_patches_vary_most() -> None:
+    noise = torch.rand(64, 3, 36, 36, generator=torch.Generator().manual_seed(0))
+    images = (nn.functional.avg_pool2d(noise, 3, 1) * 255).to(torch.uint8)
+    every, some = built("fastnet", patch=3), built("fastnet", patch=3, filters=16, bias=False)
+    for model in (every, some):
+        model.initialise(images)
+    kernels, kept = (model.inner.body[0].weight for model in (every, some))
+    assert kernels.shape == (54, 3, 3, 3)
+    torch.testing.assert_close(kept, torch.cat((kernels[11:27], -kernels[11:27])))
+    power = nn.functional.conv2d(every.prepare(images), kernels[:27]).var((0, 2, 3))
+    assert power[11:].mean() > power[:11].mean()  # what was left out is what the floor already had put down
+    logits = some(images[:4])
+    logits.sum().backward()
+    assert some.inner.body[0].weight.grad is None
+
+
+def test_fastnet_amplifies_noise_less_with_a_higher_floor() -> None:
+    noise = torch.rand(64, 3, 36, 36, generator=torch.Generator().manual_seed(0))
+    images = (nn.functional.avg_pool2d(noise, 5, 1) * 255).to(torch.uint8)
+    gains = []
+    for smallest in (5e-4, 0.05):
+        model = built("fastnet", smallest=smallest)
+        model.initialise(images)
+        gains.append(float(model.inner.body[0].weight.square().sum()))
+    assert gains[1] < gains[0] / 2
 
 
 def test_fastnet_convolutions_begin_as_the_identity() -> None:

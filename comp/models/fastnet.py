@@ -1,7 +1,7 @@
 """Our network for time to accuracy on 32-px images.
 
 Where its ideas come from:
-- a frozen first layer whose 2x2 filters whiten image patches, taken from training images, each filter with its
+- a frozen first layer whose small filters whiten image patches, taken from training images, each filter with its
   negative so that rectification loses nothing: Page, "How to train your ResNet" (2019), and tysam-code/hlb-CIFAR10;
 - convolutions that start as the identity on as many channels as come in: dirac initialisation, Zagoruyko and Komodakis
   2017 (arXiv:1706.00388), used this way in Jordan, "94% on CIFAR-10 in 3.29 seconds" (2024, arXiv:2404.00498);
@@ -38,21 +38,31 @@ _SMALLEST_VARIANCE = 5e-4
 
 
 class Whitening(nn.Conv2d):
-    """A frozen 2x2 convolution that turns patches into uncorrelated numbers, and those numbers' negatives."""
+    """A frozen convolution that turns patches into uncorrelated numbers, and those numbers' negatives.
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, 2 * 4 * channels, kernel_size=2, bias=True)
+    Args:
+        channels: of the images.
+        patch: side of a patch in pixels.
+        filters: how many directions are kept, those in which patches vary most; the rest is mostly noise.
+        bias: whether a bias, which is trained, is added.
+        smallest: added to each direction's variance before its root is divided by: larger amplifies noise less.
+    """
+
+    def __init__(self, channels: int, *, patch: int, filters: int, bias: bool, smallest: float) -> None:
+        super().__init__(channels, 2 * filters, kernel_size=patch, bias=bias)
         self.weight.requires_grad = False
+        self.smallest = smallest
 
     def initialise(self, images: Tensor) -> None:
         """Take the filters from normalised images [N, C, H, W]: eigenvectors of patch covariance over its roots."""
-        patches = images.unfold(2, 2, 1).unfold(3, 2, 1)  # [N, C, H-1, W-1, 2, 2]
-        flat = patches.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).flatten(1)  # [N (H-1) (W-1), 4 C]
+        side = self.kernel_size[0]
+        patches = images.unfold(2, side, 1).unfold(3, side, 1)  # [N, C, H', W', side, side]
+        flat = patches.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).flatten(1)  # [N H' W', side side C]
         # In float64: the smallest eigenvalues are ten thousand times below the largest.
-        covariance = torch.cov(flat.double().T)  # [4 C, 4 C]
+        covariance = torch.cov(flat.double().T)  # [side side C, side side C]
         variances, directions = torch.linalg.eigh(covariance)
-        filters = (directions / (variances + _SMALLEST_VARIANCE).sqrt()).T  # [4 C, 4 C], a filter a row
-        kernels = filters.reshape(-1, *self.weight.shape[1:])
+        filters = (directions / (variances + self.smallest).sqrt()).T  # a filter a row, the weakest direction first
+        kernels = filters[-self.out_channels // 2 :].reshape(-1, *self.weight.shape[1:])
         with torch.no_grad():
             self.weight.copy_(torch.cat([kernels, -kernels]))
 
@@ -79,14 +89,43 @@ class FastNet(Network):
         whitening.initialise(images[:5000])
 
 
-def fastnet(shape: tuple[int, int, int], classes: int, *, size: str = "M", scale: float = 1 / 3) -> FastNet:
-    """Return the network in size S, M or L for images of `shape`; at least 16 px."""
+def fastnet(
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    size: str = "M",
+    scale: float = 1 / 3,
+    patch: int = 2,
+    filters: int | None = None,
+    bias: bool = True,
+    smallest: float = _SMALLEST_VARIANCE,
+) -> FastNet:
+    """Return the network for images of `shape`, at least 16 px.
+
+    Args:
+        shape: (C, H, W) of the images.
+        classes: number of classes.
+        size: S, M or L.
+        scale: what logits are multiplied by.
+        patch: side of the patches that the first layer whitens, in pixels.
+        filters: directions that it keeps; None keeps all `patch * patch * C`. Its outputs are twice as many.
+        bias: whether it has a trained bias. Without one nothing below the first convolution needs a gradient.
+        smallest: variance added before whitening; see `Whitening`.
+
+    Raises:
+        ModelError: an unknown size, or a number that the images cannot give.
+    """
     if size not in SIZES:
         raise ModelError(f"model.args.size: {unknown('size', size, SIZES)}")
     channels, height, width = shape
     for side in (height, width):
         halved(side, 4, network="fastnet")
-    whitening = Whitening(channels)
+    if not 1 <= patch <= 5:
+        raise ModelError(f"model.args.patch: expected a side of 1 to 5 pixels, found {patch}")
+    most = patch * patch * channels
+    if filters is not None and not 1 <= filters <= most:
+        raise ModelError(f"model.args.filters: expected 1 to {most} for patches of {patch} px, found {filters}")
+    whitening = Whitening(channels, patch=patch, filters=filters or most, bias=bias, smallest=smallest)
     body: list[nn.Module] = [whitening, nn.GELU()]
     before = whitening.out_channels
     for after in SIZES[size].widths:

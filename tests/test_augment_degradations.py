@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from comp.imaging import fractals
+from comp.imaging import fractals, overlays, textures
 from tests.test_augment_ops import ENGINES, photographs
 
 
@@ -100,7 +100,7 @@ def test_a_texture_moves_levels_by_its_weight_at_most(engine: str) -> None:
 
 @pytest.mark.parametrize(("side", "channels"), [(32, 3), (28, 1), (96, 3)])
 def test_textures_differ_and_half_of_them_mirror_the_others(side: int, channels: int) -> None:
-    sheets = fractals.textures(side, channels, torch.device("cpu"))
+    sheets = fractals.sheets(side, channels, torch.device("cpu"))
     assert sheets.shape == (128, 2 * side, 2 * side, channels)
     assert torch.equal(sheets[:64].flip(2), sheets[64:])
     assert len(sheets.flatten(1).unique(dim=0)) == 128
@@ -110,10 +110,76 @@ def test_textures_differ_and_half_of_them_mirror_the_others(side: int, channels:
 def test_pieces_are_windows_of_their_sheet() -> None:
     sheets = torch.arange(3 * 8 * 8).view(3, 8, 8, 1)
     keys = torch.arange(4000)
-    found = fractals.pieces(sheets, keys, 5, 6)[..., 0]
+    found = textures.pieces(sheets, keys, 5, 6)[..., 0]
     step = found[:, 1, 0] - found[:, 0, 0]
     assert set(step.tolist()) == {8, -8}  # upside down or not
     assert torch.equal(found, found[:, :1, :1] + torch.arange(6) + torch.arange(5)[:, None] * step[:, None, None])
     corners = found[:, 0, 0] - (step < 0) * 4 * 8
     assert stats.chisquare(np.unique(corners.numpy(), return_counts=True)[1]).pvalue > 1e-3
     assert len(corners.unique()) == 3 * 4 * 3
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_motion_smears_along_a_line_of_its_length_in_any_direction(engine: str) -> None:
+    dots = grey(2000, 0, channels=1)
+    dots[:, 16, 16] = 240  # a twenty-fourth is 10 levels
+    smeared = ENGINES[engine]("motion", dots, np.full(2000, 9.0))[..., 0].astype(float)
+    assert smeared.sum((1, 2)) == pytest.approx(np.full(2000, 240), abs=1)
+    y, x = np.indices((32, 32)) - 16
+    xx, yy, xy = ((smeared * moment).sum((1, 2)) / 240 for moment in (x * x, y * y, x * y))
+    # An even line has length^2 / 12 along itself and none across; rounding to pixels adds 1/12 to each at most.
+    larger = (xx + yy) / 2 + np.hypot((xx - yy) / 2, xy)
+    assert larger.mean() == pytest.approx(81 / 12, rel=0.03)
+    assert (xx + yy - larger).max() < 0.3
+    direction = np.arctan2(2 * xy, xx - yy) / 2 % np.pi
+    counts = np.histogram(direction, 4, (-np.pi / 8, np.pi * 7 / 8))[0] + [
+        (direction > np.pi * 7 / 8).sum(), 0, 0, 0,
+    ]  # fmt: skip
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_elastic_moves_smoothly_by_its_amount(engine: str) -> None:
+    """Ramps of 6 levels a pixel: how far a level is from its own place is how far it was moved."""
+    y, x = np.indices((32, 32))
+    ramps = np.stack((6 * x + 30, 6 * y + 30, 0 * x), -1).astype(np.uint8)
+    bent = ENGINES[engine]("elastic", ramps[None].repeat(1000, 0), np.full(1000, 1.2)).astype(float)
+    moves = ((bent - ramps) / 6)[:, 5:-5, 5:-5, :2]  # away from the border, which holds what would come from outside
+    assert moves.mean((0, 1, 2)) == pytest.approx(np.zeros(2), abs=0.15)
+    assert moves.std() == pytest.approx(1.2, rel=0.03)
+    assert np.abs(np.diff(moves, axis=2)).mean() < 0.35
+    assert abs(np.corrcoef(moves[:, 11, 11].T)[0, 1]) < 0.12
+    white = np.full((20, 32, 32, 3), 255, np.uint8)
+    assert (ENGINES[engine]("elastic", white, np.full(20, 4.0)) == 255).all()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["haze", "drops"])
+def test_layers_hide_as_much_as_their_weight_at_most(name: str, engine: str) -> None:
+    pixels = photographs(200)
+    for weight in (0.0, 0.25):
+        laid = ENGINES[engine](name, pixels, np.full(200, weight)).astype(int)
+        assert np.abs(laid - pixels).max() <= 255 * weight + 1
+        assert np.array_equal(laid, pixels) == (weight == 0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_haze_lightens_and_drops_are_light_or_dark(engine: str) -> None:
+    hazy = ENGINES[engine]("haze", grey(200, 60), np.full(200, 0.6)).astype(int)
+    assert hazy.min() >= 60 + 0.3 * 90 - 1
+    assert (hazy.max(3) - hazy.min(3)).max() == 0  # haze is grey
+    changes = ENGINES[engine]("drops", grey(1000, 128), np.full(1000, 0.8)).astype(int) - 128
+    means = changes.mean((1, 2, 3))
+    assert (np.sign(changes) * np.sign(means)[:, None, None, None] >= 0).all()
+    assert stats.binomtest(int((means > 0).sum()), int((means != 0).sum()), 0.5).pvalue > 1e-3
+    assert (means == 0).mean() < 0.05  # a piece without drops is rare
+
+
+@pytest.mark.parametrize("sheets", [overlays.clouds, overlays.covers])
+@pytest.mark.parametrize(("side", "channels"), [(32, 3), (28, 1), (80, 3)])
+def test_sheets_of_layers_differ(sheets: overlays.Sheets, side: int, channels: int) -> None:
+    made = sheets(side, channels, torch.device("cpu"))
+    assert made.shape == (96, 2 * side, 2 * side, channels)
+    assert made.is_contiguous()
+    assert torch.equal(made[:48].flip(2), made[48:])
+    assert len(made.flatten(1).unique(dim=0)) == 96

@@ -1,5 +1,6 @@
-"""Every op of both engines against Pillow: point-wise ops within 1 grey level, geometry within 2 on average."""
+"""Every op of both engines against Pillow or OpenCV: point-wise within 1 grey level, geometry within 2 on average."""
 
+import io
 import math
 from functools import lru_cache
 
@@ -67,6 +68,27 @@ def pixelated(image: Image.Image, kept: float) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BOX).resize(image.size, Image.Resampling.NEAREST)
 
 
+def through_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return Image.open(file)
+
+
+def out_of_focus(image: Image.Image, radius: float) -> np.ndarray:
+    """By OpenCV, with a kernel of how much of each pixel a disk covers, counted on a grid of 20 x 20 a pixel."""
+    fine = (np.arange(7 * 20) + 0.5) / 20 - 3.5
+    inside = fine[:, None] ** 2 + fine**2 <= max(radius, 0.05) ** 2
+    covered = inside.reshape(7, 20, 7, 20).sum((1, 3))
+    return np.floor(cv2.filter2D(np.asarray(image, np.float32), -1, covered / covered.sum()) + 0.5).astype(np.uint8)
+
+
+def zoomed(image: Image.Image, farthest: float) -> np.ndarray:
+    """The mean of 41 bilinear enlargements by OpenCV."""
+    pixels, middle = np.asarray(image, np.float32), ((SIDE - 1) / 2, (SIDE - 1) / 2)
+    turns = [cv2.getRotationMatrix2D(middle, 0, 1 + farthest * step / 40) for step in range(41)]
+    return np.floor(np.mean([cv2.warpAffine(pixels, turn, (SIDE, SIDE)) for turn in turns], 0) + 0.5).astype(np.uint8)
+
+
 # name: (what Pillow makes of an image and a magnitude, lowest and highest magnitude)
 POINTWISE = {
     "brightness": (lambda image, m: ImageEnhance.Brightness(image).enhance(1 + m), -1, 1),
@@ -82,6 +104,8 @@ POINTWISE = {
     "invert": (lambda image, m: ImageOps.invert(image), 0, 0),
     "blur": (lambda image, m: blurred(image, m), 0, 3),
     "pixelate": (lambda image, m: pixelated(image, m), 0.125, 1),
+    "jpeg": (lambda image, m: through_jpeg(image, round(m)), 1, 100),
+    "gamma": (lambda image, m: image.point(lambda v: round(255 * (v / 255) ** 2**m)), -2, 2),
 }
 GEOMETRIC = {
     "flip": (lambda image, m: ImageOps.mirror(image), 0, 0),
@@ -94,11 +118,17 @@ GEOMETRIC = {
     "translate_y": (lambda image, m: affine(image, 1, 0, 0, 0, 1, -int(m * image.height)), -1, 1),
     "rotate": (lambda image, m: image.rotate(m), -180, 180),
     "rotate_bilinear": (lambda image, m: image.rotate(m, Image.Resampling.BILINEAR), -180, 180),
+    "disk_blur": (lambda image, m: out_of_focus(image, m), 0, 2),
+    "zoom": (lambda image, m: zoomed(image, m), 0, 0.5),
 }
 # Where the amount alone does not decide. The first three are tested below, the others in test_augment_degradations.py.
 RANDOM = {"crop", "cutout", "random_erasing"} | {
-    "noise", "speckle", "impulse", "pixel_shuffle", "fractal", "random_filter", "random_colour",
+    "noise", "speckle", "impulse", "pixel_shuffle", "fractal", "random_filter", "random_colour", "motion", "elastic",
+    "haze", "drops",
 }  # fmt: skip
+# Amounts that do something, where it is not about a third that does.
+AMOUNTS = {"motion": 6.0, "elastic": 1.0, "pixel_shuffle": 1.0, "jpeg": 40.0, "rotate": 20.0, "rotate_bilinear": 20.0,
+           "posterize": 4.0, "solarize": 128.0, "blur": 1.0, "disk_blur": 1.5}  # fmt: skip
 
 
 def run_batch(name: str, pixels: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
@@ -175,14 +205,14 @@ def test_geometric_ops_are_within_two_levels_of_pillow_on_average(
 @pytest.mark.parametrize("name", sorted(set(POINTWISE) | set(GEOMETRIC)))
 def test_flat_dark_and_bright_images_come_out_as_pillows(name: str, engine: str) -> None:
     pixels = np.stack([np.full((SIDE, SIDE, 3), level, np.uint8) for level in (0, 1, 127, 255)])
-    magnitude = np.full(4, 4.0 if name == "posterize" else 0.3)
+    magnitude = np.full(4, AMOUNTS.get(name, 0.3))
     assert difference(ENGINES[engine](name, pixels, magnitude), run_pillow(name, pixels, magnitude)).max() <= 1
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_any_memory_format_and_shape_gives_the_same_pixels(name: str) -> None:
     pixels = photographs(3, 3)[:, :, :28]  # 32 high, 28 wide
-    magnitude, keys = torch.full((3,), 0.4), draws.keys(0, 0, torch.arange(3))
+    magnitude, keys = torch.full((3,), AMOUNTS.get(name, 0.3)), draws.keys(0, 0, torch.arange(3))
     last = FUNCTIONS[name](as_images(np.ascontiguousarray(pixels)), magnitude, keys)
     first = FUNCTIONS[name](as_images(pixels).contiguous(), magnitude, keys)
     assert last.shape == (3, 3, 32, 28)
@@ -193,7 +223,7 @@ def test_any_memory_format_and_shape_gives_the_same_pixels(name: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_what_a_sample_gets_does_not_depend_on_the_batch(name: str) -> None:
     images, keys = as_images(photographs(37)), draws.keys(0, 0, torch.arange(37))
-    magnitude = 0.2 + 0.5 * draws.uniform(keys, 99)
+    magnitude = AMOUNTS.get(name, 0.3) * (0.5 + draws.uniform(keys, 99))
     whole = FUNCTIONS[name](images, magnitude, keys)
     for size in (1, 6):
         starts = range(0, 12 if size == 1 else 37, size)
@@ -205,7 +235,7 @@ def test_what_a_sample_gets_does_not_depend_on_the_batch(name: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_cuda_device_gives_the_same_pixels_within_one_level(name: str) -> None:
     images, keys = as_images(photographs(256)), draws.keys(0, 0, torch.arange(256))
-    magnitude = 0.2 + 0.5 * draws.uniform(keys, 99)
+    magnitude = AMOUNTS.get(name, 0.3) * (0.5 + draws.uniform(keys, 99))
     there = FUNCTIONS[name](images.cuda(), magnitude.cuda(), keys.cuda()).cpu()
     assert difference(as_pixels(FUNCTIONS[name](images, magnitude, keys)), as_pixels(there)).max() <= 1
 
@@ -216,7 +246,7 @@ def test_both_engines_change_a_photograph_alike(name: str) -> None:
     count = 1500
     pixels, figures = photographs(1).repeat(count, 0), []
     for engine in ENGINES.values():
-        done = engine(name, pixels, np.full(count, 0.3)).astype(np.float64)
+        done = engine(name, pixels, np.full(count, AMOUNTS.get(name, 0.3))).astype(np.float64)
         views = (done, np.abs(done - pixels), np.abs(np.diff(done, axis=2)))
         flat = [view.reshape(count, -1) for view in views]
         figures.append(np.stack([*(view.mean(1) for view in flat), flat[0].std(1)], 1))  # [count, 4]

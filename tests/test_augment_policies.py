@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from comp.augment.ops import FOREIGN_IMITATES, OPS, Choice, Foreign, Mixture, Op
 from comp.augment.per_batch import alternation, augment
 from comp.augment.per_image import PerImage
 from comp.augment.policies import POLICIES, resolve
+from comp.config import load
+from comp.data import corruptions
 from comp.errors import ConfigError
 from comp.imaging import draws
 
@@ -187,6 +190,37 @@ def test_the_published_subpolicies_are_torchvisions(name: str) -> None:
             ours = round(op.low) if op.name == "posterize" else op.low
             assert op.signed == signed
             assert ours == pytest.approx(magnitude, abs=1e-4)
+
+
+def test_what_is_imitated_is_the_suites_and_nothing_of_it_is_left_out() -> None:
+    imitated = [names for _, names in OPS.values()]
+    assert frozenset().union(*imitated) == set(corruptions.NAMES)
+    assert frozenset().union(*FOREIGN_IMITATES.values()) <= set(corruptions.NAMES)
+
+
+# Held to this list, so that an op that comes in has to be judged.
+GENERIC = {
+    "crop", "flip", "alternating_flip", "cutout", "random_erasing", "shear_x", "shear_y", "shear_x_bilinear",
+    "shear_y_bilinear", "translate_x", "translate_y", "rotate", "rotate_bilinear", "hue", "posterize", "solarize",
+    "autocontrast", "equalize", "invert", "fractal", "random_filter", "random_colour",
+}  # fmt: skip
+
+
+def test_only_generic_ops_imitate_nothing() -> None:
+    assert {name for name, (_, imitated) in OPS.items() if not imitated} == GENERIC
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_op_can_be_asked_for_in_yaml(engine: str, tmp_path: Path) -> None:
+    rows = "".join(f"\n    - {{name: {name}, p: 0.9, magnitude: [0.1, 0.3]}}" for name in OPS)
+    (tmp_path / "all.yaml").write_text(f"augment:\n  policy: none\n  ops:{rows}\n")
+    read = load(tmp_path / "all.yaml").augment
+    policy = resolve(read.policy, read.ops)
+    assert policy.imitates == set(corruptions.NAMES)
+    images = pictures(16)
+    done = ENGINES[engine](policy, images)
+    assert done.shape == images.shape
+    assert not torch.equal(done, images)
 
 
 def test_what_imitates_the_suite_says_so() -> None:

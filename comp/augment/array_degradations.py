@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from comp.imaging import colour, draws, fractals
+from comp.imaging import colour, draws, fractals, geometry, kernels, overlays
 
 Image = NDArray[np.uint8]
 Function = Callable[[Image, float, random.Random], Image]
@@ -95,7 +95,7 @@ def _boxes(size: int, count: int) -> NDArray[np.float32]:
 
 def _fractal(image: Image, magnitude: float, chance: random.Random) -> Image:
     height, width, channels = image.shape
-    piece = _piece(fractals.textures(max(height, width), channels, _CPU).numpy(), image, chance).astype(np.float32)
+    piece = _piece(fractals.sheets(max(height, width), channels, _CPU).numpy(), image, chance).astype(np.float32)
     way = chance.randrange(4)
     if way > 1:
         return _rounded(image * (1 + magnitude * (piece * np.float32(2 / 255) - 1)), image)
@@ -130,6 +130,81 @@ def _random_colour(image: Image, magnitude: float, chance: random.Random) -> Ima
     return np.asarray(cv2.LUT(image, tables.T[None]), np.uint8).reshape(image.shape)
 
 
+def _jpeg(image: Image, magnitude: float, chance: random.Random) -> Image:
+    quality = min(max(round(magnitude), 1), 100)
+    flags = cv2.IMREAD_COLOR if image.shape[2] == 3 else cv2.IMREAD_GRAYSCALE
+    # OpenCV takes blue first; chroma and tables are Pillow's.
+    file = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    decoded = np.asarray(cv2.imdecode(file, flags), np.uint8).reshape(image.shape)
+    return np.ascontiguousarray(decoded[..., ::-1])
+
+
+def _motion(image: Image, magnitude: float, chance: random.Random) -> Image:
+    count = kernels.samples(*image.shape[:2])
+    along = ((np.arange(count) + 0.5) / count - 0.5) * magnitude * _scale(image)
+    angle = chance.uniform(0, math.pi)
+    return _mean_at(image, along * math.cos(angle), along * math.sin(angle))
+
+
+def _disk_blur(image: Image, magnitude: float, chance: random.Random) -> Image:
+    points = kernels.sunflower(kernels.samples(*image.shape[:2])).numpy() * magnitude * _scale(image)
+    return _mean_at(image, points[:, 0], points[:, 1])
+
+
+def _mean_at(image: Image, right: NDArray[np.float64], down: NDArray[np.float64]) -> Image:
+    """Return the mean of the pixels at offsets [T], rounded."""
+    x, y = (np.floor(way + 0.5).astype(int) for way in (right, down))
+    reach = max(np.abs(x).max(), np.abs(y).max())
+    kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
+    np.add.at(kernel, (y + reach, x + reach), np.float32(1 / len(x)))
+    return _rounded(cv2.filter2D(image, cv2.CV_32F, kernel), image)
+
+
+def _zoom(image: Image, magnitude: float, chance: random.Random) -> Image:
+    count = kernels.samples(*image.shape[:2])
+    total = np.zeros(image.shape, np.float32)
+    for step, dither in enumerate(kernels.dithers(count).numpy()):
+        factor = 1 + magnitude * step / (count - 1)
+        rows, columns = (
+            np.floor((np.arange(side) - (side - 1) / 2) / factor + side / 2 + moved).clip(0, side - 1).astype(np.intp)
+            for side, moved in zip(image.shape[:2], dither[::-1], strict=True)
+        )
+        total += image[rows[:, None], columns]
+    return _rounded(total / np.float32(count), image)
+
+
+def _elastic(image: Image, magnitude: float, chance: random.Random) -> Image:
+    height, width = image.shape[:2]
+    bumps = _normal(chance, 2, geometry.BUMPS, geometry.BUMPS) * (magnitude * _scale(image))
+    rows, columns = (geometry.bump_matrix(side, _CPU).numpy() for side in (height, width))
+    x, y = rows @ bumps @ columns.T + np.indices((height, width))[::-1]
+    bent = cv2.remap(
+        image, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    return np.asarray(bent, np.uint8).reshape(image.shape)
+
+
+def _haze(image: Image, magnitude: float, chance: random.Random) -> Image:
+    return _lay(image, overlays.clouds, np.array(chance.uniform(150, 255)), magnitude, chance)
+
+
+def _drops(image: Image, magnitude: float, chance: random.Random) -> Image:
+    shade = np.array([chance.uniform(0, 90) for _ in range(image.shape[2])])
+    return _lay(image, overlays.covers, 255 - shade if chance.random() < 0.5 else shade, magnitude, chance)
+
+
+def _lay(
+    image: Image, sheets: overlays.Sheets, tint: NDArray[np.float64], weight: float, chance: random.Random
+) -> Image:
+    cover = _piece(sheets(max(image.shape[:2]), image.shape[2], _CPU).numpy(), image, chance)
+    return _rounded(image + cover * np.float32(weight / 255) * (tint.astype(np.float32) - image), image)
+
+
+def _gamma(image: Image, magnitude: float, chance: random.Random) -> Image:
+    table = 255 * (np.arange(256) / 255) ** (2**magnitude)
+    return np.asarray(cv2.LUT(image, (table + 0.5).astype(np.uint8)), np.uint8).reshape(image.shape)
+
+
 FUNCTIONS: dict[str, Function] = {
     "noise": _noise,
     "speckle": _speckle,
@@ -140,4 +215,12 @@ FUNCTIONS: dict[str, Function] = {
     "fractal": _fractal,
     "random_filter": _random_filter,
     "random_colour": _random_colour,
+    "jpeg": _jpeg,
+    "motion": _motion,
+    "disk_blur": _disk_blur,
+    "zoom": _zoom,
+    "elastic": _elastic,
+    "haze": _haze,
+    "drops": _drops,
+    "gamma": _gamma,
 }

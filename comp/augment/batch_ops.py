@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from comp.imaging import colour, draws, fractals, geometry, kernels, noise
+from comp.imaging import colour, draws, fractals, geometry, jpeg, kernels, noise, overlays
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -46,9 +46,9 @@ def _random_erasing(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
     height, width = (heights * first).sum(1), (widths * first).sum(1)
     top = draws.integers(keys, 20, H - height + 1)
     left = draws.integers(keys, 21, W - width + 1)
-    noise = (draws.bits_field(keys, 22, (H, W, C)) & 255).to(torch.uint8)
+    static = (draws.bits_field(keys, 22, (H, W, C)) & 255).to(torch.uint8)
     boxes = torch.stack((top, left, top + height, left + width), 1)
-    return geometry.erase(images, boxes, geometry.to_images(noise))
+    return geometry.erase(images, boxes, geometry.to_images(static))
 
 
 def _translate(images: Tensor, magnitude: Tensor, keys: Tensor, *, axis: int) -> Tensor:
@@ -65,9 +65,30 @@ def _shear(images: Tensor, magnitude: Tensor, keys: Tensor, *, axis: int, interp
     return geometry.affine(images, geometry.shear_matrices(*slopes), interpolation=interpolation)
 
 
-def _scaled(function: Function | Callable[[Tensor, Tensor], Tensor], *, drawn: bool = False) -> Function:
+def _jpeg(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
+    quality = magnitude.round().clamp(1, 100).to(torch.int64)
+    return geometry.to_images(geometry.to_pixels(jpeg.compress(images, quality).to(torch.uint8)))
+
+
+_CHUNK_VALUES = 128 * 3 * 32 * 32
+
+
+def _chunked(function: Function) -> Function:
+    """On a CPU, take few enough samples at a time for intermediates to stay in its cache: up to 3 times faster."""
+
+    def run(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
+        count = max(1, _CHUNK_VALUES // images[0].numel())
+        if images.device.type != "cpu" or len(images) <= count:
+            return function(images, magnitude, keys)
+        parts = zip(*(torch.split(all_, count) for all_ in (images, magnitude, keys)), strict=True)
+        return torch.cat([function(*part) for part in parts])
+
+    return run
+
+
+def _scaled(function: Function) -> Function:
     """Turn pixels of an image whose shorter side is 32 into those of the image at hand."""
-    return lambda images, magnitude, keys: function(images, magnitude * (min(images.shape[2:]) / 32), *[keys] * drawn)
+    return lambda images, magnitude, keys: function(images, magnitude * (min(images.shape[2:]) / 32), keys)
 
 
 def _plain(function: Callable[[Tensor], Tensor]) -> Function:
@@ -108,13 +129,21 @@ FUNCTIONS: dict[str, Function] = {
     "autocontrast": _plain(colour.autocontrast),
     "equalize": _plain(colour.equalize),
     "invert": _plain(colour.invert),
-    "noise": noise.gaussian,
-    "speckle": noise.speckle,
-    "impulse": noise.impulse,
-    "blur": _scaled(kernels.gaussian_blur),
-    "pixel_shuffle": _scaled(noise.shuffle, drawn=True),
-    "pixelate": _valued(kernels.pixelate),
-    "fractal": fractals.mix,
-    "random_filter": kernels.random_filter,
+    "noise": _chunked(noise.gaussian),
+    "speckle": _chunked(noise.speckle),
+    "impulse": _chunked(noise.impulse),
+    "blur": _chunked(_scaled(_valued(kernels.gaussian_blur))),
+    "pixel_shuffle": _scaled(noise.shuffle),
+    "pixelate": _chunked(_valued(kernels.pixelate)),
+    "fractal": _chunked(fractals.mix),
+    "random_filter": _chunked(kernels.random_filter),
     "random_colour": colour.random_curve,
+    "jpeg": _chunked(_jpeg),
+    "motion": _chunked(_scaled(kernels.motion_blur)),
+    "disk_blur": _chunked(_scaled(_valued(kernels.disk_blur))),
+    "zoom": _chunked(_valued(kernels.zoom_blur)),
+    "elastic": _chunked(_scaled(geometry.elastic)),
+    "haze": _chunked(overlays.haze),
+    "drops": _chunked(overlays.drops),
+    "gamma": _valued(colour.gamma),
 }

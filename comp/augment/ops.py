@@ -51,6 +51,14 @@ OPS: dict[str, tuple[str, frozenset[str]]] = {
     "fractal": ("weight of the texture, 0 to 1", frozenset()),
     "random_filter": ("sigma of the nine weights", frozenset()),
     "random_colour": ("root mean square of the change, as a fraction of 255", frozenset()),
+    "jpeg": ("quality, 1 to 100, rounded", frozenset({"jpeg_compression"})),
+    "motion": ("length in pixels, where the shorter side is 32", frozenset({"motion_blur"})),
+    "disk_blur": ("radius in pixels, where the shorter side is 32", frozenset({"defocus_blur", "gaussian_blur"})),
+    "zoom": ("largest factor - 1", frozenset({"zoom_blur"})),
+    "elastic": ("rms displacement in pixels, where the shorter side is 32", frozenset({"elastic_transform"})),
+    "haze": ("share of the clouds' light, 0 to 1", frozenset({"fog"})),
+    "drops": ("share hidden in a drop's middle, 0 to 1", frozenset({"snow", "frost", "spatter"})),
+    "gamma": ("octaves of the exponent; above 0 darkens", frozenset({"brightness", "contrast"})),
 }
 
 

@@ -86,6 +86,12 @@ def invert(images: Tensor) -> Tensor:
     return to_images(~to_pixels(images))
 
 
+def gamma(images: Tensor, octaves: Tensor) -> Tensor:
+    """Return images with levels, as fractions of 255, raised to the power 2^`octaves` [B]: above 0 is darker."""
+    shares = torch.arange(256, dtype=torch.float64, device=images.device) / 255
+    return look_up(images, rounded(255 * shares ** torch.exp2(octaves.double())[:, None]))
+
+
 def autocontrast(images: Tensor) -> Tensor:
     """Return images with each channel stretched to reach from 0 to 255; a flat channel stays (ImageOps)."""
     flat = to_pixels(images).flatten(1, 2)  # [B, H W, C]

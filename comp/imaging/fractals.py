@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from comp.imaging import draws
+from comp.imaging import draws, textures
 from comp.imaging.colour import rounded
 from comp.imaging.geometry import to_images, to_pixels
 
@@ -34,7 +34,7 @@ def mix(images: Tensor, weight: Tensor, keys: Tensor) -> Tensor:
     """
     pixels = to_pixels(images)
     _, H, W, C = pixels.shape
-    piece = pieces(textures(max(H, W), C, images.device), keys, H, W).to(torch.float32)
+    piece = textures.pieces(sheets(max(H, W), C, images.device), keys, H, W).to(torch.float32)
     weight, way = weight.to(torch.float32)[:, None, None, None], draws.integers(keys, 4, 4)[:, None, None, None]
     share = weight * (1 - 2 * (way == 1).to(torch.float32))
     multiplied = (way > 1).to(torch.float32) * weight
@@ -44,31 +44,8 @@ def mix(images: Tensor, weight: Tensor, keys: Tensor) -> Tensor:
     return to_images(rounded(mixed.add_(piece.mul_(added))))
 
 
-def pieces(sheets: Tensor, keys: Tensor, height: int, width: int) -> Tensor:
-    """Return a random piece of a random sheet for each key, upside down for half of them.
-
-    Args:
-        sheets: [K, S, S, C], contiguous.
-        keys: [B] int64; takes draws 0 to 3.
-        height: of a piece, at most S.
-        width: of a piece, at most S.
-
-    Returns:
-        [B, height, width, C].
-    """
-    count, side, _, C = sheets.shape
-    sheet = draws.integers(keys, 0, count)
-    top, left = draws.integers(keys, 1, side - height + 1), draws.integers(keys, 2, side - width + 1)
-    rows = torch.arange(height, device=keys.device)
-    rows = torch.where(draws.integers(keys, 3, 2)[:, None] == 1, height - 1 - rows, rows)  # [B, height]
-    starts = ((sheet * side + top)[:, None] + rows).mul_(side).add_(left[:, None]).mul_(C)
-    # Any run of a row's length in memory is a row of this view, so that whole rows are copied and not single pixels.
-    runs = sheets.view(-1).as_strided((sheets.numel() - width * C + 1, width * C), (1, 1))
-    return runs.index_select(0, starts.view(-1)).view(-1, height, width, C)
-
-
 @functools.lru_cache(maxsize=8)
-def textures(side: int, channels: int, device: torch.device) -> Tensor:
+def sheets(side: int, channels: int, device: torch.device) -> Tensor:
     """Return the textures for images of a side: [128, 2 side, 2 side, channels] uint8, the same on every call.
 
     The second half mirrors the first. They are computed on the CPU, so that devices cannot differ.
@@ -81,8 +58,8 @@ def textures(side: int, channels: int, device: torch.device) -> Tensor:
     turns = torch.tensor([[0.5 + 1.5 * _uniform(n, 20 + c) for c in range(channels)] for n in range(COUNT)])
     starts = torch.tensor([[_uniform(n, 30 + c) for c in range(channels)] for n in range(COUNT)])
     angles = 2 * math.pi * (fields[..., None] * turns[:, None, None] + starts[:, None, None])
-    sheets = rounded(torch.cos(angles).add_(1).mul_(127.5))  # [K, S, S, C]
-    return torch.cat((sheets, sheets.flip(2))).to(device)
+    upright = rounded(torch.cos(angles).add_(1).mul_(127.5))  # [K, S, S, C]
+    return torch.cat((upright, upright.flip(2))).to(device)
 
 
 def _uniform(number: int, draw: int) -> float:

@@ -6,10 +6,13 @@ pixel, which input pixel it takes: Pillow's `Image.transform(AFFINE)`, in the sa
 pixel, so that the integers are Pillow's own and equal on every device.
 """
 
+import functools
 import math
 
 import torch
 from torch import Tensor
+
+from comp.imaging import draws
 
 _ONE = 1 << 16  # 1.0 in 16.16 fixed point
 
@@ -97,6 +100,41 @@ def rotate(images: Tensor, degrees: Tensor, *, interpolation: str = "nearest", f
     return affine(images, matrices, interpolation=interpolation, fill=fill)
 
 
+def elastic(images: Tensor, amount: Tensor, keys: Tensor) -> Tensor:
+    """Return images bent by smooth random displacements; the border is repeated beyond itself.
+
+    Bumps about a quarter of a side wide, on a grid of six a side, make the field (after Simard et al. 2003, ICDAR,
+    who smooth noise at every pixel).
+
+    Args:
+        images: [B, C, H, W] uint8.
+        amount: [B] pixels, the displacements' root mean square on each axis.
+        keys: [B] int64.
+    """
+    H, W = images.shape[2:]
+    bumps = draws.normal_field(keys, 0, (2, BUMPS, BUMPS)).double() * amount.double()[:, None, None, None]
+    moves = bump_matrix(H, images.device) @ bumps @ bump_matrix(W, images.device).T  # [B, 2, H, W] pixels
+    rows, columns = (torch.arange(side, device=images.device) + 0.5 for side in (H, W))
+    x = _fixed((moves[:, 0] + columns).clamp_(0, W)).to(torch.int32)
+    y = _fixed((moves[:, 1] + rows[:, None]).clamp_(0, H)).to(torch.int32)
+    return _bilinear(images, x, y, torch.full_like(x, -1), 0)
+
+
+BUMPS = 6
+
+
+@functools.lru_cache(maxsize=16)
+def bump_matrix(size: int, device: torch.device) -> Tensor:
+    """Return [size, 6] float64: how much of each bump every place of an axis has; squares of a row sum to 1.
+
+    So a field made of unit normal bumps has unit variance everywhere.
+    """
+    middles = (torch.arange(BUMPS, dtype=torch.float64) - 0.5) * size / (BUMPS - 2)  # the first and last lie outside
+    places = torch.arange(size, dtype=torch.float64)[:, None] + 0.5
+    bumps = torch.exp(-0.5 * ((places - middles) / (0.6 * size / (BUMPS - 2))).square())
+    return (bumps / bumps.square().sum(1, keepdim=True).sqrt()).to(device)
+
+
 def erase(images: Tensor, boxes: Tensor, filling: Tensor | int) -> Tensor:
     """Return images with a rectangle each replaced.
 
@@ -153,19 +191,26 @@ def _walk(start: Tensor, by_column: Tensor, by_row: Tensor, height: int, width: 
 
 
 def _affine_bilinear(images: Tensor, matrices: Tensor, fill: int) -> Tensor:
-    """The four neighbours by weights of 1/4096, in integers: places are rounded to 1/64 pixel."""
-    B, C, H, W = images.shape
+    _, _, H, W = images.shape
     a, b, c, d, e, f = matrices.unbind(1)
     x = _walk(c + (a + b) / 2, a, b, H, W)
     y = _walk(f + (d + e) / 2, d, e, H, W)
-    inside = _inside(x, y, W * _ONE, H * _ONE)
+    return _bilinear(images, x, y, _inside(x, y, W * _ONE, H * _ONE), fill)
+
+
+def _bilinear(images: Tensor, x: Tensor, y: Tensor, inside: Tensor, fill: int) -> Tensor:
+    """The four neighbours of places [B, H, W] in fixed point, where all bits of `inside` are set; else `fill`.
+
+    By weights of 1/4096, in integers: places are rounded to 1/64 pixel. Works in the buffers of `x` and `y`.
+    """
+    B, C, H, W = images.shape
     x, y = x.sub_(_ONE // 2), y.sub_(_ONE // 2)  # from pixel corners to pixel centres
     right, lower = ((x & (_ONE - 1)) >> 10).to(torch.int64), ((y & (_ONE - 1)) >> 10).to(torch.int64)  # of 64
     columns, rows = x >> 16, y >> 16
     first = torch.arange(0, B * H * W, H * W, dtype=torch.int32, device=images.device)[:, None, None]
     above, below = rows.clamp(0, H - 1).mul_(W).add_(first), (rows + 1).clamp_(0, H - 1).mul_(W).add_(first)
     before, after = columns.clamp(0, W - 1), (columns + 1).clamp_(0, W - 1)
-    table = _pack(images)
+    table = pack(images)
 
     def at(row: Tensor, column: Tensor) -> Tensor:
         return table.index_select(0, (row + column).view(-1)).view(B, H, W)
@@ -183,20 +228,20 @@ def _affine_bilinear(images: Tensor, matrices: Tensor, fill: int) -> Tensor:
 
 
 # All channels of a pixel stand in one int64, 21 bits apart: room for 8 bits times weights that sum to 4096.
-_APART = 21
-_EVERY = 1 | 1 << _APART | 1 << 2 * _APART
+APART = 21
+_EVERY = 1 | 1 << APART | 1 << 2 * APART
 
 
-def _pack(images: Tensor) -> Tensor:
-    """Return [B H W] int64 of [B, C, H, W] uint8, C at most 3."""
+def pack(images: Tensor) -> Tensor:
+    """Return [B H W] int64 of [B, C, H, W] uint8, C at most 3: the channels of a pixel `APART` bits apart."""
     assert images.shape[1] <= 3
     packed = images[:, 0].to(torch.int64, memory_format=torch.contiguous_format)
     for channel in range(1, images.shape[1]):
-        packed |= images[:, channel].to(torch.int64) << channel * _APART
+        packed |= images[:, channel].to(torch.int64) << channel * APART
     return packed.view(-1)
 
 
 def _unpack(packed: Tensor, channels: int) -> Tensor:
     """Return [B, C, H, W] uint8 of [B, H, W] int64; what stands above a channel's 8 bits is cut off."""
-    planes = [(packed >> channel * _APART).to(torch.uint8) for channel in range(channels)]
+    planes = [(packed >> channel * APART).to(torch.uint8) for channel in range(channels)]
     return to_images(torch.stack(planes, -1))

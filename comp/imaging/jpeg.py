@@ -80,19 +80,23 @@ def _passes(blocks: Tensor, matrix: Tensor, first_shift: int, second_shift: int,
     return blocks
 
 
-@functools.lru_cache(maxsize=32)
-def _table(plane: Literal["luma", "chroma"], quality: int, device: torch.device) -> Tensor:
-    """[8, 8] float64 quantisation steps for a quality of 1..100, within baseline's 1..255."""
+@functools.lru_cache(maxsize=8)
+def _tables(plane: Literal["luma", "chroma"], device: torch.device) -> Tensor:
+    """[100, 8, 8] float64 quantisation steps for qualities of 1 to 100, within baseline's 1..255."""
     base = torch.tensor(_LUMINANCE if plane == "luma" else _CHROMINANCE)
-    scale = 5000 // quality if quality < 50 else 200 - 2 * quality
+    quality = torch.arange(1, 101)[:, None, None]
+    scale = torch.where(quality < 50, 5000 // quality, 200 - 2 * quality)
     return ((base * scale + 50) // 100).clamp(1, 255).to(device, torch.float64)
 
 
-def _code(planes: Tensor, table: Tensor) -> Tensor:
-    """Transform, quantise and transform back [N, H, W] int32 planes whose sides are multiples of 8."""
+def _code(planes: Tensor, tables: Tensor) -> Tensor:
+    """Transform, quantise and transform back [N, H, W] int32 planes whose sides are multiples of 8.
+
+    `tables` is [N, 8, 8], or [1, 8, 8] for all.
+    """
     height, width = planes.shape[1:]
     forward = _forward_matrix().to(planes.device)
-    steps = table.repeat(height // 8, width // 8)
+    steps = tables.repeat(1, height // 8, width // 8)
     coefficients = _passes((planes - 128).to(torch.float64), forward, _DCT_BITS - _PASS_BITS, _DCT_BITS + _PASS_BITS,
                            rows_first=True)  # 8 times the orthonormal ones  # fmt: skip
     # Halves go away from zero; whole numbers over whole numbers, so no quotient is wrongly rounded up to a whole.
@@ -145,27 +149,30 @@ def _to_rgb(luma: Tensor, blue: Tensor, red: Tensor) -> Tensor:
     return torch.stack(planes, 1).clamp_(0, 255)
 
 
-def compress(images: Tensor, quality: int) -> Tensor:
+def compress(images: Tensor, quality: int | Tensor) -> Tensor:
     """Return images as they come back from a baseline JPEG file.
 
     Args:
         images: [B, C, H, W], whole grey levels 0..255 in any type; C = 3 is coded with 4:2:0 chroma, C = 1 as luma.
-        quality: 1..100, Pillow's.
+        quality: 1..100, Pillow's; [B] int64 for a quality each.
 
     Returns:
         [B, C, H, W] int32, 0..255.
     """
     pixels = images.to(torch.int32)
     channels, height, width = pixels.shape[1:]
-    luma_table = _table("luma", quality, pixels.device)
+    place = (quality if isinstance(quality, Tensor) else torch.tensor([quality], device=pixels.device)) - 1
+    luma_tables = _tables("luma", pixels.device).index_select(0, place)
     if channels == 1:
-        return _code(_padded(pixels, 8, 8)[:, 0], luma_table)[:, None, :height, :width]
+        return _code(_padded(pixels, 8, 8)[:, 0], luma_tables)[:, None, :height, :width]
     # As the library pads: columns before chroma is halved, rows after.
     ycc = _padded(_to_ycc(pixels), 2, 16)
-    luma = _code(_padded(ycc[:, :1], 8, 8)[:, 0], luma_table)[:, :height, :width]
-    halves = _padded(_halved(ycc[:, 1:]), 8, 8).flatten(0, 1)
-    chroma = _code(halves, _table("chroma", quality, pixels.device))
+    luma = _code(_padded(ycc[:, :1], 8, 8)[:, 0], luma_tables)[:, :height, :width]
+    halves = _padded(_halved(ycc[:, 1:]), 8, 8)  # [B, 2, h, w]
+    # Blocks are coded one by one, so both chroma planes of an image can stand in one.
+    chroma = _code(halves.flatten(1, 2), _tables("chroma", pixels.device).index_select(0, place))
     # The decoder crops before it upsamples: beyond the last column it repeats that column, not the padding.
     half_height, half_width = (height + 1) // 2, (width + 1) // 2
-    chroma = _doubled(chroma[:, :half_height, :half_width])[:, :height, :width]
+    chroma = chroma.view_as(halves).flatten(0, 1)[:, :half_height, :half_width]
+    chroma = _doubled(chroma)[:, :height, :width]
     return _to_rgb(luma, chroma[::2], chroma[1::2])

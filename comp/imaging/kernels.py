@@ -6,13 +6,14 @@ sum is exact in float32: neither the batch nor the device changes a pixel.
 """
 
 import functools
+import math
 
 import torch
 from torch import Tensor
 
 from comp.imaging import draws, filters
 from comp.imaging.colour import rounded
-from comp.imaging.geometry import to_images, to_pixels
+from comp.imaging.geometry import APART, pack, to_images, to_pixels
 
 _FINEST = 1 << 13  # weights are multiples of 1/8192: 13 bits, and 8 of a grey level
 _EIGHTHS = 8  # what is kept between the axes: 11 bits of a grey level, and 13 of a weight
@@ -109,3 +110,86 @@ def random_filter(images: Tensor, sigma: Tensor, keys: Tensor) -> Tensor:
         down, right = divmod(tap, 3)
         total.add_(padded[:, down : down + H, right * C : (right + W) * C] * weights[:, tap])
     return to_images(rounded(total).view(B, H, W, C))
+
+
+def motion_blur(images: Tensor, length: Tensor, keys: Tensor) -> Tensor:
+    """Return images smeared evenly along a straight line; `length` [B] pixels, directions by chance."""
+    count = samples(*images.shape[2:])
+    along = ((torch.arange(count, device=images.device) + 0.5) / count - 0.5) * length.double()[:, None]  # [B, T]
+    # float64: the last bit of a float32 cosine depends on its place in the batch, and could move a pixel.
+    angle = math.pi * draws.uniform(keys, 0).double()[:, None]
+    return _mean_of_shifts(images, torch.cos(angle) * along, torch.sin(angle) * along)
+
+
+def disk_blur(images: Tensor, radius: Tensor) -> Tensor:
+    """Return images out of focus: each pixel the mean over a disk of `radius` [B] pixels."""
+    x, y = sunflower(samples(*images.shape[2:])).to(images.device).unbind(1)
+    radius = radius.double()[:, None]
+    return _mean_of_shifts(images, radius * x, radius * y)
+
+
+def zoom_blur(images: Tensor, farthest: Tensor) -> Tensor:
+    """Return the mean of images and their enlargements about the middle, up to a factor of 1 + `farthest` [B]."""
+    B, C, H, W = images.shape
+    count = samples(H, W)
+    steps = torch.arange(count, device=images.device) / (count - 1)
+    factors = 1 + farthest.double()[:, None, None] * steps[:, None]  # [B, T, 1]
+
+    def places(size: int, dither: Tensor) -> Tensor:
+        offsets = torch.arange(size, dtype=torch.float64, device=images.device) - (size - 1) / 2
+        return (offsets / factors + size / 2 + dither[:, None]).floor().to(torch.int32).clamp_(0, size - 1)
+
+    right, down = dithers(count).to(images.device).unbind(1)
+    first = torch.arange(0, B * H * W, H * W, dtype=torch.int32, device=images.device)[:, None, None]
+    rows, columns = places(H, down).mul_(W).add_(first), places(W, right)  # [B, T, H], [B, T, W]
+    packed = pack(images)
+    total = torch.zeros(B * H * W, dtype=torch.int64, device=images.device)
+    for t in range(count):
+        total += packed.index_select(0, (rows[:, t, :, None] + columns[:, t, None, :]).view(-1))
+    planes = [(total >> channel * APART).bitwise_and_((1 << APART) - 1).to(torch.float32) for channel in range(C)]
+    return to_images(rounded(torch.stack(planes, -1).div_(count)).view(B, H, W, C))
+
+
+def samples(height: int, width: int) -> int:
+    """Return how many copies stand for a continuous smear: 24 at 32 pixels, more where a smear is longer."""
+    return min(max(24, min(height, width) // 2), 128)  # 128 levels of 255 still go into 16 bits
+
+
+def sunflower(count: int) -> Tensor:
+    """Return [count, 2] float64 points spread evenly over the unit disk (Vogel 1979, Mathematical Biosciences 44)."""
+    steps = torch.arange(count, dtype=torch.float64)
+    radius, angle = ((steps + 0.5) / count).sqrt(), steps * (math.pi * (3 - math.sqrt(5)))
+    return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), 1)
+
+
+def dithers(count: int) -> Tensor:
+    """Return [count, 2] float64 in -0.5..0.5, spread evenly: what copies are moved by before rounding to pixels.
+
+    The mean over many copies is then that of bilinear interpolation, and copies that lie on pixels stay there. Steps
+    are powers of the plastic number (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences").
+    """
+    steps = torch.arange(1, count + 1, dtype=torch.float64)[:, None]
+    plastic = 1.32471795724474602596
+    return (steps * torch.tensor([1 / plastic, 1 / plastic**2], dtype=torch.float64)).remainder(1) - 0.5
+
+
+def _mean_of_shifts(images: Tensor, right: Tensor, down: Tensor) -> Tensor:
+    """Mean over T of images read `right` and `down` [B, T] pixels away, rounded; borders are mirrored.
+
+    Shifts end at half a side. Whole rows are copied out of a wider image and summed, 16 bits a value.
+    """
+    pixels = to_pixels(images)
+    B, H, W, C = pixels.shape
+    margin = W // 2
+    columns = torch.arange(-margin, W + margin, device=images.device)
+    wide = pixels.index_select(2, filters.border_indices(columns, W, "mirror")).to(torch.int16)
+    right, down = ((shift + 0.5).floor().to(torch.int64)[:, :, None] for shift in (right, down))
+    rows = filters.border_indices(torch.arange(H, device=images.device) + down, H, "mirror")  # [B, T, H]
+    rows += torch.arange(0, B * H, H, device=images.device)[:, None, None]
+    starts = (rows * (W + 2 * margin) + margin + right.clamp(-margin, margin)).mul_(C)
+    # Any run of a row's length in memory is a row of this view.
+    runs = wide.view(-1).as_strided((wide.numel() - W * C + 1, W * C), (1, 1))
+    total = torch.zeros(B * H, W * C, dtype=torch.int16, device=images.device)
+    for t in range(starts.shape[1]):
+        total += runs.index_select(0, starts[:, t].reshape(-1))
+    return to_images(rounded(total.to(torch.float32).div_(starts.shape[1])).view(B, H, W, C))

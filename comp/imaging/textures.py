@@ -1,4 +1,7 @@
-"""Procedural textures: fractal clouds for fog, and ice crystals for frost. Nobody's photographs are needed."""
+"""Procedural textures: fractal clouds for fog, ice crystals for frost, and pieces cut from sheets of either.
+
+Nobody's photographs are needed.
+"""
 
 import functools
 
@@ -45,8 +48,8 @@ def plasma(keys: Tensor, side: int, decay: float) -> Tensor:
     return (clouds - low) / (high - low).clamp(min=1e-12)
 
 
-def _noise(key: int, cells: int, side: int) -> Tensor:
-    """[side, side] float32 smooth noise of unit variance at the cells' centres."""
+def smooth_noise(key: int, cells: int, side: int) -> Tensor:
+    """Return [side, side] float32 noise, smooth between `cells` by `cells` centres, where its variance is 1."""
     field = draws.normal_field(torch.tensor([key]), 0, (1, cells, cells))
     return F.interpolate(field, (side, side), mode="bicubic", align_corners=False)[0, 0]
 
@@ -56,8 +59,8 @@ def _ice(number: int, needles: float, side: int) -> Tensor:
     cloud, ridges = torch.zeros(side, side), torch.zeros(side, side)
     for octave in range(5):
         cells = 5 << octave
-        cloud += _noise(draws.key(1, number, octave), cells, side) * 0.75**octave
-        ridges += (1 - _noise(draws.key(2, number, octave), cells, side).abs()).clamp(-1, 1) * 0.9**octave
+        cloud += smooth_noise(draws.key(1, number, octave), cells, side) * 0.75**octave
+        ridges += (1 - smooth_noise(draws.key(2, number, octave), cells, side).abs()).clamp(-1, 1) * 0.9**octave
     return cloud / cloud.std() * (1 - needles) + ridges / ridges.std() * needles
 
 
@@ -83,3 +86,26 @@ def frosts(scale: float, device: torch.device) -> Tensor:
         side = round(_FROST_SIDE * scale)
         textures = F.interpolate(textures, (side, side), mode="bicubic", align_corners=False).clamp(0, 255)
     return textures.to(device)
+
+
+def pieces(sheets: Tensor, keys: Tensor, height: int, width: int) -> Tensor:
+    """Return a random piece of a random sheet for each key, turned upside down for half of them.
+
+    Args:
+        sheets: [K, S, S, C], contiguous.
+        keys: [B] int64; takes draws 0 to 3.
+        height: of a piece, at most S.
+        width: of a piece, at most S.
+
+    Returns:
+        [B, height, width, C].
+    """
+    count, side, _, C = sheets.shape
+    sheet = draws.integers(keys, 0, count)
+    top, left = draws.integers(keys, 1, side - height + 1), draws.integers(keys, 2, side - width + 1)
+    rows = torch.arange(height, device=keys.device)
+    rows = torch.where(draws.integers(keys, 3, 2)[:, None] == 1, height - 1 - rows, rows)  # [B, height]
+    starts = ((sheet * side + top)[:, None] + rows).mul_(side).add_(left[:, None]).mul_(C)
+    # Any run of a row's length in memory is a row of this view, so that whole rows are copied and not single pixels.
+    runs = sheets.view(-1).as_strided((sheets.numel() - width * C + 1, width * C), (1, 1))
+    return runs.index_select(0, starts.view(-1)).view(-1, height, width, C)

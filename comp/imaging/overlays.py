@@ -1,0 +1,114 @@
+"""Layers laid over images: haze, and drops, flakes or streaks. Procedural, one random piece of a sheet each sample."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from comp.imaging import draws, filters, textures
+from comp.imaging.colour import rounded
+from comp.imaging.geometry import to_images, to_pixels
+
+_COUNT = 48  # sheets of a kind; each is stored upright and mirrored
+_SIDES = (64, 128)  # px that sheets are computed at, for images of up to 32 px and larger ones
+
+Sheets = Callable[[int, int, torch.device], Tensor]
+
+
+def haze(images: Tensor, thickness: Tensor, keys: Tensor) -> Tensor:
+    """Return images behind clouds of a random light grey.
+
+    Args:
+        images: [B, C, H, W] uint8.
+        thickness: [B] share of the light that clouds give where they are thickest; half of it where thinnest.
+        keys: [B] int64.
+    """
+    light = 150 + 105 * draws.uniform(keys, 4)[:, None]  # [B, 1]
+    return _lay(images, clouds, light, thickness, keys)
+
+
+def drops(images: Tensor, opacity: Tensor, keys: Tensor) -> Tensor:
+    """Return images under blobs, streaks or crystals of a random colour: half of them light, half dark.
+
+    Args:
+        images: [B, C, H, W] uint8.
+        opacity: [B] share that a drop hides in its middle.
+        keys: [B] int64.
+    """
+    shade = 90 * draws.uniform_field(keys, 4, (images.shape[1],))  # [B, C]
+    colour = torch.where(draws.integers(keys, 5, 2)[:, None] == 1, 255 - shade, shade)
+    return _lay(images, covers, colour, opacity, keys)
+
+
+def _lay(images: Tensor, sheets: Sheets, colour: Tensor, weight: Tensor, keys: Tensor) -> Tensor:
+    pixels = to_pixels(images)
+    _, H, W, C = pixels.shape
+    cover = textures.pieces(sheets(max(H, W), C, images.device), keys, H, W).to(torch.float32)
+    cover.mul_(weight.to(torch.float32)[:, None, None, None] / 255)  # [B, H, W, C], the colour's share
+    levels = pixels.to(torch.float32)
+    return to_images(rounded(cover.mul_(colour[:, None, None, :] - levels).add_(levels)))
+
+
+@functools.lru_cache(maxsize=8)
+def clouds(side: int, channels: int, device: torch.device) -> Tensor:
+    """Return sheets of haze for images of a side: [96, 2 side, 2 side, channels] uint8, the same on every call.
+
+    A level over 255 is the share of what haze lets through least: from a half up.
+    """
+    size = _SIDES[side > 32]
+    keys = torch.tensor([draws.key(4, number) for number in range(_COUNT)])
+    smooth = [textures.plasma(keys[n : n + 1], size, 1.3 + 1.2 * n / (_COUNT - 1)) for n in range(_COUNT)]
+    return _sheets(torch.cat(smooth) / 2 + 0.5, side, channels, device)
+
+
+@functools.lru_cache(maxsize=8)
+def covers(side: int, channels: int, device: torch.device) -> Tensor:
+    """Return sheets of blobs, streaks and crystals, as `clouds` does; a level over 255 is the share that they hide."""
+    size = _SIDES[side > 32]
+    kinds = (_blobs, _streaks, _crystals)
+    covers = [kinds[number % 3](draws.key(5, number), size).clamp(0, 1) for number in range(_COUNT)]
+    return _sheets(torch.stack(covers), side, channels, device)
+
+
+def _sheets(fields: Tensor, side: int, channels: int, device: torch.device) -> Tensor:
+    """Fields [K, S, S] of 0 to 1 as sheets, with their mirror images."""
+    if fields.shape[1] != 2 * side:
+        fields = F.interpolate(fields[:, None], (2 * side, 2 * side), mode="bilinear", align_corners=False)[:, 0]
+    upright = rounded(fields * 255)[..., None].expand(-1, -1, -1, channels)
+    return torch.cat((upright, upright.flip(2))).to(device)
+
+
+def _between(key: int, draw: int, low: float, high: float) -> float:
+    return low + (high - low) * float(draws.uniform(torch.tensor([key]), draw))
+
+
+def _above(field: Tensor, share: float) -> Tensor:
+    """How far a field is above the level that a share of it exceeds, in its standard deviations."""
+    return (field - field.flatten().quantile(1 - share)) / field.std()
+
+
+def _blobs(key: int, size: int) -> Tensor:
+    """Roundish drops over 5 to 35 % of the sheet, their rims soft."""
+    noise = textures.smooth_noise(key, round(_between(key, 1, 8, 24)), size)
+    return _above(noise, _between(key, 2, 0.05, 0.35)) * _between(key, 3, 2, 8)
+
+
+def _streaks(key: int, size: int) -> Tensor:
+    """Flakes over 1 to 6 % of the sheet, smeared in one direction by up to a sixth of an image."""
+    flakes = (_above(textures.smooth_noise(key, 48, size), _between(key, 1, 0.01, 0.06)) * 4).clamp(0, 1)
+    length = round(_between(key, 2, 1, 6) * size / 64)
+    angle = torch.tensor([_between(key, 3, 0, math.pi)])
+    smeared = filters.trail(flakes[None, None], angle, [1 / length] * length)[0, 0]
+    return smeared / smeared.amax()
+
+
+def _crystals(key: int, size: int) -> Tensor:
+    """Needles along the lines where noises of three sizes cross zero, over a faint film."""
+    needles = torch.zeros(size, size)
+    for octave in range(3):
+        noise = textures.smooth_noise(draws.key(key, octave), 6 << octave, size)
+        needles = torch.maximum(needles, (1 - noise.abs() * _between(key, octave, 2, 6)) * 0.8**octave)
+    return 0.15 + 0.85 * needles

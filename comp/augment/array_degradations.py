@@ -79,8 +79,10 @@ def _pixel_shuffle(image: Image, magnitude: float, chance: random.Random) -> Ima
 def _pixelate(image: Image, magnitude: float, chance: random.Random) -> Image:
     """Pillow's box resize, which takes whole pixels: OpenCV's weights them by how much of them a box covers."""
     rows, columns = (_boxes(side, min(max(round(magnitude * side), 1), side)) for side in image.shape[:2])
-    means = np.floor(np.tensordot(rows, image, 1) + 0.5)  # [H, W, C]
-    return _rounded(np.einsum("vw,hwc->hvc", columns, means), image)
+    height, width, channels = image.shape
+    means = np.floor(rows @ image.reshape(height, -1).astype(np.float32) + 0.5).reshape(image.shape)
+    turned = columns @ means.swapaxes(0, 1).reshape(width, -1)
+    return _rounded(turned.reshape(width, height, channels).swapaxes(0, 1), image)
 
 
 @cache
@@ -161,16 +163,17 @@ def _mean_at(image: Image, right: NDArray[np.float64], down: NDArray[np.float64]
 
 
 def _zoom(image: Image, magnitude: float, chance: random.Random) -> Image:
-    count = kernels.samples(*image.shape[:2])
-    total = np.zeros(image.shape, np.float32)
-    for step, dither in enumerate(kernels.dithers(count).numpy()):
-        factor = 1 + magnitude * step / (count - 1)
-        rows, columns = (
-            np.floor((np.arange(side) - (side - 1) / 2) / factor + side / 2 + moved).clip(0, side - 1).astype(np.intp)
-            for side, moved in zip(image.shape[:2], dither[::-1], strict=True)
-        )
-        total += image[rows[:, None], columns]
-    return _rounded(total / np.float32(count), image)
+    """Each stage doubles the number of enlargements in the mean: their factors are the powers of one ratio."""
+    height, width = image.shape[:2]
+    stages = kernels.samples(height, width).bit_length()
+    mean = image.astype(np.float32)
+    for stage in range(stages):
+        shrunk = (1 + magnitude) ** -(2**stage / (2**stages - 1))
+        matrix = np.array([[shrunk, 0, (1 - shrunk) * (width - 1) / 2], [0, shrunk, (1 - shrunk) * (height - 1) / 2]])
+        flags = cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR
+        enlarged = cv2.warpAffine(mean, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        mean = cv2.addWeighted(mean, 0.5, enlarged.reshape(image.shape), 0.5, 0).reshape(image.shape)
+    return _rounded(mean, image)
 
 
 def _elastic(image: Image, magnitude: float, chance: random.Random) -> Image:

@@ -235,13 +235,24 @@ class ModelConfig(Section):
         return self
 
 
+class LookaheadConfig(Section):
+    """Slow weights that follow the optimizer's (Zhang et al. 2019, "Lookahead Optimizer")."""
+
+    k: Annotated[int, Field(ge=0)] = 0
+    """Steps between two meetings of fast and slow weights, the paper's 5 to 10; 0: no slow weights."""
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """How far the slow weights go towards the fast ones, which then start from there."""
+
+
 class OptimConfig(Section):
     """Optimizer and learning rate."""
 
     name: str = "adamw"
-    """A row of `comp.training.optim.OPTIMIZERS`."""
+    """A row of `comp.training.optim.OPTIMIZERS`, or a name of timm's factory (`lion`, `lamb`, `nadamw`, ...)."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate, of the loss's mean over the batch."""
+    args: FrozenMapping = Field(default_factory=dict)
+    """Arguments of the optimizer that are not fields here, such as `{nesterov: false}` or `{eps: 1e-6}`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Applied to matrices and kernels, not to norms and biases."""
     decay_all: bool = False
@@ -250,16 +261,32 @@ class OptimConfig(Section):
     """The rate of each layer is this times that of the one above it."""
     multipliers: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Blocks by name or glob, as in `model.freeze` -> factor of their rate; several that match multiply."""
+    ends: dict[str, Positive] = Field(default_factory=dict)
+    """Blocks, likewise -> how many epochs they are trained: their schedule is that much shorter, then they rest."""
     momentum: Fraction = 0.9
-    """SGD's momentum (Nesterov)."""
+    """Of sgd (Nesterov), muon, and those of timm's that have one."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Adam's decay rates."""
+    """Decay rates of adam and adamw; timm's optimizers have theirs in `args`."""
+    aux_lr: Annotated[float, Field(gt=0)] | None = None
+    """Muon: peak rate of the SGD that trains what is no hidden matrix; null: `lr`. A rate meant for a loss that is
+    summed over the batch is this much smaller than here, where the mean is taken: multiply it by the batch size."""
+    aux_momentum: Fraction = 0.85
+    """Muon: momentum (Nesterov) of that SGD."""
+    aux_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Muon: share of itself that a weight of that SGD loses in a step at the peak, whatever its `multipliers`."""
+    lookahead: LookaheadConfig = LookaheadConfig()
+    schedule: str = "onecycle"
+    """A row of `comp.training.schedules.SCHEDULES`."""
     warmup: Fraction = 0.3
-    """OneCycle's share of steps in which the rate rises."""
+    """Share of steps in which the rate of onecycle (along a cosine), cosine and linear (along a line) rises."""
     start_factor: Annotated[float, Field(gt=0, le=1)] = 0.04
-    """OneCycle starts at `lr` times this."""
+    """The rise starts at `lr` times this."""
     final_factor: Annotated[float, Field(ge=0, le=1)] = 1e-5
-    """OneCycle ends at `lr` times this."""
+    """onecycle, cosine and linear end at `lr` times this."""
+    step_epochs: Positive = 30
+    """How many epochs the rate of schedule `step` stays the same."""
+    step_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """What it is then multiplied by."""
 
 
 class TrainConfig(Section):

@@ -54,7 +54,7 @@ def check(config: Config, runs_root: Path) -> None:
     metrics.metric(config.competition.metric)
     if config.data.source not in sources.SOURCES:
         raise ConfigError(f"data.source: {unknown('source', config.data.source, sources.SOURCES)}")
-    optim.check_optimizer(config.optim.name)
+    optim.check(config.optim)
     device.choose_device(config.train.device)
     imitated = policies.resolve(config.augment.policy, config.augment.ops).imitates
     fit.in_workers(config)

@@ -137,7 +137,8 @@ class DataConfig(Section):
     """`resident`: training images lie decoded on the training device; `streamed`: workers bring them batch by batch;
     auto: resident where they take at most 4 GiB and a quarter of the free memory. The images are the same."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
-    """Processes that read streamed images; auto: one a core, at most 8; 0: the training process itself."""
+    """Processes that read streamed images; auto: timed for training, and one a core, at most 8, elsewhere; 0: the
+    process itself."""
     validation: Annotated[float, Field(gt=0, lt=1)] | Positive | Literal["none", "official"] = 0.1
     """Held out of the training images: a fraction, a count, or `none` (train on everything); `official`: the source's
     own validation split. Not looked at where `folds` is set."""
@@ -304,7 +305,10 @@ class TrainConfig(Section):
     channels_last: Literal["auto"] | bool = "auto"
     """Memory layout of images and weights; auto: timed together with precision."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads; 0: as many as torch would take."""
+    """CPU threads; 0: one a core, or half of them where hyper-threads make that faster."""
+    compile: Literal["auto"] | bool = "auto"
+    """Whether training steps run through torch.compile; auto: in trainings of more than 15 minutes, where they win by
+    timing with the minutes it takes to build counted in. Validation and prediction are never compiled."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
     """state.pt is written at the first step or epoch end after this many seconds, and when interrupted."""
 

@@ -21,9 +21,8 @@ from comp.augment.ops import Policy
 from comp.config import Config
 from comp.data import loading
 from comp.data.dataset import Dataset
-from comp.data.images import reading_workers
 from comp.data.loading import Batch, Loader, Transform
-from comp.device import Execution
+from comp.device import Execution, Forward
 from comp.errors import Interrupted, RunError
 from comp.imaging import draws
 from comp.models import weights, zoo
@@ -85,6 +84,7 @@ class Session:
     policy: Policy
     mixing: mixing.Mixing
     execution: Execution
+    forward: Forward
 
     @property
     def batch_size(self) -> int:
@@ -227,7 +227,7 @@ def _step(session: Session, number: int, batch: Batch) -> Tensor:
         mixing=session.mixing.at(number, config.train.epochs),
     )
     with session.execution.autocast():
-        logits = session.model(session.execution.layout(images))  # [B, classes]
+        logits = session.forward(session.execution.layout(images))  # [B, classes]
     loss = nn.functional.cross_entropy(logits.float(), targets)
     optim.set_rates(session.optimizer, (number - 1) * session.steps_per_epoch + step, session.plan, config.optim)
     session.optimizer.zero_grad()
@@ -303,7 +303,6 @@ def start(
         images = np.array(dataset.train.images[:count])  # a copy: memory maps are read-only
         model.initialise(torch.from_numpy(images).permute(0, 3, 1, 2))
     execution.place(model)
-    workers = reading_workers(config.data.workers)
     return Session(
         config=config,
         dataset=dataset,
@@ -314,7 +313,7 @@ def start(
             dataset.train,
             execution.torch_device,
             stays=dataset.resident,
-            workers=workers,
+            workers=execution.workers,
             transform=in_workers(config),
         ),
         policy=policies.resolve(config.augment.policy, config.augment.ops),
@@ -326,4 +325,5 @@ def start(
             off_epochs=config.augment.mix_off_epochs,
         ),
         execution=execution,
+        forward=execution.training_forward(model),
     )

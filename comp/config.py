@@ -137,7 +137,8 @@ class DataConfig(Section):
     """`resident`: training images lie decoded on the training device; `streamed`: workers bring them batch by batch;
     auto: resident where they take at most 4 GiB and a quarter of the free memory. The images are the same."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
-    """Processes that read streamed images; auto: one a core, at most 8; 0: the training process itself."""
+    """Processes that read streamed images; auto: timed for training, and one a core, at most 8, elsewhere; 0: the
+    process itself."""
     validation: Annotated[float, Field(gt=0, lt=1)] | Positive | Literal["none", "official"] = 0.1
     """Held out of the training images: a fraction, a count, or `none` (train on everything); `official`: the source's
     own validation split. Not looked at where `folds` is set."""
@@ -235,13 +236,24 @@ class ModelConfig(Section):
         return self
 
 
+class LookaheadConfig(Section):
+    """Slow weights that follow the optimizer's (Zhang et al. 2019, "Lookahead Optimizer")."""
+
+    k: Annotated[int, Field(ge=0)] = 0
+    """Steps between two meetings of fast and slow weights, the paper's 5 to 10; 0: no slow weights."""
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """How far the slow weights go towards the fast ones, which then start from there."""
+
+
 class OptimConfig(Section):
     """Optimizer and learning rate."""
 
     name: str = "adamw"
-    """A row of `comp.training.optim.OPTIMIZERS`."""
+    """A row of `comp.training.optim.OPTIMIZERS`, or a name of timm's factory (`lion`, `lamb`, `nadamw`, ...)."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate, of the loss's mean over the batch."""
+    args: FrozenMapping = Field(default_factory=dict)
+    """Arguments of the optimizer that are not fields here, such as `{nesterov: false}` or `{eps: 1e-6}`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Applied to matrices and kernels, not to norms and biases."""
     decay_all: bool = False
@@ -250,16 +262,32 @@ class OptimConfig(Section):
     """The rate of each layer is this times that of the one above it."""
     multipliers: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Blocks by name or glob, as in `model.freeze` -> factor of their rate; several that match multiply."""
+    ends: dict[str, Positive] = Field(default_factory=dict)
+    """Blocks, likewise -> how many epochs they are trained: their schedule is that much shorter, then they rest."""
     momentum: Fraction = 0.9
-    """SGD's momentum (Nesterov)."""
+    """Of sgd (Nesterov), muon, and those of timm's that have one."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Adam's decay rates."""
+    """Decay rates of adam and adamw; timm's optimizers have theirs in `args`."""
+    aux_lr: Annotated[float, Field(gt=0)] | None = None
+    """Muon: peak rate of the SGD that trains what is no hidden matrix; null: `lr`. A rate meant for a loss that is
+    summed over the batch is this much smaller than here, where the mean is taken: multiply it by the batch size."""
+    aux_momentum: Fraction = 0.85
+    """Muon: momentum (Nesterov) of that SGD."""
+    aux_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Muon: share of itself that a weight of that SGD loses in a step at the peak, whatever its `multipliers`."""
+    lookahead: LookaheadConfig = LookaheadConfig()
+    schedule: str = "onecycle"
+    """A row of `comp.training.schedules.SCHEDULES`."""
     warmup: Fraction = 0.3
-    """OneCycle's share of steps in which the rate rises."""
+    """Share of steps in which the rate of onecycle (along a cosine), cosine and linear (along a line) rises."""
     start_factor: Annotated[float, Field(gt=0, le=1)] = 0.04
-    """OneCycle starts at `lr` times this."""
+    """The rise starts at `lr` times this."""
     final_factor: Annotated[float, Field(ge=0, le=1)] = 1e-5
-    """OneCycle ends at `lr` times this."""
+    """onecycle, cosine and linear end at `lr` times this."""
+    step_epochs: Positive = 30
+    """How many epochs the rate of schedule `step` stays the same."""
+    step_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """What it is then multiplied by."""
 
 
 class TrainConfig(Section):
@@ -277,7 +305,10 @@ class TrainConfig(Section):
     channels_last: Literal["auto"] | bool = "auto"
     """Memory layout of images and weights; auto: timed together with precision."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads; 0: as many as torch would take."""
+    """CPU threads; 0: one a core, or half of them where hyper-threads make that faster."""
+    compile: Literal["auto"] | bool = "auto"
+    """Whether training steps run through torch.compile; auto: in trainings of more than 15 minutes, where they win by
+    timing with the minutes it takes to build counted in. Validation and prediction are never compiled."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
     """state.pt is written at the first step or epoch end after this many seconds, and when interrupted."""
 

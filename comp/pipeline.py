@@ -4,7 +4,7 @@ check -> open_dataset -> train (fit, score) -> evaluate (test) -> predict (suite
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from comp.progress import Progress, quiet
 from comp.runs import Run
 from comp.training import fit, optim, timing, validation
 from comp.training.fit import OnEpoch
+from comp.training.timing import Choice
 
 _INITIAL_WEIGHTS = 1  # names the purpose of a draw beside the seed
 _BYTES_PER_ID = 80  # of a suite's row in a .npz: id as UTF-32, top1, label
@@ -54,7 +55,7 @@ def check(config: Config, runs_root: Path) -> None:
     metrics.metric(config.competition.metric)
     if config.data.source not in sources.SOURCES:
         raise ConfigError(f"data.source: {unknown('source', config.data.source, sources.SOURCES)}")
-    optim.check_optimizer(config.optim.name)
+    optim.check(config.optim)
     device.choose_device(config.train.device)
     imitated = policies.resolve(config.augment.policy, config.augment.ops).imitates
     fit.in_workers(config)
@@ -185,11 +186,11 @@ def train(
     on_start(run, model)
     with run.writing():
         division.save(run.path / "split.npz", dataset.train, dataset.val)
-        seconds: Mapping[str, float] = {}
-        if execution is None:
-            execution, seconds = timing.choose_execution(model, dataset, config, progress)
-        run.write_json("execution.json", {**execution.to_json(), "seconds_a_step": seconds})
-        _fit_and_score(run, config, dataset, model, execution, resume=False, on_epoch=on_epoch, progress=progress)
+        choice = Choice(execution) if execution else _choose_execution(config, dataset, model, progress)
+        run.write_json("execution.json", choice.to_json())
+        _fit_and_score(
+            run, config, dataset, model, choice.execution, resume=False, on_epoch=on_epoch, progress=progress
+        )
     return run
 
 
@@ -216,11 +217,16 @@ def resume(
             execution = device.from_json(runs.read_json(path), str(path))
         else:  # stopped before its choices were made
             scratch = build_model(config, dataset)
-            execution, seconds = timing.choose_execution(scratch, dataset, config, progress)
-            run.write_json("execution.json", {**execution.to_json(), "seconds_a_step": seconds})
+            choice = _choose_execution(config, dataset, scratch, progress)
+            run.write_json("execution.json", choice.to_json())
+            execution = choice.execution
         model = build_model(config, dataset, first_weights=not (run.path / "state.pt").exists())
         _fit_and_score(run, config, dataset, model, execution, resume=True, on_epoch=on_epoch, progress=progress)
     return run
+
+
+def _choose_execution(config: Config, dataset: Dataset, model: Classifier, progress: Progress) -> Choice:
+    return timing.choose_execution(model, dataset, config, transform=fit.in_workers(config), progress=progress)
 
 
 def _fit_and_score(
@@ -267,6 +273,7 @@ def describe(run: Run, config: Config, model: Classifier, execution: Execution) 
         "first_weights": run.provenance()["first_weights"],
         "device": execution.device,
         "precision": execution.precision,
+        "compiled": execution.compiled,
     }
 
 

@@ -1,57 +1,234 @@
-"""The learning rate as a function of the step, and optimizers by name."""
+"""Optimizers by name: they descend, take the rates their groups are given, and are stored and restored whole."""
 
-import numpy as np
+import copy
+from typing import Any
+
 import pytest
+import timm.optim
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from comp.config import OptimConfig
-from comp.training.optim import OPTIMIZERS, build_optimizer, onecycle, set_rate
+from comp.config import LookaheadConfig, ModelConfig, OptimConfig
+from comp.errors import ConfigError
+from comp.models import zoo
+from comp.models.classifier import Classifier
+from comp.training import optim
+from comp.training.lookahead import Lookahead
+from comp.training.muon import Muon, orthogonalize
+from comp.training.optim import OPTIMIZERS
+from comp.training.schedules import Plan
+
+# A rate for each at which a few steps get somewhere.
+RATES = {"adamw": 0.01, "adam": 0.01, "sgd": 0.1, "muon": 0.05}
+OF_TIMM = ("lion", "lamb", "nadamw", "rmsproptf", "nmuon", "adan", "sgdp", "adopt", "lars")
 
 
-@given(st.integers(2, 60), st.floats(0.05, 0.9), st.floats(0.01, 1.0), st.floats(1e-6, 1.0))
-def test_onecycle_is_the_curve_of_torch(total: int, warmup: float, start: float, final: float) -> None:
-    config = OptimConfig(lr=0.7, warmup=warmup, start_factor=start, final_factor=final * start)
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([weight], lr=1.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=0.7, total_steps=total, pct_start=warmup, div_factor=1 / start, final_div_factor=1 / final,
-        cycle_momentum=False,
-    )  # fmt: skip
-    if warmup * total - 1 < 0:  # torch divides by a negative length there
-        return
-    theirs = []
-    for _ in range(total):
-        theirs.append(optimizer.param_groups[0]["lr"])
+def small_model(name: str = "simple_cnn", **args: Any) -> Classifier:
+    """Return a small network for 16-px images of 4 classes."""
+    section = ModelConfig(name=name, args=args or {"depth": 2})
+    return zoo.build(section, classes=4, image_shape=(3, 16, 16), mean=[0.5] * 3, std=[0.25] * 3, seed=3)
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """Return images that a class tints."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(32) % 4
+    tint = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])[labels][:, :, None, None]
+    return 0.5 * tint + 0.5 * torch.rand(32, 3, 16, 16, generator=generator), labels
+
+
+def take(model: Classifier, optimizer: torch.optim.Optimizer, config: OptimConfig, steps: range) -> list[float]:
+    """Take steps on one batch; return the losses before each."""
+    images, labels = batch()
+    model.train()
+    losses = []
+    for step in steps:
+        optim.set_rates(optimizer, step, Plan(12, 4), config)
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
         optimizer.step()
-        if len(theirs) < total:
-            schedule.step()
-    ours = [onecycle(step, total, config) for step in range(total)]
-    assert np.allclose(ours[1:], theirs[1:], rtol=1e-6, atol=1e-9)
+        losses.append(loss.item())
+    return losses
 
 
-@given(st.integers(1, 200), st.floats(0, 1))
-def test_onecycle_stays_between_zero_and_its_peak_and_ends_low(total: int, warmup: float) -> None:
-    config = OptimConfig(lr=1.0, warmup=warmup)
-    rates = [onecycle(step, total, config) for step in range(total)]
-    assert all(0 <= rate <= 1 + 1e-12 for rate in rates)
-    if total > 1 and warmup < 1:
-        assert rates[-1] == pytest.approx(config.final_factor, abs=1e-9)
+def settings(name: str, lookahead: int = 0) -> OptimConfig:
+    rate = RATES.get(name, 0.01)
+    return OptimConfig(name=name, lr=rate, schedule="constant", lookahead=LookaheadConfig(k=lookahead))
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *OF_TIMM])
+@pytest.mark.parametrize("lookahead", [0, 3])
+def test_every_optimizer_lowers_the_loss_and_goes_on_from_its_stored_state(name: str, lookahead: int) -> None:
+    config = settings(name, lookahead)
+    model = small_model()
+    optimizer = optim.for_model(model, config)
+    losses = take(model, optimizer, config, range(7))
+    assert losses[-1] < losses[0]
+    again = small_model()
+    restored = optim.for_model(again, config)
+    again.load_state_dict(copy.deepcopy(model.state_dict()))
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert take(again, restored, config, range(7, 12)) == take(model, optimizer, config, range(7, 12))
+    for mine, theirs in zip(again.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_descends_and_its_rate_follows_the_group_scale(name: str) -> None:
-    weights = [torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(4))]
-    groups = [
-        {"params": [weight], "weight_decay": 0.0, "lr_scale": scale}
-        for weight, scale in zip(weights, (1, 0.5), strict=True)
-    ]
-    optimizer = build_optimizer(groups, OptimConfig(name=name, lr=0.01))
-    set_rate(optimizer, 0.01)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.005]
-    for _ in range(5):  # few enough that momentum has not yet carried past the minimum
+def test_a_rate_follows_the_scale_of_its_group(name: str) -> None:
+    config = OptimConfig(name=name, lr=0.5, aux_lr=0.5, schedule="constant", multipliers={"body": 0.5})
+    optimizer = optim.for_model(small_model(), config)
+    optim.set_rates(optimizer, 0, Plan(10, 1), config)
+    rates = {str(group["name"]): group["lr"] for group in optimizer.param_groups}
+    assert {0.5, 0.25} == set(rates.values())
+    assert all(rate == (0.25 if "x0.5" in name else 0.5) for name, rate in rates.items())
+
+
+def test_sgd_takes_the_steps_of_torch() -> None:
+    config = OptimConfig(name="sgd", lr=0.1, momentum=0.8, weight_decay=0.0, schedule="constant")
+    mine, reference = small_model(), small_model()
+    take(mine, optim.for_model(mine, config), config, range(5))
+    images, labels = batch()
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.8, nesterov=True)
+    reference.train()
+    for _ in range(5):
         optimizer.zero_grad()
-        sum(weight.square().sum() for weight in weights).backward()
+        nn.functional.cross_entropy(reference(images), labels).backward()
         optimizer.step()
-    assert weights[0].square().sum() < weights[1].square().sum() < 4
+    for ours, theirs in zip(mine.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16)])
+def test_newton_schulz_is_the_published_iteration(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+    for ours, one in zip(orthogonalize(matrix, 3), matrix.double(), strict=True):
+        # The polynomial a s + b s^3 + c s^5 works on singular values and leaves directions alone.
+        left, values, right = torch.linalg.svd(one, full_matrices=False)
+        values = values / one.norm()
+        for _ in range(3):
+            values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+        expected = left @ torch.diag(values) @ right
+        assert (ours.double() - expected).norm() / expected.norm() < 0.03  # bfloat16 where the machine has it
+
+
+def reference_muon(weight: Tensor, gradients: list[Tensor], lr: float, momentum: float) -> Tensor:
+    """Return a kernel after airbench's steps, by singular values in float64."""
+    weight, velocity = weight.double(), torch.zeros_like(weight).double()
+    for gradient in gradients:
+        velocity = momentum * velocity + gradient.double()
+        left, values, right = torch.linalg.svd((gradient + momentum * velocity).flatten(1), full_matrices=False)
+        values = values / values.norm()
+        for _ in range(3):
+            values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+        weight = weight * len(weight) ** 0.5 / weight.norm()
+        weight = weight - lr * (left @ torch.diag(values) @ right).reshape(weight.shape)
+    return weight
+
+
+def test_muon_takes_the_steps_of_its_definition() -> None:
+    generator = torch.Generator().manual_seed(2)
+    kernel = nn.Parameter(torch.randn(6, 4, 3, 3, generator=generator))
+    gradients = [torch.randn(6, 4, 3, 3, generator=generator) for _ in range(4)]
+    expected = reference_muon(kernel.detach(), gradients, lr=0.1, momentum=0.6)
+    optimizer = Muon([{"params": [kernel]}], lr=0.1, momentum=0.6)
+    for gradient in gradients:
+        kernel.grad = gradient
+        optimizer.step()
+    assert (kernel - expected).norm() / expected.norm() < 0.01
+
+
+@pytest.mark.parametrize("theirs", ["torch", "timm"])
+def test_muon_agrees_with_other_implementations_on_wide_matrices(theirs: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    first = torch.randn(8, 20, generator=generator)
+    gradients = [torch.randn(8, 20, generator=generator) for _ in range(4)]
+    ours, other = nn.Parameter(first.clone()), nn.Parameter(first.clone())
+    given: dict[str, Any] = {"lr": 0.05, "weight_decay": 0.1, "momentum": 0.8, "nesterov": True, "ns_steps": 5}
+    optimizers: list[torch.optim.Optimizer] = [Muon([{"params": [ours]}], normalize_weights=False, **given)]
+    if theirs == "torch":
+        optimizers.append(torch.optim.Muon([other], **given))
+    else:
+        original = {"ns_coefficients": "original", "adjust_lr_fn": "original"}
+        optimizers.append(timm.optim.create_optimizer_v2([other], "muon", **given, **original))
+    for gradient in gradients:
+        for weight, optimizer in zip((ours, other), optimizers, strict=True):
+            weight.grad = gradient.clone()
+            optimizer.step()
+    moved = (other - first).norm()
+    assert (ours - other).norm() / moved < 0.02
+
+
+def test_muon_keeps_filter_banks_at_their_norm_and_moves_the_rest_by_sgd() -> None:
+    config = OptimConfig(
+        name="muon", lr=0.1, momentum=0.6, aux_lr=0.3, aux_momentum=0.85, aux_decay=0.01, decay_all=True,
+        schedule="constant", multipliers={"classifier": 2.0},
+    )  # fmt: skip
+    model = small_model("fastnet", size="S")
+    before = {name: parameter.detach().clone() for name, parameter in model.inner.named_parameters()}
+    optimizer = optim.for_model(model, config)
+    take(model, optimizer, config, range(1))
+    gradients = {name: parameter.grad for name, parameter in model.inner.named_parameters()}
+    for name, parameter in model.inner.named_parameters():
+        gradient = gradients[name]
+        if gradient is None:
+            assert torch.equal(parameter, before[name])  # whitening filters and norms' scales: never trained
+        elif parameter.ndim == 4:
+            rescaled = before[name] * len(parameter) ** 0.5 / before[name].norm()
+            singular = torch.linalg.svdvals((rescaled - parameter).flatten(1)) / 0.1
+            assert singular.max() < 1.3
+        else:
+            rate = 0.6 if name.startswith("classifier") else 0.3
+            step = gradient * 1.85 + before[name] * (0.01 / rate) * 1.85  # Nesterov's first step
+            assert torch.allclose(parameter, before[name] - rate * step, atol=1e-6)
+
+
+def test_a_block_that_ends_early_has_its_own_schedule_and_then_rests() -> None:
+    config = OptimConfig(
+        name="sgd", lr=0.1, schedule="linear", warmup=0.0, final_factor=0.0, ends={"body.0": 1}, weight_decay=0.1
+    )
+    model = small_model("fastnet", size="S")
+    optimizer = optim.for_model(model, config)
+    (early,) = [group for group in optimizer.param_groups if group["ends"]]
+    rates = []
+    for step in range(6):
+        optim.set_rates(optimizer, step, Plan(12, 4), config)
+        rates.append(early["lr"])
+    assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025, 0, 0])
+    optim.rest_ended(optimizer, 1)
+    assert all(parameter.requires_grad for parameter in early["params"])
+    optim.rest_ended(optimizer, 2)
+    before = [parameter.detach().clone() for parameter in early["params"]]
+    take(model, optimizer, config, range(4, 8))
+    assert all(torch.equal(*pair) for pair in zip(before, early["params"], strict=True))
+    assert all(parameter.grad is None for parameter in early["params"])
+
+
+def test_lookahead_interpolates_every_k_steps() -> None:
+    weight = nn.Parameter(torch.tensor([1.0]))
+    optimizer = Lookahead(torch.optim.SGD([weight], lr=0.1), k=2, alpha=0.5)
+    seen = []
+    for _ in range(4):
+        weight.grad = torch.ones(1)
+        optimizer.step()
+        seen.append(weight.item())
+    assert seen == pytest.approx([0.9, 0.9, 0.8, 0.8])  # 1 -> .9 -> .8, halfway back: .9 -> .8 -> .7, halfway: .8
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "adamx"}, r"optim.name: unknown optimizer 'adamx'; choose from .*did you mean 'adamax'"),
+        ({"name": "adahessian"}, "second derivatives"),
+        ({"name": "fusedlamb"}, "cannot be used here"),
+        ({"name": "muon", "args": {"ns_stepz": 5}}, r"unknown argument 'ns_stepz'; .*mean 'ns_steps'"),
+        ({"name": "muon", "args": {"ns_steps": 0}}, "1 to 20"),
+        ({"args": {"lr": 1.0}}, "say optim.lr"),
+        ({"args": {"eps": -1.0}}, "epsilon"),
+        ({"name": "lion", "args": {"betas": [2.0, 0.9]}}, "beta"),
+        ({"schedule": "onecicle"}, "did you mean 'onecycle'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_optimizer_is_refused_before_anything_is_built(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        optim.check(OptimConfig(**values))

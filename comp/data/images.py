@@ -26,14 +26,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from comp import runs
-from comp.device import default_threads
+from comp.device import default_workers
 from comp.errors import DataError
 from comp.progress import Progress, quiet
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MOST_PIXELS = 64_000_000
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no format that calls another program
-_MOST_WORKERS = 8
 _TOGETHER = 64  # files handed to the threads at a time: progress and interruption come in between
 
 Resize = Literal["crop", "stretch"]
@@ -111,7 +110,7 @@ class ImageFiles:
 
 def reading_workers(wanted: int | Literal["auto"]) -> int:
     """Return how many processes read streamed images: `data.workers`, or one a core and at most 8."""
-    return min(_MOST_WORKERS, default_threads()) if wanted == "auto" else wanted
+    return default_workers() if wanted == "auto" else wanted
 
 
 def in_threads(

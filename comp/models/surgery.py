@@ -4,6 +4,7 @@ Names of blocks are the inner model's own (`conv1`, `layer1.0`), without the wra
 """
 
 import fnmatch
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -101,6 +102,8 @@ def parameter_groups(
     *,
     decay_all: bool = False,
     multipliers: Mapping[str, float] | None = None,
+    ends: Mapping[str, int] | None = None,
+    hidden_apart: bool = False,
 ) -> list[dict[str, Any]]:
     """Return optimizer groups: `params`, `weight_decay`, `lr_scale` (times the learning rate) and `name`.
 
@@ -109,33 +112,65 @@ def parameter_groups(
     names itself go without weight decay. Frozen parameters are in their groups too: without gradients an optimizer
     passes over them, and gradual unfreezing needs no new optimizer.
 
+    Each group also says whether it `decays`, whether its parameters are `hidden` matrices (where asked to keep those
+    apart), and after how many epochs it `ends` (None: with the training).
+
     Args:
         model: any of the zoo.
         weight_decay: for matrices and kernels.
         layer_decay: in 0..1; 1 is one rate for all layers.
         decay_all: weight decay for every parameter.
         multipliers: pattern as in `freeze` -> discriminative factor of the rate; several that match multiply.
+        ends: pattern as in `freeze` -> how many epochs its parameters are trained; of several the least.
+        hidden_apart: keep `hidden_matrices` in groups of their own.
 
     Raises:
         ModelError: a pattern that names nothing.
     """
-    _demand_names(model, tuple(multipliers or {}))
+    multipliers, ends = multipliers or {}, ends or {}
+    _demand_names(model, (*multipliers, *ends))
     layers = layer_numbers(model)
     top = max(layers.values())
     exempt = set() if decay_all else model.no_weight_decay()
+    hidden_names = hidden_matrices(model) if hidden_apart else frozenset()
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        if name.removeprefix("inner.") in model.untrained:
+        inner = name.removeprefix("inner.")
+        if inner in model.untrained:
             continue
         decays = decay_all or (parameter.ndim > 1 and name not in exempt)
-        factors = [f for pattern, f in (multipliers or {}).items() if _names(model, pattern, name[len("inner.") :])]
-        scale = layer_decay ** (top - layers[name])
-        for factor in factors:
-            scale *= factor
+        factors = (factor for pattern, factor in multipliers.items() if _names(model, pattern, inner))
+        scale = math.prod(factors, start=layer_decay ** (top - layers[name]))
+        end = min((epochs for pattern, epochs in ends.items() if _names(model, pattern, inner)), default=None)
+        hidden = inner in hidden_names
         label = f"layer{layers[name]:03d}_{'decay' if decays else 'no_decay'}_x{scale:.3g}"
-        group = {"params": [], "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale, "name": label}
+        label += "_hidden" if hidden else ""
+        label += f"_ends{end}" if end else ""
+        group = {
+            "params": [],
+            "weight_decay": weight_decay if decays else 0.0,
+            "lr_scale": scale,
+            "name": label,
+            "decays": decays,
+            "hidden": hidden,
+            "ends": end,
+        }
         groups.setdefault(label, group)["params"].append(parameter)
     return [groups[label] for label in sorted(groups)]
+
+
+def hidden_matrices(model: Classifier) -> frozenset[str]:
+    """Return the inner model's names of the matrices and kernels between first layer and head, as Muon wants them.
+
+    The first layer is whatever holds layer number 0: the stem, a transformer's patch and position embeddings. Kernels
+    with one input channel (depth-wise ones) are left out: their rows belong to unrelated channels.
+    """
+    layers, heads = layer_numbers(model), head_names(model)
+    return frozenset(
+        name
+        for name, parameter in model.inner.named_parameters()
+        if parameter.ndim > 1 and parameter.shape[1] > 1 and layers[f"inner.{name}"] > 0 and name not in heads
+    )
 
 
 def layer_numbers(model: Classifier) -> dict[str, int]:

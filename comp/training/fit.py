@@ -21,18 +21,17 @@ from comp.augment.ops import Policy
 from comp.config import Config
 from comp.data import loading
 from comp.data.dataset import Dataset
-from comp.data.images import reading_workers
 from comp.data.loading import Batch, Loader, Transform
-from comp.device import Execution
+from comp.device import Execution, Forward
 from comp.errors import Interrupted, RunError
 from comp.imaging import draws
-from comp.models import surgery, weights, zoo
+from comp.models import weights, zoo
 from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import checkpoint, validation
+from comp.training import checkpoint, optim, schedules, validation
 from comp.training.checkpoint import Cursor
-from comp.training.optim import build_optimizer, onecycle, set_rate
+from comp.training.schedules import Plan
 from comp.training.stopping import Stop
 from comp.training.timing import counted_randomness
 from comp.training.validation import Scores
@@ -85,6 +84,7 @@ class Session:
     policy: Policy
     mixing: mixing.Mixing
     execution: Execution
+    forward: Forward
 
     @property
     def batch_size(self) -> int:
@@ -102,9 +102,9 @@ class Session:
         return any(op.name == "alternating_flip" for op in self.policy.ops)
 
     @property
-    def total_steps(self) -> int:
-        """Of the whole training."""
-        return self.steps_per_epoch * self.config.train.epochs
+    def plan(self) -> Plan:
+        """How many steps the schedule is laid over."""
+        return Plan(self.steps_per_epoch * self.config.train.epochs, self.steps_per_epoch)
 
 
 def fit(
@@ -175,6 +175,7 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     order = draws.order(config.seed, number, len(session.train), session.execution.torch_device)
     totals = torch.tensor([cursor.loss_sum, cursor.right_sum], dtype=torch.float64, device=order.device)
     zoo.thaw(session.model, config.model, epoch=number)
+    optim.rest_ended(session.optimizer, number)
     session.model.train()
     for batch in session.train.batches(order, session.batch_size, epoch=number, start=cursor.step):
         totals += _step(session, number, batch)
@@ -195,7 +196,7 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     scores = _validate(session, cursor, number, progress)
     epoch = Epoch(
         number=number,
-        lr=onecycle(number * session.steps_per_epoch - 1, session.total_steps, config.optim),
+        lr=schedules.rate(number * session.steps_per_epoch - 1, session.plan, config.optim),
         train_loss=cursor.loss_sum / cursor.seen,
         train_accuracy=cursor.right_sum / cursor.seen,
         val_loss=scores.loss,
@@ -226,11 +227,9 @@ def _step(session: Session, number: int, batch: Batch) -> Tensor:
         mixing=session.mixing.at(number, config.train.epochs),
     )
     with session.execution.autocast():
-        logits = session.model(session.execution.layout(images))  # [B, classes]
+        logits = session.forward(session.execution.layout(images))  # [B, classes]
     loss = nn.functional.cross_entropy(logits.float(), targets)
-    set_rate(
-        session.optimizer, onecycle((number - 1) * session.steps_per_epoch + step, session.total_steps, config.optim)
-    )
+    optim.set_rates(session.optimizer, (number - 1) * session.steps_per_epoch + step, session.plan, config.optim)
     session.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     session.optimizer.step()
@@ -304,25 +303,17 @@ def start(
         images = np.array(dataset.train.images[:count])  # a copy: memory maps are read-only
         model.initialise(torch.from_numpy(images).permute(0, 3, 1, 2))
     execution.place(model)
-    workers = reading_workers(config.data.workers)
-    groups = surgery.parameter_groups(
-        model,
-        config.optim.weight_decay,
-        config.optim.layer_decay,
-        decay_all=config.optim.decay_all,
-        multipliers=config.optim.multipliers,
-    )
     return Session(
         config=config,
         dataset=dataset,
         run=run,
         model=model,
-        optimizer=build_optimizer(groups, config.optim),
+        optimizer=optim.for_model(model, config.optim),
         train=loading.loader(
             dataset.train,
             execution.torch_device,
             stays=dataset.resident,
-            workers=workers,
+            workers=execution.workers,
             transform=in_workers(config),
         ),
         policy=policies.resolve(config.augment.policy, config.augment.ops),
@@ -334,4 +325,5 @@ def start(
             off_epochs=config.augment.mix_off_epochs,
         ),
         execution=execution,
+        forward=execution.training_forward(model),
     )

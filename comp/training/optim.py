@@ -1,78 +1,170 @@
-"""Optimizers by name, and the learning rate as a pure function of the step."""
+"""Optimizers by name, and the rate that each of their groups gets."""
 
-import math
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import timm.optim
 import torch
 from torch.optim import Optimizer
 
 from comp.config import OptimConfig
 from comp.errors import ConfigError, unknown
+from comp.models import surgery
+from comp.models.classifier import Classifier
+from comp.training import schedules
+from comp.training.lookahead import Lookahead
+from comp.training.muon import Muon
+from comp.training.schedules import Plan
 
 ParameterGroups = Iterable[dict[str, Any]]
+
+# Fields of the config, or set by us, and so no `optim.args`.
+_NOT_ARGUMENTS = {"params", "lr", "weight_decay", "momentum", "aux_momentum"}
 
 
 def adamw(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
     """AdamW (Loshchilov and Hutter 2019)."""
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    return _construct(torch.optim.AdamW, groups, config, betas=config.betas, fused=True)
+
+
+def adam(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
+    """Adam (Kingma and Ba 2015); its weight decay is added to the gradient."""
+    return _construct(torch.optim.Adam, groups, config, betas=config.betas, fused=True)
 
 
 def sgd(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
-    """SGD with Nesterov momentum (Sutskever et al. 2013)."""
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+    """SGD with Nesterov momentum (Sutskever et al. 2013); `args: {nesterov: false}` for the classical one."""
+    return _construct(
+        torch.optim.SGD, groups, config, momentum=config.momentum, nesterov=config.momentum > 0, fused=True
+    )
 
 
-OPTIMIZERS: dict[str, Callable[[ParameterGroups, OptimConfig], Optimizer]] = {"adamw": adamw, "sgd": sgd}
+def muon(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
+    """Muon for hidden matrices and kernels, SGD with Nesterov momentum for all else; see `comp.training.muon`.
+
+    The rate and decay of the auxiliary SGD go into its groups here: `lr_scale` relates its peak to `lr`, and its weight
+    decay is such that rate times decay is `aux_decay` at the peak in every group, fast or slow.
+    """
+    aux_lr = config.aux_lr or config.lr
+    arranged = []
+    for group in groups:
+        if not group["hidden"]:
+            peak = aux_lr * group["lr_scale"]
+            decay = config.aux_decay / peak if group["decays"] and peak > 0 else 0.0
+            group = group | {"lr_scale": peak / config.lr, "weight_decay": decay}
+        arranged.append(group)
+    return _construct(Muon, arranged, config, momentum=config.momentum, aux_momentum=config.aux_momentum)
 
 
-def check_optimizer(name: str) -> None:
-    """Refuse an unknown optimizer.
+OPTIMIZERS: dict[str, Callable[[ParameterGroups, OptimConfig], Optimizer]] = {
+    "adamw": adamw,
+    "adam": adam,
+    "sgd": sgd,
+    "muon": muon,
+}
+
+
+def of_timm(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
+    """Return an optimizer of timm's factory, with timm's defaults for what the config does not say.
 
     Raises:
-        ConfigError: naming the known ones and the nearest.
+        ConfigError: unknown to timm too, in need of second derivatives, or of a package or device that is not here.
     """
-    if name not in OPTIMIZERS:
-        raise ConfigError(f"optim.name: {unknown('optimizer', name, OPTIMIZERS)}")
+    if config.name not in timm.optim.list_optimizers():
+        raise ConfigError(
+            f"optim.name: {unknown('optimizer', config.name, {*OPTIMIZERS, *timm.optim.list_optimizers()})}"
+        )
+    info = timm.optim.get_optimizer_info(config.name)
+    if info.second_order:
+        raise ConfigError(f"optim.name: {config.name} needs second derivatives, which the trainer does not take")
+    try:
+        constructor = timm.optim.get_optimizer_class(config.name)
+    except (ImportError, AssertionError) as error:
+        raise ConfigError(f"optim.name: {config.name} cannot be used here: {error}") from None
+    momentum = {"momentum": config.momentum} if info.has_momentum else {}
+    return _construct(constructor, groups, config, **momentum)
+
+
+def _construct(
+    constructor: Callable[..., Optimizer], groups: ParameterGroups, config: OptimConfig, **given: Any
+) -> Optimizer:
+    """Call a constructor with the config's rate, what is `given` and `optim.args`, in rising order of authority."""
+    known = inspect.signature(constructor).parameters.keys() - _NOT_ARGUMENTS
+    for name in config.args:
+        if name in _NOT_ARGUMENTS:
+            raise ConfigError(f"optim.args.{name}: is a field of its own or set by the trainer; say optim.{name}")
+        if name not in known:
+            raise ConfigError(f"optim.args: {unknown('argument', name, known)}")
+    # YAML knows lists alone, and constructors want pairs as tuples.
+    extra = {name: tuple(value) if isinstance(value, list) else value for name, value in config.args.items()}
+    try:
+        return constructor(groups, **{"lr": config.lr, **given, **extra})
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise ConfigError(f"optim.args: {config.name} refuses {dict(config.args)}: {error}") from None
 
 
 def build_optimizer(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
-    """Return the optimizer that `optim.name` asks for.
+    """Return the optimizer that the config asks for.
 
     Args:
-        groups: torch parameter groups, each with its `weight_decay` and `lr_scale` (times the schedule's rate).
+        groups: as `comp.models.surgery.parameter_groups` makes them.
         config: section `optim`.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: an unknown name or argument, or a value that the optimizer refuses.
     """
-    check_optimizer(config.name)
-    return OPTIMIZERS[config.name](groups, config)
+    optimizer = OPTIMIZERS.get(config.name, of_timm)(groups, config)
+    return Lookahead(optimizer, config.lookahead.k, config.lookahead.alpha) if config.lookahead.k else optimizer
 
 
-def onecycle(step: int, total_steps: int, config: OptimConfig) -> float:
-    """Return the learning rate of a step: up to the peak and down again, both along a cosine.
+def for_model(model: Classifier, config: OptimConfig) -> Optimizer:
+    """Return a model's optimizer, its parameters grouped as the config says.
 
-    Smith and Topin 2018, "Super-convergence"; the same curve as torch's OneCycleLR with `cycle_momentum=False`.
-
-    Args:
-        step: 0 to total_steps - 1.
-        total_steps: of the whole training.
-        config: `lr` is the peak; `warmup`, `start_factor`, `final_factor` shape the curve.
+    Raises:
+        ConfigError: as `build_optimizer`.
+        ModelError: a pattern that names nothing.
     """
-    peak, start, final = config.lr, config.lr * config.start_factor, config.lr * config.final_factor
-    top = config.warmup * total_steps - 1  # may be negative: no warm-up at all
-    if step <= top:
-        return _cosine(start, peak, step / top if top > 0 else 1.0)
-    last = total_steps - 1
-    return _cosine(peak, final, (step - max(top, 0)) / (last - max(top, 0)) if last > max(top, 0) else 1.0)
+    groups = surgery.parameter_groups(
+        model,
+        config.weight_decay,
+        config.layer_decay,
+        decay_all=config.decay_all,
+        multipliers=config.multipliers,
+        ends=config.ends,
+        hidden_apart=config.name == "muon",
+    )
+    return build_optimizer(groups, config)
 
 
-def _cosine(begin: float, end: float, share: float) -> float:
-    return end + (begin - end) * (1 + math.cos(math.pi * share)) / 2
+def check(config: OptimConfig) -> None:
+    """Refuse what no optimizer or schedule can be built from, by building one for a single small matrix.
+
+    Raises:
+        ConfigError: as `build_optimizer` and `comp.training.schedules.check`.
+    """
+    schedules.check(config)
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    build_optimizer(
+        [{"params": [weight], "weight_decay": config.weight_decay, "lr_scale": 1.0, "hidden": True}], config
+    )
 
 
-def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give every group the schedule's rate times its own `lr_scale`."""
+def set_rates(optimizer: Optimizer, step: int, plan: Plan, config: OptimConfig) -> None:
+    """Give every group the schedule's rate times its own `lr_scale`; none after the group's own end."""
+    shared = schedules.rate(step, plan, config)
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("lr_scale", 1.0)
+        rate = shared
+        if ends := group.get("ends"):
+            own = plan.ending(ends)
+            rate = schedules.rate(step, own, config) if step < own.total_steps else 0.0
+        group["lr"] = rate * group["lr_scale"]
+
+
+def rest_ended(optimizer: Optimizer, epoch: int) -> None:
+    """Stop the gradients of groups whose end (`optim.ends`) lies before an epoch (from 1): nothing would use them."""
+    for group in optimizer.param_groups:
+        if group.get("ends") and epoch > group["ends"]:
+            for parameter in group["params"]:
+                parameter.requires_grad = False
+                parameter.grad = None

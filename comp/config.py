@@ -296,6 +296,9 @@ class TrainConfig(Section):
     epochs: Positive = 10
     batch_size: Positive = 128
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    sizes: dict[Positive, Annotated[int, Field(ge=8)]] = Field(default_factory=dict)
+    """Epoch (from 1) -> side in pixels that training images have from it on, such as {1: 24, 5: 32}; until the first
+    one named they keep their own. Networks must take any size; validation and prediction see whole images."""
     select: Literal["val_accuracy", "val_loss", "val_metric", "ood_accuracy"] = "val_accuracy"
     """What the best weights are chosen by; `val_metric` is competition.metric, and `ood_accuracy` chooses among the
     epochs that competition.ood_validation.every measures."""

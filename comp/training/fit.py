@@ -29,7 +29,7 @@ from comp.models import weights, zoo
 from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import checkpoint, optim, schedules, validation
+from comp.training import checkpoint, optim, resolution, schedules, validation
 from comp.training.checkpoint import Cursor
 from comp.training.schedules import Plan
 from comp.training.stopping import Stop
@@ -226,6 +226,7 @@ def _step(session: Session, number: int, batch: Batch) -> Tensor:
         classes=len(session.dataset.competition.classes),
         mixing=session.mixing.at(number, config.train.epochs),
     )
+    images = resolution.resized(images, resolution.side_at(config.train.sizes, number))
     with session.execution.autocast():
         logits = session.forward(session.execution.layout(images))  # [B, classes]
     loss = nn.functional.cross_entropy(logits.float(), targets)
@@ -302,6 +303,7 @@ def start(
         count = min(_INITIALISE_IMAGES, max(1, _INITIALISE_BYTES // math.prod(dataset.train.image_shape)))
         images = np.array(dataset.train.images[:count])  # a copy: memory maps are read-only
         model.initialise(torch.from_numpy(images).permute(0, 3, 1, 2))
+    resolution.check(model, config.train.sizes, dataset.competition.image_shape)
     execution.place(model)
     return Session(
         config=config,

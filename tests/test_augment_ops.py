@@ -122,7 +122,7 @@ GEOMETRIC = {
     "zoom": (lambda image, m: zoomed(image, m), 0, 0.5),
 }
 # Where the amount alone does not decide. The first three are tested below, the others in test_augment_degradations.py.
-RANDOM = {"crop", "cutout", "random_erasing"} | {
+RANDOM = {"crop", "crop_mirrored", "cutout", "random_erasing"} | {
     "noise", "speckle", "impulse", "pixel_shuffle", "fractal", "random_filter", "random_colour", "motion", "elastic",
     "haze", "drops",
 }  # fmt: skip
@@ -283,6 +283,20 @@ def test_shift_fills_what_comes_in() -> None:
     assert torch.equal(moved[0, :, :-3, 5:], images[0, :, 3:, :-5])
     assert (moved[0, :, :, :5] == 9).all()
     assert (moved[1] == 9).all()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_mirrored_crop_is_a_window_of_the_mirrored_surroundings(engine: str) -> None:
+    pixels = photographs(200)
+    moved = ENGINES[engine]("crop_mirrored", pixels, np.full(200, 0.25))  # up to 8 px
+    places = set()
+    for before, after in zip(pixels, moved, strict=True):
+        wide = np.pad(before, ((8, 8), (8, 8), (0, 0)), mode="reflect")
+        windows = np.lib.stride_tricks.sliding_window_view(wide, (32, 32), axis=(0, 1))  # [17, 17, C, 32, 32]
+        equal = (windows == after.transpose(2, 0, 1)).all((2, 3, 4))
+        assert equal.sum() == 1
+        places.add(int(equal.argmax()))
+    assert len(places) > 100  # of 289
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])

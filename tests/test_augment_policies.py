@@ -200,7 +200,8 @@ def test_what_is_imitated_is_the_suites_and_nothing_of_it_is_left_out() -> None:
 
 # Held to this list, so that an op that comes in has to be judged.
 GENERIC = {
-    "crop", "flip", "alternating_flip", "cutout", "random_erasing", "shear_x", "shear_y", "shear_x_bilinear",
+    "crop", "crop_mirrored", "flip", "alternating_flip", "cutout", "random_erasing", "shear_x", "shear_y",
+    "shear_x_bilinear",
     "shear_y_bilinear", "translate_x", "translate_y", "rotate", "rotate_bilinear", "hue", "posterize", "solarize",
     "autocontrast", "equalize", "invert", "fractal", "random_filter", "random_colour",
 }  # fmt: skip

@@ -132,9 +132,22 @@ def _equalize(image: Image, magnitude: float, chance: random.Random) -> Image:
 
 
 def _crop(image: Image, magnitude: float, chance: random.Random) -> Image:
+    return _shift(image, *_moves(image, magnitude, chance))
+
+
+def _crop_mirrored(image: Image, magnitude: float, chance: random.Random) -> Image:
+    right, down = _moves(image, magnitude, chance)
+    height, width = image.shape[:2]
+    edges = (max(down, 0), max(-down, 0), max(right, 0), max(-right, 0))
+    padded = _shaped(cv2.copyMakeBorder(image, *edges, cv2.BORDER_REFLECT_101), image)
+    return padded[edges[1] : edges[1] + height, edges[3] : edges[3] + width]
+
+
+def _moves(image: Image, magnitude: float, chance: random.Random) -> tuple[int, int]:
+    """Return whole pixels to the right and down, up to a fraction of the side both ways."""
     most = [int(magnitude * side + 0.5) for side in image.shape[:2]]
     down, right = (chance.randint(-reach, reach) for reach in most)
-    return _shift(image, right, down)
+    return right, down
 
 
 def _shift(image: Image, right: int, down: int) -> Image:
@@ -223,6 +236,7 @@ def _rotate(image: Image, magnitude: float, chance: random.Random, *, warp: Warp
 # Rows for those of `ops.OPS` that albumentations lacks.
 FUNCTIONS: dict[str, Function] = {
     "crop": _crop,
+    "crop_mirrored": _crop_mirrored,
     "cutout": _cutout,
     "random_erasing": _random_erasing,
     "shear_x": partial(_shear, axis=0, warp=_nearest),

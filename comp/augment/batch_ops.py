@@ -17,11 +17,22 @@ Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _crop(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
+    right, down = _moves(images, magnitude, keys)
+    return geometry.shift(images, right, down)
+
+
+def _crop_mirrored(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
+    right, down = _moves(images, magnitude, keys)
+    return geometry.shift_mirrored(images, right, down)
+
+
+def _moves(images: Tensor, magnitude: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Return whole pixels to the right and down, [B] each, up to a fraction of the side both ways."""
     moves = []
     for draw, side in enumerate(images.shape[2:]):
         most = (magnitude * side + 0.5).to(torch.int64)
         moves.append(draws.integers(keys, draw, 2 * most + 1) - most)
-    return geometry.shift(images, moves[1], moves[0])
+    return moves[1], moves[0]
 
 
 def _cutout(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
@@ -106,6 +117,7 @@ def _valued(function: Callable[[Tensor, Tensor], Tensor]) -> Function:
 # One row for each of ops.OPS: (images [n, C, H, W] uint8, magnitudes [n], keys [n]) -> images.
 FUNCTIONS: dict[str, Function] = {
     "crop": _crop,
+    "crop_mirrored": _crop_mirrored,
     "flip": _plain(geometry.flip),
     "alternating_flip": _plain(geometry.flip),
     "cutout": _cutout,

@@ -19,6 +19,7 @@ from comp.errors import ConfigError, unknown
 # hold: a draw can come near a weak blur or a darker image, but nothing aims at one.
 OPS: dict[str, tuple[str, frozenset[str]]] = {
     "crop": ("shift by up to this fraction of a side, both ways", frozenset()),
+    "crop_mirrored": ("likewise; what comes in is the mirror image, not black", frozenset()),
     "flip": ("none", frozenset()),
     "alternating_flip": ("none", frozenset()),
     "cutout": ("side of the square, as a fraction of the image's", frozenset()),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from comp.imaging import draws
+from comp.imaging.filters import border_indices
 
 _ONE = 1 << 16  # 1.0 in 16.16 fixed point
 
@@ -51,6 +52,24 @@ def shift(images: Tensor, right: Tensor, down: Tensor, *, fill: int = 0) -> Tens
     rows = torch.where(inside, rows + torch.arange(B, device=images.device)[:, None] * H, B * H)
     left = W - right.clamp(-W, W)
     starts = (rows * (3 * W) + (left[:, None] if left.ndim == 1 else left)) * C  # [B, H]
+    windows = padded.view(-1).as_strided((padded.numel() - W * C + 1, W * C), (1, 1))
+    return to_images(windows.index_select(0, starts.view(-1)).view(B, H, W, C))
+
+
+def shift_mirrored(images: Tensor, right: Tensor, down: Tensor) -> Tensor:
+    """Return images moved by whole pixels, with their mirror image coming in from outside (dcb|abcd|cba).
+
+    Args:
+        images: [B, C, H, W] uint8.
+        right: [B] int64, less than W either way.
+        down: [B] int64, less than H either way.
+    """
+    pixels = to_pixels(images)
+    B, H, W, C = pixels.shape
+    padded = torch.cat((pixels[:, :, 1:].flip(2), pixels, pixels[:, :, :-1].flip(2)), 2)  # [B, H, 3 W - 2, C]
+    rows = border_indices(torch.arange(H, device=images.device) - down[:, None], H, "mirror")  # [B, H]
+    rows = rows + torch.arange(B, device=images.device)[:, None] * H
+    starts = (rows * (3 * W - 2) + (W - 1 - right)[:, None]) * C
     windows = padded.view(-1).as_strided((padded.numel() - W * C + 1, W * C), (1, 1))
     return to_images(windows.index_select(0, starts.view(-1)).view(B, H, W, C))
 

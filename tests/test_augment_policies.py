@@ -201,10 +201,14 @@ def test_what_is_imitated_is_the_suites_and_nothing_of_it_is_left_out() -> None:
 # Held to this list, so that an op that comes in has to be judged.
 GENERIC = {
     "crop", "crop_mirrored", "flip", "alternating_flip", "cutout", "random_erasing", "shear_x", "shear_y",
-    "shear_x_bilinear",
-    "shear_y_bilinear", "translate_x", "translate_y", "rotate", "rotate_bilinear", "hue", "posterize", "solarize",
-    "autocontrast", "equalize", "invert", "fractal", "random_filter", "random_colour",
+    "shear_x_bilinear", "shear_y_bilinear", "translate_x", "translate_y", "rotate", "rotate_bilinear", "hue",
+    "posterize", "solarize", "autocontrast", "equalize", "invert", "fractal", "random_filter", "random_colour",
 }  # fmt: skip
+
+
+def test_robust_has_seen_every_kind_of_corruption_and_the_strict_one_none() -> None:
+    assert POLICIES["robust"].imitates == set(corruptions.NAMES)
+    assert POLICIES["robust_strict"].imitates == frozenset()
 
 
 def test_only_generic_ops_imitate_nothing() -> None:

@@ -109,6 +109,51 @@ _WIDE = _AUTOAUGMENT | {
 }
 del _WIDE["invert"]
 
+# What `robust` draws from: an op and its weight. Ranges reach from nearly nothing to more than a person would call the
+# same picture; they were set by eye, and no severity of any suite stood beside them. Noise has most of the weight
+# because nothing else teaches it (docs/LOG.md has the families left out one by one).
+_DEGRADATIONS = (
+    (2.0, Op("noise", 1.0, 0.0, 0.15)),
+    (0.7, Op("speckle", 1.0, 0.0, 0.3)),
+    (0.8, Op("impulse", 1.0, 0.0, 0.1)),
+    (0.7, Op("blur", 1.0, 0.2, 1.6)),
+    (0.7, Op("disk_blur", 1.0, 0.5, 2.0)),
+    (0.6, Op("motion", 1.0, 2.0, 9.0)),
+    (0.6, Op("zoom", 1.0, 0.02, 0.3)),
+    (1.2, Op("pixel_shuffle", 1.0, 1.0, 2.0)),
+    (0.6, Op("pixelate", 1.0, 0.4, 0.95)),
+    (0.8, Op("jpeg", 1.0, 20.0, 90.0)),
+    (0.6, Op("elastic", 1.0, 0.2, 1.5)),
+    (0.8, Op("contrast", 1.0, -0.9, 0.3)),
+    (0.6, Op("brightness", 1.0, -0.3, 0.7)),
+    (0.5, Op("saturation", 1.0, -1.0, 1.5)),
+    (1.0, Op("haze", 1.0, 0.2, 0.9)),
+    (1.2, Op("drops", 1.0, 0.3, 1.0)),
+    (0.7, Op("random_filter", 1.0, 0.05, 0.3)),
+    (0.7, Op("fractal", 1.0, 0.1, 0.6)),
+    (0.4, Op("rotate_bilinear", 1.0, 0.0, 20.0, signed=True)),
+    (0.3, Op("random_colour", 1.0, 0.02, 0.2)),
+)
+# What `robust_strict` draws from: nothing that aims at a corruption.
+_ABSTRACT = (
+    (1.5, Op("random_filter", 1.0, 0.05, 0.3)),
+    (1.0, Op("random_colour", 1.0, 0.0, 0.2)),
+    (3.0, Op("fractal", 1.0, 0.1, 0.6)),
+    (1.0, Op("rotate_bilinear", 1.0, 0.0, 20.0, signed=True)),
+    (1.0, Op("posterize", 1.0, 3.0, 7.0)),
+    (1.0, Op("solarize", 1.0, 64.0, 255.0)),
+    (1.0, Op("equalize")),
+    (1.0, Op("autocontrast")),
+)
+# And what it draws from once more afterwards.
+_ABSTRACT_AGAIN = ((1.0, Op("random_filter", 1.0, 0.05, 0.3)), (1.0, Op("fractal", 1.0, 0.1, 0.5)))
+
+
+def _weighted(untouched: float, rows: Sequence[tuple[float, Op]]) -> Choice:
+    """Return a choice of one op or, with weight `untouched`, of none."""
+    return Choice(((), *((op,) for _, op in rows)), (untouched, *(weight for weight, _ in rows)))
+
+
 _CROP = Op("crop", 1.0, 0.125, 0.125)  # 4 px of 32
 _JITTER = (
     Op("brightness", 1.0, -0.4, 0.4),
@@ -123,6 +168,10 @@ POLICIES: dict[str, Policy] = {
     "alternating_flip": Policy(
         (Choice(((_CROP, Op("alternating_flip")),)),), "Jordan 2024, 94% on CIFAR-10 in 3.29 s, arXiv:2404.00498"
     ),
+    "mirrored_crop": Policy(
+        (Choice(((Op("alternating_flip"), Op("crop_mirrored", 1.0, 0.0625, 0.0625)),)),),  # 2 px of 32
+        "Jordan 2024, 94% on CIFAR-10 in 3.29 s, arXiv:2404.00498",
+    ),
     "cutout": Policy((Choice(((Op("cutout", 1.0, 0.5, 0.5),),)),), "DeVries and Taylor 2017, arXiv:1708.04552"),
     "random_erasing": Policy(
         (Choice(((Op("random_erasing", 0.5, 0.4, 0.4),),)),), "Zhong et al. 2020, arXiv:1708.04896"
@@ -134,6 +183,14 @@ POLICIES: dict[str, Policy] = {
     "randaugment": randaugment(),
     "trivialaugment_wide": Policy((_one_of(_WIDE, steps=31),), "Müller and Hutter 2021, arXiv:2103.10158"),
     "augmix": augmix(),
+    "robust": Policy(
+        (_weighted(3.5, _DEGRADATIONS),),
+        "ours, after AugMix, PRIME (arXiv:2112.13547) and PixMix (arXiv:2112.05135); docs/LOG.md",
+    ),
+    "robust_strict": Policy(
+        (_weighted(3.0, _ABSTRACT), _weighted(2.0, _ABSTRACT_AGAIN)),
+        "ours, from PRIME's filters and curves, PixMix's textures and AugMix's ops; docs/LOG.md",
+    ),
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from comp import config as configs
-from comp import device, metrics, predictions, runs
+from comp import device, metrics, plots, predictions, runs
 from comp.augment import policies
 from comp.competition import rules, submission
 from comp.competition.spec import DISTORTIONS
@@ -243,6 +243,7 @@ def _fit_and_score(
     fresh = not ((run.path / "state.pt").exists() or config.model.pretrained or config.model.from_run)
     session = fit.start(config, dataset, run, model, execution, fresh=fresh, progress=progress)
     cursor = fit.fit(session, resume=resume, on_epoch=on_epoch, progress=progress)
+    plots.curves(run.plot_path("curves"), run.history(), cursor.best_epoch)
     final = _score(run, config, dataset, model, execution, "final", progress)
     best: dict[str, Any] = {}
     if (run.path / "best.safetensors").exists():

@@ -1,4 +1,4 @@
-"""PNG files of data. Torch-free; matplotlib is imported when the first is drawn, and no display is needed."""
+"""PNG files of data and of trainings. Torch-free; matplotlib is imported late, and no display is needed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 _LABELLED_CLASSES = 60  # beyond, class names would overprint each other
 _INCHES = 0.75  # a picture's side
 _TITLE_LETTERS = 14
+_MARKED_POINTS = 50  # of a line; a single one would be invisible without a mark
+# A panel of `curves` -> its lines: column of history.csv -> label.
+_CURVES = {
+    "loss": {"train_loss": "training", "val_loss": "validation"},
+    "accuracy": {"train_accuracy": "training", "val_accuracy": "validation", "ood_accuracy": "validation, shifted"},
+    "learning rate": {"lr": "at the epoch's end"},
+}
 
 
 def label_bars(path: Path, counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> None:
@@ -76,6 +83,35 @@ def image_sheet(path: Path, images: NDArray[np.uint8], rows: Sequence[str], colu
     axes.set_xticks((np.arange(across) + 0.5) * mosaic.shape[1] / across, columns)
     axes.set_yticks((np.arange(lines) + 0.5) * mosaic.shape[0] / lines, rows)
     _save(figure, path)
+
+
+def curves(path: Path, history: Sequence[Mapping[str, str]], best_epoch: int = 0) -> None:
+    """Draw a training's losses, accuracies and learning rates over its epochs.
+
+    Args:
+        path: the PNG.
+        history: rows of history.csv; an empty cell is a value that was not measured in that epoch.
+        best_epoch: counted from 1, marked by a line; 0: none.
+    """
+    figure = _figure(12.0, 4.0)
+    for axes, (title, lines) in zip(figure.subplots(1, len(_CURVES)), _CURVES.items(), strict=True):
+        for column, label in lines.items():
+            points = [(int(row["number"]), float(row[column])) for row in history if row.get(column)]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=_marker(points), markersize=3, label=label)
+        if best_epoch:
+            axes.axvline(best_epoch, color="grey", linewidth=0.8, linestyle="--", label="best weights")
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _marker(points: Sequence[Any]) -> str:
+    return "o" if len(points) <= _MARKED_POINTS else ""
 
 
 def _mosaic(images: NDArray[np.uint8], above: int, beside: int) -> NDArray[np.uint8]:

@@ -2,7 +2,8 @@
 
     runs/<competition>/<time>-<name>/
       config.yaml  split.npz  execution.json  provenance.json  history.csv
-      best.safetensors  final.safetensors  state.pt  predictions/*.npz  metrics.json (written last)
+      best.safetensors  final.safetensors  state.pt  predictions/*.npz  plots/*.png
+      metrics.json (written last)
 
 Every file is written to a temporary name in its folder, flushed to the disk and renamed: a reader sees the old file
 or the new one, never half of either.
@@ -192,6 +193,12 @@ class Run:
         folder = self.path / "predictions"
         folder.mkdir(exist_ok=True)
         return folder / f"{name}.npz"
+
+    def plot_path(self, name: str) -> Path:
+        """Return where plot `name` (`curves`, `norms`) lies; the folder is made."""
+        folder = self.path / "plots"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{name}.png"
 
     def weights_path(self) -> Path:
         """Return the weights to predict with: the best by validation, or the final ones where nothing was validated."""

@@ -10,7 +10,7 @@ from comp import config
 from comp.config import ModelConfig
 from comp.errors import ModelError
 from comp.models import zoo
-from comp.models.classifier import Classifier
+from comp.models.classifier import Classifier, Normalize
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
@@ -136,3 +136,15 @@ def test_a_model_for_a_checkpoint_is_built_without_its_outside_weights() -> None
     wanted = ModelConfig(name="resnet10t", pretrained=True, sha256="0123456789", normalize="pretrained")
     bare = wanted.model_copy(update={"pretrained": False})
     zoo.build(bare, classes=10, image_shape=(3, 32, 32), mean=MEAN, std=STD, seed=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalised_pixels_do_not_depend_on_the_memory_layout(channels: int) -> None:
+    layer = Normalize([0.4, 0.5, 0.6][:channels], [0.1, 0.2, 0.3][:channels])
+    images = torch.randint(0, 256, (4, channels, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = (images / 255 - layer.mean) / layer.std
+    channels_last = images.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(layer(images), expected)
+    assert torch.equal(layer(channels_last), expected)
+    assert layer(channels_last).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(layer(images.flip(3)[:, :, ::2]), expected.flip(3)[:, :, ::2])  # neither layout

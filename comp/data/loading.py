@@ -76,7 +76,7 @@ class Resident:
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return images [B, C, H, W] uint8, channels last in memory, and labels [B]."""
-        return self.images[indices].permute(0, 3, 1, 2), self.labels[indices]
+        return self.images.index_select(0, indices).permute(0, 3, 1, 2), self.labels[indices]
 
     def batches(self, order: Tensor, batch_size: int, *, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield an epoch's whole batches; see `Loader`."""

@@ -33,7 +33,7 @@ from comp.training import checkpoint, optim, resolution, schedules, validation
 from comp.training.checkpoint import Cursor
 from comp.training.schedules import Plan
 from comp.training.stopping import Stop
-from comp.training.timing import counted_randomness
+from comp.training.timing import counted_randomness, seed_generators
 from comp.training.validation import Scores
 
 OnEpoch = Callable[["Epoch"], Stop | None]
@@ -214,7 +214,8 @@ def _step(session: Session, number: int, batch: Batch) -> Tensor:
     """Take one step; return [2] float64 on the device: summed loss and right answers of the batch."""
     config = session.config
     step, indices, images, labels = batch
-    torch.manual_seed(draws.key(config.seed, number, step))  # dropout's randomness, counted like the rest
+    # Dropout's randomness, counted like the rest.
+    seed_generators(draws.key(config.seed, number, step), session.execution.torch_device)
     keys = draws.keys(config.seed, number, indices)
     turned = per_batch.alternation(config.seed, number, indices) if session.alternates else None
     if config.augment.engine == "per_batch":

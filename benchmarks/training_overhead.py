@@ -1,0 +1,165 @@
+"""What a whole training costs beyond a bare forward/backward/step loop on a fixed batch.
+
+    python -m benchmarks.training_overhead [--epochs 8] [--threads 0] [--only resnet18]
+
+The whole training is the real `fit` with its augmentation, draws, counters, bars, history and epoch ends; the bare
+loop steps a copy of the same network with the same optimizer, precision and layout on one batch that lies normalised
+in memory. Every epoch of `fit` is followed by an epoch's steps of the bare loop, so that a slow moment of the machine
+strikes both; each epoch gives one ratio, and their median counts. Checkpoints come once a minute
+(`train.checkpoint_seconds`): one is timed by itself, and the share of a minute that it takes is added. Validation is
+not part of it. Prints Markdown; about three minutes on two cores.
+"""
+
+import argparse
+import copy
+import os
+import platform
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from comp import config as configs
+from comp import console, pipeline, runs
+from comp.config import Config
+from comp.training import checkpoint, fit, optim
+from comp.training.checkpoint import Cursor
+from comp.training.fit import Epoch, Session
+from comp.training.timing import choose_execution
+
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, what is done to its images, and how many steps make an epoch."""
+
+    title: str
+    model: dict[str, Any]
+    augment: dict[str, Any]
+    steps: int
+
+
+RESNET = {"name": "resnet18", "stem": "cifar"}
+CASES = {
+    "resnet18": Case("ResNet-18, 3x3 stem; crop and flip", RESNET, {"policy": "basic"}, 4),
+    "convnet": Case("3-conv CNN (12-24-48), no augmentation", {"name": "convnet"}, {"policy": "none"}, 40),
+    "convnet-basic": Case("the same; crop and flip", {"name": "convnet"}, {"policy": "basic"}, 40),
+    "convnet-randaugment": Case("the same; RandAugment", {"name": "convnet"}, {"policy": "randaugment"}, 40),
+}
+
+
+@dataclass
+class Stopwatch:
+    """An `on_epoch` that times the epoch behind it, then as many bare steps."""
+
+    session: Session
+    whole: list[float] = field(default_factory=list)
+    bare: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        model = copy.deepcopy(self.session.model)
+        optimizer = optim.for_model(model, self.session.config.optim)
+        execution = self.session.execution
+        batch = next(self.session.train.batches(torch.arange(BATCH, device=execution.torch_device), BATCH, epoch=0))
+        images = execution.layout(model.prepare(batch.images))
+
+        def step() -> None:
+            with execution.autocast():
+                logits = model.inner(images)
+            loss = nn.functional.cross_entropy(logits.float(), batch.labels)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+        self._step, self._mark = step, time.perf_counter()
+
+    def __call__(self, epoch: Epoch) -> None:
+        """Note both times."""
+        console.print_epoch(epoch)
+        self.synchronise()
+        now = time.perf_counter()
+        self.whole.append(now - self._mark)
+        for _ in range(self.session.steps_per_epoch):
+            self._step()
+        self.synchronise()
+        self._mark = time.perf_counter()
+        self.bare.append(self._mark - now)
+
+    def synchronise(self) -> None:
+        """Wait for the device."""
+        if self.session.execution.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def write_images(folder: Path, count: int) -> None:
+    """Write random images [count, 32, 32, 3] of 10 classes as an `arrays` source."""
+    generator = np.random.default_rng(0)
+    np.save(folder / "train_images.npy", generator.integers(0, 256, (count, 32, 32, 3), np.uint8))
+    np.save(folder / "train_labels.npy", np.arange(count) % 10)
+
+
+def config_of(case: Case, epochs: int, threads: int, root: Path) -> Config:
+    """Return the config of one case; precision and layout are left to be measured."""
+    values = {
+        "competition": {"name": "overhead", "suite": {"source": "none"}, "ood_validation": {"severities": []}},
+        "data": {"source": "arrays", "root": str(root), "validation": "none"},
+        "model": case.model,
+        "augment": case.augment,
+        "train": {"epochs": epochs, "batch_size": BATCH, "compile": False, "threads": threads},
+    }
+    return configs.from_mapping(values, case.title)
+
+
+def measure(case: Case, epochs: int, threads: int, folder: Path) -> str:
+    """Return a row of the table."""
+    root = folder / "data"
+    root.mkdir(exist_ok=True)
+    write_images(root, case.steps * BATCH)
+    config = config_of(case, epochs + 1, threads, root)  # the first epoch warms up
+    dataset = pipeline.prepare(config, folder)
+    model = pipeline.build_model(config, dataset)
+    run = runs.create(folder, config, "run", pipeline.provenance_of(config, dataset, model))
+    execution = choose_execution(model, dataset, config).execution
+    session = fit.start(config, dataset, run, model, execution, fresh=True)
+    stopwatch = Stopwatch(session)
+    with console.bars() as progress:
+        fit.fit(session, on_epoch=stopwatch, progress=progress)
+    began = time.perf_counter()
+    checkpoint.save(run.path / "state.pt", session.model, session.optimizer, Cursor())
+    saving = time.perf_counter() - began
+    ratios = [whole / bare for whole, bare in zip(stopwatch.whole[1:], stopwatch.bare[1:], strict=True)]
+    ratio, share = statistics.median(ratios), saving / config.train.checkpoint_seconds
+    rate = case.steps * BATCH / statistics.median(stopwatch.bare[1:])
+    layout = "channels_last" if execution.channels_last else "channels_first"
+    return (
+        f"| {case.title} | {execution.precision} {layout} | {rate:,.0f} | {100 * (ratio - 1):+.1f} % "
+        f"({100 * (min(ratios) - 1):+.1f} to {100 * (max(ratios) - 1):+.1f}) | {100 * share:.1f} % "
+        f"| **{100 * (ratio + share - 1):+.1f} %** |"
+    )
+
+
+def main() -> None:
+    """Print one row a case."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--epochs", type=int, default=8)
+    options.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as `comp` chooses")
+    options.add_argument("--only", choices=sorted(CASES))
+    given = options.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}, batch {BATCH}\n")
+    print("| training | computed in | bare images/s | fit against bare (range) | checkpoints | in all |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for name, case in CASES.items():
+        if given.only in (None, name):
+            with tempfile.TemporaryDirectory() as folder:
+                print(measure(case, given.epochs, given.threads, Path(folder)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

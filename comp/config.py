@@ -302,6 +302,14 @@ class TrainConfig(Section):
     select: Literal["val_accuracy", "val_loss", "val_metric", "ood_accuracy"] = "val_accuracy"
     """What the best weights are chosen by; `val_metric` is competition.metric, and `ood_accuracy` chooses among the
     epochs that competition.ood_validation.every measures."""
+    patience: Positive | None = None
+    """Epochs without a better value of `select` after which the training ends; null: it never does for that."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """By how much more than this a value must exceed the best one to be better, for `patience`; in its own unit."""
+    overfit_patience: Positive | None = None
+    """Epochs in a row with a validation loss above its best after which the training ends; null: likewise."""
+    overfit_threshold: Annotated[float, Field(ge=0)] = 0.0
+    """By how much more than this the loss must exceed its best, for `overfit_patience`; in nats."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: timed on a few steps and recorded in the run's execution.json."""
@@ -314,6 +322,14 @@ class TrainConfig(Section):
     timing with the minutes it takes to build counted in. Validation and prediction are never compiled."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
     """state.pt is written at the first step or epoch end after this many seconds, and when interrupted."""
+
+    @model_validator(mode="after")
+    def _limits_belong_to_a_patience(self) -> "TrainConfig":
+        if self.min_delta and self.patience is None:
+            raise ValueError("min_delta: says what patience counts as better, and there is none; set patience too")
+        if self.overfit_threshold and self.overfit_patience is None:
+            raise ValueError("overfit_threshold: is overfit_patience's, and there is none; set overfit_patience too")
+        return self
 
 
 class PredictConfig(Section):

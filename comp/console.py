@@ -134,6 +134,8 @@ def print_summary(run: "Run", scores: dict[str, Any]) -> None:
             own = [f"{found['metric']:.4f}"] if metric else []
             table.add_row(name, f"{found['images']:,}", f"{found['accuracy']:.4f}", f"{found['loss']:.4f}", *own)
     _out.print(table)
+    if scores["stopped"]:
+        _out.print(f"stopped early: {scores['stopped']}", markup=False)
     shifted = scores.get("suite") or counted.get("ood_val")
     if shifted:
         title = "suite" if scores.get("suite") else "shifted validation"

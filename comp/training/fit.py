@@ -29,7 +29,7 @@ from comp.models import weights, zoo
 from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import checkpoint, optim, resolution, schedules, validation
+from comp.training import checkpoint, optim, resolution, schedules, stopping, validation
 from comp.training.checkpoint import Cursor
 from comp.training.schedules import Plan
 from comp.training.stopping import Stop
@@ -134,7 +134,7 @@ def fit(
                 epoch = _epoch(session, cursor, saver, progress)
                 rows.append(asdict(epoch))
                 session.run.write_history(rows)
-                stop = on_epoch(epoch)
+                stop = on_epoch(epoch) or stopping.due(rows, session.config)
                 cursor.stopped = stop.reason if stop else ""
                 if saver.is_due():
                     saver.save()

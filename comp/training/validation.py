@@ -31,12 +31,12 @@ class Scores:
     ood_accuracy: float | None = None
 
 
-# train.select -> its value where it was measured, more being better.
-SELECTIONS: dict[str, Callable[[Scores, metrics.Metric], float | None]] = {
-    "val_accuracy": lambda scores, metric: scores.accuracy,
-    "val_loss": lambda scores, metric: None if scores.loss is None else -scores.loss,
-    "val_metric": lambda scores, metric: None if scores.metric is None else metric.value_up(scores.metric),
-    "ood_accuracy": lambda scores, metric: scores.ood_accuracy,
+# train.select -> what the epoch's end measured of it.
+SELECTIONS: dict[str, Callable[[Scores], float | None]] = {
+    "val_accuracy": lambda scores: scores.accuracy,
+    "val_loss": lambda scores: scores.loss,
+    "val_metric": lambda scores: scores.metric,
+    "ood_accuracy": lambda scores: scores.ood_accuracy,
 }
 
 
@@ -56,6 +56,9 @@ def check(config: Config) -> None:
             "train.select: ood_accuracy is measured at the end alone; set competition.ood_validation.every to a number "
             "of epochs, such as 1"
         )
+    for name in ("patience", "overfit_patience"):
+        if getattr(config.train, name) is not None and config.data.validation == "none":
+            raise ConfigError(f"train.{name}: watches a validation split, and data.validation is none; leave it out")
 
 
 def validate(
@@ -81,7 +84,17 @@ def validate(
 
 def selected(scores: Scores, config: Config) -> float | None:
     """Return what `train.select` compares, more being better; None where this epoch did not measure it."""
-    return SELECTIONS[config.train.select](scores, metrics.metric(config.competition.metric))
+    value = SELECTIONS[config.train.select](scores)
+    return None if value is None else upward(value, config)
+
+
+def upward(value: float, config: Config) -> float:
+    """Return a value of `train.select` with its sign turned where less is better: more is always better."""
+    if config.train.select == "val_loss":
+        return -value
+    if config.train.select == "val_metric":
+        return metrics.metric(config.competition.metric).value_up(value)
+    return value
 
 
 def _is_due(config: Config, number: int) -> bool:

@@ -214,8 +214,11 @@ class ModelConfig(Section):
     """Arguments of timm's factory that are not fields here (`drop_block_rate`, `act_layer`, ...)."""
     args: FrozenMapping = Field(default_factory=dict)
     """Arguments of our own networks (depth, hidden, ...)."""
-    normalize: Literal["auto", "dataset", "pretrained"] | dict[Literal["mean", "std"], tuple[float, ...]] = "auto"
-    """What the first layer subtracts and divides by; auto: the weights' own if pretrained, else the dataset's."""
+    normalize: (
+        Literal["auto", "dataset", "pretrained", "per_image"] | dict[Literal["mean", "std"], tuple[float, ...]]
+    ) = "auto"
+    """What the first layer subtracts and divides by; auto: the weights' own if pretrained, else the dataset's;
+    per_image: the dataset's, and then every image's own, which takes haze and weak contrast out."""
     freeze: tuple[str, ...] = ()
     """Blocks that are not trained: names or globs of the network's modules and parameters, or `all_but_head`."""
     unfreeze: dict[Annotated[int, Field(ge=1)], tuple[str, ...]] = Field(default_factory=dict)

@@ -126,7 +126,8 @@ def build_model(config: Config, dataset: Dataset, *, first_weights: bool = True)
 
 def _without_weights(section: ModelConfig) -> ModelConfig:
     """Return the same network for weights that come from elsewhere, its normalisation's among them."""
-    return section.model_copy(update={"pretrained": False, "from_run": "", "sha256": "", "normalize": "dataset"})
+    normalize = "per_image" if section.normalize == "per_image" else "dataset"
+    return section.model_copy(update={"pretrained": False, "from_run": "", "sha256": "", "normalize": normalize})
 
 
 def load_model(run: Run) -> tuple[Classifier, Execution]:

@@ -1,16 +1,21 @@
 """The wrapper every model comes in: raw images in, logits out, whatever the images' type."""
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from comp import config
+from comp import config, pipeline, predictions, runs
 from comp.config import ModelConfig
 from comp.errors import ModelError
+from comp.inference.predict import forward
 from comp.models import zoo
 from comp.models.classifier import Classifier, Normalize
+from tests.conftest import Result
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
@@ -148,3 +153,24 @@ def test_normalised_pixels_do_not_depend_on_the_memory_layout(channels: int) -> 
     assert torch.equal(layer(channels_last), expected)
     assert layer(channels_last).is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(layer(images.flip(3)[:, :, ::2]), expected.flip(3)[:, :, ::2])  # neither layout
+
+
+def test_an_image_normalised_by_itself_keeps_its_looks_under_dimming_and_fading() -> None:
+    shape = {"classes": 4, "image_shape": (3, 32, 32), "mean": [0.5] * 3, "std": [0.25] * 3, "seed": 0}
+    each = zoo.build(ModelConfig(name="simple_cnn", args={"depth": 2}, normalize="per_image"), **shape)
+    images = torch.rand(6, 3, 32, 32)
+    prepared, faded = each.prepare(images), each.prepare(images * 0.4 + 0.3)
+    assert prepared.mean((1, 2, 3)).abs().max() < 1e-5
+    assert (prepared - faded).abs().mean() < 0.15
+    plain = zoo.build(ModelConfig(name="simple_cnn", args={"depth": 2}), **shape)
+    assert (plain.prepare(images) - plain.prepare(images * 0.4 + 0.3)).abs().mean() > 0.5
+    assert each.prepare(torch.full((1, 3, 32, 32), 0.7)).abs().max() < 1e-4
+
+
+def test_a_run_reads_back_how_it_normalised(workplace: Path, comp: Callable[..., Result]) -> None:
+    assert comp("train", "small.yaml", "model.normalize=per_image").code == 0
+    loaded = pipeline.load(runs.list_runs(Path("runs"))[0])
+    assert loaded.model.normalize.each
+    val, images = predictions.load(loaded.run.predictions_path("val")), loaded.dataset.val.images
+    again = forward(loaded.model, np.array(images), loaded.execution)
+    assert np.array_equal(again.argmax(1), val.top1)

@@ -56,7 +56,7 @@ def build(
     _demand_fit(inner, config, seen)
     resize = Resize(config.input_size, config.interpolation) if config.input_size else None
     mean, std = _normalization(config, inner, image_shape[0], (mean, std))
-    model = Classifier(inner, mean=mean, std=std, resize=resize)
+    model = Classifier(inner, mean=mean, std=std, each=config.normalize == "per_image", resize=resize)
     if ours:
         surgery.adopt(model, state, where=str(file), normalization=config.normalize in ("auto", "pretrained"))
     model.origin = f"{file} (sha256 {facts['sha256']})" if file else "drawn at random"
@@ -232,7 +232,7 @@ def _normalization(
     if not isinstance(wanted, str):
         return _given_normalization(wanted, channels)
     # A file of ours brings its own mean and deviation along when it is adopted.
-    if wanted == "dataset" or not config.pretrained or not published:
+    if wanted in ("dataset", "per_image") or not config.pretrained or not published:
         return dataset
     return _spread(published["mean"], channels), _spread(published["std"], channels)
 

@@ -299,6 +299,11 @@ class TrainConfig(Section):
     epochs: Positive = 10
     batch_size: Positive = 128
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    consistency: Literal["none", "jsd"] = "none"
+    """`jsd`: three views of every image, cross-entropy on the clean one, and the Jensen-Shannon divergence of their
+    predictions (AugMix); not with MixUp or CutMix, nor with augmentation in workers. A step costs thrice as much."""
+    consistency_weight: Annotated[float, Field(ge=0)] = 12.0
+    """What the divergence is multiplied by."""
     sizes: dict[Positive, Annotated[int, Field(ge=8)]] = Field(default_factory=dict)
     """Epoch (from 1) -> side in pixels that training images have from it on, such as {1: 24, 5: 32}; until the first
     one named they keep their own. Networks must take any size; validation and prediction see whole images."""

@@ -27,7 +27,7 @@ from comp.models.classifier import Classifier
 from comp.predictions import Predictions
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import fit, optim, timing, validation
+from comp.training import consistency, fit, optim, timing, validation
 from comp.training.fit import OnEpoch
 from comp.training.timing import Choice
 
@@ -59,6 +59,7 @@ def check(config: Config, runs_root: Path) -> None:
     device.choose_device(config.train.device)
     imitated = policies.resolve(config.augment.policy, config.augment.ops).imitates
     fit.in_workers(config)
+    consistency.check(config)
     rules.check(config.competition.rules, pretrained=_has_external_weights(config), imitated=imitated)
     zoo.refuse_banned(config.model.name, config.competition.rules.banned_families)
     suites.shifted_distortions(config.competition.ood_validation)

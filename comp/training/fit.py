@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from comp import runs
@@ -29,7 +29,7 @@ from comp.models import weights, zoo
 from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import checkpoint, optim, resolution, schedules, stopping, validation
+from comp.training import checkpoint, consistency, losses, optim, resolution, schedules, stopping, validation
 from comp.training.checkpoint import Cursor
 from comp.training.schedules import Plan
 from comp.training.stopping import Stop
@@ -95,6 +95,11 @@ class Session:
     def steps_per_epoch(self) -> int:
         """Whole batches: the few images left over are others in every epoch."""
         return len(self.train) // self.batch_size
+
+    @property
+    def views(self) -> int:
+        """How many views of each image a step sees, one after the other in its batch."""
+        return 1 if self.config.train.consistency == "none" else consistency.VIEWS
 
     @property
     def alternates(self) -> bool:
@@ -218,24 +223,27 @@ def _step(session: Session, number: int, batch: Batch) -> Tensor:
     seed_generators(draws.key(config.seed, number, step), session.execution.torch_device)
     keys = draws.keys(config.seed, number, indices)
     turned = per_batch.alternation(config.seed, number, indices) if session.alternates else None
-    if config.augment.engine == "per_batch":
+    if session.views > 1:
+        images = consistency.views(images, session.policy, keys, turned=turned)
+    elif config.augment.engine == "per_batch":
         images = per_batch.augment(images, session.policy, keys, turned=turned)
     images, targets = mixing.mix(
         images,
-        labels,
-        keys,
+        labels.repeat(session.views),
+        keys.repeat(session.views),
         classes=len(session.dataset.competition.classes),
         mixing=session.mixing.at(number, config.train.epochs),
     )
     images = resolution.resized(images, resolution.side_at(config.train.sizes, number))
     with session.execution.autocast():
-        logits = session.forward(session.execution.layout(images))  # [B, classes]
-    loss = nn.functional.cross_entropy(logits.float(), targets)
+        logits = session.forward(session.execution.layout(images))  # [views B, classes]
+    targets = targets[: len(indices)]
+    loss = losses.consistent(logits, targets, views=session.views, weight=config.train.consistency_weight)
     optim.set_rates(session.optimizer, (number - 1) * session.steps_per_epoch + step, session.plan, config.optim)
     session.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     session.optimizer.step()
-    right = mixing.hits(logits.detach(), targets, label_smoothing=session.mixing.label_smoothing).sum()
+    right = mixing.hits(logits.detach()[: len(indices)], targets, label_smoothing=session.mixing.label_smoothing).sum()
     return torch.stack((loss.detach().double() * len(indices), right.double()))
 
 

@@ -20,13 +20,15 @@ def jensen_shannon(logits: list[Tensor]) -> Tensor:
 
 
 def consistent(logits: Tensor, targets: Tensor, *, views: int, weight: float) -> Tensor:
-    """Return cross-entropy of the first view plus `weight` times the divergence of all.
+    """Return cross-entropy of the first view plus `weight` times the divergence of all; of one view, the former alone.
 
     Args:
         logits: [views B, classes], view after view, the clean one first.
         targets: [B, classes].
-        views: how many.
+        views: how many; B is the batch's size.
         weight: 12 in AugMix's paper.
     """
     every = list(logits.float().chunk(views))
+    if views == 1:
+        return F.cross_entropy(every[0], targets)
     return F.cross_entropy(every[0], targets) + weight * jensen_shannon(every)

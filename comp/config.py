@@ -291,6 +291,16 @@ class OptimConfig(Section):
     """How many epochs the rate of schedule `step` stays the same."""
     step_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     """What it is then multiplied by."""
+    clip: Literal["none", "norm", "value", "adaptive"] = "none"
+    """Gradients are limited by the norm of all of them, value by value, or unit by unit to a share of the weights'."""
+    clip_at: Annotated[float, Field(gt=0)] | None = None
+    """The limit; null: 1 for norm and value, 0.01 for adaptive."""
+
+    @model_validator(mode="after")
+    def _limit_belongs_to_clipping(self) -> "OptimConfig":
+        if self.clip == "none" and self.clip_at is not None:
+            raise ValueError("clip_at: says where gradients are clipped, and clip is none; set clip too")
+        return self
 
 
 class TrainConfig(Section):
@@ -298,6 +308,12 @@ class TrainConfig(Section):
 
     epochs: Positive = 10
     batch_size: Positive = 128
+    micro_batch: Annotated[int, Field(ge=2)] | None = None
+    """Images that go through the network at a time; gradients are averaged over the batch, so that the step is the
+    same, but batch norm sees this many. null: the whole batch. Where memory runs out it is halved, in any case."""
+    nan_retries: Annotated[int, Field(ge=0)] = 0
+    """How many times a training whose loss is not finite goes back to its last good state, at half the rate; 0: it
+    stops. More than 0: state.pt is also written at every epoch's end."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     consistency: Literal["none", "jsd"] = "none"
     """`jsd`: three views of every image, cross-entropy on the clean one, and the Jensen-Shannon divergence of their
@@ -319,8 +335,8 @@ class TrainConfig(Section):
     overfit_threshold: Annotated[float, Field(ge=0)] = 0.0
     """By how much more than this the loss must exceed its best, for `overfit_patience`; in nats."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: timed on a few steps and recorded in the run's execution.json."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: timed on a few steps and recorded in the run's execution.json; fp16, for older GPUs, scales the loss."""
     channels_last: Literal["auto"] | bool = "auto"
     """Memory layout of images and weights; auto: timed together with precision."""
     threads: Annotated[int, Field(ge=0)] = 0

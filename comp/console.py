@@ -106,6 +106,8 @@ def print_epoch(epoch: "Epoch") -> None:
         f"epoch {epoch.number:>3}  loss {epoch.train_loss:.4f} accuracy {epoch.train_accuracy:.4f}{validation}{shifted}"
         f"  lr {epoch.lr:.2e}  {epoch.images_per_second:,.0f} images/s  {epoch.seconds:.1f} s"
     )
+    if epoch.note:
+        _err.print(f"epoch {epoch.number:>3}  {epoch.note}", markup=False)
 
 
 def print_line(text: str) -> None:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from comp.errors import ConfigError, RunError
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 Forward = Callable[[Tensor], Tensor]
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MOST_WORKERS = 8
 _MMAP_MAX, _TRIM_THRESHOLD, _KEPT_BYTES = -4, -1, 2**31 - 1  # as malloc.h names and bounds them
 
@@ -39,6 +39,7 @@ class Execution:
         compiled: whether training steps run through torch.compile. Validation and prediction never do: they cost a
             small share of a training, and must agree with a prediction made later, on a machine without a compiler.
         workers: processes that read or augment training images one by one; does not change a pixel.
+        micro_batch: images that go through the network at a time, where memory ran out with more; None: as configured.
     """
 
     device: str
@@ -47,6 +48,7 @@ class Execution:
     threads: int
     compiled: bool = False
     workers: int = 0
+    micro_batch: int | None = None
 
     @property
     def torch_device(self) -> torch.device:
@@ -116,6 +118,7 @@ def from_json(values: Mapping[str, Any], where: str) -> Execution:
         **{name: values[name] for name in names},
         compiled=values.get("compiled", False),
         workers=values.get("workers", default_workers()),
+        micro_batch=values.get("micro_batch"),
     )
     choose_device(execution.device)
     missing = missing_compiler(execution.device) if execution.compiled else ""
@@ -137,6 +140,16 @@ def choose_device(wanted: str) -> str:
         here = ", ".join(name for name in present if present[name])
         raise ConfigError(f"train.device: '{wanted}' is not on this machine, which has {here}; use auto")
     return wanted
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Refuse float16 where its small range is not made up for by speed.
+
+    Raises:
+        ConfigError: fp16 on anything but CUDA.
+    """
+    if precision == "fp16" and device != "cuda":
+        raise ConfigError(f"train.precision: fp16 is for CUDA devices, and training runs on {device}; use bf16 or auto")
 
 
 def default_threads() -> int:
@@ -166,7 +179,11 @@ def _has_hyper_threads() -> bool:
 
 def precisions_worth_trying(device: str) -> list[Precision]:
     """Return precisions to time, the plainest first."""
-    return ["fp32"] if device == "mps" else ["fp32", "bf16"]  # bf16 on MPS: untested, only on demand
+    if device == "mps":
+        return ["fp32"]  # bf16 there: untested, only on demand
+    # Before compute capability 8 (Ampere), GPUs multiply float16 fast and bfloat16 not at all.
+    old = device == "cuda" and torch.cuda.get_device_capability() < (8, 0)
+    return ["fp32", "fp16" if old else "bf16"]
 
 
 def missing_compiler(device: str) -> str:

@@ -56,7 +56,7 @@ def check(config: Config, runs_root: Path) -> None:
     if config.data.source not in sources.SOURCES:
         raise ConfigError(f"data.source: {unknown('source', config.data.source, sources.SOURCES)}")
     optim.check(config.optim)
-    device.choose_device(config.train.device)
+    device.check_precision(config.train.precision, device.choose_device(config.train.device))
     imitated = policies.resolve(config.augment.policy, config.augment.ops).imitates
     fit.in_workers(config)
     consistency.check(config)
@@ -255,6 +255,8 @@ def _fit_and_score(
         "selected_by": config.train.select,
         "epochs": cursor.epoch,
         "stopped": cursor.stopped,
+        "rollbacks": cursor.rollbacks,
+        "micro_batch": min(session.stepper.micro_batch, session.batch_size),
         "best_epoch": cursor.best_epoch,
         "train_seconds": round(cursor.seconds, 2),
         "test_like": sorted(session.policy.imitates),

@@ -78,7 +78,7 @@ def small_config(root: Path) -> dict[str, Any]:
         "augment": {"policy": "basic", "mixup": 0.4},
         "train": {
             "epochs": 2, "batch_size": 32, "label_smoothing": 0.1,
-            "precision": "fp32", "channels_last": False, "device": "cpu", "threads": 1,
+            "precision": "fp32", "channels_last": False, "device": "cpu", "threads": 1, "compile": False,
         },
     }  # fmt: skip
 

@@ -1,13 +1,12 @@
 """state.pt: weights, optimizer and cursor in one atomic replace, read without running code."""
 
 import pickle
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
 
 from comp import runs
 from comp.errors import RunError
@@ -27,6 +26,9 @@ class Cursor:
         right_sum: likewise, the lambda-weighted right answers.
         seen: images of this epoch's steps.
         stopped: why it ended before its last epoch, empty if it did not.
+        rate_factor: what the schedule's rate is multiplied by; halved each time the training goes back.
+        rollbacks: why it went back, a sentence for each time.
+        notes: what the next epoch's row will tell.
     """
 
     epoch: int = 0
@@ -38,25 +40,36 @@ class Cursor:
     right_sum: float = 0.0
     seen: int = 0
     stopped: str = ""
+    rate_factor: float = 1.0
+    rollbacks: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def save(path: Path, model: nn.Module, optimizer: Optimizer, cursor: Cursor) -> None:
+class Stateful(Protocol):
+    """What has a state to keep: model, optimizer, ..."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+def save(path: Path, parts: Mapping[str, Stateful], cursor: Cursor) -> None:
     """Write the whole state, or leave the one before."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "cursor": asdict(cursor)}
+    state = {name: part.state_dict() for name, part in parts.items()} | {"cursor": asdict(cursor)}
     runs.write_atomically(path, lambda file: torch.save(state, file))
 
 
-def load(path: Path, model: nn.Module, optimizer: Optimizer, device: torch.device) -> Cursor:
-    """Read the state into model and optimizer, and return the cursor.
+def load(path: Path, parts: Mapping[str, Stateful], device: torch.device) -> Cursor:
+    """Read the state into the parts, under the names they were saved by, and return the cursor.
 
     Raises:
         RunError: missing, damaged, or another model's.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        cursor = Cursor(**{field.name: state["cursor"][field.name] for field in fields(Cursor)})
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        cursor = Cursor(**{known.name: state["cursor"][known.name] for known in fields(Cursor)})
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
     except FileNotFoundError:
         raise RunError(f"{path}: no checkpoint to resume from; start again: comp run CONFIG") from None
     except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:

@@ -30,10 +30,12 @@ from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
 from comp.training import checkpoint, consistency, losses, optim, resolution, schedules, stopping, validation
-from comp.training.checkpoint import Cursor
+from comp.training.checkpoint import Cursor, Stateful
 from comp.training.schedules import Plan
+from comp.training.stepping import Stepper, head_of
 from comp.training.stopping import Stop
-from comp.training.timing import counted_randomness, seed_generators
+from comp.training.tally import Tally
+from comp.training.timing import counted_randomness
 from comp.training.validation import Scores
 
 OnEpoch = Callable[["Epoch"], Stop | None]
@@ -57,6 +59,7 @@ class Epoch:
         ood_accuracy: of shifted validation, None in epochs that do not measure it.
         seconds: of the whole epoch, validation included.
         images_per_second: of its training steps.
+        note: what happened in it that one should know of: less memory than thought, a return to an earlier state.
     """
 
     number: int
@@ -69,6 +72,11 @@ class Epoch:
     ood_accuracy: float | None
     seconds: float
     images_per_second: float
+    note: str
+
+
+class DivergedError(RunError):
+    """The loss or the weights are not finite any more."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ class Session:
     run: Run
     model: Classifier
     optimizer: Optimizer
+    stepper: Stepper
     train: Loader
     policy: Policy
     mixing: mixing.Mixing
@@ -107,6 +116,11 @@ class Session:
         return any(op.name == "alternating_flip" for op in self.policy.ops)
 
     @property
+    def parts(self) -> dict[str, Stateful]:
+        """What state.pt holds beside the cursor."""
+        return {"model": self.model, "optimizer": self.optimizer, "stepper": self.stepper}
+
+    @property
     def plan(self) -> Plan:
         """How many steps the schedule is laid over."""
         return Plan(self.steps_per_epoch * self.config.train.epochs, self.steps_per_epoch)
@@ -124,24 +138,32 @@ def fit(
         progress: called after every step; may raise `Interrupted`, after which the run can be resumed.
 
     Raises:
-        RunError: the loss is not finite, or files cannot be written.
+        RunError: the loss is not finite (`train.nan_retries` times too often), or files cannot be written.
         Interrupted: passed on after a checkpoint.
     """
     state = session.run.path / "state.pt"
     cursor = Cursor()
     if resume and state.exists():  # a run stopped before its first checkpoint starts anew
-        cursor = checkpoint.load(state, session.model, session.optimizer, session.execution.torch_device)
+        cursor = checkpoint.load(state, session.parts, session.execution.torch_device)
     rows: list[dict[str, Any]] = [dict(row) for row in session.run.history()[: cursor.epoch]]
     saver = _Saver(session, cursor)
+    if session.config.train.nan_retries and not state.exists():
+        saver.save()  # something to go back to
     with counted_randomness(session.execution.torch_device):
         try:
             while cursor.epoch < session.config.train.epochs and not cursor.stopped:
-                epoch = _epoch(session, cursor, saver, progress)
+                try:
+                    epoch = _epoch(session, cursor, saver, progress)
+                except DivergedError as error:
+                    _go_back(session, cursor, error)
+                    del rows[cursor.epoch :]
+                    saver.save()
+                    continue
                 rows.append(asdict(epoch))
                 session.run.write_history(rows)
                 stop = on_epoch(epoch) or stopping.due(rows, session.config)
                 cursor.stopped = stop.reason if stop else ""
-                if saver.is_due():
+                if saver.is_due() or session.config.train.nan_retries:
                     saver.save()
         except Interrupted:
             saver.save()
@@ -163,14 +185,11 @@ class _Saver:
 
     def save(self) -> None:
         """Write the state; refuse one that no resume could mend, so that the one before stays."""
-        tensors = self._session.model.state_dict().values()
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-            raise _not_finite(self._session, "weights are", self._cursor.epoch + 1)
-        _refuse_non_finite(self._session, self._cursor, self._cursor.epoch + 1)
+        _demand_finite_weights(self._session, self._cursor)
         now = time.perf_counter()
         self._cursor.seconds += now - self._clock
         self._clock = now
-        checkpoint.save(self._session.run.path / "state.pt", self._session.model, self._session.optimizer, self._cursor)
+        checkpoint.save(self._session.run.path / "state.pt", self._session.parts, self._cursor)
         self._saved = time.perf_counter()
 
 
@@ -178,30 +197,31 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     config, number = session.config, cursor.epoch + 1
     began, begun_at = time.perf_counter(), cursor.step
     order = draws.order(config.seed, number, len(session.train), session.execution.torch_device)
-    totals = torch.tensor([cursor.loss_sum, cursor.right_sum], dtype=torch.float64, device=order.device)
+    tally = Tally(cursor, order.device)
     zoo.thaw(session.model, config.model, epoch=number)
     optim.rest_ended(session.optimizer, number)
     session.model.train()
     for batch in session.train.batches(order, session.batch_size, epoch=number, start=cursor.step):
-        totals += _step(session, number, batch)
-        step = batch.step
-        cursor.step, cursor.seen = step + 1, cursor.seen + session.batch_size
+        _step(session, cursor, batch, tally)
+        cursor.step, cursor.seen = batch.step + 1, cursor.seen + session.batch_size
+        if tally.is_free:
+            _read(session, cursor, tally)
         if saver.is_due():
-            cursor.loss_sum, cursor.right_sum = totals.tolist()
+            _read(session, cursor, tally)
             saver.save()
         try:
-            progress(f"epoch {number}/{config.train.epochs}", step + 1, session.steps_per_epoch, "steps")
+            progress(f"epoch {number}/{config.train.epochs}", cursor.step, session.steps_per_epoch, "steps")
         except Interrupted:
-            cursor.loss_sum, cursor.right_sum = totals.tolist()
+            _read(session, cursor, tally)
             raise
-    cursor.loss_sum, cursor.right_sum = totals.tolist()  # waits for the device: the epoch's one synchronisation
-    _refuse_non_finite(session, cursor, number)
+    _read(session, cursor, tally)  # waits for the device: the epoch's one synchronisation
+    _demand_finite_weights(session, cursor)
     trained_seconds = time.perf_counter() - began
     trained_images = (session.steps_per_epoch - begun_at) * session.batch_size
     scores = _validate(session, cursor, number, progress)
     epoch = Epoch(
         number=number,
-        lr=schedules.rate(number * session.steps_per_epoch - 1, session.plan, config.optim),
+        lr=_rate(session, cursor, session.steps_per_epoch - 1),
         train_loss=cursor.loss_sum / cursor.seen,
         train_accuracy=cursor.right_sum / cursor.seen,
         val_loss=scores.loss,
@@ -210,17 +230,17 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
         ood_accuracy=scores.ood_accuracy,
         seconds=round(time.perf_counter() - began, 3),
         images_per_second=round(trained_images / trained_seconds, 1),
+        note="; ".join(cursor.notes),
     )
     cursor.epoch, cursor.step, cursor.seen, cursor.loss_sum, cursor.right_sum = number, 0, 0, 0.0, 0.0
+    cursor.notes = []
     return epoch
 
 
-def _step(session: Session, number: int, batch: Batch) -> Tensor:
-    """Take one step; return [2] float64 on the device: summed loss and right answers of the batch."""
-    config = session.config
+def _step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
+    """Take one step and tally its loss and right answers."""
+    config, number = session.config, cursor.epoch + 1
     step, indices, images, labels = batch
-    # Dropout's randomness, counted like the rest.
-    seed_generators(draws.key(config.seed, number, step), session.execution.torch_device)
     keys = draws.keys(config.seed, number, indices)
     turned = per_batch.alternation(config.seed, number, indices) if session.alternates else None
     if session.views > 1:
@@ -235,28 +255,80 @@ def _step(session: Session, number: int, batch: Batch) -> Tensor:
         mixing=session.mixing.at(number, config.train.epochs),
     )
     images = resolution.resized(images, resolution.side_at(config.train.sizes, number))
-    with session.execution.autocast():
-        logits = session.forward(session.execution.layout(images))  # [views B, classes]
     targets = targets[: len(indices)]
-    loss = losses.consistent(logits, targets, views=session.views, weight=config.train.consistency_weight)
-    optim.set_rates(session.optimizer, (number - 1) * session.steps_per_epoch + step, session.plan, config.optim)
-    session.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    session.optimizer.step()
-    right = mixing.hits(logits.detach()[: len(indices)], targets, label_smoothing=session.mixing.label_smoothing).sum()
-    return torch.stack((loss.detach().double() * len(indices), right.double()))
+    by_view = images.reshape(session.views, len(indices), *images.shape[1:])  # [views, B, C, H, W]
+
+    def compute(part: slice) -> tuple[Tensor, Tensor]:
+        with session.execution.autocast():
+            logits = session.forward(session.execution.layout(by_view[:, part].flatten(0, 1)))  # [views part, classes]
+        aims = targets[part]
+        loss = losses.consistent(logits, aims, views=session.views, weight=config.train.consistency_weight)
+        return loss, logits[: len(aims)]
+
+    total_step = cursor.epoch * session.steps_per_epoch + step
+    optim.set_rates(session.optimizer, total_step, session.plan, config.optim, factor=cursor.rate_factor)
+    allowed = session.stepper.micro_batch
+    # The seed is dropout's, counted like the rest.
+    loss, logits = session.stepper.take(len(indices), draws.key(config.seed, number, step), compute)
+    if session.stepper.micro_batch < allowed:
+        _tell_halved(session, cursor, step)
+    right = mixing.hits(logits, targets, label_smoothing=session.mixing.label_smoothing).sum()
+    tally.add(loss.double() * len(indices), right, step)
 
 
-def _refuse_non_finite(session: Session, cursor: Cursor, number: int) -> None:
-    if not math.isfinite(cursor.loss_sum):
-        raise _not_finite(session, "loss is", number)
-
-
-def _not_finite(session: Session, what: str, number: int) -> RunError:
-    return RunError(
-        f"{session.run.path}: the {what} not finite in epoch {number}; nothing after the last checkpoint is kept; "
-        f"try a lower rate (optim.lr={session.config.optim.lr / 3:.1e}), a longer optim.warmup or train.precision=fp32"
+def _tell_halved(session: Session, cursor: Cursor, step: int) -> None:
+    """Record that memory ran out, so that whoever repeats the run starts with what fits."""
+    size = session.stepper.micro_batch
+    cursor.notes.append(
+        f"out of memory at step {step + 1} of epoch {cursor.epoch + 1}: from there on {size} images at a time, and "
+        f"their gradients averaged over the batch of {session.batch_size}; batch norm sees {size} images at once"
     )
+    recorded = runs.read_json(session.run.path / "execution.json")
+    session.run.write_json("execution.json", {**recorded, "micro_batch": size})
+
+
+def _rate(session: Session, cursor: Cursor, step: int) -> float:
+    """Return the learning rate of a step of the current epoch, before any group's own factor."""
+    total_step = cursor.epoch * session.steps_per_epoch + step
+    return schedules.rate(total_step, session.plan, session.config.optim) * cursor.rate_factor
+
+
+def _read(session: Session, cursor: Cursor, tally: Tally) -> None:
+    """Bring the tally into the cursor; refuse to go on where a loss was not finite."""
+    broken = tally.read(cursor)
+    if broken is not None:
+        raise _diverged(session, cursor, "loss is", broken)
+
+
+def _demand_finite_weights(session: Session, cursor: Cursor) -> None:
+    tensors = [tensor for tensor in session.model.state_dict().values() if tensor.is_floating_point()]
+    largest = torch.stack([norm.float() for norm in torch._foreach_norm(tensors, math.inf)])
+    if not bool(largest.isfinite().all()):
+        raise _diverged(session, cursor, "weights are", max(cursor.step - 1, 0))
+
+
+def _diverged(session: Session, cursor: Cursor, what: str, step: int) -> DivergedError:
+    rate = _rate(session, cursor, step)
+    return DivergedError(
+        f"{session.run.path}: the {what} not finite at step {step + 1} of epoch {cursor.epoch + 1}, learning rate "
+        f"{rate:.2e}; nothing after the last checkpoint is kept; try a lower rate "
+        f"(optim.lr={session.config.optim.lr / 3:.1e}), a longer optim.warmup, optim.clip=norm, train.precision=fp32, "
+        "or train.nan_retries=2, which goes back and halves the rate by itself"
+    )
+
+
+def _go_back(session: Session, cursor: Cursor, error: DivergedError) -> None:
+    """Return to the last good state at half the rate, or pass the error on where that was done often enough."""
+    if len(cursor.rollbacks) >= session.config.train.nan_retries:
+        raise error
+    good = checkpoint.load(session.run.path / "state.pt", session.parts, session.execution.torch_device)
+    reason = str(error).partition(": ")[2].partition(";")[0]
+    good.rate_factor = cursor.rate_factor / 2
+    told = f"{reason}: back to step {good.step} of epoch {good.epoch + 1}, all rates times {good.rate_factor:g}"
+    good.rollbacks = [*cursor.rollbacks, told]
+    good.notes = [*cursor.notes, told]
+    good.seconds = cursor.seconds
+    vars(cursor).update(vars(good))  # whoever holds the cursor goes back too
 
 
 def _validate(session: Session, cursor: Cursor, number: int, progress: Progress) -> Scores:
@@ -314,12 +386,14 @@ def start(
         model.initialise(torch.from_numpy(images).permute(0, 3, 1, 2))
     resolution.check(model, config.train.sizes, dataset.competition.image_shape)
     execution.place(model)
+    optimizer = optim.for_model(model, config.optim)
     return Session(
         config=config,
         dataset=dataset,
         run=run,
         model=model,
-        optimizer=optim.for_model(model, config.optim),
+        optimizer=optimizer,
+        stepper=Stepper(optimizer, config, execution, unclipped=head_of(model)),
         train=loading.loader(
             dataset.train,
             execution.torch_device,

@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from comp.config import OptimConfig
-from comp.errors import ConfigError, unknown
+from comp.errors import ConfigError, nearest, unknown
 from comp.models import surgery
 from comp.models.classifier import Classifier
 from comp.training import schedules
@@ -71,9 +71,12 @@ def of_timm(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
     Raises:
         ConfigError: unknown to timm too, in need of second derivatives, or of a package or device that is not here.
     """
-    if config.name not in timm.optim.list_optimizers():
+    of_theirs = timm.optim.list_optimizers()
+    if config.name not in of_theirs:
+        near = nearest(config.name, {*OPTIMIZERS, *of_theirs})
         raise ConfigError(
-            f"optim.name: {unknown('optimizer', config.name, {*OPTIMIZERS, *timm.optim.list_optimizers()})}"
+            f"optim.name: unknown optimizer '{config.name}'; choose from {', '.join(sorted(OPTIMIZERS))}, or any of "
+            f"timm's {len(of_theirs)}, which timm.optim.list_optimizers() names{near}"
         )
     info = timm.optim.get_optimizer_info(config.name)
     if info.second_order:
@@ -150,15 +153,15 @@ def check(config: OptimConfig) -> None:
     )
 
 
-def set_rates(optimizer: Optimizer, step: int, plan: Plan, config: OptimConfig) -> None:
-    """Give every group the schedule's rate times its own `lr_scale`; none after the group's own end."""
+def set_rates(optimizer: Optimizer, step: int, plan: Plan, config: OptimConfig, *, factor: float = 1.0) -> None:
+    """Give every group the schedule's rate times `factor` and its own `lr_scale`; none after the group's own end."""
     shared = schedules.rate(step, plan, config)
     for group in optimizer.param_groups:
         rate = shared
         if ends := group.get("ends"):
             own = plan.ending(ends)
             rate = schedules.rate(step, own, config) if step < own.total_steps else 0.0
-        group["lr"] = rate * group["lr_scale"]
+        group["lr"] = rate * factor * group["lr_scale"]
 
 
 def rest_ended(optimizer: Optimizer, epoch: int) -> None:

@@ -23,6 +23,7 @@ from comp.data.loading import Transform
 from comp.device import Execution
 from comp.errors import ConfigError
 from comp.progress import Progress, quiet
+from comp.training.memory import refuse_if_hopeless
 
 Step = Callable[[Tensor, Tensor], None]  # (images, labels): takes a training step and waits for the device
 _Value = TypeVar("_Value")
@@ -81,6 +82,7 @@ def choose_execution(
 
     Raises:
         ConfigError: `train.device` is not here, or `train.compile` is true and nothing can be compiled.
+        RunError: not even two images fit the memory.
     """
     began = time.perf_counter()
     wanted, place = config.train, device.choose_device(config.train.device)
@@ -99,7 +101,7 @@ def choose_execution(
         trial.ask("precision and layout", candidates)
         trial.ask("threads", [replace(choice.execution, threads=count) for count in threads])
         if wanted.compile == "auto":
-            trial.ask_compile(missing, builds=1 + len(config.model.unfreeze))
+            trial.ask_compile(missing, builds=1 + len(config.model.unfreeze) + len(set(config.optim.ends.values())))
         choice.execution = replace(choice.execution, compiled=choice.execution.compiled or wanted.compile is True)
         if config.data.workers == "auto" and not (dataset.resident and transform is None):
             trial.ask_workers(transform)
@@ -118,6 +120,7 @@ class _Trial:
     def __init__(self, model: nn.Module, dataset: Dataset, config: Config, choice: Choice, progress: Progress) -> None:
         self._model, self._dataset, self._choice, self._progress = model, dataset, choice, progress
         self._batch_size = min(config.train.batch_size, len(dataset.train))
+        self._at_a_time = min(config.train.micro_batch or self._batch_size, self._batch_size)
         self._probed: dict[Execution, float] = {}
         self._planned_images = len(dataset.train) // self._batch_size * self._batch_size * config.train.epochs
 
@@ -195,15 +198,19 @@ class _Trial:
         """Return how many images so many steps may have, at most the batch size; see the constants above."""
         seconds = self._probe(plain)
         allowed = min(max(_SHARE * seconds * self._planned_images, _LEAST_SECONDS), _MOST_SECONDS)
-        return min(max(int(allowed / steps / seconds), _FEWEST_IMAGES), self._batch_size)
+        return min(max(int(allowed / steps / seconds), _FEWEST_IMAGES), self._at_a_time)
 
     def _probe(self, plain: Execution) -> float:
         """Return the seconds an image that a small step takes."""
         if plain not in self._probed:
-            count = min(_FEWEST_IMAGES, self._batch_size)
-            step, batch = self._step(plain), self._batch(plain, count)
-            step(*batch)
-            self._probed[plain] = min(_seconds(step, batch) for _ in range(_ROUNDS - 1)) / count
+            step = self._step(plain)
+
+            def probed(count: int) -> float:
+                batch = self._batch(plain, count)
+                step(*batch)
+                return min(_seconds(step, batch) for _ in range(_ROUNDS - 1)) / count
+
+            self._probed[plain] = self._while_it_fits(min(_FEWEST_IMAGES, self._at_a_time), probed)
         return self._probed[plain]
 
     def _step(self, execution: Execution) -> Step:
@@ -230,8 +237,21 @@ class _Trial:
     def _race(self, what: str, steps: Mapping[Execution, Step], count: int) -> dict[Execution, float]:
         """Return each candidate's seconds for the config's batch: the fastest step of several.
 
-        They are taken in turns, so that a slow moment of the machine strikes all candidates.
+        They are taken in turns, so that a slow moment of the machine strikes all candidates. Where memory runs out,
+        smaller steps are timed, as smaller ones will be taken.
         """
+        return self._while_it_fits(count, lambda fitting: self._raced(what, steps, fitting))
+
+    def _while_it_fits(self, count: int, timed: Callable[[int], _Value]) -> _Value:
+        """Return what steps of `count` images show, or of half as many, until memory suffices."""
+        while True:
+            try:
+                return timed(count)
+            except (RuntimeError, MemoryError) as error:
+                refuse_if_hopeless(error, count)
+            count = self._at_a_time = count // 2
+
+    def _raced(self, what: str, steps: Mapping[Execution, Step], count: int) -> dict[Execution, float]:
         batch = self._batch(next(iter(steps)), count)
         for done, step in enumerate(steps.values()):
             step(*batch)  # the first one allocates and picks kernels

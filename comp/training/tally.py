@@ -1,0 +1,37 @@
+"""Sums over an epoch's steps that stay on the device until they are asked for."""
+
+import torch
+from torch import Tensor
+
+from comp.training.checkpoint import Cursor
+
+_NEVER = 2**62  # no epoch has as many steps
+
+
+class Tally:
+    """Loss and right answers so far, and the first step whose loss was not finite.
+
+    Args:
+        cursor: where the epoch stands.
+        device: of the steps.
+    """
+
+    def __init__(self, cursor: Cursor, device: torch.device) -> None:
+        self._sums = torch.tensor([cursor.loss_sum, cursor.right_sum], dtype=torch.float64, device=device)
+        self._broken = torch.tensor(_NEVER, device=device)
+
+    def add(self, loss: Tensor, right: Tensor, step: int) -> None:
+        """Add a step's summed loss and right answers (scalars on the device); nothing waits for them."""
+        self._sums += torch.stack((loss.double(), right.double()))
+        self._broken = torch.where(loss.isfinite(), self._broken, self._broken.clamp_max(step))
+
+    @property
+    def is_free(self) -> bool:
+        """Whether reading costs nothing because the steps were taken by this very processor."""
+        return self._sums.device.type == "cpu"
+
+    def read(self, cursor: Cursor) -> int | None:
+        """Wait for the device and write the sums into the cursor; return the first broken step, None if all is well."""
+        cursor.loss_sum, cursor.right_sum = self._sums.tolist()
+        broken = int(self._broken)
+        return None if broken == _NEVER else broken

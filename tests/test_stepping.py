@@ -1,0 +1,308 @@
+"""A step in parts is the same step; memory that runs out and losses that are not finite do not end a training."""
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from comp import config as configs
+from comp import pipeline, runs
+from comp.config import Config, OptimConfig, TrainConfig
+from comp.device import Execution
+from comp.errors import Interrupted, RunError
+from comp.models.classifier import Classifier
+from comp.training import clipping
+from comp.training.memory import is_out_of_memory
+from comp.training.stepping import Stepper, parts
+from tests.conftest import Result
+from tests.test_run import assert_same_weights, the_run, weights_of
+
+EXECUTION = Execution(device="cpu", precision="fp32", channels_last=False, threads=1)
+
+
+@given(st.integers(1, 600), st.integers(2, 200))
+def test_parts_cover_the_batch_in_order_and_keep_pairs_together(count: int, most: int) -> None:
+    cut = list(parts(count, most))
+    covered = [position for part in cut for position in range(part.start, part.stop)]
+    assert covered == list(range(count))
+    assert all(part.start % 2 == 0 for part in cut)
+    sizes = [part.stop - part.start for part in cut]
+    assert max(sizes) <= max(most, 2)
+    assert max(sizes) - min(sizes) <= 3  # two for a pair, one for an odd end
+
+
+def gradients(micro_batch: int | None, **optim: Any) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Return gradients, loss and logits of one step of a net without batch statistics."""
+    generator = torch.Generator().manual_seed(5)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 8)
+    images, targets = torch.randn(30, 3, 8, 8, generator=generator), torch.rand(30, 4, generator=generator)
+    config = Config(train=TrainConfig(batch_size=30, micro_batch=micro_batch), optim=OptimConfig(**optim))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    stepper = Stepper(optimizer, config, EXECUTION, unclipped=list(net[3].parameters()))
+
+    def compute(part: slice) -> tuple[Tensor, Tensor]:
+        logits = net(images[part])
+        return nn.functional.cross_entropy(logits, targets[part]), logits
+
+    loss, logits = stepper.take(30, 0, compute)
+    found = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    assert len(found) == 4
+    return found, loss, logits
+
+
+@pytest.mark.parametrize("micro_batch", [2, 7, 16, 30, 64])
+def test_micro_batches_give_the_gradients_of_the_whole_batch(micro_batch: int) -> None:
+    whole, loss, logits = gradients(None)
+    cut, cut_loss, cut_logits = gradients(micro_batch)
+    assert torch.allclose(loss, cut_loss, rtol=1e-5)
+    assert torch.allclose(logits, cut_logits, atol=1e-5)
+    for one, other in zip(whole, cut, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def total_norm(tensors: list[Tensor]) -> float:
+    return math.sqrt(sum(float(tensor.square().sum()) for tensor in tensors))
+
+
+@pytest.mark.parametrize("micro_batch", [None, 8])
+def test_clipping_limits_what_it_says(micro_batch: int | None) -> None:
+    free, _, _ = gradients(micro_batch)
+    norm = total_norm(free)
+    clipped, _, _ = gradients(micro_batch, clip="norm", clip_at=norm / 3)
+    assert total_norm(clipped) == pytest.approx(norm / 3, rel=1e-4)
+    assert torch.allclose(clipped[0] * 3, free[0], atol=1e-5)
+    unmoved, _, _ = gradients(micro_batch, clip="norm", clip_at=norm * 3)
+    assert all(torch.equal(*pair) for pair in zip(free, unmoved, strict=True))
+    limit = 0.3 * max(float(tensor.abs().max()) for tensor in free)
+    clipped, _, _ = gradients(micro_batch, clip="value", clip_at=limit)
+    assert all(torch.equal(one, other.clamp(-limit, limit)) for one, other in zip(clipped, free, strict=True))
+
+
+def test_adaptive_clipping_limits_each_unit_by_its_weights_and_spares_the_head() -> None:
+    free, _, _ = gradients(None)
+    clipped, _, _ = gradients(None, clip="adaptive", clip_at=0.001)
+    assert torch.equal(clipped[2], free[2])
+    assert torch.equal(clipped[3], free[3])
+    generator = torch.Generator().manual_seed(5)
+    weights = torch.randn(8, 3, 3, 3, generator=generator) / 8
+    limits = 0.001 * weights.flatten(1).norm(dim=1)
+    norms = clipped[0].flatten(1).norm(dim=1)
+    assert torch.allclose(norms, torch.minimum(limits, free[0].flatten(1).norm(dim=1)), rtol=1e-4)
+    assert torch.any(norms < free[0].flatten(1).norm(dim=1))
+
+
+def test_every_clip_of_the_config_is_there() -> None:
+    known = set(OptimConfig.model_fields["clip"].annotation.__args__)  # type: ignore[union-attr]
+    assert known == {"none", *clipping.CLIPS}
+
+
+@pytest.mark.parametrize("size", [1 << 50, 1 << 62])
+def test_a_failed_allocation_of_this_machine_is_recognised(size: int) -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        torch.empty(size, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+def hungry(monkeypatch: pytest.MonkeyPatch, most: int, error: Callable[[], Exception]) -> None:
+    """Let every model that is built from here on run out of memory above `most` images."""
+    forward = Classifier.forward
+
+    def limited(self: Classifier, images: Tensor) -> Tensor:
+        if self.training and len(images) > most:
+            raise error()
+        return forward(self, images)
+
+    monkeypatch.setattr(Classifier, "forward", limited)
+
+
+OUT = pytest.mark.parametrize(
+    "error",
+    [
+        lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError,
+    ],
+)  # fmt: skip
+
+
+@OUT
+def test_a_training_that_runs_out_of_memory_goes_on_in_smaller_parts(
+    workplace: Path, comp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, error: Callable[[], Exception]
+) -> None:
+    with monkeypatch.context() as patched:
+        hungry(patched, 10, error)
+        result = comp("train", "small.yaml", "--runs", "one")
+    assert result.code == 0, result.err
+    told = "out of memory at step 1 of epoch 1: from there on 8 images at a time"
+    assert result.err.count("out of memory") == result.err.count(told) == 1
+    one = the_run(Path("one"))
+    assert told in one.history()[0]["note"]
+    assert "batch norm sees 8 images" in one.history()[0]["note"]
+    assert one.history()[1]["note"] == ""
+    assert one.metrics()["micro_batch"] == 8
+    assert comp("run", "--as", one.path, "--runs", "two").code == 0  # starts with what fitted
+    assert_same_weights(one, the_run(Path("two")))
+
+
+def test_a_resume_keeps_the_parts_that_fitted(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hungry(monkeypatch, 10, MemoryError)
+    config = configs.load("small.yaml")
+    whole = pipeline.train(config, runs_root=Path("whole"))
+
+    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+        if unit == "steps" and done == 3:
+            raise Interrupted(15)
+
+    with pytest.raises(Interrupted):
+        pipeline.train(config, runs_root=Path("stopped"), progress=stop)
+    run = the_run(Path("stopped"))
+    assert json.loads((run.path / "execution.json").read_text())["micro_batch"] == 8
+    monkeypatch.undo()
+    monkeypatch.chdir(workplace)
+    pipeline.resume(run)
+    assert_same_weights(whole, run)
+    assert run.history()[0]["note"] == whole.history()[0]["note"]
+
+
+def test_timing_makes_do_with_what_fits(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hungry(monkeypatch, 10, MemoryError)
+    run = pipeline.train(configs.load("small.yaml", ["train.precision=auto", "train.compile=auto"]))
+    assert run.metrics()["micro_batch"] == 8
+    assert len(json.loads((run.path / "execution.json").read_text())["seconds_a_step"]) == 2
+
+
+@pytest.mark.parametrize("compile_", ["false", "auto"])
+def test_memory_for_not_even_two_images_is_told(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, compile_: str
+) -> None:
+    hungry(monkeypatch, 1, MemoryError)
+    with pytest.raises(RunError, match="out of memory with 2 images at a time"):
+        pipeline.train(configs.load("small.yaml", [f"train.compile={compile_}"]))
+
+
+def test_another_error_of_the_network_is_passed_on(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hungry(monkeypatch, 1, lambda: RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        pipeline.train(configs.load("small.yaml"))
+
+
+def broken_at(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
+    """Let the n-th training step (from 1) of this process give a loss that is not finite."""
+    forward, count = Classifier.forward, itertools.count(1)
+
+    def sometimes(self: Classifier, images: Tensor) -> Tensor:
+        logits = forward(self, images)
+        return logits * math.nan if self.training and next(count) in calls else logits
+
+    monkeypatch.setattr(Classifier, "forward", sometimes)
+
+
+def rates(run: runs.Run) -> list[float]:
+    return [float(row["lr"]) for row in run.history()]
+
+
+def test_a_loss_that_is_not_finite_stops_and_says_where_and_what_to_try(
+    workplace: Path, comp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_at(monkeypatch, 6)
+    result = comp("train", "small.yaml", "optim.schedule=constant", "optim.lr=2e-3")
+    assert result.code == 2
+    assert "the loss is not finite at step 2 of epoch 2, learning rate 2.00e-03" in result.err
+    assert "optim.lr=6.7e-04" in result.err
+    assert "train.nan_retries" in result.err
+    assert not the_run().is_complete()
+
+
+def test_a_real_explosion_is_noticed(workplace: Path, comp: Callable[..., Result]) -> None:
+    result = comp("train", "small.yaml", "optim.name=sgd", "optim.lr=1e38", "optim.schedule=constant")
+    assert result.code == 2
+    assert "not finite at step" in result.err
+
+
+def test_a_training_goes_back_to_its_last_good_state_at_half_the_rate(
+    workplace: Path, comp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("optim.schedule=constant", "optim.lr=2e-3", "train.epochs=3")
+    with monkeypatch.context() as patched:
+        broken_at(patched, 6, 9)  # in epoch 2, and when it is taken again
+        result = comp("train", "small.yaml", *given, "train.nan_retries=2")
+    assert result.code == 0, result.err
+    run = the_run()
+    assert rates(run) == pytest.approx([2e-3, 5e-4, 5e-4])
+    assert [row["number"] for row in run.history()] == ["1", "2", "3"]
+    first, second = run.metrics()["rollbacks"]
+    assert "loss is not finite at step 2 of epoch 2" in first
+    assert "back to step 0 of epoch 2, all rates times 0.5" in first
+    assert "all rates times 0.25" in second
+    assert first in result.err
+    assert all(np.isfinite(values).all() for values in weights_of(run).values())
+
+
+def test_a_training_goes_back_no_more_often_than_allowed(
+    workplace: Path, comp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_at(monkeypatch, 2, 4)
+    result = comp("train", "small.yaml", "train.nan_retries=1")
+    assert result.code == 2
+    assert "not finite at step 2 of epoch 1" in result.err
+
+
+def test_a_return_survives_an_interruption(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configs.load("small.yaml", ["train.nan_retries=1", "optim.schedule=constant", "optim.lr=1e-3"])
+    steps = itertools.count(1)
+
+    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+        if unit == "steps" and next(steps) == 7:
+            raise Interrupted(15)
+
+    with monkeypatch.context() as patched:
+        broken_at(patched, 6)
+        with pytest.raises(Interrupted):
+            pipeline.train(config, progress=stop)
+    run = pipeline.resume(the_run())
+    assert rates(run) == pytest.approx([1e-3, 5e-4])
+    assert len(run.metrics()["rollbacks"]) == 1
+
+
+def test_clipping_and_micro_batches_train_through_the_command_line(
+    workplace: Path, comp: Callable[..., Result]
+) -> None:
+    given = ("train.micro_batch=8", "optim.clip=adaptive", "optim.lookahead.k=2", "optim.name=muon")
+    assert comp("train", "small.yaml", *given, "--runs", "one").code == 0
+    assert the_run(Path("one")).metrics()["micro_batch"] == 8
+
+
+def test_float16_is_refused_where_there_is_no_cuda(workplace: Path, comp: Callable[..., Result]) -> None:
+    result = comp("train", "small.yaml", "train.precision=fp16")
+    assert result.code == 2
+    assert "train.precision: fp16 is for CUDA devices, and training runs on cpu" in result.err
+
+
+@pytest.mark.parametrize("name", ["muon", "adam", "nadamw"])
+def test_an_optimizers_state_survives_an_interruption_bit_for_bit(workplace: Path, name: str) -> None:
+    config = configs.load("small.yaml", [f"optim.name={name}", "optim.lookahead.k=3", "optim.schedule=cosine"])
+    whole = pipeline.train(config, runs_root=Path("whole"))
+    steps = itertools.count(1)
+
+    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+        if unit == "steps" and next(steps) == 5:
+            raise Interrupted(15)
+
+    with pytest.raises(Interrupted):
+        pipeline.train(config, runs_root=Path("stopped"), progress=stop)
+    run = pipeline.resume(the_run(Path("stopped")))
+    assert_same_weights(whole, run)

@@ -326,6 +326,15 @@ class TrainConfig(Section):
     select: Literal["val_accuracy", "val_loss", "val_metric", "ood_accuracy"] = "val_accuracy"
     """What the best weights are chosen by; `val_metric` is competition.metric, and `ood_accuracy` chooses among the
     epochs that competition.ood_validation.every measures."""
+    average: str = "none"
+    """A row of `comp.models.averaging.AVERAGES`: ema (over steps), swa or soup (over the ends of the last epochs).
+    Averaged weights compete with the raw ones by `select`; without a validation split they are what predicts."""
+    ema_epochs: Annotated[float, Field(gt=0)] = 1.0
+    """After how many epochs a step's share in the exponential average has fallen to 1/e."""
+    swa_epochs: Positive = 5
+    """How many last epochs' ends swa averages; a training that stops before them has no average."""
+    soup_epochs: Positive = 5
+    """How many last epochs' ends a soup chooses among; they lie in memory and in every checkpoint."""
     patience: Positive | None = None
     """Epochs without a better value of `select` after which the training ends; null: it never does for that."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0

@@ -128,6 +128,7 @@ def print_summary(run: "Run", scores: dict[str, Any]) -> None:
     for name, found in (
         ("validation", counted.get("val")),
         ("validation, last epoch", scores["final"].get("val") if scores["best"] else None),
+        ("validation, averaged", scores.get("averaged", {}).get("val")),
         ("validation, shifted", counted.get("ood_val")),
         ("test", scores.get("test")),
         ("suite", scores.get("suite")),

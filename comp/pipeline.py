@@ -22,7 +22,7 @@ from comp.device import Execution
 from comp.errors import ConfigError, DataError, RunError, unknown
 from comp.imaging import draws
 from comp.inference.predict import predict as predict_images
-from comp.models import weights, zoo
+from comp.models import averaging, weights, zoo
 from comp.models.classifier import Classifier
 from comp.predictions import Predictions
 from comp.progress import Progress, quiet
@@ -56,6 +56,7 @@ def check(config: Config, runs_root: Path) -> None:
     if config.data.source not in sources.SOURCES:
         raise ConfigError(f"data.source: {unknown('source', config.data.source, sources.SOURCES)}")
     optim.check(config.optim)
+    averaging.check(config.train, validated=config.data.validation != "none" or config.data.folds is not None)
     device.check_precision(config.train.precision, device.choose_device(config.train.device))
     imitated = policies.resolve(config.augment.policy, config.augment.ops).imitates
     fit.in_workers(config)
@@ -247,6 +248,11 @@ def _fit_and_score(
     cursor = fit.fit(session, resume=resume, on_epoch=on_epoch, progress=progress)
     plots.curves(run.plot_path("curves"), run.history(), cursor.best_epoch)
     final = _score(run, config, dataset, model, execution, "final", progress)
+    averaged: dict[str, Any] = {}
+    if (run.path / "averaged.safetensors").exists():
+        facts = weights.load_weights(model, run.path / "averaged.safetensors")
+        scores = _score(run, config, dataset, model, execution, "averaged", progress)
+        averaged = {"method": config.train.average, "statistics": facts["statistics"], **scores}
     best: dict[str, Any] = {}
     if (run.path / "best.safetensors").exists():
         weights.load_weights(model, run.path / "best.safetensors")
@@ -258,9 +264,11 @@ def _fit_and_score(
         "rollbacks": cursor.rollbacks,
         "micro_batch": min(session.stepper.micro_batch, session.batch_size),
         "best_epoch": cursor.best_epoch,
+        "best_averaged": cursor.best_averaged,
         "train_seconds": round(cursor.seconds, 2),
         "test_like": sorted(session.policy.imitates),
         "final": final,
+        "averaged": averaged,
         "best": best,
     }
     run.write_json("metrics.json", {**describe(run, config, model, execution), **trained})
@@ -291,7 +299,7 @@ def _score(
     if dataset.val is not None:
         found = _predict(loaded, dataset.val, which, progress)
         scores["val"] = metrics.summary(found, config.competition.metric)
-        predictions.save(run.predictions_path("val" if which == "best" else "val-final"), found)
+        predictions.save(run.predictions_path("val" if which == "best" else f"val-{which}"), found)
     if dataset.ood_val is not None and which == "best":
         found = _predict(loaded, dataset.ood_val, which, progress)
         scores["ood_val"] = metrics.shifted_summary(found, DISTORTIONS, config.competition.metric)

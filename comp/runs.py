@@ -201,8 +201,8 @@ class Run:
         return folder / f"{name}.png"
 
     def weights_path(self) -> Path:
-        """Return the weights to predict with: the best by validation, or the final ones where nothing was validated."""
-        for name in ("best.safetensors", "final.safetensors"):
+        """Return the weights to predict with: the best by validation, or without one averaged or final ones."""
+        for name in ("best.safetensors", "averaged.safetensors", "final.safetensors"):
             if (self.path / name).is_file():
                 return self.path / name
         raise RunError(f"{self.path}: holds no weights; finish it: comp run --resume {self.path}")

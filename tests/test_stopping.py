@@ -21,12 +21,12 @@ VALUES = st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.5, 0.9]), min_size=1, m
 
 def accuracies(values: list[float | None]) -> list[dict[str, Any]]:
     """Return a history with these validation accuracies."""
-    return [{"number": number, "val_accuracy": value} for number, value in enumerate(values, 1)]
+    return [{"number": number, "val_accuracy": value, "averaged": None} for number, value in enumerate(values, 1)]
 
 
 def losses(values: list[float]) -> list[dict[str, Any]]:
     """Return a history with these validation losses."""
-    return [{"number": number, "val_loss": value} for number, value in enumerate(values, 1)]
+    return [{"number": number, "val_loss": value, "averaged": None} for number, value in enumerate(values, 1)]
 
 
 def first_stop(rows: list[dict[str, Any]], told: Callable[[list[dict[str, Any]]], str]) -> int | None:
@@ -79,7 +79,7 @@ def test_epochs_that_did_not_measure_neither_improve_nor_stop() -> None:
 def test_a_history_read_back_from_its_file_decides_as_the_one_in_memory(values: list[float]) -> None:
     config = configs.from_mapping({"train": {"select": "val_loss", "patience": 2, "overfit_patience": 3}}, "test")
     rows = losses(values)
-    text = [{key: str(value) for key, value in row.items()} for row in rows]
+    text = [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows]
     assert stopping.due(rows, config) == stopping.due(text, config)
 
 

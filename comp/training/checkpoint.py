@@ -1,4 +1,4 @@
-"""state.pt: weights, optimizer and cursor in one atomic replace, read without running code."""
+"""state.pt: weights, optimizer, average and cursor in one atomic replace, read without running code."""
 
 import pickle
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from comp.errors import RunError
 
 @dataclass
 class Cursor:
-    """Where a training stands; with the weights and the optimizer it is all that a resume needs.
+    """Where a training stands; with weights, optimizer and average it is all that a resume needs.
 
     Attributes:
         epoch: epochs finished.
@@ -22,6 +22,7 @@ class Cursor:
         seconds: spent in training so far, over all processes.
         best: the selected metric's best value so far, None before the first validation.
         best_epoch: its epoch, counted from 1.
+        best_averaged: whether averaged weights had it.
         loss_sum: of this epoch's steps.
         right_sum: likewise, the lambda-weighted right answers.
         seen: images of this epoch's steps.
@@ -36,6 +37,7 @@ class Cursor:
     seconds: float = 0.0
     best: float | None = None
     best_epoch: int = 0
+    best_averaged: bool = False
     loss_sum: float = 0.0
     right_sum: float = 0.0
     seen: int = 0

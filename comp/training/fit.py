@@ -6,7 +6,7 @@ cursor; a resumed run takes the same steps as an uninterrupted one, bit for bit 
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,23 +25,24 @@ from comp.data.loading import Batch, Loader, Transform
 from comp.device import Execution, Forward
 from comp.errors import Interrupted, RunError
 from comp.imaging import draws
-from comp.models import weights, zoo
+from comp.models import averaging, weights, zoo
 from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import checkpoint, consistency, losses, optim, resolution, schedules, stopping, validation
+from comp.training import checkpoint, consistency, losses, optim, resolution, schedules, stepping, stopping
 from comp.training.checkpoint import Cursor, Stateful
+from comp.training.contest import Contest
 from comp.training.schedules import Plan
 from comp.training.stepping import Stepper, head_of
 from comp.training.stopping import Stop
 from comp.training.tally import Tally
 from comp.training.timing import counted_randomness
-from comp.training.validation import Scores
 
 OnEpoch = Callable[["Epoch"], Stop | None]
 
 _INITIALISE_IMAGES = 5000  # that a data-dependent initialisation sees,
 _INITIALISE_BYTES = 128 << 20  # and at most this many of their pixels: photographs are large
+_STATISTICS_BATCHES = 100  # that the batch norm of averaged weights sees
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Epoch:
         val_accuracy: likewise.
         val_metric: likewise, the competition's metric.
         ood_accuracy: of shifted validation, None in epochs that do not measure it.
+        averaged: what `train.select` names, of the averaged weights; None where they are not scored at every epoch.
         seconds: of the whole epoch, validation included.
         images_per_second: of its training steps.
         note: what happened in it that one should know of: less memory than thought, a return to an earlier state.
@@ -70,6 +72,7 @@ class Epoch:
     val_accuracy: float | None
     val_metric: float | None
     ood_accuracy: float | None
+    averaged: float | None
     seconds: float
     images_per_second: float
     note: str
@@ -89,6 +92,7 @@ class Session:
     model: Classifier
     optimizer: Optimizer
     stepper: Stepper
+    contest: Contest
     train: Loader
     policy: Policy
     mixing: mixing.Mixing
@@ -118,7 +122,12 @@ class Session:
     @property
     def parts(self) -> dict[str, Stateful]:
         """What state.pt holds beside the cursor."""
-        return {"model": self.model, "optimizer": self.optimizer, "stepper": self.stepper}
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "stepper": self.stepper,
+            "average": self.contest.average,
+        }
 
     @property
     def plan(self) -> Plan:
@@ -129,7 +138,7 @@ class Session:
 def fit(
     session: Session, *, resume: bool = False, on_epoch: OnEpoch = lambda epoch: None, progress: Progress = quiet
 ) -> Cursor:
-    """Train, leaving history.csv, best.safetensors (where there is validation), final.safetensors and state.pt.
+    """Train, leaving history.csv, best, averaged (where there are such) and final.safetensors, and state.pt.
 
     Args:
         session: see `start`.
@@ -165,6 +174,7 @@ def fit(
                 cursor.stopped = stop.reason if stop else ""
                 if saver.is_due() or session.config.train.nan_retries:
                     saver.save()
+            session.contest.finish(cursor, lambda: _training_images(session, cursor.epoch, progress), progress)
         except Interrupted:
             saver.save()
             raise
@@ -203,6 +213,7 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     session.model.train()
     for batch in session.train.batches(order, session.batch_size, epoch=number, start=cursor.step):
         _step(session, cursor, batch, tally)
+        session.contest.average.step()
         cursor.step, cursor.seen = batch.step + 1, cursor.seen + session.batch_size
         if tally.is_free:
             _read(session, cursor, tally)
@@ -218,7 +229,7 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     _demand_finite_weights(session, cursor)
     trained_seconds = time.perf_counter() - began
     trained_images = (session.steps_per_epoch - begun_at) * session.batch_size
-    scores = _validate(session, cursor, number, progress)
+    scores, averaged = session.contest.end_epoch(cursor, number, progress)
     epoch = Epoch(
         number=number,
         lr=_rate(session, cursor, session.steps_per_epoch - 1),
@@ -228,6 +239,7 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
         val_accuracy=scores.accuracy,
         val_metric=scores.metric,
         ood_accuracy=scores.ood_accuracy,
+        averaged=averaged,
         seconds=round(time.perf_counter() - began, 3),
         images_per_second=round(trained_images / trained_seconds, 1),
         note="; ".join(cursor.notes),
@@ -240,17 +252,11 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
 def _step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
     """Take one step and tally its loss and right answers."""
     config, number = session.config, cursor.epoch + 1
-    step, indices, images, labels = batch
-    keys = draws.keys(config.seed, number, indices)
-    turned = per_batch.alternation(config.seed, number, indices) if session.alternates else None
-    if session.views > 1:
-        images = consistency.views(images, session.policy, keys, turned=turned)
-    elif config.augment.engine == "per_batch":
-        images = per_batch.augment(images, session.policy, keys, turned=turned)
+    step, indices, _, labels = batch
     images, targets = mixing.mix(
-        images,
+        _augmented(session, number, batch),
         labels.repeat(session.views),
-        keys.repeat(session.views),
+        draws.keys(config.seed, number, indices).repeat(session.views),
         classes=len(session.dataset.competition.classes),
         mixing=session.mixing.at(number, config.train.epochs),
     )
@@ -274,6 +280,30 @@ def _step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
         _tell_halved(session, cursor, step)
     right = mixing.hits(logits, targets, label_smoothing=session.mixing.label_smoothing).sum()
     tally.add(loss.double() * len(indices), right, step)
+
+
+def _augmented(session: Session, number: int, batch: Batch) -> Tensor:
+    """Return a batch's images as the policy changes them, all views of a kind together: [views B, C, H, W]."""
+    seed, indices, images = session.config.seed, batch.indices, batch.images
+    keys = draws.keys(seed, number, indices)
+    turned = per_batch.alternation(seed, number, indices) if session.alternates else None
+    if session.views > 1:
+        return consistency.views(images, session.policy, keys, turned=turned)
+    if session.config.augment.engine == "per_batch":
+        return per_batch.augment(images, session.policy, keys, turned=turned)
+    return images  # workers have changed them
+
+
+def _training_images(session: Session, number: int, progress: Progress) -> Iterator[Tensor]:
+    """Yield images of an epoch for batch norm: augmented as in training, at full size, not mixed."""
+    order = draws.order(session.config.seed, number, len(session.train), session.execution.torch_device)
+    batches = min(_STATISTICS_BATCHES, session.steps_per_epoch)
+    size = session.stepper.micro_batch
+    for batch in session.train.batches(order[: batches * session.batch_size], session.batch_size, epoch=number):
+        images = _augmented(session, number, batch)
+        for part in stepping.parts(len(images), size):
+            yield session.execution.layout(images[part])
+        progress("batch norm", batch.step + 1, batches, "batches")
 
 
 def _tell_halved(session: Session, cursor: Cursor, step: int) -> None:
@@ -331,18 +361,6 @@ def _go_back(session: Session, cursor: Cursor, error: DivergedError) -> None:
     vars(cursor).update(vars(good))  # whoever holds the cursor goes back too
 
 
-def _validate(session: Session, cursor: Cursor, number: int, progress: Progress) -> Scores:
-    """Score the weights and keep them if they are the best so far."""
-    scores = validation.validate(session.model, session.dataset, session.execution, session.config, number, progress)
-    value = validation.selected(scores, session.config)
-    if value is not None and (cursor.best is None or value > cursor.best):
-        cursor.best, cursor.best_epoch = value, number
-        runs.write_atomically(
-            session.run.path / "best.safetensors", weights.to_bytes(session.model.state_dict(), {"epoch": str(number)})
-        )
-    return scores
-
-
 def in_workers(config: Config) -> Transform | None:
     """Return what loader workers do to an image, None where the device augments.
 
@@ -387,6 +405,15 @@ def start(
     resolution.check(model, config.train.sizes, dataset.competition.image_shape)
     execution.place(model)
     optimizer = optim.for_model(model, config.optim)
+    train = loading.loader(
+        dataset.train,
+        execution.torch_device,
+        stays=dataset.resident,
+        workers=execution.workers,
+        transform=in_workers(config),
+    )
+    steps_per_epoch = len(train) // min(config.train.batch_size, len(train))
+    average = averaging.AVERAGES[config.train.average](model, steps_per_epoch, config.train)
     return Session(
         config=config,
         dataset=dataset,
@@ -394,13 +421,8 @@ def start(
         model=model,
         optimizer=optimizer,
         stepper=Stepper(optimizer, config, execution, unclipped=head_of(model)),
-        train=loading.loader(
-            dataset.train,
-            execution.torch_device,
-            stays=dataset.resident,
-            workers=execution.workers,
-            transform=in_workers(config),
-        ),
+        contest=Contest(run, config, dataset, model, execution, average),
+        train=train,
         policy=policies.resolve(config.augment.policy, config.augment.ops),
         mixing=mixing.Mixing(
             mixup=config.augment.mixup,

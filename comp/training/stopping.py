@@ -89,8 +89,9 @@ def overfitting(rows: Sequence[Row], patience: int, threshold: float = 0.0) -> s
 
 
 def _selected(row: Row, config: Config) -> float | None:
-    value = _number(row[config.train.select])
-    return None if value is None else validation.upward(value, config)
+    """Return what the epoch's better weights, raw or averaged, were selected by."""
+    found = (_number(row[config.train.select]), _number(row["averaged"]))
+    return max((validation.upward(value, config) for value in found if value is not None), default=None)
 
 
 def _number(value: Any) -> float | None:

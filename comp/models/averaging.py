@@ -1,0 +1,350 @@
+"""Averages of a training's weights, which often generalise better than the last ones.
+
+An average watches a training, by steps or by epochs' ends, and at its end says which weights it has come to. It never
+reads a value from the device between two steps, and its state is part of a checkpoint.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from comp.config import TrainConfig
+from comp.errors import ConfigError, unknown
+
+State = dict[str, Tensor]
+Score = Callable[[Mapping[str, Tensor]], float]  # of whole states, on validation; more is better
+
+_WARM_UP = 10  # steps by which the first weights of an exponential average are as good as forgotten
+
+
+class Average(Protocol):
+    """What a training asks of an average."""
+
+    needs_validation: bool
+    """Whether it cannot choose without a score."""
+
+    def step(self) -> None:
+        """Look at the model after a step of its optimizer."""
+
+    def end_epoch(self, epoch: int, value: float | None) -> None:
+        """Look at it at the end of an epoch (from 1); `value` is its selected one where that was measured."""
+
+    def current(self) -> State | None:
+        """Return the average so far where it is worth scoring at every epoch's end."""
+
+    def final(self, score: Score | None) -> State | None:
+        """Return the average at the training's end, None where there is nothing to average; `score` may be asked."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` takes back."""
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Go on where `state_dict` was called.
+
+        Raises:
+            KeyError: another average's or another model's state.
+            RuntimeError: shapes of another model.
+        """
+
+
+class NoAverage:
+    """Averages nothing."""
+
+    needs_validation = False
+
+    def step(self) -> None:
+        """Look away."""
+
+    def end_epoch(self, epoch: int, value: float | None) -> None:
+        """Look away."""
+
+    def current(self) -> None:
+        """Return None."""
+
+    def final(self, score: Score | None) -> None:
+        """Return None."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Take nothing."""
+
+
+class EMA:
+    """An exponential moving average over steps (as the teacher of Tarvainen and Valpola 2017, arXiv:1703.01780).
+
+    The t-th step (from 1) moves the average by 1 - d_t towards the weights, d_t = min(d, (1 + t) / (10 + t)): at
+    first it forgets faster, as TensorFlow's does, so that the drawn weights do not linger. Batch norm's statistics
+    are averaged alike, counters copied.
+
+    Args:
+        model: as it starts, on its device.
+        horizon_steps: after which a step's share has fallen to 1/e; d = exp(-1 / horizon).
+    """
+
+    needs_validation = False
+
+    def __init__(self, model: nn.Module, horizon_steps: float) -> None:
+        self._decay = math.exp(-1 / horizon_steps)
+        self._steps = 0
+        self._average = copied(model)
+        self._live = _Live(model, self._average)
+
+    def step(self) -> None:
+        """Move towards the model's weights."""
+        self._steps += 1
+        decay = min(self._decay, (1 + self._steps) / (_WARM_UP + self._steps))
+        self._live.draw(1 - decay)
+
+    def end_epoch(self, epoch: int, value: float | None) -> None:
+        """Do nothing: steps are what counts."""
+
+    def current(self) -> State:
+        """Return the average."""
+        return self._average
+
+    def final(self, score: Score | None) -> State:
+        """Return the average."""
+        return self._average
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average and the count of steps."""
+        return {"average": self._average, "steps": self._steps}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Take back what `state_dict` returned."""
+        for name, tensor in self._average.items():
+            tensor.copy_(state["average"][name])
+        self._steps = int(state["steps"])
+
+
+class SWA:
+    """The equal mean of the weights at the ends of the last epochs (Izmailov et al. 2018, arXiv:1803.05407).
+
+    Args:
+        model: on its device.
+        first_epoch: the first whose end counts, from 1.
+    """
+
+    needs_validation = False
+
+    def __init__(self, model: nn.Module, first_epoch: int) -> None:
+        self._first_epoch = first_epoch
+        self._count = 0
+        self._mean = copied(model)
+        self._live = _Live(model, self._mean)
+
+    def step(self) -> None:
+        """Do nothing: epochs' ends are what counts."""
+
+    def end_epoch(self, epoch: int, value: float | None) -> None:
+        """Take an epoch's weights into the mean, from the first that counts."""
+        if epoch < self._first_epoch:
+            return
+        self._count += 1
+        self._live.draw(1 / self._count)
+
+    def current(self) -> None:
+        """Return None: the mean is there for the training's end."""
+
+    def final(self, score: Score | None) -> State | None:
+        """Return the mean, None where the training ended before its first epoch."""
+        return self._mean if self._count else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the mean and how many epochs are in it."""
+        return {"mean": self._mean, "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Take back what `state_dict` returned."""
+        for name, tensor in self._mean.items():
+            tensor.copy_(state["mean"][name])
+        self._count = int(state["count"])
+
+
+class Soup:
+    """A greedy soup of the weights at the ends of the last epochs (Wortsman et al. 2022, arXiv:2203.05482).
+
+    The best epoch's weights come first; each further epoch's, from better to worse, are taken into the equal mean if
+    it then scores no less. So the soup is never worse on validation than its best member. The paper mixes separate
+    fine-tunings; here all members are of one training. They lie in main memory and in every checkpoint.
+
+    Args:
+        model: on its device.
+        epochs: how many last epochs are members.
+    """
+
+    needs_validation = True
+
+    def __init__(self, model: nn.Module, epochs: int) -> None:
+        self._model, self._epochs = model, epochs
+        self._members: list[tuple[float | None, State]] = []
+
+    def step(self) -> None:
+        """Do nothing: epochs' ends are what counts."""
+
+    def end_epoch(self, epoch: int, value: float | None) -> None:
+        """Keep an epoch's weights, and no longer the oldest's."""
+        state = {name: tensor.to("cpu") for name, tensor in copied(self._model).items()}
+        self._members = [*self._members, (value, state)][-self._epochs :]
+
+    def current(self) -> None:
+        """Return None: a soup is made at the training's end."""
+
+    def final(self, score: Score | None) -> State | None:
+        """Return the soup, None where there is no member."""
+        assert score is not None
+        scored = [(score(state) if value is None else value, state) for value, state in self._members]
+        ranked = sorted(scored, key=lambda member: member[0], reverse=True)  # stable: the older of equals first
+        if not ranked:
+            return None
+        best, soup = ranked[0]
+        chosen = [soup]
+        for _, state in ranked[1:]:
+            tried = mean([*chosen, state])
+            value = score(tried)
+            if value >= best:
+                best, soup, chosen = value, tried, [*chosen, state]
+        return soup
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the members and their values."""
+        return {"members": self._members}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Take back what `state_dict` returned."""
+        self._members = [
+            (value, {name: tensor.to("cpu") for name, tensor in member.items()}) for value, member in state["members"]
+        ]
+
+
+def _ema(model: nn.Module, steps_per_epoch: int, config: TrainConfig) -> Average:
+    return EMA(model, config.ema_epochs * steps_per_epoch)
+
+
+def _swa(model: nn.Module, steps_per_epoch: int, config: TrainConfig) -> Average:
+    return SWA(model, config.epochs - config.swa_epochs + 1)
+
+
+def _soup(model: nn.Module, steps_per_epoch: int, config: TrainConfig) -> Average:
+    return Soup(model, config.soup_epochs)
+
+
+def _none(model: nn.Module, steps_per_epoch: int, config: TrainConfig) -> Average:
+    return NoAverage()
+
+
+# train.average -> what it makes of a model on its device, the steps in an epoch, and section `train`.
+AVERAGES: dict[str, Callable[[nn.Module, int, TrainConfig], Average]] = {
+    "none": _none,
+    "ema": _ema,
+    "swa": _swa,
+    "soup": _soup,
+}
+
+
+def check(config: TrainConfig, *, validated: bool) -> None:
+    """Refuse an average that there is none of, or that could not choose.
+
+    Raises:
+        ConfigError: naming the known ones, or how to mend it.
+    """
+    if config.average not in AVERAGES:
+        raise ConfigError(f"train.average: {unknown('average', config.average, AVERAGES)}")
+    if config.average == "soup" and not validated:
+        raise ConfigError(
+            "train.average: a soup is chosen by validation, and data.validation is none; average with swa or ema"
+        )
+
+
+def mean(states: Iterable[Mapping[str, Tensor]]) -> State:
+    """Return the equal mean of states of one model; whole numbers (counters) are the last one's."""
+    stacked = list(states)
+    return {
+        name: torch.stack([state[name].double() for state in stacked]).mean(0).to(last.dtype)
+        if last.is_floating_point()
+        else last
+        for name, last in stacked[-1].items()
+    }
+
+
+@contextmanager
+def standing_in(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give a model another state for a while; its own comes back, whatever happens."""
+    own = copied(model)
+    try:
+        model.load_state_dict(state)
+        yield
+    finally:
+        model.load_state_dict(own)
+
+
+@torch.no_grad()
+def refresh_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set batch norm's running statistics to the mean over batches, as averaged weights see them.
+
+    Everything else is in evaluation mode meanwhile (no dropout), as are layers that the model keeps still.
+
+    Args:
+        model: see `has_statistics`.
+        batches: images as the model takes them; at least one batch.
+    """
+    training, layers = model.training, _statistics(model)
+    momenta = [layer.momentum for layer in layers]
+    try:
+        model.eval()
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean over all batches
+            layer.train()
+        for images in batches:
+            model(images)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        model.train(training)
+
+
+def has_statistics(model: nn.Module) -> bool:
+    """Tell whether a model keeps batch statistics that training moves."""
+    return bool(_statistics(model))
+
+
+def _statistics(model: nn.Module) -> list[_BatchNorm]:
+    still = {f"inner.{name}" for name in getattr(model, "still_norms", ())}
+    return [
+        layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.track_running_stats and name not in still
+    ]
+
+
+def copied(model: nn.Module) -> State:
+    """Return a model's state in tensors of its own."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+class _Live:
+    """The tensors of a model in training beside those of its average, listed once: a step is too short to list them.
+
+    Whoever trains writes into tensors and never puts others in their place.
+    """
+
+    def __init__(self, model: nn.Module, average: State) -> None:
+        pairs = [(average[name], tensor) for name, tensor in model.state_dict().items()]
+        self._floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._whole = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def draw(self, share: float) -> None:
+        """Move the average a share of the way towards the model; whole numbers (counters) are copied."""
+        torch._foreach_lerp_([mine for mine, _ in self._floating], [live for _, live in self._floating], share)
+        for mine, live in self._whole:
+            mine.copy_(live)

@@ -1,0 +1,108 @@
+"""Raw and averaged weights, scored alike and competing for best.safetensors."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from comp import runs
+from comp.config import Config
+from comp.data.dataset import Dataset
+from comp.device import Execution
+from comp.models import averaging, weights
+from comp.models.averaging import Average, State
+from comp.models.classifier import Classifier
+from comp.progress import Progress
+from comp.runs import Run
+from comp.training import validation
+from comp.training.checkpoint import Cursor
+from comp.training.validation import Scores
+
+Images = Callable[[], Iterable[Tensor]]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What is scored at epochs' ends and at the training's, and where the best of it is kept."""
+
+    run: Run
+    config: Config
+    dataset: Dataset
+    model: Classifier
+    execution: Execution
+    average: Average
+
+    def end_epoch(self, cursor: Cursor, number: int, progress: Progress) -> tuple[Scores, float | None]:
+        """Score the weights at the end of an epoch (from 1), and the average where it has come to something.
+
+        Returns:
+            The raw weights' scores, and what `train.select` found of the averaged ones in its own unit.
+        """
+        scores = self._score(number, progress)
+        value = self._keep_if_best(scores, cursor, number, averaged=False)
+        average, found = self.average.current(), None
+        if average is not None and self.dataset.val is not None:
+            with averaging.standing_in(self.model, average):
+                averaged = self._score(number, progress)
+                self._keep_if_best(averaged, cursor, number, averaged=True)
+            found = validation.SELECTIONS[self.config.train.select](averaged)
+        self.average.end_epoch(number, value)  # last: an interrupted validation is repeated, this must not be
+        return scores, found
+
+    def finish(self, cursor: Cursor, images: Images, progress: Progress) -> None:
+        """Write averaged.safetensors where there is an average, and let it compete.
+
+        Batch norm's statistics, averaged with the weights or met on training batches: the better on validation is
+        kept. Without validation SWA's are met anew, as in its paper, and EMA's are the averaged ones.
+
+        Args:
+            cursor: after the last epoch.
+            images: gives batches of training images, as the model takes them.
+            progress: called while validation goes on.
+        """
+
+        def score(state: Mapping[str, Tensor]) -> float:
+            with averaging.standing_in(self.model, state):
+                return self._value(progress)
+
+        validated = self.dataset.val is not None
+        plain = self.average.final(score if validated else None)
+        if plain is None:
+            return
+        averaged, refreshed = plain, False
+        if averaging.has_statistics(self.model):
+            met = self._refreshed(plain, images)
+            refreshed = score(met) > score(plain) if validated else self.config.train.average == "swa"
+            averaged = met if refreshed else plain
+        self._write("averaged", averaged, cursor.epoch, statistics="refreshed" if refreshed else "averaged")
+        if validated:
+            with averaging.standing_in(self.model, averaged):
+                # As after the last epoch, whichever the training has ended with: all of validation is due.
+                scores = self._score(self.config.train.epochs, progress)
+                self._keep_if_best(scores, cursor, cursor.epoch, averaged=True)
+
+    def _refreshed(self, state: State, images: Images) -> State:
+        with averaging.standing_in(self.model, state):
+            with self.execution.autocast():
+                averaging.refresh_statistics(self.model, images())
+            return averaging.copied(self.model)
+
+    def _value(self, progress: Progress) -> float:
+        value = validation.selected(self._score(self.config.train.epochs, progress), self.config)
+        assert value is not None
+        return value
+
+    def _score(self, number: int, progress: Progress) -> Scores:
+        return validation.validate(self.model, self.dataset, self.execution, self.config, number, progress)
+
+    def _keep_if_best(self, scores: Scores, cursor: Cursor, number: int, *, averaged: bool) -> float | None:
+        """Write the model's weights if they are the best so far; return what was compared."""
+        value = validation.selected(scores, self.config)
+        if value is not None and (cursor.best is None or value > cursor.best):
+            cursor.best, cursor.best_epoch, cursor.best_averaged = value, number, averaged
+            self._write("best", self.model.state_dict(), number)
+        return value
+
+    def _write(self, name: str, state: Mapping[str, Tensor], epoch: int, **facts: str) -> None:
+        content = weights.to_bytes(state, {"epoch": str(epoch), **facts})
+        runs.write_atomically(self.run.path / f"{name}.safetensors", content)

@@ -10,7 +10,7 @@ import typer
 
 from comp import data_verbs, signals
 from comp.errors import Interrupted, UserError
-from comp.options import AsJson, ConfigPath, Overrides
+from comp.options import Adapt, AdaptPer, Alpha, AsJson, ConfigPath, Overrides, Views, ViewsFor
 
 if TYPE_CHECKING:
     from comp.config import Config
@@ -89,6 +89,8 @@ def run(
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")
     ] = None,
+    views: Views = None,
+    adapt: Adapt = None,
     output: Output = None,
     force: Force = False,
     runs: RunsRoot = RUNS,
@@ -101,10 +103,16 @@ def run(
     from comp import console, pipeline
     from comp import runs as run_folders
     from comp.data.dataset import open_dataset
+    from comp.errors import ConfigError
 
     if rehearse:
         _rehearse(_load_one(config, overrides), as_json)
         return
+    given = {"predict.views": views, "predict.adapt": adapt}
+    laid_on = [f"{name}={value}" for name, value in given.items() if value is not None]
+    if laid_on and (resume or like):
+        raise ConfigError("--views, --adapt: a run that exists keeps its own; predict it again: comp predict RUN")
+    overrides = [*(overrides or []), *laid_on]
     _one_of(CONFIG=config, resume=resume, **{"as": like})
     if resume:
         with console.bars() as progress:
@@ -148,48 +156,71 @@ def train(
 @app.command()
 def predict(
     paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; one CSV each.")],
+    views: Views = None,
+    views_for: ViewsFor = None,
+    adapt: Adapt = None,
+    adapt_per: AdaptPer = None,
+    alpha: Alpha = None,
+    split: Annotated[
+        str, typer.Option("--split", help="suite, or one to score without a CSV: val, ood_val or test.")
+    ] = "suite",
     output: Output = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict the suite with trained runs and write a submission for each.
 
-    Example: comp predict runs/quickstart/20260101-120000-quickstart -o submissions/again.csv
+    Example: comp predict runs/quickstart/20260101-120000-quickstart --views flip --adapt bn
     """
     from comp import console, pipeline
     from comp import runs as run_folders
     from comp.errors import SubmissionError
 
-    if output and len(paths) > 1:
+    if output and (len(paths) > 1 or split != "suite"):
         raise SubmissionError(
-            "-o names one file, and several runs were given; leave it out: each gets a name of its own"
+            "-o names one file, and several runs, or a split that is not submitted, were given; leave it out"
         )
-    opened = [run_folders.open_run(path) for path in paths]
-    written = {}
-    for found in opened:
+    given = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
+    written: dict[str, Any] = {}
+    for found in [run_folders.open_run(path) for path in paths]:
         with console.bars() as progress:
             loaded = pipeline.load(found, progress=progress)
-            rows = pipeline.predict(loaded, progress)
-            path = pipeline.submit(loaded, rows, output or pipeline.default_submission(loaded.config), force=force)
-        written[str(found.path)] = str(path)
+            images = pipeline.images_of(loaded, split)
+            variant = pipeline.variant_for(loaded, given)
+            rows = pipeline.predict_split(loaded, images, split, progress, variant=variant)
+            if split == "suite":
+                path = pipeline.submit(loaded, rows, output or pipeline.default_submission(loaded.config), force=force)
+                written[str(found.path)] = str(path)
+            else:
+                written[str(found.path)] = pipeline.score(loaded, rows)
         if not as_json:
-            console.print_line(f"{found.path}: {len(rows):,} rows in {path}")
+            console.print_prediction(found, rows, written[str(found.path)])
     if as_json:
         console.print_json(written)
 
 
 @app.command()
-def evaluate(path: RunPath, as_json: AsJson = False) -> None:
+def evaluate(
+    path: RunPath,
+    views: Views = None,
+    views_for: ViewsFor = None,
+    adapt: Adapt = None,
+    adapt_per: AdaptPer = None,
+    alpha: Alpha = None,
+    as_json: AsJson = False,
+) -> None:
     """Score a trained run on the clean labelled test split, beside its validation scores.
 
-    Example: comp evaluate runs/quickstart/20260101-120000-quickstart
+    Example: comp evaluate runs/quickstart/20260101-120000-quickstart --views flip
     """
     from comp import console, pipeline
     from comp import runs as run_folders
 
     found = run_folders.open_run(path)
+    given = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
     with console.bars() as progress:
-        scores = pipeline.evaluate(pipeline.load(found, progress=progress), progress)
+        loaded = pipeline.load(found, progress=progress)
+        scores = pipeline.evaluate(loaded, progress, variant=pipeline.variant_for(loaded, given))
     console.print_json(scores) if as_json else console.print_summary(found, scores)
 
 

@@ -83,6 +83,8 @@ class RulesConfig(Section):
     """Whether pretrained weights are allowed."""
     test_like_augmentation: bool = True
     """Whether augmentation may imitate corruptions of the suite."""
+    transductive: bool = True
+    """Whether a prediction may adapt to the images that it predicts."""
 
 
 class CompetitionConfig(Section):
@@ -366,9 +368,20 @@ class TrainConfig(Section):
 
 
 class PredictConfig(Section):
-    """Inference."""
+    """Inference: what the run's own test and suite are predicted with; validation during training stays plain."""
 
     batch_size: Positive = 500
+    views: str = "none"
+    """A row of `comp.inference.views.VIEWS`: each image is seen in several ways and the logits are averaged."""
+    views_for: str = "all"
+    """`all`, or `uncertain:0.25`: only the least confident quarter of each block gets more than the plain view."""
+    adapt: Literal["none", "bn"] = "none"
+    """`bn`: batch-norm statistics of the images at hand, blended with those of training. Transductive: see
+    competition.rules."""
+    adapt_per: Literal["block", "file", "stream"] = "block"
+    """What is adapted to at once: a block, a distortion in all its severities, or the whole suite."""
+    alpha: Fraction = 0.7
+    """Share of the images' own batch-norm statistics in the blend with those of training."""
 
 
 class Config(Section):

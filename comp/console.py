@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from comp.leaderboard import Row
     from comp.models.catalogue import Costs, Listed
     from comp.models.surgery import Block
+    from comp.predictions import Predictions
     from comp.rehearsal import Stage
     from comp.runs import Run
     from comp.training.fit import Epoch
@@ -132,6 +133,7 @@ def print_summary(run: "Run", scores: dict[str, Any]) -> None:
         ("validation, shifted", counted.get("ood_val")),
         ("test", scores.get("test")),
         ("suite", scores.get("suite")),
+        *sorted(scores.get("variants", {}).items()),
     ):
         if found:
             own = [f"{found['metric']:.4f}"] if metric else []
@@ -139,15 +141,31 @@ def print_summary(run: "Run", scores: dict[str, Any]) -> None:
     _out.print(table)
     if scores["stopped"]:
         _out.print(f"stopped early: {scores['stopped']}", markup=False)
-    shifted = scores.get("suite") or counted.get("ood_val")
+    from comp import leaderboard  # loads NumPy, which the bars can do without
+
+    suite = leaderboard.own_scores(scores, "suite")
+    shifted = suite or counted.get("ood_val")
     if shifted:
-        title = "suite" if scores.get("suite") else "shifted validation"
+        title = f"suite{scores.get('variant', '')}" if suite else "shifted validation"
         _out.print(_severity_table(shifted, title))
     marks = f", test-like augmentation ({', '.join(scores['test_like'])})" if scores["test_like"] else ""
     print_line(f"trained {scores['epochs']} epochs in {scores['train_seconds']:.1f} s on {scores['device']}{marks}")
     print_line(f"run         {run.path}")
     if "submission" in scores:
         print_line(f"submission  {scores['submission']}")
+
+
+def print_prediction(run: "Run", found: "Predictions", result: str | Mapping[str, Any]) -> None:
+    """Print what a prediction has come to: the CSV that it is in, or its score."""
+    adapt = found.made_by["adapt"]
+    if adapt != "none" and not found.made_by["adapted_layers"]:
+        print_line(f"note: this network has no layer that {adapt} could adapt, so it did nothing")
+    marks = " (transductive)" if found.made_by["transductive"] else ""
+    if isinstance(result, str):
+        print_line(f"{run.path}: {len(found):,} rows in {result}{marks}")
+    else:
+        accuracy = f"accuracy {result['accuracy']:.4f}, loss {result['loss']:.4f}" if result else "labels are unknown"
+        print_line(f"{run.path}: {len(found):,} images, {accuracy}{marks}")
 
 
 def _severity_table(shifted: dict[str, Any], title: str) -> Table:
@@ -174,9 +192,14 @@ def print_leaderboard(rows: "Sequence[Row]", root: Any) -> None:
         scores = [row.val_accuracy, row.ood_accuracy, row.test_accuracy, row.suite_accuracy]
         table.add_row(
             str(rank), row.run, row.model, f"{row.parameters:,}", *["" if s is None else f"{s:.4f}" for s in scores],
-            f"{row.train_minutes:.1f}", row.device, row.submission + (" (test-like)" if row.test_like else ""),
+            f"{row.train_minutes:.1f}", row.device, row.submission + _marks(row),
         )  # fmt: skip
     _out.print(table)
+
+
+def _marks(row: "Row") -> str:
+    marks = [name for name, holds in (("test-like", row.test_like), ("transductive", row.transductive)) if holds]
+    return f" ({', '.join(marks)})" if marks else ""
 
 
 def print_models(rows: "Sequence[Listed]", counted: "Mapping[str, Costs | None]", as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """The leaderboard: one row for each complete run, from disk. Torch-free."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ class Row:
         suite_accuracy: the suite, where its labels are known.
         suite_metric: likewise.
         test_like: whether training imitated corruptions of the suite.
+        variant: what test and suite were predicted with, such as `+flip`; empty: plainly.
+        transductive: whether they, or the submission, were adapted to.
         train_minutes: of training alone.
         device: what it ran on.
         submission: the CSV it wrote last, empty without one.
@@ -42,6 +45,8 @@ class Row:
     suite_accuracy: float | None
     suite_metric: float | None
     test_like: bool
+    variant: str
+    transductive: bool
     train_minutes: float
     device: str
     submission: str
@@ -75,8 +80,16 @@ def rows(root: Path, *, competition: str | None = None, sort: str = "ood_accurac
     return sorted(kept, key=place)
 
 
+def own_scores(scores: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the scores of `test` or `suite` as the run's config predicts them, empty where there are none."""
+    variant = scores.get("variant", "")
+    found: dict[str, Any] = scores.get("variants", {}).get(name + variant, {}) if variant else scores.get(name, {})
+    return found
+
+
 def _row(run: runs.Run, scores: dict[str, Any]) -> Row:
     counted = scores.get("best") or scores.get("final") or {}
+    test, suite = own_scores(scores, "test"), own_scores(scores, "suite")
     return Row(
         run=str(run.path),
         competition=scores["competition"],
@@ -86,10 +99,12 @@ def _row(run: runs.Run, scores: dict[str, Any]) -> Row:
         val_accuracy=counted.get("val", {}).get("accuracy"),
         val_metric=counted.get("val", {}).get("metric"),
         ood_accuracy=counted.get("ood_val", {}).get("accuracy"),
-        test_accuracy=scores.get("test", {}).get("accuracy"),
-        suite_accuracy=scores.get("suite", {}).get("accuracy"),
-        suite_metric=scores.get("suite", {}).get("metric"),
+        test_accuracy=test.get("accuracy"),
+        suite_accuracy=suite.get("accuracy"),
+        suite_metric=suite.get("metric"),
         test_like=bool(scores["test_like"]),
+        variant=scores.get("variant", ""),
+        transductive=any(found.get("transductive", False) for found in (scores, test, suite)),
         train_minutes=scores["train_seconds"] / 60,
         device=scores["device"],
         submission=scores.get("submission", ""),

@@ -11,3 +11,15 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Laid on the config: `train.epochs=3 optim.lr=3e-4`."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+Views = Annotated[
+    str | None, typer.Option("--views", help="none, flip, shift, flip_shift, ten_crop or dihedral; else the config's.")
+]
+ViewsFor = Annotated[
+    str | None, typer.Option("--views-for", help="all, or uncertain:0.25: views for the least confident quarter alone.")
+]
+Adapt = Annotated[
+    str | None, typer.Option("--adapt", help="none or bn: batch-norm statistics of the images at hand (transductive).")
+]
+AdaptPer = Annotated[str | None, typer.Option("--adapt-per", help="block, file or stream: what is adapted to at once.")]
+Alpha = Annotated[float | None, typer.Option("--alpha", help="Share of the images' own batch-norm statistics, 0 to 1.")]

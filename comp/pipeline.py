@@ -4,7 +4,7 @@ check -> open_dataset -> train (fit, score) -> evaluate (test) -> predict (suite
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,16 @@ from comp.augment import policies
 from comp.competition import rules, submission
 from comp.competition.spec import DISTORTIONS
 from comp.config import Config, ModelConfig
-from comp.data import division, sources, suites
+from comp.data import division, sources, splits, suites
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, Suite
 from comp.device import Execution
 from comp.errors import ConfigError, DataError, RunError, unknown
 from comp.imaging import draws
+from comp.inference import adapt
+from comp.inference.predict import forget
 from comp.inference.predict import predict as predict_images
+from comp.inference.variants import PLAIN, Variant, laid_on, variant_of
 from comp.models import averaging, weights, zoo
 from comp.models.classifier import Classifier
 from comp.predictions import Predictions
@@ -61,7 +64,10 @@ def check(config: Config, runs_root: Path) -> None:
     imitated = policies.resolve(config.augment.policy, config.augment.ops).imitates
     fit.in_workers(config)
     consistency.check(config)
-    rules.check(config.competition.rules, pretrained=_has_external_weights(config), imitated=imitated)
+    rules.check(
+        config.competition.rules, pretrained=_has_external_weights(config), imitated=imitated,
+        adapt=variant_of(config.predict).adapt,
+    )  # fmt: skip
     zoo.refuse_banned(config.model.name, config.competition.rules.banned_families)
     suites.shifted_distortions(config.competition.ood_validation)
     validation.check(config)
@@ -307,15 +313,40 @@ def _score(
     return scores
 
 
-def _predict(loaded: Loaded, images: Split | Suite, which: str, progress: Progress) -> Predictions:
+def _predict(
+    loaded: Loaded,
+    images: Split | Suite,
+    which: str,
+    progress: Progress,
+    *,
+    variant: Variant = PLAIN,
+    made_of: str = "",
+    parts: Path | None = None,
+) -> Predictions:
+    """Predict with the weights in the model, which file `which` holds; `made_of` tells images apart for `parts`."""
     path = loaded.run.path / f"{which}.safetensors"
+    layers = adapt.adaptable(loaded.model, variant.adapt)
+    made_by = {
+        "run": loaded.run.name,
+        "weights": path.name,
+        "weights_sha256": runs.sha256(path),
+        **variant.to_json(),
+        "adapted_layers": layers,
+        "transductive": layers > 0,
+        "batch_size": loaded.config.predict.batch_size,
+        "device": loaded.execution.device,
+        "precision": loaded.execution.precision,
+        "images": made_of,
+    }
     return predict_images(
         loaded.model,
         images,
         classes=loaded.dataset.competition.classes,
         execution=loaded.execution,
         batch_size=loaded.config.predict.batch_size,
-        made_by={"run": loaded.run.name, "weights": path.name, "weights_sha256": runs.sha256(path)},
+        made_by=made_by,
+        variant=variant,
+        parts=parts,
         progress=progress,
     )
 
@@ -333,36 +364,137 @@ def load(run: Run, dataset: Dataset | None = None, progress: Progress = quiet) -
     return Loaded(run, config, dataset, model, execution)
 
 
-def evaluate(loaded: Loaded, progress: Progress = quiet) -> dict[str, Any]:
-    """Score the clean labelled test split, where there is one; return all of the run's scores."""
-    run, test = loaded.run, loaded.dataset.test
-    with run.writing():
-        scores = run.metrics()
-        if test is not None and test.labels is not None:
-            found = _predict(loaded, test, run.weights_path().stem, progress)
-            predictions.save(run.predictions_path("test"), found)
-            scores["test"] = metrics.summary(found, loaded.config.competition.metric)
-            run.write_json("metrics.json", scores)
-    return scores
+def evaluate(loaded: Loaded, progress: Progress = quiet, *, variant: Variant | None = None) -> dict[str, Any]:
+    """Score the clean labelled test split, where there is one; return all of the run's scores.
 
-
-def predict(loaded: Loaded, progress: Progress = quiet) -> Predictions:
-    """Predict the suite, store predictions/suite.npz, and score it where its labels are known.
+    Args:
+        loaded: a complete run.
+        progress: called after every batch.
+        variant: views and adaptation; None: the config's.
 
     Raises:
-        ConfigError: the competition has no suite.
+        ConfigError: the rules forbid the adaptation.
     """
-    run, suite = loaded.run, loaded.dataset.suite
+    test = loaded.dataset.test
+    if test is not None and test.labels is not None:
+        predict_split(loaded, test, "test", progress, variant=variant)
+    return loaded.run.metrics()
+
+
+def predict(loaded: Loaded, progress: Progress = quiet, *, variant: Variant | None = None) -> Predictions:
+    """Predict the suite, store predictions/suite.npz, and score it where its labels are known.
+
+    Args:
+        loaded: a complete run.
+        progress: called after every batch.
+        variant: views and adaptation; None: the config's. One that is not plain lands beside the plain predictions, as
+            predictions/suite+flip+bn.npz.
+
+    Raises:
+        ConfigError: the competition has no suite, or its rules forbid the adaptation.
+    """
+    suite = loaded.dataset.suite
     if suite is None:
-        raise ConfigError(f"{run.path}: competition.suite.source is none, so there is nothing to submit")
+        raise ConfigError(f"{loaded.run.path}: competition.suite.source is none, so there is nothing to submit")
+    return predict_split(loaded, suite, "suite", progress, variant=variant)
+
+
+def predict_split(
+    loaded: Loaded, images: Split | Suite, name: str, progress: Progress = quiet, *, variant: Variant | None = None
+) -> Predictions:
+    """Predict images, store predictions/NAME.npz, and record their score in metrics.json where labels are known.
+
+    A suite's blocks wait in predictions/NAME.parts/ until the last one is there: a prediction that was stopped goes on
+    at the block that it was in.
+
+    Args:
+        loaded: a complete run.
+        images: a split, or a suite.
+        name: `test`, `suite`, `val`, `ood_val`, or another suite's.
+        progress: called after every batch.
+        variant: as for `predict`; its score stands under `variants` in metrics.json, and the plain one stays.
+
+    Raises:
+        ConfigError: the rules forbid the adaptation.
+    """
+    run = loaded.run
+    own = variant_of(loaded.config.predict)
+    chosen = own if variant is None else variant
+    rules.check_adaptation(loaded.config.competition.rules, chosen.adapt)
+    path = run.predictions_path(name + chosen.suffix)
+    parts = path.with_suffix(".parts") if isinstance(images, Suite) else None
     with run.writing():
-        scores = run.metrics()
-        found = _predict(loaded, suite, run.weights_path().stem, progress)
-        predictions.save(run.predictions_path("suite"), found)
+        found = _predict(
+            loaded, images, run.weights_path().stem, progress,
+            variant=chosen, made_of=_made_of(loaded, images) if parts else "", parts=parts,
+        )  # fmt: skip
+        predictions.save(path, found)
+        if parts:
+            forget(parts)
         if found.labels is not None:
-            scores["suite"] = metrics.shifted_summary(found, DISTORTIONS, loaded.config.competition.metric)
-            run.write_json("metrics.json", scores)
+            _record(loaded, found, name, chosen)
     return found
+
+
+def variant_for(loaded: Loaded, given: Mapping[str, Any]) -> Variant:
+    """Return the run's own views and adaptation with some fields of `predict` in their place; None keeps the run's.
+
+    Raises:
+        ConfigError: unknown, or the rules forbid the adaptation.
+    """
+    variant = laid_on(loaded.config.predict, given)
+    rules.check_adaptation(loaded.config.competition.rules, variant.adapt)
+    return variant
+
+
+def images_of(loaded: Loaded, split: str) -> Split | Suite:
+    """Return what `comp predict --split` names.
+
+    Raises:
+        ConfigError: no such split, or these data have none.
+    """
+    dataset = loaded.dataset
+    found: dict[str, Split | Suite | None] = {
+        "val": dataset.val, "ood_val": dataset.ood_val, "test": dataset.test, "suite": dataset.suite,
+    }  # fmt: skip
+    if split not in found:
+        raise ConfigError(f"--split: {unknown('split', split, found)}")
+    images = found[split]
+    if images is None:
+        raise ConfigError(f"--split {split}: the data of {loaded.run.path} have none")
+    return images
+
+
+def _made_of(loaded: Loaded, images: Split | Suite) -> str:
+    """Return what tells a suite's images from others that its blocks could be made of."""
+    suite, test = loaded.config.competition.suite, loaded.dataset.test
+    if images.name == "suite" and suite.source == "distortion_files":
+        return suites.state_of(Path(loaded.config.data.root) / suite.path)
+    clean = loaded.dataset.val if images.name == "ood_val" else test
+    return splits.fingerprint(clean) if clean is not None else ""
+
+
+def score(loaded: Loaded, found: Predictions) -> dict[str, Any]:
+    """Return the scores of predictions, empty where labels are not known."""
+    metric = loaded.config.competition.metric
+    if found.labels is None:
+        return {}
+    if len(found.block_names):
+        return metrics.shifted_summary(found, DISTORTIONS, metric)
+    return metrics.summary(found, metric)
+
+
+def _record(loaded: Loaded, found: Predictions, name: str, variant: Variant) -> None:
+    """Note a score in metrics.json; those of clean and shifted validation, plain, stand there since the training."""
+    scored = score(loaded, found)
+    scores = loaded.run.metrics()
+    scores["variant"] = variant_of(loaded.config.predict).suffix
+    if variant.suffix:
+        marked = {**scored, "transductive": bool(found.made_by.get("transductive"))}
+        scores["variants"] = {**scores.get("variants", {}), name + variant.suffix: marked}
+    elif name not in ("val", "ood_val"):
+        scores[name] = scored
+    loaded.run.write_json("metrics.json", scores)
 
 
 def submit(loaded: Loaded, found: Predictions, path: Path, *, force: bool = False) -> Path:
@@ -379,13 +511,15 @@ def submit(loaded: Loaded, found: Predictions, path: Path, *, force: bool = Fals
         "seed": loaded.config.seed,
         "made_by": dict(found.made_by),
         "weights_sha256": found.made_by["weights_sha256"],
+        "transductive": bool(found.made_by.get("transductive")),
         **runs.describe_machine(),
     }
     submission.write(path, found, wanted, sidecar, force=force)
     problems = submission.check(path, wanted)
     assert not problems, problems
     with loaded.run.writing():
-        loaded.run.write_json("metrics.json", {**loaded.run.metrics(), "submission": str(path)})
+        noted = {"submission": str(path), "transductive": bool(found.made_by.get("transductive"))}
+        loaded.run.write_json("metrics.json", {**loaded.run.metrics(), **noted})
     return path
 
 

@@ -6,13 +6,14 @@ from comp.config import RulesConfig
 from comp.errors import ConfigError
 
 
-def check(rules: RulesConfig, *, pretrained: bool, imitated: Collection[str]) -> None:
+def check(rules: RulesConfig, *, pretrained: bool, imitated: Collection[str], adapt: str) -> None:
     """Refuse what the rules forbid.
 
     Args:
         rules: competition.rules.
         pretrained: whether it starts from outside weights.
         imitated: corruptions of the suite that the augmentation imitates.
+        adapt: predict.adapt.
 
     Raises:
         ConfigError: naming the rule, what breaks it and how to mend it.
@@ -23,4 +24,18 @@ def check(rules: RulesConfig, *, pretrained: bool, imitated: Collection[str]) ->
         raise ConfigError(
             f"augment.policy: imitates {', '.join(sorted(imitated))} of the suite, which "
             "competition.rules.test_like_augmentation forbids; choose a policy that does not"
+        )
+    check_adaptation(rules, adapt)
+
+
+def check_adaptation(rules: RulesConfig, adapt: str) -> None:
+    """Refuse an adaptation where predictions may not be transductive.
+
+    Raises:
+        ConfigError: naming the rule and how to mend it.
+    """
+    if adapt != "none" and not rules.transductive:
+        raise ConfigError(
+            f"predict.adapt: {adapt} adapts to the images that it predicts, which competition.rules.transductive "
+            "forbids; set predict.adapt=none (--adapt none)"
         )

@@ -106,6 +106,12 @@ def distortion_path(folder: Path, distortion: int) -> Path:
     return folder / f"distortion{distortion:02d}.npy"
 
 
+def state_of(folder: Path) -> str:
+    """Return what changes when one of a folder's distortion files does: a hash of names, sizes and times."""
+    found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.npy"))]
+    return runs.sha256_of(repr(found).encode())[:16]
+
+
 def check_distortion_file(path: Path, rows: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Return the file's memory map if it holds `rows` images of `shape` (C, H, W).
 

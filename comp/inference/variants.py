@@ -1,0 +1,97 @@
+"""How a prediction is made beside the plain way: views and adaptation, and the name that tells them apart."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from comp.config import PredictConfig
+from comp.errors import ConfigError
+from comp.inference.views import views
+
+DEFAULT_ALPHA = PredictConfig().alpha
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to predict; the defaults are the plain one.
+
+    Attributes:
+        views: a row of `comp.inference.views.VIEWS`.
+        views_share: the least confident share of each block that gets more than the plain view, in (0, 1].
+        adapt: `none` or `bn`.
+        adapt_per: what is adapted to at once: `block`, `file` or `stream`.
+        alpha: share of the block's own batch-norm statistics, in [0, 1].
+    """
+
+    views: str = "none"
+    views_share: float = 1.0
+    adapt: str = "none"
+    adapt_per: str = "block"
+    alpha: float = DEFAULT_ALPHA
+
+    @property
+    def suffix(self) -> str:
+        """`+flip-uncertain0.25+bn-file-alpha0.5`: all that departs from the plain way, empty for it."""
+        text = ""
+        if self.views != "none":
+            text += f"+{self.views}" + (f"-uncertain{self.views_share:g}" if self.views_share < 1 else "")
+        if self.adapt != "none":
+            text += f"+{self.adapt}" + (f"-{self.adapt_per}" if self.adapt_per != "block" else "")
+            text += f"-alpha{self.alpha:g}" if self.alpha != DEFAULT_ALPHA else ""
+        return text
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+PLAIN = Variant()
+
+
+def variant_of(section: PredictConfig) -> Variant:
+    """Return what a config's `predict` asks for.
+
+    Raises:
+        ConfigError: unknown views.
+    """
+    views(section.views)
+    return Variant(section.views, share_of(section.views_for), section.adapt, section.adapt_per, section.alpha)
+
+
+def laid_on(section: PredictConfig, given: Mapping[str, Any]) -> Variant:
+    """Return what a config's `predict` asks for with some of its fields, as a command line gives them, in their place.
+
+    Args:
+        section: of the run.
+        given: fields of `predict`; None keeps the section's.
+
+    Raises:
+        ConfigError: a value that the config would not take, or unknown views.
+    """
+    wanted = {**section.model_dump(), **{name: value for name, value in given.items() if value is not None}}
+    try:
+        return variant_of(PredictConfig.model_validate(wanted))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise ConfigError(f"{option}: {first['msg']}, found '{first['input']}'") from None
+
+
+def share_of(text: str) -> float:
+    """Return the share that `all` or `uncertain:0.25` gives more views.
+
+    Raises:
+        ConfigError: neither of them, or a share outside (0, 1].
+    """
+    if text == "all":
+        return 1.0
+    found = re.fullmatch(r"uncertain:(\d*\.?\d+)", text)
+    if not found or not 0 < float(found[1]) <= 1:
+        raise ConfigError(
+            f"predict.views_for: expected `all` or the least confident share, above 0 and at most 1, such as "
+            f"`uncertain:0.25`, found '{text}'"
+        )
+    return float(found[1])

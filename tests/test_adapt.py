@@ -1,0 +1,207 @@
+"""Adaptation to the images at hand: what it changes, what it leaves, and where it is refused."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from comp import device, leaderboard
+from comp.competition.spec import blocks
+from comp.data.splits import Split, Suite
+from comp.inference import adapt
+from comp.inference.predict import predict
+from comp.inference.variants import Variant
+from comp.models.fastnet import fastnet
+from comp.predictions import Predictions
+from comp.yaml_files import merge
+from tests.conftest import Result, small_config, write_config
+from tests.test_bad_inputs import assert_refused
+from tests.test_run import the_run
+
+EXECUTION = device.Execution(device="cpu", precision="fp32", channels_last=True, threads=1)
+
+
+class Net(nn.Module):
+    """A fastnet S that takes bytes, with statistics of other images than those it will see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = fastnet((3, 16, 16), 5, size="S")
+        for layer in adapt.batch_norms(self):
+            layer.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
+            layer.running_var.uniform_(0.2, 2)  # type: ignore[union-attr]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits [B, 5]."""
+        logits: Tensor = self.inner(images.float() / 255)
+        return logits
+
+
+def suite(count: int = 24, files: int = 2, severities: tuple[int, ...] = (1, 2)) -> Suite:
+    """Return blocks of noise, each of another brightness."""
+    layout = blocks(range(files), severities, count)
+
+    def open_(block: object) -> Split:
+        place = layout.index(block)  # type: ignore[arg-type]
+        generator = np.random.default_rng(place)
+        pixels = generator.integers(0, 256 >> place, (count, 16, 16, 3), dtype=np.uint8)
+        return Split(layout[place].name, pixels, layout[place].ids(), np.arange(count) % 5)
+
+    return Suite("suite", layout, open_)
+
+
+def predicted(model: nn.Module, images: Split | Suite, variant: Variant, batch_size: int = 10) -> Predictions:
+    """Return predictions of the variant."""
+    return predict(
+        model, images, classes="abcde", execution=EXECUTION, batch_size=batch_size, made_by={}, variant=variant
+    )
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of all weights and statistics."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_untouched(model: nn.Module, before: dict[str, Tensor]) -> None:
+    """Assert that not a bit of the model has moved."""
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_alpha_0_is_the_plain_prediction() -> None:
+    model = Net()
+    plain, found = (predicted(model, suite(), Variant(adapt=name, alpha=0)) for name in ("none", "bn"))
+    assert np.array_equal(plain.logits, found.logits)
+
+
+def test_alpha_1_is_what_training_mode_computes_on_the_block() -> None:
+    model, images = Net(), suite()
+    found = predicted(model, images, Variant(adapt="bn", alpha=1))
+    for block, (_, rows) in zip(images.blocks, found.blocks(), strict=True):
+        pixels = torch.from_numpy(images.open(block).images).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            wanted = Net().train()(pixels)
+        wanted = wanted - wanted.max(1, keepdim=True).values
+        assert np.allclose(found.logits[rows].astype(np.float32), wanted.numpy(), atol=5e-3)
+
+
+def test_the_model_comes_back_as_it_was() -> None:
+    model = Net()
+    before = state(model)
+    predicted(model, suite(), Variant(views="flip", adapt="bn"))
+    assert_untouched(model, before)
+    assert model.training
+
+
+def test_the_model_comes_back_as_it_was_from_a_failure_too() -> None:
+    model = Net()
+    before = state(model)
+
+    def images() -> Iterator[Tensor]:
+        yield torch.zeros(4, 3, 16, 16)
+        yield torch.zeros(4, 5, 16, 16)  # channels that the network does not have
+
+    with pytest.raises(RuntimeError, match="channels"):
+        adapt.adapted(model.eval(), images, Variant(adapt="bn"), EXECUTION).__enter__()
+    assert_untouched(model, before)
+
+
+@settings(max_examples=15)
+@given(batch_size=st.integers(1, 30))
+def test_adapted_predictions_do_not_depend_on_the_batch_size(batch_size: int) -> None:
+    model, variant = Net(), Variant(views="flip", adapt="bn")
+    some, others = predicted(model, suite(), variant, batch_size), predicted(model, suite(), variant)
+    assert np.allclose(some.logits.astype(np.float32), others.logits.astype(np.float32), atol=5e-3)
+
+
+def test_statistics_of_many_batches_are_those_of_all_images() -> None:
+    """Of the first layer, whose inputs do not depend on how others were normalised."""
+    model, images = Net().eval(), torch.rand(100, 3, 16, 16)
+    layer = adapt.batch_norms(model)[0]
+    seen = {}
+    for size in (100, 7):
+        with adapt.adapted(model, lambda size=size: iter(images.split(size)), Variant(adapt="bn", alpha=1), EXECUTION):  # type: ignore[misc]
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            seen[size] = torch.cat([layer.running_mean, layer.running_var]).clone()
+    assert torch.allclose(seen[100], seen[7], atol=1e-5)
+
+
+@pytest.mark.parametrize("per", ["block", "file", "stream"])
+def test_each_group_is_adapted_to_on_its_own(per: str) -> None:
+    """Blocks of other groups, or their absence, change nothing."""
+    model, variant = Net(), Variant(adapt="bn", adapt_per=per)
+    whole, half = predicted(model, suite(), variant), predicted(model, suite(files=1), variant)
+    first_file = whole.logits[: len(half)]
+    assert np.array_equal(first_file, half.logits) == (per != "stream")
+    if per != "block":
+        assert not np.array_equal(whole.logits, predicted(model, suite(), Variant(adapt="bn")).logits)
+
+
+def small(model: dict[str, Any]) -> Path:
+    """Write the small config with another model, for one epoch."""
+    values = merge(small_config(Path("data")), {"train": {"epochs": 1}})
+    return write_config(Path("other.yaml"), {**values, "model": model})
+
+
+def test_an_adapted_prediction_lies_beside_the_plain_one_and_is_marked(
+    workplace: Path, comp: Callable[..., Result]
+) -> None:
+    result = comp("run", small({"name": "fastnet", "args": {"size": "S"}}))
+    assert result.code == 0, result.err
+    run = the_run()
+    result = comp("predict", run.path, "--adapt", "bn", "--alpha", "1", "--json")
+    assert result.code == 0, result.err
+    scores = run.metrics()
+    found = scores["variants"]["suite+bn-alpha1"]
+    assert found["transductive"]
+    assert found["accuracy"] != scores["suite"]["accuracy"]
+    (csv,) = json.loads(result.out).values()
+    sidecar = json.loads(Path(csv).with_suffix(".json").read_text())
+    assert sidecar["transductive"]
+    assert sidecar["made_by"]["adapt"] == "bn"
+    (row,) = leaderboard.rows(Path("runs"))
+    assert row.transductive
+    assert row.suite_accuracy == scores["suite"]["accuracy"]  # the run's own config predicts plainly
+    assert "transductive" in comp("leaderboard").out
+
+
+def test_a_network_without_batch_norm_says_that_bn_does_nothing(workplace: Path, comp: Callable[..., Result]) -> None:
+    assert comp("train", small({"name": "mlp"})).code == 0
+    run = the_run()
+    result = comp("predict", run.path, "--adapt", "bn", "--split", "test")
+    assert result.code == 0, result.err
+    assert "did nothing" in result.out
+    assert "transductive" not in result.out
+
+
+def test_adaptation_is_refused_where_the_rules_forbid_it(workplace: Path, comp: Callable[..., Result]) -> None:
+    forbidden = "competition.rules.transductive=false"
+    assert_refused(comp("run", "small.yaml", forbidden, "--adapt", "bn"), "predict.adapt", "rules.transductive")
+    comp("train", "small.yaml", forbidden)
+    assert_refused(comp("predict", the_run().path, "--adapt", "bn"), "predict.adapt", "rules.transductive")
+    assert comp("predict", the_run().path, "--views", "flip").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--adapt", "bnn"), ("--adapt", "'bn'", "bnn")),
+        (("--alpha", "2"), ("--alpha", "2")),
+        (("--views", "flop"), ("predict.views", "flip")),
+        (("--split", "tests"), ("--split", "test")),
+    ],
+)
+def test_wrong_options_are_refused(
+    workplace: Path, comp: Callable[..., Result], options: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    comp("train", "small.yaml", "train.epochs=1", "competition.ood_validation.severities=[]")
+    assert_refused(comp("predict", the_run().path, *options), *parts)

@@ -355,6 +355,9 @@ class TrainConfig(Section):
     compile: Literal["auto"] | bool = "auto"
     """Whether training steps run through torch.compile; auto: in trainings of more than 15 minutes, where they win by
     timing with the minutes it takes to build counted in. Validation and prediction are never compiled."""
+    deterministic: bool = False
+    """Whether CUDA may use only kernels that give the same bits every time, which are slower, and refuses what has
+    none. The CPU gives the same bits in any case."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
     """state.pt is written at the first step or epoch end after this many seconds, and when interrupted."""
 

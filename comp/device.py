@@ -9,7 +9,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -150,6 +150,32 @@ def check_precision(precision: str, device: str) -> None:
     """
     if precision == "fp16" and device != "cuda":
         raise ConfigError(f"train.precision: fp16 is for CUDA devices, and training runs on {device}; use bf16 or auto")
+
+
+@contextlib.contextmanager
+def only_deterministic(wanted: bool) -> Iterator[None]:
+    """Let torch use only algorithms that give the same bits every time, where `wanted`; its settings are given back.
+
+    Raises:
+        ConfigError: something has no such algorithm.
+    """
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False  # which picks kernels by timing
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_deterministic_algorithms" not in str(error):
+            raise
+        reason = str(error).partition(",")[0]
+        raise ConfigError(f"train.deterministic: {reason}; use false, or another network") from error
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def default_threads() -> int:

@@ -193,7 +193,7 @@ def train(
     model = build_model(config, dataset)
     run = runs.create(runs_root, config, name, provenance_of(config, dataset, model))
     on_start(run, model)
-    with run.writing():
+    with run.writing(), device.only_deterministic(config.train.deterministic):
         division.save(run.path / "split.npz", dataset.train, dataset.val)
         choice = Choice(execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
@@ -220,7 +220,7 @@ def resume(
     config = run.config()
     dataset = dataset or open_dataset(config, progress)
     _check_same_data(run, dataset)
-    with run.writing():
+    with run.writing(), device.only_deterministic(config.train.deterministic):
         path = run.path / "execution.json"
         if path.exists():
             execution = device.from_json(runs.read_json(path), str(path))
@@ -268,6 +268,7 @@ def _fit_and_score(
         "epochs": cursor.epoch,
         "stopped": cursor.stopped,
         "rollbacks": cursor.rollbacks,
+        "deterministic": config.train.deterministic,
         "micro_batch": min(session.stepper.micro_batch, session.batch_size),
         "best_epoch": cursor.best_epoch,
         "best_averaged": cursor.best_averaged,

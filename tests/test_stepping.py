@@ -1,5 +1,6 @@
 """A step in parts is the same step; memory that runs out and losses that are not finite do not end a training."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 from comp import config as configs
 from comp import pipeline, runs
 from comp.config import Config, OptimConfig, TrainConfig
-from comp.device import Execution
-from comp.errors import Interrupted, RunError
+from comp.device import Execution, Precision, only_deterministic
+from comp.errors import ConfigError, Interrupted, RunError
 from comp.models.classifier import Classifier
-from comp.training import clipping
+from comp.training import checkpoint, clipping
 from comp.training.memory import is_out_of_memory
 from comp.training.stepping import Stepper, parts
 from tests.conftest import Result
@@ -70,6 +71,73 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(micro_batch: int) -
     assert torch.allclose(logits, cut_logits, atol=1e-5)
     for one, other in zip(whole, cut, strict=True):
         assert torch.allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("more", [[], ["train.consistency=jsd", "augment.mixup=0.0", "augment.policy=[basic, augmix]"]])
+def test_micro_batches_change_nothing_for_a_net_without_batch_statistics(workplace: Path, more: list[str]) -> None:
+    given = ["optim.name=sgd", "optim.lr=0.05", *more]
+    whole = pipeline.train(configs.load("small.yaml", given), runs_root=Path("whole"))
+    cut = pipeline.train(configs.load("small.yaml", [*given, "train.micro_batch=6"]), runs_root=Path("cut"))
+    expected = weights_of(whole)
+    for name, values in weights_of(cut).items():
+        assert np.allclose(values, expected[name], atol=1e-5), name
+    assert not np.array_equal(weights_of(cut)["inner.classifier.weight"], expected["inner.classifier.weight"])
+
+
+def scaled(precision: Precision, *losses: float) -> tuple[list[Tensor], Stepper, torch.optim.Optimizer]:
+    """Return the weights after each step of a line's fit whose loss is multiplied by the numbers given."""
+    weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = torch.optim.SGD([weight], lr=0.125, momentum=0.5)
+    stepper = Stepper(optimizer, Config(), dataclasses.replace(EXECUTION, precision=precision))
+    seen = []
+    for factor in losses:
+
+        def compute(part: slice, factor: float = factor) -> tuple[Tensor, Tensor]:
+            return weight.square().sum() * factor, torch.zeros(4, 2)[part]
+
+        stepper.take(4, 0, compute)
+        seen.append(weight.detach().clone())
+    return seen, stepper, optimizer
+
+
+def test_scaled_losses_give_the_same_steps_and_an_overflow_is_passed_over() -> None:
+    plain, _, _ = scaled("fp32", 1.0, 0.5)
+    with_scale, stepper, _ = scaled("fp16", 1.0, 3e38, 0.5)
+    first = stepper.state_dict()["scaler"]["scale"]
+    assert torch.equal(with_scale[0], plain[0])
+    assert torch.equal(with_scale[1], plain[0])  # the gradients were infinite: no step
+    assert torch.equal(with_scale[2], plain[1])
+    assert first == 2.0**15  # half of what it began with
+    _, again, _ = scaled("fp16", 1.0)
+    assert again.state_dict()["scaler"]["scale"] == 2.0**16
+    again.load_state_dict(stepper.state_dict())
+    assert again.state_dict() == stepper.state_dict()
+
+
+def test_a_loss_scale_survives_in_a_checkpoint(tmp_path: Path) -> None:
+    _, stepper, optimizer = scaled("fp16", 1.0, 3e38)
+    checkpoint.save(tmp_path / "state.pt", {"optimizer": optimizer, "stepper": stepper}, checkpoint.Cursor(step=2))
+    _, fresh, other = scaled("fp16", 1.0)
+    cursor = checkpoint.load(tmp_path / "state.pt", {"optimizer": other, "stepper": fresh}, torch.device("cpu"))
+    assert cursor.step == 2
+    assert fresh.state_dict() == stepper.state_dict()
+
+
+def test_an_operation_without_a_deterministic_form_is_refused_and_settings_are_given_back() -> None:
+    with pytest.raises(ConfigError, match=r"train.deterministic: put_ .*; use false"), only_deterministic(True):
+        torch.zeros(4).put_(torch.tensor([1]), torch.ones(1))
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(RuntimeError, match="another"), only_deterministic(True):
+        raise RuntimeError("another")
+    with only_deterministic(False):
+        torch.zeros(4).put_(torch.tensor([1]), torch.ones(1))
+
+
+def test_a_deterministic_training_has_the_bits_of_any_other_on_the_cpu(workplace: Path) -> None:
+    one = pipeline.train(configs.load("small.yaml"), runs_root=Path("one"))
+    two = pipeline.train(configs.load("small.yaml", ["train.deterministic=true"]), runs_root=Path("two"))
+    assert_same_weights(one, two)
+    assert two.metrics()["deterministic"] is True
 
 
 def total_norm(tensors: list[Tensor]) -> float:

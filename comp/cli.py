@@ -306,6 +306,35 @@ def check(
         raise SubmissionError(f"{path}: not a valid submission\n  " + "\n  ".join(problems))
 
 
+@app.command("lr-find")
+def lr_find(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    lowest: Annotated[float, typer.Option("--from", help="The first step's rate.")] = 1e-6,
+    highest: Annotated[float, typer.Option("--to", help="The last step's rate, if the loss holds so long.")] = 10.0,
+    steps: Annotated[int, typer.Option(help="How many steps the range is cut into.")] = 200,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The picture, a PNG; replaced.")] = Path("lr-find.png"),
+    as_json: AsJson = False,
+) -> None:
+    """Let the learning rate rise from step to step on a copy of the model, and suggest one. Leaves no run.
+
+    Example: comp lr-find configs/quickstart.yaml --steps 100
+    """
+    from comp import config as configs
+    from comp import console, pipeline, plots
+
+    with console.bars() as progress:
+        found = pipeline.find_rate(
+            configs.load(config, overrides or []), lowest=lowest, highest=highest, steps=steps, progress=progress
+        )
+    marks = {"steepest descent": found.steepest, "suggestion": found.suggestion}
+    plots.rate_search(output, found.rates, found.losses, found.smoothed, marks)
+    if as_json:
+        console.print_json({**found.to_json(), "picture": str(output)})
+    else:
+        console.print_rate_search(found, output)
+
+
 @app.command()
 def models(
     pattern: Annotated[str, typer.Argument(help="Names to list; `*` stands for anything.")] = "*",

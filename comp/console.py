@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from comp.rehearsal import Stage
     from comp.runs import Run
     from comp.training.fit import Epoch
+    from comp.training.lr_find import Found
 
 _FILE_WIDTH = 200  # columns where stdout is a file or a pipe: nothing is cut off
 _out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
@@ -279,6 +280,17 @@ def print_findings(findings: "Sequence[Finding]") -> None:
     for found in findings:
         table.add_row(found.what, f"{found.count:,}", found.verdict, ", ".join(found.examples))
     _out.print(table)
+
+
+def print_rate_search(found: "Found", picture: Any) -> None:
+    """Print the rates that a rising rate has shown, and which of them to set."""
+    table = Table("found", "learning rate", title="a rising learning rate")
+    table.add_row("steepest descent", f"{found.steepest:.2e}")
+    table.add_row("the loss diverges", "not in this range" if found.diverged is None else f"{found.diverged:.2e}")
+    table.add_row("a tenth of that", "" if found.tenth is None else f"{found.tenth:.2e}")
+    _out.print(table)
+    print_line(f"suggestion: optim.lr={found.suggestion:.1e} ({found.reason})")
+    print_line(f"picture     {picture}")
 
 
 def print_stages(stages: "Sequence[Stage]") -> None:

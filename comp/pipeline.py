@@ -30,8 +30,9 @@ from comp.models.classifier import Classifier
 from comp.predictions import Predictions
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import consistency, fit, optim, timing, validation
+from comp.training import consistency, fit, lr_find, optim, timing, validation
 from comp.training.fit import OnEpoch
+from comp.training.lr_find import Found
 from comp.training.timing import Choice
 
 _INITIAL_WEIGHTS = 1  # names the purpose of a draw beside the seed
@@ -201,6 +202,20 @@ def train(
             run, config, dataset, model, choice.execution, resume=False, on_epoch=on_epoch, progress=progress
         )
     return run
+
+
+def find_rate(
+    config: Config, *, lowest: float = 1e-6, highest: float = 10.0, steps: int = 200, progress: Progress = quiet
+) -> Found:
+    """Let the learning rate of a config's training rise, on a copy of its model; see `comp.training.lr_find.find`."""
+    # A graph takes longer to build than these few steps.
+    config = config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
+    dataset = prepare(config, progress=progress)
+    model = build_model(config, dataset)
+    execution = _choose_execution(config, dataset, model, progress).execution
+    return lr_find.find(
+        config, dataset, model, execution, lowest=lowest, highest=highest, steps=steps, progress=progress
+    )
 
 
 def resume(

@@ -110,6 +110,35 @@ def curves(path: Path, history: Sequence[Mapping[str, str]], best_epoch: int = 0
     _save(figure, path)
 
 
+def rate_search(
+    path: Path, rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], marks: Mapping[str, float]
+) -> None:
+    """Draw the loss over a rising learning rate.
+
+    Args:
+        path: the PNG.
+        rates: of each step.
+        losses: of each step.
+        smoothed: the same, smoothed.
+        marks: label -> a rate that is marked.
+    """
+    figure = _figure(8.0, 4.5)
+    axes = figure.add_subplot()
+    axes.plot(rates, losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="loss of each step")
+    axes.plot(rates, smoothed, color="tab:blue", label="smoothed")
+    for number, (label, rate) in enumerate(marks.items(), 1):
+        axes.axvline(rate, color=f"C{number}", linestyle="--", label=f"{label}: {rate:.2e}")
+    low, high = min(smoothed), max(smoothed[: max(1, len(smoothed) // 2)])
+    room = max(0.1 * high, high - low)
+    axes.set_ylim(low - 0.1 * room, high + room)  # a loss that explodes would flatten all that came before
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
 def _marker(points: Sequence[Any]) -> str:
     return "o" if len(points) <= _MARKED_POINTS else ""
 

@@ -212,7 +212,7 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     optim.rest_ended(session.optimizer, number)
     session.model.train()
     for batch in session.train.batches(order, session.batch_size, epoch=number, start=cursor.step):
-        _step(session, cursor, batch, tally)
+        step(session, cursor, batch, tally)
         session.contest.average.step()
         cursor.step, cursor.seen = batch.step + 1, cursor.seen + session.batch_size
         if tally.is_free:
@@ -249,7 +249,7 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     return epoch
 
 
-def _step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
+def step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
     """Take one step and tally its loss and right answers."""
     config, number = session.config, cursor.epoch + 1
     step, indices, _, labels = batch

@@ -1,0 +1,205 @@
+"""Which learning rate: a short training on a copy, its rate rising from step to step until the loss falls apart."""
+
+import copy
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comp.config import Config
+from comp.data.dataset import Dataset
+from comp.data.loading import Batch
+from comp.device import Execution
+from comp.errors import ConfigError, RunError
+from comp.imaging import draws
+from comp.models import zoo
+from comp.models.classifier import Classifier
+from comp.progress import Progress, quiet
+from comp.runs import Run
+from comp.training import fit
+from comp.training.checkpoint import Cursor
+from comp.training.fit import Session
+from comp.training.tally import Tally
+from comp.training.timing import counted_randomness
+
+_ENDLESS = 10**6  # epochs: what belongs to a training's last ones does not belong here
+_FEWEST_STEPS = 20
+_DIVERGED = 1.5  # times the lowest smoothed loss
+_SMOOTHED_SHARE = 0.02  # of the steps: the smoothing's standard deviation
+_MEMORY = 0.8  # of the running mean that ends the ramp
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a ramp has shown; rates are `optim.lr`, and other groups' rates rise with it.
+
+    Attributes:
+        rates: of each step, rising exponentially.
+        losses: of each step, finite.
+        smoothed: the same, smoothed over neighbouring steps.
+        steepest: the rate at which the smoothed loss fell fastest.
+        diverged: the rate at which it stood half again above its lowest, or where it had begun; None where the ramp
+            ended before.
+        suggestion: what to set.
+        reason: why that.
+    """
+
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    steepest: float
+    diverged: float | None
+    suggestion: float
+    reason: str
+
+    @property
+    def tenth(self) -> float | None:
+        """A tenth of the rate at which the loss diverged."""
+        return None if self.diverged is None else self.diverged / 10
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, suggestions first."""
+        return {
+            "suggestion": self.suggestion,
+            "reason": self.reason,
+            "steepest": self.steepest,
+            "diverged": self.diverged,
+            "tenth_of_diverged": self.tenth,
+            "rates": self.rates,
+            "losses": self.losses,
+            "smoothed": self.smoothed,
+        }
+
+
+def find(
+    config: Config,
+    dataset: Dataset,
+    model: Classifier,
+    execution: Execution,
+    *,
+    lowest: float = 1e-6,
+    highest: float = 10.0,
+    steps: int = 200,
+    progress: Progress = quiet,
+) -> Found:
+    """Train a copy of a model while the rate rises exponentially, and read a good peak rate from the loss.
+
+    The range test of Smith 2017, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), with the
+    exponential ramp and the early end of fast.ai's finder. The steps are a training's own: its augmentation, mixing,
+    clipping, optimizer and groups. Nothing of it is kept.
+
+    Args:
+        config: what to train; its schedule is not looked at.
+        dataset: from `comp.pipeline.prepare`.
+        model: on the CPU, with its first weights; stays as it is.
+        execution: how to compute, see `comp.training.timing`.
+        lowest: the first step's rate.
+        highest: the last step's, if the loss holds so long.
+        steps: at most, and what the range is cut into.
+        progress: called after every step.
+
+    Raises:
+        ConfigError: an empty range, or too few steps.
+        RunError: the loss falls nowhere in the range.
+    """
+    if not 0 < lowest < highest or steps < _FEWEST_STEPS:
+        raise ConfigError(
+            f"the rate must rise, in at least {_FEWEST_STEPS} steps; found {lowest:g} to {highest:g} in {steps}"
+        )
+    rates = np.geomspace(lowest, highest, steps)
+    with tempfile.TemporaryDirectory(prefix="comp-lr-find-") as scratch, counted_randomness(execution.torch_device):
+        run = Run(Path(scratch))
+        run.write_json("execution.json", execution.to_json())
+        fresh = not (config.model.pretrained or config.model.from_run)
+        session = fit.start(
+            _steady(config), dataset, run, copy.deepcopy(model), execution, fresh=fresh, progress=progress
+        )
+        losses = _ramp(session, rates, progress)
+    return _read(rates[: len(losses)], np.array(losses), ended_early=len(losses) < steps)
+
+
+def _steady(config: Config) -> Config:
+    """Return the config with a constant schedule and no end, so that a step's rate is `optim.lr` times a factor."""
+    optim = config.optim.model_copy(update={"schedule": "constant", "ends": {}})
+    train = config.train.model_copy(update={"epochs": _ENDLESS})
+    return config.model_copy(update={"optim": optim, "train": train})
+
+
+def _ramp(session: Session, rates: Sequence[float] | NDArray[np.float64], progress: Progress) -> list[float]:
+    """Return the loss of each step, up to the one before it is not finite or far above its lowest."""
+    cursor = Cursor()
+    zoo.thaw(session.model, session.config.model, epoch=1)
+    session.model.train()
+    losses: list[float] = []
+    mean, lowest = 0.0, math.inf
+    for done, (rate, batch) in enumerate(zip(rates, _batches(session, cursor), strict=False), 1):
+        cursor.rate_factor = float(rate) / session.config.optim.lr
+        loss = _loss(session, cursor, batch)
+        if not math.isfinite(loss):
+            break
+        losses.append(loss)
+        mean = _MEMORY * mean + (1 - _MEMORY) * loss
+        told = mean / (1 - _MEMORY**done)  # free of the zero it started from
+        lowest = min(lowest, told)
+        if done >= _FEWEST_STEPS and told > 2 * _DIVERGED * lowest:
+            break
+        progress("rising rate", done, len(rates), "steps")
+    return losses
+
+
+def _batches(session: Session, cursor: Cursor) -> Iterator[Batch]:
+    """Yield batches without end, epoch after epoch, each drawn as in a training."""
+    for number in range(1, _ENDLESS + 1):
+        cursor.epoch = number - 1
+        order = draws.order(session.config.seed, number, len(session.train), session.execution.torch_device)
+        yield from session.train.batches(order, session.batch_size, epoch=number)
+
+
+def _loss(session: Session, cursor: Cursor, batch: Batch) -> float:
+    """Take a training's step and return its mean loss, which may not be finite."""
+    fresh = Cursor()
+    tally = Tally(fresh, session.execution.torch_device)
+    fit.step(session, cursor, batch, tally)
+    tally.read(fresh)
+    return fresh.loss_sum / len(batch.indices)
+
+
+def _read(rates: NDArray[np.float64], losses: NDArray[np.float64], *, ended_early: bool) -> Found:
+    if len(losses) < _FEWEST_STEPS:
+        raise RunError(f"the loss is not finite from a rate of {rates[-1]:.1e} on; start lower (--from)")
+    smoothed = _smoothed(losses)
+    bottom = int(smoothed.argmin())
+    noise = float((losses - smoothed)[: bottom + 1].std())
+    if smoothed[0] - smoothed[bottom] <= noise:
+        raise RunError(
+            f"the loss does not fall between rates of {rates[0]:.1e} and {rates[-1]:.1e}; take a wider range (--from, "
+            "--to), or look at data and model: comp data check, comp run --rehearse"
+        )
+    slopes = np.gradient(smoothed, np.log(rates))
+    steepest = float(rates[int(slopes[: bottom + 1].argmin())])
+    lost = min(_DIVERGED * smoothed[bottom], smoothed[0])
+    above = np.flatnonzero(smoothed[bottom:] >= lost)
+    diverged = float(rates[bottom + above[0]]) if len(above) else float(rates[-1]) if ended_early else None
+    suggestion, reason = _choose(steepest, diverged)
+    return Found(rates.tolist(), losses.tolist(), smoothed.tolist(), steepest, diverged, suggestion, reason)
+
+
+def _choose(steepest: float, diverged: float | None) -> tuple[float, str]:
+    """Return the rate to set, and why: the steepest point moves with noise, and the divergence hardly does."""
+    if diverged is None:
+        return steepest, "the steepest descent; the loss did not diverge, so that nothing is known of the upper end"
+    return diverged / 10, "a tenth of where the loss diverges, which noise moves less than the steepest descent"
+
+
+def _smoothed(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean over neighbouring steps, weighted by a Gaussian: unlike a running mean it does not lag."""
+    places = np.arange(len(losses))
+    width = max(1.0, _SMOOTHED_SHARE * len(losses))
+    weights = np.exp(-0.5 * ((places[:, None] - places) / width) ** 2)
+    smoothed: NDArray[np.float64] = weights @ losses / weights.sum(1)
+    return smoothed

@@ -329,8 +329,9 @@ class TrainConfig(Section):
     """What the best weights are chosen by; `val_metric` is competition.metric, and `ood_accuracy` chooses among the
     epochs that competition.ood_validation.every measures."""
     average: str = "none"
-    """A row of `comp.models.averaging.AVERAGES`: ema (over steps), swa or soup (over the ends of the last epochs).
-    Averaged weights compete with the raw ones by `select`; without a validation split they are what predicts."""
+    """A row of `comp.models.averaging.AVERAGES`: ema (over steps, validated beside the raw weights at every epoch's
+    end), swa or soup (over the ends of the last epochs, validated once). Averaged weights compete with the raw ones by
+    `select`; without a validation split they are what predicts."""
     ema_epochs: Annotated[float, Field(gt=0)] = 1.0
     """After how many epochs a step's share in the exponential average has fallen to 1/e."""
     swa_epochs: Positive = 5

@@ -142,6 +142,8 @@ def print_summary(run: "Run", scores: dict[str, Any]) -> None:
     _out.print(table)
     if scores["stopped"]:
         _out.print(f"stopped early: {scores['stopped']}", markup=False)
+    if missing := scores.get("averaged", {}).get("missing"):
+        _out.print(f"no averaged weights: the training {missing}", markup=False)
     from comp import leaderboard  # loads NumPy, which the bars can do without
 
     suite = leaderboard.own_scores(scores, "suite")

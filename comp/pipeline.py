@@ -274,6 +274,11 @@ def _fit_and_score(
         facts = weights.load_weights(model, run.path / "averaged.safetensors")
         scores = _score(run, config, dataset, model, execution, "averaged", progress)
         averaged = {"method": config.train.average, "statistics": facts["statistics"], **scores}
+    elif config.train.average != "none":
+        averaged = {
+            "method": config.train.average,
+            "missing": f"ended in epoch {cursor.epoch}, before the averaged ones",
+        }
     best: dict[str, Any] = {}
     if (run.path / "best.safetensors").exists():
         weights.load_weights(model, run.path / "best.safetensors")

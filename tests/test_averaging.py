@@ -226,6 +226,27 @@ def assert_same(one: runs.Run, other: runs.Run) -> None:
     assert scores[0] == scores[1]
 
 
+def test_a_training_that_ends_before_its_averaged_epochs_says_so(workplace: Path, comp: Callable[..., Result]) -> None:
+    ends_in_2 = ["train.epochs=6", "train.patience=1", "train.min_delta=2", "train.swa_epochs=3"]
+    result = comp("train", "small.yaml", "train.average=swa", *ends_in_2, FEW)
+    assert result.code == 0, result.err
+    assert "no averaged weights: the training ended in epoch 2" in result.out
+    assert not (the_run().path / "averaged.safetensors").exists()
+
+
+def test_an_average_is_selected_by_shifted_accuracy_in_a_training_that_ends_early(
+    workplace: Path, comp: Callable[..., Result]
+) -> None:
+    select = ["train.select=ood_accuracy", "competition.ood_validation.every=2"]
+    ends_in_4 = ["train.epochs=9", "train.patience=2", "train.min_delta=2"]
+    result = comp("train", "small.yaml", "train.average=soup", "train.soup_epochs=2", *select, *ends_in_4)
+    assert result.code == 0, result.err
+    scores = the_run().metrics()
+    shifted = [float(row["ood_accuracy"]) for row in the_run().history() if row["ood_accuracy"]]
+    assert len(shifted) == 2
+    assert scores["best"]["ood_val"]["accuracy"] >= max(shifted) - 1e-6
+
+
 @pytest.mark.parametrize(("average", "statistics"), [("ema", "averaged"), ("swa", "refreshed")])
 def test_without_validation_averaged_weights_predict(
     workplace: Path, comp: Callable[..., Result], average: str, statistics: str

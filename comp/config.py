@@ -173,8 +173,9 @@ class DataConfig(Section):
 class AugmentConfig(Section):
     """What happens to training images."""
 
-    engine: Literal["per_batch", "per_image"] = "per_batch"
-    """`per_batch`: on the training device, a batch at a time; `per_image`: albumentations, in loader workers."""
+    engine: Literal["auto", "per_batch", "per_image"] = "per_batch"
+    """`per_batch`: on the training device, a batch at a time; `per_image`: albumentations, in loader workers; `auto`:
+    the faster one on this machine with this policy, timed, and recorded because the two draw differently."""
     policy: str | tuple[str, ...] = "none"
     """A row of `comp.augment.policies.POLICIES`, or several, applied in turn."""
     ops: tuple[FrozenMapping, ...] = ()

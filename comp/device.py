@@ -12,14 +12,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from comp.errors import ConfigError, RunError
+from comp.errors import ConfigError, RunError, unknown
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Engine = Literal["per_batch", "per_image"]
 Forward = Callable[[Tensor], Tensor]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,6 +41,7 @@ class Execution:
             small share of a training, and must agree with a prediction made later, on a machine without a compiler.
         workers: processes that read or augment training images one by one; does not change a pixel.
         micro_batch: images that go through the network at a time, where memory ran out with more; None: as configured.
+        engine: what augments training images under `augment.engine: auto`; the two draw differently.
     """
 
     device: str
@@ -49,6 +51,7 @@ class Execution:
     compiled: bool = False
     workers: int = 0
     micro_batch: int | None = None
+    engine: Engine = "per_batch"
 
     @property
     def torch_device(self) -> torch.device:
@@ -106,7 +109,7 @@ def _compiled(model: nn.Module) -> Forward:
 
 
 def from_json(values: Mapping[str, Any], where: str) -> Execution:
-    """Return a recorded execution; records from before `compiled` and `workers` are read as what they did.
+    """Return a recorded execution; records from before the later fields are read as what they did.
 
     Raises:
         RunError: altered, or its device is not on this machine, or it was compiled and nothing here can compile.
@@ -114,11 +117,14 @@ def from_json(values: Mapping[str, Any], where: str) -> Execution:
     names = ("device", "precision", "channels_last", "threads")
     if any(name not in values for name in names) or values["precision"] not in _DTYPES:
         raise RunError(f"{where}: not a record of an execution; expected {', '.join(names)}")
+    if (engine := values.get("engine", "per_batch")) not in get_args(Engine):
+        raise RunError(f"{where}: engine: {unknown('engine', str(engine), get_args(Engine))}")
     execution = Execution(
         **{name: values[name] for name in names},
         compiled=values.get("compiled", False),
         workers=values.get("workers", default_workers()),
         micro_batch=values.get("micro_batch"),
+        engine=engine,
     )
     choose_device(execution.device)
     missing = missing_compiler(execution.device) if execution.compiled else ""

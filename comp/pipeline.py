@@ -5,7 +5,7 @@ check -> open_dataset -> train (fit, score) -> evaluate (test) -> predict (suite
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from comp.models.classifier import Classifier
 from comp.predictions import Predictions
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import consistency, fit, lr_find, optim, timing, validation
+from comp.training import consistency, engine_choice, fit, lr_find, optim, timing, validation
 from comp.training.fit import OnEpoch
 from comp.training.lr_find import Found
 from comp.training.timing import Choice
@@ -63,8 +63,8 @@ def check(config: Config, runs_root: Path) -> None:
     averaging.check(config.train, validated=config.data.validation != "none" or config.data.folds is not None)
     device.check_precision(config.train.precision, device.choose_device(config.train.device))
     imitated = policies.resolve(config.augment.policy, config.augment.ops).imitates
-    fit.in_workers(config)
     consistency.check(config)
+    engine_choice.check(config)
     rules.check(
         config.competition.rules, pretrained=_has_external_weights(config), imitated=imitated,
         adapt=variant_of(config.predict).adapt,
@@ -196,7 +196,7 @@ def train(
     on_start(run, model)
     with run.writing(), device.only_deterministic(config.train.deterministic):
         division.save(run.path / "split.npz", dataset.train, dataset.val)
-        choice = Choice(execution) if execution else _choose_execution(config, dataset, model, progress)
+        choice = _reused(config, execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
         _fit_and_score(
             run, config, dataset, model, choice.execution, resume=False, on_epoch=on_epoch, progress=progress
@@ -238,7 +238,7 @@ def resume(
     with run.writing(), device.only_deterministic(config.train.deterministic):
         path = run.path / "execution.json"
         if path.exists():
-            execution = device.from_json(runs.read_json(path), str(path))
+            execution = _reused(config, device.from_json(runs.read_json(path), str(path))).execution
         else:  # stopped before its choices were made
             scratch = build_model(config, dataset)
             choice = _choose_execution(config, dataset, scratch, progress)
@@ -249,8 +249,18 @@ def resume(
     return run
 
 
+def _reused(config: Config, recorded: Execution) -> Choice:
+    """Return a recorded choice; records from before engines were chosen leave that to the config."""
+    return Choice(replace(recorded, engine=engine_choice.engine_of(config, recorded)))
+
+
 def _choose_execution(config: Config, dataset: Dataset, model: Classifier, progress: Progress) -> Choice:
-    return timing.choose_execution(model, dataset, config, transform=fit.in_workers(config), progress=progress)
+    engine, seconds = engine_choice.choose(config, dataset, progress)
+    transform = engine_choice.in_workers(config, engine)
+    choice = timing.choose_execution(model, dataset, config, transform=transform, progress=progress)
+    choice.execution = replace(choice.execution, engine=engine)
+    choice.seconds_a_step |= seconds
+    return choice
 
 
 def _fit_and_score(

@@ -21,7 +21,7 @@ from comp.augment.ops import Policy
 from comp.config import Config
 from comp.data import loading
 from comp.data.dataset import Dataset
-from comp.data.loading import Batch, Loader, Transform
+from comp.data.loading import Batch, Loader
 from comp.device import Execution, Forward
 from comp.errors import Interrupted, RunError
 from comp.imaging import draws
@@ -29,7 +29,17 @@ from comp.models import averaging, weights, zoo
 from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import checkpoint, consistency, losses, optim, resolution, schedules, stepping, stopping
+from comp.training import (
+    checkpoint,
+    consistency,
+    engine_choice,
+    losses,
+    optim,
+    resolution,
+    schedules,
+    stepping,
+    stopping,
+)
 from comp.training.checkpoint import Cursor, Stateful
 from comp.training.contest import Contest
 from comp.training.schedules import Plan
@@ -289,7 +299,7 @@ def _augmented(session: Session, number: int, batch: Batch) -> Tensor:
     turned = per_batch.alternation(seed, number, indices) if session.alternates else None
     if session.views > 1:
         return consistency.views(images, session.policy, keys, turned=turned)
-    if session.config.augment.engine == "per_batch":
+    if session.execution.engine == "per_batch":
         return per_batch.augment(images, session.policy, keys, turned=turned)
     return images  # workers have changed them
 
@@ -361,19 +371,6 @@ def _go_back(session: Session, cursor: Cursor, error: DivergedError) -> None:
     vars(cursor).update(vars(good))  # whoever holds the cursor goes back too
 
 
-def in_workers(config: Config) -> Transform | None:
-    """Return what loader workers do to an image, None where the device augments.
-
-    Raises:
-        ConfigError: an op that the engine has not, or arguments that it refuses.
-    """
-    if config.augment.engine == "per_batch":
-        return None
-    from comp.augment.per_image import PerImage  # albumentations takes a second to import
-
-    return PerImage(policies.resolve(config.augment.policy, config.augment.ops), config.seed)
-
-
 def start(
     config: Config,
     dataset: Dataset,
@@ -410,7 +407,7 @@ def start(
         execution.torch_device,
         stays=dataset.resident,
         workers=execution.workers,
-        transform=in_workers(config),
+        transform=engine_choice.in_workers(config, execution.engine),
     )
     steps_per_epoch = len(train) // min(config.train.batch_size, len(train))
     average = averaging.AVERAGES[config.train.average](model, steps_per_epoch, config.train)

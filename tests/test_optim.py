@@ -1,6 +1,6 @@
 """Optimizers by name: they descend, take the rates their groups are given, and are stored and restored whole."""
 
-import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from comp.config import LookaheadConfig, ModelConfig, OptimConfig
 from comp.errors import ConfigError
 from comp.models import zoo
 from comp.models.classifier import Classifier
-from comp.training import optim
+from comp.training import checkpoint, optim
 from comp.training.lookahead import Lookahead
 from comp.training.muon import Muon, orthogonalize
 from comp.training.optim import OPTIMIZERS
@@ -59,7 +59,9 @@ def settings(name: str, lookahead: int = 0) -> OptimConfig:
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS, *OF_TIMM])
 @pytest.mark.parametrize("lookahead", [0, 3])
-def test_every_optimizer_lowers_the_loss_and_goes_on_from_its_stored_state(name: str, lookahead: int) -> None:
+def test_every_optimizer_lowers_the_loss_and_goes_on_from_its_checkpoint(
+    name: str, lookahead: int, tmp_path: Path
+) -> None:
     config = settings(name, lookahead)
     model = small_model()
     optimizer = optim.for_model(model, config)
@@ -67,8 +69,8 @@ def test_every_optimizer_lowers_the_loss_and_goes_on_from_its_stored_state(name:
     assert losses[-1] < losses[0]
     again = small_model()
     restored = optim.for_model(again, config)
-    again.load_state_dict(copy.deepcopy(model.state_dict()))
-    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    checkpoint.save(tmp_path / "state.pt", {"model": model, "optimizer": optimizer}, checkpoint.Cursor())
+    checkpoint.load(tmp_path / "state.pt", {"model": again, "optimizer": restored}, torch.device("cpu"))
     assert take(again, restored, config, range(7, 12)) == take(model, optimizer, config, range(7, 12))
     for mine, theirs in zip(again.state_dict().values(), model.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)

@@ -164,6 +164,10 @@ def predict(
     split: Annotated[
         str, typer.Option("--split", help="suite, or one to score without a CSV: val, ood_val or test.")
     ] = "suite",
+    suite: Annotated[
+        Path | None, typer.Option("--suite", metavar="DIR", help="Instead: any folder of distortionNN.npy.")
+    ] = None,
+    severities: Annotated[int, typer.Option(min=1, help="With --suite: severities stacked in each file.")] = 5,
     output: Output = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -185,18 +189,34 @@ def predict(
     for found in [run_folders.open_run(path) for path in paths]:
         with console.bars() as progress:
             loaded = pipeline.load(found, progress=progress)
-            images = pipeline.images_of(loaded, split)
             variant = pipeline.variant_for(loaded, given)
-            rows = pipeline.predict_split(loaded, images, split, progress, variant=variant)
-            if split == "suite":
-                path = pipeline.submit(loaded, rows, output or pipeline.default_submission(loaded.config), force=force)
-                written[str(found.path)] = str(path)
-            else:
-                written[str(found.path)] = pipeline.score(loaded, rows)
+            written[str(found.path)], rows, expected = _predict_one(
+                loaded, split, suite, severities, variant, output, force, progress
+            )
         if not as_json:
-            console.print_prediction(found, rows, written[str(found.path)])
+            console.print_prediction(found, rows, written[str(found.path)], expected)
     if as_json:
         console.print_json(written)
+
+
+def _predict_one(
+    loaded: Any, split: str, suite: Path | None, severities: int, variant: Any, output: Path | None, force: bool,
+    progress: Any,
+) -> tuple[str | dict[str, Any], Any, dict[str, Any]]:  # fmt: skip
+    """Return the CSV's path, or the scores of what is not submitted; the predictions; and what they should score."""
+    from comp import pipeline
+    from comp.data import suites
+
+    shape = loaded.dataset.competition.image_shape
+    images = suites.folder_suite(suite, severities, shape) if suite else pipeline.images_of(loaded, split)
+    name = f"suite-{suite.resolve().name}" if suite else split
+    rows = pipeline.predict_split(loaded, images, name, progress, variant=variant)
+    if split != "suite":
+        return pipeline.score(loaded, rows), rows, {}
+    expected = pipeline.expect(loaded, rows, name, progress)
+    path = output or pipeline.default_submission(loaded.config)
+    blocks = getattr(images, "blocks", ()) if suite else ()
+    return str(pipeline.submit(loaded, rows, path, force=force, blocks=blocks)), rows, expected
 
 
 @app.command()

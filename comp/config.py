@@ -380,9 +380,9 @@ class PredictConfig(Section):
     """A row of `comp.inference.views.VIEWS`: each image is seen in several ways and the logits are averaged."""
     views_for: str = "all"
     """`all`, or `uncertain:0.25`: only the least confident quarter of each block gets more than the plain view."""
-    adapt: Literal["none", "bn"] = "none"
-    """`bn`: batch-norm statistics of the images at hand, blended with those of training. Transductive: see
-    competition.rules."""
+    adapt: Literal["none", "bn", "tent"] = "none"
+    """`bn`: batch-norm statistics of the images at hand, blended with those of training; `tent`: less entropy on them
+    too, by the normalisation layers' scales and shifts. Both are transductive: see competition.rules."""
     adapt_per: Literal["block", "file", "stream"] = "block"
     """What is adapted to at once: a block, a distortion in all its severities, or the whole suite."""
     alpha: Fraction = 0.7

@@ -158,8 +158,10 @@ def print_summary(run: "Run", scores: dict[str, Any]) -> None:
         print_line(f"submission  {scores['submission']}")
 
 
-def print_prediction(run: "Run", found: "Predictions", result: str | Mapping[str, Any]) -> None:
-    """Print what a prediction has come to: the CSV that it is in, or its score."""
+def print_prediction(
+    run: "Run", found: "Predictions", result: str | Mapping[str, Any], expected: Mapping[str, Any]
+) -> None:
+    """Print what a prediction has come to: the CSV that it is in, or its score; and what it is expected to score."""
     adapt = found.made_by["adapt"]
     if adapt != "none" and not found.made_by["adapted_layers"]:
         print_line(f"note: this network has no layer that {adapt} could adapt, so it did nothing")
@@ -169,6 +171,12 @@ def print_prediction(run: "Run", found: "Predictions", result: str | Mapping[str
     else:
         accuracy = f"accuracy {result['accuracy']:.4f}, loss {result['loss']:.4f}" if result else "labels are unknown"
         print_line(f"{run.path}: {len(found):,} images, {accuracy}{marks}")
+    if expected:
+        before = f"; {expected['before']:.4f} before adapting" if "before" in expected else ""
+        print_line(
+            f"expected accuracy {expected['accuracy']:.4f}, {expected['low']:.4f} to {expected['high']:.4f}: a block's "
+            f"interval is {expected['width']:.4f} wide on average, for 90 % of blocks of corruptions not seen{before}"
+        )
 
 
 def _severity_table(shifted: dict[str, Any], title: str) -> Table:

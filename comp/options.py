@@ -19,7 +19,8 @@ ViewsFor = Annotated[
     str | None, typer.Option("--views-for", help="all, or uncertain:0.25: views for the least confident quarter alone.")
 ]
 Adapt = Annotated[
-    str | None, typer.Option("--adapt", help="none or bn: batch-norm statistics of the images at hand (transductive).")
+    str | None,
+    typer.Option("--adapt", help="none, bn (batch-norm statistics) or tent (entropy): to the images at hand."),
 ]
 AdaptPer = Annotated[str | None, typer.Option("--adapt-per", help="block, file or stream: what is adapted to at once.")]
 Alpha = Annotated[float | None, typer.Option("--alpha", help="Share of the images' own batch-norm statistics, 0 to 1.")]

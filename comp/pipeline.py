@@ -13,7 +13,7 @@ from comp import config as configs
 from comp import device, metrics, plots, predictions, runs
 from comp.augment import policies
 from comp.competition import rules, submission
-from comp.competition.spec import DISTORTIONS
+from comp.competition.spec import DISTORTIONS, Block
 from comp.config import Config, ModelConfig
 from comp.data import division, sources, splits, suites
 from comp.data.dataset import Dataset, open_dataset
@@ -21,7 +21,7 @@ from comp.data.splits import Split, Suite
 from comp.device import Execution
 from comp.errors import ConfigError, DataError, RunError, unknown
 from comp.imaging import draws
-from comp.inference import adapt
+from comp.inference import adapt, expectation
 from comp.inference.predict import forget
 from comp.inference.predict import predict as predict_images
 from comp.inference.variants import PLAIN, Variant, laid_on, variant_of
@@ -496,12 +496,53 @@ def images_of(loaded: Loaded, split: str) -> Split | Suite:
     return images
 
 
+def expect(loaded: Loaded, found: Predictions, name: str, progress: Progress = quiet) -> dict[str, Any]:
+    """Return what blocks are expected to score, told without labels, and note it under `expected` in metrics.json.
+
+    Shifted validation is predicted in the same way first, where it was not before. After an adaptation, what was
+    expected of the plain prediction stands there as `before`, if that was made.
+
+    Args:
+        loaded: the run that made the predictions.
+        found: predictions of a suite.
+        name: `suite`, or another suite's.
+        progress: called after every batch.
+
+    Returns:
+        The values of `Expected`; empty without shifted validation of two families of corruptions at least.
+    """
+    variant = Variant(**{field: found.made_by[field] for field in PLAIN.to_json()})
+    shifted = _shifted_validation(loaded, variant, progress)
+    calibration = expectation.calibrate(shifted) if shifted is not None else None
+    if calibration is None:
+        return {}
+    values = expectation.expect(found, calibration).to_json()
+    scores = loaded.run.metrics()
+    known = scores.get("expected", {})
+    if variant.adapt != "none" and name in known:
+        values["before"] = known[name]["accuracy"]
+    with loaded.run.writing():
+        loaded.run.write_json("metrics.json", {**scores, "expected": {**known, name + variant.suffix: values}})
+    return values
+
+
+def _shifted_validation(loaded: Loaded, variant: Variant, progress: Progress) -> Predictions | None:
+    """Return shifted validation predicted by the run's weights in this way, from the disk where it lies there."""
+    if loaded.dataset.ood_val is None:
+        return None
+    path = loaded.run.predictions_path(f"ood_val{variant.suffix}")
+    if path.exists():
+        stored = predictions.load(path)
+        if stored.made_by.get("weights_sha256") == runs.sha256(loaded.run.weights_path()):
+            return stored
+    return predict_split(loaded, loaded.dataset.ood_val, "ood_val", progress, variant=variant)
+
+
 def _made_of(loaded: Loaded, images: Split | Suite) -> str:
     """Return what tells a suite's images from others that its blocks could be made of."""
-    suite, test = loaded.config.competition.suite, loaded.dataset.test
-    if images.name == "suite" and suite.source == "distortion_files":
-        return suites.state_of(Path(loaded.config.data.root) / suite.path)
-    clean = loaded.dataset.val if images.name == "ood_val" else test
+    if isinstance(images, Suite) and images.folder:
+        return suites.state_of(Path(images.folder))
+    clean = loaded.dataset.val if images.name == "ood_val" else loaded.dataset.test
     return splits.fingerprint(clean) if clean is not None else ""
 
 
@@ -528,13 +569,23 @@ def _record(loaded: Loaded, found: Predictions, name: str, variant: Variant) -> 
     loaded.run.write_json("metrics.json", scores)
 
 
-def submit(loaded: Loaded, found: Predictions, path: Path, *, force: bool = False) -> Path:
+def submit(
+    loaded: Loaded, found: Predictions, path: Path, *, force: bool = False, blocks: tuple[Block, ...] = ()
+) -> Path:
     """Write the submission and its sidecar, check the CSV that lies on the disk, and note it in the run.
+
+    Args:
+        loaded: the run that made the predictions.
+        found: of the competition's suite, or of `blocks`.
+        path: of the CSV.
+        force: replace what is there.
+        blocks: of another suite than the competition's.
 
     Raises:
         SubmissionError: the name is taken, or the written file does not pass the check.
     """
-    wanted = submission.format_of(loaded.dataset.competition)
+    competition = loaded.dataset.competition
+    wanted = submission.format_of(replace(competition, blocks=blocks, sample=None) if blocks else competition)
     sidecar = {
         "run": loaded.run.name,
         "run_path": str(loaded.run.path),
@@ -560,6 +611,7 @@ def finish(run: Run, *, dataset: Dataset, output: Path | None, force: bool, prog
     scores = evaluate(loaded, progress)
     if dataset.suite is not None:
         found = predict(loaded, progress)
+        expect(loaded, found, "suite", progress)
         submit(loaded, found, output or default_submission(loaded.config), force=force)
         scores = run.metrics()
     return scores

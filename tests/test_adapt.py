@@ -1,6 +1,9 @@
 """Adaptation to the images at hand: what it changes, what it leaves, and where it is refused."""
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from comp import device, leaderboard
+from comp import device, leaderboard, pipeline
 from comp.competition.spec import blocks
 from comp.data.splits import Split, Suite
 from comp.inference import adapt
 from comp.inference.predict import predict
 from comp.inference.variants import Variant
+from comp.models.classifier import Classifier
 from comp.models.fastnet import fastnet
 from comp.predictions import Predictions
 from comp.yaml_files import merge
@@ -205,3 +209,76 @@ def test_wrong_options_are_refused(
 ) -> None:
     comp("train", "small.yaml", "train.epochs=1", "competition.ood_validation.severities=[]")
     assert_refused(comp("predict", the_run().path, *options), *parts)
+
+
+def test_tent_moves_shifts_and_never_a_frozen_scale() -> None:
+    model = Net()
+    classifier = Classifier(model.inner, mean=[0.5] * 3, std=[0.2] * 3).eval()
+    before = state(classifier)
+    images = [torch.from_numpy(suite().open(block).images).permute(0, 3, 1, 2) for block in suite().blocks[:2]]
+    with adapt.adapted(classifier, lambda: iter(images), Variant(adapt="tent"), EXECUTION) as outcome:
+        after = state(classifier)
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert not outcome.rolled_back
+    assert any(name.endswith("bias") for name in moved)
+    assert {name.rpartition(".")[2] for name in moved} == {"bias", "running_mean", "running_var"}
+    assert_untouched(classifier, before)
+
+
+def test_tent_lowers_entropy() -> None:
+    images = suite()
+    entropies = {}
+    for name in ("bn", "tent"):
+        logits = predicted(Net(), images, Variant(adapt=name)).logits.astype(np.float64)
+        shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        entropies[name] = -(shares * np.log(shares)).sum(1).mean()
+    assert entropies["tent"] < entropies["bn"]
+
+
+def test_tent_is_taken_back_where_the_network_collapses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapt, "_TENT_RATE", 1e6)  # one step, and every image is of one class
+    images = suite(files=1)  # the darker file's answers are all of one class from the start
+    found = predicted(Net(), images, Variant(adapt="tent"))
+    assert found.made_by["rolled_back"] == [block.name for block in images.blocks]
+    assert np.array_equal(found.logits, predicted(Net(), images, Variant(adapt="bn")).logits)
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [((0.9, 9.0), False), ((1.1, 9.0), True), ((0.1, 2.0), True), ((float("nan"), 9.0), True)],
+)
+def test_collapse_is_seen_without_labels(after: tuple[float, float], expected: bool) -> None:
+    assert adapt.collapsed(adapt.Seen(1.0, 9.5), adapt.Seen(*after)) is expected
+
+
+def test_a_prediction_killed_in_mid_suite_goes_on_with_the_same_bits(
+    workplace: Path, comp: Callable[..., Result]
+) -> None:
+    assert comp("train", small({"name": "fastnet", "args": {"size": "S"}})).code == 0
+    run = the_run()
+    options = ("predict", run.path, "--views", "flip", "--adapt", "tent")
+    parts = run.path / "predictions/suite+flip+tent.parts"
+    command = [sys.executable, "-m", "comp", *map(str, options)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(parts.glob("*.npz"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    first = min(parts.glob("*.npz"))
+    written = first.stat().st_mtime_ns, len(list(parts.glob("*.npz")))
+    assert written[1] < 95
+    seen: list[int] = []
+
+    loaded = pipeline.load(run)
+    variant = pipeline.variant_for(loaded, {"views": "flip", "adapt": "tent"})
+
+    def note(what: str, done: int, total: int, unit: str = "images") -> None:
+        seen.append(done)
+
+    resumed = pipeline.predict(loaded, note, variant=variant)
+    assert min(seen) >= 4 * (written[1] - 1)  # blocks of four images that were there were not made again
+    assert not parts.exists()
+    whole = pipeline.predict(loaded, variant=variant)
+    assert np.array_equal(resumed.logits, whole.logits)
+    assert np.array_equal(resumed.ids, whole.ids)

@@ -68,11 +68,13 @@ class Suite:
         name: `suite` or `ood_val`.
         blocks: in the order of the submission.
         open: the images of one block.
+        folder: of the distortion files that it is read from; empty where it is made.
     """
 
     name: str
     blocks: tuple[Block, ...]
     open: Callable[[Block], Split]
+    folder: str = ""
 
     def __len__(self) -> int:
         return sum(block.count for block in self.blocks)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from comp import runs
 from comp.competition.spec import DISTORTIONS, Block
+from comp.competition.spec import blocks as spec_blocks
 from comp.config import OODValidationConfig, SuiteConfig
 from comp.data.arrays import open_images
 from comp.data.corruptions import corrupt, named
@@ -86,7 +87,25 @@ def distortion_files(folder: Path, blocks: Sequence[Block], shape: tuple[int, in
     for distortion in sorted({block.distortion for block in blocks}):
         rows = sum(block.count for block in blocks if block.distortion == distortion)
         check_distortion_file(distortion_path(folder, distortion), rows, shape)
-    return Suite("suite", tuple(blocks), partial(_read_block, folder))
+    return Suite("suite", tuple(blocks), partial(_read_block, folder), str(folder))
+
+
+def folder_suite(folder: Path, severities: int, shape: tuple[int, int, int]) -> Suite:
+    """Return the suite of any folder of `distortionNN.npy`, severities stacked, blocks as large as the first file says.
+
+    Raises:
+        DataError: no such file, one whose rows are no multiple of `severities`, or as `distortion_files`.
+    """
+    numbers = sorted(int(path.stem.removeprefix("distortion")) for path in folder.glob("distortion[0-9][0-9].npy"))
+    if not numbers:
+        raise DataError(f"{folder}: holds no distortionNN.npy")
+    first = distortion_path(folder, numbers[0])
+    rows = len(open_images(first))
+    if rows % severities:
+        raise DataError(
+            f"{first}: {rows} images are no multiple of {severities} severities; say how many: --severities"
+        )
+    return distortion_files(folder, spec_blocks(numbers, range(1, severities + 1), rows // severities), shape)
 
 
 def _check_severities(manifest: Path, wanted: Sequence[int]) -> None:

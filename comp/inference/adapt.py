@@ -1,11 +1,14 @@
 """Adapt a network to the images at hand, without their labels; its own weights come back afterwards.
 
 `bn`: batch-norm statistics of the block, blended with those of training (Nado et al. 2020, arXiv:2006.10963; Schneider
-et al. 2020, arXiv:2006.16971). Transductive: what is said of an image depends on the images beside it.
+et al. 2020, arXiv:2006.16971). `tent`: on top of them, one pass of steps on the normalisation layers' scales and shifts
+that lower the predictions' entropy (Wang et al. 2021, "Tent", arXiv:2006.10726), begun anew for each block and taken
+back where it makes the network collapse onto a few classes. Both are transductive: what is said of an image depends on
+the images beside it.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,10 +18,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from comp.device import Execution
 from comp.inference.variants import Variant
+from comp.models.classifier import Classifier
 
 # Images of a statistics pass and of an entropy step. A number of its own, so that what is adapted to, and with it the
 # result, does not depend on the prediction's batch size; blocks up to this size are seen as one batch, as in training.
 BATCH_IMAGES = 500
+
+_TENT_RATE = 1e-3  # Adam's, the paper's on CIFAR
+_FEWEST_CLASSES = 0.75  # of the number of classes in use before; fewer afterwards is a collapse
+
+_NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 Batches = Callable[[], Iterator[Tensor]]
 
@@ -29,8 +38,21 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 def adaptable(model: nn.Module, adapt: str) -> int:
-    """Return how many layers `adapt` (`none`, `bn`) would change in the model; 0: it does nothing."""
-    return 0 if adapt == "none" else len(batch_norms(model))
+    """Return how many layers `adapt` (`none`, `bn`, `tent`) would change in the model; 0: it does nothing."""
+    affine = {name.rpartition(".")[0] for name in _affines(model)} if adapt == "tent" else set()
+    kept = {name for name, module in model.named_modules() if module in batch_norms(model)}
+    return 0 if adapt == "none" else len(affine | kept)
+
+
+def _affines(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the scales and shifts of normalisation layers by name, less those that by design are never trained."""
+    still = {f"inner.{name}" for name in model.untrained} if isinstance(model, Classifier) else set()
+    layers = {name for name, module in model.named_modules() if isinstance(module, _NORMS)}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name.rpartition(".")[0] in layers and name not in still
+    }
 
 
 @dataclass
@@ -53,8 +75,19 @@ class _Moments:
         self.count = total
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an adaptation.
+
+    Attributes:
+        rolled_back: whether entropy steps were taken back because the network collapsed.
+    """
+
+    rolled_back: bool = False
+
+
 @contextlib.contextmanager
-def adapted(model: nn.Module, batches: Batches, variant: Variant, execution: Execution) -> Iterator[None]:
+def adapted(model: nn.Module, batches: Batches, variant: Variant, execution: Execution) -> Iterator[Outcome]:
     """Have the model, in evaluation mode, adapted to images; leave it as it was.
 
     Args:
@@ -64,16 +97,109 @@ def adapted(model: nn.Module, batches: Batches, variant: Variant, execution: Exe
         execution: precision and layout.
     """
     if variant.adapt == "none":
-        yield
+        yield Outcome()
         return
-    layers = batch_norms(model)
-    before = [(_mean(layer).clone(), _variance(layer).clone()) for layer in layers]
+    before = _state(model)
     try:
-        _blend_statistics(model, layers, batches, variant.alpha, execution)
-        yield
+        _blend_statistics(model, batch_norms(model), batches, variant.alpha, execution)
+        kept = variant.adapt != "tent" or _lower_entropy(model, batches, variant.alpha, execution, before)
+        yield Outcome(rolled_back=not kept)
     finally:
-        for layer, (mean, variance) in zip(layers, before, strict=True):
-            _set(layer, mean, variance)
+        _restore(model, before)
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of all that an adaptation changes, by name."""
+    found: dict[str, Tensor] = {name: parameter.detach().clone() for name, parameter in _affines(model).items()}
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            found[f"{name}.running_mean"] = module.running_mean.clone()
+            found[f"{name}.running_var"] = _variance(module).clone()
+    return found
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    places = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, value in state.items():
+        places[name].copy_(value)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What can be told of predictions without labels.
+
+    Attributes:
+        entropy: mean over the images, in nats.
+        classes: how many are in use: the exponential of the entropy of the answers' histogram.
+    """
+
+    entropy: float
+    classes: float
+
+
+def collapsed(before: Seen, after: Seen) -> bool:
+    """Tell whether entropy steps have led astray: to no less entropy, or to answers of far fewer classes."""
+    return not (after.entropy <= before.entropy and after.classes >= _FEWEST_CLASSES * before.classes)
+
+
+@torch.no_grad()
+def _look(model: nn.Module, batches: Batches, execution: Execution) -> Seen:
+    entropy, counts, total = 0.0, torch.zeros(0), 0
+    for images in batches():
+        with execution.autocast():
+            logits = model(images).float()
+        answers = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).cpu()
+        counts = answers if not total else counts + answers
+        entropy += float(_entropies(logits).sum())
+        total += len(logits)
+    shares = counts / total
+    return Seen(entropy / total, float(torch.exp(torch.special.entr(shares).sum())))
+
+
+def _entropies(logits: Tensor) -> Tensor:
+    entropies: Tensor = torch.special.entr(logits.softmax(1)).sum(1)  # [B]
+    return entropies
+
+
+def _lower_entropy(
+    model: nn.Module, batches: Batches, alpha: float, execution: Execution, source: Mapping[str, Tensor]
+) -> bool:
+    """Take one step of Adam on scales and shifts for each batch; return whether they were kept.
+
+    Statistics stay what they are during the steps, and are estimated again for the layers that come out of them.
+    """
+    affines = list(_affines(model).values())
+    if not affines:
+        return True
+    unadapted, before = _state(model), _look(model, batches, execution)
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.requires_grad_(False)
+        for parameter in affines:
+            parameter.requires_grad_(True)
+        _step_through(model, affines, batches, execution)
+    finally:
+        for parameter, was in trainable:
+            parameter.requires_grad_(was)
+            parameter.grad = None
+    _restore(model, {name: value for name, value in source.items() if name.rpartition(".")[2].startswith("running")})
+    _blend_statistics(model, batch_norms(model), batches, alpha, execution)
+    if collapsed(before, _look(model, batches, execution)):
+        _restore(model, unadapted)
+        return False
+    return True
+
+
+@torch.enable_grad()
+def _step_through(model: nn.Module, affines: Sequence[nn.Parameter], batches: Batches, execution: Execution) -> None:
+    optimizer = torch.optim.Adam(affines, lr=_TENT_RATE)
+    for images in batches():
+        with execution.autocast():
+            logits = model(images).float()
+        optimizer.zero_grad()
+        _entropies(logits).mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
 
 
 @torch.no_grad()

@@ -24,6 +24,8 @@ from comp.inference.views import View, least_confident, views
 from comp.predictions import Predictions
 from comp.progress import Progress, quiet
 
+_ROLLED_BACK = "rolled_back"  # of made_by: the blocks whose entropy steps were taken back
+
 _Part = Split | Block  # of a split, itself; of a suite, a block that is still to be opened
 
 
@@ -86,7 +88,9 @@ def predict(
             found += _predict_group(way, group, parts, sum(len(part) for part in found))
     finally:
         model.train(was_training)
-    return predictions.concatenate(found)
+    rolled_back = [name for part in found for name in part.made_by.get(_ROLLED_BACK, ())]
+    noted = {**made_by, _ROLLED_BACK: rolled_back} if variant.adapt == "tent" else made_by
+    return replace(predictions.concatenate(found), made_by=noted)
 
 
 def forget(parts: Path) -> None:
@@ -119,11 +123,13 @@ def _predict_group(way: _Way, group: list[_Part], folder: Path | None, done: int
                 way.progress(way.images.name, done, len(way.images))
 
     found = []
-    with adapt.adapted(way.model, batches, way.variant, way.execution):
+    with adapt.adapted(way.model, batches, way.variant, way.execution) as outcome:
         for part in group:
             block = stored[part.name]
             if block is None:
                 block = _predict_block(way, way.open(part) if opened is None else opened, done)
+                if outcome.rolled_back:
+                    block = replace(block, made_by={**block.made_by, _ROLLED_BACK: [part.name]})
                 _store(folder, part.name, block)
             done += len(block)
             found.append(block)
@@ -188,7 +194,8 @@ def _stored(folder: Path | None, name: str, made_by: Mapping[str, Any]) -> Predi
         found = predictions.load(folder / f"{name}.npz")
     except RunError:
         return None
-    return replace(found, made_by=made_by) if found.made_by == dict(made_by) else None
+    found_by = {key: value for key, value in found.made_by.items() if key != _ROLLED_BACK}
+    return found if found_by == dict(made_by) else None
 
 
 def _store(folder: Path | None, name: str, block: Predictions) -> None:

@@ -21,7 +21,7 @@ class Variant:
     Attributes:
         views: a row of `comp.inference.views.VIEWS`.
         views_share: the least confident share of each block that gets more than the plain view, in (0, 1].
-        adapt: `none` or `bn`.
+        adapt: `none`, `bn` or `tent`.
         adapt_per: what is adapted to at once: `block`, `file` or `stream`.
         alpha: share of the block's own batch-norm statistics, in [0, 1].
     """

@@ -21,6 +21,7 @@ from comp.config import load
 from comp.data import corruptions
 from comp.errors import ConfigError
 from comp.imaging import draws
+from tests.conftest import Result
 
 
 def pictures(count: int, side: int = 32, channels: int = 3) -> torch.Tensor:
@@ -129,6 +130,42 @@ def test_both_engines_change_images_alike(name: str) -> None:
     one, other = figures
     error = ((one.var(0) + other.var(0)) / count).sqrt() + 0.05  # half a level's rounding, averaged
     assert ((one.mean(0) - other.mean(0)).abs() / error).max() < 4
+
+
+_SHARE = """
+import sys, numpy as np, torch
+from comp.augment.per_batch import alternation, augment
+from comp.augment.per_image import PerImage
+from comp.augment.policies import resolve
+from comp.imaging import draws
+name, rank, ranks, path = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+images = torch.from_numpy(np.load(path))
+order = draws.order(5, 2, len(images))
+mine = torch.cat([order[start : start + 4] for start in range(4 * rank, len(order), 4 * ranks)])  # batches in turn
+turned = alternation(5, 2, mine)
+batch = augment(images[mine].permute(0, 3, 1, 2), resolve(name), draws.keys(5, 2, mine), turned=turned)
+engine = PerImage(resolve(name), 5)
+single = np.stack([engine(images[index].numpy(), 2, index) for index in mine.tolist()])
+pixels = batch.permute(0, 2, 3, 1).numpy()
+np.savez(f"{path}.{name}.{rank}of{ranks}.npz", mine=mine.numpy(), batch=pixels, single=single)
+"""
+
+
+@pytest.mark.parametrize("name", ["mirrored_crop", "robust"])
+def test_a_samples_pixels_do_not_depend_on_how_many_processes_share_the_epoch(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "images.npy"
+    np.save(path, pictures(64).permute(0, 2, 3, 1).numpy())
+    found = []
+    for ranks in (1, 2):
+        commands = [[sys.executable, "-c", _SHARE, name, str(rank), str(ranks), str(path)] for rank in range(ranks)]
+        workers = [subprocess.Popen(command) for command in commands]
+        assert [worker.wait(timeout=120) for worker in workers] == [0] * ranks
+        parts = [np.load(f"{path}.{name}.{rank}of{ranks}.npz") for rank in range(ranks)]
+        place = np.argsort(np.concatenate([part["mine"] for part in parts]))
+        found.append([np.concatenate([part[key] for part in parts])[place] for key in ("batch", "single")])
+    for alone, together in zip(*found, strict=True):
+        assert len(alone) == 64
+        assert np.array_equal(alone, together)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -358,3 +395,21 @@ def test_wrong_free_ops_are_named(row: dict[str, object], message: str) -> None:
 def test_foreign_names_that_imitate_the_suite_exist() -> None:
     for name in FOREIGN_IMITATES:
         PerImage(Policy((Choice(((Foreign(name, 1.0, "{}"),),)),)), seed=0)
+
+
+def test_a_competition_may_forbid_what_imitates_its_test(comp: Callable[..., Result], workplace: Path) -> None:
+    rule = "competition.rules.test_like_augmentation=false"
+    found = comp("config", "check", "small.yaml", rule, "augment.policy=robust")
+    assert found.code == 2
+    assert "augment.policy: imitates brightness, contrast, defocus_blur" in found.err
+    assert comp("config", "check", "small.yaml", rule, "augment.policy=[mirrored_crop,robust_strict]").code == 0
+
+
+def test_the_leaderboard_marks_what_trained_on_the_tests_corruptions(
+    comp: Callable[..., Result], workplace: Path
+) -> None:
+    short = ("train.epochs=1", "competition.ood_validation.severities=[]")
+    assert comp("run", "small.yaml", *short, "augment.policy=robust_strict").code == 0
+    assert "test-like" not in comp("leaderboard").out
+    assert comp("run", "small.yaml", *short, "augment.policy=robust").code == 0
+    assert "test-like" in comp("leaderboard").out.replace("\n", "")

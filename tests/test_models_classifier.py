@@ -13,6 +13,7 @@ from comp import config, pipeline, predictions, runs
 from comp.config import ModelConfig
 from comp.errors import ModelError
 from comp.inference.predict import forward
+from comp.inference.views import views
 from comp.models import zoo
 from comp.models.classifier import Classifier, Normalize
 from tests.conftest import Result
@@ -172,5 +173,5 @@ def test_a_run_reads_back_how_it_normalised(workplace: Path, comp: Callable[...,
     loaded = pipeline.load(runs.list_runs(Path("runs"))[0])
     assert loaded.model.normalize.each
     val, images = predictions.load(loaded.run.predictions_path("val")), loaded.dataset.val.images
-    again = forward(loaded.model, np.array(images), loaded.execution)
+    again = forward(loaded.model, np.array(images), loaded.execution, views("none"))
     assert np.array_equal(again.argmax(1), val.top1)

@@ -34,9 +34,10 @@ def test_images_of_the_wanted_size_are_left_alone() -> None:
 
 
 def test_a_run_begins_small_and_is_scored_on_whole_images(comp: Callable[..., Result], workplace: Path) -> None:
-    found = comp(
-        "train", "small.yaml", "model.name=residual_cnn", "model.args={blocks: 2}", "train.sizes={1: 16, 2: 32}"
-    )
+    values = small_config(workplace / "data")
+    values["model"] = {"name": "residual_cnn", "args": {"blocks": 2}}
+    values["train"]["sizes"] = {1: 16, 2: 32}
+    found = comp("train", write_config(workplace / "sized.yaml", values))
     assert found.code == 0, found.err
 
 

@@ -151,7 +151,8 @@ def test_a_runs_own_views_are_those_of_its_config_and_plain_ones_stay(
     assert comp("run", "small.yaml", "--views", "flip").code == 0
     run = the_run()
     scores = run.metrics()
-    assert scores["variants"].keys() == {"test+flip", "suite+flip"}
+    # What a suite should score is told by shifted validation, seen through the same views.
+    assert scores["variants"].keys() == {"test+flip", "suite+flip", "ood_val+flip"}
     assert predictions.load(run.predictions_path("suite+flip")).made_by["views"] == "flip"
     # Validation stays plain.
     assert "views" not in scores["best"]["val"]

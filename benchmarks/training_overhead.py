@@ -132,7 +132,7 @@ def measure(case: Case, epochs: int, threads: int, folder: Path) -> str:
     with console.bars() as progress:
         fit.fit(session, on_epoch=stopwatch, progress=progress)
     began = time.perf_counter()
-    checkpoint.save(run.path / "state.pt", session.parts, Cursor())
+    checkpoint.save(run, session.parts, Cursor())
     saving = time.perf_counter() - began
     ratios = [whole / bare for whole, bare in zip(stopwatch.whole[1:], stopwatch.bare[1:], strict=True)]
     ratio, share = statistics.median(ratios), saving / config.train.checkpoint_seconds

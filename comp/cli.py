@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from comp.models.catalogue import Costs, Listed
     from comp.models.classifier import Classifier
     from comp.runs import Run
+    from comp.training.distributed import Alone
 
 EXIT_OUR_FAULT, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 128
 
@@ -104,7 +105,9 @@ def run(
     from comp import runs as run_folders
     from comp.data.dataset import open_dataset
     from comp.errors import ConfigError
+    from comp.training import distributed
 
+    distributed.refuse("comp run")
     if rehearse:
         _rehearse(_load_one(config, overrides), as_json)
         return
@@ -120,7 +123,7 @@ def run(
             dataset = open_dataset(found.config(), progress)
             pipeline.resume(found, dataset=dataset, on_epoch=console.print_epoch, progress=progress)
     else:
-        found, dataset = _train(config, overrides, like, runs)
+        found, dataset = _train(config, overrides, like, runs, distributed.ALONE)
     with console.bars() as progress:
         scores = pipeline.finish(found, dataset=dataset, output=output, force=force, progress=progress)
     console.print_json(scores) if as_json else console.print_summary(found, scores)
@@ -136,20 +139,26 @@ def train(
     runs: RunsRoot = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Train a config and score it on validation.
+    """Train a config and score it on validation; on several devices under torchrun.
 
     Example: comp train configs/quickstart.yaml train.epochs=3
     """
-    from comp import console, pipeline
+    from comp import console, pipeline, signals
     from comp import runs as run_folders
+    from comp.training import distributed
 
     _one_of(CONFIG=config, resume=resume)
-    if resume:
-        found = run_folders.open_run(resume)
-        with console.bars() as progress:
-            pipeline.resume(found, on_epoch=console.print_epoch, progress=progress)
-    else:
-        found, _ = _train(config, overrides, None, runs)
+    with distributed.joined() as team:
+        if not team.leads:
+            followed = run_folders.open_run(resume).config() if resume else _load_one(config, overrides)
+            pipeline.follow(followed, team, resume=resume is not None, runs_root=runs, progress=signals.progress)
+            return
+        if resume:
+            found = run_folders.open_run(resume)
+            with console.bars() as progress:
+                pipeline.resume(found, on_epoch=console.print_epoch, progress=progress, team=team)
+        else:
+            found, _ = _train(config, overrides, None, runs, team)
     console.print_json(found.metrics()) if as_json else console.print_summary(found, found.metrics())
 
 
@@ -460,7 +469,9 @@ def _one_of(**given: Any) -> None:
         raise ConfigError(f"expected one of {', '.join(names)}; for example: comp run configs/quickstart.yaml")
 
 
-def _train(config: Path | None, overrides: list[str] | None, like: Path | None, runs: Path) -> "tuple[Any, Dataset]":
+def _train(
+    config: Path | None, overrides: list[str] | None, like: Path | None, runs: Path, team: "Alone"
+) -> "tuple[Any, Dataset]":
     from comp import console, device, pipeline
     from comp import runs as run_folders
 
@@ -473,11 +484,11 @@ def _train(config: Path | None, overrides: list[str] | None, like: Path | None, 
         recorded = like / "execution.json"
         execution = device.from_json(run_folders.read_json(recorded), str(recorded))
     with console.bars() as progress:
-        dataset = pipeline.prepare(loaded, runs, progress)
+        dataset = team.leader_first(lambda: pipeline.prepare(loaded, runs, progress))
         console.print_notes(dataset)
         found = pipeline.train(
             loaded, name=name, runs_root=runs, dataset=dataset, execution=execution,
-            on_start=_print_start, on_epoch=console.print_epoch, progress=progress,
+            on_start=_print_start, on_epoch=console.print_epoch, progress=progress, team=team,
         )  # fmt: skip
     return found, dataset
 

@@ -185,8 +185,9 @@ def only_deterministic(wanted: bool) -> Iterator[None]:
 
 
 def default_threads() -> int:
-    """Return as many threads as the process may use cores."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return as many threads as the process may use cores; what torchrun starts side by side shares them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def default_workers() -> int:

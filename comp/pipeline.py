@@ -31,6 +31,7 @@ from comp.predictions import Predictions
 from comp.progress import Progress, quiet
 from comp.runs import Run
 from comp.training import consistency, engine_choice, fit, lr_find, optim, timing, validation
+from comp.training.distributed import ALONE, Alone, Onlooker
 from comp.training.fit import OnEpoch
 from comp.training.lr_find import Found
 from comp.training.timing import Choice
@@ -173,6 +174,7 @@ def train(
     on_start: Callable[[Run, Classifier], None] = lambda run, model: None,
     on_epoch: OnEpoch = lambda epoch: None,
     progress: Progress = quiet,
+    team: Alone = ALONE,
 ) -> Run:
     """Train a config and score it on clean and shifted validation; return the complete run.
 
@@ -185,12 +187,13 @@ def train(
         on_start: called before the first step with the run's folder, just made, and the model, frozen as in epoch 1.
         on_epoch: called at every epoch's end; may return a `Stop`.
         progress: called at every step.
+        team: the processes that train it together, of which this one leads; the others `follow`.
 
     Raises:
         UserError: anything wrong with config, data or disk.
         Interrupted: a signal; the run can be resumed.
     """
-    dataset = dataset or prepare(config, runs_root, progress)
+    dataset = dataset or team.leader_first(lambda: prepare(config, runs_root, progress))
     model = build_model(config, dataset)
     run = runs.create(runs_root, config, name, provenance_of(config, dataset, model))
     on_start(run, model)
@@ -199,7 +202,7 @@ def train(
         choice = _reused(config, execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
         _fit_and_score(
-            run, config, dataset, model, choice.execution, resume=False, on_epoch=on_epoch, progress=progress
+            run, config, dataset, model, choice.execution, resume=False, on_epoch=on_epoch, progress=progress, team=team
         )
     return run
 
@@ -224,6 +227,7 @@ def resume(
     dataset: Dataset | None = None,
     on_epoch: OnEpoch = lambda epoch: None,
     progress: Progress = quiet,
+    team: Alone = ALONE,
 ) -> Run:
     """Go on with an interrupted training where it stopped; a complete one is returned as it is.
 
@@ -233,7 +237,7 @@ def resume(
     if run.is_complete():
         return run
     config = run.config()
-    dataset = dataset or open_dataset(config, progress)
+    dataset = dataset or team.leader_first(lambda: open_dataset(config, progress))
     _check_same_data(run, dataset)
     with run.writing(), device.only_deterministic(config.train.deterministic):
         path = run.path / "execution.json"
@@ -245,13 +249,50 @@ def resume(
             run.write_json("execution.json", choice.to_json())
             execution = choice.execution
         model = build_model(config, dataset, first_weights=not (run.path / "state.pt").exists())
-        _fit_and_score(run, config, dataset, model, execution, resume=True, on_epoch=on_epoch, progress=progress)
+        _fit_and_score(
+            run, config, dataset, model, execution, resume=True, on_epoch=on_epoch, progress=progress, team=team
+        )
     return run
 
 
 def _reused(config: Config, recorded: Execution) -> Choice:
     """Return a recorded choice; records from before engines were chosen leave that to the config."""
     return Choice(replace(recorded, engine=engine_choice.engine_of(config, recorded)))
+
+
+def follow(
+    config: Config, team: Alone, *, resume: bool = False, runs_root: Path = Path("runs"), progress: Progress = quiet
+) -> None:
+    """Train with the team's leader, who calls `train` or `resume` with the same config; return when it has trained.
+
+    Raises:
+        UserError: as the leader.
+        Interrupted: likewise.
+    """
+    dataset = team.leader_first(
+        lambda: open_dataset(config, progress) if resume else prepare(config, runs_root, progress)
+    )
+    task = team.from_leader(_told_by_leader)
+    model = build_model(config, dataset, first_weights=not task.resume)
+    session = fit.start(
+        config, dataset, Onlooker(task.path), model, task.execution, fresh=task.fresh, progress=progress, team=team
+    )
+    with device.only_deterministic(config.train.deterministic):
+        fit.fit(session, resume=task.resume, progress=progress)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What the leader of a team tells the others before the first step."""
+
+    path: Path
+    execution: Execution
+    fresh: bool
+    resume: bool
+
+
+def _told_by_leader() -> _Task:
+    raise AssertionError("a leader trains or resumes, and does not follow")
 
 
 def _choose_execution(config: Config, dataset: Dataset, model: Classifier, progress: Progress) -> Choice:
@@ -273,9 +314,12 @@ def _fit_and_score(
     resume: bool,
     on_epoch: OnEpoch,
     progress: Progress,
+    team: Alone,
 ) -> None:
-    fresh = not ((run.path / "state.pt").exists() or config.model.pretrained or config.model.from_run)
-    session = fit.start(config, dataset, run, model, execution, fresh=fresh, progress=progress)
+    resumes = resume and (run.path / "state.pt").exists()
+    fresh = not (resumes or config.model.pretrained or config.model.from_run)
+    team.from_leader(lambda: _Task(run.path.absolute(), execution, fresh, resumes))
+    session = fit.start(config, dataset, run, model, execution, fresh=fresh, progress=progress, team=team)
     cursor = fit.fit(session, resume=resume, on_epoch=on_epoch, progress=progress)
     plots.curves(run.plot_path("curves"), run.history(), cursor.best_epoch)
     final = _score(run, config, dataset, model, execution, "final", progress)

@@ -184,9 +184,13 @@ class Run:
         """Tell whether the training has ended and its scores are written."""
         return (self.path / "metrics.json").is_file()
 
+    def write(self, name: str, content: bytes | Callable[[BinaryIO], None]) -> None:
+        """Write one of its files atomically; see `write_atomically`."""
+        write_atomically(self.path / name, content)
+
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write one of its JSON files atomically."""
-        write_atomically(self.path / name, to_json(values))
+        self.write(name, to_json(values))
 
     def predictions_path(self, name: str) -> Path:
         """Return where predictions `name` (`val`, `suite+flip`) lie; the folder is made."""
@@ -221,7 +225,7 @@ class Run:
         writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["epoch"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomically(self.path / "history.csv", text.getvalue().encode())
+        self.write("history.csv", text.getvalue().encode())
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

@@ -35,3 +35,8 @@ def stop_if_asked() -> None:
     """Raise `Interrupted` where a signal has come; called where the work can be resumed."""
     if _pending:
         raise Interrupted(_pending[0])
+
+
+def progress(what: str, done: int, total: int, unit: str = "images") -> None:
+    """Show nothing and stop where a signal has come: a `comp.progress.Progress`."""
+    stop_if_asked()

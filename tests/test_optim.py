@@ -12,6 +12,7 @@ from comp.config import LookaheadConfig, ModelConfig, OptimConfig
 from comp.errors import ConfigError
 from comp.models import zoo
 from comp.models.classifier import Classifier
+from comp.runs import Run
 from comp.training import checkpoint, optim
 from comp.training.lookahead import Lookahead
 from comp.training.muon import Muon, orthogonalize
@@ -69,7 +70,7 @@ def test_every_optimizer_lowers_the_loss_and_goes_on_from_its_checkpoint(
     assert losses[-1] < losses[0]
     again = small_model()
     restored = optim.for_model(again, config)
-    checkpoint.save(tmp_path / "state.pt", {"model": model, "optimizer": optimizer}, checkpoint.Cursor())
+    checkpoint.save(Run(tmp_path), {"model": model, "optimizer": optimizer}, checkpoint.Cursor())
     checkpoint.load(tmp_path / "state.pt", {"model": again, "optimizer": restored}, torch.device("cpu"))
     assert take(again, restored, config, range(7, 12)) == take(model, optimizer, config, range(7, 12))
     for mine, theirs in zip(again.state_dict().values(), model.state_dict().values(), strict=True):

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
-from comp import runs
 from comp.errors import RunError
+from comp.runs import Run
 
 
 @dataclass
@@ -55,10 +55,10 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any, /) -> Any: ...
 
 
-def save(path: Path, parts: Mapping[str, Stateful], cursor: Cursor) -> None:
-    """Write the whole state, or leave the one before."""
+def save(run: Run, parts: Mapping[str, Stateful], cursor: Cursor) -> None:
+    """Write the whole state, state.pt, or leave the one before."""
     state = {name: part.state_dict() for name, part in parts.items()} | {"cursor": asdict(cursor)}
-    runs.write_atomically(path, lambda file: torch.save(state, file))
+    run.write("state.pt", lambda file: torch.save(state, file))
 
 
 def load(path: Path, parts: Mapping[str, Stateful], device: torch.device) -> Cursor:

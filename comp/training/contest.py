@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from comp import runs
 from comp.config import Config
 from comp.data.dataset import Dataset
 from comp.device import Execution
@@ -104,5 +103,4 @@ class Contest:
         return value
 
     def _write(self, name: str, state: Mapping[str, Tensor], epoch: int, **facts: str) -> None:
-        content = weights.to_bytes(state, {"epoch": str(epoch), **facts})
-        runs.write_atomically(self.run.path / f"{name}.safetensors", content)
+        self.run.write(f"{name}.safetensors", weights.to_bytes(state, {"epoch": str(epoch), **facts}))

@@ -42,6 +42,7 @@ from comp.training import (
 )
 from comp.training.checkpoint import Cursor, Stateful
 from comp.training.contest import Contest
+from comp.training.distributed import ALONE, Alone
 from comp.training.schedules import Plan
 from comp.training.stepping import Stepper, head_of
 from comp.training.stopping import Stop
@@ -108,6 +109,7 @@ class Session:
     mixing: mixing.Mixing
     execution: Execution
     forward: Forward
+    team: Alone
 
     @property
     def batch_size(self) -> int:
@@ -164,6 +166,7 @@ def fit(
     cursor = Cursor()
     if resume and state.exists():  # a run stopped before its first checkpoint starts anew
         cursor = checkpoint.load(state, session.parts, session.execution.torch_device)
+    session.team.meet()  # all have read the state before the leader writes another
     rows: list[dict[str, Any]] = [dict(row) for row in session.run.history()[: cursor.epoch]]
     saver = _Saver(session, cursor)
     if session.config.train.nan_retries and not state.exists():
@@ -182,13 +185,18 @@ def fit(
                 session.run.write_history(rows)
                 stop = on_epoch(epoch) or stopping.due(rows, session.config)
                 cursor.stopped = stop.reason if stop else ""
+                _agree(session, cursor)
                 if saver.is_due() or session.config.train.nan_retries:
                     saver.save()
-            session.contest.finish(cursor, lambda: _training_images(session, cursor.epoch, progress), progress)
+            session.team.from_leader(
+                lambda: session.contest.finish(
+                    cursor, lambda: _training_images(session, cursor.epoch, progress), progress
+                )
+            )
         except Interrupted:
             saver.save()
             raise
-    runs.write_atomically(session.run.path / "final.safetensors", weights.to_bytes(session.model.state_dict(), {}))
+    session.run.write("final.safetensors", weights.to_bytes(session.model.state_dict(), {}))
     saver.save()
     return cursor
 
@@ -201,7 +209,8 @@ class _Saver:
         self._clock = self._saved = time.perf_counter()
 
     def is_due(self) -> bool:
-        return time.perf_counter() - self._saved >= self._session.config.train.checkpoint_seconds
+        waited = time.perf_counter() - self._saved
+        return self._session.team.leads and waited >= self._session.config.train.checkpoint_seconds
 
     def save(self) -> None:
         """Write the state; refuse one that no resume could mend, so that the one before stays."""
@@ -209,7 +218,7 @@ class _Saver:
         now = time.perf_counter()
         self._cursor.seconds += now - self._clock
         self._clock = now
-        checkpoint.save(self._session.run.path / "state.pt", self._session.parts, self._cursor)
+        checkpoint.save(self._session.run, self._session.parts, self._cursor)
         self._saved = time.perf_counter()
 
 
@@ -221,7 +230,8 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     zoo.thaw(session.model, config.model, epoch=number)
     optim.rest_ended(session.optimizer, number)
     session.model.train()
-    for batch in session.train.batches(order, session.batch_size, epoch=number, start=cursor.step):
+    watched = session.team.watched(progress)
+    for batch in session.train.batches(*session.team.share(order, session.batch_size), epoch=number, start=cursor.step):
         step(session, cursor, batch, tally)
         session.contest.average.step()
         cursor.step, cursor.seen = batch.step + 1, cursor.seen + session.batch_size
@@ -231,7 +241,7 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
             _read(session, cursor, tally)
             saver.save()
         try:
-            progress(f"epoch {number}/{config.train.epochs}", cursor.step, session.steps_per_epoch, "steps")
+            watched(f"epoch {number}/{config.train.epochs}", cursor.step, session.steps_per_epoch, "steps")
         except Interrupted:
             _read(session, cursor, tally)
             raise
@@ -239,7 +249,7 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     _demand_finite_weights(session, cursor)
     trained_seconds = time.perf_counter() - began
     trained_images = (session.steps_per_epoch - begun_at) * session.batch_size
-    scores, averaged = session.contest.end_epoch(cursor, number, progress)
+    scores, averaged = session.team.from_leader(lambda: session.contest.end_epoch(cursor, number, progress))
     epoch = Epoch(
         number=number,
         lr=_rate(session, cursor, session.steps_per_epoch - 1),
@@ -285,11 +295,14 @@ def step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
     optim.set_rates(session.optimizer, total_step, session.plan, config.optim, factor=cursor.rate_factor)
     allowed = session.stepper.micro_batch
     # The seed is dropout's, counted like the rest.
-    loss, logits = session.stepper.take(len(indices), draws.key(config.seed, number, step), compute)
+    loss, logits = session.stepper.take(
+        len(indices), draws.key(config.seed, number, step, *session.team.words), compute
+    )
     if session.stepper.micro_batch < allowed:
         _tell_halved(session, cursor, step)
     right = mixing.hits(logits, targets, label_smoothing=session.mixing.label_smoothing).sum()
-    tally.add(loss.double() * len(indices), right, step)
+    sums = session.team.summed(torch.stack((loss.double() * len(indices), right.double())))  # [2]
+    tally.add(sums[0], sums[1], step)
 
 
 def _augmented(session: Session, number: int, batch: Batch) -> Tensor:
@@ -371,6 +384,11 @@ def _go_back(session: Session, cursor: Cursor, error: DivergedError) -> None:
     vars(cursor).update(vars(good))  # whoever holds the cursor goes back too
 
 
+def _agree(session: Session, cursor: Cursor) -> None:
+    """Take the leader's cursor: it alone has validated, and looked at the clock and at whether to stop."""
+    vars(cursor).update(session.team.from_leader(lambda: vars(cursor)))
+
+
 def start(
     config: Config,
     dataset: Dataset,
@@ -380,6 +398,7 @@ def start(
     *,
     fresh: bool,
     progress: Progress = quiet,
+    team: Alone = ALONE,
 ) -> Session:
     """Place model and training images on the device and build the optimizer.
 
@@ -391,7 +410,9 @@ def start(
         execution: see `comp.training.timing`.
         fresh: whether a data-dependent initialisation is wanted: not where weights come from a file or a checkpoint.
         progress: called while image files are decoded.
+        team: the processes that train it together.
     """
+    team.check(config, dataset, execution)
     if dataset.resident:
         val = dataset.val and dataset.val.decoded(progress)
         dataset = replace(dataset, train=dataset.train.decoded(progress), val=val)
@@ -400,6 +421,7 @@ def start(
         images = np.array(dataset.train.images[:count])  # a copy: memory maps are read-only
         model.initialise(torch.from_numpy(images).permute(0, 3, 1, 2))
     resolution.check(model, config.train.sizes, dataset.competition.image_shape)
+    team.prepare(model, execution)
     execution.place(model)
     optimizer = optim.for_model(model, config.optim)
     train = loading.loader(
@@ -417,7 +439,7 @@ def start(
         run=run,
         model=model,
         optimizer=optimizer,
-        stepper=Stepper(optimizer, config, execution, unclipped=head_of(model)),
+        stepper=Stepper(optimizer, config, execution, unclipped=head_of(model), halves=team.size == 1),
         contest=Contest(run, config, dataset, model, execution, average),
         train=train,
         policy=policies.resolve(config.augment.policy, config.augment.ops),
@@ -429,5 +451,6 @@ def start(
             off_epochs=config.augment.mix_off_epochs,
         ),
         execution=execution,
-        forward=execution.training_forward(model),
+        forward=team.forward(model, execution),
+        team=team,
     )

@@ -28,6 +28,7 @@ class Stepper:
         unclipped: parameters that adaptive clipping leaves alone.
         config: `optim.clip`, `train.micro_batch`.
         execution: device and precision, and perhaps a smaller micro-batch that was found necessary before.
+        halves: whether micro-batches may shrink where memory runs out: not beside others who would not know.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class Stepper:
         execution: Execution,
         *,
         unclipped: Sequence[nn.Parameter] = (),
+        halves: bool = True,
     ) -> None:
-        self._optimizer = optimizer
+        self._optimizer, self._halves = optimizer, halves
         self._device = execution.torch_device
         self.micro_batch = execution.micro_batch or config.train.micro_batch or config.train.batch_size
         """Images that go through the network at a time, at most."""
@@ -71,7 +73,7 @@ class Stepper:
             try:
                 return self._attempt(count, seed, compute)
             except (RuntimeError, MemoryError) as error:
-                memory.refuse_if_hopeless(error, min(self.micro_batch, count))
+                memory.refuse_if_hopeless(error, min(self.micro_batch, count) if self._halves else memory.SMALLEST)
             # Out here the failed attempt's tensors, which its traceback held, are gone.
             self._halve(count)
 

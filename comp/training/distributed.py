@@ -1,0 +1,260 @@
+"""One training on several devices or processes: `torchrun --nproc-per-node 2 -m comp train CONFIG`.
+
+Every process holds the whole model and takes its share of each batch; gradients are averaged by torch's
+DistributedDataParallel (Li et al. 2020, arXiv:2006.15704), over NCCL between GPUs and Gloo between CPUs. Draws are
+counted by sample, so that a batch's pixels are those of a single process, and without batch statistics its steps are
+too, up to rounding. Batch norm sees a process's share alone on CPUs, as with `train.micro_batch`; on GPUs it is
+synchronised.
+
+The first process, the leader, validates, decides and writes; the others follow. `Alone` is a team of one.
+"""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from comp.config import Config
+from comp.data.dataset import Dataset
+from comp.device import Execution, Forward
+from comp.errors import ConfigError, Interrupted, RunError, UserError
+from comp.models.classifier import Classifier
+from comp.progress import Progress
+from comp.runs import Run
+
+_Value = TypeVar("_Value")
+
+# The others wait while the leader validates or times; a process that dies is noticed by its closed connection.
+_PATIENCE = datetime.timedelta(days=1)
+_LOST = (
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "Connection refused",
+    "[torch/csrc/distributed",
+    "gloo/",
+    "NCCL",
+)
+_SIGNAL, _USER = 128, 2  # exit codes, as the command line's
+
+
+class Alone:
+    """The team of one process: nothing to share, nobody to wait for."""
+
+    leads = True
+    size = 1
+    words: tuple[int, ...] = ()
+    """What sets this process's dropout apart from the others'."""
+
+    def check(self, config: Config, dataset: Dataset, execution: Execution) -> None:
+        """Refuse what a team cannot do."""
+
+    def prepare(self, model: Classifier, execution: Execution) -> None:
+        """Change layers, in place, that must know of the others."""
+
+    def forward(self, model: nn.Module, execution: Execution) -> Forward:
+        """Return what computes the logits of this process's share, and lets gradients be averaged on the way back."""
+        return execution.training_forward(model)
+
+    def share(self, order: Tensor, batch_size: int) -> tuple[Tensor, int]:
+        """Return this process's part of every whole batch of an order [N], and how many images of each that is."""
+        return order, batch_size
+
+    def summed(self, values: Tensor) -> Tensor:
+        """Return the sum of all processes' values."""
+        return values
+
+    def watched(self, progress: Progress) -> Progress:
+        """Return a progress after which all stop where one was told to."""
+        return progress
+
+    def from_leader(self, work: Callable[[], _Value]) -> _Value:
+        """Return what the leader's work returns; nobody else does it."""
+        return work()
+
+    def leader_first(self, work: Callable[[], _Value]) -> _Value:
+        """Return what this process's work returns; the others begin when the leader has ended, and find its files."""
+        return work()
+
+    def meet(self) -> None:
+        """Wait for all."""
+
+
+ALONE = Alone()
+
+
+class Team(Alone):
+    """Several processes that torchrun has started."""
+
+    def __init__(self) -> None:
+        self._rank = dist.get_rank()
+        self.size = dist.get_world_size()
+        self.leads = self._rank == 0
+        self.words = () if self.leads else (self._rank,)
+
+    def check(self, config: Config, dataset: Dataset, execution: Execution) -> None:
+        """Refuse what a team cannot do.
+
+        Raises:
+            ConfigError: batches that cannot be cut on even positions into equal shares, compiled steps, going back.
+        """
+        batch_size = min(config.train.batch_size, len(dataset.train))
+        if batch_size % (2 * self.size):
+            raise ConfigError(
+                f"train.batch_size: {self.size} processes share each batch in equal, even parts; expected a multiple "
+                f"of {2 * self.size}, found {batch_size}"
+            )
+        if execution.compiled:
+            raise ConfigError("train.compile: several processes train uncompiled; use train.compile=false")
+        if config.train.nan_retries:
+            raise ConfigError("train.nan_retries: several processes cannot go back together; use 0")
+
+    def prepare(self, model: Classifier, execution: Execution) -> None:
+        """Synchronise batch norm on GPUs; names and weights stay."""
+        if execution.device == "cuda":
+            from timm.layers import convert_sync_batchnorm
+
+            model.inner = convert_sync_batchnorm(model.inner)
+
+    def forward(self, model: nn.Module, execution: Execution) -> Forward:
+        """Return the model under DistributedDataParallel; see `_Together`."""
+        return _Together(model)
+
+    def share(self, order: Tensor, batch_size: int) -> tuple[Tensor, int]:
+        """Return this process's part of every whole batch; pairs (2k, 2k + 1) stay together."""
+        images, steps = batch_size // self.size, len(order) // batch_size
+        shares = order[: steps * batch_size].view(steps, self.size, images)
+        return shares[:, self._rank].flatten(), images
+
+    def summed(self, values: Tensor) -> Tensor:
+        """Return the sum of all processes' values, on their device."""
+        dist.all_reduce(values)
+        return values
+
+    def watched(self, progress: Progress) -> Progress:
+        """Return a progress after which all stop where one was told to, at the same step."""
+
+        def call(what: str, done: int, total: int, unit: str = "images") -> None:
+            signum = torch.zeros(1, dtype=torch.int64)
+            try:
+                progress(what, done, total, unit)
+            except Interrupted as stop:
+                signum += stop.signum
+            dist.all_reduce(signum, dist.ReduceOp.MAX)  # on the CPU: no device is waited for
+            if signum.item():
+                self._stop(Interrupted(int(signum)))
+
+        return call
+
+    def from_leader(self, work: Callable[[], _Value]) -> _Value:
+        """Return what the leader's work returns, or end as it ends."""
+        return cast(_Value, self._told(work if self.leads else None))
+
+    def leader_first(self, work: Callable[[], _Value]) -> _Value:
+        """Return what this process's work returns, done after the leader's, or end as the leader's ends."""
+        found: list[_Value] = []
+        self._told(lambda: found.append(work()) if self.leads else None)
+        return found[0] if self.leads else work()
+
+    def meet(self) -> None:
+        """Wait for all."""
+        dist.all_reduce(torch.zeros(1))
+
+    def _told(self, work: Callable[[], Any] | None) -> Any:
+        """Do the leader's work there, and hand its result or its end to all."""
+        told: list[Any] = [None, None]
+        if self.leads:
+            assert work is not None
+            try:
+                told[0] = work()
+            except (UserError, Interrupted) as error:
+                told[1] = error
+        dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
+        if told[1] is not None:
+            self._stop(told[1])
+        return told[0]
+
+    def _stop(self, error: UserError | Interrupted) -> None:
+        """End as all end; the leader alone says why."""
+        if self.leads:
+            raise error
+        raise SystemExit(_SIGNAL + error.signum if isinstance(error, Interrupted) else _USER)
+
+
+class _Together:
+    """A model under DistributedDataParallel, wrapped anew whenever other parameters are trained."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._trained: list[bool] = []
+        self._wrapped: nn.Module | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        trained = [parameter.requires_grad for parameter in self._model.parameters()]
+        if self._wrapped is None or trained != self._trained:
+            self._wrapped = None  # takes its hooks off the parameters
+            self._wrapped, self._trained = DistributedDataParallel(self._model), trained
+        logits: Tensor = self._wrapped(images)
+        return logits
+
+
+class Onlooker(Run):
+    """A follower's view of the run: everything is read, nothing is written."""
+
+    def write(self, name: str, content: bytes | Callable[[BinaryIO], None]) -> None:
+        """Leave it to the leader."""
+
+
+def is_distributed() -> bool:
+    """Tell whether torchrun has started more than one process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Alone]:
+    """Join the other processes that torchrun has started; alone without them.
+
+    Raises:
+        RunError: another process has ended too soon.
+    """
+    if not is_distributed():
+        yield ALONE
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        yield Team()
+    except RuntimeError as error:
+        if not _is_lost(error):
+            raise
+        raise RunError(
+            "another process of this training has ended, so all end; go on from the last checkpoint: "
+            "torchrun ... -m comp train --resume RUN"
+        ) from None
+    finally:
+        dist.destroy_process_group()
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or any(saying in str(error) for saying in _LOST)
+
+
+def refuse(command: str) -> None:
+    """Refuse a command that knows one process only.
+
+    Raises:
+        ConfigError: torchrun has started several.
+    """
+    if is_distributed():
+        raise ConfigError(
+            f"{command}: runs in one process, and torchrun has started several; train with them "
+            f"(torchrun ... -m comp train CONFIG), then `comp run --resume RUN` predicts and submits"
+        )

@@ -111,7 +111,7 @@ del _WIDE["invert"]
 
 # What `robust` draws from: an op and its weight. Ranges reach from nearly nothing to more than a person would call the
 # same picture; they were set by eye, and no severity of any suite stood beside them. Noise has most of the weight
-# because nothing else teaches it (docs/LOG.md has the families left out one by one).
+# because nothing else teaches it (docs/LOG.md has trials with families left out).
 _DEGRADATIONS = (
     (2.0, Op("noise", 1.0, 0.0, 0.15)),
     (0.7, Op("speckle", 1.0, 0.0, 0.3)),

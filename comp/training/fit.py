@@ -29,10 +29,10 @@ from comp.models import averaging, weights, zoo
 from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import checkpoint, consistency, losses, optim, resolution, schedules, stepping, stopping
+from comp.training import budget, checkpoint, consistency, losses, optim, resolution, schedules, stepping, stopping
+from comp.training.budget import Pace
 from comp.training.checkpoint import Cursor, Stateful
 from comp.training.contest import Contest
-from comp.training.schedules import Plan
 from comp.training.stepping import Stepper, head_of
 from comp.training.stopping import Stop
 from comp.training.tally import Tally
@@ -98,6 +98,7 @@ class Session:
     mixing: mixing.Mixing
     execution: Execution
     forward: Forward
+    pace: Pace
 
     @property
     def batch_size(self) -> int:
@@ -108,6 +109,10 @@ class Session:
     def steps_per_epoch(self) -> int:
         """Whole batches: the few images left over are others in every epoch."""
         return len(self.train) // self.batch_size
+
+    def steps_in(self, number: int) -> int:
+        """Return an epoch's steps; a budget may cut the last one short."""
+        return min(self.steps_per_epoch, self.pace.plan.total_steps - (number - 1) * self.steps_per_epoch)
 
     @property
     def views(self) -> int:
@@ -122,17 +127,21 @@ class Session:
     @property
     def parts(self) -> dict[str, Stateful]:
         """What state.pt holds beside the cursor."""
-        return {
+        parts: dict[str, Stateful] = {
             "model": self.model,
             "optimizer": self.optimizer,
             "stepper": self.stepper,
             "average": self.contest.average,
         }
+        return parts | ({"pace": self.pace} if self.config.train.budget else {})
 
-    @property
-    def plan(self) -> Plan:
-        """How many steps the schedule is laid over."""
-        return Plan(self.steps_per_epoch * self.config.train.epochs, self.steps_per_epoch)
+    def taken(self, cursor: Cursor) -> int:
+        """Return the steps taken since the training's first."""
+        return cursor.epoch * self.steps_per_epoch + cursor.step
+
+    def is_over(self, cursor: Cursor) -> bool:
+        """Tell whether the plan's last step is taken."""
+        return self.taken(cursor) >= self.pace.plan.total_steps
 
 
 def fit(
@@ -156,24 +165,27 @@ def fit(
         cursor = checkpoint.load(state, session.parts, session.execution.torch_device)
     rows: list[dict[str, Any]] = [dict(row) for row in session.run.history()[: cursor.epoch]]
     saver = _Saver(session, cursor)
-    if session.config.train.nan_retries and not state.exists():
-        saver.save()  # something to go back to
+    if (session.config.train.nan_retries or session.config.train.budget) and not state.exists():
+        saver.save()  # something to go back to; and what it takes is known
+    session.pace.begun()
     with counted_randomness(session.execution.torch_device):
         try:
-            while cursor.epoch < session.config.train.epochs and not cursor.stopped:
+            while not session.is_over(cursor) and not cursor.stopped:
                 try:
                     epoch = _epoch(session, cursor, saver, progress)
                 except DivergedError as error:
                     _go_back(session, cursor, error)
+                    session.pace.begun()
                     del rows[cursor.epoch :]
                     saver.save()
                     continue
                 rows.append(asdict(epoch))
                 session.run.write_history(rows)
-                stop = on_epoch(epoch) or stopping.due(rows, session.config)
+                stop = on_epoch(epoch) or (None if session.is_over(cursor) else stopping.due(rows, session.config))
                 cursor.stopped = stop.reason if stop else ""
                 if saver.is_due() or session.config.train.nan_retries:
                     saver.save()
+                session.pace.ended(session.taken(cursor))
             session.contest.finish(cursor, lambda: _training_images(session, cursor.epoch, progress), progress)
         except Interrupted:
             saver.save()
@@ -201,6 +213,7 @@ class _Saver:
         self._clock = now
         checkpoint.save(self._session.run.path / "state.pt", self._session.parts, self._cursor)
         self._saved = time.perf_counter()
+        self._session.pace.saved(self._saved - now)
 
 
 def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) -> Epoch:
@@ -221,18 +234,22 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
             _read(session, cursor, tally)
             saver.save()
         try:
-            progress(f"epoch {number}/{config.train.epochs}", cursor.step, session.steps_per_epoch, "steps")
+            progress(session.pace.label(number), cursor.step, session.steps_in(number), "steps")
         except Interrupted:
             _read(session, cursor, tally)
             raise
+        session.pace.stepped(session.taken(cursor))
+        if session.is_over(cursor):
+            break
     _read(session, cursor, tally)  # waits for the device: the epoch's one synchronisation
+    session.pace.trained(session.taken(cursor))
     _demand_finite_weights(session, cursor)
     trained_seconds = time.perf_counter() - began
-    trained_images = (session.steps_per_epoch - begun_at) * session.batch_size
-    scores, averaged = session.contest.end_epoch(cursor, number, progress)
+    trained_images = (cursor.step - begun_at) * session.batch_size
+    scores, averaged = session.contest.end_epoch(cursor, number, progress, last=session.is_over(cursor))
     epoch = Epoch(
         number=number,
-        lr=_rate(session, cursor, session.steps_per_epoch - 1),
+        lr=_rate(session, cursor, cursor.step - 1),
         train_loss=cursor.loss_sum / cursor.seen,
         train_accuracy=cursor.right_sum / cursor.seen,
         val_loss=scores.loss,
@@ -258,7 +275,7 @@ def step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
         labels.repeat(session.views),
         draws.keys(config.seed, number, indices).repeat(session.views),
         classes=len(session.dataset.competition.classes),
-        mixing=session.mixing.at(number, config.train.epochs),
+        mixing=session.mixing.at(number, session.pace.plan.epochs),
     )
     images = resolution.resized(images, resolution.side_at(config.train.sizes, number))
     targets = targets[: len(indices)]
@@ -272,7 +289,7 @@ def step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
         return loss, logits[: len(aims)]
 
     total_step = cursor.epoch * session.steps_per_epoch + step
-    optim.set_rates(session.optimizer, total_step, session.plan, config.optim, factor=cursor.rate_factor)
+    optim.set_rates(session.optimizer, total_step, session.pace.plan, config.optim, factor=cursor.rate_factor)
     allowed = session.stepper.micro_batch
     # The seed is dropout's, counted like the rest.
     loss, logits = session.stepper.take(len(indices), draws.key(config.seed, number, step), compute)
@@ -320,7 +337,7 @@ def _tell_halved(session: Session, cursor: Cursor, step: int) -> None:
 def _rate(session: Session, cursor: Cursor, step: int) -> float:
     """Return the learning rate of a step of the current epoch, before any group's own factor."""
     total_step = cursor.epoch * session.steps_per_epoch + step
-    return schedules.rate(total_step, session.plan, session.config.optim) * cursor.rate_factor
+    return schedules.rate(total_step, session.pace.plan, session.config.optim) * cursor.rate_factor
 
 
 def _read(session: Session, cursor: Cursor, tally: Tally) -> None:
@@ -382,6 +399,7 @@ def start(
     execution: Execution,
     *,
     fresh: bool,
+    began: float | None = None,
     progress: Progress = quiet,
 ) -> Session:
     """Place model and training images on the device and build the optimizer.
@@ -393,8 +411,10 @@ def start(
         model: as built, on the CPU.
         execution: see `comp.training.timing`.
         fresh: whether a data-dependent initialisation is wanted: not where weights come from a file or a checkpoint.
+        began: `time.perf_counter()` of the moment from which a budget counts; None: now.
         progress: called while image files are decoded.
     """
+    began = time.perf_counter() if began is None else began
     if dataset.resident:
         val = dataset.val and dataset.val.decoded(progress)
         dataset = replace(dataset, train=dataset.train.decoded(progress), val=val)
@@ -433,4 +453,5 @@ def start(
         ),
         execution=execution,
         forward=execution.training_forward(model),
+        pace=budget.pace(config, dataset, run, execution, began=began),
     )

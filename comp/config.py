@@ -7,6 +7,7 @@ value back into it.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from comp.errors import ConfigError, nearest
 from comp.yaml_files import kind, merge, parse_override, read_yaml
@@ -32,6 +34,28 @@ FrozenMapping = Annotated[Mapping[str, JsonValue], AfterValidator(lambda value: 
                           PlainSerializer(dict)]  # fmt: skip
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+
+
+_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def seconds_of(duration: str) -> float:
+    """Return the seconds of a duration as configs spell it: `90s`, `15min`, `1.5h`.
+
+    Raises:
+        ValueError: spelled otherwise, or no time at all.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h)", duration)
+    seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
+    if not seconds:
+        raise PydanticCustomError("duration", "a time such as 90s, 15min or 1.5h")
+    return seconds
+
+
+def _check_duration(text: str) -> str:
+    if text:
+        seconds_of(text)
+    return text
 
 
 class Section(BaseModel):
@@ -310,6 +334,12 @@ class TrainConfig(Section):
     """The loop."""
 
     epochs: Positive = 10
+    """Whole epochs; not looked at where `budget` is set."""
+    budget: Annotated[str, AfterValidator(_check_duration)] = ""
+    """Wall-clock time of the training, such as `90s`, `15min` or `1.5h`; empty: `epochs` says how long. As many steps
+    as fit are planned from the first ones and again at every epoch's end (plans.json); the schedule ends with the last
+    of them, in an epoch that may be cut short. Timing how to compute, validation and checkpoints count; opening the
+    data before it and scoring after it do not. No two runs take the same number of steps."""
     batch_size: Positive = 128
     micro_batch: Annotated[int, Field(ge=2)] | None = None
     """Images that go through the network at a time; gradients are averaged over the batch, so that the step is the
@@ -369,6 +399,12 @@ class TrainConfig(Section):
             raise ValueError("min_delta: says what patience counts as better, and there is none; set patience too")
         if self.overfit_threshold and self.overfit_patience is None:
             raise ValueError("overfit_threshold: is overfit_patience's, and there is none; set overfit_patience too")
+        return self
+
+    @model_validator(mode="after")
+    def _a_budget_knows_what_epochs_cost(self) -> "TrainConfig":
+        if self.budget and self.sizes:
+            raise ValueError("budget and sizes: a budget plans by the steps it saw, and sizes makes later ones dearer")
         return self
 
 

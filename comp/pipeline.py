@@ -4,6 +4,7 @@ check -> open_dataset -> train (fit, score) -> evaluate (test) -> predict (suite
 """
 
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -193,6 +194,7 @@ def train(
         UserError: anything wrong with config, data or disk.
         Interrupted: a signal; the run can be resumed.
     """
+    began = time.perf_counter()
     dataset = dataset or team.leader_first(lambda: prepare(config, runs_root, progress))
     model = build_model(config, dataset)
     run = runs.create(runs_root, config, name, provenance_of(config, dataset, model))
@@ -202,8 +204,9 @@ def train(
         choice = _reused(config, execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
         _fit_and_score(
-            run, config, dataset, model, choice.execution, resume=False, on_epoch=on_epoch, progress=progress, team=team
-        )
+            run, config, dataset, model, choice.execution, resume=False, began=began, on_epoch=on_epoch,
+            progress=progress, team=team,
+        )  # fmt: skip
     return run
 
 
@@ -212,7 +215,8 @@ def find_rate(
 ) -> Found:
     """Let the learning rate of a config's training rise, on a copy of its model; see `comp.training.lr_find.find`."""
     # A graph takes longer to build than these few steps.
-    config = config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
+    train = config.train.model_copy(update={"compile": False, "budget": ""})
+    config = config.model_copy(update={"train": train})
     dataset = prepare(config, progress=progress)
     model = build_model(config, dataset)
     execution = _choose_execution(config, dataset, model, progress).execution
@@ -236,6 +240,7 @@ def resume(
     """
     if run.is_complete():
         return run
+    began = time.perf_counter()
     config = run.config()
     dataset = dataset or team.leader_first(lambda: open_dataset(config, progress))
     _check_same_data(run, dataset)
@@ -250,7 +255,16 @@ def resume(
             execution = choice.execution
         model = build_model(config, dataset, first_weights=not (run.path / "state.pt").exists())
         _fit_and_score(
-            run, config, dataset, model, execution, resume=True, on_epoch=on_epoch, progress=progress, team=team
+            run,
+            config,
+            dataset,
+            model,
+            execution,
+            resume=True,
+            began=began,
+            on_epoch=on_epoch,
+            progress=progress,
+            team=team,
         )
     return run
 
@@ -312,6 +326,7 @@ def _fit_and_score(
     execution: Execution,
     *,
     resume: bool,
+    began: float,
     on_epoch: OnEpoch,
     progress: Progress,
     team: Alone,
@@ -319,7 +334,7 @@ def _fit_and_score(
     resumes = resume and (run.path / "state.pt").exists()
     fresh = not (resumes or config.model.pretrained or config.model.from_run)
     team.from_leader(lambda: _Task(run.path.absolute(), execution, fresh, resumes))
-    session = fit.start(config, dataset, run, model, execution, fresh=fresh, progress=progress, team=team)
+    session = fit.start(config, dataset, run, model, execution, fresh=fresh, began=began, progress=progress, team=team)
     cursor = fit.fit(session, resume=resume, on_epoch=on_epoch, progress=progress)
     plots.curves(run.plot_path("curves"), run.history(), cursor.best_epoch)
     final = _score(run, config, dataset, model, execution, "final", progress)

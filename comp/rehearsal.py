@@ -10,7 +10,7 @@ from pathlib import Path
 
 from comp import leaderboard, pipeline, runs
 from comp.competition import submission
-from comp.config import Config
+from comp.config import Config, TrainConfig, seconds_of
 from comp.errors import Interrupted
 from comp.progress import Progress, quiet
 from comp.training.fit import Epoch
@@ -57,15 +57,14 @@ def rehearse(config: Config, progress: Progress = quiet) -> list[Stage]:
             whole = pipeline.prepare(config, folder, progress)
             dataset = whole.limited(_BATCHES * config.train.batch_size, _OTHER_IMAGES)
             found.append(f"{len(whole.train):,} training images, {len(whole.competition.classes)} classes")
-        short = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1})})
+        short = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1, "budget": ""})})
         with stage("train") as found, contextlib.suppress(Interrupted):
             pipeline.train(short, name="rehearsal", runs_root=folder, dataset=dataset, progress=stop_after_first_step)
         (run,) = runs.list_runs(folder)
         with stage("resume") as found:
             pipeline.resume(run, dataset=dataset, on_epoch=epochs.append, progress=progress)
             if speed := epochs[0].images_per_second:  # 0: the epoch was one step, and the interruption had taken it
-                hours = config.train.epochs * len(whole.train) / speed / 3600
-                found.append(f"about {speed:,.0f} images/s: {config.train.epochs} epochs take about {hours:.1g} h")
+                found.append(_outlook(config.train, len(whole.train), speed))
         with stage("evaluate"):
             loaded = pipeline.load(run, dataset)
             pipeline.evaluate(loaded, progress)
@@ -80,3 +79,12 @@ def rehearse(config: Config, progress: Progress = quiet) -> list[Stage]:
         with stage("leaderboard") as found:
             found.append(f"{len(leaderboard.rows(folder))} row")
     return stages
+
+
+def _outlook(train: TrainConfig, images: int, speed: float) -> str:
+    """Return what a speed in images per second means for the real training."""
+    if train.budget:
+        epochs = seconds_of(train.budget) * speed / images
+        return f"about {speed:,.0f} images/s: {epochs:.3g} epochs fit into {train.budget}"
+    hours = train.epochs * images / speed / 3600
+    return f"about {speed:,.0f} images/s: {train.epochs} epochs take about {hours:.1g} h"

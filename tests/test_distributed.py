@@ -143,6 +143,7 @@ def team() -> Iterator[distributed.Team]:
     ("setting", "message"),
     [
         ("train.batch_size=31", r"train\.batch_size: .* expected a multiple of 2, found 31"),
+        ("train.budget=90s", r"train\.budget: several processes would plan by clocks of their own"),
         ("train.nan_retries=1", r"train\.nan_retries: several processes cannot go back together"),
     ],
 )

@@ -31,18 +31,18 @@ class Contest:
     execution: Execution
     average: Average
 
-    def end_epoch(self, cursor: Cursor, number: int, progress: Progress) -> tuple[Scores, float | None]:
+    def end_epoch(self, cursor: Cursor, number: int, progress: Progress, *, last: bool) -> tuple[Scores, float | None]:
         """Score the weights at the end of an epoch (from 1), and the average where it has come to something.
 
         Returns:
             The raw weights' scores, and what `train.select` found of the averaged ones in its own unit.
         """
-        scores = self._score(number, progress)
+        scores = self._score(number, progress, last=last)
         value = self._keep_if_best(scores, cursor, number, averaged=False)
         average, found = self.average.current(), None
         if average is not None and self.dataset.val is not None:
             with averaging.standing_in(self.model, average):
-                averaged = self._score(number, progress)
+                averaged = self._score(number, progress, last=last)
                 self._keep_if_best(averaged, cursor, number, averaged=True)
             found = validation.SELECTIONS[self.config.train.select](averaged)
         self.average.end_epoch(number, value)  # last: an interrupted validation is repeated, this must not be
@@ -62,7 +62,7 @@ class Contest:
 
         def score(state: Mapping[str, Tensor]) -> float:
             with averaging.standing_in(self.model, state):
-                return self._value(progress)
+                return self._value(cursor.epoch, progress)
 
         validated = self.dataset.val is not None
         plain = self.average.final(score if validated else None)
@@ -77,7 +77,7 @@ class Contest:
         if validated:
             with averaging.standing_in(self.model, averaged):
                 # As after the last epoch, whichever the training has ended with: all of validation is due.
-                scores = self._score(self.config.train.epochs, progress)
+                scores = self._score(cursor.epoch, progress, last=True)
                 self._keep_if_best(scores, cursor, cursor.epoch, averaged=True)
 
     def _refreshed(self, state: State, images: Images) -> State:
@@ -86,13 +86,13 @@ class Contest:
                 averaging.refresh_statistics(self.model, images())
             return averaging.copied(self.model)
 
-    def _value(self, progress: Progress) -> float:
-        value = validation.selected(self._score(self.config.train.epochs, progress), self.config)
+    def _value(self, epoch: int, progress: Progress) -> float:
+        value = validation.selected(self._score(epoch, progress, last=True), self.config)
         assert value is not None
         return value
 
-    def _score(self, number: int, progress: Progress) -> Scores:
-        return validation.validate(self.model, self.dataset, self.execution, self.config, number, progress)
+    def _score(self, number: int, progress: Progress, *, last: bool) -> Scores:
+        return validation.validate(self.model, self.dataset, self.execution, self.config, number, progress, last=last)
 
     def _keep_if_best(self, scores: Scores, cursor: Cursor, number: int, *, averaged: bool) -> float | None:
         """Write the model's weights if they are the best so far; return what was compared."""

@@ -102,7 +102,8 @@ class Team(Alone):
         """Refuse what a team cannot do.
 
         Raises:
-            ConfigError: batches that cannot be cut on even positions into equal shares, compiled steps, going back.
+            ConfigError: batches that cannot be cut on even positions into equal shares, compiled steps, budgets,
+                going back.
         """
         batch_size = min(config.train.batch_size, len(dataset.train))
         if batch_size % (2 * self.size):
@@ -112,6 +113,8 @@ class Team(Alone):
             )
         if execution.compiled:
             raise ConfigError("train.compile: several processes train uncompiled; use train.compile=false")
+        if config.train.budget:
+            raise ConfigError("train.budget: several processes would plan by clocks of their own; set train.epochs")
         if config.train.nan_retries:
             raise ConfigError("train.nan_retries: several processes cannot go back together; use 0")
 

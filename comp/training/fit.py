@@ -30,6 +30,7 @@ from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
 from comp.training import (
+    budget,
     checkpoint,
     consistency,
     engine_choice,
@@ -40,10 +41,10 @@ from comp.training import (
     stepping,
     stopping,
 )
+from comp.training.budget import Pace
 from comp.training.checkpoint import Cursor, Stateful
 from comp.training.contest import Contest
 from comp.training.distributed import ALONE, Alone
-from comp.training.schedules import Plan
 from comp.training.stepping import Stepper, head_of
 from comp.training.stopping import Stop
 from comp.training.tally import Tally
@@ -110,6 +111,7 @@ class Session:
     execution: Execution
     forward: Forward
     team: Alone
+    pace: Pace
 
     @property
     def batch_size(self) -> int:
@@ -120,6 +122,10 @@ class Session:
     def steps_per_epoch(self) -> int:
         """Whole batches: the few images left over are others in every epoch."""
         return len(self.train) // self.batch_size
+
+    def steps_in(self, number: int) -> int:
+        """Return an epoch's steps; a budget may cut the last one short."""
+        return min(self.steps_per_epoch, self.pace.plan.total_steps - (number - 1) * self.steps_per_epoch)
 
     @property
     def views(self) -> int:
@@ -134,17 +140,21 @@ class Session:
     @property
     def parts(self) -> dict[str, Stateful]:
         """What state.pt holds beside the cursor."""
-        return {
+        parts: dict[str, Stateful] = {
             "model": self.model,
             "optimizer": self.optimizer,
             "stepper": self.stepper,
             "average": self.contest.average,
         }
+        return parts | ({"pace": self.pace} if self.config.train.budget else {})
 
-    @property
-    def plan(self) -> Plan:
-        """How many steps the schedule is laid over."""
-        return Plan(self.steps_per_epoch * self.config.train.epochs, self.steps_per_epoch)
+    def taken(self, cursor: Cursor) -> int:
+        """Return the steps taken since the training's first."""
+        return cursor.epoch * self.steps_per_epoch + cursor.step
+
+    def is_over(self, cursor: Cursor) -> bool:
+        """Tell whether the plan's last step is taken."""
+        return self.taken(cursor) >= self.pace.plan.total_steps
 
 
 def fit(
@@ -169,25 +179,28 @@ def fit(
     session.team.meet()  # all have read the state before the leader writes another
     rows: list[dict[str, Any]] = [dict(row) for row in session.run.history()[: cursor.epoch]]
     saver = _Saver(session, cursor)
-    if session.config.train.nan_retries and not state.exists():
-        saver.save()  # something to go back to
+    if (session.config.train.nan_retries or session.config.train.budget) and not state.exists():
+        saver.save()  # something to go back to; and what it takes is known
+    session.pace.begun()
     with counted_randomness(session.execution.torch_device):
         try:
-            while cursor.epoch < session.config.train.epochs and not cursor.stopped:
+            while not session.is_over(cursor) and not cursor.stopped:
                 try:
                     epoch = _epoch(session, cursor, saver, progress)
                 except DivergedError as error:
                     _go_back(session, cursor, error)
+                    session.pace.begun()
                     del rows[cursor.epoch :]
                     saver.save()
                     continue
                 rows.append(asdict(epoch))
                 session.run.write_history(rows)
-                stop = on_epoch(epoch) or stopping.due(rows, session.config)
+                stop = on_epoch(epoch) or (None if session.is_over(cursor) else stopping.due(rows, session.config))
                 cursor.stopped = stop.reason if stop else ""
                 _agree(session, cursor)
                 if saver.is_due() or session.config.train.nan_retries:
                     saver.save()
+                session.pace.ended(session.taken(cursor))
             session.team.from_leader(
                 lambda: session.contest.finish(
                     cursor, lambda: _training_images(session, cursor.epoch, progress), progress
@@ -220,6 +233,7 @@ class _Saver:
         self._clock = now
         checkpoint.save(self._session.run, self._session.parts, self._cursor)
         self._saved = time.perf_counter()
+        self._session.pace.saved(self._saved - now)
 
 
 def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) -> Epoch:
@@ -241,18 +255,23 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
             _read(session, cursor, tally)
             saver.save()
         try:
-            watched(f"epoch {number}/{config.train.epochs}", cursor.step, session.steps_per_epoch, "steps")
+            watched(session.pace.label(number), cursor.step, session.steps_in(number), "steps")
         except Interrupted:
             _read(session, cursor, tally)
             raise
+        session.pace.stepped(session.taken(cursor))
+        if session.is_over(cursor):
+            break
     _read(session, cursor, tally)  # waits for the device: the epoch's one synchronisation
+    session.pace.trained(session.taken(cursor))
     _demand_finite_weights(session, cursor)
     trained_seconds = time.perf_counter() - began
-    trained_images = (session.steps_per_epoch - begun_at) * session.batch_size
-    scores, averaged = session.team.from_leader(lambda: session.contest.end_epoch(cursor, number, progress))
+    trained_images = (cursor.step - begun_at) * session.batch_size
+    last = session.is_over(cursor)
+    scores, averaged = session.team.from_leader(lambda: session.contest.end_epoch(cursor, number, progress, last=last))
     epoch = Epoch(
         number=number,
-        lr=_rate(session, cursor, session.steps_per_epoch - 1),
+        lr=_rate(session, cursor, cursor.step - 1),
         train_loss=cursor.loss_sum / cursor.seen,
         train_accuracy=cursor.right_sum / cursor.seen,
         val_loss=scores.loss,
@@ -278,7 +297,7 @@ def step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
         labels.repeat(session.views),
         draws.keys(config.seed, number, indices).repeat(session.views),
         classes=len(session.dataset.competition.classes),
-        mixing=session.mixing.at(number, config.train.epochs),
+        mixing=session.mixing.at(number, session.pace.plan.epochs),
     )
     images = resolution.resized(images, resolution.side_at(config.train.sizes, number))
     targets = targets[: len(indices)]
@@ -292,7 +311,7 @@ def step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
         return loss, logits[: len(aims)]
 
     total_step = cursor.epoch * session.steps_per_epoch + step
-    optim.set_rates(session.optimizer, total_step, session.plan, config.optim, factor=cursor.rate_factor)
+    optim.set_rates(session.optimizer, total_step, session.pace.plan, config.optim, factor=cursor.rate_factor)
     allowed = session.stepper.micro_batch
     # The seed is dropout's, counted like the rest.
     loss, logits = session.stepper.take(
@@ -343,7 +362,7 @@ def _tell_halved(session: Session, cursor: Cursor, step: int) -> None:
 def _rate(session: Session, cursor: Cursor, step: int) -> float:
     """Return the learning rate of a step of the current epoch, before any group's own factor."""
     total_step = cursor.epoch * session.steps_per_epoch + step
-    return schedules.rate(total_step, session.plan, session.config.optim) * cursor.rate_factor
+    return schedules.rate(total_step, session.pace.plan, session.config.optim) * cursor.rate_factor
 
 
 def _read(session: Session, cursor: Cursor, tally: Tally) -> None:
@@ -397,6 +416,7 @@ def start(
     execution: Execution,
     *,
     fresh: bool,
+    began: float | None = None,
     progress: Progress = quiet,
     team: Alone = ALONE,
 ) -> Session:
@@ -409,10 +429,12 @@ def start(
         model: as built, on the CPU.
         execution: see `comp.training.timing`.
         fresh: whether a data-dependent initialisation is wanted: not where weights come from a file or a checkpoint.
+        began: `time.perf_counter()` of the moment from which a budget counts; None: now.
         progress: called while image files are decoded.
         team: the processes that train it together.
     """
     team.check(config, dataset, execution)
+    began = time.perf_counter() if began is None else began
     if dataset.resident:
         val = dataset.val and dataset.val.decoded(progress)
         dataset = replace(dataset, train=dataset.train.decoded(progress), val=val)
@@ -453,4 +475,5 @@ def start(
         execution=execution,
         forward=team.forward(model, execution),
         team=team,
+        pace=budget.pace(config, dataset, run, execution, began=began),
     )

@@ -28,6 +28,11 @@ class Plan:
     began: int = 0
     share: float = 0.0
 
+    @property
+    def epochs(self) -> int:
+        """How many epochs that is, the last one whole or not."""
+        return -(-self.total_steps // self.steps_per_epoch)
+
     def position(self, step: int) -> float:
         """Return where on a schedule of `total_steps` the step stands: itself, unless the plan was changed.
 

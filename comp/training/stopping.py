@@ -28,7 +28,7 @@ def due(rows: Sequence[Row], config: Config) -> Stop | None:
         config: sections `train` (`patience`, `overfit_patience` and theirs) and `competition.metric`.
     """
     train = config.train
-    if not rows or int(rows[-1]["number"]) >= train.epochs:
+    if not rows or (not train.budget and int(rows[-1]["number"]) >= train.epochs):
         return None  # it ends anyway
     reason = ""
     if train.overfit_patience is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from comp import device
-from comp.config import Config
+from comp.config import Config, seconds_of
 from comp.data import loading
 from comp.data.dataset import Dataset
 from comp.data.images import reading_workers
@@ -122,7 +122,7 @@ class _Trial:
         self._batch_size = min(config.train.batch_size, len(dataset.train))
         self._at_a_time = min(config.train.micro_batch or self._batch_size, self._batch_size)
         self._probed: dict[Execution, float] = {}
-        self._planned_images = len(dataset.train) // self._batch_size * self._batch_size * config.train.epochs
+        self._config = config
 
     def ask(self, what: str, candidates: Sequence[Execution]) -> None:
         """Time candidates of one question, the plainest first, and keep the best."""
@@ -143,7 +143,7 @@ class _Trial:
             builds: how often the graph is built: anew whenever other parameters are trained.
         """
         plain = self._choice.execution
-        if self._probe(plain) * self._planned_images < _COMPILE_FROM_SECONDS:
+        if self._planned_seconds(self._probe(plain)) < _COMPILE_FROM_SECONDS:
             return
         if missing:
             self._choice.notes.append(f"train.compile: {missing}; steps run uncompiled")
@@ -159,7 +159,7 @@ class _Trial:
             return
         building = time.perf_counter() - began
         seconds = self._race("timing compiled steps", steps, count)
-        planned_steps = self._planned_images / self._batch_size
+        planned_steps = self._planned_seconds(seconds[plain] / self._batch_size) / seconds[plain]
         total = {execution: taken * planned_steps for execution, taken in seconds.items()}
         if (total[compiled] + builds * building) * _WORTHWHILE < total[plain]:
             self._choice.execution = compiled
@@ -197,8 +197,16 @@ class _Trial:
     def _affordable_images(self, plain: Execution, steps: int) -> int:
         """Return how many images so many steps may have, at most the batch size; see the constants above."""
         seconds = self._probe(plain)
-        allowed = min(max(_SHARE * seconds * self._planned_images, _LEAST_SECONDS), _MOST_SECONDS)
+        allowed = min(max(_SHARE * self._planned_seconds(seconds), _LEAST_SECONDS), _MOST_SECONDS)
         return min(max(int(allowed / steps / seconds), _FEWEST_IMAGES), self._at_a_time)
+
+    def _planned_seconds(self, seconds_an_image: float) -> float:
+        """Return what the training's steps will take if an image takes so long: the budget, where there is one."""
+        train = self._config.train
+        if train.budget:
+            return seconds_of(train.budget)
+        steps = len(self._dataset.train) // self._batch_size * train.epochs
+        return seconds_an_image * self._batch_size * steps
 
     def _probe(self, plain: Execution) -> float:
         """Return the seconds an image that a small step takes."""

@@ -62,7 +62,14 @@ def check(config: Config) -> None:
 
 
 def validate(
-    model: nn.Module, dataset: Dataset, execution: Execution, config: Config, number: int, progress: Progress
+    model: nn.Module,
+    dataset: Dataset,
+    execution: Execution,
+    config: Config,
+    number: int,
+    progress: Progress,
+    *,
+    last: bool,
 ) -> Scores:
     """Score the model at the end of epoch `number` (from 1): on clean validation, and on shifted where it is due."""
     if dataset.val is None:
@@ -73,7 +80,7 @@ def validate(
     )
     clean = metrics.summary(found, config.competition.metric)
     shifted = None
-    if dataset.ood_val is not None and _is_due(config, number):
+    if dataset.ood_val is not None and _is_due(config, number, last=last):
         found = predict(
             model, dataset.ood_val, classes=classes, execution=execution, batch_size=batch_size, made_by={},
             progress=progress,
@@ -97,7 +104,13 @@ def upward(value: float, config: Config) -> float:
     return value
 
 
-def _is_due(config: Config, number: int) -> bool:
+def images(dataset: Dataset, config: Config, number: int, *, last: bool) -> int:
+    """Return how many images `validate` looks at, at the end of an epoch."""
+    shifted = len(dataset.ood_val or ()) if _is_due(config, number, last=last) else 0
+    return len(dataset.val or ()) + shifted
+
+
+def _is_due(config: Config, number: int, *, last: bool) -> bool:
     every = config.competition.ood_validation.every
     # After the last epoch too: a selection should see the weights that the schedule led to.
-    return every != "end" and (number % every == 0 or number == config.train.epochs)
+    return every != "end" and (number % every == 0 or last)

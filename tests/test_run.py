@@ -138,7 +138,7 @@ def test_as_repeats_a_run_bit_for_bit(workplace: Path, comp: Callable[..., Resul
     assert device.from_json(repeated, "two") == device.from_json(recorded, "one")
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 4, 6])
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 6, 8])
 def test_a_run_stopped_at_any_step_ends_with_the_same_bits(workplace: Path, stop_at: int) -> None:
     config = configs.load("small.yaml")  # 4 steps an epoch, 2 epochs
     whole = pipeline.train(config, runs_root=Path("whole"))

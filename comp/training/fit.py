@@ -184,7 +184,8 @@ def fit(
     session.pace.begun()
     with counted_randomness(session.execution.torch_device):
         try:
-            while not session.is_over(cursor) and not cursor.stopped:
+            # An epoch whose steps are all taken may still want its end: its validation and its row of history.
+            while (cursor.step or not session.is_over(cursor)) and not cursor.stopped:
                 try:
                     epoch = _epoch(session, cursor, saver, progress)
                 except DivergedError as error:
@@ -246,6 +247,8 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     session.model.train()
     watched = session.team.watched(progress)
     for batch in session.train.batches(*session.team.share(order, session.batch_size), epoch=number, start=cursor.step):
+        if session.is_over(cursor):
+            break
         step(session, cursor, batch, tally)
         session.contest.average.step()
         cursor.step, cursor.seen = batch.step + 1, cursor.seen + session.batch_size
@@ -260,8 +263,6 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
             _read(session, cursor, tally)
             raise
         session.pace.stepped(session.taken(cursor))
-        if session.is_over(cursor):
-            break
     _read(session, cursor, tally)  # waits for the device: the epoch's one synchronisation
     session.pace.trained(session.taken(cursor))
     _demand_finite_weights(session, cursor)

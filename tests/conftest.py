@@ -1,6 +1,7 @@
 """A small real dataset on disk, configs of it, and the command line as its users call it."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import yaml
 from hypothesis import settings
 
 from comp import cli
+from comp.errors import Interrupted
 
 # A loaded machine is slow, not wrong; and CI must say the same of the same code twice.
 settings.register_profile("comp", deadline=None, derandomize="CI" in os.environ)
@@ -87,6 +89,19 @@ def write_config(path: Path, values: dict[str, Any]) -> Path:
     """Write a config file."""
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
+
+
+def interrupt_at(step: int) -> Callable[..., None]:
+    """Return a progress that asks for a stop, as SIGTERM does, when a training has taken so many steps."""
+    taken = 0
+
+    def progress(what: str, done: int, total: int, unit: str = "images") -> None:
+        nonlocal taken
+        taken += unit == "steps"
+        if taken == step:
+            raise Interrupted(signal.SIGTERM)
+
+    return progress
 
 
 @pytest.fixture

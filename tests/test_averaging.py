@@ -18,7 +18,7 @@ from comp import pipeline, predictions, runs
 from comp.errors import Interrupted
 from comp.models import averaging
 from comp.models.averaging import EMA, SWA, Soup
-from tests.conftest import Result
+from tests.conftest import Result, interrupt_at
 from tests.test_run import assert_same_weights, history_without_clock, the_run, weights_of
 
 FEW = "competition.ood_validation.severities=[]"
@@ -185,16 +185,8 @@ def test_an_interrupted_average_ends_with_the_same_bits(workplace: Path, average
     settings = [f"train.average={average}", "train.epochs=3", "train.swa_epochs=2", "train.soup_epochs=2", FEW]
     config = configs.load("small.yaml", settings)  # 4 steps an epoch
     whole = pipeline.train(config, runs_root=Path("whole"))
-    steps = 0
-
-    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
-        nonlocal steps
-        steps += unit == "steps"
-        if steps == stop_at:
-            raise Interrupted(signal.SIGTERM)
-
     with pytest.raises(Interrupted):
-        pipeline.train(config, runs_root=Path("parts"), progress=stop)
+        pipeline.train(config, runs_root=Path("parts"), progress=interrupt_at(stop_at))
     resumed = pipeline.resume(the_run(Path("parts")))
     assert_same(whole, resumed)
 

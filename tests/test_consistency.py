@@ -1,6 +1,5 @@
 """Predictions of an image's views are made to agree: AugMix's Jensen-Shannon loss, and the views it compares."""
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from comp.augment.policies import resolve
 from comp.errors import Interrupted
 from comp.imaging import draws
 from comp.training import consistency, losses
-from tests.conftest import Result
+from tests.conftest import Result, interrupt_at
 from tests.test_augment_policies import pictures
 from tests.test_bad_inputs import assert_refused
 from tests.test_run import assert_same_weights, history_without_clock, the_run
@@ -87,16 +86,8 @@ def test_the_clean_view_is_moved_at_most_and_the_others_are_its_augmentations(na
 def test_a_consistent_run_stopped_at_any_step_ends_with_the_same_bits(workplace: Path, stop_at: int) -> None:
     config = configs.load("small.yaml", list(JSD))
     whole = pipeline.train(config, runs_root=Path("whole"))
-    steps = 0
-
-    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
-        nonlocal steps
-        steps += unit == "steps"
-        if steps == stop_at:
-            raise Interrupted(signal.SIGTERM)
-
     with pytest.raises(Interrupted):
-        pipeline.train(config, runs_root=Path("parts"), progress=stop)
+        pipeline.train(config, runs_root=Path("parts"), progress=interrupt_at(stop_at))
     resumed = pipeline.resume(the_run(Path("parts")))
     assert_same_weights(whole, resumed)
     assert history_without_clock(whole) == history_without_clock(resumed)

@@ -21,7 +21,7 @@ from comp import device, pipeline, predictions, runs
 from comp.competition.spec import DISTORTIONS
 from comp.errors import Interrupted
 from comp.training.stopping import Stop
-from tests.conftest import REPOSITORY, Result, comp_process, write_config
+from tests.conftest import REPOSITORY, Result, comp_process, interrupt_at, write_config
 
 
 def the_run(folder: Path = Path("runs")) -> runs.Run:
@@ -142,16 +142,8 @@ def test_as_repeats_a_run_bit_for_bit(workplace: Path, comp: Callable[..., Resul
 def test_a_run_stopped_at_any_step_ends_with_the_same_bits(workplace: Path, stop_at: int) -> None:
     config = configs.load("small.yaml")  # 4 steps an epoch, 2 epochs
     whole = pipeline.train(config, runs_root=Path("whole"))
-    steps = 0
-
-    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
-        nonlocal steps
-        steps += unit == "steps"
-        if steps == stop_at:
-            raise Interrupted(signal.SIGTERM)
-
     with pytest.raises(Interrupted):
-        pipeline.train(config, runs_root=Path("parts"), progress=stop)
+        pipeline.train(config, runs_root=Path("parts"), progress=interrupt_at(stop_at))
     stopped = the_run(Path("parts"))
     assert not stopped.is_complete()
     resumed = pipeline.resume(stopped)

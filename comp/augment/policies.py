@@ -110,7 +110,7 @@ _WIDE = _AUTOAUGMENT | {
 del _WIDE["invert"]
 
 # What `robust` draws from: an op and its weight. Ranges reach from nearly nothing to more than a person would call the
-# same picture; they were set by eye, and no severity of any suite stood beside them. Noise has most of the weight
+# same picture; they were set once, by eye, and none is a severity of a suite. Noise has most of the weight
 # because nothing else teaches it (docs/LOG.md has trials with families left out).
 _DEGRADATIONS = (
     (2.0, Op("noise", 1.0, 0.0, 0.15)),

@@ -40,7 +40,8 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 def adaptable(model: nn.Module, adapt: str) -> int:
     """Return how many layers `adapt` (`none`, `bn`, `tent`) would change in the model; 0: it does nothing."""
     affine = {name.rpartition(".")[0] for name in _affines(model)} if adapt == "tent" else set()
-    kept = {name for name, module in model.named_modules() if module in batch_norms(model)}
+    layers = {id(layer) for layer in batch_norms(model)}
+    kept = {name for name, module in model.named_modules() if id(module) in layers}
     return 0 if adapt == "none" else len(affine | kept)
 
 

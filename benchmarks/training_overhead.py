@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from comp import building, console, pipeline, runs
 from comp import config as configs
-from comp import console, pipeline, runs
 from comp.config import Config
 from comp.training import checkpoint, fit, optim
 from comp.training.checkpoint import Cursor
-from comp.training.fit import Epoch, Session
+from comp.training.fit import Epoch
+from comp.training.session import Session, open_session
 from comp.training.timing import choose_execution
 
 BATCH = 128
@@ -124,10 +125,10 @@ def measure(case: Case, epochs: int, threads: int, folder: Path) -> str:
     write_images(root, case.steps * BATCH)
     config = config_of(case, epochs + 1, threads, root)  # the first epoch warms up
     dataset = pipeline.prepare(config, folder)
-    model = pipeline.build_model(config, dataset)
+    model = building.build_model(config, dataset)
     run = runs.create(folder, config, "run", pipeline.provenance_of(config, dataset, model))
     execution = choose_execution(model, dataset, config).execution
-    session = fit.start(config, dataset, run, model, execution, fresh=True)
+    session = open_session(config, dataset, run, model, execution, fresh=True)
     stopwatch = Stopwatch(session)
     with console.bars() as progress:
         fit.fit(session, on_epoch=stopwatch, progress=progress)

@@ -38,11 +38,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.training_overhead import write_images
+from comp import building, pipeline, runs
 from comp import config as configs
-from comp import pipeline, runs
 from comp.config import ModelConfig
 from comp.models import zoo
 from comp.training import fit
+from comp.training.session import open_session
 from comp.training.timing import choose_execution
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)
@@ -177,11 +178,11 @@ def with_comp(folder: Path, batch: int, rich: bool) -> tuple[float, str]:
         "peers",
     )
     dataset = pipeline.prepare(config, folder)
-    model = pipeline.build_model(config, dataset)
+    model = building.build_model(config, dataset)
     run = runs.create(folder, config, "run", pipeline.provenance_of(config, dataset, model))
     execution = choose_execution(model, dataset, config).execution
     ends: list[float] = []
-    session = fit.start(config, dataset, run, model, execution, fresh=True)
+    session = open_session(config, dataset, run, model, execution, fresh=True)
     fit.fit(session, on_epoch=lambda epoch: ends.append(time.perf_counter()))
     return ends[1] - ends[
         0

@@ -5,51 +5,35 @@ check -> open_dataset -> train (fit, score) -> evaluate (test) -> predict (suite
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from comp import config as configs
-from comp import device, metrics, plots, predictions, runs
+from comp import device, metrics, plots, predicting, runs
 from comp.augment import policies
-from comp.competition import rules, submission
-from comp.competition.spec import DISTORTIONS, Block
-from comp.config import Config, ModelConfig
-from comp.data import division, sources, splits, suites
+from comp.building import build_model
+from comp.competition import rules
+from comp.config import Config
+from comp.data import division, sources, suites
 from comp.data.dataset import Dataset, open_dataset
-from comp.data.splits import Split, Suite
 from comp.device import Execution
-from comp.errors import ConfigError, DataError, RunError, unknown
-from comp.imaging import draws
-from comp.inference import adapt, expectation
-from comp.inference.predict import forget
-from comp.inference.predict import predict as predict_images
-from comp.inference.variants import PLAIN, Variant, laid_on, variant_of
+from comp.errors import ConfigError, unknown
+from comp.inference.variants import variant_of
 from comp.models import averaging, weights, zoo
 from comp.models.classifier import Classifier
-from comp.predictions import Predictions
+from comp.predicting import check_same_data, score_weights
 from comp.progress import Progress, quiet
 from comp.runs import Run
 from comp.training import consistency, engine_choice, fit, lr_find, optim, timing, validation
 from comp.training.distributed import ALONE, Alone, Onlooker
 from comp.training.fit import OnEpoch
 from comp.training.lr_find import Found
+from comp.training.session import open_session
 from comp.training.timing import Choice
 
-_INITIAL_WEIGHTS = 1  # names the purpose of a draw beside the seed
 _BYTES_PER_ID = 80  # of a suite's row in a .npz: id as UTF-32, top1, label
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A run with its data and model, ready to predict."""
-
-    run: Run
-    config: Config
-    dataset: Dataset
-    model: Classifier
-    execution: Execution
 
 
 def check(config: Config, runs_root: Path) -> None:
@@ -106,65 +90,6 @@ def prepare(config: Config, runs_root: Path = Path("runs"), progress: Progress =
     return open_dataset(config, progress)
 
 
-def build_model(config: Config, dataset: Dataset, *, first_weights: bool = True) -> Classifier:
-    """Return the config's model on the CPU, with its first weights: random, pretrained, or a previous run's.
-
-    Args:
-        config: section `model` and the seed.
-        dataset: gives classes, image shape, mean and deviation.
-        first_weights: False draws them at random, for a model whose weights a checkpoint holds.
-
-    Raises:
-        ModelError: an unknown name or argument, or weights that are missing or do not fit.
-        RunError: `model.from_run` names no trained run.
-    """
-    section = config.model
-    if not first_weights:
-        section = _without_weights(section)
-    elif section.from_run:
-        path = runs.open_run(Path(section.from_run)).weights_path()
-        section = section.model_copy(update={"pretrained": str(path)})
-    return zoo.build(
-        section,
-        classes=len(dataset.competition.classes),
-        image_shape=dataset.competition.image_shape,
-        mean=dataset.mean,
-        std=dataset.std,
-        seed=draws.key(config.seed, _INITIAL_WEIGHTS),
-        weights_folder=Path(config.data.root) / "weights",
-    )
-
-
-def _without_weights(section: ModelConfig) -> ModelConfig:
-    """Return the same network for weights that come from elsewhere, its normalisation's among them."""
-    normalize = "per_image" if section.normalize == "per_image" else "dataset"
-    return section.model_copy(update={"pretrained": False, "from_run": "", "sha256": "", "normalize": normalize})
-
-
-def load_model(run: Run) -> tuple[Classifier, Execution]:
-    """Return a trained run's best weights in its model, placed as recorded; its data are not needed.
-
-    Raises:
-        RunError: not trained to the end, or damaged.
-        ModelError: the weights are damaged or another network's.
-    """
-    path, provenance = run.weights_path(), run.provenance()
-    recorded = run.path / "execution.json"
-    execution = device.from_json(runs.read_json(recorded), str(recorded))
-    channels, height, width = provenance["image_shape"]
-    model = zoo.build(
-        _without_weights(run.config().model),
-        classes=len(provenance["classes"]),
-        image_shape=(channels, height, width),
-        mean=[0.0] * channels,  # like the deviation, read with the weights
-        std=[1.0] * channels,
-        seed=0,
-    )
-    weights.load_weights(model, path)
-    execution.place(model)
-    return model, execution
-
-
 def train(
     config: Config,
     *,
@@ -203,7 +128,7 @@ def train(
         division.save(run.path / "split.npz", dataset.train, dataset.val)
         choice = _reused(config, execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
-        _fit_and_score(
+        _fit_andscore_weights(
             run, config, dataset, model, choice.execution, resume=False, began=began, on_epoch=on_epoch,
             progress=progress, team=team,
         )  # fmt: skip
@@ -243,7 +168,7 @@ def resume(
     began = time.perf_counter()
     config = run.config()
     dataset = dataset or team.leader_first(lambda: open_dataset(config, progress))
-    _check_same_data(run, dataset)
+    check_same_data(run, dataset)
     with run.writing(), device.only_deterministic(config.train.deterministic):
         path = run.path / "execution.json"
         if path.exists():
@@ -254,7 +179,7 @@ def resume(
             run.write_json("execution.json", choice.to_json())
             execution = choice.execution
         model = build_model(config, dataset, first_weights=not (run.path / "state.pt").exists())
-        _fit_and_score(
+        _fit_andscore_weights(
             run,
             config,
             dataset,
@@ -288,7 +213,7 @@ def follow(
     )
     task = team.from_leader(_told_by_leader)
     model = build_model(config, dataset, first_weights=not task.resume)
-    session = fit.start(
+    session = open_session(
         config, dataset, Onlooker(task.path), model, task.execution, fresh=task.fresh, progress=progress, team=team
     )
     with device.only_deterministic(config.train.deterministic):
@@ -318,7 +243,7 @@ def _choose_execution(config: Config, dataset: Dataset, model: Classifier, progr
     return choice
 
 
-def _fit_and_score(
+def _fit_andscore_weights(
     run: Run,
     config: Config,
     dataset: Dataset,
@@ -334,14 +259,16 @@ def _fit_and_score(
     resumes = resume and (run.path / "state.pt").exists()
     fresh = not (resumes or config.model.pretrained or config.model.from_run)
     team.from_leader(lambda: _Task(run.path.absolute(), execution, fresh, resumes))
-    session = fit.start(config, dataset, run, model, execution, fresh=fresh, began=began, progress=progress, team=team)
+    session = open_session(
+        config, dataset, run, model, execution, fresh=fresh, began=began, progress=progress, team=team
+    )
     cursor = fit.fit(session, resume=resume, on_epoch=on_epoch, progress=progress)
     plots.curves(run.plot_path("curves"), run.history(), cursor.best_epoch)
-    final = _score(run, config, dataset, model, execution, "final", progress)
+    final = score_weights(run, config, dataset, model, execution, "final", progress)
     averaged: dict[str, Any] = {}
     if (run.path / "averaged.safetensors").exists():
         facts = weights.load_weights(model, run.path / "averaged.safetensors")
-        scores = _score(run, config, dataset, model, execution, "averaged", progress)
+        scores = score_weights(run, config, dataset, model, execution, "averaged", progress)
         averaged = {"method": config.train.average, "statistics": facts["statistics"], **scores}
     elif config.train.average != "none":
         averaged = {
@@ -351,7 +278,7 @@ def _fit_and_score(
     best: dict[str, Any] = {}
     if (run.path / "best.safetensors").exists():
         weights.load_weights(model, run.path / "best.safetensors")
-        best = _score(run, config, dataset, model, execution, "best", progress)
+        best = score_weights(run, config, dataset, model, execution, "best", progress)
     trained = {
         "selected_by": config.train.select,
         "epochs": cursor.epoch,
@@ -386,299 +313,16 @@ def describe(run: Run, config: Config, model: Classifier, execution: Execution) 
     }
 
 
-def _score(
-    run: Run, config: Config, dataset: Dataset, model: Classifier, execution: Execution, which: str, progress: Progress
-) -> dict[str, Any]:
-    """Score the weights in `model` on clean validation, and the ones that count on shifted validation too."""
-    loaded = Loaded(run, config, dataset, model, execution)
-    scores: dict[str, Any] = {}
-    if dataset.val is not None:
-        found = _predict(loaded, dataset.val, which, progress)
-        scores["val"] = metrics.summary(found, config.competition.metric)
-        predictions.save(run.predictions_path("val" if which == "best" else f"val-{which}"), found)
-    if dataset.ood_val is not None and which == "best":
-        found = _predict(loaded, dataset.ood_val, which, progress)
-        scores["ood_val"] = metrics.shifted_summary(found, DISTORTIONS, config.competition.metric)
-        predictions.save(run.predictions_path("ood_val"), found)
-    return scores
-
-
-def _predict(
-    loaded: Loaded,
-    images: Split | Suite,
-    which: str,
-    progress: Progress,
-    *,
-    variant: Variant = PLAIN,
-    made_of: str = "",
-    parts: Path | None = None,
-) -> Predictions:
-    """Predict with the weights in the model, which file `which` holds; `made_of` tells images apart for `parts`."""
-    path = loaded.run.path / f"{which}.safetensors"
-    layers = adapt.adaptable(loaded.model, variant.adapt)
-    made_by = {
-        "run": loaded.run.name,
-        "weights": path.name,
-        "weights_sha256": runs.sha256(path),
-        **variant.to_json(),
-        "adapted_layers": layers,
-        "transductive": layers > 0,
-        "batch_size": loaded.config.predict.batch_size,
-        "device": loaded.execution.device,
-        "precision": loaded.execution.precision,
-        "images": made_of,
-    }
-    return predict_images(
-        loaded.model,
-        images,
-        classes=loaded.dataset.competition.classes,
-        execution=loaded.execution,
-        batch_size=loaded.config.predict.batch_size,
-        made_by=made_by,
-        variant=variant,
-        parts=parts,
-        progress=progress,
-    )
-
-
-def load(run: Run, dataset: Dataset | None = None, progress: Progress = quiet) -> Loaded:
-    """Return a trained run ready to predict: its data opened, its best weights in its model.
-
-    Raises:
-        RunError: not trained to the end, damaged, or its data are others now.
-    """
-    config = run.config()
-    model, execution = load_model(run)
-    dataset = dataset or open_dataset(config, progress)
-    _check_same_data(run, dataset)
-    return Loaded(run, config, dataset, model, execution)
-
-
-def evaluate(loaded: Loaded, progress: Progress = quiet, *, variant: Variant | None = None) -> dict[str, Any]:
-    """Score the clean labelled test split, where there is one; return all of the run's scores.
-
-    Args:
-        loaded: a complete run.
-        progress: called after every batch.
-        variant: views and adaptation; None: the config's.
-
-    Raises:
-        ConfigError: the rules forbid the adaptation.
-    """
-    test = loaded.dataset.test
-    if test is not None and test.labels is not None:
-        predict_split(loaded, test, "test", progress, variant=variant)
-    return loaded.run.metrics()
-
-
-def predict(loaded: Loaded, progress: Progress = quiet, *, variant: Variant | None = None) -> Predictions:
-    """Predict the suite, store predictions/suite.npz, and score it where its labels are known.
-
-    Args:
-        loaded: a complete run.
-        progress: called after every batch.
-        variant: views and adaptation; None: the config's. One that is not plain lands beside the plain predictions, as
-            predictions/suite+flip+bn.npz.
-
-    Raises:
-        ConfigError: the competition has no suite, or its rules forbid the adaptation.
-    """
-    suite = loaded.dataset.suite
-    if suite is None:
-        raise ConfigError(f"{loaded.run.path}: competition.suite.source is none, so there is nothing to submit")
-    return predict_split(loaded, suite, "suite", progress, variant=variant)
-
-
-def predict_split(
-    loaded: Loaded, images: Split | Suite, name: str, progress: Progress = quiet, *, variant: Variant | None = None
-) -> Predictions:
-    """Predict images, store predictions/NAME.npz, and record their score in metrics.json where labels are known.
-
-    A suite's blocks wait in predictions/NAME.parts/ until the last one is there: a prediction that was stopped goes on
-    at the block that it was in.
-
-    Args:
-        loaded: a complete run.
-        images: a split, or a suite.
-        name: `test`, `suite`, `val`, `ood_val`, or another suite's.
-        progress: called after every batch.
-        variant: as for `predict`; its score stands under `variants` in metrics.json, and the plain one stays.
-
-    Raises:
-        ConfigError: the rules forbid the adaptation.
-    """
-    run = loaded.run
-    own = variant_of(loaded.config.predict)
-    chosen = own if variant is None else variant
-    rules.check_adaptation(loaded.config.competition.rules, chosen.adapt)
-    path = run.predictions_path(name + chosen.suffix)
-    parts = path.with_suffix(".parts") if isinstance(images, Suite) else None
-    with run.writing():
-        found = _predict(
-            loaded, images, run.weights_path().stem, progress,
-            variant=chosen, made_of=_made_of(loaded, images) if parts else "", parts=parts,
-        )  # fmt: skip
-        predictions.save(path, found)
-        if parts:
-            forget(parts)
-        if found.labels is not None:
-            _record(loaded, found, name, chosen)
-    return found
-
-
-def variant_for(loaded: Loaded, given: Mapping[str, Any]) -> Variant:
-    """Return the run's own views and adaptation with some fields of `predict` in their place; None keeps the run's.
-
-    Raises:
-        ConfigError: unknown, or the rules forbid the adaptation.
-    """
-    variant = laid_on(loaded.config.predict, given)
-    rules.check_adaptation(loaded.config.competition.rules, variant.adapt)
-    return variant
-
-
-def images_of(loaded: Loaded, split: str) -> Split | Suite:
-    """Return what `comp predict --split` names.
-
-    Raises:
-        ConfigError: no such split, or these data have none.
-    """
-    dataset = loaded.dataset
-    found: dict[str, Split | Suite | None] = {
-        "val": dataset.val, "ood_val": dataset.ood_val, "test": dataset.test, "suite": dataset.suite,
-    }  # fmt: skip
-    if split not in found:
-        raise ConfigError(f"--split: {unknown('split', split, found)}")
-    images = found[split]
-    if images is None:
-        raise ConfigError(f"--split {split}: the data of {loaded.run.path} have none")
-    return images
-
-
-def expect(loaded: Loaded, found: Predictions, name: str, progress: Progress = quiet) -> dict[str, Any]:
-    """Return what blocks are expected to score, told without labels, and note it under `expected` in metrics.json.
-
-    Shifted validation is predicted in the same way first, where it was not before. After an adaptation, what was
-    expected of the plain prediction stands there as `before`, if that was made.
-
-    Args:
-        loaded: the run that made the predictions.
-        found: predictions of a suite.
-        name: `suite`, or another suite's.
-        progress: called after every batch.
-
-    Returns:
-        The values of `Expected`; empty without shifted validation of two families of corruptions at least.
-    """
-    variant = Variant(**{field: found.made_by[field] for field in PLAIN.to_json()})
-    shifted = _shifted_validation(loaded, variant, progress)
-    calibration = expectation.calibrate(shifted) if shifted is not None else None
-    if calibration is None:
-        return {}
-    values = expectation.expect(found, calibration).to_json()
-    scores = loaded.run.metrics()
-    known = scores.get("expected", {})
-    if variant.adapt != "none" and name in known:
-        values["before"] = known[name]["accuracy"]
-    with loaded.run.writing():
-        loaded.run.write_json("metrics.json", {**scores, "expected": {**known, name + variant.suffix: values}})
-    return values
-
-
-def _shifted_validation(loaded: Loaded, variant: Variant, progress: Progress) -> Predictions | None:
-    """Return shifted validation predicted by the run's weights in this way, from the disk where it lies there."""
-    if loaded.dataset.ood_val is None:
-        return None
-    path = loaded.run.predictions_path(f"ood_val{variant.suffix}")
-    if path.exists():
-        stored = predictions.load(path)
-        if stored.made_by.get("weights_sha256") == runs.sha256(loaded.run.weights_path()):
-            return stored
-    return predict_split(loaded, loaded.dataset.ood_val, "ood_val", progress, variant=variant)
-
-
-def _made_of(loaded: Loaded, images: Split | Suite) -> str:
-    """Return what tells a suite's images from others that its blocks could be made of."""
-    if isinstance(images, Suite) and images.folder:
-        return suites.state_of(Path(images.folder))
-    clean = loaded.dataset.val if images.name == "ood_val" else loaded.dataset.test
-    return splits.fingerprint(clean) if clean is not None else ""
-
-
-def score(loaded: Loaded, found: Predictions) -> dict[str, Any]:
-    """Return the scores of predictions, empty where labels are not known."""
-    metric = loaded.config.competition.metric
-    if found.labels is None:
-        return {}
-    if len(found.block_names):
-        return metrics.shifted_summary(found, DISTORTIONS, metric)
-    return metrics.summary(found, metric)
-
-
-def _record(loaded: Loaded, found: Predictions, name: str, variant: Variant) -> None:
-    """Note a score in metrics.json; those of clean and shifted validation, plain, stand there since the training."""
-    scored = score(loaded, found)
-    scores = loaded.run.metrics()
-    scores["variant"] = variant_of(loaded.config.predict).suffix
-    if variant.suffix:
-        marked = {**scored, "transductive": bool(found.made_by.get("transductive"))}
-        scores["variants"] = {**scores.get("variants", {}), name + variant.suffix: marked}
-    elif name not in ("val", "ood_val"):
-        scores[name] = scored
-    loaded.run.write_json("metrics.json", scores)
-
-
-def submit(
-    loaded: Loaded, found: Predictions, path: Path, *, force: bool = False, blocks: tuple[Block, ...] = ()
-) -> Path:
-    """Write the submission and its sidecar, check the CSV that lies on the disk, and note it in the run.
-
-    Args:
-        loaded: the run that made the predictions.
-        found: of the competition's suite, or of `blocks`.
-        path: of the CSV.
-        force: replace what is there.
-        blocks: of another suite than the competition's.
-
-    Raises:
-        SubmissionError: the name is taken, or the written file does not pass the check.
-    """
-    competition = loaded.dataset.competition
-    wanted = submission.format_of(replace(competition, blocks=blocks, sample=None) if blocks else competition)
-    sidecar = {
-        "run": loaded.run.name,
-        "run_path": str(loaded.run.path),
-        "config_hash": configs.fingerprint(loaded.config),
-        "seed": loaded.config.seed,
-        "made_by": dict(found.made_by),
-        "weights_sha256": found.made_by["weights_sha256"],
-        "transductive": bool(found.made_by.get("transductive")),
-        **runs.describe_machine(),
-    }
-    submission.write(path, found, wanted, sidecar, force=force)
-    problems = submission.check(path, wanted)
-    assert not problems, problems
-    with loaded.run.writing():
-        noted = {"submission": str(path), "transductive": bool(found.made_by.get("transductive"))}
-        loaded.run.write_json("metrics.json", {**loaded.run.metrics(), **noted})
-    return path
-
-
 def finish(run: Run, *, dataset: Dataset, output: Path | None, force: bool, progress: Progress) -> dict[str, Any]:
     """Do what follows training: test, suite, submission. Return all scores."""
-    loaded = load(run, dataset, progress)
-    scores = evaluate(loaded, progress)
+    loaded = predicting.load(run, dataset, progress)
+    scores = predicting.evaluate(loaded, progress)
     if dataset.suite is not None:
-        found = predict(loaded, progress)
-        expect(loaded, found, "suite", progress)
-        submit(loaded, found, output or default_submission(loaded.config), force=force)
+        found = predicting.predict(loaded, progress)
+        predicting.expect(loaded, found, "suite", progress)
+        predicting.submit(loaded, found, output or predicting.default_submission(loaded.config), force=force)
         scores = run.metrics()
     return scores
-
-
-def default_submission(config: Config, folder: Path = Path("submissions")) -> Path:
-    """Return the first free `submissions/<competition>.csv`, `-2` and so on."""
-    return submission.free_path(folder, config.competition.name)
 
 
 def provenance_of(config: Config, dataset: Dataset, model: Classifier) -> dict[str, Any]:
@@ -694,18 +338,3 @@ def provenance_of(config: Config, dataset: Dataset, model: Classifier) -> dict[s
         "loading": "resident" if dataset.resident else "streamed",
         "notes": list(dataset.notes),
     }
-
-
-def _check_same_data(run: Run, dataset: Dataset) -> None:
-    """Refuse data that are not the run's own: its scores and class order would mean something else."""
-    recorded = run.provenance()
-    if recorded.get("classes") != list(dataset.competition.classes):
-        raise RunError(
-            f"{run.path}: was trained on other classes, or on another order of them; give it its own data back"
-        )
-    if recorded.get("data_fingerprint") != dataset.fingerprint:
-        raise DataError(
-            f"{run.path}: its training images or labels have changed (fingerprint {recorded.get('data_fingerprint')}, "
-            f"now {dataset.fingerprint}); give it its own data back or start a new run"
-        )
-    division.check(run.path / "split.npz", dataset.train, dataset.val)

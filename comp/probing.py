@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from comp import metrics, pipeline, predictions, runs
+from comp import building, metrics, pipeline, predictions, runs
 from comp.config import Config
 from comp.data.dataset import open_dataset
 from comp.errors import DataError
@@ -38,7 +38,7 @@ def probe(
     probes.check(name, k)
     config = config or run.config()
     dataset = open_dataset(config, progress)
-    model, execution = pipeline.load_model(run)
+    model, execution = building.load_model(run)
     if list(dataset.competition.image_shape) != run.provenance()["image_shape"]:
         raise DataError(
             f"{run.path}: was trained on images (C, H, W) {run.provenance()['image_shape']}, found "

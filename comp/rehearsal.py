@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from comp import leaderboard, pipeline, runs
+from comp import leaderboard, pipeline, predicting, runs
 from comp.competition import submission
 from comp.config import Config, TrainConfig, seconds_of
 from comp.errors import Interrupted
@@ -66,12 +66,12 @@ def rehearse(config: Config, progress: Progress = quiet) -> list[Stage]:
             if speed := epochs[0].images_per_second:  # 0: the epoch was one step, and the interruption had taken it
                 found.append(_outlook(config.train, len(whole.train), speed))
         with stage("evaluate"):
-            loaded = pipeline.load(run, dataset)
-            pipeline.evaluate(loaded, progress)
+            loaded = predicting.load(run, dataset)
+            predicting.evaluate(loaded, progress)
         if dataset.suite is not None:
             path = folder / "submission.csv"
             with stage("predict") as found:
-                pipeline.submit(loaded, pipeline.predict(loaded, progress), path)
+                predicting.submit(loaded, predicting.predict(loaded, progress), path)
                 found.append(f"{len(whole.suite or ()):,} images to predict in the real run")
             with stage("check") as found:
                 problems = submission.check(path, submission.format_of(dataset.competition))

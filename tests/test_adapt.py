@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from comp import device, leaderboard, pipeline
+from comp import device, leaderboard, predicting
 from comp.competition.spec import blocks
 from comp.data.splits import Split, Suite
 from comp.inference import adapt
@@ -270,15 +270,15 @@ def test_a_prediction_killed_in_mid_suite_goes_on_with_the_same_bits(
     assert written[1] < 95
     seen: list[int] = []
 
-    loaded = pipeline.load(run)
-    variant = pipeline.variant_for(loaded, {"views": "flip", "adapt": "tent"})
+    loaded = predicting.load(run)
+    variant = predicting.variant_for(loaded, {"views": "flip", "adapt": "tent"})
 
     def note(what: str, done: int, total: int, unit: str = "images") -> None:
         seen.append(done)
 
-    resumed = pipeline.predict(loaded, note, variant=variant)
+    resumed = predicting.predict(loaded, note, variant=variant)
     assert min(seen) >= 4 * (written[1] - 1)  # blocks of four images that were there were not made again
     assert not parts.exists()
-    whole = pipeline.predict(loaded, variant=variant)
+    whole = predicting.predict(loaded, variant=variant)
     assert np.array_equal(resumed.logits, whole.logits)
     assert np.array_equal(resumed.ids, whole.ids)

@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from comp import building, device, metrics
 from comp import config as configs
-from comp import device, metrics, pipeline
 from comp.data import suites
 from comp.data.dataset import open_dataset
 from comp.inference.predict import predict
@@ -30,7 +30,7 @@ def measure() -> dict[str, list[float]]:
     config = configs.load(GOLDEN / "digits.yaml")
     dataset = open_dataset(config)
     assert dataset.test is not None
-    model = pipeline.build_model(config, dataset)
+    model = building.build_model(config, dataset)
     weights.load_weights(model, GOLDEN / "digits.safetensors")
     EXECUTION.place(model)
     classes = dataset.competition.classes

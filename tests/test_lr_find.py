@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from comp import building, pipeline
 from comp import config as configs
-from comp import pipeline
 from comp.device import Execution
 from comp.errors import RunError
 from comp.training import lr_find
@@ -23,7 +23,7 @@ def found_with(overrides: list[str], lowest: float, highest: float, steps: int) 
     """Search the small config's rate."""
     config = configs.load("small.yaml", overrides)
     dataset = pipeline.prepare(config)
-    model = pipeline.build_model(config, dataset)
+    model = building.build_model(config, dataset)
     return lr_find.find(config, dataset, model, CPU, lowest=lowest, highest=highest, steps=steps)
 
 
@@ -32,7 +32,7 @@ def test_every_optimizer_is_searched_and_model_data_and_runs_stay_as_they_are(wo
     chosen = ["optim.lookahead.k=5"] if optimizer == "lookahead" else [f"optim.name={optimizer}"]
     config = configs.load("small.yaml", chosen)
     dataset = pipeline.prepare(config)
-    model = pipeline.build_model(config, dataset)
+    model = building.build_model(config, dataset)
     files = {path: path.stat().st_mtime_ns for path in workplace.rglob("*")}
     images, weights = np.array(dataset.train.images), {n: t.clone() for n, t in model.state_dict().items()}
     state = torch.random.get_rng_state()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from comp import config, pipeline, predictions, runs
+from comp import config, predicting, predictions, runs
 from comp.config import ModelConfig
-from comp.errors import ModelError
+from comp.errors import ConfigError, ModelError
 from comp.inference.predict import forward
 from comp.inference.views import views
 from comp.models import zoo
@@ -134,7 +134,7 @@ def test_compiles(images: torch.Tensor) -> None:
     ],
 )
 def test_fields_that_belong_together_are_refused_apart(model: dict[str, object], message: str) -> None:
-    with pytest.raises(config.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         config.from_mapping({"model": model}, "a test")
 
 
@@ -170,7 +170,7 @@ def test_an_image_normalised_by_itself_keeps_its_looks_under_dimming_and_fading(
 
 def test_a_run_reads_back_how_it_normalised(workplace: Path, comp: Callable[..., Result]) -> None:
     assert comp("train", "small.yaml", "model.normalize=per_image").code == 0
-    loaded = pipeline.load(runs.list_runs(Path("runs"))[0])
+    loaded = predicting.load(runs.list_runs(Path("runs"))[0])
     assert loaded.model.normalize.each
     val, images = predictions.load(loaded.run.predictions_path("val")), loaded.dataset.val.images
     again = forward(loaded.model, np.array(images), loaded.execution, views("none"))

@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 
 from comp import config as configs
-from comp import device, pipeline, predictions, runs
+from comp import device, pipeline, predicting, predictions, runs, yaml_files
 from comp.competition.spec import DISTORTIONS
 from comp.errors import Interrupted
 from comp.training.stopping import Stop
@@ -276,10 +276,10 @@ def test_predict_writes_a_csv_for_each_run_and_the_same_bytes_again(
 def test_predictions_do_not_depend_on_the_batch_size(workplace: Path, comp: Callable[..., Result]) -> None:
     comp("run", "small.yaml")
     run = the_run()
-    loaded = pipeline.load(run)
+    loaded = predicting.load(run)
     small = predictions.load(run.path / "predictions/suite.npz")
     config = loaded.config.model_copy(update={"predict": loaded.config.predict.model_copy(update={"batch_size": 3})})
-    again = pipeline.predict(pipeline.Loaded(run, config, loaded.dataset, loaded.model, loaded.execution))
+    again = predicting.predict(predicting.Loaded(run, config, loaded.dataset, loaded.model, loaded.execution))
     assert np.allclose(small.logits.astype(np.float32), again.logits.astype(np.float32), atol=0.02)
     assert (small.top1 == again.top1).mean() > 0.99
 
@@ -293,7 +293,7 @@ SHIFTED_EVERY_2 = {
 @pytest.fixture
 def shifted(workplace: Path) -> Path:
     """A config that selects by shifted accuracy, measured every second epoch."""
-    values = configs.merge(configs.read_yaml(Path("small.yaml")), SHIFTED_EVERY_2)
+    values = yaml_files.merge(yaml_files.read_yaml(Path("small.yaml")), SHIFTED_EVERY_2)
     return write_config(Path("shifted.yaml"), values)
 
 

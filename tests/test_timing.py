@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from comp import config as configs
-from comp import device, pipeline, runs
+from comp import device, pipeline, predicting, runs
 from comp.config import Config
 from comp.data.dataset import Dataset, open_dataset
 from comp.errors import ConfigError, Interrupted, RunError
@@ -147,4 +147,4 @@ def test_a_compiled_training_resumes_bit_for_bit_and_matches_the_eager_one(
     one, other = weights_of(eager), weights_of(whole)
     assert one.keys() == other.keys()  # saved under the model's own names
     assert all(np.allclose(one[name], other[name], atol=1e-3) for name in one)
-    assert pipeline.load(runs.open_run(whole.path), dataset).execution.compiled
+    assert predicting.load(runs.open_run(whole.path), dataset).execution.compiled

@@ -7,33 +7,22 @@ cursor; a resumed run takes the same steps as an uninterrupted one, bit for bit 
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from comp import runs
-from comp.augment import mixing, per_batch, policies
-from comp.augment.ops import Policy
-from comp.config import Config
-from comp.data import loading
-from comp.data.dataset import Dataset
-from comp.data.loading import Batch, Loader
-from comp.device import Execution, Forward
+from comp.augment import mixing, per_batch
+from comp.data.loading import Batch
 from comp.errors import Interrupted, RunError
 from comp.imaging import draws
-from comp.models import averaging, weights, zoo
-from comp.models.classifier import Classifier
+from comp.models import weights, zoo
 from comp.progress import Progress, quiet
-from comp.runs import Run
 from comp.training import (
-    budget,
     checkpoint,
     consistency,
-    engine_choice,
     losses,
     optim,
     resolution,
@@ -41,19 +30,15 @@ from comp.training import (
     stepping,
     stopping,
 )
-from comp.training.budget import Pace
-from comp.training.checkpoint import Cursor, Stateful
-from comp.training.contest import Contest
-from comp.training.distributed import ALONE, Alone
-from comp.training.stepping import Stepper, head_of
+from comp.training.checkpoint import Cursor
+from comp.training.session import Session
 from comp.training.stopping import Stop
 from comp.training.tally import Tally
 from comp.training.timing import counted_randomness
 
 OnEpoch = Callable[["Epoch"], Stop | None]
 
-_INITIALISE_IMAGES = 5000  # that a data-dependent initialisation sees,
-_INITIALISE_BYTES = 128 << 20  # and at most this many of their pixels: photographs are large
+
 _STATISTICS_BATCHES = 100  # that the batch norm of averaged weights sees
 
 
@@ -92,69 +77,6 @@ class Epoch:
 
 class DivergedError(RunError):
     """The loss or the weights are not finite any more."""
-
-
-@dataclass(frozen=True)
-class Session:
-    """What stays the same through a training."""
-
-    config: Config
-    dataset: Dataset
-    run: Run
-    model: Classifier
-    optimizer: Optimizer
-    stepper: Stepper
-    contest: Contest
-    train: Loader
-    policy: Policy
-    mixing: mixing.Mixing
-    execution: Execution
-    forward: Forward
-    team: Alone
-    pace: Pace
-
-    @property
-    def batch_size(self) -> int:
-        """At most the training split's size."""
-        return min(self.config.train.batch_size, len(self.train))
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches: the few images left over are others in every epoch."""
-        return len(self.train) // self.batch_size
-
-    def steps_in(self, number: int) -> int:
-        """Return an epoch's steps; a budget may cut the last one short."""
-        return min(self.steps_per_epoch, self.pace.plan.total_steps - (number - 1) * self.steps_per_epoch)
-
-    @property
-    def views(self) -> int:
-        """How many views of each image a step sees, one after the other in its batch."""
-        return 1 if self.config.train.consistency == "none" else consistency.VIEWS
-
-    @property
-    def alternates(self) -> bool:
-        """Whether the policy mirrors by epoch instead of by chance."""
-        return any(op.name == "alternating_flip" for op in self.policy.ops)
-
-    @property
-    def parts(self) -> dict[str, Stateful]:
-        """What state.pt holds beside the cursor."""
-        parts: dict[str, Stateful] = {
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "stepper": self.stepper,
-            "average": self.contest.average,
-        }
-        return parts | ({"pace": self.pace} if self.config.train.budget else {})
-
-    def taken(self, cursor: Cursor) -> int:
-        """Return the steps taken since the training's first."""
-        return cursor.epoch * self.steps_per_epoch + cursor.step
-
-    def is_over(self, cursor: Cursor) -> bool:
-        """Tell whether the plan's last step is taken."""
-        return self.taken(cursor) >= self.pace.plan.total_steps
 
 
 def fit(
@@ -407,74 +329,3 @@ def _go_back(session: Session, cursor: Cursor, error: DivergedError) -> None:
 def _agree(session: Session, cursor: Cursor) -> None:
     """Take the leader's cursor: it alone has validated, and looked at the clock and at whether to stop."""
     vars(cursor).update(session.team.from_leader(lambda: vars(cursor)))
-
-
-def start(
-    config: Config,
-    dataset: Dataset,
-    run: Run,
-    model: Classifier,
-    execution: Execution,
-    *,
-    fresh: bool,
-    began: float | None = None,
-    progress: Progress = quiet,
-    team: Alone = ALONE,
-) -> Session:
-    """Place model and training images on the device and build the optimizer.
-
-    Args:
-        config: the run's.
-        dataset: opened by `open_dataset`.
-        run: where files land.
-        model: as built, on the CPU.
-        execution: see `comp.training.timing`.
-        fresh: whether a data-dependent initialisation is wanted: not where weights come from a file or a checkpoint.
-        began: `time.perf_counter()` of the moment from which a budget counts; None: now.
-        progress: called while image files are decoded.
-        team: the processes that train it together.
-    """
-    team.check(config, dataset, execution)
-    began = time.perf_counter() if began is None else began
-    if dataset.resident:
-        val = dataset.val and dataset.val.decoded(progress)
-        dataset = replace(dataset, train=dataset.train.decoded(progress), val=val)
-    if fresh:
-        count = min(_INITIALISE_IMAGES, max(1, _INITIALISE_BYTES // math.prod(dataset.train.image_shape)))
-        images = np.array(dataset.train.images[:count])  # a copy: memory maps are read-only
-        model.initialise(torch.from_numpy(images).permute(0, 3, 1, 2))
-    resolution.check(model, config.train.sizes, dataset.competition.image_shape)
-    team.prepare(model, execution)
-    execution.place(model)
-    optimizer = optim.for_model(model, config.optim)
-    train = loading.loader(
-        dataset.train,
-        execution.torch_device,
-        stays=dataset.resident,
-        workers=execution.workers,
-        transform=engine_choice.in_workers(config, execution.engine),
-    )
-    steps_per_epoch = len(train) // min(config.train.batch_size, len(train))
-    average = averaging.AVERAGES[config.train.average](model, steps_per_epoch, config.train)
-    return Session(
-        config=config,
-        dataset=dataset,
-        run=run,
-        model=model,
-        optimizer=optimizer,
-        stepper=Stepper(optimizer, config, execution, unclipped=head_of(model), halves=team.size == 1),
-        contest=Contest(run, config, dataset, model, execution, average),
-        train=train,
-        policy=policies.resolve(config.augment.policy, config.augment.ops),
-        mixing=mixing.Mixing(
-            mixup=config.augment.mixup,
-            cutmix=config.augment.cutmix,
-            switch_probability=config.augment.switch_probability,
-            label_smoothing=config.train.label_smoothing,
-            off_epochs=config.augment.mix_off_epochs,
-        ),
-        execution=execution,
-        forward=team.forward(model, execution),
-        team=team,
-        pace=budget.pace(config, dataset, run, execution, began=began),
-    )

@@ -23,7 +23,7 @@ from comp.progress import Progress, quiet
 from comp.runs import Run
 from comp.training import fit
 from comp.training.checkpoint import Cursor
-from comp.training.fit import Session
+from comp.training.session import Session, open_session
 from comp.training.tally import Tally
 from comp.training.timing import counted_randomness
 
@@ -116,7 +116,7 @@ def find(
         run = Run(Path(scratch))
         run.write_json("execution.json", execution.to_json())
         fresh = not (config.model.pretrained or config.model.from_run)
-        session = fit.start(
+        session = open_session(
             _steady(config), dataset, run, copy.deepcopy(model), execution, fresh=fresh, progress=progress
         )
         losses = _ramp(session, rates, progress)

@@ -1,4 +1,4 @@
-"""`comp data show`, `check` and `corrupt`: thin, and without torch until one of them runs."""
+"""`comp data prepare`, `show`, `check` and `corrupt`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from comp.options import AsJson, ConfigPath, Overrides
+from comp.verbs.options import AsJson, ConfigPath, Overrides
 
 
 class Source(StrEnum):
@@ -14,6 +14,21 @@ class Source(StrEnum):
 
     val = "val"
     test = "test"
+
+
+def prepare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Find or download everything that a config needs, and verify it.
+
+    Example: comp data prepare configs/cifar100-ood/transfer.yaml
+    """
+    from comp import config as configs
+    from comp import console
+    from comp.data.dataset import open_dataset
+
+    loaded = configs.load(config, overrides or [])
+    with console.bars() as progress:
+        dataset = open_dataset(loaded, progress)
+    console.print_dataset(dataset, as_json)
 
 
 def show(

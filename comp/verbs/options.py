@@ -24,3 +24,9 @@ Adapt = Annotated[
 ]
 AdaptPer = Annotated[str | None, typer.Option("--adapt-per", help="block, file or stream: what is adapted to at once.")]
 Alpha = Annotated[float | None, typer.Option("--alpha", help="Share of the images' own batch-norm statistics, 0 to 1.")]
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/COMPETITION/TIME-NAME.")]
+RunsRoot = Annotated[Path, typer.Option("--runs", help="Where run folders are.")]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="The submission's CSV; a free name by default.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing submission.")]
+RUNS = Path("runs")

@@ -1,0 +1,73 @@
+"""A config's network with its first weights, and a run's with its best ones."""
+
+from pathlib import Path
+
+from comp import device, runs
+from comp.config import Config, ModelConfig
+from comp.data.dataset import Dataset
+from comp.device import Execution
+from comp.imaging import draws
+from comp.models import weights, zoo
+from comp.models.classifier import Classifier
+from comp.runs import Run
+
+_INITIAL_WEIGHTS = 1  # names the purpose of a draw beside the seed
+
+
+def build_model(config: Config, dataset: Dataset, *, first_weights: bool = True) -> Classifier:
+    """Return the config's model on the CPU, with its first weights: random, pretrained, or a previous run's.
+
+    Args:
+        config: section `model` and the seed.
+        dataset: gives classes, image shape, mean and deviation.
+        first_weights: False draws them at random, for a model whose weights a checkpoint holds.
+
+    Raises:
+        ModelError: an unknown name or argument, or weights that are missing or do not fit.
+        RunError: `model.from_run` names no trained run.
+    """
+    section = config.model
+    if not first_weights:
+        section = _without_weights(section)
+    elif section.from_run:
+        path = runs.open_run(Path(section.from_run)).weights_path()
+        section = section.model_copy(update={"pretrained": str(path)})
+    return zoo.build(
+        section,
+        classes=len(dataset.competition.classes),
+        image_shape=dataset.competition.image_shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        seed=draws.key(config.seed, _INITIAL_WEIGHTS),
+        weights_folder=Path(config.data.root) / "weights",
+    )
+
+
+def _without_weights(section: ModelConfig) -> ModelConfig:
+    """Return the same network for weights that come from elsewhere, its normalisation's among them."""
+    normalize = "per_image" if section.normalize == "per_image" else "dataset"
+    return section.model_copy(update={"pretrained": False, "from_run": "", "sha256": "", "normalize": normalize})
+
+
+def load_model(run: Run) -> tuple[Classifier, Execution]:
+    """Return a trained run's best weights in its model, placed as recorded; its data are not needed.
+
+    Raises:
+        RunError: not trained to the end, or damaged.
+        ModelError: the weights are damaged or another network's.
+    """
+    path, provenance = run.weights_path(), run.provenance()
+    recorded = run.path / "execution.json"
+    execution = device.from_json(runs.read_json(recorded), str(recorded))
+    channels, height, width = provenance["image_shape"]
+    model = zoo.build(
+        _without_weights(run.config().model),
+        classes=len(provenance["classes"]),
+        image_shape=(channels, height, width),
+        mean=[0.0] * channels,  # like the deviation, read with the weights
+        std=[1.0] * channels,
+        seed=0,
+    )
+    weights.load_weights(model, path)
+    execution.place(model)
+    return model, execution

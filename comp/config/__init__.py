@@ -1,0 +1,36 @@
+"""Every knob, typed and documented once: `load` a YAML file with overrides, `dump` it back. No torch here.
+
+This is the first of two phases: shape and types. Names that a registry answers for (models, policies, metrics), rules
+and disk space are checked by `comp.pipeline.check`. A config never changes after loading and nothing writes a derived
+value back into it.
+"""
+
+from comp.config.competition import CompetitionConfig, OODValidationConfig, RulesConfig, SuiteConfig
+from comp.config.data import AugmentConfig, CSVConfig, DataConfig
+from comp.config.loading import dump, fingerprint, from_mapping, load, schema
+from comp.config.model import ModelConfig
+from comp.config.section import seconds_of
+from comp.config.training import LookaheadConfig, OptimConfig, TrainConfig
+from comp.config.tree import Config, PredictConfig
+
+__all__ = [
+    "AugmentConfig",
+    "CSVConfig",
+    "CompetitionConfig",
+    "Config",
+    "DataConfig",
+    "LookaheadConfig",
+    "ModelConfig",
+    "OODValidationConfig",
+    "OptimConfig",
+    "PredictConfig",
+    "RulesConfig",
+    "SuiteConfig",
+    "TrainConfig",
+    "dump",
+    "fingerprint",
+    "from_mapping",
+    "load",
+    "schema",
+    "seconds_of",
+]

@@ -1,0 +1,99 @@
+"""Sections `data` and `augment`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from comp.config.section import Fraction, FrozenMapping, Positive, Section
+
+
+class CSVConfig(Section):
+    """Where a Kaggle set's files lie below `data.root`, and which columns its tables have."""
+
+    table: str = "train.csv"
+    """Ids and labels of the training images."""
+    train: str = "train"
+    """Folder of the training images."""
+    test: str = "test"
+    """Folder of the test images; where there is none, nothing but validation can be predicted."""
+    sample: str = "sample_submission.csv"
+    """What a submission must look like: columns, ids in order, how labels are written."""
+    id_column: str = ""
+    """Of `table`; empty: the sample's first column, else a usual name (`id`, `image_id`, `filename`, ...)."""
+    label_column: str = ""
+    """Of `table`; empty: the sample's, else a usual name (`label`, `class`, `target`, ...), else the only other one."""
+    group_column: str = ""
+    """Of `table`: images with the same text there stay together in a split; wants `data.groups: column`."""
+
+
+class DataConfig(Section):
+    """Where images and labels come from and how they are split."""
+
+    source: str = "digits"
+    """A row of `comp.data.sources.SOURCES`."""
+    root: str = "data"
+    """Folder of the datasets; relative paths start at the working directory."""
+    labels: Literal["fine", "coarse"] = "fine"
+    """Of cifar100: its 100 classes, or their 20 superclasses."""
+    csv: CSVConfig = CSVConfig()
+    image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    """Side in pixels that image files are brought to; null: they must all have one size, which is kept. Arrays keep
+    their size (`model.stem: resize` enlarges them)."""
+    skip_bad: bool = False
+    """Whether training image files that cannot be read are left out, and counted; false: they are refused."""
+    resize: Literal["crop", "stretch"] = "crop"
+    """How image files of another shape are brought to `image_size`: the middle square, or everything, bent."""
+    loading: Literal["auto", "resident", "streamed"] = "auto"
+    """`resident`: training images lie decoded on the training device; `streamed`: workers bring them batch by batch;
+    auto: resident where they take at most 4 GiB and a quarter of the free memory. The images are the same."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
+    """Processes that read streamed images; auto: timed for training, and one a core, at most 8, elsewhere; 0: the
+    process itself."""
+    validation: Annotated[float, Field(gt=0, lt=1)] | Positive | Literal["none", "official"] = 0.1
+    """Held out of the training images: a fraction, a count, or `none` (train on everything); `official`: the source's
+    own validation split. Not looked at where `folds` is set."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """k-fold: the training images are cut into this many parts, and part `fold` is the validation split."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """Which part validates, from 0."""
+    stratify: bool = True
+    """Whether every held-out part has the classes' shares of the whole; false: plain random."""
+    groups: Literal["none", "duplicates", "column"] = "none"
+    """What stays together in a split: nothing, images with equal pixels, or rows of one `csv.group_column`."""
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Fraction held out as the labelled test split where the source has none of its own (digits)."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the held-out splits alone, so that runs with other seeds stay comparable."""
+    download: bool = True
+    """Whether missing files may be downloaded."""
+
+    @model_validator(mode="after")
+    def _folds_are_whole(self) -> "DataConfig":
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(f"fold: expected 0 to {self.folds - 1} of {self.folds} folds, found {self.fold}")
+        if self.folds is not None and isinstance(self.validation, str):
+            raise ValueError(f"folds and validation: {self.validation} contradict each other; leave one of them out")
+        if (self.groups == "column") != bool(self.csv.group_column):
+            raise ValueError("groups: column and csv.group_column go together")
+        return self
+
+
+class AugmentConfig(Section):
+    """What happens to training images."""
+
+    engine: Literal["auto", "per_batch", "per_image"] = "per_batch"
+    """`per_batch`: on the training device, a batch at a time; `per_image`: albumentations, in loader workers; `auto`:
+    the faster one on this machine with this policy, timed, and recorded because the two draw differently."""
+    policy: str | tuple[str, ...] = "none"
+    """A row of `comp.augment.policies.POLICIES`, or several, applied in turn."""
+    ops: tuple[FrozenMapping, ...] = ()
+    """Free ops after the policy, in turn: `{name: brightness, p: 0.5, magnitude: [-0.3, 0.3]}` for a row of
+    `comp.augment.ops.OPS`; for `per_image` also any transform of albumentations, `{name: GaussNoise, p: 0.2, ...}`."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """MixUp's Beta(alpha, alpha); 0 is off."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """CutMix's Beta(alpha, alpha); 0 is off."""
+    switch_probability: Fraction = 0.5
+    """A sample's probability of CutMix where both are on."""
+    mix_off_epochs: Annotated[int, Field(ge=0)] = 0
+    """How many last epochs train without MixUp and CutMix."""

@@ -1,0 +1,67 @@
+"""How a config is read, written back, and told apart from others."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from comp.config.messages import check_keys, explain
+from comp.config.tree import Config
+from comp.errors import ConfigError
+from comp.yaml_files import merge, parse_override, read_yaml
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Return the config of a YAML file with `key.path=value` overrides laid on it.
+
+    Raises:
+        ConfigError: naming file, key, what was expected and found, and the nearest known key.
+    """
+    values = read_yaml(Path(path))
+    for text in overrides:
+        tree = parse_override(text)
+        check_keys(tree, Config, f"override '{text}'")
+        values = merge(values, tree)
+    return from_mapping(values, str(path), overrides)
+
+
+def from_mapping(values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
+    """Return the config of plain values; `where` names their origin in messages.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    try:
+        text = json.dumps(values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    try:
+        # JSON mode with strict types: a list may be a tuple, but "3" is not 3.
+        return Config.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise ConfigError(explain(error, values, where, overrides)) from None
+
+
+def dump(config: Config) -> str:
+    """Return the resolved config as YAML; `load` of it gives an equal config."""
+    values = config.model_dump(mode="json")
+    # PyYAML writes line separators (U+0085, U+2028) as they are and then reads them as line ends.
+    plain = json.dumps(values, ensure_ascii=False).isprintable()
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=plain, width=120)
+
+
+def fingerprint(config: Config) -> str:
+    """Return a hash of the resolved config: 16 hex digits of SHA-256."""
+    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of a config file, for editors."""
+    tree = Config.model_json_schema()
+    tree["properties"]["extends"] = {"type": "string", "description": "a YAML file that this one departs from"}
+    return tree

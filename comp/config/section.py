@@ -1,0 +1,47 @@
+"""What all sections of a config are made of."""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, PlainSerializer
+from pydantic_core import PydanticCustomError
+
+# Fields that hold the user's own mapping; the proxy keeps it as frozen as the rest of the tree.
+FrozenMapping = Annotated[Mapping[str, JsonValue], AfterValidator(lambda value: MappingProxyType(dict(value))),
+                          PlainSerializer(dict)]  # fmt: skip
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, and every key must be known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def seconds_of(duration: str) -> float:
+    """Return the seconds of a duration as configs spell it: `90s`, `15min`, `1.5h`.
+
+    Raises:
+        ValueError: spelled otherwise, or no time at all.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h)", duration)
+    seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
+    if not seconds:
+        raise PydanticCustomError("duration", "a time such as 90s, 15min or 1.5h")
+    return seconds
+
+
+def check_duration(text: str) -> str:
+    if text:
+        seconds_of(text)
+    return text

@@ -1,0 +1,335 @@
+"""A trained run's predictions: made, stored, scored, and written as a submission."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from comp import config as configs
+from comp import metrics, predictions, runs
+from comp.building import load_model
+from comp.competition import rules, submission
+from comp.competition.spec import DISTORTIONS, Block
+from comp.config import Config
+from comp.data import division, splits, suites
+from comp.data.dataset import Dataset, open_dataset
+from comp.data.splits import Split, Suite
+from comp.device import Execution
+from comp.errors import ConfigError, DataError, RunError, unknown
+from comp.inference import adapt, expectation
+from comp.inference.predict import forget
+from comp.inference.predict import predict as predict_images
+from comp.inference.variants import PLAIN, Variant, laid_on, variant_of
+from comp.models.classifier import Classifier
+from comp.predictions import Predictions
+from comp.progress import Progress, quiet
+from comp.runs import Run
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A run with its data and model, ready to predict."""
+
+    run: Run
+    config: Config
+    dataset: Dataset
+    model: Classifier
+    execution: Execution
+
+
+def load(run: Run, dataset: Dataset | None = None, progress: Progress = quiet) -> Loaded:
+    """Return a trained run ready to predict: its data opened, its best weights in its model.
+
+    Raises:
+        RunError: not trained to the end, damaged, or its data are others now.
+    """
+    config = run.config()
+    model, execution = load_model(run)
+    dataset = dataset or open_dataset(config, progress)
+    check_same_data(run, dataset)
+    return Loaded(run, config, dataset, model, execution)
+
+
+def evaluate(loaded: Loaded, progress: Progress = quiet, *, variant: Variant | None = None) -> dict[str, Any]:
+    """Score the clean labelled test split, where there is one; return all of the run's scores.
+
+    Args:
+        loaded: a complete run.
+        progress: called after every batch.
+        variant: views and adaptation; None: the config's.
+
+    Raises:
+        ConfigError: the rules forbid the adaptation.
+    """
+    test = loaded.dataset.test
+    if test is not None and test.labels is not None:
+        predict_split(loaded, test, "test", progress, variant=variant)
+    return loaded.run.metrics()
+
+
+def predict(loaded: Loaded, progress: Progress = quiet, *, variant: Variant | None = None) -> Predictions:
+    """Predict the suite, store predictions/suite.npz, and score it where its labels are known.
+
+    Args:
+        loaded: a complete run.
+        progress: called after every batch.
+        variant: views and adaptation; None: the config's. One that is not plain lands beside the plain predictions, as
+            predictions/suite+flip+bn.npz.
+
+    Raises:
+        ConfigError: the competition has no suite, or its rules forbid the adaptation.
+    """
+    suite = loaded.dataset.suite
+    if suite is None:
+        raise ConfigError(f"{loaded.run.path}: competition.suite.source is none, so there is nothing to submit")
+    return predict_split(loaded, suite, "suite", progress, variant=variant)
+
+
+def predict_split(
+    loaded: Loaded, images: Split | Suite, name: str, progress: Progress = quiet, *, variant: Variant | None = None
+) -> Predictions:
+    """Predict images, store predictions/NAME.npz, and record their score in metrics.json where labels are known.
+
+    A suite's blocks wait in predictions/NAME.parts/ until the last one is there: a prediction that was stopped goes on
+    at the block that it was in.
+
+    Args:
+        loaded: a complete run.
+        images: a split, or a suite.
+        name: `test`, `suite`, `val`, `ood_val`, or another suite's.
+        progress: called after every batch.
+        variant: as for `predict`; its score stands under `variants` in metrics.json, and the plain one stays.
+
+    Raises:
+        ConfigError: the rules forbid the adaptation.
+    """
+    run = loaded.run
+    own = variant_of(loaded.config.predict)
+    chosen = own if variant is None else variant
+    rules.check_adaptation(loaded.config.competition.rules, chosen.adapt)
+    path = run.predictions_path(name + chosen.suffix)
+    parts = path.with_suffix(".parts") if isinstance(images, Suite) else None
+    with run.writing():
+        found = _predict(
+            loaded, images, run.weights_path().stem, progress,
+            variant=chosen, made_of=_made_of(loaded, images) if parts else "", parts=parts,
+        )  # fmt: skip
+        predictions.save(path, found)
+        if parts:
+            forget(parts)
+        if found.labels is not None:
+            _record(loaded, found, name, chosen)
+    return found
+
+
+def variant_for(loaded: Loaded, given: Mapping[str, Any]) -> Variant:
+    """Return the run's own views and adaptation with some fields of `predict` in their place; None keeps the run's.
+
+    Raises:
+        ConfigError: unknown, or the rules forbid the adaptation.
+    """
+    variant = laid_on(loaded.config.predict, given)
+    rules.check_adaptation(loaded.config.competition.rules, variant.adapt)
+    return variant
+
+
+def images_of(loaded: Loaded, split: str) -> Split | Suite:
+    """Return what `comp predict --split` names.
+
+    Raises:
+        ConfigError: no such split, or these data have none.
+    """
+    dataset = loaded.dataset
+    found: dict[str, Split | Suite | None] = {
+        "val": dataset.val, "ood_val": dataset.ood_val, "test": dataset.test, "suite": dataset.suite,
+    }  # fmt: skip
+    if split not in found:
+        raise ConfigError(f"--split: {unknown('split', split, found)}")
+    images = found[split]
+    if images is None:
+        raise ConfigError(f"--split {split}: the data of {loaded.run.path} have none")
+    return images
+
+
+def score(loaded: Loaded, found: Predictions) -> dict[str, Any]:
+    """Return the scores of predictions, empty where labels are not known."""
+    metric = loaded.config.competition.metric
+    if found.labels is None:
+        return {}
+    if len(found.block_names):
+        return metrics.shifted_summary(found, DISTORTIONS, metric)
+    return metrics.summary(found, metric)
+
+
+def score_weights(
+    run: Run, config: Config, dataset: Dataset, model: Classifier, execution: Execution, which: str, progress: Progress
+) -> dict[str, Any]:
+    """Score the weights in `model` on clean validation, and the ones that count on shifted validation too."""
+    loaded = Loaded(run, config, dataset, model, execution)
+    scores: dict[str, Any] = {}
+    if dataset.val is not None:
+        found = _predict(loaded, dataset.val, which, progress)
+        scores["val"] = metrics.summary(found, config.competition.metric)
+        predictions.save(run.predictions_path("val" if which == "best" else f"val-{which}"), found)
+    if dataset.ood_val is not None and which == "best":
+        found = _predict(loaded, dataset.ood_val, which, progress)
+        scores["ood_val"] = metrics.shifted_summary(found, DISTORTIONS, config.competition.metric)
+        predictions.save(run.predictions_path("ood_val"), found)
+    return scores
+
+
+def _predict(
+    loaded: Loaded,
+    images: Split | Suite,
+    which: str,
+    progress: Progress,
+    *,
+    variant: Variant = PLAIN,
+    made_of: str = "",
+    parts: Path | None = None,
+) -> Predictions:
+    """Predict with the weights in the model, which file `which` holds; `made_of` tells images apart for `parts`."""
+    path = loaded.run.path / f"{which}.safetensors"
+    layers = adapt.adaptable(loaded.model, variant.adapt)
+    made_by = {
+        "run": loaded.run.name,
+        "weights": path.name,
+        "weights_sha256": runs.sha256(path),
+        **variant.to_json(),
+        "adapted_layers": layers,
+        "transductive": layers > 0,
+        "batch_size": loaded.config.predict.batch_size,
+        "device": loaded.execution.device,
+        "precision": loaded.execution.precision,
+        "images": made_of,
+    }
+    return predict_images(
+        loaded.model,
+        images,
+        classes=loaded.dataset.competition.classes,
+        execution=loaded.execution,
+        batch_size=loaded.config.predict.batch_size,
+        made_by=made_by,
+        variant=variant,
+        parts=parts,
+        progress=progress,
+    )
+
+
+def _made_of(loaded: Loaded, images: Split | Suite) -> str:
+    """Return what tells a suite's images from others that its blocks could be made of."""
+    if isinstance(images, Suite) and images.folder:
+        return suites.state_of(Path(images.folder))
+    clean = loaded.dataset.val if images.name == "ood_val" else loaded.dataset.test
+    return splits.fingerprint(clean) if clean is not None else ""
+
+
+def _record(loaded: Loaded, found: Predictions, name: str, variant: Variant) -> None:
+    """Note a score in metrics.json; those of clean and shifted validation, plain, stand there since the training."""
+    scored = score(loaded, found)
+    scores = loaded.run.metrics()
+    scores["variant"] = variant_of(loaded.config.predict).suffix
+    if variant.suffix:
+        marked = {**scored, "transductive": bool(found.made_by.get("transductive"))}
+        scores["variants"] = {**scores.get("variants", {}), name + variant.suffix: marked}
+    elif name not in ("val", "ood_val"):
+        scores[name] = scored
+    loaded.run.write_json("metrics.json", scores)
+
+
+def expect(loaded: Loaded, found: Predictions, name: str, progress: Progress = quiet) -> dict[str, Any]:
+    """Return what blocks are expected to score, told without labels, and note it under `expected` in metrics.json.
+
+    Shifted validation is predicted in the same way first, where it was not before. After an adaptation, what was
+    expected of the plain prediction stands there as `before`, if that was made.
+
+    Args:
+        loaded: the run that made the predictions.
+        found: predictions of a suite.
+        name: `suite`, or another suite's.
+        progress: called after every batch.
+
+    Returns:
+        The values of `Expected`; empty without shifted validation of two families of corruptions at least.
+    """
+    variant = Variant(**{field: found.made_by[field] for field in PLAIN.to_json()})
+    shifted = _shifted_validation(loaded, variant, progress)
+    calibration = expectation.calibrate(shifted) if shifted is not None else None
+    if calibration is None:
+        return {}
+    values = expectation.expect(found, calibration).to_json()
+    scores = loaded.run.metrics()
+    known = scores.get("expected", {})
+    if variant.adapt != "none" and name in known:
+        values["before"] = known[name]["accuracy"]
+    with loaded.run.writing():
+        loaded.run.write_json("metrics.json", {**scores, "expected": {**known, name + variant.suffix: values}})
+    return values
+
+
+def _shifted_validation(loaded: Loaded, variant: Variant, progress: Progress) -> Predictions | None:
+    """Return shifted validation predicted by the run's weights in this way, from the disk where it lies there."""
+    if loaded.dataset.ood_val is None:
+        return None
+    path = loaded.run.predictions_path(f"ood_val{variant.suffix}")
+    if path.exists():
+        stored = predictions.load(path)
+        if stored.made_by.get("weights_sha256") == runs.sha256(loaded.run.weights_path()):
+            return stored
+    return predict_split(loaded, loaded.dataset.ood_val, "ood_val", progress, variant=variant)
+
+
+def submit(
+    loaded: Loaded, found: Predictions, path: Path, *, force: bool = False, blocks: tuple[Block, ...] = ()
+) -> Path:
+    """Write the submission and its sidecar, check the CSV that lies on the disk, and note it in the run.
+
+    Args:
+        loaded: the run that made the predictions.
+        found: of the competition's suite, or of `blocks`.
+        path: of the CSV.
+        force: replace what is there.
+        blocks: of another suite than the competition's.
+
+    Raises:
+        SubmissionError: the name is taken, or the written file does not pass the check.
+    """
+    competition = loaded.dataset.competition
+    wanted = submission.format_of(replace(competition, blocks=blocks, sample=None) if blocks else competition)
+    sidecar = {
+        "run": loaded.run.name,
+        "run_path": str(loaded.run.path),
+        "config_hash": configs.fingerprint(loaded.config),
+        "seed": loaded.config.seed,
+        "made_by": dict(found.made_by),
+        "weights_sha256": found.made_by["weights_sha256"],
+        "transductive": bool(found.made_by.get("transductive")),
+        **runs.describe_machine(),
+    }
+    submission.write(path, found, wanted, sidecar, force=force)
+    problems = submission.check(path, wanted)
+    assert not problems, problems
+    with loaded.run.writing():
+        noted = {"submission": str(path), "transductive": bool(found.made_by.get("transductive"))}
+        loaded.run.write_json("metrics.json", {**loaded.run.metrics(), **noted})
+    return path
+
+
+def default_submission(config: Config, folder: Path = Path("submissions")) -> Path:
+    """Return the first free `submissions/<competition>.csv`, `-2` and so on."""
+    return submission.free_path(folder, config.competition.name)
+
+
+def check_same_data(run: Run, dataset: Dataset) -> None:
+    """Refuse data that are not the run's own: its scores and class order would mean something else."""
+    recorded = run.provenance()
+    if recorded.get("classes") != list(dataset.competition.classes):
+        raise RunError(
+            f"{run.path}: was trained on other classes, or on another order of them; give it its own data back"
+        )
+    if recorded.get("data_fingerprint") != dataset.fingerprint:
+        raise DataError(
+            f"{run.path}: its training images or labels have changed (fingerprint {recorded.get('data_fingerprint')}, "
+            f"now {dataset.fingerprint}); give it its own data back or start a new run"
+        )
+    division.check(run.path / "split.npz", dataset.train, dataset.val)

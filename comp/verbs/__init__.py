@@ -1,0 +1,1 @@
+"""The verbs, a module for each group of them: thin, and without torch until one of them runs."""

@@ -1,0 +1,133 @@
+"""`comp predict`, `comp evaluate` and `comp probe`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from comp.verbs.options import (
+    RUNS,
+    Adapt,
+    AdaptPer,
+    Alpha,
+    AsJson,
+    Force,
+    Output,
+    RunPath,
+    RunsRoot,
+    Views,
+    ViewsFor,
+)  # fmt: skip
+
+
+def predict(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; one CSV each.")],
+    views: Views = None,
+    views_for: ViewsFor = None,
+    adapt: Adapt = None,
+    adapt_per: AdaptPer = None,
+    alpha: Alpha = None,
+    split: Annotated[
+        str, typer.Option("--split", help="suite, or one to score without a CSV: val, ood_val or test.")
+    ] = "suite",
+    suite: Annotated[
+        Path | None, typer.Option("--suite", metavar="DIR", help="Instead: any folder of distortionNN.npy.")
+    ] = None,
+    severities: Annotated[int, typer.Option(min=1, help="With --suite: severities stacked in each file.")] = 5,
+    output: Output = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predict the suite with trained runs and write a submission for each.
+
+    Example: comp predict runs/quickstart/20260101-120000-quickstart --views flip --adapt bn
+    """
+    from comp import console, predicting
+    from comp import runs as run_folders
+    from comp.errors import SubmissionError
+
+    if output and (len(paths) > 1 or split != "suite"):
+        raise SubmissionError(
+            "-o names one file, and several runs, or a split that is not submitted, were given; leave it out"
+        )
+    given = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
+    written: dict[str, Any] = {}
+    for found in [run_folders.open_run(path) for path in paths]:
+        with console.bars() as progress:
+            loaded = predicting.load(found, progress=progress)
+            variant = predicting.variant_for(loaded, given)
+            written[str(found.path)], rows, expected = _predict_one(
+                loaded, split, suite, severities, variant, output, force, progress
+            )
+        if not as_json:
+            console.print_prediction(found, rows, written[str(found.path)], expected)
+    if as_json:
+        console.print_json(written)
+
+
+def _predict_one(
+    loaded: Any, split: str, suite: Path | None, severities: int, variant: Any, output: Path | None, force: bool,
+    progress: Any,
+) -> tuple[str | dict[str, Any], Any, dict[str, Any]]:  # fmt: skip
+    """Return the CSV's path, or the scores of what is not submitted; the predictions; and what they should score."""
+    from comp import predicting
+    from comp.data import suites
+
+    shape = loaded.dataset.competition.image_shape
+    images = suites.folder_suite(suite, severities, shape) if suite else predicting.images_of(loaded, split)
+    name = f"suite-{suite.resolve().name}" if suite else split
+    rows = predicting.predict_split(loaded, images, name, progress, variant=variant)
+    if split != "suite":
+        return predicting.score(loaded, rows), rows, {}
+    expected = predicting.expect(loaded, rows, name, progress)
+    path = output or predicting.default_submission(loaded.config)
+    blocks = getattr(images, "blocks", ()) if suite else ()
+    return str(predicting.submit(loaded, rows, path, force=force, blocks=blocks)), rows, expected
+
+
+def evaluate(
+    path: RunPath,
+    views: Views = None,
+    views_for: ViewsFor = None,
+    adapt: Adapt = None,
+    adapt_per: AdaptPer = None,
+    alpha: Alpha = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a trained run on the clean labelled test split, beside its validation scores.
+
+    Example: comp evaluate runs/quickstart/20260101-120000-quickstart --views flip
+    """
+    from comp import console, predicting
+    from comp import runs as run_folders
+
+    found = run_folders.open_run(path)
+    given = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
+    with console.bars() as progress:
+        loaded = predicting.load(found, progress=progress)
+        scores = predicting.evaluate(loaded, progress, variant=predicting.variant_for(loaded, given))
+    console.print_json(scores) if as_json else console.print_summary(found, scores)
+
+
+def probe(
+    path: RunPath,
+    classifier: Annotated[str, typer.Option(help="linear_svm, knn or logistic.")] = "linear_svm",
+    k: Annotated[int, typer.Option("--k", help="Neighbours, for knn.")] = 5,
+    config: Annotated[Path | None, typer.Option("--config", help="Probe these data instead of the run's own.")] = None,
+    runs: RunsRoot = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a simple classifier on a trained run's features and score it.
+
+    Example: comp probe runs/quickstart/20260101-120000-quickstart --classifier knn --k 5
+    """
+    from comp import config as configs
+    from comp import console, probing
+    from comp import runs as run_folders
+
+    wanted = configs.load(config) if config else None
+    with console.bars() as progress:
+        found = probing.probe(
+            run_folders.open_run(path), name=classifier, k=k, config=wanted, runs_root=runs, progress=progress
+        )
+    console.print_json(found.metrics()) if as_json else console.print_summary(found, found.metrics())

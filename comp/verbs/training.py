@@ -1,0 +1,184 @@
+"""`comp run`, `comp train` and `comp lr-find`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from comp.verbs.options import RUNS, Adapt, AsJson, ConfigPath, Force, Output, Overrides, RunsRoot, Views
+
+if TYPE_CHECKING:
+    from comp.config import Config
+    from comp.data.dataset import Dataset
+    from comp.models.classifier import Classifier
+    from comp.runs import Run
+    from comp.training.distributed import Alone
+
+
+def run(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")] = None,
+    overrides: Overrides = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Every stage on two batches, in a scratch folder.")
+    ] = False,
+    like: Annotated[Path | None, typer.Option("--as", metavar="RUN", help="Repeat a run bit for bit on CPU.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")
+    ] = None,
+    views: Views = None,
+    adapt: Adapt = None,
+    output: Output = None,
+    force: Force = False,
+    runs: RunsRoot = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Train, evaluate, predict, write and check the submission, add a leaderboard row.
+
+    Example: comp run configs/quickstart.yaml
+    """
+    from comp import console, pipeline
+    from comp import runs as run_folders
+    from comp.data.dataset import open_dataset
+    from comp.errors import ConfigError
+    from comp.training import distributed
+
+    distributed.refuse("comp run")
+    if rehearse:
+        _rehearse(_load_one(config, overrides), as_json)
+        return
+    given = {"predict.views": views, "predict.adapt": adapt}
+    laid_on = [f"{name}={value}" for name, value in given.items() if value is not None]
+    if laid_on and (resume or like):
+        raise ConfigError("--views, --adapt: a run that exists keeps its own; predict it again: comp predict RUN")
+    overrides = [*(overrides or []), *laid_on]
+    _one_of(CONFIG=config, resume=resume, **{"as": like})
+    if resume:
+        with console.bars() as progress:
+            found = run_folders.open_run(resume)
+            dataset = open_dataset(found.config(), progress)
+            pipeline.resume(found, dataset=dataset, on_epoch=console.print_epoch, progress=progress)
+    else:
+        found, dataset = _train(config, overrides, like, runs, distributed.ALONE)
+    with console.bars() as progress:
+        scores = pipeline.finish(found, dataset=dataset, output=output, force=force, progress=progress)
+    console.print_json(scores) if as_json else console.print_summary(found, scores)
+
+
+def train(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")
+    ] = None,
+    runs: RunsRoot = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Train a config and score it on validation; on several devices under torchrun.
+
+    Example: comp train configs/quickstart.yaml train.epochs=3
+    """
+    from comp import console, pipeline, signals
+    from comp import runs as run_folders
+    from comp.training import distributed
+
+    _one_of(CONFIG=config, resume=resume)
+    with distributed.joined() as team:
+        if not team.leads:
+            followed = run_folders.open_run(resume).config() if resume else _load_one(config, overrides)
+            pipeline.follow(followed, team, resume=resume is not None, runs_root=runs, progress=signals.progress)
+            return
+        if resume:
+            found = run_folders.open_run(resume)
+            with console.bars() as progress:
+                pipeline.resume(found, on_epoch=console.print_epoch, progress=progress, team=team)
+        else:
+            found, _ = _train(config, overrides, None, runs, team)
+    console.print_json(found.metrics()) if as_json else console.print_summary(found, found.metrics())
+
+
+def lr_find(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    lowest: Annotated[float, typer.Option("--from", help="The first step's rate.")] = 1e-6,
+    highest: Annotated[float, typer.Option("--to", help="The last step's rate, if the loss holds so long.")] = 10.0,
+    steps: Annotated[int, typer.Option(help="How many steps the range is cut into.")] = 200,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The picture, a PNG; replaced.")] = Path("lr-find.png"),
+    as_json: AsJson = False,
+) -> None:
+    """Let the learning rate rise from step to step on a copy of the model, and suggest one. Leaves no run.
+
+    Example: comp lr-find configs/quickstart.yaml --steps 100
+    """
+    from comp import config as configs
+    from comp import console, pipeline, plots
+
+    with console.bars() as progress:
+        found = pipeline.find_rate(
+            configs.load(config, overrides or []), lowest=lowest, highest=highest, steps=steps, progress=progress
+        )
+    marks = {"steepest descent": found.steepest, "suggestion": found.suggestion}
+    plots.rate_search(output, found.rates, found.losses, found.smoothed, marks)
+    if as_json:
+        console.print_json({**found.to_json(), "picture": str(output)})
+    else:
+        console.print_rate_search(found, output)
+
+
+def _load_one(config: Path | None, overrides: list[str] | None) -> "Config":
+    from comp import config as configs
+    from comp.errors import ConfigError
+
+    if config is None:
+        raise ConfigError("name a config: comp run configs/quickstart.yaml")
+    return configs.load(config, overrides or [])
+
+
+def _one_of(**given: Any) -> None:
+    """Refuse none and several ways of saying what to train."""
+    from comp.errors import ConfigError
+
+    names = ["CONFIG" if name == "CONFIG" else f"--{name}" for name in given]
+    if sum(value is not None for value in given.values()) != 1:
+        raise ConfigError(f"expected one of {', '.join(names)}; for example: comp run configs/quickstart.yaml")
+
+
+def _train(
+    config: Path | None, overrides: list[str] | None, like: Path | None, runs: Path, team: "Alone"
+) -> "tuple[Any, Dataset]":
+    from comp import console, device, pipeline
+    from comp import runs as run_folders
+
+    execution = None
+    if like is None:
+        loaded, name = _load_one(config, overrides), Path(config or "run").stem
+    else:
+        original = run_folders.open_run(like)
+        loaded, name = original.config(), like.name.split("-", 2)[-1]
+        recorded = like / "execution.json"
+        execution = device.from_json(run_folders.read_json(recorded), str(recorded))
+    with console.bars() as progress:
+        dataset = team.leader_first(lambda: pipeline.prepare(loaded, runs, progress))
+        console.print_notes(dataset)
+        found = pipeline.train(
+            loaded, name=name, runs_root=runs, dataset=dataset, execution=execution,
+            on_start=_print_start, on_epoch=console.print_epoch, progress=progress, team=team,
+        )  # fmt: skip
+    return found, dataset
+
+
+def _print_start(run: "Run", model: "Classifier") -> None:
+    from comp import console
+    from comp.models.surgery import trainable_table
+
+    console.print_start(run, trainable_table(model), model.origin)
+
+
+def _rehearse(config: "Config", as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from comp import console
+    from comp.rehearsal import rehearse
+
+    with console.bars() as progress:
+        stages = rehearse(config, progress)
+    console.print_json([asdict(stage) for stage in stages]) if as_json else console.print_stages(stages)

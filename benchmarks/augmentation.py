@@ -1,40 +1,49 @@
 """Time augmentation side by side: ours against torchvision, albumentations, timm and (where installed) kornia.
 
-    python -m benchmarks.augmentation [--images 512] [--rounds 5] [--threads 1] [--only mixing]
+    python -m benchmarks.augmentation [--cores 2] [--images 1024] [--rounds 5] [--only mixing]
 
-Everyone turns the same uint8 images into a uint8 batch (mixing: into floats), every sample with its own draws; PIL
-contestants start from arrays and end in a stacked tensor, as they do in a loader. Contestants take turns (A B C A B C
-...) and medians are taken, so that a machine that slows down slows all. Images a second of CPU time, all threads
-together. Prints Markdown.
+Everyone turns the same uint8 images into a uint8 batch (mixing and kornia: into floats), every sample with its own
+draws (kornia: one a batch), on the same cores: who takes a batch computes with that many threads, who takes one image
+at a time runs in that many processes, each with its share of the batch, as loader workers do; bringing their results
+back is not counted. PIL contestants start from arrays and end in a stacked tensor. Contestants take turns (A B C A B C
+...) and medians of wall-clock images a second are taken, so that a machine that slows down slows all. The last workload
+is a ResNet-18's training step with AutoAugment and MixUp in it, and on a batch made before. Prints Markdown.
 """
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
+from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision import transforms as pil
 from torchvision.transforms import functional, v2
 
 from comp.augment.mixing import Mixing, mix
 from comp.augment.per_batch import alternation, augment
 from comp.augment.per_image import PerImage
-from comp.augment.policies import resolve
+from comp.augment.policies import POLICIES, resolve
+from comp.config import ModelConfig
 from comp.imaging import draws
+from comp.models import zoo
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 import timm.data
 
 Contestant = Callable[[np.ndarray], object]  # takes [B, H, W, 3] uint8
-SINGLY = 64  # images a turn for those who take one at a time
+SINGLY = 64  # images a turn and process for those who take one at a time
+WHOLE = ("ours, per_batch", "ours", "kornia, one draw a batch", "timm, by element")  # they take a batch at once
 
 
 def photographs(count: int, side: int) -> np.ndarray:
@@ -44,10 +53,10 @@ def photographs(count: int, side: int) -> np.ndarray:
 
 
 def ours(pixels: np.ndarray, *, names: list[str]) -> Tensor:
-    indices = torch.arange(len(pixels))
-    turned = alternation(0, 1, indices) if "alternating_flip" in names else None
+    policy, indices = resolve(names), torch.arange(len(pixels))
+    turned = alternation(0, 1, indices) if any(op.name == "alternating_flip" for op in policy.ops) else None
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    return augment(images, resolve(names), draws.keys(0, 1, indices), turned=turned)
+    return augment(images, policy, draws.keys(0, 1, indices), turned=turned)
 
 
 def ours_singly(pixels: np.ndarray, *, engine: PerImage) -> Tensor:
@@ -109,17 +118,29 @@ def policy_contest(names: list[str], side: int) -> dict[str, Contestant]:
     if names == ["randaugment"]:
         transform = timm.data.auto_augment.rand_augment_transform("rand-m9-n2", {})
         contest["timm, PIL"] = partial(through_pil, transform=transform)
-        contest |= kornia_contest()
-    return contest
+    return contest | kornia_contest(names, side)
 
 
-def kornia_contest() -> dict[str, Contestant]:
+def kornia_contest(names: list[str], side: int) -> dict[str, Contestant]:
     if not find_spec("kornia"):
         return {}
-    from kornia.augmentation.auto import RandAugment
+    import kornia.augmentation as K
+    from kornia.augmentation import auto
 
-    transform = RandAugment(n=2, m=9)
-    return {"kornia": lambda pixels: transform(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)}
+    rows: dict[str, Callable[[], list[torch.nn.Module]]] = {
+        "basic": lambda: [K.RandomCrop((side, side), padding=side // 8), K.RandomHorizontalFlip()],
+        "color_jitter": lambda: [K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=1.0)],
+        "rotation": lambda: [K.RandomRotation(15.0, p=1.0)],
+        "random_erasing": lambda: [K.RandomErasing((0.02, 0.4), p=0.5)],
+        "autoaugment_cifar10": lambda: [auto.AutoAugment("cifar10")],
+        "autoaugment_imagenet": lambda: [auto.AutoAugment("imagenet")],
+        "randaugment": lambda: [auto.RandAugment(n=2, m=9)],
+        "trivialaugment_wide": lambda: [auto.TrivialAugment()],
+    }
+    if not all(name in rows for name in names):
+        return {}
+    transform = torch.nn.Sequential(*(step for name in names for step in rows[name]()))
+    return {WHOLE[2]: lambda pixels: transform(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)}
 
 
 def mixing_contest() -> dict[str, Contestant]:
@@ -141,50 +162,160 @@ def mixing_contest() -> dict[str, Contestant]:
     return {"ours": mix_ours, "timm, by element": mix_theirs}
 
 
-def rates(contest: dict[str, Contestant], pixels: np.ndarray, rounds: int) -> dict[str, float]:
-    """Return each contestant's median images a second of CPU time."""
+def contest_of(workload: str) -> tuple[dict[str, Contestant], int]:
+    """Return who can run a workload such as `basic + cutout, 32 px`, and its images' side."""
+    names, _, size = workload.partition(", ")
+    side = int(size.removesuffix(" px"))
+    if names == "mixing":
+        return mixing_contest(), side
+    return policy_contest(names.split(" + "), side), side
+
+
+def serve(orders: Connection) -> None:
+    """Run contestants that take one image at a time, in a process of their own: (workload, name) comes, seconds go."""
+    torch.set_num_threads(1)
+    contests: dict[str, tuple[dict[str, Contestant], np.ndarray]] = {}
+    while order := orders.recv():
+        workload, name = order
+        if workload not in contests:
+            contest, side = contest_of(workload)
+            contests = {workload: (contest, photographs(SINGLY, side))}
+        contest, pixels = contests[workload]
+        start = time.perf_counter()
+        contest[name](pixels)
+        orders.send(time.perf_counter() - start)
+
+
+class Crew:
+    """As many processes as cores, for who takes one image at a time."""
+
+    def __init__(self, cores: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ends: list[Connection] = []
+        self._members = []
+        for _ in range(cores):
+            here, there = context.Pipe()
+            member = context.Process(target=serve, args=(there,), daemon=True)
+            member.start()
+            self._ends.append(here)
+            self._members.append(member)
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for end in self._ends:
+            end.send(None)
+        for member in self._members:
+            member.join()
+
+    def seconds_an_image(self, workload: str, name: str) -> float:
+        """Let all members work at once; the slowest says when the batch is done."""
+        for end in self._ends:
+            end.send((workload, name))
+        return max(end.recv() for end in self._ends) / (SINGLY * len(self._ends))
+
+
+def rates(workload: str, crew: Crew, images: int, rounds: int) -> dict[str, float]:
+    """Return each contestant's median images a second."""
+    contest, side = contest_of(workload)
+    pixels = photographs(images if side < 64 else images // 8, side)
     times: dict[str, list[float]] = {name: [] for name in contest}
     for turn in range(rounds + 1):
         for name, work in contest.items():
-            batch = pixels if name in {"ours", "ours, per_batch", "kornia", "timm, by element"} else pixels[:SINGLY]
-            start = time.process_time()
-            work(batch)
+            if name in WHOLE:
+                start = time.perf_counter()
+                work(pixels)
+                seconds = (time.perf_counter() - start) / len(pixels)
+            else:
+                seconds = crew.seconds_an_image(workload, name)
             if turn:  # the first round warms up
-                times[name].append((time.process_time() - start) / len(batch))
+                times[name].append(seconds)
     return {name: 1 / statistics.median(seconds) for name, seconds in times.items()}
 
 
-def report(title: str, contest: dict[str, Contestant], pixels: np.ndarray, rounds: int) -> None:
-    measured = rates(contest, pixels, rounds)
-    first = next(iter(measured.values()))
-    for name, rate in measured.items():
-        print(f"| {title} | {name} | {rate:,.0f} | {rate / first:.3f} |", flush=True)
+class Step:
+    """A ResNet-18 with a 3x3 stem in bfloat16, and its training step."""
+
+    def __init__(self, batch: int) -> None:
+        shape, grey = (3, 32, 32), [0.5, 0.5, 0.5]
+        config = ModelConfig(name="resnet18", stem="cifar")
+        self.model = zoo.build(config, classes=10, image_shape=shape, mean=grey, std=grey, seed=0)
+        self.model.to(memory_format=torch.channels_last).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), foreach=True)
+        self.images = torch.from_numpy(photographs(batch, 32)).permute(0, 3, 1, 2)
+        self.indices, self.labels = torch.arange(batch), torch.arange(batch) % 10
+        self.policy, self.mixing = resolve(["basic", "autoaugment_cifar10"]), Mixing(mixup=0.4)
+        self.made = self.batch(0)
+
+    def batch(self, epoch: int) -> tuple[Tensor, Tensor]:
+        keys = draws.keys(0, epoch, self.indices)
+        images = augment(self.images, self.policy, keys)
+        return mix(images, self.labels, keys, classes=10, mixing=self.mixing)
+
+    def take(self, images: Tensor, targets: Tensor) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(self.model(images), targets)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def report_step(rounds: int, batch: int = 128) -> None:
+    """Print how much longer a step takes that makes its own batch; steps of both kinds alternate."""
+    step = Step(batch)
+    fixed, made = [], []
+    for turn in range(4 * rounds + 1):
+        start = time.perf_counter()
+        step.take(*step.made)
+        middle = time.perf_counter()
+        step.take(*step.batch(turn))
+        if turn:
+            fixed.append(middle - start)
+            made.append(time.perf_counter() - middle)
+    before, now = statistics.median(fixed), statistics.median(made)
+    print(f"\nResNet-18 step of {batch}: {before * 1e3:,.1f} ms on a batch made before, {now * 1e3:,.1f} ms with basic")
+    print(f"+ autoaugment_cifar10 + MixUp in it: {now / before:.4f} (medians of {4 * rounds})")
+
+
+SINGLES = (
+    "basic", "color_jitter", "rotation", "cutout", "random_erasing", "autoaugment_cifar10", "autoaugment_imagenet",
+    "randaugment", "trivialaugment_wide", "augmix", "mirrored_crop", "robust", "robust_strict",
+)  # fmt: skip
+WORKLOADS = (
+    "basic + cutout, 32 px",
+    "basic + autoaugment_cifar10 + color_jitter, 32 px",
+    *(f"{name}, 32 px" for name in SINGLES),
+    "basic, 160 px",
+    "basic + color_jitter, 160 px",
+    "basic + autoaugment_imagenet, 160 px",
+    "mixing, 32 px",
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=512, help="images in a batch")
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="threads, or processes")
+    parser.add_argument("--images", type=int, default=1024, help="images in a batch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", default="", help="run the workloads that have this in their title")
+    parser.add_argument("--only", default="", help="run the workloads that have this in their title; `step` is one")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    assert set(SINGLES) <= set(POLICIES)
+    torch.set_num_threads(arguments.cores)
     # The C library keeps small blocks once a large one has come and gone, as in any process that trains.
     torch.ones(31 << 20, dtype=torch.uint8)
-    workloads: list[tuple[list[str], int]] = [(["basic"], 32), (["basic", "cutout"], 32)]
-    workloads += [(["basic", "autoaugment_cifar10", "color_jitter"], 32)]
-    singles = ["color_jitter", "rotation", "random_erasing", "autoaugment_cifar10", "autoaugment_imagenet"]
-    workloads += [([name], 32) for name in [*singles, "randaugment", "trivialaugment_wide", "augmix"]]
-    workloads += [(["basic", "color_jitter"], 160), (["basic", "autoaugment_imagenet"], 160)]
-    print(f"{arguments.threads} thread(s), batches of {arguments.images}, median of {arguments.rounds} rounds\n")
-    print("| workload | who | images/s of CPU time | of the first |\n|---|---|---:|---:|")
-    for names, side in workloads:
-        title = f"{' + '.join(names)}, {side} px"
-        if arguments.only in title:
-            pixels = photographs(arguments.images if side < 64 else arguments.images // 8, side)
-            report(title, policy_contest(names, side), pixels, arguments.rounds)
-    if arguments.only in "mixing, 32 px":
-        report("mixing, 32 px", mixing_contest(), photographs(arguments.images, 32), arguments.rounds)
+    print(f"{arguments.cores} cores, batches of {arguments.images}, median of {arguments.rounds} rounds\n")
+    print("| workload | who | images/s | of the first |\n|---|---|---:|---:|")
+    with ExitStack() as stack:
+        wanted = [workload for workload in WORKLOADS if arguments.only in workload]
+        crew = stack.enter_context(Crew(arguments.cores)) if wanted else None
+        for workload in wanted:
+            measured = rates(workload, crew, arguments.images, arguments.rounds)
+            first = next(iter(measured.values()))
+            for name, rate in measured.items():
+                print(f"| {workload} | {name} | {rate:,.0f} | {rate / first:.3f} |", flush=True)
+    if arguments.only in "step":
+        report_step(arguments.rounds)
     if not find_spec("kornia"):
         print("\nkornia is not installed: skipped.")
 

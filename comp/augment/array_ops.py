@@ -1,4 +1,4 @@
-"""The ops of `ops.OPS` that albumentations has not, or has otherwise, for one image: NumPy and OpenCV.
+"""The ops of `ops.OPS` for one image: NumPy and OpenCV. (Of these, albumentations has only flips just as Pillow.)
 
 Each takes an image [H, W, C] uint8 (C is 1 or 3), a magnitude in the op's unit, and where chance places it, a
 generator. They follow Pillow as the tensor ops do; tests hold both engines to it.
@@ -82,13 +82,15 @@ def _hue(image: Image, magnitude: float, chance: random.Random) -> Image:
     red, green, blue = cv2.split(image)
     higher, lower = cv2.max(red, green), cv2.min(red, green)
     value = cv2.max(higher, blue)
-    spread = (value - cv2.min(lower, blue)).astype(np.intp)
-    gap = value - cv2.max(lower, cv2.min(higher, blue))  # from the middle channel up to the highest
-    sector = (red >= green) * np.intp(4) + (green >= blue) * np.intp(2) + (red >= blue)
+    spread = cv2.subtract(value, cv2.min(lower, blue))
+    gap = cv2.subtract(value, cv2.max(lower, cv2.min(higher, blue)))  # from the middle channel up to the highest
+    pairs = ((red, green, 4), (green, blue, 2), (red, blue, 1))
+    sector = sum((cv2.compare(one, other, cv2.CMP_GE) & bit for one, other, bit in pairs), start=np.uint8(0))
     hues, chromas, losses = _hsv_tables()
-    hue = hues.take((sector << 16) | (spread << 8) | gap)
+    # Bytes side by side are already the index that shifts would make of them.
+    hue = hues.take(cv2.merge([gap, spread, sector, np.zeros_like(gap)]).view("<i4")[..., 0])
     hue += np.uint8(int(magnitude * 255) & 255)
-    chroma = chromas.take((value.astype(np.intp) << 8) | spread)
+    chroma = chromas.take(cv2.merge([spread, value]).view("<u2")[..., 0])
     start = value + np.float32(0.5)
     return np.asarray(cv2.merge([(start - chroma * cv2.LUT(hue, loss)).astype(np.uint8) for loss in losses]), np.uint8)
 
@@ -160,6 +162,14 @@ def _shift(image: Image, right: int, down: int) -> Image:
     return moved
 
 
+def _flip(image: Image, magnitude: float, chance: random.Random) -> Image:
+    return _shaped(cv2.flip(image, 1), image)
+
+
+def _invert(image: Image, magnitude: float, chance: random.Random) -> Image:
+    return ~image
+
+
 def _cutout(image: Image, magnitude: float, chance: random.Random) -> Image:
     edges = []
     for side in image.shape[:2]:
@@ -199,12 +209,16 @@ def _look(matrix: Matrix, height: int, width: int) -> tuple[NDArray[np.int32], N
     return y * width + x, (x.view(np.uint32) < width) & (y.view(np.uint32) < height)
 
 
+def _only(inside: NDArray[np.bool_], warped: Any, image: Image) -> Image:
+    return _shaped(cv2.bitwise_and(warped, warped, mask=inside.view(np.uint8)), image)
+
+
 def _nearest(image: Image, matrix: Matrix) -> Image:
     """OpenCV rounds places to 1/1024 pixel, which moves whole rows where a slope makes ties: NumPy looks them up."""
     height, width, channels = image.shape
     taken, inside = _look(matrix, height, width)
     warped = image.reshape(-1, channels).take(taken.reshape(-1), axis=0, mode="clip").reshape(image.shape)
-    return np.asarray(warped * inside[..., None], np.uint8)
+    return _only(inside, warped, image)
 
 
 def _bilinear(image: Image, matrix: Matrix) -> Image:
@@ -214,7 +228,7 @@ def _bilinear(image: Image, matrix: Matrix) -> Image:
     moved = np.array([(a, b, c + (a + b) / 2 - 0.5) for a, b, c in matrix])
     flags = cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR
     warped = cv2.warpAffine(image, moved, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(_shaped(warped, image) * _look(matrix, height, width)[1][..., None], np.uint8)
+    return _only(_look(matrix, height, width)[1], warped, image)
 
 
 def _shear(image: Image, magnitude: float, chance: random.Random, *, axis: int, warp: Warp) -> Image:
@@ -239,6 +253,8 @@ FUNCTIONS: dict[str, Function] = {
     "crop_mirrored": _crop_mirrored,
     "cutout": _cutout,
     "random_erasing": _random_erasing,
+    "flip": _flip,
+    "alternating_flip": _flip,
     "shear_x": partial(_shear, axis=0, warp=_nearest),
     "shear_y": partial(_shear, axis=1, warp=_nearest),
     "shear_x_bilinear": partial(_shear, axis=0, warp=_bilinear),
@@ -257,5 +273,6 @@ FUNCTIONS: dict[str, Function] = {
     "solarize": _solarize,
     "autocontrast": _autocontrast,
     "equalize": _equalize,
+    "invert": _invert,
     **array_degradations.FUNCTIONS,
 }

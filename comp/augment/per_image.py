@@ -9,6 +9,7 @@ import json
 import os
 import random
 from bisect import bisect
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -76,7 +77,10 @@ class PerImage:
             "uinteger": 0,
         }
         turned = len(self._composes) > 1 and bool(_first_turns(self._seed, index // _BLOCK)[index % _BLOCK] ^ epoch & 1)
-        done: Image = self._composes[turned](image=image)["image"]
+        data: dict[str, Any] = {"image": image}
+        for stage in self._composes[turned].transforms:  # Compose itself would check for 10 us what is known to hold
+            data = stage(**data)
+        done: Image = data["image"]
         return np.ascontiguousarray(done if done.ndim == 3 else done[..., None])
 
 
@@ -141,33 +145,28 @@ class OwnOp(A.ImageOnlyTransform):  # type: ignore[misc]
 
     def __init__(self, op: Op) -> None:
         super().__init__(p=op.probability)
-        self.op = op
+        self.op, self.function = op, array_ops.FUNCTIONS[op.name]
 
-    def get_params(self) -> dict[str, Any]:
-        """Return the magnitude of one draw."""
-        op, share = self.op, self.py_random.random()
+    def __call__(self, *args: Any, force_apply: bool = False, **data: Any) -> dict[str, Any]:
+        """Return the data with the image under the op, or as they are. (The base's own way takes 7 us longer.)"""
+        op, chance = self.op, self.py_random
+        if chance.random() >= op.probability:
+            return data
+        share = chance.random()
         if op.steps:
             share = int(share * op.steps) / max(1, op.steps - 1)
         magnitude = op.low + (op.high - op.low) * share
-        return {"magnitude": -magnitude if op.signed and self.py_random.random() < 0.5 else magnitude}
-
-    def apply(self, img: Image, magnitude: float, **params: Any) -> Image:
-        """Return the image under the op."""
-        return array_ops.FUNCTIONS[self.op.name](img, magnitude, self.py_random)
+        if op.signed and chance.random() < 0.5:
+            magnitude = -magnitude
+        return {**data, "image": self.function(data["image"], magnitude, chance)}
 
 
 def _transform(op: Op | Foreign, turned: bool) -> Any:
     if isinstance(op, Foreign):
         return _foreign(op)
-    if op.name == "alternating_flip":
-        return A.HorizontalFlip(p=float(turned and op.probability), strict=True)
-    if op.name in _NATIVE:
-        return getattr(A, _NATIVE[op.name])(p=op.probability, strict=True)
+    if op.name == "alternating_flip" and not turned:
+        op = replace(op, probability=0.0)
     return OwnOp(op)
-
-
-# Ops that albumentations has just as Pillow means them. (Its AutoContrast and Equalize differ, even in mode `pil`.)
-_NATIVE = {"flip": "HorizontalFlip", "invert": "InvertImg"}
 
 
 def _foreign(op: Foreign) -> Any:

@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from comp.imaging import draws
 from comp.imaging.filters import border_indices
@@ -218,49 +219,14 @@ def _affine_bilinear(images: Tensor, matrices: Tensor, fill: int) -> Tensor:
 
 
 def _bilinear(images: Tensor, x: Tensor, y: Tensor, inside: Tensor, fill: int) -> Tensor:
-    """The four neighbours of places [B, H, W] in fixed point, where all bits of `inside` are set; else `fill`.
-
-    By weights of 1/4096, in integers: places are rounded to 1/64 pixel. Works in the buffers of `x` and `y`.
-    """
-    B, C, H, W = images.shape
-    x, y = x.sub_(_ONE // 2), y.sub_(_ONE // 2)  # from pixel corners to pixel centres
-    right, lower = ((x & (_ONE - 1)) >> 10).to(torch.int64), ((y & (_ONE - 1)) >> 10).to(torch.int64)  # of 64
-    columns, rows = x >> 16, y >> 16
-    first = torch.arange(0, B * H * W, H * W, dtype=torch.int32, device=images.device)[:, None, None]
-    above, below = rows.clamp(0, H - 1).mul_(W).add_(first), (rows + 1).clamp_(0, H - 1).mul_(W).add_(first)
-    before, after = columns.clamp(0, W - 1), (columns + 1).clamp_(0, W - 1)
-    table = pack(images)
-
-    def at(row: Tensor, column: Tensor) -> Tensor:
-        return table.index_select(0, (row + column).view(-1)).view(B, H, W)
-
-    def lie_between(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
-        # Differences borrow between the packed channels; the sum gives it back.
-        return end.sub_(start).mul_(share).add_(start, alpha=64)
-
-    upper = lie_between(at(above, before), at(above, after), right)
-    blend = lie_between(upper, lie_between(at(below, before), at(below, after), right), lower)
-    blend.add_(2048 * _EVERY).bitwise_and_(inside)  # rounds
+    """The four neighbours of places [B, H, W] in fixed point, where all bits of `inside` are set; else `fill`."""
+    B, _, H, W = images.shape
+    grid = torch.empty((B, H, W, 2), device=images.device)  # -1 to 1, from edge to edge
+    for axis, (places, side) in enumerate(((x, W), (y, H))):
+        torch.mul(places, 2 / (side * _ONE), out=grid[..., axis])
+    planes = images.to(torch.float32, memory_format=torch.contiguous_format)
+    found = F.grid_sample(planes, grid.sub_(1), padding_mode="border", align_corners=False)
+    levels = found.add_(0.5).to(torch.int32).bitwise_and_(inside[:, None])
     if fill:
-        blend += (~inside).to(torch.int64).bitwise_and_(fill * 4096 * _EVERY)
-    return _unpack(blend.bitwise_right_shift_(12), C)
-
-
-# All channels of a pixel stand in one int64, 21 bits apart: room for 8 bits times weights that sum to 4096.
-APART = 21
-_EVERY = 1 | 1 << APART | 1 << 2 * APART
-
-
-def pack(images: Tensor) -> Tensor:
-    """Return [B H W] int64 of [B, C, H, W] uint8, C at most 3: the channels of a pixel `APART` bits apart."""
-    assert images.shape[1] <= 3
-    packed = images[:, 0].to(torch.int64, memory_format=torch.contiguous_format)
-    for channel in range(1, images.shape[1]):
-        packed |= images[:, channel].to(torch.int64) << channel * APART
-    return packed.view(-1)
-
-
-def _unpack(packed: Tensor, channels: int) -> Tensor:
-    """Return [B, C, H, W] uint8 of [B, H, W] int64; what stands above a channel's 8 bits is cut off."""
-    planes = [(packed >> channel * APART).to(torch.uint8) for channel in range(channels)]
-    return to_images(torch.stack(planes, -1))
+        levels |= (~inside).bitwise_and_(fill)[:, None]
+    return to_images(to_pixels(levels.to(torch.uint8)))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from comp.imaging import draws, filters
 from comp.imaging.colour import rounded
-from comp.imaging.geometry import APART, pack, to_images, to_pixels
+from comp.imaging.geometry import to_images, to_pixels
 
 _FINEST = 1 << 13  # weights are multiples of 1/8192: 13 bits, and 8 of a grey level
 _EIGHTHS = 8  # what is kept between the axes: 11 bits of a grey level, and 13 of a weight
@@ -142,12 +142,25 @@ def zoom_blur(images: Tensor, farthest: Tensor) -> Tensor:
     right, down = dithers(count).to(images.device).unbind(1)
     first = torch.arange(0, B * H * W, H * W, dtype=torch.int32, device=images.device)[:, None, None]
     rows, columns = places(H, down).mul_(W).add_(first), places(W, right)  # [B, T, H], [B, T, W]
-    packed = pack(images)
+    packed = _pack(images)
     total = torch.zeros(B * H * W, dtype=torch.int64, device=images.device)
     for t in range(count):
         total += packed.index_select(0, (rows[:, t, :, None] + columns[:, t, None, :]).view(-1))
-    planes = [(total >> channel * APART).bitwise_and_((1 << APART) - 1).to(torch.float32) for channel in range(C)]
+    planes = [(total >> channel * _APART).bitwise_and_((1 << _APART) - 1).to(torch.float32) for channel in range(C)]
     return to_images(rounded(torch.stack(planes, -1).div_(count)).view(B, H, W, C))
+
+
+# All channels of a pixel stand in one int64, 21 bits apart: room for sums of 8192 of them.
+_APART = 21
+
+
+def _pack(images: Tensor) -> Tensor:
+    """Return [B H W] int64 of [B, C, H, W] uint8, C at most 3: the channels of a pixel `_APART` bits apart."""
+    assert images.shape[1] <= 3
+    packed = images[:, 0].to(torch.int64, memory_format=torch.contiguous_format)
+    for channel in range(1, images.shape[1]):
+        packed |= images[:, channel].to(torch.int64) << channel * _APART
+    return packed.view(-1)
 
 
 def samples(height: int, width: int) -> int:

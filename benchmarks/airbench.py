@@ -213,7 +213,7 @@ def seconds_of_ours(config: Path, steps: int) -> dict[str, float]:
     overrides = [f"train.sizes={json.dumps(sizes)}", f"train.epochs={len(sides)}", f"data.validation={held_out}"]
     ends: dict[int, list[float]] = {epoch: [] for epoch in sizes}
 
-    def note(what: str, done: int, total: int, unit: str = "images") -> None:
+    def note(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         if unit == "steps":
             ends[int(what.split()[1].split("/")[0])].append(time.perf_counter())
 

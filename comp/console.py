@@ -37,8 +37,12 @@ MOST_COUNTED_MODELS = 120  # each takes a tenth of a second to two
 _PLAIN_EVERY_SECONDS = 10.0  # between lines where stderr is a file
 
 
-class _Rate(ProgressColumn):
+class _Pace(ProgressColumn):
+    """What the work says of itself, else its rate; with the rest of the line it fits in 80 columns."""
+
     def render(self, task: Task) -> Text:
+        if task.fields["note"]:
+            return Text(task.fields["note"])
         if not task.speed:
             return Text("")
         unit, speed = task.fields["unit"], task.speed
@@ -54,36 +58,36 @@ class Bars:
         self._what = ""
         self._began = self._told = time.perf_counter()
 
-    def __call__(self, what: str, done: int, total: int, unit: str = "images") -> None:
+    def __call__(self, what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         """Show it; raise `Interrupted` where a signal has come."""
         if what != self._what:
             self._begin(what, total, unit)
         assert self._bar is not None
-        self._drawn.update(self._bar, completed=done, total=total or None)
+        self._drawn.update(self._bar, completed=done, total=total or None, note=note)
         if not _err.is_terminal:
-            self._tell(what, done, total, unit)
+            self._tell(what, done, total, unit, note)
         signals.stop_if_asked()
 
     def _begin(self, what: str, total: int, unit: str) -> None:
         if self._bar is not None:
             self._drawn.remove_task(self._bar)
-        self._bar = self._drawn.add_task(what, total=total or None, unit=unit)
+        self._bar = self._drawn.add_task(what, total=total or None, unit=unit, note="")
         self._what, self._began = what, time.perf_counter()
 
-    def _tell(self, what: str, done: int, total: int, unit: str) -> None:
+    def _tell(self, what: str, done: int, total: int, unit: str, note: str) -> None:
         now = time.perf_counter()
         if now - self._told < _PLAIN_EVERY_SECONDS:
             return
         self._told = now
         rate = done / max(now - self._began, 1e-9)
         left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
-        _err.print(f"{what}: {done:,} of {total:,} {unit}, {rate:,.0f}/s{left}")
+        _err.print(f"{what}: {done:,} of {total:,} {unit}, {note or f'{rate:,.0f}/s'}{left}")
 
 
 @contextlib.contextmanager
 def bars() -> Iterator[Bars]:
     """Return the progress to pass down."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), _Rate(),
+    columns = (TextColumn("{task.description}"), BarColumn(10), TextColumn("{task.percentage:>3.0f}%"), _Pace(),
                TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as drawn:
         yield Bars(drawn)
@@ -110,6 +114,19 @@ def print_epoch(epoch: "Epoch") -> None:
     )
     if epoch.note:
         _err.print(f"epoch {epoch.number:>3}  {epoch.note}", markup=False)
+
+
+def print_norms(rows: Sequence[Mapping[str, str]]) -> None:
+    """Print the last epoch's rows of norms.csv; nothing where there are none."""
+    if not rows:
+        return
+    last = rows[-1]["epoch"]
+    table = Table("layer", "parameters", "gradient norm", "weight norm", title=f"norms in epoch {last}")
+    for row in rows:
+        if row["epoch"] == last:
+            norms = (f"{float(row[name]):.3g}" for name in ("gradient_norm", "weight_norm"))
+            table.add_row(row["layer"], f"{int(row['parameters']):,}", *norms)
+    _out.print(table)
 
 
 def print_line(text: str) -> None:

@@ -264,6 +264,8 @@ def _fit_andscore_weights(
     )
     cursor = fit.fit(session, resume=resume, on_epoch=on_epoch, progress=progress)
     plots.curves(run.plot_path("curves"), run.history(), cursor.best_epoch)
+    if session.norms.wanted:
+        plots.norms(run.plot_path("norms"), run.table("norms.csv"))
     final = score_weights(run, config, dataset, model, execution, "final", progress)
     averaged: dict[str, Any] = {}
     if (run.path / "averaged.safetensors").exists():

@@ -18,6 +18,7 @@ _LABELLED_CLASSES = 60  # beyond, class names would overprint each other
 _INCHES = 0.75  # a picture's side
 _TITLE_LETTERS = 14
 _MARKED_POINTS = 50  # of a line; a single one would be invisible without a mark
+_EPOCHS_OF_NORMS = 4  # more lines would hide each other
 # A panel of `curves` -> its lines: column of history.csv -> label.
 _CURVES = {
     "loss": {"train_loss": "training", "val_loss": "validation"},
@@ -136,6 +137,31 @@ def rate_search(
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def norms(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw gradient and weight norms over the layers, input first, a line for some of the epochs.
+
+    Args:
+        path: the PNG.
+        rows: of norms.csv: epoch, layer, gradient_norm, weight_norm; every epoch has the same layers.
+    """
+    epochs = sorted({int(row["epoch"]) for row in rows})
+    shown = sorted({epochs[round(place)] for place in np.linspace(0, len(epochs) - 1, _EPOCHS_OF_NORMS)})
+    layers = [str(row["layer"]) for row in rows if int(row["epoch"]) == shown[0]]
+    figure = _figure(12.0, max(4.0, 0.16 * len(layers) + 1.5))
+    for axes, column in zip(figure.subplots(1, 2, sharey=True), ("gradient_norm", "weight_norm"), strict=True):
+        for number, epoch in enumerate(shown):
+            values = [float(row[column]) for row in rows if int(row["epoch"]) == epoch]
+            colour = (0.1, 0.3, 0.9 - 0.8 * number / max(len(shown) - 1, 1))
+            axes.plot(values, range(len(values)), marker="o", markersize=3, color=colour, label=f"epoch {epoch}")
+        axes.set_title(column.replace("_", " "))
+        axes.set_xscale("log" if min(float(row[column]) for row in rows) > 0 else "linear")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    axes.set_yticks(range(len(layers)), layers, fontsize=7)
+    axes.invert_yaxis()  # shared: the input stands on top
     _save(figure, path)
 
 

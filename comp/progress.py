@@ -10,7 +10,7 @@ from typing import Protocol
 class Progress(Protocol):
     """Called after each step with how much of `what` is done."""
 
-    def __call__(self, what: str, done: int, total: int, unit: str = "images") -> None:
+    def __call__(self, what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         """Report; may raise `Interrupted`, after which the work must be resumable.
 
         Args:
@@ -18,8 +18,9 @@ class Progress(Protocol):
             done: units finished so far.
             total: units in all; 0 where unknown.
             unit: what is counted.
+            note: what else is known of it, such as `loss 1.23`; in place of the rate.
         """
 
 
-def quiet(what: str, done: int, total: int, unit: str = "images") -> None:
+def quiet(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
     """Report to nobody."""

@@ -46,7 +46,7 @@ def rehearse(config: Config, progress: Progress = quiet) -> list[Stage]:
         yield found
         stages.append(Stage(name, time.perf_counter() - began, ", ".join(found)))
 
-    def stop_after_first_step(what: str, done: int, total: int, unit: str = "images") -> None:
+    def stop_after_first_step(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         progress(what, done, total, unit)
         if unit == "steps":
             raise Interrupted(signal.SIGTERM)

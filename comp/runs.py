@@ -213,19 +213,23 @@ class Run:
 
     def history(self) -> list[dict[str, str]]:
         """Return history.csv's rows, none before the first epoch's end."""
-        path = self.path / "history.csv"
+        return self.table("history.csv")
+
+    def table(self, name: str) -> list[dict[str, str]]:
+        """Return the rows of one of its CSV files, none where it is not there."""
+        path = self.path / name
         if not path.is_file():
             return []
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
-    def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write history.csv whole."""
+    def write_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write one of its CSV files whole: the first row's keys are its columns."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["epoch"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        self.write("history.csv", text.getvalue().encode())
+        self.write(name, text.getvalue().encode())
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

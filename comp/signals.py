@@ -37,6 +37,6 @@ def stop_if_asked() -> None:
         raise Interrupted(_pending[0])
 
 
-def progress(what: str, done: int, total: int, unit: str = "images") -> None:
+def progress(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
     """Show nothing and stop where a signal has come: a `comp.progress.Progress`."""
     stop_if_asked()

@@ -95,7 +95,7 @@ def interrupt_at(step: int) -> Callable[..., None]:
     """Return a progress that asks for a stop, as SIGTERM does, when a training has taken so many steps."""
     taken = 0
 
-    def progress(what: str, done: int, total: int, unit: str = "images") -> None:
+    def progress(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         nonlocal taken
         taken += unit == "steps"
         if taken == step:

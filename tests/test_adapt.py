@@ -273,7 +273,7 @@ def test_a_prediction_killed_in_mid_suite_goes_on_with_the_same_bits(
     loaded = predicting.load(run)
     variant = predicting.variant_for(loaded, {"views": "flip", "adapt": "tent"})
 
-    def note(what: str, done: int, total: int, unit: str = "images") -> None:
+    def note(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         seen.append(done)
 
     resumed = predicting.predict(loaded, note, variant=variant)

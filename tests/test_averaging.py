@@ -195,7 +195,7 @@ def test_a_training_stopped_while_its_average_is_finished_loses_nothing(workplac
     config = configs.load("small.yaml", ["train.average=swa", "train.swa_epochs=2", FEW, *NORMED])
     whole = pipeline.train(config, runs_root=Path("whole"))
 
-    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+    def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         if what == "batch norm" and done == 2:
             raise Interrupted(signal.SIGTERM)
 

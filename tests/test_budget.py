@@ -187,7 +187,7 @@ def test_a_real_training_ends_annealed_in_time_and_records_its_plans(budgeted: c
 def test_an_interrupted_budget_goes_on_where_it_stopped(budgeted: configs.Config) -> None:
     calls = itertools.count()
 
-    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+    def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         if unit == "steps" and next(calls) == 30:
             raise Interrupted(15)
 

@@ -104,7 +104,7 @@ def test_what_was_stopped_goes_on_and_whole_files_are_kept(workplace: Path) -> N
     split = open_dataset(configs.load("small.yaml")).test
     assert split is not None
 
-    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+    def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         if what == "distortion02.npy" and done > COUNT:
             raise Interrupted(2)
 

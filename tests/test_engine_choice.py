@@ -74,7 +74,7 @@ def test_the_record_decides_what_a_repetition_draws(workplace: Path, comp: Calla
 
 
 def test_a_stopped_run_goes_on_with_its_recorded_engine(workplace: Path) -> None:
-    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+    def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         if what.startswith("epoch 2") and unit == "steps":
             raise Interrupted(signal.SIGTERM)
 

@@ -393,7 +393,7 @@ def test_an_image_folder_runs_streamed_as_it_runs_resident_and_resumes_exactly(
 
     steps = 0
 
-    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+    def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         nonlocal steps
         steps += unit == "steps"
         if steps == 3:

@@ -204,7 +204,7 @@ def _wait_for(condition: Callable[[], bool], process: "subprocess.Popen[Any]") -
 def test_a_stop_asked_for_at_an_epochs_end_ends_the_training_and_stays_asked_for(workplace: Path) -> None:
     config = configs.load("small.yaml", ["train.epochs=5"])
 
-    def interrupt_scoring(what: str, done: int, total: int, unit: str = "images") -> None:
+    def interrupt_scoring(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         if what == "ood_val":
             raise Interrupted(signal.SIGTERM)
 
@@ -216,7 +216,7 @@ def test_a_stop_asked_for_at_an_epochs_end_ends_the_training_and_stays_asked_for
 
 
 def test_an_interrupted_run_is_finished_by_resume(workplace: Path, comp: Callable[..., Result]) -> None:
-    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+    def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         if what.startswith("epoch 2"):
             raise Interrupted(signal.SIGINT)
 
@@ -316,7 +316,7 @@ def test_a_run_stopped_while_it_is_validated_ends_with_the_same_bits(shifted: Pa
     whole = pipeline.train(config, runs_root=Path("whole"))
     seen = 0
 
-    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+    def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         nonlocal seen
         seen += what == stop_in
         if seen == 2:

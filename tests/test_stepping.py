@@ -23,6 +23,7 @@ from comp.errors import ConfigError, Interrupted, RunError
 from comp.models.classifier import Classifier
 from comp.training import checkpoint, clipping
 from comp.training.memory import is_out_of_memory
+from comp.training.norms import NoNorms
 from comp.training.stepping import Stepper, parts
 from tests.conftest import Result
 from tests.test_run import assert_same_weights, the_run, weights_of
@@ -58,7 +59,7 @@ def gradients(micro_batch: int | None, **optim: Any) -> tuple[list[Tensor], Tens
     images, targets = torch.randn(30, 3, 8, 8, generator=generator), torch.rand(30, 4, generator=generator)
     config = Config(train=TrainConfig(batch_size=30, micro_batch=micro_batch), optim=OptimConfig(**optim))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    stepper = Stepper(optimizer, config, EXECUTION, unclipped=list(net[3].parameters()))
+    stepper = Stepper(optimizer, config, EXECUTION, NoNorms(), unclipped=list(net[3].parameters()))
 
     def compute(part: slice) -> tuple[Tensor, Tensor]:
         logits = net(images[part])
@@ -95,7 +96,7 @@ def scaled(precision: Precision, *losses: float) -> tuple[list[Tensor], Stepper,
     """Return the weights after each step of a line's fit whose loss is multiplied by the numbers given."""
     weight = nn.Parameter(torch.tensor([1.0, -2.0]))
     optimizer = torch.optim.SGD([weight], lr=0.125, momentum=0.5)
-    stepper = Stepper(optimizer, Config(), dataclasses.replace(EXECUTION, precision=precision))
+    stepper = Stepper(optimizer, Config(), dataclasses.replace(EXECUTION, precision=precision), NoNorms())
     seen = []
     for factor in losses:
 
@@ -239,7 +240,7 @@ def test_a_resume_keeps_the_parts_that_fitted(workplace: Path, monkeypatch: pyte
     config = small()
     whole = pipeline.train(config, runs_root=Path("whole"))
 
-    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+    def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         if unit == "steps" and done == 3:
             raise Interrupted(15)
 
@@ -341,7 +342,7 @@ def test_a_return_survives_an_interruption(workplace: Path, monkeypatch: pytest.
     config = small("train.nan_retries=1", "optim.schedule=constant", "optim.lr=1e-3")
     steps = itertools.count(1)
 
-    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+    def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         if unit == "steps" and next(steps) == 7:
             raise Interrupted(15)
 
@@ -373,7 +374,7 @@ def test_muon_and_lookahead_survive_an_interruption_bit_for_bit(workplace: Path)
     whole = pipeline.train(config, runs_root=Path("whole"))
     steps = itertools.count(1)
 
-    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+    def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         if unit == "steps" and next(steps) == 5:
             raise Interrupted(15)
 

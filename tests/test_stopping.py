@@ -106,7 +106,7 @@ def test_a_training_stops_and_says_when_and_why(
 def test_an_interrupted_training_stops_at_the_epoch_at_which_the_whole_one_does(workplace: Path) -> None:
     settings = ["train.epochs=9", "train.patience=2", "train.min_delta=2", "competition.ood_validation.severities=[]"]
 
-    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+    def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         if what.startswith("epoch 3") and done == 2:
             raise Interrupted(signal.SIGTERM)
 

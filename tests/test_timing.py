@@ -133,7 +133,7 @@ def test_a_compiled_training_resumes_bit_for_bit_and_matches_the_eager_one(
     eager_config, dataset = opened("augment.mixup=0")
     config = configs.load("small.yaml", [*FIXED, "augment.mixup=0", "train.compile=true"])
 
-    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+    def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         if what.startswith("epoch 2") and done == 2:
             raise Interrupted(signal.SIGTERM)
 

@@ -51,7 +51,7 @@ def test_a_resume_does_without_the_first_weights(source: runs.Run, workplace: Pa
     """A notebook that goes on from an attached folder need not have the pretrained file again."""
     config = configs.load("other.yaml", [f"model.from_run={source.path}"])
 
-    def stop(what: str, done: int, total: int, unit: str = "images") -> None:
+    def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         if unit == "steps":
             raise Interrupted(signal.SIGTERM)
 

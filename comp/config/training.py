@@ -131,6 +131,8 @@ class TrainConfig(Section):
     deterministic: bool = False
     """Whether CUDA may use only kernels that give the same bits every time, which are slower, and refuses what has
     none. The CPU gives the same bits in any case."""
+    log_norms: bool = False
+    """Whether gradient and weight norms of every layer are written to norms.csv, epoch by epoch, and drawn."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
     """state.pt is written at the first step or epoch end after this many seconds, and when interrupted."""
 

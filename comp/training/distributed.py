@@ -143,10 +143,10 @@ class Team(Alone):
     def watched(self, progress: Progress) -> Progress:
         """Return a progress after which all stop where one was told to, at the same step."""
 
-        def call(what: str, done: int, total: int, unit: str = "images") -> None:
+        def call(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
             signum = torch.zeros(1, dtype=torch.int64)
             try:
-                progress(what, done, total, unit)
+                progress(what, done, total, unit, note)
             except Interrupted as stop:
                 signum += stop.signum
             dist.all_reduce(signum, dist.ReduceOp.MAX)  # on the CPU: no device is waited for

@@ -6,7 +6,7 @@ cursor; a resumed run takes the same steps as an uninterrupted one, bit for bit 
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -100,6 +100,7 @@ def fit(
         cursor = checkpoint.load(state, session.parts, session.execution.torch_device)
     session.team.meet()  # all have read the state before the leader writes another
     rows: list[dict[str, Any]] = [dict(row) for row in session.run.history()[: cursor.epoch]]
+    norms: list[dict[str, Any]] = _until(cursor.epoch, session.run.table("norms.csv"))
     saver = _Saver(session, cursor)
     if (session.config.train.nan_retries or session.config.train.budget) and not state.exists():
         saver.save()  # something to go back to; and what it takes is known
@@ -114,10 +115,14 @@ def fit(
                     _go_back(session, cursor, error)
                     session.pace.begun()
                     del rows[cursor.epoch :]
+                    norms = _until(cursor.epoch, norms)
                     saver.save()
                     continue
                 rows.append(asdict(epoch))
-                session.run.write_history(rows)
+                session.run.write_table("history.csv", rows)
+                if session.norms.wanted:
+                    norms += session.norms.rows(epoch.number)
+                    session.run.write_table("norms.csv", norms)
                 stop = on_epoch(epoch) or (None if session.is_over(cursor) else stopping.due(rows, session.config))
                 cursor.stopped = stop.reason if stop else ""
                 _agree(session, cursor)
@@ -135,6 +140,10 @@ def fit(
     session.run.write("final.safetensors", weights.to_bytes(session.model.state_dict(), {}))
     saver.save()
     return cursor
+
+
+def _until(epoch: int, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [dict(row) for row in rows if int(row["epoch"]) <= epoch]
 
 
 class _Saver:
@@ -180,7 +189,8 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
             _read(session, cursor, tally)
             saver.save()
         try:
-            watched(session.pace.label(number), cursor.step, session.steps_in(number), "steps")
+            note = _note(session, cursor, tally, (cursor.step - begun_at) / (time.perf_counter() - began))
+            watched(session.pace.label(number), cursor.step, session.steps_in(number), "steps", note)
         except Interrupted:
             _read(session, cursor, tally)
             raise
@@ -209,6 +219,14 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     cursor.epoch, cursor.step, cursor.seen, cursor.loss_sum, cursor.right_sum = number, 0, 0, 0.0, 0.0
     cursor.notes = []
     return epoch
+
+
+def _note(session: Session, cursor: Cursor, tally: Tally, steps_per_second: float) -> str:
+    """Return what a bar shows of the epoch so far: speed, loss and accuracy as far as they are known, the rate."""
+    loss, right, seen = tally.glance(cursor)
+    known = f"loss {loss / seen:.2f} acc {100 * right / seen:.1f}% " if seen else ""
+    speed = steps_per_second * session.batch_size
+    return f"{speed:,.0f} images/s {known}lr {_rate(session, cursor, cursor.step - 1):.0e}"
 
 
 def step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:

@@ -19,22 +19,15 @@ from comp.models import averaging
 from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import (
-    budget,
-    consistency,
-    engine_choice,
-    optim,
-    resolution,
-)
+from comp.training import budget, consistency, engine_choice, optim, resolution
 from comp.training.budget import Pace
 from comp.training.checkpoint import Cursor, Stateful
 from comp.training.contest import Contest
 from comp.training.distributed import ALONE, Alone
+from comp.training.norms import NoNorms, Norms
 from comp.training.stepping import Stepper, head_of
 
 _INITIALISE_IMAGES = 5000  # that a data-dependent initialisation sees,
-
-
 _INITIALISE_BYTES = 128 << 20  # and at most this many of their pixels: photographs are large
 
 
@@ -48,6 +41,7 @@ class Session:
     model: Classifier
     optimizer: Optimizer
     stepper: Stepper
+    norms: NoNorms
     contest: Contest
     train: Loader
     policy: Policy
@@ -90,7 +84,11 @@ class Session:
             "stepper": self.stepper,
             "average": self.contest.average,
         }
-        return parts | ({"pace": self.pace} if self.config.train.budget else {})
+        if self.config.train.budget:
+            parts["pace"] = self.pace
+        if self.norms.wanted:
+            parts["norms"] = self.norms
+        return parts
 
     def taken(self, cursor: Cursor) -> int:
         """Return the steps taken since the training's first."""
@@ -147,6 +145,7 @@ def open_session(
         transform=engine_choice.in_workers(config, execution.engine),
     )
     steps_per_epoch = len(train) // min(config.train.batch_size, len(train))
+    norms = Norms(model.inner) if config.train.log_norms else NoNorms()
     average = averaging.AVERAGES[config.train.average](model, steps_per_epoch, config.train)
     return Session(
         config=config,
@@ -154,7 +153,8 @@ def open_session(
         run=run,
         model=model,
         optimizer=optimizer,
-        stepper=Stepper(optimizer, config, execution, unclipped=head_of(model), halves=team.size == 1),
+        stepper=Stepper(optimizer, config, execution, norms, unclipped=head_of(model), halves=team.size == 1),
+        norms=norms,
         contest=Contest(run, config, dataset, model, execution, average),
         train=train,
         policy=policies.resolve(config.augment.policy, config.augment.ops),

@@ -14,6 +14,7 @@ from comp.models import surgery
 from comp.models.classifier import Classifier
 from comp.training import memory
 from comp.training.clipping import CLIPS
+from comp.training.norms import NoNorms
 from comp.training.timing import seed_generators
 
 # Given a part of the batch, returns its mean loss and its logits [part, classes].
@@ -28,6 +29,7 @@ class Stepper:
         unclipped: parameters that adaptive clipping leaves alone.
         config: `optim.clip`, `train.micro_batch`.
         execution: device and precision, and perhaps a smaller micro-batch that was found necessary before.
+        norms: looks at every step's gradients.
         halves: whether micro-batches may shrink where memory runs out: not beside others who would not know.
     """
 
@@ -36,6 +38,7 @@ class Stepper:
         optimizer: Optimizer,
         config: Config,
         execution: Execution,
+        norms: NoNorms,
         *,
         unclipped: Sequence[nn.Parameter] = (),
         halves: bool = True,
@@ -47,6 +50,7 @@ class Stepper:
         # Float16 holds nothing below 6e-8; scaled up, small gradients survive (Micikevicius et al. 2018).
         self.scaler = torch.amp.GradScaler(execution.device, enabled=execution.precision == "fp16")
         self._clip = _clip(optimizer, config, unclipped)
+        self._norms = norms
 
     def take(self, count: int, seed: int, compute: Compute) -> tuple[Tensor, Tensor]:
         """Take one step for a batch; return its mean loss, on the device, and its logits [count, classes].
@@ -60,8 +64,10 @@ class Stepper:
             RunError: not even two images at a time fit the memory.
         """
         loss, logits = self._gradients(count, seed, compute)
-        if self._clip is not None:
+        if self._clip is not None or self._norms.wanted:
             self.scaler.unscale_(self._optimizer)
+        self._norms.see()
+        if self._clip is not None:
             self._clip()
         self.scaler.step(self._optimizer)
         self.scaler.update()

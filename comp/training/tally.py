@@ -19,11 +19,31 @@ class Tally:
     def __init__(self, cursor: Cursor, device: torch.device) -> None:
         self._sums = torch.tensor([cursor.loss_sum, cursor.right_sum], dtype=torch.float64, device=device)
         self._broken = torch.tensor(_NEVER, device=device)
+        self._aside = torch.zeros(2, dtype=torch.float64, pin_memory=True) if device.type == "cuda" else None
+        self._copied: torch.cuda.Event | None = None
+        self._copied_at = 0
+        self._known = cursor.loss_sum, cursor.right_sum, cursor.seen
 
     def add(self, loss: Tensor, right: Tensor, step: int) -> None:
         """Add a step's summed loss and right answers (scalars on the device); nothing waits for them."""
         self._sums += torch.stack((loss.double(), right.double()))
         self._broken = torch.where(loss.isfinite(), self._broken, self._broken.clamp_max(step))
+
+    def glance(self, cursor: Cursor) -> tuple[float, float, int]:
+        """Return loss, right answers and the images that they count, as far as they are known without waiting.
+
+        On CUDA they are copied aside when the device comes to it, and known some steps later.
+        """
+        if self.is_free:
+            return cursor.loss_sum, cursor.right_sum, cursor.seen
+        if self._aside is not None and (self._copied is None or self._copied.query()):  # type: ignore[no-untyped-call]
+            if self._copied is not None:
+                loss, right = self._aside.tolist()
+                self._known = loss, right, self._copied_at
+            self._aside.copy_(self._sums, non_blocking=True)
+            self._copied, self._copied_at = torch.cuda.Event(), cursor.seen  # type: ignore[no-untyped-call]
+            self._copied.record()
+        return self._known
 
     @property
     def is_free(self) -> bool:

@@ -61,7 +61,7 @@ def run(
         found, dataset = _train(config, overrides, like, runs, distributed.ALONE)
     with console.bars() as progress:
         scores = pipeline.finish(found, dataset=dataset, output=output, force=force, progress=progress)
-    console.print_json(scores) if as_json else console.print_summary(found, scores)
+    _print_end(found, scores, as_json)
 
 
 def train(
@@ -93,7 +93,7 @@ def train(
                 pipeline.resume(found, on_epoch=console.print_epoch, progress=progress, team=team)
         else:
             found, _ = _train(config, overrides, None, runs, team)
-    console.print_json(found.metrics()) if as_json else console.print_summary(found, found.metrics())
+    _print_end(found, found.metrics(), as_json)
 
 
 def lr_find(
@@ -171,6 +171,16 @@ def _print_start(run: "Run", model: "Classifier") -> None:
     from comp.models.surgery import trainable_table
 
     console.print_start(run, trainable_table(model), model.origin)
+
+
+def _print_end(run: "Run", scores: dict[str, Any], as_json: bool) -> None:
+    from comp import console
+
+    if as_json:
+        console.print_json(scores)
+        return
+    console.print_norms(run.table("norms.csv"))
+    console.print_summary(run, scores)
 
 
 def _rehearse(config: "Config", as_json: bool) -> None:

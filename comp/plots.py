@@ -147,6 +147,8 @@ def norms(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         path: the PNG.
         rows: of norms.csv: epoch, layer, gradient_norm, weight_norm; every epoch has the same layers.
     """
+    from matplotlib.ticker import LogLocator
+
     epochs = sorted({int(row["epoch"]) for row in rows})
     shown = sorted({epochs[round(place)] for place in np.linspace(0, len(epochs) - 1, _EPOCHS_OF_NORMS)})
     layers = [str(row["layer"]) for row in rows if int(row["epoch"]) == shown[0]]
@@ -157,7 +159,11 @@ def norms(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             colour = (0.1, 0.3, 0.9 - 0.8 * number / max(len(shown) - 1, 1))
             axes.plot(values, range(len(values)), marker="o", markersize=3, color=colour, label=f"epoch {epoch}")
         axes.set_title(column.replace("_", " "))
-        axes.set_xscale("log" if min(float(row[column]) for row in rows) > 0 else "linear")
+        if min(float(row[column]) for row in rows) > 0:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     axes.set_yticks(range(len(layers)), layers, fontsize=7)

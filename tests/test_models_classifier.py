@@ -12,8 +12,7 @@ from torch import nn
 from comp import config, predicting, predictions, runs
 from comp.config import ModelConfig
 from comp.errors import ConfigError, ModelError
-from comp.inference.predict import forward
-from comp.inference.views import views
+from comp.inference.predict import predict
 from comp.models import zoo
 from comp.models.classifier import Classifier, Normalize
 from tests.conftest import Result
@@ -172,6 +171,7 @@ def test_a_run_reads_back_how_it_normalised(workplace: Path, comp: Callable[...,
     assert comp("train", "small.yaml", "model.normalize=per_image").code == 0
     loaded = predicting.load(runs.list_runs(Path("runs"))[0])
     assert loaded.model.normalize.each
-    val, images = predictions.load(loaded.run.predictions_path("val")), loaded.dataset.val.images
-    again = forward(loaded.model, np.array(images), loaded.execution, views("none"))
-    assert np.array_equal(again.argmax(1), val.top1)
+    val = predictions.load(loaded.run.predictions_path("val"))
+    again = predict(loaded.model, loaded.dataset.val, classes=val.classes, execution=loaded.execution,
+                    batch_size=500, made_by={})  # fmt: skip
+    assert np.array_equal(again.top1, val.top1)

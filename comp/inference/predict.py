@@ -19,6 +19,7 @@ from comp.data.splits import Split, Suite
 from comp.device import Execution
 from comp.errors import RunError
 from comp.inference import adapt
+from comp.inference.folding import Folding
 from comp.inference.variants import PLAIN, Variant
 from comp.inference.views import View, least_confident, views
 from comp.predictions import Predictions
@@ -41,6 +42,7 @@ class _Way:
     made_by: Mapping[str, Any]
     variant: Variant
     progress: Progress
+    folding: Folding
 
     def open(self, part: _Part) -> Split:
         """Return the images of a part."""
@@ -79,7 +81,7 @@ def predict(
             by the same, are not predicted again; whoever stores the result removes it: `forget`.
         progress: called after every batch.
     """
-    way = _Way(model, images, classes, execution, batch_size, made_by, variant, progress)
+    way = _Way(model, images, classes, execution, batch_size, made_by, variant, progress, Folding())
     found: list[Predictions] = []
     was_training = model.training
     model.eval()
@@ -153,9 +155,12 @@ def _predict_block(way: _Way, split: Split, done: int) -> Predictions:
 def _logits(way: _Way, split: Split, chosen: Sequence[View], done: int, *, grows: bool = True) -> NDArray[np.float32]:
     """Return the views' logits [N, C], weighted and summed; one view alone is not weighted."""
     logits = np.empty((len(split), len(way.classes)), np.float32)
+    network: nn.Module | None = None
     start = 0
     for chunk in loading.chunks(split, way.batch_size):  # [B, H, W, C]
-        logits[start : start + len(chunk)] = forward(way.model, chunk, way.execution, chosen)
+        batch = _on_device(chunk, way.execution)
+        network = way.folding.folded(way.model, batch) if network is None else network
+        logits[start : start + len(chunk)] = _forward(network, batch, way.execution, chosen)
         start += len(chunk)
         way.progress(way.images.name, done + start if grows else done, len(way.images))
     return logits
@@ -167,14 +172,11 @@ def _on_device(images: NDArray[np.uint8], execution: Execution) -> Tensor:
 
 
 @torch.inference_mode()
-def forward(
-    model: nn.Module, images: NDArray[np.uint8], execution: Execution, chosen: Sequence[View]
-) -> NDArray[np.float32]:
-    """Return logits [B, classes] of images [B, H, W, C] uint8 on the host: the weighted sum over the views.
+def _forward(model: nn.Module, batch: Tensor, execution: Execution, chosen: Sequence[View]) -> NDArray[np.float32]:
+    """Return logits [B, classes] of images [B, C, H, W] uint8 on the device: the weighted sum over the views.
 
     The plain view alone counts whole, whatever its share in its set.
     """
-    batch = _on_device(images, execution)
     total: Tensor | None = None
     for view in chosen:
         with execution.autocast():

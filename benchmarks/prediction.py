@@ -4,7 +4,7 @@
     python -m benchmarks.prediction --rows 950000     # the memory of a whole submission's worth, by a small network
 
 The bare loop runs the same network, unfolded, in the same precision and layout over batches that lie ready. What is
-timed beside it is `comp.inference.predict.predict` over a suite of ten blocks, which stores them as it goes, and then the
+timed beside it is `comp.inference.predict.predict` over a suite of ten blocks, which stores them as it goes, then the
 whole file. All take turns (A B C A B C ...); medians of images a second. Prints Markdown.
 """
 

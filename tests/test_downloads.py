@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torchvision import datasets
 
 from comp import runs
+from comp.data.corruptions import CORRUPTIONS
 from comp.data.downloads import fetch
 from comp.errors import DataError
 from comp.progress import quiet
@@ -282,32 +283,45 @@ def test_an_archive_that_climbs_out_is_never_unpacked(
     assert not list(workplace.parent.rglob("owned"))
 
 
-def test_the_challenges_config_goes_from_downloads_to_a_submission(
-    workplace: Path, comp: Callable[..., Result], server: Server, monkeypatch: pytest.MonkeyPatch
+BLENDS = ["brightness", "contrast", "defocus_blur", "gaussian_blur", "saturate"]  # of AutoAugment and ColorJitter
+SMALLER = ["model.name=resnet18", "train.batch_size=64"]
+
+
+@pytest.mark.parametrize(
+    ("name", "others", "imitated"),
+    [
+        ("transfer", ["data.validation=100"], BLENDS),
+        pytest.param("best_1gpu", ["data.validation=100", *SMALLER], list(CORRUPTIONS), marks=pytest.mark.slow),
+        ("best_laptop", ["data.validation=100", "train.batch_size=100", "train.sizes={1: 24}"], list(CORRUPTIONS)),
+        pytest.param("refit", SMALLER, list(CORRUPTIONS), marks=pytest.mark.slow),
+    ],
+)
+def test_the_challenges_configs_go_from_downloads_to_a_submission(
+    workplace: Path, comp: Callable[..., Result], server: Server, name: str, others: list[str], imitated: list[str]
 ) -> None:
-    """The whole of transfer.yaml on small data in its exact layout: only counts and addresses are others."""
+    """The whole config on small data in its exact layout: counts, addresses and a large network's size differ."""
     _, files = cifar100_archive()
     (workplace / "data/cifar-100-python").mkdir()
-    for name, content in files.items():
-        (workplace / "data/cifar-100-python" / name).write_bytes(content)
+    for file, content in files.items():
+        (workplace / "data/cifar-100-python" / file).write_bytes(content)
     (workplace / "data/weights").mkdir()
     state = timm.create_model("resnet18").state_dict()
     save_file(state, workplace / "data/weights/resnet18.safetensors")
     for number in range(19):
         server.files[f"/distortion{number:02d}.npy"] = npy(np.full((10, 32, 32, 3), number, np.uint8))
     result = comp(
-        "run", REPOSITORY / "configs/cifar100-ood/transfer.yaml", f"data.root={workplace / 'data'}",
-        "data.validation=100", f"competition.suite.base_address={server.address}",
+        "run", REPOSITORY / f"configs/cifar100-ood/{name}.yaml", f"data.root={workplace / 'data'}",
+        f"competition.suite.base_address={server.address}",
         "competition.suite.images_per_block=2", "train.epochs=1",
-        "competition.ood_validation.per_block=1", "train.precision=bf16",
+        "competition.ood_validation.per_block=1", "train.precision=bf16", *others,
     )  # fmt: skip
     assert result.code == 0, result.err
     lines = (workplace / "submissions/cifar100-ood.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines[1:4]] == ["distortion00_1_0", "distortion00_1_1", "distortion00_2_0"]
     assert len(lines) == 1 + 19 * 5 * 2
     (run,) = runs.list_runs(Path("runs"))
-    assert "resnet18.safetensors (sha256 " in run.metrics()["first_weights"]
-    assert run.metrics()["test_like"] == ["brightness", "contrast", "defocus_blur", "gaussian_blur", "saturate"]
+    assert ("resnet18.safetensors (sha256 " in run.metrics()["first_weights"]) == (name != "best_laptop")
+    assert run.metrics()["test_like"] == sorted(imitated)
 
 
 def test_weights_that_are_neither_here_nor_reachable_name_the_file_wanted(

@@ -91,9 +91,16 @@ def test_predict_prints_what_a_folder_of_distortions_should_score_before_and_aft
     ]  # fmt: skip
     assert len(lines) == 1 + 18
     assert lines[-1].startswith("distortion42_2_2,")
-    assert {"suite-strange.npz", "suite-strange+bn.npz"} <= {p.name for p in (run.path / "predictions").iterdir()}
+    (plain,) = [p.stem for p in (run.path / "predictions").glob("suite-strange-????????.npz")]
+    assert (run.path / "predictions" / f"{plain}+bn.npz").exists()
     expected = run.metrics()["expected"]
-    assert expected["suite-strange+bn"]["before"] == expected["suite-strange"]["accuracy"]
-    refused = comp("predict", run.path, "--suite", folder, "--severities", 4)
+    assert expected[f"{plain}+bn"]["before"] == expected[plain]["accuracy"]
+    np.save(folder / "distortion42.npy", pixels[:4])
+    assert comp("predict", run.path, "--suite", folder, "--severities", 2).code == 2  # files of two lengths
+    for number in (0, 7):
+        np.save(folder / f"distortion{number:02d}.npy", pixels[:4])
+    assert comp("predict", run.path, "--suite", folder, "--severities", 2).code == 0
+    assert len(list((run.path / "predictions").glob("suite-strange-????????.npz"))) == 2  # neither replaces the other
+    refused = comp("predict", run.path, "--suite", folder, "--severities", 3)
     assert refused.code == 2
-    assert "no multiple of 4" in refused.err
+    assert "no multiple of 3" in refused.err

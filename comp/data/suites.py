@@ -131,6 +131,11 @@ def state_of(folder: Path) -> str:
     return runs.sha256_of(repr(found).encode())[:16]
 
 
+def name_of(folder: Path) -> str:
+    """Return `suite-NAME-12345678`: a folder's name, and a hash that other files in it, or elsewhere, do not share."""
+    return f"suite-{folder.resolve().name}-{state_of(folder)[:8]}"
+
+
 def check_distortion_file(path: Path, rows: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Return the file's memory map if it holds `rows` images of `shape` (C, H, W).
 

@@ -75,7 +75,7 @@ def _predict_one(
 
     shape = loaded.dataset.competition.image_shape
     images = suites.folder_suite(suite, severities, shape) if suite else predicting.images_of(loaded, split)
-    name = f"suite-{suite.resolve().name}" if suite else split
+    name = suites.name_of(suite) if suite else split
     rows = predicting.predict_split(loaded, images, name, progress, variant=variant)
     if split != "suite":
         return predicting.score(loaded, rows), rows, {}

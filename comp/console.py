@@ -129,6 +129,31 @@ def print_norms(rows: Sequence[Mapping[str, str]]) -> None:
     _out.print(table)
 
 
+def print_evaluation(values: Mapping[str, Any]) -> None:
+    """Print what evaluation.json holds: a row for each split, then classes and confusions of the last clean one."""
+    splits = {name: found for name, found in values.items() if "classes" in found}
+    table = Table("split", "images", "accuracy", "top 5", "loss", "precision", "recall", "F1", "macro F1", "ECE",
+                  title="precision, recall and F1 weighted by images")  # fmt: skip
+    for name, found in splits.items():
+        weighted = [f"{found['weighted'][key]:.4f}" for key in ("precision", "recall", "f1")]
+        table.add_row(
+            name, f"{found['images']:,}", f"{found['accuracy']:.4f}", f"{found['top5']:.4f}", f"{found['loss']:.4f}",
+            *weighted, f"{found['macro']['f1']:.4f}", f"{found['calibration']['ece']:.4f}",
+        )  # fmt: skip
+    _out.print(table)
+    (name,) = [name for name in splits if "by_block" not in splits[name]][-1:] or list(splits)[-1:]
+    table = Table("class", "images", "precision", "recall", "F1", title=f"{name}, by class")
+    for row in splits[name]["classes"]:
+        scores = (f"{row[key]:.4f}" for key in ("precision", "recall", "f1"))
+        table.add_row(row["name"], f"{row['images']:,}", *scores)
+    _out.print(table)
+    for label, answer, count in splits[name]["confused"]:
+        _out.print(f"{label} taken for {answer}: {count}", markup=False)
+    if relative := values.get("mean_corruption_error"):
+        share = f"{relative['value']:.1f} % of {relative['baseline']}'s"
+        _out.print(f"mean corruption error on {relative['split']}: {share}", markup=False)
+
+
 def print_line(text: str) -> None:
     """Print a result."""
     _out.print(text, markup=False)

@@ -18,6 +18,8 @@ _LABELLED_CLASSES = 60  # beyond, class names would overprint each other
 _INCHES = 0.75  # a picture's side
 _TITLE_LETTERS = 14
 _MARKED_POINTS = 50  # of a line; a single one would be invisible without a mark
+_NUMBERED_CLASSES = 20  # beyond, numbers in the cells of a confusion table could not be read
+_LEAST_NUMBERED = 0.005
 _EPOCHS_OF_NORMS = 4  # more lines would hide each other
 # A panel of `curves` -> its lines: column of history.csv -> label.
 _CURVES = {
@@ -168,6 +170,69 @@ def norms(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.legend(fontsize=8)
     axes.set_yticks(range(len(layers)), layers, fontsize=7)
     axes.invert_yaxis()  # shared: the input stands on top
+    _save(figure, path)
+
+
+def confusion(path: Path, table: NDArray[np.int64], classes: Sequence[str]) -> None:
+    """Draw a confusion table [labels, answers] as shares of each label's images."""
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    side = max(5.0, min(14.0, 0.35 * len(classes) + 2))
+    figure = _figure(side + 1, side)
+    axes = figure.add_subplot()
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="share of the label's images")
+    if len(classes) <= _LABELLED_CLASSES:
+        names = [_shorten(name) for name in classes]
+        size = 9 if len(classes) <= _NUMBERED_CLASSES else 5
+        axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=size, parse_math=False)
+        axes.set_yticks(range(len(classes)), names, fontsize=size, parse_math=False)
+    if len(classes) <= _NUMBERED_CLASSES:
+        for (row, column), share in np.ndenumerate(shares):
+            if share >= _LEAST_NUMBERED:
+                colour = "white" if share > 0.5 else "black"
+                axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("label")
+    _save(figure, path)
+
+
+def reliability(path: Path, bins: Sequence[Mapping[str, float]], ece: float) -> None:
+    """Draw accuracy over confidence, and below it where the images are.
+
+    Args:
+        path: the PNG.
+        bins: `low`, `high`, `images`, `confidence`, `accuracy` of each.
+        ece: expected calibration error, told in the title.
+    """
+    figure = _figure(5.0, 6.0)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    lows, widths = [row["low"] for row in bins], [row["high"] - row["low"] for row in bins]
+    accuracies = [row["accuracy"] for row in bins]
+    above.plot((0, 1), (0, 1), color="grey", linestyle="--", linewidth=0.8, label="as sure as right")
+    above.bar(lows, accuracies, widths, align="edge", alpha=0.6, edgecolor="white", label="accuracy")
+    above.plot([row["confidence"] for row in bins], accuracies, "o", markersize=3, color="black")
+    above.set_ylabel("accuracy")
+    above.set_ylim(0, 1)
+    above.set_title(f"expected calibration error {ece:.3f}")
+    above.legend(fontsize=8)
+    below.bar(lows, [row["images"] for row in bins], widths, align="edge", alpha=0.6, edgecolor="white")
+    below.set_ylabel("images")
+    below.set_xlabel("confidence")
+    below.set_xlim(0, 1)
+    _save(figure, path)
+
+
+def blocks(path: Path, rows: Sequence[str], columns: Sequence[str], accuracies: NDArray[np.float64]) -> None:
+    """Draw accuracies [distortions, severities] as a heat map with their numbers, NaN where there is none."""
+    figure = _figure(1.1 * len(columns) + 2.5, 0.32 * len(rows) + 1.2)
+    axes = figure.add_subplot()
+    axes.imshow(accuracies, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto", alpha=0.6)  # pale: numbers stand on it
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8, parse_math=False)
+    for (row, column), value in np.ndenumerate(accuracies):
+        if np.isfinite(value):
+            axes.text(column, row, f"{100 * value:.1f}", ha="center", va="center", fontsize=7)
+    axes.set_xlabel("severity")
     _save(figure, path)
 
 

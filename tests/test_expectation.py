@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from comp import predictions
 from comp.competition.spec import Block, blocks
+from comp.diagnosis import confidences
 from comp.inference import expectation
 from comp.predictions import Predictions
 from tests.conftest import Result
@@ -49,7 +50,7 @@ def test_the_estimate_on_what_it_was_calibrated_on_is_its_accuracy(seed: int) ->
     calibration = expectation.calibrate(found)
     assert calibration is not None
     assert found.labels is not None
-    pooled = (expectation.confidence(found) >= calibration.threshold).mean()
+    pooled = (confidences(found) >= calibration.threshold).mean()
     assert pooled == pytest.approx((found.top1 == found.labels).mean(), abs=2 / len(found))
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from comp.competition.spec import DISTORTIONS
 from comp.data.corruptions import CORRUPTIONS
+from comp.diagnosis import confidences
 from comp.predictions import Predictions
 
 _COVERED = 0.9  # of left-out families' blocks
@@ -64,7 +65,7 @@ def calibrate(shifted: Predictions) -> Calibration | None:
         shifted: shifted validation, predicted in the way whose other predictions are to be judged.
     """
     assert shifted.labels is not None
-    sure, right = confidence(shifted), shifted.top1 == shifted.labels
+    sure, right = confidences(shifted), shifted.top1 == shifted.labels
     families = np.array([_family(name) for name, rows in shifted.blocks() for _ in range(rows.stop - rows.start)])
     if len(set(families)) < 2:
         return None
@@ -84,7 +85,7 @@ def calibrate(shifted: Predictions) -> Calibration | None:
 
 def expect(found: Predictions, calibration: Calibration) -> Expected:
     """Return what blocks are expected to score; a prediction without blocks is one."""
-    sure = confidence(found)
+    sure = confidences(found)
     blocks = found.blocks() or [("all", slice(0, len(found)))]
     estimates = {name: float((sure[rows] >= calibration.threshold).mean()) for name, rows in blocks}
     middle = np.array(list(estimates.values()))
@@ -92,12 +93,6 @@ def expect(found: Predictions, calibration: Calibration) -> Expected:
     return Expected(
         float(middle.mean()), float(low.mean()), float(high.mean()), float((high - low).mean()), estimates
     )  # fmt: skip
-
-
-def confidence(found: Predictions) -> NDArray[np.float32]:
-    """Return each row's top probability [N]."""
-    top: NDArray[np.float32] = 1 / np.exp(found.logits.astype(np.float32)).sum(1)  # rows' maxima are 0
-    return top
 
 
 def _threshold(sure: NDArray[np.float32], right: NDArray[np.bool_]) -> float:

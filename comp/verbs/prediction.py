@@ -92,21 +92,30 @@ def evaluate(
     adapt: Adapt = None,
     adapt_per: AdaptPer = None,
     alpha: Alpha = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", metavar="RUN", help="Tell the mean corruption error relative to it.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a trained run on the clean labelled test split, beside its validation scores.
+    """Score a trained run on the clean labelled test split, and diagnose all that it predicted and has labels for.
 
     Example: comp evaluate runs/quickstart/20260101-120000-quickstart --views flip
     """
-    from comp import console, predicting
+    from comp import console, evaluating, predicting
     from comp import runs as run_folders
 
     found = run_folders.open_run(path)
+    other = run_folders.open_run(baseline) if baseline else None
     given = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
     with console.bars() as progress:
         loaded = predicting.load(found, progress=progress)
-        scores = predicting.evaluate(loaded, progress, variant=predicting.variant_for(loaded, given))
-    console.print_json(scores) if as_json else console.print_summary(found, scores)
+        variant = predicting.variant_for(loaded, given)
+        values = evaluating.evaluate(loaded, progress, variant=variant, baseline=other)
+    if as_json:
+        console.print_json({**found.metrics(), "evaluation": values})
+        return
+    console.print_summary(found, found.metrics())
+    console.print_evaluation(values)
 
 
 def probe(

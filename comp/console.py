@@ -154,6 +154,11 @@ def print_evaluation(values: Mapping[str, Any]) -> None:
         _out.print(f"mean corruption error on {relative['split']}: {share}", markup=False)
 
 
+def print_warning(text: str) -> None:
+    """Print what went on without something, beside the results."""
+    _err.print(text, markup=False)
+
+
 def print_line(text: str) -> None:
     """Print a result."""
     _out.print(text, markup=False)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp import metrics
+from comp.competition.spec import DISTORTIONS
 from comp.errors import RunError
 from comp.predictions import Predictions
 
@@ -129,3 +130,16 @@ def mean_corruption_error(blocks: Mapping[str, float], baseline: Mapping[str, fl
     if any(theirs == 0 for _, theirs in errors.values()):
         raise RunError("--baseline: makes no error under one of the distortions, so nothing is relative to it")
     return 100 * float(np.mean([own / theirs for own, theirs in errors.values()]))
+
+
+def grid(by_block: Mapping[str, float]) -> tuple[list[str], list[str], NDArray[np.float64]]:
+    """Return distortions, severities and accuracies [distortions, severities] of `distortion00_1` -> accuracy.
+
+    NaN where there is no such block.
+    """
+    cells = {tuple(name.removeprefix("distortion").split("_")): value for name, value in by_block.items()}
+    numbers = list(dict.fromkeys(number for number, _ in cells))
+    columns = sorted({severity for _, severity in cells}, key=int)
+    table = np.array([[cells.get((number, severity), np.nan) for severity in columns] for number in numbers])
+    names = [DISTORTIONS[int(n)] if int(n) < len(DISTORTIONS) else f"distortion{n}" for n in numbers]
+    return names, columns, table

@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from comp import diagnosis, plots, predicting, predictions
-from comp.competition.spec import DISTORTIONS
 from comp.data.splits import Split
 from comp.errors import RunError
 from comp.inference.variants import Variant, variant_of
@@ -85,7 +83,7 @@ def _draw(loaded: Loaded, name: str, found: Predictions, values: Mapping[str, An
     plots.confusion(run.plot_path(f"confusion-{name}"), np.array(values["confusion"]), found.classes)
     plots.reliability(run.plot_path(f"reliability-{name}"), calibration["bins"], calibration["ece"])
     if "by_block" in values:
-        plots.blocks(run.plot_path(f"blocks-{name}"), *grid(values["by_block"]))
+        plots.blocks(run.plot_path(f"blocks-{name}"), *diagnosis.grid(values["by_block"]))
     split = {"val": loaded.dataset.val, "test": loaded.dataset.test}.get(name.partition("+")[0])
     if split is not None:
         _draw_mistakes(run, name, split, found)
@@ -100,16 +98,3 @@ def _draw_mistakes(run: Run, name: str, split: Split, found: Predictions) -> Non
     titles = [f"{found.classes[labels[row]]}: {found.classes[found.top1[row]]} {100 * sure[row]:.0f}%" for row in rows]
     images = np.stack([split.images[int(row)] for row in rows])
     plots.image_grid(run.plot_path(f"mistakes-{name}"), images, titles, columns=6)
-
-
-def grid(by_block: Mapping[str, float]) -> tuple[list[str], list[str], NDArray[np.float64]]:
-    """Return distortions, severities and accuracies [distortions, severities] of `distortion00_1` -> accuracy.
-
-    NaN where there is no such block.
-    """
-    cells = {tuple(name.removeprefix("distortion").split("_")): value for name, value in by_block.items()}
-    numbers = list(dict.fromkeys(number for number, _ in cells))
-    columns = sorted({severity for _, severity in cells}, key=int)
-    table = np.array([[cells.get((number, severity), np.nan) for severity in columns] for number in numbers])
-    names = [DISTORTIONS[int(n)] if int(n) < len(DISTORTIONS) else f"distortion{n}" for n in numbers]
-    return names, columns, table

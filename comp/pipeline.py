@@ -21,7 +21,7 @@ from comp.data.dataset import Dataset, open_dataset
 from comp.device import Execution
 from comp.errors import ConfigError, unknown
 from comp.inference.variants import variant_of
-from comp.models import averaging, weights, zoo
+from comp.models import averaging, surgery, weights, zoo
 from comp.models.classifier import Classifier
 from comp.predicting import check_same_data, score_weights
 from comp.progress import Progress, quiet
@@ -128,7 +128,7 @@ def train(
         division.save(run.path / "split.npz", dataset.train, dataset.val)
         choice = _reused(config, execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
-        _fit_andscore_weights(
+        _fit_and_score(
             run, config, dataset, model, choice.execution, resume=False, began=began, on_epoch=on_epoch,
             progress=progress, team=team,
         )  # fmt: skip
@@ -179,7 +179,7 @@ def resume(
             run.write_json("execution.json", choice.to_json())
             execution = choice.execution
         model = build_model(config, dataset, first_weights=not (run.path / "state.pt").exists())
-        _fit_andscore_weights(
+        _fit_and_score(
             run,
             config,
             dataset,
@@ -243,7 +243,7 @@ def _choose_execution(config: Config, dataset: Dataset, model: Classifier, progr
     return choice
 
 
-def _fit_andscore_weights(
+def _fit_and_score(
     run: Run,
     config: Config,
     dataset: Dataset,
@@ -307,6 +307,7 @@ def describe(run: Run, config: Config, model: Classifier, execution: Execution) 
         "metric": config.competition.metric,
         "config_hash": configs.fingerprint(config),
         "model": config.model.name,
+        "trainable": [row._asdict() for row in surgery.trainable_table(model)],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "first_weights": run.provenance()["first_weights"],
         "device": execution.device,

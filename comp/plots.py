@@ -236,6 +236,54 @@ def blocks(path: Path, rows: Sequence[str], columns: Sequence[str], accuracies: 
     _save(figure, path)
 
 
+def compared_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
+    """Draw several trainings' validation loss and accuracy, clean and shifted, over their epochs.
+
+    Args:
+        path: the PNG.
+        histories: run -> rows of its history.csv.
+    """
+    columns = {"val_loss": "validation loss", "val_accuracy": "validation accuracy", "train_loss": "training loss",
+               "ood_accuracy": "shifted validation accuracy"}  # fmt: skip
+    measured = [column for column in columns if any(row.get(column) for rows in histories.values() for row in rows)]
+    lines = math.ceil(len(measured) / 2)
+    figure = _figure(11.0, 3.75 * lines)
+    for axes, column in zip(figure.subplots(lines, 2).flat, measured, strict=False):
+        for name, rows in histories.items():
+            points = [(int(row["number"]), float(row[column])) for row in rows if row.get(column)]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=_marker(points), markersize=3, label=name)
+        axes.set_title(columns[column])
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    for axes in figure.axes[len(measured) :]:
+        axes.remove()
+    handles, labels = figure.axes[measured.index("train_loss")].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+    _save(figure, path)
+
+
+def compared_norms(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Draw several networks' gradient and weight norms in their last epoch, from input (0) to output (1).
+
+    Args:
+        path: the PNG.
+        tables: run -> rows of its norms.csv.
+    """
+    figure = _figure(11.0, 4.5)
+    for axes, column in zip(figure.subplots(1, 2), ("gradient_norm", "weight_norm"), strict=True):
+        for name, rows in tables.items():
+            values = [float(row[column]) for row in rows if row["epoch"] == rows[-1]["epoch"]]
+            axes.plot(np.linspace(0, 1, len(values)), values, marker="o", markersize=3, label=name)
+        axes.set_title(column.replace("_", " "))
+        axes.set_xlabel("depth")
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    _save(figure, path)
+
+
 def _marker(points: Sequence[Any]) -> str:
     return "o" if len(points) <= _MARKED_POINTS else ""
 

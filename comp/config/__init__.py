@@ -7,7 +7,7 @@ value back into it.
 
 from comp.config.competition import CompetitionConfig, OODValidationConfig, RulesConfig, SuiteConfig
 from comp.config.data import AugmentConfig, CSVConfig, DataConfig
-from comp.config.loading import dump, fingerprint, from_mapping, load, schema
+from comp.config.loading import dump, fingerprint, flat, from_mapping, load, schema
 from comp.config.model import ModelConfig
 from comp.config.section import seconds_of
 from comp.config.training import LookaheadConfig, OptimConfig, TrainConfig
@@ -29,6 +29,7 @@ __all__ = [
     "TrainConfig",
     "dump",
     "fingerprint",
+    "flat",
     "from_mapping",
     "load",
     "schema",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from comp.config.messages import check_keys, explain
 from comp.config.tree import Config
@@ -58,6 +58,20 @@ def fingerprint(config: Config) -> str:
     """Return a hash of the resolved config: 16 hex digits of SHA-256."""
     canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Return dotted path -> plain value, as overrides spell them; what is a mapping of the user's own stays whole."""
+
+    def walk(section: BaseModel, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            inner = getattr(section, name)
+            is_section = isinstance(inner, BaseModel)
+            found |= walk(inner, value, f"{prefix}{name}.") if is_section else {f"{prefix}{name}": value}
+        return found
+
+    return walk(config, config.model_dump(mode="json"), "")
 
 
 def schema() -> dict[str, Any]:

@@ -1,0 +1,307 @@
+"""One page about a run, or about several side by side: HTML that holds all it shows and asks no network for anything.
+
+Numbers come from the run's own files and are written as they stand there (`data-value` holds all digits). Torch-free.
+"""
+
+import base64
+import html
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comp import config as configs
+from comp import diagnosis, leaderboard, plots, runs
+from comp.config import Config
+from comp.errors import RunError
+from comp.runs import Run
+
+_MOST_RUNS = 40  # side by side; more could not be told apart
+
+_STYLE = """
+:root { color-scheme: light; font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; }
+body { margin: 0 auto; max-width: 70rem; padding: 1rem; }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
+th, td { padding: .25rem .6rem; border: 1px solid #d0d7de; text-align: right; vertical-align: top; }
+th:first-child, td:first-child { text-align: left; } td.text { text-align: left; overflow-wrap: anywhere; }
+img { max-width: 100%; height: auto; } figure { margin: .5rem 0; } figcaption { font-size: .85rem; color: #57606a; }
+.cards { display: flex; flex-wrap: wrap; gap: .6rem; } .card { border: 1px solid #d0d7de; border-radius: .4rem;
+padding: .5rem .8rem; min-width: 8rem; } .card b { display: block; font-size: 1.35rem; } .card span { font-size: .8rem;
+color: #57606a; } .pictures { display: flex; flex-wrap: wrap; gap: 1rem; } .pictures figure { flex: 1 1 20rem; }
+.note { color: #57606a; font-size: .85rem; } pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
+@media print { body { max-width: none; padding: 0; } h2 { break-after: avoid; }
+figure, tr, .card { break-inside: avoid; } .scroll { overflow: visible; } table { font-size: .7rem; } }
+"""
+
+
+@dataclass(frozen=True)
+class _Headline:
+    """A number of metrics.json that a page opens with, and that comparisons have a column for."""
+
+    title: str
+    value: Callable[[Mapping[str, Any]], float | None]
+    form: str = "{:.4f}"
+
+
+def _counted(scores: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = scores.get("best") or scores.get("final") or {}
+    return found
+
+
+_HEADLINES = (
+    _Headline("validation accuracy", lambda scores: _counted(scores).get("val", {}).get("accuracy")),
+    _Headline("shifted validation accuracy", lambda scores: _counted(scores).get("ood_val", {}).get("accuracy")),
+    _Headline("test accuracy", lambda scores: leaderboard.own_scores(scores, "test").get("accuracy")),
+    _Headline("suite accuracy", lambda scores: leaderboard.own_scores(scores, "suite").get("accuracy")),
+    _Headline("parameters", lambda scores: scores.get("parameters"), "{:,.0f}"),
+    _Headline("epochs", lambda scores: scores.get("epochs"), "{:.0f}"),
+    _Headline("training minutes", lambda scores: scores.get("train_seconds", 0) / 60, "{:.1f}"),
+)
+
+
+def find(paths: Sequence[Path]) -> list[Run]:
+    """Return the complete runs that paths name: run folders, or folders of runs such as a competition's or a study's.
+
+    Raises:
+        RunError: a path holds no complete run, or there are too many to stand side by side.
+    """
+    found: list[Run] = []
+    for path in paths:
+        here = [runs.open_run(path)] if (path / "config.yaml").is_file() else runs.list_runs(path)
+        complete = [run for run in here if run.is_complete()]
+        if not complete:
+            raise RunError(f"{path}: expected a complete run or a folder of runs, found none; see `comp leaderboard`")
+        found += complete
+    distinct = list({run.path.resolve(): run for run in found}.values())
+    if len(distinct) > _MOST_RUNS:
+        raise RunError(f"{len(distinct)} runs: at most {_MOST_RUNS} stand side by side; name those that matter")
+    return distinct
+
+
+def page(found: Sequence[Run], *, baseline: Config | None = None) -> str:
+    """Return the page of one run, or of several side by side.
+
+    Args:
+        found: complete runs.
+        baseline: what configs are compared to; None: the defaults, or, of several runs, each other.
+
+    Raises:
+        RunError: a file of a run is damaged.
+    """
+    if len(found) == 1:
+        return _document(found[0].name, _of_one(found[0], baseline))
+    return _document(f"{len(found)} runs", _of_several(found, baseline))
+
+
+def _document(title: str, parts: Iterable[str]) -> str:
+    # The policy forbids the page to load anything: what it shows is in it.
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    body = "\n".join(part for part in parts if part)
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}"><link rel="icon" href="data:,">
+<meta name="generator" content="comp"><title>{_text(title)}</title><style>{_STYLE}</style></head>
+<body>
+<h1>{_text(title)}</h1>
+{body}
+</body></html>
+"""
+
+
+def _of_one(run: Run, baseline: Config | None) -> Iterable[str]:
+    scores, provenance = run.metrics(), run.provenance()
+    told = ", ".join((scores["competition"], scores["model"], provenance.get("time", "")))
+    yield f'<p class="note">{_text(told)}</p>'
+    cards = [
+        f'<div class="card"><b{_data(value)}>{row.form.format(value)}</b><span>{_text(row.title)}</span></div>'
+        for row in _HEADLINES
+        if (value := row.value(scores)) is not None
+    ]
+    yield f'<div class="cards">{"".join(cards)}</div>'
+    if scores.get("test_like"):
+        yield f'<p class="note">test-like augmentation: {_text(", ".join(scores["test_like"]))}</p>'
+    yield _expected(scores)
+    yield _section("Curves", _picture(run, "curves", "losses, accuracies and learning rate by epoch"))
+    yield _section("Layers", _picture(run, "norms", "gradient and weight norms by layer"))
+    evaluation = run.path / "evaluation.json"
+    if evaluation.is_file():
+        for name, values in runs.read_json(evaluation).items():
+            if "classes" in values:
+                yield from _diagnosis(run, name, values)
+    yield _section("What was trained", _trainable(scores))
+    yield _section("Config", _differences(run.config(), baseline or Config(), "baseline" if baseline else "default"))
+    yield _section("Provenance", f"<pre>{_text(json.dumps(provenance, indent=2, ensure_ascii=False))}</pre>")
+
+
+def _expected(scores: Mapping[str, Any]) -> str:
+    rows = [
+        [name, _number(found["accuracy"]), f"{found['low']:.4f} to {found['high']:.4f}"]
+        for name, found in scores.get("expected", {}).items()
+    ]
+    return _section("Expected without labels", _table(("predictions", "accuracy", "interval"), rows)) if rows else ""
+
+
+def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
+    rows = [[key, _number(values[key])] for key in ("accuracy", "top5", "loss")]
+    rows += [
+        [f"{average} {key}", _number(values[average][key])]
+        for average in ("weighted", "macro")
+        for key in ("precision", "recall", "f1")
+    ]
+    rows.append(["expected calibration error", _number(values["calibration"]["ece"])])
+    yield _section(f"{name}: {values['images']:,} images", _table(("score", "value"), rows))
+    if "by_block" in values:
+        yield _heat_map(values["by_block"])
+    pictures = (
+        ("confusion", "share of each label's images by answer"),
+        ("reliability", "accuracy by confidence"),
+        ("mistakes", "the surest mistakes: label, answer and confidence"),
+    )
+    drawn = "".join(_picture(run, f"{kind}-{name}", caption) for kind, caption in pictures)
+    yield f'<div class="pictures">{drawn}</div>'
+    pairs = [[_text(label), _text(answer), str(count)] for label, answer, count in values["confused"]]
+    yield _table(("label", "taken for", "images"), pairs) if pairs else ""
+    classes = [
+        [_text(row["name"]), f"{row['images']:,}", *(_number(row[key]) for key in ("precision", "recall", "f1"))]
+        for row in values["classes"]
+    ]
+    table = _table(("class", "images", "precision", "recall", "F1"), classes)
+    yield f"<details><summary>by class</summary>{table}</details>"
+
+
+def _heat_map(by_block: Mapping[str, float]) -> str:
+    names, columns, table = diagnosis.grid(by_block)
+    rows = [
+        [_text(name), *(_shaded(value) for value in row), _shaded(_mean(row))]
+        for name, row in zip(names, table, strict=True)
+    ]
+    rows.append(["mean", *(_shaded(_mean(column)) for column in table.T), _shaded(_mean(table.ravel()))])
+    return _table(("distortion", *(f"severity {column}" for column in columns), "mean"), rows)
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [float(value) for value in values if value == value]
+    return sum(known) / len(known)
+
+
+def _trainable(scores: Mapping[str, Any]) -> str:
+    rows = [
+        [_text(row["name"]), f"{row['parameters']:,}", f"{row['trainable']:,}", _text(row["statistics"])]
+        for row in scores.get("trainable", ())
+    ]
+    return _table(("block", "parameters", "trained", "batch norm statistics"), rows) if rows else ""
+
+
+def _differences(own: Config, other: Config, title: str) -> str:
+    mine, theirs = configs.flat(own), configs.flat(other)
+    rows = [
+        [_text(key), _code(mine.get(key)), _code(theirs.get(key))]
+        for key in {**mine, **theirs}
+        if mine.get(key) != theirs.get(key)
+    ]
+    return _table(("key", "here", title), rows) if rows else f'<p class="note">as the {_text(title)}</p>'
+
+
+def _of_several(found: Sequence[Run], baseline: Config | None) -> Iterable[str]:
+    scores = [run.metrics() for run in found]
+    names = [run.path.name for run in found]
+    heads = [row for row in _HEADLINES if any(row.value(values) is not None for values in scores)]
+    rows = [
+        [_text(name), _text(values["model"]), *(_cell(row, values) for row in heads)]
+        for name, values in zip(names, scores, strict=True)
+    ]
+    yield _section("Scores", _table(("run", "model", *(row.title for row in heads)), rows))
+    yield _section("Curves", _drawn(lambda path: plots.compared_curves(path, _histories(found)), "side by side"))
+    norms = {run.path.name: table for run in found if (table := run.table("norms.csv"))}
+    if norms:
+        yield _section("Layers", _drawn(lambda path: plots.compared_norms(path, norms), "last epoch, input to output"))
+    yield _compared_distortions(names, scores)
+    flat = [configs.flat(run.config()) for run in found]
+    against = configs.flat(baseline) if baseline else flat[0]
+    every = dict.fromkeys(key for values in flat for key in values)
+    keys = [key for key in every if any(values.get(key) != against.get(key) for values in flat)]
+    title = "Where configs differ from the baseline" if baseline else "Where configs differ"
+    cells = [[_text(key), *(_code(values.get(key)) for values in flat)] for key in keys]
+    yield _section(title, _table(("key", *names), cells) if cells else '<p class="note">nowhere</p>')
+
+
+def _cell(row: _Headline, values: Mapping[str, Any]) -> str:
+    value = row.value(values)
+    return "" if value is None else f"<span{_data(value)}>{row.form.format(value)}</span>"
+
+
+def _histories(found: Sequence[Run]) -> dict[str, list[dict[str, str]]]:
+    return {run.path.name: run.history() for run in found if run.history()}
+
+
+def _compared_distortions(names: Sequence[str], scores: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of accuracy by distortion: of the suite where all have scored it, else of shifted validation."""
+    title, known = "Suite by distortion", [leaderboard.own_scores(v, "suite").get("by_distortion", {}) for v in scores]
+    if not all(known):
+        title = "Shifted validation by distortion"
+        known = [_counted(values).get("ood_val", {}).get("by_distortion", {}) for values in scores]
+    if not any(known):
+        return ""
+    rows = [
+        [_text(key), *(_shaded(table[key]) if key in table else "" for table in known)]
+        for key in dict.fromkeys(key for table in known for key in table)
+    ]
+    return _section(title, _table(("distortion", *names), rows))
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{_text(title)}</h2>{content}</section>" if content else ""
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; cells are HTML already, headings are not."""
+    top = "".join(f"<th>{_text(title)}</th>" for title in head)
+    body = "".join("<tr>" + "".join(_wrapped(cell) for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _wrapped(cell: str) -> str:
+    return cell if cell.startswith("<td") else f"<td>{cell}</td>"
+
+
+def _shaded(value: float) -> str:
+    """Return a cell from red (0) over yellow to green (1), pale enough for black letters."""
+    if value != value:
+        return "<td></td>"
+    return f'<td style="background: hsl({120 * value:.0f} 70% 82%)"{_data(value)}>{value:.3f}</td>'
+
+
+def _number(value: float) -> str:
+    return f"<span{_data(value)}>{value:.4f}</span>"
+
+
+def _data(value: float) -> str:
+    return f' data-value="{float(value)!r}"'
+
+
+def _code(value: Any) -> str:
+    return f'<td class="text"><code>{_text(json.dumps(value, ensure_ascii=False))}</code></td>'
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _picture(run: Run, name: str, caption: str) -> str:
+    path = run.path / "plots" / f"{name}.png"
+    return _figure(path.read_bytes(), caption) if path.is_file() else ""
+
+
+def _drawn(draw: Callable[[Path], None], caption: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "drawn.png"
+        draw(path)
+        return _figure(path.read_bytes(), caption)
+
+
+def _figure(png: bytes, caption: str) -> str:
+    source, told = base64.b64encode(png).decode(), _text(caption)
+    return f'<figure><img alt="{told}" src="data:image/png;base64,{source}"><figcaption>{told}</figcaption></figure>'

@@ -1,0 +1,60 @@
+"""`comp report`: a page about one run, or about several."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from comp.verbs.options import AsJson
+
+if TYPE_CHECKING:
+    from comp.config import Config
+    from comp.runs import Run
+
+
+def report(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Runs, or folders of runs: a study's, ...")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page; replaced.")] = Path("report.html"),
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="RUN|CONFIG", help="What configs are compared to; else the defaults.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained HTML page about a run, or about several side by side.
+
+    Example: comp report runs/quickstart/20260101-120000-quickstart -o report.html
+    """
+    from comp import console
+    from comp import report as reports
+    from comp import runs as run_folders
+
+    found = reports.find(paths)
+    if len(found) == 1:
+        _evaluate(found[0])
+    text = reports.page(found, baseline=_config(baseline) if baseline else None)
+    run_folders.write_atomically(output, text.encode())
+    told = {"page": str(output), "runs": [str(run.path) for run in found]}
+    console.print_json(told) if as_json else console.print_line(str(output))
+
+
+def _config(path: Path) -> "Config":
+    from comp import config as configs
+    from comp import runs as run_folders
+
+    return run_folders.open_run(path).config() if path.is_dir() else configs.load(path)
+
+
+def _evaluate(run: "Run") -> None:
+    """Diagnose a run that was not yet; where its data or weights are gone, the page does without."""
+    from comp import console
+
+    if (run.path / "evaluation.json").is_file():
+        return
+    from comp import evaluating, predicting
+    from comp.errors import UserError
+
+    try:
+        with console.bars() as progress:
+            evaluating.evaluate(predicting.load(run, progress=progress), progress)
+    except UserError as error:
+        console.print_warning(f"not evaluated, so the page has no classes and no confusions: {error}")

@@ -63,7 +63,7 @@ def version(
 _VERBS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
     app: (
         training.run, training.train, training.lr_find, prediction.predict, prediction.evaluate, prediction.probe,
-        submissions.check, leaderboard.leaderboard, models.models,
+        submissions.check, submissions.diff, submissions.submit, leaderboard.leaderboard, models.models,
     ),
     config_app: (config.show, config.check, config.schema),
     data_app: (data.prepare, data.show, data.check, data.corrupt),

@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from comp import config as configs
 from comp import metrics, predictions, runs
 from comp.building import load_model
-from comp.competition import rules, submission
+from comp.competition import rules, submission, submitting
 from comp.competition.spec import DISTORTIONS, Block
 from comp.config import Config
 from comp.data import division, splits, suites
@@ -295,24 +294,12 @@ def submit(
         SubmissionError: the name is taken, or the written file does not pass the check.
     """
     competition = loaded.dataset.competition
-    wanted = submission.format_of(replace(competition, blocks=blocks, sample=None) if blocks else competition)
-    sidecar = {
-        "run": loaded.run.name,
-        "run_path": str(loaded.run.path),
-        "config_hash": configs.fingerprint(loaded.config),
-        "seed": loaded.config.seed,
-        "made_by": dict(found.made_by),
-        "weights_sha256": found.made_by["weights_sha256"],
-        "transductive": bool(found.made_by.get("transductive")),
-        **runs.describe_machine(),
-    }
-    submission.write(path, found, wanted, sidecar, force=force)
-    problems = submission.check(path, wanted)
-    assert not problems, problems
-    with loaded.run.writing():
-        noted = {"submission": str(path), "transductive": bool(found.made_by.get("transductive"))}
-        loaded.run.write_json("metrics.json", {**loaded.run.metrics(), **noted})
-    return path
+    if blocks:
+        competition = replace(competition, blocks=blocks, sample=None)
+    trace = {"weights_sha256": found.made_by["weights_sha256"], "seed": loaded.config.seed}
+    return submitting.submit(
+        loaded.run, found, competition, path, trace=trace, training=loaded.dataset.train.labels, force=force
+    )
 
 
 def default_submission(config: Config, folder: Path = Path("submissions")) -> Path:

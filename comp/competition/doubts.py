@@ -59,8 +59,8 @@ def of_one(said: NDArray[np.str_], wanted: SubmissionFormat, training: Sequence[
     """
     if len(said) < _FEW_ROWS:
         return []
-    if len(set(said.tolist())) == 1:
-        return [Doubt(f"constant: all {len(said):,} rows say {said[0]!r}", "misleads")]
+    if bool((said == said[0]).all()):
+        return [Doubt(f"constant: all {len(said):,} rows say '{said[0]}'", "misleads")]
     if len(training) != len(wanted.texts) or not sum(training):
         return []
     found = _shares(said)

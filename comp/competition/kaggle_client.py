@@ -44,10 +44,10 @@ class Kaggle:
         with _told("kaggle: cannot sign in") as chatter:
             try:
                 from kaggle.api.kaggle_api_extended import KaggleApi
-            except ImportError:
+            except ImportError as error:
                 raise SubmissionError(
-                    "comp submit needs the `kaggle` extra, which is not installed: pip install 'comp[kaggle]'; the "
-                    "submission is kept"
+                    f"comp submit needs the `kaggle` extra, and {error.name or 'kaggle'} is not installed: pip install "
+                    "'comp[kaggle]'; the submission is kept"
                 ) from None
             self._api: Any = KaggleApi()
             try:

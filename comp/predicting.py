@@ -152,7 +152,11 @@ def images_of(loaded: Loaded, split: str) -> Split | Suite:
 
 def score(loaded: Loaded, found: Predictions) -> dict[str, Any]:
     """Return the scores of predictions, empty where labels are not known."""
-    metric = loaded.config.competition.metric
+    return scores_of(found, loaded.config.competition.metric)
+
+
+def scores_of(found: Predictions, metric: str) -> dict[str, Any]:
+    """Return the scores of predictions, the competition's metric among them; empty where labels are not known."""
     if found.labels is None:
         return {}
     if len(found.block_names):
@@ -279,7 +283,13 @@ def _shifted_validation(loaded: Loaded, variant: Variant, progress: Progress) ->
 
 
 def submit(
-    loaded: Loaded, found: Predictions, path: Path, *, force: bool = False, blocks: tuple[Block, ...] = ()
+    loaded: Loaded,
+    found: Predictions,
+    path: Path,
+    *,
+    force: bool = False,
+    blocks: tuple[Block, ...] = (),
+    trace: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the submission and its sidecar, check the CSV that lies on the disk, and note it in the run.
 
@@ -289,6 +299,7 @@ def submit(
         path: of the CSV.
         force: replace what is there.
         blocks: of another suite than the competition's.
+        trace: what the sidecar says beside what it always does.
 
     Raises:
         SubmissionError: the name is taken, or the written file does not pass the check.
@@ -296,9 +307,9 @@ def submit(
     competition = loaded.dataset.competition
     if blocks:
         competition = replace(competition, blocks=blocks, sample=None)
-    trace = {"weights_sha256": found.made_by["weights_sha256"], "seed": loaded.config.seed}
+    told = {"weights_sha256": found.made_by["weights_sha256"], "seed": loaded.config.seed, **(trace or {})}
     return submitting.submit(
-        loaded.run, found, competition, path, trace=trace, training=loaded.dataset.train.labels, force=force
+        loaded.run, found, competition, path, trace=told, training=loaded.dataset.train.labels, force=force
     )
 
 

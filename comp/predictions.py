@@ -157,6 +157,16 @@ def load(path: Path) -> Predictions:
         raise RunError(f"{path}: damaged predictions file ({error}); make it again: comp predict RUN") from None
 
 
+def made_by(path: Path) -> dict[str, Any] | None:
+    """Return what made the predictions in a .npz without reading them; None where there are none, or not ours."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            found = json.loads(str(archive["made_by"]))
+    except (ValueError, zipfile.BadZipFile, OSError, EOFError, KeyError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Predictions:
     labels = arrays["labels"].astype(np.int64)
     return Predictions(

@@ -222,7 +222,13 @@ class Run:
         for name in ("best.safetensors", "averaged.safetensors", "final.safetensors"):
             if (self.path / name).is_file():
                 return self.path / name
+        if self.is_complete():
+            raise RunError(f"{self.path}: holds no weights; it was made of other runs, so predict with those")
         raise RunError(f"{self.path}: holds no weights; finish it: comp run --resume {self.path}")
+
+    def has_weights(self) -> bool:
+        """Tell whether it can predict; ensembles and probes cannot."""
+        return any(self.path.glob("*.safetensors"))
 
     def history(self) -> list[dict[str, str]]:
         """Return history.csv's rows, none before the first epoch's end."""

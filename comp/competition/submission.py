@@ -38,6 +38,18 @@ def free_path(folder: Path, stem: str) -> Path:
         number += 1
 
 
+def demand_free(path: Path, *, force: bool) -> None:
+    """Refuse a name that cannot be written: asked before the work that ends there.
+
+    Raises:
+        SubmissionError: not a .csv name, or something is there already and `force` is not given.
+    """
+    if path.suffix != ".csv":
+        raise SubmissionError(f"{path}: a submission's name must end in .csv")
+    if not force and (path.exists() or sidecar_path(path).exists()):
+        raise SubmissionError(f"{path}: is there already; choose another name with -o or replace it with --force")
+
+
 def write(
     path: Path, predictions: Predictions, wanted: SubmissionFormat, sidecar: Mapping[str, Any], *, force: bool = False
 ) -> None:
@@ -54,12 +66,9 @@ def write(
         SubmissionError: not a .csv name, something is there already, or ids differ from the format's.
         RunError: the disk is full or may not be written; what was there stays.
     """
-    if path.suffix != ".csv":
-        raise SubmissionError(f"{path}: a submission's name must end in .csv")
+    demand_free(path, force=force)
     if not np.array_equal(predictions.ids, wanted.ids()):
         raise SubmissionError(f"{path}: the predictions' ids are not the suite's; predict again: comp predict RUN")
-    if not force and (path.exists() or sidecar_path(path).exists()):
-        raise SubmissionError(f"{path}: is there already; choose another name with -o or replace it with --force")
     runs.make_folder(path.parent)
     content = _to_csv(predictions, wanted)
     # The sidecar lands first: a kill in between leaves a trace without its CSV, never a CSV without a trace.

@@ -293,6 +293,7 @@ def _fit_andscore_weights(
         "final": final,
         "averaged": averaged,
         "best": best,
+        "weights_sha256": runs.sha256(run.weights_path()),
     }
     run.write_json("metrics.json", {**describe(run, config, model, execution), **trained})
 

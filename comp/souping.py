@@ -16,7 +16,7 @@ from torch import Tensor
 
 from comp import config as configs
 from comp import gathering, pipeline, predicting, runs
-from comp.building import load_model
+from comp.building import demand_own, load_model
 from comp.competition import submission
 from comp.config import ModelConfig
 from comp.data import division, loading
@@ -138,7 +138,8 @@ def _state(run: Run, first: Loaded) -> State:
         )
     predicting.check_same_data(run, first.dataset)
     path = run.weights_path()
-    state, _ = weights.read(path)
+    state, facts = weights.read(path)
+    demand_own(run, facts["sha256"])
     if problem := weights.mismatch(first.model, state):
         raise ModelError(f"{path}: these weights belong to another network than those of {first.run.path}: {problem}")
     device = next(first.model.parameters()).device
@@ -215,6 +216,7 @@ def _store(mixed: _Mixed, first: Loaded, split: str, runs_root: Path, progress: 
             "test_like": sorted({name for found in theirs for name in found["test_like"]}),
             "final": {},
             "best": best,
+            "weights_sha256": runs.sha256(result.weights_path()),
             "soup": {"split": split, "accuracy": mixed.value, "members": mixed.told()},
         }
         result.write_json("metrics.json", {**pipeline.describe(result, config, model, execution), **fitted})

@@ -14,7 +14,7 @@ from comp.competition import submission, submitting
 from comp.config import Config, PredictConfig
 from comp.data.dataset import Dataset, open_dataset
 from comp.ensembling import methods, table
-from comp.ensembling.methods import Fitted
+from comp.ensembling.methods import Fitted, Task
 from comp.ensembling.table import Comparison, CrossFitted
 from comp.errors import ConfigError, unknown
 from comp.gathering import SELECTIONS, Gathered, gather
@@ -66,7 +66,7 @@ def ensemble(
         whole, crossed, compared = chosen.plain(len(work.groups), len(classes)), None, None
     else:
         sample = work.sample(split)
-        whole = chosen.fit(sample.stack(), sample.labels, score)
+        whole = chosen.fit(Task(sample.stack(), sample.labels, sample.images, score))
         count = folds or min(_FOLDS, len(np.unique(sample.images)))
         crossed = table.cross_fit(chosen, sample, count, score, progress)
         held_out = table.out_of_fold(crossed, sample, {})

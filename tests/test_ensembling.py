@@ -41,7 +41,7 @@ def a_sample(skills: Sequence[float], rows: int = 600, seed: int = 0) -> Sample:
 
 def fitted(name: str, sample: Sample) -> methods.Fitted:
     """Return a method fitted on all of a sample."""
-    return METHODS[name].fit(sample.stack(), sample.labels, ACCURACY)
+    return METHODS[name].fit(methods.Task(sample.stack(), sample.labels, sample.images, ACCURACY))
 
 
 def accuracy(name: str, on: Sample, of: Sample) -> float:
@@ -147,6 +147,17 @@ def test_folds_hold_images_together_and_classes_apart(seed: int, folds: int) -> 
     assert set(fold) == set(range(folds))
 
 
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_penalty_is_chosen_on_other_images_where_there_are_any(count: int) -> None:
+    images = np.array([f"i{row % count}" for row in range(28)])
+    task = methods.Task(np.zeros((1, 28, 2), np.float32), np.zeros(28, int), images)
+    tried, held = task.parted()
+    assert sorted([*tried, *held]) == list(range(28))
+    assert len(tried) > 0
+    assert len(held) > 0
+    assert count == 1 or not set(images[tried]) & set(images[held])
+
+
 def test_too_many_folds_are_refused() -> None:
     with pytest.raises(ConfigError, match="--folds: expected 2 to 3"):
         table.fold_of(np.array(["a", "b", "c"]), np.array([0, 1, 0]), 4)
@@ -184,24 +195,22 @@ def test_the_table_shows_members_disagreement_and_gain() -> None:
 
 def test_an_image_is_never_scored_by_what_was_fitted_on_it_or_on_its_shifted_copies() -> None:
     clean = a_sample([0.0, 0.0], rows=100)
-    shifted = Sample(clean.names, clean.members, np.tile(clean.images[:50], 2))
+    assert clean.labels is not None
+    labels = np.tile(clean.labels[:50], 2)  # the first 50 images, shifted in two ways
+    copies = tuple(with_labels(member, labels) for member in clean.members)
+    shifted = Sample(clean.names, copies, np.tile(clean.images[:50], 2))
     fits: list[set[str]] = []
 
-    def remember(stack: np.ndarray, labels: np.ndarray | None, score: methods.Score) -> methods.Fitted:
-        assert labels is not None
-        seen = {image for image in shifted.images for row in [len(fits)] if crossed_fold[image] != row}
-        fits.append(seen)
+    def remember(task: methods.Task) -> methods.Fitted:
+        assert task.images is not None
+        fits.append(set(task.images.tolist()))
         return methods.Fitted(lambda rows: rows[0])
 
-    fold = table.fold_of(shifted.images, np.tile(clean.labels[:50], 2), 5)  # type: ignore[index]
-    crossed_fold = dict(zip(shifted.images.tolist(), fold.tolist(), strict=True))
-    both = Sample(
-        clean.names, tuple(with_labels(m, np.tile(clean.labels[:50], 2)) for m in clean.members), shifted.images
-    )  # type: ignore[index]
-    crossed = table.cross_fit(methods.Method(remember, True), both, 5, ACCURACY)
-    for image, number in zip(clean.images, crossed.of(clean.images), strict=True):
-        assert number == -1 or str(image) not in fits[number]
-        assert (number == -1) == (str(image) not in crossed.folds)
+    crossed = table.cross_fit(methods.Method(remember, True), shifted, 5, ACCURACY)
+    assert [len(seen) for seen in fits] == [40] * 5
+    for sample in (clean, shifted):
+        for image, number in zip(sample.images.tolist(), crossed.of(sample.images), strict=True):
+            assert image not in fits[number]
 
 
 def with_labels(found: Predictions, labels: np.ndarray) -> Predictions:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize  # type: ignore[import-untyped]
+from scipy.optimize import minimize, minimize_scalar  # type: ignore[import-untyped]
 
 from comp.ensembling.members import Stack
 from comp.errors import ConfigError, unknown
@@ -40,17 +40,53 @@ class Fitted:
     weights: tuple[float, ...] = ()
 
 
-def mean(stack: Stack, labels: Labels | None, score: Score) -> Fitted:
+def _no_score(shares: Shares, labels: Labels) -> float:
+    raise AssertionError("what learns needs a score")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is fitted on.
+
+    Attributes:
+        stack: [M, N, C] the members' log-probabilities.
+        labels: [N]; None for what learns nothing.
+        images: [N] which image a row shows; None: each its own.
+        score: what is climbed.
+    """
+
+    stack: Stack
+    labels: Labels | None = None
+    images: NDArray[np.str_] | None = None
+    score: Score = _no_score
+
+    def known_labels(self) -> Labels:
+        """Return the labels; asking what learns to do without is our fault."""
+        assert self.labels is not None
+        return self.labels
+
+    def parted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return up to 10,000 rows of four fifths of the images, and up to as many of the others."""
+        rows = self.stack.shape[1]
+        place = np.arange(rows) if self.images is None else np.unique(self.images, return_inverse=True)[1]
+        shuffled = np.random.default_rng(0).permutation(rows)
+        held = np.random.default_rng(1).permutation(int(place.max()) + 1)[place[shuffled]] % 5 == 0
+        if held.all():  # one image
+            held[1:] = False
+        return shuffled[~held][:_PENALTY_ROWS], shuffled[held][:_PENALTY_ROWS]
+
+
+def mean(task: Task) -> Fitted:
     """The mean of the members' probabilities."""
-    return _weighting(np.full(len(stack), 1 / len(stack)))
+    return _weighting(np.full(len(task.stack), 1 / len(task.stack)))
 
 
-def geometric(stack: Stack, labels: Labels | None, score: Score) -> Fitted:
+def geometric(task: Task) -> Fitted:
     """The geometric mean of the members' probabilities: the mean of their logarithms."""
-    return Fitted(lambda rows: rows.mean(0), _equal(stack))
+    return Fitted(lambda rows: rows.mean(0), _equal(task.stack))
 
 
-def rank(stack: Stack, labels: Labels | None, score: Score) -> Fitted:
+def rank(task: Task) -> Fitted:
     """The mean place of each class in the members' orders (Borda counts); equal ones are told by mean probability.
 
     It asks nothing of how sure members are, and says nothing of how sure the ensemble is: its loss means little.
@@ -61,16 +97,16 @@ def rank(stack: Stack, labels: Labels | None, score: Score) -> Fitted:
         # Two mean places differ by 1 / M at least; a probability is at most 1.
         return places.mean(0) + np.exp(rows).mean(0) / (2 * len(rows))  # type: ignore[no-any-return]
 
-    return Fitted(combine, _equal(stack))
+    return Fitted(combine, _equal(task.stack))
 
 
-def weighted(stack: Stack, labels: Labels | None, score: Score) -> Fitted:
+def weighted(task: Task) -> Fitted:
     """The convex mean of probabilities with the least log loss.
 
     The loss is convex in the weights and they are found by expectation maximisation (Cover 1984, "An algorithm for
     maximizing expected log investment return"), which ends when its own bound says that at most 1e-6 nats are left.
     """
-    assert labels is not None
+    stack, labels = task.stack, task.known_labels()
     right = np.exp(stack[:, np.arange(len(labels)), labels]).astype(np.float64)  # [M, N]
     weights = np.full(len(stack), 1 / len(stack))
     for _ in range(_EM_ROUNDS):
@@ -81,14 +117,14 @@ def weighted(stack: Stack, labels: Labels | None, score: Score) -> Fitted:
     return _weighting(weights / weights.sum())
 
 
-def greedy(stack: Stack, labels: Labels | None, score: Score) -> Fitted:
+def greedy(task: Task) -> Fitted:
     """Forward selection with replacement, bagged (Caruana et al. 2004, "Ensemble selection from libraries of models").
 
     Each of 20 bags climbs the competition's metric on a bootstrap sample of rows, member by member, and keeps the best
     of the sizes it went through. Of libraries of more than 10 members a bag sees a random half, as in the paper; of
     smaller ones that would only force bad members in.
     """
-    assert labels is not None
+    stack, labels = task.stack, task.known_labels()
     generator = np.random.default_rng(0)
     weights = np.zeros(len(stack))
     for _ in range(_BAGS):
@@ -96,7 +132,7 @@ def greedy(stack: Stack, labels: Labels | None, score: Score) -> Fitted:
         if len(stack) > _LARGE_LIBRARY:
             members = np.sort(generator.permutation(len(stack))[: len(stack) // 2])
         rows = generator.integers(0, len(labels), min(len(labels), _BAG_ROWS))
-        weights[members] += _climb(np.exp(stack[np.ix_(members, rows)]), labels[rows], score)
+        weights[members] += _climb(np.exp(stack[np.ix_(members, rows)]), labels[rows], task.score)
     return _weighting(weights / _BAGS)
 
 
@@ -124,24 +160,32 @@ def _value(shares: Shares, labels: Labels, score: Score) -> float:
     return score(shares, labels) + _TIE * float(likelihood)
 
 
-def stack(stack: Stack, labels: Labels | None, score: Score) -> Fitted:
+def stack(task: Task) -> Fitted:
     """Multinomial logistic regression on the members' logits (stacking, Wolpert 1992), drawn towards their mean.
 
-    The penalty is on how far the coefficients are from those of the geometric mean, not from zero: where validation
-    says little, that is what remains. It is chosen among five on a fifth of the rows.
+    The penalty is on how far the coefficients are from those of the geometric mean at its best temperature, not from
+    zero: where validation says little, that is what remains. It is chosen among five on a fifth of the images.
     """
-    assert labels is not None
-    features, classes = _features(stack), stack.shape[2]
-    start = np.concatenate([np.tile(np.eye(classes) / len(stack), (len(stack), 1)), np.zeros((1, classes))])
-    shuffled = np.random.default_rng(0).permutation(len(labels))
-    tried, held = shuffled[len(labels) // 5 :][:_PENALTY_ROWS], shuffled[: len(labels) // 5][:_PENALTY_ROWS]
-    found, losses = start, []
+    labels = task.known_labels()
+    features, members, classes = _features(task.stack), len(task.stack), task.stack.shape[2]
+    plain = np.concatenate([np.tile(np.eye(classes) / members, (members, 1)), np.zeros((1, classes))])
+    centre = plain * _sharpness(features @ plain.astype(np.float32), labels)
+    tried, held = task.parted()
+    found, losses = centre, []
     for penalty in _PENALTIES:
-        found = _regress(features[tried], labels[tried], start, found, penalty)
-        losses.append(_loss(features[held], labels[held], found) if len(held) else 0.0)
+        found = _regress(features[tried], labels[tried], centre, found, penalty)
+        losses.append(_loss(features[held] @ found.astype(np.float32), labels[held]))
     penalty = _PENALTIES[int(np.argmin(losses))]
-    coefficients = _regress(features, labels, start, start, penalty).astype(np.float32)
+    coefficients = _regress(features, labels, centre, centre, penalty).astype(np.float32)
     return Fitted(lambda rows: _features(rows) @ coefficients)
+
+
+def _sharpness(logits: NDArray[np.float32], labels: Labels) -> float:
+    """Return what logits are best multiplied by: the mean of independent members is less sure than it might be."""
+    found = minimize_scalar(
+        lambda factor: _loss(logits * np.float32(factor), labels), bounds=(0.05, 20.0), method="bounded"
+    )
+    return float(found.x)
 
 
 def _features(stack: Stack) -> NDArray[np.float32]:
@@ -176,9 +220,8 @@ def _regress(
     return coefficients
 
 
-def _loss(features: NDArray[np.float32], labels: Labels, coefficients: NDArray[np.float64]) -> float:
-    shares = _log_softmax(features @ coefficients.astype(np.float32))
-    return -float(shares[np.arange(len(labels)), labels].mean())
+def _loss(logits: NDArray[np.float32], labels: Labels) -> float:
+    return -float(_log_softmax(logits)[np.arange(len(labels)), labels].mean())
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -206,13 +249,13 @@ def _equal(stack: Stack) -> tuple[float, ...]:
 class Method:
     """A way to combine members, and whether it learns from labels."""
 
-    fit: Callable[[Stack, Labels | None, Score], Fitted]
+    fit: Callable[[Task], Fitted]
     learns: bool
 
     def plain(self, members: int, classes: int) -> Fitted:
         """Return a method that learns nothing, for so many members."""
         assert not self.learns
-        return self.fit(np.zeros((members, 1, classes), np.float32), None, lambda shares, labels: 0.0)
+        return self.fit(Task(np.zeros((members, 1, classes), np.float32)))
 
 
 METHODS = {

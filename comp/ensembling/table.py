@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from comp import metrics, predictions
 from comp.ensembling.members import Sample, chunks
-from comp.ensembling.methods import Fitted, Labels, Method, Score, Shares
+from comp.ensembling.methods import Fitted, Labels, Method, Score, Shares, Task
 from comp.errors import ConfigError
 from comp.predictions import Predictions
 from comp.progress import Progress, quiet
@@ -145,7 +145,7 @@ def cross_fit(method: Method, sample: Sample, folds: int, score: Score, progress
     for number in range(folds):
         rows = np.flatnonzero(fold != number)
         stack = sample.stack(rows)
-        fits.append(method.fit(stack, labels[rows], score))
+        fits.append(method.fit(Task(stack, labels[rows], sample.images[rows], score)))
         best.append(int(np.argmax([score(np.exp(member), labels[rows]) for member in stack])))
         progress("fitting on the other folds", number + 1, folds, "folds")
     names, first = np.unique(sample.images, return_index=True)

@@ -6,6 +6,7 @@ from comp import device, runs
 from comp.config import Config, ModelConfig
 from comp.data.dataset import Dataset
 from comp.device import Execution
+from comp.errors import RunError
 from comp.imaging import draws
 from comp.models import weights, zoo
 from comp.models.classifier import Classifier
@@ -53,7 +54,7 @@ def load_model(run: Run) -> tuple[Classifier, Execution]:
     """Return a trained run's best weights in its model, placed as recorded; its data are not needed.
 
     Raises:
-        RunError: not trained to the end, or damaged.
+        RunError: not trained to the end, or its weights are not those that it ended with.
         ModelError: the weights are damaged or another network's.
     """
     path, provenance = run.weights_path(), run.provenance()
@@ -68,6 +69,24 @@ def load_model(run: Run) -> tuple[Classifier, Execution]:
         std=[1.0] * channels,
         seed=0,
     )
-    weights.load_weights(model, path)
+    demand_own(run, weights.load_weights(model, path)["sha256"])
     execution.place(model)
     return model, execution
+
+
+def demand_own(run: Run, sha256: str) -> None:
+    """Refuse weights that are not those that a run ended with: a flipped bit would only make it predict worse.
+
+    Args:
+        run: complete or not; earlier versions recorded no hash, and theirs are believed.
+        sha256: of the file that was read.
+
+    Raises:
+        RunError: naming both hashes.
+    """
+    wanted = run.metrics().get("weights_sha256", sha256) if run.is_complete() else sha256
+    if sha256 != wanted:
+        raise RunError(
+            f"{run.weights_path()}: expected sha256 {wanted}, as the run ended with, found {sha256}; the file is "
+            "damaged or another one: put the right one back, or train again"
+        )

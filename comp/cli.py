@@ -9,7 +9,7 @@ import typer
 
 from comp import signals
 from comp.errors import Interrupted, UserError
-from comp.verbs import config, data, leaderboard, models, prediction, reports, submissions, training
+from comp.verbs import config, data, ensembling, leaderboard, models, prediction, reports, submissions, training
 
 EXIT_OUR_FAULT, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 128
 
@@ -63,7 +63,8 @@ def version(
 _VERBS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
     app: (
         training.run, training.train, training.lr_find, prediction.predict, prediction.evaluate, prediction.probe,
-        submissions.check, leaderboard.leaderboard, reports.report, models.models,
+        ensembling.ensemble, submissions.check, submissions.diff, submissions.submit, leaderboard.leaderboard,
+        reports.report, models.models,
     ),
     config_app: (config.show, config.check, config.schema),
     data_app: (data.prepare, data.show, data.check, data.corrupt),

@@ -164,6 +164,14 @@ def print_line(text: str) -> None:
     _out.print(text, markup=False)
 
 
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of text."""
+    table = Table(*[Column(name, overflow="fold") for name in header], title=title)
+    for row in rows:
+        table.add_row(*row)
+    _out.print(table)
+
+
 def print_json(values: Any) -> None:
     """Print one JSON value."""
     print(json.dumps(values, indent=2, ensure_ascii=False))

@@ -295,6 +295,7 @@ def _fit_and_score(
         "final": final,
         "averaged": averaged,
         "best": best,
+        "weights_sha256": runs.sha256(run.weights_path()),
     }
     run.write_json("metrics.json", {**describe(run, config, model, execution), **trained})
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from comp import config as configs
 from comp import metrics, predictions, runs
 from comp.building import load_model
-from comp.competition import rules, submission
+from comp.competition import rules, submission, submitting
 from comp.competition.spec import DISTORTIONS, Block
 from comp.config import Config
 from comp.data import division, splits, suites
@@ -153,7 +152,11 @@ def images_of(loaded: Loaded, split: str) -> Split | Suite:
 
 def score(loaded: Loaded, found: Predictions) -> dict[str, Any]:
     """Return the scores of predictions, empty where labels are not known."""
-    metric = loaded.config.competition.metric
+    return scores_of(found, loaded.config.competition.metric)
+
+
+def scores_of(found: Predictions, metric: str) -> dict[str, Any]:
+    """Return the scores of predictions, the competition's metric among them; empty where labels are not known."""
     if found.labels is None:
         return {}
     if len(found.block_names):
@@ -280,7 +283,13 @@ def _shifted_validation(loaded: Loaded, variant: Variant, progress: Progress) ->
 
 
 def submit(
-    loaded: Loaded, found: Predictions, path: Path, *, force: bool = False, blocks: tuple[Block, ...] = ()
+    loaded: Loaded,
+    found: Predictions,
+    path: Path,
+    *,
+    force: bool = False,
+    blocks: tuple[Block, ...] = (),
+    trace: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the submission and its sidecar, check the CSV that lies on the disk, and note it in the run.
 
@@ -290,29 +299,18 @@ def submit(
         path: of the CSV.
         force: replace what is there.
         blocks: of another suite than the competition's.
+        trace: what the sidecar says beside what it always does.
 
     Raises:
         SubmissionError: the name is taken, or the written file does not pass the check.
     """
     competition = loaded.dataset.competition
-    wanted = submission.format_of(replace(competition, blocks=blocks, sample=None) if blocks else competition)
-    sidecar = {
-        "run": loaded.run.name,
-        "run_path": str(loaded.run.path),
-        "config_hash": configs.fingerprint(loaded.config),
-        "seed": loaded.config.seed,
-        "made_by": dict(found.made_by),
-        "weights_sha256": found.made_by["weights_sha256"],
-        "transductive": bool(found.made_by.get("transductive")),
-        **runs.describe_machine(),
-    }
-    submission.write(path, found, wanted, sidecar, force=force)
-    problems = submission.check(path, wanted)
-    assert not problems, problems
-    with loaded.run.writing():
-        noted = {"submission": str(path), "transductive": bool(found.made_by.get("transductive"))}
-        loaded.run.write_json("metrics.json", {**loaded.run.metrics(), **noted})
-    return path
+    if blocks:
+        competition = replace(competition, blocks=blocks, sample=None)
+    told = {"weights_sha256": found.made_by["weights_sha256"], "seed": loaded.config.seed, **(trace or {})}
+    return submitting.submit(
+        loaded.run, found, competition, path, trace=told, training=loaded.dataset.train.labels, force=force
+    )
 
 
 def default_submission(config: Config, folder: Path = Path("submissions")) -> Path:

@@ -4,7 +4,9 @@ The one currency of evaluate, ensemble and submit. On disk a `.npz` without pick
 """
 
 import json
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +19,12 @@ from numpy.typing import NDArray
 from comp import runs
 from comp.errors import RunError
 
+# What zipfile and numpy raise of bytes that nobody wrote: a flipped flag asks for a password or another compression, a
+# hostile header for more memory than there is.
+_DAMAGE = (
+    ValueError, AssertionError, TypeError, IndexError, KeyError, OSError, EOFError, MemoryError, RuntimeError,
+    OverflowError, zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 _FIELDS = ("ids", "classes", "logits", "top1", "labels", "block_names", "block_sizes", "made_by")
 
 
@@ -151,21 +159,41 @@ def load(path: Path) -> Predictions:
             return _from_arrays({name: archive[name] for name in _FIELDS})
     except FileNotFoundError:
         raise RunError(f"{path}: no such predictions; make them: comp predict RUN") from None
-    except (ValueError, AssertionError, zipfile.BadZipFile, OSError, EOFError, KeyError) as error:
-        if isinstance(error, RunError):
-            raise
+    except RunError:
+        raise
+    except _DAMAGE as error:
         raise RunError(f"{path}: damaged predictions file ({error}); make it again: comp predict RUN") from None
 
 
+def made_by(path: Path) -> dict[str, Any] | None:
+    """Return what made the predictions in a .npz without reading them; None where there are none, or not ours."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            found = json.loads(str(archive["made_by"]))
+    except _DAMAGE:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Predictions:
-    labels = arrays["labels"].astype(np.int64)
+    labels, top1 = arrays["labels"].astype(np.int64), arrays["top1"].astype(np.int64)
+    made_by = json.loads(str(arrays["made_by"]))
+    if not isinstance(made_by, dict):
+        raise ValueError("made_by is no mapping")
+    if arrays["ids"].dtype.kind != "U" or arrays["logits"].dtype != np.float16:
+        raise ValueError("ids are no text, or logits no half floats")
+    for name, values in (("top1", top1), ("labels", labels)):
+        if values.max(initial=-1) >= len(arrays["classes"]):
+            raise ValueError(f"{name} names a class that there is not")
+    if top1.min(initial=0) < 0:
+        raise ValueError("top1 names a class that there is not")
     return Predictions(
         ids=arrays["ids"],
         classes=tuple(str(name) for name in arrays["classes"]),
         logits=arrays["logits"],
-        top1=arrays["top1"].astype(np.int64),
+        top1=top1,
         labels=None if (labels < 0).all() else labels,
         block_names=arrays["block_names"],
         block_sizes=arrays["block_sizes"],
-        made_by=json.loads(str(arrays["made_by"])),
+        made_by=made_by,
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from comp import leaderboard, pipeline, predicting, runs
-from comp.competition import submission
+from comp.competition import checking, formats
 from comp.config import Config, TrainConfig, seconds_of
 from comp.errors import Interrupted
 from comp.progress import Progress, quiet
@@ -74,7 +74,7 @@ def rehearse(config: Config, progress: Progress = quiet) -> list[Stage]:
                 predicting.submit(loaded, predicting.predict(loaded, progress), path)
                 found.append(f"{len(whole.suite or ()):,} images to predict in the real run")
             with stage("check") as found:
-                problems = submission.check(path, submission.format_of(dataset.competition))
+                problems = checking.check(path, formats.format_of(dataset.competition))
                 found.append("; ".join(problems) or "valid")
         with stage("leaderboard") as found:
             found.append(f"{len(leaderboard.rows(folder))} row")

@@ -34,7 +34,10 @@ from comp.errors import RunError, UserError, nearest
 _VERSIONS = ("comp", "torch", "torchvision", "timm", "numpy", "albumentations", "optuna", "pandas", "scikit-learn")
 
 
-def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None], *, replace: bool = True) -> None:
+Content = bytes | Callable[[BinaryIO], None]  # of a file: its bytes, or what writes them into the open file
+
+
+def write_atomically(path: Path, content: Content, *, replace: bool = True) -> None:
     """Put a whole file at `path` or leave what was there.
 
     Args:
@@ -46,21 +49,31 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None], *,
         FileExistsError: `replace` is False and the file exists.
         RunError: the disk is full, the folder is gone or may not be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_together({path: content}, replace=replace)
+
+
+def write_together(contents: Mapping[Path, Content], *, replace: bool = True) -> None:
+    """Put whole files in their places in turn, none before all of them lie on the disk; as `write_atomically`."""
+    staged = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
+    path = next(iter(contents))
     try:
-        with temporary.open("wb") as file:
-            content(file) if callable(content) else file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        _land(temporary, path, replace)
+        for path, content in contents.items():
+            with staged[path].open("wb") as file:
+                content(file) if callable(content) else file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            _land(staged[path], path, replace)
     except FileExistsError:
         raise
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder") from None
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+        for temporary in staged.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    for folder in {path.parent for path in contents}:
+        _sync_folder(folder)
 
 
 def _land(temporary: Path, path: Path, replace: bool) -> None:
@@ -184,7 +197,7 @@ class Run:
         """Tell whether the training has ended and its scores are written."""
         return (self.path / "metrics.json").is_file()
 
-    def write(self, name: str, content: bytes | Callable[[BinaryIO], None]) -> None:
+    def write(self, name: str, content: Content) -> None:
         """Write one of its files atomically; see `write_atomically`."""
         write_atomically(self.path / name, content)
 
@@ -209,7 +222,13 @@ class Run:
         for name in ("best.safetensors", "averaged.safetensors", "final.safetensors"):
             if (self.path / name).is_file():
                 return self.path / name
+        if self.is_complete():
+            raise RunError(f"{self.path}: holds no weights; it was made of other runs, so predict with those")
         raise RunError(f"{self.path}: holds no weights; finish it: comp run --resume {self.path}")
+
+    def has_weights(self) -> bool:
+        """Tell whether it can predict; ensembles and probes cannot."""
+        return any(self.path.glob("*.safetensors"))
 
     def history(self) -> list[dict[str, str]]:
         """Return history.csv's rows, none before the first epoch's end."""

@@ -1,6 +1,7 @@
 """A small real dataset on disk, configs of it, and the command line as its users call it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,4 +110,37 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory with a dataset in `data/` and its config in `small.yaml`."""
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path / "small.yaml", small_config(write_arrays(tmp_path / "data")))
+    return tmp_path
+
+
+# Overrides of `small.yaml` for tests of what follows training: one epoch, six blocks to submit.
+QUICK = [
+    "train.epochs=1", "competition.suite.files=3", "competition.suite.severities=2",
+    "competition.ood_validation.per_block=12",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def three_trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, their config and three runs, predictions made: two of one network, and one of another."""
+    from comp import config as configs
+    from comp import pipeline, predicting
+
+    folder = tmp_path_factory.mktemp("three")
+    write_arrays(folder / "data", train=240)
+    config = write_config(folder / "small.yaml", small_config(folder / "data"))
+    for seed, more in ((0, []), (1, []), (2, ["model.args={depth: 3}"])):
+        wanted = configs.load(config, [*QUICK, f"seed={seed}", *more])
+        loaded = predicting.load(pipeline.train(wanted, name=f"seed{seed}", runs_root=folder / "runs"))
+        predicting.evaluate(loaded)
+        predicting.predict(loaded)
+    return folder
+
+
+@pytest.fixture
+def three_runs(three_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with `small.yaml` and copies of the three runs in `runs/small/*-seed0`, 1 and 2."""
+    shutil.copytree(three_trained / "runs", tmp_path / "runs")
+    shutil.copy(three_trained / "small.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
     return tmp_path

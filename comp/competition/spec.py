@@ -1,13 +1,14 @@
 """What is competed in: classes, image shape, metric, the suite's layout of blocks and what a submission looks like."""
 
+import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.config import SuiteConfig
+from comp.config import SubmissionConfig, SuiteConfig
 
 # The challenge's 19 distortions; a file's number is the place here.
 DISTORTIONS = (
@@ -54,7 +55,13 @@ class Block:
 
     def ids(self) -> NDArray[np.str_]:
         """Return [count] ids, `distortion00_1_0` ..."""
-        return np.array([f"{self.name}_{index}" for index in range(self.count)], np.str_)
+        return np.strings.add(f"{self.name}_", _numbers(self.count))
+
+
+@functools.lru_cache(maxsize=4)  # a suite's blocks are mostly of one size
+def _numbers(count: int) -> NDArray[np.str_]:
+    """Return `0`, `1` ... as text no wider than the last."""
+    return np.arange(count).astype(f"U{len(str(max(count - 1, 0)))}")
 
 
 @dataclass(frozen=True)
@@ -63,12 +70,13 @@ class SubmissionFormat:
 
     Attributes:
         blocks: give the ids in their order, where none are listed.
-        class_count: how many classes there are.
+        class_count: how many classes there are; 0 where a sample alone was seen, which does not tell.
         id_column: header of the first column.
         label_column: header of the second; empty for probabilities.
         listed_ids: every id in order, as a sample submission lists them.
         answers: what is written for each class; empty: its number.
         probabilities: a column for each class, named by `answers`, instead of one label.
+        names: where the number of classes is not known: any text is a label, not whole numbers alone.
     """
 
     blocks: tuple[Block, ...]
@@ -78,6 +86,7 @@ class SubmissionFormat:
     listed_ids: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     probabilities: bool = False
+    names: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -104,6 +113,7 @@ class SubmissionFormat:
             "ids": list(self.listed_ids),
             "answers": list(self.answers),
             "probabilities": self.probabilities,
+            "names": self.names,
         }
 
 
@@ -118,6 +128,7 @@ class Competition:
         image_shape: (C, H, W) of what the model sees.
         blocks: what a submission covers, in its order; empty where there are no blocks.
         sample: what a submission of the test images looks like; None where blocks or nothing are submitted.
+        submission: what the config says of a submission's columns; it goes before the sample.
     """
 
     name: str
@@ -126,6 +137,7 @@ class Competition:
     image_shape: tuple[int, int, int]
     blocks: tuple[Block, ...]
     sample: SubmissionFormat | None = None
+    submission: SubmissionConfig = field(default_factory=SubmissionConfig)
 
 
 def suite_blocks(config: SuiteConfig, test_images: int) -> tuple[Block, ...]:

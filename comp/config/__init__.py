@@ -5,7 +5,13 @@ and disk space are checked by `comp.pipeline.check`. A config never changes afte
 value back into it.
 """
 
-from comp.config.competition import CompetitionConfig, OODValidationConfig, RulesConfig, SuiteConfig
+from comp.config.competition import (
+    CompetitionConfig,
+    OODValidationConfig,
+    RulesConfig,
+    SubmissionConfig,
+    SuiteConfig,
+)
 from comp.config.data import AugmentConfig, CSVConfig, DataConfig
 from comp.config.loading import dump, fingerprint, flat, from_mapping, load, schema
 from comp.config.model import ModelConfig
@@ -25,6 +31,7 @@ __all__ = [
     "OptimConfig",
     "PredictConfig",
     "RulesConfig",
+    "SubmissionConfig",
     "SuiteConfig",
     "TrainConfig",
     "dump",

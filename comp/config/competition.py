@@ -54,6 +54,18 @@ class RulesConfig(Section):
     """Whether a prediction may adapt to the images that it predicts."""
 
 
+class SubmissionConfig(Section):
+    """What a submission looks like, where no sample submission says so or another way is wanted."""
+
+    id_column: str = ""
+    """Header of the first column; empty: the sample's, else `id`."""
+    label_column: str = ""
+    """Header of the answers' column; empty: the sample's, else `label`. Not looked at for probabilities."""
+    labels: Literal["auto", "indices", "names", "probabilities"] = "auto"
+    """What is written of an image: its class's number, its name, or a probability in a column for each class, named as
+    the class is; auto: as the sample shows, else numbers for blocks and names for test images."""
+
+
 class CompetitionConfig(Section):
     """What is competed in."""
 
@@ -62,5 +74,6 @@ class CompetitionConfig(Section):
     metric: str = "accuracy"
     """What submissions are scored by: a row of `comp.metrics.METRICS`."""
     suite: SuiteConfig = SuiteConfig()
+    submission: SubmissionConfig = SubmissionConfig()
     ood_validation: OODValidationConfig = OODValidationConfig()
     rules: RulesConfig = RulesConfig()

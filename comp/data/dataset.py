@@ -162,7 +162,7 @@ def _competition(config: Config, source: Source, train: Split, test: Split | Non
             raise ConfigError(f"competition.suite.source: test: {config.data.source} found no test images to submit")
         sample = source.sample or SubmissionFormat((), len(classes), listed_ids=tuple(test.ids.tolist()))
     blocks = spec.suite_blocks(wanted.suite, len(test) if test else 0)
-    return Competition(wanted.name, wanted.metric, classes, train.image_shape, blocks, sample)
+    return Competition(wanted.name, wanted.metric, classes, train.image_shape, blocks, sample, wanted.submission)
 
 
 def _open_suite(

@@ -5,7 +5,7 @@ reads a value from the device between two steps, and its state is part of a chec
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -202,17 +202,7 @@ class Soup:
         """Return the soup, None where there is no member."""
         assert score is not None
         scored = [(score(state) if value is None else value, state) for value, state in self._members]
-        ranked = sorted(scored, key=lambda member: member[0], reverse=True)  # stable: the older of equals first
-        if not ranked:
-            return None
-        best, soup = ranked[0]
-        chosen = [soup]
-        for _, state in ranked[1:]:
-            tried = mean([*chosen, state])
-            value = score(tried)
-            if value >= best:
-                best, soup, chosen = value, tried, [*chosen, state]
-        return soup
+        return greedy_soup(scored, score)[0] if scored else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the members and their values."""
@@ -273,6 +263,24 @@ def mean(states: Iterable[Mapping[str, Tensor]]) -> State:
         else last
         for name, last in stacked[-1].items()
     }
+
+
+def greedy_soup(scored: Sequence[tuple[float, State]], score: Score) -> tuple[State, tuple[int, ...]]:
+    """Return a soup and the numbers of the states in it, the best one first (Wortsman et al. 2022, algorithm 1).
+
+    Args:
+        scored: one or more states of one model and their values; more is better.
+        score: of the mean of some of them.
+    """
+    ranked = sorted(range(len(scored)), key=lambda number: scored[number][0], reverse=True)  # the older of equals first
+    best, soup = scored[ranked[0]]
+    chosen = [ranked[0]]
+    for number in ranked[1:]:
+        tried = mean([*(scored[member][1] for member in chosen), scored[number][1]])
+        value = score(tried)
+        if value >= best:
+            best, soup, chosen = value, tried, [*chosen, number]
+    return soup, tuple(chosen)
 
 
 @contextmanager

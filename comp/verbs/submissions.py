@@ -1,44 +1,122 @@
-"""`comp check`: what can be said of a submission's file."""
+"""`comp check`, `comp diff` and `comp submit`: what can be said of a submission's file, and where it goes."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from comp.verbs.options import AsJson
 
+if TYPE_CHECKING:
+    from comp.competition.verdicts import Verdict
 
-def check(
-    path: Annotated[Path, typer.Argument(metavar="CSV", help="A submission.")],
-    wanted: Annotated[
-        Path | None, typer.Option("--format", metavar="CONFIG", help="By default the sidecar's format.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Check a submission's header, ids, order and labels.
+CSVPath = Annotated[Path, typer.Argument(metavar="CSV", help="A submission.")]
+Wanted = Annotated[
+    Path | None,
+    typer.Option("--format", metavar="CONFIG|SAMPLE", help="A config, or a sample .csv; by default the sidecar's."),
+]
+Against = Annotated[
+    Path | None, typer.Option("--against", metavar="CSV", help="An earlier one that it should resemble.")
+]
+
+
+def check(path: CSVPath, wanted: Wanted = None, against: Against = None, as_json: AsJson = False) -> None:
+    """Check a submission's header, ids, order and labels, and whether its predictions are more than chance.
 
     Example: comp check submissions/quickstart.csv
     """
-    from comp import config as configs
-    from comp import console, runs
-    from comp.competition import submission
+    from comp import console
+
+    verdict = _judge(path, wanted, against)
+    if as_json:
+        console.print_json(verdict.to_json())
+    elif not verdict.problems:
+        for doubt in verdict.doubts:
+            console.print_line(f"{doubt.verdict}: {doubt.what}")
+        agreement = "" if verdict.agreement is None else f", agrees with {against} on {verdict.agreement:.2%} of rows"
+        console.print_line(f"{path}: valid, {verdict.rows:,} rows{agreement}")
+    verdict.demand()
+
+
+def diff(
+    first: CSVPath,
+    second: Annotated[Path, typer.Argument(metavar="OTHER", help="Another one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Count the rows on which two submissions differ, block by block.
+
+    Example: comp diff submissions/quickstart.csv submissions/quickstart-2.csv
+    """
+    from comp import console
+    from comp.competition import differences
+
+    found = differences.compare(first, second)
+    if as_json:
+        console.print_json(found.to_json())
+        return
+    rows = [(row.block, f"{row.rows:,}", f"{row.differing:,}", _share(row.differing, row.rows)) for row in found.blocks]
+    total = found.total
+    rows.append(("all", f"{total.rows:,}", f"{total.differing:,}", _share(total.differing, total.rows)))
+    console.print_table(f"{first} and {second}", ("block", "rows", "differing", "share"), rows)
+    for path, count in ((first, found.only_first), (second, found.only_second)):
+        if count:
+            console.print_line(f"{count:,} ids are only in {path}")
+    if found.moved:
+        console.print_line("ids that both have stand in another order")
+
+
+def _share(count: int, rows: int) -> str:
+    return f"{count / rows:.2%}" if rows else ""
+
+
+def submit(
+    path: CSVPath,
+    competition: Annotated[str, typer.Option("--competition", metavar="SLUG", help="As Kaggle's address names it.")],
+    message: Annotated[str, typer.Option("-m", "--message", help="Shown beside the submission.")],
+    wanted: Wanted = None,
+    against: Against = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the score.")] = 600.0,
+    force: Annotated[bool, typer.Option("--force", help="Send what is doubtful, or was sent before.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a submission, send it to Kaggle, wait for its score and keep that with the run.
+
+    Example: comp submit submissions/quickstart.csv --competition digit-recognizer --message "first try"
+    """
+    from comp import console
+    from comp.competition import kaggle_client, sending
+
+    verdict = _judge(path, wanted, against)
+    if not force or verdict.problems:
+        verdict.demand(mend="\n  send it nevertheless with --force")
+    with console.bars() as progress:
+        record = sending.send(
+            path, kaggle_client.Kaggle, competition=competition, message=message, wait_seconds=wait, again=force,
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        console.print_json(record)
+        return
+    private = "" if record["private"] is None else f", private {record['private']}"
+    console.print_line(f"{path}: submission {record['reference']}, public score {record['public']}{private}")
+
+
+def _judge(path: Path, wanted: Path | None, against: Path | None) -> "Verdict":
+    from comp.competition import doubts, formats, verdicts
     from comp.errors import SubmissionError
 
-    sidecar = submission.sidecar_path(path)
     if not path.is_file():
         raise SubmissionError(f"{path}: no such submission")
-    if wanted:
+    training: list[int] = []
+    if wanted is None:
+        expected = verdicts.format_beside(path)
+    elif wanted.suffix == ".csv":
+        expected = formats.from_sample(wanted)
+    else:
+        from comp import config as configs
         from comp.data.dataset import open_dataset
 
-        expected = submission.format_of(open_dataset(configs.load(wanted)).competition)
-    elif sidecar.exists():
-        expected = submission.format_from_json(runs.read_json(sidecar).get("format", {}), sidecar)
-    else:
-        raise SubmissionError(f"{path}: has no sidecar {sidecar.name} that tells its format; give --format CONFIG")
-    problems = submission.check(path, expected)
-    if as_json:
-        console.print_json({"submission": str(path), "valid": not problems, "problems": problems})
-    elif not problems:
-        console.print_line(f"{path}: valid")
-    if problems:
-        raise SubmissionError(f"{path}: not a valid submission\n  " + "\n  ".join(problems))
+        dataset = open_dataset(configs.load(wanted))
+        expected = formats.format_of(dataset.competition)
+        training = doubts.counts(dataset.train.labels, len(dataset.competition.classes))
+    return verdicts.judge(path, expected, training=training, against=against)

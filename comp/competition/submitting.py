@@ -1,0 +1,60 @@
+"""A run's predictions as a submission: written, traced to what made them, checked, noted in the run. Torch-free."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comp import config as configs
+from comp import runs
+from comp.competition import checking, doubts, formats, submission
+from comp.competition.spec import Competition
+from comp.predictions import Predictions
+from comp.runs import Run
+
+
+def submit(
+    run: Run,
+    found: Predictions,
+    competition: Competition,
+    path: Path,
+    *,
+    trace: Mapping[str, Any],
+    training: NDArray[np.int64] | None = None,
+    force: bool = False,
+) -> Path:
+    """Write the submission and its sidecar, check the CSV that lies on the disk, and note it in the run.
+
+    Args:
+        run: complete; it made the predictions.
+        found: of all that the competition submits.
+        competition: gives the format.
+        path: of the CSV.
+        trace: what the sidecar says beside the run, its config, `made_by`, the code and the machine: weights, seeds.
+        training: labels of the training images, whose classes' shares a later check compares; None: not known.
+        force: replace what is there.
+
+    Raises:
+        SubmissionError: the name is taken.
+        RunError: the disk is full; what was there stays.
+    """
+    wanted = formats.format_of(competition)
+    transductive = bool(found.made_by.get("transductive"))
+    sidecar = {
+        "run": run.name,
+        "run_path": str(run.path),
+        "config_hash": configs.fingerprint(run.config()),
+        "made_by": dict(found.made_by),
+        "transductive": transductive,
+        "training_counts": doubts.counts(training, len(found.classes)),
+        **trace,
+        **runs.describe_machine(),
+    }
+    submission.write(path, found, wanted, sidecar, force=force)
+    problems = checking.check(path, wanted)
+    assert not problems, problems
+    with run.writing():
+        run.write_json("metrics.json", {**run.metrics(), "submission": str(path), "transductive": transductive})
+    return path

@@ -1,0 +1,223 @@
+"""`comp ensemble RUN... --method soup`: weights of runs of one architecture averaged into one network.
+
+A run like any other comes of it, with weights: it costs one forward pass where an ensemble of predictions costs as many
+as it has members. Only networks that share a good part of their training (fine-tunings of the same weights) lie in one
+basin; of others the greedy soup keeps the best alone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from comp import config as configs
+from comp import gathering, pipeline, predicting, runs
+from comp.building import demand_own, load_model
+from comp.competition import submission
+from comp.config import ModelConfig
+from comp.data import division, loading
+from comp.errors import ConfigError, ModelError, unknown
+from comp.inference.predict import predict
+from comp.inference.variants import laid_on
+from comp.models import averaging, weights
+from comp.models.averaging import State
+from comp.predicting import Loaded
+from comp.progress import Progress, quiet
+from comp.runs import Run
+
+_STATISTICS_BATCHES = 40  # of training images, from which batch norm meets the averaged weights
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """What came of it.
+
+    Attributes:
+        trained: the runs.
+        values: accuracy of each alone.
+        chosen: numbers of those in the soup.
+        value: its accuracy.
+        state: its weights.
+    """
+
+    trained: tuple[Run, ...]
+    values: tuple[float, ...]
+    chosen: tuple[int, ...]
+    value: float
+    state: State
+
+    def told(self) -> list[dict[str, Any]]:
+        """Return what the sidecar and the run say of each member."""
+        return [
+            {
+                "run": run.name,
+                "run_path": str(run.path),
+                "weights_sha256": runs.sha256(run.weights_path()),
+                "config_hash": configs.fingerprint(run.config()),
+                "seed": run.config().seed,
+                "accuracy": self.values[number],
+                "weight": 1 / len(self.chosen) if number in self.chosen else 0.0,
+            }
+            for number, run in enumerate(self.trained)
+        ]
+
+
+def soup(
+    trained: Sequence[Run],
+    *,
+    select_on: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    runs_root: Path = Path("runs"),
+    output: Path | None = None,
+    force: bool = False,
+    progress: Progress = quiet,
+) -> Run:
+    """Make a greedy soup of runs' weights (Wortsman et al. 2022, arXiv:2203.05482); return it as a run, submitted.
+
+    The best member comes first; each further one, from better to worse, joins the equal mean if that is then no worse
+    on validation. Batch norm's statistics are averaged with the weights or met anew on training images, whichever is
+    better there.
+
+    Args:
+        trained: complete runs with the same data and architecture.
+        select_on: `val` or `ood_val`, by whose accuracy members are chosen; None: the shifted one, where there is.
+        given: fields of `predict` in place of the first member's own, for test and suite.
+        runs_root: where the result is made.
+        output: the submission; None: a free name.
+        force: replace that.
+        progress: called while validation goes on.
+
+    Raises:
+        UserError: runs of other data or networks, no validation, or a submission that is there already.
+    """
+    gathering.demand_one_competition(trained)
+    if output is not None:
+        submission.demand_free(output, force=force)
+    first = predicting.load(trained[0], progress=progress)
+    split = _selection(select_on, first)
+    states = [_state(run, first) for run in trained]
+    score = _Scorer(first, split, progress)
+    scored = [(score.plain(state), state) for state in states]
+    mixed, chosen = averaging.greedy_soup(scored, lambda state: score.best(state)[0])
+    value, state = score.best(mixed) if len(chosen) > 1 else (scored[chosen[0]][0], mixed)
+    made = _Mixed(tuple(trained), tuple(value for value, _ in scored), chosen, value, state)
+    loaded = _store(made, first, split, runs_root, progress)
+    variant = laid_on(loaded.config.predict, given or {})
+    predicting.evaluate(loaded, progress, variant=variant)
+    if loaded.dataset.suite is not None:
+        found = predicting.predict(loaded, progress, variant=variant)
+        predicting.expect(loaded, found, "suite", progress)
+        path = output or predicting.default_submission(loaded.config)
+        predicting.submit(loaded, found, path, force=force, trace={"members": made.told()})
+    return loaded.run
+
+
+def _selection(select_on: str | None, loaded: Loaded) -> str:
+    known = gathering.SELECTIONS
+    if select_on is not None and select_on not in known:
+        raise ConfigError(f"--select-on: {unknown('split', select_on, known)}")
+    found = select_on or next((name for name in known if getattr(loaded.dataset, name) is not None), None)
+    if found is None or getattr(loaded.dataset, found) is None:
+        raise ConfigError(
+            f"--method soup: is chosen by validation, and {loaded.run.path} has no {found or 'validation split'}"
+        )
+    return found
+
+
+def _state(run: Run, first: Loaded) -> State:
+    """Return a run's best weights, which must fit the first one's network and data."""
+    config = run.config()
+    if _architecture(config.model) != _architecture(first.config.model):
+        raise ModelError(
+            f"{run.path}: its model is {config.model.name}, or of other settings than {first.config.model.name} of "
+            f"{first.run.path}; a soup needs one architecture: compare `comp config show`"
+        )
+    predicting.check_same_data(run, first.dataset)
+    path = run.weights_path()
+    state, facts = weights.read(path)
+    demand_own(run, facts["sha256"])
+    if problem := weights.mismatch(first.model, state):
+        raise ModelError(f"{path}: these weights belong to another network than those of {first.run.path}: {problem}")
+    device = next(first.model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in state.items()}
+
+
+def _architecture(section: ModelConfig) -> ModelConfig:
+    """Return what of a model's section is not about where its first weights came from, or what was trained."""
+    plain = {"pretrained": False, "from_run": "", "sha256": "", "freeze": (), "unfreeze": {}, "normalize": "auto"}
+    return section.model_copy(update=plain)
+
+
+class _Scorer:
+    """Scores states of one network on a validation split: accuracy, the mean over blocks where it has blocks."""
+
+    def __init__(self, loaded: Loaded, split: str, progress: Progress) -> None:
+        self._loaded, self._split, self._progress = loaded, split, progress
+
+    def plain(self, state: Mapping[str, Tensor]) -> float:
+        """Return the accuracy of a state as it is."""
+        images = predicting.images_of(self._loaded, self._split)
+        with averaging.standing_in(self._loaded.model, state):
+            found = predict(
+                self._loaded.model, images, classes=self._loaded.dataset.competition.classes,
+                execution=self._loaded.execution, batch_size=self._loaded.config.predict.batch_size, made_by={},
+                progress=self._progress,
+            )  # fmt: skip
+        return float(predicting.scores_of(found, self._loaded.config.competition.metric)["accuracy"])
+
+    def best(self, state: Mapping[str, Tensor]) -> tuple[float, State]:
+        """Return the accuracy with averaged or met statistics, whichever is better, and that state."""
+        value = self.plain(state)
+        if not averaging.has_statistics(self._loaded.model):
+            return value, dict(state)
+        met = self._met(state)
+        refreshed = self.plain(met)
+        return (refreshed, met) if refreshed > value else (value, dict(state))
+
+    def _met(self, state: Mapping[str, Tensor]) -> State:
+        model, execution = self._loaded.model, self._loaded.execution
+        with averaging.standing_in(model, state):
+            with execution.autocast():
+                averaging.refresh_statistics(model, self._training_images())
+            return averaging.copied(model)
+
+    def _training_images(self) -> Iterator[Tensor]:
+        train, execution = self._loaded.dataset.train, self._loaded.execution
+        every = loading.chunks(train, self._loaded.config.train.batch_size)
+        for images in islice(every, _STATISTICS_BATCHES):  # [B, H, W, C]
+            batch = torch.from_numpy(images).to(execution.torch_device).permute(0, 3, 1, 2)
+            yield execution.layout(batch)
+
+
+def _store(mixed: _Mixed, first: Loaded, split: str, runs_root: Path, progress: Progress) -> Loaded:
+    """Store the soup as a run, score it on validation, and return it ready to predict."""
+    config = first.config
+    provenance = pipeline.provenance_of(config, first.dataset, first.model)
+    result = runs.create(runs_root, config, "soup", {**provenance, "members": mixed.told()})
+    with result.writing():
+        division.save(result.path / "split.npz", first.dataset.train, first.dataset.val)
+        result.write_json("execution.json", first.execution.to_json())
+        names = ", ".join(mixed.trained[number].name for number in mixed.chosen)
+        result.write("best.safetensors", weights.to_bytes(mixed.state, {"soup": names}))
+        model, execution = load_model(result)
+        best = predicting.score_weights(result, config, first.dataset, model, execution, "best", progress)
+        theirs = [mixed.trained[number].metrics() for number in mixed.chosen]
+        fitted = {
+            "model": f"soup of {len(mixed.chosen)} of {len(mixed.trained)} {config.model.name}",
+            "selected_by": split,
+            "epochs": 0,
+            "stopped": "",
+            "best_epoch": 0,
+            "train_seconds": round(sum(found["train_seconds"] for found in theirs), 2),
+            "test_like": sorted({name for found in theirs for name in found["test_like"]}),
+            "final": {},
+            "best": best,
+            "weights_sha256": runs.sha256(result.weights_path()),
+            "soup": {"split": split, "accuracy": mixed.value, "members": mixed.told()},
+        }
+        result.write_json("metrics.json", {**pipeline.describe(result, config, model, execution), **fitted})
+    return Loaded(result, config, first.dataset, model, execution)

@@ -1,0 +1,131 @@
+"""Ten thousand mutations of a valid CSV, judged by a regular expression that knows nothing of the checker."""
+
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from comp.competition import checking, spec
+from comp.competition.spec import SubmissionFormat
+from comp.errors import SubmissionError
+
+WANTED = SubmissionFormat(spec.blocks(range(2), range(1, 3), 3), class_count=12)
+IDS = [f"distortion{d:02d}_{s}_{i}" for d in range(2) for s in range(1, 3) for i in range(3)]
+MUTATIONS = 10_000
+
+
+def oracle(end: bytes) -> re.Pattern[bytes]:
+    """Return what matches a whole valid file whose lines end so: each cell bare, or quoted."""
+
+    def cell(text: bytes) -> bytes:
+        return b'(?:%s|"%s")' % (text, text)
+
+    lines = [cell(b"id") + b"," + cell(b"label")]
+    lines += [cell(key.encode()) + b"," + cell(b"(?:[0-9]|1[01])") for key in IDS]
+    return re.compile(re.escape(end).join(lines) + b"(?:%s)?" % re.escape(end))
+
+
+ORACLES = (oracle(b"\n"), oracle(b"\r\n"))
+
+
+def is_valid(content: bytes) -> bool:
+    """Tell whether a file is valid, by the regular expressions alone."""
+    return any(pattern.fullmatch(content) for pattern in ORACLES)
+
+
+def is_accepted(path: Path, content: bytes) -> bool:
+    """Tell whether the checker finds nothing wrong."""
+    path.write_bytes(content)
+    try:
+        return not checking.check(path, WANTED)
+    except SubmissionError:
+        return False
+
+
+Mutation = Callable[[random.Random, bytes], bytes]
+
+
+def change_byte(draw: random.Random, content: bytes) -> bytes:
+    """Put a byte in another's place, before it, or nothing."""
+    place = draw.randrange(len(content) + 1)
+    some = draw.choice(
+        [b"", *[bytes([b]) for b in b'\x00\t\n\r ",0123456789;_aA.-+\x80\xa0\xc3\xff\xfe'], b"\r\n", b'""']
+    )
+    return content[:place] + some + content[place + draw.randrange(2) :]
+
+
+def change_line(draw: random.Random, content: bytes) -> bytes:
+    """Drop, repeat, move or empty a line."""
+    lines = content.split(b"\n")
+    line = draw.randrange(len(lines))
+    kind = draw.choice(["drop", "repeat", "swap", "empty", "cut"])
+    if kind == "drop":
+        del lines[line]
+    elif kind == "repeat":
+        lines.insert(draw.randrange(len(lines) + 1), lines[line])
+    elif kind == "swap":
+        other = draw.randrange(len(lines))
+        lines[line], lines[other] = lines[other], lines[line]
+    elif kind == "empty":
+        lines.insert(line, b"")
+    else:
+        lines[line] = lines[line].partition(b",")[0]
+    return b"\n".join(lines)
+
+
+LABELS = ["0", "11", "12", "-1", "-0", "+1", "01", "1.0", "1e0", "", "nan", "NaN", "None", " 3", "3 ", "cat", "٣", "３",
+          "0x1", "1_0", "99999999999999999999", "True", "=1", "'3'"]  # fmt: skip
+
+
+def change_label(draw: random.Random, content: bytes) -> bytes:
+    """Give a row another label, valid or not."""
+    lines = content.split(b"\n")
+    line = draw.randrange(len(lines))
+    label = draw.choice([*LABELS, *[str(draw.randrange(14)) for _ in LABELS]])
+    lines[line] = lines[line].partition(b",")[0] + b"," + label.encode()
+    return b"\n".join(lines)
+
+
+def change_all(draw: random.Random, content: bytes) -> bytes:
+    """Do to every line what another program might have done."""
+    changes: list[Callable[[bytes], bytes]] = [
+        lambda text: text.replace(b"\n", b"\r\n"),
+        lambda text: text.replace(b"\n", b"\r"),
+        lambda text: b"\n".join(b'"%s","%s"' % tuple(line.split(b",")[:2]) if line.count(b",") else line
+                                for line in text.split(b"\n")),
+        lambda text: re.sub(rb"distortion\d+_\d_\d", lambda found: b'"%s"' % found[0], text),
+        lambda text: text.replace(b"\n", b",\n"),
+        lambda text: text.replace(b",", b";"),
+        lambda text: text.replace(b",", b", "),
+        lambda text: text.replace(b"\n", b"\n\n"),
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: text.decode("latin-1").encode("utf-16"),
+        lambda text: text.decode("latin-1").encode("utf-16-le"),
+        lambda text: text.rstrip(b"\n"),
+        lambda text: text + b"\n",
+        lambda text: text.upper(),
+        lambda text: b"\n".join([text.split(b"\n")[0], *sorted(text.split(b"\n")[1:])]),
+        lambda text: b"\n".join(b",".join(reversed(line.split(b","))) for line in text.split(b"\n")),
+        lambda text: b"\n".join(b"%d,%s" % row for row in enumerate(text.split(b"\n"))),
+        lambda text: text + text,
+        lambda text: text + text.partition(b"\n")[2],
+        lambda text: text[: draw.randrange(len(text) + 1)],
+    ]  # fmt: skip
+    return draw.choice(changes)(content)
+
+
+MUTATORS: tuple[Mutation, ...] = (change_byte, change_line, change_label, change_all)
+
+
+def test_of_ten_thousand_mutations_every_invalid_one_is_refused_and_every_valid_one_accepted(tmp_path: Path) -> None:
+    draw = random.Random(7)
+    valid = 0
+    for number in range(MUTATIONS):
+        rows = [f"{key},{draw.randrange(12)}" for key in IDS]
+        content = "\n".join(["id,label", *rows, ""]).encode()
+        for _ in range(draw.choice([0, 1, 1, 1, 2, 3])):
+            content = draw.choice(MUTATORS)(draw, content)
+        expected = is_valid(content)
+        valid += expected
+        assert is_accepted(tmp_path / "a.csv", content) == expected, (number, content)
+    assert 0.2 < valid / MUTATIONS < 0.5  # both sides are met often

@@ -158,6 +158,16 @@ def test_a_penalty_is_chosen_on_other_images_where_there_are_any(count: int) -> 
     assert count == 1 or not set(images[tried]) & set(images[held])
 
 
+def test_a_bag_holds_all_copies_of_an_image_or_none() -> None:
+    images = np.array([f"i{row % 7}" for row in range(28)])
+    task = methods.Task(np.zeros((1, 28, 2), np.float32), np.zeros(28, int), images)
+    rows = task.drawn(np.random.default_rng(0))
+    times = np.bincount(rows, minlength=28)
+    assert all(len(set(times[images == image])) == 1 for image in images)
+    assert times.sum() == 28
+    assert (times == 0).any()
+
+
 def test_too_many_folds_are_refused() -> None:
     with pytest.raises(ConfigError, match="--folds: expected 2 to 3"):
         table.fold_of(np.array(["a", "b", "c"]), np.array([0, 1, 0]), 4)

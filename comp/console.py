@@ -4,6 +4,7 @@ Bars and epoch lines go to stderr, results to stdout: `comp run --json > result.
 """
 
 import contextlib
+import csv
 import json
 import sys
 import time
@@ -21,7 +22,7 @@ from comp import signals
 if TYPE_CHECKING:
     from comp.data.checks import Finding
     from comp.data.dataset import Dataset
-    from comp.leaderboard import Row
+    from comp.leaderboard import Group, Row
     from comp.models.catalogue import Costs, Listed
     from comp.models.surgery import Block
     from comp.predictions import Predictions
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from comp.runs import Run
     from comp.training.fit import Epoch
     from comp.training.lr_find import Found
+    from comp.verdicts import Verdicts
 
 _FILE_WIDTH = 200  # columns where stdout is a file or a pipe: nothing is cut off
 _out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
@@ -117,6 +119,11 @@ def print_line(text: str) -> None:
     _out.print(text, markup=False)
 
 
+def print_note(text: str) -> None:
+    """Print what is no part of a result, where it does not mix with one."""
+    _err.print(text, markup=False)
+
+
 def print_json(values: Any) -> None:
     """Print one JSON value."""
     print(json.dumps(values, indent=2, ensure_ascii=False))
@@ -192,20 +199,69 @@ def _severity_table(shifted: dict[str, Any], title: str) -> Table:
     return table
 
 
-def print_leaderboard(rows: "Sequence[Row]", root: Any) -> None:
-    """Print the leaderboard."""
+def print_leaderboard(rows: "Sequence[Row]", verdicts: "Verdicts", root: Any, top: int) -> None:
+    """Print the leaderboard's first rows, 0 for all, and what is to be said of it. Columns that are empty are left out.
+
+    A score that is more than chance below the one above it is followed by `<`, one that may be chance by `~`.
+    """
     if not rows:
         print_line(f"no complete runs under {root}; make one: comp run configs/quickstart.yaml")
         return
-    run, csv = (Column(name, overflow="fold") for name in ("run", "submission"))
-    table = Table("#", run, "model", "parameters", "val", "shifted", "test", "suite", "minutes", "device", csv)
-    for rank, row in enumerate(rows, 1):
-        scores = [row.val_accuracy, row.ood_accuracy, row.test_accuracy, row.suite_accuracy]
-        table.add_row(
-            str(rank), row.run, row.model, f"{row.parameters:,}", *["" if s is None else f"{s:.4f}" for s in scores],
-            f"{row.train_minutes:.1f}", row.device, row.submission + _marks(row),
-        )  # fmt: skip
+    shown = rows[:top] if top else rows
+    cells = [board_cells(row, rank) for rank, row in enumerate(shown, 1)]
+    kept = [name for name in cells[0] if any(line[name] for line in cells) or name == "submission"]
+    table = Table(*[Column(name, overflow="fold") if name in ("run", "submission") else name for name in kept])
+    signs = ["" if found is None else " <" if found.is_real else " ~" for found in verdicts.above[: len(shown)]]
+    for line, sign in zip(cells, signs, strict=True):
+        table.add_row(*[line[name] + sign * (name == "#") for name in kept])
     _out.print(table)
+    if len(shown) < len(rows):
+        print_line(f"{len(rows) - len(shown):,} more: --top 0 shows all, --csv writes them")
+    if any(signs):
+        print_line("<: more than chance below the row above it; ~: may be chance (at 95 %)")
+    for sentence in verdicts.sentences():
+        print_line(sentence)
+
+
+def board_cells(row: "Row", rank: int) -> dict[str, str]:
+    """Return a row of the leaderboard as it is shown."""
+    scores = {
+        "val": row.val_accuracy, "shifted": row.ood_accuracy, "expected": row.expected_accuracy,
+        "public": row.public_score, "private": row.private_score, "test": row.test_accuracy,
+        "suite": row.suite_accuracy,
+    }  # fmt: skip
+    shown = {name: "" if score is None else f"{score:.4f}" for name, score in scores.items()}
+    if row.expected_low is not None and row.expected_high is not None:
+        shown["expected"] += f" ({row.expected_low:.2f} to {row.expected_high:.2f})"
+    return {
+        "#": str(rank), "run": row.run, "model": row.model, "parameters": f"{row.parameters:,}", **shown,
+        "minutes": f"{row.train_minutes:.1f}", "device": row.device, "submission": row.submission + _marks(row),
+    }  # fmt: skip
+
+
+def print_groups(groups: "Sequence[Group]", by: str, sort: str) -> None:
+    """Print runs by what they have in common."""
+    table = Table(by, "runs", f"best {sort}", "mean", "deviation", Column("best run", overflow="fold"))
+    for group in groups:
+        numbers = [_cell(value) for value in (group.best, group.mean, group.deviation)]
+        table.add_row(str(group.value), f"{group.runs:,}", *numbers, group.best_run)
+    _out.print(table)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def print_table(lines: Sequence[Mapping[str, Any]], columns: Sequence[str], spelling: str) -> None:
+    """Print rows as `csv` or `md`, every row, to be read by another program or pasted into a page."""
+    if spelling == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([["" if line[name] is None else line[name] for name in columns] for line in lines])
+        return
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    for line in lines:
+        print("| " + " | ".join(_cell(line[name]).replace("|", "\\|") for name in columns) + " |")
 
 
 def _marks(row: "Row") -> str:

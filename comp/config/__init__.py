@@ -10,6 +10,7 @@ from comp.config.data import AugmentConfig, CSVConfig, DataConfig
 from comp.config.loading import dump, fingerprint, from_mapping, load, schema
 from comp.config.model import ModelConfig
 from comp.config.section import seconds_of
+from comp.config.tracking import TrackConfig
 from comp.config.training import LookaheadConfig, OptimConfig, TrainConfig
 from comp.config.tree import Config, PredictConfig
 
@@ -26,6 +27,7 @@ __all__ = [
     "PredictConfig",
     "RulesConfig",
     "SuiteConfig",
+    "TrackConfig",
     "TrainConfig",
     "dump",
     "fingerprint",

@@ -19,7 +19,7 @@ def leaderboard(
     since: Annotated[
         str | None, typer.Option(help="Only runs started since: 2026-01-31, 2026-01-31T12:00, 12h, 7d, 2w.")
     ] = None,
-    top: Annotated[int, typer.Option(min=0, help="Rows of the table in the terminal; 0 for all.")] = 50,
+    top: Annotated[int, typer.Option(min=0, help="Rows of the table in the terminal; 0 for all.")] = 100,
     runs: RunsRoot = RUNS,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print every row and column as CSV.")] = False,

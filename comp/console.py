@@ -165,6 +165,16 @@ def print_summary(run: "Run", scores: dict[str, Any]) -> None:
     print_line(f"run         {run.path}")
     if "submission" in scores:
         print_line(f"submission  {scores['submission']}")
+    _print_tracked(run)
+
+
+def _print_tracked(run: "Run") -> None:
+    from comp.tracking import state
+
+    known = state.read(run)
+    if known is not None:
+        where = "waits: comp leaderboard --sync uploads it" if state.waiting(run) else "uploaded"
+        print_line(f"W&B         {known.project}/{known.id}, {where}")
 
 
 def print_prediction(

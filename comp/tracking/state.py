@@ -1,10 +1,15 @@
 """RUN/wandb/tracking.json: which W&B run a run is, and how far it was told."""
 
+import contextlib
 import secrets
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import filelock
+
 from comp import runs
+from comp.errors import RunError
 from comp.runs import Run
 
 
@@ -62,6 +67,29 @@ def begun(run: Run, mode: str) -> State:
     if known:
         return replace(known, mode=mode)
     return State(secrets.token_hex(4), track.project or run.config().competition.name, track.entity, mode)
+
+
+@contextlib.contextmanager
+def telling(run: Run, *, wait_seconds: float) -> Iterator[None]:
+    """Be the one process that tells of a run.
+
+    Raises:
+        RunError: another one still does after so many seconds.
+    """
+    try:
+        with filelock.FileLock(folder_of(run) / ".lock", timeout=wait_seconds):
+            yield
+    except filelock.Timeout:
+        raise RunError(f"{run.path}: another process is telling W&B of this run") from None
+
+
+def is_being_told(run: Run) -> bool:
+    """Tell whether a process is telling of a run now: its segment is not whole."""
+    try:
+        with telling(run, wait_seconds=0):
+            return False
+    except RunError:
+        return True
 
 
 def segments(run: Run) -> list[Path]:

@@ -17,7 +17,9 @@ from comp.runs import Run
 from comp.tracking import login, state, told
 from comp.tracking.login import Mode
 
-_END_SECONDS = 10.0  # that the end of a training waits for a network
+# That the end of a training waits: for a network, and for a disk.
+_END_SECONDS: dict[Mode, float] = {"online": 10.0, "offline": 60.0}
+_NICE = 5  # where there are too few cores, the training goes first
 _MOST_MISTAKES = 16
 
 
@@ -31,7 +33,7 @@ class Tracker(Protocol):
         """Keep the validation images that a scored run was surest of and wrong; `images` [N, H, W, C] uint8."""
 
     def close(self) -> None:
-        """Let what is told come to its end, within ten seconds."""
+        """Let what is told come to its end; a network is waited for ten seconds at most."""
 
 
 class Untracked:
@@ -78,7 +80,7 @@ class Tracked:
     def close(self) -> None:
         """Ask the writer to end; end it where the network lets it wait."""
         if self._writer is not None:
-            end_writer(self._writer, _END_SECONDS)
+            end_writer(self._writer, _END_SECONDS[self._mode])
             self._writer = None
 
 
@@ -103,12 +105,16 @@ def start_writer(run: Run, mode: str) -> "subprocess.Popen[bytes]":
     """Start a process that watches a run's folder until it is told to end."""
     folder = run.path.absolute()
     with (folder / "wandb" / "writer.log").open("ab") as log:
-        return subprocess.Popen(
+        writer = subprocess.Popen(
             [sys.executable, "-P", "-m", "comp.tracking.writer", str(folder), mode],
             stdin=subprocess.PIPE, stdout=log, stderr=log,
             env=login.environment(folder, uploads=mode == "online"),
             start_new_session=True,  # a Ctrl-C is for the training, which then ends this one in order
         )  # fmt: skip
+    if hasattr(os, "setpriority"):
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, writer.pid, _NICE)
+    return writer
 
 
 def end_writer(writer: "subprocess.Popen[bytes]", seconds: float | None) -> None:

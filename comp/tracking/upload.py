@@ -41,7 +41,7 @@ def sync(tracked: Sequence[Run], also: Sequence[Path] = (), progress: Progress =
     """Upload every segment that was not yet, having told first what some process did not live to tell.
 
     Args:
-        tracked: runs, tracked or not.
+        tracked: runs, tracked or not; those that are being trained are left for later.
         also: segments of leaderboards.
         progress: called after every run, and every batch of segments.
 
@@ -56,8 +56,9 @@ def sync(tracked: Sequence[Run], also: Sequence[Path] = (), progress: Progress =
         raise ConfigError("--sync: needs a login to W&B, and there is none; run `wandb login` or set WANDB_API_KEY")
     waiting: list[Path] = []
     for number, run in enumerate(tracked, 1):
-        catch_up(run)
-        waiting += state.waiting(run)
+        if state.read(run) is not None and not state.is_being_told(run):
+            catch_up(run)
+            waiting += state.waiting(run)
         progress("looking for what waits", number, len(tracked), "runs")
     waiting += [segment for segment in also if not any(segment.glob("*.wandb.synced"))]
     for start in range(0, len(waiting), _AT_ONCE):

@@ -22,6 +22,7 @@ from comp.tracking import login, state, told
 from comp.tracking.state import State
 
 _POLL_SECONDS = 1.0
+_LAST_SECONDS = 30.0  # that the writer of a training that was killed may take to end
 SETTINGS = wandb.Settings(console="off", silent=True, disable_code=True, disable_git=True)
 
 
@@ -30,6 +31,14 @@ def main(path: Path, mode: str) -> None:
     over = threading.Event()
     threading.Thread(target=_wait_for_end, args=(over,), daemon=True).start()
     run = Run(path)
+    with state.telling(run, wait_seconds=_LAST_SECONDS):
+        uploader = _tell(run, mode, over)
+    if uploader:
+        uploader.wait()
+
+
+def _tell(run: Run, mode: str, over: threading.Event) -> "subprocess.Popen[bytes] | None":
+    """Write a segment; return what uploads it."""
     known = state.begun(run, mode)
     segment = open_segment(run, known)
     uploader = _upload(run) if mode == "online" else None
@@ -42,8 +51,7 @@ def main(path: Path, mode: str) -> None:
         _tell_results(run, segment, epochs)
     segment.finish(exit_code=0 if complete else 1)
     state.write(run, known.told(epochs, complete=complete))
-    if uploader:
-        uploader.wait()
+    return uploader
 
 
 def _wait_for_end(over: threading.Event) -> None:

@@ -4,13 +4,11 @@ be trusted, which two submissions to end with. Torch-free; what was predicted an
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from comp import metrics, predictions, standings
-from comp.errors import RunError
+from comp import metrics, standings
+from comp.evidence import Answers, disagreement_of, read_answers, read_lines
 from comp.leaderboard import Row, Submitted
 from comp.standings import Difference, Interval
 
@@ -109,9 +107,10 @@ class Verdicts:
         if 0 < self.scored < _FEWEST_PAIRS:
             yield f"public scores so far: {self.scored}; with {_FEWEST_PAIRS} one sees whether to trust validation"
         for found in self.agreements:
+            chance = ", which may be chance" if 0 in found.interval else ""
             yield (
-                f"{_BEFORE[found.column]} orders {found.count} submissions as their public scores do: rank correlation "
-                f"{found.correlation:.2f} ({found.interval.low:.2f} to {found.interval.high:.2f})"
+                f"{_BEFORE[found.column]} and the public scores of {found.count} submissions: rank correlation "
+                f"{found.correlation:.2f} ({found.interval.low:.2f} to {found.interval.high:.2f}){chance}"
             )
         if self.warned:
             yield (
@@ -206,12 +205,12 @@ def _differences(rows: Sequence[Row], sort: str) -> tuple[Difference | None, ...
     if sort not in _PREDICTED:
         return tuple(found)
     name, counted = _PREDICTED[sort]
-    above: _Answers | None = None
+    above: Answers | None = None
     for place, row in enumerate(rows):
         value = getattr(row, sort)
         if value is None:
             break
-        answers = _read_answers(row, name) if place < _MOST_PAIRED else None
+        answers = read_answers(row, name) if place < _MOST_PAIRED else None
         if place:
             found[place] = _difference(rows[place - 1], row, sort, counted, above, answers)
         above = answers
@@ -219,7 +218,7 @@ def _differences(rows: Sequence[Row], sort: str) -> tuple[Difference | None, ...
 
 
 def _difference(
-    upper: Row, lower: Row, sort: str, counted: str, above: "_Answers | None", answers: "_Answers | None"
+    upper: Row, lower: Row, sort: str, counted: str, above: Answers | None, answers: Answers | None
 ) -> Difference | None:
     if above is not None and answers is not None and above.same_images(answers):
         return standings.paired(answers.right, above.right, answers.images)
@@ -236,10 +235,10 @@ def _public_differences(rows: Sequence[Row]) -> tuple[Difference | None, ...]:
     ]
     above: list[bytes] = []
     for place, entry in enumerate(entries):
-        lines = _lines(entry.path) if entry else []
+        lines = read_lines(entry.path) if entry else []
         upper = entries[place - 1] if place else None
         if entry and upper:
-            found[place] = _public_difference(entry, upper, _disagreement(lines, above))
+            found[place] = _public_difference(entry, upper, disagreement_of(lines, above))
         above = lines
     return tuple(found)
 
@@ -270,7 +269,7 @@ def _warning(scored: Sequence[_Entry]) -> Warned | None:
         return None
     validated = max(scored, key=lambda entry: entry.before[column])
     leader = max(scored, key=lambda entry: entry.public or 0.0)
-    disagreement = _disagreement(_lines(leader.path), _lines(validated.path))
+    disagreement = disagreement_of(read_lines(leader.path), read_lines(validated.path))
     difference = _public_difference(leader, validated, disagreement)
     if difference is None or not difference.is_real or difference.value <= 0:
         return None
@@ -284,9 +283,9 @@ def _final_two(entries: Sequence[_Entry]) -> tuple[tuple[Choice, ...], int]:
         return tuple(choice for _, choice in choices), 0
     (best, first), others = choices[0], choices[1:]
     near = [choice for score, choice in others if score >= best - _GOOD]
-    lines, compared = _lines(first.submission), []
+    lines, compared = read_lines(first.submission), []
     for choice in near[:_MOST_COMPARED]:
-        disagreement = _disagreement(lines, _lines(choice.submission))
+        disagreement = disagreement_of(lines, read_lines(choice.submission))
         if disagreement is not None:
             compared.append(replace(choice, disagreement=disagreement))
     second = max(compared, key=lambda choice: choice.disagreement or 0.0) if compared else others[0][1]
@@ -313,71 +312,3 @@ def _worth(choice: Choice) -> str:
     if choice.told_by == "public_score":
         return f"{choice.score:.4f} in public"
     return f"about {choice.score:.4f} by {_BEFORE[choice.told_by]}"
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """Which rows a run gets right."""
-
-    ids: NDArray[np.str_]
-    labels: NDArray[np.int64]
-    right: NDArray[np.bool_]
-    images: NDArray[np.int64]
-
-    def same_images(self, other: "_Answers") -> bool:
-        """Tell whether two runs were asked the same."""
-        return np.array_equal(self.ids, other.ids) and np.array_equal(self.labels, other.labels)
-
-
-def _read_answers(row: Row, name: str) -> _Answers | None:
-    """Return a run's answers to a labelled split; None where they are not there."""
-    suffix = row.variant if name in ("test", "suite") else ""
-    try:
-        found = predictions.load_answers(Path(row.run) / "predictions" / f"{name}{suffix}.npz")
-    except RunError:  # a run may be moved or thinned out; its scores count as ever
-        return None
-    if found.labels is None:
-        return None
-    return _Answers(found.ids, found.labels, found.top1 == found.labels, found.images)
-
-
-def _lines(path: str) -> list[bytes]:
-    """Return a submission's lines, none where there is no such file."""
-    try:
-        return Path(path).read_bytes().split(b"\n")
-    except OSError:
-        return []
-
-
-def _disagreement(one: list[bytes], other: list[bytes]) -> float | None:
-    """Return the share of rows with differing answers; None where two submissions cannot be compared.
-
-    A full suite has a million rows: lines are compared whole, and only those that differ are looked into.
-    """
-    header, rows = one[:1], len(one) - 2  # less the header and what follows the last line's end
-    if rows < 1 or len(one) != len(other) or header != other[:1]:
-        return None
-    columns, differing = header[0].count(b",") + 1, 0
-    for first, second in zip(one, other, strict=True):
-        if first != second:
-            (key, answer), (other_key, other_answer) = _parted(first, columns), _parted(second, columns)
-            if key != other_key:
-                return None
-            differing += answer != other_answer
-    return differing / rows
-
-
-def _parted(line: bytes, columns: int) -> tuple[bytes, bytes | int]:
-    """Return a line's id and answer; of probabilities, the place of the largest."""
-    if columns == 2:
-        key, _, answer = line.rpartition(b",")
-        return key, answer
-    key, *shares = line.rsplit(b",", columns - 1)
-    return key, max(range(len(shares)), key=lambda place: _number(shares[place]), default=0)
-
-
-def _number(text: bytes) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0

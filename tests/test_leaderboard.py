@@ -202,6 +202,7 @@ def _agreement_holds(found: re.Match[str], scripted: Scripted) -> None:
     assert float(found["rho"]) == pytest.approx(by_public, abs=0.005)
     assert float(found["low"]) <= by_private <= float(found["high"])
     assert int(found["count"]) == 6
+    assert bool(found["chance"]) == (float(found["low"]) <= 0 <= float(found["high"]))
 
 
 def _warning_holds(found: re.Match[str], scripted: Scripted) -> None:
@@ -229,8 +230,8 @@ def _partner_holds(found: re.Match[str], scripted: Scripted) -> None:
 
 SENTENCES = {
     "key": r"<: more than chance below the row above it; ~: may be chance \(each at 95 %\)",
-    "agreement": r"(?P<kind>shifted|clean) validation orders (?P<count>\d+) submissions as their public scores do: "
-    r"rank correlation (?P<rho>\S+) \((?P<low>\S+) to (?P<high>\S+)\)",
+    "agreement": r"(?P<kind>shifted|clean) validation and the public scores of (?P<count>\d+) submissions: rank "
+    r"correlation (?P<rho>\S+) \((?P<low>\S+) to (?P<high>\S+)\)(?P<chance>, which may be chance)?",
     "warning": r"warning: (?P<validated>\S+) is best by shifted validation and in public (?P<below>\S+) below "
     r"(?P<leader>\S+), which is more than chance; .*",
     "best": r"best to end with: (?P<path>\S+), (?P<score>\S+) in public",

@@ -17,6 +17,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
 )  # fmt: skip
 config_app = typer.Typer(no_args_is_help=True, help="Look at configs: `show`, `check`, `schema`.")
+leaderboard_app = typer.Typer(invoke_without_command=True)
 data_app = typer.Typer(no_args_is_help=True, help="Bring and look at data: `prepare`, `show`, `check`, `corrupt`.")
 
 
@@ -63,14 +64,16 @@ def version(
 _VERBS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
     app: (
         training.run, training.train, training.lr_find, prediction.predict, prediction.evaluate, prediction.probe,
-        ensembling.ensemble, submissions.check, submissions.diff, submissions.submit, leaderboard.leaderboard,
-        reports.report, models.models,
+        ensembling.ensemble, submissions.check, submissions.diff, submissions.submit, reports.report, models.models,
     ),
+    leaderboard_app: (leaderboard.record,),
     config_app: (config.show, config.check, config.schema),
     data_app: (data.prepare, data.show, data.check, data.corrupt),
 }  # fmt: skip
 for group, verbs in _VERBS.items():
     for verb in verbs:
         group.command()(verb)
+leaderboard_app.callback()(leaderboard.leaderboard)
+app.add_typer(leaderboard_app, name="leaderboard")
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")

@@ -4,7 +4,7 @@ Bars and epoch lines go to stderr, results to stdout: `comp run --json > result.
 """
 
 import contextlib
-import json
+import csv
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from comp import signals
 if TYPE_CHECKING:
     from comp.data.checks import Finding
     from comp.data.dataset import Dataset
-    from comp.leaderboard import Row
+    from comp.leaderboard import Group, Row
     from comp.models.catalogue import Costs, Listed
     from comp.models.surgery import Block
     from comp.predictions import Predictions
@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from comp.runs import Run
     from comp.training.fit import Epoch
     from comp.training.lr_find import Found
+    from comp.verdicts import Verdicts
 
 _FILE_WIDTH = 200  # columns where stdout is a file or a pipe: nothing is cut off
 _out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
 _err = Console(stderr=True, soft_wrap=True, highlight=False)
+_MOST_DRAWN = 500  # rows of a drawn table
 MOST_COUNTED_MODELS = 120  # each takes a tenth of a second to two
 _PLAIN_EVERY_SECONDS = 10.0  # between lines where stderr is a file
 
@@ -154,11 +156,6 @@ def print_evaluation(values: Mapping[str, Any]) -> None:
         _out.print(f"mean corruption error on {relative['split']}: {share}", markup=False)
 
 
-def print_warning(text: str) -> None:
-    """Print what went on without something, beside the results."""
-    _err.print(text, markup=False)
-
-
 def print_line(text: str) -> None:
     """Print a result."""
     _out.print(text, markup=False)
@@ -172,9 +169,16 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     _out.print(table)
 
 
+def print_note(text: str) -> None:
+    """Print what is no part of a result, where it does not mix with one."""
+    _err.print(text, markup=False)
+
+
 def print_json(values: Any) -> None:
     """Print one JSON value."""
-    print(json.dumps(values, indent=2, ensure_ascii=False))
+    import pydantic_core  # many times faster than the standard library, which is felt at ten thousand rows
+
+    print(pydantic_core.to_json(values, indent=2).decode())
 
 
 def print_summary(run: "Run", scores: dict[str, Any]) -> None:
@@ -211,6 +215,16 @@ def print_summary(run: "Run", scores: dict[str, Any]) -> None:
     print_line(f"run         {run.path}")
     if "submission" in scores:
         print_line(f"submission  {scores['submission']}")
+    _print_tracked(run)
+
+
+def _print_tracked(run: "Run") -> None:
+    from comp.tracking import state
+
+    known = state.read(run)
+    if known is not None:
+        where = "waits: comp leaderboard --sync uploads it" if state.waiting(run) else "uploaded"
+        print_line(f"W&B         {known.project}/{known.id}, {where}")
 
 
 def print_prediction(
@@ -247,20 +261,80 @@ def _severity_table(shifted: dict[str, Any], title: str) -> Table:
     return table
 
 
-def print_leaderboard(rows: "Sequence[Row]", root: Any) -> None:
-    """Print the leaderboard."""
+def print_leaderboard(rows: "Sequence[Row]", verdicts: "Verdicts", root: Any, top: int) -> None:
+    """Print the leaderboard's first rows, 0 for all, and what is to be said of it. Columns that are empty are left out.
+
+    A score that is more than chance below the one above it is followed by `<`, one that may be chance by `~`.
+    """
     if not rows:
         print_line(f"no complete runs under {root}; make one: comp run configs/quickstart.yaml")
         return
-    run, csv = (Column(name, overflow="fold") for name in ("run", "submission"))
-    table = Table("#", run, "model", "parameters", "val", "shifted", "test", "suite", "minutes", "device", csv)
-    for rank, row in enumerate(rows, 1):
-        scores = [row.val_accuracy, row.ood_accuracy, row.test_accuracy, row.suite_accuracy]
-        table.add_row(
-            str(rank), row.run, row.model, f"{row.parameters:,}", *["" if s is None else f"{s:.4f}" for s in scores],
-            f"{row.train_minutes:.1f}", row.device, row.submission + _marks(row),
-        )  # fmt: skip
+    shown = rows[:top] if top else rows
+    cells = [board_cells(row, rank) for rank, row in enumerate(shown, 1)]
+    kept = [name for name in cells[0] if any(line[name] for line in cells) or name == "submission"]
+    signs = ["" if found is None else " <" if found.is_real else " ~" for found in verdicts.above[: len(shown)]]
+    lines = [[line[name] + sign * (name == "#") for name in kept] for line, sign in zip(cells, signs, strict=True)]
+    if len(lines) > _MOST_DRAWN:
+        _print_plain([kept, *lines])
+    else:
+        table = Table(*[Column(name, overflow="fold") if name in ("run", "submission") else name for name in kept])
+        for line in lines:
+            table.add_row(*line)
+        _out.print(table)
+    if len(shown) < len(rows):
+        print_line(f"{len(rows) - len(shown):,} more: --top 0 shows all, --csv writes them")
+    if any(signs):
+        print_line("<: more than chance below the row above it; ~: may be chance (each at 95 %)")
+    for sentence in verdicts.sentences():
+        print_line(sentence)
+
+
+def _print_plain(lines: Sequence[Sequence[str]]) -> None:
+    """Print many rows below each other without a frame, which would take a millisecond a row."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def board_cells(row: "Row", rank: int) -> dict[str, str]:
+    """Return a row of the leaderboard as it is shown."""
+    scores = {
+        "val": row.val_accuracy, "shifted": row.ood_accuracy, "expected": row.expected_accuracy,
+        "public": row.public_score, "private": row.private_score, "test": row.test_accuracy,
+        "suite": row.suite_accuracy,
+    }  # fmt: skip
+    shown = {name: "" if score is None else f"{score:.4f}" for name, score in scores.items()}
+    if row.expected_low is not None and row.expected_high is not None:
+        shown["expected"] += f" ({row.expected_low:.2f} to {row.expected_high:.2f})"
+    return {
+        "#": str(rank), "run": row.run, "model": row.model, "parameters": f"{row.parameters:,}", **shown,
+        "minutes": f"{row.train_minutes:.1f}", "device": row.device, "submission": row.submission + _marks(row),
+    }  # fmt: skip
+
+
+def print_groups(groups: "Sequence[Group]", by: str, sort: str) -> None:
+    """Print runs by what they have in common."""
+    table = Table(by, "runs", f"best {sort}", "mean", "deviation", Column("best run", overflow="fold"))
+    for group in groups:
+        numbers = [_cell(value) for value in (group.best, group.mean, group.deviation)]
+        table.add_row(str(group.value), f"{group.runs:,}", *numbers, group.best_run)
     _out.print(table)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def print_spelled(lines: Sequence[Mapping[str, Any]], columns: Sequence[str], spelling: str) -> None:
+    """Print rows as `csv` or `md`, every row, to be read by another program or pasted into a page."""
+    if spelling == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([["" if line[name] is None else line[name] for name in columns] for line in lines])
+        return
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    for line in lines:
+        print("| " + " | ".join(_cell(line[name]).replace("|", "\\|") for name in columns) + " |")
 
 
 def _marks(row: "Row") -> str:

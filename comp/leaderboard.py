@@ -1,12 +1,42 @@
-"""The leaderboard: one row for each complete run, from disk. Torch-free."""
+"""The leaderboard: one row for each complete run, from disk. Torch-free.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+A listing reads one file of each run, metrics.json, and no YAML: ten thousand runs take a second or two.
+"""
+
+import datetime
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import pydantic_core
+
 from comp import metrics, runs
-from comp.errors import ConfigError, unknown
+from comp.errors import ConfigError, RunError, unknown
+
+_AGES = {"h": "hours", "d": "days", "w": "weeks"}
+_STARTED = re.compile(r"(\d{8}-\d{6})-")  # as run folders' names begin
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What the competition said of one submission of a run.
+
+    Attributes:
+        path: of the CSV, as it was recorded.
+        public: its public score, None where there is none.
+        private: likewise.
+        rows: how many rows the public score counts, None where that is not known.
+        time: when it was recorded.
+    """
+
+    path: str
+    public: float | None
+    private: float | None
+    rows: int | None
+    time: str
 
 
 @dataclass(frozen=True)
@@ -15,69 +45,167 @@ class Row:
 
     Attributes:
         run: its folder.
+        started: `2026-01-31T12:00:00`, empty where the folder's name does not tell.
         competition: its name.
         model: the network's name.
         parameters: trainable or not.
         metric: what the competition is scored by.
         val_accuracy: clean validation, best weights.
         val_metric: likewise, in the competition's metric.
+        val_images: that they were measured on.
         ood_accuracy: shifted validation, mean over blocks.
+        ood_images: that it was measured on; each stands in every block and counts once.
         test_accuracy: clean test, where labelled.
         suite_accuracy: the suite, where its labels are known.
         suite_metric: likewise.
+        expected_accuracy: what the suite is expected to score, told without labels.
+        expected_low: the mean of its blocks' lower ends.
+        expected_high: likewise of the upper ones.
+        public_score: of its submission, in the competition's metric, where it was recorded.
+        private_score: likewise.
         test_like: whether training imitated corruptions of the suite.
         variant: what test and suite were predicted with, such as `+flip`; empty: plainly.
         transductive: whether they, or the submission, were adapted to.
         train_minutes: of training alone.
         device: what it ran on.
         submission: the CSV it wrote last, empty without one.
+        submitted: all that was recorded of its submissions.
     """
 
     run: str
+    started: str
     competition: str
     model: str
     parameters: int
     metric: str
     val_accuracy: float | None
     val_metric: float | None
+    val_images: int | None
     ood_accuracy: float | None
+    ood_images: int | None
     test_accuracy: float | None
     suite_accuracy: float | None
     suite_metric: float | None
+    expected_accuracy: float | None
+    expected_low: float | None
+    expected_high: float | None
+    public_score: float | None
+    private_score: float | None
     test_like: bool
     variant: str
     transductive: bool
     train_minutes: float
     device: str
     submission: str
+    submitted: tuple[Submitted, ...]
+
+    def better(self, column: str) -> float | None:
+        """Return a column's value so that more is better; None where there is none."""
+        value: float | None = getattr(self, column)
+        if value is None or not column.endswith(("metric", "score")):
+            return value
+        return metrics.metric(self.metric).value_up(value)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**self.cells(), "submitted": [vars(one) for one in self.submitted]}
+
+    def cells(self) -> dict[str, Any]:
+        """Return its columns without what was recorded of other submissions."""
+        return {name: getattr(self, name) for name in COLUMNS}
 
 
+@dataclass(frozen=True)
+class Group:
+    """Runs that have a column in common.
+
+    Attributes:
+        value: of the column.
+        runs: how many.
+        best: of the column that was sorted by, None where none of them has it.
+        mean: likewise.
+        deviation: likewise, the sample's standard deviation; None of fewer than two.
+        best_run: the folder of the best.
+    """
+
+    value: Any
+    runs: int
+    best: Any
+    mean: float | None
+    deviation: float | None
+    best_run: str
+
+
+GROUP_COLUMNS = tuple(field.name for field in fields(Group))
+COLUMNS = tuple(field.name for field in fields(Row) if field.name != "submitted")
 SORTS = (
-    "ood_accuracy", "val_accuracy", "test_accuracy", "suite_accuracy", "val_metric", "suite_metric", "train_minutes",
-    "parameters", "run",
+    "ood_accuracy", "val_accuracy", "test_accuracy", "suite_accuracy", "val_metric", "suite_metric",
+    "expected_accuracy", "public_score", "private_score", "train_minutes", "parameters", "started", "run",
 )  # fmt: skip
+GROUPS = ("competition", "model", "metric", "device", "variant", "test_like", "transductive")
 
 
-def rows(root: Path, *, competition: str | None = None, sort: str = "ood_accuracy") -> list[Row]:
+def rows(
+    root: Path, *, competition: str | None = None, sort: str = "ood_accuracy", since: str | None = None
+) -> list[Row]:
     """Return the complete runs below `root`, best first; what has no such score comes last.
 
+    Args:
+        root: usually `runs`.
+        competition: only its runs.
+        sort: one of SORTS.
+        since: only runs that were started since then: a date (`2026-01-31`, with `T12:00` if need be) or an age (`12h`,
+            `7d`, `2w`).
+
     Raises:
-        ConfigError: an unknown column to sort by.
+        ConfigError: an unknown column to sort by, or no such time.
+        RunError: a run's metrics.json is damaged.
     """
     if sort not in SORTS:
         raise ConfigError(f"--sort: {unknown('column', sort, SORTS)}")
-    found = [_row(run, run.metrics()) for run in runs.list_runs(root) if run.is_complete()]
-    kept = [row for row in found if competition in (None, row.competition)]
+    first = _moment(since) if since else ""
+    recent = (run for run in runs.list_runs(root) if not first or started(run) >= first)
+    kept = [row for row in map(_row_of, recent) if row is not None and competition in (None, row.competition)]
 
     def place(row: Row) -> tuple[bool, Any]:
-        value = getattr(row, sort)
+        value = row.better(sort)
         if value is None:
             return True, 0
-        if sort.endswith("metric"):
-            return False, -metrics.metric(row.metric).value_up(value)
-        return False, -value if sort.endswith("accuracy") else value
+        return False, -value if sort.endswith(("accuracy", "metric", "score")) else value
 
     return sorted(kept, key=place)
+
+
+def groups(listed: Sequence[Row], by: str, sort: str = "ood_accuracy") -> list[Group]:
+    """Return the runs by what they have in common, in the order of their best ones.
+
+    Args:
+        listed: as `rows` returns them.
+        by: one of GROUPS.
+        sort: what they are sorted by.
+
+    Raises:
+        ConfigError: an unknown column to group by.
+    """
+    if by not in GROUPS:
+        raise ConfigError(f"--group-by: {unknown('column', by, GROUPS)}")
+    gathered: dict[Any, list[Row]] = {}
+    for row in listed:
+        gathered.setdefault(getattr(row, by), []).append(row)
+    return [_group(value, members, sort) for value, members in gathered.items()]
+
+
+def _group(value: Any, members: list[Row], sort: str) -> Group:
+    found = [getattr(row, sort) for row in members if getattr(row, sort) is not None]
+    numbers = [number for number in found if isinstance(number, int | float)]
+    return Group(
+        value=value,
+        runs=len(members),
+        best=found[0] if found else None,
+        mean=statistics.fmean(numbers) if numbers else None,
+        deviation=statistics.stdev(numbers) if len(numbers) > 1 else None,
+        best_run=members[0].run,
+    )
 
 
 def own_scores(scores: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -87,25 +215,90 @@ def own_scores(scores: Mapping[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
+def started(run: runs.Run) -> str:
+    """Return when a run was started, as its folder's name tells: `2026-01-31T12:00:00`, or nothing."""
+    found = _STARTED.match(run.path.name)
+    if not found:
+        return ""
+    day, clock = found[1].split("-")
+    return f"{day[:4]}-{day[4:6]}-{day[6:]}T{clock[:2]}:{clock[2:4]}:{clock[4:]}"
+
+
+def _moment(since: str) -> str:
+    """Return a moment, local time, as `started` spells it."""
+    age = re.fullmatch(r"(\d{1,6})([hdw])", since)
+    try:
+        if age:
+            ago = datetime.timedelta(**{_AGES[age[2]]: int(age[1])})
+            moment = datetime.datetime.now() - ago
+        else:
+            moment = datetime.datetime.fromisoformat(since)
+            moment = moment.astimezone().replace(tzinfo=None) if moment.tzinfo else moment
+    except (ValueError, OverflowError):
+        raise ConfigError(
+            f"--since: expected a date such as 2026-01-31 or 2026-01-31T12:00, or an age such as 12h, 7d or 2w; found "
+            f"'{since}'"
+        ) from None
+    return moment.isoformat(timespec="seconds")
+
+
+def _row_of(run: runs.Run) -> Row | None:
+    """Return a run's row, None where it is not complete."""
+    path = run.path / "metrics.json"
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
+    try:
+        return _row(run, pydantic_core.from_json(content))  # several times faster than the standard library's
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunError(
+            f"{path}: damaged ({error!r}); move the run's folder out of the way, or make the scores again: comp "
+            f"evaluate {run.path}"
+        ) from None
+
+
 def _row(run: runs.Run, scores: dict[str, Any]) -> Row:
     counted = scores.get("best") or scores.get("final") or {}
+    val, shifted = counted.get("val", {}), counted.get("ood_val", {})
     test, suite = own_scores(scores, "test"), own_scores(scores, "suite")
+    expected = scores.get("expected", {}).get("suite" + scores.get("variant", ""), {})
+    submitted = tuple(_submitted(scores.get("scores", ())))
+    latest = next((one for one in reversed(submitted) if one.path == scores.get("submission")), None)
     return Row(
         run=str(run.path),
+        started=started(run),
         competition=scores["competition"],
         model=scores["model"],
         parameters=scores["parameters"],
         metric=scores["metric"],
-        val_accuracy=counted.get("val", {}).get("accuracy"),
-        val_metric=counted.get("val", {}).get("metric"),
-        ood_accuracy=counted.get("ood_val", {}).get("accuracy"),
+        val_accuracy=val.get("accuracy"),
+        val_metric=val.get("metric"),
+        val_images=val.get("images"),
+        ood_accuracy=shifted.get("accuracy"),
+        ood_images=shifted["images"] // len(shifted["by_block"]) if shifted else None,
         test_accuracy=test.get("accuracy"),
         suite_accuracy=suite.get("accuracy"),
         suite_metric=suite.get("metric"),
+        expected_accuracy=expected.get("accuracy"),
+        expected_low=expected.get("low"),
+        expected_high=expected.get("high"),
+        public_score=latest.public if latest else scores.get("public_score"),
+        private_score=latest.private if latest else scores.get("private_score"),
         test_like=bool(scores["test_like"]),
         variant=scores.get("variant", ""),
         transductive=any(found.get("transductive", False) for found in (scores, test, suite)),
         train_minutes=scores["train_seconds"] / 60,
         device=scores["device"],
         submission=scores.get("submission", ""),
+        submitted=submitted,
     )
+
+
+def _submitted(records: Iterable[Mapping[str, Any]]) -> Iterable[Submitted]:
+    for record in records:
+        yield Submitted(
+            record["submission"], record["public"], record["private"], record.get("rows"), record["time"]
+        )  # fmt: skip

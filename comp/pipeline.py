@@ -26,6 +26,8 @@ from comp.models.classifier import Classifier
 from comp.predicting import check_same_data, score_weights
 from comp.progress import Progress, quiet
 from comp.runs import Run
+from comp.tracking import login
+from comp.tracking.tracker import Tracker, opened
 from comp.training import consistency, engine_choice, fit, lr_find, optim, timing, validation
 from comp.training.distributed import ALONE, Alone, Onlooker
 from comp.training.fit import OnEpoch
@@ -58,6 +60,7 @@ def check(config: Config, runs_root: Path) -> None:
     zoo.refuse_banned(config.model.name, config.competition.rules.banned_families)
     suites.shifted_distortions(config.competition.ood_validation)
     validation.check(config)
+    login.check(config.track)
     _check_space(config, runs_root)
 
 
@@ -101,6 +104,7 @@ def train(
     on_epoch: OnEpoch = lambda epoch: None,
     progress: Progress = quiet,
     team: Alone = ALONE,
+    tracker: Tracker | None = None,
 ) -> Run:
     """Train a config and score it on clean and shifted validation; return the complete run.
 
@@ -114,6 +118,7 @@ def train(
         on_epoch: called at every epoch's end; may return a `Stop`.
         progress: called at every step.
         team: the processes that train it together, of which this one leads; the others `follow`.
+        tracker: to follow the run, and to be closed by the caller; None: as `track` says, until this returns.
 
     Raises:
         UserError: anything wrong with config, data or disk.
@@ -124,13 +129,14 @@ def train(
     model = build_model(config, dataset)
     run = runs.create(runs_root, config, name, provenance_of(config, dataset, model))
     on_start(run, model)
-    with run.writing(), device.only_deterministic(config.train.deterministic):
+    deterministic = device.only_deterministic(config.train.deterministic)
+    with opened(config.track, tracker) as tracker, run.writing(), deterministic:
         division.save(run.path / "split.npz", dataset.train, dataset.val)
         choice = _reused(config, execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
         _fit_and_score(
             run, config, dataset, model, choice.execution, resume=False, began=began, on_epoch=on_epoch,
-            progress=progress, team=team,
+            progress=progress, team=team, tracker=tracker,
         )  # fmt: skip
     return run
 
@@ -157,6 +163,7 @@ def resume(
     on_epoch: OnEpoch = lambda epoch: None,
     progress: Progress = quiet,
     team: Alone = ALONE,
+    tracker: Tracker | None = None,
 ) -> Run:
     """Go on with an interrupted training where it stopped; a complete one is returned as it is.
 
@@ -164,12 +171,15 @@ def resume(
         RunError: its data or classes are others now, or its files are damaged.
     """
     if run.is_complete():
+        if tracker:
+            tracker.begin(run)  # what follows the training may be new
         return run
     began = time.perf_counter()
     config = run.config()
     dataset = dataset or team.leader_first(lambda: open_dataset(config, progress))
     check_same_data(run, dataset)
-    with run.writing(), device.only_deterministic(config.train.deterministic):
+    deterministic = device.only_deterministic(config.train.deterministic)
+    with opened(config.track, tracker) as tracker, run.writing(), deterministic:
         path = run.path / "execution.json"
         if path.exists():
             execution = _reused(config, device.from_json(runs.read_json(path), str(path))).execution
@@ -190,6 +200,7 @@ def resume(
             on_epoch=on_epoch,
             progress=progress,
             team=team,
+            tracker=tracker,
         )
     return run
 
@@ -255,6 +266,7 @@ def _fit_and_score(
     on_epoch: OnEpoch,
     progress: Progress,
     team: Alone,
+    tracker: Tracker,
 ) -> None:
     resumes = resume and (run.path / "state.pt").exists()
     fresh = not (resumes or config.model.pretrained or config.model.from_run)
@@ -262,6 +274,7 @@ def _fit_and_score(
     session = open_session(
         config, dataset, run, model, execution, fresh=fresh, began=began, progress=progress, team=team
     )
+    tracker.begin(run)  # not before: what is timed should have the machine for itself
     cursor = fit.fit(session, resume=resume, on_epoch=on_epoch, progress=progress)
     plots.curves(run.plot_path("curves"), run.history(), cursor.best_epoch)
     if session.norms.wanted:
@@ -281,6 +294,8 @@ def _fit_and_score(
     if (run.path / "best.safetensors").exists():
         weights.load_weights(model, run.path / "best.safetensors")
         best = score_weights(run, config, dataset, model, execution, "best", progress)
+    if dataset.val is not None:
+        tracker.show(run, dataset.val.images)
     trained = {
         "selected_by": config.train.select,
         "epochs": cursor.epoch,

@@ -175,6 +175,41 @@ def made_by(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+@dataclass(frozen=True)
+class Answers:
+    """Of predictions, what scores are counted from: without the logits, which are most of a file.
+
+    Attributes:
+        ids: [N] text.
+        top1: [N] the answers.
+        labels: [N], or None where unknown.
+        images: [N] which image a row shows: its place within its block, or its own where there are no blocks.
+    """
+
+    ids: NDArray[np.str_]
+    top1: NDArray[np.int64]
+    labels: NDArray[np.int64] | None
+    images: NDArray[np.int64]
+
+
+def load_answers(path: Path) -> Answers:
+    """Return the answers in a .npz.
+
+    Raises:
+        RunError: missing, truncated, altered or not ours.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            labels, sizes = archive["labels"].astype(np.int64), archive["block_sizes"]
+            ids, top1 = archive["ids"], archive["top1"].astype(np.int64)
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such predictions; make them: comp predict RUN") from None
+    except (ValueError, zipfile.BadZipFile, OSError, EOFError, KeyError) as error:
+        raise RunError(f"{path}: damaged predictions file ({error}); make it again: comp predict RUN") from None
+    images = np.concatenate([np.arange(size) for size in sizes]) if len(sizes) else np.arange(len(ids))
+    return Answers(ids, top1, None if (labels < 0).all() else labels, images)
+
+
 def _from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Predictions:
     labels, top1 = arrays["labels"].astype(np.int64), arrays["top1"].astype(np.int64)
     made_by = json.loads(str(arrays["made_by"]))

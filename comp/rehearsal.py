@@ -13,6 +13,7 @@ from comp.competition import checking, formats
 from comp.config import Config, TrainConfig, seconds_of
 from comp.errors import Interrupted
 from comp.progress import Progress, quiet
+from comp.tracking.tracker import UNTRACKED
 from comp.training.fit import Epoch
 
 _BATCHES = 2
@@ -59,10 +60,13 @@ def rehearse(config: Config, progress: Progress = quiet) -> list[Stage]:
             found.append(f"{len(whole.train):,} training images, {len(whole.competition.classes)} classes")
         short = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1, "budget": ""})})
         with stage("train") as found, contextlib.suppress(Interrupted):
-            pipeline.train(short, name="rehearsal", runs_root=folder, dataset=dataset, progress=stop_after_first_step)
+            pipeline.train(
+                short, name="rehearsal", runs_root=folder, dataset=dataset, progress=stop_after_first_step,
+                tracker=UNTRACKED,
+            )  # fmt: skip
         (run,) = runs.list_runs(folder)
         with stage("resume") as found:
-            pipeline.resume(run, dataset=dataset, on_epoch=epochs.append, progress=progress)
+            pipeline.resume(run, dataset=dataset, on_epoch=epochs.append, progress=progress, tracker=UNTRACKED)
             if speed := epochs[0].images_per_second:  # 0: the epoch was one step, and the interruption had taken it
                 found.append(_outlook(config.train, len(whole.train), speed))
         with stage("evaluate"):

@@ -31,6 +31,7 @@ from comp import config as configs
 from comp.config import Config
 from comp.errors import RunError, UserError, nearest
 
+_DEEPEST = 8  # folders between `runs` and a run
 _VERSIONS = ("comp", "torch", "torchvision", "timm", "numpy", "albumentations", "optuna", "pandas", "scikit-learn")
 
 
@@ -243,9 +244,10 @@ class Run:
             return list(csv.DictReader(file))
 
     def write_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write one of its CSV files whole: the first row's keys are its columns."""
+        """Write one of its CSV files whole; a column that some rows lack is empty there."""
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["epoch"], lineterminator="\n")
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        writer = csv.DictWriter(text, fieldnames=columns or ["epoch"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         self.write(name, text.getvalue().encode())
@@ -310,8 +312,22 @@ def open_run(path: Path) -> Run:
 
 
 def list_runs(root: Path) -> list[Run]:
-    """Return all runs below a folder, complete or not, by name."""
-    return [Run(path.parent) for path in sorted(root.glob("*/**/provenance.json"))]
+    """Return all runs below a folder, complete or not, by name. No run lies inside another."""
+    return [Run(Path(path)) for path in sorted(_run_folders(str(root)))]
+
+
+def _run_folders(folder: str, depth: int = 0) -> Iterator[str]:
+    """Yield the folders with a provenance.json below a folder; plain strings, for there may be many thousands."""
+    try:
+        with os.scandir(folder) as entries:
+            inner = [entry.path for entry in entries if entry.is_dir() and entry.name != "wandb"]
+    except OSError:
+        return
+    for path in inner:
+        if os.path.exists(os.path.join(path, "provenance.json")):
+            yield path
+        elif depth < _DEEPEST:  # a link may lead back up
+            yield from _run_folders(path, depth + 1)
 
 
 def describe_machine() -> dict[str, Any]:

@@ -1,8 +1,13 @@
 """What a competition's own leaderboard has said of a run: the scores that no machine here can compute. Torch-free."""
 
+import math
 import time
+from pathlib import Path
 from typing import Any
 
+from comp import runs
+from comp.competition import submission as submissions
+from comp.errors import SubmissionError
 from comp.runs import Run
 
 
@@ -14,6 +19,7 @@ def record_score(
     submission: str = "",
     reference: str = "",
     source: str = "by hand",
+    rows: int | None = None,
 ) -> dict[str, Any]:
     """Note a score with a run; return the record.
 
@@ -27,6 +33,7 @@ def record_score(
         submission: the CSV.
         reference: what the competition's site calls the submission; a record with the same one is replaced.
         source: who said it.
+        rows: how many rows of the submission the public score counts; None where that is not known.
 
     Raises:
         RunError: the run is not complete, or another process is writing it.
@@ -37,6 +44,7 @@ def record_score(
         "submission": submission,
         "reference": reference,
         "source": source,
+        "rows": rows,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     with run.writing():
@@ -45,3 +53,60 @@ def record_score(
         noted = {"public_score": public, "private_score": private, "scores": [*before, record]}
         run.write_json("metrics.json", {**scores, **noted})
     return record
+
+
+def record_submission(
+    path: Path, *, public: float | None = None, private: float | None = None, public_share: float = 1.0
+) -> dict[str, Any]:
+    """Note by hand what a submission has scored, in its sidecar and with its run; return the record.
+
+    A score that was recorded before stays where none is given now, so that the private one can be added later.
+
+    Args:
+        path: of the CSV; its sidecar says which run wrote it.
+        public: what the public leaderboard shows.
+        private: likewise of the private one.
+        public_share: share of the rows that the public leaderboard counts, in (0, 1].
+
+    Raises:
+        SubmissionError: no such submission or no sidecar, another file than the sidecar tells of, or no such score.
+        RunError: its run is gone, not complete, or being written.
+    """
+    beside = submissions.sidecar_path(path)
+    if public is None and private is None:
+        raise SubmissionError(f"{path}: no score is given; for example: --public 0.573")
+    if not 0 < public_share <= 1:
+        raise SubmissionError(f"--public-share: expected a share of the rows above 0 and up to 1, found {public_share}")
+    if not path.is_file():
+        raise SubmissionError(f"{path}: no such submission")
+    if not beside.is_file():
+        raise SubmissionError(f"{path}: has no sidecar {beside.name}, so that nothing tells which run it is of")
+    sidecar = runs.read_json(beside)
+    if sidecar.get("sha256") != runs.sha256(path):
+        raise SubmissionError(f"{path}: is not the file that {beside.name} tells of; record the score of that one")
+    run = runs.open_run(Path(str(sidecar.get("run_path", ""))))
+    known = run.metrics()
+    for name, score in (("--public", public), ("--private", private)):
+        _check_score(name, score, known["metric"])
+    reference = f"by hand: {path.absolute()}"
+    before: dict[str, Any] = next((row for row in known.get("scores", ()) if row["reference"] == reference), {})
+    record = record_score(
+        run,
+        public=before.get("public") if public is None else public,
+        private=before.get("private") if private is None else private,
+        submission=str(path),
+        reference=reference,
+        rows=max(1, round(public_share * int(sidecar["rows"]))),
+    )
+    runs.write_atomically(beside, runs.to_json({**sidecar, "scores": record}))
+    return record
+
+
+def _check_score(name: str, score: float | None, metric: str) -> None:
+    """Refuse what the metric can never be; all but the loss and kappa are shares."""
+    if score is None:
+        return
+    low, high = {"log_loss": (0.0, math.inf), "quadratic_weighted_kappa": (-1.0, 1.0)}.get(metric, (0.0, 1.0))
+    if not (math.isfinite(score) and low <= score <= high):
+        hint = f"; did you mean {score / 100:g}?" if 1 < score <= 100 and high == 1 else ""
+        raise SubmissionError(f"{name}: expected a {metric} from {low:g} to {high:g}, found {score:g}{hint}")

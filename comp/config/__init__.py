@@ -16,6 +16,7 @@ from comp.config.data import AugmentConfig, CSVConfig, DataConfig
 from comp.config.loading import dump, fingerprint, flat, from_mapping, load, schema
 from comp.config.model import ModelConfig
 from comp.config.section import seconds_of
+from comp.config.tracking import TrackConfig
 from comp.config.training import LookaheadConfig, OptimConfig, TrainConfig
 from comp.config.tree import Config, PredictConfig
 
@@ -33,6 +34,7 @@ __all__ = [
     "RulesConfig",
     "SubmissionConfig",
     "SuiteConfig",
+    "TrackConfig",
     "TrainConfig",
     "dump",
     "fingerprint",

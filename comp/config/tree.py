@@ -8,6 +8,7 @@ from comp.config.competition import CompetitionConfig
 from comp.config.data import AugmentConfig, DataConfig
 from comp.config.model import ModelConfig
 from comp.config.section import Fraction, Positive, Section
+from comp.config.tracking import TrackConfig
 from comp.config.training import OptimConfig, TrainConfig
 
 
@@ -38,6 +39,7 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
+    track: TrackConfig = TrackConfig()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of every draw but the splits: initial weights, order, augmentation."""
 

@@ -55,6 +55,7 @@ class Epoch:
         val_accuracy: likewise.
         val_metric: likewise, the competition's metric.
         ood_accuracy: of shifted validation, None in epochs that do not measure it.
+        ood_by_severity: severity -> likewise, of its blocks alone; empty where it is not measured.
         averaged: what `train.select` names, of the averaged weights; None where they are not scored at every epoch.
         seconds: of the whole epoch, validation included.
         images_per_second: of its training steps.
@@ -69,10 +70,17 @@ class Epoch:
     val_accuracy: float | None
     val_metric: float | None
     ood_accuracy: float | None
+    ood_by_severity: Mapping[str, float]
     averaged: float | None
     seconds: float
     images_per_second: float
     note: str
+
+    def row(self) -> dict[str, Any]:
+        """Return its row of history.csv: each severity is a column of its own, such as `ood_accuracy_3`."""
+        values = asdict(self)
+        by_severity = values.pop("ood_by_severity")
+        return values | {f"ood_accuracy_{severity}": value for severity, value in by_severity.items()}
 
 
 class DivergedError(RunError):
@@ -118,7 +126,7 @@ def fit(
                     norms = _until(cursor.epoch, norms)
                     saver.save()
                     continue
-                rows.append(asdict(epoch))
+                rows.append(epoch.row())
                 session.run.write_table("history.csv", rows)
                 if session.norms.wanted:
                     norms += session.norms.rows(epoch.number)
@@ -211,6 +219,7 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
         val_accuracy=scores.accuracy,
         val_metric=scores.metric,
         ood_accuracy=scores.ood_accuracy,
+        ood_by_severity=scores.ood_by_severity,
         averaged=averaged,
         seconds=round(time.perf_counter() - began, 3),
         images_per_second=round(trained_images / trained_seconds, 1),

@@ -1,11 +1,12 @@
 """What an epoch's end measures, and what the best weights are chosen by."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from comp import metrics
+from comp.competition.spec import DISTORTIONS
 from comp.config import Config
 from comp.data.dataset import Dataset
 from comp.device import Execution
@@ -23,12 +24,14 @@ class Scores:
         accuracy: likewise.
         metric: likewise, the competition's own.
         ood_accuracy: mean over the blocks of shifted validation; None in epochs that do not measure it.
+        ood_by_severity: severity -> mean over its blocks; empty likewise.
     """
 
     loss: float | None = None
     accuracy: float | None = None
     metric: float | None = None
     ood_accuracy: float | None = None
+    ood_by_severity: Mapping[str, float] = field(default_factory=dict)
 
 
 # train.select -> what the epoch's end measured of it.
@@ -79,14 +82,15 @@ def validate(
         model, dataset.val, classes=classes, execution=execution, batch_size=batch_size, made_by={}, progress=progress
     )
     clean = metrics.summary(found, config.competition.metric)
-    shifted = None
+    shifted, by_severity = None, {}
     if dataset.ood_val is not None and _is_due(config, number, last=last):
         found = predict(
             model, dataset.ood_val, classes=classes, execution=execution, batch_size=batch_size, made_by={},
             progress=progress,
         )  # fmt: skip
-        shifted = metrics.shifted_accuracy(found)
-    return Scores(clean["loss"], clean["accuracy"], clean["metric"], shifted)
+        scores = metrics.shifted_summary(found, DISTORTIONS, config.competition.metric)
+        shifted, by_severity = scores["accuracy"], scores["by_severity"]
+    return Scores(clean["loss"], clean["accuracy"], clean["metric"], shifted, by_severity)
 
 
 def selected(scores: Scores, config: Config) -> float | None:

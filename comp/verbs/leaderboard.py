@@ -1,26 +1,128 @@
-"""`comp leaderboard`."""
+"""`comp leaderboard` and `comp leaderboard record`."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from comp.verbs.options import RUNS, AsJson, RunsRoot
 
+if TYPE_CHECKING:
+    from comp.leaderboard import Row
+
 
 def leaderboard(
+    context: typer.Context,
     competition: Annotated[str | None, typer.Option(help="Only this competition's runs.")] = None,
     sort: Annotated[str, typer.Option(help="Column to sort by.")] = "ood_accuracy",
+    group_by: Annotated[str | None, typer.Option(help="A line for each model, device, variant, ... instead.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only runs started since: 2026-01-31, 2026-01-31T12:00, 12h, 7d, 2w.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, help="Rows of the table in the terminal; 0 for all.")] = 100,
     runs: RunsRoot = RUNS,
     as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print every row and column as CSV.")] = False,
+    as_md: Annotated[bool, typer.Option("--md", help="Print every row and column as a Markdown table.")] = False,
+    sync: Annotated[bool, typer.Option("--sync", help="Upload to W&B what was kept offline.")] = False,
+    push: Annotated[bool, typer.Option("--push", help="Put the table into W&B, and each run's rank.")] = False,
 ) -> None:
-    """List complete runs, best first.
+    """List complete runs, best first, and tell what their differences mean.
 
     Example: comp leaderboard --competition quickstart --sort val_accuracy
     """
+    if context.invoked_subcommand is not None:
+        return
+    from comp import console, verdicts
+    from comp import leaderboard as board
+    from comp.errors import ConfigError
+
+    if as_json + as_csv + as_md > 1:
+        raise ConfigError("--json, --csv and --md: one of them at a time")
+    if group_by and push:
+        raise ConfigError("--group-by and --push: runs are pushed, not groups; leave one of them out")
+    rows = board.rows(runs, competition=competition, sort=sort, since=since)
+    spelling = "json" if as_json else "csv" if as_csv else "md" if as_md else ""
+    if group_by:
+        _print_groups(rows, group_by, sort, spelling)
+    elif spelling == "json":
+        console.print_json([row.to_json() for row in rows])
+    elif spelling:
+        console.print_spelled([row.cells() for row in rows], board.COLUMNS, spelling)
+    else:
+        one = len({row.competition for row in rows}) == 1
+        console.print_leaderboard(rows, verdicts.judge(rows, sort) if one else verdicts.silent(rows), runs, top)
+        if rows and not one:
+            console.print_line("of several competitions; one of them, with --competition, can be told more of")
+    _tell(rows, runs, sort, sync=sync, push=push)
+
+
+def record(
+    submission: Annotated[Path, typer.Argument(metavar="CSV", help="A submission that comp has written.")],
+    public: Annotated[float | None, typer.Option(help="Its score on the public leaderboard.")] = None,
+    private: Annotated[float | None, typer.Option(help="Likewise on the private one, when it is shown.")] = None,
+    public_share: Annotated[
+        float, typer.Option("--public-share", help="Share of the rows that the public leaderboard counts.")
+    ] = 1.0,
+    as_json: AsJson = False,
+) -> None:
+    """Record what a submission has scored, beside it and with its run.
+
+    Example: comp leaderboard record submissions/quickstart.csv --public 0.573 --public-share 0.3
+    """
+    from comp import console
+    from comp.competition import scores
+
+    found = scores.record_submission(submission, public=public, private=private, public_share=public_share)
+    if as_json:
+        console.print_json(found)
+        return
+    told = [f"{name} {found[name]:.4f}" for name in ("public", "private") if found[name] is not None]
+    console.print_line(f"{submission}: {', '.join(told)}, recorded")
+
+
+def _print_groups(rows: "list[Row]", by: str, sort: str, spelling: str) -> None:
     from dataclasses import asdict
 
     from comp import console
     from comp import leaderboard as board
 
-    rows = board.rows(runs, competition=competition, sort=sort)
-    console.print_json([asdict(row) for row in rows]) if as_json else console.print_leaderboard(rows, runs)
+    groups = board.groups(rows, by, sort)
+    lines = [asdict(group) for group in groups]
+    if spelling == "json":
+        console.print_json(lines)
+    elif spelling:
+        console.print_spelled(lines, [*board.GROUP_COLUMNS], spelling)
+    else:
+        console.print_groups(groups, by, sort)
+
+
+def _tell(rows: "list[Row]", root: Path, sort: str, *, sync: bool, push: bool) -> None:
+    """Bring the table and what was kept offline to W&B; what is said of it is no part of the listing."""
+    if not (sync or push):
+        return
+    from comp import console, runs
+    from comp.tracking import upload
+
+    tracked = [runs.open_run(Path(row.run)) for row in rows]
+    if push:
+        segments = upload.push(_board(rows, sort), root)
+        console.print_note(f"pushed {len(rows)} rows and {len(segments) - 1} ranks to W&B's files below {root}")
+        sync = sync or upload.is_online(tracked[0])
+    if sync:
+        everything = runs.list_runs(root)
+        with console.bars() as progress:
+            uploaded = upload.sync(everything, upload.board_segments(root), progress)
+        console.print_note(f"uploaded {len(uploaded)} segment{'s' * (len(uploaded) != 1)} to W&B")
+
+
+def _board(rows: "list[Row]", sort: str) -> Any:
+    from comp import leaderboard as board
+    from comp import runs
+    from comp.errors import ConfigError
+    from comp.tracking.upload import Board
+
+    if len({row.competition for row in rows}) > 1:
+        raise ConfigError("--push: a W&B leaderboard is of one competition; choose it with --competition")
+    lines = [[rank, *row.cells().values()] for rank, row in enumerate(rows, 1)]
+    return Board(["rank", *board.COLUMNS], lines, [runs.Run(Path(row.run)) for row in rows], sort)

@@ -57,4 +57,4 @@ def _evaluate(run: "Run") -> None:
         with console.bars() as progress:
             evaluating.evaluate(predicting.load(run, progress=progress), progress)
     except UserError as error:
-        console.print_warning(f"not evaluated, so the page has no classes and no confusions: {error}")
+        console.print_note(f"not evaluated, so the page has no classes and no confusions: {error}")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from comp.data.dataset import Dataset
     from comp.models.classifier import Classifier
     from comp.runs import Run
+    from comp.tracking.tracker import Tracker
     from comp.training.distributed import Alone
 
 
@@ -40,6 +41,7 @@ def run(
     from comp import runs as run_folders
     from comp.data.dataset import open_dataset
     from comp.errors import ConfigError
+    from comp.tracking import tracker as trackers
     from comp.training import distributed
 
     distributed.refuse("comp run")
@@ -52,15 +54,19 @@ def run(
         raise ConfigError("--views, --adapt: a run that exists keeps its own; predict it again: comp predict RUN")
     overrides = [*(overrides or []), *laid_on]
     _one_of(CONFIG=config, resume=resume, **{"as": like})
-    if resume:
-        with console.bars() as progress:
+    wanted = _wanted(config, overrides, resume or like)
+    with trackers.opened(wanted.track) as tracker:
+        if resume:
             found = run_folders.open_run(resume)
-            dataset = open_dataset(found.config(), progress)
-            pipeline.resume(found, dataset=dataset, on_epoch=console.print_epoch, progress=progress)
-    else:
-        found, dataset = _train(config, overrides, like, runs, distributed.ALONE)
-    with console.bars() as progress:
-        scores = pipeline.finish(found, dataset=dataset, output=output, force=force, progress=progress)
+            with console.bars() as progress:
+                dataset = open_dataset(wanted, progress)
+                pipeline.resume(
+                    found, dataset=dataset, on_epoch=console.print_epoch, progress=progress, tracker=tracker
+                )
+        else:
+            found, dataset = _train(wanted, config, like, runs, distributed.ALONE, tracker)
+        with console.bars() as progress:
+            scores = pipeline.finish(found, dataset=dataset, output=output, force=force, progress=progress)
     _print_end(found, scores, as_json)
 
 
@@ -92,7 +98,7 @@ def train(
             with console.bars() as progress:
                 pipeline.resume(found, on_epoch=console.print_epoch, progress=progress, team=team)
         else:
-            found, _ = _train(config, overrides, None, runs, team)
+            found, _ = _train(_load_one(config, overrides), config, None, runs, team)
     _print_end(found, found.metrics(), as_json)
 
 
@@ -142,26 +148,31 @@ def _one_of(**given: Any) -> None:
         raise ConfigError(f"expected one of {', '.join(names)}; for example: comp run configs/quickstart.yaml")
 
 
+def _wanted(config: Path | None, overrides: list[str] | None, of: Path | None) -> "Config":
+    """Return the config of the run to go on with or to repeat, else the one that is given."""
+    from comp import runs as run_folders
+
+    return run_folders.open_run(of).config() if of else _load_one(config, overrides)
+
+
 def _train(
-    config: Path | None, overrides: list[str] | None, like: Path | None, runs: Path, team: "Alone"
-) -> "tuple[Any, Dataset]":
+    wanted: "Config", config: Path | None, like: Path | None, runs: Path, team: "Alone",
+    tracker: "Tracker | None" = None,
+) -> "tuple[Any, Dataset]":  # fmt: skip
     from comp import console, device, pipeline
     from comp import runs as run_folders
 
-    execution = None
-    if like is None:
-        loaded, name = _load_one(config, overrides), Path(config or "run").stem
-    else:
-        original = run_folders.open_run(like)
-        loaded, name = original.config(), like.name.split("-", 2)[-1]
+    execution, name = None, Path(config or "run").stem
+    if like is not None:
+        name = like.name.split("-", 2)[-1]
         recorded = like / "execution.json"
         execution = device.from_json(run_folders.read_json(recorded), str(recorded))
     with console.bars() as progress:
-        dataset = team.leader_first(lambda: pipeline.prepare(loaded, runs, progress))
+        dataset = team.leader_first(lambda: pipeline.prepare(wanted, runs, progress))
         console.print_notes(dataset)
         found = pipeline.train(
-            loaded, name=name, runs_root=runs, dataset=dataset, execution=execution,
-            on_start=_print_start, on_epoch=console.print_epoch, progress=progress, team=team,
+            wanted, name=name, runs_root=runs, dataset=dataset, execution=execution,
+            on_start=_print_start, on_epoch=console.print_epoch, progress=progress, team=team, tracker=tracker,
         )  # fmt: skip
     return found, dataset
 

@@ -1,0 +1,73 @@
+"""Whether one is logged in to W&B, told without loading it and without a network; and what a process may know."""
+
+import contextlib
+import netrc
+import os
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from comp.config import TrackConfig
+from comp.errors import ConfigError
+
+Mode = Literal["online", "offline", "disabled"]
+
+_CREDENTIALS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+# What the environment may say of some other run of W&B's.
+_OF_OTHERS = ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR", "WANDB_SERVICE", "WANDB_SWEEP_ID")
+
+
+def mode_of(track: TrackConfig) -> Mode:
+    """Return what `track.wandb` comes to here."""
+    if track.wandb != "auto":
+        return track.wandb
+    told = os.environ.get("WANDB_MODE", "")
+    if told == "disabled":
+        return "disabled"
+    return "online" if told != "offline" and is_logged_in() else "offline"
+
+
+def check(track: TrackConfig) -> None:
+    """Refuse to track online without a login: nothing of it would arrive.
+
+    Raises:
+        ConfigError: naming the setting and how to mend it.
+    """
+    if track.wandb == "online" and not is_logged_in():
+        raise ConfigError(
+            "track.wandb: online needs a login, and there is none; run `wandb login`, set WANDB_API_KEY, or set "
+            "track.wandb=offline"
+        )
+
+
+def is_logged_in() -> bool:
+    """Tell whether there is a key to upload with: in the environment, or where `wandb login` keeps it."""
+    if any(os.environ.get(name) for name in _CREDENTIALS):
+        return True
+    own = urlsplit(os.environ.get("WANDB_BASE_URL", ""))
+    paths = [Path(os.environ["NETRC"])] if "NETRC" in os.environ else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    for path in paths:
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            hosts = netrc.netrc(path).hosts
+            if own.netloc in hosts or own.hostname in hosts or (not own.netloc and any("wandb" in h for h in hosts)):
+                return True
+    return False
+
+
+def environment(folder: Path, *, uploads: bool) -> dict[str, str]:
+    """Return the environment of a process that runs W&B for what lies in `folder`, an absolute path.
+
+    Only one that uploads sees the key; neither reports to W&B's makers, and all that they write is in the folder.
+    """
+    hidden = _OF_OTHERS if uploads else (*_OF_OTHERS, *_CREDENTIALS)
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    package = str(Path(__file__).parents[2])  # the process must find comp however this one did
+    path = os.pathsep.join(filter(None, (package, kept.get("PYTHONPATH"))))
+    return kept | {
+        "PYTHONPATH": path,
+        "WANDB_DIR": str(folder),
+        "WANDB_DATA_DIR": str(folder / "wandb" / "data"),
+        "WANDB_CACHE_DIR": str(folder / "wandb" / "cache"),
+        "WANDB_ERROR_REPORTING": "false",
+        "OMP_NUM_THREADS": "1",
+    }

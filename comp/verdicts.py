@@ -1,0 +1,314 @@
+"""What a competitor wants to know of a leaderboard, in sentences: which differences are real, whether validation can
+be trusted, which two submissions to end with. Torch-free; what was predicted and submitted is read from disk.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from comp import metrics, standings
+from comp.evidence import Answers, disagreement_of, read_answers, read_lines
+from comp.leaderboard import Row, Submitted
+from comp.standings import Difference, Interval
+
+# A score -> whose predictions it is of, and how many independent images it counts.
+_PREDICTED = {
+    "val_accuracy": ("val", "val_images"),
+    "ood_accuracy": ("ood_val", "ood_images"),
+    "test_accuracy": ("test", ""),
+    "suite_accuracy": ("suite", ""),
+}
+# What is known of a submission before its public score is, the most telling first.
+_BEFORE = {
+    "expected_accuracy": "the expected score",
+    "ood_accuracy": "shifted validation",
+    "val_accuracy": "clean validation",
+}
+_MOST_PAIRED = 20  # rows whose predictions are read: two files and some milliseconds each
+_MOST_COMPARED = 10  # submissions that are read to see where they differ
+_GOOD = 0.01  # as near to the best as this, a submission is worth a place for being different
+_FEWEST_PAIRS = 4  # for a rank correlation with an interval
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How one kind of validation orders the submissions, against their public scores.
+
+    Attributes:
+        column: of `Row`.
+        correlation: Spearman's.
+        interval: of it.
+        count: submissions.
+    """
+
+    column: str
+    correlation: float
+    interval: Interval
+    count: int
+
+
+@dataclass(frozen=True)
+class Warned:
+    """The submission that validates best is in public below another by more than chance.
+
+    Attributes:
+        column: of `Row`, what it validates best by.
+        best_validated: its submission.
+        best_public: the submission that is above it.
+        difference: of their public scores.
+    """
+
+    column: str
+    best_validated: str
+    best_public: str
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A submission that could be one of the final two.
+
+    Attributes:
+        submission: the CSV.
+        score: that it is expected to end with.
+        told_by: what tells that: `public_score`, or a column of validation, moved by what public scores were off.
+        disagreement: with the first choice, share of rows; None for the first, or where files cannot be compared.
+    """
+
+    submission: str
+    score: float
+    told_by: str
+    disagreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """All that is to be said.
+
+    Attributes:
+        above: of each row, the difference to the row above it; None for the first, or where nothing tells.
+        agreements: of each kind of validation.
+        warned: None where validation did not mislead.
+        final: the two to end with, the best first; fewer where there are no more.
+        near: how many others, as good as the second must be, it was chosen from.
+        scored: submissions with a public score.
+    """
+
+    above: tuple[Difference | None, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
+    warned: Warned | None = None
+    final: tuple[Choice, ...] = ()
+    near: int = 0
+    scored: int = 0
+
+    def sentences(self) -> Iterator[str]:
+        """Yield what is said below the table."""
+        if 0 < self.scored < _FEWEST_PAIRS:
+            yield f"public scores so far: {self.scored}; with {_FEWEST_PAIRS} one sees whether to trust validation"
+        for found in self.agreements:
+            chance = ", which may be chance" if 0 in found.interval else ""
+            yield (
+                f"{_BEFORE[found.column]} and the public scores of {found.count} submissions: rank correlation "
+                f"{found.correlation:.2f} ({found.interval.low:.2f} to {found.interval.high:.2f}){chance}"
+            )
+        if self.warned:
+            yield (
+                f"warning: {self.warned.best_validated} is best by {_BEFORE[self.warned.column]} and in public "
+                f"{self.warned.difference.value:.4f} below {self.warned.best_public}, which is more than chance; "
+                "validation may be overfitted, or shifts otherwise than the test does"
+            )
+        yield from self._of_the_final_two()
+
+    def _of_the_final_two(self) -> Iterator[str]:
+        if not self.final:
+            return
+        first, *others = self.final
+        yield f"best to end with: {first.submission}, {_worth(first)}"
+        for second in others:
+            if second.disagreement is None:
+                yield f"and with it: {second.submission}, {_worth(second)}"
+            else:
+                yield (
+                    f"and with it: {second.submission}, {_worth(second)}; of {self.near} within {_GOOD} of the best it "
+                    f"differs from it most, on {second.disagreement:.1%} of rows"
+                )
+
+
+def judge(rows: Sequence[Row], sort: str) -> Verdicts:
+    """Return what is to be said of a leaderboard of one competition.
+
+    Args:
+        rows: as `comp.leaderboard.rows` sorts them.
+        sort: by what.
+    """
+    entries = list(_entries(rows))
+    scored = [entry for entry in entries if entry.public is not None]
+    final, near = _final_two(entries)
+    return Verdicts(
+        above=_differences(rows, sort),
+        agreements=tuple(_agreements(scored)),
+        warned=_warning(scored),
+        final=final,
+        near=near,
+        scored=len(scored),
+    )
+
+
+def silent(rows: Sequence[Row]) -> Verdicts:
+    """Return nothing to say: of several competitions, scores cannot be compared."""
+    return Verdicts(above=(None,) * len(rows))
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A submission with the run that it is of.
+
+    Attributes:
+        row: of the run.
+        path: of the CSV.
+        public: its public score so that more is better, None where there is none.
+        rows: that the public score counts.
+        before: column -> what was known of it before; less where it is not the run's own way of predicting.
+    """
+
+    row: Row
+    path: str
+    public: float | None
+    rows: int | None
+    before: dict[str, float] = field(default_factory=dict)
+
+
+def _entries(rows: Sequence[Row]) -> Iterator[_Entry]:
+    """Yield the submissions of all runs: what was recorded of them, and the latest that was not."""
+    for row in rows:
+        latest: dict[str, Submitted] = {one.path: one for one in row.submitted}
+        if row.submission and row.submission not in latest:
+            latest[row.submission] = Submitted(row.submission, None, None, None, "")
+        known = {column: value for column in _BEFORE if (value := row.better(column)) is not None}
+        for path, one in latest.items():
+            public = None if one.public is None else _upward(row, one.public)
+            if path:
+                yield _Entry(row, path, public, one.rows, known)
+
+
+def _upward(row: Row, score: float) -> float:
+    """Return a score in the competition's metric so that more is better, or back from that."""
+    return metrics.metric(row.metric).value_up(score)
+
+
+def _differences(rows: Sequence[Row], sort: str) -> tuple[Difference | None, ...]:
+    """Return each row's difference to the one above it; negative or 0, for that one is above."""
+    found: list[Difference | None] = [None] * len(rows)
+    if sort == "public_score":
+        return _public_differences(rows)
+    if sort not in _PREDICTED:
+        return tuple(found)
+    name, counted = _PREDICTED[sort]
+    above: Answers | None = None
+    for place, row in enumerate(rows):
+        value = getattr(row, sort)
+        if value is None:
+            break
+        answers = read_answers(row, name) if place < _MOST_PAIRED else None
+        if place:
+            found[place] = _difference(rows[place - 1], row, sort, counted, above, answers)
+        above = answers
+    return tuple(found)
+
+
+def _difference(
+    upper: Row, lower: Row, sort: str, counted: str, above: Answers | None, answers: Answers | None
+) -> Difference | None:
+    if above is not None and answers is not None and above.same_images(answers):
+        return standings.paired(answers.right, above.right, answers.images)
+    images = [getattr(row, counted) for row in (upper, lower)] if counted else []
+    if images and all(images):
+        return standings.unpaired(getattr(lower, sort), getattr(upper, sort), min(images))
+    return None
+
+
+def _public_differences(rows: Sequence[Row]) -> tuple[Difference | None, ...]:
+    found: list[Difference | None] = [None] * len(rows)
+    entries = [
+        next((one for one in _entries([row]) if one.path == row.submission), None) for row in rows[:_MOST_PAIRED]
+    ]
+    above: list[bytes] = []
+    for place, entry in enumerate(entries):
+        lines = read_lines(entry.path) if entry else []
+        upper = entries[place - 1] if place else None
+        if entry and upper:
+            found[place] = _public_difference(entry, upper, disagreement_of(lines, above))
+        above = lines
+    return tuple(found)
+
+
+def _public_difference(one: _Entry, other: _Entry, disagreement: float | None) -> Difference | None:
+    """Return how far one submission is above another in public; None where nobody knows how much of it is chance."""
+    if one.public is None or other.public is None or not (one.rows and other.rows) or one.row.metric != "accuracy":
+        return None
+    count = min(one.rows, other.rows)
+    if disagreement is None:
+        return standings.unpaired(one.public, other.public, count)
+    return standings.bounded(one.public, other.public, disagreement, count)
+
+
+def _agreements(scored: Sequence[_Entry]) -> Iterator[Agreement]:
+    for column in _BEFORE:
+        known = [entry for entry in scored if column in entry.before]
+        if len(known) >= _FEWEST_PAIRS:
+            public = [entry.public for entry in known if entry.public is not None]
+            rho, interval = standings.rank_correlation([entry.before[column] for entry in known], public)
+            yield Agreement(column, rho, interval, len(known))
+
+
+def _warning(scored: Sequence[_Entry]) -> Warned | None:
+    """Return a warning by the most telling kind of validation that all scored submissions have."""
+    column = next((name for name in _BEFORE if scored and all(name in entry.before for entry in scored)), None)
+    if column is None:
+        return None
+    validated = max(scored, key=lambda entry: entry.before[column])
+    leader = max(scored, key=lambda entry: entry.public or 0.0)
+    disagreement = disagreement_of(read_lines(leader.path), read_lines(validated.path))
+    difference = _public_difference(leader, validated, disagreement)
+    if difference is None or not difference.is_real or difference.value <= 0:
+        return None
+    return Warned(column, validated.path, leader.path, difference)
+
+
+def _final_two(entries: Sequence[_Entry]) -> tuple[tuple[Choice, ...], int]:
+    """Return the submission expected to end best, and of those about as good the one that differs from it most."""
+    choices = sorted(_choices(entries), key=lambda choice: -choice[0])
+    if len(choices) < 2:
+        return tuple(choice for _, choice in choices), 0
+    (best, first), others = choices[0], choices[1:]
+    near = [choice for score, choice in others if score >= best - _GOOD]
+    lines, compared = read_lines(first.submission), []
+    for choice in near[:_MOST_COMPARED]:
+        disagreement = disagreement_of(lines, read_lines(choice.submission))
+        if disagreement is not None:
+            compared.append(replace(choice, disagreement=disagreement))
+    second = max(compared, key=lambda choice: choice.disagreement or 0.0) if compared else others[0][1]
+    return (first, second), len(compared)
+
+
+def _choices(entries: Sequence[_Entry]) -> Iterator[tuple[float, Choice]]:
+    """Yield each submission with what it is expected to end with, and that so that more is better: its public score,
+    else validation moved by what the public scores of others were off from it on average.
+    """
+    off: dict[str, float] = {}
+    for column in _BEFORE:
+        gaps = [e.public - e.before[column] for e in entries if e.public is not None and column in e.before]
+        off[column] = float(np.mean(gaps)) if gaps else 0.0
+    for entry in entries:
+        if entry.public is not None:
+            yield entry.public, Choice(entry.path, _upward(entry.row, entry.public), "public_score")
+        elif entry.row.metric == "accuracy" and entry.before:
+            column, value = next(iter(entry.before.items()))
+            yield value + off[column], Choice(entry.path, value + off[column], column)
+
+
+def _worth(choice: Choice) -> str:
+    if choice.told_by == "public_score":
+        return f"{choice.score:.4f} in public"
+    return f"about {choice.score:.4f} by {_BEFORE[choice.told_by]}"

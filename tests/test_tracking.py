@@ -1,0 +1,282 @@
+"""W&B sees what the run's folder holds, and a training never waits for it."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from comp import config as configs
+from comp import pipeline, predictions, runs
+from comp.config import TrackConfig
+from comp.errors import ConfigError, Interrupted
+from comp.tracking import login, state, told, upload
+from tests.conftest import Result, interrupt_at
+from tests.test_run import the_run
+from tests.wandb_server import KEY, black_hole, records, serving, summary
+
+FEW = ["competition.ood_validation.every=1", "competition.suite.source=none"]
+
+
+@pytest.fixture(autouse=True)
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is logged in, wherever these tests run."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def log_in(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", address)
+
+
+def assert_secret(folder: Path, *texts: str) -> None:
+    """Assert that the key stands in no file below a folder, and in no text."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+    assert not any(KEY in text for text in texts)
+
+
+def steps(segments: list[Path], name: str) -> list[tuple[int, float]]:
+    """Return a curve over segments, as W&B's own reader has it."""
+    items = [record["item"] for segment in segments for record in records(segment, "history")]
+    return [(item["_step"], item[name]) for item in items if name in item]
+
+
+def table(segment: Path, key: str) -> dict[str, Any]:
+    """Return a table that a segment's summary names."""
+    found: dict[str, Any] = json.loads((segment / "files" / summary(segment)["summary"][key]["path"]).read_text())
+    return found
+
+
+def test_an_offline_run_says_what_its_folder_holds(workplace: Path, comp: Callable[..., Result]) -> None:
+    """Curves, results, tables, mistakes, config and artifacts, read back by W&B's own reader."""
+    result = comp(
+        "run", "small.yaml", "competition.ood_validation.every=1", "track.project=midterm", "track.group=study",
+        "track.tags=[one,two]", "track.artifacts=[weights,submission]",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    run = the_run()
+    (segment,) = state.segments(run)
+    read = summary(segment)
+    assert (read["state"], read["project"], read["name"]) == ("finished", "midterm", run.path.name)
+    assert read["tags"] == ["one", "two"]
+    assert records(segment, "run")[0]["run_group"] == "study"
+
+    history, scores = run.history(), run.metrics()
+    for column, name in (
+        ("train_loss", "train/loss"), ("val_accuracy", "val/accuracy"), ("ood_accuracy_3", "ood/severity_3"),
+        ("lr", "lr"), ("images_per_second", "images_per_second"),
+    ):  # fmt: skip
+        assert steps([segment], name) == [(int(row["number"]), float(row[column])) for row in history]
+    assert float(history[-1]["ood_accuracy_3"]) == pytest.approx(float(history[-1]["ood_accuracy"]))
+
+    found = read["summary"]
+    assert found["val/accuracy"] == {"max": max(float(row["val_accuracy"]) for row in history)}
+    assert found["val/loss"] == {"min": min(float(row["val_loss"]) for row in history)}
+    assert found["best/val/accuracy"] == scores["best"]["val"]["accuracy"]
+    assert found["final/val/loss"] == scores["final"]["val"]["loss"]
+    assert found["suite/accuracy"] == scores["suite"]["accuracy"]
+    assert found["expected/suite/low"] == scores["expected"]["suite"]["low"]
+
+    by_distortion = scores["best"]["ood_val"]["by_distortion"]
+    assert {row[0]: row[-1] for row in table(segment, "distortions/ood_val")["data"]} == by_distortion
+    assert table(segment, "distortions/suite")["columns"] == [
+        "distortion",
+        *(f"severity {n}" for n in range(1, 6)),
+        "mean",
+    ]
+    val = predictions.load(run.path / "predictions/val.npz")
+    counted = {(row[0], row[1]): row[2] for row in table(segment, "confusion_table")["data"]}
+    assert val.labels is not None
+    assert counted[("0", "0")] == np.count_nonzero((val.labels == 0) & (val.top1 == 0))
+    assert sum(counted.values()) == len(val)
+
+    wrong = np.flatnonzero(val.labels != val.top1)
+    captions = found["mistakes"]["captions"]
+    assert len(captions) == min(16, len(wrong)) > 0
+    expected = {f"{val.ids[row]}: {val.labels[row]} taken for {val.top1[row]}" for row in wrong}
+    assert {caption.partition(",")[0] for caption in captions} <= expected
+    assert all((segment / "files" / name).is_file() for name in found["mistakes"]["filenames"])
+    assert found["plots/curves"]["width"] > 100
+
+    assert read["config"]["train"]["epochs"] == 2
+    assert read["config"]["provenance"]["config_hash"] == configs.fingerprint(run.config())
+    assert "git" in read["config"]["provenance"]
+    artifacts = {record["name"]: record["manifest"]["contents"] for record in records(segment, "artifact")}
+    assert artifacts[f"{run.path.name}-weights"][0]["local_path"] == str(run.weights_path().absolute())
+    names = [content["path"] for content in artifacts[f"{run.path.name}-submission"]]
+    assert names == ["small.csv", "small.json"]
+
+
+def test_a_resumed_run_continues_its_own_curve(workplace: Path) -> None:
+    """Two segments of one W&B run, each epoch once, and the summary is of all of them."""
+    values = [*FEW, "train.epochs=4", "optim.lr=0.003"]
+    config = configs.load("small.yaml", values)
+    with pytest.raises(Interrupted):
+        pipeline.train(config, progress=interrupt_at(10))  # in epoch 3 of 4 steps each
+    run = the_run()
+    (first,) = state.segments(run)
+    assert summary(first)["exit_code"] == 1
+    pipeline.resume(run)
+    segments = state.segments(run)
+    assert len(segments) == 2
+    assert len({summary(segment)["run_id"] for segment in segments}) == 1
+    told_steps = steps(segments, "val/accuracy")
+    assert told_steps == [(int(row["number"]), float(row["val_accuracy"])) for row in run.history()]
+    assert [step for step, _ in told_steps] == [1, 2, 3, 4]
+    assert summary(segments[-1])["summary"]["train/loss"] == {"min": min(float(r["train_loss"]) for r in run.history())}
+    assert summary(segments[-1])["exit_code"] == 0
+
+
+def test_a_server_that_never_answers_costs_no_training_and_loses_nothing(
+    workplace: Path, comp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained against a black hole, refused by it, and uploaded later by `--sync`: every epoch arrives, once."""
+    with black_hole() as address:
+        log_in(monkeypatch, address)
+        # W&B's own client would wait for a minute and a half before the first step.
+        done = subprocess.run(
+            [sys.executable, "-m", "comp", "train", "small.yaml", *FEW], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        run = the_run()
+        (segment,) = state.segments(run)
+        assert steps([segment], "val/loss") == [(int(r["number"]), float(r["val_loss"])) for r in run.history()]
+        assert summary(segment)["summary"]["best/val/accuracy"] == run.metrics()["best"]["val"]["accuracy"]
+        assert state.waiting(run) == [segment]
+        refused = comp("leaderboard", "--sync")
+        assert refused.code == 2
+        assert f"{address} does not answer" in refused.err
+        assert "nothing is lost" in refused.err
+        assert_secret(run.path, done.stdout, done.stderr, refused.out, refused.err)
+    with serving() as received:
+        monkeypatch.setenv("WANDB_BASE_URL", received.address)
+        uploaded = comp("leaderboard", "--sync")
+        assert uploaded.code == 0, uploaded.err
+        assert "uploaded 1 segment to" in uploaded.err
+        known = state.read(run)
+        assert known is not None
+        assert received.curve(known.id, "val/loss") == {int(r["number"]): float(r["val_loss"]) for r in run.history()}
+        assert received.summary[known.id]["best/val/accuracy"] == run.metrics()["best"]["val"]["accuracy"]
+        assert received.keys == {KEY}
+        assert state.waiting(run) == []
+    assert_secret(run.path, uploaded.out, uploaded.err)
+
+
+def test_logged_in_a_run_is_uploaded_while_it_trains_and_the_key_stays_secret(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, comp: Callable[..., Result]
+) -> None:
+    with serving() as received:
+        log_in(monkeypatch, received.address)
+        result = comp("train", "small.yaml", *FEW, "track.entity=me")
+        assert result.code == 0, result.err
+        run = the_run()
+        known = state.read(run)
+        assert known is not None
+        assert known.mode == "online"
+        assert state.waiting(run) == []
+        expected = {int(row["number"]): float(row["train_loss"]) for row in run.history()}
+        assert received.curve(known.id, "train/loss") == expected
+        assert received.upserts[-1]["project"] == "small"
+        assert received.keys == {KEY}
+    assert_secret(run.path, result.out, result.err)
+
+
+def test_what_a_killed_process_could_not_tell_is_told_before_an_upload(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configs.load("small.yaml", FEW)
+    writers = watch_writers(monkeypatch)
+
+    def kill_its_writer(epoch: Any) -> None:
+        if epoch.number == 1:
+            writers[0].send_signal(signal.SIGKILL)
+
+    run = pipeline.train(config, on_epoch=kill_its_writer)
+    assert run.is_complete()
+    assert steps([s for s in state.segments(run) if list(s.glob("*.wandb"))], "val/loss") == []
+    with serving() as received:
+        log_in(monkeypatch, received.address)
+        upload.sync([run])
+        known = state.read(run)
+        assert known is not None
+        assert received.curve(known.id, "val/loss") == {int(r["number"]): float(r["val_loss"]) for r in run.history()}
+
+
+def watch_writers(monkeypatch: pytest.MonkeyPatch) -> list["subprocess.Popen[bytes]"]:
+    """Return the writers that are started from here on."""
+    from comp.tracking import tracker
+
+    writers, start = [], tracker.start_writer
+
+    def started(run: runs.Run, mode: str) -> "subprocess.Popen[bytes]":
+        writers.append(start(run, mode))
+        return writers[-1]
+
+    monkeypatch.setattr(tracker, "start_writer", started)
+    return writers
+
+
+def test_disabled_leaves_nothing_and_changes_no_hash(workplace: Path, comp: Callable[..., Result]) -> None:
+    assert comp("train", "small.yaml", "track.wandb=disabled").code == 0
+    run = the_run()
+    assert not state.folder_of(run).exists()
+    assert state.read(run) is None
+    tracked = configs.load("small.yaml", ["track.wandb=offline", "track.project=other"])
+    assert configs.fingerprint(tracked) == run.metrics()["config_hash"]
+
+
+def test_online_without_a_login_is_refused_before_the_first_step(workplace: Path, comp: Callable[..., Result]) -> None:
+    result = comp("train", "small.yaml", "track.wandb=online")
+    assert result.code == 2
+    assert "wandb login" in result.err
+    assert not Path("runs").exists()
+    with pytest.raises(ConfigError, match="needs a login"):
+        upload.sync([])
+
+
+@pytest.mark.parametrize(
+    ("environment", "netrc", "mode"),
+    [
+        ({}, "", "offline"),
+        ({"WANDB_API_KEY": KEY}, "", "online"),
+        ({}, f"machine api.wandb.test login user password {KEY}", "online"),
+        ({}, f"machine somewhere.test login user password {KEY}", "offline"),
+        ({"WANDB_BASE_URL": "https://own.test"}, f"machine own.test login user password {KEY}", "online"),
+        ({"WANDB_BASE_URL": "https://own.test"}, f"machine api.wandb.test login user password {KEY}", "offline"),
+        ({}, "not a netrc at all {", "offline"),
+        ({"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "", "offline"),
+        ({"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, "", "disabled"),
+    ],
+)
+def test_auto_is_online_where_one_is_logged_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], netrc: str, mode: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / ".netrc").write_text(netrc)
+    assert login.mode_of(TrackConfig()) == mode
+    assert login.mode_of(TrackConfig(wandb="disabled")) == "disabled"
+    assert login.mode_of(TrackConfig(wandb="offline")) == "offline"
+
+
+def test_norms_are_told_where_they_were_asked_for_and_thinned_where_they_are_many(tmp_path: Path) -> None:
+    run = runs.Run(tmp_path)
+    assert told.norms(run) is None
+    with (tmp_path / "norms.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["step", "body", "head"], *[[step, step / 2, ""] for step in range(25_000)]])
+    norms = told.norms(run)
+    assert norms is not None
+    assert norms.columns == ["step", "body", "head"]
+    assert 5_000 <= len(norms.rows) <= 10_000
+    assert norms.rows[1][0] == 2 * norms.rows[1][1] > 0
+    assert np.isnan(norms.rows[0][2])

@@ -1,3 +1,20 @@
-"""comp: from a competition's data to a scored, valid submission.csv."""
+"""comp: from a competition's data to a scored, valid submission.csv.
+
+`comp.load_config`, `comp.train`, `comp.predict`, `comp.ensemble` and `comp.Run` are its Python API; see `comp.api`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from comp.api import Run, ensemble, load_config, predict, train
 
 __version__ = "0.1.0"
+__all__ = ["Run", "__version__", "ensemble", "load_config", "predict", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the API, and with it torch, when one of its names is first asked for."""
+    if name.startswith("_") or name not in __all__:
+        raise AttributeError(f"module 'comp' has no attribute '{name}'")
+    return getattr(importlib.import_module("comp.api"), name)

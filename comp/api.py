@@ -1,0 +1,79 @@
+"""What notebooks and scripts use; `import comp` gives these names and loads nothing until one of them is called.
+
+config = comp.load_config("configs/quickstart.yaml", "train.epochs=5")
+run = comp.train(config)
+found = comp.predict(run, views="flip", adapt="bn")
+both = comp.ensemble([run, comp.train(config.model_copy(update={"seed": 1}))])
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from comp import combining, config, pipeline, predicting
+from comp.config import Config
+from comp.predictions import Predictions
+from comp.progress import Progress, quiet
+from comp.runs import Run
+
+__all__ = ["Run", "ensemble", "load_config", "predict", "train"]
+
+
+def load_config(path: Path | str, *overrides: str) -> Config:
+    """Return the config of a YAML file with `key.path=value` overrides laid on it.
+
+    Raises:
+        ConfigError: an unknown key or a value that no field takes, with its place and the nearest known key.
+    """
+    return config.load(path, overrides)
+
+
+def train(config: Config, *, name: str = "run", runs: Path | str = "runs", progress: Progress = quiet) -> Run:
+    """Train, keep the best weights, score them on validation and on the labelled test; return the complete run.
+
+    Args:
+        config: what to train.
+        name: of the run's folder, after the time.
+        runs: where run folders are made.
+        progress: called at every step.
+
+    Raises:
+        UserError: anything wrong with config, data or disk.
+    """
+    dataset = pipeline.prepare(config, Path(runs), progress)
+    run = pipeline.train(config, name=name, runs_root=Path(runs), dataset=dataset, progress=progress)
+    predicting.evaluate(predicting.load(run, dataset, progress), progress)
+    return run
+
+
+def predict(
+    run: Run, *, split: str = "suite", views: str | None = None, adapt: str | None = None, progress: Progress = quiet
+) -> Predictions:
+    """Return a run's predictions of a split, stored in its folder and scored in its metrics.json.
+
+    Args:
+        run: a complete run.
+        split: `suite`, `test`, `val` or `ood_val`.
+        views: `none`, `flip`, `shift`, `flip_shift`, `ten_crop` or `dihedral`; None: the run's own.
+        adapt: `none`, `bn` or `tent`; None: the run's own.
+        progress: called after every batch.
+
+    Raises:
+        UserError: no such split, or the rules forbid the adaptation.
+    """
+    loaded = predicting.load(run, progress=progress)
+    variant = predicting.variant_for(loaded, {"views": views, "adapt": adapt})
+    return predicting.predict_split(loaded, predicting.images_of(loaded, split), split, progress, variant=variant)
+
+
+def ensemble(members: Sequence[Run], *, method: str = "mean", runs: Path | str = "runs") -> Run:
+    """Combine trained runs into one, scored, stored and submitted like any other.
+
+    Args:
+        members: complete runs of one competition.
+        method: a row of `comp.ensembling.methods.METHODS`.
+        runs: where its folder is made.
+
+    Raises:
+        UserError: members that do not fit each other, or an unknown method.
+    """
+    return combining.ensemble(list(members), method=method, runs_root=Path(runs))

@@ -9,7 +9,7 @@ import typer
 
 from comp import signals
 from comp.errors import Interrupted, UserError
-from comp.verbs import config, data, leaderboard, models, prediction, submissions, training
+from comp.verbs import config, data, leaderboard, models, prediction, submissions, training, tuning
 
 EXIT_OUR_FAULT, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 128
 
@@ -62,8 +62,8 @@ def version(
 
 _VERBS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
     app: (
-        training.run, training.train, training.lr_find, prediction.predict, prediction.evaluate, prediction.probe,
-        submissions.check, leaderboard.leaderboard, models.models,
+        training.run, training.train, training.lr_find, tuning.tune, prediction.predict, prediction.evaluate,
+        prediction.probe, submissions.check, leaderboard.leaderboard, models.models,
     ),
     config_app: (config.show, config.check, config.schema),
     data_app: (data.prepare, data.show, data.check, data.corrupt),

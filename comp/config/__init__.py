@@ -12,12 +12,14 @@ from comp.config.model import ModelConfig
 from comp.config.section import seconds_of
 from comp.config.training import LookaheadConfig, OptimConfig, TrainConfig
 from comp.config.tree import Config, PredictConfig
+from comp.config.tuning import ConfirmConfig, TuneConfig
 
 __all__ = [
     "AugmentConfig",
     "CSVConfig",
     "CompetitionConfig",
     "Config",
+    "ConfirmConfig",
     "DataConfig",
     "LookaheadConfig",
     "ModelConfig",
@@ -27,6 +29,7 @@ __all__ = [
     "RulesConfig",
     "SuiteConfig",
     "TrainConfig",
+    "TuneConfig",
     "dump",
     "fingerprint",
     "from_mapping",

@@ -9,6 +9,7 @@ from comp.config.data import AugmentConfig, DataConfig
 from comp.config.model import ModelConfig
 from comp.config.section import Fraction, Positive, Section
 from comp.config.training import OptimConfig, TrainConfig
+from comp.config.tuning import TuneConfig
 
 
 class PredictConfig(Section):
@@ -38,6 +39,7 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
+    tune: TuneConfig = Field(default_factory=TuneConfig)
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of every draw but the splits: initial weights, order, augmentation."""
 

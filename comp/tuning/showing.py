@@ -1,0 +1,22 @@
+"""`comp tune --show` as a function."""
+
+from pathlib import Path
+
+from comp.tuning import opening, results
+from comp.tuning.results import Report
+
+
+def show(name: str, *, runs_root: Path = Path("runs"), storage: str = "") -> Report:
+    """Return what a study has come to so far; nothing is trained or written, and nobody who works on it is disturbed.
+
+    Args:
+        name: its folder, or its name alone.
+        runs_root: where run folders are.
+        storage: its URL, where that holds a password: none is kept.
+
+    Raises:
+        StudyError: there is no such study.
+    """
+    plan = opening.find(name, runs_root, storage)
+    confirmation = opening.open_confirmation(plan, make=False) if opening.is_confirmed(plan) else None
+    return results.report(opening.open_search(plan, make=False), confirmation, write=False)

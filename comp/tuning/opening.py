@@ -1,5 +1,6 @@
 """How a study is opened or made: from a config, or from its folder."""
 
+import contextlib
 import itertools
 import json
 import warnings
@@ -153,9 +154,9 @@ def open_confirmation(plan: Plan, *, make: bool = True) -> Study:
 def is_confirmed(plan: Plan) -> bool:
     """Tell whether the best trials of a study have been trained again, or at least begun."""
     config = plan.load()
-    store = Store(plan.url, plan.folder, config.tune.heartbeat_seconds)
     name = f"{config.competition.name}/{plan.name}/confirm"
-    return any(study.study_name == name for study in store.backend.get_all_studies())
+    with contextlib.closing(Store(plan.url, plan.folder, config.tune.heartbeat_seconds)) as store:
+        return any(study.study_name == name for study in store.backend.get_all_studies())
 
 
 OPENERS = {SEARCH: open_search, CONFIRM: open_confirmation}

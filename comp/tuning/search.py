@@ -1,5 +1,6 @@
 """`comp tune` as a function: a study from its config to a config that can be trained."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -54,17 +55,21 @@ def tune(
     plan = opening.plan(config, name, runs_root, workers)
     data = Data({config.data.fold: dataset})
     timeout = seconds_of(config.tune.timeout) if config.tune.timeout else math.inf
-    search = _run(plan, data, workers, on_trial, progress, timeout)
-    confirmation = None
-    if config.tune.confirm.top and confirming.ranked(search):
-        plan = replace(plan, part=CONFIRM)
-        confirming.enqueue(search, OPENERS[CONFIRM](plan))
-        confirmation = _run(plan, data, workers, on_trial, progress, math.inf)
-    return results.report(search, confirmation, pictures=pictures)
+    with contextlib.ExitStack() as opened:
+        search = opened.enter_context(OPENERS[plan.part](plan))
+        _run(search, plan, data, workers, on_trial, progress, timeout)
+        confirmation = None
+        if config.tune.confirm.top and confirming.ranked(search):
+            plan = replace(plan, part=CONFIRM)
+            confirmation = opened.enter_context(OPENERS[CONFIRM](plan))
+            confirming.enqueue(search, confirmation)
+            _run(confirmation, plan, data, workers, on_trial, progress, math.inf)
+        return results.report(search, confirmation, pictures=pictures)
 
 
-def _run(plan: Plan, data: Data, workers: int, on_trial: OnTrial, progress: Progress, timeout_seconds: float) -> Study:
-    study = OPENERS[plan.part](plan)
+def _run(
+    study: Study, plan: Plan, data: Data, workers: int, on_trial: OnTrial, progress: Progress, timeout_seconds: float
+) -> None:
     study.deadline = time.time() + timeout_seconds
     with study.turn():
         study.forgiven = frozenset(row.number for row in study.trials() if row.state == TrialState.FAIL)
@@ -74,10 +79,12 @@ def _run(plan: Plan, data: Data, workers: int, on_trial: OnTrial, progress: Prog
         on_trial(plan.part, results.standing(study, began, ended))
 
     if study.is_over():
-        return study
+        return
     if workers > 1:
         plan = replace(plan, forgiven=study.forgiven, deadline=study.deadline)
         work_together(study, plan, workers, progress, tell)
     else:
         work(study, data, Path(plan.runs_root), progress, tell)
-    return study
+
+
+__all__ = ["Report", "Standing", "tune"]

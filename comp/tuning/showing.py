@@ -1,5 +1,6 @@
 """`comp tune --show` as a function."""
 
+import contextlib
 from pathlib import Path
 
 from comp.tuning import opening, results
@@ -18,5 +19,9 @@ def show(name: str, *, runs_root: Path = Path("runs"), storage: str = "") -> Rep
         StudyError: there is no such study.
     """
     plan = opening.find(name, runs_root, storage)
-    confirmation = opening.open_confirmation(plan, make=False) if opening.is_confirmed(plan) else None
-    return results.report(opening.open_search(plan, make=False), confirmation, write=False)
+    with contextlib.ExitStack() as opened:
+        search = opened.enter_context(opening.open_search(plan, make=False))
+        confirmation = None
+        if opening.is_confirmed(plan):
+            confirmation = opened.enter_context(opening.open_confirmation(plan, make=False))
+        return results.report(search, confirmation, write=False)

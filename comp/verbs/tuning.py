@@ -1,7 +1,7 @@
 """`comp tune`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,7 +58,8 @@ def _load(config: Path | None, overrides: list[str] | None, given: dict[str, str
 
     if config is None:
         raise ConfigError("name a config with a tune.space: comp tune configs/quickstart-tune.yaml")
-    if isinstance(given["metric"], str) and "," in given["metric"]:
-        given = {**given, "metric": json.dumps([name.strip() for name in given["metric"].split(",")])}
-    laid_on = [f"tune.{name}={value}" for name, value in given.items() if value is not None]
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if "," in values.get("metric", ""):
+        values["metric"] = [name.strip() for name in values["metric"].split(",")]
+    laid_on = [f"tune.{name}={json.dumps(value)}" for name, value in values.items()]  # a study may be named 7
     return configs.load(config, [*(overrides or []), *laid_on]), config.stem

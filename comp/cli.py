@@ -9,7 +9,18 @@ import typer
 
 from comp import signals
 from comp.errors import Interrupted, UserError
-from comp.verbs import config, data, ensembling, leaderboard, models, prediction, reports, submissions, training
+from comp.verbs import (
+    config,
+    data,
+    ensembling,
+    leaderboard,
+    models,
+    prediction,
+    reports,
+    submissions,
+    training,
+    tuning,
+)  # fmt: skip
 
 EXIT_OUR_FAULT, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 128
 
@@ -63,8 +74,9 @@ def version(
 
 _VERBS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
     app: (
-        training.run, training.train, training.lr_find, prediction.predict, prediction.evaluate, prediction.probe,
-        ensembling.ensemble, submissions.check, submissions.diff, submissions.submit, reports.report, models.models,
+        training.run, training.train, training.lr_find, tuning.tune, prediction.predict, prediction.evaluate,
+        prediction.probe, ensembling.ensemble, submissions.check, submissions.diff, submissions.submit, reports.report,
+        models.models,
     ),
     leaderboard_app: (leaderboard.record,),
     config_app: (config.show, config.check, config.schema),

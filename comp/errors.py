@@ -6,6 +6,7 @@
         ├── DataError      images, labels, archives, downloads
         ├── ModelError     names, stems, weights
         ├── RunError       run folders, checkpoints, predictions
+        ├── StudyError     a tuning study or its storage
         └── SubmissionError  a submission.csv or its format
     BaseException
     └── Interrupted        a signal asked for a stop; the run can be resumed (exit code 128 + signal)
@@ -35,6 +36,10 @@ class ModelError(UserError):
 
 class RunError(UserError):
     """A run folder, checkpoint or predictions file is missing, damaged or in use."""
+
+
+class StudyError(UserError):
+    """A tuning study cannot be opened or continued, or its trials keep failing."""
 
 
 class SubmissionError(UserError):

@@ -15,11 +15,11 @@ from comp import device, metrics, plots, predicting, runs
 from comp.augment import policies
 from comp.building import build_model
 from comp.competition import rules
-from comp.config import Config
+from comp.config import Config, space
 from comp.data import division, sources, suites
 from comp.data.dataset import Dataset, open_dataset
 from comp.device import Execution
-from comp.errors import ConfigError, unknown
+from comp.errors import ConfigError, UserError, unknown
 from comp.inference.variants import variant_of
 from comp.models import averaging, surgery, weights, zoo
 from comp.models.classifier import Classifier
@@ -61,7 +61,12 @@ def check(config: Config, runs_root: Path) -> None:
     suites.shifted_distortions(config.competition.ood_validation)
     validation.check(config)
     login.check(config.track)
-    _check_space(config, runs_root)
+    _check_room(config, runs_root)
+    for probe in space.probes(config):
+        try:
+            check(probe, runs_root)
+        except UserError as error:
+            raise ConfigError(f"tune.space: {error}") from None
 
 
 def _has_external_weights(config: Config) -> bool:
@@ -72,7 +77,7 @@ def _has_external_weights(config: Config) -> bool:
     return source.competition.name != config.competition.name or _has_external_weights(source)
 
 
-def _check_space(config: Config, runs_root: Path) -> None:
+def _check_room(config: Config, runs_root: Path) -> None:
     """Refuse a run whose predictions would not fit: a night's work should not end at a full disk."""
     suite = config.competition.suite
     rows = suite.files * suite.severities * suite.images_per_block
@@ -98,6 +103,7 @@ def train(
     *,
     name: str = "run",
     runs_root: Path = Path("runs"),
+    group: str = "",
     dataset: Dataset | None = None,
     execution: Execution | None = None,
     on_start: Callable[[Run, Classifier], None] = lambda run, model: None,
@@ -112,6 +118,7 @@ def train(
         config: what to train.
         name: of the run's folder, after the time.
         runs_root: where run folders are made.
+        group: a folder of its own below the competition's, such as a study's.
         dataset: from `prepare`, or prepared here.
         execution: recorded choices to reuse; None measures.
         on_start: called before the first step with the run's folder, just made, and the model, frozen as in epoch 1.
@@ -127,7 +134,7 @@ def train(
     began = time.perf_counter()
     dataset = dataset or team.leader_first(lambda: prepare(config, runs_root, progress))
     model = build_model(config, dataset)
-    run = runs.create(runs_root, config, name, provenance_of(config, dataset, model))
+    run = runs.create(runs_root, config, name, provenance_of(config, dataset, model), group=group)
     on_start(run, model)
     deterministic = device.only_deterministic(config.train.deterministic)
     with opened(config.track, tracker) as tracker, run.writing(), deterministic:

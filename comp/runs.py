@@ -17,6 +17,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -171,7 +172,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """`<competition>/<time>-<name>`."""
+        """`<competition>/<time>-<name>`; of a study's run `<study>/<time>-<name>`."""
         return f"{self.path.parent.name}/{self.path.name}"
 
     def config(self) -> Config:
@@ -266,7 +267,7 @@ class Run:
             raise RunError(f"{self.path}: another process is writing this run; wait for it or stop it") from None
 
 
-def create(root: Path, config: Config, name: str, provenance: Mapping[str, Any]) -> Run:
+def create(root: Path, config: Config, name: str, provenance: Mapping[str, Any], *, group: str = "") -> Run:
     """Make a new run folder under `root/<competition>/` with its config and provenance.
 
     Args:
@@ -274,12 +275,13 @@ def create(root: Path, config: Config, name: str, provenance: Mapping[str, Any])
         config: written as config.yaml, resolved.
         name: the folder's name after the time.
         provenance: what made it; see `describe_machine`.
+        group: a folder between the competition's and the run's; empty: none.
 
     Raises:
         RunError: the folder cannot be made.
     """
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
-    parent = root / config.competition.name
+    parent = root / config.competition.name / group
     for attempt in range(1, 1000):
         path = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
         try:
@@ -333,12 +335,17 @@ def _run_folders(folder: str, depth: int = 0) -> Iterator[str]:
 def describe_machine() -> dict[str, Any]:
     """Return argv, git commit, versions, machine and time, as provenance and sidecars hold them."""
     return {
-        "argv": sys.argv[1:],
+        "argv": [hide_password(word) for word in sys.argv[1:]],
         "git": git_commit(),
         "versions": versions(),
         "machine": {"system": platform.platform(), "processor": _processor(), "cpus": os.cpu_count()},
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def hide_password(text: str) -> str:
+    """Return a text without the passwords that URLs in it hold: records are shared."""
+    return re.sub(r"(://[^:/@\s]*):[^/\s]*@", r"\1@", text)
 
 
 def versions() -> dict[str, str]:

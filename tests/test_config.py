@@ -143,7 +143,8 @@ def test_the_fingerprint_moves_with_any_value() -> None:
 def test_every_config_of_the_repository_loads_and_opens_with_its_command(path: Path) -> None:
     configs.load(path)
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert any(f"comp run {path.relative_to(REPOSITORY)}" in line for line in head)
+    verb = "tune" if configs.load(path).tune.space else "run"
+    assert any(f"comp {verb} {path.relative_to(REPOSITORY)}" in line for line in head)
 
 
 def test_the_schema_knows_every_section() -> None:

@@ -19,12 +19,14 @@ from comp.config.section import seconds_of
 from comp.config.tracking import TrackConfig
 from comp.config.training import LookaheadConfig, OptimConfig, TrainConfig
 from comp.config.tree import Config, PredictConfig
+from comp.config.tuning import ConfirmConfig, TuneConfig
 
 __all__ = [
     "AugmentConfig",
     "CSVConfig",
     "CompetitionConfig",
     "Config",
+    "ConfirmConfig",
     "DataConfig",
     "LookaheadConfig",
     "ModelConfig",
@@ -36,6 +38,7 @@ __all__ = [
     "SuiteConfig",
     "TrackConfig",
     "TrainConfig",
+    "TuneConfig",
     "dump",
     "fingerprint",
     "flat",

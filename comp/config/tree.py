@@ -10,6 +10,7 @@ from comp.config.model import ModelConfig
 from comp.config.section import Fraction, Positive, Section
 from comp.config.tracking import TrackConfig
 from comp.config.training import OptimConfig, TrainConfig
+from comp.config.tuning import TuneConfig
 
 
 class PredictConfig(Section):
@@ -40,6 +41,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
     track: TrackConfig = TrackConfig()
+    tune: TuneConfig = Field(default_factory=TuneConfig)
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of every draw but the splits: initial weights, order, augmentation."""
 

@@ -1,0 +1,1 @@
+"""`comp tune`: studies of many trainings, with Optuna. The only room that knows it."""

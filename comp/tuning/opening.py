@@ -1,0 +1,266 @@
+"""How a study is opened or made: from a config, or from its folder."""
+
+import contextlib
+import itertools
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from comp import config as configs
+from comp import runs
+from comp.config import Config, space
+from comp.errors import ConfigError, StudyError, UserError, nearest
+from comp.tuning import objectives, pruners, samplers
+from comp.tuning.storage import Store, default_url
+from comp.tuning.study import Study, spell, suggest
+
+_EARLIER_BESTS = 3  # of other studies of the competition that are tried first, the newest
+_IDENTITY = ("space", "metric", "folds")  # of section `tune`: what a continued study may not change
+SEARCH, CONFIRM = "search", "confirm"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every process of a study opens it with; plain values, so that it can be sent to one.
+
+    Attributes:
+        config: the study's, as YAML.
+        name: of the study and of its folder.
+        runs_root: where run folders are.
+        url: of the storage.
+        part: the search, or the confirmation of its best.
+        deadline: `time.time()` from which nothing is claimed.
+        forgiven: numbers of trials that failed before this command.
+    """
+
+    config: str
+    name: str
+    runs_root: str
+    url: str
+    part: str = SEARCH
+    deadline: float = float("inf")
+    forgiven: frozenset[int] = frozenset()
+
+    @property
+    def folder(self) -> Path:
+        """The study's folder."""
+        return Path(self.runs_root) / self.load().competition.name / self.name
+
+    def load(self) -> Config:
+        """Return the study's config."""
+        return configs.from_mapping(yaml.safe_load(self.config), "the study's config")
+
+
+def plan(config: Config, name: str, runs_root: Path, workers: int) -> Plan:
+    """Return the plan of a command: what a config says, with a default storage where it names none.
+
+    Raises:
+        ConfigError: several workers on SQLite, or no name.
+    """
+    name = config.tune.study or name
+    folder = runs_root / config.competition.name / name
+    runs.make_folder(folder)
+    url = config.tune.storage or default_url(folder, workers)
+    if workers > 1 and url.startswith("sqlite:"):
+        raise ConfigError(
+            f"--workers {workers}: processes would lock each other out of {url}; use a journal (tune.storage="
+            f"journal:///{folder / 'study.log'}) or PostgreSQL; a study that began with SQLite goes on with one worker"
+        )
+    return Plan(configs.dump(config), name, str(runs_root), url)
+
+
+def check(config: Config) -> None:
+    """Check what a config says of its study; `pipeline.check` has checked the space's paths and values.
+
+    Raises:
+        ConfigError: an unknown name or argument, or things that do not go together.
+    """
+    if not config.tune.space:
+        raise ConfigError(
+            "tune.space: is empty, so there is nothing to search; such as {optim.lr: {float: [1e-4, 1e-2], log: true}}"
+        )
+    objectives.chosen(config)
+    pruners.pruner(config)
+    samplers.check(config, space.entries(config.tune))
+
+
+def open_search(plan: Plan, *, make: bool = True) -> Study:
+    """Open or make the study of a plan; a new one has the config's own values and earlier bests waiting.
+
+    Args:
+        plan: see `Plan`.
+        make: False only looks at one that exists.
+
+    Raises:
+        StudyError: it exists with another config, or is to be looked at and does not exist.
+        ConfigError: its storage is none.
+    """
+    config, folder = plan.load(), plan.folder
+    entries = space.entries(config.tune)
+    store = Store(plan.url, folder, config.tune.heartbeat_seconds)
+    name = f"{config.competition.name}/{plan.name}"
+    directions = ["maximize" if row.more_is_better(config) else "minimize" for row in objectives.chosen(config)]
+    with store.claiming(name):
+        found = _open(store, name, directions, pruners.pruner(config), make=make)
+        if make:
+            _identify(found, config, plan)
+        if make and not found.get_trials(deepcopy=False):
+            _enqueue(found, config, entries, folder)
+    countable = samplers.size(entries) > 0 and next(samplers.points(entries, config.seed), None) is not None
+
+    def untried(trials: Sequence[FrozenTrial]) -> dict[str, Any] | None:
+        return _untried(config, entries, trials)
+
+    def propose(trial: Trial) -> Config:
+        return space.lay(config, suggest(entries, config, trial))
+
+    return Study(
+        name, folder, config, store, found, config.tune.trials, propose, "trial",
+        sampler_for=lambda number: samplers.sampler(config, number),
+        untried=untried if countable else None, in_order=config.tune.sampler == "grid",
+        deadline=plan.deadline, forgiven=plan.forgiven,
+    )  # fmt: skip
+
+
+def open_confirmation(plan: Plan, *, make: bool = True) -> Study:
+    """Open or make the study in which the best trials of a search are trained again; it holds what is enqueued."""
+    config, folder = plan.load(), plan.folder
+    store = Store(plan.url, folder, config.tune.heartbeat_seconds)
+    name = f"{config.competition.name}/{plan.name}/confirm"
+    directions = ["maximize" if objectives.chosen(config)[0].more_is_better(config) else "minimize"]
+    with store.claiming(name):
+        found = _open(store, name, directions, optuna.pruners.NopPruner(), make=make)
+
+    def propose(trial: Trial) -> Config:
+        values, seed = trial.user_attrs["values"], trial.user_attrs["seed"]
+        return space.lay(config, values, seed=seed)
+
+    silent = config.model_copy(
+        update={"tune": config.tune.model_copy(update={"pruner": "none", "metric": objectives.names(config)[0]})}
+    )
+    return Study(
+        name, folder, silent, store, found, len(found.get_trials(deepcopy=False)), propose, "confirm",
+        sampler_for=lambda number: optuna.samplers.RandomSampler(seed=number), forgiven=plan.forgiven,
+    )  # fmt: skip
+
+
+def is_confirmed(plan: Plan) -> bool:
+    """Tell whether the best trials of a study have been trained again, or at least begun."""
+    config = plan.load()
+    name = f"{config.competition.name}/{plan.name}/confirm"
+    with contextlib.closing(Store(plan.url, plan.folder, config.tune.heartbeat_seconds)) as store:
+        return any(study.study_name == name for study in store.backend.get_all_studies())
+
+
+OPENERS = {SEARCH: open_search, CONFIRM: open_confirmation}
+
+
+def find(name: str, runs_root: Path, storage: str) -> Plan:
+    """Return the plan of a study that exists, named by its folder or by its name alone.
+
+    Raises:
+        StudyError: there is none, or several of that name.
+    """
+    given = Path(name) / "study.json"
+    found = [given] if given.is_file() else sorted(runs_root.glob(f"*/{name}/study.json"))
+    if not found:
+        known = [path.parent.name for path in runs_root.glob("*/*/study.json")]
+        hint = f"{nearest(name, known)}; known: {', '.join(known) or 'none'}"
+        raise StudyError(f"{name}: no such study below {runs_root}{hint}")
+    if len(found) > 1:
+        folders = ", ".join(str(path.parent) for path in found)
+        raise StudyError(f"{name}: several studies have this name; name a folder: {folders}")
+    folder = found[0].parent
+    url = storage or runs.read_json(found[0])["storage"] or default_url(folder, workers=1)
+    config = (folder / "study.yaml").read_text(encoding="utf-8")
+    return Plan(config, folder.name, str(folder.parent.parent), url)
+
+
+def _open(store: Store, name: str, directions: list[str], pruner: Any, *, make: bool) -> Any:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what users should know is told by us
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if not make:
+            try:
+                return optuna.load_study(storage=store.backend, study_name=name, pruner=pruner)
+            except KeyError:
+                raise StudyError(
+                    f"{runs.hide_password(store.url)}: holds no study {name}; is it the right storage?"
+                ) from None
+        return optuna.create_study(
+            storage=store.backend, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
+        )
+
+
+def _identify(found: Any, config: Config, plan: Plan) -> None:
+    """Note what a new study is of, and refuse to go on with another one."""
+    tree = config.model_dump(mode="json")
+    tree["tune"] = {key: tree["tune"][key] for key in _IDENTITY}
+    for knob in ("checkpoint_seconds", "device", "threads"):  # the machine's, not the study's
+        tree["train"].pop(knob)
+    wanted = json.dumps(tree, sort_keys=True)
+    known = found.user_attrs.get("identity")
+    if known is None:
+        found.set_user_attr("identity", wanted)
+    elif known != wanted:
+        changed = ", ".join(_differences(json.loads(known), tree))
+        raise StudyError(
+            f"{plan.folder}: this study began with another config (it differs in {changed}), and its trials would not "
+            "compare; give its own config, or begin another: --study NAME"
+        )
+    folder, storage = plan.folder, runs.hide_password(config.tune.storage)
+    shown = config.model_copy(update={"tune": config.tune.model_copy(update={"storage": storage})})
+    runs.write_atomically(folder / "study.yaml", configs.dump(shown).encode())
+    noted = {"study": plan.name, "storage": storage, "argv": runs.describe_machine()["argv"]}
+    runs.write_atomically(folder / "study.json", runs.to_json(noted))
+
+
+def _differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*one, *other]):
+            yield from _differences(one.get(key), other.get(key), f"{path}.{key}" if path else key)
+    elif one != other:
+        yield path
+
+
+def _enqueue(found: Any, config: Config, entries: Sequence[space.Entry], folder: Path) -> None:
+    """Let the config's own values and the bests of other studies wait as the first trials."""
+    queued: list[dict[str, Any]] = []
+    for tree in itertools.islice(_first_configs(config, folder), config.tune.trials):
+        own = [(entry, space.value_at(tree, entry.path)) for entry in entries]
+        values = {entry.path: spell(entry, value) for entry, value in own if entry.holds(value)}
+        if values and values not in queued:  # what the space does not offer is drawn
+            queued.append(values)
+            found.enqueue_trial(values)
+
+
+def _first_configs(config: Config, folder: Path) -> Iterator[dict[str, Any]]:
+    yield config.model_dump(mode="json")
+    others = sorted(folder.parent.glob("*/best.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in others[:_EARLIER_BESTS]:
+        try:
+            yield configs.load(path).model_dump(mode="json")
+        except UserError:  # someone has edited it; a search can do without
+            continue
+
+
+def _untried(config: Config, entries: Sequence[space.Entry], trials: Sequence[FrozenTrial]) -> dict[str, Any] | None:
+    """Return the first point, in the seed's order, whose config no trial has; None where there is none."""
+    seen = {trial.user_attrs.get("config_hash") for trial in trials if trial.state != TrialState.WAITING}
+    for point in samplers.points(entries, config.seed):
+        values = space.assemble(entries, config, lambda entry, point=point: point[entry.path])  # type: ignore[misc]
+        try:
+            tried = configs.fingerprint(space.lay(config, values)) in seen
+        except ConfigError:  # knobs that do not go together
+            continue
+        if not tried:
+            by_path = {entry.path: entry for entry in entries}
+            return {path: spell(by_path[path], value) for path, value in values.items()}
+    return None

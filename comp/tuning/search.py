@@ -1,0 +1,90 @@
+"""`comp tune` as a function: a study from its config to a config that can be trained."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from optuna.trial import TrialState
+
+from comp import pipeline
+from comp.config import Config, seconds_of
+from comp.data.dataset import open_dataset
+from comp.progress import Progress, quiet
+from comp.tuning import confirming, opening, results
+from comp.tuning.opening import CONFIRM, OPENERS, Plan
+from comp.tuning.results import Report, Standing
+from comp.tuning.study import Study
+from comp.tuning.trial import Data
+from comp.tuning.worker import work
+from comp.tuning.workers import work_together
+
+OnTrial = Callable[[str, Standing], None]
+
+
+def tune(
+    config: Config,
+    *,
+    name: str = "study",
+    runs_root: Path = Path("runs"),
+    workers: int = 1,
+    pictures: bool = True,
+    on_trial: OnTrial = lambda part, standing: None,
+    progress: Progress = quiet,
+) -> Report:
+    """Search a config's `tune.space`, confirm the best with new seeds, and leave best.yaml; the same call continues.
+
+    Args:
+        config: section `tune` says what is searched and how.
+        name: of the study, where the config names none.
+        runs_root: where run folders are; the study's is `<competition>/<name>` below it.
+        workers: trainings at a time, in processes of their own where there are several.
+        pictures: whether plots/ and study.html are drawn at the end.
+        on_trial: called with `search` or `confirm` and how far it is, when a trial has ended.
+        progress: called at every step; of several workers twice a second.
+
+    Raises:
+        UserError: anything wrong with config, data, storage; three trials in a row have failed.
+        Interrupted: a signal; the same call goes on, trials under way from their checkpoints.
+    """
+    pipeline.check(config, runs_root)
+    opening.check(config)
+    dataset = open_dataset(config, progress)
+    plan = opening.plan(config, name, runs_root, workers)
+    data = Data({config.data.fold: dataset})
+    timeout = seconds_of(config.tune.timeout) if config.tune.timeout else math.inf
+    with contextlib.ExitStack() as opened:
+        search = opened.enter_context(OPENERS[plan.part](plan))
+        _run(search, plan, data, workers, on_trial, progress, timeout)
+        confirmation = None
+        if config.tune.confirm.top and confirming.ranked(search):
+            plan = replace(plan, part=CONFIRM)
+            confirmation = opened.enter_context(OPENERS[CONFIRM](plan))
+            confirming.enqueue(search, confirmation)
+            _run(confirmation, plan, data, workers, on_trial, progress, math.inf)
+        return results.report(search, confirmation, pictures=pictures)
+
+
+def _run(
+    study: Study, plan: Plan, data: Data, workers: int, on_trial: OnTrial, progress: Progress, timeout_seconds: float
+) -> None:
+    study.deadline = time.time() + timeout_seconds
+    with study.turn():
+        study.forgiven = frozenset(row.number for row in study.trials() if row.state == TrialState.FAIL)
+    began, ended = time.time(), sum(row.state.is_finished() for row in study.trials())
+
+    def tell(study: Study) -> None:
+        on_trial(plan.part, results.standing(study, began, ended))
+
+    if study.is_over():
+        return
+    if workers > 1:
+        plan = replace(plan, forgiven=study.forgiven, deadline=study.deadline)
+        work_together(study, plan, workers, progress, tell)
+    else:
+        work(study, data, Path(plan.runs_root), progress, tell)
+
+
+__all__ = ["Report", "Standing", "tune"]

@@ -1,0 +1,48 @@
+"""Which of the best trials noise tells apart, and which of them is recommended."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comp.tuning.confirming import Confirmed, mark, recommended
+
+
+def again(trial: int, *scores: float, seconds: float = 10.0, parameters: int = 100) -> Confirmed:
+    """Return a trial's scores with new seeds."""
+    return Confirmed(trial, max(scores), scores, sum(scores) / len(scores), None, seconds, parameters)
+
+
+def near(*rows: Confirmed) -> list[int]:
+    """Return the trials within noise of the first."""
+    return [row.trial for row in mark(rows) if row.within_noise]
+
+
+def test_scores_that_overlap_are_within_noise_and_clear_losers_are_not() -> None:
+    assert near(again(0, 0.90, 0.92, 0.91), again(1, 0.89, 0.91, 0.92), again(2, 0.70, 0.71, 0.69)) == [0, 1]
+
+
+def test_a_small_difference_tells_where_noise_is_smaller() -> None:
+    assert near(again(0, 0.900, 0.901, 0.899), again(1, 0.890, 0.891, 0.889)) == [0]
+
+
+def test_single_scores_tell_nothing_of_noise() -> None:
+    assert near(again(0, 0.9), again(1, 0.9), again(2, 0.1)) == [0]
+
+
+def test_less_is_better_works_the_same() -> None:
+    assert near(again(0, 0.30, 0.32, 0.31), again(1, 0.31, 0.32, 0.30), again(2, 0.50, 0.51, 0.52)) == [0, 1]
+
+
+def test_the_cheaper_of_equals_is_recommended_and_the_best_where_none_is_clearly_cheaper() -> None:
+    scores = (0.90, 0.92, 0.91)
+    found = mark([again(0, *scores), again(1, *scores, seconds=9.5), again(2, 0.1, 0.1, 0.1, seconds=1.0)])
+    assert recommended(found, budgeted=False).trial == 0
+    found = mark([again(0, *scores), again(1, *scores, seconds=5.0), again(2, 0.1, 0.1, 0.1, seconds=1.0)])
+    assert recommended(found, budgeted=False).trial == 1
+    found = mark([again(0, *scores), again(1, *scores, parameters=50)])
+    assert recommended(found, budgeted=True).trial == 1
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=2, max_size=4), min_size=1, max_size=4))
+def test_the_best_is_always_within_noise_of_itself(scores: list[list[float]]) -> None:
+    rows = sorted((again(number, *row) for number, row in enumerate(scores)), key=lambda row: -row.mean)
+    assert near(*rows)[0] == rows[0].trial

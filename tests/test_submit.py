@@ -264,7 +264,7 @@ def test_an_interrupted_wait_has_already_remembered_what_was_sent(tmp_path: Path
     run, path = a_submission(tmp_path)
     client = Memory(PENDING, PENDING, DONE)
 
-    def interrupt(what: str, done: int, total: int, unit: str = "images") -> None:
+    def interrupt(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         raise Interrupted(2)
 
     with pytest.raises(Interrupted):

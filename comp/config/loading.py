@@ -55,8 +55,9 @@ def dump(config: Config) -> str:
 
 
 def fingerprint(config: Config) -> str:
-    """Return a hash of what a run computes: 16 hex digits of SHA-256 of the resolved config without `track`."""
-    canonical = json.dumps(config.model_dump(mode="json", exclude={"track"}), sort_keys=True, separators=(",", ":"))
+    """Return a hash of what a run computes, so without `track` and `tune`: 16 hex digits of SHA-256."""
+    values = config.model_dump(mode="json", exclude={"track", "tune"})
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 

@@ -137,8 +137,8 @@ def _begun(path: str | None) -> Run | None:
 
 
 def _labelled(label: str, progress: Progress) -> Progress:
-    def labelled(what: str, done: int, total: int, unit: str = "images") -> None:
-        progress(f"{label}, {what}", done, total, unit)
+    def labelled(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
+        progress(f"{label}, {what}", done, total, unit, note)
 
     return labelled
 

@@ -1,0 +1,48 @@
+"""What the terminal shows: bars while work goes on, tables after it.
+
+Bars and epoch lines go to stderr, results to stdout: `comp run --json > result.json` holds the result alone.
+"""
+
+from comp.console.bars import Bars, bars
+from comp.console.boards import board_cells, print_groups, print_leaderboard, print_spelled
+from comp.console.output import print_json, print_line, print_note, print_table
+from comp.console.results import print_evaluation, print_prediction, print_stages, print_summary
+from comp.console.studies import print_study, print_trial
+from comp.console.things import (
+    MOST_COUNTED_MODELS,
+    print_contents,
+    print_dataset,
+    print_findings,
+    print_models,
+    print_notes,
+)
+from comp.console.training import print_epoch, print_norms, print_rate_search, print_start
+
+__all__ = [
+    "MOST_COUNTED_MODELS",
+    "Bars",
+    "bars",
+    "board_cells",
+    "print_contents",
+    "print_dataset",
+    "print_epoch",
+    "print_evaluation",
+    "print_findings",
+    "print_groups",
+    "print_json",
+    "print_leaderboard",
+    "print_line",
+    "print_models",
+    "print_norms",
+    "print_note",
+    "print_notes",
+    "print_prediction",
+    "print_rate_search",
+    "print_spelled",
+    "print_stages",
+    "print_start",
+    "print_study",
+    "print_summary",
+    "print_table",
+    "print_trial",
+]

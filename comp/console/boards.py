@@ -1,0 +1,97 @@
+"""The leaderboard's tables."""
+
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Column, Table
+
+if TYPE_CHECKING:
+    from comp.leaderboard import Group, Row
+    from comp.verdicts import Verdicts
+
+from comp.console.output import out, print_line
+
+_MOST_DRAWN = 500  # rows of a drawn table
+
+
+def print_leaderboard(rows: "Sequence[Row]", verdicts: "Verdicts", root: Any, top: int) -> None:
+    """Print the leaderboard's first rows, 0 for all, and what is to be said of it. Columns that are empty are left out.
+
+    A score that is more than chance below the one above it is followed by `<`, one that may be chance by `~`.
+    """
+    if not rows:
+        print_line(f"no complete runs under {root}; make one: comp run configs/quickstart.yaml")
+        return
+    shown = rows[:top] if top else rows
+    cells = [board_cells(row, rank) for rank, row in enumerate(shown, 1)]
+    kept = [name for name in cells[0] if any(line[name] for line in cells) or name == "submission"]
+    signs = ["" if found is None else " <" if found.is_real else " ~" for found in verdicts.above[: len(shown)]]
+    lines = [[line[name] + sign * (name == "#") for name in kept] for line, sign in zip(cells, signs, strict=True)]
+    if len(lines) > _MOST_DRAWN:
+        _print_plain([kept, *lines])
+    else:
+        table = Table(*[Column(name, overflow="fold") if name in ("run", "submission") else name for name in kept])
+        for line in lines:
+            table.add_row(*line)
+        out.print(table)
+    if len(shown) < len(rows):
+        print_line(f"{len(rows) - len(shown):,} more: --top 0 shows all, --csv writes them")
+    if any(signs):
+        print_line("<: more than chance below the row above it; ~: may be chance (each at 95 %)")
+    for sentence in verdicts.sentences():
+        print_line(sentence)
+
+
+def _print_plain(lines: Sequence[Sequence[str]]) -> None:
+    """Print many rows below each other without a frame, which would take a millisecond a row."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def board_cells(row: "Row", rank: int) -> dict[str, str]:
+    """Return a row of the leaderboard as it is shown."""
+    scores = {
+        "val": row.val_accuracy, "shifted": row.ood_accuracy, "expected": row.expected_accuracy,
+        "public": row.public_score, "private": row.private_score, "test": row.test_accuracy,
+        "suite": row.suite_accuracy,
+    }  # fmt: skip
+    shown = {name: "" if score is None else f"{score:.4f}" for name, score in scores.items()}
+    if row.expected_low is not None and row.expected_high is not None:
+        shown["expected"] += f" ({row.expected_low:.2f} to {row.expected_high:.2f})"
+    return {
+        "#": str(rank), "run": row.run, "model": row.model, "parameters": f"{row.parameters:,}", **shown,
+        "minutes": f"{row.train_minutes:.1f}", "device": row.device, "submission": row.submission + _marks(row),
+    }  # fmt: skip
+
+
+def print_groups(groups: "Sequence[Group]", by: str, sort: str) -> None:
+    """Print runs by what they have in common."""
+    table = Table(by, "runs", f"best {sort}", "mean", "deviation", Column("best run", overflow="fold"))
+    for group in groups:
+        numbers = [_cell(value) for value in (group.best, group.mean, group.deviation)]
+        table.add_row(str(group.value), f"{group.runs:,}", *numbers, group.best_run)
+    out.print(table)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def print_spelled(lines: Sequence[Mapping[str, Any]], columns: Sequence[str], spelling: str) -> None:
+    """Print rows as `csv` or `md`, every row, to be read by another program or pasted into a page."""
+    if spelling == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([["" if line[name] is None else line[name] for name in columns] for line in lines])
+        return
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    for line in lines:
+        print("| " + " | ".join(_cell(line[name]).replace("|", "\\|") for name in columns) + " |")
+
+
+def _marks(row: "Row") -> str:
+    marks = [name for name, holds in (("test-like", row.test_like), ("transductive", row.transductive)) if holds]
+    return f" ({', '.join(marks)})" if marks else ""

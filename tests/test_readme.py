@@ -13,27 +13,38 @@ from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+LINES = "".join(BLOCKS).splitlines()
 
 
-def test_every_command_on_the_digits_runs_in_turn(tmp_path: Path) -> None:
-    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
-    command = tmp_path / "bin" / "comp"
+def run_lines(folder: Path, lines: list[str]) -> None:
+    """Run lines of shell, one after the other, where `comp` is this one."""
+    (folder / "configs").symlink_to(REPOSITORY / "configs")
+    command = folder / "bin" / "comp"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m comp "$@"\n')
     command.chmod(0o755)
     path = {**os.environ, "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}
-    ran = 0
-    for line in "".join(BLOCKS).splitlines():
-        if line.startswith("make") or "cifar" in line:
-            continue
+    for line in lines:
         done = subprocess.run(
-            ["bash", "-ec", line], cwd=tmp_path, env=path, capture_output=True, text=True, timeout=300, check=False
+            ["bash", "-ec", line], cwd=folder, env=path, capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, f"{line}\n{done.stderr}"
-        ran += 1
-    assert ran >= 10
+
+
+def test_every_command_on_the_digits_runs_in_turn(tmp_path: Path) -> None:
+    lines = [line for line in LINES if not any(word in line for word in ("make", "cifar", "tune"))]
+    assert len(lines) >= 10
+    run_lines(tmp_path, lines)
     written = sorted(path.name for path in (tmp_path / "submissions").glob("*.csv"))
     assert written == ["quickstart-2.csv", "quickstart.csv", "three.csv"]  # the second is the ensemble's
+
+
+@pytest.mark.slow  # a whole study
+def test_its_study_runs(tmp_path: Path) -> None:
+    lines = [line for line in LINES if "tune" in line]
+    assert len(lines) == 2
+    run_lines(tmp_path, lines)
+    assert list((tmp_path / "runs").rglob("best.yaml"))
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"configs/\S+?\.yaml|docs/\w+\.md|CHANGELOG\.md", README))))

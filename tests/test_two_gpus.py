@@ -1,0 +1,54 @@
+"""docs/TWO_GPUS.md as it stands, with two processes on CPUs in place of two GPUs."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from comp import runs
+from tests.conftest import REPOSITORY, small_config, write_config
+
+PAGE = (REPOSITORY / "docs/TWO_GPUS.md").read_text()
+BLOCKS = re.findall(r"^```console\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+CONFIG = "configs/cifar100-ood/best_1gpu.yaml"
+
+
+@pytest.mark.slow  # four starts of torch, two at a time
+def test_a_session_that_ends_too_soon_goes_on_in_the_next(workplace: Path) -> None:
+    bundle, work, last = (workplace / name for name in ("bundle", "working", "last"))
+    (bundle / Path(CONFIG).parent).mkdir(parents=True)
+    work.mkdir()
+    (workplace / "data").rename(bundle / "data")
+    values = small_config(Path("data"))
+    values["train"] = {**values["train"], "epochs": 200, "checkpoint_seconds": 1}
+    write_config(bundle / CONFIG, values)
+    scripts = workplace / "bin"
+    scripts.mkdir()
+    for name, module in (("torchrun", "torch.distributed.run"), ("comp", "comp")):
+        (scripts / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
+        (scripts / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment |= {"IN": str(bundle), "WORK": str(work), "LAST": str(last)}
+
+    def run(block: str) -> int:
+        lines = [line for line in block.splitlines() if not line.startswith(("export", "pip"))]
+        return subprocess.run(["bash", "-ec", "\n".join(lines)], env=environment, timeout=500, check=False).returncode
+
+    first, following = BLOCKS[2], BLOCKS[3]
+    assert run(first.replace(" 8h ", " 25s ")) != 0
+    (stopped,) = runs.list_runs(work / "runs")
+    assert not stopped.is_complete()
+    assert (stopped.path / "state.pt").exists()
+    done = len(stopped.history())
+    work.rename(last)  # what a session keeps is the next one's input
+    work.mkdir()
+    shorter = last / stopped.path.relative_to(work) / "config.yaml"
+    shorter.write_text(shorter.read_text().replace("epochs: 200", f"epochs: {done + 2}"))
+    assert run(following) == 0
+    (finished,) = runs.list_runs(work / "runs")
+    assert finished.is_complete()
+    assert len(finished.history()) == done + 2
+    assert list((work / "submissions").glob("*.csv"))

@@ -14,6 +14,7 @@ from tests.conftest import REPOSITORY, small_config, write_config
 PAGE = (REPOSITORY / "docs/TWO_GPUS.md").read_text()
 BLOCKS = re.findall(r"^```console\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 CONFIG = "configs/cifar100-ood/best_1gpu.yaml"
+EPOCHS = 150  # more than a session holds
 
 
 @pytest.mark.slow  # four starts of torch, two at a time
@@ -23,7 +24,7 @@ def test_a_session_that_ends_too_soon_goes_on_in_the_next(workplace: Path) -> No
     work.mkdir()
     (workplace / "data").rename(bundle / "data")
     values = small_config(Path("data"))
-    values["train"] = {**values["train"], "epochs": 200, "checkpoint_seconds": 1}
+    values["train"] = {**values["train"], "epochs": EPOCHS, "checkpoint_seconds": 1}
     write_config(bundle / CONFIG, values)
     scripts = workplace / "bin"
     scripts.mkdir()
@@ -42,13 +43,11 @@ def test_a_session_that_ends_too_soon_goes_on_in_the_next(workplace: Path) -> No
     (stopped,) = runs.list_runs(work / "runs")
     assert not stopped.is_complete()
     assert (stopped.path / "state.pt").exists()
-    done = len(stopped.history())
+    assert len(stopped.history()) < EPOCHS
     work.rename(last)  # what a session keeps is the next one's input
     work.mkdir()
-    shorter = last / stopped.path.relative_to(work) / "config.yaml"
-    shorter.write_text(shorter.read_text().replace("epochs: 200", f"epochs: {done + 2}"))
     assert run(following) == 0
     (finished,) = runs.list_runs(work / "runs")
     assert finished.is_complete()
-    assert len(finished.history()) == done + 2
+    assert len(finished.history()) == EPOCHS
     assert list((work / "submissions").glob("*.csv"))

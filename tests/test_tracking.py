@@ -280,3 +280,17 @@ def test_norms_are_told_where_they_were_asked_for_and_thinned_where_they_are_man
     assert 5_000 <= len(norms.rows) <= 10_000
     assert norms.rows[1][0] == 2 * norms.rows[1][1] > 0
     assert np.isnan(norms.rows[0][2])
+
+
+def test_a_studys_trials_are_one_group_and_wait_for_none_of_it(workplace: Path, comp: Callable[..., Result]) -> None:
+    space = "tune.space={optim.lr: {float: [1e-3, 1e-2], log: true}}"
+    few = ["competition.ood_validation.severities=[]", "train.epochs=1"]
+    result = comp("tune", "small.yaml", space, *few, "tune.confirm.top=0", "tune.pruner=none", "--trials", 3)
+    assert result.code == 0, result.err
+    trials = runs.list_runs(Path("runs"))
+    assert len(trials) == 3
+    for run in trials:
+        (segment,) = state.segments(run)
+        assert summary(segment)["state"] == "finished"
+        assert records(segment, "run")[0]["run_group"] == run.path.parent.name
+        assert steps([segment], "val/accuracy") == [(1, float(run.history()[0]["val_accuracy"]))]

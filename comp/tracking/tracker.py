@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from comp import runs
+from comp import diagnosis, runs
 from comp.config import TrackConfig
 from comp.runs import Run
 from comp.tracking import login, state, told
@@ -27,7 +27,7 @@ class Tracker(Protocol):
     """Whoever is told of a training."""
 
     def begin(self, run: Run) -> None:
-        """Follow a run from here on; a run is followed once, and later calls do nothing."""
+        """Follow a run from here on, and let the one before come to its end; for the run at hand do nothing."""
 
     def show(self, run: Run, images: Any) -> None:
         """Keep the validation images that a scored run was surest of and wrong; `images` [N, H, W, C] uint8."""
@@ -54,23 +54,27 @@ class Tracked:
 
     def __init__(self, mode: Mode) -> None:
         self._mode = mode
-        self._writer: subprocess.Popen[bytes] | None = None
+        self._writers: list[subprocess.Popen[bytes]] = []
+        self._followed: Run | None = None
 
     def begin(self, run: Run) -> None:
-        """Start the writer; that the run is tracked is known even if it dies at once."""
-        if self._writer is None:
-            runs.make_folder(state.folder_of(run))
-            state.write(run, state.begun(run, self._mode))
-            self._writer = start_writer(run, self._mode)
+        """Start a writer; that the run is tracked is known even if it dies at once."""
+        if self._followed == run:
+            return
+        for writer in self._writers:  # a study goes on while its last trial is told
+            let_end(writer)
+        self._writers = [writer for writer in self._writers if writer.poll() is None]
+        runs.make_folder(state.folder_of(run))
+        state.write(run, state.begun(run, self._mode))
+        self._writers.append(start_writer(run, self._mode))
+        self._followed = run
 
     def show(self, run: Run, images: Any) -> None:
         """Write mistakes.npz."""
         found = told.validation(run)
         if found is None or found.labels is None:
             return
-        sure = 1 / np.exp(found.logits.astype(np.float32)).sum(1)  # [N], of the answer
-        wrong = np.flatnonzero(found.top1 != found.labels)
-        rows = wrong[np.argsort(-sure[wrong], kind="stable")][:_MOST_MISTAKES]
+        rows, sure = diagnosis.worst(found, _MOST_MISTAKES), diagnosis.confidences(found)
         arrays = {
             "images": np.asarray(images[rows]), "labels": found.labels[rows], "answers": found.top1[rows],
             "sure": sure[rows], "classes": np.array(found.classes, np.str_), "ids": found.ids[rows],
@@ -78,10 +82,10 @@ class Tracked:
         runs.write_atomically(state.folder_of(run) / "mistakes.npz", partial(_savez, arrays=arrays))
 
     def close(self) -> None:
-        """Ask the writer to end; end it where the network lets it wait."""
-        if self._writer is not None:
-            end_writer(self._writer, _END_SECONDS[self._mode])
-            self._writer = None
+        """Ask the writers to end; end them where the network lets them wait."""
+        for writer in self._writers:
+            end_writer(writer, _END_SECONDS[self._mode])
+        self._writers, self._followed = [], None
 
 
 UNTRACKED = Untracked()
@@ -117,13 +121,18 @@ def start_writer(run: Run, mode: str) -> "subprocess.Popen[bytes]":
     return writer
 
 
-def end_writer(writer: "subprocess.Popen[bytes]", seconds: float | None) -> None:
-    """Let a writer finish; after so many seconds end it and whatever uploads for it."""
+def let_end(writer: "subprocess.Popen[bytes]") -> None:
+    """Tell a writer that its run is over, and do not wait."""
     assert writer.stdin is not None
-    with contextlib.suppress(OSError):  # it may have ended by itself; its log says why
+    with contextlib.suppress(OSError, ValueError):  # it may have ended by itself, or been told before
         # A word, because worker processes of the training may hold this pipe open too.
         writer.stdin.write(b"end\n")
         writer.stdin.close()
+
+
+def end_writer(writer: "subprocess.Popen[bytes]", seconds: float | None) -> None:
+    """Let a writer finish; after so many seconds end it and whatever uploads for it."""
+    let_end(writer)
     try:
         writer.wait(seconds)
     except subprocess.TimeoutExpired:

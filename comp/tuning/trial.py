@@ -19,6 +19,7 @@ from comp.data.dataset import Dataset, open_dataset
 from comp.errors import RunError
 from comp.progress import Progress
 from comp.runs import Run
+from comp.tracking.tracker import Tracker
 from comp.training.fit import Epoch
 from comp.training.stopping import Stop
 from comp.tuning import objectives, pruners
@@ -38,7 +39,7 @@ class Data:
         return self.opened[config.data.fold]
 
 
-def run(study: Study, claimed: Claimed, data: Data, runs_root: Path, progress: Progress) -> None:
+def run(study: Study, claimed: Claimed, data: Data, runs_root: Path, tracker: Tracker, progress: Progress) -> None:
     """Train a claimed trial and tell the study what it has come to.
 
     What goes wrong in it (memory, a loss that is not finite, values that do not fit each other) is told as its reason.
@@ -49,7 +50,7 @@ def run(study: Study, claimed: Claimed, data: Data, runs_root: Path, progress: P
     ended = False
     try:
         with study.store.beating(study.name, claimed.trial.number):
-            state, values = _train(study, claimed, data, runs_root, progress)
+            state, values = _train(study, claimed, data, runs_root, tracker, progress)
         tell(study, claimed, state, values)
         ended = True
     except Exception as error:
@@ -75,17 +76,18 @@ def _free_memory() -> None:
 
 
 def _train(
-    study: Study, claimed: Claimed, data: Data, runs_root: Path, progress: Progress
+    study: Study, claimed: Claimed, data: Data, runs_root: Path, tracker: Tracker, progress: Progress
 ) -> tuple[TrialState, list[float] | None]:
     """Return how a trial has ended: its values where it is whole, none where it was pruned."""
     trial, config = claimed.trial, claimed.config
+    track = config.track.model_copy(update={"group": config.track.group or study.folder.name})
     over_folds = study.config.tune.folds == "all"
     found: list[list[float]] = []
     seconds, epochs = 0.0, 0
     for fold in range(config.data.folds or 1) if over_folds else (config.data.fold,):
-        fold_config = config.model_copy(update={"data": config.data.model_copy(update={"fold": fold})})
+        fold_config = config.model_copy(update={"data": config.data.model_copy(update={"fold": fold}), "track": track})
         watch = _Watch(study, trial, config, silent=over_folds)
-        trained = _one_run(study, trial, fold_config, data, runs_root, watch, progress)
+        trained = _one_run(study, trial, fold_config, data, runs_root, tracker, watch, progress)
         scores = trained.metrics()
         seconds, epochs = seconds + scores["train_seconds"], epochs + scores["epochs"]
         costs = {"seconds": round(seconds, 2), "epochs": epochs, "parameters": scores["parameters"]}
@@ -103,8 +105,9 @@ def _train(
 
 
 def _one_run(
-    study: Study, trial: Trial, config: Config, data: Data, runs_root: Path, watch: "_Watch", progress: Progress
-) -> Run:
+    study: Study, trial: Trial, config: Config, data: Data, runs_root: Path, tracker: Tracker, watch: "_Watch",
+    progress: Progress,
+) -> Run:  # fmt: skip
     """Train one run, or go on with the one that an earlier worker has begun."""
     dataset = data.of(config, progress)
     key = f"run-{config.data.fold}"
@@ -112,7 +115,7 @@ def _one_run(
     labelled = _labelled(f"{study.kind} {trial.number}", progress)
     if begun is not None:
         watch.catch_up(begun)
-        return pipeline.resume(begun, dataset=dataset, on_epoch=watch, progress=labelled)
+        return pipeline.resume(begun, dataset=dataset, on_epoch=watch, progress=labelled, tracker=tracker)
 
     def note(run: Run, model: Any) -> None:
         trial.set_user_attr(key, str(run.path))
@@ -120,7 +123,7 @@ def _one_run(
     fold = f"-fold{config.data.fold}" if study.config.tune.folds == "all" else ""
     return pipeline.train(
         config, name=f"{study.kind}-{trial.number:04d}{fold}", runs_root=runs_root, group=study.folder.name,
-        dataset=dataset, on_start=note, on_epoch=watch, progress=labelled,
+        dataset=dataset, on_start=note, on_epoch=watch, progress=labelled, tracker=tracker,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from comp.progress import Progress
+from comp.tracking import tracker as trackers
 from comp.tuning import trial
 from comp.tuning.study import Study, claim, free_dead
 from comp.tuning.trial import Data
@@ -26,15 +27,16 @@ def work(study: Study, data: Data, runs_root: Path, progress: Progress, on_trial
         StudyError: three trials in a row have failed.
         Interrupted: a signal; the trial under way waits for the next command.
     """
-    while True:
-        claimed = claim(study)
-        if claimed is not None:
-            trial.run(study, claimed, data, runs_root, progress)
-            on_trial(study)
-        elif study.is_over():
-            return
-        else:
-            wait(study, progress)
+    with trackers.opened(study.config.track) as tracker:
+        while True:
+            claimed = claim(study)
+            if claimed is not None:
+                trial.run(study, claimed, data, runs_root, tracker, progress)
+                on_trial(study)
+            elif study.is_over():
+                return
+            else:
+                wait(study, progress)
 
 
 def wait(study: Study, progress: Progress) -> None:

@@ -65,8 +65,10 @@ _HEADLINES = (
 def find(paths: Sequence[Path]) -> list[Run]:
     """Return the complete runs that paths name: run folders, or folders of runs such as a competition's or a study's.
 
+    Of more than can be told apart side by side, the best by validation.
+
     Raises:
-        RunError: a path holds no complete run, or there are too many to stand side by side.
+        RunError: a path holds no complete run.
     """
     found: list[Run] = []
     for path in paths:
@@ -76,9 +78,14 @@ def find(paths: Sequence[Path]) -> list[Run]:
             raise RunError(f"{path}: expected a complete run or a folder of runs, found none; see `comp leaderboard`")
         found += complete
     distinct = list({run.path.resolve(): run for run in found}.values())
-    if len(distinct) > _MOST_RUNS:
-        raise RunError(f"{len(distinct)} runs: at most {_MOST_RUNS} stand side by side; name those that matter")
-    return distinct
+    return sorted(distinct, key=_by_validation)[:_MOST_RUNS] if len(distinct) > _MOST_RUNS else distinct
+
+
+def _by_validation(run: Run) -> float:
+    """Return what runs are sorted by, best first: shifted validation where there is one, else clean."""
+    counted = _counted(run.metrics())
+    found = counted.get("ood_val") or counted.get("val") or {}
+    return -float(found.get("accuracy", 0.0))
 
 
 def page(found: Sequence[Run], *, baseline: Config | None = None) -> str:

@@ -44,7 +44,7 @@ def test_a_folded_network_says_the_same(name: str, stem: str, kept: int | None) 
     config = ModelConfig(name=name, stem=stem)
     model = zoo.build(config, classes=5, image_shape=(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3, seed=0)
     model, before = unsettled(model), left(model)
-    folded = Folding().folded(model, IMAGES)
+    folded = Folding(changes=False).folded(model, IMAGES)
     if kept is not None:
         assert left(folded) == kept < before
     with torch.inference_mode():
@@ -102,13 +102,13 @@ class Shared(nn.Module):
 )
 def test_a_network_that_folding_would_change_is_left_as_it_is(model: nn.Module) -> None:
     model = unsettled(model)
-    assert Folding().folded(model, IMAGES) is model
+    assert Folding(changes=False).folded(model, IMAGES) is model
 
 
 def test_pairs_are_found_once_and_folded_with_the_statistics_of_the_day() -> None:
     config = ModelConfig(name="resnet18", stem="cifar")
     model = zoo.build(config, classes=5, image_shape=(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3, seed=0).eval()
-    folding = Folding()
+    folding = Folding(changes=True)
     first = folding.folded(model, IMAGES)
     unsettled(model)  # as an adaptation to the next block does
     second = folding.folded(model, IMAGES)

@@ -21,10 +21,16 @@ _Pair = tuple[str, str]  # convolution, batch norm
 
 
 class Folding:
-    """Finds a network's pairs at the first call and folds them, then and afterwards, in a copy."""
+    """Finds a network's pairs at the first call and folds them, then and afterwards, in a copy.
 
-    def __init__(self) -> None:
+    Args:
+        changes: whether the model is another one at every call, as an adaptation makes it.
+    """
+
+    def __init__(self, *, changes: bool) -> None:
+        self._changes = changes
         self._pairs: list[_Pair] | None = None
+        self._folded: nn.Module | None = None
 
     def folded(self, model: nn.Module, images: Tensor) -> nn.Module:
         """Return the network to predict with: a copy of the model with batch norm folded, or the model itself.
@@ -35,7 +41,9 @@ class Folding:
         """
         if self._pairs is None:
             self._pairs = _pairs(model, images[:_COMPARED_IMAGES])
-        return _fold(model, self._pairs) if self._pairs else model
+        if self._folded is None or self._changes:
+            self._folded = _fold(model, self._pairs) if self._pairs else model
+        return self._folded
 
 
 @torch.inference_mode()

@@ -81,7 +81,17 @@ def predict(
             by the same, are not predicted again; whoever stores the result removes it: `forget`.
         progress: called after every batch.
     """
-    way = _Way(model, images, classes, execution, batch_size, made_by, variant, progress, Folding())
+    way = _Way(
+        model,
+        images,
+        classes,
+        execution,
+        batch_size,
+        made_by,
+        variant,
+        progress,
+        Folding(changes=variant.adapt != "none"),
+    )
     found: list[Predictions] = []
     was_training = model.training
     model.eval()

@@ -3,7 +3,7 @@
     python -m benchmarks.augmentation [--cores 2] [--images 1024] [--rounds 5] [--only mixing]
 
 Everyone turns the same uint8 images into a uint8 batch (mixing and kornia: into floats), every sample with its own
-draws (kornia: one a batch), on the same cores: who takes a batch computes with that many threads, who takes one image
+draws (kornia's automatic policies pick their ops once a batch), on the same cores: who takes a batch computes with that many threads, who takes one image
 at a time runs in that many processes, each with its share of the batch, as loader workers do; bringing their results
 back is not counted. PIL contestants start from arrays and end in a stacked tensor. Contestants take turns (A B C A B C
 ...) and medians of wall-clock images a second are taken, so that a machine that slows down slows all. The last workload
@@ -43,7 +43,7 @@ import timm.data
 
 Contestant = Callable[[np.ndarray], object]  # takes [B, H, W, 3] uint8
 SINGLY = 64  # images a turn and process for those who take one at a time
-WHOLE = ("ours, per_batch", "ours", "kornia, one draw a batch", "timm, by element")  # they take a batch at once
+WHOLE = ("ours, per_batch", "ours", "kornia", "timm, by element")  # they take a batch at once
 
 
 def photographs(count: int, side: int) -> np.ndarray:

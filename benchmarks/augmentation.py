@@ -3,11 +3,12 @@
     python -m benchmarks.augmentation [--cores 2] [--images 1024] [--rounds 5] [--only mixing]
 
 Everyone turns the same uint8 images into a uint8 batch (mixing and kornia: into floats), every sample with its own
-draws (kornia's automatic policies pick their ops once a batch), on the same cores: who takes a batch computes with that many threads, who takes one image
-at a time runs in that many processes, each with its share of the batch, as loader workers do; bringing their results
-back is not counted. PIL contestants start from arrays and end in a stacked tensor. Contestants take turns (A B C A B C
-...) and medians of wall-clock images a second are taken, so that a machine that slows down slows all. The last workload
-is a ResNet-18's training step with AutoAugment and MixUp in it, and on a batch made before. Prints Markdown.
+draws (kornia's automatic policies pick their ops once a batch), on the same cores: who takes a batch computes with
+that many threads, who takes one image at a time runs in that many processes, each with its share of the batch, as
+loader workers do; bringing their results back is not counted. PIL contestants start from arrays and end in a stacked
+tensor. Contestants take turns (A B C A B C ...) and medians of wall-clock images a second are taken, so that a
+machine that slows down slows all. The last workload is a ResNet-18's training step with AutoAugment and MixUp in it,
+and on a batch made before. Prints Markdown.
 """
 
 import argparse

@@ -14,6 +14,7 @@ from comp.competition.spec import DISTORTIONS
 from comp.errors import RunError
 from comp.predictions import Predictions
 
+FILE = "evaluation.json"  # where a run keeps its diagnoses
 _BINS = 15  # of the reliability diagram, equally wide (Guo et al. 2017, arXiv:1706.04599)
 _TOP = 5
 _CONFUSED_PAIRS = 10

@@ -14,7 +14,6 @@ from comp.predictions import Predictions
 from comp.progress import Progress, quiet
 from comp.runs import Run
 
-FILE = "evaluation.json"
 _SPLITS = ("val", "ood_val", "test", "suite")
 _PICTURED_MISTAKES = 30
 
@@ -54,7 +53,7 @@ def evaluate(
     if baseline is not None:
         values["mean_corruption_error"] = _relative(values, baseline)
     with loaded.run.writing():
-        loaded.run.write_json(FILE, values)
+        loaded.run.write_json(diagnosis.FILE, values)
         for name, read in found.items():
             _draw(loaded, name, read, values[name])
     return values

@@ -133,7 +133,7 @@ def _of_one(run: Run, baseline: Config | None) -> Iterable[str]:
     yield _expected(scores)
     yield _section("Curves", _picture(run, "curves", "losses, accuracies and learning rate by epoch"))
     yield _section("Layers", _picture(run, "norms", "gradient and weight norms by layer"))
-    evaluation = run.path / "evaluation.json"
+    evaluation = run.path / diagnosis.FILE
     if evaluation.is_file():
         for name, values in runs.read_json(evaluation).items():
             if "classes" in values:

@@ -130,9 +130,7 @@ def open_session(
         val = dataset.val and dataset.val.decoded(progress)
         dataset = replace(dataset, train=dataset.train.decoded(progress), val=val)
     if fresh:
-        count = min(_INITIALISE_IMAGES, max(1, _INITIALISE_BYTES // math.prod(dataset.train.image_shape)))
-        images = np.array(dataset.train.images[:count])  # a copy: memory maps are read-only
-        model.initialise(torch.from_numpy(images).permute(0, 3, 1, 2))
+        _initialise(model, dataset)
     resolution.check(model, config.train.sizes, dataset.competition.image_shape)
     team.prepare(model, execution)
     execution.place(model)
@@ -170,3 +168,10 @@ def open_session(
         team=team,
         pace=budget.pace(config, dataset, run, execution, began=began),
     )
+
+
+def _initialise(model: Classifier, dataset: Dataset) -> None:
+    """Let the model see some training images before its first step."""
+    count = min(_INITIALISE_IMAGES, max(1, _INITIALISE_BYTES // math.prod(dataset.train.image_shape)))
+    images = np.array(dataset.train.images[:count])  # a copy: memory maps are read-only
+    model.initialise(torch.from_numpy(images).permute(0, 3, 1, 2))

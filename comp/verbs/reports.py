@@ -46,9 +46,9 @@ def _config(path: Path) -> "Config":
 
 def _evaluate(run: "Run") -> None:
     """Diagnose a run that was not yet; where its data or weights are gone, the page does without."""
-    from comp import console
+    from comp import console, diagnosis
 
-    if (run.path / "evaluation.json").is_file():
+    if (run.path / diagnosis.FILE).is_file():
         return
     from comp import evaluating, predicting
     from comp.errors import UserError

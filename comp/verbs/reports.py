@@ -45,10 +45,11 @@ def _config(path: Path) -> "Config":
 
 
 def _evaluate(run: "Run") -> None:
-    """Diagnose a run that was not yet; where its data or weights are gone, the page does without."""
+    """Diagnose a run that was not since its last scores; where its data or weights are gone, go on without."""
     from comp import console, diagnosis
 
-    if (run.path / diagnosis.FILE).is_file():
+    stored = run.path / diagnosis.FILE
+    if stored.is_file() and stored.stat().st_mtime_ns >= (run.path / "metrics.json").stat().st_mtime_ns:
         return
     from comp import evaluating, predicting
     from comp.errors import UserError

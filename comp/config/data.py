@@ -35,6 +35,9 @@ class DataConfig(Section):
     """Folder of the datasets; relative paths start at the working directory."""
     labels: Literal["fine", "coarse"] = "fine"
     """Of cifar100: its 100 classes, or their 20 superclasses."""
+    classes: tuple[str, ...] = ()
+    """Names of the source's classes that are kept, in the order of their new labels; empty: all. Images of others are
+    left out of every split: half of the classes to learn from, the other half to transfer to."""
     csv: CSVConfig = CSVConfig()
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Side in pixels that image files are brought to; null: they must all have one size, which is kept. Arrays keep

@@ -180,6 +180,11 @@ def _open_suite(
         return suites.corrupted("suite", test, competition.blocks, seed=suites.seed_of("test", config.data.split_seed))
     if not competition.blocks:
         return None
+    if config.data.classes:
+        raise ConfigError(
+            "data.classes: distortion files hold images of every class; make the suite of the test images "
+            "(competition.suite.source=corrupt_test) or none"
+        )
     folder = Path(config.data.root) / wanted.path
     if wanted.base_address and config.data.download:
         suites.download_distortion_files(wanted, folder, competition.image_shape, progress)

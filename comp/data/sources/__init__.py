@@ -15,6 +15,7 @@ from comp.data.sources.folders import image_folder
 from comp.data.sources.idx import fashion_mnist, mnist
 from comp.data.sources.numpy_files import arrays
 from comp.data.sources.source import Source
+from comp.data.sources.subset import of_classes
 from comp.data.sources.tables import csv_images
 from comp.data.splits import Split
 from comp.errors import ConfigError, DataError, unknown
@@ -48,7 +49,7 @@ def open_source(config: DataConfig, progress: Progress = quiet) -> Source:
         if split is not None:
             _check_labels(split, source.classes, config.source)
     _check_settings(config, source)
-    return source
+    return of_classes(source, config.classes) if config.classes else source
 
 
 def _check_labels(split: Split, classes: tuple[str, ...], name: str) -> None:

@@ -38,7 +38,8 @@ class Execution:
         channels_last: memory layout of images and kernels.
         threads: CPU threads.
         compiled: whether training steps run through torch.compile. Validation and prediction never do: they cost a
-            small share of a training, and must agree with a prediction made later, on a machine without a compiler.
+            small share of a training, and must agree with a prediction made later, on a machine without a compiler;
+            what a graph would bring predictions is told in `comp.inference.folding`.
         workers: processes that read or augment training images one by one; does not change a pixel.
         micro_batch: images that go through the network at a time, where memory ran out with more; None: as configured.
         engine: what augments training images under `augment.engine: auto`; the two draw differently.

@@ -35,6 +35,13 @@ class Folding:
     def folded(self, model: nn.Module, images: Tensor) -> nn.Module:
         """Return the network to predict with: a copy of the model with batch norm folded, or the model itself.
 
+        It is run eagerly: graphs were measured (`benchmarks/compiled_prediction.py`, docs/LOG.md) and are no candidate.
+        On one CPU thread in bf16, torch.compile of a folded network brings fastnet 3 %, resnet18 2 % and residual_cnn
+        5 to 7 %, and makes tf_efficientnet_lite0 five times slower; building takes 15 to 46 s, so that a plain
+        prediction of 950,000 images gains 4 % at most, and another choice must be 5 % faster here. Freezing constants
+        adds nothing. TorchScript's frozen trace builds in a second and brings tf_efficientnet_lite0 16 to 18 % and the
+        others nothing, but torch 2.14 calls it deprecated. On GPUs nothing was measured.
+
         Args:
             model: in evaluation mode.
             images: [B, C, H, W] uint8 on its device; looked at in the first call.

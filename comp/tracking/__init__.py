@@ -10,4 +10,6 @@ when the training's last ten seconds are over lies on the disk until `comp leade
       offline-run-*/           a segment for each process that trained the run, all with the same id
       mistakes.npz             validation images that it was surest of and wrong
       writer.log  upload.log   what the two processes said
+
+A study that has ended is told likewise, by `studies.py` and its process `summary.py`, below its own folder.
 """

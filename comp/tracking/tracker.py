@@ -18,7 +18,7 @@ from comp.tracking import login, state, told
 from comp.tracking.login import Mode
 
 # That the end of a training waits: for a network, and for a disk.
-_END_SECONDS: dict[Mode, float] = {"online": 10.0, "offline": 60.0}
+END_SECONDS: dict[Mode, float] = {"online": 10.0, "offline": 60.0}
 _NICE = 5  # where there are too few cores, the training goes first
 _MOST_MISTAKES = 16
 
@@ -84,7 +84,7 @@ class Tracked:
     def close(self) -> None:
         """Ask the writers to end; end them where the network lets them wait."""
         for writer in self._writers:
-            end_writer(writer, _END_SECONDS[self._mode])
+            end_writer(writer, END_SECONDS[self._mode])
         self._writers, self._followed = [], None
 
 
@@ -133,10 +133,15 @@ def let_end(writer: "subprocess.Popen[bytes]") -> None:
 def end_writer(writer: "subprocess.Popen[bytes]", seconds: float | None) -> None:
     """Let a writer finish; after so many seconds end it and whatever uploads for it."""
     let_end(writer)
+    end_process(writer, seconds)
+
+
+def end_process(process: "subprocess.Popen[bytes]", seconds: float | None) -> None:
+    """Wait for one of W&B's processes; after so many seconds end it and whatever it has started."""
     try:
-        writer.wait(seconds)
+        process.wait(seconds)
     except subprocess.TimeoutExpired:
-        _kill(writer)
+        _kill(process)
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

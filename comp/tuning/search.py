@@ -13,7 +13,7 @@ from comp import pipeline
 from comp.config import Config, seconds_of
 from comp.data.dataset import open_dataset
 from comp.progress import Progress, quiet
-from comp.tuning import confirming, opening, results
+from comp.tuning import confirming, opening, results, telling
 from comp.tuning.opening import CONFIRM, OPENERS, Plan
 from comp.tuning.results import Report, Standing
 from comp.tuning.study import Study
@@ -64,7 +64,9 @@ def tune(
             confirmation = opened.enter_context(OPENERS[CONFIRM](plan))
             confirming.enqueue(search, confirmation)
             _run(confirmation, plan, data, workers, on_trial, progress, math.inf)
-        return results.report(search, confirmation, pictures=pictures)
+        report = results.report(search, confirmation, pictures=pictures)
+        telling.tell(search, report, pictures=pictures)
+        return report
 
 
 def _run(

@@ -80,6 +80,11 @@ class Study:
             yield
 
     @property
+    def group(self) -> str:
+        """What its runs have in common in W&B."""
+        return self.config.track.group or self.folder.name
+
+    @property
     def exhausted(self) -> bool:
         """Whether every point of the space has been tried."""
         return bool(self.optuna.user_attrs.get("exhausted"))

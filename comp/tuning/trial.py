@@ -80,7 +80,7 @@ def _train(
 ) -> tuple[TrialState, list[float] | None]:
     """Return how a trial has ended: its values where it is whole, none where it was pruned."""
     trial, config = claimed.trial, claimed.config
-    track = config.track.model_copy(update={"group": config.track.group or study.folder.name})
+    track = config.track.model_copy(update={"group": study.group})
     over_folds = study.config.tune.folds == "all"
     found: list[list[float]] = []
     seconds, epochs = 0.0, 0

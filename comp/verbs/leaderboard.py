@@ -102,7 +102,7 @@ def _tell(rows: "list[Row]", root: Path, sort: str, *, sync: bool, push: bool) -
     if not (sync or push):
         return
     from comp import console, runs
-    from comp.tracking import upload
+    from comp.tracking import studies, upload
 
     tracked = [runs.open_run(Path(row.run)) for row in rows]
     if push:
@@ -112,7 +112,7 @@ def _tell(rows: "list[Row]", root: Path, sort: str, *, sync: bool, push: bool) -
     if sync:
         everything = runs.list_runs(root)
         with console.bars() as progress:
-            uploaded = upload.sync(everything, upload.board_segments(root), progress)
+            uploaded = upload.sync(everything, [*upload.board_segments(root), *studies.waiting(root)], progress)
         console.print_note(f"uploaded {len(uploaded)} segment{'s' * (len(uploaded) != 1)} to W&B")
 
 

@@ -1,0 +1,102 @@
+"""Run whatever has no complete run yet, as `comp` processes: a stop loses nothing, the same command goes on."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.results.finding import CONFIGS, FIRST_PRINCIPLES, Runs
+from benchmarks.results.rows import ROWS, Row
+from comp import runs
+
+Step = tuple[Row, str, int]  # a row, the stem of the config that is run, a seed
+
+
+def run_all(root: Path, jobs: int, only: Iterable[str] = ()) -> int:
+    """Run every step that is left; return how many failed.
+
+    Args:
+        root: of the runs.
+        jobs: trainings at a time, each with its share of the cores.
+        only: stems of configs; empty: all.
+    """
+    only = set(only)
+    wanted = [step for step in _steps() if not only or step[1] in only]
+    failed = 0
+    for phase in (False, True):  # what starts from another's run comes after it
+        calls = [step for step in wanted if bool(step[0].start) == phase]
+        with ThreadPoolExecutor(jobs) as pool:
+            failed += sum(pool.map(lambda step: not _run(root, step, jobs), calls))
+    if not only and Runs(root).first_principles() is None:
+        failed += not _test_first_principles(root)
+    return failed
+
+
+def _steps() -> Iterator[Step]:
+    for row in ROWS:
+        if not row.missing:
+            for seed in range(row.seeds):
+                yield row, row.config, seed
+            if row.best:
+                yield row, row.best, 0
+
+
+def _run(root: Path, step: Step, jobs: int) -> bool:
+    """Run one step, or go on with it, or pass over it; tell whether it has a complete run."""
+    row, config, seed = step
+    found = Runs(root)
+    mine = [run for has, run in found.of(row, config if config != row.config else "") if has == seed]
+    if any(run.is_complete() for run in mine):
+        return True
+    going = [run for run in mine if (run.path / "state.pt").is_file()]
+    path = CONFIGS / f"{config}.yaml"
+    shared = [f"seed={seed}", f"train.threads={max(1, (os.cpu_count() or 1) // jobs)}"]
+    if row.start and config == row.config:
+        begun = _start_of(found, row)
+        if begun is None:
+            return _tell(False, f"{config}: {row.start} has no complete run to start from")
+        if row.probe:
+            return _comp("probe", begun.path, "--classifier", row.probe, "--config", path, "--runs", root)
+        shared.append(f"model.from_run={begun.path}")
+    if going:
+        return _comp("run", "--resume", going[-1].path)
+    return _comp("run", path, *shared, "--runs", root)
+
+
+def _start_of(found: Runs, row: Row) -> runs.Run | None:
+    """Return the newest complete run that a row starts from."""
+    complete = [run for _, run in found.of(Row(row.start, "")) if run.is_complete()]
+    return complete[-1] if complete else None
+
+
+def _comp(*arguments: object) -> bool:
+    """Run `comp` in a process of its own; what it says is shown only where it fails."""
+    told = " ".join(str(argument) for argument in arguments)
+    done = _timed([sys.executable, "-m", "comp", *map(str, arguments)], f"comp {told}")
+    return done.returncode == 0
+
+
+def _timed(command: list[str], told: str) -> subprocess.CompletedProcess[str]:
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    _tell(done.returncode == 0, f"{told}: {time.monotonic() - began:.0f} s")
+    if done.returncode:
+        print(done.stderr.strip()[-2000:], file=sys.stderr, flush=True)
+    return done
+
+
+def _tell(good: bool, text: str) -> bool:
+    print(f"{time.strftime('%H:%M:%S')}  {'' if good else 'failed: '}{text}", flush=True)
+    return good
+
+
+def _test_first_principles(root: Path) -> bool:
+    """Hold our convolution to torch's over the whole grid, and keep what pytest says of it."""
+    path = root / FIRST_PRINCIPLES
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tests = ["tests/test_models_first_principles.py", "-m", "slow or not slow", "-p", "no:xdist", "-q"]
+    done = _timed([sys.executable, "-m", "pytest", *tests, f"--junitxml={path}"], "convolution from first principles")
+    return done.returncode == 0

@@ -1,0 +1,173 @@
+"""Every coursework config trains end to end, on small images in exactly the layout on disk that it reads."""
+
+import functools
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+
+from benchmarks.results import page
+from benchmarks.results.finding import CONFIGS, Runs
+from benchmarks.results.rows import ROWS, Row
+from comp import config as configs
+from comp import runs
+from comp.models import weights
+from tests.conftest import REPOSITORY, Result
+from tests.photographs import write_folders
+
+Comp = Callable[..., Result]
+FILES = sorted(path.stem for path in (REPOSITORY / CONFIGS).glob("*.yaml") if path.stem != "base")
+# What makes a training small; everything else is the config's own.
+SMALL = ("train.epochs=1", "train.batch_size=16", "train.device=cpu", "train.threads=1", "train.precision=fp32",
+         "train.channels_last=false", "train.compile=false", "data.workers=0", "data.download=false")  # fmt: skip
+
+
+def images(count: int, classes: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return random images [count, *shape] and labels that go round the classes."""
+    return np.random.default_rng(count).integers(0, 256, (count, *shape), np.uint8), np.arange(count) % classes
+
+
+def write_mnist(root: Path) -> None:
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, count in (("train", 60), ("t10k", 10)):
+        pictures, labels = images(count, 10, (28, 28))
+        content = struct.pack(">IIII", 2051, count, 28, 28) + pictures.tobytes()
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(content)
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">II", 2049, count) + labels.astype(np.uint8).tobytes()
+        )
+
+
+def write_cifar10(root: Path) -> None:
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        pictures, labels = images(12, 10, (3, 32, 32))
+        batch = {b"data": pictures.reshape(12, -1), b"labels": labels.tolist()}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=4))
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": [name.encode() for name in names]}))
+
+
+def write_cifar100(root: Path) -> None:
+    """Write CIFAR-100 and the challenge's hidden test: 19 files of five severities, stacked."""
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    for name in ("train", "test"):
+        pictures, labels = images(60, 100, (3, 32, 32))
+        batch = {"data": pictures.reshape(60, -1), "fine_labels": labels.tolist(), "coarse_labels": [0] * 60}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=4))
+    names = {"fine_label_names": [f"fine{n}" for n in range(100)], "coarse_label_names": [f"c{n}" for n in range(20)]}
+    (folder / "meta").write_bytes(pickle.dumps(names))
+    (root / "ood-test").mkdir()
+    for number in range(19):
+        np.save(root / "ood-test" / f"distortion{number:02d}.npy", images(10, 2, (32, 32, 3))[0])
+
+
+@functools.cache
+def resnet18() -> bytes:
+    """Return random weights as the hub's file has them."""
+    model = timm.create_model("resnet18", num_classes=1000)
+    return weights.to_bytes(model.state_dict(), {"model": "resnet18"})
+
+
+@functools.cache
+def lite0() -> bytes:
+    """Return random weights as the hub's file has them."""
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
+    return weights.to_bytes(model.state_dict(), {"model": "tf_efficientnet_lite0"})
+
+
+def write_data(root: Path, config: configs.Config) -> tuple[str, ...]:
+    """Write what a config reads, as small as can be; return the overrides that its smallness needs."""
+    if config.data.source == "image_folder":
+        write_folders(root, train=8, val=2)
+        return ("data.image_size=64",)
+    {"mnist": write_mnist, "cifar10": write_cifar10, "cifar100": write_cifar100}[config.data.source](root)
+    more = ["data.validation=10", "data.stratify=false"]
+    if config.model.input_size is not None:
+        more.append("model.input_size=64")
+    if config.competition.suite.source == "distortion_files":
+        more += ["competition.suite.images_per_block=2", "competition.ood_validation={per_block: 2, severities: [3]}"]
+    return tuple(more)
+
+
+def write_weights(root: Path, config: configs.Config) -> None:
+    content = {"resnet18": resnet18, "tf_efficientnet_lite0": lite0}[config.model.name]()
+    (root / "weights").mkdir(parents=True, exist_ok=True)
+    (root / "weights" / f"{config.model.name}.safetensors").write_bytes(content)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_config_trains_on_its_layout(name: str, tmp_path: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = REPOSITORY / CONFIGS / f"{name}.yaml"
+    config = configs.load(path)
+    more = write_data(tmp_path / "data", config)
+    if config.model.pretrained is True:
+        write_weights(tmp_path / "data", config)
+    result = comp("run", path, *SMALL, "data.root=data", *more, "--json")
+    assert result.code == 0, result.err
+    (run,) = runs.list_runs(Path("runs"))
+    assert run.metrics()["epochs"] == 1
+    assert run.config().model.freeze == config.model.freeze
+    submissions = list(Path("submissions").glob("*.csv")) if Path("submissions").is_dir() else []
+    assert len(submissions) == (config.competition.suite.source != "none")
+
+
+def test_every_row_has_its_configs_and_every_config_its_row() -> None:
+    named = {row.config for row in ROWS} | {row.best for row in ROWS} - {""}
+    assert named == set(FILES)
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with small MNIST and CIFAR-10 and a copy of the coursework's configs."""
+    monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "data")
+    write_cifar10(tmp_path / "data")
+    CONFIGS.mkdir(parents=True)
+    for name in ("base", *FILES):
+        path = CONFIGS / f"{name}.yaml"
+        text = (REPOSITORY / path).read_text()
+        path.write_text(text.replace("extends: ../cifar100-ood/transfer.yaml", "extends: base.yaml"))
+    return tmp_path
+
+
+def row_of(config: str) -> Row:
+    return next(row for row in ROWS if row.config == config)
+
+
+def test_the_page_shows_what_runs_found(workshop: Path, comp: Comp) -> None:
+    path, row = CONFIGS / "mnist_mlp.yaml", row_of("mnist_mlp")
+    path.write_text(path.read_text().replace("validation: 0.1", "validation: 0.5").replace("epochs: 50", "epochs: 2"))
+    for seed in (0, 1):
+        assert comp("run", path, "train.threads=1", f"seed={seed}").code == 0
+    assert comp("run", path, "optim.lr=0.5").code == 0  # another experiment
+    page.write(Path("runs"))
+    outcome = Runs(Path("runs")).outcome(row)
+    assert outcome is not None
+    assert outcome.seeds == (0, 1)
+    scores = [run.metrics()["test"]["accuracy"] for run in runs.list_runs(Path("runs"))]
+    assert list(outcome.accuracies) == scores[:2]
+    mean = f"{sum(scores[:2]) / 2:.2%}"
+    line = next(line for line in page.PAGE.read_text().splitlines() if line.startswith(f"| {row.system} |"))
+    assert mean in line
+    assert "97.39%" in line
+    assert f"# Ours: test {mean}, mean of seeds 0, 1, 2 epochs in" in path.read_text()
+    assert "not run yet" in (CONFIGS / "mnist_residual_mlp.yaml").read_text()
+
+
+def test_a_run_of_fewer_epochs_is_partial_and_not_compared(workshop: Path, comp: Comp) -> None:
+    path, row = CONFIGS / "mnist_mlp.yaml", row_of("mnist_mlp")
+    path.write_text(path.read_text().replace("validation: 0.1", "validation: 0.5"))
+    assert comp("run", path, "train.epochs=1").code == 0
+    page.write(Path("runs"))
+    line = next(line for line in page.PAGE.read_text().splitlines() if line.startswith(f"| {row.system} |"))
+    assert "partial" in line
+    assert not any(word in line for word in ("above", "below", "within noise"))

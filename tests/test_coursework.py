@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 
-from benchmarks.results import page
+from benchmarks.results import page, running
 from benchmarks.results.finding import CONFIGS, Runs
 from benchmarks.results.rows import ROWS, Row
 from comp import config as configs
@@ -171,3 +171,21 @@ def test_a_run_of_fewer_epochs_is_partial_and_not_compared(workshop: Path, comp:
     line = next(line for line in page.PAGE.read_text().splitlines() if line.startswith(f"| {row.system} |"))
     assert "partial" in line
     assert not any(word in line for word in ("above", "below", "within noise"))
+
+
+def test_what_is_missing_is_run_once_and_what_starts_from_another_run_after_it(workshop: Path) -> None:
+    path = CONFIGS / "cifar10_residual_cnn_3.yaml"  # the others extend it
+    small = "train: {epochs: 1, batch_size: 8, precision: fp32, channels_last: false, compile: false}"
+    text = path.read_text().replace("validation: 0.1", "validation: 10, stratify: false, download: false")
+    path.write_text(text[: text.index("train:")] + small)
+    halves = ("cifar10_first_five", "cifar10_last_five")
+    assert running.run_all(Path("runs"), 2, halves) == 0
+    made = runs.list_runs(Path("runs"))
+    assert len(made) == 5  # one of the first five classes; of the last: from scratch, fine-tuned, two probes
+    found = Runs(Path("runs"))
+    outcomes = [found.outcome(row) for row in ROWS if row.config in halves]
+    assert {path for outcome in outcomes if outcome for path in outcome.paths} == {run.path for run in made}
+    (tuned,) = [run for run in made if run.config().model.from_run]
+    assert Path(tuned.config().model.from_run).name.endswith("cifar10_first_five")
+    assert running.run_all(Path("runs"), 2, halves) == 0
+    assert runs.list_runs(Path("runs")) == made

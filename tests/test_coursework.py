@@ -15,6 +15,7 @@ from benchmarks.results.finding import CONFIGS, Runs
 from benchmarks.results.rows import ROWS, Row
 from comp import config as configs
 from comp import runs
+from comp.errors import RunError
 from comp.models import weights
 from tests.conftest import REPOSITORY, Result
 from tests.photographs import write_folders
@@ -189,3 +190,13 @@ def test_what_is_missing_is_run_once_and_what_starts_from_another_run_after_it(w
     assert Path(tuned.config().model.from_run).name.endswith("cifar10_first_five")
     assert running.run_all(Path("runs"), 2, halves) == 0
     assert runs.list_runs(Path("runs")) == made
+
+
+def test_without_runs_what_was_written_stays(workshop: Path) -> None:
+    page.PAGE.parent.mkdir()
+    page.PAGE.write_text("earlier")
+    headers = (CONFIGS / "mnist_mlp.yaml").read_text()
+    with pytest.raises(RunError, match="holds no complete run"):
+        page.write(Path("runs"))
+    assert page.PAGE.read_text() == "earlier"
+    assert (CONFIGS / "mnist_mlp.yaml").read_text() == headers

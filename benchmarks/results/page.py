@@ -9,6 +9,7 @@ from benchmarks.results import pictures
 from benchmarks.results.finding import CONFIGS, Outcome, Runs, within_noise
 from benchmarks.results.rows import ROWS, Row
 from comp import plots, runs
+from comp.errors import RunError
 
 PAGE = Path("docs/RESULTS.md")
 PICTURES = Path("docs/pictures")
@@ -28,9 +29,15 @@ training's, wall clock: trainings ran two at a time, one thread each, beside oth
 
 
 def write(root: Path) -> None:
-    """Write the page, its pictures and every header from the runs below a folder."""
+    """Write the page, its pictures and every header from the runs below a folder.
+
+    Raises:
+        RunError: no row has a complete run there; what was written before stays.
+    """
     found = Runs(root)
     outcomes = {row: found.outcome(row) for row in ROWS if not row.missing}
+    if not any(outcomes.values()):
+        raise RunError(f"{root}: holds no complete run of any row; make some: python -m benchmarks.results run")
     best = {row: found.outcome(row, row.best) for row in ROWS if row.best}
     parts = [_INTRODUCTION, _main_table(outcomes, best), _first_principles(found), _pictures(outcomes, best), _away()]
     PAGE.parent.mkdir(exist_ok=True)

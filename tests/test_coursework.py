@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -104,7 +105,11 @@ def write_weights(root: Path, config: configs.Config) -> None:
     (root / "weights" / f"{config.model.name}.safetensors").write_bytes(content)
 
 
-@pytest.mark.parametrize("name", FILES)
+# Those that differ from a neighbour by what is frozen alone, and large: run them with -m slow.
+SLOW = {name for name in FILES if re.search(r"frozen_(stem|1|2|3)$", name)} | {"challenge_part2"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FILES])
 def test_a_config_trains_on_its_layout(name: str, tmp_path: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = REPOSITORY / CONFIGS / f"{name}.yaml"

@@ -1,13 +1,10 @@
 """Every coursework config trains end to end, on small images in exactly the layout on disk that it reads."""
 
-import functools
-import pickle
 import re
-import struct
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 
@@ -19,6 +16,7 @@ from comp import runs
 from comp.errors import RunError
 from comp.models import weights
 from tests.conftest import REPOSITORY, Result
+from tests.layouts import write_challenge_test, write_cifar10, write_cifar100, write_idx
 from tests.photographs import write_folders
 
 Comp = Callable[..., Result]
@@ -26,63 +24,17 @@ FILES = sorted(path.stem for path in (REPOSITORY / CONFIGS).glob("*.yaml") if pa
 # What makes a training small; everything else is the config's own.
 SMALL = ("train.epochs=1", "train.batch_size=16", "train.device=cpu", "train.threads=1", "train.precision=fp32",
          "train.channels_last=false", "train.compile=false", "data.workers=0", "data.download=false")  # fmt: skip
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "mnist": partial(write_idx, count=60),
+    "cifar10": partial(write_cifar10, layout="py", count=12),
+    "cifar100": partial(write_cifar100, layout="python", count=60),
+}
 
 
-def images(count: int, classes: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return random images [count, *shape] and labels that go round the classes."""
-    return np.random.default_rng(count).integers(0, 256, (count, *shape), np.uint8), np.arange(count) % classes
-
-
-def write_mnist(root: Path) -> None:
-    folder = root / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    for name, count in (("train", 60), ("t10k", 10)):
-        pictures, labels = images(count, 10, (28, 28))
-        content = struct.pack(">IIII", 2051, count, 28, 28) + pictures.tobytes()
-        (folder / f"{name}-images-idx3-ubyte").write_bytes(content)
-        (folder / f"{name}-labels-idx1-ubyte").write_bytes(
-            struct.pack(">II", 2049, count) + labels.astype(np.uint8).tobytes()
-        )
-
-
-def write_cifar10(root: Path) -> None:
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        pictures, labels = images(12, 10, (3, 32, 32))
-        batch = {b"data": pictures.reshape(12, -1), b"labels": labels.tolist()}
-        (folder / name).write_bytes(pickle.dumps(batch, protocol=4))
-    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": [name.encode() for name in names]}))
-
-
-def write_cifar100(root: Path) -> None:
-    """Write CIFAR-100 and the challenge's hidden test: 19 files of five severities, stacked."""
-    folder = root / "cifar-100-python"
-    folder.mkdir(parents=True)
-    for name in ("train", "test"):
-        pictures, labels = images(60, 100, (3, 32, 32))
-        batch = {"data": pictures.reshape(60, -1), "fine_labels": labels.tolist(), "coarse_labels": [0] * 60}
-        (folder / name).write_bytes(pickle.dumps(batch, protocol=4))
-    names = {"fine_label_names": [f"fine{n}" for n in range(100)], "coarse_label_names": [f"c{n}" for n in range(20)]}
-    (folder / "meta").write_bytes(pickle.dumps(names))
-    (root / "ood-test").mkdir()
-    for number in range(19):
-        np.save(root / "ood-test" / f"distortion{number:02d}.npy", images(10, 2, (32, 32, 3))[0])
-
-
-@functools.cache
-def resnet18() -> bytes:
-    """Return random weights as the hub's file has them."""
-    model = timm.create_model("resnet18", num_classes=1000)
-    return weights.to_bytes(model.state_dict(), {"model": "resnet18"})
-
-
-@functools.cache
-def lite0() -> bytes:
-    """Return random weights as the hub's file has them."""
-    model = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
-    return weights.to_bytes(model.state_dict(), {"model": "tf_efficientnet_lite0"})
+@cache
+def random_weights(name: str) -> bytes:
+    """Return random weights of a timm model as the hub's file has them."""
+    return weights.to_bytes(timm.create_model(name, num_classes=1000).state_dict(), {"model": name})
 
 
 def write_data(root: Path, config: configs.Config) -> tuple[str, ...]:
@@ -90,19 +42,19 @@ def write_data(root: Path, config: configs.Config) -> tuple[str, ...]:
     if config.data.source == "image_folder":
         write_folders(root, train=8, val=2)
         return ("data.image_size=64",)
-    {"mnist": write_mnist, "cifar10": write_cifar10, "cifar100": write_cifar100}[config.data.source](root)
+    WRITERS[config.data.source](root)
     more = ["data.validation=10", "data.stratify=false"]
     if config.model.input_size is not None:
         more.append("model.input_size=64")
     if config.competition.suite.source == "distortion_files":
+        write_challenge_test(root)
         more += ["competition.suite.images_per_block=2", "competition.ood_validation={per_block: 2, severities: [3]}"]
     return tuple(more)
 
 
-def write_weights(root: Path, config: configs.Config) -> None:
-    content = {"resnet18": resnet18, "tf_efficientnet_lite0": lite0}[config.model.name]()
-    (root / "weights").mkdir(parents=True, exist_ok=True)
-    (root / "weights" / f"{config.model.name}.safetensors").write_bytes(content)
+def write_weights(root: Path, name: str) -> None:
+    (root / "weights").mkdir()
+    (root / "weights" / f"{name}.safetensors").write_bytes(random_weights(name))
 
 
 # Those that differ from a neighbour by what is frozen alone, and large: run them with -m slow.
@@ -116,7 +68,7 @@ def test_a_config_trains_on_its_layout(name: str, tmp_path: Path, comp: Comp, mo
     config = configs.load(path)
     more = write_data(tmp_path / "data", config)
     if config.model.pretrained is True:
-        write_weights(tmp_path / "data", config)
+        write_weights(tmp_path / "data", config.model.name)
     result = comp("run", path, *SMALL, "data.root=data", *more, "--json")
     assert result.code == 0, result.err
     (run,) = runs.list_runs(Path("runs"))
@@ -135,8 +87,8 @@ def test_every_row_has_its_configs_and_every_config_its_row() -> None:
 def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with small MNIST and CIFAR-10 and a copy of the coursework's configs."""
     monkeypatch.chdir(tmp_path)
-    write_mnist(tmp_path / "data")
-    write_cifar10(tmp_path / "data")
+    WRITERS["mnist"](tmp_path / "data")
+    WRITERS["cifar10"](tmp_path / "data")
     CONFIGS.mkdir(parents=True)
     for name in ("base", *FILES):
         path = CONFIGS / f"{name}.yaml"

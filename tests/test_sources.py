@@ -3,8 +3,6 @@
 import gzip
 import io
 import os
-import pickle
-import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from comp.config import DataConfig
 from comp.data.sources import SOURCES, Source, open_source
 from comp.errors import ConfigError, DataError, UserError
 from tests.conftest import REPOSITORY, write_arrays
+from tests.layouts import CIFAR10, idx, pixels, write_cifar10, write_cifar100, write_idx
 from tests.photographs import COLOURS, photograph, write_folders, write_kaggle
 
 REAL_DATA = Path(os.environ.get("COMP_TEST_DATA", REPOSITORY / "data"))
@@ -28,39 +27,7 @@ def opened(root: Path, source: str, **settings: object) -> Source:
     return open_source(DataConfig.model_validate(values))
 
 
-def pixels(count: int, shape: tuple[int, ...] = (32, 32, 3)) -> np.ndarray:
-    """Return random images [count, *shape]."""
-    return np.random.default_rng(count).integers(0, 256, (count, *shape), np.uint8)
-
-
 # --- CIFAR, in both layouts
-
-
-def cifar_record(image: np.ndarray, *labels: int) -> bytes:
-    """Return a binary record: label bytes, then planes."""
-    return bytes(labels) + image.transpose(2, 0, 1).tobytes()
-
-
-def write_cifar100(root: Path, layout: str) -> tuple[np.ndarray, list[int], list[int]]:
-    """Write a CIFAR-100 of ten images a split; return its images, fine and coarse labels."""
-    images, fine, coarse = pixels(10), list(range(90, 100)), [label % 7 for label in range(10)]
-    names = {"fine": [f"fine{n}" for n in range(100)], "coarse": [f"coarse{n}" for n in range(20)]}
-    folder = root / f"cifar-100-{layout}"
-    folder.mkdir(parents=True)
-    for split in ("train", "test"):
-        if layout == "binary":
-            records = [cifar_record(*row) for row in zip(images, coarse, fine, strict=True)]
-            (folder / f"{split}.bin").write_bytes(b"".join(records))
-        else:
-            planes = images.transpose(0, 3, 1, 2).reshape(10, -1)
-            batch = {"data": planes, "fine_labels": fine, "coarse_labels": coarse}
-            (folder / split).write_bytes(pickle.dumps(batch, protocol=4))
-    if layout == "binary":
-        for kind, listed in names.items():
-            (folder / f"{kind}_label_names.txt").write_text("\n".join(listed))
-    else:
-        (folder / "meta").write_bytes(pickle.dumps({f"{kind}_label_names": names[kind] for kind in names}))
-    return images, fine, coarse
 
 
 @pytest.mark.parametrize("layout", ["binary", "python"])
@@ -78,24 +45,12 @@ def test_cifar100_comes_back_from_both_layouts_with_both_kinds_of_labels(
 
 @pytest.mark.parametrize("layout", ["bin", "py"])
 def test_cifar10_comes_back_from_both_layouts(tmp_path: Path, layout: str) -> None:
-    images, labels = pixels(4), [3, 1, 0, 9]
-    folder = tmp_path / f"cifar-10-batches-{layout}"
-    folder.mkdir()
-    names = [f"class{number}" for number in range(10)]
-    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        if layout == "bin":
-            records = [cifar_record(image, label) for image, label in zip(images, labels, strict=True)]
-            (folder / f"{name}.bin").write_bytes(b"".join(records))
-        else:
-            batch = {"data": images.transpose(0, 3, 1, 2).reshape(4, -1), "labels": labels}
-            (folder / name).write_bytes(pickle.dumps(batch, protocol=4))
-    (folder / "batches.meta.txt").write_text("\n".join(names) + "\n\n")
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    images, labels = write_cifar10(tmp_path, layout)
     found = opened(tmp_path, "cifar10")
     assert np.array_equal(found.train.images, np.tile(images, (5, 1, 1, 1)))
     assert found.test is not None
     assert found.test.labels.tolist() == labels
-    assert found.classes == tuple(names)
+    assert found.classes == CIFAR10
 
 
 def test_coarse_labels_are_refused_where_there_are_none(tmp_path: Path) -> None:
@@ -104,23 +59,6 @@ def test_coarse_labels_are_refused_where_there_are_none(tmp_path: Path) -> None:
 
 
 # --- idx files
-
-
-def idx(values: np.ndarray) -> bytes:
-    """Return an array as an idx file."""
-    return bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
-
-
-def write_idx(root: Path, name: str = "MNIST", *, packed: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Write a small MNIST; return its images and labels."""
-    images, labels = pixels(12, (28, 28)), np.arange(12, dtype=np.uint8) % 10
-    folder = root / name / "raw"
-    folder.mkdir(parents=True)
-    for prefix in ("train", "t10k"):
-        for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
-            path = folder / f"{prefix}-{kind}-ubyte{'.gz' if packed else ''}"
-            path.write_bytes(gzip.compress(idx(values)) if packed else idx(values))
-    return images, labels
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -45,6 +45,7 @@ BATCH = 500
 
 
 def traced(network: nn.Module, images: Tensor) -> Forward:
+    """Return TorchScript's frozen trace; its warning that it is deprecated is not repeated here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.jit.freeze(torch.jit.trace(network, images, check_trace=False))  # type: ignore[no-any-return]
@@ -59,6 +60,7 @@ GRAPHS: dict[str, Callable[[nn.Module, Tensor], Forward]] = {
 
 @torch.inference_mode()
 def measure(name: str, way: str, graph: str, rounds: int, weights: Path) -> None:
+    """Print one graph's row."""
     execution = WAYS[way]
     config = ModelConfig(name=name, **NETWORKS[name])
     model = zoo.build(
@@ -97,6 +99,7 @@ def _cpu_seconds() -> float:
 
 
 def main() -> None:
+    """Print a row for each network, way and graph."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=[way for way in WAYS if "last" in way])

@@ -12,7 +12,7 @@ from comp import predictions
 from comp.config import DataConfig
 from comp.data.sources import Source, open_source
 from comp.errors import UserError
-from tests.conftest import Result, write_config
+from tests.conftest import Result, write_arrays, write_config
 from tests.photographs import write_kaggle
 
 
@@ -45,6 +45,13 @@ def test_bad_classes_are_told(name: str) -> None:
     with pytest.raises(UserError) as caught:
         digits(*classes)
     assert expected in str(caught.value)
+
+
+def test_a_class_without_training_images_leaves_too_few(tmp_path: Path) -> None:
+    root = write_arrays(tmp_path, classes=2)
+    (root / "classes.txt").write_text("here\nthere\nnowhere\n")
+    with pytest.raises(UserError, match="two classes or more, found only class 'here'"):
+        open_source(DataConfig(source="arrays", root=str(root), classes=("here", "nowhere")))
 
 
 def test_classes_of_unlabelled_test_images_are_refused(tmp_path: Path) -> None:

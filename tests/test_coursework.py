@@ -1,19 +1,25 @@
 """Every coursework config trains end to end, on small images in exactly the layout on disk that it reads."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import timm
+from sklearn.metrics import precision_score
 
 from benchmarks.results import page, running
 from benchmarks.results.finding import CONFIGS, Runs
 from benchmarks.results.rows import ROWS, Row
 from comp import config as configs
-from comp import runs
-from comp.errors import RunError
+from comp import predictions, runs
+from comp.errors import ConfigError, RunError
 from comp.models import weights
 from tests.conftest import REPOSITORY, Result
 from tests.layouts import write_challenge_test, write_cifar10, write_cifar100, write_idx
@@ -101,12 +107,19 @@ def row_of(config: str) -> Row:
     return next(row for row in ROWS if row.config == config)
 
 
+def weighted_precision() -> float:
+    """Return the mean over the first two runs, by scikit-learn."""
+    found = [predictions.load(run.predictions_path("test")) for run in runs.list_runs(Path("runs"))[:2]]
+    return sum(precision_score(f.labels, f.top1, average="weighted", zero_division=0) for f in found) / 2
+
+
 def test_the_page_shows_what_runs_found(workshop: Path, comp: Comp) -> None:
     path, row = CONFIGS / "mnist_mlp.yaml", row_of("mnist_mlp")
     path.write_text(path.read_text().replace("validation: 0.1", "validation: 0.5").replace("epochs: 50", "epochs: 2"))
     for seed in (0, 1):
         assert comp("run", path, "train.threads=1", f"seed={seed}").code == 0
     assert comp("run", path, "optim.lr=0.5").code == 0  # another experiment
+    assert comp("run", path, "train.epochs=3").code == 0  # another one too: its schedule is longer
     page.write(Path("runs"))
     outcome = Runs(Path("runs")).outcome(row)
     assert outcome is not None
@@ -117,6 +130,7 @@ def test_the_page_shows_what_runs_found(workshop: Path, comp: Comp) -> None:
     line = next(line for line in page.PAGE.read_text().splitlines() if line.startswith(f"| {row.system} |"))
     assert mean in line
     assert "97.39%" in line
+    assert f"weighted precision {weighted_precision():.2%} | " in line
     assert f"# Ours: test {mean}, mean of seeds 0, 1, 2 epochs in" in path.read_text()
     assert "not run yet" in (CONFIGS / "mnist_residual_mlp.yaml").read_text()
 
@@ -128,6 +142,8 @@ def test_a_run_of_fewer_epochs_is_partial_and_not_compared(workshop: Path, comp:
     page.write(Path("runs"))
     line = next(line for line in page.PAGE.read_text().splitlines() if line.startswith(f"| {row.system} |"))
     assert "partial" in line
+    found = Runs(Path("runs"))
+    assert not any(found.is_whole(run, row) for run in runs.list_runs(Path("runs")))  # so it is run again
     assert not any(word in line for word in ("above", "below", "within noise"))
 
 
@@ -157,3 +173,33 @@ def test_without_runs_what_was_written_stays(workshop: Path) -> None:
         page.write(Path("runs"))
     assert page.PAGE.read_text() == "earlier"
     assert (CONFIGS / "mnist_mlp.yaml").read_text() == headers
+
+
+def test_a_stopped_command_goes_on_with_the_run_that_it_began(workshop: Path) -> None:
+    path = CONFIGS / "mnist_mlp.yaml"
+    text = path.read_text().replace("validation: 0.1", "validation: 10, stratify: false")
+    small = "train: {epochs: 400, batch_size: 8, precision: fp32, channels_last: false, compile: false}"
+    path.write_text(text[: text.index("train:")] + small)
+    best = CONFIGS / "best_mnist_mlp.yaml"
+    best.write_text(best.read_text()[: best.read_text().index("augment:")])  # the same training
+    command = [sys.executable, "-m", "benchmarks.results", "run", "--jobs", "1", "--only", "best_mnist_mlp"]
+    path_of = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(command, cwd=workshop, env=path_of, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not list(Path("runs").glob("*/*/history.csv")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    (run,) = runs.list_runs(Path("runs"))
+    assert not run.is_complete()
+    assert (run.path / "state.pt").is_file()
+    done = subprocess.run(command, cwd=workshop, env=path_of, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert runs.list_runs(Path("runs")) == [run]
+    assert run.metrics()["epochs"] == 400
+
+
+def test_an_unknown_experiment_names_the_nearest(workshop: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'mnist_mlp'"):
+        running.run_all(Path("runs"), 1, ["mnist_mpl"])

@@ -19,7 +19,9 @@ def main() -> int:
     options.add_argument("what", nargs="?", choices=["run", "page"], default="page")
     options.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are")
     options.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time")
-    options.add_argument("--only", nargs="*", default=[], metavar="CONFIG", help="stems of configs/coursework")
+    options.add_argument(
+        "--only", nargs="*", default=[], metavar="CONFIG", help="stems of configs/coursework, or first_principles"
+    )
     given = options.parse_args()
     try:
         failed = running.run_all(given.runs, given.jobs, given.only) if given.what == "run" else 0
@@ -27,6 +29,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
     return 1 if failed else 0
 
 

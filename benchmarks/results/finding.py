@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.results.rows import Row
 from comp import config as configs
-from comp import runs
+from comp import diagnosis, predictions, runs
 from comp.config import Config
 from comp.errors import UserError
 from comp.runs import Run
@@ -32,7 +32,8 @@ class Outcome:
     Attributes:
         seeds: in order.
         accuracies: on the test split (validation where there is no test), seed by seed.
-        epochs: the first seed's.
+        precision: on the test split, weighted by class, the mean over seeds.
+        epochs: seed by seed.
         seconds: of training, their mean.
         whole: whether every run went through all the file's epochs, or stopped early by its own rule.
         where: processor and threads of the first.
@@ -42,7 +43,8 @@ class Outcome:
 
     seeds: tuple[int, ...]
     accuracies: tuple[float, ...]
-    epochs: int
+    precision: float
+    epochs: tuple[int, ...]
     seconds: float
     whole: bool
     where: str
@@ -90,25 +92,40 @@ class Runs:
         return sorted(found, key=lambda pair: (pair[0], pair[1].path.name))
 
     def outcome(self, row: Row, config: str = "") -> Outcome | None:
-        """Return what a row's complete runs found, the newest of each seed; None without one."""
-        by_seed = {seed: run for seed, run in self.of(row, config) if run.is_complete()}
+        """Return what a row's complete runs found, the newest of each seed; None without one.
+
+        Partial ones count where none is whole, and those of more epochs than the file asks for never: their schedule is
+        another one.
+        """
+        asked = self._epochs(row, config)
+        found = self.of(row, config)
+        complete = [pair for pair in found if pair[1].is_complete() and pair[1].config().train.epochs <= asked]
+        whole = [pair for pair in complete if self.is_whole(pair[1], row, config)]
+        by_seed = dict(whole or complete)
         if not by_seed:
             return None
         chosen = list(by_seed.values())
         metrics = [run.metrics() for run in chosen]
-        asked = configs.load(self._folder / f"{config or row.config}.yaml").train.epochs
         provenance = [run.provenance() for run in chosen]
         threads = _threads(chosen[0])
         return Outcome(
             seeds=tuple(by_seed),
             accuracies=tuple(_accuracy(found) for found in metrics),
-            epochs=metrics[0]["epochs"],
+            precision=statistics.fmean(_precision(run) for run in chosen),
+            epochs=tuple(found["epochs"] for found in metrics),
             seconds=statistics.fmean(found["train_seconds"] for found in metrics),
-            whole=bool(row.probe) or all(run.config().train.epochs == asked for run in chosen),
+            whole=bool(whole),
             where=f"{provenance[0]['machine']['processor']}{threads}",
             date=max(found["time"] for found in provenance)[:10],
             paths=tuple(run.path for run in chosen),
         )
+
+    def is_whole(self, run: Run, row: Row, config: str = "") -> bool:
+        """Tell whether a run is complete and went through all the file's epochs, or stopped early by its own rule."""
+        return run.is_complete() and (bool(row.probe) or run.config().train.epochs == self._epochs(row, config))
+
+    def _epochs(self, row: Row, config: str) -> int:
+        return configs.load(self._folder / f"{config or row.config}.yaml").train.epochs
 
     def first_principles(self) -> tuple[int, int, float, str] | None:
         """Return how many tests of the convolution passed, how many there were, their seconds, and the date."""
@@ -136,6 +153,11 @@ def _accuracy(metrics: dict[str, object]) -> float:
     return float(scores["accuracy"])  # type: ignore[index]
 
 
+def _precision(run: Run) -> float:
+    found = diagnosis.diagnose(predictions.load(run.predictions_path("test")))
+    return float(found["weighted"]["precision"])
+
+
 def _threads(run: Run) -> str:
     if not (run.path / "execution.json").is_file():
         return ""
@@ -144,7 +166,7 @@ def _threads(run: Run) -> str:
 
 
 def within_noise(accuracies: Sequence[float], published: float, images: int = 10_000) -> bool:
-    """Tell whether a mean lies less than two standard errors of a test of that many images below a number."""
+    """Tell whether a mean lies less than two standard errors, of a difference of two such tests, below a number."""
     mean = statistics.fmean(accuracies)
     error = (published * (1 - published) / images * (1 + 1 / len(accuracies))) ** 0.5
     return mean >= published - 2 * error

@@ -22,9 +22,9 @@ the same network in no more epochs. Written by `python -m benchmarks.results` fr
 `python -m benchmarks.results run` makes the runs that are missing.
 
 Accuracies are on the test split, with the weights that were best on validation; the mean where several seeds ran.
-"Against" says `above`, or `within noise` where it is less than two standard errors of 10,000 test images below, else
-`below`. A run of fewer epochs than its config asks for is `partial` and compared to nothing. Minutes are the
-training's, wall clock: trainings ran two at a time, one thread each, beside other work, so they compare only roughly.
+"Against" says `above`, or `within noise` where it is less than two standard errors of the difference of two tests of
+10,000 images below, else `below`. A run of fewer epochs than its config asks for is `partial` and compared to nothing.
+Minutes are the training's, wall clock: trainings ran one thread each, often beside other work, so they compare roughly.
 """
 
 
@@ -53,7 +53,8 @@ def _main_table(outcomes: dict[Row, Outcome | None], best: dict[Row, Outcome | N
     header = ["System", "Published", "Ours, published recipe", "Against", "Epochs, min", "Our recipe", "Epochs, min"]
     lines = ["## On real data\n", _line(header), "|---" * len(header) + "|"]
     for row, outcome in outcomes.items():
-        ours = [_score(outcome), _against(row, outcome), _cost(outcome)]
+        precision = f", weighted precision {outcome.precision:.2%}" if outcome and row.precision else ""
+        ours = [_score(outcome) + precision, _against(row, outcome), _cost(outcome)]
         recipe = best.get(row)
         beside = [_score(recipe) if row.best else "", _cost(recipe)]
         lines.append(_line([row.system, row.published, *ours, *beside]))
@@ -83,7 +84,17 @@ def _against(row: Row, outcome: Outcome | None) -> str:
 
 
 def _cost(outcome: Outcome | None) -> str:
-    return f"{outcome.epochs}, {outcome.seconds / 60:.1f}" if outcome and outcome.epochs else ""
+    if outcome is None or not any(outcome.epochs):  # a probe has none
+        return ""
+    return f"{_range(outcome.epochs)}, {_minutes(outcome)}"
+
+
+def _range(counts: Sequence[int]) -> str:
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+
+def _minutes(outcome: Outcome) -> str:
+    return f"{outcome.seconds / 60:.2g}"
 
 
 def _first_principles(found: Runs) -> str:
@@ -127,7 +138,7 @@ def _by_depth(known: Known) -> list[str]:
 
 def _by_frozen(known: Known) -> list[str]:
     rows = [(row, outcome) for name, (row, outcome) in known.items() if "_lite0_frozen_" in name and outcome]
-    if not rows:
+    if len(rows) < 2:  # nothing to compare
         return []
     path = PICTURES / "frozen.png"
     names = [row.system.split("frozen: ")[1] for row, _ in rows]
@@ -206,9 +217,9 @@ def _write_header(config: str, outcome: Outcome | None) -> None:
 
 def _sentence(outcome: Outcome) -> str:
     seeds = f"seed {outcome.seeds[0]}" if len(outcome.seeds) == 1 else f"mean of seeds {_listed(outcome.seeds)}"
-    epochs = f"{outcome.epochs} epoch{'s' if outcome.epochs > 1 else ''}{'' if outcome.whole else ' (partial)'}"
-    minutes = f"{outcome.seconds / 60:.1f} min"
-    return f"test {outcome.accuracy:.2%}, {seeds}, {epochs} in {minutes} on {outcome.where}, {outcome.date}."
+    epochs = f"{_range(outcome.epochs)} epoch{'s' * (max(outcome.epochs) > 1)}{'' if outcome.whole else ' (partial)'}"
+    where = f"{_minutes(outcome)} min on {outcome.where}, {outcome.date}"
+    return f"test {outcome.accuracy:.2%}, {seeds}, {epochs} in {where}."
 
 
 def _listed(seeds: tuple[int, ...]) -> str:

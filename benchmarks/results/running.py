@@ -1,16 +1,18 @@
 """Run whatever has no complete run yet, as `comp` processes: a stop loses nothing, the same command goes on."""
 
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+from benchmarks.results.children import Children, stoppable
 from benchmarks.results.finding import CONFIGS, FIRST_PRINCIPLES, Runs
 from benchmarks.results.rows import ROWS, Row
 from comp import runs
+from comp.errors import ConfigError, unknown
 
 Step = tuple[Row, str, int]  # a row, the stem of the config that is run, a seed
 
@@ -21,18 +23,34 @@ def run_all(root: Path, jobs: int, only: Iterable[str] = ()) -> int:
     Args:
         root: of the runs.
         jobs: trainings at a time, each with its share of the cores.
-        only: stems of configs; empty: all.
+        only: stems of configs, or `first_principles`; empty: all.
+
+    Raises:
+        ConfigError: one of `only` is nothing that can be run here.
+        KeyboardInterrupt: SIGINT or SIGTERM came; trainings were stopped where they can go on.
     """
     only = set(only)
+    known = {config for _, config, _ in _steps()} | {"first_principles"}
+    for name in sorted(only - known):
+        raise ConfigError(f"--only: {unknown('experiment', name, known)}")
     wanted = [step for step in _steps() if not only or step[1] in only]
     failed = 0
-    for phase in (False, True):  # what starts from another's run comes after it
-        calls = [step for step in wanted if bool(step[0].start) == phase]
-        with ThreadPoolExecutor(jobs) as pool:
-            failed += sum(pool.map(lambda step: not _run(root, step, jobs), calls))
-    if not only and Runs(root).first_principles() is None:
-        failed += not _test_first_principles(root)
+    with stoppable() as children:
+        for phase in (False, True):  # what starts from another's run comes after it
+            calls = [step for step in wanted if bool(step[0].start) == phase]
+            failed += _in_parallel(jobs, [partial(_run, root, step, jobs, children) for step in calls])
+        if (not only or "first_principles" in only) and Runs(root).first_principles() is None:
+            failed += not _test_first_principles(root, children)
     return failed
+
+
+def _in_parallel(jobs: int, calls: Sequence[Callable[[], bool]]) -> int:
+    """Make so many calls at a time; return how many were not good. An interrupt lets no further one begin."""
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        return sum(not future.result() for future in [pool.submit(call) for call in calls])
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _steps() -> Iterator[Step]:
@@ -44,14 +62,15 @@ def _steps() -> Iterator[Step]:
                 yield row, row.best, 0
 
 
-def _run(root: Path, step: Step, jobs: int) -> bool:
-    """Run one step, or go on with it, or pass over it; tell whether it has a complete run."""
+def _run(root: Path, step: Step, jobs: int, children: Children) -> bool:
+    """Run one step, or go on with it, or pass over it; tell whether it has a whole run."""
     row, config, seed = step
+    other = config if config != row.config else ""
     found = Runs(root)
-    mine = [run for has, run in found.of(row, config if config != row.config else "") if has == seed]
-    if any(run.is_complete() for run in mine):
+    mine = [run for has, run in found.of(row, other) if has == seed]
+    if any(found.is_whole(run, row, other) for run in mine):
         return True
-    going = [run for run in mine if (run.path / "state.pt").is_file()]
+    going = [run for run in mine if (run.path / "state.pt").is_file() and not run.is_complete()]
     path = CONFIGS / f"{config}.yaml"
     shared = [f"seed={seed}", f"train.threads={max(1, (os.cpu_count() or 1) // jobs)}"]
     if row.start and config == row.config:
@@ -59,11 +78,11 @@ def _run(root: Path, step: Step, jobs: int) -> bool:
         if begun is None:
             return _tell(False, f"{config}: {row.start} has no complete run to start from")
         if row.probe:
-            return _comp("probe", begun.path, "--classifier", row.probe, "--config", path, "--runs", root)
+            return _comp(children, "probe", begun.path, "--classifier", row.probe, "--config", path, "--runs", root)
         shared.append(f"model.from_run={begun.path}")
     if going:
-        return _comp("run", "--resume", going[-1].path)
-    return _comp("run", path, *shared, "--runs", root)
+        return _comp(children, "run", "--resume", going[-1].path)
+    return _comp(children, "run", path, *shared, "--runs", root)
 
 
 def _start_of(found: Runs, row: Row) -> runs.Run | None:
@@ -72,20 +91,18 @@ def _start_of(found: Runs, row: Row) -> runs.Run | None:
     return complete[-1] if complete else None
 
 
-def _comp(*arguments: object) -> bool:
+def _comp(children: Children, *arguments: object) -> bool:
     """Run `comp` in a process of its own; what it says is shown only where it fails."""
     told = " ".join(str(argument) for argument in arguments)
-    done = _timed([sys.executable, "-m", "comp", *map(str, arguments)], f"comp {told}")
-    return done.returncode == 0
+    return _timed(children, [sys.executable, "-m", "comp", *map(str, arguments)], f"comp {told}")
 
 
-def _timed(command: list[str], told: str) -> subprocess.CompletedProcess[str]:
+def _timed(children: Children, command: list[str], told: str) -> bool:
     began = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    _tell(done.returncode == 0, f"{told}: {time.monotonic() - began:.0f} s")
+    done = children.run(command)
     if done.returncode:
         print(done.stderr.strip()[-2000:], file=sys.stderr, flush=True)
-    return done
+    return _tell(done.returncode == 0, f"{told}: {time.monotonic() - began:.0f} s")
 
 
 def _tell(good: bool, text: str) -> bool:
@@ -93,10 +110,10 @@ def _tell(good: bool, text: str) -> bool:
     return good
 
 
-def _test_first_principles(root: Path) -> bool:
+def _test_first_principles(root: Path, children: Children) -> bool:
     """Hold our convolution to torch's over the whole grid, and keep what pytest says of it."""
     path = root / FIRST_PRINCIPLES
     path.parent.mkdir(parents=True, exist_ok=True)
     tests = ["tests/test_models_first_principles.py", "-m", "slow or not slow", "-p", "no:xdist", "-q"]
-    done = _timed([sys.executable, "-m", "pytest", *tests, f"--junitxml={path}"], "convolution from first principles")
-    return done.returncode == 0
+    command = [sys.executable, "-m", "pytest", *tests, f"--junitxml={path}"]
+    return _timed(children, command, "convolution from first principles")

@@ -49,7 +49,10 @@ def open_source(config: DataConfig, progress: Progress = quiet) -> Source:
         if split is not None:
             _check_labels(split, source.classes, config.source)
     _check_settings(config, source)
-    return of_classes(source, config.classes) if config.classes else source
+    if config.classes:
+        source = of_classes(source, config.classes)
+        _check_labels(source.train, source.classes, config.source)
+    return source
 
 
 def _check_labels(split: Split, classes: tuple[str, ...], name: str) -> None:

@@ -1,5 +1,6 @@
 """The learning rate as a function of step and plan."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def of_torch(total: int, build: Any) -> list[float]:
 @given(st.integers(2, 60), st.floats(0.05, 0.9), st.floats(0.01, 1.0), st.floats(1e-6, 1.0))
 def test_onecycle_is_the_curve_of_torch(total: int, warmup: float, start: float, final: float) -> None:
     config = OptimConfig(lr=PEAK, warmup=warmup, start_factor=start, final_factor=final * start)
-    if warmup * total - 1 < 0:  # torch divides by a negative length there
+    if warmup * total - 1 <= 0:  # torch divides by that length; what ours does there is told below
         return
     theirs = of_torch(
         total,
@@ -49,6 +50,13 @@ def test_onecycle_is_the_curve_of_torch(total: int, warmup: float, start: float,
         ),
     )  # fmt: skip
     assert np.allclose(curve(Plan(total, 1), config)[1:], theirs[1:], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.02, 0.05])
+def test_a_warmup_of_a_step_or_less_begins_at_the_peak(warmup: float) -> None:
+    rates = curve(Plan(20, 1), OptimConfig(lr=PEAK, warmup=warmup))
+    assert rates[0] == pytest.approx(PEAK)
+    assert all(later < earlier for earlier, later in pairwise(rates))
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear"])

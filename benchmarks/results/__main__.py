@@ -1,12 +1,12 @@
 """The command: see the package."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 import benchmarks.results
 from benchmarks.results import page, running
+from comp.device import default_threads
 from comp.errors import UserError
 
 
@@ -18,7 +18,7 @@ def main() -> int:
     )  # fmt: skip
     options.add_argument("what", nargs="?", choices=["run", "page"], default="page")
     options.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are")
-    options.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time")
+    options.add_argument("--jobs", type=int, default=default_threads(), help="trainings at a time")
     options.add_argument(
         "--only", nargs="*", default=[], metavar="CONFIG", help="stems of configs/coursework, or first_principles"
     )

@@ -1,6 +1,5 @@
 """Run whatever has no complete run yet, as `comp` processes: a stop loses nothing, the same command goes on."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ from benchmarks.results.children import Children, stoppable
 from benchmarks.results.finding import CONFIGS, FIRST_PRINCIPLES, Runs
 from benchmarks.results.rows import ROWS, Row
 from comp import runs
+from comp.device import default_threads
 from comp.errors import ConfigError, unknown
 
 Step = tuple[Row, str, int]  # a row, the stem of the config that is run, a seed
@@ -36,8 +36,8 @@ def run_all(root: Path, jobs: int, only: Iterable[str] = ()) -> int:
     wanted = [step for step in _steps() if not only or step[1] in only]
     failed = 0
     with stoppable() as children:
-        for phase in (False, True):  # what starts from another's run comes after it
-            calls = [step for step in wanted if bool(step[0].start) == phase]
+        for phase in range(3):
+            calls = [step for step in wanted if _phase(step) == phase]
             failed += _in_parallel(jobs, [partial(_run, root, step, jobs, children) for step in calls])
         if (not only or "first_principles" in only) and Runs(root).first_principles() is None:
             failed += not _test_first_principles(root, children)
@@ -62,6 +62,14 @@ def _steps() -> Iterator[Step]:
                 yield row, row.best, 0
 
 
+def _phase(step: Step) -> int:
+    """Published systems come first, those that start from another's run after it, and recipes of ours last."""
+    row, config, _ = step
+    if config != row.config:
+        return 2
+    return 1 if row.start else 0
+
+
 def _run(root: Path, step: Step, jobs: int, children: Children) -> bool:
     """Run one step, or go on with it, or pass over it; tell whether it has a whole run."""
     row, config, seed = step
@@ -72,7 +80,7 @@ def _run(root: Path, step: Step, jobs: int, children: Children) -> bool:
         return True
     going = [run for run in mine if (run.path / "state.pt").is_file() and not run.is_complete()]
     path = CONFIGS / f"{config}.yaml"
-    shared = [f"seed={seed}", f"train.threads={max(1, (os.cpu_count() or 1) // jobs)}"]
+    shared = [f"seed={seed}", f"train.threads={max(1, default_threads() // jobs)}"]
     if row.start and config == row.config:
         begun = _start_of(found, row)
         if begun is None:

@@ -143,13 +143,16 @@ class BasicBlock(nn.Module):
         return torch.relu(branch + self.shortcut(features))
 
 
-def residual_cnn(shape: Shape, classes: int, *, blocks: int = 4, width: int = 32, drop_rate: float = 0.0) -> Network:
-    """A 3x3 stem and `blocks` basic blocks; every second block doubles channels and halves the map; global pool."""
+def residual_cnn(
+    shape: Shape, classes: int, *, blocks: int = 4, width: int = 32, blocks_per_stage: int = 2, drop_rate: float = 0.0
+) -> Network:
+    """A 3x3 stem and `blocks` basic blocks, whose every stage but the first doubles channels and halves the map."""
+    _whole("blocks_per_stage", [blocks_per_stage])
     stem = nn.Sequential(nn.Conv2d(shape[0], width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
     body: list[nn.Module] = [stem]
     channels = width
     for block in range(blocks):
-        widens = block > 0 and block % 2 == 0
+        widens = block > 0 and block % blocks_per_stage == 0
         after = channels * 2 if widens else channels
         body.append(BasicBlock(channels, after, stride=2 if widens else 1))
         channels = after
@@ -186,7 +189,7 @@ def imagenette_cnn(shape: Shape, classes: int, *, batch_norm: bool = False, drop
 def _whole(field: str, values: Sequence[int]) -> list[int]:
     """Return widths as they are, if every one is a positive whole number."""
     if isinstance(values, str) or not all(isinstance(value, int) and value > 0 for value in values):
-        raise ModelError(f"model.args.{field}: expected a list of positive whole numbers, found {values!r}")
+        raise ModelError(f"model.args.{field}: expected positive whole numbers, found {values!r}")
     return list(values)
 
 

@@ -17,19 +17,11 @@ from hypothesis import settings
 
 from comp import cli
 from comp.errors import Interrupted
-from comp.tuning.workers import share_of
 
 # A loaded machine is slow, not wrong; and CI must say the same of the same code twice.
 settings.register_profile("comp", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("comp")
 os.environ["WANDB_MODE"] = "disabled"  # nothing is tracked but by the tests of tracking
-
-# Each process of the suite keeps to its share of the cores, and so do the commands that it starts: threads of two
-# trainings that wait for each other on the same cores take several times as long.
-if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
-    place = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, share_of(cores, place, int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -114,6 +114,12 @@ def test_imagenette_cnn_strides_three_times(batch_norm: bool) -> None:
     assert sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == (3 if batch_norm else 0)
 
 
+@pytest.mark.parametrize(("blocks_per_stage", "features"), [(1, 32), (2, 16), (3, 8)])
+def test_residual_cnn_doubles_its_channels_with_every_stage(blocks_per_stage: int, features: int) -> None:
+    model = built("residual_cnn", blocks=3, width=8, blocks_per_stage=blocks_per_stage)
+    assert model.get_classifier().in_features == features
+
+
 def test_residual_cnn_has_the_blocks_asked_for() -> None:
     model = built("residual_cnn", blocks=6, width=8)
     assert len(model.inner.body) == 1 + 6
@@ -127,6 +133,7 @@ def test_residual_cnn_has_the_blocks_asked_for() -> None:
         ("simple_cnn", {"conv": "first_principle"}, "did you mean 'first_principles'"),
         ("convnet", {"activation": "rleu"}, "did you mean 'relu'"),
         ("fully_connected", {"hidden": [0]}, "positive whole numbers"),
+        ("residual_cnn", {"blocks_per_stage": 0}, "positive whole numbers"),
         ("fastnet", {"size": "XL"}, "choose from L, M, S"),
         ("fastnet", {"patch": 9}, "expected a side of 1 to 5 pixels, found 9"),
         ("fastnet", {"patch": 3, "filters": 28}, "expected 1 to 27 for patches of 3 px, found 28"),

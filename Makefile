@@ -6,12 +6,13 @@ BIN := .venv/bin
 quickstart: .venv/.installed
 	$(BIN)/comp run configs/quickstart.yaml
 
+# One thread for each of the suite's processes: with one for every core they would only wait for one another.
 test: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # Real data and long trainings; needs data/ (README).
 slow: .venv/.installed-dev

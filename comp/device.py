@@ -186,14 +186,26 @@ def only_deterministic(wanted: bool) -> Iterator[None]:
 
 
 def default_threads() -> int:
-    """Return as many threads as the process may use cores; what torchrun starts side by side shares them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """Return as many threads as the process may use cores, or as few as OMP_NUM_THREADS says.
+
+    What torchrun starts side by side shares the cores; it sets OMP_NUM_THREADS by itself, which then says nothing.
+    """
+    cores = usable_cores()
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return cores
+    wished = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list has a number for each level of nesting
+    return min(cores, int(wished)) if wished.isdecimal() and int(wished) else cores
 
 
 def default_workers() -> int:
     """Return how many processes read images where none were timed: one a core, at most 8."""
-    return min(_MOST_WORKERS, default_threads())
+    return min(_MOST_WORKERS, usable_cores())
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may use: those it is bound to, shared with what torchrun started beside it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def threads_worth_trying(device: str) -> list[int]:

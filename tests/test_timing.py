@@ -111,6 +111,25 @@ def test_resident_images_need_no_timing_of_workers() -> None:
     assert timing.choose_execution(Slow(slow_in_bf16=True), dataset, config).seconds_a_step == {}
 
 
+@pytest.mark.parametrize(("wished", "found"), [("1", 1), ("1,4", 1), ("4096", 0), ("", 0), ("0", 0), ("many", 0)])
+def test_threads_are_no_more_than_omp_num_threads_says(
+    monkeypatch: pytest.MonkeyPatch, wished: str, found: int
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", wished)
+    assert device.default_threads() == (found or device.usable_cores())
+    assert max(device.threads_worth_trying("cpu")) == device.default_threads()
+    assert device.default_workers() == min(8, device.usable_cores())
+
+
+def test_under_torchrun_only_the_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = device.usable_cores()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which torchrun sets, unless its user has
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert device.default_threads() == alone
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * alone))
+    assert device.default_threads() == 1
+
+
 def test_a_record_from_before_compiling_is_read_as_uncompiled() -> None:
     old = {"device": "cpu", "precision": "bf16", "channels_last": True, "threads": 2, "seconds_a_step": {}}
     found = device.from_json(old, "execution.json")

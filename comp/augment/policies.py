@@ -184,7 +184,7 @@ POLICIES: dict[str, Policy] = {
     "trivialaugment_wide": Policy((_one_of(_WIDE, steps=31),), "Müller and Hutter 2021, arXiv:2103.10158"),
     "augmix": augmix(),
     "robust": Policy(
-        (_weighted(3.5, _DEGRADATIONS),),
+        (_weighted(6.0, _DEGRADATIONS),),
         "ours, after AugMix, PRIME (arXiv:2112.13547) and PixMix (arXiv:2112.05135); docs/LOG.md",
     ),
     "robust_strict": Policy(

@@ -124,7 +124,7 @@ class TrainConfig(Section):
     channels_last: Literal["auto"] | bool = "auto"
     """Memory layout of images and weights; auto: timed together with precision."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads; 0: one a core, or half of them where hyper-threads make that faster."""
+    """CPU threads; 0: one a core, half of them where hyper-threads make that faster, at most OMP_NUM_THREADS."""
     compile: Literal["auto"] | bool = "auto"
     """Whether training steps run through torch.compile; auto: in trainings of more than 15 minutes, where they win by
     timing with the minutes it takes to build counted in. Validation and prediction are never compiled."""

@@ -143,7 +143,7 @@ def parameter_groups(
         scale = math.prod(factors, start=layer_decay ** (top - layers[name]))
         end = min((epochs for pattern, epochs in ends.items() if _names(model, pattern, inner)), default=None)
         hidden = inner in hidden_names
-        label = f"layer{layers[name]:03d}_{'decay' if decays else 'no_decay'}_x{scale:.3g}"
+        label = f"{'decay' if decays else 'no_decay'}_x{scale:.9g}"  # what layers have in common they have in one group
         label += "_hidden" if hidden else ""
         label += f"_ends{end}" if end else ""
         group = {

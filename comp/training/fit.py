@@ -242,10 +242,11 @@ def step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
     """Take one step and tally its loss and right answers."""
     config, number = session.config, cursor.epoch + 1
     step, indices, _, labels = batch
+    keys = draws.keys(config.seed, number, indices)
     images, targets = mixing.mix(
-        _augmented(session, number, batch),
-        labels.repeat(session.views),
-        draws.keys(config.seed, number, indices).repeat(session.views),
+        _augmented(session, number, batch, keys),
+        _by_view(labels, session.views),
+        _by_view(keys, session.views),
         classes=len(session.dataset.competition.classes),
         mixing=session.mixing.at(number, session.pace.plan.epochs),
     )
@@ -271,14 +272,18 @@ def step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
         _tell_halved(session, cursor, step)
     right = mixing.hits(logits, targets, label_smoothing=session.mixing.label_smoothing).sum()
     sums = session.team.summed(torch.stack((loss.double() * len(indices), right.double())))  # [2]
-    tally.add(sums[0], sums[1], step)
+    tally.add(sums, step)
 
 
-def _augmented(session: Session, number: int, batch: Batch) -> Tensor:
+def _by_view(values: Tensor, views: int) -> Tensor:
+    """Return [views B] of [B]: each view's, one after the other."""
+    return values if views == 1 else values.repeat(views)
+
+
+def _augmented(session: Session, number: int, batch: Batch, keys: Tensor) -> Tensor:
     """Return a batch's images as the policy changes them, all views of a kind together: [views B, C, H, W]."""
-    seed, indices, images = session.config.seed, batch.indices, batch.images
-    keys = draws.keys(seed, number, indices)
-    turned = per_batch.alternation(seed, number, indices) if session.alternates else None
+    images = batch.images
+    turned = per_batch.alternation(session.config.seed, number, batch.indices) if session.alternates else None
     if session.views > 1:
         return consistency.views(images, session.policy, keys, turned=turned)
     if session.execution.engine == "per_batch":
@@ -292,7 +297,8 @@ def _training_images(session: Session, number: int, progress: Progress) -> Itera
     batches = min(_STATISTICS_BATCHES, session.steps_per_epoch)
     size = session.stepper.micro_batch
     for batch in session.train.batches(order[: batches * session.batch_size], session.batch_size, epoch=number):
-        images = _augmented(session, number, batch)
+        keys = draws.keys(session.config.seed, number, batch.indices)
+        images = _augmented(session, number, batch, keys)
         for part in stepping.parts(len(images), size):
             yield session.execution.layout(images[part])
         progress("batch norm", batch.step + 1, batches, "batches")

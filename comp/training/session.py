@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -51,12 +52,12 @@ class Session:
     team: Alone
     pace: Pace
 
-    @property
+    @cached_property
     def batch_size(self) -> int:
         """At most the training split's size."""
         return min(self.config.train.batch_size, len(self.train))
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Whole batches: the few images left over are others in every epoch."""
         return len(self.train) // self.batch_size
@@ -65,12 +66,12 @@ class Session:
         """Return an epoch's steps; a budget may cut the last one short."""
         return min(self.steps_per_epoch, self.pace.plan.total_steps - (number - 1) * self.steps_per_epoch)
 
-    @property
+    @cached_property
     def views(self) -> int:
         """How many views of each image a step sees, one after the other in its batch."""
         return 1 if self.config.train.consistency == "none" else consistency.VIEWS
 
-    @property
+    @cached_property
     def alternates(self) -> bool:
         """Whether the policy mirrors by epoch instead of by chance."""
         return any(op.name == "alternating_flip" for op in self.policy.ops)

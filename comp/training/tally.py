@@ -24,10 +24,10 @@ class Tally:
         self._copied_at = 0
         self._known = cursor.loss_sum, cursor.right_sum, cursor.seen
 
-    def add(self, loss: Tensor, right: Tensor, step: int) -> None:
-        """Add a step's summed loss and right answers (scalars on the device); nothing waits for them."""
-        self._sums += torch.stack((loss.double(), right.double()))
-        self._broken = torch.where(loss.isfinite(), self._broken, self._broken.clamp_max(step))
+    def add(self, sums: Tensor, step: int) -> None:
+        """Add a step's summed loss and right answers ([2] float64 on the device); nothing waits for them."""
+        self._sums += sums
+        self._broken = torch.where(sums[0].isfinite(), self._broken, self._broken.clamp_max(step))
 
     def glance(self, cursor: Cursor) -> tuple[float, float, int]:
         """Return loss, right answers and the images that they count, as far as they are known without waiting.

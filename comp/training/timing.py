@@ -169,7 +169,7 @@ class _Trial:
         """Time training on streamed images with several numbers of workers, and keep the best."""
         plain = self._choice.execution
         usual = plain.workers
-        counts = sorted({0, max(1, usual // 2), usual, min(_MOST_WORKERS, device.default_threads())})
+        counts = sorted({0, max(1, usual // 2), usual, min(_MOST_WORKERS, device.usable_cores())})
         images = self._affordable_images(plain, len(counts) * _WORKER_STEPS)
         step = self._step(plain)
         step(*self._batch(plain, images))  # warm, before the first loader

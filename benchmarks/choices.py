@@ -22,6 +22,7 @@ from benchmarks.stems import read_cifar10
 from comp import config as configs
 from comp.config import Config
 from comp.runs import read_json
+from comp.yaml_files import merge, parse_override
 
 RECIPE = Path("configs/cifar100-ood/best_1gpu.yaml")
 ARMS = {
@@ -61,10 +62,14 @@ def config_of(data: Path, weights: Path, epochs: int, overrides: list[str]) -> C
             "label_smoothing": recipe.train.label_smoothing,
             "average": recipe.train.average,
             "ema_epochs": recipe.train.ema_epochs * epochs / recipe.train.epochs,
+            "precision": "fp32",  # the faster one for this network on CPUs
+            "channels_last": True,
             "compile": False,
         },
     }
-    return configs.from_mapping(values, "benchmarks.choices", overrides)
+    for text in overrides:
+        values = merge(values, parse_override(text))
+    return configs.from_mapping(values, "benchmarks.choices")
 
 
 def scores_of(config: Config, name: str, runs: Path) -> tuple[float, float, float]:

@@ -19,7 +19,8 @@ _INTRODUCTION = """# Results
 Every experiment that this toolkit grew from: what was published, what its config
 (`comp run configs/coursework/NAME.yaml`) found here with the published recipe, and beside it what our recipe finds with
 the same network in no more epochs. Written by `python -m benchmarks.results` from the runs' own metrics;
-`python -m benchmarks.results run` makes the runs that are missing.
+`python -m benchmarks.results run` makes the runs that are missing. What was published does not say everything: the head of
+a config names what is our reading.
 
 Accuracies are on the test split, with the weights that were best on validation; the mean where several seeds ran.
 "Against" says `above`, or `within noise` where it is less than two standard errors of the difference of two tests of

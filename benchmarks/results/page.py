@@ -25,7 +25,8 @@ a config names what is our reading.
 Accuracies are on the test split, with the weights that were best on validation; the mean where several seeds ran.
 "Against" says `above`, or `within noise` where it is less than two standard errors of the difference of two tests of
 10,000 images below, else `below`. A run of fewer epochs than its config asks for is `partial` and compared to nothing.
-Minutes are the training's, wall clock: trainings ran one thread each, often beside other work, so they compare roughly.
+Minutes are the training's, wall clock: nearly all trainings ran one thread each (the head of a config
+says so), often beside other work, so they compare roughly.
 """
 
 

@@ -5,7 +5,7 @@
 The recipe is that file's own, but for what a CPU cannot hold: tf_efficientnet_lite0 (whose ImageNet weights can be had
 here) instead of resnext50_32x4d, fewer images, fewer epochs, so a shorter exponential average. Every arm leaves one
 choice out. Scores are those of the whole clean test and of a suite of 19 x 5 x 50 images, plain; differences of a point
-are noise with one seed. Prints Markdown, row by row; about five minutes a row on one core.
+are noise with one seed. Prints Markdown, row by row; ten minutes or more a row on one core.
 """
 
 import argparse

@@ -6,6 +6,7 @@
         ├── DataError      images, labels, archives, downloads
         ├── ModelError     names, stems, weights
         ├── RunError       run folders, checkpoints, predictions
+        │   └── NotFiniteError  logits of a network that has come apart
         ├── StudyError     a tuning study or its storage
         └── SubmissionError  a submission.csv or its format
     BaseException
@@ -36,6 +37,10 @@ class ModelError(UserError):
 
 class RunError(UserError):
     """A run folder, checkpoint or predictions file is missing, damaged or in use."""
+
+
+class NotFiniteError(RunError):
+    """A network's logits are infinite or no numbers."""
 
 
 class StudyError(UserError):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp import runs
-from comp.errors import RunError
+from comp.errors import NotFiniteError, RunError
 
 # What zipfile and numpy raise of bytes that nobody wrote: a flipped flag asks for a password or another compression, a
 # hostile header for more memory than there is.
@@ -88,11 +88,11 @@ def from_logits(
     """Return predictions from raw logits [N, C] float32.
 
     Raises:
-        RunError: a logit is not finite: the first such row is named.
+        NotFiniteError: a logit is not finite: the first such row is named.
     """
     broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(broken):
-        raise RunError(
+        raise NotFiniteError(
             f"predictions: {len(broken)} of {len(logits)} rows are not finite, first {ids[broken[0]]}; the weights or "
             "their precision are at fault: try train.precision=fp32"
         )

@@ -338,6 +338,15 @@ def test_a_training_goes_back_no_more_often_than_allowed(
     assert "not finite at step 2 of epoch 1" in result.err
 
 
+def test_weights_that_are_finite_only_just_are_gone_back_from(workplace: Path) -> None:
+    # Their loss is finite, or was before the step, and only the logits of validation are not.
+    run = pipeline.train(small("train.nan_retries=40", "optim.name=sgd", "optim.schedule=constant", "optim.lr=1e4"))
+    back = run.metrics()["rollbacks"]
+    assert any("logits of validation are not finite" in told for told in back)
+    assert rates(run)[-1] == pytest.approx(1e4 * 0.5 ** len(back))
+    assert all(np.isfinite(values).all() for values in weights_of(run).values())
+
+
 def test_a_return_survives_an_interruption(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small("train.nan_retries=1", "optim.schedule=constant", "optim.lr=1e-3")
     steps = itertools.count(1)

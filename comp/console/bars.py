@@ -3,16 +3,11 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from comp import signals
-
-if TYPE_CHECKING:
-    pass
-
 from comp.console.output import err
 
 _PLAIN_EVERY_SECONDS = 10.0  # between lines where stderr is a file

@@ -13,7 +13,7 @@ import contextlib
 import datetime
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,8 @@ from comp.errors import ConfigError, Interrupted, RunError, UserError
 from comp.models.classifier import Classifier
 from comp.progress import Progress
 from comp.runs import Run
+from comp.training.budget import Epochs, Pace
+from comp.training.schedules import Plan
 
 _Value = TypeVar("_Value")
 
@@ -82,6 +84,14 @@ class Alone:
         """Return what this process's work returns; the others begin when the leader has ended, and find its files."""
         return work()
 
+    def keep(self, pace: Pace) -> Pace:
+        """Return a pace whose plan is the same for all at every step."""
+        return pace
+
+    def stop(self, error: UserError | Interrupted) -> NoReturn:
+        """End with what all have met."""
+        raise error
+
     def meet(self) -> None:
         """Wait for all."""
 
@@ -102,8 +112,7 @@ class Team(Alone):
         """Refuse what a team cannot do.
 
         Raises:
-            ConfigError: batches that cannot be cut on even positions into equal shares, compiled steps, budgets,
-                going back.
+            ConfigError: batches that cannot be cut on even positions into equal shares.
         """
         batch_size = min(config.train.batch_size, len(dataset.train))
         if batch_size % (2 * self.size):
@@ -111,12 +120,6 @@ class Team(Alone):
                 f"train.batch_size: {self.size} processes share each batch in equal, even parts; expected a multiple "
                 f"of {2 * self.size}, found {batch_size}"
             )
-        if execution.compiled:
-            raise ConfigError("train.compile: several processes train uncompiled; use train.compile=false")
-        if config.train.budget:
-            raise ConfigError("train.budget: several processes would plan by clocks of their own; set train.epochs")
-        if config.train.nan_retries:
-            raise ConfigError("train.nan_retries: several processes cannot go back together; use 0")
 
     def prepare(self, model: Classifier, execution: Execution) -> None:
         """Synchronise batch norm on GPUs; names and weights stay."""
@@ -127,7 +130,7 @@ class Team(Alone):
 
     def forward(self, model: nn.Module, execution: Execution) -> Forward:
         """Return the model under DistributedDataParallel; see `_Together`."""
-        return _Together(model)
+        return _Together(model, execution)
 
     def share(self, order: Tensor, batch_size: int) -> tuple[Tensor, int]:
         """Return this process's part of every whole batch; pairs (2k, 2k + 1) stay together."""
@@ -151,7 +154,7 @@ class Team(Alone):
                 signum += stop.signum
             dist.all_reduce(signum, dist.ReduceOp.MAX)  # on the CPU: no device is waited for
             if signum.item():
-                self._stop(Interrupted(int(signum)))
+                self.stop(Interrupted(int(signum)))
 
         return call
 
@@ -164,6 +167,10 @@ class Team(Alone):
         found: list[_Value] = []
         self._told(lambda: found.append(work()) if self.leads else None)
         return found[0] if self.leads else work()
+
+    def keep(self, pace: Pace) -> Pace:
+        """Return the leader's pace for all; a number of epochs needs no telling."""
+        return pace if isinstance(pace, Epochs) else _Led(pace, self)
 
     def meet(self) -> None:
         """Wait for all."""
@@ -180,31 +187,85 @@ class Team(Alone):
                 told[1] = error
         dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
         if told[1] is not None:
-            self._stop(told[1])
+            self.stop(told[1])
         return told[0]
 
-    def _stop(self, error: UserError | Interrupted) -> None:
+    def stop(self, error: UserError | Interrupted) -> NoReturn:
         """End as all end; the leader alone says why."""
         if self.leads:
             raise error
         raise SystemExit(_SIGNAL + error.signum if isinstance(error, Interrupted) else _USER)
 
 
+class _Led:
+    """A `comp.training.budget.Pace` by the leader's clock, whose plan is told to all whenever it may have changed.
+
+    Args:
+        pace: the leader's is told what takes time; the others' only takes states back.
+        team: its processes.
+    """
+
+    def __init__(self, pace: Pace, team: Alone) -> None:
+        self._pace, self._team = pace, team
+        self.plan = pace.plan
+
+    def label(self, number: int) -> str:
+        """See `Pace`."""
+        return self._pace.label(number)
+
+    def begun(self) -> None:
+        """See `Pace`."""
+        self._pace.begun()
+
+    def stepped(self, step: int) -> None:
+        """See `Pace`."""
+        self._follow(lambda: self._pace.stepped(step))
+
+    def trained(self, step: int) -> None:
+        """See `Pace`."""
+        if self._team.leads:
+            self._pace.trained(step)
+
+    def ended(self, step: int) -> None:
+        """See `Pace`."""
+        self._follow(lambda: self._pace.ended(step))
+
+    def saved(self, seconds: float) -> None:
+        """See `Pace`."""
+        self._pace.saved(seconds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Pace`."""
+        return self._pace.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Pace`."""
+        self._pace.load_state_dict(state)
+        self.plan = self._pace.plan
+
+    def _follow(self, hear: Callable[[], None]) -> None:
+        def plan() -> Plan:
+            hear()
+            return self._pace.plan
+
+        self.plan = self._team.from_leader(plan)
+
+
 class _Together:
     """A model under DistributedDataParallel, wrapped anew whenever other parameters are trained."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, execution: Execution) -> None:
+        self._model, self._execution = model, execution
         self._trained: list[bool] = []
-        self._wrapped: nn.Module | None = None
+        self._wrapped: Forward | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         trained = [parameter.requires_grad for parameter in self._model.parameters()]
         if self._wrapped is None or trained != self._trained:
             self._wrapped = None  # takes its hooks off the parameters
-            self._wrapped, self._trained = DistributedDataParallel(self._model), trained
-        logits: Tensor = self._wrapped(images)
-        return logits
+            wrapped = DistributedDataParallel(self._model)
+            self._wrapped, self._trained = self._execution.training_forward(wrapped), trained
+        return self._wrapped(images)
 
 
 class Onlooker(Run):

@@ -4,7 +4,6 @@ Every draw is counted from (seed, epoch, sample), so that the state of a trainin
 cursor; a resumed run takes the same steps as an uninterrupted one, bit for bit on CPU.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,17 +15,17 @@ from torch import Tensor
 from comp import runs
 from comp.augment import mixing, per_batch
 from comp.data.loading import Batch
-from comp.errors import Interrupted, RunError
+from comp.errors import Interrupted, NotFiniteError
 from comp.imaging import draws
 from comp.models import weights, zoo
 from comp.progress import Progress, quiet
 from comp.training import (
     checkpoint,
     consistency,
+    divergence,
     losses,
     optim,
     resolution,
-    schedules,
     stepping,
     stopping,
 )
@@ -35,6 +34,7 @@ from comp.training.session import Session
 from comp.training.stopping import Stop
 from comp.training.tally import Tally
 from comp.training.timing import counted_randomness
+from comp.training.validation import Scores
 
 OnEpoch = Callable[["Epoch"], Stop | None]
 
@@ -83,10 +83,6 @@ class Epoch:
         return values | {f"ood_accuracy_{severity}": value for severity, value in by_severity.items()}
 
 
-class DivergedError(RunError):
-    """The loss or the weights are not finite any more."""
-
-
 def fit(
     session: Session, *, resume: bool = False, on_epoch: OnEpoch = lambda epoch: None, progress: Progress = quiet
 ) -> Cursor:
@@ -119,8 +115,8 @@ def fit(
             while (cursor.step or not session.is_over(cursor)) and not cursor.stopped:
                 try:
                     epoch = _epoch(session, cursor, saver, progress)
-                except DivergedError as error:
-                    _go_back(session, cursor, error)
+                except divergence.DivergedError as error:
+                    divergence.go_back(session, cursor, error)
                     session.pace.begun()
                     del rows[cursor.epoch :]
                     norms = _until(cursor.epoch, norms)
@@ -162,12 +158,17 @@ class _Saver:
         self._clock = self._saved = time.perf_counter()
 
     def is_due(self) -> bool:
-        waited = time.perf_counter() - self._saved
-        return self._session.team.leads and waited >= self._session.config.train.checkpoint_seconds
+        team, train = self._session.team, self._session.config.train
+        if train.nan_retries:  # a state is looked at before it is written, and all must go back where one does
+            return team.from_leader(lambda: self._waited() >= train.checkpoint_seconds)
+        return team.leads and self._waited() >= train.checkpoint_seconds
+
+    def _waited(self) -> float:
+        return time.perf_counter() - self._saved
 
     def save(self) -> None:
         """Write the state; refuse one that no resume could mend, so that the one before stays."""
-        _demand_finite_weights(self._session, self._cursor)
+        divergence.demand_finite_weights(self._session, self._cursor)
         now = time.perf_counter()
         self._cursor.seconds += now - self._clock
         self._clock = now
@@ -205,14 +206,13 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
         session.pace.stepped(session.taken(cursor))
     _read(session, cursor, tally)  # waits for the device: the epoch's one synchronisation
     session.pace.trained(session.taken(cursor))
-    _demand_finite_weights(session, cursor)
+    divergence.demand_finite_weights(session, cursor)
     trained_seconds = time.perf_counter() - began
     trained_images = (cursor.step - begun_at) * session.batch_size
-    last = session.is_over(cursor)
-    scores, averaged = session.team.from_leader(lambda: session.contest.end_epoch(cursor, number, progress, last=last))
+    scores, averaged = _scored(session, cursor, progress)
     epoch = Epoch(
         number=number,
-        lr=_rate(session, cursor, cursor.step - 1),
+        lr=session.rate(cursor, cursor.step - 1),
         train_loss=cursor.loss_sum / cursor.seen,
         train_accuracy=cursor.right_sum / cursor.seen,
         val_loss=scores.loss,
@@ -230,12 +230,27 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     return epoch
 
 
+def _scored(session: Session, cursor: Cursor, progress: Progress) -> tuple[Scores, float | None]:
+    """Return what the leader measures at the epoch's end; weights that are finite, but only just, diverge here."""
+
+    def end() -> tuple[Scores, float | None] | None:
+        try:
+            return session.contest.end_epoch(cursor, cursor.epoch + 1, progress, last=session.is_over(cursor))
+        except NotFiniteError:
+            return None  # that all hear of it: they go back together
+
+    found = session.team.from_leader(end)
+    if found is None:
+        raise divergence.diverged(session, cursor, "logits of validation are", max(cursor.step - 1, 0))
+    return found
+
+
 def _note(session: Session, cursor: Cursor, tally: Tally, steps_per_second: float) -> str:
     """Return what a bar shows of the epoch so far: speed, loss and accuracy as far as they are known, the rate."""
     loss, right, seen = tally.glance(cursor)
     known = f"loss {loss / seen:.2f} acc {100 * right / seen:.1f}% " if seen else ""
     speed = steps_per_second * session.batch_size
-    return f"{speed:,.0f} images/s {known}lr {_rate(session, cursor, cursor.step - 1):.0e}"
+    return f"{speed:,.0f} images/s {known}lr {session.rate(cursor, cursor.step - 1):.0e}"
 
 
 def step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
@@ -315,48 +330,11 @@ def _tell_halved(session: Session, cursor: Cursor, step: int) -> None:
     session.run.write_json("execution.json", {**recorded, "micro_batch": size})
 
 
-def _rate(session: Session, cursor: Cursor, step: int) -> float:
-    """Return the learning rate of a step of the current epoch, before any group's own factor."""
-    total_step = cursor.epoch * session.steps_per_epoch + step
-    return schedules.rate(total_step, session.pace.plan, session.config.optim) * cursor.rate_factor
-
-
 def _read(session: Session, cursor: Cursor, tally: Tally) -> None:
     """Bring the tally into the cursor; refuse to go on where a loss was not finite."""
     broken = tally.read(cursor)
     if broken is not None:
-        raise _diverged(session, cursor, "loss is", broken)
-
-
-def _demand_finite_weights(session: Session, cursor: Cursor) -> None:
-    tensors = [tensor for tensor in session.model.state_dict().values() if tensor.is_floating_point()]
-    largest = torch.stack([norm.float() for norm in torch._foreach_norm(tensors, math.inf)])
-    if not bool(largest.isfinite().all()):
-        raise _diverged(session, cursor, "weights are", max(cursor.step - 1, 0))
-
-
-def _diverged(session: Session, cursor: Cursor, what: str, step: int) -> DivergedError:
-    rate = _rate(session, cursor, step)
-    return DivergedError(
-        f"{session.run.path}: the {what} not finite at step {step + 1} of epoch {cursor.epoch + 1}, learning rate "
-        f"{rate:.2e}; nothing after the last checkpoint is kept; try a lower rate "
-        f"(optim.lr={session.config.optim.lr / 3:.1e}), a longer optim.warmup, optim.clip=norm, train.precision=fp32, "
-        "or train.nan_retries=2, which goes back and halves the rate by itself"
-    )
-
-
-def _go_back(session: Session, cursor: Cursor, error: DivergedError) -> None:
-    """Return to the last good state at half the rate, or pass the error on where that was done often enough."""
-    if len(cursor.rollbacks) >= session.config.train.nan_retries:
-        raise error
-    good = checkpoint.load(session.run.path / "state.pt", session.parts, session.execution.torch_device)
-    reason = str(error).partition(": ")[2].partition(";")[0]
-    good.rate_factor = cursor.rate_factor / 2
-    told = f"{reason}: back to step {good.step} of epoch {good.epoch + 1}, all rates times {good.rate_factor:g}"
-    good.rollbacks = [*cursor.rollbacks, told]
-    good.notes = [*cursor.notes, told]
-    good.seconds = cursor.seconds
-    vars(cursor).update(vars(good))  # whoever holds the cursor goes back too
+        raise divergence.diverged(session, cursor, "loss is", broken)
 
 
 def _agree(session: Session, cursor: Cursor) -> None:

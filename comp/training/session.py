@@ -20,7 +20,7 @@ from comp.models import averaging
 from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import budget, consistency, engine_choice, optim, resolution
+from comp.training import budget, consistency, engine_choice, optim, resolution, schedules
 from comp.training.budget import Pace
 from comp.training.checkpoint import Cursor, Stateful
 from comp.training.contest import Contest
@@ -95,6 +95,11 @@ class Session:
         """Return the steps taken since the training's first."""
         return cursor.epoch * self.steps_per_epoch + cursor.step
 
+    def rate(self, cursor: Cursor, step: int) -> float:
+        """Return the learning rate of a step of the current epoch, before any group's own factor."""
+        planned = schedules.rate(cursor.epoch * self.steps_per_epoch + step, self.pace.plan, self.config.optim)
+        return planned * cursor.rate_factor
+
     def is_over(self, cursor: Cursor) -> bool:
         """Tell whether the plan's last step is taken."""
         return self.taken(cursor) >= self.pace.plan.total_steps
@@ -167,7 +172,7 @@ def open_session(
         execution=execution,
         forward=team.forward(model, execution),
         team=team,
-        pace=budget.pace(config, dataset, run, execution, began=began),
+        pace=team.keep(budget.pace(config, dataset, run, execution, began=began)),
     )
 
 

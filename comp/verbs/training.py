@@ -89,16 +89,19 @@ def train(
 
     _one_of(CONFIG=config, resume=resume)
     with distributed.joined() as team:
+        # The others begin when the leader has read the same: what is wrong with it is told once.
+        wanted = team.leader_first(
+            lambda: run_folders.open_run(resume).config() if resume else _load_one(config, overrides)
+        )
         if not team.leads:
-            followed = run_folders.open_run(resume).config() if resume else _load_one(config, overrides)
-            pipeline.follow(followed, team, resume=resume is not None, runs_root=runs, progress=signals.progress)
+            pipeline.follow(wanted, team, resume=resume is not None, runs_root=runs, progress=signals.progress)
             return
         if resume:
             found = run_folders.open_run(resume)
             with console.bars() as progress:
                 pipeline.resume(found, on_epoch=console.print_epoch, progress=progress, team=team)
         else:
-            found, _ = _train(_load_one(config, overrides), config, None, runs, team)
+            found, _ = _train(wanted, config, None, runs, team)
     _print_end(found, found.metrics(), as_json)
 
 

@@ -121,7 +121,7 @@ def test_a_bad_probe_is_told(source: runs.Run, comp: Comp, arguments: list[str],
 
 def test_layer_decay_and_multipliers_hold_layers_back(workplace: Path, comp: Comp) -> None:
     slow = ["optim.layer_decay=0.3", "optim.name=sgd", "optim.lr=1e-2", "model.name=resnet18", "model.stem=cifar"]
-    plain = ["model.args={}", "train.epochs=1", "train.precision=bf16", "competition.ood_validation.severities=[]"]
+    plain = ["model.args={}", "train.epochs=1", "train.precision=fp32", "competition.ood_validation.severities=[]"]
     for name, more in (("whole", []), ("decayed", slow[:1]), ("fixed", ["optim.multipliers={'layer*': 0}"])):
         assert comp("train", "small.yaml", *slow[1:], *plain, *more, "--runs", name).code == 0
     found = {

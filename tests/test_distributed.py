@@ -15,7 +15,6 @@ import torch.distributed as dist
 from comp import config as configs
 from comp import pipeline, predictions, runs
 from comp.data.dataset import open_dataset
-from comp.device import Execution
 from comp.errors import ConfigError
 from comp.runs import Run
 from comp.training import distributed
@@ -189,9 +188,8 @@ def team() -> Iterator[distributed.Team]:
 
 def test_what_a_team_cannot_do_is_refused(workplace: Path, team: distributed.Team) -> None:
     odd = configs.load("small.yaml", ["train.batch_size=31"])
-    execution = Execution("cpu", "fp32", channels_last=False, threads=1)
     with pytest.raises(ConfigError, match=r"train\.batch_size: .* expected a multiple of 2, found 31"):
-        team.check(odd, open_dataset(odd), execution)
+        team.check(odd, open_dataset(odd))
 
 
 def test_a_command_for_one_process_is_refused_under_torchrun(

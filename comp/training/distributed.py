@@ -54,7 +54,7 @@ class Alone:
     words: tuple[int, ...] = ()
     """What sets this process's dropout apart from the others'."""
 
-    def check(self, config: Config, dataset: Dataset, execution: Execution) -> None:
+    def check(self, config: Config, dataset: Dataset) -> None:
         """Refuse what a team cannot do."""
 
     def prepare(self, model: Classifier, execution: Execution) -> None:
@@ -108,7 +108,7 @@ class Team(Alone):
         self.leads = self._rank == 0
         self.words = () if self.leads else (self._rank,)
 
-    def check(self, config: Config, dataset: Dataset, execution: Execution) -> None:
+    def check(self, config: Config, dataset: Dataset) -> None:
         """Refuse what a team cannot do.
 
         Raises:

@@ -11,7 +11,7 @@ from comp.training.session import Session
 
 
 class DivergedError(RunError):
-    """The loss or the weights are not finite any more."""
+    """The loss, the weights or the logits of validation are not finite any more."""
 
 
 def demand_finite_weights(session: Session, cursor: Cursor) -> None:

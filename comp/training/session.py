@@ -130,7 +130,7 @@ def open_session(
         progress: called while image files are decoded.
         team: the processes that train it together.
     """
-    team.check(config, dataset, execution)
+    team.check(config, dataset)
     began = time.perf_counter() if began is None else began
     if dataset.resident:
         val = dataset.val and dataset.val.decoded(progress)

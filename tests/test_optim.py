@@ -207,6 +207,22 @@ def test_a_block_that_ends_early_has_its_own_schedule_and_then_rests() -> None:
     assert all(parameter.grad is None for parameter in early["params"])
 
 
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_sgd_takes_parameters_that_begin_later_as_those_that_began_with_it(nesterov: bool) -> None:
+    early, late, alone = (nn.Parameter(torch.ones(2, 2)) for _ in range(3))
+    config = OptimConfig(name="sgd", lr=0.1, args={"nesterov": nesterov})
+    together = OPTIMIZERS["sgd"]([{"params": [early, late]}], config)
+    early.grad = torch.ones(2, 2)
+    together.step()
+    reference = torch.optim.SGD([alone], lr=0.1, momentum=config.momentum, nesterov=nesterov)
+    for _ in range(3):
+        for parameter in (early, late, alone):
+            parameter.grad = torch.full((2, 2), 2.0)
+        together.step()
+        reference.step()
+        assert torch.allclose(late, alone)
+
+
 def test_lookahead_interpolates_every_k_steps() -> None:
     weight = nn.Parameter(torch.tensor([1.0]))
     optimizer = Lookahead(torch.optim.SGD([weight], lr=0.1), k=2, alpha=0.5)

@@ -33,11 +33,28 @@ def adam(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
     return _construct(torch.optim.Adam, groups, config, betas=config.betas, fused=True)
 
 
+class LateStartSGD(torch.optim.SGD):
+    """torch's SGD where some parameters get their first gradient later than others (`model.unfreeze`).
+
+    torch's fused step refuses a list in which some parameters have a momentum and others do not. A momentum of zero is
+    what its first step starts from.
+    """
+
+    def step(self, closure: Any = None) -> Any:
+        """Take a step; see `torch.optim.SGD.step`."""
+        for group in self.param_groups:
+            states = [self.state[parameter] for parameter in group["params"] if parameter.grad is not None]
+            missing = [state.get("momentum_buffer") is None for state in states]
+            if any(missing) and not all(missing):
+                for parameter in group["params"]:
+                    if parameter.grad is not None and self.state[parameter].get("momentum_buffer") is None:
+                        self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return super().step(closure)
+
+
 def sgd(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
     """SGD with Nesterov momentum (Sutskever et al. 2013); `args: {nesterov: false}` for the classical one."""
-    return _construct(
-        torch.optim.SGD, groups, config, momentum=config.momentum, nesterov=config.momentum > 0, fused=True
-    )
+    return _construct(LateStartSGD, groups, config, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 
 def muon(groups: ParameterGroups, config: OptimConfig) -> Optimizer:

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from comp.config.messages import check_keys, explain
 from comp.config.tree import Config
 from comp.errors import ConfigError
-from comp.yaml_files import merge, parse_override, read_yaml
+from comp.yaml_files import dump_yaml, merge, parse_override, read_yaml
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
@@ -51,7 +50,7 @@ def dump(config: Config) -> str:
     values = config.model_dump(mode="json")
     # PyYAML writes line separators (U+0085, U+2028) as they are and then reads them as line ends.
     plain = json.dumps(values, ensure_ascii=False).isprintable()
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=plain, width=120)
+    return dump_yaml(values, allow_unicode=plain)
 
 
 def fingerprint(config: Config) -> str:

@@ -70,7 +70,7 @@ MISTAKES = {
     "not YAML": ("train: [", "a.yaml, line 1: not valid YAML"),
     "path in the name": ("competition: {name: ../up}", "competition.name: expected letters, digits"),
     "files without a folder": ("competition: {suite: {source: distortion_files}}", "competition.suite.path"),
-    "two mistakes": ("seed: x\ntrain: {epochs: x}", "(and 1 more to mend)"),
+    "two mistakes": ("seed: x\ntrain: {epochs: x}", "seed: expected a whole number"),
     "extends nothing": ("extends: bse.yaml", "bse.yaml: no such config file"),
     "extends itself": ("extends: a.yaml", "extends itself"),
 }
@@ -82,7 +82,7 @@ def test_a_mistake_is_told_in_one_message(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError) as error:
         read(tmp_path, text)
     assert message in str(error.value)
-    assert "\n" not in str(error.value)
+    assert str(error.value).count("\n") == (name == "two mistakes")  # a line each
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""What is said of a config that cannot be: the first mistake, where it stands, and how to mend it."""
+"""Error messages for invalid configs: every mistake, where it stands, and how to fix it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -21,28 +22,51 @@ def check_keys(tree: Mapping[str, Any], model: type[BaseModel], where: str, path
 
 
 def explain(error: ValidationError, values: Mapping[str, Any], where: str, overrides: Sequence[str]) -> str:
-    """Return one message for the first mistake, and how many more there are."""
+    """Return one message for all mistakes, each once, in the order of the config's sections."""
     details = error.errors(include_url=False)
-    first = details[0]
-    # Union branches append their own name to the path; the value's own path is its longest part that exists.
+    by_place: dict[tuple[Any, ...], list[Any]] = {}
+    for detail in details:
+        by_place.setdefault(tuple(_place(detail, values)), []).append(detail)
+    named = {text.partition("=")[0].strip() for text in overrides}
+    messages = [_mistake(keys, same, values, where, named) for keys, same in by_place.items()]
+    return "\n  ".join(messages)
+
+
+def _place(detail: Any, values: Mapping[str, Any]) -> list[Any]:
+    """Return the path of the value that is wrong: union branches append their own name to the path, which is no key."""
     keys: list[Any] = []
-    for key in first["loc"]:
+    for key in detail["loc"]:
         if _section(Config, keys) is None and _lookup(values, [*keys, key]) is None:
             break
         keys.append(key)
+    return keys
+
+
+def _mistake(
+    keys: Sequence[Any], details: Sequence[Any], values: Mapping[str, Any], where: str, named: Collection[str]
+) -> str:
+    """Return the message of one wrong value, or of a rule that several values of a section break together."""
     dotted = ".".join(str(key) for key in keys)
-    if any(text.partition("=")[0].strip() == dotted for text in overrides):
-        where = f"override '{dotted}'"
+    first = details[0]
     if first["type"] == "extra_forbidden":
-        message = _unknown_key(keys, where)
-    elif not keys:
-        message = f"{where}: {first['msg'].removeprefix('Value error, ')}"
-    else:
-        same = [d for d in details if tuple(d["loc"][: len(keys)]) == tuple(keys)]
-        expected = " or ".join(dict.fromkeys(_expected(d) for d in same))
-        message = f"{where}: {dotted}: expected {expected}, found {kind(_lookup(values, keys))}"
-    others = len({tuple(d["loc"][: max(1, len(keys))]) for d in details}) - 1
-    return f"{message} (and {others} more to mend)" if others else message
+        return _unknown_key(keys, _blamed(where, [dotted], named))
+    if first["type"] == "value_error":
+        rule = str(first["msg"]).removeprefix("Value error, ")
+        inside = [f"{dotted}.{field}" for field in _fields(keys) if re.search(rf"\b{field}\b", rule)]
+        return f"{_blamed(where, inside, named)}: {dotted}{'.' if dotted else ''}{rule}"
+    expected = " or ".join(dict.fromkeys(_expected(detail) for detail in details))
+    return f"{_blamed(where, [dotted], named)}: {dotted}: expected {expected}, found {kind(_lookup(values, keys))}"
+
+
+def _blamed(where: str, paths: Sequence[str], named: Collection[str]) -> str:
+    """Return what is at fault: the overrides that give these paths, or else the file."""
+    given = [path for path in paths if path in named]
+    return f"override '{', '.join(given)}'" if given else where
+
+
+def _fields(keys: Sequence[Any]) -> list[str]:
+    section = _section(Config, keys)
+    return list(section.model_fields) if section else []
 
 
 def _section(model: type[BaseModel], keys: Iterable[Any]) -> type[BaseModel] | None:

@@ -215,7 +215,7 @@ def probes(config: Config) -> Iterator[Config]:
                 yield lay(config, assemble(space, config, pick))
             except ConfigError as error:
                 reason = str(error).removeprefix("tune.space: ")
-                if not reason.startswith(entry.path):  # it may be meant to go with another knob
+                if not reason.startswith(f"{entry.path}: expected"):  # a rule: it may be meant to go with another knob
                     reason += "; a knob that belongs to a value of another says so: when: {other.path: value}"
                 raise ConfigError(f"tune.space: {entry.path}={value!r} would be refused: {reason}") from None
 

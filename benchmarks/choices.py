@@ -22,7 +22,6 @@ import comp
 from benchmarks.stems import read_cifar10
 from comp import config as configs
 from comp.config import Config
-from comp.runs import read_json
 from comp.yaml_files import merge, parse_override
 
 RECIPE = Path("configs/cifar100-ood/best_1gpu.yaml")
@@ -77,8 +76,10 @@ def scores_of(config: Config, name: str, runs: Path) -> tuple[float, float, floa
     """Train and return the accuracies on clean test and suite, and the seconds of training."""
     run = comp.train(config, name=name, runs=runs)
     comp.predict(run)
-    found = read_json(run.path / "metrics.json")
-    return found["test"]["accuracy"], found["suite"]["accuracy"], found["train_seconds"]
+    metrics = run.metrics()
+    assert metrics.test
+    assert metrics.suite
+    return metrics.test.scores["accuracy"].value, metrics.suite.scores["accuracy"].value, metrics.train_seconds
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ Makes run folders whose metrics.json are as long as real ones (19 x 5 blocks of 
 """
 
 import argparse
-import json
 import resource
 import statistics
 import subprocess
@@ -15,12 +14,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from comp import predictions
+from comp import predictions, runs
 from comp.competition.spec import DISTORTIONS, blocks
+from comp.run_metrics import AccuracyEstimate, RunMetrics, Score, SplitScores, WeightScores
 
 WAYS: dict[str, list[str]] = {
     "comp leaderboard": [],
@@ -33,15 +32,20 @@ WAYS: dict[str, list[str]] = {
 SHIFTED = blocks(range(19), (1, 3, 5), 100)
 
 
-def shifted(draws: np.random.Generator, severities: tuple[int, ...], images: int) -> dict[str, Any]:
-    """Return a suite's scores as metrics.json has them."""
+def shifted(draws: np.random.Generator, severities: tuple[int, ...], images: int) -> SplitScores:
+    """Return a suite's scores."""
     layout = blocks(range(19), severities, images)
     by_block = {block.name: float(draws.uniform(0.3, 0.9)) for block in layout}
-    return {
-        "accuracy": float(np.mean(list(by_block.values()))), "loss": 1.0, "metric": 0.5, "images": images * len(layout),
-        "by_severity": {str(severity): 0.5 for severity in severities},
-        "by_distortion": dict.fromkeys(DISTORTIONS, 0.5), "by_block": by_block,
-    }  # fmt: skip
+    return SplitScores(
+        images=images * len(layout), scores=both(float(np.mean(list(by_block.values())))),
+        by_severity={str(severity): 0.5 for severity in severities},
+        by_distortion=dict.fromkeys(DISTORTIONS, 0.5), by_block=by_block,
+    )  # fmt: skip
+
+
+def both(accuracy: float) -> dict[str, Score]:
+    """Return an accuracy, and a loss beside it."""
+    return {"accuracy": Score(value=accuracy), "log_loss": Score(value=1.0, higher_is_better=False)}
 
 
 def make(root: Path, count: int) -> None:
@@ -51,17 +55,14 @@ def make(root: Path, count: int) -> None:
         folder = root / "many" / f"20260101-{number // 3600:02d}{number // 60 % 60:02d}{number % 60:02d}-run"
         folder.mkdir(parents=True)
         suite = shifted(draws, (1, 2, 3, 4, 5), 10_000)
-        scores = {
-            "run": folder.name, "competition": "many", "metric": "accuracy", "model": f"resnet{number % 7}",
-            "parameters": 11_000_000 + number, "device": "cpu", "test_like": ["fog"], "train_seconds": 600.0,
-            "best": {
-                "val": {"accuracy": float(draws.uniform(0.6, 0.8)), "loss": 1.0, "metric": 0.5, "images": 5000},
-                "ood_val": shifted(draws, (1, 3, 5), 100),
-            },
-            "suite": suite, "expected": {"suite": {"accuracy": 0.6, "low": 0.5, "high": 0.7, "width": 0.2,
-            "by_block": suite["by_block"]}}, "submission": f"submissions/many-{number}.csv",
-        }  # fmt: skip
-        (folder / "metrics.json").write_text(json.dumps(scores, indent=2))
+        val = SplitScores(images=5000, scores=both(float(draws.uniform(0.6, 0.8))))
+        estimate = AccuracyEstimate(accuracy=0.6, low=0.5, high=0.7, width=0.2, by_block=suite.by_block)
+        runs.Run(folder).write_metrics(RunMetrics(
+            run=folder.name, competition="many", metric="accuracy", model=f"resnet{number % 7}",
+            parameters=11_000_000 + number, device="cpu", test_like=["fog"], train_seconds=600.0,
+            best=WeightScores(val=val, ood_val=shifted(draws, (1, 3, 5), 100)), suite=suite,
+            expected={"suite": estimate}, submission=f"submissions/many-{number}.csv",
+        ))  # fmt: skip
         (folder / "provenance.json").write_text("{}")
         (folder / "config.yaml").write_text("{}")
         if number < 200:
@@ -72,9 +73,10 @@ def save_predictions(folder: Path, draws: np.random.Generator) -> None:
     """Write predictions of shifted validation as large as metrics.json says."""
     (folder / "predictions").mkdir()
     count = sum(block.count for block in SHIFTED)
-    found = predictions.from_logits(
-        draws.normal(size=(count, 10)).astype(np.float32), ids=np.concatenate([block.ids() for block in SHIFTED]),
-        classes="abcdefghij", labels=np.arange(count) % 10, made_by={},
+    found = predictions.from_outputs(
+        draws.normal(size=(count, 10)).astype(np.float32), task="single_label",
+        ids=np.concatenate([block.ids() for block in SHIFTED]),
+        classes="abcdefghij", targets=np.arange(count) % 10, made_by={},
         blocks=[(block.name, block.count) for block in SHIFTED],
     )  # fmt: skip
     predictions.save(folder / "predictions" / "ood_val.npz", found)

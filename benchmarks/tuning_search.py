@@ -67,10 +67,13 @@ def measure(way: str, seed: int, given: argparse.Namespace, folder: Path) -> tup
     report = search.tune(config, name=name, runs_root=folder / name, pictures=False)
     best = next(row for row in report.trials if row["trial"] == report.recommended)
     loaded = predicting.load(runs.open_run(Path(best["run"])), open_dataset(config))
-    test = predicting.evaluate(loaded)["test"]["accuracy"]
+    scores = predicting.evaluate(loaded).test
+    assert scores is not None
+    test = scores.scores["accuracy"].value
     counts = report.counts
     return test, (
-        f"| {way} | {seed} | {counts['done']} | {counts['pruned']} | {counts['failed']} | {best['val_accuracy']:.4f} | "
+        f"| {way} | {seed} | {counts['done']} | {counts['pruned']} | {counts['failed']} | "
+        f"{best[report.metrics[0]]:.4f} | "
         f"{test:.4f} |"
     )
 

@@ -13,7 +13,7 @@ from comp import combining, config, pipeline, predicting
 from comp.config import Config
 from comp.predictions import Predictions
 from comp.progress import Progress, quiet
-from comp.runs import Run
+from comp.runs import Run, open_run
 
 __all__ = ["Run", "ensemble", "load_config", "predict", "train"]
 
@@ -27,11 +27,13 @@ def load_config(path: Path | str, *overrides: str) -> Config:
     return config.load(path, overrides)
 
 
-def train(config: Config, *, name: str = "run", runs: Path | str = "runs", progress: Progress = quiet) -> Run:
+def train(
+    config: Config | Path | str, *, name: str = "run", runs: Path | str = "runs", progress: Progress = quiet
+) -> Run:
     """Train, keep the best weights, score them on validation and on the labelled test; return the complete run.
 
     Args:
-        config: what to train.
+        config: what to train: a config, or a YAML file's path.
         name: of the run's folder, after the time.
         runs: where run folders are made.
         progress: called at every step.
@@ -39,6 +41,7 @@ def train(config: Config, *, name: str = "run", runs: Path | str = "runs", progr
     Raises:
         UserError: anything wrong with config, data or disk.
     """
+    config = config if isinstance(config, Config) else load_config(config)
     dataset = pipeline.prepare(config, Path(runs), progress)
     run = pipeline.train(config, name=name, runs_root=Path(runs), dataset=dataset, progress=progress)
     predicting.evaluate(predicting.load(run, dataset, progress), progress)
@@ -46,12 +49,17 @@ def train(config: Config, *, name: str = "run", runs: Path | str = "runs", progr
 
 
 def predict(
-    run: Run, *, split: str = "suite", views: str | None = None, adapt: str | None = None, progress: Progress = quiet
+    run: Run | Path | str,
+    *,
+    split: str = "suite",
+    views: str | None = None,
+    adapt: str | None = None,
+    progress: Progress = quiet,
 ) -> Predictions:
     """Return a run's predictions of a split, stored in its folder and scored in its metrics.json.
 
     Args:
-        run: a complete run.
+        run: a complete run, or its folder.
         split: `suite`, `test`, `val` or `ood_val`.
         views: `none`, `flip`, `shift`, `flip_shift`, `ten_crop` or `dihedral`; None: the run's own.
         adapt: `none`, `bn` or `tent`; None: the run's own.
@@ -60,20 +68,24 @@ def predict(
     Raises:
         UserError: no such split, or the rules forbid the adaptation.
     """
-    loaded = predicting.load(run, progress=progress)
+    loaded = predicting.load(_opened(run), progress=progress)
     variant = predicting.variant_for(loaded, {"views": views, "adapt": adapt})
     return predicting.predict_split(loaded, predicting.images_of(loaded, split), split, progress, variant=variant)
 
 
-def ensemble(members: Sequence[Run], *, method: str = "mean", runs: Path | str = "runs") -> Run:
+def ensemble(members: Sequence[Run | Path | str], *, method: str = "mean", runs: Path | str = "runs") -> Run:
     """Combine trained runs into one, scored, stored and submitted like any other.
 
     Args:
-        members: complete runs of one competition.
+        members: complete runs of one competition, or their folders.
         method: a row of `comp.ensembling.methods.METHODS`.
         runs: where its folder is made.
 
     Raises:
         UserError: members that do not fit each other, or an unknown method.
     """
-    return combining.ensemble(list(members), method=method, runs_root=Path(runs))
+    return combining.ensemble([_opened(member) for member in members], method=method, runs_root=Path(runs))
+
+
+def _opened(run: Run | Path | str) -> Run:
+    return run if isinstance(run, Run) else open_run(Path(run))

@@ -84,7 +84,7 @@ def demand_own(run: Run, sha256: str) -> None:
     Raises:
         RunError: naming both hashes.
     """
-    wanted = run.metrics().get("weights_sha256", sha256) if run.is_complete() else sha256
+    wanted = (run.metrics().weights_sha256 if run.is_complete() else "") or sha256
     if sha256 != wanted:
         raise RunError(
             f"{run.weights_path()}: expected sha256 {wanted}, as the run ended with, found {sha256}; the file is "

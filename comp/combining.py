@@ -1,28 +1,61 @@
 """`comp ensemble RUN...`: trained runs combined by their predictions, scored and stored like any run."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from comp import config as configs
-from comp import predicting, predictions, runs
+from comp import gathering, metrics, pipeline, predicting, predictions, runs
 from comp.competition import submission, submitting
+from comp.competition.spec import Competition
 from comp.config import Config, PredictConfig
 from comp.data.dataset import Dataset, open_dataset
-from comp.ensembling import methods, table
-from comp.ensembling.methods import Fitted, Task
+from comp.ensembling import members, methods, scoring, table
+from comp.ensembling.members import Sample
+from comp.ensembling.methods import FitData, Fitted, Method
+from comp.ensembling.scoring import Decider, Scorer
 from comp.ensembling.table import Comparison, CrossFitted
 from comp.errors import ConfigError, unknown
-from comp.gathering import SELECTIONS, Gathered, gather
+from comp.gathering import SELECTIONS, Gathered
 from comp.inference import expectation
+from comp.predictions import Predictions
 from comp.progress import Progress, quiet
+from comp.run_metrics import AccuracyEstimate, RunMetrics, WeightScores
 from comp.runs import Run
+from comp.tasks import TASKS
 
 _FOLDS = 5
+
+
+@dataclass(frozen=True)
+class _Combination:
+    """A method fitted on members.
+
+    Attributes:
+        method: its name.
+        split: what it was fitted and compared on; None where the members share no validation.
+        whole: fitted on all of that.
+        crossed: fitted fold by fold; None likewise.
+        decider: which thresholds decide.
+    """
+
+    method: str
+    split: str | None
+    whole: Fitted
+    crossed: CrossFitted | None
+    decider: Decider
+
+    def of(self, split: str, sample: Sample, made_by: Mapping[str, Any], progress: Progress = quiet) -> Predictions:
+        """Return the ensemble's predictions of a split, of validation those that are not fitted on their own rows."""
+        if split in SELECTIONS and self.crossed is not None:
+            combined = table.out_of_fold(self.crossed, sample, made_by)
+        else:
+            combined = table.combine(self.whole, sample, made_by, progress)
+        return self.decider.decide(split, combined, sample)
 
 
 def ensemble(
@@ -54,45 +87,80 @@ def ensemble(
     Raises:
         UserError: unknown names, runs that are not alike, not complete or damaged, a submission that is there already.
     """
-    chosen = methods.method(method, also=("soup",))
     if output is not None:
         submission.demand_free(output, force=force)
-    work = gather(trained, given or {}, progress)
+    gathering.demand_one_competition(trained)
+    first = trained[0].metrics()
+    chosen = methods.method(method, TASKS[first.task])
+    work = gathering.gather(trained, given or {}, progress)
     split = _selection(select_on, work, learns=chosen.learns, method=method)
-    config = work.runs[0].config()
-    classes = work.runs[0].provenance()["classes"]
-    score = table.scorer(config.competition.metric, classes)
-    if split is None:
-        whole, crossed, compared = chosen.plain(len(work.groups), len(classes)), None, None
-    else:
-        sample = work.sample(split)
-        whole = chosen.fit(Task(sample.stack(), sample.labels, sample.images, score))
-        count = folds or min(_FOLDS, len(np.unique(sample.images)))
-        crossed = table.cross_fit(chosen, sample, count, score, progress)
-        held_out = table.out_of_fold(crossed, sample, {})
-        compared = table.compare(split, sample, crossed, whole, held_out, config.competition.metric)
+    score = Scorer(first.metric, trained[0].provenance()["classes"], first.task)
+    combination = _fit(chosen, method, split, work, score, folds, progress)
+    compared = _compare(combination, work.sample(split), first.metric) if split is not None else None
+    config = trained[0].config()
     dataset = open_dataset(config, progress)
     result = runs.create(runs_root, _plainly(config), f"{method}-ensemble", _provenance(work, config))
     with result.writing():
-        made_by = _made_by(work, result, method, whole)
-        scores = _store(work, result, made_by, whole, crossed, progress)
-        described = _described(work, result, config, method, split, scores)
-        result.write_json("metrics.json", {**described, **({"ensemble": compared.to_json()} if compared else {})})
+        made_by = _made_by(work, result, combination)
+        scores = _store(work, result, made_by, combination, first.metric, progress)
+        described = _described(work, result, combination, dataset.competition)
+        result.write_metrics(described.model_copy(update={**scores, "ensemble": _noted(compared, work.note)}))
     if "suite" in work.splits:
         _submit(result, dataset, made_by, output, force)
     return result
 
 
+def _noted(compared: Comparison | None, note: str) -> dict[str, Any]:
+    return {**(compared.to_json() if compared else {}), **({"note": note} if note else {})}
+
+
+def _fit(
+    method: Method, name: str, split: str | None, work: Gathered, score: Scorer, folds: int | None, progress: Progress
+) -> _Combination:
+    """Return a method fitted on the members' validation, or one that learns nothing where they share none."""
+    metric, calibrated = score.metric, method.calibrated
+    if split is None:
+        sample = work.sample(work.splits[0])
+        plain = method.plain(len(work.groups), len(score.classes), sample.space)
+        return _Combination(name, None, plain, None, Decider(metric, calibrated=calibrated))
+    sample = work.sample(split)
+    score = replace(score, classes=sample.members[0].classes)
+    whole = method.fit(FitData(sample.stack(), sample.space, sample.targets, sample.images, score))
+    count = folds or min(_FOLDS, len(np.unique(sample.images)))
+    crossed = table.cross_fit(method, sample, count, score, progress)
+    # Clean validation tunes the thresholds where there is any, as it does for a single run.
+    tuned_on = "val" if "val" in work.splits else split
+    held_out = table.out_of_fold(crossed, sample if tuned_on == split else work.sample(tuned_on), {})
+    return _Combination(name, split, whole, crossed, scoring.tuned(metric, tuned_on, held_out, calibrated=calibrated))
+
+
+def _compare(combination: _Combination, sample: Sample, metric: str) -> Comparison:
+    assert combination.split is not None
+    assert combination.crossed is not None
+    held_out = combination.of(combination.split, sample, {})
+    return table.compare(combination.split, sample, combination.crossed, combination.whole, held_out, metric)
+
+
 def _selection(select_on: str | None, work: Gathered, *, learns: bool, method: str) -> str | None:
-    """Return what is fitted on; None where there is nothing and nothing is learnt."""
+    """Return what is fitted on; None where the members share no validation and nothing is learnt."""
     if select_on is not None and select_on not in SELECTIONS:
         raise ConfigError(f"--select-on: {unknown('split', select_on, SELECTIONS)}")
+    if select_on is not None and select_on in work.differing:
+        raise ConfigError(
+            f"--select-on {select_on}: the runs were validated on different images; {work.cure}, or take --method mean "
+            "without --select-on"
+        )
     if select_on is not None and select_on not in work.splits:
         raise ConfigError(f"--select-on {select_on}: not every run has it; see data.validation and ood_validation")
-    found = select_on or next((split for split in SELECTIONS if split in work.splits), None)
-    if found is None and learns:
-        raise ConfigError(f"--method {method}: learns from validation, and not every run has one; take mean")
-    return found
+    split = select_on or next((split for split in SELECTIONS if split in work.splits), None)
+    if split is None and learns:
+        reason = (
+            f"the runs were validated on different images; {work.cure}"
+            if work.differing
+            else "not every run has one; set data.validation"
+        )
+        raise ConfigError(f"--method {method}: learns from validation, and {reason}, or take --method mean")
+    return split
 
 
 def _plainly(config: Config) -> Config:
@@ -110,18 +178,19 @@ def _provenance(work: Gathered, config: Config) -> dict[str, Any]:
         "first_weights": "",
         **{name: first[name] for name in inherited},
         "members": [run.name for run in work.runs],
+        **({"ensemble_note": work.note} if work.note else {}),
     }
 
 
-def _made_by(work: Gathered, result: Run, method: str, whole: Fitted) -> dict[str, Any]:
+def _made_by(work: Gathered, result: Run, combination: _Combination) -> dict[str, Any]:
     """Return what the result's predictions are made by: every member with its weights, views, adaptation and share."""
-    told = []
-    shares = whole.weights or (None,) * len(work.groups)
+    sources = []
+    shares = combination.whole.weights or (None,) * len(work.groups)
     for group, share in zip(work.groups, shares, strict=True):
         for run in group.runs:
             paths = work.stored[run.path]
             config = run.config()
-            told.append(
+            sources.append(
                 {
                     **(predictions.made_by(paths.get("suite") or next(iter(paths.values()))) or {}),
                     "run": run.name,
@@ -131,13 +200,13 @@ def _made_by(work: Gathered, result: Run, method: str, whole: Fitted) -> dict[st
                     "weight": None if share is None else share / len(group.runs),
                 }
             )
-    digests = "\n".join(f"{member.get('weights_sha256')} {member['weight']}" for member in told)
+    digests = "\n".join(f"{member.get('weights_sha256')} {member['weight']}" for member in sources)
     return {
         "run": result.name,
-        "ensemble": method,
-        "members": told,
-        "weights_sha256": runs.sha256_of(f"{method}\n{digests}".encode()),
-        "transductive": any(member.get("transductive") for member in told),
+        "ensemble": combination.method,
+        "members": sources,
+        "weights_sha256": runs.sha256_of(f"{combination.method}\n{digests}".encode()),
+        "transductive": any(member.get("transductive") for member in sources),
     }
 
 
@@ -145,82 +214,75 @@ def _store(
     work: Gathered,
     result: Run,
     made_by: Mapping[str, Any],
-    whole: Fitted,
-    crossed: CrossFitted | None,
+    combination: _Combination,
+    metric: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write the result's predictions, one split in memory at a time; return their scores and expectations."""
-    scores: dict[str, Any] = {"val": {}, "ood_val": {}}
+    """Write the result's predictions, one split in memory at a time; return their scores as RunMetrics has them."""
+    scores: dict[str, Any] = {}
     images: dict[str, NDArray[np.str_]] = {}
-    metric, calibration = result.config().competition.metric, None
+    calibration = None
     for split in work.splits:
         sample = work.sample(split)
-        if split in SELECTIONS and crossed is not None:
-            found = table.out_of_fold(crossed, sample, made_by)
-        else:
-            found = table.combine(whole, sample, made_by, progress)
-        predictions.save(result.predictions_path(split), found)
-        scores[split] = predicting.scores_of(found, metric)
+        combined = combination.of(split, sample, made_by, progress)
+        predictions.save(result.predictions_path(split), combined)
+        scores[split] = predicting.scores_of(combined, metric)
         if split == "val":
             images["val"] = sample.images
         if split == "ood_val":
-            images["ood_val"] = sample.images[: int(found.block_sizes[0])]
-            calibration = expectation.calibrate(found)
+            images["ood_val"] = sample.images[: int(combined.block_sizes[0])]
+            calibration = expectation.calibrate(combined)
         if split == "suite" and calibration is not None:
-            scores["expected"] = {"suite": expectation.expect(found, calibration).to_json()}
-    result.write("split.npz", partial(_savez, arrays={"train": np.array([], np.str_), **images}))
-    return scores
+            estimate = expectation.expect(combined, calibration).to_json()
+            scores["expected"] = {"suite": AccuracyEstimate.model_validate(estimate)}
+    runs.write_arrays(result.path / "split.npz", {"train": np.array([], np.str_), **images})
+    return {"best": WeightScores(val=scores.pop("val", None), ood_val=scores.pop("ood_val", None)), **scores}
 
 
-def _savez(file: BinaryIO, arrays: Mapping[str, NDArray[np.str_]]) -> None:
-    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes its own flag for a keyword array
-
-
-def _described(
-    work: Gathered, result: Run, config: Config, method: str, split: str | None, scores: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return metrics.json: what costs time and space is the sum of the members'."""
-    theirs = [run.metrics() for run in work.runs]
-    best = {name: scores[name] for name in SELECTIONS if scores[name]}
-    return {
-        "run": result.name,
-        "competition": config.competition.name,
-        "metric": config.competition.metric,
-        "config_hash": configs.fingerprint(result.config()),
-        "model": f"{method} of {len(work.runs)} runs",
-        "parameters": sum(found["parameters"] for found in theirs),
-        "first_weights": "",
-        "device": ", ".join(sorted({found["device"] for found in theirs})),
-        "precision": ", ".join(sorted({found["precision"] for found in theirs})),
-        "compiled": False,
-        "selected_by": split or "",
-        "epochs": 0,
-        "stopped": "",
-        "best_epoch": 0,
-        "train_seconds": round(sum(found["train_seconds"] for found in theirs), 2),
-        "test_like": sorted({name for found in theirs for name in found["test_like"]}),
-        "final": {},
-        "best": best,
-        **{name: scores[name] for name in ("test", "suite", "expected") if scores.get(name)},
-    }
+def _described(work: Gathered, result: Run, combination: _Combination, competition: Competition) -> RunMetrics:
+    """Return the metrics of the result before its scores: what costs time and space is the sum of the members'."""
+    sources = [run.metrics() for run in work.runs]
+    described = pipeline.describe(
+        result, competition, "ensemble" if len(work.groups) > 1 else "fold_group",
+        model=f"{combination.method} of {len(work.runs)} runs", parameters=sum(source.parameters for source in sources),
+    )  # fmt: skip
+    thresholds = combination.decider.thresholds
+    return described.model_copy(
+        update={
+            "device": ", ".join(sorted({source.device for source in sources})),
+            "precision": ", ".join(sorted({source.precision for source in sources})),
+            "selected_by": combination.split or "",
+            "train_seconds": round(sum(source.train_seconds for source in sources), 2),
+            "test_like": sorted({name for source in sources for name in source.test_like}),
+            "thresholds": [] if thresholds is None else thresholds.tolist(),
+        }
+    )
 
 
 def _submit(result: Run, dataset: Dataset, made_by: Mapping[str, Any], output: Path | None, force: bool) -> None:
-    found = predictions.load(result.predictions_path("suite"))
+    """Write the submission in the format of the first member's data as they are now, classes matched by name."""
+    stored = predictions.load(result.predictions_path("suite"))
+    problem = f"{dataset.competition.name}: the first member's data have other classes now than it was trained on"
+    ordered = members.in_order(stored, dataset.competition.classes, problem)
     path = output or predicting.default_submission(result.config())
     trace = {
         "weights_sha256": made_by["weights_sha256"],
         "seed": [member["seed"] for member in made_by["members"]],
         "members": made_by["members"],
     }
-    submitting.submit(result, found, dataset.competition, path, trace=trace, training=dataset.train.labels, force=force)
+    submitting.submit(
+        result, ordered, dataset.competition, path, trace=trace, training=dataset.train.labels, force=force
+    )
 
 
 def comparison(run: Run) -> Comparison | None:
     """Return an ensemble beside its members, as its metrics.json has it; None where nothing could be compared."""
-    values = run.metrics().get("ensemble")
-    if not values or "members" not in values or "gain" not in values:
+    stored = run.metrics()
+    values = {key: value for key, value in (stored.ensemble or {}).items() if key != "note"}
+    if "members" not in values or "gain" not in values:
         return None
     rows = {name: table.Row(**values[name]) for name in ("best_single", "ensemble")}
+    gained = metrics.metric(stored.metric).as_maximize(rows["ensemble"].metric - rows["best_single"].metric)
+    version_1 = {"metric": stored.metric, "metric_gain": gained, "metric_gain_error": None}
     parts = tuple(table.Row(**row) for row in values["members"])
-    return Comparison(**{**values, **rows, "members": parts})
+    return Comparison(**{**version_1, **values, **rows, "members": parts})

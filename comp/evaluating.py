@@ -1,4 +1,4 @@
-"""`comp evaluate RUN`: all that labelled predictions tell, as evaluation.json and pictures in the run."""
+"""`comp evaluate RUN`: what labelled predictions show, as evaluation.json and plots in the run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from comp import diagnosis, plots, predicting, predictions
 from comp.data.splits import Split
-from comp.errors import RunError
+from comp.errors import ConfigError, RunError
 from comp.inference.variants import Variant, variant_of
 from comp.predicting import Loaded
 from comp.predictions import Predictions
@@ -19,43 +19,77 @@ _PICTURED_MISTAKES = 30
 
 
 def evaluate(
-    loaded: Loaded, progress: Progress = quiet, *, variant: Variant | None = None, baseline: Run | None = None
+    run: Run, given: Mapping[str, Any] | None = None, *, baseline: Run | None = None, progress: Progress = quiet
 ) -> dict[str, Any]:
-    """Predict the clean labelled test split, where there is one, and diagnose what is predicted and labelled.
+    """Diagnose all that a run predicted and has labels for, and write evaluation.json and its plots.
 
-    Validation and the suite are taken from the disk, as the run predicts them by itself.
+    A run with weights predicts the clean labelled test split first. Validation and the suite, and all of an ensemble
+    or a probe, which have no weights, are the predictions that lie on the disk.
 
     Args:
-        loaded: a complete run.
+        run: complete.
+        given: fields of `predict` in place of the run's own, for the test split; None keeps the run's.
+        baseline: a run with a scored suite, or shifted validation, of the same blocks: errors are relative to its.
         progress: called after every batch.
-        variant: views and adaptation of the test split; None: the config's.
-        baseline: a run with a scored suite, or shifted validation, of the same blocks: errors are told relative to its.
 
     Returns:
         What evaluation.json holds: split -> values of `diagnosis.diagnose`, and `by_block` where it has blocks; and
         `mean_corruption_error` with the baseline's name where one was given.
 
     Raises:
-        ConfigError: the rules forbid the adaptation.
+        ConfigError: the rules forbid the adaptation, or a run without weights cannot be predicted in another way.
         RunError: nothing is labelled, or the baseline has no such blocks.
+    """
+    given = {name: value for name, value in (given or {}).items() if value is not None}
+    if run.has_weights():
+        loaded = predicting.load(run, progress=progress)
+        return evaluate_loaded(loaded, progress, variant=predicting.variant_for(loaded, given), baseline=baseline)
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(
+            f"{options}: {run.path} has no weights to predict with, only stored predictions; leave it out, or evaluate "
+            "its members"
+        )
+    return _evaluate(run, _stored(run, {"suite": run.metrics().variant, "test": run.metrics().variant}), {}, baseline)
+
+
+def evaluate_loaded(
+    loaded: Loaded, progress: Progress = quiet, *, variant: Variant | None = None, baseline: Run | None = None
+) -> dict[str, Any]:
+    """Diagnose a run whose weights and data are loaded; see `evaluate`.
+
+    Args:
+        loaded: a complete run.
+        progress: called after every batch.
+        variant: views and adaptation of the test split; None: the config's.
+        baseline: see `evaluate`.
     """
     predicting.evaluate(loaded, progress, variant=variant)
     own = variant_of(loaded.config.predict).suffix
-    suffixes = {"test": own if variant is None else variant.suffix, "suite": own}
-    found: dict[str, Predictions] = {}
-    for name in _SPLITS:
-        path = loaded.run.predictions_path(name + suffixes.get(name, ""))
-        if path.exists() and (read := predictions.load(path)).labels is not None:
-            found[path.stem] = read
-    if not found:
-        raise RunError(f"{loaded.run.path}: nothing that it predicted has labels, so there is nothing to evaluate")
-    values: dict[str, Any] = {name: _diagnosed(read) for name, read in found.items()}
+    stored = _stored(loaded.run, {"test": own if variant is None else variant.suffix, "suite": own})
+    return _evaluate(loaded.run, stored, {"val": loaded.dataset.val, "test": loaded.dataset.test}, baseline)
+
+
+def _stored(run: Run, suffixes: Mapping[str, str]) -> dict[str, Predictions]:
+    """Return the labelled predictions on the disk by their file's name."""
+    paths = [run.predictions_path(name + suffixes.get(name, "")) for name in _SPLITS]
+    read = {path.stem: predictions.load(path) for path in paths if path.exists()}
+    labelled = {name: found for name, found in read.items() if found.targets is not None}
+    if not labelled:
+        raise RunError(f"{run.path}: nothing that it predicted has labels, so there is nothing to evaluate")
+    return labelled
+
+
+def _evaluate(
+    run: Run, stored: Mapping[str, Predictions], splits: Mapping[str, Split | None], baseline: Run | None
+) -> dict[str, Any]:
+    values: dict[str, Any] = {name: _diagnosed(found) for name, found in stored.items()}
     if baseline is not None:
         values["mean_corruption_error"] = _relative(values, baseline)
-    with loaded.run.writing():
-        loaded.run.write_json(diagnosis.FILE, values)
-        for name, read in found.items():
-            _draw(loaded, name, read, values[name])
+    with run.writing():
+        run.write_json(diagnosis.FILE, values)
+        for name, found in stored.items():
+            _draw(run, name, found, values[name], splits.get(name.partition("+")[0]))
     return values
 
 
@@ -77,23 +111,17 @@ def _relative(values: Mapping[str, Any], baseline: Run) -> dict[str, Any]:
     return {"value": value, "split": shifted[-1], "baseline": baseline.name}
 
 
-def _draw(loaded: Loaded, name: str, found: Predictions, values: Mapping[str, Any]) -> None:
-    run, calibration = loaded.run, values["calibration"]
-    plots.confusion(run.plot_path(f"confusion-{name}"), np.array(values["confusion"]), found.classes)
+def _draw(run: Run, name: str, found: Predictions, values: Mapping[str, Any], split: Split | None) -> None:
+    calibration = values["calibration"]
+    if "confusion" in values:
+        plots.confusion(run.plot_path(f"confusion-{name}"), np.array(values["confusion"]), found.classes)
     plots.reliability(run.plot_path(f"reliability-{name}"), calibration["bins"], calibration["ece"])
     if "by_block" in values:
         plots.blocks(run.plot_path(f"blocks-{name}"), *diagnosis.grid(values["by_block"]))
-    split = {"val": loaded.dataset.val, "test": loaded.dataset.test}.get(name.partition("+")[0])
-    if split is not None:
-        _draw_mistakes(run, name, split, found)
-
-
-def _draw_mistakes(run: Run, name: str, split: Split, found: Predictions) -> None:
-    rows = diagnosis.worst(found, _PICTURED_MISTAKES)
-    if not len(rows):
+    if split is None:
         return
-    labels, sure = found.labels, diagnosis.confidences(found)
-    assert labels is not None
-    titles = [f"{found.classes[labels[row]]}: {found.classes[found.top1[row]]} {100 * sure[row]:.0f}%" for row in rows]
-    images = np.stack([split.images[int(row)] for row in rows])
-    plots.image_grid(run.plot_path(f"mistakes-{name}"), images, titles, columns=6)
+    rows = diagnosis.worst(found, _PICTURED_MISTAKES)
+    if len(rows):
+        titles = [diagnosis.mistake_title(found, int(row)) for row in rows]
+        images = np.stack([split.images[int(row)] for row in rows])
+        plots.image_grid(run.plot_path(f"mistakes-{name}"), images, titles, columns=6)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from comp import predictions
 from comp.errors import RunError
 from comp.leaderboard import Row
+from comp.predictions import Targets
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,13 @@ class Answers:
     """Which rows a run gets right."""
 
     ids: NDArray[np.str_]
-    labels: NDArray[np.int64]
+    targets: Targets
     right: NDArray[np.bool_]
     images: NDArray[np.int64]
 
     def same_images(self, other: "Answers") -> bool:
         """Tell whether two runs were asked the same."""
-        return np.array_equal(self.ids, other.ids) and np.array_equal(self.labels, other.labels)
+        return np.array_equal(self.ids, other.ids) and np.array_equal(self.targets, other.targets)
 
 
 def read_answers(row: Row, name: str) -> Answers | None:
@@ -32,9 +33,9 @@ def read_answers(row: Row, name: str) -> Answers | None:
         found = predictions.load_answers(Path(row.run) / "predictions" / f"{name}{suffix}.npz")
     except RunError:  # a run may be moved or thinned out; its scores count as ever
         return None
-    if found.labels is None:
+    if found.targets is None or found.correct is None:
         return None
-    return Answers(found.ids, found.labels, found.top1 == found.labels, found.images)
+    return Answers(found.ids, found.targets, found.correct, found.images)
 
 
 def read_lines(path: str) -> list[bytes]:

@@ -5,7 +5,7 @@ seen it, everything else by the mean of all folds' networks.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from comp import config as configs
 from comp import predicting, predictions, runs
 from comp.competition import rules
 from comp.config import Config
-from comp.ensembling import members, methods, table
+from comp.ensembling import members, methods, scoring, table
 from comp.ensembling.members import Sample
 from comp.errors import RunError
 from comp.inference.variants import laid_on
@@ -48,23 +48,52 @@ class Gathered:
     Attributes:
         groups: the members.
         stored: run's folder -> split -> file of its predictions.
-        splits: those that every run has.
+        splits: those that every run has; of validation, those that show the same images.
+        differing: validation splits that every run has, with different images.
     """
 
     groups: tuple[Group, ...]
     stored: Mapping[Path, Mapping[str, Path]]
     splits: tuple[str, ...]
+    differing: tuple[str, ...] = ()
 
     @property
     def runs(self) -> list[Run]:
         """All runs, group by group."""
         return [run for group in self.groups for run in group.runs]
 
+    @property
+    def note(self) -> str:
+        """Which validation the ensemble goes without, and why; empty where it has all of its members'."""
+        agreed = [split for split in SELECTIONS if split in self.splits]
+        if self.differing and agreed:
+            return f"{self.differing[0]} is left out: its images differ between the members; {agreed[0]} is used"
+        if self.differing:
+            return f"no validation score: the members were validated on different images; {self.cure} to get one"
+        if not agreed:
+            blind = [run.name for run in self.runs if not self.stored[run.path].keys() & set(SELECTIONS)]
+            return f"no validation score: {f'{blind[0]} has' if blind else 'the members share'} no validation split"
+        return ""
+
+    @property
+    def cure(self) -> str:
+        """What gives the members the same validation images."""
+        if len({run.config().data.split_seed for run in self.runs}) > 1:
+            return "give the runs one data.split_seed"
+        return "give the runs one data.validation, the same folds and the same data"
+
     def sample(self, split: str) -> Sample:
         """Return a split as every member sees it."""
-        found = [self._of_group(group, split) for group in self.groups]
-        names = [group.name for group in self.groups]
-        return members.sample(split, names, [part for part, _ in found], [images for _, images in found])
+        parts, images = self._of_groups(split)
+        return members.sample(split, [group.name for group in self.groups], parts, images)
+
+    def agrees(self, split: str) -> bool:
+        """Return whether all members show the same images of a split."""
+        return members.same_images(*self._of_groups(split))
+
+    def _of_groups(self, split: str) -> tuple[list[Predictions], list[NDArray[np.str_]]]:
+        pairs = [self._of_group(group, split) for group in self.groups]
+        return [part for part, _ in pairs], [images for _, images in pairs]
 
     def _of_group(self, group: Group, split: str) -> tuple[Predictions, NDArray[np.str_]]:
         parts = [predictions.load(self.stored[run.path][split]) for run in group.runs]
@@ -74,21 +103,22 @@ class Gathered:
         if split in SELECTIONS:
             return members.join_folds(parts, images)
         alike = members.sample(split, [run.name for run in group.runs], parts, images)
-        return table.combine(methods.METHODS["mean"].plain(len(parts), len(parts[0].classes)), alike, {}), images[0]
+        plain = methods.METHODS["mean"].plain(len(parts), len(parts[0].classes), alike.space)
+        decider = scoring.Decider(group.runs[0].metrics().metric)
+        return decider.decide(split, table.combine(plain, alike, {}), alike), images[0]
 
 
 def gather(trained: Sequence[Run], given: Mapping[str, Any], progress: Progress) -> Gathered:
     """Return runs as members, with the predictions that all of them have.
 
     Args:
-        trained: complete runs of one competition.
+        trained: runs that passed `demand_one_competition`.
         given: fields of `predict` (views, adaptation) in place of the members' own.
         progress: called while predictions are made.
 
     Raises:
-        UserError: runs that are not of one competition, not complete or damaged, or folds that are missing.
+        UserError: damaged runs, missing folds, or no images that all runs predict.
     """
-    demand_one_competition(trained)
     groups = grouped(trained)
     stored = {run.path: _stored(run, given, progress) for run in trained}
     splits = tuple(split for split in SPLITS if all(split in paths for paths in stored.values()))
@@ -96,11 +126,16 @@ def gather(trained: Sequence[Run], given: Mapping[str, Any], progress: Progress)
     if wants and "suite" not in splits:
         lacking = next(run for run in trained if "suite" not in stored[run.path])
         raise RunError(f"{lacking.path}: has no predictions of the suite, and {wants[0].path} has; leave one out")
-    return Gathered(groups, stored, splits)
+    everything = Gathered(groups, stored, splits)
+    differing = tuple(split for split in SELECTIONS if split in splits and not everything.agrees(split))
+    shared = replace(everything, splits=tuple(split for split in splits if split not in differing), differing=differing)
+    if not shared.splits:
+        raise RunError(f"{trained[0].path}: the runs share no images to combine predictions of: {shared.note}")
+    return shared
 
 
 def demand_one_competition(trained: Sequence[Run]) -> None:
-    """Refuse fewer than two runs, one that is named twice, and runs of several competitions.
+    """Refuse fewer than two runs, one that is named twice, incomplete ones, and several competitions or tasks.
 
     Raises:
         RunError: naming the run.
@@ -108,15 +143,22 @@ def demand_one_competition(trained: Sequence[Run]) -> None:
     if len({run.path.resolve() for run in trained}) < max(2, len(trained)):
         raise RunError("an ensemble needs two or more runs, each named once")
     first = trained[0]
-    first.metrics()
+    expected = _competition_of(first)
     for run in trained[1:]:
-        run.metrics()
-        mine, theirs = first.config().competition, run.config().competition
-        if (mine.name, mine.metric) != (theirs.name, theirs.metric):
+        if (competition := _competition_of(run)) != expected:
             raise RunError(
-                f"{run.path}: is of competition '{theirs.name}' ({theirs.metric}), expected '{mine.name}' "
-                f"({mine.metric}) as {first.path}"
+                f"{run.path}: is of {_described(competition)}; expected {_described(expected)} as {first.path}"
             )
+
+
+def _competition_of(run: Run) -> tuple[str, str, str]:
+    scores = run.metrics()
+    return scores.competition, scores.task, scores.metric
+
+
+def _described(competition: tuple[str, str, str]) -> str:
+    name, task, metric = competition
+    return f"competition '{name}' (task {task}, metric {metric})"
 
 
 def grouped(trained: Sequence[Run]) -> tuple[Group, ...]:
@@ -133,33 +175,33 @@ def grouped(trained: Sequence[Run]) -> tuple[Group, ...]:
             without = config.model_copy(update={"data": config.data.model_copy(update={"fold": 0})})
             key = configs.fingerprint(without)
         alike.setdefault(key, []).append((config.data.fold, run))
-    found = []
+    groups = []
     for parts in alike.values():
         if len({fold for fold, _ in parts}) == 1:
-            found += [Group(run.name, (run,)) for _, run in parts]
+            groups += [Group(run.name, (run,)) for _, run in parts]
             continue
-        wanted = parts[0][1].config().data.folds
+        count = parts[0][1].config().data.folds
         ordered = sorted(parts, key=lambda part: part[0])
-        if [fold for fold, _ in ordered] != list(range(wanted or 0)):
+        if [fold for fold, _ in ordered] != list(range(count or 0)):
             raise RunError(
-                f"{ordered[0][1].path}: one of {wanted} folds, and those given are {[fold for fold, _ in ordered]}; "
+                f"{ordered[0][1].path}: one of {count} folds, and those given are {[fold for fold, _ in ordered]}; "
                 "give one run for each fold, data.fold=0, 1 ..., or runs of a single one"
             )
-        found.append(Group(f"{ordered[0][1].name} ({wanted} folds)", tuple(run for _, run in ordered)))
-    return tuple(found)
+        groups.append(Group(f"{ordered[0][1].name} ({count} folds)", tuple(run for _, run in ordered)))
+    return tuple(groups)
 
 
 def _has(run: Run, config: Config, split: str) -> bool:
-    """Tell whether a run's data have such images, without opening them."""
+    """Return whether a run's data have such images, without opening them."""
     counts = run.provenance()["images"]
-    wanted = config.competition
-    there = {
+    competition = config.competition
+    available = {
         "val": counts["val"] > 0,
-        "ood_val": counts["val"] > 0 and bool(wanted.ood_validation.severities),
-        "test": counts["test"] > 0 and wanted.suite.source != "test",
-        "suite": wanted.suite.source != "none",
+        "ood_val": counts["val"] > 0 and bool(competition.ood_validation.severities),
+        "test": counts["test"] > 0 and competition.suite.source != "test",
+        "suite": competition.suite.source != "none",
     }
-    return bool(there[split])
+    return bool(available[split])
 
 
 def _stored(run: Run, given: Mapping[str, Any], progress: Progress) -> dict[str, Path]:
@@ -184,16 +226,16 @@ def _stored(run: Run, given: Mapping[str, Any], progress: Progress) -> dict[str,
     return paths
 
 
-def _images(run: Run, split: str, found: Predictions) -> NDArray[np.str_]:
+def _images(run: Run, split: str, predicted: Predictions) -> NDArray[np.str_]:
     """Return which image each row of a run's predictions shows; of test and suite, that is the row's own id."""
     if split != "ood_val":
-        return found.ids
+        return predicted.ids
     path = run.path / "split.npz"
     try:
         with np.load(path, allow_pickle=False) as archive:
             shown = archive["ood_val"] if "ood_val" in archive.files else archive["val"]
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise RunError(f"{path}: missing or damaged ({error}); leave the run out") from None
-    if len(shown) < max(found.block_sizes, default=0):
-        raise RunError(f"{path}: tells of fewer validation images than were predicted; leave the run out")
-    return np.concatenate([shown[:size] for size in found.block_sizes])
+    if len(shown) < max(predicted.block_sizes, default=0):
+        raise RunError(f"{path}: lists fewer validation images than were predicted; leave the run out")
+    return np.concatenate([shown[:size] for size in predicted.block_sizes])

@@ -11,10 +11,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import pydantic_core
-
-from comp import metrics, runs
+from comp import metrics, run_metrics, runs
 from comp.errors import ConfigError, RunError, unknown
+from comp.run_metrics import RunMetrics, SplitScores
 
 _AGES = {"h": "hours", "d": "days", "w": "weeks"}
 _STARTED = re.compile(r"(\d{8}-\d{6})-")  # as run folders' names begin
@@ -49,11 +48,14 @@ class Row:
         competition: its name.
         model: the network's name.
         parameters: trainable or not.
-        metric: what the competition is scored by.
+        metric: what the competition is scored by, a row of `comp.metrics.METRICS`.
+        task: a row of `comp.tasks.TASKS`.
+        kind: what made it: run, ensemble, soup, fold_group or probe.
         val_accuracy: clean validation, best weights.
         val_metric: likewise, in the competition's metric.
         val_images: that they were measured on.
         ood_accuracy: shifted validation, mean over blocks.
+        ood_metric: likewise, in the competition's metric.
         ood_images: that it was measured on; each stands in every block and counts once.
         test_accuracy: clean test, where labelled.
         suite_accuracy: the suite, where its labels are known.
@@ -78,10 +80,13 @@ class Row:
     model: str
     parameters: int
     metric: str
+    task: str
+    kind: str
     val_accuracy: float | None
     val_metric: float | None
     val_images: int | None
     ood_accuracy: float | None
+    ood_metric: float | None
     ood_images: int | None
     test_accuracy: float | None
     suite_accuracy: float | None
@@ -104,7 +109,7 @@ class Row:
         value: float | None = getattr(self, column)
         if value is None or not column.endswith(("metric", "score")):
             return value
-        return metrics.metric(self.metric).value_up(value)
+        return metrics.metric(self.metric).as_maximize(value)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -139,16 +144,17 @@ class Group:
 GROUP_COLUMNS = tuple(field.name for field in fields(Group))
 COLUMNS = tuple(field.name for field in fields(Row) if field.name != "submitted")
 SORTS = (
-    "ood_accuracy", "val_accuracy", "test_accuracy", "suite_accuracy", "val_metric", "suite_metric",
-    "expected_accuracy", "public_score", "private_score", "train_minutes", "parameters", "started", "run",
+    "auto", "ood_metric", "val_metric", "suite_metric", "ood_accuracy", "val_accuracy", "test_accuracy",
+    "suite_accuracy", "expected_accuracy", "public_score", "private_score", "train_minutes", "parameters", "started",
+    "run",
 )  # fmt: skip
 GROUPS = ("competition", "model", "metric", "device", "variant", "test_like", "transductive")
 
 
-def rows(
-    root: Path, *, competition: str | None = None, sort: str = "ood_accuracy", since: str | None = None
-) -> list[Row]:
-    """Return the complete runs below `root`, best first; what has no such score comes last.
+def rows(root: Path, *, competition: str | None = None, sort: str = "auto", since: str | None = None) -> list[Row]:
+    """Return the complete runs below `root`, best first; runs without such a score come last.
+
+    Sorted by `auto`, each competition's runs stand together; see `sorted_by`.
 
     Args:
         root: usually `runs`.
@@ -166,17 +172,33 @@ def rows(
     first = _moment(since) if since else ""
     recent = (run for run in runs.list_runs(root) if not first or started(run) >= first)
     kept = [row for row in map(_row_of, recent) if row is not None and competition in (None, row.competition)]
+    columns = sorted_by(kept, sort)
 
-    def place(row: Row) -> tuple[bool, Any]:
-        value = row.better(sort)
+    def place(row: Row) -> tuple[str, bool, Any]:
+        together, column = row.competition if sort == "auto" else "", columns[row.competition]
+        value = row.better(column)
         if value is None:
-            return True, 0
-        return False, -value if sort.endswith(("accuracy", "metric", "score")) else value
+            return together, True, 0
+        return together, False, -value if column.endswith(("accuracy", "metric", "score")) else value
 
     return sorted(kept, key=place)
 
 
-def groups(listed: Sequence[Row], by: str, sort: str = "ood_accuracy") -> list[Group]:
+def sorted_by(listed: Iterable[Row], sort: str) -> dict[str, str]:
+    """Return the column that each competition's runs are sorted by.
+
+    `auto` is the competition's metric on shifted validation where every run with validation has it, else on clean
+    validation.
+    """
+    columns: dict[str, str] = {}
+    for row in listed:
+        column = columns.setdefault(row.competition, "ood_metric" if sort == "auto" else sort)
+        if sort == "auto" and column == "ood_metric" and row.val_metric is not None and row.ood_metric is None:
+            columns[row.competition] = "val_metric"
+    return columns
+
+
+def groups(listed: Sequence[Row], by: str, sort: str = "auto") -> list[Group]:
     """Return the runs by what they have in common, in the order of their best ones.
 
     Args:
@@ -192,11 +214,13 @@ def groups(listed: Sequence[Row], by: str, sort: str = "ood_accuracy") -> list[G
     gathered: dict[Any, list[Row]] = {}
     for row in listed:
         gathered.setdefault(getattr(row, by), []).append(row)
-    return [_group(value, members, sort) for value, members in gathered.items()]
+    columns = sorted_by(listed, sort)
+    return [_group(value, members, columns) for value, members in gathered.items()]
 
 
-def _group(value: Any, members: list[Row], sort: str) -> Group:
-    found = [getattr(row, sort) for row in members if getattr(row, sort) is not None]
+def _group(value: Any, members: list[Row], columns: Mapping[str, str]) -> Group:
+    scores = [getattr(row, columns[row.competition]) for row in members]
+    found = [score for score in scores if score is not None]
     numbers = [number for number in found if isinstance(number, int | float)]
     return Group(
         value=value,
@@ -206,13 +230,6 @@ def _group(value: Any, members: list[Row], sort: str) -> Group:
         deviation=statistics.stdev(numbers) if len(numbers) > 1 else None,
         best_run=members[0].run,
     )
-
-
-def own_scores(scores: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the scores of `test` or `suite` as the run's config predicts them, empty where there are none."""
-    variant = scores.get("variant", "")
-    found: dict[str, Any] = scores.get("variants", {}).get(name + variant, {}) if variant else scores.get(name, {})
-    return found
 
 
 def started(run: runs.Run) -> str:
@@ -251,54 +268,48 @@ def _row_of(run: runs.Run) -> Row | None:
         return None
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
-    try:
-        return _row(run, pydantic_core.from_json(content))  # several times faster than the standard library's
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunError(
-            f"{path}: damaged ({error!r}); move the run's folder out of the way, or make the scores again: comp "
-            f"evaluate {run.path}"
-        ) from None
+    return _row(run, run_metrics.from_bytes(content, str(path)))
 
 
-def _row(run: runs.Run, scores: dict[str, Any]) -> Row:
-    counted = scores.get("best") or scores.get("final") or {}
-    val, shifted = counted.get("val", {}), counted.get("ood_val", {})
-    test, suite = own_scores(scores, "test"), own_scores(scores, "suite")
-    expected = scores.get("expected", {}).get("suite" + scores.get("variant", ""), {})
-    submitted = tuple(_submitted(scores.get("scores", ())))
-    latest = next((one for one in reversed(submitted) if one.path == scores.get("submission")), None)
+def _row(run: runs.Run, scores: RunMetrics) -> Row:
+    val, shifted = scores.counted.val, scores.counted.ood_val
+    test, suite, estimate = scores.own("test"), scores.own("suite"), scores.own_estimate()
+    submitted = tuple(
+        Submitted(one.submission, one.public, one.private, one.rows, one.time) for one in scores.leaderboard_scores
+    )
+    latest = next((one for one in reversed(submitted) if one.path == scores.submission), None)
     return Row(
         run=str(run.path),
         started=started(run),
-        competition=scores["competition"],
-        model=scores["model"],
-        parameters=scores["parameters"],
-        metric=scores["metric"],
-        val_accuracy=val.get("accuracy"),
-        val_metric=val.get("metric"),
-        val_images=val.get("images"),
-        ood_accuracy=shifted.get("accuracy"),
-        ood_images=shifted["images"] // len(shifted["by_block"]) if shifted else None,
-        test_accuracy=test.get("accuracy"),
-        suite_accuracy=suite.get("accuracy"),
-        suite_metric=suite.get("metric"),
-        expected_accuracy=expected.get("accuracy"),
-        expected_low=expected.get("low"),
-        expected_high=expected.get("high"),
-        public_score=latest.public if latest else scores.get("public_score"),
-        private_score=latest.private if latest else scores.get("private_score"),
-        test_like=bool(scores["test_like"]),
-        variant=scores.get("variant", ""),
-        transductive=any(found.get("transductive", False) for found in (scores, test, suite)),
-        train_minutes=scores["train_seconds"] / 60,
-        device=scores["device"],
-        submission=scores.get("submission", ""),
+        competition=scores.competition,
+        model=scores.model,
+        parameters=scores.parameters,
+        metric=scores.metric,
+        task=scores.task,
+        kind=scores.kind,
+        val_accuracy=_value(val, "accuracy"),
+        val_metric=_value(val, scores.metric),
+        val_images=val.images if val else None,
+        ood_accuracy=_value(shifted, "accuracy"),
+        ood_metric=_value(shifted, scores.metric),
+        ood_images=shifted.images // max(1, len(shifted.by_block)) if shifted else None,
+        test_accuracy=_value(test, "accuracy"),
+        suite_accuracy=_value(suite, "accuracy"),
+        suite_metric=_value(suite, scores.metric),
+        expected_accuracy=estimate.accuracy if estimate else None,
+        expected_low=estimate.low if estimate else None,
+        expected_high=estimate.high if estimate else None,
+        public_score=latest.public if latest else scores.public_score,
+        private_score=latest.private if latest else scores.private_score,
+        test_like=bool(scores.test_like),
+        variant=scores.variant,
+        transductive=scores.transductive or any(part.transductive for part in (test, suite) if part),
+        train_minutes=scores.train_seconds / 60,
+        device=scores.device,
+        submission=scores.submission,
         submitted=submitted,
     )
 
 
-def _submitted(records: Iterable[Mapping[str, Any]]) -> Iterable[Submitted]:
-    for record in records:
-        yield Submitted(
-            record["submission"], record["public"], record["private"], record.get("rows"), record["time"]
-        )  # fmt: skip
+def _value(scores: SplitScores | None, metric: str) -> float | None:
+    return scores.value(metric) if scores else None

@@ -1,24 +1,30 @@
 """Scores of predictions, in NumPy alone.
 
-A competition's metric is a row of `METRICS` with its direction; accuracy and loss are reported beside it always.
-Definitions are scikit-learn's where it has one; where it gives up (a class that no label has) the docstring says what
-is done here, so that a score is always a number.
+A competition's metric is a row of `METRICS` with its direction; accuracy and log loss are reported beside it always.
+Definitions are scikit-learn's where it has one; where it gives up (a class that no target has) the docstring says what
+is done here, so that a score is always a number. Metrics of one task and of another share a row where they are the same
+idea: `roc_auc` is the mean over the columns that a task scores.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from comp import class_names
 from comp.errors import ConfigError, unknown
 from comp.predictions import Predictions
+from comp.run_metrics import Score, SplitScores
+from comp.standings import Interval, mean_interval, wilson
+
+ColumnScore = Callable[[NDArray[np.float64], NDArray[np.bool_]], float]  # of one class's probabilities and truth [N]
 
 
 def accuracy(predictions: Predictions) -> float:
-    """Return the share of right answers, in [0, 1]."""
-    return float((predictions.top1 == known_labels(predictions)).mean())
+    """Return the share of rows whose decision is right, in [0, 1]; of several labels, all of them must be."""
+    return float(predictions.correct().mean())
 
 
 def balanced_accuracy(predictions: Predictions) -> float:
@@ -30,66 +36,125 @@ def balanced_accuracy(predictions: Predictions) -> float:
 
 
 def macro_f1(predictions: Predictions) -> float:
-    """Return the mean F1 over classes that occur as label or answer, in [0, 1]."""
+    """Return the mean F1 over classes that occur as target or decision, in [0, 1]; 0 where none does."""
     scores, _, occurs = _f1_by_class(predictions)
-    return float(scores[occurs].mean())
+    return float(scores[occurs].mean()) if occurs.any() else 0.0
 
 
 def weighted_f1(predictions: Predictions) -> float:
-    """Return the mean F1 weighted by how many labels each class has, in [0, 1]."""
+    """Return the mean F1 weighted by how many targets each class has, in [0, 1]."""
     scores, support, _ = _f1_by_class(predictions)
     return float((scores * support).sum() / support.sum())
 
 
+def micro_f1(predictions: Predictions) -> float:
+    """Return the F1 of all (image, class) pairs together, in [0, 1]; 0 where nothing is there and nothing decided."""
+    decided, truth = predictions.decisions(), predictions.truth()
+    return _ratio(2 * int((decided & truth).sum()), int(decided.sum()) + int(truth.sum()))
+
+
+def samples_f1(predictions: Predictions) -> float:
+    """Return the mean over images of the F1 of their classes, in [0, 1]; 1 for an image without any, decided so."""
+    decided, truth = predictions.decisions(), predictions.truth()
+    total = decided.sum(1) + truth.sum(1)
+    return float(np.where(total, 2 * (decided & truth).sum(1) / np.maximum(total, 1), 1.0).mean())
+
+
 def log_loss(predictions: Predictions) -> float:
-    """Return the mean negative log likelihood in nats."""
-    labels = known_labels(predictions)
-    logits = predictions.logits.astype(np.float32)
-    log_partition = np.log(np.exp(logits).sum(1))  # rows' maxima are 0: no overflow
-    return float((log_partition - logits[np.arange(len(labels)), labels]).mean())
+    """Return the mean negative log likelihood in nats; of several labels, the mean over rows and classes."""
+    return float(row_losses(predictions).mean())
+
+
+def row_losses(predictions: Predictions) -> NDArray[np.float64]:
+    """Return each row's negative log likelihood [N]."""
+    targets, outputs = predictions.known_targets(), predictions.outputs.astype(np.float64)
+    if targets.ndim == 1:
+        shifted = outputs - outputs.max(1, keepdims=True)
+        log_partition = np.log(np.exp(shifted).sum(1))
+        losses: NDArray[np.float64] = log_partition - shifted[np.arange(len(targets)), targets.astype(np.int64)]
+        return losses
+    # -log sigmoid(z) of what is there and -log sigmoid(-z) of what is not, without overflow.
+    signed = np.where(targets > 0.5, outputs, -outputs)
+    mean: NDArray[np.float64] = np.logaddexp(0, -signed).mean(1)
+    return mean
 
 
 def roc_auc(predictions: Predictions) -> float:
-    """Return the area under the ROC curve in [0, 1]: of class 1 where there are two, else the mean of one-vs-rest.
-
-    A class that no label has, or that all have, has no curve and does not count; 0.5 where no class has one.
+    """Return the area under the ROC curve in [0, 1], the mean over the scored columns; of two exclusive classes, of the
+    second one. A column that no target has, or that all have, has no curve and does not count; 0.5 where none has one.
     """
-    labels = known_labels(predictions)
-    shares = np.exp(predictions.logits.astype(np.float64))
-    shares /= shares.sum(1, keepdims=True)  # [N, C]
-    classes = (1,) if shares.shape[1] == 2 else range(shares.shape[1])
-    areas = [_area(shares[:, c], labels == c) for c in classes if 0 < np.count_nonzero(labels == c) < len(labels)]
-    return float(np.mean(areas)) if areas else 0.5
+    return _mean_over_columns(predictions, area_under_roc, 0.5)
+
+
+def mean_average_precision(predictions: Predictions) -> float:
+    """Return the average precision in [0, 1], the mean over the scored columns; of two exclusive classes, of the second
+    one. Columns that no target has do not count; 0 where none has one.
+    """
+    return _mean_over_columns(predictions, average_precision, 0.0)
+
+
+def _mean_over_columns(predictions: Predictions, score: ColumnScore, nothing: float) -> float:
+    probabilities, truth = predictions.probabilities(), predictions.truth()
+    exclusive_pair = truth.shape[1] == 2 and not predictions.row.target_columns
+    columns = (1,) if exclusive_pair else range(truth.shape[1])
+    found = [score(probabilities[:, c], truth[:, c]) for c in columns if 0 < np.count_nonzero(truth[:, c]) < len(truth)]
+    return float(np.mean(found)) if found else nothing
+
+
+def map_at(count: int, predictions: Predictions) -> float:
+    """Return the mean average precision of each row's `count` likeliest classes, in [0, 1] (Kaggle's MAP@k)."""
+    truth = predictions.truth()
+    order = np.argsort(-predictions.outputs.astype(np.float64), axis=1, kind="stable")[:, :count]
+    hits = np.take_along_axis(truth, order, 1)  # [N, k]
+    precision = np.cumsum(hits, 1) / np.arange(1, order.shape[1] + 1)
+    possible = np.minimum(truth.sum(1), count)
+    return float(((precision * hits).sum(1) / np.maximum(possible, 1)).mean())
 
 
 def quadratic_weighted_kappa(predictions: Predictions) -> float:
-    """Return Cohen's kappa with squared distances between class indices as weights, at most 1 (Cohen 1968).
+    """Return Cohen's kappa with squared distances between classes as weights, at most 1 (Cohen 1968).
 
-    The classes are taken for an ordinal scale in label order. 1 where labels and answers are all of one class.
+    Classes that are plain decimals stand where their values are, others where label order puts them. 1 where targets
+    and decisions are all of one class.
     """
     table = confusion(predictions).astype(np.float64)
-    rank = np.arange(len(table))
-    weights = (rank[:, None] - rank) ** 2
+    worth = class_names.values(predictions.classes)
+    place = np.arange(len(table)) if worth is None else np.array([float(value) for value in worth])
+    weights = (place[:, None] - place) ** 2
     by_chance = np.outer(table.sum(1), table.sum(0)) / table.sum()
     worst = float((weights * by_chance).sum())
     return 1.0 - float((weights * table).sum()) / worst if worst else 1.0
 
 
 def confusion(predictions: Predictions) -> NDArray[np.int64]:
-    """Return counts [C, C]: rows are labels, columns answers."""
+    """Return counts [C, C]: rows are labels, columns decisions; for tasks whose classes exclude each other."""
+    assert predictions.top1 is not None
     count = len(predictions.classes)
-    cells = known_labels(predictions) * count + predictions.top1
+    cells = predictions.known_targets().astype(np.int64) * count + predictions.top1
     return np.bincount(cells, minlength=count * count).reshape(count, count)
 
 
 def _f1_by_class(predictions: Predictions) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Return F1, labels and whether the class occurs at all, each [C]."""
-    table = confusion(predictions)
-    support, total = table.sum(1), table.sum(1) + table.sum(0)
-    return 2 * table.diagonal() / np.maximum(total, 1), support, total > 0
+    """Return F1, targets and whether the class occurs at all, each [C]."""
+    both, support, decided = class_counts(predictions)
+    total = support + decided
+    return 2 * both / np.maximum(total, 1), support, total > 0
 
 
-def _area(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+def class_counts(predictions: Predictions) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return of each class [C]: rows where it is there and decided, where it is there, where it is decided."""
+    if predictions.top1 is not None:
+        table = confusion(predictions)
+        return table.diagonal(), table.sum(1), table.sum(0)
+    decided, truth = predictions.decisions(), predictions.truth()
+    return (decided & truth).sum(0), truth.sum(0), decided.sum(0)
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def area_under_roc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
     """Return the share of (positive, negative) pairs in their right order, ties counting half (Mann and Whitney)."""
     _, place, sizes = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[place]  # from 1; the mean rank where scores are equal
@@ -98,26 +163,56 @@ def _area(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
     return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def average_precision(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+    """Return the precision at each distinct score, weighted by the recall gained there, as scikit-learn defines it."""
+    _, place = np.unique(-scores, return_inverse=True)
+    taken = np.cumsum(np.bincount(place))
+    found = np.cumsum(np.bincount(place, weights=positive))
+    gained = np.diff(found, prepend=0)
+    return float((gained * found / taken).sum() / positive.sum())
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A score and whether more of it is better."""
+    """A score and what it is computed from.
+
+    Attributes:
+        score: of predictions whose targets are known.
+        higher_is_better: its direction.
+        of_probabilities: whether it is computed from probabilities, so that a submission must hold them; else from
+            decisions.
+        ranked: how many classes a row of a submission lists in order; 0: it does not.
+        low: its least value.
+        high: its largest.
+        ordered_classes: whether the classes' order or values count.
+    """
 
     score: Callable[[Predictions], float]
-    higher_is_better: bool
+    higher_is_better: bool = True
+    of_probabilities: bool = False
+    ranked: int = 0
+    low: float = 0.0
+    high: float = 1.0
+    ordered_classes: bool = False
 
-    def value_up(self, score: float) -> float:
-        """Return the score with its sign turned where less is better: more is always better."""
+    def as_maximize(self, score: float) -> float:
+        """Return the score with its sign turned where lower is better: higher is always better."""
         return score if self.higher_is_better else -score
 
 
 METRICS = {
-    "accuracy": Metric(accuracy, True),
-    "balanced_accuracy": Metric(balanced_accuracy, True),
-    "macro_f1": Metric(macro_f1, True),
-    "weighted_f1": Metric(weighted_f1, True),
-    "log_loss": Metric(log_loss, False),
-    "roc_auc": Metric(roc_auc, True),
-    "quadratic_weighted_kappa": Metric(quadratic_weighted_kappa, True),
+    "accuracy": Metric(accuracy),
+    "balanced_accuracy": Metric(balanced_accuracy),
+    "macro_f1": Metric(macro_f1),
+    "weighted_f1": Metric(weighted_f1),
+    "micro_f1": Metric(micro_f1),
+    "samples_f1": Metric(samples_f1),
+    "log_loss": Metric(log_loss, higher_is_better=False, of_probabilities=True, high=float("inf")),
+    "roc_auc": Metric(roc_auc, of_probabilities=True),
+    "mean_average_precision": Metric(mean_average_precision, of_probabilities=True),
+    "map_at_3": Metric(partial(map_at, 3), ranked=3),
+    "map_at_5": Metric(partial(map_at, 5), ranked=5),
+    "quadratic_weighted_kappa": Metric(quadratic_weighted_kappa, low=-1.0, ordered_classes=True),
 }
 
 
@@ -128,27 +223,28 @@ def metric(name: str) -> Metric:
         ConfigError: unknown name.
     """
     if name not in METRICS:
-        raise ConfigError(f"competition.metric: {unknown('metric', name, METRICS)}")
+        raise ConfigError(f"competition.metric: {unknown('metric', name, [*METRICS, 'auto'])}")
     return METRICS[name]
 
 
-def summary(predictions: Predictions, metric_name: str) -> dict[str, float]:
-    """Return accuracy, loss and the competition's metric of a labelled split."""
-    return {
-        "accuracy": accuracy(predictions),
-        "loss": log_loss(predictions),
-        "metric": metric(metric_name).score(predictions),
-        "images": len(predictions),
-    }
+def summary(predictions: Predictions, metric_name: str) -> SplitScores:
+    """Return accuracy, log loss and the competition's metric of a labelled split, with intervals where there are."""
+    correct, losses = predictions.correct(), row_losses(predictions)
+    intervals = {"accuracy": wilson(float(correct.mean()), len(correct)), "log_loss": mean_interval(losses)}
+    values = {"accuracy": float(correct.mean()), "log_loss": float(losses.mean())}
+    if metric_name not in values:
+        values[metric_name] = metric(metric_name).score(predictions)
+    scores = {name: _score(name, value, intervals.get(name)) for name, value in values.items()}
+    return SplitScores(images=len(predictions), scores=scores)
 
 
-def shifted_summary(predictions: Predictions, names: tuple[str, ...], metric_name: str) -> dict[str, Any]:
+def shifted_summary(predictions: Predictions, names: tuple[str, ...], metric_name: str) -> SplitScores:
     """Return a labelled suite's scores: overall, and its accuracy by severity, by distortion, by block.
 
     Args:
         predictions: with blocks named `distortion<NN>_<severity>`.
         names: the distortions' names by number.
-        metric_name: a row of METRICS; of all rows at once, as a submission is scored.
+        metric_name: a row of METRICS; of all rows at once, as a submission is scored. Accuracy is the mean over blocks.
     """
     blocks = predictions.block_accuracy()
     by_severity: dict[str, list[float]] = {}
@@ -157,23 +253,18 @@ def shifted_summary(predictions: Predictions, names: tuple[str, ...], metric_nam
         distortion, severity = block.removeprefix("distortion").split("_")
         by_severity.setdefault(severity, []).append(value)
         by_distortion.setdefault(names[int(distortion)], []).append(value)
-    return {
-        "accuracy": shifted_accuracy(predictions),
-        "loss": log_loss(predictions),
-        "metric": metric(metric_name).score(predictions),
-        "images": len(predictions),
-        "by_severity": {key: float(np.mean(values)) for key, values in sorted(by_severity.items())},
-        "by_distortion": {key: float(np.mean(values)) for key, values in by_distortion.items()},
-        "by_block": blocks,
-    }
+    values = {"accuracy": float(np.mean(list(blocks.values()))), "log_loss": log_loss(predictions)}
+    if metric_name not in values:
+        values[metric_name] = metric(metric_name).score(predictions)
+    return SplitScores(
+        images=len(predictions),
+        scores={name: _score(name, value, None) for name, value in values.items()},
+        by_severity={key: float(np.mean(values)) for key, values in sorted(by_severity.items())},
+        by_distortion={key: float(np.mean(values)) for key, values in by_distortion.items()},
+        by_block=blocks,
+    )
 
 
-def shifted_accuracy(predictions: Predictions) -> float:
-    """Return the mean of the blocks' accuracies."""
-    return float(np.mean(list(predictions.block_accuracy().values())))
-
-
-def known_labels(predictions: Predictions) -> NDArray[np.int64]:
-    """Return the labels; asking for a score without them is our fault."""
-    assert predictions.labels is not None, "a score needs labels"
-    return predictions.labels
+def _score(name: str, value: float, interval: Interval | None) -> Score:
+    low, high = (interval.low, interval.high) if interval else (None, None)
+    return Score(value=value, higher_is_better=METRICS[name].higher_is_better, low=low, high=high)

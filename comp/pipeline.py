@@ -10,22 +10,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from comp import class_names, device, metrics, plots, predicting, runs
 from comp import config as configs
-from comp import device, metrics, plots, predicting, runs
 from comp.augment import policies
 from comp.building import build_model
-from comp.competition import rules
+from comp.competition import formats, rules
+from comp.competition.spec import Competition
 from comp.config import Config, space
 from comp.data import division, sources, suites
 from comp.data.dataset import Dataset, open_dataset
 from comp.device import Execution
 from comp.errors import ConfigError, UserError, unknown
-from comp.inference.variants import variant_of
+from comp.inference.variants import check_task, variant_of
 from comp.models import averaging, surgery, weights, zoo
 from comp.models.classifier import Classifier
-from comp.predicting import check_same_data, score_weights
+from comp.predicting import Loaded, Scored, check_same_data, score_weights
 from comp.progress import Progress, quiet
+from comp.run_metrics import Kind, RunMetrics
 from comp.runs import Run
+from comp.tasks import TASKS, metric_name, task
 from comp.tracking import login
 from comp.tracking.tracker import Tracker, opened
 from comp.training import consistency, engine_choice, fit, lr_find, optim, timing, validation
@@ -35,6 +38,7 @@ from comp.training.lr_find import Found
 from comp.training.session import open_session
 from comp.training.timing import Choice
 
+_SHOWN_HEADER = 80  # characters of a header in a note
 _BYTES_PER_ID = 80  # of a suite's row in a .npz: id as UTF-32, top1, label
 
 
@@ -44,7 +48,10 @@ def check(config: Config, runs_root: Path) -> None:
     Raises:
         ConfigError: what is unknown, forbidden or too large.
     """
-    metrics.metric(config.competition.metric)
+    if config.competition.metric != "auto":
+        metrics.metric(config.competition.metric)
+    if config.competition.task != "auto":
+        metric_name(config.competition.metric, task(config.competition.task))
     if config.data.source not in sources.SOURCES:
         raise ConfigError(f"data.source: {unknown('source', config.data.source, sources.SOURCES)}")
     optim.check(config.optim)
@@ -57,6 +64,7 @@ def check(config: Config, runs_root: Path) -> None:
         config.competition.rules, pretrained=_has_external_weights(config), imitated=imitated,
         adapt=variant_of(config.predict).adapt,
     )  # fmt: skip
+    zoo.check(config.model)
     zoo.refuse_banned(config.model.name, config.competition.rules.banned_families)
     suites.shifted_distortions(config.competition.ood_validation)
     validation.check(config)
@@ -91,11 +99,48 @@ def _check_room(config: Config, runs_root: Path) -> None:
 def prepare(config: Config, runs_root: Path = Path("runs"), progress: Progress = quiet) -> Dataset:
     """Check a config and open its data: all that can be refused before the first step is refused here.
 
+    The dataset's notes then also say how the submission will be written, and why.
+
     Raises:
-        UserError: as `check` and `open_dataset`.
+        UserError: as `check`, `open_dataset` and `comp.competition.formats.derive`.
     """
     check(config, runs_root)
-    return open_dataset(config, progress)
+    dataset = open_dataset(config, progress)
+    _check_task(config, dataset)
+    return replace(dataset, notes=(*dataset.notes, *_submission_notes(dataset)))
+
+
+def _check_task(config: Config, dataset: Dataset) -> None:
+    """Refuse what a config asks for and the data's task or classes do not allow.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    competition = dataset.competition
+    check_task(variant_of(config.predict), competition.task)
+    if config.train.consistency != "none" and not TASKS[competition.task].consistency:
+        raise ConfigError(f"train.consistency: {config.train.consistency} is not defined for task {competition.task}")
+    ordered = competition.numbered or config.data.classes or class_names.values(competition.classes) is not None
+    if metrics.metric(competition.metric).ordered_classes and not ordered:
+        raise ConfigError(
+            f"competition.metric: {competition.metric} compares classes by their order, and these are names; give "
+            "their order, lowest first: data.classes=[...]"
+        )
+
+
+def _submission_notes(dataset: Dataset) -> tuple[str, ...]:
+    """Return how a submission will be written and why, with example rows; nothing where nothing is submitted."""
+    if dataset.suite is None:
+        return ()
+    competition = dataset.competition
+    derived = formats.derive(competition)
+    header = ",".join(derived.form.header)
+    shown = header if len(header) <= _SHOWN_HEADER else f"{header[:_SHOWN_HEADER]}..."
+    notes = [f"submission: {shown}, {len(dataset.suite):,} rows; {'; '.join(derived.reasons)}"]
+    if competition.test_ids:
+        notes.append("submission: no sample submission was found, so this header and the order of the ids are assumed")
+    notes += [f"submission, as it will be written: {row}" for row in formats.examples(derived, competition.task)]
+    return (*notes, *(f"submission: {doubt}" for doubt in derived.doubts))
 
 
 def train(
@@ -286,25 +331,23 @@ def _fit_and_score(
     plots.curves(run.plot_path("curves"), run.history(), cursor.best_epoch)
     if session.norms.wanted:
         plots.norms(run.plot_path("norms"), run.table("norms.csv"))
-    final = score_weights(run, config, dataset, model, execution, "final", progress)
-    averaged: dict[str, Any] = {}
+    loaded = Loaded(run, config, dataset, model, execution)
+    final, averaged, best = score_weights(loaded, "final", progress), Scored(), Scored()
+    average: dict[str, str] = {}
     if (run.path / "averaged.safetensors").exists():
         facts = weights.load_weights(model, run.path / "averaged.safetensors")
-        scores = score_weights(run, config, dataset, model, execution, "averaged", progress)
-        averaged = {"method": config.train.average, "statistics": facts["statistics"], **scores}
+        averaged = score_weights(loaded, "averaged", progress)
+        average = {"method": config.train.average, "statistics": facts["statistics"]}
     elif config.train.average != "none":
-        averaged = {
-            "method": config.train.average,
-            "missing": f"ended in epoch {cursor.epoch}, before the averaged ones",
-        }
-    best: dict[str, Any] = {}
+        missing = f"ended in epoch {cursor.epoch}, before the averaged ones"
+        average = {"method": config.train.average, "missing": missing}
     if (run.path / "best.safetensors").exists():
         weights.load_weights(model, run.path / "best.safetensors")
-        best = score_weights(run, config, dataset, model, execution, "best", progress)
+        best = score_weights(loaded, "best", progress)
     if dataset.val is not None:
         tracker.show(run, dataset.val.images)
     trained = {
-        "selected_by": config.train.select,
+        "selected_by": session.contest.selector.name if dataset.val is not None else "",
         "epochs": cursor.epoch,
         "stopped": cursor.stopped,
         "rollbacks": cursor.rollbacks,
@@ -314,41 +357,63 @@ def _fit_and_score(
         "best_averaged": cursor.best_averaged,
         "train_seconds": round(cursor.seconds, 2),
         "test_like": sorted(session.policy.imitates),
-        "final": final,
-        "averaged": averaged,
-        "best": best,
+        "final": final.scores,
+        "averaged": averaged.scores.model_copy(update=average),
+        "best": best.scores,
+        "thresholds": list(best.thresholds),
         "weights_sha256": runs.sha256(run.weights_path()),
     }
-    run.write_json("metrics.json", {**describe(run, config, model, execution), **trained})
+    run.write_metrics(describe_network(loaded, "run").model_copy(update=trained))
 
 
-def describe(run: Run, config: Config, model: Classifier, execution: Execution) -> dict[str, Any]:
-    """Return what metrics.json says of every run, however it was made."""
-    return {
-        "run": run.name,
-        "competition": config.competition.name,
-        "metric": config.competition.metric,
-        "config_hash": configs.fingerprint(config),
-        "model": config.model.name,
+def describe(run: Run, competition: Competition, kind: Kind, *, model: str, parameters: int) -> RunMetrics:
+    """Return the metrics of a run of any kind before it is scored; scores are added with `model_copy(update=...)`.
+
+    Args:
+        run: its folder.
+        competition: of its data: task and metric are resolved there.
+        kind: what makes it.
+        model: a network's name, or what stands for it.
+        parameters: of all its networks.
+    """
+    return RunMetrics(
+        kind=kind,
+        task=competition.task,
+        run=run.name,
+        competition=competition.name,
+        metric=competition.metric,
+        config_hash=configs.fingerprint(run.config()),
+        model=model,
+        parameters=parameters,
+        first_weights=run.provenance()["first_weights"],
+    )
+
+
+def describe_network(loaded: Loaded, kind: Kind) -> RunMetrics:
+    """Return the metrics of a run that has a network, before it is scored; see `describe`."""
+    model, execution = loaded.model, loaded.execution
+    described = describe(
+        loaded.run, loaded.dataset.competition, kind, model=loaded.config.model.name,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )  # fmt: skip
+    network = {
         "trainable": [row._asdict() for row in surgery.trainable_table(model)],
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "first_weights": run.provenance()["first_weights"],
         "device": execution.device,
         "precision": execution.precision,
         "compiled": execution.compiled,
     }
+    return described.model_copy(update=network)
 
 
-def finish(run: Run, *, dataset: Dataset, output: Path | None, force: bool, progress: Progress) -> dict[str, Any]:
+def finish(run: Run, *, dataset: Dataset, output: Path | None, force: bool, progress: Progress) -> RunMetrics:
     """Do what follows training: test, suite, submission. Return all scores."""
     loaded = predicting.load(run, dataset, progress)
-    scores = predicting.evaluate(loaded, progress)
+    predicting.evaluate(loaded, progress)
     if dataset.suite is not None:
         found = predicting.predict(loaded, progress)
         predicting.expect(loaded, found, "suite", progress)
         predicting.submit(loaded, found, output or predicting.default_submission(loaded.config), force=force)
-        scores = run.metrics()
-    return scores
+    return run.metrics()
 
 
 def provenance_of(config: Config, dataset: Dataset, model: Classifier) -> dict[str, Any]:

@@ -27,6 +27,7 @@ _CURVES = {
     "accuracy": {"train_accuracy": "training", "val_accuracy": "validation", "ood_accuracy": "validation, shifted"},
     "learning rate": {"lr": "at the epoch's end"},
 }
+_METRIC = {"competition's metric": {"val_metric": "validation", "ood_metric": "validation, shifted"}}
 
 
 def label_bars(path: Path, counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> None:
@@ -89,15 +90,17 @@ def image_sheet(path: Path, images: NDArray[np.uint8], rows: Sequence[str], colu
 
 
 def curves(path: Path, history: Sequence[Mapping[str, str]], best_epoch: int = 0) -> None:
-    """Draw a training's losses, accuracies and learning rates over its epochs.
+    """Draw a training's losses, accuracies, learning rates and, where it is neither, metric over its epochs.
 
     Args:
         path: the PNG.
         history: rows of history.csv; an empty cell is a value that was not measured in that epoch.
         best_epoch: counted from 1, marked by a line; 0: none.
     """
-    figure = _figure(12.0, 4.0)
-    for axes, (title, lines) in zip(figure.subplots(1, len(_CURVES)), _CURVES.items(), strict=True):
+    own = any(row.get("val_metric") not in (row.get("val_accuracy"), row.get("val_loss")) for row in history)
+    panels = {**_CURVES, **(_METRIC if own else {})}
+    figure = _figure(4.0 * len(panels), 4.0)
+    for axes, (title, lines) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for column, label in lines.items():
             points = [(int(row["number"]), float(row[column])) for row in history if row.get(column)]
             if points:

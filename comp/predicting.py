@@ -1,11 +1,13 @@
 """A trained run's predictions: made, stored, scored, and written as a submission."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from comp import metrics, predictions, runs
+import numpy as np
+
+from comp import decisions, metrics, predictions, runs
 from comp.building import load_model
 from comp.competition import rules, submission, submitting
 from comp.competition.spec import DISTORTIONS, Block
@@ -18,10 +20,11 @@ from comp.errors import ConfigError, DataError, RunError, unknown
 from comp.inference import adapt, expectation
 from comp.inference.predict import forget
 from comp.inference.predict import predict as predict_images
-from comp.inference.variants import PLAIN, Variant, laid_on, variant_of
+from comp.inference.variants import PLAIN, Variant, check_task, laid_on, variant_of
 from comp.models.classifier import Classifier
 from comp.predictions import Predictions
 from comp.progress import Progress, quiet
+from comp.run_metrics import AccuracyEstimate, RunMetrics, SplitScores, WeightScores
 from comp.runs import Run
 
 
@@ -49,7 +52,7 @@ def load(run: Run, dataset: Dataset | None = None, progress: Progress = quiet) -
     return Loaded(run, config, dataset, model, execution)
 
 
-def evaluate(loaded: Loaded, progress: Progress = quiet, *, variant: Variant | None = None) -> dict[str, Any]:
+def evaluate(loaded: Loaded, progress: Progress = quiet, *, variant: Variant | None = None) -> RunMetrics:
     """Score the clean labelled test split, where there is one; return all of the run's scores.
 
     Args:
@@ -105,7 +108,7 @@ def predict_split(
     run = loaded.run
     own = variant_of(loaded.config.predict)
     chosen = own if variant is None else variant
-    rules.check_adaptation(loaded.config.competition.rules, chosen.adapt)
+    _check_variant(loaded, chosen)
     path = run.predictions_path(name + chosen.suffix)
     parts = path.with_suffix(".parts") if isinstance(images, Suite) else None
     with run.writing():
@@ -113,11 +116,12 @@ def predict_split(
             loaded, images, run.weights_path().stem, progress,
             variant=chosen, made_of=_made_of(loaded, images) if parts else "", parts=parts,
         )  # fmt: skip
+        found = _decided(loaded, found, name)
         predictions.save(path, found)
         if parts:
             forget(parts)
-        if found.labels is not None:
-            _record(loaded, found, name, chosen)
+        if (scores := score(loaded, found)) is not None:
+            _record(loaded, scores, name, chosen, transductive=bool(found.made_by.get("transductive")))
     return found
 
 
@@ -128,8 +132,13 @@ def variant_for(loaded: Loaded, given: Mapping[str, Any]) -> Variant:
         ConfigError: unknown, or the rules forbid the adaptation.
     """
     variant = laid_on(loaded.config.predict, given)
-    rules.check_adaptation(loaded.config.competition.rules, variant.adapt)
+    _check_variant(loaded, variant)
     return variant
+
+
+def _check_variant(loaded: Loaded, variant: Variant) -> None:
+    rules.check_adaptation(loaded.config.competition.rules, variant.adapt)
+    check_task(variant, loaded.dataset.competition.task)
 
 
 def images_of(loaded: Loaded, split: str) -> Split | Suite:
@@ -150,35 +159,64 @@ def images_of(loaded: Loaded, split: str) -> Split | Suite:
     return images
 
 
-def score(loaded: Loaded, found: Predictions) -> dict[str, Any]:
-    """Return the scores of predictions, empty where labels are not known."""
-    return scores_of(found, loaded.config.competition.metric)
+def score(loaded: Loaded, found: Predictions) -> SplitScores | None:
+    """Return the scores of predictions; None where targets are not known."""
+    return scores_of(found, loaded.dataset.competition.metric)
 
 
-def scores_of(found: Predictions, metric: str) -> dict[str, Any]:
-    """Return the scores of predictions, the competition's metric among them; empty where labels are not known."""
-    if found.labels is None:
-        return {}
+def scores_of(found: Predictions, metric: str) -> SplitScores | None:
+    """Return the scores of predictions, the competition's metric among them; None where targets are not known."""
+    if found.targets is None:
+        return None
     if len(found.block_names):
         return metrics.shifted_summary(found, DISTORTIONS, metric)
     return metrics.summary(found, metric)
 
 
-def score_weights(
-    run: Run, config: Config, dataset: Dataset, model: Classifier, execution: Execution, which: str, progress: Progress
-) -> dict[str, Any]:
-    """Score the weights in `model` on clean validation, and the ones that count on shifted validation too."""
-    loaded = Loaded(run, config, dataset, model, execution)
-    scores: dict[str, Any] = {}
+@dataclass(frozen=True)
+class Scored:
+    """What `score_weights` measures.
+
+    Attributes:
+        scores: of clean and shifted validation.
+        thresholds: of each class, tuned on all of clean validation; empty where decisions need none.
+    """
+
+    scores: WeightScores = field(default_factory=WeightScores)
+    thresholds: tuple[float, ...] = ()
+
+
+def score_weights(loaded: Loaded, which: str, progress: Progress) -> Scored:
+    """Score the weights in the model on clean validation, and the best ones on shifted validation too.
+
+    Args:
+        loaded: its model holds the weights.
+        which: `best`, `averaged` or `final`: the file that they lie in.
+        progress: called after every batch.
+    """
+    run, dataset, metric = loaded.run, loaded.dataset, loaded.dataset.competition.metric
+    val, shifted, thresholds = None, None, None
     if dataset.val is not None:
         found = _predict(loaded, dataset.val, which, progress)
-        scores["val"] = metrics.summary(found, config.competition.metric)
+        if decisions.is_tuned(found, metric):
+            thresholds = decisions.tune(found, metric)
+        found = decisions.validated(found, metric)
+        val = metrics.summary(found, metric)
         predictions.save(run.predictions_path("val" if which == "best" else f"val-{which}"), found)
     if dataset.ood_val is not None and which == "best":
-        found = _predict(loaded, dataset.ood_val, which, progress)
-        scores["ood_val"] = metrics.shifted_summary(found, DISTORTIONS, config.competition.metric)
+        found = replace(_predict(loaded, dataset.ood_val, which, progress), thresholds=thresholds)
+        shifted = metrics.shifted_summary(found, DISTORTIONS, metric)
         predictions.save(run.predictions_path("ood_val"), found)
-    return scores
+    tuned = () if thresholds is None else tuple(map(float, thresholds))
+    return Scored(WeightScores(val=val, ood_val=shifted), tuned)
+
+
+def _decided(loaded: Loaded, found: Predictions, name: str) -> Predictions:
+    """Return predictions with the run's thresholds; clean validation, which those were tuned on, cross-fitted ones."""
+    if name == "val" and found.targets is not None:
+        return decisions.validated(found, loaded.dataset.competition.metric)
+    thresholds = loaded.run.metrics().thresholds
+    return replace(found, thresholds=np.array(thresholds, np.float32)) if thresholds else found
 
 
 def _predict(
@@ -210,6 +248,7 @@ def _predict(
         loaded.model,
         images,
         classes=loaded.dataset.competition.classes,
+        task=loaded.dataset.competition.task,
         execution=loaded.execution,
         batch_size=loaded.config.predict.batch_size,
         made_by=made_by,
@@ -227,21 +266,19 @@ def _made_of(loaded: Loaded, images: Split | Suite) -> str:
     return splits.fingerprint(clean) if clean is not None else ""
 
 
-def _record(loaded: Loaded, found: Predictions, name: str, variant: Variant) -> None:
-    """Note a score in metrics.json; those of clean and shifted validation, plain, stand there since the training."""
-    scored = score(loaded, found)
-    scores = loaded.run.metrics()
-    scores["variant"] = variant_of(loaded.config.predict).suffix
+def _record(loaded: Loaded, scores: SplitScores, name: str, variant: Variant, *, transductive: bool) -> None:
+    """Note scores in metrics.json; those of clean and shifted validation, plain, stand there since the training."""
+    noted = loaded.run.metrics().model_copy(update={"variant": variant_of(loaded.config.predict).suffix})
     if variant.suffix:
-        marked = {**scored, "transductive": bool(found.made_by.get("transductive"))}
-        scores["variants"] = {**scores.get("variants", {}), name + variant.suffix: marked}
+        marked = scores.model_copy(update={"transductive": transductive})
+        noted = noted.model_copy(update={"variants": {**noted.variants, name + variant.suffix: marked}})
     elif name not in ("val", "ood_val"):
-        scores[name] = scored
-    loaded.run.write_json("metrics.json", scores)
+        noted = noted.with_scores(name, scores)
+    loaded.run.write_metrics(noted)
 
 
-def expect(loaded: Loaded, found: Predictions, name: str, progress: Progress = quiet) -> dict[str, Any]:
-    """Return what blocks are expected to score, told without labels, and note it under `expected` in metrics.json.
+def expect(loaded: Loaded, found: Predictions, name: str, progress: Progress = quiet) -> AccuracyEstimate | None:
+    """Return the accuracy of blocks estimated without labels, and note it under `expected` in metrics.json.
 
     Shifted validation is predicted in the same way first, where it was not before. After an adaptation, what was
     expected of the plain prediction stands there as `before`, if that was made.
@@ -253,21 +290,23 @@ def expect(loaded: Loaded, found: Predictions, name: str, progress: Progress = q
         progress: called after every batch.
 
     Returns:
-        The values of `Expected`; empty without shifted validation of two families of corruptions at least.
+        None without shifted validation of two families of corruptions at least, or where the task has no estimate.
     """
+    if not found.row.accuracy_estimate:
+        return None
     variant = Variant(**{field: found.made_by[field] for field in PLAIN.to_json()})
     shifted = _shifted_validation(loaded, variant, progress)
     calibration = expectation.calibrate(shifted) if shifted is not None else None
     if calibration is None:
-        return {}
-    values = expectation.expect(found, calibration).to_json()
-    scores = loaded.run.metrics()
-    known = scores.get("expected", {})
-    if variant.adapt != "none" and name in known:
-        values["before"] = known[name]["accuracy"]
+        return None
+    estimate = AccuracyEstimate(**expectation.expect(found, calibration).to_json())
+    noted = loaded.run.metrics()
+    if variant.adapt != "none" and name in noted.expected:
+        estimate = estimate.model_copy(update={"before": noted.expected[name].accuracy})
     with loaded.run.writing():
-        loaded.run.write_json("metrics.json", {**scores, "expected": {**known, name + variant.suffix: values}})
-    return values
+        expected = {**noted.expected, name + variant.suffix: estimate}
+        loaded.run.write_metrics(noted.model_copy(update={"expected": expected}))
+    return estimate
 
 
 def _shifted_validation(loaded: Loaded, variant: Variant, progress: Progress) -> Predictions | None:
@@ -306,7 +345,7 @@ def submit(
     """
     competition = loaded.dataset.competition
     if blocks:
-        competition = replace(competition, blocks=blocks, sample=None)
+        competition = replace(competition, blocks=blocks, sample=None, test_ids=())
     told = {"weights_sha256": found.made_by["weights_sha256"], "seed": loaded.config.seed, **(trace or {})}
     return submitting.submit(
         loaded.run, found, competition, path, trace=told, training=loaded.dataset.train.labels, force=force

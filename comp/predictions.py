@@ -1,23 +1,26 @@
-"""Predictions: ids x logits with classes, labels where known and what made them. Torch-free.
+"""Predictions: ids x outputs with classes, targets where known and what made them. Torch-free.
 
-The one currency of evaluate, ensemble and submit. On disk a `.npz` without pickles.
+The one currency of evaluate, ensemble and submit. On disk a `.npz` without pickles, version 2; version 1, which held
+`logits` and `labels` of single-label tasks, is read.
 """
 
 import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from comp import runs
 from comp.errors import NotFiniteError, RunError
+from comp.tasks import TASKS, TaskRow
+
+VERSION = 2
 
 # What zipfile and numpy raise of bytes that nobody wrote: a flipped flag asks for a password or another compression, a
 # hostile header for more memory than there is.
@@ -25,7 +28,32 @@ _DAMAGE = (
     ValueError, AssertionError, TypeError, IndexError, KeyError, OSError, EOFError, MemoryError, RuntimeError,
     OverflowError, zipfile.BadZipFile, zlib.error, struct.error,
 )  # fmt: skip
-_FIELDS = ("ids", "classes", "logits", "top1", "labels", "block_names", "block_sizes", "made_by")
+_FIELDS = ("task", "ids", "classes", "outputs", "block_names", "block_sizes", "made_by")
+_OPTIONAL = ("targets", "top1", "thresholds")
+_FIELDS_1 = ("ids", "classes", "logits", "top1", "labels", "block_names", "block_sizes", "made_by")
+
+Outputs = NDArray[np.float16] | NDArray[np.float32]
+Targets = NDArray[np.int64] | NDArray[np.float32]  # [N] class indices, or [N, K] of 0 and 1
+
+
+def _softmax(outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+    odds = np.exp(outputs - outputs.max(1, keepdims=True))
+    probabilities: NDArray[np.float64] = odds / odds.sum(1, keepdims=True)
+    return probabilities
+
+
+def _sigmoid(outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+    # Of exponentials of negative numbers alone: none overflows.
+    small = np.exp(-np.abs(outputs))
+    probabilities: NDArray[np.float64] = np.where(outputs >= 0, 1 / (1 + small), small / (1 + small))
+    return probabilities
+
+
+# A task's activation: outputs [N, K] -> probabilities [N, K].
+ACTIVATIONS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "softmax": _softmax,
+    "sigmoid": _sigmoid,
+}
 
 
 @dataclass(frozen=True)
@@ -33,35 +61,81 @@ class Predictions:
     """What a model says of each image.
 
     Attributes:
+        task: a row of `comp.tasks.TASKS`.
         ids: [N] text.
-        classes: the class names, in the order of the logits' columns.
-        logits: [N, C] float16, each row's maximum subtracted (softmax does not notice, float16 does).
-        top1: [N] int64, the most likely class before rounding to float16.
-        labels: [N] int64 or None where unknown.
-        block_names: [K] text: `distortion00_1` ...; empty for a split without blocks.
-        block_sizes: [K] int64: consecutive rows of each block.
+        classes: the class names, in the order of the outputs' columns.
+        outputs: [N, K] before the activation: float16 with each row's maximum subtracted where the task allows it
+            (softmax does not notice, float16 does), float32 as the model gave them elsewhere.
+        targets: [N] int64 class indices or [N, K] float32 of 0 and 1, as the task says; None where unknown.
+        top1: [N] int64, the most likely class before rounding to float16; None where the task does not choose one.
+        block_names: [B] text: `distortion00_1` ...; empty for a split without blocks.
+        block_sizes: [B] int64: consecutive rows of each block.
         made_by: run, weights hash, views ...: plain values.
+        thresholds: probability from which a class is decided to be there, [K] or, where each row has its own (tuned on
+            other rows), [N, K]; None: 0.5.
     """
 
+    task: str
     ids: NDArray[np.str_]
     classes: tuple[str, ...]
-    logits: NDArray[np.float16]
-    top1: NDArray[np.int64]
-    labels: NDArray[np.int64] | None
+    outputs: Outputs
+    targets: Targets | None
+    top1: NDArray[np.int64] | None
     block_names: NDArray[np.str_]
     block_sizes: NDArray[np.int64]
     made_by: Mapping[str, Any]
+    thresholds: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        rows, columns = self.logits.shape
-        assert len(self.ids) == len(self.top1) == rows, (len(self.ids), len(self.top1), rows)
+        rows, columns = self.outputs.shape
+        assert len(self.ids) == rows, (len(self.ids), rows)
         assert len(self.classes) == columns, (len(self.classes), columns)
-        assert self.labels is None or len(self.labels) == rows
+        assert self.targets is None or self.targets.shape == ((rows, columns) if self.row.target_columns else (rows,))
+        assert (self.top1 is not None) == (self.row.decision == "arg_max")
+        assert self.top1 is None or self.top1.shape == (rows,)
+        assert self.thresholds is None or self.thresholds.shape in ((columns,), (rows, columns))
         assert len(self.block_names) == len(self.block_sizes)
         assert not len(self.block_sizes) or int(self.block_sizes.sum()) == rows
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def row(self) -> TaskRow:
+        """What follows from the task."""
+        return TASKS[self.task]
+
+    def probabilities(self, rows: slice = slice(None)) -> NDArray[np.float64]:
+        """Return [N, K]: each class's probability; rows sum to 1 only where classes exclude each other."""
+        return ACTIVATIONS[self.row.activation](self.outputs[rows].astype(np.float64))
+
+    def decisions(self, rows: slice = slice(None)) -> NDArray[np.bool_]:
+        """Return [N, K]: which classes are decided to be there."""
+        if self.top1 is not None:
+            return one_hot(self.top1[rows], len(self.classes))
+        thresholds = np.float32(0.5) if self.thresholds is None else self.thresholds
+        if isinstance(thresholds, np.ndarray) and thresholds.ndim == 2:
+            thresholds = thresholds[rows]
+        decided: NDArray[np.bool_] = self.probabilities(rows) >= thresholds
+        return decided
+
+    def truth(self) -> NDArray[np.bool_]:
+        """Return [N, K]: which classes are there; targets must be known."""
+        targets = self.known_targets()
+        return targets > 0.5 if targets.ndim == 2 else one_hot(targets.astype(np.int64), len(self.classes))
+
+    def known_targets(self) -> Targets:
+        """Return the targets; asking for a score without them is our fault."""
+        assert self.targets is not None, "a score needs targets"
+        return self.targets
+
+    def correct(self) -> NDArray[np.bool_]:
+        """Return [N]: whether the decision is the target, every class of it; targets must be known."""
+        if self.top1 is not None:
+            right: NDArray[np.bool_] = self.top1 == self.known_targets()
+            return right
+        exact: NDArray[np.bool_] = (self.decisions() == self.truth()).all(1)
+        return exact
 
     def blocks(self) -> list[tuple[str, slice]]:
         """Return each block's name and rows."""
@@ -70,99 +144,179 @@ class Predictions:
         return [(str(name), slice(int(start), int(end))) for name, start, end in spans]
 
     def block_accuracy(self) -> dict[str, float]:
-        """Return the share of right answers in each block; labels must be known."""
-        assert self.labels is not None
-        right = self.top1 == self.labels
+        """Return the share of correct decisions in each block; targets must be known."""
+        right = self.correct()
         return {name: float(right[rows].mean()) for name, rows in self.blocks()}
 
+    def take(self, rows: "slice | NDArray[np.int64]") -> "Predictions":
+        """Return some rows, without blocks."""
+        thresholds = self.thresholds
+        return Predictions(
+            task=self.task,
+            ids=self.ids[rows],
+            classes=self.classes,
+            outputs=self.outputs[rows],
+            targets=None if self.targets is None else self.targets[rows],
+            top1=None if self.top1 is None else self.top1[rows],
+            block_names=np.array([], np.str_),
+            block_sizes=np.array([], np.int64),
+            made_by=self.made_by,
+            thresholds=thresholds[rows] if thresholds is not None and thresholds.ndim == 2 else thresholds,
+        )
 
-def from_logits(
-    logits: NDArray[np.float32],
+
+def one_hot(indices: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
+    """Return [N, count]: True in the column that each index [N] names."""
+    hot: NDArray[np.bool_] = indices[:, None] == np.arange(count)
+    return hot
+
+
+def from_outputs(
+    outputs: NDArray[np.float32],
     *,
+    task: str,
     ids: NDArray[np.str_],
     classes: Sequence[str],
-    labels: NDArray[np.int64] | None,
+    targets: Targets | None,
     made_by: Mapping[str, Any],
     blocks: Sequence[tuple[str, int]] = (),
+    thresholds: NDArray[np.float32] | None = None,
 ) -> Predictions:
-    """Return predictions from raw logits [N, C] float32.
+    """Return predictions from raw outputs [N, K] float32.
 
     Raises:
-        NotFiniteError: a logit is not finite: the first such row is named.
+        NotFiniteError: an output is not finite: the first such row is named.
     """
-    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    broken = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
     if len(broken):
         raise NotFiniteError(
-            f"predictions: {len(broken)} of {len(logits)} rows are not finite, first {ids[broken[0]]}; the weights or "
+            f"predictions: {len(broken)} of {len(outputs)} rows are not finite, first {ids[broken[0]]}; the weights or "
             "their precision are at fault: try train.precision=fp32"
         )
-    shifted = logits - logits.max(1, keepdims=True)
+    row = TASKS[task]
+    stored: Outputs = outputs
+    if row.shifted:
+        shifted = outputs - outputs.max(1, keepdims=True)
+        stored = np.maximum(shifted, np.finfo(np.float16).min).astype(np.float16)
     return Predictions(
+        task=task,
         ids=ids,
         classes=tuple(classes),
-        logits=np.maximum(shifted, np.finfo(np.float16).min).astype(np.float16),
-        top1=logits.argmax(1).astype(np.int64),
-        labels=labels,
+        outputs=stored,
+        targets=targets,
+        top1=outputs.argmax(1).astype(np.int64) if row.decision == "arg_max" else None,
         block_names=np.array([name for name, _ in blocks], np.str_),
         block_sizes=np.array([size for _, size in blocks], np.int64),
         made_by=dict(made_by),
+        thresholds=thresholds,
     )
 
 
 def concatenate(parts: Sequence[Predictions]) -> Predictions:
-    """Return consecutive parts as one; classes and what made them are the first one's."""
+    """Return consecutive parts as one; task, classes and what made them are the first one's."""
     first = parts[0]
-    known = all(part.labels is not None for part in parts)
+
+    def joined(arrays: "Sequence[NDArray[Any] | None]") -> Any:
+        known = [array for array in arrays if array is not None]
+        return np.concatenate(known) if len(known) == len(parts) else None
+
+    thresholds = first.thresholds
+    if any(not _same(part.thresholds, thresholds) for part in parts) or (
+        thresholds is not None and thresholds.ndim == 2
+    ):
+        thresholds = joined([_threshold_rows(part) for part in parts])
     return Predictions(
+        task=first.task,
         ids=np.concatenate([part.ids for part in parts]),
         classes=first.classes,
-        logits=np.concatenate([part.logits for part in parts]),
-        top1=np.concatenate([part.top1 for part in parts]),
-        labels=np.concatenate([part.labels for part in parts if part.labels is not None]) if known else None,
+        outputs=np.concatenate([part.outputs for part in parts]),
+        targets=joined([part.targets for part in parts]),
+        top1=joined([part.top1 for part in parts]),
         block_names=np.concatenate([part.block_names for part in parts]),
         block_sizes=np.concatenate([part.block_sizes for part in parts]),
         made_by=first.made_by,
+        thresholds=thresholds,
     )
+
+
+def _same(one: NDArray[np.float32] | None, other: NDArray[np.float32] | None) -> bool:
+    return one is other or (one is not None and other is not None and np.array_equal(one, other))
+
+
+def _threshold_rows(part: Predictions) -> NDArray[np.float32]:
+    thresholds = np.full(len(part.classes), 0.5, np.float32) if part.thresholds is None else part.thresholds
+    return np.broadcast_to(thresholds, part.outputs.shape)
 
 
 def save(path: Path, predictions: Predictions) -> None:
     """Write a .npz atomically."""
-    labels = predictions.labels
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
+        "version": np.array(VERSION),
+        "task": np.array(predictions.task),
         "ids": predictions.ids,
         "classes": np.array(predictions.classes, np.str_),
-        "logits": predictions.logits,
-        "top1": predictions.top1.astype(np.int32),
-        "labels": np.full(len(predictions), -1, np.int32) if labels is None else labels.astype(np.int32),
+        "outputs": predictions.outputs,
         "block_names": predictions.block_names,
         "block_sizes": predictions.block_sizes,
         "made_by": np.array(json.dumps(dict(predictions.made_by), sort_keys=True)),
     }
-    runs.write_atomically(path, partial(_savez, arrays=arrays))
-
-
-def _savez(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
-    np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes its own flag for a keyword array
+    if predictions.targets is not None:
+        small = np.uint8 if predictions.row.target_columns else np.int32
+        arrays["targets"] = predictions.targets.astype(small)
+    if predictions.top1 is not None:
+        arrays["top1"] = predictions.top1.astype(np.int32)
+    if predictions.thresholds is not None:
+        arrays["thresholds"] = predictions.thresholds
+    runs.write_arrays(path, arrays)
 
 
 def load(path: Path) -> Predictions:
     """Return the predictions in a .npz.
 
     Raises:
-        RunError: missing, truncated, altered or not ours.
+        RunError: missing, truncated, altered, of a later version or not ours.
     """
+    return _from_arrays(_read(path, lambda name: True), path)
+
+
+def _read(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
+    """Return the wanted arrays of a .npz, under their names of version 2."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            missing = [name for name in _FIELDS if name not in archive.files]
+            names = set(archive.files)
+            version = int(archive["version"]) if "version" in names else 1
+            if version > VERSION:
+                raise RunError(f"{path}: is of version {version}, later than {VERSION}; update comp")
+            fields = _FIELDS_1 if version == 1 else _FIELDS
+            missing = [name for name in fields if name not in names]
             if missing:
                 raise RunError(f"{path}: not a predictions file: it lacks {', '.join(missing)}")
-            return _from_arrays({name: archive[name] for name in _FIELDS})
+            if version == 1:
+                return _upgraded(archive, wanted)
+            unknown = names - {"version", *_FIELDS, *_OPTIONAL}
+            if unknown:  # a damaged name would pass for an optional array that is not there
+                raise ValueError(f"unknown arrays {', '.join(sorted(unknown))}")
+            return {name: archive[name] for name in sorted(names - {"version"}) if wanted(name)}
     except FileNotFoundError:
         raise RunError(f"{path}: no such predictions; make them: comp predict RUN") from None
     except RunError:
         raise
     except _DAMAGE as error:
-        raise RunError(f"{path}: damaged predictions file ({error}); make it again: comp predict RUN") from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(f"{path}: damaged predictions file ({error}); make it again: comp predict RUN")
+
+
+def _upgraded(archive: Mapping[str, NDArray[Any]], wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
+    """Return version 1's arrays as version 2's: single-label, unknown labels written as -1."""
+    names = {"outputs": "logits", "targets": "labels"}
+    kept = [name for name in (*_FIELDS[1:], "targets", "top1") if wanted(name)]
+    arrays = {"task": np.array("single_label"), **{name: archive[names.get(name, name)] for name in kept}}
+    if (arrays["targets"] < 0).all():
+        del arrays["targets"]
+    return arrays
 
 
 def made_by(path: Path) -> dict[str, Any] | None:
@@ -177,58 +331,83 @@ def made_by(path: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Answers:
-    """Of predictions, what scores are counted from: without the logits, which are most of a file.
+    """Of predictions, which rows are right: what differences between runs are tested on.
 
     Attributes:
         ids: [N] text.
-        top1: [N] the answers.
-        labels: [N], or None where unknown.
+        targets: [N] or [N, K], or None where unknown.
+        correct: [N], or None where targets are unknown.
         images: [N] which image a row shows: its place within its block, or its own where there are no blocks.
     """
 
     ids: NDArray[np.str_]
-    top1: NDArray[np.int64]
-    labels: NDArray[np.int64] | None
+    targets: Targets | None
+    correct: NDArray[np.bool_] | None
     images: NDArray[np.int64]
 
 
 def load_answers(path: Path) -> Answers:
-    """Return the answers in a .npz.
+    """Return the answers in a .npz; outputs, most of a file, are read only where decisions are made from them.
 
     Raises:
         RunError: missing, truncated, altered or not ours.
     """
+    arrays = _read(path, lambda name: name not in ("outputs", "thresholds"))
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            labels, sizes = archive["labels"].astype(np.int64), archive["block_sizes"]
-            ids, top1 = archive["ids"], archive["top1"].astype(np.int64)
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such predictions; make them: comp predict RUN") from None
-    except (ValueError, zipfile.BadZipFile, OSError, EOFError, KeyError) as error:
-        raise RunError(f"{path}: damaged predictions file ({error}); make it again: comp predict RUN") from None
-    images = np.concatenate([np.arange(size) for size in sizes]) if len(sizes) else np.arange(len(ids))
-    return Answers(ids, top1, None if (labels < 0).all() else labels, images)
+        sizes, ids = arrays["block_sizes"], arrays["ids"]
+        images = np.concatenate([np.arange(size) for size in sizes]) if len(sizes) else np.arange(len(ids))
+        if "targets" not in arrays:
+            return Answers(ids, None, None, images)
+        if "top1" in arrays:
+            targets = arrays["targets"].astype(np.int64)
+            return Answers(ids, targets, arrays["top1"] == targets, images)
+    except _DAMAGE as error:
+        raise _damaged(path, error) from None
+    found = load(path)
+    return Answers(found.ids, found.targets, found.correct(), images)
 
 
-def _from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Predictions:
-    labels, top1 = arrays["labels"].astype(np.int64), arrays["top1"].astype(np.int64)
-    made_by = json.loads(str(arrays["made_by"]))
-    if not isinstance(made_by, dict):
-        raise ValueError("made_by is no mapping")
-    if arrays["ids"].dtype.kind != "U" or arrays["logits"].dtype != np.float16:
-        raise ValueError("ids are no text, or logits no half floats")
-    for name, values in (("top1", top1), ("labels", labels)):
-        if values.max(initial=-1) >= len(arrays["classes"]):
-            raise ValueError(f"{name} names a class that there is not")
-    if top1.min(initial=0) < 0:
-        raise ValueError("top1 names a class that there is not")
-    return Predictions(
-        ids=arrays["ids"],
-        classes=tuple(str(name) for name in arrays["classes"]),
-        logits=arrays["logits"],
-        top1=top1,
-        labels=None if (labels < 0).all() else labels,
-        block_names=arrays["block_names"],
-        block_sizes=arrays["block_sizes"],
-        made_by=made_by,
-    )
+def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
+    try:
+        name = str(arrays["task"])
+        if name not in TASKS:
+            raise ValueError(f"unknown task '{name}'")
+        row, outputs = TASKS[name], arrays["outputs"]
+        made_by = json.loads(str(arrays["made_by"]))
+        if not isinstance(made_by, dict):
+            raise ValueError("made_by is not a mapping")
+        if arrays["ids"].dtype.kind != "U" or outputs.dtype != (np.float16 if row.shifted else np.float32):
+            raise ValueError("ids are not text, or outputs are of another type than the task's")
+        if not np.isfinite(outputs).all():
+            raise ValueError("outputs are not finite")
+        return Predictions(
+            task=name,
+            ids=arrays["ids"],
+            classes=tuple(str(name) for name in arrays["classes"]),
+            outputs=outputs,
+            targets=_targets(arrays, row),
+            top1=_indices("top1", arrays) if "top1" in arrays else None,
+            block_names=arrays["block_names"],
+            block_sizes=arrays["block_sizes"],
+            made_by=made_by,
+            thresholds=arrays["thresholds"].astype(np.float32) if "thresholds" in arrays else None,
+        )
+    except _DAMAGE as error:
+        raise _damaged(path, error) from None
+
+
+def _targets(arrays: Mapping[str, NDArray[Any]], row: TaskRow) -> Targets | None:
+    if "targets" not in arrays:
+        return None
+    if not row.target_columns:
+        return _indices("targets", arrays)
+    if not np.isin(arrays["targets"], (0, 1)).all():
+        raise ValueError("targets hold other values than 0 and 1")
+    return arrays["targets"].astype(np.float32)
+
+
+def _indices(name: str, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+    values = arrays[name].astype(np.int64)
+    if values.max(initial=0) >= len(arrays["classes"]) or values.min(initial=0) < 0:
+        raise ValueError(f"{name} holds an index that is no class's")
+    return values

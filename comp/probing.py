@@ -2,14 +2,15 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
-from comp import building, metrics, pipeline, predictions, runs
+from comp import building, pipeline, predicting, predictions, runs
 from comp.config import Config
 from comp.data.dataset import open_dataset
 from comp.errors import DataError
 from comp.inference import probe as probes
+from comp.predicting import Loaded
 from comp.progress import Progress, quiet
+from comp.run_metrics import SplitScores, WeightScores
 from comp.runs import Run
 
 
@@ -46,37 +47,25 @@ def probe(
         )
     began = time.perf_counter()
     fitted = probes.Probe(
-        model, dataset.train, classes=dataset.competition.classes, name=name, k=k, execution=execution,
+        model, dataset.train, classes=dataset.competition.classes, task=dataset.competition.task, name=name, k=k,
+        execution=execution,
         batch_size=config.predict.batch_size, progress=progress,
     )  # fmt: skip
     result = runs.create(runs_root, config, f"{name}-probe", pipeline.provenance_of(config, dataset, model))
     made_by = {"run": run.name, "weights_sha256": runs.sha256(run.weights_path()), "probe": name, "k": k}
     with result.writing():
-        scores: dict[str, Any] = {}
+        scores: dict[str, SplitScores | None] = {}
         for split in (dataset.val, dataset.test):
             if split is not None:
                 found = fitted.predict(split, made_by, progress)
                 predictions.save(result.predictions_path(split.name), found)
-                scores[split.name] = metrics.summary(found, config.competition.metric)
-        seconds = time.perf_counter() - began
-        described = pipeline.describe(result, config, model, execution)
-        result.write_json("metrics.json", {**described, **_fitted(run, name, scores, seconds)})
+                scores[split.name] = predicting.scores_of(found, dataset.competition.metric)
+        described = pipeline.describe_network(Loaded(result, config, dataset, model, execution), "probe")
+        probed = {
+            "model": f"{name} on {run.name}",
+            "train_seconds": round(time.perf_counter() - began, 2),
+            "final": WeightScores(val=scores.get("val")),
+            "test": scores.get("test"),
+        }
+        result.write_metrics(described.model_copy(update=probed))
     return result
-
-
-def _fitted(run: Run, name: str, scores: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Return the part of metrics.json that a training fills otherwise: there were no epochs."""
-    val = {"val": scores["val"]} if "val" in scores else {}
-    test = {"test": scores["test"]} if "test" in scores else {}
-    return {
-        "model": f"{name} on {run.name}",
-        "selected_by": "",
-        "epochs": 0,
-        "stopped": "",
-        "best_epoch": 0,
-        "train_seconds": round(seconds, 2),
-        "test_like": [],
-        "final": val,
-        "best": {},
-        **test,
-    }

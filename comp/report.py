@@ -6,6 +6,7 @@ Numbers come from the run's own files and are written as they stand there (`data
 import base64
 import html
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from comp import config as configs
-from comp import diagnosis, leaderboard, plots, runs
+from comp import diagnosis, plots, runs
 from comp.config import Config
 from comp.errors import RunError
+from comp.run_metrics import RunMetrics, SplitScores
 from comp.runs import Run
 
 _MOST_RUNS = 40  # side by side; more could not be told apart
@@ -42,24 +44,36 @@ class _Headline:
     """A number of metrics.json that a page opens with, and that comparisons have a column for."""
 
     title: str
-    value: Callable[[Mapping[str, Any]], float | None]
+    value: Callable[[RunMetrics], float | None]
     form: str = "{:.4f}"
 
 
-def _counted(scores: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = scores.get("best") or scores.get("final") or {}
-    return found
-
-
-_HEADLINES = (
-    _Headline("validation accuracy", lambda scores: _counted(scores).get("val", {}).get("accuracy")),
-    _Headline("shifted validation accuracy", lambda scores: _counted(scores).get("ood_val", {}).get("accuracy")),
-    _Headline("test accuracy", lambda scores: leaderboard.own_scores(scores, "test").get("accuracy")),
-    _Headline("suite accuracy", lambda scores: leaderboard.own_scores(scores, "suite").get("accuracy")),
-    _Headline("parameters", lambda scores: scores.get("parameters"), "{:,.0f}"),
-    _Headline("epochs", lambda scores: scores.get("epochs"), "{:.0f}"),
-    _Headline("training minutes", lambda scores: scores.get("train_seconds", 0) / 60, "{:.1f}"),
+_SPLITS: dict[str, Callable[[RunMetrics], SplitScores | None]] = {
+    "validation": lambda scores: scores.counted.val,
+    "shifted validation": lambda scores: scores.counted.ood_val,
+    "test": lambda scores: scores.own("test"),
+    "suite": lambda scores: scores.own("suite"),
+}
+_COSTS = (
+    _Headline("parameters", lambda scores: scores.parameters, "{:,.0f}"),
+    _Headline("epochs", lambda scores: scores.epochs, "{:.0f}"),
+    _Headline("training minutes", lambda scores: scores.train_seconds / 60, "{:.1f}"),
 )
+
+
+def _headlines(listed: Sequence[RunMetrics]) -> list[_Headline]:
+    """Return the headlines that some run has: the competitions' metrics first, then accuracies, then costs."""
+    names = dict.fromkeys([*(scores.metric for scores in listed), "accuracy"])
+    heads = [_score_headline(split, name) for name in names for split in _SPLITS]
+    return [row for row in (*heads, *_COSTS) if any(row.value(scores) is not None for scores in listed)]
+
+
+def _score_headline(split: str, metric: str) -> _Headline:
+    def value(scores: RunMetrics) -> float | None:
+        found = _SPLITS[split](scores)
+        return found.value(metric) if found else None
+
+    return _Headline(f"{split} {metric}", value)
 
 
 def find(paths: Sequence[Path]) -> list[Run]:
@@ -82,10 +96,11 @@ def find(paths: Sequence[Path]) -> list[Run]:
 
 
 def _by_validation(run: Run) -> float:
-    """Return what runs are sorted by, best first: shifted validation where there is one, else clean."""
-    counted = _counted(run.metrics())
-    found = counted.get("ood_val") or counted.get("val") or {}
-    return -float(found.get("accuracy", 0.0))
+    """Return what runs are sorted by, best first: the metric of shifted validation where there is one, else clean."""
+    metrics = run.metrics()
+    validation = metrics.counted.ood_val or metrics.counted.val or SplitScores()
+    score = validation.scores.get(metrics.metric)
+    return -score.as_maximize if score else math.inf
 
 
 def page(found: Sequence[Run], *, baseline: Config | None = None) -> str:
@@ -120,16 +135,16 @@ def _document(title: str, parts: Iterable[str]) -> str:
 
 def _of_one(run: Run, baseline: Config | None) -> Iterable[str]:
     scores, provenance = run.metrics(), run.provenance()
-    told = ", ".join((scores["competition"], scores["model"], provenance.get("time", "")))
+    told = ", ".join((scores.competition, scores.model, provenance.get("time", "")))
     yield f'<p class="note">{_text(told)}</p>'
     cards = [
         f'<div class="card"><b{_data(value)}>{row.form.format(value)}</b><span>{_text(row.title)}</span></div>'
-        for row in _HEADLINES
+        for row in _headlines([scores])
         if (value := row.value(scores)) is not None
     ]
     yield f'<div class="cards">{"".join(cards)}</div>'
-    if scores.get("test_like"):
-        yield f'<p class="note">test-like augmentation: {_text(", ".join(scores["test_like"]))}</p>'
+    if scores.test_like:
+        yield f'<p class="note">test-like augmentation: {_text(", ".join(scores.test_like))}</p>'
     yield _expected(scores)
     yield _section("Curves", _picture(run, "curves", "losses, accuracies and learning rate by epoch"))
     yield _section("Layers", _picture(run, "norms", "gradient and weight norms by layer"))
@@ -143,19 +158,20 @@ def _of_one(run: Run, baseline: Config | None) -> Iterable[str]:
     yield _section("Provenance", f"<pre>{_text(json.dumps(provenance, indent=2, ensure_ascii=False))}</pre>")
 
 
-def _expected(scores: Mapping[str, Any]) -> str:
+def _expected(scores: RunMetrics) -> str:
     rows = [
-        [name, _number(found["accuracy"]), f"{found['low']:.4f} to {found['high']:.4f}"]
-        for name, found in scores.get("expected", {}).items()
+        [_text(name), _number(estimate.accuracy), f"{estimate.low:.4f} to {estimate.high:.4f}"]
+        for name, estimate in scores.expected.items()
     ]
     return _section("Expected without labels", _table(("predictions", "accuracy", "interval"), rows)) if rows else ""
 
 
 def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
-    rows = [[key, _number(values[key])] for key in ("accuracy", "top5", "loss")]
+    rows = [[key, _number(values[key])] for key in ("accuracy", "top5", "loss") if key in values]
     rows += [
         [f"{average} {key}", _number(values[average][key])]
-        for average in ("weighted", "macro")
+        for average in ("weighted", "macro", "micro")
+        if average in values
         for key in ("precision", "recall", "f1")
     ]
     rows.append(["expected calibration error", _number(values["calibration"]["ece"])])
@@ -165,17 +181,18 @@ def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
     pictures = (
         ("confusion", "share of each label's images by answer"),
         ("reliability", "accuracy by confidence"),
-        ("mistakes", "the surest mistakes: label, answer and confidence"),
+        ("mistakes", "the worst mistakes: label, answer and confidence; of several labels, -missed +added"),
     )
     drawn = "".join(_picture(run, f"{kind}-{name}", caption) for kind, caption in pictures)
     yield f'<div class="pictures">{drawn}</div>'
-    pairs = [[_text(label), _text(answer), str(count)] for label, answer, count in values["confused"]]
+    pairs = [[_text(label), _text(answer), str(count)] for label, answer, count in values.get("confused", ())]
     yield _table(("label", "taken for", "images"), pairs) if pairs else ""
+    columns = [key for key in diagnosis.CLASS_SCORES if key in values["classes"][0]]
     classes = [
-        [_text(row["name"]), f"{row['images']:,}", *(_number(row[key]) for key in ("precision", "recall", "f1"))]
+        [_text(row["name"]), f"{row['images']:,}", *("" if row[key] is None else _number(row[key]) for key in columns)]
         for row in values["classes"]
     ]
-    table = _table(("class", "images", "precision", "recall", "F1"), classes)
+    table = _table(("class", "images", *(diagnosis.CLASS_SCORES[key] for key in columns)), classes)
     yield f"<details><summary>by class</summary>{table}</details>"
 
 
@@ -194,10 +211,10 @@ def _mean(values: Iterable[float]) -> float:
     return sum(known) / len(known)
 
 
-def _trainable(scores: Mapping[str, Any]) -> str:
+def _trainable(scores: RunMetrics) -> str:
     rows = [
         [_text(row["name"]), f"{row['parameters']:,}", f"{row['trainable']:,}", _text(row["statistics"])]
-        for row in scores.get("trainable", ())
+        for row in scores.trainable
     ]
     return _table(("block", "parameters", "trained", "batch norm statistics"), rows) if rows else ""
 
@@ -215,9 +232,9 @@ def _differences(own: Config, other: Config, title: str) -> str:
 def _of_several(found: Sequence[Run], baseline: Config | None) -> Iterable[str]:
     scores = [run.metrics() for run in found]
     names = [run.path.name for run in found]
-    heads = [row for row in _HEADLINES if any(row.value(values) is not None for values in scores)]
+    heads = _headlines(scores)
     rows = [
-        [_text(name), _text(values["model"]), *(_cell(row, values) for row in heads)]
+        [_text(name), _text(values.model), *(_cell(row, values) for row in heads)]
         for name, values in zip(names, scores, strict=True)
     ]
     yield _section("Scores", _table(("run", "model", *(row.title for row in heads)), rows))
@@ -235,7 +252,7 @@ def _of_several(found: Sequence[Run], baseline: Config | None) -> Iterable[str]:
     yield _section(title, _table(("key", *names), cells) if cells else '<p class="note">nowhere</p>')
 
 
-def _cell(row: _Headline, values: Mapping[str, Any]) -> str:
+def _cell(row: _Headline, values: RunMetrics) -> str:
     value = row.value(values)
     return "" if value is None else f"<span{_data(value)}>{row.form.format(value)}</span>"
 
@@ -244,12 +261,11 @@ def _histories(found: Sequence[Run]) -> dict[str, list[dict[str, str]]]:
     return {run.path.name: run.history() for run in found if run.history()}
 
 
-def _compared_distortions(names: Sequence[str], scores: Sequence[Mapping[str, Any]]) -> str:
+def _compared_distortions(names: Sequence[str], scores: Sequence[RunMetrics]) -> str:
     """Return a table of accuracy by distortion: of the suite where all have scored it, else of shifted validation."""
-    title, known = "Suite by distortion", [leaderboard.own_scores(v, "suite").get("by_distortion", {}) for v in scores]
+    title, known = "Suite by distortion", _by_distortion("suite", scores)
     if not all(known):
-        title = "Shifted validation by distortion"
-        known = [_counted(values).get("ood_val", {}).get("by_distortion", {}) for values in scores]
+        title, known = "Shifted validation by distortion", _by_distortion("shifted validation", scores)
     if not any(known):
         return ""
     rows = [
@@ -257,6 +273,10 @@ def _compared_distortions(names: Sequence[str], scores: Sequence[Mapping[str, An
         for key in dict.fromkeys(key for table in known for key in table)
     ]
     return _section(title, _table(("distortion", *names), rows))
+
+
+def _by_distortion(split: str, listed: Sequence[RunMetrics]) -> list[dict[str, float]]:
+    return [(_SPLITS[split](scores) or SplitScores()).by_distortion for scores in listed]
 
 
 def _section(title: str, content: str) -> str:

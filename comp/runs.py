@@ -24,13 +24,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import filelock
 
 from comp import config as configs
+from comp import run_metrics
 from comp.config import Config
 from comp.errors import RunError, UserError, nearest
+from comp.run_metrics import RunMetrics
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _DEEPEST = 8  # folders between `runs` and a run
 _VERSIONS = ("comp", "torch", "torchvision", "timm", "numpy", "albumentations", "optuna", "pandas", "scikit-learn")
@@ -100,6 +105,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def write_arrays(path: Path, arrays: "Mapping[str, NDArray[Any]]") -> None:
+    """Write a .npz of named arrays atomically, uncompressed."""
+    import numpy as np  # loaded here: progress bars and listings of folders do without
+
+    def write(file: BinaryIO) -> None:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes its own flag for a keyword array
+
+    write_atomically(path, write)
+
+
 def read_bytes(path: Path, what: str, error: type[UserError]) -> bytes:
     """Return a file's content.
 
@@ -166,9 +181,12 @@ def make_folder(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """One training's folder."""
+    """One training's folder; `Run("runs/...")` takes text as well."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
 
     @property
     def name(self) -> str:
@@ -183,17 +201,22 @@ class Run:
         """Return where it came from: argv, git, versions, data fingerprint, classes."""
         return read_json(self.path / "provenance.json")
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> RunMetrics:
         """Return its scores.
 
         Raises:
-            RunError: the training is not complete.
+            RunError: the training is not complete, or the file is damaged.
         """
         if not self.is_complete():
             raise RunError(
                 f"{self.path}: not a complete run (no metrics.json); finish it: comp run --resume {self.path}"
             )
-        return read_json(self.path / "metrics.json")
+        path = self.path / "metrics.json"
+        return run_metrics.from_bytes(read_bytes(path, "scores", RunError), str(path))
+
+    def write_metrics(self, metrics: RunMetrics) -> None:
+        """Write metrics.json, which marks the run as complete."""
+        self.write_json("metrics.json", metrics.to_json())
 
     def is_complete(self) -> bool:
         """Tell whether the training has ended and its scores are written."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from comp import config as configs
-from comp import gathering, pipeline, predicting, runs
+from comp import decisions, gathering, metrics, pipeline, predicting, runs
 from comp.building import demand_own, load_model
 from comp.competition import submission
 from comp.config import ModelConfig
@@ -38,9 +38,10 @@ class _Mixed:
 
     Attributes:
         trained: the runs.
-        values: accuracy of each alone.
+        values: the competition's metric of each alone.
         chosen: numbers of those in the soup.
-        value: its accuracy.
+        value: its metric.
+        metric: the name of the competition's metric.
         state: its weights.
     """
 
@@ -48,6 +49,7 @@ class _Mixed:
     values: tuple[float, ...]
     chosen: tuple[int, ...]
     value: float
+    metric: str
     state: State
 
     def told(self) -> list[dict[str, Any]]:
@@ -59,7 +61,7 @@ class _Mixed:
                 "weights_sha256": runs.sha256(run.weights_path()),
                 "config_hash": configs.fingerprint(run.config()),
                 "seed": run.config().seed,
-                "accuracy": self.values[number],
+                self.metric: self.values[number],
                 "weight": 1 / len(self.chosen) if number in self.chosen else 0.0,
             }
             for number, run in enumerate(self.trained)
@@ -84,7 +86,7 @@ def soup(
 
     Args:
         trained: complete runs with the same data and architecture.
-        select_on: `val` or `ood_val`, by whose accuracy members are chosen; None: the shifted one, where there is.
+        select_on: `val` or `ood_val`, by whose metric members are chosen; None: the shifted one, where there is.
         given: fields of `predict` in place of the first member's own, for test and suite.
         runs_root: where the result is made.
         output: the submission; None: a free name.
@@ -104,7 +106,8 @@ def soup(
     scored = [(score.plain(state), state) for state in states]
     mixed, chosen = averaging.greedy_soup(scored, lambda state: score.best(state)[0])
     value, state = score.best(mixed) if len(chosen) > 1 else (scored[chosen[0]][0], mixed)
-    made = _Mixed(tuple(trained), tuple(value for value, _ in scored), chosen, value, state)
+    values = tuple(score.in_own_unit(value) for value, _ in scored)
+    made = _Mixed(tuple(trained), values, chosen, score.in_own_unit(value), score.metric, state)
     loaded = _store(made, first, split, runs_root, progress)
     variant = laid_on(loaded.config.predict, given or {})
     predicting.evaluate(loaded, progress, variant=variant)
@@ -153,24 +156,32 @@ def _architecture(section: ModelConfig) -> ModelConfig:
 
 
 class _Scorer:
-    """Scores states of one network on a validation split: accuracy, the mean over blocks where it has blocks."""
+    """Scores states of one network on a validation split by the competition's metric; higher is always better."""
 
     def __init__(self, loaded: Loaded, split: str, progress: Progress) -> None:
         self._loaded, self._split, self._progress = loaded, split, progress
+        self.metric = loaded.dataset.competition.metric
+
+    def in_own_unit(self, score: float) -> float:
+        """Return a score as the metric gives it: its sign is turned back where lower is better."""
+        return metrics.metric(self.metric).as_maximize(score)
 
     def plain(self, state: Mapping[str, Tensor]) -> float:
-        """Return the accuracy of a state as it is."""
+        """Return the score of a state as it is."""
         images = predicting.images_of(self._loaded, self._split)
         with averaging.standing_in(self._loaded.model, state):
             found = predict(
                 self._loaded.model, images, classes=self._loaded.dataset.competition.classes,
+                task=self._loaded.dataset.competition.task,
                 execution=self._loaded.execution, batch_size=self._loaded.config.predict.batch_size, made_by={},
                 progress=self._progress,
             )  # fmt: skip
-        return float(predicting.scores_of(found, self._loaded.config.competition.metric)["accuracy"])
+        scores = predicting.scores_of(decisions.validated(found, self.metric), self.metric)
+        assert scores is not None
+        return scores.scores[self.metric].as_maximize
 
     def best(self, state: Mapping[str, Tensor]) -> tuple[float, State]:
-        """Return the accuracy with averaged or met statistics, whichever is better, and that state."""
+        """Return the score with averaged or met statistics, whichever is better, and that state."""
         value = self.plain(state)
         if not averaging.has_statistics(self._loaded.model):
             return value, dict(state)
@@ -204,20 +215,18 @@ def _store(mixed: _Mixed, first: Loaded, split: str, runs_root: Path, progress: 
         names = ", ".join(mixed.trained[number].name for number in mixed.chosen)
         result.write("best.safetensors", weights.to_bytes(mixed.state, {"soup": names}))
         model, execution = load_model(result)
-        best = predicting.score_weights(result, config, first.dataset, model, execution, "best", progress)
+        loaded = Loaded(result, config, first.dataset, model, execution)
+        best = predicting.score_weights(loaded, "best", progress)
         theirs = [mixed.trained[number].metrics() for number in mixed.chosen]
         fitted = {
             "model": f"soup of {len(mixed.chosen)} of {len(mixed.trained)} {config.model.name}",
             "selected_by": split,
-            "epochs": 0,
-            "stopped": "",
-            "best_epoch": 0,
-            "train_seconds": round(sum(found["train_seconds"] for found in theirs), 2),
-            "test_like": sorted({name for found in theirs for name in found["test_like"]}),
-            "final": {},
-            "best": best,
+            "train_seconds": round(sum(member.train_seconds for member in theirs), 2),
+            "test_like": sorted({name for member in theirs for name in member.test_like}),
+            "best": best.scores,
+            "thresholds": list(best.thresholds),
             "weights_sha256": runs.sha256(result.weights_path()),
-            "soup": {"split": split, "accuracy": mixed.value, "members": mixed.told()},
+            "soup": {"split": split, mixed.metric: mixed.value, "members": mixed.told()},
         }
-        result.write_json("metrics.json", {**pipeline.describe(result, config, model, execution), **fitted})
-    return Loaded(result, config, first.dataset, model, execution)
+        result.write_metrics(pipeline.describe_network(loaded, "soup").model_copy(update=fitted))
+    return loaded

@@ -54,6 +54,14 @@ def wilson(share: float, count: int) -> Interval:
     return Interval(max(0.0, middle - half), min(1.0, middle + half))
 
 
+def mean_interval(values: NDArray[np.float64]) -> Interval | None:
+    """Return the normal interval of the mean of independent values [N]; None of fewer than two."""
+    if len(values) < 2:
+        return None
+    half = _Z * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Interval(float(values.mean()) - half, float(values.mean()) + half)
+
+
 def unpaired(one: float, other: float, count: int) -> Difference:
     """Return the difference of two shares, each of `count` images, as if the images were not the same.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from comp import metrics, standings
+from comp import leaderboard, metrics, standings
 from comp.evidence import Answers, disagreement_of, read_answers, read_lines
 from comp.leaderboard import Row, Submitted
 from comp.standings import Difference, Interval
@@ -142,6 +142,7 @@ def judge(rows: Sequence[Row], sort: str) -> Verdicts:
         rows: as `comp.leaderboard.rows` sorts them.
         sort: by what.
     """
+    sort = _accuracy_column(rows, sort)
     entries = list(_entries(rows))
     scored = [entry for entry in entries if entry.public is not None]
     final, near = _final_two(entries)
@@ -153,6 +154,14 @@ def judge(rows: Sequence[Row], sort: str) -> Verdicts:
         near=near,
         scored=len(scored),
     )
+
+
+def _accuracy_column(rows: Sequence[Row], sort: str) -> str:
+    """Return the column sorted by; a metric's where that is accuracy is accuracy's, whose intervals are known."""
+    column = next(iter(leaderboard.sorted_by(rows, sort).values()), sort)
+    if column.endswith("_metric") and all(row.metric == "accuracy" for row in rows):
+        return column.removesuffix("metric") + "accuracy"
+    return column
 
 
 def silent(rows: Sequence[Row]) -> Verdicts:
@@ -194,7 +203,7 @@ def _entries(rows: Sequence[Row]) -> Iterator[_Entry]:
 
 def _upward(row: Row, score: float) -> float:
     """Return a score in the competition's metric so that more is better, or back from that."""
-    return metrics.metric(row.metric).value_up(score)
+    return metrics.metric(row.metric).as_maximize(score)
 
 
 def _differences(rows: Sequence[Row], sort: str) -> tuple[Difference | None, ...]:

@@ -65,7 +65,14 @@ def suite(count: int = 24, files: int = 2, severities: tuple[int, ...] = (1, 2))
 def predicted(model: nn.Module, images: Split | Suite, variant: Variant, batch_size: int = 10) -> Predictions:
     """Return predictions of the variant."""
     return predict(
-        model, images, classes="abcde", execution=EXECUTION, batch_size=batch_size, made_by={}, variant=variant
+        model,
+        images,
+        classes="abcde",
+        task="single_label",
+        execution=EXECUTION,
+        batch_size=batch_size,
+        made_by={},
+        variant=variant,
     )
 
 
@@ -83,7 +90,7 @@ def assert_untouched(model: nn.Module, before: dict[str, Tensor]) -> None:
 def test_alpha_0_is_the_plain_prediction() -> None:
     model = Net()
     plain, found = (predicted(model, suite(), Variant(adapt=name, alpha=0)) for name in ("none", "bn"))
-    assert np.array_equal(plain.logits, found.logits)
+    assert np.array_equal(plain.outputs, found.outputs)
 
 
 def test_alpha_1_is_what_training_mode_computes_on_the_block() -> None:
@@ -94,7 +101,7 @@ def test_alpha_1_is_what_training_mode_computes_on_the_block() -> None:
         with torch.no_grad():
             wanted = Net().train()(pixels)
         wanted = wanted - wanted.max(1, keepdim=True).values
-        assert np.allclose(found.logits[rows].astype(np.float32), wanted.numpy(), atol=5e-3)
+        assert np.allclose(found.outputs[rows].astype(np.float32), wanted.numpy(), atol=5e-3)
 
 
 def test_the_model_comes_back_as_it_was() -> None:
@@ -123,7 +130,7 @@ def test_the_model_comes_back_as_it_was_from_a_failure_too() -> None:
 def test_adapted_predictions_do_not_depend_on_the_batch_size(batch_size: int) -> None:
     model, variant = Net(), Variant(views="flip", adapt="bn")
     some, others = predicted(model, suite(), variant, batch_size), predicted(model, suite(), variant)
-    assert np.allclose(some.logits.astype(np.float32), others.logits.astype(np.float32), atol=5e-3)
+    assert np.allclose(some.outputs.astype(np.float32), others.outputs.astype(np.float32), atol=5e-3)
 
 
 def test_statistics_of_many_batches_are_those_of_all_images() -> None:
@@ -144,10 +151,10 @@ def test_each_group_is_adapted_to_on_its_own(per: str) -> None:
     """Blocks of other groups, or their absence, change nothing."""
     model, variant = Net(), Variant(adapt="bn", adapt_per=per)
     whole, half = predicted(model, suite(), variant), predicted(model, suite(files=1), variant)
-    first_file = whole.logits[: len(half)]
-    assert np.array_equal(first_file, half.logits) == (per != "stream")
+    first_file = whole.outputs[: len(half)]
+    assert np.array_equal(first_file, half.outputs) == (per != "stream")
     if per != "block":
-        assert not np.array_equal(whole.logits, predicted(model, suite(), Variant(adapt="bn")).logits)
+        assert not np.array_equal(whole.outputs, predicted(model, suite(), Variant(adapt="bn")).outputs)
 
 
 def small(model: dict[str, Any]) -> Path:
@@ -165,16 +172,16 @@ def test_an_adapted_prediction_lies_beside_the_plain_one_and_is_marked(
     result = comp("predict", run.path, "--adapt", "bn", "--alpha", "1", "--json")
     assert result.code == 0, result.err
     scores = run.metrics()
-    found = scores["variants"]["suite+bn-alpha1"]
-    assert found["transductive"]
-    assert found["accuracy"] != scores["suite"]["accuracy"]
+    found = scores.variants["suite+bn-alpha1"]
+    assert found.transductive
+    assert found.accuracy != scores.suite.accuracy
     (csv,) = json.loads(result.out).values()
     sidecar = json.loads(Path(csv).with_suffix(".json").read_text())
     assert sidecar["transductive"]
     assert sidecar["made_by"]["adapt"] == "bn"
     (row,) = leaderboard.rows(Path("runs"))
     assert row.transductive
-    assert row.suite_accuracy == scores["suite"]["accuracy"]  # the run's own config predicts plainly
+    assert row.suite_accuracy == scores.suite.accuracy  # the run's own config predicts plainly
     assert "transductive" in comp("leaderboard").out
 
 
@@ -229,7 +236,7 @@ def test_tent_lowers_entropy() -> None:
     images = suite()
     entropies = {}
     for name in ("bn", "tent"):
-        logits = predicted(Net(), images, Variant(adapt=name)).logits.astype(np.float64)
+        logits = predicted(Net(), images, Variant(adapt=name)).outputs.astype(np.float64)
         shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         entropies[name] = -(shares * np.log(shares)).sum(1).mean()
     assert entropies["tent"] < entropies["bn"]
@@ -240,7 +247,7 @@ def test_tent_is_taken_back_where_the_network_collapses(monkeypatch: pytest.Monk
     images = suite(files=1)  # the darker file's answers are all of one class from the start
     found = predicted(Net(), images, Variant(adapt="tent"))
     assert found.made_by["rolled_back"] == [block.name for block in images.blocks]
-    assert np.array_equal(found.logits, predicted(Net(), images, Variant(adapt="bn")).logits)
+    assert np.array_equal(found.outputs, predicted(Net(), images, Variant(adapt="bn")).outputs)
 
 
 @pytest.mark.parametrize(
@@ -280,5 +287,5 @@ def test_a_prediction_killed_in_mid_suite_goes_on_with_the_same_bits(
     assert min(seen) >= 4 * (written[1] - 1)  # blocks of four images that were there were not made again
     assert not parts.exists()
     whole = predicting.predict(loaded, variant=variant)
-    assert np.array_equal(resumed.logits, whole.logits)
+    assert np.array_equal(resumed.outputs, whole.outputs)
     assert np.array_equal(resumed.ids, whole.ids)

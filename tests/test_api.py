@@ -30,11 +30,14 @@ def test_from_a_config_to_an_ensembles_predictions(workplace: Path) -> None:
     for seed in (0, 1):
         config = comp.load_config("small.yaml", f"seed={seed}")
         members.append(comp.train(config, name=f"seed{seed}"))
-        assert members[-1].metrics()["test"]["accuracy"] > 0.25
+        assert members[-1].metrics().test.accuracy > 0.25
     plain, flipped = (comp.predict(members[0], split="test", views=views) for views in (None, "flip"))
     assert len(plain) == len(flipped) == 40
-    assert not np.array_equal(plain.logits, flipped.logits)
-    both = comp.ensemble(members)
+    assert not np.array_equal(plain.outputs, flipped.outputs)
+    by_path = comp.predict(str(members[0].path), split="test")
+    assert np.array_equal(plain.outputs, by_path.outputs)
+    assert comp.Run(str(members[0].path)).metrics() == members[0].metrics()  # type: ignore[arg-type]
+    both = comp.ensemble([members[0], str(members[1].path)])
     assert isinstance(both, comp.Run)
     assert both.is_complete()
 

@@ -181,7 +181,7 @@ def test_a_real_training_ends_annealed_in_time_and_records_its_plans(budgeted: c
     assert found["budget_seconds"] == 6.0
     assert float(last["lr"]) == pytest.approx(budgeted.optim.lr * budgeted.optim.final_factor)
     assert len(run.history()) == -(-found["plans"][-1]["total_steps"] // 4)  # 128 images, 32 a step
-    assert run.metrics()["train_seconds"] <= 6.0 * 1.02
+    assert run.metrics().train_seconds <= 6.0 * 1.02
 
 
 def test_an_interrupted_budget_goes_on_where_it_stopped(budgeted: configs.Config) -> None:
@@ -200,7 +200,7 @@ def test_an_interrupted_budget_goes_on_where_it_stopped(budgeted: configs.Config
     assert plans[: len(early)] == early
     assert len(plans) > len(early)
     assert float(run.history()[-1]["lr"]) == pytest.approx(budgeted.optim.lr * budgeted.optim.final_factor)
-    assert run.metrics()["train_seconds"] <= 6.0 * 1.02
+    assert run.metrics().train_seconds <= 6.0 * 1.02
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90.0), ("15min", 900.0), ("1.5h", 5400.0), ("2 min", 120.0)])

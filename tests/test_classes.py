@@ -72,9 +72,9 @@ def test_a_run_of_some_classes_is_probed_on_the_others(workplace: Path, comp: Ca
     assert result.code == 0, result.err
     stored = predictions.load(Path("runs") / json.loads(result.out)["run"] / "predictions/test.npz")
     assert list(stored.classes) == ["2", "3"]
-    assert stored.labels is not None
-    assert set(stored.labels.tolist()) == {0, 1}
-    assert (stored.top1 == stored.labels).mean() > 0.5
+    assert stored.targets is not None
+    assert set(stored.targets.tolist()) == {0, 1}
+    assert (stored.top1 == stored.targets).mean() > 0.5
 
 
 def test_distortion_files_have_every_class(workplace: Path, comp: Callable[..., Result]) -> None:

@@ -52,12 +52,17 @@ def test_views_that_agree_do_not_diverge_and_opposite_ones_by_the_log_of_two() -
 
 
 def test_the_loss_is_the_clean_views_cross_entropy_plus_the_weighted_divergence() -> None:
+    cross_entropy = losses.LOSSES["cross_entropy"]
     logits = torch.randn(3 * 5, 4, generator=torch.Generator().manual_seed(1))
     targets = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 3, 1]), 4).float()
     clean = -(log_softmax(logits[:5].double().numpy(), axis=1) * targets.numpy()).sum(1).mean()
     expected = clean + 12 * jensen_shannon(logits.view(3, 5, 4).numpy())
-    assert losses.consistent(logits, targets, views=3, weight=12).item() == pytest.approx(expected, abs=1e-4)
-    assert losses.consistent(logits[:5], targets, views=1, weight=12).item() == pytest.approx(clean, abs=1e-5)
+    assert losses.consistent(cross_entropy, logits, targets, views=3, weight=12).item() == pytest.approx(
+        expected, abs=1e-4
+    )
+    assert losses.consistent(cross_entropy, logits[:5], targets, views=1, weight=12).item() == pytest.approx(
+        clean, abs=1e-5
+    )
 
 
 def test_every_view_gets_a_gradient_even_where_a_class_has_no_probability_left() -> None:

@@ -78,7 +78,7 @@ def test_a_config_trains_on_its_layout(name: str, tmp_path: Path, comp: Comp, mo
     result = comp("run", path, *SMALL, "data.root=data", *more, "--json")
     assert result.code == 0, result.err
     (run,) = runs.list_runs(Path("runs"))
-    assert run.metrics()["epochs"] == 1
+    assert run.metrics().epochs == 1
     assert run.config().model.freeze == config.model.freeze
     submissions = list(Path("submissions").glob("*.csv")) if Path("submissions").is_dir() else []
     assert len(submissions) == (config.competition.suite.source != "none")
@@ -110,7 +110,7 @@ def row_of(config: str) -> Row:
 def weighted_precision() -> float:
     """Return the mean over the first two runs, by scikit-learn."""
     found = [predictions.load(run.predictions_path("test")) for run in runs.list_runs(Path("runs"))[:2]]
-    return sum(precision_score(f.labels, f.top1, average="weighted", zero_division=0) for f in found) / 2
+    return sum(precision_score(f.targets, f.top1, average="weighted", zero_division=0) for f in found) / 2
 
 
 def test_the_page_shows_what_runs_found(workshop: Path, comp: Comp) -> None:
@@ -124,7 +124,7 @@ def test_the_page_shows_what_runs_found(workshop: Path, comp: Comp) -> None:
     outcome = Runs(Path("runs")).outcome(row)
     assert outcome is not None
     assert outcome.seeds == (0, 1)
-    scores = [run.metrics()["test"]["accuracy"] for run in runs.list_runs(Path("runs"))]
+    scores = [run.metrics().test.accuracy for run in runs.list_runs(Path("runs"))]
     assert list(outcome.accuracies) == scores[:2]
     mean = f"{sum(scores[:2]) / 2:.2%}"
     line = next(line for line in page.PAGE.read_text().splitlines() if line.startswith(f"| {row.system} |"))
@@ -197,7 +197,7 @@ def test_a_stopped_command_goes_on_with_the_run_that_it_began(workshop: Path) ->
     done = subprocess.run(command, cwd=workshop, env=path_of, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert runs.list_runs(Path("runs")) == [run]
-    assert run.metrics()["epochs"] == 400
+    assert run.metrics().epochs == 400
 
 
 def test_an_unknown_experiment_names_the_nearest(workshop: Path) -> None:

@@ -63,7 +63,7 @@ def test_the_files_give_the_same_submission_as_the_lazy_suite(written: Path, com
     assert comp("run", file_config(), "-o", "files.csv").code == 0
     assert Path("lazy.csv").read_bytes() == Path("files.csv").read_bytes()
     (run,) = [run for run in runs.list_runs(Path("runs")) if "files" in run.name]
-    assert predictions.load(run.predictions_path("suite")).labels is None  # a hidden test has none
+    assert predictions.load(run.predictions_path("suite")).targets is None  # a hidden test has none
 
 
 def test_the_manifest_says_what_made_the_files(written: Path) -> None:

@@ -134,7 +134,7 @@ def test_two_processes_end_annealed_in_a_time_by_one_clock(together: Together) -
     last = runs.read_json(run.path / "plans.json")["plans"][-1]
     assert len(run.history()) == -(-last["total_steps"] // 4)  # 128 images, 32 a step
     assert float(run.history()[-1]["lr"]) == pytest.approx(config.optim.lr * config.optim.final_factor)
-    assert run.metrics()["train_seconds"] <= 12.0 * 1.02
+    assert run.metrics().train_seconds <= 12.0 * 1.02
 
 
 def test_two_processes_whose_weights_explode_go_back_together(together: Together) -> None:
@@ -142,7 +142,7 @@ def test_two_processes_whose_weights_explode_go_back_together(together: Together
     code, said = ended(together("small.yaml", *QUICK, *exploding, "train.epochs=3", "--runs", "two"))
     assert code == 0, said
     run = the_run(Path("two"))
-    back = run.metrics()["rollbacks"]
+    back = run.metrics().rollbacks
     assert len(back) > 5
     assert [row["number"] for row in run.history()] == ["1", "2", "3"]
     assert curve(run, "lr")[-1] == [pytest.approx(1e4 * 0.5 ** len(back))]

@@ -320,8 +320,8 @@ def test_the_challenges_configs_go_from_downloads_to_a_submission(
     assert [line.split(",")[0] for line in lines[1:4]] == ["distortion00_1_0", "distortion00_1_1", "distortion00_2_0"]
     assert len(lines) == 1 + 19 * 5 * 2
     (run,) = runs.list_runs(Path("runs"))
-    assert ("resnet18.safetensors (sha256 " in run.metrics()["first_weights"]) == (name != "best_laptop")
-    assert run.metrics()["test_like"] == sorted(imitated)
+    assert ("resnet18.safetensors (sha256 " in run.metrics().first_weights) == (name != "best_laptop")
+    assert run.metrics().test_like == sorted(imitated)
 
 
 def test_weights_that_are_neither_here_nor_reachable_name_the_file_wanted(

@@ -45,7 +45,9 @@ def measure() -> dict[str, list[float]]:
     suite = suites.corrupted("suite", clean, blocks, seed=0)
     splits = {"clean": clean, **{block.name: suite.open(block) for block in blocks}}
     return {
-        name: scores(predict(model, split, classes=classes, execution=EXECUTION, batch_size=200, made_by={}))
+        name: scores(
+            predict(model, split, classes=classes, task="single_label", execution=EXECUTION, batch_size=200, made_by={})
+        )
         for name, split in splits.items()
     }
 

@@ -1,17 +1,20 @@
 """`comp ensemble` from trained runs to a submission, by the command line."""
 
+import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from comp import combining, gathering, predictions, runs
 from comp.ensembling.methods import METHODS
 from comp.models import weights
+from comp.predictions import Predictions
 from tests.conftest import QUICK, Result, small_config, write_config
 
 Comp = Callable[..., Result]
@@ -38,8 +41,7 @@ def test_the_result_is_a_run_like_any_other(three_runs: Path, comp: Comp) -> Non
     (found,) = [run for run in runs.list_runs(Path("runs")) if "ensemble" in run.name]
     assert found.is_complete()
     parts = [predictions.load(path / "predictions/suite.npz") for path in members()]
-    shares = [np.exp(part.logits.astype(np.float64)) for part in parts]
-    mean = np.mean([share / share.sum(1, keepdims=True) for share in shares], axis=0)
+    mean = mean_probabilities(parts)
     suite = predictions.load(found.predictions_path("suite"))
     assert (suite.top1 == mean.argmax(1)).mean() > 0.99  # float16 logits
     lines = Path("out/mean.csv").read_text().splitlines()
@@ -52,10 +54,20 @@ def test_the_result_is_a_run_like_any_other(three_runs: Path, comp: Comp) -> Non
     assert row["model"] == "mean of 3 runs"
     assert row["submission"] == "out/mean.csv"
     scores = found.metrics()
-    assert row["val_accuracy"] == scores["best"]["val"]["accuracy"]
-    assert scores["suite"]["images"] == len(suite)
-    assert {"val", "ood_val"} <= scores["best"].keys()
-    assert scores["ensemble"]["split"] == "ood_val"
+    assert scores.best.val is not None
+    assert scores.best.ood_val is not None
+    assert scores.suite is not None
+    assert scores.ensemble is not None
+    assert row["val_accuracy"] == scores.best.val.accuracy
+    assert scores.suite.images == len(suite)
+    assert scores.kind == "ensemble"
+    assert scores.ensemble["split"] == "ood_val"
+    assert "note" not in scores.ensemble
+
+
+def mean_probabilities(parts: Sequence[Predictions]) -> np.ndarray:
+    """Return the mean of softmax probabilities, computed apart from comp."""
+    return np.mean([softmax(part.outputs.astype(np.float64), axis=1) for part in parts], axis=0)
 
 
 def test_the_sidecar_names_every_member_with_its_weights_seed_and_share(three_runs: Path, comp: Comp) -> None:
@@ -93,7 +105,7 @@ def test_an_ensemble_of_ensembles_is_one_too(three_runs: Path, comp: Comp) -> No
     sidecar = json.loads(sidecar_of(values))
     assert [member["run"] for member in sidecar["members"]] == [inner.name, runs.open_run(third).name]
     assert len(sidecar["members"][0]["members"]) == 2
-    assert values["parameters"] == sum(runs.open_run(p).metrics()["parameters"] for p in members())
+    assert values["parameters"] == sum(runs.open_run(p).metrics().parameters for p in members())
     result = comp("predict", inner.path)
     assert result.code == 2
     assert "it was made of other runs" in result.err
@@ -151,10 +163,9 @@ def test_an_existing_submission_is_replaced_by_force_alone(three_runs: Path, com
     assert Path("a.csv").read_text().startswith("id,label\n")
 
 
-def test_runs_of_other_divisions_or_suites_are_refused(three_runs: Path, comp: Comp) -> None:
+def test_runs_of_other_suites_or_competitions_are_refused(three_runs: Path, comp: Comp) -> None:
     first, *_ = members()
     for more, message in (
-        (["data.split_seed=1"], "show other images"),
         (["competition.suite.images_per_block=3"], "rows, expected"),
         (["competition.name=other"], "is of competition 'other'"),
     ):
@@ -181,6 +192,7 @@ def test_runs_of_all_folds_are_one_member_with_out_of_fold_predictions(three_run
         assert (val.top1[at] == own.top1).all()
     assert values["ensemble"]["images"] == 19 * 3 * 12  # each block by all three
     (member,) = values["ensemble"]["members"]
+    assert values["kind"] == "fold_group"
     assert member["name"].endswith("(3 folds)")
     result = comp("ensemble", parts[0].path, parts[1].path)
     assert "one of 3 folds, and those given are" in result.err
@@ -225,8 +237,9 @@ def test_without_validation_only_what_learns_nothing_combines(three_runs: Path, 
         comp("train", "small.yaml", *QUICK, "data.validation=none", f"seed={seed}", "--runs", "blind")
     one, two = (run.path for run in runs.list_runs(Path("blind")))
     _, values = made(comp, one, two)
-    assert "ensemble" not in values
-    assert values["suite"]["accuracy"] > 0.2
+    assert "no validation score" in values["ensemble"]["note"]
+    assert combining.comparison(runs.open_run(Path("made") / values["run"])) is None
+    assert values["suite"]["scores"]["accuracy"]["value"] > 0.2
     assert "learns from validation" in comp("ensemble", one, two, "--method", "greedy").err
     assert "is chosen by validation" in comp("ensemble", one, two, "--method", "soup").err
 
@@ -255,3 +268,125 @@ def test_the_comparison_comes_back_from_disk(three_runs: Path, comp: Comp) -> No
     compared = combining.comparison(found)
     assert compared is not None
     assert json.loads(json.dumps(compared.to_json())) == values["ensemble"]
+
+
+def trained_apart(comp: Comp, *overrides: str) -> Path:
+    """Train a run beside the three, with other settings; return its folder."""
+    assert comp("train", "small.yaml", *QUICK, "seed=5", *overrides, "--runs", "apart").code == 0
+    (run,) = runs.list_runs(Path("apart"))
+    return run.path
+
+
+def test_runs_of_other_splits_are_averaged_without_a_validation_score(three_runs: Path, comp: Comp) -> None:
+    first, apart = members()[0], trained_apart(comp, "data.split_seed=1")
+    result = comp("ensemble", first, apart, "-o", "a.csv", "--runs", "made")
+    assert result.code == 0, result.err
+    assert result.out.count("no validation score: the members were validated on different images") == 1
+    (run,) = runs.list_runs(Path("made"))
+    scores = run.metrics()
+    assert (scores.best.val, scores.best.ood_val, scores.selected_by) == (None, None, "")
+    assert "data.split_seed" in (scores.ensemble or {})["note"]
+    assert "data.split_seed" in run.provenance()["ensemble_note"]
+    mean = mean_probabilities([predictions.load(path / "predictions/suite.npz") for path in (first, apart)])
+    rows = [line.split(",")[1] for line in Path("a.csv").read_text().splitlines()[1:]]
+    sure = np.sort(mean, axis=1)[:, -1] - np.sort(mean, axis=1)[:, -2] > 1e-3  # float16 outputs
+    assert (np.array(rows)[sure] == mean.argmax(1).astype(str)[sure]).all()
+    assert not (run.path / "predictions/val.npz").exists()
+
+
+@pytest.mark.parametrize("method", ["geometric", "rank"])
+def test_methods_that_learn_nothing_need_no_common_validation(three_runs: Path, comp: Comp, method: str) -> None:
+    _, values = made(comp, members()[0], trained_apart(comp, "data.split_seed=1"), "--method", method)
+    assert values["suite"]["scores"]["accuracy"]["value"] > 0.2
+
+
+def test_what_learns_is_refused_on_other_splits_and_names_the_cure(three_runs: Path, comp: Comp) -> None:
+    first, apart = members()[0], trained_apart(comp, "data.split_seed=1")
+    for arguments in (["--method", "weighted"], ["--method", "stack"], ["--select-on", "val"]):
+        result = comp("ensemble", first, apart, *arguments, "--runs", "made")
+        assert result.code == 2, arguments
+        assert "give the runs one data.split_seed, or take --method mean" in result.err
+    assert not Path("made").exists()
+
+
+def test_a_run_without_validation_joins_without_a_score(three_runs: Path, comp: Comp) -> None:
+    apart = trained_apart(comp, "data.validation=none")
+    _, values = made(comp, members()[0], apart)
+    assert values["ensemble"]["note"].endswith(f"{runs.open_run(apart).name} has no validation split")
+    assert "best" not in values or "val" not in values["best"]
+
+
+def test_where_shifted_validation_alone_differs_clean_validation_is_used(three_runs: Path, comp: Comp) -> None:
+    apart = trained_apart(comp, "competition.ood_validation.per_block=7")
+    _, values = made(comp, members()[0], apart, "--method", "greedy")
+    assert values["ensemble"]["split"] == "val"
+    assert values["ensemble"]["note"].startswith("ood_val is left out")
+    assert "ood_val" not in values["best"]
+
+
+def test_members_with_their_classes_in_another_order_are_matched_by_name(three_runs: Path, comp: Comp) -> None:
+    first, second, third = members()
+    _, plain = made(comp, first, second, "--method", "weighted", "-o", "plain.csv")
+    turned = turn_classes(second)
+    run, values = made(comp, first, turned, "--method", "weighted", "-o", "turned.csv")
+    assert Path("turned.csv").read_bytes() == Path("plain.csv").read_bytes()
+    assert [row["weight"] for row in values["ensemble"]["members"]] == pytest.approx(
+        [row["weight"] for row in plain["ensemble"]["members"]]
+    )
+    suite = predictions.load(run.predictions_path("suite"))
+    assert list(suite.classes) == list(runs.open_run(third).provenance()["classes"])
+    _, values = made(comp, turned, first, "-o", "back.csv")  # the order of the data as they are now
+    _, plain = made(comp, second, first, "-o", "again.csv")
+    assert Path("back.csv").read_bytes() == Path("again.csv").read_bytes()
+
+
+def turn_classes(path: Path) -> Path:
+    """Return a copy of a run, as an ensemble of its predictions, whose classes stand in another order."""
+    turned = path.with_name("20300101-000000-turned")
+    shutil.copytree(path, turned)
+    for weights_file in turned.glob("*.safetensors"):
+        weights_file.unlink()
+    provenance = json.loads((turned / "provenance.json").read_text())
+    classes = provenance["classes"][::-1]
+    (turned / "provenance.json").write_text(json.dumps({**provenance, "classes": classes}))
+    for file in (turned / "predictions").glob("*.npz"):
+        stored = predictions.load(file)
+        predictions.save(
+            file,
+            dataclasses.replace(
+                stored, classes=tuple(classes), outputs=stored.outputs[:, ::-1], top1=3 - stored.top1,
+                targets=None if stored.targets is None else 3 - stored.targets,
+            ),
+        )  # fmt: skip
+    return turned
+
+
+def test_other_classes_are_refused(three_runs: Path, comp: Comp) -> None:
+    first, second, _ = members()
+    path = second / "predictions/suite.npz"
+    stored = predictions.load(path)
+    predictions.save(path, dataclasses.replace(stored, classes=("0", "1", "2", "x")))
+    result = comp("ensemble", first, second)
+    assert result.code == 2
+    assert "4 classes, 0, 1, 2, x; expected 4 classes, 0, 1, 2, 3" in result.err
+
+
+def test_members_of_another_metric_are_refused(three_runs: Path, comp: Comp) -> None:
+    result = comp("ensemble", members()[0], trained_apart(comp, "competition.metric=log_loss"))
+    assert result.code == 2
+    assert "task single_label, metric log_loss" in result.err
+
+
+def test_the_gain_follows_the_competitions_metric_and_its_direction(three_runs: Path, comp: Comp) -> None:
+    for seed in (0, 1):
+        comp("train", "small.yaml", *QUICK, "competition.metric=log_loss", f"seed={seed}", "--runs", "loss")
+    one, two = (run.path for run in runs.list_runs(Path("loss")))
+    result = comp("ensemble", one, two, "--runs", "made")
+    assert result.code == 0, result.err
+    (run,) = runs.list_runs(Path("made"))
+    compared = combining.comparison(run)
+    assert compared is not None
+    assert compared.metric == "log_loss"
+    assert compared.metric_gain == pytest.approx(compared.best_single.loss - compared.ensemble.loss)
+    assert f"log_loss {compared.metric_gain:+.4f}" in result.out
+    assert "accuracy" in result.out

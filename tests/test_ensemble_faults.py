@@ -33,12 +33,12 @@ def npz(path: Path, **arrays: np.ndarray) -> None:
 
 
 def hostile_header(path: Path, shape: str = "(1000000000000, 4)") -> None:
-    """Claim that the logits are larger than any memory."""
+    """Claim that the outputs are larger than any memory."""
     with zipfile.ZipFile(path) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     header = f"{{'descr': '<f2', 'fortran_order': False, 'shape': {shape}, }}".encode()
     header += b" " * (-(len(header) + 11) % 64) + b"\n"
-    contents["logits.npy"] = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64)
+    contents["outputs.npy"] = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64)
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in contents.items():
             archive.writestr(name, content)
@@ -63,9 +63,9 @@ def truncated(path: Path) -> None:
 
 
 def flipped(path: Path) -> None:
-    """Change a bit of the logits, or in the middle of weights."""
+    """Change a bit of the outputs, or in the middle of weights."""
     content = bytearray(path.read_bytes())
-    header = content.find(b"logits.npy")
+    header = content.find(b"outputs.npy")
     content[header + 200 if header > 0 else len(content) // 2] ^= 1
     path.write_bytes(content)
 
@@ -74,22 +74,23 @@ def other(path: Path, change: Callable[[Predictions], dict[str, object]]) -> Non
     """Rewrite predictions with other fields."""
     found = predictions.load(path)
     values: dict[str, object] = {
-        "ids": found.ids, "classes": found.classes, "labels": found.labels, "made_by": found.made_by,
-        "blocks": [(name, rows.stop - rows.start) for name, rows in found.blocks()], **change(found),
+        "task": found.task, "ids": found.ids, "classes": found.classes, "targets": found.targets,
+        "made_by": found.made_by, "blocks": [(name, rows.stop - rows.start) for name, rows in found.blocks()],
+        **change(found),
     }  # fmt: skip
-    logits = values.pop("logits", found.logits.astype(np.float32))
-    predictions.save(path, predictions.from_logits(logits, **values))  # type: ignore[arg-type]
+    outputs = values.pop("outputs", found.outputs.astype(np.float32))
+    predictions.save(path, predictions.from_outputs(outputs, **values))  # type: ignore[arg-type]
 
 
 def shorter(path: Path) -> None:
     """Leave rows out."""
-    other(path, lambda found: {"ids": found.ids[:20], "labels": found.labels[:20], "blocks": (),  # type: ignore[index]
-                               "logits": found.logits[:20].astype(np.float32)})  # fmt: skip
+    other(path, lambda found: {"ids": found.ids[:20], "targets": found.targets[:20], "blocks": (),  # type: ignore[index]
+                               "outputs": found.outputs[:20].astype(np.float32)})  # fmt: skip
 
 
 def reclassed(path: Path) -> None:
-    """Put the classes into another order."""
-    other(path, lambda found: {"classes": found.classes[::-1]})
+    """Give a class another name."""
+    other(path, lambda found: {"classes": (*found.classes[:-1], "x")})
 
 
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -98,9 +99,12 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "header that is no shape": (lambda path: hostile_header(path, "__import__('os')"), "damaged predictions file"),
     "pickle": (pickled, "damaged predictions file"),
     "other length": (shorter, "have 20 rows, expected 24"),
-    "other class order": (reclassed, "the classes of"),
-    "a class that there is not": (lambda path: npz(path, top1=np.full(24, 9)), "top1 names a class that there is not"),
-    "negative class": (lambda path: npz(path, top1=np.full(24, -1)), "top1 names a class that there is not"),
+    "other classes": (reclassed, "have other classes than"),
+    "a class that there is not": (
+        lambda path: npz(path, top1=np.full(24, 9)),
+        "top1 holds an index that is no class's",
+    ),
+    "negative class": (lambda path: npz(path, top1=np.full(24, -1)), "top1 holds an index that is no class's"),
     "rows that do not belong together": (lambda path: npz(path, top1=np.zeros(3, int)), "damaged predictions file"),
 }
 
@@ -149,9 +153,9 @@ def test_damaged_weights_are_told(three_runs: Path, comp: Comp, spoil: Callable[
 def a_prediction() -> Predictions:
     """Return predictions of two blocks."""
     logits = np.random.default_rng(0).normal(0, 3, (6, 4)).astype(np.float32)
-    return predictions.from_logits(
-        logits, ids=np.array([f"é{i}" for i in range(6)]), classes=["a", "b", "c", "d"], labels=np.arange(6) % 4,
-        made_by={"run": "x"}, blocks=[("distortion00_1", 2), ("distortion00_2", 4)],
+    return predictions.from_outputs(
+        logits, task="single_label", ids=np.array([f"é{i}" for i in range(6)]), classes=["a", "b", "c", "d"],
+        targets=np.arange(6) % 4, made_by={"run": "x"}, blocks=[("distortion00_1", 2), ("distortion00_2", 4)],
     )  # fmt: skip
 
 
@@ -175,7 +179,7 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:
 
 def predictions_equal(one: Predictions, two: Predictions) -> bool:
     """Tell whether two predictions say the same."""
-    same = all(np.array_equal(getattr(one, name), getattr(two, name)) for name in ("ids", "logits", "top1", "labels"))
+    same = all(np.array_equal(getattr(one, name), getattr(two, name)) for name in ("ids", "outputs", "top1", "targets"))
     return same and (one.classes, one.made_by, one.blocks()) == (two.classes, two.made_by, two.blocks())
 
 
@@ -193,11 +197,11 @@ WRITER = """
 import sys; from pathlib import Path; import numpy as np
 from comp import predictions; from comp.competition import spec, submission
 from comp.competition.spec import SubmissionFormat
-wanted = SubmissionFormat(spec.blocks(range(2), range(1, 3), 5000), 4)
+wanted = SubmissionFormat(spec.blocks(range(2), range(1, 3), 5000), texts=tuple("0123"))
 for number in range(10**9):
     labels = np.full(20000, number % 4)
-    found = predictions.from_logits(np.eye(4, dtype=np.float32)[labels], ids=wanted.ids(), classes="abcd", labels=None,
-                                    made_by={})
+    found = predictions.from_outputs(np.eye(4, dtype=np.float32)[labels], ids=wanted.ids(), task="single_label",
+                                     classes="abcd", targets=None, made_by={})
     submission.write(Path("a.csv"), found, wanted, {"number": number}, force=True)
     print(number, flush=True)
 """
@@ -269,17 +273,17 @@ def test_a_full_disk_ends_an_ensemble_with_a_message_and_keeps_what_was_there(th
 
 
 def test_a_disk_that_fills_between_the_sidecar_and_the_csv_changes_neither(tmp_path: Path) -> None:
-    wanted = SubmissionFormat(spec.blocks(range(1), range(1, 2), 5000), 4)
+    wanted = SubmissionFormat(spec.blocks(range(1), range(1, 2), 5000), texts=tuple("0123"))
     program = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"  # the CSV takes 95 kB
         "import sys; from pathlib import Path; from comp import predictions\n"
         "from comp.competition import spec, submission; from comp.competition.spec import SubmissionFormat\n"
-        "wanted = SubmissionFormat(spec.blocks(range(1), range(1, 2), 5000), 4)\n"
+        "wanted = SubmissionFormat(spec.blocks(range(1), range(1, 2), 5000), texts=tuple('0123'))\n"
         "try: submission.write(Path('a.csv'), predictions.load(Path('p.npz')), wanted, {}, force=True)\n"
         "except ValueError as error: print(error); sys.exit(2)"
     )
-    found = predictions.from_logits(
-        np.zeros((5000, 4), np.float32), ids=wanted.ids(), classes="abcd", labels=None, made_by={}
+    found = predictions.from_outputs(
+        np.zeros((5000, 4), np.float32), ids=wanted.ids(), task="single_label", classes="abcd", targets=None, made_by={}
     )
     predictions.save(tmp_path / "p.npz", found)
     (tmp_path / "a.csv").write_text("mine")
@@ -314,9 +318,9 @@ def test_what_cannot_be_read_as_predictions_is_our_users_error(tmp_path: Path) -
 
 
 def test_a_submission_is_never_replaced_by_a_race(tmp_path: Path) -> None:
-    wanted = SubmissionFormat(spec.blocks(range(1), range(1, 2), 4), 4)
-    found = predictions.from_logits(
-        np.eye(4, dtype=np.float32), ids=wanted.ids(), classes="abcd", labels=None, made_by={}
+    wanted = SubmissionFormat(spec.blocks(range(1), range(1, 2), 4), texts=tuple("0123"))
+    found = predictions.from_outputs(
+        np.eye(4, dtype=np.float32), ids=wanted.ids(), task="single_label", classes="abcd", targets=None, made_by={}
     )
     submission.write(tmp_path / "a.csv", found, wanted, {"by": "first"})
     shutil.move(tmp_path / "a.csv", tmp_path / "kept.csv")

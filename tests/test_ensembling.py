@@ -10,13 +10,17 @@ from hypothesis import strategies as st
 from comp import predictions
 from comp.competition import spec
 from comp.ensembling import members, methods, table
-from comp.ensembling.members import Sample, log_shares
+from comp.ensembling.members import Sample
 from comp.ensembling.methods import METHODS
+from comp.ensembling.scoring import Scorer
+from comp.ensembling.spaces import SPACES, log_probabilities
 from comp.errors import ConfigError, RunError
 from comp.predictions import Predictions
+from comp.tasks import TASKS
 
 CLASSES = 5
-ACCURACY = table.scorer("accuracy", "abcde")
+ACCURACY = Scorer("accuracy", "abcde", "single_label")
+SOFTMAX = SPACES["softmax"]
 
 
 def drawn(
@@ -26,8 +30,14 @@ def drawn(
     logits = np.random.default_rng(seed).normal(0, 1, (rows, CLASSES))
     logits[np.arange(rows), labels] += skill
     ids = np.array([f"val_{row}" for row in range(rows)])
-    return predictions.from_logits(
-        logits.astype(np.float32), ids=ids, classes="abcde", labels=labels, made_by={}, blocks=blocks
+    return predictions.from_outputs(
+        logits.astype(np.float32),
+        task="single_label",
+        ids=ids,
+        classes="abcde",
+        targets=labels,
+        made_by={},
+        blocks=blocks,
     )
 
 
@@ -41,13 +51,13 @@ def a_sample(skills: Sequence[float], rows: int = 600, seed: int = 0) -> Sample:
 
 def fitted(name: str, sample: Sample) -> methods.Fitted:
     """Return a method fitted on all of a sample."""
-    return METHODS[name].fit(methods.Task(sample.stack(), sample.labels, sample.images, ACCURACY))
+    return METHODS[name].fit(methods.FitData(sample.stack(), sample.space, sample.targets, sample.images, ACCURACY))
 
 
 def accuracy(name: str, on: Sample, of: Sample) -> float:
     """Return the accuracy on one sample of what was fitted on another."""
-    assert of.labels is not None
-    return float((fitted(name, on).combine(of.stack()).argmax(1) == of.labels).mean())
+    assert of.targets is not None
+    return float((fitted(name, on).combine(of.stack()).argmax(1) == of.targets).mean())
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -61,7 +71,7 @@ def test_identical_members_change_no_answer(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_an_ensemble_of_independent_members_is_better_than_any_of_them(name: str) -> None:
     sample, fresh = a_sample([1.2, 1.2, 1.2, 1.2]), a_sample([1.2, 1.2, 1.2, 1.2], seed=50)
-    best = max(float((member.top1 == fresh.labels).mean()) for member in fresh.members)
+    best = max(float((member.top1 == fresh.targets).mean()) for member in fresh.members)
     assert accuracy(name, sample, fresh) > best + 0.03
 
 
@@ -79,7 +89,7 @@ def test_the_order_of_rows_and_the_moment_do_not_matter(name: str) -> None:
 def test_what_learns_leaves_a_useless_member_aside(name: str) -> None:
     skills = [2.0, 0.0, 0.0, 0.0]
     sample, fresh = a_sample(skills), a_sample(skills, seed=50)
-    alone = float((fresh.members[0].top1 == fresh.labels).mean())
+    alone = float((fresh.members[0].top1 == fresh.targets).mean())
     assert accuracy(name, sample, fresh) > alone - 0.02
     assert accuracy("mean", sample, fresh) < alone - 0.02
     if name != "stack":
@@ -90,8 +100,8 @@ def test_what_learns_leaves_a_useless_member_aside(name: str) -> None:
 
 def test_the_fitted_weights_have_the_least_log_loss_of_all_convex_ones() -> None:
     sample = a_sample([1.0, 1.6, 0.3])
-    assert sample.labels is not None
-    right = np.exp(sample.stack()[:, np.arange(600), sample.labels])  # [M, N]
+    assert sample.targets is not None
+    right = np.exp(sample.stack()[:, np.arange(600), sample.targets])  # [M, N]
 
     def loss(weights: np.ndarray) -> float:
         return float(-np.log(weights @ right).mean())
@@ -105,9 +115,9 @@ def test_the_fitted_weights_have_the_least_log_loss_of_all_convex_ones() -> None
 def test_a_stack_learns_what_no_average_can() -> None:
     sample = a_sample([1.5, 1.5])
     swapped = [2, 0, 1, 3, 4]  # one member calls three classes by each other's names
-    confused = predictions.from_logits(
-        sample.members[1].logits.astype(np.float32)[:, swapped], ids=sample.members[1].ids, classes="abcde",
-        labels=sample.labels, made_by={},
+    confused = predictions.from_outputs(
+        sample.members[1].outputs.astype(np.float32)[:, swapped], ids=sample.members[1].ids, classes="abcde",
+        task="single_label", targets=sample.targets, made_by={},
     )  # fmt: skip
     mixed = members.sample("val", "ab", [sample.members[0], confused], [sample.images] * 2)
     assert accuracy("stack", mixed, mixed) > accuracy("mean", mixed, mixed) + 0.1
@@ -115,20 +125,22 @@ def test_a_stack_learns_what_no_average_can() -> None:
 
 def test_geometric_and_arithmetic_means_are_what_they_say() -> None:
     stack = np.log(np.array([[[0.9, 0.1]], [[0.4, 0.6]]], np.float32))
-    assert np.exp(METHODS["mean"].plain(2, 2).combine(stack)) == pytest.approx(np.array([[0.65, 0.35]]))
-    found = np.exp(METHODS["geometric"].plain(2, 2).combine(stack))
+    assert np.exp(METHODS["mean"].plain(2, 2, SOFTMAX).combine(stack)) == pytest.approx(np.array([[0.65, 0.35]]))
+    found = np.exp(METHODS["geometric"].plain(2, 2, SOFTMAX).combine(stack))
     assert found / found.sum() == pytest.approx(np.array([[6, 1]]) ** 0.5 / (6**0.5 + 1), rel=1e-5)
 
 
 def test_ranks_ask_for_places_and_then_for_probability() -> None:
     rows = np.array([[[0.97, 0.02, 0.01]], [[0.3, 0.6, 0.1]], [[0.3, 0.6, 0.1]]], np.float32)
-    assert METHODS["rank"].plain(3, 3).combine(np.log(rows)).argmax(1) == [1]  # places 0 1 1: surer does not count
-    assert METHODS["rank"].plain(2, 3).combine(np.log(rows[:2])).argmax(1) == [0]  # places 0 1, then the surer
+    assert METHODS["rank"].plain(3, 3, SOFTMAX).combine(np.log(rows)).argmax(1) == [
+        1
+    ]  # places 0 1 1: surer does not count
+    assert METHODS["rank"].plain(2, 3, SOFTMAX).combine(np.log(rows[:2])).argmax(1) == [0]  # places 0 1, then the surer
 
 
 def test_a_certain_member_has_no_veto() -> None:
-    sure = log_shares(np.array([[0.0, -60_000.0]], np.float16))
-    other = log_shares(np.array([[-30.0, 0.0]], np.float16))
+    sure = log_probabilities(np.array([[0.0, -60_000.0]], np.float16))
+    other = log_probabilities(np.array([[-30.0, 0.0]], np.float16))
     assert sure[0, 1] == other[0, 0] == -20
 
 
@@ -150,7 +162,7 @@ def test_folds_hold_images_together_and_classes_apart(seed: int, folds: int) -> 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_a_penalty_is_chosen_on_other_images_where_there_are_any(count: int) -> None:
     images = np.array([f"i{row % count}" for row in range(28)])
-    task = methods.Task(np.zeros((1, 28, 2), np.float32), np.zeros(28, int), images)
+    task = methods.FitData(np.zeros((1, 28, 2), np.float32), SOFTMAX, np.zeros(28, int), images)
     tried, held = task.parted()
     assert sorted([*tried, *held]) == list(range(28))
     assert len(tried) > 0
@@ -160,7 +172,7 @@ def test_a_penalty_is_chosen_on_other_images_where_there_are_any(count: int) -> 
 
 def test_a_bag_holds_all_copies_of_an_image_or_none() -> None:
     images = np.array([f"i{row % 7}" for row in range(28)])
-    task = methods.Task(np.zeros((1, 28, 2), np.float32), np.zeros(28, int), images)
+    task = methods.FitData(np.zeros((1, 28, 2), np.float32), SOFTMAX, np.zeros(28, int), images)
     rows = task.drawn(np.random.default_rng(0))
     times = np.bincount(rows, minlength=28)
     assert all(len(set(times[images == image])) == 1 for image in images)
@@ -205,18 +217,18 @@ def test_the_table_shows_members_disagreement_and_gain() -> None:
 
 def test_an_image_is_never_scored_by_what_was_fitted_on_it_or_on_its_shifted_copies() -> None:
     clean = a_sample([0.0, 0.0], rows=100)
-    assert clean.labels is not None
-    labels = np.tile(clean.labels[:50], 2)  # the first 50 images, shifted in two ways
+    assert clean.targets is not None
+    labels = np.tile(clean.targets[:50], 2)  # the first 50 images, shifted in two ways
     copies = tuple(with_labels(member, labels) for member in clean.members)
     shifted = Sample(clean.names, copies, np.tile(clean.images[:50], 2))
     fits: list[set[str]] = []
 
-    def remember(task: methods.Task) -> methods.Fitted:
+    def remember(task: methods.FitData) -> methods.Fitted:
         assert task.images is not None
         fits.append(set(task.images.tolist()))
         return methods.Fitted(lambda rows: rows[0])
 
-    crossed = table.cross_fit(methods.Method(remember, True), shifted, 5, ACCURACY)
+    crossed = table.cross_fit(methods.Method(remember, learns=True), shifted, 5, ACCURACY)
     assert [len(seen) for seen in fits] == [40] * 5
     for sample in (clean, shifted):
         for image, number in zip(sample.images.tolist(), crossed.of(sample.images), strict=True):
@@ -225,8 +237,13 @@ def test_an_image_is_never_scored_by_what_was_fitted_on_it_or_on_its_shifted_cop
 
 def with_labels(found: Predictions, labels: np.ndarray) -> Predictions:
     """Return predictions with other labels."""
-    return predictions.from_logits(
-        found.logits.astype(np.float32), ids=found.ids, classes=found.classes, labels=labels, made_by={}
+    return predictions.from_outputs(
+        found.outputs.astype(np.float32),
+        task=found.task,
+        ids=found.ids,
+        classes=found.classes,
+        targets=labels,
+        made_by={},
     )
 
 
@@ -236,28 +253,28 @@ BASE = a_sample([1.0], rows=12).members[0]
 def changed(**fields: object) -> Predictions:
     """Return BASE with some of its fields changed."""
     given: dict[str, object] = {
-        "ids": BASE.ids, "classes": BASE.classes, "labels": BASE.labels, "made_by": {}, "blocks": (), **fields
+        "task": BASE.task, "ids": BASE.ids, "classes": BASE.classes, "targets": BASE.targets, "made_by": {},
+        "blocks": (), **fields,
     }  # fmt: skip
-    logits = given.pop("logits", BASE.logits.astype(np.float32))
-    return predictions.from_logits(logits, **given)  # type: ignore[arg-type]
+    logits = given.pop("logits", BASE.outputs.astype(np.float32))
+    return predictions.from_outputs(logits, **given)  # type: ignore[arg-type]
 
 
 SHORT = slice(0, 10)
-assert BASE.labels is not None
+assert BASE.targets is not None
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (changed(ids=BASE.ids[SHORT], labels=BASE.labels[SHORT], logits=BASE.logits[SHORT].astype(np.float32)),
+        (changed(ids=BASE.ids[SHORT], targets=BASE.targets[SHORT], logits=BASE.outputs[SHORT].astype(np.float32)),
          "have 10 rows, expected 12 as those of first"),
         (changed(ids=BASE.ids[::-1]), "in another order: row 1 is val_11, expected val_0"),
         (changed(ids=np.array([f"test_{row}" for row in range(12)])), "which are others: row 1 is test_0"),
-        (changed(classes="bacde"), "the classes of first in another order"),
-        (changed(classes="abcdf"), "have 5 classes, expected the 5 of first"),
-        (changed(classes="abcdef", logits=np.zeros((12, 6), np.float32)), "have 6 classes, expected the 5"),
-        (changed(labels=(BASE.labels + 1) % 5), "have other labels"),
-        (changed(blocks=[("distortion00_1", 12)]), "cut into other blocks"),
+        (changed(classes="abcdf"), "have other classes than first: 5 classes, a, b, c, d, f; expected 5 classes"),
+        (changed(classes="abcdef", logits=np.zeros((12, 6), np.float32)), "6 classes, a, b, c, d, e ...; expected 5"),
+        (changed(targets=(BASE.targets + 1) % 5), "have other labels"),
+        (changed(blocks=[("distortion00_1", 12)]), "have other blocks than those of first"),
     ],
 )  # fmt: skip
 def test_members_that_are_not_alike_are_refused(other: Predictions, message: str) -> None:
@@ -274,7 +291,7 @@ def test_joined_folds_hold_every_image_once_in_blocks_with_all_folds() -> None:
     labels = np.arange(30) % CLASSES
     whole = drawn(3, 30, 1.0, labels)
     cuts = [np.arange(fold, 30, 3) for fold in range(3)]
-    parts = [changed(ids=whole.ids[rows], labels=labels[rows], logits=whole.logits[rows].astype(np.float32))
+    parts = [changed(ids=whole.ids[rows], targets=labels[rows], logits=whole.outputs[rows].astype(np.float32))
              for rows in cuts]  # fmt: skip
     joined, images = members.join_folds(parts, [part.ids for part in parts])
     assert sorted(joined.ids) == sorted(whole.ids)
@@ -282,7 +299,7 @@ def test_joined_folds_hold_every_image_once_in_blocks_with_all_folds() -> None:
     layout = spec.blocks(range(2), (1,), 5)
     blocks = [(block.name, block.count) for block in layout]
     ids = np.concatenate([block.ids() for block in layout])
-    shifted = [changed(ids=ids, labels=part.labels, logits=part.logits.astype(np.float32), blocks=blocks)
+    shifted = [changed(ids=ids, targets=part.targets, logits=part.outputs.astype(np.float32), blocks=blocks)
                for part in parts]  # fmt: skip
     joined, images = members.join_folds(shifted, [np.tile(part.ids[:5], 2) for part in parts])
     assert [(name, rows.stop - rows.start) for name, rows in joined.blocks()] == [(n, 15) for n, _ in blocks]
@@ -297,12 +314,12 @@ def test_joined_folds_hold_every_image_once_in_blocks_with_all_folds() -> None:
 @given(name=st.sampled_from(["log_loss", "macro_f1", "roc_auc", "accuracy"]), seed=st.integers(0, 99))
 def test_a_better_member_scores_higher_whatever_the_metric(name: str, seed: int) -> None:
     sample = a_sample([0.2, 2.5], seed=seed)
-    assert sample.labels is not None
+    assert sample.targets is not None
     weak, strong = np.exp(sample.stack())
-    score = table.scorer(name, "abcde")
-    assert score(strong, sample.labels) > score(weak, sample.labels)
+    score = Scorer(name, "abcde", "single_label")
+    assert score(strong, sample.targets) > score(weak, sample.targets)
 
 
 def test_an_unknown_method_lists_the_known_and_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"unknown method 'gredy'; choose from .*\(did you mean 'greedy'\?\)"):
-        methods.method("gredy")
+        methods.method("gredy", TASKS["single_label"])

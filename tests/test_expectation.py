@@ -30,11 +30,12 @@ def drawn(layout: tuple[Block, ...], seed: int, spread: float) -> Predictions:
         truth /= truth.sum(1, keepdims=True)
         labels.append([generator.choice(5, p=row) for row in truth])
         logits.append(values)
-    return predictions.from_logits(
+    return predictions.from_outputs(
         np.concatenate(logits).astype(np.float32),
+        task="single_label",
         ids=np.concatenate([block.ids() for block in layout]),
         classes="abcde",
-        labels=np.concatenate(labels),
+        targets=np.concatenate(labels),
         made_by={},
         blocks=[(block.name, block.count) for block in layout],
     )
@@ -49,9 +50,9 @@ def test_the_estimate_on_what_it_was_calibrated_on_is_its_accuracy(seed: int) ->
     found = drawn(blocks(range(4), (1, 5), 40), seed, 0.3)
     calibration = expectation.calibrate(found)
     assert calibration is not None
-    assert found.labels is not None
+    assert found.targets is not None
     pooled = (confidences(found) >= calibration.threshold).mean()
-    assert pooled == pytest.approx((found.top1 == found.labels).mean(), abs=2 / len(found))
+    assert pooled == pytest.approx((found.top1 == found.targets).mean(), abs=2 / len(found))
 
 
 def test_the_interval_covers_nine_in_ten_blocks_of_a_family_that_it_has_not_seen() -> None:
@@ -94,8 +95,8 @@ def test_predict_prints_what_a_folder_of_distortions_should_score_before_and_aft
     assert lines[-1].startswith("distortion42_2_2,")
     (plain,) = [p.stem for p in (run.path / "predictions").glob("suite-strange-????????.npz")]
     assert (run.path / "predictions" / f"{plain}+bn.npz").exists()
-    expected = run.metrics()["expected"]
-    assert expected[f"{plain}+bn"]["before"] == expected[plain]["accuracy"]
+    expected = run.metrics().expected
+    assert expected[f"{plain}+bn"].before == expected[plain].accuracy
     np.save(folder / "distortion42.npy", pixels[:4])
     assert comp("predict", run.path, "--suite", folder, "--severities", 2).code == 2  # files of two lengths
     for number in (0, 7):

@@ -259,3 +259,9 @@ def test_class_names_may_hold_anything(workplace: Path, comp: Comp) -> None:
     result = comp("data", "show", "small.yaml", "--out", "pictures")
     assert result.code == 0, result.err
     assert "50 % {off}" in result.out
+
+
+def test_augmented_pictures_are_mixed_where_training_mixes(workplace: Path, comp: Callable[..., Result]) -> None:
+    assert comp("data", "show", "small.yaml", "--augment", "augment.policy=none", "augment.mixup=0.4").code == 0
+    folder = next(Path("runs").rglob("augmented.png")).parent
+    assert (folder / "augmented.png").read_bytes() != (folder / "images.png").read_bytes()

@@ -22,6 +22,7 @@ from comp import leaderboard, predictions, runs, verdicts
 from comp.competition import submission
 from comp.competition.spec import SubmissionFormat, blocks
 from comp.config import Config, from_mapping
+from comp.run_metrics import RunMetrics, Score, SplitScores, WeightScores
 from comp.runs import Run
 from comp.tracking import state
 from tests.conftest import Result
@@ -74,8 +75,14 @@ def predicted(top1: NDArray[np.int64], labels: NDArray[np.int64] | None, layout:
     logits = np.full((len(top1), CLASSES), -3, np.float32)
     logits[np.arange(len(top1)), top1] = 0
     ids = np.concatenate([block.ids() for block in layout]) if layout else np.arange(len(top1)).astype(np.str_)
-    return predictions.from_logits(
-        logits, ids=ids, classes="abcde", labels=labels, made_by={}, blocks=[(b.name, b.count) for b in layout]
+    return predictions.from_outputs(
+        logits,
+        task="single_label",
+        ids=ids,
+        classes="abcde",
+        targets=labels,
+        made_by={},
+        blocks=[(b.name, b.count) for b in layout],
     )
 
 
@@ -92,14 +99,16 @@ def play(root: Path, player: Player, number: int, config: Config = CONFIG) -> No
     shifted = predicted(answers(player, player.skill + player.validates, labels, images, 1), labels, SHIFTED)
     predictions.save(run.predictions_path("ood_val"), shifted)
     accuracy = float((shifted.top1 == labels).mean())
-    clean = {"accuracy": accuracy + 0.1, "loss": 1.0, "metric": accuracy + 0.1, "images": 2000}
-    block = {"by_block": shifted.block_accuracy(), "by_severity": {}, "by_distortion": {}, "images": len(shifted)}
+    clean = SplitScores(images=2000, scores={"accuracy": Score(value=accuracy + 0.1)})
+    blocks = SplitScores(
+        images=len(shifted), scores={"accuracy": Score(value=accuracy)}, by_block=shifted.block_accuracy()
+    )
     run.write_table("history.csv", [{"number": 1, "val_accuracy": accuracy}])
-    run.write_json("metrics.json", {
-        "run": run.name, "competition": config.competition.name, "metric": config.competition.metric,
-        "model": f"model{number % 3}", "parameters": 1000 + number, "device": "cpu", "test_like": [],
-        "train_seconds": 60.0 * number, "best": {"val": clean, "ood_val": {"accuracy": accuracy, **block}},
-    })  # fmt: skip
+    run.write_metrics(RunMetrics(
+        run=run.name, competition=config.competition.name, metric="accuracy", model=f"model{number % 3}",
+        parameters=1000 + number, device="cpu", train_seconds=60.0 * number,
+        best=WeightScores(val=clean, ood_val=blocks),
+    ))  # fmt: skip
     many, skill = np.arange(50_000), player.skill + player.validates
     player.run = run
     player.valid_truth = float((answers(player, skill, many % CLASSES, many, 3) == many % CLASSES).mean())
@@ -115,9 +124,12 @@ def submit(player: Player, public: NDArray[np.bool_], folder: Path) -> None:
     player.submission = folder / f"{player.run.path.name}.csv"
     sidecar = {"run": player.run.name, "run_path": str(player.run.path)}
     submission.write(
-        player.submission, predicted(player.answers, None, SUITE), SubmissionFormat(SUITE, CLASSES), sidecar
+        player.submission,
+        predicted(player.answers, None, SUITE),
+        SubmissionFormat(SUITE, texts=tuple(map(str, range(CLASSES)))),
+        sidecar,
     )
-    player.run.write_json("metrics.json", {**player.run.metrics(), "submission": str(player.submission)})
+    player.run.write_metrics(player.run.metrics().model_copy(update={"submission": str(player.submission)}))
 
 
 @dataclass
@@ -323,7 +335,7 @@ def test_a_recorded_score_is_in_the_sidecar_the_run_and_the_row(
     assert comp("leaderboard", "record", player.submission, "--private", 0.4).code == 0
     sidecar = json.loads(player.submission.with_suffix(".json").read_text())
     assert (sidecar["scores"]["public"], sidecar["scores"]["private"]) == (0.5, 0.4)
-    assert (player.run.metrics()["public_score"], player.run.metrics()["private_score"]) == (0.5, 0.4)
+    assert (player.run.metrics().public_score, player.run.metrics().private_score) == (0.5, 0.4)
     (row,) = [row for row in leaderboard.rows(Path("runs")) if row.run == str(player.run.path)]
     assert (row.public_score, row.private_score) == (0.5, 0.4)
     assert len(row.submitted) == 1
@@ -457,8 +469,8 @@ def test_a_pushed_leaderboard_is_a_run_of_its_own_and_ranks_are_in_the_runs_summ
     for run, rank in ((best, 1), (worst, 3)):
         (segment,) = state.segments(run)
         found = summary(segment)["summary"]
-        assert (found["rank"], found["ranked_among"], found["ranked_by"]) == (rank, 3, "ood_accuracy")
-        assert found["best/ood_val/accuracy"] == run.metrics()["best"]["ood_val"]["accuracy"]
+        assert (found["rank"], found["ranked_among"], found["ranked_by"]) == (rank, 3, "ood_metric")
+        assert found["best/ood_val/accuracy"] == run.metrics().best.ood_val.accuracy
     with serving() as received:
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         monkeypatch.setenv("WANDB_BASE_URL", received.address)

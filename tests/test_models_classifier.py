@@ -172,6 +172,6 @@ def test_a_run_reads_back_how_it_normalised(workplace: Path, comp: Callable[...,
     loaded = predicting.load(runs.list_runs(Path("runs"))[0])
     assert loaded.model.normalize.each
     val = predictions.load(loaded.run.predictions_path("val"))
-    again = predict(loaded.model, loaded.dataset.val, classes=val.classes, execution=loaded.execution,
-                    batch_size=500, made_by={})  # fmt: skip
+    again = predict(loaded.model, loaded.dataset.val, classes=val.classes, task="single_label",
+                    execution=loaded.execution, batch_size=500, made_by={})  # fmt: skip
     assert np.array_equal(again.top1, val.top1)

@@ -61,8 +61,8 @@ def test_a_runs_page_shows_the_numbers_of_its_files(two_runs: Path, comp: Callab
     page = Page(text)
     assert all(source.startswith("data:") for source in page.sources)
     scores = the_run_at(run)
-    wanted = [scores["test"]["accuracy"], scores["suite"]["accuracy"], scores["best"]["val"]["accuracy"]]
-    wanted += list(scores["suite"]["by_block"].values())
+    wanted = [scores.test.accuracy, scores.suite.accuracy, scores.best.val.accuracy]
+    wanted += list(scores.suite.by_block.values())
     assert all(value in page.values for value in wanted)
     assert {"Curves", "What was trained", "Config", "Provenance"} <= set(page.headings)
     assert "model.args" in text  # departs from the defaults
@@ -70,7 +70,7 @@ def test_a_runs_page_shows_the_numbers_of_its_files(two_runs: Path, comp: Callab
     assert (run / "evaluation.json").exists()
 
 
-def the_run_at(path: Path) -> dict[str, Any]:
+def the_run_at(path: Path) -> Any:
     return runs.open_run(path).metrics()
 
 
@@ -81,7 +81,7 @@ def test_several_runs_stand_side_by_side(two_runs: Path, comp: Callable[..., Res
     rows = re.findall(r"<tr><td>([\w.]+)</td><td class=\"text\">", text)
     assert set(rows) == {"model.args", "model.name", "train.log_norms"}
     for path in two_runs.iterdir():
-        assert the_run_at(path)["best"]["val"]["accuracy"] in Page(text).values
+        assert the_run_at(path).best.val.accuracy in Page(text).values
 
 
 def test_a_page_cannot_be_made_to_run_what_a_name_says(workplace: Path, comp: Callable[..., Result]) -> None:

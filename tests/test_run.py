@@ -66,13 +66,13 @@ def test_quickstart_goes_from_a_config_to_a_valid_submission(tmp_path: Path) -> 
 
     # The labels in the CSV are as good as the run says: the suite repeats the same test images in every block.
     run = the_run(tmp_path / "runs")
-    labels = predictions.load(run.path / "predictions/test.npz").labels
+    labels = predictions.load(run.path / "predictions/test.npz").targets
     assert labels is not None
     found = np.array([int(row[1]) for row in rows[1:]]).reshape(-1, per_block)
-    assert (found == labels).mean() == pytest.approx(scores["suite"]["accuracy"])
-    assert scores["suite"]["accuracy"] > 0.5
-    assert scores["test"]["accuracy"] > 0.9
-    assert scores["best"]["val"]["accuracy"] >= scores["final"]["val"]["accuracy"]
+    assert (found == labels).mean() == pytest.approx(scores["suite"]["scores"]["accuracy"]["value"])
+    assert scores["suite"]["scores"]["accuracy"]["value"] > 0.5
+    assert scores["test"]["scores"]["accuracy"]["value"] > 0.9
+    assert scores["best"]["val"]["scores"]["accuracy"]["value"] >= scores["final"]["val"]["scores"]["accuracy"]["value"]
 
     # The sidecar traces it.
     sidecar = json.loads((tmp_path / "submissions/quickstart.json").read_text())
@@ -149,7 +149,7 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bits(workplace: Path, stop
     resumed = pipeline.resume(stopped)
     assert_same_weights(whole, resumed)
     assert history_without_clock(whole) == history_without_clock(resumed)
-    assert whole.metrics()["best"] == {**resumed.metrics()["best"]}
+    assert whole.metrics().best == resumed.metrics().best
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(workplace: Path, comp: Callable[..., Result]) -> None:
@@ -212,7 +212,7 @@ def test_a_stop_asked_for_at_an_epochs_end_ends_the_training_and_stays_asked_for
         pipeline.train(config, on_epoch=lambda epoch: Stop("enough"), progress=interrupt_scoring)
     resumed = pipeline.resume(the_run())
     assert len(resumed.history()) == 1
-    assert resumed.metrics()["stopped"] == "enough"
+    assert resumed.metrics().stopped == "enough"
 
 
 def test_an_interrupted_run_is_finished_by_resume(workplace: Path, comp: Callable[..., Result]) -> None:
@@ -225,7 +225,7 @@ def test_an_interrupted_run_is_finished_by_resume(workplace: Path, comp: Callabl
     run = the_run()
     result = comp("run", "--resume", run.path)
     assert result.code == 0, result.err
-    assert run.metrics()["submission"] == "submissions/small.csv"
+    assert run.metrics().submission == "submissions/small.csv"
 
 
 def test_a_rehearsal_goes_through_every_stage_and_leaves_nothing(workplace: Path, comp: Callable[..., Result]) -> None:
@@ -280,7 +280,7 @@ def test_predictions_do_not_depend_on_the_batch_size(workplace: Path, comp: Call
     small = predictions.load(run.path / "predictions/suite.npz")
     config = loaded.config.model_copy(update={"predict": loaded.config.predict.model_copy(update={"batch_size": 3})})
     again = predicting.predict(predicting.Loaded(run, config, loaded.dataset, loaded.model, loaded.execution))
-    assert np.allclose(small.logits.astype(np.float32), again.logits.astype(np.float32), atol=0.02)
+    assert np.allclose(small.outputs.astype(np.float32), again.outputs.astype(np.float32), atol=0.02)
     assert (small.top1 == again.top1).mean() > 0.99
 
 
@@ -305,8 +305,10 @@ def test_shifted_accuracy_is_measured_every_n_epochs_and_selects(shifted: Path, 
     assert [bool(value) for value in history] == [False, True, False, True, True]
     measured = {number: float(value) for number, value in enumerate(history, 1) if value}
     scores = run.metrics()
-    assert scores["best_epoch"] == max(measured, key=lambda number: measured[number])
-    assert scores["best"]["ood_val"]["accuracy"] == pytest.approx(max(measured.values()))
+    losses = {number: float(row["val_loss"]) for number, row in enumerate(run.history(), 1)}
+    # Of equal accuracies the lower validation loss wins.
+    assert scores.best_epoch == max(measured, key=lambda number: (measured[number], -losses[number]))
+    assert scores.best.ood_val.accuracy == pytest.approx(max(measured.values()))
     assert "shifted 0." in result.err
 
 
@@ -328,7 +330,7 @@ def test_a_run_stopped_while_it_is_validated_ends_with_the_same_bits(shifted: Pa
     assert_same_weights(whole, resumed)
     assert weights_of(whole, "best").keys() == weights_of(resumed, "best").keys()
     assert history_without_clock(whole) == history_without_clock(resumed)
-    assert whole.metrics()["best_epoch"] == resumed.metrics()["best_epoch"]
+    assert whole.metrics().best_epoch == resumed.metrics().best_epoch
 
 
 def test_a_shifted_validation_leaves_out_families_and_names(workplace: Path, comp: Callable[..., Result]) -> None:

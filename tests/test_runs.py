@@ -62,9 +62,9 @@ def test_runs_made_in_the_same_second_get_names_of_their_own(tmp_path: Path) -> 
 def example(labels: bool = True) -> predictions.Predictions:
     """Return predictions of two blocks."""
     logits = np.random.default_rng(0).normal(0, 3, (6, 4)).astype(np.float32)
-    return predictions.from_logits(
-        logits, ids=np.array([f"é{i}" for i in range(6)]), classes=["a", "b", "c", "d"],
-        labels=np.array([0, 1, 2, 3, 0, 1]) if labels else None, made_by={"run": "x"},
+    return predictions.from_outputs(
+        logits, task="single_label", ids=np.array([f"é{i}" for i in range(6)]), classes=["a", "b", "c", "d"],
+        targets=np.array([0, 1, 2, 3, 0, 1]) if labels else None, made_by={"run": "x"},
         blocks=[("distortion00_1", 2), ("distortion00_2", 4)],
     )  # fmt: skip
 
@@ -77,9 +77,9 @@ def test_saved_predictions_come_back(tmp_path: Path, labels: bool) -> None:
     assert loaded.classes == saved.classes
     assert loaded.made_by == saved.made_by
     assert loaded.blocks() == saved.blocks()
-    for name in ("ids", "logits", "top1"):
+    for name in ("ids", "outputs", "top1"):
         assert np.array_equal(getattr(loaded, name), getattr(saved, name))
-    assert (loaded.labels is None) != labels
+    assert (loaded.targets is None) != labels
 
 
 @given(
@@ -89,17 +89,21 @@ def test_saved_predictions_come_back(tmp_path: Path, labels: bool) -> None:
 )
 def test_top1_is_the_argmax_of_the_raw_logits_however_large(logits: np.ndarray) -> None:
     ids = np.array([str(i) for i in range(len(logits))])
-    made = predictions.from_logits(logits, ids=ids, classes=list("abcdef")[: logits.shape[1]], labels=None, made_by={})
+    made = predictions.from_outputs(
+        logits, task="single_label", ids=ids, classes=list("abcdef")[: logits.shape[1]], targets=None, made_by={}
+    )
     assert (made.top1 == logits.argmax(1)).all()
-    assert np.isfinite(made.logits).all()
-    assert (made.logits.max(1) == 0).all()
+    assert np.isfinite(made.outputs).all()
+    assert (made.outputs.max(1) == 0).all()
 
 
 def test_logits_that_are_not_finite_are_named() -> None:
     logits = np.zeros((3, 2), np.float32)
     logits[1, 0] = np.nan
     with pytest.raises(RunError, match="1 of 3 rows are not finite, first b"):
-        predictions.from_logits(logits, ids=np.array(["a", "b", "c"]), classes="xy", labels=None, made_by={})
+        predictions.from_outputs(
+            logits, task="single_label", ids=np.array(["a", "b", "c"]), classes="xy", targets=None, made_by={}
+        )
 
 
 def test_damaged_predictions_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -248,8 +249,7 @@ def test_a_kaggle_set_comes_back_in_the_samples_order(tmp_path: Path) -> None:
     assert found.test is not None
     assert found.test.ids.tolist() == ["002", "001", "000"]
     assert found.sample is not None
-    assert found.sample.columns == ("image_id", "label")
-    assert found.sample.texts == ("ant", "bee", "cat")
+    assert (found.sample.id_column, found.sample.columns) == ("image_id", ("label",))
 
 
 def rewrite(root: Path, table: str, old: str, new: str) -> None:
@@ -313,11 +313,6 @@ BAD_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "one class": (
         lambda p: [rewrite(p, "train.csv", f",{name}", ",ant") for name in ("bee", "cat")], "found only class 'ant'",
     ),
-    "sample with other classes": (lambda p: rewrite(p, "sample_submission.csv", ",ant", ",dog"), "holds 'dog'"),
-    "sample with one probability": (lambda p: rewrite(p, "sample_submission.csv", ",ant", ",0.5"), "column for each"),
-    "sample with too few columns": (
-        lambda p: (p / "sample_submission.csv").write_text("image_id,ant,bee\n000,0.5,0.5\n"), "a column for each",
-    ),
     "labels that cannot be told": (lambda p: rewrite(p, "train.csv", "image_id,label", "a,b,c"), "rectangular|tell"),
     "no image at all": (lambda p: [f.unlink() for f in p.glob("train/*")], "found are no images"),
 }  # fmt: skip
@@ -338,23 +333,13 @@ def test_a_column_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
         opened(tmp_path, "csv_images", image_size=24, csv={"label_column": "lable"})
 
 
-def test_whole_numbers_are_ordered_as_numbers_and_written_as_they_stand(tmp_path: Path) -> None:
+def test_numbers_are_ordered_by_value(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=6, test=3)
     for name, number in zip(COLOURS, ("10", "9", "2"), strict=True):
         rewrite(tmp_path, "train.csv", f",{name}", f",{number}")
     rewrite(tmp_path, "sample_submission.csv", ",ant", ",10")
     found = opened(tmp_path, "csv_images", image_size=24)
     assert found.classes == ("2", "9", "10")
-    assert found.sample is not None
-    assert found.sample.texts == ("2", "9", "10")
-
-
-def test_a_sample_of_numbers_wants_numbers_for_named_classes(tmp_path: Path) -> None:
-    write_kaggle(tmp_path, train=6, test=3)
-    rewrite(tmp_path, "sample_submission.csv", ",ant", ",0")
-    sample = opened(tmp_path, "csv_images", image_size=24).sample
-    assert sample is not None
-    assert sample.texts == ("0", "1", "2")
 
 
 def test_a_sample_with_a_column_for_each_class_sets_the_class_order(tmp_path: Path) -> None:
@@ -364,8 +349,130 @@ def test_a_sample_with_a_column_for_each_class_sets_the_class_order(tmp_path: Pa
     assert found.classes == ("cat", "ant", "bee")
     assert found.train.labels.tolist() == [1, 2, 0, 1, 2, 0]
     assert found.sample is not None
-    assert found.sample.probabilities
-    assert found.sample.columns == ("image_id", "cat", "ant", "bee")
+    assert found.sample.columns == ("cat", "ant", "bee")
+
+
+@pytest.mark.parametrize("name", ["sampleSubmission.csv", "SampleSubmission.csv", "sample_submission_v2.csv", "zip"])
+def test_a_sample_is_found_under_its_usual_names(tmp_path: Path, name: str) -> None:
+    write_kaggle(tmp_path, train=6, test=3)
+    sample = tmp_path / "sample_submission.csv"
+    if name == "zip":
+        with zipfile.ZipFile(tmp_path / "sample_submission.csv.zip", "w") as archive:
+            archive.write(sample, "sample_submission.csv")
+            archive.writestr("__MACOSX/._sample_submission.csv", "x")
+        sample.unlink()
+    else:
+        sample.rename(tmp_path / name)
+    found = opened(tmp_path, "csv_images", image_size=24)
+    assert found.sample is not None
+    assert found.test is not None
+    assert found.test.ids.tolist() == ["002", "001", "000"]
+
+
+def test_a_named_sample_that_is_missing_is_refused_and_the_old_default_is_no_choice(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=6, test=3)
+    with pytest.raises(DataError, match=r"did you mean 'sample_submission.csv'"):
+        opened(tmp_path, "csv_images", image_size=24, csv={"sample": "sample_submision.csv"})
+    (tmp_path / "sample_submission.csv").unlink()
+    assert opened(tmp_path, "csv_images", image_size=24, csv={"sample": "sample_submission.csv"}).sample is None
+
+
+def test_several_samples_are_asked_about(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=6, test=3)
+    shutil.copy(tmp_path / "sample_submission.csv", tmp_path / "sample_submission_2.csv")
+    assert "sample_submission_2.csv" in opened(tmp_path, "csv_images", image_size=24).notes[0]
+    (tmp_path / "sample_submission.csv").rename(tmp_path / "sampleSubmission_1.csv")
+    with pytest.raises(DataError, match=r"several sample submissions.*data\.csv\.sample"):
+        opened(tmp_path, "csv_images", image_size=24)
+    chosen = opened(tmp_path, "csv_images", image_size=24, csv={"sample": "sample_submission_2.csv"})
+    assert chosen.sample is not None
+
+
+def test_images_that_the_sample_lacks_are_counted(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=6, test=3)
+    rewrite(tmp_path, "sample_submission.csv", "001,ant\n", "")
+    found = opened(tmp_path, "csv_images", image_size=24)
+    assert found.test is not None
+    assert len(found.test) == 2
+    assert any("1 images" in note and "not listed by the sample submission" in note for note in found.notes)
+
+
+def test_a_test_table_lists_the_test_images_of_a_shared_folder(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=6, test=3)
+    for path in (tmp_path / "test").iterdir():
+        path.rename(tmp_path / "train" / f"t{path.name}")
+    (tmp_path / "sample_submission.csv").unlink()
+    csv = {"test": "train"}
+    found = opened(tmp_path, "csv_images", image_size=24, csv=csv)
+    assert found.test is not None
+    assert found.test.ids.tolist() == ["t000", "t001", "t002"]  # training images are no test images
+    assert any("6 training images lie in" in note for note in found.notes)
+    (tmp_path / "test.csv").write_text("image_id\nt002\nt000\n")
+    found = opened(tmp_path, "csv_images", image_size=24, csv=csv)
+    assert found.test is not None
+    assert found.test.ids.tolist() == ["t002", "t000"]
+    (tmp_path / "test.csv").rename(tmp_path / "ids.csv")
+    found = opened(tmp_path, "csv_images", image_size=24, csv={**csv, "test_table": "ids.csv"})
+    assert found.test is not None
+    assert found.test.ids.tolist() == ["t002", "t000"]
+    with pytest.raises(DataError, match=r"no such test table.*did you mean 'ids.csv'"):
+        opened(tmp_path, "csv_images", image_size=24, csv={**csv, "test_table": "id.csv"})
+
+
+# Cells of six training rows, competition.task -> the task, the classes, the labels of the first two rows.
+LABELS = [
+    (["a b", "a", "b", "a", "b", "a"], "auto", "multi_label", ("a", "b"), [[1, 1], [1, 0]]),
+    (["a|b", "a", "b", "a", "b", "a"], "auto", "multi_label", ("a", "b"), [[1, 1], [1, 0]]),
+    (["a, b", "b", "a", "a", "b", "c"], "auto", "multi_label", ("a", "b", "c"), [[1, 1, 0], [0, 1, 0]]),
+    (["Sugar beet", "Maize", "Maize", "Maize", "Maize", "Maize"], "auto", "single_label",
+     ("Maize", "Sugar beet"), [1, 0]),
+    (["Sugar beet", "Maize", "Maize", "Maize", "Maize", "Maize"], "multi_label", "multi_label",
+     ("Maize", "Sugar", "beet"), [[0, 1, 1], [1, 0, 0]]),
+    (["a b", "a", "b", "a", "b", "a"], "single_label", "single_label", ("a", "a b", "b"), [1, 0]),
+    (["10", "2", "2", "10", "2", "2"], "auto", "single_label", ("2", "10"), [1, 0]),
+    (["a", "b", "a", "b", "a", "b"], "multi_label", "multi_label", ("a", "b"), [[1, 0], [0, 1]]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cells", "task", "shown", "classes", "first"), LABELS)
+def test_one_column_may_hold_several_labels(
+    tmp_path: Path, cells: list[str], task: str, shown: str, classes: tuple[str, ...], first: list[object]
+) -> None:
+    write_kaggle(tmp_path, train=6, test=3)
+    rows = [f'{number:03d},"{cell}"' for number, cell in enumerate(cells)]
+    (tmp_path / "train.csv").write_text("\n".join(["image_id,label", *rows, ""]))
+    config = DataConfig(source="csv_images", root=str(tmp_path), image_size=24)
+    found = open_source(config, task=task)
+    assert (found.task, found.classes) == (shown, classes)
+    assert found.train.labels is not None
+    assert found.train.labels[:2].tolist() == first
+
+
+def test_columns_of_0_and_1_are_labels(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=6, test=3)
+    (tmp_path / "sample_submission.csv").write_text("image_id,bee,ant\n000,0.5,0.5\n")
+    rows = ["000,x,1,0", "001,y,0,1", "002,y,1.0,0", "003,x,0,1", "004,x,1,0", "005,x,1,0"]
+    table = tmp_path / "train.csv"
+    table.write_text("\n".join(["image_id,patient,ant,bee", *rows, ""]))
+    config = DataConfig(source="csv_images", root=str(tmp_path), image_size=24)
+    found = open_source(config)
+    assert (found.task, found.classes) == ("single_label", ("bee", "ant"))
+    assert found.train.labels is not None
+    assert found.train.labels.tolist() == [1, 0, 1, 0, 1, 1]
+    assert open_source(config, task="multi_label").task == "multi_label"
+    rewrite(tmp_path, "train.csv", "003,x,0,1", "003,x,1,1")
+    found = open_source(config)
+    assert found.task == "multi_label"
+    assert found.train.labels is not None
+    assert found.train.labels[3].tolist() == [1, 1]
+    with pytest.raises(DataError, match=r"row 5 has 2 labels; set competition\.task=multi_label"):
+        open_source(config, task="single_label")
+    (tmp_path / "sample_submission.csv").unlink()
+    named = config.model_copy(update={"csv": config.csv.model_copy(update={"label_columns": ("ant", "bee")})})
+    assert open_source(named).classes == ("ant", "bee")
+    rewrite(tmp_path, "train.csv", "003,x,1,1", "003,x,2,1")
+    with pytest.raises(DataError, match="expected 0 or 1, found '2'"):
+        open_source(named)
 
 
 # --- all of them

@@ -1,6 +1,7 @@
 """Splits: seeded, stratified, grouped, in folds; the same everywhere, and kept with the run."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from comp import runs
 from comp.config import Config, DataConfig
 from comp.data import division
 from comp.data.dataset import open_dataset
-from comp.data.division import divide, fold, held_out
+from comp.data.division import STRATIFIERS, divide, fold, held_out
 from comp.data.sources import Source
 from comp.data.splits import Split
 from comp.errors import ConfigError, DataError, RunError
@@ -36,7 +37,7 @@ LABELS = [row % 4 for row in range(40)]
 @pytest.mark.parametrize(("size", "count"), [(0.25, 10), (8, 8)])
 @pytest.mark.parametrize("stratify", [True, False])
 def test_a_part_is_held_out_by_fraction_and_by_count(size: float | int, count: int, stratify: bool) -> None:
-    stays, held = held_out(split_of(LABELS), size, seed=0, stratify=stratify)
+    stays, held = held_out(split_of(LABELS), size, seed=0, stratifier=STRATIFIERS["classes" if stratify else "none"])
     assert len(held) == count
     assert sorted([*stays, *held]) == list(range(40))
     if stratify:
@@ -46,10 +47,13 @@ def test_a_part_is_held_out_by_fraction_and_by_count(size: float | int, count: i
 def test_the_same_seed_holds_out_the_same_images_on_every_machine() -> None:
     # Written down once: a package or platform that draws otherwise would move images between training and validation.
     assert held_out(split_of(LABELS), 4, seed=0)[1].tolist() == RECORDED["held out"]
-    assert held_out(split_of(LABELS), 4, seed=0, stratify=False)[1].tolist() == RECORDED["plain"]
+    assert held_out(split_of(LABELS), 4, seed=0, stratifier=STRATIFIERS["none"])[1].tolist() == RECORDED["plain"]
     assert fold(split_of(LABELS), 5, 2, seed=0)[1].tolist() == RECORDED["fold"]
     groups = np.arange(40) // 2
-    assert held_out(split_of(LABELS), 8, seed=0, groups=groups, stratify=False)[1].tolist() == RECORDED["groups"]
+    assert (
+        held_out(split_of(LABELS), 8, seed=0, groups=groups, stratifier=STRATIFIERS["none"])[1].tolist()
+        == RECORDED["groups"]
+    )
 
 
 RECORDED = {
@@ -64,7 +68,17 @@ RECORDED = {
 @pytest.mark.parametrize("grouped", [True, False])
 def test_every_image_validates_in_exactly_one_fold(stratify: bool, grouped: bool) -> None:
     groups = np.arange(40) // 3 if grouped else None
-    parts = [fold(split_of(LABELS), 5, number, seed=1, stratify=stratify, groups=groups) for number in range(5)]
+    parts = [
+        fold(
+            split_of(LABELS),
+            5,
+            number,
+            seed=1,
+            stratifier=STRATIFIERS["classes" if stratify else "none"],
+            groups=groups,
+        )
+        for number in range(5)
+    ]
     assert sorted(row for _, held in parts for row in held) == list(range(40))
     for stays, held in parts:
         assert sorted([*stays, *held]) == list(range(40))
@@ -82,7 +96,7 @@ def test_groups_are_never_torn_and_never_more_than_asked_for(
 ) -> None:
     labels, groups = [label for label, _ in rows], np.array([group for _, group in rows])
     try:
-        stays, held = held_out(split_of(labels), size, seed, groups=groups, stratify=False)
+        stays, held = held_out(split_of(labels), size, seed, groups=groups, stratifier=STRATIFIERS["none"])
     except DataError as error:
         assert "no choice of groups fits" in str(error)  # noqa: PT017  # a refusal is as good an answer
         return
@@ -113,7 +127,7 @@ def test_groups_from_outside_win() -> None:
 
 
 BAD_DIVISIONS: dict[str, tuple[DataConfig, str]] = {
-    "a class with too few for the folds": (DataConfig(folds=11), "the smallest has 10.* into 11 folds"),
+    "more folds than images": (DataConfig(folds=41), "40 images into 41 folds"),
     "no official split": (DataConfig(validation="official"), "digits has no val split"),
     "more than there are": (DataConfig(validation=50), "cannot hold out 50 of 40 images"),
 }
@@ -203,3 +217,43 @@ def test_a_division_without_validation_is_kept_too(tmp_path: Path) -> None:
     division.check(tmp_path / "split.npz", train, None)
     with pytest.raises(RunError, match="the val split is another now"):
         division.check(tmp_path / "split.npz", train, train.head(3))
+
+
+def test_a_class_of_one_image_stops_no_folds_and_is_named() -> None:
+    labels = [0] * 20 + [1] * 19 + [2]
+    source = Source(split_of(labels), None, ("common", "usual", "rare"))
+    folds = [divide(source, DataConfig(folds=5, fold=number), cut_test=False) for number in range(5)]
+    held = sorted(name for parts in folds if parts.val is not None for name in parts.val.ids)
+    assert held == sorted(source.train.ids)
+    for parts in folds:
+        assert "every fold: 'rare' (1)" in parts.notes[0]
+        assert parts.val is not None
+        assert all(3 <= count <= 5 for count in parts.val.class_counts(3)[:2])
+
+
+@pytest.mark.parametrize("size", [0.2, 3, 8])
+def test_a_class_of_one_image_stays_in_training(size: float | int) -> None:
+    labels = [0] * 20 + [1] * 19 + [2]
+    stays, held = held_out(split_of(labels), size, seed=0)
+    assert len(held) == (size if isinstance(size, int) else 8)
+    assert 39 in stays
+    assert sorted([*stays, *held]) == list(range(40))
+    assert np.ptp(np.bincount(np.array(labels)[held], minlength=2)[:2]) <= 1
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_several_labels_are_dealt_out_evenly(grouped: bool) -> None:
+    generator = np.random.default_rng(0)
+    labels = (generator.random((400, 6)) < [0.5, 0.3, 0.2, 0.1, 0.05, 0.02]).astype(np.float32)
+    split = replace(split_of([0] * 400), labels=labels)
+    groups = np.arange(400) // 2 if grouped else None
+    source = Source(split, None, tuple("abcdef"), task="multi_label")
+    parts = [divide(source, DataConfig(folds=4, fold=n), cut_test=False, groups=groups).val for n in range(4)]
+    assert sorted(name for part in parts if part for name in part.ids) == sorted(split.ids)
+    counts = np.stack([part.class_counts(6) for part in parts if part])
+    assert (np.abs(counts - labels.sum(0) / 4) <= (3 if grouped else 1.5)).all(), counts
+    plain = np.stack([labels[generator.permutation(400)[:100]].sum(0) for _ in range(200)])
+    assert np.ptp(counts, axis=0).mean() < np.abs(plain - labels.sum(0) / 4).mean() * 2  # nearer than chance
+    if groups is not None:
+        rows = [{int(name[2:]) // 2 for name in part.ids} for part in parts if part]
+        assert sum(map(len, rows)) == len(set.union(*rows))

@@ -145,7 +145,7 @@ def test_a_deterministic_training_has_the_bits_of_any_other_on_the_cpu(workplace
     one = pipeline.train(small(), runs_root=Path("one"))
     two = pipeline.train(small("train.deterministic=true"), runs_root=Path("two"))
     assert_same_weights(one, two)
-    assert two.metrics()["deterministic"] is True
+    assert two.metrics().deterministic is True
 
 
 def total_norm(tensors: list[Tensor]) -> float:
@@ -229,7 +229,7 @@ def test_a_training_that_runs_out_of_memory_goes_on_in_smaller_parts(
     assert told in one.history()[0]["note"]
     assert "batch norm sees 8 images" in one.history()[0]["note"]
     assert one.history()[1]["note"] == ""
-    assert one.metrics()["micro_batch"] == 8
+    assert one.metrics().micro_batch == 8
     recorded = device.from_json(json.loads((one.path / "execution.json").read_text()), "execution.json")
     two = pipeline.train(small(), runs_root=Path("two"), execution=recorded)  # as `--as` does: starts with what fitted
     assert_same_weights(one, two)
@@ -258,7 +258,7 @@ def test_a_resume_keeps_the_parts_that_fitted(workplace: Path, monkeypatch: pyte
 def test_timing_makes_do_with_what_fits(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hungry(monkeypatch, 10, MemoryError)
     run = pipeline.train(small("train.precision=auto", "train.compile=auto"))
-    assert run.metrics()["micro_batch"] == 8
+    assert run.metrics().micro_batch == 8
     assert len(json.loads((run.path / "execution.json").read_text())["seconds_a_step"]) == 2
 
 
@@ -321,7 +321,7 @@ def test_a_training_goes_back_to_its_last_good_state_at_half_the_rate(
     run = the_run()
     assert rates(run) == pytest.approx([2e-3, 5e-4, 5e-4])
     assert [row["number"] for row in run.history()] == ["1", "2", "3"]
-    first, second = run.metrics()["rollbacks"]
+    first, second = run.metrics().rollbacks
     assert "loss is not finite at step 2 of epoch 2" in first
     assert "back to step 0 of epoch 2, all rates times 0.5" in first
     assert "all rates times 0.25" in second
@@ -341,7 +341,7 @@ def test_a_training_goes_back_no_more_often_than_allowed(
 def test_weights_that_are_finite_only_just_are_gone_back_from(workplace: Path) -> None:
     # Their loss is finite, or was before the step, and only the logits of validation are not.
     run = pipeline.train(small("train.nan_retries=40", "optim.name=sgd", "optim.schedule=constant", "optim.lr=1e4"))
-    back = run.metrics()["rollbacks"]
+    back = run.metrics().rollbacks
     assert any("logits of validation are not finite" in told for told in back)
     assert rates(run)[-1] == pytest.approx(1e4 * 0.5 ** len(back))
     assert all(np.isfinite(values).all() for values in weights_of(run).values())
@@ -361,7 +361,7 @@ def test_a_return_survives_an_interruption(workplace: Path, monkeypatch: pytest.
             pipeline.train(config, progress=stop)
     run = pipeline.resume(the_run())
     assert rates(run) == pytest.approx([1e-3, 5e-4])
-    assert len(run.metrics()["rollbacks"]) == 1
+    assert len(run.metrics().rollbacks) == 1
 
 
 def test_clipping_and_micro_batches_train_through_the_command_line(
@@ -369,7 +369,7 @@ def test_clipping_and_micro_batches_train_through_the_command_line(
 ) -> None:
     given = ("train.micro_batch=8", "optim.clip=adaptive", "optim.lookahead.k=2", "optim.name=muon")
     assert comp("train", "small.yaml", UNSHIFTED, *given, "--runs", "one").code == 0
-    assert the_run(Path("one")).metrics()["micro_batch"] == 8
+    assert the_run(Path("one")).metrics().micro_batch == 8
 
 
 def test_float16_is_refused_where_there_is_no_cuda(workplace: Path, comp: Callable[..., Result]) -> None:

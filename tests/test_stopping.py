@@ -13,6 +13,7 @@ from comp import config as configs
 from comp import pipeline, runs
 from comp.errors import Interrupted
 from comp.training import stopping
+from comp.training.selection import Selector
 from tests.conftest import Result
 
 # Few different values, so that ties and plateaus are as frequent as rises.
@@ -80,13 +81,14 @@ def test_a_history_read_back_from_its_file_decides_as_the_one_in_memory(values: 
     config = configs.from_mapping({"train": {"select": "val_loss", "patience": 2, "overfit_patience": 3}}, "test")
     rows = losses(values)
     text = [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows]
-    assert stopping.due(rows, config) == stopping.due(text, config)
+    selector = Selector("val_loss", "accuracy")
+    assert stopping.due(rows, config, selector) == stopping.due(text, config, selector)
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["train.patience=1", "train.min_delta=2"], "val_accuracy stagnates: at the end of epoch 2"),
+        (["train.patience=1", "train.min_delta=2"], "val_metric stagnates: at the end of epoch 2"),
         (["train.select=val_loss", "train.patience=2", "train.min_delta=9"],
          "val_loss stagnates: at the end of epoch 3,"),
         (["train.overfit_patience=1", "optim.lr=0.5"], "validation loss overfits: at the end of epoch"),
@@ -98,9 +100,9 @@ def test_a_training_stops_and_says_when_and_why(
     result = comp("train", "small.yaml", "train.epochs=9", "competition.ood_validation.severities=[]", *settings)
     assert result.code == 0, result.err
     (run,) = runs.list_runs(Path("runs"))
-    assert said in run.metrics()["stopped"]
+    assert said in run.metrics().stopped
     assert said in result.out
-    assert len(run.history()) == run.metrics()["epochs"] < 9
+    assert len(run.history()) == run.metrics().epochs < 9
 
 
 def test_an_interrupted_training_stops_at_the_epoch_at_which_the_whole_one_does(workplace: Path) -> None:
@@ -114,7 +116,7 @@ def test_an_interrupted_training_stops_at_the_epoch_at_which_the_whole_one_does(
         pipeline.train(configs.load("small.yaml", settings), progress=stop)
     (run,) = runs.list_runs(Path("runs"))
     resumed = pipeline.resume(run)
-    assert "at the end of epoch 3" in resumed.metrics()["stopped"]
+    assert "at the end of epoch 3" in resumed.metrics().stopped
 
 
 @pytest.mark.parametrize(

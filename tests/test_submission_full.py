@@ -35,14 +35,14 @@ def test_a_full_submission_holds_the_planted_labels_in_the_challenges_order(tmp_
     layout = spec.blocks(range(19), range(1, 6), PER_BLOCK)
     planted = np.random.default_rng(3).integers(0, CLASSES, (19, 5, PER_BLOCK))
     parts = [
-        predictions.from_logits(
-            np.eye(CLASSES, dtype=np.float32)[planted[block.distortion, block.severity - 1]],
-            ids=block.ids(), classes=[str(label) for label in range(CLASSES)], labels=None, made_by={},
+        predictions.from_outputs(
+            np.eye(CLASSES, dtype=np.float32)[planted[block.distortion, block.severity - 1]], task="single_label",
+            ids=block.ids(), classes=[str(label) for label in range(CLASSES)], targets=None, made_by={},
             blocks=[(block.name, block.count)],
         )
         for block in layout
     ]  # fmt: skip
-    wanted = SubmissionFormat(layout, CLASSES)
+    wanted = SubmissionFormat(layout, texts=tuple(map(str, range(CLASSES))))
     submission.write(tmp_path / "a.csv", predictions.concatenate(parts), wanted, {})
     assert read_independently(tmp_path / "a.csv", planted) == 950_000
     assert checking.check(tmp_path / "a.csv", wanted) == []

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from comp.competition import doubts, formats, spec, submission, verdicts
-from comp.competition.spec import Competition, SubmissionFormat
+from comp.competition.spec import Competition, Sample, SubmissionFormat
 from comp.config import SubmissionConfig
 from comp.errors import SubmissionError
-from comp.predictions import Predictions, from_logits
+from comp.predictions import Predictions, from_outputs
 from tests.conftest import Result
 
 Comp = Callable[..., Result]
 LAYOUT = spec.blocks(range(3), range(1, 3), 100)
-WANTED = SubmissionFormat(LAYOUT, class_count=5)
+WANTED = SubmissionFormat(LAYOUT, texts=tuple("01234"))
 TRUTH = np.random.default_rng(0).integers(0, 5, 600)
 EVEN = [200] * 5  # training images of each class
 
@@ -31,7 +31,7 @@ def guess(seed: int, accuracy: float = 0.6) -> np.ndarray:
 def predicted(labels: np.ndarray, wanted: SubmissionFormat = WANTED) -> Predictions:
     """Return predictions that say these labels."""
     logits = np.eye(5, dtype=np.float32)[labels] * 4
-    return from_logits(logits, ids=wanted.ids(), classes="abcde", labels=None, made_by={})
+    return from_outputs(logits, task="single_label", ids=wanted.ids(), classes="abcde", targets=None, made_by={})
 
 
 def written(path: Path, labels: np.ndarray, **sidecar: object) -> Path:
@@ -42,7 +42,7 @@ def written(path: Path, labels: np.ndarray, **sidecar: object) -> Path:
 
 def said_of(path: Path, against: Path | None = None) -> list[tuple[str, str]]:
     """Return the first word and the verdict of each doubt."""
-    verdict = verdicts.judge(path, WANTED, training=EVEN, against=against)
+    verdict = verdicts.validate(path, WANTED, training=EVEN, against=against)
     assert verdict.problems == ()
     return [(doubt.what.partition(":")[0], doubt.verdict) for doubt in verdict.doubts]
 
@@ -71,7 +71,7 @@ def test_a_scrambled_order_is_seen_beside_an_earlier_submission(tmp_path: Path) 
     assert said_of(scrambled, before) == [("scrambled", "misleads")]
     swapped = guess(2)
     swapped[:100] = np.random.default_rng(3).permutation(swapped[:100])
-    verdict = verdicts.judge(written(tmp_path / "c.csv", swapped), WANTED, against=before)
+    verdict = verdicts.validate(written(tmp_path / "c.csv", swapped), WANTED, against=before)
     assert [doubt.verdict for doubt in verdict.doubts] == ["note"]
     assert "distortion00_1" in verdict.doubts[0].what
 
@@ -93,7 +93,7 @@ def test_check_says_what_it_doubts_and_refuses_what_misleads(tmp_path: Path, com
     assert 0.3 < told["agreement"] < 0.7
     result = comp("check", bad)
     assert result.code == 2
-    assert "constant: all 600 rows say '1'" in result.err
+    assert "constant: all 600 rows hold '1'" in result.err
     good.write_text(good.read_text().replace("distortion00_1_0,", "distortion00_1_0,0"))
     assert comp("check", good).code == 2
     other = written(tmp_path / "more.csv", guess(6))
@@ -131,7 +131,7 @@ def test_a_sample_alone_tells_ids_and_the_kind_of_labels(
     path.write_text(f"key,answer\n7,{good}\n3,{bad}\n")
     assert f"first '3': '{bad}'" in comp("check", path, "--format", sample).err
     path.write_text(f"key,answer\n3,{good}\n7,{good}\n")
-    assert "order: row 1 is '3', expected '7'" in comp("check", path, "--format", sample).err
+    assert "note: rows stand in another order" in comp("check", path, "--format", sample).out
 
 
 def test_a_sample_with_a_column_for_each_class_wants_probabilities(tmp_path: Path, comp: Comp) -> None:
@@ -139,9 +139,11 @@ def test_a_sample_with_a_column_for_each_class_wants_probabilities(tmp_path: Pat
     sample.write_text("id,cat,dog\n7,0.5,0.5\n3,0.5,0.5\n")
     path.write_text("id,cat,dog\n7,0.25,0.75\n3,1,0\n")
     assert comp("check", path, "--format", sample).code == 0
+    path.write_text("id,dog,cat\n7,0.25,0.75\n3,1,0\n")
+    assert "note: columns stand in another order" in comp("check", path, "--format", sample).out
     path.write_text("id,cat,dog\n7,0.25,0.75\n3,1,\n")
     assert (
-        "1 rows are not numbers from 0 to 1 that sum to 1, 1 of them with a cell"
+        "1 rows are not numbers from 0 to 1 that sum to 1, 1 of them with an empty or NaN cell"
         in comp("check", path, "--format", sample).err
     )
 
@@ -149,11 +151,10 @@ def test_a_sample_with_a_column_for_each_class_wants_probabilities(tmp_path: Pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("id,a,b\n1,x,0\n", "expected numbers in the columns"),
-        ("id,label\n1,0.5\n", "a probability needs a column for each class"),
+        ("id,a,b\n1,x,0\n", "expected numbers in a column for each class"),
         ("id,label\n1,0\n1,0\n", "lists 1 ids more than once"),
-        ("id,label\n", "found 0 rows of 2 columns"),
-        ("id\n1\n", "found 1 rows of 1 columns"),
+        ("id,label\n", "found no row"),
+        ("id\n1\n", "found only 'id'"),
     ],
 )
 def test_a_sample_that_tells_nothing_is_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -162,9 +163,9 @@ def test_a_sample_that_tells_nothing_is_refused(tmp_path: Path, content: str, me
         formats.from_sample(tmp_path / "sample.csv")
 
 
-def competition(section: SubmissionConfig, sample: SubmissionFormat | None = None) -> Competition:
+def competition(section: SubmissionConfig, sample: Sample | None = None, metric: str = "accuracy") -> Competition:
     """Return a competition with this section of the config."""
-    return Competition("c", "accuracy", tuple("abcde"), (3, 8, 8), LAYOUT, sample, section)
+    return Competition("c", metric, tuple("abcde"), (3, 8, 8), LAYOUT, sample, section)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,9 @@ def competition(section: SubmissionConfig, sample: SubmissionFormat | None = Non
         (SubmissionConfig(), ["id", "label"], "1"),
         (SubmissionConfig(id_column="ID", label_column="Class"), ["ID", "Class"], "1"),
         (SubmissionConfig(labels="names"), ["id", "label"], "b"),
-        (SubmissionConfig(labels="probabilities", id_column="key"), ["key", *"abcde"], "0.0170"),
+        (SubmissionConfig(labels={"a": "u", "b": "v", "c": "w", "d": "x", "e": "y"}), ["id", "label"], "v"),
+        (SubmissionConfig(labels="probabilities", id_column="key"), ["key", *"01234"], "0.0170"),  # type: ignore[arg-type]
+        (SubmissionConfig(answer="probabilities", labels="names"), ["id", *"abcde"], "0.0170"),
     ],
 )
 def test_a_config_says_what_a_submission_looks_like(
@@ -186,26 +189,29 @@ def test_a_config_says_what_a_submission_looks_like(
     assert rows[0] == header
     assert rows[1][0] == "distortion00_1_0"
     assert rows[1][1].startswith(first)
-    assert verdicts.judge(tmp_path / "a.csv", wanted).problems == ()
+    assert verdicts.validate(tmp_path / "a.csv", wanted).problems == ()
     assert verdicts.format_beside(tmp_path / "a.csv") == wanted
 
 
 def test_a_config_goes_before_the_sample() -> None:
-    sample = SubmissionFormat((), 5, "key", "", ("x", "y"), tuple("abcde"), True)
-    assert formats.format_of(competition(SubmissionConfig(), sample)) == sample
-    changed = formats.format_of(competition(SubmissionConfig(labels="indices"), sample))
-    assert changed.columns == ("key", "label")
-    assert changed.listed_ids == ("x", "y")
-    with pytest.raises(SubmissionError, match="is a class's name too"):
-        formats.format_of(competition(SubmissionConfig(labels="probabilities", id_column="a")))
+    cells = (("0.2",) * 5, ("0.2",) * 5)
+    sample = Sample("s.csv", "key", tuple("abcde"), ("x", "y"), cells)
+    derived = formats.derive(competition(SubmissionConfig(), sample, "log_loss"))
+    assert derived.form.header == ("key", *"abcde")
+    assert (derived.form.answer, derived.form.listed_ids, derived.doubts) == ("probabilities", ("x", "y"), ())
+    assert formats.derive(competition(SubmissionConfig(), sample)).doubts  # accuracy is computed from decisions
+    one_hot = formats.format_of(competition(SubmissionConfig(answer="label"), sample))
+    assert (one_hot.header, one_hot.answer) == (("key", *"abcde"), "label")
+    with pytest.raises(SubmissionError, match="is an answer column too"):
+        formats.format_of(competition(SubmissionConfig(answer="probabilities", labels="names", id_column="a")))
 
 
 @pytest.mark.parametrize("name", ["plain", 'with "quotes", a comma', "ünïcode", "two\nlines"])
 def test_any_class_name_survives_the_csv(tmp_path: Path, name: str) -> None:
-    wanted = SubmissionFormat(LAYOUT, 5, answers=(name, *"bcde"))
+    wanted = SubmissionFormat(LAYOUT, texts=(name, *"bcde"))
     submission.write(tmp_path / "a.csv", predicted(np.zeros(600, int)), wanted, {})
     assert {row[1] for row in rows_of(tmp_path / "a.csv")[1:]} == {name}
-    assert verdicts.judge(tmp_path / "a.csv", wanted).problems == ()
+    assert verdicts.validate(tmp_path / "a.csv", wanted).problems == ()
 
 
 def test_diff_counts_differing_rows_in_each_block(tmp_path: Path, comp: Comp) -> None:

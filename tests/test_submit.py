@@ -18,11 +18,12 @@ from comp.competition import kaggle_client, scores, sending, spec, submission
 from comp.competition.spec import SubmissionFormat
 from comp.config import Config
 from comp.errors import Interrupted, RunError, SubmissionError
-from comp.predictions import from_logits
+from comp.predictions import from_outputs
+from comp.run_metrics import RunMetrics
 from tests.conftest import Result
 
 Comp = Callable[..., Result]
-WANTED = SubmissionFormat(spec.blocks(range(2), range(1, 3), 30), class_count=4)
+WANTED = SubmissionFormat(spec.blocks(range(2), range(1, 3), 30), texts=("0", "1", "2", "3"))
 needs_kaggle = pytest.mark.skipif(
     importlib.util.find_spec("kaggle") is None, reason="the kaggle extra is not installed: pip install 'comp[kaggle]'"
 )
@@ -31,9 +32,16 @@ needs_kaggle = pytest.mark.skipif(
 def a_submission(folder: Path, seed: int = 0) -> tuple[runs.Run, Path]:
     """Return a complete run and its submission."""
     run = runs.create(folder / "runs", Config(), "made", {"classes": list("abcd")})
-    run.write_json("metrics.json", {"competition": "c"})
+    run.write_metrics(RunMetrics(run="c/run", competition="c", metric="accuracy", model="net", parameters=1))
     labels = np.random.default_rng(seed).integers(0, 4, 120)
-    found = from_logits(np.eye(4, dtype=np.float32)[labels], ids=WANTED.ids(), classes="abcd", labels=None, made_by={})
+    found = from_outputs(
+        np.eye(4, dtype=np.float32)[labels],
+        task="single_label",
+        ids=WANTED.ids(),
+        classes="abcd",
+        targets=None,
+        made_by={},
+    )
     submission.write(folder / "a.csv", found, WANTED, {"run_path": str(run.path)})
     return run, folder / "a.csv"
 
@@ -126,10 +134,10 @@ def test_a_score_is_waited_for_and_kept_with_the_run(
     assert site.submitted[0]["competitionName"] == "shifted"
     assert site.submitted[0]["submissionDescription"] == "a try"
     metrics = run.metrics()
-    assert metrics["public_score"] == 0.7125
-    assert metrics["private_score"] is None
-    assert metrics["scores"][0]["reference"] == "4711"
-    assert metrics["competition"] == "c"  # what was there stays
+    assert metrics.public_score == 0.7125
+    assert metrics.private_score is None
+    assert metrics.leaderboard_scores[0].reference == "4711"
+    assert metrics.competition == "c"  # what was there stays
     (sent,) = json.loads(path.with_suffix(".json").read_text())["sent"]
     assert (sent["status"], sent["sha256"]) == ("complete", runs.sha256(path))
     again = submit(comp, path)
@@ -150,11 +158,11 @@ def test_a_wait_that_ends_early_goes_on_without_sending_again(
     result = submit(comp, path, "--wait", 0)
     assert result.code == 2
     assert "sent as submission 4711, not scored" in result.err
-    assert "public_score" not in run.metrics()
+    assert run.metrics().public_score is None
     site.looks_until_scored = 0
     assert submit(comp, path).code == 0
     assert len(site.uploaded) == 1
-    assert run.metrics()["public_score"] == 0.7125
+    assert run.metrics().public_score == 0.7125
 
 
 @needs_kaggle
@@ -172,7 +180,7 @@ def test_what_the_site_finds_wrong_is_told(
     result = submit(comp, path)
     assert result.code == 2
     assert "ended as error: Evaluation exception" in result.err
-    assert "public_score" not in run.metrics()
+    assert run.metrics().public_score is None
     assert path.exists()
 
 
@@ -223,7 +231,9 @@ def test_without_the_extra_it_says_how_to_install_it(
 
 def test_what_is_invalid_or_doubtful_is_not_sent(tmp_path: Path, comp: Comp) -> None:
     _, path = a_submission(tmp_path)
-    found = from_logits(np.zeros((120, 4), np.float32), ids=WANTED.ids(), classes="abcd", labels=None, made_by={})
+    found = from_outputs(
+        np.zeros((120, 4), np.float32), task="single_label", ids=WANTED.ids(), classes="abcd", targets=None, made_by={}
+    )
     submission.write(path, found, WANTED, {}, force=True)
     result = submit(comp, path)
     assert result.code == 2
@@ -272,7 +282,7 @@ def test_an_interrupted_wait_has_already_remembered_what_was_sent(tmp_path: Path
     record = send(path, client)
     assert client.sent == 1
     assert record["private"] == 0.25
-    assert run.metrics()["private_score"] == 0.25
+    assert run.metrics().private_score == 0.25
 
 
 def test_a_score_is_kept_in_the_sidecar_where_the_run_is_gone(tmp_path: Path) -> None:
@@ -299,8 +309,8 @@ def test_scores_recorded_by_hand_line_up(tmp_path: Path) -> None:
     scores.record_score(run, public=0.1)
     scores.record_score(run, public=0.2, private=0.3, reference="7")
     scores.record_score(run, public=0.4, private=0.3, reference="7")
-    assert [row["public"] for row in run.metrics()["scores"]] == [0.1, 0.4]
-    assert run.metrics()["public_score"] == 0.4
+    assert [row.public for row in run.metrics().leaderboard_scores] == [0.1, 0.4]
+    assert run.metrics().public_score == 0.4
     unfinished = runs.create(tmp_path / "runs", Config(), "unfinished", {})
     with pytest.raises(RunError, match="not a complete run"):
         scores.record_score(unfinished, public=0.1)

@@ -82,12 +82,12 @@ def test_an_offline_run_says_what_its_folder_holds(workplace: Path, comp: Callab
     found = read["summary"]
     assert found["val/accuracy"] == {"max": max(float(row["val_accuracy"]) for row in history)}
     assert found["val/loss"] == {"min": min(float(row["val_loss"]) for row in history)}
-    assert found["best/val/accuracy"] == scores["best"]["val"]["accuracy"]
-    assert found["final/val/loss"] == scores["final"]["val"]["loss"]
-    assert found["suite/accuracy"] == scores["suite"]["accuracy"]
-    assert found["expected/suite/low"] == scores["expected"]["suite"]["low"]
+    assert found["best/val/accuracy"] == scores.best.val.accuracy
+    assert found["final/val/log_loss"] == scores.final.val.log_loss
+    assert found["suite/accuracy"] == scores.suite.accuracy
+    assert found["expected/suite/low"] == scores.expected["suite"].low
 
-    by_distortion = scores["best"]["ood_val"]["by_distortion"]
+    by_distortion = scores.best.ood_val.by_distortion
     assert {row[0]: row[-1] for row in table(segment, "distortions/ood_val")["data"]} == by_distortion
     assert table(segment, "distortions/suite")["columns"] == [
         "distortion",
@@ -96,15 +96,16 @@ def test_an_offline_run_says_what_its_folder_holds(workplace: Path, comp: Callab
     ]
     val = predictions.load(run.path / "predictions/val.npz")
     counted = {(row[0], row[1]): row[2] for row in table(segment, "confusion_table")["data"]}
-    assert val.labels is not None
-    assert counted[("0", "0")] == np.count_nonzero((val.labels == 0) & (val.top1 == 0))
+    assert val.targets is not None
+    assert counted[("0", "0")] == np.count_nonzero((val.targets == 0) & (val.top1 == 0))
     assert sum(counted.values()) == len(val)
 
-    wrong = np.flatnonzero(val.labels != val.top1)
+    wrong = np.flatnonzero(val.targets != val.top1)
     captions = found["mistakes"]["captions"]
     assert len(captions) == min(16, len(wrong)) > 0
-    expected = {f"{val.ids[row]}: {val.labels[row]} taken for {val.top1[row]}" for row in wrong}
-    assert {caption.partition(",")[0] for caption in captions} <= expected
+    classes = val.classes
+    expected = {f"{val.ids[row]}: {classes[val.targets[row]]}: {classes[val.top1[row]]}" for row in wrong}
+    assert {caption.rpartition(" ")[0] for caption in captions} <= expected
     assert all((segment / "files" / name).is_file() for name in found["mistakes"]["filenames"])
     assert found["plots/curves"]["width"] > 100
 
@@ -151,7 +152,7 @@ def test_a_server_that_never_answers_costs_no_training_and_loses_nothing(
         run = the_run()
         (segment,) = state.segments(run)
         assert steps([segment], "val/loss") == [(int(r["number"]), float(r["val_loss"])) for r in run.history()]
-        assert summary(segment)["summary"]["best/val/accuracy"] == run.metrics()["best"]["val"]["accuracy"]
+        assert summary(segment)["summary"]["best/val/accuracy"] == run.metrics().best.val.accuracy
         assert state.waiting(run) == [segment]
         refused = comp("leaderboard", "--sync")
         assert refused.code == 2
@@ -166,7 +167,7 @@ def test_a_server_that_never_answers_costs_no_training_and_loses_nothing(
         known = state.read(run)
         assert known is not None
         assert received.curve(known.id, "val/loss") == {int(r["number"]): float(r["val_loss"]) for r in run.history()}
-        assert received.summary[known.id]["best/val/accuracy"] == run.metrics()["best"]["val"]["accuracy"]
+        assert received.summary[known.id]["best/val/accuracy"] == run.metrics().best.val.accuracy
         assert received.keys == {KEY}
         assert state.waiting(run) == []
     assert_secret(run.path, uploaded.out, uploaded.err)
@@ -232,7 +233,7 @@ def test_disabled_leaves_nothing_and_changes_no_hash(workplace: Path, comp: Call
     assert not state.folder_of(run).exists()
     assert state.read(run) is None
     tracked = configs.load("small.yaml", ["track.wandb=offline", "track.project=other"])
-    assert configs.fingerprint(tracked) == run.metrics()["config_hash"]
+    assert configs.fingerprint(tracked) == run.metrics().config_hash
 
 
 def test_online_without_a_login_is_refused_before_the_first_step(workplace: Path, comp: Callable[..., Result]) -> None:

@@ -45,8 +45,8 @@ def test_an_offline_study_says_what_its_folder_holds(workplace: Path, comp: Call
 
     with (FOLDER / "trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    values = [float(row["val_accuracy"]) for row in rows]
-    assert (found["study"], found["metric"]) == ("small", "val_accuracy")
+    values = [float(row["val_metric"]) for row in rows]
+    assert (found["study"], found["metric"]) == ("small", "val_metric")
     assert [found[f"trials/{name}"] for name in ("done", "pruned", "failed")] == [3, 0, 0]
     assert (found["best/trial"], found["best/value"]) == (values.index(max(values)), max(values))
     chosen = rows[found["recommended/trial"]]
@@ -60,7 +60,7 @@ def test_an_offline_study_says_what_its_folder_holds(workplace: Path, comp: Call
 
     shown = table(segment, "trials")
     assert shown["columns"] == list(rows[0])
-    assert [row[shown["columns"].index("val_accuracy")] for row in shown["data"]] == values
+    assert [row[shown["columns"].index("val_metric")] for row in shown["data"]] == values
     again = table(segment, "confirmed")
     assert [row[again["columns"].index("mean")] for row in again["data"]] == [found["recommended/mean"]]
     shares = dict(table(segment, "importance")["data"])

@@ -44,7 +44,7 @@ def test_weights_of_a_run_go_under_a_new_head(source: runs.Run, comp: Comp) -> N
     moved = [name for name in before if not np.array_equal(before[name], after[name])]
     assert moved == [name for name in before if before[name].shape != after[name].shape]
     assert len(moved) == 2  # weight and bias of the head: 4 classes before, 6 now
-    assert source.path.name in found.metrics()["first_weights"]
+    assert source.path.name in found.metrics().first_weights
 
 
 def test_a_resume_does_without_the_first_weights(source: runs.Run, workplace: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_resume_does_without_the_first_weights(source: runs.Run, workplace: Pa
     whole = pipeline.train(config, runs_root=Path("whole"))
     shutil.rmtree(source.path)
     resumed = pipeline.resume(stopped)
-    assert source.path.name in resumed.metrics()["first_weights"]
+    assert source.path.name in resumed.metrics().first_weights
     before, after = tensors(whole, "final.safetensors"), tensors(resumed, "final.safetensors")
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
@@ -97,10 +97,10 @@ def test_a_probe_is_scored_and_stored_like_a_run(
     assert result.code == 0, result.err
     scores = json.loads(result.out)
     stored = predictions.load(Path("runs") / scores["run"] / "predictions/test.npz")
-    assert stored.labels is not None
-    assert (stored.top1 == stored.labels).mean() == pytest.approx(scores["test"]["accuracy"])
+    assert stored.targets is not None
+    assert (stored.top1 == stored.targets).mean() == pytest.approx(scores["test"]["scores"]["accuracy"]["value"])
     assert stored.made_by["run"] == source.name
-    assert scores["test"]["accuracy"] > 0.5  # colours are easy
+    assert scores["test"]["scores"]["accuracy"]["value"] > 0.5  # colours are easy
     assert scores["model"] in comp("leaderboard").out
 
 

@@ -12,7 +12,7 @@ import yaml
 from comp import config as configs
 from comp import leaderboard, runs
 from comp.errors import ConfigError, Interrupted, StudyError
-from comp.tuning import opening, search, showing
+from comp.tuning import objectives, opening, search, showing
 from comp.tuning.pruners import PRUNERS
 from comp.tuning.results import Report
 from comp.tuning.samplers import SAMPLERS
@@ -54,7 +54,7 @@ def test_trials_are_ordinary_runs_that_the_leaderboard_finds(here: Path) -> None
         run = runs.open_run(Path(row["run"]))
         assert run.config().optim.lr == row["optim.lr"]
         assert run.config().tune == configs.Config().tune
-        assert run.metrics()["best"]["val"]["accuracy"] == row["val_accuracy"]
+        assert run.metrics().best.val.accuracy == row["val_metric"]
 
 
 def test_the_configs_own_values_come_first_and_bests_of_other_studies_next(here: Path) -> None:
@@ -79,8 +79,8 @@ def test_the_same_command_goes_on_to_the_studys_total(here: Path) -> None:
     assert [row["trial"] for row in whole.trials] == [0, 1, 2, 3]
     assert len(runs.list_runs(Path("runs"))) == 4
     again = study(values, runs_root=Path("elsewhere"))  # never stopped, and proposes the same
-    own = [[row["optim.lr"], row["optim.momentum"], row["val_accuracy"]] for row in whole.trials]
-    repeated = [[row["optim.lr"], row["optim.momentum"], row["val_accuracy"]] for row in again.trials]
+    own = [[row["optim.lr"], row["optim.momentum"], row["val_metric"]] for row in whole.trials]
+    repeated = [[row["optim.lr"], row["optim.momentum"], row["val_metric"]] for row in again.trials]
     assert repeated == own
 
 
@@ -129,10 +129,10 @@ def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_study_goes_on(he
 
 
 def test_three_failures_in_a_row_stop_the_study_with_their_reasons(here: Path) -> None:
-    values = tuned({"model.args.nosuch": {"int": [1, 9]}}, trials=9)
+    values = tuned({"model.args.depth": {"int": [7, 19]}}, trials=9)
     with pytest.raises(StudyError, match=r"3 trials in a row have failed") as stopped:
         study(values)
-    assert str(stopped.value).count("nosuch") >= 3
+    assert str(stopped.value).count("depth") >= 3
     with pytest.raises(StudyError, match=r"3 trials in a row have failed"):  # three more, not none
         study(values)
     assert len(showing.show("study").trials) == 6
@@ -150,7 +150,7 @@ def test_an_interrupted_trial_waits_and_goes_on_in_its_run(here: Path, stop_at: 
     assert not runs.open_run(begun).is_complete()
     parts = study(values, "parts")
     assert Path(parts.trials[1]["run"]) == begun
-    assert [row["val_accuracy"] for row in parts.trials[:1]] == [row["val_accuracy"] for row in whole.trials[:1]]
+    assert [row["val_metric"] for row in parts.trials[:1]] == [row["val_metric"] for row in whole.trials[:1]]
     assert len(runs.list_runs(Path("runs/small/parts").parent)) == 4
     assert runs.open_run(begun).is_complete()
 
@@ -165,7 +165,7 @@ def test_pruning_ends_a_training_at_an_epochs_end(here: Path) -> None:
     for row in report.trials:
         run = runs.open_run(Path(row["run"]))
         assert (len(run.history()) < 4) == (row["state"] == "pruned")
-        assert run.metrics()["stopped"].startswith("pruned by median") == (row["state"] == "pruned")
+        assert run.metrics().stopped.startswith("pruned by median") == (row["state"] == "pruned")
 
 
 CONTINUOUS = {name: NUMBERS for name in SAMPLERS if name != "grid"}
@@ -213,9 +213,9 @@ def test_folds_are_averaged(here: Path) -> None:
     values["data"].update(folds=2)
     values["data"].pop("validation")
     report = study(values)
-    scores = [run.metrics()["best"]["val"]["accuracy"] for run in runs.list_runs(Path("runs"))]
+    scores = [run.metrics().best.val.accuracy for run in runs.list_runs(Path("runs"))]
     assert len(scores) == 2
-    assert report.trials[0]["val_accuracy"] == pytest.approx(sum(scores) / 2)
+    assert report.trials[0]["val_metric"] == pytest.approx(sum(scores) / 2)
 
 
 def test_a_time_budget_is_reported_by_tenths(here: Path) -> None:
@@ -283,7 +283,7 @@ def test_the_best_are_confirmed_with_new_seeds_and_handed_over(here: Path, comp:
     again = found["confirmed"]
     assert len(again) == 2
     assert len(runs.list_runs(Path("runs"))) == 5 + 2 * 2
-    top = sorted((row["val_accuracy"] for row in found["trials"]), reverse=True)[:2]
+    top = sorted((row["val_metric"] for row in found["trials"]), reverse=True)[:2]
     assert sorted((row["searched"] for row in again), reverse=True) == top
     assert again[0]["within_noise"]
     assert found["recommended"] in {row["trial"] for row in again if row["within_noise"]}
@@ -347,3 +347,47 @@ def test_a_timeout_begins_no_trial_after_it(here: Path) -> None:
 def test_a_password_is_kept_nowhere(here: Path) -> None:
     assert runs.hide_password("postgresql://me:secret@host/trials") == "postgresql://me@host/trials"
     assert runs.hide_password("--storage=postgresql://me@host/trials") == "--storage=postgresql://me@host/trials"
+
+
+def _identity_of(plan: opening.Plan) -> tuple[Any, dict[str, Any]]:
+    found = opening.open_search(plan, make=False)
+    return found, json.loads(found.optuna.user_attrs["identity"])
+
+
+def test_a_study_that_began_before_some_knobs_goes_on_with_their_defaults(here: Path) -> None:
+    values = tuned(NUMBERS, trials=1)
+    study(values)
+    plan = opening.find("study", Path("runs"), "")
+    found, recorded = _identity_of(plan)
+    del recorded["competition"]["task"], recorded["train"]["consistency_weight"]
+    recorded["competition"]["metric"] = "accuracy"  # what auto means now
+    with found:
+        found.optuna.set_user_attr("identity", json.dumps(recorded))
+    values["tune"]["trials"] = 2
+    assert study(values).counts["done"] == 2
+
+
+def test_a_study_that_began_with_other_defaults_says_how_to_keep_them(here: Path) -> None:
+    values = tuned(NUMBERS, trials=1)
+    train, tune = {**values["train"], "select": "val_accuracy"}, {**values["tune"], "metric": "val_accuracy"}
+    study({**values, "train": train, "tune": tune})
+    with pytest.raises(StudyError, match=r"setting train\.select=val_accuracy tune\.metric=val_accuracy"):
+        study(values)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name", "is_higher"),
+    [
+        ([], "val_metric", True),
+        (["train.select=val_loss"], "val_loss", False),
+        (["competition.ood_validation={severities: [1], every: 1}"], "ood_metric", True),
+    ],
+)
+def test_trials_are_compared_by_what_selects_their_weights(
+    here: Path, overrides: list[str], name: str, is_higher: bool
+) -> None:
+    values = configs.load("small.yaml", [*overrides, "competition.suite.source=corrupt_test"])
+    assert objectives.names(values) == (name,)
+    assert objectives.chosen(values)[0].higher_is_better(values) == is_higher
+    flipped = values.model_copy(update={"competition": values.competition.model_copy(update={"metric": "log_loss"})})
+    assert not objectives.chosen(flipped)[0].higher_is_better(flipped)

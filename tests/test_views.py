@@ -45,9 +45,16 @@ class Looking(nn.Module):
 def logits_of(model: nn.Module, split: Split, variant: Variant, batch_size: int = 16) -> np.ndarray:
     """Return logits [N, 5] float32, as they are stored."""
     found = predict(
-        model, split, classes="abcde", execution=EXECUTION, batch_size=batch_size, made_by={}, variant=variant
+        model,
+        split,
+        classes="abcde",
+        task="single_label",
+        execution=EXECUTION,
+        batch_size=batch_size,
+        made_by={},
+        variant=variant,
     )
-    return found.logits.astype(np.float32)
+    return found.outputs.astype(np.float32)
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -152,16 +159,16 @@ def test_a_runs_own_views_are_those_of_its_config_and_plain_ones_stay(
     run = the_run()
     scores = run.metrics()
     # What a suite should score is told by shifted validation, seen through the same views.
-    assert scores["variants"].keys() == {"test+flip", "suite+flip", "ood_val+flip"}
+    assert scores.variants.keys() == {"test+flip", "suite+flip", "ood_val+flip"}
     assert predictions.load(run.predictions_path("suite+flip")).made_by["views"] == "flip"
     # Validation stays plain.
-    assert "views" not in scores["best"]["val"]
+    assert "views" not in scores.best.val
     assert predictions.load(run.predictions_path("val")).made_by["views"] == "none"
 
     result = comp("predict", run.path, "--views", "none")
     assert result.code == 0, result.err
     again = run.metrics()
-    assert again["variants"] == scores["variants"]
-    assert again["suite"]["images"] == again["variants"]["suite+flip"]["images"]
+    assert again.variants == scores.variants
+    assert again.suite.images == again.variants["suite+flip"].images
     assert comp("evaluate", run.path, "--views", "flip_shift", "--views-for", "uncertain:0.5").code == 0
-    assert "test+flip_shift-uncertain0.5" in run.metrics()["variants"]
+    assert "test+flip_shift-uncertain0.5" in run.metrics().variants

@@ -12,6 +12,7 @@ from comp import config as configs
 from comp import diagnosis, predictions, runs
 from comp.config import Config
 from comp.errors import UserError
+from comp.run_metrics import RunMetrics
 from comp.runs import Run
 
 CONFIGS = Path("configs/coursework")
@@ -112,8 +113,8 @@ class Runs:
             seeds=tuple(by_seed),
             accuracies=tuple(_accuracy(found) for found in metrics),
             precision=statistics.fmean(_precision(run) for run in chosen),
-            epochs=tuple(found["epochs"] for found in metrics),
-            seconds=statistics.fmean(found["train_seconds"] for found in metrics),
+            epochs=tuple(found.epochs for found in metrics),
+            seconds=statistics.fmean(found.train_seconds for found in metrics),
             whole=bool(whole),
             where=f"{provenance[0]['machine']['processor']}{threads}",
             date=max(found["time"] for found in provenance)[:10],
@@ -148,9 +149,10 @@ def _fixed(config: Config) -> dict[str, object]:
     return {name: value for name, value in configs.flat(config).items() if name not in _FREE}
 
 
-def _accuracy(metrics: dict[str, object]) -> float:
-    scores = metrics.get("test") or metrics["best"]["val"]  # type: ignore[index]
-    return float(scores["accuracy"])  # type: ignore[index]
+def _accuracy(metrics: RunMetrics) -> float:
+    scores = metrics.test or metrics.counted.val
+    assert scores is not None
+    return scores.scores["accuracy"].value
 
 
 def _precision(run: Run) -> float:

@@ -48,13 +48,14 @@ def mix(images: Tensor, labels: Tensor, keys: Tensor, *, classes: int, mixing: M
 
     Args:
         images: [B, C, H, W] uint8.
-        labels: [B] int64.
+        labels: [B] int64, or a column of 0 and 1 for each class, [B, classes] float32.
         keys: [B] int64, those of the augmentation.
         classes: number of classes.
         mixing: what to do.
 
     Returns:
-        images [B, C, H, W] float32 in [0, 1], channels_last, and targets [B, classes] float32, rows summing to 1.
+        images [B, C, H, W] float32 in [0, 1], channels_last, and targets [B, classes] float32, whose rows sum to 1
+        where labels are indices.
     """
     if not (mixing.mixup or mixing.cutmix):
         scaled = geometry.to_images(geometry.to_pixels(images).to(torch.float32).mul_(1 / 255))
@@ -89,12 +90,16 @@ def soft_targets(
     """Return [B, classes] float32 targets.
 
     Args:
-        labels: [B] int64.
-        others: [B] int64, what the rest of the mass goes to; None: no rest.
+        labels: [B] int64, or [B, classes] float32 of 0 and 1.
+        others: likewise, what the rest of the mass goes to; None: no rest.
         kept: [B] float32, the mass of `labels`, with `others`.
         classes: number of classes.
-        label_smoothing: share spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567).
+        label_smoothing: share spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567); of columns, each
+            moves by half of it towards 0.5.
     """
+    if labels.ndim == 2:
+        blended = labels if others is None or kept is None else kept[:, None] * labels + (1 - kept)[:, None] * others
+        return blended * (1 - label_smoothing) + label_smoothing / 2
     even = label_smoothing / classes
     targets = torch.full((len(labels), classes), even, device=labels.device)
     mass = torch.ones(len(labels), device=labels.device) if kept is None else kept
@@ -104,14 +109,17 @@ def soft_targets(
     return targets
 
 
-def hits(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+def hits(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0, columns: bool = False) -> Tensor:
     """Return [B] float32: how much of each unsmoothed target the likeliest class holds; the mean is the accuracy.
 
     Args:
         logits: [B, classes].
         targets: [B, classes] from `mix`.
         label_smoothing: that of the targets.
+        columns: whether labels are a column for each class: then a row is right where every class of it is.
     """
+    if columns:
+        return ((logits > 0) == (targets > 0.5)).all(1).float()
     mass = targets.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)
     return (mass - label_smoothing / targets.shape[1]) / (1 - label_smoothing)
 

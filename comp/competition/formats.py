@@ -1,85 +1,362 @@
-"""What a submission must look like, by whoever says so: the competition, a sidecar or a sample submission."""
+"""What a submission must look like, derived from the competition, a sidecar or a sample submission. Torch-free.
+
+`derive(competition)` decides before training which answer is written, in which columns and how classes are spelled, and
+says why; it refuses what evidence does not settle.
+"""
 
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
 
-from comp.competition import tables
-from comp.competition.spec import Block, Competition, SubmissionFormat
+from comp import class_names, predictions
+from comp.competition import samples, spelling
+from comp.competition.answers import ANSWERS
+from comp.competition.spec import Block, Competition, Sample, SubmissionFormat
+from comp.competition.spelling import Spelling
 from comp.errors import SubmissionError
+from comp.metrics import Metric, metric
+from comp.tasks import TASKS
 
 _WHOLE = re.compile(r"0|[1-9][0-9]*")
+_EXAMPLES = 3  # rows shown before training
+_DEFAULT_RANKED = 5
+_NEARLY_ONE = 0.01  # of a sample's rounded probabilities
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A format and where it comes from.
+
+    Attributes:
+        form: the format.
+        reasons: why it is so, for people.
+        doubts: what was assumed without evidence.
+    """
+
+    form: SubmissionFormat
+    reasons: tuple[str, ...]
+    doubts: tuple[str, ...]
 
 
 def format_of(competition: Competition) -> SubmissionFormat:
-    """Return the format that a competition wants: its config's, else its sample's, else ids and labels of the blocks.
+    """Return the format that a competition wants; see `derive`."""
+    return derive(competition).form
+
+
+def derive(competition: Competition) -> Derived:
+    """Return the format that a competition wants: its config's, else its sample's, else what task and metric need.
 
     Raises:
-        SubmissionError: probabilities are wanted and a class has the name of the id column.
+        SubmissionError: the evidence contradicts itself or does not settle how to answer; naming the key that does.
     """
-    wanted, classes = competition.submission, competition.classes
-    found = competition.sample or SubmissionFormat(competition.blocks, len(classes))
-    found = replace(found, id_column=wanted.id_column or found.id_column)
-    answers = {"auto": found.answers, "indices": (), "names": classes, "probabilities": classes}[wanted.labels]
-    probabilities = found.probabilities if wanted.labels == "auto" else wanted.labels == "probabilities"
-    if probabilities and found.id_column in answers:
+    sample, section = competition.sample, competition.submission
+    answer, reason, doubts = _answer(competition)
+    classes = competition.classes
+    wide = bool(sample and len(sample.columns) > 1) if sample else _wide_without_sample(answer, competition)
+    _demand_columns(answer, wide, sample)
+    form = SubmissionFormat(
+        blocks=competition.blocks if not (sample or competition.test_ids) else (),
+        id_column=section.id_column or (sample.id_column if sample else "id"),
+        answer=answer,
+        listed_ids=sample.ids if sample else competition.test_ids,
+        classes=classes,
+    )
+    if answer == "probability":
+        positive = _positive(competition)
+        columns: tuple[str, ...] = (section.label_column or (sample.columns[0] if sample else "label"),)
+        reasons = (reason, f"probability of class {classes[positive]!r}, {_why_positive(competition)}")
+        return Derived(replace(form, columns=columns, texts=classes, positive=positive), reasons, doubts)
+    spelled = _spelled(competition, answer, wide)
+    columns = _wide_columns(spelled.texts, sample) if wide else (
+        section.label_column or (sample.columns[0] if sample else "label"),
+    )  # fmt: skip
+    if form.id_column in columns:
         raise SubmissionError(
-            f"competition.submission.id_column: '{found.id_column}' is a class's name too, and each class has a column"
+            f"competition.submission.id_column: '{form.id_column}' is an answer column too; name another one"
         )
-    # A sample of probabilities has no column to name a single answer's.
-    label_column = "" if probabilities else wanted.label_column or found.label_column or "label"
-    return replace(found, label_column=label_column, answers=answers, probabilities=probabilities)
+    form = replace(form, columns=columns, texts=spelled.texts, **_list_settings(competition, answer, spelled.texts))
+    if answer == "value" and class_names.values(form.texts) is None:
+        raise SubmissionError(f"competition.submission.answer: value needs classes that are numbers, found {classes}")
+    return Derived(form, (reason, spelled.reason), (*doubts, *spelled.doubts))
+
+
+def _wide_without_sample(answer: str, competition: Competition) -> bool:
+    """Return whether there is a column for each class where no sample shows it."""
+    row = ANSWERS[answer]
+    if row.columns == "either":
+        return answer == "labels" and not competition.separator
+    return row.columns == "each"
+
+
+def _demand_columns(answer: str, wide: bool, sample: Sample | None) -> None:
+    columns = ANSWERS[answer].columns
+    if columns == "either" or (columns == "each") == wide:
+        return
+    shown = f"{sample.path} has {len(sample.columns)} answer columns" if sample else "there is one answer column"
+    needed = "a column for each class" if columns == "each" else "one column"
+    raise SubmissionError(f"competition.submission.answer: {answer} needs {needed}, and {shown}; choose another answer")
+
+
+def _answer(competition: Competition) -> tuple[str, str, tuple[str, ...]]:
+    """Return the row of ANSWERS, why, and what was assumed."""
+    row, wanted, chosen = TASKS[competition.task], metric(competition.metric), competition.submission.answer
+    if chosen != "auto":
+        if chosen not in row.answers:
+            raise SubmissionError(
+                f"competition.submission.answer: {chosen} is not an answer of task {row.name}; choose from "
+                f"{', '.join(row.answers)}"
+            )
+        if wanted.of_probabilities and not ANSWERS[chosen].graded:
+            raise SubmissionError(
+                f"competition.submission.answer: {chosen} writes decisions, and {competition.metric} is computed from "
+                "probabilities; leave the answer at auto, or correct competition.metric"
+            )
+        return chosen, f"answer {chosen}: competition.submission.answer", ()
+    if row.target_columns:
+        return _answer_of_columns(competition, wanted)
+    return _answer_of_one(competition, wanted)
+
+
+def _answer_of_columns(competition: Competition, wanted: Metric) -> tuple[str, str, tuple[str, ...]]:
+    """Return the answer of a task with a target column for each class."""
+    sample, name = competition.sample, competition.metric
+    if wanted.ranked:
+        return "ranked", f"answer ranked: {name} counts the likeliest {wanted.ranked}", ()
+    narrow = len(sample.columns) == 1 if sample else bool(competition.separator) and not wanted.of_probabilities
+    if narrow and wanted.of_probabilities and sample:
+        raise SubmissionError(
+            f"{sample.path}: has one answer column, and {name} of {len(competition.classes)} labels needs a "
+            "probability of each; set competition.metric to what counts"
+        )
+    if wanted.of_probabilities:
+        return "independent", f"answer independent: {name} is computed from probabilities", ()
+    if not narrow and sample and _fractional(sample):
+        doubt = f"{sample.path} holds fractions, so probabilities are written, though {name} is computed from decisions"
+        return "independent", "answer independent: the sample holds fractions", (doubt,)
+    return "labels", f"answer labels: {name} is computed from decisions", ()
+
+
+def _answer_of_one(competition: Competition, wanted: Metric) -> tuple[str, str, tuple[str, ...]]:
+    """Return the answer of a task whose classes exclude each other."""
+    sample, name = competition.sample, competition.metric
+    if wanted.ranked or (sample and _lists_labels(sample, competition.classes)):
+        return "ranked", "answer ranked: " + (f"{name} counts them" if wanted.ranked else "the sample lists labels"), ()
+    why = f"{name} is computed from probabilities"
+    if sample is None or len(sample.columns) > 1:
+        if wanted.of_probabilities and sample is None and len(competition.classes) == 2:
+            return "probability", f"answer probability: {why}", ()
+        if wanted.of_probabilities:
+            return "probabilities", f"answer probabilities: {why}", ()
+        if sample is None:
+            return "label", f"answer label: {name} is computed from decisions", ()
+        if _one_hot(sample):
+            return "label", f"answer label: {name} is computed from decisions, and the sample's rows hold one 1", ()
+        doubt = (
+            f"{sample.path} has a column for each class, so probabilities are written, though {name} is of decisions"
+        )
+        return "probabilities", "answer probabilities: the sample has a column for each class", (doubt,)
+    if wanted.of_probabilities:
+        return "probability", f"answer probability: {why}, and the sample has one answer column", ()
+    if strange := _fraction_that_is_no_label(sample, competition.classes):
+        doubt = (
+            f"{sample.path} holds {strange!r}, which is no label, so a probability is written, though {name} is "
+            "computed from decisions; name the competition's metric"
+        )
+        return "probability", f"answer probability: the sample holds {strange!r}", (doubt,)
+    return "label", f"answer label: {name} is computed from decisions", ()
+
+
+def _fractional(sample: Sample) -> bool:
+    numbers = [class_names.decimal(cell) for row in sample.cells for cell in row if cell.strip()]
+    return any(number is not None and number != int(number) for number in numbers)
+
+
+def _fraction_that_is_no_label(sample: Sample, classes: Sequence[str]) -> str:
+    worth = set(class_names.values(classes) or ())
+    for (cell,) in sample.cells:
+        number = class_names.decimal(cell)
+        if number is not None and number != int(number) and number not in worth and cell not in classes:
+            return cell
+    return ""
+
+
+def _one_hot(sample: Sample) -> bool:
+    """Tell whether a wide sample's rows each hold one 1 and else 0; rows that are all the same are a placeholder."""
+    rows = {tuple(class_names.decimal(cell) for cell in row) for row in sample.cells}
+    return len(rows) > 1 and all(set(row) <= {0, 1} and sum(cell for cell in row if cell) == 1 for row in rows)
+
+
+def _lists_labels(sample: Sample, classes: Sequence[str]) -> bool:
+    """Tell whether a sample's cells list several different labels, parted by spaces."""
+    if len(sample.columns) > 1:
+        return False
+    cells = {cell for (cell,) in sample.cells if cell.strip() and cell not in classes}
+    lists = [cell.split(" ") for cell in cells]
+    known = set(classes)
+    return bool(lists) and all(len(parts) > 1 and len(set(parts)) == len(parts) and set(parts) <= known
+                               for parts in lists)  # fmt: skip
+
+
+def _positive(competition: Competition) -> int:
+    classes, name = competition.classes, competition.submission.positive
+    if name:
+        if name not in classes:
+            raise SubmissionError(f"competition.submission.positive: {name!r} is not a class; choose from {classes}")
+        return classes.index(name)
+    if len(classes) != 2:
+        where = competition.sample.path if competition.sample else "competition.submission.answer"
+        raise SubmissionError(
+            f"{where}: one column holds one probability, and there are {len(classes)} classes; name the class that it "
+            "is of: competition.submission.positive, or correct competition.metric, or the answer: "
+            "competition.submission.answer=label"
+        )
+    return 1
+
+
+def _why_positive(competition: Competition) -> str:
+    named = bool(competition.submission.positive)
+    return "named by competition.submission.positive" if named else "the larger label (competition.submission.positive)"
+
+
+def _spelled(competition: Competition, answer: str, wide: bool) -> Spelling:
+    sample = competition.sample
+    cells: Sequence[str] | None = None
+    if sample is not None:
+        cells = sample.columns if wide else tuple(cell for (cell,) in sample.cells)
+        if answer in ("labels", "ranked") and not wide:
+            separator = _separator(competition)
+            if competition.submission.labels == "auto":
+                _demand_whole(competition.classes, separator)
+            cells = [part for cell in cells for part in cell.split(separator)]
+        if answer == "value":
+            cells = None
+    return spelling.spell(
+        competition.classes, cells, labels=competition.submission.labels, numbered=competition.numbered,
+        blocks=bool(competition.blocks), where=sample.path if sample else "",
+    )  # fmt: skip
+
+
+def _wide_columns(texts: tuple[str, ...], sample: Sample | None) -> tuple[str, ...]:
+    """Return the answer columns' headers: the sample's, in its order, each a class's text."""
+    if sample is None:
+        return texts
+    if set(sample.columns) != set(texts):
+        missing = [text for text in texts if text not in sample.columns]
+        strange = [column for column in sample.columns if column not in texts]
+        raise SubmissionError(
+            f"{sample.path}: expected a column for each class after '{sample.id_column}': without a class are "
+            f"{_some(strange)}, without a column {_some(missing)}; say how classes are written: "
+            "competition.submission.labels={class: column, ...}"
+        )
+    return sample.columns
+
+
+def _some(texts: Sequence[str]) -> str:
+    return ", ".join(map(repr, texts[:5])) + (", ..." if len(texts) > 5 else "") if texts else "none"
+
+
+def _separator(competition: Competition) -> str:
+    """Return what parts labels in a cell: what the sample shows, else what the training table has, else a space."""
+    sample = competition.sample
+    cells = {cell for row in sample.cells for cell in row} if sample else set()
+    shown = next((sign for sign in "|, " if any(sign in cell.strip() for cell in cells)), "")
+    return shown or competition.separator or " "
+
+
+def _demand_whole(texts: Sequence[str], separator: str) -> None:
+    if split := [text for text in texts if separator in text]:
+        raise SubmissionError(
+            f"competition.submission.labels: class {split[0]!r} holds {separator!r}, which parts classes in a cell; "
+            "give each class a text without it"
+        )
+
+
+def _list_settings(competition: Competition, answer: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Return `separator` and `ranked` of answers that list classes in a cell."""
+    if answer not in ("labels", "ranked"):
+        return {}
+    separator = _separator(competition)
+    _demand_whole(texts, separator)
+    if answer == "labels":
+        return {"separator": separator}
+    cells = {cell for (cell,) in competition.sample.cells} if competition.sample else set()
+    shown = max((len(cell.split(separator)) for cell in cells), default=0)
+    count = competition.submission.ranked or metric(competition.metric).ranked or (shown if shown > 1 else 0)
+    return {"separator": separator, "ranked": min(count or _DEFAULT_RANKED, len(texts))}
+
+
+def examples(derived: Derived, task: str) -> list[str]:
+    """Return rows as they will be written of images of the first classes, by the code that writes submissions."""
+    form, count = derived.form, len(derived.form.classes)
+    ids = form.ids()[:_EXAMPLES]
+    classes = np.arange(len(ids)) % count
+    outputs = np.where(predictions.one_hot(classes, count), 4.0, -4.0).astype(np.float32)
+    rows = predictions.from_outputs(
+        outputs, task=task, ids=ids, classes=form.classes, targets=None, made_by={},
+    )  # fmt: skip
+    cells = ANSWERS[form.answer].write(rows, form)
+    lines = [",".join((str(key), *row)) for key, row in zip(ids, zip(*cells, strict=True), strict=True)]
+    shown = [line if len(line) <= 60 else line[:57] + "..." for line in lines]
+    return [f"{line}  (an image of class {form.classes[c]!r})" for line, c in zip(shown, classes, strict=True)]
 
 
 def from_json(values: Mapping[str, Any], where: Path) -> SubmissionFormat:
-    """Return the format that a sidecar holds.
+    """Return the format that a sidecar holds, of this version or the first.
 
     Raises:
         SubmissionError: the sidecar was altered.
     """
     try:
-        listed, answers, probabilities = values.get("ids", ()), values.get("answers", ()), values.get("probabilities")
-        id_column, label_column = values["columns"] if not probabilities else (values["columns"][0], "")
         blocks = tuple(Block(int(d), int(s), int(n)) for d, s, n in values["blocks"])
+        ids = tuple(map(str, values.get("ids", ())))
+        if "version" not in values:
+            return _from_version_1(values, blocks, ids)
+        answer = str(values["answer"])
+        if answer not in ANSWERS:
+            raise ValueError(f"answer {answer}")
         return SubmissionFormat(
-            blocks, int(values["class_count"]), str(id_column), str(label_column), tuple(map(str, listed)),
-            tuple(map(str, answers)), bool(probabilities), bool(values.get("names")),
+            blocks=blocks, id_column=str(values["id_column"]), columns=tuple(map(str, values["columns"])),
+            answer=answer, listed_ids=ids, classes=tuple(map(str, values["classes"])),
+            texts=tuple(map(str, values["texts"])),
+            positive=None if values["positive"] is None else int(values["positive"]),
+            separator=str(values["separator"]), ranked=int(values["ranked"]), any_text=bool(values["any_text"]),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise SubmissionError(f"{where}: its `format` is damaged ({error!r}); give --format CONFIG") from None
 
 
-def from_sample(path: Path) -> SubmissionFormat:
-    """Return what a sample submission shows: columns, ids in order, and numbers, names or probabilities.
+def _from_version_1(values: Mapping[str, Any], blocks: tuple[Block, ...], ids: tuple[str, ...]) -> SubmissionFormat:
+    id_column, *columns = (str(column) for column in values["columns"])
+    texts = tuple(map(str, values.get("answers", ()))) or tuple(map(str, range(int(values["class_count"]))))
+    answer = "probabilities" if values.get("probabilities") else "label"
+    return SubmissionFormat(
+        blocks=blocks, id_column=id_column, columns=tuple(columns), answer=answer, listed_ids=ids, texts=texts,
+        any_text=bool(values.get("names")),
+    )  # fmt: skip
 
-    How many classes there are a single column does not show: any whole number, or any text, is then a label.
+
+def from_sample(path: Path) -> SubmissionFormat:
+    """Return what a sample submission alone shows: columns, ids, and whether it holds labels, numbers or probabilities.
+
+    The classes are not known, so any whole number, or any text, is a label.
 
     Raises:
-        SubmissionError: it cannot be read, lists an id twice, or its cells are none of these.
+        SubmissionError: it cannot be read or lists an id twice.
     """
-    table = tables.read(path)
-    id_column, *answers = [str(column) for column in table.columns]
-    ids = tuple(table[id_column].tolist())
-    if not ids or not answers:
-        raise SubmissionError(f"{path}: expected an id column, an answer column and rows, found {tables.size(table)}")
-    if twice := pd.Index(ids)[pd.Index(ids).duplicated()].unique().tolist():
-        raise SubmissionError(f"{path}: lists {len(twice):,} ids more than once, first {tables.some(twice)}")
-    if len(answers) > 1:
-        shares = pd.to_numeric(table[answers].stack(), errors="coerce")
-        if shares.isna().any():
-            raise SubmissionError(
-                f"{path}: expected numbers in the columns {tables.some(answers)}, one for each class, found others"
-            )
-        return SubmissionFormat((), len(answers), id_column, "", ids, tuple(answers), probabilities=True)
-    cells = [cell for cell in table[answers[0]].tolist() if cell]
-    names = not all(_WHOLE.fullmatch(cell) for cell in cells)
-    if names and not pd.to_numeric(pd.Series(cells), errors="coerce").isna().any():
-        raise SubmissionError(
-            f"{path}: column '{answers[0]}' holds numbers such as {cells[0]!r}; a probability needs a column for each "
-            "class"
-        )
-    return SubmissionFormat((), 0, id_column, answers[0], ids, names=names)
+    sample = samples.read(path)
+    form = SubmissionFormat(id_column=sample.id_column, columns=sample.columns, listed_ids=sample.ids)
+    cells = {cell for row in sample.cells for cell in row if cell.strip()}
+    numbers = [class_names.decimal(cell) for cell in cells]
+    if form.wide:
+        if any(number is None for number in numbers):
+            raise SubmissionError(f"{path}: expected numbers in a column for each class, found {_some(sorted(cells))}")
+        sums = [sum(float(class_names.decimal(cell) or 0) for cell in row) for row in sample.cells]
+        exclusive = all(abs(total - 1) <= _NEARLY_ONE for total in sums)
+        return replace(form, answer="probabilities" if exclusive else "independent", texts=sample.columns)
+    if any(number is not None and number != int(number) for number in numbers):
+        return replace(form, answer="probability")
+    return replace(form, any_text=not all(_WHOLE.fullmatch(cell) for cell in cells))

@@ -3,11 +3,11 @@
 import math
 import time
 from pathlib import Path
-from typing import Any
 
-from comp import runs
+from comp import metrics, runs
 from comp.competition import submission as submissions
 from comp.errors import SubmissionError
+from comp.run_metrics import LeaderboardScore
 from comp.runs import Run
 
 
@@ -20,10 +20,10 @@ def record_score(
     reference: str = "",
     source: str = "by hand",
     rows: int | None = None,
-) -> dict[str, Any]:
+) -> LeaderboardScore:
     """Note a score with a run; return the record.
 
-    metrics.json then has it as `public_score` and `private_score`, and at the end of `scores`, a list of all records:
+    metrics.json then has it as `public_score` and `private_score`, and at the end of `leaderboard_scores`, all records:
     a run may be submitted in several ways, with views or adapted.
 
     Args:
@@ -38,26 +38,26 @@ def record_score(
     Raises:
         RunError: the run is not complete, or another process is writing it.
     """
-    record = {
-        "public": public,
-        "private": private,
-        "submission": submission,
-        "reference": reference,
-        "source": source,
-        "rows": rows,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+    record = LeaderboardScore(
+        public=public,
+        private=private,
+        submission=submission,
+        reference=reference,
+        source=source,
+        rows=rows,
+        time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
     with run.writing():
         scores = run.metrics()
-        before = [row for row in scores.get("scores", ()) if not reference or row["reference"] != reference]
-        noted = {"public_score": public, "private_score": private, "scores": [*before, record]}
-        run.write_json("metrics.json", {**scores, **noted})
+        before = [row for row in scores.leaderboard_scores if not reference or row.reference != reference]
+        noted = {"public_score": public, "private_score": private, "leaderboard_scores": [*before, record]}
+        run.write_metrics(scores.model_copy(update=noted))
     return record
 
 
 def record_submission(
     path: Path, *, public: float | None = None, private: float | None = None, public_share: float = 1.0
-) -> dict[str, Any]:
+) -> LeaderboardScore:
     """Note by hand what a submission has scored, in its sidecar and with its run; return the record.
 
     A score that was recorded before stays where none is given now, so that the private one can be added later.
@@ -87,26 +87,27 @@ def record_submission(
     run = runs.open_run(Path(str(sidecar.get("run_path", ""))))
     known = run.metrics()
     for name, score in (("--public", public), ("--private", private)):
-        _check_score(name, score, known["metric"])
+        _check_score(name, score, known.metric)
     reference = f"by hand: {path.absolute()}"
-    before: dict[str, Any] = next((row for row in known.get("scores", ()) if row["reference"] == reference), {})
+    earlier = (row for row in known.leaderboard_scores if row.reference == reference)
+    before = next(earlier, LeaderboardScore())
     record = record_score(
         run,
-        public=before.get("public") if public is None else public,
-        private=before.get("private") if private is None else private,
+        public=before.public if public is None else public,
+        private=before.private if private is None else private,
         submission=str(path),
         reference=reference,
         rows=max(1, round(public_share * int(sidecar["rows"]))),
     )
-    runs.write_atomically(beside, runs.to_json({**sidecar, "scores": record}))
+    runs.write_atomically(beside, runs.to_json({**sidecar, "scores": record.model_dump()}))
     return record
 
 
 def _check_score(name: str, score: float | None, metric: str) -> None:
-    """Refuse what the metric can never be; all but the loss and kappa are shares."""
+    """Refuse what the metric can never be."""
     if score is None:
         return
-    low, high = {"log_loss": (0.0, math.inf), "quadratic_weighted_kappa": (-1.0, 1.0)}.get(metric, (0.0, 1.0))
+    low, high = metrics.metric(metric).low, metrics.metric(metric).high
     if not (math.isfinite(score) and low <= score <= high):
         hint = f"; did you mean {score / 100:g}?" if 1 < score <= 100 and high == 1 else ""
         raise SubmissionError(f"{name}: expected a {metric} from {low:g} to {high:g}, found {score:g}{hint}")

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -65,38 +65,72 @@ def _numbers(count: int) -> NDArray[np.str_]:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """A sample submission as its file shows it.
+
+    Attributes:
+        path: of the file, for messages.
+        id_column: header of the first column.
+        columns: headers of the others.
+        ids: every id in order.
+        cells: the text of every answer cell, row by row: [N][len(columns)].
+    """
+
+    path: str
+    id_column: str
+    columns: tuple[str, ...]
+    ids: tuple[str, ...]
+    cells: tuple[tuple[str, ...], ...]
+
+    def head(self, count: int) -> "Sample":
+        """Return the same with its first rows alone."""
+        return replace(self, ids=self.ids[:count], cells=self.cells[:count])
+
+
+@dataclass(frozen=True)
 class SubmissionFormat:
     """What a submission must look like.
 
     Attributes:
         blocks: give the ids in their order, where none are listed.
-        class_count: how many classes there are; 0 where a sample alone was seen, which does not tell.
         id_column: header of the first column.
-        label_column: header of the second; empty for probabilities.
+        columns: headers of the answer columns, in order: one, or one for each class.
+        answer: a row of `comp.competition.answers.ANSWERS`.
         listed_ids: every id in order, as a sample submission lists them.
-        answers: what is written for each class; empty: its number.
-        probabilities: a column for each class, named by `answers`, instead of one label.
-        names: where the number of classes is not known: any text is a label, not whole numbers alone.
+        classes: the training labels' own texts, in label order; empty where a sample alone was seen.
+        texts: what is written for each class, in label order; empty where a sample alone was seen.
+        positive: index of the class whose probability a single column holds.
+        separator: between several classes in one cell.
+        ranked: how many classes a cell lists at most, for `ranked`.
+        any_text: whether any text is a label where the classes are not known; else whole numbers alone.
     """
 
-    blocks: tuple[Block, ...]
-    class_count: int
+    blocks: tuple[Block, ...] = ()
     id_column: str = "id"
-    label_column: str = "label"
+    columns: tuple[str, ...] = ("label",)
+    answer: str = "label"
     listed_ids: tuple[str, ...] = ()
-    answers: tuple[str, ...] = ()
-    probabilities: bool = False
-    names: bool = False
+    classes: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    positive: int | None = None
+    separator: str = " "
+    ranked: int = 0
+    any_text: bool = False
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """The header."""
-        return (self.id_column, *(self.answers if self.probabilities else (self.label_column,)))
+    def header(self) -> tuple[str, ...]:
+        """All columns."""
+        return (self.id_column, *self.columns)
 
     @property
-    def texts(self) -> tuple[str, ...]:
-        """What stands for each class."""
-        return self.answers or tuple(str(label) for label in range(self.class_count))
+    def wide(self) -> bool:
+        """Whether there is a column for each class."""
+        return len(self.columns) > 1
+
+    def column_classes(self) -> list[int]:
+        """Return the class index of each answer column; there must be one for each class."""
+        index = {text: number for number, text in enumerate(self.texts)}
+        return [index[column] for column in self.columns]
 
     def ids(self) -> NDArray[np.str_]:
         """Return every id in order."""
@@ -105,15 +139,20 @@ class SubmissionFormat:
         return np.concatenate([block.ids() for block in self.blocks]) if self.blocks else np.array([], np.str_)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for a sidecar."""
+        """Return plain values for a sidecar; the format that `comp.competition.formats.from_json` reads."""
         return {
+            "version": 2,
+            "id_column": self.id_column,
             "columns": list(self.columns),
+            "answer": self.answer,
             "blocks": [[block.distortion, block.severity, block.count] for block in self.blocks],
-            "class_count": self.class_count,
             "ids": list(self.listed_ids),
-            "answers": list(self.answers),
-            "probabilities": self.probabilities,
-            "names": self.names,
+            "classes": list(self.classes),
+            "texts": list(self.texts),
+            "positive": self.positive,
+            "separator": self.separator,
+            "ranked": self.ranked,
+            "any_text": self.any_text,
         }
 
 
@@ -123,12 +162,16 @@ class Competition:
 
     Attributes:
         name: names folders and files.
-        metric: a row of `comp.metrics.METRICS`.
+        metric: a row of `comp.metrics.METRICS`; never `auto`.
         classes: class names in label order.
         image_shape: (C, H, W) of what the model sees.
         blocks: what a submission covers, in its order; empty where there are no blocks.
-        sample: what a submission of the test images looks like; None where blocks or nothing are submitted.
+        sample: the sample submission; None where there is none.
         submission: what the config says of a submission's columns; it goes before the sample.
+        task: a row of `comp.tasks.TASKS`; never `auto`.
+        test_ids: of a submission of the test images without a sample, every id in order.
+        numbered: whether classes have numbers as well as names.
+        separator: what parts several classes in one label of the training table; empty where nothing does.
     """
 
     name: str
@@ -136,8 +179,12 @@ class Competition:
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     blocks: tuple[Block, ...]
-    sample: SubmissionFormat | None = None
+    sample: Sample | None = None
     submission: SubmissionConfig = field(default_factory=SubmissionConfig)
+    task: str = "single_label"
+    test_ids: tuple[str, ...] = ()
+    numbered: bool = False
+    separator: str = ""
 
 
 def suite_blocks(config: SuiteConfig, test_images: int) -> tuple[Block, ...]:

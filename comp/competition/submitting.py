@@ -4,14 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from comp import config as configs
 from comp import runs
 from comp.competition import checking, doubts, formats, submission
 from comp.competition.spec import Competition
-from comp.predictions import Predictions
+from comp.predictions import Predictions, Targets
 from comp.runs import Run
 
 
@@ -22,7 +19,7 @@ def submit(
     path: Path,
     *,
     trace: Mapping[str, Any],
-    training: NDArray[np.int64] | None = None,
+    training: Targets | None = None,
     force: bool = False,
 ) -> Path:
     """Write the submission and its sidecar, check the CSV that lies on the disk, and note it in the run.
@@ -56,5 +53,6 @@ def submit(
     problems = checking.check(path, wanted)
     assert not problems, problems
     with run.writing():
-        run.write_json("metrics.json", {**run.metrics(), "submission": str(path), "transductive": transductive})
+        noted = {"submission": str(path), "transductive": transductive}
+        run.write_metrics(run.metrics().model_copy(update=noted))
     return path

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from comp import runs
-from comp.errors import SubmissionError
+from comp.errors import SubmissionError, UserError
 
 SHOWN = 5  # offending ids in a message
 _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
@@ -30,6 +32,48 @@ def read(path: Path) -> pd.DataFrame:
         raise SubmissionError(f"{path}: holds a zero byte, so it is no text; write it again")
     # Quotes are left to the reader that is strict about them; the other one is three times as fast.
     return _quoted(text, path) if '"' in text else _plain(text, path)
+
+
+def read_any(path: Path, error: type[UserError]) -> pd.DataFrame:
+    """Return the cells of a table that someone else wrote, as text: UTF-8 with or without a byte order mark, or UTF-16
+    with one; plain, or the only CSV in a .zip. `007` stays `007`, and a class `NA` stays a class.
+
+    Raises:
+        UserError: of the kind `error`: missing, of another encoding, ragged, or without a row.
+    """
+    content = _unzipped(path, error) if path.suffix == ".zip" else runs.read_bytes(path, "file", error)
+    marked = content.startswith(tuple(_MARKS))
+    try:
+        text = content.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as reason:
+        raise error(f"{path}: expected UTF-8 text, found byte {reason.start} that is not; save it as UTF-8") from None
+    if "\0" in text:
+        raise error(f"{path}: expected UTF-8 text, found zero bytes (UTF-16 without its mark?); save it as UTF-8")
+    try:
+        table = pd.read_csv(
+            io.StringIO(text), dtype=str, keep_default_na=False, index_col=False, on_bad_lines="error",
+            quoting=csv.QUOTE_MINIMAL,
+        )  # fmt: skip
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as reason:
+        raise error(f"{path}: not a rectangular CSV: {str(reason).strip()}") from None
+    table.columns = [str(column).strip() for column in table.columns]
+    if table.empty:
+        raise error(f"{path}: expected a header and rows below it, found no row")
+    return table
+
+
+def _unzipped(path: Path, error: type[UserError]) -> bytes:
+    """Return the only CSV in an archive; macOS's own entries do not count."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.startswith("__MACOSX") and name.endswith(".csv")]
+            if len(names) != 1:
+                raise error(f"{path}: expected one CSV in the archive, found {len(names)}; unpack it")
+            return archive.read(names[0])
+    except FileNotFoundError:
+        raise error(f"{path}: no such file") from None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as reason:
+        raise error(f"{path}: cannot be read as a ZIP archive ({reason}); fetch it again") from None
 
 
 def _text(path: Path) -> str:

@@ -1,7 +1,7 @@
 """All that can be said of a submission's file: what makes it invalid, and what makes it doubtful. Torch-free."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,38 +71,47 @@ def format_beside(path: Path) -> SubmissionFormat:
     return formats.from_json(runs.read_json(sidecar).get("format", {}), sidecar)
 
 
-def judge(
-    path: Path, wanted: SubmissionFormat, *, training: Sequence[int] = (), against: Path | None = None
+def validate(
+    path: Path, form: SubmissionFormat, *, training: Sequence[int] = (), against: Path | None = None
 ) -> Verdict:
     """Check a submission and look for reasons not to trust it.
 
     Args:
         path: of the CSV.
-        wanted: its format.
+        form: its format.
         training: how many training images each class has; empty: what its sidecar says, if there is one.
         against: an earlier submission of the same format.
 
     Raises:
         SubmissionError: one of the files cannot be read as a CSV, or the earlier one is not valid.
     """
-    table = tables.read(path)
-    problems = checking.check_table(table, wanted)
-    if problems:
-        return Verdict(path, len(table), tuple(problems))
+    checked = checking.check_table(cells := tables.read(path), form)
+    if checked.table is None:
+        return Verdict(path, len(cells), checked.problems)
     beside = submission.sidecar_path(path)
     sidecar = runs.read_json(beside) if beside.exists() else {}
-    said = doubts.answers(table, wanted)
-    found = doubts.of_one(said, wanted, training or sidecar.get("training_counts", ()))
+    findings = [Doubt(note, "note") for note in checked.notes]
+    findings += doubts.check_texts(_with_classes(form, sidecar), derived=bool(form.classes))
+    findings += doubts.check_distribution(checked.table, form, training or sidecar.get("training_counts", ()))
     if "sha256" in sidecar and sidecar["sha256"] != runs.sha256(path):
-        found.append(Doubt(f"altered: it is not the file that {beside.name} was written for", "note"))
+        findings.append(Doubt(f"altered: it is not the file that {beside.name} was written for", "note"))
     if against is None:
-        return Verdict(path, len(table), (), tuple(found))
-    before = tables.read(against)
-    if spoilt := checking.check_table(before, wanted):
-        raise SubmissionError(f"--against {against}: not a valid submission of this format: {spoilt[0]}")
-    ends = np.cumsum([block.count for block in wanted.blocks])
+        return Verdict(path, len(cells), (), tuple(findings))
+    earlier = checking.check_table(tables.read(against), form)
+    if earlier.table is None:
+        raise SubmissionError(f"--against {against}: not a valid submission of this format: {earlier.problems[0]}")
+    ends = np.cumsum([block.count for block in form.blocks])
     blocks = [
-        (block.name, slice(int(end) - block.count, int(end))) for block, end in zip(wanted.blocks, ends, strict=True)
+        (block.name, slice(int(end) - block.count, int(end))) for block, end in zip(form.blocks, ends, strict=True)
     ]
-    agreement, more = doubts.of_two(said, doubts.answers(before, wanted), blocks)
-    return Verdict(path, len(table), (), (*found, *more), agreement)
+    agreement, more = doubts.check_agreement(checked.table, earlier.table, form, blocks)
+    return Verdict(path, len(cells), (), (*findings, *more), agreement)
+
+
+def _with_classes(form: SubmissionFormat, sidecar: Mapping[str, Any]) -> SubmissionFormat:
+    """Return a format with the training labels; of a sidecar of version 1 they stand in its run's provenance."""
+    provenance = Path(str(sidecar.get("run_path", ""))) / "provenance.json"
+    # Blocks hold class numbers by the challenge's own rule.
+    if form.classes or form.blocks or "run_path" not in sidecar or not provenance.is_file():
+        return replace(form, classes=()) if form.blocks else form
+    return replace(form, classes=tuple(runs.read_json(provenance).get("classes", ())))

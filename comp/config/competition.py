@@ -1,10 +1,13 @@
 """Sections `competition` and what stands below it."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from comp.config.section import Positive, Section
+
+_CORRUPTIONS = 19  # that `comp.data.corruptions` makes
 
 
 class SuiteConfig(Section):
@@ -24,6 +27,12 @@ class SuiteConfig(Section):
     """Images in each (distortion, severity) block; for `corrupt_test` the first this many test images, 0 for all."""
     severities: Annotated[int, Field(ge=1, le=5)] = 5
     """Severities stacked in each file, or generated: 1 up to this."""
+
+    @model_validator(mode="after")
+    def _corruptions_are_nineteen(self) -> "SuiteConfig":
+        if self.source == "corrupt_test" and self.files > _CORRUPTIONS:
+            raise ValueError(f"files: corrupt_test makes {_CORRUPTIONS}, one a corruption; found {self.files}")
+        return self
 
 
 class OODValidationConfig(Section):
@@ -54,16 +63,50 @@ class RulesConfig(Section):
     """Whether a prediction may adapt to the images that it predicts."""
 
 
+def _text(value: Any) -> Any:
+    return str(value) if type(value) in (int, float) else value
+
+
 class SubmissionConfig(Section):
-    """What a submission looks like, where no sample submission says so or another way is wanted."""
+    """What a submission looks like, where no sample submission shows it or another way is wanted."""
 
     id_column: str = ""
     """Header of the first column; empty: the sample's, else `id`."""
     label_column: str = ""
-    """Header of the answers' column; empty: the sample's, else `label`. Not looked at for probabilities."""
-    labels: Literal["auto", "indices", "names", "probabilities"] = "auto"
-    """What is written of an image: its class's number, its name, or a probability in a column for each class, named as
-    the class is; auto: as the sample shows, else numbers for blocks and names for test images."""
+    """Header of a single answer column; empty: the sample's, else `label`."""
+    answer: Literal["auto", "label", "labels", "probability", "probabilities", "independent", "value", "ranked"] = (
+        "auto"
+    )
+    """A row of `comp.competition.answers.ANSWERS`: `label` the likeliest class, `labels` all decided classes,
+    `probability` of the positive class, `probabilities` of every class (they sum to 1), `independent` ones of every
+    class, `value` a number, `ranked` the likeliest few in order; auto: as metric, task and sample show."""
+    labels: Literal["auto", "names", "indices"] | dict[str, str] = "auto"
+    """How a class is written: its name, its number from 0, or `{class: text}` for each; auto: as the sample shows."""
+    positive: str = ""
+    """The class whose probability `answer: probability` writes; empty: of two classes the second, such as 1."""
+    ranked: Positive | None = None
+    """How many classes `answer: ranked` lists; null: as many as the metric counts, or the sample shows."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _probabilities_were_labels(cls, values: Any) -> Any:
+        # Until version 0.1 `labels: probabilities` was how a column for each class was asked for.
+        if isinstance(values, Mapping) and values.get("labels") == "probabilities":
+            return {**values, "labels": "auto", "answer": values.get("answer", "probabilities")}
+        return values
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _numbers_are_texts_too(cls, values: Any) -> Any:
+        """Take `{cat: 0, dog: 1}` for texts; a number whose spelling counts, such as 007, must be quoted."""
+        if not isinstance(values, Mapping):
+            return values
+        return {key: _text(text) for key, text in values.items()}
+
+    @field_validator("positive", mode="before")
+    @classmethod
+    def _a_number_names_a_class(cls, value: Any) -> Any:
+        return _text(value)
 
 
 class CompetitionConfig(Section):
@@ -71,8 +114,11 @@ class CompetitionConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "unnamed"
     """Names the folder under `runs/` and the default submission file."""
-    metric: str = "accuracy"
-    """What submissions are scored by: a row of `comp.metrics.METRICS`."""
+    task: str = "auto"
+    """A row of `comp.tasks.TASKS`: `single_label` (one class an image) or `multi_label` (any number of classes);
+    auto: as the training labels show."""
+    metric: str = "auto"
+    """What submissions are scored by: a row of `comp.metrics.METRICS`; auto: accuracy, or roc_auc of several labels."""
     suite: SuiteConfig = SuiteConfig()
     submission: SubmissionConfig = SubmissionConfig()
     ood_validation: OODValidationConfig = OODValidationConfig()

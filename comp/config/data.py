@@ -16,12 +16,21 @@ class CSVConfig(Section):
     """Folder of the training images."""
     test: str = "test"
     """Folder of the test images; where there is none, nothing but validation can be predicted."""
-    sample: str = "sample_submission.csv"
-    """What a submission must look like: columns, ids in order, how labels are written."""
+    sample: str = "auto"
+    """The sample submission, which shows columns, ids in order and how labels are written; auto:
+    `sample_submission*.csv`, `sampleSubmission*.csv` or `SampleSubmission*.csv`, also zipped, where there is one."""
+    test_table: str = "auto"
+    """A table that lists the test images by id; auto: `test.csv` where there is one and no sample submission lists
+    them; empty: none."""
     id_column: str = ""
     """Of `table`; empty: the sample's first column, else a usual name (`id`, `image_id`, `filename`, ...)."""
     label_column: str = ""
     """Of `table`; empty: the sample's, else a usual name (`label`, `class`, `target`, ...), else the only other one."""
+    label_columns: tuple[str, ...] = ()
+    """Of `table`: a column of 0 and 1 for each class, instead of one column of names; empty: the sample's columns
+    where the table has all of them, or all other columns where they hold 0 and 1 alone."""
+    separator: str = ""
+    """What parts several names in one label; empty: space, comma or `|`, where some label's parts all occur alone."""
     group_column: str = ""
     """Of `table`: images with the same text there stay together in a split; wants `data.groups: column`."""
 

@@ -97,9 +97,10 @@ class TrainConfig(Section):
     sizes: dict[Positive, Annotated[int, Field(ge=8)]] = Field(default_factory=dict)
     """Epoch (from 1) -> side in pixels that training images have from it on, such as {1: 24, 5: 32}; until the first
     one named they keep their own. Networks must take any size; validation and prediction see whole images."""
-    select: Literal["val_accuracy", "val_loss", "val_metric", "ood_accuracy"] = "val_accuracy"
-    """What the best weights are chosen by; `val_metric` is competition.metric, and `ood_accuracy` chooses among the
-    epochs that competition.ood_validation.every measures."""
+    select: Literal["auto", "val_metric", "val_accuracy", "val_loss", "ood_metric", "ood_accuracy"] = "auto"
+    """What the best weights are selected by, ties by the lower validation loss. `val_metric` is competition.metric on
+    validation, `ood_metric` the same on shifted validation, among the epochs that competition.ood_validation.every
+    measures; auto: ood_metric where it is measured at epochs and a shifted suite is submitted, else val_metric."""
     average: str = "none"
     """A row of `comp.models.averaging.AVERAGES`: ema (over steps, validated beside the raw weights at every epoch's
     end), swa or soup (over the ends of the last epochs, validated once). Averaged weights compete with the raw ones by

@@ -23,8 +23,9 @@ class TuneConfig(Section):
     """Dotted path of a knob, as in overrides -> where its values come from: `{float: [low, high]}`, `{int: [low,
     high]}` or `{choice: [a, b, c]}`; with `log: true`, `step: 0.05` and `when: {other.path: value}`, or a list of
     values: where the other knob has another one, this knob keeps the config's own value."""
-    metric: str | tuple[str, ...] = "val_accuracy"
-    """A row of `comp.tuning.objectives.OBJECTIVES`, or several; trials are ranked by the first."""
+    metric: str | tuple[str, ...] = "auto"
+    """A row of `comp.tuning.objectives.OBJECTIVES`, or several; trials are ranked by the first. auto: what the best
+    weights are selected by, `train.select`."""
     sampler: str = "tpe"
     """A row of `comp.tuning.samplers.SAMPLERS`: what proposes the next trial."""
     sampler_args: FrozenMapping = Field(default_factory=dict)

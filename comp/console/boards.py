@@ -25,7 +25,8 @@ def print_leaderboard(rows: "Sequence[Row]", verdicts: "Verdicts", root: Any, to
         print_line(f"no complete runs under {root}; make one: comp run configs/quickstart.yaml")
         return
     shown = rows[:top] if top else rows
-    cells = [board_cells(row, rank) for rank, row in enumerate(shown, 1)]
+    metrics = _other_metrics(shown)
+    cells = [board_cells(row, rank, metrics) for rank, row in enumerate(shown, 1)]
     kept = [name for name in cells[0] if any(line[name] for line in cells) or name == "submission"]
     signs = ["" if found is None else " <" if found.is_real else " ~" for found in verdicts.above[: len(shown)]]
     lines = [[line[name] + sign * (name == "#") for name in kept] for line, sign in zip(cells, signs, strict=True)]
@@ -51,9 +52,19 @@ def _print_plain(lines: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def board_cells(row: "Row", rank: int) -> dict[str, str]:
-    """Return a row of the leaderboard as it is shown."""
+def _other_metrics(rows: "Sequence[Row]") -> list[str]:
+    """Return the competitions' metrics that have columns of their own: all but accuracy."""
+    return [name for name in dict.fromkeys(row.metric for row in rows) if name != "accuracy"]
+
+
+def board_cells(row: "Row", rank: int, metrics: Sequence[str] = ()) -> dict[str, str]:
+    """Return a row of the leaderboard as it is shown, with columns such as `val log_loss` for each of the metrics."""
+
+    def own(split: str, value: float | None) -> dict[str, float | None]:
+        return {f"{split} {name}": value if name == row.metric else None for name in metrics}
+
     scores = {
+        **own("val", row.val_metric), **own("shifted", row.ood_metric), **own("suite", row.suite_metric),
         "val": row.val_accuracy, "shifted": row.ood_accuracy, "expected": row.expected_accuracy,
         "public": row.public_score, "private": row.private_score, "test": row.test_accuracy,
         "suite": row.suite_accuracy,
@@ -90,6 +101,16 @@ def print_spelled(lines: Sequence[Mapping[str, Any]], columns: Sequence[str], sp
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for line in lines:
         print("| " + " | ".join(_cell(line[name]).replace("|", "\\|") for name in columns) + " |")
+
+
+def metric_heads(rows: "Sequence[Row]", columns: Sequence[str]) -> dict[str, str]:
+    """Return column -> heading of a Markdown table: the metric's name where all rows have one that is not accuracy."""
+    names = {row.metric for row in rows}
+    heads = {column: column for column in columns}
+    if len(names) == 1 and names != {"accuracy"}:
+        shown = {"val_metric": "val", "ood_metric": "shifted", "suite_metric": "suite"}
+        heads |= {column: f"{split} {next(iter(names))}" for column, split in shown.items()}
+    return heads
 
 
 def _marks(row: "Row") -> str:

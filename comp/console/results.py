@@ -1,6 +1,6 @@
 """What a run has come to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -8,46 +8,54 @@ from rich.table import Table
 if TYPE_CHECKING:
     from comp.predictions import Predictions
     from comp.rehearsal import Stage
+    from comp.run_metrics import AccuracyEstimate, RunMetrics, SplitScores
     from comp.runs import Run
 
 from comp.console.output import out, print_line
 
 
-def print_summary(run: "Run", scores: dict[str, Any]) -> None:
+def print_summary(run: "Run", scores: "RunMetrics") -> None:
     """Print what a run has come to: clean, shifted by severity, seconds, and where everything lies."""
-    counted = scores["best"] or scores["final"]
-    metric = [scores["metric"]] if scores["metric"] != "accuracy" else []  # a column of its own only if it is another
-    table = Table("split", "images", "accuracy", "loss", *metric, title=f"{scores['competition']}: {scores['model']}")
-    for name, found in (
-        ("validation", counted.get("val")),
-        ("validation, last epoch", scores["final"].get("val") if scores["best"] else None),
-        ("validation, averaged", scores.get("averaged", {}).get("val")),
-        ("validation, shifted", counted.get("ood_val")),
-        ("test", scores.get("test")),
-        ("suite", scores.get("suite")),
-        *sorted(scores.get("variants", {}).items()),
-    ):
-        if found:
-            own = [f"{found['metric']:.4f}"] if metric else []
-            table.add_row(name, f"{found['images']:,}", f"{found['accuracy']:.4f}", f"{found['loss']:.4f}", *own)
-    out.print(table)
-    if scores["stopped"]:
-        out.print(f"stopped early: {scores['stopped']}", markup=False)
-    if missing := scores.get("averaged", {}).get("missing"):
-        out.print(f"no averaged weights: the training {missing}", markup=False)
-    from comp import leaderboard  # loads NumPy, which the bars can do without
-
-    suite = leaderboard.own_scores(scores, "suite")
-    shifted = suite or counted.get("ood_val")
-    if shifted:
-        title = f"suite{scores.get('variant', '')}" if suite else "shifted validation"
+    columns = ["accuracy", "log_loss"]
+    columns += [scores.metric] if scores.metric not in columns else []
+    heads = ("loss" if name == "log_loss" and name != scores.metric else name for name in columns)
+    table = Table("split", "images", *heads, title=f"{scores.competition}: {scores.model}")
+    for name, split in _split_rows(scores):
+        if split:
+            table.add_row(name, f"{split.images:,}", *(_spelled(split.value(column)) for column in columns))
+    if table.row_count:
+        out.print(table)
+    if scores.stopped:
+        out.print(f"stopped early: {scores.stopped}", markup=False)
+    if scores.averaged.missing:
+        out.print(f"no averaged weights: the training {scores.averaged.missing}", markup=False)
+    suite = scores.own("suite")
+    shifted = suite or scores.counted.ood_val
+    if shifted and shifted.by_block:
+        title = f"suite{scores.variant}" if suite else "shifted validation"
         out.print(_severity_table(shifted, title))
-    marks = f", test-like augmentation ({', '.join(scores['test_like'])})" if scores["test_like"] else ""
-    print_line(f"trained {scores['epochs']} epochs in {scores['train_seconds']:.1f} s on {scores['device']}{marks}")
+    marks = f", test-like augmentation ({', '.join(scores.test_like)})" if scores.test_like else ""
+    trained = f"trained {scores.epochs} epochs" if scores.kind == "run" else f"{scores.model}, made"
+    print_line(f"{trained} in {scores.train_seconds:.1f} s on {scores.device}{marks}")
     print_line(f"run         {run.path}")
-    if "submission" in scores:
-        print_line(f"submission  {scores['submission']}")
+    if scores.submission:
+        print_line(f"submission  {scores.submission}")
     _print_tracked(run)
+
+
+def _split_rows(scores: "RunMetrics") -> "Iterator[tuple[str, SplitScores | None]]":
+    yield "validation", scores.counted.val
+    if scores.counted is scores.best:
+        yield "validation, last epoch", scores.final.val
+    yield "validation, averaged", scores.averaged.val
+    yield "validation, shifted", scores.counted.ood_val
+    yield "test", scores.test
+    yield "suite", scores.suite
+    yield from sorted(scores.variants.items())
+
+
+def _spelled(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _print_tracked(run: "Run") -> None:
@@ -60,9 +68,9 @@ def _print_tracked(run: "Run") -> None:
 
 
 def print_prediction(
-    run: "Run", found: "Predictions", result: str | Mapping[str, Any], expected: Mapping[str, Any]
+    run: "Run", found: "Predictions", result: "str | SplitScores | None", expected: "AccuracyEstimate | None"
 ) -> None:
-    """Print what a prediction has come to: the CSV that it is in, or its score; and what it is expected to score."""
+    """Print a prediction's CSV, or its scores; and the accuracy estimated for it."""
     adapt = found.made_by["adapt"]
     if adapt != "none" and not found.made_by["adapted_layers"]:
         print_line(f"note: this network has no layer that {adapt} could adapt, so it did nothing")
@@ -70,52 +78,68 @@ def print_prediction(
     if isinstance(result, str):
         print_line(f"{run.path}: {len(found):,} rows in {result}{marks}")
     else:
-        accuracy = f"accuracy {result['accuracy']:.4f}, loss {result['loss']:.4f}" if result else "labels are unknown"
-        print_line(f"{run.path}: {len(found):,} images, {accuracy}{marks}")
+        shown = (
+            {"loss" if name == "log_loss" else name: one.value for name, one in result.scores.items()} if result else {}
+        )
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in shown.items()) or "labels are unknown"
+        print_line(f"{run.path}: {len(found):,} images, {scores}{marks}")
     if expected:
-        before = f"; {expected['before']:.4f} before adapting" if "before" in expected else ""
+        before = f"; {expected.before:.4f} before adapting" if expected.before is not None else ""
         print_line(
-            f"expected accuracy {expected['accuracy']:.4f}, {expected['low']:.4f} to {expected['high']:.4f}: a block's "
-            f"interval is {expected['width']:.4f} wide on average, for 90 % of blocks of corruptions not seen{before}"
+            f"expected accuracy {expected.accuracy:.4f}, {expected.low:.4f} to {expected.high:.4f}: a block's "
+            f"interval is {expected.width:.4f} wide on average, for 90 % of blocks of corruptions not seen{before}"
         )
 
 
-def _severity_table(shifted: dict[str, Any], title: str) -> Table:
+def _severity_table(shifted: "SplitScores", title: str) -> Table:
     """Return accuracy by distortion and severity, with means in the last row and column."""
-    severities = list(shifted["by_severity"])
+    severities = list(shifted.by_severity)
     table = Table("distortion", *severities, "mean", title=f"{title}: accuracy by distortion and severity")
-    blocks = list(shifted["by_block"].values())
-    for row, (name, mean) in enumerate(shifted["by_distortion"].items()):
+    blocks = list(shifted.by_block.values())
+    for row, (name, mean) in enumerate(shifted.by_distortion.items()):
         cells = blocks[row * len(severities) : (row + 1) * len(severities)]
         table.add_row(name, *[f"{cell:.3f}" for cell in cells], f"{mean:.3f}")
     table.add_section()
-    table.add_row("mean", *[f"{value:.3f}" for value in shifted["by_severity"].values()], f"{shifted['accuracy']:.3f}")
+    table.add_row("mean", *[f"{value:.3f}" for value in shifted.by_severity.values()], f"{shifted.accuracy:.3f}")
     return table
 
 
 def print_evaluation(values: Mapping[str, Any]) -> None:
     """Print what evaluation.json holds: a row for each split, then classes and confusions of the last clean one."""
     splits = {name: found for name, found in values.items() if "classes" in found}
-    table = Table("split", "images", "accuracy", "top 5", "loss", "precision", "recall", "F1", "macro F1", "ECE",
-                  title="precision, recall and F1 weighted by images")  # fmt: skip
-    for name, found in splits.items():
-        weighted = [f"{found['weighted'][key]:.4f}" for key in ("precision", "recall", "f1")]
-        table.add_row(
-            name, f"{found['images']:,}", f"{found['accuracy']:.4f}", f"{found['top5']:.4f}", f"{found['loss']:.4f}",
-            *weighted, f"{found['macro']['f1']:.4f}", f"{found['calibration']['ece']:.4f}",
-        )  # fmt: skip
+    rows = [_evaluation_cells(name, found) for name, found in splits.items()]
+    table = Table(*rows[0], title="precision, recall and F1 weighted by images")
+    for cells in rows:
+        table.add_row(*cells.values())
     out.print(table)
     (name,) = [name for name in splits if "by_block" not in splits[name]][-1:] or list(splits)[-1:]
-    table = Table("class", "images", "precision", "recall", "F1", title=f"{name}, by class")
-    for row in splits[name]["classes"]:
-        scores = (f"{row[key]:.4f}" for key in ("precision", "recall", "f1"))
-        table.add_row(row["name"], f"{row['images']:,}", *scores)
-    out.print(table)
-    for label, answer, count in splits[name]["confused"]:
+    out.print(_class_table(name, splits[name]["classes"]))
+    for label, answer, count in splits[name].get("confused", ()):
         out.print(f"{label} taken for {answer}: {count}", markup=False)
     if relative := values.get("mean_corruption_error"):
         share = f"{relative['value']:.1f} % of {relative['baseline']}'s"
         out.print(f"mean corruption error on {relative['split']}: {share}", markup=False)
+
+
+def _evaluation_cells(name: str, found: Mapping[str, Any]) -> dict[str, str]:
+    scores = {"accuracy": found["accuracy"], "top 5": found.get("top5"), "loss": found["loss"]}
+    scores |= {
+        head: found["weighted"][key] for head, key in (("precision", "precision"), ("recall", "recall"), ("F1", "f1"))
+    }
+    scores |= {f"{average} F1": found[average]["f1"] for average in ("macro", "micro") if average in found}
+    scores["ECE"] = found["calibration"]["ece"]
+    shown = {head: _spelled(score) for head, score in scores.items() if score is not None}
+    return {"split": name, "images": f"{found['images']:,}", **shown}
+
+
+def _class_table(name: str, classes: Sequence[Mapping[str, Any]]) -> Table:
+    from comp.diagnosis import CLASS_SCORES  # loads NumPy, which the bars can do without
+
+    columns = [key for key in CLASS_SCORES if key in classes[0]]
+    table = Table("class", "images", *(CLASS_SCORES[key] for key in columns), title=f"{name}, by class")
+    for row in classes:
+        table.add_row(row["name"], f"{row['images']:,}", *(_spelled(row[key]) for key in columns))
+    return table
 
 
 def print_stages(stages: "Sequence[Stage]") -> None:

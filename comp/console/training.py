@@ -29,6 +29,10 @@ def print_epoch(epoch: "Epoch") -> None:
     """Print an epoch's line as it ends."""
     validation = "" if epoch.val_loss is None else f"  val loss {epoch.val_loss:.4f} accuracy {epoch.val_accuracy:.4f}"
     shifted = "" if epoch.ood_accuracy is None else f"  shifted {epoch.ood_accuracy:.4f}"
+    if epoch.val_metric not in (epoch.val_accuracy, epoch.val_loss):
+        validation += f" metric {epoch.val_metric:.4f}"
+    if epoch.ood_metric != epoch.ood_accuracy:
+        shifted += f" metric {epoch.ood_metric:.4f}"
     err.print(
         f"epoch {epoch.number:>3}  loss {epoch.train_loss:.4f} accuracy {epoch.train_accuracy:.4f}{validation}{shifted}"
         f"  lr {epoch.lr:.2e}  {epoch.images_per_second:,.0f} images/s  {epoch.seconds:.1f} s"

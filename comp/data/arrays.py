@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.errors import DataError
+from comp.predictions import Targets
 
 _MAGIC = b"\x93NUMPY"
 
@@ -145,19 +146,24 @@ def open_images(path: Path) -> NDArray[np.uint8]:
     return array
 
 
-def open_labels(path: Path, count: int) -> NDArray[np.int64]:
-    """Return labels [count] int64, from [count] or [count, 1].
+def open_labels(path: Path, count: int) -> Targets:
+    """Return labels [count] int64, from [count] or [count, 1], or a column for each class, [count, K] float32.
 
     Raises:
-        DataError: as `open_npy`, or not whole numbers from 0 up, or another count than the images'.
+        DataError: as `open_npy`, or not whole numbers from 0 up, columns of other values than 0 and 1, or another count
+            than the images'.
     """
     labels = open_npy(path)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+    if labels.dtype.kind not in "iub" or labels.ndim not in (1, 2) or 0 in labels.shape:
         raise DataError(f"{path}: expected whole numbers [{count}], found {labels.dtype} {list(labels.shape)}")
     if len(labels) != count:
         raise DataError(f"{path}: expected {count} labels, one for each image, found {len(labels)}")
+    if labels.ndim == 2:
+        if not np.isin(labels, (0, 1)).all():
+            raise DataError(f"{path}: expected 0 and 1 in a column for each class, found {int(labels.max())}")
+        return labels.astype(np.float32)
     if int(labels.min()) < 0:
         first = int(np.flatnonzero(labels < 0)[0])
         raise DataError(f"{path}: expected labels from 0 up, found {int(labels[first])} at row {first}")

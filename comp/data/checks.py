@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from comp.data import duplicates
 from comp.data.dataset import Dataset
 from comp.data.duplicates import Copies
-from comp.data.inspection import label_counts, splits_of
+from comp.data.inspection import splits_of
 from comp.data.splits import Split
 from comp.errors import DataError
 from comp.progress import Progress, quiet
@@ -97,13 +97,13 @@ def _class_findings(dataset: Dataset, splits: Sequence[Split]) -> Iterator[Findi
     for split in splits:
         if split.labels is None:
             continue
-        empty = np.flatnonzero(label_counts(split, len(classes)) == 0)
+        empty = np.flatnonzero(split.class_counts(len(classes)) == 0)
         yield Finding(
             f"classes without an image in {split.name}", len(empty), "misleads" if len(empty) else "ok",
             tuple(classes[label] for label in empty[:_EXAMPLES]),
             "label such images, take the class out, or hold out more (data.validation)",
         )  # fmt: skip
-    counts = label_counts(dataset.train, len(classes))
+    counts = dataset.train.class_counts(len(classes))
     largest, smallest = int(counts.argmax()), int(np.where(counts, counts, counts.max()).argmin())
     uneven = counts[largest] >= IMBALANCE * counts[smallest] and largest != smallest
     dominant = counts[largest] > DOMINANCE * counts.sum()
@@ -155,7 +155,7 @@ def _leaks(splits: Sequence[Split], copies: Copies, one: int, other: int) -> Ite
 
 def _conflict_findings(splits: Sequence[Split], copies: Copies) -> Iterator[Finding]:
     names = _names(splits)
-    labels = np.concatenate([np.full(len(s), -1) if s.labels is None else s.labels for s in splits])
+    labels = _label_keys(splits)
     firsts = labels[copies.first]
     rows = np.flatnonzero((labels != firsts[copies.group]) & (labels >= 0) & (firsts[copies.group] >= 0))
     examples = (f"{names[row]} = {names[copies.first[copies.group[row]]]}" for row in rows)
@@ -166,6 +166,13 @@ def _conflict_findings(splits: Sequence[Split], copies: Copies) -> Iterator[Find
     if copies.capped:
         yield Finding("pairs of near duplicates, where the search ended", duplicates.MOST_PAIRS, "note",
                       (), "counts of near duplicates are lower bounds")  # fmt: skip
+
+
+def _label_keys(splits: Sequence[Split]) -> NDArray[np.int64]:
+    """Return a number for each row [N] that rows with the same label, or the same labels, share; -1 where unknown."""
+    known = np.concatenate([split.labels for split in splits if split.labels is not None])
+    numbers = iter(np.unique(known, axis=0, return_inverse=True)[1].ravel())
+    return np.array([-1 if split.labels is None else next(numbers) for split in splits for _ in range(len(split))])
 
 
 def _judged(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from comp.competition import spec
-from comp.competition.spec import Competition, SubmissionFormat
+from comp.competition.spec import Competition
 from comp.config import Config
 from comp.data import division, loading, splits, suites
 from comp.data.cache import remembered
@@ -13,6 +13,7 @@ from comp.data.sources import Source, open_source
 from comp.data.splits import Split, Suite
 from comp.errors import ConfigError, DataError
 from comp.progress import Progress, quiet
+from comp.tasks import TASKS, metric_name
 
 _SMALLEST_STD = 1 / 255  # a channel of one grey level must not be divided by zero
 
@@ -64,9 +65,10 @@ class Dataset:
 
 def _shortened(competition: Competition, count: int) -> Competition:
     sample = competition.sample
-    if sample is not None:
-        sample = replace(sample, listed_ids=sample.listed_ids[:count])
-    return replace(competition, blocks=_shorter(competition.blocks, count), sample=sample)
+    return replace(
+        competition, blocks=_shorter(competition.blocks, count), sample=sample and sample.head(count),
+        test_ids=competition.test_ids[:count],
+    )  # fmt: skip
 
 
 def _shorter(blocks: tuple[spec.Block, ...], count: int) -> tuple[spec.Block, ...]:
@@ -93,7 +95,7 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
     Raises:
         DataError: what is missing or wrong, where it comes from and how to put it in place.
     """
-    source = open_source(config.data, progress)
+    source = open_source(config.data, progress, config.competition.task)
     fingerprint = splits.fingerprint(source.train)
     cut_test = config.competition.suite.source == "corrupt_test"
     parts = division.divide(source, config.data, cut_test=cut_test, progress=progress)
@@ -112,7 +114,7 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
         std=tuple(max(value, _SMALLEST_STD) for value in std),
         fingerprint=fingerprint,
         resident=loading.stays_resident((train, val), config.data.loading),
-        notes=_notes(config, source),
+        notes=(*_notes(config, source), *parts.notes),
         unreadable=tuple(name for images in _files(source) for name in images.unreadable),
     )
 
@@ -155,14 +157,26 @@ def _notes(config: Config, source: Source) -> tuple[str, ...]:
 
 
 def _competition(config: Config, source: Source, train: Split, test: Split | None) -> Competition:
-    wanted, classes = config.competition, source.classes
-    sample = None
-    if wanted.suite.source == "test":
+    section, row = config.competition, TASKS[source.task]
+    sample, test_ids = None, ()
+    if section.suite.source == "test":
         if test is None:
             raise ConfigError(f"competition.suite.source: test: {config.data.source} found no test images to submit")
-        sample = source.sample or SubmissionFormat((), len(classes), listed_ids=tuple(test.ids.tolist()))
-    blocks = spec.suite_blocks(wanted.suite, len(test) if test else 0)
-    return Competition(wanted.name, wanted.metric, classes, train.image_shape, blocks, sample, wanted.submission)
+        sample = source.sample
+        test_ids = () if sample else tuple(test.ids.tolist())
+    return Competition(
+        name=section.name,
+        metric=metric_name(section.metric, row),
+        classes=source.classes,
+        image_shape=train.image_shape,
+        blocks=spec.suite_blocks(section.suite, len(test) if test else 0),
+        sample=sample,
+        submission=section.submission,
+        task=source.task,
+        test_ids=test_ids,
+        numbered=source.numbered,
+        separator=source.separator,
+    )
 
 
 def _open_suite(

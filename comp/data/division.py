@@ -3,11 +3,12 @@
 Only labels, groups and the seed decide, by generators that give the same numbers on every machine.
 """
 
+import math
+import warnings
 import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +21,30 @@ from comp.data.duplicates import exact_groups
 from comp.data.sources.source import Source
 from comp.data.splits import Split, fingerprint
 from comp.errors import ConfigError, DataError, RunError
+from comp.predictions import Targets
 from comp.progress import Progress, quiet
+from comp.tasks import TASKS
 
 Rows = NDArray[np.int64]
+
+_SHOWN = 5  # rare classes in a note
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A divided source; None for what there is not."""
+    """A divided source; None for a split that it does not have.
+
+    Attributes:
+        train: labelled.
+        val: held out of the training images.
+        test: the source's own, or held out too.
+        notes: classes too rare to be in every part.
+    """
 
     train: Split
     val: Split | None
     test: Split | None
+    notes: tuple[str, ...] = ()
 
 
 def divide(
@@ -48,17 +61,20 @@ def divide(
         progress: called while pixels are hashed.
 
     Raises:
-        DataError: too few images of some class, a part that would be empty, or no official validation split.
+        DataError: a part that would be empty, or no official validation split.
     """
     if groups is None and config.groups != "none":
         groups = source.groups if config.groups == "column" else _copies(source.train, config, progress)
-    train, test, val = source.train, source.test, None
+    stratifier = STRATIFIERS[TASKS[source.task].stratifier if config.stratify else "none"]
+    train, test, val, notes = source.train, source.test, None, []
     if test is None and cut_test:
-        stays, held = held_out(train, config.test, config.split_seed, stratify=config.stratify, groups=groups)
+        stays, held = held_out(train, config.test, config.split_seed, stratifier=stratifier, groups=groups)
         groups = None if groups is None else groups[stays]
+        notes += _rare(train, source.classes, 2, "test") if config.stratify else []
         train, test = train.take(stays, "train"), train.take(held, "test")
     if config.folds is not None:
-        stays, held = fold(train, config.folds, config.fold, config.split_seed, stratify=config.stratify, groups=groups)
+        stays, held = fold(train, config.folds, config.fold, config.split_seed, stratifier=stratifier, groups=groups)
+        notes += _rare(train, source.classes, config.folds, "every fold") if config.stratify else []
         train, val = train.take(stays, "train"), train.take(held, "val")
     elif config.validation == "official":
         if source.val is None:
@@ -67,13 +83,24 @@ def divide(
             )
         val = source.val
     elif config.validation != "none":
-        stays, held = held_out(train, config.validation, config.split_seed, stratify=config.stratify, groups=groups)
+        stays, held = held_out(train, config.validation, config.split_seed, stratifier=stratifier, groups=groups)
+        notes += _rare(train, source.classes, 2, "validation") if config.stratify else []
         train, val = train.take(stays, "train"), train.take(held, "val")
-    return Parts(train, val, test)
+    return Parts(train, val, test, tuple(notes))
+
+
+def _rare(split: Split, classes: Sequence[str], fewest: int, where: str) -> list[str]:
+    """Return a note that names the classes with too few images to be in every part."""
+    counts = split.class_counts(len(classes))
+    rare = [f"{classes[int(row)]!r} ({counts[row]})" for row in np.flatnonzero((counts > 0) & (counts < fewest))]
+    if not rare:
+        return []
+    shown = ", ".join(rare[:_SHOWN]) + (", ..." if len(rare) > _SHOWN else "")
+    return [f"split: classes with too few images to be in training and {where}: {shown}"]
 
 
 def held_out(
-    split: Split, size: float | int, seed: int, *, stratify: bool = True, groups: Rows | None = None
+    split: Split, size: float | int, seed: int, *, stratifier: "Stratifier | None" = None, groups: Rows | None = None
 ) -> tuple[Rows, Rows]:
     """Return the rows that stay and the rows that are held out, each in order.
 
@@ -81,34 +108,31 @@ def held_out(
         split: labelled.
         size: of the held-out part: a fraction, or a count (with groups, at most that).
         seed: the same on every machine.
-        stratify: whether both parts have the classes' shares of the whole.
+        stratifier: what is balanced between the parts; None: the classes.
         groups: [N], what must stay together.
 
     Raises:
-        DataError: too few images of some class, or a size that leaves nothing.
+        DataError: a size that leaves nothing.
     """
-    labels, rows = _strata(split, stratify), np.arange(len(split))
-    if groups is not None:
-        held = _held_groups(labels, groups, size, seed)
-        if not 0 < len(held) < len(split):
-            raise DataError(
-                f"{split.name}: cannot hold out {size} of {len(split)} images in {len(np.unique(groups))} groups that "
-                "stay together: no choice of groups fits; hold out more, or set data.stratify=false"
-            )
-        return np.setdiff1d(rows, held), held
-    try:
-        stays, held = train_test_split(rows, test_size=size, random_state=seed, stratify=labels if stratify else None)
-    except ValueError as error:
+    count = len(split)
+    wanted = size if isinstance(size, int) else math.ceil(size * count)
+    if not 0 < wanted < count:
+        raise DataError(f"{split.name}: cannot hold out {size} of {count} images; change data.validation or data.test")
+    assert split.labels is not None
+    held = (stratifier or STRATIFIERS["classes"]).hold(split.labels, size, seed, groups)
+    if not 0 < len(held) < count:
+        units = 0 if groups is None else len(np.unique(groups))
         raise DataError(
-            f"{split.name}: cannot hold out {size} of {len(split)} images in {_classes(labels)}"
-            f"{', stratified by label' if stratify else ''}: {error}"
-        ) from None
-    return np.sort(stays), np.sort(held)
+            f"{split.name}: cannot hold out {size} of {count} images in {units} groups that stay "
+            "together: no choice of groups fits; hold out more, or set data.stratify=false"
+        )
+    return np.setdiff1d(np.arange(count), held), held
 
 
 def fold(
-    split: Split, folds: int, number: int, seed: int, *, stratify: bool = True, groups: Rows | None = None
-) -> tuple[Rows, Rows]:
+    split: Split, folds: int, number: int, seed: int, *, stratifier: "Stratifier | None" = None,
+    groups: Rows | None = None,
+) -> tuple[Rows, Rows]:  # fmt: skip
     """Return the rows of all folds but one, and of that one, each in order.
 
     Args:
@@ -116,38 +140,146 @@ def fold(
         folds: how many; every image is in exactly one.
         number: which is held out, from 0.
         seed: the same on every machine.
-        stratify: whether every fold has the classes' shares of the whole.
+        stratifier: what is balanced between the folds, as near as rare classes allow; None: the classes.
         groups: [N], what must stay together.
 
     Raises:
-        DataError: a class (or, with groups, the groups) too few for every fold to have one.
+        DataError: fewer images, or groups, than folds.
     """
-    labels = _strata(split, stratify)
-    counts = np.bincount(labels)
-    fewest = len(np.unique(groups)) if groups is not None else int(counts[counts > 0].min())
-    if fewest < folds:
-        what = f"{fewest} groups" if groups is not None else _classes(labels)
-        raise DataError(f"{split.name}: cannot cut {len(split)} images in {what} into {folds} folds; lower data.folds")
-    cutter = StratifiedKFold if stratify else KFold
-    if groups is not None:
-        cutter = StratifiedGroupKFold
-    try:
-        cuts = list(cutter(folds, shuffle=True, random_state=seed).split(labels, labels, groups))
-    except ValueError as error:
-        raise DataError(f"{split.name}: cannot be cut into {folds} folds: {error}; lower data.folds") from None
-    stays, held = cuts[number]
-    return np.sort(stays), np.sort(held)
-
-
-def _strata(split: Split, stratify: bool) -> Rows:
-    """Return what is balanced between parts: labels, or one stratum for all."""
+    units = len(split) if groups is None else len(np.unique(groups))
+    if units < folds:
+        what = "images" if groups is None else "groups"
+        raise DataError(f"{split.name}: cannot cut {units} {what} into {folds} folds; lower data.folds")
     assert split.labels is not None
-    return split.labels if stratify else np.zeros_like(split.labels)
+    held = (stratifier or STRATIFIERS["classes"]).fold(split.labels, folds, number, seed, groups)
+    if not len(held):
+        raise DataError(f"{split.name}: fold {number} of {folds} would be empty; lower data.folds")
+    return np.setdiff1d(np.arange(len(split)), held), held
 
 
-def _classes(labels: Rows) -> str:
-    counts = np.bincount(labels)
-    return f"{np.count_nonzero(counts)} classes (the smallest has {counts[counts > 0].min()})"
+def _hold_by_class(labels: Targets, size: float | int, seed: int, groups: Rows | None) -> Rows:
+    classes = labels.astype(np.int64)
+    if groups is not None:
+        return _held_groups(classes, groups, size, seed)
+    try:
+        _, held = train_test_split(np.arange(len(classes)), test_size=size, random_state=seed, stratify=classes)
+    except ValueError:  # a class of one image, or fewer held-out images than classes
+        held = _hold_nearly_by_class(classes, size, seed)
+    return np.sort(held)
+
+
+def _hold_nearly_by_class(classes: Rows, size: float | int, seed: int) -> Rows:
+    """Return held-out rows: each class's share rounded down, and the rest from those that it cuts most off.
+
+    A class of one image keeps it for training.
+    """
+    wanted = size if isinstance(size, int) else math.ceil(size * len(classes))
+    draw = np.random.RandomState(seed)
+    members = [draw.permutation(rows) for rows in _members(classes)]
+    shares = np.array([len(rows) * wanted / len(classes) for rows in members])
+    counts = np.floor(shares).astype(np.int64)
+    spare = np.array([len(rows) > max(count, 1) for rows, count in zip(members, counts, strict=True)])
+    order = np.lexsort((draw.permutation(len(members)), counts - shares))
+    for number in [row for row in order if spare[row]][: wanted - int(counts.sum())]:
+        counts[number] += 1
+    held = np.concatenate([rows[:count] for rows, count in zip(members, counts, strict=True)])
+    return np.sort(held) if len(held) else np.sort(draw.permutation(len(classes))[:wanted])
+
+
+def _hold_plainly(labels: Targets, size: float | int, seed: int, groups: Rows | None) -> Rows:
+    one_class = np.zeros(len(labels), np.int64)
+    if groups is not None:
+        return _held_groups(one_class, groups, size, seed)
+    _, held = train_test_split(np.arange(len(labels)), test_size=size, random_state=seed)
+    return np.sort(held)
+
+
+def _fold_by_class(labels: Targets, folds: int, number: int, seed: int, groups: Rows | None) -> Rows:
+    classes = labels.astype(np.int64)
+    cutter = StratifiedKFold if groups is None else StratifiedGroupKFold
+    if groups is None and np.bincount(classes).max() < folds:  # no class can be in every fold
+        cutter = KFold
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a class with fewer images than folds: noted by `divide`
+        cuts = list(cutter(folds, shuffle=True, random_state=seed).split(classes, classes, groups))
+    return np.sort(cuts[number][1])
+
+
+def _fold_plainly(labels: Targets, folds: int, number: int, seed: int, groups: Rows | None) -> Rows:
+    one_class = np.zeros(len(labels), np.int64)
+    cutter = KFold if groups is None else StratifiedGroupKFold
+    cuts = list(cutter(folds, shuffle=True, random_state=seed).split(one_class, one_class, groups))
+    return np.sort(cuts[number][1])
+
+
+def _hold_by_label_set(labels: Targets, size: float | int, seed: int, groups: Rows | None) -> Rows:
+    share = size / len(labels) if isinstance(size, int) else size
+    return np.flatnonzero(_parts_of_label_sets(labels, np.array([1 - share, share]), seed, groups) == 1)
+
+
+def _fold_by_label_set(labels: Targets, folds: int, number: int, seed: int, groups: Rows | None) -> Rows:
+    return np.flatnonzero(_parts_of_label_sets(labels, np.full(folds, 1 / folds), seed, groups) == number)
+
+
+def _parts_of_label_sets(
+    labels: Targets, shares: NDArray[np.float64], seed: int, groups: Rows | None
+) -> NDArray[np.int64]:
+    """Return which part each row [N] goes to, so that every class has its share of images in every part.
+
+    Iterative stratification (Sechidis et al. 2011, "On the stratification of multi-label data", algorithm 1): the
+    rarest class is dealt out first, each image to the part that lacks that class most. Groups are dealt as wholes.
+
+    Args:
+        labels: [N, K] of 0 and 1.
+        shares: [P] of the parts, summing to 1.
+        seed: of ties.
+        groups: [N], what must stay together; None: every image by itself.
+    """
+    members = _members(groups) if groups is not None else [np.array([row]) for row in range(len(labels))]
+    counts = np.stack([labels[rows].sum(0) for rows in members])  # [U, K]
+    sizes = np.array([len(rows) for rows in members], np.float64)
+    lacking, room = shares[:, None] * counts.sum(0), shares * sizes.sum()  # [P, K], [P]
+    noise = np.random.RandomState(seed).permutation(len(members) * len(shares)).reshape(len(members), -1)
+    part_of, left = np.full(len(members), -1), counts.sum(0)
+    while (part_of < 0).any():
+        rest = np.flatnonzero(part_of < 0)
+        present = np.flatnonzero(left > 0)
+        rarest = int(present[np.argmin(left[present])]) if len(present) else -1
+        dealt = rest[counts[rest, rarest] > 0] if rarest >= 0 else rest
+        if rarest >= 0 and not len(dealt):  # all of its images were dealt out for a rarer class
+            left[rarest] = 0
+            continue
+        for unit in dealt[np.argsort(noise[dealt, 0])]:
+            wish = lacking[:, rarest] if rarest >= 0 else room
+            part = int(np.lexsort((noise[unit], -room, -wish))[0])
+            part_of[unit] = part
+            lacking[part] -= counts[unit]
+            room[part] -= sizes[unit]
+            left = left - counts[unit]
+    parts = np.empty(len(labels), np.int64)
+    for unit, rows in enumerate(members):
+        parts[rows] = part_of[unit]
+    return parts
+
+
+@dataclass(frozen=True)
+class Stratifier:
+    """How parts are balanced.
+
+    Attributes:
+        hold: (labels, size, seed, groups) -> held-out rows.
+        fold: (labels, folds, number, seed, groups) -> rows of one fold.
+    """
+
+    hold: Callable[[Targets, float | int, int, Rows | None], Rows]
+    fold: Callable[[Targets, int, int, int, Rows | None], Rows]
+
+
+STRATIFIERS = {
+    "classes": Stratifier(_hold_by_class, _fold_by_class),
+    "label_sets": Stratifier(_hold_by_label_set, _fold_by_label_set),
+    "none": Stratifier(_hold_plainly, _fold_plainly),
+}
 
 
 def _held_groups(labels: Rows, groups: Rows, size: float | int, seed: int) -> Rows:
@@ -191,11 +323,7 @@ def save(path: Path, train: Split, val: Split | None) -> None:
         RunError: it cannot be written.
     """
     ids = {"train": train.ids, "val": train.ids[:0] if val is None else val.ids}
-    runs.write_atomically(path, partial(_savez, ids=ids))
-
-
-def _savez(file: BinaryIO, ids: dict[str, NDArray[np.str_]]) -> None:
-    np.savez_compressed(file, **ids)  # type: ignore[arg-type]  # numpy's stub takes its own flag for a keyword array
+    runs.write_arrays(path, ids)
 
 
 def check(path: Path, train: Split, val: Split | None) -> None:

@@ -1,5 +1,6 @@
 """What is in a config's data: numbers, label distribution and pictures (`comp data show`)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from comp import plots, runs
-from comp.augment import per_batch, policies
+from comp.augment import mixing, per_batch, policies
 from comp.config import Config
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, channel_statistics
@@ -48,7 +49,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
             "shape": list(split.image_shape),
             "mean": [round(value, 4) for value in mean],
             "std": [round(value, 4) for value in std],
-            "labels": dict(zip(classes, label_counts(split, len(classes)).tolist(), strict=True)),
+            "labels": dict(zip(classes, split.class_counts(len(classes)).tolist(), strict=True)),
         }
     return {"classes": len(classes), "fingerprint": dataset.fingerprint, "splits": described}
 
@@ -60,35 +61,57 @@ def draw(config: Config, dataset: Dataset, folder: Path, *, augmented: bool) -> 
         config: for its augmentation and seed.
         dataset: of that config.
         folder: made if need be; PNGs of the same names are replaced.
-        augmented: also draw the same images under the config's policy, as the first epoch has them on the device;
-            mixing is left out.
+        augmented: also draw the same images as the first epoch's steps see them: under the policy, and mixed.
     """
     runs.make_folder(folder)
     classes, train = dataset.competition.classes, dataset.train
     paths = [folder / "labels.png", folder / "images.png"]
-    counts = {split.name: label_counts(split, len(classes)).tolist() for split in splits_of(dataset)}
+    counts = {split.name: split.class_counts(len(classes)).tolist() for split in splits_of(dataset)}
     plots.label_bars(paths[0], counts, classes)
     assert train.labels is not None
-    by_label = np.argsort(train.labels, kind="stable")
+    by_label = np.argsort(train.labels if train.labels.ndim == 1 else train.labels.argmax(1), kind="stable")
     rows = by_label[np.linspace(0, len(train) - 1, min(_GRID_IMAGES, len(train))).astype(np.int64)]
-    titles = [classes[label] for label in train.labels[rows]]
+    titles = [_title(label, classes) for label in train.labels[rows]]
     plots.image_grid(paths[1], np.asarray(train.images[rows]), titles)
     if augmented:
         paths.append(folder / "augmented.png")
-        plots.image_grid(paths[2], _augmented(config, train, rows), titles)
+        images, targets = _augmented(config, train, rows, len(classes))
+        plots.image_grid(paths[2], images, [_mixed_title(row, classes) for row in targets])
     return paths
 
 
-def _augmented(config: Config, train: Split, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return images [n, H, W, C] as the on-device engine gives them to the first epoch."""
+def _augmented(
+    config: Config, train: Split, rows: NDArray[np.int64], classes: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Return images [n, H, W, C] as the on-device engine and the mixing give them to epoch 1, and targets [n, K]."""
+    section = config.augment
+    if section.mixup or section.cutmix:  # neighbours are mixed, and rows are sorted by class: let classes meet
+        rows = rows[np.random.default_rng(config.seed).permutation(len(rows))]
     images = torch.from_numpy(np.array(train.images[rows])).permute(0, 3, 1, 2)
     indices = torch.from_numpy(rows)
     keys = draws.keys(config.seed, _FIRST_EPOCH, indices)
     turned = per_batch.alternation(config.seed, _FIRST_EPOCH, indices)
     policy = policies.resolve(config.augment.policy, config.augment.ops)
-    return per_batch.augment(images, policy, keys, turned=turned).permute(0, 2, 3, 1).numpy()
+    assert train.labels is not None
+    how = mixing.Mixing(section.mixup, section.cutmix, section.switch_probability)
+    mixed, targets = mixing.mix(
+        per_batch.augment(images, policy, keys, turned=turned), torch.from_numpy(train.labels[rows]), keys,
+        classes=classes, mixing=how,
+    )  # fmt: skip
+    pixels = (mixed * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return pixels.numpy(), targets.float().numpy()
 
 
-def label_counts(split: Split, classes: int) -> NDArray[np.int64]:
-    """Return how many images of each class a split has, [classes]; 0 where its labels are unknown."""
-    return np.bincount(np.empty(0, np.int64) if split.labels is None else split.labels, minlength=classes)
+def _mixed_title(target: NDArray[np.float32], classes: Sequence[str]) -> str:
+    """Return an image's classes and, where it was mixed, their shares."""
+    there = np.argsort(-target, kind="stable")[: max(1, np.count_nonzero(target))]
+    if target[there].max() in (0, 1):
+        return ", ".join(classes[int(number)] for number in there if target[number]) or "no label"
+    return " + ".join(f"{classes[int(number)]} {target[number]:.0%}" for number in there)
+
+
+def _title(label: Any, classes: Sequence[str]) -> str:
+    """Return the names of one image's classes: of its index, or of its row of 0 and 1."""
+    if np.ndim(label) == 0:
+        return classes[int(label)]
+    return ", ".join(classes[int(number)] for number in np.flatnonzero(label)) or "no label"

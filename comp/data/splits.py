@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from comp.competition.spec import Block
 from comp.data.images import ImageFiles
+from comp.predictions import Targets
 from comp.progress import Progress, quiet
 
 _CHUNK_IMAGES = 512  # of a statistics pass: a memory map is never read whole
@@ -22,16 +23,25 @@ class Split:
         name: `train`, `val`, `test`, or a block's name.
         images: uint8 [N, H, W, C]: an array, a memory map, or files that `np.asarray` decodes.
         ids: [N] text.
-        labels: [N] int64, or None where unknown.
+        labels: [N] int64 class indices or, of several labels, [N, K] float32 of 0 and 1; None where unknown.
     """
 
     name: str
     images: NDArray[np.uint8] | ImageFiles
     ids: NDArray[np.str_]
-    labels: NDArray[np.int64] | None
+    labels: Targets | None
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def class_counts(self, classes: int) -> NDArray[np.int64]:
+        """Return how many images have each class [classes]; 0 where labels are unknown."""
+        if self.labels is None:
+            return np.zeros(classes, np.int64)
+        if self.labels.ndim == 2:
+            return np.asarray(self.labels.sum(0), np.int64)
+        counts: NDArray[np.int64] = np.bincount(self.labels.astype(np.int64), minlength=classes)
+        return counts
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ from comp.data.cache import remembered
 from comp.data.images import ImageFiles
 from comp.data.splits import Split
 from comp.errors import DataError
+from comp.predictions import Targets
 from comp.progress import Progress
 
 
@@ -24,7 +25,7 @@ def files_split(
     name: str,
     paths: Sequence[Path],
     ids: Sequence[str],
-    labels: Sequence[int] | None,
+    labels: Sequence[int] | Targets | None,
     config: DataConfig,
     progress: Progress,
 ) -> Split:
@@ -34,7 +35,8 @@ def files_split(
         name: the split's.
         paths: its files, in its order.
         ids: one for each.
-        labels: one for each, None where nobody knows them; such a split never leaves a file out.
+        labels: one for each, or a row of 0 and 1 for each; None where nobody knows them: such a split never leaves a
+            file out.
         config: gives `image_size`, `resize`, `workers`, `skip_bad` and where facts are kept.
         progress: called while files are read.
 
@@ -60,7 +62,7 @@ def files_split(
         notes=tuple(notes),
         unreadable=tuple(str(paths[row]) for row in bad),
     )
-    known = None if labels is None else np.array(labels, np.int64)[kept]
+    known = None if labels is None else np.asarray(labels)[kept]
     return Split(name, files, np.array(ids, np.str_)[kept], known)
 
 

@@ -7,12 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp import predictions
+from comp.ensembling.spaces import SPACES, Space, Stack
 from comp.errors import RunError
-from comp.predictions import Predictions
+from comp.predictions import Predictions, Targets
 
-Stack = NDArray[np.float32]  # [M, N, C] log-probabilities of M members
-
-_LEAST = -20.0  # of a log-probability: no member's certainty alone can exclude a class
 _CHUNK_ROWS = 20_000  # a suite's members are never float32 all at once
 
 
@@ -31,20 +29,18 @@ class Sample:
     images: NDArray[np.str_]
 
     @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """[N], None where unknown."""
-        return self.members[0].labels
+    def space(self) -> Space:
+        """What the members are combined in."""
+        return SPACES[self.members[0].row.activation]
 
-    def stack(self, rows: slice | NDArray[np.int64] | NDArray[np.bool_] = slice(None)) -> Stack:
-        """Return some rows' log-probabilities [M, N, C]."""
-        return np.stack([log_shares(member.logits[rows]) for member in self.members])
+    @property
+    def targets(self) -> Targets | None:
+        """[N] or [N, C]; None where no member has them."""
+        return next((member.targets for member in self.members if member.targets is not None), None)
 
-
-def log_shares(logits: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Return log-probabilities [N, C] of logits whose rows' maxima are 0, none below -20."""
-    values = logits.astype(np.float32)
-    values -= np.log(np.exp(values).sum(1, keepdims=True))
-    return np.maximum(values, _LEAST)
+    def stack(self, rows: slice | NDArray[np.int64] = slice(None)) -> Stack:
+        """Return some rows' values [M, N, C] in the ensemble space."""
+        return np.stack([self.space.values(member.outputs[rows]) for member in self.members])
 
 
 def chunks(rows: int) -> list[slice]:
@@ -53,61 +49,104 @@ def chunks(rows: int) -> list[slice]:
 
 
 def sample(
-    what: str, names: Sequence[str], members: Sequence[Predictions], images: Sequence[NDArray[np.str_]]
+    split: str, names: Sequence[str], members: Sequence[Predictions], images: Sequence[NDArray[np.str_]]
 ) -> Sample:
-    """Return members that are alike.
+    """Return members that show the same images, their classes in the first one's order.
 
     Args:
-        what: `val`, `suite` ..., for messages.
+        split: `val`, `suite` ..., for messages.
         names: of the members.
         members: one's predictions each.
         images: likewise, which image each row shows.
 
     Raises:
-        RunError: one has other ids, classes, labels, blocks or images than the first, or another order of them.
+        RunError: one has other ids, classes, targets, blocks or images than the first, or another order of ids.
     """
     first, shown = members[0], images[0]
-    for name, other, theirs in zip(names[1:], members[1:], images[1:], strict=True):
-        where = f"{name}: its predictions of {what}"
-        _demand_classes(where, names[0], first, other)
-        _demand_ids(where, names[0], first.ids, other.ids)
-        if first.blocks() != other.blocks():
-            raise RunError(f"{where} are cut into other blocks than those of {names[0]}; predict the same suite")
-        if first.labels is not None and other.labels is not None and not np.array_equal(first.labels, other.labels):
-            row = int(np.flatnonzero(first.labels != other.labels)[0])
-            raise RunError(
-                f"{where} have other labels than those of {names[0]}, first {other.ids[row]}: label "
-                f"{other.labels[row]} instead of {first.labels[row]}; they show other images"
-            )
-        if not np.array_equal(shown, theirs):
+    ordered = [first]
+    for name, member, member_images in zip(names[1:], members[1:], images[1:], strict=True):
+        where = f"{name}: its predictions of {split}"
+        aligned = in_order(member, first.classes, f"{where} have other classes than {names[0]}")
+        _check_ids(where, names[0], first.ids, aligned.ids)
+        if first.blocks() != aligned.blocks():
+            raise RunError(f"{where} have other blocks than those of {names[0]}; predict the same suite")
+        _check_targets(where, names[0], first, aligned)
+        if not np.array_equal(shown, member_images):
             raise RunError(
                 f"{where} show other images than those of {names[0]}: their validation splits differ; give the runs "
                 "one data.split_seed and one division, or all folds of it"
             )
-    return Sample(tuple(names), tuple(members), shown)
+        ordered.append(aligned)
+    return Sample(tuple(names), tuple(ordered), shown)
 
 
-def _demand_classes(where: str, first_name: str, first: Predictions, other: Predictions) -> None:
-    if first.classes == other.classes:
-        return
-    if sorted(first.classes) == sorted(other.classes):
-        raise RunError(f"{where} have the classes of {first_name} in another order; predict both from the same data")
-    raise RunError(
-        f"{where} have {len(other.classes)} classes, expected the {len(first.classes)} of {first_name}: "
-        f"{', '.join(first.classes[:5])} ..."
+def same_images(members: Sequence[Predictions], images: Sequence[NDArray[np.str_]]) -> bool:
+    """Return whether all members show the same images in the same rows and blocks."""
+    first, shown = members[0], images[0]
+    return all(
+        np.array_equal(first.ids, member.ids)
+        and first.blocks() == member.blocks()
+        and np.array_equal(shown, member_images)
+        for member, member_images in zip(members[1:], images[1:], strict=True)
     )
 
 
-def _demand_ids(where: str, first_name: str, expected: NDArray[np.str_], found: NDArray[np.str_]) -> None:
-    if np.array_equal(expected, found):
+def in_order(predicted: Predictions, classes: tuple[str, ...], problem: str) -> Predictions:
+    """Return predictions whose columns, targets and decisions follow another order of the same classes.
+
+    Args:
+        predicted: predictions.
+        classes: its classes in the new order.
+        problem: begins the message where they are not the same classes.
+
+    Raises:
+        RunError: other classes.
+    """
+    if predicted.classes == classes:
+        return predicted
+    if sorted(predicted.classes) != sorted(classes):
+        raise RunError(f"{problem}: {_first_few(predicted.classes)}; expected {_first_few(classes)}")
+    column_of = {name: column for column, name in enumerate(predicted.classes)}
+    columns = np.array([column_of[name] for name in classes])
+    index_of = np.argsort(columns)  # old index -> new index
+    targets, top1, thresholds = predicted.targets, predicted.top1, predicted.thresholds
+    if targets is not None:
+        targets = targets[:, columns] if targets.ndim == 2 else index_of[targets.astype(np.int64)]
+    return replace(
+        predicted,
+        classes=classes,
+        outputs=predicted.outputs[:, columns],
+        targets=targets,
+        top1=None if top1 is None else index_of[top1],
+        thresholds=None if thresholds is None else thresholds[..., columns],
+    )
+
+
+def _first_few(classes: tuple[str, ...]) -> str:
+    return f"{len(classes)} classes, {', '.join(classes[:5])}{' ...' if len(classes) > 5 else ''}"
+
+
+def _check_targets(where: str, first_name: str, first: Predictions, member: Predictions) -> None:
+    if first.targets is None or member.targets is None or np.array_equal(first.targets, member.targets):
         return
-    if len(expected) != len(found):
-        raise RunError(f"{where} have {len(found):,} rows, expected {len(expected):,} as those of {first_name}")
-    row = int(np.flatnonzero(expected != found)[0])
-    order = "in another order" if np.array_equal(np.sort(expected), np.sort(found)) else "which are others"
+    row = int(np.flatnonzero((first.truth() != member.truth()).any(1))[0])
+    classes = [", ".join(np.array(part.classes)[part.truth()[row]].tolist()) or "no class" for part in (member, first)]
     raise RunError(
-        f"{where} have not the ids of {first_name}, {order}: row {row + 1} is {found[row]}, expected {expected[row]}; "
-        "predict both with the same data and division"
+        f"{where} have other labels than those of {first_name}, first {member.ids[row]}: label {classes[0]} instead "
+        f"of {classes[1]}; they show other images"
+    )
+
+
+def _check_ids(where: str, first_name: str, expected: NDArray[np.str_], ids: NDArray[np.str_]) -> None:
+    if np.array_equal(expected, ids):
+        return
+    if len(expected) != len(ids):
+        raise RunError(f"{where} have {len(ids):,} rows, expected {len(expected):,} as those of {first_name}")
+    row = int(np.flatnonzero(expected != ids)[0])
+    difference = "in another order" if np.array_equal(np.sort(expected), np.sort(ids)) else "which are others"
+    raise RunError(
+        f"{where} differ from {first_name} in their ids, {difference}: row {row + 1} is {ids[row]}, expected "
+        f"{expected[row]}; predict both with the same data and division"
     )
 
 
@@ -127,18 +166,19 @@ def join_folds(
         RunError: the folds have other classes or blocks, or an image stands in two of them.
     """
     names = [f"fold {number}" for number in range(len(parts))]
+    problem = "the folds have different classes"
+    parts = [in_order(part, parts[0].classes, problem) for part in parts]
     for name, part in zip(names[1:], parts[1:], strict=True):
-        _demand_classes(name, names[0], parts[0], part)
         if not np.array_equal(part.block_names, parts[0].block_names):
             raise RunError(f"{name}: its shifted validation has other blocks than that of fold 0")
     if not len(parts[0].block_names):
-        joined, shown = predictions.concatenate(parts), np.concatenate(list(images))
+        joined, shown = predictions.concatenate([row_thresholds(part) for part in parts]), np.concatenate(list(images))
         if len(np.unique(joined.ids)) < len(joined):
             raise RunError("folds: an image stands in two of them; they are not of one division")
         return joined, shown
     spans = [[rows for _, rows in part.blocks()] for part in parts]
     rows_of = [(fold, block) for block in range(len(parts[0].block_names)) for fold in range(len(parts))]
-    pieces = [_rows(parts[fold], spans[fold][block], f"@{fold}") for fold, block in rows_of]
+    pieces = [_fold_rows(parts[fold], spans[fold][block], fold) for fold, block in rows_of]
     whole = replace(
         predictions.concatenate(pieces),
         block_names=parts[0].block_names,
@@ -147,14 +187,15 @@ def join_folds(
     return whole, np.concatenate([images[fold][spans[fold][block]] for fold, block in rows_of])
 
 
-def _rows(part: Predictions, rows: slice, ending: str) -> Predictions:
-    """Return some rows as predictions without blocks, their ids with another ending."""
-    return replace(
-        part,
-        ids=np.strings.add(part.ids[rows], ending),
-        logits=part.logits[rows],
-        top1=part.top1[rows],
-        labels=None if part.labels is None else part.labels[rows],
-        block_names=np.array([], np.str_),
-        block_sizes=np.array([], np.int64),
-    )
+def _fold_rows(part: Predictions, rows: slice, fold: int) -> Predictions:
+    """Return some rows without blocks, their ids ending in `@` and the fold."""
+    taken = row_thresholds(part.take(rows))
+    return replace(taken, ids=np.strings.add(taken.ids, f"@{fold}"))
+
+
+def row_thresholds(part: Predictions) -> Predictions:
+    """Return predictions whose thresholds are written out for each row, so that they can follow others."""
+    if part.row.decision != "thresholds":
+        return part
+    thresholds = np.float32(0.5) if part.thresholds is None else part.thresholds
+    return replace(part, thresholds=np.broadcast_to(thresholds, part.outputs.shape))

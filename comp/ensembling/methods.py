@@ -1,22 +1,23 @@
 """How members' probabilities become one's: plain averages, and what is learnt from validation.
 
-A method is fitted on members' log-probabilities [M, N, C] and labels, and then combines any rows. What is learnt is
-deterministic; draws are seeded by a constant.
+A method is fitted on members' values [M, N, C] in an ensemble space (`comp.ensembling.spaces`) and on targets, and then
+combines any rows. What it learns is deterministic; draws are seeded by a constant.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar  # type: ignore[import-untyped]
 
-from comp.ensembling.members import Stack
+from comp.ensembling.scoring import Scorer
+from comp.ensembling.spaces import LEAST_LOG, Probabilities, Space, Stack, Values
 from comp.errors import ConfigError, unknown
+from comp.predictions import Targets
+from comp.tasks import TaskRow
 
-Shares = NDArray[np.float32]  # [N, C]
 Labels = NDArray[np.int64]
-Score = Callable[[Shares, Labels], float]  # of probabilities; more is better
 
 _EM_ROUNDS, _EM_GAP = 5000, 1e-6  # nats that the best weights could still gain
 _BAGS, _STEPS, _PATIENCE, _BAG_ROWS = 20, 30, 3, 20_000
@@ -29,41 +30,41 @@ _LEAST = -10.0  # of the stack's inputs: beyond it one wrong certainty would out
 
 @dataclass(frozen=True)
 class Fitted:
-    """A method that knows how.
+    """A method that is ready to combine.
 
     Attributes:
-        combine: members' log-probabilities [M, N, C] -> logits [N, C].
+        combine: members' values [M, N, C] -> outputs [N, C].
         weights: [M] shares of the members, where there are such; else empty.
+        whole_split: whether `combine` needs all rows of a split at once.
     """
 
-    combine: Callable[[Stack], Shares]
+    combine: Callable[[Stack], Values]
     weights: tuple[float, ...] = ()
-
-
-def _no_score(shares: Shares, labels: Labels) -> float:
-    raise AssertionError("what learns needs a score")
+    whole_split: bool = False
 
 
 @dataclass(frozen=True)
-class Task:
+class FitData:
     """What a method is fitted on.
 
     Attributes:
-        stack: [M, N, C] the members' log-probabilities.
-        labels: [N]; None for what learns nothing.
+        stack: [M, N, C] the members' values.
+        space: what they are combined in.
+        targets: [N] or [N, C]; None for methods that learn nothing.
         images: [N] which image a row shows; None: each its own.
-        score: what is climbed.
+        score: what is climbed; None for methods that climb nothing.
     """
 
     stack: Stack
-    labels: Labels | None = None
+    space: Space
+    targets: Targets | None = None
     images: NDArray[np.str_] | None = None
-    score: Score = _no_score
+    score: Scorer | None = None
 
-    def known_labels(self) -> Labels:
-        """Return the labels; asking what learns to do without is our fault."""
-        assert self.labels is not None
-        return self.labels
+    def known_targets(self) -> Targets:
+        """Return the targets; asking a method that learns to do without is our fault."""
+        assert self.targets is not None
+        return self.targets
 
     def drawn(self, generator: np.random.Generator) -> NDArray[np.int64]:
         """Return the rows of as many images as there are, drawn with replacement, up to about 20,000 rows."""
@@ -89,75 +90,73 @@ class Task:
         return shuffled[~held][:_PENALTY_ROWS], shuffled[held][:_PENALTY_ROWS]
 
 
-def mean(task: Task) -> Fitted:
+def mean(data: FitData) -> Fitted:
     """The mean of the members' probabilities."""
-    return _weighting(np.full(len(task.stack), 1 / len(task.stack)))
+    return _weighting(np.full(len(data.stack), 1 / len(data.stack)), data.space)
 
 
-def geometric(task: Task) -> Fitted:
-    """The geometric mean of the members' probabilities: the mean of their logarithms."""
-    return Fitted(lambda rows: rows.mean(0), _equal(task.stack))
+def geometric(data: FitData) -> Fitted:
+    """The mean of log-probabilities, or of log-odds where classes are independent; certainty counts up to 20 nats."""
+    return Fitted(lambda rows: rows.clip(LEAST_LOG, -LEAST_LOG).mean(0), _equal(data.stack))
 
 
-def rank(task: Task) -> Fitted:
-    """The mean place of each class in the members' orders (Borda counts); equal ones are told by mean probability.
+def rank(data: FitData) -> Fitted:
+    """The mean rank in the members' orders: of an image's classes, or of a class's images where those are independent.
 
-    It asks nothing of how sure members are, and says nothing of how sure the ensemble is: its loss means little.
+    It ignores how sure members are, and its probabilities and loss mean little.
     """
-
-    def combine(rows: Stack) -> Shares:
-        places = rows.argsort(2, kind="stable").argsort(2, kind="stable").astype(np.float32)  # the likeliest is C - 1
-        # Two mean places differ by 1 / M at least; a probability is at most 1.
-        return places.mean(0) + np.exp(rows).mean(0) / (2 * len(rows))  # type: ignore[no-any-return]
-
-    return Fitted(combine, _equal(task.stack))
+    return Fitted(data.space.rank, _equal(data.stack), whole_split=data.space.ranks_images)
 
 
-def weighted(task: Task) -> Fitted:
+def weighted(data: FitData) -> Fitted:
     """The convex mean of probabilities with the least log loss.
 
     The loss is convex in the weights and they are found by expectation maximisation (Cover 1984, "An algorithm for
     maximizing expected log investment return"), which ends when its own bound says that at most 1e-6 nats are left.
     """
-    stack, labels = task.stack, task.known_labels()
-    right = np.exp(stack[:, np.arange(len(labels)), labels]).astype(np.float64)  # [M, N]
-    weights = np.full(len(stack), 1 / len(stack))
+    members, space = len(data.stack), data.space
+    observed = space.observed(space.probabilities(data.stack.astype(np.float64)), data.known_targets())  # [M, P]
+    weights = np.full(members, 1 / members)
     for _ in range(_EM_ROUNDS):
-        gains = (right / (weights @ right)).mean(1)  # [M]; their weighted mean is 1
+        gains = (observed / (weights @ observed)).mean(1)  # [M]; their weighted mean is 1
         if gains.max() - 1 < _EM_GAP:
             break
         weights = weights * gains
-    return _weighting(weights / weights.sum())
+    return _weighting(weights / weights.sum(), space)
 
 
-def greedy(task: Task) -> Fitted:
+def greedy(data: FitData) -> Fitted:
     """Forward selection with replacement, bagged (Caruana et al. 2004, "Ensemble selection from libraries of models").
 
     Each of 20 bags climbs the competition's metric on images drawn with replacement, member by member, and keeps the
     best of the sizes it went through. Of libraries of more than 10 members a bag sees a random half, as in the paper;
-    of smaller ones that would only force bad members in.
+    of smaller ones that would only force bad members in. Thresholds, where the metric needs them, are those of the
+    members' plain mean.
     """
-    stack, labels = task.stack, task.known_labels()
+    targets, count = data.known_targets(), len(data.stack)
+    probabilities = data.space.probabilities(data.stack)
+    assert data.score is not None
+    climbed = replace(data, score=data.score.tuned_on(probabilities.mean(0), targets))
     generator = np.random.default_rng(0)
-    weights = np.zeros(len(stack))
+    weights = np.zeros(count)
     for _ in range(_BAGS):
-        members = np.arange(len(stack))
-        if len(stack) > _LARGE_LIBRARY:
-            members = np.sort(generator.permutation(len(stack))[: len(stack) // 2])
-        rows = task.drawn(generator)
-        weights[members] += _climb(np.exp(stack[np.ix_(members, rows)]), labels[rows], task.score)
-    return _weighting(weights / _BAGS)
+        members = np.arange(count)
+        if count > _LARGE_LIBRARY:
+            members = np.sort(generator.permutation(count)[: count // 2])
+        rows = data.drawn(generator)
+        weights[members] += _climb(probabilities[np.ix_(members, rows)], targets[rows], climbed)
+    return _weighting(weights / _BAGS, data.space)
 
 
-def _climb(shares: NDArray[np.float32], labels: Labels, score: Score) -> NDArray[np.float64]:
+def _climb(probabilities: Probabilities, targets: Targets, data: FitData) -> NDArray[np.float64]:
     """Return each member's share [M] of the best ensemble on the way up."""
-    total = np.zeros_like(shares[0])
-    counts = np.zeros(len(shares))
+    total = np.zeros_like(probabilities[0])
+    counts = np.zeros(len(probabilities))
     best, best_value, since = counts, -np.inf, 0
     for size in range(1, _STEPS + 1):
-        values = [_value((total + member) / size, labels, score) for member in shares]
+        values = [_value((total + member) / size, targets, data) for member in probabilities]
         chosen = int(np.argmax(values))
-        total, counts = total + shares[chosen], counts.copy()
+        total, counts = total + probabilities[chosen], counts.copy()
         counts[chosen] += 1
         since += 1
         if values[chosen] > best_value:
@@ -167,38 +166,39 @@ def _climb(shares: NDArray[np.float32], labels: Labels, score: Score) -> NDArray
     return best
 
 
-def _value(shares: Shares, labels: Labels, score: Score) -> float:
-    """Return the score, and a little of the likelihood: accuracy alone has plateaus."""
-    likelihood = np.log(np.maximum(shares[np.arange(len(labels)), labels], 1e-9)).mean()
-    return score(shares, labels) + _TIE * float(likelihood)
+def _value(probabilities: Probabilities, targets: Targets, data: FitData) -> float:
+    """Return the score, and a little of the mean log-likelihood: many scores have plateaus."""
+    assert data.score is not None
+    likelihood = np.log(data.space.observed(probabilities, targets)).mean()
+    return data.score(probabilities, targets) + _TIE * float(likelihood)
 
 
-def stack(task: Task) -> Fitted:
+def stack(data: FitData) -> Fitted:
     """Multinomial logistic regression on the members' logits (stacking, Wolpert 1992), drawn towards their mean.
 
     The penalty is on how far the coefficients are from those of the geometric mean at its best temperature, not from
     zero: where validation says little, that is what remains. It is chosen among five on a fifth of the images.
     """
-    labels = task.known_labels()
-    features, members, classes = _features(task.stack), len(task.stack), task.stack.shape[2]
+    labels = data.known_targets().astype(np.int64)
+    features, members, classes = _features(data.stack), len(data.stack), data.stack.shape[2]
     plain = np.concatenate([np.tile(np.eye(classes) / members, (members, 1)), np.zeros((1, classes))])
     centre = plain * _sharpness(features @ plain.astype(np.float32), labels)
-    tried, held = task.parted()
-    found, losses = centre, []
+    tried, held = data.parted()
+    coefficients, losses = centre, []
     for penalty in _PENALTIES:
-        found = _regress(features[tried], labels[tried], centre, found, penalty)
-        losses.append(_loss(features[held] @ found.astype(np.float32), labels[held]))
+        coefficients = _regress(features[tried], labels[tried], centre, coefficients, penalty)
+        losses.append(_loss(features[held] @ coefficients.astype(np.float32), labels[held]))
     penalty = _PENALTIES[int(np.argmin(losses))]
-    coefficients = _regress(features, labels, centre, centre, penalty).astype(np.float32)
-    return Fitted(lambda rows: _features(rows) @ coefficients)
+    final = _regress(features, labels, centre, centre, penalty).astype(np.float32)
+    return Fitted(lambda rows: _features(rows) @ final)
 
 
 def _sharpness(logits: NDArray[np.float32], labels: Labels) -> float:
     """Return what logits are best multiplied by: the mean of independent members is less sure than it might be."""
-    found = minimize_scalar(
+    best = minimize_scalar(
         lambda factor: _loss(logits * np.float32(factor), labels), bounds=(0.05, 20.0), method="bounded"
     )
-    return float(found.x)
+    return float(best.x)
 
 
 def _features(stack: Stack) -> NDArray[np.float32]:
@@ -228,8 +228,8 @@ def _regress(
         slope = (features.T @ errors).astype(np.float64) / len(labels) + penalty * away
         return loss + penalty / 2 * float((away**2).sum()), slope.ravel()
 
-    found = minimize(loss_and_slope, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": _ROUNDS})
-    coefficients: NDArray[np.float64] = found.x.reshape(centre.shape)
+    best = minimize(loss_and_slope, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": _ROUNDS})
+    coefficients: NDArray[np.float64] = best.x.reshape(centre.shape)
     return coefficients
 
 
@@ -243,15 +243,9 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return logarithms
 
 
-def _weighting(weights: NDArray[np.float64]) -> Fitted:
+def _weighting(weights: NDArray[np.float64], space: Space) -> Fitted:
     """Return the mean of probabilities with weights [M] that sum to 1."""
-    used = [(number, np.float32(weight)) for number, weight in enumerate(weights) if weight > 0]
-
-    def combine(rows: Stack) -> Shares:
-        total = sum(weight * np.exp(rows[number]) for number, weight in used)
-        return np.log(np.maximum(total, 1e-9, dtype=np.float32))  # type: ignore[no-any-return]
-
-    return Fitted(combine, tuple(weights.tolist()))
+    return Fitted(lambda rows: space.mean(rows, weights), tuple(weights.tolist()))
 
 
 def _equal(stack: Stack) -> tuple[float, ...]:
@@ -260,33 +254,44 @@ def _equal(stack: Stack) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to combine members, and whether it learns from labels."""
+    """A way to combine members.
 
-    fit: Callable[[Task], Fitted]
+    Attributes:
+        fit: what is fitted -> the method, ready to combine.
+        learns: whether it needs targets.
+        calibrated: whether what it gives are probabilities of classes, rather than an order alone.
+    """
+
+    fit: Callable[[FitData], Fitted]
     learns: bool
+    calibrated: bool = True
 
-    def plain(self, members: int, classes: int) -> Fitted:
+    def plain(self, members: int, classes: int, space: Space) -> Fitted:
         """Return a method that learns nothing, for so many members."""
         assert not self.learns
-        return self.fit(Task(np.zeros((members, 1, classes), np.float32)))
+        return self.fit(FitData(np.zeros((members, 1, classes), np.float32), space))
 
 
 METHODS = {
-    "mean": Method(mean, False),
-    "geometric": Method(geometric, False),
-    "rank": Method(rank, False),
-    "weighted": Method(weighted, True),
-    "greedy": Method(greedy, True),
-    "stack": Method(stack, True),
+    "mean": Method(mean, learns=False),
+    "geometric": Method(geometric, learns=False),
+    "rank": Method(rank, learns=False, calibrated=False),
+    "weighted": Method(weighted, learns=True),
+    "greedy": Method(greedy, learns=True),
+    "stack": Method(stack, learns=True),
 }
 
 
-def method(name: str, also: tuple[str, ...] = ()) -> Method:
-    """Return a row of METHODS; `also` names what is known elsewhere.
+def method(name: str, row: TaskRow) -> Method:
+    """Return a row of METHODS that is defined for a task.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: unknown name, or not defined for the task.
     """
-    if name not in METHODS:
-        raise ConfigError(f"--method: {unknown('method', name, [*METHODS, *also])}")
-    return METHODS[name]
+    if name in row.ensembles and name in METHODS:
+        return METHODS[name]
+    if name in METHODS:
+        raise ConfigError(
+            f"--method {name}: is not defined for task {row.name}; choose from {', '.join(row.ensembles)}"
+        )
+    raise ConfigError(f"--method: {unknown('method', name, row.ensembles)}")

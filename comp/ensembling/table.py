@@ -1,11 +1,11 @@
-"""What an ensemble gains over its best member, told honestly.
+"""What an ensemble gains over its best member, measured on images that nothing was fitted on.
 
 Images are dealt into folds. For each fold the method is fitted, and the best member chosen, on the images of the
 others; both are scored on the fold. An image's shifted copies lie in its fold with it, so that nothing is scored on
 what it was fitted on, whichever split that was.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,16 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp import metrics, predictions
-from comp.ensembling.members import Sample, chunks
-from comp.ensembling.methods import Fitted, Labels, Method, Score, Shares, Task
+from comp.ensembling.members import Sample, chunks, row_thresholds
+from comp.ensembling.methods import FitData, Fitted, Method
+from comp.ensembling.scoring import Scorer
+from comp.ensembling.spaces import Values
 from comp.errors import ConfigError
-from comp.predictions import Predictions
+from comp.predictions import Predictions, Targets
 from comp.progress import Progress, quiet
 
 
 @dataclass(frozen=True)
 class Row:
-    """A member, or the whole: scores in [0, 1], the competition's metric in its own unit, loss in nats."""
+    """A member, or the whole: accuracy in [0, 1], the competition's metric in its own unit, loss in nats."""
 
     name: str
     accuracy: float
@@ -37,17 +39,21 @@ class Comparison:
 
     Attributes:
         split: what it is scored and fitted on.
+        metric: the competition's, a row of `comp.metrics.METRICS`.
         images: how many rows that has.
         folds: how many it was cut into.
         members: each on all of it, with its weight where the method has weights.
-        disagreement: [M][M] share of rows on which two members say something else.
-        best_single: the best member, chosen on the other folds.
+        disagreement: [M][M] share of rows that two members decide differently.
+        best_single: the member that is best by the metric, chosen on the other folds.
         ensemble: fitted on the other folds.
         gain: the ensemble's accuracy less the best single's.
         gain_error: standard error of that over folds.
+        metric_gain: likewise of the metric, above 0 where the ensemble is better, whichever the metric's direction.
+        metric_gain_error: standard error of that over folds.
     """
 
     split: str
+    metric: str
     images: int
     folds: int
     members: tuple[Row, ...]
@@ -56,33 +62,18 @@ class Comparison:
     ensemble: Row
     gain: float
     gain_error: float
+    metric_gain: float
+    metric_gain_error: float | None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self)
 
 
-def scorer(name: str, classes: Sequence[str]) -> Score:
-    """Return a metric as a function of probabilities [N, C] and labels, more being better."""
-    if name == "accuracy":
-        return lambda shares, labels: float((shares.argmax(1) == labels).mean())
-    wanted = metrics.metric(name)
-
-    def score(shares: Shares, labels: Labels) -> float:
-        made = predictions.from_logits(
-            np.log(np.maximum(shares, 1e-9)),
-            ids=np.empty(len(labels), "U1"),
-            classes=classes,
-            labels=labels,
-            made_by={},
-        )
-        return wanted.value_up(wanted.score(made))
-
-    return score
-
-
-def fold_of(images: NDArray[np.str_], labels: NDArray[np.int64], folds: int) -> NDArray[np.int64]:
+def fold_of(images: NDArray[np.str_], targets: Targets, folds: int) -> NDArray[np.int64]:
     """Return each row's fold [N]: rows of one image share theirs, and every fold has each class's share.
+
+    Of images with several classes each, the rarest class is dealt out evenly, and others nearly so.
 
     Raises:
         ConfigError: fewer than two folds, or more than images.
@@ -91,7 +82,9 @@ def fold_of(images: NDArray[np.str_], labels: NDArray[np.int64], folds: int) -> 
     if not 2 <= folds <= len(names):
         raise ConfigError(f"--folds: expected 2 to {len(names):,}, the number of images, found {folds}")
     drawn = np.random.default_rng(0).permutation(len(names))
-    order = np.lexsort((drawn, labels[first]))  # class by class, drawn within each
+    columns = targets[first].reshape(len(first), -1).T  # [1, N] classes, or [K, N] of 0 and 1
+    common_first = columns[np.argsort(-columns.sum(1), kind="stable")]
+    order = np.lexsort((drawn, *common_first))  # class by class, drawn within each; the last key counts first
     dealt = np.empty(len(names), np.int64)
     dealt[order] = np.arange(len(names)) % folds
     return dealt[place]
@@ -99,20 +92,28 @@ def fold_of(images: NDArray[np.str_], labels: NDArray[np.int64], folds: int) -> 
 
 def combine(fitted: Fitted, sample: Sample, made_by: Mapping[str, Any], progress: Progress = quiet) -> Predictions:
     """Return the ensemble's predictions of a sample."""
-    logits = np.empty(sample.members[0].logits.shape, np.float32)
-    for rows in chunks(len(logits)):
-        logits[rows] = fitted.combine(sample.stack(rows))
-        progress("combining", rows.stop, len(logits), "images")
-    return _as_predictions(sample, logits, made_by)
+    return _as_predictions(sample, _outputs(fitted, sample, np.arange(len(sample.images)), progress), made_by)
 
 
-def _as_predictions(sample: Sample, logits: Shares, made_by: Mapping[str, Any]) -> Predictions:
+def _outputs(fitted: Fitted, sample: Sample, rows: NDArray[np.int64], progress: Progress = quiet) -> Values:
+    """Return the ensemble's outputs of some rows, [len(rows), C]."""
+    outputs = np.empty((len(rows), len(sample.members[0].classes)), np.float32)
+    for part in [slice(0, len(rows))] if fitted.whole_split else chunks(len(rows)):
+        outputs[part] = fitted.combine(sample.stack(rows[part]))
+        progress("combining", part.stop, len(rows), "images")
+    return outputs
+
+
+def _as_predictions(sample: Sample, outputs: Values, made_by: Mapping[str, Any]) -> Predictions:
     first = sample.members[0]
-    sizes = [int(size) for size in first.block_sizes]
-    blocks = list(zip(map(str, first.block_names), sizes, strict=True))
-    known = next((member.labels for member in sample.members if member.labels is not None), None)
-    return predictions.from_logits(
-        logits, ids=first.ids, classes=first.classes, labels=known, made_by=made_by, blocks=blocks
+    return predictions.from_outputs(
+        outputs,
+        task=first.task,
+        ids=first.ids,
+        classes=first.classes,
+        targets=sample.targets,
+        made_by=made_by,
+        blocks=[(name, rows.stop - rows.start) for name, rows in first.blocks()],
     )
 
 
@@ -121,7 +122,7 @@ class CrossFitted:
     """A method fitted on every fold's others.
 
     Attributes:
-        fits: one for each fold.
+        fits: one for each fold; a single one where the method learns nothing.
         best: the number of the member that is best on the others, for each fold.
         folds: image -> fold.
     """
@@ -136,42 +137,42 @@ class CrossFitted:
         return np.array([self.folds.get(str(name), -1) for name in names])[place]
 
 
-def cross_fit(method: Method, sample: Sample, folds: int, score: Score, progress: Progress = quiet) -> CrossFitted:
+def cross_fit(method: Method, sample: Sample, folds: int, score: Scorer, progress: Progress = quiet) -> CrossFitted:
     """Fit a method, and choose the best member, on all folds but one, for each."""
-    labels = sample.labels
-    assert labels is not None
-    fold = fold_of(sample.images, labels, folds)
-    fits, best = [], []
+    targets = sample.targets
+    assert targets is not None
+    fold = fold_of(sample.images, targets, folds)
+    fits: list[Fitted] = []
+    best: list[int] = []
     for number in range(folds):
         rows = np.flatnonzero(fold != number)
         stack = sample.stack(rows)
-        fits.append(method.fit(Task(stack, labels[rows], sample.images[rows], score)))
-        best.append(int(np.argmax([score(np.exp(member), labels[rows]) for member in stack])))
+        if method.learns or not fits:
+            fits.append(method.fit(FitData(stack, sample.space, targets[rows], sample.images[rows], score)))
+        scores = [score(sample.space.probabilities(member), targets[rows]) for member in stack]
+        best.append(int(np.argmax(scores)))
         progress("fitting on the other folds", number + 1, folds, "folds")
     names, first = np.unique(sample.images, return_index=True)
     dealt = dict(zip(map(str, names), fold[first].tolist(), strict=True))
     return CrossFitted(tuple(fits), tuple(best), dealt)
 
 
-def out_of_fold(
-    crossed: CrossFitted, sample: Sample, made_by: Mapping[str, Any], choose: Callable[[int], Fitted] | None = None
-) -> Predictions:
+def out_of_fold(crossed: CrossFitted, sample: Sample, made_by: Mapping[str, Any]) -> Predictions:
     """Return predictions of a sample in which no row is combined by what was fitted on its image.
 
     Args:
         crossed: from `cross_fit`.
         sample: of the same images, or of others.
         made_by: noted with the result.
-        choose: what combines a fold's rows; None: its fit.
     """
+    if len(crossed.fits) == 1:
+        return combine(crossed.fits[0], sample, made_by)
     fold = crossed.of(sample.images)
-    logits = np.empty(sample.members[0].logits.shape, np.float32)
+    outputs = np.empty(sample.members[0].outputs.shape, np.float32)
     for number in np.unique(fold):
-        fitted = choose(int(number)) if choose else crossed.fits[number]
         rows = np.flatnonzero(fold == number)
-        for part in chunks(len(rows)):
-            logits[rows[part]] = fitted.combine(sample.stack(rows[part]))
-    return _as_predictions(sample, logits, made_by)
+        outputs[rows] = _outputs(crossed.fits[number], sample, rows)
+    return _as_predictions(sample, outputs, made_by)
 
 
 def compare(
@@ -188,32 +189,53 @@ def compare(
         metric: a row of `comp.metrics.METRICS`.
     """
     weights = whole.weights or (None,) * len(sample.members)
-    rows = [
+    members = [
         _row(name, member, metric, weight)
         for name, member, weight in zip(sample.names, sample.members, weights, strict=True)
     ]
-    single = out_of_fold(crossed, sample, {}, lambda number: _member(crossed.best[number]))
     fold = crossed.of(sample.images)
-    right = (held_out.top1 == held_out.labels).astype(np.float64) - (single.top1 == held_out.labels)
-    gains = np.array([right[fold == number].mean() for number in range(len(crossed.fits))])
-    votes = np.stack([member.top1 for member in sample.members])  # [M, N]
+    single = _best_singles(crossed, sample, fold)
+    best_single, ensemble = _row("best single", single, metric), _row("ensemble", held_out, metric)
+    correct = held_out.correct().astype(np.float64) - single.correct()
+    fold_rows = [np.flatnonzero(fold == number) for number in range(len(crossed.best))]
+    definition = metrics.metric(metric)
+    metric_gains = [
+        definition.as_maximize(definition.score(held_out.take(rows)) - definition.score(single.take(rows)))
+        for rows in fold_rows
+    ]
     return Comparison(
         split=split,
+        metric=metric,
         images=len(held_out),
-        folds=len(crossed.fits),
-        members=tuple(rows),
-        disagreement=tuple(tuple(float((one != other).mean()) for other in votes) for one in votes),
-        best_single=_row("best single", single, metric),
-        ensemble=_row("ensemble", held_out, metric),
-        gain=float(right.mean()),
-        gain_error=float(gains.std(ddof=1) / np.sqrt(len(gains))),
+        folds=len(crossed.best),
+        members=tuple(members),
+        disagreement=_disagreement(sample.members),
+        best_single=best_single,
+        ensemble=ensemble,
+        gain=float(correct.mean()),
+        gain_error=_standard_error([float(correct[rows].mean()) for rows in fold_rows]),
+        metric_gain=definition.as_maximize(ensemble.metric - best_single.metric),
+        metric_gain_error=_standard_error(metric_gains),
     )
 
 
-def _member(number: int) -> Fitted:
-    return Fitted(lambda rows: rows[number])
+def _best_singles(crossed: CrossFitted, sample: Sample, fold: NDArray[np.int64]) -> Predictions:
+    """Return each fold's rows as the member predicts them that is best on the others."""
+    rows_of = [np.flatnonzero(fold == number) for number in range(len(crossed.best))]
+    parts = [row_thresholds(sample.members[best].take(rows)) for best, rows in zip(crossed.best, rows_of, strict=True)]
+    return predictions.concatenate(parts).take(np.argsort(np.concatenate(rows_of)))
 
 
-def _row(name: str, found: Predictions, metric: str, weight: float | None = None) -> Row:
-    scores = metrics.summary(found, metric)
-    return Row(name, scores["accuracy"], scores["metric"], scores["loss"], weight)
+def _disagreement(members: Sequence[Predictions]) -> tuple[tuple[float, ...], ...]:
+    votes = [member.decisions() if member.top1 is None else member.top1[:, None] for member in members]
+    return tuple(tuple(float((one != two).any(1).mean()) for two in votes) for one in votes)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def _row(name: str, predicted: Predictions, metric: str, weight: float | None = None) -> Row:
+    scores = metrics.summary(predicted, metric).scores
+    accuracy, score, loss = (scores[key].value for key in ("accuracy", metric, "log_loss"))
+    return Row(name, accuracy, score, loss, weight)

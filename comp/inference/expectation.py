@@ -59,13 +59,14 @@ class Expected:
 
 
 def calibrate(shifted: Predictions) -> Calibration | None:
-    """Return the calibration from labelled blocks; None where they are of fewer than two families.
+    """Return the calibration from labelled blocks; None of fewer than two families, or where the task has no estimate.
 
     Args:
         shifted: shifted validation, predicted in the way whose other predictions are to be judged.
     """
-    assert shifted.labels is not None
-    sure, right = confidences(shifted), shifted.top1 == shifted.labels
+    if not shifted.row.accuracy_estimate:
+        return None
+    sure, right = confidences(shifted), shifted.correct()
     families = np.array([_family(name) for name, rows in shifted.blocks() for _ in range(rows.stop - rows.start)])
     if len(set(families)) < 2:
         return None

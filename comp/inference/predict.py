@@ -37,6 +37,7 @@ class _Way:
     model: nn.Module
     images: Split | Suite
     classes: Sequence[str]
+    task: str
     execution: Execution
     batch_size: int
     made_by: Mapping[str, Any]
@@ -57,6 +58,7 @@ def predict(
     images: Split | Suite,
     *,
     classes: Sequence[str],
+    task: str,
     execution: Execution,
     batch_size: int,
     made_by: Mapping[str, Any],
@@ -67,12 +69,13 @@ def predict(
     """Return a model's predictions of a split, or of a suite's blocks one after the other.
 
     The model is put into evaluation mode and left in the mode, and with the weights, that it came in. Memory holds one
-    block's pixels and everybody's float16 logits.
+    block's pixels and everybody's outputs.
 
     Args:
         model: images [B, C, H, W] uint8 -> logits [B, classes]; already placed by `execution`.
         images: what is predicted.
         classes: names of the logits' columns.
+        task: a row of `comp.tasks.TASKS`.
         execution: device, precision and layout.
         batch_size: images in a forward pass; results do not depend on it beyond float tolerance.
         made_by: recorded with the result.
@@ -85,6 +88,7 @@ def predict(
         model,
         images,
         classes,
+        task,
         execution,
         batch_size,
         made_by,
@@ -156,8 +160,8 @@ def _predict_block(way: _Way, split: Split, done: int) -> Predictions:
         rows = least_confident(logits, way.variant.views_share)
         more = _logits(way, split.take(rows, split.name), chosen[1:], done + len(split), grows=False)
         logits[rows] = chosen[0].weight * logits[rows] + more
-    return predictions.from_logits(
-        logits, ids=split.ids, classes=way.classes, labels=split.labels, made_by=way.made_by,
+    return predictions.from_outputs(
+        logits, task=way.task, ids=split.ids, classes=way.classes, targets=split.labels, made_by=way.made_by,
         blocks=[(split.name, len(split))] if isinstance(way.images, Suite) else (),
     )  # fmt: skip
 

@@ -16,9 +16,11 @@ from comp.data.splits import Split
 from comp.device import Execution
 from comp.errors import ConfigError, DataError, unknown
 from comp.models.classifier import Classifier
-from comp.predictions import Predictions
+from comp.predictions import Predictions, Targets
 from comp.progress import Progress, quiet
+from comp.tasks import TASKS
 
+_NEVER = -1e4  # the output of a class that training never showed
 _SMOOTHING = 1e-3  # of a vote share: a class without a neighbour must not have an infinite loss
 
 Fitted = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -46,7 +48,9 @@ def knn(features: NDArray[np.float32], labels: NDArray[np.int64], k: int) -> Fit
     return lambda values: np.log(fitted.predict_proba(values) + _SMOOTHING).astype(np.float32)
 
 
-CLASSIFIERS: dict[str, Callable[[NDArray[np.float32], NDArray[np.int64], int], Fitted]] = {
+Fit = Callable[[NDArray[np.float32], NDArray[np.int64], int], Fitted]
+
+CLASSIFIERS: dict[str, Fit] = {
     "linear_svm": linear_svm,
     "knn": knn,
     "logistic": logistic,
@@ -65,6 +69,36 @@ def check(name: str, k: int) -> None:
         raise ConfigError(f"--k: expected at least 1, found {k}")
 
 
+def _fit_classes(fit: Fit, features: NDArray[np.float32], labels: Targets, k: int, count: int) -> Fitted:
+    """Return a classifier of classes that exclude each other: [N, F] -> [N, count]."""
+    indices = labels.astype(np.int64)
+    shown, fitted = np.unique(indices), fit(features, indices, k)
+
+    def outputs(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        every = np.full((len(values), count), _NEVER, np.float32)
+        every[:, shown] = fitted(values)
+        return every
+
+    return outputs
+
+
+def _fit_columns(fit: Fit, features: NDArray[np.float32], labels: Targets, k: int, count: int) -> Fitted:
+    """Return a classifier of each class by itself: [N, F] -> [N, count]."""
+    fitted: list[Fitted | float] = []
+    for column in labels.astype(np.int64).T:
+        constant = len(np.unique(column)) == 1
+        fitted.append((-_NEVER if column[0] else _NEVER) if constant else fit(features, column, k))
+
+    def outputs(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        columns = []
+        for one in fitted:
+            pair = np.full((len(values), 2), [0, one], np.float32) if isinstance(one, float) else one(values)
+            columns.append(pair[:, 1] - pair[:, 0])
+        return np.stack(columns, 1)
+
+    return outputs
+
+
 class Probe:
     """A classifier fitted on a frozen network's features.
 
@@ -72,6 +106,7 @@ class Probe:
         model: placed by `execution`.
         train: labelled; each of its classes is one the probe can answer.
         classes: all class names, in label order.
+        task: a row of `comp.tasks.TASKS`.
         name: a row of CLASSIFIERS.
         k: neighbours, for `knn`.
         execution: device, precision and layout.
@@ -89,6 +124,7 @@ class Probe:
         train: Split,
         *,
         classes: Sequence[str],
+        task: str,
         name: str,
         k: int,
         execution: Execution,
@@ -103,16 +139,16 @@ class Probe:
         self._execution, self._batch_size = execution, batch_size
         features = self._features(train, progress)
         self._mean, self._std = features.mean(0), np.maximum(features.std(0), 1e-6)
-        self._known = np.unique(train.labels)
-        self._fitted = CLASSIFIERS[name](self._standardised(features), train.labels, k)
+        self._task = task
+        fit = _fit_columns if TASKS[task].target_columns else _fit_classes
+        self._fitted = fit(CLASSIFIERS[name], self._standardised(features), train.labels, k, len(classes))
 
     def predict(self, split: Split, made_by: Mapping[str, Any], progress: Progress = quiet) -> Predictions:
         """Return predictions of a split."""
-        logits = np.full((len(split), len(self._classes)), -1e4, np.float32)  # classes that training never showed
-        logits[:, self._known] = self._fitted(self._standardised(self._features(split, progress)))
-        return predictions.from_logits(
-            logits, ids=split.ids, classes=self._classes, labels=split.labels, made_by=made_by
-        )
+        return predictions.from_outputs(
+            self._fitted(self._standardised(self._features(split, progress))), task=self._task, ids=split.ids,
+            classes=self._classes, targets=split.labels, made_by=made_by,
+        )  # fmt: skip
 
     def _standardised(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         standardised: NDArray[np.float32] = (features - self._mean) / self._std

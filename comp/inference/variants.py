@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from comp.config import PredictConfig
 from comp.errors import ConfigError
 from comp.inference.views import views
+from comp.tasks import TASKS
 
 DEFAULT_ALPHA = PredictConfig().alpha
 
@@ -78,6 +79,24 @@ def laid_on(section: PredictConfig, given: Mapping[str, Any]) -> Variant:
         first = error.errors(include_url=False)[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise ConfigError(f"{option}: {first['msg']}, found '{first['input']}'") from None
+
+
+def check_task(variant: Variant, task: str) -> None:
+    """Refuse views and adaptations that are not sound for a task.
+
+    Raises:
+        ConfigError: naming the setting and what is.
+    """
+    row = TASKS[task]
+    if variant.adapt not in row.adaptations:
+        raise ConfigError(
+            f"predict.adapt: {variant.adapt} is not defined for task {task}; choose from {', '.join(row.adaptations)}"
+        )
+    if variant.views_share < 1 and not row.uncertain_views:
+        raise ConfigError(
+            f"predict.views_for: uncertain ranks images by the confidence of one class, and task {task} has several; "
+            "set predict.views_for=all"
+        )
 
 
 def share_of(text: str) -> float:

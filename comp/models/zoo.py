@@ -47,7 +47,7 @@ def build(
         ModelError: an unknown name or argument, a family without the stem, weights that are missing or do not fit.
     """
     seen = image_shape if config.input_size is None else (image_shape[0], config.input_size, config.input_size)
-    _check(config)
+    check(config)
     file = _weights_file(config, weights_folder)
     state, facts = weights.read(file, sha256=config.sha256) if file else ({}, {})
     ours = any(name.startswith("inner.") for name in state)
@@ -133,8 +133,12 @@ def _demand_known(name: str) -> None:
         raise ModelError(f"model.name: {error}, and of our own there are {', '.join(NETWORKS)}") from None
 
 
-def _check(config: ModelConfig) -> None:
-    """Check the fields that depend on the network, or on one another."""
+def check(config: ModelConfig) -> None:
+    """Refuse fields that do not fit the network or one another; nothing is built.
+
+    Raises:
+        ModelError: naming the field and what it takes.
+    """
     own = config.name in NETWORKS
     if not own:
         _demand_known(config.name)

@@ -42,7 +42,7 @@ def _tell_rank(run: Run, rank: int, sort: str, count: int) -> None:
     segment = open_segment(run, known)
     # The summary of a segment takes the place of an earlier one's, so that it is told whole.
     segment.summary.update(
-        told.results(run.metrics())
+        told.scores(run.metrics())
         | told.summaries(run.history())
         | {"rank": rank, "ranked_by": sort, "ranked_among": count}
     )

@@ -10,6 +10,7 @@ from typing import Any
 from comp import predictions
 from comp.errors import RunError
 from comp.predictions import Predictions
+from comp.run_metrics import RunMetrics
 from comp.runs import Run
 
 # A column of history.csv -> its name in W&B, and what its summary keeps.
@@ -20,6 +21,7 @@ CURVES = {
     "val_accuracy": ("val/accuracy", "max"),
     "val_metric": ("val/metric", ""),
     "ood_accuracy": ("ood/accuracy", "max"),
+    "ood_metric": ("ood/metric", ""),
     "averaged": ("val/averaged", ""),
     "lr": ("lr", "last"),
     "images_per_second": ("images_per_second", "mean"),
@@ -63,10 +65,23 @@ def summaries(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def results(scores: Mapping[str, Any]) -> dict[str, Any]:
+def scores(metrics: RunMetrics) -> dict[str, Any]:
     """Return a run's scores as one level of names: `best/val/accuracy`, `expected/suite/low`."""
+    return results(_bare(metrics.to_json()))
+
+
+def _bare(values: Any) -> Any:
+    """Return plain values with each split's scores beside its other values, by their metric's name."""
+    if not isinstance(values, Mapping):
+        return values
+    bare = {key: _bare(value) for key, value in values.items() if key != "scores"}
+    return bare | {name: score["value"] for name, score in values.get("scores", {}).items()}
+
+
+def results(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values as one level of names, without lists and what is shown as a table."""
     found: dict[str, Any] = {}
-    for key, value in scores.items():
+    for key, value in values.items():
         if key in _LARGE:
             continue
         if isinstance(value, Mapping):
@@ -84,15 +99,14 @@ def settings(run: Run) -> dict[str, Any]:
     return {**config, "provenance": {key: provenance[key] for key in origin if key in provenance}}
 
 
-def distortions(scores: Mapping[str, Any]) -> dict[str, Table]:
+def distortions(metrics: RunMetrics) -> dict[str, Table]:
     """Return a table for each labelled suite: accuracy of each distortion (rows) at each severity, and their mean."""
-    counted = scores.get("best") or scores.get("final") or {}
     tables = {}
-    for name, shifted in (("ood_val", counted.get("ood_val")), ("suite", scores.get("suite"))):
-        if shifted:
-            severities = list(shifted["by_severity"])
-            blocks, many = list(shifted["by_block"].values()), len(severities)
-            means = enumerate(shifted["by_distortion"].items())
+    for name, shifted in (("ood_val", metrics.counted.ood_val), ("suite", metrics.suite)):
+        if shifted and shifted.by_block:
+            severities = list(shifted.by_severity)
+            blocks, many = list(shifted.by_block.values()), len(severities)
+            means = enumerate(shifted.by_distortion.items())
             rows = [[who, *blocks[row * many : (row + 1) * many], mean] for row, (who, mean) in means]
             columns = ["distortion", *(f"severity {severity}" for severity in severities), "mean"]
             tables[name] = Table(columns, rows)
@@ -131,6 +145,6 @@ def artifact_files(run: Run, kind: str) -> list[Path]:
             return [run.weights_path()]
         except RunError:
             return []
-    written = run.metrics().get("submission", "") if run.is_complete() else ""
+    written = run.metrics().submission if run.is_complete() else ""
     paths = [Path(written), Path(written).with_suffix(".json")] if written else []
     return [path for path in paths if path.is_file()]

@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -72,14 +71,12 @@ class Tracked:
     def show(self, run: Run, images: Any) -> None:
         """Write mistakes.npz."""
         found = told.validation(run)
-        if found is None or found.labels is None:
+        if found is None or found.targets is None:
             return
-        rows, sure = diagnosis.worst(found, _MOST_MISTAKES), diagnosis.confidences(found)
-        arrays = {
-            "images": np.asarray(images[rows]), "labels": found.labels[rows], "answers": found.top1[rows],
-            "sure": sure[rows], "classes": np.array(found.classes, np.str_), "ids": found.ids[rows],
-        }  # fmt: skip
-        runs.write_atomically(state.folder_of(run) / "mistakes.npz", partial(_savez, arrays=arrays))
+        rows = diagnosis.worst(found, _MOST_MISTAKES)
+        titles = [diagnosis.mistake_title(found, int(row)) for row in rows]
+        arrays = {"images": np.asarray(images[rows]), "ids": found.ids[rows], "titles": np.array(titles, np.str_)}
+        runs.write_arrays(state.folder_of(run) / "mistakes.npz", arrays)
 
     def close(self) -> None:
         """Ask the writers to end; end them where the network lets them wait."""
@@ -151,7 +148,3 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _savez(file: BinaryIO, arrays: dict[str, Any]) -> None:
-    np.savez(file, **arrays)

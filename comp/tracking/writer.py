@@ -102,9 +102,9 @@ def _tell_results(run: Run, segment: Any, epochs: int) -> None:
     for name, table in tables.items():
         shown[name] = wandb.Table(columns=table.columns, data=table.rows)
     found = told.validation(run)
-    if found is not None and found.labels is not None:
+    if found is not None and found.targets is not None and found.top1 is not None:
         shown["confusion"] = wandb.plot.confusion_matrix(
-            y_true=found.labels.tolist(), preds=found.top1.tolist(), class_names=list(found.classes),
+            y_true=found.targets.tolist(), preds=found.top1.tolist(), class_names=list(found.classes),
             title="validation",
         )  # fmt: skip
     for path in told.pictures(run):
@@ -114,7 +114,7 @@ def _tell_results(run: Run, segment: Any, epochs: int) -> None:
     segment.log(shown, step=max(epochs, 1), commit=True)  # else the step would end after the summary, and into it
     for kind in run.config().track.artifacts:
         _tell_artifact(run, segment, kind)
-    segment.summary.update(told.results(scores))
+    segment.summary.update(told.scores(scores))
     # A segment knows its own epochs alone: the best of all are told in its place.
     segment.summary.update(told.summaries(run.history()))
 
@@ -125,11 +125,7 @@ def _mistakes(run: Run) -> list[Any]:
         return []
     with np.load(path, allow_pickle=False) as kept:
         found: Mapping[str, Any] = {name: kept[name] for name in kept.files}
-    names = found["classes"]
-    captions = [
-        f"{key}: {names[label]} taken for {names[answer]}, {sure:.0%} sure"
-        for key, label, answer, sure in zip(found["ids"], found["labels"], found["answers"], found["sure"], strict=True)
-    ]
+    captions = [f"{key}: {title}" for key, title in zip(found["ids"], found["titles"], strict=True)]
     images = found["images"].squeeze(-1) if found["images"].shape[-1] == 1 else found["images"]
     return [wandb.Image(image, caption=caption) for image, caption in zip(images, captions, strict=True)]
 

@@ -21,6 +21,7 @@ class Cursor:
         step: steps taken in the current epoch.
         seconds: spent in training so far, over all processes.
         best: the selected metric's best value so far, None before the first validation.
+        best_loss: the validation loss of the same weights; ties of `best` go to the lower one.
         best_epoch: its epoch, counted from 1.
         best_averaged: whether averaged weights had it.
         loss_sum: of this epoch's steps.
@@ -36,6 +37,7 @@ class Cursor:
     step: int = 0
     seconds: float = 0.0
     best: float | None = None
+    best_loss: float | None = None
     best_epoch: int = 0
     best_averaged: bool = False
     loss_sum: float = 0.0
@@ -69,7 +71,8 @@ def load(path: Path, parts: Mapping[str, Stateful], device: torch.device) -> Cur
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        cursor = Cursor(**{known.name: state["cursor"][known.name] for known in fields(Cursor)})
+        recorded = {"best_loss": None, **state["cursor"]}  # states of version 0.1 lack it
+        cursor = Cursor(**{attribute.name: recorded[attribute.name] for attribute in fields(Cursor)})
         for name, part in parts.items():
             part.load_state_dict(state[name])
     except FileNotFoundError:

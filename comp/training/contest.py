@@ -15,7 +15,7 @@ from comp.progress import Progress
 from comp.runs import Run
 from comp.training import validation
 from comp.training.checkpoint import Cursor
-from comp.training.validation import Scores
+from comp.training.selection import Scores, Selector, selection
 
 Images = Callable[[], Iterable[Tensor]]
 
@@ -31,11 +31,16 @@ class Contest:
     execution: Execution
     average: Average
 
+    @property
+    def selector(self) -> Selector:
+        """What the best weights are selected by."""
+        return Selector(selection(self.config), self.dataset.competition.metric)
+
     def end_epoch(self, cursor: Cursor, number: int, progress: Progress, *, last: bool) -> tuple[Scores, float | None]:
         """Score the weights at the end of an epoch (from 1), and the average where it has come to something.
 
         Returns:
-            The raw weights' scores, and what `train.select` found of the averaged ones in its own unit.
+            The raw weights' scores, and the averaged ones' selected value in its own unit.
         """
         scores = self._score(number, progress, last=last)
         value = self._keep_if_best(scores, cursor, number, averaged=False)
@@ -44,7 +49,7 @@ class Contest:
             with averaging.standing_in(self.model, average):
                 averaged = self._score(number, progress, last=last)
                 self._keep_if_best(averaged, cursor, number, averaged=True)
-            found = validation.SELECTIONS[self.config.train.select](averaged)
+            found = self.selector.value(averaged)
         self.average.end_epoch(number, value)  # last: an interrupted validation is repeated, this must not be
         return scores, found
 
@@ -87,20 +92,33 @@ class Contest:
             return averaging.copied(self.model)
 
     def _value(self, epoch: int, progress: Progress) -> float:
-        value = validation.selected(self._score(epoch, progress, last=True), self.config)
+        value = self._selected(self._score(epoch, progress, last=True))
         assert value is not None
         return value
+
+    def _selected(self, scores: Scores) -> float | None:
+        """Return what weights are compared by, higher being better; None where this epoch did not measure it."""
+        value = self.selector.value(scores)
+        return None if value is None else self.selector.as_maximize(value)
 
     def _score(self, number: int, progress: Progress, *, last: bool) -> Scores:
         return validation.validate(self.model, self.dataset, self.execution, self.config, number, progress, last=last)
 
     def _keep_if_best(self, scores: Scores, cursor: Cursor, number: int, *, averaged: bool) -> float | None:
-        """Write the model's weights if they are the best so far; return what was compared."""
-        value = validation.selected(scores, self.config)
-        if value is not None and (cursor.best is None or value > cursor.best):
+        """Write the model's weights if they are the best so far, of equals the lower loss; return what was compared."""
+        value = self._selected(scores)
+        if value is not None and _is_better(value, scores.loss, cursor):
             cursor.best, cursor.best_epoch, cursor.best_averaged = value, number, averaged
+            cursor.best_loss = scores.loss
             self._write("best", self.model.state_dict(), number)
         return value
 
     def _write(self, name: str, state: Mapping[str, Tensor], epoch: int, **facts: str) -> None:
         self.run.write(f"{name}.safetensors", weights.to_bytes(state, {"epoch": str(epoch), **facts}))
+
+
+def _is_better(value: float, loss: float | None, cursor: Cursor) -> bool:
+    """Return whether a selected value, higher being better, is the best so far; ties go to the lower loss."""
+    if cursor.best is None or value != cursor.best:
+        return cursor.best is None or value > cursor.best
+    return loss is not None and cursor.best_loss is not None and loss < cursor.best_loss

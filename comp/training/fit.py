@@ -30,11 +30,11 @@ from comp.training import (
     stopping,
 )
 from comp.training.checkpoint import Cursor
+from comp.training.selection import Scores
 from comp.training.session import Session
 from comp.training.stopping import Stop
 from comp.training.tally import Tally
 from comp.training.timing import counted_randomness
-from comp.training.validation import Scores
 
 OnEpoch = Callable[["Epoch"], Stop | None]
 
@@ -55,8 +55,9 @@ class Epoch:
         val_accuracy: likewise.
         val_metric: likewise, the competition's metric.
         ood_accuracy: of shifted validation, None in epochs that do not measure it.
-        ood_by_severity: severity -> likewise, of its blocks alone; empty where it is not measured.
-        averaged: what `train.select` names, of the averaged weights; None where they are not scored at every epoch.
+        ood_metric: likewise, the competition's metric.
+        ood_by_severity: severity -> accuracy likewise, of its blocks alone; empty where it is not measured.
+        averaged: the selected value of the averaged weights; None where they are not scored at every epoch.
         seconds: of the whole epoch, validation included.
         images_per_second: of its training steps.
         note: what happened in it that one should know of: less memory than thought, a return to an earlier state.
@@ -70,6 +71,7 @@ class Epoch:
     val_accuracy: float | None
     val_metric: float | None
     ood_accuracy: float | None
+    ood_metric: float | None
     ood_by_severity: Mapping[str, float]
     averaged: float | None
     seconds: float
@@ -127,7 +129,9 @@ def fit(
                 if session.norms.wanted:
                     norms += session.norms.rows(epoch.number)
                     session.run.write_table("norms.csv", norms)
-                stop = on_epoch(epoch) or (None if session.is_over(cursor) else stopping.due(rows, session.config))
+                stop = on_epoch(epoch)
+                if not stop and not session.is_over(cursor):
+                    stop = stopping.due(rows, session.config, session.contest.selector)
                 cursor.stopped = stop.reason if stop else ""
                 _agree(session, cursor)
                 if saver.is_due() or session.config.train.nan_retries:
@@ -219,6 +223,7 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
         val_accuracy=scores.accuracy,
         val_metric=scores.metric,
         ood_accuracy=scores.ood_accuracy,
+        ood_metric=scores.ood_metric,
         ood_by_severity=scores.ood_by_severity,
         averaged=averaged,
         seconds=round(time.perf_counter() - began, 3),
@@ -273,7 +278,8 @@ def step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
         with session.execution.autocast():
             logits = session.forward(session.execution.layout(by_view[:, part].flatten(0, 1)))  # [views part, classes]
         aims = targets[part]
-        loss = losses.consistent(logits, aims, views=session.views, weight=config.train.consistency_weight)
+        weight = config.train.consistency_weight
+        loss = losses.consistent(session.criterion, logits, aims, views=session.views, weight=weight)
         return loss, logits[: len(aims)]
 
     total_step = cursor.epoch * session.steps_per_epoch + step
@@ -285,14 +291,14 @@ def step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
     )
     if session.stepper.micro_batch < allowed:
         _tell_halved(session, cursor, step)
-    right = mixing.hits(logits, targets, label_smoothing=session.mixing.label_smoothing).sum()
+    right = mixing.hits(logits, targets, label_smoothing=session.mixing.label_smoothing, columns=labels.ndim == 2).sum()
     sums = session.team.summed(torch.stack((loss.double() * len(indices), right.double())))  # [2]
     tally.add(sums, step)
 
 
 def _by_view(values: Tensor, views: int) -> Tensor:
-    """Return [views B] of [B]: each view's, one after the other."""
-    return values if views == 1 else values.repeat(views)
+    """Return [views B, ...] of [B, ...]: each view's, one after the other."""
+    return values if views == 1 else torch.cat([values] * views)
 
 
 def _augmented(session: Session, number: int, batch: Batch, keys: Tensor) -> Tensor:

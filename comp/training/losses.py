@@ -1,8 +1,27 @@
-"""What a training step makes smaller."""
+"""Training losses."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean binary cross-entropy over rows and classes, in nats.
+
+    Args:
+        logits: [B, classes].
+        targets: [B, classes] in [0, 1].
+    """
+    return F.binary_cross_entropy_with_logits(logits, targets)
+
+
+# A task's loss: logits [B, classes] and targets [B, classes] -> the batch's mean.
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": F.cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+}
 
 
 def jensen_shannon(logits: list[Tensor]) -> Tensor:
@@ -19,10 +38,13 @@ def jensen_shannon(logits: list[Tensor]) -> Tensor:
     return torch.stack([F.kl_div(mixture, view, reduction="batchmean", log_target=True) for view in logs]).mean()
 
 
-def consistent(logits: Tensor, targets: Tensor, *, views: int, weight: float) -> Tensor:
-    """Return cross-entropy of the first view plus `weight` times the divergence of all; of one view, the former alone.
+def consistent(
+    criterion: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor, *, views: int, weight: float
+) -> Tensor:
+    """Return the loss of the first view plus `weight` times the divergence of all; of one view, the former alone.
 
     Args:
+        criterion: a row of LOSSES.
         logits: [views B, classes], view after view, the clean one first.
         targets: [B, classes].
         views: how many; B is the batch's size.
@@ -30,5 +52,5 @@ def consistent(logits: Tensor, targets: Tensor, *, views: int, weight: float) ->
     """
     every = list(logits.float().chunk(views))
     if views == 1:
-        return F.cross_entropy(every[0], targets)
-    return F.cross_entropy(every[0], targets) + weight * jensen_shannon(every)
+        return criterion(every[0], targets)
+    return criterion(every[0], targets) + weight * jensen_shannon(every)

@@ -2,11 +2,13 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from comp.augment import mixing, policies
@@ -20,7 +22,8 @@ from comp.models import averaging
 from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
-from comp.training import budget, consistency, engine_choice, optim, resolution, schedules
+from comp.tasks import TASKS
+from comp.training import budget, consistency, engine_choice, losses, optim, resolution, schedules
 from comp.training.budget import Pace
 from comp.training.checkpoint import Cursor, Stateful
 from comp.training.contest import Contest
@@ -65,6 +68,11 @@ class Session:
     def steps_in(self, number: int) -> int:
         """Return an epoch's steps; a budget may cut the last one short."""
         return min(self.steps_per_epoch, self.pace.plan.total_steps - (number - 1) * self.steps_per_epoch)
+
+    @cached_property
+    def criterion(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The task's loss."""
+        return losses.LOSSES[TASKS[self.dataset.competition.task].loss]
 
     @cached_property
     def views(self) -> int:

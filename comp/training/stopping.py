@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from comp.config import Config
-from comp.training import validation
+from comp.training.selection import Selector
 
 Row = Mapping[str, Any]  # of history.csv: an `Epoch`'s fields, as values or as the text that a file holds
 
@@ -20,12 +20,13 @@ class Stop:
     reason: str
 
 
-def due(rows: Sequence[Row], config: Config) -> Stop | None:
+def due(rows: Sequence[Row], config: Config, selector: Selector) -> Stop | None:
     """Return why the training that a history tells of should end now, None where it should go on.
 
     Args:
         rows: one for each epoch finished, in order; the last is the one just finished.
-        config: sections `train` (`patience`, `overfit_patience` and theirs) and `competition.metric`.
+        config: section `train`: `patience`, `overfit_patience` and theirs.
+        selector: what the best weights are selected by.
     """
     train = config.train
     if not rows or (not train.budget and int(rows[-1]["number"]) >= train.epochs):
@@ -34,8 +35,8 @@ def due(rows: Sequence[Row], config: Config) -> Stop | None:
     if train.overfit_patience is not None:
         reason = overfitting(rows, train.overfit_patience, train.overfit_threshold)
     if train.patience is not None and not reason:
-        found = stagnation(rows, lambda row: _selected(row, config), train.patience, train.min_delta)
-        reason = f"{train.select} {found}" if found else ""
+        found = stagnation(rows, lambda row: _selected(row, selector), train.patience, train.min_delta)
+        reason = f"{selector.name} {found}" if found else ""
     return Stop(reason) if reason else None
 
 
@@ -88,10 +89,10 @@ def overfitting(rows: Sequence[Row], patience: int, threshold: float = 0.0) -> s
     )
 
 
-def _selected(row: Row, config: Config) -> float | None:
+def _selected(row: Row, selector: Selector) -> float | None:
     """Return what the epoch's better weights, raw or averaged, were selected by."""
-    found = (_number(row[config.train.select]), _number(row["averaged"]))
-    return max((validation.upward(value, config) for value in found if value is not None), default=None)
+    values = (_number(row[selector.name]), _number(row["averaged"]))
+    return max((selector.as_maximize(value) for value in values if value is not None), default=None)
 
 
 def _number(value: Any) -> float | None:

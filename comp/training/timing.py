@@ -23,6 +23,8 @@ from comp.data.loading import Transform
 from comp.device import Execution
 from comp.errors import ConfigError
 from comp.progress import Progress, quiet
+from comp.tasks import TASKS
+from comp.training import losses
 from comp.training.memory import refuse_if_hopeless
 
 Step = Callable[[Tensor, Tensor], None]  # (images, labels): takes a training step and waits for the device
@@ -225,12 +227,13 @@ class _Trial:
         scratch = execution.place(copy.deepcopy(self._model)).train()
         forward = execution.training_forward(scratch)
         optimizer = torch.optim.SGD([p for p in scratch.parameters() if p.requires_grad], lr=0.0)
+        criterion = losses.LOSSES[TASKS[self._dataset.competition.task].loss]
 
         def step(images: Tensor, labels: Tensor) -> None:
             torch.set_num_threads(execution.threads)
             with execution.autocast():
                 logits = forward(execution.layout(images))
-            loss = nn.functional.cross_entropy(logits.float(), labels)
+            loss = criterion(logits.float(), labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -61,7 +61,7 @@ def values_of(study: Study, trial: FrozenTrial) -> dict[str, Any]:
 def ranked(study: Study) -> list[FrozenTrial]:
     """Return a search's whole trials, the best by the first metric first."""
     whole = [trial for trial in study.trials() if trial.state == TrialState.COMPLETE]
-    up = chosen(study.config)[0].more_is_better(study.config)
+    up = chosen(study.config)[0].higher_is_better(study.config)
     return sorted(whole, key=lambda trial: (-trial.values[0] if up else trial.values[0], trial.number))
 
 
@@ -88,7 +88,7 @@ def confirmed(search: Study, confirmation: Study) -> list[Confirmed]:
             by_trial.setdefault(row.user_attrs["of"], []).append(row)
     searched = {trial.number: trial.values[0] for trial in ranked(search)}
     found = [_summary(number, searched[number], rows) for number, rows in by_trial.items() if number in searched]
-    up = chosen(search.config)[0].more_is_better(search.config)
+    up = chosen(search.config)[0].higher_is_better(search.config)
     return mark(sorted(found, key=lambda row: (-row.mean if up else row.mean, row.trial)))
 
 

@@ -1,12 +1,14 @@
-"""What trials are compared by."""
+"""Objectives: what trials are compared by."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from comp import metrics
 from comp.config import Config
 from comp.errors import ConfigError, unknown
+from comp.run_metrics import RunMetrics
+from comp.training.selection import selection
 
 if TYPE_CHECKING:
     from comp.training.fit import Epoch
@@ -19,39 +21,52 @@ class Objective:
     Attributes:
         of_run: from metrics.json, of the weights that predict; None where it was not measured.
         of_epoch: from an epoch's end; None: only whole trainings have it, so that nothing can be pruned by it.
-        more_is_better: whether it is maximised under a config.
+        higher_is_better: whether it is maximised under a config.
     """
 
-    of_run: Callable[[Mapping[str, Any]], float | None]
+    of_run: Callable[[RunMetrics], float | None]
     of_epoch: Callable[["Epoch"], float | None] | None
-    more_is_better: Callable[[Config], bool]
+    higher_is_better: Callable[[Config], bool]
 
 
-def _score(split: str, name: str) -> Callable[[Mapping[str, Any]], float | None]:
-    def of_run(scores: Mapping[str, Any]) -> float | None:
-        found: float | None = (scores["best"] or scores["final"]).get(split, {}).get(name)
-        return found
+def _score(split: str, name: str = "") -> Callable[[RunMetrics], float | None]:
+    """Return a score's reader: of a split by a metric's name, the competition's where there is none."""
+
+    def of_run(metrics: RunMetrics) -> float | None:
+        scores = metrics.counted.val if split == "val" else metrics.counted.ood_val
+        return scores.value(name or metrics.metric) if scores else None
 
     return of_run
 
 
-def _metric_up(config: Config) -> bool:
-    return metrics.metric(config.competition.metric).value_up(1.0) > 0
+def _metric_direction(config: Config) -> bool:
+    # `auto` is a task's first metric, and of all of them higher is better.
+    return config.competition.metric == "auto" or metrics.metric(config.competition.metric).higher_is_better
+
+
+def _higher(config: Config) -> bool:
+    return True
+
+
+def _lower(config: Config) -> bool:
+    return False
 
 
 OBJECTIVES = {
-    "val_accuracy": Objective(_score("val", "accuracy"), lambda epoch: epoch.val_accuracy, lambda config: True),
-    "val_loss": Objective(_score("val", "loss"), lambda epoch: epoch.val_loss, lambda config: False),
-    "val_metric": Objective(_score("val", "metric"), lambda epoch: epoch.val_metric, _metric_up),
-    "ood_accuracy": Objective(_score("ood_val", "accuracy"), lambda epoch: epoch.ood_accuracy, lambda config: True),
-    "train_seconds": Objective(lambda scores: scores["train_seconds"], None, lambda config: False),
-    "parameters": Objective(lambda scores: scores["parameters"], None, lambda config: False),
+    "val_metric": Objective(_score("val"), lambda epoch: epoch.val_metric, _metric_direction),
+    "val_accuracy": Objective(_score("val", "accuracy"), lambda epoch: epoch.val_accuracy, _higher),
+    "val_loss": Objective(_score("val", "log_loss"), lambda epoch: epoch.val_loss, _lower),
+    "ood_metric": Objective(_score("ood_val"), lambda epoch: epoch.ood_metric, _metric_direction),
+    "ood_accuracy": Objective(_score("ood_val", "accuracy"), lambda epoch: epoch.ood_accuracy, _higher),
+    "train_seconds": Objective(lambda metrics: metrics.train_seconds, None, _lower),
+    "parameters": Objective(lambda metrics: metrics.parameters, None, _lower),
 }
 
 
 def names(config: Config) -> tuple[str, ...]:
     """Return the names of what is optimised, the one that ranks trials first."""
-    return (config.tune.metric,) if isinstance(config.tune.metric, str) else config.tune.metric
+    listed = (config.tune.metric,) if isinstance(config.tune.metric, str) else config.tune.metric
+    return tuple(selection(config) if name == "auto" else name for name in listed)
 
 
 def chosen(config: Config) -> list[Objective]:
@@ -63,7 +78,7 @@ def chosen(config: Config) -> list[Objective]:
     wanted = names(config)
     for name in wanted:
         if name not in OBJECTIVES:
-            raise ConfigError(f"tune.metric: {unknown('metric', name, OBJECTIVES)}")
+            raise ConfigError(f"tune.metric: {unknown('metric', name, [*OBJECTIVES, 'auto'])}")
     if not wanted or len(set(wanted)) < len(wanted):
         raise ConfigError(f"tune.metric: expected different metrics, found {', '.join(wanted) or 'none'}")
     validated = config.data.validation != "none" or config.data.folds is not None
@@ -71,16 +86,16 @@ def chosen(config: Config) -> list[Objective]:
     for name in wanted:
         if name.startswith("val_") and not validated:
             raise ConfigError(f"tune.metric: {name} is of a validation split, and data.validation is none")
-        if name == "ood_accuracy" and not shifted:
+        if name.startswith("ood_") and not shifted:
             raise ConfigError(
-                "tune.metric: ood_accuracy is of shifted validation, and there is none: set data.validation and "
+                f"tune.metric: {name} is of shifted validation, and there is none: set data.validation and "
                 "competition.ood_validation.severities"
             )
     return [OBJECTIVES[name] for name in wanted]
 
 
-def values_of(config: Config, scores: Mapping[str, Any]) -> list[float]:
-    """Return the values of a run's metrics.json that a study compares."""
-    found = [objective.of_run(scores) for objective in chosen(config)]
-    assert all(value is not None for value in found), scores
-    return [float(value) for value in found if value is not None]
+def values_of(config: Config, metrics: RunMetrics) -> list[float]:
+    """Return the values of a run's scores that a study compares."""
+    values = [objective.of_run(metrics) for objective in chosen(config)]
+    assert all(value is not None for value in values), metrics
+    return [float(value) for value in values if value is not None]

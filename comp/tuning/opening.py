@@ -23,6 +23,9 @@ from comp.tuning.study import Study, spell, suggest
 
 _EARLIER_BESTS = 3  # of other studies of the competition that are tried first, the newest
 _IDENTITY = ("space", "metric", "folds")  # of section `tune`: what a continued study may not change
+_OF_THE_MACHINE = ("checkpoint_seconds", "device", "threads")  # of section `train`
+# Before 0.2, what `auto` now finds by itself.
+_EARLIER_DEFAULTS = {"competition.metric": "accuracy", "data.csv.sample": "sample_submission.csv"}
 SEARCH, CONFIRM = "search", "confirm"
 
 
@@ -106,7 +109,7 @@ def open_search(plan: Plan, *, make: bool = True) -> Study:
     entries = space.entries(config.tune)
     store = Store(plan.url, folder, config.tune.heartbeat_seconds)
     name = f"{config.competition.name}/{plan.name}"
-    directions = ["maximize" if row.more_is_better(config) else "minimize" for row in objectives.chosen(config)]
+    directions = ["maximize" if row.higher_is_better(config) else "minimize" for row in objectives.chosen(config)]
     with store.claiming(name):
         found = _open(store, name, directions, pruners.pruner(config), make=make)
         if make:
@@ -134,7 +137,7 @@ def open_confirmation(plan: Plan, *, make: bool = True) -> Study:
     config, folder = plan.load(), plan.folder
     store = Store(plan.url, folder, config.tune.heartbeat_seconds)
     name = f"{config.competition.name}/{plan.name}/confirm"
-    directions = ["maximize" if objectives.chosen(config)[0].more_is_better(config) else "minimize"]
+    directions = ["maximize" if objectives.chosen(config)[0].higher_is_better(config) else "minimize"]
     with store.claiming(name):
         found = _open(store, name, directions, optuna.pruners.NopPruner(), make=make)
 
@@ -201,25 +204,67 @@ def _open(store: Store, name: str, directions: list[str], pruner: Any, *, make: 
 
 def _identify(found: Any, config: Config, plan: Plan) -> None:
     """Note what a new study is of, and refuse to go on with another one."""
-    tree = config.model_dump(mode="json")
-    tree["tune"] = {key: tree["tune"][key] for key in _IDENTITY}
-    for knob in ("checkpoint_seconds", "device", "threads"):  # the machine's, not the study's
-        tree["train"].pop(knob)
-    wanted = json.dumps(tree, sort_keys=True)
-    known = found.user_attrs.get("identity")
-    if known is None:
-        found.set_user_attr("identity", wanted)
-    elif known != wanted:
-        changed = ", ".join(_differences(json.loads(known), tree))
-        raise StudyError(
-            f"{plan.folder}: this study began with another config (it differs in {changed}), and its trials would not "
-            "compare; give its own config, or begin another: --study NAME"
-        )
+    tree = _identity(config.model_dump(mode="json"))
+    recorded = found.user_attrs.get("identity")
+    if recorded is None:
+        found.set_user_attr("identity", json.dumps(tree, sort_keys=True))
+    else:
+        _demand_same(_filled(json.loads(recorded)), tree, plan.folder)
     folder, storage = plan.folder, runs.hide_password(config.tune.storage)
     shown = config.model_copy(update={"tune": config.tune.model_copy(update={"storage": storage})})
     runs.write_atomically(folder / "study.yaml", configs.dump(shown).encode())
     noted = {"study": plan.name, "storage": storage, "argv": runs.describe_machine()["argv"]}
     runs.write_atomically(folder / "study.json", runs.to_json(noted))
+
+
+def _identity(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a config's plain values a continued study may not change."""
+    kept = {**tree, "tune": {key: tree["tune"][key] for key in _IDENTITY}}
+    # The others are the machine's, not the study's.
+    kept["train"] = {key: value for key, value in tree["train"].items() if key not in _OF_THE_MACHINE}
+    return kept
+
+
+def _filled(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return a recorded identity with today's defaults for keys that comp did not know then."""
+    try:
+        return _identity(configs.from_mapping(recorded, "the study's record").model_dump(mode="json"))
+    except ConfigError:  # it has keys that no config has any more
+        return recorded
+
+
+def _demand_same(recorded: dict[str, Any], tree: dict[str, Any], folder: Path) -> None:
+    """Refuse another config than a study's own.
+
+    Raises:
+        StudyError: naming what differs, and where only defaults have changed, how to keep the study's.
+    """
+    changed = [path for path in _differences(recorded, tree) if not _is_renamed_default(path, recorded, tree)]
+    if not changed:
+        return
+    earlier = [p for p in ("train.select", "tune.metric") if p in changed and _at(recorded, p) == "val_accuracy"]
+    if earlier and all(_at(tree, path) == "auto" for path in earlier) and len(earlier) == len(changed):
+        settings = " ".join(f"{path}=val_accuracy" for path in earlier)
+        raise StudyError(
+            f"{folder}: this study selects by val_accuracy, the default of comp before 0.2, and the config now says "
+            f"auto; go on with it by setting {settings}, or begin another: --study NAME"
+        )
+    raise StudyError(
+        f"{folder}: this study began with another config (it differs in {', '.join(changed)}), and its trials would "
+        "not compare; give its own config, or begin another: --study NAME"
+    )
+
+
+def _is_renamed_default(path: str, recorded: dict[str, Any], tree: dict[str, Any]) -> bool:
+    """Return whether a value is a default of comp before 0.2 that `auto` now stands for."""
+    return _at(tree, path) == "auto" and path in _EARLIER_DEFAULTS and _at(recorded, path) == _EARLIER_DEFAULTS[path]
+
+
+def _at(tree: dict[str, Any], path: str) -> Any:
+    value: Any = tree
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def _differences(one: Any, other: Any, path: str = "") -> Iterator[str]:

@@ -101,9 +101,9 @@ def _check_watched(config: Config, name: str) -> None:
         return
     if name == "wilcoxon":
         raise ConfigError("tune.pruner: wilcoxon compares trials fold by fold; set tune.folds=all and data.folds=5")
-    if wanted[0] == "ood_accuracy" and config.competition.ood_validation.every == "end":
+    if wanted[0].startswith("ood_") and config.competition.ood_validation.every == "end":
         raise ConfigError(
-            f"tune.pruner: {name} watches epochs, and ood_accuracy is measured at the end; set "
+            f"tune.pruner: {name} watches epochs, and {wanted[0]} is measured at the end; set "
             "competition.ood_validation.every=1, or tune.pruner=none"
         )
 

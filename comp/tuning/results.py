@@ -177,7 +177,7 @@ def importance(study: Study) -> dict[str, float]:
     if len(varied) < 2 or len({trial.values[0] for trial in whole}) < 2:
         return {}
     # Optuna looks for what makes a target low.
-    sign = -1 if objectives.chosen(study.config)[0].more_is_better(study.config) else 1
+    sign = -1 if objectives.chosen(study.config)[0].higher_is_better(study.config) else 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # which it says each time
         shares = optuna.importance.get_param_importances(

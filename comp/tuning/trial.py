@@ -89,8 +89,8 @@ def _train(
         watch = _Watch(study, trial, config, silent=over_folds)
         trained = _one_run(study, trial, fold_config, data, runs_root, tracker, watch, progress)
         scores = trained.metrics()
-        seconds, epochs = seconds + scores["train_seconds"], epochs + scores["epochs"]
-        costs = {"seconds": round(seconds, 2), "epochs": epochs, "parameters": scores["parameters"]}
+        seconds, epochs = seconds + scores.train_seconds, epochs + scores.epochs
+        costs = {"seconds": round(seconds, 2), "epochs": epochs, "parameters": scores.parameters}
         for name, value in costs.items():
             trial.set_user_attr(name, value)
         if watch.pruned:
@@ -181,7 +181,7 @@ class _Watch:
         """Take over what the run's history tells of earlier epochs."""
         self._seconds = sum(float(row["seconds"]) for row in run.history())
         self._tenths = self._tenth()
-        self.pruned = run.is_complete() and run.metrics()["stopped"].startswith("pruned")
+        self.pruned = run.is_complete() and run.metrics().stopped.startswith("pruned")
 
     def __call__(self, epoch: Epoch) -> Stop | None:
         if self._silent:

@@ -19,6 +19,7 @@ from comp.verbs.options import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
+    from comp.ensembling.table import Comparison, Row
     from comp.runs import Run
 
 
@@ -28,7 +29,7 @@ def ensemble(
         str, typer.Option(help="mean, geometric, rank, weighted, greedy or stack of predictions; soup of weights.")
     ] = "mean",
     select_on: Annotated[
-        str | None, typer.Option("--select-on", help="val or ood_val: what weights are fitted on; by default shifted.")
+        str | None, typer.Option("--select-on", help="val or ood_val: where weights are fitted; by default shifted.")
     ] = None,
     folds: Annotated[
         int | None, typer.Option(min=2, help="Folds of its images that honest scores are made of; by default 5.")
@@ -58,41 +59,58 @@ def ensemble(
             "progress": progress,
         }  # fmt: skip
         if method == "soup":
-            found = souping.soup(trained, **shared)
+            result = souping.soup(trained, **shared)
         else:
-            found = combining.ensemble(trained, method=method, folds=folds, **shared)
+            result = combining.ensemble(trained, method=method, folds=folds, **shared)
     if as_json:
-        console.print_json(found.metrics())
+        console.print_json(result.metrics().to_json())
         return
-    _print_gain(found)
-    console.print_summary(found, found.metrics())
+    _print_gain(result)
+    console.print_summary(result, result.metrics())
 
 
-def _print_gain(found: "Run") -> None:
+def _print_gain(result: "Run") -> None:
     """Print the members, how often they disagree, and what the ensemble gains over the best of them."""
     from comp import combining, console
 
-    compared = combining.comparison(found)
+    if note := (result.metrics().ensemble or {}).get("note"):
+        console.print_line(note)
+    compared = combining.comparison(result)
     if compared is None:
         return
-    header = ("member", "weight", "accuracy", "metric", "loss", *(f"≠{n}" for n in range(1, len(compared.members) + 1)))
+    own_column = compared.metric not in ("accuracy", "log_loss")
+    columns = ("accuracy", *((compared.metric,) if own_column else ()), "log_loss")
+    numbers = range(1, len(compared.members) + 1)
     rows = [
         (
-            f"{number} {row.name}", "" if row.weight is None else f"{row.weight:.3f}", *_scores(row),
+            f"{number} {row.name}", "" if row.weight is None else f"{row.weight:.3f}", *_scores(row, own_column),
             *(f"{share:.3f}" for share in compared.disagreement[number - 1]),
         )
         for number, row in enumerate(compared.members, 1)
     ]  # fmt: skip
     held_out = {"best single": compared.best_single, "ensemble": compared.ensemble}
     blank = ("",) * len(compared.members)
-    rows += [(f"{name}, held-out folds", "", *_scores(row), *blank) for name, row in held_out.items()]
+    rows += [(f"{name}, held-out folds", "", *_scores(row, own_column), *blank) for name, row in held_out.items()]
     title = f"{compared.split}: {compared.images:,} rows; ≠n: share of rows on which it disagrees with member n"
-    console.print_table(title, header, rows)
-    console.print_line(
-        f"gain over the best single member: {100 * compared.gain:+.2f} points (standard error "
-        f"{100 * compared.gain_error:.2f} over {compared.folds} folds)"
-    )
+    console.print_table(title, ("member", "weight", *columns, *(f"≠{number}" for number in numbers)), rows)
+    for line in _gains(compared):
+        console.print_line(line)
 
 
-def _scores(row: Any) -> tuple[str, str, str]:
-    return f"{row.accuracy:.4f}", f"{row.metric:.4f}", f"{row.loss:.4f}"
+def _gains(compared: "Comparison") -> list[str]:
+    """Return what the ensemble gains, in accuracy and in the competition's metric where that is another."""
+    title, folds = "gain over the best single member", f"over {compared.folds} folds"
+    points = f"{100 * compared.gain:+.2f} points (standard error {100 * compared.gain_error:.2f} {folds})"
+    if compared.metric == "accuracy":
+        return [f"{title}: {points}"]
+    error = compared.metric_gain_error
+    uncertain = "" if error is None else f" (standard error {error:.4f} {folds})"
+    return [
+        f"{title}: {compared.metric} {compared.metric_gain:+.4f}{uncertain}, above 0 is better",
+        f"{title}: accuracy {points}",
+    ]
+
+
+def _scores(row: "Row", own_column: bool) -> tuple[str, ...]:
+    values = (row.accuracy, *((row.metric,) if own_column else ()), row.loss)
+    return tuple(f"{value:.4f}" for value in values)

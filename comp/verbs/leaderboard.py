@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def leaderboard(
     context: typer.Context,
     competition: Annotated[str | None, typer.Option(help="Only this competition's runs.")] = None,
-    sort: Annotated[str, typer.Option(help="Column to sort by.")] = "ood_accuracy",
+    sort: Annotated[str, typer.Option(help="Column to sort by; auto: the metric.")] = "auto",
     group_by: Annotated[str | None, typer.Option(help="A line for each model, device, variant, ... instead.")] = None,
     since: Annotated[
         str | None, typer.Option(help="Only runs started since: 2026-01-31, 2026-01-31T12:00, 12h, 7d, 2w.")
@@ -48,7 +48,9 @@ def leaderboard(
     elif spelling == "json":
         console.print_json([row.to_json() for row in rows])
     elif spelling:
-        console.print_spelled([row.cells() for row in rows], board.COLUMNS, spelling)
+        heads = console.metric_heads(rows, board.COLUMNS if spelling == "md" else ())
+        lines = [{heads.get(name, name): value for name, value in row.cells().items()} for row in rows]
+        console.print_spelled(lines, [heads.get(name, name) for name in board.COLUMNS], spelling)
     else:
         one = len({row.competition for row in rows}) == 1
         console.print_leaderboard(rows, verdicts.judge(rows, sort) if one else verdicts.silent(rows), runs, top)
@@ -75,10 +77,11 @@ def record(
 
     found = scores.record_submission(submission, public=public, private=private, public_share=public_share)
     if as_json:
-        console.print_json(found)
+        console.print_json(found.model_dump())
         return
-    told = [f"{name} {found[name]:.4f}" for name in ("public", "private") if found[name] is not None]
-    console.print_line(f"{submission}: {', '.join(told)}, recorded")
+    shown = {"public": found.public, "private": found.private}
+    scored = [f"{name} {score:.4f}" for name, score in shown.items() if score is not None]
+    console.print_line(f"{submission}: {', '.join(scored)}, recorded")
 
 
 def _print_groups(rows: "list[Row]", by: str, sort: str, spelling: str) -> None:
@@ -125,4 +128,5 @@ def _board(rows: "list[Row]", sort: str) -> Any:
     if len({row.competition for row in rows}) > 1:
         raise ConfigError("--push: a W&B leaderboard is of one competition; choose it with --competition")
     lines = [[rank, *row.cells().values()] for rank, row in enumerate(rows, 1)]
-    return Board(["rank", *board.COLUMNS], lines, [runs.Run(Path(row.run)) for row in rows], sort)
+    column = next(iter(board.sorted_by(rows, sort).values()), sort)
+    return Board(["rank", *board.COLUMNS], lines, [runs.Run(Path(row.run)) for row in rows], column)

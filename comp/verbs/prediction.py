@@ -1,7 +1,7 @@
 """`comp predict`, `comp evaluate` and `comp probe`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from comp.verbs.options import (
     Views,
     ViewsFor,
 )  # fmt: skip
+
+if TYPE_CHECKING:
+    from comp.run_metrics import AccuracyEstimate, SplitScores
 
 
 def predict(
@@ -56,11 +59,10 @@ def predict(
         with console.bars() as progress:
             loaded = predicting.load(found, progress=progress)
             variant = predicting.variant_for(loaded, given)
-            written[str(found.path)], rows, expected = _predict_one(
-                loaded, split, suite, severities, variant, output, force, progress
-            )
+            result, rows, expected = _predict_one(loaded, split, suite, severities, variant, output, force, progress)
+        written[str(found.path)] = result if isinstance(result, str) else result.model_dump() if result else {}
         if not as_json:
-            console.print_prediction(found, rows, written[str(found.path)], expected)
+            console.print_prediction(found, rows, result, expected)
     if as_json:
         console.print_json(written)
 
@@ -68,8 +70,8 @@ def predict(
 def _predict_one(
     loaded: Any, split: str, suite: Path | None, severities: int, variant: Any, output: Path | None, force: bool,
     progress: Any,
-) -> tuple[str | dict[str, Any], Any, dict[str, Any]]:  # fmt: skip
-    """Return the CSV's path, or the scores of what is not submitted; the predictions; and what they should score."""
+) -> "tuple[str | SplitScores | None, Any, AccuracyEstimate | None]":  # fmt: skip
+    """Return the CSV's path, or the scores of what is not submitted; the predictions; and their estimated accuracy."""
     from comp import predicting
     from comp.data import suites
 
@@ -78,7 +80,7 @@ def _predict_one(
     name = suites.name_of(suite) if suite else split
     rows = predicting.predict_split(loaded, images, name, progress, variant=variant)
     if split != "suite":
-        return predicting.score(loaded, rows), rows, {}
+        return predicting.score(loaded, rows), rows, None
     expected = predicting.expect(loaded, rows, name, progress)
     path = output or predicting.default_submission(loaded.config)
     blocks = getattr(images, "blocks", ()) if suite else ()
@@ -97,22 +99,22 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a trained run on the clean labelled test split, and diagnose all that it predicted and has labels for.
+    """Score a run on the clean labelled test split, and diagnose all that it predicted and has labels for.
+
+    Ensembles and probes, which have no weights, are diagnosed from their stored predictions.
 
     Example: comp evaluate runs/quickstart/20260101-120000-quickstart --views flip
     """
-    from comp import console, evaluating, predicting
+    from comp import console, evaluating
     from comp import runs as run_folders
 
     found = run_folders.open_run(path)
     other = run_folders.open_run(baseline) if baseline else None
     given = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
     with console.bars() as progress:
-        loaded = predicting.load(found, progress=progress)
-        variant = predicting.variant_for(loaded, given)
-        values = evaluating.evaluate(loaded, progress, variant=variant, baseline=other)
+        values = evaluating.evaluate(found, given, baseline=other, progress=progress)
     if as_json:
-        console.print_json({**found.metrics(), "evaluation": values})
+        console.print_json({**found.metrics().to_json(), "evaluation": values})
         return
     console.print_summary(found, found.metrics())
     console.print_evaluation(values)
@@ -139,4 +141,4 @@ def probe(
         found = probing.probe(
             run_folders.open_run(path), name=classifier, k=k, config=wanted, runs_root=runs, progress=progress
         )
-    console.print_json(found.metrics()) if as_json else console.print_summary(found, found.metrics())
+    console.print_json(found.metrics().to_json()) if as_json else console.print_summary(found, found.metrics())

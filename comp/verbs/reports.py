@@ -51,11 +51,11 @@ def _evaluate(run: "Run") -> None:
     stored = run.path / diagnosis.FILE
     if stored.is_file() and stored.stat().st_mtime_ns >= (run.path / "metrics.json").stat().st_mtime_ns:
         return
-    from comp import evaluating, predicting
+    from comp import evaluating
     from comp.errors import UserError
 
     try:
         with console.bars() as progress:
-            evaluating.evaluate(predicting.load(run, progress=progress), progress)
+            evaluating.evaluate(run, progress=progress)
     except UserError as error:
         console.print_note(f"not evaluated, so the page has no classes and no confusions: {error}")

@@ -63,6 +63,8 @@ def diff(
             console.print_line(f"{count:,} ids are only in {path}")
     if found.moved:
         console.print_line("ids that both have stand in another order")
+    if found.columns_moved:
+        console.print_line("columns stand in another order")
 
 
 def _share(count: int, rows: int) -> str:
@@ -119,4 +121,4 @@ def _judge(path: Path, wanted: Path | None, against: Path | None) -> "Verdict":
         dataset = open_dataset(configs.load(wanted))
         expected = formats.format_of(dataset.competition)
         training = doubts.counts(dataset.train.labels, len(dataset.competition.classes))
-    return verdicts.judge(path, expected, training=training, against=against)
+    return verdicts.validate(path, expected, training=training, against=against)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from comp.config import Config
     from comp.data.dataset import Dataset
     from comp.models.classifier import Classifier
+    from comp.run_metrics import RunMetrics
     from comp.runs import Run
     from comp.tracking.tracker import Tracker
     from comp.training.distributed import Alone
@@ -187,11 +188,11 @@ def _print_start(run: "Run", model: "Classifier") -> None:
     console.print_start(run, trainable_table(model), model.origin)
 
 
-def _print_end(run: "Run", scores: dict[str, Any], as_json: bool) -> None:
+def _print_end(run: "Run", scores: "RunMetrics", as_json: bool) -> None:
     from comp import console
 
     if as_json:
-        console.print_json(scores)
+        console.print_json(scores.to_json())
         return
     console.print_norms(run.table("norms.csv"))
     console.print_summary(run, scores)

@@ -20,7 +20,7 @@ def tune(
     storage: Annotated[str | None, typer.Option(metavar="URL", help="sqlite, journal or postgresql; see docs.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Trainings at a time, in processes of their own.")] = 1,
     study: Annotated[str | None, typer.Option(metavar="NAME", help="By default the config file's name.")] = None,
-    metric: Annotated[str | None, typer.Option(help="val_accuracy, ood_accuracy, ...; several with commas.")] = None,
+    metric: Annotated[str | None, typer.Option(help="val_metric, ood_metric, ...; several with commas.")] = None,
     show: Annotated[str | None, typer.Option("--show", metavar="STUDY", help="Show a study; train nothing.")] = None,
     runs: RunsRoot = RUNS,
     as_json: AsJson = False,

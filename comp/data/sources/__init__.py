@@ -5,6 +5,7 @@ torchvision where that offers it.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,11 +20,14 @@ from comp.data.sources.subset import of_classes
 from comp.data.sources.tables import csv_images
 from comp.data.splits import Split
 from comp.errors import ConfigError, DataError, unknown
+from comp.predictions import one_hot
 from comp.progress import Progress, quiet
+from comp.tasks import TASKS
 
 __all__ = ["SOURCES", "Source", "open_source"]
 
-SOURCES: dict[str, Callable[[DataConfig, Progress], Source]] = {
+# Each is given section `data`, who is told of progress, and the task that the config names, or `auto`.
+SOURCES: dict[str, Callable[[DataConfig, Progress, str], Source]] = {
     "arrays": arrays,
     "cifar10": cifar10,
     "cifar100": cifar100,
@@ -35,16 +39,21 @@ SOURCES: dict[str, Callable[[DataConfig, Progress], Source]] = {
 }
 
 
-def open_source(config: DataConfig, progress: Progress = quiet) -> Source:
-    """Return the source that `data.source` names.
+def open_source(config: DataConfig, progress: Progress = quiet, task: str = "auto") -> Source:
+    """Return the source that `data.source` names, its labels as the task has them.
+
+    Args:
+        config: section `data`.
+        progress: called while files are read.
+        task: `competition.task`; `auto`: as the labels show.
 
     Raises:
-        DataError: unknown name, or files that are missing or wrong.
+        DataError: unknown name, files that are missing or wrong, or labels that contradict the task.
         ConfigError: a setting that this source has no use for.
     """
     if config.source not in SOURCES:
         raise DataError(f"data.source: {unknown('source', config.source, SOURCES)}")
-    source = SOURCES[config.source](config, progress)
+    source = _with_task(SOURCES[config.source](config, progress, task), task)
     for split in (source.train, source.val, source.test):
         if split is not None:
             _check_labels(split, source.classes, config.source)
@@ -55,19 +64,53 @@ def open_source(config: DataConfig, progress: Progress = quiet) -> Source:
     return source
 
 
-def _check_labels(split: Split, classes: tuple[str, ...], name: str) -> None:
-    if split.labels is None:
-        return
-    beyond = np.flatnonzero(split.labels >= len(classes))
-    if len(beyond):
-        row = int(beyond[0])
+def _with_task(source: Source, task: str) -> Source:
+    """Return a source with labels as the task has them: class indices, or a column for each class.
+
+    Columns with one 1 in every row are class indices too, unless the task says otherwise.
+    """
+    splits = [split for split in (source.train, source.val, source.test) if split is not None]
+    labelled = [split.labels for split in splits if split.labels is not None]
+    exclusive = all(bool((labels.sum(1) == 1).all()) for labels in labelled if labels.ndim == 2)
+    meant = task if task != "auto" else "multi_label" if not exclusive else source.task
+    if source.task == "multi_label" and exclusive and task == "auto" and not source.separator:
+        meant = "single_label"
+    if meant == "single_label" and not exclusive:
         raise DataError(
-            f"{name}: {split.name} label {int(split.labels[row])} at row {row} is out of range: there are "
-            f"{len(classes)} classes, 0 to {len(classes) - 1}"
+            "competition.task is single_label, and some images have no label or several; set "
+            "competition.task=multi_label"
         )
-    if split.name == "train" and len(np.unique(split.labels)) < 2:
-        only = classes[int(split.labels[0])]
-        raise DataError(f"{name}: expected training images of two classes or more, found only class '{only}'")
+    count, columns = len(source.classes), TASKS[meant].target_columns
+
+    def converted(split: Split | None) -> Split | None:
+        if split is None or split.labels is None or (split.labels.ndim == 2) == columns:
+            return split
+        labels = split.labels
+        if columns:
+            return replace(split, labels=one_hot(labels.astype(np.int64), count).astype(np.float32))
+        return replace(split, labels=labels.argmax(1).astype(np.int64))
+
+    train = converted(source.train)
+    assert train is not None
+    return replace(source, train=train, val=converted(source.val), test=converted(source.test), task=meant)
+
+
+def _check_labels(split: Split, classes: tuple[str, ...], name: str) -> None:
+    labels = split.labels
+    if labels is None:
+        return
+    if labels.ndim == 1:
+        beyond = np.flatnonzero(labels >= len(classes))
+        if len(beyond):
+            row = int(beyond[0])
+            raise DataError(
+                f"{name}: {split.name} label {int(labels[row])} at row {row} is out of range: there are "
+                f"{len(classes)} classes, 0 to {len(classes) - 1}"
+            )
+    counts = split.class_counts(len(classes))
+    if split.name == "train" and np.count_nonzero(counts) < (2 if labels.ndim == 1 else 1):
+        only = f"only class '{classes[int(counts.argmax())]}'" if counts.any() else "none"
+        raise DataError(f"{name}: expected training images of two classes or more, found {only}")
 
 
 def _check_settings(config: DataConfig, source: Source) -> None:

@@ -24,7 +24,7 @@ from comp.progress import Progress
 _SHAPE = (3, 32, 32)
 
 
-def cifar10(config: DataConfig, progress: Progress) -> Source:
+def cifar10(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
     """CIFAR-10, binary or python layout."""
     root = Path(config.root)
     binary, python = root / "cifar-10-batches-bin", root / "cifar-10-batches-py"
@@ -41,7 +41,7 @@ def cifar10(config: DataConfig, progress: Progress) -> Source:
     return _cifar(train, test, classes)
 
 
-def cifar100(config: DataConfig, progress: Progress) -> Source:
+def cifar100(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
     """CIFAR-100, binary or python layout, with its 100 fine or 20 coarse labels (`data.labels`)."""
     root, labels = Path(config.root), config.labels
     binary, python = root / "cifar-100-binary", root / "cifar-100-python"
@@ -60,7 +60,7 @@ def cifar100(config: DataConfig, progress: Progress) -> Source:
 def _cifar(train: list[tuple[Any, Any]], test: tuple[Any, Any], classes: tuple[str, ...]) -> Source:
     images = np.concatenate([images for images, _ in train])
     labels = np.concatenate([labels for _, labels in train])
-    return Source(numbered("train", images, labels), numbered("test", *test), classes)
+    return Source(numbered("train", images, labels), numbered("test", *test), classes, numbered=True)
 
 
 def _read_binary(path: Path, label_bytes: int, place: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -8,7 +8,7 @@ from comp.data.sources.source import Source, numbered
 from comp.progress import Progress
 
 
-def digits(config: DataConfig, progress: Progress) -> Source:
+def digits(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
     """1,797 grey images of 8x8, brought to 32x32x3 (bilinear). Alpaydin and Kaynak 1998, UCI ML repository."""
     from sklearn.datasets import load_digits
 

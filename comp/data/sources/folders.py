@@ -5,7 +5,7 @@ from pathlib import Path
 
 from comp.config import DataConfig
 from comp.data.images import SUFFIXES
-from comp.data.sources.samples import sample_of, unlabelled_test
+from comp.data.sources.samples import class_order, sample_of, unlabelled_test
 from comp.data.sources.source import Source
 from comp.data.splits import Split
 from comp.data.survey import files_split
@@ -13,25 +13,26 @@ from comp.errors import DataError, nearest
 from comp.progress import Progress
 
 
-def image_folder(config: DataConfig, progress: Progress) -> Source:
+def image_folder(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
     """`train/<class>/*`, maybe `val/<class>/*`, and `test/<class>/*` or, unlabelled, `test/*`.
 
-    Classes are the folders of `train`, sorted by name. Ids are paths below `data.root`; of an unlabelled test, names
-    without the ending, or what a sample submission (`data.csv.sample`) lists. Hidden files and files that are not
-    images are passed over.
+    Classes are the folders of `train`, by value where all are numbers, else by name. Ids are paths below `data.root`;
+    of an unlabelled test, names without the ending, or what a sample submission (`data.csv.sample`) lists. Hidden files
+    and files that are not images are passed over.
     """
     root = Path(config.root)
-    names = tuple(folder.name for folder in _folders(root / "train"))
-    sample, classes = sample_of(root / config.csv.sample, names)
+    submitted = sample_of(config)
+    classes = class_order([folder.name for folder in _folders(root / "train")], submitted.sample)
     train = _labelled("train", root, classes, config, progress)
     val = _labelled("val", root, classes, config, progress) if (root / "val").is_dir() else None
-    test = None
+    notes, test = submitted.notes, None
     if (root / "test").is_dir():
         inner = {folder.name for folder in visible(root / "test") if folder.is_dir()}
         if inner & set(classes):
             return Source(train, _labelled("test", root, classes, config, progress), classes, val=val)
-        test, sample = unlabelled_test(root / "test", sample, classes, config, progress)
-    return Source(train, test, classes, val=val, sample=sample)
+        test_images = unlabelled_test(root / "test", submitted.sample, config, progress)
+        test, notes = test_images.split, (*notes, *test_images.notes)
+    return Source(train, test, classes, val=val, sample=submitted.sample, notes=notes)
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -26,12 +26,12 @@ _FASHION = (
 _MOST_BYTES = 1 << 32  # of an idx file that is meant
 
 
-def mnist(config: DataConfig, progress: Progress) -> Source:
+def mnist(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
     """MNIST: 70,000 grey digits of 28x28."""
     return _open("MNIST", config, tuple(str(digit) for digit in range(10)))
 
 
-def fashion_mnist(config: DataConfig, progress: Progress) -> Source:
+def fashion_mnist(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
     """Fashion-MNIST: 70,000 grey pieces of clothing of 28x28."""
     return _open("FashionMNIST", config, _FASHION)
 
@@ -41,7 +41,7 @@ def _open(name: str, config: DataConfig, classes: tuple[str, ...]) -> Source:
     first = folder / "train-images-idx3-ubyte"
     if not _present(first):
         through_torchvision(name, Path(config.root), first, config.download)
-    return Source(_read("train", folder, "train"), _read("test", folder, "t10k"), classes)
+    return Source(_read("train", folder, "train"), _read("test", folder, "t10k"), classes, numbered=True)
 
 
 def _read(name: str, folder: Path, prefix: str) -> Split:

@@ -12,21 +12,27 @@ from comp.progress import Progress
 _MEMBERS = tuple(f"{split}_{what}.npy" for split in ("train", "val", "test") for what in ("images", "labels"))
 
 
-def arrays(config: DataConfig, progress: Progress) -> Source:
+def arrays(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
     """`train_images.npy`, `train_labels.npy`, maybe `val_...` and `test_...`, and `classes.txt`, memory-mapped.
 
-    Images uint8 [N, H, W, 3], [N, H, W, 1] or [N, H, W], labels whole numbers from 0 up, [N] or [N, 1]. All of the
-    arrays may instead lie in one `.npz` (any name; the layout of MedMNIST), compressed or not.
+    Images uint8 [N, H, W, 3], [N, H, W, 1] or [N, H, W], labels whole numbers from 0 up, [N] or [N, 1], or a column of
+    0 and 1 for each class, [N, K]; of the test they may be missing. All of the arrays may instead lie in one `.npz`
+    (any name; the layout of MedMNIST), compressed or not.
     """
     root = Path(config.root)
     folder = _archive(root) or root
     train = _split("train", folder)
     val, test = (_split(name, folder) if holds(folder / f"{name}_images.npy") else None for name in ("val", "test"))
     assert train.labels is not None
-    count = int(train.labels.max()) + 1
+    count = train.labels.shape[1] if train.labels.ndim == 2 else int(train.labels.max()) + 1
     listed = root / "classes.txt"
     names = class_names(listed) if listed.exists() else tuple(str(label) for label in range(count))
-    return Source(train, test, names, val=val)
+    if train.labels.ndim == 2 and len(names) != count:
+        raise DataError(
+            f"{listed}: expected {count} names, one for each column of train_labels.npy, found {len(names)}"
+        )
+    shown = "multi_label" if train.labels.ndim == 2 else "single_label"
+    return Source(train, test, names, val=val, numbered=listed.exists(), task=shown)
 
 
 def _archive(root: Path) -> Path | None:
@@ -42,4 +48,7 @@ def _archive(root: Path) -> Path | None:
 
 def _split(name: str, folder: Path) -> Split:
     images = open_images(folder / f"{name}_images.npy")
-    return numbered(name, images, open_labels(folder / f"{name}_labels.npy", len(images)))
+    labels = folder / f"{name}_labels.npy"
+    if name == "test" and not holds(labels):
+        return numbered(name, images, None)
+    return numbered(name, images, open_labels(labels, len(images)))

@@ -1,85 +1,109 @@
-"""Unlabelled tests of Kaggle competitions, and the sample submission that says how their answers are written."""
+"""Unlabelled tests of Kaggle competitions, and the sample submission that lists their images."""
 
 import os
 import unicodedata
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from comp.competition.spec import SubmissionFormat
+from comp import class_names
+from comp.competition import samples
+from comp.competition.spec import Sample
 from comp.config import DataConfig
 from comp.data.images import SUFFIXES
-from comp.data.sources.csv_tables import read_table, refuse_duplicates
 from comp.data.splits import Split
 from comp.data.survey import files_split
-from comp.errors import DataError
+from comp.errors import DataError, SubmissionError
 from comp.progress import Progress
 
 _SHOWN = 5  # offending names in a message
 
 
-def sample_of(path: Path, names: Sequence[str]) -> tuple[SubmissionFormat | None, tuple[str, ...]]:
-    """Return what a sample submission asks for, None without one, and the classes in label order.
+@dataclass(frozen=True)
+class Submitted:
+    """What is submitted of a competition's folder.
 
-    The class order is the sample's where it has a column for each class, else that of `names`. A single column is
-    filled with what it shows: class names, or numbers where the names are none (the class's place in the order).
+    Attributes:
+        sample: its sample submission, None without one.
+        notes: what was passed over or not there.
+    """
 
-    Args:
-        path: where a sample would lie.
-        names: of the classes, in the order that they would have.
+    sample: Sample | None
+    notes: tuple[str, ...]
+
+
+def sample_of(config: DataConfig) -> Submitted:
+    """Return the sample submission that `data.csv.sample` names or the folder holds.
 
     Raises:
-        DataError: it cannot be read, or asks for what the classes cannot give.
+        DataError: a named one is missing, several could be meant, or it cannot be read.
     """
-    if not path.is_file():
-        return None, tuple(names)
-    table = read_table(path)
-    id_column, *answers = [str(column) for column in table.columns]
-    ids = tuple(table[id_column].tolist())
-    refuse_duplicates(ids, path, id_column)
-    if len(answers) > 1:
-        if set(answers) != set(names):
-            raise DataError(
-                f"{path}: expected a column for each class after '{id_column}', found {_some(answers)}, and the "
-                f"classes are {_some(sorted(names))}; name the columns as the classes"
-            )
-        return SubmissionFormat((), len(names), id_column, "", ids, tuple(answers), True), tuple(answers)
-    if not answers:
-        raise DataError(f"{path}: expected an id column and one or more to fill in, found only '{id_column}'")
-    texts = _answers(table[answers[0]].tolist(), names, path, answers[0])
-    return SubmissionFormat((), len(names), id_column, answers[0], ids, texts), tuple(names)
+    try:
+        path, notes = samples.find(Path(config.root), config.csv.sample)
+        return Submitted(samples.read(path) if path else None, notes)
+    except SubmissionError as error:
+        raise DataError(str(error)) from None
 
 
-def _answers(shown: list[str], names: Sequence[str], path: Path, column: str) -> tuple[str, ...]:
-    """Return what is written for each class, learnt from a sample's cells."""
-    if all(cell in names or not cell for cell in shown):
-        return tuple(names)
-    numbers = tuple(str(place) for place in range(len(names)))
-    if all(cell in numbers or not cell for cell in shown):
-        return numbers
-    strange = next(cell for cell in shown if cell and cell not in names)
-    raise DataError(
-        f"{path}: column '{column}' holds {strange!r}, neither a class ({_some(names)}) nor a class's number 0 to "
-        f"{len(names) - 1}; a probability needs a column for each class"
-    )
+def class_order(names: Sequence[str], sample: Sample | None) -> tuple[str, ...]:
+    """Return classes in label order: that of the sample's columns where it has one for each class, else by value or
+    text (`class_names.ordered`).
+    """
+    if sample is not None and len(sample.columns) > 1 and set(sample.columns) == set(names):
+        return sample.columns
+    return class_names.ordered(names)
+
+
+@dataclass(frozen=True)
+class TestImages:
+    """The unlabelled test images.
+
+    Attributes:
+        split: in the order that is submitted.
+        notes: ids and files that do not match, with counts.
+    """
+
+    split: Split
+    notes: tuple[str, ...]
 
 
 def unlabelled_test(
-    folder: Path, sample: SubmissionFormat | None, classes: tuple[str, ...], config: DataConfig, progress: Progress
-) -> tuple[Split, SubmissionFormat]:
-    """Return the test images in the sample's order and the format of a submission of them.
+    folder: Path,
+    sample: Sample | None,
+    config: DataConfig,
+    progress: Progress,
+    *,
+    listed: Sequence[str] = (),
+    training: frozenset[Path] = frozenset(),
+) -> TestImages:
+    """Return the test images in the order of the sample, else of the test table, else of their names.
 
-    Without a sample the order is that of the names, and the columns are `id` and `label`.
+    Args:
+        folder: where they lie; training images may lie there too.
+        sample: the sample submission, None without one.
+        config: section `data`.
+        progress: called while files are read.
+        listed: ids of a test table, empty without one.
+        training: files of the training images, which are no test images.
 
     Raises:
         DataError: an id without its file, or a file that cannot be read.
     """
     files = Listing(folder)
-    if sample is None:
-        ids = files.names()
-        sample = SubmissionFormat((), len(classes), listed_ids=ids, answers=classes)
-    paths = files.find(sample.listed_ids)
-    return files_split("test", paths, sample.listed_ids, None, config, progress), sample
+    notes: list[str] = []
+    ids: Sequence[str] = sample.ids if sample else listed or files.names(without=training)
+    paths = files.find(ids)
+    left = files.count(without=training | set(paths))
+    source = "the sample submission" if sample else "the test table"
+    if left and (sample or listed):
+        notes.append(f"test: {left:,} images of {folder} are not listed by {source}, and are not predicted")
+    if shared := files.count(only=training):
+        notes.append(f"test: {shared:,} training images lie in {folder} too, and are not predicted")
+    if sample and listed and (missing := len(set(listed) - set(ids))):
+        notes.append(f"test: {missing:,} ids of the test table are not in the sample submission, and are not predicted")
+    return TestImages(files_split("test", paths, ids, None, config, progress), tuple(notes))
 
 
 class Listing:
@@ -104,10 +128,16 @@ class Listing:
                     self._files[key] = path
                     self._stems.setdefault(key[: -len(path.suffix)], []).append(key)
 
-    def names(self) -> tuple[str, ...]:
+    def names(self, *, without: frozenset[Path] = frozenset()) -> tuple[str, ...]:
         """Return every file's name, without endings where that leaves them distinct."""
+        kept = {key for key, path in self._files.items() if path not in without}
         unique = all(len(keys) == 1 for keys in self._stems.values())
-        return tuple(sorted(self._stems if unique else self._files))
+        return tuple(sorted(stem for stem, keys in self._stems.items() if keys[0] in kept) if unique else sorted(kept))
+
+    def count(self, *, without: AbstractSet[Path] = frozenset(), only: AbstractSet[Path] | None = None) -> int:
+        """Return how many files there are, less those of `without`, or of `only` alone."""
+        paths = set(self._files.values())
+        return len(paths - without if only is None else paths & only)
 
     def find(self, ids: Sequence[str]) -> list[Path]:
         """Return the file of each id.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.competition.spec import SubmissionFormat
+from comp.competition.spec import Sample
 from comp.data.images import ImageFiles
 from comp.data.splits import Split
 from comp.errors import DataError
@@ -23,8 +23,11 @@ class Source:
         classes: names in label order.
         val: its official validation split if it has one.
         groups: [N] of `train`, images with the same number belong together; None where nothing is known of groups.
-        sample: what a submission of `test` looks like; None where the source does not say.
+        sample: the sample submission; None where there is none.
         notes: what a user should know of how it was read.
+        numbered: whether classes have numbers as well as names, as those of CIFAR and of a `classes.txt` do.
+        separator: what parted several classes in one label; empty where nothing did.
+        task: a row of `comp.tasks.TASKS` that the labels show.
     """
 
     train: Split
@@ -32,14 +35,19 @@ class Source:
     classes: tuple[str, ...]
     val: Split | None = None
     groups: NDArray[np.int64] | None = None
-    sample: SubmissionFormat | None = None
+    sample: Sample | None = None
     notes: tuple[str, ...] = ()
+    numbered: bool = False
+    separator: str = ""
+    task: str = "single_label"
 
 
 def numbered(name: str, images: NDArray[np.uint8] | ImageFiles, labels: NDArray[Any] | None) -> Split:
     """Return a split whose ids are `<name>_<row>`, for images that have no names of their own."""
     ids = np.array([f"{name}_{row}" for row in range(len(images))], np.str_)
-    return Split(name, images, ids, None if labels is None else labels.astype(np.int64))
+    if labels is not None:
+        labels = labels.astype(np.float32 if labels.ndim == 2 else np.int64)
+    return Split(name, images, ids, labels)
 
 
 def class_names(path: Path) -> tuple[str, ...]:

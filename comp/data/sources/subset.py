@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from comp.data.sources.source import Source
 from comp.data.splits import Split
@@ -13,6 +14,9 @@ from comp.errors import ConfigError, unknown
 def of_classes(source: Source, names: Sequence[str]) -> Source:
     """Return a source with the images of some classes, relabelled in the order of `names`; ids stay.
 
+    All classes in another order leave nothing out: that is how text grades are put in their order. Of several labels,
+    images keep those that are named, and none is left out.
+
     Raises:
         ConfigError: an unknown name, one given twice, fewer than two, or images whose classes nobody knows.
     """
@@ -21,29 +25,32 @@ def of_classes(source: Source, names: Sequence[str]) -> Source:
             raise ConfigError(f"data.classes: {unknown('class', name, source.classes)}")
     if len(set(names)) < max(2, len(names)):
         raise ConfigError(f"data.classes: expected two different classes or more, found {list(names)}")
-    if source.sample is not None or (source.test is not None and source.test.labels is None):
+    unlabelled = source.sample is not None or (source.test is not None and source.test.labels is None)
+    if unlabelled and len(names) < len(source.classes):
         raise ConfigError(
             "data.classes: some classes cannot be left out of test images whose labels are not known; leave it out"
         )
-    relabelled = np.full(len(source.classes), -1, np.int64)
-    relabelled[[source.classes.index(name) for name in names]] = np.arange(len(names))
-    kept = np.flatnonzero(relabelled[_labels(source.train)] >= 0)
+    places = np.array([source.classes.index(name) for name in names])
+    train, rows = _kept(source.train, places, len(source.classes))
     return replace(
         source,
-        train=_kept(source.train, relabelled),
-        val=source.val and _kept(source.val, relabelled),
-        test=source.test and _kept(source.test, relabelled),
+        train=train,
+        val=source.val and _kept(source.val, places, len(source.classes))[0],
+        test=source.test and _kept(source.test, places, len(source.classes))[0],
         classes=tuple(names),
-        groups=None if source.groups is None else source.groups[kept],
+        groups=None if source.groups is None else source.groups[rows],
     )
 
 
-def _kept(split: Split, relabelled: np.ndarray) -> Split:
-    labels = relabelled[_labels(split)]
-    kept = np.flatnonzero(labels >= 0)
-    return replace(split.take(kept, split.name), labels=labels[kept])
-
-
-def _labels(split: Split) -> np.ndarray:
-    assert split.labels is not None
-    return split.labels
+def _kept(split: Split, places: NDArray[np.int64], count: int) -> tuple[Split, NDArray[np.int64]]:
+    """Return a split of the classes at `places` alone, and which rows it keeps."""
+    labels = split.labels
+    if labels is None:
+        return split, np.arange(len(split))
+    if labels.ndim == 2:
+        return replace(split, labels=labels[:, places]), np.arange(len(split))
+    relabelled = np.full(count, -1, np.int64)
+    relabelled[places] = np.arange(len(places))
+    moved = relabelled[labels.astype(np.int64)]
+    rows = np.flatnonzero(moved >= 0)
+    return replace(split.take(rows, split.name), labels=moved[rows]), rows

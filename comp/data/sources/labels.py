@@ -1,0 +1,180 @@
+"""Labels of a training table: which columns hold them, and whether an image may have several."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from comp import class_names
+from comp.competition.spec import Sample
+from comp.config import CSVConfig
+from comp.data.sources.csv_tables import label_column_of, named_column
+from comp.data.sources.samples import class_order
+from comp.errors import DataError
+from comp.predictions import Targets
+
+_SEPARATORS = ("|", ",", " ")  # tried in turn; a label that is parted by one may hold the later ones
+_FLAGS = {"0": 0, "1": 1}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a table's rows.
+
+    Attributes:
+        targets: [N] int64 class indices, or [N, K] float32 of 0 and 1.
+        classes: names in label order.
+        task: `single_label` or `multi_label`.
+        separator: what parted several names in one label; empty where nothing did.
+        notes: how they were read.
+    """
+
+    targets: Targets
+    classes: tuple[str, ...]
+    task: str
+    separator: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def labels_of(
+    table: pd.DataFrame, id_column: str, config: CSVConfig, sample: Sample | None, path: Path, task: str
+) -> Labels:
+    """Return the labels of a training table.
+
+    Args:
+        table: all cells as text.
+        id_column: its column of ids.
+        config: `data.csv`.
+        sample: the sample submission, None without one.
+        path: of the table, for messages.
+        task: `competition.task`; `auto`: as the labels show.
+
+    Raises:
+        DataError: no column can be determined, labels are missing, or they contradict the task.
+    """
+    columns = _flag_columns(table, id_column, config, sample, path)
+    if columns:
+        return _of_columns(table, columns, path, task)
+    column = label_column_of(table, id_column, config, sample, path)
+    cells = table[column].tolist()
+    separator = _separator(cells, config.separator, task)
+    if separator or task == "multi_label":
+        return _of_lists(cells, separator, sample, path, column)
+    _refuse_unclear(cells, path, column)
+    classes = class_order(cells, sample)
+    numbers = {name: number for number, name in enumerate(classes)}
+    return Labels(np.array([numbers[cell] for cell in cells], np.int64), classes, "single_label")
+
+
+def _flag_columns(
+    table: pd.DataFrame, id_column: str, config: CSVConfig, sample: Sample | None, path: Path
+) -> tuple[str, ...]:
+    """Return the columns that hold 0 and 1, one for each class; empty where one column holds names."""
+    if config.label_columns:
+        for name in config.label_columns:
+            named_column(name, "label_columns", [str(column) for column in table.columns], path)
+        return config.label_columns
+    if config.label_column:
+        return ()
+    shown = sample.columns if sample is not None and len(sample.columns) > 1 else ()
+    if shown and set(shown) <= set(table.columns) and _are_flags(table, shown):
+        return shown
+    left = [str(column) for column in table.columns if column not in (id_column, config.group_column)]
+    if label_column_of(table, id_column, config, sample, path, sure=False):
+        return ()
+    return tuple(left) if len(left) > 1 and _are_flags(table, left) else ()
+
+
+def _are_flags(table: pd.DataFrame, columns: Sequence[str]) -> bool:
+    return all(class_names.decimal(cell) in (0, 1) for column in columns for cell in table[column].unique())
+
+
+def _of_columns(table: pd.DataFrame, columns: Sequence[str], path: Path, task: str) -> Labels:
+    strange = [
+        (column, cell) for column in columns for cell in table[column].unique()
+        if class_names.decimal(cell) not in (0, 1)
+    ]  # fmt: skip
+    if strange:
+        column, cell = strange[0]
+        raise DataError(f"{path}: column '{column}': expected 0 or 1, found {cell!r}; correct data.csv.label_columns")
+    flags = np.stack([table[column].map(lambda cell: float(class_names.decimal(cell) or 0)) for column in columns], 1)
+    exclusive = bool((flags.sum(1) == 1).all())
+    if task == "single_label" and not exclusive:
+        row = int(np.flatnonzero(flags.sum(1) != 1)[0])
+        raise DataError(
+            f"{path}: competition.task is single_label, and row {row + 2} has {int(flags[row].sum())} labels; set "
+            "competition.task=multi_label"
+        )
+    if exclusive and task != "multi_label":
+        note = f"labels: {len(columns)} columns of 0 and 1, one 1 in every row: single_label"
+        return Labels(flags.argmax(1).astype(np.int64), tuple(columns), "single_label", notes=(note,))
+    note = f"labels: {len(columns)} columns of 0 and 1, {flags.sum(1).mean():.2f} labels an image: multi_label"
+    return Labels(flags.astype(np.float32), tuple(columns), "multi_label", notes=(note,))
+
+
+def _separator(cells: Sequence[str], chosen: str, task: str) -> str:
+    """Return what parts several names in a label; empty where labels are whole.
+
+    A label is parted only where some label's parts all occur alone elsewhere (`Sugar beet` is one class), or where the
+    task or the config demands it.
+    """
+    if task == "single_label":
+        return ""
+    if chosen:
+        return chosen
+    texts = set(cells)
+    for sign in _SEPARATORS:
+        lists = [_parts(text, sign) for text in texts if sign in text.strip()]
+        if not lists:
+            continue
+        alone = {text.strip() for text in texts if sign not in text.strip()}
+        if task == "multi_label" or any(len(parts) > 1 and set(parts) <= alone for parts in lists):
+            return sign
+    return ""
+
+
+def _parts(text: str, separator: str) -> list[str]:
+    parts = text.split(separator) if separator else [text]
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _of_lists(cells: Sequence[str], separator: str, sample: Sample | None, path: Path, column: str) -> Labels:
+    lists = [_parts(cell, separator) for cell in cells]
+    classes = class_order([name for parts in lists for name in parts], sample)
+    if len(classes) < 2:
+        raise DataError(f"{path}: column '{column}': expected labels of two classes or more, found {classes}")
+    numbers = {name: number for number, name in enumerate(classes)}
+    flags = np.zeros((len(cells), len(classes)), np.float32)
+    for row, parts in enumerate(lists):
+        flags[row, [numbers[name] for name in parts]] = 1
+    parted = f"parted by {separator!r}" if separator else "one a row"
+    bare = int((flags.sum(1) == 0).sum())
+    notes = [
+        f"labels: column '{column}' holds {len(classes)} names {parted}, {flags.sum(1).mean():.2f} an image: "
+        "multi_label"
+    ]
+    if bare:
+        notes.append(f"labels: {bare:,} images have none")
+    return Labels(flags, classes, "multi_label", separator, tuple(notes))
+
+
+def _refuse_unclear(labels: Sequence[str], path: Path, column: str) -> None:
+    """Refuse rows without a label, and labels that differ only in spaces.
+
+    Raises:
+        DataError: the first such row or pair.
+    """
+    missing = [row for row, label in enumerate(labels) if not label.strip()]
+    if missing:
+        raise DataError(
+            f"{path}: column '{column}': {len(missing):,} rows have no label, first row {missing[0] + 2}; remove them"
+        )
+    distinct = sorted(set(labels))
+    bare = {label.strip(): label for label in distinct}
+    if len(bare) < len(distinct):
+        spaced = next(label for label in distinct if label != bare[label.strip()])
+        raise DataError(
+            f"{path}: column '{column}': {spaced!r} and {bare[spaced.strip()]!r} differ only in spaces; mend them"
+        )

@@ -1,0 +1,312 @@
+"""The content of a run's metrics.json, typed and versioned: what leaderboard, report, tracker and tuner read.
+
+Version 2. Version 1, which held accuracy, loss and `metric` of each split side by side, is read as version 2.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pydantic_core
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from comp.errors import RunError
+
+VERSION = 2
+_BEGINNING = f'{{\n  "version": {VERSION},'.encode()  # of a file that this version wrote
+
+Kind = Literal["run", "ensemble", "soup", "fold_group", "probe"]
+KINDS: tuple[Kind, ...] = ("run", "ensemble", "soup", "fold_group", "probe")
+
+_LOWER_IS_BETTER_1 = ("log_loss",)  # of version 1's metrics
+
+
+class _Part(BaseModel):
+    """A part of metrics.json: frozen; keys of a later comp are kept as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="null")
+
+
+class Score(_Part):
+    """One score.
+
+    Attributes:
+        value: in the metric's own unit.
+        higher_is_better: its direction.
+        low: lower end of its 95 % interval, None where none was computed.
+        high: upper end.
+    """
+
+    value: float
+    higher_is_better: bool = True
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def as_maximize(self) -> float:
+        """The value with its sign turned where lower is better: higher is always better."""
+        return self.value if self.higher_is_better else -self.value
+
+
+class SplitScores(_Part):
+    """Scores of one split's predictions.
+
+    Attributes:
+        images: rows that were scored.
+        scores: metric's name -> score: accuracy, log_loss, and the competition's metric.
+        by_severity: severity -> accuracy, mean over its blocks; empty for a split without blocks, like the next two.
+        by_distortion: distortion -> accuracy, mean over its blocks.
+        by_block: block -> accuracy.
+        transductive: whether the model was adapted to these images.
+    """
+
+    images: int = 0
+    scores: dict[str, Score] = Field(default_factory=dict)
+    by_severity: dict[str, float] = Field(default_factory=dict)
+    by_distortion: dict[str, float] = Field(default_factory=dict)
+    by_block: dict[str, float] = Field(default_factory=dict)
+    transductive: bool = False
+
+    def value(self, name: str) -> float | None:
+        """Return a score's value by its metric's name; None where it was not scored."""
+        score = self.scores.get(name)
+        return None if score is None else score.value
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of correct decisions; of a suite, the mean over its blocks."""
+        return self.value("accuracy")
+
+    @property
+    def log_loss(self) -> float | None:
+        """Mean negative log likelihood, in nats."""
+        return self.value("log_loss")
+
+
+class WeightScores(_Part):
+    """Scores of one set of weights: best, averaged or final.
+
+    Attributes:
+        val: of clean validation.
+        ood_val: of shifted validation.
+        method: of averaged weights, how they were averaged.
+        statistics: of averaged weights, where batch norm's statistics come from.
+        missing: why there are no averaged weights, empty where there are.
+    """
+
+    val: SplitScores | None = None
+    ood_val: SplitScores | None = None
+    method: str = ""
+    statistics: str = ""
+    missing: str = ""
+
+
+class AccuracyEstimate(_Part):
+    """Accuracy estimated without labels; see `comp.inference.expectation`."""
+
+    accuracy: float
+    low: float
+    high: float
+    width: float
+    by_block: dict[str, float] = Field(default_factory=dict)
+    before: float | None = None
+
+
+class LeaderboardScore(_Part):
+    """What the competition's own leaderboard said of one submission."""
+
+    public: float | None = None
+    private: float | None = None
+    submission: str = ""
+    reference: str = ""
+    source: str = ""
+    rows: int | None = None
+    time: str = ""
+
+
+class RunMetrics(_Part):
+    """All of metrics.json. Attributes that a kind of run does not have are empty.
+
+    Attributes:
+        version: of this format.
+        kind: what made it.
+        task: a row of `comp.tasks.TASKS`.
+        run: `<competition>/<time>-<name>`.
+        competition: its name.
+        metric: the competition's, a row of `comp.metrics.METRICS`.
+        selected_by: what the best weights were selected by, empty where nothing was selected.
+        best: of the weights that predict.
+        final: of the last epoch's weights.
+        averaged: of averaged weights.
+        test: the clean labelled test.
+        suite: the suite, where its labels are known.
+        variants: name of the predictions (`suite+flip`) -> scores, where views or adaptation differ from plain.
+        variant: what test and suite are predicted with by the run's own config, such as `+flip`.
+        others: scores of other suites and splits by name.
+        expected: name of the predictions -> accuracy estimated without labels.
+        thresholds: of each class, tuned on validation; empty where decisions need none.
+        submission: the CSV written last.
+        transductive: whether the submission was adapted to its images.
+        public_score: of the latest recorded submission.
+        private_score: likewise.
+        leaderboard_scores: all that was recorded of its submissions.
+        ensemble: an ensemble's comparison with its members.
+        soup: which members a soup was mixed of.
+    """
+
+    version: int = VERSION
+    kind: Kind = "run"
+    task: str = "single_label"
+    run: str
+    competition: str
+    metric: str
+    config_hash: str = ""
+    model: str
+    parameters: int
+    trainable: list[dict[str, Any]] = Field(default_factory=list)
+    first_weights: str = ""
+    device: str = ""
+    precision: str = ""
+    compiled: bool = False
+    selected_by: str = ""
+    epochs: int = 0
+    stopped: str = ""
+    rollbacks: list[str] = Field(default_factory=list)
+    deterministic: bool = False
+    micro_batch: int | None = None
+    best_epoch: int = 0
+    best_averaged: bool = False
+    train_seconds: float = 0.0
+    test_like: list[str] = Field(default_factory=list)
+    best: WeightScores = WeightScores()
+    final: WeightScores = WeightScores()
+    averaged: WeightScores = WeightScores()
+    test: SplitScores | None = None
+    suite: SplitScores | None = None
+    variants: dict[str, SplitScores] = Field(default_factory=dict)
+    variant: str = ""
+    others: dict[str, SplitScores] = Field(default_factory=dict)
+    expected: dict[str, AccuracyEstimate] = Field(default_factory=dict)
+    thresholds: list[float] = Field(default_factory=list)
+    weights_sha256: str = ""
+    submission: str = ""
+    transductive: bool = False
+    public_score: float | None = None
+    private_score: float | None = None
+    leaderboard_scores: list[LeaderboardScore] = Field(default_factory=list)
+    ensemble: dict[str, Any] | None = None
+    soup: dict[str, Any] | None = None
+
+    @property
+    def counted(self) -> WeightScores:
+        """Scores of the weights that predict: the best by validation, or without one the final ones."""
+        return self.best if self.best.val or self.best.ood_val else self.final
+
+    def own(self, name: str) -> SplitScores | None:
+        """Return the scores of `test` or `suite` as the run's config predicts them, None where there are none."""
+        if self.variant:
+            return self.variants.get(name + self.variant)
+        return self.test if name == "test" else self.suite
+
+    def own_estimate(self) -> AccuracyEstimate | None:
+        """Return the suite's estimated accuracy as the run's config predicts it."""
+        return self.expected.get("suite" + self.variant)
+
+    def with_scores(self, name: str, scores: SplitScores) -> "RunMetrics":
+        """Return the same with a split's scores noted: `test`, `suite`, or another suite's name."""
+        if name in ("test", "suite"):
+            return self.model_copy(update={name: scores})
+        return self.model_copy(update={"others": {**self.others, name: scores}})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, without what is not there."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def from_bytes(content: bytes, where: str) -> RunMetrics:
+    """Return the metrics of metrics.json's content; see `from_json`.
+
+    Files of this version, which begin with it, are validated as they are parsed: ten thousand take a second.
+    """
+    try:
+        if content.startswith(_BEGINNING):
+            return RunMetrics.model_validate_json(content)
+        values = pydantic_core.from_json(content)
+    except (ValidationError, ValueError) as error:
+        raise _damaged(where, error) from None
+    if not isinstance(values, dict):
+        raise _damaged(where, TypeError(f"expected a JSON object, found {type(values).__name__}"))
+    return from_json(values, where)
+
+
+def from_json(values: Mapping[str, Any], where: str) -> RunMetrics:
+    """Return the metrics of metrics.json's plain values, of any version up to this one.
+
+    Args:
+        values: the file's object.
+        where: the file, for messages.
+
+    Raises:
+        RunError: of a later version, or damaged.
+    """
+    version = values.get("version", 1)
+    if isinstance(version, int) and version > VERSION:
+        raise RunError(f"{where}: is of version {version}, later than {VERSION}; update comp")
+    try:
+        return RunMetrics.model_validate(_from_version_1(values) if version == 1 else values)
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(where, error) from None
+
+
+def _damaged(where: str, error: Exception) -> RunError:
+    first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
+    reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else repr(error)
+    return RunError(f"{where}: damaged ({reason}); move the run's folder out of the way, or start the run again")
+
+
+def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    metric = values["metric"]
+
+    def split(old: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        if not old:
+            return None
+        names = {"accuracy": "accuracy", "loss": "log_loss", "metric": metric}
+        scores = {
+            name: {"value": old[key], "higher_is_better": name not in _LOWER_IS_BETTER_1}
+            for key, name in names.items()
+            if isinstance(old.get(key), int | float) and math.isfinite(old[key])
+        }
+        return {**{key: value for key, value in old.items() if key not in names}, "scores": scores}
+
+    def weights(old: Mapping[str, Any] | None) -> dict[str, Any]:
+        kept = {key: value for key, value in (old or {}).items() if key in ("method", "statistics", "missing")}
+        return {**kept, **{name: split((old or {}).get(name)) for name in ("val", "ood_val")}}
+
+    known = set(RunMetrics.model_fields) | {"scores"}
+    # Suites of other folders stood under their own names.
+    others = {
+        key: split(value) for key, value in values.items()
+        if key not in known and isinstance(value, Mapping) and "accuracy" in value
+    }  # fmt: skip
+    upgraded = {
+        **{key: value for key, value in values.items() if key not in others and key != "scores"},
+        "version": VERSION,
+        "kind": _kind_1(values),
+        **{name: weights(values.get(name)) for name in ("best", "final", "averaged")},
+        **{name: split(values.get(name)) for name in ("test", "suite")},
+        "variants": {name: split(old) or {} for name, old in values.get("variants", {}).items()},
+        "others": others,
+        "leaderboard_scores": list(values.get("scores", ())),
+    }
+    if values.get("val") and not values.get("best"):  # version 1 let an ensemble's clean validation stand by itself
+        upgraded["best"] = weights({"val": values["val"]})
+    return upgraded
+
+
+def _kind_1(values: Mapping[str, Any]) -> Kind:
+    """Return what made a run of version 1: each kind left its own traces."""
+    if "soup" in values:
+        return "soup"
+    if "ensemble" in values or (values.get("epochs") == 0 and " of " in values["model"]):
+        return "ensemble"
+    return "probe" if values.get("epochs") == 0 and " on " in values["model"] else "run"

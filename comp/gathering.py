@@ -80,7 +80,9 @@ class Gathered:
         """What gives the members the same validation images."""
         if len({run.config().data.split_seed for run in self.runs}) > 1:
             return "give the runs one data.split_seed"
-        return "give the runs one data.validation, the same folds and the same data"
+        if any(run.config().data.folds for run in self.runs):
+            return "give one run for each fold, data.fold=0, 1 ..."
+        return "give the runs one data.validation and the same data"
 
     def sample(self, split: str) -> Sample:
         """Return a split as every member sees it."""
@@ -162,10 +164,9 @@ def _described(competition: tuple[str, str, str]) -> str:
 
 
 def grouped(trained: Sequence[Run]) -> tuple[Group, ...]:
-    """Return runs as members: those that differ in `data.fold` alone, and are of several folds, are one.
+    """Return runs as members: those that differ in `data.fold` alone are one where each fold is there once.
 
-    Raises:
-        RunError: a fold is missing or there twice.
+    Where a fold is missing or there twice, each run is a member of its own: they were validated on different images.
     """
     alike: dict[str, list[tuple[int, Run]]] = {}
     for run in trained:
@@ -177,16 +178,11 @@ def grouped(trained: Sequence[Run]) -> tuple[Group, ...]:
         alike.setdefault(key, []).append((config.data.fold, run))
     groups = []
     for parts in alike.values():
-        if len({fold for fold, _ in parts}) == 1:
-            groups += [Group(run.name, (run,)) for _, run in parts]
-            continue
         count = parts[0][1].config().data.folds
         ordered = sorted(parts, key=lambda part: part[0])
         if [fold for fold, _ in ordered] != list(range(count or 0)):
-            raise RunError(
-                f"{ordered[0][1].path}: one of {count} folds, and those given are {[fold for fold, _ in ordered]}; "
-                "give one run for each fold, data.fold=0, 1 ..., or runs of a single one"
-            )
+            groups += [Group(run.name, (run,)) for _, run in parts]
+            continue
         groups.append(Group(f"{ordered[0][1].name} ({count} folds)", tuple(run for _, run in ordered)))
     return tuple(groups)
 

@@ -236,6 +236,61 @@ def test_the_positive_class_is_the_larger_label_or_the_named_one() -> None:
     assert formats.format_of(competition("roc_auc", ["0.5"], classes=CLASSES, positive="bee")).positive == 1
 
 
+@pytest.mark.parametrize(
+    ("header", "classes", "positive"),
+    [
+        ("abnormal", ("abnormal", "normal"), 0),
+        ("is_cat", ("cat", "dog"), 0),
+        ("Probability.Dog", ("cat", "dog"), 1),
+        ("label", ("cat", "dog"), 1),
+        ("cat_or_dog", ("cat", "dog"), 1),
+        ("0", ("0", "1"), 0),
+    ],
+)
+def test_a_column_that_names_a_class_holds_its_probability(
+    header: str, classes: tuple[str, ...], positive: int
+) -> None:
+    made = competition("roc_auc", ["0.5"], columns=(header,), classes=classes)
+    assert formats.format_of(made).positive == positive
+    other = competition("roc_auc", ["0.5"], columns=(header,), classes=classes, positive=classes[1 - positive])
+    assert formats.format_of(other).positive == 1 - positive  # the key goes first
+
+
+def test_an_answer_column_must_not_have_the_ids_name() -> None:
+    with pytest.raises(SubmissionError, match="is an answer column too"):
+        formats.derive(competition("roc_auc", ["0.5"], id_column="label"))
+
+
+def test_hard_labels_in_the_sample_are_doubted_under_a_metric_of_probabilities() -> None:
+    assert "'cat'" in formats.derive(competition("log_loss", ["cat"], classes=("cat", "dog"))).doubts[0]
+
+
+@pytest.mark.parametrize(
+    ("classes", "cells", "known", "separator"),
+    [
+        (("Sugar beet", "Maize"), ["Sugar beet"], "|", "|"),
+        (("a", "b"), ["a, b"], ",", ", "),
+        (("a", "b"), ["a|b"], " ", "|"),
+        (("a", "b"), ["a"], ",", ","),
+        (("a", "b"), ["a b"], "", " "),
+    ],
+)
+def test_labels_are_parted_as_the_sample_parts_them_else_as_training_does(
+    classes: tuple[str, ...], cells: list[str], known: str, separator: str
+) -> None:
+    made = competition("samples_f1", cells, classes=classes, task="multi_label", separator=known)
+    assert formats.format_of(made).separator == separator
+
+
+def test_a_value_keeps_large_numbers_apart() -> None:
+    form = SubmissionFormat(answer="value", texts=("100000001", "100000002"), listed_ids=("a", "b"))
+    rows = predictions.from_outputs(
+        np.array([[50, 0], [0, 50]], np.float32), task="single_label", ids=np.array(["a", "b"]),
+        classes=form.texts, targets=None, made_by={},
+    )  # fmt: skip
+    assert ANSWERS["value"].write(rows, form) == [["100000001", "100000002"]]
+
+
 def test_a_probability_for_a_metric_of_decisions_is_doubted() -> None:
     assert "name the competition's metric" in formats.derive(competition("accuracy", ["0.5"])).doubts[0]
     assert formats.derive(competition("roc_auc", ["0.5"])).doubts == ()

@@ -377,6 +377,34 @@ def test_a_named_sample_that_is_missing_is_refused_and_the_old_default_is_no_cho
     assert opened(tmp_path, "csv_images", image_size=24, csv={"sample": "sample_submission.csv"}).sample is None
 
 
+@pytest.mark.parametrize(
+    ("content", "columns"), [(",label\n002,ant\n", ("", ("label",))), ("id,\n002,ant\n", ("id", ("",)))]
+)
+def test_a_samples_header_is_kept_as_it_stands(
+    tmp_path: Path, content: str, columns: tuple[str, tuple[str, ...]]
+) -> None:
+    write_kaggle(tmp_path, train=6, test=3)
+    (tmp_path / "sample_submission.csv").write_text(content)
+    sample = opened(tmp_path, "csv_images", image_size=24).sample
+    assert sample is not None
+    assert (sample.id_column, sample.columns) == columns
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("sample_submission.csv", "id,id\n002,ant\n", "two columns of one name"),
+        ("train.csv", "image_id,label\n000,ant,bee\n001,bee,ant\n", "not a rectangular CSV"),
+        ("train.csv", "image_id,label\n000\n001,bee\n", "1 rows have no label, first row 2"),
+    ],
+)
+def test_no_cell_of_a_table_is_dropped(tmp_path: Path, name: str, content: str, message: str) -> None:
+    write_kaggle(tmp_path, train=6, test=3)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path, "csv_images", image_size=24)
+
+
 def test_several_samples_are_asked_about(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=6, test=3)
     shutil.copy(tmp_path / "sample_submission.csv", tmp_path / "sample_submission_2.csv")

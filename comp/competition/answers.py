@@ -80,7 +80,8 @@ def _write_probabilities(rows: Predictions, form: SubmissionFormat) -> Columns:
 def _write_value(rows: Predictions, form: SubmissionFormat) -> Columns:
     worth = class_names.values(form.texts)
     assert worth is not None
-    return _cells(rows.probabilities() @ np.array([[float(value)] for value in worth]))
+    values = rows.probabilities() @ np.array([float(value) for value in worth])
+    return [[f"{value:.12g}" for value in values.tolist()]]
 
 
 def _write_ranked(rows: Predictions, form: SubmissionFormat) -> Columns:

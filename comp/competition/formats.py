@@ -24,6 +24,7 @@ from comp.tasks import TASKS
 _WHOLE = re.compile(r"0|[1-9][0-9]*")
 _EXAMPLES = 3  # rows shown before training
 _DEFAULT_RANKED = 5
+_SEPARATORS = ("|", ", ", ",", " ")  # that samples part labels by
 _NEARLY_ONE = 0.01  # of a sample's rounded probabilities
 
 
@@ -68,20 +69,25 @@ def derive(competition: Competition) -> Derived:
     if answer == "probability":
         positive = _positive(competition)
         columns: tuple[str, ...] = (section.label_column or (sample.columns[0] if sample else "label"),)
+        _demand_distinct(form.id_column, columns)
         reasons = (reason, f"probability of class {classes[positive]!r}, {_why_positive(competition)}")
         return Derived(replace(form, columns=columns, texts=classes, positive=positive), reasons, doubts)
     spelled = _spelled(competition, answer, wide)
     columns = _wide_columns(spelled.texts, sample) if wide else (
         section.label_column or (sample.columns[0] if sample else "label"),
     )  # fmt: skip
-    if form.id_column in columns:
-        raise SubmissionError(
-            f"competition.submission.id_column: '{form.id_column}' is an answer column too; name another one"
-        )
+    _demand_distinct(form.id_column, columns)
     form = replace(form, columns=columns, texts=spelled.texts, **_list_settings(competition, answer, spelled.texts))
     if answer == "value" and class_names.values(form.texts) is None:
         raise SubmissionError(f"competition.submission.answer: value needs classes that are numbers, found {classes}")
     return Derived(form, (reason, spelled.reason), (*doubts, *spelled.doubts))
+
+
+def _demand_distinct(id_column: str, columns: Sequence[str]) -> None:
+    if id_column in columns:
+        raise SubmissionError(
+            f"competition.submission.id_column: '{id_column}' is an answer column too; name another one"
+        )
 
 
 def _wide_without_sample(answer: str, competition: Competition) -> bool:
@@ -160,7 +166,11 @@ def _answer_of_one(competition: Competition, wanted: Metric) -> tuple[str, str, 
         )
         return "probabilities", "answer probabilities: the sample has a column for each class", (doubt,)
     if wanted.of_probabilities:
-        return "probability", f"answer probability: {why}, and the sample has one answer column", ()
+        text = next((cell for (cell,) in sample.cells if cell.strip() and class_names.decimal(cell) is None), "")
+        doubt = f"{sample.path} holds {text!r}, and probabilities are written, since {name} is computed from them"
+        return (
+            "probability", f"answer probability: {why}, and the sample has one answer column", (doubt,) if text else ()
+        )  # fmt: skip
     if strange := _fraction_that_is_no_label(sample, competition.classes):
         doubt = (
             f"{sample.path} holds {strange!r}, which is no label, so a probability is written, though {name} is "
@@ -207,6 +217,8 @@ def _positive(competition: Competition) -> int:
         if name not in classes:
             raise SubmissionError(f"competition.submission.positive: {name!r} is not a class; choose from {classes}")
         return classes.index(name)
+    if (named := _class_of_column(competition)) is not None:
+        return named
     if len(classes) != 2:
         where = competition.sample.path if competition.sample else "competition.submission.answer"
         raise SubmissionError(
@@ -217,9 +229,21 @@ def _positive(competition: Competition) -> int:
     return 1
 
 
+def _class_of_column(competition: Competition) -> int | None:
+    """Return the class that the answer column's header names, such as `cat` or `is_cat`; None unless it names one."""
+    if competition.sample is None:
+        return None
+    header = competition.sample.columns[0].casefold()
+    words = {header, *re.split(r"[^0-9a-z]+", header)}
+    named = [number for number, name in enumerate(competition.classes) if name.casefold() in words]
+    return named[0] if len(named) == 1 else None
+
+
 def _why_positive(competition: Competition) -> str:
-    named = bool(competition.submission.positive)
-    return "named by competition.submission.positive" if named else "the larger label (competition.submission.positive)"
+    if competition.submission.positive:
+        return "named by competition.submission.positive"
+    named = _class_of_column(competition) is not None
+    return "named by the column" if named else "the larger label (competition.submission.positive)"
 
 
 def _spelled(competition: Competition, answer: str, wide: bool) -> Spelling:
@@ -231,7 +255,7 @@ def _spelled(competition: Competition, answer: str, wide: bool) -> Spelling:
             separator = _separator(competition)
             if competition.submission.labels == "auto":
                 _demand_whole(competition.classes, separator)
-            cells = [part for cell in cells for part in cell.split(separator)]
+            cells = [part.strip() for cell in cells for part in cell.split(separator)]
         if answer == "value":
             cells = None
     return spelling.spell(
@@ -260,11 +284,16 @@ def _some(texts: Sequence[str]) -> str:
 
 
 def _separator(competition: Competition) -> str:
-    """Return what parts labels in a cell: what the sample shows, else what the training table has, else a space."""
-    sample = competition.sample
-    cells = {cell for row in sample.cells for cell in row} if sample else set()
-    shown = next((sign for sign in "|, " if any(sign in cell.strip() for cell in cells)), "")
-    return shown or competition.separator or " "
+    """Return what parts labels in a cell: what parts the sample's cells into labels, else what parts the training
+    table's, else what the sample shows, else a space.
+    """
+    sample, known = competition.sample, set(competition.classes)
+    cells = {cell.strip() for row in sample.cells for cell in row if cell.strip()} if sample else set()
+    for sign in dict.fromkeys((competition.separator or _SEPARATORS[0], *_SEPARATORS)):
+        if any(sign in cell for cell in cells) and all(set(cell.split(sign)) <= known for cell in cells):
+            return sign
+    shown = next((sign for sign in _SEPARATORS if any(sign in cell for cell in cells - known)), "")
+    return competition.separator or shown or " "
 
 
 def _demand_whole(texts: Sequence[str], separator: str) -> None:

@@ -10,7 +10,7 @@ from comp.competition.spec import Sample
 from comp.errors import SubmissionError, nearest
 
 # As competitions name it: sample_submission.csv, sampleSubmission.csv, SampleSubmission.csv, sample_submission_v2.csv.
-_NAME = re.compile(r"sample[_-]?submission.*\.csv(\.zip)?", re.IGNORECASE)
+_NAME = re.compile(r".*sample[ _-]?submission.*\.(csv|csv\.zip|zip)", re.IGNORECASE)
 _USUAL = "sample_submission.csv"
 _AUTO = ("auto", _USUAL)  # the latter was the default once, so that it is not taken for a choice
 
@@ -57,11 +57,11 @@ def read(path: Path) -> Sample:
     """
     table = tables.read_any(path, SubmissionError)
     id_column, *columns = [str(column) for column in table.columns]
-    ids = tuple(table[id_column].tolist())
     if not columns:
         raise SubmissionError(f"{path}: expected an id column and one or more to fill in, found only '{id_column}'")
     if len(set(columns)) < len(columns) or id_column in columns:
         raise SubmissionError(f"{path}: has two columns of one name; correct the header")
+    ids = tuple(table[id_column].tolist())
     index = pd.Index(ids)
     if index.has_duplicates:
         twice = index[index.duplicated()].unique().tolist()

@@ -19,7 +19,7 @@ The header of a column for each class follows the same rule. Values are compared
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 
 from comp import class_names
 from comp.errors import SubmissionError, nearest
@@ -148,8 +148,14 @@ def style_of(cells: Sequence[str]) -> Callable[[Decimal], str | None] | None:
     places = {len(cell.partition(".")[2]) for cell in bare}
     if all(re.fullmatch(r"-?(0|[1-9]\d*)\.\d+", cell) for cell in bare) and len(places) == 1:
         step = Decimal(1).scaleb(-places.pop())
-        return lambda value: str(abs(value).quantize(step) * (-1 if value < 0 else 1)) if value % step == 0 else None
+        return lambda value: _quantized(value, step)
     return None
+
+
+def _quantized(value: Decimal, step: Decimal) -> str | None:
+    exact = Context(prec=max(28, len(value.as_tuple().digits) + len(step.as_tuple().digits) + 28))
+    text = str(value.quantize(step, context=exact)) if exact.remainder(value, step) == 0 else None
+    return text.removeprefix("-") if text is not None and value == 0 else text
 
 
 def _padded(value: Decimal, width: int) -> str | None:

@@ -50,12 +50,14 @@ def read_any(path: Path, error: type[UserError]) -> pd.DataFrame:
     if "\0" in text:
         raise error(f"{path}: expected UTF-8 text, found zero bytes (UTF-16 without its mark?); save it as UTF-8")
     try:
+        # The header is read as a row: pandas would rename its blank and repeated cells, and drop a longer row's last.
         table = pd.read_csv(
-            io.StringIO(text), dtype=str, keep_default_na=False, index_col=False, on_bad_lines="error",
+            io.StringIO(text), dtype=str, header=None, keep_default_na=False, on_bad_lines="error",
             quoting=csv.QUOTE_MINIMAL,
         )  # fmt: skip
     except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as reason:
         raise error(f"{path}: not a rectangular CSV: {str(reason).strip()}") from None
+    table = _with_header(table)
     table.columns = [str(column).strip() for column in table.columns]
     if table.empty:
         raise error(f"{path}: expected a header and rows below it, found no row")
@@ -66,7 +68,9 @@ def _unzipped(path: Path, error: type[UserError]) -> bytes:
     """Return the only CSV in an archive; macOS's own entries do not count."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if not name.startswith("__MACOSX") and name.endswith(".csv")]
+            names = [
+                name for name in archive.namelist() if not name.startswith("__MACOSX") and name.lower().endswith(".csv")
+            ]
             if len(names) != 1:
                 raise error(f"{path}: expected one CSV in the archive, found {len(names)}; unpack it")
             return archive.read(names[0])

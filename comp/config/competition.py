@@ -83,7 +83,8 @@ class SubmissionConfig(Section):
     labels: Literal["auto", "names", "indices"] | dict[str, str] = "auto"
     """How a class is written: its name, its number from 0, or `{class: text}` for each; auto: as the sample shows."""
     positive: str = ""
-    """The class whose probability `answer: probability` writes; empty: of two classes the second, such as 1."""
+    """The class whose probability `answer: probability` writes; empty: the one that the sample's column names, such as
+    `cat` or `is_cat`, else of two classes the second, such as 1."""
     ranked: Positive | None = None
     """How many classes `answer: ranked` lists; null: as many as the metric counts, or the sample shows."""
 

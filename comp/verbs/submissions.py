@@ -112,7 +112,7 @@ def _judge(path: Path, wanted: Path | None, against: Path | None) -> "Verdict":
     training: list[int] = []
     if wanted is None:
         expected = verdicts.format_beside(path)
-    elif wanted.suffix == ".csv":
+    elif wanted.suffix.lower() in (".csv", ".zip"):
         expected = formats.from_sample(wanted)
     else:
         from comp import config as configs

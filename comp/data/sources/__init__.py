@@ -23,6 +23,7 @@ from comp.errors import ConfigError, DataError, unknown
 from comp.predictions import one_hot
 from comp.progress import Progress, quiet
 from comp.tasks import TASKS
+from comp.tasks import task as known_task
 
 __all__ = ["SOURCES", "Source", "open_source"]
 
@@ -53,6 +54,8 @@ def open_source(config: DataConfig, progress: Progress = quiet, task: str = "aut
     """
     if config.source not in SOURCES:
         raise DataError(f"data.source: {unknown('source', config.source, SOURCES)}")
+    if task != "auto":
+        known_task(task)
     source = _with_task(SOURCES[config.source](config, progress, task), task)
     for split in (source.train, source.val, source.test):
         if split is not None:

@@ -17,12 +17,20 @@ _LABEL_NAMES = ("label", "labels", "class", "class_name", "target", "category", 
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Return a table's cells as text; see `comp.competition.tables.read_any`.
+    """Return a table's cells as text, its columns under distinct names; see `comp.competition.tables.read_any`.
 
     Raises:
         DataError: missing, of another encoding, ragged, or without a row.
     """
-    return tables.read_any(path, DataError)
+    table = tables.read_any(path, DataError)
+    seen: dict[str, int] = {}
+    names = []
+    for place, column in enumerate(table.columns):
+        name = column or f"Unnamed: {place}"  # as pandas calls the index that it wrote
+        count = seen[name] = seen.get(name, -1) + 1
+        names.append(f"{name}.{count}" if count else name)
+    table.columns = names
+    return table
 
 
 def id_column_of(table: pd.DataFrame, config: CSVConfig, sample: Sample | None, path: Path) -> str:

@@ -73,6 +73,11 @@ def _flag_columns(
 ) -> tuple[str, ...]:
     """Return the columns that hold 0 and 1, one for each class; empty where one column holds names."""
     if config.label_columns:
+        if len(set(config.label_columns)) < max(2, len(config.label_columns)):
+            raise DataError(
+                f"{path}: data.csv.label_columns: expected two different columns or more, one for each class; a single "
+                "one is data.csv.label_column"
+            )
         for name in config.label_columns:
             named_column(name, "label_columns", [str(column) for column in table.columns], path)
         return config.label_columns
@@ -156,7 +161,7 @@ def _of_lists(cells: Sequence[str], separator: str, sample: Sample | None, path:
         "multi_label"
     ]
     if bare:
-        notes.append(f"labels: {bare:,} images have none")
+        notes.append(f"labels: {bare:,} images have none; a list of labels in a submission never is empty")
     return Labels(flags, classes, "multi_label", separator, tuple(notes))
 
 

@@ -244,7 +244,9 @@ def test_the_positive_class_is_the_larger_label_or_the_named_one() -> None:
         ("Probability.Dog", ("cat", "dog"), 1),
         ("label", ("cat", "dog"), 1),
         ("cat_or_dog", ("cat", "dog"), 1),
-        ("0", ("0", "1"), 0),
+        ("0", ("0", "1"), 1),
+        ("no_show", ("no", "yes"), 1),
+        ("not_cat", ("cat", "dog"), 1),
     ],
 )
 def test_a_column_that_names_a_class_holds_its_probability(

@@ -24,6 +24,7 @@ from comp.tasks import TASKS
 _WHOLE = re.compile(r"0|[1-9][0-9]*")
 _EXAMPLES = 3  # rows shown before training
 _DEFAULT_RANKED = 5
+_NEGATIONS = frozenset({"no", "not", "non"})  # in a header
 _SEPARATORS = ("|", ", ", ",", " ")  # that samples part labels by
 _NEARLY_ONE = 0.01  # of a sample's rounded probabilities
 
@@ -235,6 +236,9 @@ def _class_of_column(competition: Competition) -> int | None:
         return None
     header = competition.sample.columns[0].casefold()
     words = {header, *re.split(r"[^0-9a-z]+", header)}
+    if words & _NEGATIONS or all(name.casefold() in ("yes", "no") or class_names.decimal(name) is not None
+                                 for name in competition.classes):  # fmt: skip
+        return None  # `0` is pandas' own header, and `no_show` names no class
     named = [number for number, name in enumerate(competition.classes) if name.casefold() in words]
     return named[0] if len(named) == 1 else None
 

@@ -54,6 +54,11 @@ ACTIVATIONS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "softmax": _softmax,
     "sigmoid": _sigmoid,
 }
+_INVERSES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "softmax": np.log,
+    "sigmoid": lambda shares: np.log(shares / (1 - shares)),
+}
+_LEAST_SHARE = 1e-7  # of a mean probability, so that its logarithm is finite
 
 
 @dataclass(frozen=True)
@@ -210,6 +215,20 @@ def from_outputs(
         made_by=dict(made_by),
         thresholds=thresholds,
     )
+
+
+def mean_outputs(outputs: NDArray[np.float32], task: str) -> NDArray[np.float32]:
+    """Return [K]: the outputs whose probabilities are the mean of the rows' ones, the answer for an image unseen.
+
+    Args:
+        outputs: [N, K], before the activation; without a row every class is as likely.
+        task: a row of `comp.tasks.TASKS`.
+    """
+    if not len(outputs):
+        return np.zeros(outputs.shape[1], np.float32)
+    activation = TASKS[task].activation
+    shares = ACTIVATIONS[activation](outputs.astype(np.float64)).mean(0)
+    return _INVERSES[activation](np.clip(shares, _LEAST_SHARE, 1 - _LEAST_SHARE)).astype(np.float32)
 
 
 def concatenate(parts: Sequence[Predictions]) -> Predictions:

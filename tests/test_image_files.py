@@ -177,13 +177,14 @@ def test_a_bad_image_stops_a_run_before_it_trains_or_is_left_out(tmp_path: Path,
     assert found["notes"] == [f"train: 1 files cannot be read and are left out, first {bad}"]
 
 
-def test_a_bad_test_image_is_never_left_out(tmp_path: Path, comp: Comp) -> None:
+def test_a_bad_test_image_stops_a_run_before_it_trains(tmp_path: Path, comp: Comp) -> None:
     write_folders(tmp_path / "data", train=8, val=0, test=3)
     (tmp_path / "data/test/001.jpg").write_bytes(jpeg()[:-200])
     path = write_config(tmp_path / "small.yaml", photographs_config(tmp_path / "data", "image_folder"))
-    result = comp("data", "prepare", path, "data.skip_bad=true")
+    result = comp("run", path)
     assert result.code == 2
     assert "001.jpg: is truncated or damaged" in result.err
+    assert "data.skip_bad=true gives such a default answer" in result.err
 
 
 def test_mixed_sizes_want_an_image_size_and_one_size_is_kept(tmp_path: Path) -> None:

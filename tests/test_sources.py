@@ -218,7 +218,7 @@ def test_a_labelled_test_folder_is_a_labelled_test(tmp_path: Path) -> None:
 
 
 BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no train": (lambda p: (p / "train").rename(p / "other"), "train: no such folder; expected one folder for each"),
+    "no train": (lambda p: (p / "train").rename(p / "other"), "train: no such folder, and no train.zip"),
     "no image": (lambda p: [f.unlink() for f in p.glob("train/bee/*")], "bee: holds no image"),
     "a class that train lacks": (lambda p: (p / "val/bee").rename(p / "val/beee"), "did you mean 'bee'"),
     "one class": (
@@ -309,7 +309,7 @@ BAD_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "ragged": (lambda p: rewrite(p, "train.csv", "003,ant", "003,ant,bee"), "not a rectangular CSV"),
     "no row": (lambda p: (p / "train.csv").write_text("id,label\n"), "found no row"),
     "empty": (lambda p: (p / "train.csv").write_text(""), "not a rectangular CSV"),
-    "no table": (lambda p: (p / "train.csv").unlink(), "train.csv: no such file"),
+    "no table": (lambda p: (p / "train.csv").unlink(), "train.csv: no such table"),
     "one class": (
         lambda p: [rewrite(p, "train.csv", f",{name}", ",ant") for name in ("bee", "cat")], "found only class 'ant'",
     ),
@@ -443,7 +443,7 @@ def test_a_test_table_lists_the_test_images_of_a_shared_folder(tmp_path: Path) -
     found = opened(tmp_path, "csv_images", image_size=24, csv={**csv, "test_table": "ids.csv"})
     assert found.test is not None
     assert found.test.ids.tolist() == ["t002", "t000"]
-    with pytest.raises(DataError, match=r"no such test table.*did you mean 'ids.csv'"):
+    with pytest.raises(DataError, match=r"no such table .data.csv.test_table.*did you mean 'ids.csv'"):
         opened(tmp_path, "csv_images", image_size=24, csv={**csv, "test_table": "id.csv"})
 
 

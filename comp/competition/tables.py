@@ -1,6 +1,7 @@
 """A submission's cells as text, and what is said of a file that is no table. Torch-free."""
 
 import csv
+import gzip
 import io
 import zipfile
 import zlib
@@ -16,6 +17,8 @@ from comp import runs
 from comp.errors import SubmissionError, UserError
 
 SHOWN = 5  # offending ids in a message
+SEPARATORS = (",", ";", "\t")  # of cells; the first where nothing tells
+_SEEN, _LINES = 1 << 16, 50  # characters and lines that the separator is told by
 _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -35,13 +38,29 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def read_any(path: Path, error: type[UserError]) -> pd.DataFrame:
-    """Return the cells of a table that someone else wrote, as text: UTF-8 with or without a byte order mark, or UTF-16
-    with one; plain, or the only CSV in a .zip. `007` stays `007`, and a class `NA` stays a class.
+    """Return the cells of a table that someone else wrote, as text: `007` stays `007`, and a class `NA` stays a class.
+
+    UTF-8 with or without a byte order mark, or UTF-16 with one; cells parted by comma, semicolon or tab, whichever
+    gives all lines the same, largest number of cells; plain, in a `.gz`, or the only table in a `.zip`. A `.parquet` is
+    read where pyarrow is installed.
 
     Raises:
         UserError: of the kind `error`: missing, of another encoding, ragged, or without a row.
     """
-    content = _unzipped(path, error) if path.suffix == ".zip" else runs.read_bytes(path, "file", error)
+    table = _parquet(path, error) if path.suffix == ".parquet" else _csv(any_text(path, error), path, error)
+    table.columns = [str(column).strip() for column in table.columns]
+    if table.empty:
+        raise error(f"{path}: expected a header and rows below it, found no row")
+    return table
+
+
+def any_text(path: Path, error: type[UserError]) -> str:
+    """Return the text of a table that someone else wrote, unpacked and without its byte order mark; see `read_any`.
+
+    Raises:
+        UserError: of the kind `error`: missing, damaged, or of another encoding.
+    """
+    content = _unpacked(path, error)
     marked = content.startswith(tuple(_MARKS))
     try:
         text = content.decode("utf-16" if marked else "utf-8-sig")
@@ -49,28 +68,68 @@ def read_any(path: Path, error: type[UserError]) -> pd.DataFrame:
         raise error(f"{path}: expected UTF-8 text, found byte {reason.start} that is not; save it as UTF-8") from None
     if "\0" in text:
         raise error(f"{path}: expected UTF-8 text, found zero bytes (UTF-16 without its mark?); save it as UTF-8")
+    return text
+
+
+def separator_of(text: str) -> str:
+    """Return what parts a table's cells: the sign that parts each of its first lines into the same, largest number."""
+    lines = [line for line in text[:_SEEN].splitlines()[:_LINES] if line.strip()]
+    if len(text) > _SEEN:
+        lines = lines[:-1] or lines  # the last one is cut
+    widths = {sign: {len(row) for row in csv.reader(lines, delimiter=sign)} for sign in SEPARATORS}
+    even = {sign: max(found) for sign, found in widths.items() if len(found) == 1 and max(found) > 1}
+    return max(even, key=lambda sign: even[sign], default=SEPARATORS[0])
+
+
+def _csv(text: str, path: Path, error: type[UserError]) -> pd.DataFrame:
     try:
         # The header is read as a row: pandas would rename its blank and repeated cells, and drop a longer row's last.
         table = pd.read_csv(
             io.StringIO(text), dtype=str, header=None, keep_default_na=False, on_bad_lines="error",
-            quoting=csv.QUOTE_MINIMAL,
+            quoting=csv.QUOTE_MINIMAL, sep=separator_of(text),
         )  # fmt: skip
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as reason:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, csv.Error) as reason:
         raise error(f"{path}: not a rectangular CSV: {str(reason).strip()}") from None
-    table = _with_header(table)
-    table.columns = [str(column).strip() for column in table.columns]
-    if table.empty:
-        raise error(f"{path}: expected a header and rows below it, found no row")
+    return _with_header(table)
+
+
+def _parquet(path: Path, error: type[UserError]) -> pd.DataFrame:
+    try:
+        import pyarrow  # few need it
+        from pyarrow import parquet
+    except ImportError:
+        raise error(f"{path}: reading Parquet needs pyarrow; pip install pyarrow, or save the table as CSV") from None
+    content = runs.read_bytes(path, "file", error)
+    try:
+        found = parquet.read_table(io.BytesIO(content))
+        columns = [column.cast(pyarrow.string()).fill_null("").to_pylist() for column in found.columns]
+    except (pyarrow.ArrowException, OSError, ValueError) as reason:
+        raise error(f"{path}: not a table of plain columns: {str(reason).splitlines()[0]}") from None
+    table = pd.DataFrame(dict(enumerate(columns)), dtype=str)
+    table.columns = list(found.column_names)
     return table
 
 
+def _unpacked(path: Path, error: type[UserError]) -> bytes:
+    if path.suffix == ".zip":
+        return _unzipped(path, error)
+    content = runs.read_bytes(path, "file", error)
+    if path.suffix != ".gz":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as reason:
+        raise error(f"{path}: cannot be unpacked ({reason}); fetch it again") from None
+
+
 def _unzipped(path: Path, error: type[UserError]) -> bytes:
-    """Return the only CSV in an archive; macOS's own entries do not count."""
+    """Return the only table in an archive; macOS's own entries do not count."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [
-                name for name in archive.namelist() if not name.startswith("__MACOSX") and name.lower().endswith(".csv")
-            ]
+                name for name in archive.namelist()
+                if not name.startswith("__MACOSX") and name.lower().endswith((".csv", ".tsv", ".txt"))
+            ]  # fmt: skip
             if len(names) != 1:
                 raise error(f"{path}: expected one CSV in the archive, found {len(names)}; unpack it")
             return archive.read(names[0])

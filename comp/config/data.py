@@ -1,8 +1,9 @@
 """Sections `data` and `augment`."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from comp.config.section import Fraction, FrozenMapping, Positive, Section
 
@@ -11,11 +12,12 @@ class CSVConfig(Section):
     """Where a Kaggle set's files lie below `data.root`, and which columns its tables have."""
 
     table: str = "train.csv"
-    """Ids and labels of the training images."""
+    """Ids and labels of the training images; where it is not there, the same name with `.zip` or `.gz`, or as
+    `.parquet`."""
     train: str = "train"
-    """Folder of the training images."""
+    """Folder of the training images, or .zip archive, or the archive of this name and `.zip`; of `image_folder` too."""
     test: str = "test"
-    """Folder of the test images; where there is none, nothing but validation can be predicted."""
+    """Likewise of the test images; where there is none, nothing but validation can be predicted."""
     sample: str = "auto"
     """The sample submission, which shows columns, ids in order and how labels are written; auto:
     `sample_submission*.csv`, `sampleSubmission*.csv` or `SampleSubmission*.csv`, also zipped, where there is one."""
@@ -47,12 +49,16 @@ class DataConfig(Section):
     classes: tuple[str, ...] = ()
     """Names of the source's classes that are kept, in the order of their new labels; empty: all. Images of others are
     left out of every split: half of the classes to learn from, the other half to transfer to."""
+    label_pattern: str = ""
+    """Of `image_folder`: a regular expression whose group finds the class in a file's path below the training folder,
+    such as `^([a-z]+)[.]` for `cat.0.jpg`; empty: the folders are the classes."""
     csv: CSVConfig = CSVConfig()
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Side in pixels that image files are brought to; null: they must all have one size, which is kept. Arrays keep
     their size (`model.stem: resize` enlarges them)."""
     skip_bad: bool = False
-    """Whether training image files that cannot be read are left out, and counted; false: they are refused."""
+    """Whether images that are missing or cannot be read are passed over, and counted: training images are left out,
+    test images get a default answer, the mean of all other predictions; false: they are refused before training."""
     resize: Literal["crop", "stretch"] = "crop"
     """How image files of another shape are brought to `image_size`: the middle square, or everything, bent."""
     loading: Literal["auto", "resident", "streamed"] = "auto"
@@ -78,6 +84,17 @@ class DataConfig(Section):
     """Of the held-out splits alone, so that runs with other seeds stay comparable."""
     download: bool = True
     """Whether missing files may be downloaded."""
+
+    @field_validator("label_pattern")
+    @classmethod
+    def _pattern_has_a_group(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from None
+        if pattern and groups != 1:
+            raise ValueError(f"expected one group in parentheses, the class, as in ^([a-z]+)[.]; found {groups}")
+        return pattern
 
     @model_validator(mode="after")
     def _folds_are_whole(self) -> "DataConfig":

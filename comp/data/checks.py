@@ -89,7 +89,13 @@ def refuse_misleading(findings: Sequence[Finding], where: str) -> None:
 def _unreadable(dataset: Dataset, skip_bad: bool) -> Finding:
     files = dataset.unreadable
     verdict: Verdict = "ok" if not files else "note" if skip_bad else "misleads"
-    return Finding("unreadable files", len(files), verdict, files, "fetch them again, or go on with --skip-bad")
+    return Finding(
+        "unreadable or missing files",
+        len(files),
+        verdict,
+        files[:_EXAMPLES],
+        "fetch them again, or go on with --skip-bad",
+    )
 
 
 def _class_findings(dataset: Dataset, splits: Sequence[Split]) -> Iterator[Finding]:

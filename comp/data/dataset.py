@@ -34,7 +34,7 @@ class Dataset:
         fingerprint: of all training images and labels, before the split.
         resident: whether training images lie decoded on the device, or are streamed by workers.
         notes: what a user should know of how the data were read.
-        unreadable: files of the source that hold no image, left out.
+        unreadable: files of the source that hold no image, and ids without a file.
     """
 
     competition: Competition

@@ -23,16 +23,30 @@ from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
-from comp import runs
+from comp.data import archives
 from comp.device import default_workers
 from comp.errors import DataError
 from comp.progress import Progress, quiet
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+_AVIF = features.check("avif")  # Pillow can be built without it
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
+    *((".avif",) if _AVIF else ()),
+)  # fmt: skip
+_GREY = 128  # stands for an image that is missing
 MOST_PIXELS = 64_000_000
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no format that calls another program
+_FORMATS = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "GIF",
+    "WEBP",
+    "TIFF",
+    "PPM",
+    *(("AVIF",) if _AVIF else ()),
+)  # none of them calls another program
 _TOGETHER = 64  # files handed to the threads at a time: progress and interruption come in between
 
 Resize = Literal["crop", "stretch"]
@@ -48,13 +62,13 @@ class ImageFiles:
     memory map; `files[7]` decodes one image.
 
     Attributes:
-        paths: [N] text.
+        paths: [N] text; empty for an image that is missing, which is read as grey.
         size: (H, W) of every decoded image.
         resize: how images of another size are brought to it.
         workers: processes that decode where images are streamed.
         content: a hash of all bytes of the list of files that these were taken from.
         notes: what a user should know of how they are read.
-        unreadable: names of files of that list that hold no image and were left out.
+        unreadable: names of files of that list that hold no image, and ids without a file.
     """
 
     paths: NDArray[np.str_]
@@ -86,6 +100,8 @@ class ImageFiles:
 
     def __getitem__(self, rows: "int | Rows") -> "NDArray[np.uint8] | ImageFiles":
         if isinstance(rows, int | np.integer):
+            if not self.paths[rows]:
+                return np.full((*self.size, 3), _GREY, np.uint8)
             return fitted(read_image(Path(self.paths[rows])), self.size, self.resize)
         return replace(self, paths=self.paths[rows])
 
@@ -150,8 +166,7 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         DataError: missing, truncated, not an image, of floating point, or too large to be meant.
     """
-    content = runs.read_bytes(path, "file", DataError)
-    return _decoded(path, content, lambda opened: None)
+    return _decoded(path, archives.read(path), lambda opened: None)
 
 
 def _decoded(path: Path, content: bytes, inspect: Callable[[Image.Image], object]) -> Image.Image:

@@ -24,12 +24,15 @@ class Split:
         images: uint8 [N, H, W, C]: an array, a memory map, or files that `np.asarray` decodes.
         ids: [N] text.
         labels: [N] int64 class indices or, of several labels, [N, K] float32 of 0 and 1; None where unknown.
+        blank: [N], rows whose image is missing or cannot be read, and which are to be answered all the same; None where
+            all are whole.
     """
 
     name: str
     images: NDArray[np.uint8] | ImageFiles
     ids: NDArray[np.str_]
     labels: Targets | None
+    blank: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -52,12 +55,14 @@ class Split:
     def take(self, rows: NDArray[np.int64], name: str) -> "Split":
         """Return some rows, in that order: a copy, or files still unread."""
         labels = None if self.labels is None else self.labels[rows]
-        return Split(name, self.images[rows], self.ids[rows], labels)
+        blank = None if self.blank is None else self.blank[rows]
+        return Split(name, self.images[rows], self.ids[rows], labels, blank)
 
     def head(self, count: int) -> "Split":
         """Return the first rows, as a view."""
         labels = None if self.labels is None else self.labels[:count]
-        return replace(self, images=self.images[:count], ids=self.ids[:count], labels=labels)
+        blank = None if self.blank is None else self.blank[:count]
+        return replace(self, images=self.images[:count], ids=self.ids[:count], labels=labels, blank=blank)
 
     def decoded(self, progress: Progress = quiet) -> "Split":
         """Return the split with its pixels in an array; one that has no files is returned as it is.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from comp.config import DataConfig
-from comp.data import images
+from comp.data import archives, images
 from comp.data.cache import remembered
 from comp.data.images import ImageFiles
 from comp.data.splits import Split
@@ -23,7 +23,7 @@ from comp.progress import Progress
 
 def files_split(
     name: str,
-    paths: Sequence[Path],
+    paths: Sequence[Path | None],
     ids: Sequence[str],
     labels: Sequence[int] | Targets | None,
     config: DataConfig,
@@ -31,12 +31,14 @@ def files_split(
 ) -> Split:
     """Return a split of image files, all known to be whole.
 
+    With `data.skip_bad`, labelled rows without a readable file are left out. Rows without labels are to be answered:
+    they stay, as blank ones, which `comp.inference.predict` gives the mean of all other predictions.
+
     Args:
         name: the split's.
-        paths: its files, in its order.
+        paths: its files, in its order; None for one that is missing.
         ids: one for each.
-        labels: one for each, or a row of 0 and 1 for each; None where nobody knows them: such a split never leaves a
-            file out.
+        labels: one for each, or a row of 0 and 1 for each; None where nobody knows them.
         config: gives `image_size`, `resize`, `workers`, `skip_bad` and where facts are kept.
         progress: called while files are read.
 
@@ -45,31 +47,47 @@ def files_split(
     """
     if not paths:
         raise DataError(f"{name}: holds no image; known are {', '.join(images.SUFFIXES)}")
-    facts = remembered(Path(config.root), "survey", _stamp(paths, config), lambda: _survey(paths, name, progress))
-    bad = {int(row): reason for row, reason in facts["unreadable"]}
-    if bad and (labels is None or not config.skip_bad or len(bad) == len(paths)):
-        raise DataError(_told(name, list(bad.values()), skippable=labels is not None and len(bad) < len(paths)))
-    kept = np.array([row for row in range(len(paths)) if row not in bad])
-    notes = [f"{name}: {len(bad):,} files cannot be read and are left out, first {paths[min(bad)]}"] if bad else []
+    there = [row for row, path in enumerate(paths) if path is not None]
+    files = [path for path in paths if path is not None]
+    facts = remembered(Path(config.root), "survey", _stamp(files, config), lambda: _survey(files, name, progress))
+    bad = {there[row]: reason for row, reason in facts["unreadable"]}
+    if bad and (not config.skip_bad or len(bad) == len(files)):
+        raise DataError(_told(name, list(bad.values()), skippable=len(bad) < len(files), labelled=labels is not None))
+    whole = np.array([row in set(there) - set(bad) for row in range(len(paths))])
+    missing = [row for row, path in enumerate(paths) if path is None]
+    notes = _notes(name, [ids[row] for row in missing], [str(paths[row]) for row in bad], labelled=labels is not None)
     if animated := facts["animated"]:
         notes.append(f"{name}: {len(animated):,} animated, only the first frame is read: {animated[0]}")
-    files = ImageFiles(
-        paths=np.array([str(path) for path in paths])[kept],
+    kept = np.flatnonzero(whole) if labels is not None else np.arange(len(paths))
+    read = ImageFiles(
+        paths=np.array([str(path) if fine else "" for path, fine in zip(paths, whole, strict=True)])[kept],
         size=_size(name, facts, config),
         resize=config.resize,
         workers=images.reading_workers(config.workers),
         content=facts["content"],
         notes=tuple(notes),
-        unreadable=tuple(str(paths[row]) for row in bad),
+        unreadable=tuple(str(paths[row]) for row in bad) + tuple(ids[row] for row in missing),
     )
     known = None if labels is None else np.asarray(labels)[kept]
-    return Split(name, files, np.array(ids, np.str_)[kept], known)
+    return Split(name, read, np.array(ids, np.str_)[kept], known, blank=None if whole[kept].all() else ~whole[kept])
 
 
-def _told(name: str, reasons: Sequence[str], *, skippable: bool) -> str:
+def _notes(name: str, missing: Sequence[str], unreadable: Sequence[str], *, labelled: bool) -> list[str]:
+    """Return what became of rows without a readable file: ids of those without one, and files that hold no image."""
+    became = "are left out" if labelled else "get a default answer, the mean of all other predictions"
+    notes = []
+    if missing:
+        notes.append(f"{name}: {len(missing):,} rows have no file and {became}, first {missing[0]!r}")
+    if unreadable:
+        notes.append(f"{name}: {len(unreadable):,} files cannot be read and {became}, first {unreadable[0]}")
+    return notes
+
+
+def _told(name: str, reasons: Sequence[str], *, skippable: bool, labelled: bool) -> str:
     if len(reasons) == 1 and not skippable:
         return reasons[0]
-    mend = "; data.skip_bad=true leaves such out, `comp data check` lists them" if skippable else ""
+    means = "leaves such out" if labelled else "gives such a default answer, the mean of all others'"
+    mend = f"; data.skip_bad=true {means}, `comp data check` lists them" if skippable else ""
     return f"{name}: {len(reasons):,} files cannot be read, first {reasons[0]}{mend}"
 
 
@@ -89,21 +107,14 @@ def _size(name: str, facts: dict[str, Any], config: DataConfig) -> tuple[int, in
 def _stamp(paths: Sequence[Path], config: DataConfig) -> str:
     root, lines = Path(config.root), []
     for path in paths:
-        try:
-            facts = path.stat()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
         inside = path.relative_to(root) if path.is_relative_to(root) else path
-        lines.append(f"{inside.as_posix()}\0{facts.st_size}\0{facts.st_mtime_ns}")
+        lines.append(f"{inside.as_posix()}\0{archives.stamp(path)}")
     return "\n".join(lines)
 
 
 def _survey(paths: Sequence[Path], name: str, progress: Progress) -> dict[str, Any]:
     def read(row: int) -> tuple[bytes, images.Look | DataError]:
-        try:
-            content = paths[row].read_bytes()
-        except OSError as error:
-            raise DataError(f"{paths[row]}: cannot be read: {error.strerror}") from None
+        content = archives.read(paths[row])
         digest = hashlib.sha256(content).digest()
         try:
             return digest, images.look(paths[row], content)

@@ -160,6 +160,8 @@ def _predict_block(way: _Way, split: Split, done: int) -> Predictions:
         rows = least_confident(logits, way.variant.views_share)
         more = _logits(way, split.take(rows, split.name), chosen[1:], done + len(split), grows=False)
         logits[rows] = chosen[0].weight * logits[rows] + more
+    if split.blank is not None:
+        logits[split.blank] = predictions.mean_outputs(logits[~split.blank], way.task)
     return predictions.from_outputs(
         logits, task=way.task, ids=split.ids, classes=way.classes, targets=split.labels, made_by=way.made_by,
         blocks=[(split.name, len(split))] if isinstance(way.images, Suite) else (),

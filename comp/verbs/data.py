@@ -54,6 +54,7 @@ def show(
     described = inspection.describe(dataset)
     folder = out or Path("runs") / loaded.competition.name / "data"
     paths = inspection.draw(loaded, dataset, folder, augmented=augment)
+    console.print_notes(dataset)
     if as_json:
         console.print_json({**described, "pictures": [str(path) for path in paths]})
         return
@@ -80,7 +81,9 @@ def check(
 
     loaded = configs.load(config, overrides or [])
     with console.bars() as progress:
-        findings = checks.check(inspection.open_clean(loaded, progress), skip_bad=skip_bad, progress=progress)
+        dataset = inspection.open_clean(loaded, progress)
+        findings = checks.check(dataset, skip_bad=skip_bad, progress=progress)
+    console.print_notes(dataset)
     console.print_json([asdict(found) for found in findings]) if as_json else console.print_findings(findings)
     checks.refuse_misleading(findings, str(config))
 

@@ -125,5 +125,7 @@ def _check_settings(config: DataConfig, source: Source) -> None:
         )
     if config.labels == "coarse" and config.source != "cifar100":
         raise ConfigError(f"data.labels: {config.source} has no coarse labels, only cifar100 has; leave it out")
+    if config.label_pattern and config.source != "image_folder":
+        raise ConfigError(f"data.label_pattern: {config.source} has no use for it, only image_folder has; leave it out")
     if config.groups == "column" and source.groups is None:
         raise ConfigError(f"data.groups: {config.source} has no table, so no group column; use csv_images")

@@ -1,6 +1,7 @@
 """Tables of ids and labels: every cell is text, so that `007` stays `007` and a class `NA` stays a class."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +13,78 @@ from comp.config import CSVConfig
 from comp.errors import DataError, nearest
 
 _ID_NAMES = ("id", "image_id", "imageid", "image", "image_name", "img", "filename", "file_name", "file", "name", "path")
+_TABLE = re.compile(r".*\.(csv|tsv|txt)(\.zip|\.gz)?|.*\.parquet", re.IGNORECASE)
 _SHOWN = 12  # columns in a message
 _LABEL_NAMES = ("label", "labels", "class", "class_name", "target", "category", "breed", "species", "diagnosis")
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Return a table's cells as text, its columns under distinct names; see `comp.competition.tables.read_any`.
+def table_of(root: Path, name: str, key: str) -> Path:
+    """Return a table's file: of this name, or of this name and `.zip` or `.gz`, or the same as `.parquet`.
+
+    Args:
+        root: the folder of the data.
+        name: what `data.csv.KEY` says.
+        key: of the config, for messages.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = found_table(root, name)
+    if found is None:
+        here = sorted(path.name for path in root.glob("*") if _TABLE.fullmatch(path.name))
+        shown = ", ".join(here[:_SHOWN]) or "no table"
+        raise DataError(f"{root / name}: no such table (data.csv.{key}){nearest(name, here)}; {root} holds {shown}")
+    return found
+
+
+def found_table(root: Path, name: str) -> Path | None:
+    """Return a table's file as `table_of` does, None where there is none."""
+    plain = root / name
+    forms = (
+        plain,
+        *(plain.with_name(plain.name + ending) for ending in (".zip", ".gz")),
+        plain.with_suffix(".parquet"),
+    )
+    return next((path for path in forms if path.is_file()), None)
+
+
+def read_table(path: Path, is_image: Callable[[str], bool]) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Return a table's cells as text, its columns under distinct names, and notes of how it was read.
+
+    A first line that names an image as the lines below do is a row, and the table has no header: its column of images
+    is called `id` then, and the others `1`, `2` ... by their place.
+
+    Args:
+        path: of the table; see `comp.competition.tables.read_any`.
+        is_image: whether an id finds an image.
 
     Raises:
         DataError: missing, of another encoding, ragged, or without a row.
     """
     table = tables.read_any(path, DataError)
+    for place, header in enumerate(map(str, table.columns)):
+        cells = table.iloc[:, place]
+        if header and is_image(header) and is_image(cells.iloc[0]) and not (cells == header).any():
+            first = list(map(str, table.columns))
+            names = ["id" if number == place else str(number + 1) for number in range(len(first))]
+            table.columns = names
+            note = (
+                f"{path}: has no header, since its first line names an image ({header!r}); columns are called "
+                f"{', '.join(names[:_SHOWN])}"
+            )
+            return pd.concat([pd.DataFrame([first], columns=names, dtype=str), table], ignore_index=True), (note,)
+    table.columns = _distinct(list(map(str, table.columns)))
+    return table, ()
+
+
+def _distinct(columns: Sequence[str]) -> list[str]:
     seen: dict[str, int] = {}
     names = []
-    for place, column in enumerate(table.columns):
+    for place, column in enumerate(columns):
         name = column or f"Unnamed: {place}"  # as pandas calls the index that it wrote
         count = seen[name] = seen.get(name, -1) + 1
         names.append(f"{name}.{count}" if count else name)
-    table.columns = names
-    return table
+    return names
 
 
 def id_column_of(table: pd.DataFrame, config: CSVConfig, sample: Sample | None, path: Path) -> str:
@@ -40,12 +94,17 @@ def id_column_of(table: pd.DataFrame, config: CSVConfig, sample: Sample | None, 
         DataError: no such column.
     """
     columns = [str(column) for column in table.columns]
+    return known_id_column(columns, config, sample, path) or columns[0]
+
+
+def known_id_column(columns: list[str], config: CSVConfig, sample: Sample | None, path: Path) -> str:
+    """Return the id column that the config names, the sample has, or a usual name tells; empty where none does.
+
+    Raises:
+        DataError: no such column.
+    """
     shared = (sample.id_column,) if sample else ()
-    return (
-        named_column(config.id_column, "id_column", columns, path)
-        or _first([*shared, *_ID_NAMES], columns)
-        or columns[0]
-    )
+    return named_column(config.id_column, "id_column", columns, path) or _first([*shared, *_ID_NAMES], columns)
 
 
 def label_column_of(
@@ -118,4 +177,7 @@ def refuse_duplicates(ids: Sequence[str], path: Path, column: str) -> None:
     index = pd.Index(ids)
     twice = index[index.duplicated()].unique()
     if len(twice):
-        raise DataError(f"{path}: column '{column}': {len(twice):,} ids stand more than once, first {twice[0]!r}")
+        raise DataError(
+            f"{path}: column '{column}': {len(twice):,} ids stand more than once, first {twice[0]!r}; keep one row for "
+            "each image, its labels joined in one cell and parted by spaces where it has several (data.csv.separator)"
+        )

@@ -1,10 +1,11 @@
-"""Image files in a folder for each class: the layout of Imagenette, hymenoptera (ants and bees) and many others."""
+"""Image files in a folder for each class, as those of Imagenette, or with the class in their names (`cat.0.jpg`)."""
 
-import unicodedata
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from comp.config import DataConfig
-from comp.data.images import SUFFIXES
+from comp.data.sources.listing import Listing, demand_place, place_of, some
 from comp.data.sources.samples import class_order, sample_of, unlabelled_test
 from comp.data.sources.source import Source
 from comp.data.splits import Split
@@ -14,52 +15,118 @@ from comp.progress import Progress
 
 
 def image_folder(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
-    """`train/<class>/*`, maybe `val/<class>/*`, and `test/<class>/*` or, unlabelled, `test/*`.
+    """`train/<class>/*`, maybe `val/<class>/*`, and `test/<class>/*` or, unlabelled, `test/*`; folders or archives.
 
-    Classes are the folders of `train`, by value where all are numbers, else by name. Ids are paths below `data.root`;
-    of an unlabelled test, names without the ending, or what a sample submission (`data.csv.sample`) lists. Hidden files
-    and files that are not images are passed over.
+    Images may lie deeper (`train/<class>/images/*`), and all classes in a further folder (`train/train/<class>/*`).
+    Classes are the folders of `train`, by value where all are numbers, else by name; with `data.label_pattern`, what
+    its group finds in the files' paths below `train`. Ids are paths below `data.root`; of an unlabelled test, names
+    without the ending, or what a sample submission (`data.csv.sample`) lists.
     """
-    root = Path(config.root)
-    submitted = sample_of(config)
-    classes = class_order([folder.name for folder in _folders(root / "train")], submitted.sample)
-    train = _labelled("train", root, classes, config, progress)
-    val = _labelled("val", root, classes, config, progress) if (root / "val").is_dir() else None
-    notes, test = submitted.notes, None
-    if (root / "test").is_dir():
-        inner = {folder.name for folder in visible(root / "test") if folder.is_dir()}
-        if inner & set(classes):
-            return Source(train, _labelled("test", root, classes, config, progress), classes, val=val)
-        test_images = unlabelled_test(root / "test", submitted.sample, config, progress)
-        test, notes = test_images.split, (*notes, *test_images.notes)
-    return Source(train, test, classes, val=val, sample=submitted.sample, notes=notes)
+    root, submitted = Path(config.root), sample_of(config)
+    listing = Listing(demand_place(root, config.csv.train, "train"))
+    found = _class_of_files(listing, config)
+    classes = class_order(list(dict.fromkeys(name for _, name, _ in found)), submitted.sample)
+    notes = [*submitted.notes, *listing.note("train"), *_without_class(listing, found)]
+    train = _labelled("train", config.csv.train, found, classes, config, progress)
+    val, test, sample = None, None, submitted.sample
+    if (place := place_of(root, "val", "")) is not None:
+        val_files = Listing(place, keep=classes)
+        val_found = _known(val_files, classes, config)
+        if val_found or config.validation == "official":
+            _refuse_unknown(val_files, classes, config)
+            val = _labelled("val", "val", val_found, classes, config, progress)
+        else:
+            notes.append(f"val: {place} has no folder of a class, and is not used")
+    if (place := place_of(root, config.csv.test, "test")) is not None:
+        test_files = Listing(place, keep=classes)
+        test_found = _known(test_files, classes, config)
+        if test_found and (not config.label_pattern or len(test_found) == len(test_files)):
+            _refuse_unknown(test_files, classes, config)
+            notes += test_files.note("test")
+            test = _labelled("test", config.csv.test, test_found, classes, config, progress)
+            return Source(train, test, classes, val=val, notes=tuple(notes))
+        images = unlabelled_test(place, sample, config, progress)
+        test = images.split
+        notes += images.notes
+    return Source(train, test, classes, val=val, sample=sample, notes=tuple(notes))
 
 
-def _folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected one folder for each class in it: {folder}/<class>/*.jpg")
-    found = [path for path in visible(folder) if path.is_dir()]
+_Found = list[tuple[str, str, Path]]  # a file's path below the folders that all share, its class, the file
+
+
+def _class_of_files(listing: Listing, config: DataConfig) -> _Found:
+    """Return the training files and their classes.
+
+    Raises:
+        DataError: no folder of a class, one without an image, or a file that the pattern finds no class in.
+    """
+    if config.label_pattern:
+        return _by_pattern(listing, config.label_pattern)
+    place = listing.place
+    found = [(name, name.partition("/")[0], path) for name, path in listing.named() if "/" in name]
+    if not found and listing.wrapping:  # one class alone looks like a folder that wraps all
+        only = listing.wrapping[-1]
+        return [(f"{only}/{name}", only, path) for name, path in listing.named()]
     if not found:
-        raise DataError(f"{folder}: holds no folder; expected one for each class: {folder}/<class>/*.jpg")
+        seen = "its images lie in it directly" if len(listing) else "it holds no image"
+        raise DataError(
+            f"{place}: expected one folder for each class in it, {place}/<class>/*.jpg, and {seen}; where names tell "
+            "the class (cat.0.jpg): data.label_pattern; where a table does: data.source=csv_images"
+        )
+    base = place.joinpath(*listing.wrapping)
+    empty = sorted(set(_folders(base)) - {name for _, name, _ in found})
+    if empty:
+        raise DataError(f"{base / empty[0]}: holds no image; fill it or remove it")
     return found
 
 
-def _labelled(name: str, root: Path, classes: tuple[str, ...], config: DataConfig, progress: Progress) -> Split:
-    paths: list[Path] = []
-    labels: list[int] = []
-    for folder in _folders(root / name):
-        if folder.name not in classes:
-            raise DataError(f"{folder}: no class of train has this name{nearest(folder.name, classes)}; rename it")
-        files = [path for path in visible(folder) if path.suffix.lower() in SUFFIXES]
-        if not files and name == "train":
-            raise DataError(f"{folder}: holds no image ({', '.join(SUFFIXES)}); fill it or remove it")
-        paths += files
-        labels += [classes.index(folder.name)] * len(files)
-    ids = [unicodedata.normalize("NFC", path.relative_to(root).as_posix()) for path in paths]
-    return files_split(name, paths, ids, labels, config, progress)
+def _by_pattern(listing: Listing, pattern: str) -> _Found:
+    matches = [(name, re.search(pattern, name), path) for name, path in listing.named()]
+    strange = [name for name, match, _ in matches if match is None or not match[1]]
+    if strange:
+        raise DataError(
+            f"{listing.place}: data.label_pattern: {pattern!r} finds no class in {len(strange):,} of {len(matches):,} "
+            f"files, first {some(strange)}; mend the pattern, or move those files away"
+        )
+    return [(name, match[1], path) for name, match, path in matches if match is not None]
 
 
-def visible(folder: Path) -> list[Path]:
-    """Return what lies in a folder, sorted by name in one form on every system, less what is hidden."""
-    found = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    return sorted(found, key=lambda path: unicodedata.normalize("NFC", path.name))
+def _known(listing: Listing, classes: Sequence[str], config: DataConfig) -> _Found:
+    """Return the files below the folders of known classes, or whose names tell one."""
+    if not config.label_pattern:
+        cut = [(name, name.partition("/")[0], path) for name, path in listing.named() if "/" in name]
+        return [row for row in cut if row[1] in classes]
+    matches = [(name, re.search(config.label_pattern, name), path) for name, path in listing.named()]
+    return [(name, match[1], path) for name, match, path in matches if match is not None and match[1] in classes]
+
+
+def _refuse_unknown(listing: Listing, classes: Sequence[str], config: DataConfig) -> None:
+    """Refuse folders beside those of the classes: their images would be left out of a score."""
+    if config.label_pattern:
+        return
+    names = sorted({name.partition("/")[0] for name, _ in listing.named() if "/" in name})
+    strange = next((name for name in names if name not in classes), None)
+    if strange is not None:
+        where = listing.place.joinpath(*listing.wrapping, strange)
+        raise DataError(f"{where}: no class of train has this name{nearest(strange, classes)}; rename it")
+
+
+def _without_class(listing: Listing, found: _Found) -> list[str]:
+    left = len(listing) - len(found)
+    return [f"train: {left:,} images of {listing.place} lie in no folder of a class, and are not used"] if left else []
+
+
+def _folders(base: Path) -> list[str]:
+    """Return the visible folders in a folder; none in an archive, which holds files alone."""
+    if not base.is_dir():
+        return []
+    return [path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX"))]
+
+
+def _labelled(
+    name: str, folder: str, found: _Found, classes: Sequence[str], config: DataConfig, progress: Progress
+) -> Split:
+    numbers = {label: number for number, label in enumerate(classes)}
+    ids = [f"{folder}/{below}" for below, _, _ in found]
+    labels = [numbers[label] for _, label, _ in found]
+    return files_split(name, [path for _, _, path in found], ids, labels, config, progress)

@@ -27,6 +27,7 @@ class Labels:
         targets: [N] int64 class indices, or [N, K] float32 of 0 and 1.
         classes: names in label order.
         task: `single_label` or `multi_label`.
+        columns: of the table, which held them.
         separator: what parted several names in one label; empty where nothing did.
         notes: how they were read.
     """
@@ -34,6 +35,7 @@ class Labels:
     targets: Targets
     classes: tuple[str, ...]
     task: str
+    columns: tuple[str, ...]
     separator: str = ""
     notes: tuple[str, ...] = ()
 
@@ -65,7 +67,7 @@ def labels_of(
     _refuse_unclear(cells, path, column)
     classes = class_order(cells, sample)
     numbers = {name: number for number, name in enumerate(classes)}
-    return Labels(np.array([numbers[cell] for cell in cells], np.int64), classes, "single_label")
+    return Labels(np.array([numbers[cell] for cell in cells], np.int64), classes, "single_label", (column,))
 
 
 def _flag_columns(
@@ -114,9 +116,9 @@ def _of_columns(table: pd.DataFrame, columns: Sequence[str], path: Path, task: s
         )
     if exclusive and task != "multi_label":
         note = f"labels: {len(columns)} columns of 0 and 1, one 1 in every row: single_label"
-        return Labels(flags.argmax(1).astype(np.int64), tuple(columns), "single_label", notes=(note,))
+        return Labels(flags.argmax(1).astype(np.int64), tuple(columns), "single_label", tuple(columns), notes=(note,))
     note = f"labels: {len(columns)} columns of 0 and 1, {flags.sum(1).mean():.2f} labels an image: multi_label"
-    return Labels(flags.astype(np.float32), tuple(columns), "multi_label", notes=(note,))
+    return Labels(flags.astype(np.float32), tuple(columns), "multi_label", tuple(columns), notes=(note,))
 
 
 def _separator(cells: Sequence[str], chosen: str, task: str) -> str:
@@ -162,7 +164,7 @@ def _of_lists(cells: Sequence[str], separator: str, sample: Sample | None, path:
     ]
     if bare:
         notes.append(f"labels: {bare:,} images have none; a list of labels in a submission never is empty")
-    return Labels(flags, classes, "multi_label", separator, tuple(notes))
+    return Labels(flags, classes, "multi_label", (column,), separator, tuple(notes))
 
 
 def _refuse_unclear(labels: Sequence[str], path: Path, column: str) -> None:

@@ -1,24 +1,20 @@
 """Unlabelled tests of Kaggle competitions, and the sample submission that lists their images."""
 
-import os
-import unicodedata
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
 from comp import class_names
 from comp.competition import samples
 from comp.competition.spec import Sample
 from comp.config import DataConfig
-from comp.data.images import SUFFIXES
+from comp.data.sources.listing import Listing
 from comp.data.splits import Split
 from comp.data.survey import files_split
 from comp.errors import DataError, SubmissionError
 from comp.progress import Progress
 
-_SHOWN = 5  # offending names in a message
+_SKIP = "data.skip_bad=true gives such rows a default answer: the mean of all others'"
 
 
 @dataclass(frozen=True)
@@ -62,109 +58,57 @@ class TestImages:
 
     Attributes:
         split: in the order that is submitted.
+        files: all that it was made of.
         notes: ids and files that do not match, with counts.
     """
 
     split: Split
+    files: frozenset[Path]
     notes: tuple[str, ...]
 
 
 def unlabelled_test(
-    folder: Path,
+    place: Path,
     sample: Sample | None,
     config: DataConfig,
     progress: Progress,
     *,
     listed: Sequence[str] = (),
     training: frozenset[Path] = frozenset(),
+    listing: Listing | None = None,
 ) -> TestImages:
     """Return the test images in the order of the sample, else of the test table, else of their names.
 
     Args:
-        folder: where they lie; training images may lie there too.
+        place: folder or archive where they lie; training images may lie there too.
         sample: the sample submission, None without one.
         config: section `data`.
         progress: called while files are read.
         listed: ids of a test table, empty without one.
         training: files of the training images, which are no test images.
+        listing: of `place`, where it is listed already.
 
     Raises:
-        DataError: an id without its file, or a file that cannot be read.
+        DataError: an id without its file or a file that cannot be read, unless `data.skip_bad` is set.
     """
-    files = Listing(folder)
-    notes: list[str] = []
-    ids: Sequence[str] = sample.ids if sample else listed or files.names(without=training)
-    paths = files.find(ids)
-    left = files.count(without=training | set(paths))
+    files = Listing(place) if listing is None else listing
+    notes = files.note("test") if listing is None else []
+    if sample and sample.id_column not in sample.ids and files.holds(sample.id_column) and files.holds(sample.ids[0]):
+        raise DataError(
+            f"{sample.path}: has no header, since its first line names an image ({sample.id_column!r}); write one "
+            "above it, as the competition's pages show it"
+        )
+    ids: Sequence[str] = sample.ids if sample else listed or files.ids(without=training)
+    paths = files.locate(ids) if config.skip_bad else files.find(ids, mend=_SKIP)
+    found = frozenset(path for path in paths if path)
+    if not found:
+        raise DataError(files.missing(ids, len(ids)))
+    left = files.count(without=training | found)
     source = "the sample submission" if sample else "the test table"
     if left and (sample or listed):
-        notes.append(f"test: {left:,} images of {folder} are not listed by {source}, and are not predicted")
+        notes.append(f"test: {left:,} images of {place} are not listed by {source}, and are not predicted")
     if shared := files.count(only=training):
-        notes.append(f"test: {shared:,} training images lie in {folder} too, and are not predicted")
+        notes.append(f"test: {shared:,} training images lie in {place} too, and are not predicted")
     if sample and listed and (missing := len(set(listed) - set(ids))):
         notes.append(f"test: {missing:,} ids of the test table are not in the sample submission, and are not predicted")
-    return TestImages(files_split("test", paths, ids, None, config, progress), tuple(notes))
-
-
-class Listing:
-    """The image files below a folder, found by ids with or without their ending."""
-
-    def __init__(self, folder: Path) -> None:
-        """List the folder.
-
-        Raises:
-            DataError: there is no such folder.
-        """
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder; it holds the images that the table names")
-        self._folder = folder
-        self._files: dict[str, Path] = {}  # by path below the folder
-        self._stems: dict[str, list[str]] = {}  # the same without the ending
-        for parent, _, names in os.walk(folder):
-            for name in names:
-                path = Path(parent, name)
-                if path.suffix.lower() in SUFFIXES and not name.startswith("."):
-                    key = unicodedata.normalize("NFC", path.relative_to(folder).as_posix())
-                    self._files[key] = path
-                    self._stems.setdefault(key[: -len(path.suffix)], []).append(key)
-
-    def names(self, *, without: frozenset[Path] = frozenset()) -> tuple[str, ...]:
-        """Return every file's name, without endings where that leaves them distinct."""
-        kept = {key for key, path in self._files.items() if path not in without}
-        unique = all(len(keys) == 1 for keys in self._stems.values())
-        return tuple(sorted(stem for stem, keys in self._stems.items() if keys[0] in kept) if unique else sorted(kept))
-
-    def count(self, *, without: AbstractSet[Path] = frozenset(), only: AbstractSet[Path] | None = None) -> int:
-        """Return how many files there are, less those of `without`, or of `only` alone."""
-        paths = set(self._files.values())
-        return len(paths - without if only is None else paths & only)
-
-    def find(self, ids: Sequence[str]) -> list[Path]:
-        """Return the file of each id.
-
-        Raises:
-            DataError: an id that leads out of the folder, fits no file, or fits several.
-        """
-        found = [self._find(key) for key in ids]
-        missing = [key for key, path in zip(ids, found, strict=True) if path is None]
-        if missing:
-            raise DataError(
-                f"{self._folder}: {len(missing):,} of {len(ids):,} ids have no image there, first {_some(missing)}; "
-                f"found are {_some(sorted(self._files)) or 'no images'}"
-            )
-        return [path for path in found if path is not None]
-
-    def _find(self, key: str) -> Path | None:
-        if PurePosixPath(key).is_absolute() or PureWindowsPath(key).anchor or ".." in PureWindowsPath(key).parts:
-            raise DataError(f"{self._folder}: id {key!r} leads out of the folder, which is refused; mend the table")
-        key = unicodedata.normalize("NFC", key.removeprefix(f"{self._folder.name}/"))
-        stems = sorted(self._stems.get(key, []))
-        if key not in self._files and len(stems) > 1:
-            raise DataError(f"{self._folder}: id {key!r} fits {_some(stems)}; remove all but one")
-        name = key if key in self._files else (stems or [""])[0]
-        return self._files.get(name)
-
-
-def _some(values: Sequence[Any]) -> str:
-    shown = ", ".join(repr(str(value)) for value in values[:_SHOWN])
-    return shown + (", ..." if len(values) > _SHOWN else "")
+    return TestImages(files_split("test", paths, ids, None, config, progress), found, tuple(notes))

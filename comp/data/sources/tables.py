@@ -1,70 +1,154 @@
-"""Image files with a table of labels: the usual Kaggle set."""
+"""Images with a table of labels: the usual Kaggle set. The table names image files, or holds the pixels itself."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from comp.competition.spec import Sample
 from comp.config import DataConfig
-from comp.data.sources.csv_tables import group_numbers, id_column_of, read_table, refuse_duplicates
+from comp.data.sources import pixel_tables
+from comp.data.sources.csv_tables import (
+    found_table,
+    group_numbers,
+    id_column_of,
+    read_table,
+    refuse_duplicates,
+    table_of,
+)  # fmt: skip
 from comp.data.sources.labels import labels_of
-from comp.data.sources.samples import Listing, sample_of, unlabelled_test
+from comp.data.sources.listing import Listing, demand_place, place_of
+from comp.data.sources.samples import sample_of, unlabelled_test
 from comp.data.sources.source import Source
+from comp.data.splits import Split
 from comp.data.survey import files_split
-from comp.errors import DataError, nearest
+from comp.errors import DataError
 from comp.progress import Progress
 
-_TEST_TABLES = ("test.csv", "test.csv.zip")  # what `data.csv.test_table: auto` looks for
+_USUAL_TEST, _USUAL_TEST_TABLE = "test", "test.csv"  # what is taken where it is there
+_SHOWN = 8  # columns in a note
 
 
 def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
     """`train.csv` (ids, labels), `train/`, maybe `test/`, `test.csv` and `sample_submission.csv`; see `data.csv`.
 
-    Ids are file names with or without their ending. Labels stand in one column of names, of which one may hold several
-    (`data.csv.separator`), or in a column of 0 and 1 for each class. Classes are in the order of their values where all
-    are numbers, of their names else; where the sample submission has a column for each class, in the order of its
-    columns.
+    Ids are file names with or without their ending (`comp.data.sources.listing`); a folder may be a .zip archive, and a
+    table packed. Labels stand in one column of names, of which one may hold several (`data.csv.separator`), or in a
+    column of 0 and 1 for each class. Classes are in the order of their values where all are numbers, of their names
+    else; where the sample submission has a column for each class, in the order of its columns. A table with a column
+    for each pixel needs no files.
     """
     root, files = Path(config.root), config.csv
-    path = root / files.table
-    table, submitted = read_table(path), sample_of(config)
+    path = table_of(root, files.table, "table")
+    submitted = sample_of(config)
+    if pixel_tables.holds_pixels(path):
+        return _pixels(path, config, submitted.sample, submitted.notes, task)
     sample = submitted.sample
+    listing = Listing(demand_place(root, files.train, "train"))
+    table, notes = read_table(path, listing.holds)
     id_column = id_column_of(table, files, sample, path)
     ids = table[id_column].tolist()
     refuse_duplicates(ids, path, id_column)
     labels = labels_of(table, id_column, files, sample, path, task)
-    paths = Listing(root / files.train).find(ids)
+    skip = "data.skip_bad=true leaves such rows out"
+    paths = listing.locate(ids) if config.skip_bad else listing.find(ids, mend=skip)
     train = files_split("train", paths, ids, labels.targets, config, progress)
     groups = group_numbers(table, files, path)[np.isin(ids, train.ids)] if files.group_column else None
-    notes, test = [*submitted.notes, *labels.notes], None
-    if (root / files.test).is_dir():
-        listed = _test_ids(config, sample, id_column)
+    told = [*submitted.notes, *notes, *_unused(table.columns, (id_column, files.group_column, *labels.columns), path)]
+    told += [*labels.notes, *listing.note("train")]
+    training = frozenset(path for path in paths if path)
+    test, place = None, _test_place(config)
+    if place is not None:
+        listed = _test_ids(config, sample, id_column, place)
         test_images = unlabelled_test(
-            root / files.test, sample, config, progress, listed=listed, training=frozenset(paths)
-        )
-        notes += test_images.notes
+            place, sample, config, progress, listed=listed.ids, training=training,
+            listing=listing if place == listing.place else None,
+        )  # fmt: skip
+        told += [*listed.notes, *test_images.notes]
         test = test_images.split
+    used = training | test_images.files if test is not None else training
+    if spare := listing.count(without=used):
+        told.append(f"train: {spare:,} images of {listing.place} are not listed by {path.name}, and are not used")
     return Source(
-        train, test, labels.classes, groups=groups, sample=sample, notes=tuple(notes), separator=labels.separator,
+        train, test, labels.classes, groups=groups, sample=sample, notes=tuple(told), separator=labels.separator,
         task=labels.task,
     )  # fmt: skip
 
 
-def _test_ids(config: DataConfig, sample: Sample | None, id_column: str) -> list[str]:
-    """Return the ids of the test table, none where there is none."""
+def _unused(columns: Sequence[str], used: Sequence[str], path: Path) -> list[str]:
+    left = [str(column) for column in columns if column not in used]
+    shown = ", ".join(left[:_SHOWN]) + (", ..." if len(left) > _SHOWN else "")
+    return [f"{path}: {len(left):,} columns are not used: {shown}"] if left else []
+
+
+def _test_place(config: DataConfig) -> Path | None:
+    """Return where the test images lie, None where there are none."""
+    root, name = Path(config.root), config.csv.test
+    return place_of(root, name, "test") if name == _USUAL_TEST else demand_place(root, name, "test")
+
+
+def _test_table(config: DataConfig) -> Path | None:
+    """Return the table of the test's ids, None where there is none."""
     root, name = Path(config.root), config.csv.test_table
     if name == "auto":
-        path = next((root / usual for usual in _TEST_TABLES if (root / usual).is_file()), None)
-    elif name and not (root / name).is_file():
-        here = sorted(path.name for path in root.glob("*.csv*"))
-        raise DataError(f"{root / name}: no such test table (data.csv.test_table){nearest(name, here)}")
-    else:
-        path = root / name if name else None
+        return found_table(root, _USUAL_TEST_TABLE)
+    return table_of(root, name, "test_table") if name else None
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """The ids of a test table, and notes of how it was read."""
+
+    ids: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+def _test_ids(config: DataConfig, sample: Sample | None, id_column: str, place: Path) -> _Listed:
+    """Return the ids of the test table, none where there is none."""
+    path = _test_table(config)
     if path is None:
-        return []
-    table = read_table(path)
+        return _Listed()
+    table, notes = read_table(path, Listing(place).holds)
     named = [column for column in (id_column, sample.id_column if sample else "") if column in table.columns]
     column = named[0] if named else id_column_of(table, config.csv.model_copy(update={"id_column": ""}), sample, path)
     ids: list[str] = table[column].tolist()
     refuse_duplicates(ids, path, column)
-    return ids
+    return _Listed(ids, notes)
+
+
+def _pixels(path: Path, config: DataConfig, sample: Sample | None, notes: Sequence[str], task: str) -> Source:
+    """Return the images of tables that hold their pixels."""
+    train, told = pixel_tables.read(path), list(notes)
+    ids, id_column = train.ids("train", config.csv, None)
+    labels = labels_of(train.others, id_column, config.csv, sample, path, task)
+    side = train.images.shape[1]
+    told.append(f"{path}: holds the pixels of {len(ids):,} grey pictures of {side} x {side}")
+    told += [*_unused(train.others.columns, (id_column, config.csv.group_column, *labels.columns), path), *labels.notes]
+    groups = group_numbers(train.others, config.csv, path) if config.csv.group_column else None
+    test_path, test = _test_table(config), None
+    if test_path is not None:
+        found = pixel_tables.read(test_path)
+        test_ids, _ = found.ids("test", config.csv, sample)
+        test = Split("test", found.images, np.array(test_ids, np.str_), None)
+        if sample is not None:
+            test = _in_order_of(sample, test, test_path)
+    return Source(
+        Split("train", train.images, np.array(ids, np.str_), labels.targets), test, labels.classes, groups=groups,
+        sample=sample, notes=tuple(told), separator=labels.separator, task=labels.task,
+    )  # fmt: skip
+
+
+def _in_order_of(sample: Sample, test: Split, path: Path) -> Split:
+    """Return the test's rows in the order of the sample's.
+
+    Raises:
+        DataError: a row of the sample is not in the table.
+    """
+    rows = {key: row for row, key in enumerate(test.ids.tolist())}
+    missing = [key for key in sample.ids if key not in rows]
+    if missing:
+        raise DataError(
+            f"{path}: {len(missing):,} of {len(sample.ids):,} ids of {sample.path} are not in it, first {missing[0]!r}"
+        )
+    return test.take(np.array([rows[key] for key in sample.ids], np.int64), "test")

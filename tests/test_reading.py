@@ -1,0 +1,618 @@
+"""Every image and every row counts: folders, archives and tables as people leave them, each with the right labels."""
+
+import contextlib
+import gzip
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from comp import predictions
+from comp.competition import tables
+from comp.config import DataConfig
+from comp.data.images import ImageFiles
+from comp.data.sources import Source, open_source
+from comp.data.splits import Split
+from comp.errors import ConfigError, DataError
+from comp.runs import list_runs
+from tests.conftest import Result, write_config
+from tests.photographs import COLOURS, photograph, photographs_config, write_folders, write_kaggle
+
+Comp = Callable[..., Result]
+NAMES = tuple(COLOURS)
+
+
+def opened(root: Path, source: str, **settings: Any) -> Source:
+    values = {"source": source, "root": str(root), "image_size": 24, "download": False, **settings}
+    return open_source(DataConfig.model_validate(values))
+
+
+def colours_seen(split: Split) -> list[str]:
+    """Return the class of each picture by its colour: the truth, whatever the reading made of names and labels."""
+    means = np.asarray(split.images).mean((1, 2))
+    distances = ((means[:, None] - np.array(list(COLOURS.values()))) ** 2).sum(-1)
+    return [NAMES[number] for number in distances.argmin(1)]
+
+
+def labels_are_true(source: Source, count: int) -> None:
+    split = source.train
+    assert split.labels is not None
+    assert len(split) == count
+    assert colours_seen(split) == [source.classes[int(label)] for label in split.labels]
+
+
+def pictures_of_test(source: Source) -> list[tuple[str, bytes]]:
+    """Return the test's ids, each with its pixels."""
+    assert source.test is not None
+    images = np.asarray(source.test.images)
+    return [(key, image.tobytes()) for key, image in zip(source.test.ids.tolist(), images, strict=True)]
+
+
+def moved_below(folder: Path, below: Callable[[Path], str]) -> None:
+    """Move every image of a folder into another below it, named by its path."""
+    for path in sorted(found for found in folder.rglob("*") if found.is_file()):
+        target = path.parent / below(path) / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+
+
+def zipped(folder: Path, *, inside: str = "") -> None:
+    """Replace a folder by an archive of its name, whose files lie in `inside`."""
+    with zipfile.ZipFile(f"{folder}.zip", "w") as archive:
+        for path in sorted(found for found in folder.rglob("*") if found.is_file()):
+            name = path.relative_to(folder).as_posix()
+            archive.write(path, f"{inside}{name}")
+            archive.writestr(f"__MACOSX/{inside}{name}", b"\0")
+    shutil.rmtree(folder)
+
+
+# --- folders and archives
+
+
+def nested(root: Path) -> None:
+    """`train/train/<class>/`, `test/test/`."""
+    for name in ("train", "test"):
+        (root / name).rename(root / "inner")
+        (root / name).mkdir()
+        (root / "inner").rename(root / name / name)
+
+
+def deeper(root: Path) -> None:
+    """`train/<class>/images/`, as Tiny-ImageNet has it."""
+    for name in NAMES:
+        moved_below(root / "train" / name, lambda path: "images")
+
+
+def parts(root: Path) -> None:
+    for name in NAMES:
+        moved_below(root / "train" / name, lambda path: f"part_{int(path.stem) % 2}")
+
+
+def linked(root: Path) -> None:
+    (root / "train/bee").rename(root / "elsewhere")
+    (root / "train/bee").symlink_to(root / "elsewhere", target_is_directory=True)
+    (root / "train/ant/again").symlink_to(root / "train/ant", target_is_directory=True)  # leads back: once is enough
+
+
+def archives(root: Path) -> None:
+    zipped(root / "train", inside="train/")
+    zipped(root / "test")
+
+
+def left_by_others(root: Path) -> None:
+    for folder in (
+        root / "train/ant/.ipynb_checkpoints",
+        root / "train/__MACOSX/ant",
+        root / "test/.ipynb_checkpoints",
+    ):
+        folder.mkdir(parents=True)
+        photograph(0, COLOURS["bee"]).save(folder / "000-checkpoint.png")
+    (root / "train/ant/Thumbs.db").write_bytes(b"\0")
+
+
+@pytest.mark.parametrize("arrange", [nested, deeper, parts, linked, archives, left_by_others])
+def test_an_image_folder_is_read_however_it_is_laid_out(tmp_path: Path, arrange: Callable[[Path], None]) -> None:
+    write_folders(tmp_path, train=6, val=0, test=5)
+    plain = opened(tmp_path, "image_folder")
+    test = pictures_of_test(plain)
+    arrange(tmp_path)
+    found = opened(tmp_path, "image_folder")
+    assert found.classes == plain.classes
+    labels_are_true(found, 18)
+    assert pictures_of_test(found) == test
+
+
+@pytest.mark.parametrize("arrange", [nested, archives])
+def test_ids_of_an_image_folder_do_not_tell_how_it_was_packed(tmp_path: Path, arrange: Callable[[Path], None]) -> None:
+    write_folders(tmp_path, train=3, val=0, test=3)
+    before = opened(tmp_path, "image_folder").train.ids.tolist()
+    arrange(tmp_path)
+    assert opened(tmp_path, "image_folder").train.ids.tolist() == before
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path, comp: Comp) -> None:
+    write_folders(tmp_path / "data", train=6, val=0, test=5)
+    left_by_others(tmp_path / "data")
+    photograph(1, COLOURS["ant"]).save(tmp_path / "data/train/stray.png")
+    path = write_config(tmp_path / "small.yaml", photographs_config(tmp_path / "data", "image_folder"))
+    for verb in (("data", "show"), ("data", "check"), ("data", "prepare")):
+        result = comp(*verb, path)
+        said = " ".join((result.err + result.out).split())
+        assert "2 images in hidden folders or under hidden names and 1 files that are no images" in said, (verb, said)
+        assert "test: left out of" in said, verb
+        assert "1 images of" in said, verb
+        assert "lie in no folder of a class, and are not used" in said, verb
+
+
+def by_part(root: Path) -> None:
+    """Bare ids in the table, numbered parts on the disk."""
+    moved_below(root / "train", lambda path: f"images_{int(path.stem) % 3:03d}")
+
+
+def with_folder(root: Path) -> None:
+    rewrite(root / "train.csv", lambda key: f"train/{key}.jpg")
+
+
+def with_dot(root: Path) -> None:
+    rewrite(root / "train.csv", lambda key: f"./{key}.jpg")
+
+
+def with_back_slashes(root: Path) -> None:
+    moved_below(root / "train", lambda path: f"a{int(path.stem) % 2}")
+    rewrite(root / "train.csv", lambda key: f"train\\a{int(key) % 2}\\{key}.jpg")
+
+
+def with_other_case(root: Path) -> None:
+    rewrite(root / "train.csv", lambda key: f"{key}.JPG")
+
+
+def with_data_folder(root: Path) -> None:
+    rewrite(root / "train.csv", lambda key: f"{root.name}/train/{key}.jpg")
+
+
+def in_train_train(root: Path) -> None:
+    nested(root)
+    with_folder(root)
+
+
+def in_archives(root: Path) -> None:
+    zipped(root / "train", inside="train/")
+    zipped(root / "test", inside="some/where/")
+
+
+def rewrite(path: Path, change: Callable[[str], str]) -> None:
+    header, *rows = path.read_text().splitlines()
+    cells = [row.split(",") for row in rows]
+    path.write_text("\n".join([header, *(f"{change(key)},{label}" for key, label in cells)]) + "\n")
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [by_part, with_folder, with_dot, with_back_slashes, with_other_case, with_data_folder, in_train_train, in_archives],
+)
+def test_one_rule_finds_the_file_of_an_id(tmp_path: Path, arrange: Callable[[Path], None]) -> None:
+    write_kaggle(tmp_path, train=12)
+    plain = opened(tmp_path, "csv_images")
+    train, test = np.asarray(plain.train.images), pictures_of_test(plain)
+    arrange(tmp_path)
+    found = opened(tmp_path, "csv_images")
+    labels_are_true(found, 12)
+    assert (np.asarray(found.train.images) == train).all()
+    assert pictures_of_test(found) == test
+
+
+@given(st.integers(0, 10_000))
+def test_matching_agrees_with_a_search_of_every_path(seed: int) -> None:
+    """Whatever the folders are, an id finds the one file whose path ends in it, or is refused."""
+    from tempfile import TemporaryDirectory
+
+    from comp.data.sources.listing import Listing
+
+    draw = np.random.default_rng(seed)
+    with TemporaryDirectory() as folder:
+        root = Path(folder, "train")
+        paths = set()
+        for _ in range(int(draw.integers(1, 8))):
+            steps = [str(draw.choice(["a", "b", "train"])) for _ in range(int(draw.integers(0, 3)))]
+            paths.add("/".join([*steps, f"{draw.integers(0, 3)}.{draw.choice(['png', 'jpg'])}"]))
+        for path in paths:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).touch()
+        listing = Listing(root)
+        for path in paths:
+            steps = path.split("/")
+            for start in range(len(steps)):
+                for key in ("/".join(steps[start:]), "/".join(steps[start:]).rpartition(".")[0]):
+                    fitting = {
+                        other for other in paths if f"/{other}".endswith((f"/{key}", f"/{key}.png", f"/{key}.jpg"))
+                    }
+                    if len(fitting) > 1 and key not in paths:
+                        with contextlib.suppress(DataError):
+                            (found,) = listing.locate([key])
+                            assert found is not None
+                            assert found.relative_to(root).as_posix() in fitting, (paths, key)
+                        continue
+                    (found,) = listing.locate([key])
+                    assert found is not None
+                    assert found.relative_to(root).as_posix() in fitting, (paths, key)
+
+
+def test_ids_that_fit_several_files_or_share_one_are_refused(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12)
+    by_part(tmp_path)
+    shutil.copytree(tmp_path / "train/images_000", tmp_path / "train/images_009")
+    with pytest.raises(
+        DataError, match=r"id '000' fits 'images_000/000.jpg', 'images_009/000.jpg'; remove all but one"
+    ):
+        opened(tmp_path, "csv_images")
+    shutil.rmtree(tmp_path / "train/images_009")
+    text = (tmp_path / "train.csv").read_text()
+    (tmp_path / "train.csv").write_text(text + "000.jpg,ant\n")
+    with pytest.raises(DataError, match=r"ids '000' and '000.jpg' both name it; keep one row for each image"):
+        opened(tmp_path, "csv_images")
+
+
+def test_an_archive_is_read_in_place_and_a_changed_one_is_noticed(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12)
+    in_archives(tmp_path)
+    os.chmod(tmp_path, 0o555)  # as Kaggle's input is: nothing can be unpacked beside
+    before = opened(tmp_path, "csv_images").train
+    assert isinstance(before.images, ImageFiles)
+    pixels = np.asarray(before.images)
+    os.chmod(tmp_path, 0o755)
+    with zipfile.ZipFile(tmp_path / "train.zip") as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    picture = tmp_path / "other.jpg"
+    photograph(99, COLOURS["cat"]).save(picture)
+    content["train/000.jpg"] = picture.read_bytes()
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        for name, body in content.items():
+            archive.writestr(name, body)
+    after = opened(tmp_path, "csv_images").train
+    assert isinstance(after.images, ImageFiles)
+    assert after.images.content != before.images.content
+    assert (np.asarray(after.images)[1:] == pixels[1:]).all()
+    assert (np.asarray(after.images)[0] != pixels[0]).any()
+
+
+def damaged_zip(root: Path) -> None:
+    in_archives(root)
+    (root / "train.zip").write_bytes((root / "train.zip").read_bytes()[:-50])
+
+
+def tar_beside(root: Path) -> None:
+    shutil.rmtree(root / "train")
+    (root / "train.tar.gz").write_bytes(b"\0")
+
+
+def misspelt(root: Path) -> None:
+    (root / "train").rename(root / "trian")
+
+
+@pytest.mark.parametrize(
+    ("arrange", "message"),
+    [
+        (damaged_zip, "train.zip: cannot be read as a ZIP archive"),
+        (tar_beside, r"train.tar.gz: expected a folder of images or a .zip archive \(data.csv.train\); unpack it"),
+        (misspelt, r"train: no such folder, and no train.zip.*holds test, trian.*did you mean 'trian'"),
+    ],
+)
+def test_images_that_are_not_there_are_told(tmp_path: Path, arrange: Callable[[Path], None], message: str) -> None:
+    write_kaggle(tmp_path, train=12)
+    arrange(tmp_path)
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path, "csv_images")
+
+
+def test_usual_endings_are_images(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12)
+    endings = [".jpeg", ".jpe", ".jfif", ".JPG"]
+    for number, path in enumerate(sorted((tmp_path / "train").glob("*.jpg"))):
+        path.rename(path.with_suffix(endings[number % 4]))
+    labels_are_true(opened(tmp_path, "csv_images"), 12)
+
+
+def test_avif_is_read_where_pillow_reads_it(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12)
+    path = tmp_path / "train/000.jpg"
+    try:
+        Image.open(path).save(path.with_suffix(".avif"))
+    except (KeyError, OSError, ValueError):
+        pytest.skip("this Pillow has no AVIF")
+    path.unlink()
+    labels_are_true(opened(tmp_path, "csv_images"), 12)
+
+
+# --- labels in file names
+
+
+def test_labels_in_file_names(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for number in range(12):
+        name = NAMES[number % 3]
+        photograph(number, COLOURS[name]).save(tmp_path / f"train/{name}.{number}.jpg")
+    (tmp_path / "test").mkdir()
+    for number in range(4):
+        photograph(50 + number, COLOURS["bee"]).save(tmp_path / f"test/{number + 1}.jpg")
+    found = opened(tmp_path, "image_folder", label_pattern="^([a-z]+)[.]")
+    assert found.classes == NAMES
+    labels_are_true(found, 12)
+    assert found.test is not None
+    assert found.test.labels is None
+    assert found.test.ids.tolist() == ["1", "2", "3", "4"]
+    with pytest.raises(DataError, match=r"'\^\(cat\)' finds no class in 8 of 12 files, first 'ant.0.jpg'"):
+        opened(tmp_path, "image_folder", label_pattern="^(cat)")
+    with pytest.raises(DataError, match="its images lie in it directly; where names tell the class"):
+        opened(tmp_path, "image_folder")
+    write_kaggle(tmp_path / "other")
+    with pytest.raises(ConfigError, match="label_pattern: csv_images has no use for it"):
+        opened(tmp_path / "other", "csv_images", label_pattern="^(cat)")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"), [("^(cat", "no regular expression"), ("cat", "one group"), ("(a)(b)", "one group")]
+)
+def test_a_pattern_without_one_group_is_refused(tmp_path: Path, comp: Comp, pattern: str, said: str) -> None:
+    config = photographs_config(tmp_path, "image_folder")
+    config["data"]["label_pattern"] = pattern
+    result = comp("config", "check", write_config(tmp_path / "small.yaml", config))
+    assert result.code == 2
+    assert "label_pattern" in result.err
+    assert said in result.err
+
+
+# --- images that are missing or damaged
+
+
+def empty_test_image(root: Path) -> None:
+    (root / "test/004.jpg").write_bytes(b"")
+
+
+def missing_test_image(root: Path) -> None:
+    (root / "test/004.jpg").unlink()
+
+
+@pytest.mark.parametrize("spoil", [empty_test_image, missing_test_image])
+def test_a_spoiled_test_image_gets_the_mean_answer(
+    tmp_path: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_kaggle(tmp_path / "data")
+    spoil(tmp_path / "data")
+    path = write_config(tmp_path / "small.yaml", photographs_config(tmp_path / "data", "csv_images"))
+    result = comp("run", path)
+    assert result.code == 2
+    assert "004" in result.err
+    assert "data.skip_bad=true gives such" in result.err
+    assert not list(Path().glob("runs/*/*"))  # before the first step
+    result = comp("run", path, "data.skip_bad=true", "predict.views=flip", "-o", "s.csv")
+    assert result.code == 0, result.err
+    assert "get a default answer, the mean of all other predictions, first" in result.err
+    assert comp("check", "s.csv").code == 0
+    assert len(Path("s.csv").read_text().splitlines()) == 10
+    (run,) = list_runs(Path("runs"))
+    for name in ("suite", "suite+flip"):
+        if not run.predictions_path(name).exists():
+            continue
+        found = predictions.load(run.predictions_path(name))
+        there = found.ids != "004"
+        shares = found.probabilities()
+        assert shares[~there] == pytest.approx(shares[there].mean(0, keepdims=True), abs=2e-3)  # float16
+    assert run.predictions_path("suite+flip").exists()
+
+
+def test_training_rows_without_a_file_are_left_out_or_refused(tmp_path: Path, comp: Comp) -> None:
+    write_kaggle(tmp_path / "data", train=12)
+    (tmp_path / "data/train/004.jpg").unlink()
+    (tmp_path / "data/train/007.jpg").write_bytes(b"no picture")
+    path = write_config(tmp_path / "small.yaml", photographs_config(tmp_path / "data", "csv_images"))
+    result = comp("data", "prepare", path)
+    assert result.code == 2
+    assert "1 of 12 ids have no image there, first '004'" in result.err
+    assert "data.skip_bad=true leaves such rows out" in result.err
+    found = opened(tmp_path / "data", "csv_images", skip_bad=True)
+    labels_are_true(found, 10)
+    notes = json.loads(comp("data", "prepare", path, "data.skip_bad=true", "--json").out)["notes"]
+    assert "train: 1 rows have no file and are left out, first '004'" in notes
+    assert any("train: 1 files cannot be read and are left out" in note for note in notes)
+
+
+def test_a_folder_that_fits_no_id_at_all_is_refused_even_then(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12)
+    shutil.rmtree(tmp_path / "test")
+    (tmp_path / "test").mkdir()
+    photograph(0, COLOURS["ant"]).save(tmp_path / "test/other.jpg")
+    with pytest.raises(DataError, match="9 of 9 ids have no image there"):
+        opened(tmp_path, "csv_images", skip_bad=True)
+
+
+# --- tables
+
+
+def semicolons(path: Path) -> None:
+    path.write_text(path.read_text().replace(",", ";"))
+
+
+def tabs(path: Path) -> None:
+    path.write_text(path.read_text().replace(",", "\t"))
+
+
+def gzipped(path: Path) -> None:
+    path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+
+
+def in_zip(path: Path) -> None:
+    with zipfile.ZipFile(path.with_name(path.name + ".zip"), "w") as archive:
+        archive.write(path, path.name)
+        archive.writestr(f"__MACOSX/._{path.name}", b"\0")
+    path.unlink()
+
+
+def without_header(path: Path) -> None:
+    path.write_text(path.read_text().partition("\n")[2])
+
+
+def with_further_columns(path: Path) -> None:
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([f"width,{header},note", *(f"32,{row},x" for row in rows)]) + "\n")
+
+
+def as_parquet(path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    header, *rows = [line.split(",") for line in path.read_text().splitlines()]
+    columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
+    parquet.write_table(pyarrow.table(columns), path.with_suffix(".parquet"))
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    "change", [semicolons, tabs, gzipped, in_zip, without_header, with_further_columns, as_parquet]
+)
+def test_a_table_is_read_however_it_was_saved(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    write_kaggle(tmp_path, train=12)
+    plain = opened(tmp_path, "csv_images")
+    change(tmp_path / "train.csv")
+    found = opened(tmp_path, "csv_images")
+    labels_are_true(found, 12)  # no row was lost
+    assert found.classes == plain.classes
+    if change is without_header:
+        assert any("train.csv: has no header, since its first line names an image ('000')" in n for n in found.notes)
+    if change is with_further_columns:
+        assert any("2 columns are not used: width, note" in note for note in found.notes)
+
+
+def test_a_sample_without_a_header_is_refused(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12)
+    without_header(tmp_path / "sample_submission.csv")
+    with pytest.raises(DataError, match=r"sample_submission.csv: has no header, since its first line names an image"):
+        opened(tmp_path, "csv_images")
+
+
+def test_an_image_on_two_rows_is_refused_with_the_mend(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12)
+    (tmp_path / "train.csv").write_text((tmp_path / "train.csv").read_text() + "003,bee\n")
+    with pytest.raises(
+        DataError, match="1 ids stand more than once, first '003'; keep one row for each image, its labels"
+    ):
+        opened(tmp_path, "csv_images")
+
+
+def test_a_missing_table_names_those_that_are_there(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12)
+    (tmp_path / "train.csv").rename(tmp_path / "train_labels.csv")
+    with pytest.raises(
+        DataError, match=r"no such table \(data.csv.table\).*holds sample_submission.csv, train_labels.csv"
+    ):
+        opened(tmp_path, "csv_images")
+    labels_are_true(opened(tmp_path, "csv_images", csv={"table": "train_labels.csv"}), 12)
+
+
+def test_separators_are_told_by_the_lines() -> None:
+    for text, sign in (
+        ("a,b\n1,2\n", ","), ("a;b\n1;2\n", ";"), ("a\tb\n1\t2\n", "\t"), ("id;x,label\n1,2\n", ","),
+        ("id,names\n1,a;b\n2,c;d\n", ","), ("a\nb\n", ","), ('id,"x;y"\n1,"a;b;c"\n', ","),
+        ("a,b\n1\n", ","), ('id;text\n1;"a;b"\n', ";"),
+        ("id;v\n1;0,5\n2;0,25\n", ";"),
+    ):  # fmt: skip
+        assert tables.separator_of(text) == sign, text
+
+
+# --- pixels in a table
+
+
+def digits(path: Path, images: np.ndarray, labels: np.ndarray | None, ids: list[str] | None = None) -> None:
+    header = [*(["id"] if ids else []), *(["label"] if labels is not None else []),
+              *(f"pixel{n}" for n in range(images[0].size))]  # fmt: skip
+    lines = [",".join(header)]
+    for row, image in enumerate(images):
+        cells = [*([ids[row]] if ids else []), *([labels[row]] if labels is not None else []), *image.ravel()]
+        lines.append(",".join(map(str, cells)))
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def scanned(tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Handwritten digits as `label,pixel0...`, a test without labels, and a sample that counts from 1."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images, labels = (bunch.images * 15.9).astype(np.uint8), bunch.target
+    digits(tmp_path / "train.csv", images[:400], labels[:400])
+    digits(tmp_path / "test.csv", images[400:450], None)
+    (tmp_path / "sample_submission.csv").write_text("ImageId,Label\n" + "".join(f"{n + 1},0\n" for n in range(50)))
+    return images, labels
+
+
+def test_pixels_in_columns_are_pictures(tmp_path: Path, scanned: tuple[np.ndarray, np.ndarray]) -> None:
+    images, labels = scanned
+    found = opened(tmp_path, "csv_images", image_size=None)
+    assert (np.asarray(found.train.images)[..., 0] == images[:400]).all()
+    assert (found.train.labels == labels[:400]).all()
+    assert found.classes == tuple("0123456789")
+    assert found.test is not None
+    assert (np.asarray(found.test.images)[..., 0] == images[400:450]).all()
+    assert found.test.ids.tolist() == [str(n + 1) for n in range(50)]
+
+
+def test_pixels_in_columns_end_in_a_submission(
+    tmp_path: Path, scanned: tuple[np.ndarray, np.ndarray], comp: Comp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, labels = scanned
+    monkeypatch.chdir(tmp_path)
+    config = photographs_config(tmp_path, "csv_images")
+    config["data"] = {"source": "csv_images", "root": ".", "validation": 0.2}
+    config["model"], config["train"]["epochs"] = {"name": "mlp"}, 30
+    result = comp("run", write_config(tmp_path / "c.yaml", config), "-o", "s.csv")
+    assert result.code == 0, result.err
+    header, *rows = [line.split(",") for line in Path("s.csv").read_text().splitlines()]
+    assert header == ["ImageId", "Label"]
+    assert [int(key) for key, _ in rows] == list(range(1, 51))
+    assert (
+        np.mean([int(label) == truth for (_, label), truth in zip(rows, labels[400:450], strict=True)]) > 0.5
+    )  # chance is 0.1
+
+
+def test_rows_with_ids_follow_the_sample_by_name(tmp_path: Path, scanned: tuple[np.ndarray, np.ndarray]) -> None:
+    images, _ = scanned
+    digits(tmp_path / "test.csv", images[400:450], None, ids=[str(50 - n) for n in range(50)])
+    found = opened(tmp_path, "csv_images", image_size=None)
+    assert found.test is not None
+    assert found.test.ids.tolist() == [str(n + 1) for n in range(50)]
+    assert (np.asarray(found.test.images)[..., 0] == images[400:450][::-1]).all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda text: text.replace(",pixel63", ",pixel63,pixel64", 1), "expected"),
+        (lambda text: text.replace("\n5,", "\n5,-1,", 1), "expected"),
+        (lambda text: text.replace(",0,", ",300,", 1), "expected pixels from 0 to 255, found 0 to 300"),
+        (lambda text: text.replace(",0,", ",0.5,", 1), "expected whole numbers from 0 to 255"),
+        (lambda text: text.replace(",0,", ",,", 1), "expected whole numbers from 0 to 255"),
+    ],
+)
+def test_pixels_that_are_none_are_refused(
+    tmp_path: Path, scanned: tuple[np.ndarray, np.ndarray], spoil: Callable[[str], str], message: str
+) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path, "csv_images", image_size=None)
+
+
+def test_a_picture_of_unknown_shape_is_refused(tmp_path: Path) -> None:
+    digits(tmp_path / "train.csv", np.zeros((4, 70), np.uint8), np.arange(4))
+    with pytest.raises(DataError, match="expected the pixels of a square grey picture, found 70 columns"):
+        opened(tmp_path, "csv_images", image_size=None)

@@ -228,7 +228,7 @@ def resume(
         return run
     began = time.perf_counter()
     config = run.config()
-    dataset = dataset or team.leader_first(lambda: open_dataset(config, progress))
+    dataset = dataset or team.leader_first(lambda: open_dataset(run.data_config(), progress))
     check_same_data(run, dataset)
     deterministic = device.only_deterministic(config.train.deterministic)
     with opened(config.track, tracker) as tracker, run.writing(), deterministic:
@@ -425,6 +425,7 @@ def provenance_of(config: Config, dataset: Dataset, model: Classifier) -> dict[s
         "data_fingerprint": dataset.fingerprint,
         "classes": list(dataset.competition.classes),
         "image_shape": list(dataset.competition.image_shape),
+        "pixel_range": list(dataset.pixel_range) if dataset.pixel_range else None,
         "images": {"train": len(dataset.train), "val": len(dataset.val or ()), "test": len(dataset.test or ())},
         "loading": "resident" if dataset.resident else "streamed",
         "notes": list(dataset.notes),

@@ -47,7 +47,7 @@ def load(run: Run, dataset: Dataset | None = None, progress: Progress = quiet) -
     """
     config = run.config()
     model, execution = load_model(run)
-    dataset = dataset or open_dataset(config, progress)
+    dataset = dataset or open_dataset(run.data_config(), progress)
     check_same_data(run, dataset)
     return Loaded(run, config, dataset, model, execution)
 

@@ -6,13 +6,15 @@ same files costs one `stat` a file.
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from comp.config import DataConfig
-from comp.data import images
+from comp.config.section import height_and_width
+from comp.data import images, ranges
 from comp.data.cache import remembered
 from comp.data.images import ImageFiles
 from comp.data.splits import Split
@@ -37,7 +39,7 @@ def files_split(
         ids: one for each.
         labels: one for each, or a row of 0 and 1 for each; None where nobody knows them: such a split never leaves a
             file out.
-        config: gives `image_size`, `resize`, `workers`, `skip_bad` and where facts are kept.
+        config: gives `image_size`, `resize`, `range`, `workers`, `skip_bad` and where facts are kept.
         progress: called while files are read.
 
     Raises:
@@ -61,6 +63,8 @@ def files_split(
         content=facts["content"],
         notes=tuple(notes),
         unreadable=tuple(str(paths[row]) for row in bad),
+        depth=ranges.Depth(**facts["depth"]) if facts["depth"] else None,
+        scale=config.range if isinstance(config.range, tuple) else None,
     )
     known = None if labels is None else np.asarray(labels)[kept]
     return Split(name, files, np.array(ids, np.str_)[kept], known)
@@ -76,12 +80,12 @@ def _told(name: str, reasons: Sequence[str], *, skippable: bool) -> str:
 def _size(name: str, facts: dict[str, Any], config: DataConfig) -> tuple[int, int]:
     """Return (H, W) of the decoded images."""
     if config.image_size:
-        return config.image_size, config.image_size
+        return height_and_width(config.image_size)
     if facts["smallest"] != facts["largest"]:
         smallest, largest = ("x".join(map(str, facts[key])) for key in ("smallest", "largest"))
         raise DataError(
             f"{name}: images differ in size, from {smallest} to {largest} pixels; set data.image_size to the side "
-            "that all are brought to, such as 128"
+            "that all are brought to, such as 128, or to [height, width]"
         )
     return int(facts["smallest"][1]), int(facts["smallest"][0])
 
@@ -112,11 +116,13 @@ def _survey(paths: Sequence[Path], name: str, progress: Progress) -> dict[str, A
 
     found = images.in_threads(read, range(len(paths)), progress, f"checking {name}")
     good = [(path, looked) for path, (_, looked) in zip(paths, found, strict=True) if not isinstance(looked, DataError)]
+    depth = ranges.merged([looked.depth for _, looked in good if looked.depth])
     sizes = sorted({looked.size for _, looked in good}, key=lambda size: (size[0] * size[1], size))
     return {
         "content": hashlib.sha256(b"".join(digest for digest, _ in found)).hexdigest(),
         "smallest": list(sizes[0]) if sizes else [],
         "largest": list(sizes[-1]) if sizes else [],
+        "depth": asdict(depth) if depth else None,
         "animated": [path.name for path, looked in good if looked.animated],
         "unreadable": [[row, str(looked)] for row, (_, looked) in enumerate(found) if isinstance(looked, DataError)],
     }

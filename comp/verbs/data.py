@@ -55,9 +55,10 @@ def show(
     folder = out or Path("runs") / loaded.competition.name / "data"
     paths = inspection.draw(loaded, dataset, folder, augmented=augment)
     if as_json:
-        console.print_json({**described, "pictures": [str(path) for path in paths]})
+        console.print_json({**described, "notes": list(dataset.notes), "pictures": [str(path) for path in paths]})
         return
     console.print_contents(described)
+    console.print_notes(dataset)
     for path in paths:
         console.print_line(str(path))
 
@@ -80,8 +81,13 @@ def check(
 
     loaded = configs.load(config, overrides or [])
     with console.bars() as progress:
-        findings = checks.check(inspection.open_clean(loaded, progress), skip_bad=skip_bad, progress=progress)
-    console.print_json([asdict(found) for found in findings]) if as_json else console.print_findings(findings)
+        dataset = inspection.open_clean(loaded, progress)
+        findings = checks.check(dataset, skip_bad=skip_bad, progress=progress)
+    if as_json:
+        console.print_json([asdict(found) for found in findings])
+    else:
+        console.print_findings(findings)
+        console.print_notes(dataset)
     checks.refuse_misleading(findings, str(config))
 
 

@@ -225,8 +225,15 @@ def _demand_fit(inner: nn.Module, config: ModelConfig, shape: Shape) -> None:
         raise ModelError(
             f"model.name: {config.name} with stem {config.stem} cannot take {shape[1]}x{shape[2]} px images "
             f"({timm_models.first_lines(error, 200)}); try stem: cifar, or stem: resize with a larger input_size"
+            f"{_own_size(inner) if shape[1] != shape[2] else ''}"
         ) from None
     inner.train(was_training)
+
+
+def _own_size(inner: nn.Module) -> str:
+    """Return what helps a network of fixed size against oblong images: the size that it was made for."""
+    size: Sequence[int] = getattr(inner, "pretrained_cfg", {}).get("input_size", ())
+    return f"; it was made for {size[1]}x{size[2]}: model.stem=resize model.input_size={size[1]}" if size else ""
 
 
 def _normalization(

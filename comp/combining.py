@@ -98,7 +98,7 @@ def ensemble(
     combination = _fit(chosen, method, split, work, score, folds, progress)
     compared = _compare(combination, work.sample(split), first.metric) if split is not None else None
     config = trained[0].config()
-    dataset = open_dataset(config, progress)
+    dataset = open_dataset(trained[0].data_config(), progress)
     result = runs.create(runs_root, _plainly(config), f"{method}-ensemble", _provenance(work, config))
     with result.writing():
         made_by = _made_by(work, result, combination)
@@ -171,12 +171,12 @@ def _plainly(config: Config) -> Config:
 def _provenance(work: Gathered, config: Config) -> dict[str, Any]:
     """Return where the result comes from; data and classes are the first member's."""
     first = work.runs[0].provenance()
-    inherited = ("data_fingerprint", "classes", "image_shape", "images", "loading", "notes")
+    inherited = ("data_fingerprint", "classes", "image_shape", "images", "loading", "notes", "pixel_range")
     return {
         **runs.describe_machine(),
         "config_hash": configs.fingerprint(_plainly(config)),
         "first_weights": "",
-        **{name: first[name] for name in inherited},
+        **{name: first[name] for name in inherited if name in first},
         "members": [run.name for run in work.runs],
         **({"ensemble_note": work.note} if work.note else {}),
     }

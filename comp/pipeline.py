@@ -22,6 +22,7 @@ from comp.data.dataset import Dataset, open_dataset
 from comp.device import Execution
 from comp.errors import ConfigError, UserError, unknown
 from comp.inference.variants import check_task, variant_of
+from comp.inference.views import check_size
 from comp.models import averaging, surgery, weights, zoo
 from comp.models.classifier import Classifier
 from comp.predicting import Loaded, Scored, check_same_data, score_weights
@@ -106,8 +107,18 @@ def prepare(config: Config, runs_root: Path = Path("runs"), progress: Progress =
     """
     check(config, runs_root)
     dataset = open_dataset(config, progress)
-    _check_task(config, dataset)
+    check_data(config, dataset)
     return replace(dataset, notes=(*dataset.notes, *_submission_notes(dataset)))
+
+
+def check_data(config: Config, dataset: Dataset) -> None:
+    """Refuse what a config asks for and its data do not allow.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    _check_task(config, dataset)
+    _check_shape(config, dataset)
 
 
 def _check_task(config: Config, dataset: Dataset) -> None:
@@ -126,6 +137,18 @@ def _check_task(config: Config, dataset: Dataset) -> None:
             f"competition.metric: {competition.metric} compares classes by their order, and these are names; give "
             "their order, lowest first: data.classes=[...]"
         )
+
+
+def _check_shape(config: Config, dataset: Dataset) -> None:
+    """Refuse what a config asks for and images of these channels and sides cannot have.
+
+    Raises:
+        ConfigError: naming the key, and what can be taken instead.
+    """
+    channels, height, width = dataset.competition.image_shape
+    engine_choice.check_channels(config, dataset.competition.image_shape)
+    suites.check_channels(config.competition, channels, validated=dataset.val is not None)
+    check_size(config.predict.views, height, width)
 
 
 def _submission_notes(dataset: Dataset) -> tuple[str, ...]:
@@ -178,6 +201,7 @@ def train(
     """
     began = time.perf_counter()
     dataset = dataset or team.leader_first(lambda: prepare(config, runs_root, progress))
+    check_data(config, dataset)
     model = build_model(config, dataset)
     run = runs.create(runs_root, config, name, provenance_of(config, dataset, model), group=group)
     on_start(run, model)
@@ -228,7 +252,7 @@ def resume(
         return run
     began = time.perf_counter()
     config = run.config()
-    dataset = dataset or team.leader_first(lambda: open_dataset(config, progress))
+    dataset = dataset or team.leader_first(lambda: open_dataset(run.data_config(), progress))
     check_same_data(run, dataset)
     deterministic = device.only_deterministic(config.train.deterministic)
     with opened(config.track, tracker) as tracker, run.writing(), deterministic:
@@ -425,6 +449,7 @@ def provenance_of(config: Config, dataset: Dataset, model: Classifier) -> dict[s
         "data_fingerprint": dataset.fingerprint,
         "classes": list(dataset.competition.classes),
         "image_shape": list(dataset.competition.image_shape),
+        "pixel_range": list(dataset.pixel_range) if dataset.pixel_range else None,
         "images": {"train": len(dataset.train), "val": len(dataset.val or ()), "test": len(dataset.test or ())},
         "loading": "resident" if dataset.resident else "streamed",
         "notes": list(dataset.notes),

@@ -55,6 +55,12 @@ def label_bars(path: Path, counts: Mapping[str, Sequence[int]], classes: Sequenc
     _save(figure, path)
 
 
+def visible(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return what can be drawn of images [..., C]: grey or colour as they are, the first of 2 channels or 3 of more."""
+    channels = images.shape[-1]
+    return images if channels in (1, 3) else images[..., : 1 if channels == 2 else 3]
+
+
 def image_grid(path: Path, images: NDArray[np.uint8], titles: Sequence[str], columns: int = 10) -> None:
     """Draw images [N, H, W, C], each under its title."""
     count, height, width, channels = images.shape
@@ -65,7 +71,7 @@ def image_grid(path: Path, images: NDArray[np.uint8], titles: Sequence[str], col
     band = max(3, height // 4)  # pixels above each picture for its title
     mosaic = _mosaic(padded.reshape(lines, columns, height, width, channels), band, max(1, width // 16))
     side = _INCHES * 1.15
-    figure = _figure(side * columns, side * lines * (height + band) / height)
+    figure = _figure(side * columns, side * lines * (height + band) / width)
     axes = _picture(figure, mosaic)
     across, down = mosaic.shape[1] / columns, mosaic.shape[0] / lines
     for place, title in enumerate(titles):
@@ -79,7 +85,7 @@ def image_sheet(path: Path, images: NDArray[np.uint8], rows: Sequence[str], colu
     """Draw a table of images [rows, columns, H, W, C] with its headings."""
     lines, across, height, width, _ = images.shape
     mosaic = _mosaic(images, max(1, height // 16), max(1, width // 16))
-    figure = _figure(_INCHES * across + 1.6, _INCHES * lines + 0.5)
+    figure = _figure(_INCHES * across + 1.6, _INCHES * lines * height / width + 0.5)
     axes = _picture(figure, mosaic)
     axes.set_axis_on()
     axes.set_frame_on(False)
@@ -293,7 +299,7 @@ def _marker(points: Sequence[Any]) -> str:
 
 def _mosaic(images: NDArray[np.uint8], above: int, beside: int) -> NDArray[np.uint8]:
     """Return images [rows, columns, H, W, C] as one white-rimmed picture [rows * (H + above), ..., 3]."""
-    padded = np.pad(images, ((0, 0), (0, 0), (above, 0), (beside, 0), (0, 0)), constant_values=255)
+    padded = np.pad(visible(images), ((0, 0), (0, 0), (above, 0), (beside, 0), (0, 0)), constant_values=255)
     rows, columns, height, width, channels = padded.shape
     whole = padded.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
     return np.broadcast_to(whole, (*whole.shape[:2], 3))  # grey becomes three equal channels

@@ -21,6 +21,7 @@ from comp.inference import adapt, expectation
 from comp.inference.predict import forget
 from comp.inference.predict import predict as predict_images
 from comp.inference.variants import PLAIN, Variant, check_task, laid_on, variant_of
+from comp.inference.views import check_size
 from comp.models.classifier import Classifier
 from comp.predictions import Predictions
 from comp.progress import Progress, quiet
@@ -47,7 +48,7 @@ def load(run: Run, dataset: Dataset | None = None, progress: Progress = quiet) -
     """
     config = run.config()
     model, execution = load_model(run)
-    dataset = dataset or open_dataset(config, progress)
+    dataset = dataset or open_dataset(run.data_config(), progress)
     check_same_data(run, dataset)
     return Loaded(run, config, dataset, model, execution)
 
@@ -139,6 +140,7 @@ def variant_for(loaded: Loaded, given: Mapping[str, Any]) -> Variant:
 def _check_variant(loaded: Loaded, variant: Variant) -> None:
     rules.check_adaptation(loaded.config.competition.rules, variant.adapt)
     check_task(variant, loaded.dataset.competition.task)
+    check_size(variant.views, *loaded.dataset.competition.image_shape[1:])
 
 
 def images_of(loaded: Loaded, split: str) -> Split | Suite:

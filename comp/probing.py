@@ -37,8 +37,8 @@ def probe(
         UserError: an unknown classifier, a run that is not trained, data that do not fit it.
     """
     probes.check(name, k)
+    dataset = open_dataset(config or run.data_config(), progress)
     config = config or run.config()
-    dataset = open_dataset(config, progress)
     model, execution = building.load_model(run)
     if list(dataset.competition.image_shape) != run.provenance()["image_shape"]:
         raise DataError(

@@ -197,6 +197,18 @@ class Run:
         """Return the config that it was started with."""
         return configs.load(self.path / "config.yaml")
 
+    def data_config(self) -> Config:
+        """Return the config that opens its data as they were in training: `data.range` is what auto had chosen.
+
+        Runs of before it could be chosen took the range of the pixels' type.
+        """
+        config = self.config()
+        recorded = self.provenance().get("pixel_range", "type")
+        if config.data.range != "auto" or recorded is None:
+            return config
+        chosen = recorded if recorded == "type" else tuple(recorded)
+        return config.model_copy(update={"data": config.data.model_copy(update={"range": chosen})})
+
     def provenance(self) -> dict[str, Any]:
         """Return where it came from: argv, git, versions, data fingerprint, classes."""
         return read_json(self.path / "provenance.json")

@@ -40,12 +40,12 @@ def square(mode: str, value: object) -> Image.Image:
     return Image.new(mode, (4, 4), value)
 
 
-def palette(transparent: bool) -> Image.Image:
-    """Return a palette picture of one colour."""
+def palette(transparency: int | bytes | None = None) -> Image.Image:
+    """Return a palette picture of its colour 1; transparency: a colour's number, or an alpha for each."""
     image = square("P", 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
-    if transparent:
-        image.info["transparency"] = 1
+    if transparency is not None:
+        image.info["transparency"] = transparency
     return image
 
 
@@ -60,10 +60,15 @@ MODES: dict[str, tuple[Image.Image, str, tuple[int, int, int]]] = {
     "RGB": (square("RGB", (1, 2, 3)), "png", (1, 2, 3)),
     "half transparent": (square("RGBA", (100, 0, 0, 128)), "png", (177, 127, 127)),
     "wholly transparent": (square("RGBA", (1, 2, 3, 0)), "png", (255, 255, 255)),
+    "black": (square("1", 0), "tiff", (0, 0, 0)),
+    "grey, half transparent": (square("LA", (9, 128)), "png", (132, 132, 132)),
+    "a fourth band that is no transparency": (square("RGBX", (1, 2, 3, 9)), "tiff", (1, 2, 3)),
     "grey, transparent": (square("LA", (9, 0)), "png", (255, 255, 255)),
-    "palette": (palette(False), "png", (10, 20, 30)),
-    "palette, transparent": (palette(True), "png", (255, 255, 255)),
+    "palette": (palette(), "png", (10, 20, 30)),
+    "palette, transparent": (palette(1), "png", (255, 255, 255)),
+    "palette, half transparent": (palette(bytes((255, 128))), "png", (132, 137, 142)),
     "CMYK": (square("CMYK", (255, 0, 0, 0)), "tiff", (0, 255, 255)),
+    "CMYK as a photograph": (square("CMYK", (0, 255, 0, 0)), "jpg", (255, 0, 255)),
     "16 bits, black": (deep(0), "png", (0, 0, 0)),
     "16 bits, middle": (deep(128 * 257), "png", (128, 128, 128)),
     "16 bits, white": (deep(65535), "tiff", (255, 255, 255)),
@@ -74,7 +79,7 @@ MODES: dict[str, tuple[Image.Image, str, tuple[int, int, int]]] = {
 def test_every_kind_of_pixel_becomes_rgb(tmp_path: Path, name: str) -> None:
     image, ending, expected = MODES[name]
     path = tmp_path / f"a.{ending}"
-    image.save(path, **({"transparency": 1} if "palette, t" in name else {}))
+    image.save(path)
     pixels = np.asarray(read_image(path))
     assert pixels.shape == (4, 4, 3)
     assert np.abs(pixels.astype(int) - expected).max() <= 1, pixels[0, 0]
@@ -150,7 +155,7 @@ BAD_IMAGES: dict[str, tuple[str, bytes, str]] = {
     "bit-flipped": ("png", png_with_a_flipped_bit(), "is truncated or damaged"),
     "text": ("png", b"hello", "not an image that can be decoded"),
     "empty": ("jpg", b"", "not an image that can be decoded"),
-    "floats and NaN": ("tiff", floats(), "floating point pixels, whose range is unknown"),
+    "floats and NaN": ("tiff", floats(), "found 16 that are NaN or infinite"),
     "a program for a printer": (
         "png",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",

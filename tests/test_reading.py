@@ -381,7 +381,16 @@ def missing_test_image(root: Path) -> None:
     (root / "test/004.jpg").unlink()
 
 
-@pytest.mark.parametrize("spoil", [empty_test_image, missing_test_image])
+def damaged_in_its_archive(root: Path) -> None:
+    zipped(root / "test")
+    content = bytearray((root / "test.zip").read_bytes())
+    with zipfile.ZipFile(root / "test.zip") as archive:
+        start = archive.getinfo("004.jpg").header_offset
+    content[start + 200] ^= 0xFF
+    (root / "test.zip").write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [empty_test_image, missing_test_image, damaged_in_its_archive])
 def test_a_spoiled_test_image_gets_the_mean_answer(
     tmp_path: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]
 ) -> None:

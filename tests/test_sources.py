@@ -161,10 +161,11 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
     "bit-flipped": (lambda p: flip(p, 3000), "fails its checksum|is damaged"),
     "object array": (with_objects, "pickled Python objects, which are refused"),
     "NaN pixels": (
-        lambda p: np.savez(p, train_images=np.full((4, 8, 8, 3), np.nan, np.float32)), "768 of them NaN; mend those",
+        lambda p: np.savez(p, train_images=np.full((4, 8, 8, 3), np.nan, np.float32), train_labels=[0, 1, 0, 1]),
+        "train image 0: expected finite pixels, found 192 that are NaN or infinite",
     ),
     "channels first": (lambda p: np.savez(p, train_images=pixels(4, (3, 32, 32))), r"transpose\(0, 2, 3, 1\)"),
-    "wrong dtype": (lambda p: np.savez(p, train_images=np.zeros((4, 8, 8, 3), np.int32)), "found int32"),
+    "wrong dtype": (lambda p: np.savez(p, train_images=np.zeros((4, 8, 8, 3), complex)), "found complex128"),
     "no labels": (lambda p: np.savez(p, train_images=pixels(4)), "train_labels.npy: no such member"),
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from comp.data.splits import Split
 from comp.errors import ConfigError
 from comp.inference.predict import predict
 from comp.inference.variants import Variant, share_of
-from comp.inference.views import VIEWS, least_confident, views
+from comp.inference.views import VIEWS, check_size, least_confident, views
 from tests.conftest import Result
 from tests.test_run import the_run
 
@@ -136,8 +136,16 @@ def test_unknown_views_name_the_nearest() -> None:
 
 
 def test_turns_of_oblong_images_are_refused() -> None:
-    with pytest.raises(ConfigError, match="square"):
-        VIEWS["dihedral"][2].transform(torch.zeros(1, 3, 8, 9))
+    with pytest.raises(ConfigError, match="square, found 8 x 9; choose from flip, flip_shift, none, shift, ten_crop"):
+        check_size("dihedral", 8, 9)
+    check_size("dihedral", 9, 9)
+
+
+@pytest.mark.parametrize("name", sorted(VIEWS.keys() - {"dihedral"}))
+@pytest.mark.parametrize("size", [(8, 40), (40, 8)])
+def test_the_others_keep_the_size_of_oblong_images(name: str, size: tuple[int, int]) -> None:
+    for view in VIEWS[name]:
+        assert view.transform(torch.rand(1, 3, *size)).shape == (1, 3, *size)
 
 
 def test_variants_never_share_a_name() -> None:

@@ -62,6 +62,9 @@ OPS: dict[str, tuple[str, frozenset[str]]] = {
     "gamma": ("octaves of the exponent; above 0 darkens", frozenset({"brightness", "contrast"})),
 }
 
+# What is defined by luma, hue or chroma, and so for colour (3 channels) and grey (1) alone.
+COLOUR_OPS = frozenset({"contrast", "saturation", "hue", "grayscale", "jpeg"})
+
 
 @dataclass(frozen=True)
 class Op:
@@ -132,6 +135,11 @@ class Policy:
             branches = (stage.ops,) if isinstance(stage, Mixture) else stage.branches
             found.update(op for branch in branches for op in branch)
         return frozenset(found)
+
+    @property
+    def colour_ops(self) -> tuple[str, ...]:
+        """Names of ops that images of other than 1 or 3 channels cannot have."""
+        return tuple(sorted({op.name for op in self.ops if op.name in COLOUR_OPS and op.probability > 0}))
 
     @property
     def imitates(self) -> frozenset[str]:

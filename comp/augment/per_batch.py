@@ -27,7 +27,7 @@ def augment(images: Tensor, policy: Policy, keys: Tensor, *, turned: Tensor | No
     """Return the batch augmented.
 
     Args:
-        images: [B, C, H, W] uint8, C 1 or 3; fastest in channels_last memory, which the result has.
+        images: [B, C, H, W] uint8; `COLOUR_OPS` want C 1 or 3; fastest in channels_last memory, which the result has.
         policy: from `policies.resolve`.
         keys: [B] int64 from `draws.keys(seed, epoch, indices)`, on the images' device.
         turned: [B] bool from `alternation`; only a policy with `alternating_flip` needs it.

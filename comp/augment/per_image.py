@@ -61,7 +61,7 @@ class PerImage:
         """Return the augmented image.
 
         Args:
-            image: [H, W, C] uint8, C 1 or 3.
+            image: [H, W, C] uint8; `COLOUR_OPS` want C 1 or 3.
             epoch: the epoch.
             index: the sample's index in its split.
 

@@ -194,6 +194,33 @@ POLICIES: dict[str, Policy] = {
 }
 
 
+def check_channels(names: str | Sequence[str], ops: Sequence[Mapping[str, Any]], channels: int) -> None:
+    """Refuse ops of colour for images that have none.
+
+    Args:
+        names: as for `resolve`.
+        ops: likewise.
+        channels: of the images; 1 and 3 can have every op.
+
+    Raises:
+        ConfigError: naming the policy, its ops, and what can be taken instead.
+    """
+    if channels in (1, 3):
+        return
+    fitting = [name for name, policy in POLICIES.items() if not policy.colour_ops]
+    for name in [names] if isinstance(names, str) else names:
+        if wrong := POLICIES[name].colour_ops:
+            raise ConfigError(
+                f"augment.policy: {name} draws {', '.join(wrong)}, which need images of 1 or 3 channels, and these "
+                f"have {channels}; choose from {', '.join(fitting)}"
+            )
+    if wrong := resolve("none", ops).colour_ops:
+        raise ConfigError(
+            f"augment.ops: {', '.join(wrong)} need images of 1 or 3 channels, and these have {channels}; take others, "
+            "such as brightness, gamma or random_colour, which treat every channel by itself"
+        )
+
+
 def resolve(names: str | Sequence[str], ops: Sequence[Mapping[str, Any]] = ()) -> Policy:
     """Return one policy: the named ones in turn, then free ops in turn.
 

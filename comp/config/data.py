@@ -3,9 +3,19 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from comp.config.section import Fraction, FrozenMapping, Positive, Section
+from comp.config.section import Fraction, FrozenMapping, Positive, Section, Size, expecting
+
+
+def _rises(pair: str | tuple[float, float]) -> str | tuple[float, float]:
+    if isinstance(pair, tuple) and not pair[0] < pair[1]:
+        raise ValueError
+    return pair
+
+
+Range = Annotated[Literal["auto", "type"] | tuple[float, float], AfterValidator(_rises),
+                  expecting("auto, type, or two numbers, the smaller first, such as [0, 4095]")]  # fmt: skip
 
 
 class CSVConfig(Section):
@@ -53,14 +63,19 @@ class DataConfig(Section):
     """Of `image_folder`: a regular expression whose group finds the class in a file's path below the training folder,
     such as `^([a-z]+)[.]` for `cat.0.jpg`; empty: the folders are the classes."""
     csv: CSVConfig = CSVConfig()
-    image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
-    """Side in pixels that image files are brought to; null: they must all have one size, which is kept. Arrays keep
-    their size (`model.stem: resize` enlarges them)."""
+    image_size: Size | None = None
+    """Side in pixels that image files are brought to, or [height, width]; null: they must all have one size, which is
+    kept. Arrays keep their size (`model.stem: resize` enlarges them)."""
     skip_bad: bool = False
     """Whether images that are missing or cannot be read are passed over, and counted: training images are left out,
     test images get a default answer, the mean of all other predictions; false: they are refused before training."""
-    resize: Literal["crop", "stretch"] = "crop"
-    """How image files of another shape are brought to `image_size`: the middle square, or everything, bent."""
+    resize: Literal["crop", "stretch", "letterbox"] = "crop"
+    """How image files of another shape are brought to `image_size`: `crop`, the largest middle part of its shape;
+    `stretch`, everything, bent; `letterbox`, everything in proportion, with black bars at two sides."""
+    range: Range = "auto"
+    """Which values become black and white where pixels have more than 8 bits, the same for all images: auto, as the
+    training images need (12-bit pictures 0 to 4095; see `comp.data.ranges`); `type`, the range of their type, 0 to
+    65535 of 16 bits; [lo, hi], what lies beyond is clipped."""
     loading: Literal["auto", "resident", "streamed"] = "auto"
     """`resident`: training images lie decoded on the training device; `streamed`: workers bring them batch by batch;
     auto: resident where they take at most 4 GiB and a quarter of the free memory. The images are the same."""

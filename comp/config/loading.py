@@ -53,9 +53,18 @@ def dump(config: Config) -> str:
     return dump_yaml(values, allow_unicode=plain)
 
 
+# Keys that came after runs had been hashed, with the defaults that mean what those runs did without them.
+_LATER_KEYS: dict[str, dict[str, object]] = {"data": {"range": "auto", "label_pattern": ""}}
+
+
 def fingerprint(config: Config) -> str:
-    """Return a hash of what a run computes, so without `track` and `tune`: 16 hex digits of SHA-256."""
+    """Return a hash of what a run computes, so without `track` and `tune`: 16 hex digits of SHA-256.
+
+    Keys that were added later count only where they are not at their defaults: runs keep the hash that they had.
+    """
     values = config.model_dump(mode="json", exclude={"track", "tune"})
+    for section, keys in _LATER_KEYS.items():
+        values[section] = {key: value for key, value in values[section].items() if keys.get(key, ...) != value}
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from comp.config.section import FrozenMapping, Section
+from comp.config.section import FrozenMapping, Section, Size
 
 
 class ModelConfig(Section):
@@ -14,8 +14,8 @@ class ModelConfig(Section):
     """A network of ours or any timm model, with or without the tag of its weights (`resnet18.a1_in1k`)."""
     stem: Literal["stock", "cifar", "resize"] = "stock"
     """`cifar` fits a timm model's first layers to small images; `resize` keeps them and enlarges the images."""
-    input_size: Annotated[int, Field(ge=8)] | None = None
-    """Image side in pixels that `stem: resize` brings images to, inside the model."""
+    input_size: Size | None = None
+    """Image side in pixels, or [height, width], that `stem: resize` brings images to, inside the model."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """How `stem: resize` enlarges."""
     pretrained: bool | str = False

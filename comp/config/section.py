@@ -3,9 +3,19 @@
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_core import PydanticCustomError
 
 # Fields that hold the user's own mapping; the proxy keeps it as frozen as the rest of the tree.
@@ -17,6 +27,36 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 Positive = Annotated[int, Field(ge=1)]
+
+
+def expecting(text: str) -> WrapValidator:
+    """Return a validator that says what is expected of a union in one phrase, not branch by branch."""
+
+    def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(tuple(value) if isinstance(value, list) else value)  # here pydantic forgets that it is JSON
+        except ValidationError:
+            raise PydanticCustomError("expected", "{text}", {"text": text}) from None
+
+    return WrapValidator(validate)
+
+
+_Side = Annotated[int, Field(ge=8, le=4096)]
+
+
+def _square_is_one_side(size: int | tuple[int, int]) -> int | tuple[int, int]:
+    """Return [N, N] as N, so that a square has one spelling and one hash."""
+    return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
+
+
+# Of images in pixels: the side of a square, or height and width.
+Size = Annotated[_Side | tuple[_Side, _Side], AfterValidator(_square_is_one_side),
+                 expecting("a whole number of pixels from 8 to 4096, or [height, width]")]  # fmt: skip
+
+
+def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (H, W) of a side or of [height, width]."""
+    return (size, size) if isinstance(size, int) else size
 
 
 class Section(BaseModel):

@@ -18,11 +18,16 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplemente
 _opening = threading.Lock()
 
 
+class DamagedError(DataError):
+    """A file of an archive that is there and cannot be unpacked."""
+
+
 def read(path: Path) -> bytes:
     """Return a file's content, which may lie in an archive.
 
     Raises:
-        DataError: missing, not readable, or damaged.
+        DataError: missing or not readable.
+        DamagedError: in an archive, and cannot be unpacked.
     """
     inside = _split(path)
     try:
@@ -31,18 +36,20 @@ def read(path: Path) -> bytes:
         archive, member = inside
         opened = _opened(archive)
         if opened.getinfo(member).file_size > _MOST_BYTES:
-            raise DataError(f"{path}: expected at most {_MOST_BYTES >> 20:,} MiB unpacked; remove it from the archive")
+            raise DamagedError(
+                f"{path}: expected at most {_MOST_BYTES >> 20:,} MiB unpacked; remove it from the archive"
+            )
         return opened.read(member)  # zipfile locks: threads may read at once
     except (FileNotFoundError, KeyError):
         raise DataError(f"{path}: no such file") from None
     except OSError as reason:
         raise DataError(f"{path}: cannot be read: {reason.strerror or reason}") from None
     except _DAMAGE as reason:
-        raise DataError(f"{path}: cannot be read from the archive ({reason}); fetch it again") from None
+        raise DamagedError(f"{path}: cannot be read from the archive ({reason}); fetch it again") from None
 
 
 def stamp(path: Path) -> str:
-    """Return what changes with a file's content, without reading it: size and time of change, or an archive's checksum.
+    """Return what changes with a file's content, without reading it: size and time of change, in an archive a checksum.
 
     Raises:
         DataError: missing or not readable.
@@ -53,7 +60,7 @@ def stamp(path: Path) -> str:
             facts = path.stat()
             return f"{facts.st_size}\0{facts.st_mtime_ns}"
         entry = _opened(inside[0]).getinfo(inside[1])
-        return f"{entry.file_size}\0{entry.CRC}"
+        return f"{entry.file_size}\0{entry.CRC}\0{inside[0].stat().st_mtime_ns}"
     except KeyError:
         raise DataError(f"{path}: no such file") from None
     except OSError as reason:

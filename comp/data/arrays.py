@@ -124,26 +124,41 @@ def _map_member(archive: Path, member: zipfile.ZipInfo, file: IO[bytes]) -> NDAr
 
 
 def open_images(path: Path) -> NDArray[np.uint8]:
-    """Return a memory map of images, uint8 [N, H, W, 3] or [N, H, W, 1].
+    """Return a memory map of images, uint8 [N, H, W, C].
 
     Raises:
-        DataError: as `open_npy`, or the wrong type, shape or no image at all.
+        DataError: as `open_deep_images`, or another type.
+    """
+    array = open_deep_images(path)
+    if array.dtype != np.uint8:
+        hint = "multiply by 255 and round" if array.dtype.kind == "f" else "bring them to 0..255"
+        raise DataError(f"{path}: expected uint8 pixels 0..255, found {array.dtype}; {hint}")
+    return array
+
+
+def open_deep_images(path: Path) -> NDArray[Any]:
+    """Return a memory map of images of any numbers, [N, H, W, C].
+
+    Raises:
+        DataError: as `open_npy`, or not numbers, the wrong shape or no image at all.
     """
     array = open_npy(path)
-    if array.dtype != np.uint8:
-        hint = "; multiply by 255 and round" if array.dtype.kind == "f" else ""
-        if array.dtype.kind == "f" and np.isnan(array).any():
-            hint = f", {int(np.isnan(array).sum()):,} of them NaN; mend those first, then multiply by 255 and round"
-        raise DataError(f"{path}: expected uint8 pixels 0..255, found {array.dtype}{hint}")
+    if array.dtype.kind not in "uifb":
+        raise DataError(f"{path}: expected whole numbers or floats as pixels, found {array.dtype}")
     if array.ndim == 3:
         array = array[..., None]  # grey images without a channel axis
-    if array.ndim != 4 or array.shape[-1] not in (1, 3):
-        swapped = array.ndim == 4 and array.shape[1] in (1, 3)
+    if array.ndim != 4 or 0 in array.shape[1:] or _channels_first(array.shape):
+        swapped = array.ndim == 4 and _channels_first(array.shape)
         hint = "; the channels stand first: transpose(0, 2, 3, 1)" if swapped else ""
-        raise DataError(f"{path}: expected images [N, H, W, 3] or [N, H, W, 1], found {list(array.shape)}{hint}")
+        raise DataError(f"{path}: expected images [N, H, W, channels], found {list(array.shape)}{hint}")
     if not len(array):
         raise DataError(f"{path}: holds no image")
     return array
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    """Tell [N, C, H, W] from [N, H, W, C]: fewer channels than pixels a side, unless the last axis is one or three."""
+    return shape[1] < min(shape[2], shape[3]) and shape[3] not in (1, 3)
 
 
 def open_labels(path: Path, count: int) -> Targets:

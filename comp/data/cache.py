@@ -13,7 +13,7 @@ from comp import runs
 from comp.errors import RunError
 
 FOLDER = ".comp-cache"
-_RULES = 1  # goes into every key: raised when a computation changes, which makes old facts unreachable
+_RULES = 2  # goes into every key: raised when a computation changes, which makes old facts unreachable
 
 
 def remembered(root: Path, kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

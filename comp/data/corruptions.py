@@ -9,7 +9,7 @@ whole grey levels, not rounded.
 
 Images of other sizes: lengths in pixels (sigmas, radii, displacements, flakes) are multiplied by min(H, W) / 32,
 whatever acts on single pixels stays. Grey images (C = 1): coloured layers count by their luma, JPEG codes luma only,
-and saturation has nothing to change.
+and saturation has nothing to change. Images of any other number of channels have all corruptions but `COLOURED`.
 """
 
 import functools
@@ -225,6 +225,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "saturate": Corruption(saturate, ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)), "digital"),
 }
 NAMES = tuple(CORRUPTIONS)
+COLOURED = ("snow", "frost", "jpeg_compression", "spatter", "saturate")  # by luma, or with a colour of their own
 FAMILIES: dict[Family, tuple[str, ...]] = {
     family: tuple(name for name, row in CORRUPTIONS.items() if row.family == family)
     for family in ("noise", "blur", "weather", "digital")
@@ -250,7 +251,8 @@ def corrupt(images: Tensor, name: str, severity: int, *, seed: int, indices: Ten
     """Corrupt images as the suite's generator would.
 
     Args:
-        images: [B, C, H, W] uint8, C = 3 (RGB) or 1, any memory format, sides of at least 8.
+        images: [B, C, H, W] uint8, C = 3 (RGB) or 1, or any for what is not `COLOURED`; any memory format, sides of at
+            least 8.
         name: a row of `CORRUPTIONS`.
         severity: 1 to 5.
         seed: of the suite.
@@ -304,9 +306,12 @@ def _check(images: Tensor, name: str, severity: int, indices: Tensor) -> None:
         raise DataError(f"severity of '{name}': expected 1 to 5, found {severity}")
     if images.dtype != torch.uint8:
         raise DataError(f"images: expected uint8 grey levels 0..255, found {images.dtype}; convert them first")
-    if images.dim() != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < SMALLEST:
-        raise DataError(f"images: expected [B, 3, H, W] or [B, 1, H, W] with sides of at least {SMALLEST}, "
+    if images.dim() != 4 or min(images.shape[2:]) < SMALLEST:
+        raise DataError(f"images: expected [B, C, H, W] with sides of at least {SMALLEST}, "
                         f"found {list(images.shape)}; permute [B, H, W, C] images first")  # fmt: skip
+    if images.shape[1] not in (1, 3) and name in COLOURED:
+        raise DataError(f"images: {name} needs 1 or 3 channels, found {list(images.shape)}; choose from "
+                        f"{', '.join(sorted(set(NAMES) - set(COLOURED)))}")  # fmt: skip
     if indices.dtype != torch.int64 or indices.shape != images.shape[:1]:
         raise DataError(f"indices: expected int64 [{len(images)}], one for each image, "
                         f"found {indices.dtype} {list(indices.shape)}")  # fmt: skip

@@ -35,6 +35,7 @@ class Dataset:
         resident: whether training images lie decoded on the device, or are streamed by workers.
         notes: what a user should know of how the data were read.
         unreadable: files of the source that hold no image, and ids without a file.
+        pixel_range: the values of pixels of more than 8 bits that became black and white; None of 8 bits.
     """
 
     competition: Competition
@@ -49,6 +50,7 @@ class Dataset:
     resident: bool
     notes: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
+    pixel_range: tuple[float, float] | None = None
 
     def limited(self, train_images: int, other_images: int) -> "Dataset":
         """Return a small copy for a rehearsal: the first images of each split and block."""
@@ -116,6 +118,7 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
         resident=loading.stays_resident((train, val), config.data.loading),
         notes=(*_notes(config, source), *parts.notes),
         unreadable=tuple(name for images in _files(source) for name in images.unreadable),
+        pixel_range=source.pixel_range,
     )
 
 

@@ -83,7 +83,7 @@ def exact_groups(splits: Sequence[Split], progress: Progress) -> NDArray[np.int6
 def _thumbnails(split: Split) -> NDArray[np.float32]:
     """Return [N, 64], each of mean 0 and length 1; 0 where an image has no contrast."""
     channels, height, width = split.image_shape
-    grey = np.array(_LUMA if channels == 3 else (1.0,), np.float32)
+    grey = np.array(_LUMA if channels == 3 else (1 / channels,) * channels, np.float32)
     down = _cell_means(height)  # [8, H]
     across = (_cell_means(width)[:, :, None] * grey).reshape(_SIDE, width * channels).T  # [W * C, 8]
     found = np.empty((len(split), _SIDE * _SIDE), np.float32)

@@ -2,14 +2,14 @@
 
 | found in the file | becomes |
 |---|---|
-| any size | `data.image_size`: the middle square resized (`resize: crop`) or all of it (`stretch`), antialiased |
+| any size | `data.image_size`, as `data.resize` says: the middle part of that shape, all of it bent, or with bars |
 | EXIF rotation or mirroring | turned upright first |
 | grey, black and white | three equal channels |
 | palette | its colours |
-| transparency (RGBA, LA, palette) | laid on white |
+| transparency (RGBA, LA, palette) | laid on white; a fourth band that is none (TIFF's RGBX) is left out |
 | CMYK, YCbCr, LAB, HSV | converted to RGB as Pillow does, without a colour profile |
-| 16 bits a channel | 8 bits: value / 257 |
-| floating point | refused: its range is unknown |
+| 16 or 32 bits, floating point | 8 bits, by one scale for the whole data set (`data.range`, `comp.data.ranges`) |
+| 16 bits in each of three or four channels | likewise, read by OpenCV: Pillow would keep the upper 8 bits |
 | animation | its first frame, with a note |
 | more than 64 million pixels | refused unread: a decompression bomb |
 """
@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, features
 
-from comp.data import archives
+from comp.data import archives, ranges
+from comp.data.ranges import Depth, Scale
 from comp.device import default_workers
 from comp.errors import DataError
 from comp.progress import Progress, quiet
@@ -49,9 +50,10 @@ _FORMATS = (
 )  # none of them calls another program
 _TOGETHER = 64  # files handed to the threads at a time: progress and interruption come in between
 
-Resize = Literal["crop", "stretch"]
+Resize = Literal["crop", "stretch", "letterbox"]
 Rows = slice | NDArray[np.int64]
 _Found = TypeVar("_Found")
+_ORIENTATION = 0x0112  # EXIF
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class ImageFiles:
         content: a hash of all bytes of the list of files that these were taken from.
         notes: what a user should know of how they are read.
         unreadable: names of files of that list that hold no image, and ids without a file.
+        depth: what those with more than 8 bits a pixel hold; None where there are none.
+        scale: the values of theirs that become black and white; None: the range of each file's type.
     """
 
     paths: NDArray[np.str_]
@@ -78,6 +82,8 @@ class ImageFiles:
     content: str
     notes: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
+    depth: Depth | None = None
+    scale: Scale | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -102,7 +108,7 @@ class ImageFiles:
         if isinstance(rows, int | np.integer):
             if not self.paths[rows]:
                 return np.full((*self.size, 3), _GREY, np.uint8)
-            return fitted(read_image(Path(self.paths[rows])), self.size, self.resize)
+            return fitted(read_image(Path(self.paths[rows]), self.scale), self.size, self.resize)
         return replace(self, paths=self.paths[rows])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
@@ -143,10 +149,11 @@ def in_threads(
 
 @dataclass(frozen=True)
 class Look:
-    """What one look into a file tells: its upright size (W, H) and whether it is animated."""
+    """What one look into a file tells: its upright size (W, H), whether it is animated, and its depth beyond 8 bits."""
 
     size: tuple[int, int]
     animated: bool
+    depth: Depth | None
 
 
 def look(path: Path, content: bytes) -> Look:
@@ -156,20 +163,40 @@ def look(path: Path, content: bytes) -> Look:
         DataError: as `read_image`.
     """
     animated: list[bool] = []
-    image = _decoded(path, content, lambda opened: animated.append(bool(getattr(opened, "is_animated", False))))
-    return Look(image.size, animated[0])
+    depths: list[Depth] = []
+
+    def inspect(opened: Image.Image) -> None:
+        animated.append(bool(getattr(opened, "is_animated", False)))
+
+    def measure(values: NDArray[Any]) -> Scale:
+        depths.append(ranges.depth_of(values, str(path)))
+        return 0.0, 1.0  # the pixels themselves are not looked at
+
+    image = _decoded(path, content, inspect, measure)
+    return Look(image.size, animated[0], ranges.merged(depths))
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, scale: Scale | None = None) -> Image.Image:
     """Return a file's image: upright, RGB, 8 bits.
 
+    Args:
+        path: of the file.
+        scale: the values that become black and white where it has more than 8 bits; None: the range of its type.
+
     Raises:
-        DataError: missing, truncated, not an image, of floating point, or too large to be meant.
+        DataError: missing, truncated, not an image, or too large to be meant.
     """
-    return _decoded(path, archives.read(path), lambda opened: None)
+    content = archives.read(path)
+    return _decoded(path, content, lambda opened: None, lambda values: scale or ranges.type_scale(str(values.dtype)))
 
 
-def _decoded(path: Path, content: bytes, inspect: Callable[[Image.Image], object]) -> Image.Image:
+def _decoded(
+    path: Path,
+    content: bytes,
+    inspect: Callable[[Image.Image], object],
+    scale_of: Callable[[NDArray[Any]], Scale],
+) -> Image.Image:
+    """Return the image; `inspect` sees it before it is decoded, `scale_of` values of more than 8 bits."""
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             width, height = opened.size
@@ -177,7 +204,12 @@ def _decoded(path: Path, content: bytes, inspect: Callable[[Image.Image], object
                 raise DataError(_bomb(path, f"{width:,} x {height:,} pixels"))
             inspect(opened)
             opened.seek(0)
-            return _rgb(ImageOps.exif_transpose(opened), path)
+            deep = _deep_values(opened, content)
+            if deep is None:
+                return _rgb(ImageOps.exif_transpose(opened))
+            eight = _eight_bits(deep, scale_of)
+            eight.getexif()[_ORIENTATION] = opened.getexif().get(_ORIENTATION, 1)
+            return _rgb(ImageOps.exif_transpose(eight))
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -187,26 +219,42 @@ def _decoded(path: Path, content: bytes, inspect: Callable[[Image.Image], object
         raise DataError(f"{path}: is truncated or damaged ({reason}); fetch it again or remove it") from None
 
 
+def _deep_values(opened: Image.Image, content: bytes) -> NDArray[Any] | None:
+    """Return pixels of more than 8 bits, [H, W], or [H, W, 3 or 4] in RGB order; None where there are no such."""
+    if opened.mode in ("I", "F") or opened.mode.startswith("I;16"):
+        values = np.asarray(opened)
+        return values.astype(values.dtype.newbyteorder("="))
+    if opened.mode not in ("RGB", "RGBA") or not any(";16" in str(tile.args) for tile in getattr(opened, "tile", ())):
+        return None
+    opened.load()  # finds damage that OpenCV would fill in
+    import cv2  # imported late: few files need it
+
+    found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if found is None or found.dtype != np.uint16 or found.ndim != 3:
+        return None  # nothing is lost but the lower 8 bits
+    order = (2, 1, 0, 3)[: found.shape[2]]
+    return np.asarray(found[..., order])
+
+
+def _eight_bits(deep: NDArray[Any], scale_of: Callable[[NDArray[Any]], Scale]) -> Image.Image:
+    """Return deep values as an 8-bit image; transparency keeps its own scale."""
+    if deep.ndim == 2:
+        return Image.fromarray(ranges.stretched(deep, scale_of(deep)))
+    colours = np.ascontiguousarray(deep[..., :3])
+    planes = [ranges.stretched(colours, scale_of(colours))]
+    planes += [ranges.stretched(deep[..., 3:], ranges.type_scale("uint16"))] if deep.shape[2] == 4 else []
+    return Image.fromarray(np.concatenate(planes, axis=2))
+
+
 def _bomb(path: Path, found: str) -> str:
     return f"{path}: expected at most {MOST_PIXELS:,} pixels, found {found}: a decompression bomb; remove or shrink it"
 
 
-def _rgb(image: Image.Image, path: Path) -> Image.Image:
-    if image.mode == "F":
-        raise DataError(f"{path}: holds floating point pixels, whose range is unknown; save it with 8 or 16 bits")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = _from_16_bits(image, path)
+def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
-
-
-def _from_16_bits(image: Image.Image, path: Path) -> Image.Image:
-    deep = np.asarray(image).astype(np.int64)  # [H, W]
-    if deep.min() < 0 or deep.max() > 0xFFFF:
-        raise DataError(f"{path}: expected 8 or 16 bits a pixel, found values {deep.min()} to {deep.max()}; convert it")
-    return Image.fromarray(((deep + 128) // 257).astype(np.uint8))
 
 
 def fitted(image: Image.Image, size: tuple[int, int], resize: Resize) -> NDArray[np.uint8]:
@@ -216,10 +264,13 @@ def fitted(image: Image.Image, size: tuple[int, int], resize: Resize) -> NDArray
         image: of any size.
         size: (H, W) wanted.
         resize: `crop` keeps proportions and cuts what is over at two sides, evenly: the same as bringing the shorter
-            side to size and cutting out the centre; `stretch` keeps everything and bends proportions.
+            side to size and cutting out the centre; `stretch` keeps everything and bends proportions; `letterbox`
+            keeps both, and puts black bars at two sides, the wider one below or at the right.
     """
     height, width = size
     if image.size != (width, height):
+        if resize == "letterbox":
+            return np.array(_with_bars(image, width, height))
         box: tuple[float, float, float, float] = (0, 0, *image.size)
         if resize == "crop":
             scale = min(image.width / width, image.height / height)
@@ -227,3 +278,11 @@ def fitted(image: Image.Image, size: tuple[int, int], resize: Resize) -> NDArray
             box = (left, top, left + width * scale, top + height * scale)
         image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
     return np.array(image)
+
+
+def _with_bars(image: Image.Image, width: int, height: int) -> Image.Image:
+    scale = min(width / image.width, height / image.height)
+    inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    framed = Image.new("RGB", (width, height))
+    framed.paste(image.resize(inner, Image.Resampling.BILINEAR), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+    return framed

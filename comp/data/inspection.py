@@ -91,7 +91,8 @@ def _augmented(
     indices = torch.from_numpy(rows)
     keys = draws.keys(config.seed, _FIRST_EPOCH, indices)
     turned = per_batch.alternation(config.seed, _FIRST_EPOCH, indices)
-    policy = policies.resolve(config.augment.policy, config.augment.ops)
+    policies.check_channels(section.policy, section.ops, train.image_shape[0])
+    policy = policies.resolve(section.policy, section.ops)
     assert train.labels is not None
     how = mixing.Mixing(section.mixup, section.cutmix, section.switch_probability)
     mixed, targets = mixing.mix(

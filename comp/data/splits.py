@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from comp.competition.spec import Block
 from comp.data.images import ImageFiles
+from comp.data.ranges import type_scale
 from comp.predictions import Targets
 from comp.progress import Progress, quiet
 
@@ -119,7 +120,10 @@ def fingerprint(split: Split) -> str:
     """Return a hash of pixels and labels: 16 hex digits of SHA-256. Of files, their bytes and ids are hashed."""
     digest = hashlib.sha256(str(split.images.shape).encode())
     if isinstance(split.images, ImageFiles):
-        digest.update("\0".join((split.images.content, split.images.resize, *split.ids.tolist())).encode())
+        images = split.images
+        digest.update("\0".join((images.content, images.resize, *split.ids.tolist())).encode())
+        if images.scale is not None and images.scale != type_scale("uint16"):  # so it was before there were others
+            digest.update(f"\0{images.scale}".encode())
     else:
         for start in range(0, len(split), _CHUNK_IMAGES):
             digest.update(np.ascontiguousarray(split.images[start : start + _CHUNK_IMAGES]).data)

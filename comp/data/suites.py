@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from comp import runs
 from comp.competition.spec import DISTORTIONS, Block
 from comp.competition.spec import blocks as spec_blocks
-from comp.config import OODValidationConfig, SuiteConfig
+from comp.config import CompetitionConfig, OODValidationConfig, SuiteConfig
 from comp.data.arrays import open_images
-from comp.data.corruptions import corrupt, named
+from comp.data.corruptions import COLOURED, corrupt, named
 from comp.data.downloads import fetch
 from comp.data.splits import Split, Suite
 from comp.errors import ConfigError, DataError
@@ -42,6 +42,39 @@ def shifted_distortions(config: OODValidationConfig) -> list[int]:
     if not numbers:
         raise ConfigError(f"{where}: leaves no corruption at all; leave fewer out, or set severities to []")
     return numbers
+
+
+def check_channels(config: CompetitionConfig, channels: int, *, validated: bool) -> None:
+    """Refuse generated corruptions of colour for images that have none.
+
+    Args:
+        config: section competition.
+        channels: of the images; 1 and 3 can have every corruption.
+        validated: whether there is a validation split, which shifted validation is made of.
+
+    Raises:
+        ConfigError: naming the corruptions, and the setting that leaves them out.
+    """
+    if channels in (1, 3):
+        return
+    why = f"which need images of 1 or 3 channels, and these have {channels}"
+    shifted = config.ood_validation
+    if validated and shifted.severities:
+        wrong = [DISTORTIONS[number] for number in shifted_distortions(shifted) if DISTORTIONS[number] in COLOURED]
+        if wrong:
+            left_out = ", ".join([*shifted.leave_out, *wrong])
+            raise ConfigError(
+                f"competition.ood_validation: generates {', '.join(wrong)}, {why}; set "
+                f"competition.ood_validation.leave_out=[{left_out}]"
+            )
+    if config.suite.source == "corrupt_test":
+        wrong = [name for name in DISTORTIONS[: config.suite.files] if name in COLOURED]
+        if wrong:
+            raise ConfigError(
+                f"competition.suite: corrupt_test generates {', '.join(wrong)}, {why}; take the corruptions before "
+                f"them (competition.suite.files={DISTORTIONS.index(wrong[0])}), the test images themselves "
+                "(competition.suite.source=test), or none"
+            )
 
 
 def corrupted(name: str, split: Split, blocks: Sequence[Block], seed: int) -> Suite:

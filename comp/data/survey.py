@@ -6,13 +6,15 @@ same files costs one `stat` a file.
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from comp.config import DataConfig
-from comp.data import archives, images
+from comp.config.section import height_and_width
+from comp.data import archives, images, ranges
 from comp.data.cache import remembered
 from comp.data.images import ImageFiles
 from comp.data.splits import Split
@@ -39,7 +41,7 @@ def files_split(
         paths: its files, in its order; None for one that is missing.
         ids: one for each.
         labels: one for each, or a row of 0 and 1 for each; None where nobody knows them.
-        config: gives `image_size`, `resize`, `workers`, `skip_bad` and where facts are kept.
+        config: gives `image_size`, `resize`, `range`, `workers`, `skip_bad` and where facts are kept.
         progress: called while files are read.
 
     Raises:
@@ -53,7 +55,7 @@ def files_split(
     bad = {there[row]: reason for row, reason in facts["unreadable"]}
     if bad and (not config.skip_bad or len(bad) == len(files)):
         raise DataError(_told(name, list(bad.values()), skippable=len(bad) < len(files), labelled=labels is not None))
-    whole = np.array([row in set(there) - set(bad) for row in range(len(paths))])
+    whole = np.isin(np.arange(len(paths)), [row for row in there if row not in bad])
     missing = [row for row, path in enumerate(paths) if path is None]
     notes = _notes(name, [ids[row] for row in missing], [str(paths[row]) for row in bad], labelled=labels is not None)
     if animated := facts["animated"]:
@@ -67,6 +69,8 @@ def files_split(
         content=facts["content"],
         notes=tuple(notes),
         unreadable=tuple(str(paths[row]) for row in bad) + tuple(ids[row] for row in missing),
+        depth=ranges.Depth(**facts["depth"]) if facts["depth"] else None,
+        scale=config.range if isinstance(config.range, tuple) else None,
     )
     known = None if labels is None else np.asarray(labels)[kept]
     return Split(name, read, np.array(ids, np.str_)[kept], known, blank=None if whole[kept].all() else ~whole[kept])
@@ -94,12 +98,12 @@ def _told(name: str, reasons: Sequence[str], *, skippable: bool, labelled: bool)
 def _size(name: str, facts: dict[str, Any], config: DataConfig) -> tuple[int, int]:
     """Return (H, W) of the decoded images."""
     if config.image_size:
-        return config.image_size, config.image_size
+        return height_and_width(config.image_size)
     if facts["smallest"] != facts["largest"]:
         smallest, largest = ("x".join(map(str, facts[key])) for key in ("smallest", "largest"))
         raise DataError(
             f"{name}: images differ in size, from {smallest} to {largest} pixels; set data.image_size to the side "
-            "that all are brought to, such as 128"
+            "that all are brought to, such as 128, or to [height, width]"
         )
     return int(facts["smallest"][1]), int(facts["smallest"][0])
 
@@ -114,7 +118,10 @@ def _stamp(paths: Sequence[Path], config: DataConfig) -> str:
 
 def _survey(paths: Sequence[Path], name: str, progress: Progress) -> dict[str, Any]:
     def read(row: int) -> tuple[bytes, images.Look | DataError]:
-        content = archives.read(paths[row])
+        try:
+            content = archives.read(paths[row])
+        except archives.DamagedError as error:
+            return hashlib.sha256().digest(), error
         digest = hashlib.sha256(content).digest()
         try:
             return digest, images.look(paths[row], content)
@@ -123,11 +130,13 @@ def _survey(paths: Sequence[Path], name: str, progress: Progress) -> dict[str, A
 
     found = images.in_threads(read, range(len(paths)), progress, f"checking {name}")
     good = [(path, looked) for path, (_, looked) in zip(paths, found, strict=True) if not isinstance(looked, DataError)]
+    depth = ranges.merged([looked.depth for _, looked in good if looked.depth])
     sizes = sorted({looked.size for _, looked in good}, key=lambda size: (size[0] * size[1], size))
     return {
         "content": hashlib.sha256(b"".join(digest for digest, _ in found)).hexdigest(),
         "smallest": list(sizes[0]) if sizes else [],
         "largest": list(sizes[-1]) if sizes else [],
+        "depth": asdict(depth) if depth else None,
         "animated": [path.name for path, looked in good if looked.animated],
         "unreadable": [[row, str(looked)] for row, (_, looked) in enumerate(found) if isinstance(looked, DataError)],
     }

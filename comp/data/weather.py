@@ -53,12 +53,20 @@ def snow(images: Tensor, keys: Tensor, scale: float, loc: float, spread: float, 
 def frost(images: Tensor, keys: Tensor, scale: float, image_share: float, frost_share: float) -> Tensor:
     """A random piece of one of five frosted windows."""
     channels, height, width = images.shape[1:]
-    sheets = textures.frosts(scale, images.device)
+    sheets = _covering(textures.frosts(scale, images.device), height, width)
     pieces = sheets.unfold(2, height, 1).unfold(3, width, 1)  # [5, 3, places, places, H, W], a view
     sheet = draws.integers(keys, 0, pieces.shape[0])
     top, left = draws.integers(keys, 1, pieces.shape[2]), draws.integers(keys, 2, pieces.shape[3])
     ice = pieces[sheet, :, top, left]  # [B, 3, H, W]
     return image_share * images + frost_share * (ice if channels == 3 else _luma(ice))
+
+
+def _covering(sheets: Tensor, height: int, width: int) -> Tensor:
+    """Return sheets [5, 3, S, S], whose side goes by an image's shorter one, mirrored until they cover the longer."""
+    for axis, side in ((2, height), (3, width)):
+        while sheets.shape[axis] < side:
+            sheets = torch.cat((sheets, sheets.flip(axis)), axis)
+    return sheets
 
 
 def fog(images: Tensor, keys: Tensor, scale: float, amount: float, decay: float) -> Tensor:

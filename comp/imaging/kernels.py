@@ -130,6 +130,8 @@ def disk_blur(images: Tensor, radius: Tensor) -> Tensor:
 
 def zoom_blur(images: Tensor, farthest: Tensor) -> Tensor:
     """Return the mean of images and their enlargements about the middle, up to a factor of 1 + `farthest` [B]."""
+    if images.shape[1] > _PACKED:
+        return torch.cat([zoom_blur(planes, farthest) for planes in torch.split(images, _PACKED, 1)], 1)
     B, C, H, W = images.shape
     count = samples(H, W)
     steps = torch.arange(count, device=images.device) / (count - 1)
@@ -150,13 +152,14 @@ def zoom_blur(images: Tensor, farthest: Tensor) -> Tensor:
     return to_images(rounded(torch.stack(planes, -1).div_(count)).view(B, H, W, C))
 
 
-# All channels of a pixel stand in one int64, 21 bits apart: room for sums of 8192 of them.
+# Up to three channels of a pixel stand in one int64, 21 bits apart: room for sums of 8192 of them.
 _APART = 21
+_PACKED = 3  # channels
 
 
 def _pack(images: Tensor) -> Tensor:
     """Return [B H W] int64 of [B, C, H, W] uint8, C at most 3: the channels of a pixel `_APART` bits apart."""
-    assert images.shape[1] <= 3
+    assert images.shape[1] <= _PACKED
     packed = images[:, 0].to(torch.int64, memory_format=torch.contiguous_format)
     for channel in range(1, images.shape[1]):
         packed |= images[:, channel].to(torch.int64) << channel * _APART

@@ -18,7 +18,7 @@ from comp.errors import ConfigError, unknown
 
 Transform = Callable[[Tensor], Tensor]
 
-_CROP_BORDER = 16  # ten_crop: the border is the image's side over this, two pixels at 32
+_CROP_BORDER = 16  # ten_crop: the border is the image's shorter side over this, two pixels at 32
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,14 @@ def _corner(down: int, right: int) -> Transform:
     """Return the crop that shows a corner of the image with its reflected border, at the image's own size."""
 
     def crop(images: Tensor) -> Tensor:
-        border = max(1, images.shape[-1] // _CROP_BORDER)
+        border = max(1, min(images.shape[-2:]) // _CROP_BORDER)
         return shifted(images, down * border, right * border)
 
     return crop
 
 
 def _turned(quarters: int) -> Transform:
-    def turn(images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        if height != width:
-            raise ConfigError(f"predict.views: dihedral turns images, which must be square, found {height} x {width}")
-        return images.rot90(quarters, (-2, -1))
-
-    return turn
+    return lambda images: images.rot90(quarters, (-2, -1))
 
 
 def _even(*transforms: Transform) -> tuple[View, ...]:
@@ -101,6 +95,20 @@ VIEWS: dict[str, tuple[View, ...]] = {
     "ten_crop": _with_mirror(_CROPS),
     "dihedral": _with_mirror(_TURNS),
 }
+_SQUARE = {"dihedral"}
+
+
+def check_size(name: str, height: int, width: int) -> None:
+    """Refuse views that images of a size cannot have.
+
+    Raises:
+        ConfigError: naming those that any can have.
+    """
+    if name in _SQUARE and height != width:
+        raise ConfigError(
+            f"predict.views: {name} turns images, which must be square, found {height} x {width}; choose from "
+            f"{', '.join(sorted(set(VIEWS) - _SQUARE))}"
+        )
 
 
 def views(name: str) -> tuple[View, ...]:

@@ -85,20 +85,19 @@ class Resize(nn.Module):
         interpolation: `bilinear` or `bicubic`.
     """
 
-    def __init__(self, size: int, interpolation: Interpolation) -> None:
+    def __init__(self, size: tuple[int, int], interpolation: Interpolation) -> None:
         super().__init__()
         self.size = size
         self.interpolation = interpolation
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return floating images [B, C, H, W] as [B, C, size, size]."""
-        shrinks = images.shape[-1] > self.size or images.shape[-2] > self.size
-        size = (self.size, self.size)
-        return F.interpolate(images, size, mode=self.interpolation, align_corners=False, antialias=shrinks)
+        """Return floating images [B, C, H, W] as [B, C, *size]."""
+        shrinks = images.shape[-2] > self.size[0] or images.shape[-1] > self.size[1]
+        return F.interpolate(images, self.size, mode=self.interpolation, align_corners=False, antialias=shrinks)
 
     def extra_repr(self) -> str:
         """Return what `print(model)` shows."""
-        return f"{self.size}, {self.interpolation}"
+        return f"{self.size[0]} x {self.size[1]}, {self.interpolation}"
 
 
 class Classifier(nn.Module):

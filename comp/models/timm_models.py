@@ -64,6 +64,7 @@ def _created(
             return fresh
         cfg = sketch(name).pretrained_cfg
         found = _classes_of(state, cfg)
+        _demand_adaptable(name, cfg, state, int(arguments["in_chans"]))
         overlay = {"state_dict": state, "num_classes": found, "source": "", "custom_load": False, "label_offset": 0}
         inner: nn.Module = timm.create_model(
             name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=found, **arguments
@@ -77,6 +78,24 @@ def _created(
     if found != classes:
         inner.reset_classifier(classes)  # type: ignore[operator]
     return inner
+
+
+def _demand_adaptable(name: str, cfg: Mapping[str, Any], state: State, channels: int) -> None:
+    """Refuse weights whose first layer timm's `adapt_input_conv` would leave at random, saying so in its log alone.
+
+    It repeats the kernels of three colours in turn for as many channels, and scales them by 3 / channels, so that the
+    sum over channels keeps its scale; for grey it adds them up.
+    """
+    if channels in (1, 3):
+        return
+    convolutions = cfg.get("first_conv") or ()
+    for convolution in (convolutions,) if isinstance(convolutions, str) else convolutions:
+        kernels = state.get(f"{convolution}.weight")
+        if kernels is not None and kernels.shape[1] != 3:
+            raise ModelError(
+                f"model.pretrained: the first layer of {name} takes {kernels.shape[1]} planes, and cannot be adapted "
+                f"to images of {channels} channels; choose another model, or model.pretrained=false"
+            )
 
 
 def _classes_of(state: State, cfg: Mapping[str, Any]) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from comp.config import ModelConfig
+from comp.config.section import height_and_width
 from comp.errors import ModelError, unknown
 from comp.models import pretrained, stems, surgery, timm_models, weights
 from comp.models.catalogue import costs, list_models
@@ -46,7 +47,8 @@ def build(
     Raises:
         ModelError: an unknown name or argument, a family without the stem, weights that are missing or do not fit.
     """
-    seen = image_shape if config.input_size is None else (image_shape[0], config.input_size, config.input_size)
+    size = None if config.input_size is None else height_and_width(config.input_size)
+    seen = image_shape if size is None else (image_shape[0], *size)
     check(config)
     file = _weights_file(config, weights_folder)
     state, facts = weights.read(file, sha256=config.sha256) if file else ({}, {})
@@ -54,7 +56,7 @@ def build(
     with _seeded(seed):
         inner = _network(config, seen, classes, {} if ours else state, file)
     _demand_fit(inner, config, seen)
-    resize = Resize(config.input_size, config.interpolation) if config.input_size else None
+    resize = Resize(size, config.interpolation) if size else None
     mean, std = _normalization(config, inner, image_shape[0], (mean, std))
     model = Classifier(inner, mean=mean, std=std, each=config.normalize == "per_image", resize=resize)
     if ours:
@@ -223,8 +225,15 @@ def _demand_fit(inner: nn.Module, config: ModelConfig, shape: Shape) -> None:
         raise ModelError(
             f"model.name: {config.name} with stem {config.stem} cannot take {shape[1]}x{shape[2]} px images "
             f"({timm_models.first_lines(error, 200)}); try stem: cifar, or stem: resize with a larger input_size"
+            f"{_own_size(inner) if shape[1] != shape[2] else ''}"
         ) from None
     inner.train(was_training)
+
+
+def _own_size(inner: nn.Module) -> str:
+    """Return what helps a network of fixed size against oblong images: the size that it was made for."""
+    size: Sequence[int] = getattr(inner, "pretrained_cfg", {}).get("input_size", ())
+    return f"; it was made for {size[1]}x{size[2]}: model.stem=resize model.input_size={size[1]}" if size else ""
 
 
 def _normalization(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from comp import diagnosis, runs
+from comp import diagnosis, plots, runs
 from comp.config import TrackConfig
 from comp.runs import Run
 from comp.tracking import login, state, told
@@ -75,7 +75,8 @@ class Tracked:
             return
         rows = diagnosis.worst(found, _MOST_MISTAKES)
         titles = [diagnosis.mistake_title(found, int(row)) for row in rows]
-        arrays = {"images": np.asarray(images[rows]), "ids": found.ids[rows], "titles": np.array(titles, np.str_)}
+        shown = plots.visible(np.asarray(images[rows]))
+        arrays = {"images": shown, "ids": found.ids[rows], "titles": np.array(titles, np.str_)}
         runs.write_arrays(state.folder_of(run) / "mistakes.npz", arrays)
 
     def close(self) -> None:

@@ -6,12 +6,14 @@ The two draw differently, so that the choice belongs to a run's record (`Executi
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from comp import device
 from comp.augment import per_batch, policies
-from comp.augment.ops import Foreign, Policy
+from comp.augment.ops import Choice, Foreign, Policy
 from comp.config import Config
 from comp.data import loading
 from comp.data.dataset import Dataset
@@ -37,6 +39,35 @@ def check(config: Config) -> None:
     """
     for engine in possible(config):
         in_workers(config, engine)
+
+
+def check_channels(config: Config, image_shape: tuple[int, int, int]) -> None:
+    """Refuse ops that images of these channels cannot have, transforms of albumentations by trying them.
+
+    Args:
+        config: section augment.
+        image_shape: (C, H, W) of the training images.
+
+    Raises:
+        ConfigError: naming the op.
+    """
+    channels, height, width = image_shape
+    section = config.augment
+    policies.check_channels(section.policy, section.ops, channels)
+    if channels in (1, 3) or "per_image" not in possible(config):
+        return
+    from comp.augment.per_image import PerImage
+
+    image = np.zeros((height, width, channels), np.uint8)
+    for op in _policy(config).ops:
+        if isinstance(op, Foreign):
+            try:
+                PerImage(Policy((Choice(((replace(op, probability=1.0),),)),)), config.seed)(image, 1, 0)
+            except Exception as error:  # transforms raise whatever they stumble over
+                raise ConfigError(
+                    f"augment.ops: albumentations' {op.name} cannot take images of {channels} channels "
+                    f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); leave it out"
+                ) from None
 
 
 def possible(config: Config) -> tuple[Engine, ...]:

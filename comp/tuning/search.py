@@ -52,6 +52,7 @@ def tune(
     pipeline.check(config, runs_root)
     opening.check(config)
     dataset = open_dataset(config, progress)
+    pipeline.check_data(config, dataset)
     plan = opening.plan(config, name, runs_root, workers)
     data = Data({config.data.fold: dataset})
     timeout = seconds_of(config.tune.timeout) if config.tune.timeout else math.inf

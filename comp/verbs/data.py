@@ -54,11 +54,11 @@ def show(
     described = inspection.describe(dataset)
     folder = out or Path("runs") / loaded.competition.name / "data"
     paths = inspection.draw(loaded, dataset, folder, augmented=augment)
-    console.print_notes(dataset)
     if as_json:
-        console.print_json({**described, "pictures": [str(path) for path in paths]})
+        console.print_json({**described, "notes": list(dataset.notes), "pictures": [str(path) for path in paths]})
         return
     console.print_contents(described)
+    console.print_notes(dataset)
     for path in paths:
         console.print_line(str(path))
 
@@ -83,8 +83,11 @@ def check(
     with console.bars() as progress:
         dataset = inspection.open_clean(loaded, progress)
         findings = checks.check(dataset, skip_bad=skip_bad, progress=progress)
-    console.print_notes(dataset)
-    console.print_json([asdict(found) for found in findings]) if as_json else console.print_findings(findings)
+    if as_json:
+        console.print_json([asdict(found) for found in findings])
+    else:
+        console.print_findings(findings)
+        console.print_notes(dataset)
     checks.refuse_misleading(findings, str(config))
 
 

@@ -60,7 +60,7 @@ def run(
         if resume:
             found = run_folders.open_run(resume)
             with console.bars() as progress:
-                dataset = open_dataset(wanted, progress)
+                dataset = open_dataset(found.data_config(), progress)
                 pipeline.resume(
                     found, dataset=dataset, on_epoch=console.print_epoch, progress=progress, tracker=tracker
                 )

@@ -15,6 +15,7 @@ from comp.data.sources.digits import digits
 from comp.data.sources.folders import image_folder
 from comp.data.sources.idx import fashion_mnist, mnist
 from comp.data.sources.numpy_files import arrays
+from comp.data.sources.scaling import of_one_scale
 from comp.data.sources.source import Source
 from comp.data.sources.subset import of_classes
 from comp.data.sources.tables import csv_images
@@ -57,6 +58,7 @@ def open_source(config: DataConfig, progress: Progress = quiet, task: str = "aut
     if task != "auto":
         known_task(task)
     source = _with_task(SOURCES[config.source](config, progress, task), task)
+    source = of_one_scale(source, config, progress)
     for split in (source.train, source.val, source.test):
         if split is not None:
             _check_labels(split, source.classes, config.source)
@@ -119,9 +121,10 @@ def _check_labels(split: Split, classes: tuple[str, ...], name: str) -> None:
 def _check_settings(config: DataConfig, source: Source) -> None:
     """Refuse settings that would do nothing here: whoever wrote them expects something of them."""
     if config.image_size is not None and isinstance(source.train.images, np.ndarray):
+        size = str(config.image_size).replace("(", "[").replace(")", "]").replace(" ", "")
         raise ConfigError(
             f"data.image_size: {config.source} holds arrays, which keep their size; to enlarge them inside the model: "
-            f"model.stem=resize model.input_size={config.image_size}"
+            f"model.stem=resize model.input_size={size}"
         )
     if config.labels == "coarse" and config.source != "cifar100":
         raise ConfigError(f"data.labels: {config.source} has no coarse labels, only cifar100 has; leave it out")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from comp.config import DataConfig
-from comp.data.arrays import check_archive, holds, open_images, open_labels
+from comp.data.arrays import check_archive, holds, open_deep_images, open_labels
 from comp.data.sources.source import Source, class_names, numbered
 from comp.data.splits import Split
 from comp.errors import DataError
@@ -15,8 +15,9 @@ _MEMBERS = tuple(f"{split}_{what}.npy" for split in ("train", "val", "test") for
 def arrays(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
     """`train_images.npy`, `train_labels.npy`, maybe `val_...` and `test_...`, and `classes.txt`, memory-mapped.
 
-    Images uint8 [N, H, W, 3], [N, H, W, 1] or [N, H, W], labels whole numbers from 0 up, [N] or [N, 1], or a column of
-    0 and 1 for each class, [N, K]; of the test they may be missing. All of the arrays may instead lie in one `.npz`
+    Images [N, H, W, C] of any number of channels, or grey [N, H, W]: uint8, or other numbers, which `open_source`
+    brings to 0..255 by `data.range`. Labels whole numbers from 0 up, [N] or [N, 1], or a column of 0 and 1 for each
+    class, [N, K]; of the test they may be missing. All of the arrays may instead lie in one `.npz`
     (any name; the layout of MedMNIST), compressed or not.
     """
     root = Path(config.root)
@@ -47,7 +48,7 @@ def _archive(root: Path) -> Path | None:
 
 
 def _split(name: str, folder: Path) -> Split:
-    images = open_images(folder / f"{name}_images.npy")
+    images = open_deep_images(folder / f"{name}_images.npy")
     labels = folder / f"{name}_labels.npy"
     if name == "test" and not holds(labels):
         return numbered(name, images, None)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from comp.competition.spec import Sample
 from comp.data.images import ImageFiles
+from comp.data.ranges import Scale
 from comp.data.splits import Split
 from comp.errors import DataError
 
@@ -28,6 +29,7 @@ class Source:
         numbered: whether classes have numbers as well as names, as those of CIFAR and of a `classes.txt` do.
         separator: what parted several classes in one label; empty where nothing did.
         task: a row of `comp.tasks.TASKS` that the labels show.
+        pixel_range: the values of pixels of more than 8 bits that became black and white; None of 8 bits.
     """
 
     train: Split
@@ -40,6 +42,7 @@ class Source:
     numbered: bool = False
     separator: str = ""
     task: str = "single_label"
+    pixel_range: Scale | None = None
 
 
 def numbered(name: str, images: NDArray[np.uint8] | ImageFiles, labels: NDArray[Any] | None) -> Split:

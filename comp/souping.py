@@ -209,7 +209,7 @@ def _store(mixed: _Mixed, first: Loaded, split: str, runs_root: Path, progress: 
     config = first.config
     provenance = pipeline.provenance_of(config, first.dataset, first.model)
     result = runs.create(runs_root, config, "soup", {**provenance, "members": mixed.told()})
-    with result.writing():
+    with runs.made_whole(result), result.writing():
         division.save(result.path / "split.npz", first.dataset.train, first.dataset.val)
         result.write_json("execution.json", first.execution.to_json())
         names = ", ".join(mixed.trained[number].name for number in mixed.chosen)

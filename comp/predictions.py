@@ -21,6 +21,7 @@ from comp.tasks import TASKS, TaskRow
 
 VERSION = 2
 
+_ALPHA = PredictConfig().alpha
 _SPLITS = ("val", "ood_val", "test", "suite")  # of `comp predict --split`
 _VIEWED = re.compile(r"\+(?!bn\b|tent\b)([a-z_]+)(?:-uncertain([\d.]+))?")  # in a file's name, as the next one
 _ADAPTED = re.compile(r"\+(bn|tent)(?:-(file|stream))?(?:-alpha([\d.]+))?")
@@ -278,7 +279,7 @@ def load(path: Path) -> Predictions:
 def _read(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
     """Return the wanted arrays of a .npz, under their names of version 2."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with runs.reading_arrays(path) as archive:
             names = set(archive.files)
             version = int(archive["version"]) if "version" in names else 1
             if version > VERSION:
@@ -334,7 +335,7 @@ def _options(run: runs.Run, variant: str) -> str:
         wanted["views_for"] = f"uncertain:{viewed[2]}" if viewed[2] else "all"
     if adapted:
         wanted["adapt_per"] = adapted[2] or "block"
-        wanted["alpha"] = float(adapted[3]) if adapted[3] else PredictConfig().alpha
+        wanted["alpha"] = float(adapted[3]) if adapted[3] else _ALPHA
     try:
         own = run.config().predict
     except UserError:  # one message at a time
@@ -353,10 +354,26 @@ def _upgraded(archive: Mapping[str, NDArray[Any]], wanted: Callable[[str], bool]
     return arrays
 
 
+def suffix(made_by: Mapping[str, Any]) -> str:
+    """Return `+flip-uncertain0.25+bn-file-alpha0.5`: all in which predictions depart from the plain way; empty for it.
+
+    Args:
+        made_by: what made them; what it does not have is plain.
+    """
+    views, share = made_by.get("views", "none"), made_by.get("views_share", 1.0)
+    adapt, per, alpha = made_by.get("adapt", "none"), made_by.get("adapt_per", "block"), made_by.get("alpha", _ALPHA)
+    text = ""
+    if views != "none":
+        text += f"+{views}" + (f"-uncertain{share:g}" if share < 1 else "")
+    if adapt != "none":
+        text += f"+{adapt}" + (f"-{per}" if per != "block" else "") + (f"-alpha{alpha:g}" if alpha != _ALPHA else "")
+    return text
+
+
 def made_by(path: Path) -> dict[str, Any] | None:
     """Return what made the predictions in a .npz without reading them; None where there are none, or not ours."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with runs.reading_arrays(path) as archive:
             found = json.loads(str(archive["made_by"]))
     except runs.DAMAGE:
         return None
@@ -368,12 +385,14 @@ class Answers:
     """Of predictions, which rows are right: what differences between runs are tested on.
 
     Attributes:
+        classes: their names, in the order that targets count them.
         ids: [N] text.
         targets: [N] or [N, K], or None where unknown.
         correct: [N], or None where targets are unknown.
         images: [N] which image a row shows: its place within its block, or its own where there are no blocks.
     """
 
+    classes: tuple[str, ...]
     ids: NDArray[np.str_]
     targets: Targets | None
     correct: NDArray[np.bool_] | None
@@ -390,15 +409,16 @@ def load_answers(path: Path) -> Answers:
     try:
         sizes, ids = arrays["block_sizes"], arrays["ids"]
         images = np.concatenate([np.arange(size) for size in sizes]) if len(sizes) else np.arange(len(ids))
+        classes = tuple(str(name) for name in arrays["classes"])
         if "targets" not in arrays:
-            return Answers(ids, None, None, images)
+            return Answers(classes, ids, None, None, images)
         if "top1" in arrays:
             targets = arrays["targets"].astype(np.int64)
-            return Answers(ids, targets, arrays["top1"] == targets, images)
+            return Answers(classes, ids, targets, arrays["top1"] == targets, images)
     except runs.DAMAGE as error:
         raise _damaged(path, error) from None
     found = load(path)
-    return Answers(found.ids, found.targets, found.correct(), images)
+    return Answers(classes, found.ids, found.targets, found.correct(), images)
 
 
 def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:

@@ -336,7 +336,7 @@ def read(path: Path, cure: str) -> dict[str, NDArray[np.str_]]:
         RunError: missing or damaged.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with runs.reading_arrays(path) as archive:
             ids = {name: archive[name] for name in archive.files}
         if any(array.ndim != 1 or array.dtype.kind != "U" for array in ids.values()):
             raise ValueError("it holds other arrays than lists of ids")

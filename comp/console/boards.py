@@ -44,7 +44,8 @@ def print_leaderboard(rows: "Sequence[Row]", verdicts: "Verdicts", root: Any, to
         _print_plain([kept, *lines])
     else:
         sorted_heads = {_head(row, leaderboard.sorted_by(rows, sort)[row.competition]) for row in shown}
-        drop = [name for name in [*_DROPPED, *kept] if name in kept and name not in ("#", "run", *sorted_heads)]
+        least = dict.fromkeys([*_DROPPED, *kept])  # the metric's own columns go last
+        drop = [name for name in least if name in kept and name not in ("#", "run", *sorted_heads)]
         print_table(
             kept, lines, folded={"run": 24, "submission": 20, "model": 16, "expected": 8}, drop=drop, elsewhere="--csv"
         )

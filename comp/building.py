@@ -57,7 +57,7 @@ def load_model(run: Run) -> tuple[Classifier, Execution]:
         RunError: not trained to the end, or its weights are not those that it ended with.
         ModelError: the weights are damaged or another network's.
     """
-    path, provenance = run.weights_path(), run.provenance()
+    path, provenance = run.weights_path(), run.provenance("classes", "image_shape")
     recorded = run.path / "execution.json"
     execution = device.from_json(runs.read_json(recorded), str(recorded))
     channels, height, width = provenance["image_shape"]

@@ -94,19 +94,20 @@ def ensemble(
     chosen = methods.method(method, TASKS[first.task])
     work = gathering.gather(trained, given or {}, progress)
     split = _selection(select_on, work, learns=chosen.learns, method=method)
-    score = Scorer(first.metric, trained[0].provenance()["classes"], first.task)
+    score = Scorer(first.metric, trained[0].provenance("classes")["classes"], first.task)
     combination = _fit(chosen, method, split, work, score, folds, progress)
     compared = _compare(combination, work.sample(split), first.metric) if split is not None else None
     config = trained[0].config()
     dataset = open_dataset(trained[0].data_config(), progress)
     result = runs.create(runs_root, _plainly(config), f"{method}-ensemble", _provenance(work, config))
-    with result.writing():
-        made_by = _made_by(work, result, combination)
-        scores = _store(work, result, made_by, combination, first.metric, progress)
-        described = _described(work, result, combination, dataset.competition)
-        result.write_metrics(described.model_copy(update={**scores, "ensemble": _noted(compared, work.note)}))
-    if "suite" in work.splits:
-        _submit(result, dataset, made_by, output, force)
+    with runs.made_whole(result):
+        with result.writing():
+            made_by = _made_by(work, result, combination)
+            scores = _store(work, result, made_by, combination, first.metric, progress)
+            described = _described(work, result, combination, dataset.competition)
+            result.write_metrics(described.model_copy(update={**scores, "ensemble": _noted(compared, work.note)}))
+        if "suite" in work.splits:  # within: nothing could write the submission of a run without weights later
+            _submit(result, dataset, made_by, output, force)
     return result
 
 
@@ -170,13 +171,13 @@ def _plainly(config: Config) -> Config:
 
 def _provenance(work: Gathered, config: Config) -> dict[str, Any]:
     """Return where the result comes from; data and classes are the first member's."""
-    first = work.runs[0].provenance()
-    inherited = ("data_fingerprint", "classes", "image_shape", "images", "loading", "notes", "pixel_range")
+    inherited = ("data_fingerprint", "classes", "image_shape", "images", "loading", "notes")
+    first = work.runs[0].provenance(*inherited)
     return {
         **runs.describe_machine(),
         "config_hash": configs.fingerprint(_plainly(config)),
         "first_weights": "",
-        **{name: first[name] for name in inherited if name in first},
+        **{name: first[name] for name in (*inherited, "pixel_range") if name in first},
         "members": [run.name for run in work.runs],
         **({"ensemble_note": work.note} if work.note else {}),
     }

@@ -24,6 +24,16 @@ Engine = Literal["per_batch", "per_image"]
 Forward = Callable[[Tensor], Tensor]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Of execution.json: what is expected, and whether a value is that.
+_RECORDED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "device": ("cpu, cuda or mps", lambda value: value in ("cpu", "cuda", "mps")),
+    "precision": (", ".join(_DTYPES), lambda value: isinstance(value, str) and value in _DTYPES),
+    "channels_last": ("true or false", lambda value: isinstance(value, bool)),
+    "threads": ("a number of threads", lambda value: _is_count(value) and value > 0),
+    "compiled": ("true or false", lambda value: isinstance(value, bool)),
+    "workers": ("a number of processes", lambda value: _is_count(value)),
+    "micro_batch": ("a number of images or null", lambda value: value is None or (_is_count(value) and value > 0)),
+}
 _MOST_WORKERS = 8
 _MMAP_MAX, _TRIM_THRESHOLD, _KEPT_BYTES = -4, -1, 2**31 - 1  # as malloc.h names and bounds them
 
@@ -109,6 +119,10 @@ def _compiled(model: nn.Module) -> Forward:
     return forward
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def from_json(values: Mapping[str, Any], where: str) -> Execution:
     """Return a recorded execution; records from before the later fields are read as what they did.
 
@@ -116,8 +130,12 @@ def from_json(values: Mapping[str, Any], where: str) -> Execution:
         RunError: altered, or its device is not on this machine, or it was compiled and nothing here can compile.
     """
     names = ("device", "precision", "channels_last", "threads")
-    if any(name not in values for name in names) or values["precision"] not in _DTYPES:
-        raise RunError(f"{where}: not a record of an execution; expected {', '.join(names)}")
+    for name, (expected, holds) in _RECORDED.items():
+        if (name in values or name in names) and not holds(values.get(name)):
+            raise RunError(
+                f"{where}: not a record of an execution: {name}: expected {expected}, found {values.get(name)!r}; put "
+                "the file back, or train again"
+            )
     if (engine := values.get("engine", "per_batch")) not in get_args(Engine):
         raise RunError(f"{where}: engine: {unknown('engine', str(engine), get_args(Engine))}")
     execution = Execution(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from comp import diagnosis, plots, predicting, predictions
+from comp import diagnosis, metrics, plots, predicting, predictions
 from comp.data.splits import Split
 from comp.errors import ConfigError, RunError
 from comp.inference.variants import Variant, variant_of
@@ -33,7 +33,8 @@ def evaluate(
         progress: called after every batch.
 
     Returns:
-        What evaluation.json holds: split -> values of `diagnosis.diagnose`, and `by_block` where it has blocks; and
+        What evaluation.json holds: split -> values of `diagnosis.diagnose`, the competition's `metric` with its `name`
+        and `value`, and `by_block` where it has blocks; and
         `mean_corruption_error` with the baseline's name where one was given.
 
     Raises:
@@ -83,7 +84,8 @@ def _stored(run: Run, suffixes: Mapping[str, str]) -> dict[str, Predictions]:
 def _evaluate(
     run: Run, stored: Mapping[str, Predictions], splits: Mapping[str, Split | None], baseline: Run | None
 ) -> dict[str, Any]:
-    values: dict[str, Any] = {name: _diagnosed(found) for name, found in stored.items()}
+    metric = run.metrics().metric
+    values: dict[str, Any] = {name: _diagnosed(found, metric) for name, found in stored.items()}
     if baseline is not None:
         values["mean_corruption_error"] = _relative(values, baseline)
     with run.writing():
@@ -93,9 +95,10 @@ def _evaluate(
     return values
 
 
-def _diagnosed(found: Predictions) -> dict[str, Any]:
+def _diagnosed(found: Predictions, metric: str) -> dict[str, Any]:
     blocks = {"by_block": found.block_accuracy()} if len(found.block_names) else {}
-    return {**diagnosis.diagnose(found), **blocks}
+    own = {"name": metric, "value": metrics.metric(metric).score(found)}
+    return {"metric": own, **diagnosis.diagnose(found), **blocks}
 
 
 def _relative(values: Mapping[str, Any], baseline: Run) -> dict[str, Any]:

@@ -1,12 +1,16 @@
-"""What a leaderboard's sentences rest on: which rows a run gets right, and on which rows two submissions differ."""
+"""What a leaderboard's sentences rest on: which rows a run gets right, what made a submission, and on which rows two
+submissions differ.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from comp import predictions
+from comp import predictions, runs
+from comp.competition.spec import sidecar_path
 from comp.errors import RunError
 from comp.leaderboard import Row
 from comp.predictions import Targets
@@ -16,6 +20,7 @@ from comp.predictions import Targets
 class Answers:
     """Which rows a run gets right."""
 
+    classes: tuple[str, ...]
     ids: NDArray[np.str_]
     targets: Targets
     right: NDArray[np.bool_]
@@ -23,7 +28,8 @@ class Answers:
 
     def same_images(self, other: "Answers") -> bool:
         """Tell whether two runs were asked the same."""
-        return np.array_equal(self.ids, other.ids) and np.array_equal(self.targets, other.targets)
+        same = self.classes == other.classes and np.array_equal(self.ids, other.ids)
+        return same and np.array_equal(self.targets, other.targets)
 
 
 def read_answers(row: Row, name: str) -> Answers | None:
@@ -35,7 +41,50 @@ def read_answers(row: Row, name: str) -> Answers | None:
         return None
     if found.targets is None or found.correct is None:
         return None
-    return Answers(found.ids, found.targets, found.correct, found.images)
+    return Answers(found.classes, found.ids, found.targets, found.correct, found.images)
+
+
+def classes_of(row: Row) -> tuple[str, ...]:
+    """Return a run's classes, sorted by name; none where its provenance.json does not tell."""
+    try:
+        return tuple(sorted(runs.Run(Path(row.run)).provenance("classes")["classes"]))
+    except RunError:
+        return ()
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What lies beside a submission.
+
+    Attributes:
+        made_by: of its predictions: views, adaptation, images.
+        variant: how it was predicted, such as `+flip`; empty: plainly.
+        scored: whether a score was recorded of this very file; one that was written anew since has none.
+    """
+
+    made_by: dict[str, Any]
+    variant: str
+    scored: bool
+
+
+def read_sidecar(row: Row, path: str) -> Sidecar | None:
+    """Return what lies beside a run's submission; None where nothing does, or it is of another run."""
+    try:
+        values = runs.read_json(sidecar_path(Path(path)))
+        made_by = dict(values.get("made_by", {}))
+        variant = predictions.suffix(made_by)
+    except (RunError, TypeError, ValueError):
+        return None
+    if values.get("run") != runs.Run(Path(row.run)).name:
+        return None
+    return Sidecar(made_by, variant, scored="scores" in values or "sent" in values)
+
+
+def is_of_suite(row: Row, sidecar: Sidecar) -> bool:
+    """Tell whether a submission shows the images of the run's own suite, as far as the run's predictions tell."""
+    path = Path(row.run) / "predictions" / f"suite{sidecar.variant}.npz"
+    stored = predictions.made_by(path) or sidecar.made_by
+    return bool(stored.get("images") == sidecar.made_by.get("images"))
 
 
 def read_lines(path: str) -> list[bytes]:

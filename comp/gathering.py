@@ -16,6 +16,7 @@ from comp import config as configs
 from comp import predicting, predictions, runs
 from comp.competition import rules
 from comp.config import Config
+from comp.data import division
 from comp.ensembling import members, methods, scoring, table
 from comp.ensembling.members import Sample
 from comp.errors import RunError
@@ -189,7 +190,7 @@ def grouped(trained: Sequence[Run]) -> tuple[Group, ...]:
 
 def _has(run: Run, config: Config, split: str) -> bool:
     """Return whether a run's data have such images, without opening them."""
-    counts = run.provenance()["images"]
+    counts = run.provenance("images")["images"]
     competition = config.competition
     available = {
         "val": counts["val"] > 0,
@@ -227,11 +228,11 @@ def _images(run: Run, split: str, predicted: Predictions) -> NDArray[np.str_]:
     if split != "ood_val":
         return predicted.ids
     path = run.path / "split.npz"
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            shown = archive["ood_val"] if "ood_val" in archive.files else archive["val"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise RunError(f"{path}: missing or damaged ({error}); leave the run out") from None
+    cure = f"leave the run out, or {run.cure}"
+    ids = division.read(path, cure)
+    shown = ids.get("ood_val", ids.get("val"))
+    if shown is None:
+        raise RunError(f"{path}: damaged (it lacks val); {cure}")
     if len(shown) < max(predicted.block_sizes, default=0):
-        raise RunError(f"{path}: lists fewer validation images than were predicted; leave the run out")
+        raise RunError(f"{path}: lists fewer validation images than were predicted; {cure}")
     return np.concatenate([shown[:size] for size in predicted.block_sizes])

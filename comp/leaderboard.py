@@ -6,7 +6,8 @@ A listing reads one file of each run, metrics.json, and no YAML: ten thousand ru
 import datetime
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ class Row:
         device: what it ran on.
         submission: the CSV it wrote last, empty without one.
         submitted: all that was recorded of its submissions.
+        estimates: way of predicting, such as `+flip` -> column -> what is known of a submission made in that way.
     """
 
     run: str
@@ -103,6 +105,12 @@ class Row:
     device: str
     submission: str
     submitted: tuple[Submitted, ...]
+    estimates: Mapping[str, Mapping[str, float]]
+
+    @property
+    def kind_of_score(self) -> tuple[str, str, str]:
+        """What its scores can be compared within, as far as one file tells: competition, task and metric."""
+        return self.competition, self.task, self.metric
 
     def better(self, column: str) -> float | None:
         """Return a column's value so that more is better; None where there is none."""
@@ -142,19 +150,37 @@ class Group:
 
 
 GROUP_COLUMNS = tuple(field.name for field in fields(Group))
-COLUMNS = tuple(field.name for field in fields(Row) if field.name != "submitted")
+COLUMNS = tuple(field.name for field in fields(Row) if field.name not in ("submitted", "estimates"))
 SORTS = (
     "auto", "ood_metric", "val_metric", "suite_metric", "ood_accuracy", "val_accuracy", "test_accuracy",
     "suite_accuracy", "expected_accuracy", "public_score", "private_score", "train_minutes", "parameters", "started",
     "run",
 )  # fmt: skip
+MEANINGS = {  # of columns whose names do not say it
+    "ood_metric": "the competition's metric on shifted validation", "ood_accuracy": "accuracy on shifted validation",
+    "val_metric": "the competition's metric on clean validation", "val_accuracy": "accuracy on clean validation",
+    "expected_accuracy": "the suite's accuracy, estimated without labels",
+}  # fmt: skip
 GROUPS = ("competition", "model", "metric", "device", "variant", "test_like", "transductive")
 
 
-def rows(root: Path, *, competition: str | None = None, sort: str = "auto", since: str | None = None) -> list[Row]:
+def refuse(error: RunError) -> None:
+    """Raise what is wrong with a run; see `rows`."""
+    raise error
+
+
+def rows(
+    root: Path,
+    *,
+    competition: str | None = None,
+    sort: str = "auto",
+    since: str | None = None,
+    on_damaged: Callable[[RunError], None] = refuse,
+) -> list[Row]:
     """Return the complete runs below `root`, best first; runs without such a score come last.
 
-    Sorted by `auto`, each competition's runs stand together; see `sorted_by`.
+    Sorted by `auto`, each competition's runs stand together, and among them those of one task and metric, the most runs
+    first; see `sorted_by`.
 
     Args:
         root: usually `runs`.
@@ -162,20 +188,23 @@ def rows(root: Path, *, competition: str | None = None, sort: str = "auto", sinc
         sort: one of SORTS.
         since: only runs that were started since then: a date (`2026-01-31`, with `T12:00` if need be) or an age (`12h`,
             `7d`, `2w`).
+        on_damaged: called for a run whose metrics.json is damaged, which is left out where that does not raise.
 
     Raises:
         ConfigError: an unknown column to sort by, or no such time.
-        RunError: a run's metrics.json is damaged.
+        RunError: a run's metrics.json is damaged, unless `on_damaged` says otherwise.
     """
     if sort not in SORTS:
         raise ConfigError(f"--sort: {unknown('column', sort, SORTS)}")
     first = _moment(since) if since else ""
     recent = (run for run in runs.list_runs(root) if not first or started(run) >= first)
-    kept = [row for row in map(_row_of, recent) if row is not None and competition in (None, row.competition)]
-    columns = sorted_by(kept, sort)
+    listed = (_row_of(run, on_damaged) for run in recent)
+    kept = [row for row in listed if row is not None and competition in (None, row.competition)]
+    columns, alike = sorted_by(kept, sort), Counter(row.kind_of_score for row in kept)
 
-    def place(row: Row) -> tuple[str, bool, Any]:
-        together, column = row.competition if sort == "auto" else "", columns[row.competition]
+    def place(row: Row) -> tuple[Any, bool, Any]:
+        kind, column = row.kind_of_score, columns[row.competition]
+        together = (row.competition, -alike[kind], kind) if sort == "auto" else ()
         value = row.better(column)
         if value is None:
             return together, True, 0
@@ -187,15 +216,32 @@ def rows(root: Path, *, competition: str | None = None, sort: str = "auto", sinc
 def sorted_by(listed: Iterable[Row], sort: str) -> dict[str, str]:
     """Return the column that each competition's runs are sorted by.
 
-    `auto` is the competition's metric on shifted validation where every run with validation has it, else on clean
-    validation.
+    `auto` is the competition's metric on shifted validation where more than half of the runs with validation have it,
+    else on clean validation.
     """
-    columns: dict[str, str] = {}
+    shifted, validated = dict[str, int](), dict[str, int]()
     for row in listed:
-        column = columns.setdefault(row.competition, "ood_metric" if sort == "auto" else sort)
-        if sort == "auto" and column == "ood_metric" and row.val_metric is not None and row.ood_metric is None:
-            columns[row.competition] = "val_metric"
-    return columns
+        has = row.ood_metric is not None
+        shifted[row.competition] = shifted.get(row.competition, 0) + has
+        validated[row.competition] = validated.get(row.competition, 0) + (has or row.val_metric is not None)
+    if sort != "auto":
+        return dict.fromkeys(shifted, sort)
+    return {name: "ood_metric" if 2 * shifted[name] > most else "val_metric" for name, most in validated.items()}
+
+
+def sort_line(listed: Sequence[Row], sort: str) -> str:
+    """Return what the rows are sorted by, in a sentence: the column, what it is, and how many runs have it."""
+    columns = sorted_by(listed, sort)
+    parts = []
+    for column in dict.fromkeys(columns.values()):
+        names = [name for name, own in columns.items() if own == column]
+        of = [row for row in listed if columns[row.competition] == column]
+        have = sum(getattr(row, column) is not None for row in of)
+        lacking = f"; {len(of) - have:,} of {len(of):,} runs have none and come last" if have < len(of) else ""
+        where = f" in {', '.join(names)}" if len(set(columns.values())) > 1 else ""
+        told = f" ({MEANINGS[column]})" if column in MEANINGS else ""
+        parts.append(f"{column}{told}{where}{lacking}")
+    return f"sorted by {'; by '.join(parts)}"
 
 
 def groups(listed: Sequence[Row], by: str, sort: str = "auto") -> list[Group]:
@@ -259,8 +305,16 @@ def _moment(since: str) -> str:
     return moment.isoformat(timespec="seconds")
 
 
-def _row_of(run: runs.Run) -> Row | None:
-    """Return a run's row, None where it is not complete."""
+def _row_of(run: runs.Run, on_damaged: Callable[[RunError], None]) -> Row | None:
+    """Return a run's row, None where it is not complete, or damaged."""
+    try:
+        return _read(run)
+    except RunError as error:
+        on_damaged(error)
+        return None
+
+
+def _read(run: runs.Run) -> Row | None:
     path = run.path / "metrics.json"
     try:
         content = path.read_bytes()
@@ -268,7 +322,10 @@ def _row_of(run: runs.Run) -> Row | None:
         return None
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return _row(run, run_metrics.from_bytes(content, str(path)))
+    scores = run_metrics.from_bytes(content, str(path))
+    if scores.metric not in metrics.METRICS:
+        raise RunError(f"{path}: damaged ({unknown('metric', scores.metric, metrics.METRICS)}); put the file back")
+    return _row(run, scores)
 
 
 def _row(run: runs.Run, scores: RunMetrics) -> Row:
@@ -308,7 +365,24 @@ def _row(run: runs.Run, scores: RunMetrics) -> Row:
         device=scores.device,
         submission=scores.submission,
         submitted=submitted,
+        estimates=_estimates(scores),
     )
+
+
+def _estimates(scores: RunMetrics) -> dict[str, dict[str, float]]:
+    """Return what is known of submissions by how they are predicted: `Row.estimates`."""
+    found: dict[str, dict[str, float]] = {"": {}}
+    for name, estimate in scores.expected.items():
+        split, plus, variant = name.partition("+")
+        if split == "suite":
+            found.setdefault(plus + variant, {})["expected_accuracy"] = estimate.accuracy
+    validated = {"val": scores.counted.val, "ood_val": scores.counted.ood_val, **scores.variants}
+    for split, column in (("ood_val", "ood_accuracy"), ("val", "val_accuracy")):
+        for name, part in validated.items():
+            own, plus, variant = name.partition("+")
+            if own == split and part is not None and part.accuracy is not None:
+                found.setdefault(plus + variant, {})[column] = part.accuracy
+    return found
 
 
 def _value(scores: SplitScores | None, metric: str) -> float | None:

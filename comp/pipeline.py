@@ -409,7 +409,7 @@ def describe(run: Run, competition: Competition, kind: Kind, *, model: str, para
         config_hash=configs.fingerprint(run.config()),
         model=model,
         parameters=parameters,
-        first_weights=run.provenance()["first_weights"],
+        first_weights=run.provenance("first_weights")["first_weights"],
     )
 
 

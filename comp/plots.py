@@ -27,6 +27,11 @@ _CURVES = {
     "accuracy": {"train_accuracy": "training", "val_accuracy": "validation", "ood_accuracy": "validation, shifted"},
     "learning rate": {"lr": "at the epoch's end"},
 }
+_COMPARED = {  # panels of `compared_curves`
+    "val_loss": "validation loss", "val_accuracy": "validation accuracy", "val_metric": "validation metric",
+    "train_loss": "training loss", "ood_accuracy": "shifted validation accuracy",
+    "ood_metric": "shifted validation metric",
+}  # fmt: skip
 _METRIC = {"competition's metric": {"val_metric": "validation", "ood_metric": "validation, shifted"}}
 
 
@@ -246,15 +251,19 @@ def blocks(path: Path, rows: Sequence[str], columns: Sequence[str], accuracies: 
 
 
 def compared_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
-    """Draw several trainings' validation loss and accuracy, clean and shifted, over their epochs.
+    """Draw several trainings' losses, accuracies and, where it is neither, metric, clean and shifted, by epoch.
 
     Args:
         path: the PNG.
-        histories: run -> rows of its history.csv.
+        histories: run -> rows of its history.csv, at least one of which measured a training loss.
     """
-    columns = {"val_loss": "validation loss", "val_accuracy": "validation accuracy", "train_loss": "training loss",
-               "ood_accuracy": "shifted validation accuracy"}  # fmt: skip
-    measured = [column for column in columns if any(row.get(column) for rows in histories.values() for row in rows)]
+    every = [row for rows in histories.values() for row in rows]
+    measured = [column for column in _COMPARED if any(row.get(column) for row in every)]
+    for split in ("val", "ood"):  # a metric that is accuracy or the loss has its panel already
+        same = (f"{split}_accuracy", f"{split}_loss")
+        scored = [row for row in every if row.get(f"{split}_metric")]
+        if all(row[f"{split}_metric"] in [row.get(name) for name in same] for row in scored):
+            measured = [column for column in measured if column != f"{split}_metric"]
     lines = math.ceil(len(measured) / 2)
     figure = _figure(11.0, 3.75 * lines)
     for axes, column in zip(figure.subplots(lines, 2).flat, measured, strict=False):
@@ -262,14 +271,13 @@ def compared_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, st
             points = [(int(row["number"]), float(row[column])) for row in rows if row.get(column)]
             if points:
                 axes.plot(*zip(*points, strict=True), marker=_marker(points), markersize=3, label=name)
-        axes.set_title(columns[column])
+        axes.set_title(_COMPARED[column])
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     for axes in figure.axes[len(measured) :]:
         axes.remove()
-    handles, labels = figure.axes[measured.index("train_loss")].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+    _legend_below(figure)
     _save(figure, path)
 
 
@@ -289,8 +297,18 @@ def compared_norms(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]
         axes.set_xlabel("depth")
         axes.set_yscale("log")
         axes.grid(alpha=0.3)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    _legend_below(figure)
     _save(figure, path)
+
+
+def _legend_below(figure: "Figure") -> None:
+    """Draw one legend for all panels: each run once, its name as it is, not as a formula."""
+    drawn = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    legend = figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=2, fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _marker(points: Sequence[Any]) -> str:

@@ -1,5 +1,6 @@
 """A trained run's predictions: made, stored, scored, and written as a submission."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -218,6 +219,11 @@ def _decided(loaded: Loaded, found: Predictions, name: str) -> Predictions:
     if name == "val" and found.targets is not None:
         return decisions.validated(found, loaded.dataset.competition.metric)
     thresholds = loaded.run.metrics().thresholds
+    if thresholds and len(thresholds) != len(found.classes):
+        raise RunError(
+            f"{loaded.run.path / 'metrics.json'}: damaged: {len(thresholds)} thresholds, expected one for each of "
+            f"{len(found.classes)} classes; put the file back, or {loaded.run.cure}"
+        )
     return replace(found, thresholds=np.array(thresholds, np.float32)) if thresholds else found
 
 
@@ -312,11 +318,11 @@ def expect(loaded: Loaded, found: Predictions, name: str, progress: Progress = q
 
 
 def _shifted_validation(loaded: Loaded, variant: Variant, progress: Progress) -> Predictions | None:
-    """Return shifted validation predicted by the run's weights in this way, from the disk where it lies there."""
+    """Return shifted validation predicted by the run's weights in this way, from the disk where it lies there whole."""
     if loaded.dataset.ood_val is None:
         return None
     path = loaded.run.predictions_path(f"ood_val{variant.suffix}")
-    if path.exists():
+    with contextlib.suppress(RunError):  # missing, or damaged
         stored = predictions.load(path)
         if stored.made_by.get("weights_sha256") == runs.sha256(loaded.run.weights_path()):
             return stored
@@ -361,14 +367,14 @@ def default_submission(config: Config, folder: Path = Path("submissions")) -> Pa
 
 def check_same_data(run: Run, dataset: Dataset) -> None:
     """Refuse data that are not the run's own: its scores and class order would mean something else."""
-    recorded = run.provenance()
-    if recorded.get("classes") != list(dataset.competition.classes):
+    recorded = run.provenance("classes", "data_fingerprint")
+    if recorded["classes"] != list(dataset.competition.classes):
         raise RunError(
             f"{run.path}: was trained on other classes, or on another order of them; give it its own data back"
         )
-    if recorded.get("data_fingerprint") != dataset.fingerprint:
+    if recorded["data_fingerprint"] != dataset.fingerprint:
         raise DataError(
-            f"{run.path}: its training images or labels have changed (fingerprint {recorded.get('data_fingerprint')}, "
+            f"{run.path}: its training images or labels have changed (fingerprint {recorded['data_fingerprint']}, "
             f"now {dataset.fingerprint}); give it its own data back or start a new run"
         )
     division.check(run.path / "split.npz", dataset.train, dataset.val)

@@ -5,9 +5,7 @@ The one currency of evaluate, ensemble and submit. On disk a `.npz` without pick
 """
 
 import json
-import struct
-import zipfile
-import zlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp import runs
-from comp.errors import NotFiniteError, RunError
+from comp.config import PredictConfig
+from comp.errors import NotFiniteError, RunError, UserError
 from comp.tasks import TASKS, TaskRow
 
 VERSION = 2
 
-# What zipfile and numpy raise of bytes that nobody wrote: a flipped flag asks for a password or another compression, a
-# hostile header for more memory than there is.
-_DAMAGE = (
-    ValueError, AssertionError, TypeError, IndexError, KeyError, OSError, EOFError, MemoryError, RuntimeError,
-    OverflowError, zipfile.BadZipFile, zlib.error, struct.error,
-)  # fmt: skip
+_ALPHA = PredictConfig().alpha
+_SPLITS = ("val", "ood_val", "test", "suite")  # of `comp predict --split`
+_VIEWED = re.compile(r"\+(?!bn\b|tent\b)([a-z_]+)(?:-uncertain([\d.]+))?")  # in a file's name, as the next one
+_ADAPTED = re.compile(r"\+(bn|tent)(?:-(file|stream))?(?:-alpha([\d.]+))?")
 _FIELDS = ("task", "ids", "classes", "outputs", "block_names", "block_sizes", "made_by")
 _OPTIONAL = ("targets", "top1", "thresholds")
 _FIELDS_1 = ("ids", "classes", "logits", "top1", "labels", "block_names", "block_sizes", "made_by")
@@ -149,9 +146,9 @@ class Predictions:
         return [(str(name), slice(int(start), int(end))) for name, start, end in spans]
 
     def block_accuracy(self) -> dict[str, float]:
-        """Return the share of correct decisions in each block; targets must be known."""
+        """Return the share of correct decisions in each block that has rows; targets must be known."""
         right = self.correct()
-        return {name: float(right[rows].mean()) for name, rows in self.blocks()}
+        return {name: float(right[rows].mean()) for name, rows in self.blocks() if rows.stop > rows.start}
 
     def take(self, rows: "slice | NDArray[np.int64]") -> "Predictions":
         """Return some rows, without blocks."""
@@ -301,7 +298,7 @@ def load(path: Path) -> Predictions:
 def _read(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
     """Return the wanted arrays of a .npz, under their names of version 2."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with runs.reading_arrays(path) as archive:
             names = set(archive.files)
             version = int(archive["version"]) if "version" in names else 1
             if version > VERSION:
@@ -310,22 +307,60 @@ def _read(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
             missing = [name for name in fields if name not in names]
             if missing:
                 raise RunError(f"{path}: not a predictions file: it lacks {', '.join(missing)}")
-            if version == 1:
-                return _upgraded(archive, wanted)
             unknown = names - {"version", *_FIELDS, *_OPTIONAL}
-            if unknown:  # a damaged name would pass for an optional array that is not there
+            if version != 1 and unknown:  # a damaged name would pass for an optional array that is not there
                 raise ValueError(f"unknown arrays {', '.join(sorted(unknown))}")
-            return {name: archive[name] for name in sorted(names - {"version"}) if wanted(name)}
+            if version == 1:
+                arrays = _upgraded(archive, wanted)
+            else:
+                arrays = {name: archive[name] for name in sorted(names - {"version"}) if wanted(name)}
+            _check_blocks(arrays)
+            return arrays
     except FileNotFoundError:
-        raise RunError(f"{path}: no such predictions; make them: comp predict RUN") from None
+        raise RunError(f"{path}: no such predictions; {_cure(path)}") from None
     except RunError:
         raise
-    except _DAMAGE as error:
+    except runs.DAMAGE as error:
         raise _damaged(path, error) from None
 
 
+def _check_blocks(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raise ValueError where blocks do not cut the rows into consecutive parts."""
+    names, sizes, rows = arrays["block_names"], arrays["block_sizes"], len(arrays["ids"])
+    if sizes.ndim != 1 or len(names) != len(sizes) or (len(sizes) and sizes.dtype.kind not in "iu"):
+        raise ValueError("block_sizes are not one whole number for each of block_names")
+    if (sizes < 0).any() or (len(sizes) and int(sizes.sum()) != rows):
+        raise ValueError(f"block_sizes do not sum to the {rows:,} rows")
+
+
 def _damaged(path: Path, error: Exception) -> RunError:
-    return RunError(f"{path}: damaged predictions file ({error}); make it again: comp predict RUN")
+    return RunError(f"{path}: damaged predictions file ({runs.reason(error)}); {_cure(path)}")
+
+
+def _cure(path: Path) -> str:
+    """Return the command that makes a run's predictions anew, as the end of a message."""
+    run, (split, plus, variant) = runs.Run(path.parent.parent), path.stem.partition("+")
+    if not run.has_weights():
+        return f"{run.path} has no weights to predict with, so {run.cure}"
+    chosen = f"--split {split}" if split in _SPLITS else "--suite DIR, the folder of that suite"
+    return f"make it again: comp predict {run.path} {chosen}{_options(run, plus + variant)}"
+
+
+def _options(run: runs.Run, variant: str) -> str:
+    """Return the options of `comp predict` for a variant, as a file's name has it, less what the run's config says."""
+    viewed, adapted = _VIEWED.search(variant), _ADAPTED.search(variant)
+    wanted: dict[str, Any] = {"views": viewed[1] if viewed else "none", "adapt": adapted[1] if adapted else "none"}
+    if viewed:
+        wanted["views_for"] = f"uncertain:{viewed[2]}" if viewed[2] else "all"
+    if adapted:
+        wanted["adapt_per"] = adapted[2] or "block"
+        wanted["alpha"] = float(adapted[3]) if adapted[3] else _ALPHA
+    try:
+        own = run.config().predict
+    except UserError:  # one message at a time
+        own = PredictConfig()
+    given = {name: value for name, value in wanted.items() if value != getattr(own, name)}
+    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in given.items())
 
 
 def _upgraded(archive: Mapping[str, NDArray[Any]], wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
@@ -338,12 +373,28 @@ def _upgraded(archive: Mapping[str, NDArray[Any]], wanted: Callable[[str], bool]
     return arrays
 
 
+def suffix(made_by: Mapping[str, Any]) -> str:
+    """Return `+flip-uncertain0.25+bn-file-alpha0.5`: all in which predictions depart from the plain way; empty for it.
+
+    Args:
+        made_by: what made them; what it does not have is plain.
+    """
+    views, share = made_by.get("views", "none"), made_by.get("views_share", 1.0)
+    adapt, per, alpha = made_by.get("adapt", "none"), made_by.get("adapt_per", "block"), made_by.get("alpha", _ALPHA)
+    text = ""
+    if views != "none":
+        text += f"+{views}" + (f"-uncertain{share:g}" if share < 1 else "")
+    if adapt != "none":
+        text += f"+{adapt}" + (f"-{per}" if per != "block" else "") + (f"-alpha{alpha:g}" if alpha != _ALPHA else "")
+    return text
+
+
 def made_by(path: Path) -> dict[str, Any] | None:
     """Return what made the predictions in a .npz without reading them; None where there are none, or not ours."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with runs.reading_arrays(path) as archive:
             found = json.loads(str(archive["made_by"]))
-    except _DAMAGE:
+    except runs.DAMAGE:
         return None
     return found if isinstance(found, dict) else None
 
@@ -353,12 +404,14 @@ class Answers:
     """Of predictions, which rows are right: what differences between runs are tested on.
 
     Attributes:
+        classes: their names, in the order that targets count them.
         ids: [N] text.
         targets: [N] or [N, K], or None where unknown.
         correct: [N], or None where targets are unknown.
         images: [N] which image a row shows: its place within its block, or its own where there are no blocks.
     """
 
+    classes: tuple[str, ...]
     ids: NDArray[np.str_]
     targets: Targets | None
     correct: NDArray[np.bool_] | None
@@ -375,15 +428,16 @@ def load_answers(path: Path) -> Answers:
     try:
         sizes, ids = arrays["block_sizes"], arrays["ids"]
         images = np.concatenate([np.arange(size) for size in sizes]) if len(sizes) else np.arange(len(ids))
+        classes = tuple(str(name) for name in arrays["classes"])
         if "targets" not in arrays:
-            return Answers(ids, None, None, images)
+            return Answers(classes, ids, None, None, images)
         if "top1" in arrays:
             targets = arrays["targets"].astype(np.int64)
-            return Answers(ids, targets, arrays["top1"] == targets, images)
-    except _DAMAGE as error:
+            return Answers(classes, ids, targets, arrays["top1"] == targets, images)
+    except runs.DAMAGE as error:
         raise _damaged(path, error) from None
     found = load(path)
-    return Answers(found.ids, found.targets, found.correct(), images)
+    return Answers(classes, found.ids, found.targets, found.correct(), images)
 
 
 def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
@@ -411,7 +465,7 @@ def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
             made_by=made_by,
             thresholds=arrays["thresholds"].astype(np.float32) if "thresholds" in arrays else None,
         )
-    except _DAMAGE as error:
+    except runs.DAMAGE as error:
         raise _damaged(path, error) from None
 
 

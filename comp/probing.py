@@ -40,7 +40,7 @@ def probe(
     dataset = open_dataset(config or run.data_config(), progress)
     config = config or run.config()
     model, execution = building.load_model(run)
-    if list(dataset.competition.image_shape) != run.provenance()["image_shape"]:
+    if list(dataset.competition.image_shape) != run.provenance("image_shape")["image_shape"]:
         raise DataError(
             f"{run.path}: was trained on images (C, H, W) {run.provenance()['image_shape']}, found "
             f"{list(dataset.competition.image_shape)}; probe data of the same shape"
@@ -53,7 +53,7 @@ def probe(
     )  # fmt: skip
     result = runs.create(runs_root, config, f"{name}-probe", pipeline.provenance_of(config, dataset, model))
     made_by = {"run": run.name, "weights_sha256": runs.sha256(run.weights_path()), "probe": name, "k": k}
-    with result.writing():
+    with runs.made_whole(result), result.writing():
         scores: dict[str, SplitScores | None] = {}
         for split in (dataset.val, dataset.test):
             if split is not None:

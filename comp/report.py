@@ -150,9 +150,14 @@ def _of_one(run: Run, baseline: Config | None) -> Iterable[str]:
     yield _section("Layers", _picture(run, "norms", "gradient and weight norms by layer"))
     evaluation = run.path / diagnosis.FILE
     if evaluation.is_file():
-        for name, values in runs.read_json(evaluation).items():
-            if "classes" in values:
-                yield from _diagnosis(run, name, values)
+        try:
+            for name, values in runs.read_json(evaluation).items():
+                if "classes" in values:
+                    yield "\n".join(_diagnosis(run, name, values))
+        except (RunError, TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
+            raise RunError(
+                f"{evaluation}: damaged ({runs.reason(error)}); make it again: comp evaluate {run.path}"
+            ) from None
     yield _section("What was trained", _trainable(scores))
     yield _section("Config", _differences(run.config(), baseline or Config(), "baseline" if baseline else "default"))
     yield _section("Provenance", f"<pre>{_text(json.dumps(provenance, indent=2, ensure_ascii=False))}</pre>")
@@ -167,7 +172,9 @@ def _expected(scores: RunMetrics) -> str:
 
 
 def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
-    rows = [[key, _number(values[key])] for key in ("accuracy", "top5", "loss") if key in values]
+    own = values.get("metric", {"name": "accuracy"})  # earlier evaluations have none
+    rows = [] if own["name"] in ("accuracy", "log_loss") else [[_text(own["name"]), _number(own["value"])]]
+    rows += [[key, _number(values[key])] for key in ("accuracy", "top5", "loss") if key in values]
     rows += [
         [f"{average} {key}", _number(values[average][key])]
         for average in ("weighted", "macro", "micro")
@@ -238,7 +245,9 @@ def _of_several(found: Sequence[Run], baseline: Config | None) -> Iterable[str]:
         for name, values in zip(names, scores, strict=True)
     ]
     yield _section("Scores", _table(("run", "model", *(row.title for row in heads)), rows))
-    yield _section("Curves", _drawn(lambda path: plots.compared_curves(path, _histories(found)), "side by side"))
+    histories = _histories(found)
+    if histories:
+        yield _section("Curves", _drawn(lambda path: plots.compared_curves(path, histories), "side by side"))
     norms = {run.path.name: table for run in found if (table := run.table("norms.csv"))}
     if norms:
         yield _section("Layers", _drawn(lambda path: plots.compared_norms(path, norms), "last epoch, input to output"))
@@ -258,7 +267,9 @@ def _cell(row: _Headline, values: RunMetrics) -> str:
 
 
 def _histories(found: Sequence[Run]) -> dict[str, list[dict[str, str]]]:
-    return {run.path.name: run.history() for run in found if run.history()}
+    """Return the histories of the runs that were trained: ensembles have none."""
+    histories = {run.path.name: run.history() for run in found}
+    return {name: rows for name, rows in histories.items() if any(row.get("train_loss") for row in rows)}
 
 
 def _compared_distortions(names: Sequence[str], scores: Sequence[RunMetrics]) -> str:

@@ -16,15 +16,14 @@ VERSION = 2
 _BEGINNING = f'{{\n  "version": {VERSION},'.encode()  # of a file that this version wrote
 
 Kind = Literal["run", "ensemble", "soup", "fold_group", "probe"]
-KINDS: tuple[Kind, ...] = ("run", "ensemble", "soup", "fold_group", "probe")
 
 _LOWER_IS_BETTER_1 = ("log_loss",)  # of version 1's metrics
 
 
 class _Part(BaseModel):
-    """A part of metrics.json: frozen; keys of a later comp are kept as they are."""
+    """A part of metrics.json: frozen; keys of a later comp are kept as they are, NaN and infinity are no scores."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="null")
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
 
 class Score(_Part):

@@ -18,9 +18,13 @@ import json
 import os
 import platform
 import re
+import shutil
+import struct
 import subprocess
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,15 +35,37 @@ import filelock
 from comp import config as configs
 from comp import run_metrics
 from comp.config import Config
-from comp.errors import RunError, UserError, nearest
+from comp.errors import ConfigError, RunError, UserError, nearest
 from comp.run_metrics import RunMetrics
 
 if TYPE_CHECKING:
+    from numpy.lib.npyio import NpzFile
     from numpy.typing import NDArray
 
 _DEEPEST = 8  # folders between `runs` and a run
+_SECTIONS = ("competition", "data", "augment", "model", "optim", "train", "predict", "track")  # of every run's config
+# Of provenance.json, what is computed with.
+_PROVENANCE: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "classes": ("a list of text", lambda value: _is_list(value, str)),
+    "image_shape": ("three whole numbers", lambda value: _is_list(value, int) and len(value) == 3),
+    "images": ("the number of images of train, val and test", lambda value: _counts(value)),
+    "data_fingerprint": ("text", lambda value: isinstance(value, str)),
+    "first_weights": ("text", lambda value: isinstance(value, str)),
+    "loading": ("text", lambda value: isinstance(value, str)),
+    "notes": ("a list of text", lambda value: _is_list(value, str)),
+}
+# Of a table, the columns that hold a number in every row.
+_NUMBERED = {"history.csv": ("number",), "norms.csv": ("epoch", "parameters", "gradient_norm", "weight_norm")}
+_TEXTS = ("layer", "note")  # columns of tables that hold no numbers
 _VERSIONS = ("comp", "torch", "torchvision", "timm", "numpy", "albumentations", "optuna", "pandas", "scikit-learn")
 
+
+# What zipfile and numpy raise of bytes that nobody wrote: a flipped flag asks for a password or another compression, a
+# hostile header for more memory than there is.
+DAMAGE = (
+    ValueError, AssertionError, TypeError, IndexError, KeyError, OSError, EOFError, MemoryError, RuntimeError,
+    OverflowError, zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 
 Content = bytes | Callable[[BinaryIO], None]  # of a file: its bytes, or what writes them into the open file
 
@@ -115,6 +141,20 @@ def write_arrays(path: Path, arrays: "Mapping[str, NDArray[Any]]") -> None:
     write_atomically(path, write)
 
 
+@contextlib.contextmanager
+def reading_arrays(path: Path) -> "Iterator[NpzFile]":
+    """Open a .npz whose arrays are then read by name; what of DAMAGE the block raises is the caller's to explain."""
+    import numpy as np
+
+    with path.open("rb") as file:
+        start = file.read(4)
+        if start != b"PK\x03\x04":  # NumPy would take it for a pickle, and advise to trust it
+            raise ValueError("it is no .npz file" if start else "it is empty")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as archive:
+            yield archive
+
+
 def read_bytes(path: Path, what: str, error: type[UserError]) -> bytes:
     """Return a file's content.
 
@@ -156,6 +196,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def reason(error: BaseException) -> str:
+    """Return what an exception says, or its kind where it says nothing."""
+    return str(error) or type(error).__name__
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(part, kind) for part in value)
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), int) for name in ("train", "val", "test"))
+
+
 def sha256(path: Path) -> str:
     """Return a file's SHA-256 in hex."""
     with path.open("rb") as file:
@@ -194,8 +247,23 @@ class Run:
         return f"{self.path.parent.name}/{self.path.name}"
 
     def config(self) -> Config:
-        """Return the config that it was started with."""
-        return configs.load(self.path / "config.yaml")
+        """Return the config that it was started with.
+
+        Raises:
+            RunError: the file is damaged: it lacks a section, whose defaults would mean another run.
+            ConfigError: it does not load.
+        """
+        path = self.path / "config.yaml"
+        try:
+            config = configs.load(path)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; it is the config that the run was started with: put it back") from None
+        lacking = [name for name in _SECTIONS if name not in config.model_fields_set]
+        if lacking:
+            raise RunError(
+                f"{path}: damaged: it lacks {', '.join(lacking)}; put back the config that the run was started with"
+            )
+        return config
 
     def data_config(self) -> Config:
         """Return the config that opens its data as they were in training: `data.range` is what auto had chosen.
@@ -209,9 +277,35 @@ class Run:
         chosen = recorded if recorded == "type" else tuple(recorded)
         return config.model_copy(update={"data": config.data.model_copy(update={"range": chosen})})
 
-    def provenance(self) -> dict[str, Any]:
-        """Return where it came from: argv, git, versions, data fingerprint, classes."""
-        return read_json(self.path / "provenance.json")
+    def provenance(self, *needed: str) -> dict[str, Any]:
+        """Return where it came from: argv, git, versions, data fingerprint, classes.
+
+        Args:
+            needed: keys that must be there, each with a value of its kind.
+
+        Raises:
+            RunError: missing, or damaged.
+        """
+        path = self.path / "provenance.json"
+        try:
+            values = read_json(path)
+        except RunError as error:
+            raise RunError(f"{error}; put the file back, or {self.cure}") from None
+        for name in needed:
+            expected, holds = _PROVENANCE[name]
+            if not holds(values.get(name)):
+                raise RunError(
+                    f"{path}: damaged: {name}: expected {expected}, found {json.dumps(values.get(name))[:80]}; put the "
+                    f"file back, or {self.cure}"
+                )
+        return values
+
+    @property
+    def cure(self) -> str:
+        """What makes a run anew whose files are damaged, as the end of a message."""
+        if self.has_weights():
+            return f"train again: comp run {self.path / 'config.yaml'}"
+        return "make it again of the runs that it was made of"
 
     def metrics(self) -> RunMetrics:
         """Return its scores.
@@ -268,16 +362,26 @@ class Run:
         return any(self.path.glob("*.safetensors"))
 
     def history(self) -> list[dict[str, str]]:
-        """Return history.csv's rows, none before the first epoch's end."""
+        """Return history.csv's rows, none before the first epoch's end; see `table`."""
         return self.table("history.csv")
 
     def table(self, name: str) -> list[dict[str, str]]:
-        """Return the rows of one of its CSV files, none where it is not there."""
+        """Return the rows of history.csv or norms.csv, none where it is not there.
+
+        Raises:
+            RunError: damaged: no CSV, or cells that should be numbers are not.
+        """
         path = self.path / name
         if not path.is_file():
             return []
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file, strict=True))
+            for row in rows:
+                _check_numbers(row, _NUMBERED[name])
+        except (OSError, ValueError, csv.Error) as error:
+            raise RunError(f"{path}: damaged ({reason(error)}); move it away, and its curves are left out") from None
+        return rows
 
     def write_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write one of its CSV files whole; a column that some rows lack is empty there."""
@@ -300,6 +404,28 @@ class Run:
                 yield
         except filelock.Timeout:
             raise RunError(f"{self.path}: another process is writing this run; wait for it or stop it") from None
+
+
+def _check_numbers(row: Mapping[Any, Any], numbered: Sequence[str]) -> None:
+    """Raise ValueError where a row has cells too few or too many, or a cell that should be a number is not."""
+    if None in row or None in row.values():
+        raise ValueError("a row has other cells than the header")
+    for name, cell in row.items():
+        if name not in _TEXTS and (cell or name in numbered):
+            float(cell)
+    lacking = [name for name in numbered if name not in row]
+    if lacking:
+        raise ValueError(f"it lacks the column {lacking[0]}")
+
+
+@contextlib.contextmanager
+def made_whole(run: Run) -> Iterator[None]:
+    """Remove a run's folder where the block that makes it fails: nothing could go on with one that is half made."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
 
 
 def create(root: Path, config: Config, name: str, provenance: Mapping[str, Any], *, group: str = "") -> Run:

@@ -18,9 +18,9 @@ from comp import config as configs
 from comp import decisions, gathering, metrics, pipeline, predicting, runs
 from comp.building import demand_own, load_model
 from comp.competition import submission
-from comp.config import ModelConfig
+from comp.config import DataConfig, ModelConfig
 from comp.data import division, loading
-from comp.errors import ConfigError, ModelError, unknown
+from comp.errors import ConfigError, ModelError, RunError, unknown
 from comp.inference.predict import predict
 from comp.inference.variants import laid_on
 from comp.models import averaging, weights
@@ -29,6 +29,8 @@ from comp.predicting import Loaded
 from comp.progress import Progress, quiet
 from comp.runs import Run
 
+# Of section `data`, what decides which images validate.
+_DIVISION = ("split_seed", "folds", "fold", "validation", "stratify", "groups", "test")
 _STATISTICS_BATCHES = 40  # of training images, from which batch norm meets the averaged weights
 
 
@@ -139,6 +141,8 @@ def _state(run: Run, first: Loaded) -> State:
             f"{run.path}: its model is {config.model.name}, or of other settings than {first.config.model.name} of "
             f"{first.run.path}; a soup needs one architecture: compare `comp config show`"
         )
+    _check_division(config.data, first.config.data, f"{run.path}: its images were divided otherwise than those of "
+                    f"{first.run.path}")  # fmt: skip
     predicting.check_same_data(run, first.dataset)
     path = run.weights_path()
     state, facts = weights.read(path)
@@ -147,6 +151,17 @@ def _state(run: Run, first: Loaded) -> State:
         raise ModelError(f"{path}: these weights belong to another network than those of {first.run.path}: {problem}")
     device = next(first.model.parameters()).device
     return {name: tensor.to(device) for name, tensor in state.items()}
+
+
+def _check_division(own: DataConfig, first: DataConfig, problem: str) -> None:
+    """Refuse runs that were validated on other images: some would be validated on what others were trained on."""
+    differing = [name for name in _DIVISION if getattr(own, name) != getattr(first, name)]
+    if differing:
+        told = ", ".join(f"data.{name} is {getattr(own, name)}, there {getattr(first, name)}" for name in differing)
+        raise RunError(
+            f"{problem}: {told}; give the runs one value of {' and '.join(f'data.{name}' for name in differing)}, or "
+            "take --method mean"
+        )
 
 
 def _architecture(section: ModelConfig) -> ModelConfig:
@@ -209,7 +224,7 @@ def _store(mixed: _Mixed, first: Loaded, split: str, runs_root: Path, progress: 
     config = first.config
     provenance = pipeline.provenance_of(config, first.dataset, first.model)
     result = runs.create(runs_root, config, "soup", {**provenance, "members": mixed.told()})
-    with result.writing():
+    with runs.made_whole(result), result.writing():
         division.save(result.path / "split.npz", first.dataset.train, first.dataset.val)
         result.write_json("execution.json", first.execution.to_json())
         names = ", ".join(mixed.trained[number].name for number in mixed.chosen)

@@ -2,16 +2,30 @@
 be trusted, which two submissions to end with. Torch-free; what was predicted and submitted is read from disk.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
 from comp import leaderboard, metrics, standings
-from comp.evidence import Answers, disagreement_of, read_answers, read_lines
+from comp.competition.spec import sidecar_path
+from comp.evidence import (
+    Answers,
+    Sidecar,
+    classes_of,
+    disagreement_of,
+    is_of_suite,
+    read_answers,
+    read_lines,
+    read_sidecar,
+)
 from comp.leaderboard import Row, Submitted
 from comp.standings import Difference, Interval
 
+_Kind = tuple[str, str, tuple[str, ...]]  # task, metric and classes: what runs must share to be compared
 # A score -> whose predictions it is of, and how many independent images it counts.
 _PREDICTED = {
     "val_accuracy": ("val", "val_images"),
@@ -26,6 +40,7 @@ _BEFORE = {
     "val_accuracy": "clean validation",
 }
 _MOST_PAIRED = 20  # rows whose predictions are read: two files and some milliseconds each
+_MOST_RANKED = 100  # submissions that may be as good as the best
 _MOST_COMPARED = 10  # submissions that are read to see where they differ
 _GOOD = 0.01  # as near to the best as this, a submission is worth a place for being different
 _FEWEST_PAIRS = 4  # for a rank correlation with an interval
@@ -93,6 +108,8 @@ class Verdicts:
         final: the two to end with, the best first; fewer where there are no more.
         near: how many others, as good as the second must be, it was chosen from.
         scored: submissions with a public score.
+        gone: submissions that are not advised, for their CSV is no longer there.
+        limits: what is not said, and why.
     """
 
     above: tuple[Difference | None, ...] = ()
@@ -101,9 +118,12 @@ class Verdicts:
     final: tuple[Choice, ...] = ()
     near: int = 0
     scored: int = 0
+    gone: int = 0
+    limits: tuple[str, ...] = ()
 
     def sentences(self) -> Iterator[str]:
         """Yield what is said below the table."""
+        yield from self.limits
         if 0 < self.scored < _FEWEST_PAIRS:
             yield f"public scores so far: {self.scored}; with {_FEWEST_PAIRS} one sees whether to trust validation"
         for found in self.agreements:
@@ -122,6 +142,8 @@ class Verdicts:
 
     def _of_the_final_two(self) -> Iterator[str]:
         if not self.final:
+            if self.gone:
+                yield f"nothing to end with: of {self.gone} submissions, as they were recorded, no CSV is here"
             return
         first, *others = self.final
         yield f"best to end with: {first.submission}, {_worth(first)}"
@@ -138,28 +160,54 @@ class Verdicts:
 def judge(rows: Sequence[Row], sort: str) -> Verdicts:
     """Return what is to be said of a leaderboard of one competition.
 
+    Runs of other tasks, metrics or classes than most have are listed, but not compared with those.
+
     Args:
         rows: as `comp.leaderboard.rows` sorts them.
         sort: by what.
     """
-    sort = _accuracy_column(rows, sort)
-    entries = list(_entries(rows))
+    column = next(iter(leaderboard.sorted_by(rows, sort).values()), sort)
+    kinds = [(row.task, row.metric, classes_of(row)) for row in rows]
+    most = Counter(kinds).most_common(1)[0][0] if kinds else None
+    entries = list(_entries([row for row, kind in zip(rows, kinds, strict=True) if kind == most]))
     scored = [entry for entry in entries if entry.public is not None]
-    final, near = _final_two(entries)
+    here = [entry for entry in entries if entry.is_here]
+    final, near = _final_two(here)
+    above = _differences(rows, kinds, column)
     return Verdicts(
-        above=_differences(rows, sort),
+        above=above,
         agreements=tuple(_agreements(scored)),
         warned=_warning(scored),
         final=final,
         near=near,
         scored=len(scored),
+        gone=len(entries) - len(here),
+        limits=tuple(_limits(rows, kinds, column, above)),
     )
 
 
-def _accuracy_column(rows: Sequence[Row], sort: str) -> str:
+def _limits(
+    rows: Sequence[Row], kinds: Sequence[_Kind], column: str, above: Sequence[Difference | None]
+) -> Iterator[str]:
+    """Yield what is not compared, and what there are no intervals or estimates of."""
+    if len(rows) < 2:
+        return
+    ((_, metric, classes), count), *others = Counter(kinds).most_common()
+    if others:
+        yield (
+            f"compared are {count:,} runs, of {metric} and {len(classes)} classes; {len(rows) - count:,} of another "
+            "task, metric or classes are listed alone"
+        )
+    if metric != "accuracy" and not any(above) and column.endswith(("metric", "score")):
+        yield (
+            f"{metric} has no intervals and no estimates here: differences are not marked, and a submission is advised "
+            "by its public score alone: comp leaderboard record"
+        )
+
+
+def _accuracy_column(row: Row, column: str) -> str:
     """Return the column sorted by; a metric's where that is accuracy is accuracy's, whose intervals are known."""
-    column = next(iter(leaderboard.sorted_by(rows, sort).values()), sort)
-    if column.endswith("_metric") and all(row.metric == "accuracy" for row in rows):
+    if column.endswith("_metric") and row.metric == "accuracy":
         return column.removesuffix("metric") + "accuracy"
     return column
 
@@ -178,14 +226,18 @@ class _Entry:
         path: of the CSV.
         public: its public score so that more is better, None where there is none.
         rows: that the public score counts.
-        before: column -> what was known of it before; less where it is not the run's own way of predicting.
+        sidecar: what lies beside it, None where nothing does.
+        is_here: whether the CSV is there, and none that another run wrote.
+        before: column -> what was known of it before, predicted in its own way.
     """
 
     row: Row
     path: str
     public: float | None
     rows: int | None
-    before: dict[str, float] = field(default_factory=dict)
+    sidecar: Sidecar | None
+    is_here: bool
+    before: Mapping[str, float] = field(default_factory=dict)
 
 
 def _entries(rows: Sequence[Row]) -> Iterator[_Entry]:
@@ -194,11 +246,18 @@ def _entries(rows: Sequence[Row]) -> Iterator[_Entry]:
         latest: dict[str, Submitted] = {one.path: one for one in row.submitted}
         if row.submission and row.submission not in latest:
             latest[row.submission] = Submitted(row.submission, None, None, None, "")
-        known = {column: value for column in _BEFORE if (value := row.better(column)) is not None}
         for path, one in latest.items():
+            if not path:
+                continue
+            sidecar = read_sidecar(row, path)
+            known = row.estimates.get(sidecar.variant, {}) if sidecar else {}
+            before = {column: known[column] for column in _BEFORE if column in known}
             public = None if one.public is None else _upward(row, one.public)
-            if path:
-                yield _Entry(row, path, public, one.rows, known)
+            here = Path(path).is_file() and (sidecar is not None or not sidecar_path(Path(path)).is_file())
+            if public is not None and sidecar is not None and not sidecar.scored:  # written anew since it was scored
+                yield _Entry(row, path, None, None, sidecar, here, before)
+                here = False
+            yield _Entry(row, path, public, one.rows, sidecar, here, before)
 
 
 def _upward(row: Row, score: float) -> float:
@@ -206,22 +265,21 @@ def _upward(row: Row, score: float) -> float:
     return metrics.metric(row.metric).as_maximize(score)
 
 
-def _differences(rows: Sequence[Row], sort: str) -> tuple[Difference | None, ...]:
+def _differences(rows: Sequence[Row], kinds: Sequence[_Kind], sorted_by: str) -> tuple[Difference | None, ...]:
     """Return each row's difference to the one above it; negative or 0, for that one is above."""
     found: list[Difference | None] = [None] * len(rows)
-    if sort == "public_score":
-        return _public_differences(rows)
-    if sort not in _PREDICTED:
-        return tuple(found)
-    name, counted = _PREDICTED[sort]
+    if sorted_by == "public_score":
+        return _public_differences(rows, kinds)
     above: Answers | None = None
     for place, row in enumerate(rows):
-        value = getattr(row, sort)
-        if value is None:
-            break
+        column = _accuracy_column(row, sorted_by)
+        if column not in _PREDICTED or getattr(row, column) is None:
+            above = None
+            continue
+        name, counted = _PREDICTED[column]
         answers = read_answers(row, name) if place < _MOST_PAIRED else None
-        if place:
-            found[place] = _difference(rows[place - 1], row, sort, counted, above, answers)
+        if place and kinds[place] == kinds[place - 1] and getattr(rows[place - 1], column) is not None:
+            found[place] = _difference(rows[place - 1], row, column, counted, above, answers)
         above = answers
     return tuple(found)
 
@@ -237,7 +295,7 @@ def _difference(
     return None
 
 
-def _public_differences(rows: Sequence[Row]) -> tuple[Difference | None, ...]:
+def _public_differences(rows: Sequence[Row], kinds: Sequence[_Kind]) -> tuple[Difference | None, ...]:
     found: list[Difference | None] = [None] * len(rows)
     entries = [
         next((one for one in _entries([row]) if one.path == row.submission), None) for row in rows[:_MOST_PAIRED]
@@ -246,7 +304,7 @@ def _public_differences(rows: Sequence[Row]) -> tuple[Difference | None, ...]:
     for place, entry in enumerate(entries):
         lines = read_lines(entry.path) if entry else []
         upper = entries[place - 1] if place else None
-        if entry and upper:
+        if entry and upper and kinds[place] == kinds[place - 1]:
             found[place] = _public_difference(entry, upper, disagreement_of(lines, above))
         above = lines
     return tuple(found)
@@ -287,7 +345,7 @@ def _warning(scored: Sequence[_Entry]) -> Warned | None:
 
 def _final_two(entries: Sequence[_Entry]) -> tuple[tuple[Choice, ...], int]:
     """Return the submission expected to end best, and of those about as good the one that differs from it most."""
-    choices = sorted(_choices(entries), key=lambda choice: -choice[0])
+    choices = list(islice(_of_suites(sorted(_choices(entries), key=lambda choice: -choice[0])), _MOST_RANKED))
     if len(choices) < 2:
         return tuple(choice for _, choice in choices), 0
     (best, first), others = choices[0], choices[1:]
@@ -301,7 +359,15 @@ def _final_two(entries: Sequence[_Entry]) -> tuple[tuple[Choice, ...], int]:
     return (first, second), len(compared)
 
 
-def _choices(entries: Sequence[_Entry]) -> Iterator[tuple[float, Choice]]:
+def _of_suites(ranked: Sequence[tuple[float, Choice, _Entry]]) -> Iterator[tuple[float, Choice]]:
+    """Yield what was estimated on the images that it predicts: a CSV of another suite has no score here."""
+    for score, choice, entry in ranked:
+        estimated = choice.told_by != "public_score"
+        if not estimated or entry.sidecar is None or is_of_suite(entry.row, entry.sidecar):
+            yield score, choice
+
+
+def _choices(entries: Sequence[_Entry]) -> Iterator[tuple[float, Choice, _Entry]]:
     """Yield each submission with what it is expected to end with, and that so that more is better: its public score,
     else validation moved by what the public scores of others were off from it on average.
     """
@@ -311,10 +377,10 @@ def _choices(entries: Sequence[_Entry]) -> Iterator[tuple[float, Choice]]:
         off[column] = float(np.mean(gaps)) if gaps else 0.0
     for entry in entries:
         if entry.public is not None:
-            yield entry.public, Choice(entry.path, _upward(entry.row, entry.public), "public_score")
+            yield entry.public, Choice(entry.path, _upward(entry.row, entry.public), "public_score"), entry
         elif entry.row.metric == "accuracy" and entry.before:
             column, value = next(iter(entry.before.items()))
-            yield value + off[column], Choice(entry.path, value + off[column], column)
+            yield value + off[column], Choice(entry.path, value + off[column], column), entry
 
 
 def _worth(choice: Choice) -> str:

@@ -193,7 +193,7 @@ def test_every_sentence_of_a_scripted_competition_is_true(scripted: Scripted, co
     assert result.code == 0, result.err
     said = result.out[result.out.index("└") :].splitlines()[1:]
     kinds = [_holds(sentence, scripted) for sentence in said]
-    assert sorted(kinds) == ["agreement", "agreement", "best", "key", "partner", "warning"]
+    assert sorted(kinds) == ["agreement", "agreement", "best", "key", "partner", "sorted", "warning"]
 
 
 def _holds(sentence: str, scripted: Scripted) -> str:
@@ -241,6 +241,7 @@ def _partner_holds(found: re.Match[str], scripted: Scripted) -> None:
 
 
 SENTENCES = {
+    "sorted": r"sorted by ood_metric \(the competition's metric on shifted validation\)",
     "key": r"<: more than chance below the row above it; ~: may be chance \(each at 95 %\)",
     "agreement": r"(?P<kind>shifted|clean) validation and the public scores of (?P<count>\d+) submissions: rank "
     r"correlation (?P<rho>\S+) \((?P<low>\S+) to (?P<high>\S+)\)(?P<chance>, which may be chance)?",
@@ -251,6 +252,7 @@ SENTENCES = {
     r"it most, on (?P<share>\S+)% of rows",
 }
 TRUTHS: dict[str, Callable[[re.Match[str], Scripted], None]] = {
+    "sorted": lambda found, scripted: None,
     "key": lambda found, scripted: None,
     "agreement": _agreement_holds,
     "warning": _warning_holds,
@@ -417,13 +419,18 @@ def test_since_leaves_out_what_is_older(tmp_path: Path, comp: Callable[..., Resu
     assert "found 'yesterday'" in refused.err
 
 
-def test_a_damaged_run_is_named(scripted: Scripted, comp: Callable[..., Result]) -> None:
+def test_a_damaged_run_is_named_beside_the_others(scripted: Scripted, comp: Callable[..., Result]) -> None:
     player = scripted.players[3]
     assert player.run is not None
     (player.run.path / "metrics.json").write_text('{"run": ')
-    result = comp("leaderboard")
-    assert result.code == 2
-    assert str(player.run.path / "metrics.json") in result.err
+    before = len(leaderboard.rows(Path("runs"), on_damaged=lambda error: None))
+    for words in ([], ["--json"], ["--csv"], ["--group-by", "model"]):
+        result = comp("leaderboard", *words)
+        assert result.code == 0
+        assert result.err.startswith(f"note: 1 run left out, first {player.run.path / 'metrics.json'}: damaged (")
+        assert len(result.err.splitlines()) == 1
+    assert len(json.loads(comp("leaderboard", "--json").out)) == before == 29
+    assert str(player.run.path) not in comp("leaderboard", "--csv").out
 
 
 def test_listing_loads_no_torch_and_no_wandb(scripted: Scripted) -> None:

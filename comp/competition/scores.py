@@ -10,6 +10,8 @@ from comp.errors import SubmissionError
 from comp.run_metrics import LeaderboardScore
 from comp.runs import Run
 
+_WRITE_AGAIN = "write the submission again: comp predict RUN -o CSV --force"
+
 
 def record_score(
     run: Run,
@@ -84,7 +86,12 @@ def record_submission(
     sidecar = runs.read_json(beside)
     if sidecar.get("sha256") != runs.sha256(path):
         raise SubmissionError(f"{path}: is not the file that {beside.name} tells of; record the score of that one")
-    run = runs.open_run(Path(str(sidecar.get("run_path", ""))))
+    rows, folder = sidecar.get("rows"), sidecar.get("run_path")
+    if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
+        raise SubmissionError(f"{beside}: rows: expected a whole number above 0, found {rows!r}; {_WRITE_AGAIN}")
+    if not isinstance(folder, str) or not folder:
+        raise SubmissionError(f"{beside}: run_path: expected the folder of a run, found {folder!r}; {_WRITE_AGAIN}")
+    run = runs.open_run(Path(folder))
     known = run.metrics()
     for name, score in (("--public", public), ("--private", private)):
         _check_score(name, score, known.metric)
@@ -97,7 +104,7 @@ def record_submission(
         private=before.private if private is None else private,
         submission=str(path),
         reference=reference,
-        rows=max(1, round(public_share * int(sidecar["rows"]))),
+        rows=max(1, round(public_share * rows)),
     )
     runs.write_atomically(beside, runs.to_json({**sidecar, "scores": record.model_dump()}))
     return record

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,11 @@ DISTORTIONS = (
     "spatter",
     "saturate",
 )
+
+
+def sidecar_path(path: Path) -> Path:
+    """Return where a submission's sidecar lies, the JSON file that traces it to its run."""
+    return path.with_suffix(".json")
 
 
 @dataclass(frozen=True)

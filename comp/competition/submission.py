@@ -14,15 +14,11 @@ import numpy as np
 from comp import runs
 from comp.competition.answers import ANSWERS, quoted
 from comp.competition.spec import SubmissionFormat
+from comp.competition.spec import sidecar_path as sidecar_path
 from comp.errors import SubmissionError
 from comp.predictions import Predictions
 
 _CHUNK_ROWS = 100_000  # whose probabilities are in memory at a time
-
-
-def sidecar_path(path: Path) -> Path:
-    """Return where a submission's sidecar lies."""
-    return path.with_suffix(".json")
 
 
 def free_path(folder: Path, stem: str) -> Path:

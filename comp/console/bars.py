@@ -63,7 +63,9 @@ class Bars:
 @contextlib.contextmanager
 def bars() -> Iterator[Bars]:
     """Return the progress to pass down."""
-    columns = (TextColumn("{task.description}"), BarColumn(10), TextColumn("{task.percentage:>3.0f}%"), _Pace(),
-               TimeRemainingColumn())  # fmt: skip
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(10), TextColumn("{task.percentage:>3.0f}%"), _Pace(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as drawn:
         yield Bars(drawn)

@@ -5,22 +5,32 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Column, Table
+from comp.console.output import print_line, print_table
 
 if TYPE_CHECKING:
     from comp.leaderboard import Group, Row
     from comp.verdicts import Verdicts
 
-from comp.console.output import out, print_line
-
 _MOST_DRAWN = 500  # rows of a drawn table
 
 
-def print_leaderboard(rows: "Sequence[Row]", verdicts: "Verdicts", root: Any, top: int) -> None:
+# Columns that go where the window is narrow, the first one first; never the one that is sorted by.
+_DROPPED = ("device", "parameters", "minutes", "test", "private", "suite", "val", "expected", "public", "shifted",
+            "model", "submission")  # fmt: skip
+_SHOWN = {  # a column of `Row` -> the table's
+    "val_accuracy": "val", "ood_accuracy": "shifted", "test_accuracy": "test", "suite_accuracy": "suite",
+    "expected_accuracy": "expected", "public_score": "public", "private_score": "private", "train_minutes": "minutes",
+}  # fmt: skip
+_SPLITS = {"val_metric": "val", "ood_metric": "shifted", "suite_metric": "suite"}
+
+
+def print_leaderboard(rows: "Sequence[Row]", verdicts: "Verdicts", root: Any, top: int, sort: str) -> None:
     """Print the leaderboard's first rows, 0 for all, and what is to be said of it. Columns that are empty are left out.
 
     A score that is more than chance below the one above it is followed by `<`, one that may be chance by `~`.
     """
+    from comp import leaderboard  # loads NumPy, which the bars can do without
+
     if not rows:
         print_line(f"no complete runs under {root}; make one: comp run configs/quickstart.yaml")
         return
@@ -33,16 +43,26 @@ def print_leaderboard(rows: "Sequence[Row]", verdicts: "Verdicts", root: Any, to
     if len(lines) > _MOST_DRAWN:
         _print_plain([kept, *lines])
     else:
-        table = Table(*[Column(name, overflow="fold") if name in ("run", "submission") else name for name in kept])
-        for line in lines:
-            table.add_row(*line)
-        out.print(table)
+        sorted_heads = {_head(row, leaderboard.sorted_by(rows, sort)[row.competition]) for row in shown}
+        least = dict.fromkeys([*_DROPPED, *kept])  # the metric's own columns go last
+        drop = [name for name in least if name in kept and name not in ("#", "run", *sorted_heads)]
+        print_table(
+            kept, lines, folded={"run": 24, "submission": 20, "model": 16, "expected": 8}, drop=drop, elsewhere="--csv"
+        )
+    print_line(leaderboard.sort_line(rows, sort))
     if len(shown) < len(rows):
         print_line(f"{len(rows) - len(shown):,} more: --top 0 shows all, --csv writes them")
     if any(signs):
         print_line("<: more than chance below the row above it; ~: may be chance (each at 95 %)")
     for sentence in verdicts.sentences():
         print_line(sentence)
+
+
+def _head(row: "Row", column: str) -> str:
+    """Return the table's heading of a column of `Row`."""
+    if column in _SPLITS:
+        return _SPLITS[column] if row.metric == "accuracy" else f"{_SPLITS[column]} {row.metric}"
+    return _SHOWN.get(column, column)
 
 
 def _print_plain(lines: Sequence[Sequence[str]]) -> None:
@@ -78,13 +98,18 @@ def board_cells(row: "Row", rank: int, metrics: Sequence[str] = ()) -> dict[str,
     }  # fmt: skip
 
 
-def print_groups(groups: "Sequence[Group]", by: str, sort: str) -> None:
-    """Print runs by what they have in common."""
-    table = Table(by, "runs", f"best {sort}", "mean", "deviation", Column("best run", overflow="fold"))
-    for group in groups:
-        numbers = [_cell(value) for value in (group.best, group.mean, group.deviation)]
-        table.add_row(str(group.value), f"{group.runs:,}", *numbers, group.best_run)
-    out.print(table)
+def print_groups(groups: "Sequence[Group]", by: str, rows: "Sequence[Row]", sort: str) -> None:
+    """Print the groups of rows by what they have in common."""
+    from comp import leaderboard
+
+    lines = [
+        [str(group.value), f"{group.runs:,}", *map(_cell, (group.best, group.mean, group.deviation)), group.best_run]
+        for group in groups
+    ]
+    heads = (by, "runs", "best", "mean", "deviation", "best run")
+    print_table(heads, lines, folded={by: 14, "best run": 24}, drop=("deviation", "mean"), elsewhere="--csv")
+    if rows:
+        print_line(leaderboard.sort_line(rows, sort))
 
 
 def _cell(value: Any) -> str:

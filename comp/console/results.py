@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from comp.run_metrics import AccuracyEstimate, RunMetrics, SplitScores
     from comp.runs import Run
 
-from comp.console.output import out, print_line
+from comp.console.output import out, print_line, print_table
+
+# Columns of an evaluation that go where the window is narrow, the first one first.
+_DROPPED = ("micro F1", "macro F1", "top 5", "recall", "precision", "images", "ECE", "F1")
 
 
 def print_summary(run: "Run", scores: "RunMetrics") -> None:
@@ -19,16 +22,18 @@ def print_summary(run: "Run", scores: "RunMetrics") -> None:
     columns = ["accuracy", "log_loss"]
     columns += [scores.metric] if scores.metric not in columns else []
     heads = ("loss" if name == "log_loss" and name != scores.metric else name for name in columns)
-    table = Table("split", "images", *heads, title=f"{scores.competition}: {scores.model}")
-    for name, split in _split_rows(scores):
-        if split:
-            table.add_row(name, f"{split.images:,}", *(_spelled(split.value(column)) for column in columns))
-    if table.row_count:
-        out.print(table)
+    rows = [
+        [name, f"{split.images:,}", *(_spelled(split.value(column)) for column in columns)]
+        for name, split in _split_rows(scores)
+        if split
+    ]
+    if rows:
+        title = f"{scores.competition}: {scores.model}"
+        print_table(["split", "images", *heads], rows, title=title, folded={"split": 16}, drop=("images",))
     if scores.stopped:
-        out.print(f"stopped early: {scores.stopped}", markup=False)
+        out.print(f"stopped early: {scores.stopped}")
     if scores.averaged.missing:
-        out.print(f"no averaged weights: the training {scores.averaged.missing}", markup=False)
+        out.print(f"no averaged weights: the training {scores.averaged.missing}")
     suite = scores.own("suite")
     shifted = suite or scores.counted.ood_val
     if shifted and shifted.by_block:
@@ -108,21 +113,23 @@ def print_evaluation(values: Mapping[str, Any]) -> None:
     """Print what evaluation.json holds: a row for each split, then classes and confusions of the last clean one."""
     splits = {name: found for name, found in values.items() if "classes" in found}
     rows = [_evaluation_cells(name, found) for name, found in splits.items()]
-    table = Table(*rows[0], title="precision, recall and F1 weighted by images")
-    for cells in rows:
-        table.add_row(*cells.values())
-    out.print(table)
+    title = "precision, recall and F1 weighted by images"
+    print_table(
+        list(rows[0]), [list(cells.values()) for cells in rows], title=title, folded={"split": 12}, drop=_DROPPED
+    )
     (name,) = [name for name in splits if "by_block" not in splits[name]][-1:] or list(splits)[-1:]
-    out.print(_class_table(name, splits[name]["classes"]))
+    _print_classes(name, splits[name]["classes"])
     for label, answer, count in splits[name].get("confused", ()):
-        out.print(f"{label} taken for {answer}: {count}", markup=False)
+        out.print(f"{label} taken for {answer}: {count}")
     if relative := values.get("mean_corruption_error"):
         share = f"{relative['value']:.1f} % of {relative['baseline']}'s"
-        out.print(f"mean corruption error on {relative['split']}: {share}", markup=False)
+        out.print(f"mean corruption error on {relative['split']}: {share}")
 
 
 def _evaluation_cells(name: str, found: Mapping[str, Any]) -> dict[str, str]:
-    scores = {"accuracy": found["accuracy"], "top 5": found.get("top5"), "loss": found["loss"]}
+    own = found["metric"]
+    scores = {own["name"]: own["value"]} if own["name"] not in ("accuracy", "log_loss") else {}
+    scores |= {"accuracy": found["accuracy"], "top 5": found.get("top5"), "loss": found["loss"]}
     scores |= {
         head: found["weighted"][key] for head, key in (("precision", "precision"), ("recall", "recall"), ("F1", "f1"))
     }
@@ -132,14 +139,13 @@ def _evaluation_cells(name: str, found: Mapping[str, Any]) -> dict[str, str]:
     return {"split": name, "images": f"{found['images']:,}", **shown}
 
 
-def _class_table(name: str, classes: Sequence[Mapping[str, Any]]) -> Table:
+def _print_classes(name: str, classes: Sequence[Mapping[str, Any]]) -> None:
     from comp.diagnosis import CLASS_SCORES  # loads NumPy, which the bars can do without
 
     columns = [key for key in CLASS_SCORES if key in classes[0]]
-    table = Table("class", "images", *(CLASS_SCORES[key] for key in columns), title=f"{name}, by class")
-    for row in classes:
-        table.add_row(row["name"], f"{row['images']:,}", *(_spelled(row[key]) for key in columns))
-    return table
+    heads = ["class", "images", *(CLASS_SCORES[key] for key in columns)]
+    rows = [[row["name"], f"{row['images']:,}", *(_spelled(row[key]) for key in columns)] for row in classes]
+    print_table(heads, rows, title=f"{name}, by class", folded={"class": 16}, drop=("threshold", "recall", "precision"))
 
 
 def print_stages(stages: "Sequence[Stage]") -> None:

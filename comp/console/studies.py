@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 if TYPE_CHECKING:
     from comp.tuning.results import Report, Standing
 
-from comp.console.output import err, out, print_line
+from comp.console.output import err, print_line, print_table
+
+_TRIALS = ("trial", "of", "seed", "state", "seconds", "parameters", "epochs", "reason")  # what is no knob or score
 
 
 def print_trial(part: str, standing: "Standing") -> None:
@@ -22,7 +22,7 @@ def print_trial(part: str, standing: "Standing") -> None:
     left = f"  about {_duration(standing.seconds_left)} left" if standing.seconds_left else ""
     reason = f"  {row['reason']}" if row["reason"] else ""
     line = f"{part} {ended}/{standing.total}  {name} {row['state']}{values}{reason}{best}{others}{left}"
-    err.print(line, markup=False)
+    err.print(line)
 
 
 def _is_value(row: Mapping[str, Any], name: str) -> bool:
@@ -40,24 +40,30 @@ def print_study(report: "Report") -> None:
     shown = [name for name in (rows[0] if rows else ()) if any(row[name] not in (None, "") for row in rows)]
     shown = [name for name in shown if name != "run"]
     title = f"study {report.name}: {', '.join(f'{count} {state}' for state, count in report.counts.items() if count)}"
-    table = Table(*shown, title=title)
-    for row in rows:
-        mark = "*" if row["trial"] in report.pareto else ""
-        table.add_row(f"{row['trial']}{mark}", *[_told(row[name]) for name in shown[1:]])
-    out.print(table)
+    lines = [
+        [f"{row['trial']}{'*' if row['trial'] in report.pareto else ''}", *[_told(row[name]) for name in shown[1:]]]
+        for row in rows
+    ]
+    knobs = [name for name in shown if name not in (*_TRIALS, *report.metrics)]
+    folded = {name: 12 if name in knobs else 20 for name in (*knobs, "reason")}
+    drop = ("epochs", "parameters", "seconds", "reason", *reversed(knobs))
+    print_table(shown, lines, title=title, folded=folded, drop=drop, elsewhere="trials.csv")
     print_line("* best" if len(report.metrics) == 1 else "* no other trial is better in everything (Pareto front)")
     if report.importance:
         print_line("importance  " + ", ".join(f"{path} {share:.2f}" for path, share in report.importance.items()))
     if report.confirmed:
-        again = Table("trial", "in the search", "new seeds", "mean", "deviation", "seconds", "parameters",
-                      "within noise of the best", title=f"{report.metrics[0]} with new seeds")  # fmt: skip
-        for found in report.confirmed:
-            again.add_row(
+        heads = ("trial", "in the search", "new seeds", "mean", "deviation", "seconds", "parameters",
+                 "within noise of the best")  # fmt: skip
+        again = [
+            (
                 str(found.trial), f"{found.searched:.4f}", ", ".join(f"{score:.4f}" for score in found.scores),
                 f"{found.mean:.4f}", "" if found.deviation is None else f"{found.deviation:.4f}",
                 f"{found.seconds:.1f}", f"{found.parameters:,}", "yes" if found.within_noise else "",
-            )  # fmt: skip
-        out.print(again)
+            )
+            for found in report.confirmed
+        ]  # fmt: skip
+        title = f"{report.metrics[0]} with new seeds"
+        print_table(heads, again, title=title, folded={"new seeds": 7}, drop=("parameters", "seconds", "deviation"))
     if report.recommended is not None:
         first = not report.confirmed or report.recommended == report.confirmed[0].trial
         why = "the best" if first else "the cheapest within noise of the best"

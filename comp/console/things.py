@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from comp.data.dataset import Dataset
     from comp.models.catalogue import Costs, Listed
 
-from comp.console.output import err, out, print_json, print_line
+from comp.console.output import err, out, print_json, print_line, print_table
 
 MOST_COUNTED_MODELS = 120  # each takes a tenth of a second to two
 
@@ -25,11 +25,13 @@ def print_models(rows: "Sequence[Listed]", counted: "Mapping[str, Costs | None]"
     if not rows:
         print_line("no model has such a name; try `comp models 'resnet*'`")
         return
-    table = Table("model", "family", "architecture", "cifar stem", "weights", "parameters", "GMACs", "feature map")
-    for row in rows:
-        table.add_row(row.name, row.family, row.architecture, "yes" if row.cifar_stem else "", row.weights,
-                      *_cost_cells(row.name, counted))  # fmt: skip
-    out.print(table)
+    heads = ("model", "family", "architecture", "cifar stem", "weights", "parameters", "GMACs", "feature map")
+    lines = [
+        (row.name, row.family, row.architecture, "yes" if row.cifar_stem else "", row.weights,
+         *_cost_cells(row.name, counted))
+        for row in rows
+    ]  # fmt: skip
+    print_table(heads, lines, folded={"model": 16}, drop=("architecture", "feature map", "family", "weights"))
     if not counted:
         print_line(f"costs are counted for up to {MOST_COUNTED_MODELS} models; narrow the pattern")
 
@@ -71,7 +73,7 @@ def print_dataset(dataset: "Dataset", as_json: bool) -> None:
 def print_notes(dataset: "Dataset") -> None:
     """Print what a user should know of how the data were read."""
     for note in dataset.notes:
-        err.print(f"note: {note}", markup=False)
+        err.print(f"note: {note}")
 
 
 def print_contents(described: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from comp.console.output import err, out, print_line
 
 def print_start(run: "Run", rows: "Sequence[Block]", origin: str) -> None:
     """Print a training's folder and what of its model is trained, block by block, before the first step."""
-    err.print(f"run {run.path}", markup=False)
+    err.print(f"run {run.path}")
     table = Table("block", "parameters", "trained", "batch norm statistics", title=f"weights: {origin}")
     for row in rows:
         table.add_row(row.name, f"{row.parameters:,}", f"{row.trainable:,}", row.statistics)
@@ -38,7 +38,7 @@ def print_epoch(epoch: "Epoch") -> None:
         f"  lr {epoch.lr:.2e}  {epoch.images_per_second:,.0f} images/s  {epoch.seconds:.1f} s"
     )
     if epoch.note:
-        err.print(f"epoch {epoch.number:>3}  {epoch.note}", markup=False)
+        err.print(f"epoch {epoch.number:>3}  {epoch.note}")
 
 
 def print_norms(rows: Sequence[Mapping[str, str]]) -> None:

@@ -5,7 +5,6 @@ Only labels, groups and the seed decide, by generators that give the same number
 
 import math
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -326,17 +325,36 @@ def save(path: Path, train: Split, val: Split | None) -> None:
     runs.write_arrays(path, ids)
 
 
+def read(path: Path, cure: str) -> dict[str, NDArray[np.str_]]:
+    """Return the ids in a run's split.npz by their split; an ensemble's has some of them.
+
+    Args:
+        path: of the file.
+        cure: ends the message.
+
+    Raises:
+        RunError: missing or damaged.
+    """
+    try:
+        with runs.reading_arrays(path) as archive:
+            ids = {name: archive[name] for name in archive.files}
+        if any(array.ndim != 1 or array.dtype.kind != "U" for array in ids.values()):
+            raise ValueError("it holds other arrays than lists of ids")
+    except runs.DAMAGE as error:
+        raise RunError(f"{path}: missing or damaged ({runs.reason(error)}); {cure}") from None
+    return ids
+
+
 def check(path: Path, train: Split, val: Split | None) -> None:
     """Refuse a division that is not the recorded one: validation images would have been trained on.
 
     Raises:
         RunError: the record is missing or damaged, or another image stands in training or validation now.
     """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            recorded = {name: archive[name] for name in ("train", "val")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path}: missing or damaged ({error}); start again: comp run CONFIG") from None
+    cure = f"train again: comp run {path.with_name('config.yaml')}"
+    recorded = read(path, cure)
+    if lacking := {"train", "val"} - recorded.keys():
+        raise RunError(f"{path}: damaged (it lacks {', '.join(sorted(lacking))}); {cure}")
     for name, split in (("train", train), ("val", val)):
         ids = train.ids[:0] if split is None else split.ids
         if not np.array_equal(recorded[name], ids):

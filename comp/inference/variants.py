@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from comp import predictions
 from comp.config import PredictConfig
 from comp.errors import ConfigError
 from comp.inference.views import views
@@ -36,13 +37,7 @@ class Variant:
     @property
     def suffix(self) -> str:
         """`+flip-uncertain0.25+bn-file-alpha0.5`: all that departs from the plain way, empty for it."""
-        text = ""
-        if self.views != "none":
-            text += f"+{self.views}" + (f"-uncertain{self.views_share:g}" if self.views_share < 1 else "")
-        if self.adapt != "none":
-            text += f"+{self.adapt}" + (f"-{self.adapt_per}" if self.adapt_per != "block" else "")
-            text += f"-alpha{self.alpha:g}" if self.alpha != DEFAULT_ALPHA else ""
-        return text
+        return predictions.suffix(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

@@ -24,6 +24,11 @@ def check(config: Config) -> None:
         ConfigError: naming the setting and how to mend it.
     """
     shifted = config.competition.ood_validation
+    if config.train.select in ("ood_accuracy", "ood_metric") and not shifted.severities:
+        raise ConfigError(
+            f"train.select: {config.train.select} is of shifted validation, and competition.ood_validation.severities "
+            "is empty; give some, such as [1, 3, 5], or set train.select=val_metric"
+        )
     if shifted.every != "end" and not is_validated(config):
         raise ConfigError("competition.ood_validation.every: needs a validation split, and data.validation is none")
     if shifted.every != "end" and not shifted.severities:

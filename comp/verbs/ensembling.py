@@ -92,7 +92,9 @@ def _print_gain(result: "Run") -> None:
     blank = ("",) * len(compared.members)
     rows += [(f"{name}, held-out folds", "", *_scores(row, own_column), *blank) for name, row in held_out.items()]
     title = f"{compared.split}: {compared.images:,} rows; ≠n: share of rows on which it disagrees with member n"
-    console.print_table(title, ("member", "weight", *columns, *(f"≠{number}" for number in numbers)), rows)
+    differing = [f"≠{number}" for number in numbers]
+    heads = ("member", "weight", *columns, *differing)
+    console.print_table(heads, rows, title=title, folded={"member": 16}, drop=[*reversed(differing), "weight"])
     for line in _gains(compared):
         console.print_line(line)
 

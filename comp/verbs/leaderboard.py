@@ -35,13 +35,14 @@ def leaderboard(
         return
     from comp import console, verdicts
     from comp import leaderboard as board
-    from comp.errors import ConfigError
+    from comp.errors import ConfigError, RunError
 
     if as_json + as_csv + as_md > 1:
         raise ConfigError("--json, --csv and --md: one of them at a time")
     if group_by and push:
         raise ConfigError("--group-by and --push: runs are pushed, not groups; leave one of them out")
-    rows = board.rows(runs, competition=competition, sort=sort, since=since)
+    damaged: list[RunError] = []
+    rows = board.rows(runs, competition=competition, sort=sort, since=since, on_damaged=damaged.append)
     spelling = "json" if as_json else "csv" if as_csv else "md" if as_md else ""
     if group_by:
         _print_groups(rows, group_by, sort, spelling)
@@ -53,9 +54,13 @@ def leaderboard(
         console.print_spelled(lines, [heads.get(name, name) for name in board.COLUMNS], spelling)
     else:
         one = len({row.competition for row in rows}) == 1
-        console.print_leaderboard(rows, verdicts.judge(rows, sort) if one else verdicts.silent(rows), runs, top)
+        told = verdicts.judge(rows, sort) if one else verdicts.silent(rows)
+        console.print_leaderboard(rows, told, runs, top, sort)
         if rows and not one:
             console.print_line("of several competitions; one of them, with --competition, can be told more of")
+    if damaged:
+        count = f"{len(damaged):,} run{'s' * (len(damaged) != 1)}"
+        console.print_note(f"note: {count} left out, first {damaged[0]}")
     _tell(rows, runs, sort, sync=sync, push=push)
 
 
@@ -97,7 +102,7 @@ def _print_groups(rows: "list[Row]", by: str, sort: str, spelling: str) -> None:
     elif spelling:
         console.print_spelled(lines, [*board.GROUP_COLUMNS], spelling)
     else:
-        console.print_groups(groups, by, sort)
+        console.print_groups(groups, by, rows, sort)
 
 
 def _tell(rows: "list[Row]", root: Path, sort: str, *, sync: bool, push: bool) -> None:

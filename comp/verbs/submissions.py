@@ -57,7 +57,9 @@ def diff(
     rows = [(row.block, f"{row.rows:,}", f"{row.differing:,}", _share(row.differing, row.rows)) for row in found.blocks]
     total = found.total
     rows.append(("all", f"{total.rows:,}", f"{total.differing:,}", _share(total.differing, total.rows)))
-    console.print_table(f"{first} and {second}", ("block", "rows", "differing", "share"), rows)
+    console.print_table(
+        ("block", "rows", "differing", "share"), rows, title=f"{first} and {second}", folded={"block": 16}
+    )
     for path, count in ((first, found.only_first), (second, found.only_second)):
         if count:
             console.print_line(f"{count:,} ids are only in {path}")

@@ -268,3 +268,33 @@ def test_names_are_printed_as_they_are(comp: Callable[..., Result]) -> None:
     change(Path(FLIPPED) / "metrics.json", model="$x_$", metric="accuracy")
     odd.rename(odd.with_name("$x_{$ ensemble"))
     assert comp("report", "runs/frozen", "-o", "page.html").code == 0
+
+
+VERBS = {
+    "leaderboard": ("leaderboard",),
+    "report": ("report", PLAIN, ENSEMBLE, "-o", "page.html"),
+    "evaluate": ("evaluate", PLAIN),
+    "predict": ("predict", PLAIN, "-o", "new.csv"),
+    "ensemble": ("ensemble", PLAIN, FLIPPED, "-o", "new.csv"),
+}
+DAMAGES = (half, empty, noise, braces, lambda content: b"[7]")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_damaged_file_gives_a_traceback(folder: Path, comp: Callable[..., Result], verb: str) -> None:
+    """Every file of a run sees every damage, under one verb each; what is refused is named."""
+    files = sorted(path for path in Path(PLAIN).rglob("*") if path.is_file())
+    assert len(files) == 12
+    for number, path in enumerate(files):
+        shutil.rmtree("runs")
+        shutil.copytree(FROZEN / "competition", "runs/frozen")
+        damage = DAMAGES[(number + list(VERBS).index(verb)) % len(DAMAGES)]
+        path.write_bytes(damage(path.read_bytes()))
+        kept = sorted(run.path for run in runs.list_runs(Path("runs")))
+        result = comp(*VERBS[verb], *(["--force"] if "new.csv" in VERBS[verb] else []))
+        assert result.code in (0, 2), result.err
+        assert "Traceback" not in result.err
+        if result.code == 2:
+            (message,) = result.err.strip().splitlines()
+            assert message.startswith(f"error: {path}"), message
+            assert sorted(run.path for run in runs.list_runs(Path("runs"))) == kept

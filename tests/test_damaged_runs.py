@@ -298,3 +298,25 @@ def test_no_damaged_file_gives_a_traceback(folder: Path, comp: Callable[..., Res
             (message,) = result.err.strip().splitlines()
             assert message.startswith(f"error: {path}"), message
             assert sorted(run.path for run in runs.list_runs(Path("runs"))) == kept
+
+
+def test_a_soup_of_other_divisions_blames_the_setting_that_differs(comp: Callable[..., Result]) -> None:
+    path = Path(FLIPPED) / "config.yaml"
+    path.write_text(path.read_text().replace("split_seed: 0", "split_seed: 1"))
+    message = refused(comp, "ensemble", PLAIN, FLIPPED, "--method", "soup", "-o", "new.csv")
+    assert "data.split_seed is 1, there 0; give the runs one value of data.split_seed" in message
+    assert "package" not in message
+    path.write_text(path.read_text().replace("split_seed: 1", "split_seed: 0"))
+    assert comp("ensemble", PLAIN, FLIPPED, "--method", "soup", "-o", "new.csv").code == 0
+
+
+def test_an_evaluation_that_is_damaged_is_made_again_by_the_command_that_the_message_gives(
+    comp: Callable[..., Result],
+) -> None:
+    assert comp("evaluate", ENSEMBLE).code == 0
+    path = Path(ENSEMBLE) / "evaluation.json"
+    path.write_text('{"val": {"classes": 7}}')
+    message = refused(comp, "report", ENSEMBLE, "-o", "page.html")
+    assert str(path) in message
+    assert comp(*cure(message)).code == 0
+    assert comp("report", ENSEMBLE, "-o", "page.html").code == 0

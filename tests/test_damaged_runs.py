@@ -268,3 +268,55 @@ def test_names_are_printed_as_they_are(comp: Callable[..., Result]) -> None:
     change(Path(FLIPPED) / "metrics.json", model="$x_$", metric="accuracy")
     odd.rename(odd.with_name("$x_{$ ensemble"))
     assert comp("report", "runs/frozen", "-o", "page.html").code == 0
+
+
+VERBS = {
+    "leaderboard": ("leaderboard",),
+    "report": ("report", PLAIN, ENSEMBLE, "-o", "page.html"),
+    "evaluate": ("evaluate", PLAIN),
+    "predict": ("predict", PLAIN, "-o", "new.csv"),
+    "ensemble": ("ensemble", PLAIN, FLIPPED, "-o", "new.csv"),
+}
+DAMAGES = (half, empty, noise, braces, lambda content: b"[7]")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_damaged_file_gives_a_traceback(folder: Path, comp: Callable[..., Result], verb: str) -> None:
+    """Every file of a run sees every damage, under one verb each; what is refused is named."""
+    files = sorted(path for path in Path(PLAIN).rglob("*") if path.is_file())
+    assert len(files) == 12
+    for number, path in enumerate(files):
+        shutil.rmtree("runs")
+        shutil.copytree(FROZEN / "competition", "runs/frozen")
+        damage = DAMAGES[(number + list(VERBS).index(verb)) % len(DAMAGES)]
+        path.write_bytes(damage(path.read_bytes()))
+        kept = sorted(run.path for run in runs.list_runs(Path("runs")))
+        result = comp(*VERBS[verb], *(["--force"] if "new.csv" in VERBS[verb] else []))
+        assert result.code in (0, 2), result.err
+        assert "Traceback" not in result.err
+        if result.code == 2:
+            (message,) = result.err.strip().splitlines()
+            assert message.startswith(f"error: {path}"), message
+            assert sorted(run.path for run in runs.list_runs(Path("runs"))) == kept
+
+
+def test_a_soup_of_other_divisions_blames_the_setting_that_differs(comp: Callable[..., Result]) -> None:
+    path = Path(FLIPPED) / "config.yaml"
+    path.write_text(path.read_text().replace("split_seed: 0", "split_seed: 1"))
+    message = refused(comp, "ensemble", PLAIN, FLIPPED, "--method", "soup", "-o", "new.csv")
+    assert "data.split_seed is 1, there 0; give the runs one value of data.split_seed" in message
+    assert "package" not in message
+    path.write_text(path.read_text().replace("split_seed: 1", "split_seed: 0"))
+    assert comp("ensemble", PLAIN, FLIPPED, "--method", "soup", "-o", "new.csv").code == 0
+
+
+def test_an_evaluation_that_is_damaged_is_made_again_by_the_command_that_the_message_gives(
+    comp: Callable[..., Result],
+) -> None:
+    assert comp("evaluate", ENSEMBLE).code == 0
+    path = Path(ENSEMBLE) / "evaluation.json"
+    path.write_text('{"val": {"classes": 7}}')
+    message = refused(comp, "report", ENSEMBLE, "-o", "page.html")
+    assert str(path) in message
+    assert comp(*cure(message)).code == 0
+    assert comp("report", ENSEMBLE, "-o", "page.html").code == 0

@@ -105,7 +105,11 @@ def _severity_table(shifted: "SplitScores", title: str) -> Table:
         cells = blocks[row * len(severities) : (row + 1) * len(severities)]
         table.add_row(name, *[f"{cell:.3f}" for cell in cells], f"{mean:.3f}")
     table.add_section()
-    table.add_row("mean", *[f"{value:.3f}" for value in shifted.by_severity.values()], f"{shifted.accuracy:.3f}")
+    table.add_row(
+        "mean",
+        *[f"{value:.3f}" for value in shifted.by_severity.values()],
+        "" if shifted.accuracy is None else f"{shifted.accuracy:.3f}",
+    )
     return table
 
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 def leaderboard(
     context: typer.Context,
     competition: Annotated[str | None, typer.Option(help="Only this competition's runs.")] = None,
-    sort: Annotated[str, typer.Option(help="Column to sort by; auto: the metric.")] = "auto",
+    sort: Annotated[
+        str, typer.Option(help="Column; auto: the metric on shifted validation where most have it.")
+    ] = "auto",
     group_by: Annotated[str | None, typer.Option(help="A line for each model, device, variant, ... instead.")] = None,
     since: Annotated[
         str | None, typer.Option(help="Only runs started since: 2026-01-31, 2026-01-31T12:00, 12h, 7d, 2w.")

@@ -21,6 +21,7 @@ from comp.errors import Interrupted
 # A loaded machine is slow, not wrong; and CI must say the same of the same code twice.
 settings.register_profile("comp", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("comp")
+os.environ.pop("COLUMNS", None)  # a worker of the suite has it, and tables would be as narrow as its window
 os.environ["WANDB_MODE"] = "disabled"  # nothing is tracked but by the tests of tracking
 
 REPOSITORY = Path(__file__).parent.parent

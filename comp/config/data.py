@@ -1,25 +1,26 @@
 """Sections `data` and `augment`."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from comp.config.section import Fraction, FrozenMapping, Positive, Section
+from comp.config.section import Broken, Fraction, FrozenMapping, Positive, Section, UserPath
 
 
 class CSVConfig(Section):
     """Where a Kaggle set's files lie below `data.root`, and which columns its tables have."""
 
-    table: str = "train.csv"
+    table: UserPath = "train.csv"
     """Ids and labels of the training images."""
-    train: str = "train"
+    train: UserPath = "train"
     """Folder of the training images."""
-    test: str = "test"
+    test: UserPath = "test"
     """Folder of the test images; where there is none, nothing but validation can be predicted."""
-    sample: str = "auto"
+    sample: UserPath = "auto"
     """The sample submission, which shows columns, ids in order and how labels are written; auto:
     `sample_submission*.csv`, `sampleSubmission*.csv` or `SampleSubmission*.csv`, also zipped, where there is one."""
-    test_table: str = "auto"
+    test_table: UserPath = "auto"
     """A table that lists the test images by id; auto: `test.csv` where there is one and no sample submission lists
     them; empty: none."""
     id_column: str = ""
@@ -40,7 +41,7 @@ class DataConfig(Section):
 
     source: str = "digits"
     """A row of `comp.data.sources.SOURCES`."""
-    root: str = "data"
+    root: UserPath = "data"
     """Folder of the datasets; relative paths start at the working directory."""
     labels: Literal["fine", "coarse"] = "fine"
     """Of cifar100: its 100 classes, or their 20 superclasses."""
@@ -79,15 +80,22 @@ class DataConfig(Section):
     download: bool = True
     """Whether missing files may be downloaded."""
 
-    @model_validator(mode="after")
-    def _folds_are_whole(self) -> "DataConfig":
+    def broken(self) -> Iterator[Broken]:
+        """See `Section`."""
         if self.folds is not None and self.fold >= self.folds:
-            raise ValueError(f"fold: expected 0 to {self.folds - 1} of {self.folds} folds, found {self.fold}")
+            yield Broken(
+                ("fold", "folds"), f"data.fold: expected 0 to {self.folds - 1} of {self.folds} folds, found {self.fold}"
+            )
         if self.folds is not None and isinstance(self.validation, str):
-            raise ValueError(f"folds and validation: {self.validation} contradict each other; leave one of them out")
+            yield Broken(
+                ("validation", "folds"),
+                f"data.validation: {self.validation} contradicts data.folds, whose parts validate; leave one out",
+            )
         if (self.groups == "column") != bool(self.csv.group_column):
-            raise ValueError("groups: column and csv.group_column go together")
-        return self
+            yield Broken(
+                ("groups", "csv.group_column"),
+                "data.groups: column and data.csv.group_column go together; set both, or leave both out",
+            )
 
 
 class AugmentConfig(Section):

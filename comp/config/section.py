@@ -1,11 +1,11 @@
 """What all sections of a config are made of."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, PlainSerializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, model_validator
 from pydantic_core import PydanticCustomError
 
 # Fields that hold the user's own mapping; the proxy keeps it as frozen as the rest of the tree.
@@ -19,10 +19,40 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
+# Marks of fields for `comp.config.spelling`.
+DURATION, PATH = "a time", "a path"
+
+
+# A file or folder of the user's: `~` and `${NAME}` in it are replaced when a config is read.
+UserPath = Annotated[str, PATH]
+
+
+class Broken(NamedTuple):
+    """A rule between fields of one section that their values break.
+
+    Attributes:
+        fields: that the rule is about, with dots where they lie in sections below.
+        message: says what is wrong and how to mend it, each field by its full name.
+    """
+
+    fields: tuple[str, ...]
+    message: str
+
+
 class Section(BaseModel):
     """A part of the config: frozen, and every key must be known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    def broken(self) -> Iterator[Broken]:
+        """Yield the rules between this section's fields that its values break."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _keeps_its_rules(self) -> Self:
+        if found := list(self.broken()):
+            raise PydanticCustomError("rules", "rules between fields are broken", {"broken": found})
+        return self
 
 
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
@@ -41,7 +71,11 @@ def seconds_of(duration: str) -> float:
     return seconds
 
 
-def check_duration(text: str) -> str:
+def _check_duration(text: str) -> str:
     if text:
         seconds_of(text)
     return text
+
+
+# Empty: no limit.
+Duration = Annotated[str, AfterValidator(_check_duration), DURATION]

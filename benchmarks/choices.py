@@ -22,7 +22,6 @@ import comp
 from benchmarks.stems import read_cifar10
 from comp import config as configs
 from comp.config import Config
-from comp.yaml_files import merge, parse_override
 
 RECIPE = Path("configs/cifar100-ood/best_1gpu.yaml")
 ARMS = {
@@ -67,9 +66,7 @@ def config_of(data: Path, weights: Path, epochs: int, overrides: list[str]) -> C
             "compile": False,
         },
     }
-    for text in overrides:
-        values = merge(values, parse_override(text))
-    return configs.from_mapping(values, "benchmarks.choices")
+    return configs.from_mapping(values, "benchmarks.choices", overrides)
 
 
 def scores_of(config: Config, name: str, runs: Path) -> tuple[float, float, float]:

@@ -14,9 +14,10 @@ from comp import class_names, device, metrics, plots, predicting, runs
 from comp import config as configs
 from comp.augment import policies
 from comp.building import build_model
-from comp.competition import formats, rules
+from comp.competition import formats, rules, submission
 from comp.competition.spec import Competition
 from comp.config import Config, space
+from comp.config.section import height_and_width
 from comp.data import division, sources, suites
 from comp.data.dataset import Dataset, open_dataset
 from comp.device import Execution
@@ -32,7 +33,7 @@ from comp.runs import Run
 from comp.tasks import TASKS, metric_name, task
 from comp.tracking import login
 from comp.tracking.tracker import Tracker, opened
-from comp.training import consistency, engine_choice, fit, lr_find, optim, timing, validation
+from comp.training import consistency, engine_choice, fit, lr_find, optim, resolution, timing, validation
 from comp.training.distributed import ALONE, Alone, Onlooker
 from comp.training.fit import OnEpoch
 from comp.training.lr_find import Found
@@ -40,24 +41,70 @@ from comp.training.session import open_session
 from comp.training.timing import Choice
 
 _SHOWN_HEADER = 80  # characters of a header in a note
+_ANY_CLASSES = 10  # of a network whose data are not opened yet
 _BYTES_PER_ID = 80  # of a suite's row in a .npz: id as UTF-32, top1, label
 
 
 def check(config: Config, runs_root: Path) -> None:
-    """Check what the first phase could not: names, rules, disk space. Nothing is opened or downloaded.
+    """Check what the first phase could not: names, rules, ranges, disk space. Nothing is opened or downloaded.
 
     Raises:
-        ConfigError: what is unknown, forbidden or too large.
+        ConfigError: what is unknown, forbidden or too large: all of it, a line each.
     """
-    if config.competition.metric != "auto":
-        metrics.metric(config.competition.metric)
-    if config.competition.task != "auto":
-        metric_name(config.competition.metric, task(config.competition.task))
+    _check_one(config, runs_root)
+    for trial in space.probes(config):
+        try:
+            _check_one(trial, runs_root)
+        except UserError as error:
+            raise ConfigError(f"tune.space: {error}") from None
+
+
+def _check_one(config: Config, runs_root: Path) -> None:
+    """Check a config as `check` does, its search space aside."""
+    validated = config.data.validation != "none" or config.data.folds is not None
+    _all_of(
+        lambda: _check_competition(config),
+        lambda: _check_source(config),
+        lambda: optim.check(config.optim),
+        lambda: averaging.check(config.train, validated=validated),
+        lambda: device.check_precision(config.train.precision, device.choose_device(config.train.device)),
+        lambda: _check_augmentation(config),
+        lambda: _check_model(config),
+        lambda: suites.shifted_distortions(config.competition.ood_validation),
+        lambda: validation.check(config),
+        lambda: login.check(config.track),
+        lambda: _check_room(config, runs_root),
+    )
+
+
+def _all_of(*checks: Callable[[], object]) -> None:
+    """Make every check, and refuse what they refuse in one message, each mistake once."""
+    wrong: list[UserError] = []
+    for made in checks:
+        try:
+            made()
+        except UserError as error:
+            wrong.append(error)
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        raise ConfigError("\n  ".join(dict.fromkeys(str(error) for error in wrong)))
+
+
+def _check_competition(config: Config) -> None:
+    section = config.competition
+    if section.metric != "auto":
+        metrics.metric(section.metric)
+    if section.task != "auto":
+        metric_name(section.metric, task(section.task))
+
+
+def _check_source(config: Config) -> None:
     if config.data.source not in sources.SOURCES:
         raise ConfigError(f"data.source: {unknown('source', config.data.source, sources.SOURCES)}")
-    optim.check(config.optim)
-    averaging.check(config.train, validated=config.data.validation != "none" or config.data.folds is not None)
-    device.check_precision(config.train.precision, device.choose_device(config.train.device))
+
+
+def _check_augmentation(config: Config) -> None:
     imitated = policies.resolve(config.augment.policy, config.augment.ops).imitates
     consistency.check(config)
     engine_choice.check(config)
@@ -65,17 +112,30 @@ def check(config: Config, runs_root: Path) -> None:
         config.competition.rules, pretrained=_has_external_weights(config), imitated=imitated,
         adapt=variant_of(config.predict).adapt,
     )  # fmt: skip
-    zoo.check(config.model)
-    zoo.refuse_banned(config.model.name, config.competition.rules.banned_families)
-    suites.shifted_distortions(config.competition.ood_validation)
-    validation.check(config)
-    login.check(config.track)
-    _check_room(config, runs_root)
-    for probe in space.probes(config):
-        try:
-            check(probe, runs_root)
-        except UserError as error:
-            raise ConfigError(f"tune.space: {error}") from None
+
+
+def _check_model(config: Config) -> None:
+    """Refuse a network that cannot be built or trained as asked, of whatever the config alone tells of its images."""
+    section = config.model
+    zoo.refuse_banned(section.name, config.competition.rules.banned_families)
+    shape = (3, *height_and_width(section.input_size or zoo.usual_side(section.name)))
+    model = zoo.blueprint(section, classes=_ANY_CLASSES, image_shape=shape)
+    optim.for_model(model, config.optim)
+    if section.input_size:
+        _demand_pairs(config, model, shape, images=2)
+
+
+def _demand_pairs(config: Config, model: Classifier, image_shape: tuple[int, int, int], images: int) -> None:
+    """Refuse steps of one image where batch norm could not learn from it; `model` is a blueprint."""
+    batch = min(config.train.batch_size, images)
+    if batch > 1 or config.train.consistency != "none" or zoo.learns_from_one(model, image_shape):
+        return
+    if images == 1:
+        raise ConfigError(f"data: one training image, and batch norm of {config.model.name} learns from two or more")
+    raise ConfigError(
+        f"train.batch_size: batch norm of {config.model.name} learns from two images or more at a time, found 1; set "
+        "it to 2 or more"
+    )
 
 
 def _has_external_weights(config: Config) -> bool:
@@ -91,10 +151,30 @@ def _check_room(config: Config, runs_root: Path) -> None:
     suite = config.competition.suite
     rows = suite.files * suite.severities * suite.images_per_block
     needed = rows * (_BYTES_PER_ID + 2 * 100) + (100 << 20)  # float16 logits of up to 100 classes, and some weights
+    if reason := runs.unwritable(runs_root):
+        raise ConfigError(f"{runs_root}: {reason}; choose another folder with --runs")
     existing = next(path for path in (runs_root.absolute(), *runs_root.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ConfigError(f"{runs_root}: needs about {needed >> 20:,} MiB, found {free >> 20:,} MiB free; make room")
+
+
+def check_output(config: Config, output: Path | None, *, force: bool) -> None:
+    """Refuse a submission that could not be written, before the hours that end there.
+
+    Args:
+        config: what will be submitted.
+        output: the CSV; None: a free name in `submissions/`.
+        force: whether it may replace one.
+
+    Raises:
+        ConfigError: nothing will be submitted, so that no name is wanted.
+        SubmissionError: the name is taken or cannot be written.
+    """
+    if config.competition.suite.source != "none":
+        submission.demand_free(output or predicting.default_submission(config), force=force)
+    elif output is not None:
+        raise ConfigError(f"-o {output}: competition.suite.source is none, so nothing is submitted; leave it out")
 
 
 def prepare(config: Config, runs_root: Path = Path("runs"), progress: Progress = quiet) -> Dataset:
@@ -106,9 +186,30 @@ def prepare(config: Config, runs_root: Path = Path("runs"), progress: Progress =
         UserError: as `check`, `open_dataset` and `comp.competition.formats.derive`.
     """
     check(config, runs_root)
+    return open_data(config, progress)
+
+
+def open_data(config: Config, progress: Progress = quiet) -> Dataset:
+    """Open the data of a config that is checked, and refuse what only they show; see `prepare`."""
     dataset = open_dataset(config, progress)
     check_data(config, dataset)
     return replace(dataset, notes=(*dataset.notes, *_submission_notes(dataset)))
+
+
+def ready_model(config: Config, dataset: Dataset) -> Classifier:
+    """Return the config's model with its first weights, and refuse what could not take these data's first step.
+
+    Raises:
+        UserError: as `build_model`; blocks that the optimizer's settings name and the network does not have; sizes that
+            it cannot take.
+    """
+    model = build_model(config, dataset)
+    shape = dataset.competition.image_shape
+    optim.for_model(model, config.optim)
+    resolution.check(model, config.train.sizes, shape)
+    blank = zoo.blueprint(config.model, classes=len(dataset.competition.classes), image_shape=shape)
+    _demand_pairs(config, blank, shape, images=len(dataset.train))
+    return model
 
 
 def check_data(config: Config, dataset: Dataset) -> None:
@@ -202,7 +303,7 @@ def train(
     began = time.perf_counter()
     dataset = dataset or team.leader_first(lambda: prepare(config, runs_root, progress))
     check_data(config, dataset)
-    model = build_model(config, dataset)
+    model = ready_model(config, dataset)
     run = runs.create(runs_root, config, name, provenance_of(config, dataset, model), group=group)
     on_start(run, model)
     deterministic = device.only_deterministic(config.train.deterministic)
@@ -225,7 +326,7 @@ def find_rate(
     train = config.train.model_copy(update={"compile": False, "budget": ""})
     config = config.model_copy(update={"train": train})
     dataset = prepare(config, progress=progress)
-    model = build_model(config, dataset)
+    model = ready_model(config, dataset)
     execution = _choose_execution(config, dataset, model, progress).execution
     return lr_find.find(
         config, dataset, model, execution, lowest=lowest, highest=highest, steps=steps, progress=progress

@@ -29,11 +29,16 @@ class Stage:
     found: str
 
 
-def rehearse(config: Config, progress: Progress = quiet) -> list[Stage]:
+def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | None = None) -> list[Stage]:
     """Go through every stage that `comp run` has, and the resume that a night may need.
 
     The training is really interrupted after its first step and resumed by the code that a real one would meet. Data
     come from where the config says; all that is written lands in a scratch folder and is removed.
+
+    Args:
+        config: what the real run would train.
+        progress: called at every step.
+        runs_root: where that would land: whether there is room is looked at, and nothing is written; None: not known.
 
     Raises:
         UserError: whatever would have stopped the real run.
@@ -55,7 +60,7 @@ def rehearse(config: Config, progress: Progress = quiet) -> list[Stage]:
     with tempfile.TemporaryDirectory(prefix="comp-rehearsal-") as scratch:
         folder = Path(scratch)
         with stage("data") as found:
-            whole = pipeline.prepare(config, folder, progress)
+            whole = pipeline.prepare(config, runs_root or folder, progress)
             dataset = whole.limited(_BATCHES * config.train.batch_size, _OTHER_IMAGES)
             found.append(f"{len(whole.train):,} training images, {len(whole.competition.classes)} classes")
         short = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1, "budget": ""})})

@@ -220,6 +220,28 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def unwritable(folder: Path) -> str:
+    """Return why nothing could be written into a folder, which need not be there yet; empty: it could."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        return f"{existing} is no folder"
+    return "" if os.access(existing, os.W_OK | os.X_OK) else f"the folder {existing} may not be written"
+
+
+def demand_writable(path: Path, *, suffix: str = "") -> None:
+    """Refuse a file that could not be written, or replaced: asked before the work that ends there.
+
+    Raises:
+        RunError: not this suffix, a folder, or in one that may not be written.
+    """
+    if suffix and path.suffix != suffix:
+        raise RunError(f"{path}: expected a name that ends in {suffix}")
+    if path.is_dir():
+        raise RunError(f"{path}: is a folder; choose another name with -o")
+    if reason := unwritable(path.parent):
+        raise RunError(f"{path}: {reason}; choose another folder with -o")
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it.
 
@@ -255,7 +277,7 @@ class Run:
         """
         path = self.path / "config.yaml"
         try:
-            config = configs.load(path)
+            config = configs.load_stored(path)
         except ConfigError as error:
             raise ConfigError(f"{error}; it is the config that the run was started with: put it back") from None
         lacking = [name for name in _SECTIONS if name not in config.model_fields_set]

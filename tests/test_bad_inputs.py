@@ -216,15 +216,15 @@ def test_an_unwritable_folder_is_told(workplace: Path, comp: Comp) -> None:
 
 def test_a_runs_folder_that_is_a_file_is_told(workplace: Path, comp: Comp) -> None:
     Path("file").write_text("mine")
-    assert_refused(comp("run", "small.yaml", "--runs", "file"), "file/small", "choose a folder you may write")
+    assert_refused(comp("run", "small.yaml", "--runs", "file"), "file is no folder", "--runs")
     assert Path("file").read_text() == "mine"
 
 
-def test_a_submission_folder_that_is_a_file_is_told_and_the_run_kept(workplace: Path, comp: Comp) -> None:
+def test_a_submission_folder_that_is_a_file_is_told_before_training(workplace: Path, comp: Comp) -> None:
     Path("submissions").write_text("mine")
-    assert_refused(comp("run", "small.yaml"), "submissions", "cannot be made")
-    (run,) = runs.list_runs(Path("runs"))
-    assert comp("predict", run.path, "-o", "elsewhere.csv").code == 0
+    assert_refused(comp("run", "small.yaml"), "submissions is no folder", "-o")
+    assert not Path("runs").exists()
+    assert Path("submissions").read_text() == "mine"
 
 
 def test_a_full_disk_is_told_and_the_file_before_stays(tmp_path: Path) -> None:

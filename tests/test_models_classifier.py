@@ -87,7 +87,7 @@ def test_grey_images_and_odd_sizes_are_taken() -> None:
 
 
 def test_a_network_too_deep_for_its_images_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"cannot take 32x32 px images.*try stem: cifar"):
+    with pytest.raises(ModelError, match=r"cannot take 32x32 px images.*use stem: cifar"):
         built(name="inception_v3")
 
 
@@ -128,8 +128,8 @@ def test_compiles(images: torch.Tensor) -> None:
     [
         ({"stem": "resize"}, "stem: resize and input_size go together"),
         ({"input_size": 64}, "stem: resize and input_size go together"),
-        ({"sha256": "0123456789"}, "they need model.pretrained"),
-        ({"normalize": "pretrained"}, "they need model.pretrained"),
+        ({"sha256": "0123456789"}, "it needs model.pretrained"),
+        ({"normalize": "pretrained"}, "it needs model.pretrained"),
     ],
 )
 def test_fields_that_belong_together_are_refused_apart(model: dict[str, object], message: str) -> None:

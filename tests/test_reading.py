@@ -359,7 +359,7 @@ def test_labels_in_file_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "said"), [("^(cat", "no regular expression"), ("cat", "one group"), ("(a)(b)", "one group")]
+    ("pattern", "said"), [("^(cat", "expected a regular expression"), ("cat", "one group"), ("(a)(b)", "one group")]
 )
 def test_a_pattern_without_one_group_is_refused(tmp_path: Path, comp: Comp, pattern: str, said: str) -> None:
     config = photographs_config(tmp_path, "image_folder")

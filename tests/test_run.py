@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import yaml
 
 from comp import config as configs
 from comp import device, pipeline, predicting, predictions, runs, yaml_files
@@ -293,7 +294,7 @@ SHIFTED_EVERY_2 = {
 @pytest.fixture
 def shifted(workplace: Path) -> Path:
     """A config that selects by shifted accuracy, measured every second epoch."""
-    values = yaml_files.merge(yaml_files.read_yaml(Path("small.yaml")), SHIFTED_EVERY_2)
+    values = yaml_files.merge(yaml.safe_load(Path("small.yaml").read_text()), SHIFTED_EVERY_2)
     return write_config(Path("shifted.yaml"), values)
 
 

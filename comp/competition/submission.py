@@ -35,12 +35,18 @@ def demand_free(path: Path, *, force: bool) -> None:
     """Refuse a name that cannot be written: asked before the work that ends there.
 
     Raises:
-        SubmissionError: not a .csv name, or something is there already and `force` is not given.
+        SubmissionError: not a .csv name, something is there already and `force` is not given, or the folder cannot be
+            written.
     """
     if path.suffix != ".csv":
         raise SubmissionError(f"{path}: a submission's name must end in .csv")
     if not force and (path.exists() or sidecar_path(path).exists()):
         raise SubmissionError(f"{path}: is there already; choose another name with -o or replace it with --force")
+    for file in (path, sidecar_path(path)):
+        if file.is_dir():
+            raise SubmissionError(f"{file}: is a folder; choose another name with -o")
+    if reason := runs.unwritable(path.parent):
+        raise SubmissionError(f"{path}: {reason}; choose another folder with -o")
 
 
 def write(

@@ -13,7 +13,8 @@ from comp.config.competition import (
     SuiteConfig,
 )
 from comp.config.data import AugmentConfig, CSVConfig, DataConfig
-from comp.config.loading import dump, fingerprint, flat, from_mapping, load, schema
+from comp.config.loading import dump, fingerprint, flat, from_mapping, load, load_stored, schema
+from comp.config.messages import blamed
 from comp.config.model import ModelConfig
 from comp.config.section import seconds_of
 from comp.config.tracking import TrackConfig
@@ -39,11 +40,13 @@ __all__ = [
     "TrackConfig",
     "TrainConfig",
     "TuneConfig",
+    "blamed",
     "dump",
     "fingerprint",
     "flat",
     "from_mapping",
     "load",
+    "load_stored",
     "schema",
     "seconds_of",
 ]

@@ -1,11 +1,11 @@
 """Sections `competition` and what stands below it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from comp.config.section import Positive, Section
+from comp.config.section import Broken, Positive, Section, UserPath
 
 _CORRUPTIONS = 19  # that `comp.data.corruptions` makes
 
@@ -17,7 +17,7 @@ class SuiteConfig(Section):
     """`corrupt_test`: our 19 corruptions of the labelled test split; `distortion_files`: a folder of
     `distortionNN.npy`, severities stacked; `test`: the test images themselves, in the order and with the columns of
     the sample submission; `none`: no suite, nothing to submit."""
-    path: str = ""
+    path: UserPath = ""
     """Folder of the distortion files, relative to `data.root`."""
     base_address: str = ""
     """Where missing distortion files are downloaded from; empty: never."""
@@ -28,11 +28,19 @@ class SuiteConfig(Section):
     severities: Annotated[int, Field(ge=1, le=5)] = 5
     """Severities stacked in each file, or generated: 1 up to this."""
 
-    @model_validator(mode="after")
-    def _corruptions_are_nineteen(self) -> "SuiteConfig":
+    def broken(self) -> Iterator[Broken]:
+        """See `Section`."""
         if self.source == "corrupt_test" and self.files > _CORRUPTIONS:
-            raise ValueError(f"files: corrupt_test makes {_CORRUPTIONS}, one a corruption; found {self.files}")
-        return self
+            yield Broken(
+                ("files", "source"),
+                f"competition.suite.files: corrupt_test makes {_CORRUPTIONS} at most, one for each corruption; found "
+                f"{self.files}",
+            )
+        if self.source == "distortion_files" and not self.path:
+            yield Broken(
+                ("path", "source"),
+                "competition.suite.path: a suite of distortion_files needs the folder that they lie in",
+            )
 
 
 class OODValidationConfig(Section):

@@ -1,11 +1,12 @@
 """Sections `data` and `augment`."""
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field
 
-from comp.config.section import Fraction, FrozenMapping, Positive, Section, Size, expecting
+from comp.config.section import Broken, Fraction, FrozenMapping, Positive, Section, Size, UserPath, expecting
 
 
 def _rises(pair: str | tuple[float, float]) -> str | tuple[float, float]:
@@ -18,20 +19,31 @@ Range = Annotated[Literal["auto", "type"] | tuple[float, float], AfterValidator(
                   expecting("auto, type, or two numbers, the smaller first, such as [0, 4095]")]  # fmt: skip
 
 
+def _wrong_pattern(pattern: str) -> str:
+    """Return what is wrong with a pattern that is to find a class; empty where nothing is."""
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        return f"expected a regular expression, found {pattern!r}: {error}"
+    if pattern and groups != 1:
+        return f"expected one group in parentheses, the class, as in ^([a-z]+)[.]; found {groups}"
+    return ""
+
+
 class CSVConfig(Section):
     """Where a Kaggle set's files lie below `data.root`, and which columns its tables have."""
 
-    table: str = "train.csv"
+    table: UserPath = "train.csv"
     """Ids and labels of the training images; where it is not there, the same name with `.zip` or `.gz`, or as
     `.parquet`."""
-    train: str = "train"
+    train: UserPath = "train"
     """Folder of the training images, or .zip archive, or the archive of this name and `.zip`; of `image_folder` too."""
-    test: str = "test"
+    test: UserPath = "test"
     """Likewise of the test images; where there is none, nothing but validation can be predicted."""
-    sample: str = "auto"
+    sample: UserPath = "auto"
     """The sample submission, which shows columns, ids in order and how labels are written; auto:
     `sample_submission*.csv`, `sampleSubmission*.csv` or `SampleSubmission*.csv`, also zipped, where there is one."""
-    test_table: str = "auto"
+    test_table: UserPath = "auto"
     """A table that lists the test images by id; auto: `test.csv` where there is one and no sample submission lists
     them; empty: none."""
     id_column: str = ""
@@ -52,7 +64,7 @@ class DataConfig(Section):
 
     source: str = "digits"
     """A row of `comp.data.sources.SOURCES`."""
-    root: str = "data"
+    root: UserPath = "data"
     """Folder of the datasets; relative paths start at the working directory."""
     labels: Literal["fine", "coarse"] = "fine"
     """Of cifar100: its 100 classes, or their 20 superclasses."""
@@ -100,26 +112,24 @@ class DataConfig(Section):
     download: bool = True
     """Whether missing files may be downloaded."""
 
-    @field_validator("label_pattern")
-    @classmethod
-    def _pattern_has_a_group(cls, pattern: str) -> str:
-        try:
-            groups = re.compile(pattern).groups
-        except re.error as error:
-            raise ValueError(f"no regular expression: {error}") from None
-        if pattern and groups != 1:
-            raise ValueError(f"expected one group in parentheses, the class, as in ^([a-z]+)[.]; found {groups}")
-        return pattern
-
-    @model_validator(mode="after")
-    def _folds_are_whole(self) -> "DataConfig":
+    def broken(self) -> Iterator[Broken]:
+        """See `Section`."""
+        if wrong := _wrong_pattern(self.label_pattern):
+            yield Broken(("label_pattern",), f"data.label_pattern: {wrong}")
         if self.folds is not None and self.fold >= self.folds:
-            raise ValueError(f"fold: expected 0 to {self.folds - 1} of {self.folds} folds, found {self.fold}")
+            yield Broken(
+                ("fold", "folds"), f"data.fold: expected 0 to {self.folds - 1} of {self.folds} folds, found {self.fold}"
+            )
         if self.folds is not None and isinstance(self.validation, str):
-            raise ValueError(f"folds and validation: {self.validation} contradict each other; leave one of them out")
+            yield Broken(
+                ("validation", "folds"),
+                f"data.validation: {self.validation} contradicts data.folds, whose parts validate; leave one out",
+            )
         if (self.groups == "column") != bool(self.csv.group_column):
-            raise ValueError("groups: column and csv.group_column go together")
-        return self
+            yield Broken(
+                ("groups", "csv.group_column"),
+                "data.groups: column and data.csv.group_column go together; set both, or leave both out",
+            )
 
 
 class AugmentConfig(Section):

@@ -1,10 +1,11 @@
 """Section `model`."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from comp.config.section import FrozenMapping, Section, Size
+from comp.config.section import PATH, Broken, FrozenMapping, Section, Size, UserPath
 
 
 class ModelConfig(Section):
@@ -18,10 +19,10 @@ class ModelConfig(Section):
     """Image side in pixels, or [height, width], that `stem: resize` brings images to, inside the model."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """How `stem: resize` enlarges."""
-    pretrained: bool | str = False
+    pretrained: Annotated[bool | str, PATH] = False
     """true: timm's weights, from `data.root`/weights/NAME.safetensors or the hub; a path: a .safetensors or .pth
     file."""
-    from_run: str = ""
+    from_run: UserPath = ""
     """A trained run's folder whose best weights are the first ones; a head for other classes starts fresh."""
     sha256: Annotated[str, Field(pattern=r"^([0-9a-fA-F]{8,64})?$")] = ""
     """Hash the weights file must have, or its first 8 digits or more; empty: any."""
@@ -47,12 +48,25 @@ class ModelConfig(Section):
     unfreeze_bn: bool = False
     """Whether batch norm in frozen blocks is trained after all: statistics, scale and shift."""
 
-    @model_validator(mode="after")
-    def _belongs_together(self) -> "ModelConfig":
+    def broken(self) -> Iterator[Broken]:
+        """See `Section`."""
         if (self.stem == "resize") != (self.input_size is not None):
-            raise ValueError("stem: resize and input_size go together, such as {stem: resize, input_size: 64}")
+            yield Broken(
+                ("stem", "input_size"),
+                "model.stem: resize and input_size go together, such as model: {stem: resize, input_size: 64}",
+            )
         if self.from_run and self.pretrained:
-            raise ValueError("from_run and pretrained both say where the first weights come from; keep one")
-        if not (self.pretrained or self.from_run) and (self.sha256 or self.normalize == "pretrained"):
-            raise ValueError("sha256 and normalize: pretrained are about weights; they need model.pretrained")
-        return self
+            yield Broken(
+                ("from_run", "pretrained"),
+                "model: from_run and pretrained both say where the first weights come from; keep one of them",
+            )
+        has_weights = bool(self.pretrained or self.from_run)
+        if self.sha256 and not has_weights:
+            yield Broken(
+                ("sha256",), "model.sha256: is the hash of a weights file, and there is none; it needs model.pretrained"
+            )
+        if self.normalize == "pretrained" and not has_weights:
+            yield Broken(
+                ("normalize",),
+                "model.normalize: pretrained is what the weights were made with; it needs model.pretrained",
+            )

@@ -1,9 +1,9 @@
 """What all sections of a config are made of."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,7 @@ from pydantic import (
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -59,10 +60,40 @@ def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
+# Marks of fields for `comp.config.spelling`.
+DURATION, PATH = "a time", "a path"
+
+
+# A file or folder of the user's: `~` and `${NAME}` in it are replaced when a config is read.
+UserPath = Annotated[str, PATH]
+
+
+class Broken(NamedTuple):
+    """A rule between fields of one section that their values break.
+
+    Attributes:
+        fields: that the rule is about, with dots where they lie in sections below.
+        message: says what is wrong and how to mend it, each field by its full name.
+    """
+
+    fields: tuple[str, ...]
+    message: str
+
+
 class Section(BaseModel):
     """A part of the config: frozen, and every key must be known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    def broken(self) -> Iterator[Broken]:
+        """Yield the rules between this section's fields that its values break."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _keeps_its_rules(self) -> Self:
+        if found := list(self.broken()):
+            raise PydanticCustomError("rules", "rules between fields are broken", {"broken": found})
+        return self
 
 
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
@@ -81,7 +112,11 @@ def seconds_of(duration: str) -> float:
     return seconds
 
 
-def check_duration(text: str) -> str:
+def _check_duration(text: str) -> str:
     if text:
         seconds_of(text)
     return text
+
+
+# Empty: no limit.
+Duration = Annotated[str, AfterValidator(_check_duration), DURATION]

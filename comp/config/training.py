@@ -1,10 +1,11 @@
 """Sections `optim` and `train`."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field
 
-from comp.config.section import Fraction, FrozenMapping, Positive, Section, check_duration
+from comp.config.section import Broken, Duration, Fraction, FrozenMapping, Positive, Section
 
 
 class LookaheadConfig(Section):
@@ -64,11 +65,13 @@ class OptimConfig(Section):
     clip_at: Annotated[float, Field(gt=0)] | None = None
     """The limit; null: 1 for norm and value, 0.01 for adaptive."""
 
-    @model_validator(mode="after")
-    def _limit_belongs_to_clipping(self) -> "OptimConfig":
+    def broken(self) -> Iterator[Broken]:
+        """See `Section`."""
         if self.clip == "none" and self.clip_at is not None:
-            raise ValueError("clip_at: says where gradients are clipped, and clip is none; set clip too")
-        return self
+            yield Broken(
+                ("clip_at", "clip"),
+                "optim.clip_at: says where gradients are clipped, and optim.clip is none; set optim.clip too",
+            )
 
 
 class TrainConfig(Section):
@@ -76,7 +79,7 @@ class TrainConfig(Section):
 
     epochs: Positive = 10
     """Whole epochs; not looked at where `budget` is set."""
-    budget: Annotated[str, AfterValidator(check_duration)] = ""
+    budget: Duration = ""
     """Wall-clock time of the training, such as `90s`, `15min` or `1.5h`; empty: `epochs` says how long. As many steps
     as fit are planned from the first ones and again at every epoch's end (plans.json); the schedule ends with the last
     of them, in an epoch that may be cut short. Timing how to compute, validation and checkpoints count; opening the
@@ -137,16 +140,21 @@ class TrainConfig(Section):
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
     """state.pt is written at the first step or epoch end after this many seconds, and when interrupted."""
 
-    @model_validator(mode="after")
-    def _limits_belong_to_a_patience(self) -> "TrainConfig":
+    def broken(self) -> Iterator[Broken]:
+        """See `Section`."""
         if self.min_delta and self.patience is None:
-            raise ValueError("min_delta: says what patience counts as better, and there is none; set patience too")
+            yield Broken(
+                ("min_delta", "patience"),
+                "train.min_delta: says what train.patience counts as better, and that is not set; set patience too",
+            )
         if self.overfit_threshold and self.overfit_patience is None:
-            raise ValueError("overfit_threshold: is overfit_patience's, and there is none; set overfit_patience too")
-        return self
-
-    @model_validator(mode="after")
-    def _a_budget_knows_what_epochs_cost(self) -> "TrainConfig":
+            yield Broken(
+                ("overfit_threshold", "overfit_patience"),
+                "train.overfit_threshold: is train.overfit_patience's, and that is not set; set overfit_patience too",
+            )
         if self.budget and self.sizes:
-            raise ValueError("budget and sizes: a budget plans by the steps it saw, and sizes makes later ones dearer")
-        return self
+            yield Broken(
+                ("budget", "sizes"),
+                "train.budget and train.sizes: a budget plans by the steps that it has seen, and sizes makes later "
+                "ones dearer; leave one of them out",
+            )

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from comp.config.competition import CompetitionConfig
 from comp.config.data import AugmentConfig, DataConfig
@@ -44,9 +44,3 @@ class Config(Section):
     tune: TuneConfig = Field(default_factory=TuneConfig)
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of every draw but the splits: initial weights, order, augmentation."""
-
-    @model_validator(mode="after")
-    def _suite_needs_its_folder(self) -> "Config":
-        if self.competition.suite.source == "distortion_files" and not self.competition.suite.path:
-            raise ValueError("competition.suite.path: a suite of distortion_files needs its folder")
-        return self

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from comp.config.section import FrozenMapping, Positive, Section, check_duration
+from comp.config.section import Duration, FrozenMapping, Positive, Section, UserPath
 
 
 class ConfirmConfig(Section):
@@ -39,10 +39,10 @@ class TuneConfig(Section):
     `wilcoxon` needs it."""
     trials: Positive = 20
     """How many trials the study has in all, however often it is continued."""
-    timeout: Annotated[str, AfterValidator(check_duration)] = ""
+    timeout: Duration = ""
     """Time such as `90s`, `15min` or `2h` after which this command begins no trial; those under way end, and the best
     are confirmed. Empty: no limit."""
-    storage: str = ""
+    storage: UserPath = ""
     """`sqlite:///PATH` for one process, `journal:///PATH` or a path that ends in .log for several on one machine,
     `postgresql://...` for several machines; empty: a file in the study's folder, SQLite or with several workers a
     journal."""

@@ -248,6 +248,11 @@ def check(config: TrainConfig, *, validated: bool) -> None:
     """
     if config.average not in AVERAGES:
         raise ConfigError(f"train.average: {unknown('average', config.average, AVERAGES)}")
+    if config.average == "swa" and config.budget:
+        raise ConfigError(
+            "train.average: swa averages the last train.swa_epochs epochs, and with train.budget nobody knows "
+            "beforehand which those are; average with ema or soup, or leave the budget out"
+        )
     if config.average == "soup" and not validated:
         raise ConfigError(
             "train.average: a soup is chosen by validation, and data.validation is none; average with swa or ema"

@@ -16,6 +16,11 @@ from comp.models.weights import State
 
 Shape = tuple[int, int, int]  # channels, height, width
 
+# What networks raise where they are built from arguments, or for images, that do not suit them.
+WRONG_ARGUMENTS = (
+    TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, LookupError, AttributeError,
+)  # fmt: skip
+
 
 def create(
     name: str,
@@ -69,11 +74,9 @@ def _created(
         inner: nn.Module = timm.create_model(
             name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=found, **arguments
         )
-    except RuntimeError as error:
-        if not state:
-            raise
-        raise ModelError(f"{file}: these weights do not fit {name}: {first_lines(error)}") from None
-    except (TypeError, ValueError, AssertionError) as error:
+    except WRONG_ARGUMENTS as error:
+        if state and isinstance(error, RuntimeError):
+            raise ModelError(f"{file}: these weights do not fit {name}: {first_lines(error)}") from None
         raise ModelError(f"model.timm: {name} cannot be built from {dict(arguments)}: {first_lines(error)}") from None
     if found != classes:
         inner.reset_classifier(classes)  # type: ignore[operator]
@@ -120,9 +123,10 @@ def sketch(name: str) -> Any:
         ModelError: an unknown name.
     """
     if not timm.is_model(base_name(name)):
+        bare = name.rpartition("/")[2]
+        near = f" (did you mean '{bare}'?)" if timm.is_model(base_name(bare)) else nearest(name, timm.list_models())
         raise ModelError(
-            f"unknown model '{name}'{nearest(name, timm.list_models())}; `comp models 'resne*t*'` lists the known ones "
-            "that fit a pattern"
+            f"unknown model '{name}'{near}; `comp models 'resne*t*'` lists the known ones that fit a pattern"
         )
     with torch.device("meta"):
         try:

@@ -11,13 +11,13 @@ from torch import nn
 
 from comp.config import ModelConfig
 from comp.config.section import height_and_width
-from comp.errors import ModelError, unknown
+from comp.errors import ModelError, UserError, unknown
 from comp.models import pretrained, stems, surgery, timm_models, weights
 from comp.models.catalogue import costs, list_models
 from comp.models.classifier import Classifier, Resize
 from comp.models.plain import NETWORKS
 
-__all__ = ["architecture", "build", "costs", "family", "list_models", "refuse_banned"]
+__all__ = ["architecture", "blueprint", "build", "costs", "family", "list_models", "refuse_banned"]
 
 Shape = tuple[int, int, int]  # channels, height, width
 Numbers = Sequence[float]
@@ -66,16 +66,59 @@ def build(
     return model
 
 
+def blueprint(config: ModelConfig, *, classes: int, image_shape: Shape) -> Classifier:
+    """Return the configured model without memory for its weights: for its names and shapes; of any size in a second.
+
+    Args:
+        config: the section `model`; where weights come from is not looked at.
+        classes: width of the logits.
+        image_shape: (channels, height, width) of the images that will come.
+
+    Raises:
+        ModelError: as `build`, weights apart.
+    """
+    check(config)
+    channels = image_shape[0]
+    size = None if config.input_size is None else height_and_width(config.input_size)
+    seen = image_shape if size is None else (channels, *size)
+    with torch.device("meta"):
+        inner = _network(config, seen, classes, {}, None)
+        resize = Resize(size, config.interpolation) if size else None
+        model = Classifier(inner, mean=[0.0] * channels, std=[1.0] * channels, resize=resize)
+        if size:  # else what comes may have another size than this
+            _demand_fit(inner, config, seen)
+    thaw(model, config, epoch=1)
+    return model
+
+
+def usual_side(name: str) -> int:
+    """Return the side in pixels of the images that a model is published for."""
+    return 32 if name in NETWORKS else int(timm_models.sketch(name).pretrained_cfg["input_size"][-1])
+
+
+def learns_from_one(model: Classifier, image_shape: Shape) -> bool:
+    """Tell whether a `blueprint` can be trained on one image at a time: batch norm of 1x1 maps needs two values."""
+    try:
+        with torch.no_grad():
+            model.train()(torch.zeros(1, *image_shape, device="meta"))
+    except ValueError as error:
+        return "more than 1 value per channel" not in str(error)
+    return True
+
+
 def thaw(model: Classifier, config: ModelConfig, *, epoch: int) -> None:
     """Set what `model.freeze` and `model.unfreeze` have trained in an epoch (from 1), in place."""
-    surgery.freeze(
-        model,
-        config.freeze,
-        epoch=epoch,
-        unfreeze=config.unfreeze,
-        keep_bn_stats=config.freeze_bn_stats,
-        train_bn=config.unfreeze_bn,
-    )
+    try:
+        surgery.freeze(
+            model,
+            config.freeze,
+            epoch=epoch,
+            unfreeze=config.unfreeze,
+            keep_bn_stats=config.freeze_bn_stats,
+            train_bn=config.unfreeze_bn,
+        )
+    except ModelError as error:
+        raise ModelError(f"model.freeze, model.unfreeze: {error}") from None
 
 
 def architecture(name: str) -> str:
@@ -175,6 +218,9 @@ def _check_arguments(config: ModelConfig, field: str, given: Mapping[str, Any]) 
             raise ModelError(f"model.{name}: {config.name} has none; expected null, found {rate}")
         if name in given:
             raise ModelError(f"{field}.{name}: stands in model.{name} too; keep one of them")
+    for name, value in given.items():
+        if "drop" in name and isinstance(value, int | float) and not 0 <= value < 1:
+            raise ModelError(f"{field}.{name}: expected a share from 0 to less than 1, found {value}")
 
 
 def _known_arguments(name: str) -> list[str]:
@@ -207,8 +253,11 @@ def _network(
         )
     try:
         inner = NETWORKS[config.name](shape, classes, **config.args, **rates)
-    except TypeError as error:
-        raise ModelError(f"model.args: {config.name} cannot be built from {dict(config.args)}: {error}") from None
+    except UserError:
+        raise
+    except timm_models.WRONG_ARGUMENTS as error:
+        reason = timm_models.first_lines(error, 200)
+        raise ModelError(f"model.args: {config.name} cannot be built from {dict(config.args)}: {reason}") from None
     if state:
         weights.load_state(inner, state, where=str(file))
     return inner
@@ -221,10 +270,13 @@ def _demand_fit(inner: nn.Module, config: ModelConfig, shape: Shape) -> None:
     try:
         with torch.no_grad():
             inner(torch.zeros(1, *shape))
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except NotImplementedError:
+        pass  # what a blueprint cannot compute
+    except timm_models.WRONG_ARGUMENTS as error:
+        reason = timm_models.first_lines(error, 200)
         raise ModelError(
-            f"model.name: {config.name} with stem {config.stem} cannot take {shape[1]}x{shape[2]} px images "
-            f"({timm_models.first_lines(error, 200)}); try stem: cifar, or stem: resize with a larger input_size"
+            f"model.name: {config.name} with stem {config.stem} cannot take {shape[1]}x{shape[2]} px images"
+            f"{f' ({reason})' if reason else ''}; {_wider(config)}"
             f"{_own_size(inner) if shape[1] != shape[2] else ''}"
         ) from None
     inner.train(was_training)
@@ -234,6 +286,20 @@ def _own_size(inner: nn.Module) -> str:
     """Return what helps a network of fixed size against oblong images: the size that it was made for."""
     size: Sequence[int] = getattr(inner, "pretrained_cfg", {}).get("input_size", ())
     return f"; it was made for {size[1]}x{size[2]}: model.stem=resize model.input_size={size[1]}" if size else ""
+
+
+def _wider(config: ModelConfig) -> str:
+    """Return how a network that is too deep for its images may get along with them."""
+    if config.name in NETWORKS or config.stem == "resize":
+        return (
+            "choose a larger input_size, or another network"
+            if config.stem == "resize"
+            else ("use stem: resize with a larger input_size, or another network")
+        )
+    side = usual_side(config.name)
+    resize = f"use stem: resize with a larger input_size, such as the {side} px that {config.name} is made for"
+    has_stem = timm_models.family_of(config.name).has_cifar_stem and config.stem != "cifar"
+    return f"use stem: cifar, or {resize.removeprefix('use ')}" if has_stem else resize
 
 
 def _normalization(

@@ -27,12 +27,28 @@ def mode_of(track: TrackConfig) -> Mode:
     return "online" if told != "offline" and is_logged_in() else "offline"
 
 
+# W&B's own limits: a run of another name is only refused when its writer has begun, or by the server.
+_MOST_LETTERS, _MOST_TAG_LETTERS, _REFUSED = 128, 64, "/\\#?%:"
+
+
 def check(track: TrackConfig) -> None:
-    """Refuse to track online without a login: nothing of it would arrive.
+    """Refuse names that W&B would, and to track online without a login: nothing of it would arrive.
 
     Raises:
         ConfigError: naming the setting and how to mend it.
     """
+    for key in ("project", "entity"):
+        name = getattr(track, key)
+        if wrong := sorted(set(name) & set(_REFUSED)):
+            owner, slash, rest = name.partition("/")
+            mend = f"track.entity={owner} track.project={rest}" if slash and key == "project" else "leave them out"
+            raise ConfigError(f"track.{key}: W&B refuses {' '.join(wrong)} in a name, found '{name}'; {mend}")
+    for key in ("project", "entity", "group"):
+        if len(name := getattr(track, key)) > _MOST_LETTERS:
+            raise ConfigError(f"track.{key}: W&B takes {_MOST_LETTERS} letters at most, found {len(name)}; shorten it")
+    for tag in track.tags:
+        if not 1 <= len(tag) <= _MOST_TAG_LETTERS:
+            raise ConfigError(f"track.tags: W&B takes tags of 1 to {_MOST_TAG_LETTERS} letters, found '{tag}'")
     if track.wandb == "online" and not is_logged_in():
         raise ConfigError(
             "track.wandb: online needs a login, and there is none; run `wandb login`, set WANDB_API_KEY, or set "
@@ -45,13 +61,22 @@ def is_logged_in() -> bool:
     if any(os.environ.get(name) for name in _CREDENTIALS):
         return True
     own = urlsplit(os.environ.get("WANDB_BASE_URL", ""))
-    paths = [Path(os.environ["NETRC"])] if "NETRC" in os.environ else [Path.home() / ".netrc", Path.home() / "_netrc"]
-    for path in paths:
+    for path in _netrc_files():
         with contextlib.suppress(OSError, netrc.NetrcParseError):
             hosts = netrc.netrc(path).hosts
             if own.netloc in hosts or own.hostname in hosts or (not own.netloc and any("wandb" in h for h in hosts)):
                 return True
     return False
+
+
+def _netrc_files() -> list[Path]:
+    if "NETRC" in os.environ:
+        return [Path(os.environ["NETRC"])]
+    try:
+        home = Path.home()
+    except RuntimeError:  # a container's nameless user has none
+        return []
+    return [home / ".netrc", home / "_netrc"]
 
 
 def environment(folder: Path, *, uploads: bool) -> dict[str, str]:

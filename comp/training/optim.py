@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from comp.config import OptimConfig
-from comp.errors import ConfigError, nearest, unknown
+from comp.errors import ConfigError, ModelError, nearest, unknown
 from comp.models import surgery
 from comp.models.classifier import Classifier
 from comp.training import schedules
@@ -145,15 +145,18 @@ def for_model(model: Classifier, config: OptimConfig) -> Optimizer:
         ConfigError: as `build_optimizer`.
         ModelError: a pattern that names nothing.
     """
-    groups = surgery.parameter_groups(
-        model,
-        config.weight_decay,
-        config.layer_decay,
-        decay_all=config.decay_all,
-        multipliers=config.multipliers,
-        ends=config.ends,
-        hidden_apart=config.name == "muon",
-    )
+    try:
+        groups = surgery.parameter_groups(
+            model,
+            config.weight_decay,
+            config.layer_decay,
+            decay_all=config.decay_all,
+            multipliers=config.multipliers,
+            ends=config.ends,
+            hidden_apart=config.name == "muon",
+        )
+    except ModelError as error:
+        raise ModelError(f"optim.multipliers, optim.ends: {error}") from None
     return build_optimizer(groups, config)
 
 

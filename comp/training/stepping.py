@@ -115,7 +115,8 @@ class Stepper:
 def parts(count: int, most: int) -> Iterator[slice]:
     """Return consecutive parts of a batch, at most `most` images each and nearly equal, cut on even positions.
 
-    MixUp partners are positions 2k and 2k + 1: no cut comes between them.
+    MixUp partners are positions 2k and 2k + 1: no cut comes between them. Nor is one image ever left alone, which batch
+    norm could not learn from: where pairs are all that fits, the last part of an odd batch has three.
     """
     if count <= most:
         yield slice(0, count)
@@ -123,6 +124,8 @@ def parts(count: int, most: int) -> Iterator[slice]:
     pairs = -(-count // 2)
     number = -(-pairs // max(1, most // 2))
     cuts = [2 * (pairs * part // number) for part in range(number)] + [count]
+    if cuts[-1] - cuts[-2] == 1:
+        del cuts[-2]
     for start, stop in itertools.pairwise(cuts):
         yield slice(start, stop)
 

@@ -11,7 +11,6 @@ from optuna.trial import TrialState
 
 from comp import pipeline
 from comp.config import Config, seconds_of
-from comp.data.dataset import open_dataset
 from comp.progress import Progress, quiet
 from comp.tuning import confirming, opening, results, telling
 from comp.tuning.opening import CONFIRM, OPENERS, Plan
@@ -51,8 +50,7 @@ def tune(
     """
     pipeline.check(config, runs_root)
     opening.check(config)
-    dataset = open_dataset(config, progress)
-    pipeline.check_data(config, dataset)
+    dataset = pipeline.open_data(config, progress)
     plan = opening.plan(config, name, runs_root, workers)
     data = Data({config.data.fold: dataset})
     timeout = seconds_of(config.tune.timeout) if config.tune.timeout else math.inf

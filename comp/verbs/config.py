@@ -1,6 +1,9 @@
 """`comp config show`, `check` and `schema`."""
 
 import json
+from typing import Annotated
+
+import typer
 
 from comp.verbs.options import RUNS, ConfigPath, Overrides, RunsRoot
 
@@ -15,16 +18,32 @@ def show(config: ConfigPath, overrides: Overrides = None) -> None:
     print(configs.dump(configs.load(config, overrides or [])), end="")
 
 
-def check(config: ConfigPath, overrides: Overrides = None, runs: RunsRoot = RUNS) -> None:
-    """Check a config's keys, types, names and rules.
+def check(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    data: Annotated[
+        bool, typer.Option("--data", help="Also open the data, as `comp run` would, and build the model for them.")
+    ] = False,
+    runs: RunsRoot = RUNS,
+) -> None:
+    """Refuse what `comp run` would refuse before its first step: keys, types, names, ranges and rules.
 
-    Example: comp config check configs/quickstart.yaml
+    Example: comp config check configs/quickstart.yaml --data
     """
     from comp import config as configs
     from comp import console, pipeline
+    from comp.tuning import opening
 
-    loaded = configs.load(config, overrides or [])
-    pipeline.check(loaded, runs)
+    with configs.blamed(overrides or []):
+        loaded = configs.load(config, overrides or [])
+        pipeline.check(loaded, runs)
+        if loaded.tune.space:
+            opening.check(loaded)
+        if data:
+            with console.bars() as progress:
+                dataset = pipeline.open_data(loaded, progress)
+                console.print_notes(dataset)
+                pipeline.ready_model(loaded, dataset)
     console.print_line(f"{config}: good (config hash {configs.fingerprint(loaded)})")
 
 

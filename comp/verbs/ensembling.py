@@ -16,6 +16,7 @@ from comp.verbs.options import (
     RunsRoot,
     Views,
     ViewsFor,
+    expanded,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 
 def ensemble(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, two or more; ensembles too.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, two or more; ensembles too.", callback=expanded)
+    ],
     method: Annotated[
         str, typer.Option(help="mean, geometric, rank, weighted, greedy or stack of predictions; soup of weights.")
     ] = "mean",
@@ -50,7 +53,10 @@ def ensemble(
     """
     from comp import combining, console, souping
     from comp import runs as run_folders
+    from comp.errors import ConfigError
 
+    if method == "soup" and folds is not None:
+        raise ConfigError("--folds: a soup is one set of weights, and nothing of it is fitted on folds; leave it out")
     given = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
     trained = [run_folders.open_run(path) for path in paths]
     with console.bars() as progress:

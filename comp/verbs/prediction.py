@@ -17,6 +17,7 @@ from comp.verbs.options import (
     RunsRoot,
     Views,
     ViewsFor,
+    expanded,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 
 def predict(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; one CSV each.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders; one CSV each.", callback=expanded)
+    ],
     views: Views = None,
     views_for: ViewsFor = None,
     adapt: Adapt = None,
@@ -47,12 +50,15 @@ def predict(
     """
     from comp import console, predicting
     from comp import runs as run_folders
+    from comp.competition import submission
     from comp.errors import SubmissionError
 
     if output and (len(paths) > 1 or split != "suite"):
         raise SubmissionError(
             "-o names one file, and several runs, or a split that is not submitted, were given; leave it out"
         )
+    if output:
+        submission.demand_free(output, force=force)
     given = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
     written: dict[str, Any] = {}
     for found in [run_folders.open_run(path) for path in paths]:
@@ -123,7 +129,7 @@ def evaluate(
 def probe(
     path: RunPath,
     classifier: Annotated[str, typer.Option(help="linear_svm, knn or logistic.")] = "linear_svm",
-    k: Annotated[int, typer.Option("--k", help="Neighbours, for knn.")] = 5,
+    k: Annotated[int | None, typer.Option("--k", help="Neighbours, for knn; 5 by default.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="Probe these data instead of the run's own.")] = None,
     runs: RunsRoot = RUNS,
     as_json: AsJson = False,
@@ -135,10 +141,18 @@ def probe(
     from comp import config as configs
     from comp import console, probing
     from comp import runs as run_folders
+    from comp.errors import ConfigError
 
+    if k is not None and classifier != "knn":
+        raise ConfigError(f"--k: counts the neighbours of knn, and {classifier} has none; leave it out")
     wanted = configs.load(config) if config else None
     with console.bars() as progress:
         found = probing.probe(
-            run_folders.open_run(path), name=classifier, k=k, config=wanted, runs_root=runs, progress=progress
+            run_folders.open_run(path),
+            name=classifier,
+            k=5 if k is None else k,
+            config=wanted,
+            runs_root=runs,
+            progress=progress,
         )
     console.print_json(found.metrics().to_json()) if as_json else console.print_summary(found, found.metrics())

@@ -28,6 +28,7 @@ def report(
     from comp import report as reports
     from comp import runs as run_folders
 
+    run_folders.demand_writable(output)
     found = reports.find(paths)
     if len(found) == 1:
         _evaluate(found[0])

@@ -5,7 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comp.verbs.options import RUNS, Adapt, AsJson, ConfigPath, Force, Output, Overrides, RunsRoot, Views
+from comp.verbs.options import (
+    RUNS,
+    Adapt,
+    AsJson,
+    ConfigPath,
+    Force,
+    MaybeConfig,
+    MaybeRunsRoot,
+    Output,
+    Overrides,
+    Views,
+    expanded,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from comp.config import Config
@@ -16,28 +28,33 @@ if TYPE_CHECKING:
     from comp.tracking.tracker import Tracker
     from comp.training.distributed import Alone
 
+Resume = Annotated[
+    Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", callback=expanded)
+]
+
 
 def run(
-    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")] = None,
+    config: MaybeConfig = None,
     overrides: Overrides = None,
     rehearse: Annotated[
         bool, typer.Option("--rehearse", help="Every stage on two batches, in a scratch folder.")
     ] = False,
-    like: Annotated[Path | None, typer.Option("--as", metavar="RUN", help="Repeat a run bit for bit on CPU.")] = None,
-    resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")
+    like: Annotated[
+        Path | None, typer.Option("--as", metavar="RUN", help="Repeat a run bit for bit on CPU.", callback=expanded)
     ] = None,
+    resume: Resume = None,
     views: Views = None,
     adapt: Adapt = None,
     output: Output = None,
     force: Force = False,
-    runs: RunsRoot = RUNS,
+    runs: MaybeRunsRoot = None,
     as_json: AsJson = False,
 ) -> None:
     """Train, evaluate, predict, write and check the submission, add a leaderboard row.
 
     Example: comp run configs/quickstart.yaml
     """
+    from comp import config as configs
     from comp import console, pipeline
     from comp import runs as run_folders
     from comp.data.dataset import open_dataset
@@ -46,16 +63,20 @@ def run(
     from comp.training import distributed
 
     distributed.refuse("comp run")
-    if rehearse:
-        _rehearse(_load_one(config, overrides), as_json)
-        return
     given = {"predict.views": views, "predict.adapt": adapt}
     laid_on = [f"{name}={value}" for name, value in given.items() if value is not None]
+    _demand_one(config, overrides, {"--resume": resume, "--as": like}, runs)
     if laid_on and (resume or like):
         raise ConfigError("--views, --adapt: a run that exists keeps its own; predict it again: comp predict RUN")
+    if rehearse and (resume or like):
+        raise ConfigError("--rehearse goes through a config's stages; leave --resume and --as out")
     overrides = [*(overrides or []), *laid_on]
-    _one_of(CONFIG=config, resume=resume, **{"as": like})
-    wanted = _wanted(config, overrides, resume or like)
+    with configs.blamed(overrides):
+        wanted = _wanted(config, overrides, resume or like)
+        pipeline.check_output(wanted, output, force=force)
+        if rehearse:
+            _rehearse(wanted, runs or RUNS, as_json)
+            return
     with trackers.opened(wanted.track) as tracker:
         if resume:
             found = run_folders.open_run(resume)
@@ -65,19 +86,17 @@ def run(
                     found, dataset=dataset, on_epoch=console.print_epoch, progress=progress, tracker=tracker
                 )
         else:
-            found, dataset = _train(wanted, config, like, runs, distributed.ALONE, tracker)
+            found, dataset = _train(wanted, config, overrides, like, runs or RUNS, distributed.ALONE, tracker)
         with console.bars() as progress:
             scores = pipeline.finish(found, dataset=dataset, output=output, force=force, progress=progress)
     _print_end(found, scores, as_json)
 
 
 def train(
-    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")] = None,
+    config: MaybeConfig = None,
     overrides: Overrides = None,
-    resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")
-    ] = None,
-    runs: RunsRoot = RUNS,
+    resume: Resume = None,
+    runs: MaybeRunsRoot = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a config and score it on validation; on several devices under torchrun.
@@ -88,21 +107,21 @@ def train(
     from comp import runs as run_folders
     from comp.training import distributed
 
-    _one_of(CONFIG=config, resume=resume)
+    _demand_one(config, overrides, {"--resume": resume}, runs)
     with distributed.joined() as team:
         # The others begin when the leader has read the same: what is wrong with it is told once.
         wanted = team.leader_first(
             lambda: run_folders.open_run(resume).config() if resume else _load_one(config, overrides)
         )
         if not team.leads:
-            pipeline.follow(wanted, team, resume=resume is not None, runs_root=runs, progress=signals.progress)
+            pipeline.follow(wanted, team, resume=resume is not None, runs_root=runs or RUNS, progress=signals.progress)
             return
         if resume:
             found = run_folders.open_run(resume)
             with console.bars() as progress:
                 pipeline.resume(found, on_epoch=console.print_epoch, progress=progress, team=team)
         else:
-            found, _ = _train(wanted, config, None, runs, team)
+            found, _ = _train(wanted, config, overrides or [], None, runs or RUNS, team)
     _print_end(found, found.metrics(), as_json)
 
 
@@ -112,7 +131,9 @@ def lr_find(
     lowest: Annotated[float, typer.Option("--from", help="The first step's rate.")] = 1e-6,
     highest: Annotated[float, typer.Option("--to", help="The last step's rate, if the loss holds so long.")] = 10.0,
     steps: Annotated[int, typer.Option(help="How many steps the range is cut into.")] = 200,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The picture, a PNG; replaced.")] = Path("lr-find.png"),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The picture, a PNG; replaced.", callback=expanded)
+    ] = Path("lr-find.png"),
     as_json: AsJson = False,
 ) -> None:
     """Let the learning rate rise from step to step on a copy of the model, and suggest one. Leaves no run.
@@ -121,8 +142,10 @@ def lr_find(
     """
     from comp import config as configs
     from comp import console, pipeline, plots
+    from comp import runs as run_folders
 
-    with console.bars() as progress:
+    run_folders.demand_writable(output, suffix=".png")
+    with configs.blamed(overrides or []), console.bars() as progress:
         found = pipeline.find_rate(
             configs.load(config, overrides or []), lowest=lowest, highest=highest, steps=steps, progress=progress
         )
@@ -143,13 +166,31 @@ def _load_one(config: Path | None, overrides: list[str] | None) -> "Config":
     return configs.load(config, overrides or [])
 
 
-def _one_of(**given: Any) -> None:
-    """Refuse none and several ways of saying what to train."""
+def _demand_one(
+    config: Path | None, overrides: list[str] | None, others: "dict[str, Path | None]", runs: Path | None
+) -> None:
+    """Refuse none and several ways of saying what to train, and what would be laid on a run that exists."""
     from comp.errors import ConfigError
 
-    names = ["CONFIG" if name == "CONFIG" else f"--{name}" for name in given]
-    if sum(value is not None for value in given.values()) != 1:
-        raise ConfigError(f"expected one of {', '.join(names)}; for example: comp run configs/quickstart.yaml")
+    given = {name: path for name, path in others.items() if path is not None}
+    texts = [str(config)] if config and "=" in str(config) and not config.exists() else []
+    laid_on = " ".join([*texts, *(overrides or [])])
+    if len(given) == 1 and laid_on and (texts or config is None):
+        ((name, path),) = given.items()
+        if name == "--as":
+            raise ConfigError(
+                f"--as repeats a run as it was, and {laid_on} would change it; to train its config with that: comp run "
+                f"{path}/config.yaml {laid_on}"
+            )
+        raise ConfigError(
+            f"--resume goes on with the run's own config, and {laid_on} would change it; to train on from its best "
+            f"weights: comp run {path}/config.yaml model.pretrained=false model.from_run={path} {laid_on}"
+        )
+    if len(given) + (config is not None) != 1 or texts:
+        names = ", ".join(["CONFIG", *others])
+        raise ConfigError(f"expected one of {names}; for example: comp run configs/quickstart.yaml")
+    if "--resume" in given and runs is not None:
+        raise ConfigError(f"--resume goes on in {given['--resume']}, wherever it lies; leave --runs out")
 
 
 def _wanted(config: Path | None, overrides: list[str] | None, of: Path | None) -> "Config":
@@ -160,9 +201,10 @@ def _wanted(config: Path | None, overrides: list[str] | None, of: Path | None) -
 
 
 def _train(
-    wanted: "Config", config: Path | None, like: Path | None, runs: Path, team: "Alone",
+    wanted: "Config", config: Path | None, overrides: list[str], like: Path | None, runs: Path, team: "Alone",
     tracker: "Tracker | None" = None,
 ) -> "tuple[Any, Dataset]":  # fmt: skip
+    from comp import config as configs
     from comp import console, device, pipeline
     from comp import runs as run_folders
 
@@ -171,7 +213,7 @@ def _train(
         name = like.name.split("-", 2)[-1]
         recorded = like / "execution.json"
         execution = device.from_json(run_folders.read_json(recorded), str(recorded))
-    with console.bars() as progress:
+    with configs.blamed(overrides), console.bars() as progress:
         dataset = team.leader_first(lambda: pipeline.prepare(wanted, runs, progress))
         console.print_notes(dataset)
         found = pipeline.train(
@@ -198,12 +240,12 @@ def _print_end(run: "Run", scores: "RunMetrics", as_json: bool) -> None:
     console.print_summary(run, scores)
 
 
-def _rehearse(config: "Config", as_json: bool) -> None:
+def _rehearse(config: "Config", runs: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
     from comp import console
     from comp.rehearsal import rehearse
 
     with console.bars() as progress:
-        stages = rehearse(config, progress)
+        stages = rehearse(config, progress, runs_root=runs)
     console.print_json([asdict(stage) for stage in stages]) if as_json else console.print_stages(stages)

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comp.verbs.options import RUNS, AsJson, Overrides, RunsRoot
+from comp.verbs.options import RUNS, AsJson, MaybeConfig, Overrides, RunsRoot
 
 if TYPE_CHECKING:
     from comp.config import Config
 
 
 def tune(
-    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")] = None,
+    config: MaybeConfig = None,
     overrides: Overrides = None,
     *,
     trials: Annotated[int | None, typer.Option(min=1, help="Of the study in all, however often continued.")] = None,
@@ -29,10 +29,18 @@ def tune(
 
     Example: comp tune configs/quickstart-tune.yaml --trials 30
     """
+    from comp import config as configs
     from comp import console
 
+    given = {"trials": trials, "timeout": timeout, "study": study, "metric": metric}
     if show is not None:
+        from comp.errors import ConfigError
         from comp.tuning import showing
+
+        asked = {"CONFIG": config, **{f"--{name}": value for name, value in given.items()}}
+        several = [name for name, value in asked.items() if value is not None] + ["--workers"] * (workers > 1)
+        if several:
+            raise ConfigError(f"--show trains nothing, so {', '.join(several)} would change nothing; leave it out")
 
         found = showing.show(show, runs_root=runs, storage=storage or "")
     else:
@@ -40,9 +48,8 @@ def tune(
         from comp.tuning import search
 
         distributed.refuse("comp tune")
-        given = {"trials": trials, "timeout": timeout, "storage": storage, "study": study, "metric": metric}
-        with console.bars() as progress:
-            loaded, name = _load(config, overrides, given)
+        with configs.blamed(overrides or []), console.bars() as progress:
+            loaded, name = _load(config, overrides, {**given, "storage": storage})
             found = search.tune(
                 loaded, name=name, runs_root=runs, workers=workers, on_trial=console.print_trial, progress=progress
             )

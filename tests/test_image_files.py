@@ -105,6 +105,17 @@ def test_an_animation_gives_its_first_frame_and_a_note(tmp_path: Path) -> None:
     assert found.train.images.notes == ("train: 1 animated, only the first frame is read: zz.gif",)
 
 
+def test_transparency_and_other_fourth_bands_are_told(tmp_path: Path) -> None:
+    write_folders(tmp_path, train=2, val=0)
+    square("RGBA", (1, 2, 3, 255)).save(tmp_path / "train/ant/x.png")  # opaque: nothing to tell
+    square("RGBA", (1, 2, 3, 9)).save(tmp_path / "train/ant/y.png")
+    square("RGBX", (1, 2, 3, 9)).save(tmp_path / "train/ant/z.tif")
+    assert opened(tmp_path, image_size=8).notes[:2] == (
+        "train: 1 have transparency, which is laid on white, first y.png",
+        "train: 1 have a fourth band that is no transparency, which is left out, first z.tif",
+    )
+
+
 def test_cropping_keeps_the_middle_and_stretching_keeps_everything() -> None:
     wide = Image.fromarray(np.repeat(np.array([[10, 20, 30, 40]], np.uint8), 2, 0)).convert("RGB")  # 4 x 2
     assert fitted(wide, (2, 2), "crop")[0, :, 0].tolist() == [20, 30]

@@ -146,6 +146,11 @@ def test_a_network_of_fixed_size_is_refused_with_the_size_it_was_made_for() -> N
     assert built("efficientformer_l1", (3, 64, 96), stem="resize", input_size=224).resize.size == (224, 224)
 
 
+def test_a_network_that_is_built_for_squares_alone_is_refused_with_one() -> None:
+    with pytest.raises(ModelError, match=r"nest_tiny cannot be built for 64x96 px images \(Model only handles square"):
+        built("nest_tiny", (3, 64, 96))
+
+
 # --- what happens to images
 
 

@@ -54,6 +54,7 @@ Resize = Literal["crop", "stretch", "letterbox"]
 Rows = slice | NDArray[np.int64]
 _Found = TypeVar("_Found")
 _ORIENTATION = 0x0112  # EXIF
+_SAMPLES = 277  # TIFF: values of a pixel
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,19 @@ def in_threads(
 
 @dataclass(frozen=True)
 class Look:
-    """What one look into a file tells: its upright size (W, H), whether it is animated, and its depth beyond 8 bits."""
+    """What one look into a file tells.
+
+    Attributes:
+        size: upright, (W, H).
+        animated: whether it has several frames.
+        fourth: what happens to a fourth band: `laid on white` where it is transparency and not opaque, `left out` where
+            it is something else, empty where there is none.
+        depth: of pixels with more than 8 bits.
+    """
 
     size: tuple[int, int]
     animated: bool
+    fourth: str
     depth: Depth | None
 
 
@@ -163,17 +173,26 @@ def look(path: Path, content: bytes) -> Look:
         DataError: as `read_image`.
     """
     animated: list[bool] = []
+    fourth: list[str] = []
     depths: list[Depth] = []
 
     def inspect(opened: Image.Image) -> None:
         animated.append(bool(getattr(opened, "is_animated", False)))
+        beyond = opened.mode == "RGB" and getattr(opened, "tag_v2", {}).get(_SAMPLES, 3) > 3
+        fourth.append("left out" if beyond else "laid on white" if _shines_through(opened) else "")
 
     def measure(values: NDArray[Any]) -> Scale:
         depths.append(ranges.depth_of(values, str(path)))
         return 0.0, 1.0  # the pixels themselves are not looked at
 
     image = _decoded(path, content, inspect, measure)
-    return Look(image.size, animated[0], ranges.merged(depths))
+    return Look(image.size, animated[0], fourth[0], ranges.merged(depths))
+
+
+def _shines_through(image: Image.Image) -> bool:
+    if not image.has_transparency_data:
+        return False
+    return bool(np.asarray(image.convert("RGBA").getchannel("A")).min() < 255)
 
 
 def read_image(path: Path, scale: Scale | None = None) -> Image.Image:
@@ -196,15 +215,15 @@ def _decoded(
     inspect: Callable[[Image.Image], object],
     scale_of: Callable[[NDArray[Any]], Scale],
 ) -> Image.Image:
-    """Return the image; `inspect` sees it before it is decoded, `scale_of` values of more than 8 bits."""
+    """Return the image; `inspect` sees it as Pillow has it, `scale_of` values of more than 8 bits."""
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             width, height = opened.size
             if width * height > MOST_PIXELS:
                 raise DataError(_bomb(path, f"{width:,} x {height:,} pixels"))
-            inspect(opened)
             opened.seek(0)
             deep = _deep_values(opened, content)
+            inspect(opened)
             if deep is None:
                 return _rgb(ImageOps.exif_transpose(opened))
             eight = _eight_bits(deep, scale_of)

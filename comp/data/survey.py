@@ -60,6 +60,9 @@ def files_split(
     notes = _notes(name, [ids[row] for row in missing], [str(paths[row]) for row in bad], labelled=labels is not None)
     if animated := facts["animated"]:
         notes.append(f"{name}: {len(animated):,} animated, only the first frame is read: {animated[0]}")
+    for what, names in facts["fourth"].items():
+        band = "transparency" if what == "laid on white" else "a fourth band that is no transparency"
+        notes.append(f"{name}: {len(names):,} have {band}, which is {what}, first {names[0]}")
     kept = np.flatnonzero(whole) if labels is not None else np.arange(len(paths))
     read = ImageFiles(
         paths=np.array([str(path) if fine else "" for path, fine in zip(paths, whole, strict=True)])[kept],
@@ -137,6 +140,10 @@ def _survey(paths: Sequence[Path], name: str, progress: Progress) -> dict[str, A
         "smallest": list(sizes[0]) if sizes else [],
         "largest": list(sizes[-1]) if sizes else [],
         "depth": asdict(depth) if depth else None,
+        "fourth": {
+            what: [path.name for path, looked in good if looked.fourth == what]
+            for what in sorted({looked.fourth for _, looked in good} - {""})
+        },
         "animated": [path.name for path, looked in good if looked.animated],
         "unreadable": [[row, str(looked)] for row, (_, looked) in enumerate(found) if isinstance(looked, DataError)],
     }

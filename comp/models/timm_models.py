@@ -77,10 +77,23 @@ def _created(
     except WRONG_ARGUMENTS as error:
         if state and isinstance(error, RuntimeError):
             raise ModelError(f"{file}: these weights do not fit {name}: {first_lines(error)}") from None
+        _blame_proportion(name, arguments, error)
         raise ModelError(f"model.timm: {name} cannot be built from {dict(arguments)}: {first_lines(error)}") from None
     if found != classes:
         inner.reset_classifier(classes)  # type: ignore[operator]
     return inner
+
+
+def _blame_proportion(name: str, arguments: Mapping[str, Any], error: Exception) -> None:
+    """Refuse an oblong size where it can be what a factory stumbled over."""
+    size = arguments.get("img_size")
+    if isinstance(size, tuple) and size[0] != size[1]:
+        side = sketch(name).pretrained_cfg["input_size"][1]
+        reason = first_lines(error) or "a check of its own fails"
+        raise ModelError(
+            f"model.name: {name} cannot be built for {size[0]}x{size[1]} px images ({reason}); "
+            f"where it takes squares alone: model.stem=resize model.input_size={side}"
+        ) from None
 
 
 def _demand_adaptable(name: str, cfg: Mapping[str, Any], state: State, channels: int) -> None:

@@ -36,7 +36,7 @@ def read(path: Path) -> pd.DataFrame:
 
 def read_any(path: Path, error: type[UserError]) -> pd.DataFrame:
     """Return the cells of a table that someone else wrote, as text: UTF-8 with or without a byte order mark, or UTF-16
-    with one; plain, or the only CSV in a .zip. `007` stays `007`, and a class `NA` stays a class.
+    with one; plain, or the only CSV in a .zip. `007` stays `007`, a class `NA` a class, and the header as it is.
 
     Raises:
         UserError: of the kind `error`: missing, of another encoding, ragged, or without a row.
@@ -58,7 +58,6 @@ def read_any(path: Path, error: type[UserError]) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as reason:
         raise error(f"{path}: not a rectangular CSV: {str(reason).strip()}") from None
     table = _with_header(table)
-    table.columns = [str(column).strip() for column in table.columns]
     if table.empty:
         raise error(f"{path}: expected a header and rows below it, found no row")
     return table

@@ -22,9 +22,13 @@ def check(config: ConfigPath, overrides: Overrides = None, runs: RunsRoot = RUNS
     """
     from comp import config as configs
     from comp import console, pipeline
+    from comp.tuning import objectives, pruners, samplers
 
     loaded = configs.load(config, overrides or [])
     pipeline.check(loaded, runs)
+    objectives.check_names(loaded)
+    pruners.check_name(loaded)
+    samplers.sampler(loaded, 0)
     console.print_line(f"{config}: good (config hash {configs.fingerprint(loaded)})")
 
 

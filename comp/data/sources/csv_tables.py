@@ -26,7 +26,7 @@ def read_table(path: Path) -> pd.DataFrame:
     seen: dict[str, int] = {}
     names = []
     for place, column in enumerate(table.columns):
-        name = column or f"Unnamed: {place}"  # as pandas calls the index that it wrote
+        name = column.strip() or f"Unnamed: {place}"  # as pandas calls the index that it wrote
         count = seen[name] = seen.get(name, -1) + 1
         names.append(f"{name}.{count}" if count else name)
     table.columns = names

@@ -120,6 +120,7 @@ class Listing:
         self._folder = folder
         self._files: dict[str, Path] = {}  # by path below the folder
         self._stems: dict[str, list[str]] = {}  # the same without the ending
+        self._folded: dict[str, list[str]] = {}  # the same with the ending in lower case
         for parent, _, names in os.walk(folder):
             for name in names:
                 path = Path(parent, name)
@@ -127,6 +128,7 @@ class Listing:
                     key = unicodedata.normalize("NFC", path.relative_to(folder).as_posix())
                     self._files[key] = path
                     self._stems.setdefault(key[: -len(path.suffix)], []).append(key)
+                    self._folded.setdefault(_with_small_ending(key), []).append(key)
 
     def names(self, *, without: frozenset[Path] = frozenset()) -> tuple[str, ...]:
         """Return every file's name, without endings where that leaves them distinct."""
@@ -143,7 +145,7 @@ class Listing:
         """Return the file of each id.
 
         Raises:
-            DataError: an id that leads out of the folder, fits no file, or fits several.
+            DataError: an id that leads out of the folder, fits no file, or fits several; or two ids that fit one.
         """
         found = [self._find(key) for key in ids]
         missing = [key for key, path in zip(ids, found, strict=True) if path is None]
@@ -152,17 +154,31 @@ class Listing:
                 f"{self._folder}: {len(missing):,} of {len(ids):,} ids have no image there, first {_some(missing)}; "
                 f"found are {_some(sorted(self._files)) or 'no images'}"
             )
+        first: dict[Path, str] = {}
+        for key, path in zip(ids, found, strict=True):
+            if path is not None and first.setdefault(path, key) != key:
+                raise DataError(f"{path}: ids {first[path]!r} and {key!r} both name this file; remove one of them")
         return [path for path in found if path is not None]
 
     def _find(self, key: str) -> Path | None:
         if PurePosixPath(key).is_absolute() or PureWindowsPath(key).anchor or ".." in PureWindowsPath(key).parts:
             raise DataError(f"{self._folder}: id {key!r} leads out of the folder, which is refused; mend the table")
         key = unicodedata.normalize("NFC", key.removeprefix(f"{self._folder.name}/"))
-        stems = sorted(self._stems.get(key, []))
-        if key not in self._files and len(stems) > 1:
-            raise DataError(f"{self._folder}: id {key!r} fits {_some(stems)}; remove all but one")
-        name = key if key in self._files else (stems or [""])[0]
-        return self._files.get(name)
+        # As it is, without its ending, with the ending's case aside, and the same without spaces around it.
+        for text in dict.fromkeys((key, key.strip())):
+            if text in self._files:
+                return self._files[text]
+            fitting = sorted(self._stems.get(text) or self._folded.get(_with_small_ending(text), []))
+            if len(fitting) > 1:
+                raise DataError(f"{self._folder}: id {key!r} fits {_some(fitting)}; remove all but one")
+            if fitting:
+                return self._files[fitting[0]]
+        return None
+
+
+def _with_small_ending(name: str) -> str:
+    stem, dot, ending = name.rpartition(".")
+    return f"{stem}{dot}{ending.lower()}"
 
 
 def _some(values: Sequence[Any]) -> str:

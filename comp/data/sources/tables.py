@@ -46,8 +46,14 @@ def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> So
         test = test_images.split
     return Source(
         train, test, labels.classes, groups=groups, sample=sample, notes=tuple(notes), separator=labels.separator,
-        task=labels.task,
+        task=labels.task, header=_header(id_column, labels.column), synonyms=labels.synonyms,
     )  # fmt: skip
+
+
+def _header(id_column: str, label_column: str) -> tuple[str, str]:
+    """Return what a submission's columns are called where no sample shows it: as the training table's are."""
+    named = "id" if id_column.startswith("Unnamed: ") else id_column
+    return named, label_column or "label"
 
 
 def _test_ids(config: DataConfig, sample: Sample | None, id_column: str) -> list[str]:

@@ -14,7 +14,7 @@ from comp import class_names, device, metrics, plots, predicting, runs
 from comp import config as configs
 from comp.augment import policies
 from comp.building import build_model
-from comp.competition import formats, rules, submission
+from comp.competition import formats, rules, samples, submission
 from comp.competition.spec import Competition
 from comp.config import Config, space
 from comp.config.section import height_and_width
@@ -193,7 +193,7 @@ def open_data(config: Config, progress: Progress = quiet) -> Dataset:
     """Open the data of a config that is checked, and refuse what only they show; see `prepare`."""
     dataset = open_dataset(config, progress)
     check_data(config, dataset)
-    return replace(dataset, notes=(*dataset.notes, *_submission_notes(dataset)))
+    return replace(dataset, notes=(*dataset.notes, *_submission_notes(config, dataset)))
 
 
 def ready_model(config: Config, dataset: Dataset) -> Classifier:
@@ -252,7 +252,7 @@ def _check_shape(config: Config, dataset: Dataset) -> None:
     check_size(config.predict.views, height, width)
 
 
-def _submission_notes(dataset: Dataset) -> tuple[str, ...]:
+def _submission_notes(config: Config, dataset: Dataset) -> tuple[str, ...]:
     """Return how a submission will be written and why, with example rows; nothing where nothing is submitted."""
     if dataset.suite is None:
         return ()
@@ -262,9 +262,31 @@ def _submission_notes(dataset: Dataset) -> tuple[str, ...]:
     shown = header if len(header) <= _SHOWN_HEADER else f"{header[:_SHOWN_HEADER]}..."
     notes = [f"submission: {shown}, {len(dataset.suite):,} rows; {'; '.join(derived.reasons)}"]
     if competition.test_ids:
-        notes.append("submission: no sample submission was found, so this header and the order of the ids are assumed")
+        whose = ", the training table's," if competition.header != ("id", "label") else ""
+        notes.append(
+            f"submission: {_why_no_sample(config)}, so this header{whose} and the order of the ids are assumed"
+        )
     notes += [f"submission, as it will be written: {row}" for row in formats.examples(derived, competition.task)]
     return (*notes, *(f"submission: {doubt}" for doubt in derived.doubts))
+
+
+def _why_no_sample(config: Config) -> str:
+    """Return why no sample submission was read; a named one must be there.
+
+    Raises:
+        SubmissionError: the named one is missing.
+    """
+    root, named = Path(config.data.root), config.data.csv.sample
+    if not named:
+        return "no sample submission is read (data.csv.sample is empty)"
+    unread = [path] if named != "auto" and (path := samples.find(root, named)[0]) else samples.below(root)
+    if not unread:
+        return "no sample submission was found"
+    kind = f"data.source={config.data.source}"
+    return (
+        f"{', '.join(map(str, unread))} is not read by {kind}, which knows no test images by the ids of a sample (only "
+        "image_folder with test images in no class's folder and csv_images do)"
+    )
 
 
 def train(

@@ -89,6 +89,8 @@ def test_a_key_goes_before_all_evidence() -> None:
         ({"cat": "0"}, "gives no text for 1 classes"),
         ({"cat": "0", "dgo": "1"}, "'dgo' is not a class .*did you mean 'dog'"),
         ({"cat": "0", "dog": "0"}, "writes '0' for several classes"),
+        ({"cat": "", "dog": "0"}, "class 'cat' is given no text; an answer must not be blank"),
+        ({"cat": "1", "dog": "  "}, "class 'dog' is given no text"),
     ):
         with pytest.raises(SubmissionError, match=message):
             spell(["cat", "dog"], ["0"], labels=mapping)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comp.competition import doubts, formats, spec, submission, verdicts
+from comp.competition import doubts, formats, spec, submission, unseen, verdicts
 from comp.competition.spec import Competition, Sample, SubmissionFormat
 from comp.config import SubmissionConfig
 from comp.errors import SubmissionError
@@ -118,7 +118,7 @@ def rows_of(path: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize(
     ("cell", "good", "bad"),
-    [("0", "17", "cat"), ("cat", "dog", "nan"), ("0", "0", "1.0"), ("0", "0", "-1")],
+    [("0", "17", "cat"), ("cat", "dog", ""), ("0", "0", "nan"), ("0.5", "0.25", "x")],
 )
 def test_a_sample_alone_tells_ids_and_the_kind_of_labels(
     tmp_path: Path, comp: Comp, cell: str, good: str, bad: str
@@ -160,7 +160,7 @@ def test_a_sample_with_a_column_for_each_class_wants_probabilities(tmp_path: Pat
 def test_a_sample_that_tells_nothing_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "sample.csv").write_text(content)
     with pytest.raises(SubmissionError, match=message):
-        formats.from_sample(tmp_path / "sample.csv")
+        unseen.from_sample(tmp_path / "sample.csv", tmp_path / "sample.csv")
 
 
 def competition(section: SubmissionConfig, sample: Sample | None = None, metric: str = "accuracy") -> Competition:

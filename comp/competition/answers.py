@@ -59,8 +59,9 @@ def _write_labels(rows: Predictions, form: SubmissionFormat) -> Columns:
     if form.wide:
         return _write_flags(rows, form)
     decided = rows.decisions()
-    # A cell is never empty: where no class reaches its threshold, the likeliest one is written.
-    decided[np.arange(len(rows)), rows.outputs.argmax(1)] |= ~decided.any(1)
+    if not form.may_be_empty:
+        # Every training image has a class: where none reaches its threshold, the likeliest one is written.
+        decided[np.arange(len(rows)), rows.outputs.argmax(1)] |= ~decided.any(1)
     return [[_joined(np.flatnonzero(row), form) for row in decided]]
 
 
@@ -101,7 +102,7 @@ def _check_label(table: pd.DataFrame, form: SubmissionFormat) -> Problem:
 
 
 def _may_be_label(cell: str, form: SubmissionFormat) -> bool:
-    return cell.strip().lower() not in NO_ANSWER if form.any_text else bool(_WHOLE.fullmatch(cell))
+    return bool(cell.strip()) if form.any_text else bool(_WHOLE.fullmatch(cell))
 
 
 def _labels_meant(form: SubmissionFormat) -> str:
@@ -126,13 +127,16 @@ def _check_list(table: pd.DataFrame, form: SubmissionFormat, most: int | None) -
     known, cells = set(form.texts), table[form.columns[0]]
 
     def right(cell: str) -> bool:
+        if not cell:
+            return form.may_be_empty
         parts = cell.split(form.separator)
-        every = all(part in known if known else part.lower() not in NO_ANSWER for part in parts)
+        every = all(part in known if known else part.strip() for part in parts)
         return every and len(set(parts)) == len(parts) and (most is None or len(parts) <= most)
 
     valid = {cell: right(cell) for cell in cells.unique()}
     limit = f"at most {most} " if most and form.answer == "ranked" else ""
-    meant = f"{limit}different labels parted by {form.separator!r}, each {_labels_meant(form)}"
+    empty = ", or nothing" if form.may_be_empty else ""
+    meant = f"{limit}different labels parted by {form.separator!r}, each {_labels_meant(form)}{empty}"
     return ~cells.map(valid).to_numpy(bool), meant
 
 
@@ -162,13 +166,14 @@ def _read_label(table: pd.DataFrame, form: SubmissionFormat) -> NDArray[np.str_]
 
 
 def _read_largest(table: pd.DataFrame, form: SubmissionFormat) -> NDArray[np.str_]:
-    largest: NDArray[np.str_] = np.array(form.columns, np.str_)[_numbers(table, form).argmax(1)]
+    largest: NDArray[np.str_] = np.array(form.column_texts(), np.str_)[_numbers(table, form).argmax(1)]
     return largest
 
 
 def _read_flags(table: pd.DataFrame, form: SubmissionFormat) -> NDArray[np.str_]:
     flags = _numbers(table, form) >= 0.5
-    return np.array([" ".join(name for name, flag in zip(form.columns, row, strict=True) if flag) for row in flags])
+    names = form.column_texts()
+    return np.array([" ".join(name for name, flag in zip(names, row, strict=True) if flag) for row in flags], np.str_)
 
 
 def _read_labels(table: pd.DataFrame, form: SubmissionFormat) -> NDArray[np.str_]:

@@ -7,13 +7,14 @@ says why; it refuses what evidence does not settle.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from comp import class_names, predictions
-from comp.competition import samples, spelling
+from comp.competition import shown, spelling
 from comp.competition.answers import ANSWERS
 from comp.competition.spec import Block, Competition, Sample, SubmissionFormat
 from comp.competition.spelling import Spelling
@@ -21,12 +22,9 @@ from comp.errors import SubmissionError
 from comp.metrics import Metric, metric
 from comp.tasks import TASKS
 
-_WHOLE = re.compile(r"0|[1-9][0-9]*")
 _EXAMPLES = 3  # rows shown before training
 _DEFAULT_RANKED = 5
 _NEGATIONS = frozenset({"no", "not", "non"})  # in a header
-_SEPARATORS = ("|", ", ", ",", " ")  # that samples part labels by
-_NEARLY_ONE = 0.01  # of a sample's rounded probabilities
 
 
 @dataclass(frozen=True)
@@ -56,32 +54,40 @@ def derive(competition: Competition) -> Derived:
         SubmissionError: the evidence contradicts itself or does not settle how to answer; naming the key that does.
     """
     sample, section = competition.sample, competition.submission
+    if sample and section.answer == "auto":
+        shown.refuse_foreign_numbers(sample, competition)
     answer, reason, doubts = _answer(competition)
     classes = competition.classes
     wide = bool(sample and len(sample.columns) > 1) if sample else _wide_without_sample(answer, competition)
     _demand_columns(answer, wide, sample)
     form = SubmissionFormat(
         blocks=competition.blocks if not (sample or competition.test_ids) else (),
-        id_column=section.id_column or (sample.id_column if sample else "id"),
+        id_column=section.id_column or (sample.written if sample else competition.header)[0],
         answer=answer,
         listed_ids=sample.ids if sample else competition.test_ids,
         classes=classes,
     )
     if answer == "probability":
         positive = _positive(competition)
-        columns: tuple[str, ...] = (section.label_column or (sample.columns[0] if sample else "label"),)
+        columns = _single_column(competition)
         _demand_distinct(form.id_column, columns)
         reasons = (reason, f"probability of class {classes[positive]!r}, {_why_positive(competition)}")
         return Derived(replace(form, columns=columns, texts=classes, positive=positive), reasons, doubts)
     spelled = _spelled(competition, answer, wide)
-    columns = _wide_columns(spelled.texts, sample) if wide else (
-        section.label_column or (sample.columns[0] if sample else "label"),
-    )  # fmt: skip
+    columns = _wide_columns(spelled.texts, sample) if wide else _single_column(competition)
     _demand_distinct(form.id_column, columns)
-    form = replace(form, columns=columns, texts=spelled.texts, **_list_settings(competition, answer, spelled.texts))
+    form = replace(form, columns=columns, texts=spelled.texts)
+    if answer in ("labels", "ranked") and not wide:
+        form = replace(form, **_list_settings(competition, answer, spelled.texts))
+        doubts = (*doubts, *_separator_doubt(competition, form.separator))
     if answer == "value" and class_names.values(form.texts) is None:
         raise SubmissionError(f"competition.submission.answer: value needs classes that are numbers, found {classes}")
     return Derived(form, (reason, spelled.reason), (*doubts, *spelled.doubts))
+
+
+def _single_column(competition: Competition) -> tuple[str, ...]:
+    sample = competition.sample
+    return (competition.submission.label_column or (sample.written if sample else competition.header)[1],)
 
 
 def _demand_distinct(id_column: str, columns: Sequence[str]) -> None:
@@ -141,7 +147,7 @@ def _answer_of_columns(competition: Competition, wanted: Metric) -> tuple[str, s
         )
     if wanted.of_probabilities:
         return "independent", f"answer independent: {name} is computed from probabilities", ()
-    if not narrow and sample and _fractional(sample):
+    if not narrow and sample and shown.holds_fractions(sample):
         doubt = f"{sample.path} holds fractions, so probabilities are written, though {name} is computed from decisions"
         return "independent", "answer independent: the sample holds fractions", (doubt,)
     return "labels", f"answer labels: {name} is computed from decisions", ()
@@ -150,7 +156,9 @@ def _answer_of_columns(competition: Competition, wanted: Metric) -> tuple[str, s
 def _answer_of_one(competition: Competition, wanted: Metric) -> tuple[str, str, tuple[str, ...]]:
     """Return the answer of a task whose classes exclude each other."""
     sample, name = competition.sample, competition.metric
-    if wanted.ranked or (sample and _lists_labels(sample, competition.classes)):
+    if not wanted.ranked and not wanted.of_probabilities and sample:
+        shown.refuse_unclear_list(sample, competition.classes)
+    if wanted.ranked or (sample and shown.lists_labels(sample, competition.classes)):
         return "ranked", "answer ranked: " + (f"{name} counts them" if wanted.ranked else "the sample lists labels"), ()
     why = f"{name} is computed from probabilities"
     if sample is None or len(sample.columns) > 1:
@@ -160,56 +168,30 @@ def _answer_of_one(competition: Competition, wanted: Metric) -> tuple[str, str, 
             return "probabilities", f"answer probabilities: {why}", ()
         if sample is None:
             return "label", f"answer label: {name} is computed from decisions", ()
-        if _one_hot(sample):
-            return "label", f"answer label: {name} is computed from decisions, and the sample's rows hold one 1", ()
+        if shown.one_hot(sample):
+            doubt = (
+                f"{sample.path} holds the same one-hot row for every id, so one-hot labels are written, as {name} is "
+                "computed from decisions; for probabilities: competition.submission.answer=probabilities"
+            )
+            why = f"{name} is computed from decisions, and the sample's rows hold one 1"
+            return "label", f"answer label: {why}", (doubt,) if sample.constant else ()
         doubt = (
             f"{sample.path} has a column for each class, so probabilities are written, though {name} is of decisions"
         )
         return "probabilities", "answer probabilities: the sample has a column for each class", (doubt,)
     if wanted.of_probabilities:
-        text = next((cell for (cell,) in sample.cells if cell.strip() and class_names.decimal(cell) is None), "")
+        text = next((cell for (cell,) in sample.cells if cell.strip() and shown.number(cell) is None), "")
         doubt = f"{sample.path} holds {text!r}, and probabilities are written, since {name} is computed from them"
         return (
             "probability", f"answer probability: {why}, and the sample has one answer column", (doubt,) if text else ()
         )  # fmt: skip
-    if strange := _fraction_that_is_no_label(sample, competition.classes):
+    if strange := shown.fraction_that_is_no_label(sample, competition.classes):
         doubt = (
             f"{sample.path} holds {strange!r}, which is no label, so a probability is written, though {name} is "
             "computed from decisions; name the competition's metric"
         )
         return "probability", f"answer probability: the sample holds {strange!r}", (doubt,)
     return "label", f"answer label: {name} is computed from decisions", ()
-
-
-def _fractional(sample: Sample) -> bool:
-    numbers = [class_names.decimal(cell) for row in sample.cells for cell in row if cell.strip()]
-    return any(number is not None and number != int(number) for number in numbers)
-
-
-def _fraction_that_is_no_label(sample: Sample, classes: Sequence[str]) -> str:
-    worth = set(class_names.values(classes) or ())
-    for (cell,) in sample.cells:
-        number = class_names.decimal(cell)
-        if number is not None and number != int(number) and number not in worth and cell not in classes:
-            return cell
-    return ""
-
-
-def _one_hot(sample: Sample) -> bool:
-    """Tell whether a wide sample's rows each hold one 1 and else 0; rows that are all the same are a placeholder."""
-    rows = {tuple(class_names.decimal(cell) for cell in row) for row in sample.cells}
-    return len(rows) > 1 and all(set(row) <= {0, 1} and sum(cell for cell in row if cell) == 1 for row in rows)
-
-
-def _lists_labels(sample: Sample, classes: Sequence[str]) -> bool:
-    """Tell whether a sample's cells list several different labels, parted by spaces."""
-    if len(sample.columns) > 1:
-        return False
-    cells = {cell for (cell,) in sample.cells if cell.strip() and cell not in classes}
-    lists = [cell.split(" ") for cell in cells]
-    known = set(classes)
-    return bool(lists) and all(len(parts) > 1 and len(set(parts)) == len(parts) and set(parts) <= known
-                               for parts in lists)  # fmt: skip
 
 
 def _positive(competition: Competition) -> int:
@@ -259,13 +241,49 @@ def _spelled(competition: Competition, answer: str, wide: bool) -> Spelling:
             separator = _separator(competition)
             if competition.submission.labels == "auto":
                 _demand_whole(competition.classes, separator)
-            cells = [part.strip() for cell in cells for part in cell.split(separator)]
+            cells = _listed(cells, separator, competition.classes)
         if answer == "value":
             cells = None
-    return spelling.spell(
-        competition.classes, cells, labels=competition.submission.labels, numbered=competition.numbered,
-        blocks=bool(competition.blocks), where=sample.path if sample else "",
-    )  # fmt: skip
+    meant = _synonym(competition, cells) if cells else ""
+    try:
+        spelled = spelling.spell(
+            competition.classes, cells, labels=competition.submission.labels, numbered=competition.numbered,
+            blocks=bool(competition.blocks), where=sample.path if sample else "",
+        )  # fmt: skip
+    except SubmissionError as error:
+        raise SubmissionError(f"{error}{meant and f'; {meant}'}") from None
+    if meant and competition.submission.labels == "auto":
+        return replace(spelled, doubts=(*spelled.doubts, f"{sample.path if sample else ''}: {meant}"))
+    return spelled
+
+
+def _listed(cells: Sequence[str], separator: str, classes: Sequence[str]) -> list[str]:
+    """Return the labels that lists show; of a placeholder, one list in all rows, its first text that is no label."""
+    parts = [part.strip() for cell in cells for part in cell.split(separator)]
+    strange = [part for part in parts if part and part not in classes]
+    constant = len({cell for cell in cells if cell.strip()}) == 1
+    return strange[:1] if constant and strange else parts
+
+
+def _synonym(competition: Competition, cells: Sequence[str]) -> str:
+    """Return which other column of the training table holds the sample's texts; empty unless exactly one does."""
+    held = {_worth(cell) for cell in cells if cell.strip()}
+    if not held or held <= set(map(_worth, competition.classes)):
+        return ""
+    columns = [name for name, texts in competition.synonyms.items() if held <= set(map(_worth, texts))]
+    if len(columns) != 1:
+        return ""
+    pairs = zip(competition.classes, competition.synonyms[columns[0]], strict=True)
+    some = ", ".join(f"{name}: {text}" for name, text in list(pairs)[:2])
+    return (
+        f"the training table's column '{columns[0]}' goes one to one with the labels and holds the sample's texts: to "
+        f"write those, data.csv.label_column={columns[0]}, or competition.submission.labels={{{some}, ...}}"
+    )
+
+
+def _worth(text: str) -> Decimal | str:
+    value = class_names.decimal(text)
+    return text.strip() if value is None else value
 
 
 def _wide_columns(texts: tuple[str, ...], sample: Sample | None) -> tuple[str, ...]:
@@ -280,7 +298,7 @@ def _wide_columns(texts: tuple[str, ...], sample: Sample | None) -> tuple[str, .
             f"{_some(strange)}, without a column {_some(missing)}; say how classes are written: "
             "competition.submission.labels={class: column, ...}"
         )
-    return sample.columns
+    return sample.written[1:]
 
 
 def _some(texts: Sequence[str]) -> str:
@@ -288,16 +306,32 @@ def _some(texts: Sequence[str]) -> str:
 
 
 def _separator(competition: Competition) -> str:
-    """Return what parts labels in a cell: what parts the sample's cells into labels, else what parts the training
-    table's, else what the sample shows, else a space.
+    """Return what parts labels in a cell: what parts the sample's cells into labels, else what makes its placeholder a
+    list, else what parts the training table's labels, else what the sample shows, else a space.
     """
     sample, known = competition.sample, set(competition.classes)
     cells = {cell.strip() for row in sample.cells for cell in row if cell.strip()} if sample else set()
-    for sign in dict.fromkeys((competition.separator or _SEPARATORS[0], *_SEPARATORS)):
+    for sign in dict.fromkeys((competition.separator or shown.SEPARATORS[0], *shown.SEPARATORS)):
         if any(sign in cell for cell in cells) and all(set(cell.split(sign)) <= known for cell in cells):
             return sign
-    shown = next((sign for sign in _SEPARATORS if any(sign in cell for cell in cells - known)), "")
-    return competition.separator or shown or " "
+    strange = cells - known
+    listed = shown.list_sign(next(iter(strange)), competition.classes) if len(strange) == 1 else ""
+    seen = next((sign for sign in shown.SEPARATORS if any(sign in cell for cell in strange)), "")
+    return listed or competition.separator or seen or " "
+
+
+def _separator_doubt(competition: Competition, separator: str) -> tuple[str, ...]:
+    """Return the doubt that a placeholder of unknown texts parts them by another sign than the training table does."""
+    sample = competition.sample
+    if sample is None or competition.separator in ("", separator.strip() or separator):
+        return ()
+    parts = {part for (cell,) in sample.cells for part in cell.split(separator) if part.strip()}
+    if parts <= set(competition.classes):
+        return ()
+    return (
+        f"{sample.path} parts texts that are no labels by {separator!r}, and the training table parts labels by "
+        f"{competition.separator!r}; the sample's is written",
+    )
 
 
 def _demand_whole(texts: Sequence[str], separator: str) -> None:
@@ -310,15 +344,13 @@ def _demand_whole(texts: Sequence[str], separator: str) -> None:
 
 def _list_settings(competition: Competition, answer: str, texts: Sequence[str]) -> dict[str, Any]:
     """Return `separator` and `ranked` of answers that list classes in a cell."""
-    if answer not in ("labels", "ranked"):
-        return {}
     separator = _separator(competition)
     _demand_whole(texts, separator)
     if answer == "labels":
-        return {"separator": separator}
+        return {"separator": separator, "may_be_empty": competition.bare_images}
     cells = {cell for (cell,) in competition.sample.cells} if competition.sample else set()
-    shown = max((len(cell.split(separator)) for cell in cells), default=0)
-    count = competition.submission.ranked or metric(competition.metric).ranked or (shown if shown > 1 else 0)
+    listed = max((len(cell.split(separator)) for cell in cells), default=0)
+    count = competition.submission.ranked or metric(competition.metric).ranked or (listed if listed > 1 else 0)
     return {"separator": separator, "ranked": min(count or _DEFAULT_RANKED, len(texts))}
 
 
@@ -357,6 +389,7 @@ def from_json(values: Mapping[str, Any], where: Path) -> SubmissionFormat:
             texts=tuple(map(str, values["texts"])),
             positive=None if values["positive"] is None else int(values["positive"]),
             separator=str(values["separator"]), ranked=int(values["ranked"]), any_text=bool(values["any_text"]),
+            may_be_empty=bool(values.get("may_be_empty", False)),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise SubmissionError(f"{where}: its `format` is damaged ({error!r}); give --format CONFIG") from None
@@ -370,26 +403,3 @@ def _from_version_1(values: Mapping[str, Any], blocks: tuple[Block, ...], ids: t
         blocks=blocks, id_column=id_column, columns=tuple(columns), answer=answer, listed_ids=ids, texts=texts,
         any_text=bool(values.get("names")),
     )  # fmt: skip
-
-
-def from_sample(path: Path) -> SubmissionFormat:
-    """Return what a sample submission alone shows: columns, ids, and whether it holds labels, numbers or probabilities.
-
-    The classes are not known, so any whole number, or any text, is a label.
-
-    Raises:
-        SubmissionError: it cannot be read or lists an id twice.
-    """
-    sample = samples.read(path)
-    form = SubmissionFormat(id_column=sample.id_column, columns=sample.columns, listed_ids=sample.ids)
-    cells = {cell for row in sample.cells for cell in row if cell.strip()}
-    numbers = [class_names.decimal(cell) for cell in cells]
-    if form.wide:
-        if any(number is None for number in numbers):
-            raise SubmissionError(f"{path}: expected numbers in a column for each class, found {_some(sorted(cells))}")
-        sums = [sum(float(class_names.decimal(cell) or 0) for cell in row) for row in sample.cells]
-        exclusive = all(abs(total - 1) <= _NEARLY_ONE for total in sums)
-        return replace(form, answer="probabilities" if exclusive else "independent", texts=sample.columns)
-    if any(number is not None and number != int(number) for number in numbers):
-        return replace(form, answer="probability")
-    return replace(form, any_text=not all(_WHOLE.fullmatch(cell) for cell in cells))

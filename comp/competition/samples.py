@@ -35,10 +35,7 @@ def find(root: Path, name: str) -> tuple[Path | None, tuple[str, ...]]:
                 f"{', '.join(here) or 'no CSV'}"
             )
         return root / name, ()
-    known = sorted(path for path in root.glob("*") if path.is_file() and _NAME.fullmatch(path.name))
-    plain = [path for path in known if path.suffix != ".zip"]
-    names = {path.name for path in plain}
-    candidates = plain + [path for path in known if path.suffix == ".zip" and path.stem not in names]
+    candidates = below(root)
     usual = [path for path in candidates if path.name in (_USUAL, f"{_USUAL}.zip")]
     if len(candidates) > 1 and not usual:
         listed = ", ".join(path.name for path in candidates)
@@ -49,6 +46,14 @@ def find(root: Path, name: str) -> tuple[Path | None, tuple[str, ...]]:
     return chosen, notes
 
 
+def below(root: Path) -> list[Path]:
+    """Return what lies in a folder under a sample submission's usual names; of a file and its .zip the file."""
+    known = sorted(path for path in root.glob("*") if path.is_file() and _NAME.fullmatch(path.name))
+    plain = [path for path in known if path.suffix != ".zip"]
+    names = {path.name for path in plain}
+    return plain + [path for path in known if path.suffix == ".zip" and path.stem not in names]
+
+
 def read(path: Path) -> Sample:
     """Return a sample submission's columns, ids and cells.
 
@@ -56,7 +61,9 @@ def read(path: Path) -> Sample:
         SubmissionError: it cannot be read, has no answer column or row, or lists an id twice.
     """
     table = tables.read_any(path, SubmissionError)
-    id_column, *columns = [str(column) for column in table.columns]
+    header = tuple(map(str, table.columns))
+    id_column, *columns = [column.strip() for column in header]
+    table.columns = [id_column, *columns]
     if not columns:
         raise SubmissionError(f"{path}: expected an id column and one or more to fill in, found only '{id_column}'")
     if len(set(columns)) < len(columns) or id_column in columns:
@@ -67,4 +74,4 @@ def read(path: Path) -> Sample:
         twice = index[index.duplicated()].unique().tolist()
         raise SubmissionError(f"{path}: lists {len(twice):,} ids more than once, first {tables.some(twice)}")
     cells = tuple(zip(*(table[column].tolist() for column in columns), strict=True))
-    return Sample(str(path), id_column, tuple(columns), ids, cells)
+    return Sample(str(path), id_column, tuple(columns), ids, cells, header)

@@ -1,7 +1,7 @@
 """What is competed in: classes, image shape, metric, the suite's layout of blocks and what a submission looks like."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ class Sample:
         columns: headers of the others.
         ids: every id in order.
         cells: the text of every answer cell, row by row: [N][len(columns)].
+        header: of all columns as the file holds them, spaces around them too; empty: as the others.
     """
 
     path: str
@@ -87,6 +88,17 @@ class Sample:
     columns: tuple[str, ...]
     ids: tuple[str, ...]
     cells: tuple[tuple[str, ...], ...]
+    header: tuple[str, ...] = ()
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The header as a submission repeats it, byte for byte."""
+        return self.header or (self.id_column, *self.columns)
+
+    @property
+    def constant(self) -> bool:
+        """Whether all rows are the same: a placeholder, which shows no more than columns and ids."""
+        return len(set(self.cells)) == 1
 
     def head(self, count: int) -> "Sample":
         """Return the same with its first rows alone."""
@@ -109,6 +121,7 @@ class SubmissionFormat:
         separator: between several classes in one cell.
         ranked: how many classes a cell lists at most, for `ranked`.
         any_text: whether any text is a label where the classes are not known; else whole numbers alone.
+        may_be_empty: whether a cell that lists classes may list none, as some training images have none.
     """
 
     blocks: tuple[Block, ...] = ()
@@ -122,6 +135,7 @@ class SubmissionFormat:
     separator: str = " "
     ranked: int = 0
     any_text: bool = False
+    may_be_empty: bool = False
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -133,10 +147,14 @@ class SubmissionFormat:
         """Whether there is a column for each class."""
         return len(self.columns) > 1
 
+    def column_texts(self) -> tuple[str, ...]:
+        """Return the class that each answer column's header names: a sample may put spaces around it."""
+        return tuple(column if column in self.texts else column.strip() for column in self.columns)
+
     def column_classes(self) -> list[int]:
         """Return the class index of each answer column; there must be one for each class."""
         index = {text: number for number, text in enumerate(self.texts)}
-        return [index[column] for column in self.columns]
+        return [index[text] for text in self.column_texts()]
 
     def ids(self) -> NDArray[np.str_]:
         """Return every id in order."""
@@ -159,6 +177,7 @@ class SubmissionFormat:
             "separator": self.separator,
             "ranked": self.ranked,
             "any_text": self.any_text,
+            "may_be_empty": self.may_be_empty,
         }
 
 
@@ -178,6 +197,9 @@ class Competition:
         test_ids: of a submission of the test images without a sample, every id in order.
         numbered: whether classes have numbers as well as names.
         separator: what parts several classes in one label of the training table; empty where nothing does.
+        bare_images: whether some training images have no class at all.
+        header: of the id and of a single answer column where neither config nor sample names them.
+        synonyms: columns of the training table that go one to one with the labels: each class's text, in label order.
     """
 
     name: str
@@ -191,6 +213,9 @@ class Competition:
     test_ids: tuple[str, ...] = ()
     numbered: bool = False
     separator: str = ""
+    bare_images: bool = False
+    header: tuple[str, str] = ("id", "label")
+    synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def suite_blocks(config: SuiteConfig, test_images: int) -> tuple[Block, ...]:

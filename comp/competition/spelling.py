@@ -110,6 +110,9 @@ def _chosen(classes: Sequence[str], labels: str | Mapping[str, str]) -> Spelling
     if missing:
         raise SubmissionError(f"competition.{_KEY}: gives no text for {len(missing)} classes: {_some(missing)}")
     texts = tuple(labels[name] for name in classes)
+    blank = next((name for name in classes if not labels[name].strip()), None)
+    if blank is not None:
+        raise SubmissionError(f"competition.{_KEY}: class {blank!r} is given no text; an answer must not be blank")
     if len(set(texts)) < len(texts):
         twice = next(text for text in texts if texts.count(text) > 1)
         raise SubmissionError(f"competition.{_KEY}: writes {twice!r} for several classes; give each a text of its own")

@@ -38,7 +38,8 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def read_any(path: Path, error: type[UserError]) -> pd.DataFrame:
-    """Return the cells of a table that someone else wrote, as text: `007` stays `007`, and a class `NA` stays a class.
+    """Return the cells of a table that someone else wrote, as text: `007` stays `007`, a class `NA` a class, and the
+    header as it is.
 
     UTF-8 with or without a byte order mark, or UTF-16 with one; cells parted by comma, semicolon or tab, whichever
     gives all lines the same, largest number of cells; plain, in a `.gz`, or the only table in a `.zip`. A `.parquet` is
@@ -48,7 +49,6 @@ def read_any(path: Path, error: type[UserError]) -> pd.DataFrame:
         UserError: of the kind `error`: missing, of another encoding, ragged, or without a row.
     """
     table = _parquet(path, error) if path.suffix == ".parquet" else _csv(any_text(path, error), path, error)
-    table.columns = [str(column).strip() for column in table.columns]
     if table.empty:
         raise error(f"{path}: expected a header and rows below it, found no row")
     return table

@@ -72,7 +72,12 @@ def format_beside(path: Path) -> SubmissionFormat:
 
 
 def validate(
-    path: Path, form: SubmissionFormat, *, training: Sequence[int] = (), against: Path | None = None
+    path: Path,
+    form: SubmissionFormat,
+    *,
+    training: Sequence[int] = (),
+    against: Path | None = None,
+    notes: Sequence[str] = (),
 ) -> Verdict:
     """Check a submission and look for reasons not to trust it.
 
@@ -81,16 +86,17 @@ def validate(
         form: its format.
         training: how many training images each class has; empty: what its sidecar says, if there is one.
         against: an earlier submission of the same format.
+        notes: what was assumed of the format.
 
     Raises:
         SubmissionError: one of the files cannot be read as a CSV, or the earlier one is not valid.
     """
     checked = checking.check_table(cells := tables.read(path), form)
     if checked.table is None:
-        return Verdict(path, len(cells), checked.problems)
+        return Verdict(path, len(cells), checked.problems, tuple(Doubt(note, "note") for note in notes))
     beside = submission.sidecar_path(path)
     sidecar = runs.read_json(beside) if beside.exists() else {}
-    findings = [Doubt(note, "note") for note in checked.notes]
+    findings = [Doubt(note, "note") for note in (*notes, *checked.notes)]
     findings += doubts.check_texts(_with_classes(form, sidecar), derived=bool(form.classes))
     findings += doubts.check_distribution(checked.table, form, training or sidecar.get("training_counts", ()))
     if "sha256" in sidecar and sidecar["sha256"] != runs.sha256(path):

@@ -161,12 +161,13 @@ def _notes(config: Config, source: Source) -> tuple[str, ...]:
 
 def _competition(config: Config, source: Source, train: Split, test: Split | None) -> Competition:
     section, row = config.competition, TASKS[source.task]
-    sample, test_ids = None, ()
+    sample, test_ids, header = None, (), ("id", "label")
     if section.suite.source == "test":
         if test is None:
             raise ConfigError(f"competition.suite.source: test: {config.data.source} found no test images to submit")
         sample = source.sample
-        test_ids = () if sample else tuple(test.ids.tolist())
+        test_ids, header = () if sample else tuple(test.ids.tolist()), source.header
+    labels = source.train.labels
     return Competition(
         name=section.name,
         metric=metric_name(section.metric, row),
@@ -179,6 +180,9 @@ def _competition(config: Config, source: Source, train: Split, test: Split | Non
         test_ids=test_ids,
         numbered=source.numbered,
         separator=source.separator,
+        bare_images=labels is not None and labels.ndim == 2 and not bool(labels.any(1).all()),
+        header=header,
+        synonyms=source.synonyms,
     )
 
 

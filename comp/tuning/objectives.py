@@ -69,11 +69,11 @@ def names(config: Config) -> tuple[str, ...]:
     return tuple(selection(config) if name == "auto" else name for name in listed)
 
 
-def chosen(config: Config) -> list[Objective]:
-    """Return what is optimised, the one that ranks trials first.
+def check_names(config: Config) -> None:
+    """Check `tune.metric` where nothing is tuned yet.
 
     Raises:
-        ConfigError: an unknown name, a name twice, or none; or these data never measure it.
+        ConfigError: an unknown name, a name twice, or none.
     """
     wanted = names(config)
     for name in wanted:
@@ -81,6 +81,16 @@ def chosen(config: Config) -> list[Objective]:
             raise ConfigError(f"tune.metric: {unknown('metric', name, [*OBJECTIVES, 'auto'])}")
     if not wanted or len(set(wanted)) < len(wanted):
         raise ConfigError(f"tune.metric: expected different metrics, found {', '.join(wanted) or 'none'}")
+
+
+def chosen(config: Config) -> list[Objective]:
+    """Return what is optimised, the one that ranks trials first.
+
+    Raises:
+        ConfigError: as `check_names`, or these data never measure it.
+    """
+    check_names(config)
+    wanted = names(config)
     validated = config.data.validation != "none" or config.data.folds is not None
     shifted = validated and bool(config.competition.ood_validation.severities)
     for name in wanted:

@@ -50,15 +50,24 @@ PRUNERS: dict[str, Callable[[dict[str, Any], int], Any]] = {
 }
 
 
+def check_name(config: Config) -> None:
+    """Check `tune.pruner` where nothing is tuned yet.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if config.tune.pruner not in PRUNERS:
+        raise ConfigError(f"tune.pruner: {unknown('pruner', config.tune.pruner, PRUNERS)}")
+
+
 def pruner(config: Config) -> Any:
     """Return Optuna's pruner.
 
     Raises:
         ConfigError: an unknown name or argument, or one that cannot watch what is optimised.
     """
+    check_name(config)
     name = config.tune.pruner
-    if name not in PRUNERS:
-        raise ConfigError(f"tune.pruner: {unknown('pruner', name, PRUNERS)}")
     if config.tune.folds == "all" and not config.data.folds:
         raise ConfigError("tune.folds: all: a trial trains all of data.folds, and that is not set; set data.folds=5")
     if name != "none":

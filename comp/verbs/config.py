@@ -32,11 +32,14 @@ def check(
     """
     from comp import config as configs
     from comp import console, pipeline
-    from comp.tuning import opening
+    from comp.tuning import objectives, opening, pruners, samplers
 
     with configs.blamed(overrides or []):
         loaded = configs.load(config, overrides or [])
         pipeline.check(loaded, runs)
+        objectives.check_names(loaded)
+        pruners.check_name(loaded)
+        samplers.sampler(loaded, 0)
         if loaded.tune.space:
             opening.check(loaded)
         if data:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comp.verbs.options import AsJson
+from comp.verbs.options import AsJson, Overrides
 
 if TYPE_CHECKING:
     from comp.competition.verdicts import Verdict
@@ -20,19 +20,22 @@ Against = Annotated[
 ]
 
 
-def check(path: CSVPath, wanted: Wanted = None, against: Against = None, as_json: AsJson = False) -> None:
+def check(
+    path: CSVPath, overrides: Overrides = None, wanted: Wanted = None, against: Against = None, as_json: AsJson = False
+) -> None:
     """Check a submission's header, ids, order and labels, and whether its predictions are more than chance.
 
     Example: comp check submissions/quickstart.csv
     """
     from comp import console
 
-    verdict = _judge(path, wanted, against)
+    verdict = _judge(path, wanted, overrides or [], against)
     if as_json:
         console.print_json(verdict.to_json())
-    elif not verdict.problems:
+    else:
         for doubt in verdict.doubts:
             console.print_line(f"{doubt.verdict}: {doubt.what}")
+    if not verdict.problems and not as_json:
         agreement = "" if verdict.agreement is None else f", agrees with {against} on {verdict.agreement:.2%} of rows"
         console.print_line(f"{path}: valid, {verdict.rows:,} rows{agreement}")
     verdict.demand()
@@ -75,6 +78,8 @@ def _share(count: int, rows: int) -> str:
 
 def submit(
     path: CSVPath,
+    overrides: Overrides = None,
+    *,
     competition: Annotated[str, typer.Option("--competition", metavar="SLUG", help="As Kaggle's address names it.")],
     message: Annotated[str, typer.Option("-m", "--message", help="Shown beside the submission.")],
     wanted: Wanted = None,
@@ -90,7 +95,7 @@ def submit(
     from comp import console
     from comp.competition import kaggle_client, sending
 
-    verdict = _judge(path, wanted, against)
+    verdict = _judge(path, wanted, overrides or [], against)
     if not force or verdict.problems:
         verdict.demand(mend="\n  send it nevertheless with --force")
     with console.bars() as progress:
@@ -105,22 +110,28 @@ def submit(
     console.print_line(f"{path}: submission {record['reference']}, public score {record['public']}{private}")
 
 
-def _judge(path: Path, wanted: Path | None, against: Path | None) -> "Verdict":
-    from comp.competition import doubts, formats, verdicts
-    from comp.errors import SubmissionError
+def _judge(path: Path, wanted: Path | None, overrides: list[str], against: Path | None) -> "Verdict":
+    from comp.competition import doubts, formats, unseen, verdicts
+    from comp.errors import ConfigError, SubmissionError
 
     if not path.is_file():
         raise SubmissionError(f"{path}: no such submission")
+    is_config = wanted is not None and wanted.suffix.lower() not in (".csv", ".zip")
+    if overrides and not is_config:
+        raise ConfigError(f"override '{overrides[0]}': is laid on a config, and none is given; add --format CONFIG")
     training: list[int] = []
+    notes: tuple[str, ...] = ()
     if wanted is None:
         expected = verdicts.format_beside(path)
-    elif wanted.suffix.lower() in (".csv", ".zip"):
-        expected = formats.from_sample(wanted)
+    elif not is_config:
+        derived = unseen.from_sample(wanted, path)
+        expected, notes = derived.form, derived.doubts
     else:
         from comp import config as configs
         from comp.data.dataset import open_dataset
 
-        dataset = open_dataset(configs.load(wanted))
-        expected = formats.format_of(dataset.competition)
+        dataset = open_dataset(configs.load(wanted, overrides))
+        derived = formats.derive(dataset.competition)
+        expected, notes = derived.form, derived.doubts
         training = doubts.counts(dataset.train.labels, len(dataset.competition.classes))
-    return verdicts.validate(path, expected, training=training, against=against)
+    return verdicts.validate(path, expected, training=training, against=against, notes=notes)

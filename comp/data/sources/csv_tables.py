@@ -81,7 +81,7 @@ def _distinct(columns: Sequence[str]) -> list[str]:
     seen: dict[str, int] = {}
     names = []
     for place, column in enumerate(columns):
-        name = column or f"Unnamed: {place}"  # as pandas calls the index that it wrote
+        name = column.strip() or f"Unnamed: {place}"  # as pandas calls the index that it wrote
         count = seen[name] = seen.get(name, -1) + 1
         names.append(f"{name}.{count}" if count else name)
     return names

@@ -1,13 +1,15 @@
 """Labels of a training table: which columns hold them, and whether an image may have several."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from comp import class_names
+from comp.competition import tables
 from comp.competition.spec import Sample
 from comp.config import CSVConfig
 from comp.data.sources.csv_tables import label_column_of, named_column
@@ -30,6 +32,8 @@ class Labels:
         columns: of the table, which held them.
         separator: what parted several names in one label; empty where nothing did.
         notes: how they were read.
+        column: that holds the names; empty where there is a column for each class.
+        synonyms: columns that go one to one with it: each class's text, in label order.
     """
 
     targets: Targets
@@ -38,6 +42,8 @@ class Labels:
     columns: tuple[str, ...]
     separator: str = ""
     notes: tuple[str, ...] = ()
+    column: str = ""
+    synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def labels_of(
@@ -67,7 +73,22 @@ def labels_of(
     _refuse_unclear(cells, path, column)
     classes = class_order(cells, sample)
     numbers = {name: number for number, name in enumerate(classes)}
-    return Labels(np.array([numbers[cell] for cell in cells], np.int64), classes, "single_label", (column,))
+    others = table.drop(columns=[name for name in (id_column, config.group_column) if name])
+    return Labels(
+        np.array([numbers[cell] for cell in cells], np.int64), classes, "single_label", (column,), column=column,
+        synonyms=_synonyms(others, column, classes),
+    )  # fmt: skip
+
+
+def _synonyms(table: pd.DataFrame, column: str, classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the columns whose texts go one to one with the labels: each class's text, in label order."""
+    found = {}
+    for name in table.columns.drop(column):
+        pairs = table[[column, name]].drop_duplicates()
+        texts = dict(zip(pairs[column], pairs[name], strict=True))
+        if len(pairs) == len(texts) == len(set(texts.values())):
+            found[str(name)] = tuple(str(texts[label]) for label in classes)
+    return found
 
 
 def _flag_columns(
@@ -87,11 +108,39 @@ def _flag_columns(
         return ()
     shown = sample.columns if sample is not None and len(sample.columns) > 1 else ()
     if shown and set(shown) <= set(table.columns) and _are_flags(table, shown):
+        _refuse_lost_classes(table, shown, (id_column, config.group_column), sample, path)
         return shown
     left = [str(column) for column in table.columns if column not in (id_column, config.group_column)]
     if label_column_of(table, id_column, config, sample, path, sure=False):
         return ()
     return tuple(left) if len(left) > 1 and _are_flags(table, left) else ()
+
+
+def _refuse_lost_classes(
+    table: pd.DataFrame, shown: Sequence[str], besides: Sequence[str], sample: Sample | None, path: Path
+) -> None:
+    """Refuse a sample that has columns for some of the classes alone: one 1 in every row, but not within its columns.
+
+    Raises:
+        DataError: naming the key that says which columns are classes.
+    """
+    flags = _flags(table, shown)
+    left = [column for column in map(str, table.columns) if column not in (*shown, *besides)]
+    left = [column for column in left if _are_flags(table, [column]) and not (_flags(table, [column]).T @ flags).any()]
+    whole = _flags(table, [*shown, *left])
+    if left and not (flags.sum(1) == 1).all() and (whole.sum(1) == 1).all():
+        assert sample is not None
+        raise DataError(
+            f"{sample.path}: has no column for {tables.some(left)}, and with that every row of {path} holds one 1; "
+            "complete the sample, or train on its classes alone, as several labels of which an image may have none: "
+            f"data.csv.label_columns=[{', '.join(shown[:3])}{', ...' if len(shown) > 3 else ''}]"
+        )
+
+
+def _flags(table: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.float64]:
+    """Return the cells of columns of 0 and 1, [N, K]."""
+    flags = [table[column].map(lambda cell: float(class_names.decimal(cell) or 0)) for column in columns]
+    return np.stack(flags, 1).astype(np.float64)
 
 
 def _are_flags(table: pd.DataFrame, columns: Sequence[str]) -> bool:
@@ -106,7 +155,7 @@ def _of_columns(table: pd.DataFrame, columns: Sequence[str], path: Path, task: s
     if strange:
         column, cell = strange[0]
         raise DataError(f"{path}: column '{column}': expected 0 or 1, found {cell!r}; correct data.csv.label_columns")
-    flags = np.stack([table[column].map(lambda cell: float(class_names.decimal(cell) or 0)) for column in columns], 1)
+    flags = _flags(table, columns)
     exclusive = bool((flags.sum(1) == 1).all())
     if task == "single_label" and not exclusive:
         row = int(np.flatnonzero(flags.sum(1) != 1)[0])
@@ -163,8 +212,8 @@ def _of_lists(cells: Sequence[str], separator: str, sample: Sample | None, path:
         "multi_label"
     ]
     if bare:
-        notes.append(f"labels: {bare:,} images have none; a list of labels in a submission never is empty")
-    return Labels(flags, classes, "multi_label", (column,), separator, tuple(notes))
+        notes.append(f"labels: {bare:,} images have none, so a list of labels in a submission may be empty")
+    return Labels(flags, classes, "multi_label", (column,), separator, tuple(notes), column)
 
 
 def _refuse_unclear(labels: Sequence[str], path: Path, column: str) -> None:

@@ -190,7 +190,10 @@ class Listing:
         if PurePosixPath(key).is_absolute() or windows.anchor or ".." in windows.parts:
             raise DataError(f"{self.place}: id {key!r} leads out of the folder, which is refused; mend the table")
         wanted = _normal("/".join(part for part in key.replace("\\", "/").split("/") if part != "."))
-        for name in (wanted, *self._without_lead(wanted)):
+        # As it is, without the folders that lead here, and both without spaces around it.
+        bare = wanted.strip()
+        names = (wanted, *self._without_lead(wanted), bare, *self._without_lead(bare))
+        for name in dict.fromkeys(names):
             if name in self._files:
                 return self._files[name]
             fitting = self._tails.get(_folded(name)) or self._tails.get(name) or []

@@ -1,6 +1,7 @@
 """What every source returns, and what several of them read in the same way."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ class Source:
         separator: what parted several classes in one label; empty where nothing did.
         task: a row of `comp.tasks.TASKS` that the labels show.
         pixel_range: the values of pixels of more than 8 bits that became black and white; None of 8 bits.
+        header: of the training table's id and label columns; what a submission without a sample has.
+        synonyms: columns of the training table that go one to one with the labels: each class's text, in label order.
     """
 
     train: Split
@@ -43,6 +46,8 @@ class Source:
     separator: str = ""
     task: str = "single_label"
     pixel_range: Scale | None = None
+    header: tuple[str, str] = ("id", "label")
+    synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def numbered(name: str, images: NDArray[np.uint8] | ImageFiles, labels: NDArray[Any] | None) -> Split:

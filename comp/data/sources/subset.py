@@ -39,6 +39,7 @@ def of_classes(source: Source, names: Sequence[str]) -> Source:
         test=source.test and _kept(source.test, places, len(source.classes))[0],
         classes=tuple(names),
         groups=None if source.groups is None else source.groups[rows],
+        synonyms={column: tuple(texts[place] for place in places) for column, texts in source.synonyms.items()},
     )
 
 

@@ -72,8 +72,14 @@ def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> So
         told.append(f"train: {spare:,} images of {listing.place} are not listed by {path.name}, and are not used")
     return Source(
         train, test, labels.classes, groups=groups, sample=sample, notes=tuple(told), separator=labels.separator,
-        task=labels.task,
+        task=labels.task, header=_header(id_column, labels.column), synonyms=labels.synonyms,
     )  # fmt: skip
+
+
+def _header(id_column: str, label_column: str) -> tuple[str, str]:
+    """Return what a submission's columns are called where no sample shows it: as the training table's are."""
+    named = "id" if id_column.startswith("Unnamed: ") else id_column
+    return named, label_column or "label"
 
 
 def _unused(columns: Sequence[str], used: Sequence[str], path: Path) -> list[str]:
@@ -136,6 +142,7 @@ def _pixels(path: Path, config: DataConfig, sample: Sample | None, notes: Sequen
     return Source(
         Split("train", train.images, np.array(ids, np.str_), labels.targets), test, labels.classes, groups=groups,
         sample=sample, notes=tuple(told), separator=labels.separator, task=labels.task,
+        header=_header(id_column or "id", labels.column), synonyms=labels.synonyms,
     )  # fmt: skip
 
 

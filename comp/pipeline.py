@@ -52,6 +52,8 @@ def check(config: Config, runs_root: Path) -> None:
         metrics.metric(config.competition.metric)
     if config.competition.task != "auto":
         metric_name(config.competition.metric, task(config.competition.task))
+    section = config.competition
+    formats.check_answer(section.submission.answer, section.task, section.metric)
     if config.data.source not in sources.SOURCES:
         raise ConfigError(f"data.source: {unknown('source', config.data.source, sources.SOURCES)}")
     optim.check(config.optim)

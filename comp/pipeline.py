@@ -97,6 +97,7 @@ def _check_competition(config: Config) -> None:
         metrics.metric(section.metric)
     if section.task != "auto":
         metric_name(section.metric, task(section.task))
+    formats.check_answer(section.submission.answer, section.task, section.metric)
 
 
 def _check_source(config: Config) -> None:

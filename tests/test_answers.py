@@ -37,6 +37,7 @@ FORMS: dict[str, tuple[str, SubmissionFormat]] = {
     "label": ("single_label", SubmissionFormat(texts=CLASSES)),
     "label, wide": ("single_label", SubmissionFormat(columns=("cat", "ant", "bee"), texts=CLASSES)),
     "labels": ("multi_label", SubmissionFormat(answer="labels", texts=CLASSES)),
+    "labels, or none": ("multi_label", SubmissionFormat(answer="labels", texts=CLASSES, may_be_empty=True)),
     "labels, wide": ("multi_label", SubmissionFormat(answer="labels", columns=CLASSES, texts=CLASSES)),
     "probability": ("single_label", SubmissionFormat(answer="probability", texts=CLASSES, positive=2)),
     "probabilities": ("single_label", SubmissionFormat(answer="probabilities", columns=CLASSES[::-1], texts=CLASSES)),
@@ -76,8 +77,9 @@ def test_what_is_written_is_what_was_predicted_and_reads_back(tmp_path: Path, na
             assert row["label"] == CLASSES[int(output.argmax())]
         elif name == "label, wide":
             assert {c: row[c] for c in CLASSES} == {c: str(int(c == CLASSES[int(output.argmax())])) for c in CLASSES}
-        elif name == "labels":
-            assert set(row["label"].split()) == (present or {CLASSES[int(output.argmax())]})
+        elif name in ("labels", "labels, or none"):
+            likeliest = set() if form.may_be_empty else {CLASSES[int(output.argmax())]}
+            assert set(row["label"].split()) == (present or likeliest)
         elif name == "labels, wide":
             assert {c: row[c] for c in CLASSES} == {c: str(int(c in present)) for c in CLASSES}
         elif name == "probability":
@@ -123,6 +125,7 @@ ORACLES: dict[str, Callable[[list[str]], bool]] = {
     "label": lambda cells: cells[0] in CLASSES,
     "label, wide": lambda cells: flags(cells) and sum(map(number, cells)) == 1,
     "labels": listed(3),
+    "labels, or none": lambda cells: cells == [""] or listed(3)(cells),
     "labels, wide": flags,
     "probability": shares,
     "probabilities": lambda cells: shares(cells) and abs(sum(map(number, cells)) - 1) <= 1e-3,

@@ -385,3 +385,20 @@ def test_config_check_refuses_names_that_would_fail_later(workplace: Path, comp:
     assert result.code == 2
     assert override.partition("=")[0].rpartition(".")[2] in result.err
     assert "zzz" in result.err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["competition.task=single_label", "competition.submission.answer=independent"], "is not an answer of task"),
+        (["competition.metric=log_loss", "competition.submission.answer=label"], "computed from probabilities"),
+    ],
+)
+def test_config_check_refuses_an_answer_that_task_or_metric_contradict(
+    workplace: Path, comp: Comp, overrides: list[str], message: str
+) -> None:
+    result = comp("config", "check", "small.yaml", *overrides)
+    assert result.code == 2
+    assert f"competition.submission.answer: {overrides[1].partition('=')[2]}" in result.err
+    assert message in result.err
+    assert comp("config", "check", "small.yaml", overrides[1]).code == 0  # nothing contradicts it yet

@@ -114,20 +114,31 @@ def _demand_columns(answer: str, wide: bool, sample: Sample | None) -> None:
     raise SubmissionError(f"competition.submission.answer: {answer} needs {needed}, and {shown}; choose another answer")
 
 
+def check_answer(chosen: str, task: str, metric_name: str) -> None:
+    """Check `competition.submission.answer` against the task and the metric; `auto` of any of them agrees with all.
+
+    Raises:
+        SubmissionError: the task has no such answer, or the metric is computed from what it does not hold.
+    """
+    if chosen == "auto":
+        return
+    if task != "auto" and chosen not in TASKS[task].answers:
+        raise SubmissionError(
+            f"competition.submission.answer: {chosen} is not an answer of task {task}; choose from "
+            f"{', '.join(TASKS[task].answers)}"
+        )
+    if metric_name != "auto" and metric(metric_name).of_probabilities and not ANSWERS[chosen].graded:
+        raise SubmissionError(
+            f"competition.submission.answer: {chosen} writes decisions, and {metric_name} is computed from "
+            "probabilities; leave the answer at auto, or correct competition.metric"
+        )
+
+
 def _answer(competition: Competition) -> tuple[str, str, tuple[str, ...]]:
     """Return the row of ANSWERS, why, and what was assumed."""
     row, wanted, chosen = TASKS[competition.task], metric(competition.metric), competition.submission.answer
     if chosen != "auto":
-        if chosen not in row.answers:
-            raise SubmissionError(
-                f"competition.submission.answer: {chosen} is not an answer of task {row.name}; choose from "
-                f"{', '.join(row.answers)}"
-            )
-        if wanted.of_probabilities and not ANSWERS[chosen].graded:
-            raise SubmissionError(
-                f"competition.submission.answer: {chosen} writes decisions, and {competition.metric} is computed from "
-                "probabilities; leave the answer at auto, or correct competition.metric"
-            )
+        check_answer(chosen, competition.task, competition.metric)
         return chosen, f"answer {chosen}: competition.submission.answer", ()
     if row.target_columns:
         return _answer_of_columns(competition, wanted)

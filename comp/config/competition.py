@@ -79,9 +79,9 @@ class SubmissionConfig(Section):
     """What a submission looks like, where no sample submission shows it or another way is wanted."""
 
     id_column: str = ""
-    """Header of the first column; empty: the sample's, else `id`."""
+    """Header of the first column; empty: the sample's, else the training table's, else `id`."""
     label_column: str = ""
-    """Header of a single answer column; empty: the sample's, else `label`."""
+    """Header of a single answer column; empty: the sample's, else the training table's, else `label`."""
     answer: Literal["auto", "label", "labels", "probability", "probabilities", "independent", "value", "ranked"] = (
         "auto"
     )

@@ -229,8 +229,13 @@ def _images(run: Run, split: str, predicted: Predictions) -> NDArray[np.str_]:
     path = run.path / "split.npz"
     try:
         with np.load(path, allow_pickle=False) as archive:
-            shown = archive["ood_val"] if "ood_val" in archive.files else archive["val"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+            if "ood_val" in archive.files:  # an ensemble's
+                shown = archive["ood_val"]
+            elif "rows_ood_val" in archive.files:
+                shown = archive["val"][archive["rows_ood_val"]]
+            else:  # a run of before a sample was drawn: its first validation images
+                shown = archive["val"]
+    except (OSError, ValueError, KeyError, IndexError, EOFError) as error:
         raise RunError(f"{path}: missing or damaged ({error}); leave the run out") from None
     if len(shown) < max(predicted.block_sizes, default=0):
         raise RunError(f"{path}: lists fewer validation images than were predicted; leave the run out")

@@ -24,7 +24,7 @@ from comp.errors import ConfigError, UserError, unknown
 from comp.inference.variants import check_task, variant_of
 from comp.models import averaging, surgery, weights, zoo
 from comp.models.classifier import Classifier
-from comp.predicting import Loaded, Scored, check_same_data, score_weights
+from comp.predicting import Loaded, Scored, own_data, score_weights
 from comp.progress import Progress, quiet
 from comp.run_metrics import Kind, RunMetrics
 from comp.runs import Run
@@ -35,7 +35,7 @@ from comp.training import consistency, engine_choice, fit, lr_find, optim, timin
 from comp.training.distributed import ALONE, Alone, Onlooker
 from comp.training.fit import OnEpoch
 from comp.training.lr_find import Found
-from comp.training.session import open_session
+from comp.training.session import open_session, samples
 from comp.training.timing import Choice
 
 _SHOWN_HEADER = 80  # characters of a header in a note
@@ -179,11 +179,12 @@ def train(
     began = time.perf_counter()
     dataset = dataset or team.leader_first(lambda: prepare(config, runs_root, progress))
     model = build_model(config, dataset)
+    dataset = replace(dataset, samples={**dataset.samples, **samples(config, dataset, model)})
     run = runs.create(runs_root, config, name, provenance_of(config, dataset, model), group=group)
     on_start(run, model)
     deterministic = device.only_deterministic(config.train.deterministic)
     with opened(config.track, tracker) as tracker, run.writing(), deterministic:
-        division.save(run.path / "split.npz", dataset.train, dataset.val)
+        division.save(run.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         choice = _reused(config, execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
         _fit_and_score(
@@ -228,8 +229,7 @@ def resume(
         return run
     began = time.perf_counter()
     config = run.config()
-    dataset = dataset or team.leader_first(lambda: open_dataset(config, progress))
-    check_same_data(run, dataset)
+    dataset = own_data(run, dataset or team.leader_first(lambda: open_dataset(config, progress)))
     deterministic = device.only_deterministic(config.train.deterministic)
     with opened(config.track, tracker) as tracker, run.writing(), deterministic:
         path = run.path / "execution.json"
@@ -275,6 +275,7 @@ def follow(
         lambda: open_dataset(config, progress) if resume else prepare(config, runs_root, progress)
     )
     task = team.from_leader(_told_by_leader)
+    dataset = dataset.with_samples(division.samples(task.path / "split.npz"))
     model = build_model(config, dataset, first_weights=not task.resume)
     session = open_session(
         config, dataset, Onlooker(task.path), model, task.execution, fresh=task.fresh, progress=progress, team=team

@@ -47,8 +47,7 @@ def load(run: Run, dataset: Dataset | None = None, progress: Progress = quiet) -
     """
     config = run.config()
     model, execution = load_model(run)
-    dataset = dataset or open_dataset(config, progress)
-    check_same_data(run, dataset)
+    dataset = own_data(run, dataset or open_dataset(config, progress))
     return Loaded(run, config, dataset, model, execution)
 
 
@@ -263,7 +262,9 @@ def _made_of(loaded: Loaded, images: Split | Suite) -> str:
     if isinstance(images, Suite) and images.folder:
         return suites.state_of(Path(images.folder))
     clean = loaded.dataset.val if images.name == "ood_val" else loaded.dataset.test
-    return splits.fingerprint(clean) if clean is not None else ""
+    rows = loaded.dataset.samples.get(images.name)
+    of_rows = "" if rows is None else f"-{runs.sha256_of(rows.tobytes())[:8]}"
+    return splits.fingerprint(clean) + of_rows if clean is not None else ""
 
 
 def _record(loaded: Loaded, scores: SplitScores, name: str, variant: Variant, *, transductive: bool) -> None:
@@ -357,8 +358,12 @@ def default_submission(config: Config, folder: Path = Path("submissions")) -> Pa
     return submission.free_path(folder, config.competition.name)
 
 
-def check_same_data(run: Run, dataset: Dataset) -> None:
-    """Refuse data that are not the run's own: its scores and class order would mean something else."""
+def own_data(run: Run, dataset: Dataset) -> Dataset:
+    """Return a run's data with the samples that it has recorded.
+
+    Raises:
+        UserError: they are not the run's own: its scores and class order would mean something else.
+    """
     recorded = run.provenance()
     if recorded.get("classes") != list(dataset.competition.classes):
         raise RunError(
@@ -370,3 +375,4 @@ def check_same_data(run: Run, dataset: Dataset) -> None:
             f"now {dataset.fingerprint}); give it its own data back or start a new run"
         )
     division.check(run.path / "split.npz", dataset.train, dataset.val)
+    return dataset.with_samples(division.samples(run.path / "split.npz"))

@@ -6,8 +6,7 @@ basin; of others the greedy soup keeps the best alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,7 @@ def soup(
     gathering.demand_one_competition(trained)
     if output is not None:
         submission.demand_free(output, force=force)
-    first = predicting.load(trained[0], progress=progress)
+    first = _with_statistics(predicting.load(trained[0], progress=progress))
     split = _selection(select_on, first)
     states = [_state(run, first) for run in trained]
     score = _Scorer(first, split, progress)
@@ -117,6 +116,13 @@ def soup(
         path = output or predicting.default_submission(loaded.config)
         predicting.submit(loaded, found, path, force=force, trace={"members": made.told()})
     return loaded.run
+
+
+def _with_statistics(loaded: Loaded) -> Loaded:
+    """Return the first member with the sample of its training images that batch norm meets the soup on."""
+    dataset = loaded.dataset
+    rows = dataset.sample(dataset.train, _STATISTICS_BATCHES * loaded.config.train.batch_size)
+    return replace(loaded, dataset=replace(dataset, samples={**dataset.samples, "statistics": rows}))
 
 
 def _selection(select_on: str | None, loaded: Loaded) -> str:
@@ -139,7 +145,7 @@ def _state(run: Run, first: Loaded) -> State:
             f"{run.path}: its model is {config.model.name}, or of other settings than {first.config.model.name} of "
             f"{first.run.path}; a soup needs one architecture: compare `comp config show`"
         )
-    predicting.check_same_data(run, first.dataset)
+    predicting.own_data(run, first.dataset)
     path = run.weights_path()
     state, facts = weights.read(path)
     demand_own(run, facts["sha256"])
@@ -198,8 +204,8 @@ class _Scorer:
 
     def _training_images(self) -> Iterator[Tensor]:
         train, execution = self._loaded.dataset.train, self._loaded.execution
-        every = loading.chunks(train, self._loaded.config.train.batch_size)
-        for images in islice(every, _STATISTICS_BATCHES):  # [B, H, W, C]
+        seen = train.take(self._loaded.dataset.samples["statistics"], train.name)
+        for images in loading.chunks(seen, self._loaded.config.train.batch_size):  # [B, H, W, C]
             batch = torch.from_numpy(images).to(execution.torch_device).permute(0, 3, 1, 2)
             yield execution.layout(batch)
 
@@ -210,7 +216,8 @@ def _store(mixed: _Mixed, first: Loaded, split: str, runs_root: Path, progress: 
     provenance = pipeline.provenance_of(config, first.dataset, first.model)
     result = runs.create(runs_root, config, "soup", {**provenance, "members": mixed.told()})
     with result.writing():
-        division.save(result.path / "split.npz", first.dataset.train, first.dataset.val)
+        dataset = first.dataset
+        division.save(result.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         result.write_json("execution.json", first.execution.to_json())
         names = ", ".join(mixed.trained[number].name for number in mixed.chosen)
         result.write("best.safetensors", weights.to_bytes(mixed.state, {"soup": names}))

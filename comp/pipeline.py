@@ -332,7 +332,7 @@ def _fit_and_score(
     plots.curves(run.plot_path("curves"), run.history(), cursor.best_epoch)
     if session.norms.wanted:
         plots.norms(run.plot_path("norms"), run.table("norms.csv"))
-    loaded = Loaded(run, config, dataset, model, execution)
+    loaded = Loaded(run, config, dataset.competition, model, execution, dataset)
     final, averaged, best = score_weights(loaded, "final", progress), Scored(), Scored()
     average: dict[str, str] = {}
     if (run.path / "averaged.safetensors").exists():
@@ -425,6 +425,9 @@ def provenance_of(config: Config, dataset: Dataset, model: Classifier) -> dict[s
         "first_weights": model.origin,
         "data_fingerprint": dataset.fingerprint,
         "classes": list(dataset.competition.classes),
+        "numbered": dataset.competition.numbered,
+        "separator": dataset.competition.separator,
+        "training_counts": dataset.train.class_counts(len(dataset.competition.classes)).tolist(),
         "image_shape": list(dataset.competition.image_shape),
         "images": {"train": len(dataset.train), "val": len(dataset.val or ()), "test": len(dataset.test or ())},
         "loading": "resident" if dataset.resident else "streamed",

@@ -31,13 +31,17 @@ import filelock
 from comp import config as configs
 from comp import run_metrics
 from comp.config import Config
-from comp.errors import RunError, UserError, nearest
+from comp.errors import ConfigError, RunError, UserError, nearest
 from comp.run_metrics import RunMetrics
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _DEEPEST = 8  # folders between `runs` and a run
+_MOVABLE = (  # settings that say where and how data are read: another value gives the same images
+    "data.root", "data.csv.table", "data.csv.train", "data.csv.test", "data.csv.sample", "data.csv.test_table",
+    "data.download", "data.loading", "data.workers", "competition.suite.path", "predict.batch_size",
+)  # fmt: skip
 _VERSIONS = ("comp", "torch", "torchvision", "timm", "numpy", "albumentations", "optuna", "pandas", "scikit-learn")
 
 
@@ -181,9 +185,15 @@ def make_folder(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """One training's folder; `Run("runs/...")` takes text as well."""
+    """One training's folder; `Run("runs/...")` takes text as well.
+
+    Attributes:
+        path: of the folder.
+        overrides: `key=value` of where its data lie now; see `open_run`.
+    """
 
     path: Path
+    overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
@@ -194,8 +204,12 @@ class Run:
         return f"{self.path.parent.name}/{self.path.name}"
 
     def config(self) -> Config:
-        """Return the config that it was started with."""
-        return configs.load(self.path / "config.yaml")
+        """Return the config that it was started with, and where its data lie now."""
+        return configs.load(self.path / "config.yaml", self.overrides)
+
+    def config_hash(self) -> str:
+        """Return the hash of the config that it was started with, wherever its data lie."""
+        return configs.fingerprint(configs.load(self.path / "config.yaml"))
 
     def provenance(self) -> dict[str, Any]:
         """Return where it came from: argv, git, versions, data fingerprint, classes."""
@@ -322,14 +336,26 @@ def create(root: Path, config: Config, name: str, provenance: Mapping[str, Any],
     raise RunError(f"{parent}: too many runs named {stem} in one second")
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Path, overrides: Sequence[str] = ()) -> Run:
     """Return the run in a folder.
+
+    Args:
+        path: of the folder.
+        overrides: `key=value` of settings that tell where and how its data are read, and change nothing of the run.
 
     Raises:
         RunError: there is none; the nearest name beside it is told.
+        ConfigError: an override of anything else.
     """
+    for text in overrides:
+        key = text.partition("=")[0].strip()
+        if key not in _MOVABLE:
+            raise ConfigError(
+                f"override '{text}': a trained run keeps its config; what may change is how its data are read: "
+                f"{', '.join(_MOVABLE)}{nearest(key, _MOVABLE)}"
+            )
     if (path / "config.yaml").is_file() and (path / "provenance.json").is_file():
-        return Run(path)
+        return Run(path, tuple(overrides))
     if path.is_dir():
         raise RunError(f"{path}: not a run folder (no config.yaml and provenance.json); `comp leaderboard` lists runs")
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []

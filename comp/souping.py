@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comp import config as configs
 from comp import decisions, gathering, metrics, pipeline, predicting, runs
 from comp.building import demand_own, load_model
 from comp.competition import submission
@@ -58,7 +57,7 @@ class _Mixed:
                 "run": run.name,
                 "run_path": str(run.path),
                 "weights_sha256": runs.sha256(run.weights_path()),
-                "config_hash": configs.fingerprint(run.config()),
+                "config_hash": run.config_hash(),
                 "seed": run.config().seed,
                 self.metric: self.values[number],
                 "weight": 1 / len(self.chosen) if number in self.chosen else 0.0,
@@ -221,8 +220,8 @@ def _store(mixed: _Mixed, first: Loaded, split: str, runs_root: Path, progress: 
         result.write_json("execution.json", first.execution.to_json())
         names = ", ".join(mixed.trained[number].name for number in mixed.chosen)
         result.write("best.safetensors", weights.to_bytes(mixed.state, {"soup": names}))
-        model, execution = load_model(result)
-        loaded = Loaded(result, config, first.dataset, model, execution)
+        model, execution, _ = load_model(result)
+        loaded = Loaded(result, config, dataset.competition, model, execution, dataset)
         best = predicting.score_weights(loaded, "best", progress)
         theirs = [mixed.trained[number].metrics() for number in mixed.chosen]
         fitted = {

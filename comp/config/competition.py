@@ -24,7 +24,7 @@ class SuiteConfig(Section):
     files: Positive = 19
     """How many distortion files there are, numbered from 00."""
     images_per_block: Annotated[int, Field(ge=0)] = 0
-    """Images in each (distortion, severity) block; of `corrupt_test` a stratified sample of the test images, 0 for all."""
+    """Images in each (distortion, severity) block; of `corrupt_test` a stratified sample of the test, 0 for all."""
     severities: Annotated[int, Field(ge=1, le=5)] = 5
     """Severities stacked in each file, or generated: 1 up to this."""
 

@@ -3,14 +3,19 @@
 config = comp.load_config("configs/quickstart.yaml", "train.epochs=5")
 run = comp.train(config)
 found = comp.predict(run, views="flip", adapt="bn")
+strangers = comp.predict(run, images=["photos", "more/*.jpg"])
 both = comp.ensemble([run, comp.train(config.model_copy(update={"seed": 1}))])
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from comp import combining, config, pipeline, predicting
 from comp.config import Config
+from comp.inference.inputs import Paths, PredictInput
 from comp.predictions import Predictions
 from comp.progress import Progress, quiet
 from comp.runs import Run, open_run
@@ -51,26 +56,45 @@ def train(
 def predict(
     run: Run | Path | str,
     *,
-    split: str = "suite",
+    split: str | None = None,
+    images: Paths | NDArray[np.uint8] | None = None,
+    suite: Path | str | None = None,
+    severities: int = 5,
+    overrides: Sequence[str] = (),
+    device: str = "",
     views: str | None = None,
     adapt: str | None = None,
     progress: Progress = quiet,
 ) -> Predictions:
-    """Return a run's predictions of a split, stored in its folder and scored in its metrics.json.
+    """Return a run's predictions of its suite, of a split, of another suite, or of any images.
+
+    Those of the suite, a split or another suite are stored in the run's folder and scored in its metrics.json; those of
+    images are returned alone. For images and for another suite the run's own data need not be there.
 
     Args:
         run: a complete run, or its folder.
-        split: `suite`, `test`, `val` or `ood_val`.
+        split: `suite`, `test`, `val` or `ood_val`. Of `split`, `images` and `suite` at most one is given; none means
+            the run's suite.
+        images: files, folders, globs, a table or text of paths, one path or several; or an array, uint8 [N, H, W, C] of
+            the run's image shape.
+        suite: a folder of `distortionNN.npy`.
+        severities: stacked in each of its files.
+        overrides: `data.root=DIR`: where the run's data lie now.
+        device: `cpu`, `cuda` or `mps`; empty: the one that it was trained on.
         views: `none`, `flip`, `shift`, `flip_shift`, `ten_crop` or `dihedral`; None: the run's own.
         adapt: `none`, `bn` or `tent`; None: the run's own.
         progress: called after every batch.
 
     Raises:
-        UserError: no such split, or the rules forbid the adaptation.
+        UserError: no such split, images that cannot be read, or the rules forbid the adaptation.
     """
-    loaded = predicting.load(_opened(run), progress=progress)
+    wanted = PredictInput(split, None if suite is None else Path(suite), images)
+    opened = _opened(run)
+    if overrides:
+        opened = open_run(opened.path, (*opened.overrides, *overrides))
+    loaded = predicting.load_for(opened, wanted, progress, device=device)
     variant = predicting.variant_for(loaded, {"views": views, "adapt": adapt})
-    return predicting.predict_split(loaded, predicting.images_of(loaded, split), split, progress, variant=variant)
+    return predicting.predict_input(loaded, wanted, progress, variant=variant, severities=severities).found
 
 
 def ensemble(members: Sequence[Run | Path | str], *, method: str = "mean", runs: Path | str = "runs") -> Run:

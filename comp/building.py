@@ -1,8 +1,10 @@
 """A config's network with its first weights, and a run's with its best ones."""
 
 from pathlib import Path
+from typing import NamedTuple
 
-from comp import device, runs
+from comp import device as devices
+from comp import runs
 from comp.config import Config, ModelConfig
 from comp.data.dataset import Dataset
 from comp.device import Execution
@@ -50,16 +52,29 @@ def _without_weights(section: ModelConfig) -> ModelConfig:
     return section.model_copy(update={"pretrained": False, "from_run": "", "sha256": "", "normalize": normalize})
 
 
-def load_model(run: Run) -> tuple[Classifier, Execution]:
+class Placed(NamedTuple):
+    """A run's model on the device that it predicts on, and a note of what is done otherwise than in training."""
+
+    model: Classifier
+    execution: Execution
+    note: str
+
+
+def load_model(run: Run, device: str = "") -> Placed:
     """Return a trained run's best weights in its model, placed as recorded; its data are not needed.
 
+    Args:
+        run: complete, or trained to the end.
+        device: to predict on instead of the recorded one: `cpu`, `cuda` or `mps`.
+
     Raises:
+        ConfigError: the device is unknown or not on this machine.
         RunError: not trained to the end, or its weights are not those that it ended with.
         ModelError: the weights are damaged or another network's.
     """
     path, provenance = run.weights_path(), run.provenance("classes", "image_shape")
     recorded = run.path / "execution.json"
-    execution = device.from_json(runs.read_json(recorded), str(recorded))
+    execution, note = devices.for_prediction(runs.read_json(recorded), str(recorded), device)
     channels, height, width = provenance["image_shape"]
     model = zoo.build(
         _without_weights(run.config().model),
@@ -71,7 +86,7 @@ def load_model(run: Run) -> tuple[Classifier, Execution]:
     )
     demand_own(run, weights.load_weights(model, path)["sha256"])
     execution.place(model)
-    return model, execution
+    return Placed(model, execution, note)
 
 
 def demand_own(run: Run, sha256: str) -> None:

@@ -196,7 +196,7 @@ def _made_by(work: Gathered, result: Run, combination: _Combination) -> dict[str
                     **(predictions.made_by(paths.get("suite") or next(iter(paths.values()))) or {}),
                     "run": run.name,
                     "run_path": str(run.path),
-                    "config_hash": configs.fingerprint(config),
+                    "config_hash": run.config_hash(),
                     "seed": config.seed,
                     "weight": None if share is None else share / len(group.runs),
                 }
@@ -271,9 +271,8 @@ def _submit(result: Run, dataset: Dataset, made_by: Mapping[str, Any], output: P
         "seed": [member["seed"] for member in made_by["members"]],
         "members": made_by["members"],
     }
-    submitting.submit(
-        result, ordered, dataset.competition, path, trace=trace, training=dataset.train.labels, force=force
-    )
+    counts = dataset.train.class_counts(len(dataset.competition.classes)).tolist()
+    submitting.submit(result, ordered, dataset.competition, path, trace=trace, training_counts=counts, force=force)
 
 
 def comparison(run: Run) -> Comparison | None:

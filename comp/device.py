@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,6 +34,7 @@ _RECORDED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "workers": ("a number of processes", lambda value: _is_count(value)),
     "micro_batch": ("a number of images or null", lambda value: value is None or (_is_count(value) and value > 0)),
 }
+_PREDICTS_IN = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16"), "mps": ("fp32",)}
 _MOST_WORKERS = 8
 _MMAP_MAX, _TRIM_THRESHOLD, _KEPT_BYTES = -4, -1, 2**31 - 1  # as malloc.h names and bounds them
 
@@ -129,6 +130,54 @@ def from_json(values: Mapping[str, Any], where: str) -> Execution:
     Raises:
         RunError: altered, or its device is not on this machine, or it was compiled and nothing here can compile.
     """
+    execution = _recorded(values, where)
+    choose_device(execution.device)
+    missing = missing_compiler(execution.device) if execution.compiled else ""
+    if missing:
+        raise RunError(f"{where}: its steps were compiled, and {missing}; the same bits need the same compiler")
+    return execution
+
+
+def for_prediction(values: Mapping[str, Any], where: str, device: str = "") -> tuple[Execution, str]:
+    """Return a recorded execution as a prediction takes it, and a note of what is done otherwise than in training.
+
+    Args:
+        values: the record.
+        where: its file.
+        device: to predict on; empty: the one that was trained on. On another one, precision falls back to what that
+            can do, and threads are as many as there are here.
+
+    Raises:
+        ConfigError: an unknown device, or one that is not on this machine.
+        RunError: altered, or the training's device is not on this machine.
+    """
+    recorded = _recorded(values, where)
+    present = devices()
+    here = ", ".join(name for name in present if present[name])
+    if device and device not in present:
+        raise ConfigError(f"--device: {unknown('device', device, present)}")
+    if device and not present[device]:
+        raise ConfigError(f"--device: '{device}' is not on this machine, which has {here}")
+    if not device and not present.get(recorded.device):
+        raise RunError(
+            f"{where}: was trained on '{recorded.device}', which is not on this machine; predict on one that it has "
+            f"({here}): --device cpu"
+        )
+    if device in ("", recorded.device):
+        return recorded, ""
+    precision = recorded.precision if recorded.precision in _PREDICTS_IN[device] else "fp32"
+    moved = replace(
+        recorded, device=device, precision=precision, threads=default_threads(), workers=default_workers(),
+        compiled=False,
+    )  # fmt: skip
+    why = "" if precision == recorded.precision else f", since {recorded.precision} is not for {device}"
+    return moved, (
+        f"trained on {recorded.device} in {recorded.precision}, predicts on {device} in {precision}{why}; "
+        "probabilities may differ in their last digits"
+    )
+
+
+def _recorded(values: Mapping[str, Any], where: str) -> Execution:
     names = ("device", "precision", "channels_last", "threads")
     for name, (expected, holds) in _RECORDED.items():
         if (name in values or name in names) and not holds(values.get(name)):
@@ -138,18 +187,18 @@ def from_json(values: Mapping[str, Any], where: str) -> Execution:
             )
     if (engine := values.get("engine", "per_batch")) not in get_args(Engine):
         raise RunError(f"{where}: engine: {unknown('engine', str(engine), get_args(Engine))}")
-    execution = Execution(
+    return Execution(
         **{name: values[name] for name in names},
         compiled=values.get("compiled", False),
         workers=values.get("workers", default_workers()),
         micro_batch=values.get("micro_batch"),
         engine=engine,
     )
-    choose_device(execution.device)
-    missing = missing_compiler(execution.device) if execution.compiled else ""
-    if missing:
-        raise RunError(f"{where}: its steps were compiled, and {missing}; the same bits need the same compiler")
-    return execution
+
+
+def devices() -> dict[str, bool]:
+    """Return every device that is known, the fastest first, and whether it is on this machine."""
+    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
 
 
 def choose_device(wanted: str) -> str:
@@ -158,7 +207,7 @@ def choose_device(wanted: str) -> str:
     Raises:
         ConfigError: the device is not on this machine.
     """
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    present = devices()
     if wanted == "auto":
         return next(name for name in present if present[name])
     if not present[wanted]:

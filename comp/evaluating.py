@@ -19,8 +19,9 @@ _PICTURED_MISTAKES = 30
 
 
 def evaluate(
-    run: Run, given: Mapping[str, Any] | None = None, *, baseline: Run | None = None, progress: Progress = quiet
-) -> dict[str, Any]:
+    run: Run, given: Mapping[str, Any] | None = None, *, baseline: Run | None = None, device: str = "",
+    progress: Progress = quiet,
+) -> dict[str, Any]:  # fmt: skip
     """Diagnose all that a run predicted and has labels for, and write evaluation.json and its plots.
 
     A run with weights predicts the clean labelled test split first. Validation and the suite, and all of an ensemble
@@ -30,6 +31,7 @@ def evaluate(
         run: complete.
         given: fields of `predict` in place of the run's own, for the test split; None keeps the run's.
         baseline: a run with a scored suite, or shifted validation, of the same blocks: errors are relative to its.
+        device: to predict on; empty: the one that it was trained on.
         progress: called after every batch.
 
     Returns:
@@ -43,8 +45,10 @@ def evaluate(
     """
     given = {name: value for name, value in (given or {}).items() if value is not None}
     if run.has_weights():
-        loaded = predicting.load(run, progress=progress)
+        loaded = predicting.load(run, progress=progress, device=device)
         return evaluate_loaded(loaded, progress, variant=predicting.variant_for(loaded, given), baseline=baseline)
+    if device:
+        given["device"] = device
     if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ConfigError(

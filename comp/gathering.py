@@ -229,10 +229,14 @@ def _images(run: Run, split: str, predicted: Predictions) -> NDArray[np.str_]:
         return predicted.ids
     path = run.path / "split.npz"
     cure = f"leave the run out, or {run.cure}"
-    ids = division.read(path, cure)
-    shown = ids.get("ood_val", ids.get("val"))
+    found = division.read(path, cure)
+    shown, rows = found.get("ood_val", found.get("val")), found.get("rows_ood_val")
     if shown is None:
         raise RunError(f"{path}: damaged (it lacks val); {cure}")
+    if rows is not None and "ood_val" not in found:  # an ensemble's lists the images themselves
+        if rows.max(initial=0) >= len(shown):
+            raise RunError(f"{path}: damaged (it samples images that it does not list); {cure}")
+        shown = shown[rows]
     if len(shown) < max(predicted.block_sizes, default=0):
         raise RunError(f"{path}: lists fewer validation images than were predicted; {cure}")
     return np.concatenate([shown[:size] for size in predicted.block_sizes])

@@ -26,7 +26,7 @@ from comp.inference.variants import check_task, variant_of
 from comp.inference.views import check_size
 from comp.models import averaging, surgery, weights, zoo
 from comp.models.classifier import Classifier
-from comp.predicting import Loaded, Scored, check_same_data, score_weights
+from comp.predicting import Loaded, Scored, own_data, score_weights
 from comp.progress import Progress, quiet
 from comp.run_metrics import Kind, RunMetrics
 from comp.runs import Run
@@ -38,6 +38,7 @@ from comp.training.distributed import ALONE, Alone, Onlooker
 from comp.training.fit import OnEpoch
 from comp.training.lr_find import Found
 from comp.training.session import open_session
+from comp.training.session import samples as training_samples
 from comp.training.timing import Choice
 
 _SHOWN_HEADER = 80  # characters of a header in a note
@@ -327,11 +328,12 @@ def train(
     dataset = dataset or team.leader_first(lambda: prepare(config, runs_root, progress))
     check_data(config, dataset)
     model = ready_model(config, dataset)
+    dataset = replace(dataset, samples={**dataset.samples, **training_samples(config, dataset, model)})
     run = runs.create(runs_root, config, name, provenance_of(config, dataset, model), group=group)
     on_start(run, model)
     deterministic = device.only_deterministic(config.train.deterministic)
     with opened(config.track, tracker) as tracker, run.writing(), deterministic:
-        division.save(run.path / "split.npz", dataset.train, dataset.val)
+        division.save(run.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         choice = _reused(config, execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
         _fit_and_score(
@@ -376,8 +378,7 @@ def resume(
         return run
     began = time.perf_counter()
     config = run.config()
-    dataset = dataset or team.leader_first(lambda: open_dataset(run.data_config(), progress))
-    check_same_data(run, dataset)
+    dataset = own_data(run, dataset or team.leader_first(lambda: open_dataset(run.data_config(), progress)))
     deterministic = device.only_deterministic(config.train.deterministic)
     with opened(config.track, tracker) as tracker, run.writing(), deterministic:
         path = run.path / "execution.json"
@@ -423,6 +424,7 @@ def follow(
         lambda: open_dataset(config, progress) if resume else prepare(config, runs_root, progress)
     )
     task = team.from_leader(_told_by_leader)
+    dataset = dataset.with_samples(division.samples(task.path / "split.npz"))
     model = build_model(config, dataset, first_weights=not task.resume)
     session = open_session(
         config, dataset, Onlooker(task.path), model, task.execution, fresh=task.fresh, progress=progress, team=team
@@ -479,7 +481,7 @@ def _fit_and_score(
     plots.curves(run.plot_path("curves"), run.history(), cursor.best_epoch)
     if session.norms.wanted:
         plots.norms(run.plot_path("norms"), run.table("norms.csv"))
-    loaded = Loaded(run, config, dataset, model, execution)
+    loaded = Loaded(run, config, dataset.competition, model, execution, dataset)
     final, averaged, best = score_weights(loaded, "final", progress), Scored(), Scored()
     average: dict[str, str] = {}
     if (run.path / "averaged.safetensors").exists():
@@ -572,6 +574,9 @@ def provenance_of(config: Config, dataset: Dataset, model: Classifier) -> dict[s
         "first_weights": model.origin,
         "data_fingerprint": dataset.fingerprint,
         "classes": list(dataset.competition.classes),
+        "numbered": dataset.competition.numbered,
+        "separator": dataset.competition.separator,
+        "training_counts": dataset.train.class_counts(len(dataset.competition.classes)).tolist(),
         "image_shape": list(dataset.competition.image_shape),
         "pixel_range": list(dataset.pixel_range) if dataset.pixel_range else None,
         "images": {"train": len(dataset.train), "val": len(dataset.val or ()), "test": len(dataset.test or ())},

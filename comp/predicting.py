@@ -11,16 +11,17 @@ import numpy as np
 from comp import decisions, metrics, predictions, runs
 from comp.building import load_model
 from comp.competition import rules, submission, submitting
-from comp.competition.spec import DISTORTIONS, Block
+from comp.competition.spec import DISTORTIONS, Block, Competition
 from comp.config import Config
 from comp.data import division, splits, suites
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, Suite
 from comp.device import Execution
-from comp.errors import ConfigError, DataError, RunError, unknown
-from comp.inference import adapt, expectation
+from comp.errors import ConfigError, DataError, RunError, UserError, unknown
+from comp.inference import adapt, expectation, inputs
+from comp.inference.inputs import PredictInput
 from comp.inference.predict import forget
-from comp.inference.predict import predict as predict_images
+from comp.inference.predict import predict as predict_with
 from comp.inference.variants import PLAIN, Variant, check_task, laid_on, variant_of
 from comp.inference.views import check_size
 from comp.models.classifier import Classifier
@@ -31,27 +32,99 @@ from comp.runs import Run
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A run with its data and model, ready to predict."""
+class Trained:
+    """A run with its best weights in its model, ready to predict images from anywhere; its own data stay closed.
+
+    Attributes:
+        run: complete.
+        config: its own.
+        competition: its classes, metric and task; without blocks and sample submission where no data are open.
+        model: placed by `execution`.
+        execution: device and precision.
+        note: what is done otherwise than in training; empty: nothing.
+    """
 
     run: Run
     config: Config
-    dataset: Dataset
+    competition: Competition
     model: Classifier
     execution: Execution
+    note: str = field(default="", kw_only=True)
 
 
-def load(run: Run, dataset: Dataset | None = None, progress: Progress = quiet) -> Loaded:
+@dataclass(frozen=True)
+class Loaded(Trained):
+    """A run with its data and model, ready to predict."""
+
+    dataset: Dataset
+
+
+def load(run: Run, dataset: Dataset | None = None, progress: Progress = quiet, *, device: str = "") -> Loaded:
     """Return a trained run ready to predict: its data opened, its best weights in its model.
 
+    Args:
+        run: trained to the end.
+        dataset: its data; None: opened here.
+        progress: called while they are.
+        device: to predict on; empty: the one that it was trained on.
+
     Raises:
+        ConfigError: a device that is unknown or not on this machine.
+        DataError: its data are not where they were, or others now.
         RunError: not trained to the end, damaged, or its data are others now.
     """
     config = run.config()
-    model, execution = load_model(run)
-    dataset = dataset or open_dataset(run.data_config(), progress)
-    check_same_data(run, dataset)
-    return Loaded(run, config, dataset, model, execution)
+    model, execution, note = load_model(run, device)
+    dataset = own_data(run, dataset or _opened(run, progress))
+    return Loaded(run, config, dataset.competition, model, execution, dataset, note=note)
+
+
+def _opened(run: Run, progress: Progress) -> Dataset:
+    try:
+        return open_dataset(run.data_config(), progress)
+    except DataError as error:
+        raise DataError(
+            f"{error}; these are the data of {run.path}: where they lie now is said by data.root=DIR, and images are "
+            f"predicted without them by comp predict {run.path} --images PATH"
+        ) from None
+
+
+def load_trained(run: Run, *, device: str = "") -> Trained:
+    """Return a complete run ready to predict images from anywhere: its data are not opened and need not be there.
+
+    Raises:
+        ConfigError: a device that is unknown or not on this machine.
+        RunError: not complete, or damaged.
+    """
+    config, scores, recorded = run.config(), run.metrics(), run.provenance("classes", "image_shape")
+    model, execution, note = load_model(run, device)
+    channels, height, width = recorded["image_shape"]
+    competition = Competition(
+        name=config.competition.name,
+        metric=scores.metric,
+        classes=tuple(recorded["classes"]),
+        image_shape=(channels, height, width),
+        blocks=(),
+        submission=config.competition.submission,
+        task=scores.task,
+        numbered=recorded.get("numbered", False),
+        separator=recorded.get("separator", ""),
+    )
+    return Trained(run, config, competition, model, execution, note=note)
+
+
+def load_for(run: Run, wanted: PredictInput, progress: Progress = quiet, *, device: str = "") -> Trained:
+    """Return a run ready to predict what is wanted, its data opened where that needs them.
+
+    Raises:
+        UserError: as `load` and `load_trained`.
+    """
+    if wanted.own:
+        return load(run, progress=progress, device=device)
+    if wanted.suite is not None and "numbered" not in run.provenance():
+        # A run of before these facts were kept: its data tell how a submission spells its classes.
+        return load(run, progress=progress, device=device)
+    return load_trained(run, device=device)
 
 
 def evaluate(loaded: Loaded, progress: Progress = quiet, *, variant: Variant | None = None) -> RunMetrics:
@@ -90,7 +163,7 @@ def predict(loaded: Loaded, progress: Progress = quiet, *, variant: Variant | No
 
 
 def predict_split(
-    loaded: Loaded, images: Split | Suite, name: str, progress: Progress = quiet, *, variant: Variant | None = None
+    loaded: Trained, images: Split | Suite, name: str, progress: Progress = quiet, *, variant: Variant | None = None
 ) -> Predictions:
     """Predict images, store predictions/NAME.npz, and record their score in metrics.json where labels are known.
 
@@ -127,7 +200,74 @@ def predict_split(
     return found
 
 
-def variant_for(loaded: Loaded, given: Mapping[str, Any]) -> Variant:
+def predict_images(
+    loaded: Trained, images: Split, progress: Progress = quiet, *, variant: Variant | None = None
+) -> Predictions:
+    """Return predictions of images from anywhere; nothing is written, so that the run may lie on a read-only disk.
+
+    Args:
+        loaded: a complete run.
+        images: of the shape that it was trained on.
+        progress: called after every batch.
+        variant: as for `predict`.
+
+    Raises:
+        ConfigError: the rules forbid the adaptation.
+    """
+    chosen = variant_of(loaded.config.predict) if variant is None else variant
+    _check_variant(loaded, chosen)
+    found = _predict(
+        loaded, images, loaded.run.weights_path().stem, progress, variant=chosen, made_of=splits.fingerprint(images)
+    )
+    return _decided(loaded, found, images.name)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a `PredictInput` has come to.
+
+    Attributes:
+        found: the predictions.
+        name: `suite`, `val` ..., another suite's, or `images`.
+        blocks: of another suite than the competition's.
+        notes: what of the images was left out, or brought to another size.
+    """
+
+    found: Predictions
+    name: str
+    blocks: tuple[Block, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def predict_input(
+    loaded: Trained, wanted: PredictInput, progress: Progress = quiet, *, variant: Variant, severities: int = 5
+) -> Predicted:
+    """Predict what is wanted; all but images is stored in the run, see `predict_split` and `predict_images`.
+
+    Args:
+        loaded: by `load_for`.
+        wanted: see `PredictInput`.
+        progress: called after every batch.
+        variant: views and adaptation.
+        severities: stacked in each file of another suite.
+
+    Raises:
+        UserError: no such split, or images that are not there or cannot be read.
+    """
+    shape = loaded.competition.image_shape
+    if wanted.images is not None:
+        opened = inputs.open_images(wanted.images, shape, loaded.run.data_config().data, progress)
+        found = predict_images(loaded, opened.split, progress, variant=variant)
+        return Predicted(found, opened.split.name, notes=opened.notes)
+    if wanted.suite is not None:
+        suite, name = suites.folder_suite(wanted.suite, severities, shape), suites.name_of(wanted.suite)
+        return Predicted(predict_split(loaded, suite, name, progress, variant=variant), name, suite.blocks)
+    assert isinstance(loaded, Loaded)
+    name = wanted.split or "suite"
+    return Predicted(predict_split(loaded, images_of(loaded, name), name, progress, variant=variant), name)
+
+
+def variant_for(loaded: Trained, given: Mapping[str, Any]) -> Variant:
     """Return the run's own views and adaptation with some fields of `predict` in their place; None keeps the run's.
 
     Raises:
@@ -138,10 +278,10 @@ def variant_for(loaded: Loaded, given: Mapping[str, Any]) -> Variant:
     return variant
 
 
-def _check_variant(loaded: Loaded, variant: Variant) -> None:
+def _check_variant(loaded: Trained, variant: Variant) -> None:
     rules.check_adaptation(loaded.config.competition.rules, variant.adapt)
-    check_task(variant, loaded.dataset.competition.task)
-    check_size(variant.views, *loaded.dataset.competition.image_shape[1:])
+    check_task(variant, loaded.competition.task)
+    check_size(variant.views, *loaded.competition.image_shape[1:])
 
 
 def images_of(loaded: Loaded, split: str) -> Split | Suite:
@@ -162,9 +302,9 @@ def images_of(loaded: Loaded, split: str) -> Split | Suite:
     return images
 
 
-def score(loaded: Loaded, found: Predictions) -> SplitScores | None:
+def score(loaded: Trained, found: Predictions) -> SplitScores | None:
     """Return the scores of predictions; None where targets are not known."""
-    return scores_of(found, loaded.dataset.competition.metric)
+    return scores_of(found, loaded.competition.metric)
 
 
 def scores_of(found: Predictions, metric: str) -> SplitScores | None:
@@ -197,7 +337,7 @@ def score_weights(loaded: Loaded, which: str, progress: Progress) -> Scored:
         which: `best`, `averaged` or `final`: the file that they lie in.
         progress: called after every batch.
     """
-    run, dataset, metric = loaded.run, loaded.dataset, loaded.dataset.competition.metric
+    run, dataset, metric = loaded.run, loaded.dataset, loaded.competition.metric
     val, shifted, thresholds = None, None, None
     if dataset.val is not None:
         found = _predict(loaded, dataset.val, which, progress)
@@ -214,10 +354,10 @@ def score_weights(loaded: Loaded, which: str, progress: Progress) -> Scored:
     return Scored(WeightScores(val=val, ood_val=shifted), tuned)
 
 
-def _decided(loaded: Loaded, found: Predictions, name: str) -> Predictions:
+def _decided(loaded: Trained, found: Predictions, name: str) -> Predictions:
     """Return predictions with the run's thresholds; clean validation, which those were tuned on, cross-fitted ones."""
     if name == "val" and found.targets is not None:
-        return decisions.validated(found, loaded.dataset.competition.metric)
+        return decisions.validated(found, loaded.competition.metric)
     thresholds = loaded.run.metrics().thresholds
     if thresholds and len(thresholds) != len(found.classes):
         raise RunError(
@@ -228,7 +368,7 @@ def _decided(loaded: Loaded, found: Predictions, name: str) -> Predictions:
 
 
 def _predict(
-    loaded: Loaded,
+    loaded: Trained,
     images: Split | Suite,
     which: str,
     progress: Progress,
@@ -252,11 +392,11 @@ def _predict(
         "precision": loaded.execution.precision,
         "images": made_of,
     }
-    return predict_images(
+    return predict_with(
         loaded.model,
         images,
-        classes=loaded.dataset.competition.classes,
-        task=loaded.dataset.competition.task,
+        classes=loaded.competition.classes,
+        task=loaded.competition.task,
         execution=loaded.execution,
         batch_size=loaded.config.predict.batch_size,
         made_by=made_by,
@@ -266,15 +406,18 @@ def _predict(
     )
 
 
-def _made_of(loaded: Loaded, images: Split | Suite) -> str:
+def _made_of(loaded: Trained, images: Split | Suite) -> str:
     """Return what tells a suite's images from others that its blocks could be made of."""
     if isinstance(images, Suite) and images.folder:
         return suites.state_of(Path(images.folder))
+    assert isinstance(loaded, Loaded)
     clean = loaded.dataset.val if images.name == "ood_val" else loaded.dataset.test
-    return splits.fingerprint(clean) if clean is not None else ""
+    rows = loaded.dataset.samples.get(images.name)
+    of_rows = "" if rows is None else f"-{runs.sha256_of(rows.tobytes())[:8]}"
+    return splits.fingerprint(clean) + of_rows if clean is not None else ""
 
 
-def _record(loaded: Loaded, scores: SplitScores, name: str, variant: Variant, *, transductive: bool) -> None:
+def _record(loaded: Trained, scores: SplitScores, name: str, variant: Variant, *, transductive: bool) -> None:
     """Note scores in metrics.json; those of clean and shifted validation, plain, stand there since the training."""
     noted = loaded.run.metrics().model_copy(update={"variant": variant_of(loaded.config.predict).suffix})
     if variant.suffix:
@@ -285,7 +428,7 @@ def _record(loaded: Loaded, scores: SplitScores, name: str, variant: Variant, *,
     loaded.run.write_metrics(noted)
 
 
-def expect(loaded: Loaded, found: Predictions, name: str, progress: Progress = quiet) -> AccuracyEstimate | None:
+def expect(loaded: Trained, found: Predictions, name: str, progress: Progress = quiet) -> AccuracyEstimate | None:
     """Return the accuracy of blocks estimated without labels, and note it under `expected` in metrics.json.
 
     Shifted validation is predicted in the same way first, where it was not before. After an adaptation, what was
@@ -298,7 +441,8 @@ def expect(loaded: Loaded, found: Predictions, name: str, progress: Progress = q
         progress: called after every batch.
 
     Returns:
-        None without shifted validation of two families of corruptions at least, or where the task has no estimate.
+        None without shifted validation of two families of corruptions at least, where that is neither stored nor can be
+        predicted because the run's data are not there, or where the task has no estimate.
     """
     if not found.row.accuracy_estimate:
         return None
@@ -317,20 +461,28 @@ def expect(loaded: Loaded, found: Predictions, name: str, progress: Progress = q
     return estimate
 
 
-def _shifted_validation(loaded: Loaded, variant: Variant, progress: Progress) -> Predictions | None:
+def _shifted_validation(loaded: Trained, variant: Variant, progress: Progress) -> Predictions | None:
     """Return shifted validation predicted by the run's weights in this way, from the disk where it lies there whole."""
-    if loaded.dataset.ood_val is None:
+    if not loaded.config.competition.ood_validation.severities:
         return None
     path = loaded.run.predictions_path(f"ood_val{variant.suffix}")
     with contextlib.suppress(RunError):  # missing, or damaged
         stored = predictions.load(path)
         if stored.made_by.get("weights_sha256") == runs.sha256(loaded.run.weights_path()):
             return stored
+    if not isinstance(loaded, Loaded):
+        try:
+            dataset = own_data(loaded.run, open_dataset(loaded.config, progress))
+        except UserError:
+            return None
+        loaded = Loaded(loaded.run, loaded.config, dataset.competition, loaded.model, loaded.execution, dataset)
+    if loaded.dataset.ood_val is None:
+        return None
     return predict_split(loaded, loaded.dataset.ood_val, "ood_val", progress, variant=variant)
 
 
 def submit(
-    loaded: Loaded,
+    loaded: Trained,
     found: Predictions,
     path: Path,
     *,
@@ -351,13 +503,15 @@ def submit(
     Raises:
         SubmissionError: the name is taken, or the written file does not pass the check.
     """
-    competition = loaded.dataset.competition
+    competition = loaded.competition
+    if isinstance(loaded, Loaded):
+        counts = loaded.dataset.train.class_counts(len(competition.classes)).tolist()
+    else:
+        counts = loaded.run.provenance()["training_counts"]
     if blocks:
         competition = replace(competition, blocks=blocks, sample=None, test_ids=())
     told = {"weights_sha256": found.made_by["weights_sha256"], "seed": loaded.config.seed, **(trace or {})}
-    return submitting.submit(
-        loaded.run, found, competition, path, trace=told, training=loaded.dataset.train.labels, force=force
-    )
+    return submitting.submit(loaded.run, found, competition, path, trace=told, training_counts=counts, force=force)
 
 
 def default_submission(config: Config, folder: Path = Path("submissions")) -> Path:
@@ -365,8 +519,12 @@ def default_submission(config: Config, folder: Path = Path("submissions")) -> Pa
     return submission.free_path(folder, config.competition.name)
 
 
-def check_same_data(run: Run, dataset: Dataset) -> None:
-    """Refuse data that are not the run's own: its scores and class order would mean something else."""
+def own_data(run: Run, dataset: Dataset) -> Dataset:
+    """Return a run's data with the samples that it has recorded.
+
+    Raises:
+        UserError: they are not the run's own: its scores and class order would mean something else.
+    """
     recorded = run.provenance("classes", "data_fingerprint")
     if recorded["classes"] != list(dataset.competition.classes):
         raise RunError(
@@ -378,3 +536,4 @@ def check_same_data(run: Run, dataset: Dataset) -> None:
             f"now {dataset.fingerprint}); give it its own data back or start a new run"
         )
     division.check(run.path / "split.npz", dataset.train, dataset.val)
+    return dataset.with_samples(division.samples(run.path / "split.npz"))

@@ -39,7 +39,7 @@ def probe(
     probes.check(name, k)
     dataset = open_dataset(config or run.data_config(), progress)
     config = config or run.config()
-    model, execution = building.load_model(run)
+    model, execution, _ = building.load_model(run)
     if list(dataset.competition.image_shape) != run.provenance("image_shape")["image_shape"]:
         raise DataError(
             f"{run.path}: was trained on images (C, H, W) {run.provenance()['image_shape']}, found "
@@ -60,7 +60,9 @@ def probe(
                 found = fitted.predict(split, made_by, progress)
                 predictions.save(result.predictions_path(split.name), found)
                 scores[split.name] = predicting.scores_of(found, dataset.competition.metric)
-        described = pipeline.describe_network(Loaded(result, config, dataset, model, execution), "probe")
+        described = pipeline.describe_network(
+            Loaded(result, config, dataset.competition, model, execution, dataset), "probe"
+        )
         probed = {
             "model": f"{name} on {run.name}",
             "train_seconds": round(time.perf_counter() - began, 2),

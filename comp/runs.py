@@ -37,6 +37,7 @@ from comp import run_metrics
 from comp.config import Config
 from comp.errors import ConfigError, RunError, UserError, nearest
 from comp.run_metrics import RunMetrics
+from comp.yaml_files import user_path
 
 if TYPE_CHECKING:
     from numpy.lib.npyio import NpzFile
@@ -57,6 +58,10 @@ _PROVENANCE: dict[str, tuple[str, Callable[[Any], bool]]] = {
 # Of a table, the columns that hold a number in every row.
 _NUMBERED = {"history.csv": ("number",), "norms.csv": ("epoch", "parameters", "gradient_norm", "weight_norm")}
 _TEXTS = ("layer", "note")  # columns of tables that hold no numbers
+_MOVABLE = (  # settings that say where and how data are read: another value gives the same images
+    "data.root", "data.csv.table", "data.csv.train", "data.csv.test", "data.csv.sample", "data.csv.test_table",
+    "data.download", "data.loading", "data.workers", "competition.suite.path", "predict.batch_size",
+)  # fmt: skip
 _VERSIONS = ("comp", "torch", "torchvision", "timm", "numpy", "albumentations", "optuna", "pandas", "scikit-learn")
 
 
@@ -256,9 +261,15 @@ def make_folder(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """One training's folder; `Run("runs/...")` takes text as well."""
+    """One training's folder; `Run("runs/...")` takes text as well.
+
+    Attributes:
+        path: of the folder.
+        overrides: `key=value` of where its data lie now; see `open_run`.
+    """
 
     path: Path
+    overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
@@ -269,7 +280,7 @@ class Run:
         return f"{self.path.parent.name}/{self.path.name}"
 
     def config(self) -> Config:
-        """Return the config that it was started with.
+        """Return the config that it was started with, and where its data lie now.
 
         Raises:
             RunError: the file is damaged: it lacks a section, whose defaults would mean another run.
@@ -277,7 +288,7 @@ class Run:
         """
         path = self.path / "config.yaml"
         try:
-            config = configs.load_stored(path)
+            config = configs.load_stored(path, self.overrides)
         except ConfigError as error:
             raise ConfigError(f"{error}; it is the config that the run was started with: put it back") from None
         lacking = [name for name in _SECTIONS if name not in config.model_fields_set]
@@ -286,6 +297,10 @@ class Run:
                 f"{path}: damaged: it lacks {', '.join(lacking)}; put back the config that the run was started with"
             )
         return config
+
+    def config_hash(self) -> str:
+        """Return the hash of the config that it was started with, wherever its data lie."""
+        return configs.fingerprint(configs.load_stored(self.path / "config.yaml"))
 
     def data_config(self) -> Config:
         """Return the config that opens its data as they were in training: `data.range` is what auto had chosen.
@@ -482,18 +497,36 @@ def create(root: Path, config: Config, name: str, provenance: Mapping[str, Any],
     raise RunError(f"{parent}: too many runs named {stem} in one second")
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Path, overrides: Sequence[str] = ()) -> Run:
     """Return the run in a folder.
+
+    Args:
+        path: of the folder.
+        overrides: `key=value` of settings that tell where and how its data are read, and change nothing of the run.
 
     Raises:
         RunError: there is none; the nearest name beside it is told.
+        ConfigError: an override of anything else.
     """
+    for text in overrides:
+        key = text.partition("=")[0].strip()
+        if key not in _MOVABLE:
+            raise ConfigError(
+                f"override '{text}': a trained run keeps its config; what may change is how its data are read: "
+                f"{', '.join(_MOVABLE)}{nearest(key, _MOVABLE)}"
+            )
     if (path / "config.yaml").is_file() and (path / "provenance.json").is_file():
-        return Run(path)
+        return Run(path, tuple(_expanded(text) for text in overrides))
     if path.is_dir():
         raise RunError(f"{path}: not a run folder (no config.yaml and provenance.json); `comp leaderboard` lists runs")
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     raise RunError(f"{path}: no such run{nearest(path.name, siblings)}; `comp leaderboard` lists runs")
+
+
+def _expanded(override: str) -> str:
+    """Return an override of a path with `~` and `${NAME}` replaced: a stored config's own are not."""
+    key, sign, value = override.partition("=")
+    return f"{key}{sign}{user_path(value, key)}" if "~" in value or "$" in value else override
 
 
 def list_runs(root: Path) -> list[Run]:

@@ -6,15 +6,13 @@ basin; of others the greedy soup keeps the best alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from comp import config as configs
 from comp import decisions, gathering, metrics, pipeline, predicting, runs
 from comp.building import demand_own, load_model
 from comp.competition import submission
@@ -61,7 +59,7 @@ class _Mixed:
                 "run": run.name,
                 "run_path": str(run.path),
                 "weights_sha256": runs.sha256(run.weights_path()),
-                "config_hash": configs.fingerprint(run.config()),
+                "config_hash": run.config_hash(),
                 "seed": run.config().seed,
                 self.metric: self.values[number],
                 "weight": 1 / len(self.chosen) if number in self.chosen else 0.0,
@@ -101,7 +99,7 @@ def soup(
     gathering.demand_one_competition(trained)
     if output is not None:
         submission.demand_free(output, force=force)
-    first = predicting.load(trained[0], progress=progress)
+    first = _with_statistics(predicting.load(trained[0], progress=progress))
     split = _selection(select_on, first)
     states = [_state(run, first) for run in trained]
     score = _Scorer(first, split, progress)
@@ -119,6 +117,13 @@ def soup(
         path = output or predicting.default_submission(loaded.config)
         predicting.submit(loaded, found, path, force=force, trace={"members": made.told()})
     return loaded.run
+
+
+def _with_statistics(loaded: Loaded) -> Loaded:
+    """Return the first member with the sample of its training images that batch norm meets the soup on."""
+    dataset = loaded.dataset
+    rows = dataset.sample(dataset.train, _STATISTICS_BATCHES * loaded.config.train.batch_size)
+    return replace(loaded, dataset=replace(dataset, samples={**dataset.samples, "statistics": rows}))
 
 
 def _selection(select_on: str | None, loaded: Loaded) -> str:
@@ -143,7 +148,7 @@ def _state(run: Run, first: Loaded) -> State:
         )
     _check_division(config.data, first.config.data, f"{run.path}: its images were divided otherwise than those of "
                     f"{first.run.path}")  # fmt: skip
-    predicting.check_same_data(run, first.dataset)
+    predicting.own_data(run, first.dataset)
     path = run.weights_path()
     state, facts = weights.read(path)
     demand_own(run, facts["sha256"])
@@ -213,8 +218,8 @@ class _Scorer:
 
     def _training_images(self) -> Iterator[Tensor]:
         train, execution = self._loaded.dataset.train, self._loaded.execution
-        every = loading.chunks(train, self._loaded.config.train.batch_size)
-        for images in islice(every, _STATISTICS_BATCHES):  # [B, H, W, C]
+        seen = train.take(self._loaded.dataset.samples["statistics"], train.name)
+        for images in loading.chunks(seen, self._loaded.config.train.batch_size):  # [B, H, W, C]
             batch = torch.from_numpy(images).to(execution.torch_device).permute(0, 3, 1, 2)
             yield execution.layout(batch)
 
@@ -225,12 +230,13 @@ def _store(mixed: _Mixed, first: Loaded, split: str, runs_root: Path, progress: 
     provenance = pipeline.provenance_of(config, first.dataset, first.model)
     result = runs.create(runs_root, config, "soup", {**provenance, "members": mixed.told()})
     with runs.made_whole(result), result.writing():
-        division.save(result.path / "split.npz", first.dataset.train, first.dataset.val)
+        dataset = first.dataset
+        division.save(result.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         result.write_json("execution.json", first.execution.to_json())
         names = ", ".join(mixed.trained[number].name for number in mixed.chosen)
         result.write("best.safetensors", weights.to_bytes(mixed.state, {"soup": names}))
-        model, execution = load_model(result)
-        loaded = Loaded(result, config, first.dataset, model, execution)
+        model, execution, _ = load_model(result)
+        loaded = Loaded(result, config, dataset.competition, model, execution, dataset)
         best = predicting.score_weights(loaded, "best", progress)
         theirs = [mixed.trained[number].metrics() for number in mixed.chosen]
         fitted = {

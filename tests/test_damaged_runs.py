@@ -180,7 +180,7 @@ def test_a_damaged_split_stops_an_ensemble_and_leaves_nothing_behind(
     if damage is half:
         assert comp(*cure(message), "train.epochs=1").code == 0
         (new,) = {run.path for run in runs.list_runs(Path("runs"))} - {Path(PLAIN), Path(FLIPPED), Path(ENSEMBLE)}
-        assert comp("ensemble", new, FLIPPED, "-o", "new.csv").code == 0
+        assert comp("evaluate", new).code == 0
 
 
 def test_an_ensemble_that_fails_at_its_submission_leaves_no_run(comp: Callable[..., Result]) -> None:

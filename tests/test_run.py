@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +281,7 @@ def test_predictions_do_not_depend_on_the_batch_size(workplace: Path, comp: Call
     loaded = predicting.load(run)
     small = predictions.load(run.path / "predictions/suite.npz")
     config = loaded.config.model_copy(update={"predict": loaded.config.predict.model_copy(update={"batch_size": 3})})
-    again = predicting.predict(predicting.Loaded(run, config, loaded.dataset, loaded.model, loaded.execution))
+    again = predicting.predict(replace(loaded, config=config))
     assert np.allclose(small.outputs.astype(np.float32), again.outputs.astype(np.float32), atol=0.02)
     assert (small.top1 == again.top1).mean() > 0.99
 

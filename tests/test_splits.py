@@ -13,7 +13,7 @@ from comp import runs
 from comp.config import Config, DataConfig
 from comp.data import division
 from comp.data.dataset import open_dataset
-from comp.data.division import STRATIFIERS, divide, fold, held_out
+from comp.data.division import STRATIFIERS, divide, fold, held_out, sample
 from comp.data.sources import Source
 from comp.data.splits import Split
 from comp.errors import ConfigError, DataError, RunError
@@ -151,7 +151,7 @@ def test_one_group_cannot_be_divided() -> None:
     ("override", "message"),
     [
         ("data={folds: 3, fold: 3}", "expected 0 to 2 of 3 folds, found 3"),
-        ("data={folds: 3, validation: none}", "contradict each other"),
+        ("data={folds: 3, validation: none}", "contradicts data.folds"),
         ("data.groups=column", "go together"),
         ("data.csv.group_column=patient", "go together"),
     ],
@@ -257,3 +257,36 @@ def test_several_labels_are_dealt_out_evenly(grouped: bool) -> None:
     if groups is not None:
         rows = [{int(name[2:]) // 2 for name in part.ids} for part in parts if part]
         assert sum(map(len, rows)) == len(set.union(*rows))
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.integers(1, 90))
+def test_a_sample_has_each_class_in_its_share_and_every_one_where_there_is_room(labels: list[int], count: int) -> None:
+    split = split_of(labels)
+    rows = sample(split, count, task="single_label")
+    assert len(rows) == min(count, len(labels))
+    assert (np.diff(rows) > 0).all()
+    assert np.array_equal(rows, sample(split, count, task="single_label"))
+    sizes, taken = np.bincount(labels, minlength=6), np.bincount(np.array(labels)[rows], minlength=6)
+    classes = np.count_nonzero(sizes)
+    if count >= classes:
+        assert np.count_nonzero(taken) == classes
+    # A common class gives up an image for each rare one that has no whole share, and rounds off at most one more.
+    shares = sizes * len(rows) / len(labels)
+    assert (taken - shares <= 1).all()
+    assert (shares - taken <= 1 + np.count_nonzero((sizes > 0) & (shares < 1))).all()
+
+
+def test_a_sample_of_label_sets_is_balanced_and_of_exact_size() -> None:
+    generator = np.random.default_rng(0)
+    labels = (generator.random((400, 5)) < [0.5, 0.3, 0.2, 0.1, 0.05]).astype(np.float32)
+    split = replace(split_of([0] * 400), labels=labels[np.argsort(labels @ (1 << np.arange(5)), kind="stable")])
+    for count in (37, 100):
+        rows = sample(split, count, task="multi_label")
+        assert len(set(rows.tolist())) == count
+        assert (np.abs(split.labels[rows].sum(0) - split.labels.sum(0) * count / 400) <= 2).all()
+
+
+def test_images_without_labels_are_sampled_plainly() -> None:
+    rows = sample(replace(split_of(LABELS), labels=None), 10, task="single_label")
+    assert len(set(rows.tolist())) == 10
+    assert rows.max() > 10

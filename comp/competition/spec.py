@@ -100,9 +100,9 @@ class Sample:
         """Whether all rows are the same: a placeholder, which shows no more than columns and ids."""
         return len(set(self.cells)) == 1
 
-    def head(self, count: int) -> "Sample":
-        """Return the same with its first rows alone."""
-        return replace(self, ids=self.ids[:count], cells=self.cells[:count])
+    def take(self, rows: Sequence[int]) -> "Sample":
+        """Return the same with some rows alone."""
+        return replace(self, ids=tuple(self.ids[row] for row in rows), cells=tuple(self.cells[row] for row in rows))
 
 
 @dataclass(frozen=True)

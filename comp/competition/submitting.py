@@ -1,14 +1,13 @@
 """A run's predictions as a submission: written, traced to what made them, checked, noted in the run. Torch-free."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comp import config as configs
 from comp import runs
-from comp.competition import checking, doubts, formats, submission
+from comp.competition import checking, formats, submission
 from comp.competition.spec import Competition
-from comp.predictions import Predictions, Targets
+from comp.predictions import Predictions
 from comp.runs import Run
 
 
@@ -19,7 +18,7 @@ def submit(
     path: Path,
     *,
     trace: Mapping[str, Any],
-    training: Targets | None = None,
+    training_counts: Sequence[int] = (),
     force: bool = False,
 ) -> Path:
     """Write the submission and its sidecar, check the CSV that lies on the disk, and note it in the run.
@@ -30,7 +29,7 @@ def submit(
         competition: gives the format.
         path: of the CSV.
         trace: what the sidecar says beside the run, its config, `made_by`, the code and the machine: weights, seeds.
-        training: labels of the training images, whose classes' shares a later check compares; None: not known.
+        training_counts: of each class, whose shares a later check compares; empty: not known.
         force: replace what is there.
 
     Raises:
@@ -42,10 +41,10 @@ def submit(
     sidecar = {
         "run": run.name,
         "run_path": str(run.path),
-        "config_hash": configs.fingerprint(run.config()),
+        "config_hash": run.config_hash(),
         "made_by": dict(found.made_by),
         "transductive": transductive,
-        "training_counts": doubts.counts(training, len(found.classes)),
+        "training_counts": list(training_counts),
         **trace,
         **runs.describe_machine(),
     }

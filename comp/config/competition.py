@@ -24,7 +24,7 @@ class SuiteConfig(Section):
     files: Positive = 19
     """How many distortion files there are, numbered from 00."""
     images_per_block: Annotated[int, Field(ge=0)] = 0
-    """Images in each (distortion, severity) block; for `corrupt_test` the first this many test images, 0 for all."""
+    """Images in each (distortion, severity) block; of `corrupt_test` a stratified sample of the test, 0 for all."""
     severities: Annotated[int, Field(ge=1, le=5)] = 5
     """Severities stacked in each file, or generated: 1 up to this."""
 
@@ -49,7 +49,7 @@ class OODValidationConfig(Section):
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 3, 5)
     """Which severities are generated; empty: no shifted validation."""
     per_block: Positive = 500
-    """Images in each (corruption, severity) block, at most the validation split's size."""
+    """Images in each (corruption, severity) block: a stratified sample of the validation split, at most its size."""
     every: Literal["end"] | Positive = "end"
     """`end`: once, with the best weights; N: also every N epochs, and after the last one."""
     leave_out: tuple[str, ...] = ()

@@ -32,14 +32,18 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     return _checked(document, str(path), overrides, expand=True)
 
 
-def load_stored(path: Path) -> Config:
+def load_stored(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Return the config that a run has stored: whatever its paths hold stood there when the run was made.
+
+    Args:
+        path: of the file.
+        overrides: laid on it as they are.
 
     Raises:
         ConfigError: as `load`.
     """
     (document,) = read_chain(path)
-    return _checked(document, str(path), (), expand=False)
+    return _checked(document, str(path), overrides, expand=False)
 
 
 def from_mapping(values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:

@@ -6,7 +6,7 @@ Bars and epoch lines go to stderr, results to stdout: `comp run --json > result.
 from comp.console.bars import Bars, bars
 from comp.console.boards import board_cells, metric_heads, print_groups, print_leaderboard, print_spelled
 from comp.console.output import print_json, print_line, print_note, print_table
-from comp.console.results import print_evaluation, print_prediction, print_stages, print_summary
+from comp.console.results import print_answers, print_evaluation, print_prediction, print_stages, print_summary
 from comp.console.studies import print_study, print_trial
 from comp.console.things import (
     MOST_COUNTED_MODELS,
@@ -24,6 +24,7 @@ __all__ = [
     "bars",
     "board_cells",
     "metric_heads",
+    "print_answers",
     "print_contents",
     "print_dataset",
     "print_epoch",

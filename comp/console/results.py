@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from comp.predictions import Predictions
     from comp.rehearsal import Stage
     from comp.run_metrics import AccuracyEstimate, RunMetrics, SplitScores
@@ -15,6 +18,8 @@ from comp.console.output import out, print_line, print_table
 
 # Columns of an evaluation that go where the window is narrow, the first one first.
 _DROPPED = ("micro F1", "macro F1", "top 5", "recall", "precision", "images", "ECE", "F1")
+
+_SHOWN_ANSWERS, _SHOWN_COLUMNS = 20, 8  # of a table of predicted images
 
 
 def print_summary(run: "Run", scores: "RunMetrics") -> None:
@@ -94,6 +99,16 @@ def print_prediction(
             f"expected accuracy {expected.accuracy:.4f}, {expected.low:.4f} to {expected.high:.4f}: a block's "
             f"interval is {expected.width:.4f} wide on average, for 90 % of blocks of corruptions not seen{before}"
         )
+
+
+def print_answers(header: Sequence[str], rows: Sequence[Sequence[str]], path: "Path") -> None:
+    """Print the first predicted images as a table, and where all of them lie."""
+    table = Table(*header[:_SHOWN_COLUMNS])
+    for row in rows[:_SHOWN_ANSWERS]:
+        table.add_row(*(escape(cell) for cell in row[:_SHOWN_COLUMNS]))
+    out.print(table)
+    shown = f", the first {_SHOWN_ANSWERS} above" if len(rows) > _SHOWN_ANSWERS else ""
+    print_line(f"{len(rows):,} images in {path}{shown}; all probabilities in {path.with_suffix('.npz')}")
 
 
 def _severity_table(shifted: "SplitScores", title: str) -> Table:

@@ -1,7 +1,11 @@
 """Everything that a config's runs need of its data, opened and checked: `open_dataset(config)`."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from comp.competition import spec
 from comp.competition.spec import Competition
@@ -36,6 +40,10 @@ class Dataset:
         notes: what a user should know of how the data were read.
         unreadable: files of the source that hold no image, and ids without a file.
         pixel_range: the values of pixels of more than 8 bits that became black and white; None of 8 bits.
+        split_seed: of the corruptions that `suite` and `ood_val` are made by.
+        samples: what is measured on a part of a split: name -> rows. `ood_val`: of `val`, and `suite`: of `test`, the
+            images of each block; what a training sees of `train` beside its epochs stands in
+            `comp.training.session.samples`. A name that is not there means the split's first images.
     """
 
     competition: Competition
@@ -51,43 +59,78 @@ class Dataset:
     notes: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
     pixel_range: tuple[float, float] | None = None
+    split_seed: int = 0
+    samples: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
-    def limited(self, train_images: int, other_images: int) -> "Dataset":
-        """Return a small copy for a rehearsal: the first images of each split and block."""
-        return replace(
-            self,
-            train=self.train.head(train_images),
-            val=self.val and self.val.head(other_images),
-            test=self.test and self.test.head(other_images),
-            suite=self.suite and _limited(self.suite, other_images),
-            ood_val=self.ood_val and _limited_blocks(self.ood_val, other_images),
-            competition=_shortened(self.competition, other_images),
+    def with_samples(self, samples: Mapping[str, NDArray[np.int64]]) -> "Dataset":
+        """Return the same data with other samples, such as a run has recorded; blocks are made of them."""
+        suite, ood_val = self.suite, self.ood_val
+        if isinstance(suite, Suite) and not suite.folder:
+            suite = self._corrupted(suite, self.test, samples)
+        if ood_val is not None:
+            ood_val = self._corrupted(ood_val, self.val, samples)
+        return replace(self, suite=suite, ood_val=ood_val, samples=samples)
+
+    def _corrupted(self, suite: Suite, clean: Split | None, samples: Mapping[str, NDArray[np.int64]]) -> Suite:
+        assert clean is not None
+        seed = suites.seed_of(clean.name, self.split_seed)
+        return suites.corrupted(suite.name, clean, suite.blocks, seed, samples.get(suite.name))
+
+    def drawn(self) -> "Dataset":
+        """Return the same data with blocks that are made of samples drawn for them."""
+        made_of = {"ood_val": (self.ood_val, self.val), "suite": (self.suite, self.test)}
+        return self.with_samples(
+            {
+                name: self.sample(clean, max(block.count for block in suite.blocks))
+                for name, (suite, clean) in made_of.items()
+                if isinstance(suite, Suite) and not suite.folder and clean is not None
+            }
         )
 
+    def sample(self, split: Split, count: int) -> NDArray[np.int64]:
+        """Return the rows of a sample of a split, for something to be measured on; see `division.sample`."""
+        return division.sample(split, count, task=self.competition.task)
 
-def _shortened(competition: Competition, count: int) -> Competition:
-    sample = competition.sample
-    return replace(
-        competition, blocks=_shorter(competition.blocks, count), sample=sample and sample.head(count),
-        test_ids=competition.test_ids[:count],
-    )  # fmt: skip
+    def limited(self, train_images: int, other_images: int) -> "Dataset":
+        """Return a small copy for a rehearsal: a sample of each split, and blocks of these."""
+        test, competition = self.test, self.competition
+        rows = np.array([], np.int64) if test is None else self.sample(test, other_images)
+        suite = self.suite and _limited_suite(self.suite, rows, other_images)
+        return replace(
+            self,
+            train=self._limited(self.train, train_images),
+            val=self.val and self._limited(self.val, other_images),
+            test=test and test.take(rows, test.name),
+            suite=suite,
+            ood_val=self.ood_val and _limited_blocks(self.ood_val, other_images),
+            competition=replace(
+                competition,
+                blocks=_shorter(competition.blocks, other_images),
+                sample=competition.sample and competition.sample.take(rows.tolist()),
+                test_ids=tuple(competition.test_ids[row] for row in rows if competition.test_ids),
+            ),
+        ).drawn()
+
+    def _limited(self, split: Split, count: int) -> Split:
+        return split.take(self.sample(split, count), split.name)
 
 
 def _shorter(blocks: tuple[spec.Block, ...], count: int) -> tuple[spec.Block, ...]:
     return tuple(replace(block, count=min(block.count, count)) for block in blocks)
 
 
-def _limited(suite: Split | Suite, count: int) -> Split | Suite:
-    if isinstance(suite, Split):
-        return suite.head(count)
-    return _limited_blocks(suite, count)
+def _limited_suite(suite: Split | Suite, rows: NDArray[np.int64], count: int) -> Split | Suite:
+    """Return a suite of some test images, or of blocks of so many images: rows of a file, by whose place ids go."""
+    return suite.take(rows, suite.name) if isinstance(suite, Split) else _limited_blocks(suite, count)
 
 
 def _limited_blocks(suite: Suite, count: int) -> Suite:
     whole = {block.name: block for block in suite.blocks}
     # Files are addressed by their whole blocks, so the whole block is opened and then cut.
-    return Suite(
-        suite.name, _shorter(suite.blocks, count), lambda block: suite.open(whole[block.name]).head(block.count)
+    return replace(
+        suite,
+        blocks=_shorter(suite.blocks, count),
+        open=lambda block: suite.open(whole[block.name]).head(block.count),
     )
 
 
@@ -119,7 +162,8 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
         notes=(*_notes(config, source), *parts.notes),
         unreadable=tuple(name for images in _files(source) for name in images.unreadable),
         pixel_range=source.pixel_range,
-    )
+        split_seed=config.data.split_seed,
+    ).drawn()
 
 
 def _check_shapes(train: Split, *others: Split | None) -> None:

@@ -1,13 +1,17 @@
 """How labelled images are divided into training, validation and test: seeded, stratified, grouped, or in folds.
 
+And how a sample of a split is drawn, for whatever is measured on fewer images than it has: `sample`.
+
 Only labels, groups and the seed decide, by generators that give the same numbers on every machine.
 """
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +31,8 @@ from comp.tasks import TASKS
 Rows = NDArray[np.int64]
 
 _SHOWN = 5  # rare classes in a note
+_SAMPLE_SEED = 0  # runs that share a split share its samples, whatever their own seeds
+_ROWS = "rows_"  # begins the names of samples in split.npz
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,25 @@ def fold(
     return np.setdiff1d(np.arange(len(split)), held), held
 
 
+def sample(split: Split, count: int, *, task: str, seed: int = _SAMPLE_SEED) -> Rows:
+    """Return the rows of a sample that has the split's shares of classes, in order; all rows where it is no larger.
+
+    Args:
+        split: labelled or, drawn plainly, not.
+        count: images wanted, from 0.
+        task: a row of `comp.tasks.TASKS`. With one class an image, each has its share as near as whole images allow,
+            and at least one image where there is room; of label sets, see `STRATIFIERS`.
+        seed: the same on every machine.
+    """
+    if count >= len(split):
+        return np.arange(len(split))
+    if count <= 0:
+        return np.array([], np.int64)
+    if split.labels is None:
+        return _sample_plainly(np.zeros(len(split), np.int64), count, seed)
+    return STRATIFIERS[TASKS[task].stratifier].sample(split.labels, count, seed)
+
+
 def _hold_by_class(labels: Targets, size: float | int, seed: int, groups: Rows | None) -> Rows:
     classes = labels.astype(np.int64)
     if groups is not None:
@@ -183,6 +208,27 @@ def _hold_nearly_by_class(classes: Rows, size: float | int, seed: int) -> Rows:
         counts[number] += 1
     held = np.concatenate([rows[:count] for rows, count in zip(members, counts, strict=True)])
     return np.sort(held) if len(held) else np.sort(draw.permutation(len(classes))[:wanted])
+
+
+def _sample_by_class(labels: Targets, count: int, seed: int) -> Rows:
+    """Return the rows of a sample: each class's share rounded, by largest remainder, and one image of each at least."""
+    draw = np.random.RandomState(seed)
+    members = [draw.permutation(rows) for rows in _members(labels.astype(np.int64))]
+    sizes = np.array([len(rows) for rows in members])
+    shares = sizes * (count / len(labels))
+    counts = np.maximum(np.floor(shares).astype(np.int64), int(count >= len(members)))
+    ties = draw.permutation(len(members))
+    while counts.sum() < count:
+        lacking = np.where(counts < sizes, shares - counts, -np.inf)
+        counts[np.lexsort((ties, -lacking))[0]] += 1
+    while counts.sum() > count:  # rare classes took what common ones are now short of
+        over = np.where(counts > 1, counts - shares, -np.inf)
+        counts[np.lexsort((ties, -over))[0]] -= 1
+    return np.sort(np.concatenate([rows[:taken] for rows, taken in zip(members, counts, strict=True)]))
+
+
+def _sample_plainly(labels: Targets, count: int, seed: int) -> Rows:
+    return np.sort(np.random.RandomState(seed).permutation(len(labels))[:count])
 
 
 def _hold_plainly(labels: Targets, size: float | int, seed: int, groups: Rows | None) -> Rows:
@@ -218,6 +264,14 @@ def _hold_by_label_set(labels: Targets, size: float | int, seed: int, groups: Ro
 
 def _fold_by_label_set(labels: Targets, folds: int, number: int, seed: int, groups: Rows | None) -> Rows:
     return np.flatnonzero(_parts_of_label_sets(labels, np.full(folds, 1 / folds), seed, groups) == number)
+
+
+def _sample_by_label_set(labels: Targets, count: int, seed: int) -> Rows:
+    held = _hold_by_label_set(labels, count, seed, None)
+    draw = np.random.RandomState(seed)  # the stratifier balances classes and may miss the count by a few images
+    others = np.setdiff1d(np.arange(len(labels)), held)
+    kept = draw.permutation(held)[:count]
+    return np.sort(np.concatenate([kept, draw.permutation(others)[: count - len(kept)]]))
 
 
 def _parts_of_label_sets(
@@ -268,16 +322,18 @@ class Stratifier:
     Attributes:
         hold: (labels, size, seed, groups) -> held-out rows.
         fold: (labels, folds, number, seed, groups) -> rows of one fold.
+        sample: (labels, count, seed) -> rows, fewer than there are.
     """
 
     hold: Callable[[Targets, float | int, int, Rows | None], Rows]
     fold: Callable[[Targets, int, int, int, Rows | None], Rows]
+    sample: Callable[[Targets, int, int], Rows]
 
 
 STRATIFIERS = {
-    "classes": Stratifier(_hold_by_class, _fold_by_class),
-    "label_sets": Stratifier(_hold_by_label_set, _fold_by_label_set),
-    "none": Stratifier(_hold_plainly, _fold_plainly),
+    "classes": Stratifier(_hold_by_class, _fold_by_class, _sample_by_class),
+    "label_sets": Stratifier(_hold_by_label_set, _fold_by_label_set, _sample_by_label_set),
+    "none": Stratifier(_hold_plainly, _fold_plainly, _sample_plainly),
 }
 
 
@@ -315,18 +371,24 @@ def _copies(split: Split, config: DataConfig, progress: Progress) -> Rows:
     return groups
 
 
-def save(path: Path, train: Split, val: Split | None) -> None:
-    """Write the ids of training and validation images, `train` and `val`, as a .npz.
+def save(path: Path, train: Split, val: Split | None, samples: Mapping[str, Rows] = MappingProxyType({})) -> None:
+    """Write the ids of training and validation images, `train` and `val`, and the rows of samples, as a .npz.
+
+    Args:
+        path: of the .npz.
+        train: of the run.
+        val: likewise.
+        samples: by name; see `Dataset.samples`. They are written as `rows_NAME`.
 
     Raises:
         RunError: it cannot be written.
     """
     ids = {"train": train.ids, "val": train.ids[:0] if val is None else val.ids}
-    runs.write_arrays(path, ids)
+    runs.write_arrays(path, {**ids, **{_ROWS + name: rows for name, rows in samples.items()}})
 
 
-def read(path: Path, cure: str) -> dict[str, NDArray[np.str_]]:
-    """Return the ids in a run's split.npz by their split; an ensemble's has some of them.
+def read(path: Path, cure: str) -> dict[str, NDArray[Any]]:
+    """Return what a run's split.npz holds: ids by their split, of which an ensemble's has some, and samples' rows.
 
     Args:
         path: of the file.
@@ -337,12 +399,14 @@ def read(path: Path, cure: str) -> dict[str, NDArray[np.str_]]:
     """
     try:
         with runs.reading_arrays(path) as archive:
-            ids = {name: archive[name] for name in archive.files}
-        if any(array.ndim != 1 or array.dtype.kind != "U" for array in ids.values()):
-            raise ValueError("it holds other arrays than lists of ids")
+            found = {name: archive[name] for name in archive.files}
+        for name, array in found.items():
+            rows = name.startswith(_ROWS)
+            if array.ndim != 1 or array.dtype.kind != ("i" if rows else "U") or (rows and array.min(initial=0) < 0):
+                raise ValueError("it holds other arrays than lists of ids and rows")
     except runs.DAMAGE as error:
         raise RunError(f"{path}: missing or damaged ({runs.reason(error)}); {cure}") from None
-    return ids
+    return found
 
 
 def check(path: Path, train: Split, val: Split | None) -> None:
@@ -362,3 +426,13 @@ def check(path: Path, train: Split, val: Split | None) -> None:
                 f"{path}: the {name} split is another now ({len(recorded[name]):,} images then, {len(ids):,} now); "
                 "give the run its own data and package versions back, or start a new one"
             )
+
+
+def samples(path: Path) -> dict[str, Rows]:
+    """Return the recorded rows of a run's samples by name; none of a run of before they were drawn.
+
+    Raises:
+        RunError: the record is missing or damaged.
+    """
+    recorded = read(path, f"train again: comp run {path.with_name('config.yaml')}")
+    return {name.removeprefix(_ROWS): rows for name, rows in recorded.items() if name.startswith(_ROWS)}

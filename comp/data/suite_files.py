@@ -18,7 +18,7 @@ import numpy as np
 from comp import plots, runs
 from comp.competition import spec
 from comp.competition.spec import DISTORTIONS, Block
-from comp.data import splits, suites
+from comp.data import division, splits, suites
 from comp.data.corruptions import CORRUPTIONS, SEVERITIES
 from comp.data.dataset import Dataset
 from comp.data.splits import Split, Suite
@@ -69,6 +69,7 @@ def write_suite(
     names: Sequence[str] = DISTORTIONS,
     severities: Sequence[int] = SEVERITIES,
     count: int = 0,
+    task: str = "single_label",
     progress: Progress = quiet,
 ) -> list[Path]:
     """Write a split's corrupted copies; complete files of the same manifest are kept. Return the files in order.
@@ -80,7 +81,8 @@ def write_suite(
         made_of: where the images come from: plain values for the manifest.
         names: corruptions; each keeps its number in the suite.
         severities: stacked in this order.
-        count: images in each block: the split's first; 0 for all.
+        count: images in each block: a sample of the split, see `division.sample`; 0 for all.
+        task: a row of `comp.tasks.TASKS`, by which the sample is stratified.
         progress: called after every block; where it raises, whole files stay.
 
     Raises:
@@ -88,14 +90,15 @@ def write_suite(
     """
     if count > len(split):
         raise DataError(f"--count: expected at most {len(split)}, the images of {split.name}, found {count}")
-    kept = split.head(count or len(split))
+    rows = division.sample(split, count or len(split), task=task)
+    kept = split.take(rows, split.name) if len(rows) < len(split) else split
     seed = suites.seed_of(split.name, seed)
     numbers = [DISTORTIONS.index(name) for name in names]
     blocks = spec.blocks(numbers, severities, len(kept))
-    manifest = _manifest(kept, seed, severities, made_of)
+    manifest = _manifest(kept, rows.tolist(), seed, severities, made_of)
     _claim(folder, manifest, numbers)
     _check_space(folder, blocks, kept)
-    suite = suites.corrupted("suite", kept, blocks, seed)
+    suite = suites.corrupted("suite", split, blocks, seed, rows)
     paths = [suites.distortion_path(folder, number) for number in numbers]
     for number, path in zip(numbers, paths, strict=True):
         own = [block for block in blocks if block.distortion == number]
@@ -105,7 +108,9 @@ def write_suite(
     return paths
 
 
-def _manifest(split: Split, seed: int, severities: Sequence[int], made_of: Mapping[str, Any]) -> dict[str, Any]:
+def _manifest(
+    split: Split, rows: list[int], seed: int, severities: Sequence[int], made_of: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what must be equal for files to belong together; `files` is added where it is written."""
     return {
         "layout": "uint8 [severities * images_per_block, H, W, C], severities stacked",
@@ -115,7 +120,7 @@ def _manifest(split: Split, seed: int, severities: Sequence[int], made_of: Mappi
         "images_per_block": len(split),
         "image_shape": list(split.image_shape),
         "versions": runs.versions(),
-        "indices": list(range(len(split))),  # of the draws: each image's place in its split
+        "indices": rows,  # of the draws: each image's place in its split
         "ids": split.ids.tolist(),
     }
 

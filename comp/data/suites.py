@@ -77,28 +77,37 @@ def check_channels(config: CompetitionConfig, channels: int, *, validated: bool)
             )
 
 
-def corrupted(name: str, split: Split, blocks: Sequence[Block], seed: int) -> Suite:
-    """Return the suite that our corruptions make of a split's first images; each block is made when it is opened.
+def corrupted(
+    name: str, split: Split, blocks: Sequence[Block], seed: int, rows: NDArray[np.int64] | None = None
+) -> Suite:
+    """Return the suite that our corruptions make of a split's images; each block is made when it is opened.
 
     Args:
         name: `suite` or `ood_val`.
         split: clean images, at least as many as a block has.
         blocks: which distortions and severities.
-        seed: of the corruptions' draws.
+        seed: of the corruptions' draws; an image's are those of its row in the split, whichever images a block has.
+        rows: which images of the split a block has; None: the first ones.
     """
-    clean = split.head(max((block.count for block in blocks), default=0))
-    # Image files are decoded once for all blocks, when the first is opened.
-    return Suite(name, tuple(blocks), partial(_corrupt_block, functools.cache(clean.decoded), seed))
+    if rows is None:
+        rows = np.arange(max((block.count for block in blocks), default=0))
+
+    @functools.cache  # image files are decoded once for all blocks, when the first is opened
+    def clean() -> Split:
+        is_head = np.array_equal(rows, np.arange(len(rows)))  # then a view, which copies nothing
+        return (split.head(len(rows)) if is_head else split.take(rows, split.name)).decoded()
+
+    return Suite(name, tuple(blocks), partial(_corrupt_block, clean, rows, seed))
 
 
-def _corrupt_block(decoded: Callable[[], Split], seed: int, block: Block) -> Split:
-    split = decoded()
+def _corrupt_block(clean: Callable[[], Split], drawn: NDArray[np.int64], seed: int, block: Block) -> Split:
+    split = clean()
     images = np.empty((block.count, *split.images.shape[1:]), np.uint8)
     for start in range(0, block.count, _CHUNK_IMAGES):
         rows = slice(start, min(start + _CHUNK_IMAGES, block.count))
-        clean = torch.from_numpy(np.array(split.images[rows])).permute(0, 3, 1, 2)  # [B, C, H, W]
-        indices = torch.arange(rows.start, rows.stop)
-        shifted = corrupt(clean, DISTORTIONS[block.distortion], block.severity, seed=seed, indices=indices)
+        chunk = torch.from_numpy(np.array(split.images[rows])).permute(0, 3, 1, 2)  # [B, C, H, W]
+        indices = torch.from_numpy(drawn[rows])
+        shifted = corrupt(chunk, DISTORTIONS[block.distortion], block.severity, seed=seed, indices=indices)
         images[rows] = shifted.permute(0, 2, 3, 1).numpy()
     labels = None if split.labels is None else split.labels[: block.count]
     return Split(block.name, images, block.ids(), labels)

@@ -150,15 +150,19 @@ class Classifier(nn.Module):
         prepared: Tensor = self.resize(self.normalize(images))
         return prepared
 
+    @property
+    def looks_at_images(self) -> bool:
+        """Whether `initialise` does anything."""
+        return hasattr(self.inner, "initialise")
+
     def initialise(self, images: Tensor) -> None:
         """Let the network set itself up from training images [N, C, H, W] uint8, once, before the first step.
 
         Most networks have nothing to do here; `fastnet` takes its whitening layer from the images.
         """
-        from_images = getattr(self.inner, "initialise", None)
-        if from_images is not None:
+        if self.looks_at_images:
             with torch.no_grad():
-                from_images(self.prepare(images))
+                self.inner.initialise(self.prepare(images))  # type: ignore[operator]  # nn.Module types no method
 
     def train(self, mode: bool = True) -> "Classifier":
         """Set training or evaluation mode; frozen normalisation layers keep their statistics in both."""

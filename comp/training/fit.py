@@ -31,15 +31,12 @@ from comp.training import (
 )
 from comp.training.checkpoint import Cursor
 from comp.training.selection import Scores
-from comp.training.session import Session
+from comp.training.session import STATISTICS_BATCHES, Session
 from comp.training.stopping import Stop
 from comp.training.tally import Tally
 from comp.training.timing import counted_randomness
 
 OnEpoch = Callable[["Epoch"], Stop | None]
-
-
-_STATISTICS_BATCHES = 100  # that the batch norm of averaged weights sees
 
 
 @dataclass(frozen=True)
@@ -315,7 +312,10 @@ def _augmented(session: Session, number: int, batch: Batch, keys: Tensor) -> Ten
 def _training_images(session: Session, number: int, progress: Progress) -> Iterator[Tensor]:
     """Yield images of an epoch for batch norm: augmented as in training, at full size, not mixed."""
     order = draws.order(session.config.seed, number, len(session.train), session.execution.torch_device)
-    batches = min(_STATISTICS_BATCHES, session.steps_per_epoch)
+    rows = session.dataset.samples.get("statistics")
+    if rows is not None:  # else a run of before this sample was drawn, which sees an epoch's first images
+        order = order[torch.isin(order, torch.from_numpy(rows).to(order.device))]
+    batches = min(STATISTICS_BATCHES, len(order) // session.batch_size)
     size = session.stepper.micro_batch
     for batch in session.train.batches(order[: batches * session.batch_size], session.batch_size, epoch=number):
         keys = draws.keys(session.config.seed, number, batch.indices)

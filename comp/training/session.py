@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -33,6 +34,7 @@ from comp.training.stepping import Stepper, head_of
 
 _INITIALISE_IMAGES = 5000  # that a data-dependent initialisation sees,
 _INITIALISE_BYTES = 128 << 20  # and at most this many of their pixels: photographs are large
+STATISTICS_BATCHES = 100  # that the batch norm of averaged weights sees
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,30 @@ def open_session(
     )
 
 
+def samples(config: Config, dataset: Dataset, model: Classifier) -> dict[str, NDArray[np.int64]]:
+    """Return the rows of training images that a new training measures something on, by name.
+
+    `initialise`: what a data-dependent initialisation sees, such as whitening. `statistics`: the whole batches from
+    which batch norm meets averaged weights. Names whose use this training has not are left out.
+    """
+    found = {}
+    if model.looks_at_images:
+        found["initialise"] = dataset.sample(dataset.train, _most_initialising(dataset))
+    if config.train.average != "none":
+        batch_size = min(config.train.batch_size, len(dataset.train))
+        batches = min(STATISTICS_BATCHES, len(dataset.train) // batch_size)
+        found["statistics"] = dataset.sample(dataset.train, batches * batch_size)
+    return found
+
+
+def _most_initialising(dataset: Dataset) -> int:
+    return min(_INITIALISE_IMAGES, max(1, _INITIALISE_BYTES // math.prod(dataset.train.image_shape)))
+
+
 def _initialise(model: Classifier, dataset: Dataset) -> None:
     """Let the model see some training images before its first step."""
-    count = min(_INITIALISE_IMAGES, max(1, _INITIALISE_BYTES // math.prod(dataset.train.image_shape)))
-    images = np.array(dataset.train.images[:count])  # a copy: memory maps are read-only
+    if not model.looks_at_images:
+        return
+    rows = dataset.samples.get("initialise", np.arange(min(_most_initialising(dataset), len(dataset.train))))
+    images = np.array(dataset.train.images[rows])  # a copy: memory maps are read-only
     model.initialise(torch.from_numpy(images).permute(0, 3, 1, 2))

@@ -97,7 +97,7 @@ def corrupt(
     *,
     split: Annotated[Source, typer.Option(help="The clean images.")],
     out: Annotated[Path, typer.Option(help="A new folder, or one that this command has begun.", metavar="DIR")],
-    count: Annotated[int, typer.Option(min=0, help="Images in each block: the first ones; 0 for all.")] = 0,
+    count: Annotated[int, typer.Option(min=0, help="Images in each block: a stratified sample; 0 for all.")] = 0,
     severities: Annotated[str, typer.Option(help="Such as 1-5 or 1,3,5.")] = "1-5",
     only: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Corruptions or families (noise, blur, ...); repeatable.")
@@ -120,7 +120,8 @@ def corrupt(
         dataset = inspection.open_clean(loaded, progress)
         paths = suite_files.write_suite(
             suite_files.clean_split(dataset, split.value), out, seed=loaded.data.split_seed,
-            made_of={"data": loaded.data.source}, names=names, severities=wanted, count=count, progress=progress,
+            made_of={"data": loaded.data.source}, names=names, severities=wanted, count=count,
+            task=dataset.competition.task, progress=progress,
         )  # fmt: skip
     if as_json:
         console.print_json({"folder": str(out), "files": [str(path) for path in paths]})

@@ -1,6 +1,5 @@
 """`comp ensemble`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +15,7 @@ from comp.verbs.options import (
     RunsRoot,
     Views,
     ViewsFor,
-    expanded,
+    opened_runs,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -25,8 +24,12 @@ if TYPE_CHECKING:
 
 
 def ensemble(
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders, two or more; ensembles too.", callback=expanded)
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN... [KEY=VALUE]",
+            help="Run folders, two or more, ensembles too; then where their data lie now: data.root=DIR.",
+        ),
     ],
     method: Annotated[
         str, typer.Option(help="mean, geometric, rank, weighted, greedy or stack of predictions; soup of weights.")
@@ -52,13 +55,12 @@ def ensemble(
     Example: comp ensemble runs/quickstart/20260101-120000-quickstart runs/quickstart/20260101-130000-quickstart
     """
     from comp import combining, console, souping
-    from comp import runs as run_folders
     from comp.errors import ConfigError
 
     if method == "soup" and folds is not None:
         raise ConfigError("--folds: a soup is one set of weights, and nothing of it is fitted on folds; leave it out")
     given = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
-    trained = [run_folders.open_run(path) for path in paths]
+    trained = opened_runs(words)
     with console.bars() as progress:
         shared: dict[str, Any] = {
             "select_on": select_on, "given": given, "runs_root": runs, "output": output, "force": force,

@@ -1,9 +1,12 @@
 """Arguments and options that several verbs share."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from comp.runs import Run
 
 
 def expanded(param: typer.CallbackParam, value: Any) -> Any:
@@ -38,8 +41,15 @@ Adapt = Annotated[
 AdaptPer = Annotated[str | None, typer.Option("--adapt-per", help="block, file or stream: what is adapted to at once.")]
 Alpha = Annotated[float | None, typer.Option("--alpha", help="Share of the images' own batch-norm statistics, 0 to 1.")]
 
-RunPath = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run's folder: runs/COMPETITION/TIME-NAME.", callback=expanded)
+RunWords = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN [KEY=VALUE]",
+        help="A run's folder: runs/COMPETITION/TIME-NAME; then where its data lie now: data.root=DIR.",
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda or mps: predict there; by default where it was trained.")
 ]
 RunsRoot = Annotated[Path, typer.Option("--runs", help="Where run folders are.", callback=expanded)]
 MaybeRunsRoot = Annotated[
@@ -51,3 +61,31 @@ Output = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing submission.")]
 RUNS = Path("runs")
+
+
+def opened_runs(words: list[str]) -> "list[Run]":
+    """Return the runs that a command line names, each with the overrides that stand beside them.
+
+    A word with `=` is an override; a folder with `=` in its name is written with its path: `./a=b`.
+    """
+    from comp import runs
+    from comp.errors import RunError
+    from comp.yaml_files import user_path
+
+    overrides = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
+    paths = [Path(user_path(word, "RUN")) for word in words if word not in overrides]
+    if not paths:
+        raise RunError(
+            f"expected a run, found only {' '.join(overrides)}; a folder with = in its name: ./{overrides[0]}"
+        )
+    return [runs.open_run(path, overrides) for path in paths]
+
+
+def opened_run(words: list[str]) -> "Run":
+    """Return the one run that a command line names; see `opened_runs`."""
+    from comp.errors import RunError
+
+    found = opened_runs(words)
+    if len(found) > 1:
+        raise RunError(f"expected one run, found {len(found)}: {', '.join(str(run.path) for run in found)}")
+    return found[0]

@@ -11,22 +11,29 @@ from comp.verbs.options import (
     AdaptPer,
     Alpha,
     AsJson,
+    Device,
     Force,
     Output,
-    RunPath,
     RunsRoot,
+    RunWords,
     Views,
     ViewsFor,
-    expanded,
+    opened_run,
+    opened_runs,
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from comp.run_metrics import AccuracyEstimate, SplitScores
+    from comp.predicting import Predicted
+    from comp.run_metrics import SplitScores
 
 
 def predict(
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders; one CSV each.", callback=expanded)
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN... [KEY=VALUE]",
+            help="Run folders, one CSV each; then where their data lie now: data.root=DIR.",
+        ),
     ],
     views: Views = None,
     views_for: ViewsFor = None,
@@ -34,67 +41,94 @@ def predict(
     adapt_per: AdaptPer = None,
     alpha: Alpha = None,
     split: Annotated[
-        str, typer.Option("--split", help="suite, or one to score without a CSV: val, ood_val or test.")
-    ] = "suite",
+        str | None,
+        typer.Option("--split", help="Of the run's data: suite (the default), or val, ood_val or test, scored only."),
+    ] = None,
     suite: Annotated[
         Path | None, typer.Option("--suite", metavar="DIR", help="Instead: any folder of distortionNN.npy.")
     ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--images",
+            metavar="PATH",
+            help="Instead: any images, as a table of labels. A file, a folder, a glob, a CSV or text of paths, or a "
+            ".npy; repeatable. The run's data need not be there.",
+        ),
+    ] = None,
     severities: Annotated[int, typer.Option(min=1, help="With --suite: severities stacked in each file.")] = 5,
+    device: Device = None,
     output: Output = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Predict the suite with trained runs and write a submission for each.
+    """Predict the suite with trained runs and write a submission for each; or a split, another suite, or any images.
 
     Example: comp predict runs/quickstart/20260101-120000-quickstart --views flip --adapt bn
     """
     from comp import console, predicting
-    from comp import runs as run_folders
     from comp.competition import submission
     from comp.errors import SubmissionError
+    from comp.inference import answers
+    from comp.inference.inputs import PredictInput
 
-    if output and (len(paths) > 1 or split != "suite"):
+    wanted = PredictInput(split, suite, images or None)
+    opened = opened_runs(words)
+    if output and (len(opened) > 1 or split not in (None, "suite")):
         raise SubmissionError(
             "-o names one file, and several runs, or a split that is not submitted, were given; leave it out"
         )
-    if output:
+    if output and not images:
         submission.demand_free(output, force=force)
     given = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
     written: dict[str, Any] = {}
-    for found in [run_folders.open_run(path) for path in paths]:
+    for run in opened:
+        path = output
+        if images:
+            path = path or answers.free_path(run.config().competition.name)
+            answers.demand_free(path, force=force)
         with console.bars() as progress:
-            loaded = predicting.load(found, progress=progress)
+            loaded = predicting.load_for(run, wanted, progress, device=device or "")
+            if loaded.note and not as_json:
+                console.print_note(loaded.note)
             variant = predicting.variant_for(loaded, given)
-            result, rows, expected = _predict_one(loaded, split, suite, severities, variant, output, force, progress)
-        written[str(found.path)] = result if isinstance(result, str) else result.model_dump() if result else {}
+            predicted = predicting.predict_input(loaded, wanted, progress, variant=variant, severities=severities)
+            if images:
+                assert path is not None
+                written[str(run.path)] = _written(path, predicted, as_json)
+                continue
+            result: str | SplitScores | None = predicting.score(loaded, predicted.found)
+            expected = None
+            if split in (None, "suite"):
+                expected = predicting.expect(loaded, predicted.found, predicted.name, progress)
+                path = path or predicting.default_submission(loaded.config)
+                result = str(predicting.submit(loaded, predicted.found, path, force=force, blocks=predicted.blocks))
+        written[str(run.path)] = result if isinstance(result, str) else result.model_dump() if result else {}
         if not as_json:
-            console.print_prediction(found, rows, result, expected)
+            console.print_prediction(run, predicted.found, result, expected)
     if as_json:
         console.print_json(written)
 
 
-def _predict_one(
-    loaded: Any, split: str, suite: Path | None, severities: int, variant: Any, output: Path | None, force: bool,
-    progress: Any,
-) -> "tuple[str | SplitScores | None, Any, AccuracyEstimate | None]":  # fmt: skip
-    """Return the CSV's path, or the scores of what is not submitted; the predictions; and their estimated accuracy."""
-    from comp import predicting
-    from comp.data import suites
+def _written(path: Path, predicted: "Predicted", as_json: bool) -> dict[str, Any]:
+    """Write and print the table of predicted images; return where it lies and what it holds."""
+    from comp import console
+    from comp.inference import answers
 
-    shape = loaded.dataset.competition.image_shape
-    images = suites.folder_suite(suite, severities, shape) if suite else predicting.images_of(loaded, split)
-    name = suites.name_of(suite) if suite else split
-    rows = predicting.predict_split(loaded, images, name, progress, variant=variant)
-    if split != "suite":
-        return predicting.score(loaded, rows), rows, None
-    expected = predicting.expect(loaded, rows, name, progress)
-    path = output or predicting.default_submission(loaded.config)
-    blocks = getattr(images, "blocks", ()) if suite else ()
-    return str(predicting.submit(loaded, rows, path, force=force, blocks=blocks)), rows, expected
+    answers.write(path, predicted.found)
+    header, rows = answers.table(predicted.found)
+    if not as_json:
+        for note in predicted.notes:
+            console.print_note(note)
+        console.print_answers(header, rows, path)
+    return {
+        "csv": str(path), "predictions": str(path.with_suffix(".npz")), "notes": list(predicted.notes),
+        "rows": [dict(zip(header, row, strict=True)) for row in rows],
+    }  # fmt: skip
 
 
 def evaluate(
-    path: RunPath,
+    words: RunWords,
     views: Views = None,
     views_for: ViewsFor = None,
     adapt: Adapt = None,
@@ -103,6 +137,7 @@ def evaluate(
     baseline: Annotated[
         Path | None, typer.Option("--baseline", metavar="RUN", help="Tell the mean corruption error relative to it.")
     ] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a run on the clean labelled test split, and diagnose all that it predicted and has labels for.
@@ -114,11 +149,11 @@ def evaluate(
     from comp import console, evaluating
     from comp import runs as run_folders
 
-    found = run_folders.open_run(path)
+    found = opened_run(words)
     other = run_folders.open_run(baseline) if baseline else None
     given = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
     with console.bars() as progress:
-        values = evaluating.evaluate(found, given, baseline=other, progress=progress)
+        values = evaluating.evaluate(found, given, baseline=other, device=device or "", progress=progress)
     if as_json:
         console.print_json({**found.metrics().to_json(), "evaluation": values})
         return
@@ -127,7 +162,7 @@ def evaluate(
 
 
 def probe(
-    path: RunPath,
+    words: RunWords,
     classifier: Annotated[str, typer.Option(help="linear_svm, knn or logistic.")] = "linear_svm",
     k: Annotated[int | None, typer.Option("--k", help="Neighbours, for knn; 5 by default.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="Probe these data instead of the run's own.")] = None,
@@ -140,7 +175,6 @@ def probe(
     """
     from comp import config as configs
     from comp import console, probing
-    from comp import runs as run_folders
     from comp.errors import ConfigError
 
     if k is not None and classifier != "knn":
@@ -148,11 +182,7 @@ def probe(
     wanted = configs.load(config) if config else None
     with console.bars() as progress:
         found = probing.probe(
-            run_folders.open_run(path),
-            name=classifier,
-            k=5 if k is None else k,
-            config=wanted,
-            runs_root=runs,
+            opened_run(words), name=classifier, k=5 if k is None else k, config=wanted, runs_root=runs,
             progress=progress,
-        )
+        )  # fmt: skip
     console.print_json(found.metrics().to_json()) if as_json else console.print_summary(found, found.metrics())

@@ -576,6 +576,8 @@ def provenance_of(config: Config, dataset: Dataset, model: Classifier) -> dict[s
         "classes": list(dataset.competition.classes),
         "numbered": dataset.competition.numbered,
         "separator": dataset.competition.separator,
+        "header": list(dataset.competition.header),
+        "bare_images": dataset.competition.bare_images,
         "training_counts": dataset.train.class_counts(len(dataset.competition.classes)).tolist(),
         "image_shape": list(dataset.competition.image_shape),
         "pixel_range": list(dataset.pixel_range) if dataset.pixel_range else None,

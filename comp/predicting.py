@@ -13,7 +13,7 @@ from comp.building import load_model
 from comp.competition import rules, submission, submitting
 from comp.competition.spec import DISTORTIONS, Block, Competition
 from comp.config import Config
-from comp.data import division, splits, suites
+from comp.data import division, sources, splits, suites
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, Suite
 from comp.device import Execution
@@ -57,6 +57,13 @@ class Loaded(Trained):
     """A run with its data and model, ready to predict."""
 
     dataset: Dataset
+
+
+@dataclass(frozen=True)
+class TestAlone(Trained):
+    """A run whose training images are not there, with the test that it submits."""
+
+    test: Split
 
 
 def load(run: Run, dataset: Dataset | None = None, progress: Progress = quiet, *, device: str = "") -> Loaded:
@@ -109,6 +116,8 @@ def load_trained(run: Run, *, device: str = "") -> Trained:
         task=scores.task,
         numbered=recorded.get("numbered", False),
         separator=recorded.get("separator", ""),
+        bare_images=recorded.get("bare_images", False),
+        header=tuple(recorded.get("header", ("id", "label"))),
     )
     return Trained(run, config, competition, model, execution, note=note)
 
@@ -119,12 +128,42 @@ def load_for(run: Run, wanted: PredictInput, progress: Progress = quiet, *, devi
     Raises:
         UserError: as `load` and `load_trained`.
     """
+    if wanted.own and wanted.split in (None, "suite"):
+        try:
+            dataset = _opened(run, progress)
+        except DataError as error:
+            return _with_test_alone(run, error, progress, device)
+        return load(run, dataset, progress, device=device)
     if wanted.own:
         return load(run, progress=progress, device=device)
     if wanted.suite is not None and "numbered" not in run.provenance():
         # A run of before these facts were kept: its data tell how a submission spells its classes.
         return load(run, progress=progress, device=device)
     return load_trained(run, device=device)
+
+
+def _with_test_alone(run: Run, error: DataError, progress: Progress, device: str) -> TestAlone:
+    """Return a run with its test, where all of its data cannot be opened; what cannot be opened either is `error`."""
+    config = run.data_config()
+    opener = sources.TESTS.get(config.data.source)
+    if config.competition.suite.source != "test" or opener is None or "header" not in run.provenance():
+        raise error
+    trained = load_trained(run, device=device)
+    shape = trained.competition.image_shape
+    try:
+        found = opener(config.data, trained.competition.classes, progress)
+        if found.split.image_shape != shape:
+            raise DataError("images of another size")
+    except DataError:
+        raise error from None
+    competition = replace(
+        trained.competition, sample=found.sample, test_ids=() if found.sample else tuple(found.split.ids.tolist())
+    )
+    told = f"{str(error).partition('; these are the data')[0]}: the test is predicted without the training data"
+    return TestAlone(
+        run, trained.config, competition, trained.model, trained.execution,
+        replace(found.split, name="suite", labels=None), note="; ".join(filter(None, (trained.note, told))),
+    )  # fmt: skip
 
 
 def evaluate(loaded: Loaded, progress: Progress = quiet, *, variant: Variant | None = None) -> RunMetrics:
@@ -262,8 +301,10 @@ def predict_input(
     if wanted.suite is not None:
         suite, name = suites.folder_suite(wanted.suite, severities, shape), suites.name_of(wanted.suite)
         return Predicted(predict_split(loaded, suite, name, progress, variant=variant), name, suite.blocks)
-    assert isinstance(loaded, Loaded)
     name = wanted.split or "suite"
+    if isinstance(loaded, TestAlone):
+        return Predicted(predict_split(loaded, loaded.test, name, progress, variant=variant), name)
+    assert isinstance(loaded, Loaded)
     return Predicted(predict_split(loaded, images_of(loaded, name), name, progress, variant=variant), name)
 
 
@@ -472,7 +513,7 @@ def _shifted_validation(loaded: Trained, variant: Variant, progress: Progress) -
             return stored
     if not isinstance(loaded, Loaded):
         try:
-            dataset = own_data(loaded.run, open_dataset(loaded.config, progress))
+            dataset = own_data(loaded.run, open_dataset(loaded.run.data_config(), progress))
         except UserError:
             return None
         loaded = Loaded(loaded.run, loaded.config, dataset.competition, loaded.model, loaded.execution, dataset)

@@ -66,6 +66,25 @@ def table(path: Path | str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.parametrize("with_sample", [True, False])
+def test_the_own_test_is_submitted_without_the_training_data(
+    trained: Path, run: runs.Run, comp: Comp, with_sample: bool
+) -> None:
+    """As in a code competition: another notebook, with the test alone."""
+    shutil.copytree(trained / "data" / "test", "kaggle/test")
+    if with_sample:
+        shutil.copy(trained / "data" / "sample_submission.csv", "kaggle")
+    own = {Path(name).stem: label for name, (label, _) in own_answers(run).items()}
+    result = comp("predict", run.path, "data.root=kaggle", "-o", "s.csv")
+    assert result.code == 0, result.err
+    assert "the test is predicted without the training data" in " ".join(result.err.split())
+    assert comp("check", "s.csv").code == 0
+    rows = table("s.csv")
+    assert list(rows[0]) == ["image_id", "label"]  # as the sample has it, or the training table had
+    assert [row["image_id"] for row in rows] == sorted(own, reverse=with_sample)
+    assert {row["image_id"]: row["label"] for row in rows} == own
+
+
 def test_a_folder_is_predicted_without_the_data_as_the_run_predicted_it_with_them(run: runs.Run, comp: Comp) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
     result = comp("predict", run.path, "--images", "photos")

@@ -4,7 +4,7 @@ A source reads the on-disk layout that its publisher uses, below `data.root`, an
 torchvision where that offers it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,13 +12,14 @@ import numpy as np
 from comp.config import DataConfig
 from comp.data.sources.cifar import cifar10, cifar100
 from comp.data.sources.digits import digits
-from comp.data.sources.folders import image_folder
+from comp.data.sources.folders import folder_test, image_folder
 from comp.data.sources.idx import fashion_mnist, mnist
 from comp.data.sources.numpy_files import arrays
+from comp.data.sources.samples import OwnTest
 from comp.data.sources.scaling import of_one_scale
 from comp.data.sources.source import Source
 from comp.data.sources.subset import of_classes
-from comp.data.sources.tables import csv_images
+from comp.data.sources.tables import csv_images, csv_test
 from comp.data.splits import Split
 from comp.errors import ConfigError, DataError, unknown
 from comp.predictions import one_hot
@@ -26,7 +27,7 @@ from comp.progress import Progress, quiet
 from comp.tasks import TASKS
 from comp.tasks import task as known_task
 
-__all__ = ["SOURCES", "Source", "open_source"]
+__all__ = ["SOURCES", "TESTS", "Source", "open_source"]
 
 # Each is given section `data`, who is told of progress, and the task that the config names, or `auto`.
 SOURCES: dict[str, Callable[[DataConfig, Progress, str], Source]] = {
@@ -38,6 +39,13 @@ SOURCES: dict[str, Callable[[DataConfig, Progress, str], Source]] = {
     "fashion_mnist": fashion_mnist,
     "image_folder": image_folder,
     "mnist": mnist,
+}
+
+
+# Sources whose test can be opened by itself: given section `data`, the classes in label order, and who is told.
+TESTS: dict[str, Callable[[DataConfig, Sequence[str], Progress], OwnTest]] = {
+    "csv_images": csv_test,
+    "image_folder": folder_test,
 }
 
 

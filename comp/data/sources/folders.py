@@ -6,7 +6,7 @@ from pathlib import Path
 
 from comp.config import DataConfig
 from comp.data.sources.listing import Listing, demand_place, place_of, some
-from comp.data.sources.samples import class_order, sample_of, unlabelled_test
+from comp.data.sources.samples import OwnTest, class_order, sample_of, unlabelled_test
 from comp.data.sources.source import Source
 from comp.data.splits import Split
 from comp.data.survey import files_split
@@ -49,6 +49,20 @@ def image_folder(config: DataConfig, progress: Progress, task: str = "auto") -> 
         test = images.split
         notes += images.notes
     return Source(train, test, classes, val=val, sample=sample, notes=tuple(notes))
+
+
+def folder_test(config: DataConfig, classes: Sequence[str], progress: Progress) -> OwnTest:
+    """Return the test images of `image_folder`; the training images need not be there.
+
+    Raises:
+        DataError: no test images.
+    """
+    place, sample = demand_place(Path(config.root), config.csv.test, "test"), sample_of(config).sample
+    files = Listing(place, keep=classes)
+    found = _known(files, classes, config)
+    if found and (not config.label_pattern or len(found) == len(files)):
+        return OwnTest(_labelled("test", config.csv.test, found, classes, config, progress), None)
+    return OwnTest(unlabelled_test(place, sample, config, progress).split, sample)
 
 
 _Found = list[tuple[str, str, Path]]  # a file's path below the folders that all share, its class, the file

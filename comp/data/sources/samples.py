@@ -67,6 +67,19 @@ class TestImages:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class OwnTest:
+    """What is submitted of a competition's data, opened without its training images.
+
+    Attributes:
+        split: in the order that is submitted.
+        sample: the sample submission, None without one.
+    """
+
+    split: Split
+    sample: Sample | None
+
+
 def unlabelled_test(
     place: Path,
     sample: Sample | None,

@@ -19,7 +19,7 @@ from comp.data.sources.csv_tables import (
 )  # fmt: skip
 from comp.data.sources.labels import labels_of
 from comp.data.sources.listing import Listing, demand_place, place_of
-from comp.data.sources.samples import sample_of, unlabelled_test
+from comp.data.sources.samples import OwnTest, sample_of, unlabelled_test
 from comp.data.sources.source import Source
 from comp.data.splits import Split
 from comp.data.survey import files_split
@@ -74,6 +74,25 @@ def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> So
         train, test, labels.classes, groups=groups, sample=sample, notes=tuple(told), separator=labels.separator,
         task=labels.task, header=_header(id_column, labels.column), synonyms=labels.synonyms,
     )  # fmt: skip
+
+
+def csv_test(config: DataConfig, classes: Sequence[str], progress: Progress) -> OwnTest:
+    """Return the test images of `csv_images`; the training images and their table need not be there.
+
+    Raises:
+        DataError: no test images, or nothing tells them from training images.
+    """
+    root, files, sample = Path(config.root), config.csv, sample_of(config).sample
+    table = _test_table(config)
+    if table is not None and pixel_tables.holds_pixels(table):
+        return OwnTest(_pixel_test(table, config, sample), sample)
+    place = demand_place(root, files.test, "test")
+    listed = _test_ids(config, sample, files.id_column, place).ids
+    if not sample and not listed and place == place_of(root, files.train, "train"):
+        raise DataError(
+            f"{place}: holds training images too, and without their table nothing tells which are the test's"
+        )
+    return OwnTest(unlabelled_test(place, sample, config, progress, listed=listed).split, sample)
 
 
 def _header(id_column: str, label_column: str) -> tuple[str, str]:
@@ -132,18 +151,20 @@ def _pixels(path: Path, config: DataConfig, sample: Sample | None, notes: Sequen
     told.append(f"{path}: holds the pixels of {len(ids):,} grey pictures of {side} x {side}")
     told += [*_unused(train.others.columns, (id_column, config.csv.group_column, *labels.columns), path), *labels.notes]
     groups = group_numbers(train.others, config.csv, path) if config.csv.group_column else None
-    test_path, test = _test_table(config), None
-    if test_path is not None:
-        found = pixel_tables.read(test_path)
-        test_ids, _ = found.ids("test", config.csv, sample)
-        test = Split("test", found.images, np.array(test_ids, np.str_), None)
-        if sample is not None:
-            test = _in_order_of(sample, test, test_path)
+    test_path = _test_table(config)
+    test = _pixel_test(test_path, config, sample) if test_path is not None else None
     return Source(
         Split("train", train.images, np.array(ids, np.str_), labels.targets), test, labels.classes, groups=groups,
         sample=sample, notes=tuple(told), separator=labels.separator, task=labels.task,
         header=_header(id_column or "id", labels.column), synonyms=labels.synonyms,
     )  # fmt: skip
+
+
+def _pixel_test(path: Path, config: DataConfig, sample: Sample | None) -> Split:
+    found = pixel_tables.read(path)
+    ids, _ = found.ids("test", config.csv, sample)
+    test = Split("test", found.images, np.array(ids, np.str_), None)
+    return test if sample is None else _in_order_of(sample, test, path)
 
 
 def _in_order_of(sample: Sample, test: Split, path: Path) -> Split:

@@ -58,7 +58,7 @@ _PROVENANCE: dict[str, tuple[str, Callable[[Any], bool]]] = {
 # Of a table, the columns that hold a number in every row.
 _NUMBERED = {"history.csv": ("number",), "norms.csv": ("epoch", "parameters", "gradient_norm", "weight_norm")}
 _TEXTS = ("layer", "note")  # columns of tables that hold no numbers
-_MOVABLE = (  # settings that say where and how data are read: another value gives the same images
+MOVABLE = (  # settings that say where and how data are read: another value gives the same images
     "data.root", "data.csv.table", "data.csv.train", "data.csv.test", "data.csv.sample", "data.csv.test_table",
     "data.download", "data.loading", "data.workers", "competition.suite.path", "predict.batch_size",
 )  # fmt: skip
@@ -510,10 +510,10 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> Run:
     """
     for text in overrides:
         key = text.partition("=")[0].strip()
-        if key not in _MOVABLE:
+        if key not in MOVABLE:
             raise ConfigError(
                 f"override '{text}': a trained run keeps its config; what may change is how its data are read: "
-                f"{', '.join(_MOVABLE)}{nearest(key, _MOVABLE)}"
+                f"{', '.join(MOVABLE)}{nearest(key, MOVABLE)}"
             )
     if (path / "config.yaml").is_file() and (path / "provenance.json").is_file():
         return Run(path, tuple(_expanded(text) for text in overrides))

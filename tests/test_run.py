@@ -225,9 +225,13 @@ def test_an_interrupted_run_is_finished_by_resume(workplace: Path, comp: Callabl
     with pytest.raises(Interrupted):
         pipeline.train(configs.load("small.yaml"), progress=stop)
     run = the_run()
+    Path("data").rename("moved")
     result = comp("run", "--resume", run.path)
+    assert result.code == 2
+    result = comp("run", "--resume", run.path, "data.root=moved")
     assert result.code == 0, result.err
     assert run.metrics().submission == "submissions/small.csv"
+    assert Path(run.config().data.root).name == "data"  # as it was trained
 
 
 def test_a_rehearsal_goes_through_every_stage_and_leaves_nothing(workplace: Path, comp: Callable[..., Result]) -> None:

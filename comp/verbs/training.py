@@ -65,6 +65,7 @@ def run(
     distributed.refuse("comp run")
     given = {"predict.views": views, "predict.adapt": adapt}
     laid_on = [f"{name}={value}" for name, value in given.items() if value is not None]
+    config, overrides, moved = _where_data_lie(config, overrides, resume)
     _demand_one(config, overrides, {"--resume": resume, "--as": like}, runs)
     if laid_on and (resume or like):
         raise ConfigError("--views, --adapt: a run that exists keeps its own; predict it again: comp predict RUN")
@@ -79,7 +80,7 @@ def run(
             return
     with trackers.opened(wanted.track) as tracker:
         if resume:
-            found = run_folders.open_run(resume)
+            found = run_folders.open_run(resume, moved)
             with console.bars() as progress:
                 dataset = open_dataset(found.data_config(), progress)
                 pipeline.resume(
@@ -107,17 +108,18 @@ def train(
     from comp import runs as run_folders
     from comp.training import distributed
 
+    config, overrides, moved = _where_data_lie(config, overrides, resume)
     _demand_one(config, overrides, {"--resume": resume}, runs)
     with distributed.joined() as team:
         # The others begin when the leader has read the same: what is wrong with it is told once.
         wanted = team.leader_first(
-            lambda: run_folders.open_run(resume).config() if resume else _load_one(config, overrides)
+            lambda: run_folders.open_run(resume, moved).config() if resume else _load_one(config, overrides)
         )
         if not team.leads:
             pipeline.follow(wanted, team, resume=resume is not None, runs_root=runs or RUNS, progress=signals.progress)
             return
         if resume:
-            found = run_folders.open_run(resume)
+            found = run_folders.open_run(resume, moved)
             with console.bars() as progress:
                 pipeline.resume(found, on_epoch=console.print_epoch, progress=progress, team=team)
         else:
@@ -164,6 +166,21 @@ def _load_one(config: Path | None, overrides: list[str] | None) -> "Config":
     if config is None:
         raise ConfigError("name a config: comp run configs/quickstart.yaml")
     return configs.load(config, overrides or [])
+
+
+def _where_data_lie(
+    config: Path | None, overrides: list[str] | None, resume: Path | None
+) -> tuple[Path | None, list[str] | None, list[str]]:
+    """Return what stands beside `--resume` as overrides of where the run's data lie, or config and overrides as given.
+
+    The first of them stands in the config's place on the command line.
+    """
+    from comp import runs as run_folders
+
+    texts = [*([str(config)] if config else []), *(overrides or [])]
+    if resume and texts and all(text.partition("=")[0] in run_folders.MOVABLE for text in texts):
+        return None, None, texts
+    return config, overrides, []
 
 
 def _demand_one(

@@ -387,7 +387,7 @@ def test_probabilities_are_submitted_where_the_sample_has_a_column_for_each_clas
         "image_id,cat,ant,bee\n" + "".join(f"{n:03d},0,0,1\n" for n in range(9))
     )
     write_config(tmp_path / "small.yaml", photographs_config(data, "csv_images"))
-    result = comp("run", "small.yaml", "train.epochs=1")
+    result = comp("run", "small.yaml", "train.epochs=1", "competition.metric=log_loss")
     assert result.code == 0, result.err
     rows = labels_of(Path("submissions/small.csv"))
     assert rows[0] == ["image_id", "cat", "ant", "bee"]

@@ -99,7 +99,13 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def _parsed(text: str, where: str) -> tuple[Any, yaml.Node | None]:
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        raise ConfigError(
+            f"{where}: not valid YAML: holds the control character U+{error.character:04X} at position "
+            f"{error.position + 1:,}; remove it"
+        ) from None
     try:
         node = loader.get_single_node()
         return (None if node is None else loader.construct_document(node)), node

@@ -193,3 +193,29 @@ def test_runs_validated_on_different_images_are_averaged_without_a_score(comp: C
     learnt = comp("ensemble", *members, "--method", "weighted")
     assert learnt.code == 2
     assert "mean" in learnt.err
+
+
+@pytest.mark.parametrize(
+    ("labels", "header", "positive"),
+    [
+        (("0", "1"), "is_0", 0),
+        (("0", "1"), "is_1", 1),
+        (("0", "1"), "0", 1),
+        (("cat", "dog"), "isCat", 0),
+        (("cat", "dog"), "p_cat", 0),
+        (("hot dog", "not hot dog"), "is_hot_dog", 0),
+        (("island", "land"), "island", 0),
+        (("no", "yes"), "no_show", 1),
+        (("cat", "dog"), "target", 1),
+    ],
+)
+def test_the_columns_header_says_whose_probability_it_holds(
+    comp: Comp, labels: tuple[str, str], header: str, positive: int
+) -> None:
+    truth = competition(labels, header=("id", "label"))
+    table("d/sample_submission.csv", ("id", header), [(key, 0.5) for key in truth])
+    result = comp("config", "check", "c.yaml", "competition.metric=roc_auc", "--data")
+    assert result.code == 0, result.err
+    said = " ".join(result.err.split())
+    assert f"probability of class {labels[positive]!r}" in said
+    assert ("nothing shows which class" in said) == (header in ("target", "no_show"))

@@ -166,8 +166,8 @@ def test_one_input_is_given_at_most_and_nothing_is_replaced_unasked(run: runs.Ru
 
 
 def test_missing_data_are_named_with_both_ways_out(run: runs.Run, comp: Comp) -> None:
-    assert_refused(comp("predict", run.path), "data/train.csv: no such table", "data.root=DIR", "--images PATH")
-    assert_refused(comp("evaluate", run.path), "data/train.csv: no such table", "data.root=DIR")
+    assert_refused(comp("predict", run.path), "data: no such folder (data.root)", "data.root=DIR", "--images PATH")
+    assert_refused(comp("evaluate", run.path), "data: no such folder (data.root)", "data.root=DIR")
 
 
 def test_moved_data_are_found_by_an_override_and_still_compared(trained: Path, run: runs.Run, comp: Comp) -> None:

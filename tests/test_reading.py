@@ -625,3 +625,131 @@ def test_a_picture_of_unknown_shape_is_refused(tmp_path: Path) -> None:
     digits(tmp_path / "train.csv", np.zeros((4, 70), np.uint8), np.arange(4))
     with pytest.raises(DataError, match="expected the pixels of a square grey picture, found 70 columns"):
         opened(tmp_path, "csv_images", image_size=None)
+
+
+# --- what a table does not say twice
+
+
+def test_rows_of_pixels_are_matched_by_any_column_of_the_samples_ids(
+    tmp_path: Path, scanned: tuple[np.ndarray, np.ndarray]
+) -> None:
+    images, _ = scanned
+    for name in ("row_id", "", "key"):
+        digits(tmp_path / "test.csv", images[400:450], None, ids=[str(50 - n) for n in range(50)])
+        text = (tmp_path / "test.csv").read_text()
+        (tmp_path / "test.csv").write_text(name + text.removeprefix("id"))
+        found = opened(tmp_path, "csv_images", image_size=None)
+        assert found.test is not None
+        assert (np.asarray(found.test.images)[..., 0] == images[400:450][::-1]).all(), name
+
+
+def test_rows_of_pixels_that_are_longer_than_the_header_are_refused(
+    tmp_path: Path, scanned: tuple[np.ndarray, np.ndarray]
+) -> None:
+    path = tmp_path / "train.csv"
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([header, *(f"{number},{row}" for number, row in enumerate(rows))]) + "\n")
+    with pytest.raises(DataError, match="not a rectangular CSV: some rows have more cells than the header"):
+        opened(tmp_path, "csv_images", image_size=None)
+
+
+def with_file_column(root: Path, *, files: Callable[[int], str], ids: Callable[[int], str]) -> None:
+    """Rewrite `train.csv` with a further column of file names."""
+    header, *rows = (root / "train.csv").read_text().splitlines()
+    assert header == "image_id,label"
+    cells = [row.split(",") for row in rows]
+    lines = [f"{ids(n)},{files(n)},{label}" for n, (_, label) in enumerate(cells)]
+    (root / "train.csv").write_text("\n".join(["image_id,filename,label", *lines]) + "\n")
+
+
+def test_a_column_of_files_is_taken_where_ids_name_none(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12)
+    with_file_column(tmp_path, files=lambda n: f"{n:03d}.jpg", ids=lambda n: f"row-{n}")
+    found = opened(tmp_path, "csv_images")
+    labels_are_true(found, 12)
+    assert found.train.ids.tolist()[0] == "row-0"
+    assert any("files are named by column 'filename', and not by 'image_id'" in note for note in found.notes)
+
+
+def test_columns_that_name_other_images_are_refused_until_one_is_chosen(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12)
+    with_file_column(tmp_path, files=lambda n: f"{n:03d}.jpg", ids=lambda n: f"{11 - n:03d}")
+    with pytest.raises(DataError, match=r"'image_id', 'filename' name images, and not the same ones.*file_column"):
+        opened(tmp_path, "csv_images")
+    labels_are_true(opened(tmp_path, "csv_images", csv={"file_column": "filename"}), 12)
+
+
+def test_a_test_table_may_name_the_files(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12, test=9)
+    plain = dict(pictures_of_test(opened(tmp_path, "csv_images")))
+    keys = [f"q{n}" for n in range(9)]
+    (tmp_path / "test.csv").write_text(
+        "image_id,file\n" + "".join(f"{key},{n:03d}.jpg\n" for n, key in enumerate(keys))
+    )
+    (tmp_path / "sample_submission.csv").write_text("image_id,label\n" + "".join(f"{key},ant\n" for key in keys[::-1]))
+    found = pictures_of_test(opened(tmp_path, "csv_images"))
+    assert found == [(f"q{n}", plain[f"{n:03d}"]) for n in reversed(range(9))]
+
+
+def test_names_in_an_archive_may_have_back_slashes_or_needless_steps(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12)
+    forms = ("train\\{}", "./train/{}", "train//{}")
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        for number, path in enumerate(sorted((tmp_path / "train").iterdir())):
+            entry = zipfile.ZipInfo("x")
+            entry.filename = forms[number % 3].format(path.name)
+            archive.writestr(entry, path.read_bytes())
+    shutil.rmtree(tmp_path / "train")
+    labels_are_true(opened(tmp_path, "csv_images"), 12)
+
+
+def test_links_to_one_folder_both_count_and_links_to_nothing_do_not(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12, test=4)
+    (tmp_path / "sample_submission.csv").unlink()
+    (tmp_path / "test").rename(tmp_path / "pictures")
+    (tmp_path / "test").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "test" / name).symlink_to(tmp_path / "pictures", target_is_directory=True)
+    (tmp_path / "test/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert len(pictures_of_test(opened(tmp_path, "csv_images"))) == 8
+
+
+def test_an_archive_beside_its_folder_is_told(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12)
+    shutil.make_archive(str(tmp_path / "train"), "zip", tmp_path / "train")
+    assert any("train.zip is not read, since" in note for note in opened(tmp_path, "csv_images").notes)
+    shutil.rmtree(tmp_path / "train")
+    (tmp_path / "train").mkdir()
+    labels_are_true(opened(tmp_path, "csv_images"), 12)  # an empty folder hides nothing
+
+
+def test_a_labelled_test_follows_a_sample_that_lists_it(tmp_path: Path) -> None:
+    write_folders(tmp_path, train=4, val=0)
+    for name in NAMES:
+        (tmp_path / "test" / name).mkdir(parents=True)
+        photograph(77, COLOURS[name]).save(tmp_path / f"test/{name}/{name}-1.png")
+    (tmp_path / "sample_submission.csv").write_text("id,label\ncat-1,ant\nant-1,ant\nbee-1,ant\n")
+    found = opened(tmp_path, "image_folder")
+    assert found.test is not None
+    assert found.test.labels is not None
+    assert found.test.ids.tolist() == ["cat-1", "ant-1", "bee-1"]
+    assert [found.classes[int(label)] for label in found.test.labels] == ["cat", "ant", "bee"]
+
+
+def test_a_label_column_that_is_the_ids_or_the_groups_is_refused(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12)
+    with pytest.raises(DataError, match="'image_id' is the column of ids too"):
+        opened(tmp_path, "csv_images", csv={"label_column": "image_id"})
+
+
+def test_a_list_of_images_loses_no_first_line(tmp_path: Path) -> None:
+    from comp.inference import inputs
+
+    write_kaggle(tmp_path, train=12)
+    config = DataConfig(image_size=24, root=str(tmp_path))
+    listed = tmp_path / "list.txt"
+    listed.write_text("train/nope.jpg\ntrain/001.jpg\n")
+    with pytest.raises(DataError, match=r"1 files that are not there, first 'train/nope\.jpg'"):
+        inputs.open_images(str(listed), (3, 24, 24), config)
+    listed.write_text("path\ntrain/001.jpg\n")
+    assert len(inputs.open_images(str(listed), (3, 24, 24), config).split) == 1

@@ -24,6 +24,8 @@ from comp.tasks import TASKS
 
 _EXAMPLES = 3  # rows shown before training
 _DEFAULT_RANKED = 5
+_WORD = re.compile(r"[^\W_]+")
+_LEADS = ("is", "has", "p", "prob", "probability", "class")  # before a class in a header
 _NEGATIONS = frozenset({"no", "not", "non"})  # in a header
 
 
@@ -72,6 +74,8 @@ def derive(competition: Competition) -> Derived:
         columns = _single_column(competition)
         _demand_distinct(form.id_column, columns)
         reasons = (reason, f"probability of class {classes[positive]!r}, {_why_positive(competition)}")
+        if not competition.submission.positive and _class_of_column(competition) is None:
+            doubts = (*doubts, *_guessed_positive(classes, positive))
         return Derived(replace(form, columns=columns, texts=classes, positive=positive), reasons, doubts)
     spelled = _spelled(competition, answer, wide)
     columns = _wide_columns(spelled.texts, sample) if wide else _single_column(competition)
@@ -227,13 +231,36 @@ def _class_of_column(competition: Competition) -> int | None:
     """Return the class that the answer column's header names, such as `cat` or `is_cat`; None unless it names one."""
     if competition.sample is None:
         return None
-    header = competition.sample.columns[0].casefold()
-    words = {header, *re.split(r"[^0-9a-z]+", header)}
+    header = competition.sample.columns[0]
+    words = {header.casefold(), *_WORD.findall(header.casefold()), *(word.casefold() for word in _WORD.findall(header))}
+    whole = _bare(header)
+    meant = {whole, *(whole.removeprefix(lead) for lead in _LEADS if whole.startswith(lead))}
+    alike = [{name, *(texts[number] for texts in competition.synonyms.values())}
+             for number, name in enumerate(competition.classes)]  # fmt: skip
+    led = [number for number, names in enumerate(alike) if any(_bare(name) in meant - {whole} for name in names)]
+    itself = any(_bare(name) == whole for names in alike for name in names)  # `island` is no `is land` then
+    if len(led) == 1 and not itself:
+        return led[0]  # `is_cat`, `isCat`, `p_hot_dog`, `is_0`
     if words & _NEGATIONS or all(name.casefold() in ("yes", "no") or class_names.decimal(name) is not None
-                                 for name in competition.classes):  # fmt: skip
+                                 for names in alike for name in names):  # fmt: skip
         return None  # `0` is pandas' own header, and `no_show` names no class
-    named = [number for number, name in enumerate(competition.classes) if name.casefold() in words]
+    named = [number for number, names in enumerate(alike)
+             if any(name.casefold() in words or _bare(name) == whole for name in names)]  # fmt: skip
     return named[0] if len(named) == 1 else None
+
+
+def _bare(text: str) -> str:
+    return "".join(_WORD.findall(text)).casefold()
+
+
+def _guessed_positive(classes: Sequence[str], positive: int) -> tuple[str, ...]:
+    """Return the doubt that the larger of two names is the positive class; of numbers, it is."""
+    if class_names.values(classes) is not None:
+        return ()
+    return (
+        f"nothing shows which class the probability is of; that of {classes[positive]!r} is written: if the other is "
+        f"meant, competition.submission.positive={classes[1 - positive]}",
+    )
 
 
 def _why_positive(competition: Competition) -> str:
@@ -264,6 +291,8 @@ def _spelled(competition: Competition, answer: str, wide: bool) -> Spelling:
     except SubmissionError as error:
         raise SubmissionError(f"{error}{meant and f'; {meant}'}") from None
     if meant and competition.submission.labels == "auto":
+        if any(class_names.decimal(cell) is None for cell in cells or () if cell.strip()):
+            raise SubmissionError(f"{sample.path if sample else ''}: holds no label, and {meant}")
         return replace(spelled, doubts=(*spelled.doubts, f"{sample.path if sample else ''}: {meant}"))
     return spelled
 

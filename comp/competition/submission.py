@@ -40,8 +40,9 @@ def demand_free(path: Path, *, force: bool) -> None:
     """
     if path.suffix != ".csv":
         raise SubmissionError(f"{path}: a submission's name must end in .csv")
-    if not force and (path.exists() or sidecar_path(path).exists()):
-        raise SubmissionError(f"{path}: is there already; choose another name with -o or replace it with --force")
+    taken = next((file for file in (path, sidecar_path(path)) if file.exists()), None)
+    if taken and not force:
+        raise SubmissionError(f"{taken}: is there already; choose another name with -o or replace it with --force")
     for file in (path, sidecar_path(path)):
         if file.is_dir():
             raise SubmissionError(f"{file}: is a folder; choose another name with -o")

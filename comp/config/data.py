@@ -48,6 +48,8 @@ class CSVConfig(Section):
     them; empty: none."""
     id_column: str = ""
     """Of `table`; empty: the sample's first column, else a usual name (`id`, `image_id`, `filename`, ...)."""
+    file_column: str = ""
+    """Of `table` and of `test_table`: file names, where ids are none; empty: ids, or the only column of files."""
     label_column: str = ""
     """Of `table`; empty: the sample's, else a usual name (`label`, `class`, `target`, ...), else the only other one."""
     label_columns: tuple[str, ...] = ()

@@ -156,7 +156,10 @@ def dump(config: Config) -> str:
 
 
 # Keys that came after runs had been hashed, with the defaults that mean what those runs did without them.
-_LATER_KEYS: dict[str, dict[str, object]] = {"data": {"range": "auto", "label_pattern": ""}}
+_LATER_KEYS: dict[str, dict[str, object]] = {
+    "data": {"range": "auto", "label_pattern": ""},
+    "data.csv": {"file_column": ""},
+}
 
 
 def fingerprint(config: Config) -> str:
@@ -165,8 +168,12 @@ def fingerprint(config: Config) -> str:
     Keys that were added later count only where they are not at their defaults: runs keep the hash that they had.
     """
     values = config.model_dump(mode="json", exclude={"track", "tune"})
-    for section, keys in _LATER_KEYS.items():
-        values[section] = {key: value for key, value in values[section].items() if keys.get(key, ...) != value}
+    for path, keys in _LATER_KEYS.items():
+        section = values
+        for name in path.split("."):
+            section = section[name]
+        for key in [key for key, default in keys.items() if section[key] == default]:
+            del section[key]
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -34,12 +34,13 @@ def read(path: Path) -> bytes:
         if inside is None:
             return path.read_bytes()
         archive, member = inside
-        opened = _opened(archive)
-        if opened.getinfo(member).file_size > _MOST_BYTES:
+        opened, names = _opened(archive)
+        entry = opened.getinfo(names.get(member, member))
+        if entry.file_size > _MOST_BYTES:
             raise DamagedError(
                 f"{path}: expected at most {_MOST_BYTES >> 20:,} MiB unpacked; remove it from the archive"
             )
-        return opened.read(member)  # zipfile locks: threads may read at once
+        return opened.read(entry)  # zipfile locks: threads may read at once
     except (FileNotFoundError, KeyError):
         raise DataError(f"{path}: no such file") from None
     except OSError as reason:
@@ -59,7 +60,8 @@ def stamp(path: Path) -> str:
         if inside is None:
             facts = path.stat()
             return f"{facts.st_size}\0{facts.st_mtime_ns}"
-        entry = _opened(inside[0]).getinfo(inside[1])
+        opened, names = _opened(inside[0])
+        entry = opened.getinfo(names.get(inside[1], inside[1]))
         return f"{entry.file_size}\0{entry.CRC}\0{inside[0].stat().st_mtime_ns}"
     except KeyError:
         raise DataError(f"{path}: no such file") from None
@@ -68,13 +70,13 @@ def stamp(path: Path) -> str:
 
 
 def members(archive: Path) -> list[str]:
-    """Return the names of all files in an archive, folders left out.
+    """Return the paths of all files in an archive, folders left out, in the form that `read` takes.
 
     Raises:
         DataError: missing, or no archive.
     """
     try:
-        return [entry.filename for entry in _opened(archive).infolist() if not entry.is_dir()]
+        return list(_opened(archive)[1])
     except OSError as reason:
         raise DataError(f"{archive}: cannot be read: {reason.strerror or reason}") from None
 
@@ -89,16 +91,27 @@ def _split(path: Path) -> tuple[Path, str] | None:
     return None
 
 
-def _opened(archive: Path) -> zipfile.ZipFile:
-    """Return an archive opened in this process: workers must not share a place in the file."""
+_Opened = tuple[zipfile.ZipFile, dict[str, str]]
+
+
+def _opened(archive: Path) -> _Opened:
+    """Return an archive opened in this process, since workers must not share a place in the file, and its files: plain
+    path -> the archive's own name, which may have back slashes or needless steps (`./a`, `a//b`).
+    """
     changed = archive.stat().st_mtime_ns
     with _opening:
         return _kept_open(str(archive), changed, os.getpid())
 
 
 @functools.lru_cache(maxsize=16)
-def _kept_open(archive: str, changed: int, process: int) -> zipfile.ZipFile:
+def _kept_open(archive: str, changed: int, process: int) -> _Opened:
     try:
-        return zipfile.ZipFile(archive)
+        opened = zipfile.ZipFile(archive)
+        names = [entry.filename for entry in opened.infolist() if not entry.is_dir()]
+        return opened, {_plain(name): name for name in names}
     except _DAMAGE as reason:
         raise DataError(f"{archive}: cannot be read as a ZIP archive ({reason}); fetch it again") from None
+
+
+def _plain(name: str) -> str:
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))

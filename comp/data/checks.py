@@ -110,7 +110,7 @@ def _class_findings(dataset: Dataset, splits: Sequence[Split]) -> Iterator[Findi
             "label such images, take the class out, or hold out more (data.validation)",
         )  # fmt: skip
     counts = dataset.train.class_counts(len(classes))
-    largest, smallest = int(counts.argmax()), int(np.where(counts, counts, counts.max()).argmin())
+    largest, smallest = int(counts.argmax()), int(np.where(counts, counts, counts.max() + 1).argmin())
     uneven = counts[largest] >= IMBALANCE * counts[smallest] and largest != smallest
     dominant = counts[largest] > DOMINANCE * counts.sum()
     yield Finding(

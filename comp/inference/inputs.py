@@ -21,6 +21,7 @@ from comp.data.splits import Split
 from comp.data.survey import files_split
 from comp.errors import ConfigError, DataError
 from comp.progress import Progress, quiet
+from comp.yaml_files import user_path
 
 _LISTS = (".csv", ".tsv", ".txt")
 _GREY_IMAGES = 256  # decoded at a time where a network wants one channel
@@ -144,6 +145,7 @@ def _named_files(given: Sequence[str]) -> tuple[dict[Path, str], list[str]]:
 
 def _files_of(text: str, notes: list[str]) -> Iterator[tuple[Path, str]]:
     """Yield the files that one `--images` names, with their ids."""
+    text = user_path(text, "--images")
     path = Path(text)
     if path.is_dir() or (path.is_file() and path.suffix.lower() == archives.ENDING):
         yield from _files_below(path, notes)
@@ -205,7 +207,9 @@ def _listed(path: Path) -> Iterator[tuple[Path, str]]:
     if not columns:
         raise DataError(f"{path}: expected paths of images, found none that is there: {shown[-1:] or 'no row'}")
     column = columns[0]
-    if not file_of(rows[0][column] if column < len(rows[0]) else "").is_file():
+    first = rows[0][column].strip() if column < len(rows[0]) else ""
+    looks_like_path = "/" in first or "\\" in first or Path(first.strip("\"'")).suffix.lower() in SUFFIXES
+    if not file_of(first).is_file() and not looks_like_path:
         rows = rows[1:]  # its header
     cells = [row[column].strip() if column < len(row) else "" for row in rows]
     missing = [cell for cell in cells if not file_of(cell).is_file()]

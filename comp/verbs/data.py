@@ -82,7 +82,7 @@ def check(
     loaded = configs.load(config, overrides or [])
     with console.bars() as progress:
         dataset = inspection.open_clean(loaded, progress)
-        findings = checks.check(dataset, skip_bad=skip_bad, progress=progress)
+        findings = checks.check(dataset, skip_bad=skip_bad or loaded.data.skip_bad, progress=progress)
     if as_json:
         console.print_json([asdict(found) for found in findings])
     else:

@@ -29,6 +29,8 @@ from comp.tasks import task as known_task
 
 __all__ = ["SOURCES", "TESTS", "Source", "open_source"]
 
+_SHOWN = 5  # classes in a note
+
 # Each is given section `data`, who is told of progress, and the task that the config names, or `auto`.
 SOURCES: dict[str, Callable[[DataConfig, Progress, str], Source]] = {
     "arrays": arrays,
@@ -71,6 +73,10 @@ def open_source(config: DataConfig, progress: Progress = quiet, task: str = "aut
         if split is not None:
             _check_labels(split, source.classes, config.source)
     _check_settings(config, source)
+    if (counts := source.train.class_counts(len(source.classes))).min(initial=1) == 0:
+        empty = [name for name, count in zip(source.classes, counts, strict=True) if not count]
+        note = f"train: no image of {len(empty):,} classes, which are never predicted: {', '.join(empty[:_SHOWN])}"
+        source = replace(source, notes=(*source.notes, note))
     if config.classes:
         source = of_classes(source, config.classes)
         _check_labels(source.train, source.classes, config.source)

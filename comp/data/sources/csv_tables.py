@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from comp.errors import DataError, nearest
 
 _ID_NAMES = ("id", "image_id", "imageid", "image", "image_name", "img", "filename", "file_name", "file", "name", "path")
 _TABLE = re.compile(r".*\.(csv|tsv|txt)(\.zip|\.gz)?|.*\.parquet", re.IGNORECASE)
+_PROBED = 20  # rows that a column is first judged by
 _SHOWN = 12  # columns in a message
 _LABEL_NAMES = ("label", "labels", "class", "class_name", "target", "category", "breed", "species", "diagnosis")
 
@@ -30,6 +32,8 @@ def table_of(root: Path, name: str, key: str) -> Path:
         DataError: there is none.
     """
     found = found_table(root, name)
+    if found is None and not root.is_dir():
+        raise DataError(f"{root}: no such folder (data.root); expected {name} in it (data.csv.{key})")
     if found is None:
         here = sorted(path.name for path in root.glob("*") if _TABLE.fullmatch(path.name))
         shown = ", ".join(here[:_SHOWN]) or "no table"
@@ -105,6 +109,55 @@ def known_id_column(columns: list[str], config: CSVConfig, sample: Sample | None
     """
     shared = (sample.id_column,) if sample else ()
     return named_column(config.id_column, "id_column", columns, path) or _first([*shared, *_ID_NAMES], columns)
+
+
+@dataclass(frozen=True)
+class FileColumn:
+    """Which column of a table names image files, and what to say of it."""
+
+    column: str
+    notes: tuple[str, ...] = ()
+
+
+def file_column_of(
+    table: pd.DataFrame,
+    id_column: str,
+    config: CSVConfig,
+    is_image: Callable[[str], bool],
+    locate: Callable[[Sequence[str]], Sequence[Path | None]],
+    path: Path,
+) -> FileColumn:
+    """Return the column that names image files: the ids, unless the config or the files themselves say another.
+
+    Args:
+        table: with a row for each image.
+        id_column: its column of ids.
+        config: `data.csv`.
+        is_image: whether a text finds an image.
+        locate: the images that texts find.
+        path: of the table, for messages.
+
+    Raises:
+        DataError: no such column, or several name images, and not the same ones.
+    """
+    columns = [str(column) for column in table.columns]
+    if named := named_column(config.file_column, "file_column", columns, path):
+        return FileColumn(named)
+    first = table.iloc[:_PROBED]
+    others = [name for name in columns if name != id_column and all(map(is_image, first[name]))]
+    others = [name for name in others if all(map(is_image, table[name])) and table[name].is_unique]
+    if not others:
+        return FileColumn(id_column)
+    if not any(map(is_image, first[id_column])) and len(others) == 1:
+        note = f"{path}: files are named by column '{others[0]}', and not by '{id_column}' (data.csv.file_column)"
+        return FileColumn(others[0], (note,))
+    files = {name: locate(table[name].tolist()) for name in (id_column, *others)}
+    if any(found != files[id_column] for found in files.values()):
+        raise DataError(
+            f"{path}: columns {', '.join(map(repr, files))} name images, and not the same ones; say which one "
+            "names the files: data.csv.file_column"
+        )
+    return FileColumn(id_column)
 
 
 def label_column_of(

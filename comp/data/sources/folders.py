@@ -2,8 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from comp.competition.spec import Sample
 from comp.config import DataConfig
 from comp.data.sources.listing import Listing, demand_place, place_of, some
 from comp.data.sources.samples import OwnTest, class_order, sample_of, unlabelled_test
@@ -43,8 +47,8 @@ def image_folder(config: DataConfig, progress: Progress, task: str = "auto") -> 
         if test_found and (not config.label_pattern or len(test_found) == len(test_files)):
             _refuse_unknown(test_files, classes, config)
             notes += test_files.note("test")
-            test = _labelled("test", config.csv.test, test_found, classes, config, progress)
-            return Source(train, test, classes, val=val, notes=tuple(notes))
+            own = _labelled_test(test_files, test_found, sample, classes, config, progress)
+            return Source(train, own.split, classes, val=val, sample=own.sample, notes=tuple(notes))
         images = unlabelled_test(place, sample, config, progress)
         test = images.split
         notes += images.notes
@@ -61,7 +65,7 @@ def folder_test(config: DataConfig, classes: Sequence[str], progress: Progress) 
     files = Listing(place, keep=classes)
     found = _known(files, classes, config)
     if found and (not config.label_pattern or len(found) == len(files)):
-        return OwnTest(_labelled("test", config.csv.test, found, classes, config, progress), None)
+        return _labelled_test(files, found, sample, classes, config, progress)
     return OwnTest(unlabelled_test(place, sample, config, progress).split, sample)
 
 
@@ -135,6 +139,24 @@ def _folders(base: Path) -> list[str]:
     if not base.is_dir():
         return []
     return [path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX"))]
+
+
+def _labelled_test(
+    listing: Listing,
+    found: _Found,
+    sample: Sample | None,
+    classes: Sequence[str],
+    config: DataConfig,
+    progress: Progress,
+) -> OwnTest:
+    """Return a labelled test: under the ids and in the order of a sample that lists all of it, else under its paths."""
+    split = _labelled("test", config.csv.test, found, classes, config, progress)
+    row_of = {path: row for row, (_, _, path) in enumerate(found)}
+    rows = [row_of.get(path) if path else None for path in listing.locate(sample.ids)] if sample else []
+    kept = [row for row in rows if row is not None]
+    if sample is None or not len(kept) == len(sample.ids) == len(found) == len(split):
+        return OwnTest(split, None)
+    return OwnTest(replace(split.take(np.array(kept, np.int64), "test"), ids=np.array(sample.ids, np.str_)), sample)
 
 
 def _labelled(

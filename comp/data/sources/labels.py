@@ -66,6 +66,11 @@ def labels_of(
     if columns:
         return _of_columns(table, columns, path, task)
     column = label_column_of(table, id_column, config, sample, path)
+    if column in (id_column, config.group_column):
+        raise DataError(
+            f"{path}: data.csv.label_column: '{column}' is the column of {'ids' if column == id_column else 'groups'} "
+            "too; name the one that holds the labels"
+        )
     cells = table[column].tolist()
     separator = _separator(cells, config.separator, task)
     if separator or task == "multi_label":

@@ -31,11 +31,13 @@ def place_of(root: Path, name: str, key: str) -> Path | None:
         DataError: a file of another kind has this name, or the images are packed in another way than as .zip.
     """
     place = root / name
-    if place.is_dir():
+    if place.is_dir() and any(_is_visible(name) for name in os.listdir(place)):
         return place
     zipped = place if place.suffix.lower() == archives.ENDING else place.with_name(place.name + archives.ENDING)
     if zipped.is_file():
         return zipped
+    if place.is_dir():
+        return place
     packed = [path for path in root.glob(f"{name}.*") if path.suffix in (".7z", ".gz", ".rar", ".tar", ".tgz", ".xz")]
     if place.is_file() or packed:
         found = place if place.is_file() else packed[0]
@@ -137,7 +139,11 @@ class Listing:
             left.append(f"{self._hidden:,} images in hidden folders or under hidden names")
         if self._others:
             left.append(f"{len(self._others):,} files that are no images ({self._others[0]!r} is the first)")
-        return [f"{name}: left out of {self.place}: {' and '.join(left)}"] if left else []
+        notes = [f"{name}: left out of {self.place}: {' and '.join(left)}"] if left else []
+        beside = self.place.with_name(self.place.name + archives.ENDING)
+        if self.place.is_dir() and beside.is_file():
+            notes.append(f"{name}: {beside} is not read, since {self.place} lies beside it")
+        return notes
 
     def holds(self, key: str) -> bool:
         """Tell whether an id finds a file."""
@@ -227,15 +233,17 @@ def _names(place: Path) -> Iterator[str]:
     if place.is_file():
         yield from archives.members(place)
         return
-    seen: set[str] = set()
+    above: dict[str, frozenset[str]] = {str(place): frozenset()}  # a folder -> where those that lead to it really lie
     for parent, folders, names in os.walk(place, followlinks=True):
         real = os.path.realpath(parent)
-        if real in seen:
+        if real in above[parent]:
             folders.clear()  # a link that leads back
             continue
-        seen.add(real)
+        above |= {os.path.join(parent, folder): above[parent] | {real} for folder in folders}
         for name in names:
-            yield Path(parent, name).relative_to(place).as_posix()
+            path = os.path.join(parent, name)
+            if not os.path.islink(path) or os.path.exists(path):  # else a link to nothing
+                yield Path(path).relative_to(place).as_posix()
 
 
 def _shared(found: Sequence[tuple[str, ...]], keep: Sequence[str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,13 @@ class PixelTable:
         Raises:
             DataError: an id stands twice, or the sample has another number of rows.
         """
-        column = known_id_column(list(self.others.columns), config, sample, self.path)
-        if column:
+        columns = list(self.others.columns)
+        named = config.model_copy(update={"id_column": config.id_column if config.id_column in columns else ""})
+        column = known_id_column(columns, config if sample is None else named, sample, self.path)
+        listed = sorted(sample.ids) if sample else []
+        same = [name for name in columns if sample and sorted(self.others[name]) == listed]
+        column = same[0] if same and not column else column
+        if column or same:
             ids: list[str] = self.others[column].tolist()
             refuse_duplicates(ids, self.path, column)
             return ids, column
@@ -87,10 +93,13 @@ def read(path: Path) -> PixelTable:
         )
     places = {header[place]: np.int16 for place in pixels}
     try:
-        table = pd.read_csv(
-            io.StringIO(text), sep=tables.separator_of(text), header=0, names=header, index_col=False,
-            dtype={name: places.get(name, str) for name in header}, keep_default_na=False,
-        )  # fmt: skip
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # of rows that are too long
+            table = pd.read_csv(
+                io.StringIO(text), sep=tables.separator_of(text), header=0, names=header, index_col=False,
+                dtype={name: places.get(name, str) for name in header}, keep_default_na=False,
+            )  # fmt: skip
+    except pd.errors.ParserWarning:
+        raise DataError(f"{path}: not a rectangular CSV: some rows have more cells than the header") from None
     except (pd.errors.ParserError, ValueError, OverflowError) as reason:
         raise DataError(
             f"{path}: expected whole numbers from 0 to 255 in the pixels' columns: {str(reason).splitlines()[0]}"
@@ -105,7 +114,7 @@ def read(path: Path) -> PixelTable:
 
 
 def _header(text: str) -> list[str]:
-    line = text.partition("\n")[0]
+    line = re.split(r"[\r\n]", text, maxsplit=1)[0]
     return [name.strip() for name in next(csv.reader([line], delimiter=tables.separator_of(text)), [])]
 
 

@@ -1,8 +1,9 @@
 """Unlabelled tests of Kaggle competitions, and the sample submission that lists their images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from comp import class_names
 from comp.competition import samples
@@ -87,6 +88,7 @@ def unlabelled_test(
     progress: Progress,
     *,
     listed: Sequence[str] = (),
+    files_of: Mapping[str, str] = MappingProxyType({}),
     training: frozenset[Path] = frozenset(),
     listing: Listing | None = None,
 ) -> TestImages:
@@ -98,6 +100,7 @@ def unlabelled_test(
         config: section `data`.
         progress: called while files are read.
         listed: ids of a test table, empty without one.
+        files_of: id -> what names its file, for ids that do not.
         training: files of the training images, which are no test images.
         listing: of `place`, where it is listed already.
 
@@ -112,10 +115,11 @@ def unlabelled_test(
             "above it, as the competition's pages show it"
         )
     ids: Sequence[str] = sample.ids if sample else listed or files.ids(without=training)
-    paths = files.locate(ids) if config.skip_bad else files.find(ids, mend=_SKIP)
+    keys = [files_of.get(key, key) for key in ids]
+    paths = files.locate(keys) if config.skip_bad else files.find(keys, mend=_SKIP)
     found = frozenset(path for path in paths if path)
     if not found:
-        raise DataError(files.missing(ids, len(ids)))
+        raise DataError(files.missing(keys, len(keys)))
     left = files.count(without=training | found)
     source = "the sample submission" if sample else "the test table"
     if left and (sample or listed):

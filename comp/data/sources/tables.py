@@ -1,7 +1,7 @@
 """Images with a table of labels: the usual Kaggle set. The table names image files, or holds the pixels itself."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from comp.competition.spec import Sample
 from comp.config import DataConfig
 from comp.data.sources import pixel_tables
 from comp.data.sources.csv_tables import (
+    file_column_of,
     found_table,
     group_numbers,
     id_column_of,
@@ -52,17 +53,20 @@ def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> So
     refuse_duplicates(ids, path, id_column)
     labels = labels_of(table, id_column, files, sample, path, task)
     skip = "data.skip_bad=true leaves such rows out"
-    paths = listing.locate(ids) if config.skip_bad else listing.find(ids, mend=skip)
+    named = file_column_of(table, id_column, files, listing.holds, listing.locate, path)
+    keys = table[named.column].tolist()
+    paths = listing.locate(keys) if config.skip_bad else listing.find(keys, mend=skip)
     train = files_split("train", paths, ids, labels.targets, config, progress)
     groups = group_numbers(table, files, path)[np.isin(ids, train.ids)] if files.group_column else None
-    told = [*submitted.notes, *notes, *_unused(table.columns, (id_column, files.group_column, *labels.columns), path)]
+    told = [*submitted.notes, *notes, *named.notes]
+    told += _unused(table.columns, (id_column, named.column, files.group_column, *labels.columns), path)
     told += [*labels.notes, *listing.note("train")]
     training = frozenset(path for path in paths if path)
     test, place = None, _test_place(config)
     if place is not None:
         listed = _test_ids(config, sample, id_column, place)
         test_images = unlabelled_test(
-            place, sample, config, progress, listed=listed.ids, training=training,
+            place, sample, config, progress, listed=listed.ids, files_of=listed.files, training=training,
             listing=listing if place == listing.place else None,
         )  # fmt: skip
         told += [*listed.notes, *test_images.notes]
@@ -87,12 +91,13 @@ def csv_test(config: DataConfig, classes: Sequence[str], progress: Progress) -> 
     if table is not None and pixel_tables.holds_pixels(table):
         return OwnTest(_pixel_test(table, config, sample), sample)
     place = demand_place(root, files.test, "test")
-    listed = _test_ids(config, sample, files.id_column, place).ids
-    if not sample and not listed and place == place_of(root, files.train, "train"):
+    listed = _test_ids(config, sample, files.id_column, place)
+    if not sample and not listed.ids and place == place_of(root, files.train, "train"):
         raise DataError(
             f"{place}: holds training images too, and without their table nothing tells which are the test's"
         )
-    return OwnTest(unlabelled_test(place, sample, config, progress, listed=listed).split, sample)
+    found = unlabelled_test(place, sample, config, progress, listed=listed.ids, files_of=listed.files)
+    return OwnTest(found.split, sample)
 
 
 def _header(id_column: str, label_column: str) -> tuple[str, str]:
@@ -123,9 +128,10 @@ def _test_table(config: DataConfig) -> Path | None:
 
 @dataclass(frozen=True)
 class _Listed:
-    """The ids of a test table, and notes of how it was read."""
+    """The ids of a test table, what names their files where they do not, and notes of how it was read."""
 
     ids: Sequence[str] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
 
@@ -134,12 +140,17 @@ def _test_ids(config: DataConfig, sample: Sample | None, id_column: str, place: 
     path = _test_table(config)
     if path is None:
         return _Listed()
-    table, notes = read_table(path, Listing(place).holds)
+    listing = Listing(place)
+    table, notes = read_table(path, listing.holds)
     named = [column for column in (id_column, sample.id_column if sample else "") if column in table.columns]
     column = named[0] if named else id_column_of(table, config.csv.model_copy(update={"id_column": ""}), sample, path)
     ids: list[str] = table[column].tolist()
     refuse_duplicates(ids, path, column)
-    return _Listed(ids, notes)
+    own = config.csv.file_column if config.csv.file_column in table.columns else ""  # it may be the other table's alone
+    files_from = config.csv.model_copy(update={"file_column": own})
+    found = file_column_of(table, column, files_from, listing.holds, listing.locate, path)
+    files = {} if found.column == column else dict(zip(ids, table[found.column].tolist(), strict=True))
+    return _Listed(ids, files, (*notes, *found.notes))
 
 
 def _pixels(path: Path, config: DataConfig, sample: Sample | None, notes: Sequence[str], task: str) -> Source:

@@ -753,3 +753,16 @@ def test_a_list_of_images_loses_no_first_line(tmp_path: Path) -> None:
         inputs.open_images(str(listed), (3, 24, 24), config)
     listed.write_text("path\ntrain/001.jpg\n")
     assert len(inputs.open_images(str(listed), (3, 24, 24), config).split) == 1
+
+
+def test_true_and_false_are_flags(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12)
+    _, *rows = (tmp_path / "train.csv").read_text().splitlines()
+    lines = [
+        f"{key},{','.join(str(label == name) for name in NAMES)}" for key, label in (row.split(",") for row in rows)
+    ]
+    (tmp_path / "train.csv").write_text("\n".join([f"image_id,{','.join(NAMES)}", *lines]) + "\n")
+    (tmp_path / "sample_submission.csv").unlink()
+    found = opened(tmp_path, "csv_images")
+    assert found.classes == NAMES
+    labels_are_true(found, 12)

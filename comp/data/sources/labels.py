@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from comp.errors import DataError
 from comp.predictions import Targets
 
 _SEPARATORS = ("|", ",", " ")  # tried in turn; a label that is parted by one may hold the later ones
-_FLAGS = {"0": 0, "1": 1}
+_TRUTHS = {"true": Decimal(1), "false": Decimal(0)}
 
 
 @dataclass(frozen=True)
@@ -144,18 +145,23 @@ def _refuse_lost_classes(
 
 def _flags(table: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.float64]:
     """Return the cells of columns of 0 and 1, [N, K]."""
-    flags = [table[column].map(lambda cell: float(class_names.decimal(cell) or 0)) for column in columns]
+    flags = [table[column].map(lambda cell: float(_flag(cell) or 0)) for column in columns]
     return np.stack(flags, 1).astype(np.float64)
 
 
 def _are_flags(table: pd.DataFrame, columns: Sequence[str]) -> bool:
-    return all(class_names.decimal(cell) in (0, 1) for column in columns for cell in table[column].unique())
+    return all(_flag(cell) in (0, 1) for column in columns for cell in table[column].unique())
+
+
+def _flag(cell: str) -> Decimal | None:
+    """Return 0 or 1 of a cell that says so in any form, as pandas' `True` does; another number as it is."""
+    return _TRUTHS.get(cell.strip().lower(), class_names.decimal(cell))
 
 
 def _of_columns(table: pd.DataFrame, columns: Sequence[str], path: Path, task: str) -> Labels:
     strange = [
         (column, cell) for column in columns for cell in table[column].unique()
-        if class_names.decimal(cell) not in (0, 1)
+        if _flag(cell) not in (0, 1)
     ]  # fmt: skip
     if strange:
         column, cell = strange[0]

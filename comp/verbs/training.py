@@ -113,7 +113,7 @@ def train(
     with distributed.joined() as team:
         # The others begin when the leader has read the same: what is wrong with it is told once.
         wanted = team.leader_first(
-            lambda: run_folders.open_run(resume, moved).config() if resume else _load_one(config, overrides)
+            lambda: run_folders.open_run(resume, moved).data_config() if resume else _load_one(config, overrides)
         )
         if not team.leads:
             pipeline.follow(wanted, team, resume=resume is not None, runs_root=runs or RUNS, progress=signals.progress)

@@ -51,7 +51,11 @@ def _guarded(arguments: list[str] | None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
     except Interrupted as stop:
-        print("interrupted; the same command goes on, and a training with: comp run --resume RUN", file=sys.stderr)
+        print(
+            "interrupted: a training goes on with comp run --resume RUN, the folder named above, all else with the "
+            "same command again",
+            file=sys.stderr,
+        )
         return EXIT_INTERRUPTED + stop.signum
     except Exception:
         traceback.print_exc()

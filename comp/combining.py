@@ -13,7 +13,7 @@ from comp import gathering, metrics, pipeline, predicting, predictions, runs
 from comp.competition import submission, submitting
 from comp.competition.spec import Competition
 from comp.config import Config, PredictConfig
-from comp.data.dataset import Dataset, open_dataset
+from comp.data.dataset import Dataset
 from comp.ensembling import members, methods, scoring, table
 from comp.ensembling.members import Sample
 from comp.ensembling.methods import FitData, Fitted, Method
@@ -98,7 +98,7 @@ def ensemble(
     combination = _fit(chosen, method, split, work, score, folds, progress)
     compared = _compare(combination, work.sample(split), first.metric) if split is not None else None
     config = trained[0].config()
-    dataset = open_dataset(trained[0].data_config(), progress)
+    dataset = predicting.opened_data(trained[0], progress)
     result = runs.create(runs_root, _plainly(config), f"{method}-ensemble", _provenance(work, config))
     with runs.made_whole(result):
         with result.writing():

@@ -26,7 +26,7 @@ from comp.inference.variants import check_task, variant_of
 from comp.inference.views import check_size
 from comp.models import averaging, surgery, weights, zoo
 from comp.models.classifier import Classifier
-from comp.predicting import Loaded, Scored, own_data, score_weights
+from comp.predicting import Loaded, Scored, opened_data, own_data, score_weights
 from comp.progress import Progress, quiet
 from comp.run_metrics import Kind, RunMetrics
 from comp.runs import Run
@@ -378,7 +378,7 @@ def resume(
         return run
     began = time.perf_counter()
     config = run.config()
-    dataset = own_data(run, dataset or team.leader_first(lambda: open_dataset(run.data_config(), progress)))
+    dataset = own_data(run, dataset or team.leader_first(lambda: opened_data(run, progress)))
     deterministic = device.only_deterministic(config.train.deterministic)
     with opened(config.track, tracker) as tracker, run.writing(), deterministic:
         path = run.path / "execution.json"

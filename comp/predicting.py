@@ -82,11 +82,16 @@ def load(run: Run, dataset: Dataset | None = None, progress: Progress = quiet, *
     """
     config = run.config()
     model, execution, note = load_model(run, device)
-    dataset = own_data(run, dataset or _opened(run, progress))
+    dataset = own_data(run, dataset or opened_data(run, progress))
     return Loaded(run, config, dataset.competition, model, execution, dataset, note=note)
 
 
-def _opened(run: Run, progress: Progress) -> Dataset:
+def opened_data(run: Run, progress: Progress = quiet) -> Dataset:
+    """Return a run's own data, opened as they were in training; where they are missing, both ways out are told.
+
+    Raises:
+        DataError: they cannot be opened.
+    """
     try:
         return open_dataset(run.data_config(), progress)
     except DataError as error:
@@ -130,7 +135,7 @@ def load_for(run: Run, wanted: PredictInput, progress: Progress = quiet, *, devi
     """
     if wanted.own and wanted.split in (None, "suite"):
         try:
-            dataset = _opened(run, progress)
+            dataset = opened_data(run, progress)
         except DataError as error:
             return _with_test_alone(run, error, progress, device)
         return load(run, dataset, progress, device=device)

@@ -239,7 +239,7 @@ def test_show_tells_counts_sizes_and_statistics(workplace: Path, comp: Comp) -> 
 def test_show_draws_the_pictures_that_it_names(workplace: Path, comp: Comp) -> None:
     result = comp("data", "show", "small.yaml", "--augment")
     assert result.code == 0, result.err
-    folder = Path("runs/small/data")
+    folder = Path("runs/data/small")
     assert sorted(path.name for path in folder.iterdir()) == ["augmented.png", "images.png", "labels.png"]
     pictures = {path.name: np.asarray(Image.open(path)) for path in folder.iterdir()}
     assert pictures["images.png"].shape == pictures["augmented.png"].shape

@@ -309,7 +309,7 @@ BAD_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "latin-1": (lambda p: (p / "train.csv").write_bytes(b"id,label\nM\xfcll,x\n"), "expected UTF-8 text, found byte"),
     "ragged": (lambda p: rewrite(p, "train.csv", "003,ant", "003,ant,bee"), "not a rectangular CSV"),
     "no row": (lambda p: (p / "train.csv").write_text("id,label\n"), "found no row"),
-    "empty": (lambda p: (p / "train.csv").write_text(""), "not a rectangular CSV"),
+    "empty": (lambda p: (p / "train.csv").write_text(""), "is empty; expected a header"),
     "no table": (lambda p: (p / "train.csv").unlink(), "train.csv: no such table"),
     "one class": (
         lambda p: [rewrite(p, "train.csv", f",{name}", ",ant") for name in ("bee", "cat")], "found only class 'ant'",

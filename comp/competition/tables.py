@@ -66,6 +66,8 @@ def any_text(path: Path, error: type[UserError]) -> str:
         text = content.decode("utf-16" if marked else "utf-8-sig")
     except UnicodeDecodeError as reason:
         raise error(f"{path}: expected UTF-8 text, found byte {reason.start} that is not; save it as UTF-8") from None
+    if not text.strip():
+        raise error(f"{path}: is empty; expected a header line")
     if "\0" in text:
         raise error(f"{path}: expected UTF-8 text, found zero bytes (UTF-16 without its mark?); save it as UTF-8")
     return text

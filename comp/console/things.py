@@ -85,7 +85,7 @@ def print_contents(described: dict[str, Any]) -> None:
     out.print(table)
     labels = Table("class", *splits, title=f"images of each of {described['classes']} classes")
     for label in next(iter(splits.values()))["labels"]:
-        labels.add_row(label, *[f"{found['labels'][label]:,}" for found in splits.values()])
+        labels.add_row(label, *[f"{found['labels'][label]:,}" if found["labels"] else "" for found in splits.values()])
     out.print(labels)
 
 

@@ -49,7 +49,9 @@ def describe(dataset: Dataset) -> dict[str, Any]:
             "shape": list(split.image_shape),
             "mean": [round(value, 4) for value in mean],
             "std": [round(value, 4) for value in std],
-            "labels": dict(zip(classes, split.class_counts(len(classes)).tolist(), strict=True)),
+            "labels": dict(zip(classes, split.class_counts(len(classes)).tolist(), strict=True))
+            if split.labels is not None
+            else None,
         }
     return {"classes": len(classes), "fingerprint": dataset.fingerprint, "splits": described}
 

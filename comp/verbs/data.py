@@ -35,7 +35,7 @@ def show(
     config: ConfigPath,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where the PNGs land; runs/COMPETITION/data by default.", metavar="DIR")
+        Path | None, typer.Option(help="Where the PNGs land; runs/data/COMPETITION by default.", metavar="DIR")
     ] = None,
     augment: Annotated[bool, typer.Option("--augment", help="Draw the images as training sees them, too.")] = False,
     as_json: AsJson = False,
@@ -52,7 +52,7 @@ def show(
     with console.bars() as progress:
         dataset = inspection.open_clean(loaded, progress)
     described = inspection.describe(dataset)
-    folder = out or Path("runs") / loaded.competition.name / "data"
+    folder = out or Path("runs") / "data" / loaded.competition.name
     paths = inspection.draw(loaded, dataset, folder, augmented=augment)
     if as_json:
         console.print_json({**described, "notes": list(dataset.notes), "pictures": [str(path) for path in paths]})

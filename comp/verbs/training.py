@@ -55,9 +55,8 @@ def run(
     Example: comp run configs/quickstart.yaml
     """
     from comp import config as configs
-    from comp import console, pipeline
+    from comp import console, pipeline, predicting
     from comp import runs as run_folders
-    from comp.data.dataset import open_dataset
     from comp.errors import ConfigError
     from comp.tracking import tracker as trackers
     from comp.training import distributed
@@ -82,7 +81,7 @@ def run(
         if resume:
             found = run_folders.open_run(resume, moved)
             with console.bars() as progress:
-                dataset = open_dataset(found.data_config(), progress)
+                dataset = predicting.opened_data(found, progress)
                 pipeline.resume(
                     found, dataset=dataset, on_epoch=console.print_epoch, progress=progress, tracker=tracker
                 )

@@ -20,9 +20,10 @@ from comp import predictions
 from comp.competition import tables
 from comp.config import DataConfig
 from comp.data.images import ImageFiles
-from comp.data.sources import Source, open_source
+from comp.data.sources import TESTS, Source, open_source
 from comp.data.splits import Split
 from comp.errors import ConfigError, DataError
+from comp.progress import quiet
 from comp.runs import list_runs
 from tests.conftest import Result, write_config
 from tests.photographs import COLOURS, photograph, photographs_config, write_folders, write_kaggle
@@ -766,3 +767,120 @@ def test_true_and_false_are_flags(tmp_path: Path) -> None:
     found = opened(tmp_path, "csv_images")
     assert found.classes == NAMES
     labels_are_true(found, 12)
+
+
+# --- the test alone
+
+
+def folders_without_labels(root: Path) -> str:
+    write_folders(root, train=3, val=0, test=4)
+    return "image_folder"
+
+
+def folders_with_labels(root: Path) -> str:
+    write_folders(root, train=3, val=0)
+    shutil.copytree(root / "train", root / "test")
+    return "image_folder"
+
+
+def kaggle(root: Path) -> str:
+    write_kaggle(root, train=12)
+    return "csv_images"
+
+
+def kaggle_with_test_table(root: Path) -> str:
+    write_kaggle(root, train=12, test=3)
+    (root / "sample_submission.csv").unlink()
+    (root / "test.csv").write_text("image_id\n002\n000\n")
+    return "csv_images"
+
+
+def pixels(root: Path) -> str:
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8), np.uint8)
+    digits(root / "train.csv", images[:8], np.arange(8) % 2)
+    digits(root / "test.csv", images[8:], None, ids=["d", "c", "b", "a"])
+    (root / "sample_submission.csv").write_text("id,label\na,0\nb,0\nc,0\nd,0\n")
+    return "csv_images"
+
+
+@pytest.mark.parametrize("write", [folders_without_labels, folders_with_labels, kaggle, kaggle_with_test_table, pixels])
+def test_the_test_is_the_same_without_the_training_data(tmp_path: Path, write: Callable[[Path], str]) -> None:
+    source = write(tmp_path)
+    size = None if write is pixels else 24
+    whole = opened(tmp_path, source, image_size=size)
+    expected = pictures_of_test(whole)
+    shutil.rmtree(tmp_path / "train", ignore_errors=True)
+    (tmp_path / "train.csv").unlink(missing_ok=True)
+    config = DataConfig.model_validate({"source": source, "root": str(tmp_path), "image_size": size})
+    alone = TESTS[source](config, whole.classes, quiet)
+    images = np.asarray(alone.split.images)
+    found = [(key, image.tobytes()) for key, image in zip(alone.split.ids.tolist(), images, strict=True)]
+    assert found == expected
+    assert alone.sample == whole.sample
+
+
+def test_a_shared_folder_without_a_table_is_no_test(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12)
+    (tmp_path / "sample_submission.csv").unlink()
+    config = DataConfig.model_validate(
+        {"source": "csv_images", "root": str(tmp_path), "image_size": 24, "csv": {"test": "train"}}
+    )
+    with pytest.raises(DataError, match="holds training images too, and without their table nothing tells"):
+        TESTS["csv_images"](config, NAMES, quiet)
+
+
+# --- what a stranger tried
+
+
+def test_lines_may_end_in_carriage_returns(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12)
+    path = tmp_path / "train.csv"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r"))
+    labels_are_true(opened(tmp_path, "csv_images"), 12)
+
+
+def test_a_placeholder_that_another_column_explains_is_refused(tmp_path: Path, comp: Comp) -> None:
+    data = write_kaggle(tmp_path / "data", train=12)
+    _, *rows = [line.split(",") for line in (data / "train.csv").read_text().splitlines()]
+    lines = [f"{key},{NAMES.index(name)},{name}" for key, name in rows]
+    (data / "train.csv").write_text("\n".join(["image_id,label,name", *lines]) + "\n")
+    sample = data / "sample_submission.csv"
+    sample.write_text(sample.read_text().replace(",ant", ",bee"))
+    path = write_config(tmp_path / "small.yaml", photographs_config(data, "csv_images"))
+    result = comp("config", "check", path, "--data")
+    assert result.code == 2
+    assert "column 'name' goes one to one with the labels and holds the sample's texts" in result.err
+    assert comp("config", "check", path, "--data", "data.csv.label_column=name").code == 0
+
+
+def test_a_class_whose_images_are_all_missing_is_told(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, train=12)
+    for number in range(1, 12, 3):  # every bee
+        (tmp_path / f"train/{number:03d}.jpg").unlink()
+    notes = opened(tmp_path, "csv_images", skip_bad=True).notes
+    assert "train: no image of 1 classes, which are never predicted: bee" in notes
+
+
+def test_a_check_of_data_counts_a_class_in_validation_alone(tmp_path: Path, comp: Comp) -> None:
+    data = write_kaggle(tmp_path / "data", train=2)
+    config = photographs_config(data, "csv_images")
+    config["data"]["validation"] = 1
+    for seed in range(4):  # whichever of the two is held out
+        result = comp("data", "check", write_config(tmp_path / "c.yaml", config), f"data.split_seed={seed}")
+        assert result.code == 2
+        assert "classes without an image in train" in result.err
+
+
+def test_a_check_of_data_skips_what_the_config_skips(tmp_path: Path, comp: Comp) -> None:
+    data = write_kaggle(tmp_path / "data", train=48)
+    (data / "train/004.jpg").write_bytes(b"no picture")
+    path = write_config(tmp_path / "c.yaml", photographs_config(data, "csv_images"))
+    assert "unreadable or missing files" in comp("data", "check", path).err
+    assert "unreadable or missing files" not in comp("data", "check", path, "data.skip_bad=true").err
+
+
+def test_a_control_character_in_a_config_is_told(tmp_path: Path, comp: Comp) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"data: {root: a\x07}\n")
+    result = comp("config", "check", tmp_path / "c.yaml")
+    assert result.code == 2
+    assert "control character U+0007" in result.err

@@ -42,16 +42,9 @@ def image_folder(config: DataConfig, progress: Progress, task: str = "auto") -> 
         else:
             notes.append(f"val: {place} has no folder of a class, and is not used")
     if (place := place_of(root, config.csv.test, "test")) is not None:
-        test_files = Listing(place, keep=classes)
-        test_found = _known(test_files, classes, config)
-        if test_found and (not config.label_pattern or len(test_found) == len(test_files)):
-            _refuse_unknown(test_files, classes, config)
-            notes += test_files.note("test")
-            own = _labelled_test(test_files, test_found, sample, classes, config, progress)
-            return Source(train, own.split, classes, val=val, sample=own.sample, notes=tuple(notes))
-        images = unlabelled_test(place, sample, config, progress)
-        test = images.split
-        notes += images.notes
+        own = _test_in(place, sample, classes, config, progress)
+        test, sample = own.split, own.sample
+        notes += own.notes
     return Source(train, test, classes, val=val, sample=sample, notes=tuple(notes))
 
 
@@ -61,12 +54,21 @@ def folder_test(config: DataConfig, classes: Sequence[str], progress: Progress) 
     Raises:
         DataError: no test images.
     """
-    place, sample = demand_place(Path(config.root), config.csv.test, "test"), sample_of(config).sample
+    place = demand_place(Path(config.root), config.csv.test, "test")
+    return _test_in(place, sample_of(config).sample, classes, config, progress)
+
+
+def _test_in(
+    place: Path, sample: Sample | None, classes: Sequence[str], config: DataConfig, progress: Progress
+) -> OwnTest:
+    """Return the test images in a folder or archive, labelled where its folders or file names are those of classes."""
     files = Listing(place, keep=classes)
     found = _known(files, classes, config)
     if found and (not config.label_pattern or len(found) == len(files)):
+        _refuse_unknown(files, classes, config)
         return _labelled_test(files, found, sample, classes, config, progress)
-    return OwnTest(unlabelled_test(place, sample, config, progress).split, sample)
+    images = unlabelled_test(place, sample, config, progress)
+    return OwnTest(images.split, sample, images.notes)
 
 
 _Found = list[tuple[str, str, Path]]  # a file's path below the folders that all share, its class, the file
@@ -155,8 +157,9 @@ def _labelled_test(
     rows = [row_of.get(path) if path else None for path in listing.locate(sample.ids)] if sample else []
     kept = [row for row in rows if row is not None]
     if sample is None or not len(kept) == len(sample.ids) == len(found) == len(split):
-        return OwnTest(split, None)
-    return OwnTest(replace(split.take(np.array(kept, np.int64), "test"), ids=np.array(sample.ids, np.str_)), sample)
+        return OwnTest(split, None, tuple(listing.note("test")))
+    test = replace(split.take(np.array(kept, np.int64), "test"), ids=np.array(sample.ids, np.str_))
+    return OwnTest(test, sample, tuple(listing.note("test")))
 
 
 def _labelled(

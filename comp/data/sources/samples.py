@@ -75,10 +75,12 @@ class OwnTest:
     Attributes:
         split: in the order that is submitted.
         sample: the sample submission, None without one.
+        notes: ids and files that do not match, with counts.
     """
 
     split: Split
     sample: Sample | None
+    notes: tuple[str, ...] = ()
 
 
 def unlabelled_test(

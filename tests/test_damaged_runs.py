@@ -14,12 +14,8 @@ import pytest
 from comp import predictions, run_metrics, runs
 from comp.errors import RunError
 from tests.conftest import Result
+from tests.frozen_copy import ENSEMBLE, FLIPPED, FROZEN, PLAIN, thawed
 
-FROZEN = Path(__file__).parent / "frozen" / "version-2"
-PLAIN, FLIPPED, ENSEMBLE = (
-    f"runs/frozen/{name}"
-    for name in ("20261126-204842-small", "20261126-204854-small", "20261126-204904-mean-ensemble")
-)
 NOISE = np.random.default_rng(0).integers(0, 256, 400, np.uint8).tobytes()
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -27,10 +23,8 @@ pytestmark = pytest.mark.usefixtures("folder")
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Go to a folder with two trained runs, the second predicted with flips by its config, and their ensemble."""
-    shutil.copytree(FROZEN / "competition", tmp_path / "runs" / "frozen")
-    shutil.copytree(FROZEN / "submissions", tmp_path / "submissions")
-    monkeypatch.chdir(tmp_path)
+    """Go to a folder with frozen runs; see `thawed`."""
+    monkeypatch.chdir(thawed(tmp_path))
     return tmp_path
 
 

@@ -52,8 +52,8 @@ def predict(
         typer.Option(
             "--images",
             metavar="PATH",
-            help="Instead: any images, as a table of labels. A file, a folder, a glob, a CSV or text of paths, or a "
-            ".npy; repeatable. The run's data need not be there.",
+            help="Instead: any images, as a table of labels. A file, a folder, a .zip, a glob, a CSV or text of paths, "
+            "or a .npy; repeatable. The run's data need not be there.",
         ),
     ] = None,
     severities: Annotated[int, typer.Option(min=1, help="With --suite: severities stacked in each file.")] = 5,

@@ -205,16 +205,9 @@ class _Scorer:
         value = self.plain(state)
         if not averaging.has_statistics(self._loaded.model):
             return value, dict(state)
-        met = self._met(state)
+        met = averaging.refreshed(self._loaded.model, state, self._training_images(), self._loaded.execution.autocast)
         refreshed = self.plain(met)
         return (refreshed, met) if refreshed > value else (value, dict(state))
-
-    def _met(self, state: Mapping[str, Tensor]) -> State:
-        model, execution = self._loaded.model, self._loaded.execution
-        with averaging.standing_in(model, state):
-            with execution.autocast():
-                averaging.refresh_statistics(model, self._training_images())
-            return averaging.copied(model)
 
     def _training_images(self) -> Iterator[Tensor]:
         train, execution = self._loaded.dataset.train, self._loaded.execution

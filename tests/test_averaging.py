@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
 from comp import config as configs
@@ -18,6 +20,7 @@ from comp import pipeline, predictions, runs
 from comp.errors import Interrupted
 from comp.models import averaging
 from comp.models.averaging import EMA, SWA, Soup
+from comp.models.classifier import Classifier
 from tests.conftest import Result, interrupt_at
 from tests.test_run import assert_same_weights, history_without_clock, the_run, weights_of
 
@@ -141,17 +144,46 @@ def test_an_average_goes_on_from_its_state(name: str, tmp_path: Path) -> None:
 
 def test_refreshed_statistics_are_those_of_the_batches_and_nothing_else_moves() -> None:
     model = small_net()
-    before = averaging.copied(model)
+    before, averaged = averaging.copied(model), averaging.copied(small_net())
+    averaged["0.weight"] += 1
     batches = [torch.randn(50, 3) + 2 for _ in range(3)]
-    averaging.refresh_statistics(model, batches)
-    inputs = [nn.functional.linear(batch, before["0.weight"], before["0.bias"]) for batch in batches]
-    after = model.state_dict()
+    after = averaging.refreshed(model, averaged, batches)
+    inputs = [nn.functional.linear(batch, averaged["0.weight"], averaged["0.bias"]) for batch in batches]
     assert torch.allclose(after["1.running_mean"], torch.stack([x.mean(0) for x in inputs]).mean(0), atol=1e-5)
     assert torch.allclose(after["1.running_var"], torch.stack([x.var(0) for x in inputs]).mean(0), atol=1e-5)
-    assert all(torch.equal(after[name], before[name]) for name in before if "running" not in name and "num" not in name)
+    kept = [name for name in before if "running" not in name and "num" not in name]
+    assert all(torch.equal(after[name], averaged[name]) for name in kept)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.training
     assert isinstance(model[1], nn.BatchNorm1d)
     assert model[1].momentum == 0.1
+
+
+def test_a_refresh_drops_nothing_out_and_leaves_still_norms_alone() -> None:
+    inner = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    model = Classifier(inner, mean=(0.5,) * 3, std=(0.25,) * 3)
+    model.still_norms = frozenset({"1"})
+    state = averaging.copied(model)
+    state["inner.1.running_mean"] += 1
+    images = torch.rand(40, 3, 4, 4)
+    after = averaging.refreshed(model, state, [images])
+    assert torch.equal(after["inner.1.running_mean"], state["inner.1.running_mean"])
+    model.load_state_dict(state)
+    with torch.no_grad():
+        convolved = model.eval().inner[:3](model.prepare(images))  # type: ignore[index]
+    assert torch.allclose(after["inner.3.running_mean"], convolved.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(after["inner.3.running_var"], convolved.var((0, 2, 3)) * 1.0, rtol=1e-3)
+
+
+def test_a_synchronised_norm_is_refreshed_as_a_plain_one() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNormAct2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    synchronised = convert_sync_batchnorm(deepcopy(plain))
+    assert sum(isinstance(layer, nn.SyncBatchNorm) for layer in synchronised) == 2
+    state, batches = averaging.copied(plain), [torch.randn(8, 3, 5, 5) for _ in range(3)]
+    first, second = averaging.refreshed(plain, state, batches), averaging.refreshed(synchronised, state, batches)
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
 
 
 @pytest.mark.parametrize("average", ["ema", "swa", "soup"])

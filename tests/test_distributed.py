@@ -30,12 +30,12 @@ QUICK = ("competition.ood_validation.severities=[]", "competition.suite.source=n
 @pytest.fixture
 def together(workplace: Path) -> Iterator[Together]:
     """Return a function that starts `comp train` in two processes, as `torchrun` does; none outlives its test."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "comp"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str) -> "subprocess.Popen[str]":
+    def start(*arguments: str, program: tuple[str, ...] = ("-m", "comp")) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
-            [*launcher, "train", *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [*launcher, *program, "train", *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         started.append(process)
         return process
@@ -98,6 +98,40 @@ def test_with_batch_norm_two_processes_give_the_curve_of_equal_ghost_batches(tog
     assert np.allclose(
         curve(one, "train_loss", "train_accuracy"), curve(two, "train_loss", "train_accuracy"), atol=2e-3
     )
+
+
+TALKING = """
+import torch
+import torch.distributed as dist
+from comp.cli import main
+from comp.training import distributed
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+class Talking(nn.SyncBatchNorm):  # as on GPUs: in training mode it waits for the other processes
+    def forward(self, images):
+        if self.training:
+            dist.all_reduce(torch.zeros(1))
+        return _BatchNorm.forward(self, images)
+
+def prepare(team, model, execution):
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.BatchNorm2d):
+            model.set_submodule(name, Talking(layer.num_features))
+
+distributed.Team.prepare = prepare
+DistributedDataParallel._passing_sync_batchnorm_handle = lambda self, module: None  # it refuses CPUs
+main()
+"""
+
+
+def test_averaged_weights_are_refreshed_by_one_process_where_batch_norm_waits_for_all(together: Together) -> None:
+    Path("talking.py").write_text(TALKING)
+    settings = [*QUICK, "train.average=ema", "model.name=convnet", "model.args={}"]
+    code, said = ended(together("small.yaml", *settings, "--runs", "two", program=("talking.py",)))
+    assert code == 0, said
+    assert the_run(Path("two")).metrics().averaged.method == "ema"
 
 
 def test_a_killed_process_ends_all_and_leaves_a_run_that_one_process_finishes(together: Together) -> None:

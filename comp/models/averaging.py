@@ -6,12 +6,14 @@ reads a value from the device between two steps, and its state is part of a chec
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
 
 from comp.config import TrainConfig
 from comp.errors import ConfigError, unknown
@@ -22,11 +24,8 @@ Score = Callable[[Mapping[str, Tensor]], float]  # of whole states, on validatio
 _WARM_UP = 10  # steps by which the first weights of an exponential average are as good as forgotten
 
 
-class Average(Protocol):
-    """What a training asks of an average."""
-
-    needs_validation: bool
-    """Whether it cannot choose without a score."""
+class Average:
+    """What a training asks of an average; this one averages nothing."""
 
     def step(self) -> None:
         """Look at the model after a step of its optimizer."""
@@ -36,12 +35,15 @@ class Average(Protocol):
 
     def current(self) -> State | None:
         """Return the average so far where it is worth scoring at every epoch's end."""
+        return None
 
     def final(self, score: Score | None) -> State | None:
         """Return the average at the training's end, None where there is nothing to average; `score` may be asked."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` takes back."""
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Go on where `state_dict` was called.
@@ -52,80 +54,74 @@ class Average(Protocol):
         """
 
 
-class NoAverage:
-    """Averages nothing."""
+class _Running(Average):
+    """An average that moves towards the model's weights; batch norm's statistics move alike, counters are copied.
 
-    needs_validation = False
+    Not torch's AveragedModel nor timm's ModelEmaV3: a step is too short to list a model's tensors. They take 3 ms more
+    for a step of efficientnet_b0, and AveragedModel makes the host wait for an accelerator twice. Here the tensors are
+    listed once: whoever trains writes into them and never puts others in their place.
+    """
 
-    def step(self) -> None:
-        """Look away."""
+    _NAMES: ClassVar[tuple[str, str]]
+    """Of the average and of the count of its moves, in a checkpoint."""
 
-    def end_epoch(self, epoch: int, value: float | None) -> None:
-        """Look away."""
+    def __init__(self, model: nn.Module) -> None:
+        self._average, self._count = copied(model), 0
+        pairs = [(self._average[name], tensor) for name, tensor in model.state_dict().items()]
+        self._floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._whole = [pair for pair in pairs if not pair[0].is_floating_point()]
 
-    def current(self) -> None:
-        """Return None."""
+    @torch.no_grad()
+    def _move(self, share: float) -> None:
+        """Move a share of the way towards the model."""
+        torch._foreach_lerp_([mine for mine, _ in self._floating], [live for _, live in self._floating], share)
+        for mine, live in self._whole:
+            mine.copy_(live)
 
-    def final(self, score: Score | None) -> None:
-        """Return None."""
+    def final(self, score: Score | None) -> State | None:
+        """Return the average, None where the training ended before its first move."""
+        return self._average if self._count else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing."""
-        return {}
+        """Return the average and the count of its moves."""
+        return dict(zip(self._NAMES, (self._average, self._count), strict=True))
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Take nothing."""
+        """Take back what `state_dict` returned."""
+        average, count = self._NAMES
+        for name, tensor in self._average.items():
+            tensor.copy_(state[average][name])
+        self._count = int(state[count])
 
 
-class EMA:
+class EMA(_Running):
     """An exponential moving average over steps (as the teacher of Tarvainen and Valpola 2017, arXiv:1703.01780).
 
     The t-th step (from 1) moves the average by 1 - d_t towards the weights, d_t = min(d, (1 + t) / (10 + t)): at
-    first it forgets faster, as TensorFlow's does, so that the drawn weights do not linger. Batch norm's statistics
-    are averaged alike, counters copied.
+    first it forgets faster, as TensorFlow's does, so that the drawn weights do not linger.
 
     Args:
         model: as it starts, on its device.
         horizon_steps: after which a step's share has fallen to 1/e; d = exp(-1 / horizon).
     """
 
-    needs_validation = False
+    _NAMES = ("average", "steps")
 
     def __init__(self, model: nn.Module, horizon_steps: float) -> None:
+        super().__init__(model)
         self._decay = math.exp(-1 / horizon_steps)
-        self._steps = 0
-        self._average = copied(model)
-        self._live = _Live(model, self._average)
 
     def step(self) -> None:
         """Move towards the model's weights."""
-        self._steps += 1
-        decay = min(self._decay, (1 + self._steps) / (_WARM_UP + self._steps))
-        self._live.draw(1 - decay)
-
-    def end_epoch(self, epoch: int, value: float | None) -> None:
-        """Do nothing: steps are what counts."""
+        self._count += 1
+        self._move(1 - min(self._decay, (1 + self._count) / (_WARM_UP + self._count)))
 
     def current(self) -> State:
         """Return the average."""
         return self._average
 
-    def final(self, score: Score | None) -> State:
-        """Return the average."""
-        return self._average
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the average and the count of steps."""
-        return {"average": self._average, "steps": self._steps}
-
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Take back what `state_dict` returned."""
-        for name, tensor in self._average.items():
-            tensor.copy_(state["average"][name])
-        self._steps = int(state["steps"])
-
-
-class SWA:
+class SWA(_Running):
     """The equal mean of the weights at the ends of the last epochs (Izmailov et al. 2018, arXiv:1803.05407).
 
     Args:
@@ -133,43 +129,20 @@ class SWA:
         first_epoch: the first whose end counts, from 1.
     """
 
-    needs_validation = False
+    _NAMES = ("mean", "count")
 
     def __init__(self, model: nn.Module, first_epoch: int) -> None:
+        super().__init__(model)
         self._first_epoch = first_epoch
-        self._count = 0
-        self._mean = copied(model)
-        self._live = _Live(model, self._mean)
-
-    def step(self) -> None:
-        """Do nothing: epochs' ends are what counts."""
 
     def end_epoch(self, epoch: int, value: float | None) -> None:
         """Take an epoch's weights into the mean, from the first that counts."""
-        if epoch < self._first_epoch:
-            return
-        self._count += 1
-        self._live.draw(1 / self._count)
-
-    def current(self) -> None:
-        """Return None: the mean is there for the training's end."""
-
-    def final(self, score: Score | None) -> State | None:
-        """Return the mean, None where the training ended before its first epoch."""
-        return self._mean if self._count else None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the mean and how many epochs are in it."""
-        return {"mean": self._mean, "count": self._count}
-
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Take back what `state_dict` returned."""
-        for name, tensor in self._mean.items():
-            tensor.copy_(state["mean"][name])
-        self._count = int(state["count"])
+        if epoch >= self._first_epoch:
+            self._count += 1
+            self._move(1 / self._count)
 
 
-class Soup:
+class Soup(Average):
     """A greedy soup of the weights at the ends of the last epochs (Wortsman et al. 2022, arXiv:2203.05482).
 
     The best epoch's weights come first; each further epoch's, from better to worse, are taken into the equal mean if
@@ -181,22 +154,14 @@ class Soup:
         epochs: how many last epochs are members.
     """
 
-    needs_validation = True
-
     def __init__(self, model: nn.Module, epochs: int) -> None:
         self._model, self._epochs = model, epochs
         self._members: list[tuple[float | None, State]] = []
-
-    def step(self) -> None:
-        """Do nothing: epochs' ends are what counts."""
 
     def end_epoch(self, epoch: int, value: float | None) -> None:
         """Keep an epoch's weights, and no longer the oldest's."""
         state = {name: tensor.to("cpu") for name, tensor in copied(self._model).items()}
         self._members = [*self._members, (value, state)][-self._epochs :]
-
-    def current(self) -> None:
-        """Return None: a soup is made at the training's end."""
 
     def final(self, score: Score | None) -> State | None:
         """Return the soup, None where there is no member."""
@@ -215,28 +180,12 @@ class Soup:
         ]
 
 
-def _ema(model: nn.Module, steps_per_epoch: int, config: TrainConfig) -> Average:
-    return EMA(model, config.ema_epochs * steps_per_epoch)
-
-
-def _swa(model: nn.Module, steps_per_epoch: int, config: TrainConfig) -> Average:
-    return SWA(model, config.epochs - config.swa_epochs + 1)
-
-
-def _soup(model: nn.Module, steps_per_epoch: int, config: TrainConfig) -> Average:
-    return Soup(model, config.soup_epochs)
-
-
-def _none(model: nn.Module, steps_per_epoch: int, config: TrainConfig) -> Average:
-    return NoAverage()
-
-
 # train.average -> what it makes of a model on its device, the steps in an epoch, and section `train`.
 AVERAGES: dict[str, Callable[[nn.Module, int, TrainConfig], Average]] = {
-    "none": _none,
-    "ema": _ema,
-    "swa": _swa,
-    "soup": _soup,
+    "none": lambda model, steps_per_epoch, train: Average(),
+    "ema": lambda model, steps_per_epoch, train: EMA(model, train.ema_epochs * steps_per_epoch),
+    "swa": lambda model, steps_per_epoch, train: SWA(model, train.epochs - train.swa_epochs + 1),
+    "soup": lambda model, steps_per_epoch, train: Soup(model, train.soup_epochs),
 }
 
 
@@ -299,30 +248,64 @@ def standing_in(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]
         model.load_state_dict(own)
 
 
-@torch.no_grad()
-def refresh_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set batch norm's running statistics to the mean over batches, as averaged weights see them.
+def refreshed(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    batches: Iterable[Tensor],
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> State:
+    """Return a state with batch norm's statistics taken anew from images: the mean over batches.
 
-    Everything else is in evaluation mode meanwhile (no dropout), as are layers that the model keeps still.
+    torch's `update_bn` takes them on a copy of the model, in this process alone. Everything else is in evaluation mode
+    meanwhile (`update_bn` by itself would switch dropout on), as are layers that the model keeps still.
 
     Args:
-        model: see `has_statistics`.
+        model: see `has_statistics`; nothing of it changes.
+        state: a state of the model, such as averaged weights.
         batches: images as the model takes them; at least one batch.
+        autocast: gives the context of each forward pass.
     """
-    training, layers = model.training, _statistics(model)
-    momenta = [layer.momentum for layer in layers]
-    try:
-        model.eval()
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # the mean over all batches
-            layer.train()
-        for images in batches:
-            model(images)
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        model.train(training)
+    copy = deepcopy(model)
+    copy.load_state_dict(state)
+    for name, layer in list(copy.named_modules()):
+        if isinstance(layer, nn.SyncBatchNorm):
+            copy.set_submodule(name, _Unsynchronised(layer))
+    copy.eval()
+    update_bn(batches, _MovingNorms(copy, autocast))
+    return dict(copy.state_dict())
+
+
+class _Unsynchronised(_BatchNorm):
+    """A SyncBatchNorm that does not wait for the other processes, which refresh nothing."""
+
+    def __init__(self, layer: nn.SyncBatchNorm) -> None:
+        super().__init__(layer.num_features)
+        self.__dict__.update(layer.__dict__)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Take images and vectors."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised input, after the dropout and activation that timm's layers of this kind hold."""
+        output = super().forward(input)
+        for name in ("drop", "act"):
+            output = getattr(self, name, nn.Identity())(output)
+        return output
+
+
+class _MovingNorms(nn.Module):
+    """A model with no other layers than those whose statistics `update_bn` is to take anew."""
+
+    def __init__(self, model: nn.Module, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+        super().__init__()
+        self._norms = nn.ModuleList(_statistics(model))
+        self._run: Callable[[Tensor], Tensor] = model.__call__  # as a module it would be set to training mode whole
+        self._autocast = autocast
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the model's logits."""
+        with self._autocast():
+            return self._run(images)
 
 
 def has_statistics(model: nn.Module) -> bool:
@@ -342,22 +325,3 @@ def _statistics(model: nn.Module) -> list[_BatchNorm]:
 def copied(model: nn.Module) -> State:
     """Return a model's state in tensors of its own."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-class _Live:
-    """The tensors of a model in training beside those of its average, listed once: a step is too short to list them.
-
-    Whoever trains writes into tensors and never puts others in their place.
-    """
-
-    def __init__(self, model: nn.Module, average: State) -> None:
-        pairs = [(average[name], tensor) for name, tensor in model.state_dict().items()]
-        self._floating = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._whole = [pair for pair in pairs if not pair[0].is_floating_point()]
-
-    @torch.no_grad()
-    def draw(self, share: float) -> None:
-        """Move the average a share of the way towards the model; whole numbers (counters) are copied."""
-        torch._foreach_lerp_([mine for mine, _ in self._floating], [live for _, live in self._floating], share)
-        for mine, live in self._whole:
-            mine.copy_(live)

@@ -9,7 +9,7 @@ from comp.config import Config
 from comp.data.dataset import Dataset
 from comp.device import Execution
 from comp.models import averaging, weights
-from comp.models.averaging import Average, State
+from comp.models.averaging import Average
 from comp.models.classifier import Classifier
 from comp.progress import Progress
 from comp.runs import Run
@@ -75,7 +75,7 @@ class Contest:
             return
         averaged, refreshed = plain, False
         if averaging.has_statistics(self.model):
-            met = self._refreshed(plain, images)
+            met = averaging.refreshed(self.model, plain, images(), self.execution.autocast)
             refreshed = score(met) > score(plain) if validated else self.config.train.average == "swa"
             averaged = met if refreshed else plain
         self._write("averaged", averaged, cursor.epoch, statistics="refreshed" if refreshed else "averaged")
@@ -84,12 +84,6 @@ class Contest:
                 # As after the last epoch, whichever the training has ended with: all of validation is due.
                 scores = self._score(cursor.epoch, progress, last=True)
                 self._keep_if_best(scores, cursor, cursor.epoch, averaged=True)
-
-    def _refreshed(self, state: State, images: Images) -> State:
-        with averaging.standing_in(self.model, state):
-            with self.execution.autocast():
-                averaging.refresh_statistics(self.model, images())
-            return averaging.copied(self.model)
 
     def _value(self, epoch: int, progress: Progress) -> float:
         value = self._selected(self._score(epoch, progress, last=True))

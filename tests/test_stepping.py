@@ -21,7 +21,7 @@ from comp.config import Config, OptimConfig, TrainConfig
 from comp.device import Execution, Precision, only_deterministic
 from comp.errors import ConfigError, Interrupted, RunError
 from comp.models.classifier import Classifier
-from comp.training import checkpoint, clipping
+from comp.training import checkpoint, stepping
 from comp.training.memory import is_out_of_memory
 from comp.training.norms import NoNorms
 from comp.training.stepping import Stepper, parts
@@ -182,7 +182,7 @@ def test_adaptive_clipping_limits_each_unit_by_its_weights_and_spares_the_head()
 
 def test_every_clip_of_the_config_is_there() -> None:
     known = set(OptimConfig.model_fields["clip"].annotation.__args__)  # type: ignore[union-attr]
-    assert known == {"none", *clipping.CLIPS}
+    assert known == {"none", *stepping.CLIPS}
 
 
 @pytest.mark.parametrize("size", [1 << 50, 1 << 62])

@@ -13,9 +13,13 @@ from comp.device import Execution
 from comp.models import surgery
 from comp.models.classifier import Classifier
 from comp.training import memory
-from comp.training.clipping import CLIPS
 from comp.training.norms import NoNorms
 from comp.training.timing import seed_generators
+
+# optim.clip -> the mode of timm's `dispatch_clip_grad`, and what `clip_at: null` means for it. No mode reads a value
+# back. `norm` scales all gradients together (Pascanu et al. 2013, arXiv:1211.5063), `value` bounds every element, and
+# `adaptive` bounds each output unit's gradient by its weights (Brock et al. 2021, arXiv:2102.06171, heads left out).
+CLIPS = {"norm": ("norm", 1.0), "value": ("value", 1.0), "adaptive": ("agc", 0.01)}
 
 # Given a part of the batch, returns its mean loss and its logits [part, classes].
 Compute = Callable[[slice], tuple[Tensor, Tensor]]
@@ -139,10 +143,12 @@ def head_of(model: Classifier) -> list[nn.Parameter]:
 def _clip(optimizer: Optimizer, config: Config, unclipped: Sequence[nn.Parameter]) -> Callable[[], object] | None:
     if config.optim.clip == "none":
         return None
-    clip, usual = CLIPS[config.optim.clip]
+    from timm.utils import dispatch_clip_grad
+
+    mode, usual = CLIPS[config.optim.clip]
     left_out = {id(parameter) for parameter in unclipped} if config.optim.clip == "adaptive" else set()
     parameters = [
         parameter for group in optimizer.param_groups for parameter in group["params"] if id(parameter) not in left_out
     ]
     at = usual if config.optim.clip_at is None else config.optim.clip_at
-    return lambda: clip(parameters, at)
+    return lambda: dispatch_clip_grad(parameters, at, mode)

@@ -22,8 +22,6 @@ from comp.verbs import (
     tuning,
 )  # fmt: skip
 
-EXIT_OUR_FAULT, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 128
-
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
 )  # fmt: skip
@@ -49,18 +47,18 @@ def _guarded(arguments: list[str] | None) -> int:
             app(arguments)  # leaves by SystemExit: 0, or 2 with a message of its own where the command line is wrong
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER
+        return error.exit_code
     except Interrupted as stop:
         print(
             "interrupted: a training goes on with comp run --resume RUN, the folder named above, all else with the "
             "same command again",
             file=sys.stderr,
         )
-        return EXIT_INTERRUPTED + stop.signum
+        return stop.exit_code
     except Exception:
         traceback.print_exc()
         print("this is a fault of comp, not of your input; please report it with the lines above", file=sys.stderr)
-        return EXIT_OUR_FAULT
+        return 1
     return 0
 
 

@@ -22,6 +22,8 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """The user's input is wrong."""
 
+    exit_code = 2
+
 
 class ConfigError(UserError):
     """A config file or an override is wrong."""
@@ -57,6 +59,7 @@ class Interrupted(BaseException):
     def __init__(self, signum: int) -> None:
         super().__init__(f"interrupted by signal {signum}")
         self.signum = signum
+        self.exit_code = 128 + signum
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -62,13 +62,14 @@ def pace(config: Config, dataset: Dataset, run: Run, execution: Execution, *, be
     )
 
 
-class Pace(Protocol):
+class Pace:
     """Says how many steps there are; told of all that takes time. Steps count from the training's first."""
 
     plan: Plan
 
     def label(self, number: int) -> str:
         """Return an epoch's name (from 1) for those who watch."""
+        return f"epoch {number}"
 
     def begun(self) -> None:
         """Hear that steps follow, from the start, from a checkpoint or from the state that was gone back to."""
@@ -87,12 +88,13 @@ class Pace(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume needs."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
 
 
-class Epochs:
+class Epochs(Pace):
     """A number of epochs, whatever they take."""
 
     def __init__(self, epochs: int, steps_per_epoch: int) -> None:
@@ -102,28 +104,6 @@ class Epochs:
     def label(self, number: int) -> str:
         """See `Pace`."""
         return f"epoch {number}/{self._epochs}"
-
-    def begun(self) -> None:
-        """See `Pace`."""
-
-    def stepped(self, step: int) -> None:
-        """See `Pace`."""
-
-    def trained(self, step: int) -> None:
-        """See `Pace`."""
-
-    def ended(self, step: int) -> None:
-        """See `Pace`."""
-
-    def saved(self, seconds: float) -> None:
-        """See `Pace`."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the config says it all."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Pace`."""
 
 
 @dataclass
@@ -135,7 +115,7 @@ class _Measured:
     save: float = 0.0
 
 
-class Budget:
+class Budget(Pace):
     """As many steps as fit a time.
 
     Args:
@@ -179,10 +159,6 @@ class Budget:
     def elapsed(self) -> float:
         """Seconds spent, over all processes."""
         return self._spent + self._clock() - self._began
-
-    def label(self, number: int) -> str:
-        """Return an epoch's name; how many there will be, the next plan may change."""
-        return f"epoch {number}"
 
     def begun(self) -> None:
         """Measure anew: a process's first step allocates, picks kernels and compiles."""

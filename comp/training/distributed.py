@@ -43,7 +43,6 @@ _LOST = (
     "gloo/",
     "NCCL",
 )
-_SIGNAL, _USER = 128, 2  # exit codes, as the command line's
 
 
 class Alone:
@@ -194,10 +193,10 @@ class Team(Alone):
         """End as all end; the leader alone says why."""
         if self.leads:
             raise error
-        raise SystemExit(_SIGNAL + error.signum if isinstance(error, Interrupted) else _USER)
+        raise SystemExit(error.exit_code)
 
 
-class _Led:
+class _Led(Pace):
     """A `comp.training.budget.Pace` by the leader's clock, whose plan is told to all whenever it may have changed.
 
     Args:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from comp import metrics
 from comp.competition.spec import DISTORTIONS
 from comp.errors import RunError
-from comp.predictions import Predictions
+from comp.predictions import Predictions, distortion_and_severity
 
 FILE = "evaluation.json"  # where a run keeps its diagnoses
 # Of every class: its key in evaluation.json -> how it is shown.
@@ -189,9 +189,9 @@ def mean_corruption_error(blocks: Mapping[str, float], baseline: Mapping[str, fl
             f"--baseline: scored on {len(baseline)} blocks, which are not the {len(blocks)} of this run; predict the "
             "same suite with both"
         )
-    errors: dict[str, tuple[float, float]] = {}
+    errors: dict[int, tuple[float, float]] = {}
     for name, accuracy in blocks.items():
-        distortion = name.partition("_")[0]
+        distortion, _ = distortion_and_severity(name)
         own, theirs = errors.get(distortion, (0.0, 0.0))
         errors[distortion] = own + 1 - accuracy, theirs + 1 - baseline[name]
     if any(theirs == 0 for _, theirs in errors.values()):
@@ -204,9 +204,9 @@ def grid(by_block: Mapping[str, float]) -> tuple[list[str], list[str], NDArray[n
 
     NaN where there is no such block.
     """
-    cells = {tuple(name.removeprefix("distortion").split("_")): value for name, value in by_block.items()}
+    cells = {distortion_and_severity(name): value for name, value in by_block.items()}
     numbers = list(dict.fromkeys(number for number, _ in cells))
-    columns = sorted({severity for _, severity in cells}, key=int)
+    columns = sorted({severity for _, severity in cells})
     table = np.array([[cells.get((number, severity), np.nan) for severity in columns] for number in numbers])
-    names = [DISTORTIONS[int(n)] if int(n) < len(DISTORTIONS) else f"distortion{n}" for n in numbers]
-    return names, columns, table
+    names = [DISTORTIONS[n] if n < len(DISTORTIONS) else f"distortion{n:02d}" for n in numbers]
+    return names, [str(severity) for severity in columns], table

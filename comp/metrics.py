@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from comp import class_names
 from comp.errors import ConfigError, unknown
-from comp.predictions import Predictions
+from comp.predictions import Predictions, distortion_and_severity
 from comp.run_metrics import Score, SplitScores
-from comp.standings import Interval, mean_interval, wilson
+from comp.standings import Interval, mean_interval, ranks, wilson
 
 ColumnScore = Callable[[NDArray[np.float64], NDArray[np.bool_]], float]  # of one class's probabilities and truth [N]
 
@@ -156,11 +156,9 @@ def _ratio(part: int, whole: int) -> float:
 
 def area_under_roc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
     """Return the share of (positive, negative) pairs in their right order, ties counting half (Mann and Whitney)."""
-    _, place, sizes = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[place]  # from 1; the mean rank where scores are equal
     positives = int(positive.sum())
     negatives = len(positive) - positives
-    return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return float((ranks(scores)[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def average_precision(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
@@ -250,9 +248,9 @@ def shifted_summary(predictions: Predictions, names: tuple[str, ...], metric_nam
     by_severity: dict[str, list[float]] = {}
     by_distortion: dict[str, list[float]] = {}
     for block, value in blocks.items():
-        distortion, severity = block.removeprefix("distortion").split("_")
-        by_severity.setdefault(severity, []).append(value)
-        by_distortion.setdefault(names[int(distortion)], []).append(value)
+        distortion, severity = distortion_and_severity(block)
+        by_severity.setdefault(str(severity), []).append(value)
+        by_distortion.setdefault(names[distortion], []).append(value)
     values = {"accuracy": float(np.mean(list(blocks.values()))), "log_loss": log_loss(predictions)}
     if metric_name not in values:
         values[metric_name] = metric(metric_name).score(predictions)

@@ -167,6 +167,12 @@ class Predictions:
         )
 
 
+def distortion_and_severity(block: str) -> tuple[int, int]:
+    """Return what a block's name tells: of `distortion00_1` 0 and 1."""
+    distortion, _, severity = block.removeprefix("distortion").partition("_")
+    return int(distortion), int(severity)
+
+
 def one_hot(indices: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
     """Return [N, count]: True in the column that each index [N] names."""
     hot: NDArray[np.bool_] = indices[:, None] == np.arange(count)

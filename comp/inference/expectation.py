@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from comp.competition.spec import DISTORTIONS
 from comp.data.corruptions import CORRUPTIONS
 from comp.diagnosis import confidences
-from comp.predictions import Predictions
+from comp.predictions import Predictions, distortion_and_severity
 
 _COVERED = 0.9  # of left-out families' blocks
 
@@ -103,5 +103,4 @@ def _threshold(sure: NDArray[np.float32], right: NDArray[np.bool_]) -> float:
 
 
 def _family(block: str) -> str:
-    number = int(block.removeprefix("distortion").partition("_")[0])
-    return CORRUPTIONS[DISTORTIONS[number]].family
+    return CORRUPTIONS[DISTORTIONS[distortion_and_severity(block)[0]]].family

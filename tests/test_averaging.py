@@ -142,6 +142,20 @@ def test_an_average_goes_on_from_its_state(name: str, tmp_path: Path) -> None:
         assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+def test_states_that_earlier_versions_wrote_are_taken_back() -> None:
+    saved = averaging.copied(small_net())
+    saved["0.weight"] += 1
+    ema, swa = EMA(small_net(), 5.0), SWA(small_net(), 1)
+    ema.load_state_dict({"average": saved, "steps": 7})
+    swa.load_state_dict({"mean": saved, "count": 2})
+    for average in (ema.final(None), swa.final(None)):
+        assert average is not None
+        assert all(torch.equal(average[name], saved[name]) for name in saved)
+    assert ema.state_dict()["steps"] == 7
+    with pytest.raises(KeyError):  # another average's: the checkpoint says so in one message
+        ema.load_state_dict(swa.state_dict())
+
+
 def test_refreshed_statistics_are_those_of_the_batches_and_nothing_else_moves() -> None:
     model = small_net()
     before, averaged = averaging.copied(model), averaging.copied(small_net())

@@ -24,6 +24,14 @@ def test_wilsons_interval_covers_the_truth_19_times_in_20(share: float, count: i
     assert 0.93 <= covered([share in standings.wilson(value, count) for value in found]) <= 0.98
 
 
+@given(st.integers(1, 100_000), st.floats(0, 1))
+def test_wilsons_interval_is_scipys(count: int, share: float) -> None:
+    hits = round(share * count)
+    low, high = scipy.stats.binomtest(hits, count).proportion_ci(method="wilson")
+    assert standings.wilson(hits / count, count).low == pytest.approx(low, abs=1e-8)
+    assert standings.wilson(hits / count, count).high == pytest.approx(high, abs=1e-8)
+
+
 def drawn(generator: np.random.Generator, gap: float, images: int, rows: int) -> list[NDArray[np.bool_]]:
     """Return two models' right answers [images * rows]; rows of an image are as hard as each other."""
     hardness = np.repeat(generator.uniform(0, 1, images), rows)

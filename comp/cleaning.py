@@ -130,8 +130,9 @@ def _clean_run(run: Run, done: Cleaned, *, unbegun_too: bool, dry_run: bool) -> 
                 raise RunError(f"{run.path}: may not be written")
             held = not dry_run or (run.path / ".lock").exists()  # a dry run makes no lock
             with run.writing() if held else contextlib.nullcontext():
-                # Asked again: it may have been written until now.
-                _remove(_unneeded(run, Cleaned(), unbegun_too=unbegun_too), done, dry_run=dry_run)
+                # Asked again: it may have begun until now.
+                items = [item for item in items if item.what != UNBEGUN or _is_unbegun(run)]
+                _remove(items, done, dry_run=dry_run)
     except UserError as error:
         done.left.append((run.path, str(error)))
 

@@ -1,4 +1,7 @@
-"""state.pt: weights, optimizer, average and cursor in one atomic replace, read without running code."""
+"""state.pt: weights, optimizer, average and cursor in one atomic replace, read without running code.
+
+It goes when the run is complete, unless `train.keep_state` is set.
+"""
 
 import contextlib
 import pickle

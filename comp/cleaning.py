@@ -25,7 +25,7 @@ BLOCKS = "blocks of predictions that are stored whole"
 UPLOADED = "W&B's files that are uploaded"
 UNBEGUN = "runs that ended before their first epoch"
 
-_TEMPORARY_NAME = re.compile(r"\..+\.\d+\.tmp")  # as `runs.write_together` and `_remove_tree` make them
+_TEMPORARY_NAME = re.compile(r"\..+\.\d+\.tmp")  # as `runs.write_together` and `_remove_one` name them
 # All that a run has before the end of its first epoch.
 _UNBEGUN = {"config.yaml", "provenance.json", "split.npz", "execution.json", "plans.json", ".lock", "wandb"}
 

@@ -10,6 +10,7 @@ import typer
 from comp import signals
 from comp.errors import Interrupted, UserError
 from comp.verbs import (
+    cleaning,
     config,
     data,
     ensembling,
@@ -78,7 +79,7 @@ _VERBS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
     app: (
         training.run, training.train, training.lr_find, tuning.tune, prediction.predict, prediction.evaluate,
         prediction.probe, ensembling.ensemble, submissions.check, submissions.diff, submissions.submit, reports.report,
-        models.models,
+        cleaning.clean, models.models,
     ),
     leaderboard_app: (leaderboard.record,),
     config_app: (config.show, config.check, config.schema),

@@ -21,7 +21,7 @@ from comp.config.section import height_and_width
 from comp.data import division, sources, suites
 from comp.data.dataset import Dataset, open_dataset
 from comp.device import Execution
-from comp.errors import ConfigError, UserError, unknown
+from comp.errors import ConfigError, RunError, UserError, unknown
 from comp.inference.variants import check_task, variant_of
 from comp.inference.views import check_size
 from comp.models import averaging, surgery, weights, zoo
@@ -33,7 +33,7 @@ from comp.runs import Run
 from comp.tasks import TASKS, metric_name, task
 from comp.tracking import login
 from comp.tracking.tracker import Tracker, opened
-from comp.training import consistency, engine_choice, fit, lr_find, optim, resolution, timing, validation
+from comp.training import checkpoint, consistency, engine_choice, fit, lr_find, optim, resolution, timing, validation
 from comp.training.distributed import ALONE, Alone, Onlooker
 from comp.training.fit import OnEpoch
 from comp.training.lr_find import Found
@@ -370,12 +370,18 @@ def resume(
     """Go on with an interrupted training where it stopped; a complete one is returned as it is.
 
     Raises:
-        RunError: its data or classes are others now, or its files are damaged.
+        RunError: its data or classes are others now, or its files are damaged or gone.
     """
     if run.is_complete():
         if tracker:
             tracker.begin(run)  # what follows the training may be new
         return run
+    state = run.path / "state.pt"
+    if not state.exists() and (run.path / "final.safetensors").exists():
+        raise RunError(
+            f"{run.path}: was complete, and its metrics.json is gone; put it back, or train again: comp run "
+            f"{run.path / 'config.yaml'}"
+        )
     began = time.perf_counter()
     config = run.config()
     dataset = own_data(run, dataset or team.leader_first(lambda: opened_data(run, progress)))
@@ -389,7 +395,7 @@ def resume(
             choice = _choose_execution(config, dataset, scratch, progress)
             run.write_json("execution.json", choice.to_json())
             execution = choice.execution
-        model = build_model(config, dataset, first_weights=not (run.path / "state.pt").exists())
+        model = build_model(config, dataset, first_weights=not state.exists())
         _fit_and_score(
             run,
             config,
@@ -514,6 +520,8 @@ def _fit_and_score(
         "weights_sha256": runs.sha256(run.weights_path()),
     }
     run.write_metrics(describe_network(loaded, "run").model_copy(update=trained))
+    if not config.train.keep_state:  # not before: killed at any moment, a run can be resumed or is complete
+        checkpoint.remove(run)
 
 
 def describe(run: Run, competition: Competition, kind: Kind, *, model: str, parameters: int) -> RunMetrics:

@@ -2,8 +2,8 @@
 
     runs/<competition>/<time>-<name>/
       config.yaml  split.npz  execution.json  provenance.json  history.csv
-      best.safetensors  final.safetensors  state.pt  predictions/*.npz  plots/*.png
-      metrics.json (written last)
+      best.safetensors  final.safetensors  predictions/*.npz  plots/*.png
+      metrics.json (written last)  state.pt (until then, or for good with train.keep_state)
 
 Every file is written to a temporary name in its folder, flushed to the disk and renamed: a reader sees the old file
 or the new one, never half of either.

@@ -278,10 +278,12 @@ def test_a_damaged_run_is_told(trained: runs.Run, comp: Comp, name: str) -> None
     assert not Path("submissions/small-2.csv").exists()
 
 
-def test_a_damaged_checkpoint_is_told(trained: runs.Run, comp: Comp) -> None:
-    (trained.path / "metrics.json").unlink()
-    truncate(trained.path / "state.pt")
-    assert_refused(comp("train", "--resume", trained.path), "state.pt: damaged")
+def test_a_damaged_checkpoint_is_told(workplace: Path, comp: Comp) -> None:
+    assert comp("train", "small.yaml", "train.keep_state=true").code == 0
+    (run,) = runs.list_runs(Path("runs"))
+    (run.path / "metrics.json").unlink()
+    truncate(run.path / "state.pt")
+    assert_refused(comp("train", "--resume", run.path), "state.pt: damaged")
 
 
 def test_changed_data_are_refused(trained: runs.Run, comp: Comp) -> None:

@@ -189,7 +189,7 @@ def test_what_a_refused_resume_advises_works(workplace: Path, comp: Comp) -> Non
     assert comp("train", "small.yaml", *few).code == 0
     (first,) = runs.list_runs(Path("runs"))
     refused = comp("run", "--resume", first.path, "train.epochs=2")
-    assert_refused(refused, "comp run ")
+    assert_refused(refused, "optimizer, schedule and averages start anew: comp run ")
     advised = refused.err.rpartition("comp ")[2].split()
     assert comp(*advised).code == 0
     second = max(runs.list_runs(Path("runs")), key=lambda run: run.path.stat().st_mtime)

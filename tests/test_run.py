@@ -94,7 +94,7 @@ def test_a_run_leaves_its_folder_as_designed(workplace: Path, comp: Callable[...
     left = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
     assert left - {".lock"} == {
         "config.yaml", "split.npz", "execution.json", "provenance.json", "history.csv", "best.safetensors",
-        "final.safetensors", "state.pt", "metrics.json", "predictions/val.npz", "predictions/val-final.npz",
+        "final.safetensors", "metrics.json", "predictions/val.npz", "predictions/val-final.npz",
         "predictions/ood_val.npz", "predictions/test.npz", "predictions/suite.npz", "plots/curves.png",
     }  # fmt: skip
     provenance = run.provenance()

@@ -15,8 +15,9 @@ from comp import runs
 from comp.competition.answers import ANSWERS, quoted
 from comp.competition.spec import SubmissionFormat
 from comp.competition.spec import sidecar_path as sidecar_path
-from comp.errors import SubmissionError
+from comp.errors import RunError, SubmissionError
 from comp.predictions import Predictions
+from comp.runs import Run
 
 _CHUNK_ROWS = 100_000  # whose probabilities are in memory at a time
 
@@ -48,6 +49,16 @@ def demand_free(path: Path, *, force: bool) -> None:
             raise SubmissionError(f"{file}: is a folder; choose another name with -o")
     if reason := runs.unwritable(path.parent):
         raise SubmissionError(f"{path}: {reason}; choose another folder with -o")
+
+
+def is_kept(run: Run) -> bool:
+    """Tell whether the CSV that a complete run names as its submission still lies there as it was written."""
+    path = Path(run.metrics().submission)
+    try:
+        sidecar = runs.read_json(sidecar_path(path))
+        return bool(sidecar.get("run") == run.name and sidecar.get("sha256") == runs.sha256(path))
+    except (RunError, OSError, ValueError):  # ValueError: it names none
+        return False
 
 
 def write(

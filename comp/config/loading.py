@@ -163,11 +163,11 @@ _LATER_KEYS: dict[str, dict[str, object]] = {
 
 
 def fingerprint(config: Config) -> str:
-    """Return a hash of what a run computes, so without `track` and `tune`: 16 hex digits of SHA-256.
+    """Return a hash of what a run computes (not `track`, `tune`, `train.keep_state`): 16 hex digits of SHA-256.
 
     Keys that were added later count only where they are not at their defaults: runs keep the hash that they had.
     """
-    values = config.model_dump(mode="json", exclude={"track", "tune"})
+    values = config.model_dump(mode="json", exclude={"track": True, "tune": True, "train": {"keep_state"}})
     for path, keys in _LATER_KEYS.items():
         section = values
         for name in path.split("."):

@@ -96,16 +96,16 @@ class Section(BaseModel):
         return self
 
 
-_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def seconds_of(duration: str) -> float:
-    """Return the seconds of a duration as configs spell it: `90s`, `15min`, `1.5h`.
+    """Return the seconds of a duration as configs spell it: `90s`, `15min`, `1.5h`, `7d`.
 
     Raises:
         ValueError: spelled otherwise, or no time at all.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h)", duration)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h|d)", duration)
     seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
     if not seconds:
         raise PydanticCustomError("duration", "a time such as 90s, 15min or 1.5h")

@@ -139,6 +139,9 @@ class TrainConfig(Section):
     """Whether gradient and weight norms of every layer are written to norms.csv, epoch by epoch, and drawn."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
     """state.pt is written at the first step or epoch end after this many seconds, and when interrupted."""
+    keep_state: bool = False
+    """Whether state.pt (optimizer, averages, position) stays in a complete run. Predicting, ensembles and
+    `model.from_run` do without it."""
 
     def broken(self) -> Iterator[Broken]:
         """See `Section`."""

@@ -1,5 +1,9 @@
-"""state.pt: weights, optimizer, average and cursor in one atomic replace, read without running code."""
+"""state.pt: weights, optimizer, average and cursor in one atomic replace, read without running code.
 
+It goes when the run is complete, unless `train.keep_state` is set.
+"""
+
+import contextlib
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -61,6 +65,12 @@ def save(run: Run, parts: Mapping[str, Stateful], cursor: Cursor) -> None:
     """Write the whole state, state.pt, or leave the one before."""
     state = {name: part.state_dict() for name, part in parts.items()} | {"cursor": asdict(cursor)}
     run.write("state.pt", lambda file: torch.save(state, file))
+
+
+def remove(run: Run) -> None:
+    """Remove the state of a run whose metrics.json is written: what it holds was for going on."""
+    with contextlib.suppress(OSError):  # a disk that has turned read-only: the run is complete all the same
+        (run.path / "state.pt").unlink(missing_ok=True)
 
 
 def load(path: Path, parts: Mapping[str, Stateful], device: torch.device) -> Cursor:

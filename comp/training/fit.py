@@ -142,8 +142,8 @@ def fit(
         except Interrupted:
             saver.save()
             raise
+    saver.save()  # first: a run that has final weights and no state was complete
     session.run.write("final.safetensors", weights.to_bytes(session.model.state_dict(), {}))
-    saver.save()
     return cursor
 
 

@@ -1,5 +1,6 @@
 """`comp run`, `comp train` and `comp lr-find`."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,14 +55,8 @@ def run(
 
     Example: comp run configs/quickstart.yaml
     """
-    from comp import config as configs
-    from comp import console, pipeline, predicting
-    from comp import runs as run_folders
     from comp.errors import ConfigError
-    from comp.tracking import tracker as trackers
-    from comp.training import distributed
 
-    distributed.refuse("comp run")
     given = {"predict.views": views, "predict.adapt": adapt}
     laid_on = [f"{name}={value}" for name, value in given.items() if value is not None]
     config, overrides, moved = _where_data_lie(config, overrides, resume)
@@ -70,6 +65,16 @@ def run(
         raise ConfigError("--views, --adapt: a run that exists keeps its own; predict it again: comp predict RUN")
     if rehearse and (resume or like):
         raise ConfigError("--rehearse goes through a config's stages; leave --resume and --as out")
+    # Before what loads torch: there may be nothing to do.
+    if resume and output is None and _is_finished(resume, moved, as_json):
+        return
+    from comp import config as configs
+    from comp import console, pipeline, predicting
+    from comp import runs as run_folders
+    from comp.tracking import tracker as trackers
+    from comp.training import distributed
+
+    distributed.refuse("comp run")
     overrides = [*(overrides or []), *laid_on]
     with configs.blamed(overrides):
         wanted = _wanted(config, overrides, resume or like)
@@ -103,12 +108,14 @@ def train(
 
     Example: comp train configs/quickstart.yaml train.epochs=3
     """
+    config, overrides, moved = _where_data_lie(config, overrides, resume)
+    _demand_one(config, overrides, {"--resume": resume}, runs)
+    if resume and _is_finished(resume, moved, as_json, trained_only=True):
+        return
     from comp import console, pipeline, signals
     from comp import runs as run_folders
     from comp.training import distributed
 
-    config, overrides, moved = _where_data_lie(config, overrides, resume)
-    _demand_one(config, overrides, {"--resume": resume}, runs)
     with distributed.joined() as team:
         # The others begin when the leader has read the same: what is wrong with it is told once.
         wanted = team.leader_first(
@@ -199,14 +206,51 @@ def _demand_one(
                 f"{path}/config.yaml {laid_on}"
             )
         raise ConfigError(
-            f"--resume goes on with the run's own config, and {laid_on} would change it; to train on from its best "
-            f"weights: comp run {path}/config.yaml model.pretrained=false model.from_run={path} {laid_on}"
+            f"--resume goes on with the run's own config, and {laid_on} would change it; to train "
+            f"{_train_on(path, laid_on)}"
         )
     if len(given) + (config is not None) != 1 or texts:
         names = ", ".join(["CONFIG", *others])
         raise ConfigError(f"expected one of {names}; for example: comp run configs/quickstart.yaml")
     if "--resume" in given and runs is not None:
         raise ConfigError(f"--resume goes on in {given['--resume']}, wherever it lies; leave --runs out")
+
+
+def _is_finished(resume: Path, moved: list[str], as_json: bool, *, trained_only: bool = False) -> bool:
+    """Tell of a run with nothing left to do, without loading torch or opening its data; return whether it is one.
+
+    Args:
+        resume: its folder.
+        moved: overrides of where its data lie.
+        as_json: how to tell.
+        trained_only: whether test and submission do not count.
+    """
+    from comp import console
+    from comp import runs as run_folders
+    from comp.competition import submission
+
+    run = run_folders.open_run(resume, moved)
+    if not run.is_complete():
+        return False
+    scores = run.metrics()
+    if not trained_only:
+        submits = run.config().competition.suite.source != "none"
+        tested = not run.provenance("images")["images"]["test"] or scores.own("test") is not None
+        if not (submission.is_kept(run) if submits else tested):
+            return False
+    if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun, one tells
+        console.print_note(f"{run.path}: complete, nothing is left to do; another CSV: comp predict {run.path}")
+        console.print_note(f"to train {_train_on(run.path, 'train.epochs=N')}")
+        _print_end(run, scores, as_json)
+    return True
+
+
+def _train_on(run: Path, overrides: str) -> str:
+    """Return how to train on from a run's weights, what that does not take over, and the command."""
+    return (
+        "on from its best weights, in a new run whose optimizer, schedule and averages start anew: comp run "
+        f"{run}/config.yaml model.pretrained=false model.from_run={run} {overrides}"
+    )
 
 
 def _wanted(config: Path | None, overrides: list[str] | None, of: Path | None) -> "Config":

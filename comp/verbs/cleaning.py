@@ -1,0 +1,95 @@
+"""`comp clean`: what complete runs no longer need."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from comp.verbs.options import RUNS, AsJson, expanded
+
+if TYPE_CHECKING:
+    from comp.cleaning import Cleaned
+
+_SHOWN = 5  # notes on what is left alone
+
+
+def clean(
+    runs: Annotated[
+        Path, typer.Argument(metavar="RUNS", help="The folder that the runs are in, or a run's.", callback=expanded)
+    ] = RUNS,
+    older: Annotated[str | None, typer.Option(help="Only runs in which no file has changed for 12h, 7d, ...")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would go, and remove nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what complete runs no longer need, and tell what that freed.
+
+    Of complete runs: state.pt (unless train.keep_state is set), blocks of
+    predictions that are stored whole, W&B's files that are marked as uploaded.
+
+    Of all runs: temporary files that killed processes left an hour ago or more.
+
+    With --older: runs that ended before their first epoch, and so hold no
+    weights, checkpoint, history or predictions.
+
+    All else stays: weights, predictions, scores, curves, interrupted runs, your
+    own files, links, and runs that a process is writing.
+
+    Example: comp clean runs --older 7d --dry-run
+    """
+    from comp import cleaning, console
+
+    done = cleaning.clean(runs, older=_seconds(older) if older is not None else None, dry_run=dry_run)
+    if as_json:
+        console.print_json(
+            {
+                "runs": str(runs),
+                "dry_run": dry_run,
+                "bytes": done.bytes,
+                "removed": [{"what": item.what, "path": str(item.path), "bytes": item.bytes} for item in done.removed],
+                "left": [{"path": str(path), "reason": reason} for path, reason in done.left],
+                "unfinished": list(map(str, done.unfinished)),
+                "unbegun": list(map(str, done.unbegun)),
+            }
+        )
+        return
+    _print(done, runs, dry_run=dry_run)
+
+
+def _seconds(older: str) -> float:
+    from comp.config import seconds_of
+    from comp.errors import ConfigError
+
+    try:
+        return seconds_of(older)
+    except ValueError:
+        raise ConfigError(f"--older: expected a time such as 90s, 15min, 12h or 7d, found '{older}'") from None
+
+
+def _print(done: "Cleaned", runs: Path, *, dry_run: bool) -> None:
+    from comp import console
+
+    kinds: dict[str, list[int]] = {}
+    for item in done.removed:
+        kinds.setdefault(item.what, []).append(item.bytes)
+    if kinds:
+        rows = [[what, f"{len(sizes):,}", _mib(sum(sizes))] for what, sizes in sorted(kinds.items())]
+        console.print_table(["what", "count", "MiB"], rows, folded={"what": 16})
+    told = f"would free {_mib(done.bytes)} MiB; nothing is removed" if dry_run else f"freed {_mib(done.bytes)} MiB"
+    console.print_line(f"{runs}: {told if kinds else 'nothing to clean'}")
+    if done.unbegun:
+        console.print_note(f"note: {_runs(done.unbegun)} ended before the first epoch; --older 7d removes such, too")
+    if done.unfinished:
+        first = done.unfinished[0]
+        console.print_note(f"note: {_runs(done.unfinished)} not complete; to go on: comp run --resume {first}")
+    for path, reason in done.left[:_SHOWN]:
+        console.print_note(f"left alone: {reason if reason.startswith(str(path)) else f'{path}: {reason}'}")
+    if len(done.left) > _SHOWN:
+        console.print_note(f"left alone: {len(done.left) - _SHOWN:,} more; --json names them")
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f}"
+
+
+def _runs(paths: list[Path]) -> str:
+    return f"{len(paths):,} run{'s' * (len(paths) != 1)}"

@@ -1,10 +1,13 @@
 """W&B sees what the run's folder holds, and a training never waits for it."""
 
+import contextlib
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from comp.errors import ConfigError, Interrupted
 from comp.tracking import login, state, told, upload
 from tests.conftest import Result, interrupt_at
 from tests.test_run import the_run
-from tests.wandb_server import KEY, black_hole, records, serving, summary
+from tests.wandb_server import KEY, Received, black_hole, records, serving, summary
 
 FEW = ["competition.ood_validation.every=1", "competition.suite.source=none"]
 
@@ -192,39 +195,76 @@ def test_logged_in_a_run_is_uploaded_while_it_trains_and_the_key_stays_secret(
     assert_secret(run.path, result.out, result.err)
 
 
-def test_what_a_killed_process_could_not_tell_is_told_before_an_upload(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
+def services() -> list[int]:
+    """Return W&B's service processes that this one has started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = status.read_text().partition("(")[2].rpartition(")")
+            if name.startswith("wandb-core") and int(rest.split()[1]) == os.getpid():
+                found.append(int(status.parent.name))
+    return found
+
+
+def test_a_killed_service_stops_no_training_and_its_run_is_told_from_the_folder(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = configs.load("small.yaml", FEW)
-    writers = watch_writers(monkeypatch)
-
-    def kill_its_writer(epoch: Any) -> None:
+    def kill(epoch: Any) -> None:
         if epoch.number == 1:
-            writers[0].send_signal(signal.SIGKILL)
+            for service in services():
+                os.kill(service, signal.SIGKILL)
 
-    run = pipeline.train(config, on_epoch=kill_its_writer)
+    run = pipeline.train(configs.load("small.yaml", FEW), on_epoch=kill)
     assert run.is_complete()
-    assert steps([s for s in state.segments(run) if list(s.glob("*.wandb"))], "val/loss") == []
+    said = capsys.readouterr().err
+    assert said.count("note: W&B") == 1
+    assert "nothing is lost" in said
     with serving() as received:
         log_in(monkeypatch, received.address)
-        upload.sync([run])
+        assert upload.sync(Path("runs")) == 1
+        assert_arrived(received, run)
+        assert upload.sync(Path("runs")) == 0
+
+
+def assert_arrived(received: Received, run: runs.Run) -> None:
+    """Assert that a server has every epoch of a run once, and its results."""
+    known = state.read(run)
+    assert known is not None
+    lines = [line for line in received.history[known.id].values() if "val/loss" in line]
+    assert [(line["_step"], line["val/loss"]) for line in lines] == [
+        (int(row["number"]), float(row["val_loss"])) for row in run.history()
+    ]
+    assert received.summary[known.id]["best/val/accuracy"] == run.metrics().best.val.accuracy
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_a_killed_training_is_resumed_and_told_once(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, comp: Callable[..., Result], online: bool
+) -> None:
+    """SIGKILL takes W&B's service along; resumed or not, `--sync` brings every epoch, once."""
+    with serving() as received:
+        if online:
+            log_in(monkeypatch, received.address)
+        training = subprocess.Popen(
+            [sys.executable, "-m", "comp", "train", "small.yaml", *FEW, "train.epochs=4"], stderr=subprocess.DEVNULL
+        )
+        while not (found := [run for run in runs.list_runs(Path("runs")) if len(run.history()) > 1]):
+            assert training.poll() is None
+            time.sleep(0.02)
+        training.kill()
+        training.wait()
+        (run,) = found
+        log_in(monkeypatch, received.address)
+        assert comp("leaderboard", "--sync").code == 0
         known = state.read(run)
         assert known is not None
-        assert received.curve(known.id, "val/loss") == {int(r["number"]): float(r["val_loss"]) for r in run.history()}
-
-
-def watch_writers(monkeypatch: pytest.MonkeyPatch) -> list["subprocess.Popen[bytes]"]:
-    """Return the writers that are started from here on."""
-    from comp.tracking import tracker
-
-    writers, start = [], tracker.start_writer
-
-    def started(run: runs.Run, mode: str) -> "subprocess.Popen[bytes]":
-        writers.append(start(run, mode))
-        return writers[-1]
-
-    monkeypatch.setattr(tracker, "start_writer", started)
-    return writers
+        assert set(received.curve(known.id, "val/loss")) == {int(row["number"]) for row in run.history()}
+        if not online:
+            monkeypatch.delenv("WANDB_API_KEY")
+        assert comp("train", "--resume", str(run.path)).code == 0
+        log_in(monkeypatch, received.address)
+        assert comp("leaderboard", "--sync").code == 0
+        assert_arrived(received, run)
 
 
 def test_disabled_leaves_nothing_and_changes_no_hash(workplace: Path, comp: Callable[..., Result]) -> None:
@@ -242,7 +282,7 @@ def test_online_without_a_login_is_refused_before_the_first_step(workplace: Path
     assert "wandb login" in result.err
     assert not Path("runs").exists()
     with pytest.raises(ConfigError, match="needs a login"):
-        upload.sync([])
+        upload.sync(Path("runs"))
 
 
 @pytest.mark.parametrize(

@@ -81,14 +81,15 @@ class _Handler(BaseHTTPRequestHandler):
             return {"createRunFiles": {"runID": "X", "uploadHeaders": [], "files": files}}
         viewer = {"id": "V", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
         server = {"features": [], "cliVersionInfo": {}, "latestLocalVersionInfo": None}
-        return {"viewer": viewer, "serverInfo": server, "model": {"bucket": None}}
+        return {"viewer": viewer, "serverInfo": server, "model": {"bucket": None}, "project": {"artifact": None}}
 
     def _bucket(self, name: str, project: str) -> dict[str, Any]:
         lines = self.received.history.get(name, {})
         tail = [json.dumps(lines[max(lines)])] if lines else []
         return {
             "id": name, "name": name, "displayName": name, "description": "", "config": "{}", "sweepName": None,
-            "tags": [], "notes": "", "wandbConfig": "{}", "logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]",
+            "tags": [], "notes": "", "wandbConfig": json.dumps({"t": 1}),  # a run that has started
+            "logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]",
             "historyLineCount": len(lines), "historyTail": json.dumps(tail),
             "summaryMetrics": json.dumps(self.received.summary.get(name, {})),
             "project": {"id": "P", "name": project, "entity": {"id": "E", "name": "me"}},

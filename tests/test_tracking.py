@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gc
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from comp import pipeline, predictions, runs
 from comp.config import TrackConfig
 from comp.errors import ConfigError, Interrupted
 from comp.tracking import login, state, told, upload
+from comp.training.stopping import Stop
 from tests.conftest import Result, interrupt_at
 from tests.test_run import the_run
 from tests.wandb_server import KEY, Received, black_hole, records, serving, summary
@@ -149,7 +151,7 @@ def test_a_server_that_never_answers_costs_no_training_and_loses_nothing(
         log_in(monkeypatch, address)
         # W&B's own client would wait for a minute and a half before the first step.
         done = subprocess.run(
-            [sys.executable, "-m", "comp", "train", "small.yaml", *FEW], capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", "comp", "train", "small.yaml", *FEW], capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
         run = the_run()
@@ -206,6 +208,7 @@ def services() -> list[int]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_service_stops_no_training_and_its_run_is_told_from_the_folder(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,13 +220,32 @@ def test_a_killed_service_stops_no_training_and_its_run_is_told_from_the_folder(
     run = pipeline.train(configs.load("small.yaml", FEW), on_epoch=kill)
     assert run.is_complete()
     said = capsys.readouterr().err
-    assert said.count("note: W&B") == 1
+    assert said.count("note: W&B: ") == 1
     assert "nothing is lost" in said
     with serving() as received:
         log_in(monkeypatch, received.address)
         assert upload.sync(Path("runs")) == 1
         assert_arrived(received, run)
         assert upload.sync(Path("runs")) == 0
+    gc.collect()  # the killed process's handle
+
+
+def test_a_server_that_falls_silent_stops_no_training_and_what_it_lacks_is_told_later(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving() as received:
+        log_in(monkeypatch, received.address)
+
+        def fall_silent(epoch: Any) -> None:
+            if epoch.number == 2:
+                received.silent.set()
+
+        run = pipeline.train(configs.load("small.yaml", [*FEW, "train.epochs=3"]), on_epoch=fall_silent)
+        assert run.is_complete()
+        assert capsys.readouterr().err.count("note: W&B: not all was taken in time") == 1
+        received.silent.clear()
+        assert upload.sync(Path("runs")) == 1
+        assert_arrived(received, run)
 
 
 def assert_arrived(received: Received, run: runs.Run) -> None:
@@ -237,6 +259,27 @@ def assert_arrived(received: Received, run: runs.Run) -> None:
     assert received.summary[known.id]["best/val/accuracy"] == run.metrics().best.val.accuracy
 
 
+def training_of(words: list[str]) -> tuple["subprocess.Popen[bytes]", runs.Run]:
+    """Start a training as a terminal does, in a process group of its own; return it when an epoch has ended."""
+    command = [sys.executable, "-m", "comp", "train", "small.yaml", *words]
+    training = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    while not (begun := [run for run in runs.list_runs(Path("runs")) if run.history()]):
+        assert training.poll() is None
+        time.sleep(0.02)
+    return training, begun[0]
+
+
+def test_a_ctrl_c_in_the_terminal_ends_the_segment_in_order(workplace: Path) -> None:
+    training, run = training_of([*FEW, "train.epochs=50"])
+    os.killpg(training.pid, signal.SIGINT)
+    assert training.wait() == 130
+    (segment,) = state.segments(run)
+    assert [step for step, _ in steps([segment], "val/loss")] == [int(row["number"]) for row in run.history()]
+    assert summary(segment)["exit_code"] == 1
+    assert state.is_told(run)
+    assert pipeline.resume(run, on_epoch=lambda epoch: Stop("enough")).is_complete()
+
+
 @pytest.mark.parametrize("online", [False, True])
 def test_a_killed_training_is_resumed_and_told_once(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, comp: Callable[..., Result], online: bool
@@ -245,15 +288,9 @@ def test_a_killed_training_is_resumed_and_told_once(
     with serving() as received:
         if online:
             log_in(monkeypatch, received.address)
-        training = subprocess.Popen(
-            [sys.executable, "-m", "comp", "train", "small.yaml", *FEW, "train.epochs=4"], stderr=subprocess.DEVNULL
-        )
-        while not (found := [run for run in runs.list_runs(Path("runs")) if len(run.history()) > 1]):
-            assert training.poll() is None
-            time.sleep(0.02)
+        training, run = training_of([*FEW, "train.epochs=4"])
         training.kill()
         training.wait()
-        (run,) = found
         log_in(monkeypatch, received.address)
         assert comp("leaderboard", "--sync").code == 0
         known = state.read(run)

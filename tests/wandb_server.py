@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +30,7 @@ class Received:
     summary: dict[str, dict[str, Any]] = field(default_factory=dict)
     upserts: list[dict[str, Any]] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
+    silent: threading.Event = field(default_factory=threading.Event)  # while it is set, nothing is answered
 
     def curve(self, run_id: str, name: str) -> dict[int, float]:
         """Return a curve as its lines have it: step -> value."""
@@ -42,6 +44,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
+
+    def parse_request(self) -> bool:
+        if not self.received.silent.is_set():
+            return super().parse_request()
+        while self.received.silent.is_set():
+            time.sleep(0.1)
+        self.close_connection = True
+        return False
 
     def do_GET(self) -> None:
         self._answer({})

@@ -93,10 +93,10 @@ def is_being_told(run: Run) -> bool:
 
 def is_told(run: Run) -> bool:
     """Tell whether a run is tracked, and the server and its offline segments together have all that its folder has."""
-    state = read(run)
-    if state is None or state.unsure:
-        return False
-    return state.epochs >= len(run.history()) and state.complete >= run.is_complete()
+    with contextlib.suppress(RunError):  # damaged
+        if (state := read(run)) and not state.unsure:
+            return state.epochs >= len(run.history()) and state.complete >= run.is_complete()
+    return False
 
 
 def segments(run: Run) -> list[Path]:

@@ -7,7 +7,6 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +30,6 @@ def _explained(doing: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise RunError(f"{doing}: W&B: {error}; nothing is lost, run it again") from error
-
-
-@dataclass(frozen=True)
-class Board:
-    """A leaderboard to tell of: its table, best first, the rows' runs, and the column that they are sorted by."""
-
-    table: Table
-    runs: list[Run]
-    sort: str
 
 
 def sync(root: Path, progress: Progress = quiet) -> int:
@@ -69,14 +59,18 @@ def sync(root: Path, progress: Progress = quiet) -> int:
     for place in (Run(root), *(Run(path.parent) for path in sorted(root.glob("*/*/study.json")))):
         if state.folder_of(place).is_dir() and not state.is_being_told(place):
             waiting += state.waiting(place)
-    if waiting or partial:
-        _demand_answer()
-    for number, run in enumerate(partial, 1):
-        _tell_again(run)
-        progress("uploading", number, len(partial), "runs")
+    if not waiting and not partial:
+        return 0
+    from comp.tracking import writer
+
+    _demand_answer(writer.address())
     for start in range(0, len(waiting), _AT_ONCE):
         upload(waiting[start : start + _AT_ONCE])
         progress("uploading", min(start + _AT_ONCE, len(waiting)), len(waiting), "segments")
+    for number, run in enumerate(partial, 1):
+        with _explained(f"--sync: {run.path}"), contextlib.closing(writer.Tracked("online", patient=True)) as tracker:
+            tracker.begin(run)
+        progress("uploading", number, len(partial), "runs")
     return len(partial) + len(waiting)
 
 
@@ -102,32 +96,35 @@ def upload(segments: Sequence[Path], seconds: float | None = None) -> None:
         )
 
 
-def push(board: Board, root: Path) -> int:
+def push(table: Table, ranked: Sequence[Run], sort: str, root: Path) -> int:
     """Write a leaderboard, and the ranks of tracked runs that are told whole, as segments; return how many ranks.
 
     Args:
-        board: of one competition.
+        table: the leaderboard of one competition, best first.
+        ranked: the runs of its rows.
+        sort: the column that they are sorted by.
         root: where the runs are; the leaderboard's own segments lie in its `wandb` folder.
 
     Raises:
         ConfigError: nothing is listed.
     """
-    if not board.runs:
+    if not ranked:
         raise ConfigError("--push: no run is listed; push what `comp leaderboard` shows")
     from comp.tracking import writer
 
-    config = board.runs[0].config()
+    config = ranked[0].config()
     project = config.track.project or config.competition.name
-    known = _known_board(root, project)
-    about = {"id": known["id"], "project": project, "name": "leaderboard", "job_type": "leaderboard"}
+    board = _known_board(root, project)
+    told = [(rank, run) for rank, run in enumerate(ranked, 1) if state.is_told(run)]
+    about = {"id": board["id"], "project": project, "name": "leaderboard", "job_type": "leaderboard"}
     with _explained("--push"):
         with writer.segment(root, config.track, **about) as opened:
-            opened.log({"leaderboard": writer.table(board.table)}, step=known["number"])
-            opened.summary.update({"runs": len(board.runs), "sorted_by": board.sort})
-        ranked = [(rank, run) for rank, run in enumerate(board.runs, 1) if state.is_told(run)]
-        for rank, run in ranked:
-            writer.rank(run, {"rank": rank, "ranked_by": board.sort, "ranked_among": len(board.runs)})
-    return len(ranked)
+            opened.log({"leaderboard": writer.table(table)}, step=board["number"])
+            opened.summary.update({"runs": len(ranked), "sorted_by": sort})
+        for rank, run in told:
+            writer.rank(run, {"rank": rank, "ranked_by": sort, "ranked_among": len(ranked)})
+        writer.release()
+    return len(told)
 
 
 def _known_board(root: Path, project: str) -> dict[str, Any]:
@@ -141,21 +138,8 @@ def _known_board(root: Path, project: str) -> dict[str, Any]:
     return board
 
 
-def _tell_again(run: Run) -> None:
-    from comp.tracking import writer
-
-    with _explained(f"--sync: {run.path}"):
-        try:
-            writer.Telling(run, "online", patient=True).end()
-        finally:
-            writer.release()
-
-
-def _demand_answer() -> None:
+def _demand_answer(address: str) -> None:
     """Refuse a server that says nothing at all: W&B's own client would wait for minutes."""
-    from comp.tracking import writer
-
-    address = writer.address()
     try:
         with urllib.request.urlopen(address, timeout=_ANSWER_SECONDS):
             return

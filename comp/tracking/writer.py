@@ -57,9 +57,10 @@ def begin(folder: Path, mode: Any, *, patient: bool = False, **about: Any) -> An
         return wandb.init(
             mode=mode, dir=folder, resume="allow", reinit="create_new", settings={**_QUIET, **limits}, **about
         )  # fmt: skip
-    except Exception:
+    except Exception as error:
         if patient or mode == "offline" or wandb.run is not None:
             raise
+        _note(f"{_first_line(error)}, so this is tracked offline")
         release()  # it would refuse the same id
         return begin(folder, "offline", **about)
 
@@ -89,67 +90,19 @@ def segment(folder: Path, track: TrackConfig, **about: Any) -> Iterator[Any]:
         release()
 
 
-class Telling:
-    """A run's folder, as this process tells W&B of it; the only one that does."""
-
-    def __init__(self, run: Run, mode: str, *, patient: bool = False) -> None:
-        """Open the run's own W&B run.
-
-        Raises:
-            RunError: another process tells of it.
-            Exception: whatever W&B raises.
-        """
-        self._run, self._result_seconds = run, None if patient else RESULTS_SECONDS
-        with contextlib.ExitStack() as held:
-            held.enter_context(state.telling(run))
-            self._before = state.begun(run, mode)
-            state.write(run, replace(self._before, unsure=True))  # until it has ended well
-            self._wandb = _open(run, self._before, patient=patient)
-            self._held = held.pop_all()
-        self.offline = bool(self._wandb.offline)
-        self._told = self._before.epochs if self.offline else max(0, self._wandb.starting_step - 1)
-
-    def epochs(self) -> None:
-        """Tell of epochs that history.csv has and W&B has not; their numbers are W&B's steps."""
-        rows = self._run.history()
-        for row in rows[self._told :]:
-            self._wandb.log(told.curves(row), step=int(row["number"]))
-        self._told = max(self._told, len(rows))
-
-    def close(self) -> None:
-        """Let another process tell of the run."""
-        self._held.close()
-
-    def end(self) -> None:
-        """Tell the rest and finish; what W&B has not confirmed in time is left unsure.
-
-        Raises:
-            Exception: whatever W&B raises, TimeoutError among it.
-        """
-        with self._held:
-            complete = self._run.is_complete()
-            try:
-                self.epochs()
-                if complete:
-                    step = max(self._told, 1)
-                    _within(self._result_seconds, lambda: _results(self._run, self._wandb, step))
-            finally:
-                self._wandb.finish(exit_code=0 if complete else 1)
-            unsure = self.offline and self._before.unsure
-            mode = "offline" if self.offline else "online"
-            if not self.offline:
-                state.mark_uploaded(self._run)  # the server has all of the run, whoever told it
-            done = replace(self._before, mode=mode, epochs=self._told, complete=complete, unsure=unsure)
-            state.write(self._run, done)
-
-
 class Tracked(Tracker):
-    """Tells W&B of one run at a time; whatever goes wrong there becomes a note."""
+    """Tells W&B of one run at a time, at its epochs' ends; whatever goes wrong there becomes a note.
 
-    def __init__(self, mode: str) -> None:
-        self._mode = mode
+    Args:
+        mode: `online` or `offline`.
+        patient: wait for the server as long as it takes, and raise what goes wrong.
+    """
+
+    def __init__(self, mode: str, *, patient: bool = False) -> None:
+        self._mode, self._patient = mode, patient
         self._run: Run | None = None
-        self._telling: Telling | None = None
+        self._wandb: Any = None
+        self._held = contextlib.ExitStack()  # the lock of the run that is told of
 
     def begin(self, run: Run) -> None:
         if self._run == run:
@@ -157,56 +110,78 @@ class Tracked(Tracker):
         self._end()
         self._run = run
         with self._harmless():
-            self._telling = Telling(run, self._mode)
-            if self._telling.offline and self._mode == "online":
-                self._mode = "offline"  # once is enough, for all runs of a study
-                _note("does not answer, so the run is tracked offline")
+            self._held.enter_context(state.telling(run))
+            self._before = state.begun(run, self._mode)
+            state.write(run, replace(self._before, unsure=True))  # until it has ended well
+            self._wandb = _open(run, self._before, patient=self._patient)
+            self._told = max(0, self._wandb.starting_step - 1)  # what the server has
+            if self._wandb.offline:
+                self._mode = "offline"  # the other runs of a study do not try again
+                self._told = self._before.epochs
 
     def tell(self) -> None:
-        with self._harmless():
-            if self._telling:
-                self._telling.epochs()
+        if self._wandb:
+            with self._harmless():
+                rows = self._run.history() if self._run else []
+                for row in rows[self._told :]:
+                    self._wandb.log(told.curves(row), step=int(row["number"]))
+                self._told = max(self._told, len(rows))
 
     def show(self, run: Run, images: Any) -> None:
         predicted = told.validation(run)
         if predicted is None or predicted.targets is None:
             return
-        rows = diagnosis.worst(predicted, _MOST_MISTAKES)
-        titles = [diagnosis.mistake_title(predicted, int(row)) for row in rows]
-        arrays = {
-            "images": plots.visible(np.asarray(images[rows])),
-            "ids": predicted.ids[rows],
-            "titles": np.array(titles, np.str_),
-        }
-        runs.write_arrays(state.folder_of(run) / "mistakes.npz", arrays)
+        with self._harmless():
+            rows = diagnosis.worst(predicted, _MOST_MISTAKES)
+            titles = np.array([diagnosis.mistake_title(predicted, int(row)) for row in rows], np.str_)
+            arrays = {"images": plots.visible(np.asarray(images[rows])), "ids": predicted.ids[rows], "titles": titles}
+            runs.write_arrays(state.folder_of(run) / "mistakes.npz", arrays)
 
     def close(self) -> None:
-        self._end()
-        release()
+        try:
+            self._end()
+        finally:
+            release()
 
     def _end(self) -> None:
-        with self._harmless():
-            if self._telling:
-                self._telling.end()
-        self._run, self._telling = None, None
+        self.tell()
+        if self._wandb and self._run:
+            with self._harmless():
+                self._finish(self._run, self._wandb)
+        self._let_go()
+        self._run = None
+
+    def _finish(self, run: Run, opened: Any) -> None:
+        """Tell what a run has come to; what W&B has not confirmed in time stays unsure."""
+        complete, offline = run.is_complete(), bool(opened.offline)
+        try:
+            if complete:
+                seconds = None if self._patient else RESULTS_SECONDS
+                _within(seconds, lambda: _results(run, opened, max(self._told, 1)))
+        finally:
+            opened.finish(exit_code=0 if complete else 1)
+        if not offline:
+            state.mark_uploaded(run)  # the server has all of the run, whoever told it
+        ended = replace(self._before, mode="offline" if offline else "online", epochs=self._told, complete=complete)
+        state.write(run, replace(ended, unsure=offline and self._before.unsure))
 
     @contextlib.contextmanager
     def _harmless(self) -> Iterator[None]:
         """Turn whatever W&B raises into a note, and leave the run to `comp leaderboard --sync`."""
         try:
             yield
-        except TimeoutError:
-            self._mode = "offline"  # the next run of a study does not wait for the same server
-            _note("has not taken all of the run in time")
-            self._give_up()
         except Exception as error:
-            _note(next(iter(str(error).strip().splitlines()), type(error).__name__))
-            self._give_up()
+            self._let_go()
+            release()  # the next run gets a service of its own
+            if self._patient:
+                raise
+            if isinstance(error, TimeoutError):
+                self._mode = "offline"  # the next run of a study does not wait for the same server
+            _note("not all was taken in time" if isinstance(error, TimeoutError) else _first_line(error))
 
-    def _give_up(self) -> None:
-        if self._telling:
-            self._telling.close()
-            self._telling = None
+    def _let_go(self) -> None:
+        self._wandb = None
+        self._held.close()
 
 
 def _within(seconds: float | None, call: Callable[[], None]) -> None:
@@ -228,8 +203,12 @@ def _within(seconds: float | None, call: Callable[[], None]) -> None:
         raise raised[0]
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _note(text: str) -> None:
-    print(f"note: W&B {text}; nothing is lost: comp leaderboard --sync uploads it", file=sys.stderr)
+    print(f"note: W&B: {text}; nothing is lost: comp leaderboard --sync uploads it", file=sys.stderr)
 
 
 def _open(run: Run, known: state.State, *, patient: bool = False, mode: str = "") -> Any:
@@ -252,7 +231,7 @@ def rank(run: Run, values: Mapping[str, Any]) -> None:
     assert known is not None
     opened = _open(run, known, mode="offline")
     # A segment's summary takes the place of an earlier one's, so that it is told whole.
-    opened.summary.update({**told.scores(run.metrics()), **told.summaries(run.history()), **values})
+    opened.summary.update({**told.results(run.metrics().to_json()), **told.summaries(run.history()), **values})
     opened.finish()
 
 
@@ -296,7 +275,7 @@ def _results(run: Run, opened: Any, step: int) -> None:
             group = "model" if kind == "weights" else kind
             log_artifact(opened, f"{run.path.absolute().name}-{kind}", group, files, copied=False)
     # A segment knows its own epochs alone: the best of all are told in its place.
-    opened.summary.update({**told.scores(scores), **told.summaries(run.history())})
+    opened.summary.update({**told.results(scores.to_json()), **told.summaries(run.history())})
 
 
 def _mistakes(run: Run) -> list[Any]:

@@ -67,6 +67,7 @@ def test_an_offline_run_says_what_its_folder_holds(workplace: Path, comp: Callab
     result = comp(
         "run", "small.yaml", "competition.ood_validation.every=1", "track.project=midterm", "track.group=study",
         "track.tags=[one,two]", "track.artifacts=[weights,submission]",
+        "tune.storage=postgresql://me:sesame@host/db",
     )  # fmt: skip
     assert result.code == 0, result.err
     run = the_run()
@@ -75,6 +76,8 @@ def test_an_offline_run_says_what_its_folder_holds(workplace: Path, comp: Callab
     assert (read["state"], read["project"], read["name"]) == ("finished", "midterm", run.path.name)
     assert read["tags"] == ["one", "two"]
     assert records(segment, "run")[0]["run_group"] == "study"
+    written = [path for path in state.folder_of(run).rglob("*") if path.is_file()]
+    assert not any(b"sesame" in path.read_bytes() for path in written)
 
     history, scores = run.history(), run.metrics()
     for column, name in (

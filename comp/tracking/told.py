@@ -30,6 +30,7 @@ CURVES = {
 _KEPT: dict[str, Callable[[list[float]], float]] = {"min": min, "max": max, "mean": statistics.fmean}
 _SEVERITY = "ood_accuracy_"
 _LARGE = ("by_block", "by_distortion")  # of scores; they are told as a table
+UNTOLD: dict[str, Any] = {"track": True, "tune": {"storage"}}  # of the config; a storage's URL may hold a password
 _MOST_NORMS = 10_000  # rows of norms.csv
 
 
@@ -81,7 +82,7 @@ def settings(run: Run) -> dict[str, Any]:
     """Return a run's config, and the code, data and machine that it was started with."""
     provenance = run.provenance()
     origin = ("git", "versions", "config_hash", "data_fingerprint", "images", "machine", "first_weights")
-    config = run.config().model_dump(mode="json", exclude={"track"})
+    config = run.config().model_dump(mode="json", exclude=UNTOLD)
     return {**config, "provenance": {key: provenance[key] for key in origin if key in provenance}}
 
 

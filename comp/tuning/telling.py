@@ -14,7 +14,6 @@ from comp.tuning.results import Report
 from comp.tuning.study import Study
 
 _KEPT = "wandb"  # of the study's attributes: the id of its W&B run, and how often it was told
-_UNTOLD: dict[str, Any] = {"track": True, "tune": {"storage"}}  # of the config; a storage's URL may hold a password
 _MOST_LETTERS = 120  # of an artifact's name; W&B takes 128
 
 
@@ -56,7 +55,7 @@ def _write(search: Study, report: Report, place: Run, *, pictures: bool) -> None
     with writer.segment(
         place.path, track, id=known["id"], project=track.project or search.config.competition.name, name=report.name,
         group=search.group, job_type="study", tags=list(track.tags) or None,
-        config=search.config.model_dump(mode="json", exclude=_UNTOLD),
+        config=search.config.model_dump(mode="json", exclude=told.UNTOLD),
     ) as opened:  # fmt: skip
         opened.log(shown, step=known["told"], commit=True)
         if report.best:  # copied: the next end of the study replaces the file

@@ -25,8 +25,8 @@ os.environ["WANDB_ERROR_REPORTING"] = "false"  # read when wandb is loaded
 import wandb  # noqa: E402  # after what it reads
 
 START_SECONDS = 4.0  # beside them W&B's service starts and stops, twice where the server is silent
-RESULTS_SECONDS = 5.0  # W&B asks the server for each table, and takes no limit
-FINISH_SECONDS = 4.5
+RESULTS_SECONDS = 4.5  # W&B asks the server for each table, and takes no limit
+FINISH_SECONDS = 4.0
 _MOST_MISTAKES = 16
 _QUIET: dict[str, Any] = {
     "silent": True, "console": "off", "label_disable": True, "x_save_requirements": False,

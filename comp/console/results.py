@@ -73,7 +73,8 @@ def _print_tracked(run: "Run") -> None:
 
     known = state.read(run)
     if known is not None:
-        where = "waits: comp leaderboard --sync uploads it" if state.waiting(run) else "uploaded"
+        whole = state.is_told(run) and not state.waiting(run)
+        where = "uploaded" if whole else "waits: comp leaderboard --sync uploads it"
         print_line(f"W&B         {known.project}/{known.id}, {where}")
 
 

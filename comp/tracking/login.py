@@ -14,7 +14,7 @@ Mode = Literal["online", "offline", "disabled"]
 
 _CREDENTIALS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 # What the environment may say of some other run of W&B's.
-_OF_OTHERS = ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR", "WANDB_SERVICE", "WANDB_SWEEP_ID")
+OF_OTHERS = ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR", "WANDB_SERVICE", "WANDB_SWEEP_ID")
 
 
 def mode_of(track: TrackConfig) -> Mode:
@@ -79,20 +79,14 @@ def _netrc_files() -> list[Path]:
     return [home / ".netrc", home / "_netrc"]
 
 
-def environment(folder: Path, *, uploads: bool) -> dict[str, str]:
-    """Return the environment of a process that runs W&B for what lies in `folder`, an absolute path.
+def places(folder: Path) -> dict[str, str]:
+    """Return the variables that keep all of W&B's files in `folder`/wandb, and reports from its makers."""
+    own = folder.absolute() / "wandb"
+    return {
+        "WANDB_DATA_DIR": str(own / "data"), "WANDB_CACHE_DIR": str(own / "cache"), "WANDB_ERROR_REPORTING": "false"
+    }  # fmt: skip
 
-    Only one that uploads sees the key; neither reports to W&B's makers, and all that they write is in the folder.
-    """
-    hidden = _OF_OTHERS if uploads else (*_OF_OTHERS, *_CREDENTIALS)
-    kept = {name: value for name, value in os.environ.items() if name not in hidden}
-    package = str(Path(__file__).parents[2])  # the process must find comp however this one did
-    path = os.pathsep.join(filter(None, (package, kept.get("PYTHONPATH"))))
-    return kept | {
-        "PYTHONPATH": path,
-        "WANDB_DIR": str(folder),
-        "WANDB_DATA_DIR": str(folder / "wandb" / "data"),
-        "WANDB_CACHE_DIR": str(folder / "wandb" / "cache"),
-        "WANDB_ERROR_REPORTING": "false",
-        "OMP_NUM_THREADS": "1",
-    }
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return the environment of a process of W&B's for what lies in `folder`: without what concerns other runs."""
+    return {name: value for name, value in os.environ.items() if name not in OF_OTHERS} | places(folder)

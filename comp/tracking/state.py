@@ -15,15 +15,16 @@ from comp.runs import Run
 
 @dataclass(frozen=True)
 class State:
-    """What is known of a run in W&B.
+    """How far a run was told.
 
     Attributes:
-        id: of the W&B run; the same for every segment.
+        id: of the W&B run, whichever process tells it.
         project: that it belongs to.
         entity: likewise; empty: the account's own.
         mode: `online` or `offline`, as it was tracked last.
-        epochs: how many were told in segments that have ended.
+        epochs: how many the server has, or offline segments that have ended hold.
         complete: whether the results were told too.
+        unsure: a process began to tell and did not end well: only the server knows what it has.
     """
 
     id: str
@@ -32,10 +33,7 @@ class State:
     mode: str
     epochs: int = 0
     complete: bool = False
-
-    def told(self, epochs: int, *, complete: bool) -> "State":
-        """Return the state after a segment."""
-        return replace(self, epochs=epochs, complete=complete)
+    unsure: bool = False
 
 
 def folder_of(run: Run) -> Path:
@@ -53,7 +51,7 @@ def read(run: Run) -> State | None:
     if not path.is_file():
         return None
     values = runs.read_json(path)
-    return State(**{field.name: values[field.name] for field in fields(State)})
+    return State(**{field.name: values[field.name] for field in fields(State) if field.name in values})
 
 
 def write(run: Run, state: State) -> None:
@@ -62,41 +60,56 @@ def write(run: Run, state: State) -> None:
 
 
 def begun(run: Run, mode: str) -> State:
-    """Return the state that a new segment starts with: the run's own, or a new one."""
-    track, known = run.config().track, read(run)
-    if known:
-        return replace(known, mode=mode)
+    """Return the state that telling starts with: the run's own, or a new one."""
+    track, state = run.config().track, read(run)
+    if state:
+        return replace(state, mode=mode)
     return State(secrets.token_hex(4), track.project or run.config().competition.name, track.entity, mode)
 
 
 @contextlib.contextmanager
-def telling(run: Run, *, wait_seconds: float) -> Iterator[None]:
+def telling(run: Run) -> Iterator[None]:
     """Be the one process that tells of a run.
 
     Raises:
-        RunError: another one still does after so many seconds.
+        RunError: another one does.
     """
+    runs.make_folder(folder_of(run))
     try:
-        with filelock.FileLock(folder_of(run) / ".lock", timeout=wait_seconds):
+        with filelock.FileLock(folder_of(run) / ".lock", timeout=0):
             yield
     except filelock.Timeout:
         raise RunError(f"{run.path}: another process is telling W&B of this run") from None
 
 
 def is_being_told(run: Run) -> bool:
-    """Tell whether a process is telling of a run now: its segment is not whole."""
+    """Tell whether a process is telling of a run now."""
     try:
-        with telling(run, wait_seconds=0):
+        with telling(run):
             return False
     except RunError:
         return True
 
 
+def is_told(run: Run) -> bool:
+    """Tell whether a run is tracked, and the server and its offline segments together have all that its folder has."""
+    with contextlib.suppress(RunError):  # damaged
+        if (state := read(run)) and not state.unsure:
+            return state.epochs >= len(run.history()) and state.complete >= run.is_complete()
+    return False
+
+
 def segments(run: Run) -> list[Path]:
-    """Return the folders of a run's segments in the order in which they were begun."""
+    """Return the folders of a run's offline segments in the order in which they were begun."""
     return sorted(folder_of(run).glob("offline-run-*"))
 
 
 def waiting(run: Run) -> list[Path]:
-    """Return the segments that were not uploaded to their end; W&B marks those that were."""
+    """Return the offline segments that were not uploaded; W&B marks those that were."""
     return [segment for segment in segments(run) if not any(segment.glob("*.wandb.synced"))]
+
+
+def mark_uploaded(run: Run) -> None:
+    """Mark all segments as W&B would: the server has what they hold."""
+    for path in folder_of(run).glob("*run-*/*.wandb"):
+        path.with_suffix(".wandb.synced").touch()

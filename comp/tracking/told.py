@@ -30,6 +30,7 @@ CURVES = {
 _KEPT: dict[str, Callable[[list[float]], float]] = {"min": min, "max": max, "mean": statistics.fmean}
 _SEVERITY = "ood_accuracy_"
 _LARGE = ("by_block", "by_distortion")  # of scores; they are told as a table
+UNTOLD: dict[str, Any] = {"track": True, "tune": {"storage"}}  # of the config; a storage's URL may hold a password
 _MOST_NORMS = 10_000  # rows of norms.csv
 
 
@@ -65,37 +66,23 @@ def summaries(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def scores(metrics: RunMetrics) -> dict[str, Any]:
-    """Return a run's scores as one level of names: `best/val/accuracy`, `expected/suite/low`."""
-    return results(_bare(metrics.to_json()))
-
-
-def _bare(values: Any) -> Any:
-    """Return plain values with each split's scores beside its other values, by their metric's name."""
-    if not isinstance(values, Mapping):
-        return values
-    bare = {key: _bare(value) for key, value in values.items() if key != "scores"}
-    return bare | {name: score["value"] for name, score in values.get("scores", {}).items()}
-
-
 def results(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested values as one level of names, without lists and what is shown as a table."""
-    found: dict[str, Any] = {}
+    """Return nested values as one level of names, `best/val/accuracy`: without lists and what is shown as a table."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        if key in _LARGE:
-            continue
-        if isinstance(value, Mapping):
-            found |= {f"{key}/{name}": inner for name, inner in results(value).items()}
+        if isinstance(value, Mapping) and key not in (*_LARGE, "scores"):
+            flat |= {f"{key}/{name}": inner for name, inner in results(value).items()}
         elif isinstance(value, str | int | float):
-            found[key] = value
-    return found
+            flat[key] = value
+    # A split's scores stand beside its other values, by their metric's name.
+    return flat | {name: score["value"] for name, score in values.get("scores", {}).items()}
 
 
 def settings(run: Run) -> dict[str, Any]:
     """Return a run's config, and the code, data and machine that it was started with."""
     provenance = run.provenance()
     origin = ("git", "versions", "config_hash", "data_fingerprint", "images", "machine", "first_weights")
-    config = run.config().model_dump(mode="json", exclude={"track"})
+    config = run.config().model_dump(mode="json", exclude=UNTOLD)
     return {**config, "provenance": {key: provenance[key] for key in origin if key in provenance}}
 
 

@@ -1,7 +1,7 @@
 """`comp leaderboard` and `comp leaderboard record`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -112,28 +112,21 @@ def _tell(rows: "list[Row]", root: Path, sort: str, *, sync: bool, push: bool) -
     if not (sync or push):
         return
     from comp import console, runs
-    from comp.tracking import studies, upload
-
-    tracked = [runs.open_run(Path(row.run)) for row in rows]
-    if push:
-        segments = upload.push(_board(rows, sort), root)
-        console.print_note(f"pushed {len(rows)} rows and {len(segments) - 1} ranks to W&B's files below {root}")
-        sync = sync or upload.is_online(tracked[0])
-    if sync:
-        everything = runs.list_runs(root)
-        with console.bars() as progress:
-            uploaded = upload.sync(everything, [*upload.board_segments(root), *studies.waiting(root)], progress)
-        console.print_note(f"uploaded {len(uploaded)} segment{'s' * (len(uploaded) != 1)} to W&B")
-
-
-def _board(rows: "list[Row]", sort: str) -> Any:
     from comp import leaderboard as board
-    from comp import runs
     from comp.errors import ConfigError
-    from comp.tracking.upload import Board
+    from comp.tracking import login, upload
+    from comp.tracking.told import Table
 
-    if len({row.competition for row in rows}) > 1:
-        raise ConfigError("--push: a W&B leaderboard is of one competition; choose it with --competition")
-    lines = [[rank, *row.cells().values()] for rank, row in enumerate(rows, 1)]
-    column = next(iter(board.sorted_by(rows, sort).values()), sort)
-    return Board(["rank", *board.COLUMNS], lines, [runs.Run(Path(row.run)) for row in rows], column)
+    if push:
+        if len({row.competition for row in rows}) > 1:
+            raise ConfigError("--push: a W&B leaderboard is of one competition; choose it with --competition")
+        lines = [[rank, *row.cells().values()] for rank, row in enumerate(rows, 1)]
+        column = next(iter(board.sorted_by(rows, sort).values()), sort)
+        ranked = [runs.Run(Path(row.run)) for row in rows]
+        ranks = upload.push(Table(["rank", *board.COLUMNS], lines), ranked, column, root)
+        console.print_note(f"pushed {len(rows)} rows and {ranks} ranks to W&B's files below {root}")
+        sync = sync or login.mode_of(ranked[0].config().track) == "online"
+    if sync:
+        with console.bars() as progress:
+            uploaded = upload.sync(root, progress)
+        console.print_note(f"uploaded {uploaded} segment{'s' * (uploaded != 1)} to W&B")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from comp.errors import ConfigError, RunError, unknown
 
 Precision = Literal["fp32", "bf16", "fp16"]
-Engine = Literal["per_batch", "per_image"]
 Forward = Callable[[Tensor], Tensor]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,6 +33,11 @@ _RECORDED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "workers": ("a number of processes", lambda value: _is_count(value)),
     "micro_batch": ("a number of images or null", lambda value: value is None or (_is_count(value) and value > 0)),
 }
+# Of runs from when there were two engines, of which the other is left; their predictions need neither.
+GONE_ENGINE = (
+    "was trained with augment.engine=per_image, which is gone: it can be predicted with, but not gone on with or "
+    "repeated; train its config anew, without augment.engine"
+)
 _PREDICTS_IN = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16"), "mps": ("fp32",)}
 _MOST_WORKERS = 8
 _MMAP_MAX, _TRIM_THRESHOLD, _KEPT_BYTES = -4, -1, 2**31 - 1  # as malloc.h names and bounds them
@@ -53,7 +57,6 @@ class Execution:
             what a graph would bring predictions is told in `comp.inference.folding`.
         workers: processes that read or augment training images one by one; does not change a pixel.
         micro_batch: images that go through the network at a time, where memory ran out with more; None: as configured.
-        engine: what augments training images under `augment.engine: auto`; the two draw differently.
     """
 
     device: str
@@ -63,7 +66,6 @@ class Execution:
     compiled: bool = False
     workers: int = 0
     micro_batch: int | None = None
-    engine: Engine = "per_batch"
 
     @property
     def torch_device(self) -> torch.device:
@@ -128,8 +130,11 @@ def from_json(values: Mapping[str, Any], where: str) -> Execution:
     """Return a recorded execution; records from before the later fields are read as what they did.
 
     Raises:
-        RunError: altered, or its device is not on this machine, or it was compiled and nothing here can compile.
+        RunError: altered, or its device is not on this machine, or it was compiled and nothing here can compile, or its
+            images were augmented in a way that is gone.
     """
+    if values.get("engine") == "per_image":
+        raise RunError(f"{where}: {GONE_ENGINE}")
     execution = _recorded(values, where)
     choose_device(execution.device)
     missing = missing_compiler(execution.device) if execution.compiled else ""
@@ -185,14 +190,11 @@ def _recorded(values: Mapping[str, Any], where: str) -> Execution:
                 f"{where}: not a record of an execution: {name}: expected {expected}, found {values.get(name)!r}; put "
                 "the file back, or train again"
             )
-    if (engine := values.get("engine", "per_batch")) not in get_args(Engine):
-        raise RunError(f"{where}: engine: {unknown('engine', str(engine), get_args(Engine))}")
     return Execution(
         **{name: values[name] for name in names},
         compiled=values.get("compiled", False),
         workers=values.get("workers", default_workers()),
         micro_batch=values.get("micro_batch"),
-        engine=engine,
     )
 
 

@@ -430,7 +430,7 @@ def test_workers_augment_image_files_and_a_rehearsal_goes_through(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     values = photographs_config(write_folders(tmp_path / "data", train=16, val=4, test=4), "image_folder")
-    values["augment"] = {"engine": "per_image", "policy": "basic"}
+    values["augment"] = {"policy": "photo", "albumentations": [{"name": "GaussNoise", "p": 0.5}]}
     write_config(tmp_path / "small.yaml", values)
     for workers in (0, 2):
         result = comp("run", "small.yaml", f"data.workers={workers}", "--runs", f"runs{workers}")

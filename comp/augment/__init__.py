@@ -1,1 +1,1 @@
-"""Training-time augmentation: what (policies) and how (per image, per batch), and mixing of samples."""
+"""Training-time augmentation: what (policies) and how (on batches, and before that while images are read), and mixing of samples."""

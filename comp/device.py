@@ -33,11 +33,6 @@ _RECORDED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "workers": ("a number of processes", lambda value: _is_count(value)),
     "micro_batch": ("a number of images or null", lambda value: value is None or (_is_count(value) and value > 0)),
 }
-# Of runs from when there were two engines, of which the other is left; their predictions need neither.
-GONE_ENGINE = (
-    "was trained with augment.engine=per_image, which is gone: it can be predicted with, but not gone on with or "
-    "repeated; train its config anew, without augment.engine"
-)
 _PREDICTS_IN = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16"), "mps": ("fp32",)}
 _MOST_WORKERS = 8
 _MMAP_MAX, _TRIM_THRESHOLD, _KEPT_BYTES = -4, -1, 2**31 - 1  # as malloc.h names and bounds them
@@ -134,13 +129,21 @@ def from_json(values: Mapping[str, Any], where: str) -> Execution:
             images were augmented in a way that is gone.
     """
     if values.get("engine") == "per_image":
-        raise RunError(f"{where}: {GONE_ENGINE}")
+        raise RunError(gone_engine(Path(where).parent))
     execution = _recorded(values, where)
     choose_device(execution.device)
     missing = missing_compiler(execution.device) if execution.compiled else ""
     if missing:
         raise RunError(f"{where}: its steps were compiled, and {missing}; the same bits need the same compiler")
     return execution
+
+
+def gone_engine(run: Path) -> str:
+    """Return why a run from when there were two engines is not gone on with; its predictions need neither."""
+    return (
+        f"{run}: was trained with augment.engine=per_image, which is gone: it can be predicted with, but not gone on "
+        f"with or repeated; to train its config anew: comp run {run}/config.yaml augment.engine="
+    )
 
 
 def for_prediction(values: Mapping[str, Any], where: str, device: str = "") -> tuple[Execution, str]:

@@ -390,7 +390,7 @@ def resume(
     began = time.perf_counter()
     config = run.config()
     if config.augment.engine == "per_image":
-        raise RunError(f"{run.path}: {device.GONE_ENGINE}")
+        raise RunError(device.gone_engine(run.path))
     dataset = own_data(run, dataset or team.leader_first(lambda: opened_data(run, progress)))
     deterministic = device.only_deterministic(config.train.deterministic)
     with opened(config.track, tracker) as tracker, run.writing(), deterministic:

@@ -379,6 +379,9 @@ def test_what_the_gone_engine_began_is_not_gone_on_with(
     else:
         assert_refused(resumed, "augment.engine=per_image, which is gone")
         assert_refused(repeated, "per_image", "gone")
+        cure = resumed.err.rpartition("comp ")[2].split()
+        assert comp(*cure, "--runs", "anew", "-o", "anew.csv").code == 0
+        assert_same_weights(whole, the_run(Path("anew")))
     predicted = comp("predict", whole.path, "-o", "old.csv")
     assert predicted.code == 0, predicted.err
 

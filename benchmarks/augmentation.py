@@ -32,7 +32,6 @@ from torchvision.transforms import functional, v2
 
 from comp.augment.mixing import Mixing, mix
 from comp.augment.per_batch import alternation, augment
-from comp.augment.per_image import PerImage
 from comp.augment.policies import POLICIES, resolve
 from comp.config import ModelConfig
 from comp.imaging import draws
@@ -44,7 +43,7 @@ import timm.data
 
 Contestant = Callable[[np.ndarray], object]  # takes [B, H, W, 3] uint8
 SINGLY = 64  # images a turn and process for those who take one at a time
-WHOLE = ("ours, per_batch", "ours", "kornia", "timm, by element")  # they take a batch at once
+WHOLE = ("ours", "kornia", "timm, by element")  # they take a batch at once
 
 
 def photographs(count: int, side: int) -> np.ndarray:
@@ -58,10 +57,6 @@ def ours(pixels: np.ndarray, *, names: list[str]) -> Tensor:
     turned = alternation(0, 1, indices) if any(op.name == "alternating_flip" for op in policy.ops) else None
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     return augment(images, policy, draws.keys(0, 1, indices), turned=turned)
-
-
-def ours_singly(pixels: np.ndarray, *, engine: PerImage) -> Tensor:
-    return torch.from_numpy(np.stack([engine(image, 1, index) for index, image in enumerate(pixels)]))
 
 
 def through_pil(pixels: np.ndarray, *, transform: Callable[[Image.Image], Image.Image]) -> Tensor:
@@ -94,12 +89,8 @@ def torchvision_steps(kit: object, name: str, side: int) -> list[object]:
 
 
 def policy_contest(names: list[str], side: int) -> dict[str, Contestant]:
-    """Return who can run the policy: ours in both engines, and peers that have all of it."""
-    engine = PerImage(resolve(names), seed=0)
-    contest: dict[str, Contestant] = {
-        "ours, per_batch": partial(ours, names=names),
-        "ours, per_image": partial(ours_singly, engine=engine),
-    }
+    """Return who can run the policy: ours, and peers that have all of it."""
+    contest: dict[str, Contestant] = {"ours": partial(ours, names=names)}
     if all(torchvision_steps(pil, name, side) for name in names):
         steps = [step for name in names for step in torchvision_steps(pil, name, side)]
         contest["torchvision, PIL"] = partial(through_pil, transform=pil.Compose(steps))
@@ -141,7 +132,7 @@ def kornia_contest(names: list[str], side: int) -> dict[str, Contestant]:
     if not all(name in rows for name in names):
         return {}
     transform = torch.nn.Sequential(*(step for name in names for step in rows[name]()))
-    return {WHOLE[2]: lambda pixels: transform(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)}
+    return {WHOLE[1]: lambda pixels: transform(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)}
 
 
 def mixing_contest() -> dict[str, Contestant]:

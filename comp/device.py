@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from comp.errors import ConfigError, RunError, unknown
 
 Precision = Literal["fp32", "bf16", "fp16"]
-Engine = Literal["per_batch", "per_image"]
 Forward = Callable[[Tensor], Tensor]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,7 +52,6 @@ class Execution:
             what a graph would bring predictions is told in `comp.inference.folding`.
         workers: processes that read or augment training images one by one; does not change a pixel.
         micro_batch: images that go through the network at a time, where memory ran out with more; None: as configured.
-        engine: what augments training images under `augment.engine: auto`; the two draw differently.
     """
 
     device: str
@@ -63,7 +61,6 @@ class Execution:
     compiled: bool = False
     workers: int = 0
     micro_batch: int | None = None
-    engine: Engine = "per_batch"
 
     @property
     def torch_device(self) -> torch.device:
@@ -128,14 +125,25 @@ def from_json(values: Mapping[str, Any], where: str) -> Execution:
     """Return a recorded execution; records from before the later fields are read as what they did.
 
     Raises:
-        RunError: altered, or its device is not on this machine, or it was compiled and nothing here can compile.
+        RunError: altered, or its device is not on this machine, or it was compiled and nothing here can compile, or its
+            images were augmented in a way that is gone.
     """
+    if values.get("engine") == "per_image":
+        raise RunError(gone_engine(Path(where).parent))
     execution = _recorded(values, where)
     choose_device(execution.device)
     missing = missing_compiler(execution.device) if execution.compiled else ""
     if missing:
         raise RunError(f"{where}: its steps were compiled, and {missing}; the same bits need the same compiler")
     return execution
+
+
+def gone_engine(run: Path) -> str:
+    """Return why a run from when there were two engines is not gone on with; its predictions need neither."""
+    return (
+        f"{run}: was trained with augment.engine=per_image, which is gone: it can be predicted with, but not gone on "
+        f"with or repeated; to train its config anew: comp run {run}/config.yaml augment.engine="
+    )
 
 
 def for_prediction(values: Mapping[str, Any], where: str, device: str = "") -> tuple[Execution, str]:
@@ -185,14 +193,11 @@ def _recorded(values: Mapping[str, Any], where: str) -> Execution:
                 f"{where}: not a record of an execution: {name}: expected {expected}, found {values.get(name)!r}; put "
                 "the file back, or train again"
             )
-    if (engine := values.get("engine", "per_batch")) not in get_args(Engine):
-        raise RunError(f"{where}: engine: {unknown('engine', str(engine), get_args(Engine))}")
     return Execution(
         **{name: values[name] for name in names},
         compiled=values.get("compiled", False),
         workers=values.get("workers", default_workers()),
         micro_batch=values.get("micro_batch"),
-        engine=engine,
     )
 
 

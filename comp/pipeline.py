@@ -12,7 +12,8 @@ from typing import Any
 
 from comp import class_names, device, metrics, plots, predicting, runs
 from comp import config as configs
-from comp.augment import policies
+from comp.augment import policies, reading
+from comp.augment.ops import Policy
 from comp.building import build_model
 from comp.competition import formats, rules, samples, submission
 from comp.competition.spec import Competition
@@ -33,7 +34,7 @@ from comp.runs import Run
 from comp.tasks import TASKS, metric_name, task
 from comp.tracking import login
 from comp.tracking.tracker import Tracker, opened
-from comp.training import checkpoint, consistency, engine_choice, fit, lr_find, optim, resolution, timing, validation
+from comp.training import checkpoint, consistency, fit, lr_find, optim, resolution, timing, validation
 from comp.training.distributed import ALONE, Alone, Onlooker
 from comp.training.fit import Epoch, OnEpoch
 from comp.training.lr_find import Found
@@ -108,13 +109,22 @@ def _check_source(config: Config) -> None:
 
 
 def _check_augmentation(config: Config) -> None:
-    imitated = policies.resolve(config.augment.policy, config.augment.ops).imitates
+    if config.augment.engine == "per_image":
+        raise ConfigError(
+            "augment.engine: per_image is gone: policies run on whole batches on the training device; leave the key "
+            "out, and name transforms of albumentations in augment.albumentations"
+        )
+    policy = _policy(config)
     consistency.check(config)
-    engine_choice.check(config)
+    reading.of(policy, config.seed)
     rules.check(
-        config.competition.rules, pretrained=_has_external_weights(config), imitated=imitated,
+        config.competition.rules, pretrained=_has_external_weights(config), imitated=policy.imitates,
         adapt=variant_of(config.predict).adapt,
     )  # fmt: skip
+
+
+def _policy(config: Config) -> Policy:
+    return policies.resolve(config.augment.policy, config.augment.ops, config.augment.albumentations)
 
 
 def _check_model(config: Config) -> None:
@@ -250,7 +260,8 @@ def _check_shape(config: Config, dataset: Dataset) -> None:
         ConfigError: naming the key, and what can be taken instead.
     """
     channels, height, width = dataset.competition.image_shape
-    engine_choice.check_channels(config, dataset.competition.image_shape)
+    policies.check_channels(config.augment.policy, config.augment.ops, channels)
+    reading.check(_policy(config), dataset.competition.image_shape)
     suites.check_channels(config.competition, channels, validated=dataset.val is not None)
     check_size(config.predict.views, height, width)
 
@@ -335,7 +346,7 @@ def train(
     deterministic = device.only_deterministic(config.train.deterministic)
     with opened(config.track, tracker) as tracker, run.writing(), deterministic:
         division.save(run.path / "split.npz", dataset.train, dataset.val, dataset.samples)
-        choice = _reused(config, execution) if execution else _choose_execution(config, dataset, model, progress)
+        choice = Choice(execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
         _fit_and_score(
             run, config, dataset, model, choice.execution, resume=False, began=began, on_epoch=on_epoch,
@@ -385,12 +396,14 @@ def resume(
         )
     began = time.perf_counter()
     config = run.config()
+    if config.augment.engine == "per_image":
+        raise RunError(device.gone_engine(run.path))
     dataset = own_data(run, dataset or team.leader_first(lambda: opened_data(run, progress)))
     deterministic = device.only_deterministic(config.train.deterministic)
     with opened(config.track, tracker) as tracker, run.writing(), deterministic:
         path = run.path / "execution.json"
         if path.exists():
-            execution = _reused(config, device.from_json(runs.read_json(path), str(path))).execution
+            execution = device.from_json(runs.read_json(path), str(path))
         else:  # stopped before its choices were made
             scratch = build_model(config, dataset)
             choice = _choose_execution(config, dataset, scratch, progress)
@@ -411,11 +424,6 @@ def resume(
             tracker=tracker,
         )
     return run
-
-
-def _reused(config: Config, recorded: Execution) -> Choice:
-    """Return a recorded choice; records from before engines were chosen leave that to the config."""
-    return Choice(replace(recorded, engine=engine_choice.engine_of(config, recorded)))
 
 
 def follow(
@@ -455,12 +463,8 @@ def _told_by_leader() -> _Task:
 
 
 def _choose_execution(config: Config, dataset: Dataset, model: Classifier, progress: Progress) -> Choice:
-    engine, seconds = engine_choice.choose(config, dataset, progress)
-    transform = engine_choice.in_workers(config, engine)
-    choice = timing.choose_execution(model, dataset, config, transform=transform, progress=progress)
-    choice.execution = replace(choice.execution, engine=engine)
-    choice.seconds_a_step |= seconds
-    return choice
+    transform = reading.of(_policy(config), config.seed)
+    return timing.choose_execution(model, dataset, config, transform=transform, progress=progress)
 
 
 def _fit_and_score(

@@ -107,6 +107,20 @@ def interrupt_at(step: int) -> Callable[..., None]:
     return progress
 
 
+@dataclass(frozen=True)
+class Changed:
+    """A loader's transform that reads images as configured, and then changes them."""
+
+    change: Callable[[np.ndarray, int, int], np.ndarray]  # type: ignore[type-arg]
+
+    def box(self, found: tuple[int, int], size: tuple[int, int], epoch: int, index: int) -> None:
+        """Crop nothing."""
+
+    def __call__(self, image: np.ndarray, epoch: int, index: int) -> np.ndarray:  # type: ignore[type-arg]
+        """Return the image changed."""
+        return self.change(image, epoch, index)
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory with a dataset in `data/` and its config in `small.yaml`."""

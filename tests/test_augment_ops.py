@@ -1,8 +1,7 @@
-"""Every op of both engines against Pillow or OpenCV: point-wise within 1 grey level, geometry within 2 on average."""
+"""Every op against Pillow or OpenCV: point-wise within 1 grey level, geometry within 2 on average."""
 
 import io
 import math
-from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -12,11 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
-from comp.augment import array_ops
 from comp.augment.batch_ops import FUNCTIONS
-from comp.augment.ops import OPS, Choice, Op, Policy
-from comp.augment.per_batch import alternation
-from comp.augment.per_image import PerImage
+from comp.augment.ops import OPS
 from comp.imaging import colour, draws, geometry
 
 SIDE = 32
@@ -131,26 +127,9 @@ AMOUNTS = {"motion": 6.0, "elastic": 1.0, "pixel_shuffle": 1.0, "jpeg": 40.0, "r
            "posterize": 4.0, "solarize": 128.0, "blur": 1.0, "disk_blur": 1.5}  # fmt: skip
 
 
-def run_batch(name: str, pixels: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
+def run(name: str, pixels: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
     keys = draws.keys(0, 0, torch.arange(len(pixels)))
     return as_pixels(FUNCTIONS[name](as_images(pixels), torch.from_numpy(magnitude).float(), keys))
-
-
-def run_images(name: str, pixels: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
-    """Each image under a policy of just this op at this magnitude, through albumentations."""
-    done = []
-    for index, (image, m) in enumerate(zip(pixels, magnitude, strict=True)):
-        mirrored = name == "alternating_flip" and not bool(alternation(0, 0, torch.tensor([index])))
-        done.append(only(name, float(m))(image, int(mirrored), index))
-    return np.stack(done)
-
-
-@lru_cache
-def only(name: str, magnitude: float) -> PerImage:
-    return PerImage(Policy((Choice(((Op(name, 1.0, magnitude, magnitude),),)),)), seed=0)
-
-
-ENGINES = {"per_batch": run_batch, "per_image": run_images}
 
 
 def run_pillow(name: str, pixels: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
@@ -165,48 +144,42 @@ def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def test_every_op_has_a_function_and_a_reference() -> None:
     assert set(FUNCTIONS) == set(OPS) == set(POINTWISE) | set(GEOMETRIC) | RANDOM
-    assert set(array_ops.FUNCTIONS) == set(OPS)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", POINTWISE)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-def test_pointwise_ops_are_within_one_level_of_pillow(
-    name: str, channels: int, engine: str, data: st.DataObject
-) -> None:
+def test_pointwise_ops_are_within_one_level_of_pillow(name: str, channels: int, data: st.DataObject) -> None:
     _, low, high = POINTWISE[name]
     pixels = photographs(4, channels)
     magnitude = np.array(data.draw(st.lists(st.floats(low, high, width=32), min_size=4, max_size=4)))
-    assert difference(ENGINES[engine](name, pixels, magnitude), run_pillow(name, pixels, magnitude)).max() <= 1
+    assert difference(run(name, pixels, magnitude), run_pillow(name, pixels, magnitude)).max() <= 1
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", GEOMETRIC)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_geometric_ops_are_within_two_levels_of_pillow_on_average(
-    name: str, channels: int, engine: str, data: st.DataObject
+    name: str, channels: int, data: st.DataObject
 ) -> None:
     _, low, high = GEOMETRIC[name]
     pixels = photographs(4, channels)
     magnitude = np.array(data.draw(st.lists(st.floats(low, high, width=32), min_size=4, max_size=4)))
     white = np.full_like(pixels, 255)
-    seen, expected = ENGINES[engine](name, white, magnitude) == 255, run_pillow(name, white, magnitude) == 255
+    seen, expected = run(name, white, magnitude) == 255, run_pillow(name, white, magnitude) == 255
     assert (seen != expected).mean() < 0.05  # a tie of rounding can take in or leave out a row of border pixels
-    apart = difference(ENGINES[engine](name, pixels, magnitude), run_pillow(name, pixels, magnitude))
+    apart = difference(run(name, pixels, magnitude), run_pillow(name, pixels, magnitude))
     inside = seen & expected
     assert all(a[i].mean() <= 2 for a, i in zip(apart, inside, strict=True) if i.any())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", sorted(set(POINTWISE) | set(GEOMETRIC)))
-def test_flat_dark_and_bright_images_come_out_as_pillows(name: str, engine: str) -> None:
+def test_flat_dark_and_bright_images_come_out_as_pillows(name: str) -> None:
     pixels = np.stack([np.full((SIDE, SIDE, 3), level, np.uint8) for level in (0, 1, 127, 255)])
     magnitude = np.full(4, AMOUNTS.get(name, 0.3))
-    assert difference(ENGINES[engine](name, pixels, magnitude), run_pillow(name, pixels, magnitude)).max() <= 1
+    assert difference(run(name, pixels, magnitude), run_pillow(name, pixels, magnitude)).max() <= 1
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -240,21 +213,6 @@ def test_a_cuda_device_gives_the_same_pixels_within_one_level(name: str) -> None
     assert difference(as_pixels(FUNCTIONS[name](images, magnitude, keys)), as_pixels(there)).max() <= 1
 
 
-@pytest.mark.parametrize("name", sorted(RANDOM))
-def test_both_engines_change_a_photograph_alike(name: str) -> None:
-    """Means over many draws: brightness, how far it moved, how rough it is from pixel to pixel, spread."""
-    count = 1500
-    pixels, figures = photographs(1).repeat(count, 0), []
-    for engine in ENGINES.values():
-        done = engine(name, pixels, np.full(count, AMOUNTS.get(name, 0.3))).astype(np.float64)
-        views = (done, np.abs(done - pixels), np.abs(np.diff(done, axis=2)))
-        flat = [view.reshape(count, -1) for view in views]
-        figures.append(np.stack([*(view.mean(1) for view in flat), flat[0].std(1)], 1))  # [count, 4]
-    one, other = figures
-    error = np.sqrt((one.var(0) + other.var(0)) / count) + 0.05  # half a level's rounding, averaged
-    assert (np.abs(one.mean(0) - other.mean(0)) / error).max() < 4
-
-
 def test_all_colours_survive_hsv_as_in_pillow() -> None:
     levels = np.arange(0, 256, 5, dtype=np.uint8)
     cube = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, len(levels), 3)
@@ -265,11 +223,10 @@ def test_all_colours_survive_hsv_as_in_pillow() -> None:
     assert difference(as_pixels(colour.hsv_to_rgb(*hsv)), np.asarray(merged)[None]).max() <= 1
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_crop_moves_by_at_most_the_padding_and_every_move_is_as_likely(engine: str) -> None:
+def test_crop_moves_by_at_most_the_padding_and_every_move_is_as_likely() -> None:
     pixels = np.zeros((8100, 8, 8, 1), np.uint8)
     pixels[:, 4, 4] = 255
-    moved = ENGINES[engine]("crop", pixels, np.full(8100, 0.5))  # up to 4 px
+    moved = run("crop", pixels, np.full(8100, 0.5))  # up to 4 px
     rows, columns = moved.reshape(8100, 64).argmax(1) // 8, moved.reshape(8100, 64).argmax(1) % 8
     seen = moved.reshape(8100, 64).any(1)  # a move of +4 takes the dot out
     counts = np.bincount(rows[seen] * 8 + columns[seen], minlength=64)
@@ -285,10 +242,9 @@ def test_shift_fills_what_comes_in() -> None:
     assert (moved[1] == 9).all()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_mirrored_crop_is_a_window_of_the_mirrored_surroundings(engine: str) -> None:
+def test_a_mirrored_crop_is_a_window_of_the_mirrored_surroundings() -> None:
     pixels = photographs(200)
-    moved = ENGINES[engine]("crop_mirrored", pixels, np.full(200, 0.25))  # up to 8 px
+    moved = run("crop_mirrored", pixels, np.full(200, 0.25))  # up to 8 px
     places = set()
     for before, after in zip(pixels, moved, strict=True):
         wide = np.pad(before, ((8, 8), (8, 8), (0, 0)), mode="reflect")
@@ -306,20 +262,18 @@ def test_turned_corners_take_the_fill(interpolation: str) -> None:
     assert (turned[:, :, [0, 0, -1, -1], [0, -1, 0, -1]] == 200).all()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_cutout_blanks_one_square_that_may_hang_over_the_border(engine: str) -> None:
+def test_cutout_blanks_one_square_that_may_hang_over_the_border() -> None:
     pixels = np.zeros((400, 16, 16, 3), np.uint8)
-    blanked = (ENGINES[engine]("cutout", pixels, np.full(400, 0.5)) == 128).all(-1)
+    blanked = (run("cutout", pixels, np.full(400, 0.5)) == 128).all(-1)
     rows, columns = blanked.any(2).sum(1), blanked.any(1).sum(1)
     assert (blanked.sum((1, 2)) == rows * columns).all()
     assert rows.max() == columns.max() == 8
     assert rows.min() == columns.min() == 4
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_random_erasing_puts_noise_in_one_rectangle_of_the_published_size(engine: str) -> None:
+def test_random_erasing_puts_noise_in_one_rectangle_of_the_published_size() -> None:
     pixels = np.zeros((400, 32, 32, 3), np.uint8)
-    erased = ENGINES[engine]("random_erasing", pixels, np.full(400, 0.4))
+    erased = run("random_erasing", pixels, np.full(400, 0.4))
     areas = (erased.max(-1) > 0).sum((1, 2)) / 1024
     assert 0.005 < areas.min() < 0.06
     assert 0.33 < areas.max() <= 0.4

@@ -111,7 +111,6 @@ def test_the_divergence_counts_by_its_weight(workplace: Path) -> None:
     [
         ("augment.mixup=0.4", ("train.consistency: jsd", "augment.mixup=0.4 blends two", "set augment.mixup=0")),
         ("augment.cutmix=1", ("augment.cutmix=1 blends two",)),
-        ("augment.engine=per_image", ("needs 3 views of an image, and workers return one", "engine=per_batch")),
         ("augment.policy=basic", ("no more than move images", "augment.policy=[basic, augmix]")),
         ("train.consistency=kl", ("train.consistency", "'jsd'")),
     ],

@@ -24,7 +24,7 @@ from comp.data.images import fitted, read_image
 from comp.data.sources import open_source
 from comp.errors import DataError, Interrupted
 from comp.imaging import draws
-from tests.conftest import Result, write_config
+from tests.conftest import Changed, Result, write_config
 from tests.photographs import COLOURS, photograph, photographs_config, write_folders, write_kaggle
 from tests.test_run import assert_same_weights, the_run
 
@@ -287,7 +287,7 @@ def same(one: list[loading.Batch], other: list[loading.Batch]) -> bool:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")  # on a machine of two cores
 @pytest.mark.parametrize("workers", [0, 2, 3])
-@pytest.mark.parametrize("transform", [None, invert_some])
+@pytest.mark.parametrize("transform", [None, Changed(invert_some)])
 def test_batches_do_not_depend_on_workers_residence_or_where_an_epoch_begins(
     tmp_path: Path, workers: int, transform: loading.Transform | None
 ) -> None:
@@ -325,8 +325,8 @@ def test_an_error_in_a_worker_is_one_message(tmp_path: Path, workers: int) -> No
     with pytest.raises(DataError, match=r"no such file$"):
         epoch_of(loading.loader(train, CPU, stays=False, workers=workers))
     train = opened(tmp_path).train
-    with pytest.raises(DataError, match=r"came back as .*choose ops that keep its size"):
-        epoch_of(loading.loader(train, CPU, stays=False, workers=workers, transform=halve))
+    with pytest.raises(DataError, match=r"came back as .*choose transforms that keep its size"):
+        epoch_of(loading.loader(train, CPU, stays=False, workers=workers, transform=Changed(halve)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -430,7 +430,7 @@ def test_workers_augment_image_files_and_a_rehearsal_goes_through(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     values = photographs_config(write_folders(tmp_path / "data", train=16, val=4, test=4), "image_folder")
-    values["augment"] = {"engine": "per_image", "policy": "basic"}
+    values["augment"] = {"policy": "photo", "albumentations": [{"name": "GaussNoise", "p": 0.5}]}
     write_config(tmp_path / "small.yaml", values)
     for workers in (0, 2):
         result = comp("run", "small.yaml", f"data.workers={workers}", "--runs", f"runs{workers}")

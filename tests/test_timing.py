@@ -18,6 +18,7 @@ from comp.config import Config
 from comp.data.dataset import Dataset, open_dataset
 from comp.errors import ConfigError, Interrupted, RunError
 from comp.training import timing
+from tests.conftest import Changed
 from tests.test_run import assert_same_weights, the_run, weights_of
 
 FIXED = ("train.compile=false", "data.workers=2")
@@ -98,7 +99,7 @@ def test_workers_are_timed_where_images_pass_through_them() -> None:
         time.sleep(0.02)
         return image
 
-    choice = timing.choose_execution(Slow(slow_in_bf16=True), dataset, config, transform=slowly)
+    choice = timing.choose_execution(Slow(slow_in_bf16=True), dataset, config, transform=Changed(slowly))
     seconds = {name: taken for name, taken in choice.seconds_a_step.items() if name.endswith("workers")}
     assert choice.execution.workers > 0  # sleeping side by side is faster
     assert f"{choice.execution.workers} workers" in seconds

@@ -1,1 +1,1 @@
-"""Training-time augmentation: what (policies) and how (per image, per batch), and mixing of samples."""
+"""Training-time augmentation: what (policies), how (while an image is read, then in batches), and mixing of samples."""

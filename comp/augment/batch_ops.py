@@ -133,7 +133,7 @@ FUNCTIONS: dict[str, Function] = {
     "brightness": _enhanced(colour.brightness),
     "contrast": _enhanced(colour.contrast),
     "saturation": _enhanced(colour.saturation),
-    "sharpness": _enhanced(colour.sharpness),
+    "sharpness": _chunked(_enhanced(colour.sharpness)),
     "hue": _valued(colour.hue),
     "grayscale": _plain(colour.grayscale),
     "posterize": _valued(lambda images, bits: colour.posterize(images, bits.round())),

@@ -2,7 +2,7 @@
 
 A policy is a row of stages applied in turn. In a `Choice` each sample draws one branch and runs its ops one after
 another; each op draws whether it acts and how strongly. A `Mixture` blends several chains of ops
-with the image. `per_batch` runs a policy on tensors, `per_image` through albumentations.
+with the image. `per_batch` runs the stages on batches; what comes before them, `reading` does to one image at a time.
 """
 
 import json
@@ -62,6 +62,11 @@ OPS: dict[str, tuple[str, frozenset[str]]] = {
     "gamma": ("octaves of the exponent; above 0 darkens", frozenset({"brightness", "contrast"})),
 }
 
+# Likewise of the op that acts while an image is read, when all of its pixels are still there.
+READING_OPS: dict[str, tuple[str, frozenset[str]]] = {
+    "random_resized_crop": ("share of the image's area that is kept", frozenset()),
+}
+
 # What is defined by luma, hue or chroma, and so for colour (3 channels) and grey (1) alone.
 COLOUR_OPS = frozenset({"contrast", "saturation", "hue", "grayscale", "jpeg"})
 
@@ -82,7 +87,7 @@ class Op:
 
 @dataclass(frozen=True)
 class Foreign:
-    """A transform of albumentations by its own name and arguments: for `per_image` only."""
+    """A transform of albumentations by its own name and arguments."""
 
     name: str
     probability: float
@@ -94,7 +99,7 @@ class Foreign:
 class Choice:
     """One branch a sample; a branch's ops act in turn."""
 
-    branches: tuple[tuple[Op | Foreign, ...], ...]
+    branches: tuple[tuple[Op, ...], ...]
     weights: tuple[float, ...] = ()
     """How likely each branch is, above 0 and in any unit; empty: all equally."""
 
@@ -122,15 +127,19 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Policy:
-    """Stages applied in turn, and where they were published."""
+    """What happens to a training image: a crop while it is read, transforms of albumentations, and stages in turn."""
 
     stages: tuple[Choice | Mixture, ...]
     paper: str = ""
+    """Where it was published."""
+    crop: Op | None = None
+    """A `random_resized_crop`."""
+    foreign: tuple[Foreign, ...] = ()
 
     @property
-    def ops(self) -> frozenset[Op | Foreign]:
-        """Every op that the policy can draw."""
-        found: set[Op | Foreign] = set()
+    def ops(self) -> frozenset[Op]:
+        """Every op of ours that the policy can draw."""
+        found = {self.crop} if self.crop else set()
         for stage in self.stages:
             branches = (stage.ops,) if isinstance(stage, Mixture) else stage.branches
             found.update(op for branch in branches for op in branch)
@@ -144,7 +153,9 @@ class Policy:
     @property
     def imitates(self) -> frozenset[str]:
         """Corruptions of the suite that some op of the policy imitates."""
-        return frozenset().union(*(_imitated(op) for op in self.ops if op.probability > 0))
+        ours = ((OPS | READING_OPS)[op.name][1] for op in self.ops if op.probability > 0)
+        foreign = (FOREIGN_IMITATES.get(op.name, frozenset()) for op in self.foreign if op.probability > 0)
+        return frozenset().union(*ours, *foreign)
 
 
 # Transforms of albumentations that make one of the suite's corruptions, or nearly.
@@ -183,37 +194,63 @@ FOREIGN_IMITATES: dict[str, frozenset[str]] = {
 }
 
 
-def _imitated(op: Op | Foreign) -> frozenset[str]:
-    return OPS[op.name][1] if isinstance(op, Op) else FOREIGN_IMITATES.get(op.name, frozenset())
-
-
-def parse(row: Mapping[str, Any], where: str) -> Op | Foreign:
+def parse(row: Mapping[str, Any], where: str) -> Op:
     """Return the op that a row of `augment.ops` asks for.
 
     Args:
-        row: `{name, p, magnitude, signed}`, where `name` is a row of `OPS` and `magnitude` a number or [low, high]; or
-            `{name, p, ...}` with the name and arguments of a transform of albumentations (a capital first letter).
+        row: `{name, p, magnitude, signed}`, where `name` is a row of `OPS` or `READING_OPS` and `magnitude` a number or
+            [low, high].
         where: names the row in messages.
 
     Raises:
         ConfigError: an unknown name or key, or a value of the wrong kind.
     """
-    rest = dict(row)
-    name, probability = rest.pop("name", None), rest.pop("p", 1.0)
-    if not isinstance(name, str):
-        raise ConfigError(f"{where}: expected `name`, an op or a transform of albumentations, found {name!r}")
-    if isinstance(probability, bool) or not isinstance(probability, int | float) or not 0 <= probability <= 1:
-        raise ConfigError(f"{where}.p: expected a probability from 0 to 1, found {probability!r}")
+    name, probability, rest = _named(row, where, "an op")
     if name[:1].isupper():
-        return Foreign(name, float(probability), json.dumps(rest, sort_keys=True))
-    if name not in OPS:
-        raise ConfigError(f"{where}.name: {unknown('op', name, OPS)}; or any transform of albumentations by its name")
-    low, high = _range(rest.pop("magnitude", 0.0), where)
+        raise ConfigError(
+            f"{where}: {name} is a transform of albumentations, and these stand in a list of their own; move it to "
+            "augment.albumentations"
+        )
+    if name not in OPS | READING_OPS:
+        raise ConfigError(f"{where}.name: {unknown('op', name, OPS | READING_OPS)}")
+    low, high = _range(rest.pop("magnitude", _KEPT if name in READING_OPS else 0.0), where)
+    if name in READING_OPS and not 0 < low <= high <= 1:
+        raise ConfigError(f"{where}.magnitude: expected a share above 0, at most 1, or [low, high], found {low, high}")
     signed = rest.pop("signed", False)
     if rest or not isinstance(signed, bool):
         wrong = ", ".join(rest) or "signed"
         raise ConfigError(f"{where}: op '{name}' takes p, magnitude and signed (true or false); check {wrong}")
     return Op(name, float(probability), low, high, signed)
+
+
+def parse_foreign(row: Mapping[str, Any], where: str) -> Foreign:
+    """Return the transform that a row of `augment.albumentations` asks for.
+
+    Args:
+        row: `{name, p, ...}`: the name of a transform of albumentations and its arguments.
+        where: names the row in messages.
+
+    Raises:
+        ConfigError: no name, an op of ours, or no probability.
+    """
+    name, probability, rest = _named(row, where, "a transform of albumentations")
+    if name in OPS | READING_OPS:
+        raise ConfigError(f"{where}: {name} is an op, not a transform of albumentations; move it to augment.ops")
+    return Foreign(name, float(probability), json.dumps(rest, sort_keys=True))
+
+
+_KEPT = (0.08, 1.0)  # of the area by random_resized_crop, as GoogLeNet was trained
+
+
+def _named(row: Mapping[str, Any], where: str, what: str) -> tuple[str, float, dict[str, Any]]:
+    """Return a row's name and probability, and what is left of it."""
+    rest = dict(row)
+    name, probability = rest.pop("name", None), rest.pop("p", 1.0)
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: expected `name`, {what}, found {name!r}")
+    if isinstance(probability, bool) or not isinstance(probability, int | float) or not 0 <= probability <= 1:
+        raise ConfigError(f"{where}.p: expected a probability from 0 to 1, found {probability!r}")
+    return name, probability, rest
 
 
 def _range(magnitude: Any, where: str) -> tuple[float, float]:

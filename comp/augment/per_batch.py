@@ -1,4 +1,4 @@
-"""The on-device engine: a policy on a whole uint8 batch, every sample with its own draws.
+"""The engine: a policy's stages on a whole uint8 batch on the device, every sample with its own draws.
 
 All draws of a stage are made at once, for all samples. Samples that drew the same op are then brought next to each
 other (one row copy of the batch) and the op runs once on their slice. Grouping needs the group sizes on the host: one
@@ -18,8 +18,7 @@ from torch import Tensor
 
 from comp.augment.batch_ops import FUNCTIONS
 from comp.augment.distributions import beta, dirichlet
-from comp.augment.ops import Choice, Foreign, Mixture, Op, Policy
-from comp.errors import ConfigError
+from comp.augment.ops import Choice, Mixture, Op, Policy
 from comp.imaging import draws, geometry
 
 
@@ -28,7 +27,7 @@ def augment(images: Tensor, policy: Policy, keys: Tensor, *, turned: Tensor | No
 
     Args:
         images: [B, C, H, W] uint8; `COLOUR_OPS` want C 1 or 3; fastest in channels_last memory, which the result has.
-        policy: from `policies.resolve`.
+        policy: from `policies.resolve`; what it does while images are read is left to `reading`.
         keys: [B] int64 from `draws.keys(seed, epoch, indices)`, on the images' device.
         turned: [B] bool from `alternation`; only a policy with `alternating_flip` needs it.
     """
@@ -77,7 +76,7 @@ def _tabulate(choice: Choice, device: torch.device) -> _Table:
     slots = max(len(branch) for branch in choice.branches)
     names = tuple(dict.fromkeys(op.name for branch in choice.branches for op in branch))
     idle = Op(names[0], 0.0)
-    rows = [[*_own(branch), *[idle] * (slots - len(branch))] for branch in choice.branches]
+    rows = [[*branch, *[idle] * (slots - len(branch))] for branch in choice.branches]
 
     def column(value: Callable[[Op], float]) -> Tensor:
         return torch.tensor([[value(op) for op in row] for row in rows], dtype=torch.float32, device=device)
@@ -91,13 +90,6 @@ def _tabulate(choice: Choice, device: torch.device) -> _Table:
         column(lambda op: op.signed),
         column(lambda op: op.steps),
     )
-
-
-def _own(branch: tuple[Op | Foreign, ...]) -> list[Op]:
-    for op in branch:
-        if isinstance(op, Foreign):
-            raise ConfigError(f"augment.ops: albumentations' '{op.name}' needs augment.engine: per_image")
-    return [op for op in branch if isinstance(op, Op)]
 
 
 def _draw(choice: Choice, keys: Tensor, turned: Tensor | None) -> _Plan:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
-from comp.augment.ops import Choice, Mixture, Op, Policy, parse
+from comp.augment.ops import READING_OPS, Choice, Mixture, Op, Policy, parse, parse_foreign
 from comp.errors import ConfigError, unknown
 
 # Largest magnitudes of the AutoAugment search space, 10 levels, 9 the strongest: (at level 0, at level 9, signed).
@@ -161,6 +161,7 @@ _JITTER = (
     Op("saturation", 1.0, -0.4, 0.4),
     Op("hue", 1.0, -0.1, 0.1),
 )
+_MILD_JITTER = tuple(Op(name, 1.0, -0.2, 0.2) for name in ("brightness", "contrast", "saturation"))
 
 POLICIES: dict[str, Policy] = {
     "none": Policy(()),
@@ -177,6 +178,11 @@ POLICIES: dict[str, Policy] = {
         (Choice(((Op("random_erasing", 0.5, 0.4, 0.4),),)),), "Zhong et al. 2020, arXiv:1708.04896"
     ),
     "color_jitter": Policy((Choice(tuple(permutations(_JITTER))),), "Howard 2013, section 2.2, arXiv:1312.5402"),
+    "photo": Policy(
+        (Choice(((Op("flip", 0.5),),)), Choice(tuple(permutations(_MILD_JITTER)))),
+        "Szegedy et al. 2015, GoogLeNet, section 6, arXiv:1409.4842; Howard 2013, section 2.2, arXiv:1312.5402",
+        crop=Op("random_resized_crop", 1.0, 0.08, 1.0),
+    ),
     "rotation": Policy((Choice(((Op("rotate_bilinear", 1.0, -15.0, 15.0),),)),), "Simard et al. 2003, ICDAR"),
     "autoaugment_cifar10": Policy((_autoaugment(_CIFAR10),), "Cubuk et al. 2019, table 7, arXiv:1805.09501"),
     "autoaugment_imagenet": Policy((_autoaugment(_IMAGENET),), "Cubuk et al. 2019, table 9, arXiv:1805.09501"),
@@ -221,22 +227,39 @@ def check_channels(names: str | Sequence[str], ops: Sequence[Mapping[str, Any]],
         )
 
 
-def resolve(names: str | Sequence[str], ops: Sequence[Mapping[str, Any]] = ()) -> Policy:
-    """Return one policy: the named ones in turn, then free ops in turn.
+def resolve(
+    names: str | Sequence[str],
+    ops: Sequence[Mapping[str, Any]] = (),
+    albumentations: Sequence[Mapping[str, Any]] = (),
+) -> Policy:
+    """Return one policy: the named ones in turn, then free ops in turn; before all, transforms of albumentations.
 
     Args:
         names: rows of `POLICIES`.
         ops: rows of `augment.ops`; see `ops.parse`.
+        albumentations: rows of `augment.albumentations`; see `ops.parse_foreign`.
 
     Raises:
-        ConfigError: a name that no policy or op has, or a row that does not read.
+        ConfigError: a name that no policy or op has, a row that does not read, or two crops of one image.
     """
     names = [names] if isinstance(names, str) else list(names)
     for name in names:
         if name not in POLICIES:
             raise ConfigError(f"augment.policy: {unknown('policy', name, POLICIES)}")
     chosen = [POLICIES[name] for name in names]
-    if ops:
-        chosen.append(Policy((Choice((tuple(parse(row, f"augment.ops[{i}]") for i, row in enumerate(ops)),)),)))
-    stages = tuple(stage for policy in chosen for stage in policy.stages)
-    return Policy(stages, "; ".join(policy.paper for policy in chosen if policy.paper))
+    free = [parse(row, f"augment.ops[{number}]") for number, row in enumerate(ops)]
+    crops = [policy.crop for policy in chosen if policy.crop] + [op for op in free if op.name in READING_OPS]
+    if len(crops) > 1:
+        raise ConfigError(
+            f"augment: random_resized_crop is done once, while an image is read, and augment.policy and augment.ops "
+            f"ask for it {len(crops)} times; leave one"
+        )
+    stages = [stage for policy in chosen for stage in policy.stages]
+    if on_batches := tuple(op for op in free if op.name not in READING_OPS):
+        stages.append(Choice((on_batches,)))
+    return Policy(
+        tuple(stages),
+        "; ".join(policy.paper for policy in chosen if policy.paper),
+        crops[0] if crops else None,
+        tuple(parse_foreign(row, f"augment.albumentations[{number}]") for number, row in enumerate(albumentations)),
+    )

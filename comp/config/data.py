@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from comp.config.section import Broken, Fraction, FrozenMapping, Positive, Section, Size, UserPath, expecting
 
@@ -92,7 +93,8 @@ class DataConfig(Section):
     65535 of 16 bits; [lo, hi], what lies beyond is clipped."""
     loading: Literal["auto", "resident", "streamed"] = "auto"
     """`resident`: training images lie decoded on the training device; `streamed`: workers bring them batch by batch;
-    auto: resident where they take at most 4 GiB and a quarter of the free memory. The images are the same."""
+    auto: resident where they take at most 4 GiB and a quarter of the free memory. The images are the same. What workers
+    augment (`random_resized_crop`, `augment.albumentations`) passes through them either way."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
     """Processes that read streamed images; auto: timed for training, and one a core, at most 8, elsewhere; 0: the
     process itself."""
@@ -137,14 +139,19 @@ class DataConfig(Section):
 class AugmentConfig(Section):
     """What happens to training images."""
 
-    engine: Literal["auto", "per_batch", "per_image"] = "per_batch"
-    """`per_batch`: on the training device, a batch at a time; `per_image`: albumentations, in loader workers; `auto`:
-    the faster one on this machine with this policy, timed, and recorded because the two draw differently."""
+    engine: SkipJsonSchema[
+        Annotated[Literal["auto", "per_batch", "per_image"], Field(exclude_if=lambda engine: engine == "per_batch")]
+    ] = "per_batch"
+    """Of configs from when there were two engines; changes nothing, except that `per_image` is not trained any more."""
     policy: str | tuple[str, ...] = "none"
-    """A row of `comp.augment.policies.POLICIES`, or several, applied in turn."""
+    """A row of `comp.augment.policies.POLICIES`, or several, applied in turn, on whole batches; `photo` also crops
+    images while they are read."""
     ops: tuple[FrozenMapping, ...] = ()
     """Free ops after the policy, in turn: `{name: brightness, p: 0.5, magnitude: [-0.3, 0.3]}` for a row of
-    `comp.augment.ops.OPS`; for `per_image` also any transform of albumentations, `{name: GaussNoise, p: 0.2, ...}`."""
+    `comp.augment.ops.OPS`; and `{name: random_resized_crop, magnitude: [0.35, 1]}`, while an image is read."""
+    albumentations: tuple[FrozenMapping, ...] = ()
+    """Transforms of albumentations before the policy, in turn, by name and arguments: `{name: GaussNoise, p: 0.2,
+    std_range: [0.1, 0.2]}`. Loader workers apply them to each uint8 image; they must keep its size."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """MixUp's Beta(alpha, alpha); 0 is off."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0

@@ -159,6 +159,7 @@ def dump(config: Config) -> str:
 _LATER_KEYS: dict[str, dict[str, object]] = {
     "data": {"range": "auto", "label_pattern": ""},
     "data.csv": {"file_column": ""},
+    "augment": {"albumentations": []},
 }
 
 
@@ -174,6 +175,7 @@ def fingerprint(config: Config) -> str:
             section = section[name]
         for key in [key for key, default in keys.items() if section[key] == default]:
             del section[key]
+    values["augment"]["engine"] = config.augment.engine  # every hash has it, from when there were two
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -51,6 +51,9 @@ _FORMATS = (
 _TOGETHER = 64  # files handed to the threads at a time: progress and interruption come in between
 
 Resize = Literal["crop", "stretch", "letterbox"]
+Sides = tuple[int, int]  # height, width
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+Cut = Callable[[Sides, Sides], Box | None]  # (decoded, wanted sides) -> the part to bring to size; None: as configured
 Rows = slice | NDArray[np.int64]
 _Found = TypeVar("_Found")
 _ORIENTATION = 0x0112  # EXIF
@@ -107,10 +110,16 @@ class ImageFiles:
 
     def __getitem__(self, rows: "int | Rows") -> "NDArray[np.uint8] | ImageFiles":
         if isinstance(rows, int | np.integer):
-            if not self.paths[rows]:
-                return np.full((*self.size, 3), _GREY, np.uint8)
-            return fitted(read_image(Path(self.paths[rows]), self.scale), self.size, self.resize)
+            return self.cut(int(rows), lambda found, size: None)
         return replace(self, paths=self.paths[rows])
+
+    def cut(self, row: int, cut: Cut) -> NDArray[np.uint8]:
+        """Return an image, [H, W, 3], of which a part is brought to size."""
+        if not self.paths[row]:
+            return np.full((*self.size, 3), _GREY, np.uint8)
+        image = read_image(Path(self.paths[row]), self.scale)
+        box = cut((image.height, image.width), self.size)
+        return _resized(image, self.size, box) if box else fitted(image, self.size, self.resize)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         pixels = self.decoded()
@@ -129,6 +138,19 @@ class ImageFiles:
 
         in_threads(decode, range(len(self)), progress, f"decoding {name}")
         return pixels
+
+
+def cut_from(images: NDArray[np.uint8] | ImageFiles, row: int, cut: Cut) -> NDArray[np.uint8]:
+    """Return one image, [H, W, C] uint8, of which a part is brought to its size: of files before they are resized."""
+    if isinstance(images, ImageFiles):
+        return images.cut(row, cut)
+    image: NDArray[np.uint8] = images[row]
+    sides = (image.shape[0], image.shape[1])
+    box = cut(sides, sides)
+    if box is None:
+        return image
+    planes = [_resized(Image.fromarray(plane), sides, box) for plane in np.moveaxis(image, 2, 0)]
+    return np.stack(planes, axis=2)
 
 
 def reading_workers(wanted: int | Literal["auto"]) -> int:
@@ -290,13 +312,17 @@ def fitted(image: Image.Image, size: tuple[int, int], resize: Resize) -> NDArray
     if image.size != (width, height):
         if resize == "letterbox":
             return np.array(_with_bars(image, width, height))
-        box: tuple[float, float, float, float] = (0, 0, *image.size)
+        box: Box = (0, 0, *image.size)
         if resize == "crop":
             scale = min(image.width / width, image.height / height)
             left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
             box = (left, top, left + width * scale, top + height * scale)
-        image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+        return _resized(image, size, box)
     return np.array(image)
+
+
+def _resized(image: Image.Image, size: Sides, box: Box) -> NDArray[np.uint8]:
+    return np.array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box))
 
 
 def _with_bars(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from comp import plots, runs
-from comp.augment import mixing, per_batch, policies
+from comp.augment import mixing, per_batch, policies, reading
 from comp.config import Config
+from comp.data import loading
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, channel_statistics
 from comp.imaging import draws
@@ -85,16 +86,19 @@ def draw(config: Config, dataset: Dataset, folder: Path, *, augmented: bool) -> 
 def _augmented(
     config: Config, train: Split, rows: NDArray[np.int64], classes: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Return images [n, H, W, C] as the on-device engine and the mixing give them to epoch 1, and targets [n, K]."""
+    """Return images [n, H, W, C] as workers, policy and mixing give them to epoch 1, and targets [n, K]."""
     section = config.augment
     if section.mixup or section.cutmix:  # neighbours are mixed, and rows are sorted by class: let classes meet
         rows = rows[np.random.default_rng(config.seed).permutation(len(rows))]
-    images = torch.from_numpy(np.array(train.images[rows])).permute(0, 3, 1, 2)
+    policies.check_channels(section.policy, section.ops, train.image_shape[0])
+    policy = policies.resolve(section.policy, section.ops, section.albumentations)
+    reading.check(policy, train.image_shape)
+    transform = reading.of(policy, config.seed)
+    seen = [loading.read(train.images, int(row), _FIRST_EPOCH, transform) for row in rows]
+    images = torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2)
     indices = torch.from_numpy(rows)
     keys = draws.keys(config.seed, _FIRST_EPOCH, indices)
     turned = per_batch.alternation(config.seed, _FIRST_EPOCH, indices)
-    policies.check_channels(section.policy, section.ops, train.image_shape[0])
-    policy = policies.resolve(section.policy, section.ops)
     assert train.labels is not None
     how = mixing.Mixing(section.mixup, section.cutmix, section.switch_probability)
     mixed, targets = mixing.mix(

@@ -6,7 +6,7 @@ on (epoch, index) alone, so that neither the number of workers nor a resume in m
 
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -16,11 +16,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from comp.data.images import ImageFiles
+from comp.data.images import Box, ImageFiles, Sides, cut_from
 from comp.data.splits import Split
 from comp.errors import DataError, UserError
 
-Transform = Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]]  # (image [H, W, C], epoch, index) -> image
+
+class Transform(Protocol):
+    """What a worker does to an image, by its epoch and index alone; see `comp.augment.reading`."""
+
+    def box(self, found: Sides, size: Sides, epoch: int, index: int) -> Box | None:
+        """Return the part of an image, `found` large, that is brought to `size`; None: it is read as configured."""
+
+    def __call__(self, image: NDArray[np.uint8], epoch: int, index: int) -> NDArray[np.uint8]:
+        """Return the image, [H, W, C], changed; must keep its shape."""
+
+
 _Place = tuple[int, int]  # epoch, index
 
 _MOST_RESIDENT_BYTES = 4 << 30
@@ -98,7 +108,7 @@ class Streamed:
             split: labelled.
             device: where batches go.
             workers: processes; 0 reads in this one.
-            transform: augments one image, by its epoch and index alone; must keep its shape.
+            transform: what is done to each image.
         """
         assert split.labels is not None
         self._device = device
@@ -134,7 +144,7 @@ def loader(
         device: where batches go.
         stays: whether the pixels are to lie on the device; with a transform they go through workers all the same.
         workers: processes that read or transform.
-        transform: augments one image in a worker; None where nothing is done on the way.
+        transform: what is done to each image in a worker; None where nothing is done on the way.
     """
     if stays and transform is None:
         return resident(split, device)
@@ -213,18 +223,30 @@ class _Reader(Dataset[Any]):
     def __getitem__(self, place: _Place) -> "NDArray[np.uint8] | UserError":
         epoch, index = place
         try:
-            image: NDArray[np.uint8] = self._images[index]
-            if self._transform is None:
-                return image
-            changed = self._transform(np.array(image), epoch, index)
+            return read(self._images, index, epoch, self._transform)
         except UserError as error:
             return error
-        if changed.shape != image.shape or changed.dtype != np.uint8:
-            return DataError(
-                f"augment: an image {list(image.shape)} uint8 came back as {list(changed.shape)} {changed.dtype}; "
-                "choose ops that keep its size"
-            )
-        return changed
+
+
+def read(
+    images: NDArray[np.uint8] | ImageFiles, index: int, epoch: int, transform: Transform | None
+) -> NDArray[np.uint8]:
+    """Return an image as a training sees it in an epoch before its batch is augmented, [H, W, C] uint8.
+
+    Raises:
+        DataError: its file cannot be read, or a transform changed its shape.
+    """
+    if transform is None:
+        plain: NDArray[np.uint8] = images[index]
+        return plain
+    image = cut_from(images, index, lambda found, size: transform.box(found, size, epoch, index))
+    changed = transform(np.array(image), epoch, index)
+    if changed.shape != image.shape or changed.dtype != np.uint8:
+        raise DataError(
+            f"augment.albumentations: an image {list(image.shape)} uint8 came back as {list(changed.shape)} "
+            f"{changed.dtype}; choose transforms that keep its size"
+        )
+    return changed
 
 
 def _stack(items: "list[NDArray[np.uint8] | UserError]") -> "Tensor | UserError":

@@ -46,9 +46,9 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
     """Return images blended with their luma; `factor` [B]: 0 is grey, 1 the image (ImageEnhance.Color)."""
     if images.shape[1] == 1:
         return images
-    grey = luma(images)
-    factor = factor[:, None, None]
-    return _from_planes([_blend(grey, plane, factor) for plane in _planes(images)])
+    planes = _planes(images)
+    grey, factor = _luma_of(planes), factor[:, None, None]
+    return _from_planes([_blend(grey, plane, factor) for plane in planes])
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
@@ -94,8 +94,10 @@ def gamma(images: Tensor, octaves: Tensor) -> Tensor:
 
 def autocontrast(images: Tensor) -> Tensor:
     """Return images with each channel stretched to reach from 0 to 255; a flat channel stays (ImageOps)."""
-    flat = to_pixels(images).flatten(1, 2)  # [B, H W, C]
-    low, high = flat.amin(1).double()[..., None], flat.amax(1).double()[..., None]  # [B, C, 1]
+    B, C, _, W = images.shape
+    rows = to_pixels(images).flatten(2)  # [B, H, W C]: long inner rows keep the reduction vectorised
+    low = rows.amin(1).view(B, W, C).amin(1).double()[..., None]  # [B, C, 1]
+    high = rows.amax(1).view(B, W, C).amax(1).double()[..., None]
     scale = 255 / (high - low).clamp(min=1)
     levels = torch.arange(256, dtype=torch.float64, device=images.device)
     stretched = (levels * scale - low * scale).clamp(0, 255)
@@ -109,11 +111,11 @@ def equalize(images: Tensor) -> Tensor:
     entries = _entries(pixels, True)
     counts = torch.bincount(entries, minlength=B * C * 256).view(B, C, 256)
     # Pillow's step leaves out the pixels of the highest level that occurs.
-    highest = pixels.flatten(1, 2).amax(1).to(torch.int64)[..., None]  # [B, C, 1]
+    levels = torch.arange(256, device=images.device)
+    highest = torch.where(counts > 0, levels, 0).amax(2, keepdim=True)  # [B, C, 1]
     step = (H * W - counts.gather(2, highest)) // 255
     below = counts.cumsum(2) - counts
     table = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
-    levels = torch.arange(256, device=images.device)
     return _take(torch.where(step > 0, table, levels).to(torch.uint8), entries, pixels)
 
 
@@ -129,7 +131,11 @@ def luma(images: Tensor) -> Tensor:
     """Return [B, H, W] float32 whole numbers: Pillow's convert("L")."""
     if images.shape[1] == 1:
         return images[:, 0].to(torch.float32)
-    red, green, blue = _planes(images)
+    return _luma_of(_planes(images))
+
+
+def _luma_of(planes: list[Tensor]) -> Tensor:
+    red, green, blue = planes
     # In place from here on: fresh memory costs more than arithmetic on a CPU.
     return (red * _RED).add_(green * _GREEN).add_(blue * _BLUE).add_(32768).mul_(2.0**-16).floor_()
 

@@ -12,7 +12,7 @@ from comp.imaging import draws
 VIEWS = 3  # the clean one and two augmented ones
 
 # First stages that only move an image: the clean view has them too.
-_BASE = ("basic", "alternating_flip", "mirrored_crop")
+_BASE = ("basic", "alternating_flip", "mirrored_crop", "photo")
 _PURPOSE = 0x766965  # keeps the views' draws apart from the base's and the mixing's
 
 
@@ -20,7 +20,7 @@ def check(config: Config) -> None:
     """Refuse what `train.consistency` cannot go together with.
 
     Raises:
-        ConfigError: mixed images, augmentation in loader workers, or nothing to augment.
+        ConfigError: mixed images, or nothing to augment.
     """
     if config.train.consistency == "none":
         return
@@ -31,11 +31,6 @@ def check(config: Config) -> None:
             f"train.consistency: {config.train.consistency} compares views of one image, and augment.{name}={value:g} "
             f"blends two; set augment.{name}=0 or train.consistency=none"
         )
-    if section.engine == "per_image":
-        raise ConfigError(
-            f"train.consistency: {config.train.consistency} needs {VIEWS} views of an image, and workers return one; "
-            "set augment.engine=per_batch or train.consistency=none"
-        )
     if not split(policies.resolve(section.policy, section.ops))[1].stages:
         raise ConfigError(
             f"train.consistency: {config.train.consistency} compares augmented views, and augment.policy does no more "
@@ -45,7 +40,7 @@ def check(config: Config) -> None:
 
 def split(policy: Policy) -> tuple[Policy, Policy]:
     """Return what makes the clean view, a first stage that crops or flips or nothing, and what the views add to it."""
-    base = tuple(stage for name in _BASE for stage in policies.POLICIES[name].stages)
+    base = tuple(policies.POLICIES[name].stages[0] for name in _BASE)
     cut = 1 if policy.stages[:1] and policy.stages[0] in base else 0
     return Policy(policy.stages[:cut]), Policy(policy.stages[cut:])
 
@@ -53,8 +48,8 @@ def split(policy: Policy) -> tuple[Policy, Policy]:
 def views(images: Tensor, policy: Policy, keys: Tensor, *, turned: Tensor | None = None) -> Tensor:
     """Return the clean view of a batch and its augmented views, one after the other.
 
-    All views of an image share its crop and flip, as in AugMix's training (Hendrycks et al. 2020, arXiv:1912.02781);
-    what comes after has draws of its own in each.
+    All views of an image share its crop and flip, as in AugMix's training (Hendrycks et al. 2020, arXiv:1912.02781),
+    and what workers did to it; what comes after has draws of its own in each.
 
     Args:
         images: [B, C, H, W] uint8.

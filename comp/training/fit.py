@@ -304,9 +304,7 @@ def _augmented(session: Session, number: int, batch: Batch, keys: Tensor) -> Ten
     turned = per_batch.alternation(session.config.seed, number, batch.indices) if session.alternates else None
     if session.views > 1:
         return consistency.views(images, session.policy, keys, turned=turned)
-    if session.execution.engine == "per_batch":
-        return per_batch.augment(images, session.policy, keys, turned=turned)
-    return images  # workers have changed them
+    return per_batch.augment(images, session.policy, keys, turned=turned)
 
 
 def _training_images(session: Session, number: int, progress: Progress) -> Iterator[Tensor]:

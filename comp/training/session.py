@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
-from comp.augment import mixing, policies
+from comp.augment import mixing, policies, reading
 from comp.augment.ops import Policy
 from comp.config import Config
 from comp.data import loading
@@ -24,7 +24,7 @@ from comp.models.classifier import Classifier
 from comp.progress import Progress, quiet
 from comp.runs import Run
 from comp.tasks import TASKS
-from comp.training import budget, consistency, engine_choice, losses, optim, resolution, schedules
+from comp.training import budget, consistency, losses, optim, resolution, schedules
 from comp.training.budget import Pace
 from comp.training.checkpoint import Cursor, Stateful
 from comp.training.contest import Contest
@@ -142,9 +142,12 @@ def open_session(
     """
     team.check(config, dataset)
     began = time.perf_counter() if began is None else began
+    policy = policies.resolve(config.augment.policy, config.augment.ops, config.augment.albumentations)
     if dataset.resident:
         val = dataset.val and dataset.val.decoded(progress)
-        dataset = replace(dataset, train=dataset.train.decoded(progress), val=val)
+        # What is cropped before it is resized is read anew in every epoch.
+        train_split = dataset.train if policy.crop else dataset.train.decoded(progress)
+        dataset = replace(dataset, train=train_split, val=val)
     if fresh:
         _initialise(model, dataset)
     resolution.check(model, config.train.sizes, dataset.competition.image_shape)
@@ -156,7 +159,7 @@ def open_session(
         execution.torch_device,
         stays=dataset.resident,
         workers=execution.workers,
-        transform=engine_choice.in_workers(config, execution.engine),
+        transform=reading.of(policy, config.seed),
     )
     steps_per_epoch = len(train) // min(config.train.batch_size, len(train))
     norms = Norms(model.inner) if config.train.log_norms else NoNorms()
@@ -171,7 +174,7 @@ def open_session(
         norms=norms,
         contest=Contest(run, config, dataset, model, execution, average),
         train=train,
-        policy=policies.resolve(config.augment.policy, config.augment.ops),
+        policy=policy,
         mixing=mixing.Mixing(
             mixup=config.augment.mixup,
             cutmix=config.augment.cutmix,

@@ -300,6 +300,7 @@ def train(
     dataset: Dataset | None = None,
     execution: Execution | None = None,
     on_start: Callable[[Run, Classifier], None] = lambda run, model: None,
+    on_choice: Callable[[Choice], None] = lambda choice: None,
     on_epoch: OnEpoch = lambda epoch: None,
     progress: Progress = quiet,
     team: Alone = ALONE,
@@ -315,6 +316,7 @@ def train(
         dataset: from `prepare`, or prepared here.
         execution: recorded choices to reuse; None measures.
         on_start: called before the first step with the run's folder, just made, and the model, frozen as in epoch 1.
+        on_choice: called with how its steps are computed, and what was timed for it.
         on_epoch: called at every epoch's end; may return a `Stop`.
         progress: called at every step.
         team: the processes that train it together, of which this one leads; the others `follow`.
@@ -336,6 +338,7 @@ def train(
         division.save(run.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         choice = _reused(config, execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
+        on_choice(choice)
         _fit_and_score(
             run, config, dataset, model, choice.execution, resume=False, began=began, on_epoch=on_epoch,
             progress=progress, team=team, tracker=tracker,

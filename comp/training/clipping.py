@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from timm.utils.agc import adaptive_clip_grad
 from torch.nn import Parameter
 
 Clip = Callable[[Sequence[Parameter], float], object]
@@ -24,6 +23,8 @@ def adaptive(parameters: Sequence[Parameter], at: float) -> None:
 
     Adaptive gradient clipping (Brock et al. 2021, arXiv:2102.06171), by timm; the paper leaves the head out.
     """
+    from timm.utils.agc import adaptive_clip_grad
+
     adaptive_clip_grad(parameters, at)
 
 

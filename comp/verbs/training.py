@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from comp.verbs import importing
 from comp.verbs.options import (
     RUNS,
     Adapt,
@@ -54,12 +55,13 @@ def run(
 
     Example: comp run configs/quickstart.yaml
     """
-    from comp import config as configs
-    from comp import console, pipeline, predicting
-    from comp import runs as run_folders
-    from comp.errors import ConfigError
-    from comp.tracking import tracker as trackers
-    from comp.training import distributed
+    with importing():
+        from comp import config as configs
+        from comp import console, pipeline, predicting
+        from comp import runs as run_folders
+        from comp.errors import ConfigError
+        from comp.tracking import tracker as trackers
+        from comp.training import distributed
 
     distributed.refuse("comp run")
     given = {"predict.views": views, "predict.adapt": adapt}
@@ -103,9 +105,10 @@ def train(
 
     Example: comp train configs/quickstart.yaml train.epochs=3
     """
-    from comp import console, pipeline, signals
-    from comp import runs as run_folders
-    from comp.training import distributed
+    with importing():
+        from comp import console, pipeline, signals
+        from comp import runs as run_folders
+        from comp.training import distributed
 
     config, overrides, moved = _where_data_lie(config, overrides, resume)
     _demand_one(config, overrides, {"--resume": resume}, runs)
@@ -234,7 +237,8 @@ def _train(
         console.print_notes(dataset)
         found = pipeline.train(
             wanted, name=name, runs_root=runs, dataset=dataset, execution=execution,
-            on_start=_print_start, on_epoch=console.print_epoch, progress=progress, team=team, tracker=tracker,
+            on_start=_print_start, on_choice=console.print_choice, on_epoch=console.print_epoch, progress=progress,
+            team=team, tracker=tracker,
         )  # fmt: skip
     return found, dataset
 

@@ -484,19 +484,20 @@ def _fit_and_score(
     plots.curves(run.plot_path("curves"), run.history(), cursor.best_epoch)
     if session.norms.wanted:
         plots.norms(run.plot_path("norms"), run.table("norms.csv"))
-    loaded = Loaded(run, config, dataset.competition, model, execution, dataset)
-    final, averaged, best = score_weights(loaded, "final", progress), Scored(), Scored()
+    loaded = Loaded(run, config, dataset.competition, model, execution, session.dataset)
+    measured = session.contest.measured
+    final, averaged, best = score_weights(loaded, "final", progress, measured("final")), Scored(), Scored()
     average: dict[str, str] = {}
     if (run.path / "averaged.safetensors").exists():
         facts = weights.load_weights(model, run.path / "averaged.safetensors")
-        averaged = score_weights(loaded, "averaged", progress)
+        averaged = score_weights(loaded, "averaged", progress, measured("averaged"))
         average = {"method": config.train.average, "statistics": facts["statistics"]}
     elif config.train.average != "none":
         missing = f"ended in epoch {cursor.epoch}, before the averaged ones"
         average = {"method": config.train.average, "missing": missing}
     if (run.path / "best.safetensors").exists():
         weights.load_weights(model, run.path / "best.safetensors")
-        best = score_weights(loaded, "best", progress)
+        best = score_weights(loaded, "best", progress, measured("best"))
     if dataset.val is not None:
         tracker.show(run, dataset.val.images)
     trained = {

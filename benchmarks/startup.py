@@ -115,7 +115,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--to-first-step", "--runs", "{folder}/runs"]:
+    if sys.argv[1:2] == ["--to-first-step"]:
         train_to_first_step(sys.argv[2:])
     else:
         main()

@@ -1,6 +1,7 @@
 """How to run is measured, not guessed: the faster way is taken, and pixels, weights and bits never notice."""
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ FIXED = ("train.compile=false", "data.workers=2")
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What one test times is not known to another."""
     monkeypatch.setenv("COMP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(device, "is_busy", lambda: False)  # whatever else the machine does
     return tmp_path / "cache"
 
 
@@ -204,6 +206,18 @@ def test_a_cache_that_cannot_be_kept_costs_time_alone(monkeypatch: pytest.Monkey
         assert choice.execution.precision == "bf16"
         assert not choice.timed_before
         assert timed == ["precision and layout"]
+
+
+@pytest.mark.usefixtures("workplace")
+def test_what_is_timed_on_a_busy_machine_is_not_kept(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("COMP_CACHE", str(own_cache))
+    monkeypatch.chdir(own_cache.parent)
+    config, dataset = opened("train.precision=auto")
+    for load, kept in ((100.0 * (os.cpu_count() or 1), False), (0.0, True)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        timing.choose_execution(Slow(slow_in_bf16=False), dataset, config)
+        assert own_cache.exists() == kept
 
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

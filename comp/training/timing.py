@@ -4,8 +4,8 @@ Four questions, each asked only where the config leaves it open and the machine 
 and layout together, then threads, then torch.compile of the best so far, then loader workers where images are streamed.
 
 What was timed is kept in the user's cache folder (`comp.data.cache.user_folder`), and trials, folds and repeats decide
-by it without timing anything: a file for each machine, network, shape of images and batch size. A record that was made
-while the machine was busy may mislead; deleting the folder times anew.
+by it without timing anything: a file for each machine, network, shape of images and batch size. What is timed while
+more processes run than the machine has room for is not kept. Deleting the folder times anew.
 """
 
 import copy
@@ -171,7 +171,7 @@ class _Record:
         """Keep what was timed now, and return an empty text; where there was nothing to time, the file's name."""
         if not self._grew:
             return str(self._path)
-        if self._path:
+        if self._path and not device.is_busy():
             with suppress(RunError, OSError):  # a home that cannot be written costs time, never a run
                 runs.make_folder(self._path.parent)
                 runs.write_atomically(self._path, runs.to_json(self._seconds))

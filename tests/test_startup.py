@@ -67,6 +67,17 @@ def test_checking_a_config_of_ours_loads_torch_alone() -> None:
     assert "torch._dynamo" not in modules
 
 
+@pytest.mark.parametrize(
+    "command", [("diff", "a.csv", "b.csv"), ("check", "a.csv", "--format", "b.csv"), ("leaderboard",)]
+)
+def test_what_looks_at_files_never_loads_torch(tmp_path: Path, command: tuple[str, ...]) -> None:
+    for name, label in (("a.csv", "cat"), ("b.csv", "dog")):
+        rows = "".join(f"{number},{label if number % 3 else 'cow'}\n" for number in range(100))
+        (tmp_path / name).write_text(f"id,label\n{rows}")
+    modules = loaded(COMMAND, *command, cwd=tmp_path)
+    assert not modules & {"torch", "timm", "sklearn", "scipy", "matplotlib"}
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon"])
 def test_the_first_step_of_a_network_of_ours_loads_torch_alone(workplace: Path, optimizer: str) -> None:
     more = ["augment.mixup=0", f"optim.name={optimizer}", "train.precision=auto", "train.compile=auto"]

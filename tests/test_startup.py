@@ -78,9 +78,9 @@ def test_what_looks_at_files_never_loads_torch(tmp_path: Path, command: tuple[st
     assert not modules & {"torch", "timm", "sklearn", "scipy", "matplotlib"}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon", "sgd optim.lookahead.k=2"])
 def test_the_first_step_of_a_network_of_ours_loads_torch_alone(workplace: Path, optimizer: str) -> None:
-    more = ["augment.mixup=0", f"optim.name={optimizer}", "train.precision=auto", "train.compile=auto"]
+    more = ["augment.mixup=0", *f"optim.name={optimizer}".split(), "train.precision=auto", "train.compile=auto"]
     modules = loaded(FIRST_STEP, "train", "small.yaml", *more, cwd=workplace)
     assert "torch" in modules
     assert not modules & HEAVY

@@ -11,7 +11,7 @@ from torch import optim
 
 
 class Eager(optim.Optimizer):
-    """Goes before one of torch's optimizers among the bases, whose `step` it leaves to `undecorated`."""
+    """An optimizer whose methods are torch's own, undecorated; among bases it stands before torch's class."""
 
     add_param_group = inspect.unwrap(optim.Optimizer.add_param_group)
     zero_grad = inspect.unwrap(optim.Optimizer.zero_grad)

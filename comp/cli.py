@@ -1,5 +1,7 @@
 """The command line: which verbs there are, and how a command ends. `comp --help` never imports torch."""
 
+import atexit
+import gc
 import sys
 import traceback
 from collections.abc import Callable
@@ -39,6 +41,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     Args:
         arguments: instead of the process's own.
     """
+    atexit.register(gc.freeze)  # memory goes back with the process: no last search for garbage among all of torch
     sys.exit(_guarded(arguments))
 
 

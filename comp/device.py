@@ -280,6 +280,11 @@ def usable_cores() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def is_busy() -> bool:
+    """Tell whether, in the last minute, half as many processes again as there are cores wanted one: timings mislead."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
+
+
 def threads_worth_trying(device: str) -> list[int]:
     """Return thread counts to time, the plainest first: one a core that the process may use; and half of them where
     two such "cores" are one core's hyper-threads, which share the units that multiply.

@@ -312,6 +312,7 @@ def train(
     dataset: Dataset | None = None,
     execution: Execution | None = None,
     on_start: Callable[[Run, Classifier], None] = lambda run, model: None,
+    on_choice: Callable[[Choice], None] = lambda choice: None,
     on_epoch: OnEpoch = lambda epoch: None,
     progress: Progress = quiet,
     team: Alone = ALONE,
@@ -327,6 +328,7 @@ def train(
         dataset: from `prepare`, or prepared here.
         execution: recorded choices to reuse; None measures.
         on_start: called before the first step with the run's folder, just made, and the model, frozen as in epoch 1.
+        on_choice: called with how its steps are computed, and what was timed for it.
         on_epoch: called at every epoch's end; may return a `Stop`.
         progress: called at every step.
         team: the processes that train it together, of which this one leads; the others `follow`.
@@ -348,6 +350,7 @@ def train(
         division.save(run.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         choice = Choice(execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
+        on_choice(choice)
         _fit_and_score(
             run, config, dataset, model, choice.execution, resume=False, began=began, on_epoch=on_epoch,
             progress=progress, team=team, tracker=tracker,
@@ -497,19 +500,20 @@ def _fit_and_score(
     plots.curves(run.plot_path("curves"), run.history(), cursor.best_epoch)
     if session.norms.wanted:
         plots.norms(run.plot_path("norms"), run.table("norms.csv"))
-    loaded = Loaded(run, config, dataset.competition, model, execution, dataset)
-    final, averaged, best = score_weights(loaded, "final", progress), Scored(), Scored()
+    loaded = Loaded(run, config, dataset.competition, model, execution, session.dataset)
+    measured = session.contest.measured
+    final, averaged, best = score_weights(loaded, "final", progress, measured("final")), Scored(), Scored()
     average: dict[str, str] = {}
     if (run.path / "averaged.safetensors").exists():
         facts = weights.load_weights(model, run.path / "averaged.safetensors")
-        averaged = score_weights(loaded, "averaged", progress)
+        averaged = score_weights(loaded, "averaged", progress, measured("averaged"))
         average = {"method": config.train.average, "statistics": facts["statistics"]}
     elif config.train.average != "none":
         missing = f"ended in epoch {cursor.epoch}, before the averaged ones"
         average = {"method": config.train.average, "missing": missing}
     if (run.path / "best.safetensors").exists():
         weights.load_weights(model, run.path / "best.safetensors")
-        best = score_weights(loaded, "best", progress)
+        best = score_weights(loaded, "best", progress, measured("best"))
     if dataset.val is not None:
         tracker.show(run, dataset.val.images)
     trained = {

@@ -29,6 +29,8 @@ from comp.predictions import Predictions
 from comp.progress import Progress, quiet
 from comp.run_metrics import AccuracyEstimate, RunMetrics, SplitScores, WeightScores
 from comp.runs import Run
+from comp.training.selection import Scores
+from comp.training.validation import Measured
 
 
 @dataclass(frozen=True)
@@ -375,29 +377,41 @@ class Scored:
     thresholds: tuple[float, ...] = ()
 
 
-def score_weights(loaded: Loaded, which: str, progress: Progress) -> Scored:
+def score_weights(loaded: Loaded, which: str, progress: Progress, measured: Measured | None = None) -> Scored:
     """Score the weights in the model on clean validation, and the best ones on shifted validation too.
 
     Args:
         loaded: its model holds the weights.
         which: `best`, `averaged` or `final`: the file that they lie in.
         progress: called after every batch.
+        measured: what the training has just measured of them: it is not predicted again.
     """
     run, dataset, metric = loaded.run, loaded.dataset, loaded.competition.metric
+    before = measured or Measured(Scores())
     val, shifted, thresholds = None, None, None
     if dataset.val is not None:
-        found = _predict(loaded, dataset.val, which, progress)
+        found = _predicted(loaded, dataset.val, which, progress, before.val)
         if decisions.is_tuned(found, metric):
             thresholds = decisions.tune(found, metric)
         found = decisions.validated(found, metric)
         val = metrics.summary(found, metric)
         predictions.save(run.predictions_path("val" if which == "best" else f"val-{which}"), found)
     if dataset.ood_val is not None and which == "best":
-        found = replace(_predict(loaded, dataset.ood_val, which, progress), thresholds=thresholds)
+        found = _predicted(loaded, dataset.ood_val, which, progress, before.ood_val)
+        found = replace(found, thresholds=thresholds)
         shifted = metrics.shifted_summary(found, DISTORTIONS, metric)
         predictions.save(run.predictions_path("ood_val"), found)
     tuned = () if thresholds is None else tuple(map(float, thresholds))
     return Scored(WeightScores(val=val, ood_val=shifted), tuned)
+
+
+def _predicted(
+    loaded: Loaded, images: Split | Suite, which: str, progress: Progress, before: Predictions | None
+) -> Predictions:
+    """Return plain predictions by the weights in the model: those that were made of them before, or new ones."""
+    if before is None:
+        return _predict(loaded, images, which, progress)
+    return replace(before, made_by=_made_by(loaded, which, PLAIN, ""))
 
 
 def _decided(loaded: Trained, found: Predictions, name: str) -> Predictions:
@@ -424,9 +438,25 @@ def _predict(
     parts: Path | None = None,
 ) -> Predictions:
     """Predict with the weights in the model, which file `which` holds; `made_of` tells images apart for `parts`."""
+    return predict_with(
+        loaded.model,
+        images,
+        classes=loaded.competition.classes,
+        task=loaded.competition.task,
+        execution=loaded.execution,
+        batch_size=loaded.config.predict.batch_size,
+        made_by=_made_by(loaded, which, variant, made_of),
+        variant=variant,
+        parts=parts,
+        progress=progress,
+    )
+
+
+def _made_by(loaded: Trained, which: str, variant: Variant, made_of: str) -> dict[str, Any]:
+    """Return what predictions by the weights in file `which` are recorded with."""
     path = loaded.run.path / f"{which}.safetensors"
     layers = adapt.adaptable(loaded.model, variant.adapt)
-    made_by = {
+    return {
         "run": loaded.run.name,
         "weights": path.name,
         "weights_sha256": runs.sha256(path),
@@ -438,18 +468,6 @@ def _predict(
         "precision": loaded.execution.precision,
         "images": made_of,
     }
-    return predict_with(
-        loaded.model,
-        images,
-        classes=loaded.competition.classes,
-        task=loaded.competition.task,
-        execution=loaded.execution,
-        batch_size=loaded.config.predict.batch_size,
-        made_by=made_by,
-        variant=variant,
-        parts=parts,
-        progress=progress,
-    )
 
 
 def _made_of(loaded: Trained, images: Split | Suite) -> str:

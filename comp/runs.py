@@ -554,7 +554,7 @@ def describe_machine() -> dict[str, Any]:
         "argv": [hide_password(word) for word in sys.argv[1:]],
         "git": git_commit(),
         "versions": versions(),
-        "machine": {"system": platform.platform(), "processor": _processor(), "cpus": os.cpu_count()},
+        "machine": {"system": platform.platform(), "processor": processor(), "cpus": os.cpu_count()},
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -582,7 +582,7 @@ def git_commit() -> str:
         return ""
 
 
-def _processor() -> str:
+def processor() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -36,6 +36,14 @@ class Result:
     err: str
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keep what is timed out of the user's cache; tests of timing have folders of their own."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["COMP_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture
 def comp(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Run the command line in this process, through the same `main` as `comp`."""

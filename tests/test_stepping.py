@@ -257,6 +257,7 @@ def test_a_resume_keeps_the_parts_that_fitted(workplace: Path, monkeypatch: pyte
 
 
 def test_timing_makes_do_with_what_fits(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMP_CACHE", str(workplace / "cache"))
     hungry(monkeypatch, 10, MemoryError)
     run = pipeline.train(small("train.precision=auto", "train.compile=auto"))
     assert run.metrics().micro_batch == 8
@@ -267,6 +268,7 @@ def test_timing_makes_do_with_what_fits(workplace: Path, monkeypatch: pytest.Mon
 def test_memory_for_not_even_two_images_is_told(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, compile_: str
 ) -> None:
+    monkeypatch.setenv("COMP_CACHE", str(workplace / "cache"))
     hungry(monkeypatch, 1, MemoryError)
     with pytest.raises(RunError, match="out of memory with 2 images at a time"):
         pipeline.train(small(f"train.compile={compile_}"))

@@ -1,10 +1,13 @@
 """How to run is measured, not guessed: the faster way is taken, and pixels, weights and bits never notice."""
 
 import json
+import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +18,22 @@ from torch import Tensor, nn
 from comp import config as configs
 from comp import device, pipeline, predicting, runs
 from comp.config import Config
+from comp.data import cache
 from comp.data.dataset import Dataset, open_dataset
 from comp.errors import ConfigError, Interrupted, RunError
 from comp.training import timing
-from tests.conftest import Changed
+from tests.conftest import Changed, Result
 from tests.test_run import assert_same_weights, the_run, weights_of
 
 FIXED = ("train.compile=false", "data.workers=2")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What one test times is not known to another."""
+    monkeypatch.setenv("COMP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(device, "is_busy", lambda: False)  # whatever else the machine does
+    return tmp_path / "cache"
 
 
 class Slow(nn.Module):
@@ -38,6 +50,12 @@ class Slow(nn.Module):
             time.sleep(0.05)
         logits: Tensor = self.linear(images.flatten(1).float() / 255)
         return logits
+
+
+def slowly(image: NDArray[np.uint8], epoch: int, index: int) -> NDArray[np.uint8]:
+    """Return an image after a while, as a transform in a worker."""
+    time.sleep(0.02)
+    return image
 
 
 def opened(*overrides: str) -> tuple[Config, Dataset]:
@@ -94,11 +112,6 @@ def test_compile_true_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPa
 @pytest.mark.usefixtures("workplace")
 def test_workers_are_timed_where_images_pass_through_them() -> None:
     config, dataset = opened("data.workers=auto", "train.batch_size=8")
-
-    def slowly(image: NDArray[np.uint8], epoch: int, index: int) -> NDArray[np.uint8]:
-        time.sleep(0.02)
-        return image
-
     choice = timing.choose_execution(Slow(slow_in_bf16=True), dataset, config, transform=Changed(slowly))
     seconds = {name: taken for name, taken in choice.seconds_a_step.items() if name.endswith("workers")}
     assert choice.execution.workers > 0  # sleeping side by side is faster
@@ -110,6 +123,151 @@ def test_workers_are_timed_where_images_pass_through_them() -> None:
 def test_resident_images_need_no_timing_of_workers() -> None:
     config, dataset = opened("data.workers=auto")
     assert timing.choose_execution(Slow(slow_in_bf16=True), dataset, config).seconds_a_step == {}
+
+
+def timings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows by what is timed from here on."""
+    timed: list[str] = []
+    race, probe = timing._Trial._raced, timing._Trial._seconds_with_workers
+
+    def raced(self: Any, what: str, *more: Any) -> Any:
+        timed.append(what)
+        return race(self, what, *more)
+
+    def with_workers(self: Any, step: Any, workers: int, *more: Any) -> float:
+        timed.append(f"{workers} workers")
+        return probe(self, step, workers, *more)
+
+    monkeypatch.setattr(timing._Trial, "_raced", raced)
+    monkeypatch.setattr(timing._Trial, "_seconds_with_workers", with_workers)
+    return timed
+
+
+OPEN = ("train.precision=auto", "train.channels_last=auto", "data.workers=auto", "data.loading=streamed")
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_second_training_times_nothing_and_computes_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = timings(monkeypatch)
+    config, dataset = opened(*OPEN)
+    first = timing.choose_execution(Slow(slow_in_bf16=False), dataset, config, transform=Changed(slowly))
+    assert "precision and layout" in timed
+    assert "0 workers" in timed
+    assert not first.timed_before
+    timed.clear()
+    again, dataset = opened(*OPEN, "seed=1", "data.split_seed=1", "optim.lr=0.01", "train.epochs=7")  # another trial
+    second = timing.choose_execution(Slow(slow_in_bf16=False), dataset, again, transform=Changed(slowly))
+    assert timed == []
+    assert (second.execution, second.seconds_a_step) == (first.execution, first.seconds_a_step)
+    assert second.execution.precision == "bf16"
+    assert Path(second.timed_before).is_file()
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("change", ["train.batch_size=16", "model.args={depth: 3}", "train.micro_batch=8"])
+def test_what_a_step_depends_on_is_timed_anew(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    timed = timings(monkeypatch)
+    for overrides in ([], [change]):
+        timed.clear()
+        config, dataset = opened("train.precision=auto", *overrides)
+        timing.choose_execution(Slow(slow_in_bf16=False), dataset, config)
+        assert timed == ["precision and layout"]
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"precision and layout": {"fp32": -1.0}}', b'{"a": 3}'])
+def test_a_damaged_record_is_timed_anew_and_mended(
+    monkeypatch: pytest.MonkeyPatch, own_cache: Path, content: bytes
+) -> None:
+    timed = timings(monkeypatch)
+    config, dataset = opened("train.precision=auto")
+    timing.choose_execution(Slow(slow_in_bf16=False), dataset, config)
+    (record,) = (own_cache / "timing").iterdir()
+    record.write_bytes(content)
+    for times in (["precision and layout"], []):
+        timed.clear()
+        assert timing.choose_execution(Slow(slow_in_bf16=False), dataset, config).execution.precision == "bf16"
+        assert timed == times
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_cache_that_cannot_be_kept_costs_time_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    timed = timings(monkeypatch)
+    config, dataset = opened("train.precision=auto")
+    (tmp_path / "file").touch()  # where a folder is wanted: root may write into a folder of mode 500
+    places = [{"COMP_CACHE": str(tmp_path / "file")}, {"XDG_CACHE_HOME": str(tmp_path / "file")}, {}]
+    for place in places:
+        for name in ("COMP_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in place.items():
+            monkeypatch.setenv(name, value)
+        timed.clear()
+        choice = timing.choose_execution(Slow(slow_in_bf16=False), dataset, config)
+        assert choice.execution.precision == "bf16"
+        assert not choice.timed_before
+        assert timed == ["precision and layout"]
+
+
+@pytest.mark.usefixtures("workplace")
+def test_what_is_timed_on_a_busy_machine_is_not_kept(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("COMP_CACHE", str(own_cache))
+    monkeypatch.chdir(own_cache.parent)
+    config, dataset = opened("train.precision=auto")
+    for load, kept in ((100.0 * (os.cpu_count() or 1), False), (0.0, True)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        timing.choose_execution(Slow(slow_in_bf16=False), dataset, config)
+        assert own_cache.exists() == kept
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("COMP_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache.user_folder() is None
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cache.user_folder() == Path("/home/me/.cache/comp")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache.user_folder() == Path("/xdg/comp")
+    monkeypatch.setenv("COMP_CACHE", "/own")
+    assert cache.user_folder() == Path("/own")
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("rounds", "chosen"),
+    [
+        ([{0: 1.0, 1: 0.5, 2: 1.0}, {1: 0.5, 2: 1.0}], 1),
+        ([{0: 1.0, 1: 0.97, 2: 1.0}], 2),  # not worthwhile
+        ([{0: 1.0, 1: 0.5, 2: 1.0}, {1: 0.97, 2: 1.0}], 2),  # a moment's luck
+        ([{0: 0.6, 1: 0.7, 2: 1.0}, {0: 0.6, 1: 0.4, 2: 1.0}], 1),
+    ],
+)
+def test_the_usual_workers_stay_unless_others_are_faster_in_two_rounds(
+    monkeypatch: pytest.MonkeyPatch, rounds: list[dict[int, float]], chosen: int
+) -> None:
+    monkeypatch.setattr(device, "usable_cores", lambda: 2)
+    given = [taken for seconds in rounds for taken in sorted(seconds.items())]
+
+    def taken(self: Any, step: Any, workers: int, images: int, transform: Any) -> float:
+        count, seconds = given.pop(0)
+        assert count == workers
+        return seconds
+
+    monkeypatch.setattr(timing._Trial, "_seconds_with_workers", taken)
+    config, dataset = opened("data.workers=auto", "data.loading=streamed")
+    choice = timing.choose_execution(Slow(slow_in_bf16=True), dataset, config, transform=Changed(slowly))
+    assert choice.execution.workers == chosen
+    assert not given
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_training_says_where_its_choices_come_from(comp: Callable[..., Result]) -> None:
+    command = ("train", "small.yaml", "train.precision=auto", "train.epochs=1")
+    first, second = comp(*command), comp(*command, "seed=1")
+    assert "timed in" in first.err
+    assert "timed before on this machine" in " ".join(second.err.split())
+    recorded = [json.loads((run.path / "execution.json").read_text()) for run in runs.list_runs(Path("runs"))]
+    assert [bool(values["timed_before"]) for values in recorded] == [False, True]
 
 
 @pytest.mark.parametrize(("wished", "found"), [("1", 1), ("1,4", 1), ("4096", 0), ("", 0), ("0", 0), ("many", 0)])

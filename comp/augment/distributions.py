@@ -8,7 +8,6 @@ monotone and right at every step, so its distribution is never off by more than 
 from functools import lru_cache
 
 import torch
-from scipy.special import betaincinv  # type: ignore[import-untyped]
 from torch import Tensor
 
 from comp.imaging import draws
@@ -43,5 +42,7 @@ def dirichlet(alpha: float, width: int, keys: Tensor, draw: int) -> Tensor:
 @lru_cache(maxsize=32)
 def _inverse(a: float, b: float, device: torch.device) -> Tensor:
     """Return [_STEPS + 1] float32: the Beta(a, b) quantiles at evenly spaced probabilities."""
+    from scipy.special import betaincinv  # type: ignore[import-untyped]  # imported late, as all of scipy
+
     probabilities = torch.linspace(0, 1, _STEPS + 1, dtype=torch.float64)
     return torch.from_numpy(betaincinv(a, b, probabilities.numpy())).to(torch.float32).to(device)

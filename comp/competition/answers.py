@@ -6,14 +6,17 @@ A cell is written by the same row that later checks and reads it. All cells are 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from comp import class_names
 from comp.competition.spec import SubmissionFormat
 from comp.predictions import Predictions
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SHOWN = 5  # offending rows in a message
 _SUM_TOLERANCE = 1e-3  # of a row of probabilities, each rounded to eight digits
@@ -23,8 +26,8 @@ NO_ANSWER = frozenset({"", "nan", "na", "n/a", "none", "null"})
 Columns = list[list[str]]  # one list of cells for each answer column
 Write = Callable[[Predictions, SubmissionFormat], Columns]
 Problem = tuple[NDArray[np.bool_], str]  # rows that are wrong, and what every row should be
-Check = Callable[[pd.DataFrame, SubmissionFormat], Problem]
-Read = Callable[[pd.DataFrame, SubmissionFormat], NDArray[np.str_]]
+Check = Callable[["pd.DataFrame", SubmissionFormat], Problem]
+Read = Callable[["pd.DataFrame", SubmissionFormat], NDArray[np.str_]]
 
 
 def quoted(text: str) -> str:
@@ -32,8 +35,10 @@ def quoted(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in '",\r\n') else text
 
 
-def _numbers(table: pd.DataFrame, form: SubmissionFormat) -> NDArray[np.float64]:
+def _numbers(table: "pd.DataFrame", form: SubmissionFormat) -> NDArray[np.float64]:
     """Return the answer cells as numbers [N, columns]; NaN where a cell is none."""
+    import pandas as pd
+
     columns = [pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64) for name in form.columns]
     return np.stack(columns, 1)
 
@@ -90,7 +95,7 @@ def _write_ranked(rows: Predictions, form: SubmissionFormat) -> Columns:
     return [[_joined(row, form) for row in order]]
 
 
-def _check_label(table: pd.DataFrame, form: SubmissionFormat) -> Problem:
+def _check_label(table: "pd.DataFrame", form: SubmissionFormat) -> Problem:
     if form.wide:
         numbers = _numbers(table, form)
         return np.asarray(
@@ -113,17 +118,17 @@ def _labels_meant(form: SubmissionFormat) -> str:
     return "names" if form.any_text else "whole numbers from 0"
 
 
-def _check_labels(table: pd.DataFrame, form: SubmissionFormat) -> Problem:
+def _check_labels(table: "pd.DataFrame", form: SubmissionFormat) -> Problem:
     if form.wide:
         return np.asarray(~np.isin(_numbers(table, form), (0, 1)).all(1)), "0 or 1 in every column"
     return _check_list(table, form, len(form.texts) or None)
 
 
-def _check_ranked(table: pd.DataFrame, form: SubmissionFormat) -> Problem:
+def _check_ranked(table: "pd.DataFrame", form: SubmissionFormat) -> Problem:
     return _check_list(table, form, form.ranked)
 
 
-def _check_list(table: pd.DataFrame, form: SubmissionFormat, most: int | None) -> Problem:
+def _check_list(table: "pd.DataFrame", form: SubmissionFormat, most: int | None) -> Problem:
     known, cells = set(form.texts), table[form.columns[0]]
 
     def right(cell: str) -> bool:
@@ -140,53 +145,53 @@ def _check_list(table: pd.DataFrame, form: SubmissionFormat, most: int | None) -
     return ~cells.map(valid).to_numpy(bool), meant
 
 
-def _check_shares(table: pd.DataFrame, form: SubmissionFormat) -> Problem:
+def _check_shares(table: "pd.DataFrame", form: SubmissionFormat) -> Problem:
     numbers = _numbers(table, form)
     meant = "numbers from 0 to 1" if form.wide else "a number from 0 to 1"
     return np.asarray(~((numbers >= 0) & (numbers <= 1)).all(1)), meant
 
 
-def _check_probabilities(table: pd.DataFrame, form: SubmissionFormat) -> Problem:
+def _check_probabilities(table: "pd.DataFrame", form: SubmissionFormat) -> Problem:
     wrong, meant = _check_shares(table, form)
     wrong = wrong | ~(np.abs(_numbers(table, form).sum(1) - 1) <= _SUM_TOLERANCE)
     return wrong, f"{meant} that sum to 1"
 
 
-def _check_value(table: pd.DataFrame, form: SubmissionFormat) -> Problem:
+def _check_value(table: "pd.DataFrame", form: SubmissionFormat) -> Problem:
     return np.asarray(~np.isfinite(_numbers(table, form)).all(1)), "a finite number"
 
 
-def _read_cell(table: pd.DataFrame, form: SubmissionFormat) -> NDArray[np.str_]:
+def _read_cell(table: "pd.DataFrame", form: SubmissionFormat) -> NDArray[np.str_]:
     cells: NDArray[np.str_] = table[form.columns[0]].to_numpy().astype(np.str_)
     return cells
 
 
-def _read_label(table: pd.DataFrame, form: SubmissionFormat) -> NDArray[np.str_]:
+def _read_label(table: "pd.DataFrame", form: SubmissionFormat) -> NDArray[np.str_]:
     return _read_largest(table, form) if form.wide else _read_cell(table, form)
 
 
-def _read_largest(table: pd.DataFrame, form: SubmissionFormat) -> NDArray[np.str_]:
+def _read_largest(table: "pd.DataFrame", form: SubmissionFormat) -> NDArray[np.str_]:
     largest: NDArray[np.str_] = np.array(form.column_texts(), np.str_)[_numbers(table, form).argmax(1)]
     return largest
 
 
-def _read_flags(table: pd.DataFrame, form: SubmissionFormat) -> NDArray[np.str_]:
+def _read_flags(table: "pd.DataFrame", form: SubmissionFormat) -> NDArray[np.str_]:
     flags = _numbers(table, form) >= 0.5
     names = form.column_texts()
     return np.array([" ".join(name for name, flag in zip(names, row, strict=True) if flag) for row in flags], np.str_)
 
 
-def _read_labels(table: pd.DataFrame, form: SubmissionFormat) -> NDArray[np.str_]:
+def _read_labels(table: "pd.DataFrame", form: SubmissionFormat) -> NDArray[np.str_]:
     if form.wide:
         return _read_flags(table, form)
     return np.array([" ".join(sorted(cell.split(form.separator))) for cell in _read_cell(table, form)])
 
 
-def _read_probability(table: pd.DataFrame, form: SubmissionFormat) -> NDArray[np.str_]:
+def _read_probability(table: "pd.DataFrame", form: SubmissionFormat) -> NDArray[np.str_]:
     return np.where(_numbers(table, form)[:, 0] >= 0.5, "positive", "negative")
 
 
-def _read_first(table: pd.DataFrame, form: SubmissionFormat) -> NDArray[np.str_]:
+def _read_first(table: "pd.DataFrame", form: SubmissionFormat) -> NDArray[np.str_]:
     return np.array([cell.split(form.separator)[0] for cell in _read_cell(table, form)])
 
 
@@ -224,12 +229,12 @@ ANSWERS = {
 }
 
 
-def grades(table: pd.DataFrame, form: SubmissionFormat) -> NDArray[np.float64]:
+def grades(table: "pd.DataFrame", form: SubmissionFormat) -> NDArray[np.float64]:
     """Return the numbers of a graded answer's cells [N, columns]."""
     return _numbers(table, form)
 
 
-def problems(table: pd.DataFrame, form: SubmissionFormat) -> list[str]:
+def problems(table: "pd.DataFrame", form: SubmissionFormat) -> list[str]:
     """Return what is wrong with the answer cells of a table that has the format's columns."""
     wrong, meant = ANSWERS[form.answer].check(table, form)
     if not wrong.any():

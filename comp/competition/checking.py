@@ -6,15 +6,17 @@ are matched by id and columns by name: their order does not matter to Kaggle, an
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from comp.competition import answers, tables
 from comp.competition.answers import SHOWN
 from comp.competition.spec import SubmissionFormat
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Checked:
 
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    table: pd.DataFrame | None = None
+    table: "pd.DataFrame | None" = None
 
 
 def check(path: Path, form: SubmissionFormat) -> list[str]:
@@ -41,8 +43,10 @@ def check(path: Path, form: SubmissionFormat) -> list[str]:
     return list(check_table(tables.read(path), form).problems)
 
 
-def check_table(table: pd.DataFrame, form: SubmissionFormat) -> Checked:
+def check_table(table: "pd.DataFrame", form: SubmissionFormat) -> Checked:
     """Check a CSV's cells; see `check`."""
+    import pandas as pd
+
     expected, columns = list(form.header), list(map(str, table.columns))
     if sorted(columns) != sorted(expected) or columns[0] != expected[0]:
         return Checked((f"header: expected '{','.join(expected)}', found '{','.join(columns)}'",))
@@ -58,6 +62,8 @@ def check_table(table: pd.DataFrame, form: SubmissionFormat) -> Checked:
 
 
 def _id_problems(keys: NDArray[Any], ids: NDArray[np.str_]) -> list[str]:
+    import pandas as pd
+
     if len(keys) == len(ids) and bool((keys == ids).all()):
         return []
     problems = []

@@ -4,14 +4,16 @@ import re
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from comp.competition import tables
 from comp.errors import SubmissionError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _MOST_BLOCKS = 0.5  # of the rows: ids that end in numbers of their own are no blocks
 _LARGEST_EXACT = 2.0**53  # beyond it neighbouring whole numbers are one float
@@ -67,6 +69,8 @@ def compare(first: Path, second: Path) -> Differences:
     Raises:
         SubmissionError: one of them cannot be read, their columns differ, or an id stands twice.
     """
+    import pandas as pd
+
     left, right = tables.read(first), tables.read(second)
     columns, moved_columns = list(left.columns), list(right.columns)
     if columns != moved_columns:
@@ -92,8 +96,10 @@ def compare(first: Path, second: Path) -> Differences:
     )
 
 
-def _differs(left: pd.DataFrame, right: pd.DataFrame) -> NDArray[np.bool_]:
+def _differs(left: "pd.DataFrame", right: "pd.DataFrame") -> NDArray[np.bool_]:
     """Return whether any cell of a row [N] differs: by text, or by value where both are numbers."""
+    import pandas as pd
+
     differs = np.zeros(len(left), bool)
     for column in range(left.shape[1]):
         one, two = left.iloc[:, column].to_numpy(), right.iloc[:, column].to_numpy()
@@ -102,8 +108,10 @@ def _differs(left: pd.DataFrame, right: pd.DataFrame) -> NDArray[np.bool_]:
     return differs
 
 
-def _same_number(one: pd.Series, two: pd.Series) -> NDArray[np.bool_]:
+def _same_number(one: "pd.Series", two: "pd.Series") -> NDArray[np.bool_]:
     """Return whether two columns of different texts [N] hold the same number: `1` and `1.0`, `0.50` and `0.5`."""
+    import pandas as pd
+
     values = [pd.to_numeric(texts, errors="coerce").to_numpy(np.float64) for texts in (one, two)]
     same: NDArray[np.bool_] = values[0] == values[1]  # NaN, a text that is no number, equals nothing
     rows = np.flatnonzero(same & (np.abs(values[0]) >= _LARGEST_EXACT))
@@ -116,7 +124,7 @@ def _exact(text: str) -> Decimal | float:
     return Decimal(text.strip()) if _PLAIN.fullmatch(text.strip()) else float(text)
 
 
-def _block_names(ids: pd.Index) -> Any:
+def _block_names(ids: "pd.Index") -> Any:
     """Return each id without its last number; `all` for ids that are not numbered within blocks."""
     parts = ids.to_series().str.extract(r"^(.*)_\d+$")[0]
     if parts.isna().any() or parts.nunique() > _MOST_BLOCKS * len(parts):

@@ -14,10 +14,9 @@ that are never predicted or not written as their training labels.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from comp import class_names
@@ -25,6 +24,9 @@ from comp.competition import answers
 from comp.competition.answers import ANSWERS
 from comp.competition.spec import SubmissionFormat
 from comp.predictions import Targets
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LOPSIDED, MISLEADS = 0.25, 0.5  # of rows that would have to change their class
 CHANCE = 0.1  # of kappa; two submissions of 60 % accuracy have 0.3 and more
@@ -82,7 +84,7 @@ def _value(text: str) -> Decimal | str:
     return text if value is None else value
 
 
-def check_distribution(table: pd.DataFrame, form: SubmissionFormat, training: Sequence[int]) -> list[Doubt]:
+def check_distribution(table: "pd.DataFrame", form: SubmissionFormat, training: Sequence[int]) -> list[Doubt]:
     """Return what one valid submission gives away.
 
     Args:
@@ -124,7 +126,7 @@ def _lopsided(shares: Mapping[str, float], training: Mapping[str, int]) -> list[
 
 
 def check_agreement(
-    table: pd.DataFrame, earlier: pd.DataFrame, form: SubmissionFormat, blocks: Sequence[tuple[str, slice]] = ()
+    table: "pd.DataFrame", earlier: "pd.DataFrame", form: SubmissionFormat, blocks: Sequence[tuple[str, slice]] = ()
 ) -> tuple[float, list[Doubt]]:
     """Return the share of rows on which two submissions agree, and what that gives away.
 

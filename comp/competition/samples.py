@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import pandas as pd
-
 from comp.competition import tables
 from comp.competition.spec import Sample
 from comp.errors import SubmissionError, nearest
@@ -60,6 +58,8 @@ def read(path: Path) -> Sample:
     Raises:
         SubmissionError: it cannot be read, has no answer column or row, or lists an id twice.
     """
+    import pandas as pd
+
     table = tables.read_any(path, SubmissionError)
     header = tuple(map(str, table.columns))
     id_column, *columns = [column.strip() for column in header]

@@ -7,14 +7,16 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from comp import runs
 from comp.errors import SubmissionError, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SHOWN = 5  # offending ids in a message
 SEPARATORS = (",", ";", "\t")  # of cells; the first where nothing tells
@@ -22,7 +24,7 @@ _SEEN, _LINES = 1 << 16, 50  # characters and lines that the separator is told b
 _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
-def read(path: Path) -> pd.DataFrame:
+def read(path: Path) -> "pd.DataFrame":
     """Return a CSV's cells as text. Lines end in LF or all in CRLF; cells may be quoted.
 
     Raises:
@@ -37,7 +39,7 @@ def read(path: Path) -> pd.DataFrame:
     return _quoted(text, path) if '"' in text else _plain(text, path)
 
 
-def read_any(path: Path, error: type[UserError]) -> pd.DataFrame:
+def read_any(path: Path, error: type[UserError]) -> "pd.DataFrame":
     """Return the cells of a table that someone else wrote, as text: `007` stays `007`, a class `NA` a class, and the
     header as it is.
 
@@ -83,7 +85,9 @@ def separator_of(text: str) -> str:
     return max(even, key=lambda sign: even[sign], default=SEPARATORS[0])
 
 
-def _csv(text: str, path: Path, error: type[UserError]) -> pd.DataFrame:
+def _csv(text: str, path: Path, error: type[UserError]) -> "pd.DataFrame":
+    import pandas as pd
+
     try:
         # The header is read as a row: pandas would rename its blank and repeated cells, and drop a longer row's last.
         table = pd.read_csv(
@@ -95,7 +99,9 @@ def _csv(text: str, path: Path, error: type[UserError]) -> pd.DataFrame:
     return _with_header(table)
 
 
-def _parquet(path: Path, error: type[UserError]) -> pd.DataFrame:
+def _parquet(path: Path, error: type[UserError]) -> "pd.DataFrame":
+    import pandas as pd
+
     try:
         import pyarrow  # few need it
         from pyarrow import parquet
@@ -163,8 +169,10 @@ def _text(path: Path) -> str:
     return text.replace("\r\n", "\n")
 
 
-def _plain(text: str, path: Path) -> pd.DataFrame:
+def _plain(text: str, path: Path) -> "pd.DataFrame":
     """Return a text's cells; no quote is in it, so that a line is a row and every comma parts two cells."""
+    import pandas as pd
+
     content = np.frombuffer(text.encode(), np.uint8)
     commas, ends = np.flatnonzero(content == ord(",")), np.flatnonzero(content == ord("\n"))
     if content[-1] != ord("\n"):
@@ -177,8 +185,10 @@ def _plain(text: str, path: Path) -> pd.DataFrame:
     return _with_header(table)
 
 
-def _quoted(text: str, path: Path) -> pd.DataFrame:
+def _quoted(text: str, path: Path) -> "pd.DataFrame":
     """Return a text's cells, some of them quoted as RFC 4180 has it."""
+    import pandas as pd
+
     try:
         rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
@@ -197,14 +207,14 @@ def _demand_width(widths: NDArray[np.int64], path: Path) -> None:
         )
 
 
-def _with_header(table: pd.DataFrame) -> pd.DataFrame:
+def _with_header(table: "pd.DataFrame") -> "pd.DataFrame":
     """Return the rows below the first, which names the columns; names may be equal."""
     body = table.iloc[1:].reset_index(drop=True)
     body.columns = table.iloc[0].tolist()
     return body
 
 
-def size(table: pd.DataFrame) -> str:
+def size(table: "pd.DataFrame") -> str:
     """Return `3 rows of 2 columns`."""
     return f"{len(table):,} rows of {len(table.columns)} columns"
 

@@ -8,9 +8,9 @@ numbers among numbers, probabilities that sum to 1 where most rows do.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from comp import runs
@@ -19,6 +19,9 @@ from comp.competition.answers import NO_ANSWER
 from comp.competition.formats import Derived
 from comp.competition.spec import Sample, SubmissionFormat
 from comp.errors import SubmissionError, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _NEARLY_ONE = 0.01  # of a sample's rounded probabilities
 _SUM_TOLERANCE = 1e-3  # as of `comp.competition.answers`
@@ -49,6 +52,8 @@ def from_sample(path: Path, submitted: Path) -> Derived:
 
 def _beside(sample: Sample, submitted: Path) -> tuple[SubmissionFormat | None, tuple[str, ...]]:
     """Return the format of a CSV's sidecar, None where there is none or it is of something else; and what to say."""
+    import pandas as pd
+
     sidecar = submission.sidecar_path(submitted)
     if not sidecar.exists():
         return None, ()
@@ -66,7 +71,7 @@ def _beside(sample: Sample, submitted: Path) -> tuple[SubmissionFormat | None, t
     return form, (f"judged by {sidecar.name}, whose header and ids are those of {sample.path}",)
 
 
-def _narrow(sample: Sample, form: SubmissionFormat, given: pd.DataFrame | None) -> Derived:
+def _narrow(sample: Sample, form: SubmissionFormat, given: "pd.DataFrame | None") -> Derived:
     """Return how one answer column is meant."""
     seen = [cell for (cell,) in dict.fromkeys(sample.cells) if cell.strip()]
     blanks = len(seen) < len(set(sample.cells))
@@ -141,7 +146,7 @@ def _whole(cell: str) -> bool:
     return shown.number(cell) is not None and not shown.fractional(shown.number(cell))
 
 
-def _named_like_nothing(column: pd.Series) -> list[str]:
+def _named_like_nothing(column: "pd.Series") -> list[str]:
     """Return the doubt that `nan` or `none` is a class."""
     rows = column[column.map(lambda cell: bool(cell.strip()) and cell.strip().lower() in NO_ANSWER)]
     if rows.empty:
@@ -149,7 +154,7 @@ def _named_like_nothing(column: pd.Series) -> list[str]:
     return [f"{len(rows):,} rows hold {rows.iloc[0]!r}, which is read as a label of that name, not as no answer"]
 
 
-def _wide(sample: Sample, form: SubmissionFormat, given: pd.DataFrame | None) -> Derived:
+def _wide(sample: Sample, form: SubmissionFormat, given: "pd.DataFrame | None") -> Derived:
     """Return how a column for each class is meant.
 
     Raises:
@@ -178,8 +183,10 @@ def _wide(sample: Sample, form: SubmissionFormat, given: pd.DataFrame | None) ->
     return Derived(form, (), (doubt,))
 
 
-def _by_rows(given: pd.DataFrame | None) -> str:
+def _by_rows(given: "pd.DataFrame | None") -> str:
     """Return how most rows of a file are meant."""
+    import pandas as pd
+
     if given is None:
         return "independent"
     columns = [pd.to_numeric(given[name], errors="coerce").to_numpy(np.float64) for name in given.columns]

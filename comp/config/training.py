@@ -124,7 +124,8 @@ class TrainConfig(Section):
     """By how much more than this the loss must exceed its best, for `overfit_patience`; in nats."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: timed on a few steps and recorded in the run's execution.json; fp16, for older GPUs, scales the loss."""
+    """auto: timed on a few steps, kept for this machine (~/.cache/comp; deleting that times anew) and recorded in the
+    run's execution.json; fp16, for older GPUs, scales the loss."""
     channels_last: Literal["auto"] | bool = "auto"
     """Memory layout of images and weights; auto: timed together with precision."""
     threads: Annotated[int, Field(ge=0)] = 0

@@ -16,7 +16,7 @@ from comp.console.things import (
     print_models,
     print_notes,
 )
-from comp.console.training import print_epoch, print_norms, print_rate_search, print_start
+from comp.console.training import print_choice, print_epoch, print_norms, print_rate_search, print_start
 
 __all__ = [
     "MOST_COUNTED_MODELS",
@@ -25,6 +25,7 @@ __all__ = [
     "board_cells",
     "metric_heads",
     "print_answers",
+    "print_choice",
     "print_contents",
     "print_dataset",
     "print_epoch",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from comp.runs import Run
     from comp.training.fit import Epoch
     from comp.training.lr_find import Found
+    from comp.training.timing import Choice
 
 from comp.console.output import err, out, print_line
 
@@ -23,6 +24,20 @@ def print_start(run: "Run", rows: "Sequence[Block]", origin: str) -> None:
     table.add_section()
     table.add_row("all", f"{sum(r.parameters for r in rows):,}", f"{sum(r.trainable for r in rows):,}", "")
     err.print(table)
+
+
+def print_choice(choice: "Choice") -> None:
+    """Print how steps are computed where that was timed, now or before."""
+    if not choice.seconds_a_step:
+        return
+    execution, took = choice.execution, f"timed in {choice.timing_seconds:.1f} s"
+    layout = "channels_last" if execution.channels_last else "channels_first"
+    compiled = ", compiled" if execution.compiled else ""
+    why = f"timed before on this machine, {choice.timed_before}" if choice.timed_before else took
+    err.print(
+        f"computes in {execution.precision} {layout}{compiled} with {execution.threads} threads and "
+        f"{execution.workers} workers ({why})"
+    )
 
 
 def print_epoch(epoch: "Epoch") -> None:

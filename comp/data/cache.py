@@ -1,10 +1,11 @@
-"""Facts that took a pass over the data, kept as small JSON files under `data.root`/.comp-cache.
+"""Facts that took a pass over the data, kept as small JSON files under `data.root`/.comp-cache; the user's own folder.
 
 A key is a hash of all that the facts depend on, so that nothing here ever has to be thrown away by hand. A cache that
 cannot be read or written costs time, never a run.
 """
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from comp import runs
 from comp.errors import RunError
 
 FOLDER = ".comp-cache"
+# Environment variable -> folder below it; the first that is set counts.
+_USER_FOLDERS = {"COMP_CACHE": "", "XDG_CACHE_HOME": "comp", "LOCALAPPDATA": "comp/cache", "HOME": ".cache/comp"}
 _RULES = 2  # goes into every key: raised when a computation changes, which makes old facts unreachable
 
 
@@ -35,3 +38,14 @@ def remembered(root: Path, kind: str, key: str, compute: Callable[[], dict[str, 
             path.parent.mkdir(exist_ok=True)
             runs.write_atomically(path, runs.to_json(facts))
     return facts
+
+
+def user_folder() -> Path | None:
+    """Return the folder for what belongs to the user and machine: COMP_CACHE, or `comp` where caches are kept.
+
+    None without a home: then nothing is kept.
+    """
+    for name, below in _USER_FOLDERS.items():
+        if root := os.environ.get(name):
+            return Path(root, below)
+    return None

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from comp import runs
 from comp.config import DataConfig
@@ -185,11 +184,32 @@ def _hold_by_class(labels: Targets, size: float | int, seed: int, groups: Rows |
     classes = labels.astype(np.int64)
     if groups is not None:
         return _held_groups(classes, groups, size, seed)
-    try:
-        _, held = train_test_split(np.arange(len(classes)), test_size=size, random_state=seed, stratify=classes)
-    except ValueError:  # a class of one image, or fewer held-out images than classes
-        held = _hold_nearly_by_class(classes, size, seed)
-    return np.sort(held)
+    members, wanted = _members(classes), size if isinstance(size, int) else math.ceil(size * len(classes))
+    if min(map(len, members)) < 2 or len(members) > min(wanted, len(classes) - wanted):
+        return _hold_nearly_by_class(classes, size, seed)
+    draw = np.random.RandomState(seed)
+    counts = np.array([len(rows) for rows in members])
+    stay = _likeliest_counts(counts, len(classes) - wanted, draw)
+    leave = _likeliest_counts(counts - stay, wanted, draw)
+    orders = [draw.permutation(rows) for rows in members]
+    held = [rows[kept : kept + taken] for rows, kept, taken in zip(orders, stay, leave, strict=True)]
+    return np.sort(np.concatenate(held))
+
+
+def _likeliest_counts(counts: Rows, drawn: int, draw: np.random.RandomState) -> Rows:
+    """Return how many of each class most likely are among `drawn` images; ties are drawn.
+
+    With what `_hold_by_class` does, these are the numbers that scikit-learn's `train_test_split` draws, which runs were
+    divided by before: it takes a second to import.
+    """
+    shares = counts / counts.sum() * drawn
+    found = np.floor(shares)
+    for remainder in np.unique(shares - found)[::-1]:
+        if lacking := int(drawn - found.sum()):
+            tied = np.flatnonzero(shares - np.floor(shares) == remainder)
+            found[draw.choice(tied, min(len(tied), lacking), replace=False)] += 1
+    likeliest: Rows = found.astype(np.int64)
+    return likeliest
 
 
 def _hold_nearly_by_class(classes: Rows, size: float | int, seed: int) -> Rows:
@@ -235,11 +255,13 @@ def _hold_plainly(labels: Targets, size: float | int, seed: int, groups: Rows | 
     one_class = np.zeros(len(labels), np.int64)
     if groups is not None:
         return _held_groups(one_class, groups, size, seed)
-    _, held = train_test_split(np.arange(len(labels)), test_size=size, random_state=seed)
-    return np.sort(held)
+    wanted = size if isinstance(size, int) else math.ceil(size * len(labels))
+    return _sample_plainly(labels, wanted, seed)
 
 
 def _fold_by_class(labels: Targets, folds: int, number: int, seed: int, groups: Rows | None) -> Rows:
+    from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
+
     classes = labels.astype(np.int64)
     cutter = StratifiedKFold if groups is None else StratifiedGroupKFold
     if groups is None and np.bincount(classes).max() < folds:  # no class can be in every fold
@@ -251,6 +273,8 @@ def _fold_by_class(labels: Targets, folds: int, number: int, seed: int, groups: 
 
 
 def _fold_plainly(labels: Targets, folds: int, number: int, seed: int, groups: Rows | None) -> Rows:
+    from sklearn.model_selection import KFold, StratifiedGroupKFold
+
     one_class = np.zeros(len(labels), np.int64)
     cutter = KFold if groups is None else StratifiedGroupKFold
     cuts = list(cutter(folds, shuffle=True, random_state=seed).split(one_class, one_class, groups))

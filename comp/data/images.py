@@ -17,7 +17,7 @@
 import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -27,6 +27,7 @@ from PIL import Image, ImageOps, features
 
 from comp.data import archives, ranges
 from comp.data.ranges import Depth, Scale
+from comp.data.readers import Readers
 from comp.device import default_workers
 from comp.errors import DataError
 from comp.progress import Progress, quiet
@@ -57,6 +58,7 @@ Cut = Callable[[Sides, Sides], Box | None]  # (decoded, wanted sides) -> the par
 Rows = slice | NDArray[np.int64]
 _Found = TypeVar("_Found")
 _ORIENTATION = 0x0112  # EXIF
+_NO_READERS = Readers()  # a batch on its way must not keep its own workers alive
 _SAMPLES = 277  # TIFF: values of a pixel
 
 
@@ -77,6 +79,7 @@ class ImageFiles:
         unreadable: names of files of that list that hold no image, and ids without a file.
         depth: what those with more than 8 bits a pixel hold; None where there are none.
         scale: the values of theirs that become black and white; None: the range of each file's type.
+        readers: the workers that decode where images are streamed, shared by all that is taken from the same list.
     """
 
     paths: NDArray[np.str_]
@@ -88,6 +91,7 @@ class ImageFiles:
     unreadable: tuple[str, ...] = ()
     depth: Depth | None = None
     scale: Scale | None = None
+    readers: Readers = field(default_factory=Readers, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -124,6 +128,10 @@ class ImageFiles:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         pixels = self.decoded()
         return pixels if dtype is None else pixels.astype(dtype, copy=False)
+
+    def bare(self) -> "ImageFiles":
+        """Return what a worker needs to decode them."""
+        return replace(self, notes=(), unreadable=(), readers=_NO_READERS)
 
     def decoded(self, progress: Progress = quiet, name: str = "images") -> NDArray[np.uint8]:
         """Return all pixels, [N, H, W, 3]; threads decode.

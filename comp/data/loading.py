@@ -4,9 +4,7 @@ Both loaders give the same batches: an epoch's order comes from outside, and wha
 on (epoch, index) alone, so that neither the number of workers nor a resume in mid-epoch can be told from the pixels.
 """
 
-import signal
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -14,9 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from comp.data.images import Box, ImageFiles, Sides, cut_from
+from comp.data.readers import Plan, or_raise
+from comp.data.readers import loader as loader_of
 from comp.data.splits import Split
 from comp.errors import DataError, UserError
 
@@ -113,9 +113,13 @@ class Streamed:
         assert split.labels is not None
         self._device = device
         self._labels = torch.from_numpy(split.labels.copy()).to(device)  # [N]
-        self._plan = _Plan()
-        pinned = device.type == "cuda"
-        self._loader = _data_loader(split.images, self._plan, workers, transform, pinned=pinned, stay=workers > 0)
+        self._images, self._workers = split.images, workers
+        # Files as they are, are decoded by the workers that validation has too.
+        self._shares = transform is None and workers > 0 and isinstance(split.images, ImageFiles)
+        self._plan = Plan()
+        self._loader = loader_of(
+            _Reader(split.images, transform), self._plan, workers, _stack, pinned=self._device.type == "cuda"
+        )
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -128,10 +132,17 @@ class Streamed:
         """
         steps = range(start, len(order) // batch_size)
         cuts = [order[step * batch_size : (step + 1) * batch_size] for step in steps]
-        self._plan.batches = [[(epoch, index) for index in cut.tolist()] for cut in cuts]
-        for step, indices, pixels in zip(steps, cuts, self._loader, strict=True):
-            images = _or_raise(pixels).to(self._device, non_blocking=True)  # [B, H, W, C]
+        for step, indices, pixels in zip(steps, cuts, self._pixels(cuts, epoch), strict=True):
+            images = pixels.to(self._device, non_blocking=True)  # [B, H, W, C]
             yield Batch(step, indices, images.permute(0, 3, 1, 2), self._labels[indices])
+
+    def _pixels(self, cuts: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
+        if isinstance(self._images, ImageFiles) and self._shares:
+            parts = [self._images[cut.cpu().numpy()].bare() for cut in cuts]
+            pinned = self._device.type == "cuda"
+            return self._images.readers.batches(parts, self._workers, pinned=pinned, exact=True)
+        self._plan.batches = [[(epoch, index) for index in cut.tolist()] for cut in cuts]
+        return map(or_raise, self._loader)
 
 
 def loader(
@@ -193,29 +204,13 @@ def chunks(split: Split, batch_size: int) -> Iterator[NDArray[np.uint8]]:
         for start in starts:
             yield np.array(images[start : start + batch_size])  # a copy: memory maps are read-only
         return
-    rows = [[(0, row) for row in range(start, min(start + batch_size, len(split)))] for start in starts]
-    for pixels in _data_loader(images, rows, images.workers, None, pinned=False, stay=False):
-        yield _or_raise(pixels).numpy()
-
-
-class _Plan:
-    """The batches of the epoch at hand: a `DataLoader` that keeps its workers asks anew for each epoch."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[_Place]] = []
-
-    def __iter__(self) -> Iterator[list[_Place]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
+    parts = [images[start : start + batch_size].bare() for start in starts]
+    for pixels in images.readers.batches(parts, images.workers):
+        yield pixels.numpy()
 
 
 class _Reader(Dataset[Any]):
-    """One image for each (epoch, index), or the error that reading it ended in.
-
-    An error is passed on as a value: raised in a worker, torch would wrap its one message into a traceback.
-    """
+    """One image for each (epoch, index), or the error that reading it ended in; see `or_raise`."""
 
     def __init__(self, images: NDArray[np.uint8] | ImageFiles, transform: Transform | None) -> None:
         self._images, self._transform = images, transform
@@ -256,38 +251,3 @@ def _stack(items: "list[NDArray[np.uint8] | UserError]") -> "Tensor | UserError"
             return item
         arrays.append(item)
     return torch.from_numpy(np.stack(arrays))  # [B, H, W, C]
-
-
-def _or_raise(pixels: "Tensor | UserError") -> Tensor:
-    if isinstance(pixels, UserError):
-        raise pixels
-    return pixels
-
-
-def _data_loader(
-    images: NDArray[np.uint8] | ImageFiles,
-    plan: Iterable[list[_Place]],
-    workers: int,
-    transform: Transform | None,
-    *,
-    pinned: bool,
-    stay: bool,
-) -> "DataLoader[Any]":
-    return DataLoader(
-        _Reader(images, transform),
-        batch_sampler=plan,
-        num_workers=workers,
-        collate_fn=_stack,
-        pin_memory=pinned,
-        persistent_workers=stay,
-        worker_init_fn=_begin_worker,
-        generator=torch.Generator(),  # else every iterator would draw from the global one
-    )
-
-
-def _begin_worker(number: int) -> None:
-    """Leave signals to the process that trains, and cores to the other workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if "cv2" in sys.modules:
-        sys.modules["cv2"].setNumThreads(0)

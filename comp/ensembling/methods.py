@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize, minimize_scalar  # type: ignore[import-untyped]
 
 from comp.ensembling.scoring import Scorer
 from comp.ensembling.spaces import LEAST_LOG, Probabilities, Space, Stack, Values
@@ -195,6 +194,8 @@ def stack(data: FitData) -> Fitted:
 
 def _sharpness(logits: NDArray[np.float32], labels: Labels) -> float:
     """Return what logits are best multiplied by: the mean of independent members is less sure than it might be."""
+    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+
     best = minimize_scalar(
         lambda factor: _loss(logits * np.float32(factor), labels), bounds=(0.05, 20.0), method="bounded"
     )
@@ -216,6 +217,8 @@ def _regress(
     penalty: float,
 ) -> NDArray[np.float64]:
     """Return coefficients [F, C] of the least mean loss plus half the penalty times their squared way from `centre`."""
+    from scipy.optimize import minimize
+
     rows = np.arange(len(labels))
 
     def loss_and_slope(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata  # type: ignore[import-untyped]
 
 from comp.predictions import Outputs, Targets
 
@@ -96,6 +95,8 @@ def _independent_mean(stack: Stack, weights: NDArray[np.float64]) -> Values:
 
 def _image_ranks(stack: Stack) -> Values:
     """Return the logit of each image's mean rank within its class, ranks scaled into (0, 1), ties averaged."""
+    from scipy.stats import rankdata  # type: ignore[import-untyped]
+
     shares = np.mean([(rankdata(member, axis=0) - 0.5) / len(member) for member in stack], axis=0)
     return _logit(shares)
 

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import timm
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from comp.models import pretrained, stems, timm_models
 from comp.models.plain import NETWORKS
@@ -49,6 +47,8 @@ def list_models(pattern: str = "*", *, weights_folder: Path | None = None) -> li
         pattern: such as `resne*t*`.
         weights_folder: where weights files lie as `<name>.safetensors`.
     """
+    import timm
+
     own = [name for name in NETWORKS if fnmatch.fnmatchcase(name, pattern)]
     others: Sequence[str] = timm.list_models(pattern)
     return [Listed(name, stems.OWN_KINDS[name], "ours", False, "") for name in own] + [
@@ -76,6 +76,8 @@ def costs(name: str, image_shape: Shape, *, classes: int = 10, stem: str = "stoc
         ModelError: an unknown name, or a family without this stem.
         RuntimeError: the network is too deep for these images.
     """
+    from torch.utils.flop_counter import FlopCounterMode
+
     with torch.device("meta"), torch.no_grad():
         if name in NETWORKS:
             inner = NETWORKS[name](image_shape, classes)
@@ -105,6 +107,8 @@ def feature_map(inner: nn.Module, images: Tensor) -> tuple[int, int]:
 
 
 def _weights_at_hand(name: str, folder: Path | None) -> str:
+    import timm
+
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None or not cfg.has_weights:
         return ""

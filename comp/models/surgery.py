@@ -8,13 +8,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from timm.models import group_parameters
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from comp.errors import ModelError, nearest
 from comp.models import weights
 from comp.models.classifier import Classifier
+from comp.models.network import Network
 
 ALL_BUT_HEAD = "all_but_head"
 
@@ -175,6 +175,13 @@ def hidden_matrices(model: Classifier) -> frozenset[str]:
 
 def layer_numbers(model: Classifier) -> dict[str, int]:
     """Return each parameter's layer, 0 at the stem; the head has the largest."""
+    if isinstance(model.inner, Network):  # one after the other; timm, which counts the same, is slow to import
+        names = [name for name, _ in model.named_parameters()]
+        layers = [tuple(name.split(".")[1 : 2 if ".classifier." in name else 3]) for name in names]
+        order = list(dict.fromkeys(layers))
+        return {name: order.index(layer) for name, layer in zip(names, layers, strict=True)}
+    from timm.models import group_parameters
+
     numbers: dict[str, int] = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
     return numbers
 

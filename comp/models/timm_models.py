@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
@@ -63,6 +62,8 @@ def _created(
     name: str, arguments: Mapping[str, Any], classes: int, state: State, file: Path | None
 ) -> nn.Module:  # fmt: skip
     """Return timm's model; with weights it is first built for their classes, so that every one of them must fit."""
+    import timm
+
     try:
         if not state:
             fresh: nn.Module = timm.create_model(name, num_classes=classes, **arguments)
@@ -135,6 +136,8 @@ def sketch(name: str) -> Any:
     Raises:
         ModelError: an unknown name.
     """
+    import timm
+
     if not timm.is_model(base_name(name)):
         bare = name.rpartition("/")[2]
         near = f" (did you mean '{bare}'?)" if timm.is_model(base_name(bare)) else nearest(name, timm.list_models())
@@ -171,6 +174,8 @@ def _demand_stem(name: str, family: stems.Family) -> None:
 
 def architecture(name: str) -> str:
     """Return the timm module a model is defined in, such as `resnet` or `vision_transformer`."""
+    import timm
+
     return str(timm.model_entrypoint(base_name(name)).__module__).rpartition(".")[2]
 
 

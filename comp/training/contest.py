@@ -1,7 +1,7 @@
 """Raw and averaged weights, scored alike and competing for best.safetensors."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -12,10 +12,11 @@ from comp.models import averaging, weights
 from comp.models.averaging import Average
 from comp.models.classifier import Classifier
 from comp.progress import Progress
-from comp.runs import Run
+from comp.runs import Run, sha256, sha256_of
 from comp.training import validation
 from comp.training.checkpoint import Cursor
 from comp.training.selection import Scores, Selector, selection
+from comp.training.validation import Measured
 
 Images = Callable[[], Iterable[Tensor]]
 
@@ -30,6 +31,8 @@ class Contest:
     model: Classifier
     execution: Execution
     average: Average
+    _last: dict[str, tuple[str, Measured]] = field(default_factory=dict, init=False)
+    """By weights file: the hash of what was written, and what was measured of it; of `final`, no hash."""
 
     @property
     def selector(self) -> Selector:
@@ -42,16 +45,17 @@ class Contest:
         Returns:
             The raw weights' scores, and the averaged ones' selected value in its own unit.
         """
-        scores = self._score(number, progress, last=last)
-        value = self._keep_if_best(scores, cursor, number, averaged=False)
+        measured = self._score(number, progress, last=last)
+        self._last["final"] = "", measured
+        value = self._keep_if_best(measured, cursor, number, averaged=False)
         average, found = self.average.current(), None
         if average is not None and self.dataset.val is not None:
             with averaging.standing_in(self.model, average):
                 averaged = self._score(number, progress, last=last)
                 self._keep_if_best(averaged, cursor, number, averaged=True)
-            found = self.selector.value(averaged)
+            found = self.selector.value(averaged.scores)
         self.average.end_epoch(number, value)  # last: an interrupted validation is repeated, this must not be
-        return scores, found
+        return measured.scores, found
 
     def finish(self, cursor: Cursor, images: Images, progress: Progress) -> None:
         """Write averaged.safetensors where there is an average, and let it compete.
@@ -78,15 +82,25 @@ class Contest:
             met = averaging.refreshed(self.model, plain, images(), self.execution.autocast)
             refreshed = score(met) > score(plain) if validated else self.config.train.average == "swa"
             averaged = met if refreshed else plain
-        self._write("averaged", averaged, cursor.epoch, statistics="refreshed" if refreshed else "averaged")
+        facts = {"statistics": "refreshed" if refreshed else "averaged"}
+        digest = self._write("averaged", averaged, cursor.epoch, **facts)
         if validated:
             with averaging.standing_in(self.model, averaged):
                 # As after the last epoch, whichever the training has ended with: all of validation is due.
-                scores = self._score(cursor.epoch, progress, last=True)
-                self._keep_if_best(scores, cursor, cursor.epoch, averaged=True)
+                measured = self._score(cursor.epoch, progress, last=True)
+                self._last["averaged"] = digest, measured
+                self._keep_if_best(measured, cursor, cursor.epoch, averaged=True)
+
+    def measured(self, name: str) -> Measured | None:
+        """Return what this process has measured of the weights that lie in NAME.safetensors; None where it has not.
+
+        The predictions are those that the weights would make again: validation is inference.
+        """
+        digest, measured = self._last.get(name, ("", None))
+        return measured if not digest or digest == sha256(self.run.path / f"{name}.safetensors") else None
 
     def _value(self, epoch: int, progress: Progress) -> float:
-        value = self._selected(self._score(epoch, progress, last=True))
+        value = self._selected(self._score(epoch, progress, last=True).scores)
         assert value is not None
         return value
 
@@ -95,20 +109,24 @@ class Contest:
         value = self.selector.value(scores)
         return None if value is None else self.selector.as_maximize(value)
 
-    def _score(self, number: int, progress: Progress, *, last: bool) -> Scores:
+    def _score(self, number: int, progress: Progress, *, last: bool) -> Measured:
         return validation.validate(self.model, self.dataset, self.execution, self.config, number, progress, last=last)
 
-    def _keep_if_best(self, scores: Scores, cursor: Cursor, number: int, *, averaged: bool) -> float | None:
+    def _keep_if_best(self, measured: Measured, cursor: Cursor, number: int, *, averaged: bool) -> float | None:
         """Write the model's weights if they are the best so far, of equals the lower loss; return what was compared."""
+        scores = measured.scores
         value = self._selected(scores)
         if value is not None and _is_better(value, scores.loss, cursor):
             cursor.best, cursor.best_epoch, cursor.best_averaged = value, number, averaged
             cursor.best_loss = scores.loss
-            self._write("best", self.model.state_dict(), number)
+            self._last["best"] = self._write("best", self.model.state_dict(), number), measured
         return value
 
-    def _write(self, name: str, state: Mapping[str, Tensor], epoch: int, **facts: str) -> None:
-        self.run.write(f"{name}.safetensors", weights.to_bytes(state, {"epoch": str(epoch), **facts}))
+    def _write(self, name: str, state: Mapping[str, Tensor], epoch: int, **facts: str) -> str:
+        """Write weights; return the file's hash."""
+        content = weights.to_bytes(state, {"epoch": str(epoch), **facts})
+        self.run.write(f"{name}.safetensors", content)
+        return sha256_of(content)
 
 
 def _is_better(value: float, loss: float | None, cursor: Cursor) -> bool:

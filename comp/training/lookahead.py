@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from comp.training.eager import Eager
 
-class Lookahead(Optimizer):
+
+class Lookahead(Eager):
     """Wrap an optimizer (Zhang, Lucas, Hinton and Ba 2019, "Lookahead Optimizer: k steps forward, 1 step back").
 
     Slow weights start as the first weights, as in the paper. timm's Lookahead lets them start at the first meeting:

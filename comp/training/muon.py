@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.sgd import sgd
+
+from comp.training.eager import Eager
 
 # The quintic's coefficients: steep at zero, so that three to five steps suffice; singular values end in about 0.7..1.2.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -56,7 +57,7 @@ def _fast_type(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if multiplies else torch.float32
 
 
-class Muon(Optimizer):
+class Muon(Eager):
     """Muon for groups marked `hidden`, SGD with Nesterov momentum for all others; one state, one object.
 
     Args:

@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import timm.optim
 import torch
 from torch.optim import Optimizer
 
@@ -12,7 +11,7 @@ from comp.config import OptimConfig
 from comp.errors import ConfigError, ModelError, nearest, unknown
 from comp.models import surgery
 from comp.models.classifier import Classifier
-from comp.training import schedules
+from comp.training import eager, schedules
 from comp.training.lookahead import Lookahead
 from comp.training.muon import Muon
 from comp.training.schedules import Plan
@@ -25,15 +24,15 @@ _NOT_ARGUMENTS = {"params", "lr", "weight_decay", "momentum", "aux_momentum"}
 
 def adamw(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
     """AdamW (Loshchilov and Hutter 2019)."""
-    return _construct(torch.optim.AdamW, groups, config, betas=config.betas, fused=True)
+    return _construct(eager.AdamW, groups, config, betas=config.betas, fused=True)
 
 
 def adam(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
     """Adam (Kingma and Ba 2015); its weight decay is added to the gradient."""
-    return _construct(torch.optim.Adam, groups, config, betas=config.betas, fused=True)
+    return _construct(eager.Adam, groups, config, betas=config.betas, fused=True)
 
 
-class LateStartSGD(torch.optim.SGD):
+class LateStartSGD(eager.SGD):
     """torch's SGD where some parameters get their first gradient later than others (`model.unfreeze`).
 
     torch's fused step refuses a list in which some parameters have a momentum and others do not. A momentum of zero is
@@ -88,6 +87,8 @@ def of_timm(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
     Raises:
         ConfigError: unknown to timm too, in need of second derivatives, or of a package or device that is not here.
     """
+    import timm.optim
+
     of_theirs = timm.optim.list_optimizers()
     if config.name not in of_theirs:
         near = nearest(config.name, {*OPTIMIZERS, *of_theirs})

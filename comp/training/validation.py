@@ -1,6 +1,6 @@
 """Validation at an epoch's end."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -15,6 +15,21 @@ from comp.inference.predict import predict
 from comp.predictions import Predictions
 from comp.progress import Progress
 from comp.training.selection import Scores, is_validated
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `validate` finds.
+
+    Attributes:
+        scores: of the model.
+        val: its plain predictions of clean validation, decided by no threshold; None without validation.
+        ood_val: likewise of shifted validation; None where it was not due.
+    """
+
+    scores: Scores
+    val: Predictions | None = None
+    ood_val: Predictions | None = None
 
 
 def check(config: Config) -> None:
@@ -52,14 +67,14 @@ def validate(
     progress: Progress,
     *,
     last: bool,
-) -> Scores:
+) -> Measured:
     """Score the model at the end of epoch `number` (from 1): on clean validation, and on shifted where it is due.
 
     Where decisions need thresholds, clean validation is scored with cross-fitted ones, and shifted validation with
     those tuned on all of clean validation, as a submission is decided.
     """
     if dataset.val is None:
-        return Scores()
+        return Measured(Scores())
     metric = dataset.competition.metric
 
     def predicted(images: Split | Suite) -> Predictions:
@@ -72,14 +87,14 @@ def validate(
     clean = metrics.summary(decisions.validated(val, metric), metric)
     scores = Scores(clean.log_loss, clean.accuracy, clean.value(metric))
     if dataset.ood_val is None or not _is_due(config, number, last=last):
-        return scores
+        return Measured(scores, val)
     ood_val = predicted(dataset.ood_val)
-    if decisions.is_tuned(val, metric):
-        ood_val = replace(ood_val, thresholds=decisions.tune(val, metric))
-    shifted = metrics.shifted_summary(ood_val, DISTORTIONS, metric)
-    return replace(
+    thresholds = decisions.tune(val, metric) if decisions.is_tuned(val, metric) else None
+    shifted = metrics.shifted_summary(replace(ood_val, thresholds=thresholds), DISTORTIONS, metric)
+    scores = replace(
         scores, ood_accuracy=shifted.accuracy, ood_metric=shifted.value(metric), ood_by_severity=shifted.by_severity
     )
+    return Measured(scores, val, ood_val)
 
 
 def images(dataset: Dataset, config: Config, number: int, *, last: bool) -> int:

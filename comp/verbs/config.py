@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from comp.verbs import importing
 from comp.verbs.options import RUNS, ConfigPath, Overrides, RunsRoot
 
 
@@ -30,9 +31,10 @@ def check(
 
     Example: comp config check configs/quickstart.yaml --data
     """
-    from comp import config as configs
-    from comp import console, pipeline
-    from comp.tuning import objectives, opening, pruners, samplers
+    with importing():
+        from comp import config as configs
+        from comp import console, pipeline
+        from comp.tuning import objectives, opening, pruners, samplers
 
     with configs.blamed(overrides or []):
         loaded = configs.load(config, overrides or [])

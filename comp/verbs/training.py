@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from comp.verbs import importing
 from comp.verbs.options import (
     RUNS,
     Adapt,
@@ -68,11 +69,12 @@ def run(
     # Before what loads torch: there may be nothing to do.
     if resume and output is None and _is_finished(resume, moved, as_json):
         return
-    from comp import config as configs
-    from comp import console, pipeline, predicting
-    from comp import runs as run_folders
-    from comp.tracking import tracker as trackers
-    from comp.training import distributed
+    with importing():
+        from comp import config as configs
+        from comp import console, pipeline, predicting
+        from comp import runs as run_folders
+        from comp.tracking import tracker as trackers
+        from comp.training import distributed
 
     distributed.refuse("comp run")
     overrides = [*(overrides or []), *laid_on]
@@ -112,9 +114,10 @@ def train(
     _demand_one(config, overrides, {"--resume": resume}, runs)
     if resume and _is_finished(resume, moved, as_json, trained_only=True):
         return
-    from comp import console, pipeline, signals
-    from comp import runs as run_folders
-    from comp.training import distributed
+    with importing():
+        from comp import console, pipeline, signals
+        from comp import runs as run_folders
+        from comp.training import distributed
 
     with distributed.joined() as team:
         # The others begin when the leader has read the same: what is wrong with it is told once.
@@ -278,7 +281,8 @@ def _train(
         console.print_notes(dataset)
         found = pipeline.train(
             wanted, name=name, runs_root=runs, dataset=dataset, execution=execution,
-            on_start=_print_start, on_epoch=console.print_epoch, progress=progress, team=team, tracker=tracker,
+            on_start=_print_start, on_choice=console.print_choice, on_epoch=console.print_epoch, progress=progress,
+            team=team, tracker=tracker,
         )  # fmt: skip
     return found, dataset
 

@@ -4,14 +4,17 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from comp.competition import tables
 from comp.competition.spec import Sample
 from comp.config import CSVConfig
 from comp.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _ID_NAMES = ("id", "image_id", "imageid", "image", "image_name", "img", "filename", "file_name", "file", "name", "path")
 _TABLE = re.compile(r".*\.(csv|tsv|txt)(\.zip|\.gz)?|.*\.parquet", re.IGNORECASE)
@@ -52,7 +55,7 @@ def found_table(root: Path, name: str) -> Path | None:
     return next((path for path in forms if path.is_file()), None)
 
 
-def read_table(path: Path, is_image: Callable[[str], bool]) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def read_table(path: Path, is_image: Callable[[str], bool]) -> "tuple[pd.DataFrame, tuple[str, ...]]":
     """Return a table's cells as text, its columns under distinct names, and notes of how it was read.
 
     A first line that names an image as the lines below do is a row, and the table has no header: its column of images
@@ -65,6 +68,8 @@ def read_table(path: Path, is_image: Callable[[str], bool]) -> tuple[pd.DataFram
     Raises:
         DataError: missing, of another encoding, ragged, or without a row.
     """
+    import pandas as pd
+
     table = tables.read_any(path, DataError)
     for place, header in enumerate(map(str, table.columns)):
         cells = table.iloc[:, place]
@@ -91,7 +96,7 @@ def _distinct(columns: Sequence[str]) -> list[str]:
     return names
 
 
-def id_column_of(table: pd.DataFrame, config: CSVConfig, sample: Sample | None, path: Path) -> str:
+def id_column_of(table: "pd.DataFrame", config: CSVConfig, sample: Sample | None, path: Path) -> str:
     """Return the id column: named by the config, else the sample's, else of a usual name, else the first.
 
     Raises:
@@ -120,7 +125,7 @@ class FileColumn:
 
 
 def file_column_of(
-    table: pd.DataFrame,
+    table: "pd.DataFrame",
     id_column: str,
     config: CSVConfig,
     is_image: Callable[[str], bool],
@@ -161,7 +166,7 @@ def file_column_of(
 
 
 def label_column_of(
-    table: pd.DataFrame, id_column: str, config: CSVConfig, sample: Sample | None, path: Path, *, sure: bool = True
+    table: "pd.DataFrame", id_column: str, config: CSVConfig, sample: Sample | None, path: Path, *, sure: bool = True
 ) -> str:
     """Return the label column: named by the config, else shared with the sample, else of a usual name, else the only
     other one.
@@ -210,7 +215,7 @@ def _first(names: Sequence[str], columns: list[str]) -> str:
     return next((lower[name.lower()] for name in names if name.lower() in lower), "")
 
 
-def group_numbers(table: pd.DataFrame, config: CSVConfig, path: Path) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+def group_numbers(table: "pd.DataFrame", config: CSVConfig, path: Path) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
     """Return [N] int64: rows with the same text in the group column have the same number.
 
     Raises:
@@ -227,6 +232,8 @@ def refuse_duplicates(ids: Sequence[str], path: Path, column: str) -> None:
     Raises:
         DataError: the first such id, and how many there are.
     """
+    import pandas as pd
+
     index = pd.Index(ids)
     twice = index[index.duplicated()].unique()
     if len(twice):

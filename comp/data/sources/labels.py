@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from comp import class_names
@@ -17,6 +17,9 @@ from comp.data.sources.csv_tables import label_column_of, named_column
 from comp.data.sources.samples import class_order
 from comp.errors import DataError
 from comp.predictions import Targets
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SEPARATORS = ("|", ",", " ")  # tried in turn; a label that is parted by one may hold the later ones
 _TRUTHS = {"true": Decimal(1), "false": Decimal(0)}
@@ -48,7 +51,7 @@ class Labels:
 
 
 def labels_of(
-    table: pd.DataFrame, id_column: str, config: CSVConfig, sample: Sample | None, path: Path, task: str
+    table: "pd.DataFrame", id_column: str, config: CSVConfig, sample: Sample | None, path: Path, task: str
 ) -> Labels:
     """Return the labels of a training table.
 
@@ -86,7 +89,7 @@ def labels_of(
     )  # fmt: skip
 
 
-def _synonyms(table: pd.DataFrame, column: str, classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _synonyms(table: "pd.DataFrame", column: str, classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return the columns whose texts go one to one with the labels: each class's text, in label order."""
     found = {}
     for name in table.columns.drop(column):
@@ -98,7 +101,7 @@ def _synonyms(table: pd.DataFrame, column: str, classes: Sequence[str]) -> dict[
 
 
 def _flag_columns(
-    table: pd.DataFrame, id_column: str, config: CSVConfig, sample: Sample | None, path: Path
+    table: "pd.DataFrame", id_column: str, config: CSVConfig, sample: Sample | None, path: Path
 ) -> tuple[str, ...]:
     """Return the columns that hold 0 and 1, one for each class; empty where one column holds names."""
     if config.label_columns:
@@ -123,7 +126,7 @@ def _flag_columns(
 
 
 def _refuse_lost_classes(
-    table: pd.DataFrame, shown: Sequence[str], besides: Sequence[str], sample: Sample | None, path: Path
+    table: "pd.DataFrame", shown: Sequence[str], besides: Sequence[str], sample: Sample | None, path: Path
 ) -> None:
     """Refuse a sample that has columns for some of the classes alone: one 1 in every row, but not within its columns.
 
@@ -143,13 +146,13 @@ def _refuse_lost_classes(
         )
 
 
-def _flags(table: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.float64]:
+def _flags(table: "pd.DataFrame", columns: Sequence[str]) -> NDArray[np.float64]:
     """Return the cells of columns of 0 and 1, [N, K]."""
     flags = [table[column].map(lambda cell: float(_flag(cell) or 0)) for column in columns]
     return np.stack(flags, 1).astype(np.float64)
 
 
-def _are_flags(table: pd.DataFrame, columns: Sequence[str]) -> bool:
+def _are_flags(table: "pd.DataFrame", columns: Sequence[str]) -> bool:
     return all(_flag(cell) in (0, 1) for column in columns for cell in table[column].unique())
 
 
@@ -158,7 +161,7 @@ def _flag(cell: str) -> Decimal | None:
     return _TRUTHS.get(cell.strip().lower(), class_names.decimal(cell))
 
 
-def _of_columns(table: pd.DataFrame, columns: Sequence[str], path: Path, task: str) -> Labels:
+def _of_columns(table: "pd.DataFrame", columns: Sequence[str], path: Path, task: str) -> Labels:
     strange = [
         (column, cell) for column in columns for cell in table[column].unique()
         if _flag(cell) not in (0, 1)

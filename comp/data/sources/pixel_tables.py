@@ -8,9 +8,9 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from comp.competition import tables
@@ -18,6 +18,9 @@ from comp.competition.spec import Sample
 from comp.config import CSVConfig
 from comp.data.sources.csv_tables import known_id_column, refuse_duplicates
 from comp.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _PIXEL = re.compile(r"(?:pixel|px)[ _]?(\d+)|(\d+)x(\d+)", re.IGNORECASE)
 _FEWEST = 64  # columns: fewer are features, not a picture
@@ -34,7 +37,7 @@ class PixelTable:
     """
 
     images: NDArray[np.uint8]
-    others: pd.DataFrame
+    others: "pd.DataFrame"
     path: Path
 
     def ids(self, name: str, config: CSVConfig, sample: Sample | None) -> tuple[list[str], str]:
@@ -82,6 +85,8 @@ def read(path: Path) -> PixelTable:
     Raises:
         DataError: missing, ragged, no square picture, or values that are not whole numbers from 0 to 255.
     """
+    import pandas as pd
+
     text = tables.any_text(path, DataError)
     header = _header(text)
     pixels = _pixels(header)

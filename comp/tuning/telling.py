@@ -40,10 +40,9 @@ def tell(search: Study, report: Report, *, pictures: bool) -> None:
 
 def _claimed(search: Study) -> dict[str, Any]:
     """Return the id of the study's W&B run and the number of this telling: kept with its trials, for every machine."""
-    with search.turn():
-        known: dict[str, Any] = search.optuna.user_attrs.get(_KEPT) or {"id": secrets.token_hex(4), "told": 0}
-        known = {**known, "told": known["told"] + 1}
-        search.optuna.set_user_attr(_KEPT, known)
+    known: dict[str, Any] = search.optuna.user_attrs.get(_KEPT) or {"id": secrets.token_hex(4), "told": 0}
+    known = {**known, "told": known["told"] + 1}
+    search.optuna.set_user_attr(_KEPT, known)
     return known
 
 

@@ -42,9 +42,9 @@ class TuneConfig(Section):
     timeout: Duration = ""
     """Time such as `90s`, `15min` or `2h` after which this command begins no trial; those under way end, and the best
     are confirmed. Empty: no limit."""
-    keep: Annotated[int, Field(ge=0)] | None = 3
+    keep: Annotated[int, Field(ge=0)] | Literal["all"] = 3
     """How many of the best trials so far keep their weights; those of the others are removed as the study goes on, and
-    everything else of them stays. null: all trials keep them."""
+    everything else of them stays. all: every trial keeps them."""
     storage: UserPath = ""
     """`journal:///PATH` or a path that ends in .log for any number of processes on one machine, `sqlite:///PATH` for
     few, `postgresql://...` for several machines; empty: a journal in the study's folder."""

@@ -13,7 +13,7 @@ from comp.tuning.study import Study
 def tidy(study: Study) -> None:
     """Remove the weights of trials that have ended and are none of the best `tune.keep`; everything else stays."""
     keep = study.config.tune.keep
-    if keep is None or study.wanted is None:  # what confirms the best is the best's
+    if keep == "all" or study.wanted is None:  # what confirms the best is the best's
         return
     best = {trial.number for trial in confirming.ranked(study)[:keep]}
     for trial in study.trials():

@@ -221,8 +221,10 @@ def _demand_same(recorded: dict[str, Any], tree: dict[str, Any], folder: Path) -
     changed = [path for path in _differences(recorded, tree) if not _is_renamed_default(path, recorded, tree)]
     if not changed:
         return
-    earlier = [p for p in ("train.select", "tune.metric") if p in changed and _at(recorded, p) == "val_accuracy"]
-    if earlier and all(_at(tree, path) == "auto" for path in earlier) and len(earlier) == len(changed):
+    earlier = [
+        p for p in ("train.select", "tune.metric") if p in changed and space.value_at(recorded, p) == "val_accuracy"
+    ]
+    if earlier and all(space.value_at(tree, path) == "auto" for path in earlier) and len(earlier) == len(changed):
         settings = " ".join(f"{path}=val_accuracy" for path in earlier)
         raise StudyError(
             f"{folder}: this study selects by val_accuracy, the default of comp before 0.2, and the config now says "
@@ -236,14 +238,11 @@ def _demand_same(recorded: dict[str, Any], tree: dict[str, Any], folder: Path) -
 
 def _is_renamed_default(path: str, recorded: dict[str, Any], tree: dict[str, Any]) -> bool:
     """Return whether a value is a default of comp before 0.2 that `auto` now stands for."""
-    return _at(tree, path) == "auto" and path in _EARLIER_DEFAULTS and _at(recorded, path) == _EARLIER_DEFAULTS[path]
-
-
-def _at(tree: dict[str, Any], path: str) -> Any:
-    value: Any = tree
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+    return (
+        space.value_at(tree, path) == "auto"
+        and path in _EARLIER_DEFAULTS
+        and space.value_at(recorded, path) == _EARLIER_DEFAULTS[path]
+    )
 
 
 def _differences(one: Any, other: Any, path: str = "") -> Iterator[str]:

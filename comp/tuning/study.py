@@ -1,5 +1,6 @@
 """A study: its trials, which of them count, how far it is, and what a trial of it trains."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any
 
 import filelock
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from comp import config as configs
@@ -195,7 +197,8 @@ class Study:
         storage = self.store.backend
         study_id = storage.get_study_id_from_name(self.name)
         trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
-        storage.set_trial_state_values(trial_id, TrialState.WAITING)
+        with contextlib.suppress(UpdateFinishedTrialError):  # another process has taken it over
+            storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
 
 def counts(trial: FrozenTrial) -> bool:

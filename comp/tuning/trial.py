@@ -58,14 +58,17 @@ def run(
         Interrupted: a signal; the trial waits for the next command, and its run can be resumed.
     """
     try:
-        return _train(study, trial, config, data, runs_root, tracker, progress)
-    except TrialPruned:
-        raise
+        try:
+            return _train(study, trial, config, data, runs_root, tracker, progress)
+        except (TrialPruned, UpdateFinishedTrialError):
+            raise
+        except Exception as error:
+            _free_memory()
+            failed(trial, error)
+            raise
     except UpdateFinishedTrialError:
         raise TakenOver from None
-    except Exception as error:
-        failed(trial, error)
-        _free_memory()
+    except Exception:
         raise
     except BaseException as stop:
         study.put_back(trial)

@@ -62,6 +62,8 @@ MOVABLE = (  # settings that say where and how data are read: another value give
     "data.root", "data.csv.table", "data.csv.train", "data.csv.test", "data.csv.sample", "data.csv.test_table",
     "data.download", "data.loading", "data.workers", "competition.suite.path", "predict.batch_size",
 )  # fmt: skip
+WEIGHTS = ("best.safetensors", "averaged.safetensors", "final.safetensors", "state.pt")
+REMOVED = "removed.json"  # marks a run whose weights were removed on purpose
 _VERSIONS = ("comp", "torch", "torchvision", "timm", "numpy", "albumentations", "optuna", "pandas", "scikit-learn")
 
 
@@ -340,7 +342,7 @@ class Run:
     @property
     def cure(self) -> str:
         """What makes a run anew whose files are damaged, as the end of a message."""
-        if self.has_weights():
+        if self.has_weights() or (self.path / REMOVED).exists():
             return f"train again: comp run {self.path / 'config.yaml'}"
         return "make it again of the runs that it was made of"
 
@@ -390,6 +392,11 @@ class Run:
         for name in ("best.safetensors", "averaged.safetensors", "final.safetensors"):
             if (self.path / name).is_file():
                 return self.path / name
+        if self.is_complete() and (self.path / REMOVED).exists():
+            raise RunError(
+                f"{self.path}: its weights were removed: a study keeps those of its best trials alone (tune.keep); to "
+                f"have them again, {self.cure}"
+            )
         if self.is_complete():
             raise RunError(f"{self.path}: holds no weights; it was made of other runs, so predict with those")
         raise RunError(f"{self.path}: holds no weights; finish it: comp run --resume {self.path}")

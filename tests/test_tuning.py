@@ -134,9 +134,53 @@ def test_three_failures_in_a_row_stop_the_study_with_their_reasons(here: Path) -
     with pytest.raises(StudyError, match=r"3 trials in a row have failed") as stopped:
         study(values)
     assert str(stopped.value).count("not finite") >= 3
+    assert "begin another study with --study NAME" in str(stopped.value)  # the space of this one is fixed
     with pytest.raises(StudyError, match=r"3 trials in a row have failed"):  # three more, not none
         study(values)
     assert len(showing.show("study").trials) == 6
+
+
+def test_a_study_without_a_complete_trial_says_why_and_recommends_nothing(
+    here: Path, comp: Callable[..., Result]
+) -> None:
+    values = tuned({"optim.lr": {"choice": [1e37, 1e38]}}, trials=2)  # not finite at once
+    values["optim"] = {"name": "sgd"}
+    write_config(Path("tuned.yaml"), values)
+    result = comp("tune", "tuned.yaml")
+    assert result.code == 2
+    assert "2 trials have ended and none is complete" in result.err
+    assert "not finite" in result.err.partition("none is complete")[2]
+    assert not Path("runs/small/tuned/best.yaml").exists()
+    shown = comp("tune", "--show", "tuned")
+    assert "2 failed" in shown.out
+    assert "* best" not in shown.out
+
+
+def weights(row: dict[str, Any]) -> list[str]:
+    """Return the weight files of a trial's run."""
+    return [name for name in runs.WEIGHTS if (Path(row["run"]) / name).exists()]
+
+
+def test_only_the_best_trials_keep_their_weights_and_the_others_say_so(here: Path, comp: Callable[..., Result]) -> None:
+    report = study(tuned(NUMBERS, trials=4, keep=2, confirm={"top": 1, "seeds": 1}))
+    ranked = sorted(report.trials, key=lambda row: (-row["val_metric"], row["trial"]))
+    assert all("best.safetensors" in weights(row) for row in ranked[:2])
+    assert not any(weights(row) for row in ranked[2:])
+    (confirmed,) = Path("runs/small/study").glob("*-confirm-*")
+    assert (confirmed / "best.safetensors").exists()
+    assert len(leaderboard.rows(Path("runs"), competition="small")) == 5
+    lost = Path(ranked[-1]["run"])
+    assert runs.open_run(lost).metrics().best.val.accuracy == ranked[-1]["val_metric"]
+    assert comp("report", lost).code == 0
+    told = comp("predict", lost, "--split", "val")
+    assert told.code == 2
+    assert "removed" in told.err
+    assert "tune.keep" in told.err
+    assert f"comp run {lost / 'config.yaml'}" in told.err
+
+
+def test_all_trials_keep_their_weights_where_asked(here: Path) -> None:
+    assert all(weights(row) for row in study(tuned(NUMBERS, trials=4, keep="all")).trials)
 
 
 @pytest.mark.parametrize("stop_at", [2, 7])

@@ -42,13 +42,15 @@ class TuneConfig(Section):
     timeout: Duration = ""
     """Time such as `90s`, `15min` or `2h` after which this command begins no trial; those under way end, and the best
     are confirmed. Empty: no limit."""
+    keep: Annotated[int, Field(ge=0)] | Literal["all"] = 3
+    """How many of the best trials so far keep their weights; those of the others are removed as the study goes on, and
+    everything else of them stays. all: every trial keeps them."""
     storage: UserPath = ""
-    """`sqlite:///PATH` for one process, `journal:///PATH` or a path that ends in .log for several on one machine,
-    `postgresql://...` for several machines; empty: a file in the study's folder, SQLite or with several workers a
-    journal."""
+    """`journal:///PATH` or a path that ends in .log for any number of processes on one machine, `sqlite:///PATH` for
+    few, `postgresql://...` for several machines; empty: a journal in the study's folder."""
     study: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")] = ""
     """Its name, and its folder's below `runs/<competition>/`; empty: the config file's."""
     heartbeat_seconds: Positive = 10
     """On PostgreSQL: how often a worker tells that it lives; one not heard of for three times as long counts as
-    dead."""
+    dead, and its trial goes on in another."""
     confirm: ConfirmConfig = ConfirmConfig()

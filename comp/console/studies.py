@@ -48,7 +48,8 @@ def print_study(report: "Report") -> None:
     folded = {name: 12 if name in knobs else 20 for name in (*knobs, "reason")}
     drop = ("epochs", "parameters", "seconds", "reason", *reversed(knobs))
     print_table(shown, lines, title=title, folded=folded, drop=drop, elsewhere="trials.csv")
-    print_line("* best" if len(report.metrics) == 1 else "* no other trial is better in everything (Pareto front)")
+    if report.pareto:
+        print_line("* best" if len(report.metrics) == 1 else "* no other trial is better in everything (Pareto front)")
     if report.importance:
         print_line("importance  " + ", ".join(f"{path} {share:.2f}" for path, share in report.importance.items()))
     if report.confirmed:

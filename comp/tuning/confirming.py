@@ -68,16 +68,13 @@ def ranked(study: Study) -> list[FrozenTrial]:
 def enqueue(search: Study, confirmation: Study) -> None:
     """Let the best trials of a search wait in its confirmation with new seeds, those that are not there yet."""
     wanted = search.config.tune.confirm
-    with confirmation.turn():
-        there = [
-            (row.user_attrs["of"], row.user_attrs["seed"]) for row in confirmation.optuna.get_trials(deepcopy=False)
-        ]
+    with confirmation.turn:
+        there = [(row.user_attrs.get("of"), row.user_attrs.get("seed")) for row in confirmation.trials()]
         for trial in ranked(search)[: wanted.top]:
             for seed in range(search.config.seed + 1, search.config.seed + 1 + wanted.seeds):
                 if (trial.number, seed) not in there:
                     attributes = {"of": trial.number, "seed": seed, "values": values_of(search, trial)}
                     confirmation.optuna.enqueue_trial({}, user_attrs=attributes)
-    confirmation.total = len(confirmation.optuna.get_trials(deepcopy=False))
 
 
 def confirmed(search: Study, confirmation: Study) -> list[Confirmed]:

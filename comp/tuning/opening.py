@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import Any
 
 import optuna
 import yaml
-from optuna.trial import FrozenTrial, Trial, TrialState
 
 from comp import config as configs
 from comp import runs
 from comp.config import Config, space
 from comp.errors import ConfigError, StudyError, UserError, nearest
 from comp.tuning import objectives, pruners, samplers
-from comp.tuning.storage import Store, default_url
+from comp.tuning.storage import default_url, open_store
 from comp.tuning.study import Study, spell, suggest
 
 _EARLIER_BESTS = 3  # of other studies of the competition that are tried first, the newest
@@ -39,7 +37,7 @@ class Plan:
         runs_root: where run folders are.
         url: of the storage.
         part: the search, or the confirmation of its best.
-        deadline: `time.time()` from which nothing is claimed.
+        deadline: `time.time()` from which no trial begins.
         forgiven: numbers of trials that failed before this command.
     """
 
@@ -61,22 +59,16 @@ class Plan:
         return configs.from_mapping(yaml.safe_load(self.config), "the study's config")
 
 
-def plan(config: Config, name: str, runs_root: Path, workers: int) -> Plan:
+def plan(config: Config, name: str, runs_root: Path) -> Plan:
     """Return the plan of a command: what a config says, with a default storage where it names none.
 
     Raises:
-        ConfigError: several workers on SQLite, or no name.
+        RunError: the study's folder cannot be made.
     """
     name = config.tune.study or name
     folder = runs_root / config.competition.name / name
     runs.make_folder(folder)
-    url = config.tune.storage or default_url(folder, workers)
-    if workers > 1 and url.startswith("sqlite:"):
-        raise ConfigError(
-            f"--workers {workers}: processes would lock each other out of {url}; use a journal (tune.storage="
-            f"journal:///{folder / 'study.log'}) or PostgreSQL; a study that began with SQLite goes on with one worker"
-        )
-    return Plan(configs.dump(config), name, str(runs_root), url)
+    return Plan(configs.dump(config), name, str(runs_root), config.tune.storage or default_url(folder))
 
 
 def check(config: Config) -> None:
@@ -107,50 +99,34 @@ def open_search(plan: Plan, *, make: bool = True) -> Study:
     """
     config, folder = plan.load(), plan.folder
     entries = space.entries(config.tune)
-    store = Store(plan.url, folder, config.tune.heartbeat_seconds)
-    name = f"{config.competition.name}/{plan.name}"
+    countable = samplers.is_countable(entries)
     directions = ["maximize" if row.higher_is_better(config) else "minimize" for row in objectives.chosen(config)]
-    with store.claiming(name):
-        found = _open(store, name, directions, pruners.pruner(config), make=make)
-        if make:
-            _identify(found, config, plan)
-        if make and not found.get_trials(deepcopy=False):
-            _enqueue(found, config, entries, folder)
-    countable = samplers.size(entries) > 0 and next(samplers.points(entries, config.seed), None) is not None
-
-    def untried(trials: Sequence[FrozenTrial]) -> dict[str, Any] | None:
-        return _untried(config, entries, trials)
-
-    def propose(trial: Trial) -> Config:
-        return space.lay(config, suggest(entries, config, trial))
-
-    return Study(
-        name, folder, config, store, found, config.tune.trials, propose, "trial",
-        sampler_for=lambda number: samplers.sampler(config, number),
-        untried=untried if countable else None, in_order=config.tune.sampler == "grid",
-        deadline=plan.deadline, forgiven=plan.forgiven,
+    name = f"{config.competition.name}/{plan.name}"
+    study = _open(
+        plan, config, name, directions, pruners.pruner(config), make=make, wanted=config.tune.trials, kind="trial",
+        propose=lambda trial: space.lay(config, suggest(entries, config, trial)),
+        sampler_for=lambda number, repeated: samplers.sampler(config, number, untried=repeated and countable),
     )  # fmt: skip
+    if make:
+        with study.turn:
+            _identify(study.optuna, config, plan)
+            if not study.optuna.get_trials(deepcopy=False):
+                _enqueue(study.optuna, config, entries, folder)
+    return study
 
 
 def open_confirmation(plan: Plan, *, make: bool = True) -> Study:
     """Open or make the study in which the best trials of a search are trained again; it holds what is enqueued."""
-    config, folder = plan.load(), plan.folder
-    store = Store(plan.url, folder, config.tune.heartbeat_seconds)
-    name = f"{config.competition.name}/{plan.name}/confirm"
+    config = plan.load()
     directions = ["maximize" if objectives.chosen(config)[0].higher_is_better(config) else "minimize"]
-    with store.claiming(name):
-        found = _open(store, name, directions, optuna.pruners.NopPruner(), make=make)
-
-    def propose(trial: Trial) -> Config:
-        values, seed = trial.user_attrs["values"], trial.user_attrs["seed"]
-        return space.lay(config, values, seed=seed)
-
     silent = config.model_copy(
         update={"tune": config.tune.model_copy(update={"pruner": "none", "metric": objectives.names(config)[0]})}
     )
-    return Study(
-        name, folder, silent, store, found, len(found.get_trials(deepcopy=False)), propose, "confirm",
-        sampler_for=lambda number: optuna.samplers.RandomSampler(seed=number), forgiven=plan.forgiven,
+    return _open(
+        plan, silent, f"{config.competition.name}/{plan.name}/confirm", directions, optuna.pruners.NopPruner(),
+        make=make, wanted=None, kind="confirm",
+        propose=lambda trial: space.lay(config, trial.user_attrs["values"], seed=trial.user_attrs["seed"]),
+        sampler_for=lambda number, repeated: optuna.samplers.RandomSampler(seed=number),
     )  # fmt: skip
 
 
@@ -158,7 +134,7 @@ def is_confirmed(plan: Plan) -> bool:
     """Tell whether the best trials of a study have been trained again, or at least begun."""
     config = plan.load()
     name = f"{config.competition.name}/{plan.name}/confirm"
-    with contextlib.closing(Store(plan.url, plan.folder, config.tune.heartbeat_seconds)) as store:
+    with contextlib.closing(open_store(plan.url, plan.folder, config.tune.heartbeat_seconds)) as store:
         return any(study.study_name == name for study in store.backend.get_all_studies())
 
 
@@ -181,25 +157,28 @@ def find(name: str, runs_root: Path, storage: str) -> Plan:
         folders = ", ".join(str(path.parent) for path in found)
         raise StudyError(f"{name}: several studies have this name; name a folder: {folders}")
     folder = found[0].parent
-    url = storage or runs.read_json(found[0])["storage"] or default_url(folder, workers=1)
+    url = storage or runs.read_json(found[0])["storage"] or default_url(folder)
     config = (folder / "study.yaml").read_text(encoding="utf-8")
     return Plan(config, folder.name, str(folder.parent.parent), url)
 
 
-def _open(store: Store, name: str, directions: list[str], pruner: Any, *, make: bool) -> Any:
+def _open(
+    plan: Plan, config: Config, name: str, directions: list[str], pruner: Any, *, make: bool, **rest: Any
+) -> Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what users should know is told by us
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if not make:
-            try:
-                return optuna.load_study(storage=store.backend, study_name=name, pruner=pruner)
-            except KeyError:
-                raise StudyError(
-                    f"{runs.hide_password(store.url)}: holds no study {name}; is it the right storage?"
-                ) from None
-        return optuna.create_study(
-            storage=store.backend, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
-        )
+    store = open_store(plan.url, plan.folder, config.tune.heartbeat_seconds)
+    try:
+        if make:
+            opened = optuna.create_study(
+                storage=store.backend, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
+            )
+        else:
+            opened = optuna.load_study(storage=store.backend, study_name=name, pruner=pruner)
+    except KeyError:
+        raise StudyError(f"{runs.hide_password(store.url)}: holds no study {name}; is it the right storage?") from None
+    return Study(
+        name, plan.folder, config, store, opened, deadline=plan.deadline, forgiven=plan.forgiven, **rest
+    )  # fmt: skip
 
 
 def _identify(found: Any, config: Config, plan: Plan) -> None:
@@ -242,8 +221,10 @@ def _demand_same(recorded: dict[str, Any], tree: dict[str, Any], folder: Path) -
     changed = [path for path in _differences(recorded, tree) if not _is_renamed_default(path, recorded, tree)]
     if not changed:
         return
-    earlier = [p for p in ("train.select", "tune.metric") if p in changed and _at(recorded, p) == "val_accuracy"]
-    if earlier and all(_at(tree, path) == "auto" for path in earlier) and len(earlier) == len(changed):
+    earlier = [
+        p for p in ("train.select", "tune.metric") if p in changed and space.value_at(recorded, p) == "val_accuracy"
+    ]
+    if earlier and all(space.value_at(tree, path) == "auto" for path in earlier) and len(earlier) == len(changed):
         settings = " ".join(f"{path}=val_accuracy" for path in earlier)
         raise StudyError(
             f"{folder}: this study selects by val_accuracy, the default of comp before 0.2, and the config now says "
@@ -257,14 +238,11 @@ def _demand_same(recorded: dict[str, Any], tree: dict[str, Any], folder: Path) -
 
 def _is_renamed_default(path: str, recorded: dict[str, Any], tree: dict[str, Any]) -> bool:
     """Return whether a value is a default of comp before 0.2 that `auto` now stands for."""
-    return _at(tree, path) == "auto" and path in _EARLIER_DEFAULTS and _at(recorded, path) == _EARLIER_DEFAULTS[path]
-
-
-def _at(tree: dict[str, Any], path: str) -> Any:
-    value: Any = tree
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+    return (
+        space.value_at(tree, path) == "auto"
+        and path in _EARLIER_DEFAULTS
+        and space.value_at(recorded, path) == _EARLIER_DEFAULTS[path]
+    )
 
 
 def _differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
@@ -294,18 +272,3 @@ def _first_configs(config: Config, folder: Path) -> Iterator[dict[str, Any]]:
             yield configs.load(path).model_dump(mode="json")
         except UserError:  # someone has edited it; a search can do without
             continue
-
-
-def _untried(config: Config, entries: Sequence[space.Entry], trials: Sequence[FrozenTrial]) -> dict[str, Any] | None:
-    """Return the first point, in the seed's order, whose config no trial has; None where there is none."""
-    seen = {trial.user_attrs.get("config_hash") for trial in trials if trial.state != TrialState.WAITING}
-    for point in samplers.points(entries, config.seed):
-        values = space.assemble(entries, config, lambda entry, point=point: point[entry.path])  # type: ignore[misc]
-        try:
-            tried = configs.fingerprint(space.lay(config, values)) in seen
-        except ConfigError:  # knobs that do not go together
-            continue
-        if not tried:
-            by_path = {entry.path: entry for entry in entries}
-            return {path: spell(by_path[path], value) for path, value in values.items()}
-    return None

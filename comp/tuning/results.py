@@ -17,7 +17,7 @@ from comp import runs
 from comp.config import space
 from comp.tuning import confirming, drawing, objectives
 from comp.tuning.confirming import Confirmed
-from comp.tuning.study import Study
+from comp.tuning.study import Study, reason_of
 
 STATES = {
     TrialState.COMPLETE: "done", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed", TrialState.RUNNING: "running",
@@ -128,7 +128,7 @@ def row_of(study: Study, trial: FrozenTrial) -> dict[str, Any]:
         "epochs": known.get("epochs"),
         **{path: tuned.get(path) for path in paths},
         "run": known.get(next((key for key in known if key.startswith("run-")), ""), ""),
-        "reason": known.get("reason", ""),
+        "reason": reason_of(trial),
     }
 
 

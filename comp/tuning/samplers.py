@@ -4,10 +4,10 @@ A sampler is made anew for each proposal. What it knows is the study's trials; i
 seed and the trial's number, so that workers never propose in step and a continued study goes on as it would have.
 """
 
-import itertools
+import math
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -16,7 +16,7 @@ from comp.config import Config
 from comp.config.space import Entry
 from comp.errors import ConfigError, unknown
 
-_MOST_POINTS = 100_000  # of a grid that is shuffled whole
+_MOST_POINTS = 100_000  # of a space that is searched point by point
 
 
 def _tpe(args: Mapping[str, Any], seed: int, study_seed: int) -> Any:
@@ -43,28 +43,39 @@ def _qmc(args: Mapping[str, Any], seed: int, study_seed: int) -> Any:
     )
 
 
+def _every_point(args: Mapping[str, Any], seed: int, study_seed: int) -> Any:
+    return optuna.samplers.BruteForceSampler(**{**args, "seed": seed})  # knobs of a `when` too, which its grid cannot
+
+
 SAMPLERS: dict[str, Callable[[Mapping[str, Any], int, int], Any]] = {
     "tpe": _tpe,  # tree-structured Parzen estimators (Bergstra et al. 2011; multivariate: Falkner et al. 2018)
     "random": _random,
-    "grid": _random,  # every point once, see `points`; what a grid leaves open is never drawn
+    "grid": _every_point,
     "gp": _gp,  # Gaussian process, log expected improvement (Ament et al. 2023)
     "cmaes": _cmaes,  # covariance matrix adaptation (Hansen 2016); choices are drawn at random
     "qmc": _qmc,  # scrambled Sobol sequence
 }
 
 
-def sampler(config: Config, number: int) -> Any:
+def sampler(config: Config, number: int, *, untried: bool = False) -> Any:
     """Return Optuna's sampler for the trial of this number.
+
+    Args:
+        config: see section `tune`.
+        number: of the trial.
+        untried: whether a point that no trial has had is wanted, whatever the sampler.
 
     Raises:
         ConfigError: an unknown name or argument.
     """
     name = config.tune.sampler
+    seed = random.Random(f"{config.seed}/{number}").randrange(2**31)
     if name not in SAMPLERS:
         raise ConfigError(f"tune.sampler: {unknown('sampler', name, SAMPLERS)}")
-    seed = random.Random(f"{config.seed}/{number}").randrange(2**31)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if untried:
+            return _every_point({}, seed, config.seed)
         try:
             return SAMPLERS[name](config.tune.sampler_args, seed, config.seed % 2**31)
         except (TypeError, ValueError) as error:
@@ -90,20 +101,12 @@ def check(config: Config, space: Sequence[Entry]) -> None:
 
 def size(space: Sequence[Entry]) -> int:
     """Return how many points a space has, those that a `when` makes equal counted apart; 0: no one can say."""
-    count = 1
-    for entry in space:
-        count *= len(_values(entry))
-    return count
+    return math.prod(len(_values(entry)) for entry in space)
 
 
-def points(space: Sequence[Entry], seed: int) -> Iterator[dict[str, Any]]:
-    """Yield every point of a space of steps and choices as path -> value, in an order shuffled by the seed."""
-    if not 0 < size(space) <= _MOST_POINTS:
-        return
-    found = list(itertools.product(*[_values(entry) for entry in space]))
-    random.Random(seed).shuffle(found)
-    for point in found:
-        yield {entry.path: value for entry, value in zip(space, point, strict=True)}
+def is_countable(space: Sequence[Entry]) -> bool:
+    """Tell whether a space has so few points that each can be tried."""
+    return 0 < size(space) <= _MOST_POINTS
 
 
 def _values(entry: Entry) -> Sequence[Any]:

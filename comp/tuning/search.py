@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from comp import pipeline
 from comp.config import Config, seconds_of
 from comp.progress import Progress, quiet
-from comp.tuning import confirming, opening, results, telling
+from comp.tuning import confirming, keeping, opening, results, telling
 from comp.tuning.opening import CONFIRM, OPENERS, Plan
 from comp.tuning.results import Report, Standing
 from comp.tuning.study import Study
@@ -45,13 +45,13 @@ def tune(
         progress: called at every step; of several workers twice a second.
 
     Raises:
-        UserError: anything wrong with config, data, storage; three trials in a row have failed.
+        UserError: anything wrong with config, data, storage; three trials in a row have failed, or none is complete.
         Interrupted: a signal; the same call goes on, trials under way from their checkpoints.
     """
     pipeline.check(config, runs_root)
     opening.check(config)
     dataset = pipeline.open_data(config, progress)
-    plan = opening.plan(config, name, runs_root, workers)
+    plan = opening.plan(config, name, runs_root)
     data = Data({config.data.fold: dataset})
     timeout = seconds_of(config.tune.timeout) if config.tune.timeout else math.inf
     with contextlib.ExitStack() as opened:
@@ -63,8 +63,10 @@ def tune(
             confirmation = opened.enter_context(OPENERS[CONFIRM](plan))
             confirming.enqueue(search, confirmation)
             _run(confirmation, plan, data, workers, on_trial, progress, math.inf)
+        keeping.tidy(search)
         report = results.report(search, confirmation, pictures=pictures)
         telling.tell(search, report, pictures=pictures)
+        search.refuse_empty()
         return report
 
 
@@ -72,8 +74,7 @@ def _run(
     study: Study, plan: Plan, data: Data, workers: int, on_trial: OnTrial, progress: Progress, timeout_seconds: float
 ) -> None:
     study.deadline = time.time() + timeout_seconds
-    with study.turn():
-        study.forgiven = frozenset(row.number for row in study.trials() if row.state == TrialState.FAIL)
+    study.forgiven = frozenset(row.number for row in study.trials() if row.state == TrialState.FAIL)
     began, ended = time.time(), sum(row.state.is_finished() for row in study.trials())
 
     def tell(study: Study) -> None:

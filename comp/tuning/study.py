@@ -1,32 +1,30 @@
-"""A study: its trials, which of them count, how far it is, and what a worker may claim of it.
-
-A trial is claimed by one worker at a time and stays itself until it has ended: one that was interrupted, or whose
-worker was killed, waits again and goes on in its run. Proposals that an earlier trial has made already are struck out
-and not counted.
-"""
+"""A study: its trials, which of them count, how far it is, and what a trial of it trains."""
 
 import contextlib
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import filelock
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from comp import config as configs
 from comp.config import Config
 from comp.config.space import Entry, assemble
-from comp.errors import StudyError, UserError
+from comp.errors import StudyError
+from comp.tuning.recovery import ENDED_BY_US, MOST_RETRIES, kills, recover
 from comp.tuning.storage import Store
 
-Propose = Callable[[Trial], Config]
-MOST_KILLS = 3  # of a trial's workers, after which it counts as failed: it may be what kills them
 MOST_FAILURES = 3  # in a row, after which a study stops
 _MOST_REPEATS = 20  # proposals in a row that were made before, after which a space counts as searched
+
+
+class NotCountedError(Exception):
+    """A trial that trains nothing and does not count: a repeat of another, or one more than the study is to have."""
 
 
 @dataclass
@@ -39,14 +37,16 @@ class Study:
         config: what its trials depart from; what it says of the study is in section `tune`.
         store: where its trials are kept.
         optuna: Optuna's study.
-        total: how many trials it is to have, struck ones not counted.
-        propose: turns a claimed trial into its config.
+        wanted: how many trials it is to have; None: those that are enqueued, and nothing is proposed.
+        propose: turns a trial into its config.
         kind: `trial` or `confirm`: what its runs are named by, before their number.
-        sampler_for: the sampler of a trial's number.
-        untried: returns a point that no trial has had, None where all are tried; None itself: the space is a continuum.
-        in_order: whether `untried` proposes, and not the sampler.
-        deadline: `time.time()` from which nothing is claimed.
+        sampler_for: the sampler of a trial's number; after a repeat one that proposes what no trial has had, if it can.
+        deadline: `time.time()` from which no trial begins.
         forgiven: numbers of trials that failed before this command.
+        turn: held by the process of this machine that begins a trial or looks for dead ones.
+        repeats: proposals in a row that this process has struck out.
+        spent: whether this process's sampler has seen every point tried or under way.
+        seen: number of a trial of a server -> when this process first saw it run, in seconds.
     """
 
     name: str
@@ -54,14 +54,19 @@ class Study:
     config: Config
     store: Store
     optuna: optuna.Study
-    total: int
-    propose: Propose
+    wanted: int | None
+    propose: Callable[[Trial], Config]
     kind: str
-    sampler_for: Callable[[int], Any]
-    untried: Callable[[Sequence[FrozenTrial]], dict[str, Any] | None] | None = None
-    in_order: bool = False
+    sampler_for: Callable[[int, bool], Any]
     deadline: float = float("inf")
     forgiven: frozenset[int] = frozenset()
+    turn: filelock.BaseFileLock = field(init=False)
+    repeats: int = 0
+    spent: bool = False
+    seen: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.turn = filelock.FileLock(self._lock_path("turn"))
 
     def __enter__(self) -> "Study":
         return self
@@ -70,14 +75,20 @@ class Study:
         self.store.close()
 
     def trials(self) -> list[FrozenTrial]:
-        """Return the trials that count, by number: none that was struck out as a repeat."""
-        return [trial for trial in self.optuna.get_trials(deepcopy=False) if "repeats" not in trial.user_attrs]
+        """Return the trials that count, by number: none that was struck out, or queued again under another number."""
+        return [trial for trial in self.optuna.get_trials(deepcopy=False) if counts(trial)]
 
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """Hold the study's turn; see `Store.claiming`."""
-        with self.store.claiming(self.name):
-            yield
+    def lock_of(self, number: int) -> filelock.BaseFileLock:
+        """Return the lock that is held by the process which runs a trial."""
+        return filelock.FileLock(self._lock_path(str(number)), timeout=0)
+
+    def _lock_path(self, what: str) -> Path:
+        return self.store.locks / f"{self.name.replace('/', '.')}-{what}"
+
+    @property
+    def total(self) -> int:
+        """How many trials it is to have."""
+        return sum("of" in trial.user_attrs for trial in self.trials()) if self.wanted is None else self.wanted
 
     @property
     def group(self) -> str:
@@ -97,113 +108,122 @@ class Study:
         ended = all(trial.state.is_finished() for trial in trials)
         return time.time() >= self.deadline or (ended and (len(trials) == self.total or self.exhausted))
 
+    def has_another(self) -> bool:
+        """Tell whether a trial may begin now: one that waits, or a new one."""
+        if time.time() >= self.deadline:
+            return False
+        trials, total = self.trials(), self.total
+        if self.spent and all(trial.state.is_finished() for trial in trials):
+            self.optuna.set_user_attr("exhausted", True)
+        waiting = [place for place, trial in enumerate(trials) if trial.state == TrialState.WAITING]
+        return waiting[0] < total if waiting else len(trials) < total and not (self.spent or self.exhausted)
 
-@dataclass
-class Claimed:
-    """A trial that this process runs, its lock held.
+    def take_turn(self) -> bool:
+        """Take the turn for another trial; False, without the turn, where none may begin now.
 
-    Attributes:
-        trial: Optuna's.
-        config: what it trains.
-        lock: held until it has ended.
-    """
+        Raises:
+            StudyError: see `refuse_failing`.
+        """
+        self.turn.acquire()
+        self.optuna.sampler = optuna.samplers.RandomSampler()  # one that has no say in trials of dead workers
+        recover(self)
+        self.refuse_failing()
+        if self.has_another():
+            self.optuna.sampler = self.sampler_for(len(self.optuna.get_trials(deepcopy=False)), self.repeats > 0)
+            return True
+        self.turn.release()
+        return False
 
-    trial: Trial
-    config: Config
-    lock: filelock.BaseFileLock
+    def refuse_failing(self) -> None:
+        """Stop a study whose trials keep failing.
 
+        Raises:
+            StudyError: the last three trials that ended have failed since this command began.
+        """
+        ended = [trial for trial in self.trials() if trial.state.is_finished() and trial.number not in self.forgiven]
+        last = sorted(ended, key=lambda trial: trial.datetime_complete)[-MOST_FAILURES:]
+        if len(last) == MOST_FAILURES and all(trial.state == TrialState.FAIL for trial in last):
+            raise StudyError(
+                f"{self.folder}: {MOST_FAILURES} trials in a row have failed, so the study stops. If memory, disk or "
+                "data are the cause, mend it and give the same command again; if the config or a value of tune.space "
+                f"is, change it and begin another study with --study NAME, for this one keeps both:\n  {_reasons(last)}"
+            )
 
-def claim(study: Study) -> Claimed | None:
-    """Return the next trial to run, as its only holder; None where there is none now.
+    def refuse_empty(self) -> None:
+        """Refuse a search that has come to nothing.
 
-    Trials that wait come first: interrupted ones, those of workers that died, enqueued ones.
-
-    Raises:
-        StudyError: three trials in a row have failed.
-    """
-    with study.turn():
-        free_dead(study)
-        repeats = 0
-        while _has_claimable(study):
-            refuse_failing(study)
-            if study.in_order and not _has_waiting(study) and not _prepare_another(study, repeats):
-                return None
-            trial = _ask(study)
-            lock = study.store.trial_lock(study.name, trial.number)
-            try:
-                config = study.propose(trial)
-            except UserError as error:  # a combination of values that no config takes
-                fail(study, trial, f"{type(error).__name__}: {error}")
-                continue
-            if (earlier := _earlier(study, trial, config)) is not None:
-                trial.set_user_attr("repeats", earlier)
-                study.optuna.tell(trial, state=TrialState.FAIL)
-                repeats += 1
-                if not _prepare_another(study, repeats):
-                    return None
-                continue
-            lock.acquire()
-            trial.set_user_attr("config_hash", configs.fingerprint(config))
-            study.store.beat(study.name, trial.number)
-            trial.set_user_attr("claimed", trial.user_attrs.get("claimed", 0) + 1)
-            return Claimed(trial, config, lock)
-    return None
-
-
-def free_dead(study: Study) -> None:
-    """Let the trials of workers that died wait again; one whose workers die again and again has failed."""
-    for trial in study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if not study.store.is_dead(study.name, trial):
-            continue
-        kills = trial.user_attrs.get("kills", 0) + 1
-        trial_id = study.store.id_of(study.name, trial.number)
-        study.store.backend.set_trial_user_attr(trial_id, "kills", kills)
-        if kills > MOST_KILLS:
-            study.store.backend.set_trial_user_attr(trial_id, "reason", f"its worker died {kills} times")
-            study.store.backend.set_trial_state_values(trial_id, TrialState.FAIL)
-        else:
-            study.store.put_back(study.name, trial.number)
-
-
-def refuse_failing(study: Study) -> None:
-    """Stop a study whose trials keep failing.
-
-    Raises:
-        StudyError: the last three trials that ended have failed since this command began.
-    """
-    ended = [trial for trial in study.trials() if trial.state.is_finished() and trial.number not in study.forgiven]
-    ended.sort(key=lambda trial: trial.datetime_complete)
-    last = ended[-MOST_FAILURES:]
-    if len(last) == MOST_FAILURES and all(trial.state == TrialState.FAIL for trial in last):
-        reasons = "\n  ".join(f"trial {trial.number}: {trial.user_attrs.get('reason', '')}" for trial in last)
+        Raises:
+            StudyError: none of its trials is complete.
+        """
+        trials = self.trials()
+        if any(trial.state == TrialState.COMPLETE for trial in trials):
+            return
+        ended = [trial for trial in trials if trial.state.is_finished()]
         raise StudyError(
-            f"{study.folder}: {MOST_FAILURES} trials in a row have failed, so the study stops; mend the cause, or take "
-            f"such values out of tune.space, and give the same command again:\n  {reasons}"
+            f"{self.folder}: {len(ended)} trials have ended and none is complete, so there is no best one; mend the "
+            "cause and give the same command with more --trials or --timeout, or change the config and begin another "
+            f"study with --study NAME:\n  {_reasons(ended[-MOST_FAILURES:])}"
         )
 
+    def settle(self, trial: Trial) -> Config:
+        """Return what a trial that has begun trains; what it trains is noted, so that no other repeats it.
 
-def tell(study: Study, claimed: Claimed, state: TrialState, values: Sequence[float] | None = None) -> None:
-    """End a claimed trial, once: one that another process has ended meanwhile stays as it is."""
-    with study.turn():
-        number = claimed.trial.number
-        now = study.optuna.get_trials(deepcopy=False)[number].state
-        if now == TrialState.WAITING:  # this process was taken for dead
-            study.store.backend.set_trial_state_values(study.store.id_of(study.name, number), TrialState.RUNNING)
-        study.optuna.tell(number, values, state, skip_if_finished=True)
-    claimed.lock.release()
+        Raises:
+            NotCountedError: another has the same config, or other workers have begun the last trials meanwhile.
+            UserError: no config takes these values.
+        """
+        known = trial.user_attrs
+        if "config_hash" in known and ENDED_BY_US.isdisjoint(known):  # it goes on
+            return self.propose(trial)
+        others = [other for other in self.trials() if other.number < trial.number]
+        if len(others) >= self.total:
+            trial.set_user_attr("surplus", True)
+            raise NotCountedError
+        config = self.propose(trial)
+        fingerprint = configs.fingerprint(config)
+        earlier = [other.number for other in others if other.user_attrs.get("config_hash") == fingerprint]
+        if earlier:
+            trial.set_user_attr("repeats", earlier[0])
+            self.repeats += 1
+            if self.repeats >= _MOST_REPEATS:
+                self.optuna.set_user_attr("exhausted", True)
+            raise NotCountedError
+        self.repeats = 0
+        trial.set_user_attr("config_hash", fingerprint)
+        return config
+
+    def put_back(self, trial: Trial) -> None:
+        """Let an interrupted trial wait for the next command: its values, reports and run stay."""
+        storage = self.store.backend
+        study_id = storage.get_study_id_from_name(self.name)
+        trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+        with contextlib.suppress(UpdateFinishedTrialError):  # another process has taken it over
+            storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
 
-def fail(study: Study, trial: Trial, reason: str) -> None:
-    """End a trial as failed, for a reason that is kept."""
-    trial.set_user_attr("reason", reason[:500])
-    study.optuna.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+def counts(trial: FrozenTrial) -> bool:
+    """Tell whether a trial is one of the study's: neither struck out, nor failed with its worker and queued again."""
+    known = trial.user_attrs
+    if "repeats" in known or "surplus" in known:
+        return False
+    return trial.state != TrialState.FAIL or "reason" in known or kills(trial) >= MOST_RETRIES
 
 
-def put_back(study: Study, claimed: Claimed) -> None:
-    """Let an interrupted trial wait for the next command."""
-    with study.turn():
-        study.store.put_back(study.name, claimed.trial.number)
-    claimed.lock.release()
+def reason_of(trial: FrozenTrial) -> str:
+    """Return why a trial has failed, empty where it has not."""
+    if trial.state == TrialState.FAIL and "reason" not in trial.user_attrs:
+        return f"its worker died {kills(trial) + 1} times"
+    return str(trial.user_attrs.get("reason", ""))
+
+
+def _reasons(trials: Sequence[FrozenTrial]) -> str:
+    return "\n  ".join(f"trial {row.number}: {reason_of(row) or row.state.name.lower()}" for row in trials)
+
+
+def failed(trial: Trial, error: Exception) -> None:
+    """Keep why a trial fails: what kind of error, and its first line."""
+    first = (str(error).strip() or "no message").splitlines()[0]
+    trial.set_user_attr("reason", f"{type(error).__name__}: {first}"[:500])
 
 
 def suggest(space: Sequence[Entry], config: Config, trial: Trial) -> dict[str, Any]:
@@ -233,44 +253,3 @@ def spell(entry: Entry, value: Any) -> Any:
     if entry.kind != "choice":
         return value
     return next(key for key, choice in spelled_choices(entry).items() if choice == value)
-
-
-def _has_claimable(study: Study) -> bool:
-    trials = study.trials()
-    if time.time() >= study.deadline:
-        return False
-    waiting = [place for place, trial in enumerate(trials) if trial.state == TrialState.WAITING]
-    return waiting[0] < study.total if waiting else len(trials) < study.total and not study.exhausted
-
-
-def _has_waiting(study: Study) -> bool:
-    return any(trial.state == TrialState.WAITING for trial in study.trials())
-
-
-def _ask(study: Study) -> Trial:
-    study.optuna.sampler = study.sampler_for(len(study.optuna.get_trials(deepcopy=False)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.filterwarnings("ignore", "Heartbeat of storage")  # `Store.beating` tells it
-        return study.optuna.ask()
-
-
-def _earlier(study: Study, trial: Trial, config: Config) -> int | None:
-    """Return the number of the trial that trains, or has trained, the same config; None where there is none."""
-    if "claimed" in trial.user_attrs:
-        return None
-    wanted = configs.fingerprint(config)
-    same = (other for other in study.trials() if other.user_attrs.get("config_hash") == wanted)
-    return next((other.number for other in same if other.number != trial.number), None)
-
-
-def _prepare_another(study: Study, repeats: int) -> bool:
-    """See to it that the next proposal is another one; False where the space has no more."""
-    point = study.untried(study.trials()) if study.untried else None
-    if point is not None:
-        study.optuna.enqueue_trial(point)
-        return True
-    if study.untried or repeats >= _MOST_REPEATS:
-        study.optuna.set_user_attr("exhausted", True)
-        return False
-    return True

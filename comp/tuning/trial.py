@@ -1,29 +1,36 @@
 """One trial: an ordinary training, or one for each fold, watched by the study's pruner at its epochs' ends."""
 
-import contextlib
 import gc
 import math
 import shutil
+import signal
 import statistics
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from optuna.trial import Trial, TrialState
+from optuna import TrialPruned
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import Trial
 
-from comp import pipeline, runs
+from comp import pipeline
 from comp.config import Config, seconds_of
 from comp.data.dataset import Dataset, open_dataset
-from comp.errors import RunError
+from comp.errors import Interrupted, RunError
 from comp.progress import Progress
 from comp.runs import Run
 from comp.tracking.tracker import Tracker
 from comp.training.fit import Epoch
 from comp.training.stopping import Stop
 from comp.tuning import objectives, pruners
-from comp.tuning.study import Claimed, Study, put_back, tell
+from comp.tuning.study import Study, failed
+
+
+class TakenOver(BaseException):
+    """A trial that another process took for dead, and has ended, while this one was training it."""
 
 
 @dataclass
@@ -39,33 +46,35 @@ class Data:
         return self.opened[config.data.fold]
 
 
-def run(study: Study, claimed: Claimed, data: Data, runs_root: Path, tracker: Tracker, progress: Progress) -> None:
-    """Train a claimed trial and tell the study what it has come to.
-
-    What goes wrong in it (memory, a loss that is not finite, values that do not fit each other) is told as its reason.
+def run(
+    study: Study, trial: Trial, config: Config, data: Data, runs_root: Path, tracker: Tracker, progress: Progress
+) -> list[float]:
+    """Train a trial's config and return its values.
 
     Raises:
+        TrialPruned: it looked bad.
+        Exception: what went wrong (memory, a loss that is not finite, ...); its reason is kept with the trial.
+        TakenOver: see there.
         Interrupted: a signal; the trial waits for the next command, and its run can be resumed.
     """
-    ended = False
     try:
-        with study.store.beating(study.name, claimed.trial.number):
-            state, values = _train(study, claimed, data, runs_root, tracker, progress)
-        tell(study, claimed, state, values)
-        ended = True
-    except Exception as error:
-        claimed.trial.set_user_attr("reason", _reason(error))
-        tell(study, claimed, TrialState.FAIL)
-        ended = True
-        _free_memory()
-    finally:
-        if not ended:
-            put_back(study, claimed)
-
-
-def _reason(error: Exception) -> str:
-    first = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {first}"[:500]
+        try:
+            return _train(study, trial, config, data, runs_root, tracker, progress)
+        except (TrialPruned, UpdateFinishedTrialError):
+            raise
+        except Exception as error:
+            _free_memory()
+            failed(trial, error)
+            raise
+    except UpdateFinishedTrialError:
+        raise TakenOver from None
+    except Exception:
+        raise
+    except BaseException as stop:
+        study.put_back(trial)
+        if isinstance(stop, KeyboardInterrupt):  # where nobody notes signals, as in notebooks
+            raise Interrupted(signal.SIGINT) from None
+        raise
 
 
 def _free_memory() -> None:
@@ -76,10 +85,8 @@ def _free_memory() -> None:
 
 
 def _train(
-    study: Study, claimed: Claimed, data: Data, runs_root: Path, tracker: Tracker, progress: Progress
-) -> tuple[TrialState, list[float] | None]:
-    """Return how a trial has ended: its values where it is whole, none where it was pruned."""
-    trial, config = claimed.trial, claimed.config
+    study: Study, trial: Trial, config: Config, data: Data, runs_root: Path, tracker: Tracker, progress: Progress
+) -> list[float]:
     track = config.track.model_copy(update={"group": study.group})
     over_folds = study.config.tune.folds == "all"
     found: list[list[float]] = []
@@ -94,14 +101,14 @@ def _train(
         for name, value in costs.items():
             trial.set_user_attr(name, value)
         if watch.pruned:
-            return TrialState.PRUNED, None
+            raise TrialPruned
         found.append(objectives.values_of(study.config, scores))
         if over_folds and _is_pruned_after(fold, study, trial, [values[0] for values in found]):
-            return TrialState.PRUNED, None
+            raise TrialPruned
     values = [statistics.fmean(column) for column in zip(*found, strict=True)]
     if not all(math.isfinite(value) for value in values):
         raise RunError(f"its values are not finite: {values}")
-    return TrialState.COMPLETE, values
+    return values
 
 
 def _one_run(
@@ -111,7 +118,7 @@ def _one_run(
     """Train one run, or go on with the one that an earlier worker has begun."""
     dataset = data.of(config, progress)
     key = f"run-{config.data.fold}"
-    begun = _begun(trial.user_attrs.get(key))
+    begun = begun_by(trial.user_attrs.get(key))
     labelled = _labelled(f"{study.kind} {trial.number}", progress)
     if begun is not None:
         watch.catch_up(begun)
@@ -127,15 +134,18 @@ def _one_run(
     )  # fmt: skip
 
 
-def _begun(path: str | None) -> Run | None:
-    """Return the run that an earlier worker has begun and that can be gone on with; what it left of another goes."""
+def begun_by(path: str | None) -> Run | None:
+    """Return the run that an earlier worker has begun and this one can go on with; what is left of another goes."""
     if path is None or not Path(path).is_dir():
         return None
-    with contextlib.suppress(RunError):
-        found = runs.open_run(Path(path))
-        if (found.path / "execution.json").exists():
-            return found
-    shutil.rmtree(path)  # stopped before its first step: nothing in it was trained
+    begun = Run(Path(path))
+    try:
+        with begun.writing():
+            if all((begun.path / name).is_file() for name in ("config.yaml", "provenance.json", "execution.json")):
+                return begun
+            shutil.rmtree(begun.path)  # stopped before its first step: nothing in it was trained
+    except RunError:
+        pass  # written by one that was taken for dead: it keeps its run, and this trial begins another
     return None
 
 
@@ -156,8 +166,8 @@ def _is_pruned_after(fold: int, study: Study, trial: Trial, scores: list[float])
 
 
 def _report(trial: Trial, value: float, step: int) -> None:
-    reported = trial.storage.get_trial(trial._trial_id).intermediate_values
-    if step not in reported:  # a resumed training tells some epochs twice
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a resumed training tells some epochs twice, and the first time counts
         trial.report(value, step)
 
 

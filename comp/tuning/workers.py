@@ -1,4 +1,7 @@
-"""Several workers on one machine: processes that are started, replaced when they die, and stopped together."""
+"""Several workers on one machine: processes that are started, replaced when they die, and stopped together.
+
+Each does what the same command with one worker does. Nothing is shared but the study's storage.
+"""
 
 import contextlib
 import multiprocessing
@@ -14,7 +17,7 @@ from comp import signals
 from comp.errors import Interrupted, StudyError, UserError
 from comp.progress import Progress
 from comp.tuning.opening import OPENERS, Plan
-from comp.tuning.study import Study, free_dead, refuse_failing
+from comp.tuning.study import Study
 
 _POLL_SECONDS = 0.5
 _MOST_EARLY_DEATHS = 10  # of workers in a row, without a trial that ends in between
@@ -26,7 +29,7 @@ def work_together(
 ) -> None:
     """Run a study's trials in processes of their own until it is over.
 
-    A worker that is killed is replaced; its trial waits and goes on from its checkpoint.
+    A worker that is killed is replaced, and its trial goes on from its checkpoint in the next one that is free.
 
     Args:
         study: as opened here, to watch.
@@ -47,14 +50,13 @@ def work_together(
                 process = running.get(place)
                 if process is not None and process.is_alive():
                     continue
-                if process is not None and process.exitcode == _EXIT_USER:  # it has told why
-                    _refuse(study)
+                if process is not None and process.exitcode == _EXIT_USER:
+                    study.refuse_failing()
+                    raise StudyError(f"{study.folder}: a worker could not go on, for the reason that it has told above")
                 deaths += process is not None and process.exitcode != 0
                 if process is None or process.exitcode != 0:
                     running[place] = _start(plan, place, workers)
             time.sleep(_POLL_SECONDS)
-            with study.turn():
-                free_dead(study)
             if (now := _ended(study)) > ended:
                 ended, deaths = now, 0
                 on_trial(study)
@@ -66,11 +68,6 @@ def work_together(
                 )
     finally:
         _stop(running)
-
-
-def _refuse(study: Study) -> None:
-    refuse_failing(study)
-    raise StudyError(f"{study.folder}: a worker could not go on, for the reason that it has told above")
 
 
 def _ended(study: Study) -> int:
@@ -106,12 +103,20 @@ def _main(plan: Plan, place: int, workers: int) -> None:
         with signals.noted():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             with OPENERS[plan.part](plan) as study:
-                work(study, Data(), Path(plan.runs_root), signals.progress, lambda study: None)
+                work(study, Data(), Path(plan.runs_root), _progress, lambda study: None)
     except Interrupted as stop:
         sys.exit(128 + stop.signum)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(_EXIT_USER)
+
+
+def _progress(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
+    """Stop at the next safe point where a signal has come, or the process that started this one is dead."""
+    signals.stop_if_asked()
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        raise Interrupted(signal.SIGTERM)
 
 
 def _take_share(place: int, workers: int) -> None:

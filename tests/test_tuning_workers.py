@@ -214,8 +214,14 @@ def training_workers(pid: int) -> dict[int, int]:
     return found
 
 
+def of_few_kills() -> set[int]:
+    """Return the trials of the study `tuned` that outlive the death of their worker."""
+    with opening.open_search(opening.find("tuned", Path("runs"), ""), make=False) as study:
+        return {trial.number for trial in study.trials() if recovery.kills(trial) < recovery.MOST_RETRIES}
+
+
 def tune_while_killing(url: str, trials: int, workers: int, kills: int) -> tuple[dict[str, Any], int]:
-    """Run a study whose training workers are killed every few seconds.
+    """Run a study whose training workers are killed every few seconds, none of a trial's more than three times.
 
     Returns:
         Its report, and how many workers were killed.
@@ -230,8 +236,9 @@ def tune_while_killing(url: str, trials: int, workers: int, kills: int) -> tuple
         while process.poll() is None and killed < kills:
             time.sleep(2.0)
             running = training_workers(process.pid) if process.poll() is None else {}
-            if running:  # the lowest: a trial that goes on has a higher number, and its turn comes last
-                os.kill(running[min(running)], signal.SIGKILL)
+            victims = sorted(running.keys() & of_few_kills()) if running else []
+            if victims:
+                os.kill(running[victims[0]], signal.SIGKILL)
                 killed += 1
         out, err = process.communicate(timeout=500)
     finally:

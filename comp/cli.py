@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from comp import signals
+from comp import cores, signals
 from comp.errors import Interrupted, UserError
 from comp.verbs import (
     cleaning,
@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     Args:
         arguments: instead of the process's own.
     """
+    cores.share()
     atexit.register(gc.freeze)  # memory goes back with the process: no last search for garbage among all of torch
     sys.exit(_guarded(arguments))
 

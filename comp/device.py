@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from comp import cores
 from comp.errors import ConfigError, RunError, unknown
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -258,15 +259,20 @@ def only_deterministic(wanted: bool) -> Iterator[None]:
 
 
 def default_threads() -> int:
+    """Return `wished_threads`, or where other processes want all of the cores, a fair share of them."""
+    return cores.fair(wished_threads(), usable_cores())
+
+
+def wished_threads() -> int:
     """Return as many threads as the process may use cores, or as few as OMP_NUM_THREADS says.
 
     What torchrun starts side by side shares the cores; it sets OMP_NUM_THREADS by itself, which then says nothing.
     """
-    cores = usable_cores()
+    allowed = usable_cores()
     if "LOCAL_WORLD_SIZE" in os.environ:
-        return cores
+        return allowed
     wished = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list has a number for each level of nesting
-    return min(cores, int(wished)) if wished.isdecimal() and int(wished) else cores
+    return min(allowed, int(wished)) if wished.isdecimal() and int(wished) else allowed
 
 
 def default_workers() -> int:
@@ -276,8 +282,7 @@ def default_workers() -> int:
 
 def usable_cores() -> int:
     """Return the cores that this process may use: those it is bound to, shared with what torchrun started beside it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, len(cores.usable()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def is_busy() -> bool:
@@ -289,8 +294,8 @@ def threads_worth_trying(device: str) -> list[int]:
     """Return thread counts to time, the plainest first: one a core that the process may use; and half of them where
     two such "cores" are one core's hyper-threads, which share the units that multiply.
     """
-    cores = default_threads()
-    return [cores, cores // 2] if device == "cpu" and cores > 1 and _has_hyper_threads() else [cores]
+    most = default_threads()
+    return [most, most // 2] if device == "cpu" and most > 1 and _has_hyper_threads() else [most]
 
 
 def _has_hyper_threads() -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from comp import config as configs
-from comp import device, pipeline, predicting, runs
+from comp import cores, device, pipeline, predicting, runs
 from comp.config import Config
 from comp.data import cache
 from comp.data.dataset import Dataset, open_dataset
@@ -33,6 +33,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What one test times is not known to another."""
     monkeypatch.setenv("COMP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(device, "is_busy", lambda: False)  # whatever else the machine does
+    monkeypatch.setattr(cores.NEIGHBOURS, "others", lambda: 0.0)
     return tmp_path / "cache"
 
 

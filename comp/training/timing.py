@@ -115,6 +115,11 @@ def choose_execution(
         for layout in _open(wanted.channels_last, [False, True])
     ]
     choice = Choice(candidates[0])
+    if place == "cpu" and not wanted.threads and threads[0] < (most := device.wished_threads()):
+        choice.notes.append(
+            f"other processes keep the cores busy, so steps run on {threads[0]} of {most} threads; "
+            f"train.threads={most} takes all of them"
+        )
     record = _Record(_key(place, dataset, config))
     trial = _Trial(model, dataset, config, choice, record, progress)
     with counted_randomness(torch.device("cpu")):

@@ -179,8 +179,17 @@ def test_only_the_best_trials_keep_their_weights_and_the_others_say_so(here: Pat
     assert f"comp run {lost / 'config.yaml'}" in told.err
 
 
-def test_all_trials_keep_their_weights_where_asked(here: Path) -> None:
-    assert all(weights(row) for row in study(tuned(NUMBERS, trials=4, keep="all")).trials)
+def test_trials_that_were_to_keep_their_weights_keep_them_whatever_comes_later(here: Path) -> None:
+    first = study(tuned(NUMBERS, trials=2, keep="all", confirm={"top": 0}), "kept").trials
+    assert all(weights(row) for row in first)
+    rows = study(tuned(NUMBERS, trials=4, keep=0, confirm={"top": 0}), "kept").trials
+    assert [bool(weights(row)) for row in rows] == [True, True, False, False]
+
+
+def test_with_several_metrics_the_trials_that_no_other_beats_keep_their_weights(here: Path) -> None:
+    metrics = ["val_accuracy", "train_seconds"]
+    report = study(tuned(NUMBERS, trials=5, keep=0, metric=metrics, pruner="none", confirm={"top": 0}))
+    assert {row["trial"] for row in report.trials if weights(row)} == set(report.pareto)
 
 
 @pytest.mark.parametrize("stop_at", [2, 7])

@@ -44,7 +44,8 @@ class TuneConfig(Section):
     are confirmed. Empty: no limit."""
     keep: Annotated[int, Field(ge=0)] | Literal["all"] = 3
     """How many of the best trials so far keep their weights; those of the others are removed as the study goes on, and
-    everything else of them stays. all: every trial keeps them."""
+    everything else of them stays. With several metrics the Pareto front's stay too. all: trials that begin now keep
+    them for good."""
     storage: UserPath = ""
     """`journal:///PATH` or a path that ends in .log for any number of processes on one machine, `sqlite:///PATH` for
     few, `postgresql://...` for several machines; empty: a journal in the study's folder."""

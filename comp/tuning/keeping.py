@@ -7,17 +7,23 @@ from comp import runs
 from comp.errors import RunError
 from comp.runs import Run
 from comp.tuning import confirming
-from comp.tuning.study import Study
+from comp.tuning.study import SHEDS, Study
 
 
 def tidy(study: Study) -> None:
-    """Remove the weights of trials that have ended and are none of the best `tune.keep`; everything else stays."""
+    """Remove the weights of trials that have ended and are none of the best `tune.keep`; everything else stays.
+
+    With several metrics those stay too that no other trial is better than in everything. Trials that began under
+    `keep: all`, or before comp knew `keep`, stay as they are.
+    """
     keep = study.config.tune.keep
     if keep == "all" or study.wanted is None:  # what confirms the best is the best's
         return
     best = {trial.number for trial in confirming.ranked(study)[:keep]}
+    if len(study.optuna.directions) > 1:
+        best |= {trial.number for trial in study.optuna.best_trials}
     for trial in study.trials():
-        if trial.state.is_finished() and trial.number not in best:
+        if SHEDS in trial.user_attrs and trial.state.is_finished() and trial.number not in best:
             for key, path in trial.user_attrs.items():
                 if key.startswith("run-"):
                     _remove_weights(Run(Path(path)))

@@ -20,6 +20,7 @@ from comp.tuning.recovery import ENDED_BY_US, MOST_RETRIES, kills, recover
 from comp.tuning.storage import Store
 
 MOST_FAILURES = 3  # in a row, after which a study stops
+SHEDS = "sheds_weights"  # user attribute of trials that began where only the best were to keep theirs
 _MOST_REPEATS = 20  # proposals in a row that were made before, after which a space counts as searched
 
 
@@ -190,6 +191,8 @@ class Study:
             raise NotCountedError
         self.repeats = 0
         trial.set_user_attr("config_hash", fingerprint)
+        if self.config.tune.keep != "all":
+            trial.set_user_attr(SHEDS, True)
         return config
 
     def put_back(self, trial: Trial) -> None:

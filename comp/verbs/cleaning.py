@@ -28,11 +28,11 @@ def clean(
 
     Of all runs: temporary files that killed processes left an hour ago or more.
 
-    With --older: runs that ended before their first epoch, and so hold no
-    weights, checkpoint, history or predictions.
+    With --older: runs that ended before their first epoch, an hour ago or
+    more, and so hold no weights, checkpoint, history or predictions.
 
-    All else stays: weights, predictions, scores, curves, interrupted runs, your
-    own files, links, and runs that a process is writing.
+    All else stays: weights, predictions, scores, curves, other interrupted
+    runs, your own files, links, and runs that a process is writing.
 
     Example: comp clean runs --older 7d --dry-run
     """

@@ -101,7 +101,9 @@ def demand_own(run: Run, sha256: str) -> None:
     """
     wanted = (run.metrics().weights_sha256 if run.is_complete() else "") or sha256
     if sha256 != wanted:
+        path = run.weights_path()
+        gone = "" if path.name == "best.safetensors" else ", or best.safetensors was there and is gone"
         raise RunError(
-            f"{run.weights_path()}: expected sha256 {wanted}, as the run ended with, found {sha256}; the file is "
-            "damaged or another one: put the right one back, or train again"
+            f"{path}: expected sha256 {wanted}, as the run ended with, found {sha256}; the file is damaged or another "
+            f"one{gone}: put the right one back, or train again"
         )

@@ -25,6 +25,7 @@ BLOCKS = "blocks of predictions that are stored whole"
 UPLOADED = "W&B's files that are uploaded"
 UNBEGUN = "runs that ended before their first epoch"
 
+_DEEPEST = 3  # RUNS/competition/study/run: what lies deeper, below `/` say, is not meant
 _TEMPORARY_NAME = re.compile(r"\..+\.\d+\.tmp")  # as `runs.write_together` and `_remove_one` name them
 # All that a run has before the end of its first epoch.
 _UNBEGUN = {"config.yaml", "provenance.json", "split.npz", "execution.json", "plans.json", ".lock", "wandb"}
@@ -83,7 +84,8 @@ def clean(root: Path, *, older: float | None = None, dry_run: bool = False) -> C
         RunError: no such folder, or one without a run below it.
     """
     if not root.is_dir():
-        raise RunError(f"{root}: no such folder; name the one that holds the runs: comp clean RUNS")
+        what = "is a file" if root.is_file() else "no such folder"
+        raise RunError(f"{root}: {what}; name the one that holds the runs: comp clean RUNS")
     done = Cleaned()
     places = list(_places(root, done))
     if not places:
@@ -111,6 +113,8 @@ def _places(root: Path, done: Cleaned) -> Iterator[Path]:
         done.left.append((Path(error.filename), f"cannot be read: {error.strerror}"))
 
     for folder, inner, files in os.walk(root, onerror=note):
+        if len(Path(folder).relative_to(root).parts) >= _DEEPEST:
+            inner.clear()
         if "provenance.json" in files:
             inner.clear()  # no run lies inside another
             if "config.yaml" in files:

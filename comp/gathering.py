@@ -128,6 +128,7 @@ def gather(trained: Sequence[Run], given: Mapping[str, Any], progress: Progress)
     wants = [run for run in trained if _has(run, run.config(), "suite")]
     if wants and "suite" not in splits:
         lacking = next(run for run in trained if "suite" not in stored[run.path])
+        lacking.weights_path()  # where they were removed, that is why
         raise RunError(f"{lacking.path}: has no predictions of the suite, and {wants[0].path} has; leave one out")
     everything = Gathered(groups, stored, splits)
     differing = tuple(split for split in SELECTIONS if split in splits and not everything.agrees(split))

@@ -504,8 +504,22 @@ def test_a_folder_without_runs_is_refused(place: Path, comp: Comp, name: str) ->
     write(Path("others/a/provenance.json"), "{}")
     result = comp("clean", name)
     assert result.code == 2
-    assert result.err.startswith(f"error: {name}: no ")
+    assert result.err.startswith((f"error: {name}: no ", f"error: {name}: is a file"))
     assert Path("others/state.pt").exists()
+
+
+def test_what_lies_deeper_than_a_folder_of_runs_is_not_looked_for(place: Path, comp: Comp) -> None:
+    """So that `comp clean /` is no accident."""
+    deep = place / "everything" / "of" / "mine"
+    deep.parent.mkdir(parents=True)
+    Path("runs").rename(deep)
+    age(deep, OLD)
+    before = everything()
+    refused = comp("clean", "everything")
+    assert (refused.code, everything()) == (2, before)
+    assert "no folder of runs" in refused.err
+    assert comp("clean", deep).code == 0
+    assert everything() != before
 
 
 def test_one_run_can_be_named(place: Path, comp: Comp) -> None:

@@ -177,6 +177,11 @@ def test_only_the_best_trials_keep_their_weights_and_the_others_say_so(here: Pat
     assert "removed" in told.err
     assert "tune.keep" in told.err
     assert f"comp run {lost / 'config.yaml'}" in told.err
+    other = Path(ranked[0]["run"])
+    assert comp("predict", other).code == 0
+    together = comp("ensemble", other, lost)
+    assert together.code == 2
+    assert "tune.keep" in together.err
 
 
 def test_trials_that_were_to_keep_their_weights_keep_them_whatever_comes_later(here: Path) -> None:

@@ -5,6 +5,7 @@ workers, their number or their order. (albumentations' own `set_random_seed` giv
 own with the same seed: two flips at one half would then always agree.)
 """
 
+import inspect
 import json
 import math
 import os
@@ -159,13 +160,28 @@ class _Transforms:
 
 
 def _built(albumentations: Any, op: Foreign) -> Any:
-    kind = getattr(albumentations, op.name, None)
+    kind, arguments = getattr(albumentations, op.name, None), json.loads(op.arguments)
+    if isinstance(kind, type) and issubclass(kind, albumentations.BaseCompose):
+        raise ConfigError(
+            f"augment.albumentations: {op.name} holds other transforms; list these themselves, one after the other, "
+            "each with its probability"
+        )
     if not (isinstance(kind, type) and issubclass(kind, albumentations.BasicTransform)):
-        suggestion = nearest(op.name, dir(albumentations))
-        raise ConfigError(f"augment.albumentations: albumentations has no transform '{op.name}'{suggestion}")
-    # A class without a schema of its own knows no `strict`; Python refuses its wrong arguments.
-    strict = {"strict": True} if "InitSchema" in vars(kind) else {}
+        known = [name for name in dir(albumentations) if name[0].isupper()]
+        raise ConfigError(
+            f"augment.albumentations: albumentations has no transform '{op.name}'{nearest(op.name, known)}"
+        )
+    # Asked here: albumentations only warns of names that it does not know.
+    known = [name for name in inspect.signature(kind).parameters if name != "p"]
+    for name in arguments:
+        if name not in known:
+            raise ConfigError(
+                f"augment.albumentations: {op.name} has no argument '{name}'{nearest(name, known)}; it takes "
+                f"{', '.join(known) or 'none'}"
+            )
     try:
-        return kind(**json.loads(op.arguments), p=op.probability, **strict)
+        return kind(**arguments, p=op.probability, **({"strict": True} if "InitSchema" in vars(kind) else {}))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"augment.albumentations: {op.name} refuses its arguments: {error}") from None
+        lines = [line.strip() for line in str(error).splitlines() if "errors.pydantic.dev" not in line]
+        reason = " ".join(lines).partition(" [type=")[0]
+        raise ConfigError(f"augment.albumentations: {op.name} refuses its arguments: {reason}") from None

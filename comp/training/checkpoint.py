@@ -5,6 +5,8 @@ It goes when the run is complete, unless `train.keep_state` is set.
 
 import contextlib
 import pickle
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -80,6 +82,7 @@ def load(path: Path, parts: Mapping[str, Stateful], device: torch.device) -> Cur
         RunError: missing, damaged, or another model's.
     """
     try:
+        _demand_whole(path)
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         recorded = {"best_loss": None, **state["cursor"]}  # states of version 0.1 lack it
         cursor = Cursor(**{attribute.name: recorded[attribute.name] for attribute in fields(Cursor)})
@@ -91,3 +94,18 @@ def load(path: Path, parts: Mapping[str, Stateful], device: torch.device) -> Cur
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"{path}: damaged, or of another model ({reason}); start again: comp run CONFIG") from None
     return cursor
+
+
+def _demand_whole(path: Path) -> None:
+    """Refuse a file in which a bit has changed: torch writes checksums and does not compare them.
+
+    Raises:
+        ValueError: it is no archive, or a part of it does not fit its checksum.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"not a whole archive: {error}") from None
+    if changed is not None:
+        raise ValueError(f"{changed} does not fit its checksum")

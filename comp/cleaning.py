@@ -150,6 +150,8 @@ def _unneeded(run: Run, done: Cleaned, *, unbegun_too: bool) -> list[Item]:
         if _is_file(state) and any(path.is_file() for path in weights) and not run.config().train.keep_state:
             items.append(_item(STATE, state))
         return [*items, *_blocks(run), *_uploaded(run.path)]
+    if _is_written(run):
+        return items
     if not _is_unbegun(run):
         done.unfinished.append(run.path)
     elif not unbegun_too:
@@ -157,6 +159,15 @@ def _unneeded(run: Run, done: Cleaned, *, unbegun_too: bool) -> list[Item]:
     else:
         return [_item(UNBEGUN, run.path)]
     return items
+
+
+def _is_written(run: Run) -> bool:
+    """Tell whether a process is training it now."""
+    try:
+        with run.writing() if (run.path / ".lock").exists() else contextlib.nullcontext():
+            return False
+    except RunError:
+        return True
 
 
 def _is_unbegun(run: Run) -> bool:

@@ -462,6 +462,15 @@ def test_a_complete_run_without_weights_keeps_its_state(place: Path) -> None:
     assert not cleaning.clean(Path("runs")).removed
 
 
+def test_a_run_that_is_being_trained_is_not_told_to_go_on(place: Path, comp: Comp) -> None:
+    run = only_run()
+    (run.path / "metrics.json").unlink()
+    assert comp("clean").err.count("not complete; to go on") == 1
+    with run.writing():
+        told = comp("clean", "--json")
+    assert json.loads(told.out)["unfinished"] == []
+
+
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_a_run_that_is_being_written_is_left_alone(place: Path, comp: Comp, more: list[str]) -> None:
     run = only_run()

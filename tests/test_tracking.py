@@ -62,6 +62,22 @@ def table(segment: Path, key: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize("content", ["{", "{}", "[1]"])
+def test_a_damaged_record_of_tracking_is_told_and_hides_no_result(
+    workplace: Path, comp: Callable[..., Result], content: str
+) -> None:
+    run = pipeline.train(configs.load("small.yaml", [*FEW, "track.wandb=disabled"]))
+    path = run.path / "wandb" / "tracking.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    result = comp("train", "--resume", run.path)
+    assert result.code == 0
+    assert f"note: {path}: damaged (" in " ".join(result.err.split())
+    assert "remove it" in result.err
+    path.unlink()
+    assert "damaged" not in comp("train", "--resume", run.path).err
+
+
 def test_an_offline_run_says_what_its_folder_holds(workplace: Path, comp: Callable[..., Result]) -> None:
     """Curves, results, tables, mistakes, config and artifacts, read back by W&B's own reader."""
     result = comp(

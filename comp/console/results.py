@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from comp.run_metrics import AccuracyEstimate, RunMetrics, SplitScores
     from comp.runs import Run
 
-from comp.console.output import out, print_line, print_table
+from comp.console.output import out, print_line, print_note, print_table
+from comp.errors import RunError
 
 # Columns of an evaluation that go where the window is narrow, the first one first.
 _DROPPED = ("micro F1", "macro F1", "top 5", "recall", "precision", "images", "ECE", "F1")
@@ -71,7 +72,11 @@ def _spelled(value: float | None) -> str:
 def _print_tracked(run: "Run") -> None:
     from comp.tracking import state
 
-    known = state.read(run)
+    try:
+        known = state.read(run)
+    except RunError as error:  # the results above are whole
+        print_note(f"note: {error}")
+        return
     if known is not None:
         whole = state.is_told(run) and not state.waiting(run)
         where = "uploaded" if whole else "waits: comp leaderboard --sync uploads it"

@@ -50,8 +50,14 @@ def read(run: Run) -> State | None:
     path = folder_of(run) / "tracking.json"
     if not path.is_file():
         return None
-    values = runs.read_json(path)
-    return State(**{field.name: values[field.name] for field in fields(State) if field.name in values})
+    try:
+        values = runs.read_json(path)
+        return State(**{field.name: values[field.name] for field in fields(State) if field.name in values})
+    except (RunError, TypeError) as error:  # TypeError: no mapping, or one that lacks the id
+        reason = str(error).removeprefix(f"{path}: ")
+        raise RunError(
+            f"{path}: damaged ({reason}); remove it, and the run is tracked anew, as another one in W&B"
+        ) from None
 
 
 def write(run: Run, state: State) -> None:

@@ -42,6 +42,13 @@ def test_the_cheaper_of_equals_is_recommended_and_the_best_where_none_is_clearly
     assert recommended(found, budgeted=True).trial == 1
 
 
+def test_what_few_scores_cannot_tell_from_the_best_is_not_taken_where_it_may_be_much_worse() -> None:
+    """Of a study of the digits: trial 9 took a quarter less time."""
+    found = mark([again(7, 0.9722, 0.9722, 0.9792, seconds=1.4), again(9, 0.9514, 0.9028, 0.9722, seconds=1.1)])
+    assert [row.within_noise for row in found] == [True, True]
+    assert recommended(found, budgeted=False).trial == 7
+
+
 @given(st.lists(st.lists(st.floats(0, 1), min_size=2, max_size=4), min_size=1, max_size=4))
 def test_the_best_is_always_within_noise_of_itself(scores: list[list[float]]) -> None:
     rows = sorted((again(number, *row) for number, row in enumerate(scores)), key=lambda row: -row.mean)

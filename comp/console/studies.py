@@ -67,7 +67,7 @@ def print_study(report: "Report") -> None:
         print_table(heads, again, title=title, folded={"new seeds": 7}, drop=("parameters", "seconds", "deviation"))
     if report.recommended is not None:
         first = not report.confirmed or report.recommended == report.confirmed[0].trial
-        why = "the best" if first else "the cheapest within noise of the best"
+        why = "the best" if first else "the cheapest within a standard error of the best"
         print_line(f"recommended trial {report.recommended}: {why}")
     print_line(f"trials      {report.folder / 'trials.csv'}, {report.folder / 'study.html'}")
     if report.best:

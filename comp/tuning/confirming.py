@@ -116,21 +116,34 @@ def mark(found: Sequence[Confirmed]) -> list[Confirmed]:
         if best is not None and freedom:
             from scipy import stats  # type: ignore[import-untyped]
 
-            squares = sum((score - each.mean) ** 2 for each in found for score in each.scores)
-            error = math.sqrt(squares / freedom * (1 / len(row.scores) + 1 / len(best.scores)))
+            error = _pooled_deviation(found) * math.sqrt(1 / len(row.scores) + 1 / len(best.scores))
             near = abs(best.mean - row.mean) <= float(stats.t.ppf(_LEVEL, freedom)) * error
         marked.append(Confirmed(**{**row.to_json(), "scores": row.scores, "within_noise": near}))
     return marked
 
 
 def recommended(found: Sequence[Confirmed], *, budgeted: bool) -> Confirmed:
-    """Return the cheapest of those within noise of the best: by seconds, or where all have the same, by parameters.
+    """Return the cheapest whose mean is within a standard error of the best's: by seconds, or of a budget, parameters.
 
-    The best itself, where none costs a tenth less: seconds of equal trainings differ by less than that, but differ.
+    The rule of one standard error (Breiman et al. 1984, section 3.4.3): what a test of few scores cannot tell from the
+    best may be worse by much. The best itself, where none costs a tenth less: seconds of equal trainings differ by
+    less than that, but differ.
+
+    Args:
+        found: from `mark`, the best first.
+        budgeted: whether all train for the same time.
     """
+    best = found[0]
+    error = _pooled_deviation(found) / math.sqrt(len(best.scores))
 
     def cost(row: Confirmed) -> float:
         return row.parameters if budgeted else row.seconds
 
-    cheapest = min((row for row in found if row.within_noise), key=cost)
-    return cheapest if cost(cheapest) < _CHEAPER * cost(found[0]) else found[0]
+    cheapest = min((row for row in found if row.within_noise and abs(best.mean - row.mean) <= error), key=cost)
+    return cheapest if cost(cheapest) < _CHEAPER * cost(best) else best
+
+
+def _pooled_deviation(found: Sequence[Confirmed]) -> float:
+    """Return one deviation of all scores from their trials' means; 0 where no trial has two."""
+    freedom = sum(len(row.scores) - 1 for row in found)
+    return math.sqrt(sum((score - row.mean) ** 2 for row in found for score in row.scores) / max(freedom, 1))

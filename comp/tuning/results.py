@@ -223,7 +223,7 @@ def _best_config(search: Study, made: Report, chosen: int) -> str:
             f"With new seeds ({scores}): mean {metric} {row.mean:.4f}{spread}; "
             f"{row.seconds:.1f} s of training each, {row.parameters:,} parameters.",
             f"Within noise of the best: trials {near}; this one "
-            + ("has the best mean." if row is made.confirmed[0] else "is the cheapest of them."),
+            + ("has the best mean." if row is made.confirmed[0] else "is the cheapest within a standard error of it."),
         ]
     described = runs.describe_machine()
     machine = described["machine"]

@@ -200,7 +200,7 @@ def _likeliest_counts(counts: Rows, drawn: int, draw: np.random.RandomState) -> 
     """Return how many of each class most likely are among `drawn` images; ties are drawn.
 
     With what `_hold_by_class` does, these are the numbers that scikit-learn's `train_test_split` draws, which runs were
-    divided by before: it takes a second to import.
+    divided by before: importing it takes half as long as torch (docs/LOG.md).
     """
     shares = counts / counts.sum() * drawn
     found = np.floor(shares)

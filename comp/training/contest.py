@@ -1,7 +1,7 @@
 """Raw and averaged weights, scored alike and competing for best.safetensors."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -32,7 +32,10 @@ class Contest:
     execution: Execution
     average: Average
     _last: dict[str, tuple[str, Measured]] = field(default_factory=dict, init=False)
-    """By weights file: the hash of what was written, and what was measured of it; of `final`, no hash."""
+    """By weights file: the hash of what was written, and what was measured of it; of `final`, no hash.
+
+    Shifted validation, the largest of it, is scored for the best weights alone, and kept for no others.
+    """
 
     @property
     def selector(self) -> Selector:
@@ -46,7 +49,7 @@ class Contest:
             The raw weights' scores, and the averaged ones' selected value in its own unit.
         """
         measured = self._score(number, progress, last=last)
-        self._last["final"] = "", measured
+        self._last["final"] = "", replace(measured, ood_val=None)
         value = self._keep_if_best(measured, cursor, number, averaged=False)
         average, found = self.average.current(), None
         if average is not None and self.dataset.val is not None:
@@ -88,7 +91,7 @@ class Contest:
             with averaging.standing_in(self.model, averaged):
                 # As after the last epoch, whichever the training has ended with: all of validation is due.
                 measured = self._score(cursor.epoch, progress, last=True)
-                self._last["averaged"] = digest, measured
+                self._last["averaged"] = digest, replace(measured, ood_val=None)
                 self._keep_if_best(measured, cursor, cursor.epoch, averaged=True)
 
     def measured(self, name: str) -> Measured | None:

@@ -34,8 +34,8 @@ from comp.augment.mixing import Mixing, mix
 from comp.augment.per_batch import alternation, augment
 from comp.augment.policies import POLICIES, resolve
 from comp.config import ModelConfig
-from comp.imaging import draws
 from comp.models import zoo
+from comp.runtime import rng
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
@@ -56,7 +56,7 @@ def ours(pixels: np.ndarray, *, names: list[str]) -> Tensor:
     policy, indices = resolve(names), torch.arange(len(pixels))
     turned = alternation(0, 1, indices) if any(op.name == "alternating_flip" for op in policy.ops) else None
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    return augment(images, policy, draws.keys(0, 1, indices), turned=turned)
+    return augment(images, policy, rng.keys(0, 1, indices), turned=turned)
 
 
 def through_pil(pixels: np.ndarray, *, transform: Callable[[Image.Image], Image.Image]) -> Tensor:
@@ -144,7 +144,7 @@ def mixing_contest() -> dict[str, Contestant]:
 
     def mix_ours(pixels: np.ndarray) -> object:
         images, labels = inputs(pixels)
-        return mix(images, labels, draws.keys(0, 1, torch.arange(len(images))), classes=100, mixing=mixing)
+        return mix(images, labels, rng.keys(0, 1, torch.arange(len(images))), classes=100, mixing=mixing)
 
     def mix_theirs(pixels: np.ndarray) -> object:
         images, labels = inputs(pixels)
@@ -241,7 +241,7 @@ class Step:
         self.made = self.batch(0)
 
     def batch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        keys = draws.keys(0, epoch, self.indices)
+        keys = rng.keys(0, epoch, self.indices)
         images = augment(self.images, self.policy, keys)
         return mix(images, self.labels, keys, classes=10, mixing=self.mixing)
 

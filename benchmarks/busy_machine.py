@@ -36,7 +36,7 @@ def busy_seconds() -> float:
 def child(what: str, windows: int, plain: bool) -> None:
     """Print images a second and other processes' cores, a line a window."""
     if not plain:
-        from comp import cores
+        from comp.runtime import cores
 
         cores.share()
     own, busy, began = 0.0, 0.0, 0.0
@@ -50,7 +50,7 @@ def child(what: str, windows: int, plain: bool) -> None:
         foreign = (busy_seconds() - busy - time.process_time() + own) / seconds
         print(f"{images / seconds:.1f} {foreign:.3f}", flush=True)
 
-    from comp import device
+    from comp.runtime import device
 
     execution = device.Execution("cpu", "bf16", True, CORES if plain else device.default_threads())
     work = (training if what == "train" else prediction)(execution)
@@ -66,7 +66,7 @@ def training(execution: Any) -> Callable[[int], int]:
     import torch
 
     from comp.augment import per_batch, policies
-    from comp.imaging import draws
+    from comp.runtime import rng
 
     model, images = network(), torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8)
     execution.place(model)
@@ -80,7 +80,7 @@ def training(execution: Any) -> Callable[[int], int]:
         for _ in range(passes):
             epoch += 1
             for rows in torch.arange(IMAGES).split(BATCH):
-                keys = draws.keys(0, epoch, rows)
+                keys = rng.keys(0, epoch, rows)
                 turned = per_batch.alternation(0, epoch, rows)
                 seen = per_batch.augment(images[rows], policy, keys, turned=turned)
                 with execution.autocast():

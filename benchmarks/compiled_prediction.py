@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from comp.config import ModelConfig
-from comp.device import Execution
 from comp.inference.folding import Folding
 from comp.models import zoo
+from comp.runtime.device import Execution
 
 Forward = Callable[[Tensor], Tensor]
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -22,11 +22,11 @@ from comp import predictions
 from comp.competition.spec import Block
 from comp.config import ModelConfig
 from comp.data.splits import Split, Suite
-from comp.device import Execution
 from comp.inference.predict import forget, predict
 from comp.inference.variants import Variant
 from comp.models import zoo
 from comp.models.classifier import Classifier
+from comp.runtime.device import Execution
 
 CLASSES = [f"class{number}" for number in range(100)]
 VARIANTS = {

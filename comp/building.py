@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from comp import device as devices
 from comp import runs
 from comp.config import Config, ModelConfig
 from comp.data.dataset import Dataset
-from comp.device import Execution
-from comp.errors import RunError
-from comp.imaging import draws
 from comp.models import weights, zoo
 from comp.models.classifier import Classifier
 from comp.runs import Run
+from comp.runtime import device as devices
+from comp.runtime import rng
+from comp.runtime.device import Execution
+from comp.runtime.errors import RunError
 
 _INITIAL_WEIGHTS = 1  # names the purpose of a draw beside the seed
 
@@ -41,7 +41,7 @@ def build_model(config: Config, dataset: Dataset, *, first_weights: bool = True)
         image_shape=dataset.competition.image_shape,
         mean=dataset.mean,
         std=dataset.std,
-        seed=draws.key(config.seed, _INITIAL_WEIGHTS),
+        seed=rng.key(config.seed, _INITIAL_WEIGHTS),
         weights_folder=Path(config.data.root) / "weights",
     )
 

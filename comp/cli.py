@@ -9,8 +9,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from comp import cores, signals
-from comp.errors import Interrupted, UserError
+from comp.runtime import cores, signals
+from comp.runtime.errors import Interrupted, UserError
 from comp.verbs import (
     cleaning,
     config,

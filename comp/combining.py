@@ -19,13 +19,13 @@ from comp.ensembling.members import Sample
 from comp.ensembling.methods import FitData, Fitted, Method
 from comp.ensembling.scoring import Decider, Scorer
 from comp.ensembling.table import Comparison, CrossFitted
-from comp.errors import ConfigError, unknown
 from comp.gathering import SELECTIONS, Gathered
 from comp.inference import expectation
 from comp.predictions import Predictions
-from comp.progress import Progress, quiet
 from comp.run_metrics import AccuracyEstimate, RunMetrics, WeightScores
 from comp.runs import Run
+from comp.runtime.errors import ConfigError, unknown
+from comp.runtime.progress import Progress, quiet
 from comp.tasks import TASKS
 
 _FOLDS = 5

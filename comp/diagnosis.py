@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from comp import metrics
 from comp.competition.spec import DISTORTIONS
-from comp.errors import RunError
 from comp.predictions import Predictions, distortion_and_severity
+from comp.runtime.errors import RunError
 
 FILE = "evaluation.json"  # where a run keeps its diagnoses
 # Of every class: its key in evaluation.json -> how it is shown.

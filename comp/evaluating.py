@@ -7,12 +7,12 @@ import numpy as np
 
 from comp import diagnosis, metrics, plots, predicting, predictions
 from comp.data.splits import Split
-from comp.errors import ConfigError, RunError
 from comp.inference.variants import Variant, variant_of
 from comp.predicting import Loaded
 from comp.predictions import Predictions
-from comp.progress import Progress, quiet
 from comp.runs import Run
+from comp.runtime.errors import ConfigError, RunError
+from comp.runtime.progress import Progress, quiet
 
 _SPLITS = ("val", "ood_val", "test", "suite")
 _PICTURED_MISTAKES = 30

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from comp import predictions, runs
 from comp.competition.spec import sidecar_path
-from comp.errors import RunError
 from comp.leaderboard import Row
 from comp.predictions import Targets
+from comp.runtime.errors import RunError
 
 
 @dataclass(frozen=True)

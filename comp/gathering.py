@@ -19,11 +19,11 @@ from comp.config import Config
 from comp.data import division
 from comp.ensembling import members, methods, scoring, table
 from comp.ensembling.members import Sample
-from comp.errors import RunError
 from comp.inference.variants import laid_on
 from comp.predictions import Predictions
-from comp.progress import Progress
 from comp.runs import Run
+from comp.runtime.errors import RunError
+from comp.runtime.progress import Progress
 
 SPLITS = ("val", "ood_val", "test", "suite")
 SELECTIONS = ("ood_val", "val")  # what may be fitted on, the shifted one first

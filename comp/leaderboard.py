@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from comp import metrics, run_metrics, runs
-from comp.errors import ConfigError, RunError, unknown
 from comp.run_metrics import RunMetrics, SplitScores
+from comp.runtime.errors import ConfigError, RunError, unknown
 
 _AGES = {"h": "hours", "d": "days", "w": "weeks"}
 _STARTED = re.compile(r"(\d{8}-\d{6})-")  # as run folders' names begin

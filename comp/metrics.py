@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp import class_names
-from comp.errors import ConfigError, unknown
 from comp.predictions import Predictions, distortion_and_severity
 from comp.run_metrics import Score, SplitScores
+from comp.runtime.errors import ConfigError, unknown
 from comp.standings import Interval, mean_interval, ranks, wilson
 
 ColumnScore = Callable[[NDArray[np.float64], NDArray[np.bool_]], float]  # of one class's probabilities and truth [N]

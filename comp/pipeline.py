@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from comp import class_names, device, metrics, plots, predicting, runs
+from comp import class_names, metrics, plots, predicting, runs
 from comp import config as configs
 from comp.augment import policies, reading
 from comp.augment.ops import Policy
@@ -21,16 +21,17 @@ from comp.config import Config, space
 from comp.config.section import height_and_width
 from comp.data import division, sources, suites
 from comp.data.dataset import Dataset, open_dataset
-from comp.device import Execution
-from comp.errors import ConfigError, RunError, UserError, unknown
 from comp.inference.variants import check_task, variant_of
 from comp.inference.views import check_size
 from comp.models import averaging, surgery, weights, zoo
 from comp.models.classifier import Classifier
 from comp.predicting import Loaded, Scored, opened_data, own_data, score_weights
-from comp.progress import Progress, quiet
 from comp.run_metrics import Kind, RunMetrics
 from comp.runs import Run
+from comp.runtime import device
+from comp.runtime.device import Execution
+from comp.runtime.errors import ConfigError, RunError, UserError, unknown
+from comp.runtime.progress import Progress, quiet
 from comp.tasks import TASKS, metric_name, task
 from comp.tracking import login
 from comp.tracking.tracker import Tracker, opened

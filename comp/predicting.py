@@ -16,8 +16,6 @@ from comp.config import Config
 from comp.data import division, sources, splits, suites
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, Suite
-from comp.device import Execution
-from comp.errors import ConfigError, DataError, RunError, UserError, unknown
 from comp.inference import adapt, expectation, inputs
 from comp.inference.inputs import PredictInput
 from comp.inference.predict import forget
@@ -26,9 +24,11 @@ from comp.inference.variants import PLAIN, Variant, check_task, laid_on, variant
 from comp.inference.views import check_size
 from comp.models.classifier import Classifier
 from comp.predictions import Predictions
-from comp.progress import Progress, quiet
 from comp.run_metrics import AccuracyEstimate, RunMetrics, SplitScores, WeightScores
 from comp.runs import Run
+from comp.runtime.device import Execution
+from comp.runtime.errors import ConfigError, DataError, RunError, UserError, unknown
+from comp.runtime.progress import Progress, quiet
 from comp.training.selection import Scores
 from comp.training.validation import Measured
 

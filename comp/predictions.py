@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from comp import runs
 from comp.config import PredictConfig
-from comp.errors import NotFiniteError, RunError, UserError
+from comp.runtime.errors import NotFiniteError, RunError, UserError
 from comp.tasks import TASKS, TaskRow
 
 VERSION = 2

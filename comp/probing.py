@@ -6,12 +6,12 @@ from pathlib import Path
 from comp import building, pipeline, predicting, predictions, runs
 from comp.config import Config
 from comp.data.dataset import open_dataset
-from comp.errors import DataError
 from comp.inference import probe as probes
 from comp.predicting import Loaded
-from comp.progress import Progress, quiet
 from comp.run_metrics import SplitScores, WeightScores
 from comp.runs import Run
+from comp.runtime.errors import DataError
+from comp.runtime.progress import Progress, quiet
 
 
 def probe(

@@ -11,8 +11,8 @@ from pathlib import Path
 from comp import leaderboard, pipeline, predicting, runs
 from comp.competition import checking, formats
 from comp.config import Config, TrainConfig, seconds_of
-from comp.errors import Interrupted
-from comp.progress import Progress, quiet
+from comp.runtime.errors import Interrupted
+from comp.runtime.progress import Progress, quiet
 from comp.tracking.tracker import UNTRACKED
 from comp.training.fit import Epoch
 

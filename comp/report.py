@@ -16,9 +16,9 @@ from typing import Any
 from comp import config as configs
 from comp import diagnosis, plots, runs
 from comp.config import Config
-from comp.errors import RunError
 from comp.run_metrics import RunMetrics, SplitScores
 from comp.runs import Run
+from comp.runtime.errors import RunError
 
 _MOST_RUNS = 40  # side by side; more could not be told apart
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from comp.errors import RunError
+from comp.runtime.errors import RunError
 
 VERSION = 2
 _BEGINNING = f'{{\n  "version": {VERSION},'.encode()  # of a file that this version wrote

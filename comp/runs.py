@@ -35,8 +35,8 @@ import filelock
 from comp import config as configs
 from comp import run_metrics
 from comp.config import Config
-from comp.errors import ConfigError, RunError, UserError, nearest
 from comp.run_metrics import RunMetrics
+from comp.runtime.errors import ConfigError, RunError, UserError, nearest
 from comp.yaml_files import user_path
 
 if TYPE_CHECKING:

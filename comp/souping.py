@@ -18,14 +18,14 @@ from comp.building import demand_own, load_model
 from comp.competition import submission
 from comp.config import DataConfig, ModelConfig
 from comp.data import division, loading
-from comp.errors import ConfigError, ModelError, RunError, unknown
 from comp.inference.predict import predict
 from comp.inference.variants import laid_on
 from comp.models import averaging, weights
 from comp.models.averaging import State
 from comp.predicting import Loaded
-from comp.progress import Progress, quiet
 from comp.runs import Run
+from comp.runtime.errors import ConfigError, ModelError, RunError, unknown
+from comp.runtime.progress import Progress, quiet
 
 # Of section `data`, what decides which images validate.
 _DIVISION = ("split_seed", "folds", "fold", "validation", "stratify", "groups", "test")

@@ -7,7 +7,7 @@ The rooms that do the work look their own rows up by these names (`comp.predicti
 
 from dataclasses import dataclass
 
-from comp.errors import ConfigError, unknown
+from comp.runtime.errors import ConfigError, unknown
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from comp.errors import ConfigError, nearest
+from comp.runtime.errors import ConfigError, nearest
 
 Keys = tuple[str | int, ...]  # from the top of a document to a value; whole numbers are places in lists
 

@@ -16,7 +16,7 @@ import yaml
 from hypothesis import settings
 
 from comp import cli
-from comp.errors import Interrupted
+from comp.runtime.errors import Interrupted
 
 # A loaded machine is slow, not wrong; and CI must say the same of the same code twice.
 settings.register_profile("comp", deadline=None, derandomize="CI" in os.environ)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from comp import device, leaderboard, predicting
+from comp import leaderboard, predicting
 from comp.competition.spec import blocks
 from comp.data.splits import Split, Suite
 from comp.inference import adapt
@@ -24,6 +24,7 @@ from comp.inference.variants import Variant
 from comp.models.classifier import Classifier
 from comp.models.fastnet import fastnet
 from comp.predictions import Predictions
+from comp.runtime import device
 from comp.yaml_files import merge
 from tests.conftest import Result, small_config, write_config
 from tests.test_bad_inputs import assert_refused

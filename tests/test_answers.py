@@ -17,8 +17,8 @@ from comp.competition import checking, formats, submission, verdicts
 from comp.competition.answers import ANSWERS
 from comp.competition.spec import Competition, Sample, SubmissionFormat
 from comp.config import SubmissionConfig
-from comp.errors import SubmissionError
 from comp.predictions import Predictions
+from comp.runtime.errors import SubmissionError
 
 IDS = tuple(f"img_{number}" for number in range(4))
 CLASSES = ("ant", "bee", "cat")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import comp
-from comp.errors import ConfigError
+from comp.runtime.errors import ConfigError
 from tests.conftest import REPOSITORY
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))

@@ -13,7 +13,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from comp.augment.batch_ops import FUNCTIONS
 from comp.augment.ops import OPS
-from comp.imaging import colour, draws, geometry
+from comp.imaging import colour, geometry
+from comp.runtime import rng
 
 SIDE = 32
 
@@ -128,7 +129,7 @@ AMOUNTS = {"motion": 6.0, "elastic": 1.0, "pixel_shuffle": 1.0, "jpeg": 40.0, "r
 
 
 def run(name: str, pixels: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
-    keys = draws.keys(0, 0, torch.arange(len(pixels)))
+    keys = rng.keys(0, 0, torch.arange(len(pixels)))
     return as_pixels(FUNCTIONS[name](as_images(pixels), torch.from_numpy(magnitude).float(), keys))
 
 
@@ -185,7 +186,7 @@ def test_flat_dark_and_bright_images_come_out_as_pillows(name: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_any_memory_format_and_shape_gives_the_same_pixels(name: str) -> None:
     pixels = photographs(3, 3)[:, :, :28]  # 32 high, 28 wide
-    magnitude, keys = torch.full((3,), AMOUNTS.get(name, 0.3)), draws.keys(0, 0, torch.arange(3))
+    magnitude, keys = torch.full((3,), AMOUNTS.get(name, 0.3)), rng.keys(0, 0, torch.arange(3))
     last = FUNCTIONS[name](as_images(np.ascontiguousarray(pixels)), magnitude, keys)
     first = FUNCTIONS[name](as_images(pixels).contiguous(), magnitude, keys)
     assert last.shape == (3, 3, 32, 28)
@@ -195,8 +196,8 @@ def test_any_memory_format_and_shape_gives_the_same_pixels(name: str) -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_what_a_sample_gets_does_not_depend_on_the_batch(name: str) -> None:
-    images, keys = as_images(photographs(37)), draws.keys(0, 0, torch.arange(37))
-    magnitude = AMOUNTS.get(name, 0.3) * (0.5 + draws.uniform(keys, 99))
+    images, keys = as_images(photographs(37)), rng.keys(0, 0, torch.arange(37))
+    magnitude = AMOUNTS.get(name, 0.3) * (0.5 + rng.uniform(keys, 99))
     whole = FUNCTIONS[name](images, magnitude, keys)
     for size in (1, 6):
         starts = range(0, 12 if size == 1 else 37, size)
@@ -207,8 +208,8 @@ def test_what_a_sample_gets_does_not_depend_on_the_batch(name: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_cuda_device_gives_the_same_pixels_within_one_level(name: str) -> None:
-    images, keys = as_images(photographs(256)), draws.keys(0, 0, torch.arange(256))
-    magnitude = AMOUNTS.get(name, 0.3) * (0.5 + draws.uniform(keys, 99))
+    images, keys = as_images(photographs(256)), rng.keys(0, 0, torch.arange(256))
+    magnitude = AMOUNTS.get(name, 0.3) * (0.5 + rng.uniform(keys, 99))
     there = FUNCTIONS[name](images.cuda(), magnitude.cuda(), keys.cuda()).cpu()
     assert difference(as_pixels(FUNCTIONS[name](images, magnitude, keys)), as_pixels(there)).max() <= 1
 

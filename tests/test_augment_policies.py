@@ -16,22 +16,22 @@ from comp.augment.per_batch import alternation, augment
 from comp.augment.policies import POLICIES, resolve
 from comp.config import load
 from comp.data import corruptions
-from comp.errors import ConfigError
-from comp.imaging import draws
+from comp.runtime import rng
+from comp.runtime.errors import ConfigError
 from tests.conftest import Result
 
 
 def pictures(count: int, side: int = 32, channels: int = 3) -> torch.Tensor:
     """Return [count, channels, side, side] uint8 in channels_last: ramps, all different, in dark tones and bright."""
-    keys = draws.keys(11, 0, torch.arange(count))
-    rows = torch.arange(side).view(1, side, 1, 1) * draws.uniform_field(keys, 0, (1, 1, channels)) * 4
-    columns = torch.arange(side).view(1, 1, side, 1) * draws.uniform_field(keys, 1, (1, 1, channels)) * 4
+    keys = rng.keys(11, 0, torch.arange(count))
+    rows = torch.arange(side).view(1, side, 1, 1) * rng.uniform_field(keys, 0, (1, 1, channels)) * 4
+    columns = torch.arange(side).view(1, 1, side, 1) * rng.uniform_field(keys, 1, (1, 1, channels)) * 4
     return (rows + columns).to(torch.uint8).permute(0, 3, 1, 2)
 
 
 def run(policy: Policy, images: torch.Tensor, epoch: int = 0, first: int = 0) -> torch.Tensor:
     indices = torch.arange(first, first + len(images))
-    return augment(images, policy, draws.keys(0, epoch, indices), turned=alternation(0, epoch, indices))
+    return augment(images, policy, rng.keys(0, epoch, indices), turned=alternation(0, epoch, indices))
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -50,7 +50,7 @@ def test_every_policy_runs_on_tensors(name: str, side: int, channels: int) -> No
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_cuda_device_gives_the_same_pixels(name: str) -> None:
-    images, keys, turned = pictures(512), draws.keys(0, 0, torch.arange(512)), torch.arange(512) % 2 == 0
+    images, keys, turned = pictures(512), rng.keys(0, 0, torch.arange(512)), torch.arange(512) % 2 == 0
     here = augment(images, resolve(name), keys, turned=turned)
     there = augment(images.cuda(), resolve(name), keys.cuda(), turned=turned.cuda()).cpu()
     assert (here.int() - there.int()).abs().max() <= 1

@@ -26,8 +26,8 @@ from comp.data import corruptions, loading
 from comp.data.images import ImageFiles, cut_from
 from comp.data.sources import open_source
 from comp.data.splits import Split
-from comp.errors import ConfigError, DataError, Interrupted
-from comp.imaging import draws
+from comp.runtime import rng
+from comp.runtime.errors import ConfigError, DataError, Interrupted
 from tests.conftest import Result, interrupt_at, small_config, write_config
 from tests.photographs import photographs_config, write_folders
 from tests.test_augment_policies import pictures
@@ -260,7 +260,7 @@ EVERYTHING = resolve("photo", (), [NOISE, MIRROR])
 
 def pixels_of(split: Split, workers: int, start: int = 0) -> torch.Tensor:
     loader = loading.loader(split, CPU, stays=True, workers=workers, transform=reading.of(EVERYTHING, 5))
-    order = draws.order(5, 2, len(split))
+    order = rng.order(5, 2, len(split))
     return torch.cat([batch.images for batch in loader.batches(order, 5, epoch=2, start=start)])
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from comp import config as configs
 from comp import pipeline, runs
 from comp.config import OptimConfig
-from comp.errors import ConfigError, Interrupted
+from comp.runtime.errors import ConfigError, Interrupted
 from comp.training import schedules
 from comp.training.budget import Budget
 from tests.conftest import Result

@@ -16,9 +16,9 @@ from comp.config import DataConfig, ModelConfig
 from comp.data import corruptions
 from comp.data.dataset import open_dataset
 from comp.data.sources import open_source
-from comp.errors import DataError, ModelError
 from comp.models import weights, zoo
 from comp.models.classifier import Classifier
+from comp.runtime.errors import DataError, ModelError
 from tests.conftest import Result, small_config, write_config
 from tests.test_run import the_run
 

@@ -11,7 +11,7 @@ import yaml
 from comp import predictions
 from comp.config import DataConfig
 from comp.data.sources import Source, open_source
-from comp.errors import UserError
+from comp.runtime.errors import UserError
 from tests.conftest import Result, write_arrays, write_config
 from tests.photographs import write_kaggle
 

@@ -16,8 +16,8 @@ import pytest
 
 from comp import cleaning, pipeline, predicting, runs
 from comp import config as configs
-from comp.errors import Interrupted
-from comp.progress import quiet
+from comp.runtime.errors import Interrupted
+from comp.runtime.progress import quiet
 from comp.training import checkpoint
 from tests.conftest import QUICK, Result, comp_process, interrupt_at, small_config, write_arrays, write_config
 from tests.test_run import assert_same_weights

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from comp import config as configs
 from comp.config import Config
-from comp.errors import ConfigError
+from comp.runtime.errors import ConfigError
 from tests.conftest import REPOSITORY
 
 

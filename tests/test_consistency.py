@@ -14,8 +14,8 @@ from comp import config as configs
 from comp import pipeline
 from comp.augment import per_batch
 from comp.augment.policies import resolve
-from comp.errors import Interrupted
-from comp.imaging import draws
+from comp.runtime import rng
+from comp.runtime.errors import Interrupted
 from comp.training import consistency, losses
 from tests.conftest import Result, interrupt_at
 from tests.test_augment_policies import pictures
@@ -77,7 +77,7 @@ def test_every_view_gets_a_gradient_even_where_a_class_has_no_probability_left()
 @pytest.mark.parametrize("names", [["augmix"], ["basic", "augmix"], ["mirrored_crop", "color_jitter"]])
 def test_the_clean_view_is_moved_at_most_and_the_others_are_its_augmentations(names: list[str]) -> None:
     images, indices = pictures(33), torch.arange(33)
-    keys, turned = draws.keys(0, 1, indices), per_batch.alternation(0, 1, indices)
+    keys, turned = rng.keys(0, 1, indices), per_batch.alternation(0, 1, indices)
     clean, first, second = consistency.views(images, resolve(names), keys, turned=turned).chunk(3)
     base = resolve(names[:-1]) if len(names) > 1 else resolve("none")
     assert torch.equal(clean, per_batch.augment(images, base, keys, turned=turned))

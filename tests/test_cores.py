@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from comp import cores, device
+from comp.runtime import cores, device
 from comp.training import timing
 from tests.test_timing import Slow, opened
 

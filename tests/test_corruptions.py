@@ -17,8 +17,8 @@ from torch import Tensor
 
 from comp.data.blurs import glass_sources
 from comp.data.corruptions import CORRUPTIONS, FAMILIES, NAMES, SEVERITIES, corrupt
-from comp.errors import DataError
-from comp.imaging import draws
+from comp.runtime import rng
+from comp.runtime.errors import DataError
 
 HERE = Path(__file__).parent
 CIFAR = HERE.parent / "data" / "cifar-10-batches-bin" / "test_batch.bin"
@@ -271,9 +271,9 @@ def test_glass_blur_copies_only_from_above_and_the_left() -> None:
 
 
 def test_glass_blur_of_large_images_follows_the_published_order() -> None:
-    keys = draws.keys(3, 0, torch.arange(2))
+    keys = rng.keys(3, 0, torch.arange(2))
     reach, height, width = 3, 20, 24
-    shorts = draws.shorts_field(keys, 0, (2, height, width))
+    shorts = rng.shorts_field(keys, 0, (2, height, width))
     offsets = ((shorts * (2 * reach)) >> 16) - reach
     for sample, ours in enumerate(glass_sources(keys, height, width, reach)):
         shown = np.arange(height * width).reshape(height, width)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from comp import predictions, run_metrics, runs
-from comp.errors import RunError
+from comp.runtime.errors import RunError
 from tests.conftest import Result
 from tests.frozen_copy import ENSEMBLE, FLIPPED, FROZEN, PLAIN, thawed
 

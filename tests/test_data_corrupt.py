@@ -14,7 +14,7 @@ from comp.competition.spec import DISTORTIONS
 from comp.data import suite_files
 from comp.data.corruptions import CORRUPTIONS, FAMILIES
 from comp.data.dataset import open_dataset
-from comp.errors import DataError, Interrupted
+from comp.runtime.errors import DataError, Interrupted
 from tests.conftest import Result, small_config, write_config
 
 Comp = Callable[..., Result]

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from comp import config as configs
 from comp import pipeline, predictions, runs
 from comp.data.dataset import open_dataset
-from comp.errors import ConfigError
 from comp.runs import Run
+from comp.runtime.errors import ConfigError
 from comp.training import distributed
 from comp.training.stopping import Stop
 from tests.conftest import Result

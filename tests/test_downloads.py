@@ -21,8 +21,8 @@ from torchvision import datasets
 from comp import runs
 from comp.data.corruptions import CORRUPTIONS
 from comp.data.downloads import fetch
-from comp.errors import DataError
-from comp.progress import quiet
+from comp.runtime.errors import DataError
+from comp.runtime.progress import quiet
 from tests.conftest import REPOSITORY, Result, small_config, write_config
 
 

@@ -19,8 +19,8 @@ import pytest
 from comp import predictions, runs
 from comp.competition import spec, submission
 from comp.competition.spec import SubmissionFormat
-from comp.errors import RunError, UserError
 from comp.predictions import Predictions
+from comp.runtime.errors import RunError, UserError
 from tests.conftest import Result
 from tests.test_ensemble import Comp, made, members
 

@@ -14,8 +14,8 @@ from comp.ensembling.members import Sample
 from comp.ensembling.methods import METHODS
 from comp.ensembling.scoring import Scorer
 from comp.ensembling.spaces import SPACES, log_probabilities
-from comp.errors import ConfigError, RunError
 from comp.predictions import Predictions
+from comp.runtime.errors import ConfigError, RunError
 from comp.tasks import TASKS
 
 CLASSES = 5

@@ -18,8 +18,8 @@ from comp.ensembling.members import Sample
 from comp.ensembling.methods import METHODS
 from comp.ensembling.scoring import Decider, Scorer
 from comp.ensembling.spaces import SPACES
-from comp.errors import ConfigError
 from comp.predictions import Predictions
+from comp.runtime.errors import ConfigError
 from comp.tasks import TASKS
 
 CLASSES = ("cat", "dog", "emu", "owl")

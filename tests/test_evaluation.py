@@ -18,9 +18,9 @@ from sklearn.metrics import (
 
 from comp import config as configs
 from comp import diagnosis, metrics, predictions, runs
-from comp.errors import RunError
 from comp.predictions import Predictions
 from comp.run_metrics import RunMetrics, WeightScores
+from comp.runtime.errors import RunError
 from tests.conftest import Result
 from tests.test_run import the_run
 

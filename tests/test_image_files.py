@@ -22,8 +22,8 @@ from comp.data.cache import FOLDER
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.images import fitted, read_image
 from comp.data.sources import open_source
-from comp.errors import DataError, Interrupted
-from comp.imaging import draws
+from comp.runtime import rng
+from comp.runtime.errors import DataError, Interrupted
 from tests.conftest import Changed, Result, write_config
 from tests.photographs import COLOURS, photograph, photographs_config, write_folders, write_kaggle
 from tests.test_run import assert_same_weights, the_run
@@ -274,7 +274,7 @@ def halve(image: np.ndarray, epoch: int, index: int) -> np.ndarray:
 
 def epoch_of(loader: loading.Loader, start: int = 0) -> list[loading.Batch]:
     """Return an epoch's batches."""
-    return list(loader.batches(draws.order(3, 1, len(loader), CPU), 4, epoch=1, start=start))
+    return list(loader.batches(rng.order(3, 1, len(loader), CPU), 4, epoch=1, start=start))
 
 
 def same(one: list[loading.Batch], other: list[loading.Batch]) -> bool:

@@ -15,7 +15,7 @@ from PIL import Image
 from comp import config as configs
 from comp.data import checks, duplicates, inspection
 from comp.data.splits import Split
-from comp.progress import quiet
+from comp.runtime.progress import quiet
 from tests.conftest import REPOSITORY, Result
 
 Comp = Callable[..., Result]

@@ -11,8 +11,8 @@ from PIL import Image
 
 from comp import building, pipeline
 from comp import config as configs
-from comp.device import Execution
-from comp.errors import RunError
+from comp.runtime.device import Execution
+from comp.runtime.errors import RunError
 from comp.training import lr_find
 from tests.conftest import Result
 

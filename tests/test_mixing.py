@@ -10,16 +10,16 @@ from torch.nn.functional import one_hot
 
 from comp.augment.distributions import beta, dirichlet
 from comp.augment.mixing import Mixing, hits, mix, soft_targets
-from comp.imaging import draws
+from comp.runtime import rng
 
 CLASSES = 10
 
 
 def batch(count: int, channels: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     indices = torch.arange(count)
-    pixels = draws.bits_field(draws.keys(5, 0, indices), 0, (16, 16, channels)) & 255
+    pixels = rng.bits_field(rng.keys(5, 0, indices), 0, (16, 16, channels)) & 255
     images = pixels.to(torch.uint8).permute(0, 3, 1, 2)
-    return images, indices % CLASSES, draws.keys(0, 0, indices)
+    return images, indices % CLASSES, rng.keys(0, 0, indices)
 
 
 def distance(drawn: torch.Tensor, a: float, b: float) -> float:
@@ -31,14 +31,14 @@ def distance(drawn: torch.Tensor, a: float, b: float) -> float:
 
 @pytest.mark.parametrize(("a", "b"), [(0.2, 0.2), (0.4, 0.4), (1.0, 1.0), (2.0, 1.0), (8.0, 8.0)])
 def test_beta_deviates_follow_beta(a: float, b: float) -> None:
-    drawn = beta(a, b, draws.uniform(draws.keys(1, 0, torch.arange(200_000)), 0))
+    drawn = beta(a, b, rng.uniform(rng.keys(1, 0, torch.arange(200_000)), 0))
     assert distance(drawn, a, b) < 1.63 / 200_000**0.5  # the 1 % level
     evenly = beta(a, b, (torch.arange(100_000) + 0.5) / 100_000)
     assert distance(evenly, a, b) < 1e-3
 
 
 def test_dirichlet_weights_sum_to_one_and_each_follows_its_beta() -> None:
-    weights = dirichlet(0.7, 3, draws.keys(2, 0, torch.arange(50_000)), 0)
+    weights = dirichlet(0.7, 3, rng.keys(2, 0, torch.arange(50_000)), 0)
     assert torch.allclose(weights.sum(1), torch.ones(50_000), atol=1e-6)
     for column in weights.double().T:
         assert distance(column, 0.7, 1.4) < 0.008
@@ -98,7 +98,7 @@ def test_cutmix_labels_are_the_shares_of_pixels() -> None:
     count = 512
     images = (torch.arange(count) % 2 * 255).to(torch.uint8).view(-1, 1, 1, 1).expand(count, 3, 20, 16)
     labels = torch.arange(count) % 2
-    mixed, targets = mix(images, labels, draws.keys(0, 3, torch.arange(count)), classes=2, mixing=Mixing(0, 1.0))
+    mixed, targets = mix(images, labels, rng.keys(0, 3, torch.arange(count)), classes=2, mixing=Mixing(0, 1.0))
     assert torch.allclose(mixed.mean((1, 2, 3)), targets[:, 1], atol=1e-5)
     assert ((mixed == 0) | (mixed == 1)).all()
     holes = mixed[::2, 0] == 1  # the partner's rectangle in the even samples
@@ -108,7 +108,7 @@ def test_cutmix_labels_are_the_shares_of_pixels() -> None:
 def test_both_mixers_share_the_samples_by_the_switch() -> None:
     count = 4000
     images = (torch.arange(count) % 2 * 255).to(torch.uint8).view(-1, 1, 1, 1).expand(count, 1, 8, 8)
-    mixed, _ = mix(images, torch.arange(count) % 2, draws.keys(0, 0, torch.arange(count)), classes=2,
+    mixed, _ = mix(images, torch.arange(count) % 2, rng.keys(0, 0, torch.arange(count)), classes=2,
                    mixing=Mixing(8.0, 1.0, switch_probability=0.3))  # fmt: skip
     cut = ((mixed == 0) | (mixed == 1)).all(3).all(2).all(1)
     assert cut.float().mean() == pytest.approx(0.3, abs=0.03)

@@ -11,10 +11,10 @@ from torch import nn
 
 from comp import config, predicting, predictions, runs
 from comp.config import ModelConfig
-from comp.errors import ConfigError, ModelError
 from comp.inference.predict import predict
 from comp.models import zoo
 from comp.models.classifier import Classifier, Normalize
+from comp.runtime.errors import ConfigError, ModelError
 from tests.conftest import Result
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from comp.errors import ModelError
 from comp.models import first_principles as own
+from comp.runtime.errors import ModelError
 
 CHANNELS = [
     *((2**k, 3**k) for k in range(5)),

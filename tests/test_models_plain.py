@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from comp.config import ModelConfig
-from comp.errors import ModelError
 from comp.models import stems, surgery, zoo
 from comp.models.classifier import Classifier
 from comp.models.network import ACTIVATIONS
 from comp.models.plain import NETWORKS
+from comp.runtime.errors import ModelError
 
 Shape = tuple[int, int, int]
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from comp import config, yaml_files
 from comp.config import ModelConfig
-from comp.errors import ModelError
 from comp.models import surgery, timm_models, weights, zoo
 from comp.models.classifier import Classifier
 from comp.models.plain import NETWORKS
+from comp.runtime.errors import ModelError
 
 # Stock ResNets start with branches multiplied by zero, so that one step would leave most of them unmoved.
 BRANCHES_AWAKE = {"zero_init_last": False}

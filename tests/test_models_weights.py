@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from comp.config import ModelConfig
-from comp.errors import ModelError
 from comp.models import weights, zoo
 from comp.models.classifier import Classifier
+from comp.runtime.errors import ModelError
 
 
 class Harmful:

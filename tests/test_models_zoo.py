@@ -8,9 +8,9 @@ import timm
 import torch
 
 from comp.config import ModelConfig
-from comp.errors import ModelError
 from comp.models import catalogue, stems, strides, surgery, timm_models, weights, zoo
 from comp.models.classifier import Classifier
+from comp.runtime.errors import ModelError
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 REAL_WEIGHTS = Path("data/weights/tf_efficientnet_lite0.safetensors")

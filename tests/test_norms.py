@@ -9,7 +9,7 @@ from PIL import Image
 
 from comp import config as configs
 from comp import pipeline
-from comp.errors import Interrupted
+from comp.runtime.errors import Interrupted
 from comp.training.norms import Norms
 from tests.conftest import Result, interrupt_at
 from tests.test_run import the_run

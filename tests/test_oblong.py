@@ -18,10 +18,10 @@ from comp.config import Config, DataConfig, ModelConfig
 from comp.data import corruptions
 from comp.data.images import fitted
 from comp.data.sources import open_source
-from comp.errors import ModelError
-from comp.imaging import draws
 from comp.models import zoo
 from comp.models.classifier import Classifier
+from comp.runtime import rng
+from comp.runtime.errors import ModelError
 from tests.conftest import Result, small_config, write_config
 from tests.photographs import COLOURS, photograph, photographs_config, write_folders
 from tests.test_run import the_run
@@ -157,7 +157,7 @@ def test_a_network_that_is_built_for_squares_alone_is_refused_with_one() -> None
 def test_cutmix_targets_are_the_shares_of_oblong_areas() -> None:
     images = (torch.arange(1, 33)[:, None, None, None] * 7).expand(32, 3, 8, 24).to(torch.uint8).contiguous()
     labels = torch.arange(32)
-    mixed, targets = mix(images, labels, draws.keys(0, 1, labels), classes=32, mixing=Mixing(cutmix=1.0))
+    mixed, targets = mix(images, labels, rng.keys(0, 1, labels), classes=32, mixing=Mixing(cutmix=1.0))
     own = (mixed[:, 0] * 255).round() == (labels[:, None, None] + 1) * 7  # [32, 8, 24]
     torch.testing.assert_close(targets[labels, labels], own.float().mean((1, 2)))
     assert not own.all()

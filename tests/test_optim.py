@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from comp.config import LookaheadConfig, ModelConfig, OptimConfig
-from comp.errors import ConfigError
 from comp.models import zoo
 from comp.models.classifier import Classifier
 from comp.runs import Run
+from comp.runtime.errors import ConfigError
 from comp.training import checkpoint, optim
 from comp.training.lookahead import Lookahead
 from comp.training.muon import Muon, orthogonalize

@@ -17,7 +17,7 @@ from comp import config as configs
 from comp import pipeline
 from comp.data import loading
 from comp.data.dataset import Dataset, open_dataset
-from comp.errors import DataError
+from comp.runtime.errors import DataError
 from tests.conftest import write_config
 
 WORKERS = 2

@@ -22,9 +22,9 @@ from comp.config import DataConfig
 from comp.data.images import ImageFiles
 from comp.data.sources import TESTS, Source, open_source
 from comp.data.splits import Split
-from comp.errors import ConfigError, DataError
-from comp.progress import quiet
 from comp.runs import list_runs
+from comp.runtime.errors import ConfigError, DataError
+from comp.runtime.progress import quiet
 from tests.conftest import Result, write_config
 from tests.photographs import COLOURS, photograph, photographs_config, write_folders, write_kaggle
 

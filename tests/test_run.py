@@ -19,9 +19,10 @@ import safetensors.numpy
 import yaml
 
 from comp import config as configs
-from comp import device, pipeline, predicting, predictions, runs, yaml_files
+from comp import pipeline, predicting, predictions, runs, yaml_files
 from comp.competition.spec import DISTORTIONS
-from comp.errors import Interrupted
+from comp.runtime import device
+from comp.runtime.errors import Interrupted
 from comp.training.stopping import Stop
 from tests.conftest import REPOSITORY, Result, comp_process, interrupt_at, write_config
 

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from comp import predictions, runs
 from comp.config import Config
-from comp.errors import RunError
+from comp.runtime.errors import RunError
 
 
 def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path) -> None:

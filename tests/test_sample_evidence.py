@@ -20,8 +20,8 @@ from comp.competition.formats import Derived
 from comp.competition.spec import Competition, Sample, SubmissionFormat
 from comp.config import SubmissionConfig
 from comp.data.images import ImageFiles
-from comp.errors import DataError, SubmissionError, UserError
 from comp.predictions import from_outputs
+from comp.runtime.errors import DataError, SubmissionError, UserError
 from tests.conftest import Result
 
 Comp = Callable[..., Result]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 from comp.config import OptimConfig
-from comp.errors import ConfigError
+from comp.runtime.errors import ConfigError
 from comp.training import schedules
 from comp.training.schedules import SCHEDULES, Plan, rate
 

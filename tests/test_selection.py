@@ -7,7 +7,7 @@ import torch
 
 from comp import config as configs
 from comp import pipeline, predictions, runs
-from comp.errors import ConfigError
+from comp.runtime.errors import ConfigError
 from comp.training import checkpoint, contest, selection
 from comp.training.checkpoint import Cursor
 from comp.training.selection import Scores, Selector

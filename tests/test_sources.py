@@ -14,7 +14,7 @@ from PIL import Image
 
 from comp.config import DataConfig
 from comp.data.sources import SOURCES, Source, open_source
-from comp.errors import ConfigError, DataError, UserError
+from comp.runtime.errors import ConfigError, DataError, UserError
 from tests.conftest import REPOSITORY, write_arrays
 from tests.layouts import CIFAR10, idx, pixels, write_cifar10, write_cifar100, write_idx
 from tests.photographs import COLOURS, photograph, write_folders, write_kaggle

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from comp import class_names
 from comp.competition.spelling import spell
-from comp.errors import SubmissionError
+from comp.runtime.errors import SubmissionError
 
 KEY = "competition.submission.labels"
 

@@ -16,7 +16,7 @@ from comp.data.dataset import open_dataset
 from comp.data.division import STRATIFIERS, divide, fold, held_out, sample
 from comp.data.sources import Source
 from comp.data.splits import Split
-from comp.errors import ConfigError, DataError, RunError
+from comp.runtime.errors import ConfigError, DataError, RunError
 from tests.conftest import Result
 from tests.photographs import write_folders, write_kaggle
 

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from comp import config as configs
-from comp import device, pipeline, runs
+from comp import pipeline, runs
 from comp.config import Config, OptimConfig, TrainConfig
-from comp.device import Execution, Precision, only_deterministic
-from comp.errors import ConfigError, Interrupted, RunError
 from comp.models.classifier import Classifier
+from comp.runtime import device
+from comp.runtime.device import Execution, Precision, only_deterministic
+from comp.runtime.errors import ConfigError, Interrupted, RunError
 from comp.training import checkpoint, stepping
 from comp.training.memory import is_out_of_memory
 from comp.training.norms import NoNorms

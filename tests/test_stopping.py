@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from comp import config as configs
 from comp import pipeline, runs
-from comp.errors import Interrupted
+from comp.runtime.errors import Interrupted
 from comp.training import stopping
 from comp.training.selection import Selector
 from tests.conftest import Result

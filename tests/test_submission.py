@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from comp import predictions
 from comp.competition import checking, formats, spec, submission, tables
 from comp.competition.spec import SubmissionFormat
-from comp.errors import SubmissionError
+from comp.runtime.errors import SubmissionError
 
 WANTED = SubmissionFormat(spec.blocks(range(2), range(1, 3), 3), texts=("0", "1", "2", "3"))
 IDS = WANTED.ids().tolist()

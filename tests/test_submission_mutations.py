@@ -7,7 +7,7 @@ from pathlib import Path
 
 from comp.competition import checking, spec
 from comp.competition.spec import SubmissionFormat
-from comp.errors import SubmissionError
+from comp.runtime.errors import SubmissionError
 
 WANTED = SubmissionFormat(spec.blocks(range(2), range(1, 3), 3), texts=tuple(map(str, range(12))))
 IDS = [f"distortion{d:02d}_{s}_{i}" for d in range(2) for s in range(1, 3) for i in range(3)]

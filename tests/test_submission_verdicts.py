@@ -11,8 +11,8 @@ import pytest
 from comp.competition import doubts, formats, spec, submission, unseen, verdicts
 from comp.competition.spec import Competition, Sample, SubmissionFormat
 from comp.config import SubmissionConfig
-from comp.errors import SubmissionError
 from comp.predictions import Predictions, from_outputs
+from comp.runtime.errors import SubmissionError
 from tests.conftest import Result
 
 Comp = Callable[..., Result]

@@ -17,9 +17,9 @@ from comp import runs
 from comp.competition import kaggle_client, scores, sending, spec, submission
 from comp.competition.spec import SubmissionFormat
 from comp.config import Config
-from comp.errors import Interrupted, RunError, SubmissionError
 from comp.predictions import from_outputs
 from comp.run_metrics import RunMetrics
+from comp.runtime.errors import Interrupted, RunError, SubmissionError
 from tests.conftest import Result
 
 Comp = Callable[..., Result]

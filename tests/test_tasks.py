@@ -6,8 +6,8 @@ from comp import decisions, predictions
 from comp.competition.answers import ANSWERS
 from comp.data.division import STRATIFIERS
 from comp.ensembling.methods import METHODS
-from comp.errors import ConfigError
 from comp.metrics import METRICS
+from comp.runtime.errors import ConfigError
 from comp.tasks import TASKS, metric_name, task
 from comp.training.losses import LOSSES
 

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from comp import config as configs
-from comp import cores, device, pipeline, predicting, runs
+from comp import pipeline, predicting, runs
 from comp.config import Config
 from comp.data import cache
 from comp.data.dataset import Dataset, open_dataset
-from comp.errors import ConfigError, Interrupted, RunError
+from comp.runtime import cores, device
+from comp.runtime.errors import ConfigError, Interrupted, RunError
 from comp.training import timing
 from tests.conftest import Changed, Result
 from tests.test_run import assert_same_weights, the_run, weights_of

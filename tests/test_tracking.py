@@ -19,7 +19,7 @@ import pytest
 from comp import config as configs
 from comp import pipeline, predictions, runs
 from comp.config import TrackConfig
-from comp.errors import ConfigError, Interrupted
+from comp.runtime.errors import ConfigError, Interrupted
 from comp.tracking import login, state, told, upload
 from comp.training.stopping import Stop
 from tests.conftest import Result, interrupt_at

@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from comp import config as configs
 from comp import pipeline, predictions, runs
-from comp.errors import Interrupted
+from comp.runtime.errors import Interrupted
 from tests.conftest import Result, small_config, write_arrays, write_config
 
 Comp = Callable[..., Result]

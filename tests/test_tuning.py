@@ -11,7 +11,7 @@ import yaml
 
 from comp import config as configs
 from comp import leaderboard, runs
-from comp.errors import ConfigError, Interrupted, StudyError
+from comp.runtime.errors import ConfigError, Interrupted, StudyError
 from comp.tuning import objectives, opening, search, showing
 from comp.tuning.pruners import PRUNERS
 from comp.tuning.results import Report

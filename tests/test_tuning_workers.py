@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from comp import config as configs
 from comp import runs
-from comp.errors import StudyError
+from comp.runtime.errors import StudyError
 from comp.tuning import opening, recovery, search
 from comp.tuning.study import Study, reason_of
 from comp.tuning.trial import begun_by

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from comp import device, predictions
+from comp import predictions
 from comp.data.splits import Split
-from comp.errors import ConfigError
 from comp.inference.predict import predict
 from comp.inference.variants import Variant, share_of
 from comp.inference.views import VIEWS, check_size, least_confident, views
+from comp.runtime import device
+from comp.runtime.errors import ConfigError
 from tests.conftest import Result
 from tests.test_run import the_run
 

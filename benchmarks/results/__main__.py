@@ -6,8 +6,8 @@ from pathlib import Path
 
 import benchmarks.results
 from benchmarks.results import page, running
-from comp.device import default_threads
-from comp.errors import UserError
+from comp.runtime.device import default_threads
+from comp.runtime.errors import UserError
 
 
 def main() -> int:

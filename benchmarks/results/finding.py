@@ -11,9 +11,9 @@ from benchmarks.results.rows import Row
 from comp import config as configs
 from comp import diagnosis, predictions, runs
 from comp.config import Config
-from comp.errors import UserError
 from comp.run_metrics import RunMetrics
 from comp.runs import Run
+from comp.runtime.errors import UserError
 
 CONFIGS = Path("configs/coursework")
 FIRST_PRINCIPLES = Path("first-principles/junit.xml")  # below the folder of the runs

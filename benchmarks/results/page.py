@@ -9,7 +9,7 @@ from benchmarks.results import pictures
 from benchmarks.results.finding import CONFIGS, Outcome, Runs, within_noise
 from benchmarks.results.rows import ROWS, Row
 from comp import plots, runs
-from comp.errors import RunError
+from comp.runtime.errors import RunError
 
 PAGE = Path("docs/RESULTS.md")
 PICTURES = Path("docs/pictures")

@@ -11,8 +11,8 @@ from benchmarks.results.children import Children, stoppable
 from benchmarks.results.finding import CONFIGS, FIRST_PRINCIPLES, Runs
 from benchmarks.results.rows import ROWS, Row
 from comp import runs
-from comp.device import default_threads
-from comp.errors import ConfigError, unknown
+from comp.runtime.device import default_threads
+from comp.runtime.errors import ConfigError, unknown
 
 Step = tuple[Row, str, int]  # a row, the stem of the config that is run, a seed
 

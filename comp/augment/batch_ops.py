@@ -11,7 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from comp.imaging import colour, draws, fractals, geometry, jpeg, kernels, noise, overlays
+from comp.imaging import colour, fractals, geometry, jpeg, kernels, noise, overlays
+from comp.runtime import rng
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -31,13 +32,13 @@ def _moves(images: Tensor, magnitude: Tensor, keys: Tensor) -> tuple[Tensor, Ten
     moves = []
     for draw, side in enumerate(images.shape[2:]):
         most = (magnitude * side + 0.5).to(torch.int64)
-        moves.append(draws.integers(keys, draw, 2 * most + 1) - most)
+        moves.append(rng.integers(keys, draw, 2 * most + 1) - most)
     return moves[1], moves[0]
 
 
 def _cutout(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
     _, _, H, W = images.shape
-    middle = torch.stack((draws.integers(keys, 0, H), draws.integers(keys, 1, W)), 1)  # [B, 2], anywhere
+    middle = torch.stack((rng.integers(keys, 0, H), rng.integers(keys, 1, W)), 1)  # [B, 2], anywhere
     size = (magnitude[:, None] * torch.tensor([H, W], device=images.device) + 0.5).to(torch.int64)
     corner = middle - size // 2
     # Mid-grey: the paper's zero is after normalisation, so about the data's mean.
@@ -48,16 +49,16 @@ def _random_erasing(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
     """The paper's tries of area (from 2 % up) and aspect (0.3 to 1/0.3), the first that fits; noise is put in."""
     _, C, H, W = images.shape
     tries = torch.arange(10, device=images.device)
-    share = 0.02 + (magnitude[:, None] - 0.02) * draws.uniform(keys[:, None], 2 * tries)  # [B, tries]
-    aspect = 0.3 + (1 / 0.3 - 0.3) * draws.uniform(keys[:, None], 2 * tries + 1)
+    share = 0.02 + (magnitude[:, None] - 0.02) * rng.uniform(keys[:, None], 2 * tries)  # [B, tries]
+    aspect = 0.3 + (1 / 0.3 - 0.3) * rng.uniform(keys[:, None], 2 * tries + 1)
     heights = (H * W * share * aspect).sqrt().to(torch.int64)
     widths = (H * W * share / aspect).sqrt().to(torch.int64)
     fits = (heights < H) & (widths < W)
     first = fits & (fits.cumsum(1) == 1)  # nowhere, if none fits: the box is then empty
     height, width = (heights * first).sum(1), (widths * first).sum(1)
-    top = draws.integers(keys, 20, H - height + 1)
-    left = draws.integers(keys, 21, W - width + 1)
-    static = (draws.bits_field(keys, 22, (H, W, C)) & 255).to(torch.uint8)
+    top = rng.integers(keys, 20, H - height + 1)
+    left = rng.integers(keys, 21, W - width + 1)
+    static = (rng.bits_field(keys, 22, (H, W, C)) & 255).to(torch.uint8)
     boxes = torch.stack((top, left, top + height, left + width), 1)
     return geometry.erase(images, boxes, geometry.to_images(static))
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from comp.imaging import draws
+from comp.runtime import rng
 
 _STEPS = 4096
 
@@ -33,7 +33,7 @@ def dirichlet(alpha: float, width: int, keys: Tensor, draw: int) -> Tensor:
     rest = torch.ones(keys.shape, device=keys.device)
     weights = []
     for left in range(width - 1, 0, -1):
-        share = beta(alpha, alpha * left, draws.uniform(keys, draw + left - 1))
+        share = beta(alpha, alpha * left, rng.uniform(keys, draw + left - 1))
         weights.append(rest * share)
         rest = rest * (1 - share)
     return torch.stack([*weights, rest], 1)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from comp.augment.distributions import beta
-from comp.imaging import draws, geometry
+from comp.imaging import geometry
+from comp.runtime import rng
 
 _PURPOSE = 0x6D6978  # keeps these draws apart from the augmentation's, which starts from the same keys
 
@@ -60,7 +61,7 @@ def mix(images: Tensor, labels: Tensor, keys: Tensor, *, classes: int, mixing: M
     if not (mixing.mixup or mixing.cutmix):
         scaled = geometry.to_images(geometry.to_pixels(images).to(torch.float32).mul_(1 / 255))
         return scaled, soft_targets(labels, classes=classes, label_smoothing=mixing.label_smoothing)
-    keys = draws.fold(keys, _PURPOSE)
+    keys = rng.fold(keys, _PURPOSE)
     pixels = geometry.to_pixels(images)  # [B, H, W, C]
     partners, paired = _swap(pixels), torch.arange(len(keys), device=keys.device) < len(keys) // 2 * 2
     cut = _cut(keys, mixing) & paired
@@ -73,7 +74,7 @@ def mix(images: Tensor, labels: Tensor, keys: Tensor, *, classes: int, mixing: M
         )
     own = torch.ones_like(kept)  # [B], the share of a sample's own grey levels
     if mixing.mixup:
-        own = torch.where(paired & ~cut, beta(mixing.mixup, mixing.mixup, draws.uniform(keys, 1)), own)
+        own = torch.where(paired & ~cut, beta(mixing.mixup, mixing.mixup, rng.uniform(keys, 1)), own)
         kept = kept * own
     targets = soft_targets(labels, _swap(labels), kept, classes=classes, label_smoothing=mixing.label_smoothing)
     return geometry.to_images(_blend(pixels, partners, own) if mixing.mixup else _blend(pixels, None, own)), targets
@@ -135,16 +136,16 @@ def _cut(keys: Tensor, mixing: Mixing) -> Tensor:
     """Return [B] bool: who gets CutMix."""
     if not (mixing.mixup and mixing.cutmix):
         return torch.full(keys.shape, mixing.cutmix > 0, device=keys.device)
-    return draws.uniform(keys, 0) < mixing.switch_probability
+    return rng.uniform(keys, 0) < mixing.switch_probability
 
 
 def _boxes(keys: Tensor, alpha: float, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Return boxes [B, 4] (top, left, bottom, right), cut at the border, and the share [B] that they leave."""
-    side = torch.sqrt(1 - beta(alpha, alpha, draws.uniform(keys, 2)))  # of the box, as a share of the image's
+    side = torch.sqrt(1 - beta(alpha, alpha, rng.uniform(keys, 2)))  # of the box, as a share of the image's
     edges = []
     for draw, length in ((3, height), (4, width)):
         half = (side * length).to(torch.int64) // 2
-        middle = draws.integers(keys, draw, length)
+        middle = rng.integers(keys, draw, length)
         edges.append(((middle - half).clamp(min=0), (middle + half).clamp(max=length)))
     (top, bottom), (left, right) = edges
     covered = ((bottom - top) * (right - left)).to(torch.float32) / (height * width)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from comp.errors import ConfigError, unknown
+from comp.runtime.errors import ConfigError, unknown
 
 # What each op's magnitude means, and which corruptions of the suite the op imitates (by the suite's names).
 # Geometry and grey-level remapping imitate none, as AugMix's authors drew the line; blends with black, grey, luma

@@ -19,7 +19,8 @@ from torch import Tensor
 from comp.augment.batch_ops import FUNCTIONS
 from comp.augment.distributions import beta, dirichlet
 from comp.augment.ops import Choice, Mixture, Op, Policy
-from comp.imaging import draws, geometry
+from comp.imaging import geometry
+from comp.runtime import rng
 
 
 def augment(images: Tensor, policy: Policy, keys: Tensor, *, turned: Tensor | None = None) -> Tensor:
@@ -34,7 +35,7 @@ def augment(images: Tensor, policy: Policy, keys: Tensor, *, turned: Tensor | No
     assert images.dtype == torch.uint8
     pixels = geometry.to_pixels(images)  # [B, H, W, C]
     for number, stage in enumerate(policy.stages):
-        own = draws.fold(keys, number)
+        own = rng.fold(keys, number)
         if isinstance(stage, Mixture):
             pixels = _mix_chains(pixels, stage, own, turned)
         else:
@@ -44,7 +45,7 @@ def augment(images: Tensor, policy: Policy, keys: Tensor, *, turned: Tensor | No
 
 def alternation(seed: int, epoch: int, indices: Tensor) -> Tensor:
     """Return [B] bool: who is mirrored in this epoch; a coin decides in epoch 0, later epochs alternate."""
-    coins = draws.integers(draws.keys(seed, 0, indices), 0, 2)
+    coins = rng.integers(rng.keys(seed, 0, indices), 0, 2)
     return (coins + epoch) % 2 == 1
 
 
@@ -102,24 +103,24 @@ def _draw(choice: Choice, keys: Tensor, turned: Tensor | None) -> _Plan:
         for column in (table.op, table.probability, table.low, table.reach, table.signed, table.steps)
     )  # [slots, B] each
     counters = 3 * torch.arange(slots, device=keys.device)[:, None] + 1
-    acts = draws.uniform(keys, counters) < probability
+    acts = rng.uniform(keys, counters) < probability
     if "alternating_flip" in table.names:
         assert turned is not None, "a policy with alternating_flip needs `turned`"
         acts &= (op != table.names.index("alternating_flip")) | turned
-    share = draws.uniform(keys, counters + 1)
+    share = rng.uniform(keys, counters + 1)
     stepped = (share * steps).floor() / (steps - 1).clamp(min=1)
     magnitude = low + reach * torch.where(steps > 0, stepped, share)
-    magnitude = magnitude * (1 - 2 * signed * draws.integers(keys, counters + 2, 2))
-    own = torch.stack([draws.fold(keys, slot) for slot in range(slots)])
+    magnitude = magnitude * (1 - 2 * signed * rng.integers(keys, counters + 2, 2))
+    own = torch.stack([rng.fold(keys, slot) for slot in range(slots)])
     return _Plan(table.names, torch.where(acts, op, len(table.names)), magnitude, own)
 
 
 def _pick(choice: Choice, keys: Tensor) -> Tensor:
     """[B] int64: each sample's branch, by draw 0."""
     if not choice.weights:
-        return draws.integers(keys, 0, len(choice.branches))
+        return rng.integers(keys, 0, len(choice.branches))
     ends = torch.tensor(choice.ends, device=keys.device)
-    return torch.searchsorted(ends, draws.uniform(keys, 0), right=True)
+    return torch.searchsorted(ends, rng.uniform(keys, 0), right=True)
 
 
 def _run(pixels: Tensor, plan: _Plan) -> Tensor:
@@ -158,12 +159,12 @@ def _mix_chains(pixels: Tensor, mixture: Mixture, keys: Tensor, turned: Tensor |
     """Return [B, H, W, C]: chains of ops blended with each other and with the image."""
     any_op = Choice(tuple((op,) for op in mixture.ops))
     weights = dirichlet(mixture.alpha, mixture.width, keys, 0)  # [B, width]
-    kept = beta(mixture.alpha, mixture.alpha, draws.uniform(keys, mixture.width))  # [B], the image's own share
+    kept = beta(mixture.alpha, mixture.alpha, rng.uniform(keys, mixture.width))  # [B], the image's own share
     total = pixels.to(torch.float32) * kept[:, None, None, None]
     for chain in range(mixture.width):
-        own = draws.fold(keys, chain)
-        depth = 1 + draws.integers(own, 0, mixture.depth)  # [B]
-        links = [_draw(any_op, draws.fold(own, link + 1), turned) for link in range(mixture.depth)]
+        own = rng.fold(keys, chain)
+        depth = 1 + rng.integers(own, 0, mixture.depth)  # [B]
+        links = [_draw(any_op, rng.fold(own, link + 1), turned) for link in range(mixture.depth)]
         idle = torch.full_like(depth, len(links[0].names))
         plan = _Plan(
             links[0].names,

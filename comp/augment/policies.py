@@ -5,7 +5,7 @@ from itertools import permutations
 from typing import Any
 
 from comp.augment.ops import READING_OPS, Choice, Mixture, Op, Policy, parse, parse_foreign
-from comp.errors import ConfigError, unknown
+from comp.runtime.errors import ConfigError, unknown
 
 # Largest magnitudes of the AutoAugment search space, 10 levels, 9 the strongest: (at level 0, at level 9, signed).
 _AUTOAUGMENT = {

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.augment.ops import Foreign, Op, Policy
-from comp.errors import ConfigError, nearest
-from comp.imaging import draws
+from comp.runtime import rng
+from comp.runtime.errors import ConfigError, nearest
 
 Image = NDArray[np.uint8]
 Sides = tuple[int, int]  # height, width
@@ -61,7 +61,7 @@ class Reading:
         """
         if self._crop is None:
             return None
-        chance = random.Random(draws.key(self._seed, epoch, index, _CROP) & _WORD)
+        chance = random.Random(rng.key(self._seed, epoch, index, _CROP) & _WORD)
         return _crop(self._crop, found, size, chance) if chance.random() < self._crop.probability else None
 
     def __call__(self, image: Image, epoch: int, index: int) -> Image:
@@ -74,7 +74,7 @@ class Reading:
         """
         if self._transforms is None:
             return image
-        return self._transforms(image, draws.key(self._seed, epoch, index, _FOREIGN) & _WORD)
+        return self._transforms(image, rng.key(self._seed, epoch, index, _FOREIGN) & _WORD)
 
 
 def of(policy: Policy, seed: int) -> Reading | None:

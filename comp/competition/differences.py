@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.competition import tables
-from comp.errors import SubmissionError
+from comp.runtime.errors import SubmissionError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,8 +18,8 @@ from comp.competition import shown, spelling
 from comp.competition.answers import ANSWERS
 from comp.competition.spec import Block, Competition, Sample, SubmissionFormat
 from comp.competition.spelling import Spelling
-from comp.errors import SubmissionError
 from comp.metrics import Metric, metric
+from comp.runtime.errors import SubmissionError
 from comp.tasks import TASKS
 
 _EXAMPLES = 3  # rows shown before training

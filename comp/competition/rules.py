@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from comp.config import RulesConfig
-from comp.errors import ConfigError
+from comp.runtime.errors import ConfigError
 
 
 def check(rules: RulesConfig, *, pretrained: bool, imitated: Collection[str], adapt: str) -> None:

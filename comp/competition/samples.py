@@ -5,7 +5,7 @@ from pathlib import Path
 
 from comp.competition import tables
 from comp.competition.spec import Sample
-from comp.errors import SubmissionError, nearest
+from comp.runtime.errors import SubmissionError, nearest
 
 # As competitions name it: sample_submission.csv, sampleSubmission.csv, SampleSubmission.csv, sample_submission_v2.csv.
 _NAME = re.compile(r".*sample[ _-]?submission.*\.(csv|csv\.zip|zip)", re.IGNORECASE)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from comp import metrics, runs
 from comp.competition import submission as submissions
-from comp.errors import SubmissionError
 from comp.run_metrics import LeaderboardScore
 from comp.runs import Run
+from comp.runtime.errors import SubmissionError
 
 _WRITE_AGAIN = "write the submission again: comp predict RUN -o CSV --force"
 

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from comp import runs
 from comp.competition import scores, submission
-from comp.errors import SubmissionError
-from comp.progress import Progress, quiet
+from comp.runtime.errors import SubmissionError
+from comp.runtime.progress import Progress, quiet
 
 _POLL_SECONDS = 5.0
 _TICK_SECONDS = 0.2  # between two looks at the signals

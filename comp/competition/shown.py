@@ -6,8 +6,8 @@ from decimal import Decimal
 
 from comp import class_names
 from comp.competition.spec import Competition, Sample
-from comp.errors import SubmissionError
 from comp.metrics import metric
+from comp.runtime.errors import SubmissionError
 from comp.tasks import TASKS
 
 WHOLE = re.compile(r"0|[1-9][0-9]*", re.ASCII)

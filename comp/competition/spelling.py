@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from decimal import Context, Decimal
 
 from comp import class_names
-from comp.errors import SubmissionError, nearest
+from comp.runtime.errors import SubmissionError, nearest
 
 _KEY = "submission.labels"
 _CURE = (

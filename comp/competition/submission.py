@@ -15,9 +15,9 @@ from comp import runs
 from comp.competition.answers import ANSWERS, quoted
 from comp.competition.spec import SubmissionFormat
 from comp.competition.spec import sidecar_path as sidecar_path
-from comp.errors import RunError, SubmissionError
 from comp.predictions import Predictions
 from comp.runs import Run
+from comp.runtime.errors import RunError, SubmissionError
 
 _CHUNK_ROWS = 100_000  # whose probabilities are in memory at a time
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp import runs
-from comp.errors import SubmissionError, UserError
+from comp.runtime.errors import SubmissionError, UserError
 
 if TYPE_CHECKING:
     import pandas as pd

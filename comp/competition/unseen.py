@@ -18,7 +18,7 @@ from comp.competition import answers, formats, samples, shown, submission, table
 from comp.competition.answers import NO_ANSWER
 from comp.competition.formats import Derived
 from comp.competition.spec import Sample, SubmissionFormat
-from comp.errors import SubmissionError, UserError
+from comp.runtime.errors import SubmissionError, UserError
 
 if TYPE_CHECKING:
     import pandas as pd

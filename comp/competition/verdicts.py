@@ -11,7 +11,7 @@ from comp import runs
 from comp.competition import checking, doubts, formats, submission, tables
 from comp.competition.doubts import Doubt
 from comp.competition.spec import SubmissionFormat
-from comp.errors import SubmissionError
+from comp.runtime.errors import SubmissionError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from comp.config.spelling import section_of
 from comp.config.tree import Config
-from comp.errors import ConfigError, ModelError, nearest
+from comp.runtime.errors import ConfigError, ModelError, nearest
 from comp.yaml_files import Document, Keys, kind
 
 _SHOWN = 120  # characters of a value in a message

@@ -8,7 +8,7 @@ from comp.config.loading import from_mapping
 from comp.config.messages import check_keys
 from comp.config.tree import Config
 from comp.config.tuning import TuneConfig
-from comp.errors import ConfigError, unknown
+from comp.runtime.errors import ConfigError, unknown
 
 SECTIONS = ("augment", "model", "optim", "train")  # what lies elsewhere would score trials on other images
 _KINDS = ("float", "int", "choice")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from comp import signals
 from comp.console.output import err
+from comp.runtime import signals
 
 _PLAIN_EVERY_SECONDS = 10.0  # between lines where stderr is a file
 
@@ -26,7 +26,7 @@ class _Pace(ProgressColumn):
 
 
 class Bars:
-    """A `comp.progress.Progress` that draws one bar for the work at hand, or prints a line now and then."""
+    """A `comp.runtime.progress.Progress` that draws one bar for the work at hand, or prints a line now and then."""
 
     def __init__(self, drawn: Progress) -> None:
         self._drawn = drawn

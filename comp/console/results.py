@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from comp.runs import Run
 
 from comp.console.output import out, print_line, print_note, print_table
-from comp.errors import RunError
+from comp.runtime.errors import RunError
 
 # Columns of an evaluation that go where the window is narrow, the first one first.
 _DROPPED = ("micro F1", "macro F1", "top 5", "recall", "precision", "images", "ECE", "F1")

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from comp.errors import DataError
+from comp.runtime.errors import DataError
 
 ENDING = ".zip"
 _MOST_BYTES = 1 << 30  # of one file: more is no picture, and an archive can promise any size

@@ -12,8 +12,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.errors import DataError
 from comp.predictions import Targets
+from comp.runtime.errors import DataError
 
 _MAGIC = b"\x93NUMPY"
 

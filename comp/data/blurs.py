@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from comp.imaging import draws, filters
+from comp.imaging import filters
+from comp.runtime import rng
 
 # Cutting to whole grey levels must not turn a 200 that float32 holds as 199.99998 into 199.
 NUDGE = 1e-3
@@ -41,7 +42,7 @@ def glass_blur(images: Tensor, keys: Tensor, scale: float, sigma: float, reach: 
     blurred = gaussian_blur(images, keys, scale, sigma).add_(NUDGE).floor_()
     source = torch.arange(height * width, device=images.device).expand(len(images), -1)
     for step in range(int(rounds)):
-        copied = glass_sources(draws.fold(keys, step), height, width, max(1, round(reach * scale)))
+        copied = glass_sources(rng.fold(keys, step), height, width, max(1, round(reach * scale)))
         source = source.gather(1, copied)
     shuffled = blurred.flatten(2).gather(2, source[:, None].expand(-1, images.shape[1], -1))
     return gaussian_blur(shuffled.view_as(images), keys, scale, sigma)
@@ -54,7 +55,7 @@ def glass_sources(keys: Tensor, height: int, width: int, reach: int) -> Tensor:
     -reach..reach-1 on each axis. A pixel above or to the left is still untouched then; one below or to the right
     already shows something else, so what it shows is looked up until every pixel is traced to an untouched one.
     """
-    shorts = draws.shorts_field(keys, 0, (2, height, width))
+    shorts = rng.shorts_field(keys, 0, (2, height, width))
     offsets = ((shorts * (2 * reach)) >> 16) - reach  # [B, 2, H, W]
     row, column = torch.arange(height, device=keys.device)[:, None], torch.arange(width, device=keys.device)
     place = row * width + column
@@ -72,7 +73,7 @@ def glass_sources(keys: Tensor, height: int, width: int, reach: int) -> Tensor:
 
 def motion_blur(images: Tensor, keys: Tensor, scale: float, radius: float, sigma: float) -> Tensor:
     """A one-sided Gaussian trail at an angle of up to 45 degrees from the horizontal."""
-    angle = torch.deg2rad(draws.uniform(keys, 0) * 90 - 45)
+    angle = torch.deg2rad(rng.uniform(keys, 0) * 90 - 45)
     weights = filters.half_gaussian(sigma * scale, 2 * math.ceil(radius * scale) + 1)
     return filters.trail(images, angle, weights).round_()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from comp import runs
-from comp.errors import RunError
+from comp.runtime.errors import RunError
 
 FOLDER = ".comp-cache"
 # Environment variable -> folder below it; the first that is set counts.

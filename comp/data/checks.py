@@ -23,8 +23,8 @@ from comp.data.dataset import Dataset
 from comp.data.duplicates import Copies
 from comp.data.inspection import splits_of
 from comp.data.splits import Split
-from comp.errors import DataError
-from comp.progress import Progress, quiet
+from comp.runtime.errors import DataError
+from comp.runtime.progress import Progress, quiet
 
 EXACT_LEAK = 0.001
 NEAR_LEAK = 0.05

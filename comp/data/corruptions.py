@@ -26,8 +26,9 @@ from torch.nn import functional as F
 
 from comp.data import blurs, weather
 from comp.data.blurs import NUDGE
-from comp.errors import ConfigError, DataError, unknown
-from comp.imaging import draws, filters, jpeg
+from comp.imaging import filters, jpeg
+from comp.runtime import rng
+from comp.runtime.errors import ConfigError, DataError, unknown
 
 Family = Literal["noise", "blur", "weather", "digital"]
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -40,12 +41,12 @@ _CHUNK_VALUES_GPU = 32 * _CHUNK_VALUES
 
 def gaussian_noise(images: Tensor, keys: Tensor, scale: float, sigma: float) -> Tensor:
     """Normal noise, the same for every grey level."""
-    return images.add(draws.normal_field(keys, 0, tuple(images.shape[1:])), alpha=255 * sigma)
+    return images.add(rng.normal_field(keys, 0, tuple(images.shape[1:])), alpha=255 * sigma)
 
 
 def shot_noise(images: Tensor, keys: Tensor, scale: float, photons: float) -> Tensor:
     """Poisson counts of up to `photons` expected for white."""
-    quantiles = draws.shorts_field(keys, 0, tuple(images.shape[1:])) >> (16 - _QUANTILE_BITS)
+    quantiles = rng.shorts_field(keys, 0, tuple(images.shape[1:])) >> (16 - _QUANTILE_BITS)
     where = images.to(torch.int32).mul_(1 << _QUANTILE_BITS).add_(quantiles)
     return _poisson_table(photons, images.device).index_select(0, where.flatten()).view_as(images).to(torch.float32)
 
@@ -66,14 +67,14 @@ def _poisson_table(photons: float, device: torch.device) -> Tensor:
 
 def impulse_noise(images: Tensor, keys: Tensor, scale: float, amount: float) -> Tensor:
     """Salt and pepper in equal parts, on single channel values."""
-    shorts = draws.shorts_field(keys, 0, tuple(images.shape[1:]))
+    shorts = rng.shorts_field(keys, 0, tuple(images.shape[1:]))
     flipped = amount * (1 << 16)
     return images.masked_fill(shorts < flipped, 255).masked_fill_(shorts < flipped / 2, 0)
 
 
 def speckle_noise(images: Tensor, keys: Tensor, scale: float, sigma: float) -> Tensor:
     """Normal noise in proportion to the grey level."""
-    return images + images * draws.normal_field(keys, 0, tuple(images.shape[1:])).mul_(sigma)
+    return images + images * rng.normal_field(keys, 0, tuple(images.shape[1:])).mul_(sigma)
 
 
 def brightness(images: Tensor, keys: Tensor, scale: float, amount: float) -> Tensor:
@@ -109,7 +110,7 @@ def elastic_transform(images: Tensor, keys: Tensor, scale: float, alpha: float, 
     if alpha == 0:
         return moved
     rows, columns = (filters.gaussian_matrix(side, sigma * 32 * scale, 3.0, "reflect") for side in (height, width))
-    noise = draws.shorts_field(keys, 1, (2, height, width)).to(torch.float32).mul_(2.0**-15).sub_(1)
+    noise = rng.shorts_field(keys, 1, (2, height, width)).to(torch.float32).mul_(2.0**-15).sub_(1)
     bend = filters.separable(noise, rows, columns) * (alpha * 32 * scale)  # [B, 2, H, W]
     x, y = torch.arange(width, device=keys.device), torch.arange(height, device=keys.device)[:, None]
     return _sample(moved, x + bend[:, 0], y + bend[:, 1], mirrored=False)
@@ -120,7 +121,7 @@ def _affine(keys: Tensor, height: int, width: int, shift: float) -> tuple[Tensor
     third = min(height, width) // 3
     signs = torch.tensor([[1, 1], [1, -1], [-1, -1]], device=keys.device)
     corners = torch.tensor([width // 2, height // 2], device=keys.device) + third * signs  # [3, 2] of x, y
-    moves = draws.shorts_field(keys, 0, (3, 2)).to(torch.float32).mul_(2.0**-15).sub_(1)
+    moves = rng.shorts_field(keys, 0, (3, 2)).to(torch.float32).mul_(2.0**-15).sub_(1)
     moved = corners + moves * shift  # [B, 3, 2]
     first, second = (moved[:, 1] - moved[:, 0]).unbind(1), (moved[:, 2] - moved[:, 0]).unbind(1)
     area = first[0] * second[1] - first[1] * second[0]  # of the moved triangle, far from 0: shift is below third / 2
@@ -266,7 +267,7 @@ def corrupt(images: Tensor, name: str, severity: int, *, seed: int, indices: Ten
     """
     _check(images, name, severity, indices)
     row = CORRUPTIONS[name]
-    keys = draws.keys(seed, draws.key(NAMES.index(name), severity), indices.to(images.device))
+    keys = rng.keys(seed, rng.key(NAMES.index(name), severity), indices.to(images.device))
     scale = min(images.shape[2:]) / 32
     values = _CHUNK_VALUES if images.device.type == "cpu" else _CHUNK_VALUES_GPU
     count = max(1, values // math.prod(images.shape[1:]))

@@ -15,8 +15,8 @@ from comp.data.cache import remembered
 from comp.data.images import ImageFiles
 from comp.data.sources import Source, open_source
 from comp.data.splits import Split, Suite
-from comp.errors import ConfigError, DataError
-from comp.progress import Progress, quiet
+from comp.runtime.errors import ConfigError, DataError
+from comp.runtime.progress import Progress, quiet
 from comp.tasks import TASKS, metric_name
 
 _SMALLEST_STD = 1 / 255  # a channel of one grey level must not be divided by zero

@@ -22,9 +22,9 @@ from comp.data.cache import remembered
 from comp.data.duplicates import exact_groups
 from comp.data.sources.source import Source
 from comp.data.splits import Split, fingerprint
-from comp.errors import ConfigError, DataError, RunError
 from comp.predictions import Targets
-from comp.progress import Progress, quiet
+from comp.runtime.errors import ConfigError, DataError, RunError
+from comp.runtime.progress import Progress, quiet
 from comp.tasks import TASKS
 
 Rows = NDArray[np.int64]

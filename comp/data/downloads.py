@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from comp.errors import DataError
-from comp.progress import Progress
 from comp.runs import make_folder
+from comp.runtime.errors import DataError
+from comp.runtime.progress import Progress
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 30

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.data.splits import Split
-from comp.progress import Progress
+from comp.runtime.progress import Progress
 
 SMALLEST_CORRELATION = 0.98
 NEAREST_SHARE = 1 / 3

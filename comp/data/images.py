@@ -28,9 +28,9 @@ from PIL import Image, ImageOps, features
 from comp.data import archives, ranges
 from comp.data.ranges import Depth, Scale
 from comp.data.readers import Readers
-from comp.device import default_workers
-from comp.errors import DataError
-from comp.progress import Progress, quiet
+from comp.runtime.device import default_workers
+from comp.runtime.errors import DataError
+from comp.runtime.progress import Progress, quiet
 
 _AVIF = features.check("avif")  # Pillow can be built without it
 SUFFIXES = (

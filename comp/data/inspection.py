@@ -14,8 +14,8 @@ from comp.config import Config
 from comp.data import loading
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, channel_statistics
-from comp.imaging import draws
-from comp.progress import Progress, quiet
+from comp.runtime import rng
+from comp.runtime.progress import Progress, quiet
 
 _GRID_IMAGES = 80
 _FIRST_EPOCH = 1  # whose augmentation is drawn
@@ -97,7 +97,7 @@ def _augmented(
     seen = [loading.read(train.images, int(row), _FIRST_EPOCH, transform) for row in rows]
     images = torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2)
     indices = torch.from_numpy(rows)
-    keys = draws.keys(config.seed, _FIRST_EPOCH, indices)
+    keys = rng.keys(config.seed, _FIRST_EPOCH, indices)
     turned = per_batch.alternation(config.seed, _FIRST_EPOCH, indices)
     assert train.labels is not None
     how = mixing.Mixing(section.mixup, section.cutmix, section.switch_probability)

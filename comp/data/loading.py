@@ -18,7 +18,7 @@ from comp.data.images import Box, ImageFiles, Sides, cut_from
 from comp.data.readers import Plan, or_raise
 from comp.data.readers import loader as loader_of
 from comp.data.splits import Split
-from comp.errors import DataError, UserError
+from comp.runtime.errors import DataError, UserError
 
 
 class Transform(Protocol):

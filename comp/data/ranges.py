@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.errors import ConfigError, DataError
+from comp.runtime.errors import ConfigError, DataError
 
 Scale = tuple[float, float]  # the values that become 0 and 255
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from comp.errors import UserError
+from comp.runtime.errors import UserError
 
 
 class Files(Protocol):

@@ -11,7 +11,7 @@ from comp.competition.spec import Block
 from comp.data.images import ImageFiles
 from comp.data.ranges import type_scale
 from comp.predictions import Targets
-from comp.progress import Progress, quiet
+from comp.runtime.progress import Progress, quiet
 
 _CHUNK_IMAGES = 512  # of a statistics pass: a memory map is never read whole
 

@@ -22,8 +22,8 @@ from comp.data import division, splits, suites
 from comp.data.corruptions import CORRUPTIONS, SEVERITIES
 from comp.data.dataset import Dataset
 from comp.data.splits import Split, Suite
-from comp.errors import DataError
-from comp.progress import Progress, quiet
+from comp.runtime.errors import DataError
+from comp.runtime.progress import Progress, quiet
 
 SHEET = "corruptions.png"
 _SHOWN = 3  # strangers in a message

@@ -17,8 +17,8 @@ from comp.data.arrays import open_images
 from comp.data.corruptions import COLOURED, corrupt, named
 from comp.data.downloads import fetch
 from comp.data.splits import Split, Suite
-from comp.errors import ConfigError, DataError
-from comp.progress import Progress
+from comp.runtime.errors import ConfigError, DataError
+from comp.runtime.progress import Progress
 
 MANIFEST = "manifest.json"
 

@@ -18,9 +18,9 @@ from comp.data import archives, images, ranges
 from comp.data.cache import remembered
 from comp.data.images import ImageFiles
 from comp.data.splits import Split
-from comp.errors import DataError
 from comp.predictions import Targets
-from comp.progress import Progress
+from comp.runtime.errors import DataError
+from comp.runtime.progress import Progress
 
 
 def files_split(

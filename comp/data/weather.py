@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from comp.imaging import draws, filters, textures
+from comp.imaging import filters, textures
+from comp.runtime import rng
 
 _LUMA = (0.299, 0.587, 0.114)
 _WATER = (175.0, 238.0, 238.0)  # pale turquoise
@@ -33,14 +34,14 @@ def _colour(rgb: tuple[float, ...], images: Tensor) -> Tensor:
 
 def _angles(keys: Tensor, draw: int, low: float, high: float) -> Tensor:
     """[B] float32 radians, uniform between two angles in degrees."""
-    return torch.deg2rad(draws.uniform(keys, draw) * (high - low) + low)
+    return torch.deg2rad(rng.uniform(keys, draw) * (high - low) + low)
 
 
 def snow(images: Tensor, keys: Tensor, scale: float, loc: float, spread: float, zoom: float, threshold: float,
          radius: float, sigma: float, mix: float) -> Tensor:  # fmt: skip
     """Bright flakes, falling at a random angle and once more turned upside down, over a whitened image."""
     height, width = images.shape[2:]
-    flakes = draws.normal_field(keys, 0, (1, height, width)) * spread + loc
+    flakes = rng.normal_field(keys, 0, (1, height, width)) * spread + loc
     factor = max(zoom * scale, 1.0)
     flakes = filters.separable(flakes, filters.zoom_matrix(height, factor), filters.zoom_matrix(width, factor))
     flakes = torch.where(flakes < threshold, 0, flakes).clamp_(max=1).mul_(255).floor_()
@@ -55,8 +56,8 @@ def frost(images: Tensor, keys: Tensor, scale: float, image_share: float, frost_
     channels, height, width = images.shape[1:]
     sheets = _covering(textures.frosts(scale, images.device), height, width)
     pieces = sheets.unfold(2, height, 1).unfold(3, width, 1)  # [5, 3, places, places, H, W], a view
-    sheet = draws.integers(keys, 0, pieces.shape[0])
-    top, left = draws.integers(keys, 1, pieces.shape[2]), draws.integers(keys, 2, pieces.shape[3])
+    sheet = rng.integers(keys, 0, pieces.shape[0])
+    top, left = rng.integers(keys, 1, pieces.shape[2]), rng.integers(keys, 2, pieces.shape[3])
     ice = pieces[sheet, :, top, left]  # [B, 3, H, W]
     return image_share * images + frost_share * (ice if channels == 3 else _luma(ice))
 
@@ -83,7 +84,7 @@ def spatter(images: Tensor, keys: Tensor, scale: float, loc: float, spread: floa
     """Drops on the lens: smoothed noise above a threshold, as shining water or as mud."""
     height, width = images.shape[2:]
     # A wider blur leaves less of the noise: its spread grows alike, so that drops cover the same share at any size.
-    noise = draws.normal_field(keys, 0, (1, height, width)) * (spread * max(scale, 1.0)) + loc
+    noise = rng.normal_field(keys, 0, (1, height, width)) * (spread * max(scale, 1.0)) + loc
     liquid = _blurred(noise, sigma * scale)
     if mud:
         cover = _blurred((liquid > threshold).to(torch.float32), intensity * scale)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from comp.ensembling.scoring import Scorer
 from comp.ensembling.spaces import LEAST_LOG, Probabilities, Space, Stack, Values
-from comp.errors import ConfigError, unknown
 from comp.predictions import Targets
+from comp.runtime.errors import ConfigError, unknown
 from comp.tasks import TaskRow
 
 Labels = NDArray[np.int64]

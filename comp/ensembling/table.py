@@ -17,9 +17,9 @@ from comp.ensembling.members import Sample, chunks, row_thresholds
 from comp.ensembling.methods import FitData, Fitted, Method
 from comp.ensembling.scoring import Scorer
 from comp.ensembling.spaces import Values
-from comp.errors import ConfigError
 from comp.predictions import Predictions, Targets
-from comp.progress import Progress, quiet
+from comp.runtime.errors import ConfigError
+from comp.runtime.progress import Progress, quiet
 
 
 @dataclass(frozen=True)

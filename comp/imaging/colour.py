@@ -12,8 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from comp.imaging import draws
 from comp.imaging.geometry import to_images, to_pixels
+from comp.runtime import rng
 
 # ITU-R 601 luma in 1/65536, as Pillow's convert("L"). Sums stay below 2^24, so float32 holds them exactly.
 _RED, _GREEN, _BLUE = 19595.0, 38470.0, 7471.0
@@ -214,7 +214,7 @@ def random_curve(images: Tensor, displacement: Tensor, keys: Tensor) -> Tensor:
         displacement: [B], root mean square of what is added, as a fraction of 255.
         keys: [B] int64.
     """
-    weights = draws.normal_field(keys, 0, (images.shape[1], _WAVES)) * displacement[:, None, None]
+    weights = rng.normal_field(keys, 0, (images.shape[1], _WAVES)) * displacement[:, None, None]
     curves = (weights.double() @ waves(images.device)).mul_(255)  # [B, C, 256]; float64: no batch moves a rounding
     return look_up(images, rounded(curves.add_(_levels(images))))
 

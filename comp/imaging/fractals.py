@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from comp.imaging import draws, textures
+from comp.imaging import textures
 from comp.imaging.colour import rounded
 from comp.imaging.geometry import to_images, to_pixels
+from comp.runtime import rng
 
 COUNT = 64  # textures; each is stored upright and mirrored
 _LARGEST = 128  # px that a texture is computed at; larger ones are enlarged from it
@@ -35,7 +36,7 @@ def mix(images: Tensor, weight: Tensor, keys: Tensor) -> Tensor:
     pixels = to_pixels(images)
     _, H, W, C = pixels.shape
     piece = textures.pieces(sheets(max(H, W), C, images.device), keys, H, W).to(torch.float32)
-    weight, way = weight.to(torch.float32)[:, None, None, None], draws.integers(keys, 4, 4)[:, None, None, None]
+    weight, way = weight.to(torch.float32)[:, None, None, None], rng.integers(keys, 4, 4)[:, None, None, None]
     share = weight * (1 - 2 * (way == 1).to(torch.float32))
     multiplied = (way > 1).to(torch.float32) * weight
     added = (way < 2).to(torch.float32) * share
@@ -63,7 +64,7 @@ def sheets(side: int, channels: int, device: torch.device) -> Tensor:
 
 
 def _uniform(number: int, draw: int) -> float:
-    return float(draws.uniform(torch.tensor([draws.key(3, number)]), draw))
+    return float(rng.uniform(torch.tensor([rng.key(3, number)]), draw))
 
 
 def _field(number: int, size: int) -> Tensor:

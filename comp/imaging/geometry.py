@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from comp.imaging import draws
 from comp.imaging.filters import border_indices
+from comp.runtime import rng
 
 _ONE = 1 << 16  # 1.0 in 16.16 fixed point
 
@@ -132,7 +132,7 @@ def elastic(images: Tensor, amount: Tensor, keys: Tensor) -> Tensor:
         keys: [B] int64.
     """
     H, W = images.shape[2:]
-    bumps = draws.normal_field(keys, 0, (2, BUMPS, BUMPS)).double() * amount.double()[:, None, None, None]
+    bumps = rng.normal_field(keys, 0, (2, BUMPS, BUMPS)).double() * amount.double()[:, None, None, None]
     moves = bump_matrix(H, images.device) @ bumps @ bump_matrix(W, images.device).T  # [B, 2, H, W] pixels
     rows, columns = (torch.arange(side, device=images.device) + 0.5 for side in (H, W))
     x = _fixed((moves[:, 0] + columns).clamp_(0, W)).to(torch.int32)

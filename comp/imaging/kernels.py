@@ -11,9 +11,10 @@ import math
 import torch
 from torch import Tensor
 
-from comp.imaging import draws, filters
+from comp.imaging import filters
 from comp.imaging.colour import rounded
 from comp.imaging.geometry import to_images, to_pixels
+from comp.runtime import rng
 
 _FINEST = 1 << 13  # weights are multiples of 1/8192: 13 bits, and 8 of a grey level
 _EIGHTHS = 8  # what is kept between the axes: 11 bits of a grey level, and 13 of a weight
@@ -96,7 +97,7 @@ def random_filter(images: Tensor, sigma: Tensor, keys: Tensor) -> Tensor:
     """
     pixels = to_pixels(images)
     B, H, W, C = pixels.shape
-    noise = draws.normal_field(keys, 0, (9,)).double() * sigma[:, None]  # float64: no batch moves a rounding
+    noise = rng.normal_field(keys, 0, (9,)).double() * sigma[:, None]  # float64: no batch moves a rounding
     # Multiples of 1/1024 below 4: 12 bits and a sign. What rounding leaves of the sum 1 goes to the middle.
     weights = ((noise - noise.mean(1, keepdim=True)).clamp(-4, 4) * 1024).round()
     weights[:, 4] += 1024 - weights.sum(1)
@@ -117,7 +118,7 @@ def motion_blur(images: Tensor, length: Tensor, keys: Tensor) -> Tensor:
     count = samples(*images.shape[2:])
     along = ((torch.arange(count, device=images.device) + 0.5) / count - 0.5) * length.double()[:, None]  # [B, T]
     # float64: the last bit of a float32 cosine depends on its place in the batch, and could move a pixel.
-    angle = math.pi * draws.uniform(keys, 0).double()[:, None]
+    angle = math.pi * rng.uniform(keys, 0).double()[:, None]
     return _mean_of_shifts(images, torch.cos(angle) * along, torch.sin(angle) * along)
 
 

@@ -7,29 +7,29 @@ counted draw, looked up or compared; what is computed from them is rounded the s
 import torch
 from torch import Tensor
 
-from comp.imaging import draws
 from comp.imaging.colour import rounded
 from comp.imaging.geometry import to_images, to_pixels
+from comp.runtime import rng
 
 
 def gaussian(images: Tensor, sigma: Tensor, keys: Tensor) -> Tensor:
     """Return images plus normal noise; `sigma` [B] as a fraction of 255."""
     pixels = to_pixels(images)
-    noise = draws.normal_field(keys, 0, pixels.shape[1:]).mul_(_by_pixel(sigma * 255))
+    noise = rng.normal_field(keys, 0, pixels.shape[1:]).mul_(_by_pixel(sigma * 255))
     return to_images(rounded(noise.add_(pixels.to(torch.float32))))
 
 
 def speckle(images: Tensor, sigma: Tensor, keys: Tensor) -> Tensor:
     """Return images plus normal noise in proportion to the grey level; `sigma` [B] as a fraction of it."""
     pixels = to_pixels(images)
-    factor = draws.normal_field(keys, 0, pixels.shape[1:]).mul_(_by_pixel(sigma)).add_(1)
+    factor = rng.normal_field(keys, 0, pixels.shape[1:]).mul_(_by_pixel(sigma)).add_(1)
     return to_images(rounded(factor.mul_(pixels.to(torch.float32))))
 
 
 def impulse(images: Tensor, share: Tensor, keys: Tensor) -> Tensor:
     """Return images with a `share` [B] of single values made black or white, as often the one as the other."""
     pixels = to_pixels(images)
-    shorts = draws.shorts_field(keys, 0, pixels.shape[1:])
+    shorts = rng.shorts_field(keys, 0, pixels.shape[1:])
     struck = (share.double() * (1 << 16)).round().to(torch.int32)[:, None, None, None]
     # Bytes of 0 or 255 in bitwise ops: faster than boolean masks.
     hit = (shorts < struck).to(torch.uint8).neg_()
@@ -47,7 +47,7 @@ def shuffle(images: Tensor, reach: Tensor, keys: Tensor) -> Tensor:
     """
     pixels = to_pixels(images)
     B, H, W, C = pixels.shape
-    shorts = draws.shorts_field(keys, 0, (H, W))
+    shorts = rng.shorts_field(keys, 0, (H, W))
     fixed = (reach.double() * 256).round().to(torch.int32)[:, None, None]
 
     def moved(byte: Tensor, places: Tensor, side: int) -> Tensor:

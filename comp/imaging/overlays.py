@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from comp.imaging import draws, filters, textures
+from comp.imaging import filters, textures
 from comp.imaging.colour import rounded
 from comp.imaging.geometry import to_images, to_pixels
+from comp.runtime import rng
 
 _COUNT = 48  # sheets of a kind; each is stored upright and mirrored
 _SIDES = (64, 128)  # px that sheets are computed at, for images of up to 32 px and larger ones
@@ -26,7 +27,7 @@ def haze(images: Tensor, thickness: Tensor, keys: Tensor) -> Tensor:
         thickness: [B] share of the light that clouds give where they are thickest; half of it where thinnest.
         keys: [B] int64.
     """
-    light = 150 + 105 * draws.uniform(keys, 4)[:, None]  # [B, 1]
+    light = 150 + 105 * rng.uniform(keys, 4)[:, None]  # [B, 1]
     return _lay(images, clouds, light, thickness, keys)
 
 
@@ -38,8 +39,8 @@ def drops(images: Tensor, opacity: Tensor, keys: Tensor) -> Tensor:
         opacity: [B] share that a drop hides in its middle.
         keys: [B] int64.
     """
-    shade = 90 * draws.uniform_field(keys, 4, (images.shape[1],))  # [B, C]
-    colour = torch.where(draws.integers(keys, 5, 2)[:, None] == 1, 255 - shade, shade)
+    shade = 90 * rng.uniform_field(keys, 4, (images.shape[1],))  # [B, C]
+    colour = torch.where(rng.integers(keys, 5, 2)[:, None] == 1, 255 - shade, shade)
     return _lay(images, covers, colour, opacity, keys)
 
 
@@ -59,7 +60,7 @@ def clouds(side: int, channels: int, device: torch.device) -> Tensor:
     A level over 255 is the share of what haze lets through least: from a half up.
     """
     size = _SIDES[side > 32]
-    keys = torch.tensor([draws.key(4, number) for number in range(_COUNT)])
+    keys = torch.tensor([rng.key(4, number) for number in range(_COUNT)])
     smooth = [textures.plasma(keys[n : n + 1], size, 1.3 + 1.2 * n / (_COUNT - 1)) for n in range(_COUNT)]
     return _sheets(torch.cat(smooth) / 2 + 0.5, side, channels, device)
 
@@ -69,7 +70,7 @@ def covers(side: int, channels: int, device: torch.device) -> Tensor:
     """Return sheets of blobs, streaks and crystals, as `clouds` does; a level over 255 is the share that they hide."""
     size = _SIDES[side > 32]
     kinds = (_blobs, _streaks, _crystals)
-    covers = [kinds[number % 3](draws.key(5, number), size).clamp(0, 1) for number in range(_COUNT)]
+    covers = [kinds[number % 3](rng.key(5, number), size).clamp(0, 1) for number in range(_COUNT)]
     return _sheets(torch.stack(covers), side, channels, device)
 
 
@@ -82,7 +83,7 @@ def _sheets(fields: Tensor, side: int, channels: int, device: torch.device) -> T
 
 
 def _between(key: int, draw: int, low: float, high: float) -> float:
-    return low + (high - low) * float(draws.uniform(torch.tensor([key]), draw))
+    return low + (high - low) * float(rng.uniform(torch.tensor([key]), draw))
 
 
 def _above(field: Tensor, share: float) -> Tensor:
@@ -109,6 +110,6 @@ def _crystals(key: int, size: int) -> Tensor:
     """Needles along the lines where noises of three sizes cross zero, over a faint film."""
     needles = torch.zeros(size, size)
     for octave in range(3):
-        noise = textures.smooth_noise(draws.key(key, octave), 6 << octave, size)
+        noise = textures.smooth_noise(rng.key(key, octave), 6 << octave, size)
         needles = torch.maximum(needles, (1 - noise.abs() * _between(key, octave, 2, 6)) * 0.8**octave)
     return 0.15 + 0.85 * needles

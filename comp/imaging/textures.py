@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from comp.imaging import draws
+from comp.runtime import rng
 
 _FROST_SIDE = 160  # of a texture for 32-px images
 # Of five textures: mean and standard deviation in grey levels, and the share of fine needles.
@@ -29,7 +29,7 @@ def plasma(keys: Tensor, side: int, decay: float) -> Tensor:
     Returns:
         [B, side, side] float32, stretched to 0..1 in each sample.
     """
-    uniform = draws.shorts_field(keys, 0, (side, side)).to(torch.float32).add_(0.5).mul_(2.0**-15).sub_(1)
+    uniform = rng.shorts_field(keys, 0, (side, side)).to(torch.float32).add_(0.5).mul_(2.0**-15).sub_(1)
     clouds = torch.zeros_like(uniform)
     step, amplitude = side, 1.0
     while step > 1:
@@ -50,7 +50,7 @@ def plasma(keys: Tensor, side: int, decay: float) -> Tensor:
 
 def smooth_noise(key: int, cells: int, side: int) -> Tensor:
     """Return [side, side] float32 noise, smooth between `cells` by `cells` centres, where its variance is 1."""
-    field = draws.normal_field(torch.tensor([key]), 0, (1, cells, cells))
+    field = rng.normal_field(torch.tensor([key]), 0, (1, cells, cells))
     return F.interpolate(field, (side, side), mode="bicubic", align_corners=False)[0, 0]
 
 
@@ -59,8 +59,8 @@ def _ice(number: int, needles: float, side: int) -> Tensor:
     cloud, ridges = torch.zeros(side, side), torch.zeros(side, side)
     for octave in range(5):
         cells = 5 << octave
-        cloud += smooth_noise(draws.key(1, number, octave), cells, side) * 0.75**octave
-        ridges += (1 - smooth_noise(draws.key(2, number, octave), cells, side).abs()).clamp(-1, 1) * 0.9**octave
+        cloud += smooth_noise(rng.key(1, number, octave), cells, side) * 0.75**octave
+        ridges += (1 - smooth_noise(rng.key(2, number, octave), cells, side).abs()).clamp(-1, 1) * 0.9**octave
     return cloud / cloud.std() * (1 - needles) + ridges / ridges.std() * needles
 
 
@@ -101,10 +101,10 @@ def pieces(sheets: Tensor, keys: Tensor, height: int, width: int) -> Tensor:
         [B, height, width, C].
     """
     count, side, _, C = sheets.shape
-    sheet = draws.integers(keys, 0, count)
-    top, left = draws.integers(keys, 1, side - height + 1), draws.integers(keys, 2, side - width + 1)
+    sheet = rng.integers(keys, 0, count)
+    top, left = rng.integers(keys, 1, side - height + 1), rng.integers(keys, 2, side - width + 1)
     rows = torch.arange(height, device=keys.device)
-    rows = torch.where(draws.integers(keys, 3, 2)[:, None] == 1, height - 1 - rows, rows)  # [B, height]
+    rows = torch.where(rng.integers(keys, 3, 2)[:, None] == 1, height - 1 - rows, rows)  # [B, height]
     starts = ((sheet * side + top)[:, None] + rows).mul_(side).add_(left[:, None]).mul_(C)
     # Any run of a row's length in memory is a row of this view, so that whole rows are copied and not single pixels.
     runs = sheets.view(-1).as_strided((sheets.numel() - width * C + 1, width * C), (1, 1))

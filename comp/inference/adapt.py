@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from comp.device import Execution
 from comp.inference.variants import Variant
 from comp.models.classifier import Classifier
+from comp.runtime.device import Execution
 
 # Images of a statistics pass and of an entropy step. A number of its own, so that what is adapted to, and with it the
 # result, does not depend on the prediction's batch size; blocks up to this size are seen as one batch, as in training.

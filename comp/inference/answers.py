@@ -5,8 +5,8 @@ import io
 from pathlib import Path
 
 from comp import predictions, runs
-from comp.errors import SubmissionError
 from comp.predictions import Predictions
+from comp.runtime.errors import SubmissionError
 
 Rows = list[list[str]]
 

@@ -19,8 +19,8 @@ from comp.data.images import SUFFIXES, ImageFiles
 from comp.data.sources.listing import Listing
 from comp.data.splits import Split
 from comp.data.survey import files_split
-from comp.errors import ConfigError, DataError
-from comp.progress import Progress, quiet
+from comp.runtime.errors import ConfigError, DataError
+from comp.runtime.progress import Progress, quiet
 from comp.yaml_files import user_path
 
 _LISTS = (".csv", ".tsv", ".txt")

@@ -16,14 +16,14 @@ from comp import predictions, runs
 from comp.competition.spec import Block
 from comp.data import loading
 from comp.data.splits import Split, Suite
-from comp.device import Execution
-from comp.errors import RunError
 from comp.inference import adapt
 from comp.inference.folding import Folding
 from comp.inference.variants import PLAIN, Variant
 from comp.inference.views import View, least_confident, views
 from comp.predictions import Predictions
-from comp.progress import Progress, quiet
+from comp.runtime.device import Execution
+from comp.runtime.errors import RunError
+from comp.runtime.progress import Progress, quiet
 
 _ROLLED_BACK = "rolled_back"  # of made_by: the blocks whose entropy steps were taken back
 

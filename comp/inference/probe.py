@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from comp import predictions
 from comp.data.splits import Split
-from comp.device import Execution
-from comp.errors import ConfigError, DataError, unknown
 from comp.models.classifier import Classifier
 from comp.predictions import Predictions, Targets
-from comp.progress import Progress, quiet
+from comp.runtime.device import Execution
+from comp.runtime.errors import ConfigError, DataError, unknown
+from comp.runtime.progress import Progress, quiet
 from comp.tasks import TASKS
 
 _NEVER = -1e4  # the output of a class that training never showed

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from comp import predictions
 from comp.config import PredictConfig
-from comp.errors import ConfigError
 from comp.inference.views import views
+from comp.runtime.errors import ConfigError
 from comp.tasks import TASKS
 
 DEFAULT_ALPHA = PredictConfig().alpha

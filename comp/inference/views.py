@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from comp.errors import ConfigError, unknown
+from comp.runtime.errors import ConfigError, unknown
 
 Transform = Callable[[Tensor], Tensor]
 

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from comp.config import TrainConfig
-from comp.errors import ConfigError, unknown
+from comp.runtime.errors import ConfigError, unknown
 
 State = dict[str, Tensor]
 Score = Callable[[Mapping[str, Tensor]], float]  # of whole states, on validation; more is better

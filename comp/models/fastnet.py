@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from comp.errors import ModelError, unknown
 from comp.models.network import Network, halved
+from comp.runtime.errors import ModelError, unknown
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from comp.errors import ModelError
+from comp.runtime.errors import ModelError
 
 Pair = tuple[int, int]
 

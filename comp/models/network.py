@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from comp.errors import ModelError, unknown
+from comp.runtime.errors import ModelError, unknown
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from comp.errors import ModelError, unknown
 from comp.models import first_principles
 from comp.models.fastnet import fastnet
 from comp.models.network import Network, activation_layer, halved
+from comp.runtime.errors import ModelError, unknown
 
 Shape = tuple[int, int, int]  # channels, height, width
 

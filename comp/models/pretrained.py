@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from comp.errors import ModelError
+from comp.runtime.errors import ModelError
 
 # Seconds for the hub to answer at all; a machine without a network should hear so at once.
 _HUB_PATIENCE_SECONDS = 5.0

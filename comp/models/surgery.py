@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from comp.errors import ModelError, nearest
 from comp.models import weights
 from comp.models.classifier import Classifier
 from comp.models.network import Network
+from comp.runtime.errors import ModelError, nearest
 
 ALL_BUT_HEAD = "all_but_head"
 

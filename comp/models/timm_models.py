@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from comp.errors import ModelError, nearest
 from comp.models import stems, strides
 from comp.models.weights import State
+from comp.runtime.errors import ModelError, nearest
 
 Shape = tuple[int, int, int]  # channels, height, width
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from comp import runs
-from comp.errors import ModelError
+from comp.runtime.errors import ModelError
 
 State = dict[str, Tensor]
 

@@ -11,11 +11,11 @@ from torch import nn
 
 from comp.config import ModelConfig
 from comp.config.section import height_and_width
-from comp.errors import ModelError, UserError, unknown
 from comp.models import pretrained, stems, surgery, timm_models, weights
 from comp.models.catalogue import costs, list_models
 from comp.models.classifier import Classifier, Resize
 from comp.models.plain import NETWORKS
+from comp.runtime.errors import ModelError, UserError, unknown
 
 __all__ = ["architecture", "blueprint", "build", "costs", "family", "list_models", "refuse_banned"]
 

@@ -8,7 +8,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from comp.config import TrackConfig
-from comp.errors import ConfigError
+from comp.runtime.errors import ConfigError
 
 Mode = Literal["online", "offline", "disabled"]
 

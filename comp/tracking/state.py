@@ -9,8 +9,8 @@ from pathlib import Path
 import filelock
 
 from comp import runs
-from comp.errors import RunError
 from comp.runs import Run
+from comp.runtime.errors import RunError
 
 
 @dataclass(frozen=True)

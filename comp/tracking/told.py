@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from comp import predictions
-from comp.errors import RunError
 from comp.predictions import Predictions
 from comp.run_metrics import RunMetrics
 from comp.runs import Run
+from comp.runtime.errors import RunError
 
 # A column of history.csv -> its name in W&B, and what its summary keeps.
 CURVES = {

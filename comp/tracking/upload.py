@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from comp import runs
-from comp.errors import ConfigError, RunError
-from comp.progress import Progress, quiet
 from comp.runs import Run
+from comp.runtime.errors import ConfigError, RunError
+from comp.runtime.progress import Progress, quiet
 from comp.tracking import login, state
 from comp.tracking.told import Table
 

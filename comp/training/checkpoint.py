@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import torch
 
-from comp.errors import RunError
 from comp.runs import Run
+from comp.runtime.errors import RunError
 
 
 @dataclass

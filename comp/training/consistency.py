@@ -6,8 +6,8 @@ from torch import Tensor
 from comp.augment import per_batch, policies
 from comp.augment.ops import Policy
 from comp.config import Config
-from comp.errors import ConfigError
-from comp.imaging import draws
+from comp.runtime import rng
+from comp.runtime.errors import ConfigError
 
 VIEWS = 3  # the clean one and two augmented ones
 
@@ -62,7 +62,7 @@ def views(images: Tensor, policy: Policy, keys: Tensor, *, turned: Tensor | None
     """
     base, rest = split(policy)
     clean = per_batch.augment(images, base, keys, turned=turned)
-    own = torch.cat([draws.fold(keys, _PURPOSE + view) for view in range(1, VIEWS)])  # [(VIEWS - 1) B]
+    own = torch.cat([rng.fold(keys, _PURPOSE + view) for view in range(1, VIEWS)])  # [(VIEWS - 1) B]
     twice = clean.repeat(VIEWS - 1, 1, 1, 1)
     again = None if turned is None else turned.repeat(VIEWS - 1)
     return torch.cat((clean, per_batch.augment(twice, rest, own, turned=again)))

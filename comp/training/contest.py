@@ -7,12 +7,12 @@ from torch import Tensor
 
 from comp.config import Config
 from comp.data.dataset import Dataset
-from comp.device import Execution
 from comp.models import averaging, weights
 from comp.models.averaging import Average
 from comp.models.classifier import Classifier
-from comp.progress import Progress
 from comp.runs import Run, sha256, sha256_of
+from comp.runtime.device import Execution
+from comp.runtime.progress import Progress
 from comp.training import validation
 from comp.training.checkpoint import Cursor
 from comp.training.selection import Scores, Selector, selection

@@ -22,11 +22,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from comp.config import Config
 from comp.data.dataset import Dataset
-from comp.device import Execution, Forward
-from comp.errors import ConfigError, Interrupted, RunError, UserError
 from comp.models.classifier import Classifier
-from comp.progress import Progress
 from comp.runs import Run
+from comp.runtime.device import Execution, Forward
+from comp.runtime.errors import ConfigError, Interrupted, RunError, UserError
+from comp.runtime.progress import Progress
 from comp.training.budget import Epochs, Pace
 from comp.training.schedules import Plan
 

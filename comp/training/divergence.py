@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from comp.errors import RunError
+from comp.runtime.errors import RunError
 from comp.training import checkpoint
 from comp.training.checkpoint import Cursor
 from comp.training.session import Session

@@ -15,10 +15,10 @@ from torch import Tensor
 from comp import runs
 from comp.augment import mixing, per_batch
 from comp.data.loading import Batch
-from comp.errors import Interrupted, NotFiniteError
-from comp.imaging import draws
 from comp.models import weights, zoo
-from comp.progress import Progress, quiet
+from comp.runtime import rng
+from comp.runtime.errors import Interrupted, NotFiniteError
+from comp.runtime.progress import Progress, quiet
 from comp.training import (
     checkpoint,
     consistency,
@@ -181,7 +181,7 @@ class _Saver:
 def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) -> Epoch:
     config, number = session.config, cursor.epoch + 1
     began, begun_at = time.perf_counter(), cursor.step
-    order = draws.order(config.seed, number, len(session.train), session.execution.torch_device)
+    order = rng.order(config.seed, number, len(session.train), session.execution.torch_device)
     tally = Tally(cursor, order.device)
     zoo.thaw(session.model, config.model, epoch=number)
     optim.rest_ended(session.optimizer, number)
@@ -259,7 +259,7 @@ def step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
     """Take one step and tally its loss and right answers."""
     config, number = session.config, cursor.epoch + 1
     step, indices, _, labels = batch
-    keys = draws.keys(config.seed, number, indices)
+    keys = rng.keys(config.seed, number, indices)
     images, targets = mixing.mix(
         _augmented(session, number, batch, keys),
         _by_view(labels, session.views),
@@ -283,9 +283,7 @@ def step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
     optim.set_rates(session.optimizer, total_step, session.pace.plan, config.optim, factor=cursor.rate_factor)
     allowed = session.stepper.micro_batch
     # The seed is dropout's, counted like the rest.
-    loss, logits = session.stepper.take(
-        len(indices), draws.key(config.seed, number, step, *session.team.words), compute
-    )
+    loss, logits = session.stepper.take(len(indices), rng.key(config.seed, number, step, *session.team.words), compute)
     if session.stepper.micro_batch < allowed:
         _tell_halved(session, cursor, step)
     right = mixing.hits(logits, targets, label_smoothing=session.mixing.label_smoothing, columns=labels.ndim == 2).sum()
@@ -309,14 +307,14 @@ def _augmented(session: Session, number: int, batch: Batch, keys: Tensor) -> Ten
 
 def _training_images(session: Session, number: int, progress: Progress) -> Iterator[Tensor]:
     """Yield images of an epoch for batch norm: augmented as in training, at full size, not mixed."""
-    order = draws.order(session.config.seed, number, len(session.train), session.execution.torch_device)
+    order = rng.order(session.config.seed, number, len(session.train), session.execution.torch_device)
     rows = session.dataset.samples.get("statistics")
     if rows is not None:  # else a run of before this sample was drawn, which sees an epoch's first images
         order = order[torch.isin(order, torch.from_numpy(rows).to(order.device))]
     batches = min(STATISTICS_BATCHES, len(order) // session.batch_size)
     size = session.stepper.micro_batch
     for batch in session.train.batches(order[: batches * session.batch_size], session.batch_size, epoch=number):
-        keys = draws.keys(session.config.seed, number, batch.indices)
+        keys = rng.keys(session.config.seed, number, batch.indices)
         images = _augmented(session, number, batch, keys)
         for part in stepping.parts(len(images), size):
             yield session.execution.layout(images[part])

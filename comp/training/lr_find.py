@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from comp.config import Config
 from comp.data.dataset import Dataset
 from comp.data.loading import Batch
-from comp.device import Execution
-from comp.errors import ConfigError, RunError
-from comp.imaging import draws
 from comp.models import zoo
 from comp.models.classifier import Classifier
-from comp.progress import Progress, quiet
 from comp.runs import Run
+from comp.runtime import rng
+from comp.runtime.device import Execution
+from comp.runtime.errors import ConfigError, RunError
+from comp.runtime.progress import Progress, quiet
 from comp.training import fit
 from comp.training.checkpoint import Cursor
 from comp.training.session import Session, open_session
@@ -156,7 +156,7 @@ def _batches(session: Session, cursor: Cursor) -> Iterator[Batch]:
     """Yield batches without end, epoch after epoch, each drawn as in a training."""
     for number in range(1, _ENDLESS + 1):
         cursor.epoch = number - 1
-        order = draws.order(session.config.seed, number, len(session.train), session.execution.torch_device)
+        order = rng.order(session.config.seed, number, len(session.train), session.execution.torch_device)
         yield from session.train.batches(order, session.batch_size, epoch=number)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from comp.errors import RunError
+from comp.runtime.errors import RunError
 
 SMALLEST = 2  # images in a micro-batch: batch norm needs more than one
 # What allocators say where they raise a plain RuntimeError: CPU on Linux and on Windows, MPS, cuDNN and cuBLAS.

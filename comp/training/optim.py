@@ -8,9 +8,9 @@ import torch
 from torch.optim import Optimizer
 
 from comp.config import OptimConfig
-from comp.errors import ConfigError, ModelError, nearest, unknown
 from comp.models import surgery
 from comp.models.classifier import Classifier
+from comp.runtime.errors import ConfigError, ModelError, nearest, unknown
 from comp.training import eager, schedules
 from comp.training.lookahead import Lookahead
 from comp.training.muon import Muon

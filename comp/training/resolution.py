@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from comp.errors import ConfigError
+from comp.runtime.errors import ConfigError
 
 
 def check(model: nn.Module, sizes: Mapping[int, int], image_shape: tuple[int, int, int]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from comp.config import OptimConfig
-from comp.errors import ConfigError, unknown
+from comp.runtime.errors import ConfigError, unknown
 
 
 @dataclass(frozen=True)

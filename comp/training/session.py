@@ -18,11 +18,11 @@ from comp.config import Config
 from comp.data import loading
 from comp.data.dataset import Dataset
 from comp.data.loading import Loader
-from comp.device import Execution, Forward
 from comp.models import averaging
 from comp.models.classifier import Classifier
-from comp.progress import Progress, quiet
 from comp.runs import Run
+from comp.runtime.device import Execution, Forward
+from comp.runtime.progress import Progress, quiet
 from comp.tasks import TASKS
 from comp.training import budget, consistency, losses, optim, resolution, schedules
 from comp.training.budget import Pace

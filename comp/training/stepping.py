@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from comp.config import Config
-from comp.device import Execution
 from comp.models import surgery
 from comp.models.classifier import Classifier
+from comp.runtime.device import Execution
 from comp.training import memory
 from comp.training.norms import NoNorms
 from comp.training.timing import seed_generators

@@ -21,16 +21,17 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from comp import device, runs
+from comp import runs
 from comp.config import Config, seconds_of
 from comp.data import loading
 from comp.data.cache import user_folder
 from comp.data.dataset import Dataset
 from comp.data.images import ImageFiles, reading_workers
 from comp.data.loading import Transform
-from comp.device import Execution
-from comp.errors import ConfigError, RunError
-from comp.progress import Progress, quiet
+from comp.runtime import device
+from comp.runtime.device import Execution
+from comp.runtime.errors import ConfigError, RunError
+from comp.runtime.progress import Progress, quiet
 from comp.tasks import TASKS
 from comp.training import eager, losses
 from comp.training.memory import refuse_if_hopeless

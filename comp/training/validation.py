@@ -9,11 +9,11 @@ from comp.competition.spec import DISTORTIONS
 from comp.config import Config
 from comp.data.dataset import Dataset
 from comp.data.splits import Split, Suite
-from comp.device import Execution
-from comp.errors import ConfigError
 from comp.inference.predict import predict
 from comp.predictions import Predictions
-from comp.progress import Progress
+from comp.runtime.device import Execution
+from comp.runtime.errors import ConfigError
+from comp.runtime.progress import Progress
 from comp.training.selection import Scores, is_validated
 
 

@@ -4,8 +4,8 @@ import contextlib
 from pathlib import Path
 
 from comp import runs
-from comp.errors import RunError
 from comp.runs import Run
+from comp.runtime.errors import RunError
 from comp.tuning import confirming
 from comp.tuning.study import SHEDS, Study
 

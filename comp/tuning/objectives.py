@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from comp import metrics
 from comp.config import Config
-from comp.errors import ConfigError, unknown
 from comp.run_metrics import RunMetrics
+from comp.runtime.errors import ConfigError, unknown
 from comp.training.selection import selection
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import yaml
 from comp import config as configs
 from comp import runs
 from comp.config import Config, space
-from comp.errors import ConfigError, StudyError, UserError, nearest
+from comp.runtime.errors import ConfigError, StudyError, UserError, nearest
 from comp.tuning import objectives, pruners, samplers
 from comp.tuning.storage import default_url, open_store
 from comp.tuning.study import Study, spell, suggest

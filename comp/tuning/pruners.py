@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 
 from comp.config import Config, space
-from comp.errors import ConfigError, unknown
+from comp.runtime.errors import ConfigError, unknown
 from comp.tuning import objectives
 
 BUDGET_STEPS = 10  # a training with a time budget is judged at every tenth of it

@@ -14,7 +14,7 @@ import optuna
 
 from comp.config import Config
 from comp.config.space import Entry
-from comp.errors import ConfigError, unknown
+from comp.runtime.errors import ConfigError, unknown
 
 _MOST_POINTS = 100_000  # of a space that is searched point by point
 

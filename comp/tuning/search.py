@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from comp import pipeline
 from comp.config import Config, seconds_of
-from comp.progress import Progress, quiet
+from comp.runtime.progress import Progress, quiet
 from comp.tuning import confirming, keeping, opening, results, telling
 from comp.tuning.opening import CONFIRM, OPENERS, Plan
 from comp.tuning.results import Report, Standing

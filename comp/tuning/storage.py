@@ -12,7 +12,7 @@ import optuna
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 
 from comp import runs
-from comp.errors import ConfigError, StudyError
+from comp.runtime.errors import ConfigError, StudyError
 from comp.tuning import recovery
 
 _SQLITE_SECONDS = 60  # that a write waits for another

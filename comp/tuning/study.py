@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from comp import config as configs
 from comp.config import Config
 from comp.config.space import Entry, assemble
-from comp.errors import StudyError
+from comp.runtime.errors import StudyError
 from comp.tuning.recovery import ENDED_BY_US, MOST_RETRIES, kills, recover
 from comp.tuning.storage import Store
 

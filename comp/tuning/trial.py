@@ -19,9 +19,9 @@ from optuna.trial import Trial
 from comp import pipeline
 from comp.config import Config, seconds_of
 from comp.data.dataset import Dataset, open_dataset
-from comp.errors import Interrupted, RunError
-from comp.progress import Progress
 from comp.runs import Run
+from comp.runtime.errors import Interrupted, RunError
+from comp.runtime.progress import Progress
 from comp.tracking.tracker import Tracker
 from comp.training.fit import Epoch
 from comp.training.stopping import Stop

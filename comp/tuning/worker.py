@@ -8,8 +8,8 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, Trial
 
-from comp.errors import StudyError, UserError
-from comp.progress import Progress
+from comp.runtime.errors import StudyError, UserError
+from comp.runtime.progress import Progress
 from comp.tracking import tracker as trackers
 from comp.tuning import keeping
 from comp.tuning import trial as trials

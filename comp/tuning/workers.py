@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from comp import signals
-from comp.errors import Interrupted, StudyError, UserError
-from comp.progress import Progress
+from comp.runtime import signals
+from comp.runtime.errors import Interrupted, StudyError, UserError
+from comp.runtime.progress import Progress
 from comp.tuning.opening import OPENERS, Plan
 from comp.tuning.study import Study
 

@@ -57,7 +57,7 @@ def clean(
 
 def _seconds(older: str) -> float:
     from comp.config import seconds_of
-    from comp.errors import ConfigError
+    from comp.runtime.errors import ConfigError
 
     try:
         return seconds_of(older)

@@ -55,7 +55,7 @@ def ensemble(
     Example: comp ensemble runs/quickstart/20260101-120000-quickstart runs/quickstart/20260101-130000-quickstart
     """
     from comp import combining, console, souping
-    from comp.errors import ConfigError
+    from comp.runtime.errors import ConfigError
 
     if method == "soup" and folds is not None:
         raise ConfigError("--folds: a soup is one set of weights, and nothing of it is fitted on folds; leave it out")

@@ -37,7 +37,7 @@ def leaderboard(
         return
     from comp import console, verdicts
     from comp import leaderboard as board
-    from comp.errors import ConfigError, RunError
+    from comp.runtime.errors import ConfigError, RunError
 
     if as_json + as_csv + as_md > 1:
         raise ConfigError("--json, --csv and --md: one of them at a time")
@@ -113,7 +113,7 @@ def _tell(rows: "list[Row]", root: Path, sort: str, *, sync: bool, push: bool) -
         return
     from comp import console, runs
     from comp import leaderboard as board
-    from comp.errors import ConfigError
+    from comp.runtime.errors import ConfigError
     from comp.tracking import login, upload
     from comp.tracking.told import Table
 

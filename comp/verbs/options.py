@@ -69,7 +69,7 @@ def opened_runs(words: list[str]) -> "list[Run]":
     A word with `=` is an override; a folder with `=` in its name is written with its path: `./a=b`.
     """
     from comp import runs
-    from comp.errors import RunError
+    from comp.runtime.errors import RunError
     from comp.yaml_files import user_path
 
     overrides = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
@@ -83,7 +83,7 @@ def opened_runs(words: list[str]) -> "list[Run]":
 
 def opened_run(words: list[str]) -> "Run":
     """Return the one run that a command line names; see `opened_runs`."""
-    from comp.errors import RunError
+    from comp.runtime.errors import RunError
 
     found = opened_runs(words)
     if len(found) > 1:

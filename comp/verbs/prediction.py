@@ -68,9 +68,9 @@ def predict(
     """
     from comp import console, predicting
     from comp.competition import submission
-    from comp.errors import SubmissionError
     from comp.inference import answers
     from comp.inference.inputs import PredictInput
+    from comp.runtime.errors import SubmissionError
 
     wanted = PredictInput(split, suite, images or None)
     opened = opened_runs(words)
@@ -175,7 +175,7 @@ def probe(
     """
     from comp import config as configs
     from comp import console, probing
-    from comp.errors import ConfigError
+    from comp.runtime.errors import ConfigError
 
     if k is not None and classifier != "knn":
         raise ConfigError(f"--k: counts the neighbours of knn, and {classifier} has none; leave it out")

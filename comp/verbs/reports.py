@@ -53,7 +53,7 @@ def _evaluate(run: "Run") -> None:
     if stored.is_file() and stored.stat().st_mtime_ns >= (run.path / "metrics.json").stat().st_mtime_ns:
         return
     from comp import evaluating
-    from comp.errors import UserError
+    from comp.runtime.errors import UserError
 
     try:
         with console.bars() as progress:

@@ -112,7 +112,7 @@ def submit(
 
 def _judge(path: Path, wanted: Path | None, overrides: list[str], against: Path | None) -> "Verdict":
     from comp.competition import doubts, formats, unseen, verdicts
-    from comp.errors import ConfigError, SubmissionError
+    from comp.runtime.errors import ConfigError, SubmissionError
 
     if not path.is_file():
         raise SubmissionError(f"{path}: no such submission")

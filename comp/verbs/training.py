@@ -56,7 +56,7 @@ def run(
 
     Example: comp run configs/quickstart.yaml
     """
-    from comp.errors import ConfigError
+    from comp.runtime.errors import ConfigError
 
     given = {"predict.views": views, "predict.adapt": adapt}
     laid_on = [f"{name}={value}" for name, value in given.items() if value is not None]
@@ -115,8 +115,9 @@ def train(
     if resume and _is_finished(resume, moved, as_json, trained_only=True):
         return
     with importing():
-        from comp import console, pipeline, signals
+        from comp import console, pipeline
         from comp import runs as run_folders
+        from comp.runtime import signals
         from comp.training import distributed
 
     with distributed.joined() as team:
@@ -170,7 +171,7 @@ def lr_find(
 
 def _load_one(config: Path | None, overrides: list[str] | None) -> "Config":
     from comp import config as configs
-    from comp.errors import ConfigError
+    from comp.runtime.errors import ConfigError
 
     if config is None:
         raise ConfigError("name a config: comp run configs/quickstart.yaml")
@@ -196,7 +197,7 @@ def _demand_one(
     config: Path | None, overrides: list[str] | None, others: "dict[str, Path | None]", runs: Path | None
 ) -> None:
     """Refuse none and several ways of saying what to train, and what would be laid on a run that exists."""
-    from comp.errors import ConfigError
+    from comp.runtime.errors import ConfigError
 
     given = {name: path for name, path in others.items() if path is not None}
     texts = [str(config)] if config and "=" in str(config) and not config.exists() else []
@@ -268,8 +269,9 @@ def _train(
     tracker: "Tracker | None" = None,
 ) -> "tuple[Any, Dataset]":  # fmt: skip
     from comp import config as configs
-    from comp import console, device, pipeline
+    from comp import console, pipeline
     from comp import runs as run_folders
+    from comp.runtime import device
 
     execution, name = None, Path(config or "run").stem
     if like is not None:

@@ -34,7 +34,7 @@ def tune(
 
     given = {"trials": trials, "timeout": timeout, "study": study, "metric": metric}
     if show is not None:
-        from comp.errors import ConfigError
+        from comp.runtime.errors import ConfigError
         from comp.tuning import showing
 
         asked = {"CONFIG": config, **{f"--{name}": value for name, value in given.items()}}
@@ -61,7 +61,7 @@ def _load(config: Path | None, overrides: list[str] | None, given: dict[str, str
     import json
 
     from comp import config as configs
-    from comp.errors import ConfigError
+    from comp.runtime.errors import ConfigError
 
     if config is None:
         raise ConfigError("name a config with a tune.space: comp tune configs/quickstart-tune.yaml")

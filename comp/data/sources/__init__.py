@@ -21,9 +21,9 @@ from comp.data.sources.source import Source
 from comp.data.sources.subset import of_classes
 from comp.data.sources.tables import csv_images, csv_test
 from comp.data.splits import Split
-from comp.errors import ConfigError, DataError, unknown
 from comp.predictions import one_hot
-from comp.progress import Progress, quiet
+from comp.runtime.errors import ConfigError, DataError, unknown
+from comp.runtime.progress import Progress, quiet
 from comp.tasks import TASKS
 from comp.tasks import task as known_task
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from comp.config import DataConfig
 from comp.data.downloads import through_torchvision
 from comp.data.sources.source import Source, class_names, numbered
-from comp.errors import DataError
-from comp.progress import Progress
+from comp.runtime.errors import DataError
+from comp.runtime.progress import Progress
 
 _SHAPE = (3, 32, 32)
 

@@ -11,7 +11,7 @@ import numpy as np
 from comp.competition import tables
 from comp.competition.spec import Sample
 from comp.config import CSVConfig
-from comp.errors import DataError, nearest
+from comp.runtime.errors import DataError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,7 @@ from PIL import Image
 
 from comp.config import DataConfig
 from comp.data.sources.source import Source, numbered
-from comp.progress import Progress
+from comp.runtime.progress import Progress
 
 
 def digits(config: DataConfig, progress: Progress, task: str = "auto") -> Source:

@@ -14,8 +14,8 @@ from comp.data.sources.samples import OwnTest, class_order, sample_of, unlabelle
 from comp.data.sources.source import Source
 from comp.data.splits import Split
 from comp.data.survey import files_split
-from comp.errors import DataError, nearest
-from comp.progress import Progress
+from comp.runtime.errors import DataError, nearest
+from comp.runtime.progress import Progress
 
 
 def image_folder(config: DataConfig, progress: Progress, task: str = "auto") -> Source:

@@ -17,8 +17,8 @@ from comp.config import DataConfig
 from comp.data.downloads import through_torchvision
 from comp.data.sources.source import Source, numbered
 from comp.data.splits import Split
-from comp.errors import DataError
-from comp.progress import Progress
+from comp.runtime.errors import DataError
+from comp.runtime.progress import Progress
 
 _FASHION = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",

@@ -15,8 +15,8 @@ from comp.competition.spec import Sample
 from comp.config import CSVConfig
 from comp.data.sources.csv_tables import label_column_of, named_column
 from comp.data.sources.samples import class_order
-from comp.errors import DataError
 from comp.predictions import Targets
+from comp.runtime.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ from typing import Any
 
 from comp.data import archives
 from comp.data.images import SUFFIXES
-from comp.errors import DataError, nearest
+from comp.runtime.errors import DataError, nearest
 
 _SHOWN = 5  # offending names in a message
 _HIDDEN = "__MACOSX"  # what macOS adds to archives; it holds no pictures, under pictures' names

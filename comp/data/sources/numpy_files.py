@@ -6,8 +6,8 @@ from comp.config import DataConfig
 from comp.data.arrays import check_archive, holds, open_deep_images, open_labels
 from comp.data.sources.source import Source, class_names, numbered
 from comp.data.splits import Split
-from comp.errors import DataError
-from comp.progress import Progress
+from comp.runtime.errors import DataError
+from comp.runtime.progress import Progress
 
 _MEMBERS = tuple(f"{split}_{what}.npy" for split in ("train", "val", "test") for what in ("images", "labels"))
 

@@ -17,7 +17,7 @@ from comp.competition import tables
 from comp.competition.spec import Sample
 from comp.config import CSVConfig
 from comp.data.sources.csv_tables import known_id_column, refuse_duplicates
-from comp.errors import DataError
+from comp.runtime.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,8 +12,8 @@ from comp.config import DataConfig
 from comp.data.sources.listing import Listing
 from comp.data.splits import Split
 from comp.data.survey import files_split
-from comp.errors import DataError, SubmissionError
-from comp.progress import Progress
+from comp.runtime.errors import DataError, SubmissionError
+from comp.runtime.progress import Progress
 
 _SKIP = "data.skip_bad=true gives such rows a default answer: the mean of all others'"
 

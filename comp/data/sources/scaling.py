@@ -12,8 +12,8 @@ from comp.data.images import ImageFiles
 from comp.data.ranges import Depth, Scale
 from comp.data.sources.source import Source
 from comp.data.splits import Split
-from comp.errors import ConfigError, DataError
-from comp.progress import Progress
+from comp.runtime.errors import ConfigError, DataError
+from comp.runtime.progress import Progress
 
 _CHUNK_VALUES = 1 << 24  # of an array converted at a time
 

@@ -12,7 +12,7 @@ from comp.competition.spec import Sample
 from comp.data.images import ImageFiles
 from comp.data.ranges import Scale
 from comp.data.splits import Split
-from comp.errors import DataError
+from comp.runtime.errors import DataError
 
 
 @dataclass(frozen=True)

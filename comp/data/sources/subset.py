@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from comp.data.sources.source import Source
 from comp.data.splits import Split
-from comp.errors import ConfigError, unknown
+from comp.runtime.errors import ConfigError, unknown
 
 
 def of_classes(source: Source, names: Sequence[str]) -> Source:

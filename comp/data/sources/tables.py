@@ -24,8 +24,8 @@ from comp.data.sources.samples import OwnTest, sample_of, unlabelled_test
 from comp.data.sources.source import Source
 from comp.data.splits import Split
 from comp.data.survey import files_split
-from comp.errors import DataError
-from comp.progress import Progress
+from comp.runtime.errors import DataError
+from comp.runtime.progress import Progress
 
 _USUAL_TEST, _USUAL_TEST_TABLE = "test", "test.csv"  # what is taken where it is there
 _SHOWN = 8  # columns in a note

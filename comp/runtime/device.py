@@ -17,8 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from comp import cores
-from comp.errors import ConfigError, RunError, unknown
+from comp.runtime import cores
+from comp.runtime.errors import ConfigError, RunError, unknown
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Forward = Callable[[Tensor], Tensor]

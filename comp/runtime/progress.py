@@ -1,7 +1,7 @@
 """How long work tells whoever watches: one call at a point where it is safe to stop.
 
-The command line draws bars from it and raises `comp.errors.Interrupted` in it when a signal has come; a library user
-passes nothing and gets silence. A caller never reads a device value to make the call.
+The command line draws bars from it and raises `comp.runtime.errors.Interrupted` in it when a signal has come; a library
+user passes nothing and gets silence. A caller never reads a device value to make the call.
 """
 
 from typing import Protocol

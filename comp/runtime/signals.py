@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
-from comp.errors import Interrupted
+from comp.runtime.errors import Interrupted
 
 _pending: list[int] = []
 
@@ -38,5 +38,5 @@ def stop_if_asked() -> None:
 
 
 def progress(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
-    """Show nothing and stop where a signal has come: a `comp.progress.Progress`."""
+    """Show nothing and stop where a signal has come: a `comp.runtime.progress.Progress`."""
     stop_if_asked()

@@ -13,6 +13,7 @@ from comp import gathering, metrics, pipeline, predicting, predictions, runs
 from comp.competition import submission, submitting
 from comp.competition.spec import Competition
 from comp.config import Config, PredictConfig
+from comp.config.tasks import TASKS
 from comp.data.dataset import Dataset
 from comp.ensembling import members, methods, scoring, table
 from comp.ensembling.members import Sample
@@ -26,7 +27,6 @@ from comp.run_metrics import AccuracyEstimate, RunMetrics, WeightScores
 from comp.runs import Run
 from comp.runtime.errors import ConfigError, unknown
 from comp.runtime.progress import Progress, quiet
-from comp.tasks import TASKS
 
 _FOLDS = 5
 

@@ -50,7 +50,7 @@ class Row:
         model: the network's name.
         parameters: trainable or not.
         metric: what the competition is scored by, a row of `comp.metrics.METRICS`.
-        task: a row of `comp.tasks.TASKS`.
+        task: a row of `comp.config.tasks.TASKS`.
         kind: what made it: run, ensemble, soup, fold_group or probe.
         val_accuracy: clean validation, best weights.
         val_metric: likewise, in the competition's metric.

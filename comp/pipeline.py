@@ -19,6 +19,7 @@ from comp.competition import formats, rules, samples, submission
 from comp.competition.spec import Competition
 from comp.config import Config, space
 from comp.config.section import height_and_width
+from comp.config.tasks import TASKS, metric_name, task
 from comp.data import division, sources, suites
 from comp.data.dataset import Dataset, open_dataset
 from comp.inference.variants import check_task, variant_of
@@ -32,7 +33,6 @@ from comp.runtime import device
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, RunError, UserError, unknown
 from comp.runtime.progress import Progress, quiet
-from comp.tasks import TASKS, metric_name, task
 from comp.tracking import login
 from comp.tracking.tracker import Tracker, opened
 from comp.training import checkpoint, consistency, fit, lr_find, optim, resolution, timing, validation

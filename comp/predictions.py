@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from comp import runs
 from comp.config import PredictConfig
+from comp.config.tasks import TASKS, TaskRow
 from comp.runtime.errors import NotFiniteError, RunError, UserError
-from comp.tasks import TASKS, TaskRow
 
 VERSION = 2
 
@@ -63,7 +63,7 @@ class Predictions:
     """What a model says of each image.
 
     Attributes:
-        task: a row of `comp.tasks.TASKS`.
+        task: a row of `comp.config.tasks.TASKS`.
         ids: [N] text.
         classes: the class names, in the order of the outputs' columns.
         outputs: [N, K] before the activation: float16 with each row's maximum subtracted where the task allows it
@@ -225,7 +225,7 @@ def mean_outputs(outputs: NDArray[np.float32], task: str) -> NDArray[np.float32]
 
     Args:
         outputs: [N, K], before the activation; without a row every class is as likely.
-        task: a row of `comp.tasks.TASKS`.
+        task: a row of `comp.config.tasks.TASKS`.
     """
     if not len(outputs):
         return np.zeros(outputs.shape[1], np.float32)

@@ -129,7 +129,7 @@ class RunMetrics(_Part):
     Attributes:
         version: of this format.
         kind: what made it.
-        task: a row of `comp.tasks.TASKS`.
+        task: a row of `comp.config.tasks.TASKS`.
         run: `<competition>/<time>-<name>`.
         competition: its name.
         metric: the competition's, a row of `comp.metrics.METRICS`.

@@ -35,9 +35,9 @@ import filelock
 from comp import config as configs
 from comp import run_metrics
 from comp.config import Config
+from comp.config.yaml_io import user_path
 from comp.run_metrics import RunMetrics
 from comp.runtime.errors import ConfigError, RunError, UserError, nearest
-from comp.yaml_files import user_path
 
 if TYPE_CHECKING:
     from numpy.lib.npyio import NpzFile

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from comp import leaderboard, predicting
 from comp.competition.spec import blocks
+from comp.config.yaml_io import merge
 from comp.data.splits import Split, Suite
 from comp.inference import adapt
 from comp.inference.predict import predict
@@ -25,7 +26,6 @@ from comp.models.classifier import Classifier
 from comp.models.fastnet import fastnet
 from comp.predictions import Predictions
 from comp.runtime import device
-from comp.yaml_files import merge
 from tests.conftest import Result, small_config, write_config
 from tests.test_bad_inputs import assert_refused
 from tests.test_run import the_run

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from comp import predictions
 from comp.competition import spec
+from comp.config.tasks import TASKS
 from comp.ensembling import members, methods, table
 from comp.ensembling.members import Sample
 from comp.ensembling.methods import METHODS
@@ -16,7 +17,6 @@ from comp.ensembling.scoring import Scorer
 from comp.ensembling.spaces import SPACES, log_probabilities
 from comp.predictions import Predictions
 from comp.runtime.errors import ConfigError, RunError
-from comp.tasks import TASKS
 
 CLASSES = 5
 ACCURACY = Scorer("accuracy", "abcde", "single_label")

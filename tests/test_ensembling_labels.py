@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from comp import metrics, predictions
+from comp.config.tasks import TASKS
 from comp.ensembling import members, methods, scoring, table
 from comp.ensembling.members import Sample
 from comp.ensembling.methods import METHODS
@@ -20,7 +21,6 @@ from comp.ensembling.scoring import Decider, Scorer
 from comp.ensembling.spaces import SPACES
 from comp.predictions import Predictions
 from comp.runtime.errors import ConfigError
-from comp.tasks import TASKS
 
 CLASSES = ("cat", "dog", "emu", "owl")
 RATES = np.array([0.5, 0.3, 0.15, 0.05])

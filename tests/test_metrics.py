@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from comp import leaderboard, metrics, predictions, runs
+from comp.config.tasks import TASKS
 from comp.predictions import Predictions
-from comp.tasks import TASKS
 from tests.conftest import Result
 
 

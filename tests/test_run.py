@@ -19,8 +19,9 @@ import safetensors.numpy
 import yaml
 
 from comp import config as configs
-from comp import pipeline, predicting, predictions, runs, yaml_files
+from comp import pipeline, predicting, predictions, runs
 from comp.competition.spec import DISTORTIONS
+from comp.config import yaml_io
 from comp.runtime import device
 from comp.runtime.errors import Interrupted
 from comp.training.stopping import Stop
@@ -325,7 +326,7 @@ SHIFTED_EVERY_2 = {
 @pytest.fixture
 def shifted(workplace: Path) -> Path:
     """A config that selects by shifted accuracy, measured every second epoch."""
-    values = yaml_files.merge(yaml.safe_load(Path("small.yaml").read_text()), SHIFTED_EVERY_2)
+    values = yaml_io.merge(yaml.safe_load(Path("small.yaml").read_text()), SHIFTED_EVERY_2)
     return write_config(Path("shifted.yaml"), values)
 
 

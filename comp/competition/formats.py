@@ -18,9 +18,9 @@ from comp.competition import shown, spelling
 from comp.competition.answers import ANSWERS
 from comp.competition.spec import Block, Competition, Sample, SubmissionFormat
 from comp.competition.spelling import Spelling
+from comp.config.tasks import TASKS
 from comp.metrics import Metric, metric
 from comp.runtime.errors import SubmissionError
-from comp.tasks import TASKS
 
 _EXAMPLES = 3  # rows shown before training
 _DEFAULT_RANKED = 5

@@ -6,9 +6,9 @@ from decimal import Decimal
 
 from comp import class_names
 from comp.competition.spec import Competition, Sample
+from comp.config.tasks import TASKS
 from comp.metrics import metric
 from comp.runtime.errors import SubmissionError
-from comp.tasks import TASKS
 
 WHOLE = re.compile(r"0|[1-9][0-9]*", re.ASCII)
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}", re.ASCII)

@@ -193,7 +193,7 @@ class Competition:
         blocks: what a submission covers, in its order; empty where there are no blocks.
         sample: the sample submission; None where there is none.
         submission: what the config says of a submission's columns; it goes before the sample.
-        task: a row of `comp.tasks.TASKS`; never `auto`.
+        task: a row of `comp.config.tasks.TASKS`; never `auto`.
         test_ids: of a submission of the test images without a sample, every id in order.
         numbered: whether classes have numbers as well as names.
         separator: what parts several classes in one label of the training table; empty where nothing does.

@@ -124,7 +124,7 @@ class CompetitionConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "unnamed"
     """Names the folder under `runs/` and the default submission file."""
     task: str = "auto"
-    """A row of `comp.tasks.TASKS`: `single_label` (one class an image) or `multi_label` (any number of classes);
+    """A row of `comp.config.tasks.TASKS`: `single_label` (one class an image) or `multi_label` (any number of classes);
     auto: as the training labels show."""
     metric: str = "auto"
     """What submissions are scored by: a row of `comp.metrics.METRICS`; auto: accuracy, or roc_auc of several labels."""

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from comp.config import messages
 from comp.config.spelling import holds_entries, meant, section_of
 from comp.config.tree import Config
+from comp.config.yaml_io import Document, Keys, dump_yaml, parse_override, read_chain
 from comp.runtime.errors import ConfigError
-from comp.yaml_files import Document, Keys, dump_yaml, parse_override, read_chain
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from comp.config.spelling import section_of
 from comp.config.tree import Config
+from comp.config.yaml_io import Document, Keys, kind
 from comp.runtime.errors import ConfigError, ModelError, nearest
-from comp.yaml_files import Document, Keys, kind
 
 _SHOWN = 120  # characters of a value in a message
 

@@ -17,8 +17,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from comp.config.section import DURATION, PATH
+from comp.config.yaml_io import Keys, user_path
 from comp.runtime.errors import ConfigError
-from comp.yaml_files import Keys, user_path
 
 _TRUTHS = {"yes": True, "on": True, "no": False, "off": False}
 

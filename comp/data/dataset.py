@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from comp.competition import spec
 from comp.competition.spec import Competition
 from comp.config import Config
+from comp.config.tasks import TASKS, metric_name
 from comp.data import division, loading, splits, suites
 from comp.data.cache import remembered
 from comp.data.images import ImageFiles
@@ -17,7 +18,6 @@ from comp.data.sources import Source, open_source
 from comp.data.splits import Split, Suite
 from comp.runtime.errors import ConfigError, DataError
 from comp.runtime.progress import Progress, quiet
-from comp.tasks import TASKS, metric_name
 
 _SMALLEST_STD = 1 / 255  # a channel of one grey level must not be divided by zero
 

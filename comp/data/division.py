@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from comp import runs
 from comp.config import DataConfig
+from comp.config.tasks import TASKS
 from comp.data.cache import remembered
 from comp.data.duplicates import exact_groups
 from comp.data.sources.source import Source
@@ -25,7 +26,6 @@ from comp.data.splits import Split, fingerprint
 from comp.predictions import Targets
 from comp.runtime.errors import ConfigError, DataError, RunError
 from comp.runtime.progress import Progress, quiet
-from comp.tasks import TASKS
 
 Rows = NDArray[np.int64]
 
@@ -167,8 +167,8 @@ def sample(split: Split, count: int, *, task: str, seed: int = _SAMPLE_SEED) -> 
     Args:
         split: labelled or, drawn plainly, not.
         count: images wanted, from 0.
-        task: a row of `comp.tasks.TASKS`. With one class an image, each has its share as near as whole images allow,
-            and at least one image where there is room; of label sets, see `STRATIFIERS`.
+        task: a row of `comp.config.tasks.TASKS`. With one class an image, each has its share as near as whole images
+            allow, and at least one image where there is room; of label sets, see `STRATIFIERS`.
         seed: the same on every machine.
     """
     if count >= len(split):

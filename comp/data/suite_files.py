@@ -82,7 +82,7 @@ def write_suite(
         names: corruptions; each keeps its number in the suite.
         severities: stacked in this order.
         count: images in each block: a sample of the split, see `division.sample`; 0 for all.
-        task: a row of `comp.tasks.TASKS`, by which the sample is stratified.
+        task: a row of `comp.config.tasks.TASKS`, by which the sample is stratified.
         progress: called after every block; where it raises, whole files stay.
 
     Raises:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from comp.config.tasks import TaskRow
 from comp.ensembling.scoring import Scorer
 from comp.ensembling.spaces import LEAST_LOG, Probabilities, Space, Stack, Values
 from comp.predictions import Targets
 from comp.runtime.errors import ConfigError, unknown
-from comp.tasks import TaskRow
 
 Labels = NDArray[np.int64]
 

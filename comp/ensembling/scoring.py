@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp import decisions, metrics, predictions
+from comp.config.tasks import TASKS
 from comp.ensembling.members import Sample
 from comp.ensembling.spaces import SPACES, Probabilities
 from comp.predictions import Predictions, Targets
-from comp.tasks import TASKS
 
 Thresholds = NDArray[np.float32]  # [C]
 
@@ -22,7 +22,7 @@ class Scorer:
     Attributes:
         metric: a row of `comp.metrics.METRICS`.
         classes: the columns.
-        task: a row of `comp.tasks.TASKS`.
+        task: a row of `comp.config.tasks.TASKS`.
         thresholds: that decide; None: tuned on what is scored, where the metric needs them.
     """
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from comp.config import DataConfig
+from comp.config.yaml_io import user_path
 from comp.data import archives
 from comp.data.arrays import open_images as open_array
 from comp.data.images import SUFFIXES, ImageFiles
@@ -21,7 +22,6 @@ from comp.data.splits import Split
 from comp.data.survey import files_split
 from comp.runtime.errors import ConfigError, DataError
 from comp.runtime.progress import Progress, quiet
-from comp.yaml_files import user_path
 
 _LISTS = (".csv", ".tsv", ".txt")
 _GREY_IMAGES = 256  # decoded at a time where a network wants one channel

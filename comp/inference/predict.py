@@ -75,7 +75,7 @@ def predict(
         model: images [B, C, H, W] uint8 -> logits [B, classes]; already placed by `execution`.
         images: what is predicted.
         classes: names of the logits' columns.
-        task: a row of `comp.tasks.TASKS`.
+        task: a row of `comp.config.tasks.TASKS`.
         execution: device, precision and layout.
         batch_size: images in a forward pass; results do not depend on it beyond float tolerance.
         made_by: recorded with the result.

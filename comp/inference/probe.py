@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from comp import predictions
+from comp.config.tasks import TASKS
 from comp.data.splits import Split
 from comp.models.classifier import Classifier
 from comp.predictions import Predictions, Targets
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, DataError, unknown
 from comp.runtime.progress import Progress, quiet
-from comp.tasks import TASKS
 
 _NEVER = -1e4  # the output of a class that training never showed
 _SMOOTHING = 1e-3  # of a vote share: a class without a neighbour must not have an infinite loss
@@ -106,7 +106,7 @@ class Probe:
         model: placed by `execution`.
         train: labelled; each of its classes is one the probe can answer.
         classes: all class names, in label order.
-        task: a row of `comp.tasks.TASKS`.
+        task: a row of `comp.config.tasks.TASKS`.
         name: a row of CLASSIFIERS.
         k: neighbours, for `knn`.
         execution: device, precision and layout.

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from comp import predictions
 from comp.config import PredictConfig
+from comp.config.tasks import TASKS
 from comp.inference.views import views
 from comp.runtime.errors import ConfigError
-from comp.tasks import TASKS
 
 DEFAULT_ALPHA = PredictConfig().alpha
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from comp.augment import mixing, policies, reading
 from comp.augment.ops import Policy
 from comp.config import Config
+from comp.config.tasks import TASKS
 from comp.data import loading
 from comp.data.dataset import Dataset
 from comp.data.loading import Loader
@@ -23,7 +24,6 @@ from comp.models.classifier import Classifier
 from comp.runs import Run
 from comp.runtime.device import Execution, Forward
 from comp.runtime.progress import Progress, quiet
-from comp.tasks import TASKS
 from comp.training import budget, consistency, losses, optim, resolution, schedules
 from comp.training.budget import Pace
 from comp.training.checkpoint import Cursor, Stateful

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from comp import runs
 from comp.config import Config, seconds_of
+from comp.config.tasks import TASKS
 from comp.data import loading
 from comp.data.cache import user_folder
 from comp.data.dataset import Dataset
@@ -32,7 +33,6 @@ from comp.runtime import device
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
-from comp.tasks import TASKS
 from comp.training import eager, losses
 from comp.training.memory import refuse_if_hopeless
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def expanded(param: typer.CallbackParam, value: Any) -> Any:
     """Return a path, or several, with `~` and `${NAME}` replaced, which no shell does in `--runs=~/x`."""
-    from comp.yaml_files import user_path
+    from comp.config.yaml_io import user_path
 
     if isinstance(value, list | tuple):
         return [expanded(param, each) for each in value]
@@ -69,8 +69,8 @@ def opened_runs(words: list[str]) -> "list[Run]":
     A word with `=` is an override; a folder with `=` in its name is written with its path: `./a=b`.
     """
     from comp import runs
+    from comp.config.yaml_io import user_path
     from comp.runtime.errors import RunError
-    from comp.yaml_files import user_path
 
     overrides = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
     paths = [Path(user_path(word, "RUN")) for word in words if word not in overrides]

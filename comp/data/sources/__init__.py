@@ -10,6 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from comp.config import DataConfig
+from comp.config.tasks import TASKS
+from comp.config.tasks import task as known_task
 from comp.data.sources.cifar import cifar10, cifar100
 from comp.data.sources.digits import digits
 from comp.data.sources.folders import folder_test, image_folder
@@ -24,8 +26,6 @@ from comp.data.splits import Split
 from comp.predictions import one_hot
 from comp.runtime.errors import ConfigError, DataError, unknown
 from comp.runtime.progress import Progress, quiet
-from comp.tasks import TASKS
-from comp.tasks import task as known_task
 
 __all__ = ["SOURCES", "TESTS", "Source", "open_source"]
 

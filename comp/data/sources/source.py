@@ -29,7 +29,7 @@ class Source:
         notes: what a user should know of how it was read.
         numbered: whether classes have numbers as well as names, as those of CIFAR and of a `classes.txt` do.
         separator: what parted several classes in one label; empty where nothing did.
-        task: a row of `comp.tasks.TASKS` that the labels show.
+        task: a row of `comp.config.tasks.TASKS` that the labels show.
         pixel_range: the values of pixels of more than 8 bits that became black and white; None of 8 bits.
         header: of the training table's id and label columns; what a submission without a sample has.
         synonyms: columns of the training table that go one to one with the labels: each class's text, in label order.

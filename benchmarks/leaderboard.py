@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from comp import predictions, runs
-from comp.competition.spec import DISTORTIONS, blocks
-from comp.run_metrics import AccuracyEstimate, RunMetrics, Score, SplitScores, WeightScores
+from comp.results import predictions, runs
+from comp.results.blocks import DISTORTIONS, block_grid
+from comp.results.run_metrics import AccuracyEstimate, RunMetrics, Score, SplitScores, WeightScores
 
 WAYS: dict[str, list[str]] = {
     "comp leaderboard": [],
@@ -29,12 +29,12 @@ WAYS: dict[str, list[str]] = {
     "comp leaderboard --md": ["--md"],
     "comp leaderboard --group-by model": ["--group-by", "model"],
 }
-SHIFTED = blocks(range(19), (1, 3, 5), 100)
+SHIFTED = block_grid(range(19), (1, 3, 5), 100)
 
 
 def shifted(draws: np.random.Generator, severities: tuple[int, ...], images: int) -> SplitScores:
     """Return a suite's scores."""
-    layout = blocks(range(19), severities, images)
+    layout = block_grid(range(19), severities, images)
     by_block = {block.name: float(draws.uniform(0.3, 0.9)) for block in layout}
     return SplitScores(
         images=images * len(layout), scores=both(float(np.mean(list(by_block.values())))),

@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from comp import predictions
-from comp.competition.spec import Block
 from comp.config import ModelConfig
 from comp.data.splits import Split, Suite
 from comp.inference.predict import forget, predict
 from comp.inference.variants import Variant
 from comp.models import zoo
 from comp.models.classifier import Classifier
+from comp.results import predictions
+from comp.results.blocks import Block
 from comp.runtime.device import Execution
 
 CLASSES = [f"class{number}" for number in range(100)]

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.competition import checking, spec, submission
+from comp.competition import checking, submission
 from comp.competition.spec import SubmissionFormat
-from comp.predictions import Predictions
+from comp.results import blocks
+from comp.results.predictions import Predictions
 
 CLASSES, PER_BLOCK = 100, 10_000
 
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="where the CSV is written; by default the system's own")
     given = parser.parse_args()
-    wanted = SubmissionFormat(spec.blocks(range(19), range(1, 6), PER_BLOCK), CLASSES)
+    wanted = SubmissionFormat(blocks.block_grid(range(19), range(1, 6), PER_BLOCK), CLASSES)
     predictions = planted(wanted)
     taken: dict[str, list[NDArray[np.float64]]] = {"write": [], "check": [], "both": []}
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:

@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from comp import predictions
-from comp.competition import checking, spec, submission
+from comp.competition import checking, submission
 from comp.competition.spec import SubmissionFormat
+from comp.results import blocks, predictions
 
 _ROUNDS, _CLASSES = 5, 100
 
 
 def main() -> None:
     """Print a line for each way."""
-    layout = spec.blocks(range(19), range(1, 6), 10_000)
+    layout = blocks.block_grid(range(19), range(1, 6), 10_000)
     form = SubmissionFormat(layout, texts=tuple(map(str, range(_CLASSES))))
     ids = form.ids()
     outputs = np.random.default_rng(0).normal(size=(len(ids), _CLASSES)).astype(np.float32)

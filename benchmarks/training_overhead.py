@@ -40,9 +40,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from comp import building, console, pipeline, runs
+from comp import building, console, pipeline
 from comp import config as configs
 from comp.config import Config
+from comp.results import runs
 from comp.training import checkpoint, fit, optim
 from comp.training.checkpoint import Cursor
 from comp.training.fit import Epoch

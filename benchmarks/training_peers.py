@@ -38,10 +38,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.training_overhead import write_images
-from comp import building, pipeline, runs
+from comp import building, pipeline
 from comp import config as configs
 from comp.config import ModelConfig
 from comp.models import zoo
+from comp.results import runs
 from comp.training import fit
 from comp.training.session import open_session
 from comp.training.timing import choose_execution

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from comp import config as configs
-from comp import pipeline, runs
+from comp import pipeline
+from comp.results import runs
 from comp.tuning import search
 from comp.tuning.results import Standing
 

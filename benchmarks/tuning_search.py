@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 from comp import config as configs
-from comp import predicting, runs
+from comp import predicting
 from comp.config import Config
 from comp.data.dataset import open_dataset
+from comp.results import runs
 from comp.tuning import search
 
 WAYS = {"TPE, Hyperband": ("tpe", "hyperband"), "random, no pruning": ("random", "none")}

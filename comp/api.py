@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from comp import combining, config, pipeline, predicting
 from comp.config import Config
 from comp.inference.inputs import Paths, PredictInput
-from comp.predictions import Predictions
-from comp.runs import Run, open_run
+from comp.results.predictions import Predictions
+from comp.results.runs import Run, open_run
 from comp.runtime.progress import Progress, quiet
 
 __all__ = ["Run", "ensemble", "load_config", "predict", "train"]

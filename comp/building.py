@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from comp import runs
 from comp.config import Config, ModelConfig
 from comp.data.dataset import Dataset
 from comp.models import weights, zoo
 from comp.models.classifier import Classifier
-from comp.runs import Run
+from comp.results import runs
+from comp.results.runs import Run
 from comp.runtime import device as devices
 from comp.runtime import rng
 from comp.runtime.device import Execution

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from comp.runs import Run
+from comp.results.runs import Run
 from comp.runtime.errors import RunError, UserError
 
 SETTLED_SECONDS = 3600.0  # no file takes so long to write; another machine's process may be at it

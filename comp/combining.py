@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp import config as configs
-from comp import gathering, metrics, pipeline, predicting, predictions, runs
+from comp import gathering, pipeline, predicting
 from comp.competition import submission, submitting
 from comp.competition.spec import Competition
 from comp.config import Config, PredictConfig
@@ -22,9 +22,10 @@ from comp.ensembling.scoring import Decider, Scorer
 from comp.ensembling.table import Comparison, CrossFitted
 from comp.gathering import SELECTIONS, Gathered
 from comp.inference import expectation
-from comp.predictions import Predictions
-from comp.run_metrics import AccuracyEstimate, RunMetrics, WeightScores
-from comp.runs import Run
+from comp.results import metrics, predictions, runs
+from comp.results.predictions import Predictions
+from comp.results.run_metrics import AccuracyEstimate, RunMetrics, WeightScores
+from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, unknown
 from comp.runtime.progress import Progress, quiet
 

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from comp import diagnosis, metrics, plots, predicting, predictions
+from comp import predicting
 from comp.data.splits import Split
 from comp.inference.variants import Variant, variant_of
 from comp.predicting import Loaded
-from comp.predictions import Predictions
-from comp.runs import Run
+from comp.results import diagnostics, metrics, plots, predictions
+from comp.results.predictions import Predictions
+from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
 
@@ -93,7 +94,7 @@ def _evaluate(
     if baseline is not None:
         values["mean_corruption_error"] = _relative(values, baseline)
     with run.writing():
-        run.write_json(diagnosis.FILE, values)
+        run.write_json(diagnostics.FILE, values)
         for name, found in stored.items():
             _draw(run, name, found, values[name], splits.get(name.partition("+")[0]))
     return values
@@ -102,7 +103,7 @@ def _evaluate(
 def _diagnosed(found: Predictions, metric: str) -> dict[str, Any]:
     blocks = {"by_block": found.block_accuracy()} if len(found.block_names) else {}
     own = {"name": metric, "value": metrics.metric(metric).score(found)}
-    return {"metric": own, **diagnosis.diagnose(found), **blocks}
+    return {"metric": own, **diagnostics.diagnose(found), **blocks}
 
 
 def _relative(values: Mapping[str, Any], baseline: Run) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def _relative(values: Mapping[str, Any], baseline: Run) -> dict[str, Any]:
     if not path.exists():
         raise RunError(f"--baseline: {path} is not there; predict it the same way: comp predict {baseline.path}")
     theirs = predictions.load(path).block_accuracy()
-    value = diagnosis.mean_corruption_error(values[shifted[-1]]["by_block"], theirs)
+    value = diagnostics.mean_corruption_error(values[shifted[-1]]["by_block"], theirs)
     return {"value": value, "split": shifted[-1], "baseline": baseline.name}
 
 
@@ -124,11 +125,11 @@ def _draw(run: Run, name: str, found: Predictions, values: Mapping[str, Any], sp
         plots.confusion(run.plot_path(f"confusion-{name}"), np.array(values["confusion"]), found.classes)
     plots.reliability(run.plot_path(f"reliability-{name}"), calibration["bins"], calibration["ece"])
     if "by_block" in values:
-        plots.blocks(run.plot_path(f"blocks-{name}"), *diagnosis.grid(values["by_block"]))
+        plots.blocks(run.plot_path(f"blocks-{name}"), *diagnostics.grid(values["by_block"]))
     if split is None:
         return
-    rows = diagnosis.worst(found, _PICTURED_MISTAKES)
+    rows = diagnostics.worst(found, _PICTURED_MISTAKES)
     if len(rows):
-        titles = [diagnosis.mistake_title(found, int(row)) for row in rows]
+        titles = [diagnostics.mistake_title(found, int(row)) for row in rows]
         images = np.stack([split.images[int(row)] for row in rows])
         plots.image_grid(run.plot_path(f"mistakes-{name}"), images, titles, columns=6)

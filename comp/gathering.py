@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp import config as configs
-from comp import predicting, predictions, runs
+from comp import predicting
 from comp.competition import rules
 from comp.config import Config
 from comp.data import division
 from comp.ensembling import members, methods, scoring, table
 from comp.ensembling.members import Sample
 from comp.inference.variants import laid_on
-from comp.predictions import Predictions
-from comp.runs import Run
+from comp.results import predictions, runs
+from comp.results.predictions import Predictions
+from comp.results.runs import Run
 from comp.runtime.errors import RunError
 from comp.runtime.progress import Progress
 

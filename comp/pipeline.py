@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from comp import class_names, metrics, plots, predicting, runs
 from comp import config as configs
+from comp import predicting
 from comp.augment import policies, reading
 from comp.augment.ops import Policy
 from comp.building import build_model
@@ -27,8 +27,9 @@ from comp.inference.views import check_size
 from comp.models import averaging, surgery, weights, zoo
 from comp.models.classifier import Classifier
 from comp.predicting import Loaded, Scored, opened_data, own_data, score_weights
-from comp.run_metrics import Kind, RunMetrics
-from comp.runs import Run
+from comp.results import class_names, metrics, plots, runs
+from comp.results.run_metrics import Kind, RunMetrics
+from comp.results.runs import Run
 from comp.runtime import device
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, RunError, UserError, unknown

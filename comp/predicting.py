@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from comp import decisions, metrics, predictions, runs
 from comp.building import load_model
 from comp.competition import rules, submission, submitting
-from comp.competition.spec import DISTORTIONS, Block, Competition
+from comp.competition.spec import Competition
 from comp.config import Config
 from comp.data import division, sources, splits, suites
 from comp.data.dataset import Dataset, open_dataset
@@ -23,9 +22,11 @@ from comp.inference.predict import predict as predict_with
 from comp.inference.variants import PLAIN, Variant, check_task, laid_on, variant_of
 from comp.inference.views import check_size
 from comp.models.classifier import Classifier
-from comp.predictions import Predictions
-from comp.run_metrics import AccuracyEstimate, RunMetrics, SplitScores, WeightScores
-from comp.runs import Run
+from comp.results import decisions, metrics, predictions, runs
+from comp.results.blocks import DISTORTIONS, Block
+from comp.results.predictions import Predictions
+from comp.results.run_metrics import AccuracyEstimate, RunMetrics, SplitScores, WeightScores
+from comp.results.runs import Run
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, DataError, RunError, UserError, unknown
 from comp.runtime.progress import Progress, quiet

@@ -3,13 +3,14 @@
 import time
 from pathlib import Path
 
-from comp import building, pipeline, predicting, predictions, runs
+from comp import building, pipeline, predicting
 from comp.config import Config
 from comp.data.dataset import open_dataset
 from comp.inference import probe as probes
 from comp.predicting import Loaded
-from comp.run_metrics import SplitScores, WeightScores
-from comp.runs import Run
+from comp.results import predictions, runs
+from comp.results.run_metrics import SplitScores, WeightScores
+from comp.results.runs import Run
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress, quiet
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from comp import leaderboard, pipeline, predicting, runs
+from comp import pipeline, predicting
 from comp.competition import checking, formats
 from comp.config import Config, TrainConfig, seconds_of
+from comp.results import leaderboard, runs
 from comp.runtime.errors import Interrupted
 from comp.runtime.progress import Progress, quiet
 from comp.tracking.tracker import UNTRACKED

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comp import decisions, gathering, metrics, pipeline, predicting, runs
+from comp import gathering, pipeline, predicting
 from comp.building import demand_own, load_model
 from comp.competition import submission
 from comp.config import DataConfig, ModelConfig
@@ -23,7 +23,8 @@ from comp.inference.variants import laid_on
 from comp.models import averaging, weights
 from comp.models.averaging import State
 from comp.predicting import Loaded
-from comp.runs import Run
+from comp.results import decisions, metrics, runs
+from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, ModelError, RunError, unknown
 from comp.runtime.progress import Progress, quiet
 

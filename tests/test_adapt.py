@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from comp import leaderboard, predicting
-from comp.competition.spec import blocks
+from comp import predicting
 from comp.config.yaml_io import merge
 from comp.data.splits import Split, Suite
 from comp.inference import adapt
@@ -24,7 +23,9 @@ from comp.inference.predict import predict
 from comp.inference.variants import Variant
 from comp.models.classifier import Classifier
 from comp.models.fastnet import fastnet
-from comp.predictions import Predictions
+from comp.results import leaderboard
+from comp.results.blocks import block_grid
+from comp.results.predictions import Predictions
 from comp.runtime import device
 from tests.conftest import Result, small_config, write_config
 from tests.test_bad_inputs import assert_refused
@@ -52,7 +53,7 @@ class Net(nn.Module):
 
 def suite(count: int = 24, files: int = 2, severities: tuple[int, ...] = (1, 2)) -> Suite:
     """Return blocks of noise, each of another brightness."""
-    layout = blocks(range(files), severities, count)
+    layout = block_grid(range(files), severities, count)
 
     def open_(block: object) -> Split:
         place = layout.index(block)  # type: ignore[arg-type]

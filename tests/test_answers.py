@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comp import predictions
 from comp.competition import checking, formats, submission, verdicts
 from comp.competition.answers import ANSWERS
 from comp.competition.spec import Competition, Sample, SubmissionFormat
 from comp.config import SubmissionConfig
-from comp.predictions import Predictions
+from comp.results import predictions
+from comp.results.predictions import Predictions
 from comp.runtime.errors import SubmissionError
 
 IDS = tuple(f"img_{number}" for number in range(4))

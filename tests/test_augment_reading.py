@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import stats
 
 from comp import config as configs
-from comp import pipeline, runs
+from comp import pipeline
 from comp.augment import reading
 from comp.augment.ops import FOREIGN_IMITATES, Foreign, Policy
 from comp.augment.policies import POLICIES, resolve
@@ -26,6 +26,7 @@ from comp.data import corruptions, loading
 from comp.data.images import ImageFiles, cut_from
 from comp.data.sources import open_source
 from comp.data.splits import Split
+from comp.results import runs
 from comp.runtime import rng
 from comp.runtime.errors import ConfigError, DataError, Interrupted
 from tests.conftest import Result, interrupt_at, small_config, write_config

@@ -16,10 +16,11 @@ from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
 from comp import config as configs
-from comp import pipeline, predictions, runs
+from comp import pipeline
 from comp.models import averaging
 from comp.models.averaging import EMA, SWA, Soup
 from comp.models.classifier import Classifier
+from comp.results import predictions, runs
 from comp.runtime.errors import Interrupted
 from tests.conftest import Result, interrupt_at
 from tests.test_run import assert_same_weights, history_without_clock, the_run, weights_of

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from comp import runs
+from comp.results import runs
 from tests.conftest import Result, small_config, write_arrays, write_config
 
 Comp = Callable[..., Result]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from comp import config as configs
-from comp import pipeline, runs
+from comp import pipeline
+from comp.results import runs
 from comp.tracking import login
 from tests.conftest import Result, small_config, write_arrays, write_config
 from tests.test_bad_inputs import assert_refused

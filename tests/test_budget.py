@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comp import config as configs
-from comp import pipeline, runs
+from comp import pipeline
 from comp.config import OptimConfig
+from comp.results import runs
 from comp.runtime.errors import ConfigError, Interrupted
 from comp.training import schedules
 from comp.training.budget import Budget

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comp import predictions
 from comp.competition import submission
 from comp.competition.spec import SubmissionFormat
+from comp.results import predictions
 from tests.conftest import Result
 
 Comp = Callable[..., Result]

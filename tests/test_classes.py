@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import yaml
 
-from comp import predictions
 from comp.config import DataConfig
 from comp.data.sources import Source, open_source
+from comp.results import predictions
 from comp.runtime.errors import UserError
 from tests.conftest import Result, write_arrays, write_config
 from tests.photographs import write_kaggle

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from comp import cleaning, pipeline, predicting, runs
+from comp import cleaning, pipeline, predicting
 from comp import config as configs
+from comp.results import runs
 from comp.runtime.errors import Interrupted
 from comp.runtime.progress import quiet
 from comp.training import checkpoint

@@ -16,8 +16,8 @@ import yaml
 from PIL import Image
 from sklearn.metrics import log_loss, roc_auc_score
 
-from comp.predictions import load
-from comp.runs import list_runs
+from comp.results.predictions import load
+from comp.results.runs import list_runs
 from tests.conftest import Result
 
 Comp = Callable[..., Result]

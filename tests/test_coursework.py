@@ -18,8 +18,8 @@ from benchmarks.results import page, running
 from benchmarks.results.finding import CONFIGS, Runs
 from benchmarks.results.rows import ROWS, Row
 from comp import config as configs
-from comp import predictions, runs
 from comp.models import weights
+from comp.results import predictions, runs
 from comp.runtime.errors import ConfigError, RunError
 from tests.conftest import REPOSITORY, Result
 from tests.layouts import write_challenge_test, write_cifar10, write_cifar100, write_idx

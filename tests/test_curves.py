@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comp import plots, runs
+from comp.results import plots, runs
 from tests.conftest import Result
 
 

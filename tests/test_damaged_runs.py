@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from comp import predictions, run_metrics, runs
+from comp.results import predictions, run_metrics, runs
 from comp.runtime.errors import RunError
 from tests.conftest import Result
 from tests.frozen_copy import ENSEMBLE, FLIPPED, FROZEN, PLAIN, thawed

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from comp import config as configs
-from comp import predictions, runs
-from comp.competition.spec import DISTORTIONS
 from comp.data import suite_files
 from comp.data.corruptions import CORRUPTIONS, FAMILIES
 from comp.data.dataset import open_dataset
+from comp.results import predictions, runs
+from comp.results.blocks import DISTORTIONS
 from comp.runtime.errors import DataError, Interrupted
 from tests.conftest import Result, small_config, write_config
 

@@ -8,8 +8,8 @@ import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comp import decisions, metrics
-from comp.predictions import Predictions
+from comp.results import decisions, metrics
+from comp.results.predictions import Predictions
 from tests.test_metrics import multi_label, predicted, predicted_sets
 
 AVERAGES = {"macro_f1": "macro", "micro_f1": "micro", "samples_f1": "samples"}

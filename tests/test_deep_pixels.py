@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from comp import config as configs
-from comp import runs
 from comp.config import DataConfig
 from comp.data.dataset import open_dataset
 from comp.data.images import read_image
 from comp.data.sources import open_source
+from comp.results import runs
 from comp.runtime.errors import ConfigError, DataError
 from tests.conftest import Result, small_config, write_arrays, write_config
 from tests.test_run import the_run

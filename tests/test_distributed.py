@@ -13,9 +13,10 @@ import pytest
 import torch.distributed as dist
 
 from comp import config as configs
-from comp import pipeline, predictions, runs
+from comp import pipeline
 from comp.data.dataset import open_dataset
-from comp.runs import Run
+from comp.results import predictions, runs
+from comp.results.runs import Run
 from comp.runtime.errors import ConfigError
 from comp.training import distributed
 from comp.training.stopping import Stop

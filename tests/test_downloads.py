@@ -18,9 +18,9 @@ import timm
 from safetensors.torch import save_file
 from torchvision import datasets
 
-from comp import runs
 from comp.data.corruptions import CORRUPTIONS
 from comp.data.downloads import fetch
+from comp.results import runs
 from comp.runtime.errors import DataError
 from comp.runtime.progress import quiet
 from tests.conftest import REPOSITORY, Result, small_config, write_config

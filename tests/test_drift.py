@@ -12,13 +12,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from comp import building, metrics
+from comp import building
 from comp import config as configs
 from comp.data import suites
 from comp.data.dataset import open_dataset
 from comp.inference.predict import predict
 from comp.models import weights
-from comp.predictions import Predictions
+from comp.results import metrics
+from comp.results.predictions import Predictions
 from comp.runtime import device
 from tests.conftest import REPOSITORY
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from comp import combining, gathering, predictions, runs
+from comp import combining, gathering
 from comp.ensembling.methods import METHODS
 from comp.models import weights
-from comp.predictions import Predictions
+from comp.results import predictions, runs
+from comp.results.predictions import Predictions
 from tests.conftest import QUICK, Result, small_config, write_config
 
 Comp = Callable[..., Result]

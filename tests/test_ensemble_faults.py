@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comp import predictions, runs
-from comp.competition import spec, submission
+from comp.competition import submission
 from comp.competition.spec import SubmissionFormat
-from comp.predictions import Predictions
+from comp.results import blocks, predictions, runs
+from comp.results.predictions import Predictions
 from comp.runtime.errors import RunError, UserError
 from tests.conftest import Result
 from tests.test_ensemble import Comp, made, members
@@ -273,7 +273,7 @@ def test_a_full_disk_ends_an_ensemble_with_a_message_and_keeps_what_was_there(th
 
 
 def test_a_disk_that_fills_between_the_sidecar_and_the_csv_changes_neither(tmp_path: Path) -> None:
-    wanted = SubmissionFormat(spec.blocks(range(1), range(1, 2), 5000), texts=tuple("0123"))
+    wanted = SubmissionFormat(blocks.block_grid(range(1), range(1, 2), 5000), texts=tuple("0123"))
     program = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"  # the CSV takes 95 kB
         "import sys; from pathlib import Path; from comp import predictions\n"
@@ -318,7 +318,7 @@ def test_what_cannot_be_read_as_predictions_is_our_users_error(tmp_path: Path) -
 
 
 def test_a_submission_is_never_replaced_by_a_race(tmp_path: Path) -> None:
-    wanted = SubmissionFormat(spec.blocks(range(1), range(1, 2), 4), texts=tuple("0123"))
+    wanted = SubmissionFormat(blocks.block_grid(range(1), range(1, 2), 4), texts=tuple("0123"))
     found = predictions.from_outputs(
         np.eye(4, dtype=np.float32), ids=wanted.ids(), task="single_label", classes="abcd", targets=None, made_by={}
     )

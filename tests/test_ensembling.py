@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comp import predictions
-from comp.competition import spec
 from comp.config.tasks import TASKS
 from comp.ensembling import members, methods, table
 from comp.ensembling.members import Sample
 from comp.ensembling.methods import METHODS
 from comp.ensembling.scoring import Scorer
 from comp.ensembling.spaces import SPACES, log_probabilities
-from comp.predictions import Predictions
+from comp.results import predictions
+from comp.results.blocks import block_grid
+from comp.results.predictions import Predictions
 from comp.runtime.errors import ConfigError, RunError
 
 CLASSES = 5
@@ -296,7 +296,7 @@ def test_joined_folds_hold_every_image_once_in_blocks_with_all_folds() -> None:
     joined, images = members.join_folds(parts, [part.ids for part in parts])
     assert sorted(joined.ids) == sorted(whole.ids)
     assert (joined.ids == images).all()
-    layout = spec.blocks(range(2), (1,), 5)
+    layout = block_grid(range(2), (1,), 5)
     blocks = [(block.name, block.count) for block in layout]
     ids = np.concatenate([block.ids() for block in layout])
     shifted = [changed(ids=ids, targets=part.targets, logits=part.outputs.astype(np.float32), blocks=blocks)

@@ -12,14 +12,14 @@ from scipy.special import expit, logit
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
-from comp import metrics, predictions
 from comp.config.tasks import TASKS
 from comp.ensembling import members, methods, scoring, table
 from comp.ensembling.members import Sample
 from comp.ensembling.methods import METHODS
 from comp.ensembling.scoring import Decider, Scorer
 from comp.ensembling.spaces import SPACES
-from comp.predictions import Predictions
+from comp.results import metrics, predictions
+from comp.results.predictions import Predictions
 from comp.runtime.errors import ConfigError
 
 CLASSES = ("cat", "dog", "emu", "owl")

@@ -17,9 +17,9 @@ from sklearn.metrics import (
 )
 
 from comp import config as configs
-from comp import diagnosis, metrics, predictions, runs
-from comp.predictions import Predictions
-from comp.run_metrics import RunMetrics, WeightScores
+from comp.results import diagnostics, metrics, predictions, runs
+from comp.results.predictions import Predictions
+from comp.results.run_metrics import RunMetrics, WeightScores
 from comp.runtime.errors import RunError
 from tests.conftest import Result
 from tests.test_run import the_run
@@ -44,7 +44,7 @@ def drawn(seed: int, count: int, classes: int) -> Predictions:
 @given(st.integers(0, 2**31), st.integers(1, 200), st.integers(2, 12))
 def test_scores_by_class_are_scikit_learns(seed: int, count: int, classes: int) -> None:
     found = drawn(seed, count, classes)
-    told = diagnosis.diagnose(found)
+    told = diagnostics.diagnose(found)
     every = list(range(classes))
     for average in ("macro", "weighted"):
         *expected, _ = precision_recall_fscore_support(
@@ -66,7 +66,7 @@ def test_the_label_is_among_the_five_likeliest_as_often_as_scikit_learn_counts(s
     logits = found.outputs.astype(np.float64) + 1e-9 * np.eye(8)[found.targets]
     assert found.targets is not None
     expected = top_k_accuracy_score(found.targets, logits, k=5, labels=range(8))
-    assert diagnosis.top_accuracy(found, 5) == pytest.approx(expected)
+    assert diagnostics.top_accuracy(found, 5) == pytest.approx(expected)
 
 
 def test_calibration_by_hand() -> None:
@@ -79,21 +79,21 @@ def test_calibration_by_hand() -> None:
         targets=np.array([0, 1, 0, 1]),
         made_by={},
     )
-    told = diagnosis.calibration(found)
+    told = diagnostics.calibration(found)
     assert [row["images"] for row in told["bins"]] == [2, 2]
     assert told["ece"] == pytest.approx((2 * abs(0.6 - 1.0) + 2 * abs(0.9 - 0.5)) / 4, abs=1e-3)
-    assert list(diagnosis.worst(found, 5)) == [1]
+    assert list(diagnostics.worst(found, 5)) == [1]
 
 
 def test_mean_corruption_error_sums_severities_before_it_divides() -> None:
     own = {"distortion00_1": 0.9, "distortion00_2": 0.7, "distortion01_1": 0.8, "distortion01_2": 0.8}
     base = {"distortion00_1": 0.8, "distortion00_2": 0.4, "distortion01_1": 0.6, "distortion01_2": 0.8}
-    assert diagnosis.mean_corruption_error(own, base) == pytest.approx(100 * (0.4 / 0.8 + 0.4 / 0.6) / 2)
-    assert diagnosis.mean_corruption_error(base, base) == pytest.approx(100)
+    assert diagnostics.mean_corruption_error(own, base) == pytest.approx(100 * (0.4 / 0.8 + 0.4 / 0.6) / 2)
+    assert diagnostics.mean_corruption_error(base, base) == pytest.approx(100)
     with pytest.raises(RunError, match="same suite"):
-        diagnosis.mean_corruption_error(own, {"distortion00_1": 0.5})
+        diagnostics.mean_corruption_error(own, {"distortion00_1": 0.5})
     with pytest.raises(RunError, match="no error"):
-        diagnosis.mean_corruption_error(own, dict.fromkeys(own, 1.0))
+        diagnostics.mean_corruption_error(own, dict.fromkeys(own, 1.0))
 
 
 def test_evaluate_leaves_numbers_and_pictures_and_prints_them(workplace: Path, comp: Callable[..., Result]) -> None:
@@ -141,7 +141,7 @@ def several_labels(seed: int, count: int = 40) -> Predictions:
 
 def test_independent_classes_are_diagnosed_one_by_one() -> None:
     found = several_labels(0)
-    values = diagnosis.diagnose(found)
+    values = diagnostics.diagnose(found)
     assert not {"confusion", "confused", "top5"} & set(values)
     truth, decided = found.truth(), found.decisions()
     for average in ("macro", "weighted", "micro"):
@@ -154,11 +154,11 @@ def test_independent_classes_are_diagnosed_one_by_one() -> None:
     assert dog["threshold"] == pytest.approx(0.3)
     assert (owl["roc_auc"], owl["average_precision"]) == (None, None)
     assert sum(row["images"] for row in values["calibration"]["bins"]) == truth.size
-    worst = diagnosis.worst(found, 3)
+    worst = diagnostics.worst(found, 3)
     losses = metrics.row_losses(found)
     assert list(losses[worst]) == sorted(losses[worst], reverse=True)
     assert not found.correct()[worst].any()
-    assert diagnosis.mistake_title(found, int(worst[0])).strip("+-")
+    assert diagnostics.mistake_title(found, int(worst[0])).strip("+-")
 
 
 def test_a_run_of_several_labels_without_weights_is_evaluated_and_reported(

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comp import predictions
-from comp.competition.spec import Block, blocks
-from comp.diagnosis import confidences
 from comp.inference import expectation
-from comp.predictions import Predictions
+from comp.results import predictions
+from comp.results.blocks import Block, block_grid
+from comp.results.diagnostics import confidences
+from comp.results.predictions import Predictions
 from tests.conftest import Result
 from tests.test_adapt import small
 from tests.test_run import the_run
@@ -41,13 +41,13 @@ def drawn(layout: tuple[Block, ...], seed: int, spread: float) -> Predictions:
     )
 
 
-ALL = blocks(range(19), (1, 3, 5), 60)
+ALL = block_grid(range(19), (1, 3, 5), 60)
 THREE_FAMILIES = tuple(block for block in ALL if block.distortion not in (7, 8, 9, 10, 17))  # all but the weather
 
 
 @given(seed=st.integers(0, 1000))
 def test_the_estimate_on_what_it_was_calibrated_on_is_its_accuracy(seed: int) -> None:
-    found = drawn(blocks(range(4), (1, 5), 40), seed, 0.3)
+    found = drawn(block_grid(range(4), (1, 5), 40), seed, 0.3)
     calibration = expectation.calibrate(found)
     assert calibration is not None
     assert found.targets is not None
@@ -69,7 +69,7 @@ def test_the_interval_covers_nine_in_ten_blocks_of_a_family_that_it_has_not_seen
 
 
 def test_one_family_alone_says_nothing_of_others() -> None:
-    assert expectation.calibrate(drawn(blocks(range(3), (1,), 20), 0, 0.2)) is None
+    assert expectation.calibrate(drawn(block_grid(range(3), (1,), 20), 0, 0.2)) is None
 
 
 def test_predict_prints_what_a_folder_of_distortions_should_score_before_and_after(

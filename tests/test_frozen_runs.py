@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from comp import leaderboard, predictions, runs
 from comp.cli import app
+from comp.results import leaderboard, predictions, runs
 
 FROZEN = Path(__file__).parent / "frozen"
 VERSIONS = sorted(path.name for path in FROZEN.iterdir())

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from comp import config as configs
-from comp import pipeline, runs
+from comp import pipeline
 from comp.config import Config, DataConfig
 from comp.data import images as image_files
 from comp.data import loading
@@ -22,6 +22,7 @@ from comp.data.cache import FOLDER
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.images import fitted, read_image
 from comp.data.sources import open_source
+from comp.results import runs
 from comp.runtime import rng
 from comp.runtime.errors import DataError, Interrupted
 from tests.conftest import Changed, Result, write_config

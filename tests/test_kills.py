@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from comp import config as configs
-from comp import pipeline, runs
+from comp import pipeline
+from comp.results import runs
 from tests.test_run import assert_same_weights, history_without_clock, the_run
 
 KILLS = 20

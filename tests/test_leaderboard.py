@@ -18,19 +18,20 @@ import pytest
 import scipy.stats
 from numpy.typing import NDArray
 
-from comp import leaderboard, predictions, runs, verdicts
 from comp.competition import submission
-from comp.competition.spec import SubmissionFormat, blocks
+from comp.competition.spec import SubmissionFormat
 from comp.config import Config, from_mapping
-from comp.run_metrics import RunMetrics, Score, SplitScores, WeightScores
-from comp.runs import Run
+from comp.results import analysis, leaderboard, predictions, runs
+from comp.results.blocks import block_grid
+from comp.results.run_metrics import RunMetrics, Score, SplitScores, WeightScores
+from comp.results.runs import Run
 from comp.tracking import state
 from tests.conftest import Result
 from tests.wandb_server import KEY, records, serving, summary
 
 CLASSES = 5
-SHIFTED = blocks((0, 9), (1, 3, 5), 800)  # the same images in each
-SUITE = blocks((0, 9), (1, 2, 3, 4, 5), 600)
+SHIFTED = block_grid((0, 9), (1, 3, 5), 800)  # the same images in each
+SUITE = block_grid((0, 9), (1, 2, 3, 4, 5), 600)
 CONFIG = from_mapping({"competition": {"name": "scripted"}, "track": {"wandb": "offline"}}, "here")
 
 
@@ -265,7 +266,7 @@ def test_a_difference_that_is_called_real_is_real_and_the_truth_lies_in_the_inte
     scripted: Scripted, comp: Callable[..., Result]
 ) -> None:
     rows = leaderboard.rows(Path("runs"))
-    found = verdicts.judge(rows, "ood_accuracy").above
+    found = analysis.judge(rows, "ood_accuracy").above
     assert found[0] is None
     inside, real, paired = [], [], 0
     for place in range(1, 30):
@@ -301,7 +302,7 @@ def test_a_submission_without_a_public_score_is_judged_by_its_validation_less_wh
     best = scripted.players[27]
     record(scripted, comp, best, scripted.players[12])
     rows = leaderboard.rows(Path("runs"))
-    choice = next(c for c in verdicts.judge(rows, "ood_accuracy").final if c.submission == str(best.submission))
+    choice = next(c for c in analysis.judge(rows, "ood_accuracy").final if c.submission == str(best.submission))
     assert choice.told_by == "ood_accuracy"
     assert choice.score == pytest.approx(best.private, abs=0.02)
 
@@ -312,7 +313,7 @@ def test_public_scores_are_told_apart_by_the_rows_on_which_submissions_differ(
     record(scripted, comp)
     rows = leaderboard.rows(Path("runs"), sort="public_score")
     assert [row.public_score for row in rows[:6]] == sorted([p.public for p in scripted.submitted], reverse=True)
-    found = verdicts.judge(rows, "public_score").above
+    found = analysis.judge(rows, "public_score").above
     assert found[6] is None
     for place in range(1, 6):
         difference = found[place]

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from comp import leaderboard, metrics, predictions, runs
 from comp.config.tasks import TASKS
-from comp.predictions import Predictions
+from comp.results import leaderboard, metrics, predictions, runs
+from comp.results.predictions import Predictions
 from tests.conftest import Result
 
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from comp import config, predicting, predictions, runs
+from comp import config, predicting
 from comp.config import ModelConfig
 from comp.inference.predict import predict
 from comp.models import zoo
 from comp.models.classifier import Classifier, Normalize
+from comp.results import predictions, runs
 from comp.runtime.errors import ConfigError, ModelError
 from tests.conftest import Result
 

@@ -13,8 +13,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.metrics import f1_score, roc_auc_score
 
-from comp import predictions
-from comp.runs import Run, list_runs
+from comp.results import predictions
+from comp.results.runs import Run, list_runs
 from tests.conftest import Result
 
 Comp = Callable[..., Result]

@@ -12,7 +12,6 @@ import yaml
 from PIL import Image
 
 from comp import config as configs
-from comp import plots
 from comp.augment.mixing import Mixing, mix
 from comp.config import Config, DataConfig, ModelConfig
 from comp.data import corruptions
@@ -20,6 +19,7 @@ from comp.data.images import fitted
 from comp.data.sources import open_source
 from comp.models import zoo
 from comp.models.classifier import Classifier
+from comp.results import plots
 from comp.runtime import rng
 from comp.runtime.errors import ModelError
 from tests.conftest import Result, small_config, write_config

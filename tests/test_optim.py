@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from comp.config import LookaheadConfig, ModelConfig, OptimConfig
 from comp.models import zoo
 from comp.models.classifier import Classifier
-from comp.runs import Run
+from comp.results.runs import Run
 from comp.runtime.errors import ConfigError
 from comp.training import checkpoint, optim
 from comp.training.lookahead import Lookahead

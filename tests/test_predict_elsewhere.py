@@ -13,7 +13,8 @@ from PIL import Image
 
 import comp as api
 from comp import config as configs
-from comp import pipeline, predicting, predictions, runs
+from comp import pipeline, predicting
+from comp.results import predictions, runs
 from comp.runtime.errors import ConfigError, DataError
 from tests.conftest import QUICK, Result, small_config, write_arrays, write_config
 from tests.photographs import COLOURS, photograph, photographs_config, write_kaggle

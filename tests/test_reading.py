@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from comp import predictions
 from comp.competition import tables
 from comp.config import DataConfig
 from comp.data.images import ImageFiles
 from comp.data.sources import TESTS, Source, open_source
 from comp.data.splits import Split
-from comp.runs import list_runs
+from comp.results import predictions
+from comp.results.runs import list_runs
 from comp.runtime.errors import ConfigError, DataError
 from comp.runtime.progress import quiet
 from tests.conftest import Result, write_config

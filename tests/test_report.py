@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from comp import runs
+from comp.results import runs
 from tests.conftest import Result, small_config, write_config
 from tests.test_run import the_run
 

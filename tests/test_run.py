@@ -19,9 +19,10 @@ import safetensors.numpy
 import yaml
 
 from comp import config as configs
-from comp import pipeline, predicting, predictions, runs
-from comp.competition.spec import DISTORTIONS
+from comp import pipeline, predicting
 from comp.config import yaml_io
+from comp.results import predictions, runs
+from comp.results.blocks import DISTORTIONS
 from comp.runtime import device
 from comp.runtime.errors import Interrupted
 from comp.training.stopping import Stop

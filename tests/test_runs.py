@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from comp import predictions, runs
 from comp.config import Config
+from comp.results import predictions, runs
 from comp.runtime.errors import RunError
 
 

@@ -20,7 +20,7 @@ from comp.competition.formats import Derived
 from comp.competition.spec import Competition, Sample, SubmissionFormat
 from comp.config import SubmissionConfig
 from comp.data.images import ImageFiles
-from comp.predictions import from_outputs
+from comp.results.predictions import from_outputs
 from comp.runtime.errors import DataError, SubmissionError, UserError
 from tests.conftest import Result
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from comp import config as configs
-from comp import pipeline, predictions, runs
+from comp import pipeline
 from comp.config import Config
 from comp.data.dataset import open_dataset
 from comp.rehearsal import rehearse
+from comp.results import predictions, runs
 from comp.runtime.errors import Interrupted
 from comp.training import session
 from tests.conftest import QUICK, Result, interrupt_at, small_config, write_arrays, write_config

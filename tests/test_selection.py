@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from comp import config as configs
-from comp import pipeline, predictions, runs
+from comp import pipeline
+from comp.results import predictions, runs
 from comp.runtime.errors import ConfigError
 from comp.training import checkpoint, contest, selection
 from comp.training.checkpoint import Cursor

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comp import class_names
 from comp.competition.spelling import spell
+from comp.results import class_names
 from comp.runtime.errors import SubmissionError
 
 KEY = "competition.submission.labels"

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comp import runs
 from comp.config import Config, DataConfig
 from comp.data import division
 from comp.data.dataset import open_dataset
 from comp.data.division import STRATIFIERS, divide, fold, held_out, sample
 from comp.data.sources import Source
 from comp.data.splits import Split
+from comp.results import runs
 from comp.runtime.errors import ConfigError, DataError, RunError
 from tests.conftest import Result
 from tests.photographs import write_folders, write_kaggle

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from comp import standings
+from comp.results import stats
 
 DRAWS = 600
 
@@ -21,15 +21,15 @@ def covered(hits: list[bool]) -> float:
 @pytest.mark.parametrize(("share", "count"), [(0.5, 50), (0.9, 100), (0.99, 200), (0.7, 2000)])
 def test_wilsons_interval_covers_the_truth_19_times_in_20(share: float, count: int) -> None:
     found = np.random.default_rng(0).binomial(count, share, DRAWS) / count
-    assert 0.93 <= covered([share in standings.wilson(value, count) for value in found]) <= 0.98
+    assert 0.93 <= covered([share in stats.wilson(value, count) for value in found]) <= 0.98
 
 
 @given(st.integers(1, 100_000), st.floats(0, 1))
 def test_wilsons_interval_is_scipys(count: int, share: float) -> None:
     hits = round(share * count)
     low, high = scipy.stats.binomtest(hits, count).proportion_ci(method="wilson")
-    assert standings.wilson(hits / count, count).low == pytest.approx(low, abs=1e-8)
-    assert standings.wilson(hits / count, count).high == pytest.approx(high, abs=1e-8)
+    assert stats.wilson(hits / count, count).low == pytest.approx(low, abs=1e-8)
+    assert stats.wilson(hits / count, count).high == pytest.approx(high, abs=1e-8)
 
 
 def drawn(generator: np.random.Generator, gap: float, images: int, rows: int) -> list[NDArray[np.bool_]]:
@@ -44,7 +44,7 @@ def test_the_paired_interval_covers_the_truth_where_rows_share_images(gap: float
     one, other = drawn(np.random.default_rng(1), gap, 400_000, 1)
     truth = float(one.mean() - other.mean())
     generator, images = np.random.default_rng(2), np.repeat(np.arange(300), rows)
-    found = [standings.paired(*drawn(generator, gap, 300, rows), images) for _ in range(DRAWS)]
+    found = [stats.paired(*drawn(generator, gap, 300, rows), images) for _ in range(DRAWS)]
     assert 0.92 <= covered([truth in one.interval for one in found]) <= 0.98
     called = covered([one.is_real for one in found])
     assert called <= 0.08 if gap == 0 else called >= 0.3
@@ -54,7 +54,7 @@ def test_the_paired_interval_covers_the_truth_where_rows_share_images(gap: float
 def test_without_shared_images_it_is_mcnemars_test(both: int, first: int, second: int) -> None:
     one = np.array([True] * both + [True] * first + [False] * second + [False] * 300)
     other = np.array([True] * both + [False] * first + [True] * second + [False] * 300)
-    found = standings.paired(one, other)
+    found = stats.paired(one, other)
     assert found.value == pytest.approx((first - second) / len(one))
     assert found.images == len(one)
     p_value = scipy.stats.binomtest(first, first + second).pvalue if first + second else 1.0
@@ -66,7 +66,7 @@ def test_without_shared_images_it_is_mcnemars_test(both: int, first: int, second
 
 def test_two_models_that_never_differ_may_yet_be_different() -> None:
     right = np.arange(100) % 3 == 0
-    found = standings.paired(right, right)
+    found = stats.paired(right, right)
     assert not found.is_real
     assert found.interval.low < 0 < found.interval.high
 
@@ -74,7 +74,7 @@ def test_two_models_that_never_differ_may_yet_be_different() -> None:
 def test_the_unpaired_interval_covers_the_truth_of_models_on_other_images() -> None:
     generator = np.random.default_rng(3)
     shares = generator.binomial(400, [0.7, 0.64], (DRAWS, 2)) / 400
-    hits = [0.06 in standings.unpaired(*map(float, pair), 400).interval for pair in shares]
+    hits = [0.06 in stats.unpaired(*map(float, pair), 400).interval for pair in shares]
     assert 0.93 <= covered(hits) <= 0.975
 
 
@@ -86,9 +86,7 @@ def test_what_a_public_split_says_of_the_whole_is_covered_by_disagreement_alone(
     truth, hits = float(one.mean() - other.mean()), []
     for _ in range(DRAWS):
         public = generator.random(len(one)) < 0.1
-        found = standings.bounded(
-            float(one[public].mean()), float(other[public].mean()), disagreement, int(public.sum())
-        )
+        found = stats.bounded(float(one[public].mean()), float(other[public].mean()), disagreement, int(public.sum()))
         hits.append(truth in found.interval)
     assert covered(hits) >= 0.94
 
@@ -99,14 +97,14 @@ def test_the_rank_correlation_is_spearmans_and_its_interval_covers_the_truth(tru
     inner = 2 * math.sin(math.pi * truth / 6)  # of normal values with this rank correlation
     for _ in range(DRAWS):
         one, other = generator.multivariate_normal([0, 0], [[1, inner], [inner, 1]], count).T
-        rho, interval = standings.rank_correlation(one.tolist(), other.tolist())
+        rho, interval = stats.rank_correlation(one.tolist(), other.tolist())
         assert rho == pytest.approx(scipy.stats.spearmanr(one, other).statistic)
         hits.append(truth in interval)
     assert 0.91 <= covered(hits) <= 0.99
 
 
 def test_a_constant_orders_nothing_and_perfect_order_is_not_certain() -> None:
-    assert standings.rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]) == (0.0, standings.Interval(-1.0, 1.0))
-    rho, interval = standings.rank_correlation([1, 2, 3, 4, 5, 6], [2, 4, 6, 8, 10, 12])
+    assert stats.rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]) == (0.0, stats.Interval(-1.0, 1.0))
+    rho, interval = stats.rank_correlation([1, 2, 3, 4, 5, 6], [2, 4, 6, 8, 10, 12])
     assert rho == 1.0
     assert interval.low < 1

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from comp import config as configs
-from comp import pipeline, runs
+from comp import pipeline
 from comp.config import Config, OptimConfig, TrainConfig
 from comp.models.classifier import Classifier
+from comp.results import runs
 from comp.runtime import device
 from comp.runtime.device import Execution, Precision, only_deterministic
 from comp.runtime.errors import ConfigError, Interrupted, RunError

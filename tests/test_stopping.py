@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comp import config as configs
-from comp import pipeline, runs
+from comp import pipeline
+from comp.results import runs
 from comp.runtime.errors import Interrupted
 from comp.training import stopping
 from comp.training.selection import Selector

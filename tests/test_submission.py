@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comp import predictions
-from comp.competition import checking, formats, spec, submission, tables
+from comp.competition import checking, formats, submission, tables
 from comp.competition.spec import SubmissionFormat
+from comp.results import blocks, predictions
 from comp.runtime.errors import SubmissionError
 
-WANTED = SubmissionFormat(spec.blocks(range(2), range(1, 3), 3), texts=("0", "1", "2", "3"))
+WANTED = SubmissionFormat(blocks.block_grid(range(2), range(1, 3), 3), texts=("0", "1", "2", "3"))
 IDS = WANTED.ids().tolist()
 
 
@@ -144,6 +144,6 @@ def test_nothing_is_replaced_without_force(tmp_path: Path) -> None:
 
 
 def test_predictions_of_another_suite_are_refused(tmp_path: Path) -> None:
-    other = SubmissionFormat(spec.blocks(range(1), range(1, 3), 6), texts=("0", "1", "2", "3"))
+    other = SubmissionFormat(blocks.block_grid(range(1), range(1, 3), 6), texts=("0", "1", "2", "3"))
     with pytest.raises(SubmissionError, match="ids are not the suite's"):
         submission.write(tmp_path / "a.csv", planted(np.zeros(12, int)), other, {})

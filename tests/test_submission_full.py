@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from comp import predictions
-from comp.competition import checking, spec, submission
+from comp.competition import checking, submission
 from comp.competition.spec import SubmissionFormat
+from comp.results import blocks, predictions
 
 PER_BLOCK, CLASSES = 10_000, 100
 
@@ -32,7 +32,7 @@ def read_independently(path: Path, planted: np.ndarray) -> int:
 
 
 def test_a_full_submission_holds_the_planted_labels_in_the_challenges_order(tmp_path: Path) -> None:
-    layout = spec.blocks(range(19), range(1, 6), PER_BLOCK)
+    layout = blocks.block_grid(range(19), range(1, 6), PER_BLOCK)
     planted = np.random.default_rng(3).integers(0, CLASSES, (19, 5, PER_BLOCK))
     parts = [
         predictions.from_outputs(

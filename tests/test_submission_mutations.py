@@ -5,11 +5,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from comp.competition import checking, spec
+from comp.competition import checking
 from comp.competition.spec import SubmissionFormat
+from comp.results import blocks
 from comp.runtime.errors import SubmissionError
 
-WANTED = SubmissionFormat(spec.blocks(range(2), range(1, 3), 3), texts=tuple(map(str, range(12))))
+WANTED = SubmissionFormat(blocks.block_grid(range(2), range(1, 3), 3), texts=tuple(map(str, range(12))))
 IDS = [f"distortion{d:02d}_{s}_{i}" for d in range(2) for s in range(1, 3) for i in range(3)]
 MUTATIONS = 10_000
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comp.competition import doubts, formats, spec, submission, unseen, verdicts
+from comp.competition import doubts, formats, submission, unseen, verdicts
 from comp.competition.spec import Competition, Sample, SubmissionFormat
 from comp.config import SubmissionConfig
-from comp.predictions import Predictions, from_outputs
+from comp.results import blocks, runs
+from comp.results.predictions import Predictions, from_outputs
 from comp.runtime.errors import SubmissionError
 from tests.conftest import Result
 
 Comp = Callable[..., Result]
-LAYOUT = spec.blocks(range(3), range(1, 3), 100)
+LAYOUT = blocks.block_grid(range(3), range(1, 3), 100)
 WANTED = SubmissionFormat(LAYOUT, texts=tuple("01234"))
 TRUTH = np.random.default_rng(0).integers(0, 5, 600)
 EVEN = [200] * 5  # training images of each class
@@ -105,7 +106,7 @@ def test_check_says_what_it_doubts_and_refuses_what_misleads(tmp_path: Path, com
 
 def test_check_without_a_format_says_how_to_give_one(tmp_path: Path, comp: Comp) -> None:
     path = written(tmp_path / "a.csv", guess(0))
-    submission.sidecar_path(path).unlink()
+    runs.sidecar_path(path).unlink()
     assert "give --format CONFIG" in comp("check", path).err
     assert "no such submission" in comp("check", tmp_path / "none.csv").err
 

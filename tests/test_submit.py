@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from comp import runs
-from comp.competition import kaggle_client, scores, sending, spec, submission
+from comp.competition import kaggle_client, scores, sending, submission
 from comp.competition.spec import SubmissionFormat
 from comp.config import Config
-from comp.predictions import from_outputs
-from comp.run_metrics import RunMetrics
+from comp.results import blocks, runs
+from comp.results.predictions import from_outputs
+from comp.results.run_metrics import RunMetrics
 from comp.runtime.errors import Interrupted, RunError, SubmissionError
 from tests.conftest import Result
 
 Comp = Callable[..., Result]
-WANTED = SubmissionFormat(spec.blocks(range(2), range(1, 3), 30), texts=("0", "1", "2", "3"))
+WANTED = SubmissionFormat(blocks.block_grid(range(2), range(1, 3), 30), texts=("0", "1", "2", "3"))
 needs_kaggle = pytest.mark.skipif(
     importlib.util.find_spec("kaggle") is None, reason="the kaggle extra is not installed: pip install 'comp[kaggle]'"
 )

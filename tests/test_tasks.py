@@ -2,12 +2,12 @@
 
 import pytest
 
-from comp import decisions, predictions
 from comp.competition.answers import ANSWERS
 from comp.config.tasks import TASKS, metric_name, task
 from comp.data.division import STRATIFIERS
 from comp.ensembling.methods import METHODS
-from comp.metrics import METRICS
+from comp.results import decisions, predictions
+from comp.results.metrics import METRICS
 from comp.runtime.errors import ConfigError
 from comp.training.losses import LOSSES
 

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from comp import config as configs
-from comp import pipeline, predicting, runs
+from comp import pipeline, predicting
 from comp.config import Config
 from comp.data import cache
 from comp.data.dataset import Dataset, open_dataset
+from comp.results import runs
 from comp.runtime import cores, device
 from comp.runtime.errors import ConfigError, Interrupted, RunError
 from comp.training import timing

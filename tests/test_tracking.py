@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from comp import config as configs
-from comp import pipeline, predictions, runs
+from comp import pipeline
 from comp.config import TrackConfig
+from comp.results import predictions, runs
 from comp.runtime.errors import ConfigError, Interrupted
 from comp.tracking import login, state, told, upload
 from comp.training.stopping import Stop

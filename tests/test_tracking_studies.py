@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from comp import runs
-from comp.runs import Run
+from comp.results import runs
+from comp.results.runs import Run
 from comp.tracking import state
 from tests.conftest import Result
 from tests.test_tracking import assert_secret, log_in, table

@@ -11,7 +11,8 @@ import pytest
 import safetensors.numpy
 
 from comp import config as configs
-from comp import pipeline, predictions, runs
+from comp import pipeline
+from comp.results import predictions, runs
 from comp.runtime.errors import Interrupted
 from tests.conftest import Result, small_config, write_arrays, write_config
 

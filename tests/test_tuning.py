@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from comp import config as configs
-from comp import leaderboard, runs
+from comp.results import leaderboard, runs
 from comp.runtime.errors import ConfigError, Interrupted, StudyError
 from comp.tuning import objectives, opening, search, showing
 from comp.tuning.pruners import PRUNERS

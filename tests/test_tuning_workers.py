@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from comp import config as configs
-from comp import runs
+from comp.results import runs
 from comp.runtime.errors import StudyError
 from comp.tuning import opening, recovery, search
 from comp.tuning.study import Study, reason_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from comp import runs
+from comp.results import runs
 from tests.conftest import REPOSITORY, small_config, write_config
 
 PAGE = (REPOSITORY / "docs/TWO_GPUS.md").read_text()

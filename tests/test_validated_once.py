@@ -9,7 +9,7 @@ import pytest
 from comp import building, pipeline, predicting
 from comp import config as configs
 from comp.predicting import Loaded
-from comp.runs import Run
+from comp.results.runs import Run
 from comp.runtime.errors import Interrupted
 from comp.training.fit import Epoch
 from tests.conftest import interrupt_at

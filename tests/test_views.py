@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from comp import predictions
 from comp.data.splits import Split
 from comp.inference.predict import predict
 from comp.inference.variants import Variant, share_of
 from comp.inference.views import VIEWS, check_size, least_confident, views
+from comp.results import predictions
 from comp.runtime import device
 from comp.runtime.errors import ConfigError
 from tests.conftest import Result

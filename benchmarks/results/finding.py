@@ -9,10 +9,10 @@ from pathlib import Path
 
 from benchmarks.results.rows import Row
 from comp import config as configs
-from comp import diagnosis, predictions, runs
 from comp.config import Config
-from comp.run_metrics import RunMetrics
-from comp.runs import Run
+from comp.results import diagnostics, predictions, runs
+from comp.results.run_metrics import RunMetrics
+from comp.results.runs import Run
 from comp.runtime.errors import UserError
 
 CONFIGS = Path("configs/coursework")
@@ -156,7 +156,7 @@ def _accuracy(metrics: RunMetrics) -> float:
 
 
 def _precision(run: Run) -> float:
-    found = diagnosis.diagnose(predictions.load(run.predictions_path("test")))
+    found = diagnostics.diagnose(predictions.load(run.predictions_path("test")))
     return float(found["weighted"]["precision"])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.results import pictures
 from benchmarks.results.finding import CONFIGS, Outcome, Runs, within_noise
 from benchmarks.results.rows import ROWS, Row
-from comp import plots, runs
+from comp.results import plots, runs
 from comp.runtime.errors import RunError
 
 PAGE = Path("docs/RESULTS.md")

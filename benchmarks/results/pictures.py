@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from comp import runs
+from comp.results import runs
 
 Bars = Mapping[str, Sequence[float | None]]  # label -> a value for each group, None where there is none
 

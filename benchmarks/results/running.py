@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.results.children import Children, stoppable
 from benchmarks.results.finding import CONFIGS, FIRST_PRINCIPLES, Runs
 from benchmarks.results.rows import ROWS, Row
-from comp import runs
+from comp.results import runs
 from comp.runtime.device import default_threads
 from comp.runtime.errors import ConfigError, unknown
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from comp import class_names, predictions
 from comp.competition import shown, spelling
 from comp.competition.answers import ANSWERS
-from comp.competition.spec import Block, Competition, Sample, SubmissionFormat
+from comp.competition.spec import Competition, Sample, SubmissionFormat
 from comp.competition.spelling import Spelling
 from comp.config.tasks import TASKS
-from comp.metrics import Metric, metric
+from comp.results import class_names, predictions
+from comp.results.blocks import Block
+from comp.results.metrics import Metric, metric
 from comp.runtime.errors import SubmissionError
 
 _EXAMPLES = 3  # rows shown before training

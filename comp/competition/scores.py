@@ -4,10 +4,9 @@ import math
 import time
 from pathlib import Path
 
-from comp import metrics, runs
-from comp.competition import submission as submissions
-from comp.run_metrics import LeaderboardScore
-from comp.runs import Run
+from comp.results import metrics, runs
+from comp.results.run_metrics import LeaderboardScore
+from comp.results.runs import Run
 from comp.runtime.errors import SubmissionError
 
 _WRITE_AGAIN = "write the submission again: comp predict RUN -o CSV --force"
@@ -74,7 +73,7 @@ def record_submission(
         SubmissionError: no such submission or no sidecar, another file than the sidecar tells of, or no such score.
         RunError: its run is gone, not complete, or being written.
     """
-    beside = submissions.sidecar_path(path)
+    beside = runs.sidecar_path(path)
     if public is None and private is None:
         raise SubmissionError(f"{path}: no score is given; for example: --public 0.573")
     if not 0 < public_share <= 1:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from comp import runs
-from comp.competition import scores, submission
+from comp.competition import scores
+from comp.results import runs
 from comp.runtime.errors import SubmissionError
 from comp.runtime.progress import Progress, quiet
 
@@ -65,7 +65,7 @@ def send(
     Raises:
         SubmissionError: it was sent before, the site refuses it or finds it wrong, or the score does not come in time.
     """
-    beside = submission.sidecar_path(path)
+    beside = runs.sidecar_path(path)
     sidecar = runs.read_json(beside) if beside.exists() else {}
     digest = runs.sha256(path)
     sent = [row for row in sidecar.get("sent", ()) if (row["sha256"], row["competition"]) == (digest, competition)]

@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
-from comp import class_names
 from comp.competition.spec import Competition, Sample
 from comp.config.tasks import TASKS
-from comp.metrics import metric
+from comp.results import class_names
+from comp.results.metrics import metric
 from comp.runtime.errors import SubmissionError
 
 WHOLE = re.compile(r"0|[1-9][0-9]*", re.ASCII)

@@ -1,73 +1,14 @@
 """What is competed in: classes, image shape, metric, the suite's layout of blocks and what a submission looks like."""
 
-import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from comp.config import SubmissionConfig, SuiteConfig
-
-# The challenge's 19 distortions; a file's number is the place here.
-DISTORTIONS = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
-    "speckle_noise",
-    "gaussian_blur",
-    "spatter",
-    "saturate",
-)
-
-
-def sidecar_path(path: Path) -> Path:
-    """Return where a submission's sidecar lies, the JSON file that traces it to its run."""
-    return path.with_suffix(".json")
-
-
-@dataclass(frozen=True)
-class Block:
-    """One (distortion, severity) of a suite.
-
-    Attributes:
-        distortion: the file's number, from 0.
-        severity: 1 (mild) to 5.
-        count: images in it.
-    """
-
-    distortion: int
-    severity: int
-    count: int
-
-    @property
-    def name(self) -> str:
-        """`distortion00_1`."""
-        return f"distortion{self.distortion:02d}_{self.severity}"
-
-    def ids(self) -> NDArray[np.str_]:
-        """Return [count] ids, `distortion00_1_0` ..."""
-        return np.strings.add(f"{self.name}_", _numbers(self.count))
-
-
-@functools.lru_cache(maxsize=4)  # a suite's blocks are mostly of one size
-def _numbers(count: int) -> NDArray[np.str_]:
-    """Return `0`, `1` ... as text no wider than the last."""
-    return np.arange(count).astype(f"U{len(str(max(count - 1, 0)))}")
+from comp.results.blocks import Block, block_grid
 
 
 @dataclass(frozen=True)
@@ -187,7 +128,7 @@ class Competition:
 
     Attributes:
         name: names folders and files.
-        metric: a row of `comp.metrics.METRICS`; never `auto`.
+        metric: a row of `comp.results.metrics.METRICS`; never `auto`.
         classes: class names in label order.
         image_shape: (C, H, W) of what the model sees.
         blocks: what a submission covers, in its order; empty where there are no blocks.
@@ -230,9 +171,4 @@ def suite_blocks(config: SuiteConfig, test_images: int) -> tuple[Block, ...]:
     count = config.images_per_block or test_images
     if config.source == "corrupt_test":
         count = min(count, test_images)
-    return blocks(range(config.files), range(1, config.severities + 1), count)
-
-
-def blocks(distortions: Iterable[int], severities: Sequence[int], count: int) -> tuple[Block, ...]:
-    """Return blocks of `count` images: distortions, and within each its severities."""
-    return tuple(Block(distortion, severity, count) for distortion in distortions for severity in severities)
+    return block_grid(range(config.files), range(1, config.severities + 1), count)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
 
-from comp import class_names
+from comp.results import class_names
 from comp.runtime.errors import SubmissionError, nearest
 
 _KEY = "submission.labels"

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from comp import runs
 from comp.competition.answers import ANSWERS, quoted
 from comp.competition.spec import SubmissionFormat
-from comp.competition.spec import sidecar_path as sidecar_path
-from comp.predictions import Predictions
-from comp.runs import Run
+from comp.results import runs
+from comp.results.predictions import Predictions
+from comp.results.runs import Run
+from comp.results.runs import sidecar_path as sidecar_path
 from comp.runtime.errors import RunError, SubmissionError
 
 _CHUNK_ROWS = 100_000  # whose probabilities are in memory at a time

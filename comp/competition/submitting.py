@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comp import runs
 from comp.competition import checking, formats, submission
 from comp.competition.spec import Competition
-from comp.predictions import Predictions
-from comp.runs import Run
+from comp.results import runs
+from comp.results.predictions import Predictions
+from comp.results.runs import Run
 
 
 def submit(

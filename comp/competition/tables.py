@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp import runs
+from comp.results import runs
 from comp.runtime.errors import SubmissionError, UserError
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from comp import runs
-from comp.competition import answers, formats, samples, shown, submission, tables
+from comp.competition import answers, formats, samples, shown, tables
 from comp.competition.answers import NO_ANSWER
 from comp.competition.formats import Derived
 from comp.competition.spec import Sample, SubmissionFormat
+from comp.results import runs
 from comp.runtime.errors import SubmissionError, UserError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _beside(sample: Sample, submitted: Path) -> tuple[SubmissionFormat | None, t
     """Return the format of a CSV's sidecar, None where there is none or it is of something else; and what to say."""
     import pandas as pd
 
-    sidecar = submission.sidecar_path(submitted)
+    sidecar = runs.sidecar_path(submitted)
     if not sidecar.exists():
         return None, ()
     try:

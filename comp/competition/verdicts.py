@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from comp import runs
-from comp.competition import checking, doubts, formats, submission, tables
+from comp.competition import checking, doubts, formats, tables
 from comp.competition.doubts import Doubt
 from comp.competition.spec import SubmissionFormat
+from comp.results import runs
 from comp.runtime.errors import SubmissionError
 
 
@@ -61,7 +61,7 @@ def format_beside(path: Path) -> SubmissionFormat:
     Raises:
         SubmissionError: the submission is missing, or has no sidecar, or that was altered.
     """
-    sidecar = submission.sidecar_path(path)
+    sidecar = runs.sidecar_path(path)
     if not path.is_file():
         raise SubmissionError(f"{path}: no such submission")
     if not sidecar.exists():
@@ -94,7 +94,7 @@ def validate(
     checked = checking.check_table(cells := tables.read(path), form)
     if checked.table is None:
         return Verdict(path, len(cells), checked.problems, tuple(Doubt(note, "note") for note in notes))
-    beside = submission.sidecar_path(path)
+    beside = runs.sidecar_path(path)
     sidecar = runs.read_json(beside) if beside.exists() else {}
     findings = [Doubt(note, "note") for note in (*notes, *checked.notes)]
     findings += doubts.check_texts(_with_classes(form, sidecar), derived=bool(form.classes))

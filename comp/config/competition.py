@@ -127,7 +127,8 @@ class CompetitionConfig(Section):
     """A row of `comp.config.tasks.TASKS`: `single_label` (one class an image) or `multi_label` (any number of classes);
     auto: as the training labels show."""
     metric: str = "auto"
-    """What submissions are scored by: a row of `comp.metrics.METRICS`; auto: accuracy, or roc_auc of several labels."""
+    """What submissions are scored by: a row of `comp.results.metrics.METRICS`; auto: accuracy, or roc_auc of several
+    labels."""
     suite: SuiteConfig = SuiteConfig()
     submission: SubmissionConfig = SubmissionConfig()
     ood_validation: OODValidationConfig = OODValidationConfig()

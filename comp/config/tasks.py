@@ -1,7 +1,7 @@
 """Tasks: what kind of answer an image has, one row of `TASKS` each. Names and plain values only, without torch.
 
-The rooms that do the work look their own rows up by these names (`comp.predictions.ACTIVATIONS`,
-`comp.metrics.METRICS`, `comp.competition.answers.ANSWERS`, `comp.training.losses.LOSSES`, `comp.data.division`,
+The rooms that do the work look their own rows up by these names (`comp.results.predictions.ACTIVATIONS`,
+`comp.results.metrics.METRICS`, `comp.competition.answers.ANSWERS`, `comp.training.losses.LOSSES`, `comp.data.division`,
 `comp.ensembling.methods.METHODS`), so that none of them branches on a task's name.
 """
 
@@ -16,12 +16,12 @@ class TaskRow:
 
     Attributes:
         name: as `competition.task` spells it.
-        activation: outputs [N, K] -> probabilities [N, K]; a row of `comp.predictions.ACTIVATIONS`.
+        activation: outputs [N, K] -> probabilities [N, K]; a row of `comp.results.predictions.ACTIVATIONS`.
         shifted: whether a row of outputs may be shifted by a constant, and is stored as float16 with its maximum at 0.
         target_columns: whether targets are [N, K] of 0 and 1, one column for each class, instead of [N] class indices.
         loss: a row of `comp.training.losses.LOSSES`.
         consistency: whether views of one image can be held to agree (`train.consistency`).
-        metrics: rows of `comp.metrics.METRICS`; the first is what `competition.metric: auto` means.
+        metrics: rows of `comp.results.metrics.METRICS`; the first is what `competition.metric: auto` means.
         decision: how probabilities become a decision: `arg_max`, or `thresholds` for each class.
         answers: rows of `comp.competition.answers.ANSWERS` that a submission may hold.
         ensembles: rows of `comp.ensembling.methods.METHODS` that are defined for it.

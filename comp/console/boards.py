@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from comp.console.output import print_line, print_table
 
 if TYPE_CHECKING:
-    from comp.leaderboard import Group, Row
-    from comp.verdicts import Verdicts
+    from comp.results.analysis import Verdicts
+    from comp.results.leaderboard import Group, Row
 
 _MOST_DRAWN = 500  # rows of a drawn table
 
@@ -29,7 +29,7 @@ def print_leaderboard(rows: "Sequence[Row]", verdicts: "Verdicts", root: Any, to
 
     A score that is more than chance below the one above it is followed by `<`, one that may be chance by `~`.
     """
-    from comp import leaderboard  # loads NumPy, which the bars can do without
+    from comp.results import leaderboard  # loads NumPy, which the bars can do without
 
     if not rows:
         print_line(f"no complete runs under {root}; make one: comp run configs/quickstart.yaml")
@@ -100,7 +100,7 @@ def board_cells(row: "Row", rank: int, metrics: Sequence[str] = ()) -> dict[str,
 
 def print_groups(groups: "Sequence[Group]", by: str, rows: "Sequence[Row]", sort: str) -> None:
     """Print the groups of rows by what they have in common."""
-    from comp import leaderboard
+    from comp.results import leaderboard
 
     lines = [
         [str(group.value), f"{group.runs:,}", *map(_cell, (group.best, group.mean, group.deviation)), group.best_run]

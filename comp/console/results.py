@@ -9,10 +9,10 @@ from rich.table import Table
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from comp.predictions import Predictions
     from comp.rehearsal import Stage
-    from comp.run_metrics import AccuracyEstimate, RunMetrics, SplitScores
-    from comp.runs import Run
+    from comp.results.predictions import Predictions
+    from comp.results.run_metrics import AccuracyEstimate, RunMetrics, SplitScores
+    from comp.results.runs import Run
 
 from comp.console.output import out, print_line, print_note, print_table
 from comp.runtime.errors import RunError
@@ -165,7 +165,7 @@ def _evaluation_cells(name: str, found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _print_classes(name: str, classes: Sequence[Mapping[str, Any]]) -> None:
-    from comp.diagnosis import CLASS_SCORES  # loads NumPy, which the bars can do without
+    from comp.results.diagnostics import CLASS_SCORES  # loads NumPy, which the bars can do without
 
     columns = [key for key in CLASS_SCORES if key in classes[0]]
     heads = ["class", "images", *(CLASS_SCORES[key] for key in columns)]

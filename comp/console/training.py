@@ -7,7 +7,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from comp.models.surgery import Block
-    from comp.runs import Run
+    from comp.results.runs import Run
     from comp.training.fit import Epoch
     from comp.training.lr_find import Found
     from comp.training.timing import Choice

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.predictions import Targets
+from comp.results.predictions import Targets
 from comp.runtime.errors import DataError
 
 _MAGIC = b"\x93NUMPY"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from comp import runs
+from comp.results import runs
 from comp.runtime.errors import RunError
 
 FOLDER = ".comp-cache"

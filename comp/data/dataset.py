@@ -16,6 +16,7 @@ from comp.data.cache import remembered
 from comp.data.images import ImageFiles
 from comp.data.sources import Source, open_source
 from comp.data.splits import Split, Suite
+from comp.results.blocks import Block, block_grid
 from comp.runtime.errors import ConfigError, DataError
 from comp.runtime.progress import Progress, quiet
 
@@ -115,7 +116,7 @@ class Dataset:
         return split.take(self.sample(split, count), split.name)
 
 
-def _shorter(blocks: tuple[spec.Block, ...], count: int) -> tuple[spec.Block, ...]:
+def _shorter(blocks: tuple[Block, ...], count: int) -> tuple[Block, ...]:
     return tuple(replace(block, count=min(block.count, count)) for block in blocks)
 
 
@@ -261,5 +262,5 @@ def _open_ood_val(config: Config, val: Split | None) -> Suite | None:
     if val is None or not wanted.severities:
         return None
     count = min(wanted.per_block, len(val))
-    blocks = spec.blocks(suites.shifted_distortions(wanted), wanted.severities, count)
+    blocks = block_grid(suites.shifted_distortions(wanted), wanted.severities, count)
     return suites.corrupted("ood_val", val, blocks, seed=suites.seed_of("val", config.data.split_seed))

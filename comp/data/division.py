@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp import runs
 from comp.config import DataConfig
 from comp.config.tasks import TASKS
 from comp.data.cache import remembered
 from comp.data.duplicates import exact_groups
 from comp.data.sources.source import Source
 from comp.data.splits import Split, fingerprint
-from comp.predictions import Targets
+from comp.results import runs
+from comp.results.predictions import Targets
 from comp.runtime.errors import ConfigError, DataError, RunError
 from comp.runtime.progress import Progress, quiet
 

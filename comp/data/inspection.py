@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from comp import plots, runs
 from comp.augment import mixing, per_batch, policies, reading
 from comp.config import Config
 from comp.data import loading
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, channel_statistics
+from comp.results import plots, runs
 from comp.runtime import rng
 from comp.runtime.progress import Progress, quiet
 

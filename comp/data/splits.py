@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.competition.spec import Block
 from comp.data.images import ImageFiles
 from comp.data.ranges import type_scale
-from comp.predictions import Targets
+from comp.results.blocks import Block
+from comp.results.predictions import Targets
 from comp.runtime.progress import Progress, quiet
 
 _CHUNK_IMAGES = 512  # of a statistics pass: a memory map is never read whole

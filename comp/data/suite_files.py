@@ -15,13 +15,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from comp import plots, runs
-from comp.competition import spec
-from comp.competition.spec import DISTORTIONS, Block
 from comp.data import division, splits, suites
 from comp.data.corruptions import CORRUPTIONS, SEVERITIES
 from comp.data.dataset import Dataset
 from comp.data.splits import Split, Suite
+from comp.results import plots, runs
+from comp.results.blocks import DISTORTIONS, Block, block_grid
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress, quiet
 
@@ -94,7 +93,7 @@ def write_suite(
     kept = split.take(rows, split.name) if len(rows) < len(split) else split
     seed = suites.seed_of(split.name, seed)
     numbers = [DISTORTIONS.index(name) for name in names]
-    blocks = spec.blocks(numbers, severities, len(kept))
+    blocks = block_grid(numbers, severities, len(kept))
     manifest = _manifest(kept, rows.tolist(), seed, severities, made_of)
     _claim(folder, manifest, numbers)
     _check_space(folder, blocks, kept)

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from comp import runs
-from comp.competition.spec import DISTORTIONS, Block
-from comp.competition.spec import blocks as spec_blocks
 from comp.config import CompetitionConfig, OODValidationConfig, SuiteConfig
 from comp.data.arrays import open_images
 from comp.data.corruptions import COLOURED, corrupt, named
 from comp.data.downloads import fetch
 from comp.data.splits import Split, Suite
+from comp.results import runs
+from comp.results.blocks import DISTORTIONS, Block
+from comp.results.blocks import block_grid as spec_blocks
 from comp.runtime.errors import ConfigError, DataError
 from comp.runtime.progress import Progress
 

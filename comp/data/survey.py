@@ -18,7 +18,7 @@ from comp.data import archives, images, ranges
 from comp.data.cache import remembered
 from comp.data.images import ImageFiles
 from comp.data.splits import Split
-from comp.predictions import Targets
+from comp.results.predictions import Targets
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress
 

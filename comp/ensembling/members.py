@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from comp import predictions
 from comp.ensembling.spaces import SPACES, Space, Stack
-from comp.predictions import Predictions, Targets
+from comp.results import predictions
+from comp.results.predictions import Predictions, Targets
 from comp.runtime.errors import RunError
 
 _CHUNK_ROWS = 20_000  # a suite's members are never float32 all at once

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from comp.config.tasks import TaskRow
 from comp.ensembling.scoring import Scorer
 from comp.ensembling.spaces import LEAST_LOG, Probabilities, Space, Stack, Values
-from comp.predictions import Targets
+from comp.results.predictions import Targets
 from comp.runtime.errors import ConfigError, unknown
 
 Labels = NDArray[np.int64]

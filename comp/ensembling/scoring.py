@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from comp import decisions, metrics, predictions
 from comp.config.tasks import TASKS
 from comp.ensembling.members import Sample
 from comp.ensembling.spaces import SPACES, Probabilities
-from comp.predictions import Predictions, Targets
+from comp.results import decisions, metrics, predictions
+from comp.results.predictions import Predictions, Targets
 
 Thresholds = NDArray[np.float32]  # [C]
 
@@ -20,7 +20,7 @@ class Scorer:
     """The competition's metric as a function of probabilities, higher being better.
 
     Attributes:
-        metric: a row of `comp.metrics.METRICS`.
+        metric: a row of `comp.results.metrics.METRICS`.
         classes: the columns.
         task: a row of `comp.config.tasks.TASKS`.
         thresholds: that decide; None: tuned on what is scored, where the metric needs them.

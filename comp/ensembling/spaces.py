@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.predictions import Outputs, Targets
+from comp.results.predictions import Outputs, Targets
 
 Values = NDArray[np.float32]  # [N, C] of one member
 Stack = NDArray[np.float32]  # [M, N, C] of M members

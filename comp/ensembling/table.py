@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp import metrics, predictions
 from comp.ensembling.members import Sample, chunks, row_thresholds
 from comp.ensembling.methods import FitData, Fitted, Method
 from comp.ensembling.scoring import Scorer
 from comp.ensembling.spaces import Values
-from comp.predictions import Predictions, Targets
+from comp.results import metrics, predictions
+from comp.results.predictions import Predictions, Targets
 from comp.runtime.errors import ConfigError
 from comp.runtime.progress import Progress, quiet
 
@@ -39,7 +39,7 @@ class Comparison:
 
     Attributes:
         split: what it is scored and fitted on.
-        metric: the competition's, a row of `comp.metrics.METRICS`.
+        metric: the competition's, a row of `comp.results.metrics.METRICS`.
         images: how many rows that has.
         folds: how many it was cut into.
         members: each on all of it, with its weight where the method has weights.
@@ -186,7 +186,7 @@ def compare(
         crossed: the method fitted on every fold's others.
         whole: fitted on all of it.
         held_out: from `out_of_fold`.
-        metric: a row of `comp.metrics.METRICS`.
+        metric: a row of `comp.results.metrics.METRICS`.
     """
     weights = whole.weights or (None,) * len(sample.members)
     members = [

@@ -4,8 +4,8 @@ import csv
 import io
 from pathlib import Path
 
-from comp import predictions, runs
-from comp.predictions import Predictions
+from comp.results import predictions, runs
+from comp.results.predictions import Predictions
 from comp.runtime.errors import SubmissionError
 
 Rows = list[list[str]]

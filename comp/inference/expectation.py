@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.competition.spec import DISTORTIONS
 from comp.data.corruptions import CORRUPTIONS
-from comp.diagnosis import confidences
-from comp.predictions import Predictions, distortion_and_severity
+from comp.results.blocks import DISTORTIONS, distortion_and_severity
+from comp.results.diagnostics import confidences
+from comp.results.predictions import Predictions
 
 _COVERED = 0.9  # of left-out families' blocks
 

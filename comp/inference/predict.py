@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from comp import predictions, runs
-from comp.competition.spec import Block
 from comp.data import loading
 from comp.data.splits import Split, Suite
 from comp.inference import adapt
 from comp.inference.folding import Folding
 from comp.inference.variants import PLAIN, Variant
 from comp.inference.views import View, least_confident, views
-from comp.predictions import Predictions
+from comp.results import predictions, runs
+from comp.results.blocks import Block
+from comp.results.predictions import Predictions
 from comp.runtime.device import Execution
 from comp.runtime.errors import RunError
 from comp.runtime.progress import Progress, quiet

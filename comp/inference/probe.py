@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from comp import predictions
 from comp.config.tasks import TASKS
 from comp.data.splits import Split
 from comp.models.classifier import Classifier
-from comp.predictions import Predictions, Targets
+from comp.results import predictions
+from comp.results.predictions import Predictions, Targets
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, DataError, unknown
 from comp.runtime.progress import Progress, quiet

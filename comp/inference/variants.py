@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from comp import predictions
 from comp.config import PredictConfig
 from comp.config.tasks import TASKS
 from comp.inference.views import views
+from comp.results import predictions
 from comp.runtime.errors import ConfigError
 
 DEFAULT_ALPHA = PredictConfig().alpha

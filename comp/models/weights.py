@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from comp import runs
+from comp.results import runs
 from comp.runtime.errors import ModelError
 
 State = dict[str, Tensor]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import filelock
 
-from comp import runs
-from comp.runs import Run
+from comp.results import runs
+from comp.results.runs import Run
 from comp.runtime.errors import RunError
 
 

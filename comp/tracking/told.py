@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comp import predictions
-from comp.predictions import Predictions
-from comp.run_metrics import RunMetrics
-from comp.runs import Run
+from comp.results import predictions
+from comp.results.predictions import Predictions
+from comp.results.run_metrics import RunMetrics
+from comp.results.runs import Run
 from comp.runtime.errors import RunError
 
 # A column of history.csv -> its name in W&B, and what its summary keeps.

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from comp.config import TrackConfig
-from comp.runs import Run
+from comp.results.runs import Run
 from comp.tracking import login
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from comp import diagnosis, plots, runs
 from comp.config import TrackConfig
-from comp.runs import Run
+from comp.results import diagnostics, plots, runs
+from comp.results.runs import Run
 from comp.tracking import login, state, told
 from comp.tracking.told import Table
 from comp.tracking.tracker import Tracker
@@ -132,8 +132,8 @@ class Tracked(Tracker):
         if predicted is None or predicted.targets is None:
             return
         with self._harmless():
-            rows = diagnosis.worst(predicted, _MOST_MISTAKES)
-            titles = np.array([diagnosis.mistake_title(predicted, int(row)) for row in rows], np.str_)
+            rows = diagnostics.worst(predicted, _MOST_MISTAKES)
+            titles = np.array([diagnostics.mistake_title(predicted, int(row)) for row in rows], np.str_)
             arrays = {"images": plots.visible(np.asarray(images[rows])), "ids": predicted.ids[rows], "titles": titles}
             runs.write_arrays(state.folder_of(run) / "mistakes.npz", arrays)
 

@@ -17,7 +17,7 @@ import torch
 
 from comp.config import Config, seconds_of
 from comp.data.dataset import Dataset
-from comp.runs import Run
+from comp.results.runs import Run
 from comp.runtime.device import Execution
 from comp.training import validation
 from comp.training.schedules import Plan

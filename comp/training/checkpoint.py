@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from comp.runs import Run
+from comp.results.runs import Run
 from comp.runtime.errors import RunError
 
 

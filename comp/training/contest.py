@@ -10,7 +10,7 @@ from comp.data.dataset import Dataset
 from comp.models import averaging, weights
 from comp.models.averaging import Average
 from comp.models.classifier import Classifier
-from comp.runs import Run, sha256, sha256_of
+from comp.results.runs import Run, sha256, sha256_of
 from comp.runtime.device import Execution
 from comp.runtime.progress import Progress
 from comp.training import validation

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from comp.config import Config
 from comp.data.dataset import Dataset
 from comp.models.classifier import Classifier
-from comp.runs import Run
+from comp.results.runs import Run
 from comp.runtime.device import Execution, Forward
 from comp.runtime.errors import ConfigError, Interrupted, RunError, UserError
 from comp.runtime.progress import Progress

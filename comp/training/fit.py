@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comp import runs
 from comp.augment import mixing, per_batch
 from comp.data.loading import Batch
 from comp.models import weights, zoo
+from comp.results import runs
 from comp.runtime import rng
 from comp.runtime.errors import Interrupted, NotFiniteError
 from comp.runtime.progress import Progress, quiet

@@ -16,7 +16,7 @@ from comp.data.dataset import Dataset
 from comp.data.loading import Batch
 from comp.models import zoo
 from comp.models.classifier import Classifier
-from comp.runs import Run
+from comp.results.runs import Run
 from comp.runtime import rng
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, RunError

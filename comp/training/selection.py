@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from comp import metrics
 from comp.config import Config
+from comp.results import metrics
 
 _SHIFTED_SUITES = ("corrupt_test", "distortion_files")  # of competition.suite.source
 
@@ -59,7 +59,7 @@ class Selector:
 
     Attributes:
         name: a row of SELECTIONS, never `auto`.
-        metric: the competition's, a row of `comp.metrics.METRICS`.
+        metric: the competition's, a row of `comp.results.metrics.METRICS`.
     """
 
     name: str

@@ -21,7 +21,7 @@ from comp.data.dataset import Dataset
 from comp.data.loading import Loader
 from comp.models import averaging
 from comp.models.classifier import Classifier
-from comp.runs import Run
+from comp.results.runs import Run
 from comp.runtime.device import Execution, Forward
 from comp.runtime.progress import Progress, quiet
 from comp.training import budget, consistency, losses, optim, resolution, schedules

@@ -21,7 +21,6 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from comp import runs
 from comp.config import Config, seconds_of
 from comp.config.tasks import TASKS
 from comp.data import loading
@@ -29,6 +28,7 @@ from comp.data.cache import user_folder
 from comp.data.dataset import Dataset
 from comp.data.images import ImageFiles, reading_workers
 from comp.data.loading import Transform
+from comp.results import runs
 from comp.runtime import device
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, RunError

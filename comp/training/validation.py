@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from comp import decisions, metrics
-from comp.competition.spec import DISTORTIONS
 from comp.config import Config
 from comp.data.dataset import Dataset
 from comp.data.splits import Split, Suite
 from comp.inference.predict import predict
-from comp.predictions import Predictions
+from comp.results import decisions, metrics
+from comp.results.blocks import DISTORTIONS
+from comp.results.predictions import Predictions
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError
 from comp.runtime.progress import Progress

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.trial import TrialState
 
-from comp import runs
+from comp.results import runs
 from comp.tuning import confirming, objectives
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 import contextlib
 from pathlib import Path
 
-from comp import runs
-from comp.runs import Run
+from comp.results import runs
+from comp.results.runs import Run
 from comp.runtime.errors import RunError
 from comp.tuning import confirming
 from comp.tuning.study import SHEDS, Study

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from comp import metrics
 from comp.config import Config
-from comp.run_metrics import RunMetrics
+from comp.results import metrics
+from comp.results.run_metrics import RunMetrics
 from comp.runtime.errors import ConfigError, unknown
 from comp.training.selection import selection
 

@@ -12,8 +12,8 @@ import optuna
 import yaml
 
 from comp import config as configs
-from comp import runs
 from comp.config import Config, space
+from comp.results import runs
 from comp.runtime.errors import ConfigError, StudyError, UserError, nearest
 from comp.tuning import objectives, pruners, samplers
 from comp.tuning.storage import default_url, open_store

@@ -13,8 +13,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from comp import config as configs
-from comp import runs
 from comp.config import space
+from comp.results import runs
 from comp.tuning import confirming, drawing, objectives
 from comp.tuning.confirming import Confirmed
 from comp.tuning.study import Study, reason_of

@@ -11,7 +11,7 @@ import filelock
 import optuna
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 
-from comp import runs
+from comp.results import runs
 from comp.runtime.errors import ConfigError, StudyError
 from comp.tuning import recovery
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from comp.runs import Run
+from comp.results.runs import Run
 from comp.tracking import login, state, told, upload
 from comp.tracking.told import Table
 from comp.tuning import confirming

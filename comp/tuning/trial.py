@@ -19,7 +19,7 @@ from optuna.trial import Trial
 from comp import pipeline
 from comp.config import Config, seconds_of
 from comp.data.dataset import Dataset, open_dataset
-from comp.runs import Run
+from comp.results.runs import Run
 from comp.runtime.errors import Interrupted, RunError
 from comp.runtime.progress import Progress
 from comp.tracking.tracker import Tracker

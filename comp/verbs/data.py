@@ -110,8 +110,8 @@ def corrupt(
     """
     from comp import config as configs
     from comp import console
-    from comp.competition.spec import DISTORTIONS
     from comp.data import corruptions, inspection, suite_files
+    from comp.results.blocks import DISTORTIONS
 
     loaded = configs.load(config, overrides or [])
     names = corruptions.named(only, "--only") if only else DISTORTIONS

@@ -20,7 +20,7 @@ from comp.verbs.options import (
 
 if TYPE_CHECKING:
     from comp.ensembling.table import Comparison, Row
-    from comp.runs import Run
+    from comp.results.runs import Run
 
 
 def ensemble(

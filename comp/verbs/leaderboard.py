@@ -8,7 +8,7 @@ import typer
 from comp.verbs.options import RUNS, AsJson, RunsRoot
 
 if TYPE_CHECKING:
-    from comp.leaderboard import Row
+    from comp.results.leaderboard import Row
 
 
 def leaderboard(
@@ -35,8 +35,9 @@ def leaderboard(
     """
     if context.invoked_subcommand is not None:
         return
-    from comp import console, verdicts
-    from comp import leaderboard as board
+    from comp import console
+    from comp.results import analysis
+    from comp.results import leaderboard as board
     from comp.runtime.errors import ConfigError, RunError
 
     if as_json + as_csv + as_md > 1:
@@ -56,7 +57,7 @@ def leaderboard(
         console.print_spelled(lines, [heads.get(name, name) for name in board.COLUMNS], spelling)
     else:
         one = len({row.competition for row in rows}) == 1
-        told = verdicts.judge(rows, sort) if one else verdicts.silent(rows)
+        told = analysis.judge(rows, sort) if one else analysis.silent(rows)
         console.print_leaderboard(rows, told, runs, top, sort)
         if rows and not one:
             console.print_line("of several competitions; one of them, with --competition, can be told more of")
@@ -95,7 +96,7 @@ def _print_groups(rows: "list[Row]", by: str, sort: str, spelling: str) -> None:
     from dataclasses import asdict
 
     from comp import console
-    from comp import leaderboard as board
+    from comp.results import leaderboard as board
 
     groups = board.groups(rows, by, sort)
     lines = [asdict(group) for group in groups]
@@ -111,8 +112,9 @@ def _tell(rows: "list[Row]", root: Path, sort: str, *, sync: bool, push: bool) -
     """Bring the table and what was kept offline to W&B; what is said of it is no part of the listing."""
     if not (sync or push):
         return
-    from comp import console, runs
-    from comp import leaderboard as board
+    from comp import console
+    from comp.results import leaderboard as board
+    from comp.results import runs
     from comp.runtime.errors import ConfigError
     from comp.tracking import login, upload
     from comp.tracking.told import Table

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from comp.runs import Run
+    from comp.results.runs import Run
 
 
 def expanded(param: typer.CallbackParam, value: Any) -> Any:
@@ -68,8 +68,8 @@ def opened_runs(words: list[str]) -> "list[Run]":
 
     A word with `=` is an override; a folder with `=` in its name is written with its path: `./a=b`.
     """
-    from comp import runs
     from comp.config.yaml_io import user_path
+    from comp.results import runs
     from comp.runtime.errors import RunError
 
     overrides = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]

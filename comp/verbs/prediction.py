@@ -24,7 +24,7 @@ from comp.verbs.options import (
 
 if TYPE_CHECKING:
     from comp.predicting import Predicted
-    from comp.run_metrics import SplitScores
+    from comp.results.run_metrics import SplitScores
 
 
 def predict(
@@ -147,7 +147,7 @@ def evaluate(
     Example: comp evaluate runs/quickstart/20260101-120000-quickstart --views flip
     """
     from comp import console, evaluating
-    from comp import runs as run_folders
+    from comp.results import runs as run_folders
 
     found = opened_run(words)
     other = run_folders.open_run(baseline) if baseline else None

@@ -9,7 +9,7 @@ from comp.verbs.options import AsJson
 
 if TYPE_CHECKING:
     from comp.config import Config
-    from comp.runs import Run
+    from comp.results.runs import Run
 
 
 def report(
@@ -25,8 +25,8 @@ def report(
     Example: comp report runs/quickstart/20260101-120000-quickstart -o report.html
     """
     from comp import console
-    from comp import report as reports
-    from comp import runs as run_folders
+    from comp.results import report as reports
+    from comp.results import runs as run_folders
 
     run_folders.demand_writable(output)
     found = reports.find(paths)
@@ -40,16 +40,17 @@ def report(
 
 def _config(path: Path) -> "Config":
     from comp import config as configs
-    from comp import runs as run_folders
+    from comp.results import runs as run_folders
 
     return run_folders.open_run(path).config() if path.is_dir() else configs.load(path)
 
 
 def _evaluate(run: "Run") -> None:
     """Diagnose a run that was not since its last scores; where its data or weights are gone, go on without."""
-    from comp import console, diagnosis
+    from comp import console
+    from comp.results import diagnostics
 
-    stored = run.path / diagnosis.FILE
+    stored = run.path / diagnostics.FILE
     if stored.is_file() and stored.stat().st_mtime_ns >= (run.path / "metrics.json").stat().st_mtime_ns:
         return
     from comp import evaluating

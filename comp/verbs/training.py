@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from comp.config import Config
     from comp.data.dataset import Dataset
     from comp.models.classifier import Classifier
-    from comp.run_metrics import RunMetrics
-    from comp.runs import Run
+    from comp.results.run_metrics import RunMetrics
+    from comp.results.runs import Run
     from comp.tracking.tracker import Tracker
     from comp.training.distributed import Alone
 
@@ -72,7 +72,7 @@ def run(
     with importing():
         from comp import config as configs
         from comp import console, pipeline, predicting
-        from comp import runs as run_folders
+        from comp.results import runs as run_folders
         from comp.tracking import tracker as trackers
         from comp.training import distributed
 
@@ -116,7 +116,7 @@ def train(
         return
     with importing():
         from comp import console, pipeline
-        from comp import runs as run_folders
+        from comp.results import runs as run_folders
         from comp.runtime import signals
         from comp.training import distributed
 
@@ -153,8 +153,9 @@ def lr_find(
     Example: comp lr-find configs/quickstart.yaml --steps 100
     """
     from comp import config as configs
-    from comp import console, pipeline, plots
-    from comp import runs as run_folders
+    from comp import console, pipeline
+    from comp.results import plots
+    from comp.results import runs as run_folders
 
     run_folders.demand_writable(output, suffix=".png")
     with configs.blamed(overrides or []), console.bars() as progress:
@@ -185,7 +186,7 @@ def _where_data_lie(
 
     The first of them stands in the config's place on the command line.
     """
-    from comp import runs as run_folders
+    from comp.results import runs as run_folders
 
     texts = [*([str(config)] if config else []), *(overrides or [])]
     if resume and texts and all(text.partition("=")[0] in run_folders.MOVABLE for text in texts):
@@ -230,8 +231,8 @@ def _is_finished(resume: Path, moved: list[str], as_json: bool, *, trained_only:
         trained_only: whether test and submission do not count.
     """
     from comp import console
-    from comp import runs as run_folders
     from comp.competition import submission
+    from comp.results import runs as run_folders
 
     run = run_folders.open_run(resume, moved)
     if not run.is_complete():
@@ -259,7 +260,7 @@ def _train_on(run: Path, overrides: str) -> str:
 
 def _wanted(config: Path | None, overrides: list[str] | None, of: Path | None) -> "Config":
     """Return the config of the run to go on with or to repeat, else the one that is given."""
-    from comp import runs as run_folders
+    from comp.results import runs as run_folders
 
     return run_folders.open_run(of).config() if of else _load_one(config, overrides)
 
@@ -270,7 +271,7 @@ def _train(
 ) -> "tuple[Any, Dataset]":  # fmt: skip
     from comp import config as configs
     from comp import console, pipeline
-    from comp import runs as run_folders
+    from comp.results import runs as run_folders
     from comp.runtime import device
 
     execution, name = None, Path(config or "run").stem

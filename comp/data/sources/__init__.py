@@ -23,7 +23,7 @@ from comp.data.sources.source import Source
 from comp.data.sources.subset import of_classes
 from comp.data.sources.tables import csv_images, csv_test
 from comp.data.splits import Split
-from comp.predictions import one_hot
+from comp.results.predictions import one_hot
 from comp.runtime.errors import ConfigError, DataError, unknown
 from comp.runtime.progress import Progress, quiet
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from comp import class_names
 from comp.competition import tables
 from comp.competition.spec import Sample
 from comp.config import CSVConfig
 from comp.data.sources.csv_tables import label_column_of, named_column
 from comp.data.sources.samples import class_order
-from comp.predictions import Targets
+from comp.results import class_names
+from comp.results.predictions import Targets
 from comp.runtime.errors import DataError
 
 if TYPE_CHECKING:

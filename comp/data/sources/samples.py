@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from comp import class_names
 from comp.competition import samples
 from comp.competition.spec import Sample
 from comp.config import DataConfig
 from comp.data.sources.listing import Listing
 from comp.data.splits import Split
 from comp.data.survey import files_split
+from comp.results import class_names
 from comp.runtime.errors import DataError, SubmissionError
 from comp.runtime.progress import Progress
 

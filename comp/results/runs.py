@@ -33,10 +33,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import filelock
 
 from comp import config as configs
-from comp import run_metrics
 from comp.config import Config
 from comp.config.yaml_io import user_path
-from comp.run_metrics import RunMetrics
+from comp.results import run_metrics
+from comp.results.run_metrics import RunMetrics
 from comp.runtime.errors import ConfigError, RunError, UserError, nearest
 
 if TYPE_CHECKING:
@@ -595,3 +595,8 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()
+
+
+def sidecar_path(path: Path) -> Path:
+    """Return where a submission's sidecar lies, the JSON file that traces it to its run."""
+    return path.with_suffix(".json")

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from comp import config as configs
-from comp import diagnosis, plots, runs
 from comp.config import Config
-from comp.run_metrics import RunMetrics, SplitScores
-from comp.runs import Run
+from comp.results import diagnostics, plots, runs
+from comp.results.run_metrics import RunMetrics, SplitScores
+from comp.results.runs import Run
 from comp.runtime.errors import RunError
 
 _MOST_RUNS = 40  # side by side; more could not be told apart
@@ -148,7 +148,7 @@ def _of_one(run: Run, baseline: Config | None) -> Iterable[str]:
     yield _expected(scores)
     yield _section("Curves", _picture(run, "curves", "losses, accuracies and learning rate by epoch"))
     yield _section("Layers", _picture(run, "norms", "gradient and weight norms by layer"))
-    evaluation = run.path / diagnosis.FILE
+    evaluation = run.path / diagnostics.FILE
     if evaluation.is_file():
         try:
             for name, values in runs.read_json(evaluation).items():
@@ -194,17 +194,17 @@ def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
     yield f'<div class="pictures">{drawn}</div>'
     pairs = [[_text(label), _text(answer), str(count)] for label, answer, count in values.get("confused", ())]
     yield _table(("label", "taken for", "images"), pairs) if pairs else ""
-    columns = [key for key in diagnosis.CLASS_SCORES if key in values["classes"][0]]
+    columns = [key for key in diagnostics.CLASS_SCORES if key in values["classes"][0]]
     classes = [
         [_text(row["name"]), f"{row['images']:,}", *("" if row[key] is None else _number(row[key]) for key in columns)]
         for row in values["classes"]
     ]
-    table = _table(("class", "images", *(diagnosis.CLASS_SCORES[key] for key in columns)), classes)
+    table = _table(("class", "images", *(diagnostics.CLASS_SCORES[key] for key in columns)), classes)
     yield f"<details><summary>by class</summary>{table}</details>"
 
 
 def _heat_map(by_block: Mapping[str, float]) -> str:
-    names, columns, table = diagnosis.grid(by_block)
+    names, columns, table = diagnostics.grid(by_block)
     rows = [
         [_text(name), *(_shaded(value) for value in row), _shaded(_mean(row))]
         for name, row in zip(names, table, strict=True)

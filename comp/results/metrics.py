@@ -13,11 +13,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from comp import class_names
-from comp.predictions import Predictions, distortion_and_severity
-from comp.run_metrics import Score, SplitScores
+from comp.results import class_names
+from comp.results.blocks import distortion_and_severity
+from comp.results.predictions import Predictions
+from comp.results.run_metrics import Score, SplitScores
+from comp.results.stats import Interval, mean_interval, ranks, wilson
 from comp.runtime.errors import ConfigError, unknown
-from comp.standings import Interval, mean_interval, ranks, wilson
 
 ColumnScore = Callable[[NDArray[np.float64], NDArray[np.bool_]], float]  # of one class's probabilities and truth [N]
 

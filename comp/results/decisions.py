@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from comp import metrics
-from comp.predictions import Predictions
+from comp.results import metrics
+from comp.results.predictions import Predictions
 
 _FOLDS = 5
 _CANDIDATES = 200  # of a common threshold where the best one has no closed form

@@ -132,7 +132,7 @@ class RunMetrics(_Part):
         task: a row of `comp.config.tasks.TASKS`.
         run: `<competition>/<time>-<name>`.
         competition: its name.
-        metric: the competition's, a row of `comp.metrics.METRICS`.
+        metric: the competition's, a row of `comp.results.metrics.METRICS`.
         selected_by: what the best weights were selected by, empty where nothing was selected.
         best: of the weights that predict.
         final: of the last epoch's weights.

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp import metrics
-from comp.competition.spec import DISTORTIONS
-from comp.predictions import Predictions, distortion_and_severity
+from comp.results import metrics
+from comp.results.blocks import DISTORTIONS, distortion_and_severity
+from comp.results.predictions import Predictions
 from comp.runtime.errors import RunError
 
 FILE = "evaluation.json"  # where a run keeps its diagnoses

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp import runs
 from comp.config import PredictConfig
 from comp.config.tasks import TASKS, TaskRow
+from comp.results import runs
 from comp.runtime.errors import NotFiniteError, RunError, UserError
 
 VERSION = 2
@@ -165,12 +165,6 @@ class Predictions:
             made_by=self.made_by,
             thresholds=thresholds[rows] if thresholds is not None and thresholds.ndim == 2 else thresholds,
         )
-
-
-def distortion_and_severity(block: str) -> tuple[int, int]:
-    """Return what a block's name tells: of `distortion00_1` 0 and 1."""
-    distortion, _, severity = block.removeprefix("distortion").partition("_")
-    return int(distortion), int(severity)
 
 
 def one_hot(indices: NDArray[np.int64], count: int) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp import runs
+from comp.results import runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

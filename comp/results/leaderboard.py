@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from comp import metrics, run_metrics, runs
-from comp.run_metrics import RunMetrics, SplitScores
+from comp.results import metrics, run_metrics, runs
+from comp.results.run_metrics import RunMetrics, SplitScores
 from comp.runtime.errors import ConfigError, RunError, unknown
 
 _AGES = {"h": "hours", "d": "days", "w": "weeks"}
@@ -49,7 +49,7 @@ class Row:
         competition: its name.
         model: the network's name.
         parameters: trainable or not.
-        metric: what the competition is scored by, a row of `comp.metrics.METRICS`.
+        metric: what the competition is scored by, a row of `comp.results.metrics.METRICS`.
         task: a row of `comp.config.tasks.TASKS`.
         kind: what made it: run, ensemble, soup, fold_group or probe.
         val_accuracy: clean validation, best weights.

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from comp import leaderboard, metrics, standings
-from comp.competition.spec import sidecar_path
-from comp.evidence import (
+from comp.results import leaderboard, metrics, stats
+from comp.results.evidence import (
     Answers,
     Sidecar,
     classes_of,
@@ -22,8 +21,9 @@ from comp.evidence import (
     read_lines,
     read_sidecar,
 )
-from comp.leaderboard import Row, Submitted
-from comp.standings import Difference, Interval
+from comp.results.leaderboard import Row, Submitted
+from comp.results.runs import sidecar_path
+from comp.results.stats import Difference, Interval
 
 _Kind = tuple[str, str, tuple[str, ...]]  # task, metric and classes: what runs must share to be compared
 # A score -> whose predictions it is of, and how many independent images it counts.
@@ -163,7 +163,7 @@ def judge(rows: Sequence[Row], sort: str) -> Verdicts:
     Runs of other tasks, metrics or classes than most have are listed, but not compared with those.
 
     Args:
-        rows: as `comp.leaderboard.rows` sorts them.
+        rows: as `comp.results.leaderboard.rows` sorts them.
         sort: by what.
     """
     column = next(iter(leaderboard.sorted_by(rows, sort).values()), sort)
@@ -288,10 +288,10 @@ def _difference(
     upper: Row, lower: Row, sort: str, counted: str, above: Answers | None, answers: Answers | None
 ) -> Difference | None:
     if above is not None and answers is not None and above.same_images(answers):
-        return standings.paired(answers.right, above.right, answers.images)
+        return stats.paired(answers.right, above.right, answers.images)
     images = [getattr(row, counted) for row in (upper, lower)] if counted else []
     if images and all(images):
-        return standings.unpaired(getattr(lower, sort), getattr(upper, sort), min(images))
+        return stats.unpaired(getattr(lower, sort), getattr(upper, sort), min(images))
     return None
 
 
@@ -316,8 +316,8 @@ def _public_difference(one: _Entry, other: _Entry, disagreement: float | None) -
         return None
     count = min(one.rows, other.rows)
     if disagreement is None:
-        return standings.unpaired(one.public, other.public, count)
-    return standings.bounded(one.public, other.public, disagreement, count)
+        return stats.unpaired(one.public, other.public, count)
+    return stats.bounded(one.public, other.public, disagreement, count)
 
 
 def _agreements(scored: Sequence[_Entry]) -> Iterator[Agreement]:
@@ -325,7 +325,7 @@ def _agreements(scored: Sequence[_Entry]) -> Iterator[Agreement]:
         known = [entry for entry in scored if column in entry.before]
         if len(known) >= _FEWEST_PAIRS:
             public = [entry.public for entry in known if entry.public is not None]
-            rho, interval = standings.rank_correlation([entry.before[column] for entry in known], public)
+            rho, interval = stats.rank_correlation([entry.before[column] for entry in known], public)
             yield Agreement(column, rho, interval, len(known))
 
 

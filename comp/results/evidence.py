@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp import predictions, runs
-from comp.competition.spec import sidecar_path
-from comp.leaderboard import Row
-from comp.predictions import Targets
+from comp.results import predictions, runs
+from comp.results.leaderboard import Row
+from comp.results.predictions import Targets
+from comp.results.runs import sidecar_path
 from comp.runtime.errors import RunError
 
 

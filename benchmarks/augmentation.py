@@ -30,8 +30,8 @@ from torch.nn import functional as F
 from torchvision import transforms as pil
 from torchvision.transforms import functional, v2
 
+from comp.augment.engine import alternation, augment
 from comp.augment.mixing import Mixing, mix
-from comp.augment.per_batch import alternation, augment
 from comp.augment.policies import POLICIES, resolve
 from comp.config import ModelConfig
 from comp.models import zoo

@@ -65,7 +65,7 @@ def training(execution: Any) -> Callable[[int], int]:
     """Return what takes so many passes of training steps over the images, and returns how many it saw."""
     import torch
 
-    from comp.augment import per_batch, policies
+    from comp.augment import engine, policies
     from comp.runtime import rng
 
     model, images = network(), torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8)
@@ -81,8 +81,8 @@ def training(execution: Any) -> Callable[[int], int]:
             epoch += 1
             for rows in torch.arange(IMAGES).split(BATCH):
                 keys = rng.keys(0, epoch, rows)
-                turned = per_batch.alternation(0, epoch, rows)
-                seen = per_batch.augment(images[rows], policy, keys, turned=turned)
+                turned = engine.alternation(0, epoch, rows)
+                seen = engine.augment(images[rows], policy, keys, turned=turned)
                 with execution.autocast():
                     loss = torch.nn.functional.cross_entropy(model(execution.layout(seen)).float(), labels[rows])
                 optimizer.zero_grad(set_to_none=True)

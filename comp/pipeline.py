@@ -12,7 +12,7 @@ from typing import Any
 
 from comp import config as configs
 from comp import predicting
-from comp.augment import policies, reading
+from comp.augment import policies, worker_stage
 from comp.augment.ops import Policy
 from comp.building import build_model
 from comp.competition import formats, rules, samples, submission
@@ -118,7 +118,7 @@ def _check_augmentation(config: Config) -> None:
         )
     policy = _policy(config)
     consistency.check(config)
-    reading.of(policy, config.seed)
+    worker_stage.of(policy, config.seed)
     rules.check(
         config.competition.rules, pretrained=_has_external_weights(config), imitated=policy.imitates,
         adapt=variant_of(config.predict).adapt,
@@ -263,7 +263,7 @@ def _check_shape(config: Config, dataset: Dataset) -> None:
     """
     channels, height, width = dataset.competition.image_shape
     policies.check_channels(config.augment.policy, config.augment.ops, channels)
-    reading.check(_policy(config), dataset.competition.image_shape)
+    worker_stage.check(_policy(config), dataset.competition.image_shape)
     suites.check_channels(config.competition, channels, validated=dataset.val is not None)
     check_size(config.predict.views, height, width)
 
@@ -468,7 +468,7 @@ def _told_by_leader() -> _Task:
 
 
 def _choose_execution(config: Config, dataset: Dataset, model: Classifier, progress: Progress) -> Choice:
-    transform = reading.of(_policy(config), config.seed)
+    transform = worker_stage.of(_policy(config), config.seed)
     return timing.choose_execution(model, dataset, config, transform=transform, progress=progress)
 
 

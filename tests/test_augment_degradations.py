@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from comp.imaging import fractals, overlays, textures
+from comp.augment.kernels import fractals, overlays, textures
 from tests.test_augment_ops import photographs, run
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
 from comp.augment.batch_ops import FUNCTIONS
+from comp.augment.kernels import colour, geometry
 from comp.augment.ops import OPS
-from comp.imaging import colour, geometry
 from comp.runtime import rng
 
 SIDE = 32

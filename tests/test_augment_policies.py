@@ -11,8 +11,8 @@ import torch
 from scipy import stats
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
+from comp.augment.engine import alternation, augment
 from comp.augment.ops import OPS, READING_OPS, Choice, Mixture, Op, Policy
-from comp.augment.per_batch import alternation, augment
 from comp.augment.policies import POLICIES, resolve
 from comp.config import load
 from comp.data import corruptions
@@ -63,9 +63,9 @@ def test_policies_are_known_without_torch() -> None:
 
 _SHARE = """
 import sys, numpy as np, torch
-from comp.augment.per_batch import alternation, augment
+from comp.augment.engine import alternation, augment
 from comp.augment.policies import resolve
-from comp.imaging import draws
+from comp.augment.kernels import draws
 name, rank, ranks, path = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 images = torch.from_numpy(np.load(path))
 order = draws.order(5, 2, len(images))

@@ -17,10 +17,10 @@ from scipy import stats
 
 from comp import config as configs
 from comp import pipeline
-from comp.augment import reading
+from comp.augment import worker_stage
 from comp.augment.ops import FOREIGN_IMITATES, Foreign, Policy
 from comp.augment.policies import POLICIES, resolve
-from comp.augment.reading import Reading
+from comp.augment.worker_stage import Reading
 from comp.config import DataConfig
 from comp.data import corruptions, loading
 from comp.data.images import ImageFiles, cut_from
@@ -116,7 +116,7 @@ def test_files_are_cropped_before_they_are_resized(tmp_path: Path) -> None:
         Image.fromarray(board).convert("RGB").save(tmp_path / "train" / name / "board.png")
     split = files_in(tmp_path, 32)
     plain = split.images[0]
-    cropped = loading.read(split.images, 0, 1, reading.of(crop(magnitude=[0.004, 0.006]), 0))
+    cropped = loading.read(split.images, 0, 1, worker_stage.of(crop(magnitude=[0.004, 0.006]), 0))
     assert plain.std() < 5  # a checkerboard of single pixels is grey when it is shrunk
     assert cropped.std() > 30  # its parts of about 18 x 18 pixels are not shrunk
     assert cropped.shape == plain.shape == (32, 32, 3)
@@ -131,7 +131,7 @@ def test_files_and_arrays_of_one_size_give_the_same_crops(tmp_path: Path, size: 
         path = tmp_path / "train" / ("ant", "bee")[number // 3] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
-    split, transform = files_in(tmp_path, size, resize), reading.of(resolve("photo"), 3)
+    split, transform = files_in(tmp_path, size, resize), worker_stage.of(resolve("photo"), 3)
     for row in range(6):
         ours, theirs = (loading.read(images, row, 2, transform) for images in (pixels, split.images))
         assert np.array_equal(ours, theirs)
@@ -153,7 +153,7 @@ def test_a_missing_image_stays_grey(tmp_path: Path) -> None:
     files = files_in(tmp_path / "data").images
     assert isinstance(files, ImageFiles)
     gone = ImageFiles(np.array([""]), files.size, files.resize, 0, "")
-    assert (loading.read(gone, 0, 1, reading.of(resolve("photo"), 0)) == 128).all()
+    assert (loading.read(gone, 0, 1, worker_stage.of(resolve("photo"), 0)) == 128).all()
 
 
 def test_two_crops_of_one_image_are_refused() -> None:
@@ -170,7 +170,7 @@ def test_photo_is_a_crop_then_flips_and_jitter_on_the_batch() -> None:
     assert policy.crop == POLICIES["photo"].crop
     assert policy.stages == POLICIES["photo"].stages + POLICIES["cutout"].stages
     assert policy.imitates == {"brightness", "contrast", "saturate"}
-    assert reading.of(resolve(["basic", "robust"]), 0) is None  # images are only read
+    assert worker_stage.of(resolve(["basic", "robust"]), 0) is None  # images are only read
 
 
 # --- transforms of albumentations
@@ -220,17 +220,17 @@ def test_wrong_rows_are_named(row: dict[str, object], message: str) -> None:
 def test_what_changes_the_size_or_the_type_is_refused_by_trying() -> None:
     shape = (3, 32, 48)
     with pytest.raises(ConfigError, match=r"RandomResizedCrop: expected images \[32, 48, 3\] uint8.*\[16, 16, 3\]"):
-        reading.check(resolve("none", (), [{"name": "RandomResizedCrop", "size": [16, 16], "p": 0.1}]), shape)
+        worker_stage.check(resolve("none", (), [{"name": "RandomResizedCrop", "size": [16, 16], "p": 0.1}]), shape)
     with pytest.raises(ConfigError, match=r"ToFloat: expected .* float32"):
-        reading.check(resolve("none", (), [{"name": "ToFloat"}]), shape)
+        worker_stage.check(resolve("none", (), [{"name": "ToFloat"}]), shape)
     with pytest.raises(ConfigError, match="CenterCrop cannot take images of 3 channels, 32 x 48"):
-        reading.check(resolve("none", (), [{"name": "CenterCrop", "height": 64, "width": 64}]), shape)
+        worker_stage.check(resolve("none", (), [{"name": "CenterCrop", "height": 64, "width": 64}]), shape)
     back = [{"name": "CenterCrop", "height": 16, "width": 16}, {"name": "Resize", "height": 32, "width": 48}]
-    reading.check(resolve("none", (), [NOISE, *back]), shape)
+    worker_stage.check(resolve("none", (), [NOISE, *back]), shape)
 
 
 def test_a_size_that_changes_now_and_then_ends_the_training_with_one_message() -> None:
-    transform = reading.of(resolve("none", (), [{"name": "RandomScale", "scale_limit": [0.5, 0.6], "p": 1}]), 0)
+    transform = worker_stage.of(resolve("none", (), [{"name": "RandomScale", "scale_limit": [0.5, 0.6], "p": 1}]), 0)
     batches = loading.Streamed(array_split(), CPU, workers=0, transform=transform).batches(torch.arange(40), 8, epoch=1)
     with pytest.raises(DataError, match=r"augment.albumentations: an image \[32, 32, 3\] uint8 came back as"):
         next(batches)
@@ -260,7 +260,7 @@ EVERYTHING = resolve("photo", (), [NOISE, MIRROR])
 
 
 def pixels_of(split: Split, workers: int, start: int = 0) -> torch.Tensor:
-    loader = loading.loader(split, CPU, stays=True, workers=workers, transform=reading.of(EVERYTHING, 5))
+    loader = loading.loader(split, CPU, stays=True, workers=workers, transform=worker_stage.of(EVERYTHING, 5))
     order = rng.order(5, 2, len(split))
     return torch.cat([batch.images for batch in loader.batches(order, 5, epoch=2, start=start)])
 

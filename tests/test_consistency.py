@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 
 from comp import config as configs
 from comp import pipeline
-from comp.augment import per_batch
+from comp.augment import engine
 from comp.augment.policies import resolve
 from comp.runtime import rng
 from comp.runtime.errors import Interrupted
@@ -77,10 +77,10 @@ def test_every_view_gets_a_gradient_even_where_a_class_has_no_probability_left()
 @pytest.mark.parametrize("names", [["augmix"], ["basic", "augmix"], ["mirrored_crop", "color_jitter"]])
 def test_the_clean_view_is_moved_at_most_and_the_others_are_its_augmentations(names: list[str]) -> None:
     images, indices = pictures(33), torch.arange(33)
-    keys, turned = rng.keys(0, 1, indices), per_batch.alternation(0, 1, indices)
+    keys, turned = rng.keys(0, 1, indices), engine.alternation(0, 1, indices)
     clean, first, second = consistency.views(images, resolve(names), keys, turned=turned).chunk(3)
     base = resolve(names[:-1]) if len(names) > 1 else resolve("none")
-    assert torch.equal(clean, per_batch.augment(images, base, keys, turned=turned))
+    assert torch.equal(clean, engine.augment(images, base, keys, turned=turned))
     for one, other in ((clean, first), (clean, second), (first, second)):
         assert (one != other).flatten(1).any(1).float().mean() > 0.8
     alone = consistency.views(images[7:8], resolve(names), keys[7:8], turned=turned[7:8])

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from comp.imaging import colour, fractals, geometry, jpeg, kernels, noise, overlays
+from comp.augment.kernels import colour, fractals, geometry, jpeg, noise, overlays, per_image_filters
 from comp.runtime import rng
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -145,16 +145,16 @@ FUNCTIONS: dict[str, Function] = {
     "noise": _chunked(noise.gaussian),
     "speckle": _chunked(noise.speckle),
     "impulse": _chunked(noise.impulse),
-    "blur": _chunked(_scaled(_valued(kernels.gaussian_blur))),
+    "blur": _chunked(_scaled(_valued(per_image_filters.gaussian_blur))),
     "pixel_shuffle": _scaled(noise.shuffle),
-    "pixelate": _chunked(_valued(kernels.pixelate)),
+    "pixelate": _chunked(_valued(per_image_filters.pixelate)),
     "fractal": _chunked(fractals.mix),
-    "random_filter": _chunked(kernels.random_filter),
+    "random_filter": _chunked(per_image_filters.random_filter),
     "random_colour": colour.random_curve,
     "jpeg": _chunked(_jpeg),
-    "motion": _chunked(_scaled(kernels.motion_blur)),
-    "disk_blur": _chunked(_scaled(_valued(kernels.disk_blur))),
-    "zoom": _chunked(_valued(kernels.zoom_blur)),
+    "motion": _chunked(_scaled(per_image_filters.motion_blur)),
+    "disk_blur": _chunked(_scaled(_valued(per_image_filters.disk_blur))),
+    "zoom": _chunked(_valued(per_image_filters.zoom_blur)),
     "elastic": _chunked(_scaled(geometry.elastic)),
     "haze": _chunked(overlays.haze),
     "drops": _chunked(overlays.drops),

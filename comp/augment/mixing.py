@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from comp.augment.distributions import beta
-from comp.imaging import geometry
+from comp.augment.kernels import geometry
 from comp.runtime import rng
 
 _PURPOSE = 0x6D6978  # keeps these draws apart from the augmentation's, which starts from the same keys

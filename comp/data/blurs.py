@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from comp.imaging import filters
+from comp.augment.kernels import filters
 from comp.runtime import rng
 
 # Cutting to whole grey levels must not turn a 200 that float32 holds as 199.99998 into 199.

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from comp.augment.kernels import filters, jpeg
 from comp.data import blurs, weather
 from comp.data.blurs import NUDGE
-from comp.imaging import filters, jpeg
 from comp.runtime import rng
 from comp.runtime.errors import ConfigError, DataError, unknown
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from comp.augment import mixing, per_batch, policies, reading
+from comp.augment import engine, mixing, policies, worker_stage
 from comp.config import Config
 from comp.data import loading
 from comp.data.dataset import Dataset, open_dataset
@@ -92,17 +92,17 @@ def _augmented(
         rows = rows[np.random.default_rng(config.seed).permutation(len(rows))]
     policies.check_channels(section.policy, section.ops, train.image_shape[0])
     policy = policies.resolve(section.policy, section.ops, section.albumentations)
-    reading.check(policy, train.image_shape)
-    transform = reading.of(policy, config.seed)
+    worker_stage.check(policy, train.image_shape)
+    transform = worker_stage.of(policy, config.seed)
     seen = [loading.read(train.images, int(row), _FIRST_EPOCH, transform) for row in rows]
     images = torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2)
     indices = torch.from_numpy(rows)
     keys = rng.keys(config.seed, _FIRST_EPOCH, indices)
-    turned = per_batch.alternation(config.seed, _FIRST_EPOCH, indices)
+    turned = engine.alternation(config.seed, _FIRST_EPOCH, indices)
     assert train.labels is not None
     how = mixing.Mixing(section.mixup, section.cutmix, section.switch_probability)
     mixed, targets = mixing.mix(
-        per_batch.augment(images, policy, keys, turned=turned), torch.from_numpy(train.labels[rows]), keys,
+        engine.augment(images, policy, keys, turned=turned), torch.from_numpy(train.labels[rows]), keys,
         classes=classes, mixing=how,
     )  # fmt: skip
     pixels = (mixed * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -22,7 +22,7 @@ from comp.runtime.errors import DataError, UserError
 
 
 class Transform(Protocol):
-    """What a worker does to an image, by its epoch and index alone; see `comp.augment.reading`."""
+    """What a worker does to an image, by its epoch and index alone; see `comp.augment.worker_stage`."""
 
     def box(self, found: Sides, size: Sides, epoch: int, index: int) -> Box | None:
         """Return the part of an image, `found` large, that is brought to `size`; None: it is read as configured."""

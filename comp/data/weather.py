@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from comp.imaging import filters, textures
+from comp.augment.kernels import filters, textures
 from comp.runtime import rng
 
 _LUMA = (0.299, 0.587, 0.114)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from comp.augment import per_batch, policies
+from comp.augment import engine, policies
 from comp.augment.ops import Policy
 from comp.config import Config
 from comp.runtime import rng
@@ -61,8 +61,8 @@ def views(images: Tensor, policy: Policy, keys: Tensor, *, turned: Tensor | None
         [VIEWS B, C, H, W] uint8, channels_last.
     """
     base, rest = split(policy)
-    clean = per_batch.augment(images, base, keys, turned=turned)
+    clean = engine.augment(images, base, keys, turned=turned)
     own = torch.cat([rng.fold(keys, _PURPOSE + view) for view in range(1, VIEWS)])  # [(VIEWS - 1) B]
     twice = clean.repeat(VIEWS - 1, 1, 1, 1)
     again = None if turned is None else turned.repeat(VIEWS - 1)
-    return torch.cat((clean, per_batch.augment(twice, rest, own, turned=again)))
+    return torch.cat((clean, engine.augment(twice, rest, own, turned=again)))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comp.augment import mixing, per_batch
+from comp.augment import engine, mixing
 from comp.data.loading import Batch
 from comp.models import weights, zoo
 from comp.results import runs
@@ -299,10 +299,10 @@ def _by_view(values: Tensor, views: int) -> Tensor:
 def _augmented(session: Session, number: int, batch: Batch, keys: Tensor) -> Tensor:
     """Return a batch's images as the policy changes them, all views of a kind together: [views B, C, H, W]."""
     images = batch.images
-    turned = per_batch.alternation(session.config.seed, number, batch.indices) if session.alternates else None
+    turned = engine.alternation(session.config.seed, number, batch.indices) if session.alternates else None
     if session.views > 1:
         return consistency.views(images, session.policy, keys, turned=turned)
-    return per_batch.augment(images, session.policy, keys, turned=turned)
+    return engine.augment(images, session.policy, keys, turned=turned)
 
 
 def _training_images(session: Session, number: int, progress: Progress) -> Iterator[Tensor]:

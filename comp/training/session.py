@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
-from comp.augment import mixing, policies, reading
+from comp.augment import mixing, policies, worker_stage
 from comp.augment.ops import Policy
 from comp.config import Config
 from comp.config.tasks import TASKS
@@ -159,7 +159,7 @@ def open_session(
         execution.torch_device,
         stays=dataset.resident,
         workers=execution.workers,
-        transform=reading.of(policy, config.seed),
+        transform=worker_stage.of(policy, config.seed),
     )
     steps_per_epoch = len(train) // min(config.train.batch_size, len(train))
     norms = Norms(model.inner) if config.train.log_norms else NoNorms()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from comp.imaging.filters import border_indices
+from comp.augment.kernels.filters import border_indices
 from comp.runtime import rng
 
 _ONE = 1 << 16  # 1.0 in 16.16 fixed point

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from comp.augment.batch_ops import FUNCTIONS
 from comp.augment.distributions import beta, dirichlet
+from comp.augment.kernels import geometry
 from comp.augment.ops import Choice, Mixture, Op, Policy
-from comp.imaging import geometry
 from comp.runtime import rng
 
 

@@ -7,8 +7,8 @@ counted draw, looked up or compared; what is computed from them is rounded the s
 import torch
 from torch import Tensor
 
-from comp.imaging.colour import rounded
-from comp.imaging.geometry import to_images, to_pixels
+from comp.augment.kernels.colour import rounded
+from comp.augment.kernels.geometry import to_images, to_pixels
 from comp.runtime import rng
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from comp.imaging.geometry import to_images, to_pixels
+from comp.augment.kernels.geometry import to_images, to_pixels
 from comp.runtime import rng
 
 # ITU-R 601 luma in 1/65536, as Pillow's convert("L"). Sums stay below 2^24, so float32 holds them exactly.

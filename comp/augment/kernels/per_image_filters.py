@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from comp.imaging import filters
-from comp.imaging.colour import rounded
-from comp.imaging.geometry import to_images, to_pixels
+from comp.augment.kernels import filters
+from comp.augment.kernels.colour import rounded
+from comp.augment.kernels.geometry import to_images, to_pixels
 from comp.runtime import rng
 
 _FINEST = 1 << 13  # weights are multiples of 1/8192: 13 bits, and 8 of a grey level

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from comp.imaging import filters, textures
-from comp.imaging.colour import rounded
-from comp.imaging.geometry import to_images, to_pixels
+from comp.augment.kernels import filters, textures
+from comp.augment.kernels.colour import rounded
+from comp.augment.kernels.geometry import to_images, to_pixels
 from comp.runtime import rng
 
 _COUNT = 48  # sheets of a kind; each is stored upright and mirrored

@@ -1,1 +1,0 @@
-"""Tensor image operations and counter-based randomness, shared by augmentation and corruptions."""

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.competition import checking, submission
-from comp.competition.spec import SubmissionFormat
 from comp.results import blocks
 from comp.results.predictions import Predictions
+from comp.submission import check_format
+from comp.submission import write as submission
+from comp.submission.format import SubmissionFormat
 
 CLASSES, PER_BLOCK = 100, 10_000
 
@@ -52,7 +53,7 @@ def main() -> None:
         path = Path(folder) / "submission.csv"
         for _ in range(given.runs + 1):
             write = milliseconds(lambda: submission.write(path, predictions, wanted, {}, force=True))
-            check = milliseconds(lambda: checking.check(path, wanted))
+            check = milliseconds(lambda: check_format.check(path, wanted))
             for name, value in (("write", write), ("check", check), ("both", write + check)):
                 taken[name].append(value)
         size = path.stat().st_size

@@ -2,7 +2,7 @@
 
     python -m benchmarks.submission_writing
 
-Writes the challenge's 950,000 rows of labels by `comp.competition.submission`, and by pandas' `to_csv`, in turns
+Writes the challenge's 950,000 rows of labels by `comp.submission.write`, and by pandas' `to_csv`, in turns
 (A B A B), and prints the medians of wall-clock seconds. Reading and checking the file is timed beside them.
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from comp.competition import checking, submission
-from comp.competition.spec import SubmissionFormat
 from comp.results import blocks, predictions
+from comp.submission import check_format, write
+from comp.submission.format import SubmissionFormat
 
 _ROUNDS, _CLASSES = 5, 100
 
@@ -35,10 +35,10 @@ def main() -> None:
         path = Path(folder) / "a.csv"
         for _ in range(_ROUNDS):
             began = time.perf_counter()
-            submission.write(path, rows, form, {}, force=True)
+            write.write(path, rows, form, {}, force=True)
             seconds["comp"].append(time.perf_counter() - began)
             began = time.perf_counter()
-            assert not checking.check(path, form)
+            assert not check_format.check(path, form)
             seconds["comp check"].append(time.perf_counter() - began)
             began = time.perf_counter()
             pd.DataFrame({"id": ids, "label": rows.top1}).to_csv(Path(folder) / "b.csv", index=False)

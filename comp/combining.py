@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from comp import config as configs
 from comp import gathering, pipeline, predicting
-from comp.competition import submission, submitting
-from comp.competition.spec import Competition
 from comp.config import Config, PredictConfig
 from comp.config.tasks import TASKS
 from comp.data.dataset import Dataset
@@ -28,6 +26,8 @@ from comp.results.run_metrics import AccuracyEstimate, RunMetrics, WeightScores
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, unknown
 from comp.runtime.progress import Progress, quiet
+from comp.submission import submitting, write
+from comp.submission.format import Competition
 
 _FOLDS = 5
 
@@ -89,7 +89,7 @@ def ensemble(
         UserError: unknown names, runs that are not alike, not complete or damaged, a submission that is there already.
     """
     if output is not None:
-        submission.demand_free(output, force=force)
+        write.demand_free(output, force=force)
     gathering.demand_one_competition(trained)
     first = trained[0].metrics()
     chosen = methods.method(method, TASKS[first.task])

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from comp import config as configs
 from comp import predicting
-from comp.competition import rules
 from comp.config import Config
 from comp.data import division
 from comp.ensembling import members, methods, scoring, table
@@ -25,6 +24,7 @@ from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.runtime.errors import RunError
 from comp.runtime.progress import Progress
+from comp.submission import rules
 
 SPLITS = ("val", "ood_val", "test", "suite")
 SELECTIONS = ("ood_val", "val")  # what may be fitted on, the shifted one first

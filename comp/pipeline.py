@@ -15,8 +15,6 @@ from comp import predicting
 from comp.augment import policies, worker_stage
 from comp.augment.ops import Policy
 from comp.building import build_model
-from comp.competition import formats, rules, samples, submission
-from comp.competition.spec import Competition
 from comp.config import Config, space
 from comp.config.section import height_and_width
 from comp.config.tasks import TASKS, metric_name, task
@@ -34,6 +32,8 @@ from comp.runtime import device
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, RunError, UserError, unknown
 from comp.runtime.progress import Progress, quiet
+from comp.submission import derive_format, rules, samples, write
+from comp.submission.format import Competition
 from comp.tracking import login
 from comp.tracking.tracker import Tracker, opened
 from comp.training import checkpoint, consistency, fit, lr_find, optim, resolution, timing, validation
@@ -102,7 +102,7 @@ def _check_competition(config: Config) -> None:
         metrics.metric(section.metric)
     if section.task != "auto":
         metric_name(section.metric, task(section.task))
-    formats.check_answer(section.submission.answer, section.task, section.metric)
+    derive_format.check_answer(section.submission.answer, section.task, section.metric)
 
 
 def _check_source(config: Config) -> None:
@@ -187,7 +187,7 @@ def check_output(config: Config, output: Path | None, *, force: bool) -> None:
         SubmissionError: the name is taken or cannot be written.
     """
     if config.competition.suite.source != "none":
-        submission.demand_free(output or predicting.default_submission(config), force=force)
+        write.demand_free(output or predicting.default_submission(config), force=force)
     elif output is not None:
         raise ConfigError(f"-o {output}: competition.suite.source is none, so nothing is submitted; leave it out")
 
@@ -198,7 +198,7 @@ def prepare(config: Config, runs_root: Path = Path("runs"), progress: Progress =
     The dataset's notes then also say how the submission will be written, and why.
 
     Raises:
-        UserError: as `check`, `open_dataset` and `comp.competition.formats.derive`.
+        UserError: as `check`, `open_dataset` and `comp.submission.derive_format.derive`.
     """
     check(config, runs_root)
     return open_data(config, progress)
@@ -273,7 +273,7 @@ def _submission_notes(config: Config, dataset: Dataset) -> tuple[str, ...]:
     if dataset.suite is None:
         return ()
     competition = dataset.competition
-    derived = formats.derive(competition)
+    derived = derive_format.derive(competition)
     header = ",".join(derived.form.header)
     shown = header if len(header) <= _SHOWN_HEADER else f"{header[:_SHOWN_HEADER]}..."
     notes = [f"submission: {shown}, {len(dataset.suite):,} rows; {'; '.join(derived.reasons)}"]
@@ -282,7 +282,7 @@ def _submission_notes(config: Config, dataset: Dataset) -> tuple[str, ...]:
         notes.append(
             f"submission: {_why_no_sample(config)}, so this header{whose} and the order of the ids are assumed"
         )
-    notes += [f"submission, as it will be written: {row}" for row in formats.examples(derived, competition.task)]
+    notes += [f"submission, as it will be written: {row}" for row in derive_format.examples(derived, competition.task)]
     return (*notes, *(f"submission: {doubt}" for doubt in derived.doubts))
 
 

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 
 from comp.building import load_model
-from comp.competition import rules, submission, submitting
-from comp.competition.spec import Competition
 from comp.config import Config
 from comp.data import division, sources, splits, suites
 from comp.data.dataset import Dataset, open_dataset
@@ -30,6 +28,8 @@ from comp.results.runs import Run
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, DataError, RunError, UserError, unknown
 from comp.runtime.progress import Progress, quiet
+from comp.submission import rules, submitting, write
+from comp.submission.format import Competition
 from comp.training.selection import Scores
 from comp.training.validation import Measured
 
@@ -581,7 +581,7 @@ def submit(
 
 def default_submission(config: Config, folder: Path = Path("submissions")) -> Path:
     """Return the first free `submissions/<competition>.csv`, `-2` and so on."""
-    return submission.free_path(folder, config.competition.name)
+    return write.free_path(folder, config.competition.name)
 
 
 def own_data(run: Run, dataset: Dataset) -> Dataset:

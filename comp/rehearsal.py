@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from comp import pipeline, predicting
-from comp.competition import checking, formats
 from comp.config import Config, TrainConfig, seconds_of
 from comp.results import leaderboard, runs
 from comp.runtime.errors import Interrupted
 from comp.runtime.progress import Progress, quiet
+from comp.submission import check_format, derive_format
 from comp.tracking.tracker import UNTRACKED
 from comp.training.fit import Epoch
 
@@ -84,7 +84,7 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
                 predicting.submit(loaded, predicting.predict(loaded, progress), path)
                 found.append(f"{len(whole.suite or ()):,} images to predict in the real run")
             with stage("check") as found:
-                problems = checking.check(path, formats.format_of(dataset.competition))
+                problems = check_format.check(path, derive_format.format_of(dataset.competition))
                 found.append("; ".join(problems) or "valid")
         with stage("leaderboard") as found:
             found.append(f"{len(leaderboard.rows(folder))} row")

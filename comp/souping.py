@@ -15,7 +15,6 @@ from torch import Tensor
 
 from comp import gathering, pipeline, predicting
 from comp.building import demand_own, load_model
-from comp.competition import submission
 from comp.config import DataConfig, ModelConfig
 from comp.data import division, loading
 from comp.inference.predict import predict
@@ -27,6 +26,7 @@ from comp.results import decisions, metrics, runs
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, ModelError, RunError, unknown
 from comp.runtime.progress import Progress, quiet
+from comp.submission import write
 
 # Of section `data`, what decides which images validate.
 _DIVISION = ("split_seed", "folds", "fold", "validation", "stratify", "groups", "test")
@@ -99,7 +99,7 @@ def soup(
     """
     gathering.demand_one_competition(trained)
     if output is not None:
-        submission.demand_free(output, force=force)
+        write.demand_free(output, force=force)
     first = _with_statistics(predicting.load(trained[0], progress=progress))
     split = _selection(select_on, first)
     states = [_state(run, first) for run in trained]

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comp.competition import checking, formats, submission, verdicts
-from comp.competition.answers import ANSWERS
-from comp.competition.spec import Competition, Sample, SubmissionFormat
 from comp.config import SubmissionConfig
 from comp.results import predictions
 from comp.results.predictions import Predictions
 from comp.runtime.errors import SubmissionError
+from comp.submission import check_format, derive_format, validate, write
+from comp.submission.answers import ANSWERS
+from comp.submission.format import Competition, Sample, SubmissionFormat
 
 IDS = tuple(f"img_{number}" for number in range(4))
 CLASSES = ("ant", "bee", "cat")
@@ -67,7 +67,7 @@ def test_what_is_written_is_what_was_predicted_and_reads_back(tmp_path: Path, na
     task, form = form_of(name)
     classes = NUMBERS if name == "value" else CLASSES
     path = tmp_path / "a.csv"
-    submission.write(path, predicted(task, classes), form, {})
+    write.write(path, predicted(task, classes), form, {})
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
     assert [row["id"] for row in rows] == list(IDS)
     shares, chances = softmax(OUTPUTS), 1 / (1 + np.exp(-OUTPUTS))
@@ -92,9 +92,9 @@ def test_what_is_written_is_what_was_predicted_and_reads_back(tmp_path: Path, na
             assert float(row["label"]) == pytest.approx(float(share @ [1, 2, 10]), abs=2e-2)
         else:
             assert row["label"] == " ".join(CLASSES[c] for c in np.argsort(-output)[:2])
-    verdict = verdicts.validate(path, verdicts.format_beside(path))
+    verdict = validate.validate(path, validate.format_beside(path))
     assert (verdict.problems, verdict.misleading) == ((), ())
-    assert verdicts.format_beside(path) == form
+    assert validate.format_beside(path) == form
 
 
 # Independent of the checker: what a cell, or a row of cells, may be.
@@ -143,7 +143,7 @@ CELLS = ["", "nan", "NaN", "0", "1", "0.5", "0.25", "1.0", "1e-3", "2", "-0.1", 
 def test_of_ten_thousand_mutations_every_cell_is_judged_right(tmp_path: Path, name: str) -> None:
     task, form = form_of(name)
     path, draw = tmp_path / "a.csv", random.Random(11)
-    submission.write(path, predicted(task, NUMBERS if name == "value" else CLASSES), form, {})
+    write.write(path, predicted(task, NUMBERS if name == "value" else CLASSES), form, {})
     header, *rows = list(csv.reader(io.StringIO(path.read_text())))
     valid = 0
     for _ in range(MUTATIONS // len(FORMS) + 1):
@@ -156,7 +156,7 @@ def test_of_ten_thousand_mutations_every_cell_is_judged_right(tmp_path: Path, na
             csv.writer(file, lineterminator="\n").writerows([header, *changed])
         expected = all(ORACLES[name](row[1:]) for row in changed)
         valid += expected
-        assert (checking.check(path, form) == []) == expected, changed
+        assert (check_format.check(path, form) == []) == expected, changed
     assert 0.1 < valid / (MUTATIONS // len(FORMS)) < 0.95  # both sides are met often
 
 
@@ -202,9 +202,9 @@ ANSWERED = [
 def test_the_answer_follows_metric_task_and_sample(
     metric: str, cells: list[str] | None, columns: tuple[str, ...], classes: tuple[str, ...], task: str, answer: str
 ) -> None:
-    derived = formats.derive(competition(metric, cells, columns=columns, classes=classes, task=task))
+    derived = derive_format.derive(competition(metric, cells, columns=columns, classes=classes, task=task))
     assert derived.form.answer == answer
-    assert len(formats.examples(derived, task)) == len(derived.form.ids())
+    assert len(derive_format.examples(derived, task)) == len(derived.form.ids())
 
 
 @pytest.mark.parametrize(
@@ -229,14 +229,14 @@ def test_the_answer_follows_metric_task_and_sample(
 )
 def test_contradictions_are_refused_with_the_key(made: Callable[[], Competition], message: str) -> None:
     with pytest.raises(SubmissionError, match=message):
-        formats.derive(made())
+        derive_format.derive(made())
 
 
 def test_the_positive_class_is_the_larger_label_or_the_named_one() -> None:
-    assert formats.format_of(competition("roc_auc", ["0.5"], classes=("-1", "1"))).positive == 1
-    assert formats.format_of(competition("roc_auc", ["0.5"], positive="0")).positive == 0
+    assert derive_format.format_of(competition("roc_auc", ["0.5"], classes=("-1", "1"))).positive == 1
+    assert derive_format.format_of(competition("roc_auc", ["0.5"], positive="0")).positive == 0
     assert SubmissionConfig.model_validate({"positive": 1, "labels": {"a": 0}}).positive == "1"
-    assert formats.format_of(competition("roc_auc", ["0.5"], classes=CLASSES, positive="bee")).positive == 1
+    assert derive_format.format_of(competition("roc_auc", ["0.5"], classes=CLASSES, positive="bee")).positive == 1
 
 
 @pytest.mark.parametrize(
@@ -256,18 +256,18 @@ def test_a_column_that_names_a_class_holds_its_probability(
     header: str, classes: tuple[str, ...], positive: int
 ) -> None:
     made = competition("roc_auc", ["0.5"], columns=(header,), classes=classes)
-    assert formats.format_of(made).positive == positive
+    assert derive_format.format_of(made).positive == positive
     other = competition("roc_auc", ["0.5"], columns=(header,), classes=classes, positive=classes[1 - positive])
-    assert formats.format_of(other).positive == 1 - positive  # the key goes first
+    assert derive_format.format_of(other).positive == 1 - positive  # the key goes first
 
 
 def test_an_answer_column_must_not_have_the_ids_name() -> None:
     with pytest.raises(SubmissionError, match="is an answer column too"):
-        formats.derive(competition("roc_auc", ["0.5"], id_column="label"))
+        derive_format.derive(competition("roc_auc", ["0.5"], id_column="label"))
 
 
 def test_hard_labels_in_the_sample_are_doubted_under_a_metric_of_probabilities() -> None:
-    assert "'cat'" in formats.derive(competition("log_loss", ["cat"], classes=("cat", "dog"))).doubts[0]
+    assert "'cat'" in derive_format.derive(competition("log_loss", ["cat"], classes=("cat", "dog"))).doubts[0]
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_labels_are_parted_as_the_sample_parts_them_else_as_training_does(
     classes: tuple[str, ...], cells: list[str], known: str, separator: str
 ) -> None:
     made = competition("samples_f1", cells, classes=classes, task="multi_label", separator=known)
-    assert formats.format_of(made).separator == separator
+    assert derive_format.format_of(made).separator == separator
 
 
 def test_a_value_keeps_large_numbers_apart() -> None:
@@ -297,13 +297,13 @@ def test_a_value_keeps_large_numbers_apart() -> None:
 
 
 def test_a_probability_for_a_metric_of_decisions_is_doubted() -> None:
-    assert "name the competition's metric" in formats.derive(competition("accuracy", ["0.5"])).doubts[0]
-    assert formats.derive(competition("roc_auc", ["0.5"])).doubts == ()
+    assert "name the competition's metric" in derive_format.derive(competition("accuracy", ["0.5"])).doubts[0]
+    assert derive_format.derive(competition("roc_auc", ["0.5"])).doubts == ()
 
 
 def test_wide_columns_are_matched_by_value_and_kept_in_the_samples_order() -> None:
     made = competition("log_loss", [["0.5", "0.5"]], columns=("10.0", "2.0"), classes=("2", "10"))
-    form = formats.format_of(made)
+    form = derive_format.format_of(made)
     assert form.header == ("id", "10.0", "2.0")
     assert form.column_classes() == [1, 0]
 
@@ -316,7 +316,7 @@ def test_a_class_written_as_another_ones_label_is_doubted(tmp_path: Path) -> Non
     path.write_text("id,label\n" + "".join(f"{key},{row}\n" for row, key in enumerate(ids)))
     old = {"columns": ["id", "label"], "blocks": [], "class_count": 3, "ids": list(ids), "answers": ["0", "1", "2"]}
     (tmp_path / "old.json").write_text(json.dumps({"run_path": str(tmp_path / "run"), "format": old}))
-    verdict = verdicts.validate(path, verdicts.format_beside(path))
+    verdict = validate.validate(path, validate.format_beside(path))
     (doubt,) = verdict.misleading
     assert "class '2' is written '1', which is the label of class '1'" in doubt
 
@@ -328,7 +328,7 @@ def test_classes_that_are_never_predicted_are_noted(tmp_path: Path) -> None:
     rows = predictions.from_outputs(
         outputs, task="single_label", ids=np.array(ids), classes=CLASSES, targets=None, made_by={}
     )
-    submission.write(tmp_path / "a.csv", rows, form, {"training_counts": [49, 49, 2]})
-    verdict = verdicts.validate(tmp_path / "a.csv", form)
+    write.write(tmp_path / "a.csv", rows, form, {"training_counts": [49, 49, 2]})
+    verdict = validate.validate(tmp_path / "a.csv", form)
     assert [doubt.verdict for doubt in verdict.doubts] == ["note"]
     assert "never predicted: 1 of 3 classes, 'cat'" in verdict.doubts[0].what

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comp.competition import submission
-from comp.competition.spec import SubmissionFormat
 from comp.results import predictions
+from comp.submission import write
+from comp.submission.format import SubmissionFormat
 from tests.conftest import Result
 
 Comp = Callable[..., Result]
@@ -123,7 +123,7 @@ def written(path: Path, form: SubmissionFormat) -> Path:
     rows = predictions.from_outputs(
         outputs, task="single_label", ids=form.ids(), classes=("cat", "nan"), targets=None, made_by={}
     )
-    submission.write(path, rows, form, {})
+    write.write(path, rows, form, {})
     return path
 
 

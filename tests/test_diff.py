@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comp.competition import differences
+from comp.submission import diff
 from tests.conftest import Result
 
 Comp = Callable[..., Result]
@@ -23,7 +23,7 @@ def write(path: Path, *lines: str) -> Path:
 def differing(tmp_path: Path, one: str, two: str) -> int:
     """Return how many rows differ of two submissions with one answer cell each."""
     first, second = write(tmp_path / "a.csv", "id,label", f"x,{one}"), write(tmp_path / "b.csv", "id,label", f"x,{two}")
-    return differences.compare(first, second).total.differing
+    return diff.compare(first, second).total.differing
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_other_columns_are_refused(tmp_path: Path, comp: Comp, header: str) -> N
 def test_a_row_that_differs_in_several_cells_counts_once(tmp_path: Path) -> None:
     one = write(tmp_path / "a.csv", "id,a,b", "x,1,2", "y,1,2")
     two = write(tmp_path / "b.csv", "id,a,b", "x,2,1", "y,1.0,2.0")
-    assert differences.compare(one, two).total.differing == 1
+    assert diff.compare(one, two).total.differing == 1
 
 
 def test_a_whole_suite_spelled_differently_is_compared_in_seconds(tmp_path: Path) -> None:
@@ -76,5 +76,5 @@ def test_a_whole_suite_spelled_differently_is_compared_in_seconds(tmp_path: Path
     one = write(tmp_path / "a.csv", "id,label", *(f"i{row},{label}" for row, label in enumerate(labels)))
     two = write(tmp_path / "b.csv", "id,label", *(f"i{row},{label}.0" for row, label in enumerate(labels)))
     start = time.monotonic()
-    assert differences.compare(one, two).total.differing == 0
+    assert diff.compare(one, two).total.differing == 0
     assert time.monotonic() - start < 60  # 4 s on two idle cores

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comp.competition import submission
-from comp.competition.spec import SubmissionFormat
 from comp.results import blocks, predictions, runs
 from comp.results.predictions import Predictions
 from comp.runtime.errors import RunError, UserError
+from comp.submission import write
+from comp.submission.format import SubmissionFormat
 from tests.conftest import Result
 from tests.test_ensemble import Comp, made, members
 
@@ -195,8 +195,8 @@ def test_no_truncation_is_read(tmp_path: Path) -> None:
 
 WRITER = """
 import sys; from pathlib import Path; import numpy as np
-from comp import predictions; from comp.competition import spec, submission
-from comp.competition.spec import SubmissionFormat
+from comp import predictions; from comp.submission import spec, submission
+from comp.submission.format import SubmissionFormat
 wanted = SubmissionFormat(spec.blocks(range(2), range(1, 3), 5000), texts=tuple("0123"))
 for number in range(10**9):
     labels = np.full(20000, number % 4)
@@ -277,7 +277,7 @@ def test_a_disk_that_fills_between_the_sidecar_and_the_csv_changes_neither(tmp_p
     program = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"  # the CSV takes 95 kB
         "import sys; from pathlib import Path; from comp import predictions\n"
-        "from comp.competition import spec, submission; from comp.competition.spec import SubmissionFormat\n"
+        "from comp.submission import spec, submission; from comp.submission.format import SubmissionFormat\n"
         "wanted = SubmissionFormat(spec.blocks(range(1), range(1, 2), 5000), texts=tuple('0123'))\n"
         "try: submission.write(Path('a.csv'), predictions.load(Path('p.npz')), wanted, {}, force=True)\n"
         "except ValueError as error: print(error); sys.exit(2)"
@@ -322,8 +322,8 @@ def test_a_submission_is_never_replaced_by_a_race(tmp_path: Path) -> None:
     found = predictions.from_outputs(
         np.eye(4, dtype=np.float32), ids=wanted.ids(), task="single_label", classes="abcd", targets=None, made_by={}
     )
-    submission.write(tmp_path / "a.csv", found, wanted, {"by": "first"})
+    write.write(tmp_path / "a.csv", found, wanted, {"by": "first"})
     shutil.move(tmp_path / "a.csv", tmp_path / "kept.csv")
     with pytest.raises(UserError, match="is there already"):  # the sidecar alone holds the name
-        submission.write(tmp_path / "a.csv", found, wanted, {"by": "second"})
+        write.write(tmp_path / "a.csv", found, wanted, {"by": "second"})
     assert json.loads((tmp_path / "a.json").read_text())["by"] == "first"

@@ -18,13 +18,13 @@ import pytest
 import scipy.stats
 from numpy.typing import NDArray
 
-from comp.competition import submission
-from comp.competition.spec import SubmissionFormat
 from comp.config import Config, from_mapping
 from comp.results import analysis, leaderboard, predictions, runs
 from comp.results.blocks import block_grid
 from comp.results.run_metrics import RunMetrics, Score, SplitScores, WeightScores
 from comp.results.runs import Run
+from comp.submission import write
+from comp.submission.format import SubmissionFormat
 from comp.tracking import state
 from tests.conftest import Result
 from tests.wandb_server import KEY, records, serving, summary
@@ -124,7 +124,7 @@ def submit(player: Player, public: NDArray[np.bool_], folder: Path) -> None:
     player.public, player.private = float(right[public].mean()), float(right[~public].mean())
     player.submission = folder / f"{player.run.path.name}.csv"
     sidecar = {"run": player.run.name, "run_path": str(player.run.path)}
-    submission.write(
+    write.write(
         player.submission,
         predicted(player.answers, None, SUITE),
         SubmissionFormat(SUITE, texts=tuple(map(str, range(CLASSES)))),

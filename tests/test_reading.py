@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from comp.competition import tables
 from comp.config import DataConfig
 from comp.data.images import ImageFiles
 from comp.data.sources import TESTS, Source, open_source
@@ -25,6 +24,7 @@ from comp.results import predictions
 from comp.results.runs import list_runs
 from comp.runtime.errors import ConfigError, DataError
 from comp.runtime.progress import quiet
+from comp.submission import csv_io
 from tests.conftest import Result, write_config
 from tests.photographs import COLOURS, photograph, photographs_config, write_folders, write_kaggle
 
@@ -536,7 +536,7 @@ def test_separators_are_told_by_the_lines() -> None:
         ("a,b\n1\n", ","), ('id;text\n1;"a;b"\n', ";"),
         ("id;v\n1;0,5\n2;0,25\n", ";"),
     ):  # fmt: skip
-        assert tables.separator_of(text) == sign, text
+        assert csv_io.separator_of(text) == sign, text
 
 
 # --- pixels in a table

@@ -15,13 +15,13 @@ from PIL import Image
 
 from comp import config as configs
 from comp import pipeline
-from comp.competition import formats, samples, submission, verdicts
-from comp.competition.formats import Derived
-from comp.competition.spec import Competition, Sample, SubmissionFormat
 from comp.config import SubmissionConfig
 from comp.data.images import ImageFiles
 from comp.results.predictions import from_outputs
 from comp.runtime.errors import DataError, SubmissionError, UserError
+from comp.submission import derive_format, samples, validate, write
+from comp.submission.derive_format import Derived
+from comp.submission.format import Competition, Sample, SubmissionFormat
 from tests.conftest import Result
 
 Comp = Callable[..., Result]
@@ -36,7 +36,7 @@ def derived(
     rows = tuple((cell,) if isinstance(cell, str) else tuple(cell) for cell in cells)
     sample = Sample("sample.csv", "id", columns, tuple(f"t{row}" for row in range(len(rows))), rows)
     wanted = SubmissionConfig.model_validate(section)
-    return formats.derive(
+    return derive_format.derive(
         Competition("c", metric, tuple(classes), (3, 8, 8), (), sample, wanted, task, separator=separator)
     )
 
@@ -166,7 +166,7 @@ def config_of(folder: Path) -> Path:
 def opened(folder: Path, *overrides: str) -> tuple[Derived, str]:
     """Return the format that a folder's competition gets before training, and the notes that are shown."""
     dataset = pipeline.prepare(configs.load(config_of(folder), overrides), folder / "runs")
-    return formats.derive(dataset.competition), "\n".join(dataset.notes)
+    return derive_format.derive(dataset.competition), "\n".join(dataset.notes)
 
 
 SPECIES = [("cat", "7", "x"), ("dog", "3", "y"), ("cat", "7", "y"), ("dog", "3", "x")] * 3
@@ -255,11 +255,11 @@ def test_a_header_with_spaces_is_written_byte_for_byte(tmp_path: Path) -> None:
         np.array([[0, 9]], np.float32), task="single_label", ids=np.array(["t0"]), classes=form.classes, targets=None,
         made_by={},
     )  # fmt: skip
-    submission.write(tmp_path / "a.csv", rows, form, {})
+    write.write(tmp_path / "a.csv", rows, form, {})
     lines = (tmp_path / "a.csv").read_text().splitlines()
     assert lines[0] == "id , dog,cat "
     assert float(lines[1].split(",")[2]) > 0.99  # of cat
-    assert verdicts.validate(tmp_path / "a.csv", verdicts.format_beside(tmp_path / "a.csv")).problems == ()
+    assert validate.validate(tmp_path / "a.csv", validate.format_beside(tmp_path / "a.csv")).problems == ()
     table(tmp_path / "train.csv", ("id", " label "), [(f"r{row}", ("cat", "dog")[row % 2]) for row in range(8)])
     (tmp_path / "sample_submission.csv").write_text('"Id", label\nt0,cat\n')
     assert opened(tmp_path)[0].form.header == ("Id", " label")
@@ -295,7 +295,7 @@ def test_ids_are_found_whatever_the_endings_case_or_spaces_around_them(tmp_path:
     assert isinstance(dataset.test.images, ImageFiles)
     names = [Path(path).name for path in dataset.test.images.paths.tolist()]
     assert names == ["t1.png", "t2.png", "t0.PNG", "t3.JPG"]
-    assert formats.format_of(dataset.competition).listed_ids == ids  # written as the sample has them
+    assert derive_format.format_of(dataset.competition).listed_ids == ids  # written as the sample has them
     table(tmp_path / "sample_submission.csv", ("id", "label"), [("t1", "cat"), ("t1.png", "cat")])
     with pytest.raises(DataError, match=r"t1\.png: ids 't1' and 't1\.png' both name it; keep one row"):
         opened(tmp_path)
@@ -347,21 +347,21 @@ def test_images_without_a_label_may_be_answered_so(tmp_path: Path) -> None:
             targets=None,
             made_by={},
         )
-        submission.write(folder / "a.csv", predicted, found.form, {})
-        form = verdicts.format_beside(folder / "a.csv")
+        write.write(folder / "a.csv", predicted, found.form, {})
+        form = validate.format_beside(folder / "a.csv")
         assert form == found.form
-        assert verdicts.validate(folder / "a.csv", form).problems == ()
+        assert validate.validate(folder / "a.csv", form).problems == ()
         written[name] = (folder / "a.csv").read_text()
         (folder / "b.csv").write_text("id,labels\nt0,\nt1,ant\n")
-        assert bool(verdicts.validate(folder / "b.csv", form).problems) == (name == "none")
+        assert bool(validate.validate(folder / "b.csv", form).problems) == (name == "none")
     assert written == {"some": "id,labels\nt1,ant\nt0,\n", "none": "id,labels\nt1,ant\nt0,ant\n"}
 
 
 def test_a_sidecar_of_before_allows_no_empty_list() -> None:
     values = SubmissionFormat(answer="labels", texts=CLASSES, may_be_empty=True).to_json()
-    assert formats.from_json(values, Path()).may_be_empty
+    assert derive_format.from_json(values, Path()).may_be_empty
     del values["may_be_empty"]
-    assert not formats.from_json(values, Path()).may_be_empty
+    assert not derive_format.from_json(values, Path()).may_be_empty
 
 
 def test_samples_keep_what_their_header_holds(tmp_path: Path) -> None:

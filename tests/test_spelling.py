@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comp.competition.spelling import spell
 from comp.results import class_names
 from comp.runtime.errors import SubmissionError
+from comp.submission.class_spelling import spell
 
 KEY = "competition.submission.labels"
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from comp.competition import checking, submission
-from comp.competition.spec import SubmissionFormat
 from comp.results import blocks, predictions
+from comp.submission import check_format, write
+from comp.submission.format import SubmissionFormat
 
 PER_BLOCK, CLASSES = 10_000, 100
 
@@ -43,6 +43,6 @@ def test_a_full_submission_holds_the_planted_labels_in_the_challenges_order(tmp_
         for block in layout
     ]  # fmt: skip
     wanted = SubmissionFormat(layout, texts=tuple(map(str, range(CLASSES))))
-    submission.write(tmp_path / "a.csv", predictions.concatenate(parts), wanted, {})
+    write.write(tmp_path / "a.csv", predictions.concatenate(parts), wanted, {})
     assert read_independently(tmp_path / "a.csv", planted) == 950_000
-    assert checking.check(tmp_path / "a.csv", wanted) == []
+    assert check_format.check(tmp_path / "a.csv", wanted) == []

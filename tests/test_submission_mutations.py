@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from comp.competition import checking
-from comp.competition.spec import SubmissionFormat
 from comp.results import blocks
 from comp.runtime.errors import SubmissionError
+from comp.submission import check_format
+from comp.submission.format import SubmissionFormat
 
 WANTED = SubmissionFormat(blocks.block_grid(range(2), range(1, 3), 3), texts=tuple(map(str, range(12))))
 IDS = [f"distortion{d:02d}_{s}_{i}" for d in range(2) for s in range(1, 3) for i in range(3)]
@@ -38,7 +38,7 @@ def is_accepted(path: Path, content: bytes) -> bool:
     """Tell whether the checker finds nothing wrong."""
     path.write_bytes(content)
     try:
-        return not checking.check(path, WANTED)
+        return not check_format.check(path, WANTED)
     except SubmissionError:
         return False
 

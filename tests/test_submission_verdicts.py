@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comp.competition import doubts, formats, submission, unseen, verdicts
-from comp.competition.spec import Competition, Sample, SubmissionFormat
 from comp.config import SubmissionConfig
 from comp.results import blocks, runs
 from comp.results.predictions import Predictions, from_outputs
 from comp.runtime.errors import SubmissionError
+from comp.submission import check_by_sample, check_content, derive_format, validate, write
+from comp.submission.format import Competition, Sample, SubmissionFormat
 from tests.conftest import Result
 
 Comp = Callable[..., Result]
@@ -37,13 +37,13 @@ def predicted(labels: np.ndarray, wanted: SubmissionFormat = WANTED) -> Predicti
 
 def written(path: Path, labels: np.ndarray, **sidecar: object) -> Path:
     """Write a submission of these labels."""
-    submission.write(path, predicted(labels), WANTED, sidecar)
+    write.write(path, predicted(labels), WANTED, sidecar)
     return path
 
 
 def said_of(path: Path, against: Path | None = None) -> list[tuple[str, str]]:
     """Return the first word and the verdict of each doubt."""
-    verdict = verdicts.validate(path, WANTED, training=EVEN, against=against)
+    verdict = validate.validate(path, WANTED, training=EVEN, against=against)
     assert verdict.problems == ()
     return [(doubt.what.partition(":")[0], doubt.verdict) for doubt in verdict.doubts]
 
@@ -72,15 +72,15 @@ def test_a_scrambled_order_is_seen_beside_an_earlier_submission(tmp_path: Path) 
     assert said_of(scrambled, before) == [("scrambled", "misleads")]
     swapped = guess(2)
     swapped[:100] = np.random.default_rng(3).permutation(swapped[:100])
-    verdict = verdicts.validate(written(tmp_path / "c.csv", swapped), WANTED, against=before)
+    verdict = validate.validate(written(tmp_path / "c.csv", swapped), WANTED, against=before)
     assert [doubt.verdict for doubt in verdict.doubts] == ["note"]
     assert "distortion00_1" in verdict.doubts[0].what
 
 
 def test_equal_files_agree_wholly_and_independent_ones_by_chance() -> None:
     one, other = guess(0, 1.0).astype(str), guess(1, 0.0).astype(str)
-    assert doubts.agree(one, one) == (1.0, 1.0)
-    assert abs(doubts.agree(one, other)[1]) < 0.1
+    assert check_content.agree(one, one) == (1.0, 1.0)
+    assert abs(check_content.agree(one, other)[1]) < 0.1
 
 
 def test_check_says_what_it_doubts_and_refuses_what_misleads(tmp_path: Path, comp: Comp) -> None:
@@ -161,7 +161,7 @@ def test_a_sample_with_a_column_for_each_class_wants_probabilities(tmp_path: Pat
 def test_a_sample_that_tells_nothing_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "sample.csv").write_text(content)
     with pytest.raises(SubmissionError, match=message):
-        unseen.from_sample(tmp_path / "sample.csv", tmp_path / "sample.csv")
+        check_by_sample.from_sample(tmp_path / "sample.csv", tmp_path / "sample.csv")
 
 
 def competition(section: SubmissionConfig, sample: Sample | None = None, metric: str = "accuracy") -> Competition:
@@ -183,36 +183,36 @@ def competition(section: SubmissionConfig, sample: Sample | None = None, metric:
 def test_a_config_says_what_a_submission_looks_like(
     tmp_path: Path, section: SubmissionConfig, header: list[str], first: str
 ) -> None:
-    wanted = formats.format_of(competition(section))
+    wanted = derive_format.format_of(competition(section))
     labels = np.full(600, 1)
-    submission.write(tmp_path / "a.csv", predicted(labels), wanted, {})
+    write.write(tmp_path / "a.csv", predicted(labels), wanted, {})
     rows = rows_of(tmp_path / "a.csv")
     assert rows[0] == header
     assert rows[1][0] == "distortion00_1_0"
     assert rows[1][1].startswith(first)
-    assert verdicts.validate(tmp_path / "a.csv", wanted).problems == ()
-    assert verdicts.format_beside(tmp_path / "a.csv") == wanted
+    assert validate.validate(tmp_path / "a.csv", wanted).problems == ()
+    assert validate.format_beside(tmp_path / "a.csv") == wanted
 
 
 def test_a_config_goes_before_the_sample() -> None:
     cells = (("0.2",) * 5, ("0.2",) * 5)
     sample = Sample("s.csv", "key", tuple("abcde"), ("x", "y"), cells)
-    derived = formats.derive(competition(SubmissionConfig(), sample, "log_loss"))
+    derived = derive_format.derive(competition(SubmissionConfig(), sample, "log_loss"))
     assert derived.form.header == ("key", *"abcde")
     assert (derived.form.answer, derived.form.listed_ids, derived.doubts) == ("probabilities", ("x", "y"), ())
-    assert formats.derive(competition(SubmissionConfig(), sample)).doubts  # accuracy is computed from decisions
-    one_hot = formats.format_of(competition(SubmissionConfig(answer="label"), sample))
+    assert derive_format.derive(competition(SubmissionConfig(), sample)).doubts  # accuracy is computed from decisions
+    one_hot = derive_format.format_of(competition(SubmissionConfig(answer="label"), sample))
     assert (one_hot.header, one_hot.answer) == (("key", *"abcde"), "label")
     with pytest.raises(SubmissionError, match="is an answer column too"):
-        formats.format_of(competition(SubmissionConfig(answer="probabilities", labels="names", id_column="a")))
+        derive_format.format_of(competition(SubmissionConfig(answer="probabilities", labels="names", id_column="a")))
 
 
 @pytest.mark.parametrize("name", ["plain", 'with "quotes", a comma', "ünïcode", "two\nlines"])
 def test_any_class_name_survives_the_csv(tmp_path: Path, name: str) -> None:
     wanted = SubmissionFormat(LAYOUT, texts=(name, *"bcde"))
-    submission.write(tmp_path / "a.csv", predicted(np.zeros(600, int)), wanted, {})
+    write.write(tmp_path / "a.csv", predicted(np.zeros(600, int)), wanted, {})
     assert {row[1] for row in rows_of(tmp_path / "a.csv")[1:]} == {name}
-    assert verdicts.validate(tmp_path / "a.csv", wanted).problems == ()
+    assert validate.validate(tmp_path / "a.csv", wanted).problems == ()
 
 
 def test_diff_counts_differing_rows_in_each_block(tmp_path: Path, comp: Comp) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from comp.competition import kaggle_client, scores, sending, submission
-from comp.competition.spec import SubmissionFormat
 from comp.config import Config
 from comp.results import blocks, runs
 from comp.results.predictions import from_outputs
 from comp.results.run_metrics import RunMetrics
 from comp.runtime.errors import Interrupted, RunError, SubmissionError
+from comp.submission import kaggle, kaggle_client, scores, write
+from comp.submission.format import SubmissionFormat
 from tests.conftest import Result
 
 Comp = Callable[..., Result]
@@ -42,7 +42,7 @@ def a_submission(folder: Path, seed: int = 0) -> tuple[runs.Run, Path]:
         targets=None,
         made_by={},
     )
-    submission.write(folder / "a.csv", found, WANTED, {"run_path": str(run.path)})
+    write.write(folder / "a.csv", found, WANTED, {"run_path": str(run.path)})
     return run, folder / "a.csv"
 
 
@@ -234,7 +234,7 @@ def test_what_is_invalid_or_doubtful_is_not_sent(tmp_path: Path, comp: Comp) -> 
     found = from_outputs(
         np.zeros((120, 4), np.float32), task="single_label", ids=WANTED.ids(), classes="abcd", targets=None, made_by={}
     )
-    submission.write(path, found, WANTED, {}, force=True)
+    write.write(path, found, WANTED, {}, force=True)
     result = submit(comp, path)
     assert result.code == 2
     assert "constant" in result.err
@@ -267,7 +267,7 @@ DONE = kaggle_client.State("complete", 0.5, 0.25, "")
 def send(path: Path, client: Memory, **options: Any) -> dict[str, Any]:
     """Send without waiting between questions."""
     given: dict[str, Any] = {"competition": "c", "message": "m", "wait_seconds": 60, "poll_seconds": 0.0, **options}
-    return sending.send(path, lambda: client, **given)
+    return kaggle.send(path, lambda: client, **given)
 
 
 def test_an_interrupted_wait_has_already_remembered_what_was_sent(tmp_path: Path) -> None:

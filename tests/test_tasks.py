@@ -2,13 +2,13 @@
 
 import pytest
 
-from comp.competition.answers import ANSWERS
 from comp.config.tasks import TASKS, metric_name, task
 from comp.data.division import STRATIFIERS
 from comp.ensembling.methods import METHODS
 from comp.results import decisions, predictions
 from comp.results.metrics import METRICS
 from comp.runtime.errors import ConfigError
+from comp.submission.answers import ANSWERS
 from comp.training.losses import LOSSES
 
 

@@ -85,7 +85,7 @@ class SubmissionConfig(Section):
     answer: Literal["auto", "label", "labels", "probability", "probabilities", "independent", "value", "ranked"] = (
         "auto"
     )
-    """A row of `comp.competition.answers.ANSWERS`: `label` the likeliest class, `labels` all decided classes,
+    """A row of `comp.submission.answers.ANSWERS`: `label` the likeliest class, `labels` all decided classes,
     `probability` of the positive class, `probabilities` of every class (they sum to 1), `independent` ones of every
     class, `value` a number, `ranked` the likeliest few in order; auto: as metric, task and sample show."""
     labels: Literal["auto", "names", "indices"] | dict[str, str] = "auto"

@@ -1,7 +1,7 @@
 """Tasks: what kind of answer an image has, one row of `TASKS` each. Names and plain values only, without torch.
 
 The rooms that do the work look their own rows up by these names (`comp.results.predictions.ACTIVATIONS`,
-`comp.results.metrics.METRICS`, `comp.competition.answers.ANSWERS`, `comp.training.losses.LOSSES`, `comp.data.division`,
+`comp.results.metrics.METRICS`, `comp.submission.answers.ANSWERS`, `comp.training.losses.LOSSES`, `comp.data.division`,
 `comp.ensembling.methods.METHODS`), so that none of them branches on a task's name.
 """
 
@@ -23,7 +23,7 @@ class TaskRow:
         consistency: whether views of one image can be held to agree (`train.consistency`).
         metrics: rows of `comp.results.metrics.METRICS`; the first is what `competition.metric: auto` means.
         decision: how probabilities become a decision: `arg_max`, or `thresholds` for each class.
-        answers: rows of `comp.competition.answers.ANSWERS` that a submission may hold.
+        answers: rows of `comp.submission.answers.ANSWERS` that a submission may hold.
         ensembles: rows of `comp.ensembling.methods.METHODS` that are defined for it.
         stratifier: a row of `comp.data.division.STRATIFIERS`.
         uncertain_views: whether `predict.views_for: uncertain` can rank images by their confidence.

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.competition import spec
-from comp.competition.spec import Competition
 from comp.config import Config
 from comp.config.tasks import TASKS, metric_name
 from comp.data import division, loading, splits, suites
@@ -19,6 +17,8 @@ from comp.data.splits import Split, Suite
 from comp.results.blocks import Block, block_grid
 from comp.runtime.errors import ConfigError, DataError
 from comp.runtime.progress import Progress, quiet
+from comp.submission import format
+from comp.submission.format import Competition
 
 _SMALLEST_STD = 1 / 255  # a channel of one grey level must not be divided by zero
 
@@ -218,7 +218,7 @@ def _competition(config: Config, source: Source, train: Split, test: Split | Non
         metric=metric_name(section.metric, row),
         classes=source.classes,
         image_shape=train.image_shape,
-        blocks=spec.suite_blocks(section.suite, len(test) if test else 0),
+        blocks=format.suite_blocks(section.suite, len(test) if test else 0),
         sample=sample,
         submission=section.submission,
         task=source.task,

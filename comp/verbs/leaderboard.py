@@ -81,7 +81,7 @@ def record(
     Example: comp leaderboard record submissions/quickstart.csv --public 0.573 --public-share 0.3
     """
     from comp import console
-    from comp.competition import scores
+    from comp.submission import scores
 
     found = scores.record_submission(submission, public=public, private=private, public_share=public_share)
     if as_json:

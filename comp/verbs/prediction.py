@@ -67,10 +67,10 @@ def predict(
     Example: comp predict runs/quickstart/20260101-120000-quickstart --views flip --adapt bn
     """
     from comp import console, predicting
-    from comp.competition import submission
     from comp.inference import answers
     from comp.inference.inputs import PredictInput
     from comp.runtime.errors import SubmissionError
+    from comp.submission import write
 
     wanted = PredictInput(split, suite, images or None)
     opened = opened_runs(words)
@@ -79,7 +79,7 @@ def predict(
             "-o names one file, and several runs, or a split that is not submitted, were given; leave it out"
         )
     if output and not images:
-        submission.demand_free(output, force=force)
+        write.demand_free(output, force=force)
     given = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
     written: dict[str, Any] = {}
     for run in opened:

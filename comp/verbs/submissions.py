@@ -8,7 +8,7 @@ import typer
 from comp.verbs.options import AsJson, Overrides
 
 if TYPE_CHECKING:
-    from comp.competition.verdicts import Verdict
+    from comp.submission.validate import Verdict
 
 CSVPath = Annotated[Path, typer.Argument(metavar="CSV", help="A submission.")]
 Wanted = Annotated[
@@ -51,7 +51,7 @@ def diff(
     Example: comp diff submissions/quickstart.csv submissions/quickstart-2.csv
     """
     from comp import console
-    from comp.competition import differences
+    from comp.submission import diff as differences
 
     found = differences.compare(first, second)
     if as_json:
@@ -93,13 +93,13 @@ def submit(
     Example: comp submit submissions/quickstart.csv --competition digit-recognizer --message "first try"
     """
     from comp import console
-    from comp.competition import kaggle_client, sending
+    from comp.submission import kaggle, kaggle_client
 
     verdict = _judge(path, wanted, overrides or [], against)
     if not force or verdict.problems:
         verdict.demand(mend="\n  send it nevertheless with --force")
     with console.bars() as progress:
-        record = sending.send(
+        record = kaggle.send(
             path, kaggle_client.Kaggle, competition=competition, message=message, wait_seconds=wait, again=force,
             progress=progress,
         )  # fmt: skip
@@ -111,8 +111,8 @@ def submit(
 
 
 def _judge(path: Path, wanted: Path | None, overrides: list[str], against: Path | None) -> "Verdict":
-    from comp.competition import doubts, formats, unseen, verdicts
     from comp.runtime.errors import ConfigError, SubmissionError
+    from comp.submission import check_by_sample, check_content, derive_format, validate
 
     if not path.is_file():
         raise SubmissionError(f"{path}: no such submission")
@@ -122,16 +122,16 @@ def _judge(path: Path, wanted: Path | None, overrides: list[str], against: Path 
     training: list[int] = []
     notes: tuple[str, ...] = ()
     if wanted is None:
-        expected = verdicts.format_beside(path)
+        expected = validate.format_beside(path)
     elif not is_config:
-        derived = unseen.from_sample(wanted, path)
+        derived = check_by_sample.from_sample(wanted, path)
         expected, notes = derived.form, derived.doubts
     else:
         from comp import config as configs
         from comp.data.dataset import open_dataset
 
         dataset = open_dataset(configs.load(wanted, overrides))
-        derived = formats.derive(dataset.competition)
+        derived = derive_format.derive(dataset.competition)
         expected, notes = derived.form, derived.doubts
-        training = doubts.counts(dataset.train.labels, len(dataset.competition.classes))
-    return verdicts.validate(path, expected, training=training, against=against, notes=notes)
+        training = check_content.counts(dataset.train.labels, len(dataset.competition.classes))
+    return validate.validate(path, expected, training=training, against=against, notes=notes)

@@ -231,8 +231,8 @@ def _is_finished(resume: Path, moved: list[str], as_json: bool, *, trained_only:
         trained_only: whether test and submission do not count.
     """
     from comp import console
-    from comp.competition import submission
     from comp.results import runs as run_folders
+    from comp.submission import write
 
     run = run_folders.open_run(resume, moved)
     if not run.is_complete():
@@ -241,7 +241,7 @@ def _is_finished(resume: Path, moved: list[str], as_json: bool, *, trained_only:
     if not trained_only:
         submits = run.config().competition.suite.source != "none"
         tested = not run.provenance("images")["images"]["test"] or scores.own("test") is not None
-        if not (submission.is_kept(run) if submits else tested):
+        if not (write.is_kept(run) if submits else tested):
             return False
     if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun, one tells
         console.print_note(f"{run.path}: complete, nothing is left to do; another CSV: comp predict {run.path}")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from comp.competition import tables
-from comp.competition.spec import Sample
 from comp.config import CSVConfig
 from comp.runtime.errors import DataError, nearest
+from comp.submission import csv_io
+from comp.submission.format import Sample
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +62,7 @@ def read_table(path: Path, is_image: Callable[[str], bool]) -> "tuple[pd.DataFra
     is called `id` then, and the others `1`, `2` ... by their place.
 
     Args:
-        path: of the table; see `comp.competition.tables.read_any`.
+        path: of the table; see `comp.submission.csv_io.read_any`.
         is_image: whether an id finds an image.
 
     Raises:
@@ -70,7 +70,7 @@ def read_table(path: Path, is_image: Callable[[str], bool]) -> "tuple[pd.DataFra
     """
     import pandas as pd
 
-    table = tables.read_any(path, DataError)
+    table = csv_io.read_any(path, DataError)
     for place, header in enumerate(map(str, table.columns)):
         cells = table.iloc[:, place]
         if header and is_image(header) and is_image(cells.iloc[0]) and not (cells == header).any():

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from comp.competition.spec import Sample
 from comp.config import DataConfig
 from comp.data.sources.listing import Listing, demand_place, place_of, some
 from comp.data.sources.samples import OwnTest, class_order, sample_of, unlabelled_test
@@ -16,6 +15,7 @@ from comp.data.splits import Split
 from comp.data.survey import files_split
 from comp.runtime.errors import DataError, nearest
 from comp.runtime.progress import Progress
+from comp.submission.format import Sample
 
 
 def image_folder(config: DataConfig, progress: Progress, task: str = "auto") -> Source:

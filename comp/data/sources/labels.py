@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.competition import tables
-from comp.competition.spec import Sample
 from comp.config import CSVConfig
 from comp.data.sources.csv_tables import label_column_of, named_column
 from comp.data.sources.samples import class_order
 from comp.results import class_names
 from comp.results.predictions import Targets
 from comp.runtime.errors import DataError
+from comp.submission import csv_io
+from comp.submission.format import Sample
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,7 +140,7 @@ def _refuse_lost_classes(
     if left and not (flags.sum(1) == 1).all() and (whole.sum(1) == 1).all():
         assert sample is not None
         raise DataError(
-            f"{sample.path}: has no column for {tables.some(left)}, and with that every row of {path} holds one 1; "
+            f"{sample.path}: has no column for {csv_io.some(left)}, and with that every row of {path} holds one 1; "
             "complete the sample, or train on its classes alone, as several labels of which an image may have none: "
             f"data.csv.label_columns=[{', '.join(shown[:3])}{', ...' if len(shown) > 3 else ''}]"
         )

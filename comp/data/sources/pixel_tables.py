@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.competition import tables
-from comp.competition.spec import Sample
 from comp.config import CSVConfig
 from comp.data.sources.csv_tables import known_id_column, refuse_duplicates
 from comp.runtime.errors import DataError
+from comp.submission import csv_io
+from comp.submission.format import Sample
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,7 @@ def holds_pixels(path: Path) -> bool:
     """Tell whether a table has a column for each pixel; its first line is read."""
     if path.suffix == ".parquet" or not path.is_file():
         return False
-    text = tables.any_text(path, DataError)
+    text = csv_io.any_text(path, DataError)
     return len(_pixels(_header(text))) >= _FEWEST
 
 
@@ -87,7 +87,7 @@ def read(path: Path) -> PixelTable:
     """
     import pandas as pd
 
-    text = tables.any_text(path, DataError)
+    text = csv_io.any_text(path, DataError)
     header = _header(text)
     pixels = _pixels(header)
     side = math.isqrt(len(pixels))
@@ -100,7 +100,7 @@ def read(path: Path) -> PixelTable:
     try:
         with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # of rows that are too long
             table = pd.read_csv(
-                io.StringIO(text), sep=tables.separator_of(text), header=0, names=header, index_col=False,
+                io.StringIO(text), sep=csv_io.separator_of(text), header=0, names=header, index_col=False,
                 dtype={name: places.get(name, str) for name in header}, keep_default_na=False,
             )  # fmt: skip
     except pd.errors.ParserWarning:
@@ -120,7 +120,7 @@ def read(path: Path) -> PixelTable:
 
 def _header(text: str) -> list[str]:
     line = re.split(r"[\r\n]", text, maxsplit=1)[0]
-    return [name.strip() for name in next(csv.reader([line], delimiter=tables.separator_of(text)), [])]
+    return [name.strip() for name in next(csv.reader([line], delimiter=csv_io.separator_of(text)), [])]
 
 
 def _pixels(header: Sequence[str]) -> list[int]:

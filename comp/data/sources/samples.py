@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from comp.competition import samples
-from comp.competition.spec import Sample
 from comp.config import DataConfig
 from comp.data.sources.listing import Listing
 from comp.data.splits import Split
@@ -14,6 +12,8 @@ from comp.data.survey import files_split
 from comp.results import class_names
 from comp.runtime.errors import DataError, SubmissionError
 from comp.runtime.progress import Progress
+from comp.submission import samples
+from comp.submission.format import Sample
 
 _SKIP = "data.skip_bad=true gives such rows a default answer: the mean of all others'"
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.competition.spec import Sample
 from comp.data.images import ImageFiles
 from comp.data.ranges import Scale
 from comp.data.splits import Split
 from comp.runtime.errors import DataError
+from comp.submission.format import Sample
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from comp.competition.spec import Sample
 from comp.config import DataConfig
 from comp.data.sources import pixel_tables
 from comp.data.sources.csv_tables import (
@@ -26,6 +25,7 @@ from comp.data.splits import Split
 from comp.data.survey import files_split
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress
+from comp.submission.format import Sample
 
 _USUAL_TEST, _USUAL_TEST_TABLE = "test", "test.csv"  # what is taken where it is there
 _SHOWN = 8  # columns in a note

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.competition import tables
 from comp.runtime.errors import SubmissionError
+from comp.submission import csv_io
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,12 +71,12 @@ def compare(first: Path, second: Path) -> Differences:
     """
     import pandas as pd
 
-    left, right = tables.read(first), tables.read(second)
+    left, right = csv_io.read(first), csv_io.read(second)
     columns, moved_columns = list(left.columns), list(right.columns)
     if columns != moved_columns:
         if sorted(columns) != sorted(moved_columns) or len(set(columns)) < len(columns):
             raise SubmissionError(
-                f"{second}: expected the columns {tables.some(columns)} of {first}, found {tables.some(moved_columns)}"
+                f"{second}: expected the columns {csv_io.some(columns)} of {first}, found {csv_io.some(moved_columns)}"
             )
         right = right[columns]
     left_ids, right_ids = pd.Index(left.iloc[:, 0]), pd.Index(right.iloc[:, 0])

@@ -1,6 +1,6 @@
 """Submission files: written whole and traced. Torch-free.
 
-A submission is a CSV with an id and an answer (`comp.competition.answers`) for each image of the suite. Beside it
+A submission is a CSV with an id and an answer (`comp.submission.answers`) for each image of the suite. Beside it
 lies a sidecar `.json` that traces it to its run, weights, config and code. Neither is ever half-written, and an
 existing one is replaced only on demand.
 """
@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from comp.competition.answers import ANSWERS, quoted
-from comp.competition.spec import SubmissionFormat
 from comp.results import runs
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.results.runs import sidecar_path as sidecar_path
 from comp.runtime.errors import RunError, SubmissionError
+from comp.submission.answers import ANSWERS, quoted
+from comp.submission.format import SubmissionFormat
 
 _CHUNK_ROWS = 100_000  # whose probabilities are in memory at a time
 

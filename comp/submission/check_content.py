@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.competition import answers
-from comp.competition.answers import ANSWERS
-from comp.competition.spec import SubmissionFormat
 from comp.results import class_names
 from comp.results.predictions import Targets
+from comp.submission import answers
+from comp.submission.answers import ANSWERS
+from comp.submission.format import SubmissionFormat
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from comp.competition import shown, spelling
-from comp.competition.answers import ANSWERS
-from comp.competition.spec import Competition, Sample, SubmissionFormat
-from comp.competition.spelling import Spelling
 from comp.config.tasks import TASKS
 from comp.results import class_names, predictions
 from comp.results.blocks import Block
 from comp.results.metrics import Metric, metric
 from comp.runtime.errors import SubmissionError
+from comp.submission import class_spelling, sample_cells
+from comp.submission.answers import ANSWERS
+from comp.submission.class_spelling import Spelling
+from comp.submission.format import Competition, Sample, SubmissionFormat
 
 _EXAMPLES = 3  # rows shown before training
 _DEFAULT_RANKED = 5
@@ -58,7 +58,7 @@ def derive(competition: Competition) -> Derived:
     """
     sample, section = competition.sample, competition.submission
     if sample and section.answer == "auto":
-        shown.refuse_foreign_numbers(sample, competition)
+        sample_cells.refuse_foreign_numbers(sample, competition)
     answer, reason, doubts = _answer(competition)
     classes = competition.classes
     wide = bool(sample and len(sample.columns) > 1) if sample else _wide_without_sample(answer, competition)
@@ -163,7 +163,7 @@ def _answer_of_columns(competition: Competition, wanted: Metric) -> tuple[str, s
         )
     if wanted.of_probabilities:
         return "independent", f"answer independent: {name} is computed from probabilities", ()
-    if not narrow and sample and shown.holds_fractions(sample):
+    if not narrow and sample and sample_cells.holds_fractions(sample):
         doubt = f"{sample.path} holds fractions, so probabilities are written, though {name} is computed from decisions"
         return "independent", "answer independent: the sample holds fractions", (doubt,)
     return "labels", f"answer labels: {name} is computed from decisions", ()
@@ -173,8 +173,8 @@ def _answer_of_one(competition: Competition, wanted: Metric) -> tuple[str, str, 
     """Return the answer of a task whose classes exclude each other."""
     sample, name = competition.sample, competition.metric
     if not wanted.ranked and not wanted.of_probabilities and sample:
-        shown.refuse_unclear_list(sample, competition.classes)
-    if wanted.ranked or (sample and shown.lists_labels(sample, competition.classes)):
+        sample_cells.refuse_unclear_list(sample, competition.classes)
+    if wanted.ranked or (sample and sample_cells.lists_labels(sample, competition.classes)):
         return "ranked", "answer ranked: " + (f"{name} counts them" if wanted.ranked else "the sample lists labels"), ()
     why = f"{name} is computed from probabilities"
     if sample is None or len(sample.columns) > 1:
@@ -184,7 +184,7 @@ def _answer_of_one(competition: Competition, wanted: Metric) -> tuple[str, str, 
             return "probabilities", f"answer probabilities: {why}", ()
         if sample is None:
             return "label", f"answer label: {name} is computed from decisions", ()
-        if shown.one_hot(sample):
+        if sample_cells.one_hot(sample):
             doubt = (
                 f"{sample.path} holds the same one-hot row for every id, so one-hot labels are written, as {name} is "
                 "computed from decisions; for probabilities: competition.submission.answer=probabilities"
@@ -196,12 +196,12 @@ def _answer_of_one(competition: Competition, wanted: Metric) -> tuple[str, str, 
         )
         return "probabilities", "answer probabilities: the sample has a column for each class", (doubt,)
     if wanted.of_probabilities:
-        text = next((cell for (cell,) in sample.cells if cell.strip() and shown.number(cell) is None), "")
+        text = next((cell for (cell,) in sample.cells if cell.strip() and sample_cells.number(cell) is None), "")
         doubt = f"{sample.path} holds {text!r}, and probabilities are written, since {name} is computed from them"
         return (
             "probability", f"answer probability: {why}, and the sample has one answer column", (doubt,) if text else ()
         )  # fmt: skip
-    if strange := shown.fraction_that_is_no_label(sample, competition.classes):
+    if strange := sample_cells.fraction_that_is_no_label(sample, competition.classes):
         doubt = (
             f"{sample.path} holds {strange!r}, which is no label, so a probability is written, though {name} is "
             "computed from decisions; name the competition's metric"
@@ -285,7 +285,7 @@ def _spelled(competition: Competition, answer: str, wide: bool) -> Spelling:
             cells = None
     meant = _synonym(competition, cells) if cells else ""
     try:
-        spelled = spelling.spell(
+        spelled = class_spelling.spell(
             competition.classes, cells, labels=competition.submission.labels, numbered=competition.numbered,
             blocks=bool(competition.blocks), where=sample.path if sample else "",
         )  # fmt: skip
@@ -352,12 +352,12 @@ def _separator(competition: Competition) -> str:
     """
     sample, known = competition.sample, set(competition.classes)
     cells = {cell.strip() for row in sample.cells for cell in row if cell.strip()} if sample else set()
-    for sign in dict.fromkeys((competition.separator or shown.SEPARATORS[0], *shown.SEPARATORS)):
+    for sign in dict.fromkeys((competition.separator or sample_cells.SEPARATORS[0], *sample_cells.SEPARATORS)):
         if any(sign in cell for cell in cells) and all(set(cell.split(sign)) <= known for cell in cells):
             return sign
     strange = cells - known
-    listed = shown.list_sign(next(iter(strange)), competition.classes) if len(strange) == 1 else ""
-    seen = next((sign for sign in shown.SEPARATORS if any(sign in cell for cell in strange)), "")
+    listed = sample_cells.list_sign(next(iter(strange)), competition.classes) if len(strange) == 1 else ""
+    seen = next((sign for sign in sample_cells.SEPARATORS if any(sign in cell for cell in strange)), "")
     return listed or competition.separator or seen or " "
 
 

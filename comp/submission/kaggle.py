@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from comp.competition import scores
 from comp.results import runs
 from comp.runtime.errors import SubmissionError
 from comp.runtime.progress import Progress, quiet
+from comp.submission import scores
 
 _POLL_SECONDS = 5.0
 _TICK_SECONDS = 0.2  # between two looks at the signals
@@ -30,7 +30,7 @@ class _State(Protocol):
 
 
 class Client(Protocol):
-    """What is asked of a competition's site; see `comp.competition.kaggle_client.Kaggle`."""
+    """What is asked of a competition's site; see `comp.submission.kaggle_client.Kaggle`."""
 
     def upload(self, path: Path, competition: str, message: str) -> str:
         """Send a CSV; return its reference."""

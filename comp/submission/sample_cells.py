@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
-from comp.competition.spec import Competition, Sample
 from comp.config.tasks import TASKS
 from comp.results import class_names
 from comp.results.metrics import metric
 from comp.runtime.errors import SubmissionError
+from comp.submission.format import Competition, Sample
 
 WHOLE = re.compile(r"0|[1-9][0-9]*", re.ASCII)
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}", re.ASCII)

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.competition import answers, formats, samples, shown, tables
-from comp.competition.answers import NO_ANSWER
-from comp.competition.formats import Derived
-from comp.competition.spec import Sample, SubmissionFormat
 from comp.results import runs
 from comp.runtime.errors import SubmissionError, UserError
+from comp.submission import answers, csv_io, derive_format, sample_cells, samples
+from comp.submission.answers import NO_ANSWER
+from comp.submission.derive_format import Derived
+from comp.submission.format import Sample, SubmissionFormat
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _NEARLY_ONE = 0.01  # of a sample's rounded probabilities
-_SUM_TOLERANCE = 1e-3  # as of `comp.competition.answers`
+_SUM_TOLERANCE = 1e-3  # as of `comp.submission.answers`
 _MOST = 0.5  # of a file's rows, which show how it is meant
 _CURE = "to check more, give --format CONFIG or keep the CSV's sidecar"
 
@@ -39,7 +39,7 @@ def from_sample(path: Path, submitted: Path) -> Derived:
     Raises:
         SubmissionError: one of them cannot be read.
     """
-    sample, table = samples.read(path), tables.read(submitted)
+    sample, table = samples.read(path), csv_io.read(submitted)
     known, notes = _beside(sample, submitted)
     if known is not None:
         return Derived(known, (), notes)
@@ -58,7 +58,7 @@ def _beside(sample: Sample, submitted: Path) -> tuple[SubmissionFormat | None, t
     if not sidecar.exists():
         return None, ()
     try:
-        form = formats.from_json(runs.read_json(sidecar).get("format", {}), sidecar)
+        form = derive_format.from_json(runs.read_json(sidecar).get("format", {}), sidecar)
     except UserError:
         return None, (f"{sidecar.name} is not used: it is no sidecar of a submission",)
     cells = pd.DataFrame(list(sample.cells), columns=list(sample.written[1:]), dtype=str)
@@ -84,7 +84,7 @@ def _narrow(sample: Sample, form: SubmissionFormat, given: "pd.DataFrame | None"
         ]
     else:
         form, doubts = _by_cells(form, seen), []
-        sign = next((sign for sign in shown.SEPARATORS if any(sign in cell for cell in seen)), "")
+        sign = next((sign for sign in sample_cells.SEPARATORS if any(sign in cell for cell in seen)), "")
         if blanks and form.any_text and sign:
             form = replace(form, answer="labels", separator=sign)
         if form.answer == "value" and (odd := [cell for cell in held if _whole(cell) != _whole(seen[0])]):
@@ -104,21 +104,21 @@ def _named(form: SubmissionFormat) -> str:
 
 def _by_placeholder(form: SubmissionFormat, placeholder: str, held: Sequence[str]) -> SubmissionFormat:
     """Return how a file's cells are meant where the sample holds one cell alone."""
-    value = shown.number(placeholder)
-    sign = shown.list_sign(placeholder) or ("" if shown.fractional(value) else _parted(held))
+    value = sample_cells.number(placeholder)
+    sign = sample_cells.list_sign(placeholder) or ("" if sample_cells.fractional(value) else _parted(held))
     if sign and any(sign in cell for cell in held):
         return replace(form, answer="labels", separator=sign, any_text=True)
-    numbers = [cell for cell in held if shown.number(cell) is not None]
-    texts = [cell for cell in held if shown.number(cell) is None and cell.strip().lower() not in NO_ANSWER]
+    numbers = [cell for cell in held if sample_cells.number(cell) is not None]
+    texts = [cell for cell in held if sample_cells.number(cell) is None and cell.strip().lower() not in NO_ANSWER]
     if (placeholder and value is None) or (not numbers and (texts or not placeholder)):
         return replace(form, any_text=True)
-    if all(map(shown.WHOLE.fullmatch, numbers)) and not shown.fractional(value):
+    if all(map(sample_cells.WHOLE.fullmatch, numbers)) and not sample_cells.fractional(value):
         return form
     return replace(form, answer="probability" if _are_shares(numbers) else "value")
 
 
 def _are_shares(cells: Sequence[str]) -> bool:
-    return all(0 <= (shown.number(cell) or 0) <= 1 for cell in cells)
+    return all(0 <= (sample_cells.number(cell) or 0) <= 1 for cell in cells)
 
 
 def _parted(held: Sequence[str]) -> str:
@@ -126,7 +126,7 @@ def _parted(held: Sequence[str]) -> str:
     for sign in ("|", " "):
         lists = [cell.split(sign) for cell in held]
         if any(len(parts) > 1 for parts in lists) and all(
-            shown.number(part) is not None for parts in lists for part in parts
+            sample_cells.number(part) is not None for parts in lists for part in parts
         ):
             return sign
     return ""
@@ -134,16 +134,16 @@ def _parted(held: Sequence[str]) -> str:
 
 def _by_cells(form: SubmissionFormat, seen: Sequence[str]) -> SubmissionFormat:
     """Return how cells are meant where the sample's vary."""
-    numbers = [shown.number(cell) for cell in seen]
+    numbers = [sample_cells.number(cell) for cell in seen]
     if any(number is None for number in numbers):
         return replace(form, any_text=True)
-    if any(map(shown.fractional, numbers)):
+    if any(map(sample_cells.fractional, numbers)):
         return replace(form, answer="probability" if _are_shares(seen) else "value")
-    return form if all(map(shown.WHOLE.fullmatch, seen)) else replace(form, answer="value")
+    return form if all(map(sample_cells.WHOLE.fullmatch, seen)) else replace(form, answer="value")
 
 
 def _whole(cell: str) -> bool:
-    return shown.number(cell) is not None and not shown.fractional(shown.number(cell))
+    return sample_cells.number(cell) is not None and not sample_cells.fractional(sample_cells.number(cell))
 
 
 def _named_like_nothing(column: "pd.Series") -> list[str]:
@@ -162,11 +162,11 @@ def _wide(sample: Sample, form: SubmissionFormat, given: "pd.DataFrame | None") 
     """
     form = replace(form, texts=sample.columns)
     cells = {cell for row in sample.cells for cell in row if cell.strip()}
-    if any(shown.number(cell) is None for cell in cells):
+    if any(sample_cells.number(cell) is None for cell in cells):
         raise SubmissionError(
-            f"{sample.path}: expected numbers in a column for each class, found {tables.some(sorted(cells))}"
+            f"{sample.path}: expected numbers in a column for each class, found {csv_io.some(sorted(cells))}"
         )
-    numbers = np.array([[float(shown.number(cell) or 0) for cell in row] for row in sample.cells])
+    numbers = np.array([[float(sample_cells.number(cell) or 0) for cell in row] for row in sample.cells])
     if not sample.constant:
         outside = bool(((numbers < 0) | (numbers > 1)).any())
         exclusive = bool((np.abs(numbers.sum(1) - 1) <= _NEARLY_ONE).all())

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from comp.competition import tables
-from comp.competition.spec import Sample
 from comp.runtime.errors import SubmissionError, nearest
+from comp.submission import csv_io
+from comp.submission.format import Sample
 
 # As competitions name it: sample_submission.csv, sampleSubmission.csv, SampleSubmission.csv, sample_submission_v2.csv.
 _NAME = re.compile(r".*sample[ _-]?submission.*\.(csv|csv\.zip|zip)", re.IGNORECASE)
@@ -60,7 +60,7 @@ def read(path: Path) -> Sample:
     """
     import pandas as pd
 
-    table = tables.read_any(path, SubmissionError)
+    table = csv_io.read_any(path, SubmissionError)
     header = tuple(map(str, table.columns))
     id_column, *columns = [column.strip() for column in header]
     table.columns = [id_column, *columns]
@@ -72,6 +72,6 @@ def read(path: Path) -> Sample:
     index = pd.Index(ids)
     if index.has_duplicates:
         twice = index[index.duplicated()].unique().tolist()
-        raise SubmissionError(f"{path}: lists {len(twice):,} ids more than once, first {tables.some(twice)}")
+        raise SubmissionError(f"{path}: lists {len(twice):,} ids more than once, first {csv_io.some(twice)}")
     cells = tuple(zip(*(table[column].tolist() for column in columns), strict=True))
     return Sample(str(path), id_column, tuple(columns), ids, cells, header)

@@ -3,7 +3,7 @@
 1. `submission.labels` says it: names, numbers, or a text for each class.
 2. Nothing is shown (no sample submission): blocks of distortions hold class numbers, all else the labels' own text.
    A source whose classes have numbers and names (CIFAR, MNIST, a `classes.txt`) takes either from a sample.
-3. One column holds a probability: see `comp.competition.answers`; nothing is spelled then.
+3. One column holds a probability: see `comp.submission.answers`; nothing is spelled then.
 4. Two labels have one value (`1`, `01`), and the sample's texts are not all labels: refused.
 5. Every non-blank cell of the sample is a label's text: the labels' own text.
 6. Labels and cells are all plain decimals. Cells that vary must equal labels by value, else refused; a placeholder (all

@@ -1,6 +1,7 @@
 """What is wrong with a submission's file. Torch-free.
 
-Everything reported here makes a file invalid; a valid one may still be worthless, see `comp.competition.doubts`. Rows
+Everything reported here makes a file invalid; a valid one may still be worthless, see
+`comp.submission.check_content`. Rows
 are matched by id and columns by name: their order does not matter to Kaggle, and is only noted.
 """
 
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.competition import answers, tables
-from comp.competition.answers import SHOWN
-from comp.competition.spec import SubmissionFormat
+from comp.submission import answers, csv_io
+from comp.submission.answers import SHOWN
+from comp.submission.format import SubmissionFormat
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,7 @@ def check(path: Path, form: SubmissionFormat) -> list[str]:
     Raises:
         SubmissionError: the file cannot be read as a CSV at all.
     """
-    return list(check_table(tables.read(path), form).problems)
+    return list(check_table(csv_io.read(path), form).problems)
 
 
 def check_table(table: "pd.DataFrame", form: SubmissionFormat) -> Checked:

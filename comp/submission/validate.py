@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from comp.competition import checking, doubts, formats, tables
-from comp.competition.doubts import Doubt
-from comp.competition.spec import SubmissionFormat
 from comp.results import runs
 from comp.runtime.errors import SubmissionError
+from comp.submission import check_content, check_format, csv_io, derive_format
+from comp.submission.check_content import Doubt
+from comp.submission.format import SubmissionFormat
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def format_beside(path: Path) -> SubmissionFormat:
         raise SubmissionError(
             f"{path}: has no sidecar {sidecar.name} that tells its format; give --format CONFIG, or a sample submission"
         )
-    return formats.from_json(runs.read_json(sidecar).get("format", {}), sidecar)
+    return derive_format.from_json(runs.read_json(sidecar).get("format", {}), sidecar)
 
 
 def validate(
@@ -91,26 +91,26 @@ def validate(
     Raises:
         SubmissionError: one of the files cannot be read as a CSV, or the earlier one is not valid.
     """
-    checked = checking.check_table(cells := tables.read(path), form)
+    checked = check_format.check_table(cells := csv_io.read(path), form)
     if checked.table is None:
         return Verdict(path, len(cells), checked.problems, tuple(Doubt(note, "note") for note in notes))
     beside = runs.sidecar_path(path)
     sidecar = runs.read_json(beside) if beside.exists() else {}
     findings = [Doubt(note, "note") for note in (*notes, *checked.notes)]
-    findings += doubts.check_texts(_with_classes(form, sidecar), derived=bool(form.classes))
-    findings += doubts.check_distribution(checked.table, form, training or sidecar.get("training_counts", ()))
+    findings += check_content.check_texts(_with_classes(form, sidecar), derived=bool(form.classes))
+    findings += check_content.check_distribution(checked.table, form, training or sidecar.get("training_counts", ()))
     if "sha256" in sidecar and sidecar["sha256"] != runs.sha256(path):
         findings.append(Doubt(f"altered: it is not the file that {beside.name} was written for", "note"))
     if against is None:
         return Verdict(path, len(cells), (), tuple(findings))
-    earlier = checking.check_table(tables.read(against), form)
+    earlier = check_format.check_table(csv_io.read(against), form)
     if earlier.table is None:
         raise SubmissionError(f"--against {against}: not a valid submission of this format: {earlier.problems[0]}")
     ends = np.cumsum([block.count for block in form.blocks])
     blocks = [
         (block.name, slice(int(end) - block.count, int(end))) for block, end in zip(form.blocks, ends, strict=True)
     ]
-    agreement, more = doubts.check_agreement(checked.table, earlier.table, form, blocks)
+    agreement, more = check_content.check_agreement(checked.table, earlier.table, form, blocks)
     return Verdict(path, len(cells), (), (*findings, *more), agreement)
 
 

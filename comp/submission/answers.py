@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.competition.spec import SubmissionFormat
 from comp.results import class_names
 from comp.results.predictions import Predictions
+from comp.submission.format import SubmissionFormat
 
 if TYPE_CHECKING:
     import pandas as pd

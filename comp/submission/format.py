@@ -54,7 +54,7 @@ class SubmissionFormat:
         blocks: give the ids in their order, where none are listed.
         id_column: header of the first column.
         columns: headers of the answer columns, in order: one, or one for each class.
-        answer: a row of `comp.competition.answers.ANSWERS`.
+        answer: a row of `comp.submission.answers.ANSWERS`.
         listed_ids: every id in order, as a sample submission lists them.
         classes: the training labels' own texts, in label order; empty where a sample alone was seen.
         texts: what is written for each class, in label order; empty where a sample alone was seen.
@@ -104,7 +104,7 @@ class SubmissionFormat:
         return np.concatenate([block.ids() for block in self.blocks]) if self.blocks else np.array([], np.str_)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for a sidecar; the format that `comp.competition.formats.from_json` reads."""
+        """Return plain values for a sidecar; the format that `comp.submission.derive_format.from_json` reads."""
         return {
             "version": 2,
             "id_column": self.id_column,

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from comp.competition import checking, formats, submission
-from comp.competition.spec import Competition
 from comp.results import runs
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
+from comp.submission import check_format, derive_format, write
+from comp.submission.format import Competition
 
 
 def submit(
@@ -36,7 +36,7 @@ def submit(
         SubmissionError: the name is taken.
         RunError: the disk is full; what was there stays.
     """
-    wanted = formats.format_of(competition)
+    wanted = derive_format.format_of(competition)
     transductive = bool(found.made_by.get("transductive"))
     sidecar = {
         "run": run.name,
@@ -48,8 +48,8 @@ def submit(
         **trace,
         **runs.describe_machine(),
     }
-    submission.write(path, found, wanted, sidecar, force=force)
-    problems = checking.check(path, wanted)
+    write.write(path, found, wanted, sidecar, force=force)
+    problems = check_format.check(path, wanted)
     assert not problems, problems
     with run.writing():
         noted = {"submission": str(path), "transductive": transductive}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from comp.models import first_principles as own
+from comp.models.coursework import convolution as own
 from comp.runtime.errors import ModelError
 
 CHANNELS = [

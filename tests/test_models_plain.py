@@ -9,8 +9,8 @@ from torch import nn
 from comp.config import ModelConfig
 from comp.models import stems, surgery, zoo
 from comp.models.classifier import Classifier
-from comp.models.network import ACTIVATIONS
-from comp.models.plain import NETWORKS
+from comp.models.coursework.layout import ACTIVATIONS
+from comp.models.coursework.networks import NETWORKS
 from comp.runtime.errors import ModelError
 
 Shape = tuple[int, int, int]

@@ -12,7 +12,7 @@ from comp import config
 from comp.config import ModelConfig, yaml_io
 from comp.models import surgery, timm_models, weights, zoo
 from comp.models.classifier import Classifier
-from comp.models.plain import NETWORKS
+from comp.models.coursework.networks import NETWORKS
 from comp.runtime.errors import ModelError
 
 # Stock ResNets start with branches multiplied by zero, so that one step would leave most of them unmoved.

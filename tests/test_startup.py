@@ -18,7 +18,7 @@ from comp.config import ModelConfig
 from comp.data import division
 from comp.data.sources.digits import digits
 from comp.models import surgery, zoo
-from comp.models.plain import NETWORKS
+from comp.models.coursework.networks import NETWORKS
 from tests.conftest import REPOSITORY
 
 HEAVY = {"torchvision", "timm", "sklearn", "scipy", "matplotlib", "albumentations", "cv2", "pandas", "wandb", "sympy"}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from comp.models import pretrained, stems, timm_models
-from comp.models.plain import NETWORKS
+from comp.models.coursework.networks import NETWORKS
 
 Shape = tuple[int, int, int]  # channels, height, width
 

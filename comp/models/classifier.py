@@ -15,7 +15,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 
 class Inner(Protocol):
-    """What a network must offer beside `forward`; timm's models and `comp.models.network.Network` do."""
+    """What a network must offer beside `forward`; timm's models and `comp.models.coursework.layout.Network` do."""
 
     def __call__(self, images: Tensor) -> Tensor: ...
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from comp.models.network import Network, halved
+from comp.models.coursework.layout import Network, halved
 from comp.runtime.errors import ModelError, unknown
 
 

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from comp.models import weights
 from comp.models.classifier import Classifier
-from comp.models.network import Network
+from comp.models.coursework.layout import Network
 from comp.runtime.errors import ModelError, nearest
 
 ALL_BUT_HEAD = "all_but_head"

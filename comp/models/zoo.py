@@ -14,7 +14,7 @@ from comp.config.section import height_and_width
 from comp.models import pretrained, stems, surgery, timm_models, weights
 from comp.models.catalogue import costs, list_models
 from comp.models.classifier import Classifier, Resize
-from comp.models.plain import NETWORKS
+from comp.models.coursework.networks import NETWORKS
 from comp.runtime.errors import ModelError, UserError, unknown
 
 __all__ = ["architecture", "blueprint", "build", "costs", "family", "list_models", "refuse_banned"]

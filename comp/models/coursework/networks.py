@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from comp.models import first_principles
+from comp.models.coursework import convolution
+from comp.models.coursework.layout import Network, activation_layer, halved
 from comp.models.fastnet import fastnet
-from comp.models.network import Network, activation_layer, halved
 from comp.runtime.errors import ModelError, unknown
 
 Shape = tuple[int, int, int]  # channels, height, width
@@ -90,7 +90,7 @@ def convnet(
 
 CONVOLUTIONS: dict[str, Callable[..., nn.Module]] = {
     "torch": nn.Conv2d,
-    "first_principles": first_principles.Conv2d,
+    "first_principles": convolution.Conv2d,
 }
 
 

@@ -1,0 +1,1 @@
+"""Networks of the coursework: MLPs, residual nets, and convolution from first principles."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks import one_by_one
 from comp.augment.kernels import textures
-from comp.data.corruptions import CORRUPTIONS, NAMES, corrupt
+from comp.data.corruptions.suite import CORRUPTIONS, NAMES, corrupt
 
 _RECORD = 1 + 3 * 32 * 32  # bytes of an image in CIFAR-10's binary files: label, red, green, blue
 

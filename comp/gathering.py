@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from comp import config as configs
 from comp import predicting
 from comp.config import Config
-from comp.data import division
+from comp.data import splitting
 from comp.ensembling import members, methods, scoring, table
 from comp.ensembling.members import Sample
 from comp.inference.variants import laid_on
@@ -231,7 +231,7 @@ def _images(run: Run, split: str, predicted: Predictions) -> NDArray[np.str_]:
         return predicted.ids
     path = run.path / "split.npz"
     cure = f"leave the run out, or {run.cure}"
-    found = division.read(path, cure)
+    found = splitting.read(path, cure)
     shown, rows = found.get("ood_val", found.get("val")), found.get("rows_ood_val")
     if shown is None:
         raise RunError(f"{path}: damaged (it lacks val); {cure}")

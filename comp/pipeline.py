@@ -18,7 +18,7 @@ from comp.building import build_model
 from comp.config import Config, space
 from comp.config.section import height_and_width
 from comp.config.tasks import TASKS, metric_name, task
-from comp.data import division, sources, suites
+from comp.data import sources, splitting, suites
 from comp.data.dataset import Dataset, open_dataset
 from comp.inference.variants import check_task, variant_of
 from comp.inference.views import check_size
@@ -349,7 +349,7 @@ def train(
     on_start(run, model)
     deterministic = device.only_deterministic(config.train.deterministic)
     with opened(config.track, tracker) as tracker, run.writing(), deterministic:
-        division.save(run.path / "split.npz", dataset.train, dataset.val, dataset.samples)
+        splitting.save(run.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         choice = Choice(execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
         on_choice(choice)
@@ -444,7 +444,7 @@ def follow(
         lambda: open_dataset(config, progress) if resume else prepare(config, runs_root, progress)
     )
     task = team.from_leader(_told_by_leader)
-    dataset = dataset.with_samples(division.samples(task.path / "split.npz"))
+    dataset = dataset.with_samples(splitting.samples(task.path / "split.npz"))
     model = build_model(config, dataset, first_weights=not task.resume)
     session = open_session(
         config, dataset, Onlooker(task.path), model, task.execution, fresh=task.fresh, progress=progress, team=team

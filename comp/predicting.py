@@ -10,7 +10,7 @@ import numpy as np
 
 from comp.building import load_model
 from comp.config import Config
-from comp.data import division, sources, splits, suites
+from comp.data import sources, splits, splitting, suites
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, Suite
 from comp.inference import adapt, expectation, inputs
@@ -600,5 +600,5 @@ def own_data(run: Run, dataset: Dataset) -> Dataset:
             f"{run.path}: its training images or labels have changed (fingerprint {recorded['data_fingerprint']}, "
             f"now {dataset.fingerprint}); give it its own data back or start a new run"
         )
-    division.check(run.path / "split.npz", dataset.train, dataset.val)
-    return dataset.with_samples(division.samples(run.path / "split.npz"))
+    splitting.check(run.path / "split.npz", dataset.train, dataset.val)
+    return dataset.with_samples(splitting.samples(run.path / "split.npz"))

@@ -16,7 +16,7 @@ from torch import Tensor
 from comp import gathering, pipeline, predicting
 from comp.building import demand_own, load_model
 from comp.config import DataConfig, ModelConfig
-from comp.data import division, loading
+from comp.data import loading, splitting
 from comp.inference.predict import predict
 from comp.inference.variants import laid_on
 from comp.models import averaging, weights
@@ -225,7 +225,7 @@ def _store(mixed: _Mixed, first: Loaded, split: str, runs_root: Path, progress: 
     result = runs.create(runs_root, config, "soup", {**provenance, "members": mixed.told()})
     with runs.made_whole(result), result.writing():
         dataset = first.dataset
-        division.save(result.path / "split.npz", dataset.train, dataset.val, dataset.samples)
+        splitting.save(result.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         result.write_json("execution.json", first.execution.to_json())
         names = ", ".join(mixed.trained[number].name for number in mixed.chosen)
         result.write("best.safetensors", weights.to_bytes(mixed.state, {"soup": names}))

@@ -15,7 +15,7 @@ from comp.augment.engine import alternation, augment
 from comp.augment.ops import OPS, READING_OPS, Choice, Mixture, Op, Policy
 from comp.augment.policies import POLICIES, resolve
 from comp.config import load
-from comp.data import corruptions
+from comp.data.corruptions import suite
 from comp.runtime import rng
 from comp.runtime.errors import ConfigError
 from tests.conftest import Result
@@ -157,7 +157,7 @@ def test_the_published_subpolicies_are_torchvisions(name: str) -> None:
 
 def test_what_is_imitated_is_the_suites_and_nothing_of_it_is_left_out() -> None:
     imitated = [names for _, names in OPS.values()]
-    assert frozenset().union(*imitated) == set(corruptions.NAMES)
+    assert frozenset().union(*imitated) == set(suite.NAMES)
 
 
 # Held to this list, so that an op that comes in has to be judged.
@@ -169,7 +169,7 @@ GENERIC = {
 
 
 def test_robust_has_seen_every_kind_of_corruption_and_the_strict_one_none() -> None:
-    assert POLICIES["robust"].imitates == set(corruptions.NAMES)
+    assert POLICIES["robust"].imitates == set(suite.NAMES)
     assert POLICIES["robust_strict"].imitates == frozenset()
 
 
@@ -182,7 +182,7 @@ def test_every_op_can_be_asked_for_in_yaml(tmp_path: Path) -> None:
     (tmp_path / "all.yaml").write_text(f"augment:\n  policy: none\n  ops:{rows}\n")
     read = load(tmp_path / "all.yaml").augment
     policy = resolve(read.policy, read.ops)
-    assert policy.imitates == set(corruptions.NAMES)
+    assert policy.imitates == set(suite.NAMES)
     images = pictures(16)
     done = run(policy, images)
     assert done.shape == images.shape

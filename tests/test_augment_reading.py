@@ -22,7 +22,8 @@ from comp.augment.ops import FOREIGN_IMITATES, Foreign, Policy
 from comp.augment.policies import POLICIES, resolve
 from comp.augment.worker_stage import Reading
 from comp.config import DataConfig
-from comp.data import corruptions, loading
+from comp.data import loading
+from comp.data.corruptions import suite
 from comp.data.images import ImageFiles, cut_from
 from comp.data.sources import open_source
 from comp.data.splits import Split
@@ -237,7 +238,7 @@ def test_a_size_that_changes_now_and_then_ends_the_training_with_one_message() -
 
 
 def test_names_that_imitate_the_suite_exist() -> None:
-    assert frozenset().union(*FOREIGN_IMITATES.values()) <= set(corruptions.NAMES)
+    assert frozenset().union(*FOREIGN_IMITATES.values()) <= set(suite.NAMES)
     for name in FOREIGN_IMITATES:
         Reading(Policy((), foreign=(Foreign(name, 1.0, "{}"),)), 0)
 

@@ -13,7 +13,7 @@ from comp import config as configs
 from comp.augment import ops, policies
 from comp.augment.batch_ops import FUNCTIONS
 from comp.config import DataConfig, ModelConfig
-from comp.data import corruptions
+from comp.data.corruptions import suite
 from comp.data.dataset import open_dataset
 from comp.data.sources import open_source
 from comp.models import weights, zoo
@@ -44,7 +44,7 @@ def bands_config(root: Path, **sections: Any) -> dict[str, Any]:
     values = small_config(root)
     values["competition"] = {
         "name": "small", "suite": {"source": "test"},
-        "ood_validation": {"severities": [3], "per_block": 4, "leave_out": [*corruptions.COLOURED, "noise", "blur"]},
+        "ood_validation": {"severities": [3], "per_block": 4, "leave_out": [*suite.COLOURED, "noise", "blur"]},
     }  # fmt: skip
     values["augment"] = {"policy": "basic"}
     values["train"] |= {"epochs": 8, "batch_size": 16, "label_smoothing": 0.0}
@@ -200,12 +200,12 @@ def test_the_policies_that_are_named_instead_are_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_corruptions_without_colour_take_any_channels(channels: int) -> None:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, channels, 16, 24)).astype(np.uint8))
-    for name in corruptions.NAMES:
-        if name in corruptions.COLOURED:
+    for name in suite.NAMES:
+        if name in suite.COLOURED:
             with pytest.raises(DataError, match=f"{name} needs 1 or 3 channels"):
-                corruptions.corrupt(images, name, 3, seed=0, indices=torch.arange(2))
+                suite.corrupt(images, name, 3, seed=0, indices=torch.arange(2))
             continue
-        shifted = corruptions.corrupt(images, name, 3, seed=0, indices=torch.arange(2))
+        shifted = suite.corrupt(images, name, 3, seed=0, indices=torch.arange(2))
         assert shifted.shape == images.shape
 
 

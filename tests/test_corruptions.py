@@ -15,8 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from comp.data.blurs import glass_sources
-from comp.data.corruptions import CORRUPTIONS, FAMILIES, NAMES, SEVERITIES, corrupt
+from comp.data.corruptions.blurs import glass_sources
+from comp.data.corruptions.suite import CORRUPTIONS, FAMILIES, NAMES, SEVERITIES, corrupt
 from comp.runtime import rng
 from comp.runtime.errors import DataError
 

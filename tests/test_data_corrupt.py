@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from comp import config as configs
-from comp.data import suite_files
-from comp.data.corruptions import CORRUPTIONS, FAMILIES
+from comp.data.corruptions import export
+from comp.data.corruptions.suite import CORRUPTIONS, FAMILIES
 from comp.data.dataset import open_dataset
 from comp.results import predictions, runs
 from comp.results.blocks import DISTORTIONS
@@ -110,13 +110,13 @@ def test_what_was_stopped_goes_on_and_whole_files_are_kept(workplace: Path) -> N
             raise Interrupted(2)
 
     with pytest.raises(Interrupted):
-        suite_files.write_suite(split, OUT, seed=0, made_of={}, count=COUNT, progress=stop)
+        export.write_suite(split, OUT, seed=0, made_of={}, count=COUNT, progress=stop)
     assert sorted(os.listdir(OUT)) == ["distortion00.npy", "distortion01.npy", "manifest.json"]
     kept = (OUT / "distortion00.npy").stat().st_mtime_ns
     (OUT / "distortion01.npy").write_bytes(b"spoilt since")
-    suite_files.write_suite(split, OUT, seed=0, made_of={}, count=COUNT)
+    export.write_suite(split, OUT, seed=0, made_of={}, count=COUNT)
     assert (OUT / "distortion00.npy").stat().st_mtime_ns == kept
-    suite_files.write_suite(split, Path("whole"), seed=0, made_of={}, count=COUNT)
+    export.write_suite(split, Path("whole"), seed=0, made_of={}, count=COUNT)
     for number in range(19):
         name = f"distortion{number:02d}.npy"
         assert (OUT / name).read_bytes() == Path("whole", name).read_bytes()
@@ -172,10 +172,10 @@ def test_a_bad_request_is_told(workplace: Path, comp: Comp, arguments: list[str]
     ("text", "wanted"), [("1-5", (1, 2, 3, 4, 5)), ("5,1", (1, 5)), ("2", (2,)), ("1-2,2-3", (1, 2, 3))]
 )
 def test_severities_are_ranges_and_lists(text: str, wanted: tuple[int, ...]) -> None:
-    assert suite_files.parse_severities(text) == wanted
+    assert export.parse_severities(text) == wanted
 
 
 @pytest.mark.parametrize("text", ["", "6", "1-", "a", "1;2"])
 def test_other_severities_are_refused(text: str) -> None:
     with pytest.raises(DataError, match="--severities"):
-        suite_files.parse_severities(text)
+        export.parse_severities(text)

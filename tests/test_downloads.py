@@ -18,7 +18,7 @@ import timm
 from safetensors.torch import save_file
 from torchvision import datasets
 
-from comp.data.corruptions import CORRUPTIONS
+from comp.data.corruptions.suite import CORRUPTIONS
 from comp.data.downloads import fetch
 from comp.results import runs
 from comp.runtime.errors import DataError

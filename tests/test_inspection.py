@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from comp import config as configs
-from comp.data import checks, duplicates, inspection
+from comp.data import duplicates, inspection, quality
 from comp.data.splits import Split
 from comp.runtime.progress import quiet
 from tests.conftest import REPOSITORY, Result
@@ -195,9 +195,9 @@ def test_unreadable_files_mislead_unless_they_are_skipped(workplace: Path) -> No
     config = configs.load("small.yaml")
     dataset = inspection.open_clean(config)
     broken = inspection.Dataset(**{**vars(dataset), "unreadable": ("a.png", "b.png")})
-    verdicts = {skip: checks.check(broken, skip_bad=skip)[0].verdict for skip in (False, True)}
+    verdicts = {skip: quality.check(broken, skip_bad=skip)[0].verdict for skip in (False, True)}
     assert verdicts == {False: "misleads", True: "note"}
-    assert checks.check(broken)[0].examples == ("a.png", "b.png")
+    assert quality.check(broken)[0].examples == ("a.png", "b.png")
 
 
 @given(shift=st.integers(0, 12), grey=st.booleans())

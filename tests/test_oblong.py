@@ -14,7 +14,7 @@ from PIL import Image
 from comp import config as configs
 from comp.augment.mixing import Mixing, mix
 from comp.config import Config, DataConfig, ModelConfig
-from comp.data import corruptions
+from comp.data.corruptions import suite
 from comp.data.images import fitted
 from comp.data.sources import open_source
 from comp.models import zoo
@@ -166,7 +166,7 @@ def test_cutmix_targets_are_the_shares_of_oblong_areas() -> None:
 @pytest.mark.parametrize("size", [(8, 200), (200, 8)])
 def test_frost_covers_images_of_any_proportion(size: tuple[int, int]) -> None:
     images = torch.full((2, 3, *size), 128, dtype=torch.uint8)
-    frosted = corruptions.corrupt(images, "frost", 3, seed=0, indices=torch.arange(2))
+    frosted = suite.corrupt(images, "frost", 3, seed=0, indices=torch.arange(2))
     assert frosted.shape == images.shape
     assert frosted.float().std(-1).mean() > 1
 

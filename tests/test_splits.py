@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comp.config import Config, DataConfig
-from comp.data import division
+from comp.data import splitting
 from comp.data.dataset import open_dataset
-from comp.data.division import STRATIFIERS, divide, fold, held_out, sample
 from comp.data.sources import Source
 from comp.data.splits import Split
+from comp.data.splitting import STRATIFIERS, divide, fold, held_out, sample
 from comp.results import runs
 from comp.runtime.errors import ConfigError, DataError, RunError
 from tests.conftest import Result
@@ -213,10 +213,10 @@ def test_a_run_keeps_its_split_and_refuses_another(workplace: Path, comp: Comp) 
 
 def test_a_division_without_validation_is_kept_too(tmp_path: Path) -> None:
     train = split_of(LABELS)
-    division.save(tmp_path / "split.npz", train, None)
-    division.check(tmp_path / "split.npz", train, None)
+    splitting.save(tmp_path / "split.npz", train, None)
+    splitting.check(tmp_path / "split.npz", train, None)
     with pytest.raises(RunError, match="the val split is another now"):
-        division.check(tmp_path / "split.npz", train, train.head(3))
+        splitting.check(tmp_path / "split.npz", train, train.head(3))
 
 
 def test_a_class_of_one_image_stops_no_folds_and_is_named() -> None:

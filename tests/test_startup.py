@@ -15,7 +15,7 @@ from timm.models import group_parameters
 
 from comp import config as configs
 from comp.config import ModelConfig
-from comp.data import division
+from comp.data import splitting
 from comp.data.sources.digits import digits
 from comp.models import surgery, zoo
 from comp.models.coursework.networks import NETWORKS
@@ -97,7 +97,7 @@ def test_images_are_held_out_as_scikit_learn_holds_them_out(
     """Runs of before were divided by it, and must go on with the same images."""
     classes, rows = np.array(labels), np.arange(len(labels))
     size = max(1, int(share * len(labels))) if counted else share
-    by_class, plainly = division.STRATIFIERS["classes"], division.STRATIFIERS["none"]
+    by_class, plainly = splitting.STRATIFIERS["classes"], splitting.STRATIFIERS["none"]
     try:
         expected = train_test_split(rows, test_size=size, random_state=seed, stratify=classes)[1]
     except ValueError:  # classes too rare for it: `test_splits.py`

@@ -3,7 +3,7 @@
 import pytest
 
 from comp.config.tasks import TASKS, metric_name, task
-from comp.data.division import STRATIFIERS
+from comp.data.splitting import STRATIFIERS
 from comp.ensembling.methods import METHODS
 from comp.results import decisions, predictions
 from comp.results.metrics import METRICS

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from comp.config.section import Broken, Positive, Section, UserPath
 
-_CORRUPTIONS = 19  # that `comp.data.corruptions` makes
+_CORRUPTIONS = 19  # that `comp.data.corruptions.suite` makes
 
 
 class SuiteConfig(Section):

@@ -1,7 +1,7 @@
 """Tasks: what kind of answer an image has, one row of `TASKS` each. Names and plain values only, without torch.
 
 The rooms that do the work look their own rows up by these names (`comp.results.predictions.ACTIVATIONS`,
-`comp.results.metrics.METRICS`, `comp.submission.answers.ANSWERS`, `comp.training.losses.LOSSES`, `comp.data.division`,
+`comp.results.metrics.METRICS`, `comp.submission.answers.ANSWERS`, `comp.training.losses.LOSSES`, `comp.data.splitting`,
 `comp.ensembling.methods.METHODS`), so that none of them branches on a task's name.
 """
 
@@ -25,7 +25,7 @@ class TaskRow:
         decision: how probabilities become a decision: `arg_max`, or `thresholds` for each class.
         answers: rows of `comp.submission.answers.ANSWERS` that a submission may hold.
         ensembles: rows of `comp.ensembling.methods.METHODS` that are defined for it.
-        stratifier: a row of `comp.data.division.STRATIFIERS`.
+        stratifier: a row of `comp.data.splitting.STRATIFIERS`.
         uncertain_views: whether `predict.views_for: uncertain` can rank images by their confidence.
         adaptations: values of `predict.adapt` that are sound.
         accuracy_estimate: whether accuracy can be estimated without labels from confidences.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
-    from comp.data.checks import Finding
     from comp.data.dataset import Dataset
+    from comp.data.quality import Finding
     from comp.models.catalogue import Costs, Listed
 
 from comp.console.output import err, out, print_json, print_line, print_table

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from comp.config import Config
 from comp.config.tasks import TASKS, metric_name
-from comp.data import division, loading, splits, suites
+from comp.data import loading, splits, splitting, suites
 from comp.data.cache import remembered
 from comp.data.images import ImageFiles
 from comp.data.sources import Source, open_source
@@ -17,8 +17,7 @@ from comp.data.splits import Split, Suite
 from comp.results.blocks import Block, block_grid
 from comp.runtime.errors import ConfigError, DataError
 from comp.runtime.progress import Progress, quiet
-from comp.submission import format
-from comp.submission.format import Competition
+from comp.submission.format import Competition, suite_blocks
 
 _SMALLEST_STD = 1 / 255  # a channel of one grey level must not be divided by zero
 
@@ -90,7 +89,7 @@ class Dataset:
 
     def sample(self, split: Split, count: int) -> NDArray[np.int64]:
         """Return the rows of a sample of a split, for something to be measured on; see `division.sample`."""
-        return division.sample(split, count, task=self.competition.task)
+        return splitting.sample(split, count, task=self.competition.task)
 
     def limited(self, train_images: int, other_images: int) -> "Dataset":
         """Return a small copy for a rehearsal: a sample of each split, and blocks of these."""
@@ -144,7 +143,7 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
     source = open_source(config.data, progress, config.competition.task)
     fingerprint = splits.fingerprint(source.train)
     cut_test = config.competition.suite.source == "corrupt_test"
-    parts = division.divide(source, config.data, cut_test=cut_test, progress=progress)
+    parts = splitting.divide(source, config.data, cut_test=cut_test, progress=progress)
     train, val, test = parts.train, parts.val, parts.test
     _check_shapes(train, val, test)
     mean, std = _statistics(train, fingerprint, Path(config.data.root), progress)
@@ -218,7 +217,7 @@ def _competition(config: Config, source: Source, train: Split, test: Split | Non
         metric=metric_name(section.metric, row),
         classes=source.classes,
         image_shape=train.image_shape,
-        blocks=format.suite_blocks(section.suite, len(test) if test else 0),
+        blocks=suite_blocks(section.suite, len(test) if test else 0),
         sample=sample,
         submission=section.submission,
         task=source.task,

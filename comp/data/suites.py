@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from comp.config import CompetitionConfig, OODValidationConfig, SuiteConfig
 from comp.data.arrays import open_images
-from comp.data.corruptions import COLOURED, corrupt, named
+from comp.data.corruptions.suite import COLOURED, corrupt, named
 from comp.data.downloads import fetch
 from comp.data.splits import Split, Suite
 from comp.results import runs

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.data.corruptions import CORRUPTIONS
+from comp.data.corruptions.suite import CORRUPTIONS
 from comp.results.blocks import DISTORTIONS, distortion_and_severity
 from comp.results.diagnostics import confidences
 from comp.results.predictions import Predictions

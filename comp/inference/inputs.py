@@ -17,9 +17,9 @@ from comp.config.yaml_io import user_path
 from comp.data import archives
 from comp.data.arrays import open_images as open_array
 from comp.data.images import SUFFIXES, ImageFiles
+from comp.data.scan import files_split
 from comp.data.sources.listing import Listing
 from comp.data.splits import Split
-from comp.data.survey import files_split
 from comp.runtime.errors import ConfigError, DataError
 from comp.runtime.progress import Progress, quiet
 

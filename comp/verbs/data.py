@@ -77,18 +77,18 @@ def check(
 
     from comp import config as configs
     from comp import console
-    from comp.data import checks, inspection
+    from comp.data import inspection, quality
 
     loaded = configs.load(config, overrides or [])
     with console.bars() as progress:
         dataset = inspection.open_clean(loaded, progress)
-        findings = checks.check(dataset, skip_bad=skip_bad or loaded.data.skip_bad, progress=progress)
+        findings = quality.check(dataset, skip_bad=skip_bad or loaded.data.skip_bad, progress=progress)
     if as_json:
         console.print_json([asdict(found) for found in findings])
     else:
         console.print_findings(findings)
         console.print_notes(dataset)
-    checks.refuse_misleading(findings, str(config))
+    quality.refuse_misleading(findings, str(config))
 
 
 def corrupt(
@@ -110,16 +110,17 @@ def corrupt(
     """
     from comp import config as configs
     from comp import console
-    from comp.data import corruptions, inspection, suite_files
+    from comp.data import inspection
+    from comp.data.corruptions import export, suite
     from comp.results.blocks import DISTORTIONS
 
     loaded = configs.load(config, overrides or [])
-    names = corruptions.named(only, "--only") if only else DISTORTIONS
-    wanted = suite_files.parse_severities(severities)
+    names = suite.named(only, "--only") if only else DISTORTIONS
+    wanted = export.parse_severities(severities)
     with console.bars() as progress:
         dataset = inspection.open_clean(loaded, progress)
-        paths = suite_files.write_suite(
-            suite_files.clean_split(dataset, split.value), out, seed=loaded.data.split_seed,
+        paths = export.write_suite(
+            export.clean_split(dataset, split.value), out, seed=loaded.data.split_seed,
             made_of={"data": loaded.data.source}, names=names, severities=wanted, count=count,
             task=dataset.competition.task, progress=progress,
         )  # fmt: skip

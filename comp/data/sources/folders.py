@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from comp.config import DataConfig
+from comp.data.scan import files_split
 from comp.data.sources.listing import Listing, demand_place, place_of, some
 from comp.data.sources.samples import OwnTest, class_order, sample_of, unlabelled_test
 from comp.data.sources.source import Source
 from comp.data.splits import Split
-from comp.data.survey import files_split
 from comp.runtime.errors import DataError, nearest
 from comp.runtime.progress import Progress
 from comp.submission.format import Sample

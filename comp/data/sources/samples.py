@@ -6,9 +6,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from comp.config import DataConfig
+from comp.data.scan import files_split
 from comp.data.sources.listing import Listing
 from comp.data.splits import Split
-from comp.data.survey import files_split
 from comp.results import class_names
 from comp.runtime.errors import DataError, SubmissionError
 from comp.runtime.progress import Progress

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from comp.config import DataConfig
+from comp.data.scan import files_split
 from comp.data.sources import pixel_tables
 from comp.data.sources.csv_tables import (
     file_column_of,
@@ -22,7 +23,6 @@ from comp.data.sources.listing import Listing, demand_place, place_of
 from comp.data.sources.samples import OwnTest, sample_of, unlabelled_test
 from comp.data.sources.source import Source
 from comp.data.splits import Split
-from comp.data.survey import files_split
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress
 from comp.submission.format import Sample

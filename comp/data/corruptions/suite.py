@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from comp.augment.kernels import filters, jpeg
-from comp.data import blurs, weather
-from comp.data.blurs import NUDGE
+from comp.data.corruptions import blurs, weather
+from comp.data.corruptions.blurs import NUDGE
 from comp.runtime import rng
 from comp.runtime.errors import ConfigError, DataError, unknown
 

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from comp.data import division, splits, suites
-from comp.data.corruptions import CORRUPTIONS, SEVERITIES
+from comp.data import splits, splitting, suites
+from comp.data.corruptions.suite import CORRUPTIONS, SEVERITIES
 from comp.data.dataset import Dataset
 from comp.data.splits import Split, Suite
 from comp.results import plots, runs
@@ -89,7 +89,7 @@ def write_suite(
     """
     if count > len(split):
         raise DataError(f"--count: expected at most {len(split)}, the images of {split.name}, found {count}")
-    rows = division.sample(split, count or len(split), task=task)
+    rows = splitting.sample(split, count or len(split), task=task)
     kept = split.take(rows, split.name) if len(rows) < len(split) else split
     seed = suites.seed_of(split.name, seed)
     numbers = [DISTORTIONS.index(name) for name in names]

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from comp.config import ModelConfig
-from comp.inference.folding import Folding
+from comp.inference.fuse_bn import Folding
 from comp.models import zoo
 from comp.runtime.device import Execution
 

@@ -20,8 +20,8 @@ import torch
 
 from comp.config import ModelConfig
 from comp.data.splits import Split, Suite
+from comp.inference.options import Variant
 from comp.inference.predict import forget, predict
-from comp.inference.variants import Variant
 from comp.models import zoo
 from comp.models.classifier import Classifier
 from comp.results import predictions

@@ -19,7 +19,7 @@ from comp.ensembling.methods import FitData, Fitted, Method
 from comp.ensembling.scoring import Decider, Scorer
 from comp.ensembling.table import Comparison, CrossFitted
 from comp.gathering import SELECTIONS, Gathered
-from comp.inference import expectation
+from comp.inference import accuracy_estimate
 from comp.results import metrics, predictions, runs
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import AccuracyEstimate, RunMetrics, WeightScores
@@ -233,9 +233,9 @@ def _store(
             images["val"] = sample.images
         if split == "ood_val":
             images["ood_val"] = sample.images[: int(combined.block_sizes[0])]
-            calibration = expectation.calibrate(combined)
+            calibration = accuracy_estimate.calibrate(combined)
         if split == "suite" and calibration is not None:
-            estimate = expectation.expect(combined, calibration).to_json()
+            estimate = accuracy_estimate.expect(combined, calibration).to_json()
             scores["expected"] = {"suite": AccuracyEstimate.model_validate(estimate)}
     runs.write_arrays(result.path / "split.npz", {"train": np.array([], np.str_), **images})
     return {"best": WeightScores(val=scores.pop("val", None), ood_val=scores.pop("ood_val", None)), **scores}

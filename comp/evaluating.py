@@ -7,7 +7,7 @@ import numpy as np
 
 from comp import predicting
 from comp.data.splits import Split
-from comp.inference.variants import Variant, variant_of
+from comp.inference.options import Variant, variant_of
 from comp.predicting import Loaded
 from comp.results import diagnostics, metrics, plots, predictions
 from comp.results.predictions import Predictions

@@ -18,7 +18,7 @@ from comp.config import Config
 from comp.data import splitting
 from comp.ensembling import members, methods, scoring, table
 from comp.ensembling.members import Sample
-from comp.inference.variants import laid_on
+from comp.inference.options import laid_on
 from comp.results import predictions, runs
 from comp.results.predictions import Predictions
 from comp.results.runs import Run

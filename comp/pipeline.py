@@ -20,7 +20,7 @@ from comp.config.section import height_and_width
 from comp.config.tasks import TASKS, metric_name, task
 from comp.data import sources, splitting, suites
 from comp.data.dataset import Dataset, open_dataset
-from comp.inference.variants import check_task, variant_of
+from comp.inference.options import check_task, variant_of
 from comp.inference.views import check_size
 from comp.models import averaging, surgery, weights, zoo
 from comp.models.classifier import Classifier

@@ -13,11 +13,11 @@ from comp.config import Config
 from comp.data import sources, splits, splitting, suites
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, Suite
-from comp.inference import adapt, expectation, inputs
+from comp.inference import accuracy_estimate, adapt, inputs
 from comp.inference.inputs import PredictInput
+from comp.inference.options import PLAIN, Variant, check_task, laid_on, variant_of
 from comp.inference.predict import forget
 from comp.inference.predict import predict as predict_with
-from comp.inference.variants import PLAIN, Variant, check_task, laid_on, variant_of
 from comp.inference.views import check_size
 from comp.models.classifier import Classifier
 from comp.results import decisions, metrics, predictions, runs
@@ -513,10 +513,10 @@ def expect(loaded: Trained, found: Predictions, name: str, progress: Progress = 
         return None
     variant = Variant(**{field: found.made_by[field] for field in PLAIN.to_json()})
     shifted = _shifted_validation(loaded, variant, progress)
-    calibration = expectation.calibrate(shifted) if shifted is not None else None
+    calibration = accuracy_estimate.calibrate(shifted) if shifted is not None else None
     if calibration is None:
         return None
-    estimate = AccuracyEstimate(**expectation.expect(found, calibration).to_json())
+    estimate = AccuracyEstimate(**accuracy_estimate.expect(found, calibration).to_json())
     noted = loaded.run.metrics()
     if variant.adapt != "none" and name in noted.expected:
         estimate = estimate.model_copy(update={"before": noted.expected[name].accuracy})

@@ -17,8 +17,8 @@ from comp import gathering, pipeline, predicting
 from comp.building import demand_own, load_model
 from comp.config import DataConfig, ModelConfig
 from comp.data import loading, splitting
+from comp.inference.options import laid_on
 from comp.inference.predict import predict
-from comp.inference.variants import laid_on
 from comp.models import averaging, weights
 from comp.models.averaging import State
 from comp.predicting import Loaded

@@ -19,8 +19,8 @@ from comp import predicting
 from comp.config.yaml_io import merge
 from comp.data.splits import Split, Suite
 from comp.inference import adapt
+from comp.inference.options import Variant
 from comp.inference.predict import predict
-from comp.inference.variants import Variant
 from comp.models.classifier import Classifier
 from comp.models.fastnet import fastnet
 from comp.results import leaderboard

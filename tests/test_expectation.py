@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comp.inference import expectation
+from comp.inference import accuracy_estimate
 from comp.results import predictions
 from comp.results.blocks import Block, block_grid
 from comp.results.diagnostics import confidences
@@ -48,7 +48,7 @@ THREE_FAMILIES = tuple(block for block in ALL if block.distortion not in (7, 8, 
 @given(seed=st.integers(0, 1000))
 def test_the_estimate_on_what_it_was_calibrated_on_is_its_accuracy(seed: int) -> None:
     found = drawn(block_grid(range(4), (1, 5), 40), seed, 0.3)
-    calibration = expectation.calibrate(found)
+    calibration = accuracy_estimate.calibrate(found)
     assert calibration is not None
     assert found.targets is not None
     pooled = (confidences(found) >= calibration.threshold).mean()
@@ -59,9 +59,9 @@ def test_the_interval_covers_nine_in_ten_blocks_of_a_family_that_it_has_not_seen
     covered = []
     for seed in range(8):
         found = drawn(ALL, seed, 0.2)
-        calibration = expectation.calibrate(drawn(THREE_FAMILIES, 100 + seed, 0.2))
+        calibration = accuracy_estimate.calibrate(drawn(THREE_FAMILIES, 100 + seed, 0.2))
         assert calibration is not None
-        estimates = expectation.expect(found, calibration).by_block
+        estimates = accuracy_estimate.expect(found, calibration).by_block
         truth = found.block_accuracy()
         weather = {block.name for block in ALL} - {block.name for block in THREE_FAMILIES}
         covered += [abs(estimates[name] - truth[name]) <= calibration.margin for name in weather]
@@ -69,7 +69,7 @@ def test_the_interval_covers_nine_in_ten_blocks_of_a_family_that_it_has_not_seen
 
 
 def test_one_family_alone_says_nothing_of_others() -> None:
-    assert expectation.calibrate(drawn(block_grid(range(3), (1,), 20), 0, 0.2)) is None
+    assert accuracy_estimate.calibrate(drawn(block_grid(range(3), (1,), 20), 0, 0.2)) is None
 
 
 def test_predict_prints_what_a_folder_of_distortions_should_score_before_and_after(

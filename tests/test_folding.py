@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from comp.config import ModelConfig
-from comp.inference.folding import Folding
+from comp.inference.fuse_bn import Folding
 from comp.models import zoo
 
 IMAGES = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

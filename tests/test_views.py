@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from comp.data.splits import Split
+from comp.inference.options import Variant, share_of
 from comp.inference.predict import predict
-from comp.inference.variants import Variant, share_of
 from comp.inference.views import VIEWS, check_size, least_confident, views
 from comp.results import predictions
 from comp.runtime import device

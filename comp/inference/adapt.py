@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from comp.inference.variants import Variant
+from comp.inference.options import Variant
 from comp.models.classifier import Classifier
 from comp.runtime.device import Execution
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from comp.data import loading
 from comp.data.splits import Split, Suite
 from comp.inference import adapt
-from comp.inference.folding import Folding
-from comp.inference.variants import PLAIN, Variant
+from comp.inference.fuse_bn import Folding
+from comp.inference.options import PLAIN, Variant
 from comp.inference.views import View, least_confident, views
 from comp.results import predictions, runs
 from comp.results.blocks import Block

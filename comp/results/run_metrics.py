@@ -101,7 +101,7 @@ class WeightScores(_Part):
 
 
 class AccuracyEstimate(_Part):
-    """Accuracy estimated without labels; see `comp.inference.expectation`."""
+    """Accuracy estimated without labels; see `comp.inference.accuracy_estimate`."""
 
     accuracy: float
     low: float

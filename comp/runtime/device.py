@@ -50,7 +50,7 @@ class Execution:
         threads: CPU threads.
         compiled: whether training steps run through torch.compile. Validation and prediction never do: they cost a
             small share of a training, and must agree with a prediction made later, on a machine without a compiler;
-            what a graph would bring predictions is told in `comp.inference.folding`.
+            what a graph would bring predictions is told in `comp.inference.fuse_bn`.
         workers: processes that read or augment training images one by one; does not change a pixel.
         micro_batch: images that go through the network at a time, where memory ran out with more; None: as configured.
     """

@@ -67,7 +67,7 @@ def predict(
     Example: comp predict runs/quickstart/20260101-120000-quickstart --views flip --adapt bn
     """
     from comp import console, predicting
-    from comp.inference import answers
+    from comp.inference import tables
     from comp.inference.inputs import PredictInput
     from comp.runtime.errors import SubmissionError
     from comp.submission import write
@@ -85,8 +85,8 @@ def predict(
     for run in opened:
         path = output
         if images:
-            path = path or answers.free_path(run.config().competition.name)
-            answers.demand_free(path, force=force)
+            path = path or tables.free_path(run.config().competition.name)
+            tables.demand_free(path, force=force)
         with console.bars() as progress:
             loaded = predicting.load_for(run, wanted, progress, device=device or "")
             if loaded.note and not as_json:
@@ -113,10 +113,10 @@ def predict(
 def _written(path: Path, predicted: "Predicted", as_json: bool) -> dict[str, Any]:
     """Write and print the table of predicted images; return where it lies and what it holds."""
     from comp import console
-    from comp.inference import answers
+    from comp.inference import tables
 
-    answers.write(path, predicted.found)
-    header, rows = answers.table(predicted.found)
+    tables.write(path, predicted.found)
+    header, rows = tables.table(predicted.found)
     if not as_json:
         for note in predicted.notes:
             console.print_note(note)

@@ -8,7 +8,7 @@ post of the same year): 8 epochs, alternating flips, 2 px of mirrored translatio
 kernels and SGD for the rest, all rates falling along a line. Written here anew for a CPU, in its author's numbers.
 
 In the comparison every turn is a process of its own, so that neither inherits the other's memory or threads: a few
-steps of the reference, then a few of ours for each image size of the config (`comp.training.fit` as a user runs it),
+steps of the reference, then a few of ours for each image size of the config (`comp.training.loop` as a user runs it),
 and so on. Medians are multiplied by the steps of a whole training; ours are all of a step, augmentation included.
 """
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from comp import config as configs
 from comp import pipeline
-from comp.training.fit import Epoch
+from comp.training.loop import Epoch
 from tests.wandb_server import KEY, black_hole, serving
 
 _STEPS = 4  # an epoch

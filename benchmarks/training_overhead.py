@@ -44,11 +44,11 @@ from comp import building, console, pipeline
 from comp import config as configs
 from comp.config import Config
 from comp.results import runs
-from comp.training import checkpoint, fit, optim
+from comp.training import checkpoint, loop, optimizers
+from comp.training.autotune import choose_execution
 from comp.training.checkpoint import Cursor
-from comp.training.fit import Epoch
-from comp.training.session import Session, open_session
-from comp.training.timing import choose_execution
+from comp.training.context import Session, open_session
+from comp.training.loop import Epoch
 
 BATCH = 128
 
@@ -82,7 +82,7 @@ class Stopwatch:
 
     def __post_init__(self) -> None:
         model = copy.deepcopy(self.session.model)
-        optimizer = optim.for_model(model, self.session.config.optim)
+        optimizer = optimizers.for_model(model, self.session.config.optim)
         execution = self.session.execution
         batch = next(self.session.train.batches(torch.arange(BATCH, device=execution.torch_device), BATCH, epoch=0))
         images = execution.layout(model.prepare(batch.images))
@@ -147,7 +147,7 @@ def measure(case: Case, epochs: int, threads: int, folder: Path) -> str:
     session = open_session(config, dataset, run, model, execution, fresh=True)
     stopwatch = Stopwatch(session)
     with console.bars() as progress:
-        fit.fit(session, on_epoch=stopwatch, progress=progress)
+        loop.fit(session, on_epoch=stopwatch, progress=progress)
     began = time.perf_counter()
     checkpoint.save(run, session.parts, Cursor())
     saving = time.perf_counter() - began

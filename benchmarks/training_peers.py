@@ -43,9 +43,9 @@ from comp import config as configs
 from comp.config import ModelConfig
 from comp.models import zoo
 from comp.results import runs
-from comp.training import fit
-from comp.training.session import open_session
-from comp.training.timing import choose_execution
+from comp.training import loop
+from comp.training.autotune import choose_execution
+from comp.training.context import open_session
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)
 JITTER = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue; our policy's own
@@ -184,7 +184,7 @@ def with_comp(folder: Path, batch: int, rich: bool) -> tuple[float, str]:
     execution = choose_execution(model, dataset, config).execution
     ends: list[float] = []
     session = open_session(config, dataset, run, model, execution, fresh=True)
-    fit.fit(session, on_epoch=lambda epoch: ends.append(time.perf_counter()))
+    loop.fit(session, on_epoch=lambda epoch: ends.append(time.perf_counter()))
     return ends[1] - ends[
         0
     ], f"{execution.precision} {'channels_last' if execution.channels_last else 'channels_first'}"

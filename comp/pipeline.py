@@ -36,14 +36,14 @@ from comp.submission import derive_format, rules, samples, write
 from comp.submission.format import Competition
 from comp.tracking import login
 from comp.tracking.tracker import Tracker, opened
-from comp.training import checkpoint, consistency, fit, lr_find, optim, resolution, timing, validation
+from comp.training import autotune, checkpoint, consistency, loop, lr_find, optimizers, resolution, validation
+from comp.training.autotune import Choice
+from comp.training.context import open_session
+from comp.training.context import samples as training_samples
 from comp.training.distributed import ALONE, Alone, Onlooker
-from comp.training.fit import Epoch, OnEpoch
+from comp.training.early_stopping import Stop
+from comp.training.loop import Epoch, OnEpoch
 from comp.training.lr_find import Found
-from comp.training.session import open_session
-from comp.training.session import samples as training_samples
-from comp.training.stopping import Stop
-from comp.training.timing import Choice
 
 _SHOWN_HEADER = 80  # characters of a header in a note
 _ANY_CLASSES = 10  # of a network whose data are not opened yet
@@ -70,7 +70,7 @@ def _check_one(config: Config, runs_root: Path) -> None:
     _all_of(
         lambda: _check_competition(config),
         lambda: _check_source(config),
-        lambda: optim.check(config.optim),
+        lambda: optimizers.check(config.optim),
         lambda: averaging.check(config.train, validated=validated),
         lambda: device.check_precision(config.train.precision, device.choose_device(config.train.device)),
         lambda: _check_augmentation(config),
@@ -135,7 +135,7 @@ def _check_model(config: Config) -> None:
     zoo.refuse_banned(section.name, config.competition.rules.banned_families)
     shape = (3, *height_and_width(section.input_size or zoo.usual_side(section.name)))
     model = zoo.blueprint(section, classes=_ANY_CLASSES, image_shape=shape)
-    optim.for_model(model, config.optim)
+    optimizers.for_model(model, config.optim)
     if section.input_size:
         _demand_pairs(config, model, shape, images=2)
 
@@ -220,7 +220,7 @@ def ready_model(config: Config, dataset: Dataset) -> Classifier:
     """
     model = build_model(config, dataset)
     shape = dataset.competition.image_shape
-    optim.for_model(model, config.optim)
+    optimizers.for_model(model, config.optim)
     resolution.check(model, config.train.sizes, shape)
     blank = zoo.blueprint(config.model, classes=len(dataset.competition.classes), image_shape=shape)
     _demand_pairs(config, blank, shape, images=len(dataset.train))
@@ -450,7 +450,7 @@ def follow(
         config, dataset, Onlooker(task.path), model, task.execution, fresh=task.fresh, progress=progress, team=team
     )
     with device.only_deterministic(config.train.deterministic):
-        fit.fit(session, resume=task.resume, progress=progress)
+        loop.fit(session, resume=task.resume, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -469,7 +469,7 @@ def _told_by_leader() -> _Task:
 
 def _choose_execution(config: Config, dataset: Dataset, model: Classifier, progress: Progress) -> Choice:
     transform = worker_stage.of(_policy(config), config.seed)
-    return timing.choose_execution(model, dataset, config, transform=transform, progress=progress)
+    return autotune.choose_execution(model, dataset, config, transform=transform, progress=progress)
 
 
 def _fit_and_score(
@@ -498,7 +498,7 @@ def _fit_and_score(
         tracker.tell()
         return on_epoch(epoch)
 
-    cursor = fit.fit(session, resume=resume, on_epoch=told, progress=progress)
+    cursor = loop.fit(session, resume=resume, on_epoch=told, progress=progress)
     plots.curves(run.plot_path("curves"), run.history(), cursor.best_epoch)
     if session.norms.wanted:
         plots.norms(run.plot_path("norms"), run.table("norms.csv"))

@@ -15,7 +15,7 @@ from comp.runtime.errors import Interrupted
 from comp.runtime.progress import Progress, quiet
 from comp.submission import check_format, derive_format
 from comp.tracking.tracker import UNTRACKED
-from comp.training.fit import Epoch
+from comp.training.loop import Epoch
 
 _BATCHES = 2
 _OTHER_IMAGES = 16  # of each validation, test and suite block

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from comp.runtime import cores, device
-from comp.training import timing
+from comp.training import autotune
 from tests.test_timing import Slow, opened
 
 
@@ -59,7 +59,7 @@ def test_a_training_beside_busy_processes_says_that_it_takes_fewer_threads(monke
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(device, "usable_cores", lambda: 2)
     monkeypatch.setattr(cores.NEIGHBOURS, "others", lambda: 2.0)
-    choice = timing.choose_execution(Slow(slow_in_bf16=True), dataset, config)
+    choice = autotune.choose_execution(Slow(slow_in_bf16=True), dataset, config)
     assert choice.execution.threads == 1
     assert "1 of 2 threads; train.threads=2 takes all" in choice.notes[0]
 

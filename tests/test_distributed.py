@@ -19,7 +19,7 @@ from comp.results import predictions, runs
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError
 from comp.training import distributed
-from comp.training.stopping import Stop
+from comp.training.early_stopping import Stop
 from tests.conftest import Result
 from tests.test_run import the_run, weights_of
 

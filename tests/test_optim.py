@@ -13,10 +13,11 @@ from comp.models import zoo
 from comp.models.classifier import Classifier
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError
-from comp.training import checkpoint, optim
+from comp.training import checkpoint
+from comp.training import optimizers as optim
 from comp.training.lookahead import Lookahead
 from comp.training.muon import Muon, orthogonalize
-from comp.training.optim import OPTIMIZERS
+from comp.training.optimizers import OPTIMIZERS
 from comp.training.schedules import Plan
 
 # A rate for each at which a few steps get somewhere.

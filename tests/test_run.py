@@ -25,7 +25,7 @@ from comp.results import predictions, runs
 from comp.results.blocks import DISTORTIONS
 from comp.runtime import device
 from comp.runtime.errors import Interrupted
-from comp.training.stopping import Stop
+from comp.training.early_stopping import Stop
 from tests.conftest import REPOSITORY, Result, comp_process, interrupt_at, write_config
 
 

@@ -14,7 +14,7 @@ from comp.data.dataset import open_dataset
 from comp.rehearsal import rehearse
 from comp.results import predictions, runs
 from comp.runtime.errors import Interrupted
-from comp.training import session
+from comp.training import context
 from tests.conftest import QUICK, Result, interrupt_at, small_config, write_arrays, write_config
 
 Comp = Callable[..., Result]
@@ -123,10 +123,10 @@ def test_what_a_training_sees_beside_its_epochs_is_drawn_and_kept(sorted_data: C
 
 
 def test_whitening_sees_every_class_of_sorted_data(sorted_data: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_INITIALISE_IMAGES", 8)
+    monkeypatch.setattr(context, "_INITIALISE_IMAGES", 8)
     config = fast_config()
     data = open_dataset(config)
-    rows = session.samples(config, data, pipeline.build_model(config, data))["initialise"]
+    rows = context.samples(config, data, pipeline.build_model(config, data))["initialise"]
     assert data.train.labels is not None
     assert np.bincount(data.train.labels[rows]).tolist() == [2] * CLASSES
 

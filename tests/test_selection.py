@@ -9,7 +9,7 @@ from comp import config as configs
 from comp import pipeline
 from comp.results import predictions, runs
 from comp.runtime.errors import ConfigError
-from comp.training import checkpoint, contest, selection
+from comp.training import best_weights, checkpoint, selection
 from comp.training.checkpoint import Cursor
 from comp.training.selection import Scores, Selector
 
@@ -45,11 +45,11 @@ def test_every_selection_has_a_direction() -> None:
 
 def test_of_equal_values_the_lower_loss_is_better() -> None:
     cursor = Cursor(best=0.5, best_loss=1.0)
-    assert contest._is_better(0.6, 9.0, cursor)
-    assert contest._is_better(0.5, 0.9, cursor)
-    assert not contest._is_better(0.5, 1.0, cursor)
-    assert not contest._is_better(0.4, 0.0, cursor)
-    assert not contest._is_better(0.5, 0.0, Cursor(best=0.5))  # of a state that has no loss
+    assert best_weights._is_better(0.6, 9.0, cursor)
+    assert best_weights._is_better(0.5, 0.9, cursor)
+    assert not best_weights._is_better(0.5, 1.0, cursor)
+    assert not best_weights._is_better(0.4, 0.0, cursor)
+    assert not best_weights._is_better(0.5, 0.0, Cursor(best=0.5))  # of a state that has no loss
 
 
 def test_a_state_of_an_earlier_version_is_loaded(workplace: Path) -> None:

@@ -23,10 +23,10 @@ from comp.results import runs
 from comp.runtime import device
 from comp.runtime.device import Execution, Precision, only_deterministic
 from comp.runtime.errors import ConfigError, Interrupted, RunError
-from comp.training import checkpoint, stepping
+from comp.training import checkpoint, step
 from comp.training.memory import is_out_of_memory
 from comp.training.norms import NoNorms
-from comp.training.stepping import Stepper, parts
+from comp.training.step import Stepper, parts
 from tests.conftest import Result
 from tests.test_run import assert_same_weights, the_run, weights_of
 
@@ -184,7 +184,7 @@ def test_adaptive_clipping_limits_each_unit_by_its_weights_and_spares_the_head()
 
 def test_every_clip_of_the_config_is_there() -> None:
     known = set(OptimConfig.model_fields["clip"].annotation.__args__)  # type: ignore[union-attr]
-    assert known == {"none", *stepping.CLIPS}
+    assert known == {"none", *step.CLIPS}
 
 
 @pytest.mark.parametrize("size", [1 << 50, 1 << 62])

@@ -13,7 +13,7 @@ from comp import config as configs
 from comp import pipeline
 from comp.results import runs
 from comp.runtime.errors import Interrupted
-from comp.training import stopping
+from comp.training import early_stopping
 from comp.training.selection import Selector
 from tests.conftest import Result
 
@@ -39,7 +39,7 @@ def first_stop(rows: list[dict[str, Any]], told: Callable[[list[dict[str, Any]]]
 @given(VALUES, st.integers(1, 6))
 def test_stagnation_ends_a_training_patience_epochs_after_its_first_best(values: list[float], patience: int) -> None:
     def told(rows: list[dict[str, Any]]) -> str:
-        return stopping.stagnation(rows, lambda row: row["val_accuracy"], patience)
+        return early_stopping.stagnation(rows, lambda row: row["val_accuracy"], patience)
 
     stop = first_stop(accuracies(values), told)
     # Said otherwise: the first epoch before which `patience` epochs brought nothing above what was there before them.
@@ -55,7 +55,7 @@ def test_stagnation_ends_a_training_patience_epochs_after_its_first_best(values:
 def test_overfitting_ends_a_training_after_that_many_epochs_above_the_best(
     values: list[float], patience: int, threshold: float
 ) -> None:
-    stop = first_stop(losses(values), lambda rows: stopping.overfitting(rows, patience, threshold))
+    stop = first_stop(losses(values), lambda rows: early_stopping.overfitting(rows, patience, threshold))
     wanted = next(
         (end for end in range(patience + 1, len(values) + 1)
          if all(values[e] > min(values[:e]) + threshold for e in range(end - patience, end))),
@@ -67,13 +67,13 @@ def test_overfitting_ends_a_training_after_that_many_epochs_above_the_best(
 def test_a_rise_within_min_delta_is_none() -> None:
     rows = accuracies([0.5, 0.505, 0.509, 0.52])
     value_of = lambda row: row["val_accuracy"]  # noqa: E731
-    assert "none since epoch 1" in stopping.stagnation(rows[:3], value_of, 2, min_delta=0.01)
-    assert not stopping.stagnation(rows, value_of, 2, min_delta=0.01)
+    assert "none since epoch 1" in early_stopping.stagnation(rows[:3], value_of, 2, min_delta=0.01)
+    assert not early_stopping.stagnation(rows, value_of, 2, min_delta=0.01)
 
 
 def test_epochs_that_did_not_measure_neither_improve_nor_stop() -> None:
     rows = accuracies([0.5, None, None, 0.5])
-    ends = first_stop(rows, lambda known: stopping.stagnation(known, lambda row: row["val_accuracy"], 2))
+    ends = first_stop(rows, lambda known: early_stopping.stagnation(known, lambda row: row["val_accuracy"], 2))
     assert ends == 4
 
 
@@ -83,7 +83,7 @@ def test_a_history_read_back_from_its_file_decides_as_the_one_in_memory(values: 
     rows = losses(values)
     text = [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows]
     selector = Selector("val_loss", "accuracy")
-    assert stopping.due(rows, config, selector) == stopping.due(text, config, selector)
+    assert early_stopping.due(rows, config, selector) == early_stopping.due(text, config, selector)
 
 
 @pytest.mark.parametrize(

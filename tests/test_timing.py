@@ -23,7 +23,7 @@ from comp.data.dataset import Dataset, open_dataset
 from comp.results import runs
 from comp.runtime import cores, device
 from comp.runtime.errors import ConfigError, Interrupted, RunError
-from comp.training import timing
+from comp.training import autotune
 from tests.conftest import Changed, Result
 from tests.test_run import assert_same_weights, the_run, weights_of
 
@@ -70,7 +70,7 @@ def opened(*overrides: str) -> tuple[Config, Dataset]:
 @pytest.mark.usefixtures("workplace")
 def test_nothing_is_timed_where_the_config_says_it_all() -> None:
     config, dataset = opened()
-    choice = timing.choose_execution(Slow(slow_in_bf16=True), dataset, config)
+    choice = autotune.choose_execution(Slow(slow_in_bf16=True), dataset, config)
     assert choice.execution == device.Execution("cpu", "fp32", channels_last=False, threads=1, workers=2)
     assert choice.seconds_a_step == {}
 
@@ -81,7 +81,7 @@ def test_auto_takes_the_faster_precision_and_leaves_model_and_randomness_alone(s
     config, dataset = opened("train.precision=auto")
     model = Slow(slow_in_bf16=slow_in_bf16)
     before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
-    choice = timing.choose_execution(model, dataset, config)
+    choice = autotune.choose_execution(model, dataset, config)
     assert choice.execution.precision == ("fp32" if slow_in_bf16 else "bf16")
     assert set(choice.seconds_a_step) == {f"{name} channels_first 1 threads" for name in ("fp32", "bf16")}
     assert torch.equal(torch.get_rng_state(), state)
@@ -92,14 +92,14 @@ def test_auto_takes_the_faster_precision_and_leaves_model_and_randomness_alone(s
 def test_a_short_training_is_not_even_tried_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     config, dataset = opened("train.compile=auto")
-    assert timing.choose_execution(Slow(slow_in_bf16=True), dataset, config).notes == []
+    assert autotune.choose_execution(Slow(slow_in_bf16=True), dataset, config).notes == []
 
 
 @pytest.mark.usefixtures("workplace")
 def test_without_a_compiler_a_long_training_says_so_and_stays_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     config, dataset = opened("train.compile=auto", "train.epochs=100000")
-    choice = timing.choose_execution(Slow(slow_in_bf16=False), dataset, config)
+    choice = autotune.choose_execution(Slow(slow_in_bf16=False), dataset, config)
     assert not choice.execution.compiled
     assert ["no C++ compiler is found (CXX=/nowhere/g++)" in note for note in choice.notes] == [True]
 
@@ -109,13 +109,13 @@ def test_compile_true_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CXX", "/nowhere/g++")
     config, dataset = opened("train.compile=true")
     with pytest.raises(ConfigError, match=r"train\.compile: no C\+\+ compiler is found .* train\.compile=false"):
-        timing.choose_execution(Slow(slow_in_bf16=True), dataset, config)
+        autotune.choose_execution(Slow(slow_in_bf16=True), dataset, config)
 
 
 @pytest.mark.usefixtures("workplace")
 def test_workers_are_timed_where_images_pass_through_them() -> None:
     config, dataset = opened("data.workers=auto", "train.batch_size=8")
-    choice = timing.choose_execution(Slow(slow_in_bf16=True), dataset, config, transform=Changed(slowly))
+    choice = autotune.choose_execution(Slow(slow_in_bf16=True), dataset, config, transform=Changed(slowly))
     seconds = {name: taken for name, taken in choice.seconds_a_step.items() if name.endswith("workers")}
     assert choice.execution.workers > 0  # sleeping side by side is faster
     assert f"{choice.execution.workers} workers" in seconds
@@ -125,13 +125,13 @@ def test_workers_are_timed_where_images_pass_through_them() -> None:
 @pytest.mark.usefixtures("workplace")
 def test_resident_images_need_no_timing_of_workers() -> None:
     config, dataset = opened("data.workers=auto")
-    assert timing.choose_execution(Slow(slow_in_bf16=True), dataset, config).seconds_a_step == {}
+    assert autotune.choose_execution(Slow(slow_in_bf16=True), dataset, config).seconds_a_step == {}
 
 
 def timings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that grows by what is timed from here on."""
     timed: list[str] = []
-    race, probe = timing._Trial._raced, timing._Trial._seconds_with_workers
+    race, probe = autotune._Trial._raced, autotune._Trial._seconds_with_workers
 
     def raced(self: Any, what: str, *more: Any) -> Any:
         timed.append(what)
@@ -141,8 +141,8 @@ def timings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         timed.append(f"{workers} workers")
         return probe(self, step, workers, *more)
 
-    monkeypatch.setattr(timing._Trial, "_raced", raced)
-    monkeypatch.setattr(timing._Trial, "_seconds_with_workers", with_workers)
+    monkeypatch.setattr(autotune._Trial, "_raced", raced)
+    monkeypatch.setattr(autotune._Trial, "_seconds_with_workers", with_workers)
     return timed
 
 
@@ -153,13 +153,13 @@ OPEN = ("train.precision=auto", "train.channels_last=auto", "data.workers=auto",
 def test_a_second_training_times_nothing_and_computes_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     timed = timings(monkeypatch)
     config, dataset = opened(*OPEN)
-    first = timing.choose_execution(Slow(slow_in_bf16=False), dataset, config, transform=Changed(slowly))
+    first = autotune.choose_execution(Slow(slow_in_bf16=False), dataset, config, transform=Changed(slowly))
     assert "precision and layout" in timed
     assert "0 workers" in timed
     assert not first.timed_before
     timed.clear()
     again, dataset = opened(*OPEN, "seed=1", "data.split_seed=1", "optim.lr=0.01", "train.epochs=7")  # another trial
-    second = timing.choose_execution(Slow(slow_in_bf16=False), dataset, again, transform=Changed(slowly))
+    second = autotune.choose_execution(Slow(slow_in_bf16=False), dataset, again, transform=Changed(slowly))
     assert timed == []
     assert (second.execution, second.seconds_a_step) == (first.execution, first.seconds_a_step)
     assert second.execution.precision == "bf16"
@@ -173,7 +173,7 @@ def test_what_a_step_depends_on_is_timed_anew(monkeypatch: pytest.MonkeyPatch, c
     for overrides in ([], [change]):
         timed.clear()
         config, dataset = opened("train.precision=auto", *overrides)
-        timing.choose_execution(Slow(slow_in_bf16=False), dataset, config)
+        autotune.choose_execution(Slow(slow_in_bf16=False), dataset, config)
         assert timed == ["precision and layout"]
 
 
@@ -184,12 +184,12 @@ def test_a_damaged_record_is_timed_anew_and_mended(
 ) -> None:
     timed = timings(monkeypatch)
     config, dataset = opened("train.precision=auto")
-    timing.choose_execution(Slow(slow_in_bf16=False), dataset, config)
+    autotune.choose_execution(Slow(slow_in_bf16=False), dataset, config)
     (record,) = (own_cache / "timing").iterdir()
     record.write_bytes(content)
     for times in (["precision and layout"], []):
         timed.clear()
-        assert timing.choose_execution(Slow(slow_in_bf16=False), dataset, config).execution.precision == "bf16"
+        assert autotune.choose_execution(Slow(slow_in_bf16=False), dataset, config).execution.precision == "bf16"
         assert timed == times
 
 
@@ -205,7 +205,7 @@ def test_a_cache_that_cannot_be_kept_costs_time_alone(monkeypatch: pytest.Monkey
         for name, value in place.items():
             monkeypatch.setenv(name, value)
         timed.clear()
-        choice = timing.choose_execution(Slow(slow_in_bf16=False), dataset, config)
+        choice = autotune.choose_execution(Slow(slow_in_bf16=False), dataset, config)
         assert choice.execution.precision == "bf16"
         assert not choice.timed_before
         assert timed == ["precision and layout"]
@@ -219,7 +219,7 @@ def test_what_is_timed_on_a_busy_machine_is_not_kept(monkeypatch: pytest.MonkeyP
     config, dataset = opened("train.precision=auto")
     for load, kept in ((100.0 * (os.cpu_count() or 1), False), (0.0, True)):
         monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
-        timing.choose_execution(Slow(slow_in_bf16=False), dataset, config)
+        autotune.choose_execution(Slow(slow_in_bf16=False), dataset, config)
         assert own_cache.exists() == kept
 
 
@@ -256,9 +256,9 @@ def test_the_usual_workers_stay_unless_others_are_faster_in_two_rounds(
         assert count == workers
         return seconds
 
-    monkeypatch.setattr(timing._Trial, "_seconds_with_workers", taken)
+    monkeypatch.setattr(autotune._Trial, "_seconds_with_workers", taken)
     config, dataset = opened("data.workers=auto", "data.loading=streamed")
-    choice = timing.choose_execution(Slow(slow_in_bf16=True), dataset, config, transform=Changed(slowly))
+    choice = autotune.choose_execution(Slow(slow_in_bf16=True), dataset, config, transform=Changed(slowly))
     assert choice.execution.workers == chosen
     assert not given
 

@@ -22,7 +22,7 @@ from comp.config import TrackConfig
 from comp.results import predictions, runs
 from comp.runtime.errors import ConfigError, Interrupted
 from comp.tracking import login, state, told, upload
-from comp.training.stopping import Stop
+from comp.training.early_stopping import Stop
 from tests.conftest import Result, interrupt_at
 from tests.test_run import the_run
 from tests.wandb_server import KEY, Received, black_hole, records, serving, summary

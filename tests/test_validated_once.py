@@ -11,7 +11,7 @@ from comp import config as configs
 from comp.predicting import Loaded
 from comp.results.runs import Run
 from comp.runtime.errors import Interrupted
-from comp.training.fit import Epoch
+from comp.training.loop import Epoch
 from tests.conftest import interrupt_at
 from tests.test_run import the_run
 

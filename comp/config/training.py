@@ -21,7 +21,7 @@ class OptimConfig(Section):
     """Optimizer and learning rate."""
 
     name: str = "adamw"
-    """A row of `comp.training.optim.OPTIMIZERS`, or a name of timm's factory (`lion`, `lamb`, `nadamw`, ...)."""
+    """A row of `comp.training.optimizers.OPTIMIZERS`, or a name of timm's factory (`lion`, `lamb`, `nadamw`, ...)."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate, of the loss's mean over the batch."""
     args: FrozenMapping = Field(default_factory=dict)

@@ -8,9 +8,9 @@ from rich.table import Table
 if TYPE_CHECKING:
     from comp.models.surgery import Block
     from comp.results.runs import Run
-    from comp.training.fit import Epoch
+    from comp.training.autotune import Choice
+    from comp.training.loop import Epoch
     from comp.training.lr_find import Found
-    from comp.training.timing import Choice
 
 from comp.console.output import err, out, print_line
 

@@ -43,7 +43,7 @@ class Dataset:
         split_seed: of the corruptions that `suite` and `ood_val` are made by.
         samples: what is measured on a part of a split: name -> rows. `ood_val`: of `val`, and `suite`: of `test`, the
             images of each block; what a training sees of `train` beside its epochs stands in
-            `comp.training.session.samples`. A name that is not there means the split's first images.
+            `comp.training.context.samples`. A name that is not there means the split's first images.
     """
 
     competition: Competition

@@ -1,6 +1,6 @@
 """How a training can be computed here: device, precision, memory layout, threads, compiled or not.
 
-What is chosen among these by timing stands in `comp.training.timing`; an `Execution` is the record of it.
+What is chosen among these by timing stands in `comp.training.autotune`; an `Execution` is the record of it.
 """
 
 import contextlib

@@ -7,7 +7,7 @@ import torch
 from comp.runtime.errors import RunError
 from comp.training import checkpoint
 from comp.training.checkpoint import Cursor
-from comp.training.session import Session
+from comp.training.context import Session
 
 
 class DivergedError(RunError):

@@ -21,11 +21,11 @@ from comp.runtime import rng
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
-from comp.training import fit
+from comp.training import loop
+from comp.training.autotune import counted_randomness
 from comp.training.checkpoint import Cursor
-from comp.training.session import Session, open_session
-from comp.training.tally import Tally
-from comp.training.timing import counted_randomness
+from comp.training.context import Session, open_session
+from comp.training.meter import Tally
 
 _ENDLESS = 10**6  # epochs: what belongs to a training's last ones does not belong here
 _FEWEST_STEPS = 20
@@ -97,7 +97,7 @@ def find(
         config: what to train; its schedule is not looked at.
         dataset: from `comp.pipeline.prepare`.
         model: on the CPU, with its first weights; stays as it is.
-        execution: how to compute, see `comp.training.timing`.
+        execution: how to compute, see `comp.training.autotune`.
         lowest: the first step's rate.
         highest: the last step's, if the loss holds so long.
         steps: at most, and what the range is cut into.
@@ -164,7 +164,7 @@ def _loss(session: Session, cursor: Cursor, batch: Batch) -> float:
     """Take a training's step and return its mean loss, which may not be finite."""
     fresh = Cursor()
     tally = Tally(fresh, session.execution.torch_device)
-    fit.step(session, cursor, batch, tally)
+    loop.step(session, cursor, batch, tally)
     tally.read(fresh)
     return fresh.loss_sum / len(batch.indices)
 

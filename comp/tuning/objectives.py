@@ -11,7 +11,7 @@ from comp.runtime.errors import ConfigError, unknown
 from comp.training.selection import selection
 
 if TYPE_CHECKING:
-    from comp.training.fit import Epoch
+    from comp.training.loop import Epoch
 
 
 @dataclass(frozen=True)

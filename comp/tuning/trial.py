@@ -23,8 +23,8 @@ from comp.results.runs import Run
 from comp.runtime.errors import Interrupted, RunError
 from comp.runtime.progress import Progress
 from comp.tracking.tracker import Tracker
-from comp.training.fit import Epoch
-from comp.training.stopping import Stop
+from comp.training.early_stopping import Stop
+from comp.training.loop import Epoch
 from comp.tuning import objectives, pruners
 from comp.tuning.study import Study, failed
 

@@ -19,22 +19,14 @@ from comp.results import runs
 from comp.runtime import rng
 from comp.runtime.errors import Interrupted, NotFiniteError
 from comp.runtime.progress import Progress, quiet
-from comp.training import (
-    checkpoint,
-    consistency,
-    divergence,
-    losses,
-    optim,
-    resolution,
-    stepping,
-    stopping,
-)
+from comp.training import checkpoint, consistency, divergence, early_stopping, losses, optimizers, resolution
+from comp.training import step as stepping
+from comp.training.autotune import counted_randomness
 from comp.training.checkpoint import Cursor
+from comp.training.context import STATISTICS_BATCHES, Session
+from comp.training.early_stopping import Stop
+from comp.training.meter import Tally
 from comp.training.selection import Scores
-from comp.training.session import STATISTICS_BATCHES, Session
-from comp.training.stopping import Stop
-from comp.training.tally import Tally
-from comp.training.timing import counted_randomness
 
 OnEpoch = Callable[["Epoch"], Stop | None]
 
@@ -128,7 +120,7 @@ def fit(
                     session.run.write_table("norms.csv", norms)
                 stop = on_epoch(epoch)
                 if not stop and not session.is_over(cursor):
-                    stop = stopping.due(rows, session.config, session.contest.selector)
+                    stop = early_stopping.due(rows, session.config, session.contest.selector)
                 cursor.stopped = stop.reason if stop else ""
                 _agree(session, cursor)
                 if saver.is_due() or session.config.train.nan_retries:
@@ -184,7 +176,7 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     order = rng.order(config.seed, number, len(session.train), session.execution.torch_device)
     tally = Tally(cursor, order.device)
     zoo.thaw(session.model, config.model, epoch=number)
-    optim.rest_ended(session.optimizer, number)
+    optimizers.rest_ended(session.optimizer, number)
     session.model.train()
     watched = session.team.watched(progress)
     for batch in session.train.batches(*session.team.share(order, session.batch_size), epoch=number, start=cursor.step):
@@ -280,7 +272,7 @@ def step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
         return loss, logits[: len(aims)]
 
     total_step = cursor.epoch * session.steps_per_epoch + step
-    optim.set_rates(session.optimizer, total_step, session.pace.plan, config.optim, factor=cursor.rate_factor)
+    optimizers.set_rates(session.optimizer, total_step, session.pace.plan, config.optim, factor=cursor.rate_factor)
     allowed = session.stepper.micro_batch
     # The seed is dropout's, counted like the rest.
     loss, logits = session.stepper.take(len(indices), rng.key(config.seed, number, step, *session.team.words), compute)

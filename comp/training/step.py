@@ -13,8 +13,8 @@ from comp.models import surgery
 from comp.models.classifier import Classifier
 from comp.runtime.device import Execution
 from comp.training import memory
+from comp.training.autotune import seed_generators
 from comp.training.norms import NoNorms
-from comp.training.timing import seed_generators
 
 # optim.clip -> the mode of timm's `dispatch_clip_grad`, and what `clip_at: null` means for it. No mode reads a value
 # back. `norm` scales all gradients together (Pascanu et al. 2013, arXiv:1211.5063), `value` bounds every element, and

@@ -24,13 +24,13 @@ from comp.models.classifier import Classifier
 from comp.results.runs import Run
 from comp.runtime.device import Execution, Forward
 from comp.runtime.progress import Progress, quiet
-from comp.training import budget, consistency, losses, optim, resolution, schedules
+from comp.training import budget, consistency, losses, optimizers, resolution, schedules
+from comp.training.best_weights import Contest
 from comp.training.budget import Pace
 from comp.training.checkpoint import Cursor, Stateful
-from comp.training.contest import Contest
 from comp.training.distributed import ALONE, Alone
 from comp.training.norms import NoNorms, Norms
-from comp.training.stepping import Stepper, head_of
+from comp.training.step import Stepper, head_of
 
 _INITIALISE_IMAGES = 5000  # that a data-dependent initialisation sees,
 _INITIALISE_BYTES = 128 << 20  # and at most this many of their pixels: photographs are large
@@ -134,7 +134,7 @@ def open_session(
         dataset: opened by `open_dataset`.
         run: where files land.
         model: as built, on the CPU.
-        execution: see `comp.training.timing`.
+        execution: see `comp.training.autotune`.
         fresh: whether a data-dependent initialisation is wanted: not where weights come from a file or a checkpoint.
         began: `time.perf_counter()` of the moment from which a budget counts; None: now.
         progress: called while image files are decoded.
@@ -153,7 +153,7 @@ def open_session(
     resolution.check(model, config.train.sizes, dataset.competition.image_shape)
     team.prepare(model, execution)
     execution.place(model)
-    optimizer = optim.for_model(model, config.optim)
+    optimizer = optimizers.for_model(model, config.optim)
     train = loading.loader(
         dataset.train,
         execution.torch_device,

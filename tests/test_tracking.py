@@ -21,7 +21,7 @@ from comp import pipeline
 from comp.config import TrackConfig
 from comp.results import predictions, runs
 from comp.runtime.errors import ConfigError, Interrupted
-from comp.tracking import login, state, told, upload
+from comp.tracking import login, payload, state, upload
 from comp.training.early_stopping import Stop
 from tests.conftest import Result, interrupt_at
 from tests.test_run import the_run
@@ -369,10 +369,10 @@ def test_auto_is_online_where_one_is_logged_in(
 
 def test_norms_are_told_where_they_were_asked_for_and_thinned_where_they_are_many(tmp_path: Path) -> None:
     run = runs.Run(tmp_path)
-    assert told.norms(run) is None
+    assert payload.norms(run) is None
     with (tmp_path / "norms.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["step", "body", "head"], *[[step, step / 2, ""] for step in range(25_000)]])
-    norms = told.norms(run)
+    norms = payload.norms(run)
     assert norms is not None
     assert norms.columns == ["step", "body", "head"]
     assert 5_000 <= len(norms.rows) <= 10_000

@@ -15,7 +15,7 @@ from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
 from comp.tracking import login, state
-from comp.tracking.told import Table
+from comp.tracking.payload import Table
 
 _AT_ONCE = 200  # segments that one process uploads
 END_SECONDS = 10.0  # that an end waits for the network

@@ -14,8 +14,8 @@ import numpy as np
 from comp.config import TrackConfig
 from comp.results import diagnostics, plots, runs
 from comp.results.runs import Run
-from comp.tracking import login, state, told
-from comp.tracking.told import Table
+from comp.tracking import login, payload, state
+from comp.tracking.payload import Table
 from comp.tracking.tracker import Tracker
 
 for name in ("WANDB_SERVICE", "WANDB_SWEEP_ID"):  # of the process that started this one
@@ -124,11 +124,11 @@ class Tracked(Tracker):
             with self._harmless():
                 rows = self._run.history() if self._run else []
                 for row in rows[self._told :]:
-                    self._wandb.log(told.curves(row), step=int(row["number"]))
+                    self._wandb.log(payload.curves(row), step=int(row["number"]))
                 self._told = max(self._told, len(rows))
 
     def show(self, run: Run, images: Any) -> None:
-        predicted = told.validation(run)
+        predicted = payload.validation(run)
         if predicted is None or predicted.targets is None:
             return
         with self._harmless():
@@ -216,10 +216,10 @@ def _open(run: Run, known: state.State, *, patient: bool = False, mode: str = ""
     opened = begin(
         run.path, mode or known.mode, patient=patient, id=known.id, project=known.project, entity=known.entity or None,
         name=run.path.absolute().name, group=track.group or None, tags=list(track.tags) or None,
-        config=told.settings(run),
+        config=payload.settings(run),
     )  # fmt: skip
-    for column in ("ood_accuracy_*", *told.CURVES):
-        name, kept = told.name_of(column) or ("", "")
+    for column in ("ood_accuracy_*", *payload.CURVES):
+        name, kept = payload.name_of(column) or ("", "")
         if kept:
             opened.define_metric(name, summary=kept)
     return opened
@@ -231,7 +231,7 @@ def rank(run: Run, values: Mapping[str, Any]) -> None:
     assert known is not None
     opened = _open(run, known, mode="offline")
     # A segment's summary takes the place of an earlier one's, so that it is told whole.
-    opened.summary.update({**told.results(run.metrics().to_json()), **told.summaries(run.history()), **values})
+    opened.summary.update({**payload.results(run.metrics().to_json()), **payload.summaries(run.history()), **values})
     opened.finish()
 
 
@@ -256,26 +256,26 @@ def log_artifact(opened: Any, name: str, kind: str, files: list[Path], *, copied
 def _results(run: Run, opened: Any, step: int) -> None:
     """Tell what a complete run has come to."""
     scores = run.metrics()
-    tables = {f"distortions/{name}": values for name, values in told.distortions(scores).items()}
-    if norms := told.norms(run):
+    tables = {f"distortions/{name}": values for name, values in payload.distortions(scores).items()}
+    if norms := payload.norms(run):
         tables["norms"] = norms
     shown: dict[str, Any] = {name: table(values) for name, values in tables.items()}
-    predicted = told.validation(run)
+    predicted = payload.validation(run)
     if predicted is not None and predicted.targets is not None and predicted.top1 is not None:
         shown["confusion"] = wandb.plot.confusion_matrix(
             y_true=predicted.targets.tolist(), preds=predicted.top1.tolist(), class_names=list(predicted.classes),
             title="validation",
         )  # fmt: skip
-    shown |= {f"plots/{path.stem}": picture(path) for path in told.pictures(run)}
+    shown |= {f"plots/{path.stem}": picture(path) for path in payload.pictures(run)}
     if mistakes := _mistakes(run):
         shown["mistakes"] = mistakes
     opened.log(shown, step=step, commit=True)  # else the step would end after the summary, and into it
     for kind in run.config().track.artifacts:
-        if files := told.artifact_files(run, kind):
+        if files := payload.artifact_files(run, kind):
             group = "model" if kind == "weights" else kind
             log_artifact(opened, f"{run.path.absolute().name}-{kind}", group, files, copied=False)
     # A segment knows its own epochs alone: the best of all are told in its place.
-    opened.summary.update({**told.results(scores.to_json()), **told.summaries(run.history())})
+    opened.summary.update({**payload.results(scores.to_json()), **payload.summaries(run.history())})
 
 
 def _mistakes(run: Run) -> list[Any]:

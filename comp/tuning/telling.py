@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from comp.results.runs import Run
-from comp.tracking import login, state, told, upload
-from comp.tracking.told import Table
+from comp.tracking import login, payload, state, upload
+from comp.tracking.payload import Table
 from comp.tuning import confirming
 from comp.tuning.results import Report
 from comp.tuning.study import Study
@@ -51,11 +51,11 @@ def _write(search: Study, report: Report, place: Run, *, pictures: bool) -> None
     track = search.config.track
     shown: dict[str, Any] = {name: writer.table(values) for name, values in _tables(report).items()}
     if pictures:
-        shown |= {f"plots/{path.stem}": writer.picture(path) for path in told.pictures(place)}
+        shown |= {f"plots/{path.stem}": writer.picture(path) for path in payload.pictures(place)}
     with writer.segment(
         place.path, track, id=known["id"], project=track.project or search.config.competition.name, name=report.name,
         group=search.group, job_type="study", tags=list(track.tags) or None,
-        config=search.config.model_dump(mode="json", exclude=told.UNTOLD),
+        config=search.config.model_dump(mode="json", exclude=payload.UNTOLD),
     ) as opened:  # fmt: skip
         opened.log(shown, step=known["told"], commit=True)
         if report.best:  # copied: the next end of the study replaces the file
@@ -79,7 +79,7 @@ def _summary(search: Study, report: Report) -> dict[str, Any]:
         again = next((row for row in report.confirmed if row.trial == report.recommended), None)
         if again is not None:
             values["recommended"] |= {"mean": again.mean, "deviation": again.deviation}
-    return told.results(values)
+    return payload.results(values)
 
 
 def _run(row: dict[str, Any]) -> dict[str, str]:

@@ -117,7 +117,7 @@ def _tell(rows: "list[Row]", root: Path, sort: str, *, sync: bool, push: bool) -
     from comp.results import runs
     from comp.runtime.errors import ConfigError
     from comp.tracking import login, upload
-    from comp.tracking.told import Table
+    from comp.tracking.payload import Table
 
     if push:
         if len({row.competition for row in rows}) > 1:

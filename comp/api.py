@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from comp import combining, config, pipeline, predicting
+from comp import config, pipeline, predicting
 from comp.config import Config
+from comp.ensembles import combine
 from comp.inference.inputs import Paths, PredictInput
 from comp.results.predictions import Predictions
 from comp.results.runs import Run, open_run
@@ -102,13 +103,13 @@ def ensemble(members: Sequence[Run | Path | str], *, method: str = "mean", runs:
 
     Args:
         members: complete runs of one competition, or their folders.
-        method: a row of `comp.ensembling.methods.METHODS`.
+        method: a row of `comp.ensembles.methods.METHODS`.
         runs: where its folder is made.
 
     Raises:
         UserError: members that do not fit each other, or an unknown method.
     """
-    return combining.ensemble([_opened(member) for member in members], method=method, runs_root=Path(runs))
+    return combine.ensemble([_opened(member) for member in members], method=method, runs_root=Path(runs))
 
 
 def _opened(run: Run | Path | str) -> Run:

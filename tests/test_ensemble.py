@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from comp import combining, gathering
-from comp.ensembling.methods import METHODS
+from comp.ensembles import collect, combine
+from comp.ensembles.methods import METHODS
 from comp.models import weights
 from comp.results import predictions, runs
 from comp.results.predictions import Predictions
@@ -181,7 +181,7 @@ def test_runs_of_all_folds_are_one_member_with_out_of_fold_predictions(three_run
     for fold in range(3):
         assert comp("train", "small.yaml", *QUICK, "data.folds=3", f"data.fold={fold}", "--runs", "folds").code == 0
     parts = runs.list_runs(Path("folds"))
-    (group,) = gathering.grouped(parts[::-1])
+    (group,) = collect.grouped(parts[::-1])
     assert [run.config().data.fold for run in group.runs] == [0, 1, 2]
     found, values = made(comp, *[run.path for run in parts])
     val = predictions.load(found.predictions_path("val"))
@@ -241,7 +241,7 @@ def test_without_validation_only_what_learns_nothing_combines(three_runs: Path, 
     one, two = (run.path for run in runs.list_runs(Path("blind")))
     _, values = made(comp, one, two)
     assert "no validation score" in values["ensemble"]["note"]
-    assert combining.comparison(runs.open_run(Path("made") / values["run"])) is None
+    assert combine.comparison(runs.open_run(Path("made") / values["run"])) is None
     assert values["suite"]["scores"]["accuracy"]["value"] > 0.2
     assert "learns from validation" in comp("ensemble", one, two, "--method", "greedy").err
     assert "is chosen by validation" in comp("ensemble", one, two, "--method", "soup").err
@@ -268,7 +268,7 @@ def test_a_transductive_member_marks_the_ensemble(three_runs: Path, comp: Comp) 
 
 def test_the_comparison_comes_back_from_disk(three_runs: Path, comp: Comp) -> None:
     found, values = made(comp, *members())
-    compared = combining.comparison(found)
+    compared = combine.comparison(found)
     assert compared is not None
     assert json.loads(json.dumps(compared.to_json())) == values["ensemble"]
 
@@ -387,7 +387,7 @@ def test_the_gain_follows_the_competitions_metric_and_its_direction(three_runs: 
     result = comp("ensemble", one, two, "--runs", "made")
     assert result.code == 0, result.err
     (run,) = runs.list_runs(Path("made"))
-    compared = combining.comparison(run)
+    compared = combine.comparison(run)
     assert compared is not None
     assert compared.metric == "log_loss"
     assert compared.metric_gain == pytest.approx(compared.best_single.loss - compared.ensemble.loss)

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comp.config.tasks import TASKS
-from comp.ensembling import members, methods, table
-from comp.ensembling.members import Sample
-from comp.ensembling.methods import METHODS
-from comp.ensembling.scoring import Scorer
-from comp.ensembling.spaces import SPACES, log_probabilities
+from comp.ensembles import align, cross_fit, methods
+from comp.ensembles.align import Sample
+from comp.ensembles.methods import METHODS
+from comp.ensembles.scoring import Scorer
+from comp.ensembles.spaces import SPACES, log_probabilities
 from comp.results import predictions
 from comp.results.blocks import block_grid
 from comp.results.predictions import Predictions
@@ -46,7 +46,7 @@ def a_sample(skills: Sequence[float], rows: int = 600, seed: int = 0) -> Sample:
     labels = np.random.default_rng(seed).integers(0, CLASSES, rows)
     found = [drawn(seed + 1 + number, rows, skill, labels) for number, skill in enumerate(skills)]
     names = [f"member {number}" for number in range(len(skills))]
-    return members.sample("val", names, found, [found[0].ids] * len(found))
+    return align.sample("val", names, found, [found[0].ids] * len(found))
 
 
 def fitted(name: str, sample: Sample) -> methods.Fitted:
@@ -63,7 +63,7 @@ def accuracy(name: str, on: Sample, of: Sample) -> float:
 @pytest.mark.parametrize("name", METHODS)
 def test_identical_members_change_no_answer(name: str) -> None:
     one = a_sample([1.5]).members[0]
-    same = members.sample("val", "abc", [one] * 3, [one.ids] * 3)
+    same = align.sample("val", "abc", [one] * 3, [one.ids] * 3)
     agree = (fitted(name, same).combine(same.stack()).argmax(1) == one.top1).mean()
     assert agree >= (0.9 if name == "stack" else 1.0)  # which may still like a class more than they do
 
@@ -119,7 +119,7 @@ def test_a_stack_learns_what_no_average_can() -> None:
         sample.members[1].outputs.astype(np.float32)[:, swapped], ids=sample.members[1].ids, classes="abcde",
         task="single_label", targets=sample.targets, made_by={},
     )  # fmt: skip
-    mixed = members.sample("val", "ab", [sample.members[0], confused], [sample.images] * 2)
+    mixed = align.sample("val", "ab", [sample.members[0], confused], [sample.images] * 2)
     assert accuracy("stack", mixed, mixed) > accuracy("mean", mixed, mixed) + 0.1
 
 
@@ -152,7 +152,7 @@ def test_folds_hold_images_together_and_classes_apart(seed: int, folds: int) -> 
     rows = generator.integers(0, count, 200)
     rows[:count] = np.arange(count)
     names = np.array([f"i{number}" for number in range(count)])
-    fold = table.fold_of(names[rows], labels[rows], folds)
+    fold = cross_fit.fold_of(names[rows], labels[rows], folds)
     assert all(len(set(fold[rows == image])) == 1 for image in range(count))
     sizes = np.array([[np.sum((fold[:count] == f) & (labels == label)) for label in range(3)] for f in range(folds)])
     assert (sizes.max(0) - sizes.min(0) <= 1).all()
@@ -182,14 +182,14 @@ def test_a_bag_holds_all_copies_of_an_image_or_none() -> None:
 
 def test_too_many_folds_are_refused() -> None:
     with pytest.raises(ConfigError, match="--folds: expected 2 to 3"):
-        table.fold_of(np.array(["a", "b", "c"]), np.array([0, 1, 0]), 4)
+        cross_fit.fold_of(np.array(["a", "b", "c"]), np.array([0, 1, 0]), 4)
 
 
-def compared(name: str, sample: Sample, folds: int = 5) -> table.Comparison:
+def compared(name: str, sample: Sample, folds: int = 5) -> cross_fit.Comparison:
     """Return the table."""
-    crossed = table.cross_fit(METHODS[name], sample, folds, ACCURACY)
-    held_out = table.out_of_fold(crossed, sample, {})
-    return table.compare("val", sample, crossed, fitted(name, sample), held_out, "accuracy")
+    crossed = cross_fit.cross_fit(METHODS[name], sample, folds, ACCURACY)
+    held_out = cross_fit.out_of_fold(crossed, sample, {})
+    return cross_fit.compare("val", sample, crossed, fitted(name, sample), held_out, "accuracy")
 
 
 def test_the_gain_over_noise_is_none_where_a_fit_on_the_same_rows_would_show_one() -> None:
@@ -228,7 +228,7 @@ def test_an_image_is_never_scored_by_what_was_fitted_on_it_or_on_its_shifted_cop
         fits.append(set(task.images.tolist()))
         return methods.Fitted(lambda rows: rows[0])
 
-    crossed = table.cross_fit(methods.Method(remember, learns=True), shifted, 5, ACCURACY)
+    crossed = cross_fit.cross_fit(methods.Method(remember, learns=True), shifted, 5, ACCURACY)
     assert [len(seen) for seen in fits] == [40] * 5
     for sample in (clean, shifted):
         for image, number in zip(sample.images.tolist(), crossed.of(sample.images), strict=True):
@@ -279,12 +279,12 @@ assert BASE.targets is not None
 )  # fmt: skip
 def test_members_that_are_not_alike_are_refused(other: Predictions, message: str) -> None:
     with pytest.raises(RunError, match=message):
-        members.sample("val", ["first", "second"], [BASE, other], [BASE.ids, other.ids])
+        align.sample("val", ["first", "second"], [BASE, other], [BASE.ids, other.ids])
 
 
 def test_equal_ids_of_other_images_are_refused() -> None:
     with pytest.raises(RunError, match="their validation splits differ"):
-        members.sample("ood_val", ["first", "second"], [BASE, BASE], [BASE.ids, BASE.ids[::-1]])
+        align.sample("ood_val", ["first", "second"], [BASE, BASE], [BASE.ids, BASE.ids[::-1]])
 
 
 def test_joined_folds_hold_every_image_once_in_blocks_with_all_folds() -> None:
@@ -293,7 +293,7 @@ def test_joined_folds_hold_every_image_once_in_blocks_with_all_folds() -> None:
     cuts = [np.arange(fold, 30, 3) for fold in range(3)]
     parts = [changed(ids=whole.ids[rows], targets=labels[rows], logits=whole.outputs[rows].astype(np.float32))
              for rows in cuts]  # fmt: skip
-    joined, images = members.join_folds(parts, [part.ids for part in parts])
+    joined, images = align.join_folds(parts, [part.ids for part in parts])
     assert sorted(joined.ids) == sorted(whole.ids)
     assert (joined.ids == images).all()
     layout = block_grid(range(2), (1,), 5)
@@ -301,13 +301,13 @@ def test_joined_folds_hold_every_image_once_in_blocks_with_all_folds() -> None:
     ids = np.concatenate([block.ids() for block in layout])
     shifted = [changed(ids=ids, targets=part.targets, logits=part.outputs.astype(np.float32), blocks=blocks)
                for part in parts]  # fmt: skip
-    joined, images = members.join_folds(shifted, [np.tile(part.ids[:5], 2) for part in parts])
+    joined, images = align.join_folds(shifted, [np.tile(part.ids[:5], 2) for part in parts])
     assert [(name, rows.stop - rows.start) for name, rows in joined.blocks()] == [(n, 15) for n, _ in blocks]
     assert len(set(joined.ids)) == 30
     assert joined.ids[5] == "distortion00_1_0@1"
     assert (images[:15] == images[15:]).all()
     with pytest.raises(RunError, match="an image stands in two of them"):
-        members.join_folds([parts[0], parts[0]], [parts[0].ids] * 2)
+        align.join_folds([parts[0], parts[0]], [parts[0].ids] * 2)
 
 
 @settings(max_examples=20)

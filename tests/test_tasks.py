@@ -4,7 +4,7 @@ import pytest
 
 from comp.config.tasks import TASKS, metric_name, task
 from comp.data.splitting import STRATIFIERS
-from comp.ensembling.methods import METHODS
+from comp.ensembles.methods import METHODS
 from comp.results import decisions, predictions
 from comp.results.metrics import METRICS
 from comp.runtime.errors import ConfigError

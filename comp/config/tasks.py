@@ -2,7 +2,7 @@
 
 The rooms that do the work look their own rows up by these names (`comp.results.predictions.ACTIVATIONS`,
 `comp.results.metrics.METRICS`, `comp.submission.answers.ANSWERS`, `comp.training.losses.LOSSES`, `comp.data.splitting`,
-`comp.ensembling.methods.METHODS`), so that none of them branches on a task's name.
+`comp.ensembles.methods.METHODS`), so that none of them branches on a task's name.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class TaskRow:
         metrics: rows of `comp.results.metrics.METRICS`; the first is what `competition.metric: auto` means.
         decision: how probabilities become a decision: `arg_max`, or `thresholds` for each class.
         answers: rows of `comp.submission.answers.ANSWERS` that a submission may hold.
-        ensembles: rows of `comp.ensembling.methods.METHODS` that are defined for it.
+        ensembles: rows of `comp.ensembles.methods.METHODS` that are defined for it.
         stratifier: a row of `comp.data.splitting.STRATIFIERS`.
         uncertain_views: whether `predict.views_for: uncertain` can rank images by their confidence.
         adaptations: values of `predict.adapt` that are sound.

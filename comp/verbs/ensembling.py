@@ -19,7 +19,7 @@ from comp.verbs.options import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from comp.ensembling.table import Comparison, Row
+    from comp.ensembles.cross_fit import Comparison, Row
     from comp.results.runs import Run
 
 
@@ -54,7 +54,8 @@ def ensemble(
 
     Example: comp ensemble runs/quickstart/20260101-120000-quickstart runs/quickstart/20260101-130000-quickstart
     """
-    from comp import combining, console, souping
+    from comp import console
+    from comp.ensembles import combine, soup
     from comp.runtime.errors import ConfigError
 
     if method == "soup" and folds is not None:
@@ -67,9 +68,9 @@ def ensemble(
             "progress": progress,
         }  # fmt: skip
         if method == "soup":
-            result = souping.soup(trained, **shared)
+            result = soup.soup(trained, **shared)
         else:
-            result = combining.ensemble(trained, method=method, folds=folds, **shared)
+            result = combine.ensemble(trained, method=method, folds=folds, **shared)
     if as_json:
         console.print_json(result.metrics().to_json())
         return
@@ -79,11 +80,12 @@ def ensemble(
 
 def _print_gain(result: "Run") -> None:
     """Print the members, how often they disagree, and what the ensemble gains over the best of them."""
-    from comp import combining, console
+    from comp import console
+    from comp.ensembles import combine
 
     if note := (result.metrics().ensemble or {}).get("note"):
         console.print_line(note)
-    compared = combining.comparison(result)
+    compared = combine.comparison(result)
     if compared is None:
         return
     own_column = compared.metric not in ("accuracy", "log_loss")

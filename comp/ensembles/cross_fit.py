@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.ensembling.members import Sample, chunks, row_thresholds
-from comp.ensembling.methods import FitData, Fitted, Method
-from comp.ensembling.scoring import Scorer
-from comp.ensembling.spaces import Values
+from comp.ensembles.align import Sample, chunks, row_thresholds
+from comp.ensembles.methods import FitData, Fitted, Method
+from comp.ensembles.scoring import Scorer
+from comp.ensembles.spaces import Values
 from comp.results import metrics, predictions
 from comp.results.predictions import Predictions, Targets
 from comp.runtime.errors import ConfigError

@@ -16,8 +16,8 @@ from comp import config as configs
 from comp import predicting
 from comp.config import Config
 from comp.data import splitting
-from comp.ensembling import members, methods, scoring, table
-from comp.ensembling.members import Sample
+from comp.ensembles import align, cross_fit, methods, scoring
+from comp.ensembles.align import Sample
 from comp.inference.options import laid_on
 from comp.results import predictions, runs
 from comp.results.predictions import Predictions
@@ -89,11 +89,11 @@ class Gathered:
     def sample(self, split: str) -> Sample:
         """Return a split as every member sees it."""
         parts, images = self._of_groups(split)
-        return members.sample(split, [group.name for group in self.groups], parts, images)
+        return align.sample(split, [group.name for group in self.groups], parts, images)
 
     def agrees(self, split: str) -> bool:
         """Return whether all members show the same images of a split."""
-        return members.same_images(*self._of_groups(split))
+        return align.same_images(*self._of_groups(split))
 
     def _of_groups(self, split: str) -> tuple[list[Predictions], list[NDArray[np.str_]]]:
         pairs = [self._of_group(group, split) for group in self.groups]
@@ -105,11 +105,11 @@ class Gathered:
         if len(parts) == 1:
             return parts[0], images[0]
         if split in SELECTIONS:
-            return members.join_folds(parts, images)
-        alike = members.sample(split, [run.name for run in group.runs], parts, images)
+            return align.join_folds(parts, images)
+        alike = align.sample(split, [run.name for run in group.runs], parts, images)
         plain = methods.METHODS["mean"].plain(len(parts), len(parts[0].classes), alike.space)
         decider = scoring.Decider(group.runs[0].metrics().metric)
-        return decider.decide(split, table.combine(plain, alike, {}), alike), images[0]
+        return decider.decide(split, cross_fit.combine(plain, alike, {}), alike), images[0]
 
 
 def gather(trained: Sequence[Run], given: Mapping[str, Any], progress: Progress) -> Gathered:

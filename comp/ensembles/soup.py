@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comp import gathering, pipeline, predicting
+from comp import pipeline, predicting
 from comp.building import demand_own, load_model
 from comp.config import DataConfig, ModelConfig
 from comp.data import loading, splitting
+from comp.ensembles import collect
 from comp.inference.options import laid_on
 from comp.inference.predict import predict
 from comp.models import averaging, weights
@@ -97,7 +98,7 @@ def soup(
     Raises:
         UserError: runs of other data or networks, no validation, or a submission that is there already.
     """
-    gathering.demand_one_competition(trained)
+    collect.demand_one_competition(trained)
     if output is not None:
         write.demand_free(output, force=force)
     first = _with_statistics(predicting.load(trained[0], progress=progress))
@@ -128,7 +129,7 @@ def _with_statistics(loaded: Loaded) -> Loaded:
 
 
 def _selection(select_on: str | None, loaded: Loaded) -> str:
-    known = gathering.SELECTIONS
+    known = collect.SELECTIONS
     if select_on is not None and select_on not in known:
         raise ConfigError(f"--select-on: {unknown('split', select_on, known)}")
     found = select_on or next((name for name in known if getattr(loaded.dataset, name) is not None), None)

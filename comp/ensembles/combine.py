@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp import config as configs
-from comp import gathering, pipeline, predicting
+from comp import pipeline, predicting
 from comp.config import Config, PredictConfig
 from comp.config.tasks import TASKS
 from comp.data.dataset import Dataset
-from comp.ensembling import members, methods, scoring, table
-from comp.ensembling.members import Sample
-from comp.ensembling.methods import FitData, Fitted, Method
-from comp.ensembling.scoring import Decider, Scorer
-from comp.ensembling.table import Comparison, CrossFitted
-from comp.gathering import SELECTIONS, Gathered
+from comp.ensembles import align, collect, cross_fit, methods, scoring
+from comp.ensembles.align import Sample
+from comp.ensembles.collect import SELECTIONS, Gathered
+from comp.ensembles.cross_fit import Comparison, CrossFitted
+from comp.ensembles.methods import FitData, Fitted, Method
+from comp.ensembles.scoring import Decider, Scorer
 from comp.inference import accuracy_estimate
 from comp.results import metrics, predictions, runs
 from comp.results.predictions import Predictions
@@ -53,9 +53,9 @@ class _Combination:
     def of(self, split: str, sample: Sample, made_by: Mapping[str, Any], progress: Progress = quiet) -> Predictions:
         """Return the ensemble's predictions of a split, of validation those that are not fitted on their own rows."""
         if split in SELECTIONS and self.crossed is not None:
-            combined = table.out_of_fold(self.crossed, sample, made_by)
+            combined = cross_fit.out_of_fold(self.crossed, sample, made_by)
         else:
-            combined = table.combine(self.whole, sample, made_by, progress)
+            combined = cross_fit.combine(self.whole, sample, made_by, progress)
         return self.decider.decide(split, combined, sample)
 
 
@@ -75,7 +75,7 @@ def ensemble(
 
     Args:
         trained: complete runs of one competition, ensembles among them.
-        method: a row of `comp.ensembling.methods.METHODS`.
+        method: a row of `comp.ensembles.methods.METHODS`.
         select_on: `val` or `ood_val`, what weights are fitted on; None: shifted validation where all have it.
         folds: into which the images of that are cut for scores that are not fitted on what they score; None: 5, or as
             many as there are images.
@@ -90,10 +90,10 @@ def ensemble(
     """
     if output is not None:
         write.demand_free(output, force=force)
-    gathering.demand_one_competition(trained)
+    collect.demand_one_competition(trained)
     first = trained[0].metrics()
     chosen = methods.method(method, TASKS[first.task])
-    work = gathering.gather(trained, given or {}, progress)
+    work = collect.gather(trained, given or {}, progress)
     split = _selection(select_on, work, learns=chosen.learns, method=method)
     score = Scorer(first.metric, trained[0].provenance("classes")["classes"], first.task)
     combination = _fit(chosen, method, split, work, score, folds, progress)
@@ -129,10 +129,10 @@ def _fit(
     score = replace(score, classes=sample.members[0].classes)
     whole = method.fit(FitData(sample.stack(), sample.space, sample.targets, sample.images, score))
     count = folds or min(_FOLDS, len(np.unique(sample.images)))
-    crossed = table.cross_fit(method, sample, count, score, progress)
+    crossed = cross_fit.cross_fit(method, sample, count, score, progress)
     # Clean validation tunes the thresholds where there is any, as it does for a single run.
     tuned_on = "val" if "val" in work.splits else split
-    held_out = table.out_of_fold(crossed, sample if tuned_on == split else work.sample(tuned_on), {})
+    held_out = cross_fit.out_of_fold(crossed, sample if tuned_on == split else work.sample(tuned_on), {})
     return _Combination(name, split, whole, crossed, scoring.tuned(metric, tuned_on, held_out, calibrated=calibrated))
 
 
@@ -140,7 +140,7 @@ def _compare(combination: _Combination, sample: Sample, metric: str) -> Comparis
     assert combination.split is not None
     assert combination.crossed is not None
     held_out = combination.of(combination.split, sample, {})
-    return table.compare(combination.split, sample, combination.crossed, combination.whole, held_out, metric)
+    return cross_fit.compare(combination.split, sample, combination.crossed, combination.whole, held_out, metric)
 
 
 def _selection(select_on: str | None, work: Gathered, *, learns: bool, method: str) -> str | None:
@@ -265,7 +265,7 @@ def _submit(result: Run, dataset: Dataset, made_by: Mapping[str, Any], output: P
     """Write the submission in the format of the first member's data as they are now, classes matched by name."""
     stored = predictions.load(result.predictions_path("suite"))
     problem = f"{dataset.competition.name}: the first member's data have other classes now than it was trained on"
-    ordered = members.in_order(stored, dataset.competition.classes, problem)
+    ordered = align.in_order(stored, dataset.competition.classes, problem)
     path = output or predicting.default_submission(result.config())
     trace = {
         "weights_sha256": made_by["weights_sha256"],
@@ -282,8 +282,8 @@ def comparison(run: Run) -> Comparison | None:
     values = {key: value for key, value in (stored.ensemble or {}).items() if key != "note"}
     if "members" not in values or "gain" not in values:
         return None
-    rows = {name: table.Row(**values[name]) for name in ("best_single", "ensemble")}
+    rows = {name: cross_fit.Row(**values[name]) for name in ("best_single", "ensemble")}
     gained = metrics.metric(stored.metric).as_maximize(rows["ensemble"].metric - rows["best_single"].metric)
     version_1 = {"metric": stored.metric, "metric_gain": gained, "metric_gain_error": None}
-    parts = tuple(table.Row(**row) for row in values["members"])
+    parts = tuple(cross_fit.Row(**row) for row in values["members"])
     return Comparison(**{**version_1, **values, **rows, "members": parts})

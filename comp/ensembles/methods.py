@@ -1,6 +1,6 @@
 """How members' probabilities become one's: plain averages, and what is learnt from validation.
 
-A method is fitted on members' values [M, N, C] in an ensemble space (`comp.ensembling.spaces`) and on targets, and then
+A method is fitted on members' values [M, N, C] in an ensemble space (`comp.ensembles.spaces`) and on targets, and then
 combines any rows. What it learns is deterministic; draws are seeded by a constant.
 """
 
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.config.tasks import TaskRow
-from comp.ensembling.scoring import Scorer
-from comp.ensembling.spaces import LEAST_LOG, Probabilities, Space, Stack, Values
+from comp.ensembles.scoring import Scorer
+from comp.ensembles.spaces import LEAST_LOG, Probabilities, Space, Stack, Values
 from comp.results.predictions import Targets
 from comp.runtime.errors import ConfigError, unknown
 

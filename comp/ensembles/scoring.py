@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.config.tasks import TASKS
-from comp.ensembling.members import Sample
-from comp.ensembling.spaces import SPACES, Probabilities
+from comp.ensembles.align import Sample
+from comp.ensembles.spaces import SPACES, Probabilities
 from comp.results import decisions, metrics, predictions
 from comp.results.predictions import Predictions, Targets
 

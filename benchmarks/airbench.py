@@ -29,8 +29,8 @@ from torch.nn import functional as F
 
 from benchmarks.stems import read_cifar10
 from comp import config as configs
-from comp import pipeline
 from comp.training.resolution import side_at
+from comp.workflows import train
 
 MEAN = torch.tensor((0.4914, 0.4822, 0.4465)).view(1, 3, 1, 1)
 STD = torch.tensor((0.2470, 0.2435, 0.2616)).view(1, 3, 1, 1)
@@ -219,7 +219,7 @@ def seconds_of_ours(config: Path, steps: int) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as scratch:
         few = ["competition.ood_validation.severities=[]", *overrides]
-        pipeline.train(configs.load(config, few), runs_root=Path(scratch), progress=note)
+        train.train(configs.load(config, few), runs_root=Path(scratch), progress=note)
     return {str(sizes[epoch]): statistics.median(np.diff(found)) for epoch, found in ends.items()}
 
 

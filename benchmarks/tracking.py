@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from comp import config as configs
-from comp import pipeline
 from comp.training.loop import Epoch
+from comp.workflows import train as pipeline
 from tests.wandb_server import KEY, black_hole, serving
 
 _STEPS = 4  # an epoch

@@ -40,8 +40,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from comp import building, console, pipeline
 from comp import config as configs
+from comp import console
 from comp.config import Config
 from comp.results import runs
 from comp.training import checkpoint, loop, optimizers
@@ -49,6 +49,7 @@ from comp.training.autotune import choose_execution
 from comp.training.checkpoint import Cursor
 from comp.training.context import Session, open_session
 from comp.training.loop import Epoch
+from comp.workflows import build, train
 
 BATCH = 128
 
@@ -140,9 +141,9 @@ def measure(case: Case, epochs: int, threads: int, folder: Path) -> str:
     root.mkdir(exist_ok=True)
     write_images(root, case.steps * BATCH)
     config = config_of(case, epochs + 1, threads, root)  # the first epoch warms up
-    dataset = pipeline.prepare(config, folder)
-    model = building.build_model(config, dataset)
-    run = runs.create(folder, config, "run", pipeline.provenance_of(config, dataset, model))
+    dataset = train.prepare(config, folder)
+    model = build.build_model(config, dataset)
+    run = runs.create(folder, config, "run", train.provenance_of(config, dataset, model))
     execution = choose_execution(model, dataset, config).execution
     session = open_session(config, dataset, run, model, execution, fresh=True)
     stopwatch = Stopwatch(session)

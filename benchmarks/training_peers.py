@@ -38,7 +38,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.training_overhead import write_images
-from comp import building, pipeline
 from comp import config as configs
 from comp.config import ModelConfig
 from comp.models import zoo
@@ -46,6 +45,8 @@ from comp.results import runs
 from comp.training import loop
 from comp.training.autotune import choose_execution
 from comp.training.context import open_session
+from comp.workflows import build
+from comp.workflows import train as pipeline
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)
 JITTER = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue; our policy's own
@@ -179,7 +180,7 @@ def with_comp(folder: Path, batch: int, rich: bool) -> tuple[float, str]:
         "peers",
     )
     dataset = pipeline.prepare(config, folder)
-    model = building.build_model(config, dataset)
+    model = build.build_model(config, dataset)
     run = runs.create(folder, config, "run", pipeline.provenance_of(config, dataset, model))
     execution = choose_execution(model, dataset, config).execution
     ends: list[float] = []

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from comp import config as configs
-from comp import pipeline
 from comp.results import runs
 from comp.tuning import search
 from comp.tuning.results import Standing
+from comp.workflows import train
 
 
 def measure(trials: int, epochs: int, storage: str, folder: Path) -> str:
@@ -34,7 +34,7 @@ def measure(trials: int, epochs: int, storage: str, folder: Path) -> str:
             f"tune.trials={trials}", "tune.pruner=none", "tune.confirm.top=0", f"tune.storage='{storage}'",
         ],
     )  # fmt: skip
-    dataset = pipeline.prepare(config, folder)
+    dataset = train.prepare(config, folder)
     bare: list[float] = []
     whole: list[float] = []
     mark = time.perf_counter()
@@ -44,7 +44,7 @@ def measure(trials: int, epochs: int, storage: str, folder: Path) -> str:
         began = time.perf_counter()
         whole.append(began - mark)
         again = runs.open_run(Path(standing.last["run"])).config()
-        pipeline.train(again, runs_root=folder / "bare", dataset=dataset)
+        train.train(again, runs_root=folder / "bare", dataset=dataset)
         mark = time.perf_counter()
         bare.append(mark - began)
 

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from comp import config as configs
-from comp import predicting
 from comp.config import Config
 from comp.data.dataset import open_dataset
 from comp.results import runs
 from comp.tuning import search
+from comp.workflows import predict
 
 WAYS = {"TPE, Hyperband": ("tpe", "hyperband"), "random, no pruning": ("random", "none")}
 SPACE = (
@@ -67,8 +67,8 @@ def measure(way: str, seed: int, given: argparse.Namespace, folder: Path) -> tup
     name = f"{WAYS[way][0]}-{seed}"
     report = search.tune(config, name=name, runs_root=folder / name, pictures=False)
     best = next(row for row in report.trials if row["trial"] == report.recommended)
-    loaded = predicting.load(runs.open_run(Path(best["run"])), open_dataset(config))
-    scores = predicting.evaluate(loaded).test
+    loaded = predict.load(runs.open_run(Path(best["run"])), open_dataset(config))
+    scores = predict.evaluate(loaded).test
     assert scores is not None
     test = scores.scores["accuracy"].value
     counts = report.counts

@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from comp import config, pipeline, predicting
+from comp import config
 from comp.config import Config
 from comp.ensembles import combine
 from comp.inference.inputs import Paths, PredictInput
 from comp.results.predictions import Predictions
 from comp.results.runs import Run, open_run
 from comp.runtime.progress import Progress, quiet
+from comp.workflows import predict as predicting
+from comp.workflows import train as pipeline
 
 __all__ = ["Run", "ensemble", "load_config", "predict", "train"]
 

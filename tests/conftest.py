@@ -148,16 +148,17 @@ QUICK = [
 def three_trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data, their config and three runs, predictions made: two of one network, and one of another."""
     from comp import config as configs
-    from comp import pipeline, predicting
+    from comp.workflows import predict
+    from comp.workflows import train as pipeline
 
     folder = tmp_path_factory.mktemp("three")
     write_arrays(folder / "data", train=240)
     config = write_config(folder / "small.yaml", small_config(folder / "data"))
     for seed, more in ((0, []), (1, []), (2, ["model.args={depth: 3}"])):
         wanted = configs.load(config, [*QUICK, f"seed={seed}", *more])
-        loaded = predicting.load(pipeline.train(wanted, name=f"seed{seed}", runs_root=folder / "runs"))
-        predicting.evaluate(loaded)
-        predicting.predict(loaded)
+        loaded = predict.load(pipeline.train(wanted, name=f"seed{seed}", runs_root=folder / "runs"))
+        predict.evaluate(loaded)
+        predict.predict(loaded)
     return folder
 
 

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from comp import predicting
 from comp.config.yaml_io import merge
 from comp.data.splits import Split, Suite
 from comp.inference import adapt
@@ -27,6 +26,7 @@ from comp.results import leaderboard
 from comp.results.blocks import block_grid
 from comp.results.predictions import Predictions
 from comp.runtime import device
+from comp.workflows import predict as predicting
 from tests.conftest import Result, small_config, write_config
 from tests.test_bad_inputs import assert_refused
 from tests.test_run import the_run

@@ -16,7 +16,6 @@ from PIL import Image
 from scipy import stats
 
 from comp import config as configs
-from comp import pipeline
 from comp.augment import worker_stage
 from comp.augment.ops import FOREIGN_IMITATES, Foreign, Policy
 from comp.augment.policies import POLICIES, resolve
@@ -30,6 +29,7 @@ from comp.data.splits import Split
 from comp.results import runs
 from comp.runtime import rng
 from comp.runtime.errors import ConfigError, DataError, Interrupted
+from comp.workflows import train
 from tests.conftest import Result, interrupt_at, small_config, write_config
 from tests.photographs import photographs_config, write_folders
 from tests.test_augment_policies import pictures
@@ -297,13 +297,13 @@ def test_photographs_train_alike_however_they_are_loaded_and_resume_exactly(
     def config(**data: object) -> configs.Config:
         return configs.from_mapping({**values, "data": {**values["data"], **data}}, "here")
 
-    here = pipeline.train(config(workers=0), runs_root=Path("here"))
-    streamed = pipeline.train(config(loading="streamed", workers=2), runs_root=Path("streamed"))
+    here = train.train(config(workers=0), runs_root=Path("here"))
+    streamed = train.train(config(loading="streamed", workers=2), runs_root=Path("streamed"))
     assert_same_weights(here, streamed)
     assert history_without_clock(here) == history_without_clock(streamed)  # validation is read as configured
     with pytest.raises(Interrupted):
-        pipeline.train(config(workers=2), runs_root=Path("parts"), progress=interrupt_at(5))
-    assert_same_weights(here, pipeline.resume(the_run(Path("parts"))))
+        train.train(config(workers=2), runs_root=Path("parts"), progress=interrupt_at(5))
+    assert_same_weights(here, train.resume(the_run(Path("parts"))))
 
 
 @pytest.mark.parametrize("consistency", ["none", "jsd"])
@@ -367,9 +367,9 @@ def test_what_the_gone_engine_began_is_not_gone_on_with(
     workplace: Path, comp: Comp, engine: str, recorded: str, goes_on: bool
 ) -> None:
     config = configs.load("small.yaml")
-    whole = pipeline.train(config, runs_root=Path("whole"))
+    whole = train.train(config, runs_root=Path("whole"))
     with pytest.raises(Interrupted):
-        pipeline.train(config, runs_root=Path("parts"), progress=interrupt_at(3))
+        train.train(config, runs_root=Path("parts"), progress=interrupt_at(3))
     stopped = the_run(Path("parts"))
     for run in (whole, stopped):
         aged(run, engine, recorded)

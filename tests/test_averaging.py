@@ -16,12 +16,12 @@ from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
 from comp import config as configs
-from comp import pipeline
 from comp.models import averaging
 from comp.models.averaging import EMA, SWA, Soup
 from comp.models.classifier import Classifier
 from comp.results import predictions, runs
 from comp.runtime.errors import Interrupted
+from comp.workflows import train
 from tests.conftest import Result, interrupt_at
 from tests.test_run import assert_same_weights, history_without_clock, the_run, weights_of
 
@@ -231,24 +231,24 @@ def test_averaged_weights_compete_and_both_are_scored(
 def test_an_interrupted_average_ends_with_the_same_bits(workplace: Path, average: str, stop_at: int) -> None:
     settings = [f"train.average={average}", "train.epochs=3", "train.swa_epochs=2", "train.soup_epochs=2", FEW]
     config = configs.load("small.yaml", settings)  # 4 steps an epoch
-    whole = pipeline.train(config, runs_root=Path("whole"))
+    whole = train.train(config, runs_root=Path("whole"))
     with pytest.raises(Interrupted):
-        pipeline.train(config, runs_root=Path("parts"), progress=interrupt_at(stop_at))
-    resumed = pipeline.resume(the_run(Path("parts")))
+        train.train(config, runs_root=Path("parts"), progress=interrupt_at(stop_at))
+    resumed = train.resume(the_run(Path("parts")))
     assert_same(whole, resumed)
 
 
 def test_a_training_stopped_while_its_average_is_finished_loses_nothing(workplace: Path) -> None:
     config = configs.load("small.yaml", ["train.average=swa", "train.swa_epochs=2", FEW, *NORMED])
-    whole = pipeline.train(config, runs_root=Path("whole"))
+    whole = train.train(config, runs_root=Path("whole"))
 
     def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         if what == "batch norm" and done == 2:
             raise Interrupted(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        pipeline.train(config, runs_root=Path("parts"), progress=stop)
-    assert_same(whole, pipeline.resume(the_run(Path("parts"))))
+        train.train(config, runs_root=Path("parts"), progress=stop)
+    assert_same(whole, train.resume(the_run(Path("parts"))))
 
 
 def assert_same(one: runs.Run, other: runs.Run) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from comp import config as configs
-from comp import pipeline
 from comp.results import runs
 from comp.tracking import login
+from comp.workflows import train
 from tests.conftest import Result, small_config, write_arrays, write_config
 from tests.test_bad_inputs import assert_refused
 
@@ -233,4 +233,4 @@ def test_one_training_image_is_refused_before_batch_norm(workplace: Path, comp: 
     write_config(Path("one.yaml"), values)
     config = configs.load("one.yaml", TIMM)
     with pytest.raises(ValueError, match="one training image"):
-        pipeline.ready_model(config, pipeline.prepare(config))
+        train.ready_model(config, train.prepare(config))

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comp import config as configs
-from comp import pipeline
 from comp.config import OptimConfig
 from comp.results import runs
 from comp.runtime.errors import ConfigError, Interrupted
 from comp.training import schedules
 from comp.training.budget import Budget
+from comp.workflows import train as pipeline
 from tests.conftest import Result
 
 VALIDATED, BATCH = 100, 10

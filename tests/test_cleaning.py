@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from comp import cleaning, pipeline, predicting
 from comp import config as configs
 from comp.results import runs
 from comp.runtime.errors import Interrupted
 from comp.runtime.progress import quiet
 from comp.training import checkpoint
+from comp.workflows import clean as cleaning
+from comp.workflows import predict
+from comp.workflows import train as pipeline
 from tests.conftest import QUICK, Result, comp_process, interrupt_at, small_config, write_arrays, write_config
 from tests.test_run import assert_same_weights
 
@@ -35,7 +37,7 @@ def trained_of_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = write_config(folder / "small.yaml", small_config(write_arrays(folder / "data")))
     wanted = configs.load(config, [*QUICK, "train.keep_state=true"])
     run = pipeline.train(wanted, name="before", runs_root=folder / "runs")
-    loaded = predicting.load(run)
+    loaded = predict.load(run)
     pipeline.finish(run, dataset=loaded.dataset, output=folder / "before.csv", force=False, progress=quiet)
     assert (run.path / "state.pt").is_file()
     forget_to_keep(run)

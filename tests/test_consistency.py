@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from comp import config as configs
-from comp import pipeline
 from comp.augment import engine
 from comp.augment.policies import resolve
 from comp.runtime import rng
 from comp.runtime.errors import Interrupted
 from comp.training import consistency, losses
+from comp.workflows import train
 from tests.conftest import Result, interrupt_at
 from tests.test_augment_policies import pictures
 from tests.test_bad_inputs import assert_refused
@@ -90,10 +90,10 @@ def test_the_clean_view_is_moved_at_most_and_the_others_are_its_augmentations(na
 @pytest.mark.parametrize("stop_at", [1, 4, 6])
 def test_a_consistent_run_stopped_at_any_step_ends_with_the_same_bits(workplace: Path, stop_at: int) -> None:
     config = configs.load("small.yaml", list(JSD))
-    whole = pipeline.train(config, runs_root=Path("whole"))
+    whole = train.train(config, runs_root=Path("whole"))
     with pytest.raises(Interrupted):
-        pipeline.train(config, runs_root=Path("parts"), progress=interrupt_at(stop_at))
-    resumed = pipeline.resume(the_run(Path("parts")))
+        train.train(config, runs_root=Path("parts"), progress=interrupt_at(stop_at))
+    resumed = train.resume(the_run(Path("parts")))
     assert_same_weights(whole, resumed)
     assert history_without_clock(whole) == history_without_clock(resumed)
 
@@ -102,7 +102,7 @@ def test_the_divergence_counts_by_its_weight(workplace: Path) -> None:
     found = []
     for weight in (0, 12):
         config = configs.load("small.yaml", [*JSD, f"train.consistency_weight={weight}", "train.epochs=1"])
-        found.append(pipeline.train(config, runs_root=Path(str(weight))).history()[0]["train_loss"])
+        found.append(train.train(config, runs_root=Path(str(weight))).history()[0]["train_loss"])
     assert float(found[1]) > float(found[0])
 
 

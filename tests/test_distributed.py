@@ -13,13 +13,13 @@ import pytest
 import torch.distributed as dist
 
 from comp import config as configs
-from comp import pipeline
 from comp.data.dataset import open_dataset
 from comp.results import predictions, runs
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError
 from comp.training import distributed
 from comp.training.early_stopping import Stop
+from comp.workflows import train
 from tests.conftest import Result
 from tests.test_run import the_run, weights_of
 
@@ -79,7 +79,7 @@ def test_two_processes_stopped_and_resumed_give_the_curve_of_one(together: Toget
     code, said = ended(together("--resume", str(stopped.path)))
     assert code == 0, said
     two = the_run(Path("two"))
-    one = pipeline.train(configs.load("small.yaml", settings), runs_root=Path("one"))
+    one = train.train(configs.load("small.yaml", settings), runs_root=Path("one"))
     names = ("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
     assert np.allclose(curve(one, *names), curve(two, *names), atol=2e-3)
     first, second = weights_of(one), weights_of(two)
@@ -94,7 +94,7 @@ def test_with_batch_norm_two_processes_give_the_curve_of_equal_ghost_batches(tog
     code, said = ended(together("small.yaml", *settings, "--runs", "two"))
     assert code == 0, said
     halves = configs.load("small.yaml", [*settings, "train.micro_batch=16"])  # of batches of 32
-    one, two = pipeline.train(halves, runs_root=Path("one")), the_run(Path("two"))
+    one, two = train.train(halves, runs_root=Path("one")), the_run(Path("two"))
     # Validation differs a little: running statistics are the leader's, of half of the images.
     assert np.allclose(
         curve(one, "train_loss", "train_accuracy"), curve(two, "train_loss", "train_accuracy"), atol=2e-3
@@ -146,7 +146,7 @@ def test_a_killed_process_ends_all_and_leaves_a_run_that_one_process_finishes(to
     assert "this is a fault of comp" not in said
     assert not run.is_complete()
     # One process goes on, here to the end of the epoch that it stops in.
-    resumed = pipeline.resume(run, on_epoch=lambda epoch: Stop("enough"))
+    resumed = train.resume(run, on_epoch=lambda epoch: Stop("enough"))
     assert resumed.is_complete()
 
 
@@ -155,7 +155,7 @@ def test_two_processes_give_the_curve_of_one_where_their_steps_are_compiled(toge
     settings = [*QUICK, "model.args.drop_rate=0.0"]
     code, said = ended(together("small.yaml", *settings, "train.compile=true", "--runs", "two"))
     assert code == 0, said
-    one, two = pipeline.train(configs.load("small.yaml", settings), runs_root=Path("one")), the_run(Path("two"))
+    one, two = train.train(configs.load("small.yaml", settings), runs_root=Path("one")), the_run(Path("two"))
     assert runs.read_json(two.path / "execution.json")["compiled"]
     names = ("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
     assert np.allclose(curve(one, *names), curve(two, *names), atol=2e-3)

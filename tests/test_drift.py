@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from comp import building
 from comp import config as configs
 from comp.data import suites
 from comp.data.dataset import open_dataset
@@ -21,6 +20,7 @@ from comp.models import weights
 from comp.results import metrics
 from comp.results.predictions import Predictions
 from comp.runtime import device
+from comp.workflows import build
 from tests.conftest import REPOSITORY
 
 GOLDEN = REPOSITORY / "tests/golden"
@@ -32,7 +32,7 @@ def measure() -> dict[str, list[float]]:
     config = configs.load(GOLDEN / "digits.yaml")
     dataset = open_dataset(config)
     assert dataset.test is not None
-    model = building.build_model(config, dataset)
+    model = build.build_model(config, dataset)
     weights.load_weights(model, GOLDEN / "digits.safetensors")
     EXECUTION.place(model)
     classes = dataset.competition.classes

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from comp import config as configs
-from comp import pipeline
 from comp.config import Config, DataConfig
 from comp.data import images as image_files
 from comp.data import loading
@@ -25,6 +24,7 @@ from comp.data.sources import open_source
 from comp.results import runs
 from comp.runtime import rng
 from comp.runtime.errors import DataError, Interrupted
+from comp.workflows import train as pipeline
 from tests.conftest import Changed, Result, write_config
 from tests.photographs import COLOURS, photograph, photographs_config, write_folders, write_kaggle
 from tests.test_run import assert_same_weights, the_run

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from comp import config as configs
-from comp import pipeline
 from comp.results import runs
+from comp.workflows import train
 from tests.test_run import assert_same_weights, history_without_clock, the_run
 
 KILLS = 20
@@ -23,9 +23,9 @@ def _train(root: Path) -> None:
     torch.set_num_threads(1)
     found = runs.list_runs(root)
     if found:
-        pipeline.resume(found[0])
+        train.resume(found[0])
     else:
-        pipeline.train(configs.load("small.yaml", SETTINGS), runs_root=root)
+        train.train(configs.load("small.yaml", SETTINGS), runs_root=root)
 
 
 def _is_killed(root: Path, moment: float | None = None) -> bool:

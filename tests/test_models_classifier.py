@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from comp import config, predicting
+from comp import config
 from comp.config import ModelConfig
 from comp.inference.predict import predict
 from comp.models import zoo
 from comp.models.classifier import Classifier, Normalize
 from comp.results import predictions, runs
 from comp.runtime.errors import ConfigError, ModelError
+from comp.workflows import predict as predicting
 from tests.conftest import Result
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)

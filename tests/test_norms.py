@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from comp import config as configs
-from comp import pipeline
 from comp.runtime.errors import Interrupted
 from comp.training.norms import Norms
+from comp.workflows import train
 from tests.conftest import Result, interrupt_at
 from tests.test_run import the_run
 
@@ -50,10 +50,10 @@ def test_an_epoch_starts_from_nothing_and_a_frozen_layer_counts_as_zero() -> Non
 @pytest.mark.parametrize("stop_at", [2, 7])
 def test_an_interrupted_training_writes_the_same_norms(workplace: Path, stop_at: int) -> None:
     config = configs.load("small.yaml", SETTINGS)
-    whole = pipeline.train(config, runs_root=Path("whole"))
+    whole = train.train(config, runs_root=Path("whole"))
     with pytest.raises(Interrupted):
-        pipeline.train(config, runs_root=Path("parts"), progress=interrupt_at(stop_at))
-    resumed = pipeline.resume(the_run(Path("parts")))
+        train.train(config, runs_root=Path("parts"), progress=interrupt_at(stop_at))
+    resumed = train.resume(the_run(Path("parts")))
     assert whole.table("norms.csv") == resumed.table("norms.csv")
     assert {row["epoch"] for row in whole.table("norms.csv")} == {"1", "2"}
 
@@ -68,5 +68,5 @@ def test_the_command_prints_a_table_and_draws_a_picture(workplace: Path, comp: C
 
 
 def test_nobody_asked_and_nothing_is_written(workplace: Path) -> None:
-    run = pipeline.train(configs.load("small.yaml", SETTINGS[1:]))
+    run = train.train(configs.load("small.yaml", SETTINGS[1:]))
     assert not (run.path / "norms.csv").exists()

@@ -13,9 +13,9 @@ from PIL import Image
 
 import comp as api
 from comp import config as configs
-from comp import pipeline, predicting
 from comp.results import predictions, runs
 from comp.runtime.errors import ConfigError, DataError
+from comp.workflows import predict, train
 from tests.conftest import QUICK, Result, small_config, write_arrays, write_config
 from tests.photographs import COLOURS, photograph, photographs_config, write_kaggle
 from tests.test_bad_inputs import assert_refused
@@ -34,8 +34,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_kaggle(Path("data"), train=60, test=9)
         config = configs.load(write_config(Path("c.yaml"), photographs_config(Path("data"), "csv_images")))
         config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 6})})
-        run = pipeline.train(config, runs_root=Path("runs"))
-        predicting.predict(predicting.load(run))
+        run = train.train(config, runs_root=Path("runs"))
+        predict.predict(predict.load(run))
     finally:
         os.chdir(before)
     return folder
@@ -238,7 +238,7 @@ def test_grey_runs_and_another_suite_do_without_their_data_too(
         np.save(f"data/{name}_images.npy", np.load(f"data/{name}_images.npy")[..., :1])
     values = small_config(Path("data"))
     values["augment"] = {}
-    trained = pipeline.train(
+    trained = train.train(
         configs.load(write_config(Path("c.yaml"), values), [*QUICK, "train.epochs=3"]), runs_root=Path("runs")
     )
     assert comp("data", "corrupt", "c.yaml", "--split", "test", "--out", "suite", "--only", "noise").code == 0

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from comp import config as configs
-from comp import pipeline
 from comp.data import loading
 from comp.data.dataset import Dataset, open_dataset
 from comp.runtime.errors import DataError
+from comp.workflows import train as pipeline
 from tests.conftest import write_config
 
 WORKERS = 2

@@ -19,13 +19,13 @@ import safetensors.numpy
 import yaml
 
 from comp import config as configs
-from comp import pipeline, predicting
 from comp.config import yaml_io
 from comp.results import predictions, runs
 from comp.results.blocks import DISTORTIONS
 from comp.runtime import device
 from comp.runtime.errors import Interrupted
 from comp.training.early_stopping import Stop
+from comp.workflows import predict, train
 from tests.conftest import REPOSITORY, Result, comp_process, interrupt_at, write_config
 
 
@@ -146,12 +146,12 @@ def test_as_repeats_a_run_bit_for_bit(workplace: Path, comp: Callable[..., Resul
 @pytest.mark.parametrize("stop_at", [1, 3, 4, 6, 8])
 def test_a_run_stopped_at_any_step_ends_with_the_same_bits(workplace: Path, stop_at: int) -> None:
     config = configs.load("small.yaml")  # 4 steps an epoch, 2 epochs
-    whole = pipeline.train(config, runs_root=Path("whole"))
+    whole = train.train(config, runs_root=Path("whole"))
     with pytest.raises(Interrupted):
-        pipeline.train(config, runs_root=Path("parts"), progress=interrupt_at(stop_at))
+        train.train(config, runs_root=Path("parts"), progress=interrupt_at(stop_at))
     stopped = the_run(Path("parts"))
     assert not stopped.is_complete()
-    resumed = pipeline.resume(stopped)
+    resumed = train.resume(stopped)
     assert_same_weights(whole, resumed)
     assert history_without_clock(whole) == history_without_clock(resumed)
     assert whole.metrics().best == resumed.metrics().best
@@ -214,8 +214,8 @@ def test_a_stop_asked_for_at_an_epochs_end_ends_the_training_and_stays_asked_for
             raise Interrupted(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        pipeline.train(config, on_epoch=lambda epoch: Stop("enough"), progress=interrupt_scoring)
-    resumed = pipeline.resume(the_run())
+        train.train(config, on_epoch=lambda epoch: Stop("enough"), progress=interrupt_scoring)
+    resumed = train.resume(the_run())
     assert len(resumed.history()) == 1
     assert resumed.metrics().stopped == "enough"
 
@@ -229,7 +229,7 @@ def test_a_damaged_checkpoint_is_never_gone_on_from(workplace: Path, comp: Calla
             raise Interrupted(signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        pipeline.train(configs.load("small.yaml"), progress=stop)
+        train.train(configs.load("small.yaml"), progress=stop)
     state = the_run().path / "state.pt"
     content = bytearray(state.read_bytes())
     if damage == "half":
@@ -251,7 +251,7 @@ def test_an_interrupted_run_is_finished_by_resume(workplace: Path, comp: Callabl
             raise Interrupted(signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        pipeline.train(configs.load("small.yaml"), progress=stop)
+        train.train(configs.load("small.yaml"), progress=stop)
     run = the_run()
     Path("data").rename("moved")
     result = comp("run", "--resume", run.path)
@@ -310,10 +310,10 @@ def test_predict_writes_a_csv_for_each_run_and_the_same_bytes_again(
 def test_predictions_do_not_depend_on_the_batch_size(workplace: Path, comp: Callable[..., Result]) -> None:
     comp("run", "small.yaml")
     run = the_run()
-    loaded = predicting.load(run)
+    loaded = predict.load(run)
     small = predictions.load(run.path / "predictions/suite.npz")
     config = loaded.config.model_copy(update={"predict": loaded.config.predict.model_copy(update={"batch_size": 3})})
-    again = predicting.predict(replace(loaded, config=config))
+    again = predict.predict(replace(loaded, config=config))
     assert np.allclose(small.outputs.astype(np.float32), again.outputs.astype(np.float32), atol=0.02)
     assert (small.top1 == again.top1).mean() > 0.99
 
@@ -349,7 +349,7 @@ def test_shifted_accuracy_is_measured_every_n_epochs_and_selects(shifted: Path, 
 @pytest.mark.parametrize("stop_in", ["val", "ood_val"])
 def test_a_run_stopped_while_it_is_validated_ends_with_the_same_bits(shifted: Path, stop_in: str) -> None:
     config = configs.load(shifted)
-    whole = pipeline.train(config, runs_root=Path("whole"))
+    whole = train.train(config, runs_root=Path("whole"))
     seen = 0
 
     def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
@@ -359,8 +359,8 @@ def test_a_run_stopped_while_it_is_validated_ends_with_the_same_bits(shifted: Pa
             raise Interrupted(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        pipeline.train(config, runs_root=Path("parts"), progress=stop)
-    resumed = pipeline.resume(the_run(Path("parts")))
+        train.train(config, runs_root=Path("parts"), progress=stop)
+    resumed = train.resume(the_run(Path("parts")))
     assert_same_weights(whole, resumed)
     assert weights_of(whole, "best").keys() == weights_of(resumed, "best").keys()
     assert history_without_clock(whole) == history_without_clock(resumed)

@@ -14,7 +14,6 @@ import yaml
 from PIL import Image
 
 from comp import config as configs
-from comp import pipeline
 from comp.config import SubmissionConfig
 from comp.data.images import ImageFiles
 from comp.results.predictions import from_outputs
@@ -22,6 +21,7 @@ from comp.runtime.errors import DataError, SubmissionError, UserError
 from comp.submission import derive_format, samples, validate, write
 from comp.submission.derive_format import Derived
 from comp.submission.format import Competition, Sample, SubmissionFormat
+from comp.workflows import train
 from tests.conftest import Result
 
 Comp = Callable[..., Result]
@@ -165,7 +165,7 @@ def config_of(folder: Path) -> Path:
 
 def opened(folder: Path, *overrides: str) -> tuple[Derived, str]:
     """Return the format that a folder's competition gets before training, and the notes that are shown."""
-    dataset = pipeline.prepare(configs.load(config_of(folder), overrides), folder / "runs")
+    dataset = train.prepare(configs.load(config_of(folder), overrides), folder / "runs")
     return derive_format.derive(dataset.competition), "\n".join(dataset.notes)
 
 
@@ -290,7 +290,7 @@ def test_ids_are_found_whatever_the_endings_case_or_spaces_around_them(tmp_path:
     competition(tmp_path, ("id", "label"), [("cat",), ("dog",)] * 4, tests=files)
     ids = ("t1.PNG", " t2", "t0.png ", "t3.jpg")
     table(tmp_path / "sample_submission.csv", ("id", "label"), [(key, "cat") for key in ids])
-    dataset = pipeline.prepare(configs.load(config_of(tmp_path)), tmp_path / "runs")
+    dataset = train.prepare(configs.load(config_of(tmp_path)), tmp_path / "runs")
     assert dataset.test is not None
     assert isinstance(dataset.test.images, ImageFiles)
     names = [Path(path).name for path in dataset.test.images.paths.tolist()]
@@ -309,12 +309,12 @@ def test_a_sample_that_the_source_does_not_read_is_named(workplace: Path, comp: 
     suite = ["competition.suite.source=test", "competition.ood_validation.severities=[]"]
     table(workplace / "data/sample_submission.csv", ("ImageId", "Label"), [(row, 0) for row in range(40)])
     config = configs.load(workplace / "small.yaml", suite)
-    notes = "\n".join(pipeline.prepare(config, workplace / "runs").notes)
+    notes = "\n".join(train.prepare(config, workplace / "runs").notes)
     assert "sample_submission.csv is not read by data.source=arrays" in notes
     assert "was found" not in notes
     missing = configs.load(workplace / "small.yaml", [*suite, "data.csv.sample=sample.csv"])
     with pytest.raises(SubmissionError, match=r"sample\.csv: no such sample submission"):
-        pipeline.prepare(missing, workplace / "runs")
+        train.prepare(missing, workplace / "runs")
 
 
 def test_a_sample_beside_a_labelled_test_is_named(tmp_path: Path) -> None:

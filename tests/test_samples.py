@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from comp import config as configs
-from comp import pipeline
 from comp.config import Config
 from comp.data.dataset import open_dataset
-from comp.rehearsal import rehearse
 from comp.results import predictions, runs
 from comp.runtime.errors import Interrupted
 from comp.training import context
+from comp.workflows import train
+from comp.workflows.rehearse import rehearse
 from tests.conftest import QUICK, Result, interrupt_at, small_config, write_arrays, write_config
 
 Comp = Callable[..., Result]
@@ -57,7 +57,7 @@ def without_samples(run: runs.Run) -> None:
 
 
 def test_blocks_of_sorted_data_hold_every_class_in_its_share(sorted_data: Config, comp: Comp) -> None:
-    run = pipeline.train(sorted_data, runs_root=Path("runs"))
+    run = train.train(sorted_data, runs_root=Path("runs"))
     assert comp("predict", run.path).code == 0
     data = open_dataset(sorted_data)
     with np.load(run.path / "split.npz") as kept:
@@ -71,7 +71,7 @@ def test_blocks_of_sorted_data_hold_every_class_in_its_share(sorted_data: Config
 
 
 def test_a_run_of_before_keeps_its_first_images_and_its_finished_blocks_apart(sorted_data: Config, comp: Comp) -> None:
-    run = pipeline.train(sorted_data, runs_root=Path("runs"))
+    run = train.train(sorted_data, runs_root=Path("runs"))
     assert comp("predict", run.path).code == 0
     drawn = predictions.made_by(run.predictions_path("suite"))
     without_samples(run)
@@ -90,10 +90,10 @@ def test_a_run_of_before_keeps_its_first_images_and_its_finished_blocks_apart(so
 
 def test_a_resumed_training_measures_on_what_its_run_has_kept(sorted_data: Config) -> None:
     with pytest.raises(Interrupted):
-        pipeline.train(sorted_data, runs_root=Path("runs"), progress=interrupt_at(1))
+        train.train(sorted_data, runs_root=Path("runs"), progress=interrupt_at(1))
     (run,) = runs.list_runs(Path("runs"))
     without_samples(run)
-    pipeline.resume(run)
+    train.resume(run)
     assert np.ptp(targets(run, "ood_val")[0][: BLOCK // 2]) == 0  # the first in storage order
 
 
@@ -112,7 +112,7 @@ def test_an_image_is_shifted_alike_in_a_sample_and_in_the_whole_suite(sorted_dat
 
 def test_what_a_training_sees_beside_its_epochs_is_drawn_and_kept(sorted_data: Config) -> None:
     config = fast_config("train.average=ema", "train.batch_size=30", "competition.ood_validation.severities=[]")
-    run = pipeline.train(config, runs_root=Path("runs"))
+    run = train.train(config, runs_root=Path("runs"))
     data = open_dataset(config)
     with np.load(run.path / "split.npz") as kept:
         assert len(kept["rows_initialise"]) == len(data.train)
@@ -126,7 +126,7 @@ def test_whitening_sees_every_class_of_sorted_data(sorted_data: Config, monkeypa
     monkeypatch.setattr(context, "_INITIALISE_IMAGES", 8)
     config = fast_config()
     data = open_dataset(config)
-    rows = context.samples(config, data, pipeline.build_model(config, data))["initialise"]
+    rows = context.samples(config, data, train.build_model(config, data))["initialise"]
     assert data.train.labels is not None
     assert np.bincount(data.train.labels[rows]).tolist() == [2] * CLASSES
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from comp import config as configs
-from comp import pipeline
 from comp.results import predictions, runs
 from comp.runtime.errors import ConfigError
 from comp.training import best_weights, checkpoint, selection
 from comp.training.checkpoint import Cursor
 from comp.training.selection import Scores, Selector
+from comp.workflows import train
 
 SHIFTED = ["competition.suite.source=corrupt_test", "competition.ood_validation.every=1"]
 
@@ -66,12 +66,12 @@ def test_a_state_of_an_earlier_version_is_loaded(workplace: Path) -> None:
 @pytest.mark.parametrize("name", ["ood_accuracy", "ood_metric"])
 def test_what_is_measured_at_the_end_alone_cannot_select(workplace: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=f"train.select: {name} is measured at the end alone"):
-        pipeline.check(configs.load("small.yaml", [f"train.select={name}"]), Path("runs"))
+        train.check(configs.load("small.yaml", [f"train.select={name}"]), Path("runs"))
 
 
 def test_shifted_validation_selects_by_the_metric_and_history_holds_it(workplace: Path) -> None:
     config = configs.load("small.yaml", [*SHIFTED, "competition.metric=log_loss", "train.epochs=3"])
-    run = pipeline.train(config)
+    run = train.train(config)
     scores = run.metrics()
     losses = [float(row["ood_metric"]) for row in run.history()]
     assert scores.selected_by == "ood_metric"

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from comp import config as configs
-from comp import pipeline
 from comp.config import Config, OptimConfig, TrainConfig
 from comp.models.classifier import Classifier
 from comp.results import runs
@@ -27,6 +26,7 @@ from comp.training import checkpoint, step
 from comp.training.memory import is_out_of_memory
 from comp.training.norms import NoNorms
 from comp.training.step import Stepper, parts
+from comp.workflows import train
 from tests.conftest import Result
 from tests.test_run import assert_same_weights, the_run, weights_of
 
@@ -87,8 +87,8 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(micro_batch: int) -
 @pytest.mark.parametrize("more", [[], ["train.consistency=jsd", "augment.mixup=0.0", "augment.policy=[basic, augmix]"]])
 def test_micro_batches_change_nothing_for_a_net_without_batch_statistics(workplace: Path, more: list[str]) -> None:
     given = ["optim.name=sgd", "optim.lr=0.05", *more]
-    whole = pipeline.train(small(*given), runs_root=Path("whole"))
-    cut = pipeline.train(small(*given, "train.micro_batch=6"), runs_root=Path("cut"))
+    whole = train.train(small(*given), runs_root=Path("whole"))
+    cut = train.train(small(*given, "train.micro_batch=6"), runs_root=Path("cut"))
     expected = weights_of(whole)
     for name, values in weights_of(cut).items():
         assert np.allclose(values, expected[name], atol=1e-5), name
@@ -145,8 +145,8 @@ def test_an_operation_without_a_deterministic_form_is_refused_and_settings_are_g
 
 
 def test_a_deterministic_training_has_the_bits_of_any_other_on_the_cpu(workplace: Path) -> None:
-    one = pipeline.train(small(), runs_root=Path("one"))
-    two = pipeline.train(small("train.deterministic=true"), runs_root=Path("two"))
+    one = train.train(small(), runs_root=Path("one"))
+    two = train.train(small("train.deterministic=true"), runs_root=Path("two"))
     assert_same_weights(one, two)
     assert two.metrics().deterministic is True
 
@@ -234,26 +234,26 @@ def test_a_training_that_runs_out_of_memory_goes_on_in_smaller_parts(
     assert one.history()[1]["note"] == ""
     assert one.metrics().micro_batch == 8
     recorded = device.from_json(json.loads((one.path / "execution.json").read_text()), "execution.json")
-    two = pipeline.train(small(), runs_root=Path("two"), execution=recorded)  # as `--as` does: starts with what fitted
+    two = train.train(small(), runs_root=Path("two"), execution=recorded)  # as `--as` does: starts with what fitted
     assert_same_weights(one, two)
 
 
 def test_a_resume_keeps_the_parts_that_fitted(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hungry(monkeypatch, 10, MemoryError)
     config = small()
-    whole = pipeline.train(config, runs_root=Path("whole"))
+    whole = train.train(config, runs_root=Path("whole"))
 
     def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         if unit == "steps" and done == 3:
             raise Interrupted(15)
 
     with pytest.raises(Interrupted):
-        pipeline.train(config, runs_root=Path("stopped"), progress=stop)
+        train.train(config, runs_root=Path("stopped"), progress=stop)
     run = the_run(Path("stopped"))
     assert json.loads((run.path / "execution.json").read_text())["micro_batch"] == 8
     monkeypatch.undo()
     monkeypatch.chdir(workplace)
-    pipeline.resume(run)
+    train.resume(run)
     assert_same_weights(whole, run)
     assert run.history()[0]["note"] == whole.history()[0]["note"]
 
@@ -261,7 +261,7 @@ def test_a_resume_keeps_the_parts_that_fitted(workplace: Path, monkeypatch: pyte
 def test_timing_makes_do_with_what_fits(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMP_CACHE", str(workplace / "cache"))
     hungry(monkeypatch, 10, MemoryError)
-    run = pipeline.train(small("train.precision=auto", "train.compile=auto"))
+    run = train.train(small("train.precision=auto", "train.compile=auto"))
     assert run.metrics().micro_batch == 8
     assert len(json.loads((run.path / "execution.json").read_text())["seconds_a_step"]) == 2
 
@@ -273,13 +273,13 @@ def test_memory_for_not_even_two_images_is_told(
     monkeypatch.setenv("COMP_CACHE", str(workplace / "cache"))
     hungry(monkeypatch, 1, MemoryError)
     with pytest.raises(RunError, match="out of memory with 2 images at a time"):
-        pipeline.train(small(f"train.compile={compile_}"))
+        train.train(small(f"train.compile={compile_}"))
 
 
 def test_another_error_of_the_network_is_passed_on(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hungry(monkeypatch, 1, lambda: RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        pipeline.train(small())
+        train.train(small())
 
 
 def broken_at(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
@@ -345,7 +345,7 @@ def test_a_training_goes_back_no_more_often_than_allowed(
 
 def test_weights_that_are_finite_only_just_are_gone_back_from(workplace: Path) -> None:
     # Their loss is finite, or was before the step, and only the logits of validation are not.
-    run = pipeline.train(small("train.nan_retries=40", "optim.name=sgd", "optim.schedule=constant", "optim.lr=1e4"))
+    run = train.train(small("train.nan_retries=40", "optim.name=sgd", "optim.schedule=constant", "optim.lr=1e4"))
     back = run.metrics().rollbacks
     assert any("logits of validation are not finite" in told for told in back)
     assert rates(run)[-1] == pytest.approx(1e4 * 0.5 ** len(back))
@@ -363,8 +363,8 @@ def test_a_return_survives_an_interruption(workplace: Path, monkeypatch: pytest.
     with monkeypatch.context() as patched:
         broken_at(patched, 6)
         with pytest.raises(Interrupted):
-            pipeline.train(config, progress=stop)
-    run = pipeline.resume(the_run())
+            train.train(config, progress=stop)
+    run = train.resume(the_run())
     assert rates(run) == pytest.approx([1e-3, 5e-4])
     assert len(run.metrics().rollbacks) == 1
 
@@ -385,7 +385,7 @@ def test_float16_is_refused_where_there_is_no_cuda(workplace: Path, comp: Callab
 
 def test_muon_and_lookahead_survive_an_interruption_bit_for_bit(workplace: Path) -> None:
     config = small("optim.name=muon", "optim.lookahead.k=3", "optim.schedule=cosine")
-    whole = pipeline.train(config, runs_root=Path("whole"))
+    whole = train.train(config, runs_root=Path("whole"))
     steps = itertools.count(1)
 
     def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
@@ -393,6 +393,6 @@ def test_muon_and_lookahead_survive_an_interruption_bit_for_bit(workplace: Path)
             raise Interrupted(15)
 
     with pytest.raises(Interrupted):
-        pipeline.train(config, runs_root=Path("stopped"), progress=stop)
-    run = pipeline.resume(the_run(Path("stopped")))
+        train.train(config, runs_root=Path("stopped"), progress=stop)
+    run = train.resume(the_run(Path("stopped")))
     assert_same_weights(whole, run)

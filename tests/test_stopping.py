@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comp import config as configs
-from comp import pipeline
 from comp.results import runs
 from comp.runtime.errors import Interrupted
 from comp.training import early_stopping
 from comp.training.selection import Selector
+from comp.workflows import train
 from tests.conftest import Result
 
 # Few different values, so that ties and plateaus are as frequent as rises.
@@ -114,9 +114,9 @@ def test_an_interrupted_training_stops_at_the_epoch_at_which_the_whole_one_does(
             raise Interrupted(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        pipeline.train(configs.load("small.yaml", settings), progress=stop)
+        train.train(configs.load("small.yaml", settings), progress=stop)
     (run,) = runs.list_runs(Path("runs"))
-    resumed = pipeline.resume(run)
+    resumed = train.resume(run)
     assert "at the end of epoch 3" in resumed.metrics().stopped
 
 

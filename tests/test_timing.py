@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from comp import config as configs
-from comp import pipeline, predicting
 from comp.config import Config
 from comp.data import cache
 from comp.data.dataset import Dataset, open_dataset
@@ -24,6 +23,7 @@ from comp.results import runs
 from comp.runtime import cores, device
 from comp.runtime.errors import ConfigError, Interrupted, RunError
 from comp.training import autotune
+from comp.workflows import predict, train
 from tests.conftest import Changed, Result
 from tests.test_run import assert_same_weights, the_run, weights_of
 
@@ -318,14 +318,14 @@ def test_a_compiled_training_resumes_bit_for_bit_and_matches_the_eager_one(
         if what.startswith("epoch 2") and done == 2:
             raise Interrupted(signal.SIGTERM)
 
-    eager = pipeline.train(eager_config, runs_root=Path("eager"), dataset=dataset)
-    whole = pipeline.train(config, runs_root=Path("whole"), dataset=dataset)
+    eager = train.train(eager_config, runs_root=Path("eager"), dataset=dataset)
+    whole = train.train(config, runs_root=Path("whole"), dataset=dataset)
     with pytest.raises(Interrupted):
-        pipeline.train(config, runs_root=Path("halves"), dataset=dataset, progress=stop)
-    halves = pipeline.resume(the_run(Path("halves")), dataset=dataset)
+        train.train(config, runs_root=Path("halves"), dataset=dataset, progress=stop)
+    halves = train.resume(the_run(Path("halves")), dataset=dataset)
     assert json.loads((halves.path / "execution.json").read_text())["compiled"]
     assert_same_weights(whole, halves)
     one, other = weights_of(eager), weights_of(whole)
     assert one.keys() == other.keys()  # saved under the model's own names
     assert all(np.allclose(one[name], other[name], atol=1e-3) for name in one)
-    assert predicting.load(runs.open_run(whole.path), dataset).execution.compiled
+    assert predict.load(runs.open_run(whole.path), dataset).execution.compiled

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from comp import config as configs
-from comp import pipeline
 from comp.config import TrackConfig
 from comp.results import predictions, runs
 from comp.runtime.errors import ConfigError, Interrupted
 from comp.tracking import login, payload, state, upload
 from comp.training.early_stopping import Stop
+from comp.workflows import train
 from tests.conftest import Result, interrupt_at
 from tests.test_run import the_run
 from tests.wandb_server import KEY, Received, black_hole, records, serving, summary
@@ -67,7 +67,7 @@ def table(segment: Path, key: str) -> dict[str, Any]:
 def test_a_damaged_record_of_tracking_is_told_and_hides_no_result(
     workplace: Path, comp: Callable[..., Result], content: str
 ) -> None:
-    run = pipeline.train(configs.load("small.yaml", [*FEW, "track.wandb=disabled"]))
+    run = train.train(configs.load("small.yaml", [*FEW, "track.wandb=disabled"]))
     path = run.path / "wandb" / "tracking.json"
     path.parent.mkdir()
     path.write_text(content)
@@ -148,11 +148,11 @@ def test_a_resumed_run_continues_its_own_curve(workplace: Path) -> None:
     values = [*FEW, "train.epochs=4", "optim.lr=0.003"]
     config = configs.load("small.yaml", values)
     with pytest.raises(Interrupted):
-        pipeline.train(config, progress=interrupt_at(10))  # in epoch 3 of 4 steps each
+        train.train(config, progress=interrupt_at(10))  # in epoch 3 of 4 steps each
     run = the_run()
     (first,) = state.segments(run)
     assert summary(first)["exit_code"] == 1
-    pipeline.resume(run)
+    train.resume(run)
     segments = state.segments(run)
     assert len(segments) == 2
     assert len({summary(segment)["run_id"] for segment in segments}) == 1
@@ -237,7 +237,7 @@ def test_a_killed_service_stops_no_training_and_its_run_is_told_from_the_folder(
             for service in services():
                 os.kill(service, signal.SIGKILL)
 
-    run = pipeline.train(configs.load("small.yaml", FEW), on_epoch=kill)
+    run = train.train(configs.load("small.yaml", FEW), on_epoch=kill)
     assert run.is_complete()
     said = capsys.readouterr().err
     assert said.count("note: W&B: ") == 1
@@ -260,7 +260,7 @@ def test_a_server_that_falls_silent_stops_no_training_and_what_it_lacks_is_told_
             if epoch.number == 2:
                 received.silent.set()
 
-        run = pipeline.train(configs.load("small.yaml", [*FEW, "train.epochs=3"]), on_epoch=fall_silent)
+        run = train.train(configs.load("small.yaml", [*FEW, "train.epochs=3"]), on_epoch=fall_silent)
         assert run.is_complete()
         assert capsys.readouterr().err.count("note: W&B: not all was taken in time") == 1
         received.silent.clear()
@@ -297,7 +297,7 @@ def test_a_ctrl_c_in_the_terminal_ends_the_segment_in_order(workplace: Path) -> 
     assert [step for step, _ in steps([segment], "val/loss")] == [int(row["number"]) for row in run.history()]
     assert summary(segment)["exit_code"] == 1
     assert state.is_told(run)
-    assert pipeline.resume(run, on_epoch=lambda epoch: Stop("enough")).is_complete()
+    assert train.resume(run, on_epoch=lambda epoch: Stop("enough")).is_complete()
 
 
 @pytest.mark.parametrize("online", [False, True])

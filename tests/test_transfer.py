@@ -11,9 +11,9 @@ import pytest
 import safetensors.numpy
 
 from comp import config as configs
-from comp import pipeline
 from comp.results import predictions, runs
 from comp.runtime.errors import Interrupted
+from comp.workflows import train
 from tests.conftest import Result, small_config, write_arrays, write_config
 
 Comp = Callable[..., Result]
@@ -57,11 +57,11 @@ def test_a_resume_does_without_the_first_weights(source: runs.Run, workplace: Pa
             raise Interrupted(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        pipeline.train(config, progress=stop)
+        train.train(config, progress=stop)
     (stopped,) = runs.list_runs(Path("runs/other"))
-    whole = pipeline.train(config, runs_root=Path("whole"))
+    whole = train.train(config, runs_root=Path("whole"))
     shutil.rmtree(source.path)
-    resumed = pipeline.resume(stopped)
+    resumed = train.resume(stopped)
     assert source.path.name in resumed.metrics().first_weights
     before, after = tensors(whole, "final.safetensors"), tensors(resumed, "final.safetensors")
     assert all(np.array_equal(before[name], after[name]) for name in before)

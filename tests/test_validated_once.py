@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from comp import building, pipeline, predicting
 from comp import config as configs
-from comp.predicting import Loaded
 from comp.results.runs import Run
 from comp.runtime.errors import Interrupted
 from comp.training.loop import Epoch
+from comp.workflows import build, predict, train
+from comp.workflows.predict import Loaded
 from tests.conftest import interrupt_at
 from tests.test_run import the_run
 
@@ -31,13 +31,13 @@ def assert_as_predicted_anew(run: Run, folder: Path) -> None:
     """Compare every stored prediction of validation with a new one by the weights that lie on the disk."""
     stored = {path.name: dict(np.load(path)) for path in run.predictions_path("val").parent.glob("*val*.npz")}
     scores = run.metrics()
-    loaded = predicting.load(run)
+    loaded = predict.load(run)
     for which, name in NAMES.items():
         if not (run.path / f"{which}.safetensors").exists():
             assert f"{name}.npz" not in stored
             continue
-        building.weights.load_weights(loaded.model, run.path / f"{which}.safetensors")
-        found = predicting.score_weights(loaded, which, lambda *args: None)
+        build.weights.load_weights(loaded.model, run.path / f"{which}.safetensors")
+        found = predict.score_weights(loaded, which, lambda *args: None)
         assert found.scores.val == getattr(scores, which).val
         assert found.scores.ood_val == getattr(scores, which).ood_val
     for name, before in stored.items():
@@ -51,7 +51,7 @@ def assert_as_predicted_anew(run: Run, folder: Path) -> None:
 def test_predictions_kept_from_the_training_are_those_that_the_weights_make(
     workplace: Path, overrides: list[str]
 ) -> None:
-    run = pipeline.train(configs.load("small.yaml", overrides))
+    run = train.train(configs.load("small.yaml", overrides))
     assert_as_predicted_anew(run, workplace)
 
 
@@ -59,14 +59,14 @@ def test_predictions_kept_from_the_training_are_those_that_the_weights_make(
 def test_a_resumed_training_predicts_what_it_has_not_measured(workplace: Path, step: int) -> None:
     config = configs.load("small.yaml", ["optim.lr=0.1", "train.epochs=2"])
     with pytest.raises(Interrupted):
-        pipeline.train(config, progress=interrupt_at(step))
-    assert_as_predicted_anew(pipeline.resume(the_run()), workplace)
+        train.train(config, progress=interrupt_at(step))
+    assert_as_predicted_anew(train.resume(the_run()), workplace)
 
 
 def test_weights_that_were_replaced_are_predicted_anew(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a training goes back (`train.nan_retries`) and its file is another than it has measured."""
     config = configs.load("small.yaml")
-    original = pipeline.fit.fit
+    original = train.fit.fit
 
     def fit(session: Any, **more: Any) -> Any:
         cursor = original(session, **more)
@@ -75,8 +75,8 @@ def test_weights_that_were_replaced_are_predicted_anew(workplace: Path, monkeypa
         assert session.contest.measured("best") is None
         return cursor
 
-    monkeypatch.setattr(pipeline.fit, "fit", fit)
-    assert_as_predicted_anew(pipeline.train(config), workplace)
+    monkeypatch.setattr(train.fit, "fit", fit)
+    assert_as_predicted_anew(train.train(config), workplace)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_after_the_last_epoch_only_what_was_not_measured_is_predicted(
     def on_epoch(epoch: Epoch) -> None:
         predicted.clear()
 
-    run = pipeline.train(configs.load("small.yaml", overrides), on_epoch=on_epoch, progress=progress)
+    run = train.train(configs.load("small.yaml", overrides), on_epoch=on_epoch, progress=progress)
     more = {"val"} if "train.average=ema" in overrides else set()  # the average's statistics compete, once
     assert predicted & {"val", "ood_val"} == anew | more
-    assert isinstance(predicting.load(run), Loaded)
+    assert isinstance(predict.load(run), Loaded)

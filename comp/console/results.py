@@ -9,10 +9,10 @@ from rich.table import Table
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from comp.rehearsal import Stage
     from comp.results.predictions import Predictions
     from comp.results.run_metrics import AccuracyEstimate, RunMetrics, SplitScores
     from comp.results.runs import Run
+    from comp.workflows.rehearse import Stage
 
 from comp.console.output import out, print_line, print_note, print_table
 from comp.runtime.errors import RunError

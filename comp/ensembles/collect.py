@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp import config as configs
-from comp import predicting
 from comp.config import Config
 from comp.data import splitting
 from comp.ensembles import align, cross_fit, methods, scoring
@@ -25,6 +24,7 @@ from comp.results.runs import Run
 from comp.runtime.errors import RunError
 from comp.runtime.progress import Progress
 from comp.submission import rules
+from comp.workflows import predict
 
 SPLITS = ("val", "ood_val", "test", "suite")
 SELECTIONS = ("ood_val", "val")  # what may be fitted on, the shifted one first
@@ -219,9 +219,9 @@ def _stored(run: Run, given: Mapping[str, Any], progress: Progress) -> dict[str,
         split for split, path in paths.items() if (predictions.made_by(path) or {}).get("weights_sha256") != digest
     ]
     if missing:
-        loaded = predicting.load(run, progress=progress)
+        loaded = predict.load(run, progress=progress)
         for split in missing:
-            predicting.predict_split(loaded, predicting.images_of(loaded, split), split, progress, variant=variant)
+            predict.predict_split(loaded, predict.images_of(loaded, split), split, progress, variant=variant)
     return paths
 
 

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp import config as configs
-from comp import pipeline, predicting
 from comp.config import Config, PredictConfig
 from comp.config.tasks import TASKS
 from comp.data.dataset import Dataset
@@ -28,6 +27,7 @@ from comp.runtime.errors import ConfigError, unknown
 from comp.runtime.progress import Progress, quiet
 from comp.submission import submitting, write
 from comp.submission.format import Competition
+from comp.workflows import predict, train
 
 _FOLDS = 5
 
@@ -99,7 +99,7 @@ def ensemble(
     combination = _fit(chosen, method, split, work, score, folds, progress)
     compared = _compare(combination, work.sample(split), first.metric) if split is not None else None
     config = trained[0].config()
-    dataset = predicting.opened_data(trained[0], progress)
+    dataset = predict.opened_data(trained[0], progress)
     result = runs.create(runs_root, _plainly(config), f"{method}-ensemble", _provenance(work, config))
     with runs.made_whole(result):
         with result.writing():
@@ -228,7 +228,7 @@ def _store(
         sample = work.sample(split)
         combined = combination.of(split, sample, made_by, progress)
         predictions.save(result.predictions_path(split), combined)
-        scores[split] = predicting.scores_of(combined, metric)
+        scores[split] = predict.scores_of(combined, metric)
         if split == "val":
             images["val"] = sample.images
         if split == "ood_val":
@@ -244,7 +244,7 @@ def _store(
 def _described(work: Gathered, result: Run, combination: _Combination, competition: Competition) -> RunMetrics:
     """Return the metrics of the result before its scores: what costs time and space is the sum of the members'."""
     sources = [run.metrics() for run in work.runs]
-    described = pipeline.describe(
+    described = train.describe(
         result, competition, "ensemble" if len(work.groups) > 1 else "fold_group",
         model=f"{combination.method} of {len(work.runs)} runs", parameters=sum(source.parameters for source in sources),
     )  # fmt: skip
@@ -266,7 +266,7 @@ def _submit(result: Run, dataset: Dataset, made_by: Mapping[str, Any], output: P
     stored = predictions.load(result.predictions_path("suite"))
     problem = f"{dataset.competition.name}: the first member's data have other classes now than it was trained on"
     ordered = align.in_order(stored, dataset.competition.classes, problem)
-    path = output or predicting.default_submission(result.config())
+    path = output or predict.default_submission(result.config())
     trace = {
         "weights_sha256": made_by["weights_sha256"],
         "seed": [member["seed"] for member in made_by["members"]],

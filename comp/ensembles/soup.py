@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comp import pipeline, predicting
-from comp.building import demand_own, load_model
 from comp.config import DataConfig, ModelConfig
 from comp.data import loading, splitting
 from comp.ensembles import collect
@@ -22,12 +20,15 @@ from comp.inference.options import laid_on
 from comp.inference.predict import predict
 from comp.models import averaging, weights
 from comp.models.averaging import State
-from comp.predicting import Loaded
 from comp.results import decisions, metrics, runs
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, ModelError, RunError, unknown
 from comp.runtime.progress import Progress, quiet
 from comp.submission import write
+from comp.workflows import predict as predicting
+from comp.workflows import train as pipeline
+from comp.workflows.build import demand_own, load_model
+from comp.workflows.predict import Loaded
 
 # Of section `data`, what decides which images validate.
 _DIVISION = ("split_seed", "folds", "fold", "validation", "stratify", "groups", "test")

@@ -95,7 +95,7 @@ def find(
 
     Args:
         config: what to train; its schedule is not looked at.
-        dataset: from `comp.pipeline.prepare`.
+        dataset: from `comp.workflows.train.prepare`.
         model: on the CPU, with its first weights; stays as it is.
         execution: how to compute, see `comp.training.autotune`.
         lowest: the first step's rate.

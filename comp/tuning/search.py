@@ -9,7 +9,6 @@ from pathlib import Path
 
 from optuna.trial import TrialState
 
-from comp import pipeline
 from comp.config import Config, seconds_of
 from comp.runtime.progress import Progress, quiet
 from comp.tuning import confirming, keeping, opening, results, telling
@@ -19,6 +18,7 @@ from comp.tuning.study import Study
 from comp.tuning.trial import Data
 from comp.tuning.worker import work
 from comp.tuning.workers import work_together
+from comp.workflows import train
 
 OnTrial = Callable[[str, Standing], None]
 
@@ -48,9 +48,9 @@ def tune(
         UserError: anything wrong with config, data, storage; three trials in a row have failed, or none is complete.
         Interrupted: a signal; the same call goes on, trials under way from their checkpoints.
     """
-    pipeline.check(config, runs_root)
+    train.check(config, runs_root)
     opening.check(config)
-    dataset = pipeline.open_data(config, progress)
+    dataset = train.open_data(config, progress)
     plan = opening.plan(config, name, runs_root)
     data = Data({config.data.fold: dataset})
     timeout = seconds_of(config.tune.timeout) if config.tune.timeout else math.inf

@@ -16,7 +16,6 @@ from optuna import TrialPruned
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
-from comp import pipeline
 from comp.config import Config, seconds_of
 from comp.data.dataset import Dataset, open_dataset
 from comp.results.runs import Run
@@ -27,6 +26,7 @@ from comp.training.early_stopping import Stop
 from comp.training.loop import Epoch
 from comp.tuning import objectives, pruners
 from comp.tuning.study import Study, failed
+from comp.workflows import train
 
 
 class TakenOver(BaseException):
@@ -122,13 +122,13 @@ def _one_run(
     labelled = _labelled(f"{study.kind} {trial.number}", progress)
     if begun is not None:
         watch.catch_up(begun)
-        return pipeline.resume(begun, dataset=dataset, on_epoch=watch, progress=labelled, tracker=tracker)
+        return train.resume(begun, dataset=dataset, on_epoch=watch, progress=labelled, tracker=tracker)
 
     def note(run: Run, model: Any) -> None:
         trial.set_user_attr(key, str(run.path))
 
     fold = f"-fold{config.data.fold}" if study.config.tune.folds == "all" else ""
-    return pipeline.train(
+    return train.train(
         config, name=f"{study.kind}-{trial.number:04d}{fold}", runs_root=runs_root, group=study.folder.name,
         dataset=dataset, on_start=note, on_epoch=watch, progress=labelled, tracker=tracker,
     )  # fmt: skip

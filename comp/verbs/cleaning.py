@@ -8,7 +8,7 @@ import typer
 from comp.verbs.options import RUNS, AsJson, expanded
 
 if TYPE_CHECKING:
-    from comp.cleaning import Cleaned
+    from comp.workflows.clean import Cleaned
 
 _SHOWN = 5  # notes on what is left alone
 
@@ -36,7 +36,8 @@ def clean(
 
     Example: comp clean runs --older 7d --dry-run
     """
-    from comp import cleaning, console
+    from comp import console
+    from comp.workflows import clean as cleaning
 
     done = cleaning.clean(runs, older=_seconds(older) if older is not None else None, dry_run=dry_run)
     if as_json:

@@ -33,12 +33,13 @@ def check(
     """
     with importing():
         from comp import config as configs
-        from comp import console, pipeline
+        from comp import console
         from comp.tuning import objectives, opening, pruners, samplers
+        from comp.workflows import train
 
     with configs.blamed(overrides or []):
         loaded = configs.load(config, overrides or [])
-        pipeline.check(loaded, runs)
+        train.check(loaded, runs)
         objectives.check_names(loaded)
         pruners.check_name(loaded)
         samplers.sampler(loaded, 0)
@@ -46,9 +47,9 @@ def check(
             opening.check(loaded)
         if data:
             with console.bars() as progress:
-                dataset = pipeline.open_data(loaded, progress)
+                dataset = train.open_data(loaded, progress)
                 console.print_notes(dataset)
-                pipeline.ready_model(loaded, dataset)
+                train.ready_model(loaded, dataset)
     console.print_line(f"{config}: good (config hash {configs.fingerprint(loaded)})")
 
 

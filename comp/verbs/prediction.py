@@ -23,8 +23,8 @@ from comp.verbs.options import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from comp.predicting import Predicted
     from comp.results.run_metrics import SplitScores
+    from comp.workflows.predict import Predicted
 
 
 def predict(
@@ -66,11 +66,12 @@ def predict(
 
     Example: comp predict runs/quickstart/20260101-120000-quickstart --views flip --adapt bn
     """
-    from comp import console, predicting
+    from comp import console
     from comp.inference import tables
     from comp.inference.inputs import PredictInput
     from comp.runtime.errors import SubmissionError
     from comp.submission import write
+    from comp.workflows import predict as predicting
 
     wanted = PredictInput(split, suite, images or None)
     opened = opened_runs(words)
@@ -146,8 +147,9 @@ def evaluate(
 
     Example: comp evaluate runs/quickstart/20260101-120000-quickstart --views flip
     """
-    from comp import console, evaluating
+    from comp import console
     from comp.results import runs as run_folders
+    from comp.workflows import evaluate as evaluating
 
     found = opened_run(words)
     other = run_folders.open_run(baseline) if baseline else None
@@ -174,8 +176,9 @@ def probe(
     Example: comp probe runs/quickstart/20260101-120000-quickstart --classifier knn --k 5
     """
     from comp import config as configs
-    from comp import console, probing
+    from comp import console
     from comp.runtime.errors import ConfigError
+    from comp.workflows import probe as probing
 
     if k is not None and classifier != "knn":
         raise ConfigError(f"--k: counts the neighbours of knn, and {classifier} has none; leave it out")

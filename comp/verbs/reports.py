@@ -53,11 +53,11 @@ def _evaluate(run: "Run") -> None:
     stored = run.path / diagnostics.FILE
     if stored.is_file() and stored.stat().st_mtime_ns >= (run.path / "metrics.json").stat().st_mtime_ns:
         return
-    from comp import evaluating
     from comp.runtime.errors import UserError
+    from comp.workflows import evaluate
 
     try:
         with console.bars() as progress:
-            evaluating.evaluate(run, progress=progress)
+            evaluate.evaluate(run, progress=progress)
     except UserError as error:
         console.print_note(f"not evaluated, so the page has no classes and no confusions: {error}")

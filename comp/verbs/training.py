@@ -71,10 +71,12 @@ def run(
         return
     with importing():
         from comp import config as configs
-        from comp import console, pipeline, predicting
+        from comp import console
         from comp.results import runs as run_folders
         from comp.tracking import tracker as trackers
         from comp.training import distributed
+        from comp.workflows import predict
+        from comp.workflows import train as pipeline
 
     distributed.refuse("comp run")
     overrides = [*(overrides or []), *laid_on]
@@ -88,7 +90,7 @@ def run(
         if resume:
             found = run_folders.open_run(resume, moved)
             with console.bars() as progress:
-                dataset = predicting.opened_data(found, progress)
+                dataset = predict.opened_data(found, progress)
                 pipeline.resume(
                     found, dataset=dataset, on_epoch=console.print_epoch, progress=progress, tracker=tracker
                 )
@@ -115,10 +117,11 @@ def train(
     if resume and _is_finished(resume, moved, as_json, trained_only=True):
         return
     with importing():
-        from comp import console, pipeline
+        from comp import console
         from comp.results import runs as run_folders
         from comp.runtime import signals
         from comp.training import distributed
+        from comp.workflows import train as pipeline
 
     with distributed.joined() as team:
         # The others begin when the leader has read the same: what is wrong with it is told once.
@@ -153,9 +156,10 @@ def lr_find(
     Example: comp lr-find configs/quickstart.yaml --steps 100
     """
     from comp import config as configs
-    from comp import console, pipeline
+    from comp import console
     from comp.results import plots
     from comp.results import runs as run_folders
+    from comp.workflows import train as pipeline
 
     run_folders.demand_writable(output, suffix=".png")
     with configs.blamed(overrides or []), console.bars() as progress:
@@ -270,9 +274,10 @@ def _train(
     tracker: "Tracker | None" = None,
 ) -> "tuple[Any, Dataset]":  # fmt: skip
     from comp import config as configs
-    from comp import console, pipeline
+    from comp import console
     from comp.results import runs as run_folders
     from comp.runtime import device
+    from comp.workflows import train as pipeline
 
     execution, name = None, Path(config or "run").stem
     if like is not None:
@@ -311,7 +316,7 @@ def _rehearse(config: "Config", runs: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
     from comp import console
-    from comp.rehearsal import rehearse
+    from comp.workflows.rehearse import rehearse
 
     with console.bars() as progress:
         stages = rehearse(config, progress, runs_root=runs)

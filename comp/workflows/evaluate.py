@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from comp import predicting
 from comp.data.splits import Split
 from comp.inference.options import Variant, variant_of
-from comp.predicting import Loaded
 from comp.results import diagnostics, metrics, plots, predictions
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
+from comp.workflows import predict
+from comp.workflows.predict import Loaded
 
 _SPLITS = ("val", "ood_val", "test", "suite")
 _PICTURED_MISTAKES = 30
@@ -46,8 +46,8 @@ def evaluate(
     """
     given = {name: value for name, value in (given or {}).items() if value is not None}
     if run.has_weights():
-        loaded = predicting.load(run, progress=progress, device=device)
-        return evaluate_loaded(loaded, progress, variant=predicting.variant_for(loaded, given), baseline=baseline)
+        loaded = predict.load(run, progress=progress, device=device)
+        return evaluate_loaded(loaded, progress, variant=predict.variant_for(loaded, given), baseline=baseline)
     if device:
         given["device"] = device
     if given:
@@ -70,7 +70,7 @@ def evaluate_loaded(
         variant: views and adaptation of the test split; None: the config's.
         baseline: see `evaluate`.
     """
-    predicting.evaluate(loaded, progress, variant=variant)
+    predict.evaluate(loaded, progress, variant=variant)
     own = variant_of(loaded.config.predict).suffix
     stored = _stored(loaded.run, {"test": own if variant is None else variant.suffix, "suite": own})
     return _evaluate(loaded.run, stored, {"val": loaded.dataset.val, "test": loaded.dataset.test}, baseline)

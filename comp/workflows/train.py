@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from comp import config as configs
-from comp import predicting
 from comp.augment import policies, worker_stage
 from comp.augment.ops import Policy
-from comp.building import build_model
 from comp.config import Config, space
 from comp.config.section import height_and_width
 from comp.config.tasks import TASKS, metric_name, task
@@ -24,7 +22,6 @@ from comp.inference.options import check_task, variant_of
 from comp.inference.views import check_size
 from comp.models import averaging, surgery, weights, zoo
 from comp.models.classifier import Classifier
-from comp.predicting import Loaded, Scored, opened_data, own_data, score_weights
 from comp.results import class_names, metrics, plots, runs
 from comp.results.run_metrics import Kind, RunMetrics
 from comp.results.runs import Run
@@ -44,6 +41,9 @@ from comp.training.distributed import ALONE, Alone, Onlooker
 from comp.training.early_stopping import Stop
 from comp.training.loop import Epoch, OnEpoch
 from comp.training.lr_find import Found
+from comp.workflows import predict
+from comp.workflows.build import build_model
+from comp.workflows.predict import Loaded, Scored, opened_data, own_data, score_weights
 
 _SHOWN_HEADER = 80  # characters of a header in a note
 _ANY_CLASSES = 10  # of a network whose data are not opened yet
@@ -187,7 +187,7 @@ def check_output(config: Config, output: Path | None, *, force: bool) -> None:
         SubmissionError: the name is taken or cannot be written.
     """
     if config.competition.suite.source != "none":
-        write.demand_free(output or predicting.default_submission(config), force=force)
+        write.demand_free(output or predict.default_submission(config), force=force)
     elif output is not None:
         raise ConfigError(f"-o {output}: competition.suite.source is none, so nothing is submitted; leave it out")
 
@@ -581,12 +581,12 @@ def describe_network(loaded: Loaded, kind: Kind) -> RunMetrics:
 
 def finish(run: Run, *, dataset: Dataset, output: Path | None, force: bool, progress: Progress) -> RunMetrics:
     """Do what follows training: test, suite, submission. Return all scores."""
-    loaded = predicting.load(run, dataset, progress)
-    predicting.evaluate(loaded, progress)
+    loaded = predict.load(run, dataset, progress)
+    predict.evaluate(loaded, progress)
     if dataset.suite is not None:
-        found = predicting.predict(loaded, progress)
-        predicting.expect(loaded, found, "suite", progress)
-        predicting.submit(loaded, found, output or predicting.default_submission(loaded.config), force=force)
+        found = predict.predict(loaded, progress)
+        predict.expect(loaded, found, "suite", progress)
+        predict.submit(loaded, found, output or predict.default_submission(loaded.config), force=force)
     return run.metrics()
 
 

@@ -3,16 +3,16 @@
 import time
 from pathlib import Path
 
-from comp import building, pipeline, predicting
 from comp.config import Config
 from comp.data.dataset import open_dataset
 from comp.inference import probe as probes
-from comp.predicting import Loaded
 from comp.results import predictions, runs
 from comp.results.run_metrics import SplitScores, WeightScores
 from comp.results.runs import Run
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress, quiet
+from comp.workflows import build, predict, train
+from comp.workflows.predict import Loaded
 
 
 def probe(
@@ -40,7 +40,7 @@ def probe(
     probes.check(name, k)
     dataset = open_dataset(config or run.data_config(), progress)
     config = config or run.config()
-    model, execution, _ = building.load_model(run)
+    model, execution, _ = build.load_model(run)
     if list(dataset.competition.image_shape) != run.provenance("image_shape")["image_shape"]:
         raise DataError(
             f"{run.path}: was trained on images (C, H, W) {run.provenance()['image_shape']}, found "
@@ -52,7 +52,7 @@ def probe(
         execution=execution,
         batch_size=config.predict.batch_size, progress=progress,
     )  # fmt: skip
-    result = runs.create(runs_root, config, f"{name}-probe", pipeline.provenance_of(config, dataset, model))
+    result = runs.create(runs_root, config, f"{name}-probe", train.provenance_of(config, dataset, model))
     made_by = {"run": run.name, "weights_sha256": runs.sha256(run.weights_path()), "probe": name, "k": k}
     with runs.made_whole(result), result.writing():
         scores: dict[str, SplitScores | None] = {}
@@ -60,8 +60,8 @@ def probe(
             if split is not None:
                 found = fitted.predict(split, made_by, progress)
                 predictions.save(result.predictions_path(split.name), found)
-                scores[split.name] = predicting.scores_of(found, dataset.competition.metric)
-        described = pipeline.describe_network(
+                scores[split.name] = predict.scores_of(found, dataset.competition.metric)
+        described = train.describe_network(
             Loaded(result, config, dataset.competition, model, execution, dataset), "probe"
         )
         probed = {

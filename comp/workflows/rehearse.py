@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from comp import pipeline, predicting
 from comp.config import Config, TrainConfig, seconds_of
 from comp.results import leaderboard, runs
 from comp.runtime.errors import Interrupted
@@ -16,6 +15,8 @@ from comp.runtime.progress import Progress, quiet
 from comp.submission import check_format, derive_format
 from comp.tracking.tracker import UNTRACKED
 from comp.training.loop import Epoch
+from comp.workflows import predict
+from comp.workflows import train as pipeline
 
 _BATCHES = 2
 _OTHER_IMAGES = 16  # of each validation, test and suite block
@@ -76,12 +77,12 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
             if speed := epochs[0].images_per_second:  # 0: the epoch was one step, and the interruption had taken it
                 found.append(_outlook(config.train, len(whole.train), speed))
         with stage("evaluate"):
-            loaded = predicting.load(run, dataset)
-            predicting.evaluate(loaded, progress)
+            loaded = predict.load(run, dataset)
+            predict.evaluate(loaded, progress)
         if dataset.suite is not None:
             path = folder / "submission.csv"
             with stage("predict") as found:
-                predicting.submit(loaded, predicting.predict(loaded, progress), path)
+                predict.submit(loaded, predict.predict(loaded, progress), path)
                 found.append(f"{len(whole.suite or ()):,} images to predict in the real run")
             with stage("check") as found:
                 problems = check_format.check(path, derive_format.format_of(dataset.competition))

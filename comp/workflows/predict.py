@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from comp.building import load_model
 from comp.config import Config
 from comp.data import sources, splits, splitting, suites
 from comp.data.dataset import Dataset, open_dataset
@@ -32,6 +31,7 @@ from comp.submission import rules, submitting, write
 from comp.submission.format import Competition
 from comp.training.selection import Scores
 from comp.training.validation import Measured
+from comp.workflows.build import load_model
 
 
 @dataclass(frozen=True)

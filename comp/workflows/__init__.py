@@ -1,0 +1,1 @@
+"""What each command does, a module each: from a config or a run to its result."""

@@ -12,7 +12,7 @@ import yaml
 from comp import config as configs
 from comp.results import leaderboard, runs
 from comp.runtime.errors import ConfigError, Interrupted, StudyError
-from comp.tuning import objectives, opening, search, showing
+from comp.tuning import create, objectives, search, showing
 from comp.tuning.pruners import PRUNERS
 from comp.tuning.results import Report
 from comp.tuning.samplers import SAMPLERS
@@ -282,8 +282,8 @@ def test_a_time_budget_is_reported_by_tenths(here: Path) -> None:
     values["train"]["budget"] = "0.5s"
     values["train"].pop("epochs")
     study(values)
-    plan = opening.find("study", Path("runs"), "")
-    for trial in opening.open_search(plan, make=False).trials():
+    plan = create.find("study", Path("runs"), "")
+    for trial in create.open_search(plan, make=False).trials():
         steps = sorted(trial.intermediate_values)
         assert steps[-1] > 2  # epochs would be 1 and 2
         assert set(steps) <= set(range(1, 11))
@@ -408,15 +408,15 @@ def test_a_password_is_kept_nowhere(here: Path) -> None:
     assert runs.hide_password("--storage=postgresql://me@host/trials") == "--storage=postgresql://me@host/trials"
 
 
-def _identity_of(plan: opening.Plan) -> tuple[Any, dict[str, Any]]:
-    found = opening.open_search(plan, make=False)
+def _identity_of(plan: create.Plan) -> tuple[Any, dict[str, Any]]:
+    found = create.open_search(plan, make=False)
     return found, json.loads(found.optuna.user_attrs["identity"])
 
 
 def test_a_study_that_began_before_some_knobs_goes_on_with_their_defaults(here: Path) -> None:
     values = tuned(NUMBERS, trials=1)
     study(values)
-    plan = opening.find("study", Path("runs"), "")
+    plan = create.find("study", Path("runs"), "")
     found, recorded = _identity_of(plan)
     del recorded["competition"]["task"], recorded["train"]["consistency_weight"]
     recorded["competition"]["metric"] = "accuracy"  # what auto means now

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comp.tuning.confirming import Confirmed, mark, recommended
+from comp.tuning.confirm import Confirmed, mark, recommended
 
 
 def again(trial: int, *scores: float, seconds: float = 10.0, parameters: int = 100) -> Confirmed:

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from comp import config as configs
 from comp.results import runs
 from comp.runtime.errors import StudyError
-from comp.tuning import opening, recovery, search
+from comp.tuning import create, recovery, search
 from comp.tuning.study import Study, reason_of
 from comp.tuning.trial import begun_by
 from comp.tuning.workers import share_of
@@ -56,7 +56,7 @@ def storage_of(kind: str) -> Iterator[str]:
 def open_study(url: str, **tune: Any) -> Study:
     """Open a study as its worker does."""
     values = tuned(NUMBERS, storage=url, heartbeat_seconds=1, **tune)
-    return opening.open_search(opening.plan(configs.from_mapping(values, "a.yaml"), "study", Path("runs")))
+    return create.open_search(create.plan(configs.from_mapping(values, "a.yaml"), "study", Path("runs")))
 
 
 def in_a_process(target: Callable[..., None], *args: Any) -> Any:
@@ -181,9 +181,9 @@ def test_a_run_that_is_still_written_is_left_to_its_writer(workplace: Path) -> N
 
 def test_a_study_that_began_with_sqlite_goes_on_there_and_a_new_one_begins_with_a_journal(workplace: Path) -> None:
     config = configs.from_mapping(tuned(NUMBERS), "a.yaml")
-    assert opening.plan(config, "study", Path("runs")).url == "journal:///runs/small/study/study.log"
+    assert create.plan(config, "study", Path("runs")).url == "journal:///runs/small/study/study.log"
     Path("runs/small/study/study.db").touch()
-    assert opening.plan(config, "study", Path("runs")).url == "sqlite:///runs/small/study/study.db"
+    assert create.plan(config, "study", Path("runs")).url == "sqlite:///runs/small/study/study.db"
 
 
 @given(cores=st.integers(1, 64), workers=st.integers(1, 70))
@@ -216,7 +216,7 @@ def training_workers(pid: int) -> dict[int, int]:
 
 def of_few_kills() -> set[int]:
     """Return the trials of the study `tuned` that outlive the death of their worker."""
-    with opening.open_search(opening.find("tuned", Path("runs"), ""), make=False) as study:
+    with create.open_search(create.find("tuned", Path("runs"), ""), make=False) as study:
         return {trial.number for trial in study.trials() if recovery.kills(trial) < recovery.MOST_RETRIES}
 
 
@@ -294,7 +294,7 @@ def test_an_interrupted_command_leaves_its_trials_waiting_and_goes_on(workplace:
     finally:
         process.kill()
     assert process.returncode == 128 + signal.SIGINT, err
-    study = opening.open_search(opening.find("tuned", Path("runs"), ""), make=False)  # a journal: nothing to close
+    study = create.open_search(create.find("tuned", Path("runs"), ""), make=False)  # a journal: nothing to close
     assert {trial.state for trial in study.trials()} == {TrialState.WAITING}
     assert not any(recovery.kills(trial) for trial in study.trials())
     begun = [run for run in runs.list_runs(Path("runs")) if run.history()]
@@ -319,8 +319,8 @@ def test_workers_stop_when_the_command_that_started_them_is_killed_and_the_next_
         process.wait()
     while any(Path(f"/proc/{pid}/cwd").exists() for pid in workers.values()):  # a hang is the test's time limit's
         time.sleep(0.2)
-    plan = opening.find("tuned", Path("runs"), "")
-    study = opening.open_search(plan, make=False)  # a journal: nothing to close
+    plan = create.find("tuned", Path("runs"), "")
+    study = create.open_search(plan, make=False)  # a journal: nothing to close
     assert {trial.state for trial in study.trials()} == {TrialState.WAITING}
     begun = {str(run.path) for run in runs.list_runs(Path("runs"))}
     report = search.tune(plan.load(), name="tuned", pictures=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 from comp.results import runs
 from comp.results.runs import Run
 from comp.runtime.errors import RunError
-from comp.tuning import confirming
+from comp.tuning import confirm
 from comp.tuning.study import SHEDS, Study
 
 
@@ -19,7 +19,7 @@ def tidy(study: Study) -> None:
     keep = study.config.tune.keep
     if keep == "all" or study.wanted is None:  # what confirms the best is the best's
         return
-    best = {trial.number for trial in confirming.ranked(study)[:keep]}
+    best = {trial.number for trial in confirm.ranked(study)[:keep]}
     if len(study.optuna.directions) > 1:
         best |= {trial.number for trial in study.optuna.best_trials}
     for trial in study.trials():

@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 from comp import config as configs
 from comp.config import space
 from comp.results import runs
-from comp.tuning import confirming, drawing, objectives
-from comp.tuning.confirming import Confirmed
+from comp.tuning import confirm, objectives, plots
+from comp.tuning.confirm import Confirmed
 from comp.tuning.study import Study, reason_of
 
 STATES = {
@@ -94,7 +94,7 @@ def standing(study: Study, began: float, ended_before: int) -> Standing:
     """
     trials = study.trials()
     ended = sorted((row for row in trials if row.state.is_finished()), key=lambda row: row.datetime_complete)
-    best = next(iter(confirming.ranked(study)), None)
+    best = next(iter(confirm.ranked(study)), None)
     new, now = len(ended) - ended_before, time.time()
     left: float | None = None
     if new > 0:
@@ -116,7 +116,7 @@ def row_of(study: Study, trial: FrozenTrial) -> dict[str, Any]:
     values = trial.values or [None] * len(names)
     known = trial.user_attrs
     paths = [entry.path for entry in space.entries(study.config.tune)]
-    tuned = confirming.values_of(study, trial)
+    tuned = confirm.values_of(study, trial)
     again = {"of": known["of"], "seed": known["seed"]} if "of" in known else {}
     return {
         "trial": trial.number,
@@ -148,11 +148,11 @@ def report(search: Study, confirmation: Study | None, *, write: bool = True, pic
         pictures: whether they are drawn too.
     """
     trials = search.trials()
-    found = confirming.confirmed(search, confirmation) if confirmation else []
-    best = confirming.ranked(search)
+    found = confirm.confirmed(search, confirmation) if confirmation else []
+    best = confirm.ranked(search)
     chosen: int | None = best[0].number if best else None
     if found:
-        chosen = confirming.recommended(found, budgeted=bool(search.config.train.budget)).trial
+        chosen = confirm.recommended(found, budgeted=bool(search.config.train.budget)).trial
     path = search.folder / "best.yaml"
     made = Report(
         name=search.folder.name, folder=search.folder, metrics=objectives.names(search.config),
@@ -165,13 +165,13 @@ def report(search: Study, confirmation: Study | None, *, write: bool = True, pic
         if chosen is not None:
             runs.write_atomically(path, _best_config(search, made, chosen).encode())
         if pictures:
-            drawing.draw(search, made.importance, made.pareto, made.trials)
+            plots.draw(search, made.importance, made.pareto, made.trials)
     return made
 
 
 def importance(study: Study) -> dict[str, float]:
     """Return how much each knob that all trials have tells of the first metric (PED-ANOVA, Watanabe et al. 2023)."""
-    whole = confirming.ranked(study)
+    whole = confirm.ranked(study)
     shared = [path for path in study.config.tune.space if all(path in trial.params for trial in whole)]
     varied = [path for path in shared if len({repr(trial.params[path]) for trial in whole}) > 1]
     if len(varied) < 2 or len({trial.values[0] for trial in whole}) < 2:
@@ -188,7 +188,7 @@ def importance(study: Study) -> dict[str, float]:
 
 def _pareto(study: Study) -> list[int]:
     if len(objectives.names(study.config)) == 1:
-        return [trial.number for trial in confirming.ranked(study)[:1]]
+        return [trial.number for trial in confirm.ranked(study)[:1]]
     return sorted(trial.number for trial in study.optuna.best_trials)
 
 
@@ -203,7 +203,7 @@ def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
 def _best_config(search: Study, made: Report, chosen: int) -> str:
     """Return best.yaml: the whole config, under a header of what was measured and where."""
     trial = next(trial for trial in search.trials() if trial.number == chosen)
-    config = space.lay(search.config, confirming.values_of(search, trial))
+    config = space.lay(search.config, confirm.values_of(search, trial))
     metric, counts = made.metrics[0], made.counts
     ended = sum(counts[name] for name in ("done", "pruned", "failed"))
     lines = [

@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 
 from comp.config import Config, seconds_of
 from comp.runtime.progress import Progress, quiet
-from comp.tuning import confirming, keeping, opening, results, telling
-from comp.tuning.opening import CONFIRM, OPENERS, Plan
+from comp.tuning import confirm, create, keeping, results, wandb_summary
+from comp.tuning.create import CONFIRM, OPENERS, Plan
 from comp.tuning.results import Report, Standing
 from comp.tuning.study import Study
 from comp.tuning.trial import Data
@@ -49,23 +49,23 @@ def tune(
         Interrupted: a signal; the same call goes on, trials under way from their checkpoints.
     """
     train.check(config, runs_root)
-    opening.check(config)
+    create.check(config)
     dataset = train.open_data(config, progress)
-    plan = opening.plan(config, name, runs_root)
+    plan = create.plan(config, name, runs_root)
     data = Data({config.data.fold: dataset})
     timeout = seconds_of(config.tune.timeout) if config.tune.timeout else math.inf
     with contextlib.ExitStack() as opened:
         search = opened.enter_context(OPENERS[plan.part](plan))
         _run(search, plan, data, workers, on_trial, progress, timeout)
         confirmation = None
-        if config.tune.confirm.top and confirming.ranked(search):
+        if config.tune.confirm.top and confirm.ranked(search):
             plan = replace(plan, part=CONFIRM)
             confirmation = opened.enter_context(OPENERS[CONFIRM](plan))
-            confirming.enqueue(search, confirmation)
+            confirm.enqueue(search, confirmation)
             _run(confirmation, plan, data, workers, on_trial, progress, math.inf)
         keeping.tidy(search)
         report = results.report(search, confirmation, pictures=pictures)
-        telling.tell(search, report, pictures=pictures)
+        wandb_summary.tell(search, report, pictures=pictures)
         search.refuse_empty()
         return report
 

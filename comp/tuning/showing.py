@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from comp.tuning import opening, results
+from comp.tuning import create, results
 from comp.tuning.results import Report
 
 
@@ -18,10 +18,10 @@ def show(name: str, *, runs_root: Path = Path("runs"), storage: str = "") -> Rep
     Raises:
         StudyError: there is no such study.
     """
-    plan = opening.find(name, runs_root, storage)
+    plan = create.find(name, runs_root, storage)
     with contextlib.ExitStack() as opened:
-        search = opened.enter_context(opening.open_search(plan, make=False))
+        search = opened.enter_context(create.open_search(plan, make=False))
         confirmation = None
-        if opening.is_confirmed(plan):
-            confirmation = opened.enter_context(opening.open_confirmation(plan, make=False))
+        if create.is_confirmed(plan):
+            confirmation = opened.enter_context(create.open_confirmation(plan, make=False))
         return results.report(search, confirmation, write=False)

@@ -16,7 +16,7 @@ from typing import Any
 from comp.runtime import signals
 from comp.runtime.errors import Interrupted, StudyError, UserError
 from comp.runtime.progress import Progress
-from comp.tuning.opening import OPENERS, Plan
+from comp.tuning.create import OPENERS, Plan
 from comp.tuning.study import Study
 
 _POLL_SECONDS = 0.5

@@ -34,7 +34,7 @@ def check(
     with importing():
         from comp import config as configs
         from comp import console
-        from comp.tuning import objectives, opening, pruners, samplers
+        from comp.tuning import create, objectives, pruners, samplers
         from comp.workflows import train
 
     with configs.blamed(overrides or []):
@@ -44,7 +44,7 @@ def check(
         pruners.check_name(loaded)
         samplers.sampler(loaded, 0)
         if loaded.tune.space:
-            opening.check(loaded)
+            create.check(loaded)
         if data:
             with console.bars() as progress:
                 dataset = train.open_data(loaded, progress)

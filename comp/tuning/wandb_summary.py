@@ -9,7 +9,7 @@ from typing import Any
 from comp.results.runs import Run
 from comp.tracking import login, payload, state, upload
 from comp.tracking.payload import Table
-from comp.tuning import confirming
+from comp.tuning import confirm
 from comp.tuning.results import Report
 from comp.tuning.study import Study
 
@@ -69,7 +69,7 @@ def _summary(search: Study, report: Report) -> dict[str, Any]:
     values: dict[str, Any] = {
         "study": report.name, "metric": ", ".join(report.metrics), "trials": counts, "importance": report.importance
     }  # fmt: skip
-    best = next(iter(confirming.ranked(search)), None)
+    best = next(iter(confirm.ranked(search)), None)
     if best is not None:
         values["best"] = {"trial": best.number, "value": best.values[0]}
     row = next((row for row in report.trials if row["trial"] == report.recommended), None)

@@ -12,7 +12,7 @@ import numpy as np
 from optuna.trial import TrialState
 
 from comp.results import runs
-from comp.tuning import confirming, objectives
+from comp.tuning import confirm, objectives
 
 if TYPE_CHECKING:
     from comp.tuning.study import Study
@@ -36,7 +36,7 @@ def _drawings(study: "Study", importance: Mapping[str, float]) -> dict[str, Call
     """Return what can be drawn: name -> a function that draws it and returns its axes."""
     from optuna.visualization import matplotlib as optuna_plots
 
-    whole = confirming.ranked(study)
+    whole = confirm.ranked(study)
     if not whole:
         return {}
     first = objectives.names(study.config)[0]

@@ -53,7 +53,7 @@ def train_to_first_step(arguments: list[str]) -> None:
     """Run `comp train` and leave at its first step, telling what processes it has started took until then."""
     from contextlib import contextmanager
 
-    from comp import cli, console
+    from comp.cli import app, console
 
     def stop(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         if unit == "steps":
@@ -61,7 +61,7 @@ def train_to_first_step(arguments: list[str]) -> None:
             os._exit(0)
 
     console.bars = contextmanager(lambda: iter([stop]))  # type: ignore[assignment,arg-type]
-    cli.main(["train", *arguments])
+    app.main(["train", *arguments])
 
 
 def cpu_of_children(pid: int) -> float:

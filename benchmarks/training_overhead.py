@@ -41,7 +41,7 @@ from PIL import Image
 from torch import nn
 
 from comp import config as configs
-from comp import console
+from comp.cli import console
 from comp.config import Config
 from comp.results import runs
 from comp.training import checkpoint, loop, optimizers

@@ -1,6 +1,6 @@
 """`python -m comp`: the command line, also the way in for torchrun."""
 
-from comp.cli import main
+from comp.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from hypothesis import settings
 
-from comp import cli
+from comp.cli import app
 from comp.runtime.errors import Interrupted
 
 # A loaded machine is slow, not wrong; and CI must say the same of the same code twice.
@@ -51,7 +51,7 @@ def comp(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     def call(*arguments: object) -> Result:
         capfd.readouterr()
         with pytest.raises(SystemExit) as exit_:
-            cli.main([str(argument) for argument in arguments])
+            app.main([str(argument) for argument in arguments])
         out, err = capfd.readouterr()
         return Result(int(exit_.value.code or 0), out, err)
 

@@ -104,7 +104,7 @@ def test_with_batch_norm_two_processes_give_the_curve_of_equal_ghost_batches(tog
 TALKING = """
 import torch
 import torch.distributed as dist
-from comp.cli import main
+from comp.cli.app import main
 from comp.training import distributed
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from comp.cli import app
+from comp.cli.app import app
 from comp.results import leaderboard, predictions, runs
 
 FROZEN = Path(__file__).parent / "frozen"

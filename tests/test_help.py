@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import typer.main
 
-from comp import cli
+from comp.cli import app
 from tests.conftest import Result
 
-GROUP = typer.main.get_command(cli.app)
+GROUP = typer.main.get_command(app.app)
 
 
 def commands(group: object, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from comp.training.loop import Epoch
     from comp.training.lr_find import Found
 
-from comp.console.output import err, out, print_line
+from comp.cli.console.output import err, out, print_line
 
 
 def print_start(run: "Run", rows: "Sequence[Block]", origin: str) -> None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comp.verbs import importing
-from comp.verbs.options import (
+from comp.cli.commands import importing
+from comp.cli.commands.options import (  # fmt: skip
     RUNS,
     Adapt,
     AsJson,
@@ -19,7 +19,7 @@ from comp.verbs.options import (
     Overrides,
     Views,
     expanded,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from comp.config import Config
@@ -71,7 +71,7 @@ def run(
         return
     with importing():
         from comp import config as configs
-        from comp import console
+        from comp.cli import console
         from comp.results import runs as run_folders
         from comp.tracking import tracker as trackers
         from comp.training import distributed
@@ -117,7 +117,7 @@ def train(
     if resume and _is_finished(resume, moved, as_json, trained_only=True):
         return
     with importing():
-        from comp import console
+        from comp.cli import console
         from comp.results import runs as run_folders
         from comp.runtime import signals
         from comp.training import distributed
@@ -156,7 +156,7 @@ def lr_find(
     Example: comp lr-find configs/quickstart.yaml --steps 100
     """
     from comp import config as configs
-    from comp import console
+    from comp.cli import console
     from comp.results import plots
     from comp.results import runs as run_folders
     from comp.workflows import train as pipeline
@@ -234,7 +234,7 @@ def _is_finished(resume: Path, moved: list[str], as_json: bool, *, trained_only:
         as_json: how to tell.
         trained_only: whether test and submission do not count.
     """
-    from comp import console
+    from comp.cli import console
     from comp.results import runs as run_folders
     from comp.submission import write
 
@@ -274,7 +274,7 @@ def _train(
     tracker: "Tracker | None" = None,
 ) -> "tuple[Any, Dataset]":  # fmt: skip
     from comp import config as configs
-    from comp import console
+    from comp.cli import console
     from comp.results import runs as run_folders
     from comp.runtime import device
     from comp.workflows import train as pipeline
@@ -296,14 +296,14 @@ def _train(
 
 
 def _print_start(run: "Run", model: "Classifier") -> None:
-    from comp import console
+    from comp.cli import console
     from comp.models.surgery import trainable_table
 
     console.print_start(run, trainable_table(model), model.origin)
 
 
 def _print_end(run: "Run", scores: "RunMetrics", as_json: bool) -> None:
-    from comp import console
+    from comp.cli import console
 
     if as_json:
         console.print_json(scores.to_json())
@@ -315,7 +315,7 @@ def _print_end(run: "Run", scores: "RunMetrics", as_json: bool) -> None:
 def _rehearse(config: "Config", runs: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from comp import console
+    from comp.cli import console
     from comp.workflows.rehearse import rehearse
 
     with console.bars() as progress:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comp.verbs.options import RUNS, AsJson, expanded
+from comp.cli.commands.options import RUNS, AsJson, expanded
 
 if TYPE_CHECKING:
     from comp.workflows.clean import Cleaned
@@ -36,7 +36,7 @@ def clean(
 
     Example: comp clean runs --older 7d --dry-run
     """
-    from comp import console
+    from comp.cli import console
     from comp.workflows import clean as cleaning
 
     done = cleaning.clean(runs, older=_seconds(older) if older is not None else None, dry_run=dry_run)
@@ -67,7 +67,7 @@ def _seconds(older: str) -> float:
 
 
 def _print(done: "Cleaned", runs: Path, *, dry_run: bool) -> None:
-    from comp import console
+    from comp.cli import console
 
     kinds: dict[str, list[int]] = {}
     for item in done.removed:

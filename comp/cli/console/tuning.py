@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from comp.tuning.results import Report, Standing
 
-from comp.console.output import err, print_line, print_table
+from comp.cli.console.output import err, print_line, print_table
 
 _TRIALS = ("trial", "of", "seed", "state", "seconds", "parameters", "epochs", "reason")  # what is no knob or score
 

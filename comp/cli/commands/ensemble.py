@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comp.verbs.options import (
+from comp.cli.commands.options import (  # fmt: skip
     RUNS,
     Adapt,
     AdaptPer,
@@ -16,7 +16,7 @@ from comp.verbs.options import (
     Views,
     ViewsFor,
     opened_runs,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from comp.ensembles.cross_fit import Comparison, Row
@@ -54,7 +54,7 @@ def ensemble(
 
     Example: comp ensemble runs/quickstart/20260101-120000-quickstart runs/quickstart/20260101-130000-quickstart
     """
-    from comp import console
+    from comp.cli import console
     from comp.ensembles import combine, soup
     from comp.runtime.errors import ConfigError
 
@@ -80,7 +80,7 @@ def ensemble(
 
 def _print_gain(result: "Run") -> None:
     """Print the members, how often they disagree, and what the ensemble gains over the best of them."""
-    from comp import console
+    from comp.cli import console
     from comp.ensembles import combine
 
     if note := (result.metrics().ensemble or {}).get("note"):

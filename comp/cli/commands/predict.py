@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comp.verbs.options import (
+from comp.cli.commands.options import (  # fmt: skip
     RUNS,
     Adapt,
     AdaptPer,
@@ -20,7 +20,7 @@ from comp.verbs.options import (
     ViewsFor,
     opened_run,
     opened_runs,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from comp.results.run_metrics import SplitScores
@@ -66,7 +66,7 @@ def predict(
 
     Example: comp predict runs/quickstart/20260101-120000-quickstart --views flip --adapt bn
     """
-    from comp import console
+    from comp.cli import console
     from comp.inference import tables
     from comp.inference.inputs import PredictInput
     from comp.runtime.errors import SubmissionError
@@ -113,7 +113,7 @@ def predict(
 
 def _written(path: Path, predicted: "Predicted", as_json: bool) -> dict[str, Any]:
     """Write and print the table of predicted images; return where it lies and what it holds."""
-    from comp import console
+    from comp.cli import console
     from comp.inference import tables
 
     tables.write(path, predicted.found)
@@ -147,7 +147,7 @@ def evaluate(
 
     Example: comp evaluate runs/quickstart/20260101-120000-quickstart --views flip
     """
-    from comp import console
+    from comp.cli import console
     from comp.results import runs as run_folders
     from comp.workflows import evaluate as evaluating
 
@@ -176,7 +176,7 @@ def probe(
     Example: comp probe runs/quickstart/20260101-120000-quickstart --classifier knn --k 5
     """
     from comp import config as configs
-    from comp import console
+    from comp.cli import console
     from comp.runtime.errors import ConfigError
     from comp.workflows import probe as probing
 

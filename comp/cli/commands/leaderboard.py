@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comp.verbs.options import RUNS, AsJson, RunsRoot
+from comp.cli.commands.options import RUNS, AsJson, RunsRoot
 
 if TYPE_CHECKING:
     from comp.results.leaderboard import Row
@@ -35,7 +35,7 @@ def leaderboard(
     """
     if context.invoked_subcommand is not None:
         return
-    from comp import console
+    from comp.cli import console
     from comp.results import analysis
     from comp.results import leaderboard as board
     from comp.runtime.errors import ConfigError, RunError
@@ -80,7 +80,7 @@ def record(
 
     Example: comp leaderboard record submissions/quickstart.csv --public 0.573 --public-share 0.3
     """
-    from comp import console
+    from comp.cli import console
     from comp.submission import scores
 
     found = scores.record_submission(submission, public=public, private=private, public_share=public_share)
@@ -95,7 +95,7 @@ def record(
 def _print_groups(rows: "list[Row]", by: str, sort: str, spelling: str) -> None:
     from dataclasses import asdict
 
-    from comp import console
+    from comp.cli import console
     from comp.results import leaderboard as board
 
     groups = board.groups(rows, by, sort)
@@ -112,7 +112,7 @@ def _tell(rows: "list[Row]", root: Path, sort: str, *, sync: bool, push: bool) -
     """Bring the table and what was kept offline to W&B; what is said of it is no part of the listing."""
     if not (sync or push):
         return
-    from comp import console
+    from comp.cli import console
     from comp.results import leaderboard as board
     from comp.results import runs
     from comp.runtime.errors import ConfigError

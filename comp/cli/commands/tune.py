@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comp.verbs.options import RUNS, AsJson, MaybeConfig, Overrides, RunsRoot
+from comp.cli.commands.options import RUNS, AsJson, MaybeConfig, Overrides, RunsRoot
 
 if TYPE_CHECKING:
     from comp.config import Config
@@ -30,7 +30,7 @@ def tune(
     Example: comp tune configs/quickstart-tune.yaml --trials 30
     """
     from comp import config as configs
-    from comp import console
+    from comp.cli import console
 
     given = {"trials": trials, "timeout": timeout, "study": study, "metric": metric}
     if show is not None:

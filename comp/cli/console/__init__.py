@@ -3,12 +3,9 @@
 Bars and epoch lines go to stderr, results to stdout: `comp run --json > result.json` holds the result alone.
 """
 
-from comp.console.bars import Bars, bars
-from comp.console.boards import board_cells, metric_heads, print_groups, print_leaderboard, print_spelled
-from comp.console.output import print_json, print_line, print_note, print_table
-from comp.console.results import print_answers, print_evaluation, print_prediction, print_stages, print_summary
-from comp.console.studies import print_study, print_trial
-from comp.console.things import (
+from comp.cli.console.bars import Bars, bars
+from comp.cli.console.leaderboard import board_cells, metric_heads, print_groups, print_leaderboard, print_spelled
+from comp.cli.console.models_and_data import (
     MOST_COUNTED_MODELS,
     print_contents,
     print_dataset,
@@ -16,7 +13,10 @@ from comp.console.things import (
     print_models,
     print_notes,
 )
-from comp.console.training import print_choice, print_epoch, print_norms, print_rate_search, print_start
+from comp.cli.console.output import print_json, print_line, print_note, print_table
+from comp.cli.console.runs import print_answers, print_evaluation, print_prediction, print_stages, print_summary
+from comp.cli.console.training import print_choice, print_epoch, print_norms, print_rate_search, print_start
+from comp.cli.console.tuning import print_study, print_trial
 
 __all__ = [
     "MOST_COUNTED_MODELS",

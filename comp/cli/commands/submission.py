@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comp.verbs.options import AsJson, Overrides
+from comp.cli.commands.options import AsJson, Overrides
 
 if TYPE_CHECKING:
     from comp.submission.validate import Verdict
@@ -27,7 +27,7 @@ def check(
 
     Example: comp check submissions/quickstart.csv
     """
-    from comp import console
+    from comp.cli import console
 
     verdict = _judge(path, wanted, overrides or [], against)
     if as_json:
@@ -50,7 +50,7 @@ def diff(
 
     Example: comp diff submissions/quickstart.csv submissions/quickstart-2.csv
     """
-    from comp import console
+    from comp.cli import console
     from comp.submission import diff as differences
 
     found = differences.compare(first, second)
@@ -92,7 +92,7 @@ def submit(
 
     Example: comp submit submissions/quickstart.csv --competition digit-recognizer --message "first try"
     """
-    from comp import console
+    from comp.cli import console
     from comp.submission import kaggle, kaggle_client
 
     verdict = _judge(path, wanted, overrides or [], against)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from comp.results.runs import Run
     from comp.workflows.rehearse import Stage
 
-from comp.console.output import out, print_line, print_note, print_table
+from comp.cli.console.output import out, print_line, print_note, print_table
 from comp.runtime.errors import RunError
 
 # Columns of an evaluation that go where the window is narrow, the first one first.

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from comp.verbs.options import AsJson, ConfigPath, Overrides
+from comp.cli.commands.options import AsJson, ConfigPath, Overrides
 
 
 class Source(StrEnum):
@@ -22,7 +22,7 @@ def prepare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = F
     Example: comp data prepare configs/cifar100-ood/transfer.yaml
     """
     from comp import config as configs
-    from comp import console
+    from comp.cli import console
     from comp.data.dataset import open_dataset
 
     loaded = configs.load(config, overrides or [])
@@ -45,7 +45,7 @@ def show(
     Example: comp data show configs/quickstart.yaml augment.policy=randaugment --augment
     """
     from comp import config as configs
-    from comp import console
+    from comp.cli import console
     from comp.data import inspection
 
     loaded = configs.load(config, overrides or [])
@@ -76,7 +76,7 @@ def check(
     from dataclasses import asdict
 
     from comp import config as configs
-    from comp import console
+    from comp.cli import console
     from comp.data import inspection, quality
 
     loaded = configs.load(config, overrides or [])
@@ -109,7 +109,7 @@ def corrupt(
     Example: comp data corrupt configs/quickstart.yaml --split test --out data/ood --only noise --only fog
     """
     from comp import config as configs
-    from comp import console
+    from comp.cli import console
     from comp.data import inspection
     from comp.data.corruptions import export, suite
     from comp.results.blocks import DISTORTIONS

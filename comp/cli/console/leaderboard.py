@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from comp.console.output import print_line, print_table
+from comp.cli.console.output import print_line, print_table
 
 if TYPE_CHECKING:
     from comp.results.analysis import Verdicts

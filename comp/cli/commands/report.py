@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comp.verbs.options import AsJson
+from comp.cli.commands.options import AsJson
 
 if TYPE_CHECKING:
     from comp.config import Config
@@ -24,7 +24,7 @@ def report(
 
     Example: comp report runs/quickstart/20260101-120000-quickstart -o report.html
     """
-    from comp import console
+    from comp.cli import console
     from comp.results import report as reports
     from comp.results import runs as run_folders
 
@@ -47,7 +47,7 @@ def _config(path: Path) -> "Config":
 
 def _evaluate(run: "Run") -> None:
     """Diagnose a run that was not since its last scores; where its data or weights are gone, go on without."""
-    from comp import console
+    from comp.cli import console
     from comp.results import diagnostics
 
     stored = run.path / diagnostics.FILE

@@ -9,21 +9,21 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from comp.runtime import cores, signals
-from comp.runtime.errors import Interrupted, UserError
-from comp.verbs import (
-    cleaning,
+from comp.cli.commands import (  # fmt: skip
+    clean,
     config,
     data,
-    ensembling,
+    ensemble,
     leaderboard,
     models,
-    prediction,
-    reports,
-    submissions,
-    training,
-    tuning,
-)  # fmt: skip
+    predict,
+    report,
+    submission,
+    train,
+    tune,
+)
+from comp.runtime import cores, signals
+from comp.runtime.errors import Interrupted, UserError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
@@ -81,9 +81,9 @@ def version(
 
 _VERBS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
     app: (
-        training.run, training.train, training.lr_find, tuning.tune, prediction.predict, prediction.evaluate,
-        prediction.probe, ensembling.ensemble, submissions.check, submissions.diff, submissions.submit, reports.report,
-        cleaning.clean, models.models,
+        train.run, train.train, train.lr_find, tune.tune, predict.predict, predict.evaluate,
+        predict.probe, ensemble.ensemble, submission.check, submission.diff, submission.submit, report.report,
+        clean.clean, models.models,
     ),
     leaderboard_app: (leaderboard.record,),
     config_app: (config.show, config.check, config.schema),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from comp.console.output import err
+from comp.cli.console.output import err
 from comp.runtime import signals
 
 _PLAIN_EVERY_SECONDS = 10.0  # between lines where stderr is a file

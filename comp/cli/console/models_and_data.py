@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from comp.data.quality import Finding
     from comp.models.catalogue import Costs, Listed
 
-from comp.console.output import err, out, print_json, print_line, print_table
+from comp.cli.console.output import err, out, print_json, print_line, print_table
 
 MOST_COUNTED_MODELS = 120  # each takes a tenth of a second to two
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comp.verbs.options import AsJson
+from comp.cli.commands.options import AsJson
 
 if TYPE_CHECKING:
     from comp.models.catalogue import Costs, Listed
@@ -22,7 +22,7 @@ def models(
 
     Example: comp models 'resnet1*' --size 32
     """
-    from comp import console
+    from comp.cli import console
     from comp.models import zoo
 
     rows = zoo.list_models(pattern, weights_folder=weights)

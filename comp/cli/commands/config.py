@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from comp.verbs import importing
-from comp.verbs.options import RUNS, ConfigPath, Overrides, RunsRoot
+from comp.cli.commands import importing
+from comp.cli.commands.options import RUNS, ConfigPath, Overrides, RunsRoot
 
 
 def show(config: ConfigPath, overrides: Overrides = None) -> None:
@@ -33,7 +33,7 @@ def check(
     """
     with importing():
         from comp import config as configs
-        from comp import console
+        from comp.cli import console
         from comp.tuning import create, objectives, pruners, samplers
         from comp.workflows import train
 

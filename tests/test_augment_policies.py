@@ -65,13 +65,13 @@ _SHARE = """
 import sys, numpy as np, torch
 from comp.augment.engine import alternation, augment
 from comp.augment.policies import resolve
-from comp.augment.kernels import draws
+from comp.runtime import rng
 name, rank, ranks, path = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 images = torch.from_numpy(np.load(path))
-order = draws.order(5, 2, len(images))
+order = rng.order(5, 2, len(images))
 mine = torch.cat([order[start : start + 4] for start in range(4 * rank, len(order), 4 * ranks)])  # batches in turn
 turned = alternation(5, 2, mine)
-batch = augment(images[mine].permute(0, 3, 1, 2), resolve(name), draws.keys(5, 2, mine), turned=turned)
+batch = augment(images[mine].permute(0, 3, 1, 2), resolve(name), rng.keys(5, 2, mine), turned=turned)
 pixels = batch.permute(0, 2, 3, 1).numpy()
 np.savez(f"{path}.{name}.{rank}of{ranks}.npz", mine=mine.numpy(), batch=pixels)
 """

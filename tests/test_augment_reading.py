@@ -247,9 +247,9 @@ def test_albumentations_is_loaded_where_it_is_used_alone_and_asks_no_network() -
     code = (
         "import os, sys; os.environ.pop('NO_ALBUMENTATIONS_UPDATE', None)\n"
         "from comp.augment.policies import resolve\n"
-        "from comp.augment import reading\n"
-        "reading.of(resolve('photo'), 0); assert 'albumentations' not in sys.modules\n"
-        "reading.of(resolve('none', (), [{'name': 'HorizontalFlip'}]), 0); assert 'albumentations' in sys.modules\n"
+        "from comp.augment import worker_stage\n"
+        "worker_stage.of(resolve('photo'), 0); assert 'albumentations' not in sys.modules\n"
+        "worker_stage.of(resolve('none', (), [{'name': 'HorizontalFlip'}]), 0); assert 'albumentations' in sys.modules\n"
         "assert os.environ['NO_ALBUMENTATIONS_UPDATE'] == '1'"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

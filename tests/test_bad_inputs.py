@@ -198,7 +198,7 @@ def test_unicode_and_spaces_in_paths_work(tmp_path: Path, monkeypatch: pytest.Mo
 def test_two_writers_on_one_run_are_refused(workplace: Path, comp: Comp) -> None:
     comp("train", "small.yaml")
     (run,) = runs.list_runs(Path("runs"))
-    program = f"from comp import runs; from pathlib import Path; w = runs.Run(Path({str(run.path)!r})).writing()\n"
+    program = f"from comp.results import runs; from pathlib import Path; w = runs.Run(Path({str(run.path)!r})).writing()\n"
     program += "w.__enter__(); print('held', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, text=True) as other:
         assert other.stdout is not None
@@ -229,7 +229,7 @@ def test_a_submission_folder_that_is_a_file_is_told_before_training(workplace: P
 
 def test_a_full_disk_is_told_and_the_file_before_stays(tmp_path: Path) -> None:
     program = (
-        "import resource, sys; from pathlib import Path; from comp import runs\n"
+        "import resource, sys; from pathlib import Path; from comp.results import runs\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); import signal\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "try: runs.write_atomically(Path('kept.bin'), bytes(5000))\n"

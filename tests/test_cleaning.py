@@ -477,7 +477,7 @@ def test_a_run_that_is_being_trained_is_not_told_to_go_on(place: Path, comp: Com
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_a_run_that_is_being_written_is_left_alone(place: Path, comp: Comp, more: list[str]) -> None:
     run = only_run()
-    program = f"from comp import runs; w = runs.Run({str(run.path)!r}).writing(); w.__enter__(); print(1, flush=True); "
+    program = f"from comp.results import runs; w = runs.Run({str(run.path)!r}).writing(); w.__enter__(); print(1, flush=True); "
     with subprocess.Popen([sys.executable, "-c", program + "input()"], stdin=-1, stdout=-1, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "1\n"
@@ -546,8 +546,8 @@ def test_neither_clean_nor_resuming_a_finished_run_loads_torch(place: Path, comp
         comp("predict", only_run().path)
         words = [*words, str(only_run().path)]
     program = (
-        f"import sys; from comp import cli\n"
-        f"try: cli.main({words!r})\n"
+        f"import sys; from comp.cli import app\n"
+        f"try: app.main({words!r})\n"
         "except SystemExit as left: code = left.code\n"
         "print(sorted({'torch', 'sklearn', 'wandb', 'optuna'} & set(sys.modules)), code, file=sys.stderr)"
     )

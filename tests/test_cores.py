@@ -66,7 +66,7 @@ def test_a_training_beside_busy_processes_says_that_it_takes_fewer_threads(monke
 
 def test_how_threads_wait_is_set_before_torch_is_loaded_unless_the_user_says_how() -> None:
     program = (
-        "import os, sys; from comp import cli; cli.cores.share(); "
+        "import os, sys; from comp.cli import app; app.cores.share(); "
         "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
     )
     plain = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}

@@ -195,14 +195,14 @@ def test_no_truncation_is_read(tmp_path: Path) -> None:
 
 WRITER = """
 import sys; from pathlib import Path; import numpy as np
-from comp import predictions; from comp.submission import spec, submission
-from comp.submission.format import SubmissionFormat
-wanted = SubmissionFormat(spec.blocks(range(2), range(1, 3), 5000), texts=tuple("0123"))
+from comp.results import predictions; from comp.results.blocks import block_grid
+from comp.submission.write import write; from comp.submission.format import SubmissionFormat
+wanted = SubmissionFormat(block_grid(range(2), range(1, 3), 5000), texts=tuple("0123"))
 for number in range(10**9):
     labels = np.full(20000, number % 4)
     found = predictions.from_outputs(np.eye(4, dtype=np.float32)[labels], ids=wanted.ids(), task="single_label",
                                      classes="abcd", targets=None, made_by={})
-    submission.write(Path("a.csv"), found, wanted, {"number": number}, force=True)
+    write(Path("a.csv"), found, wanted, {"number": number}, force=True)
     print(number, flush=True)
 """
 
@@ -276,10 +276,11 @@ def test_a_disk_that_fills_between_the_sidecar_and_the_csv_changes_neither(tmp_p
     wanted = SubmissionFormat(blocks.block_grid(range(1), range(1, 2), 5000), texts=tuple("0123"))
     program = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"  # the CSV takes 95 kB
-        "import sys; from pathlib import Path; from comp import predictions\n"
-        "from comp.submission import spec, submission; from comp.submission.format import SubmissionFormat\n"
-        "wanted = SubmissionFormat(spec.blocks(range(1), range(1, 2), 5000), texts=tuple('0123'))\n"
-        "try: submission.write(Path('a.csv'), predictions.load(Path('p.npz')), wanted, {}, force=True)\n"
+        "import sys; from pathlib import Path; from comp.results import predictions\n"
+        "from comp.submission import write; from comp.submission.format import SubmissionFormat\n"
+        "from comp.results.blocks import block_grid\n"
+        "wanted = SubmissionFormat(block_grid(range(1), range(1, 2), 5000), texts=tuple('0123'))\n"
+        "try: write.write(Path('a.csv'), predictions.load(Path('p.npz')), wanted, {}, force=True)\n"
         "except ValueError as error: print(error); sys.exit(2)"
     )
     found = predictions.from_outputs(

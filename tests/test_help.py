@@ -30,8 +30,8 @@ def test_every_command_shows_an_example(words: tuple[str, ...], comp: Callable[.
 
 def test_help_never_loads_what_is_heavy() -> None:
     program = (
-        "import sys; from comp import cli\n"
-        "try: cli.main(['--help'])\n"
+        "import sys; from comp.cli import app\n"
+        "try: app.main(['--help'])\n"
         "except SystemExit as left: code = left.code\n"
         "heavy = {'torch', 'torchvision', 'timm', 'pandas', 'numpy', 'pydantic', 'matplotlib', 'sklearn', 'wandb'}\n"
         "print(sorted(heavy & set(sys.modules)), code, file=sys.stderr)"

@@ -436,8 +436,8 @@ def test_a_damaged_run_is_named_beside_the_others(scripted: Scripted, comp: Call
 
 def test_listing_loads_no_torch_and_no_wandb(scripted: Scripted) -> None:
     program = (
-        "import sys; from comp import cli\n"
-        "try: cli.main(['leaderboard'])\n"
+        "import sys; from comp.cli import app\n"
+        "try: app.main(['leaderboard'])\n"
         "except SystemExit as left: code = left.code\n"
         "print(sorted({'torch', 'pandas', 'sklearn', 'wandb', 'matplotlib'} & set(sys.modules)), code, file=sys.stderr)"
     )

@@ -25,9 +25,9 @@ HEAVY = {"torchvision", "timm", "sklearn", "scipy", "matplotlib", "albumentation
 
 COMMAND = """
 import json, sys
-from comp import cli
+from comp.cli import app
 try:
-    cli.main(sys.argv[1:])
+    app.main(sys.argv[1:])
 finally:
     print(json.dumps(sorted(sys.modules)))
 """
@@ -35,7 +35,8 @@ finally:
 # The first step ends the process: what it has loaded by then is told.
 FIRST_STEP = """
 import json, sys
-from comp import cli, signals
+from comp.cli import app
+from comp.runtime import signals
 def stop():
     if stepped():
         print(json.dumps(sorted(sys.modules)), flush=True)
@@ -48,7 +49,7 @@ def stepped():
             return True
         frame = frame.f_back
 signals.stop_if_asked = stop
-cli.main(sys.argv[1:])
+app.main(sys.argv[1:])
 """
 
 

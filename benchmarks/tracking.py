@@ -24,7 +24,7 @@ import numpy as np
 from comp import config as configs
 from comp.training.loop import Epoch
 from comp.workflows import train as pipeline
-from tests.wandb_server import KEY, black_hole, serving
+from tests.support.wandb_server import KEY, black_hole, serving
 
 _STEPS = 4  # an epoch
 _COLUMNS = {

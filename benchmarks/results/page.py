@@ -107,7 +107,7 @@ def _first_principles(found: Runs) -> str:
     return (
         "## Convolution from first principles\n\n"
         f"Published: 12 groups of tests, all pass, in 4,373 s. Ours: {passed} of {asked} tests pass in {seconds:.0f} s "
-        f"({date}): `tests/test_models_first_principles.py`, the whole grid of 7,749 layers in one of them.\n"
+        f"({date}): `tests/models/test_convolution.py`, the whole grid of 7,749 layers in one of them.\n"
     )
 
 
@@ -199,7 +199,7 @@ def _away() -> str:
     lines = [
         "## Complete configs without their data\n",
         "What these need cannot be had on the machine that this page is written on. Each config is trained, end to "
-        "end, by `tests/test_coursework.py` on small images in exactly the layout on disk that it reads.\n",
+        "end, by `tests/e2e/test_coursework.py` on small images in exactly the layout on disk that it reads.\n",
         _line(["System", "Published", "Config", "Missing"]),
         "|---" * 4 + "|",
     ]

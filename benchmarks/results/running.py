@@ -122,6 +122,6 @@ def _test_first_principles(root: Path, children: Children) -> bool:
     """Hold our convolution to torch's over the whole grid, and keep what pytest says of it."""
     path = root / FIRST_PRINCIPLES
     path.parent.mkdir(parents=True, exist_ok=True)
-    tests = ["tests/test_models_first_principles.py", "-m", "slow or not slow", "-p", "no:xdist", "-q"]
+    tests = ["tests/models/test_convolution.py", "-m", "slow or not slow", "-p", "no:xdist", "-q"]
     command = [sys.executable, "-m", "pytest", *tests, f"--junitxml={path}"]
     return _timed(children, command, "convolution from first principles")

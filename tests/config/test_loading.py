@@ -1,0 +1,342 @@
+"""Configs: what is read, what is refused and with which words."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comp import config as configs
+from comp.config import Config
+from comp.runtime.errors import ConfigError
+from tests.support.commands import REPOSITORY
+
+
+def read(folder: Path, text: str, *overrides: str) -> Config:
+    """Load a config file of this text."""
+    path = folder / "a.yaml"
+    path.write_text(text, encoding="utf-8")
+    return configs.load(path, overrides)
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    assert read(tmp_path, "") == Config()
+
+
+def test_numbers_with_exponents_are_numbers(tmp_path: Path) -> None:
+    assert read(tmp_path, "optim: {lr: 1e-4}").optim.lr == 1e-4
+    assert read(tmp_path, "", "optim.lr=3e-4").optim.lr == 3e-4
+
+
+def test_overrides_win_and_leave_their_neighbours_alone(tmp_path: Path) -> None:
+    loaded = read(tmp_path, "train: {epochs: 3, batch_size: 7}", "train.epochs=4")
+    assert (loaded.train.epochs, loaded.train.batch_size) == (4, 7)
+
+
+def test_sections_merge_and_an_empty_one_clears(tmp_path: Path) -> None:
+    text = "model: {args: {depth: 3, width: 8}}"
+    assert read(tmp_path, text, "model.args.depth=4").model.args == {"depth": 4, "width": 8}
+    assert read(tmp_path, text, "model.args={}").model.args == {}
+
+
+def test_extends_lays_a_file_on_another(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("train: {epochs: 3, batch_size: 7}\nseed: 5")
+    loaded = read(tmp_path, "extends: base.yaml\ntrain: {epochs: 4}")
+    assert (loaded.train.epochs, loaded.train.batch_size, loaded.seed) == (4, 7, 5)
+
+
+def test_a_config_cannot_be_changed(tmp_path: Path) -> None:
+    loaded = read(tmp_path, "model: {args: {depth: 3}}")
+    with pytest.raises(ValueError, match="frozen"):
+        loaded.train.epochs = 3  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        loaded.model.args["depth"] = 4  # type: ignore[index]
+
+
+MISTAKES = {
+    "unknown section": ("trian: {epochs: 3}", "a.yaml, line 1: unknown key 'trian' (did you mean 'train'?)"),
+    "unknown key": ("train: {epoch: 3}", "a.yaml, line 1: unknown key 'train.epoch' (did you mean 'epochs'?)"),
+    "key in the wrong section": ("epochs: 3", "(did you mean 'train.epochs'?)"),
+    "text for a number": ("train: {epochs: three}", "train.epochs: expected a whole number, found the text 'three'"),
+    "number as text": ("optim: {lr: '1e-4'}", "optim.lr: expected a number, found the text '1e-4'"),
+    "fraction of an epoch": ("train: {epochs: 1.5}", "train.epochs: expected a whole number, found the number 1.5"),
+    "out of range": ("train: {epochs: 0}", "train.epochs: expected at least 1, found the number 0"),
+    "not finite": ("optim: {lr: .nan}", "optim.lr: expected a finite number, found the number nan"),
+    "no is a word": ("data: {validation: no}", "data.validation: expected"),
+    "unknown choice": ("train: {device: gpu}", "train.device: expected 'auto', 'cpu', 'cuda' or 'mps'"),
+    "section as value": ("train: 3", "train: expected a section of `key: value` lines, found the number 3"),
+    "list at the top": ("- 3", "expected `key: value` lines at the top level, found a list"),
+    "twice": ("seed: 1\nseed: 2", "a.yaml, line 2: key 'seed' stands twice (first on line 1)"),
+    "not YAML": ("train: [", "a.yaml, line 1: not valid YAML"),
+    "path in the name": ("competition: {name: ../up}", "competition.name: expected letters, digits"),
+    "files without a folder": ("competition: {suite: {source: distortion_files}}", "competition.suite.path"),
+    "two mistakes": ("seed: x\ntrain: {epochs: x}", "seed: expected a whole number"),
+    "extends nothing": ("extends: bse.yaml", "bse.yaml: no such config file"),
+    "extends itself": ("extends: a.yaml", "extends itself"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_told_in_one_message(tmp_path: Path, name: str) -> None:
+    text, message = MISTAKES[name]
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path, text)
+    assert message in str(error.value)
+    assert str(error.value).count("\n") == (name == "two mistakes")  # a line each
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epochs", "override 'train.epochs': expected key.path=value"),
+        ("=3", "expected key.path=value"),
+        ("train.epoch=3", "override 'train.epoch=3': unknown key 'train.epoch' (did you mean 'epochs'?)"),
+        ("train.epochs=x", "override 'train.epochs': train.epochs: expected a whole number, found the text 'x'"),
+        ("train.epochs=[", "override 'train.epochs=[', line 1: not valid YAML"),
+    ],
+)
+def test_a_wrong_override_is_blamed_and_not_the_file(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path, "", override)
+    assert message in str(error.value)
+
+
+def told(folder: Path, text: str, *overrides: str) -> list[str]:
+    """Return the lines of the message that a config is refused with, files by their names alone."""
+    with pytest.raises(ConfigError) as error:
+        read(folder, text, *overrides)
+    return str(error.value).replace(f"{folder}/", "").split("\n  ")
+
+
+def test_every_mistake_stands_in_one_message_with_its_own_place(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("seed: 1\noptim:\n  lr: fast\n")
+    names = Config().model_dump()["model"]
+    text = "extends: base.yaml\ntrain:\n  epochs: -1\n  min_delta: 0.1\nmodel: {nmae: mlp, stem: cifr}\n"
+    assert told(tmp_path, text, "data.fold=5", "data.folds=3", "train.batch_size=x", "sed=3") == [
+        f"override 'sed=3': unknown key 'sed' (did you mean 'seed'?); known here: {', '.join(Config.model_fields)}",
+        "override 'data.fold' and override 'data.folds': data.fold: expected 0 to 2 of 3 folds, found 5",
+        "a.yaml, line 5: model.stem: expected 'stock', 'cifar' or 'resize', found the text 'cifr' (did you mean "
+        "'cifar'?)",
+        f"a.yaml, line 5: unknown key 'model.nmae' (did you mean 'name'?); known here: {', '.join(names)}",
+        "base.yaml, line 3: optim.lr: expected a number, found the text 'fast'",
+        "a.yaml, line 3: train.epochs: expected at least 1, found the number -1",
+        "override 'train.batch_size': train.batch_size: expected a whole number, found the text 'x'",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "blamed"),
+    [
+        (["model.stem=resize"], "override 'model.stem': model.stem: resize and input_size go together"),
+        (["optim.clip_at=1"], "override 'optim.clip_at': optim.clip_at: says where"),
+        (["train.min_delta=0.1"], "override 'train.min_delta': train.min_delta: says what"),
+        (["data.groups=column"], "override 'data.groups': data.groups: column and data.csv.group_column"),
+        (["data.csv.group_column=x"], "override 'data.csv.group_column': data.groups: column and"),
+        (["competition.suite.files=20"], "override 'competition.suite.files': competition.suite.files: corrupt_test"),
+        (["train.sizes={1: 8}", "train.budget=1h"], "override 'train.budget' and override 'train.sizes': train.budget"),
+        (["model.sha256=0123456789"], "override 'model.sha256': model.sha256: is the hash"),
+        (["tune.space.optim.lr=3"], "override 'tune.space.optim.lr': tune.space.optim.lr: expected a map"),
+    ],
+)
+def test_a_rule_between_fields_blames_the_override_that_breaks_it(
+    tmp_path: Path, overrides: list[str], blamed: str
+) -> None:
+    (line,) = told(tmp_path, "", *overrides)
+    assert line.startswith(blamed)
+
+
+def test_a_rule_that_a_file_breaks_is_told_with_its_line(tmp_path: Path) -> None:
+    (line,) = told(tmp_path, "train:\n  epochs: 3\n  min_delta: 0.1\n")
+    assert line.startswith("a.yaml, line 3: train.min_delta: says what")
+
+
+ANYTHING = ["abc", "-1", "1.5", "true", "[]", "[1]", "[a, b, c]", "{a: {b: 1}}", "{1: [x]}", "5%", "1e309"]
+
+
+def test_no_value_of_any_key_is_refused_in_a_librarys_words(tmp_path: Path) -> None:
+    refused: list[tuple[str, str]] = []
+    for path in configs.flat(Config()):
+        for value in ANYTHING:
+            try:
+                configs.from_mapping({}, "here", [f"{path}={value}"])
+            except ConfigError as error:
+                refused.append((path, str(error)))
+    assert len(refused) > 500
+    for path, message in refused:
+        assert not re.search(r"nput should|alue error|required|not permitted|another kind|pydantic", message)
+        assert message.startswith(f"override '{path}': {path.split('.')[0]}")
+
+
+SPELLINGS: dict[str, tuple[str, str, Any]] = {
+    "a number as text": ("competition: {submission: {positive: 007}}", "competition.submission.positive", "007"),
+    "classes like others": ("data: {classes: [no, 007, true, 1e3]}", "data.classes", ["no", "007", "true", "1e3"]),
+    "a class by number": (
+        "competition: {submission: {labels: {007: 1, no: 02}}}", "competition.submission.labels",
+        {"007": "1", "no": "02"},
+    ),
+    "no for a truth value": ("data: {download: no}", "data.download", False),
+    "off where auto is usual": ("train: {channels_last: off}", "train.channels_last", False),
+    "no weights": ("model: {pretrained: no}", "model.pretrained", False),
+    "an exponent": ("optim: {lr: 1E-3}", "optim.lr", 1e-3),
+    "an empty key": ("train: {epochs: }", "train.epochs", 10),
+    "an empty section": ("train:\nseed: 1", "train.epochs", 10),
+    "no budget": ("train: {budget: none}", "train.budget", ""),
+    "no folds": ("data: {folds: none}", "data.folds", None),
+    "none is a class too": ("competition: {submission: {positive: none}}", "competition.submission.positive", "none"),
+    "null inside a mapping stays": ("model: {timm: {act_layer: null}}", "model.timm", {"act_layer": None}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_value_is_read_as_it_is_meant(tmp_path: Path, name: str) -> None:
+    text, path, value = SPELLINGS[name]
+    assert configs.flat(read(tmp_path, text))[path] == value
+
+
+@pytest.mark.parametrize("back", ["null", "", "none", "''"])
+def test_a_time_is_set_back(tmp_path: Path, back: str) -> None:
+    assert read(tmp_path, "train: {budget: 15min}", f"train.budget={back}").train.budget == ""
+
+
+@pytest.mark.parametrize("path", ["model.from_run", "train.select", "data.folds", "optim.lr", "model.args"])
+def test_null_sets_any_key_back_to_its_default(tmp_path: Path, path: str) -> None:
+    text = "model: {from_run: there, args: {depth: 3}}\ntrain: {select: val_loss}\ndata: {folds: 3}\noptim: {lr: 1}"
+    default = configs.flat(Config())[path]
+    assert configs.flat(read(tmp_path, text))[path] != default
+    assert configs.flat(read(tmp_path, text, f"{path}=null"))[path] == default
+    assert configs.flat(read(tmp_path, text, f"{path}="))[path] == default
+
+
+def test_a_file_that_extends_sets_back_with_null_and_says_nothing_with_an_empty_section(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("train: {epochs: 3, patience: 2}\nmodel: {args: {depth: 3}}\noptim: {lr: 1}")
+    loaded = read(tmp_path, "extends: base.yaml\ntrain: {patience: null}\nmodel: {args: {width: 8}}\noptim:\n")
+    assert (loaded.train.epochs, loaded.train.patience, loaded.optim.lr) == (3, None, 1)
+    assert loaded.model.args == {"depth": 3, "width": 8}  # files merge
+    assert read(tmp_path, "extends: base.yaml\nmodel: {args: {}}").model.args == {}
+
+
+def test_an_override_replaces_a_mapping_and_one_entry_of_it(tmp_path: Path) -> None:
+    text = "tune: {space: {optim.lr: {float: [1e-4, 1e-2], log: true}, seed: {choice: [1]}}}"
+    choice = {"choice": [0.001, 0.01]}
+    assert read(tmp_path, text, "tune.space={optim.lr: {choice: [0.001, 0.01]}}").tune.space == {"optim.lr": choice}
+    entry = read(tmp_path, text, "tune.space.optim.lr={choice: [0.001, 0.01]}").tune.space
+    assert entry == {"optim.lr": choice, "seed": {"choice": [1]}}
+    layers = read(tmp_path, "optim: {multipliers: {layer1: 0.1}}", "optim.multipliers.layer1.0=0.5").optim
+    assert layers.multipliers == {"layer1": 0.1, "layer1.0": 0.5}
+    assert read(tmp_path, "train: {epochs: 3}", "train={batch_size: 7}").train.epochs == 3  # a section's keys stay
+    (line,) = told(tmp_path, "", "train.epochs.x=3")
+    assert line == "override 'train.epochs.x=3': train.epochs is one value and has no entries"
+
+
+def test_paths_may_begin_with_a_tilde_and_hold_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DATA", "/data")
+    keys = [
+        "data.root",
+        "data.csv.table",
+        "data.csv.sample",
+        "competition.suite.path",
+        "model.pretrained",
+        "model.from_run",
+    ]
+    for key in keys:  # fmt: skip
+        of_base = {"model.from_run": "model.pretrained=false"}.get(key, "seed=0")
+        assert configs.flat(read(tmp_path, "", f"{key}=~/x", of_base))[key] == "/home/me/x"
+        assert configs.flat(read(tmp_path, "", f"{key}='${{DATA}}/x'", of_base))[key] == "/data/x"
+    assert read(tmp_path, "tune: {storage: 'sqlite:///~/t.db'}").tune.storage == "sqlite:////home/me/t.db"
+    assert read(tmp_path, "data: {root: a$b~c}").data.root == "a$b~c"
+    assert read(tmp_path, "competition: {submission: {positive: ~x}}").competition.submission.positive == "~x"
+    assert told(tmp_path, "seed: 1\ndata: {root: '${DTA}/x'}") == [
+        "a.yaml, line 2: data.root: ${DTA} is not set in the environment (did you mean 'DATA'?); export DTA=..., or "
+        "write the path itself"
+    ]
+
+
+def test_what_a_run_has_stored_is_not_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = configs.from_mapping({"data": {"root": "~/x"}}, "here")  # a folder whose name is a tilde
+    (tmp_path / "config.yaml").write_text(configs.dump(stored))
+    assert configs.load_stored(tmp_path / "config.yaml") == stored
+    monkeypatch.setenv("HOME", "/home/me")
+    opened = read(tmp_path, "data: {root: ~/x}")
+    assert opened.data.root == "/home/me/x"  # what a run of it stores, and hashes
+    assert configs.fingerprint(opened) == configs.fingerprint(
+        configs.from_mapping({"data": {"root": "/home/me/x"}}, "")
+    )
+
+
+NEWCOMERS = {
+    "a tab": ("train:\n\tepochs: 3", "a.yaml, line 2: not valid YAML: a tab stands before the first word; indent with"),
+    "a colon in text": ("competition: {name: x}\ndata: root: x", "line 2: not valid YAML: a second `key: value`"),
+    "twice below": ("train:\n  epochs: 3\n  seed: 1\n  epochs: 4", "line 4: key 'epochs' stands twice (first on"),
+    "a percentage": ("data: {validation: 20%}", "found the text '20%'; write 0.2"),
+    "a decimal comma": ("optim:\n  lr: 0,001", "found the text '0,001'; write 0.001"),
+    "a word for a list": ("track: {tags: mine}", "track.tags: expected a list, found the text 'mine'; write [mine]"),
+    "a key that is no number": ("train: {sizes: {first: 8}}", "expected keys that are a whole number, found 'first'"),
+    "a list as a key": ("train: {[1, 2]: 3}", "expected a word before the colon"),
+    "a key off its section": ("model: {epochs: 3}", "unknown key 'model.epochs' (did you mean 'train.epochs'?)"),
+    "a seed below train": ("train: {seed: 3}", "unknown key 'train.seed' (did you mean 'seed'?)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEWCOMERS)
+def test_a_newcomers_mistake_says_how_it_is_mended(tmp_path: Path, name: str) -> None:
+    text, message = NEWCOMERS[name]
+    (line,) = told(tmp_path, text)
+    assert message in line
+
+
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder; expected a YAML file"):
+        configs.load(tmp_path)
+
+
+def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"quikstart.yaml: no such config file \(did you mean 'quickstart.yaml'"):
+        configs.load(tmp_path / "quikstart.yaml")
+
+
+def test_a_file_that_is_not_utf8_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes("seed: 1 # é".encode("latin-1"))
+    with pytest.raises(ConfigError, match="not UTF-8 text"):
+        configs.load(tmp_path / "a.yaml")
+
+
+@given(
+    epochs=st.integers(1, 10**6),
+    lr=st.floats(1e-12, 1e3),
+    seed=st.integers(0, 2**63 - 1),
+    name=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,20}\Z"),
+    policy=st.one_of(st.text(), st.lists(st.text()).map(tuple)),
+)
+def test_dump_and_load_give_the_same_config(
+    tmp_path_factory: pytest.TempPathFactory, epochs: int, lr: float, seed: int, name: str, policy: object
+) -> None:
+    values = {
+        "competition": {"name": name}, "train": {"epochs": epochs}, "optim": {"lr": lr}, "seed": seed,
+        "augment": {"policy": policy},
+    }  # fmt: skip
+    config = configs.from_mapping(values, "here")
+    path = tmp_path_factory.mktemp("dump") / "a.yaml"
+    path.write_text(configs.dump(config), encoding="utf-8")
+    loaded = configs.load(path)
+    assert loaded == config
+    assert configs.fingerprint(loaded) == configs.fingerprint(config)
+
+
+def test_the_fingerprint_moves_with_any_value() -> None:
+    assert configs.fingerprint(Config()) != configs.fingerprint(configs.from_mapping({"seed": 1}, "here"))
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/**/*.yaml")), ids=lambda path: path.stem)
+def test_every_config_of_the_repository_loads_and_opens_with_its_command(path: Path) -> None:
+    configs.load(path)
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    verb = "tune" if configs.load(path).tune.space else "run"
+    assert any(f"comp {verb} {path.relative_to(REPOSITORY)}" in line for line in head)
+
+
+def test_the_schema_knows_every_section() -> None:
+    assert set(configs.schema()["properties"]) == {*Config.model_fields, "extends"}

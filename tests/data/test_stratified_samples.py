@@ -1,0 +1,151 @@
+"""What is measured on a part of a split is measured on a drawn sample, which the run keeps and reads back."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from comp import config as configs
+from comp.config import Config
+from comp.data.dataset import open_dataset
+from comp.results import predictions, runs
+from comp.runtime.errors import Interrupted
+from comp.training import context
+from comp.workflows import train
+from comp.workflows.rehearse import rehearse
+from tests.support.commands import Result, interrupt_at
+from tests.support.configs import QUICK, small_config, write_arrays, write_config
+
+Comp = Callable[..., Result]
+CLASSES, BLOCK = 4, 12
+
+
+@pytest.fixture
+def sorted_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A working directory with data whose classes lie on the disk one after the other, and their config."""
+    monkeypatch.chdir(tmp_path)
+    write_arrays(tmp_path / "data")
+    for name in ("train", "test"):
+        labels = np.load(f"data/{name}_labels.npy")
+        order = np.argsort(labels, kind="stable")
+        np.save(f"data/{name}_labels.npy", labels[order])
+        np.save(f"data/{name}_images.npy", np.load(f"data/{name}_images.npy")[order])
+    return configs.load(
+        write_config(tmp_path / "small.yaml", small_config(tmp_path / "data")),
+        [*QUICK, f"competition.suite.images_per_block={BLOCK}"],
+    )
+
+
+def fast_config(*overrides: str) -> Config:
+    """Return a config of a network whose first layer is set from training images."""
+    values = {**small_config(Path("data")), "model": {"name": "fastnet", "args": {"size": "S"}}}
+    return configs.load(write_config(Path("fast.yaml"), values), [*QUICK, *overrides])
+
+
+def targets(run: runs.Run, name: str) -> np.ndarray[Any, Any]:
+    """Return the labels of each block [blocks, images], as predicted."""
+    found = predictions.load(run.predictions_path(name)).targets
+    assert found is not None
+    return found.reshape(-1, BLOCK)
+
+
+def without_samples(run: runs.Run) -> None:
+    """Make a run one of before samples were kept."""
+    with np.load(run.path / "split.npz") as kept:
+        runs.write_arrays(run.path / "split.npz", {name: kept[name] for name in ("train", "val")})
+
+
+def test_blocks_of_sorted_data_hold_every_class_in_its_share(sorted_data: Config, comp: Comp) -> None:
+    run = train.train(sorted_data, runs_root=Path("runs"))
+    assert comp("predict", run.path).code == 0
+    data = open_dataset(sorted_data)
+    with np.load(run.path / "split.npz") as kept:
+        rows = {name: kept[f"rows_{name}"] for name in ("ood_val", "suite")}
+    for name, clean in (("ood_val", data.val), ("suite", data.test)):
+        assert clean is not None
+        assert clean.labels is not None
+        blocks = targets(run, name)
+        assert (blocks == clean.labels[rows[name]]).all()
+        assert (np.bincount(blocks[0], minlength=CLASSES) == BLOCK // CLASSES).all()
+
+
+def test_a_run_of_before_keeps_its_first_images_and_its_finished_blocks_apart(sorted_data: Config, comp: Comp) -> None:
+    run = train.train(sorted_data, runs_root=Path("runs"))
+    assert comp("predict", run.path).code == 0
+    drawn = predictions.made_by(run.predictions_path("suite"))
+    without_samples(run)
+    for split in ("suite", "ood_val"):
+        assert comp("predict", run.path, "--split", split).code == 0
+    data = open_dataset(sorted_data)
+    for name, clean in (("ood_val", data.val), ("suite", data.test)):
+        assert clean is not None
+        assert clean.labels is not None
+        assert (targets(run, name) == clean.labels[:BLOCK]).all()
+    first = predictions.made_by(run.predictions_path("suite"))
+    assert drawn is not None
+    assert first is not None
+    assert drawn["images"] != first["images"]  # what a stopped prediction has left is not taken for the other's
+
+
+def test_a_resumed_training_measures_on_what_its_run_has_kept(sorted_data: Config) -> None:
+    with pytest.raises(Interrupted):
+        train.train(sorted_data, runs_root=Path("runs"), progress=interrupt_at(1))
+    (run,) = runs.list_runs(Path("runs"))
+    without_samples(run)
+    train.resume(run)
+    assert np.ptp(targets(run, "ood_val")[0][: BLOCK // 2]) == 0  # the first in storage order
+
+
+def test_an_image_is_shifted_alike_in_a_sample_and_in_the_whole_suite(sorted_data: Config) -> None:
+    whole = sorted_data.competition.suite.model_copy(update={"images_per_block": 0})
+    everything = open_dataset(
+        sorted_data.model_copy(update={"competition": sorted_data.competition.model_copy(update={"suite": whole})})
+    ).suite
+    data = open_dataset(sorted_data)
+    assert data.suite is not None
+    assert everything is not None
+    for part, block in zip(data.suite.blocks, everything.blocks, strict=True):
+        images = np.asarray(everything.open(block).images)[data.samples["suite"]]
+        assert np.array_equal(data.suite.open(part).images, images)
+
+
+def test_what_a_training_sees_beside_its_epochs_is_drawn_and_kept(sorted_data: Config) -> None:
+    config = fast_config("train.average=ema", "train.batch_size=30", "competition.ood_validation.severities=[]")
+    run = train.train(config, runs_root=Path("runs"))
+    data = open_dataset(config)
+    with np.load(run.path / "split.npz") as kept:
+        assert len(kept["rows_initialise"]) == len(data.train)
+        met = kept["rows_statistics"]
+    assert len(met) == 120  # of 128 images, whole batches
+    assert data.train.labels is not None
+    assert (np.bincount(data.train.labels[met]) == 30).all()
+
+
+def test_whitening_sees_every_class_of_sorted_data(sorted_data: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "_INITIALISE_IMAGES", 8)
+    config = fast_config()
+    data = open_dataset(config)
+    rows = context.samples(config, data, train.build_model(config, data))["initialise"]
+    assert data.train.labels is not None
+    assert np.bincount(data.train.labels[rows]).tolist() == [2] * CLASSES
+
+
+def test_a_rehearsal_looks_at_every_class(sorted_data: Config) -> None:
+    small = open_dataset(sorted_data).limited(8, 8)
+    for split in (small.train, small.val, small.test):
+        assert split is not None
+        assert split.class_counts(CLASSES).tolist() == [2] * CLASSES
+    assert small.ood_val is not None
+    assert small.ood_val.open(small.ood_val.blocks[0]).class_counts(CLASSES).tolist() == [2] * CLASSES
+    assert [stage.name for stage in rehearse(sorted_data)][-1] == "leaderboard"
+
+
+def test_a_rehearsed_test_keeps_ids_and_sample_rows_together(sorted_data: Config) -> None:
+    suite = sorted_data.competition.suite.model_copy(update={"source": "test"})
+    config = sorted_data.model_copy(update={"competition": sorted_data.competition.model_copy(update={"suite": suite})})
+    small = open_dataset(config).limited(8, 8)
+    assert small.suite is not None
+    assert not hasattr(small.suite, "blocks")
+    assert small.suite.ids.tolist() == list(small.competition.test_ids)

@@ -1,0 +1,249 @@
+"""The downloads of eight image-classification competitions, as Kaggle packs them: each ends in a right CSV.
+
+Layouts, tables, names, metrics and samples are those of MLE-bench's eight (lite) tasks of this kind; the pictures are
+scanned digits, so that the truth is known and the score is computed here, by scikit-learn. A config has ten lines at
+most.
+"""
+
+import csv
+import io
+import shutil
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.metrics import log_loss, roc_auc_score
+
+from tests.support.commands import Result
+
+Comp = Callable[..., Result]
+
+TRAINING = """
+model: {name: mlp}
+optim: {lr: 3e-3}
+train: {epochs: EPOCHS, batch_size: 32, precision: fp32, channels_last: false, compile: false}
+"""
+
+
+def scans(digits: Sequence[Sequence[int]], *, test: bool) -> np.ndarray:
+    """Return pictures [N, 16, 16] of one or two scanned digits each; training and test share no scan."""
+    bunch, draw = load_digits(), np.random.default_rng(int(test))
+    of_digit = [np.flatnonzero(bunch.target == digit)[int(test) :: 2] for digit in range(10)]
+    pictures = []
+    for wanted in digits:
+        tiles = [bunch.images[draw.choice(of_digit[digit])] * 15.9 for digit in wanted]
+        row = np.concatenate(tiles, 1)
+        pictures.append(np.pad(row, ((4, 4), ((16 - row.shape[1]) // 2,) * 2)).astype(np.uint8))
+    return np.stack(pictures)
+
+
+def save(paths: Sequence[str], pictures: np.ndarray) -> None:
+    for path, picture in zip(paths, pictures, strict=True):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).convert("RGB").save(path, **({"quality": 95} if path.endswith("jpg") else {}))
+
+
+def table(path: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    Path(path).write_text(text.getvalue())
+
+
+def packed(archive: str, *paths: str) -> None:
+    """Move files and folders into an archive, under their names below the data's folder; macOS adds its own."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in paths:
+            inside = [found for found in sorted(Path(path).rglob("*")) if found.is_file()] or [Path(path)]
+            for found in inside:
+                file.write(found, found.relative_to("d"))
+                file.writestr(f"__MACOSX/{found.relative_to('d').parent}/._{found.name}", b"resource fork")
+            shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink()
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("d").mkdir()
+
+
+def submitted(comp: Comp, config: str, header: Sequence[str], ids: Sequence[str], *, epochs: int = 8) -> np.ndarray:
+    """Run a config; return the submission's numbers [N, columns], whose header and ids are those asked for."""
+    text = config.strip() + TRAINING.replace("EPOCHS", str(epochs))
+    assert len(text.strip().splitlines()) <= 10
+    Path("c.yaml").write_text(text)
+    result = comp("run", "c.yaml", "-o", "s.csv")
+    assert result.code == 0, result.err
+    assert comp("check", "s.csv").code == 0
+    written = list(csv.reader(io.StringIO(Path("s.csv").read_text())))
+    assert written[0] == list(header)
+    assert [row[0] for row in written[1:]] == list(ids)
+    return np.array([[float(cell) for cell in row[1:]] for row in written[1:]])
+
+
+def test_aerial_cactus(comp: Comp) -> None:
+    """Archives, ids with their ending, one probability under AUC, numbers as labels."""
+    truth = {}
+    for name, count in (("train", 160), ("test", 60)):
+        flags = np.random.default_rng(len(name)).integers(0, 2, count)
+        ids = [f"{name}{n:032x}.jpg" for n in range(count)]
+        save([f"d/{name}/{key}" for key in ids], scans([[3 if flag else 7] for flag in flags], test=name == "test"))
+        truth[name] = dict(zip(ids, flags.tolist(), strict=True))
+        packed(f"d/{name}.zip", f"d/{name}")
+    table("d/train.csv", ["id", "has_cactus"], list(truth["train"].items()))
+    table("d/sample_submission.csv", ["id", "has_cactus"], [[key, 0.5] for key in reversed(truth["test"])])
+    found = submitted(comp, """
+competition: {name: cactus, metric: roc_auc, suite: {source: test}, ood_validation: {severities: []}}
+data: {source: csv_images, root: d, validation: 0.2}
+""", ["id", "has_cactus"], list(reversed(truth["test"])))  # fmt: skip
+    assert roc_auc_score(list(reversed(truth["test"].values())), found[:, 0]) > 0.95
+
+
+PAIRS = [(first, second) for first in range(10) for second in range(10)]
+
+
+def test_dog_breed(comp: Comp) -> None:
+    """`labels.csv`, 120 columns of probabilities in another order than the alphabet's, log loss."""
+    breeds = [f"breed_{number:02d}-{'light' if number < 100 else 'dark'}" for number in range(120)]
+
+    def pictures(labels: np.ndarray, *, test: bool) -> np.ndarray:
+        found = scans([PAIRS[label % 100] for label in labels], test=test)
+        return np.where((labels >= 100)[:, None, None], 255 - found, found)
+
+    train, test = np.arange(720) % 120, np.random.default_rng(1).permutation(240) % 120
+    save([f"d/train/{n:032x}.jpg" for n in range(720)], pictures(train, test=False))
+    save([f"d/test/{n:032x}.jpg" for n in range(240)], pictures(test, test=True))
+    table("d/labels.csv", ["id", "breed"], [[f"{n:032x}", breeds[c]] for n, c in enumerate(train)])
+    columns = [breeds[c] for c in np.random.default_rng(2).permutation(120)]
+    table("d/sample_submission.csv", ["id", *columns], [[f"{n:032x}", *[1 / 120] * 120] for n in range(240)])
+    found = submitted(comp, """
+competition: {name: dogs, metric: log_loss, suite: {source: test}, ood_validation: {severities: []}}
+data: {source: csv_images, root: d, validation: 0.2, csv: {table: labels.csv}}
+""", ["id", *columns], [f"{n:032x}" for n in range(240)], epochs=10)  # fmt: skip
+    order = [columns.index(name) for name in breeds]
+    assert log_loss(test, found[:, order], labels=range(120)) < 4.2  # of equal shares: 4.8
+
+
+def test_dogs_versus_cats_redux(comp: Comp) -> None:
+    """Labels in file names, archives, ids from 1, the probability of a dog."""
+    for animal, digit in (("cat", 4), ("dog", 9)):
+        save([f"d/train/{animal}.{n}.jpg" for n in range(90)], scans([[digit]] * 90, test=False))
+    truth = np.random.default_rng(3).integers(0, 2, 80)
+    save([f"d/test/{n + 1}.jpg" for n in range(80)], scans([[9 if dog else 4] for dog in truth], test=True))
+    packed("d/train.zip", "d/train")
+    packed("d/test.zip", "d/test")
+    table("d/sample_submission.csv", ["id", "label"], [[n + 1, 0.5] for n in range(80)])
+    found = submitted(comp, r"""
+competition: {name: redux, metric: log_loss, suite: {source: test}, ood_validation: {severities: []}}
+data: {source: image_folder, root: d, validation: 0.2, label_pattern: "^([a-z]+)[.]"}
+""", ["id", "label"], [str(n + 1) for n in range(80)])  # fmt: skip
+    assert log_loss(truth, found[:, 0]) < 0.4  # of equal shares: 0.69
+
+
+def test_histopathologic_cancer(comp: Comp) -> None:
+    """`train_labels.csv`, TIFF, a sample of whole numbers that wants probabilities, since AUC counts."""
+    labels, truth = (np.random.default_rng(seed).integers(0, 2, count) for seed, count in ((4, 160), (5, 70)))
+    save([f"d/train/{n:040x}.tif" for n in range(160)], scans([[5 if ill else 3] for ill in labels], test=False))
+    save([f"d/test/{n:040x}.tif" for n in range(70)], scans([[5 if ill else 3] for ill in truth], test=True))
+    table("d/train_labels.csv", ["id", "label"], [[f"{n:040x}", ill] for n, ill in enumerate(labels)])
+    table("d/sample_submission.csv", ["id", "label"], [[f"{n:040x}", 0] for n in range(70)])
+    found = submitted(comp, """
+competition: {name: cells, metric: roc_auc, suite: {source: test}, ood_validation: {severities: []}}
+data: {source: csv_images, root: d, validation: 0.2, csv: {table: train_labels.csv}}
+""", ["id", "label"], [f"{n:040x}" for n in range(70)])  # fmt: skip
+    assert roc_auc_score(truth, found[:, 0]) > 0.95
+
+
+def test_leaf_classification(comp: Comp) -> None:
+    """Packed tables with feature columns, one shared archive of images, 99 columns, log loss."""
+    names = [f"Species_{number:02d}" for number in range(99)]
+    every = np.random.default_rng(6).permutation(np.arange(792)) + 1  # ids of both kinds are mixed
+    labels = np.arange(792) % 99
+    ids, test_ids = every[:594], every[594:]
+    save([f"d/images/{key}.jpg" for key in ids], scans([PAIRS[c] for c in labels[:594]], test=False))
+    save([f"d/images/{key}.jpg" for key in test_ids], scans([PAIRS[c] for c in labels[594:]], test=True))
+    features = [f"{kind}{n}" for kind in ("margin", "shape", "texture") for n in range(1, 65)]
+    draw = np.random.default_rng(7)
+    table("d/train.csv", ["id", "species", *features],
+          [[key, names[c], *draw.random(192).round(4)] for key, c in zip(ids, labels, strict=False)])  # fmt: skip
+    table("d/test.csv", ["id", *features], [[key, *draw.random(192).round(4)] for key in sorted(test_ids)])
+    table("d/sample_submission.csv", ["id", *names], [[key, *[1 / 99] * 99] for key in sorted(test_ids)])
+    packed("d/images.zip", "d/images")
+    for name in ("train", "test", "sample_submission"):
+        packed(f"d/{name}.csv.zip", f"d/{name}.csv")
+    found = submitted(comp, """
+competition: {name: leaf, metric: log_loss, suite: {source: test}, ood_validation: {severities: []}}
+data: {source: csv_images, root: d, validation: 0.2, csv: {train: images, test: images}}
+""", ["id", *names], [str(key) for key in sorted(test_ids)], epochs=10)  # fmt: skip
+    truth = labels[594:][np.argsort(test_ids)]
+    assert log_loss(truth, found, labels=range(99)) < 4.2  # of equal shares: 4.6
+
+
+def test_plant_pathology_2020(comp: Comp) -> None:
+    """One-hot columns, a shared folder, a table of test ids, the mean of the columns' AUC."""
+    columns = ["healthy", "multiple_diseases", "rust", "scab"]
+    digits = {0: 0, 1: 8, 2: 6, 3: 9}
+    train, test = np.arange(240) % 4, np.random.default_rng(8).permutation(80) % 4
+    save([f"d/images/Train_{n}.jpg" for n in range(240)], scans([[digits[c]] for c in train], test=False))
+    save([f"d/images/Test_{n}.jpg" for n in range(80)], scans([[digits[c]] for c in test], test=True))
+    table(
+        "d/train.csv", ["image_id", *columns], [[f"Train_{n}", *(np.arange(4) == c) * 1] for n, c in enumerate(train)]
+    )
+    table("d/test.csv", ["image_id"], [[f"Test_{n}"] for n in range(80)])
+    table("d/sample_submission.csv", ["image_id", *columns], [[f"Test_{n}", *[0.25] * 4] for n in range(80)])
+    found = submitted(comp, """
+competition: {name: plants, metric: roc_auc, suite: {source: test}, ood_validation: {severities: []}}
+data: {source: csv_images, root: d, validation: 0.2, csv: {train: images, test: images}}
+""", ["image_id", *columns], [f"Test_{n}" for n in range(80)])  # fmt: skip
+    assert np.mean([roc_auc_score(test == c, found[:, c]) for c in range(4)]) > 0.95
+
+
+def test_ranzcr_clip(comp: Comp) -> None:
+    """Several labels an image, patients that stay together, a column that is no label, other files beside."""
+    columns = ["ETT - Abnormal", "ETT - Normal", "CVC - Borderline", "NGT - Normal", "Swan Ganz Catheter Present"]
+    draw = np.random.default_rng(9)
+
+    def written(folder: str, count: int, *, test: bool) -> np.ndarray:
+        tiles = draw.integers(0, 6, (count, 2))  # 5 is none of the labels
+        save([f"d/{folder}/1.2.826.{n}.jpg" for n in range(count)], scans((tiles % 6).tolist(), test=test))
+        return np.array([[int(label in row) for label in range(5)] for row in tiles.tolist()])
+
+    train, test = written("train", 400, test=False), written("test", 120, test=True)
+    rows = [[f"1.2.826.{n}", *row, f"patient{n // 4}"] for n, row in enumerate(train.tolist())]
+    table("d/train.csv", ["StudyInstanceUID", *columns, "PatientID"], rows)
+    table("d/train_annotations.csv", ["StudyInstanceUID", "label", "data"], [["1.2.826.0", "CVC", "[[1, 2]]"]])
+    table("d/sample_submission.csv", ["StudyInstanceUID", *columns], [[f"1.2.826.{n}", *[0] * 5] for n in range(120)])
+    found = submitted(comp, """
+competition: {name: clip, metric: roc_auc, suite: {source: test}, ood_validation: {severities: []}}
+data: {source: csv_images, root: d, validation: 0.2, groups: column, csv: {group_column: PatientID}}
+""", ["StudyInstanceUID", *columns], [f"1.2.826.{n}" for n in range(120)], epochs=8)  # fmt: skip
+    assert roc_auc_score(test, found, average="macro") > 0.85
+
+
+def test_siim_isic_melanoma(comp: Comp) -> None:
+    """`jpeg/train`, patients, two further columns that look like labels, 2 % positive."""
+    draw = np.random.default_rng(10)
+    ill = (np.arange(500) % 50 == 0).astype(int)
+    truth = (np.arange(200) % 10 == 0).astype(int)
+    other = [0, 2, 3, 4, 5, 6, 8, 9]
+    digits = [[7] if flag else [int(draw.choice(other))] for flag in ill]
+    save([f"d/jpeg/train/ISIC_{n:07d}.jpg" for n in range(500)], scans(digits, test=False))
+    digits = [[7] if flag else [int(draw.choice(other))] for flag in truth]
+    save([f"d/jpeg/test/ISIC_{n + 5000:07d}.jpg" for n in range(200)], scans(digits, test=True))
+    header = ["image_name", "patient_id", "sex", "age_approx", "anatom_site_general_challenge", "diagnosis",
+              "benign_malignant", "target"]  # fmt: skip
+    rows = [[f"ISIC_{n:07d}", f"IP_{n // 5}", "male" if n % 2 else "", 45.0, "torso", "melanoma" if flag else "unknown",
+             "malignant" if flag else "benign", flag] for n, flag in enumerate(ill)]  # fmt: skip
+    table("d/train.csv", header, rows)
+    table("d/test.csv", header[:5], [[f"ISIC_{n + 5000:07d}", f"IQ_{n // 5}", "female", 50.0, ""] for n in range(200)])
+    table("d/sample_submission.csv", ["image_name", "target"], [[f"ISIC_{n + 5000:07d}", 0] for n in range(200)])
+    found = submitted(comp, """
+competition: {name: isic, metric: roc_auc, suite: {source: test}, ood_validation: {severities: []}}
+data:
+  {source: csv_images, root: d, validation: 0.2, groups: column,
+   csv: {train: jpeg/train, test: jpeg/test, group_column: patient_id}}
+""", ["image_name", "target"], [f"ISIC_{n + 5000:07d}" for n in range(200)], epochs=10)  # fmt: skip
+    assert roc_auc_score(truth, found[:, 0]) > 0.85

@@ -1,0 +1,59 @@
+"""The README's commands run as they stand."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+LINES = "".join(BLOCKS).splitlines()
+
+
+def run_lines(folder: Path, lines: list[str]) -> None:
+    """Run lines of shell, one after the other, where `comp` is this one."""
+    (folder / "configs").symlink_to(REPOSITORY / "configs")
+    command = folder / "bin" / "comp"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m comp "$@"\n')
+    command.chmod(0o755)
+    path = {**os.environ, "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}
+    for line in lines:
+        done = subprocess.run(
+            ["bash", "-ec", line], cwd=folder, env=path, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def test_every_command_on_the_digits_runs_in_turn(tmp_path: Path) -> None:
+    lines = [line for line in LINES if not any(word in line for word in ("make", "cifar", "tune"))]
+    assert len(lines) >= 10
+    run_lines(tmp_path, lines)
+    written = sorted(path.name for path in (tmp_path / "submissions").glob("*.csv"))
+    assert written == ["quickstart-2.csv", "quickstart.csv", "three.csv"]  # the second is the ensemble's
+
+
+@pytest.mark.slow  # a whole study
+def test_its_study_runs(tmp_path: Path) -> None:
+    lines = [line for line in LINES if "tune" in line]
+    assert len(lines) == 2
+    run_lines(tmp_path, lines)
+    assert list((tmp_path / "runs").rglob("best.yaml"))
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"configs/\S+?\.yaml|docs/\w+\.md|CHANGELOG\.md", README))))
+def test_every_file_it_names_exists(path: str) -> None:
+    assert (REPOSITORY / path).is_file()
+
+
+def test_every_verb_of_the_command_line_is_named() -> None:
+    from tests.support.commands import GROUP, commands
+
+    for words in commands(GROUP):
+        assert re.search(rf"comp {words[0]}\b", README), words

@@ -1,0 +1,105 @@
+"""Thresholds: the best that brute force finds, and scores that tuning on the same rows does not flatter."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comp.results import decisions, metrics
+from comp.results.predictions import Predictions
+from tests.support.predictions import multi_label, predicted, predicted_sets
+
+AVERAGES = {"macro_f1": "macro", "micro_f1": "micro", "samples_f1": "samples"}
+
+
+def drawn(seed: int, count: int = 200, classes: int = 4, signal: float = 1.0) -> Predictions:
+    """Return predictions of rare and frequent classes."""
+    generator = np.random.default_rng(seed)
+    frequency = np.linspace(0.05, 0.5, classes)
+    targets = (generator.random((count, classes)) < frequency).astype(np.float32)
+    outputs = generator.normal(size=(count, classes)) + signal * targets - 2
+    return predicted_sets(targets, outputs.astype(np.float32))
+
+
+def by_sklearn(found: Predictions, thresholds: object, average: str) -> float:
+    decided = found.probabilities() >= thresholds
+    empty = 1.0 if average == "samples" else 0.0
+    return float(sklearn.metrics.f1_score(found.truth(), decided, average=average, zero_division=empty))
+
+
+@given(multi_label())
+def test_a_classs_threshold_is_as_good_as_any(found: Predictions) -> None:
+    thresholds = decisions.tune(found, "macro_f1")
+    probabilities, truth = found.probabilities(), found.truth()
+    for column in np.flatnonzero(truth.any(0)):
+        tried = [0.0, *np.unique(probabilities[:, column])]
+        scores = [
+            sklearn.metrics.f1_score(truth[:, column], probabilities[:, column] >= threshold) for threshold in tried
+        ]
+        own = sklearn.metrics.f1_score(truth[:, column], probabilities[:, column] >= thresholds[column])
+        assert own == pytest.approx(max(scores))
+
+
+@given(st.integers(0, 1000))
+def test_a_common_threshold_is_as_good_as_any(seed: int) -> None:
+    found = drawn(seed, count=40)
+    every = np.unique(found.probabilities())
+    micro = decisions.tune(found, "micro_f1")
+    assert len(set(micro.tolist())) == 1
+    assert by_sklearn(found, micro, "micro") == pytest.approx(max(by_sklearn(found, t, "micro") for t in every))
+
+
+@pytest.mark.parametrize("name", decisions.TUNERS)
+def test_tuned_thresholds_beat_a_half_and_the_metric_says_what_scikit_learn_says(name: str) -> None:
+    found = drawn(0)
+    thresholds = decisions.tune(found, name)
+    assert thresholds.shape == (4,)
+    assert thresholds.dtype == np.float32
+    tuned = metrics.metric(name).score(replace(found, thresholds=thresholds))
+    assert tuned > metrics.metric(name).score(found)
+    assert tuned == pytest.approx(by_sklearn(found, thresholds, AVERAGES[name]))
+
+
+@pytest.mark.parametrize("name", decisions.TUNERS)
+def test_cross_fitting_tunes_on_other_rows_and_always_the_same_way(name: str) -> None:
+    found = drawn(1)
+    crossed = decisions.cross_fitted(found, name)
+    assert crossed.thresholds is not None
+    assert crossed.thresholds.shape == found.outputs.shape
+    again = decisions.cross_fitted(found, name)
+    assert again.thresholds is not None
+    assert np.array_equal(crossed.thresholds, again.thresholds)
+    assert len(np.unique(crossed.thresholds, axis=0)) <= 5
+
+
+def test_cross_fitted_scores_do_not_flatter() -> None:
+    flattered, honest = [], []
+    for seed in range(20):
+        found = drawn(seed, count=60, classes=8, signal=0.0)  # nothing can be learnt
+        fresh = drawn(seed + 100, count=2000, classes=8, signal=0.0)
+        thresholds = decisions.tune(found, "macro_f1")
+        truth = metrics.macro_f1(replace(fresh, thresholds=thresholds))
+        flattered.append(metrics.macro_f1(replace(found, thresholds=thresholds)) - truth)
+        honest.append(metrics.macro_f1(decisions.cross_fitted(found, "macro_f1")) - truth)
+    assert np.mean(flattered) > 0.03
+    assert abs(np.mean(honest)) < np.mean(flattered) / 2
+
+
+def test_a_class_that_no_row_has_keeps_a_half() -> None:
+    targets = np.array([[1, 0], [0, 0], [1, 0]], np.float32)
+    found = predicted_sets(targets, np.array([[1, -3], [-1, 2], [2, 0]], np.float32))
+    assert decisions.tune(found, "macro_f1")[1] == 0.5
+
+
+def test_only_decisions_of_several_labels_are_tuned() -> None:
+    several, one = drawn(0), predicted(np.arange(4) % 2, np.zeros((4, 2), np.float32))
+    assert decisions.is_tuned(several, "macro_f1")
+    assert not decisions.is_tuned(several, "accuracy")
+    assert not decisions.is_tuned(several, "roc_auc")
+    assert not decisions.is_tuned(one, "macro_f1")
+    assert decisions.validated(one, "macro_f1") is one
+    single = drawn(0, count=1)
+    assert decisions.cross_fitted(single, "macro_f1").decisions().shape == (1, 4)

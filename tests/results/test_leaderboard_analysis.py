@@ -1,0 +1,215 @@
+"""The leaderboard's advice names submissions that are there, by estimates of their own, and compares like with like."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comp.results import analysis, leaderboard
+from comp.results.evidence import read_sidecar
+from tests.support.commands import Result, comp_process
+from tests.support.frozen_runs import ENSEMBLE, FLIPPED, PLAIN, thawed
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Go to a folder with frozen runs; see `thawed`."""
+    monkeypatch.chdir(thawed(tmp_path))
+    return tmp_path
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}, indent=2))
+
+
+def advised(comp: Callable[..., Result]) -> dict[str, str]:
+    """Return what `comp leaderboard` advises to end with: CSV -> what is said of it."""
+    result = comp("leaderboard")
+    assert result.code == 0, result.err
+    return dict(re.findall(r"^(?:best to end|and) with(?: it)?: (\S+), (.*)$", result.out, re.MULTILINE))
+
+
+def unscored(*paths: str) -> None:
+    """Forget what was recorded of the runs' submissions."""
+    for path in paths or (PLAIN, FLIPPED, ENSEMBLE):
+        change(Path(path) / "metrics.json", leaderboard_scores=[], public_score=None)
+
+
+def test_a_csv_made_with_views_has_the_estimate_of_those_views(comp: Callable[..., Result]) -> None:
+    unscored()
+    Path("submissions/frozen-3.csv").unlink()
+    assert comp("predict", PLAIN, "--views", "flip", "-o", "flip.csv").code == 0
+    (row,) = [row for row in leaderboard.rows(Path("runs")) if row.run == PLAIN]
+    assert row.submission == "flip.csv"
+    assert set(row.estimates) == {"", "+flip"}
+    plain, flipped = (row.estimates[variant]["expected_accuracy"] for variant in ("", "+flip"))
+    assert plain != flipped  # else this test could not tell them apart
+    assert row.expected_accuracy == plain
+    assert advised(comp)["flip.csv"] == f"about {flipped:.4f} by the expected score"
+
+
+def test_a_csv_whose_way_was_never_estimated_is_not_advised_by_another_ways_estimate(
+    comp: Callable[..., Result],
+) -> None:
+    unscored()
+    beside = Path("submissions/frozen.json")
+    made_by = {**json.loads(beside.read_text())["made_by"], "views": "shift"}
+    change(beside, made_by=made_by)
+    assert "submissions/frozen.csv" not in advised(comp)
+
+
+def test_a_csv_of_another_suite_is_not_advised_by_this_ones_estimate(comp: Callable[..., Result]) -> None:
+    unscored()
+    beside = Path("submissions/frozen.json")
+    change(beside, made_by={**json.loads(beside.read_text())["made_by"], "images": "0123456789abcdef"})
+    assert "submissions/frozen.csv" not in advised(comp)
+
+
+def test_a_csv_that_is_gone_or_anothers_by_now_is_not_advised(comp: Callable[..., Result]) -> None:
+    assert "submissions/frozen.csv" in advised(comp)
+    Path("submissions/frozen.csv").unlink()
+    assert "submissions/frozen.csv" not in advised(comp)
+    shutil.copy("submissions/frozen-3.csv", "submissions/frozen-2.csv")
+    shutil.copy("submissions/frozen-3.json", "submissions/frozen-2.json")
+    assert list(advised(comp)) == ["submissions/frozen-3.csv"]
+    shutil.rmtree("submissions")
+    assert advised(comp) == {}
+    assert "nothing to end with: of 3 submissions, as they were recorded, no CSV is here" in comp("leaderboard").out
+
+
+def test_a_csv_that_was_written_anew_does_not_keep_the_score_of_the_old_one(comp: Callable[..., Result]) -> None:
+    assert advised(comp)["submissions/frozen.csv"] == "0.5000 in public"
+    assert comp("predict", PLAIN, "-o", "submissions/frozen.csv", "--force").code == 0
+    assert "by the expected score" in advised(comp)["submissions/frozen.csv"]
+
+
+@pytest.mark.parametrize("other", ["classes", "metric", "task"])
+def test_runs_of_another_kind_are_listed_and_not_compared(comp: Callable[..., Result], other: str) -> None:
+    assert comp("leaderboard").out.count(" ~ ") == 2
+    if other == "classes":
+        provenance = Path(ENSEMBLE) / "provenance.json"
+        change(provenance, classes=[*json.loads(provenance.read_text())["classes"][:-1], "ten"])
+    elif other == "metric":
+        text = (Path(ENSEMBLE) / "metrics.json").read_text()
+        (Path(ENSEMBLE) / "metrics.json").write_text(text.replace('"metric": "accuracy"', '"metric": "log_loss"'))
+    else:
+        change(Path(ENSEMBLE) / "metrics.json", task="multi_label")
+    result = comp("leaderboard")
+    assert result.code == 0, result.err
+    assert "compared are 2 runs, of accuracy and 10 classes; 1 of another task, metric or classes are listed alone" in (
+        result.out
+    )
+    assert "frozen-3.csv" not in "".join(advised(comp))
+    rows = leaderboard.rows(Path("runs"))
+    above = analysis.judge(rows, "auto").above
+    place = [row.run for row in rows].index(ENSEMBLE)
+    assert [above[near] for near in (place, place + 1) if near < 3] == [None] * min(2, 3 - place)
+    if other != "classes":
+        assert place == 2  # the others stand together, best first
+
+
+def test_one_run_without_shifted_validation_does_not_change_what_the_others_are_sorted_by(
+    comp: Callable[..., Result],
+) -> None:
+    path = Path(FLIPPED) / "metrics.json"
+    best = json.loads(path.read_text())["best"]
+    change(path, best={**best, "ood_val": None})
+    rows = leaderboard.rows(Path("runs"))
+    assert [row.run for row in rows] == [PLAIN, ENSEMBLE, FLIPPED]
+    told = "sorted by ood_metric (the competition's metric on shifted validation); 1 of 3 runs have none and come last"
+    assert told in comp("leaderboard").out
+    change(
+        Path(PLAIN) / "metrics.json",
+        best={**json.loads((Path(PLAIN) / "metrics.json").read_text())["best"], "ood_val": None},
+    )
+    assert "sorted by val_metric (the competition's metric on clean validation)\n" in comp("leaderboard").out
+
+
+@pytest.mark.parametrize(("sort", "told"), [("val_accuracy", "accuracy on clean"), ("parameters", ""), ("run", "")])
+def test_the_column_that_is_sorted_by_is_named(comp: Callable[..., Result], sort: str, told: str) -> None:
+    for words in ([], ["--group-by", "model"]):
+        assert (
+            f"sorted by {sort}{f' ({told} validation)' if told else ''}\n"
+            in comp("leaderboard", "--sort", sort, *words).out
+        )
+
+
+def test_a_metric_without_intervals_or_estimates_says_so_in_one_line(comp: Callable[..., Result]) -> None:
+    for path in (PLAIN, FLIPPED, ENSEMBLE):
+        text = (Path(path) / "metrics.json").read_text()
+        (Path(path) / "metrics.json").write_text(text.replace('"metric": "accuracy"', '"metric": "log_loss"'))
+    lines = [line for line in comp("leaderboard").out.splitlines() if "log_loss has no intervals" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith("advised by its public score alone: comp leaderboard record")
+    assert "log_loss has no intervals" not in comp("leaderboard", "--sort", "ood_accuracy").out
+
+
+def test_a_sidecar_that_is_no_sidecar_tells_nothing() -> None:
+    (row,) = [row for row in leaderboard.rows(Path("runs")) if row.run == PLAIN]
+    beside = Path("submissions/frozen.json")
+    good = json.loads(beside.read_text())
+    assert read_sidecar(row, "submissions/frozen.csv") is not None
+    for made_by in (7, ["x"], {"views": "flip", "views_share": "much"}, {"adapt": "bn", "alpha": None}):
+        beside.write_text(json.dumps({**good, "made_by": made_by}))
+        assert read_sidecar(row, "submissions/frozen.csv") is None
+    for text in ("", "[]", "{}", "{"):
+        beside.write_text(text)
+        assert read_sidecar(row, "submissions/frozen.csv") is None
+
+
+def cells(table: str) -> Iterator[list[str]]:
+    """Yield a printed table's lines of cells."""
+    for line in table.splitlines():
+        if line.startswith(("│", "┃")):
+            yield [cell.strip() for cell in line[1:-1].split(line[0])]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_leaderboard_fits_the_window_with_names_whole(folder: Path, columns: int) -> None:
+    result = comp_process("leaderboard", cwd=folder, env={**os.environ, "COLUMNS": str(columns)})
+    assert result.returncode == 0, result.stderr
+    table = result.stdout[: result.stdout.index("└")]
+    assert max(map(len, table.splitlines())) <= columns
+    head, *lines = cells(table)
+    assert "…" not in table
+    assert {"#", "run", "shifted"} <= set(head)
+    names = "".join(line[head.index("run")] for line in lines)
+    assert all(run in names for run in (PLAIN, FLIPPED, ENSEMBLE))
+    absent = re.search(r"^no room for (.*): a wider window or --csv shows all$", result.stdout, re.MULTILINE)
+    everything = {
+        "model",
+        "parameters",
+        "val",
+        "expected",
+        "public",
+        "test",
+        "suite",
+        "minutes",
+        "device",
+        "submission",
+    }
+    assert absent
+    assert set(absent[1].split(", ")) == everything - set(head)
+
+
+def test_an_evaluation_fits_80_columns_and_has_the_competitions_metric(folder: Path) -> None:
+    path = folder / ENSEMBLE / "metrics.json"
+    path.write_text(path.read_text().replace('"metric": "accuracy"', '"metric": "macro_f1"'))
+    result = comp_process("evaluate", ENSEMBLE, cwd=folder, env={**os.environ, "COLUMNS": "80"})
+    assert result.returncode == 0, result.stderr
+    drawn = [line for line in result.stdout.splitlines() if line[:1] in "│┃┏┡└├"]
+    assert max(map(len, drawn)) <= 80
+    assert "…" not in result.stdout
+    values = json.loads((folder / ENSEMBLE / "evaluation.json").read_text())["test"]
+    assert values["metric"] == {"name": "macro_f1", "value": pytest.approx(values["macro"]["f1"])}
+    table = result.stdout[result.stdout.index("precision, recall and F1 weighted") :]
+    head, *lines = cells(table[: table.index("└")])
+    (row,) = [line for line in lines if line[0] == "test"]
+    assert row[head.index("macro_f1")] == f"{values['macro']['f1']:.4f}"

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from torchvision import transforms as pil
 from torchvision.transforms import functional, v2
 
-from comp.augment.engine import alternation, augment
+from comp.augment.engine import alternating_flip_mask, augment
 from comp.augment.mixing import Mixing, mix
 from comp.augment.policies import POLICIES, resolve
 from comp.config import ModelConfig
@@ -54,7 +54,7 @@ def photographs(count: int, side: int) -> np.ndarray:
 
 def ours(pixels: np.ndarray, *, names: list[str]) -> Tensor:
     policy, indices = resolve(names), torch.arange(len(pixels))
-    turned = alternation(0, 1, indices) if any(op.name == "alternating_flip" for op in policy.ops) else None
+    turned = alternating_flip_mask(0, 1, indices) if any(op.name == "alternating_flip" for op in policy.ops) else None
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     return augment(images, policy, rng.keys(0, 1, indices), turned=turned)
 

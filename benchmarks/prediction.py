@@ -20,8 +20,8 @@ import torch
 
 from comp.config import ModelConfig
 from comp.data.splits import Split, Suite
-from comp.inference.options import Variant
-from comp.inference.predict import forget, predict
+from comp.inference.options import PredictOptions
+from comp.inference.predict import delete_partial_blocks, predict
 from comp.models import zoo
 from comp.models.classifier import Classifier
 from comp.results import predictions
@@ -30,11 +30,11 @@ from comp.runtime.device import Execution
 
 CLASSES = [f"class{number}" for number in range(100)]
 VARIANTS = {
-    "ours, plain": Variant(),
-    "ours, flip": Variant("flip"),
-    "ours, flip_shift": Variant("flip_shift"),
-    "ours, ten_crop": Variant("ten_crop"),
-    "ours, ten_crop, uncertain:0.25": Variant("ten_crop", 0.25),
+    "ours, plain": PredictOptions(),
+    "ours, flip": PredictOptions("flip"),
+    "ours, flip_shift": PredictOptions("flip_shift"),
+    "ours, ten_crop": PredictOptions("ten_crop"),
+    "ours, ten_crop, uncertain:0.25": PredictOptions("ten_crop", 0.25),
 }
 PASSES = {"ours, flip": 2, "ours, flip_shift": 6, "ours, ten_crop": 10, "ours, ten_crop, uncertain:0.25": 1 + 9 / 4}
 
@@ -71,7 +71,7 @@ def contest(
                 with execution.autocast():
                     model(execution.layout(part))
 
-    def ours(variant: Variant) -> Callable[[], None]:
+    def ours(variant: PredictOptions) -> Callable[[], None]:
         def work() -> None:
             parts = folder / "suite.parts"
             found = predict(
@@ -85,7 +85,7 @@ def contest(
                 parts=parts,
             )
             predictions.save(folder / "suite.npz", found)
-            forget(parts)
+            delete_partial_blocks(parts)
 
         return work
 

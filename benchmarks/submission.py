@@ -53,7 +53,7 @@ def main() -> None:
         path = Path(folder) / "submission.csv"
         for _ in range(given.runs + 1):
             write = milliseconds(lambda: submission.write(path, predictions, wanted, {}, force=True))
-            check = milliseconds(lambda: check_format.check(path, wanted))
+            check = milliseconds(lambda: check_format.format_problems(path, wanted))
             for name, value in (("write", write), ("check", check), ("both", write + check)):
                 taken[name].append(value)
         size = path.stat().st_size

@@ -46,8 +46,8 @@ from comp.config import Config
 from comp.results import runs
 from comp.training import checkpoint, loop, optimizers
 from comp.training.autotune import choose_execution
-from comp.training.checkpoint import Cursor
-from comp.training.context import Session, open_session
+from comp.training.checkpoint import TrainState
+from comp.training.context import TrainContext, build_context
 from comp.training.loop import Epoch
 from comp.workflows import build, train
 
@@ -77,7 +77,7 @@ CASES = {
 class Stopwatch:
     """An `on_epoch` that times the epoch behind it, then as many bare steps."""
 
-    session: Session
+    session: TrainContext
     whole: list[float] = field(default_factory=list)
     bare: list[float] = field(default_factory=list)
 
@@ -141,16 +141,16 @@ def measure(case: Case, epochs: int, threads: int, folder: Path) -> str:
     root.mkdir(exist_ok=True)
     write_images(root, case.steps * BATCH)
     config = config_of(case, epochs + 1, threads, root)  # the first epoch warms up
-    dataset = train.prepare(config, folder)
+    dataset = build.prepare(config, folder)
     model = build.build_model(config, dataset)
     run = runs.create(folder, config, "run", train.provenance_of(config, dataset, model))
     execution = choose_execution(model, dataset, config).execution
-    session = open_session(config, dataset, run, model, execution, fresh=True)
+    session = build_context(config, dataset, run, model, execution, fresh=True)
     stopwatch = Stopwatch(session)
     with console.bars() as progress:
         loop.fit(session, on_epoch=stopwatch, progress=progress)
     began = time.perf_counter()
-    checkpoint.save(run, session.parts, Cursor())
+    checkpoint.save(run, session.parts, TrainState())
     saving = time.perf_counter() - began
     ratios = [whole / bare for whole, bare in zip(stopwatch.whole[1:], stopwatch.bare[1:], strict=True)]
     ratio, share = statistics.median(ratios), saving / config.train.checkpoint_seconds

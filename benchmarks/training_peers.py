@@ -44,7 +44,7 @@ from comp.models import zoo
 from comp.results import runs
 from comp.training import loop
 from comp.training.autotune import choose_execution
-from comp.training.context import open_session
+from comp.training.context import build_context
 from comp.workflows import build
 from comp.workflows import train as pipeline
 
@@ -179,12 +179,12 @@ def with_comp(folder: Path, batch: int, rich: bool) -> tuple[float, str]:
         },
         "peers",
     )
-    dataset = pipeline.prepare(config, folder)
+    dataset = build.prepare(config, folder)
     model = build.build_model(config, dataset)
     run = runs.create(folder, config, "run", pipeline.provenance_of(config, dataset, model))
     execution = choose_execution(model, dataset, config).execution
     ends: list[float] = []
-    session = open_session(config, dataset, run, model, execution, fresh=True)
+    session = build_context(config, dataset, run, model, execution, fresh=True)
     loop.fit(session, on_epoch=lambda epoch: ends.append(time.perf_counter()))
     return ends[1] - ends[
         0

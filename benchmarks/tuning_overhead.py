@@ -21,7 +21,7 @@ from comp import config as configs
 from comp.results import runs
 from comp.tuning import search
 from comp.tuning.results import Standing
-from comp.workflows import train
+from comp.workflows import build, train
 
 
 def measure(trials: int, epochs: int, storage: str, folder: Path) -> str:
@@ -34,7 +34,7 @@ def measure(trials: int, epochs: int, storage: str, folder: Path) -> str:
             f"tune.trials={trials}", "tune.pruner=none", "tune.confirm.top=0", f"tune.storage='{storage}'",
         ],
     )  # fmt: skip
-    dataset = train.prepare(config, folder)
+    dataset = build.prepare(config, folder)
     bare: list[float] = []
     whole: list[float] = []
     mark = time.perf_counter()

@@ -20,6 +20,7 @@ from comp.inference.inputs import Paths, PredictInput
 from comp.results.predictions import Predictions
 from comp.results.runs import Run, open_run
 from comp.runtime.progress import Progress, quiet
+from comp.workflows import build
 from comp.workflows import predict as predicting
 from comp.workflows import train as pipeline
 
@@ -50,7 +51,7 @@ def train(
         UserError: anything wrong with config, data or disk.
     """
     config = config if isinstance(config, Config) else load_config(config)
-    dataset = pipeline.prepare(config, Path(runs), progress)
+    dataset = build.prepare(config, Path(runs), progress)
     run = pipeline.train(config, name=name, runs_root=Path(runs), dataset=dataset, progress=progress)
     predicting.evaluate(predicting.load(run, dataset, progress), progress)
     return run

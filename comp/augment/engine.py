@@ -19,7 +19,7 @@ from torch import Tensor
 from comp.augment.batch_ops import FUNCTIONS
 from comp.augment.distributions import beta, dirichlet
 from comp.augment.kernels import geometry
-from comp.augment.ops import Choice, Mixture, Op, Policy
+from comp.augment.ops import Mixture, OneOf, Op, Policy
 from comp.runtime import rng
 
 
@@ -43,7 +43,7 @@ def augment(images: Tensor, policy: Policy, keys: Tensor, *, turned: Tensor | No
     return geometry.to_images(pixels)
 
 
-def alternation(seed: int, epoch: int, indices: Tensor) -> Tensor:
+def alternating_flip_mask(seed: int, epoch: int, indices: Tensor) -> Tensor:
     """Return [B] bool: who is mirrored in this epoch; a coin decides in epoch 0, later epochs alternate."""
     coins = rng.integers(rng.keys(seed, 0, indices), 0, 2)
     return (coins + epoch) % 2 == 1
@@ -73,7 +73,7 @@ class _Plan:
 
 
 @lru_cache(maxsize=64)
-def _tabulate(choice: Choice, device: torch.device) -> _Table:
+def _tabulate(choice: OneOf, device: torch.device) -> _Table:
     slots = max(len(branch) for branch in choice.branches)
     names = tuple(dict.fromkeys(op.name for branch in choice.branches for op in branch))
     idle = Op(names[0], 0.0)
@@ -93,7 +93,7 @@ def _tabulate(choice: Choice, device: torch.device) -> _Table:
     )
 
 
-def _draw(choice: Choice, keys: Tensor, turned: Tensor | None) -> _Plan:
+def _draw(choice: OneOf, keys: Tensor, turned: Tensor | None) -> _Plan:
     """Return what each sample does; draw 0 picks the branch, each slot then takes three."""
     table = _tabulate(choice, keys.device)
     slots = table.op.shape[1]
@@ -115,7 +115,7 @@ def _draw(choice: Choice, keys: Tensor, turned: Tensor | None) -> _Plan:
     return _Plan(table.names, torch.where(acts, op, len(table.names)), magnitude, own)
 
 
-def _pick(choice: Choice, keys: Tensor) -> Tensor:
+def _pick(choice: OneOf, keys: Tensor) -> Tensor:
     """[B] int64: each sample's branch, by draw 0."""
     if not choice.weights:
         return rng.integers(keys, 0, len(choice.branches))
@@ -157,7 +157,7 @@ def _run_slot(pixels: Tensor, plan: _Plan, sizes: list[int], magnitude: Tensor, 
 
 def _mix_chains(pixels: Tensor, mixture: Mixture, keys: Tensor, turned: Tensor | None) -> Tensor:
     """Return [B, H, W, C]: chains of ops blended with each other and with the image."""
-    any_op = Choice(tuple((op,) for op in mixture.ops))
+    any_op = OneOf(tuple((op,) for op in mixture.ops))
     weights = dirichlet(mixture.alpha, mixture.width, keys, 0)  # [B, width]
     kept = beta(mixture.alpha, mixture.alpha, rng.uniform(keys, mixture.width))  # [B], the image's own share
     total = pixels.to(torch.float32) * kept[:, None, None, None]

@@ -86,7 +86,7 @@ class Op:
 
 
 @dataclass(frozen=True)
-class Foreign:
+class AlbumentationsOp:
     """A transform of albumentations by its own name and arguments."""
 
     name: str
@@ -96,7 +96,7 @@ class Foreign:
 
 
 @dataclass(frozen=True)
-class Choice:
+class OneOf:
     """One branch a sample; a branch's ops act in turn."""
 
     branches: tuple[tuple[Op, ...], ...]
@@ -129,12 +129,12 @@ class Mixture:
 class Policy:
     """What happens to a training image: a crop while it is read, transforms of albumentations, and stages in turn."""
 
-    stages: tuple[Choice | Mixture, ...]
+    stages: tuple[OneOf | Mixture, ...]
     paper: str = ""
     """Where it was published."""
     crop: Op | None = None
     """A `random_resized_crop`."""
-    foreign: tuple[Foreign, ...] = ()
+    foreign: tuple[AlbumentationsOp, ...] = ()
 
     @property
     def ops(self) -> frozenset[Op]:
@@ -223,7 +223,7 @@ def parse(row: Mapping[str, Any], where: str) -> Op:
     return Op(name, float(probability), low, high, signed)
 
 
-def parse_foreign(row: Mapping[str, Any], where: str) -> Foreign:
+def parse_foreign(row: Mapping[str, Any], where: str) -> AlbumentationsOp:
     """Return the transform that a row of `augment.albumentations` asks for.
 
     Args:
@@ -236,7 +236,7 @@ def parse_foreign(row: Mapping[str, Any], where: str) -> Foreign:
     name, probability, rest = _named(row, where, "a transform of albumentations")
     if name in OPS | READING_OPS:
         raise ConfigError(f"{where}: {name} is an op, not a transform of albumentations; move it to augment.ops")
-    return Foreign(name, float(probability), json.dumps(rest, sort_keys=True))
+    return AlbumentationsOp(name, float(probability), json.dumps(rest, sort_keys=True))
 
 
 _KEPT = (0.08, 1.0)  # of the area by random_resized_crop, as GoogLeNet was trained

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
-from comp.augment.ops import READING_OPS, Choice, Mixture, Op, Policy, parse, parse_foreign
+from comp.augment.ops import READING_OPS, Mixture, OneOf, Op, Policy, parse, parse_foreign
 from comp.runtime.errors import ConfigError, unknown
 
 # Largest magnitudes of the AutoAugment search space, 10 levels, 9 the strongest: (at level 0, at level 9, signed).
@@ -50,10 +50,10 @@ _IMAGENET = """
 """
 
 
-def _autoaugment(table: str) -> Choice:
+def _autoaugment(table: str) -> OneOf:
     """Return the choice that a table of sub-policies writes out: `name probability level`, two ops a cell."""
     cells = [cell for line in table.strip().splitlines() for cell in line.split("|")]
-    return Choice(tuple(tuple(_leveled(*op.split()) for op in cell.split(",")) for cell in cells))
+    return OneOf(tuple(tuple(_leveled(*op.split()) for op in cell.split(",")) for cell in cells))
 
 
 def _leveled(name: str, probability: str, level: str) -> Op:
@@ -62,13 +62,13 @@ def _leveled(name: str, probability: str, level: str) -> Op:
     return Op(name, float(probability), magnitude, magnitude, signed)
 
 
-def _one_of(ranges: dict[str, tuple[float, float, bool]], at: float | None = None, steps: int = 0) -> Choice:
+def _one_of(ranges: dict[str, tuple[float, float, bool]], at: float | None = None, steps: int = 0) -> OneOf:
     """Return a choice of single ops: at a fixed share `at` of their range, or anywhere in it."""
     branches = []
     for name, (weak, strong, signed) in ranges.items():
         low, high = (weak, strong) if at is None else (weak + (strong - weak) * at,) * 2
         branches.append((Op(name, 1.0, low, high, signed, steps),))
-    return Choice((*branches, ()))  # the last branch is the identity
+    return OneOf((*branches, ()))  # the last branch is the identity
 
 
 def randaugment(n: int = 2, m: int = 9) -> Policy:
@@ -149,9 +149,9 @@ _ABSTRACT = (
 _ABSTRACT_AGAIN = ((1.0, Op("random_filter", 1.0, 0.05, 0.3)), (1.0, Op("fractal", 1.0, 0.1, 0.5)))
 
 
-def _weighted(untouched: float, rows: Sequence[tuple[float, Op]]) -> Choice:
+def _weighted(untouched: float, rows: Sequence[tuple[float, Op]]) -> OneOf:
     """Return a choice of one op or, with weight `untouched`, of none."""
-    return Choice(((), *((op,) for _, op in rows)), (untouched, *(weight for weight, _ in rows)))
+    return OneOf(((), *((op,) for _, op in rows)), (untouched, *(weight for weight, _ in rows)))
 
 
 _CROP = Op("crop", 1.0, 0.125, 0.125)  # 4 px of 32
@@ -165,25 +165,25 @@ _MILD_JITTER = tuple(Op(name, 1.0, -0.2, 0.2) for name in ("brightness", "contra
 
 POLICIES: dict[str, Policy] = {
     "none": Policy(()),
-    "basic": Policy((Choice(((_CROP, Op("flip", 0.5)),)),), "He et al. 2016, ResNet, section 4.2, arXiv:1512.03385"),
+    "basic": Policy((OneOf(((_CROP, Op("flip", 0.5)),)),), "He et al. 2016, ResNet, section 4.2, arXiv:1512.03385"),
     "alternating_flip": Policy(
-        (Choice(((_CROP, Op("alternating_flip")),)),), "Jordan 2024, 94% on CIFAR-10 in 3.29 s, arXiv:2404.00498"
+        (OneOf(((_CROP, Op("alternating_flip")),)),), "Jordan 2024, 94% on CIFAR-10 in 3.29 s, arXiv:2404.00498"
     ),
     "mirrored_crop": Policy(
-        (Choice(((Op("alternating_flip"), Op("crop_mirrored", 1.0, 0.0625, 0.0625)),)),),  # 2 px of 32
+        (OneOf(((Op("alternating_flip"), Op("crop_mirrored", 1.0, 0.0625, 0.0625)),)),),  # 2 px of 32
         "Jordan 2024, 94% on CIFAR-10 in 3.29 s, arXiv:2404.00498",
     ),
-    "cutout": Policy((Choice(((Op("cutout", 1.0, 0.5, 0.5),),)),), "DeVries and Taylor 2017, arXiv:1708.04552"),
+    "cutout": Policy((OneOf(((Op("cutout", 1.0, 0.5, 0.5),),)),), "DeVries and Taylor 2017, arXiv:1708.04552"),
     "random_erasing": Policy(
-        (Choice(((Op("random_erasing", 0.5, 0.4, 0.4),),)),), "Zhong et al. 2020, arXiv:1708.04896"
+        (OneOf(((Op("random_erasing", 0.5, 0.4, 0.4),),)),), "Zhong et al. 2020, arXiv:1708.04896"
     ),
-    "color_jitter": Policy((Choice(tuple(permutations(_JITTER))),), "Howard 2013, section 2.2, arXiv:1312.5402"),
+    "color_jitter": Policy((OneOf(tuple(permutations(_JITTER))),), "Howard 2013, section 2.2, arXiv:1312.5402"),
     "photo": Policy(
-        (Choice(((Op("flip", 0.5),),)), Choice(tuple(permutations(_MILD_JITTER)))),
+        (OneOf(((Op("flip", 0.5),),)), OneOf(tuple(permutations(_MILD_JITTER)))),
         "Szegedy et al. 2015, GoogLeNet, section 6, arXiv:1409.4842; Howard 2013, section 2.2, arXiv:1312.5402",
         crop=Op("random_resized_crop", 1.0, 0.08, 1.0),
     ),
-    "rotation": Policy((Choice(((Op("rotate_bilinear", 1.0, -15.0, 15.0),),)),), "Simard et al. 2003, ICDAR"),
+    "rotation": Policy((OneOf(((Op("rotate_bilinear", 1.0, -15.0, 15.0),),)),), "Simard et al. 2003, ICDAR"),
     "autoaugment_cifar10": Policy((_autoaugment(_CIFAR10),), "Cubuk et al. 2019, table 7, arXiv:1805.09501"),
     "autoaugment_imagenet": Policy((_autoaugment(_IMAGENET),), "Cubuk et al. 2019, table 9, arXiv:1805.09501"),
     "randaugment": randaugment(),
@@ -256,7 +256,7 @@ def resolve(
         )
     stages = [stage for policy in chosen for stage in policy.stages]
     if on_batches := tuple(op for op in free if op.name not in READING_OPS):
-        stages.append(Choice((on_batches,)))
+        stages.append(OneOf((on_batches,)))
     return Policy(
         tuple(stages),
         "; ".join(policy.paper for policy in chosen if policy.paper),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.augment.ops import Foreign, Op, Policy
+from comp.augment.ops import AlbumentationsOp, Op, Policy
 from comp.runtime import rng
 from comp.runtime.errors import ConfigError, nearest
 
@@ -86,7 +86,7 @@ def of(policy: Policy, seed: int) -> Reading | None:
     return Reading(policy, seed) if policy.crop or policy.foreign else None
 
 
-def check(policy: Policy, image_shape: tuple[int, int, int]) -> None:
+def check_image_shape(policy: Policy, image_shape: tuple[int, int, int]) -> None:
     """Try the transforms of albumentations on an image, and refuse those that cannot take it or change its size.
 
     Args:
@@ -136,7 +136,7 @@ def _crop(op: Op, found: Sides, size: Sides, chance: random.Random) -> Box:
 class _Transforms:
     """Transforms of albumentations in turn, all with the same generators."""
 
-    def __init__(self, ops: Sequence[Foreign]) -> None:
+    def __init__(self, ops: Sequence[AlbumentationsOp]) -> None:
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would otherwise ask the network for news
         import albumentations  # takes a second to import
 
@@ -159,7 +159,7 @@ class _Transforms:
         return np.ascontiguousarray(image if image.ndim == 3 else image[..., None])
 
 
-def _built(albumentations: Any, op: Foreign) -> Any:
+def _built(albumentations: Any, op: AlbumentationsOp) -> Any:
     kind, arguments = getattr(albumentations, op.name, None), json.loads(op.arguments)
     if isinstance(kind, type) and issubclass(kind, albumentations.BaseCompose):
         raise ConfigError(

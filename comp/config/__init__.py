@@ -1,8 +1,8 @@
 """Every knob, typed and documented once: `load` a YAML file with overrides, `dump` it back. No torch here.
 
 This is the first of two phases: shape and types. Names that a registry answers for (models, policies, metrics), rules
-and disk space are checked by `comp.workflows.train.check`. A config never changes after loading and nothing writes a
-derived value back into it.
+and disk space are checked by `comp.workflows.checks.check_config`. A config never changes after loading and nothing
+writes a derived value back into it.
 """
 
 from comp.config.competition import (

@@ -19,7 +19,7 @@ _USER_FOLDERS = {"COMP_CACHE": "", "XDG_CACHE_HOME": "comp", "LOCALAPPDATA": "co
 _RULES = 2  # goes into every key: raised when a computation changes, which makes old facts unreachable
 
 
-def remembered(root: Path, kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def cached_json(root: Path, kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return facts from the cache, or compute and keep them.
 
     Args:

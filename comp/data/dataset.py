@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from comp.config import Config
 from comp.config.tasks import TASKS, metric_name
 from comp.data import loading, splits, splitting, suites
-from comp.data.cache import remembered
+from comp.data.cache import cached_json
 from comp.data.images import ImageFiles
 from comp.data.sources import Source, open_source
 from comp.data.splits import Split, Suite
@@ -184,7 +184,7 @@ def _statistics(
         mean, std = splits.channel_statistics(train.images, progress)
         return {"mean": mean, "std": std}
 
-    found = remembered(root, "statistics", "\0".join((fingerprint, *train.ids.tolist())), measure)
+    found = cached_json(root, "statistics", "\0".join((fingerprint, *train.ids.tolist())), measure)
     return tuple(found["mean"]), tuple(found["std"])
 
 

@@ -92,13 +92,13 @@ def _augmented(
         rows = rows[np.random.default_rng(config.seed).permutation(len(rows))]
     policies.check_channels(section.policy, section.ops, train.image_shape[0])
     policy = policies.resolve(section.policy, section.ops, section.albumentations)
-    worker_stage.check(policy, train.image_shape)
+    worker_stage.check_image_shape(policy, train.image_shape)
     transform = worker_stage.of(policy, config.seed)
     seen = [loading.read(train.images, int(row), _FIRST_EPOCH, transform) for row in rows]
     images = torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2)
     indices = torch.from_numpy(rows)
     keys = rng.keys(config.seed, _FIRST_EPOCH, indices)
-    turned = engine.alternation(config.seed, _FIRST_EPOCH, indices)
+    turned = engine.alternating_flip_mask(config.seed, _FIRST_EPOCH, indices)
     assert train.labels is not None
     how = mixing.Mixing(section.mixup, section.cutmix, section.switch_probability)
     mixed, targets = mixing.mix(

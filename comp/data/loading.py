@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from comp.data.images import Box, ImageFiles, Sides, cut_from
-from comp.data.readers import Plan, or_raise
+from comp.data.readers import BatchPlan, or_raise
 from comp.data.readers import loader as loader_of
 from comp.data.splits import Split
 from comp.runtime.errors import DataError, UserError
@@ -116,7 +116,7 @@ class Streamed:
         self._images, self._workers = split.images, workers
         # Files as they are, are decoded by the workers that validation has too.
         self._shares = transform is None and workers > 0 and isinstance(split.images, ImageFiles)
-        self._plan = Plan()
+        self._plan = BatchPlan()
         self._loader = loader_of(
             _Reader(split.images, transform), self._plan, workers, _stack, pinned=self._device.type == "cuda"
         )

@@ -38,7 +38,7 @@ Verdict = Literal["ok", "note", "misleads"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class DataFinding:
     """One thing that was looked for.
 
     Attributes:
@@ -56,7 +56,7 @@ class Finding:
     mend: str = ""
 
 
-def check(dataset: Dataset, *, skip_bad: bool = False, progress: Progress = quiet) -> list[Finding]:
+def find_problems(dataset: Dataset, *, skip_bad: bool = False, progress: Progress = quiet) -> list[DataFinding]:
     """Look for what would make a training mislead.
 
     Args:
@@ -74,7 +74,7 @@ def check(dataset: Dataset, *, skip_bad: bool = False, progress: Progress = quie
     ]
 
 
-def refuse_misleading(findings: Sequence[Finding], where: str) -> None:
+def refuse_misleading(findings: Sequence[DataFinding], where: str) -> None:
     """Raise for what misleads.
 
     Raises:
@@ -86,10 +86,10 @@ def refuse_misleading(findings: Sequence[Finding], where: str) -> None:
         raise DataError(f"{where}: a training on these data would mislead\n  " + "\n  ".join(lines))
 
 
-def _unreadable(dataset: Dataset, skip_bad: bool) -> Finding:
+def _unreadable(dataset: Dataset, skip_bad: bool) -> DataFinding:
     files = dataset.unreadable
     verdict: Verdict = "ok" if not files else "note" if skip_bad else "misleads"
-    return Finding(
+    return DataFinding(
         "unreadable or missing files",
         len(files),
         verdict,
@@ -98,13 +98,13 @@ def _unreadable(dataset: Dataset, skip_bad: bool) -> Finding:
     )
 
 
-def _class_findings(dataset: Dataset, splits: Sequence[Split]) -> Iterator[Finding]:
+def _class_findings(dataset: Dataset, splits: Sequence[Split]) -> Iterator[DataFinding]:
     classes = dataset.competition.classes
     for split in splits:
         if split.labels is None:
             continue
         empty = np.flatnonzero(split.class_counts(len(classes)) == 0)
-        yield Finding(
+        yield DataFinding(
             f"classes without an image in {split.name}", len(empty), "misleads" if len(empty) else "ok",
             tuple(classes[label] for label in empty[:_EXAMPLES]),
             "label such images, take the class out, or hold out more (data.validation)",
@@ -113,7 +113,7 @@ def _class_findings(dataset: Dataset, splits: Sequence[Split]) -> Iterator[Findi
     largest, smallest = int(counts.argmax()), int(np.where(counts, counts, counts.max() + 1).argmin())
     uneven = counts[largest] >= IMBALANCE * counts[smallest] and largest != smallest
     dominant = counts[largest] > DOMINANCE * counts.sum()
-    yield Finding(
+    yield DataFinding(
         "times as many images of one class as of another", round(counts[largest] / counts[smallest]),
         "misleads" if dominant else "note" if uneven else "ok",
         tuple(f"{classes[label]}: {counts[label]:,}" for label in dict.fromkeys((largest, smallest))),
@@ -122,9 +122,9 @@ def _class_findings(dataset: Dataset, splits: Sequence[Split]) -> Iterator[Findi
     )  # fmt: skip
 
 
-def _copy_findings(splits: Sequence[Split], copies: Copies) -> Iterator[Finding]:
+def _copy_findings(splits: Sequence[Split], copies: Copies) -> Iterator[DataFinding]:
     names = _names(splits)
-    yield Finding("images of one colour", int(copies.blank.sum()), "note" if copies.blank.any() else "ok",
+    yield DataFinding("images of one colour", int(copies.blank.sum()), "note" if copies.blank.any() else "ok",
                   tuple(names[copies.blank][:_EXAMPLES]), "look at them")  # fmt: skip
     for number, split in enumerate(splits):
         inside = _part(splits) == number
@@ -140,7 +140,7 @@ def _copy_findings(splits: Sequence[Split], copies: Copies) -> Iterator[Finding]
             yield from _leaks(splits, copies, one, other)
 
 
-def _leaks(splits: Sequence[Split], copies: Copies, one: int, other: int) -> Iterator[Finding]:
+def _leaks(splits: Sequence[Split], copies: Copies, one: int, other: int) -> Iterator[DataFinding]:
     """What of the later split is in the earlier one too."""
     names, part = _names(splits), _part(splits)
     between = f"{splits[other].name} images that are in {splits[one].name} too"
@@ -159,7 +159,7 @@ def _leaks(splits: Sequence[Split], copies: Copies, one: int, other: int) -> Ite
                   _examples(names, copies, copies.near[crossing]), mend)  # fmt: skip
 
 
-def _conflict_findings(splits: Sequence[Split], copies: Copies) -> Iterator[Finding]:
+def _conflict_findings(splits: Sequence[Split], copies: Copies) -> Iterator[DataFinding]:
     names = _names(splits)
     labels = _label_keys(splits)
     firsts = labels[copies.first]
@@ -170,7 +170,7 @@ def _conflict_findings(splits: Sequence[Split], copies: Copies) -> Iterator[Find
     pairs = copies.near[firsts[copies.near[:, 0]] != firsts[copies.near[:, 1]]]
     yield _note("near duplicates under different labels, pairs", len(pairs), _examples(names, copies, pairs))
     if copies.capped:
-        yield Finding("pairs of near duplicates, where the search ended", duplicates.MOST_PAIRS, "note",
+        yield DataFinding("pairs of near duplicates, where the search ended", duplicates.MOST_PAIRS, "note",
                       (), "counts of near duplicates are lower bounds")  # fmt: skip
 
 
@@ -183,15 +183,15 @@ def _label_keys(splits: Sequence[Split]) -> NDArray[np.int64]:
 
 def _judged(
     what: str, rows: NDArray[np.int64], total: int, limit: float, examples: Iterator[str], mend: str
-) -> Finding:
+) -> DataFinding:
     verdict: Verdict = "ok"
     if len(rows):
         verdict = "misleads" if len(rows) >= limit * total else "note"
-    return Finding(what, len(rows), verdict, _some(examples), mend)
+    return DataFinding(what, len(rows), verdict, _some(examples), mend)
 
 
-def _note(what: str, count: int, examples: Iterator[str]) -> Finding:
-    return Finding(what, count, "note" if count else "ok", _some(examples), "keep one of each, or leave them")
+def _note(what: str, count: int, examples: Iterator[str]) -> DataFinding:
+    return DataFinding(what, count, "note" if count else "ok", _some(examples), "keep one of each, or leave them")
 
 
 def _some(examples: Iterator[str]) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ class Files(Protocol):
     def __getitem__(self, row: int, /) -> NDArray[np.uint8]: ...
 
 
-class Plan:
+class BatchPlan:
     """The batches of the pass at hand: a `DataLoader` that keeps its workers asks anew for each pass."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Readers:
     """The workers of one list of files and of all that is taken from it; they end with the last of these."""
 
     def __init__(self) -> None:
-        self._plan = Plan()
+        self._plan = BatchPlan()
         self._loaders: list[DataLoader[Any]] = []  # one, or none yet
         self._made = (0, False)
         self._busy = False
@@ -109,7 +109,7 @@ def or_raise(pixels: "Tensor | UserError") -> Tensor:
 
 
 def loader(
-    dataset: Dataset[Any], plan: Plan, workers: int, collate: Callable[[list[Any]], Any], *, pinned: bool
+    dataset: Dataset[Any], plan: BatchPlan, workers: int, collate: Callable[[list[Any]], Any], *, pinned: bool
 ) -> "DataLoader[Any]":
     """Return a loader whose workers start with the first pass and stay: starting them anew costs seconds."""
     return DataLoader(

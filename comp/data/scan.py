@@ -15,7 +15,7 @@ import numpy as np
 from comp.config import DataConfig
 from comp.config.section import height_and_width
 from comp.data import archives, images, ranges
-from comp.data.cache import remembered
+from comp.data.cache import cached_json
 from comp.data.images import ImageFiles
 from comp.data.splits import Split
 from comp.results.predictions import Targets
@@ -51,7 +51,7 @@ def files_split(
         raise DataError(f"{name}: holds no image; known are {', '.join(images.SUFFIXES)}")
     there = [row for row, path in enumerate(paths) if path is not None]
     files = [path for path in paths if path is not None]
-    facts = remembered(Path(config.root), "survey", _stamp(files, config), lambda: _survey(files, name, progress))
+    facts = cached_json(Path(config.root), "survey", _stamp(files, config), lambda: _survey(files, name, progress))
     bad = {there[row]: reason for row, reason in facts["unreadable"]}
     if bad and (not config.skip_bad or len(bad) == len(files)):
         raise DataError(_told(name, list(bad.values()), skippable=len(bad) < len(files), labelled=labels is not None))

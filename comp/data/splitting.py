@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from comp.config import DataConfig
 from comp.config.tasks import TASKS
-from comp.data.cache import remembered
+from comp.data.cache import cached_json
 from comp.data.duplicates import exact_groups
 from comp.data.sources.source import Source
 from comp.data.splits import Split, fingerprint
@@ -35,7 +35,7 @@ _ROWS = "rows_"  # begins the names of samples in split.npz
 
 
 @dataclass(frozen=True)
-class Parts:
+class Splits:
     """A divided source; None for a split that it does not have.
 
     Attributes:
@@ -53,7 +53,7 @@ class Parts:
 
 def divide(
     source: Source, config: DataConfig, *, cut_test: bool, groups: Rows | None = None, progress: Progress = quiet
-) -> Parts:
+) -> Splits:
     """Divide a source as `data.validation`, `folds`, `stratify`, `groups` and `test` say.
 
     Args:
@@ -72,7 +72,7 @@ def divide(
     stratifier = STRATIFIERS[TASKS[source.task].stratifier if config.stratify else "none"]
     train, test, val, notes = source.train, source.test, None, []
     if test is None and cut_test:
-        stays, held = held_out(train, config.test, config.split_seed, stratifier=stratifier, groups=groups)
+        stays, held = holdout_indices(train, config.test, config.split_seed, stratifier=stratifier, groups=groups)
         groups = None if groups is None else groups[stays]
         notes += _rare(train, source.classes, 2, "test") if config.stratify else []
         train, test = train.take(stays, "train"), train.take(held, "test")
@@ -87,10 +87,10 @@ def divide(
             )
         val = source.val
     elif config.validation != "none":
-        stays, held = held_out(train, config.validation, config.split_seed, stratifier=stratifier, groups=groups)
+        stays, held = holdout_indices(train, config.validation, config.split_seed, stratifier=stratifier, groups=groups)
         notes += _rare(train, source.classes, 2, "validation") if config.stratify else []
         train, val = train.take(stays, "train"), train.take(held, "val")
-    return Parts(train, val, test, tuple(notes))
+    return Splits(train, val, test, tuple(notes))
 
 
 def _rare(split: Split, classes: Sequence[str], fewest: int, where: str) -> list[str]:
@@ -103,7 +103,7 @@ def _rare(split: Split, classes: Sequence[str], fewest: int, where: str) -> list
     return [f"split: classes with too few images to be in training and {where}: {shown}"]
 
 
-def held_out(
+def holdout_indices(
     split: Split, size: float | int, seed: int, *, stratifier: "Stratifier | None" = None, groups: Rows | None = None
 ) -> tuple[Rows, Rows]:
     """Return the rows that stay and the rows that are held out, each in order.
@@ -390,7 +390,7 @@ def _copies(split: Split, config: DataConfig, progress: Progress) -> Rows:
         return {"copies": [rows.tolist() for rows in members if len(rows) > 1]}
 
     groups = np.arange(len(split))
-    for rows in remembered(Path(config.root), "copies", fingerprint(split), find)["copies"]:
+    for rows in cached_json(Path(config.root), "copies", fingerprint(split), find)["copies"]:
         groups[rows] = rows[0]
     return groups
 
@@ -433,7 +433,7 @@ def read(path: Path, cure: str) -> dict[str, NDArray[Any]]:
     return found
 
 
-def check(path: Path, train: Split, val: Split | None) -> None:
+def check_saved_split(path: Path, train: Split, val: Split | None) -> None:
     """Refuse a division that is not the recorded one: validation images would have been trained on.
 
     Raises:

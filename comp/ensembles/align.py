@@ -15,7 +15,7 @@ _CHUNK_ROWS = 20_000  # a suite's members are never float32 all at once
 
 
 @dataclass(frozen=True)
-class Sample:
+class AlignedSplit:
     """One split as all members see it.
 
     Attributes:
@@ -50,7 +50,7 @@ def chunks(rows: int) -> list[slice]:
 
 def sample(
     split: str, names: Sequence[str], members: Sequence[Predictions], images: Sequence[NDArray[np.str_]]
-) -> Sample:
+) -> AlignedSplit:
     """Return members that show the same images, their classes in the first one's order.
 
     Args:
@@ -77,7 +77,7 @@ def sample(
                 "one data.split_seed and one division, or all folds of it"
             )
         ordered.append(aligned)
-    return Sample(tuple(names), tuple(ordered), shown)
+    return AlignedSplit(tuple(names), tuple(ordered), shown)
 
 
 def same_images(members: Sequence[Predictions], images: Sequence[NDArray[np.str_]]) -> bool:

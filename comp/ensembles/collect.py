@@ -16,8 +16,8 @@ from comp import config as configs
 from comp.config import Config
 from comp.data import splitting
 from comp.ensembles import align, cross_fit, methods, scoring
-from comp.ensembles.align import Sample
-from comp.inference.options import laid_on
+from comp.ensembles.align import AlignedSplit
+from comp.inference.options import with_overrides
 from comp.results import predictions, runs
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
@@ -31,7 +31,7 @@ SELECTIONS = ("ood_val", "val")  # what may be fitted on, the shifted one first
 
 
 @dataclass(frozen=True)
-class Group:
+class MemberRuns:
     """One member: a run, or one run for each fold.
 
     Attributes:
@@ -54,7 +54,7 @@ class Gathered:
         differing: validation splits that every run has, with different images.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[MemberRuns, ...]
     stored: Mapping[Path, Mapping[str, Path]]
     splits: tuple[str, ...]
     differing: tuple[str, ...] = ()
@@ -86,7 +86,7 @@ class Gathered:
             return "give one run for each fold, data.fold=0, 1 ..."
         return "give the runs one data.validation and the same data"
 
-    def sample(self, split: str) -> Sample:
+    def sample(self, split: str) -> AlignedSplit:
         """Return a split as every member sees it."""
         parts, images = self._of_groups(split)
         return align.sample(split, [group.name for group in self.groups], parts, images)
@@ -99,7 +99,7 @@ class Gathered:
         pairs = [self._of_group(group, split) for group in self.groups]
         return [part for part, _ in pairs], [images for _, images in pairs]
 
-    def _of_group(self, group: Group, split: str) -> tuple[Predictions, NDArray[np.str_]]:
+    def _of_group(self, group: MemberRuns, split: str) -> tuple[Predictions, NDArray[np.str_]]:
         parts = [predictions.load(self.stored[run.path][split]) for run in group.runs]
         images = [_images(run, split, part) for run, part in zip(group.runs, parts, strict=True)]
         if len(parts) == 1:
@@ -166,7 +166,7 @@ def _described(competition: tuple[str, str, str]) -> str:
     return f"competition '{name}' (task {task}, metric {metric})"
 
 
-def grouped(trained: Sequence[Run]) -> tuple[Group, ...]:
+def grouped(trained: Sequence[Run]) -> tuple[MemberRuns, ...]:
     """Return runs as members: those that differ in `data.fold` alone are one where each fold is there once.
 
     Where a fold is missing or there twice, each run is a member of its own: they were validated on different images.
@@ -184,9 +184,9 @@ def grouped(trained: Sequence[Run]) -> tuple[Group, ...]:
         count = parts[0][1].config().data.folds
         ordered = sorted(parts, key=lambda part: part[0])
         if [fold for fold, _ in ordered] != list(range(count or 0)):
-            groups += [Group(run.name, (run,)) for _, run in parts]
+            groups += [MemberRuns(run.name, (run,)) for _, run in parts]
             continue
-        groups.append(Group(f"{ordered[0][1].name} ({count} folds)", tuple(run for _, run in ordered)))
+        groups.append(MemberRuns(f"{ordered[0][1].name} ({count} folds)", tuple(run for _, run in ordered)))
     return tuple(groups)
 
 
@@ -211,7 +211,7 @@ def _stored(run: Run, given: Mapping[str, Any], progress: Progress) -> dict[str,
         paths = {split: run.predictions_path(split) for split in SPLITS}
         return {split: path for split, path in paths.items() if path.is_file()}
     config = run.config()
-    variant = laid_on(config.predict, given)
+    variant = with_overrides(config.predict, given)
     rules.check_adaptation(config.competition.rules, variant.adapt)
     paths = {split: run.predictions_path(split + variant.suffix) for split in SPLITS if _has(run, config, split)}
     digest = runs.sha256(run.weights_path())

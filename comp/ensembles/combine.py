@@ -13,7 +13,7 @@ from comp.config import Config, PredictConfig
 from comp.config.tasks import TASKS
 from comp.data.dataset import Dataset
 from comp.ensembles import align, collect, cross_fit, methods, scoring
-from comp.ensembles.align import Sample
+from comp.ensembles.align import AlignedSplit
 from comp.ensembles.collect import SELECTIONS, Gathered
 from comp.ensembles.cross_fit import Comparison, CrossFitted
 from comp.ensembles.methods import FitData, Fitted, Method
@@ -50,7 +50,9 @@ class _Combination:
     crossed: CrossFitted | None
     decider: Decider
 
-    def of(self, split: str, sample: Sample, made_by: Mapping[str, Any], progress: Progress = quiet) -> Predictions:
+    def of(
+        self, split: str, sample: AlignedSplit, made_by: Mapping[str, Any], progress: Progress = quiet
+    ) -> Predictions:
         """Return the ensemble's predictions of a split, of validation those that are not fitted on their own rows."""
         if split in SELECTIONS and self.crossed is not None:
             combined = cross_fit.out_of_fold(self.crossed, sample, made_by)
@@ -136,7 +138,7 @@ def _fit(
     return _Combination(name, split, whole, crossed, scoring.tuned(metric, tuned_on, held_out, calibrated=calibrated))
 
 
-def _compare(combination: _Combination, sample: Sample, metric: str) -> Comparison:
+def _compare(combination: _Combination, sample: AlignedSplit, metric: str) -> Comparison:
     assert combination.split is not None
     assert combination.crossed is not None
     held_out = combination.of(combination.split, sample, {})
@@ -235,7 +237,7 @@ def _store(
             images["ood_val"] = sample.images[: int(combined.block_sizes[0])]
             calibration = accuracy_estimate.calibrate(combined)
         if split == "suite" and calibration is not None:
-            estimate = accuracy_estimate.expect(combined, calibration).to_json()
+            estimate = accuracy_estimate.estimate_accuracy(combined, calibration).to_json()
             scores["expected"] = {"suite": AccuracyEstimate.model_validate(estimate)}
     runs.write_arrays(result.path / "split.npz", {"train": np.array([], np.str_), **images})
     return {"best": WeightScores(val=scores.pop("val", None), ood_val=scores.pop("ood_val", None)), **scores}
@@ -282,8 +284,8 @@ def comparison(run: Run) -> Comparison | None:
     values = {key: value for key, value in (stored.ensemble or {}).items() if key != "note"}
     if "members" not in values or "gain" not in values:
         return None
-    rows = {name: cross_fit.Row(**values[name]) for name in ("best_single", "ensemble")}
+    rows = {name: cross_fit.EnsembleRow(**values[name]) for name in ("best_single", "ensemble")}
     gained = metrics.metric(stored.metric).as_maximize(rows["ensemble"].metric - rows["best_single"].metric)
     version_1 = {"metric": stored.metric, "metric_gain": gained, "metric_gain_error": None}
-    parts = tuple(cross_fit.Row(**row) for row in values["members"])
+    parts = tuple(cross_fit.EnsembleRow(**row) for row in values["members"])
     return Comparison(**{**version_1, **values, **rows, "members": parts})

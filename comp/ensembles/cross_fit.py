@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.ensembles.align import Sample, chunks, row_thresholds
+from comp.ensembles.align import AlignedSplit, chunks, row_thresholds
 from comp.ensembles.methods import FitData, Fitted, Method
 from comp.ensembles.scoring import Scorer
 from comp.ensembles.spaces import Values
@@ -23,7 +23,7 @@ from comp.runtime.progress import Progress, quiet
 
 
 @dataclass(frozen=True)
-class Row:
+class EnsembleRow:
     """A member, or the whole: accuracy in [0, 1], the competition's metric in its own unit, loss in nats."""
 
     name: str
@@ -56,10 +56,10 @@ class Comparison:
     metric: str
     images: int
     folds: int
-    members: tuple[Row, ...]
+    members: tuple[EnsembleRow, ...]
     disagreement: tuple[tuple[float, ...], ...]
-    best_single: Row
-    ensemble: Row
+    best_single: EnsembleRow
+    ensemble: EnsembleRow
     gain: float
     gain_error: float
     metric_gain: float
@@ -90,12 +90,14 @@ def fold_of(images: NDArray[np.str_], targets: Targets, folds: int) -> NDArray[n
     return dealt[place]
 
 
-def combine(fitted: Fitted, sample: Sample, made_by: Mapping[str, Any], progress: Progress = quiet) -> Predictions:
+def combine(
+    fitted: Fitted, sample: AlignedSplit, made_by: Mapping[str, Any], progress: Progress = quiet
+) -> Predictions:
     """Return the ensemble's predictions of a sample."""
     return _as_predictions(sample, _outputs(fitted, sample, np.arange(len(sample.images)), progress), made_by)
 
 
-def _outputs(fitted: Fitted, sample: Sample, rows: NDArray[np.int64], progress: Progress = quiet) -> Values:
+def _outputs(fitted: Fitted, sample: AlignedSplit, rows: NDArray[np.int64], progress: Progress = quiet) -> Values:
     """Return the ensemble's outputs of some rows, [len(rows), C]."""
     outputs = np.empty((len(rows), len(sample.members[0].classes)), np.float32)
     for part in [slice(0, len(rows))] if fitted.whole_split else chunks(len(rows)):
@@ -104,7 +106,7 @@ def _outputs(fitted: Fitted, sample: Sample, rows: NDArray[np.int64], progress: 
     return outputs
 
 
-def _as_predictions(sample: Sample, outputs: Values, made_by: Mapping[str, Any]) -> Predictions:
+def _as_predictions(sample: AlignedSplit, outputs: Values, made_by: Mapping[str, Any]) -> Predictions:
     first = sample.members[0]
     return predictions.from_outputs(
         outputs,
@@ -137,7 +139,9 @@ class CrossFitted:
         return np.array([self.folds.get(str(name), -1) for name in names])[place]
 
 
-def cross_fit(method: Method, sample: Sample, folds: int, score: Scorer, progress: Progress = quiet) -> CrossFitted:
+def cross_fit(
+    method: Method, sample: AlignedSplit, folds: int, score: Scorer, progress: Progress = quiet
+) -> CrossFitted:
     """Fit a method, and choose the best member, on all folds but one, for each."""
     targets = sample.targets
     assert targets is not None
@@ -157,7 +161,7 @@ def cross_fit(method: Method, sample: Sample, folds: int, score: Scorer, progres
     return CrossFitted(tuple(fits), tuple(best), dealt)
 
 
-def out_of_fold(crossed: CrossFitted, sample: Sample, made_by: Mapping[str, Any]) -> Predictions:
+def out_of_fold(crossed: CrossFitted, sample: AlignedSplit, made_by: Mapping[str, Any]) -> Predictions:
     """Return predictions of a sample in which no row is combined by what was fitted on its image.
 
     Args:
@@ -176,7 +180,7 @@ def out_of_fold(crossed: CrossFitted, sample: Sample, made_by: Mapping[str, Any]
 
 
 def compare(
-    split: str, sample: Sample, crossed: CrossFitted, whole: Fitted, held_out: Predictions, metric: str
+    split: str, sample: AlignedSplit, crossed: CrossFitted, whole: Fitted, held_out: Predictions, metric: str
 ) -> Comparison:
     """Return the ensemble beside its members on the split that it was fitted on.
 
@@ -219,7 +223,7 @@ def compare(
     )
 
 
-def _best_singles(crossed: CrossFitted, sample: Sample, fold: NDArray[np.int64]) -> Predictions:
+def _best_singles(crossed: CrossFitted, sample: AlignedSplit, fold: NDArray[np.int64]) -> Predictions:
     """Return each fold's rows as the member predicts them that is best on the others."""
     rows_of = [np.flatnonzero(fold == number) for number in range(len(crossed.best))]
     parts = [row_thresholds(sample.members[best].take(rows)) for best, rows in zip(crossed.best, rows_of, strict=True)]
@@ -235,7 +239,7 @@ def _standard_error(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
-def _row(name: str, predicted: Predictions, metric: str, weight: float | None = None) -> Row:
+def _row(name: str, predicted: Predictions, metric: str, weight: float | None = None) -> EnsembleRow:
     scores = metrics.summary(predicted, metric).scores
     accuracy, score, loss = (scores[key].value for key in ("accuracy", metric, "log_loss"))
-    return Row(name, accuracy, score, loss, weight)
+    return EnsembleRow(name, accuracy, score, loss, weight)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.config.tasks import TASKS
-from comp.ensembles.align import Sample
+from comp.ensembles.align import AlignedSplit
 from comp.ensembles.spaces import SPACES, Probabilities
 from comp.results import decisions, metrics, predictions
 from comp.results.predictions import Predictions, Targets
@@ -79,7 +79,7 @@ class Decider:
     thresholds: Thresholds | None = None
     calibrated: bool = True
 
-    def decide(self, split: str, combined: Predictions, sample: Sample) -> Predictions:
+    def decide(self, split: str, combined: Predictions, sample: AlignedSplit) -> Predictions:
         """Return an ensemble's predictions of a split with thresholds; on what they were tuned on, cross-fitted ones.
 
         Without tuned ones each class is decided as often as by the members on average, where members have thresholds
@@ -102,7 +102,7 @@ def tuned(metric: str, split: str, combined: Predictions, *, calibrated: bool) -
     return Decider(metric, split, decisions.tune(combined, metric), calibrated)
 
 
-def as_often(combined: Predictions, sample: Sample) -> Predictions:
+def as_often(combined: Predictions, sample: AlignedSplit) -> Predictions:
     """Return predictions with thresholds that decide each class as often as the members do on average."""
     rates = np.mean([member.decisions().mean(0) for member in sample.members], axis=0)  # [C]
     ascending = np.sort(combined.probabilities(), axis=0)

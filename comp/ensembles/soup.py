@@ -16,7 +16,7 @@ from torch import Tensor
 from comp.config import DataConfig, ModelConfig
 from comp.data import loading, splitting
 from comp.ensembles import collect
-from comp.inference.options import laid_on
+from comp.inference.options import with_overrides
 from comp.inference.predict import predict
 from comp.models import averaging, weights
 from comp.models.averaging import State
@@ -27,8 +27,8 @@ from comp.runtime.progress import Progress, quiet
 from comp.submission import write
 from comp.workflows import predict as predicting
 from comp.workflows import train as pipeline
-from comp.workflows.build import demand_own, load_model
-from comp.workflows.predict import Loaded
+from comp.workflows.build import load_model, verify_weights_hash
+from comp.workflows.predict import LoadedRun
 
 # Of section `data`, what decides which images validate.
 _DIVISION = ("split_seed", "folds", "fold", "validation", "stratify", "groups", "test")
@@ -112,24 +112,24 @@ def soup(
     values = tuple(score.in_own_unit(value) for value, _ in scored)
     made = _Mixed(tuple(trained), values, chosen, score.in_own_unit(value), score.metric, state)
     loaded = _store(made, first, split, runs_root, progress)
-    variant = laid_on(loaded.config.predict, given or {})
+    variant = with_overrides(loaded.config.predict, given or {})
     predicting.evaluate(loaded, progress, variant=variant)
     if loaded.dataset.suite is not None:
         found = predicting.predict(loaded, progress, variant=variant)
-        predicting.expect(loaded, found, "suite", progress)
+        predicting.estimate_accuracy(loaded, found, "suite", progress)
         path = output or predicting.default_submission(loaded.config)
         predicting.submit(loaded, found, path, force=force, trace={"members": made.told()})
     return loaded.run
 
 
-def _with_statistics(loaded: Loaded) -> Loaded:
+def _with_statistics(loaded: LoadedRun) -> LoadedRun:
     """Return the first member with the sample of its training images that batch norm meets the soup on."""
     dataset = loaded.dataset
     rows = dataset.sample(dataset.train, _STATISTICS_BATCHES * loaded.config.train.batch_size)
     return replace(loaded, dataset=replace(dataset, samples={**dataset.samples, "statistics": rows}))
 
 
-def _selection(select_on: str | None, loaded: Loaded) -> str:
+def _selection(select_on: str | None, loaded: LoadedRun) -> str:
     known = collect.SELECTIONS
     if select_on is not None and select_on not in known:
         raise ConfigError(f"--select-on: {unknown('split', select_on, known)}")
@@ -141,7 +141,7 @@ def _selection(select_on: str | None, loaded: Loaded) -> str:
     return found
 
 
-def _state(run: Run, first: Loaded) -> State:
+def _state(run: Run, first: LoadedRun) -> State:
     """Return a run's best weights, which must fit the first one's network and data."""
     config = run.config()
     if _architecture(config.model) != _architecture(first.config.model):
@@ -154,7 +154,7 @@ def _state(run: Run, first: Loaded) -> State:
     predicting.own_data(run, first.dataset)
     path = run.weights_path()
     state, facts = weights.read(path)
-    demand_own(run, facts["sha256"])
+    verify_weights_hash(run, facts["sha256"])
     if problem := weights.mismatch(first.model, state):
         raise ModelError(f"{path}: these weights belong to another network than those of {first.run.path}: {problem}")
     device = next(first.model.parameters()).device
@@ -181,7 +181,7 @@ def _architecture(section: ModelConfig) -> ModelConfig:
 class _Scorer:
     """Scores states of one network on a validation split by the competition's metric; higher is always better."""
 
-    def __init__(self, loaded: Loaded, split: str, progress: Progress) -> None:
+    def __init__(self, loaded: LoadedRun, split: str, progress: Progress) -> None:
         self._loaded, self._split, self._progress = loaded, split, progress
         self.metric = loaded.dataset.competition.metric
 
@@ -192,7 +192,7 @@ class _Scorer:
     def plain(self, state: Mapping[str, Tensor]) -> float:
         """Return the score of a state as it is."""
         images = predicting.images_of(self._loaded, self._split)
-        with averaging.standing_in(self._loaded.model, state):
+        with averaging.temporary_weights(self._loaded.model, state):
             found = predict(
                 self._loaded.model, images, classes=self._loaded.dataset.competition.classes,
                 task=self._loaded.dataset.competition.task,
@@ -220,7 +220,7 @@ class _Scorer:
             yield execution.layout(batch)
 
 
-def _store(mixed: _Mixed, first: Loaded, split: str, runs_root: Path, progress: Progress) -> Loaded:
+def _store(mixed: _Mixed, first: LoadedRun, split: str, runs_root: Path, progress: Progress) -> LoadedRun:
     """Store the soup as a run, score it on validation, and return it ready to predict."""
     config = first.config
     provenance = pipeline.provenance_of(config, first.dataset, first.model)
@@ -232,7 +232,7 @@ def _store(mixed: _Mixed, first: Loaded, split: str, runs_root: Path, progress: 
         names = ", ".join(mixed.trained[number].name for number in mixed.chosen)
         result.write("best.safetensors", weights.to_bytes(mixed.state, {"soup": names}))
         model, execution, _ = load_model(result)
-        loaded = Loaded(result, config, dataset.competition, model, execution, dataset)
+        loaded = LoadedRun(result, config, dataset.competition, model, execution, dataset)
         best = predicting.score_weights(loaded, "best", progress)
         theirs = [mixed.trained[number].metrics() for number in mixed.chosen]
         fitted = {

@@ -84,7 +84,7 @@ def calibrate(shifted: Predictions) -> Calibration | None:
     return Calibration(_threshold(sure, right), sorted(misses)[rank - 1])
 
 
-def expect(found: Predictions, calibration: Calibration) -> Expected:
+def estimate_accuracy(found: Predictions, calibration: Calibration) -> Expected:
     """Return what blocks are expected to score; a prediction without blocks is one."""
     sure = confidences(found)
     blocks = found.blocks() or [("all", slice(0, len(found)))]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from comp.inference.options import Variant
+from comp.inference.options import PredictOptions
 from comp.models.classifier import Classifier
 from comp.runtime.device import Execution
 
@@ -88,7 +88,7 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def adapted(model: nn.Module, batches: Batches, variant: Variant, execution: Execution) -> Iterator[Outcome]:
+def adapted(model: nn.Module, batches: Batches, variant: PredictOptions, execution: Execution) -> Iterator[Outcome]:
     """Have the model, in evaluation mode, adapted to images; leave it as it was.
 
     Args:

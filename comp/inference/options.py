@@ -17,7 +17,7 @@ DEFAULT_ALPHA = PredictConfig().alpha
 
 
 @dataclass(frozen=True)
-class Variant:
+class PredictOptions:
     """One way to predict; the defaults are the plain one.
 
     Attributes:
@@ -44,20 +44,20 @@ class Variant:
         return asdict(self)
 
 
-PLAIN = Variant()
+PLAIN = PredictOptions()
 
 
-def variant_of(section: PredictConfig) -> Variant:
+def predict_options(section: PredictConfig) -> PredictOptions:
     """Return what a config's `predict` asks for.
 
     Raises:
         ConfigError: unknown views.
     """
     views(section.views)
-    return Variant(section.views, share_of(section.views_for), section.adapt, section.adapt_per, section.alpha)
+    return PredictOptions(section.views, share_of(section.views_for), section.adapt, section.adapt_per, section.alpha)
 
 
-def laid_on(section: PredictConfig, given: Mapping[str, Any]) -> Variant:
+def with_overrides(section: PredictConfig, given: Mapping[str, Any]) -> PredictOptions:
     """Return what a config's `predict` asks for with some of its fields, as a command line gives them, in their place.
 
     Args:
@@ -69,14 +69,14 @@ def laid_on(section: PredictConfig, given: Mapping[str, Any]) -> Variant:
     """
     wanted = {**section.model_dump(), **{name: value for name, value in given.items() if value is not None}}
     try:
-        return variant_of(PredictConfig.model_validate(wanted))
+        return predict_options(PredictConfig.model_validate(wanted))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise ConfigError(f"{option}: {first['msg']}, found '{first['input']}'") from None
 
 
-def check_task(variant: Variant, task: str) -> None:
+def check_task(variant: PredictOptions, task: str) -> None:
     """Refuse views and adaptations that are not sound for a task.
 
     Raises:

@@ -16,7 +16,7 @@ from comp.data import loading
 from comp.data.splits import Split, Suite
 from comp.inference import adapt
 from comp.inference.fuse_bn import Folding
-from comp.inference.options import PLAIN, Variant
+from comp.inference.options import PLAIN, PredictOptions
 from comp.inference.views import View, least_confident, views
 from comp.results import predictions, runs
 from comp.results.blocks import Block
@@ -31,7 +31,7 @@ _Part = Split | Block  # of a split, itself; of a suite, a block that is still t
 
 
 @dataclass(frozen=True)
-class _Way:
+class _PredictJob:
     """How images become logits: all that stays the same from block to block."""
 
     model: nn.Module
@@ -41,7 +41,7 @@ class _Way:
     execution: Execution
     batch_size: int
     made_by: Mapping[str, Any]
-    variant: Variant
+    variant: PredictOptions
     progress: Progress
     folding: Folding
 
@@ -62,7 +62,7 @@ def predict(
     execution: Execution,
     batch_size: int,
     made_by: Mapping[str, Any],
-    variant: Variant = PLAIN,
+    variant: PredictOptions = PLAIN,
     parts: Path | None = None,
     progress: Progress = quiet,
 ) -> Predictions:
@@ -84,7 +84,7 @@ def predict(
             by the same, are not predicted again; whoever stores the result removes it: `forget`.
         progress: called after every batch.
     """
-    way = _Way(
+    way = _PredictJob(
         model,
         images,
         classes,
@@ -109,12 +109,12 @@ def predict(
     return replace(predictions.concatenate(found), made_by=noted)
 
 
-def forget(parts: Path) -> None:
+def delete_partial_blocks(parts: Path) -> None:
     """Remove the finished blocks of a prediction that is stored whole."""
     shutil.rmtree(parts, ignore_errors=True)
 
 
-def _groups(images: Split | Suite, variant: Variant) -> list[list[_Part]]:
+def _groups(images: Split | Suite, variant: PredictOptions) -> list[list[_Part]]:
     """Return what is adapted to at once."""
     if isinstance(images, Split):
         return [[images]]
@@ -125,7 +125,7 @@ def _groups(images: Split | Suite, variant: Variant) -> list[list[_Part]]:
     return [list(group) for _, group in groupby(images.blocks, key=lambda block: block.distortion)]
 
 
-def _predict_group(way: _Way, group: list[_Part], folder: Path | None, done: int) -> list[Predictions]:
+def _predict_group(way: _PredictJob, group: list[_Part], folder: Path | None, done: int) -> list[Predictions]:
     names = [part.name for part in group]
     stored = {name: _stored(folder, name, way.made_by) for name in names}
     if all(part is not None for part in stored.values()):
@@ -152,7 +152,7 @@ def _predict_group(way: _Way, group: list[_Part], folder: Path | None, done: int
     return found
 
 
-def _predict_block(way: _Way, split: Split, done: int) -> Predictions:
+def _predict_block(way: _PredictJob, split: Split, done: int) -> Predictions:
     chosen = views(way.variant.views)
     first = chosen if way.variant.views_share == 1 else chosen[:1]
     logits = _logits(way, split, first, done)
@@ -168,7 +168,9 @@ def _predict_block(way: _Way, split: Split, done: int) -> Predictions:
     )  # fmt: skip
 
 
-def _logits(way: _Way, split: Split, chosen: Sequence[View], done: int, *, grows: bool = True) -> NDArray[np.float32]:
+def _logits(
+    way: _PredictJob, split: Split, chosen: Sequence[View], done: int, *, grows: bool = True
+) -> NDArray[np.float32]:
     """Return the views' logits [N, C], weighted and summed; one view alone is not weighted."""
     logits = np.empty((len(split), len(way.classes)), np.float32)
     network: nn.Module | None = None

@@ -57,7 +57,7 @@ CLASSIFIERS: dict[str, Fit] = {
 }
 
 
-def check(name: str, k: int) -> None:
+def check_probe(name: str, k: int) -> None:
     """Refuse an unknown classifier or a k below 1.
 
     Raises:
@@ -131,7 +131,7 @@ class Probe:
         batch_size: int,
         progress: Progress = quiet,
     ) -> None:
-        check(name, k)
+        check_probe(name, k)
         if name == "knn" and k > len(train):
             raise DataError(f"--k: expected at most {len(train)}, the number of training images, found {k}")
         assert train.labels is not None

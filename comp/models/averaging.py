@@ -66,7 +66,7 @@ class _Running(Average):
     """Of the average and of the count of its moves, in a checkpoint."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._average, self._count = copied(model), 0
+        self._average, self._count = clone_state_dict(model), 0
         pairs = [(self._average[name], tensor) for name, tensor in model.state_dict().items()]
         self._floating = [pair for pair in pairs if pair[0].is_floating_point()]
         self._whole = [pair for pair in pairs if not pair[0].is_floating_point()]
@@ -160,7 +160,7 @@ class Soup(Average):
 
     def end_epoch(self, epoch: int, value: float | None) -> None:
         """Keep an epoch's weights, and no longer the oldest's."""
-        state = {name: tensor.to("cpu") for name, tensor in copied(self._model).items()}
+        state = {name: tensor.to("cpu") for name, tensor in clone_state_dict(self._model).items()}
         self._members = [*self._members, (value, state)][-self._epochs :]
 
     def final(self, score: Score | None) -> State | None:
@@ -189,7 +189,7 @@ AVERAGES: dict[str, Callable[[nn.Module, int, TrainConfig], Average]] = {
 }
 
 
-def check(config: TrainConfig, *, validated: bool) -> None:
+def check_averaging(config: TrainConfig, *, validated: bool) -> None:
     """Refuse an average that there is none of, or that could not choose.
 
     Raises:
@@ -238,9 +238,9 @@ def greedy_soup(scored: Sequence[tuple[float, State]], score: Score) -> tuple[St
 
 
 @contextmanager
-def standing_in(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+def temporary_weights(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
     """Give a model another state for a while; its own comes back, whatever happens."""
-    own = copied(model)
+    own = clone_state_dict(model)
     try:
         model.load_state_dict(state)
         yield
@@ -322,6 +322,6 @@ def _statistics(model: nn.Module) -> list[_BatchNorm]:
     ]
 
 
-def copied(model: nn.Module) -> State:
+def clone_state_dict(model: nn.Module) -> State:
     """Return a model's state in tensors of its own."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -124,9 +124,9 @@ class Classifier(nn.Module):
         self.normalize = Normalize(mean, std, each=each)
         self.resize = resize or nn.Identity()
         self.inner = inner
-        self.still_norms: frozenset[str] = frozenset()
+        self.frozen_bn_layers: frozenset[str] = frozenset()
         """Names of the inner model's batch norm layers that stay in evaluation mode while training."""
-        self.origin = "drawn"
+        self.weights_source = "drawn"
         """Where the first weights came from, for people to read: a file with its SHA-256, or drawn."""
         self.untrained = frozenset(name for name, p in inner.named_parameters() if not p.requires_grad)
         """Names of the inner model's parameters that by its design are never trained."""
@@ -167,7 +167,7 @@ class Classifier(nn.Module):
     def train(self, mode: bool = True) -> "Classifier":
         """Set training or evaluation mode; frozen normalisation layers keep their statistics in both."""
         super().train(mode)
-        for name in self.still_norms:
+        for name in self.frozen_bn_layers:
             self.inner.get_submodule(name).eval()
         return self
 

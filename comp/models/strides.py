@@ -81,7 +81,7 @@ def _relax(inner: nn.Module, name: str, *, first: bool) -> None:
     kernel = layer.weight.shape[-1]
     taps = 3 if first and kernel > 1 else kernel + 1 - kernel % 2
     if taps != kernel:
-        layer.weight = nn.Parameter(carried_over(layer.weight.detach(), taps))
+        layer.weight = nn.Parameter(resample_kernel(layer.weight.detach(), taps))
         layer.kernel_size = (taps, taps)
     if not _pads_itself(layer):
         reach = max(layer.dilation) * (taps // 2)
@@ -93,7 +93,7 @@ def _pads_itself(module: nn.Module) -> bool:
     return type(module).__name__.endswith("Same") or getattr(module, "same_pad", False)
 
 
-def carried_over(kernels: Tensor, taps: int) -> Tensor:
+def resample_kernel(kernels: Tensor, taps: int) -> Tensor:
     """Return kernels [O, I, k, k] resampled to [O, I, taps, taps], each one's sum kept.
 
     The sum is a kernel's answer to a flat image; keeping it keeps the scale that the following norm layer learnt.

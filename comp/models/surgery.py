@@ -19,7 +19,7 @@ from comp.runtime.errors import ModelError, nearest
 ALL_BUT_HEAD = "all_but_head"
 
 
-class Block(NamedTuple):
+class TrainableRow(NamedTuple):
     """A row of the table printed before training."""
 
     name: str
@@ -67,7 +67,7 @@ def freeze(
                 still |= {name} if keep_bn_stats and not train_bn else set()
     for name, parameter in model.inner.named_parameters():
         parameter.requires_grad = name not in frozen and name not in model.untrained
-    model.still_norms = frozenset(still)
+    model.frozen_bn_layers = frozenset(still)
     model.train(model.training)
 
 
@@ -76,23 +76,23 @@ def released_at(epoch: int, unfreeze: Mapping[int, Sequence[str]]) -> tuple[str,
     return tuple(pattern for start in sorted(unfreeze) if start <= epoch for pattern in unfreeze[start])
 
 
-def trainable_table(model: Classifier) -> list[Block]:
+def trainable_table(model: Classifier) -> list[TrainableRow]:
     """Return what is trained, a row for each top-level block of the inner model, in its order."""
     names = dict.fromkeys(name.partition(".")[0] for name, _ in model.inner.named_parameters())
     return [_block(model, name) for name in names]
 
 
-def _block(model: Classifier, name: str) -> Block:
+def _block(model: Classifier, name: str) -> TrainableRow:
     parameters = [p for path, p in model.inner.named_parameters() if path.partition(".")[0] == name]
     norms = [
         path
         for path, module in model.inner.named_modules()
         if path.partition(".")[0] == name and isinstance(module, _BatchNorm)
     ]
-    kept = sum(path in model.still_norms for path in norms)
+    kept = sum(path in model.frozen_bn_layers for path in norms)
     statistics = "" if not norms else "move" if not kept else "kept" if kept == len(norms) else "partly kept"
     total = sum(p.numel() for p in parameters)
-    return Block(name, total, sum(p.numel() for p in parameters if p.requires_grad), statistics)
+    return TrainableRow(name, total, sum(p.numel() for p in parameters if p.requires_grad), statistics)
 
 
 def parameter_groups(
@@ -186,7 +186,7 @@ def layer_numbers(model: Classifier) -> dict[str, int]:
     return numbers
 
 
-def adopt(
+def load_from_run(
     model: Classifier, state: Mapping[str, Tensor], *, where: str, normalization: bool = True
 ) -> tuple[str, ...]:  # fmt: skip
     """Put a previous run's weights into a model, in place; a head of another width stays fresh.

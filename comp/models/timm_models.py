@@ -68,7 +68,7 @@ def _created(
         if not state:
             fresh: nn.Module = timm.create_model(name, num_classes=classes, **arguments)
             return fresh
-        cfg = sketch(name).pretrained_cfg
+        cfg = meta_model(name).pretrained_cfg
         found = _classes_of(state, cfg)
         _demand_adaptable(name, cfg, state, int(arguments["in_chans"]))
         overlay = {"state_dict": state, "num_classes": found, "source": "", "custom_load": False, "label_offset": 0}
@@ -89,7 +89,7 @@ def _blame_proportion(name: str, arguments: Mapping[str, Any], error: Exception)
     """Refuse an oblong size where it can be what a factory stumbled over."""
     size = arguments.get("img_size")
     if isinstance(size, tuple) and size[0] != size[1]:
-        side = sketch(name).pretrained_cfg["input_size"][1]
+        side = meta_model(name).pretrained_cfg["input_size"][1]
         reason = first_lines(error) or "a check of its own fails"
         raise ModelError(
             f"model.name: {name} cannot be built for {size[0]}x{size[1]} px images ({reason}); "
@@ -130,7 +130,7 @@ def first_lines(error: Exception, most: int = 600) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def sketch(name: str) -> Any:
+def meta_model(name: str) -> Any:
     """Return a timm model without memory for its weights: for its facts and its factory's arguments; read-only.
 
     Raises:
@@ -159,7 +159,7 @@ def base_name(name: str) -> str:
 def accepted_arguments(name: str) -> list[str]:
     """Return names of the arguments that `model.timm` and this toolkit may pass to a timm model's factory."""
     taken = {"self", "num_classes", "in_chans", "cfg", "kwargs", "args"}
-    names = {parameter for cls in type(sketch(name)).__mro__[:2] for parameter in inspect.signature(cls).parameters}
+    names = {parameter for cls in type(meta_model(name)).__mro__[:2] for parameter in inspect.signature(cls).parameters}
     return sorted(names - taken)
 
 

@@ -49,7 +49,7 @@ def build(
     """
     size = None if config.input_size is None else height_and_width(config.input_size)
     seen = image_shape if size is None else (image_shape[0], *size)
-    check(config)
+    check_model(config)
     file = _weights_file(config, weights_folder)
     state, facts = weights.read(file, sha256=config.sha256) if file else ({}, {})
     ours = any(name.startswith("inner.") for name in state)
@@ -60,9 +60,9 @@ def build(
     mean, std = _normalization(config, inner, image_shape[0], (mean, std))
     model = Classifier(inner, mean=mean, std=std, each=config.normalize == "per_image", resize=resize)
     if ours:
-        surgery.adopt(model, state, where=str(file), normalization=config.normalize in ("auto", "pretrained"))
-    model.origin = f"{file} (sha256 {facts['sha256']})" if file else "drawn at random"
-    thaw(model, config, epoch=1)
+        surgery.load_from_run(model, state, where=str(file), normalization=config.normalize in ("auto", "pretrained"))
+    model.weights_source = f"{file} (sha256 {facts['sha256']})" if file else "drawn at random"
+    apply_freezing(model, config, epoch=1)
     return model
 
 
@@ -77,7 +77,7 @@ def blueprint(config: ModelConfig, *, classes: int, image_shape: Shape) -> Class
     Raises:
         ModelError: as `build`, weights apart.
     """
-    check(config)
+    check_model(config)
     channels = image_shape[0]
     size = None if config.input_size is None else height_and_width(config.input_size)
     seen = image_shape if size is None else (channels, *size)
@@ -87,13 +87,13 @@ def blueprint(config: ModelConfig, *, classes: int, image_shape: Shape) -> Class
         model = Classifier(inner, mean=[0.0] * channels, std=[1.0] * channels, resize=resize)
         if size:  # else what comes may have another size than this
             _demand_fit(inner, config, seen)
-    thaw(model, config, epoch=1)
+    apply_freezing(model, config, epoch=1)
     return model
 
 
 def usual_side(name: str) -> int:
     """Return the side in pixels of the images that a model is published for."""
-    return 32 if name in NETWORKS else int(timm_models.sketch(name).pretrained_cfg["input_size"][-1])
+    return 32 if name in NETWORKS else int(timm_models.meta_model(name).pretrained_cfg["input_size"][-1])
 
 
 def learns_from_one(model: Classifier, image_shape: Shape) -> bool:
@@ -106,7 +106,7 @@ def learns_from_one(model: Classifier, image_shape: Shape) -> bool:
     return True
 
 
-def thaw(model: Classifier, config: ModelConfig, *, epoch: int) -> None:
+def apply_freezing(model: Classifier, config: ModelConfig, *, epoch: int) -> None:
     """Set what `model.freeze` and `model.unfreeze` have trained in an epoch (from 1), in place."""
     try:
         surgery.freeze(
@@ -173,12 +173,12 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def _demand_known(name: str) -> None:
     try:
-        timm_models.sketch(name)
+        timm_models.meta_model(name)
     except ModelError as error:
         raise ModelError(f"model.name: {error}, and of our own there are {', '.join(NETWORKS)}") from None
 
 
-def check(config: ModelConfig) -> None:
+def check_model(config: ModelConfig) -> None:
     """Refuse fields that do not fit the network or one another; nothing is built.
 
     Raises:
@@ -238,7 +238,7 @@ def _rates(config: ModelConfig) -> dict[str, float]:
 
 def _weights_file(config: ModelConfig, folder: Path | None) -> Path | None:
     if config.pretrained is True:
-        return pretrained.find(config.name, timm_models.sketch(config.name).pretrained_cfg, folder)
+        return pretrained.find(config.name, timm_models.meta_model(config.name).pretrained_cfg, folder)
     return Path(config.pretrained) if config.pretrained else None
 
 

@@ -12,18 +12,18 @@ import numpy as np
 
 from comp.results import leaderboard, metrics, stats
 from comp.results.evidence import (
-    Answers,
+    RunCorrectness,
     Sidecar,
     classes_of,
     disagreement_of,
     is_of_suite,
-    read_answers,
+    read_correctness,
     read_lines,
     read_sidecar,
 )
-from comp.results.leaderboard import Row, Submitted
+from comp.results.leaderboard import LeaderboardRow, PublicScore
 from comp.results.runs import sidecar_path
-from comp.results.stats import Difference, Interval
+from comp.results.stats import Interval, ScoreDifference
 
 _Kind = tuple[str, str, tuple[str, ...]]  # task, metric and classes: what runs must share to be compared
 # A score -> whose predictions it is of, and how many independent images it counts.
@@ -77,11 +77,11 @@ class Warned:
     column: str
     best_validated: str
     best_public: str
-    difference: Difference
+    difference: ScoreDifference
 
 
 @dataclass(frozen=True)
-class Choice:
+class FinalSubmission:
     """A submission that could be one of the final two.
 
     Attributes:
@@ -112,10 +112,10 @@ class Verdicts:
         limits: what is not said, and why.
     """
 
-    above: tuple[Difference | None, ...] = ()
+    above: tuple[ScoreDifference | None, ...] = ()
     agreements: tuple[Agreement, ...] = ()
     warned: Warned | None = None
-    final: tuple[Choice, ...] = ()
+    final: tuple[FinalSubmission, ...] = ()
     near: int = 0
     scored: int = 0
     gone: int = 0
@@ -157,7 +157,7 @@ class Verdicts:
                 )
 
 
-def judge(rows: Sequence[Row], sort: str) -> Verdicts:
+def analyze_leaderboard(rows: Sequence[LeaderboardRow], sort: str) -> Verdicts:
     """Return what is to be said of a leaderboard of one competition.
 
     Runs of other tasks, metrics or classes than most have are listed, but not compared with those.
@@ -187,7 +187,7 @@ def judge(rows: Sequence[Row], sort: str) -> Verdicts:
 
 
 def _limits(
-    rows: Sequence[Row], kinds: Sequence[_Kind], column: str, above: Sequence[Difference | None]
+    rows: Sequence[LeaderboardRow], kinds: Sequence[_Kind], column: str, above: Sequence[ScoreDifference | None]
 ) -> Iterator[str]:
     """Yield what is not compared, and what there are no intervals or estimates of."""
     if len(rows) < 2:
@@ -205,14 +205,14 @@ def _limits(
         )
 
 
-def _accuracy_column(row: Row, column: str) -> str:
+def _accuracy_column(row: LeaderboardRow, column: str) -> str:
     """Return the column sorted by; a metric's where that is accuracy is accuracy's, whose intervals are known."""
     if column.endswith("_metric") and row.metric == "accuracy":
         return column.removesuffix("metric") + "accuracy"
     return column
 
 
-def silent(rows: Sequence[Row]) -> Verdicts:
+def silent(rows: Sequence[LeaderboardRow]) -> Verdicts:
     """Return nothing to say: of several competitions, scores cannot be compared."""
     return Verdicts(above=(None,) * len(rows))
 
@@ -231,7 +231,7 @@ class _Entry:
         before: column -> what was known of it before, predicted in its own way.
     """
 
-    row: Row
+    row: LeaderboardRow
     path: str
     public: float | None
     rows: int | None
@@ -240,12 +240,12 @@ class _Entry:
     before: Mapping[str, float] = field(default_factory=dict)
 
 
-def _entries(rows: Sequence[Row]) -> Iterator[_Entry]:
+def _entries(rows: Sequence[LeaderboardRow]) -> Iterator[_Entry]:
     """Yield the submissions of all runs: what was recorded of them, and the latest that was not."""
     for row in rows:
-        latest: dict[str, Submitted] = {one.path: one for one in row.submitted}
+        latest: dict[str, PublicScore] = {one.path: one for one in row.submitted}
         if row.submission and row.submission not in latest:
-            latest[row.submission] = Submitted(row.submission, None, None, None, "")
+            latest[row.submission] = PublicScore(row.submission, None, None, None, "")
         for path, one in latest.items():
             if not path:
                 continue
@@ -260,24 +260,26 @@ def _entries(rows: Sequence[Row]) -> Iterator[_Entry]:
             yield _Entry(row, path, public, one.rows, sidecar, here, before)
 
 
-def _upward(row: Row, score: float) -> float:
+def _upward(row: LeaderboardRow, score: float) -> float:
     """Return a score in the competition's metric so that more is better, or back from that."""
     return metrics.metric(row.metric).as_maximize(score)
 
 
-def _differences(rows: Sequence[Row], kinds: Sequence[_Kind], sorted_by: str) -> tuple[Difference | None, ...]:
+def _differences(
+    rows: Sequence[LeaderboardRow], kinds: Sequence[_Kind], sorted_by: str
+) -> tuple[ScoreDifference | None, ...]:
     """Return each row's difference to the one above it; negative or 0, for that one is above."""
-    found: list[Difference | None] = [None] * len(rows)
+    found: list[ScoreDifference | None] = [None] * len(rows)
     if sorted_by == "public_score":
         return _public_differences(rows, kinds)
-    above: Answers | None = None
+    above: RunCorrectness | None = None
     for place, row in enumerate(rows):
         column = _accuracy_column(row, sorted_by)
         if column not in _PREDICTED or getattr(row, column) is None:
             above = None
             continue
         name, counted = _PREDICTED[column]
-        answers = read_answers(row, name) if place < _MOST_PAIRED else None
+        answers = read_correctness(row, name) if place < _MOST_PAIRED else None
         if place and kinds[place] == kinds[place - 1] and getattr(rows[place - 1], column) is not None:
             found[place] = _difference(rows[place - 1], row, column, counted, above, answers)
         above = answers
@@ -285,8 +287,13 @@ def _differences(rows: Sequence[Row], kinds: Sequence[_Kind], sorted_by: str) ->
 
 
 def _difference(
-    upper: Row, lower: Row, sort: str, counted: str, above: Answers | None, answers: Answers | None
-) -> Difference | None:
+    upper: LeaderboardRow,
+    lower: LeaderboardRow,
+    sort: str,
+    counted: str,
+    above: RunCorrectness | None,
+    answers: RunCorrectness | None,
+) -> ScoreDifference | None:
     if above is not None and answers is not None and above.same_images(answers):
         return stats.paired(answers.right, above.right, answers.images)
     images = [getattr(row, counted) for row in (upper, lower)] if counted else []
@@ -295,8 +302,8 @@ def _difference(
     return None
 
 
-def _public_differences(rows: Sequence[Row], kinds: Sequence[_Kind]) -> tuple[Difference | None, ...]:
-    found: list[Difference | None] = [None] * len(rows)
+def _public_differences(rows: Sequence[LeaderboardRow], kinds: Sequence[_Kind]) -> tuple[ScoreDifference | None, ...]:
+    found: list[ScoreDifference | None] = [None] * len(rows)
     entries = [
         next((one for one in _entries([row]) if one.path == row.submission), None) for row in rows[:_MOST_PAIRED]
     ]
@@ -310,7 +317,7 @@ def _public_differences(rows: Sequence[Row], kinds: Sequence[_Kind]) -> tuple[Di
     return tuple(found)
 
 
-def _public_difference(one: _Entry, other: _Entry, disagreement: float | None) -> Difference | None:
+def _public_difference(one: _Entry, other: _Entry, disagreement: float | None) -> ScoreDifference | None:
     """Return how far one submission is above another in public; None where nobody knows how much of it is chance."""
     if one.public is None or other.public is None or not (one.rows and other.rows) or one.row.metric != "accuracy":
         return None
@@ -343,7 +350,7 @@ def _warning(scored: Sequence[_Entry]) -> Warned | None:
     return Warned(column, validated.path, leader.path, difference)
 
 
-def _final_two(entries: Sequence[_Entry]) -> tuple[tuple[Choice, ...], int]:
+def _final_two(entries: Sequence[_Entry]) -> tuple[tuple[FinalSubmission, ...], int]:
     """Return the submission expected to end best, and of those about as good the one that differs from it most."""
     choices = list(islice(_of_suites(sorted(_choices(entries), key=lambda choice: -choice[0])), _MOST_RANKED))
     if len(choices) < 2:
@@ -359,7 +366,7 @@ def _final_two(entries: Sequence[_Entry]) -> tuple[tuple[Choice, ...], int]:
     return (first, second), len(compared)
 
 
-def _of_suites(ranked: Sequence[tuple[float, Choice, _Entry]]) -> Iterator[tuple[float, Choice]]:
+def _of_suites(ranked: Sequence[tuple[float, FinalSubmission, _Entry]]) -> Iterator[tuple[float, FinalSubmission]]:
     """Yield what was estimated on the images that it predicts: a CSV of another suite has no score here."""
     for score, choice, entry in ranked:
         estimated = choice.told_by != "public_score"
@@ -367,7 +374,7 @@ def _of_suites(ranked: Sequence[tuple[float, Choice, _Entry]]) -> Iterator[tuple
             yield score, choice
 
 
-def _choices(entries: Sequence[_Entry]) -> Iterator[tuple[float, Choice, _Entry]]:
+def _choices(entries: Sequence[_Entry]) -> Iterator[tuple[float, FinalSubmission, _Entry]]:
     """Yield each submission with what it is expected to end with, and that so that more is better: its public score,
     else validation moved by what the public scores of others were off from it on average.
     """
@@ -377,13 +384,13 @@ def _choices(entries: Sequence[_Entry]) -> Iterator[tuple[float, Choice, _Entry]
         off[column] = float(np.mean(gaps)) if gaps else 0.0
     for entry in entries:
         if entry.public is not None:
-            yield entry.public, Choice(entry.path, _upward(entry.row, entry.public), "public_score"), entry
+            yield entry.public, FinalSubmission(entry.path, _upward(entry.row, entry.public), "public_score"), entry
         elif entry.row.metric == "accuracy" and entry.before:
             column, value = next(iter(entry.before.items()))
-            yield value + off[column], Choice(entry.path, value + off[column], column), entry
+            yield value + off[column], FinalSubmission(entry.path, value + off[column], column), entry
 
 
-def _worth(choice: Choice) -> str:
+def _worth(choice: FinalSubmission) -> str:
     if choice.told_by == "public_score":
         return f"{choice.score:.4f} in public"
     return f"about {choice.score:.4f} by {_BEFORE[choice.told_by]}"

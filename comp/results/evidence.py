@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.results import predictions, runs
-from comp.results.leaderboard import Row
+from comp.results.leaderboard import LeaderboardRow
 from comp.results.predictions import Targets
 from comp.results.runs import sidecar_path
 from comp.runtime.errors import RunError
 
 
 @dataclass(frozen=True)
-class Answers:
+class RunCorrectness:
     """Which rows a run gets right."""
 
     classes: tuple[str, ...]
@@ -26,25 +26,25 @@ class Answers:
     right: NDArray[np.bool_]
     images: NDArray[np.int64]
 
-    def same_images(self, other: "Answers") -> bool:
+    def same_images(self, other: "RunCorrectness") -> bool:
         """Tell whether two runs were asked the same."""
         same = self.classes == other.classes and np.array_equal(self.ids, other.ids)
         return same and np.array_equal(self.targets, other.targets)
 
 
-def read_answers(row: Row, name: str) -> Answers | None:
+def read_correctness(row: LeaderboardRow, name: str) -> RunCorrectness | None:
     """Return a run's answers to a labelled split; None where they are not there."""
     suffix = row.variant if name in ("test", "suite") else ""
     try:
-        found = predictions.load_answers(Path(row.run) / "predictions" / f"{name}{suffix}.npz")
+        found = predictions.load_correctness(Path(row.run) / "predictions" / f"{name}{suffix}.npz")
     except RunError:  # a run may be moved or thinned out; its scores count as ever
         return None
     if found.targets is None or found.correct is None:
         return None
-    return Answers(found.classes, found.ids, found.targets, found.correct, found.images)
+    return RunCorrectness(found.classes, found.ids, found.targets, found.correct, found.images)
 
 
-def classes_of(row: Row) -> tuple[str, ...]:
+def classes_of(row: LeaderboardRow) -> tuple[str, ...]:
     """Return a run's classes, sorted by name; none where its provenance.json does not tell."""
     try:
         return tuple(sorted(runs.Run(Path(row.run)).provenance("classes")["classes"]))
@@ -67,7 +67,7 @@ class Sidecar:
     scored: bool
 
 
-def read_sidecar(row: Row, path: str) -> Sidecar | None:
+def read_sidecar(row: LeaderboardRow, path: str) -> Sidecar | None:
     """Return what lies beside a run's submission; None where nothing does, or it is of another run."""
     try:
         values = runs.read_json(sidecar_path(Path(path)))
@@ -80,7 +80,7 @@ def read_sidecar(row: Row, path: str) -> Sidecar | None:
     return Sidecar(made_by, variant, scored="scores" in values or "sent" in values)
 
 
-def is_of_suite(row: Row, sidecar: Sidecar) -> bool:
+def is_of_suite(row: LeaderboardRow, sidecar: Sidecar) -> bool:
     """Tell whether a submission shows the images of the run's own suite, as far as the run's predictions tell."""
     path = Path(row.run) / "predictions" / f"suite{sidecar.variant}.npz"
     stored = predictions.made_by(path) or sidecar.made_by

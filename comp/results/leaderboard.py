@@ -21,7 +21,7 @@ _STARTED = re.compile(r"(\d{8}-\d{6})-")  # as run folders' names begin
 
 
 @dataclass(frozen=True)
-class Submitted:
+class PublicScore:
     """What the competition said of one submission of a run.
 
     Attributes:
@@ -40,7 +40,7 @@ class Submitted:
 
 
 @dataclass(frozen=True)
-class Row:
+class LeaderboardRow:
     """A run as a competitor wants to see it; scores are None where there is nothing to score.
 
     Attributes:
@@ -104,7 +104,7 @@ class Row:
     train_minutes: float
     device: str
     submission: str
-    submitted: tuple[Submitted, ...]
+    submitted: tuple[PublicScore, ...]
     estimates: Mapping[str, Mapping[str, float]]
 
     @property
@@ -129,7 +129,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Group:
+class ColumnGroup:
     """Runs that have a column in common.
 
     Attributes:
@@ -149,8 +149,8 @@ class Group:
     best_run: str
 
 
-GROUP_COLUMNS = tuple(field.name for field in fields(Group))
-COLUMNS = tuple(field.name for field in fields(Row) if field.name not in ("submitted", "estimates"))
+GROUP_COLUMNS = tuple(field.name for field in fields(ColumnGroup))
+COLUMNS = tuple(field.name for field in fields(LeaderboardRow) if field.name not in ("submitted", "estimates"))
 SORTS = (
     "auto", "ood_metric", "val_metric", "suite_metric", "ood_accuracy", "val_accuracy", "test_accuracy",
     "suite_accuracy", "expected_accuracy", "public_score", "private_score", "train_minutes", "parameters", "started",
@@ -176,7 +176,7 @@ def rows(
     sort: str = "auto",
     since: str | None = None,
     on_damaged: Callable[[RunError], None] = refuse,
-) -> list[Row]:
+) -> list[LeaderboardRow]:
     """Return the complete runs below `root`, best first; runs without such a score come last.
 
     Sorted by `auto`, each competition's runs stand together, and among them those of one task and metric, the most runs
@@ -202,7 +202,7 @@ def rows(
     kept = [row for row in listed if row is not None and competition in (None, row.competition)]
     columns, alike = sorted_by(kept, sort), Counter(row.kind_of_score for row in kept)
 
-    def place(row: Row) -> tuple[Any, bool, Any]:
+    def place(row: LeaderboardRow) -> tuple[Any, bool, Any]:
         kind, column = row.kind_of_score, columns[row.competition]
         together = (row.competition, -alike[kind], kind) if sort == "auto" else ()
         value = row.better(column)
@@ -213,7 +213,7 @@ def rows(
     return sorted(kept, key=place)
 
 
-def sorted_by(listed: Iterable[Row], sort: str) -> dict[str, str]:
+def sorted_by(listed: Iterable[LeaderboardRow], sort: str) -> dict[str, str]:
     """Return the column that each competition's runs are sorted by.
 
     `auto` is the competition's metric on shifted validation where more than half of the runs with validation have it,
@@ -229,7 +229,7 @@ def sorted_by(listed: Iterable[Row], sort: str) -> dict[str, str]:
     return {name: "ood_metric" if 2 * shifted[name] > most else "val_metric" for name, most in validated.items()}
 
 
-def sort_line(listed: Sequence[Row], sort: str) -> str:
+def sort_line(listed: Sequence[LeaderboardRow], sort: str) -> str:
     """Return what the rows are sorted by, in a sentence: the column, what it is, and how many runs have it."""
     columns = sorted_by(listed, sort)
     parts = []
@@ -244,7 +244,7 @@ def sort_line(listed: Sequence[Row], sort: str) -> str:
     return f"sorted by {'; by '.join(parts)}"
 
 
-def groups(listed: Sequence[Row], by: str, sort: str = "auto") -> list[Group]:
+def groups(listed: Sequence[LeaderboardRow], by: str, sort: str = "auto") -> list[ColumnGroup]:
     """Return the runs by what they have in common, in the order of their best ones.
 
     Args:
@@ -257,18 +257,18 @@ def groups(listed: Sequence[Row], by: str, sort: str = "auto") -> list[Group]:
     """
     if by not in GROUPS:
         raise ConfigError(f"--group-by: {unknown('column', by, GROUPS)}")
-    gathered: dict[Any, list[Row]] = {}
+    gathered: dict[Any, list[LeaderboardRow]] = {}
     for row in listed:
         gathered.setdefault(getattr(row, by), []).append(row)
     columns = sorted_by(listed, sort)
     return [_group(value, members, columns) for value, members in gathered.items()]
 
 
-def _group(value: Any, members: list[Row], columns: Mapping[str, str]) -> Group:
+def _group(value: Any, members: list[LeaderboardRow], columns: Mapping[str, str]) -> ColumnGroup:
     scores = [getattr(row, columns[row.competition]) for row in members]
     found = [score for score in scores if score is not None]
     numbers = [number for number in found if isinstance(number, int | float)]
-    return Group(
+    return ColumnGroup(
         value=value,
         runs=len(members),
         best=found[0] if found else None,
@@ -305,7 +305,7 @@ def _moment(since: str) -> str:
     return moment.isoformat(timespec="seconds")
 
 
-def _row_of(run: runs.Run, on_damaged: Callable[[RunError], None]) -> Row | None:
+def _row_of(run: runs.Run, on_damaged: Callable[[RunError], None]) -> LeaderboardRow | None:
     """Return a run's row, None where it is not complete, or damaged."""
     try:
         return _read(run)
@@ -314,7 +314,7 @@ def _row_of(run: runs.Run, on_damaged: Callable[[RunError], None]) -> Row | None
         return None
 
 
-def _read(run: runs.Run) -> Row | None:
+def _read(run: runs.Run) -> LeaderboardRow | None:
     path = run.path / "metrics.json"
     try:
         content = path.read_bytes()
@@ -328,14 +328,14 @@ def _read(run: runs.Run) -> Row | None:
     return _row(run, scores)
 
 
-def _row(run: runs.Run, scores: RunMetrics) -> Row:
+def _row(run: runs.Run, scores: RunMetrics) -> LeaderboardRow:
     val, shifted = scores.counted.val, scores.counted.ood_val
     test, suite, estimate = scores.own("test"), scores.own("suite"), scores.own_estimate()
     submitted = tuple(
-        Submitted(one.submission, one.public, one.private, one.rows, one.time) for one in scores.leaderboard_scores
+        PublicScore(one.submission, one.public, one.private, one.rows, one.time) for one in scores.leaderboard_scores
     )
     latest = next((one for one in reversed(submitted) if one.path == scores.submission), None)
-    return Row(
+    return LeaderboardRow(
         run=str(run.path),
         started=started(run),
         competition=scores.competition,

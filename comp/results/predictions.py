@@ -400,7 +400,7 @@ def made_by(path: Path) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True)
-class Answers:
+class Correctness:
     """Of predictions, which rows are right: what differences between runs are tested on.
 
     Attributes:
@@ -418,7 +418,7 @@ class Answers:
     images: NDArray[np.int64]
 
 
-def load_answers(path: Path) -> Answers:
+def load_correctness(path: Path) -> Correctness:
     """Return the answers in a .npz; outputs, most of a file, are read only where decisions are made from them.
 
     Raises:
@@ -430,14 +430,14 @@ def load_answers(path: Path) -> Answers:
         images = np.concatenate([np.arange(size) for size in sizes]) if len(sizes) else np.arange(len(ids))
         classes = tuple(str(name) for name in arrays["classes"])
         if "targets" not in arrays:
-            return Answers(classes, ids, None, None, images)
+            return Correctness(classes, ids, None, None, images)
         if "top1" in arrays:
             targets = arrays["targets"].astype(np.int64)
-            return Answers(classes, ids, targets, arrays["top1"] == targets, images)
+            return Correctness(classes, ids, targets, arrays["top1"] == targets, images)
     except runs.DAMAGE as error:
         raise _damaged(path, error) from None
     found = load(path)
-    return Answers(classes, found.ids, found.targets, found.correct(), images)
+    return Correctness(classes, found.ids, found.targets, found.correct(), images)
 
 
 def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:

@@ -27,7 +27,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ScoreDifference:
     """How far one score is above another.
 
     Attributes:
@@ -64,7 +64,7 @@ def mean_interval(values: NDArray[np.float64]) -> Interval | None:
     return Interval(float(values.mean()) - half, float(values.mean()) + half)
 
 
-def unpaired(one: float, other: float, count: int) -> Difference:
+def unpaired(one: float, other: float, count: int) -> ScoreDifference:
     """Return the difference of two shares, each of `count` images, as if the images were not the same.
 
     Newcombe's interval (1998, method 10), of two Wilson intervals. On the same images it is wider than it need be.
@@ -72,10 +72,12 @@ def unpaired(one: float, other: float, count: int) -> Difference:
     first, second, value = wilson(one, count), wilson(other, count), one - other
     low = value - math.hypot(one - first.low, second.high - other)
     high = value + math.hypot(first.high - one, other - second.low)
-    return Difference(value, Interval(low, high), count, paired=False)
+    return ScoreDifference(value, Interval(low, high), count, paired=False)
 
 
-def paired(one: NDArray[np.bool_], other: NDArray[np.bool_], images: NDArray[np.int64] | None = None) -> Difference:
+def paired(
+    one: NDArray[np.bool_], other: NDArray[np.bool_], images: NDArray[np.int64] | None = None
+) -> ScoreDifference:
     """Return the difference of two shares of right answers to the same rows.
 
     The square of value / standard error is McNemar's statistic (1947) where each row is an image of its own. Rows of
@@ -98,10 +100,10 @@ def paired(one: NDArray[np.bool_], other: NDArray[np.bool_], images: NDArray[np.
     # A pair of images, one for each side, in a sum of count + 2.
     middle = by_image.sum() / (count + 2)
     spread = math.sqrt(float((by_image**2).sum() + 2 - (count + 2) * middle**2)) / (count + 2)
-    return Difference(value, Interval(middle - _Z * spread, middle + _Z * spread), count, paired=True)
+    return ScoreDifference(value, Interval(middle - _Z * spread, middle + _Z * spread), count, paired=True)
 
 
-def bounded(one: float, other: float, disagreement: float, count: int) -> Difference:
+def bounded(one: float, other: float, disagreement: float, count: int) -> ScoreDifference:
     """Return the difference of two shares of `count` rows, where only the share of differing answers is known.
 
     Rows on which two submissions agree cannot tell them apart, so that the variance of a row's difference is at most
@@ -110,7 +112,7 @@ def bounded(one: float, other: float, disagreement: float, count: int) -> Differ
     """
     value = one - other
     spread = math.sqrt(max(disagreement - value**2, 1 / count) / count)
-    return Difference(value, Interval(value - _Z * spread, value + _Z * spread), count, paired=True)
+    return ScoreDifference(value, Interval(value - _Z * spread, value + _Z * spread), count, paired=True)
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> tuple[float, Interval]:

@@ -18,7 +18,7 @@ from comp.runtime.errors import SubmissionError, UserError
 from comp.submission import answers, csv_io, derive_format, sample_cells, samples
 from comp.submission.answers import NO_ANSWER
 from comp.submission.derive_format import Derived
-from comp.submission.format import Sample, SubmissionFormat
+from comp.submission.format import SampleSubmission, SubmissionFormat
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,7 @@ def from_sample(path: Path, submitted: Path) -> Derived:
     return replace(derived, doubts=(*notes, *derived.doubts))
 
 
-def _beside(sample: Sample, submitted: Path) -> tuple[SubmissionFormat | None, tuple[str, ...]]:
+def _beside(sample: SampleSubmission, submitted: Path) -> tuple[SubmissionFormat | None, tuple[str, ...]]:
     """Return the format of a CSV's sidecar, None where there is none or it is of something else; and what to say."""
     import pandas as pd
 
@@ -71,7 +71,7 @@ def _beside(sample: Sample, submitted: Path) -> tuple[SubmissionFormat | None, t
     return form, (f"judged by {sidecar.name}, whose header and ids are those of {sample.path}",)
 
 
-def _narrow(sample: Sample, form: SubmissionFormat, given: "pd.DataFrame | None") -> Derived:
+def _narrow(sample: SampleSubmission, form: SubmissionFormat, given: "pd.DataFrame | None") -> Derived:
     """Return how one answer column is meant."""
     seen = [cell for (cell,) in dict.fromkeys(sample.cells) if cell.strip()]
     blanks = len(seen) < len(set(sample.cells))
@@ -154,7 +154,7 @@ def _named_like_nothing(column: "pd.Series") -> list[str]:
     return [f"{len(rows):,} rows hold {rows.iloc[0]!r}, which is read as a label of that name, not as no answer"]
 
 
-def _wide(sample: Sample, form: SubmissionFormat, given: "pd.DataFrame | None") -> Derived:
+def _wide(sample: SampleSubmission, form: SubmissionFormat, given: "pd.DataFrame | None") -> Derived:
     """Return how a column for each class is meant.
 
     Raises:

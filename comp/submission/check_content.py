@@ -36,7 +36,7 @@ _SHOWN = 5  # blocks in a message
 
 
 @dataclass(frozen=True)
-class Doubt:
+class Finding:
     """One reason not to trust a submission."""
 
     what: str
@@ -52,7 +52,7 @@ def counts(targets: Targets | None, classes: int) -> list[int]:
     return [int(count) for count in np.bincount(targets.astype(np.int64), minlength=classes)]
 
 
-def check_texts(form: SubmissionFormat, *, derived: bool) -> list[Doubt]:
+def check_texts(form: SubmissionFormat, *, derived: bool) -> list[Finding]:
     """Return what class texts give away beside the training labels: a text that is no label, or another class's.
 
     Args:
@@ -66,7 +66,7 @@ def check_texts(form: SubmissionFormat, *, derived: bool) -> list[Doubt]:
     if taken:
         name, text = taken[0]
         return [
-            Doubt(
+            Finding(
                 f"labels: class {name!r} is written {text!r}, which is the label of class {own[_value(text)]!r}; "
                 f"{len(strange)} of {len(pairs)} classes are not written as their labels",
                 "note" if derived else "misleads",
@@ -74,7 +74,9 @@ def check_texts(form: SubmissionFormat, *, derived: bool) -> list[Doubt]:
         ]
     if strange:
         name, text = strange[0]
-        return [Doubt(f"labels: {len(strange)} classes are not written as their labels: {name!r} as {text!r}", "note")]
+        return [
+            Finding(f"labels: {len(strange)} classes are not written as their labels: {name!r} as {text!r}", "note")
+        ]
     return []
 
 
@@ -84,7 +86,7 @@ def _value(text: str) -> Decimal | str:
     return text if value is None else value
 
 
-def check_distribution(table: "pd.DataFrame", form: SubmissionFormat, training: Sequence[int]) -> list[Doubt]:
+def check_distribution(table: "pd.DataFrame", form: SubmissionFormat, training: Sequence[int]) -> list[Finding]:
     """Return what one valid submission gives away.
 
     Args:
@@ -97,7 +99,7 @@ def check_distribution(table: "pd.DataFrame", form: SubmissionFormat, training: 
         return []
     if len(table[list(form.columns)].drop_duplicates()) == 1:
         cells = ", ".join(map(str, table[list(form.columns)].iloc[0].tolist()[:_SHOWN]))
-        return [Doubt(f"constant: all {len(table):,} rows hold '{cells}'", "misleads")]
+        return [Finding(f"constant: all {len(table):,} rows hold '{cells}'", "misleads")]
     texts = form.texts
     if not answer.one_class or len(training) != len(texts) or not sum(training):
         return []
@@ -107,11 +109,11 @@ def check_distribution(table: "pd.DataFrame", form: SubmissionFormat, training: 
     unused = [text for text, count in zip(texts, training, strict=True) if count and text not in shares]
     if unused and not doubts and len(labels) >= _ROWS_A_CLASS * len(texts):
         shown = ", ".join(map(repr, unused[:_SHOWN]))
-        doubts.append(Doubt(f"never predicted: {len(unused)} of {len(texts)} classes, {shown}", "note"))
+        doubts.append(Finding(f"never predicted: {len(unused)} of {len(texts)} classes, {shown}", "note"))
     return doubts
 
 
-def _lopsided(shares: Mapping[str, float], training: Mapping[str, int]) -> list[Doubt]:
+def _lopsided(shares: Mapping[str, float], training: Mapping[str, int]) -> list[Finding]:
     expected = {text: count / sum(training.values()) for text, count in training.items()}
     excess = {text: shares.get(text, 0.0) - share for text, share in expected.items()}
     moved = sum(abs(value) for value in excess.values()) / 2
@@ -122,12 +124,12 @@ def _lopsided(shares: Mapping[str, float], training: Mapping[str, int]) -> list[
         f"lopsided: {moved:.0%} of rows would have to change for the classes' shares of training; {most!r} has "
         f"{shares[most]:.0%} of rows, {expected[most]:.0%} of training"
     )
-    return [Doubt(what, "misleads" if moved > MISLEADS else "note")]
+    return [Finding(what, "misleads" if moved > MISLEADS else "note")]
 
 
 def check_agreement(
     table: "pd.DataFrame", earlier: "pd.DataFrame", form: SubmissionFormat, blocks: Sequence[tuple[str, slice]] = ()
-) -> tuple[float, list[Doubt]]:
+) -> tuple[float, list[Finding]]:
     """Return the share of rows on which two submissions agree, and what that gives away.
 
     Args:
@@ -143,7 +145,7 @@ def check_agreement(
         kappa = max(kappa, _correlation(answers.grades(table, form), answers.grades(earlier, form)))
     if len(labels) >= _FEW_ROWS and kappa < CHANCE:
         return agreement, [
-            Doubt(
+            Finding(
                 f"scrambled: agrees on {agreement:.1%} of rows, which is chance (kappa {kappa:.2f}); ids and answers "
                 "of one of them do not belong together, or one of them is worthless",
                 "misleads",
@@ -157,7 +159,9 @@ def check_agreement(
     if not lost:
         return agreement, []
     shown = ", ".join(lost[:_SHOWN]) + (" ..." if len(lost) > _SHOWN else "")
-    return agreement, [Doubt(f"scrambled blocks: {len(lost)} of {len(blocks)} agree by chance alone: {shown}", "note")]
+    return agreement, [
+        Finding(f"scrambled blocks: {len(lost)} of {len(blocks)} agree by chance alone: {shown}", "note")
+    ]
 
 
 def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:

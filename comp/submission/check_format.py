@@ -35,7 +35,7 @@ class Checked:
     table: "pd.DataFrame | None" = None
 
 
-def check(path: Path, form: SubmissionFormat) -> list[str]:
+def format_problems(path: Path, form: SubmissionFormat) -> list[str]:
     """Return what is wrong with a CSV, worst first; empty where it is valid.
 
     Raises:

@@ -21,7 +21,7 @@ from comp.runtime.errors import SubmissionError
 from comp.submission import class_spelling, sample_cells
 from comp.submission.answers import ANSWERS
 from comp.submission.class_spelling import Spelling
-from comp.submission.format import Competition, Sample, SubmissionFormat
+from comp.submission.format import Competition, SampleSubmission, SubmissionFormat
 
 _EXAMPLES = 3  # rows shown before training
 _DEFAULT_RANKED = 5
@@ -110,7 +110,7 @@ def _wide_without_sample(answer: str, competition: Competition) -> bool:
     return row.columns == "each"
 
 
-def _demand_columns(answer: str, wide: bool, sample: Sample | None) -> None:
+def _demand_columns(answer: str, wide: bool, sample: SampleSubmission | None) -> None:
     columns = ANSWERS[answer].columns
     if columns == "either" or (columns == "each") == wide:
         return
@@ -327,7 +327,7 @@ def _worth(text: str) -> Decimal | str:
     return text.strip() if value is None else value
 
 
-def _wide_columns(texts: tuple[str, ...], sample: Sample | None) -> tuple[str, ...]:
+def _wide_columns(texts: tuple[str, ...], sample: SampleSubmission | None) -> tuple[str, ...]:
     """Return the answer columns' headers: the sample's, in its order, each a class's text."""
     if sample is None:
         return texts

@@ -21,7 +21,7 @@ _PLAIN = re.compile(r"[+-]?\d+(\.\d*)?")
 
 
 @dataclass(frozen=True)
-class Difference:
+class BlockDifference:
     """How a block differs.
 
     Attributes:
@@ -47,16 +47,16 @@ class Differences:
         columns_moved: whether the columns stand in another order.
     """
 
-    blocks: tuple[Difference, ...]
+    blocks: tuple[BlockDifference, ...]
     only_first: int
     only_second: int
     moved: bool
     columns_moved: bool = False
 
     @property
-    def total(self) -> Difference:
+    def total(self) -> BlockDifference:
         """All blocks as one."""
-        return Difference("all", sum(row.rows for row in self.blocks), sum(row.differing for row in self.blocks))
+        return BlockDifference("all", sum(row.rows for row in self.blocks), sum(row.differing for row in self.blocks))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -88,7 +88,7 @@ def compare(first: Path, second: Path) -> Differences:
     differs = _differs(left.iloc[both, 1:], right.iloc[places[both], 1:])
     counted = pd.Series(differs).groupby(_block_names(left_ids[both]), sort=False).agg(["size", "sum"])
     return Differences(
-        tuple(Difference(str(name), int(rows), int(count)) for name, rows, count in counted.itertuples()),
+        tuple(BlockDifference(str(name), int(rows), int(count)) for name, rows, count in counted.itertuples()),
         only_first=len(left_ids) - len(both),
         only_second=len(right_ids) - len(both),
         moved=bool((np.diff(places[both]) < 0).any()),

@@ -12,7 +12,7 @@ from comp.results.blocks import Block, block_grid
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleSubmission:
     """A sample submission as its file shows it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Sample:
         """Whether all rows are the same: a placeholder, which shows no more than columns and ids."""
         return len(set(self.cells)) == 1
 
-    def take(self, rows: Sequence[int]) -> "Sample":
+    def take(self, rows: Sequence[int]) -> "SampleSubmission":
         """Return the same with some rows alone."""
         return replace(self, ids=tuple(self.ids[row] for row in rows), cells=tuple(self.cells[row] for row in rows))
 
@@ -148,7 +148,7 @@ class Competition:
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     blocks: tuple[Block, ...]
-    sample: Sample | None = None
+    sample: SampleSubmission | None = None
     submission: SubmissionConfig = field(default_factory=SubmissionConfig)
     task: str = "single_label"
     test_ids: tuple[str, ...] = ()

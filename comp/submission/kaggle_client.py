@@ -16,7 +16,7 @@ _CREDENTIALS = "~/.kaggle/access_token, KAGGLE_API_TOKEN, ~/.kaggle/kaggle.json,
 
 
 @dataclass(frozen=True)
-class State:
+class KaggleStatus:
     """What Kaggle says of a submission.
 
     Attributes:
@@ -72,7 +72,7 @@ class Kaggle:
                 raise SubmissionError(f"kaggle: {path} was not taken by competition '{competition}': {said}")
         return str(answer.ref)
 
-    def state(self, reference: str) -> State:
+    def state(self, reference: str) -> KaggleStatus:
         """Return what has become of a submission.
 
         Raises:
@@ -80,7 +80,7 @@ class Kaggle:
         """
         with _told(f"kaggle: cannot ask for submission {reference}"):
             found = self._api.get_submission(int(reference))
-        return State(
+        return KaggleStatus(
             found.status.name.lower(), _number(found.public_score), _number(found.private_score),
             (found.error_description or "").strip(),
         )  # fmt: skip

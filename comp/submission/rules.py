@@ -6,7 +6,7 @@ from comp.config import RulesConfig
 from comp.runtime.errors import ConfigError
 
 
-def check(rules: RulesConfig, *, pretrained: bool, imitated: Collection[str], adapt: str) -> None:
+def check_rules(rules: RulesConfig, *, pretrained: bool, imitated: Collection[str], adapt: str) -> None:
     """Refuse what the rules forbid.
 
     Args:

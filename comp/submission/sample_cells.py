@@ -8,7 +8,7 @@ from comp.config.tasks import TASKS
 from comp.results import class_names
 from comp.results.metrics import metric
 from comp.runtime.errors import SubmissionError
-from comp.submission.format import Competition, Sample
+from comp.submission.format import Competition, SampleSubmission
 
 WHOLE = re.compile(r"0|[1-9][0-9]*", re.ASCII)
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}", re.ASCII)
@@ -28,7 +28,7 @@ def fractional(value: Decimal | None) -> bool:
     return value is not None and value != value.to_integral_value()
 
 
-def refuse_foreign_numbers(sample: Sample, competition: Competition) -> None:
+def refuse_foreign_numbers(sample: SampleSubmission, competition: Competition) -> None:
     """Refuse numbers that are written neither as comp writes them nor as labels: `0,5` and `50%`.
 
     Raises:
@@ -46,23 +46,23 @@ def refuse_foreign_numbers(sample: Sample, competition: Competition) -> None:
         )
 
 
-def holds_fractions(sample: Sample) -> bool:
+def holds_fractions(sample: SampleSubmission) -> bool:
     return any(fractional(number(cell)) for row in sample.cells for cell in row)
 
 
-def fraction_that_is_no_label(sample: Sample, classes: Sequence[str]) -> str:
+def fraction_that_is_no_label(sample: SampleSubmission, classes: Sequence[str]) -> str:
     worth = set(class_names.values(classes) or ())
     cells = (cell for (cell,) in sample.cells if cell not in classes)
     return next((cell for cell in cells if fractional(number(cell)) and number(cell) not in worth), "")
 
 
-def one_hot(sample: Sample) -> bool:
+def one_hot(sample: SampleSubmission) -> bool:
     """Tell whether a wide sample's rows each hold one 1 and else 0."""
     rows = {tuple(number(cell) for cell in row) for row in sample.cells}
     return all(set(row) <= {0, 1} and sum(cell for cell in row if cell) == 1 for row in rows)
 
 
-def lists_labels(sample: Sample, classes: Sequence[str]) -> bool:
+def lists_labels(sample: SampleSubmission, classes: Sequence[str]) -> bool:
     """Tell whether a sample's cells list several different labels, parted by one sign."""
     if len(sample.columns) > 1:
         return False
@@ -73,7 +73,7 @@ def lists_labels(sample: Sample, classes: Sequence[str]) -> bool:
     )  # fmt: skip
 
 
-def refuse_unclear_list(sample: Sample, classes: Sequence[str]) -> None:
+def refuse_unclear_list(sample: SampleSubmission, classes: Sequence[str]) -> None:
     """Refuse a placeholder that looks like a list of texts that are no labels, where nothing says that one is wanted.
 
     Raises:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from comp.runtime.errors import SubmissionError, nearest
 from comp.submission import csv_io
-from comp.submission.format import Sample
+from comp.submission.format import SampleSubmission
 
 # As competitions name it: sample_submission.csv, sampleSubmission.csv, SampleSubmission.csv, sample_submission_v2.csv.
 _NAME = re.compile(r".*sample[ _-]?submission.*\.(csv|csv\.zip|zip)", re.IGNORECASE)
@@ -52,7 +52,7 @@ def below(root: Path) -> list[Path]:
     return plain + [path for path in known if path.suffix == ".zip" and path.stem not in names]
 
 
-def read(path: Path) -> Sample:
+def read(path: Path) -> SampleSubmission:
     """Return a sample submission's columns, ids and cells.
 
     Raises:
@@ -74,4 +74,4 @@ def read(path: Path) -> Sample:
         twice = index[index.duplicated()].unique().tolist()
         raise SubmissionError(f"{path}: lists {len(twice):,} ids more than once, first {csv_io.some(twice)}")
     cells = tuple(zip(*(table[column].tolist() for column in columns), strict=True))
-    return Sample(str(path), id_column, tuple(columns), ids, cells, header)
+    return SampleSubmission(str(path), id_column, tuple(columns), ids, cells, header)

@@ -49,7 +49,7 @@ def submit(
         **runs.describe_machine(),
     }
     write.write(path, found, wanted, sidecar, force=force)
-    problems = check_format.check(path, wanted)
+    problems = check_format.format_problems(path, wanted)
     assert not problems, problems
     with run.writing():
         noted = {"submission": str(path), "transductive": transductive}

@@ -10,7 +10,7 @@ import numpy as np
 from comp.results import runs
 from comp.runtime.errors import SubmissionError
 from comp.submission import check_content, check_format, csv_io, derive_format
-from comp.submission.check_content import Doubt
+from comp.submission.check_content import Finding
 from comp.submission.format import SubmissionFormat
 
 
@@ -29,7 +29,7 @@ class Verdict:
     path: Path
     rows: int
     problems: tuple[str, ...]
-    doubts: tuple[Doubt, ...] = ()
+    doubts: tuple[Finding, ...] = ()
     agreement: float | None = None
 
     @property
@@ -93,14 +93,14 @@ def validate(
     """
     checked = check_format.check_table(cells := csv_io.read(path), form)
     if checked.table is None:
-        return Verdict(path, len(cells), checked.problems, tuple(Doubt(note, "note") for note in notes))
+        return Verdict(path, len(cells), checked.problems, tuple(Finding(note, "note") for note in notes))
     beside = runs.sidecar_path(path)
     sidecar = runs.read_json(beside) if beside.exists() else {}
-    findings = [Doubt(note, "note") for note in (*notes, *checked.notes)]
+    findings = [Finding(note, "note") for note in (*notes, *checked.notes)]
     findings += check_content.check_texts(_with_classes(form, sidecar), derived=bool(form.classes))
     findings += check_content.check_distribution(checked.table, form, training or sidecar.get("training_counts", ()))
     if "sha256" in sidecar and sidecar["sha256"] != runs.sha256(path):
-        findings.append(Doubt(f"altered: it is not the file that {beside.name} was written for", "note"))
+        findings.append(Finding(f"altered: it is not the file that {beside.name} was written for", "note"))
     if against is None:
         return Verdict(path, len(cells), (), tuple(findings))
     earlier = check_format.check_table(csv_io.read(against), form)

@@ -31,7 +31,7 @@ def mode_of(track: TrackConfig) -> Mode:
 _MOST_LETTERS, _MOST_TAG_LETTERS, _REFUSED = 128, 64, "/\\#?%:"
 
 
-def check(track: TrackConfig) -> None:
+def check_login(track: TrackConfig) -> None:
     """Refuse names that W&B would, and to track online without a login: nothing of it would arrive.
 
     Raises:

@@ -14,7 +14,7 @@ from comp.runtime.errors import RunError
 
 
 @dataclass(frozen=True)
-class State:
+class TrackingState:
     """How far a run was told.
 
     Attributes:
@@ -41,7 +41,7 @@ def folder_of(run: Run) -> Path:
     return run.path / "wandb"
 
 
-def read(run: Run) -> State | None:
+def read(run: Run) -> TrackingState | None:
     """Return a run's state, None where it was never tracked.
 
     Raises:
@@ -52,7 +52,9 @@ def read(run: Run) -> State | None:
         return None
     try:
         values = runs.read_json(path)
-        return State(**{field.name: values[field.name] for field in fields(State) if field.name in values})
+        return TrackingState(
+            **{field.name: values[field.name] for field in fields(TrackingState) if field.name in values}
+        )
     except (RunError, TypeError) as error:  # TypeError: no mapping, or one that lacks the id
         reason = str(error).removeprefix(f"{path}: ")
         raise RunError(
@@ -60,17 +62,17 @@ def read(run: Run) -> State | None:
         ) from None
 
 
-def write(run: Run, state: State) -> None:
+def write(run: Run, state: TrackingState) -> None:
     """Keep a run's state."""
     run.write_json("wandb/tracking.json", asdict(state))
 
 
-def begun(run: Run, mode: str) -> State:
+def begun(run: Run, mode: str) -> TrackingState:
     """Return the state that telling starts with: the run's own, or a new one."""
     track, state = run.config().track, read(run)
     if state:
         return replace(state, mode=mode)
-    return State(secrets.token_hex(4), track.project or run.config().competition.name, track.entity, mode)
+    return TrackingState(secrets.token_hex(4), track.project or run.config().competition.name, track.entity, mode)
 
 
 @contextlib.contextmanager

@@ -211,7 +211,7 @@ def _note(text: str) -> None:
     print(f"note: W&B: {text}; nothing is lost: comp leaderboard --sync uploads it", file=sys.stderr)
 
 
-def _open(run: Run, known: state.State, *, patient: bool = False, mode: str = "") -> Any:
+def _open(run: Run, known: state.TrackingState, *, patient: bool = False, mode: str = "") -> Any:
     track = run.config().track
     opened = begin(
         run.path, mode or known.mode, patient=patient, id=known.id, project=known.project, entity=known.entity or None,

@@ -58,7 +58,7 @@ _MIXING = {"mixup", "cutmix", "switch_probability", "mix_off_epochs"}
 
 
 @dataclass
-class Choice:
+class ExecutionChoice:
     """How to run, and what was timed to find out; the content of execution.json.
 
     Attributes:
@@ -90,7 +90,7 @@ class Choice:
 def choose_execution(
     model: nn.Module, dataset: Dataset, config: Config, *, transform: Transform | None = None,
     progress: Progress = quiet,
-) -> Choice:  # fmt: skip
+) -> ExecutionChoice:  # fmt: skip
     """Return how to train: what the config fixes, and for the rest what a few timed steps say, now or before.
 
     Args:
@@ -115,7 +115,7 @@ def choose_execution(
         for precision in _open(wanted.precision, device.precisions_worth_trying(place))
         for layout in _open(wanted.channels_last, [False, True])
     ]
-    choice = Choice(candidates[0])
+    choice = ExecutionChoice(candidates[0])
     if place == "cpu" and not wanted.threads and threads[0] < (most := device.wished_threads()):
         choice.notes.append(
             f"other processes keep the cores busy, so steps run on {threads[0]} of {most} threads; "
@@ -123,7 +123,7 @@ def choose_execution(
         )
     record = _Record(_key(place, dataset, config))
     trial = _Trial(model, dataset, config, choice, record, progress)
-    with counted_randomness(torch.device("cpu")):
+    with preserve_rng_state(torch.device("cpu")):
         trial.ask("precision and layout", candidates)
         trial.ask("threads", [replace(choice.execution, threads=count) for count in threads])
         if wanted.compile == "auto":
@@ -204,7 +204,13 @@ class _Trial:
     """Asks one question after the other, and writes the answers into a `Choice`."""
 
     def __init__(
-        self, model: nn.Module, dataset: Dataset, config: Config, choice: Choice, record: _Record, progress: Progress
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        config: Config,
+        choice: ExecutionChoice,
+        record: _Record,
+        progress: Progress,
     ) -> None:
         self._model, self._dataset, self._choice, self._progress = model, dataset, choice, progress
         self._record = record
@@ -423,7 +429,7 @@ def _label(candidate: Execution) -> str:
     return f"{candidate.precision} {layout} {candidate.threads} threads{compiled}"
 
 
-def counted_randomness(device: torch.device) -> AbstractContextManager[None]:
+def preserve_rng_state(device: torch.device) -> AbstractContextManager[None]:
     """Give torch's global generators back as they were: a library must not disturb its user's draws."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 

@@ -14,7 +14,7 @@ from comp.results.runs import Run, sha256, sha256_of
 from comp.runtime.device import Execution
 from comp.runtime.progress import Progress
 from comp.training import validation
-from comp.training.checkpoint import Cursor
+from comp.training.checkpoint import TrainState
 from comp.training.selection import Scores, Selector, selection
 from comp.training.validation import Measured
 
@@ -22,7 +22,7 @@ Images = Callable[[], Iterable[Tensor]]
 
 
 @dataclass(frozen=True)
-class Contest:
+class BestWeights:
     """What is scored at epochs' ends and at the training's, and where the best of it is kept."""
 
     run: Run
@@ -42,7 +42,9 @@ class Contest:
         """What the best weights are selected by."""
         return Selector(selection(self.config), self.dataset.competition.metric)
 
-    def end_epoch(self, cursor: Cursor, number: int, progress: Progress, *, last: bool) -> tuple[Scores, float | None]:
+    def end_epoch(
+        self, cursor: TrainState, number: int, progress: Progress, *, last: bool
+    ) -> tuple[Scores, float | None]:
         """Score the weights at the end of an epoch (from 1), and the average where it has come to something.
 
         Returns:
@@ -53,14 +55,14 @@ class Contest:
         value = self._keep_if_best(measured, cursor, number, averaged=False)
         average, found = self.average.current(), None
         if average is not None and self.dataset.val is not None:
-            with averaging.standing_in(self.model, average):
+            with averaging.temporary_weights(self.model, average):
                 averaged = self._score(number, progress, last=last)
                 self._keep_if_best(averaged, cursor, number, averaged=True)
             found = self.selector.value(averaged.scores)
         self.average.end_epoch(number, value)  # last: an interrupted validation is repeated, this must not be
         return measured.scores, found
 
-    def finish(self, cursor: Cursor, images: Images, progress: Progress) -> None:
+    def finish(self, cursor: TrainState, images: Images, progress: Progress) -> None:
         """Write averaged.safetensors where there is an average, and let it compete.
 
         Batch norm's statistics, averaged with the weights or met on training batches: the better on validation is
@@ -73,7 +75,7 @@ class Contest:
         """
 
         def score(state: Mapping[str, Tensor]) -> float:
-            with averaging.standing_in(self.model, state):
+            with averaging.temporary_weights(self.model, state):
                 return self._value(cursor.epoch, progress)
 
         validated = self.dataset.val is not None
@@ -88,7 +90,7 @@ class Contest:
         facts = {"statistics": "refreshed" if refreshed else "averaged"}
         digest = self._write("averaged", averaged, cursor.epoch, **facts)
         if validated:
-            with averaging.standing_in(self.model, averaged):
+            with averaging.temporary_weights(self.model, averaged):
                 # As after the last epoch, whichever the training has ended with: all of validation is due.
                 measured = self._score(cursor.epoch, progress, last=True)
                 self._last["averaged"] = digest, replace(measured, ood_val=None)
@@ -115,7 +117,7 @@ class Contest:
     def _score(self, number: int, progress: Progress, *, last: bool) -> Measured:
         return validation.validate(self.model, self.dataset, self.execution, self.config, number, progress, last=last)
 
-    def _keep_if_best(self, measured: Measured, cursor: Cursor, number: int, *, averaged: bool) -> float | None:
+    def _keep_if_best(self, measured: Measured, cursor: TrainState, number: int, *, averaged: bool) -> float | None:
         """Write the model's weights if they are the best so far, of equals the lower loss; return what was compared."""
         scores = measured.scores
         value = self._selected(scores)
@@ -132,7 +134,7 @@ class Contest:
         return sha256_of(content)
 
 
-def _is_better(value: float, loss: float | None, cursor: Cursor) -> bool:
+def _is_better(value: float, loss: float | None, cursor: TrainState) -> bool:
     """Return whether a selected value, higher being better, is the best so far; ties go to the lower loss."""
     if cursor.best is None or value != cursor.best:
         return cursor.best is None or value > cursor.best

@@ -30,7 +30,7 @@ _FORWARD = 0.5  # of a training step's time for an image is validation's, until 
 _CONTEST_ENDS = 3  # looks at the validation images that averaged weights take after the last epoch
 
 
-def pace(config: Config, dataset: Dataset, run: Run, execution: Execution, *, began: float) -> "Pace":
+def step_planner(config: Config, dataset: Dataset, run: Run, execution: Execution, *, began: float) -> "StepPlanner":
     """Return what the config asks for.
 
     Args:
@@ -43,14 +43,14 @@ def pace(config: Config, dataset: Dataset, run: Run, execution: Execution, *, be
     batch_size = min(config.train.batch_size, len(dataset.train))
     steps_per_epoch = len(dataset.train) // batch_size
     if not config.train.budget:
-        return Epochs(config.train.epochs, steps_per_epoch)
+        return FixedEpochs(config.train.epochs, steps_per_epoch)
     seconds = seconds_of(config.train.budget)
 
     def validated(number: int, last: bool) -> int:
         ends = 1 + _CONTEST_ENDS * (last and config.train.average != "none")
         return ends * validation.images(dataset, config, number, last=last)
 
-    return Budget(
+    return TimeBudget(
         seconds,
         steps_per_epoch,
         batch_size=batch_size,
@@ -62,7 +62,7 @@ def pace(config: Config, dataset: Dataset, run: Run, execution: Execution, *, be
     )
 
 
-class Pace:
+class StepPlanner:
     """Says how many steps there are; told of all that takes time. Steps count from the training's first."""
 
     plan: Plan
@@ -94,7 +94,7 @@ class Pace:
         """Take back what `state_dict` returned."""
 
 
-class Epochs(Pace):
+class FixedEpochs(StepPlanner):
     """A number of epochs, whatever they take."""
 
     def __init__(self, epochs: int, steps_per_epoch: int) -> None:
@@ -115,7 +115,7 @@ class _Measured:
     save: float = 0.0
 
 
-class Budget(Pace):
+class TimeBudget(StepPlanner):
     """As many steps as fit a time.
 
     Args:

@@ -19,7 +19,7 @@ from comp.runtime.errors import RunError
 
 
 @dataclass
-class Cursor:
+class TrainState:
     """Where a training stands; with weights, optimizer and average it is all that a resume needs.
 
     Attributes:
@@ -63,7 +63,7 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any, /) -> Any: ...
 
 
-def save(run: Run, parts: Mapping[str, Stateful], cursor: Cursor) -> None:
+def save(run: Run, parts: Mapping[str, Stateful], cursor: TrainState) -> None:
     """Write the whole state, state.pt, or leave the one before."""
     state = {name: part.state_dict() for name, part in parts.items()} | {"cursor": asdict(cursor)}
     run.write("state.pt", lambda file: torch.save(state, file))
@@ -75,7 +75,7 @@ def remove(run: Run) -> None:
         (run.path / "state.pt").unlink(missing_ok=True)
 
 
-def load(path: Path, parts: Mapping[str, Stateful], device: torch.device) -> Cursor:
+def load(path: Path, parts: Mapping[str, Stateful], device: torch.device) -> TrainState:
     """Read the state into the parts, under the names they were saved by, and return the cursor.
 
     Raises:
@@ -85,7 +85,7 @@ def load(path: Path, parts: Mapping[str, Stateful], device: torch.device) -> Cur
         _demand_whole(path)
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         recorded = {"best_loss": None, **state["cursor"]}  # states of version 0.1 lack it
-        cursor = Cursor(**{attribute.name: recorded[attribute.name] for attribute in fields(Cursor)})
+        cursor = TrainState(**{attribute.name: recorded[attribute.name] for attribute in fields(TrainState)})
         for name, part in parts.items():
             part.load_state_dict(state[name])
     except FileNotFoundError:

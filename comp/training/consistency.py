@@ -16,7 +16,7 @@ _BASE = ("basic", "alternating_flip", "mirrored_crop", "photo")
 _PURPOSE = 0x766965  # keeps the views' draws apart from the base's and the mixing's
 
 
-def check(config: Config) -> None:
+def check_consistency(config: Config) -> None:
     """Refuse what `train.consistency` cannot go together with.
 
     Raises:

@@ -25,10 +25,10 @@ from comp.results.runs import Run
 from comp.runtime.device import Execution, Forward
 from comp.runtime.progress import Progress, quiet
 from comp.training import budget, consistency, losses, optimizers, resolution, schedules
-from comp.training.best_weights import Contest
-from comp.training.budget import Pace
-from comp.training.checkpoint import Cursor, Stateful
-from comp.training.distributed import ALONE, Alone
+from comp.training.best_weights import BestWeights
+from comp.training.budget import StepPlanner
+from comp.training.checkpoint import Stateful, TrainState
+from comp.training.distributed import SINGLE_PROCESS, SingleProcess
 from comp.training.norms import NoNorms, Norms
 from comp.training.step import Stepper, head_of
 
@@ -38,7 +38,7 @@ STATISTICS_BATCHES = 100  # that the batch norm of averaged weights sees
 
 
 @dataclass(frozen=True)
-class Session:
+class TrainContext:
     """What stays the same through a training."""
 
     config: Config
@@ -48,14 +48,14 @@ class Session:
     optimizer: Optimizer
     stepper: Stepper
     norms: NoNorms
-    contest: Contest
+    contest: BestWeights
     train: Loader
     policy: Policy
     mixing: mixing.Mixing
     execution: Execution
     forward: Forward
-    team: Alone
-    pace: Pace
+    team: SingleProcess
+    pace: StepPlanner
 
     @cached_property
     def batch_size(self) -> int:
@@ -101,21 +101,21 @@ class Session:
             parts["norms"] = self.norms
         return parts
 
-    def taken(self, cursor: Cursor) -> int:
+    def taken(self, cursor: TrainState) -> int:
         """Return the steps taken since the training's first."""
         return cursor.epoch * self.steps_per_epoch + cursor.step
 
-    def rate(self, cursor: Cursor, step: int) -> float:
+    def rate(self, cursor: TrainState, step: int) -> float:
         """Return the learning rate of a step of the current epoch, before any group's own factor."""
         planned = schedules.rate(cursor.epoch * self.steps_per_epoch + step, self.pace.plan, self.config.optim)
         return planned * cursor.rate_factor
 
-    def is_over(self, cursor: Cursor) -> bool:
+    def is_over(self, cursor: TrainState) -> bool:
         """Tell whether the plan's last step is taken."""
         return self.taken(cursor) >= self.pace.plan.total_steps
 
 
-def open_session(
+def build_context(
     config: Config,
     dataset: Dataset,
     run: Run,
@@ -125,8 +125,8 @@ def open_session(
     fresh: bool,
     began: float | None = None,
     progress: Progress = quiet,
-    team: Alone = ALONE,
-) -> Session:
+    team: SingleProcess = SINGLE_PROCESS,
+) -> TrainContext:
     """Place model and training images on the device and build the optimizer.
 
     Args:
@@ -150,7 +150,7 @@ def open_session(
         dataset = replace(dataset, train=train_split, val=val)
     if fresh:
         _initialise(model, dataset)
-    resolution.check(model, config.train.sizes, dataset.competition.image_shape)
+    resolution.check_sizes(model, config.train.sizes, dataset.competition.image_shape)
     team.prepare(model, execution)
     execution.place(model)
     optimizer = optimizers.for_model(model, config.optim)
@@ -164,7 +164,7 @@ def open_session(
     steps_per_epoch = len(train) // min(config.train.batch_size, len(train))
     norms = Norms(model.inner) if config.train.log_norms else NoNorms()
     average = averaging.AVERAGES[config.train.average](model, steps_per_epoch, config.train)
-    return Session(
+    return TrainContext(
         config=config,
         dataset=dataset,
         run=run,
@@ -172,7 +172,7 @@ def open_session(
         optimizer=optimizer,
         stepper=Stepper(optimizer, config, execution, norms, unclipped=head_of(model), halves=team.size == 1),
         norms=norms,
-        contest=Contest(run, config, dataset, model, execution, average),
+        contest=BestWeights(run, config, dataset, model, execution, average),
         train=train,
         policy=policy,
         mixing=mixing.Mixing(
@@ -185,7 +185,7 @@ def open_session(
         execution=execution,
         forward=team.forward(model, execution),
         team=team,
-        pace=team.keep(budget.pace(config, dataset, run, execution, began=began)),
+        pace=team.keep(budget.step_planner(config, dataset, run, execution, began=began)),
     )
 
 

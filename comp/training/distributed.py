@@ -27,7 +27,7 @@ from comp.results.runs import Run
 from comp.runtime.device import Execution, Forward
 from comp.runtime.errors import ConfigError, Interrupted, RunError, UserError
 from comp.runtime.progress import Progress
-from comp.training.budget import Epochs, Pace
+from comp.training.budget import FixedEpochs, StepPlanner
 from comp.training.schedules import Plan
 
 _Value = TypeVar("_Value")
@@ -45,10 +45,10 @@ _LOST = (
 )
 
 
-class Alone:
+class SingleProcess:
     """The team of one process: nothing to share, nobody to wait for."""
 
-    leads = True
+    is_main_process = True
     size = 1
     words: tuple[int, ...] = ()
     """What sets this process's dropout apart from the others'."""
@@ -67,7 +67,7 @@ class Alone:
         """Return this process's part of every whole batch of an order [N], and how many images of each that is."""
         return order, batch_size
 
-    def summed(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Return the sum of all processes' values."""
         return values
 
@@ -75,15 +75,15 @@ class Alone:
         """Return a progress after which all stop where one was told to."""
         return progress
 
-    def from_leader(self, work: Callable[[], _Value]) -> _Value:
+    def broadcast_from_main(self, work: Callable[[], _Value]) -> _Value:
         """Return what the leader's work returns; nobody else does it."""
         return work()
 
-    def leader_first(self, work: Callable[[], _Value]) -> _Value:
+    def main_process_first(self, work: Callable[[], _Value]) -> _Value:
         """Return what this process's work returns; the others begin when the leader has ended, and find its files."""
         return work()
 
-    def keep(self, pace: Pace) -> Pace:
+    def keep(self, pace: StepPlanner) -> StepPlanner:
         """Return a pace whose plan is the same for all at every step."""
         return pace
 
@@ -91,21 +91,21 @@ class Alone:
         """End with what all have met."""
         raise error
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait for all."""
 
 
-ALONE = Alone()
+SINGLE_PROCESS = SingleProcess()
 
 
-class Team(Alone):
+class DistributedGroup(SingleProcess):
     """Several processes that torchrun has started."""
 
     def __init__(self) -> None:
         self._rank = dist.get_rank()
         self.size = dist.get_world_size()
-        self.leads = self._rank == 0
-        self.words = () if self.leads else (self._rank,)
+        self.is_main_process = self._rank == 0
+        self.words = () if self.is_main_process else (self._rank,)
 
     def check(self, config: Config, dataset: Dataset) -> None:
         """Refuse what a team cannot do.
@@ -129,7 +129,7 @@ class Team(Alone):
 
     def forward(self, model: nn.Module, execution: Execution) -> Forward:
         """Return the model under DistributedDataParallel; see `_Together`."""
-        return _Together(model, execution)
+        return _DDPModel(model, execution)
 
     def share(self, order: Tensor, batch_size: int) -> tuple[Tensor, int]:
         """Return this process's part of every whole batch; pairs (2k, 2k + 1) stay together."""
@@ -137,7 +137,7 @@ class Team(Alone):
         shares = order[: steps * batch_size].view(steps, self.size, images)
         return shares[:, self._rank].flatten(), images
 
-    def summed(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Return the sum of all processes' values, on their device."""
         dist.all_reduce(values)
         return values
@@ -157,28 +157,28 @@ class Team(Alone):
 
         return call
 
-    def from_leader(self, work: Callable[[], _Value]) -> _Value:
+    def broadcast_from_main(self, work: Callable[[], _Value]) -> _Value:
         """Return what the leader's work returns, or end as it ends."""
-        return cast(_Value, self._told(work if self.leads else None))
+        return cast(_Value, self._told(work if self.is_main_process else None))
 
-    def leader_first(self, work: Callable[[], _Value]) -> _Value:
+    def main_process_first(self, work: Callable[[], _Value]) -> _Value:
         """Return what this process's work returns, done after the leader's, or end as the leader's ends."""
         found: list[_Value] = []
-        self._told(lambda: found.append(work()) if self.leads else None)
-        return found[0] if self.leads else work()
+        self._told(lambda: found.append(work()) if self.is_main_process else None)
+        return found[0] if self.is_main_process else work()
 
-    def keep(self, pace: Pace) -> Pace:
+    def keep(self, pace: StepPlanner) -> StepPlanner:
         """Return the leader's pace for all; a number of epochs needs no telling."""
-        return pace if isinstance(pace, Epochs) else _Led(pace, self)
+        return pace if isinstance(pace, FixedEpochs) else _SyncedPlanner(pace, self)
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait for all."""
         dist.all_reduce(torch.zeros(1))
 
     def _told(self, work: Callable[[], Any] | None) -> Any:
         """Do the leader's work there, and hand its result or its end to all."""
         told: list[Any] = [None, None]
-        if self.leads:
+        if self.is_main_process:
             assert work is not None
             try:
                 told[0] = work()
@@ -191,20 +191,21 @@ class Team(Alone):
 
     def stop(self, error: UserError | Interrupted) -> NoReturn:
         """End as all end; the leader alone says why."""
-        if self.leads:
+        if self.is_main_process:
             raise error
         raise SystemExit(error.exit_code)
 
 
-class _Led(Pace):
-    """A `comp.training.budget.Pace` by the leader's clock, whose plan is told to all whenever it may have changed.
+class _SyncedPlanner(StepPlanner):
+    """A `comp.training.budget.StepPlanner` by the leader's clock, whose plan is told to all whenever it may have
+    changed.
 
     Args:
         pace: the leader's is told what takes time; the others' only takes states back.
         team: its processes.
     """
 
-    def __init__(self, pace: Pace, team: Alone) -> None:
+    def __init__(self, pace: StepPlanner, team: SingleProcess) -> None:
         self._pace, self._team = pace, team
         self.plan = pace.plan
 
@@ -222,7 +223,7 @@ class _Led(Pace):
 
     def trained(self, step: int) -> None:
         """See `Pace`."""
-        if self._team.leads:
+        if self._team.is_main_process:
             self._pace.trained(step)
 
     def ended(self, step: int) -> None:
@@ -247,10 +248,10 @@ class _Led(Pace):
             hear()
             return self._pace.plan
 
-        self.plan = self._team.from_leader(plan)
+        self.plan = self._team.broadcast_from_main(plan)
 
 
-class _Together:
+class _DDPModel:
     """A model under DistributedDataParallel, wrapped anew whenever other parameters are trained."""
 
     def __init__(self, model: nn.Module, execution: Execution) -> None:
@@ -267,7 +268,7 @@ class _Together:
         return self._wrapped(images)
 
 
-class Onlooker(Run):
+class ReadOnlyRun(Run):
     """A follower's view of the run: everything is read, nothing is written."""
 
     def write(self, name: str, content: bytes | Callable[[BinaryIO], None]) -> None:
@@ -280,21 +281,21 @@ def is_distributed() -> bool:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Alone]:
+def joined() -> Iterator[SingleProcess]:
     """Join the other processes that torchrun has started; alone without them.
 
     Raises:
         RunError: another process has ended too soon.
     """
     if not is_distributed():
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
-        yield Team()
+        yield DistributedGroup()
     except RuntimeError as error:
         if not _is_lost(error):
             raise

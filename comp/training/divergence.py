@@ -6,15 +6,15 @@ import torch
 
 from comp.runtime.errors import RunError
 from comp.training import checkpoint
-from comp.training.checkpoint import Cursor
-from comp.training.context import Session
+from comp.training.checkpoint import TrainState
+from comp.training.context import TrainContext
 
 
 class DivergedError(RunError):
     """The loss, the weights or the logits of validation are not finite any more."""
 
 
-def demand_finite_weights(session: Session, cursor: Cursor) -> None:
+def demand_finite_weights(session: TrainContext, cursor: TrainState) -> None:
     """Refuse weights that no training could mend.
 
     Raises:
@@ -26,7 +26,7 @@ def demand_finite_weights(session: Session, cursor: Cursor) -> None:
         raise diverged(session, cursor, "weights are", max(cursor.step - 1, 0))
 
 
-def diverged(session: Session, cursor: Cursor, what: str, step: int) -> DivergedError:
+def diverged(session: TrainContext, cursor: TrainState, what: str, step: int) -> DivergedError:
     """Return the error that says what (with its verb) was not finite at a step of the current epoch, from 0."""
     rate = session.rate(cursor, step)
     return DivergedError(
@@ -37,7 +37,7 @@ def diverged(session: Session, cursor: Cursor, what: str, step: int) -> Diverged
     )
 
 
-def go_back(session: Session, cursor: Cursor, error: DivergedError) -> None:
+def rollback(session: TrainContext, cursor: TrainState, error: DivergedError) -> None:
     """Return to the last good state at half the rate, or pass the error on where that was done often enough.
 
     Raises:
@@ -46,7 +46,7 @@ def go_back(session: Session, cursor: Cursor, error: DivergedError) -> None:
     if len(cursor.rollbacks) >= session.config.train.nan_retries:
         session.team.stop(error)
     good = checkpoint.load(session.run.path / "state.pt", session.parts, session.execution.torch_device)
-    session.team.meet()  # all have read the state before the leader writes another
+    session.team.barrier()  # all have read the state before the leader writes another
     reason = str(error).partition(": ")[2].partition(";")[0]
     good.rate_factor = cursor.rate_factor / 2
     told = f"{reason}: back to step {good.step} of epoch {good.epoch + 1}, all rates times {good.rate_factor:g}"

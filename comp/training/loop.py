@@ -21,11 +21,11 @@ from comp.runtime.errors import Interrupted, NotFiniteError
 from comp.runtime.progress import Progress, quiet
 from comp.training import checkpoint, consistency, divergence, early_stopping, losses, optimizers, resolution
 from comp.training import step as stepping
-from comp.training.autotune import counted_randomness
-from comp.training.checkpoint import Cursor
-from comp.training.context import STATISTICS_BATCHES, Session
+from comp.training.autotune import preserve_rng_state
+from comp.training.checkpoint import TrainState
+from comp.training.context import STATISTICS_BATCHES, TrainContext
 from comp.training.early_stopping import Stop
-from comp.training.meter import Tally
+from comp.training.meter import EpochMeter
 from comp.training.selection import Scores
 
 OnEpoch = Callable[["Epoch"], Stop | None]
@@ -75,8 +75,8 @@ class Epoch:
 
 
 def fit(
-    session: Session, *, resume: bool = False, on_epoch: OnEpoch = lambda epoch: None, progress: Progress = quiet
-) -> Cursor:
+    session: TrainContext, *, resume: bool = False, on_epoch: OnEpoch = lambda epoch: None, progress: Progress = quiet
+) -> TrainState:
     """Train, leaving history.csv, best, averaged (where there are such) and final.safetensors, and state.pt.
 
     Args:
@@ -90,24 +90,24 @@ def fit(
         Interrupted: passed on after a checkpoint.
     """
     state = session.run.path / "state.pt"
-    cursor = Cursor()
+    cursor = TrainState()
     if resume and state.exists():  # a run stopped before its first checkpoint starts anew
         cursor = checkpoint.load(state, session.parts, session.execution.torch_device)
-    session.team.meet()  # all have read the state before the leader writes another
+    session.team.barrier()  # all have read the state before the leader writes another
     rows: list[dict[str, Any]] = [dict(row) for row in session.run.history()[: cursor.epoch]]
     norms: list[dict[str, Any]] = _until(cursor.epoch, session.run.table("norms.csv"))
     saver = _Saver(session, cursor)
     if (session.config.train.nan_retries or session.config.train.budget) and not state.exists():
         saver.save()  # something to go back to; and what it takes is known
     session.pace.begun()
-    with counted_randomness(session.execution.torch_device):
+    with preserve_rng_state(session.execution.torch_device):
         try:
             # An epoch whose steps are all taken may still want its end: its validation and its row of history.
             while (cursor.step or not session.is_over(cursor)) and not cursor.stopped:
                 try:
                     epoch = _epoch(session, cursor, saver, progress)
                 except divergence.DivergedError as error:
-                    divergence.go_back(session, cursor, error)
+                    divergence.rollback(session, cursor, error)
                     session.pace.begun()
                     del rows[cursor.epoch :]
                     norms = _until(cursor.epoch, norms)
@@ -126,7 +126,7 @@ def fit(
                 if saver.is_due() or session.config.train.nan_retries:
                     saver.save()
                 session.pace.ended(session.taken(cursor))
-            session.team.from_leader(
+            session.team.broadcast_from_main(
                 lambda: session.contest.finish(
                     cursor, lambda: _training_images(session, cursor.epoch, progress), progress
                 )
@@ -146,15 +146,15 @@ def _until(epoch: int, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
 class _Saver:
     """Writes state.pt when it is due, and keeps the training's clock in the cursor."""
 
-    def __init__(self, session: Session, cursor: Cursor) -> None:
+    def __init__(self, session: TrainContext, cursor: TrainState) -> None:
         self._session, self._cursor = session, cursor
         self._clock = self._saved = time.perf_counter()
 
     def is_due(self) -> bool:
         team, train = self._session.team, self._session.config.train
         if train.nan_retries:  # a state is looked at before it is written, and all must go back where one does
-            return team.from_leader(lambda: self._waited() >= train.checkpoint_seconds)
-        return team.leads and self._waited() >= train.checkpoint_seconds
+            return team.broadcast_from_main(lambda: self._waited() >= train.checkpoint_seconds)
+        return team.is_main_process and self._waited() >= train.checkpoint_seconds
 
     def _waited(self) -> float:
         return time.perf_counter() - self._saved
@@ -170,13 +170,13 @@ class _Saver:
         self._session.pace.saved(self._saved - now)
 
 
-def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) -> Epoch:
+def _epoch(session: TrainContext, cursor: TrainState, saver: _Saver, progress: Progress) -> Epoch:
     config, number = session.config, cursor.epoch + 1
     began, begun_at = time.perf_counter(), cursor.step
     order = rng.order(config.seed, number, len(session.train), session.execution.torch_device)
-    tally = Tally(cursor, order.device)
-    zoo.thaw(session.model, config.model, epoch=number)
-    optimizers.rest_ended(session.optimizer, number)
+    tally = EpochMeter(cursor, order.device)
+    zoo.apply_freezing(session.model, config.model, epoch=number)
+    optimizers.freeze_finished_groups(session.optimizer, number)
     session.model.train()
     watched = session.team.watched(progress)
     for batch in session.train.batches(*session.team.share(order, session.batch_size), epoch=number, start=cursor.step):
@@ -224,7 +224,7 @@ def _epoch(session: Session, cursor: Cursor, saver: _Saver, progress: Progress) 
     return epoch
 
 
-def _scored(session: Session, cursor: Cursor, progress: Progress) -> tuple[Scores, float | None]:
+def _scored(session: TrainContext, cursor: TrainState, progress: Progress) -> tuple[Scores, float | None]:
     """Return what the leader measures at the epoch's end; weights that are finite, but only just, diverge here."""
 
     def end() -> tuple[Scores, float | None] | None:
@@ -233,13 +233,13 @@ def _scored(session: Session, cursor: Cursor, progress: Progress) -> tuple[Score
         except NotFiniteError:
             return None  # that all hear of it: they go back together
 
-    found = session.team.from_leader(end)
+    found = session.team.broadcast_from_main(end)
     if found is None:
         raise divergence.diverged(session, cursor, "logits of validation are", max(cursor.step - 1, 0))
     return found
 
 
-def _note(session: Session, cursor: Cursor, tally: Tally, steps_per_second: float) -> str:
+def _note(session: TrainContext, cursor: TrainState, tally: EpochMeter, steps_per_second: float) -> str:
     """Return what a bar shows of the epoch so far: speed, loss and accuracy as far as they are known, the rate."""
     loss, right, seen = tally.glance(cursor)
     known = f"loss {loss / seen:.2f} acc {100 * right / seen:.1f}% " if seen else ""
@@ -247,7 +247,7 @@ def _note(session: Session, cursor: Cursor, tally: Tally, steps_per_second: floa
     return f"{speed:,.0f} images/s {known}lr {session.rate(cursor, cursor.step - 1):.0e}"
 
 
-def step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
+def step(session: TrainContext, cursor: TrainState, batch: Batch, tally: EpochMeter) -> None:
     """Take one step and tally its loss and right answers."""
     config, number = session.config, cursor.epoch + 1
     step, indices, _, labels = batch
@@ -279,7 +279,7 @@ def step(session: Session, cursor: Cursor, batch: Batch, tally: Tally) -> None:
     if session.stepper.micro_batch < allowed:
         _tell_halved(session, cursor, step)
     right = mixing.hits(logits, targets, label_smoothing=session.mixing.label_smoothing, columns=labels.ndim == 2).sum()
-    sums = session.team.summed(torch.stack((loss.double() * len(indices), right.double())))  # [2]
+    sums = session.team.all_reduce_sum(torch.stack((loss.double() * len(indices), right.double())))  # [2]
     tally.add(sums, step)
 
 
@@ -288,16 +288,16 @@ def _by_view(values: Tensor, views: int) -> Tensor:
     return values if views == 1 else torch.cat([values] * views)
 
 
-def _augmented(session: Session, number: int, batch: Batch, keys: Tensor) -> Tensor:
+def _augmented(session: TrainContext, number: int, batch: Batch, keys: Tensor) -> Tensor:
     """Return a batch's images as the policy changes them, all views of a kind together: [views B, C, H, W]."""
     images = batch.images
-    turned = engine.alternation(session.config.seed, number, batch.indices) if session.alternates else None
+    turned = engine.alternating_flip_mask(session.config.seed, number, batch.indices) if session.alternates else None
     if session.views > 1:
         return consistency.views(images, session.policy, keys, turned=turned)
     return engine.augment(images, session.policy, keys, turned=turned)
 
 
-def _training_images(session: Session, number: int, progress: Progress) -> Iterator[Tensor]:
+def _training_images(session: TrainContext, number: int, progress: Progress) -> Iterator[Tensor]:
     """Yield images of an epoch for batch norm: augmented as in training, at full size, not mixed."""
     order = rng.order(session.config.seed, number, len(session.train), session.execution.torch_device)
     rows = session.dataset.samples.get("statistics")
@@ -313,7 +313,7 @@ def _training_images(session: Session, number: int, progress: Progress) -> Itera
         progress("batch norm", batch.step + 1, batches, "batches")
 
 
-def _tell_halved(session: Session, cursor: Cursor, step: int) -> None:
+def _tell_halved(session: TrainContext, cursor: TrainState, step: int) -> None:
     """Record that memory ran out, so that whoever repeats the run starts with what fits."""
     size = session.stepper.micro_batch
     cursor.notes.append(
@@ -324,13 +324,13 @@ def _tell_halved(session: Session, cursor: Cursor, step: int) -> None:
     session.run.write_json("execution.json", {**recorded, "micro_batch": size})
 
 
-def _read(session: Session, cursor: Cursor, tally: Tally) -> None:
+def _read(session: TrainContext, cursor: TrainState, tally: EpochMeter) -> None:
     """Bring the tally into the cursor; refuse to go on where a loss was not finite."""
     broken = tally.read(cursor)
     if broken is not None:
         raise divergence.diverged(session, cursor, "loss is", broken)
 
 
-def _agree(session: Session, cursor: Cursor) -> None:
+def _agree(session: TrainContext, cursor: TrainState) -> None:
     """Take the leader's cursor: it alone has validated, and looked at the clock and at whether to stop."""
-    vars(cursor).update(session.team.from_leader(lambda: vars(cursor)))
+    vars(cursor).update(session.team.broadcast_from_main(lambda: vars(cursor)))

@@ -22,10 +22,10 @@ from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
 from comp.training import loop
-from comp.training.autotune import counted_randomness
-from comp.training.checkpoint import Cursor
-from comp.training.context import Session, open_session
-from comp.training.meter import Tally
+from comp.training.autotune import preserve_rng_state
+from comp.training.checkpoint import TrainState
+from comp.training.context import TrainContext, build_context
+from comp.training.meter import EpochMeter
 
 _ENDLESS = 10**6  # epochs: what belongs to a training's last ones does not belong here
 _FEWEST_STEPS = 20
@@ -35,7 +35,7 @@ _MEMORY = 0.8  # of the running mean that ends the ramp
 
 
 @dataclass(frozen=True)
-class Found:
+class LRFindResult:
     """What a ramp has shown; rates are `optim.lr`, and other groups' rates rise with it.
 
     Attributes:
@@ -86,7 +86,7 @@ def find(
     highest: float = 10.0,
     steps: int = 200,
     progress: Progress = quiet,
-) -> Found:
+) -> LRFindResult:
     """Train a copy of a model while the rate rises exponentially, and read a good peak rate from the loss.
 
     The range test of Smith 2017, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), with the
@@ -95,7 +95,7 @@ def find(
 
     Args:
         config: what to train; its schedule is not looked at.
-        dataset: from `comp.workflows.train.prepare`.
+        dataset: from `comp.workflows.build.prepare`.
         model: on the CPU, with its first weights; stays as it is.
         execution: how to compute, see `comp.training.autotune`.
         lowest: the first step's rate.
@@ -112,11 +112,11 @@ def find(
             f"the rate must rise, in at least {_FEWEST_STEPS} steps; found {lowest:g} to {highest:g} in {steps}"
         )
     rates = np.geomspace(lowest, highest, steps)
-    with tempfile.TemporaryDirectory(prefix="comp-lr-find-") as scratch, counted_randomness(execution.torch_device):
+    with tempfile.TemporaryDirectory(prefix="comp-lr-find-") as scratch, preserve_rng_state(execution.torch_device):
         run = Run(Path(scratch))
         run.write_json("execution.json", execution.to_json())
         fresh = not (config.model.pretrained or config.model.from_run)
-        session = open_session(
+        session = build_context(
             _steady(config), dataset, run, copy.deepcopy(model), execution, fresh=fresh, progress=progress
         )
         losses = _ramp(session, rates, progress)
@@ -130,10 +130,10 @@ def _steady(config: Config) -> Config:
     return config.model_copy(update={"optim": optim, "train": train})
 
 
-def _ramp(session: Session, rates: Sequence[float] | NDArray[np.float64], progress: Progress) -> list[float]:
+def _ramp(session: TrainContext, rates: Sequence[float] | NDArray[np.float64], progress: Progress) -> list[float]:
     """Return the loss of each step, up to the one before it is not finite or far above its lowest."""
-    cursor = Cursor()
-    zoo.thaw(session.model, session.config.model, epoch=1)
+    cursor = TrainState()
+    zoo.apply_freezing(session.model, session.config.model, epoch=1)
     session.model.train()
     losses: list[float] = []
     mean, lowest = 0.0, math.inf
@@ -152,7 +152,7 @@ def _ramp(session: Session, rates: Sequence[float] | NDArray[np.float64], progre
     return losses
 
 
-def _batches(session: Session, cursor: Cursor) -> Iterator[Batch]:
+def _batches(session: TrainContext, cursor: TrainState) -> Iterator[Batch]:
     """Yield batches without end, epoch after epoch, each drawn as in a training."""
     for number in range(1, _ENDLESS + 1):
         cursor.epoch = number - 1
@@ -160,16 +160,16 @@ def _batches(session: Session, cursor: Cursor) -> Iterator[Batch]:
         yield from session.train.batches(order, session.batch_size, epoch=number)
 
 
-def _loss(session: Session, cursor: Cursor, batch: Batch) -> float:
+def _loss(session: TrainContext, cursor: TrainState, batch: Batch) -> float:
     """Take a training's step and return its mean loss, which may not be finite."""
-    fresh = Cursor()
-    tally = Tally(fresh, session.execution.torch_device)
+    fresh = TrainState()
+    tally = EpochMeter(fresh, session.execution.torch_device)
     loop.step(session, cursor, batch, tally)
     tally.read(fresh)
     return fresh.loss_sum / len(batch.indices)
 
 
-def _read(rates: NDArray[np.float64], losses: NDArray[np.float64], *, ended_early: bool) -> Found:
+def _read(rates: NDArray[np.float64], losses: NDArray[np.float64], *, ended_early: bool) -> LRFindResult:
     if len(losses) < _FEWEST_STEPS:
         raise RunError(f"the loss is not finite from a rate of {rates[-1]:.1e} on; start lower (--from)")
     smoothed = _smoothed(losses)
@@ -186,7 +186,7 @@ def _read(rates: NDArray[np.float64], losses: NDArray[np.float64], *, ended_earl
     above = np.flatnonzero(smoothed[bottom:] >= lost)
     diverged = float(rates[bottom + above[0]]) if len(above) else float(rates[-1]) if ended_early else None
     suggestion, reason = _choose(steepest, diverged)
-    return Found(rates.tolist(), losses.tolist(), smoothed.tolist(), steepest, diverged, suggestion, reason)
+    return LRFindResult(rates.tolist(), losses.tolist(), smoothed.tolist(), steepest, diverged, suggestion, reason)
 
 
 def _choose(steepest: float, diverged: float | None) -> tuple[float, str]:

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from comp.training.checkpoint import Cursor
+from comp.training.checkpoint import TrainState
 
 _NEVER = 2**62  # no epoch has as many steps
 
 
-class Tally:
+class EpochMeter:
     """Loss and right answers so far, and the first step whose loss was not finite.
 
     Args:
@@ -16,7 +16,7 @@ class Tally:
         device: of the steps.
     """
 
-    def __init__(self, cursor: Cursor, device: torch.device) -> None:
+    def __init__(self, cursor: TrainState, device: torch.device) -> None:
         self._sums = torch.tensor([cursor.loss_sum, cursor.right_sum], dtype=torch.float64, device=device)
         self._broken = torch.tensor(_NEVER, device=device)
         self._aside = torch.zeros(2, dtype=torch.float64, pin_memory=True) if device.type == "cuda" else None
@@ -29,7 +29,7 @@ class Tally:
         self._sums += sums
         self._broken = torch.where(sums[0].isfinite(), self._broken, self._broken.clamp_max(step))
 
-    def glance(self, cursor: Cursor) -> tuple[float, float, int]:
+    def glance(self, cursor: TrainState) -> tuple[float, float, int]:
         """Return loss, right answers and the images that they count, as far as they are known without waiting.
 
         On CUDA they are copied aside when the device comes to it, and known some steps later.
@@ -50,7 +50,7 @@ class Tally:
         """Whether reading costs nothing because the steps were taken by this very processor."""
         return self._sums.device.type == "cpu"
 
-    def read(self, cursor: Cursor) -> int | None:
+    def read(self, cursor: TrainState) -> int | None:
         """Wait for the device and write the sums into the cursor; return the first broken step, None if all is well."""
         cursor.loss_sum, cursor.right_sum = self._sums.tolist()
         broken = int(self._broken)

@@ -161,13 +161,13 @@ def for_model(model: Classifier, config: OptimConfig) -> Optimizer:
     return build_optimizer(groups, config)
 
 
-def check(config: OptimConfig) -> None:
+def check_optimizer(config: OptimConfig) -> None:
     """Refuse what no optimizer or schedule can be built from, by building one for a single small matrix.
 
     Raises:
-        ConfigError: as `build_optimizer` and `comp.training.schedules.check`.
+        ConfigError: as `build_optimizer` and `comp.training.schedules.check_schedule`.
     """
-    schedules.check(config)
+    schedules.check_schedule(config)
     weight = torch.nn.Parameter(torch.ones(2, 2))
     build_optimizer(
         [{"params": [weight], "weight_decay": config.weight_decay, "lr_scale": 1.0, "hidden": True}], config
@@ -185,7 +185,7 @@ def set_rates(optimizer: Optimizer, step: int, plan: Plan, config: OptimConfig, 
         group["lr"] = rate * factor * group["lr_scale"]
 
 
-def rest_ended(optimizer: Optimizer, epoch: int) -> None:
+def freeze_finished_groups(optimizer: Optimizer, epoch: int) -> None:
     """Stop the gradients of groups whose end (`optim.ends`) lies before an epoch (from 1): nothing would use them."""
     for group in optimizer.param_groups:
         if group.get("ends") and epoch > group["ends"]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from comp.runtime.errors import ConfigError
 
 
-def check(model: nn.Module, sizes: Mapping[int, int], image_shape: tuple[int, int, int]) -> None:
+def check_sizes(model: nn.Module, sizes: Mapping[int, int], image_shape: tuple[int, int, int]) -> None:
     """Refuse sides that a network cannot take, before an hour has gone by in those that it can.
 
     Args:

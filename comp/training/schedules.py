@@ -106,7 +106,7 @@ SCHEDULES: dict[str, Callable[[int, Plan, OptimConfig], float]] = {
 }
 
 
-def check(config: OptimConfig) -> None:
+def check_schedule(config: OptimConfig) -> None:
     """Refuse an unknown schedule.
 
     Raises:
@@ -122,7 +122,7 @@ def rate(step: int, plan: Plan, config: OptimConfig) -> float:
     Raises:
         ConfigError: an unknown schedule.
     """
-    check(config)
+    check_schedule(config)
     return SCHEDULES[config.schedule](step, plan, config)
 
 

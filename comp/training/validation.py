@@ -32,7 +32,7 @@ class Measured:
     ood_val: Predictions | None = None
 
 
-def check(config: Config) -> None:
+def check_validation(config: Config) -> None:
     """Refuse to measure or select by what will never be there.
 
     Raises:

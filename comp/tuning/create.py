@@ -28,7 +28,7 @@ SEARCH, CONFIRM = "search", "confirm"
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """What every process of a study opens it with; plain values, so that it can be sent to one.
 
     Attributes:
@@ -59,7 +59,7 @@ class Plan:
         return configs.from_mapping(yaml.safe_load(self.config), "the study's config")
 
 
-def plan(config: Config, name: str, runs_root: Path) -> Plan:
+def plan(config: Config, name: str, runs_root: Path) -> StudyPlan:
     """Return the plan of a command: what a config says, with a default storage where it names none.
 
     Raises:
@@ -68,10 +68,10 @@ def plan(config: Config, name: str, runs_root: Path) -> Plan:
     name = config.tune.study or name
     folder = runs_root / config.competition.name / name
     runs.make_folder(folder)
-    return Plan(configs.dump(config), name, str(runs_root), config.tune.storage or default_url(folder))
+    return StudyPlan(configs.dump(config), name, str(runs_root), config.tune.storage or default_url(folder))
 
 
-def check(config: Config) -> None:
+def check_study(config: Config) -> None:
     """Check what a config says of its study; `pipeline.check` has checked the space's paths and values.
 
     Raises:
@@ -83,10 +83,10 @@ def check(config: Config) -> None:
         )
     objectives.chosen(config)
     pruners.pruner(config)
-    samplers.check(config, space.entries(config.tune))
+    samplers.check_sampler(config, space.entries(config.tune))
 
 
-def open_search(plan: Plan, *, make: bool = True) -> Study:
+def open_search(plan: StudyPlan, *, make: bool = True) -> Study:
     """Open or make the study of a plan; a new one has the config's own values and earlier bests waiting.
 
     Args:
@@ -115,7 +115,7 @@ def open_search(plan: Plan, *, make: bool = True) -> Study:
     return study
 
 
-def open_confirmation(plan: Plan, *, make: bool = True) -> Study:
+def open_confirmation(plan: StudyPlan, *, make: bool = True) -> Study:
     """Open or make the study in which the best trials of a search are trained again; it holds what is enqueued."""
     config = plan.load()
     directions = ["maximize" if objectives.chosen(config)[0].higher_is_better(config) else "minimize"]
@@ -130,7 +130,7 @@ def open_confirmation(plan: Plan, *, make: bool = True) -> Study:
     )  # fmt: skip
 
 
-def is_confirmed(plan: Plan) -> bool:
+def is_confirmed(plan: StudyPlan) -> bool:
     """Tell whether the best trials of a study have been trained again, or at least begun."""
     config = plan.load()
     name = f"{config.competition.name}/{plan.name}/confirm"
@@ -141,7 +141,7 @@ def is_confirmed(plan: Plan) -> bool:
 OPENERS = {SEARCH: open_search, CONFIRM: open_confirmation}
 
 
-def find(name: str, runs_root: Path, storage: str) -> Plan:
+def find(name: str, runs_root: Path, storage: str) -> StudyPlan:
     """Return the plan of a study that exists, named by its folder or by its name alone.
 
     Raises:
@@ -159,11 +159,11 @@ def find(name: str, runs_root: Path, storage: str) -> Plan:
     folder = found[0].parent
     url = storage or runs.read_json(found[0])["storage"] or default_url(folder)
     config = (folder / "study.yaml").read_text(encoding="utf-8")
-    return Plan(config, folder.name, str(folder.parent.parent), url)
+    return StudyPlan(config, folder.name, str(folder.parent.parent), url)
 
 
 def _open(
-    plan: Plan, config: Config, name: str, directions: list[str], pruner: Any, *, make: bool, **rest: Any
+    plan: StudyPlan, config: Config, name: str, directions: list[str], pruner: Any, *, make: bool, **rest: Any
 ) -> Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what users should know is told by us
     store = open_store(plan.url, plan.folder, config.tune.heartbeat_seconds)
@@ -181,7 +181,7 @@ def _open(
     )  # fmt: skip
 
 
-def _identify(found: Any, config: Config, plan: Plan) -> None:
+def _identify(found: Any, config: Config, plan: StudyPlan) -> None:
     """Note what a new study is of, and refuse to go on with another one."""
     tree = _identity(config.model_dump(mode="json"))
     recorded = found.user_attrs.get("identity")

@@ -82,7 +82,7 @@ def sampler(config: Config, number: int, *, untried: bool = False) -> Any:
             raise ConfigError(f"tune.sampler_args: {name} does not take them: {error}") from None
 
 
-def check(config: Config, space: Sequence[Entry]) -> None:
+def check_sampler(config: Config, space: Sequence[Entry]) -> None:
     """Refuse a sampler that cannot search this space.
 
     Raises:

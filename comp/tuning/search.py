@@ -12,13 +12,13 @@ from optuna.trial import TrialState
 from comp.config import Config, seconds_of
 from comp.runtime.progress import Progress, quiet
 from comp.tuning import confirm, create, keeping, results, wandb_summary
-from comp.tuning.create import CONFIRM, OPENERS, Plan
+from comp.tuning.create import CONFIRM, OPENERS, StudyPlan
 from comp.tuning.results import Report, Standing
 from comp.tuning.study import Study
 from comp.tuning.trial import Data
 from comp.tuning.worker import work
 from comp.tuning.workers import work_together
-from comp.workflows import train
+from comp.workflows import build, checks
 
 OnTrial = Callable[[str, Standing], None]
 
@@ -48,9 +48,9 @@ def tune(
         UserError: anything wrong with config, data, storage; three trials in a row have failed, or none is complete.
         Interrupted: a signal; the same call goes on, trials under way from their checkpoints.
     """
-    train.check(config, runs_root)
-    create.check(config)
-    dataset = train.open_data(config, progress)
+    checks.check_config(config, runs_root)
+    create.check_study(config)
+    dataset = build.open_data(config, progress)
     plan = create.plan(config, name, runs_root)
     data = Data({config.data.fold: dataset})
     timeout = seconds_of(config.tune.timeout) if config.tune.timeout else math.inf
@@ -71,7 +71,13 @@ def tune(
 
 
 def _run(
-    study: Study, plan: Plan, data: Data, workers: int, on_trial: OnTrial, progress: Progress, timeout_seconds: float
+    study: Study,
+    plan: StudyPlan,
+    data: Data,
+    workers: int,
+    on_trial: OnTrial,
+    progress: Progress,
+    timeout_seconds: float,
 ) -> None:
     study.deadline = time.time() + timeout_seconds
     study.forgiven = frozenset(row.number for row in study.trials() if row.state == TrialState.FAIL)

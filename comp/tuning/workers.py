@@ -16,7 +16,7 @@ from typing import Any
 from comp.runtime import signals
 from comp.runtime.errors import Interrupted, StudyError, UserError
 from comp.runtime.progress import Progress
-from comp.tuning.create import OPENERS, Plan
+from comp.tuning.create import OPENERS, StudyPlan
 from comp.tuning.study import Study
 
 _POLL_SECONDS = 0.5
@@ -25,7 +25,7 @@ _EXIT_USER = 2
 
 
 def work_together(
-    study: Study, plan: Plan, workers: int, progress: Progress, on_trial: Callable[[Study], None]
+    study: Study, plan: StudyPlan, workers: int, progress: Progress, on_trial: Callable[[Study], None]
 ) -> None:
     """Run a study's trials in processes of their own until it is over.
 
@@ -74,7 +74,7 @@ def _ended(study: Study) -> int:
     return sum(trial.state.is_finished() for trial in study.trials())
 
 
-def _start(plan: Plan, place: int, workers: int) -> Any:
+def _start(plan: StudyPlan, place: int, workers: int) -> Any:
     # Spawned, not forked: threads and CUDA do not survive a fork.
     process = multiprocessing.get_context("spawn").Process(
         target=_main, args=(plan, place, workers), name=f"comp-worker-{place}"
@@ -92,7 +92,7 @@ def _stop(running: dict[int, Any]) -> None:
         process.join()
 
 
-def _main(plan: Plan, place: int, workers: int) -> None:
+def _main(plan: StudyPlan, place: int, workers: int) -> None:
     """Work in a process of its own, with its share of the cores and one of the GPUs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the one that started us decides, by SIGTERM
     _take_share(place, workers)

@@ -1,10 +1,11 @@
 """A config's network with its first weights, and a run's with its best ones."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from comp.config import Config, ModelConfig
-from comp.data.dataset import Dataset
+from comp.data.dataset import Dataset, open_dataset
 from comp.models import weights, zoo
 from comp.models.classifier import Classifier
 from comp.results import runs
@@ -13,6 +14,9 @@ from comp.runtime import device as devices
 from comp.runtime import rng
 from comp.runtime.device import Execution
 from comp.runtime.errors import RunError
+from comp.runtime.progress import Progress, quiet
+from comp.training import optimizers, resolution
+from comp.workflows.checks import _demand_pairs, _submission_notes, check_config, check_data
 
 _INITIAL_WEIGHTS = 1  # names the purpose of a draw beside the seed
 
@@ -52,7 +56,7 @@ def _without_weights(section: ModelConfig) -> ModelConfig:
     return section.model_copy(update={"pretrained": False, "from_run": "", "sha256": "", "normalize": normalize})
 
 
-class Placed(NamedTuple):
+class PlacedModel(NamedTuple):
     """A run's model on the device that it predicts on, and a note of what is done otherwise than in training."""
 
     model: Classifier
@@ -60,7 +64,7 @@ class Placed(NamedTuple):
     note: str
 
 
-def load_model(run: Run, device: str = "") -> Placed:
+def load_model(run: Run, device: str = "") -> PlacedModel:
     """Return a trained run's best weights in its model, placed as recorded; its data are not needed.
 
     Args:
@@ -84,12 +88,12 @@ def load_model(run: Run, device: str = "") -> Placed:
         std=[1.0] * channels,
         seed=0,
     )
-    demand_own(run, weights.load_weights(model, path)["sha256"])
+    verify_weights_hash(run, weights.load_weights(model, path)["sha256"])
     execution.place(model)
-    return Placed(model, execution, note)
+    return PlacedModel(model, execution, note)
 
 
-def demand_own(run: Run, sha256: str) -> None:
+def verify_weights_hash(run: Run, sha256: str) -> None:
     """Refuse weights that are not those that a run ended with: a flipped bit would only make it predict worse.
 
     Args:
@@ -107,3 +111,38 @@ def demand_own(run: Run, sha256: str) -> None:
             f"{path}: expected sha256 {wanted}, as the run ended with, found {sha256}; the file is damaged or another "
             f"one{gone}: put the right one back, or train again"
         )
+
+
+def prepare(config: Config, runs_root: Path = Path("runs"), progress: Progress = quiet) -> Dataset:
+    """Check a config and open its data: all that can be refused before the first step is refused here.
+
+    The dataset's notes then also say how the submission will be written, and why.
+
+    Raises:
+        UserError: as `check`, `open_dataset` and `comp.submission.derive_format.derive`.
+    """
+    check_config(config, runs_root)
+    return open_data(config, progress)
+
+
+def open_data(config: Config, progress: Progress = quiet) -> Dataset:
+    """Open the data of a config that is checked, and refuse what only they show; see `prepare`."""
+    dataset = open_dataset(config, progress)
+    check_data(config, dataset)
+    return replace(dataset, notes=(*dataset.notes, *_submission_notes(config, dataset)))
+
+
+def ready_model(config: Config, dataset: Dataset) -> Classifier:
+    """Return the config's model with its first weights, and refuse what could not take these data's first step.
+
+    Raises:
+        UserError: as `build_model`; blocks that the optimizer's settings name and the network does not have; sizes that
+            it cannot take.
+    """
+    model = build_model(config, dataset)
+    shape = dataset.competition.image_shape
+    optimizers.for_model(model, config.optim)
+    resolution.check_sizes(model, config.train.sizes, shape)
+    blank = zoo.blueprint(config.model, classes=len(dataset.competition.classes), image_shape=shape)
+    _demand_pairs(config, blank, shape, images=len(dataset.train))
+    return model

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from comp.data.splits import Split
-from comp.inference.options import Variant, variant_of
+from comp.inference.options import PredictOptions, predict_options
 from comp.results import diagnostics, metrics, plots, predictions
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
 from comp.workflows import predict
-from comp.workflows.predict import Loaded
+from comp.workflows.predict import LoadedRun
 
 _SPLITS = ("val", "ood_val", "test", "suite")
 _PICTURED_MISTAKES = 30
@@ -60,7 +60,7 @@ def evaluate(
 
 
 def evaluate_loaded(
-    loaded: Loaded, progress: Progress = quiet, *, variant: Variant | None = None, baseline: Run | None = None
+    loaded: LoadedRun, progress: Progress = quiet, *, variant: PredictOptions | None = None, baseline: Run | None = None
 ) -> dict[str, Any]:
     """Diagnose a run whose weights and data are loaded; see `evaluate`.
 
@@ -71,7 +71,7 @@ def evaluate_loaded(
         baseline: see `evaluate`.
     """
     predict.evaluate(loaded, progress, variant=variant)
-    own = variant_of(loaded.config.predict).suffix
+    own = predict_options(loaded.config.predict).suffix
     stored = _stored(loaded.run, {"test": own if variant is None else variant.suffix, "suite": own})
     return _evaluate(loaded.run, stored, {"val": loaded.dataset.val, "test": loaded.dataset.test}, baseline)
 

@@ -14,8 +14,8 @@ from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, Suite
 from comp.inference import accuracy_estimate, adapt, inputs
 from comp.inference.inputs import PredictInput
-from comp.inference.options import PLAIN, Variant, check_task, laid_on, variant_of
-from comp.inference.predict import forget
+from comp.inference.options import PLAIN, PredictOptions, check_task, predict_options, with_overrides
+from comp.inference.predict import delete_partial_blocks
 from comp.inference.predict import predict as predict_with
 from comp.inference.views import check_size
 from comp.models.classifier import Classifier
@@ -35,7 +35,7 @@ from comp.workflows.build import load_model
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A run with its best weights in its model, ready to predict images from anywhere; its own data stay closed.
 
     Attributes:
@@ -56,20 +56,20 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Loaded(Trained):
+class LoadedRun(TrainedModel):
     """A run with its data and model, ready to predict."""
 
     dataset: Dataset
 
 
 @dataclass(frozen=True)
-class TestAlone(Trained):
+class TestOnlyRun(TrainedModel):
     """A run whose training images are not there, with the test that it submits."""
 
     test: Split
 
 
-def load(run: Run, dataset: Dataset | None = None, progress: Progress = quiet, *, device: str = "") -> Loaded:
+def load(run: Run, dataset: Dataset | None = None, progress: Progress = quiet, *, device: str = "") -> LoadedRun:
     """Return a trained run ready to predict: its data opened, its best weights in its model.
 
     Args:
@@ -86,7 +86,7 @@ def load(run: Run, dataset: Dataset | None = None, progress: Progress = quiet, *
     config = run.config()
     model, execution, note = load_model(run, device)
     dataset = own_data(run, dataset or opened_data(run, progress))
-    return Loaded(run, config, dataset.competition, model, execution, dataset, note=note)
+    return LoadedRun(run, config, dataset.competition, model, execution, dataset, note=note)
 
 
 def opened_data(run: Run, progress: Progress = quiet) -> Dataset:
@@ -104,7 +104,7 @@ def opened_data(run: Run, progress: Progress = quiet) -> Dataset:
         ) from None
 
 
-def load_trained(run: Run, *, device: str = "") -> Trained:
+def load_trained(run: Run, *, device: str = "") -> TrainedModel:
     """Return a complete run ready to predict images from anywhere: its data are not opened and need not be there.
 
     Raises:
@@ -127,10 +127,10 @@ def load_trained(run: Run, *, device: str = "") -> Trained:
         bare_images=recorded.get("bare_images", False),
         header=tuple(recorded.get("header", ("id", "label"))),
     )
-    return Trained(run, config, competition, model, execution, note=note)
+    return TrainedModel(run, config, competition, model, execution, note=note)
 
 
-def load_for(run: Run, wanted: PredictInput, progress: Progress = quiet, *, device: str = "") -> Trained:
+def load_for(run: Run, wanted: PredictInput, progress: Progress = quiet, *, device: str = "") -> TrainedModel:
     """Return a run ready to predict what is wanted, its data opened where that needs them.
 
     Raises:
@@ -150,7 +150,7 @@ def load_for(run: Run, wanted: PredictInput, progress: Progress = quiet, *, devi
     return load_trained(run, device=device)
 
 
-def _with_test_alone(run: Run, error: DataError, progress: Progress, device: str) -> TestAlone:
+def _with_test_alone(run: Run, error: DataError, progress: Progress, device: str) -> TestOnlyRun:
     """Return a run with its test, where all of its data cannot be opened; what cannot be opened either is `error`."""
     config = run.data_config()
     opener = sources.TESTS.get(config.data.source)
@@ -168,13 +168,13 @@ def _with_test_alone(run: Run, error: DataError, progress: Progress, device: str
         trained.competition, sample=found.sample, test_ids=() if found.sample else tuple(found.split.ids.tolist())
     )
     told = f"{str(error).partition('; these are the data')[0]}: the test is predicted without the training data"
-    return TestAlone(
+    return TestOnlyRun(
         run, trained.config, competition, trained.model, trained.execution,
         replace(found.split, name="suite", labels=None), note="; ".join(filter(None, (trained.note, told))),
     )  # fmt: skip
 
 
-def evaluate(loaded: Loaded, progress: Progress = quiet, *, variant: Variant | None = None) -> RunMetrics:
+def evaluate(loaded: LoadedRun, progress: Progress = quiet, *, variant: PredictOptions | None = None) -> RunMetrics:
     """Score the clean labelled test split, where there is one; return all of the run's scores.
 
     Args:
@@ -191,7 +191,7 @@ def evaluate(loaded: Loaded, progress: Progress = quiet, *, variant: Variant | N
     return loaded.run.metrics()
 
 
-def predict(loaded: Loaded, progress: Progress = quiet, *, variant: Variant | None = None) -> Predictions:
+def predict(loaded: LoadedRun, progress: Progress = quiet, *, variant: PredictOptions | None = None) -> Predictions:
     """Predict the suite, store predictions/suite.npz, and score it where its labels are known.
 
     Args:
@@ -210,7 +210,12 @@ def predict(loaded: Loaded, progress: Progress = quiet, *, variant: Variant | No
 
 
 def predict_split(
-    loaded: Trained, images: Split | Suite, name: str, progress: Progress = quiet, *, variant: Variant | None = None
+    loaded: TrainedModel,
+    images: Split | Suite,
+    name: str,
+    progress: Progress = quiet,
+    *,
+    variant: PredictOptions | None = None,
 ) -> Predictions:
     """Predict images, store predictions/NAME.npz, and record their score in metrics.json where labels are known.
 
@@ -228,7 +233,7 @@ def predict_split(
         ConfigError: the rules forbid the adaptation.
     """
     run = loaded.run
-    own = variant_of(loaded.config.predict)
+    own = predict_options(loaded.config.predict)
     chosen = own if variant is None else variant
     _check_variant(loaded, chosen)
     path = run.predictions_path(name + chosen.suffix)
@@ -241,14 +246,14 @@ def predict_split(
         found = _decided(loaded, found, name)
         predictions.save(path, found)
         if parts:
-            forget(parts)
+            delete_partial_blocks(parts)
         if (scores := score(loaded, found)) is not None:
             _record(loaded, scores, name, chosen, transductive=bool(found.made_by.get("transductive")))
     return found
 
 
 def predict_images(
-    loaded: Trained, images: Split, progress: Progress = quiet, *, variant: Variant | None = None
+    loaded: TrainedModel, images: Split, progress: Progress = quiet, *, variant: PredictOptions | None = None
 ) -> Predictions:
     """Return predictions of images from anywhere; nothing is written, so that the run may lie on a read-only disk.
 
@@ -261,7 +266,7 @@ def predict_images(
     Raises:
         ConfigError: the rules forbid the adaptation.
     """
-    chosen = variant_of(loaded.config.predict) if variant is None else variant
+    chosen = predict_options(loaded.config.predict) if variant is None else variant
     _check_variant(loaded, chosen)
     found = _predict(
         loaded, images, loaded.run.weights_path().stem, progress, variant=chosen, made_of=splits.fingerprint(images)
@@ -287,7 +292,12 @@ class Predicted:
 
 
 def predict_input(
-    loaded: Trained, wanted: PredictInput, progress: Progress = quiet, *, variant: Variant, severities: int = 5
+    loaded: TrainedModel,
+    wanted: PredictInput,
+    progress: Progress = quiet,
+    *,
+    variant: PredictOptions,
+    severities: int = 5,
 ) -> Predicted:
     """Predict what is wanted; all but images is stored in the run, see `predict_split` and `predict_images`.
 
@@ -310,30 +320,30 @@ def predict_input(
         suite, name = suites.folder_suite(wanted.suite, severities, shape), suites.name_of(wanted.suite)
         return Predicted(predict_split(loaded, suite, name, progress, variant=variant), name, suite.blocks)
     name = wanted.split or "suite"
-    if isinstance(loaded, TestAlone):
+    if isinstance(loaded, TestOnlyRun):
         return Predicted(predict_split(loaded, loaded.test, name, progress, variant=variant), name)
-    assert isinstance(loaded, Loaded)
+    assert isinstance(loaded, LoadedRun)
     return Predicted(predict_split(loaded, images_of(loaded, name), name, progress, variant=variant), name)
 
 
-def variant_for(loaded: Trained, given: Mapping[str, Any]) -> Variant:
+def variant_for(loaded: TrainedModel, given: Mapping[str, Any]) -> PredictOptions:
     """Return the run's own views and adaptation with some fields of `predict` in their place; None keeps the run's.
 
     Raises:
         ConfigError: unknown, or the rules forbid the adaptation.
     """
-    variant = laid_on(loaded.config.predict, given)
+    variant = with_overrides(loaded.config.predict, given)
     _check_variant(loaded, variant)
     return variant
 
 
-def _check_variant(loaded: Trained, variant: Variant) -> None:
+def _check_variant(loaded: TrainedModel, variant: PredictOptions) -> None:
     rules.check_adaptation(loaded.config.competition.rules, variant.adapt)
     check_task(variant, loaded.competition.task)
     check_size(variant.views, *loaded.competition.image_shape[1:])
 
 
-def images_of(loaded: Loaded, split: str) -> Split | Suite:
+def images_of(loaded: LoadedRun, split: str) -> Split | Suite:
     """Return what `comp predict --split` names.
 
     Raises:
@@ -351,7 +361,7 @@ def images_of(loaded: Loaded, split: str) -> Split | Suite:
     return images
 
 
-def score(loaded: Trained, found: Predictions) -> SplitScores | None:
+def score(loaded: TrainedModel, found: Predictions) -> SplitScores | None:
     """Return the scores of predictions; None where targets are not known."""
     return scores_of(found, loaded.competition.metric)
 
@@ -378,7 +388,7 @@ class Scored:
     thresholds: tuple[float, ...] = ()
 
 
-def score_weights(loaded: Loaded, which: str, progress: Progress, measured: Measured | None = None) -> Scored:
+def score_weights(loaded: LoadedRun, which: str, progress: Progress, measured: Measured | None = None) -> Scored:
     """Score the weights in the model on clean validation, and the best ones on shifted validation too.
 
     Args:
@@ -407,7 +417,7 @@ def score_weights(loaded: Loaded, which: str, progress: Progress, measured: Meas
 
 
 def _predicted(
-    loaded: Loaded, images: Split | Suite, which: str, progress: Progress, before: Predictions | None
+    loaded: LoadedRun, images: Split | Suite, which: str, progress: Progress, before: Predictions | None
 ) -> Predictions:
     """Return plain predictions by the weights in the model: those that were made of them before, or new ones."""
     if before is None:
@@ -415,7 +425,7 @@ def _predicted(
     return replace(before, made_by=_made_by(loaded, which, PLAIN, ""))
 
 
-def _decided(loaded: Trained, found: Predictions, name: str) -> Predictions:
+def _decided(loaded: TrainedModel, found: Predictions, name: str) -> Predictions:
     """Return predictions with the run's thresholds; clean validation, which those were tuned on, cross-fitted ones."""
     if name == "val" and found.targets is not None:
         return decisions.validated(found, loaded.competition.metric)
@@ -429,12 +439,12 @@ def _decided(loaded: Trained, found: Predictions, name: str) -> Predictions:
 
 
 def _predict(
-    loaded: Trained,
+    loaded: TrainedModel,
     images: Split | Suite,
     which: str,
     progress: Progress,
     *,
-    variant: Variant = PLAIN,
+    variant: PredictOptions = PLAIN,
     made_of: str = "",
     parts: Path | None = None,
 ) -> Predictions:
@@ -453,7 +463,7 @@ def _predict(
     )
 
 
-def _made_by(loaded: Trained, which: str, variant: Variant, made_of: str) -> dict[str, Any]:
+def _made_by(loaded: TrainedModel, which: str, variant: PredictOptions, made_of: str) -> dict[str, Any]:
     """Return what predictions by the weights in file `which` are recorded with."""
     path = loaded.run.path / f"{which}.safetensors"
     layers = adapt.adaptable(loaded.model, variant.adapt)
@@ -471,20 +481,22 @@ def _made_by(loaded: Trained, which: str, variant: Variant, made_of: str) -> dic
     }
 
 
-def _made_of(loaded: Trained, images: Split | Suite) -> str:
+def _made_of(loaded: TrainedModel, images: Split | Suite) -> str:
     """Return what tells a suite's images from others that its blocks could be made of."""
     if isinstance(images, Suite) and images.folder:
         return suites.state_of(Path(images.folder))
-    assert isinstance(loaded, Loaded)
+    assert isinstance(loaded, LoadedRun)
     clean = loaded.dataset.val if images.name == "ood_val" else loaded.dataset.test
     rows = loaded.dataset.samples.get(images.name)
     of_rows = "" if rows is None else f"-{runs.sha256_of(rows.tobytes())[:8]}"
     return splits.fingerprint(clean) + of_rows if clean is not None else ""
 
 
-def _record(loaded: Trained, scores: SplitScores, name: str, variant: Variant, *, transductive: bool) -> None:
+def _record(
+    loaded: TrainedModel, scores: SplitScores, name: str, variant: PredictOptions, *, transductive: bool
+) -> None:
     """Note scores in metrics.json; those of clean and shifted validation, plain, stand there since the training."""
-    noted = loaded.run.metrics().model_copy(update={"variant": variant_of(loaded.config.predict).suffix})
+    noted = loaded.run.metrics().model_copy(update={"variant": predict_options(loaded.config.predict).suffix})
     if variant.suffix:
         marked = scores.model_copy(update={"transductive": transductive})
         noted = noted.model_copy(update={"variants": {**noted.variants, name + variant.suffix: marked}})
@@ -493,7 +505,9 @@ def _record(loaded: Trained, scores: SplitScores, name: str, variant: Variant, *
     loaded.run.write_metrics(noted)
 
 
-def expect(loaded: Trained, found: Predictions, name: str, progress: Progress = quiet) -> AccuracyEstimate | None:
+def estimate_accuracy(
+    loaded: TrainedModel, found: Predictions, name: str, progress: Progress = quiet
+) -> AccuracyEstimate | None:
     """Return the accuracy of blocks estimated without labels, and note it under `expected` in metrics.json.
 
     Shifted validation is predicted in the same way first, where it was not before. After an adaptation, what was
@@ -511,12 +525,12 @@ def expect(loaded: Trained, found: Predictions, name: str, progress: Progress = 
     """
     if not found.row.accuracy_estimate:
         return None
-    variant = Variant(**{field: found.made_by[field] for field in PLAIN.to_json()})
+    variant = PredictOptions(**{field: found.made_by[field] for field in PLAIN.to_json()})
     shifted = _shifted_validation(loaded, variant, progress)
     calibration = accuracy_estimate.calibrate(shifted) if shifted is not None else None
     if calibration is None:
         return None
-    estimate = AccuracyEstimate(**accuracy_estimate.expect(found, calibration).to_json())
+    estimate = AccuracyEstimate(**accuracy_estimate.estimate_accuracy(found, calibration).to_json())
     noted = loaded.run.metrics()
     if variant.adapt != "none" and name in noted.expected:
         estimate = estimate.model_copy(update={"before": noted.expected[name].accuracy})
@@ -526,7 +540,7 @@ def expect(loaded: Trained, found: Predictions, name: str, progress: Progress = 
     return estimate
 
 
-def _shifted_validation(loaded: Trained, variant: Variant, progress: Progress) -> Predictions | None:
+def _shifted_validation(loaded: TrainedModel, variant: PredictOptions, progress: Progress) -> Predictions | None:
     """Return shifted validation predicted by the run's weights in this way, from the disk where it lies there whole."""
     if not loaded.config.competition.ood_validation.severities:
         return None
@@ -535,19 +549,19 @@ def _shifted_validation(loaded: Trained, variant: Variant, progress: Progress) -
         stored = predictions.load(path)
         if stored.made_by.get("weights_sha256") == runs.sha256(loaded.run.weights_path()):
             return stored
-    if not isinstance(loaded, Loaded):
+    if not isinstance(loaded, LoadedRun):
         try:
             dataset = own_data(loaded.run, open_dataset(loaded.run.data_config(), progress))
         except UserError:
             return None
-        loaded = Loaded(loaded.run, loaded.config, dataset.competition, loaded.model, loaded.execution, dataset)
+        loaded = LoadedRun(loaded.run, loaded.config, dataset.competition, loaded.model, loaded.execution, dataset)
     if loaded.dataset.ood_val is None:
         return None
     return predict_split(loaded, loaded.dataset.ood_val, "ood_val", progress, variant=variant)
 
 
 def submit(
-    loaded: Trained,
+    loaded: TrainedModel,
     found: Predictions,
     path: Path,
     *,
@@ -569,7 +583,7 @@ def submit(
         SubmissionError: the name is taken, or the written file does not pass the check.
     """
     competition = loaded.competition
-    if isinstance(loaded, Loaded):
+    if isinstance(loaded, LoadedRun):
         counts = loaded.dataset.train.class_counts(len(competition.classes)).tolist()
     else:
         counts = loaded.run.provenance()["training_counts"]
@@ -600,5 +614,5 @@ def own_data(run: Run, dataset: Dataset) -> Dataset:
             f"{run.path}: its training images or labels have changed (fingerprint {recorded['data_fingerprint']}, "
             f"now {dataset.fingerprint}); give it its own data back or start a new run"
         )
-    splitting.check(run.path / "split.npz", dataset.train, dataset.val)
+    splitting.check_saved_split(run.path / "split.npz", dataset.train, dataset.val)
     return dataset.with_samples(splitting.samples(run.path / "split.npz"))

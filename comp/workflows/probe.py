@@ -12,7 +12,7 @@ from comp.results.runs import Run
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress, quiet
 from comp.workflows import build, predict, train
-from comp.workflows.predict import Loaded
+from comp.workflows.predict import LoadedRun
 
 
 def probe(
@@ -37,7 +37,7 @@ def probe(
     Raises:
         UserError: an unknown classifier, a run that is not trained, data that do not fit it.
     """
-    probes.check(name, k)
+    probes.check_probe(name, k)
     dataset = open_dataset(config or run.data_config(), progress)
     config = config or run.config()
     model, execution, _ = build.load_model(run)
@@ -62,7 +62,7 @@ def probe(
                 predictions.save(result.predictions_path(split.name), found)
                 scores[split.name] = predict.scores_of(found, dataset.competition.metric)
         described = train.describe_network(
-            Loaded(result, config, dataset.competition, model, execution, dataset), "probe"
+            LoadedRun(result, config, dataset.competition, model, execution, dataset), "probe"
         )
         probed = {
             "model": f"{name} on {run.name}",

@@ -15,7 +15,7 @@ from comp.runtime.progress import Progress, quiet
 from comp.submission import check_format, derive_format
 from comp.tracking.tracker import UNTRACKED
 from comp.training.loop import Epoch
-from comp.workflows import predict
+from comp.workflows import build, predict
 from comp.workflows import train as pipeline
 
 _BATCHES = 2
@@ -62,7 +62,7 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
     with tempfile.TemporaryDirectory(prefix="comp-rehearsal-") as scratch:
         folder = Path(scratch)
         with stage("data") as found:
-            whole = pipeline.prepare(config, runs_root or folder, progress)
+            whole = build.prepare(config, runs_root or folder, progress)
             dataset = whole.limited(_BATCHES * config.train.batch_size, _OTHER_IMAGES)
             found.append(f"{len(whole.train):,} training images, {len(whole.competition.classes)} classes")
         short = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1, "budget": ""})})
@@ -85,7 +85,7 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
                 predict.submit(loaded, predict.predict(loaded, progress), path)
                 found.append(f"{len(whole.suite or ()):,} images to predict in the real run")
             with stage("check") as found:
-                problems = check_format.check(path, derive_format.format_of(dataset.competition))
+                problems = check_format.format_problems(path, derive_format.format_of(dataset.competition))
                 found.append("; ".join(problems) or "valid")
         with stage("leaderboard") as found:
             found.append(f"{len(leaderboard.rows(folder))} row")

@@ -11,8 +11,8 @@ import torch
 from scipy import stats
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
-from comp.augment.engine import alternation, augment
-from comp.augment.ops import OPS, READING_OPS, Choice, Mixture, Op, Policy
+from comp.augment.engine import alternating_flip_mask, augment
+from comp.augment.ops import OPS, READING_OPS, Mixture, OneOf, Op, Policy
 from comp.augment.policies import POLICIES, resolve
 from comp.config import load
 from comp.data.corruptions import suite
@@ -24,7 +24,7 @@ from tests.support.images import pictures
 
 def run(policy: Policy, images: torch.Tensor, epoch: int = 0, first: int = 0) -> torch.Tensor:
     indices = torch.arange(first, first + len(images))
-    return augment(images, policy, rng.keys(0, epoch, indices), turned=alternation(0, epoch, indices))
+    return augment(images, policy, rng.keys(0, epoch, indices), turned=alternating_flip_mask(0, epoch, indices))
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -134,7 +134,7 @@ def test_the_published_subpolicies_are_torchvisions(name: str) -> None:
     renamed |= {"TranslateX": "translate_x", "TranslateY": "translate_y"}
     ends = theirs._augmentation_space(10, (331, 331))
     (choice,) = POLICIES[f"autoaugment_{name}"].stages
-    assert isinstance(choice, Choice)
+    assert isinstance(choice, OneOf)
     assert len(choice.branches) == len(theirs.policies) == 25
     for branch, pair in zip(choice.branches, theirs.policies, strict=True):
         for op, (their_name, probability, level) in zip(branch, pair, strict=True):
@@ -185,7 +185,7 @@ def test_every_op_can_be_asked_for_in_yaml(tmp_path: Path) -> None:
 def test_what_imitates_the_suite_says_so() -> None:
     assert POLICIES["augmix"].imitates == POLICIES["basic"].imitates == frozenset()
     assert "brightness" in POLICIES["autoaugment_cifar10"].imitates
-    never = Policy((Choice(((Op("contrast", 0.0),),)),))
+    never = Policy((OneOf(((Op("contrast", 0.0),),)),))
     assert never.imitates == frozenset()
 
 
@@ -194,7 +194,7 @@ def test_branches_and_probabilities_are_drawn_as_stated() -> None:
     branches = ((Op("invert", 0.5),), (Op("brightness", 0.8, -1.0, -1.0),), (Op("solarize", 1.0, 90.0, 90.0),), ())
     count = 40_000
     images = torch.full((count, 1, 1, 1), 100, dtype=torch.uint8)
-    levels = run(Policy((Choice(branches),)), images).flatten()
+    levels = run(Policy((OneOf(branches),)), images).flatten()
     seen = [int((levels == level).sum()) for level in (0, 100, 155)]  # black, untouched, inverted either way
     expected = [0.25 * 0.8, 0.25 * 0.5 + 0.25 * 0.2 + 0.25, 0.25 * 0.5 + 0.25]
     assert stats.chisquare(seen, [count * share for share in expected]).pvalue > 1e-3
@@ -205,14 +205,14 @@ def test_branches_are_as_likely_as_their_weights(weights: tuple[float, ...]) -> 
     branches = tuple((Op("brightness", 1.0, change, change),) for change in (-0.75, -0.5, -0.25, 0.25))
     count = 40_000
     images = torch.full((count, 1, 1, 1), 100, dtype=torch.uint8)
-    levels = run(Policy((Choice(branches, weights),)), images).flatten()
+    levels = run(Policy((OneOf(branches, weights),)), images).flatten()
     seen = [int((levels == level).sum()) for level in (25, 50, 75, 125)]
     expected = [count * weight / sum(weights) for weight in weights]
     assert stats.chisquare(seen, expected).pvalue > 1e-3
 
 
 def test_ops_draw_independently_of_each_other() -> None:
-    policy = Policy((Choice(((Op("flip", 0.5), Op("invert", 0.5)),)), Choice(((Op("brightness", 0.5, -0.5, -0.5),),))))
+    policy = Policy((OneOf(((Op("flip", 0.5), Op("invert", 0.5)),)), OneOf(((Op("brightness", 0.5, -0.5, -0.5),),))))
     images = torch.tensor([40, 60], dtype=torch.uint8).view(1, 1, 1, 2).expand(4000, 1, 1, 2)
     kinds = run(policy, images).flatten(1).unique(dim=0, return_counts=True)[1]
     assert len(kinds) == 8
@@ -221,7 +221,7 @@ def test_ops_draw_independently_of_each_other() -> None:
 
 @pytest.mark.parametrize("steps", [0, 5])
 def test_magnitudes_are_uniform_and_signs_are_fair(steps: int) -> None:
-    policy = Policy((Choice(((Op("translate_x", 1.0, 0.0, 0.5, True, steps),),)),))
+    policy = Policy((OneOf(((Op("translate_x", 1.0, 0.0, 0.5, True, steps),),)),))
     images = torch.zeros(20_000, 1, 1, 64, dtype=torch.uint8)
     images[..., 32] = 255
     places = run(policy, images).flatten(1).int().argmax(1) - 32
@@ -237,7 +237,7 @@ def test_magnitudes_are_uniform_and_signs_are_fair(steps: int) -> None:
 
 
 def test_alternating_flip_shows_each_side_every_other_epoch() -> None:
-    policy = Policy((Choice(((Op("alternating_flip"),),)),))
+    policy = Policy((OneOf(((Op("alternating_flip"),),)),))
     images = pictures(500)
     epochs = [run(policy, images, epoch) for epoch in range(3)]
     assert torch.equal(epochs[0], epochs[2])
@@ -248,7 +248,7 @@ def test_alternating_flip_shows_each_side_every_other_epoch() -> None:
 
 def test_color_jitter_draws_every_order() -> None:
     (choice,) = POLICIES["color_jitter"].stages
-    assert isinstance(choice, Choice)
+    assert isinstance(choice, OneOf)
     assert len({tuple(op.name for op in branch) for branch in choice.branches}) == 24
 
 
@@ -270,7 +270,7 @@ def test_free_ops_follow_the_policy() -> None:
     policy = resolve(
         "basic", [{"name": "invert"}, {"name": "contrast", "p": 0.5, "magnitude": [-0.4, -0.2], "signed": True}]
     )
-    assert policy.stages[-1] == Choice(((Op("invert"), Op("contrast", 0.5, -0.4, -0.2, True)),))
+    assert policy.stages[-1] == OneOf(((Op("invert"), Op("contrast", 0.5, -0.4, -0.2, True)),))
     assert policy.imitates == {"contrast"}
     images = pictures(8)
     assert torch.equal(run(resolve("none", [{"name": "invert"}]), images), ~images)

@@ -17,7 +17,7 @@ from scipy import stats
 
 from comp import config as configs
 from comp.augment import worker_stage
-from comp.augment.ops import FOREIGN_IMITATES, Foreign, Policy
+from comp.augment.ops import FOREIGN_IMITATES, AlbumentationsOp, Policy
 from comp.augment.policies import POLICIES, resolve
 from comp.augment.worker_stage import Reading
 from comp.config import DataConfig
@@ -221,13 +221,15 @@ def test_wrong_rows_are_named(row: dict[str, object], message: str) -> None:
 def test_what_changes_the_size_or_the_type_is_refused_by_trying() -> None:
     shape = (3, 32, 48)
     with pytest.raises(ConfigError, match=r"RandomResizedCrop: expected images \[32, 48, 3\] uint8.*\[16, 16, 3\]"):
-        worker_stage.check(resolve("none", (), [{"name": "RandomResizedCrop", "size": [16, 16], "p": 0.1}]), shape)
+        worker_stage.check_image_shape(
+            resolve("none", (), [{"name": "RandomResizedCrop", "size": [16, 16], "p": 0.1}]), shape
+        )
     with pytest.raises(ConfigError, match=r"ToFloat: expected .* float32"):
-        worker_stage.check(resolve("none", (), [{"name": "ToFloat"}]), shape)
+        worker_stage.check_image_shape(resolve("none", (), [{"name": "ToFloat"}]), shape)
     with pytest.raises(ConfigError, match="CenterCrop cannot take images of 3 channels, 32 x 48"):
-        worker_stage.check(resolve("none", (), [{"name": "CenterCrop", "height": 64, "width": 64}]), shape)
+        worker_stage.check_image_shape(resolve("none", (), [{"name": "CenterCrop", "height": 64, "width": 64}]), shape)
     back = [{"name": "CenterCrop", "height": 16, "width": 16}, {"name": "Resize", "height": 32, "width": 48}]
-    worker_stage.check(resolve("none", (), [NOISE, *back]), shape)
+    worker_stage.check_image_shape(resolve("none", (), [NOISE, *back]), shape)
 
 
 def test_a_size_that_changes_now_and_then_ends_the_training_with_one_message() -> None:
@@ -240,7 +242,7 @@ def test_a_size_that_changes_now_and_then_ends_the_training_with_one_message() -
 def test_names_that_imitate_the_suite_exist() -> None:
     assert frozenset().union(*FOREIGN_IMITATES.values()) <= set(suite.NAMES)
     for name in FOREIGN_IMITATES:
-        Reading(Policy((), foreign=(Foreign(name, 1.0, "{}"),)), 0)
+        Reading(Policy((), foreign=(AlbumentationsOp(name, 1.0, "{}"),)), 0)
 
 
 def test_albumentations_is_loaded_where_it_is_used_alone_and_asks_no_network() -> None:

@@ -195,9 +195,9 @@ def test_unreadable_files_mislead_unless_they_are_skipped(workplace: Path) -> No
     config = configs.load("small.yaml")
     dataset = inspection.open_clean(config)
     broken = inspection.Dataset(**{**vars(dataset), "unreadable": ("a.png", "b.png")})
-    verdicts = {skip: quality.check(broken, skip_bad=skip)[0].verdict for skip in (False, True)}
+    verdicts = {skip: quality.find_problems(broken, skip_bad=skip)[0].verdict for skip in (False, True)}
     assert verdicts == {False: "misleads", True: "note"}
-    assert quality.check(broken)[0].examples == ("a.png", "b.png")
+    assert quality.find_problems(broken)[0].examples == ("a.png", "b.png")
 
 
 @given(shift=st.integers(0, 12), grey=st.booleans())

@@ -14,7 +14,7 @@ from comp.data import splitting
 from comp.data.dataset import open_dataset
 from comp.data.sources import Source
 from comp.data.splits import Split
-from comp.data.splitting import STRATIFIERS, divide, fold, held_out, sample
+from comp.data.splitting import STRATIFIERS, divide, fold, holdout_indices, sample
 from comp.results import runs
 from comp.runtime.errors import ConfigError, DataError, RunError
 from tests.support.commands import Result
@@ -37,7 +37,9 @@ LABELS = [row % 4 for row in range(40)]
 @pytest.mark.parametrize(("size", "count"), [(0.25, 10), (8, 8)])
 @pytest.mark.parametrize("stratify", [True, False])
 def test_a_part_is_held_out_by_fraction_and_by_count(size: float | int, count: int, stratify: bool) -> None:
-    stays, held = held_out(split_of(LABELS), size, seed=0, stratifier=STRATIFIERS["classes" if stratify else "none"])
+    stays, held = holdout_indices(
+        split_of(LABELS), size, seed=0, stratifier=STRATIFIERS["classes" if stratify else "none"]
+    )
     assert len(held) == count
     assert sorted([*stays, *held]) == list(range(40))
     if stratify:
@@ -46,12 +48,12 @@ def test_a_part_is_held_out_by_fraction_and_by_count(size: float | int, count: i
 
 def test_the_same_seed_holds_out_the_same_images_on_every_machine() -> None:
     # Written down once: a package or platform that draws otherwise would move images between training and validation.
-    assert held_out(split_of(LABELS), 4, seed=0)[1].tolist() == RECORDED["held out"]
-    assert held_out(split_of(LABELS), 4, seed=0, stratifier=STRATIFIERS["none"])[1].tolist() == RECORDED["plain"]
+    assert holdout_indices(split_of(LABELS), 4, seed=0)[1].tolist() == RECORDED["held out"]
+    assert holdout_indices(split_of(LABELS), 4, seed=0, stratifier=STRATIFIERS["none"])[1].tolist() == RECORDED["plain"]
     assert fold(split_of(LABELS), 5, 2, seed=0)[1].tolist() == RECORDED["fold"]
     groups = np.arange(40) // 2
     assert (
-        held_out(split_of(LABELS), 8, seed=0, groups=groups, stratifier=STRATIFIERS["none"])[1].tolist()
+        holdout_indices(split_of(LABELS), 8, seed=0, groups=groups, stratifier=STRATIFIERS["none"])[1].tolist()
         == RECORDED["groups"]
     )
 
@@ -96,7 +98,7 @@ def test_groups_are_never_torn_and_never_more_than_asked_for(
 ) -> None:
     labels, groups = [label for label, _ in rows], np.array([group for _, group in rows])
     try:
-        stays, held = held_out(split_of(labels), size, seed, groups=groups, stratifier=STRATIFIERS["none"])
+        stays, held = holdout_indices(split_of(labels), size, seed, groups=groups, stratifier=STRATIFIERS["none"])
     except DataError as error:
         assert "no choice of groups fits" in str(error)  # noqa: PT017  # a refusal is as good an answer
         return
@@ -142,7 +144,7 @@ def test_what_cannot_be_divided_is_told(name: str) -> None:
 
 def test_one_group_cannot_be_divided() -> None:
     with pytest.raises(DataError, match="1 groups that stay together"):
-        held_out(split_of(LABELS), 0.5, 0, groups=np.zeros(40, np.int64))
+        holdout_indices(split_of(LABELS), 0.5, 0, groups=np.zeros(40, np.int64))
     with pytest.raises(DataError, match="1 groups into 2 folds"):
         fold(split_of(LABELS), 2, 0, 0, groups=np.zeros(40, np.int64))
 
@@ -214,9 +216,9 @@ def test_a_run_keeps_its_split_and_refuses_another(workplace: Path, comp: Comp) 
 def test_a_division_without_validation_is_kept_too(tmp_path: Path) -> None:
     train = split_of(LABELS)
     splitting.save(tmp_path / "split.npz", train, None)
-    splitting.check(tmp_path / "split.npz", train, None)
+    splitting.check_saved_split(tmp_path / "split.npz", train, None)
     with pytest.raises(RunError, match="the val split is another now"):
-        splitting.check(tmp_path / "split.npz", train, train.head(3))
+        splitting.check_saved_split(tmp_path / "split.npz", train, train.head(3))
 
 
 def test_a_class_of_one_image_stops_no_folds_and_is_named() -> None:
@@ -234,7 +236,7 @@ def test_a_class_of_one_image_stops_no_folds_and_is_named() -> None:
 @pytest.mark.parametrize("size", [0.2, 3, 8])
 def test_a_class_of_one_image_stays_in_training(size: float | int) -> None:
     labels = [0] * 20 + [1] * 19 + [2]
-    stays, held = held_out(split_of(labels), size, seed=0)
+    stays, held = holdout_indices(split_of(labels), size, seed=0)
     assert len(held) == (size if isinstance(size, int) else 8)
     assert 39 in stays
     assert sorted([*stays, *held]) == list(range(40))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from comp.config.tasks import TASKS
 from comp.ensembles import align, cross_fit, methods
-from comp.ensembles.align import Sample
+from comp.ensembles.align import AlignedSplit
 from comp.ensembles.methods import METHODS
 from comp.ensembles.scoring import Scorer
 from comp.ensembles.spaces import SPACES, log_probabilities
@@ -41,7 +41,7 @@ def drawn(
     )
 
 
-def a_sample(skills: Sequence[float], rows: int = 600, seed: int = 0) -> Sample:
+def a_sample(skills: Sequence[float], rows: int = 600, seed: int = 0) -> AlignedSplit:
     """Return independent members of these skills."""
     labels = np.random.default_rng(seed).integers(0, CLASSES, rows)
     found = [drawn(seed + 1 + number, rows, skill, labels) for number, skill in enumerate(skills)]
@@ -49,12 +49,12 @@ def a_sample(skills: Sequence[float], rows: int = 600, seed: int = 0) -> Sample:
     return align.sample("val", names, found, [found[0].ids] * len(found))
 
 
-def fitted(name: str, sample: Sample) -> methods.Fitted:
+def fitted(name: str, sample: AlignedSplit) -> methods.Fitted:
     """Return a method fitted on all of a sample."""
     return METHODS[name].fit(methods.FitData(sample.stack(), sample.space, sample.targets, sample.images, ACCURACY))
 
 
-def accuracy(name: str, on: Sample, of: Sample) -> float:
+def accuracy(name: str, on: AlignedSplit, of: AlignedSplit) -> float:
     """Return the accuracy on one sample of what was fitted on another."""
     assert of.targets is not None
     return float((fitted(name, on).combine(of.stack()).argmax(1) == of.targets).mean())
@@ -185,7 +185,7 @@ def test_too_many_folds_are_refused() -> None:
         cross_fit.fold_of(np.array(["a", "b", "c"]), np.array([0, 1, 0]), 4)
 
 
-def compared(name: str, sample: Sample, folds: int = 5) -> cross_fit.Comparison:
+def compared(name: str, sample: AlignedSplit, folds: int = 5) -> cross_fit.Comparison:
     """Return the table."""
     crossed = cross_fit.cross_fit(METHODS[name], sample, folds, ACCURACY)
     held_out = cross_fit.out_of_fold(crossed, sample, {})
@@ -220,7 +220,7 @@ def test_an_image_is_never_scored_by_what_was_fitted_on_it_or_on_its_shifted_cop
     assert clean.targets is not None
     labels = np.tile(clean.targets[:50], 2)  # the first 50 images, shifted in two ways
     copies = tuple(with_labels(member, labels) for member in clean.members)
-    shifted = Sample(clean.names, copies, np.tile(clean.images[:50], 2))
+    shifted = AlignedSplit(clean.names, copies, np.tile(clean.images[:50], 2))
     fits: list[set[str]] = []
 
     def remember(task: methods.FitData) -> methods.Fitted:

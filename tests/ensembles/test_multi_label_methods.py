@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from comp.config.tasks import TASKS
 from comp.ensembles import align, cross_fit, methods, scoring
-from comp.ensembles.align import Sample
+from comp.ensembles.align import AlignedSplit
 from comp.ensembles.methods import METHODS
 from comp.ensembles.scoring import Decider, Scorer
 from comp.ensembles.spaces import SPACES
@@ -38,24 +38,24 @@ def member(seed: int, targets: np.ndarray, skill: float, scale: float = 1.0) -> 
     )  # fmt: skip
 
 
-def a_sample(skills: Sequence[float], rows: int = 400, seed: int = 0, scale: float = 1.0) -> Sample:
+def a_sample(skills: Sequence[float], rows: int = 400, seed: int = 0, scale: float = 1.0) -> AlignedSplit:
     """Return independent members of these skills."""
     targets = (np.random.default_rng(seed).random((rows, len(CLASSES))) < RATES).astype(np.float32)
     parts = [member(seed + 1 + number, targets, skill, scale) for number, skill in enumerate(skills)]
     return align.sample("val", [f"m{number}" for number in range(len(skills))], parts, [parts[0].ids] * len(parts))
 
 
-def fitted(name: str, sample: Sample, score: Scorer = AUC) -> methods.Fitted:
+def fitted(name: str, sample: AlignedSplit, score: Scorer = AUC) -> methods.Fitted:
     """Return a method fitted on all of a sample."""
     return METHODS[name].fit(methods.FitData(sample.stack(), sample.space, sample.targets, sample.images, score))
 
 
-def probabilities(sample: Sample) -> np.ndarray:
+def probabilities(sample: AlignedSplit) -> np.ndarray:
     """Return the members' probabilities [M, N, K]."""
     return expit(np.stack([part.outputs.astype(np.float64) for part in sample.members]))
 
 
-def known(sample: Sample) -> np.ndarray:
+def known(sample: AlignedSplit) -> np.ndarray:
     """Return the targets [N, K]."""
     assert sample.targets is not None
     return sample.targets

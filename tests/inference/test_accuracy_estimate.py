@@ -61,7 +61,7 @@ def test_the_interval_covers_nine_in_ten_blocks_of_a_family_that_it_has_not_seen
         found = drawn(ALL, seed, 0.2)
         calibration = accuracy_estimate.calibrate(drawn(THREE_FAMILIES, 100 + seed, 0.2))
         assert calibration is not None
-        estimates = accuracy_estimate.expect(found, calibration).by_block
+        estimates = accuracy_estimate.estimate_accuracy(found, calibration).by_block
         truth = found.block_accuracy()
         weather = {block.name for block in ALL} - {block.name for block in THREE_FAMILIES}
         covered += [abs(estimates[name] - truth[name]) <= calibration.margin for name in weather]

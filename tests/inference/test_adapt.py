@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from comp.data.splits import Split, Suite
 from comp.inference import adapt
-from comp.inference.options import Variant
+from comp.inference.options import PredictOptions
 from comp.inference.predict import predict
 from comp.models.classifier import Classifier
 from comp.models.fastnet import fastnet
@@ -62,7 +62,7 @@ def suite(count: int = 24, files: int = 2, severities: tuple[int, ...] = (1, 2))
     return Suite("suite", layout, open_)
 
 
-def predicted(model: nn.Module, images: Split | Suite, variant: Variant, batch_size: int = 10) -> Predictions:
+def predicted(model: nn.Module, images: Split | Suite, variant: PredictOptions, batch_size: int = 10) -> Predictions:
     """Return predictions of the variant."""
     return predict(
         model,
@@ -89,13 +89,13 @@ def assert_untouched(model: nn.Module, before: dict[str, Tensor]) -> None:
 
 def test_alpha_0_is_the_plain_prediction() -> None:
     model = Net()
-    plain, found = (predicted(model, suite(), Variant(adapt=name, alpha=0)) for name in ("none", "bn"))
+    plain, found = (predicted(model, suite(), PredictOptions(adapt=name, alpha=0)) for name in ("none", "bn"))
     assert np.array_equal(plain.outputs, found.outputs)
 
 
 def test_alpha_1_is_what_training_mode_computes_on_the_block() -> None:
     model, images = Net(), suite()
-    found = predicted(model, images, Variant(adapt="bn", alpha=1))
+    found = predicted(model, images, PredictOptions(adapt="bn", alpha=1))
     for block, (_, rows) in zip(images.blocks, found.blocks(), strict=True):
         pixels = torch.from_numpy(images.open(block).images).permute(0, 3, 1, 2)
         with torch.no_grad():
@@ -107,7 +107,7 @@ def test_alpha_1_is_what_training_mode_computes_on_the_block() -> None:
 def test_the_model_comes_back_as_it_was() -> None:
     model = Net()
     before = state(model)
-    predicted(model, suite(), Variant(views="flip", adapt="bn"))
+    predicted(model, suite(), PredictOptions(views="flip", adapt="bn"))
     assert_untouched(model, before)
     assert model.training
 
@@ -121,14 +121,14 @@ def test_the_model_comes_back_as_it_was_from_a_failure_too() -> None:
         yield torch.zeros(4, 5, 16, 16)  # channels that the network does not have
 
     with pytest.raises(RuntimeError, match="channels"):
-        adapt.adapted(model.eval(), images, Variant(adapt="bn"), EXECUTION).__enter__()
+        adapt.adapted(model.eval(), images, PredictOptions(adapt="bn"), EXECUTION).__enter__()
     assert_untouched(model, before)
 
 
 @settings(max_examples=15)
 @given(batch_size=st.integers(1, 30))
 def test_adapted_predictions_do_not_depend_on_the_batch_size(batch_size: int) -> None:
-    model, variant = Net(), Variant(views="flip", adapt="bn")
+    model, variant = Net(), PredictOptions(views="flip", adapt="bn")
     some, others = predicted(model, suite(), variant, batch_size), predicted(model, suite(), variant)
     assert np.allclose(some.outputs.astype(np.float32), others.outputs.astype(np.float32), atol=5e-3)
 
@@ -139,7 +139,9 @@ def test_statistics_of_many_batches_are_those_of_all_images() -> None:
     layer = adapt.batch_norms(model)[0]
     seen = {}
     for size in (100, 7):
-        with adapt.adapted(model, lambda size=size: iter(images.split(size)), Variant(adapt="bn", alpha=1), EXECUTION):  # type: ignore[misc]
+        with adapt.adapted(
+            model, lambda size=size: iter(images.split(size)), PredictOptions(adapt="bn", alpha=1), EXECUTION
+        ):  # type: ignore[misc]
             assert layer.running_mean is not None
             assert layer.running_var is not None
             seen[size] = torch.cat([layer.running_mean, layer.running_var]).clone()
@@ -149,12 +151,12 @@ def test_statistics_of_many_batches_are_those_of_all_images() -> None:
 @pytest.mark.parametrize("per", ["block", "file", "stream"])
 def test_each_group_is_adapted_to_on_its_own(per: str) -> None:
     """Blocks of other groups, or their absence, change nothing."""
-    model, variant = Net(), Variant(adapt="bn", adapt_per=per)
+    model, variant = Net(), PredictOptions(adapt="bn", adapt_per=per)
     whole, half = predicted(model, suite(), variant), predicted(model, suite(files=1), variant)
     first_file = whole.outputs[: len(half)]
     assert np.array_equal(first_file, half.outputs) == (per != "stream")
     if per != "block":
-        assert not np.array_equal(whole.outputs, predicted(model, suite(), Variant(adapt="bn")).outputs)
+        assert not np.array_equal(whole.outputs, predicted(model, suite(), PredictOptions(adapt="bn")).outputs)
 
 
 def test_an_adapted_prediction_lies_beside_the_plain_one_and_is_marked(
@@ -217,7 +219,7 @@ def test_tent_moves_shifts_and_never_a_frozen_scale() -> None:
     classifier = Classifier(model.inner, mean=[0.5] * 3, std=[0.2] * 3).eval()
     before = state(classifier)
     images = [torch.from_numpy(suite().open(block).images).permute(0, 3, 1, 2) for block in suite().blocks[:2]]
-    with adapt.adapted(classifier, lambda: iter(images), Variant(adapt="tent"), EXECUTION) as outcome:
+    with adapt.adapted(classifier, lambda: iter(images), PredictOptions(adapt="tent"), EXECUTION) as outcome:
         after = state(classifier)
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert not outcome.rolled_back
@@ -230,7 +232,7 @@ def test_tent_lowers_entropy() -> None:
     images = suite()
     entropies = {}
     for name in ("bn", "tent"):
-        logits = predicted(Net(), images, Variant(adapt=name)).outputs.astype(np.float64)
+        logits = predicted(Net(), images, PredictOptions(adapt=name)).outputs.astype(np.float64)
         shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         entropies[name] = -(shares * np.log(shares)).sum(1).mean()
     assert entropies["tent"] < entropies["bn"]
@@ -239,9 +241,9 @@ def test_tent_lowers_entropy() -> None:
 def test_tent_is_taken_back_where_the_network_collapses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapt, "_TENT_RATE", 1e6)  # one step, and every image is of one class
     images = suite(files=1)  # the darker file's answers are all of one class from the start
-    found = predicted(Net(), images, Variant(adapt="tent"))
+    found = predicted(Net(), images, PredictOptions(adapt="tent"))
     assert found.made_by["rolled_back"] == [block.name for block in images.blocks]
-    assert np.array_equal(found.outputs, predicted(Net(), images, Variant(adapt="bn")).outputs)
+    assert np.array_equal(found.outputs, predicted(Net(), images, PredictOptions(adapt="bn")).outputs)
 
 
 @pytest.mark.parametrize(

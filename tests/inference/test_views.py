@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from comp.data.splits import Split
-from comp.inference.options import Variant, share_of
+from comp.inference.options import PredictOptions, share_of
 from comp.inference.predict import predict
 from comp.inference.views import VIEWS, check_size, least_confident, views
 from comp.results import predictions
@@ -43,7 +43,7 @@ class Looking(nn.Module):
         return (images.float() / 255).flatten(1) @ self.kernel
 
 
-def logits_of(model: nn.Module, split: Split, variant: Variant, batch_size: int = 16) -> np.ndarray:
+def logits_of(model: nn.Module, split: Split, variant: PredictOptions, batch_size: int = 16) -> np.ndarray:
     """Return logits [N, 5] float32, as they are stored."""
     found = predict(
         model,
@@ -94,19 +94,22 @@ def test_logits_are_the_weighted_mean_over_the_views(name: str) -> None:
         wanted = sum(view.weight * model(view.transform(images)) for view in VIEWS[name])
     assert isinstance(wanted, torch.Tensor)
     wanted = wanted - wanted.max(1, keepdim=True).values
-    assert np.allclose(logits_of(model, split, Variant(views=name)), wanted.numpy(), atol=2e-3)
+    assert np.allclose(logits_of(model, split, PredictOptions(views=name)), wanted.numpy(), atol=2e-3)
 
 
 @given(batch_size=st.integers(1, 50), name=st.sampled_from(sorted(VIEWS)), share=st.sampled_from([0.1, 0.25, 1.0]))
 def test_views_do_not_depend_on_the_batch_size(batch_size: int, name: str, share: float) -> None:
-    split, model, variant = random_split(), Looking(), Variant(views=name, views_share=share)
+    split, model, variant = random_split(), Looking(), PredictOptions(views=name, views_share=share)
     assert np.allclose(logits_of(model, split, variant, batch_size), logits_of(model, split, variant), atol=2e-3)
 
 
 def test_uncertain_gives_more_views_to_the_least_confident_alone() -> None:
     split, model = random_split(40), Looking()
-    plain, everywhere = logits_of(model, split, Variant()), logits_of(model, split, Variant(views="ten_crop"))
-    some = logits_of(model, split, Variant(views="ten_crop", views_share=0.25))
+    plain, everywhere = (
+        logits_of(model, split, PredictOptions()),
+        logits_of(model, split, PredictOptions(views="ten_crop")),
+    )
+    some = logits_of(model, split, PredictOptions(views="ten_crop", views_share=0.25))
     confidence = (np.exp(plain) / np.exp(plain).sum(1, keepdims=True)).max(1)
     unsure = np.argsort(confidence)[:10]
     sure = np.setdiff1d(np.arange(40), unsure)
@@ -151,7 +154,7 @@ def test_the_others_keep_the_size_of_oblong_images(name: str, size: tuple[int, i
 
 def test_variants_never_share_a_name() -> None:
     variants = [
-        Variant(views=name, views_share=share, adapt=adapt, adapt_per=per, alpha=alpha)
+        PredictOptions(views=name, views_share=share, adapt=adapt, adapt_per=per, alpha=alpha)
         for name in ("flip", "shift", "flip_shift")
         for share in (0.25, 1.0)
         for adapt in ("bn",)

@@ -49,11 +49,11 @@ def walk(model: nn.Module, step: int) -> None:
 def test_ema_is_the_closed_form() -> None:
     model, horizon, steps = small_net(), 2.0, 20
     ema = EMA(model, horizon)
-    seen = [averaging.copied(model)]
+    seen = [averaging.clone_state_dict(model)]
     for step in range(1, steps + 1):
         walk(model, step)
         ema.step()
-        seen.append(averaging.copied(model))
+        seen.append(averaging.clone_state_dict(model))
     decays = [min(np.exp(-1 / horizon), (1 + t) / (10 + t)) for t in range(1, steps + 1)]
     assert decays[0] < decays[-1] == np.exp(-1 / horizon)  # both parts of the rule are met
     shares = [np.prod(decays)]  # of the weights that it started with
@@ -75,7 +75,7 @@ def test_swa_is_the_mean_of_the_last_epochs_ends() -> None:
         assert (swa.final(None) is None) == (epoch <= 3)
         walk(model, epoch)
         swa.end_epoch(epoch, None)
-        ends.append(averaging.copied(model))
+        ends.append(averaging.clone_state_dict(model))
     found = swa.final(None)
     assert found is not None
     for name, tensor in averaging.mean(ends[2:]).items():
@@ -100,7 +100,7 @@ def test_a_soup_is_never_worse_than_its_best_member(seed: int, epochs: int, meas
     for epoch in range(1, 9):
         with torch.no_grad():
             model.weight.copy_(torch.from_numpy(generator.normal(size=(2, 2))))
-        ends.append(averaging.copied(model))
+        ends.append(averaging.clone_state_dict(model))
         soup.end_epoch(epoch, score(ends[-1]) if measured else None)
     found = soup.final(score)
     assert found is not None
@@ -144,7 +144,7 @@ def test_an_average_goes_on_from_its_state(name: str, tmp_path: Path) -> None:
 
 
 def test_states_that_earlier_versions_wrote_are_taken_back() -> None:
-    saved = averaging.copied(small_net())
+    saved = averaging.clone_state_dict(small_net())
     saved["0.weight"] += 1
     ema, swa = EMA(small_net(), 5.0), SWA(small_net(), 1)
     ema.load_state_dict({"average": saved, "steps": 7})
@@ -159,7 +159,7 @@ def test_states_that_earlier_versions_wrote_are_taken_back() -> None:
 
 def test_refreshed_statistics_are_those_of_the_batches_and_nothing_else_moves() -> None:
     model = small_net()
-    before, averaged = averaging.copied(model), averaging.copied(small_net())
+    before, averaged = averaging.clone_state_dict(model), averaging.clone_state_dict(small_net())
     averaged["0.weight"] += 1
     batches = [torch.randn(50, 3) + 2 for _ in range(3)]
     after = averaging.refreshed(model, averaged, batches)
@@ -177,8 +177,8 @@ def test_refreshed_statistics_are_those_of_the_batches_and_nothing_else_moves() 
 def test_a_refresh_drops_nothing_out_and_leaves_still_norms_alone() -> None:
     inner = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
     model = Classifier(inner, mean=(0.5,) * 3, std=(0.25,) * 3)
-    model.still_norms = frozenset({"1"})
-    state = averaging.copied(model)
+    model.frozen_bn_layers = frozenset({"1"})
+    state = averaging.clone_state_dict(model)
     state["inner.1.running_mean"] += 1
     images = torch.rand(40, 3, 4, 4)
     after = averaging.refreshed(model, state, [images])
@@ -195,7 +195,7 @@ def test_a_synchronised_norm_is_refreshed_as_a_plain_one() -> None:
     plain = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNormAct2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
     synchronised = convert_sync_batchnorm(deepcopy(plain))
     assert sum(isinstance(layer, nn.SyncBatchNorm) for layer in synchronised) == 2
-    state, batches = averaging.copied(plain), [torch.randn(8, 3, 5, 5) for _ in range(3)]
+    state, batches = averaging.clone_state_dict(plain), [torch.randn(8, 3, 5, 5) for _ in range(3)]
     first, second = averaging.refreshed(plain, state, batches), averaging.refreshed(synchronised, state, batches)
     assert first.keys() == second.keys()
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)

@@ -86,12 +86,12 @@ def test_blocks_thaw_by_epoch_whatever_came_before() -> None:
     model = built()
     tops = []
     for epoch in (1, 2, 3, 4, 1):
-        zoo.thaw(model, section, epoch=epoch)
+        zoo.apply_freezing(model, section, epoch=epoch)
         tops.append({name.partition(".")[0] for name in trained_names(model)})
     assert tops[:3] == [{"fc"}, {"fc", "layer4"}, {"fc", "layer4"}]
     assert {"conv1", "layer1", "layer4", "fc"} <= tops[3]
     assert tops[4] == {"fc"}
-    assert model.still_norms
+    assert model.frozen_bn_layers
 
 
 def test_released_blocks_follow_from_the_epoch_alone() -> None:
@@ -114,7 +114,9 @@ def test_the_table_says_what_is_trained() -> None:
     assert rows["conv1"].trainable == 0
     assert rows["bn1"].statistics == "kept"
     assert rows["layer1"].statistics == "partly kept"
-    assert rows["layer2"] == surgery.Block("layer2", rows["layer2"].parameters, rows["layer2"].parameters, "move")
+    assert rows["layer2"] == surgery.TrainableRow(
+        "layer2", rows["layer2"].parameters, rows["layer2"].parameters, "move"
+    )
     assert sum(row.parameters for row in rows.values()) == sum(p.numel() for p in model.parameters())
 
 
@@ -122,7 +124,7 @@ def test_the_table_says_what_is_trained() -> None:
                                   "vgg11_bn", "regnety_002", "mobilenetv3_small_050", "repvgg_a0"])  # fmt: skip
 def test_layer_decay_gives_layers_their_own_rates(name: str) -> None:
     if name == "vgg11_bn":  # 130 million parameters, but for one row of this table the stock sketch will do
-        inner = timm_models.sketch(name)
+        inner = timm_models.meta_model(name)
         model = Classifier(inner, mean=[0.5] * 3, std=[0.25] * 3)
     else:
         model = built(name)
@@ -172,18 +174,18 @@ def test_discriminative_rates_multiply_by_name() -> None:
 def test_head_swap_keeps_the_body_and_a_fresh_head() -> None:
     ten, hundred = built(), built(classes=100)
     fresh_head = hundred.inner.fc.weight.clone()
-    left = surgery.adopt(hundred, ten.state_dict(), where="a run")
+    left = surgery.load_from_run(hundred, ten.state_dict(), where="a run")
     assert set(left) == {"inner.fc.weight", "inner.fc.bias"}
     assert torch.equal(hundred.inner.fc.weight, fresh_head)
     assert torch.equal(hundred.inner.layer4[0].conv1.weight, ten.inner.layer4[0].conv1.weight)
     same = built()
-    assert surgery.adopt(same, ten.state_dict(), where="a run") == ()
+    assert surgery.load_from_run(same, ten.state_dict(), where="a run") == ()
     assert weights.mismatch(same, ten.state_dict()) == ""
 
 
 def test_head_swap_from_another_network_is_refused() -> None:
     with pytest.raises(ModelError, match="a run: these weights belong to another network"):
-        surgery.adopt(built(), built("simple_cnn").state_dict(), where="a run")
+        surgery.load_from_run(built(), built("simple_cnn").state_dict(), where="a run")
 
 
 def test_an_unfreezing_schedule_comes_back_from_its_yaml() -> None:

@@ -130,6 +130,6 @@ def test_a_runs_weights_start_another_run_with_its_normalization(tmp_path: Path)
     assert torch.equal(follower.inner.layer1[0].conv1.weight, run.inner.layer1[0].conv1.weight)
     assert torch.equal(follower.normalize.mean, run.normalize.mean)
     assert follower.inner.fc.weight.shape[0] == 100
-    assert str(path) in follower.origin
+    assert str(path) in follower.weights_source
     own = built(100, 1, 0.7, pretrained=str(path), normalize="dataset")
     assert own.normalize.mean.flatten()[0] == pytest.approx(0.7)

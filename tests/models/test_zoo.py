@@ -63,7 +63,7 @@ def test_cifar_stem_keeps_a_4x4_map_and_trains(name: str) -> None:
 
 @EVERY_MODEL
 def test_layer_decay_reaches_every_family(name: str) -> None:
-    model = Classifier(timm_models.sketch(name), mean=MEAN, std=STD)
+    model = Classifier(timm_models.meta_model(name), mean=MEAN, std=STD)
     groups = surgery.parameter_groups(model, 0.05, 0.9)
     scales = sorted({group["lr_scale"] for group in groups})
     assert len(scales) >= 4
@@ -119,7 +119,7 @@ def test_rules_may_ban_one_architecture_and_name_it_rightly() -> None:
 @pytest.mark.parametrize(("taps", "wanted"), [(7, 3), (4, 3), (2, 3), (3, 3), (11, 3)])
 def test_resampled_kernels_keep_their_sums(taps: int, wanted: int) -> None:
     kernels = torch.randn(8, 3, taps, taps, generator=torch.Generator().manual_seed(0))
-    resampled = strides.carried_over(kernels, wanted)
+    resampled = strides.resample_kernel(kernels, wanted)
     torch.testing.assert_close(resampled.sum((-2, -1)), kernels.sum((-2, -1)), atol=1e-4, rtol=1e-4)
 
 
@@ -128,7 +128,7 @@ def test_pretrained_first_convolution_is_carried_over(tmp_path: Path) -> None:
     file = tmp_path / "resnet18.safetensors"
     file.write_bytes(weights.to_bytes(published.state_dict(), {}))
     model = built("resnet18", stem="cifar", pretrained=str(file))
-    expected = strides.carried_over(published.conv1.weight.detach(), 3)
+    expected = strides.resample_kernel(published.conv1.weight.detach(), 3)
     assert torch.equal(model.inner.conv1.weight, expected)
     assert torch.equal(model.inner.layer1[0].conv1.weight, published.layer1[0].conv1.weight)
     assert model.normalize.mean.flatten().tolist() == pytest.approx(published.pretrained_cfg["mean"])
@@ -221,4 +221,4 @@ def test_real_published_weights_are_taken(stem: str) -> None:
     changed = {name for name in own if own[name].shape != published[name].shape or not own[name].equal(published[name])}
     assert changed == {"classifier.weight", "classifier.bias"}  # 3x3 already, so the first convolution is as published
     assert model.normalize.mean.flatten().tolist() == [0.5] * 3
-    assert metadata["sha256"] in model.origin
+    assert metadata["sha256"] in model.weights_source

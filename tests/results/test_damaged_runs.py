@@ -145,7 +145,7 @@ def test_an_ensembles_damaged_predictions_are_made_by_making_it_again(comp: Call
 def test_blocks_that_do_not_cut_the_rows_are_damage(sizes: list[float]) -> None:
     path = Path(PLAIN) / "predictions" / "ood_val.npz"
     change_arrays(path, block_sizes=np.array(sizes))
-    for read in (predictions.load, predictions.load_answers):
+    for read in (predictions.load, predictions.load_correctness):
         with pytest.raises(RunError, match=r"block_sizes .*make it again: comp predict \S+ --split ood_val$"):
             read(path)
 

@@ -266,7 +266,7 @@ def test_a_difference_that_is_called_real_is_real_and_the_truth_lies_in_the_inte
     scripted: Scripted, comp: Callable[..., Result]
 ) -> None:
     rows = leaderboard.rows(Path("runs"))
-    found = analysis.judge(rows, "ood_accuracy").above
+    found = analysis.analyze_leaderboard(rows, "ood_accuracy").above
     assert found[0] is None
     inside, real, paired = [], [], 0
     for place in range(1, 30):
@@ -302,7 +302,9 @@ def test_a_submission_without_a_public_score_is_judged_by_its_validation_less_wh
     best = scripted.players[27]
     record(scripted, comp, best, scripted.players[12])
     rows = leaderboard.rows(Path("runs"))
-    choice = next(c for c in analysis.judge(rows, "ood_accuracy").final if c.submission == str(best.submission))
+    choice = next(
+        c for c in analysis.analyze_leaderboard(rows, "ood_accuracy").final if c.submission == str(best.submission)
+    )
     assert choice.told_by == "ood_accuracy"
     assert choice.score == pytest.approx(best.private, abs=0.02)
 
@@ -313,7 +315,7 @@ def test_public_scores_are_told_apart_by_the_rows_on_which_submissions_differ(
     record(scripted, comp)
     rows = leaderboard.rows(Path("runs"), sort="public_score")
     assert [row.public_score for row in rows[:6]] == sorted([p.public for p in scripted.submitted], reverse=True)
-    found = analysis.judge(rows, "public_score").above
+    found = analysis.analyze_leaderboard(rows, "public_score").above
     assert found[6] is None
     for place in range(1, 6):
         difference = found[place]
@@ -459,7 +461,7 @@ def test_a_pushed_leaderboard_is_a_run_of_its_own_and_ranks_are_in_the_runs_summ
     assert best is not None
     for run, name in ((worst, "aaaa0000"), (best, "bbbb0000")):
         runs.make_folder(state.folder_of(run))
-        state.write(run, state.State(name, "scripted", "", "offline", epochs=1, complete=True))
+        state.write(run, state.TrackingState(name, "scripted", "", "offline", epochs=1, complete=True))
     monkeypatch.delenv("WANDB_MODE", raising=False)
     result = comp("leaderboard", "--push")
     assert result.code == 0, result.err

@@ -108,7 +108,7 @@ def test_runs_of_another_kind_are_listed_and_not_compared(comp: Callable[..., Re
     )
     assert "frozen-3.csv" not in "".join(advised(comp))
     rows = leaderboard.rows(Path("runs"))
-    above = analysis.judge(rows, "auto").above
+    above = analysis.analyze_leaderboard(rows, "auto").above
     place = [row.run for row in rows].index(ENSEMBLE)
     assert [above[near] for near in (place, place + 1) if near < 3] == [None] * min(2, 3 - place)
     if other != "classes":

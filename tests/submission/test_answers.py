@@ -18,7 +18,7 @@ from comp.results.predictions import Predictions
 from comp.runtime.errors import SubmissionError
 from comp.submission import check_format, derive_format, validate, write
 from comp.submission.answers import ANSWERS
-from comp.submission.format import Competition, Sample, SubmissionFormat
+from comp.submission.format import Competition, SampleSubmission, SubmissionFormat
 
 IDS = tuple(f"img_{number}" for number in range(4))
 CLASSES = ("ant", "bee", "cat")
@@ -156,7 +156,7 @@ def test_of_ten_thousand_mutations_every_cell_is_judged_right(tmp_path: Path, na
             csv.writer(file, lineterminator="\n").writerows([header, *changed])
         expected = all(ORACLES[name](row[1:]) for row in changed)
         valid += expected
-        assert (check_format.check(path, form) == []) == expected, changed
+        assert (check_format.format_problems(path, form) == []) == expected, changed
     assert 0.1 < valid / (MUTATIONS // len(FORMS)) < 0.95  # both sides are met often
 
 
@@ -168,7 +168,7 @@ def competition(
     sample = None
     if cells is not None:
         rows = tuple((cell,) if isinstance(cell, str) else tuple(cell) for cell in cells)
-        sample = Sample("sample.csv", "id", columns, tuple(f"t{row}" for row in range(len(rows))), rows)
+        sample = SampleSubmission("sample.csv", "id", columns, tuple(f"t{row}" for row in range(len(rows))), rows)
     config = SubmissionConfig.model_validate(section)
     return Competition(
         "c", metric, classes, (3, 8, 8), (), sample, config, task, () if sample else ("t0", "t1"), False, separator

@@ -13,7 +13,7 @@ from comp.results import blocks, runs
 from comp.results.predictions import Predictions, from_outputs
 from comp.runtime.errors import SubmissionError
 from comp.submission import check_by_sample, check_content, derive_format, validate, write
-from comp.submission.format import Competition, Sample, SubmissionFormat
+from comp.submission.format import Competition, SampleSubmission, SubmissionFormat
 from tests.support.commands import Result
 
 Comp = Callable[..., Result]
@@ -164,7 +164,9 @@ def test_a_sample_that_tells_nothing_is_refused(tmp_path: Path, content: str, me
         check_by_sample.from_sample(tmp_path / "sample.csv", tmp_path / "sample.csv")
 
 
-def competition(section: SubmissionConfig, sample: Sample | None = None, metric: str = "accuracy") -> Competition:
+def competition(
+    section: SubmissionConfig, sample: SampleSubmission | None = None, metric: str = "accuracy"
+) -> Competition:
     """Return a competition with this section of the config."""
     return Competition("c", metric, tuple("abcde"), (3, 8, 8), LAYOUT, sample, section)
 
@@ -196,7 +198,7 @@ def test_a_config_says_what_a_submission_looks_like(
 
 def test_a_config_goes_before_the_sample() -> None:
     cells = (("0.2",) * 5, ("0.2",) * 5)
-    sample = Sample("s.csv", "key", tuple("abcde"), ("x", "y"), cells)
+    sample = SampleSubmission("s.csv", "key", tuple("abcde"), ("x", "y"), cells)
     derived = derive_format.derive(competition(SubmissionConfig(), sample, "log_loss"))
     assert derived.form.header == ("key", *"abcde")
     assert (derived.form.answer, derived.form.listed_ids, derived.doubts) == ("probabilities", ("x", "y"), ())

@@ -45,4 +45,4 @@ def test_a_full_submission_holds_the_planted_labels_in_the_challenges_order(tmp_
     wanted = SubmissionFormat(layout, texts=tuple(map(str, range(CLASSES))))
     write.write(tmp_path / "a.csv", predictions.concatenate(parts), wanted, {})
     assert read_independently(tmp_path / "a.csv", planted) == 950_000
-    assert check_format.check(tmp_path / "a.csv", wanted) == []
+    assert check_format.format_problems(tmp_path / "a.csv", wanted) == []

@@ -246,7 +246,7 @@ def test_what_is_invalid_or_doubtful_is_not_sent(tmp_path: Path, comp: Comp) -> 
 class Memory:
     """A client at its own seam: answers from a list."""
 
-    def __init__(self, *states: kaggle_client.State) -> None:
+    def __init__(self, *states: kaggle_client.KaggleStatus) -> None:
         self.states = list(states)
         self.sent = 0
 
@@ -255,13 +255,13 @@ class Memory:
         self.sent += 1
         return str(self.sent)
 
-    def state(self, reference: str) -> kaggle_client.State:
+    def state(self, reference: str) -> kaggle_client.KaggleStatus:
         """Return the next answer."""
         return self.states.pop(0)
 
 
-PENDING = kaggle_client.State("pending", None, None, "")
-DONE = kaggle_client.State("complete", 0.5, 0.25, "")
+PENDING = kaggle_client.KaggleStatus("pending", None, None, "")
+DONE = kaggle_client.KaggleStatus("complete", 0.5, 0.25, "")
 
 
 def send(path: Path, client: Memory, **options: Any) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def is_accepted(path: Path, content: bytes) -> bool:
     """Tell whether the checker finds nothing wrong."""
     path.write_bytes(content)
     try:
-        return not check_format.check(path, WANTED)
+        return not check_format.format_problems(path, WANTED)
     except SubmissionError:
         return False
 

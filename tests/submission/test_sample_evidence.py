@@ -20,8 +20,8 @@ from comp.results.predictions import from_outputs
 from comp.runtime.errors import DataError, SubmissionError, UserError
 from comp.submission import derive_format, samples, validate, write
 from comp.submission.derive_format import Derived
-from comp.submission.format import Competition, Sample, SubmissionFormat
-from comp.workflows import train
+from comp.submission.format import Competition, SampleSubmission, SubmissionFormat
+from comp.workflows import build
 from tests.support.commands import Result
 
 Comp = Callable[..., Result]
@@ -34,7 +34,7 @@ def derived(
 ) -> Derived:  # fmt: skip
     """Return the format of a competition with these sample cells."""
     rows = tuple((cell,) if isinstance(cell, str) else tuple(cell) for cell in cells)
-    sample = Sample("sample.csv", "id", columns, tuple(f"t{row}" for row in range(len(rows))), rows)
+    sample = SampleSubmission("sample.csv", "id", columns, tuple(f"t{row}" for row in range(len(rows))), rows)
     wanted = SubmissionConfig.model_validate(section)
     return derive_format.derive(
         Competition("c", metric, tuple(classes), (3, 8, 8), (), sample, wanted, task, separator=separator)
@@ -165,7 +165,7 @@ def config_of(folder: Path) -> Path:
 
 def opened(folder: Path, *overrides: str) -> tuple[Derived, str]:
     """Return the format that a folder's competition gets before training, and the notes that are shown."""
-    dataset = train.prepare(configs.load(config_of(folder), overrides), folder / "runs")
+    dataset = build.prepare(configs.load(config_of(folder), overrides), folder / "runs")
     return derive_format.derive(dataset.competition), "\n".join(dataset.notes)
 
 
@@ -290,7 +290,7 @@ def test_ids_are_found_whatever_the_endings_case_or_spaces_around_them(tmp_path:
     competition(tmp_path, ("id", "label"), [("cat",), ("dog",)] * 4, tests=files)
     ids = ("t1.PNG", " t2", "t0.png ", "t3.jpg")
     table(tmp_path / "sample_submission.csv", ("id", "label"), [(key, "cat") for key in ids])
-    dataset = train.prepare(configs.load(config_of(tmp_path)), tmp_path / "runs")
+    dataset = build.prepare(configs.load(config_of(tmp_path)), tmp_path / "runs")
     assert dataset.test is not None
     assert isinstance(dataset.test.images, ImageFiles)
     names = [Path(path).name for path in dataset.test.images.paths.tolist()]
@@ -309,12 +309,12 @@ def test_a_sample_that_the_source_does_not_read_is_named(workplace: Path, comp: 
     suite = ["competition.suite.source=test", "competition.ood_validation.severities=[]"]
     table(workplace / "data/sample_submission.csv", ("ImageId", "Label"), [(row, 0) for row in range(40)])
     config = configs.load(workplace / "small.yaml", suite)
-    notes = "\n".join(train.prepare(config, workplace / "runs").notes)
+    notes = "\n".join(build.prepare(config, workplace / "runs").notes)
     assert "sample_submission.csv is not read by data.source=arrays" in notes
     assert "was found" not in notes
     missing = configs.load(workplace / "small.yaml", [*suite, "data.csv.sample=sample.csv"])
     with pytest.raises(SubmissionError, match=r"sample\.csv: no such sample submission"):
-        train.prepare(missing, workplace / "runs")
+        build.prepare(missing, workplace / "runs")
 
 
 def test_a_sample_beside_a_labelled_test_is_named(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def write(path: Path, rows: list[tuple[str, str]], header: str = "id,label") -> 
 def is_refused(path: Path) -> bool:
     """Tell whether something is found wrong, in the cells or with the file."""
     try:
-        return bool(check_format.check(path, WANTED))
+        return bool(check_format.format_problems(path, WANTED))
     except SubmissionError:
         return True
 
@@ -40,7 +40,7 @@ VALID = [(key, str(index % 4)) for index, key in enumerate(IDS)]
 def test_every_valid_file_is_accepted(tmp_path_factory: pytest.TempPathFactory, labels: list[int]) -> None:
     path = tmp_path_factory.mktemp("valid") / "a.csv"
     write(path, [(key, str(label)) for key, label in zip(IDS, labels, strict=True)])
-    assert check_format.check(path, WANTED) == []
+    assert check_format.format_problems(path, WANTED) == []
 
 
 @given(st.permutations(VALID))
@@ -89,7 +89,7 @@ FAULTS: dict[str, tuple[Callable[[list[tuple[str, str]]], list[tuple[str, str]]]
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_named(tmp_path: Path, name: str) -> None:
     spoil, message = FAULTS[name]
-    problems = check_format.check(write(tmp_path / "a.csv", spoil(list(VALID))), WANTED)
+    problems = check_format.format_problems(write(tmp_path / "a.csv", spoil(list(VALID))), WANTED)
     assert any(message in problem for problem in problems), problems
 
 
@@ -106,7 +106,7 @@ def test_a_fault_is_named(tmp_path: Path, name: str) -> None:
 def test_what_is_no_csv_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.csv").write_bytes(content)
     try:
-        told = "; ".join(check_format.check(tmp_path / "a.csv", WANTED))
+        told = "; ".join(check_format.format_problems(tmp_path / "a.csv", WANTED))
     except SubmissionError as error:
         told = str(error)
     assert message in told
@@ -114,7 +114,7 @@ def test_what_is_no_csv_is_refused(tmp_path: Path, content: bytes, message: str)
 
 def test_a_wrong_header_is_shown(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", VALID, header="Id,Label")
-    assert check_format.check(path, WANTED) == ["header: expected 'id,label', found 'Id,Label'"]
+    assert check_format.format_problems(path, WANTED) == ["header: expected 'id,label', found 'Id,Label'"]
 
 
 def planted(labels: np.ndarray) -> predictions.Predictions:
@@ -128,7 +128,7 @@ def planted(labels: np.ndarray) -> predictions.Predictions:
 def test_what_is_written_is_what_was_predicted(tmp_path: Path) -> None:
     labels = np.array([3, 1, 0, 2] * 3)
     submission.write(tmp_path / "deep/a.csv", planted(labels), WANTED, {"run": "r"})
-    assert check_format.check(tmp_path / "deep/a.csv", WANTED) == []
+    assert check_format.format_problems(tmp_path / "deep/a.csv", WANTED) == []
     lines = (tmp_path / "deep/a.csv").read_text().splitlines()
     assert [line.split(",")[1] for line in lines[1:]] == [str(label) for label in labels]
     sidecar = json.loads((tmp_path / "deep/a.json").read_text())

@@ -16,7 +16,7 @@ from comp.config import OptimConfig
 from comp.results import runs
 from comp.runtime.errors import ConfigError, Interrupted
 from comp.training import schedules
-from comp.training.budget import Budget
+from comp.training.budget import TimeBudget
 from comp.workflows import train as pipeline
 from tests.support.commands import Result
 
@@ -35,9 +35,9 @@ class Machine:
     rates: list[float] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
 
-    def budget(self, seconds: float, steps_per_epoch: int, began: float) -> Budget:
+    def budget(self, seconds: float, steps_per_epoch: int, began: float) -> TimeBudget:
         """Return a budget on this machine's clock."""
-        return Budget(
+        return TimeBudget(
             seconds, steps_per_epoch, batch_size=BATCH, validated=lambda number, last: VALIDATED,
             checkpoint_seconds=self.checkpoint_seconds, began=began, record=self.note, clock=lambda: self.now,
         )  # fmt: skip
@@ -46,12 +46,12 @@ class Machine:
         """Keep what was recorded last."""
         self.records = [dict(plan) for plan in plans]
 
-    def checkpoint(self, budget: Budget) -> None:
+    def checkpoint(self, budget: TimeBudget) -> None:
         """Spend what a checkpoint takes."""
         self.now += self.save
         budget.saved(self.save)
 
-    def train(self, budget: Budget, steps_per_epoch: int, taken: int = 0, stop_at: int | None = None) -> int:
+    def train(self, budget: TimeBudget, steps_per_epoch: int, taken: int = 0, stop_at: int | None = None) -> int:
         """Train as `fit` does; return the steps taken."""
         saved = self.now
         budget.begun()

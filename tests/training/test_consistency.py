@@ -76,7 +76,7 @@ def test_every_view_gets_a_gradient_even_where_a_class_has_no_probability_left()
 @pytest.mark.parametrize("names", [["augmix"], ["basic", "augmix"], ["mirrored_crop", "color_jitter"]])
 def test_the_clean_view_is_moved_at_most_and_the_others_are_its_augmentations(names: list[str]) -> None:
     images, indices = pictures(33), torch.arange(33)
-    keys, turned = rng.keys(0, 1, indices), engine.alternation(0, 1, indices)
+    keys, turned = rng.keys(0, 1, indices), engine.alternating_flip_mask(0, 1, indices)
     clean, first, second = consistency.views(images, resolve(names), keys, turned=turned).chunk(3)
     base = resolve(names[:-1]) if len(names) > 1 else resolve("none")
     assert torch.equal(clean, engine.augment(images, base, keys, turned=turned))

@@ -214,14 +214,14 @@ def workers_of(parent: int) -> dict[int, int]:
 
 
 @pytest.fixture
-def team() -> Iterator[distributed.Team]:
+def team() -> Iterator[distributed.DistributedGroup]:
     """Return a team of one real process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield distributed.Team()
+    yield distributed.DistributedGroup()
     dist.destroy_process_group()
 
 
-def test_what_a_team_cannot_do_is_refused(workplace: Path, team: distributed.Team) -> None:
+def test_what_a_team_cannot_do_is_refused(workplace: Path, team: distributed.DistributedGroup) -> None:
     odd = configs.load("small.yaml", ["train.batch_size=31"])
     with pytest.raises(ConfigError, match=r"train\.batch_size: .* expected a multiple of 2, found 31"):
         team.check(odd, open_dataset(odd))

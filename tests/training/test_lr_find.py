@@ -13,16 +13,16 @@ from comp import config as configs
 from comp.runtime.device import Execution
 from comp.runtime.errors import RunError
 from comp.training import lr_find
-from comp.workflows import build, train
+from comp.workflows import build
 from tests.support.commands import Result
 
 CPU = Execution(device="cpu", precision="fp32", channels_last=False, threads=1)
 
 
-def found_with(overrides: list[str], lowest: float, highest: float, steps: int) -> lr_find.Found:
+def found_with(overrides: list[str], lowest: float, highest: float, steps: int) -> lr_find.LRFindResult:
     """Search the small config's rate."""
     config = configs.load("small.yaml", overrides)
-    dataset = train.prepare(config)
+    dataset = build.prepare(config)
     model = build.build_model(config, dataset)
     return lr_find.find(config, dataset, model, CPU, lowest=lowest, highest=highest, steps=steps)
 
@@ -31,7 +31,7 @@ def found_with(overrides: list[str], lowest: float, highest: float, steps: int) 
 def test_every_optimizer_is_searched_and_model_data_and_runs_stay_as_they_are(workplace: Path, optimizer: str) -> None:
     chosen = ["optim.lookahead.k=5"] if optimizer == "lookahead" else [f"optim.name={optimizer}"]
     config = configs.load("small.yaml", chosen)
-    dataset = train.prepare(config)
+    dataset = build.prepare(config)
     model = build.build_model(config, dataset)
     files = {path: path.stat().st_mtime_ns for path in workplace.rglob("*")}
     images, weights = np.array(dataset.train.images), {n: t.clone() for n, t in model.state_dict().items()}

@@ -71,7 +71,7 @@ def test_every_optimizer_lowers_the_loss_and_goes_on_from_its_checkpoint(
     assert losses[-1] < losses[0]
     again = small_model()
     restored = optim.for_model(again, config)
-    checkpoint.save(Run(tmp_path), {"model": model, "optimizer": optimizer}, checkpoint.Cursor())
+    checkpoint.save(Run(tmp_path), {"model": model, "optimizer": optimizer}, checkpoint.TrainState())
     checkpoint.load(tmp_path / "state.pt", {"model": again, "optimizer": restored}, torch.device("cpu"))
     assert take(again, restored, config, range(7, 12)) == take(model, optimizer, config, range(7, 12))
     for mine, theirs in zip(again.state_dict().values(), model.state_dict().values(), strict=True):
@@ -199,9 +199,9 @@ def test_a_block_that_ends_early_has_its_own_schedule_and_then_rests() -> None:
         optim.set_rates(optimizer, step, Plan(12, 4), config)
         rates.append(early["lr"])
     assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025, 0, 0])
-    optim.rest_ended(optimizer, 1)
+    optim.freeze_finished_groups(optimizer, 1)
     assert all(parameter.requires_grad for parameter in early["params"])
-    optim.rest_ended(optimizer, 2)
+    optim.freeze_finished_groups(optimizer, 2)
     before = [parameter.detach().clone() for parameter in early["params"]]
     take(model, optimizer, config, range(4, 8))
     assert all(torch.equal(*pair) for pair in zip(before, early["params"], strict=True))
@@ -251,4 +251,4 @@ def test_lookahead_interpolates_every_k_steps() -> None:
 )  # fmt: skip
 def test_a_wrong_optimizer_is_refused_before_anything_is_built(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        optim.check(OptimConfig(**values))
+        optim.check_optimizer(OptimConfig(**values))

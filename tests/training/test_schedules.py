@@ -131,4 +131,4 @@ def test_a_plan_that_is_changed_to_itself_keeps_its_rates(total: int, step: int)
 
 def test_an_unknown_schedule_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"choose from .*cosine.* \(did you mean 'linear'\?\)"):
-        schedules.check(OptimConfig(schedule="liner"))
+        schedules.check_schedule(OptimConfig(schedule="liner"))

@@ -9,9 +9,9 @@ from comp import config as configs
 from comp.results import predictions, runs
 from comp.runtime.errors import ConfigError
 from comp.training import best_weights, checkpoint, selection
-from comp.training.checkpoint import Cursor
+from comp.training.checkpoint import TrainState
 from comp.training.selection import Scores, Selector
-from comp.workflows import train
+from comp.workflows import checks, train
 
 SHIFTED = ["competition.suite.source=corrupt_test", "competition.ood_validation.every=1"]
 
@@ -44,18 +44,18 @@ def test_every_selection_has_a_direction() -> None:
 
 
 def test_of_equal_values_the_lower_loss_is_better() -> None:
-    cursor = Cursor(best=0.5, best_loss=1.0)
+    cursor = TrainState(best=0.5, best_loss=1.0)
     assert best_weights._is_better(0.6, 9.0, cursor)
     assert best_weights._is_better(0.5, 0.9, cursor)
     assert not best_weights._is_better(0.5, 1.0, cursor)
     assert not best_weights._is_better(0.4, 0.0, cursor)
-    assert not best_weights._is_better(0.5, 0.0, Cursor(best=0.5))  # of a state that has no loss
+    assert not best_weights._is_better(0.5, 0.0, TrainState(best=0.5))  # of a state that has no loss
 
 
 def test_a_state_of_an_earlier_version_is_loaded(workplace: Path) -> None:
     run = runs.create(Path("runs"), configs.load("small.yaml"), "old", {})
     model = torch.nn.Linear(2, 2)
-    checkpoint.save(run, {"model": model}, Cursor(epoch=3, best=0.5, best_loss=1.0))
+    checkpoint.save(run, {"model": model}, TrainState(epoch=3, best=0.5, best_loss=1.0))
     state = torch.load(run.path / "state.pt", weights_only=True)
     del state["cursor"]["best_loss"]
     torch.save(state, run.path / "state.pt")
@@ -66,7 +66,7 @@ def test_a_state_of_an_earlier_version_is_loaded(workplace: Path) -> None:
 @pytest.mark.parametrize("name", ["ood_accuracy", "ood_metric"])
 def test_what_is_measured_at_the_end_alone_cannot_select(workplace: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=f"train.select: {name} is measured at the end alone"):
-        train.check(configs.load("small.yaml", [f"train.select={name}"]), Path("runs"))
+        checks.check_config(configs.load("small.yaml", [f"train.select={name}"]), Path("runs"))
 
 
 def test_shifted_validation_selects_by_the_metric_and_history_holds_it(workplace: Path) -> None:

@@ -11,7 +11,7 @@ from comp.results.runs import Run
 from comp.runtime.errors import Interrupted
 from comp.training.loop import Epoch
 from comp.workflows import build, predict, train
-from comp.workflows.predict import Loaded
+from comp.workflows.predict import LoadedRun
 from tests.support.commands import interrupt_at
 from tests.support.runs import the_run
 
@@ -97,4 +97,4 @@ def test_after_the_last_epoch_only_what_was_not_measured_is_predicted(
     run = train.train(configs.load("small.yaml", overrides), on_epoch=on_epoch, progress=progress)
     more = {"val"} if "train.average=ema" in overrides else set()  # the average's statistics compete, once
     assert predicted & {"val", "ood_val"} == anew | more
-    assert isinstance(predict.load(run), Loaded)
+    assert isinstance(predict.load(run), LoadedRun)

@@ -398,7 +398,7 @@ def test_a_password_is_kept_nowhere(here: Path) -> None:
     assert runs.hide_password("--storage=postgresql://me@host/trials") == "--storage=postgresql://me@host/trials"
 
 
-def _identity_of(plan: create.Plan) -> tuple[Any, dict[str, Any]]:
+def _identity_of(plan: create.StudyPlan) -> tuple[Any, dict[str, Any]]:
     found = create.open_search(plan, make=False)
     return found, json.loads(found.optuna.user_attrs["identity"])
 

@@ -10,7 +10,7 @@ import pytest
 from comp import config as configs
 from comp.results import runs
 from comp.tracking import login
-from comp.workflows import train
+from comp.workflows import build
 from tests.support.commands import Result, assert_refused
 from tests.support.configs import small_config, write_arrays, write_config
 
@@ -233,4 +233,4 @@ def test_one_training_image_is_refused_before_batch_norm(workplace: Path, comp: 
     write_config(Path("one.yaml"), values)
     config = configs.load("one.yaml", TIMM)
     with pytest.raises(ValueError, match="one training image"):
-        train.ready_model(config, train.prepare(config))
+        build.ready_model(config, build.prepare(config))

@@ -22,6 +22,7 @@ from comp.training import checkpoint
 from comp.workflows import clean as cleaning
 from comp.workflows import predict
 from comp.workflows import train as pipeline
+from comp.workflows.run import finish
 from tests.support.commands import Result, comp_process, interrupt_at
 from tests.support.configs import QUICK, small_config, write_arrays, write_config
 from tests.support.runs import assert_same_weights
@@ -39,7 +40,7 @@ def trained_of_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wanted = configs.load(config, [*QUICK, "train.keep_state=true"])
     run = pipeline.train(wanted, name="before", runs_root=folder / "runs")
     loaded = predict.load(run)
-    pipeline.finish(run, dataset=loaded.dataset, output=folder / "before.csv", force=False, progress=quiet)
+    finish(run, dataset=loaded.dataset, output=folder / "before.csv", force=False, progress=quiet)
     assert (run.path / "state.pt").is_file()
     forget_to_keep(run)
     return folder

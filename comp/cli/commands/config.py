@@ -35,21 +35,21 @@ def check(
         from comp import config as configs
         from comp.cli import console
         from comp.tuning import create, objectives, pruners, samplers
-        from comp.workflows import train
+        from comp.workflows import build, checks
 
     with configs.blamed(overrides or []):
         loaded = configs.load(config, overrides or [])
-        train.check(loaded, runs)
+        checks.check_config(loaded, runs)
         objectives.check_names(loaded)
         pruners.check_name(loaded)
         samplers.sampler(loaded, 0)
         if loaded.tune.space:
-            create.check(loaded)
+            create.check_study(loaded)
         if data:
             with console.bars() as progress:
-                dataset = train.open_data(loaded, progress)
+                dataset = build.open_data(loaded, progress)
                 console.print_notes(dataset)
-                train.ready_model(loaded, dataset)
+                build.ready_model(loaded, dataset)
     console.print_line(f"{config}: good (config hash {configs.fingerprint(loaded)})")
 
 

@@ -9,7 +9,7 @@ import typer
 from comp.cli.commands.options import AsJson, ConfigPath, Overrides
 
 
-class Source(StrEnum):
+class CleanSplit(StrEnum):
     """Which clean split is corrupted."""
 
     val = "val"
@@ -82,7 +82,7 @@ def check(
     loaded = configs.load(config, overrides or [])
     with console.bars() as progress:
         dataset = inspection.open_clean(loaded, progress)
-        findings = quality.check(dataset, skip_bad=skip_bad or loaded.data.skip_bad, progress=progress)
+        findings = quality.find_problems(dataset, skip_bad=skip_bad or loaded.data.skip_bad, progress=progress)
     if as_json:
         console.print_json([asdict(found) for found in findings])
     else:
@@ -95,7 +95,7 @@ def corrupt(
     config: ConfigPath,
     overrides: Overrides = None,
     *,
-    split: Annotated[Source, typer.Option(help="The clean images.")],
+    split: Annotated[CleanSplit, typer.Option(help="The clean images.")],
     out: Annotated[Path, typer.Option(help="A new folder, or one that this command has begun.", metavar="DIR")],
     count: Annotated[int, typer.Option(min=0, help="Images in each block: a stratified sample; 0 for all.")] = 0,
     severities: Annotated[str, typer.Option(help="Such as 1-5 or 1,3,5.")] = "1-5",

@@ -19,7 +19,7 @@ from comp.cli.commands.options import (  # fmt: skip
 )
 
 if TYPE_CHECKING:
-    from comp.ensembles.cross_fit import Comparison, Row
+    from comp.ensembles.cross_fit import Comparison, EnsembleRow
     from comp.results.runs import Run
 
 
@@ -123,6 +123,6 @@ def _gains(compared: "Comparison") -> list[str]:
     ]
 
 
-def _scores(row: "Row", own_column: bool) -> tuple[str, ...]:
+def _scores(row: "EnsembleRow", own_column: bool) -> tuple[str, ...]:
     values = (row.accuracy, *((row.metric,) if own_column else ()), row.loss)
     return tuple(f"{value:.4f}" for value in values)

@@ -8,7 +8,9 @@ import typer
 from comp.cli.commands.options import RUNS, AsJson, RunsRoot
 
 if TYPE_CHECKING:
-    from comp.results.leaderboard import Row
+    from comp.results.leaderboard import LeaderboardRow
+
+    pass
 
 
 def leaderboard(
@@ -57,7 +59,7 @@ def leaderboard(
         console.print_spelled(lines, [heads.get(name, name) for name in board.COLUMNS], spelling)
     else:
         one = len({row.competition for row in rows}) == 1
-        told = analysis.judge(rows, sort) if one else analysis.silent(rows)
+        told = analysis.analyze_leaderboard(rows, sort) if one else analysis.silent(rows)
         console.print_leaderboard(rows, told, runs, top, sort)
         if rows and not one:
             console.print_line("of several competitions; one of them, with --competition, can be told more of")
@@ -92,7 +94,7 @@ def record(
     console.print_line(f"{submission}: {', '.join(scored)}, recorded")
 
 
-def _print_groups(rows: "list[Row]", by: str, sort: str, spelling: str) -> None:
+def _print_groups(rows: "list[LeaderboardRow]", by: str, sort: str, spelling: str) -> None:
     from dataclasses import asdict
 
     from comp.cli import console
@@ -108,7 +110,7 @@ def _print_groups(rows: "list[Row]", by: str, sort: str, spelling: str) -> None:
         console.print_groups(groups, by, rows, sort)
 
 
-def _tell(rows: "list[Row]", root: Path, sort: str, *, sync: bool, push: bool) -> None:
+def _tell(rows: "list[LeaderboardRow]", root: Path, sort: str, *, sync: bool, push: bool) -> None:
     """Bring the table and what was kept offline to W&B; what is said of it is no part of the listing."""
     if not (sync or push):
         return

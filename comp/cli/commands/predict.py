@@ -101,7 +101,7 @@ def predict(
             result: str | SplitScores | None = predicting.score(loaded, predicted.found)
             expected = None
             if split in (None, "suite"):
-                expected = predicting.expect(loaded, predicted.found, predicted.name, progress)
+                expected = predicting.estimate_accuracy(loaded, predicted.found, predicted.name, progress)
                 path = path or predicting.default_submission(loaded.config)
                 result = str(predicting.submit(loaded, predicted.found, path, force=force, blocks=predicted.blocks))
         written[str(run.path)] = result if isinstance(result, str) else result.model_dump() if result else {}

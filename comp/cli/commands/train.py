@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from comp.results.run_metrics import RunMetrics
     from comp.results.runs import Run
     from comp.tracking.tracker import Tracker
-    from comp.training.distributed import Alone
+    from comp.training.distributed import SingleProcess
 
 Resume = Annotated[
     Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", callback=expanded)
@@ -75,14 +75,15 @@ def run(
         from comp.results import runs as run_folders
         from comp.tracking import tracker as trackers
         from comp.training import distributed
-        from comp.workflows import predict
+        from comp.workflows import checks, predict
         from comp.workflows import train as pipeline
+        from comp.workflows.run import finish
 
     distributed.refuse("comp run")
     overrides = [*(overrides or []), *laid_on]
     with configs.blamed(overrides):
         wanted = _wanted(config, overrides, resume or like)
-        pipeline.check_output(wanted, output, force=force)
+        checks.check_output(wanted, output, force=force)
         if rehearse:
             _rehearse(wanted, runs or RUNS, as_json)
             return
@@ -95,9 +96,9 @@ def run(
                     found, dataset=dataset, on_epoch=console.print_epoch, progress=progress, tracker=tracker
                 )
         else:
-            found, dataset = _train(wanted, config, overrides, like, runs or RUNS, distributed.ALONE, tracker)
+            found, dataset = _train(wanted, config, overrides, like, runs or RUNS, distributed.SINGLE_PROCESS, tracker)
         with console.bars() as progress:
-            scores = pipeline.finish(found, dataset=dataset, output=output, force=force, progress=progress)
+            scores = finish(found, dataset=dataset, output=output, force=force, progress=progress)
     _print_end(found, scores, as_json)
 
 
@@ -125,10 +126,10 @@ def train(
 
     with distributed.joined() as team:
         # The others begin when the leader has read the same: what is wrong with it is told once.
-        wanted = team.leader_first(
+        wanted = team.main_process_first(
             lambda: run_folders.open_run(resume, moved).data_config() if resume else _load_one(config, overrides)
         )
-        if not team.leads:
+        if not team.is_main_process:
             pipeline.follow(wanted, team, resume=resume is not None, runs_root=runs or RUNS, progress=signals.progress)
             return
         if resume:
@@ -270,13 +271,14 @@ def _wanted(config: Path | None, overrides: list[str] | None, of: Path | None) -
 
 
 def _train(
-    wanted: "Config", config: Path | None, overrides: list[str], like: Path | None, runs: Path, team: "Alone",
+    wanted: "Config", config: Path | None, overrides: list[str], like: Path | None, runs: Path, team: "SingleProcess",
     tracker: "Tracker | None" = None,
 ) -> "tuple[Any, Dataset]":  # fmt: skip
     from comp import config as configs
     from comp.cli import console
     from comp.results import runs as run_folders
     from comp.runtime import device
+    from comp.workflows import build
     from comp.workflows import train as pipeline
 
     execution, name = None, Path(config or "run").stem
@@ -285,7 +287,7 @@ def _train(
         recorded = like / "execution.json"
         execution = device.from_json(run_folders.read_json(recorded), str(recorded))
     with configs.blamed(overrides), console.bars() as progress:
-        dataset = team.leader_first(lambda: pipeline.prepare(wanted, runs, progress))
+        dataset = team.main_process_first(lambda: build.prepare(wanted, runs, progress))
         console.print_notes(dataset)
         found = pipeline.train(
             wanted, name=name, runs_root=runs, dataset=dataset, execution=execution,
@@ -299,7 +301,7 @@ def _print_start(run: "Run", model: "Classifier") -> None:
     from comp.cli import console
     from comp.models.surgery import trainable_table
 
-    console.print_start(run, trainable_table(model), model.origin)
+    console.print_start(run, trainable_table(model), model.weights_source)
 
 
 def _print_end(run: "Run", scores: "RunMetrics", as_json: bool) -> None:

@@ -9,7 +9,7 @@ from comp.cli.console.output import print_line, print_table
 
 if TYPE_CHECKING:
     from comp.results.analysis import Verdicts
-    from comp.results.leaderboard import Group, Row
+    from comp.results.leaderboard import ColumnGroup, LeaderboardRow
 
 _MOST_DRAWN = 500  # rows of a drawn table
 
@@ -24,7 +24,7 @@ _SHOWN = {  # a column of `Row` -> the table's
 _SPLITS = {"val_metric": "val", "ood_metric": "shifted", "suite_metric": "suite"}
 
 
-def print_leaderboard(rows: "Sequence[Row]", verdicts: "Verdicts", root: Any, top: int, sort: str) -> None:
+def print_leaderboard(rows: "Sequence[LeaderboardRow]", verdicts: "Verdicts", root: Any, top: int, sort: str) -> None:
     """Print the leaderboard's first rows, 0 for all, and what is to be said of it. Columns that are empty are left out.
 
     A score that is more than chance below the one above it is followed by `<`, one that may be chance by `~`.
@@ -58,7 +58,7 @@ def print_leaderboard(rows: "Sequence[Row]", verdicts: "Verdicts", root: Any, to
         print_line(sentence)
 
 
-def _head(row: "Row", column: str) -> str:
+def _head(row: "LeaderboardRow", column: str) -> str:
     """Return the table's heading of a column of `Row`."""
     if column in _SPLITS:
         return _SPLITS[column] if row.metric == "accuracy" else f"{_SPLITS[column]} {row.metric}"
@@ -72,12 +72,12 @@ def _print_plain(lines: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _other_metrics(rows: "Sequence[Row]") -> list[str]:
+def _other_metrics(rows: "Sequence[LeaderboardRow]") -> list[str]:
     """Return the competitions' metrics that have columns of their own: all but accuracy."""
     return [name for name in dict.fromkeys(row.metric for row in rows) if name != "accuracy"]
 
 
-def board_cells(row: "Row", rank: int, metrics: Sequence[str] = ()) -> dict[str, str]:
+def board_cells(row: "LeaderboardRow", rank: int, metrics: Sequence[str] = ()) -> dict[str, str]:
     """Return a row of the leaderboard as it is shown, with columns such as `val log_loss` for each of the metrics."""
 
     def own(split: str, value: float | None) -> dict[str, float | None]:
@@ -98,7 +98,7 @@ def board_cells(row: "Row", rank: int, metrics: Sequence[str] = ()) -> dict[str,
     }  # fmt: skip
 
 
-def print_groups(groups: "Sequence[Group]", by: str, rows: "Sequence[Row]", sort: str) -> None:
+def print_groups(groups: "Sequence[ColumnGroup]", by: str, rows: "Sequence[LeaderboardRow]", sort: str) -> None:
     """Print the groups of rows by what they have in common."""
     from comp.results import leaderboard
 
@@ -128,7 +128,7 @@ def print_spelled(lines: Sequence[Mapping[str, Any]], columns: Sequence[str], sp
         print("| " + " | ".join(_cell(line[name]).replace("|", "\\|") for name in columns) + " |")
 
 
-def metric_heads(rows: "Sequence[Row]", columns: Sequence[str]) -> dict[str, str]:
+def metric_heads(rows: "Sequence[LeaderboardRow]", columns: Sequence[str]) -> dict[str, str]:
     """Return column -> heading of a Markdown table: the metric's name where all rows have one that is not accuracy."""
     names = {row.metric for row in rows}
     heads = {column: column for column in columns}
@@ -138,6 +138,6 @@ def metric_heads(rows: "Sequence[Row]", columns: Sequence[str]) -> dict[str, str
     return heads
 
 
-def _marks(row: "Row") -> str:
+def _marks(row: "LeaderboardRow") -> str:
     marks = [name for name, holds in (("test-like", row.test_like), ("transductive", row.transductive)) if holds]
     return f" ({', '.join(marks)})" if marks else ""

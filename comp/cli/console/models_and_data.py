@@ -8,7 +8,7 @@ from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from comp.data.dataset import Dataset
-    from comp.data.quality import Finding
+    from comp.data.quality import DataFinding
     from comp.models.catalogue import Costs, Listed
 
 from comp.cli.console.output import err, out, print_json, print_line, print_table
@@ -89,7 +89,7 @@ def print_contents(described: dict[str, Any]) -> None:
     out.print(labels)
 
 
-def print_findings(findings: "Sequence[Finding]") -> None:
+def print_findings(findings: "Sequence[DataFinding]") -> None:
     """Print what `comp data check` has found."""
     table = Table("looked for", "found", "verdict", Column("first", overflow="fold"))
     for found in findings:

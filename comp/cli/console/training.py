@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from comp.models.surgery import Block
+    from comp.models.surgery import TrainableRow
     from comp.results.runs import Run
-    from comp.training.autotune import Choice
+    from comp.training.autotune import ExecutionChoice
     from comp.training.loop import Epoch
-    from comp.training.lr_find import Found
+    from comp.training.lr_find import LRFindResult
 
 from comp.cli.console.output import err, out, print_line
 
 
-def print_start(run: "Run", rows: "Sequence[Block]", origin: str) -> None:
+def print_start(run: "Run", rows: "Sequence[TrainableRow]", origin: str) -> None:
     """Print a training's folder and what of its model is trained, block by block, before the first step."""
     err.print(f"run {run.path}")
     table = Table("block", "parameters", "trained", "batch norm statistics", title=f"weights: {origin}")
@@ -26,7 +26,7 @@ def print_start(run: "Run", rows: "Sequence[Block]", origin: str) -> None:
     err.print(table)
 
 
-def print_choice(choice: "Choice") -> None:
+def print_choice(choice: "ExecutionChoice") -> None:
     """Print how steps are computed where that was timed, now or before."""
     if not choice.seconds_a_step:
         return
@@ -69,7 +69,7 @@ def print_norms(rows: Sequence[Mapping[str, str]]) -> None:
     out.print(table)
 
 
-def print_rate_search(found: "Found", picture: Any) -> None:
+def print_rate_search(found: "LRFindResult", picture: Any) -> None:
     """Print the rates that a rising rate has shown, and which of them to set."""
     table = Table("found", "learning rate", title="a rising learning rate")
     table.add_row("steepest descent", f"{found.steepest:.2e}")

@@ -11,7 +11,7 @@ import numpy as np
 from comp.config import CSVConfig
 from comp.runtime.errors import DataError, nearest
 from comp.submission import csv_io
-from comp.submission.format import Sample
+from comp.submission.format import SampleSubmission
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +96,7 @@ def _distinct(columns: Sequence[str]) -> list[str]:
     return names
 
 
-def id_column_of(table: "pd.DataFrame", config: CSVConfig, sample: Sample | None, path: Path) -> str:
+def id_column_of(table: "pd.DataFrame", config: CSVConfig, sample: SampleSubmission | None, path: Path) -> str:
     """Return the id column: named by the config, else the sample's, else of a usual name, else the first.
 
     Raises:
@@ -106,7 +106,7 @@ def id_column_of(table: "pd.DataFrame", config: CSVConfig, sample: Sample | None
     return known_id_column(columns, config, sample, path) or columns[0]
 
 
-def known_id_column(columns: list[str], config: CSVConfig, sample: Sample | None, path: Path) -> str:
+def known_id_column(columns: list[str], config: CSVConfig, sample: SampleSubmission | None, path: Path) -> str:
     """Return the id column that the config names, the sample has, or a usual name tells; empty where none does.
 
     Raises:
@@ -166,7 +166,13 @@ def file_column_of(
 
 
 def label_column_of(
-    table: "pd.DataFrame", id_column: str, config: CSVConfig, sample: Sample | None, path: Path, *, sure: bool = True
+    table: "pd.DataFrame",
+    id_column: str,
+    config: CSVConfig,
+    sample: SampleSubmission | None,
+    path: Path,
+    *,
+    sure: bool = True,
 ) -> str:
     """Return the label column: named by the config, else shared with the sample, else of a usual name, else the only
     other one.

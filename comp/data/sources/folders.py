@@ -15,7 +15,7 @@ from comp.data.sources.source import Source
 from comp.data.splits import Split
 from comp.runtime.errors import DataError, nearest
 from comp.runtime.progress import Progress
-from comp.submission.format import Sample
+from comp.submission.format import SampleSubmission
 
 
 def image_folder(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
@@ -59,7 +59,7 @@ def folder_test(config: DataConfig, classes: Sequence[str], progress: Progress) 
 
 
 def _test_in(
-    place: Path, sample: Sample | None, classes: Sequence[str], config: DataConfig, progress: Progress
+    place: Path, sample: SampleSubmission | None, classes: Sequence[str], config: DataConfig, progress: Progress
 ) -> OwnTest:
     """Return the test images in a folder or archive, labelled where its folders or file names are those of classes."""
     files = Listing(place, keep=classes)
@@ -146,7 +146,7 @@ def _folders(base: Path) -> list[str]:
 def _labelled_test(
     listing: Listing,
     found: _Found,
-    sample: Sample | None,
+    sample: SampleSubmission | None,
     classes: Sequence[str],
     config: DataConfig,
     progress: Progress,

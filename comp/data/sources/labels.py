@@ -16,7 +16,7 @@ from comp.results import class_names
 from comp.results.predictions import Targets
 from comp.runtime.errors import DataError
 from comp.submission import csv_io
-from comp.submission.format import Sample
+from comp.submission.format import SampleSubmission
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +51,7 @@ class Labels:
 
 
 def labels_of(
-    table: "pd.DataFrame", id_column: str, config: CSVConfig, sample: Sample | None, path: Path, task: str
+    table: "pd.DataFrame", id_column: str, config: CSVConfig, sample: SampleSubmission | None, path: Path, task: str
 ) -> Labels:
     """Return the labels of a training table.
 
@@ -101,7 +101,7 @@ def _synonyms(table: "pd.DataFrame", column: str, classes: Sequence[str]) -> dic
 
 
 def _flag_columns(
-    table: "pd.DataFrame", id_column: str, config: CSVConfig, sample: Sample | None, path: Path
+    table: "pd.DataFrame", id_column: str, config: CSVConfig, sample: SampleSubmission | None, path: Path
 ) -> tuple[str, ...]:
     """Return the columns that hold 0 and 1, one for each class; empty where one column holds names."""
     if config.label_columns:
@@ -126,7 +126,7 @@ def _flag_columns(
 
 
 def _refuse_lost_classes(
-    table: "pd.DataFrame", shown: Sequence[str], besides: Sequence[str], sample: Sample | None, path: Path
+    table: "pd.DataFrame", shown: Sequence[str], besides: Sequence[str], sample: SampleSubmission | None, path: Path
 ) -> None:
     """Refuse a sample that has columns for some of the classes alone: one 1 in every row, but not within its columns.
 
@@ -210,7 +210,7 @@ def _parts(text: str, separator: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _of_lists(cells: Sequence[str], separator: str, sample: Sample | None, path: Path, column: str) -> Labels:
+def _of_lists(cells: Sequence[str], separator: str, sample: SampleSubmission | None, path: Path, column: str) -> Labels:
     lists = [_parts(cell, separator) for cell in cells]
     classes = class_order([name for parts in lists for name in parts], sample)
     if len(classes) < 2:

@@ -17,7 +17,7 @@ from comp.config import CSVConfig
 from comp.data.sources.csv_tables import known_id_column, refuse_duplicates
 from comp.runtime.errors import DataError
 from comp.submission import csv_io
-from comp.submission.format import Sample
+from comp.submission.format import SampleSubmission
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,7 @@ class PixelTable:
     others: "pd.DataFrame"
     path: Path
 
-    def ids(self, name: str, config: CSVConfig, sample: Sample | None) -> tuple[list[str], str]:
+    def ids(self, name: str, config: CSVConfig, sample: SampleSubmission | None) -> tuple[list[str], str]:
         """Return the rows' ids and the column that holds them: else those of a sample of as many rows, else numbers.
 
         Args:

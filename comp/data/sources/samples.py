@@ -13,13 +13,13 @@ from comp.results import class_names
 from comp.runtime.errors import DataError, SubmissionError
 from comp.runtime.progress import Progress
 from comp.submission import samples
-from comp.submission.format import Sample
+from comp.submission.format import SampleSubmission
 
 _SKIP = "data.skip_bad=true gives such rows a default answer: the mean of all others'"
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmittedImages:
     """What is submitted of a competition's folder.
 
     Attributes:
@@ -27,11 +27,11 @@ class Submitted:
         notes: what was passed over or not there.
     """
 
-    sample: Sample | None
+    sample: SampleSubmission | None
     notes: tuple[str, ...]
 
 
-def sample_of(config: DataConfig) -> Submitted:
+def sample_of(config: DataConfig) -> SubmittedImages:
     """Return the sample submission that `data.csv.sample` names or the folder holds.
 
     Raises:
@@ -39,12 +39,12 @@ def sample_of(config: DataConfig) -> Submitted:
     """
     try:
         path, notes = samples.find(Path(config.root), config.csv.sample)
-        return Submitted(samples.read(path) if path else None, notes)
+        return SubmittedImages(samples.read(path) if path else None, notes)
     except SubmissionError as error:
         raise DataError(str(error)) from None
 
 
-def class_order(names: Sequence[str], sample: Sample | None) -> tuple[str, ...]:
+def class_order(names: Sequence[str], sample: SampleSubmission | None) -> tuple[str, ...]:
     """Return classes in label order: that of the sample's columns where it has one for each class, else by value or
     text (`class_names.ordered`).
     """
@@ -79,13 +79,13 @@ class OwnTest:
     """
 
     split: Split
-    sample: Sample | None
+    sample: SampleSubmission | None
     notes: tuple[str, ...] = ()
 
 
 def unlabelled_test(
     place: Path,
-    sample: Sample | None,
+    sample: SampleSubmission | None,
     config: DataConfig,
     progress: Progress,
     *,

@@ -12,7 +12,7 @@ from comp.data.images import ImageFiles
 from comp.data.ranges import Scale
 from comp.data.splits import Split
 from comp.runtime.errors import DataError
-from comp.submission.format import Sample
+from comp.submission.format import SampleSubmission
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Source:
     classes: tuple[str, ...]
     val: Split | None = None
     groups: NDArray[np.int64] | None = None
-    sample: Sample | None = None
+    sample: SampleSubmission | None = None
     notes: tuple[str, ...] = ()
     numbered: bool = False
     separator: str = ""

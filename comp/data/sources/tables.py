@@ -25,7 +25,7 @@ from comp.data.sources.source import Source
 from comp.data.splits import Split
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress
-from comp.submission.format import Sample
+from comp.submission.format import SampleSubmission
 
 _USUAL_TEST, _USUAL_TEST_TABLE = "test", "test.csv"  # what is taken where it is there
 _SHOWN = 8  # columns in a note
@@ -135,7 +135,7 @@ class _Listed:
     notes: Sequence[str] = ()
 
 
-def _test_ids(config: DataConfig, sample: Sample | None, id_column: str, place: Path) -> _Listed:
+def _test_ids(config: DataConfig, sample: SampleSubmission | None, id_column: str, place: Path) -> _Listed:
     """Return the ids of the test table, none where there is none."""
     path = _test_table(config)
     if path is None:
@@ -153,7 +153,7 @@ def _test_ids(config: DataConfig, sample: Sample | None, id_column: str, place: 
     return _Listed(ids, files, (*notes, *found.notes))
 
 
-def _pixels(path: Path, config: DataConfig, sample: Sample | None, notes: Sequence[str], task: str) -> Source:
+def _pixels(path: Path, config: DataConfig, sample: SampleSubmission | None, notes: Sequence[str], task: str) -> Source:
     """Return the images of tables that hold their pixels."""
     train, told = pixel_tables.read(path), list(notes)
     ids, id_column = train.ids("train", config.csv, None)
@@ -171,14 +171,14 @@ def _pixels(path: Path, config: DataConfig, sample: Sample | None, notes: Sequen
     )  # fmt: skip
 
 
-def _pixel_test(path: Path, config: DataConfig, sample: Sample | None) -> Split:
+def _pixel_test(path: Path, config: DataConfig, sample: SampleSubmission | None) -> Split:
     found = pixel_tables.read(path)
     ids, _ = found.ids("test", config.csv, sample)
     test = Split("test", found.images, np.array(ids, np.str_), None)
     return test if sample is None else _in_order_of(sample, test, path)
 
 
-def _in_order_of(sample: Sample, test: Split, path: Path) -> Split:
+def _in_order_of(sample: SampleSubmission, test: Split, path: Path) -> Split:
     """Return the test's rows in the order of the sample's.
 
     Raises:

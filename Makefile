@@ -7,14 +7,15 @@ quickstart: .venv/.installed
 	$(BIN)/comp run configs/quickstart.yaml
 
 # One thread for each of the suite's processes: with one for every core they would only wait for one another.
+# COMP_SLOW=1 runs the slow tests too.
 test: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(if $(COMP_SLOW),-m '')
 
-# Real data and long trainings; needs data/ (README).
+# Long trainings and real data; tests of real data skip without data/ (README).
 slow: .venv/.installed-dev
 	$(BIN)/python -m pytest -m slow
 

@@ -6,10 +6,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.commands import REPOSITORY
+from tests.support.commands import GROUP, REPOSITORY, commands
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -31,6 +32,18 @@ def run_lines(folder: Path, lines: list[str]) -> None:
         assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("comp ")])
+def test_every_command_is_one_that_the_command_line_takes(line: str) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    command: Any = GROUP
+    context = None
+    while words and words[0] in getattr(command, "commands", {}):
+        context = command.make_context(command.name or "comp", words[:0], parent=context, resilient_parsing=True)
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context(command.name, words, parent=context)  # raises where an option or argument is unknown
+
+
+@pytest.mark.slow  # two minutes
 def test_every_command_on_the_digits_runs_in_turn(tmp_path: Path) -> None:
     lines = [line for line in LINES if not any(word in line for word in ("make", "cifar", "tune"))]
     assert len(lines) >= 10
@@ -47,13 +60,11 @@ def test_its_study_runs(tmp_path: Path) -> None:
     assert list((tmp_path / "runs").rglob("best.yaml"))
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"configs/\S+?\.yaml|docs/\w+\.md|CHANGELOG\.md", README))))
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"configs/\S+?\.yaml|docs/[\w/]+\.md|CHANGELOG\.md", README))))
 def test_every_file_it_names_exists(path: str) -> None:
     assert (REPOSITORY / path).is_file()
 
 
 def test_every_verb_of_the_command_line_is_named() -> None:
-    from tests.support.commands import GROUP, commands
-
     for words in commands(GROUP):
         assert re.search(rf"comp {words[0]}\b", README), words

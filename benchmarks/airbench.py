@@ -140,10 +140,10 @@ class Training:
         self.taken = 0
 
     def step(self) -> None:
-        epoch, place = divmod(self.taken, self.epoch_steps)
-        if place == 0:
+        epoch, position = divmod(self.taken, self.epoch_steps)
+        if position == 0:
             self.order = torch.randperm(len(self.padded))
-        rows = self.order[place * self.batch_size : (place + 1) * self.batch_size]
+        rows = self.order[position * self.batch_size : (position + 1) * self.batch_size]
         images = windows(self.padded[rows].flip(-1) if epoch % 2 else self.padded[rows])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = self.model(images)
@@ -171,7 +171,7 @@ class Training:
             views = [images, wide[..., :32, :32], wide[..., 2:, 2:]]
             mirrored = [0.5 * self._logits(view) + 0.5 * self._logits(view.flip(-1)) for view in views]
             together = 0.5 * mirrored[0] + 0.25 * mirrored[1] + 0.25 * mirrored[2]
-            right += [(found.argmax(1) == truth).sum().item() for found in (self._logits(images), together)]
+            right += [(logits.argmax(1) == truth).sum().item() for logits in (self._logits(images), together)]
         plain, viewed = right / len(labels)
         return plain, viewed
 
@@ -220,7 +220,7 @@ def seconds_of_ours(config: Path, steps: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         few = ["competition.ood_validation.severities=[]", *overrides]
         train.train(configs.load(config, few), runs_root=Path(scratch), progress=note)
-    return {str(sizes[epoch]): statistics.median(np.diff(found)) for epoch, found in ends.items()}
+    return {str(sizes[epoch]): statistics.median(np.diff(times)) for epoch, times in ends.items()}
 
 
 def compare(config: Path, batch_size: int, steps: int, rounds: int) -> None:
@@ -230,19 +230,19 @@ def compare(config: Path, batch_size: int, steps: int, rounds: int) -> None:
         "reference": ["--batch-size", str(batch_size)],
         "ours": ["--config", str(config)],
     }
-    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
+    turns: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
     for turn in range(rounds):
         for arm, arguments in arms.items():
             command = [sys.executable, "-m", "benchmarks.airbench", f"time-{arm}", "--steps", str(steps), *arguments]
             printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            found[arm].append(json.loads(printed.strip().splitlines()[-1]))
-            print(f"turn {turn + 1}, {arm}: {found[arm][-1]}", flush=True)
-    step = statistics.median(turn["step"] for turn in found["reference"])
+            turns[arm].append(json.loads(printed.strip().splitlines()[-1]))
+            print(f"turn {turn + 1}, {arm}: {turns[arm][-1]}", flush=True)
+    step = statistics.median(turn["step"] for turn in turns["reference"])
     reference = step * EPOCHS * (IMAGES // batch_size)
     ours = 0.0
     for epoch in range(1, whole.train.epochs + 1):
         side = str(side_at(whole.train.sizes, epoch) or 32)
-        ours += statistics.median(turn[side] for turn in found["ours"]) * (IMAGES // whole.train.batch_size)
+        ours += statistics.median(turn[side] for turn in turns["ours"]) * (IMAGES // whole.train.batch_size)
     print(f"\n{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads; {rounds} turns")
     print(f"reference {reference:.0f} s, ours {ours:.0f} s: {ours / reference:.3f} of it")
 

@@ -299,9 +299,9 @@ def main() -> None:
     print(f"{arguments.cores} cores, batches of {arguments.images}, median of {arguments.rounds} rounds\n")
     print("| workload | who | images/s | of the first |\n|---|---|---:|---:|")
     with ExitStack() as stack:
-        wanted = [workload for workload in WORKLOADS if arguments.only in workload]
-        crew = stack.enter_context(Crew(arguments.cores)) if wanted else None
-        for workload in wanted:
+        workloads = [workload for workload in WORKLOADS if arguments.only in workload]
+        crew = stack.enter_context(Crew(arguments.cores)) if workloads else None
+        for workload in workloads:
             measured = rates(workload, crew, arguments.images, arguments.rounds)
             first = next(iter(measured.values()))
             for name, rate in measured.items():

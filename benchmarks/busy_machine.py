@@ -150,7 +150,7 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {CORES} cores, {time.strftime('%Y-%m-%d')}\n")
     print("| what | busy processes | images/s | lowest | highest | of quiet |\n|---|---|---|---|---|---|")
     for what in ("train", "predict"):
-        found: dict[int, list[float]] = {loops: [] for loops in loads}
+        speeds_beside: dict[int, list[float]] = {loops: [] for loops in loads}
         left_out = 0
         for _ in range(given.rounds):
             for loops in loads:
@@ -158,9 +158,9 @@ def main() -> None:
                     if loops == 0 and foreign > _FOREIGN:
                         left_out += 1
                     else:
-                        found[loops].append(speed)
-        quiet = statistics.median(found[0]) if found[0] else float("nan")
-        for loops, speeds in found.items():
+                        speeds_beside[loops].append(speed)
+        quiet = statistics.median(speeds_beside[0]) if speeds_beside[0] else float("nan")
+        for loops, speeds in speeds_beside.items():
             if speeds:
                 median = statistics.median(speeds)
                 spread = f"{min(speeds):,.0f} | {max(speeds):,.0f}"

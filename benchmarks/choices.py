@@ -98,11 +98,11 @@ def main() -> None:
         write_images(given.data, data, given.images)
         for name in given.only:
             title, overrides = ARMS[name]
-            found = []
+            scores = []
             for seed in range(given.seeds):
                 config = config_of(data, given.weights, given.epochs, [*overrides, f"seed={seed}"])
-                found.append(scores_of(config, name, Path(folder, "runs")))
-            clean, suite, seconds = (statistics.fmean(column) for column in zip(*found, strict=True))
+                scores.append(scores_of(config, name, Path(folder, "runs")))
+            clean, suite, seconds = (statistics.fmean(column) for column in zip(*scores, strict=True))
             print(f"| {title} | {clean:.2%} | {suite:.2%} | {seconds:.0f} |", flush=True)
 
 

@@ -73,13 +73,13 @@ def save_predictions(folder: Path, draws: np.random.Generator) -> None:
     """Write predictions of shifted validation as large as metrics.json says."""
     (folder / "predictions").mkdir()
     count = sum(block.count for block in SHIFTED)
-    found = predictions.from_outputs(
+    stored = predictions.from_outputs(
         draws.normal(size=(count, 10)).astype(np.float32), task="single_label",
         ids=np.concatenate([block.ids() for block in SHIFTED]),
         classes="abcdefghij", targets=np.arange(count) % 10, made_by={},
         blocks=[(block.name, block.count) for block in SHIFTED],
     )  # fmt: skip
-    predictions.save(folder / "predictions" / "ood_val.npz", found)
+    predictions.save(folder / "predictions" / "ood_val.npz", stored)
 
 
 def processor() -> float:

@@ -74,7 +74,7 @@ def contest(
     def ours(variant: PredictOptions) -> Callable[[], None]:
         def work() -> None:
             parts = folder / "suite.parts"
-            found = predict(
+            stored = predict(
                 model,
                 suite,
                 classes=CLASSES,
@@ -84,7 +84,7 @@ def contest(
                 variant=variant,
                 parts=parts,
             )
-            predictions.save(folder / "suite.npz", found)
+            predictions.save(folder / "suite.npz", stored)
             delete_partial_blocks(parts)
 
         return work
@@ -119,14 +119,14 @@ def report_memory(rows: int, execution: Execution) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         parts = Path(folder) / "suite.parts"
-        found = predict(
+        stored = predict(
             model, suite_of(rows, 95), classes=CLASSES, execution=execution, batch_size=500, made_by={}, parts=parts,
             progress=look,
         )  # fmt: skip
         seen.append(anonymous_megabytes())
-        predictions.save(Path(folder) / "suite.npz", found)
+        predictions.save(Path(folder) / "suite.npz", stored)
         seen.append(anonymous_megabytes())
-    print(f"{len(found):,} rows of {len(CLASSES)} classes: {seen[0]:,.0f} MB of anonymous memory before, at most "
+    print(f"{len(stored):,} rows of {len(CLASSES)} classes: {seen[0]:,.0f} MB of anonymous memory before, at most "
           f"{max(seen):,.0f} MB on the way")  # fmt: skip
 
 

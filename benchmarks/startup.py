@@ -42,10 +42,10 @@ train: {{epochs: 1, batch_size: 64, device: cpu}}
 def measured(command: list[str]) -> tuple[float, float]:
     """Return CPU and wall seconds of one run."""
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    extra = [float(line.split()[1]) for line in said.splitlines() if line.startswith("unended:")]
+    extra = [float(line.split()[1]) for line in output.splitlines() if line.startswith("unended:")]
     return cpu + sum(extra), time.perf_counter() - began
 
 

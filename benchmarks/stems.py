@@ -92,14 +92,14 @@ def main() -> None:
     test = read_cifar10(given.data / "test_batch.bin", given.test_images)
     scores: dict[str, list[float]] = {arm: [] for arm in given.arms}
     for seed in range(given.seeds):
-        for arm, found in scores.items():
+        for arm, accuracies in scores.items():
             began = time.perf_counter()
             model = model_of(arm, given.weights, seed)
             train(model, *split, seed=seed, batch_size=given.batch_size)
-            found.append(accuracy(model, *test))
-            print(f"seed {seed} {arm}: {found[-1]:.4f} ({time.perf_counter() - began:.0f} s)", flush=True)
-    for arm, found in scores.items():
-        print(f"{arm}: mean {statistics.mean(found):.4f}, from {min(found):.4f} to {max(found):.4f}")
+            accuracies.append(accuracy(model, *test))
+            print(f"seed {seed} {arm}: {accuracies[-1]:.4f} ({time.perf_counter() - began:.0f} s)", flush=True)
+    for arm, accuracies in scores.items():
+        print(f"{arm}: mean {statistics.mean(accuracies):.4f}, from {min(accuracies):.4f} to {max(accuracies):.4f}")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from comp.submission.format import SubmissionFormat
 CLASSES, PER_BLOCK = 100, 10_000
 
 
-def planted(wanted: SubmissionFormat) -> Predictions:
+def planted(form: SubmissionFormat) -> Predictions:
     """Return predictions of the whole suite that say random classes."""
-    ids = wanted.ids()
+    ids = form.ids()
     labels = np.random.default_rng(0).integers(0, CLASSES, len(ids))
     logits = np.full((len(ids), CLASSES), -8, np.float16)
     logits[np.arange(len(ids)), labels] = 0
@@ -46,14 +46,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="where the CSV is written; by default the system's own")
     given = parser.parse_args()
-    wanted = SubmissionFormat(blocks.block_grid(range(19), range(1, 6), PER_BLOCK), CLASSES)
-    predictions = planted(wanted)
+    form = SubmissionFormat(blocks.block_grid(range(19), range(1, 6), PER_BLOCK), CLASSES)
+    predictions = planted(form)
     taken: dict[str, list[NDArray[np.float64]]] = {"write": [], "check": [], "both": []}
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         path = Path(folder) / "submission.csv"
         for _ in range(given.runs + 1):
-            write = milliseconds(lambda: submission.write(path, predictions, wanted, {}, force=True))
-            check = milliseconds(lambda: check_format.format_problems(path, wanted))
+            write = milliseconds(lambda: submission.write(path, predictions, form, {}, force=True))
+            check = milliseconds(lambda: check_format.format_problems(path, form))
             for name, value in (("write", write), ("check", check), ("both", write + check)):
                 taken[name].append(value)
         size = path.stat().st_size

@@ -110,7 +110,7 @@ def looped(loader: Iterable[Any], batch: int, *, fast: bool) -> float:
         loss.item()  # the running loss that such loops print
 
     step(torch.zeros(batch, 3, 32, 32), torch.zeros(batch, dtype=torch.int64))
-    return seconds_of(lambda: [step(*found) for found in loader])
+    return seconds_of(lambda: [step(*batch) for batch in loader])
 
 
 def tutorial(folder: Path, batch: int, rich: bool) -> tuple[float, str]:
@@ -137,8 +137,8 @@ def with_lightning(folder: Path, batch: int, rich: bool) -> tuple[float, str]:
             self.model = network().to(memory_format=torch.channels_last)
             self.seconds = self.began = 0.0
 
-        def training_step(self, found: Any, number: int) -> Tensor:
-            images, labels = found
+        def training_step(self, batch: Any, number: int) -> Tensor:
+            images, labels = batch
             logits = self.model(images.contiguous(memory_format=torch.channels_last))
             loss = nn.functional.cross_entropy(logits, labels)
             self.log("loss", loss, prog_bar=True)
@@ -214,7 +214,7 @@ def main() -> None:
                 for contestant, train in contestants.items():
                     seconds, computed[contestant] = train(folder, given.batch, rich)
                     rates[contestant].append(given.steps * given.batch / seconds)
-            middle = {contestant: statistics.median(found) for contestant, found in rates.items()}
+            middle = {contestant: statistics.median(values) for contestant, values in rates.items()}
             for contestant, rate in middle.items():
                 print(f"| {contestant} | {computed[contestant]} | {rate:.0f} | {rate / middle['tutorial']:.2f} |")
 

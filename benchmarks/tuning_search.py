@@ -92,15 +92,15 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}, {given.minutes:g} min a search\n")
     print("| search | seed | whole | pruned | failed | best on validation | its test accuracy |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    tests: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         write_subset(Path(folder) / "data", given.images, given.validation)
         for seed in range(given.repeats):
             for way in WAYS:
                 test, row = measure(way, seed, given, Path(folder))
-                found[way].append(test)
+                tests[way].append(test)
                 print(row, flush=True)
-    for way, scores in found.items():
+    for way, scores in tests.items():
         spread = f", standard deviation {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
         print(f"\n{way}: mean test accuracy {statistics.fmean(scores):.4f}{spread}")
 

@@ -28,7 +28,7 @@ _FREE = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the complete runs of a row found.
+    """What the complete runs of a row show.
 
     Attributes:
         seeds: in order.
@@ -68,10 +68,10 @@ class Runs:
 
     def __init__(self, root: Path, folder: Path = CONFIGS) -> None:
         self._root, self._folder = root, folder
-        self._found: list[tuple[Run, Config, str]] = []
+        self._runs: list[tuple[Run, Config, str]] = []
         for run in runs.list_runs(root):
             try:
-                self._found.append((run, run.config(), self._probe(run)))
+                self._runs.append((run, run.config(), self._probe(run)))
             except UserError:
                 continue  # of an older version, or damaged: it counts for nothing
 
@@ -82,25 +82,25 @@ class Runs:
             row: says where first weights come from and whether features are probed.
             config: another file's stem than the row's own: its best recipe.
         """
-        wanted = _fixed(configs.load(self._folder / f"{config or row.config}.yaml"))
+        fixed = _fixed(configs.load(self._folder / f"{config or row.config}.yaml"))
         started = bool(row.start) and not row.probe and not config
         probe = "" if config else row.probe
-        found = [
+        pairs = [
             (has.seed, run)
-            for run, has, by in self._found
-            if by == probe and bool(has.model.from_run) == started and _fixed(has) == wanted
+            for run, has, by in self._runs
+            if by == probe and bool(has.model.from_run) == started and _fixed(has) == fixed
         ]
-        return sorted(found, key=lambda pair: (pair[0], pair[1].path.name))
+        return sorted(pairs, key=lambda pair: (pair[0], pair[1].path.name))
 
     def outcome(self, row: Row, config: str = "") -> Outcome | None:
-        """Return what a row's complete runs found, the newest of each seed; None without one.
+        """Return what a row's complete runs show, the newest of each seed; None without one.
 
         Partial ones count where none is whole, and those of more epochs than the file asks for never: their schedule is
         another one.
         """
         asked = self._epochs(row, config)
-        found = self.of(row, config)
-        complete = [pair for pair in found if pair[1].is_complete() and pair[1].config().train.epochs <= asked]
+        pairs = self.of(row, config)
+        complete = [pair for pair in pairs if pair[1].is_complete() and pair[1].config().train.epochs <= asked]
         whole = [pair for pair in complete if self.is_whole(pair[1], row, config)]
         by_seed = dict(whole or complete)
         if not by_seed:
@@ -111,13 +111,13 @@ class Runs:
         threads = _threads(chosen[0])
         return Outcome(
             seeds=tuple(by_seed),
-            accuracies=tuple(_accuracy(found) for found in metrics),
+            accuracies=tuple(_accuracy(scores) for scores in metrics),
             precision=statistics.fmean(_precision(run) for run in chosen),
-            epochs=tuple(found.epochs for found in metrics),
-            seconds=statistics.fmean(found.train_seconds for found in metrics),
+            epochs=tuple(scores.epochs for scores in metrics),
+            seconds=statistics.fmean(scores.train_seconds for scores in metrics),
             whole=bool(whole),
             where=f"{provenance[0]['machine']['processor']}{threads}",
-            date=max(found["time"] for found in provenance)[:10],
+            date=max(values["time"] for values in provenance)[:10],
             paths=tuple(run.path for run in chosen),
         )
 
@@ -141,8 +141,8 @@ class Runs:
     @staticmethod
     def _probe(run: Run) -> str:
         """Return the classifier of a probe's run, which its folder's name tells; empty for a training."""
-        found = re.search(r"-(\w+)-probe(-\d+)?$", run.path.name)
-        return found[1] if found else ""
+        match = re.search(r"-(\w+)-probe(-\d+)?$", run.path.name)
+        return match[1] if match else ""
 
 
 def _fixed(config: Config) -> dict[str, object]:
@@ -156,8 +156,8 @@ def _accuracy(metrics: RunMetrics) -> float:
 
 
 def _precision(run: Run) -> float:
-    found = diagnostics.diagnose(predictions.load(run.predictions_path("test")))
-    return float(found["weighted"]["precision"])
+    diagnosis = diagnostics.diagnose(predictions.load(run.predictions_path("test")))
+    return float(diagnosis["weighted"]["precision"])
 
 
 def _threads(run: Run) -> str:

@@ -36,12 +36,12 @@ def write(root: Path) -> None:
     Raises:
         RunError: no row has a complete run there; what was written before stays.
     """
-    found = Runs(root)
-    outcomes = {row: found.outcome(row) for row in ROWS if not row.missing}
+    matched = Runs(root)
+    outcomes = {row: matched.outcome(row) for row in ROWS if not row.missing}
     if not any(outcomes.values()):
         raise RunError(f"{root}: holds no complete run of any row; make some: python -m benchmarks.results run")
-    best = {row: found.outcome(row, row.best) for row in ROWS if row.best}
-    parts = [_INTRODUCTION, _main_table(outcomes, best), _first_principles(found), _pictures(outcomes, best), _away()]
+    best = {row: matched.outcome(row, row.best) for row in ROWS if row.best}
+    parts = [_INTRODUCTION, _main_table(outcomes, best), _first_principles(matched), _pictures(outcomes, best), _away()]
     PAGE.parent.mkdir(exist_ok=True)
     runs.write_atomically(PAGE, "\n".join(part for part in parts if part).encode())
     for row, outcome in outcomes.items():
@@ -99,11 +99,11 @@ def _minutes(outcome: Outcome) -> str:
     return f"{outcome.seconds / 60:.2g}"
 
 
-def _first_principles(found: Runs) -> str:
-    told = found.first_principles()
-    if told is None:
+def _first_principles(matched: Runs) -> str:
+    counts = matched.first_principles()
+    if counts is None:
         return ""
-    passed, asked, seconds, date = told
+    passed, asked, seconds, date = counts
     return (
         "## Convolution from first principles\n\n"
         f"Published: 12 groups of tests, all pass, in 4,373 s. Ours: {passed} of {asked} tests pass in {seconds:.0f} s "
@@ -124,11 +124,11 @@ def _pictures(outcomes: dict[Row, Outcome | None], best: dict[Row, Outcome | Non
 Known = dict[str, tuple[Row, Outcome | None]]
 
 
-def _by_depth(known: Known) -> list[str]:
+def _by_depth(outcomes: Known) -> list[str]:
     depths = ("2", "3", "6")
     series: dict[str, list[float | None]] = {}
     for net, name in (("simple_cnn", "plain"), ("residual_cnn", "residual")):
-        rows = [known[f"cifar10_{net}_{depth}"] for depth in depths]
+        rows = [outcomes[f"cifar10_{net}_{depth}"] for depth in depths]
         series[f"{name}, published"] = [row.accuracy for row, _ in rows]
         series[f"{name}, ours"] = [outcome and outcome.accuracy for _, outcome in rows]
     if not any(value for name in series if "ours" in name for value in series[name]):
@@ -138,8 +138,8 @@ def _by_depth(known: Known) -> list[str]:
     return [f"![Accuracy of plain and residual convnets by depth]({path.relative_to(PAGE.parent)})\n"]
 
 
-def _by_frozen(known: Known) -> list[str]:
-    rows = [(row, outcome) for name, (row, outcome) in known.items() if "_lite0_frozen_" in name and outcome]
+def _by_frozen(outcomes: Known) -> list[str]:
+    rows = [(row, outcome) for name, (row, outcome) in outcomes.items() if "_lite0_frozen_" in name and outcome]
     if len(rows) < 2:  # nothing to compare
         return []
     path = PICTURES / "frozen.png"
@@ -168,22 +168,22 @@ def _mean(outcome: Outcome | None) -> float | None:
     return outcome and outcome.accuracy
 
 
-def _by_layer(known: Known) -> list[str]:
+def _by_layer(outcomes: Known) -> list[str]:
     """Draw the gradient norms of the plain and the residual MLP, and say how their first layers compare."""
     tables = {}
     for config in ("mnist_mlp", "mnist_residual_mlp"):
-        outcome = known[config][1]
+        outcome = outcomes[config][1]
         if outcome is None:
             return []
         tables[config] = runs.Run(outcome.paths[0]).table("norms.csv")
     path = PICTURES / "norms.png"
     plots.compared_norms(path, tables)
     first = {name: _first_layer(rows) for name, rows in tables.items()}
-    told = ", ".join(f"{name} {norm:.3f}" for name, norm in first.items())
+    norms = ", ".join(f"{name} {norm:.3f}" for name, norm in first.items())
     larger = "larger" if first["mnist_residual_mlp"] > first["mnist_mlp"] else "not larger"
     return [
         f"![Gradient norms by layer]({path.relative_to(PAGE.parent)})\n",
-        f"Gradient norms of the first layer, mean over the first 5 epochs: {told}. Published: larger in the "
+        f"Gradient norms of the first layer, mean over the first 5 epochs: {norms}. Published: larger in the "
         f"residual net's early layers than in the plain net's; here they are {larger}.\n",
     ]
 
@@ -211,8 +211,8 @@ def _write_header(config: str, outcome: Outcome | None) -> None:
     """Put what we found into a config's line `# Ours:`."""
     path = CONFIGS / f"{config}.yaml"
     text = path.read_text(encoding="utf-8")
-    told = "not run yet." if outcome is None else _sentence(outcome)
-    replaced = _OURS.sub(f"# Ours: {told}", text, count=1)
+    sentence = "not run yet." if outcome is None else _sentence(outcome)
+    replaced = _OURS.sub(f"# Ours: {sentence}", text, count=1)
     if replaced != text:
         runs.write_atomically(path, replaced.encode())
 

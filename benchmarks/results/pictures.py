@@ -26,9 +26,9 @@ def bars(path: Path, title: str, groups: Sequence[str], values: Bars, *, lowest:
     axes = figure.add_subplot()
     width = 0.8 / len(values)
     for number, (name, series) in enumerate(values.items()):
-        places = [place - 0.4 + (number + 0.5) * width for place, value in enumerate(series) if value is not None]
+        positions = [index - 0.4 + (number + 0.5) * width for index, value in enumerate(series) if value is not None]
         heights = [100 * value for value in series if value is not None]
-        drawn = axes.bar(places, heights, width * 0.92, label=name)
+        drawn = axes.bar(positions, heights, width * 0.92, label=name)
         axes.bar_label(drawn, fmt="%.1f", fontsize=7, padding=1)
     axes.set_xticks(range(len(groups)), groups, fontsize=8)
     axes.set_xlabel(label)

@@ -30,14 +30,14 @@ def run_all(root: Path, jobs: int, only: Iterable[str] = ()) -> int:
         KeyboardInterrupt: SIGINT or SIGTERM came; trainings were stopped where they can go on.
     """
     only = set(only)
-    known = {config for _, config, _ in _steps()} | {"first_principles"}
-    for name in sorted(only - known):
-        raise ConfigError(f"--only: {unknown('experiment', name, known)}")
-    wanted = [step for step in _steps() if not only or step[1] in only]
+    names = {config for _, config, _ in _steps()} | {"first_principles"}
+    for name in sorted(only - names):
+        raise ConfigError(f"--only: {unknown('experiment', name, names)}")
+    steps = [step for step in _steps() if not only or step[1] in only]
     failed = 0
     with stoppable() as children:
         for phase in range(3):
-            calls = [step for step in wanted if _phase(step) == phase]
+            calls = [step for step in steps if _phase(step) == phase]
             failed += _in_parallel(jobs, [partial(_run, root, step, jobs, children) for step in calls])
         if (not only or "first_principles" in only) and Runs(root).first_principles() is None:
             failed += not _test_first_principles(root, children)
@@ -74,15 +74,15 @@ def _run(root: Path, step: Step, jobs: int, children: Children) -> bool:
     """Run one step, or go on with it, or pass over it; tell whether it has a whole run."""
     row, config, seed = step
     other = config if config != row.config else ""
-    found = Runs(root)
-    mine = [run for has, run in found.of(row, other) if has == seed]
-    if any(found.is_whole(run, row, other) for run in mine):
+    matched = Runs(root)
+    mine = [run for has, run in matched.of(row, other) if has == seed]
+    if any(matched.is_whole(run, row, other) for run in mine):
         return True
     going = [run for run in mine if (run.path / "state.pt").is_file() and not run.is_complete()]
     path = CONFIGS / f"{config}.yaml"
     shared = [f"seed={seed}", f"train.threads={max(1, default_threads() // jobs)}"]
     if row.start and config == row.config:
-        begun = _start_of(found, row)
+        begun = _start_of(matched, row)
         if begun is None:
             return _tell(False, f"{config}: {row.start} has no complete run to start from")
         if row.probe:
@@ -93,24 +93,24 @@ def _run(root: Path, step: Step, jobs: int, children: Children) -> bool:
     return _comp(children, "run", path, *shared, "--runs", root)
 
 
-def _start_of(found: Runs, row: Row) -> runs.Run | None:
+def _start_of(matched: Runs, row: Row) -> runs.Run | None:
     """Return the newest complete run that a row starts from."""
-    complete = [run for _, run in found.of(Row(row.start, "")) if run.is_complete()]
+    complete = [run for _, run in matched.of(Row(row.start, "")) if run.is_complete()]
     return complete[-1] if complete else None
 
 
 def _comp(children: Children, *arguments: object) -> bool:
     """Run `comp` in a process of its own; what it says is shown only where it fails."""
-    told = " ".join(str(argument) for argument in arguments)
-    return _timed(children, [sys.executable, "-m", "comp", *map(str, arguments)], f"comp {told}")
+    line = " ".join(str(argument) for argument in arguments)
+    return _timed(children, [sys.executable, "-m", "comp", *map(str, arguments)], f"comp {line}")
 
 
-def _timed(children: Children, command: list[str], told: str) -> bool:
+def _timed(children: Children, command: list[str], line: str) -> bool:
     began = time.monotonic()
     done = children.run(command)
     if done.returncode:
         print(done.stderr.strip()[-2000:], file=sys.stderr, flush=True)
-    return _tell(done.returncode == 0, f"{told}: {time.monotonic() - began:.0f} s")
+    return _tell(done.returncode == 0, f"{line}: {time.monotonic() - began:.0f} s")
 
 
 def _tell(good: bool, text: str) -> bool:

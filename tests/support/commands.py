@@ -59,7 +59,7 @@ GROUP = typer.main.get_command(app.app)
 
 def commands(group: object, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """Return every command's words."""
-    found: list[tuple[str, ...]] = []
+    words: list[tuple[str, ...]] = []
     for name, command in getattr(group, "commands", {}).items():
-        found += commands(command, (*prefix, name)) if hasattr(command, "commands") else [(*prefix, name)]
-    return found
+        words += commands(command, (*prefix, name)) if hasattr(command, "commands") else [(*prefix, name)]
+    return words

@@ -14,8 +14,8 @@ _USERS = ("postgres", "nobody")  # initdb refuses root
 
 def programs() -> Path | None:
     """Return the folder of initdb and pg_ctl, None where there is none."""
-    found = shutil.which("initdb")
-    folders = [Path(found).resolve().parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    initdb = shutil.which("initdb")
+    folders = [Path(initdb).resolve().parent] if initdb else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     return next((folder for folder in reversed(folders) if (folder / "initdb").exists()), None)
 
 

@@ -1,4 +1,4 @@
-"""Runs that tests trained: found, and compared bit for bit."""
+"""Find the runs that a test trained, and compare them bit for bit."""
 
 import json
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from tests.support.commands import Result
 
 def the_run(folder: Path = Path("runs")) -> runs.Run:
     """Return the one run below a folder."""
-    (found,) = runs.list_runs(folder)
-    return found
+    (run,) = runs.list_runs(folder)
+    return run
 
 
 def history_without_clock(run: runs.Run) -> list[dict[str, str]]:

@@ -75,8 +75,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({"exitcode": None, "limits": {}})
 
     def _graphql(self, request: dict[str, Any]) -> dict[str, Any]:
-        found = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
-        operation, values = found and found[1], request.get("variables") or {}
+        match = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
+        operation, values = match and match[1], request.get("variables") or {}
         if operation == "UpsertBucket":
             self.received.upserts.append(values)
             return {"upsertBucket": {"bucket": self._bucket(values["name"], values["project"]), "inserted": True}}
@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, part in (body.get("files") or {}).items():
             if name == "wandb-history.jsonl":
                 lines = self.received.history.setdefault(run_id, {})
-                lines |= {part["offset"] + place: json.loads(line) for place, line in enumerate(part["content"])}
+                lines |= {part["offset"] + index: json.loads(line) for index, line in enumerate(part["content"])}
             if name == "wandb-summary.json":
                 self.received.summary[run_id] = json.loads(part["content"][-1])
 
@@ -172,8 +172,8 @@ def records(segment: Path, kind: str) -> list[dict[str, Any]]:
 
 def summary(segment: Path) -> dict[str, Any]:
     """Return what W&B's own reader says of a segment: state, config, summary, tags, ..."""
-    found: dict[str, Any] = json.loads(_inspect(segment, "--summary"))
-    return found
+    values: dict[str, Any] = json.loads(_inspect(segment, "--summary"))
+    return values
 
 
 @functools.cache  # of a segment that has ended
@@ -210,5 +210,5 @@ def assert_secret(folder: Path, *texts: str) -> None:
 
 def table(segment: Path, key: str) -> dict[str, Any]:
     """Return a table that a segment's summary names."""
-    found: dict[str, Any] = json.loads((segment / "files" / summary(segment)["summary"][key]["path"]).read_text())
-    return found
+    values: dict[str, Any] = json.loads((segment / "files" / summary(segment)["summary"][key]["path"]).read_text())
+    return values

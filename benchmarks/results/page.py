@@ -16,17 +16,15 @@ PICTURES = Path("docs/pictures")
 _OURS = re.compile(r"^# Ours: .*$", re.MULTILINE)
 _INTRODUCTION = """# Results
 
-Every experiment that this toolkit grew from: what was published, what its config
-(`comp run configs/coursework/NAME.yaml`) found here with the published recipe, and beside it what our recipe finds with
-the same network in no more epochs. Written by `python -m benchmarks.results` from the runs' own metrics;
-`python -m benchmarks.results run` makes the runs that are missing. What was published does not say everything: the head
-of a config names what is our reading.
+The coursework's experiments: published numbers, ours with the published recipe (`comp run configs/coursework/NAME.yaml`), and our
+recipe for the same network in no more epochs. `python -m benchmarks.results` writes this page from the runs' metrics;
+`python -m benchmarks.results run` trains what is missing. The publications leave some settings open; the head of each config says
+how we read them.
 
-Accuracies are on the test split, with the weights that were best on validation; the mean where several seeds ran.
-"Against" says `above`, or `within noise` where it is less than two standard errors of the difference of two tests of
-10,000 images below, else `below`. A run of fewer epochs than its config asks for is `partial` and compared to nothing.
-Minutes are the training's, wall clock: nearly all trainings ran one thread each (the head of a config says so),
-often beside other work, so they compare roughly.
+Accuracies are on the test split, with the weights that were best on validation; means over seeds. "Against" is `above`, `within
+noise` (less than two standard errors of the difference below) or `below`. A run of fewer epochs than its config asks for is
+`partial` and compared to nothing. Minutes are wall clock of the training, mostly on one thread beside other work, so they compare
+only roughly.
 """
 
 

@@ -16,15 +16,15 @@ PICTURES = Path("docs/pictures")
 _OURS = re.compile(r"^# Ours: .*$", re.MULTILINE)
 _INTRODUCTION = """# Results
 
-The coursework's experiments: published numbers, ours with the published recipe (`comp run configs/coursework/NAME.yaml`), and our
-recipe for the same network in no more epochs. `python -m benchmarks.results` writes this page from the runs' metrics;
-`python -m benchmarks.results run` trains what is missing. The publications leave some settings open; the head of each config says
-how we read them.
+The coursework's experiments: published numbers, ours with the published recipe (`comp run
+configs/coursework/NAME.yaml`), and our recipe for the same network in no more epochs. `python -m benchmarks.results`
+writes this page from the runs' metrics; `python -m benchmarks.results run` trains what is missing. The publications
+leave some settings open; the head of each config says how we read them.
 
-Accuracies are on the test split, with the weights that were best on validation; means over seeds. "Against" is `above`, `within
-noise` (less than two standard errors of the difference below) or `below`. A run of fewer epochs than its config asks for is
-`partial` and compared to nothing. Minutes are wall clock of the training, mostly on one thread beside other work, so they compare
-only roughly.
+Accuracies are on the test split, with the weights that were best on validation; means over seeds. "Against" is
+`above`, `within noise` (less than two standard errors of the difference below) or `below`. A run of fewer epochs than
+its config asks for is `partial` and compared to nothing. Minutes are wall clock of the training, mostly on one thread
+beside other work, so they compare only roughly.
 """
 
 

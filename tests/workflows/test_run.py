@@ -24,7 +24,9 @@ from comp.results.blocks import DISTORTIONS
 from comp.runtime import device
 from comp.runtime.errors import Interrupted
 from comp.training.early_stopping import Stop
-from comp.workflows import predict, train
+from comp.workflows import train
+from comp.workflows.load import load_run
+from comp.workflows.predict import predict_split
 from tests.support.commands import REPOSITORY, Result, comp_process, interrupt_at
 from tests.support.configs import write_config
 from tests.support.runs import assert_same_weights, history_without_clock, the_run, weights_of
@@ -287,10 +289,10 @@ def test_predict_writes_a_csv_for_each_run_and_the_same_bytes_again(
 def test_predictions_do_not_depend_on_the_batch_size(workplace: Path, comp: Callable[..., Result]) -> None:
     comp("run", "small.yaml")
     run = the_run()
-    loaded = predict.load(run)
+    loaded = load_run(run)
     small = predictions.load(run.path / "predictions/suite.npz")
     config = loaded.config.model_copy(update={"predict": loaded.config.predict.model_copy(update={"batch_size": 3})})
-    again = predict.predict(replace(loaded, config=config))
+    again = predict_split(replace(loaded, config=config), "suite")
     assert np.allclose(small.outputs.astype(np.float32), again.outputs.astype(np.float32), atol=0.02)
     assert (small.top1 == again.top1).mean() > 0.99
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comp.cli.commands.options import RUNS, AsJson, expanded
+from comp.cli.commands.options import RUNS, AsJson, expand_path
 
 if TYPE_CHECKING:
     from comp.workflows.clean import Cleaned
@@ -15,7 +15,7 @@ _SHOWN = 5  # notes on what is left alone
 
 def clean(
     runs: Annotated[
-        Path, typer.Argument(metavar="RUNS", help="The folder that the runs are in, or a run's.", callback=expanded)
+        Path, typer.Argument(metavar="RUNS", help="The folder that the runs are in, or a run's.", callback=expand_path)
     ] = RUNS,
     older: Annotated[str | None, typer.Option(help="Only runs in which no file has changed for 12h, 7d, ...")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would go, and remove nothing.")] = False,

@@ -15,7 +15,7 @@ from comp.cli.commands.options import (  # fmt: skip
     RunsRoot,
     Views,
     ViewsFor,
-    opened_runs,
+    open_runs,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def ensemble(
     if method == "soup" and folds is not None:
         raise ConfigError("--folds: a soup is one set of weights, and nothing of it is fitted on folds; leave it out")
     given = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
-    trained = opened_runs(words)
+    trained = open_runs(words)
     with console.bars() as progress:
         shared: dict[str, Any] = {
             "select_on": select_on, "given": given, "runs_root": runs, "output": output, "force": force,

@@ -29,7 +29,7 @@ from comp.submission import write
 from comp.submission.format import Competition
 from comp.workflows.checks import default_submission
 from comp.workflows.load import open_run_data
-from comp.workflows.predict import scores_of, write_submission
+from comp.workflows.predict import scores_of, write_run_submission
 from comp.workflows.score import describe_run
 
 _FOLDS = 5
@@ -278,7 +278,7 @@ def _submit(result: Run, dataset: Dataset, made_by: Mapping[str, Any], output: P
         "members": made_by["members"],
     }
     counts = dataset.train.class_counts(len(dataset.competition.classes)).tolist()
-    write_submission(result, ordered, dataset.competition, path, trace=trace, training_counts=counts, force=force)
+    write_run_submission(result, ordered, dataset.competition, path, trace=trace, training_counts=counts, force=force)
 
 
 def comparison(run: Run) -> Comparison | None:

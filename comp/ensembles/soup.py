@@ -27,7 +27,7 @@ from comp.runtime.progress import Progress, quiet
 from comp.submission import write
 from comp.workflows.checks import default_submission
 from comp.workflows.load import LoadedRun, load_model, load_run, verify_run_data, verify_weights_hash
-from comp.workflows.predict import estimate_accuracy, predict_split, score_test, scores_of, write_submission
+from comp.workflows.predict import estimate_accuracy, predict_split, score_test, scores_of, write_run_submission
 from comp.workflows.score import describe_network, score_weights
 from comp.workflows.train import provenance_of
 
@@ -119,7 +119,7 @@ def soup(
         found = predict_split(loaded, "suite", progress, options=variant)
         estimate_accuracy(loaded, found, "suite", progress)
         path = output or default_submission(loaded.config)
-        write_submission(
+        write_run_submission(
             loaded.run,
             found,
             loaded.competition,

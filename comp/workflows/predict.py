@@ -310,7 +310,7 @@ def _shifted_validation(loaded: LoadedRun, options: PredictOptions, progress: Pr
     return predict_split(loaded, "ood_val", progress, options=options)
 
 
-def write_submission(
+def write_run_submission(
     run: Run,
     predicted: Predictions,
     competition: Competition,

@@ -17,7 +17,7 @@ from comp.tracking.tracker import UNTRACKED
 from comp.training.loop import Epoch
 from comp.workflows.build import prepare
 from comp.workflows.load import load_run
-from comp.workflows.predict import predict_split, score_test, write_submission
+from comp.workflows.predict import predict_split, score_test, write_run_submission
 from comp.workflows.train import resume, train
 
 _BATCHES = 2
@@ -82,7 +82,7 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
             path, counts = folder / "submission.csv", loaded.training_counts
             with stage("predict") as results:
                 predicted = predict_split(loaded, "suite", progress)
-                write_submission(run, predicted, dataset.competition, path, training_counts=counts)
+                write_run_submission(run, predicted, dataset.competition, path, training_counts=counts)
                 results.append(f"{len(whole.suite or ()):,} images to predict in the real run")
             with stage("check") as results:
                 problems = check_format.format_problems(path, derive_format.format_of(dataset.competition))

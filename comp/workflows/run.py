@@ -13,7 +13,7 @@ from comp.training.loop import OnEpoch
 from comp.workflows.build import prepare
 from comp.workflows.checks import default_submission
 from comp.workflows.load import load_run, open_run_data
-from comp.workflows.predict import estimate_accuracy, predict_split, score_test, write_submission
+from comp.workflows.predict import estimate_accuracy, predict_split, score_test, write_run_submission
 from comp.workflows.train import resume, train
 
 
@@ -71,4 +71,4 @@ def finish(run: Run, *, dataset: Dataset, output: Path | None, force: bool, prog
     predicted = predict_split(loaded, "suite", progress)
     estimate_accuracy(loaded, predicted, "suite", progress)
     path = output or default_submission(loaded.config)
-    write_submission(run, predicted, loaded.competition, path, training_counts=loaded.training_counts, force=force)
+    write_run_submission(run, predicted, loaded.competition, path, training_counts=loaded.training_counts, force=force)

@@ -56,7 +56,7 @@ Device = Annotated[
 ]
 RunsRoot = Annotated[Path, typer.Option("--runs", help="Folder of all runs.", callback=expand_path)]
 MaybeRunsRoot = Annotated[
-    Path | None, typer.Option("--runs", help="Folder of all runs.", show_default="runs", callback=expand_path)
+    Path | None, typer.Option("--runs", help="Folder of all runs. Default: runs.", callback=expand_path)
 ]
 Output = Annotated[
     Path | None,

@@ -116,7 +116,7 @@ def _finish(
     """Write the submission of a suite, or print the scores of a split; return the CSV's path or the scores."""
     from comp.cli import console
     from comp.workflows.checks import default_submission
-    from comp.workflows.predict import estimate_accuracy, scores_of, write_submission
+    from comp.workflows.predict import estimate_accuracy, scores_of, write_run_submission
 
     if source.split not in (None, "suite"):
         scores = scores_of(predicted.predictions, loaded.competition.metric)
@@ -125,7 +125,7 @@ def _finish(
         return scores.model_dump() if scores else {}
     estimate = estimate_accuracy(loaded, predicted.predictions, predicted.name, progress)
     path = output or default_submission(loaded.config)
-    write_submission(
+    write_run_submission(
         loaded.run,
         predicted.predictions,
         predicted.competition,
@@ -180,7 +180,7 @@ def evaluate(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a run on the labelled test and diagnose its labelled predictions.
+    """Score a run on the test and diagnose its predictions.
 
     Ensembles and probes have no weights: their stored predictions are diagnosed.
 
@@ -210,7 +210,7 @@ def probe(
     runs: RunsRoot = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Fit a simple classifier on a trained run's features and score it.
+    """Fit a simple classifier on a run's features and score it.
 
     Example: comp probe runs/quickstart/20260101-120000-quickstart --classifier knn
     """

@@ -52,7 +52,7 @@ def run(
     runs: MaybeRunsRoot = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model, score it, predict the suite and write a checked submission.
+    """Train, score, predict and write a checked submission.
 
     Example: comp run configs/quickstart.yaml
     """
@@ -117,7 +117,9 @@ def train(
     runs: MaybeRunsRoot = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model and score it on validation; start it with torchrun for several devices.
+    """Train a model and score it on validation.
+
+    Start it with torchrun to train on several devices.
 
     Example: comp train configs/quickstart.yaml train.epochs=3
     """
@@ -162,9 +164,10 @@ def lr_find(
     ] = Path("lr-find.png"),
     as_json: AsJson = False,
 ) -> None:
-    """Raise the learning rate step by step on a copy of the model, and suggest one.
+    """Suggest a learning rate, by raising it step by step.
 
-    Stops early when the loss diverges. Writes a plot and no run.
+    Trains a copy of the model and stops when the loss diverges. Writes a plot and
+    no run.
 
     Example: comp lr-find configs/quickstart.yaml --steps 100
     """

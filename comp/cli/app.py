@@ -25,12 +25,7 @@ from comp.cli.commands import (
 from comp.runtime import cores, signals
 from comp.runtime.errors import Interrupted, UserError
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 config_app = typer.Typer(no_args_is_help=True, help="Show and check configs.")
 leaderboard_app = typer.Typer(invoke_without_command=True)
 data_app = typer.Typer(no_args_is_help=True, help="Prepare, show, check and corrupt data.")
@@ -80,23 +75,10 @@ def version(
         raise typer.Exit
 
 
+_RUNS = (train.run, train.train, train.lr_find, tune.tune, predict.predict, predict.evaluate, predict.probe)
+_FILES = (submission.check, submission.diff, submission.submit, report.report, clean.clean, models.models)
 _COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
-    app: (
-        train.run,
-        train.train,
-        train.lr_find,
-        tune.tune,
-        predict.predict,
-        predict.evaluate,
-        predict.probe,
-        ensemble.ensemble,
-        submission.check,
-        submission.diff,
-        submission.submit,
-        report.report,
-        clean.clean,
-        models.models,
-    ),
+    app: (*_RUNS, ensemble.ensemble, *_FILES),
     leaderboard_app: (leaderboard.record,),
     config_app: (config.show, config.check, config.schema),
     data_app: (data.prepare, data.show, data.check, data.corrupt),

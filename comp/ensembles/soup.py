@@ -119,14 +119,9 @@ def soup(
         found = predict_split(loaded, "suite", progress, options=variant)
         estimate_accuracy(loaded, found, "suite", progress)
         path = output or default_submission(loaded.config)
+        counts, trace = loaded.training_counts, {"members": made.told()}
         write_run_submission(
-            loaded.run,
-            found,
-            loaded.competition,
-            path,
-            training_counts=loaded.training_counts,
-            trace={"members": made.told()},
-            force=force,
+            loaded.run, found, loaded.competition, path, training_counts=counts, trace=trace, force=force
         )
     return loaded.run
 
@@ -202,12 +197,8 @@ class _Scorer:
         """Return the score of a state as it is."""
         images = self._loaded.images_of(self._split)
         with averaging.temporary_weights(self._loaded.model, state):
-            found = predict(
-                self._loaded.model, images, classes=self._loaded.dataset.competition.classes,
-                task=self._loaded.dataset.competition.task,
-                execution=self._loaded.execution, batch_size=self._loaded.config.predict.batch_size, made_by={},
-                progress=self._progress,
-            )  # fmt: skip
+            settings = self._loaded.prediction_settings
+            found = predict(self._loaded.model, images, **settings, made_by={}, progress=self._progress)
         scores = scores_of(decisions.validated(found, self.metric), self.metric)
         assert scores is not None
         return scores.scores[self.metric].as_maximize

@@ -165,12 +165,7 @@ def _predict_logits(
 ) -> NDArray[np.float32]:
     """Return the weighted sum of the views' logits [N, C]; a single view has weight 1, whatever its weight in its set.
 
-    Args:
-        job: model and execution.
-        split: N images.
-        chosen: views.
-        count: images predicted before these, for `progress`.
-        grows: whether these images add to that count.
+    Progress starts at `count` images, and counts these N images if `grows`.
     """
     logits = np.empty((len(split), len(job.classes)), np.float32)
     network: nn.Module | None = None

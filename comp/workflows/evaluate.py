@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from comp.data.splits import Split
-from comp.inference.options import PredictOptions, predict_options
+from comp.inference.options import predict_options
 from comp.results import diagnostics, metrics, plots, predictions
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
-from comp.workflows.load import LoadedRun, load_run
+from comp.workflows.load import load_run
 from comp.workflows.predict import options_for, score_test
 
 _SPLITS = ("val", "ood_val", "test", "suite")
@@ -50,7 +50,11 @@ def evaluate(
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
     if run.has_weights():
         loaded = load_run(run, progress=progress, device=device)
-        return evaluate_loaded(loaded, progress, options=options_for(loaded, overrides), baseline=baseline)
+        options = options_for(loaded, overrides)
+        score_test(loaded, progress, options=options)
+        suffixes = {"test": options.suffix, "suite": predict_options(loaded.config.predict).suffix}
+        splits = {"val": loaded.dataset.val, "test": loaded.dataset.test}
+        return _diagnose_stored(run, suffixes, splits, baseline)
     if device:
         overrides["device"] = device
     if overrides:
@@ -61,24 +65,6 @@ def evaluate(
         )
     suffix = run.metrics().variant
     return _diagnose_stored(run, {"suite": suffix, "test": suffix}, {}, baseline)
-
-
-def evaluate_loaded(
-    loaded: LoadedRun, progress: Progress = quiet, *, options: PredictOptions | None = None, baseline: Run | None = None
-) -> dict[str, Any]:
-    """Diagnose a run whose weights and data are loaded; see `evaluate`.
-
-    Args:
-        loaded: a complete run.
-        progress: called after every batch.
-        options: views and adaptation of the test split; None: the config's.
-        baseline: see `evaluate`.
-    """
-    score_test(loaded, progress, options=options)
-    suffix = predict_options(loaded.config.predict).suffix
-    suffixes = {"test": suffix if options is None else options.suffix, "suite": suffix}
-    splits = {"val": loaded.dataset.val, "test": loaded.dataset.test}
-    return _diagnose_stored(loaded.run, suffixes, splits, baseline)
 
 
 def _diagnose_stored(

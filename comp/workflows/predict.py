@@ -29,16 +29,7 @@ from comp.workflows.load import LoadedRun, verify_run_data
 
 
 def score_test(loaded: LoadedRun, progress: Progress = quiet, *, options: PredictOptions | None = None) -> RunMetrics:
-    """Predict the labelled test split, if there is one; return all of the run's scores.
-
-    Args:
-        loaded: a complete run with its data.
-        progress: called after every batch.
-        options: views and adaptation; None: the config's.
-
-    Raises:
-        ConfigError: the rules forbid the adaptation.
-    """
+    """Predict the labelled test split, if there is one; return all of the run's scores. See `predict_split`."""
     test = loaded.dataset.test
     if test is not None and test.labels is not None:
         predict_split(loaded, "test", progress, options=options)
@@ -100,13 +91,7 @@ def predict_split(
 def predict_images(
     loaded: LoadedRun, images: Split, progress: Progress = quiet, *, options: PredictOptions | None = None
 ) -> Predictions:
-    """Return predictions of any images; nothing is written, so the run may be on a read-only disk.
-
-    Args:
-        loaded: a complete run.
-        images: of the shape that the run was trained on.
-        progress: called after every batch.
-        options: views and adaptation; None: the config's.
+    """Return predictions of any images of the run's shape; nothing is written, so the run's disk may be read-only.
 
     Raises:
         ConfigError: the rules forbid the adaptation.
@@ -145,7 +130,7 @@ def predict_input(
     options: PredictOptions,
     severities: int = 5,
 ) -> PredictResult:
-    """Predict a split, another suite or any images; all but images are stored in the run.
+    """Predict a split, another suite, or any images; all but images are stored in the run.
 
     Args:
         loaded: from `load_for_input`.
@@ -261,13 +246,7 @@ def estimate_accuracy(
     """Estimate the accuracy of blocks without labels, and record it under `expected` in metrics.json.
 
     Shifted validation is predicted in the same way first, if it is not stored. After an adaptation the plain
-    prediction's estimate, if there is one, is recorded as `before`.
-
-    Args:
-        loaded: the run that made the predictions.
-        predicted: predictions of a suite.
-        name: `suite`, or another suite's.
-        progress: called after every batch.
+    prediction's estimate, if there is one, is recorded as `before`. `name` is the suite's.
 
     Returns:
         None if the task has no estimate, or shifted validation has fewer than two families of corruptions or is neither

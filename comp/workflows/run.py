@@ -29,14 +29,8 @@ def run_config(
 ) -> Run:
     """Train a config and finish the run; return it.
 
-    Args:
-        config: what to train.
-        runs_root: where run folders are made.
-        output: the submission's CSV; None: a free name.
-        force: replace an existing submission.
-        on_data: called with the open data, before training.
-        progress: called at every step and batch.
-        training: further arguments of `train`.
+    `output` is the submission's CSV, by default a free name; `force` replaces an existing one. `on_data` is called with
+    the open data, before training; `training` are further arguments of `train`.
     """
     with opened(config.track) as tracker:
         dataset = prepare(config, runs_root, progress)

@@ -86,14 +86,9 @@ def train(
         choice = ExecutionChoice(execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
         on_choice(choice)
+        loaded = LoadedRun(run, config, dataset.competition, model, choice.execution, dataset)
         _fit_and_score(
-            LoadedRun(run, config, dataset.competition, model, choice.execution, dataset),
-            resume=False,
-            began=began,
-            on_epoch=on_epoch,
-            progress=progress,
-            team=team,
-            tracker=tracker,
+            loaded, resume=False, began=began, on_epoch=on_epoch, progress=progress, team=team, tracker=tracker
         )
     return run
 
@@ -137,14 +132,9 @@ def resume(
             run.write_json("execution.json", choice.to_json())
             execution = choice.execution
         model = build_model(config, dataset, first_weights=not state.exists())
+        loaded = LoadedRun(run, config, dataset.competition, model, execution, dataset)
         _fit_and_score(
-            LoadedRun(run, config, dataset.competition, model, execution, dataset),
-            resume=True,
-            began=began,
-            on_epoch=on_epoch,
-            progress=progress,
-            team=team,
-            tracker=tracker,
+            loaded, resume=True, began=began, on_epoch=on_epoch, progress=progress, team=team, tracker=tracker
         )
     return run
 

@@ -23,7 +23,7 @@ from comp.cli.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from comp.inference.inputs import PredictInput
+    from comp.results.run_metrics import AccuracyEstimate, SplitScores
     from comp.results.runs import Run
     from comp.runtime.progress import Progress
     from comp.workflows.load import LoadedRun
@@ -76,11 +76,11 @@ def predict(
     from comp.runtime.errors import SubmissionError
     from comp.submission import write
     from comp.workflows.load import load_for_input
-    from comp.workflows.predict import options_for, predict_input
+    from comp.workflows.predict import options_for, predict_input, scores_of
 
     source = PredictInput(split, suite, images or None)
-    runs = open_runs(words)
-    if output and (len(runs) > 1 or split not in (None, "suite")):
+    runs, submits = open_runs(words), split in (None, "suite")
+    if output and (len(runs) > 1 or not submits):
         raise SubmissionError(
             "-o names one file, but there are several runs, or a split that is not submitted; leave -o out"
         )
@@ -98,44 +98,32 @@ def predict(
             predicted = predict_input(loaded, source, progress, options=options, severities=severities)
             if table is not None:
                 written[str(run.path)] = _write_table(table, predicted, as_json)
+                continue
+            estimate: AccuracyEstimate | None = None
+            result: SplitScores | str | None
+            if submits:
+                estimate, result = _write_submission(loaded, predicted, output, force, progress)
             else:
-                written[str(run.path)] = _finish(loaded, source, predicted, output, force, as_json, progress)
+                result = scores_of(predicted.predictions, loaded.competition.metric)
+        written[str(run.path)] = result if isinstance(result, str) else result.model_dump() if result else {}
+        if not as_json:
+            console.print_prediction(run, predicted.predictions, result, estimate)
     if as_json:
         console.print_json(written)
 
 
-def _finish(
-    loaded: "LoadedRun",
-    source: "PredictInput",
-    predicted: "PredictResult",
-    output: Path | None,
-    force: bool,
-    as_json: bool,
-    progress: "Progress",
-) -> Any:
-    """Write the submission of a suite, or print the scores of a split; return the CSV's path or the scores."""
-    from comp.cli import console
+def _write_submission(
+    loaded: "LoadedRun", predicted: "PredictResult", output: Path | None, force: bool, progress: "Progress"
+) -> "tuple[AccuracyEstimate | None, str]":
+    """Write the submission of a suite; return its estimated accuracy and the CSV's path."""
     from comp.workflows.checks import default_submission
-    from comp.workflows.predict import estimate_accuracy, scores_of, write_run_submission
+    from comp.workflows.predict import estimate_accuracy, write_run_submission
 
-    if source.split not in (None, "suite"):
-        scores = scores_of(predicted.predictions, loaded.competition.metric)
-        if not as_json:
-            console.print_prediction(loaded.run, predicted.predictions, scores, None)
-        return scores.model_dump() if scores else {}
-    estimate = estimate_accuracy(loaded, predicted.predictions, predicted.name, progress)
+    rows, counts = predicted.predictions, loaded.training_counts
+    estimate = estimate_accuracy(loaded, rows, predicted.name, progress)
     path = output or default_submission(loaded.config)
-    write_run_submission(
-        loaded.run,
-        predicted.predictions,
-        predicted.competition,
-        path,
-        training_counts=loaded.training_counts,
-        force=force,
-    )
-    if not as_json:
-        console.print_prediction(loaded.run, predicted.predictions, str(path), estimate)
-    return str(path)
+    write_run_submission(loaded.run, rows, predicted.competition, path, training_counts=counts, force=force)
+    return estimate, str(path)
 
 
 def _table_path(run: "Run", output: Path | None, *, force: bool) -> Path:

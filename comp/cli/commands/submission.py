@@ -110,14 +110,9 @@ def submit(
     if not force or verdict.problems:
         verdict.demand(mend="\n  send it anyway with --force")
     with console.bars() as progress:
+        client = kaggle_client.Kaggle
         record = kaggle.send(
-            path,
-            kaggle_client.Kaggle,
-            competition=competition,
-            message=message,
-            wait_seconds=wait,
-            again=force,
-            progress=progress,
+            path, client, competition=competition, message=message, wait_seconds=wait, again=force, progress=progress
         )
     if as_json:
         console.print_json(record)

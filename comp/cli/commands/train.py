@@ -240,11 +240,7 @@ def _check_sources(
 def _is_finished(resume: Path, data_overrides: list[str], as_json: bool, *, trained_only: bool = False) -> bool:
     """Print the result of a run with nothing left to do; return whether it is one. Loads neither torch nor data.
 
-    Args:
-        resume: the run's folder.
-        data_overrides: the data's location.
-        as_json: print JSON.
-        trained_only: whether test scores and submission may be missing.
+    With `trained_only`, test scores and the submission may be missing.
     """
     from comp.cli import console
     from comp.results import runs as run_folders

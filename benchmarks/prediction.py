@@ -81,7 +81,7 @@ def contest(
                 execution=execution,
                 batch_size=batch,
                 made_by={},
-                variant=variant,
+                options=variant,
                 parts=parts,
             )
             predictions.save(folder / "suite.npz", stored)

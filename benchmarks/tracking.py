@@ -23,7 +23,7 @@ import numpy as np
 
 from comp import config as configs
 from comp.training.loop import Epoch
-from comp.workflows import train as pipeline
+from comp.workflows.train import train as train_config
 from tests.support.wandb_server import KEY, black_hole, serving
 
 _STEPS = 4  # an epoch
@@ -73,7 +73,7 @@ def train(folder: Path, mode: str, epochs: int, half_way: Callable[[], None] = l
         ends.append((time.perf_counter(), time.process_time()))
 
     began, spent = time.perf_counter(), _others()
-    pipeline.train(config, runs_root=folder / "runs", on_epoch=at_end)
+    train_config(config, runs_root=folder / "runs", on_epoch=at_end)
     returned, half = time.perf_counter(), epochs // 2
     wall, own = ((ends[-1][i] - ends[half - 1][i]) / ((epochs - half) * _STEPS) * 1000 for i in (0, 1))
     return Taken(wall, own, ends[0][0] - began, returned - ends[-1][0], _others() - spent)

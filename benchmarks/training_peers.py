@@ -45,8 +45,7 @@ from comp.results import runs
 from comp.training import loop
 from comp.training.autotune import choose_execution
 from comp.training.context import build_context
-from comp.workflows import build
-from comp.workflows import train as pipeline
+from comp.workflows import build, train
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.29, 0.29, 0.29)
 JITTER = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue; our policy's own
@@ -181,7 +180,7 @@ def with_comp(folder: Path, batch: int, rich: bool) -> tuple[float, str]:
     )
     dataset = build.prepare(config, folder)
     model = build.build_model(config, dataset)
-    run = runs.create(folder, config, "run", pipeline.provenance_of(config, dataset, model))
+    run = runs.create(folder, config, "run", train.provenance_of(config, dataset, model))
     execution = choose_execution(model, dataset, config).execution
     ends: list[float] = []
     session = build_context(config, dataset, run, model, execution, fresh=True)

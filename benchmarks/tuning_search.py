@@ -24,6 +24,7 @@ from comp.data.dataset import open_dataset
 from comp.results import runs
 from comp.tuning import search
 from comp.workflows import predict
+from comp.workflows.load import load_run
 
 WAYS = {"TPE, Hyperband": ("tpe", "hyperband"), "random, no pruning": ("random", "none")}
 SPACE = (
@@ -67,8 +68,8 @@ def measure(way: str, seed: int, given: argparse.Namespace, folder: Path) -> tup
     name = f"{WAYS[way][0]}-{seed}"
     report = search.tune(config, name=name, runs_root=folder / name, pictures=False)
     best = next(row for row in report.trials if row["trial"] == report.recommended)
-    loaded = predict.load(runs.open_run(Path(best["run"])), open_dataset(config))
-    scores = predict.evaluate(loaded).test
+    loaded = load_run(runs.open_run(Path(best["run"])), open_dataset(config))
+    scores = predict.score_test(loaded).test
     assert scores is not None
     test = scores.scores["accuracy"].value
     counts = report.counts

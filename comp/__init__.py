@@ -14,7 +14,7 @@ __all__ = ["Run", "__version__", "ensemble", "load_config", "predict", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the API, and with it torch, when one of its names is first asked for."""
+    """Load the API, and with it torch, at the first use of one of its names."""
     if name.startswith("_") or name not in __all__:
         raise AttributeError(f"module 'comp' has no attribute '{name}'")
     importlib.import_module("comp.runtime.cores").share()

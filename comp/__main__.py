@@ -1,4 +1,4 @@
-"""`python -m comp`: the command line, also the way in for torchrun."""
+"""`python -m comp`: the command line, also started by torchrun."""
 
 from comp.cli.app import main
 

@@ -1,9 +1,9 @@
-"""What notebooks and scripts use; `import comp` gives these names and loads nothing until one of them is called.
+"""The Python API, for notebooks and scripts; `import comp` loads it when a name is first used.
 
 config = comp.load_config("configs/quickstart.yaml", "train.epochs=5")
 run = comp.train(config)
-found = comp.predict(run, views="flip", adapt="bn")
-strangers = comp.predict(run, images=["photos", "more/*.jpg"])
+suite = comp.predict(run, views="flip", adapt="bn")
+photos = comp.predict(run, images=["photos", "more/*.jpg"])
 both = comp.ensemble([run, comp.train(config.model_copy(update={"seed": 1}))])
 """
 
@@ -20,18 +20,19 @@ from comp.inference.inputs import Paths, PredictInput
 from comp.results.predictions import Predictions
 from comp.results.runs import Run, open_run
 from comp.runtime.progress import Progress, quiet
-from comp.workflows import build
-from comp.workflows import predict as predicting
-from comp.workflows import train as pipeline
+from comp.workflows import train as workflow
+from comp.workflows.build import prepare
+from comp.workflows.load import load_for_input, load_run
+from comp.workflows.predict import options_for, predict_input, score_test
 
 __all__ = ["Run", "ensemble", "load_config", "predict", "train"]
 
 
 def load_config(path: Path | str, *overrides: str) -> Config:
-    """Return the config of a YAML file with `key.path=value` overrides laid on it.
+    """Return the config of a YAML file with `key.path=value` overrides.
 
     Raises:
-        ConfigError: an unknown key or a value that no field takes, with its place and the nearest known key.
+        ConfigError: an unknown key or an invalid value, with its location and the nearest valid key.
     """
     return config.load(path, overrides)
 
@@ -42,7 +43,7 @@ def train(
     """Train, keep the best weights, score them on validation and on the labelled test; return the complete run.
 
     Args:
-        config: what to train: a config, or a YAML file's path.
+        config: a config, or a YAML file's path.
         name: of the run's folder, after the time.
         runs: where run folders are made.
         progress: called at every step.
@@ -51,9 +52,9 @@ def train(
         UserError: anything wrong with config, data or disk.
     """
     config = config if isinstance(config, Config) else load_config(config)
-    dataset = build.prepare(config, Path(runs), progress)
-    run = pipeline.train(config, name=name, runs_root=Path(runs), dataset=dataset, progress=progress)
-    predicting.evaluate(predicting.load(run, dataset, progress), progress)
+    dataset = prepare(config, Path(runs), progress)
+    run = workflow.train(config, name=name, runs_root=Path(runs), dataset=dataset, progress=progress)
+    score_test(load_run(run, dataset, progress), progress)
     return run
 
 
@@ -70,50 +71,50 @@ def predict(
     adapt: str | None = None,
     progress: Progress = quiet,
 ) -> Predictions:
-    """Return a run's predictions of its suite, of a split, of another suite, or of any images.
+    """Return a run's predictions of its suite, a split, another suite, or any images.
 
-    Those of the suite, a split or another suite are stored in the run's folder and scored in its metrics.json; those of
-    images are returned alone. For images and for another suite the run's own data need not be there.
+    Predictions of any images are only returned; all others are stored in the run's folder and scored in its
+    metrics.json. Any images and another suite do not need the run's own data.
 
     Args:
         run: a complete run, or its folder.
-        split: `suite`, `test`, `val` or `ood_val`. Of `split`, `images` and `suite` at most one is given; none means
-            the run's suite.
+        split: `suite`, `test`, `val` or `ood_val`. Give at most one of `split`, `images` and `suite`; none means the
+            run's suite.
         images: files, folders, globs, a table or text of paths, one path or several; or an array, uint8 [N, H, W, C] of
             the run's image shape.
         suite: a folder of `distortionNN.npy`.
         severities: stacked in each of its files.
-        overrides: `data.root=DIR`: where the run's data lie now.
-        device: `cpu`, `cuda` or `mps`; empty: the one that it was trained on.
-        views: `none`, `flip`, `shift`, `flip_shift`, `ten_crop` or `dihedral`; None: the run's own.
-        adapt: `none`, `bn` or `tent`; None: the run's own.
+        overrides: `data.root=DIR`: where the run's data are now.
+        device: `cpu`, `cuda` or `mps`; empty: the training's.
+        views: `none`, `flip`, `shift`, `flip_shift`, `ten_crop` or `dihedral`; None: the run's.
+        adapt: `none`, `bn` or `tent`; None: the run's.
         progress: called after every batch.
 
     Raises:
         UserError: no such split, images that cannot be read, or the rules forbid the adaptation.
     """
-    wanted = PredictInput(split, None if suite is None else Path(suite), images)
-    opened = _opened(run)
+    source = PredictInput(split, None if suite is None else Path(suite), images)
+    opened = _open(run)
     if overrides:
         opened = open_run(opened.path, (*opened.overrides, *overrides))
-    loaded = predicting.load_for(opened, wanted, progress, device=device)
-    variant = predicting.variant_for(loaded, {"views": views, "adapt": adapt})
-    return predicting.predict_input(loaded, wanted, progress, variant=variant, severities=severities).found
+    loaded = load_for_input(opened, source, progress, device=device)
+    options = options_for(loaded, {"views": views, "adapt": adapt})
+    return predict_input(loaded, source, progress, options=options, severities=severities).predictions
 
 
 def ensemble(members: Sequence[Run | Path | str], *, method: str = "mean", runs: Path | str = "runs") -> Run:
-    """Combine trained runs into one, scored, stored and submitted like any other.
+    """Combine trained runs into one run, scored, stored and with a submission.
 
     Args:
         members: complete runs of one competition, or their folders.
         method: a row of `comp.ensembles.methods.METHODS`.
-        runs: where its folder is made.
+        runs: where the ensemble's folder is made.
 
     Raises:
-        UserError: members that do not fit each other, or an unknown method.
+        UserError: members that do not match, or an unknown method.
     """
-    return combine.ensemble([_opened(member) for member in members], method=method, runs_root=Path(runs))
+    return combine.ensemble([_open(member) for member in members], method=method, runs_root=Path(runs))
 
 
-def _opened(run: Run | Path | str) -> Run:
+def _open(run: Run | Path | str) -> Run:
     return run if isinstance(run, Run) else open_run(Path(run))

@@ -53,17 +53,18 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def three_trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data, their config and three runs, predictions made: two of one network, and one of another."""
     from comp import config as configs
-    from comp.workflows import predict
-    from comp.workflows import train as pipeline
+    from comp.workflows.load import load_run
+    from comp.workflows.predict import predict_split, score_test
+    from comp.workflows.train import train
 
     folder = tmp_path_factory.mktemp("three")
     write_arrays(folder / "data", train=240)
     config = write_config(folder / "small.yaml", small_config(folder / "data"))
     for seed, more in ((0, []), (1, []), (2, ["model.args={depth: 3}"])):
         wanted = configs.load(config, [*QUICK, f"seed={seed}", *more])
-        loaded = predict.load(pipeline.train(wanted, name=f"seed{seed}", runs_root=folder / "runs"))
-        predict.evaluate(loaded)
-        predict.predict(loaded)
+        loaded = load_run(train(wanted, name=f"seed{seed}", runs_root=folder / "runs"))
+        score_test(loaded)
+        predict_split(loaded, "suite")
     return folder
 
 

@@ -1,1 +1,1 @@
-"""The command line: `app` (which commands there are, exit codes), `commands`, `console` (what is printed)."""
+"""The command line: `app` (commands, exit codes), `commands` (one file a group), `console` (printed output)."""

@@ -1,4 +1,4 @@
-"""The command line: which verbs there are, and how a command ends. `comp --help` never imports torch."""
+"""The command line: its commands and exit codes. `comp --help` never imports torch."""
 
 import atexit
 import gc
@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from comp.cli.commands import (  # fmt: skip
+from comp.cli.commands import (
     clean,
     config,
     data,
@@ -25,53 +25,49 @@ from comp.cli.commands import (  # fmt: skip
 from comp.runtime import cores, signals
 from comp.runtime.errors import Interrupted, UserError
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
-)  # fmt: skip
-config_app = typer.Typer(no_args_is_help=True, help="Look at configs: `show`, `check`, `schema`.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+config_app = typer.Typer(no_args_is_help=True, help="Show and check configs.")
 leaderboard_app = typer.Typer(invoke_without_command=True)
-data_app = typer.Typer(no_args_is_help=True, help="Bring and look at data: `prepare`, `show`, `check`, `corrupt`.")
+data_app = typer.Typer(no_args_is_help=True, help="Prepare, show, check and corrupt data.")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line and leave with its exit code.
-
-    0 done; 2 the user's input is wrong, told in one message; 1 a fault of ours; 128 + signal interrupted, resumable.
+    """Run the command line and exit: 0 done, 1 internal error, 2 wrong input, 128 + signal interrupted.
 
     Args:
-        arguments: instead of the process's own.
+        arguments: in place of the process's own.
     """
     cores.share()
-    atexit.register(gc.freeze)  # memory goes back with the process: no last search for garbage among all of torch
-    sys.exit(_guarded(arguments))
-
-
-def _guarded(arguments: list[str] | None) -> int:
+    atexit.register(gc.freeze)  # skips the last garbage collection, which would walk all of torch
+    code = 0
     try:
         with signals.noted():
-            app(arguments)  # leaves by SystemExit: 0, or 2 with a message of its own where the command line is wrong
+            app(arguments)  # exits by SystemExit: 0, or 2 with typer's message
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        code = error.exit_code
     except Interrupted as stop:
         print(
-            "interrupted: a training goes on with comp run --resume RUN, the folder named above, all else with the "
-            "same command again",
+            "Stopped. Continue a training with: comp run --resume RUN (its folder is printed above); repeat any other "
+            "command to continue it.",
             file=sys.stderr,
         )
-        return stop.exit_code
+        code = stop.exit_code
     except Exception:
         traceback.print_exc()
-        print("this is a fault of comp, not of your input; please report it with the lines above", file=sys.stderr)
-        return 1
-    return 0
+        print("internal error (a bug in comp); please report it with the lines above", file=sys.stderr)
+        code = 1
+    sys.exit(code)
 
 
 @app.callback(invoke_without_command=True)
 def version(
     show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    """From a competition's data to a scored, valid submission.csv. Begin with: comp run configs/quickstart.yaml"""
+    """From a competition's data to a scored, valid submission.csv.
+
+    Start with: comp run configs/quickstart.yaml
+    """
     if show:
         from comp import __version__
 
@@ -79,19 +75,17 @@ def version(
         raise typer.Exit
 
 
-_VERBS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
-    app: (
-        train.run, train.train, train.lr_find, tune.tune, predict.predict, predict.evaluate,
-        predict.probe, ensemble.ensemble, submission.check, submission.diff, submission.submit, report.report,
-        clean.clean, models.models,
-    ),
+_RUNS = (train.run, train.train, train.lr_find, tune.tune, predict.predict, predict.evaluate, predict.probe)
+_FILES = (submission.check, submission.diff, submission.submit, report.report, clean.clean, models.models)
+_COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
+    app: (*_RUNS, ensemble.ensemble, *_FILES),
     leaderboard_app: (leaderboard.record,),
     config_app: (config.show, config.check, config.schema),
     data_app: (data.prepare, data.show, data.check, data.corrupt),
-}  # fmt: skip
-for group, verbs in _VERBS.items():
-    for verb in verbs:
-        group.command()(verb)
+}
+for group, commands in _COMMANDS.items():
+    for command in commands:
+        group.command()(command)
 leaderboard_app.callback()(leaderboard.leaderboard)
 app.add_typer(leaderboard_app, name="leaderboard")
 app.add_typer(config_app, name="config")

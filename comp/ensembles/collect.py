@@ -24,7 +24,8 @@ from comp.results.runs import Run
 from comp.runtime.errors import RunError
 from comp.runtime.progress import Progress
 from comp.submission import rules
-from comp.workflows import predict
+from comp.workflows.load import load_run
+from comp.workflows.predict import predict_split
 
 SPLITS = ("val", "ood_val", "test", "suite")
 SELECTIONS = ("ood_val", "val")  # what may be fitted on, the shifted one first
@@ -219,9 +220,9 @@ def _stored(run: Run, given: Mapping[str, Any], progress: Progress) -> dict[str,
         split for split, path in paths.items() if (predictions.made_by(path) or {}).get("weights_sha256") != digest
     ]
     if missing:
-        loaded = predict.load(run, progress=progress)
+        loaded = load_run(run, progress=progress)
         for split in missing:
-            predict.predict_split(loaded, predict.images_of(loaded, split), split, progress, variant=variant)
+            predict_split(loaded, split, progress, options=variant)
     return paths
 
 

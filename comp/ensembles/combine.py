@@ -25,9 +25,12 @@ from comp.results.run_metrics import AccuracyEstimate, RunMetrics, WeightScores
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, unknown
 from comp.runtime.progress import Progress, quiet
-from comp.submission import submitting, write
+from comp.submission import write
 from comp.submission.format import Competition
-from comp.workflows import predict, train
+from comp.workflows.checks import default_submission
+from comp.workflows.load import open_run_data
+from comp.workflows.predict import scores_of, write_run_submission
+from comp.workflows.score import describe_run
 
 _FOLDS = 5
 
@@ -101,7 +104,7 @@ def ensemble(
     combination = _fit(chosen, method, split, work, score, folds, progress)
     compared = _compare(combination, work.sample(split), first.metric) if split is not None else None
     config = trained[0].config()
-    dataset = predict.opened_data(trained[0], progress)
+    dataset = open_run_data(trained[0], progress)
     result = runs.create(runs_root, _plainly(config), f"{method}-ensemble", _provenance(work, config))
     with runs.made_whole(result):
         with result.writing():
@@ -230,7 +233,7 @@ def _store(
         sample = work.sample(split)
         combined = combination.of(split, sample, made_by, progress)
         predictions.save(result.predictions_path(split), combined)
-        scores[split] = predict.scores_of(combined, metric)
+        scores[split] = scores_of(combined, metric)
         if split == "val":
             images["val"] = sample.images
         if split == "ood_val":
@@ -246,7 +249,7 @@ def _store(
 def _described(work: Gathered, result: Run, combination: _Combination, competition: Competition) -> RunMetrics:
     """Return the metrics of the result before its scores: what costs time and space is the sum of the members'."""
     sources = [run.metrics() for run in work.runs]
-    described = train.describe(
+    described = describe_run(
         result, competition, "ensemble" if len(work.groups) > 1 else "fold_group",
         model=f"{combination.method} of {len(work.runs)} runs", parameters=sum(source.parameters for source in sources),
     )  # fmt: skip
@@ -268,14 +271,14 @@ def _submit(result: Run, dataset: Dataset, made_by: Mapping[str, Any], output: P
     stored = predictions.load(result.predictions_path("suite"))
     problem = f"{dataset.competition.name}: the first member's data have other classes now than it was trained on"
     ordered = align.in_order(stored, dataset.competition.classes, problem)
-    path = output or predict.default_submission(result.config())
+    path = output or default_submission(result.config())
     trace = {
         "weights_sha256": made_by["weights_sha256"],
         "seed": [member["seed"] for member in made_by["members"]],
         "members": made_by["members"],
     }
     counts = dataset.train.class_counts(len(dataset.competition.classes)).tolist()
-    submitting.submit(result, ordered, dataset.competition, path, trace=trace, training_counts=counts, force=force)
+    write_run_submission(result, ordered, dataset.competition, path, trace=trace, training_counts=counts, force=force)
 
 
 def comparison(run: Run) -> Comparison | None:

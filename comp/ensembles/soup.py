@@ -25,10 +25,11 @@ from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, ModelError, RunError, unknown
 from comp.runtime.progress import Progress, quiet
 from comp.submission import write
-from comp.workflows import predict as predicting
-from comp.workflows import train as pipeline
-from comp.workflows.build import load_model, verify_weights_hash
-from comp.workflows.predict import LoadedRun
+from comp.workflows.checks import default_submission
+from comp.workflows.load import LoadedRun, load_model, load_run, verify_run_data, verify_weights_hash
+from comp.workflows.predict import estimate_accuracy, predict_split, score_test, scores_of, write_run_submission
+from comp.workflows.score import describe_network, score_weights
+from comp.workflows.train import provenance_of
 
 # Of section `data`, what decides which images validate.
 _DIVISION = ("split_seed", "folds", "fold", "validation", "stratify", "groups", "test")
@@ -102,7 +103,7 @@ def soup(
     collect.demand_one_competition(trained)
     if output is not None:
         write.demand_free(output, force=force)
-    first = _with_statistics(predicting.load(trained[0], progress=progress))
+    first = _with_statistics(load_run(trained[0], progress=progress))
     split = _selection(select_on, first)
     states = [_state(run, first) for run in trained]
     score = _Scorer(first, split, progress)
@@ -113,12 +114,15 @@ def soup(
     made = _Mixed(tuple(trained), values, chosen, score.in_own_unit(value), score.metric, state)
     loaded = _store(made, first, split, runs_root, progress)
     variant = with_overrides(loaded.config.predict, given or {})
-    predicting.evaluate(loaded, progress, variant=variant)
+    score_test(loaded, progress, options=variant)
     if loaded.dataset.suite is not None:
-        found = predicting.predict(loaded, progress, variant=variant)
-        predicting.estimate_accuracy(loaded, found, "suite", progress)
-        path = output or predicting.default_submission(loaded.config)
-        predicting.submit(loaded, found, path, force=force, trace={"members": made.told()})
+        found = predict_split(loaded, "suite", progress, options=variant)
+        estimate_accuracy(loaded, found, "suite", progress)
+        path = output or default_submission(loaded.config)
+        counts, trace = loaded.training_counts, {"members": made.told()}
+        write_run_submission(
+            loaded.run, found, loaded.competition, path, training_counts=counts, trace=trace, force=force
+        )
     return loaded.run
 
 
@@ -126,7 +130,7 @@ def _with_statistics(loaded: LoadedRun) -> LoadedRun:
     """Return the first member with the sample of its training images that batch norm meets the soup on."""
     dataset = loaded.dataset
     rows = dataset.sample(dataset.train, _STATISTICS_BATCHES * loaded.config.train.batch_size)
-    return replace(loaded, dataset=replace(dataset, samples={**dataset.samples, "statistics": rows}))
+    return replace(loaded, data=replace(dataset, samples={**dataset.samples, "statistics": rows}))
 
 
 def _selection(select_on: str | None, loaded: LoadedRun) -> str:
@@ -151,7 +155,7 @@ def _state(run: Run, first: LoadedRun) -> State:
         )
     _check_division(config.data, first.config.data, f"{run.path}: its images were divided otherwise than those of "
                     f"{first.run.path}")  # fmt: skip
-    predicting.own_data(run, first.dataset)
+    verify_run_data(run, first.dataset)
     path = run.weights_path()
     state, facts = weights.read(path)
     verify_weights_hash(run, facts["sha256"])
@@ -191,15 +195,11 @@ class _Scorer:
 
     def plain(self, state: Mapping[str, Tensor]) -> float:
         """Return the score of a state as it is."""
-        images = predicting.images_of(self._loaded, self._split)
+        images = self._loaded.images_of(self._split)
         with averaging.temporary_weights(self._loaded.model, state):
-            found = predict(
-                self._loaded.model, images, classes=self._loaded.dataset.competition.classes,
-                task=self._loaded.dataset.competition.task,
-                execution=self._loaded.execution, batch_size=self._loaded.config.predict.batch_size, made_by={},
-                progress=self._progress,
-            )  # fmt: skip
-        scores = predicting.scores_of(decisions.validated(found, self.metric), self.metric)
+            settings = self._loaded.prediction_settings
+            found = predict(self._loaded.model, images, **settings, made_by={}, progress=self._progress)
+        scores = scores_of(decisions.validated(found, self.metric), self.metric)
         assert scores is not None
         return scores.scores[self.metric].as_maximize
 
@@ -223,7 +223,7 @@ class _Scorer:
 def _store(mixed: _Mixed, first: LoadedRun, split: str, runs_root: Path, progress: Progress) -> LoadedRun:
     """Store the soup as a run, score it on validation, and return it ready to predict."""
     config = first.config
-    provenance = pipeline.provenance_of(config, first.dataset, first.model)
+    provenance = provenance_of(config, first.dataset, first.model)
     result = runs.create(runs_root, config, "soup", {**provenance, "members": mixed.told()})
     with runs.made_whole(result), result.writing():
         dataset = first.dataset
@@ -233,7 +233,7 @@ def _store(mixed: _Mixed, first: LoadedRun, split: str, runs_root: Path, progres
         result.write("best.safetensors", weights.to_bytes(mixed.state, {"soup": names}))
         model, execution, _ = load_model(result)
         loaded = LoadedRun(result, config, dataset.competition, model, execution, dataset)
-        best = predicting.score_weights(loaded, "best", progress)
+        best = score_weights(loaded, "best", progress)
         theirs = [mixed.trained[number].metrics() for number in mixed.chosen]
         fitted = {
             "model": f"soup of {len(mixed.chosen)} of {len(mixed.trained)} {config.model.name}",
@@ -245,5 +245,5 @@ def _store(mixed: _Mixed, first: LoadedRun, split: str, runs_root: Path, progres
             "weights_sha256": runs.sha256(result.weights_path()),
             "soup": {"split": split, mixed.metric: mixed.value, "members": mixed.told()},
         }
-        result.write_metrics(pipeline.describe_network(loaded, "soup").model_copy(update=fitted))
+        result.write_metrics(describe_network(loaded, "soup").model_copy(update=fitted))
     return loaded

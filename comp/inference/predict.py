@@ -1,8 +1,9 @@
-"""From a model and images to predictions. Validation is this too: the trainer calls what writes submissions."""
+"""Predict images with a model, for validation and for submissions alike."""
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,14 @@ from comp.runtime.device import Execution
 from comp.runtime.errors import RunError
 from comp.runtime.progress import Progress, quiet
 
-_ROLLED_BACK = "rolled_back"  # of made_by: the blocks whose entropy steps were taken back
+_ROLLED_BACK = "rolled_back"  # key of made_by: the blocks whose entropy steps were undone
 
-_Part = Split | Block  # of a split, itself; of a suite, a block that is still to be opened
+_Part = Split | Block  # of a split, itself; of a suite, a block that is not open yet
 
 
 @dataclass(frozen=True)
 class _PredictJob:
-    """How images become logits: all that stays the same from block to block."""
+    """Model, images and options, which are the same for every block."""
 
     model: nn.Module
     images: Split | Suite
@@ -41,7 +42,7 @@ class _PredictJob:
     execution: Execution
     batch_size: int
     made_by: Mapping[str, Any]
-    variant: PredictOptions
+    options: PredictOptions
     progress: Progress
     folding: Folding
 
@@ -62,51 +63,54 @@ def predict(
     execution: Execution,
     batch_size: int,
     made_by: Mapping[str, Any],
-    variant: PredictOptions = PLAIN,
+    options: PredictOptions = PLAIN,
     parts: Path | None = None,
     progress: Progress = quiet,
 ) -> Predictions:
-    """Return a model's predictions of a split, or of a suite's blocks one after the other.
+    """Return a model's predictions of a split, or of a suite's blocks in order.
 
-    The model is put into evaluation mode and left in the mode, and with the weights, that it came in. Memory holds one
-    block's pixels and everybody's outputs.
+    The model predicts in evaluation mode; its mode and weights are restored. Memory holds one block's pixels and all
+    outputs.
 
     Args:
-        model: images [B, C, H, W] uint8 -> logits [B, classes]; already placed by `execution`.
-        images: what is predicted.
+        model: images [B, C, H, W] uint8 -> logits [B, classes]; placed by `execution`.
+        images: a split or a suite.
         classes: names of the logits' columns.
         task: a row of `comp.config.tasks.TASKS`.
         execution: device, precision and layout.
-        batch_size: images in a forward pass; results do not depend on it beyond float tolerance.
+        batch_size: images in a forward pass; it changes results only within float tolerance.
         made_by: recorded with the result.
-        variant: views and adaptation.
-        parts: folder in which finished blocks of a suite wait for the last one. Blocks that lie there, and were made
-            by the same, are not predicted again; whoever stores the result removes it: `forget`.
+        options: views and adaptation.
+        parts: folder for a suite's finished blocks. Blocks stored there with the same `made_by` are reused; once the
+            result is stored, remove the folder with `delete_partial_blocks`.
         progress: called after every batch.
     """
-    way = _PredictJob(
-        model,
-        images,
-        classes,
-        task,
-        execution,
-        batch_size,
-        made_by,
-        variant,
-        progress,
-        Folding(changes=variant.adapt != "none"),
-    )
-    found: list[Predictions] = []
+    folding = Folding(changes=options.adapt != "none")
+    job = _PredictJob(model, images, classes, task, execution, batch_size, made_by, options, progress, folding)
+    finished: list[Predictions] = []
+    count = 0  # images predicted
     was_training = model.training
     model.eval()
     try:
-        for group in _groups(images, variant):
-            found += _predict_group(way, group, parts, sum(len(part) for part in found))
+        for group in _groups(images, options):
+            stored = [_load_block(parts, part.name, made_by) for part in group]
+            missing = any(block is None for block in stored)
+            split = job.open(group[0]) if missing and len(group) == 1 else None  # not opened again for each use
+            batches = partial(_batches, job, group, split, count)
+            with adapt.adapted(model, batches, options if missing else PLAIN, execution) as outcome:
+                for part, block in zip(group, stored, strict=True):
+                    if block is None:
+                        block = _predict_block(job, job.open(part) if split is None else split, count)
+                        if outcome.rolled_back:
+                            block = replace(block, made_by={**block.made_by, _ROLLED_BACK: [part.name]})
+                        _save_block(parts, part.name, block)
+                    finished.append(block)
+                    count += len(block)
     finally:
         model.train(was_training)
-    rolled_back = [name for part in found for name in part.made_by.get(_ROLLED_BACK, ())]
-    noted = {**made_by, _ROLLED_BACK: rolled_back} if variant.adapt == "tent" else made_by
-    return replace(predictions.concatenate(found), made_by=noted)
+    rolled_back = [name for block in finished for name in block.made_by.get(_ROLLED_BACK, ())]
+    recorded = {**made_by, _ROLLED_BACK: rolled_back} if options.adapt == "tent" else made_by
+    return replace(predictions.concatenate(finished), made_by=recorded)
 
 
 def delete_partial_blocks(parts: Path) -> None:
@@ -114,73 +118,72 @@ def delete_partial_blocks(parts: Path) -> None:
     shutil.rmtree(parts, ignore_errors=True)
 
 
-def _groups(images: Split | Suite, variant: PredictOptions) -> list[list[_Part]]:
-    """Return what is adapted to at once."""
+def _groups(images: Split | Suite, options: PredictOptions) -> list[list[_Part]]:
+    """Return the parts that the model adapts to together."""
     if isinstance(images, Split):
         return [[images]]
-    if variant.adapt == "none" or variant.adapt_per == "block":
+    if options.adapt == "none" or options.adapt_per == "block":
         return [[block] for block in images.blocks]
-    if variant.adapt_per == "stream":
+    if options.adapt_per == "stream":
         return [list(images.blocks)]
     return [list(group) for _, group in groupby(images.blocks, key=lambda block: block.distortion)]
 
 
-def _predict_group(way: _PredictJob, group: list[_Part], folder: Path | None, done: int) -> list[Predictions]:
-    names = [part.name for part in group]
-    stored = {name: _stored(folder, name, way.made_by) for name in names}
-    if all(part is not None for part in stored.values()):
-        return [part for part in stored.values() if part is not None]
-    opened = way.open(group[0]) if len(group) == 1 else None  # not made twice where one block is the whole group
-
-    def batches() -> Iterator[Tensor]:
-        for part in group:
-            for chunk in loading.chunks(way.open(part) if opened is None else opened, adapt.BATCH_IMAGES):
-                yield _on_device(chunk, way.execution)
-                way.progress(way.images.name, done, len(way.images))
-
-    found = []
-    with adapt.adapted(way.model, batches, way.variant, way.execution) as outcome:
-        for part in group:
-            block = stored[part.name]
-            if block is None:
-                block = _predict_block(way, way.open(part) if opened is None else opened, done)
-                if outcome.rolled_back:
-                    block = replace(block, made_by={**block.made_by, _ROLLED_BACK: [part.name]})
-                _store(folder, part.name, block)
-            done += len(block)
-            found.append(block)
-    return found
+def _batches(job: _PredictJob, group: Sequence[_Part], split: Split | None, count: int) -> Iterator[Tensor]:
+    """Yield a group's images on the device, to adapt to; `split` is the group's one open part, or None."""
+    for part in group:
+        for chunk in loading.chunks(job.open(part) if split is None else split, adapt.BATCH_IMAGES):
+            yield _on_device(chunk, job.execution)
+            job.progress(job.images.name, count, len(job.images))
 
 
-def _predict_block(way: _PredictJob, split: Split, done: int) -> Predictions:
-    chosen = views(way.variant.views)
-    first = chosen if way.variant.views_share == 1 else chosen[:1]
-    logits = _logits(way, split, first, done)
+def _predict_block(job: _PredictJob, split: Split, count: int) -> Predictions:
+    """Return predictions of a split or block; `count` images came before it."""
+    chosen = views(job.options.views)
+    first = chosen if job.options.views_share == 1 else chosen[:1]
+    logits = _predict_logits(job, split, first, count)  # [N, C]
     if len(first) < len(chosen):
-        rows = least_confident(logits, way.variant.views_share)
-        more = _logits(way, split.take(rows, split.name), chosen[1:], done + len(split), grows=False)
+        rows = least_confident(logits, job.options.views_share)
+        more = _predict_logits(job, split.take(rows, split.name), chosen[1:], count + len(split), grows=False)
         logits[rows] = chosen[0].weight * logits[rows] + more
     if split.blank is not None:
-        logits[split.blank] = predictions.mean_outputs(logits[~split.blank], way.task)
+        logits[split.blank] = predictions.mean_outputs(logits[~split.blank], job.task)
     return predictions.from_outputs(
-        logits, task=way.task, ids=split.ids, classes=way.classes, targets=split.labels, made_by=way.made_by,
-        blocks=[(split.name, len(split))] if isinstance(way.images, Suite) else (),
-    )  # fmt: skip
+        logits,
+        task=job.task,
+        ids=split.ids,
+        classes=job.classes,
+        targets=split.labels,
+        made_by=job.made_by,
+        blocks=[(split.name, len(split))] if isinstance(job.images, Suite) else (),
+    )
 
 
-def _logits(
-    way: _PredictJob, split: Split, chosen: Sequence[View], done: int, *, grows: bool = True
+@torch.inference_mode()
+def _predict_logits(
+    job: _PredictJob, split: Split, chosen: Sequence[View], count: int, *, grows: bool = True
 ) -> NDArray[np.float32]:
-    """Return the views' logits [N, C], weighted and summed; one view alone is not weighted."""
-    logits = np.empty((len(split), len(way.classes)), np.float32)
+    """Return the weighted sum of the views' logits [N, C]; a single view has weight 1, whatever its weight in its set.
+
+    Progress starts at `count` images, and counts these N images if `grows`.
+    """
+    logits = np.empty((len(split), len(job.classes)), np.float32)
     network: nn.Module | None = None
     start = 0
-    for chunk in loading.chunks(split, way.batch_size):  # [B, H, W, C]
-        batch = _on_device(chunk, way.execution)
-        network = way.folding.folded(way.model, batch) if network is None else network
-        logits[start : start + len(chunk)] = _forward(network, batch, way.execution, chosen)
+    for chunk in loading.chunks(split, job.batch_size):  # [B, H, W, C]
+        batch = _on_device(chunk, job.execution)
+        network = job.folding.folded(job.model, batch) if network is None else network
+        total: Tensor | None = None
+        for view in chosen:
+            with job.execution.autocast():
+                output = network(job.execution.layout(view.transform(batch))).float()  # [B, C]
+            if len(chosen) > 1:
+                output = view.weight * output
+            total = output if total is None else total + output
+        assert total is not None
+        logits[start : start + len(chunk)] = total.cpu().numpy()
         start += len(chunk)
-        way.progress(way.images.name, done + start if grows else done, len(way.images))
+        job.progress(job.images.name, count + start if grows else count, len(job.images))
     return logits
 
 
@@ -189,36 +192,19 @@ def _on_device(images: NDArray[np.uint8], execution: Execution) -> Tensor:
     return execution.layout(torch.from_numpy(images).to(execution.torch_device).permute(0, 3, 1, 2))
 
 
-@torch.inference_mode()
-def _forward(model: nn.Module, batch: Tensor, execution: Execution, chosen: Sequence[View]) -> NDArray[np.float32]:
-    """Return logits [B, classes] of images [B, C, H, W] uint8 on the device: the weighted sum over the views.
-
-    The plain view alone counts whole, whatever its share in its set.
-    """
-    total: Tensor | None = None
-    for view in chosen:
-        with execution.autocast():
-            logits = model(execution.layout(view.transform(batch))).float()
-        if len(chosen) > 1:
-            logits = view.weight * logits
-        total = logits if total is None else total + logits
-    assert total is not None
-    return total.cpu().numpy()
-
-
-def _stored(folder: Path | None, name: str, made_by: Mapping[str, Any]) -> Predictions | None:
-    """Return a finished block, None where there is none, or one made by other weights or in another way."""
+def _load_block(folder: Path | None, name: str, made_by: Mapping[str, Any]) -> Predictions | None:
+    """Return a stored block; None if it is missing, damaged, or has another `made_by`."""
     if folder is None or not (folder / f"{name}.npz").is_file():
         return None
     try:
-        found = predictions.load(folder / f"{name}.npz")
+        block = predictions.load(folder / f"{name}.npz")
     except RunError:
         return None
-    found_by = {key: value for key, value in found.made_by.items() if key != _ROLLED_BACK}
-    return found if found_by == dict(made_by) else None
+    recorded = {key: value for key, value in block.made_by.items() if key != _ROLLED_BACK}
+    return block if recorded == dict(made_by) else None
 
 
-def _store(folder: Path | None, name: str, block: Predictions) -> None:
+def _save_block(folder: Path | None, name: str, block: Predictions) -> None:
     if folder is not None:
         runs.make_folder(folder)
         predictions.save(folder / f"{name}.npz", block)

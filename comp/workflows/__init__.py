@@ -1,1 +1,1 @@
-"""What each command does, a module each: from a config or a run to its result."""
+"""What each command does, one module each, from a config or a run to its result."""

@@ -1,7 +1,7 @@
-"""What complete runs no longer need, found below a folder of runs and removed. Torch-free.
+"""`comp clean`: find and remove files that complete runs no longer need. Torch-free.
 
-A folder is touched only where it bears a run's or a study's marks, a file only where its name is one that comp or W&B
-gives; links are never followed, and a run that another process is writing is left alone.
+It touches only folders of runs and studies, and only files with names that comp or W&B give. It follows no links and
+skips runs that another process is writing.
 """
 
 import contextlib
@@ -18,27 +18,27 @@ from pathlib import Path
 from comp.results.runs import Run
 from comp.runtime.errors import RunError, UserError
 
-SETTLED_SECONDS = 3600.0  # no file takes so long to write; another machine's process may be at it
+SETTLED_SECONDS = 3600.0  # longer than any write, also by a process on another machine
 STATE = "checkpoints of complete runs"
 TEMPORARY = "temporary files of killed processes"
 BLOCKS = "blocks of predictions that are stored whole"
 UPLOADED = "W&B's files that are uploaded"
 UNBEGUN = "runs that ended before their first epoch"
 
-_DEEPEST = 3  # RUNS/competition/study/run: what lies deeper, below `/` say, is not meant
+_MAX_DEPTH = 3  # RUNS/competition/study/run: deeper folders, for example below `/`, are no runs
 _TEMPORARY_NAME = re.compile(r"\..+\.\d+\.tmp")  # as `runs.write_together` and `_remove_one` name them
-# All that a run has before the end of its first epoch.
+# Everything that a run has before the end of its first epoch.
 _UNBEGUN = {"config.yaml", "provenance.json", "split.npz", "execution.json", "plans.json", ".lock", "wandb"}
 
 
 @dataclass(frozen=True)
 class Item:
-    """A file or folder that can go.
+    """A file or folder that can be removed.
 
     Attributes:
         what: STATE, TEMPORARY, ...
-        path: of it.
-        bytes: that it takes, all its files together.
+        path: the file or folder.
+        bytes: size of all its files.
     """
 
     what: str
@@ -48,12 +48,12 @@ class Item:
 
 @dataclass
 class Cleaned:
-    """What was removed, or with `dry_run` would be, and what was left alone.
+    """Removed items (with `dry_run`: removable ones) and skipped ones.
 
     Attributes:
-        removed: by place.
-        left: path and why, for each.
-        unbegun: runs that would go with `older`.
+        removed: in order of their folders.
+        left: path and reason of each skipped one.
+        unbegun: runs that `older` would remove.
         unfinished: runs that can be resumed.
     """
 
@@ -64,59 +64,59 @@ class Cleaned:
 
     @property
     def bytes(self) -> int:
-        """Of all that was removed."""
+        """Size of all removed items."""
         return sum(item.bytes for item in self.removed)
 
 
 def clean(root: Path, *, older: float | None = None, dry_run: bool = False) -> Cleaned:
-    """Remove what the complete runs below a folder no longer need.
+    """Remove files that the complete runs below a folder no longer need.
 
-    These are state.pt (unless the run's config has `train.keep_state`), temporary files and blocks that a killed
-    process has left, and W&B's segments that are marked as uploaded. Predictions, weights, scores and curves stay.
+    These are state.pt (unless the run's config has `train.keep_state`), temporary files and blocks of killed processes,
+    and W&B segments that are marked as uploaded. Predictions, weights, scores and curves stay.
 
     Args:
-        root: a folder of runs, or one run's.
-        older: seconds; only what lies in runs in which no file has changed since. Then runs that ended before their
-            first epoch, which hold no weights, checkpoint, history or predictions, go as well.
+        root: folder of runs, or one run's.
+        older: seconds; clean only runs without a changed file since then, and also remove those that ended before their
+            first epoch, which have no weights, checkpoint, history or predictions.
         dry_run: remove nothing.
 
     Raises:
-        RunError: no such folder, or one without a run below it.
+        RunError: no such folder, or no run below it.
     """
     if not root.is_dir():
         what = "is a file" if root.is_file() else "no such folder"
-        raise RunError(f"{root}: {what}; name the one that holds the runs: comp clean RUNS")
+        raise RunError(f"{root}: {what}; name the folder of the runs: comp clean RUNS")
     done = Cleaned()
-    places = list(_places(root, done))
-    if not places:
-        raise RunError(f"{root}: no folder of runs: there is neither a run nor a study in it")
+    folders = list(_list_folders(root, done))
+    if not folders:
+        raise RunError(f"{root}: not a folder of runs: it contains no run and no study")
     since = math.inf if older is None else time.time() - older
-    for place in places:
+    for folder in folders:
         try:
-            if (place / "provenance.json").exists():
-                if older is None or _last_change(place) <= since:
-                    _clean_run(Run(place), done, unbegun_too=older is not None, dry_run=dry_run)
+            if (folder / "provenance.json").exists():
+                if older is None or _last_change(folder) <= since:
+                    _clean_run(Run(folder), done, unbegun_too=older is not None, dry_run=dry_run)
             else:
-                items = [*_temporaries(place, deep=False), *_uploaded(place)]
+                items = [*_find_temporary(folder, deep=False), *_find_uploaded(folder)]
                 _remove([item for item in items if _last_change(item.path) <= since], done, dry_run=dry_run)
         except OSError as error:
-            done.left.append((place, f"cannot be read: {error.strerror}"))
+            done.left.append((folder, f"cannot be read: {error.strerror}"))
     return done
 
 
-def _places(root: Path, done: Cleaned) -> Iterator[Path]:
-    """Yield the folders of runs and studies, and the root where pushed leaderboards lie in it, by name."""
+def _list_folders(root: Path, done: Cleaned) -> Iterator[Path]:
+    """Yield the folders of runs and studies by name, first the root if it contains pushed leaderboards."""
     if (root / "wandb" / "leaderboards.json").is_file():
         yield root
 
-    def note(error: OSError) -> None:
+    def note_error(error: OSError) -> None:
         done.left.append((Path(error.filename), f"cannot be read: {error.strerror}"))
 
-    for folder, inner, files in os.walk(root, onerror=note):
-        if len(Path(folder).relative_to(root).parts) >= _DEEPEST:
+    for folder, inner, files in os.walk(root, onerror=note_error):
+        if len(Path(folder).relative_to(root).parts) >= _MAX_DEPTH:
             inner.clear()
         if "provenance.json" in files:
-            inner.clear()  # no run lies inside another
+            inner.clear()  # runs are not nested
             if "config.yaml" in files:
                 yield Path(folder)
         elif "study.json" in files:
@@ -125,31 +125,31 @@ def _places(root: Path, done: Cleaned) -> Iterator[Path]:
 
 
 def _clean_run(run: Run, done: Cleaned, *, unbegun_too: bool, dry_run: bool) -> None:
-    """Remove what a run does not need, as its one writer."""
+    """Remove a run's removable items, as its only writer."""
     try:
         run.provenance("classes")
-        items = _unneeded(run, done, unbegun_too=unbegun_too)
+        items = _find_removable(run, done, unbegun_too=unbegun_too)
         if items:
             if not os.access(run.path, os.W_OK):
-                raise RunError(f"{run.path}: may not be written")
-            held = not dry_run or (run.path / ".lock").exists()  # a dry run makes no lock
-            with run.writing() if held else contextlib.nullcontext():
-                # Asked again: it may have begun until now.
+                raise RunError(f"{run.path}: is not writable")
+            locks = not dry_run or (run.path / ".lock").exists()  # a dry run creates no lock
+            with run.writing() if locks else contextlib.nullcontext():
+                # Checked again: the run may have started since.
                 items = [item for item in items if item.what != UNBEGUN or _is_unbegun(run)]
                 _remove(items, done, dry_run=dry_run)
     except UserError as error:
         done.left.append((run.path, str(error)))
 
 
-def _unneeded(run: Run, done: Cleaned, *, unbegun_too: bool) -> list[Item]:
-    """Return what a run does not need."""
-    items = _temporaries(run.path, deep=True)
+def _find_removable(run: Run, done: Cleaned, *, unbegun_too: bool) -> list[Item]:
+    """Return the items that a run does not need."""
+    items = _find_temporary(run.path, deep=True)
     if run.is_complete():
-        run.metrics()  # a damaged one marks nothing: its state may be all that is left
+        run.metrics()  # refuses a damaged one: the state may be all that is left
         state, weights = run.path / "state.pt", run.path.glob("*.safetensors")
         if _is_file(state) and any(path.is_file() for path in weights) and not run.config().train.keep_state:
             items.append(_item(STATE, state))
-        return [*items, *_blocks(run), *_uploaded(run.path)]
+        return [*items, *_find_blocks(run), *_find_uploaded(run.path)]
     if _is_written(run):
         return items
     if not _is_unbegun(run):
@@ -162,7 +162,7 @@ def _unneeded(run: Run, done: Cleaned, *, unbegun_too: bool) -> list[Item]:
 
 
 def _is_written(run: Run) -> bool:
-    """Tell whether a process is training it now."""
+    """Return whether a process is training it now."""
     try:
         with run.writing() if (run.path / ".lock").exists() else contextlib.nullcontext():
             return False
@@ -171,45 +171,45 @@ def _is_written(run: Run) -> bool:
 
 
 def _is_unbegun(run: Run) -> bool:
-    """Tell whether a run holds nothing but what it was made with, and nobody has put anything beside that."""
+    """Return whether a run has only its initial files, and no file of anyone else."""
     for path in run.path.iterdir():
         if path.is_symlink() or not (path.name in _UNBEGUN or _TEMPORARY_NAME.fullmatch(path.name)):
             return False
     return _last_change(run.path) < time.time() - SETTLED_SECONDS
 
 
-def _temporaries(place: Path, *, deep: bool) -> list[Item]:
-    """Return temporary files that nobody has written for an hour."""
-    found = []
-    for folder, inner, files in os.walk(place):
+def _find_temporary(parent: Path, *, deep: bool) -> list[Item]:
+    """Return temporary files that are unchanged for an hour."""
+    items = []
+    for folder, inner, files in os.walk(parent):
         inner[:] = [name for name in inner if not name.startswith("offline-run-")] if deep else []
         paths = [Path(folder, name) for name in [*files, *inner] if _TEMPORARY_NAME.fullmatch(name)]
-        found += [_item(TEMPORARY, path) for path in paths if not path.is_symlink() and _is_settled(path)]
+        items += [_item(TEMPORARY, path) for path in paths if not path.is_symlink() and _is_settled(path)]
         inner[:] = [name for name in inner if not _TEMPORARY_NAME.fullmatch(name)]
-    return found
+    return items
 
 
-def _blocks(run: Run) -> list[Item]:
-    """Return what predictions were put together from: a process was killed before it could remove it."""
+def _find_blocks(run: Run) -> list[Item]:
+    """Return blocks of stored predictions, from processes killed before they could remove them."""
     folder = run.path / "predictions"
     if folder.is_symlink():
         return []
-    found = [path for path in sorted(folder.glob("*.parts")) if path.is_dir() and not path.is_symlink()]
-    return [_item(BLOCKS, path) for path in found if _is_whole(path.with_suffix(".npz"), path) and _is_settled(path)]
+    parts = [path for path in sorted(folder.glob("*.parts")) if path.is_dir() and not path.is_symlink()]
+    return [_item(BLOCKS, path) for path in parts if _is_whole(path.with_suffix(".npz"), path) and _is_settled(path)]
 
 
 def _is_whole(stored: Path, parts: Path) -> bool:
-    """Tell whether predictions were stored after their last block."""
+    """Return whether predictions were stored after their last block."""
     return stored.is_file() and stored.stat().st_mtime >= _last_change(parts)
 
 
-def _uploaded(place: Path) -> list[Item]:
-    """Return W&B's segments that are marked as uploaded to their end."""
-    folder = place / "wandb"
+def _find_uploaded(parent: Path) -> list[Item]:
+    """Return W&B segments that are marked as fully uploaded."""
+    folder = parent / "wandb"
     if folder.is_symlink():
         return []
-    found = [path for path in sorted(folder.glob("offline-run-*")) if path.is_dir() and not path.is_symlink()]
-    return [_item(UPLOADED, path) for path in found if any(path.glob("*.wandb.synced")) and _is_settled(path)]
+    segments = [path for path in sorted(folder.glob("offline-run-*")) if path.is_dir() and not path.is_symlink()]
+    return [_item(UPLOADED, path) for path in segments if any(path.glob("*.wandb.synced")) and _is_settled(path)]
 
 
 def _remove(items: list[Item], done: Cleaned, *, dry_run: bool) -> None:
@@ -225,14 +225,14 @@ def _remove(items: list[Item], done: Cleaned, *, dry_run: bool) -> None:
 
 def _remove_one(item: Item) -> None:
     if item.what == UNBEGUN:
-        last = ["config.yaml", "provenance.json"]  # by which it is known, if this is killed
+        last = ["config.yaml", "provenance.json"]  # they identify the run, if this is killed
         for name in [*(set(os.listdir(item.path)) - set(last)), *last]:
             path = item.path / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         item.path.rmdir()
-    elif item.path.is_dir():  # at once: W&B would take half a segment for one that waits
-        gone = item.path.with_name(f".{item.path.name.lstrip('.')}.{os.getpid()}.tmp")
-        shutil.rmtree(item.path.rename(gone))
+    elif item.path.is_dir():  # renamed first: W&B would upload half a segment
+        renamed = item.path.with_name(f".{item.path.name.lstrip('.')}.{os.getpid()}.tmp")
+        shutil.rmtree(item.path.rename(renamed))
     else:
         item.path.unlink()
 
@@ -242,19 +242,19 @@ def _item(what: str, path: Path) -> Item:
 
 
 def _statuses(path: Path) -> Iterator[os.stat_result]:
-    """Yield the status of a file, or of all files in a folder but locks, which change when they are only looked at."""
+    """Yield the status of a file, or of a folder's files without locks, which reading changes."""
     if not path.is_dir() or path.is_symlink():
         yield path.lstat()
         return
     for folder, _, files in os.walk(path):
         for name in files:
             if name != ".lock":
-                with contextlib.suppress(FileNotFoundError):  # it is being written
+                with contextlib.suppress(FileNotFoundError):  # replaced in the meantime
                     yield os.lstat(os.path.join(folder, name))
 
 
 def _last_change(path: Path) -> float:
-    """Return when a file, or the last of a folder's files, was written; of an empty folder, when that was made."""
+    """Return when a file, or the newest file in a folder, changed; of an empty folder, when it was made."""
     return max((status.st_mtime for status in _statuses(path)), default=path.stat().st_mtime)
 
 

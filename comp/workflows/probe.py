@@ -1,4 +1,4 @@
-"""`comp probe RUN`: a simple classifier on a trained run's features, scored and stored like any run."""
+"""`comp probe`: fit a simple classifier on a trained run's features."""
 
 import time
 from pathlib import Path
@@ -11,8 +11,10 @@ from comp.results.run_metrics import SplitScores, WeightScores
 from comp.results.runs import Run
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress, quiet
-from comp.workflows import build, predict, train
-from comp.workflows.predict import LoadedRun
+from comp.workflows.load import LoadedRun, load_model
+from comp.workflows.predict import scores_of
+from comp.workflows.score import describe_network
+from comp.workflows.train import provenance_of
 
 
 def probe(
@@ -27,48 +29,54 @@ def probe(
     """Fit a classifier on a trained run's features and score it; return the result, a run without weights.
 
     Args:
-        run: whose best weights give the features.
+        run: its best weights give the features.
         name: a row of `comp.inference.probe.CLASSIFIERS`.
         k: neighbours, for `knn`.
-        config: whose data are probed; None takes the run's own.
-        runs_root: where the result is made.
+        config: of the data to probe; None: the run's.
+        runs_root: where the result's folder is made.
         progress: called after every batch.
 
     Raises:
-        UserError: an unknown classifier, a run that is not trained, data that do not fit it.
+        UserError: an unknown classifier, a run that is not trained, or data that do not fit it.
     """
     probes.check_probe(name, k)
     dataset = open_dataset(config or run.data_config(), progress)
     config = config or run.config()
-    model, execution, _ = build.load_model(run)
-    if list(dataset.competition.image_shape) != run.provenance("image_shape")["image_shape"]:
+    competition = dataset.competition
+    model, execution, _ = load_model(run)
+    trained_shape = run.provenance("image_shape")["image_shape"]
+    if list(competition.image_shape) != trained_shape:
         raise DataError(
-            f"{run.path}: was trained on images (C, H, W) {run.provenance()['image_shape']}, found "
-            f"{list(dataset.competition.image_shape)}; probe data of the same shape"
+            f"{run.path}: was trained on images (C, H, W) {trained_shape}, found {list(competition.image_shape)}; "
+            "probe data of the same shape"
         )
     began = time.perf_counter()
     fitted = probes.Probe(
-        model, dataset.train, classes=dataset.competition.classes, task=dataset.competition.task, name=name, k=k,
+        model,
+        dataset.train,
+        classes=competition.classes,
+        task=competition.task,
+        name=name,
+        k=k,
         execution=execution,
-        batch_size=config.predict.batch_size, progress=progress,
-    )  # fmt: skip
-    result = runs.create(runs_root, config, f"{name}-probe", train.provenance_of(config, dataset, model))
+        batch_size=config.predict.batch_size,
+        progress=progress,
+    )
+    result = runs.create(runs_root, config, f"{name}-probe", provenance_of(config, dataset, model))
     made_by = {"run": run.name, "weights_sha256": runs.sha256(run.weights_path()), "probe": name, "k": k}
     with runs.made_whole(result), result.writing():
         scores: dict[str, SplitScores | None] = {}
         for split in (dataset.val, dataset.test):
             if split is not None:
-                found = fitted.predict(split, made_by, progress)
-                predictions.save(result.predictions_path(split.name), found)
-                scores[split.name] = predict.scores_of(found, dataset.competition.metric)
-        described = train.describe_network(
-            LoadedRun(result, config, dataset.competition, model, execution, dataset), "probe"
-        )
+                predicted = fitted.predict(split, made_by, progress)
+                predictions.save(result.predictions_path(split.name), predicted)
+                scores[split.name] = scores_of(predicted, competition.metric)
         probed = {
             "model": f"{name} on {run.name}",
             "train_seconds": round(time.perf_counter() - began, 2),
             "final": WeightScores(val=scores.get("val")),
             "test": scores.get("test"),
         }
-        result.write_metrics(described.model_copy(update=probed))
+        loaded = LoadedRun(result, config, competition, model, execution, dataset)
+        result.write_metrics(describe_network(loaded, "probe").model_copy(update=probed))
     return result

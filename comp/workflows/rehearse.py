@@ -1,4 +1,4 @@
-"""`comp run CONFIG --rehearse`: every stage on two batches in a scratch folder, before a long night."""
+"""`comp run CONFIG --rehearse`: run every stage on two batches in a scratch folder."""
 
 import contextlib
 import signal
@@ -15,8 +15,10 @@ from comp.runtime.progress import Progress, quiet
 from comp.submission import check_format, derive_format
 from comp.tracking.tracker import UNTRACKED
 from comp.training.loop import Epoch
-from comp.workflows import build, predict
-from comp.workflows import train as pipeline
+from comp.workflows.build import prepare
+from comp.workflows.load import load_run
+from comp.workflows.predict import predict_split, score_test, write_run_submission
+from comp.workflows.train import resume, train
 
 _BATCHES = 2
 _OTHER_IMAGES = 16  # of each validation, test and suite block
@@ -24,7 +26,7 @@ _OTHER_IMAGES = 16  # of each validation, test and suite block
 
 @dataclass(frozen=True)
 class Stage:
-    """A rehearsed stage, its seconds and what it found."""
+    """A rehearsed stage, its seconds and its result."""
 
     name: str
     seconds: float
@@ -32,27 +34,27 @@ class Stage:
 
 
 def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | None = None) -> list[Stage]:
-    """Go through every stage that `comp run` has, and the resume that a night may need.
+    """Run every stage of `comp run`, including a resume.
 
-    The training is really interrupted after its first step and resumed by the code that a real one would meet. Data
-    come from where the config says; all that is written lands in a scratch folder and is removed.
+    The training is interrupted after its first step and resumed, by the code of a real run. Data come from where the
+    config says; everything is written to a scratch folder and removed.
 
     Args:
-        config: what the real run would train.
+        config: of the real run.
         progress: called at every step.
-        runs_root: where that would land: whether there is room is looked at, and nothing is written; None: not known.
+        runs_root: of the real run: its disk space is checked, and nothing is written there; None: unknown.
 
     Raises:
-        UserError: whatever would have stopped the real run.
+        UserError: anything that would stop the real run.
     """
     stages: list[Stage] = []
     epochs: list[Epoch] = []
 
     @contextlib.contextmanager
     def stage(name: str) -> Iterator[list[str]]:
-        began, found = time.perf_counter(), list[str]()
-        yield found
-        stages.append(Stage(name, time.perf_counter() - began, ", ".join(found)))
+        began, results = time.perf_counter(), list[str]()
+        yield results
+        stages.append(Stage(name, time.perf_counter() - began, ", ".join(results)))
 
     def stop_after_first_step(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         progress(what, done, total, unit)
@@ -61,39 +63,37 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
 
     with tempfile.TemporaryDirectory(prefix="comp-rehearsal-") as scratch:
         folder = Path(scratch)
-        with stage("data") as found:
-            whole = build.prepare(config, runs_root or folder, progress)
+        with stage("data") as results:
+            whole = prepare(config, runs_root or folder, progress)
             dataset = whole.limited(_BATCHES * config.train.batch_size, _OTHER_IMAGES)
-            found.append(f"{len(whole.train):,} training images, {len(whole.competition.classes)} classes")
+            results.append(f"{len(whole.train):,} training images, {len(whole.competition.classes)} classes")
         short = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1, "budget": ""})})
-        with stage("train") as found, contextlib.suppress(Interrupted):
-            pipeline.train(
-                short, name="rehearsal", runs_root=folder, dataset=dataset, progress=stop_after_first_step,
-                tracker=UNTRACKED,
-            )  # fmt: skip
+        with stage("train"), contextlib.suppress(Interrupted):
+            train(short, runs_root=folder, dataset=dataset, progress=stop_after_first_step, tracker=UNTRACKED)
         (run,) = runs.list_runs(folder)
-        with stage("resume") as found:
-            pipeline.resume(run, dataset=dataset, on_epoch=epochs.append, progress=progress, tracker=UNTRACKED)
-            if speed := epochs[0].images_per_second:  # 0: the epoch was one step, and the interruption had taken it
-                found.append(_outlook(config.train, len(whole.train), speed))
+        with stage("resume") as results:
+            resume(run, dataset=dataset, on_epoch=epochs.append, progress=progress, tracker=UNTRACKED)
+            if speed := epochs[0].images_per_second:  # 0: the epoch's one step was taken before the interruption
+                results.append(_estimate_training_time(config.train, len(whole.train), speed))
         with stage("evaluate"):
-            loaded = predict.load(run, dataset)
-            predict.evaluate(loaded, progress)
+            loaded = load_run(run, dataset)
+            score_test(loaded, progress)
         if dataset.suite is not None:
-            path = folder / "submission.csv"
-            with stage("predict") as found:
-                predict.submit(loaded, predict.predict(loaded, progress), path)
-                found.append(f"{len(whole.suite or ()):,} images to predict in the real run")
-            with stage("check") as found:
+            path, counts = folder / "submission.csv", loaded.training_counts
+            with stage("predict") as results:
+                predicted = predict_split(loaded, "suite", progress)
+                write_run_submission(run, predicted, dataset.competition, path, training_counts=counts)
+                results.append(f"{len(whole.suite or ()):,} images to predict in the real run")
+            with stage("check") as results:
                 problems = check_format.format_problems(path, derive_format.format_of(dataset.competition))
-                found.append("; ".join(problems) or "valid")
-        with stage("leaderboard") as found:
-            found.append(f"{len(leaderboard.rows(folder))} row")
+                results.append("; ".join(problems) or "valid")
+        with stage("leaderboard") as results:
+            results.append(f"{len(leaderboard.rows(folder))} row")
     return stages
 
 
-def _outlook(train: TrainConfig, images: int, speed: float) -> str:
-    """Return what a speed in images per second means for the real training."""
+def _estimate_training_time(train: TrainConfig, images: int, speed: float) -> str:
+    """Return the real training's epochs or hours at a speed in images per second."""
     if train.budget:
         epochs = seconds_of(train.budget) * speed / images
         return f"about {speed:,.0f} images/s: {epochs:.3g} epochs fit into {train.budget}"

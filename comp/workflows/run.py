@@ -1,20 +1,68 @@
-"""What `comp run` does after training: test scores, the suite, its submission."""
+"""`comp run`: train or resume, then score the test, predict the suite and write the submission."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from comp.config import Config
 from comp.data.dataset import Dataset
-from comp.results.run_metrics import RunMetrics
 from comp.results.runs import Run
-from comp.runtime.progress import Progress
-from comp.workflows import predict
+from comp.runtime.progress import Progress, quiet
+from comp.tracking.tracker import opened
+from comp.training.loop import OnEpoch
+from comp.workflows.build import prepare
+from comp.workflows.checks import default_submission
+from comp.workflows.load import load_run, open_run_data
+from comp.workflows.predict import estimate_accuracy, predict_split, score_test, write_run_submission
+from comp.workflows.train import resume, train
 
 
-def finish(run: Run, *, dataset: Dataset, output: Path | None, force: bool, progress: Progress) -> RunMetrics:
-    """Do what follows training: test, suite, submission. Return all scores."""
-    loaded = predict.load(run, dataset, progress)
-    predict.evaluate(loaded, progress)
-    if dataset.suite is not None:
-        found = predict.predict(loaded, progress)
-        predict.estimate_accuracy(loaded, found, "suite", progress)
-        predict.submit(loaded, found, output or predict.default_submission(loaded.config), force=force)
-    return run.metrics()
+def run_config(
+    config: Config,
+    *,
+    runs_root: Path = Path("runs"),
+    output: Path | None = None,
+    force: bool = False,
+    on_data: Callable[[Dataset], None] = lambda dataset: None,
+    progress: Progress = quiet,
+    **training: Any,
+) -> Run:
+    """Train a config and finish the run; return it.
+
+    `output` is the submission's CSV, by default a free name; `force` replaces an existing one. `on_data` is called with
+    the open data, before training; `training` are further arguments of `train`.
+    """
+    with opened(config.track) as tracker:
+        dataset = prepare(config, runs_root, progress)
+        on_data(dataset)
+        run = train(config, runs_root=runs_root, dataset=dataset, progress=progress, tracker=tracker, **training)
+        finish(run, dataset=dataset, output=output, force=force, progress=progress)
+    return run
+
+
+def resume_run(
+    run: Run,
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    on_epoch: OnEpoch = lambda epoch: None,
+    progress: Progress = quiet,
+) -> Run:
+    """Resume a run's training, if it is not complete, and finish the run; see `run_config`."""
+    with opened(run.config().track) as tracker:
+        dataset = open_run_data(run, progress)
+        resume(run, dataset=dataset, on_epoch=on_epoch, progress=progress, tracker=tracker)
+        finish(run, dataset=dataset, output=output, force=force, progress=progress)
+    return run
+
+
+def finish(run: Run, *, dataset: Dataset, output: Path | None, force: bool, progress: Progress) -> None:
+    """Do what follows training: score the test, predict the suite, write the submission."""
+    loaded = load_run(run, dataset, progress)
+    score_test(loaded, progress)
+    if dataset.suite is None:
+        return
+    predicted = predict_split(loaded, "suite", progress)
+    estimate_accuracy(loaded, predicted, "suite", progress)
+    path = output or default_submission(loaded.config)
+    write_run_submission(run, predicted, loaded.competition, path, training_counts=loaded.training_counts, force=force)

@@ -24,7 +24,7 @@ from comp.data.sources import open_source
 from comp.results import runs
 from comp.runtime import rng
 from comp.runtime.errors import DataError, Interrupted
-from comp.workflows import train as pipeline
+from comp.workflows import train
 from tests.support.commands import Result
 from tests.support.configs import write_config
 from tests.support.images import Changed
@@ -419,13 +419,13 @@ def test_an_image_folder_runs_streamed_as_it_runs_resident_and_resumes_exactly(
         if steps == 3:
             raise Interrupted(15)
 
-    here = pipeline.train(config(), runs_root=Path("here"))
-    streamed = pipeline.train(config(loading="streamed", workers=2), runs_root=Path("streamed"))
+    here = train.train(config(), runs_root=Path("here"))
+    streamed = train.train(config(loading="streamed", workers=2), runs_root=Path("streamed"))
     assert_same_weights(here, streamed)
     assert streamed.provenance()["loading"] == "streamed"
     with pytest.raises(Interrupted):
-        pipeline.train(config(loading="streamed", workers=0), runs_root=Path("parts"), progress=stop)
-    assert_same_weights(here, pipeline.resume(the_run(Path("parts"))))
+        train.train(config(loading="streamed", workers=0), runs_root=Path("parts"), progress=stop)
+    assert_same_weights(here, train.resume(the_run(Path("parts"))))
 
 
 def test_workers_augment_image_files_and_a_rehearsal_goes_through(

@@ -17,7 +17,7 @@ from comp import config as configs
 from comp.data import loading
 from comp.data.dataset import Dataset, open_dataset
 from comp.runtime.errors import DataError
-from comp.workflows import train as pipeline
+from comp.workflows import train
 from tests.support.configs import write_config
 
 WORKERS = 2
@@ -75,7 +75,7 @@ def test_training_validation_and_scoring_share_workers_that_end_with_the_data() 
         seen.update(workers() - before)
 
     dataset = opened()
-    pipeline.train(configs.load("files.yaml"), dataset=dataset, progress=progress)
+    train.train(configs.load("files.yaml"), dataset=dataset, progress=progress)
     assert len(seen) == WORKERS
     pixels(dataset)
     assert workers() - before == seen

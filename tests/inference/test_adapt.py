@@ -24,7 +24,8 @@ from comp.results import leaderboard
 from comp.results.blocks import block_grid
 from comp.results.predictions import Predictions
 from comp.runtime import device
-from comp.workflows import predict as predicting
+from comp.workflows.load import load_run
+from comp.workflows.predict import options_for, predict_split
 from tests.support.commands import Result, assert_refused
 from tests.support.configs import small
 from tests.support.runs import the_run
@@ -72,7 +73,7 @@ def predicted(model: nn.Module, images: Split | Suite, variant: PredictOptions, 
         execution=EXECUTION,
         batch_size=batch_size,
         made_by={},
-        variant=variant,
+        options=variant,
     )
 
 
@@ -273,15 +274,15 @@ def test_a_prediction_killed_in_mid_suite_goes_on_with_the_same_bits(
     assert written[1] < 95
     seen: list[int] = []
 
-    loaded = predicting.load(run)
-    variant = predicting.variant_for(loaded, {"views": "flip", "adapt": "tent"})
+    loaded = load_run(run)
+    variant = options_for(loaded, {"views": "flip", "adapt": "tent"})
 
     def note(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         seen.append(done)
 
-    resumed = predicting.predict(loaded, note, variant=variant)
+    resumed = predict_split(loaded, "suite", note, options=variant)
     assert min(seen) >= 4 * (written[1] - 1)  # blocks of four images that were there were not made again
     assert not parts.exists()
-    whole = predicting.predict(loaded, variant=variant)
+    whole = predict_split(loaded, "suite", options=variant)
     assert np.array_equal(resumed.outputs, whole.outputs)
     assert np.array_equal(resumed.ids, whole.ids)

@@ -15,7 +15,9 @@ import comp as api
 from comp import config as configs
 from comp.results import predictions, runs
 from comp.runtime.errors import ConfigError, DataError
-from comp.workflows import predict, train
+from comp.workflows import train
+from comp.workflows.load import load_run
+from comp.workflows.predict import predict_split
 from tests.support.commands import Result, assert_refused
 from tests.support.configs import QUICK, small_config, write_arrays, write_config
 from tests.support.photographs import COLOURS, photograph, photographs_config, write_kaggle
@@ -35,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = configs.load(write_config(Path("c.yaml"), photographs_config(Path("data"), "csv_images")))
         config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 6})})
         run = train.train(config, runs_root=Path("runs"))
-        predict.predict(predict.load(run))
+        predict_split(load_run(run), "suite")
     finally:
         os.chdir(before)
     return folder

@@ -53,7 +53,7 @@ def logits_of(model: nn.Module, split: Split, variant: PredictOptions, batch_siz
         execution=EXECUTION,
         batch_size=batch_size,
         made_by={},
-        variant=variant,
+        options=variant,
     )
     return found.outputs.astype(np.float32)
 

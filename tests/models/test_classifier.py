@@ -16,7 +16,7 @@ from comp.models import zoo
 from comp.models.classifier import Classifier, Normalize
 from comp.results import predictions, runs
 from comp.runtime.errors import ConfigError, ModelError
-from comp.workflows import predict as predicting
+from comp.workflows.load import load_run
 from tests.support.commands import Result
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
@@ -171,7 +171,7 @@ def test_an_image_normalised_by_itself_keeps_its_looks_under_dimming_and_fading(
 
 def test_a_run_reads_back_how_it_normalised(workplace: Path, comp: Callable[..., Result]) -> None:
     assert comp("train", "small.yaml", "model.normalize=per_image").code == 0
-    loaded = predicting.load(runs.list_runs(Path("runs"))[0])
+    loaded = load_run(runs.list_runs(Path("runs"))[0])
     assert loaded.model.normalize.each
     val = predictions.load(loaded.run.predictions_path("val"))
     again = predict(loaded.model, loaded.dataset.val, classes=val.classes, task="single_label",

@@ -20,7 +20,8 @@ from comp.results import runs
 from comp.runtime import cores, device
 from comp.runtime.errors import ConfigError, Interrupted, RunError
 from comp.training import autotune
-from comp.workflows import predict, train
+from comp.workflows import train
+from comp.workflows.load import load_run
 from tests.support.commands import Result
 from tests.support.images import Changed
 from tests.support.runs import assert_same_weights, the_run, weights_of
@@ -303,4 +304,4 @@ def test_a_compiled_training_resumes_bit_for_bit_and_matches_the_eager_one(
     one, other = weights_of(eager), weights_of(whole)
     assert one.keys() == other.keys()  # saved under the model's own names
     assert all(np.allclose(one[name], other[name], atol=1e-3) for name in one)
-    assert predict.load(runs.open_run(whole.path), dataset).execution.compiled
+    assert load_run(runs.open_run(whole.path), dataset).execution.compiled

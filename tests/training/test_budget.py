@@ -17,7 +17,7 @@ from comp.results import runs
 from comp.runtime.errors import ConfigError, Interrupted
 from comp.training import schedules
 from comp.training.budget import TimeBudget
-from comp.workflows import train as pipeline
+from comp.workflows import train
 from tests.support.commands import Result
 
 VALIDATED, BATCH = 100, 10
@@ -176,7 +176,7 @@ def budgeted(workplace: Path) -> configs.Config:
 
 
 def test_a_real_training_ends_annealed_in_time_and_records_its_plans(budgeted: configs.Config) -> None:
-    run = pipeline.train(budgeted)
+    run = train.train(budgeted)
     found = runs.read_json(run.path / "plans.json")
     last = run.history()[-1]
     assert found["budget_seconds"] == 6.0
@@ -193,10 +193,10 @@ def test_an_interrupted_budget_goes_on_where_it_stopped(budgeted: configs.Config
             raise Interrupted(15)
 
     with pytest.raises(Interrupted):
-        pipeline.train(budgeted, progress=stop)
+        train.train(budgeted, progress=stop)
     (run,) = runs.list_runs(Path("runs"))
     early = runs.read_json(run.path / "plans.json")["plans"]
-    pipeline.resume(run)
+    train.resume(run)
     plans = runs.read_json(run.path / "plans.json")["plans"]
     assert plans[: len(early)] == early
     assert len(plans) > len(early)

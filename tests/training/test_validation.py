@@ -10,8 +10,9 @@ from comp import config as configs
 from comp.results.runs import Run
 from comp.runtime.errors import Interrupted
 from comp.training.loop import Epoch
-from comp.workflows import build, predict, train
-from comp.workflows.predict import LoadedRun
+from comp.workflows import build, train
+from comp.workflows.load import LoadedRun, load_run
+from comp.workflows.score import score_weights
 from tests.support.commands import interrupt_at
 from tests.support.runs import the_run
 
@@ -31,13 +32,13 @@ def assert_as_predicted_anew(run: Run, folder: Path) -> None:
     """Compare every stored prediction of validation with a new one by the weights that lie on the disk."""
     stored = {path.name: dict(np.load(path)) for path in run.predictions_path("val").parent.glob("*val*.npz")}
     scores = run.metrics()
-    loaded = predict.load(run)
+    loaded = load_run(run)
     for which, name in NAMES.items():
         if not (run.path / f"{which}.safetensors").exists():
             assert f"{name}.npz" not in stored
             continue
         build.weights.load_weights(loaded.model, run.path / f"{which}.safetensors")
-        found = predict.score_weights(loaded, which, lambda *args: None)
+        found = score_weights(loaded, which, lambda *args: None)
         assert found.scores.val == getattr(scores, which).val
         assert found.scores.ood_val == getattr(scores, which).ood_val
     for name, before in stored.items():
@@ -97,4 +98,4 @@ def test_after_the_last_epoch_only_what_was_not_measured_is_predicted(
     run = train.train(configs.load("small.yaml", overrides), on_epoch=on_epoch, progress=progress)
     more = {"val"} if "train.average=ema" in overrides else set()  # the average's statistics compete, once
     assert predicted & {"val", "ood_val"} == anew | more
-    assert isinstance(predict.load(run), LoadedRun)
+    assert isinstance(load_run(run), LoadedRun)

@@ -20,13 +20,25 @@ from tests.support.configs import small_config, write_arrays, write_config
 Comp = Callable[..., Result]
 
 
-@pytest.fixture
-def source(workplace: Path, comp: Comp) -> runs.Run:
-    """A run trained on four classes; `other.yaml` has data of six."""
-    assert comp("train", "small.yaml").code == 0
-    values = small_config(write_arrays(workplace / "other", train=240, test=60, classes=6))
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run trained on four classes; `other.yaml` has data of six."""
+    folder = tmp_path_factory.mktemp("source")
+    small = write_config(folder / "small.yaml", small_config(write_arrays(folder / "data")))
+    values = small_config(write_arrays(folder / "other", train=240, test=60, classes=6))
     values["competition"]["name"] = "other"
-    write_config(workplace / "other.yaml", values)
+    write_config(folder / "other.yaml", values)
+    train.train(configs.load(small), runs_root=folder / "runs")
+    return folder
+
+
+@pytest.fixture
+def source(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runs.Run:
+    """A copy of that run in a working directory."""
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    for name in ("small.yaml", "other.yaml"):
+        shutil.copy(trained / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
     (run,) = runs.list_runs(Path("runs"))
     return run
 
@@ -41,15 +53,15 @@ def test_weights_of_a_run_go_under_a_new_head(source: runs.Run, comp: Comp) -> N
         "train", "other.yaml", f"model.from_run={source.path}", "model.freeze=[all_but_head]", "optim.lr=1e-2"
     )
     assert result.code == 0, result.err
-    (found,) = runs.list_runs(Path("runs/other"))
-    before, after = tensors(source, "best.safetensors"), tensors(found, "final.safetensors")
+    (run,) = runs.list_runs(Path("runs/other"))
+    before, after = tensors(source, "best.safetensors"), tensors(run, "final.safetensors")
     moved = [name for name in before if not np.array_equal(before[name], after[name])]
     assert moved == [name for name in before if before[name].shape != after[name].shape]
     assert len(moved) == 2  # weight and bias of the head: 4 classes before, 6 now
-    assert source.path.name in found.metrics().first_weights
+    assert source.path.name in run.metrics().first_weights
 
 
-def test_a_resume_does_without_the_first_weights(source: runs.Run, workplace: Path) -> None:
+def test_a_resume_does_without_the_first_weights(source: runs.Run) -> None:
     """A notebook that goes on from an attached folder need not have the pretrained file again."""
     config = configs.load("other.yaml", [f"model.from_run={source.path}"])
 
@@ -79,14 +91,14 @@ def test_weights_of_another_competition_count_as_external(source: runs.Run, comp
     rules = "competition.rules.external_weights=false"
     result = comp("train", "other.yaml", f"model.from_run={source.path}", rules)
     assert result.code == 2
-    assert "external_weights forbids it" in result.err
+    assert "external_weights" in result.err
     assert comp("train", "small.yaml", f"model.from_run={source.path}", rules, "train.epochs=1").code == 0
 
 
 def test_two_origins_of_weights_are_refused(source: runs.Run, comp: Comp) -> None:
     result = comp("train", "other.yaml", f"model.from_run={source.path}", "model.pretrained=true")
     assert result.code == 2
-    assert "from_run and pretrained both say" in result.err
+    assert "from_run and pretrained" in result.err
 
 
 @pytest.mark.parametrize("classifier", ["linear_svm", "knn", "logistic"])
@@ -114,7 +126,7 @@ def test_a_probe_is_scored_and_stored_like_a_run(
         (["--classifier", "knn", "--k", "100000"], "--k: expected at most 128"),
     ],
 )
-def test_a_bad_probe_is_told(source: runs.Run, comp: Comp, arguments: list[str], message: str) -> None:
+def test_a_bad_probe_is_refused(source: runs.Run, comp: Comp, arguments: list[str], message: str) -> None:
     result = comp("probe", source.path, *arguments)
     assert result.code == 2
     assert message in result.err
@@ -126,12 +138,12 @@ def test_layer_decay_and_multipliers_hold_layers_back(workplace: Path, comp: Com
     plain = ["model.args={}", "train.epochs=1", "train.precision=fp32", "competition.ood_validation.severities=[]"]
     for name, more in (("whole", []), ("decayed", slow[:1]), ("fixed", ["optim.multipliers={'layer*': 0}"])):
         assert comp("train", "small.yaml", *slow[1:], *plain, *more, "--runs", name).code == 0
-    found = {
+    weights = {
         name: tensors(runs.list_runs(Path(name))[0], "final.safetensors") for name in ("whole", "decayed", "fixed")
     }
 
     def moved(name: str, tensor: str) -> float:
         """Return how far a tensor is from that of the run whose layers stood still."""
-        return float(np.abs(found[name][tensor] - found["fixed"][tensor]).max())
+        return float(np.abs(weights[name][tensor] - weights["fixed"][tensor]).max())
 
     assert moved("whole", "inner.layer1.0.conv1.weight") > 100 * moved("decayed", "inner.layer1.0.conv1.weight") > 0

@@ -1,4 +1,4 @@
-"""The verbs, a module for each group of them: thin, and without torch until one of them runs."""
+"""The commands, one module a group; they load torch only when they run."""
 
 import contextlib
 import gc
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Import without looking for garbage among modules, which all stay: a tenth of what importing torch takes."""
+    """Import without garbage collection, which takes a tenth of importing torch and frees nothing."""
     collects = gc.isenabled()
     gc.disable()
     try:

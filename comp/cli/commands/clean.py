@@ -1,45 +1,45 @@
-"""`comp clean`: what complete runs no longer need."""
+"""`comp clean`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comp.cli.commands.options import RUNS, AsJson, expanded
+from comp.cli.commands.options import RUNS, AsJson, expand_path
 
 if TYPE_CHECKING:
     from comp.workflows.clean import Cleaned
 
-_SHOWN = 5  # notes on what is left alone
+_LISTED = 5  # skipped paths
 
 
 def clean(
     runs: Annotated[
-        Path, typer.Argument(metavar="RUNS", help="The folder that the runs are in, or a run's.", callback=expanded)
+        Path, typer.Argument(metavar="RUNS", help="Folder of runs, or one run's.", callback=expand_path)
     ] = RUNS,
-    older: Annotated[str | None, typer.Option(help="Only runs in which no file has changed for 12h, 7d, ...")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would go, and remove nothing.")] = False,
+    older: Annotated[str | None, typer.Option(help="Only clean runs unchanged for 12h, 7d, ...")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed; remove nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what complete runs no longer need, and tell what that freed.
+    """Remove files that complete runs no longer need.
 
-    Of complete runs: state.pt (unless train.keep_state is set), blocks of
-    predictions that are stored whole, W&B's files that are marked as uploaded.
+    From complete runs: state.pt (unless train.keep_state is set), partial blocks
+    of finished predictions, W&B files that are marked as uploaded.
 
-    Of all runs: temporary files that killed processes left an hour ago or more.
+    From all runs: temporary files of killed processes, after an hour.
 
-    With --older: runs that ended before their first epoch, an hour ago or
-    more, and so hold no weights, checkpoint, history or predictions.
+    With --older: runs that ended before their first epoch, after an hour. They
+    have no weights, checkpoint, history or predictions.
 
-    All else stays: weights, predictions, scores, curves, other interrupted
-    runs, your own files, links, and runs that a process is writing.
+    Never removes weights, predictions, scores, curves, other interrupted runs,
+    your own files, links, or runs that a process is writing.
 
     Example: comp clean runs --older 7d --dry-run
     """
     from comp.cli import console
-    from comp.workflows import clean as cleaning
+    from comp.workflows.clean import clean
 
-    done = cleaning.clean(runs, older=_seconds(older) if older is not None else None, dry_run=dry_run)
+    done = clean(runs, older=_seconds(older) if older is not None else None, dry_run=dry_run)
     if as_json:
         console.print_json(
             {
@@ -75,17 +75,17 @@ def _print(done: "Cleaned", runs: Path, *, dry_run: bool) -> None:
     if kinds:
         rows = [[what, f"{len(sizes):,}", _mib(sum(sizes))] for what, sizes in sorted(kinds.items())]
         console.print_table(["what", "count", "MiB"], rows, folded={"what": 16})
-    told = f"would free {_mib(done.bytes)} MiB; nothing is removed" if dry_run else f"freed {_mib(done.bytes)} MiB"
-    console.print_line(f"{runs}: {told if kinds else 'nothing to clean'}")
+    summary = f"would free {_mib(done.bytes)} MiB; nothing is removed" if dry_run else f"freed {_mib(done.bytes)} MiB"
+    console.print_line(f"{runs}: {summary if kinds else 'nothing to clean'}")
     if done.unbegun:
-        console.print_note(f"note: {_runs(done.unbegun)} ended before the first epoch; --older 7d removes such, too")
+        console.print_note(f"note: {_runs(done.unbegun)} ended before the first epoch; remove them with --older 7d")
     if done.unfinished:
         first = done.unfinished[0]
-        console.print_note(f"note: {_runs(done.unfinished)} not complete; to go on: comp run --resume {first}")
-    for path, reason in done.left[:_SHOWN]:
-        console.print_note(f"left alone: {reason if reason.startswith(str(path)) else f'{path}: {reason}'}")
-    if len(done.left) > _SHOWN:
-        console.print_note(f"left alone: {len(done.left) - _SHOWN:,} more; --json names them")
+        console.print_note(f"note: {_runs(done.unfinished)} not complete; continue with: comp run --resume {first}")
+    for path, reason in done.left[:_LISTED]:
+        console.print_note(f"skipped: {reason if reason.startswith(str(path)) else f'{path}: {reason}'}")
+    if len(done.left) > _LISTED:
+        console.print_note(f"skipped: {len(done.left) - _LISTED:,} more; list them with --json")
 
 
 def _mib(size: int) -> str:

@@ -22,12 +22,12 @@ def show(config: ConfigPath, overrides: Overrides = None) -> None:
 def check(
     config: ConfigPath,
     overrides: Overrides = None,
-    data: Annotated[
-        bool, typer.Option("--data", help="Also open the data, as `comp run` would, and build the model for them.")
-    ] = False,
+    data: Annotated[bool, typer.Option("--data", help="Also open the data and build the model.")] = False,
     runs: RunsRoot = RUNS,
 ) -> None:
-    """Refuse what `comp run` would refuse before its first step: keys, types, names, ranges and rules.
+    """Check a config: keys, types, names, ranges and rules.
+
+    Makes every check that `comp run` makes before its first step.
 
     Example: comp config check configs/quickstart.yaml --data
     """
@@ -50,11 +50,11 @@ def check(
                 dataset = build.open_data(loaded, progress)
                 console.print_notes(dataset)
                 build.ready_model(loaded, dataset)
-    console.print_line(f"{config}: good (config hash {configs.fingerprint(loaded)})")
+    console.print_line(f"{config}: valid (config hash {configs.fingerprint(loaded)})")
 
 
 def schema() -> None:
-    """Print the JSON schema of a config file, for editors.
+    """Print the JSON schema of configs, for your editor.
 
     Example: comp config schema > comp.schema.json
     """

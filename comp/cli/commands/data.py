@@ -10,14 +10,14 @@ from comp.cli.commands.options import AsJson, ConfigPath, Overrides
 
 
 class CleanSplit(StrEnum):
-    """Which clean split is corrupted."""
+    """A clean split to corrupt."""
 
     val = "val"
     test = "test"
 
 
 def prepare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Find or download everything that a config needs, and verify it.
+    """Find or download a config's data, and verify them.
 
     Example: comp data prepare configs/cifar100-ood/transfer.yaml
     """
@@ -35,12 +35,14 @@ def show(
     config: ConfigPath,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where the PNGs land; runs/data/COMPETITION by default.", metavar="DIR")
+        Path | None, typer.Option(help="Folder of the PNGs. Default: runs/data/COMPETITION.", metavar="DIR")
     ] = None,
-    augment: Annotated[bool, typer.Option("--augment", help="Draw the images as training sees them, too.")] = False,
+    augment: Annotated[bool, typer.Option("--augment", help="Also draw the images as training sees them.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show counts, sizes, channel statistics and labels of a config's data, and draw them.
+    """Describe a config's data and draw some images.
+
+    Prints counts, sizes, channel statistics and labels.
 
     Example: comp data show configs/quickstart.yaml augment.policy=randaugment --augment
     """
@@ -66,10 +68,15 @@ def show(
 def check(
     config: ConfigPath,
     overrides: Overrides = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on where files cannot be read; count them.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Skip files that cannot be read, and count them.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look for duplicates, leaks, label conflicts and lopsided classes; exit 2 where training would mislead.
+    """Check your data before training.
+
+    Finds duplicates, leaks, label conflicts and imbalanced classes. Exits with 2
+    if scores would mislead.
 
     Example: comp data check configs/quickstart.yaml
     """
@@ -84,7 +91,7 @@ def check(
         dataset = inspection.open_clean(loaded, progress)
         findings = quality.find_problems(dataset, skip_bad=skip_bad or loaded.data.skip_bad, progress=progress)
     if as_json:
-        console.print_json([asdict(found) for found in findings])
+        console.print_json([asdict(finding) for finding in findings])
     else:
         console.print_findings(findings)
         console.print_notes(dataset)
@@ -95,16 +102,18 @@ def corrupt(
     config: ConfigPath,
     overrides: Overrides = None,
     *,
-    split: Annotated[CleanSplit, typer.Option(help="The clean images.")],
-    out: Annotated[Path, typer.Option(help="A new folder, or one that this command has begun.", metavar="DIR")],
-    count: Annotated[int, typer.Option(min=0, help="Images in each block: a stratified sample; 0 for all.")] = 0,
-    severities: Annotated[str, typer.Option(help="Such as 1-5 or 1,3,5.")] = "1-5",
+    split: Annotated[CleanSplit, typer.Option(help="Clean split to corrupt.")],
+    out: Annotated[Path, typer.Option(help="New folder, or one to continue.", metavar="DIR")],
+    count: Annotated[int, typer.Option(min=0, help="Images per block, a stratified sample; 0: all.")] = 0,
+    severities: Annotated[str, typer.Option(help="For example 1-5 or 1,3,5.")] = "1-5",
     only: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Corruptions or families (noise, blur, ...); repeatable.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write corrupted copies of a split as distortionNN.npy with a manifest; goes on where it was stopped.
+    """Write corrupted copies of a split as distortionNN.npy.
+
+    Adds a manifest. Run it again to continue after an interruption.
 
     Example: comp data corrupt configs/quickstart.yaml --split test --out data/ood --only noise --only fog
     """
@@ -116,15 +125,21 @@ def corrupt(
 
     loaded = configs.load(config, overrides or [])
     names = suite.named(only, "--only") if only else DISTORTIONS
-    wanted = export.parse_severities(severities)
+    levels = export.parse_severities(severities)
     with console.bars() as progress:
         dataset = inspection.open_clean(loaded, progress)
         paths = export.write_suite(
-            export.clean_split(dataset, split.value), out, seed=loaded.data.split_seed,
-            made_of={"data": loaded.data.source}, names=names, severities=wanted, count=count,
-            task=dataset.competition.task, progress=progress,
-        )  # fmt: skip
+            export.clean_split(dataset, split.value),
+            out,
+            seed=loaded.data.split_seed,
+            made_of={"data": loaded.data.source},
+            names=names,
+            severities=levels,
+            count=count,
+            task=dataset.competition.task,
+            progress=progress,
+        )
     if as_json:
         console.print_json({"folder": str(out), "files": [str(path) for path in paths]})
         return
-    console.print_line(f"{len(paths)} files of {len(wanted)} severities, manifest.json and corruptions.png in {out}")
+    console.print_line(f"{len(paths)} files of {len(levels)} severities, manifest.json and corruptions.png in {out}")

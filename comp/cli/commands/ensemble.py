@@ -15,7 +15,7 @@ from comp.cli.commands.options import (  # fmt: skip
     RunsRoot,
     Views,
     ViewsFor,
-    opened_runs,
+    open_runs,
 )
 
 if TYPE_CHECKING:
@@ -28,18 +28,18 @@ def ensemble(
         list[str],
         typer.Argument(
             metavar="RUN... [KEY=VALUE]",
-            help="Run folders, two or more, ensembles too; then where their data lie now: data.root=DIR.",
+            help="Two or more runs; ensembles too. If their data have moved: data.root=DIR.",
         ),
     ],
     method: Annotated[
-        str, typer.Option(help="mean, geometric, rank, weighted, greedy or stack of predictions; soup of weights.")
+        str,
+        typer.Option(help="mean, geometric, rank, weighted, greedy or stack (of predictions), or soup (of weights)."),
     ] = "mean",
     select_on: Annotated[
-        str | None, typer.Option("--select-on", help="val or ood_val: where weights are fitted; by default shifted.")
+        str | None,
+        typer.Option("--select-on", help="Fit member weights on val or ood_val. Default: ood_val if there is one."),
     ] = None,
-    folds: Annotated[
-        int | None, typer.Option(min=2, help="Folds of its images that honest scores are made of; by default 5.")
-    ] = None,
+    folds: Annotated[int | None, typer.Option(min=2, help="Folds of the cross-fitted scores. Default: 5.")] = None,
     views: Views = None,
     views_for: ViewsFor = None,
     adapt: Adapt = None,
@@ -50,7 +50,7 @@ def ensemble(
     runs: RunsRoot = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Combine trained runs into one that is scored, stored and submitted like any other.
+    """Combine runs into one that is scored and submitted.
 
     Example: comp ensemble runs/quickstart/20260101-120000-quickstart runs/quickstart/20260101-130000-quickstart
     """
@@ -59,14 +59,18 @@ def ensemble(
     from comp.runtime.errors import ConfigError
 
     if method == "soup" and folds is not None:
-        raise ConfigError("--folds: a soup is one set of weights, and nothing of it is fitted on folds; leave it out")
-    given = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
-    trained = opened_runs(words)
+        raise ConfigError("--folds: a soup is one set of weights and is not fitted on folds; leave it out")
+    overrides = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
+    trained = open_runs(words)
     with console.bars() as progress:
         shared: dict[str, Any] = {
-            "select_on": select_on, "given": given, "runs_root": runs, "output": output, "force": force,
+            "select_on": select_on,
+            "given": overrides,
+            "runs_root": runs,
+            "output": output,
+            "force": force,
             "progress": progress,
-        }  # fmt: skip
+        }
         if method == "soup":
             result = soup.soup(trained, **shared)
         else:
@@ -79,7 +83,7 @@ def ensemble(
 
 
 def _print_gain(result: "Run") -> None:
-    """Print the members, how often they disagree, and what the ensemble gains over the best of them."""
+    """Print the members, how often they disagree, and the ensemble's gain over the best of them."""
     from comp.cli import console
     from comp.ensembles import combine
 
@@ -88,20 +92,18 @@ def _print_gain(result: "Run") -> None:
     compared = combine.comparison(result)
     if compared is None:
         return
-    own_column = compared.metric not in ("accuracy", "log_loss")
-    columns = ("accuracy", *((compared.metric,) if own_column else ()), "log_loss")
+    metric_column = compared.metric not in ("accuracy", "log_loss")
+    columns = ("accuracy", *((compared.metric,) if metric_column else ()), "log_loss")
     numbers = range(1, len(compared.members) + 1)
-    rows = [
-        (
-            f"{number} {row.name}", "" if row.weight is None else f"{row.weight:.3f}", *_scores(row, own_column),
-            *(f"{share:.3f}" for share in compared.disagreement[number - 1]),
-        )
-        for number, row in enumerate(compared.members, 1)
-    ]  # fmt: skip
+    rows: list[tuple[str, ...]] = []
+    for number, row in enumerate(compared.members, 1):
+        weight = "" if row.weight is None else f"{row.weight:.3f}"
+        shares = [f"{share:.3f}" for share in compared.disagreement[number - 1]]
+        rows.append((f"{number} {row.name}", weight, *_scores(row, metric_column), *shares))
     held_out = {"best single": compared.best_single, "ensemble": compared.ensemble}
     blank = ("",) * len(compared.members)
-    rows += [(f"{name}, held-out folds", "", *_scores(row, own_column), *blank) for name, row in held_out.items()]
-    title = f"{compared.split}: {compared.images:,} rows; ≠n: share of rows on which it disagrees with member n"
+    rows += [(f"{name}, held-out folds", "", *_scores(row, metric_column), *blank) for name, row in held_out.items()]
+    title = f"{compared.split}: {compared.images:,} rows; ≠n: share of rows that differ from member n"
     differing = [f"≠{number}" for number in numbers]
     heads = ("member", "weight", *columns, *differing)
     console.print_table(heads, rows, title=title, folded={"member": 16}, drop=[*reversed(differing), "weight"])
@@ -110,7 +112,7 @@ def _print_gain(result: "Run") -> None:
 
 
 def _gains(compared: "Comparison") -> list[str]:
-    """Return what the ensemble gains, in accuracy and in the competition's metric where that is another."""
+    """Return the ensemble's gain in accuracy, and in the competition's metric if it is another."""
     title, folds = "gain over the best single member", f"over {compared.folds} folds"
     points = f"{100 * compared.gain:+.2f} points (standard error {100 * compared.gain_error:.2f} {folds})"
     if compared.metric == "accuracy":
@@ -123,6 +125,6 @@ def _gains(compared: "Comparison") -> list[str]:
     ]
 
 
-def _scores(row: "EnsembleRow", own_column: bool) -> tuple[str, ...]:
-    values = (row.accuracy, *((row.metric,) if own_column else ()), row.loss)
+def _scores(row: "EnsembleRow", metric_column: bool) -> tuple[str, ...]:
+    values = (row.accuracy, *((row.metric,) if metric_column else ()), row.loss)
     return tuple(f"{value:.4f}" for value in values)

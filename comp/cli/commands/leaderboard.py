@@ -10,28 +10,28 @@ from comp.cli.commands.options import RUNS, AsJson, RunsRoot
 if TYPE_CHECKING:
     from comp.results.leaderboard import LeaderboardRow
 
-    pass
-
 
 def leaderboard(
     context: typer.Context,
-    competition: Annotated[str | None, typer.Option(help="Only this competition's runs.")] = None,
+    competition: Annotated[str | None, typer.Option(help="List only this competition's runs.")] = None,
     sort: Annotated[
-        str, typer.Option(help="Column; auto: the metric on shifted validation where most have it.")
+        str, typer.Option(help="Column to sort by; auto: the metric on shifted validation, if most runs have it.")
     ] = "auto",
-    group_by: Annotated[str | None, typer.Option(help="A line for each model, device, variant, ... instead.")] = None,
+    group_by: Annotated[str | None, typer.Option(help="Print one line per model, device, variant, ...")] = None,
     since: Annotated[
-        str | None, typer.Option(help="Only runs started since: 2026-01-31, 2026-01-31T12:00, 12h, 7d, 2w.")
+        str | None, typer.Option(help="List only runs started since 2026-01-31, 2026-01-31T12:00, 12h, 7d or 2w.")
     ] = None,
-    top: Annotated[int, typer.Option(min=0, help="Rows of the table in the terminal; 0 for all.")] = 100,
+    top: Annotated[int, typer.Option(min=0, help="Rows to print in the table; 0: all.")] = 100,
     runs: RunsRoot = RUNS,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print every row and column as CSV.")] = False,
     as_md: Annotated[bool, typer.Option("--md", help="Print every row and column as a Markdown table.")] = False,
-    sync: Annotated[bool, typer.Option("--sync", help="Upload to W&B what was kept offline.")] = False,
-    push: Annotated[bool, typer.Option("--push", help="Put the table into W&B, and each run's rank.")] = False,
+    sync: Annotated[bool, typer.Option("--sync", help="Upload runs saved offline to W&B.")] = False,
+    push: Annotated[bool, typer.Option("--push", help="Send the table and each run's rank to W&B.")] = False,
 ) -> None:
-    """List complete runs, best first, and tell what their differences mean.
+    """List complete runs, best first, and test their differences.
+
+    Use --competition for an analysis of which differences are significant.
 
     Example: comp leaderboard --competition quickstart --sort val_accuracy
     """
@@ -43,7 +43,7 @@ def leaderboard(
     from comp.runtime.errors import ConfigError, RunError
 
     if as_json + as_csv + as_md > 1:
-        raise ConfigError("--json, --csv and --md: one of them at a time")
+        raise ConfigError("--json, --csv and --md: give only one of them")
     if group_by and push:
         raise ConfigError("--group-by and --push: runs are pushed, not groups; leave one of them out")
     damaged: list[RunError] = []
@@ -58,39 +58,39 @@ def leaderboard(
         lines = [{heads.get(name, name): value for name, value in row.cells().items()} for row in rows]
         console.print_spelled(lines, [heads.get(name, name) for name in board.COLUMNS], spelling)
     else:
-        one = len({row.competition for row in rows}) == 1
-        told = analysis.analyze_leaderboard(rows, sort) if one else analysis.silent(rows)
-        console.print_leaderboard(rows, told, runs, top, sort)
-        if rows and not one:
-            console.print_line("of several competitions; one of them, with --competition, can be told more of")
+        same_competition = len({row.competition for row in rows}) == 1
+        notes = analysis.analyze_leaderboard(rows, sort) if same_competition else analysis.silent(rows)
+        console.print_leaderboard(rows, notes, runs, top, sort)
+        if rows and not same_competition:
+            console.print_line("several competitions; use --competition NAME for analysis")
     if damaged:
         count = f"{len(damaged):,} run{'s' * (len(damaged) != 1)}"
         console.print_note(f"note: {count} left out, first {damaged[0]}")
-    _tell(rows, runs, sort, sync=sync, push=push)
+    _update_wandb(rows, runs, sort, sync=sync, push=push)
 
 
 def record(
-    submission: Annotated[Path, typer.Argument(metavar="CSV", help="A submission that comp has written.")],
-    public: Annotated[float | None, typer.Option(help="Its score on the public leaderboard.")] = None,
-    private: Annotated[float | None, typer.Option(help="Likewise on the private one, when it is shown.")] = None,
+    submission: Annotated[Path, typer.Argument(metavar="CSV", help="Submission written by comp.")],
+    public: Annotated[float | None, typer.Option(help="Score on the public leaderboard.")] = None,
+    private: Annotated[float | None, typer.Option(help="Score on the private leaderboard.")] = None,
     public_share: Annotated[
-        float, typer.Option("--public-share", help="Share of the rows that the public leaderboard counts.")
+        float, typer.Option("--public-share", help="Share of the rows that the public score counts.")
     ] = 1.0,
     as_json: AsJson = False,
 ) -> None:
-    """Record what a submission has scored, beside it and with its run.
+    """Record a submission's score, beside it and with its run.
 
     Example: comp leaderboard record submissions/quickstart.csv --public 0.573 --public-share 0.3
     """
     from comp.cli import console
     from comp.submission import scores
 
-    found = scores.record_submission(submission, public=public, private=private, public_share=public_share)
+    record = scores.record_submission(submission, public=public, private=private, public_share=public_share)
     if as_json:
-        console.print_json(found.model_dump())
+        console.print_json(record.model_dump())
         return
-    shown = {"public": found.public, "private": found.private}
-    scored = [f"{name} {score:.4f}" for name, score in shown.items() if score is not None]
+    both = {"public": record.public, "private": record.private}
+    scored = [f"{name} {score:.4f}" for name, score in both.items() if score is not None]
     console.print_line(f"{submission}: {', '.join(scored)}, recorded")
 
 
@@ -110,8 +110,8 @@ def _print_groups(rows: "list[LeaderboardRow]", by: str, sort: str, spelling: st
         console.print_groups(groups, by, rows, sort)
 
 
-def _tell(rows: "list[LeaderboardRow]", root: Path, sort: str, *, sync: bool, push: bool) -> None:
-    """Bring the table and what was kept offline to W&B; what is said of it is no part of the listing."""
+def _update_wandb(rows: "list[LeaderboardRow]", root: Path, sort: str, *, sync: bool, push: bool) -> None:
+    """Push the table to W&B and upload offline runs; print to stderr, apart from the listing."""
     if not (sync or push):
         return
     from comp.cli import console

@@ -12,13 +12,15 @@ if TYPE_CHECKING:
 
 
 def models(
-    pattern: Annotated[str, typer.Argument(help="Names to list; `*` stands for anything.")] = "*",
-    size: Annotated[int, typer.Option(help="Image side in pixels that costs are counted at.")] = 32,
-    channels: Annotated[int, typer.Option(help="3 for colour, 1 for grey.")] = 3,
+    pattern: Annotated[str, typer.Argument(help="Names to list; `*` matches anything.")] = "*",
+    size: Annotated[int, typer.Option(help="Image side in pixels, for the costs.")] = 32,
+    channels: Annotated[int, typer.Option(help="Image channels: 3 for colour, 1 for grey.")] = 3,
     weights: Annotated[Path, typer.Option(help="Folder of weights files.")] = Path("data/weights"),
     as_json: AsJson = False,
 ) -> None:
-    """List models that `model.name` takes, with their costs: with the CIFAR stem where the family has one.
+    """List models for `model.name` and their costs.
+
+    Costs are counted with the CIFAR stem if the family has one.
 
     Example: comp models 'resnet1*' --size 32
     """
@@ -26,17 +28,17 @@ def models(
     from comp.models import zoo
 
     rows = zoo.list_models(pattern, weights_folder=weights)
-    counted = {}
+    costs = {}
     if len(rows) <= console.MOST_COUNTED_MODELS:
         with console.bars() as progress:
             for row in rows:
-                counted[row.name] = _costs(row, (channels, size, size))
-                progress("counting", len(counted), len(rows), "models")
-    console.print_models(rows, counted, as_json)
+                costs[row.name] = _costs(row, (channels, size, size))
+                progress("counting", len(costs), len(rows), "models")
+    console.print_models(rows, costs, as_json)
 
 
 def _costs(row: "Listed", image_shape: tuple[int, int, int]) -> "Costs | None":
-    """Return what a model costs, None where it is too deep for such images."""
+    """Return a model's costs; None if it is too deep for such images."""
     from comp.models import zoo
 
     try:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comp.cli.commands.options import (  # fmt: skip
+from comp.cli.commands.options import (
     RUNS,
     Adapt,
     AdaptPer,
@@ -18,13 +18,16 @@ from comp.cli.commands.options import (  # fmt: skip
     RunWords,
     Views,
     ViewsFor,
-    opened_run,
-    opened_runs,
+    open_one_run,
+    open_runs,
 )
 
 if TYPE_CHECKING:
-    from comp.results.run_metrics import SplitScores
-    from comp.workflows.predict import Predicted
+    from comp.results.run_metrics import AccuracyEstimate, SplitScores
+    from comp.results.runs import Run
+    from comp.runtime.progress import Progress
+    from comp.workflows.load import LoadedRun
+    from comp.workflows.predict import PredictResult
 
 
 def predict(
@@ -32,7 +35,7 @@ def predict(
         list[str],
         typer.Argument(
             metavar="RUN... [KEY=VALUE]",
-            help="Run folders, one CSV each; then where their data lie now: data.root=DIR.",
+            help="Run folders; each gets its own CSV. If their data have moved: data.root=DIR.",
         ),
     ],
     views: Views = None,
@@ -42,90 +45,113 @@ def predict(
     alpha: Alpha = None,
     split: Annotated[
         str | None,
-        typer.Option("--split", help="Of the run's data: suite (the default), or val, ood_val or test, scored only."),
+        typer.Option("--split", help="Predict suite (default), or only score val, ood_val or test."),
     ] = None,
     suite: Annotated[
-        Path | None, typer.Option("--suite", metavar="DIR", help="Instead: any folder of distortionNN.npy.")
+        Path | None, typer.Option("--suite", metavar="DIR", help="Predict a folder of distortionNN.npy instead.")
     ] = None,
     images: Annotated[
         list[str] | None,
         typer.Option(
             "--images",
             metavar="PATH",
-            help="Instead: any images, as a table of labels. A file, a folder, a .zip, a glob, a CSV or text of paths, "
-            "or a .npy; repeatable. The run's data need not be there.",
+            help="Predict any images instead, into a table of labels: a file, folder, .zip, glob, CSV or text of "
+            "paths, or .npy. Repeatable. The run's data are not needed.",
         ),
     ] = None,
-    severities: Annotated[int, typer.Option(min=1, help="With --suite: severities stacked in each file.")] = 5,
+    severities: Annotated[int, typer.Option(min=1, help="With --suite: severities in each file.")] = 5,
     device: Device = None,
     output: Output = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Predict the suite with trained runs and write a submission for each; or a split, another suite, or any images.
+    """Predict with trained runs and write a submission for each.
 
-    Example: comp predict runs/quickstart/20260101-120000-quickstart --views flip --adapt bn
+    Predicts the competition's suite, or a split, another suite, or any images.
+
+    Example: comp predict runs/quickstart/20260101-120000-quickstart --views flip
     """
     from comp.cli import console
-    from comp.inference import tables
     from comp.inference.inputs import PredictInput
     from comp.runtime.errors import SubmissionError
     from comp.submission import write
-    from comp.workflows import predict as predicting
+    from comp.workflows.load import load_for_input
+    from comp.workflows.predict import options_for, predict_input, scores_of
 
-    wanted = PredictInput(split, suite, images or None)
-    opened = opened_runs(words)
-    if output and (len(opened) > 1 or split not in (None, "suite")):
+    source = PredictInput(split, suite, images or None)
+    runs, submits = open_runs(words), split in (None, "suite")
+    if output and (len(runs) > 1 or not submits):
         raise SubmissionError(
-            "-o names one file, and several runs, or a split that is not submitted, were given; leave it out"
+            "-o names one file, but there are several runs, or a split that is not submitted; leave -o out"
         )
     if output and not images:
         write.demand_free(output, force=force)
-    given = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
+    overrides = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
     written: dict[str, Any] = {}
-    for run in opened:
-        path = output
-        if images:
-            path = path or tables.free_path(run.config().competition.name)
-            tables.demand_free(path, force=force)
+    for run in runs:
+        table = _table_path(run, output, force=force) if images else None
         with console.bars() as progress:
-            loaded = predicting.load_for(run, wanted, progress, device=device or "")
+            loaded = load_for_input(run, source, progress, device=device or "")
             if loaded.note and not as_json:
                 console.print_note(loaded.note)
-            variant = predicting.variant_for(loaded, given)
-            predicted = predicting.predict_input(loaded, wanted, progress, variant=variant, severities=severities)
-            if images:
-                assert path is not None
-                written[str(run.path)] = _written(path, predicted, as_json)
+            options = options_for(loaded, overrides)
+            predicted = predict_input(loaded, source, progress, options=options, severities=severities)
+            if table is not None:
+                written[str(run.path)] = _write_table(table, predicted, as_json)
                 continue
-            result: str | SplitScores | None = predicting.score(loaded, predicted.found)
-            expected = None
-            if split in (None, "suite"):
-                expected = predicting.estimate_accuracy(loaded, predicted.found, predicted.name, progress)
-                path = path or predicting.default_submission(loaded.config)
-                result = str(predicting.submit(loaded, predicted.found, path, force=force, blocks=predicted.blocks))
+            estimate: AccuracyEstimate | None = None
+            result: SplitScores | str | None
+            if submits:
+                estimate, result = _write_submission(loaded, predicted, output, force, progress)
+            else:
+                result = scores_of(predicted.predictions, loaded.competition.metric)
         written[str(run.path)] = result if isinstance(result, str) else result.model_dump() if result else {}
         if not as_json:
-            console.print_prediction(run, predicted.found, result, expected)
+            console.print_prediction(run, predicted.predictions, result, estimate)
     if as_json:
         console.print_json(written)
 
 
-def _written(path: Path, predicted: "Predicted", as_json: bool) -> dict[str, Any]:
-    """Write and print the table of predicted images; return where it lies and what it holds."""
+def _write_submission(
+    loaded: "LoadedRun", predicted: "PredictResult", output: Path | None, force: bool, progress: "Progress"
+) -> "tuple[AccuracyEstimate | None, str]":
+    """Write the submission of a suite; return its estimated accuracy and the CSV's path."""
+    from comp.workflows.checks import default_submission
+    from comp.workflows.predict import estimate_accuracy, write_run_submission
+
+    rows, counts = predicted.predictions, loaded.training_counts
+    estimate = estimate_accuracy(loaded, rows, predicted.name, progress)
+    path = output or default_submission(loaded.config)
+    write_run_submission(loaded.run, rows, predicted.competition, path, training_counts=counts, force=force)
+    return estimate, str(path)
+
+
+def _table_path(run: "Run", output: Path | None, *, force: bool) -> Path:
+    """Return where the table of predicted images is written."""
+    from comp.inference import tables
+
+    path = output or tables.free_path(run.config().competition.name)
+    tables.demand_free(path, force=force)
+    return path
+
+
+def _write_table(path: Path, predicted: "PredictResult", as_json: bool) -> dict[str, Any]:
+    """Write and print the table of predicted images; return its paths and rows."""
     from comp.cli import console
     from comp.inference import tables
 
-    tables.write(path, predicted.found)
-    header, rows = tables.table(predicted.found)
+    tables.write(path, predicted.predictions)
+    header, rows = tables.table(predicted.predictions)
     if not as_json:
         for note in predicted.notes:
             console.print_note(note)
         console.print_answers(header, rows, path)
     return {
-        "csv": str(path), "predictions": str(path.with_suffix(".npz")), "notes": list(predicted.notes),
+        "csv": str(path),
+        "predictions": str(path.with_suffix(".npz")),
+        "notes": list(predicted.notes),
         "rows": [dict(zip(header, row, strict=True)) for row in rows],
-    }  # fmt: skip
+    }
 
 
 def evaluate(
@@ -136,56 +162,56 @@ def evaluate(
     adapt_per: AdaptPer = None,
     alpha: Alpha = None,
     baseline: Annotated[
-        Path | None, typer.Option("--baseline", metavar="RUN", help="Tell the mean corruption error relative to it.")
+        Path | None,
+        typer.Option("--baseline", metavar="RUN", help="Compute the mean corruption error relative to this run."),
     ] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a run on the clean labelled test split, and diagnose all that it predicted and has labels for.
+    """Score a run on the test and diagnose its predictions.
 
-    Ensembles and probes, which have no weights, are diagnosed from their stored predictions.
+    Ensembles and probes have no weights: their stored predictions are diagnosed.
 
-    Example: comp evaluate runs/quickstart/20260101-120000-quickstart --views flip
+    Example: comp evaluate runs/quickstart/20260101-120000-quickstart
     """
     from comp.cli import console
     from comp.results import runs as run_folders
-    from comp.workflows import evaluate as evaluating
+    from comp.workflows.evaluate import evaluate
 
-    found = opened_run(words)
-    other = run_folders.open_run(baseline) if baseline else None
-    given = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
+    run = open_one_run(words)
+    reference = run_folders.open_run(baseline) if baseline else None
+    overrides = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
     with console.bars() as progress:
-        values = evaluating.evaluate(found, given, baseline=other, device=device or "", progress=progress)
+        values = evaluate(run, overrides, baseline=reference, device=device or "", progress=progress)
     if as_json:
-        console.print_json({**found.metrics().to_json(), "evaluation": values})
+        console.print_json({**run.metrics().to_json(), "evaluation": values})
         return
-    console.print_summary(found, found.metrics())
+    console.print_summary(run, run.metrics())
     console.print_evaluation(values)
 
 
 def probe(
     words: RunWords,
     classifier: Annotated[str, typer.Option(help="linear_svm, knn or logistic.")] = "linear_svm",
-    k: Annotated[int | None, typer.Option("--k", help="Neighbours, for knn; 5 by default.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="Probe these data instead of the run's own.")] = None,
+    k: Annotated[int | None, typer.Option("--k", help="Neighbours of knn. Default: 5.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Probe this config's data instead.")] = None,
     runs: RunsRoot = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Fit a simple classifier on a trained run's features and score it.
+    """Fit a simple classifier on a run's features and score it.
 
-    Example: comp probe runs/quickstart/20260101-120000-quickstart --classifier knn --k 5
+    Example: comp probe runs/quickstart/20260101-120000-quickstart --classifier knn
     """
     from comp import config as configs
     from comp.cli import console
     from comp.runtime.errors import ConfigError
-    from comp.workflows import probe as probing
+    from comp.workflows.probe import probe
 
     if k is not None and classifier != "knn":
         raise ConfigError(f"--k: counts the neighbours of knn, and {classifier} has none; leave it out")
-    wanted = configs.load(config) if config else None
+    data_config = configs.load(config) if config else None
+    neighbours = 5 if k is None else k
     with console.bars() as progress:
-        found = probing.probe(
-            opened_run(words), name=classifier, k=5 if k is None else k, config=wanted, runs_root=runs,
-            progress=progress,
-        )  # fmt: skip
-    console.print_json(found.metrics().to_json()) if as_json else console.print_summary(found, found.metrics())
+        run = open_one_run(words)
+        result = probe(run, name=classifier, k=neighbours, config=data_config, runs_root=runs, progress=progress)
+    console.print_json(result.metrics().to_json()) if as_json else console.print_summary(result, result.metrics())

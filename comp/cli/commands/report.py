@@ -1,4 +1,4 @@
-"""`comp report`: a page about one run, or about several."""
+"""`comp report`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,14 +13,16 @@ if TYPE_CHECKING:
 
 
 def report(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Runs, or folders of runs: a study's, ...")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The page; replaced.")] = Path("report.html"),
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Runs, or folders of runs such as a study's.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Page to write; an existing one is replaced.")] = Path(
+        "report.html"
+    ),
     baseline: Annotated[
-        Path | None, typer.Option(metavar="RUN|CONFIG", help="What configs are compared to; else the defaults.")
+        Path | None, typer.Option(metavar="RUN|CONFIG", help="Compare configs with this one. Default: the defaults.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one self-contained HTML page about a run, or about several side by side.
+    """Write an HTML page about one run, or several side by side.
 
     Example: comp report runs/quickstart/20260101-120000-quickstart -o report.html
     """
@@ -29,13 +31,13 @@ def report(
     from comp.results import runs as run_folders
 
     run_folders.demand_writable(output)
-    found = reports.find(paths)
-    if len(found) == 1:
-        _evaluate(found[0])
-    text = reports.page(found, baseline=_config(baseline) if baseline else None)
+    runs = reports.find(paths)
+    if len(runs) == 1:
+        _evaluate(runs[0])
+    text = reports.page(runs, baseline=_config(baseline) if baseline else None)
     run_folders.write_atomically(output, text.encode())
-    told = {"page": str(output), "runs": [str(run.path) for run in found]}
-    console.print_json(told) if as_json else console.print_line(str(output))
+    written = {"page": str(output), "runs": [str(run.path) for run in runs]}
+    console.print_json(written) if as_json else console.print_line(str(output))
 
 
 def _config(path: Path) -> "Config":
@@ -46,7 +48,7 @@ def _config(path: Path) -> "Config":
 
 
 def _evaluate(run: "Run") -> None:
-    """Diagnose a run that was not since its last scores; where its data or weights are gone, go on without."""
+    """Diagnose a run again if its scores are newer; without its data or weights, only print a note."""
     from comp.cli import console
     from comp.results import diagnostics
 
@@ -54,10 +56,10 @@ def _evaluate(run: "Run") -> None:
     if stored.is_file() and stored.stat().st_mtime_ns >= (run.path / "metrics.json").stat().st_mtime_ns:
         return
     from comp.runtime.errors import UserError
-    from comp.workflows import evaluate
+    from comp.workflows.evaluate import evaluate
 
     try:
         with console.bars() as progress:
-            evaluate.evaluate(run, progress=progress)
+            evaluate(run, progress=progress)
     except UserError as error:
-        console.print_note(f"not evaluated, so the page has no classes and no confusions: {error}")
+        console.print_note(f"not evaluated, so the page has no class scores and no confusion matrix: {error}")

@@ -1,4 +1,4 @@
-"""`comp check`, `comp diff` and `comp submit`: what can be said of a submission's file, and where it goes."""
+"""`comp check`, `comp diff` and `comp submit`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,26 +10,33 @@ from comp.cli.commands.options import AsJson, Overrides
 if TYPE_CHECKING:
     from comp.submission.validate import Verdict
 
-CSVPath = Annotated[Path, typer.Argument(metavar="CSV", help="A submission.")]
-Wanted = Annotated[
+CSVPath = Annotated[Path, typer.Argument(metavar="CSV", help="Submission file.")]
+Format = Annotated[
     Path | None,
-    typer.Option("--format", metavar="CONFIG|SAMPLE", help="A config, or a sample .csv; by default the sidecar's."),
+    typer.Option(
+        "--format",
+        metavar="CONFIG|SAMPLE",
+        help="Take the format from a config or a sample .csv. Default: the sidecar.",
+    ),
 ]
 Against = Annotated[
-    Path | None, typer.Option("--against", metavar="CSV", help="An earlier one that it should resemble.")
+    Path | None, typer.Option("--against", metavar="CSV", help="Earlier submission that it should resemble.")
 ]
 
 
 def check(
-    path: CSVPath, overrides: Overrides = None, wanted: Wanted = None, against: Against = None, as_json: AsJson = False
+    path: CSVPath, overrides: Overrides = None, form: Format = None, against: Against = None, as_json: AsJson = False
 ) -> None:
-    """Check a submission's header, ids, order and labels, and whether its predictions are more than chance.
+    """Check a submission before you send it.
+
+    Checks header, ids, order and labels, and whether the predictions are better
+    than chance.
 
     Example: comp check submissions/quickstart.csv
     """
     from comp.cli import console
 
-    verdict = _judge(path, wanted, overrides or [], against)
+    verdict = _validate(path, form, overrides or [], against)
     if as_json:
         console.print_json(verdict.to_json())
     else:
@@ -43,33 +50,35 @@ def check(
 
 def diff(
     first: CSVPath,
-    second: Annotated[Path, typer.Argument(metavar="OTHER", help="Another one.")],
+    second: Annotated[Path, typer.Argument(metavar="OTHER", help="Submission to compare with.")],
     as_json: AsJson = False,
 ) -> None:
-    """Count the rows on which two submissions differ, block by block.
+    """Count the rows in which two submissions differ.
 
     Example: comp diff submissions/quickstart.csv submissions/quickstart-2.csv
     """
     from comp.cli import console
     from comp.submission import diff as differences
 
-    found = differences.compare(first, second)
+    difference = differences.compare(first, second)
     if as_json:
-        console.print_json(found.to_json())
+        console.print_json(difference.to_json())
         return
-    rows = [(row.block, f"{row.rows:,}", f"{row.differing:,}", _share(row.differing, row.rows)) for row in found.blocks]
-    total = found.total
+    rows = [
+        (row.block, f"{row.rows:,}", f"{row.differing:,}", _share(row.differing, row.rows)) for row in difference.blocks
+    ]
+    total = difference.total
     rows.append(("all", f"{total.rows:,}", f"{total.differing:,}", _share(total.differing, total.rows)))
     console.print_table(
         ("block", "rows", "differing", "share"), rows, title=f"{first} and {second}", folded={"block": 16}
     )
-    for path, count in ((first, found.only_first), (second, found.only_second)):
+    for path, count in ((first, difference.only_first), (second, difference.only_second)):
         if count:
             console.print_line(f"{count:,} ids are only in {path}")
-    if found.moved:
-        console.print_line("ids that both have stand in another order")
-    if found.columns_moved:
-        console.print_line("columns stand in another order")
+    if difference.moved:
+        console.print_line("common ids are in another order")
+    if difference.columns_moved:
+        console.print_line("columns are in another order")
 
 
 def _share(count: int, rows: int) -> str:
@@ -80,29 +89,31 @@ def submit(
     path: CSVPath,
     overrides: Overrides = None,
     *,
-    competition: Annotated[str, typer.Option("--competition", metavar="SLUG", help="As Kaggle's address names it.")],
-    message: Annotated[str, typer.Option("-m", "--message", help="Shown beside the submission.")],
-    wanted: Wanted = None,
+    competition: Annotated[
+        str, typer.Option("--competition", metavar="SLUG", help="Name in the competition's Kaggle URL.")
+    ],
+    message: Annotated[str, typer.Option("-m", "--message", help="Description shown on Kaggle.")],
+    form: Format = None,
     against: Against = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the score.")] = 600.0,
-    force: Annotated[bool, typer.Option("--force", help="Send what is doubtful, or was sent before.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Send despite warnings, or send again.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check a submission, send it to Kaggle, wait for its score and keep that with the run.
+    """Check a submission, send it to Kaggle and record its score.
 
     Example: comp submit submissions/quickstart.csv --competition digit-recognizer --message "first try"
     """
     from comp.cli import console
     from comp.submission import kaggle, kaggle_client
 
-    verdict = _judge(path, wanted, overrides or [], against)
+    verdict = _validate(path, form, overrides or [], against)
     if not force or verdict.problems:
-        verdict.demand(mend="\n  send it nevertheless with --force")
+        verdict.demand(mend="\n  send it anyway with --force")
     with console.bars() as progress:
+        client = kaggle_client.Kaggle
         record = kaggle.send(
-            path, kaggle_client.Kaggle, competition=competition, message=message, wait_seconds=wait, again=force,
-            progress=progress,
-        )  # fmt: skip
+            path, client, competition=competition, message=message, wait_seconds=wait, again=force, progress=progress
+        )
     if as_json:
         console.print_json(record)
         return
@@ -110,27 +121,27 @@ def submit(
     console.print_line(f"{path}: submission {record['reference']}, public score {record['public']}{private}")
 
 
-def _judge(path: Path, wanted: Path | None, overrides: list[str], against: Path | None) -> "Verdict":
+def _validate(path: Path, form: Path | None, overrides: list[str], against: Path | None) -> "Verdict":
     from comp.runtime.errors import ConfigError, SubmissionError
     from comp.submission import check_by_sample, check_content, derive_format, validate
 
     if not path.is_file():
         raise SubmissionError(f"{path}: no such submission")
-    is_config = wanted is not None and wanted.suffix.lower() not in (".csv", ".zip")
+    is_config = form is not None and form.suffix.lower() not in (".csv", ".zip")
     if overrides and not is_config:
-        raise ConfigError(f"override '{overrides[0]}': is laid on a config, and none is given; add --format CONFIG")
+        raise ConfigError(f"override '{overrides[0]}': needs a config; add --format CONFIG")
     training: list[int] = []
     notes: tuple[str, ...] = ()
-    if wanted is None:
+    if form is None:
         expected = validate.format_beside(path)
     elif not is_config:
-        derived = check_by_sample.from_sample(wanted, path)
+        derived = check_by_sample.from_sample(form, path)
         expected, notes = derived.form, derived.doubts
     else:
         from comp import config as configs
         from comp.data.dataset import open_dataset
 
-        dataset = open_dataset(configs.load(wanted, overrides))
+        dataset = open_dataset(configs.load(form, overrides))
         derived = derive_format.derive(dataset.competition)
         expected, notes = derived.form, derived.doubts
         training = check_content.counts(dataset.train.labels, len(dataset.competition.classes))

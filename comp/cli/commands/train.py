@@ -1,13 +1,14 @@
 """`comp run`, `comp train` and `comp lr-find`."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from comp.cli.commands import importing
-from comp.cli.commands.options import (  # fmt: skip
+from comp.cli.commands.options import (
     RUNS,
     Adapt,
     AsJson,
@@ -18,20 +19,18 @@ from comp.cli.commands.options import (  # fmt: skip
     Output,
     Overrides,
     Views,
-    expanded,
+    expand_path,
 )
 
 if TYPE_CHECKING:
     from comp.config import Config
-    from comp.data.dataset import Dataset
     from comp.models.classifier import Classifier
-    from comp.results.run_metrics import RunMetrics
     from comp.results.runs import Run
-    from comp.tracking.tracker import Tracker
-    from comp.training.distributed import SingleProcess
+    from comp.runtime.device import Execution
 
 Resume = Annotated[
-    Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.", callback=expanded)
+    Path | None,
+    typer.Option("--resume", metavar="RUN", help="Resume an interrupted run.", callback=expand_path),
 ]
 
 
@@ -39,10 +38,11 @@ def run(
     config: MaybeConfig = None,
     overrides: Overrides = None,
     rehearse: Annotated[
-        bool, typer.Option("--rehearse", help="Every stage on two batches, in a scratch folder.")
+        bool, typer.Option("--rehearse", help="Run every stage on two batches, in a scratch folder.")
     ] = False,
     like: Annotated[
-        Path | None, typer.Option("--as", metavar="RUN", help="Repeat a run bit for bit on CPU.", callback=expanded)
+        Path | None,
+        typer.Option("--as", metavar="RUN", help="Re-run a finished run (identical on CPU).", callback=expand_path),
     ] = None,
     resume: Resume = None,
     views: Views = None,
@@ -52,54 +52,62 @@ def run(
     runs: MaybeRunsRoot = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train, evaluate, predict, write and check the submission, add a leaderboard row.
+    """Train, score, predict and write a checked submission.
 
     Example: comp run configs/quickstart.yaml
     """
     from comp.runtime.errors import ConfigError
 
-    given = {"predict.views": views, "predict.adapt": adapt}
-    laid_on = [f"{name}={value}" for name, value in given.items() if value is not None]
-    config, overrides, moved = _where_data_lie(config, overrides, resume)
-    _demand_one(config, overrides, {"--resume": resume, "--as": like}, runs)
-    if laid_on and (resume or like):
-        raise ConfigError("--views, --adapt: a run that exists keeps its own; predict it again: comp predict RUN")
+    prediction = {"predict.views": views, "predict.adapt": adapt}
+    prediction_overrides = [f"{name}={value}" for name, value in prediction.items() if value is not None]
+    config, overrides, data_overrides = _split_overrides(config, overrides, resume)
+    _check_sources(config, overrides, {"--resume": resume, "--as": like}, runs)
+    if prediction_overrides and (resume or like):
+        raise ConfigError("--views, --adapt: an existing run keeps its own; predict it again: comp predict RUN")
     if rehearse and (resume or like):
-        raise ConfigError("--rehearse goes through a config's stages; leave --resume and --as out")
-    # Before what loads torch: there may be nothing to do.
-    if resume and output is None and _is_finished(resume, moved, as_json):
+        raise ConfigError("--rehearse runs a config's stages; leave --resume and --as out")
+    # Before torch is loaded: there may be nothing to do.
+    if resume and output is None and _is_finished(resume, data_overrides, as_json):
         return
     with importing():
         from comp import config as configs
         from comp.cli import console
         from comp.results import runs as run_folders
-        from comp.tracking import tracker as trackers
         from comp.training import distributed
-        from comp.workflows import checks, predict
-        from comp.workflows import train as pipeline
-        from comp.workflows.run import finish
+        from comp.workflows import rehearse as rehearsal
+        from comp.workflows.checks import check_output
+        from comp.workflows.run import resume_run, run_config
 
     distributed.refuse("comp run")
-    overrides = [*(overrides or []), *laid_on]
-    with configs.blamed(overrides):
-        wanted = _wanted(config, overrides, resume or like)
-        checks.check_output(wanted, output, force=force)
+    overrides = [*(overrides or []), *prediction_overrides]
+    with configs.blamed(overrides), console.bars() as progress:
+        loaded = run_folders.open_run(existing).config() if (existing := resume or like) else _load(config, overrides)
+        check_output(loaded, output, force=force)
         if rehearse:
-            _rehearse(wanted, runs or RUNS, as_json)
+            stages = rehearsal.rehearse(loaded, progress, runs_root=runs or RUNS)
+            console.print_json([asdict(stage) for stage in stages]) if as_json else console.print_stages(stages)
             return
-    with trackers.opened(wanted.track) as tracker:
         if resume:
-            found = run_folders.open_run(resume, moved)
-            with console.bars() as progress:
-                dataset = predict.opened_data(found, progress)
-                pipeline.resume(
-                    found, dataset=dataset, on_epoch=console.print_epoch, progress=progress, tracker=tracker
-                )
+            result = resume_run(
+                run_folders.open_run(resume, data_overrides),
+                output=output,
+                force=force,
+                on_epoch=console.print_epoch,
+                progress=progress,
+            )
         else:
-            found, dataset = _train(wanted, config, overrides, like, runs or RUNS, distributed.SINGLE_PROCESS, tracker)
-        with console.bars() as progress:
-            scores = finish(found, dataset=dataset, output=output, force=force, progress=progress)
-    _print_end(found, scores, as_json)
+            name, execution = _read_existing(like) if like else (Path(config or "run").stem, None)
+            result = run_config(
+                loaded,
+                name=name,
+                runs_root=runs or RUNS,
+                execution=execution,
+                output=output,
+                force=force,
+                progress=progress,
+                **_printers(),
+            )
+    _print_result(result, as_json)
 
 
 def train(
@@ -109,50 +117,57 @@ def train(
     runs: MaybeRunsRoot = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a config and score it on validation; on several devices under torchrun.
+    """Train a model and score it on validation.
+
+    Start it with torchrun to train on several devices.
 
     Example: comp train configs/quickstart.yaml train.epochs=3
     """
-    config, overrides, moved = _where_data_lie(config, overrides, resume)
-    _demand_one(config, overrides, {"--resume": resume}, runs)
-    if resume and _is_finished(resume, moved, as_json, trained_only=True):
+    config, overrides, data_overrides = _split_overrides(config, overrides, resume)
+    _check_sources(config, overrides, {"--resume": resume}, runs)
+    if resume and _is_finished(resume, data_overrides, as_json, trained_only=True):
         return
     with importing():
+        from comp import config as configs
         from comp.cli import console
         from comp.results import runs as run_folders
         from comp.runtime import signals
         from comp.training import distributed
-        from comp.workflows import train as pipeline
+        from comp.workflows import train as workflow
 
+    root, name = runs or RUNS, Path(config or "run").stem
     with distributed.joined() as team:
-        # The others begin when the leader has read the same: what is wrong with it is told once.
-        wanted = team.main_process_first(
-            lambda: run_folders.open_run(resume, moved).data_config() if resume else _load_one(config, overrides)
+        # The main process reads it first: a mistake in it is reported once.
+        loaded = team.main_process_first(
+            lambda: run_folders.open_run(resume, data_overrides).data_config() if resume else _load(config, overrides)
         )
         if not team.is_main_process:
-            pipeline.follow(wanted, team, resume=resume is not None, runs_root=runs or RUNS, progress=signals.progress)
+            workflow.follow(loaded, team, resume=resume is not None, runs_root=root, progress=signals.progress)
             return
-        if resume:
-            found = run_folders.open_run(resume, moved)
-            with console.bars() as progress:
-                pipeline.resume(found, on_epoch=console.print_epoch, progress=progress, team=team)
-        else:
-            found, _ = _train(wanted, config, overrides or [], None, runs or RUNS, team)
-    _print_end(found, found.metrics(), as_json)
+        with configs.blamed(overrides or []), console.bars() as progress:
+            if resume:
+                result = run_folders.open_run(resume, data_overrides)
+                workflow.resume(result, on_epoch=console.print_epoch, progress=progress, team=team)
+            else:
+                result = workflow.train(loaded, name=name, runs_root=root, progress=progress, team=team, **_printers())
+    _print_result(result, as_json)
 
 
 def lr_find(
     config: ConfigPath,
     overrides: Overrides = None,
-    lowest: Annotated[float, typer.Option("--from", help="The first step's rate.")] = 1e-6,
-    highest: Annotated[float, typer.Option("--to", help="The last step's rate, if the loss holds so long.")] = 10.0,
-    steps: Annotated[int, typer.Option(help="How many steps the range is cut into.")] = 200,
+    lowest: Annotated[float, typer.Option("--from", help="Learning rate of the first step.")] = 1e-6,
+    highest: Annotated[float, typer.Option("--to", help="Learning rate of the last step.")] = 10.0,
+    steps: Annotated[int, typer.Option(help="Number of steps between them.")] = 200,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="The picture, a PNG; replaced.", callback=expanded)
+        Path, typer.Option("-o", "--output", help="Write the plot here, a PNG.", callback=expand_path)
     ] = Path("lr-find.png"),
     as_json: AsJson = False,
 ) -> None:
-    """Let the learning rate rise from step to step on a copy of the model, and suggest one. Leaves no run.
+    """Suggest a learning rate, by raising it step by step.
+
+    Trains a copy of the model and stops when the loss diverges. Writes a plot and
+    no run.
 
     Example: comp lr-find configs/quickstart.yaml --steps 100
     """
@@ -160,166 +175,130 @@ def lr_find(
     from comp.cli import console
     from comp.results import plots
     from comp.results import runs as run_folders
-    from comp.workflows import train as pipeline
+    from comp.workflows.train import find_learning_rate
 
     run_folders.demand_writable(output, suffix=".png")
     with configs.blamed(overrides or []), console.bars() as progress:
-        found = pipeline.find_rate(
-            configs.load(config, overrides or []), lowest=lowest, highest=highest, steps=steps, progress=progress
-        )
-    marks = {"steepest descent": found.steepest, "suggestion": found.suggestion}
-    plots.rate_search(output, found.rates, found.losses, found.smoothed, marks)
+        loaded = configs.load(config, overrides or [])
+        result = find_learning_rate(loaded, lowest=lowest, highest=highest, steps=steps, progress=progress)
+    marks = {"steepest descent": result.steepest, "suggestion": result.suggestion}
+    plots.rate_search(output, result.rates, result.losses, result.smoothed, marks)
     if as_json:
-        console.print_json({**found.to_json(), "picture": str(output)})
+        console.print_json({**result.to_json(), "picture": str(output)})
     else:
-        console.print_rate_search(found, output)
+        console.print_rate_search(result, output)
 
 
-def _load_one(config: Path | None, overrides: list[str] | None) -> "Config":
+def _load(config: Path | None, overrides: list[str] | None) -> "Config":
     from comp import config as configs
-    from comp.runtime.errors import ConfigError
 
-    if config is None:
-        raise ConfigError("name a config: comp run configs/quickstart.yaml")
+    assert config is not None  # see `_check_sources`
     return configs.load(config, overrides or [])
 
 
-def _where_data_lie(
+def _split_overrides(
     config: Path | None, overrides: list[str] | None, resume: Path | None
 ) -> tuple[Path | None, list[str] | None, list[str]]:
-    """Return what stands beside `--resume` as overrides of where the run's data lie, or config and overrides as given.
+    """Return config, overrides, and with `--resume` the overrides that only name the data's new location.
 
-    The first of them stands in the config's place on the command line.
+    The command line puts the first of those in the config's place.
     """
     from comp.results import runs as run_folders
 
-    texts = [*([str(config)] if config else []), *(overrides or [])]
-    if resume and texts and all(text.partition("=")[0] in run_folders.MOVABLE for text in texts):
-        return None, None, texts
+    words = [*([str(config)] if config else []), *(overrides or [])]
+    if resume and words and all(word.partition("=")[0] in run_folders.MOVABLE for word in words):
+        return None, None, words
     return config, overrides, []
 
 
-def _demand_one(
-    config: Path | None, overrides: list[str] | None, others: "dict[str, Path | None]", runs: Path | None
+def _check_sources(
+    config: Path | None, overrides: list[str] | None, existing: "dict[str, Path | None]", runs: Path | None
 ) -> None:
-    """Refuse none and several ways of saying what to train, and what would be laid on a run that exists."""
+    """Refuse no source or several (CONFIG, --resume, --as), and overrides of an existing run."""
     from comp.runtime.errors import ConfigError
 
-    given = {name: path for name, path in others.items() if path is not None}
-    texts = [str(config)] if config and "=" in str(config) and not config.exists() else []
-    laid_on = " ".join([*texts, *(overrides or [])])
-    if len(given) == 1 and laid_on and (texts or config is None):
-        ((name, path),) = given.items()
-        if name == "--as":
+    named = {option: path for option, path in existing.items() if path is not None}
+    words = [str(config)] if config and "=" in str(config) and not config.exists() else []
+    changes = " ".join([*words, *(overrides or [])])
+    if len(named) == 1 and changes and (words or config is None):
+        ((option, path),) = named.items()
+        if option == "--as":
             raise ConfigError(
-                f"--as repeats a run as it was, and {laid_on} would change it; to train its config with that: comp run "
-                f"{path}/config.yaml {laid_on}"
+                f"--as repeats a run unchanged, and {changes} would change it; to train its config with that: comp run "
+                f"{path}/config.yaml {changes}"
             )
         raise ConfigError(
-            f"--resume goes on with the run's own config, and {laid_on} would change it; to train "
-            f"{_train_on(path, laid_on)}"
+            f"--resume uses the run's own config, and {changes} would change it; to train {_train_on(path, changes)}"
         )
-    if len(given) + (config is not None) != 1 or texts:
-        names = ", ".join(["CONFIG", *others])
+    if len(named) + (config is not None) != 1 or words:
+        names = ", ".join(["CONFIG", *existing])
         raise ConfigError(f"expected one of {names}; for example: comp run configs/quickstart.yaml")
-    if "--resume" in given and runs is not None:
-        raise ConfigError(f"--resume goes on in {given['--resume']}, wherever it lies; leave --runs out")
+    if "--resume" in named and runs is not None:
+        raise ConfigError(f"--resume continues in {named['--resume']}; leave --runs out")
 
 
-def _is_finished(resume: Path, moved: list[str], as_json: bool, *, trained_only: bool = False) -> bool:
-    """Tell of a run with nothing left to do, without loading torch or opening its data; return whether it is one.
+def _is_finished(resume: Path, data_overrides: list[str], as_json: bool, *, trained_only: bool = False) -> bool:
+    """Print the result of a run with nothing left to do; return whether it is one. Loads neither torch nor data.
 
-    Args:
-        resume: its folder.
-        moved: overrides of where its data lie.
-        as_json: how to tell.
-        trained_only: whether test and submission do not count.
+    With `trained_only`, test scores and the submission may be missing.
     """
     from comp.cli import console
     from comp.results import runs as run_folders
     from comp.submission import write
 
-    run = run_folders.open_run(resume, moved)
+    run = run_folders.open_run(resume, data_overrides)
     if not run.is_complete():
         return False
-    scores = run.metrics()
     if not trained_only:
         submits = run.config().competition.suite.source != "none"
-        tested = not run.provenance("images")["images"]["test"] or scores.own("test") is not None
+        tested = not run.provenance("images")["images"]["test"] or run.metrics().own("test") is not None
         if not (write.is_kept(run) if submits else tested):
             return False
-    if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun, one tells
+    if os.environ.get("RANK", "0") == "0":  # torchrun's main process prints
         console.print_note(f"{run.path}: complete, nothing is left to do; another CSV: comp predict {run.path}")
         console.print_note(f"to train {_train_on(run.path, 'train.epochs=N')}")
-        _print_end(run, scores, as_json)
+        _print_result(run, as_json)
     return True
 
 
 def _train_on(run: Path, overrides: str) -> str:
-    """Return how to train on from a run's weights, what that does not take over, and the command."""
+    """Return the command that trains a run's weights further in a new run, and what that restarts."""
     return (
         "on from its best weights, in a new run whose optimizer, schedule and averages start anew: comp run "
         f"{run}/config.yaml model.pretrained=false model.from_run={run} {overrides}"
     )
 
 
-def _wanted(config: Path | None, overrides: list[str] | None, of: Path | None) -> "Config":
-    """Return the config of the run to go on with or to repeat, else the one that is given."""
-    from comp.results import runs as run_folders
-
-    return run_folders.open_run(of).config() if of else _load_one(config, overrides)
-
-
-def _train(
-    wanted: "Config", config: Path | None, overrides: list[str], like: Path | None, runs: Path, team: "SingleProcess",
-    tracker: "Tracker | None" = None,
-) -> "tuple[Any, Dataset]":  # fmt: skip
-    from comp import config as configs
-    from comp.cli import console
+def _read_existing(run: Path) -> "tuple[str, Execution]":
+    """Return a run's name and recorded execution, to repeat it."""
     from comp.results import runs as run_folders
     from comp.runtime import device
-    from comp.workflows import build
-    from comp.workflows import train as pipeline
 
-    execution, name = None, Path(config or "run").stem
-    if like is not None:
-        name = like.name.split("-", 2)[-1]
-        recorded = like / "execution.json"
-        execution = device.from_json(run_folders.read_json(recorded), str(recorded))
-    with configs.blamed(overrides), console.bars() as progress:
-        dataset = team.main_process_first(lambda: build.prepare(wanted, runs, progress))
-        console.print_notes(dataset)
-        found = pipeline.train(
-            wanted, name=name, runs_root=runs, dataset=dataset, execution=execution,
-            on_start=_print_start, on_choice=console.print_choice, on_epoch=console.print_epoch, progress=progress,
-            team=team, tracker=tracker,
-        )  # fmt: skip
-    return found, dataset
+    recorded = run / "execution.json"
+    return run.name.split("-", 2)[-1], device.from_json(run_folders.read_json(recorded), str(recorded))
 
 
-def _print_start(run: "Run", model: "Classifier") -> None:
+def _printers() -> dict[str, Any]:
+    """Return the arguments of `train` that print its progress."""
     from comp.cli import console
     from comp.models.surgery import trainable_table
 
-    console.print_start(run, trainable_table(model), model.weights_source)
+    def print_start(run: "Run", model: "Classifier") -> None:
+        console.print_start(run, trainable_table(model), model.weights_source)
+
+    return {
+        "on_data": console.print_notes,
+        "on_start": print_start,
+        "on_choice": console.print_choice,
+        "on_epoch": console.print_epoch,
+    }
 
 
-def _print_end(run: "Run", scores: "RunMetrics", as_json: bool) -> None:
+def _print_result(run: "Run", as_json: bool) -> None:
     from comp.cli import console
 
     if as_json:
-        console.print_json(scores.to_json())
+        console.print_json(run.metrics().to_json())
         return
     console.print_norms(run.table("norms.csv"))
-    console.print_summary(run, scores)
-
-
-def _rehearse(config: "Config", runs: Path, as_json: bool) -> None:
-    from dataclasses import asdict
-
-    from comp.cli import console
-    from comp.workflows.rehearse import rehearse
-
-    with console.bars() as progress:
-        stages = rehearse(config, progress, runs_root=runs)
-    console.print_json([asdict(stage) for stage in stages]) if as_json else console.print_stages(stages)
+    console.print_summary(run, run.metrics())

@@ -1,0 +1,110 @@
+"""Score trained weights and describe a run, as metrics.json records them."""
+
+from dataclasses import dataclass, field, replace
+
+from comp import config as configs
+from comp.data.splits import Split, Suite
+from comp.inference.options import PLAIN
+from comp.inference.predict import predict
+from comp.models import surgery
+from comp.results import decisions, metrics, predictions
+from comp.results.blocks import DISTORTIONS
+from comp.results.predictions import Predictions
+from comp.results.run_metrics import Kind, RunMetrics, WeightScores
+from comp.results.runs import Run
+from comp.runtime.progress import Progress
+from comp.submission.format import Competition
+from comp.training.selection import Scores
+from comp.training.validation import Measured
+from comp.workflows.load import LoadedRun
+from comp.workflows.predict import describe_prediction
+
+
+@dataclass(frozen=True)
+class WeightResult:
+    """Scores of one set of weights.
+
+    Attributes:
+        scores: of clean and shifted validation.
+        thresholds: of each class, tuned on all of clean validation; empty if decisions need none.
+    """
+
+    scores: WeightScores = field(default_factory=WeightScores)
+    thresholds: tuple[float, ...] = ()
+
+
+def score_weights(loaded: LoadedRun, which: str, progress: Progress, measured: Measured | None = None) -> WeightResult:
+    """Score the model's weights on clean validation, and the best ones on shifted validation too.
+
+    Args:
+        loaded: its model holds the weights.
+        which: `best`, `averaged` or `final`: the weights' file.
+        progress: called after every batch.
+        measured: predictions that the training has just made with these weights; they are not made again.
+    """
+    run, dataset, metric = loaded.run, loaded.dataset, loaded.competition.metric
+    measured = measured or Measured(Scores())
+    val, shifted, thresholds = None, None, None
+    if dataset.val is not None:
+        predicted = _predict_plain(loaded, dataset.val, which, progress, measured.val)
+        if decisions.is_tuned(predicted, metric):
+            thresholds = decisions.tune(predicted, metric)
+        predicted = decisions.validated(predicted, metric)
+        val = metrics.summary(predicted, metric)
+        predictions.save(run.predictions_path("val" if which == "best" else f"val-{which}"), predicted)
+    if dataset.ood_val is not None and which == "best":
+        predicted = _predict_plain(loaded, dataset.ood_val, which, progress, measured.ood_val)
+        predicted = replace(predicted, thresholds=thresholds)
+        shifted = metrics.shifted_summary(predicted, DISTORTIONS, metric)
+        predictions.save(run.predictions_path("ood_val"), predicted)
+    tuned = () if thresholds is None else tuple(map(float, thresholds))
+    return WeightResult(WeightScores(val=val, ood_val=shifted), tuned)
+
+
+def _predict_plain(
+    loaded: LoadedRun, images: Split | Suite, which: str, progress: Progress, existing: Predictions | None
+) -> Predictions:
+    """Return plain predictions by the model's weights: the existing ones, or new ones."""
+    made_by = describe_prediction(loaded, which, PLAIN)
+    if existing is not None:
+        return replace(existing, made_by=made_by)
+    return predict(loaded.model, images, **loaded.prediction_settings, made_by=made_by, progress=progress)
+
+
+def describe_run(run: Run, competition: Competition, kind: Kind, *, model: str, parameters: int) -> RunMetrics:
+    """Return the metrics of a run of any kind before it is scored; add scores with `model_copy(update=...)`.
+
+    Args:
+        run: its folder.
+        competition: of its data, with task and metric resolved.
+        kind: of the run.
+        model: a network's name, or a description in its place.
+        parameters: of all its networks.
+    """
+    return RunMetrics(
+        kind=kind,
+        task=competition.task,
+        run=run.name,
+        competition=competition.name,
+        metric=competition.metric,
+        config_hash=configs.fingerprint(run.config()),
+        model=model,
+        parameters=parameters,
+        first_weights=run.provenance("first_weights")["first_weights"],
+    )
+
+
+def describe_network(loaded: LoadedRun, kind: Kind) -> RunMetrics:
+    """Return the metrics of a run that has a network, before it is scored; see `describe_run`."""
+    model, execution = loaded.model, loaded.execution
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    described = describe_run(
+        loaded.run, loaded.competition, kind, model=loaded.config.model.name, parameters=parameters
+    )
+    network = {
+        "trainable": [row._asdict() for row in surgery.trainable_table(model)],
+        "device": execution.device,
+        "precision": execution.precision,
+        "compiled": execution.compiled,
+    }
+    return described.model_copy(update=network)

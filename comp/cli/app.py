@@ -41,14 +41,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     Args:
         arguments: instead of the process's own.
     """
-    cores.share()
+    cores.limit_spinning()
     atexit.register(gc.freeze)  # memory goes back with the process: no last search for garbage among all of torch
     sys.exit(_guarded(arguments))
 
 
 def _guarded(arguments: list[str] | None) -> int:
     try:
-        with signals.noted():
+        with signals.catch_stop_signals():
             app(arguments)  # leaves by SystemExit: 0, or 2 with a message of its own where the command line is wrong
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

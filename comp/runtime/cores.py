@@ -14,28 +14,28 @@ _SPINS = "1000"
 _SHORTEST_SECONDS = 0.5  # that `others` looks back at: the system counts in hundredths
 
 
-def share() -> None:
+def limit_spinning() -> None:
     """Let threads that wait for each other sleep soon, unless the environment says how they wait."""
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
         os.environ["GOMP_SPINCOUNT"] = _SPINS
 
 
-def usable() -> list[int]:
+def usable_core_ids() -> list[int]:
     """Return the numbers of the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
-class Neighbours:
+class CoreLoad:
     """How much of the usable cores other processes take; known on Linux alone, elsewhere nothing."""
 
     def __init__(self) -> None:
-        self._seen, self._others = self._look(), 0.0
+        self._seen, self._others = self._sample(), 0.0
 
-    def others(self) -> float:
+    def of_others(self) -> float:
         """Return how many cores other processes took, on average since the last call or since this was made."""
-        now = self._look()
+        now = self._sample()
         if now is None or self._seen is None:
             return 0.0
         (began, busy, own), (ended, busy_now, own_now) = self._seen, now
@@ -45,7 +45,7 @@ class Neighbours:
         return self._others
 
     @staticmethod
-    def _look() -> tuple[float, float, float] | None:
+    def _sample() -> tuple[float, float, float] | None:
         """Return now, and what all processes and this one have computed on the usable cores until now, in seconds."""
         try:
             lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
@@ -54,17 +54,17 @@ class Neighbours:
             return None
         fields = {name: values for name, *values in map(str.split, lines)}
         busy = 0.0
-        for core in usable():
+        for core in usable_core_ids():
             user, nice, system, _, _, irq, softirq, *_ = map(int, fields.get(f"cpu{core}", ["0"] * 7))
             busy += (user + nice + system + irq + softirq) / tick
         times = os.times()
         return time.monotonic(), busy, times.user + times.system + times.children_user + times.children_system
 
 
-NEIGHBOURS = Neighbours()
+CORE_LOAD = CoreLoad()
 
 
-def fair(threads: int, cores: int) -> int:
+def fair_threads(threads: int, cores: int) -> int:
     """Return how many threads compute best, by what other processes have taken of the cores lately.
 
     All of them unless others want every core. Two threads that lose one core of two to a busy process have 0.48 of the
@@ -75,5 +75,5 @@ def fair(threads: int, cores: int) -> int:
         threads: that are wished for.
         cores: that they may run on.
     """
-    others = NEIGHBOURS.others()
+    others = CORE_LOAD.of_others()
     return threads if others < cores - 0.5 else max(1, min(threads, round(cores * cores / (cores + others))))

@@ -130,7 +130,7 @@ def from_json(values: Mapping[str, Any], where: str) -> Execution:
             images were augmented in a way that is gone.
     """
     if values.get("engine") == "per_image":
-        raise RunError(gone_engine(Path(where).parent))
+        raise RunError(removed_engine_message(Path(where).parent))
     execution = _recorded(values, where)
     choose_device(execution.device)
     missing = missing_compiler(execution.device) if execution.compiled else ""
@@ -139,7 +139,7 @@ def from_json(values: Mapping[str, Any], where: str) -> Execution:
     return execution
 
 
-def gone_engine(run: Path) -> str:
+def removed_engine_message(run: Path) -> str:
     """Return why a run from when there were two engines is not gone on with; its predictions need neither."""
     return (
         f"{run}: was trained with augment.engine=per_image, which is gone: it can be predicted with, but not gone on "
@@ -147,7 +147,7 @@ def gone_engine(run: Path) -> str:
     )
 
 
-def for_prediction(values: Mapping[str, Any], where: str, device: str = "") -> tuple[Execution, str]:
+def prediction_execution(values: Mapping[str, Any], where: str, device: str = "") -> tuple[Execution, str]:
     """Return a recorded execution as a prediction takes it, and a note of what is done otherwise than in training.
 
     Args:
@@ -259,11 +259,11 @@ def only_deterministic(wanted: bool) -> Iterator[None]:
 
 
 def default_threads() -> int:
-    """Return `wished_threads`, or where other processes want all of the cores, a fair share of them."""
-    return cores.fair(wished_threads(), usable_cores())
+    """Return `max_threads`, or where other processes want all of the cores, a fair share of them."""
+    return cores.fair_threads(max_threads(), usable_cores())
 
 
-def wished_threads() -> int:
+def max_threads() -> int:
     """Return as many threads as the process may use cores, or as few as OMP_NUM_THREADS says.
 
     What torchrun starts side by side shares the cores; it sets OMP_NUM_THREADS by itself, which then says nothing.
@@ -282,7 +282,7 @@ def default_workers() -> int:
 
 def usable_cores() -> int:
     """Return the cores that this process may use: those it is bound to, shared with what torchrun started beside it."""
-    return max(1, len(cores.usable()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, len(cores.usable_core_ids()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def is_busy() -> bool:

@@ -13,6 +13,7 @@ an odd 64-bit constant (a Weyl sequence), as there.
 
 import functools
 import math
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -164,3 +165,8 @@ def order(seed: int, epoch: int, count: int, device: torch.device | str = "cpu")
     Sorting by hash makes it; the sort is stable, so that equal hashes (2^-64 a pair) cannot differ between devices.
     """
     return torch.argsort(keys(seed, epoch, torch.arange(count, device=device)), stable=True)
+
+
+def preserve_rng_state(device: torch.device) -> AbstractContextManager[None]:
+    """Give torch's global generators back as they were: a library must not disturb its user's draws."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

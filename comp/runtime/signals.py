@@ -12,7 +12,7 @@ _pending: list[int] = []
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[None]:
+def catch_stop_signals() -> Iterator[None]:
     """Note the first SIGINT or SIGTERM for the next safe point; a second one ends the process as if none were noted."""
 
     def note(signum: int, frame: FrameType | None) -> None:
@@ -31,7 +31,7 @@ def noted() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def stop_if_asked() -> None:
+def raise_if_interrupted() -> None:
     """Raise `Interrupted` where a signal has come; called where the work can be resumed."""
     if _pending:
         raise Interrupted(_pending[0])
@@ -39,4 +39,4 @@ def stop_if_asked() -> None:
 
 def progress(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
     """Show nothing and stop where a signal has come: a `comp.runtime.progress.Progress`."""
-    stop_if_asked()
+    raise_if_interrupted()

@@ -15,7 +15,7 @@ from comp.runtime import rng
 from comp.runtime.device import Execution
 from comp.runtime.errors import RunError
 from comp.runtime.progress import Progress, quiet
-from comp.training import optimizers, resolution
+from comp.training import optimizers, schedules
 from comp.workflows.checks import _demand_pairs, _submission_notes, check_config, check_data
 
 _INITIAL_WEIGHTS = 1  # names the purpose of a draw beside the seed
@@ -78,7 +78,7 @@ def load_model(run: Run, device: str = "") -> PlacedModel:
     """
     path, provenance = run.weights_path(), run.provenance("classes", "image_shape")
     recorded = run.path / "execution.json"
-    execution, note = devices.for_prediction(runs.read_json(recorded), str(recorded), device)
+    execution, note = devices.prediction_execution(runs.read_json(recorded), str(recorded), device)
     channels, height, width = provenance["image_shape"]
     model = zoo.build(
         _without_weights(run.config().model),
@@ -142,7 +142,7 @@ def ready_model(config: Config, dataset: Dataset) -> Classifier:
     model = build_model(config, dataset)
     shape = dataset.competition.image_shape
     optimizers.for_model(model, config.optim)
-    resolution.check_sizes(model, config.train.sizes, shape)
+    schedules.check_sizes(model, config.train.sizes, shape)
     blank = zoo.blueprint(config.model, classes=len(dataset.competition.classes), image_shape=shape)
     _demand_pairs(config, blank, shape, images=len(dataset.train))
     return model

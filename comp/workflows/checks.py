@@ -20,7 +20,7 @@ from comp.runtime import device
 from comp.runtime.errors import ConfigError, UserError, unknown
 from comp.submission import derive_format, rules, samples, write
 from comp.tracking import login
-from comp.training import consistency, optimizers, validation
+from comp.training import best_weights, losses, optimizers
 
 _SHOWN_HEADER = 80  # characters of a header in a note
 
@@ -57,7 +57,7 @@ def _check_one(config: Config, runs_root: Path) -> None:
         lambda: _check_augmentation(config),
         lambda: _check_model(config),
         lambda: suites.shifted_distortions(config.competition.ood_validation),
-        lambda: validation.check_validation(config),
+        lambda: best_weights.check_validation(config),
         lambda: login.check_login(config.track),
         lambda: _check_room(config, runs_root),
     )
@@ -98,7 +98,7 @@ def _check_augmentation(config: Config) -> None:
             "out, and name transforms of albumentations in augment.albumentations"
         )
     policy = _policy(config)
-    consistency.check_consistency(config)
+    losses.check_consistency(config)
     worker_stage.of(policy, config.seed)
     rules.check_rules(
         config.competition.rules, pretrained=_has_external_weights(config), imitated=policy.imitates,

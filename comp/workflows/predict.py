@@ -29,8 +29,8 @@ from comp.runtime.errors import ConfigError, DataError, RunError, UserError, unk
 from comp.runtime.progress import Progress, quiet
 from comp.submission import rules, submitting, write
 from comp.submission.format import Competition
+from comp.training.best_weights import Validation
 from comp.training.selection import Scores
-from comp.training.validation import Measured
 from comp.workflows.build import load_model
 
 
@@ -388,7 +388,7 @@ class Scored:
     thresholds: tuple[float, ...] = ()
 
 
-def score_weights(loaded: LoadedRun, which: str, progress: Progress, measured: Measured | None = None) -> Scored:
+def score_weights(loaded: LoadedRun, which: str, progress: Progress, measured: Validation | None = None) -> Scored:
     """Score the weights in the model on clean validation, and the best ones on shifted validation too.
 
     Args:
@@ -398,7 +398,7 @@ def score_weights(loaded: LoadedRun, which: str, progress: Progress, measured: M
         measured: what the training has just measured of them: it is not predicted again.
     """
     run, dataset, metric = loaded.run, loaded.dataset, loaded.competition.metric
-    before = measured or Measured(Scores())
+    before = measured or Validation(Scores())
     val, shifted, thresholds = None, None, None
     if dataset.val is not None:
         found = _predicted(loaded, dataset.val, which, progress, before.val)

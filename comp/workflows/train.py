@@ -27,8 +27,7 @@ from comp.submission.format import Competition
 from comp.tracking.tracker import Tracker, opened
 from comp.training import autotune, checkpoint, loop, lr_find
 from comp.training.autotune import ExecutionChoice
-from comp.training.context import build_context
-from comp.training.context import samples as training_samples
+from comp.training.context import build_context, training_samples
 from comp.training.distributed import SINGLE_PROCESS, ReadOnlyRun, SingleProcess
 from comp.training.early_stopping import Stop
 from comp.training.loop import Epoch, OnEpoch
@@ -135,7 +134,7 @@ def resume(
     began = time.perf_counter()
     config = run.config()
     if config.augment.engine == "per_image":
-        raise RunError(device.gone_engine(run.path))
+        raise RunError(device.removed_engine_message(run.path))
     dataset = own_data(run, dataset or team.main_process_first(lambda: opened_data(run, progress)))
     deterministic = device.only_deterministic(config.train.deterministic)
     with opened(config.track, tracker) as tracker, run.writing(), deterministic:
@@ -184,11 +183,11 @@ def follow(
     task = team.broadcast_from_main(_told_by_leader)
     dataset = dataset.with_samples(splitting.samples(task.path / "split.npz"))
     model = build_model(config, dataset, first_weights=not task.resume)
-    session = build_context(
+    context = build_context(
         config, dataset, ReadOnlyRun(task.path), model, task.execution, fresh=task.fresh, progress=progress, team=team
     )
     with device.only_deterministic(config.train.deterministic):
-        loop.fit(session, resume=task.resume, progress=progress)
+        loop.fit(context, resume=task.resume, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -227,7 +226,7 @@ def _fit_and_score(
     resumes = resume and (run.path / "state.pt").exists()
     fresh = not (resumes or config.model.pretrained or config.model.from_run)
     team.broadcast_from_main(lambda: _Task(run.path.absolute(), execution, fresh, resumes))
-    session = build_context(
+    context = build_context(
         config, dataset, run, model, execution, fresh=fresh, began=began, progress=progress, team=team
     )
     tracker.begin(run)  # not before: what is timed should have the machine for itself
@@ -236,12 +235,12 @@ def _fit_and_score(
         tracker.tell()
         return on_epoch(epoch)
 
-    cursor = loop.fit(session, resume=resume, on_epoch=told, progress=progress)
-    plots.curves(run.plot_path("curves"), run.history(), cursor.best_epoch)
-    if session.norms.wanted:
+    state = loop.fit(context, resume=resume, on_epoch=told, progress=progress)
+    plots.curves(run.plot_path("curves"), run.history(), state.best_epoch)
+    if context.norms.enabled:
         plots.norms(run.plot_path("norms"), run.table("norms.csv"))
-    loaded = LoadedRun(run, config, dataset.competition, model, execution, session.dataset)
-    measured = session.contest.measured
+    loaded = LoadedRun(run, config, dataset.competition, model, execution, context.dataset)
+    measured = context.best_weights.measured
     final, averaged, best = score_weights(loaded, "final", progress, measured("final")), Scored(), Scored()
     average: dict[str, str] = {}
     if (run.path / "averaged.safetensors").exists():
@@ -249,7 +248,7 @@ def _fit_and_score(
         averaged = score_weights(loaded, "averaged", progress, measured("averaged"))
         average = {"method": config.train.average, "statistics": facts["statistics"]}
     elif config.train.average != "none":
-        missing = f"ended in epoch {cursor.epoch}, before the averaged ones"
+        missing = f"ended in epoch {state.epoch}, before the averaged ones"
         average = {"method": config.train.average, "missing": missing}
     if (run.path / "best.safetensors").exists():
         weights.load_weights(model, run.path / "best.safetensors")
@@ -257,16 +256,16 @@ def _fit_and_score(
     if dataset.val is not None:
         tracker.show(run, dataset.val.images)
     trained = {
-        "selected_by": session.contest.selector.name if dataset.val is not None else "",
-        "epochs": cursor.epoch,
-        "stopped": cursor.stopped,
-        "rollbacks": cursor.rollbacks,
+        "selected_by": context.best_weights.selector.name if dataset.val is not None else "",
+        "epochs": state.epoch,
+        "stopped": state.stopped,
+        "rollbacks": state.rollbacks,
         "deterministic": config.train.deterministic,
-        "micro_batch": min(session.stepper.micro_batch, session.batch_size),
-        "best_epoch": cursor.best_epoch,
-        "best_averaged": cursor.best_averaged,
-        "train_seconds": round(cursor.seconds, 2),
-        "test_like": sorted(session.policy.imitates),
+        "micro_batch": min(context.stepper.micro_batch, context.batch_size),
+        "best_epoch": state.best_epoch,
+        "best_averaged": state.best_averaged,
+        "train_seconds": round(state.seconds, 2),
+        "test_like": sorted(context.policy.imitates),
         "final": final.scores,
         "averaged": averaged.scores.model_copy(update=average),
         "best": best.scores,

@@ -32,7 +32,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What one test times is not known to another."""
     monkeypatch.setenv("COMP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(device, "is_busy", lambda: False)  # whatever else the machine does
-    monkeypatch.setattr(cores.NEIGHBOURS, "others", lambda: 0.0)
+    monkeypatch.setattr(cores.CORE_LOAD, "of_others", lambda: 0.0)
     return tmp_path / "cache"
 
 
@@ -117,7 +117,7 @@ def timings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return probe(self, step, workers, *more)
 
     monkeypatch.setattr(autotune._Trial, "_raced", raced)
-    monkeypatch.setattr(autotune._Trial, "_seconds_with_workers", with_workers)
+    monkeypatch.setattr(autotune._Tuner, "_seconds_with_workers", with_workers)
     return timed
 
 
@@ -231,7 +231,7 @@ def test_the_usual_workers_stay_unless_others_are_faster_in_two_rounds(
         assert count == workers
         return seconds
 
-    monkeypatch.setattr(autotune._Trial, "_seconds_with_workers", taken)
+    monkeypatch.setattr(autotune._Tuner, "_seconds_with_workers", taken)
     config, dataset = opened("data.workers=auto", "data.loading=streamed")
     choice = autotune.choose_execution(Slow(slow_in_bf16=True), dataset, config, transform=Changed(slowly))
     assert choice.execution.workers == chosen

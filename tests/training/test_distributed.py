@@ -121,7 +121,7 @@ def prepare(team, model, execution):
         if isinstance(layer, nn.BatchNorm2d):
             model.set_submodule(name, Talking(layer.num_features))
 
-distributed.Team.prepare = prepare
+distributed.DistributedGroup.prepare = prepare
 DistributedDataParallel._passing_sync_batchnorm_handle = lambda self, module: None  # it refuses CPUs
 main()
 """

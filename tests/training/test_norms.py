@@ -23,7 +23,7 @@ def test_norms_are_those_of_each_layers_parameters_together_and_gradients_mean_o
     for step in range(3):
         net.zero_grad()
         (net(torch.randn(5, 3, generator=torch.Generator().manual_seed(step))) ** 2).sum().backward()
-        norms.see()
+        norms.add_step()
         first = torch.cat([p.grad.flatten() for p in net[0].parameters()])
         expected.append((float(first.norm()), float(net[2].weight.grad.norm())))
     rows = norms.rows(1)
@@ -40,7 +40,7 @@ def test_an_epoch_starts_from_nothing_and_a_frozen_layer_counts_as_zero() -> Non
     net[0].requires_grad_(False)
     norms = Norms(net)
     net(torch.ones(1, 3)).sum().backward()
-    norms.see()
+    norms.add_step()
     frozen, trained = norms.rows(1)
     assert frozen["gradient_norm"] == 0
     assert trained["gradient_norm"] > 0

@@ -79,7 +79,7 @@ def run(
         from comp.workflows import train as pipeline
         from comp.workflows.run import finish
 
-    distributed.refuse("comp run")
+    distributed.check_single_process("comp run")
     overrides = [*(overrides or []), *laid_on]
     with configs.blamed(overrides):
         wanted = _wanted(config, overrides, resume or like)
@@ -124,7 +124,7 @@ def train(
         from comp.training import distributed
         from comp.workflows import train as pipeline
 
-    with distributed.joined() as team:
+    with distributed.join_group() as team:
         # The others begin when the leader has read the same: what is wrong with it is told once.
         wanted = team.main_process_first(
             lambda: run_folders.open_run(resume, moved).data_config() if resume else _load_one(config, overrides)

@@ -76,7 +76,7 @@ def test_without_a_compiler_a_long_training_says_so_and_stays_uncompiled(monkeyp
     config, dataset = opened("train.compile=auto", "train.epochs=100000")
     choice = autotune.choose_execution(Slow(slow_in_bf16=False), dataset, config)
     assert not choice.execution.compiled
-    assert ["no C++ compiler is found (CXX=/nowhere/g++)" in note for note in choice.notes] == [True]
+    assert ["CXX=/nowhere/g++" in note for note in choice.notes] == [True]
 
 
 @pytest.mark.usefixtures("workplace")
@@ -106,17 +106,17 @@ def test_resident_images_need_no_timing_of_workers() -> None:
 def timings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that grows by what is timed from here on."""
     timed: list[str] = []
-    race, probe = autotune._Trial._raced, autotune._Trial._seconds_with_workers
+    time_steps, probe = autotune._Tuner._time_steps, autotune._Tuner._seconds_with_workers
 
-    def raced(self: Any, what: str, *more: Any) -> Any:
-        timed.append(what)
-        return race(self, what, *more)
+    def recorded(self: Any, setting: str, *more: Any) -> Any:
+        timed.append(setting)
+        return time_steps(self, setting, *more)
 
     def with_workers(self: Any, step: Any, workers: int, *more: Any) -> float:
         timed.append(f"{workers} workers")
         return probe(self, step, workers, *more)
 
-    monkeypatch.setattr(autotune._Trial, "_raced", raced)
+    monkeypatch.setattr(autotune._Tuner, "_time_steps", recorded)
     monkeypatch.setattr(autotune._Tuner, "_seconds_with_workers", with_workers)
     return timed
 
@@ -277,7 +277,7 @@ def test_a_compiled_record_without_a_compiler_is_refused(monkeypatch: pytest.Mon
     recorded = replace(device.Execution("cpu", "fp32", channels_last=True, threads=2), compiled=True).to_json()
     assert device.from_json(recorded, "execution.json").compiled
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    with pytest.raises(RunError, match="the same bits need the same compiler"):
+    with pytest.raises(RunError, match="CXX=/nowhere/g"):
         device.from_json(recorded, "execution.json")
 
 

@@ -174,12 +174,12 @@ def test_two_processes_end_annealed_in_a_time_by_one_clock(together: Together) -
 
 def test_two_processes_whose_weights_explode_roll_back_together(together: Together) -> None:
     exploding = ("optim.name=sgd", "optim.lr=1e4", "optim.schedule=constant", "train.nan_retries=40")
-    code, output = ended(together("small.yaml", *QUICK, *exploding, "train.epochs=3", "--runs", "two"))
+    code, output = ended(together("small.yaml", *QUICK, *exploding, "train.epochs=2", "--runs", "two"))
     assert code == 0, output
     run = the_run(Path("two"))
     rollbacks = run.metrics().rollbacks
     assert len(rollbacks) > 5
-    assert [row["number"] for row in run.history()] == ["1", "2", "3"]
+    assert [row["number"] for row in run.history()] == ["1", "2"]
     assert curve(run, "lr")[-1] == [pytest.approx(1e4 * 0.5 ** len(rollbacks))]
     assert all(np.isfinite(values).all() for values in weights_of(run).values())
 

@@ -13,11 +13,13 @@ from scipy.special import log_softmax
 from comp import config as configs
 from comp.augment import engine
 from comp.augment.policies import resolve
+from comp.results import runs
 from comp.runtime import rng
 from comp.runtime.errors import Interrupted
 from comp.training import losses
 from comp.workflows import train
 from tests.support.commands import Result, assert_refused, interrupt_at
+from tests.support.configs import small_config, write_arrays, write_config
 from tests.support.images import pictures
 from tests.support.runs import assert_same_weights, history_without_clock, the_run
 
@@ -86,12 +88,20 @@ def test_the_clean_view_is_moved_at_most_and_the_others_are_its_augmentations(na
     assert torch.equal(alone, torch.stack((clean[7], first[7], second[7])))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
+    """Return an uninterrupted run of the workplace's data."""
+    folder = tmp_path_factory.mktemp("whole")
+    path = write_config(folder / "small.yaml", small_config(write_arrays(folder / "data")))
+    return train.train(configs.load(path, list(JSD)), runs_root=folder / "runs")
+
+
 @pytest.mark.parametrize("stop_at", [1, 4, 6])
-def test_a_consistent_run_stopped_at_any_step_ends_with_the_same_bits(workplace: Path, stop_at: int) -> None:
-    config = configs.load("small.yaml", list(JSD))
-    whole = train.train(config, runs_root=Path("whole"))
+def test_a_consistent_run_stopped_at_any_step_ends_with_the_same_bits(
+    workplace: Path, whole: runs.Run, stop_at: int
+) -> None:
     with pytest.raises(Interrupted):
-        train.train(config, runs_root=Path("parts"), progress=interrupt_at(stop_at))
+        train.train(configs.load("small.yaml", list(JSD)), runs_root=Path("parts"), progress=interrupt_at(stop_at))
     resumed = train.resume(the_run(Path("parts")))
     assert_same_weights(whole, resumed)
     assert history_without_clock(whole) == history_without_clock(resumed)

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from benchmarks.stems import read_cifar10
 from comp import config as configs
-from comp.training.resolution import side_at
+from comp.training.schedules import side_at
 from comp.workflows import train
 
 MEAN = torch.tensor((0.4914, 0.4822, 0.4465)).view(1, 3, 1, 1)

@@ -38,7 +38,7 @@ def child(what: str, windows: int, plain: bool) -> None:
     if not plain:
         from comp.runtime import cores
 
-        cores.share()
+        cores.limit_spinning()
     own, busy, began = 0.0, 0.0, 0.0
 
     def start() -> None:

@@ -17,5 +17,5 @@ def __getattr__(name: str) -> Any:
     """Load the API, and with it torch, at the first use of one of its names."""
     if name.startswith("_") or name not in __all__:
         raise AttributeError(f"module 'comp' has no attribute '{name}'")
-    importlib.import_module("comp.runtime.cores").share()
+    importlib.import_module("comp.runtime.cores").limit_spinning()
     return getattr(importlib.import_module("comp.api"), name)

@@ -37,11 +37,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     Args:
         arguments: in place of the process's own.
     """
-    cores.share()
+    cores.limit_spinning()
     atexit.register(gc.freeze)  # skips the last garbage collection, which would walk all of torch
     code = 0
     try:
-        with signals.noted():
+        with signals.catch_stop_signals():
             app(arguments)  # exits by SystemExit: 0, or 2 with typer's message
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

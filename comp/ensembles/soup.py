@@ -206,9 +206,11 @@ class _Scorer:
     def best(self, state: Mapping[str, Tensor]) -> tuple[float, State]:
         """Return the score with averaged or met statistics, whichever is better, and that state."""
         value = self.plain(state)
-        if not averaging.has_statistics(self._loaded.model):
+        if not averaging.has_bn_statistics(self._loaded.model):
             return value, dict(state)
-        met = averaging.refreshed(self._loaded.model, state, self._training_images(), self._loaded.execution.autocast)
+        met = averaging.refresh_bn_statistics(
+            self._loaded.model, state, self._training_images(), self._loaded.execution.autocast
+        )
         refreshed = self.plain(met)
         return (refreshed, met) if refreshed > value else (value, dict(state))
 

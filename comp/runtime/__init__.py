@@ -1,1 +1,1 @@
-"""Errors, progress, signals, the device and counter-based randomness: what every other room builds on."""
+"""Errors, progress, signals, the device and counter-based randomness: the base of every other room."""

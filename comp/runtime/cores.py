@@ -1,52 +1,52 @@
-"""Sharing a machine's cores with other processes. Torch-free, and set up before torch is loaded.
+"""Sharing CPU cores with other processes. Torch-free, and set up before torch is loaded.
 
-OpenMP's threads meet at the end of every parallel piece, hundreds of times in a training step, and those that are there
-first spin. Beside other busy processes they spin for a partner that waits for a core, and take the core from it.
+OpenMP's threads synchronise at the end of every parallel piece, hundreds of times in a training step, and the first
+ones spin. Beside other busy processes they spin for a thread that waits for a core, and take the core from it.
 """
 
 import os
 import time
 from pathlib import Path
 
-# Times that a thread looks for its partners before it sleeps: some microseconds. GNU's default, 300,000, lasts longer
-# than a partner waits for a core; 0 costs 3 % of the steps of a quiet machine (benchmarks/busy_machine.py).
+# Spins before a thread sleeps: some microseconds. GNU's default, 300,000, lasts longer than a thread waits for a core;
+# 0 costs 3 % of the steps of a quiet machine (benchmarks/busy_machine.py).
 _SPINS = "1000"
-_SHORTEST_SECONDS = 0.5  # that `others` looks back at: the system counts in hundredths
+_SHORTEST_SECONDS = 0.5  # between two samples: the system counts in hundredths
 
 
-def share() -> None:
-    """Let threads that wait for each other sleep soon, unless the environment says how they wait."""
+def limit_spinning() -> None:
+    """Let waiting threads sleep soon, unless the environment sets how they wait."""
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
         os.environ["GOMP_SPINCOUNT"] = _SPINS
 
 
-def usable() -> list[int]:
-    """Return the numbers of the cores that this process may use."""
+def usable_core_ids() -> list[int]:
+    """Return the ids of the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
-class Neighbours:
-    """How much of the usable cores other processes take; known on Linux alone, elsewhere nothing."""
+class CoreLoad:
+    """Measures how many of the usable cores other processes take; on Linux only, elsewhere 0."""
 
     def __init__(self) -> None:
-        self._seen, self._others = self._look(), 0.0
+        self._last, self._others = self._sample(), 0.0
 
-    def others(self) -> float:
-        """Return how many cores other processes took, on average since the last call or since this was made."""
-        now = self._look()
-        if now is None or self._seen is None:
+    def of_others(self) -> float:
+        """Return how many cores other processes took, on average since the last call."""
+        now = self._sample()
+        if now is None or self._last is None:
             return 0.0
-        (began, busy, own), (ended, busy_now, own_now) = self._seen, now
+        (began, busy, own), (ended, busy_now, own_now) = self._last, now
         if ended - began >= _SHORTEST_SECONDS:
             self._others = max(0.0, (busy_now - busy - own_now + own) / (ended - began))
-            self._seen = now
+            self._last = now
         return self._others
 
     @staticmethod
-    def _look() -> tuple[float, float, float] | None:
-        """Return now, and what all processes and this one have computed on the usable cores until now, in seconds."""
+    def _sample() -> tuple[float, float, float] | None:
+        """Return the time, and the CPU seconds of all processes and of this one on the usable cores so far."""
         try:
             lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
             tick = os.sysconf("SC_CLK_TCK")
@@ -54,26 +54,26 @@ class Neighbours:
             return None
         fields = {name: values for name, *values in map(str.split, lines)}
         busy = 0.0
-        for core in usable():
+        for core in usable_core_ids():
             user, nice, system, _, _, irq, softirq, *_ = map(int, fields.get(f"cpu{core}", ["0"] * 7))
             busy += (user + nice + system + irq + softirq) / tick
         times = os.times()
         return time.monotonic(), busy, times.user + times.system + times.children_user + times.children_system
 
 
-NEIGHBOURS = Neighbours()
+CORE_LOAD = CoreLoad()
 
 
-def fair(threads: int, cores: int) -> int:
-    """Return how many threads compute best, by what other processes have taken of the cores lately.
+def fair_threads(threads: int, cores: int) -> int:
+    """Return the fastest number of threads, given what other processes have taken of the cores lately.
 
     All of them unless others want every core. Two threads that lose one core of two to a busy process have 0.48 of the
-    quiet speed, one has 0.53, and would stay slow when that process has ended; with a busy process for each core two
-    have 0.23 to 0.38 and one 0.36 (benchmarks/busy_machine.py): one of their number would always wait for a core.
+    quiet speed, one thread has 0.53, and would stay slow when that process has ended; with a busy process for each core
+    two have 0.23 to 0.38 and one 0.36 (benchmarks/busy_machine.py): one thread would always wait for a core.
 
     Args:
-        threads: that are wished for.
-        cores: that they may run on.
+        threads: at most.
+        cores: usable by them.
     """
-    others = NEIGHBOURS.others()
+    others = CORE_LOAD.of_others()
     return threads if others < cores - 0.5 else max(1, min(threads, round(cores * cores / (cores + others))))

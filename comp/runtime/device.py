@@ -1,6 +1,6 @@
-"""How a training can be computed here: device, precision, memory layout, threads, compiled or not.
+"""Execution of a training: device, precision, memory layout, threads, compiled or not.
 
-What is chosen among these by timing stands in `comp.training.autotune`; an `Execution` is the record of it.
+`comp.training.autotune` chooses them by timing; an `Execution` records the choice.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Forward = Callable[[Tensor], Tensor]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Of execution.json: what is expected, and whether a value is that.
+# Keys of execution.json: the expected value in words, and its check.
 _RECORDED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "device": ("cpu, cuda or mps", lambda value: value in ("cpu", "cuda", "mps")),
     "precision": (", ".join(_DTYPES), lambda value: isinstance(value, str) and value in _DTYPES),
@@ -49,10 +49,10 @@ class Execution:
         channels_last: memory layout of images and kernels.
         threads: CPU threads.
         compiled: whether training steps run through torch.compile. Validation and prediction never do: they cost a
-            small share of a training, and must agree with a prediction made later, on a machine without a compiler;
-            what a graph would bring predictions is told in `comp.inference.fuse_bn`.
+            small share of a training, and must agree with a later prediction on a machine without a compiler; see
+            `comp.inference.fuse_bn` for what compiling predictions would gain.
         workers: processes that read or augment training images one by one; does not change a pixel.
-        micro_batch: images that go through the network at a time, where memory ran out with more; None: as configured.
+        micro_batch: images that go through the network at a time after memory ran out with more; None: as configured.
     """
 
     device: str
@@ -65,7 +65,7 @@ class Execution:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device as torch has it."""
+        """The torch device."""
         return torch.device(self.device)
 
     def place(self, model: nn.Module) -> nn.Module:
@@ -77,12 +77,12 @@ class Execution:
         return model.to(self.torch_device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
     def training_forward(self, model: nn.Module) -> Forward:
-        """Return what computes a training step's logits: the model, or its compiled graph on the same weights.
+        """Return the forward function of training steps: the model, or its compiled graph with the same weights.
 
-        The graph is built at its first call; the model stays the one that is saved, loaded, thawed and validated.
+        The graph is built at its first call; saving, loading, unfreezing and validating use the model.
 
         Raises:
-            ConfigError: at that call, where the compiler gives up on the model.
+            ConfigError: at that call, if the model cannot be compiled.
         """
         return _compiled(model) if self.compiled else model
 
@@ -123,42 +123,42 @@ def _is_count(value: Any) -> bool:
 
 
 def from_json(values: Mapping[str, Any], where: str) -> Execution:
-    """Return a recorded execution; records from before the later fields are read as what they did.
+    """Return a recorded execution; fields missing in old records get the values of their time.
 
     Raises:
-        RunError: altered, or its device is not on this machine, or it was compiled and nothing here can compile, or its
-            images were augmented in a way that is gone.
+        RunError: damaged, its device is not on this machine, it was compiled and this machine has no compiler, or its
+            augmentation engine was removed.
     """
     if values.get("engine") == "per_image":
-        raise RunError(gone_engine(Path(where).parent))
+        raise RunError(removed_engine_message(Path(where).parent))
     execution = _recorded(values, where)
     choose_device(execution.device)
     missing = missing_compiler(execution.device) if execution.compiled else ""
     if missing:
-        raise RunError(f"{where}: its steps were compiled, and {missing}; the same bits need the same compiler")
+        raise RunError(f"{where}: its steps were compiled, and {missing}; identical results need the same compiler")
     return execution
 
 
-def gone_engine(run: Path) -> str:
-    """Return why a run from when there were two engines is not gone on with; its predictions need neither."""
+def removed_engine_message(run: Path) -> str:
+    """Return why a run of the removed augmentation engine cannot be resumed or repeated, only predicted with."""
     return (
-        f"{run}: was trained with augment.engine=per_image, which is gone: it can be predicted with, but not gone on "
-        f"with or repeated; to train its config anew: comp run {run}/config.yaml augment.engine="
+        f"{run}: was trained with augment.engine=per_image, which was removed: it can predict, but not be resumed or "
+        f"repeated; to train its config again: comp run {run}/config.yaml augment.engine="
     )
 
 
-def for_prediction(values: Mapping[str, Any], where: str, device: str = "") -> tuple[Execution, str]:
-    """Return a recorded execution as a prediction takes it, and a note of what is done otherwise than in training.
+def prediction_execution(values: Mapping[str, Any], where: str, device: str = "") -> tuple[Execution, str]:
+    """Return the execution of a prediction, and a note on how it differs from the training's.
 
     Args:
         values: the record.
         where: its file.
-        device: to predict on; empty: the one that was trained on. On another one, precision falls back to what that
-            can do, and threads are as many as there are here.
+        device: to predict on; empty: the training's. On another one, precision falls back to what it supports, and
+            threads are this machine's.
 
     Raises:
         ConfigError: an unknown device, or one that is not on this machine.
-        RunError: altered, or the training's device is not on this machine.
+        RunError: damaged, or the training's device is not on this machine.
     """
     recorded = _recorded(values, where)
     present = devices()
@@ -166,20 +166,18 @@ def for_prediction(values: Mapping[str, Any], where: str, device: str = "") -> t
     if device and device not in present:
         raise ConfigError(f"--device: {unknown('device', device, present)}")
     if device and not present[device]:
-        raise ConfigError(f"--device: '{device}' is not on this machine, which has {here}")
+        raise ConfigError(f"--device: '{device}' is not on this machine; choose from {here}")
     if not device and not present.get(recorded.device):
         raise RunError(
-            f"{where}: was trained on '{recorded.device}', which is not on this machine; predict on one that it has "
+            f"{where}: was trained on '{recorded.device}', which is not on this machine; predict on another device "
             f"({here}): --device cpu"
         )
     if device in ("", recorded.device):
         return recorded, ""
     precision = recorded.precision if recorded.precision in _PREDICTS_IN[device] else "fp32"
-    moved = replace(
-        recorded, device=device, precision=precision, threads=default_threads(), workers=default_workers(),
-        compiled=False,
-    )  # fmt: skip
-    why = "" if precision == recorded.precision else f", since {recorded.precision} is not for {device}"
+    threads, workers = default_threads(), default_workers()
+    moved = replace(recorded, device=device, precision=precision, threads=threads, workers=workers, compiled=False)
+    why = "" if precision == recorded.precision else f", since {device} does not support {recorded.precision}"
     return moved, (
         f"trained on {recorded.device} in {recorded.precision}, predicts on {device} in {precision}{why}; "
         "probabilities may differ in their last digits"
@@ -203,43 +201,43 @@ def _recorded(values: Mapping[str, Any], where: str) -> Execution:
 
 
 def devices() -> dict[str, bool]:
-    """Return every device that is known, the fastest first, and whether it is on this machine."""
+    """Return all devices, the fastest first, and whether each is on this machine."""
     return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
 
 
-def choose_device(wanted: str) -> str:
+def choose_device(name: str) -> str:
     """Return the device for `train.device`: auto takes CUDA, then Apple's MPS, then the CPU.
 
     Raises:
         ConfigError: the device is not on this machine.
     """
     present = devices()
-    if wanted == "auto":
-        return next(name for name in present if present[name])
-    if not present[wanted]:
-        here = ", ".join(name for name in present if present[name])
-        raise ConfigError(f"train.device: '{wanted}' is not on this machine, which has {here}; use auto")
-    return wanted
+    if name == "auto":
+        return next(device for device in present if present[device])
+    if not present[name]:
+        here = ", ".join(device for device in present if present[device])
+        raise ConfigError(f"train.device: '{name}' is not on this machine, which has {here}; use auto")
+    return name
 
 
 def check_precision(precision: str, device: str) -> None:
-    """Refuse float16 where its small range is not made up for by speed.
+    """Check that float16, with its small range, is used only where it is faster.
 
     Raises:
-        ConfigError: fp16 on anything but CUDA.
+        ConfigError: fp16 on a device other than CUDA.
     """
     if precision == "fp16" and device != "cuda":
-        raise ConfigError(f"train.precision: fp16 is for CUDA devices, and training runs on {device}; use bf16 or auto")
+        raise ConfigError(f"train.precision: fp16 needs a CUDA device, and training runs on {device}; use bf16 or auto")
 
 
 @contextlib.contextmanager
-def only_deterministic(wanted: bool) -> Iterator[None]:
-    """Let torch use only algorithms that give the same bits every time, where `wanted`; its settings are given back.
+def only_deterministic(enabled: bool) -> Iterator[None]:
+    """Let torch use only deterministic algorithms if `enabled`; restores its settings.
 
     Raises:
-        ConfigError: something has no such algorithm.
+        ConfigError: an operation has no deterministic algorithm.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
@@ -259,41 +257,39 @@ def only_deterministic(wanted: bool) -> Iterator[None]:
 
 
 def default_threads() -> int:
-    """Return `wished_threads`, or where other processes want all of the cores, a fair share of them."""
-    return cores.fair(wished_threads(), usable_cores())
+    """Return `max_threads`, or a fair share where other processes want all cores."""
+    return cores.fair_threads(max_threads(), usable_cores())
 
 
-def wished_threads() -> int:
-    """Return as many threads as the process may use cores, or as few as OMP_NUM_THREADS says.
+def max_threads() -> int:
+    """Return a thread for each usable core, at most OMP_NUM_THREADS.
 
-    What torchrun starts side by side shares the cores; it sets OMP_NUM_THREADS by itself, which then says nothing.
+    Processes of one torchrun share the cores; torchrun itself sets OMP_NUM_THREADS, which is then ignored.
     """
     allowed = usable_cores()
     if "LOCAL_WORLD_SIZE" in os.environ:
         return allowed
-    wished = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list has a number for each level of nesting
-    return min(allowed, int(wished)) if wished.isdecimal() and int(wished) else allowed
+    limit = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list has a number for each level of nesting
+    return min(allowed, int(limit)) if limit.isdecimal() and int(limit) else allowed
 
 
 def default_workers() -> int:
-    """Return how many processes read images where none were timed: one a core, at most 8."""
+    """Return the number of loader workers without timing: one a core, at most 8."""
     return min(_MOST_WORKERS, usable_cores())
 
 
 def usable_cores() -> int:
-    """Return the cores that this process may use: those it is bound to, shared with what torchrun started beside it."""
-    return max(1, len(cores.usable()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """Return how many cores this process may use: those it is bound to, shared with torchrun's other processes."""
+    return max(1, len(cores.usable_core_ids()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def is_busy() -> bool:
-    """Tell whether, in the last minute, half as many processes again as there are cores wanted one: timings mislead."""
+    """Return whether the load of the last minute exceeds 1.5 per core: timings would mislead."""
     return hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
 
 
 def threads_worth_trying(device: str) -> list[int]:
-    """Return thread counts to time, the plainest first: one a core that the process may use; and half of them where
-    two such "cores" are one core's hyper-threads, which share the units that multiply.
-    """
+    """Return thread counts to time, the default first: one a core, and half of them with hyper-threads."""
     most = default_threads()
     return [most, most // 2] if device == "cpu" and most > 1 and _has_hyper_threads() else [most]
 
@@ -306,31 +302,31 @@ def _has_hyper_threads() -> bool:
 
 
 def precisions_worth_trying(device: str) -> list[Precision]:
-    """Return precisions to time, the plainest first."""
+    """Return precisions to time, the default first."""
     if device == "mps":
-        return ["fp32"]  # bf16 there: untested, only on demand
+        return ["fp32"]  # bf16 is untested there: only on request
     # Before compute capability 8 (Ampere), GPUs multiply float16 fast and bfloat16 not at all.
     old = device == "cuda" and torch.cuda.get_device_capability() < (8, 0)
     return ["fp32", "fp16" if old else "bf16"]
 
 
 def missing_compiler(device: str) -> str:
-    """Return why nothing can be compiled here, as the end of a sentence; empty where it can."""
+    """Return why this machine cannot compile, as the end of a sentence; empty if it can."""
     if device == "mps":
         return "torch.compile is untested on MPS"
     compiler = os.environ.get("CXX")
     if not any(shutil.which(name) for name in ([compiler] if compiler else ["g++", "clang++"])):
-        return f"no C++ compiler is found ({f'CXX={compiler}' if compiler else 'g++, clang++, or one named by CXX'})"
+        return f"no C++ compiler was found ({f'CXX={compiler}' if compiler else 'g++, clang++, or one named by CXX'})"
     if device == "cuda" and importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     return ""
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what was freed, up to 2 GiB, instead of giving each large tensor back to the system.
+    """Let glibc keep freed memory, up to 2 GiB, instead of returning each large tensor to the system.
 
-    A training step frees and takes the same hundreds of megabytes over and over; each time the kernel clears every
-    page anew. Without that a step of `fastnet` M takes 8 % less time on a Zen 4 and its process 2 % more memory.
+    A training step frees and allocates the same hundreds of megabytes over and over; each time the kernel clears every
+    page. Without that a step of `fastnet` M takes 8 % less time on a Zen 4 and its process 2 % more memory.
     """
     if sys.platform != "linux":
         return

@@ -1,4 +1,4 @@
-"""What the user may be told, and how an unknown name is answered.
+"""Errors for the user, and messages for unknown names.
 
     ValueError
     └── UserError          the user's input is wrong: one message, exit code 2
@@ -6,13 +6,13 @@
         ├── DataError      images, labels, archives, downloads
         ├── ModelError     names, stems, weights
         ├── RunError       run folders, checkpoints, predictions
-        │   └── NotFiniteError  logits of a network that has come apart
+        │   └── NotFiniteError  logits that are infinite or NaN
         ├── StudyError     a tuning study or its storage
         └── SubmissionError  a submission.csv or its format
     BaseException
-    └── Interrupted        a signal asked for a stop; the run can be resumed (exit code 128 + signal)
+    └── Interrupted        stopped by a signal; the run can be resumed (exit code 128 + signal)
 
-A message says what is wrong, where, what was expected, what was found and how to mend it.
+A message says what is wrong, where, what was expected, what was found and how to fix it.
 """
 
 import difflib
@@ -42,7 +42,7 @@ class RunError(UserError):
 
 
 class NotFiniteError(RunError):
-    """A network's logits are infinite or no numbers."""
+    """A network's logits are infinite or NaN."""
 
 
 class StudyError(UserError):
@@ -54,7 +54,7 @@ class SubmissionError(UserError):
 
 
 class Interrupted(BaseException):
-    """A signal asked for a stop. Not an Exception: no `except Exception` may swallow it."""
+    """Stopped by a signal. Not an Exception: no `except Exception` may swallow it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"interrupted by signal {signum}")
@@ -62,13 +62,13 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signum
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the closest name, or an empty string."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.55)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """Return the message for a name that is not in a registry: the known ones and the nearest."""
-    known = sorted(known)
-    return f"unknown {what} '{name}'; choose from {', '.join(known)}{nearest(name, known)}"
+def unknown(what: str, name: str, names: Iterable[str]) -> str:
+    """Return the message for a name that is not in a registry: its names and the nearest one."""
+    names = sorted(names)
+    return f"unknown {what} '{name}'; choose from {', '.join(names)}{nearest(name, names)}"

@@ -1,26 +1,26 @@
-"""How long work tells whoever watches: one call at a point where it is safe to stop.
+"""Progress callback protocol: called at points where it is safe to stop.
 
-The command line draws bars from it and raises `comp.runtime.errors.Interrupted` in it when a signal has come; a library
-user passes nothing and gets silence. A caller never reads a device value to make the call.
+The command line draws bars from it and raises `comp.runtime.errors.Interrupted` in it after a signal; without a
+callback a library user gets no output. Callers never read a device value to make the call.
 """
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called after each step with how much of `what` is done."""
+    """Called after each step of some work."""
 
     def __call__(self, what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
-        """Report; may raise `Interrupted`, after which the work must be resumable.
+        """Report progress; may raise `Interrupted`, after which the work must be resumable.
 
         Args:
-            what: the work's name, one bar for each: `epoch 3/50`, `suite`, `distortion07.npy`.
+            what: the work's name, with its own bar: `epoch 3/50`, `suite`, `distortion07.npy`.
             done: units finished so far.
             total: units in all; 0 where unknown.
             unit: what is counted.
-            note: what else is known of it, such as `loss 1.23`; in place of the rate.
+            note: shown instead of the rate, such as `loss 1.23`.
         """
 
 
 def quiet(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
-    """Report to nobody."""
+    """Report nothing."""

@@ -1,18 +1,19 @@
 """Counter-based randomness: a draw is a pure function of (seed, words..., sample index, draw number).
 
-Nothing has a state, so nothing has to be saved, split between workers or advanced: the same sample gets the same
-bits on any device, in any batch, worker or rank. A *key* is a 64-bit hash held in an int64 tensor; a draw mixes a
+There is no state to save, split between workers or advance: a sample gets the same bits on any device, in any batch,
+worker or rank. A *key* is a 64-bit hash held in an int64 tensor; a draw mixes a
 key with a counter. The mixer is the finaliser of SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom
-number generators", OOPSLA), written in wrapping int64 arithmetic, which CPU and CUDA do alike. Counters advance by
+number generators", OOPSLA), in wrapping int64 arithmetic, the same on CPU and CUDA. Counters advance by
 an odd 64-bit constant (a Weyl sequence), as there.
 
-    keys = draws.keys(seed, epoch, indices)      # [B] int64, one a sample
-    angle = draws.uniform(keys, 0) * 90 - 45     # [B] float32
-    noise = draws.normal_field(keys, 1, (3, 32, 32))  # [B, 3, 32, 32] float32
+    keys = rng.keys(seed, epoch, indices)      # [B] int64, one per sample
+    angle = rng.uniform(keys, 0) * 90 - 45     # [B] float32
+    noise = rng.normal_field(keys, 1, (3, 32, 32))  # [B, 3, 32, 32] float32
 """
 
 import functools
 import math
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ _UNIT = 2.0**-24  # float32 holds 24 bits exactly: uniforms are multiples of it
 
 
 def _signed(word: int) -> int:
-    """Return the int64 that has the same bits as the low 64 bits of `word`."""
+    """Return the int64 with the low 64 bits of `word`."""
     word %= _TWO_POW_64
     return word - _TWO_POW_64 if word >= 1 << 63 else word
 
@@ -38,9 +39,9 @@ def _mix_int(word: int) -> int:
 
 
 def _mix(words: Tensor) -> Tensor:
-    """SplitMix64's finaliser; `>>` on int64 keeps the sign, so the bits that it copied in are masked off.
+    """SplitMix64's finaliser; `>>` on int64 copies the sign, so the copied bits are masked off.
 
-    Works in two buffers of its own: fields of noise are large, and fresh memory costs more than the arithmetic.
+    Works in two buffers: noise fields are large, and fresh memory costs more than the arithmetic.
     """
     spare = (words >> 30).bitwise_and_((1 << 34) - 1)
     words = (words ^ spare).mul_(_signed(_MIX_1))
@@ -63,8 +64,8 @@ def keys(seed: int, epoch: int, indices: Tensor) -> Tensor:
 
     Args:
         seed: the run's seed.
-        epoch: the epoch, or any number that names the occasion.
-        indices: [B] int64 sample indices, on the device where the draws are wanted.
+        epoch: the epoch, or any number that names the purpose.
+        indices: [B] int64 sample indices, on the device of the draws.
 
     Returns:
         [B] int64.
@@ -73,7 +74,7 @@ def keys(seed: int, epoch: int, indices: Tensor) -> Tensor:
 
 
 def fold(parent: Tensor, word: int) -> Tensor:
-    """Return new keys, independent of `parent`'s own draws: one for each op, branch or view.
+    """Return new keys, independent of `parent`'s draws: for an op, branch or view.
 
     Args:
         parent: [...] int64 keys.
@@ -123,10 +124,10 @@ def uniform_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def shorts_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
-    """Return [B, *shape] int32 in [0, 65536): sixteen bits an element, so one hash serves four of them.
+    """Return [B, *shape] int32 in [0, 65536): sixteen bits an element, so one hash serves four.
 
-    For noise, masks and tables, where hashing would otherwise cost more than the op itself. A draw number gives
-    fields unrelated to those of `bits_field`.
+    For noise, masks and tables, where hashing would otherwise cost more than the op itself. Unrelated to the fields of
+    `bits_field` with the same draw number.
 
     Args:
         parent: [B] int64 keys.
@@ -151,8 +152,8 @@ def normal_quantiles(device: torch.device) -> Tensor:
 def normal_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
     """Return [B, *shape] float32 standard normal deviates, bit-equal on every device; see `shorts_field`.
 
-    Sixteen bits look up a quantile. No logarithm or cosine is taken, whose last bits differ between devices; the
-    deviates stop at 4.33 sigma.
+    Sixteen bits index a table of quantiles: no logarithm or cosine, whose last bits differ between devices. The
+    largest deviate is 4.33 sigma.
     """
     quantiles = normal_quantiles(parent.device)
     return quantiles.index_select(0, shorts_field(parent, draw, shape).flatten()).view(-1, *shape)
@@ -161,6 +162,11 @@ def normal_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
 def order(seed: int, epoch: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the epoch's order: a permutation of range(count), [count] int64, the same on every device.
 
-    Sorting by hash makes it; the sort is stable, so that equal hashes (2^-64 a pair) cannot differ between devices.
+    A stable sort by hash, so that equal hashes (2^-64 per pair) cannot differ between devices.
     """
     return torch.argsort(keys(seed, epoch, torch.arange(count, device=device)), stable=True)
+
+
+def preserve_rng_state(device: torch.device) -> AbstractContextManager[None]:
+    """Restore torch's global generators at the end of a `with` block: a library must not disturb its user's draws."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

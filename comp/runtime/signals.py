@@ -1,4 +1,4 @@
-"""Signals turned into a stop at a safe point: the first asks, the second quits."""
+"""Stop at a safe point after SIGINT or SIGTERM; a second signal quits at once."""
 
 import contextlib
 import signal
@@ -12,17 +12,17 @@ _pending: list[int] = []
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[None]:
-    """Note the first SIGINT or SIGTERM for the next safe point; a second one ends the process as if none were noted."""
+def catch_stop_signals() -> Iterator[None]:
+    """Catch the first SIGINT or SIGTERM for `raise_if_interrupted`; a second one ends the process."""
 
-    def note(signum: int, frame: FrameType | None) -> None:
+    def catch(signum: int, frame: FrameType | None) -> None:
         if _pending:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
         _pending.append(signum)
-        print("stopping at the next safe point; once more to quit at once", file=sys.stderr)
+        print("stopping at the next safe point; a second signal quits at once", file=sys.stderr)
 
-    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, catch) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -31,12 +31,12 @@ def noted() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def stop_if_asked() -> None:
-    """Raise `Interrupted` where a signal has come; called where the work can be resumed."""
+def raise_if_interrupted() -> None:
+    """Raise `Interrupted` after a signal; call it where the work can be resumed."""
     if _pending:
         raise Interrupted(_pending[0])
 
 
 def progress(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
-    """Show nothing and stop where a signal has come: a `comp.runtime.progress.Progress`."""
-    stop_if_asked()
+    """A `comp.runtime.progress.Progress` that shows nothing and stops after a signal."""
+    raise_if_interrupted()

@@ -1,11 +1,11 @@
-"""How to run a training: a few steps on scratch copies of the model, timed in every way that is worth trying.
+"""Autotuning: time a few training steps on copies of the model, and choose how to run the training.
 
-Four questions, each asked only where the config leaves it open and the machine has more than one answer: precision
-and layout together, then threads, then torch.compile of the best so far, then loader workers where images are streamed.
+Four settings, each timed only where the config says `auto` and the machine has more than one option: precision and
+layout together, then threads, then torch.compile of the best so far, then loader workers where images are streamed.
 
-What was timed is kept in the user's cache folder (`comp.data.cache.user_folder`), and trials, folds and repeats decide
-by it without timing anything: a file for each machine, network, shape of images and batch size. What is timed while
-more processes run than the machine has room for is not kept. Deleting the folder times anew.
+Timings are cached in the user's cache folder (`comp.data.cache.user_folder`), a file for each machine, network, image
+shape and batch size; trials, folds and repetitions reuse them. Timings of an overloaded machine are not cached.
+Deleting the folder repeats them.
 """
 
 import copy
@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -33,41 +33,42 @@ from comp.runtime import device
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
-from comp.training import eager, losses
-from comp.training.memory import refuse_if_hopeless
+from comp.runtime.rng import preserve_rng_state
+from comp.training import losses, optimizers
+from comp.training.step import raise_unless_halving_helps
 
 Step = Callable[[Tensor, Tensor], None]  # (images, labels): takes a training step and waits for the device
 _Value = TypeVar("_Value")
 
-# Another choice must be this much faster than the plainest one: timings of a few steps scatter by about as much.
+# A candidate must be this much faster than the default: timings of a few steps scatter by about as much.
 _WORTHWHILE = 1.05
 _ROUNDS = 4
-_HOPELESS = 1.5  # times the fastest: further rounds would not change that
+_HOPELESS = 1.5  # times the fastest: not timed in further rounds
 _FEWEST_IMAGES = 32
-_SHARE, _LEAST_SECONDS, _MOST_SECONDS = 0.02, 2.0, 40.0  # of the planned training, that one question may take
-# Building a graph takes ten seconds to minutes: in a shorter training even the try costs more than it can bring.
+_SHARE, _LEAST_SECONDS, _MOST_SECONDS = 0.02, 2.0, 40.0  # of the planned training, for one setting
+# Building a graph takes ten seconds to minutes: in a shorter training even the attempt costs more than it can gain.
 _COMPILE_FROM_SECONDS = 900.0
 _WORKER_STEPS = 10
-_WORKER_ROUNDS = 2  # in each of which other workers must be worthwhile
+_WORKER_ROUNDS = 2  # in each of which another number of workers must be worthwhile
 _MOST_WORKERS = 16
-_RULES = 1  # goes into every key: raised when something else is timed, which makes old records unreachable
-# Of section `model`, what a step's time does not depend on.
+_RULES = 1  # part of every cache key: raise it when something else is timed
+# Keys of section `model` that do not affect a step's time.
 _WEIGHTLESS = {"pretrained", "from_run", "sha256", "drop_rate", "drop_path_rate", "normalize", "unfreeze"}
-# Of section `augment`, what is not done to an image on its way through a worker.
+# Keys of section `augment` that do not affect the workers.
 _MIXING = {"mixup", "cutmix", "switch_probability", "mix_off_epochs"}
 
 
 @dataclass
 class ExecutionChoice:
-    """How to run, and what was timed to find out; the content of execution.json.
+    """How to run, and the timings that decided it; the content of execution.json.
 
     Attributes:
         execution: the choice.
-        seconds_a_step: of each candidate, for the config's batch; scaled up where smaller steps were timed, since not
-            more could be afforded. Empty where nothing was left to choose.
-        timing_seconds: what finding out took.
-        timed_before: the file that all timings were read from; empty where some were taken now, or there are none.
-        notes: what people should know of it.
+        seconds_a_step: of each candidate, for the config's batch; scaled up where smaller steps were timed to save
+            time. Empty where nothing was left to choose.
+        timing_seconds: duration of the autotuning.
+        timed_before: the cache file of all timings; empty if some were taken now, or there are none.
+        notes: for the user.
     """
 
     execution: Execution
@@ -88,120 +89,132 @@ class ExecutionChoice:
 
 
 def choose_execution(
-    model: nn.Module, dataset: Dataset, config: Config, *, transform: Transform | None = None,
+    model: nn.Module,
+    dataset: Dataset,
+    config: Config,
+    *,
+    transform: Transform | None = None,
     progress: Progress = quiet,
-) -> ExecutionChoice:  # fmt: skip
-    """Return how to train: what the config fixes, and for the rest what a few timed steps say, now or before.
+) -> ExecutionChoice:
+    """Return how to train: the config's settings, and for `auto` the fastest by a few timed or cached steps.
 
     Args:
-        model: on the CPU; copies of it are trained, and it stays as it is.
-        dataset: whose training images the steps see.
+        model: on the CPU; copies are trained, it stays unchanged.
+        dataset: its training images are used.
         config: sections train (device, precision, channels_last, threads, compile) and data (workers).
-        transform: what loader workers do to an image; None where they do nothing, or there are none.
+        transform: what loader workers do to an image; None if nothing.
         progress: called after each candidate's first step.
 
     Raises:
-        ConfigError: `train.device` is not here, or `train.compile` is true and nothing can be compiled.
+        ConfigError: `train.device` is not on this machine, or `train.compile` is true without a compiler.
         RunError: not even two images fit the memory.
     """
     began = time.perf_counter()
-    wanted, place = config.train, device.choose_device(config.train.device)
-    missing = device.missing_compiler(place)
-    if wanted.compile is True and missing:
+    train, device_name = config.train, device.choose_device(config.train.device)
+    missing = device.missing_compiler(device_name)
+    if train.compile is True and missing:
         raise ConfigError(f"train.compile: {missing}; install one or use train.compile=false")
-    threads = [wanted.threads] if wanted.threads else device.threads_worth_trying(place)
+    threads = [train.threads] if train.threads else device.threads_worth_trying(device_name)
     candidates = [
-        Execution(place, precision, layout, threads[0], workers=reading_workers(config.data.workers))
-        for precision in _open(wanted.precision, device.precisions_worth_trying(place))
-        for layout in _open(wanted.channels_last, [False, True])
+        Execution(device_name, precision, layout, threads[0], workers=reading_workers(config.data.workers))
+        for precision in _options(train.precision, device.precisions_worth_trying(device_name))
+        for layout in _options(train.channels_last, [False, True])
     ]
     choice = ExecutionChoice(candidates[0])
-    if place == "cpu" and not wanted.threads and threads[0] < (most := device.wished_threads()):
+    most = device.max_threads()
+    if device_name == "cpu" and not train.threads and threads[0] < most:
         choice.notes.append(
             f"other processes keep the cores busy, so steps run on {threads[0]} of {most} threads; "
-            f"train.threads={most} takes all of them"
+            f"set train.threads={most} to use all"
         )
-    record = _Record(_key(place, dataset, config))
-    trial = _Trial(model, dataset, config, choice, record, progress)
+    cache = _TimingCache(_key(device_name, dataset, config))
+    tuner = _Tuner(model, dataset, config, choice, cache, progress)
     with preserve_rng_state(torch.device("cpu")):
-        trial.ask("precision and layout", candidates)
-        trial.ask("threads", [replace(choice.execution, threads=count) for count in threads])
-        if wanted.compile == "auto":
-            trial.ask_compile(missing, builds=1 + len(config.model.unfreeze) + len(set(config.optim.ends.values())))
-        choice.execution = replace(choice.execution, compiled=choice.execution.compiled or wanted.compile is True)
+        tuner.choose("precision and layout", candidates)
+        tuner.choose("threads", [replace(choice.execution, threads=count) for count in threads])
+        if train.compile == "auto":
+            tuner.choose_compile(missing, builds=1 + len(config.model.unfreeze) + len(set(config.optim.ends.values())))
+        choice.execution = replace(choice.execution, compiled=choice.execution.compiled or train.compile is True)
         if config.data.workers == "auto" and not (dataset.resident and transform is None):
-            trial.ask_workers(transform)
+            tuner.choose_workers(transform)
     choice.seconds_a_step = {name: round(seconds, 5) for name, seconds in choice.seconds_a_step.items()}
     choice.timing_seconds = round(time.perf_counter() - began, 2)
-    kept = record.kept()
-    choice.timed_before = kept if choice.seconds_a_step else ""
+    path = cache.save()
+    choice.timed_before = path if choice.seconds_a_step else ""
     return choice
 
 
-def _key(place: str, dataset: Dataset, config: Config) -> str:
-    """Return what the time of a step depends on, for the candidates that `_label` tells apart."""
-    gpu = torch.cuda.get_device_name() if place == "cuda" else ""
+def _key(device_name: str, dataset: Dataset, config: Config) -> str:
+    """Return the cache key: everything a step's time depends on, except for what `_label` distinguishes."""
+    gpu = torch.cuda.get_device_name() if device_name == "cuda" else ""
     key = {
-        "rules": _RULES, "torch": torch.__version__, "processor": runs.processor(), "gpu": gpu,
-        "cores": device.usable_cores(), "device": place, "task": dataset.competition.task,
+        "rules": _RULES,
+        "torch": torch.__version__,
+        "processor": runs.processor(),
+        "gpu": gpu,
+        "cores": device.usable_cores(),
+        "device": device_name,
+        "task": dataset.competition.task,
         "model": config.model.model_dump(mode="json", exclude=_WEIGHTLESS),
-        "classes": len(dataset.competition.classes), "image_shape": dataset.train.image_shape,
-        "batch_size": min(config.train.batch_size, len(dataset.train)), "micro_batch": config.train.micro_batch,
-    }  # fmt: skip
+        "classes": len(dataset.competition.classes),
+        "image_shape": dataset.train.image_shape,
+        "batch_size": min(config.train.batch_size, len(dataset.train)),
+        "micro_batch": config.train.micro_batch,
+    }
     return json.dumps(key, sort_keys=True, default=str)
 
 
-class _Record:
-    """The seconds that were timed before under one key, by question and candidate, and those that are timed now."""
+class _TimingCache:
+    """Cached seconds of one key, by setting and candidate."""
 
     def __init__(self, key: str) -> None:
         folder = user_folder()
         self._path = folder and folder / "timing" / f"{runs.sha256_of(key.encode())[:32]}.json"
         self._seconds: dict[str, dict[str, float]] = {}
-        self._grew = False
+        self._changed = False
         if self._path:
             with suppress(RunError):
-                self._seconds = _checked(runs.read_json(self._path), self._path)
+                self._seconds = _check_timings(runs.read_json(self._path), self._path)
 
-    def known(self, question: str, candidates: Sequence[str]) -> dict[str, float] | None:
-        """Return the seconds of all candidates; None where one was never timed."""
-        found = self._seconds.get(question, {})
-        return {name: found[name] for name in candidates} if found.keys() >= set(candidates) else None
+    def get(self, setting: str, candidates: Sequence[str]) -> dict[str, float] | None:
+        """Return the seconds of all candidates; None if one is missing."""
+        cached = self._seconds.get(setting, {})
+        return {name: cached[name] for name in candidates} if cached.keys() >= set(candidates) else None
 
-    def add(self, question: str, seconds: Mapping[str, float]) -> None:
-        """Note what was timed, in place of what was known of the question."""
-        self._seconds[question] = dict(seconds)
-        self._grew = True
+    def add(self, setting: str, seconds: Mapping[str, float]) -> None:
+        """Replace the timings of a setting."""
+        self._seconds[setting] = dict(seconds)
+        self._changed = True
 
-    def kept(self) -> str:
-        """Keep what was timed now, and return an empty text; where there was nothing to time, the file's name."""
-        if not self._grew:
+    def save(self) -> str:
+        """Write new timings and return an empty text; without new ones, return the file's path."""
+        if not self._changed:
             return str(self._path)
         if self._path and not device.is_busy():
-            with suppress(RunError, OSError):  # a home that cannot be written costs time, never a run
+            with suppress(RunError, OSError):  # an unwritable home folder only costs time
                 runs.make_folder(self._path.parent)
                 runs.write_atomically(self._path, runs.to_json(self._seconds))
         return ""
 
 
-def _checked(values: Mapping[str, Any], path: Path) -> dict[str, dict[str, float]]:
-    """Return a record's values.
+def _check_timings(values: Mapping[str, Any], path: Path) -> dict[str, dict[str, float]]:
+    """Return a cache file's timings.
 
     Raises:
         RunError: damaged.
     """
     rows = [row.values() if isinstance(row, dict) else [None] for row in values.values()]
     if not all(isinstance(value, float) and math.isfinite(value) and value > 0 for row in rows for value in row):
-        raise RunError(f"{path}: damaged: expected seconds")
+        raise RunError(f"{path}: damaged: expected positive seconds")
     return dict(values)
 
 
-def _open(fixed: _Value | Literal["auto"], tried: Sequence[_Value]) -> Sequence[_Value]:
-    return tried if fixed == "auto" else [fixed]
+def _options(setting: _Value | Literal["auto"], candidates: Sequence[_Value]) -> Sequence[_Value]:
+    return candidates if setting == "auto" else [setting]
 
 
-class _Trial:
-    """Asks one question after the other, and writes the answers into a `Choice`."""
+class _Tuner:
+    """Times one setting after the other, and writes the fastest into an `ExecutionChoice`."""
 
     def __init__(
         self,
@@ -209,33 +222,33 @@ class _Trial:
         dataset: Dataset,
         config: Config,
         choice: ExecutionChoice,
-        record: _Record,
+        cache: _TimingCache,
         progress: Progress,
     ) -> None:
         self._model, self._dataset, self._choice, self._progress = model, dataset, choice, progress
-        self._record = record
+        self._cache = cache
         self._batch_size = min(config.train.batch_size, len(dataset.train))
-        self._at_a_time = min(config.train.micro_batch or self._batch_size, self._batch_size)
+        self._micro_batch = min(config.train.micro_batch or self._batch_size, self._batch_size)
         self._config = config
 
-    def ask(self, what: str, candidates: Sequence[Execution]) -> None:
-        """Time candidates of one question, the plainest first, and keep the best."""
+    def choose(self, setting: str, candidates: Sequence[Execution]) -> None:
+        """Time a setting's candidates, the default first, and keep the fastest."""
         if len(candidates) < 2:
             return
-        seconds = self._known(what, candidates)
+        seconds = self._cached(setting, candidates)
         if seconds is None:
             count = self._affordable_images(candidates[0], len(candidates) * (_ROUNDS + 1))
-            seconds = self._race(what, {candidate: self._step(candidate) for candidate in candidates}, count)
+            seconds = self._time(setting, {candidate: self._step(candidate) for candidate in candidates}, count)
         fastest = min(candidates, key=lambda candidate: seconds[candidate])
         worthwhile = seconds[fastest] * _WORTHWHILE < seconds[candidates[0]]
         self._choice.execution = fastest if worthwhile else candidates[0]
 
-    def ask_compile(self, missing: str, builds: int) -> None:
-        """Compile the choice so far where the training is long enough, and keep that if it wins with its building time.
+    def choose_compile(self, missing: str, builds: int) -> None:
+        """Compile the choice so far if the training is long enough, and keep it if it wins including its build time.
 
         Args:
-            missing: why nothing can be compiled here; empty where it can.
-            builds: how often the graph is built: anew whenever other parameters are trained.
+            missing: why this machine cannot compile; empty if it can.
+            builds: how often the graph is built: again whenever the trainable parameters change.
         """
         plain = self._choice.execution
         if self._planned_seconds(self._probe(plain)) < _COMPILE_FROM_SECONDS:
@@ -244,9 +257,9 @@ class _Trial:
             self._choice.notes.append(f"train.compile: {missing}; steps run uncompiled")
             return
         compiled = replace(plain, compiled=True)
-        what, label = "compiled steps", _label(compiled)
-        seconds, built = self._known(what, [plain, compiled]), self._record.known("building", [label])
-        if seconds is None or built is None:
+        setting, label = "compiled steps", _label(compiled)
+        seconds, build_seconds = self._cached(setting, [plain, compiled]), self._cache.get("building", [label])
+        if seconds is None or build_seconds is None:
             count = self._affordable_images(plain, 2 * (_ROUNDS + 1))
             steps, batch = {plain: self._step(plain), compiled: self._step(compiled)}, self._batch(plain, count)
             began = time.perf_counter()
@@ -255,82 +268,81 @@ class _Trial:
             except ConfigError as error:
                 self._choice.notes.append(f"{error}; steps run uncompiled")
                 return
-            built = {label: time.perf_counter() - began}
-            self._record.add("building", built)
-            seconds = self._race(what, steps, count)
-        building = built[label]
+            build_seconds = {label: time.perf_counter() - began}
+            self._cache.add("building", build_seconds)
+            seconds = self._time(setting, steps, count)
+        building = build_seconds[label]
         planned_steps = self._planned_seconds(seconds[plain] / self._batch_size) / seconds[plain]
-        total = {execution: taken * planned_steps for execution, taken in seconds.items()}
+        total = {execution: step_seconds * planned_steps for execution, step_seconds in seconds.items()}
         if (total[compiled] + builds * building) * _WORTHWHILE < total[plain]:
             self._choice.execution = compiled
         self._choice.notes.append(f"train.compile: {building:.0f} s to build, {builds} times")
 
-    def ask_workers(self, transform: Transform | None) -> None:
+    def choose_workers(self, transform: Transform | None) -> None:
         """Time training on streamed images with several numbers of workers.
 
-        The usual number stays unless another one is worthwhile in both of two rounds, of which the second sees those
-        alone that were so in the first.
+        The default number stays unless another one is worthwhile in both of two rounds; the second round times only
+        those that were in the first.
         """
         plain = self._choice.execution
-        usual = plain.workers
-        counts = sorted({0, max(1, usual // 2), usual, min(_MOST_WORKERS, device.usable_cores())})
-        what = f"workers {self._input(transform)}"
-        self._choice.execution = replace(plain, workers=self._best_workers(what, counts, usual, transform))
+        default = plain.workers
+        counts = sorted({0, max(1, default // 2), default, min(_MOST_WORKERS, device.usable_cores())})
+        setting = f"workers {self._input_hash(transform)}"
+        self._choice.execution = replace(plain, workers=self._best_workers(setting, counts, default, transform))
 
-    def _best_workers(self, what: str, counts: list[int], usual: int, transform: Transform | None) -> int:
-        taken = dict.fromkeys(counts, 0.0)
+    def _best_workers(self, setting: str, counts: list[int], default: int, transform: Transform | None) -> int:
+        total = dict.fromkeys(counts, 0.0)
         for number in range(_WORKER_ROUNDS):
-            seconds = self._seconds_by_workers(f"{what} round {number + 1}", counts, transform)
-            counts = [count for count in counts if count == usual or seconds[count] * _WORTHWHILE < seconds[usual]]
-            taken = {count: taken[count] + seconds[count] for count in counts}
-            if counts == [usual]:
+            seconds = self._seconds_by_workers(f"{setting} round {number + 1}", counts, transform)
+            counts = [count for count in counts if count == default or seconds[count] * _WORTHWHILE < seconds[default]]
+            total = {count: total[count] + seconds[count] for count in counts}
+            if counts == [default]:
                 break
-        return min(counts, key=lambda count: taken[count])
+        return min(counts, key=lambda count: total[count])
 
-    def _seconds_by_workers(self, what: str, counts: list[int], transform: Transform | None) -> dict[int, float]:
-        """Return the seconds a step by number of workers."""
+    def _seconds_by_workers(self, setting: str, counts: list[int], transform: Transform | None) -> dict[int, float]:
+        """Return seconds a step by number of workers."""
         names = {count: f"{count} workers" for count in counts}
-        known = self._record.known(what, list(names.values()))
-        if known is None:
+        seconds = self._cache.get(setting, list(names.values()))
+        if seconds is None:
             plain = self._choice.execution
             images = self._affordable_images(plain, _WORKER_ROUNDS * len(counts) * _WORKER_STEPS)
-            step, known = self._step(plain), {}
+            step, seconds = self._step(plain), {}
             step(*self._batch(plain, images))  # warm, before the first loader
             for count, name in names.items():
-                taken = self._seconds_with_workers(step, count, images, transform)
-                known[name] = taken * self._batch_size / images
-                self._progress("timing loader workers", len(known), len(counts), "candidates")
-            self._record.add(what, known)
-        self._choice.seconds_a_step |= known
-        return {count: known[name] for count, name in names.items()}
+                step_seconds = self._seconds_with_workers(step, count, images, transform)
+                seconds[name] = step_seconds * self._batch_size / images
+                self._progress("timing loader workers", len(seconds), len(counts), "candidates")
+            self._cache.add(setting, seconds)
+        self._choice.seconds_a_step |= seconds
+        return {count: seconds[name] for count, name in names.items()}
 
-    def _input(self, transform: Transform | None) -> str:
-        """Return what the time to read an image depends on."""
+    def _input_hash(self, transform: Transform | None) -> str:
+        """Return a hash of everything the time to read an image depends on."""
         images = self._dataset.train.images
-        read = (images.content, images.resize) if isinstance(images, ImageFiles) else "array"
-        changed = self._config.augment.model_dump(mode="json", exclude=_MIXING) if transform else None
-        return runs.sha256_of(json.dumps([read, changed], sort_keys=True).encode())[:16]
+        source = (images.content, images.resize) if isinstance(images, ImageFiles) else "array"
+        augment = self._config.augment.model_dump(mode="json", exclude=_MIXING) if transform else None
+        return runs.sha256_of(json.dumps([source, augment], sort_keys=True).encode())[:16]
 
     def _seconds_with_workers(self, step: Step, workers: int, images: int, transform: Transform | None) -> float:
-        """Return seconds a step between the first batch and the last; starting workers is paid once a training."""
-        place, train = self._choice.execution.torch_device, self._dataset.train
-        order = torch.arange(images * _WORKER_STEPS, device=place) % len(train)
+        """Return seconds a step from the first batch to the last: workers start only once a training."""
+        torch_device, train = self._choice.execution.torch_device, self._dataset.train
+        order = torch.arange(images * _WORKER_STEPS, device=torch_device) % len(train)
+        loader = loading.Streamed(train, torch_device, workers=workers, transform=transform)
         began = 0.0
-        for batch in loading.Streamed(train, place, workers=workers, transform=transform).batches(
-            order, images, epoch=1
-        ):
+        for batch in loader.batches(order, images, epoch=1):
             began = began or time.perf_counter()
             step(batch.images, batch.labels)
         return (time.perf_counter() - began) / (_WORKER_STEPS - 1)
 
     def _affordable_images(self, plain: Execution, steps: int) -> int:
-        """Return how many images so many steps may have, at most the batch size; see the constants above."""
+        """Return how many images each of so many steps can have within the time limit, at most a micro-batch."""
         seconds = self._probe(plain)
         allowed = min(max(_SHARE * self._planned_seconds(seconds), _LEAST_SECONDS), _MOST_SECONDS)
-        return min(max(int(allowed / steps / seconds), _FEWEST_IMAGES), self._at_a_time)
+        return min(max(int(allowed / steps / seconds), _FEWEST_IMAGES), self._micro_batch)
 
     def _planned_seconds(self, seconds_an_image: float) -> float:
-        """Return what the training's steps will take if an image takes so long: the budget, where there is one."""
+        """Return the seconds of the training's steps: the budget, or estimated from the seconds of an image."""
         train = self._config.train
         if train.budget:
             return seconds_of(train.budget)
@@ -338,33 +350,33 @@ class _Trial:
         return seconds_an_image * self._batch_size * steps
 
     def _probe(self, plain: Execution) -> float:
-        """Return the seconds an image that a small step takes."""
+        """Return the seconds an image, by a small step."""
         label = _label(plain)
-        known = self._record.known(f"image in {label}", [label])
-        if known is None:
+        seconds = self._cache.get(f"image in {label}", [label])
+        if seconds is None:
             step = self._step(plain)
 
-            def probed(count: int) -> float:
+            def probe(count: int) -> float:
                 batch = self._batch(plain, count)
                 step(*batch)
                 return min(_seconds(step, batch) for _ in range(_ROUNDS - 1)) / count
 
-            known = {label: self._while_it_fits(min(_FEWEST_IMAGES, self._at_a_time), probed)}
-            self._record.add(f"image in {label}", known)
-        return known[label]
+            seconds = {label: self._halve_until_fitting(min(_FEWEST_IMAGES, self._micro_batch), probe)}
+            self._cache.add(f"image in {label}", seconds)
+        return seconds[label]
 
-    def _known(self, what: str, candidates: Sequence[Execution]) -> dict[Execution, float] | None:
-        """Return the seconds of candidates that were timed before; None where one was not."""
-        known = self._record.known(what, [_label(candidate) for candidate in candidates])
-        if known is None:
+    def _cached(self, setting: str, candidates: Sequence[Execution]) -> dict[Execution, float] | None:
+        """Return the cached seconds of the candidates; None if one is missing."""
+        seconds = self._cache.get(setting, [_label(candidate) for candidate in candidates])
+        if seconds is None:
             return None
-        self._choice.seconds_a_step |= known
-        return {candidate: known[_label(candidate)] for candidate in candidates}
+        self._choice.seconds_a_step |= seconds
+        return {candidate: seconds[_label(candidate)] for candidate in candidates}
 
     def _step(self, execution: Execution) -> Step:
         scratch = execution.place(copy.deepcopy(self._model)).train()
         forward = execution.training_forward(scratch)
-        optimizer = eager.SGD([p for p in scratch.parameters() if p.requires_grad], lr=0.0)
+        optimizer = optimizers.SGD([p for p in scratch.parameters() if p.requires_grad], lr=0.0)
         criterion = losses.LOSSES[TASKS[self._dataset.competition.task].loss]
 
         def step(images: Tensor, labels: Tensor) -> None:
@@ -380,40 +392,41 @@ class _Trial:
         return step
 
     def _batch(self, execution: Execution, count: int) -> tuple[Tensor, Tensor]:
-        place = execution.torch_device
-        return loading.resident(self._dataset.train.head(count), place).batch(torch.arange(count, device=place))
+        torch_device = execution.torch_device
+        images = loading.resident(self._dataset.train.head(count), torch_device)
+        return images.batch(torch.arange(count, device=torch_device))
 
-    def _race(self, what: str, steps: Mapping[Execution, Step], count: int) -> dict[Execution, float]:
-        """Return each candidate's seconds for the config's batch: the fastest step of several.
-
-        They are taken in turns, so that a slow moment of the machine strikes all candidates. Where memory runs out,
-        smaller steps are timed, as smaller ones will be taken.
-        """
-        return self._while_it_fits(count, lambda fitting: self._raced(what, steps, fitting))
-
-    def _while_it_fits(self, count: int, timed: Callable[[int], _Value]) -> _Value:
-        """Return what steps of `count` images show, or of half as many, until memory suffices."""
+    def _halve_until_fitting(self, count: int, measure: Callable[[int], _Value]) -> _Value:
+        """Return the measurement for `count` images, or for half as many, until memory suffices."""
         while True:
             try:
-                return timed(count)
+                return measure(count)
             except (RuntimeError, MemoryError) as error:
-                refuse_if_hopeless(error, count)
-            count = self._at_a_time = count // 2
+                raise_unless_halving_helps(error, count)
+            count = self._micro_batch = count // 2
 
-    def _raced(self, what: str, steps: Mapping[Execution, Step], count: int) -> dict[Execution, float]:
+    def _time(self, setting: str, steps: Mapping[Execution, Step], count: int) -> dict[Execution, float]:
+        """Return each candidate's seconds for the config's batch: the fastest step of several.
+
+        Candidates take turns, so that a slow moment of the machine affects all. Where memory runs out, smaller steps
+        are timed, as in the training.
+        """
+        return self._halve_until_fitting(count, lambda fitting: self._time_steps(setting, steps, fitting))
+
+    def _time_steps(self, setting: str, steps: Mapping[Execution, Step], count: int) -> dict[Execution, float]:
         batch = self._batch(next(iter(steps)), count)
         for done, step in enumerate(steps.values()):
             step(*batch)  # the first one allocates and picks kernels
-            self._progress(f"timing {what}", done + 1, len(steps), "candidates")
+            self._progress(f"timing {setting}", done + 1, len(steps), "candidates")
         seconds = {candidate: _seconds(step, batch) for candidate, step in steps.items()}
         for _ in range(_ROUNDS - 1):
             for candidate, step in steps.items():
                 if seconds[candidate] < _HOPELESS * min(seconds.values()):
                     seconds[candidate] = min(seconds[candidate], _seconds(step, batch))
-        seconds = {candidate: taken * self._batch_size / count for candidate, taken in seconds.items()}
-        known = {_label(candidate): taken for candidate, taken in seconds.items()}
-        self._record.add(what, known)
-        self._choice.seconds_a_step |= known
+        seconds = {candidate: value * self._batch_size / count for candidate, value in seconds.items()}
+        by_label = {_label(candidate): value for candidate, value in seconds.items()}
+        self._cache.add(setting, by_label)
+        self._choice.seconds_a_step |= by_label
         return seconds
 
 
@@ -427,19 +440,3 @@ def _label(candidate: Execution) -> str:
     layout = "channels_last" if candidate.channels_last else "channels_first"
     compiled = " compiled" if candidate.compiled else ""
     return f"{candidate.precision} {layout} {candidate.threads} threads{compiled}"
-
-
-def preserve_rng_state(device: torch.device) -> AbstractContextManager[None]:
-    """Give torch's global generators back as they were: a library must not disturb its user's draws."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
-def seed_generators(seed: int, place: torch.device) -> None:
-    """Seed what a step on this device draws from; inside `counted_randomness`.
-
-    `torch.manual_seed` gives the same bits, but where CUDA is absent or asleep it also formats and keeps a stack trace
-    for every call: half a percent of a small network's step.
-    """
-    torch.default_generator.manual_seed(seed)
-    if place.type == "cuda":
-        torch.cuda.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What stays the same through a training, and how it is set up."""
+"""The training context: everything that stays the same during a training."""
 
 import math
 import time
@@ -24,38 +24,40 @@ from comp.models.classifier import Classifier
 from comp.results.runs import Run
 from comp.runtime.device import Execution, Forward
 from comp.runtime.progress import Progress, quiet
-from comp.training import budget, consistency, losses, optimizers, resolution, schedules
+from comp.training import budget, losses, optimizers, schedules
 from comp.training.best_weights import BestWeights
 from comp.training.budget import StepPlanner
 from comp.training.checkpoint import Stateful, TrainState
 from comp.training.distributed import SINGLE_PROCESS, SingleProcess
 from comp.training.norms import NoNorms, Norms
+from comp.training.schedules import Schedule
 from comp.training.step import Stepper, head_of
 
-_INITIALISE_IMAGES = 5000  # that a data-dependent initialisation sees,
-_INITIALISE_BYTES = 128 << 20  # and at most this many of their pixels: photographs are large
-STATISTICS_BATCHES = 100  # that the batch norm of averaged weights sees
+# A data-dependent initialisation sees at most this many images and bytes of pixels: photographs are large.
+_INITIALISE_IMAGES, _INITIALISE_BYTES = 5000, 128 << 20
+STATISTICS_BATCHES = 100  # for the batch norm statistics of averaged weights
 
 
 @dataclass(frozen=True)
 class TrainContext:
-    """What stays the same through a training."""
+    """Everything that stays the same during a training."""
 
     config: Config
     dataset: Dataset
     run: Run
     model: Classifier
     optimizer: Optimizer
+    schedule: Schedule
     stepper: Stepper
     norms: NoNorms
-    contest: BestWeights
+    best_weights: BestWeights
     train: Loader
     policy: Policy
     mixing: mixing.Mixing
     execution: Execution
     forward: Forward
     team: SingleProcess
-    pace: StepPlanner
+    planner: StepPlanner
 
     @cached_property
     def batch_size(self) -> int:
@@ -64,12 +66,12 @@ class TrainContext:
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """Whole batches: the few images left over are others in every epoch."""
+        """Whole batches; the few images left over differ in every epoch."""
         return len(self.train) // self.batch_size
 
     def steps_in(self, number: int) -> int:
-        """Return an epoch's steps; a budget may cut the last one short."""
-        return min(self.steps_per_epoch, self.pace.plan.total_steps - (number - 1) * self.steps_per_epoch)
+        """Return an epoch's steps; a budget may shorten the last epoch."""
+        return min(self.steps_per_epoch, self.planner.plan.total_steps - (number - 1) * self.steps_per_epoch)
 
     @cached_property
     def criterion(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -78,41 +80,40 @@ class TrainContext:
 
     @cached_property
     def views(self) -> int:
-        """How many views of each image a step sees, one after the other in its batch."""
-        return 1 if self.config.train.consistency == "none" else consistency.VIEWS
+        """How many views of each image a step sees, view after view in its batch."""
+        return 1 if self.config.train.consistency == "none" else losses.VIEWS
 
     @cached_property
     def alternates(self) -> bool:
-        """Whether the policy mirrors by epoch instead of by chance."""
+        """Whether the policy flips by epoch instead of at random."""
         return any(op.name == "alternating_flip" for op in self.policy.ops)
 
     @property
     def parts(self) -> dict[str, Stateful]:
-        """What state.pt holds beside the cursor."""
+        """What state.pt holds beside the `TrainState`."""
         parts: dict[str, Stateful] = {
             "model": self.model,
             "optimizer": self.optimizer,
             "stepper": self.stepper,
-            "average": self.contest.average,
+            "average": self.best_weights.average,
         }
         if self.config.train.budget:
-            parts["pace"] = self.pace
-        if self.norms.wanted:
+            parts["pace"] = self.planner
+        if self.norms.enabled:
             parts["norms"] = self.norms
         return parts
 
-    def taken(self, cursor: TrainState) -> int:
-        """Return the steps taken since the training's first."""
-        return cursor.epoch * self.steps_per_epoch + cursor.step
+    def steps_taken(self, state: TrainState) -> int:
+        """Return the steps taken since the training's start."""
+        return state.epoch * self.steps_per_epoch + state.step
 
-    def rate(self, cursor: TrainState, step: int) -> float:
+    def rate(self, state: TrainState, step: int) -> float:
         """Return the learning rate of a step of the current epoch, before any group's own factor."""
-        planned = schedules.rate(cursor.epoch * self.steps_per_epoch + step, self.pace.plan, self.config.optim)
-        return planned * cursor.rate_factor
+        return self.schedule.rate(state.epoch * self.steps_per_epoch + step, self.planner.plan) * state.rate_factor
 
-    def is_over(self, cursor: TrainState) -> bool:
-        """Tell whether the plan's last step is taken."""
-        return self.taken(cursor) >= self.pace.plan.total_steps
+    def is_over(self, state: TrainState) -> bool:
+        """Return whether the plan's last step is taken."""
+        return self.steps_taken(state) >= self.planner.plan.total_steps
 
 
 def build_context(
@@ -130,27 +131,27 @@ def build_context(
     """Place model and training images on the device and build the optimizer.
 
     Args:
-        config: the run's.
-        dataset: opened by `open_dataset`.
-        run: where files land.
+        config: of the run.
+        dataset: from `open_dataset`.
+        run: where files are written.
         model: as built, on the CPU.
         execution: see `comp.training.autotune`.
-        fresh: whether a data-dependent initialisation is wanted: not where weights come from a file or a checkpoint.
-        began: `time.perf_counter()` of the moment from which a budget counts; None: now.
+        fresh: whether to run a data-dependent initialisation: not where weights come from a file or a checkpoint.
+        began: `time.perf_counter()` at the start of the budget; None: now.
         progress: called while image files are decoded.
-        team: the processes that train it together.
+        team: the processes that train together.
     """
-    team.check(config, dataset)
+    team.check_batch_size(min(config.train.batch_size, len(dataset.train)))
     began = time.perf_counter() if began is None else began
     policy = policies.resolve(config.augment.policy, config.augment.ops, config.augment.albumentations)
     if dataset.resident:
         val = dataset.val and dataset.val.decoded(progress)
-        # What is cropped before it is resized is read anew in every epoch.
+        # Images that are cropped before they are resized are read anew in every epoch.
         train_split = dataset.train if policy.crop else dataset.train.decoded(progress)
         dataset = replace(dataset, train=train_split, val=val)
     if fresh:
         _initialise(model, dataset)
-    resolution.check_sizes(model, config.train.sizes, dataset.competition.image_shape)
+    schedules.check_sizes(model, config.train.sizes, dataset.competition.image_shape)
     team.prepare(model, execution)
     execution.place(model)
     optimizer = optimizers.for_model(model, config.optim)
@@ -163,16 +164,27 @@ def build_context(
     )
     steps_per_epoch = len(train) // min(config.train.batch_size, len(train))
     norms = Norms(model.inner) if config.train.log_norms else NoNorms()
-    average = averaging.AVERAGES[config.train.average](model, steps_per_epoch, config.train)
+    average = averaging.build_average(model, config.train, steps_per_epoch)
+    stepper = Stepper(
+        optimizer,
+        execution,
+        norms,
+        micro_batch=execution.micro_batch or config.train.micro_batch or config.train.batch_size,
+        clip=config.optim.clip,
+        clip_at=config.optim.clip_at,
+        unclipped=head_of(model),
+        halves=team.size == 1,
+    )
     return TrainContext(
         config=config,
         dataset=dataset,
         run=run,
         model=model,
         optimizer=optimizer,
-        stepper=Stepper(optimizer, config, execution, norms, unclipped=head_of(model), halves=team.size == 1),
+        schedule=optimizers.schedule_of(config.optim),
+        stepper=stepper,
         norms=norms,
-        contest=BestWeights(run, config, dataset, model, execution, average),
+        best_weights=BestWeights(run, config, dataset, model, execution, average),
         train=train,
         policy=policy,
         mixing=mixing.Mixing(
@@ -185,34 +197,34 @@ def build_context(
         execution=execution,
         forward=team.forward(model, execution),
         team=team,
-        pace=team.keep(budget.step_planner(config, dataset, run, execution, began=began)),
+        planner=team.sync_planner(budget.step_planner(config, dataset, run, execution, began=began)),
     )
 
 
-def samples(config: Config, dataset: Dataset, model: Classifier) -> dict[str, NDArray[np.int64]]:
-    """Return the rows of training images that a new training measures something on, by name.
+def training_samples(config: Config, dataset: Dataset, model: Classifier) -> dict[str, NDArray[np.int64]]:
+    """Return samples of training images (row numbers) that a new training needs, by name.
 
-    `initialise`: what a data-dependent initialisation sees, such as whitening. `statistics`: the whole batches from
-    which batch norm meets averaged weights. Names whose use this training has not are left out.
+    `initialise`: for a data-dependent initialisation, such as whitening. `statistics`: whole batches for the batch
+    norm statistics of averaged weights.
     """
-    found = {}
+    samples = {}
     if model.looks_at_images:
-        found["initialise"] = dataset.sample(dataset.train, _most_initialising(dataset))
+        samples["initialise"] = dataset.sample(dataset.train, _initialise_count(dataset))
     if config.train.average != "none":
         batch_size = min(config.train.batch_size, len(dataset.train))
         batches = min(STATISTICS_BATCHES, len(dataset.train) // batch_size)
-        found["statistics"] = dataset.sample(dataset.train, batches * batch_size)
-    return found
+        samples["statistics"] = dataset.sample(dataset.train, batches * batch_size)
+    return samples
 
 
-def _most_initialising(dataset: Dataset) -> int:
+def _initialise_count(dataset: Dataset) -> int:
     return min(_INITIALISE_IMAGES, max(1, _INITIALISE_BYTES // math.prod(dataset.train.image_shape)))
 
 
 def _initialise(model: Classifier, dataset: Dataset) -> None:
-    """Let the model see some training images before its first step."""
+    """Run the model's data-dependent initialisation, if it has one."""
     if not model.looks_at_images:
         return
-    rows = dataset.samples.get("initialise", np.arange(min(_most_initialising(dataset), len(dataset.train))))
+    rows = dataset.samples.get("initialise", np.arange(min(_initialise_count(dataset), len(dataset.train))))
     images = np.array(dataset.train.images[rows])  # a copy: memory maps are read-only
     model.initialise(torch.from_numpy(images).permute(0, 3, 1, 2))

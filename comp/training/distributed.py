@@ -1,12 +1,11 @@
 """One training on several devices or processes: `torchrun --nproc-per-node 2 -m comp train CONFIG`.
 
-Every process holds the whole model and takes its share of each batch; gradients are averaged by torch's
-DistributedDataParallel (Li et al. 2020, arXiv:2006.15704), over NCCL between GPUs and Gloo between CPUs. Draws are
-counted by sample, so that a batch's pixels are those of a single process, and without batch statistics its steps are
-too, up to rounding. Batch norm sees a process's share alone on CPUs, as with `train.micro_batch`; on GPUs it is
-synchronised.
+Every process holds the whole model and takes a shard of each batch; torch's DistributedDataParallel (Li et al. 2020,
+arXiv:2006.15704) averages gradients, over NCCL between GPUs and Gloo between CPUs. Draws are counted by sample, so a
+batch has the pixels of a single process, and without batch statistics the same steps, up to rounding. On CPUs batch
+norm sees a process's shard only, as with `train.micro_batch`; on GPUs it is synchronised.
 
-The first process, the leader, validates, decides and writes; the others follow. `Alone` is a team of one.
+The main process (rank 0) validates, decides and writes. `SingleProcess` is a group of one.
 """
 
 import contextlib
@@ -20,8 +19,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from comp.config import Config
-from comp.data.dataset import Dataset
 from comp.models.classifier import Classifier
 from comp.results.runs import Run
 from comp.runtime.device import Execution, Forward
@@ -32,9 +29,9 @@ from comp.training.schedules import Plan
 
 _Value = TypeVar("_Value")
 
-# The others wait while the leader validates or times; a process that dies is noticed by its closed connection.
-_PATIENCE = datetime.timedelta(days=1)
-_LOST = (
+# Processes wait while the main one validates or times; a process that dies is noticed by its closed connection.
+_TIMEOUT = datetime.timedelta(days=1)
+_CONNECTION_LOST = (
     "closed by peer",
     "reset by peer",
     "Broken pipe",
@@ -46,74 +43,73 @@ _LOST = (
 
 
 class SingleProcess:
-    """The team of one process: nothing to share, nobody to wait for."""
+    """A group of one process: nothing to share, nothing to wait for."""
 
     is_main_process = True
     size = 1
-    words: tuple[int, ...] = ()
-    """What sets this process's dropout apart from the others'."""
+    rng_offset: tuple[int, ...] = ()
+    """Makes this process's dropout differ from the others'."""
 
-    def check(self, config: Config, dataset: Dataset) -> None:
-        """Refuse what a team cannot do."""
+    def check_batch_size(self, batch_size: int) -> None:
+        """Check that the processes can share batches."""
 
     def prepare(self, model: Classifier, execution: Execution) -> None:
-        """Change layers, in place, that must know of the others."""
+        """Synchronise layers between processes, in place."""
 
     def forward(self, model: nn.Module, execution: Execution) -> Forward:
-        """Return what computes the logits of this process's share, and lets gradients be averaged on the way back."""
+        """Return the forward function of this process's shard; its backward pass averages gradients."""
         return execution.training_forward(model)
 
-    def share(self, order: Tensor, batch_size: int) -> tuple[Tensor, int]:
-        """Return this process's part of every whole batch of an order [N], and how many images of each that is."""
+    def shard(self, order: Tensor, batch_size: int) -> tuple[Tensor, int]:
+        """Return this process's part of every whole batch of an order [N], and its number of images in each."""
         return order, batch_size
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Return the sum of all processes' values."""
         return values
 
-    def watched(self, progress: Progress) -> Progress:
-        """Return a progress after which all stop where one was told to."""
+    def synced_progress(self, progress: Progress) -> Progress:
+        """Return a progress that interrupts all processes when one is interrupted."""
         return progress
 
     def broadcast_from_main(self, work: Callable[[], _Value]) -> _Value:
-        """Return what the leader's work returns; nobody else does it."""
+        """Return the result of the main process's work; the others do not run it."""
         return work()
 
     def main_process_first(self, work: Callable[[], _Value]) -> _Value:
-        """Return what this process's work returns; the others begin when the leader has ended, and find its files."""
+        """Return the result of this process's work; the others start when the main process is done."""
         return work()
 
-    def keep(self, pace: StepPlanner) -> StepPlanner:
-        """Return a pace whose plan is the same for all at every step."""
-        return pace
+    def sync_planner(self, planner: StepPlanner) -> StepPlanner:
+        """Return a planner whose plan is the same for all processes at every step."""
+        return planner
 
     def stop(self, error: UserError | Interrupted) -> NoReturn:
-        """End with what all have met."""
+        """End all processes with an error that all have met."""
         raise error
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
 
 
 SINGLE_PROCESS = SingleProcess()
 
 
 class DistributedGroup(SingleProcess):
-    """Several processes that torchrun has started."""
+    """Several processes started by torchrun."""
 
     def __init__(self) -> None:
         self._rank = dist.get_rank()
         self.size = dist.get_world_size()
         self.is_main_process = self._rank == 0
-        self.words = () if self.is_main_process else (self._rank,)
+        self.rng_offset = () if self.is_main_process else (self._rank,)
 
-    def check(self, config: Config, dataset: Dataset) -> None:
-        """Refuse what a team cannot do.
+    def check_batch_size(self, batch_size: int) -> None:
+        """Check that the processes can share batches.
 
         Raises:
-            ConfigError: batches that cannot be cut on even positions into equal shares.
+            ConfigError: batches that cannot be cut at even positions into equal shards.
         """
-        batch_size = min(config.train.batch_size, len(dataset.train))
         if batch_size % (2 * self.size):
             raise ConfigError(
                 f"train.batch_size: {self.size} processes share each batch in equal, even parts; expected a multiple "
@@ -128,22 +124,22 @@ class DistributedGroup(SingleProcess):
             model.inner = convert_sync_batchnorm(model.inner)
 
     def forward(self, model: nn.Module, execution: Execution) -> Forward:
-        """Return the model under DistributedDataParallel; see `_Together`."""
+        """Return the model under DistributedDataParallel; see `_DDPModel`."""
         return _DDPModel(model, execution)
 
-    def share(self, order: Tensor, batch_size: int) -> tuple[Tensor, int]:
+    def shard(self, order: Tensor, batch_size: int) -> tuple[Tensor, int]:
         """Return this process's part of every whole batch; pairs (2k, 2k + 1) stay together."""
         images, steps = batch_size // self.size, len(order) // batch_size
-        shares = order[: steps * batch_size].view(steps, self.size, images)
-        return shares[:, self._rank].flatten(), images
+        shards = order[: steps * batch_size].view(steps, self.size, images)
+        return shards[:, self._rank].flatten(), images
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Return the sum of all processes' values, on their device."""
         dist.all_reduce(values)
         return values
 
-    def watched(self, progress: Progress) -> Progress:
-        """Return a progress after which all stop where one was told to, at the same step."""
+    def synced_progress(self, progress: Progress) -> Progress:
+        """Return a progress that interrupts all processes, at the same step, when one is interrupted."""
 
         def call(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
             signum = torch.zeros(1, dtype=torch.int64)
@@ -151,108 +147,107 @@ class DistributedGroup(SingleProcess):
                 progress(what, done, total, unit, note)
             except Interrupted as stop:
                 signum += stop.signum
-            dist.all_reduce(signum, dist.ReduceOp.MAX)  # on the CPU: no device is waited for
+            dist.all_reduce(signum, dist.ReduceOp.MAX)  # on the CPU: does not wait for a device
             if signum.item():
                 self.stop(Interrupted(int(signum)))
 
         return call
 
     def broadcast_from_main(self, work: Callable[[], _Value]) -> _Value:
-        """Return what the leader's work returns, or end as it ends."""
-        return cast(_Value, self._told(work if self.is_main_process else None))
+        """Return the result of the main process's work, or fail as it fails."""
+        return cast(_Value, self._broadcast(work if self.is_main_process else None))
 
     def main_process_first(self, work: Callable[[], _Value]) -> _Value:
-        """Return what this process's work returns, done after the leader's, or end as the leader's ends."""
-        found: list[_Value] = []
-        self._told(lambda: found.append(work()) if self.is_main_process else None)
-        return found[0] if self.is_main_process else work()
+        """Return the result of this process's work, done after the main process's, or fail as that fails."""
+        results: list[_Value] = []
+        self._broadcast(lambda: results.append(work()) if self.is_main_process else None)
+        return results[0] if self.is_main_process else work()
 
-    def keep(self, pace: StepPlanner) -> StepPlanner:
-        """Return the leader's pace for all; a number of epochs needs no telling."""
-        return pace if isinstance(pace, FixedEpochs) else _SyncedPlanner(pace, self)
+    def sync_planner(self, planner: StepPlanner) -> StepPlanner:
+        """Return the main process's planner for all; a fixed number of epochs needs no synchronisation."""
+        return planner if isinstance(planner, FixedEpochs) else _SyncedPlanner(planner, self)
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
         dist.all_reduce(torch.zeros(1))
 
-    def _told(self, work: Callable[[], Any] | None) -> Any:
-        """Do the leader's work there, and hand its result or its end to all."""
-        told: list[Any] = [None, None]
+    def _broadcast(self, work: Callable[[], Any] | None) -> Any:
+        """Run work in the main process, and return its result or raise its error in all."""
+        result_and_error: list[Any] = [None, None]
         if self.is_main_process:
             assert work is not None
             try:
-                told[0] = work()
+                result_and_error[0] = work()
             except (UserError, Interrupted) as error:
-                told[1] = error
-        dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
-        if told[1] is not None:
-            self.stop(told[1])
-        return told[0]
+                result_and_error[1] = error
+        dist.broadcast_object_list(result_and_error, src=0, device=torch.device("cpu"))
+        if result_and_error[1] is not None:
+            self.stop(result_and_error[1])
+        return result_and_error[0]
 
     def stop(self, error: UserError | Interrupted) -> NoReturn:
-        """End as all end; the leader alone says why."""
+        """End all processes; only the main one reports the error."""
         if self.is_main_process:
             raise error
         raise SystemExit(error.exit_code)
 
 
 class _SyncedPlanner(StepPlanner):
-    """A `comp.training.budget.StepPlanner` by the leader's clock, whose plan is told to all whenever it may have
-    changed.
+    """Broadcasts the main process's plan to all processes whenever it may have changed.
 
     Args:
-        pace: the leader's is told what takes time; the others' only takes states back.
+        planner: the main process's measures time; the others' only load states.
         team: its processes.
     """
 
-    def __init__(self, pace: StepPlanner, team: SingleProcess) -> None:
-        self._pace, self._team = pace, team
-        self.plan = pace.plan
+    def __init__(self, planner: StepPlanner, team: SingleProcess) -> None:
+        self._planner, self._team = planner, team
+        self.plan = planner.plan
 
     def label(self, number: int) -> str:
-        """See `Pace`."""
-        return self._pace.label(number)
+        """See `StepPlanner`."""
+        return self._planner.label(number)
 
-    def begun(self) -> None:
-        """See `Pace`."""
-        self._pace.begun()
+    def on_start(self) -> None:
+        """See `StepPlanner`."""
+        self._planner.on_start()
 
-    def stepped(self, step: int) -> None:
-        """See `Pace`."""
-        self._follow(lambda: self._pace.stepped(step))
+    def on_step(self, step: int) -> None:
+        """See `StepPlanner`."""
+        self._sync(lambda: self._planner.on_step(step))
 
-    def trained(self, step: int) -> None:
-        """See `Pace`."""
+    def on_epoch_trained(self, step: int) -> None:
+        """See `StepPlanner`."""
         if self._team.is_main_process:
-            self._pace.trained(step)
+            self._planner.on_epoch_trained(step)
 
-    def ended(self, step: int) -> None:
-        """See `Pace`."""
-        self._follow(lambda: self._pace.ended(step))
+    def on_epoch_end(self, step: int) -> None:
+        """See `StepPlanner`."""
+        self._sync(lambda: self._planner.on_epoch_end(step))
 
-    def saved(self, seconds: float) -> None:
-        """See `Pace`."""
-        self._pace.saved(seconds)
+    def on_saved(self, seconds: float) -> None:
+        """See `StepPlanner`."""
+        self._planner.on_saved(seconds)
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Pace`."""
-        return self._pace.state_dict()
+        """See `StepPlanner`."""
+        return self._planner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Pace`."""
-        self._pace.load_state_dict(state)
-        self.plan = self._pace.plan
+        """See `StepPlanner`."""
+        self._planner.load_state_dict(state)
+        self.plan = self._planner.plan
 
-    def _follow(self, hear: Callable[[], None]) -> None:
+    def _sync(self, update: Callable[[], None]) -> None:
         def plan() -> Plan:
-            hear()
-            return self._pace.plan
+            update()
+            return self._planner.plan
 
         self.plan = self._team.broadcast_from_main(plan)
 
 
 class _DDPModel:
-    """A model under DistributedDataParallel, wrapped anew whenever other parameters are trained."""
+    """A model under DistributedDataParallel, wrapped again whenever the trainable parameters change."""
 
     def __init__(self, model: nn.Module, execution: Execution) -> None:
         self._model, self._execution = model, execution
@@ -262,30 +257,30 @@ class _DDPModel:
     def __call__(self, images: Tensor) -> Tensor:
         trained = [parameter.requires_grad for parameter in self._model.parameters()]
         if self._wrapped is None or trained != self._trained:
-            self._wrapped = None  # takes its hooks off the parameters
+            self._wrapped = None  # removes its hooks from the parameters
             wrapped = DistributedDataParallel(self._model)
             self._wrapped, self._trained = self._execution.training_forward(wrapped), trained
         return self._wrapped(images)
 
 
 class ReadOnlyRun(Run):
-    """A follower's view of the run: everything is read, nothing is written."""
+    """The run as processes other than the main one see it: writes do nothing."""
 
     def write(self, name: str, content: bytes | Callable[[BinaryIO], None]) -> None:
-        """Leave it to the leader."""
+        """Do nothing: the main process writes."""
 
 
 def is_distributed() -> bool:
-    """Tell whether torchrun has started more than one process."""
+    """Return whether torchrun has started more than one process."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[SingleProcess]:
-    """Join the other processes that torchrun has started; alone without them.
+def join_group() -> Iterator[SingleProcess]:
+    """Join the processes started by torchrun; a `SingleProcess` without torchrun.
 
     Raises:
-        RunError: another process has ended too soon.
+        RunError: another process has died.
     """
     if not is_distributed():
         yield SINGLE_PROCESS
@@ -293,14 +288,14 @@ def joined() -> Iterator[SingleProcess]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield DistributedGroup()
     except RuntimeError as error:
         if not _is_lost(error):
             raise
         raise RunError(
-            "another process of this training has ended, so all end; go on from the last checkpoint: "
+            "another process of this training has died, so all processes end; resume from the last checkpoint: "
             "torchrun ... -m comp train --resume RUN"
         ) from None
     finally:
@@ -308,14 +303,14 @@ def joined() -> Iterator[SingleProcess]:
 
 
 def _is_lost(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or any(saying in str(error) for saying in _LOST)
+    return isinstance(error, dist.DistError) or any(text in str(error) for text in _CONNECTION_LOST)
 
 
-def refuse(command: str) -> None:
-    """Refuse a command that knows one process only.
+def check_single_process(command: str) -> None:
+    """Check that torchrun has not started several processes for a command that runs in one.
 
     Raises:
-        ConfigError: torchrun has started several.
+        ConfigError: it has.
     """
     if is_distributed():
         raise ConfigError(

@@ -1,55 +1,64 @@
-"""Why a training ends before its last epoch.
+"""Early stopping: when a training ends before its last epoch.
 
-Both rules are functions of the history alone, so that a resumed training decides as one that was never stopped.
+Both rules are functions of the history alone, so a resumed training decides like an uninterrupted one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from comp.config import Config
 from comp.training.selection import Selector
 
-Row = Mapping[str, Any]  # of history.csv: an `Epoch`'s fields, as values or as the text that a file holds
+Row = Mapping[str, Any]  # of history.csv: an `Epoch`'s fields, as values or as a file's text
 
 
 @dataclass(frozen=True)
 class Stop:
-    """What `on_epoch` returns to end a training after the epoch; the reason is recorded and shown."""
+    """Returned by `on_epoch` to end a training after the epoch; the reason is recorded and shown."""
 
     reason: str
 
 
-def due(rows: Sequence[Row], config: Config, selector: Selector) -> Stop | None:
-    """Return why the training that a history tells of should end now, None where it should go on.
+def early_stop(
+    rows: Sequence[Row],
+    selector: Selector,
+    *,
+    patience: int | None,
+    min_delta: float = 0.0,
+    overfit_patience: int | None = None,
+    overfit_threshold: float = 0.0,
+) -> Stop | None:
+    """Return why the training should end now, None if it should continue.
 
     Args:
-        rows: one for each epoch finished, in order; the last is the one just finished.
-        config: section `train`: `patience`, `overfit_patience` and theirs.
+        rows: one for each finished epoch, in order.
         selector: what the best weights are selected by.
+        patience: see `stagnation`; None: off.
+        min_delta: see `stagnation`.
+        overfit_patience: see `overfitting`; None: off.
+        overfit_threshold: see `overfitting`.
     """
-    train = config.train
-    if not rows or (not train.budget and int(rows[-1]["number"]) >= train.epochs):
-        return None  # it ends anyway
+    if not rows:
+        return None
     reason = ""
-    if train.overfit_patience is not None:
-        reason = overfitting(rows, train.overfit_patience, train.overfit_threshold)
-    if train.patience is not None and not reason:
-        found = stagnation(rows, lambda row: _selected(row, selector), train.patience, train.min_delta)
-        reason = f"{selector.name} {found}" if found else ""
+    if overfit_patience is not None:
+        reason = overfitting(rows, overfit_patience, overfit_threshold)
+    if patience is not None and not reason:
+        stagnates = stagnation(rows, lambda row: _selected(row, selector), patience, min_delta)
+        reason = f"{selector.name} {stagnates}" if stagnates else ""
     return Stop(reason) if reason else None
 
 
 def stagnation(
     rows: Sequence[Row], value_of: Callable[[Row], float | None], patience: int, min_delta: float = 0.0
 ) -> str:
-    """Tell that a value has not improved for too long (Prechelt 1998, "Early Stopping - But When?"); empty: it has.
+    """Return why a value stagnates (Prechelt 1998, "Early Stopping - But When?"); empty if it has improved.
 
     Args:
-        rows: see `due`.
-        value_of: of a row, more being better; None where the epoch did not measure it.
+        rows: see `early_stop`.
+        value_of: of a row, higher being better; None where the epoch did not measure it.
         patience: epochs since the last improvement.
-        min_delta: by how much more than this a value must exceed the last improvement to be one itself.
+        min_delta: an improvement exceeds the last one by more than this.
     """
     best, best_epoch = None, 0
     for row in rows:
@@ -60,18 +69,18 @@ def stagnation(
     if best is None or value_of(rows[-1]) is None or number - best_epoch < patience:
         return ""
     return (
-        f"stagnates: at the end of epoch {number}, none since epoch {best_epoch} had been better by more than "
-        f"{min_delta:g} (train.patience={patience})"
+        f"stagnates: in epoch {number}, not improved by more than {min_delta:g} since epoch {best_epoch} "
+        f"(train.patience={patience})"
     )
 
 
 def overfitting(rows: Sequence[Row], patience: int, threshold: float = 0.0) -> str:
-    """Tell that validation loss has stayed above its best for too long; empty: it has not.
+    """Return why validation loss overfits: it has stayed above its best for too long; empty if it has not.
 
     Args:
-        rows: see `due`.
-        patience: epochs in a row, up to the last one, that lay above.
-        threshold: an epoch lies above where its loss exceeds the lowest before it by more than this.
+        rows: see `early_stop`.
+        patience: consecutive epochs, up to the last one, with a loss above the best.
+        threshold: a loss is above where it exceeds the lowest before it by more than this.
     """
     best, best_epoch, above = float("inf"), 0, 0
     for row in rows:
@@ -84,13 +93,13 @@ def overfitting(rows: Sequence[Row], patience: int, threshold: float = 0.0) -> s
     if above < patience:
         return ""
     return (
-        f"validation loss overfits: at the end of epoch {int(rows[-1]['number'])} it had been more than {threshold:g} "
-        f"above its best, {best:.4g} in epoch {best_epoch}, for {above} epochs (train.overfit_patience={patience})"
+        f"validation loss overfits: in epoch {int(rows[-1]['number'])}, more than {threshold:g} above its best "
+        f"({best:.4g} in epoch {best_epoch}) for {above} epochs (train.overfit_patience={patience})"
     )
 
 
 def _selected(row: Row, selector: Selector) -> float | None:
-    """Return what the epoch's better weights, raw or averaged, were selected by."""
+    """Return the selected value of the epoch's better weights, raw or averaged."""
     values = (_number(row[selector.name]), _number(row["averaged"]))
     return max((selector.as_maximize(value) for value in values if value is not None), default=None)
 

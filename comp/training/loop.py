@@ -1,9 +1,10 @@
-"""The training loop: exact, resumable at any step, and open at two seams (`on_epoch`, `progress`).
+"""The training loop: exact, resumable at any step, with two seams (`on_epoch`, `progress`).
 
-Every draw is counted from (seed, epoch, sample), so that the state of a training is its weights, its optimizer and a
-cursor; a resumed run takes the same steps as an uninterrupted one, bit for bit on CPU.
+Every draw is counted from (seed, epoch, sample), so the state of a training is its weights, its optimizer and its
+position; a resumed run takes the same steps as an uninterrupted one, bit for bit on CPU.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,23 +18,27 @@ from comp.data.loading import Batch
 from comp.models import weights, zoo
 from comp.results import runs
 from comp.runtime import rng
-from comp.runtime.errors import Interrupted, NotFiniteError
+from comp.runtime.errors import Interrupted, NotFiniteError, RunError
 from comp.runtime.progress import Progress, quiet
-from comp.training import checkpoint, consistency, divergence, early_stopping, losses, optimizers, resolution
-from comp.training import step as stepping
-from comp.training.autotune import preserve_rng_state
+from comp.training import checkpoint, losses, optimizers, schedules
 from comp.training.checkpoint import TrainState
 from comp.training.context import STATISTICS_BATCHES, TrainContext
-from comp.training.early_stopping import Stop
-from comp.training.meter import EpochMeter
+from comp.training.early_stopping import Stop, early_stop
 from comp.training.selection import Scores
+from comp.training.step import split_batch
 
 OnEpoch = Callable[["Epoch"], Stop | None]
+
+_NEVER = 2**62  # a step beyond any epoch's
+
+
+class DivergedError(RunError):
+    """The loss, the weights or the validation logits are not finite."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch's end tells; a row of history.csv.
+    """Results of one epoch; a row of history.csv.
 
     Attributes:
         number: from 1.
@@ -45,11 +50,11 @@ class Epoch:
         val_metric: likewise, the competition's metric.
         ood_accuracy: of shifted validation, None in epochs that do not measure it.
         ood_metric: likewise, the competition's metric.
-        ood_by_severity: severity -> accuracy likewise, of its blocks alone; empty where it is not measured.
+        ood_by_severity: severity -> accuracy of its blocks; empty where it is not measured.
         averaged: the selected value of the averaged weights; None where they are not scored at every epoch.
         seconds: of the whole epoch, validation included.
         images_per_second: of its training steps.
-        note: what happened in it that one should know of: less memory than thought, a return to an earlier state.
+        note: events to know about: micro-batches halved, a rollback.
     """
 
     number: int
@@ -68,75 +73,132 @@ class Epoch:
     note: str
 
     def row(self) -> dict[str, Any]:
-        """Return its row of history.csv: each severity is a column of its own, such as `ood_accuracy_3`."""
+        """Return its row of history.csv: each severity has its own column, such as `ood_accuracy_3`."""
         values = asdict(self)
         by_severity = values.pop("ood_by_severity")
         return values | {f"ood_accuracy_{severity}": value for severity, value in by_severity.items()}
 
 
-def fit(
-    session: TrainContext, *, resume: bool = False, on_epoch: OnEpoch = lambda epoch: None, progress: Progress = quiet
-) -> TrainState:
-    """Train, leaving history.csv, best, averaged (where there are such) and final.safetensors, and state.pt.
+class EpochMeter:
+    """Loss and correct answers so far, and the first step with a non-finite loss; sums stay on the device.
 
     Args:
-        session: see `start`.
-        resume: go on from state.pt.
+        state: the position in the epoch.
+        device: of the steps.
+    """
+
+    def __init__(self, state: TrainState, device: torch.device) -> None:
+        self._sums = torch.tensor([state.loss_sum, state.right_sum], dtype=torch.float64, device=device)
+        self._broken_step = torch.tensor(_NEVER, device=device)
+        self._host_copy = torch.zeros(2, dtype=torch.float64, pin_memory=True) if device.type == "cuda" else None
+        self._copied: torch.cuda.Event | None = None
+        self._copied_at = 0
+        self._latest = state.loss_sum, state.right_sum, state.seen
+
+    def add(self, sums: Tensor, step: int) -> None:
+        """Add a step's summed loss and correct answers ([2] float64 on the device) without waiting for them."""
+        self._sums += sums
+        self._broken_step = torch.where(sums[0].isfinite(), self._broken_step, self._broken_step.clamp_max(step))
+
+    def peek(self, state: TrainState) -> tuple[float, float, int]:
+        """Return loss sum, correct answers and the images they count, as far as known without waiting.
+
+        On CUDA they are copied to the host asynchronously, and known some steps later.
+        """
+        if self.is_on_cpu:
+            return state.loss_sum, state.right_sum, state.seen
+        if self._host_copy is not None and (self._copied is None or self._copied.query()):  # type: ignore[no-untyped-call]
+            if self._copied is not None:
+                loss, right = self._host_copy.tolist()
+                self._latest = loss, right, self._copied_at
+            self._host_copy.copy_(self._sums, non_blocking=True)
+            self._copied, self._copied_at = torch.cuda.Event(), state.seen  # type: ignore[no-untyped-call]
+            self._copied.record()
+        return self._latest
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether reading costs nothing."""
+        return self._sums.device.type == "cpu"
+
+    def read(self, state: TrainState) -> int | None:
+        """Wait for the device and write the sums into the state; return the first broken step or None."""
+        state.loss_sum, state.right_sum = self._sums.tolist()
+        step = int(self._broken_step)
+        return None if step == _NEVER else step
+
+
+def fit(
+    context: TrainContext, *, resume: bool = False, on_epoch: OnEpoch = lambda epoch: None, progress: Progress = quiet
+) -> TrainState:
+    """Train; write history.csv, best, averaged (if there is an average) and final.safetensors, and state.pt.
+
+    Args:
+        context: from `build_context`.
+        resume: continue from state.pt.
         on_epoch: called at every epoch's end; may return a `Stop`.
         progress: called after every step; may raise `Interrupted`, after which the run can be resumed.
 
     Raises:
-        RunError: the loss is not finite (`train.nan_retries` times too often), or files cannot be written.
+        RunError: the loss is not finite (more than `train.nan_retries` times), or files cannot be written.
         Interrupted: passed on after a checkpoint.
     """
-    state = session.run.path / "state.pt"
-    cursor = TrainState()
-    if resume and state.exists():  # a run stopped before its first checkpoint starts anew
-        cursor = checkpoint.load(state, session.parts, session.execution.torch_device)
-    session.team.barrier()  # all have read the state before the leader writes another
-    rows: list[dict[str, Any]] = [dict(row) for row in session.run.history()[: cursor.epoch]]
-    norms: list[dict[str, Any]] = _until(cursor.epoch, session.run.table("norms.csv"))
-    saver = _Saver(session, cursor)
-    if (session.config.train.nan_retries or session.config.train.budget) and not state.exists():
-        saver.save()  # something to go back to; and what it takes is known
-    session.pace.begun()
-    with preserve_rng_state(session.execution.torch_device):
+    path, train = context.run.path / "state.pt", context.config.train
+    state = TrainState()
+    if resume and path.exists():  # a run stopped before its first checkpoint starts anew
+        state = checkpoint.load(path, context.parts, context.execution.torch_device)
+    context.team.barrier()  # all have read the state before the main process writes another
+    rows: list[dict[str, Any]] = [dict(row) for row in context.run.history()[: state.epoch]]
+    norms: list[dict[str, Any]] = _until(state.epoch, context.run.table("norms.csv"))
+    saver = _Saver(context, state)
+    if (train.nan_retries or train.budget) and not path.exists():
+        saver.save()  # for a rollback; and a budget measures what it takes
+    context.planner.on_start()
+    with rng.preserve_rng_state(context.execution.torch_device):
         try:
-            # An epoch whose steps are all taken may still want its end: its validation and its row of history.
-            while (cursor.step or not session.is_over(cursor)) and not cursor.stopped:
+            # An epoch may have taken all its steps and still need its end: validation and a row of history.
+            while (state.step or not context.is_over(state)) and not state.stopped:
                 try:
-                    epoch = _epoch(session, cursor, saver, progress)
-                except divergence.DivergedError as error:
-                    divergence.rollback(session, cursor, error)
-                    session.pace.begun()
-                    del rows[cursor.epoch :]
-                    norms = _until(cursor.epoch, norms)
+                    epoch = _train_epoch(context, state, saver, progress)
+                except DivergedError as error:
+                    _roll_back(context, state, error)
+                    context.planner.on_start()
+                    del rows[state.epoch :]
+                    norms = _until(state.epoch, norms)
                     saver.save()
                     continue
                 rows.append(epoch.row())
-                session.run.write_table("history.csv", rows)
-                if session.norms.wanted:
-                    norms += session.norms.rows(epoch.number)
-                    session.run.write_table("norms.csv", norms)
+                context.run.write_table("history.csv", rows)
+                if context.norms.enabled:
+                    norms += context.norms.rows(epoch.number)
+                    context.run.write_table("norms.csv", norms)
                 stop = on_epoch(epoch)
-                if not stop and not session.is_over(cursor):
-                    stop = early_stopping.due(rows, session.config, session.contest.selector)
-                cursor.stopped = stop.reason if stop else ""
-                _agree(session, cursor)
-                if saver.is_due() or session.config.train.nan_retries:
+                if not stop and not context.is_over(state):
+                    stop = early_stop(
+                        rows,
+                        context.best_weights.selector,
+                        patience=train.patience,
+                        min_delta=train.min_delta,
+                        overfit_patience=train.overfit_patience,
+                        overfit_threshold=train.overfit_threshold,
+                    )
+                state.stopped = stop.reason if stop else ""
+                # Only the main process validates, and decides whether to stop.
+                vars(state).update(context.team.broadcast_from_main(lambda: vars(state)))
+                if saver.is_due() or train.nan_retries:
                     saver.save()
-                session.pace.ended(session.taken(cursor))
-            session.team.broadcast_from_main(
-                lambda: session.contest.finish(
-                    cursor, lambda: _training_images(session, cursor.epoch, progress), progress
+                context.planner.on_epoch_end(context.steps_taken(state))
+            context.team.broadcast_from_main(
+                lambda: context.best_weights.finish(
+                    state, lambda: _statistics_images(context, state.epoch, progress), progress
                 )
             )
         except Interrupted:
             saver.save()
             raise
-    saver.save()  # first: a run that has final weights and no state was complete
-    session.run.write("final.safetensors", weights.to_bytes(session.model.state_dict(), {}))
-    return cursor
+    saver.save()  # first: a run with final weights and no state is complete
+    context.run.write("final.safetensors", weights.to_bytes(context.model.state_dict(), {}))
+    return state
 
 
 def _until(epoch: int, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -144,70 +206,71 @@ def _until(epoch: int, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
 
 
 class _Saver:
-    """Writes state.pt when it is due, and keeps the training's clock in the cursor."""
+    """Writes state.pt when it is due, and keeps the training's clock in the state."""
 
-    def __init__(self, session: TrainContext, cursor: TrainState) -> None:
-        self._session, self._cursor = session, cursor
+    def __init__(self, context: TrainContext, state: TrainState) -> None:
+        self._context, self._state = context, state
         self._clock = self._saved = time.perf_counter()
 
     def is_due(self) -> bool:
-        team, train = self._session.team, self._session.config.train
-        if train.nan_retries:  # a state is looked at before it is written, and all must go back where one does
-            return team.broadcast_from_main(lambda: self._waited() >= train.checkpoint_seconds)
-        return team.is_main_process and self._waited() >= train.checkpoint_seconds
+        team, train = self._context.team, self._context.config.train
+        if train.nan_retries:  # each process checks its state before it is written, and all must roll back together
+            return team.broadcast_from_main(lambda: self._seconds_since_save() >= train.checkpoint_seconds)
+        return team.is_main_process and self._seconds_since_save() >= train.checkpoint_seconds
 
-    def _waited(self) -> float:
+    def _seconds_since_save(self) -> float:
         return time.perf_counter() - self._saved
 
     def save(self) -> None:
-        """Write the state; refuse one that no resume could mend, so that the one before stays."""
-        divergence.demand_finite_weights(self._session, self._cursor)
+        """Write the state; with non-finite weights, raise and keep the previous file."""
+        _check_finite_weights(self._context, self._state)
         now = time.perf_counter()
-        self._cursor.seconds += now - self._clock
+        self._state.seconds += now - self._clock
         self._clock = now
-        checkpoint.save(self._session.run, self._session.parts, self._cursor)
+        checkpoint.save(self._context.run, self._context.parts, self._state)
         self._saved = time.perf_counter()
-        self._session.pace.saved(self._saved - now)
+        self._context.planner.on_saved(self._saved - now)
 
 
-def _epoch(session: TrainContext, cursor: TrainState, saver: _Saver, progress: Progress) -> Epoch:
-    config, number = session.config, cursor.epoch + 1
-    began, begun_at = time.perf_counter(), cursor.step
-    order = rng.order(config.seed, number, len(session.train), session.execution.torch_device)
-    tally = EpochMeter(cursor, order.device)
-    zoo.apply_freezing(session.model, config.model, epoch=number)
-    optimizers.freeze_finished_groups(session.optimizer, number)
-    session.model.train()
-    watched = session.team.watched(progress)
-    for batch in session.train.batches(*session.team.share(order, session.batch_size), epoch=number, start=cursor.step):
-        if session.is_over(cursor):
+def _train_epoch(context: TrainContext, state: TrainState, saver: _Saver, progress: Progress) -> Epoch:
+    config, number = context.config, state.epoch + 1
+    began, first_step = time.perf_counter(), state.step
+    order = rng.order(config.seed, number, len(context.train), context.execution.torch_device)
+    meter = EpochMeter(state, order.device)
+    zoo.apply_freezing(context.model, config.model, epoch=number)
+    optimizers.freeze_finished_groups(context.optimizer, number)
+    context.model.train()
+    progress_of_all = context.team.synced_progress(progress)
+    shard, images = context.team.shard(order, context.batch_size)
+    for batch in context.train.batches(shard, images, epoch=number, start=state.step):
+        if context.is_over(state):
             break
-        step(session, cursor, batch, tally)
-        session.contest.average.step()
-        cursor.step, cursor.seen = batch.step + 1, cursor.seen + session.batch_size
-        if tally.is_free:
-            _read(session, cursor, tally)
+        step(context, state, batch, meter)
+        context.best_weights.average.step()
+        state.step, state.seen = batch.step + 1, state.seen + context.batch_size
+        if meter.is_on_cpu:
+            _read_meter(context, state, meter)
         if saver.is_due():
-            _read(session, cursor, tally)
+            _read_meter(context, state, meter)
             saver.save()
         try:
-            note = _note(session, cursor, tally, (cursor.step - begun_at) / (time.perf_counter() - began))
-            watched(session.pace.label(number), cursor.step, session.steps_in(number), "steps", note)
+            note = _bar_note(context, state, meter, (state.step - first_step) / (time.perf_counter() - began))
+            progress_of_all(context.planner.label(number), state.step, context.steps_in(number), "steps", note)
         except Interrupted:
-            _read(session, cursor, tally)
+            _read_meter(context, state, meter)
             raise
-        session.pace.stepped(session.taken(cursor))
-    _read(session, cursor, tally)  # waits for the device: the epoch's one synchronisation
-    session.pace.trained(session.taken(cursor))
-    divergence.demand_finite_weights(session, cursor)
-    trained_seconds = time.perf_counter() - began
-    trained_images = (cursor.step - begun_at) * session.batch_size
-    scores, averaged = _scored(session, cursor, progress)
+        context.planner.on_step(context.steps_taken(state))
+    _read_meter(context, state, meter)  # waits for the device: the epoch's one synchronisation
+    context.planner.on_epoch_trained(context.steps_taken(state))
+    _check_finite_weights(context, state)
+    train_seconds = time.perf_counter() - began
+    train_images = (state.step - first_step) * context.batch_size
+    scores, averaged = _score_epoch(context, state, progress)
     epoch = Epoch(
         number=number,
-        lr=session.rate(cursor, cursor.step - 1),
-        train_loss=cursor.loss_sum / cursor.seen,
-        train_accuracy=cursor.right_sum / cursor.seen,
+        lr=context.rate(state, state.step - 1),
+        train_loss=state.loss_sum / state.seen,
+        train_accuracy=state.right_sum / state.seen,
         val_loss=scores.loss,
         val_accuracy=scores.accuracy,
         val_metric=scores.metric,
@@ -216,121 +279,164 @@ def _epoch(session: TrainContext, cursor: TrainState, saver: _Saver, progress: P
         ood_by_severity=scores.ood_by_severity,
         averaged=averaged,
         seconds=round(time.perf_counter() - began, 3),
-        images_per_second=round(trained_images / trained_seconds, 1),
-        note="; ".join(cursor.notes),
+        images_per_second=round(train_images / train_seconds, 1),
+        note="; ".join(state.notes),
     )
-    cursor.epoch, cursor.step, cursor.seen, cursor.loss_sum, cursor.right_sum = number, 0, 0, 0.0, 0.0
-    cursor.notes = []
+    state.epoch, state.step, state.seen, state.loss_sum, state.right_sum = number, 0, 0, 0.0, 0.0
+    state.notes = []
     return epoch
 
 
-def _scored(session: TrainContext, cursor: TrainState, progress: Progress) -> tuple[Scores, float | None]:
-    """Return what the leader measures at the epoch's end; weights that are finite, but only just, diverge here."""
+def _score_epoch(context: TrainContext, state: TrainState, progress: Progress) -> tuple[Scores, float | None]:
+    """Return the main process's scores at the epoch's end.
 
-    def end() -> tuple[Scores, float | None] | None:
+    Raises:
+        DivergedError: in all processes, where weights are finite and their validation logits are not.
+    """
+
+    def end_epoch() -> tuple[Scores, float | None] | None:
         try:
-            return session.contest.end_epoch(cursor, cursor.epoch + 1, progress, last=session.is_over(cursor))
+            return context.best_weights.end_epoch(state, state.epoch + 1, progress, last=context.is_over(state))
         except NotFiniteError:
-            return None  # that all hear of it: they go back together
+            return None  # so that all processes roll back together
 
-    found = session.team.broadcast_from_main(end)
-    if found is None:
-        raise divergence.diverged(session, cursor, "logits of validation are", max(cursor.step - 1, 0))
-    return found
-
-
-def _note(session: TrainContext, cursor: TrainState, tally: EpochMeter, steps_per_second: float) -> str:
-    """Return what a bar shows of the epoch so far: speed, loss and accuracy as far as they are known, the rate."""
-    loss, right, seen = tally.glance(cursor)
-    known = f"loss {loss / seen:.2f} acc {100 * right / seen:.1f}% " if seen else ""
-    speed = steps_per_second * session.batch_size
-    return f"{speed:,.0f} images/s {known}lr {session.rate(cursor, cursor.step - 1):.0e}"
+    scores = context.team.broadcast_from_main(end_epoch)
+    if scores is None:
+        raise _diverged(context, state, "logits of validation are", max(state.step - 1, 0))
+    return scores
 
 
-def step(session: TrainContext, cursor: TrainState, batch: Batch, tally: EpochMeter) -> None:
-    """Take one step and tally its loss and right answers."""
-    config, number = session.config, cursor.epoch + 1
+def _bar_note(context: TrainContext, state: TrainState, meter: EpochMeter, steps_per_second: float) -> str:
+    """Return the progress bar's note: speed, loss and accuracy of the epoch so far (where known), rate."""
+    loss, right, seen = meter.peek(state)
+    means = f"loss {loss / seen:.2f} acc {100 * right / seen:.1f}% " if seen else ""
+    speed = steps_per_second * context.batch_size
+    return f"{speed:,.0f} images/s {means}lr {context.rate(state, state.step - 1):.0e}"
+
+
+def step(context: TrainContext, state: TrainState, batch: Batch, meter: EpochMeter) -> None:
+    """Take one step and add its loss and correct answers to the meter."""
+    config, number = context.config, state.epoch + 1
     step, indices, _, labels = batch
     keys = rng.keys(config.seed, number, indices)
     images, targets = mixing.mix(
-        _augmented(session, number, batch, keys),
-        _by_view(labels, session.views),
-        _by_view(keys, session.views),
-        classes=len(session.dataset.competition.classes),
-        mixing=session.mixing.at(number, session.pace.plan.epochs),
+        _augmented(context, number, batch, keys),
+        _repeat_views(labels, context.views),
+        _repeat_views(keys, context.views),
+        classes=len(context.dataset.competition.classes),
+        mixing=context.mixing.at(number, context.planner.plan.epochs),
     )
-    images = resolution.resized(images, resolution.side_at(config.train.sizes, number))
+    images = schedules.resize(images, schedules.side_at(config.train.sizes, number))
     targets = targets[: len(indices)]
-    by_view = images.reshape(session.views, len(indices), *images.shape[1:])  # [views, B, C, H, W]
+    by_view = images.reshape(context.views, len(indices), *images.shape[1:])  # [views, B, C, H, W]
 
     def compute(part: slice) -> tuple[Tensor, Tensor]:
-        with session.execution.autocast():
-            logits = session.forward(session.execution.layout(by_view[:, part].flatten(0, 1)))  # [views part, classes]
-        aims = targets[part]
-        weight = config.train.consistency_weight
-        loss = losses.consistent(session.criterion, logits, aims, views=session.views, weight=weight)
-        return loss, logits[: len(aims)]
+        with context.execution.autocast():
+            logits = context.forward(context.execution.layout(by_view[:, part].flatten(0, 1)))  # [views part, classes]
+        part_targets, weight = targets[part], config.train.consistency_weight
+        loss = losses.consistency_loss(context.criterion, logits, part_targets, views=context.views, weight=weight)
+        return loss, logits[: len(part_targets)]
 
-    total_step = cursor.epoch * session.steps_per_epoch + step
-    optimizers.set_rates(session.optimizer, total_step, session.pace.plan, config.optim, factor=cursor.rate_factor)
-    allowed = session.stepper.micro_batch
-    # The seed is dropout's, counted like the rest.
-    loss, logits = session.stepper.take(len(indices), rng.key(config.seed, number, step, *session.team.words), compute)
-    if session.stepper.micro_batch < allowed:
-        _tell_halved(session, cursor, step)
-    right = mixing.hits(logits, targets, label_smoothing=session.mixing.label_smoothing, columns=labels.ndim == 2).sum()
-    sums = session.team.all_reduce_sum(torch.stack((loss.double() * len(indices), right.double())))  # [2]
-    tally.add(sums, step)
+    total_step = state.epoch * context.steps_per_epoch + step
+    optimizers.set_rates(
+        context.optimizer, total_step, context.planner.plan, context.schedule, factor=state.rate_factor
+    )
+    micro_batch = context.stepper.micro_batch
+    dropout_seed = rng.key(config.seed, number, step, *context.team.rng_offset)
+    loss, logits = context.stepper.take(len(indices), dropout_seed, compute)
+    if context.stepper.micro_batch < micro_batch:
+        _record_halving(context, state, step)
+    right = mixing.hits(logits, targets, label_smoothing=context.mixing.label_smoothing, columns=labels.ndim == 2).sum()
+    sums = context.team.all_reduce_sum(torch.stack((loss.double() * len(indices), right.double())))  # [2]
+    meter.add(sums, step)
 
 
-def _by_view(values: Tensor, views: int) -> Tensor:
+def _repeat_views(values: Tensor, views: int) -> Tensor:
     """Return [views B, ...] of [B, ...]: each view's, one after the other."""
     return values if views == 1 else torch.cat([values] * views)
 
 
-def _augmented(session: TrainContext, number: int, batch: Batch, keys: Tensor) -> Tensor:
-    """Return a batch's images as the policy changes them, all views of a kind together: [views B, C, H, W]."""
-    images = batch.images
-    turned = engine.alternating_flip_mask(session.config.seed, number, batch.indices) if session.alternates else None
-    if session.views > 1:
-        return consistency.views(images, session.policy, keys, turned=turned)
-    return engine.augment(images, session.policy, keys, turned=turned)
+def _augmented(context: TrainContext, number: int, batch: Batch, keys: Tensor) -> Tensor:
+    """Return a batch's augmented images, view after view: [views B, C, H, W]."""
+    flip_mask = engine.alternating_flip_mask(context.config.seed, number, batch.indices) if context.alternates else None
+    if context.views > 1:
+        return losses.augmented_views(batch.images, context.policy, keys, flip_mask=flip_mask)
+    return engine.augment(batch.images, context.policy, keys, turned=flip_mask)
 
 
-def _training_images(session: TrainContext, number: int, progress: Progress) -> Iterator[Tensor]:
+def _statistics_images(context: TrainContext, number: int, progress: Progress) -> Iterator[Tensor]:
     """Yield images of an epoch for batch norm: augmented as in training, at full size, not mixed."""
-    order = rng.order(session.config.seed, number, len(session.train), session.execution.torch_device)
-    rows = session.dataset.samples.get("statistics")
-    if rows is not None:  # else a run of before this sample was drawn, which sees an epoch's first images
+    order = rng.order(context.config.seed, number, len(context.train), context.execution.torch_device)
+    rows = context.dataset.samples.get("statistics")
+    if rows is not None:  # runs without this sample take an epoch's first images
         order = order[torch.isin(order, torch.from_numpy(rows).to(order.device))]
-    batches = min(STATISTICS_BATCHES, len(order) // session.batch_size)
-    size = session.stepper.micro_batch
-    for batch in session.train.batches(order[: batches * session.batch_size], session.batch_size, epoch=number):
-        keys = rng.keys(session.config.seed, number, batch.indices)
-        images = _augmented(session, number, batch, keys)
-        for part in stepping.parts(len(images), size):
-            yield session.execution.layout(images[part])
+    batches = min(STATISTICS_BATCHES, len(order) // context.batch_size)
+    for batch in context.train.batches(order[: batches * context.batch_size], context.batch_size, epoch=number):
+        keys = rng.keys(context.config.seed, number, batch.indices)
+        images = _augmented(context, number, batch, keys)
+        for part in split_batch(len(images), context.stepper.micro_batch):
+            yield context.execution.layout(images[part])
         progress("batch norm", batch.step + 1, batches, "batches")
 
 
-def _tell_halved(session: TrainContext, cursor: TrainState, step: int) -> None:
-    """Record that memory ran out, so that whoever repeats the run starts with what fits."""
-    size = session.stepper.micro_batch
-    cursor.notes.append(
-        f"out of memory at step {step + 1} of epoch {cursor.epoch + 1}: from there on {size} images at a time, and "
-        f"their gradients averaged over the batch of {session.batch_size}; batch norm sees {size} images at once"
+def _record_halving(context: TrainContext, state: TrainState, step: int) -> None:
+    """Note that memory ran out, and record in execution.json what fits: a repetition starts with it."""
+    size = context.stepper.micro_batch
+    state.notes.append(
+        f"out of memory at step {step + 1} of epoch {state.epoch + 1}: from here on {size} images at a time, with "
+        f"gradients averaged over the batch of {context.batch_size}; batch norm sees {size} images at once"
     )
-    recorded = runs.read_json(session.run.path / "execution.json")
-    session.run.write_json("execution.json", {**recorded, "micro_batch": size})
+    recorded = runs.read_json(context.run.path / "execution.json")
+    context.run.write_json("execution.json", {**recorded, "micro_batch": size})
 
 
-def _read(session: TrainContext, cursor: TrainState, tally: EpochMeter) -> None:
-    """Bring the tally into the cursor; refuse to go on where a loss was not finite."""
-    broken = tally.read(cursor)
-    if broken is not None:
-        raise divergence.diverged(session, cursor, "loss is", broken)
+def _read_meter(context: TrainContext, state: TrainState, meter: EpochMeter) -> None:
+    """Read the meter into the state.
+
+    Raises:
+        DivergedError: a loss was not finite.
+    """
+    broken_step = meter.read(state)
+    if broken_step is not None:
+        raise _diverged(context, state, "loss is", broken_step)
 
 
-def _agree(session: TrainContext, cursor: TrainState) -> None:
-    """Take the leader's cursor: it alone has validated, and looked at the clock and at whether to stop."""
-    vars(cursor).update(session.team.broadcast_from_main(lambda: vars(cursor)))
+def _check_finite_weights(context: TrainContext, state: TrainState) -> None:
+    """Check that weights and statistics are finite.
+
+    Raises:
+        DivergedError: one is infinite or NaN.
+    """
+    tensors = [tensor for tensor in context.model.state_dict().values() if tensor.is_floating_point()]
+    largest = torch.stack([norm.float() for norm in torch._foreach_norm(tensors, math.inf)])
+    if not bool(largest.isfinite().all()):
+        raise _diverged(context, state, "weights are", max(state.step - 1, 0))
+
+
+def _diverged(context: TrainContext, state: TrainState, what: str, step: int) -> DivergedError:
+    """Return the error for what (with its verb) is not finite at a step of the current epoch, from 0."""
+    return DivergedError(
+        f"{context.run.path}: the {what} not finite at step {step + 1} of epoch {state.epoch + 1}, learning rate "
+        f"{context.rate(state, step):.2e}; the last checkpoint is kept; try a lower rate "
+        f"(optim.lr={context.config.optim.lr / 3:.1e}), a longer optim.warmup, optim.clip=norm, train.precision=fp32, "
+        "or train.nan_retries=2, which rolls back and halves the rate by itself"
+    )
+
+
+def _roll_back(context: TrainContext, state: TrainState, error: DivergedError) -> None:
+    """Load the last good state and halve the rate.
+
+    Raises:
+        DivergedError: the error, after `train.nan_retries` rollbacks.
+    """
+    if len(state.rollbacks) >= context.config.train.nan_retries:
+        context.team.stop(error)
+    good = checkpoint.load(context.run.path / "state.pt", context.parts, context.execution.torch_device)
+    context.team.barrier()  # all have read the state before the main process writes another
+    reason = str(error).partition(": ")[2].partition(";")[0]
+    good.rate_factor = state.rate_factor / 2
+    note = f"{reason}: back to step {good.step} of epoch {good.epoch + 1}, all rates times {good.rate_factor:g}"
+    good.rollbacks = [*state.rollbacks, note]
+    good.notes = [*state.notes, note]
+    good.seconds = state.seconds
+    vars(state).update(vars(good))  # in place: others hold the same state

@@ -1,10 +1,22 @@
-"""Training losses."""
+"""Training losses: a loss for each task, and the consistency loss over several views (`train.consistency`)."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from comp.augment import engine, policies
+from comp.augment.ops import Policy
+from comp.config import Config
+from comp.runtime import rng
+from comp.runtime.errors import ConfigError
+
+VIEWS = 3  # one clean view and two augmented ones
+
+# First stages that only move an image: the clean view has them too.
+_GEOMETRIC_STAGES = ("basic", "alternating_flip", "mirrored_crop", "photo")
+_PURPOSE = 0x766965  # separates the views' draws from those of first stage and mixing
 
 # A task's loss: logits [B, classes] and targets [B, classes] in [0, 1] -> the batch's mean, in nats. timm's losses for
 # such targets are these two functions (BinaryCrossEntropy), or equal and 7 % slower (SoftTargetCrossEntropy).
@@ -15,11 +27,11 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def jensen_shannon(logits: list[Tensor]) -> Tensor:
-    """Return how far apart the views' predictions are: the Jensen-Shannon divergence, its mean over the batch.
+    """Return the Jensen-Shannon divergence of the views' predictions, averaged over the batch.
 
     The consistency term of AugMix (Hendrycks et al. 2020, arXiv:1912.02781, section 3), in nats: 0 where all views
-    say the same, at most the logarithm of their number. timm's JsdCrossEntropy has gradients that are no numbers where
-    a probability underflows, and takes 1.2 to 1.8 times as long.
+    agree, at most the logarithm of their number. timm's JsdCrossEntropy has NaN gradients where a probability
+    underflows, and takes 1.2 to 1.8 times as long.
 
     Args:
         logits: one [B, classes] for each view.
@@ -29,19 +41,70 @@ def jensen_shannon(logits: list[Tensor]) -> Tensor:
     return torch.stack([F.kl_div(mixture, view, reduction="batchmean", log_target=True) for view in logs]).mean()
 
 
-def consistent(
+def consistency_loss(
     criterion: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor, *, views: int, weight: float
 ) -> Tensor:
-    """Return the loss of the first view plus `weight` times the divergence of all; of one view, the former alone.
+    """Return the first view's loss plus `weight` times the divergence of all views; with one view, its loss alone.
 
     Args:
         criterion: a row of LOSSES.
         logits: [views B, classes], view after view, the clean one first.
         targets: [B, classes].
-        views: how many; B is the batch's size.
+        views: their number; B is the batch's size.
         weight: 12 in AugMix's paper.
     """
-    every = list(logits.float().chunk(views))
-    if views == 1:
-        return criterion(every[0], targets)
-    return criterion(every[0], targets) + weight * jensen_shannon(every)
+    by_view = list(logits.float().chunk(views))
+    loss = criterion(by_view[0], targets)
+    return loss if views == 1 else loss + weight * jensen_shannon(by_view)
+
+
+def check_consistency(config: Config) -> None:
+    """Check that `train.consistency` fits the augmentation.
+
+    Raises:
+        ConfigError: mixed images, or nothing to augment.
+    """
+    if config.train.consistency == "none":
+        return
+    section = config.augment
+    if section.mixup or section.cutmix:
+        name, value = ("mixup", section.mixup) if section.mixup else ("cutmix", section.cutmix)
+        raise ConfigError(
+            f"train.consistency: {config.train.consistency} compares views of one image, and augment.{name}={value:g} "
+            f"blends two; set augment.{name}=0 or train.consistency=none"
+        )
+    if not split_policy(policies.resolve(section.policy, section.ops))[1].stages:
+        raise ConfigError(
+            f"train.consistency: {config.train.consistency} compares augmented views, and augment.policy only moves "
+            "images; add a policy such as augmix: augment.policy=[basic, augmix]"
+        )
+
+
+def split_policy(policy: Policy) -> tuple[Policy, Policy]:
+    """Return the policy of the clean view (a first stage that only crops or flips, or nothing) and the rest."""
+    geometric = tuple(policies.POLICIES[name].stages[0] for name in _GEOMETRIC_STAGES)
+    cut = 1 if policy.stages[:1] and policy.stages[0] in geometric else 0
+    return Policy(policy.stages[:cut]), Policy(policy.stages[cut:])
+
+
+def augmented_views(images: Tensor, policy: Policy, keys: Tensor, *, flip_mask: Tensor | None = None) -> Tensor:
+    """Return the clean view of a batch followed by its augmented views.
+
+    All views of an image share its crop and flip, as in AugMix's training (Hendrycks et al. 2020, arXiv:1912.02781),
+    and the workers' augmentation; the rest is drawn anew for each view.
+
+    Args:
+        images: [B, C, H, W] uint8.
+        policy: the run's.
+        keys: [B] int64 from `rng.keys(seed, epoch, indices)`.
+        flip_mask: [B] bool from `engine.alternating_flip_mask`, for a policy with `alternating_flip`.
+
+    Returns:
+        [VIEWS B, C, H, W] uint8, channels_last.
+    """
+    geometric, rest = split_policy(policy)
+    clean = engine.augment(images, geometric, keys, turned=flip_mask)
+    view_keys = torch.cat([rng.fold(keys, _PURPOSE + view) for view in range(1, VIEWS)])  # [(VIEWS - 1) B]
+    copies = clean.repeat(VIEWS - 1, 1, 1, 1)
+    masks = None if flip_mask is None else flip_mask.repeat(VIEWS - 1)
+    return torch.cat((clean, engine.augment(copies, rest, view_keys, turned=masks)))

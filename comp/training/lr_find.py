@@ -1,4 +1,4 @@
-"""Which learning rate: a short training on a copy, its rate rising from step to step until the loss falls apart."""
+"""Learning rate finder: a short training on a copy whose rate rises at every step until the loss diverges."""
 
 import copy
 import math
@@ -21,32 +21,31 @@ from comp.runtime import rng
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
+from comp.runtime.rng import preserve_rng_state
 from comp.training import loop
-from comp.training.autotune import preserve_rng_state
 from comp.training.checkpoint import TrainState
 from comp.training.context import TrainContext, build_context
-from comp.training.meter import EpochMeter
+from comp.training.loop import EpochMeter
 
-_ENDLESS = 10**6  # epochs: what belongs to a training's last ones does not belong here
+_ENDLESS = 10**6  # epochs: the ramp has no last epochs
 _FEWEST_STEPS = 20
 _DIVERGED = 1.5  # times the lowest smoothed loss
 _SMOOTHED_SHARE = 0.02  # of the steps: the smoothing's standard deviation
-_MEMORY = 0.8  # of the running mean that ends the ramp
+_MOMENTUM = 0.8  # of the running mean that ends the ramp
 
 
 @dataclass(frozen=True)
 class LRFindResult:
-    """What a ramp has shown; rates are `optim.lr`, and other groups' rates rise with it.
+    """Result of a ramp; rates are `optim.lr`, and other groups' rates rise in proportion.
 
     Attributes:
         rates: of each step, rising exponentially.
         losses: of each step, finite.
         smoothed: the same, smoothed over neighbouring steps.
         steepest: the rate at which the smoothed loss fell fastest.
-        diverged: the rate at which it stood half again above its lowest, or where it had begun; None where the ramp
-            ended before.
-        suggestion: what to set.
-        reason: why that.
+        diverged: the rate at which it was 1.5 times its lowest, or back at its start; None if the ramp ended before.
+        suggestion: the rate to set.
+        reason: why.
     """
 
     rates: list[float]
@@ -87,98 +86,99 @@ def find(
     steps: int = 200,
     progress: Progress = quiet,
 ) -> LRFindResult:
-    """Train a copy of a model while the rate rises exponentially, and read a good peak rate from the loss.
+    """Train a copy of a model with an exponentially rising rate, and derive a good peak rate from the losses.
 
     The range test of Smith 2017, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), with the
-    exponential ramp and the early end of fast.ai's finder. The steps are a training's own: its augmentation, mixing,
-    clipping, optimizer and groups. Nothing of it is kept.
+    exponential ramp and the early end of fast.ai's finder. Steps are those of a training: augmentation, mixing,
+    clipping, optimizer and groups. Nothing is kept.
 
     Args:
-        config: what to train; its schedule is not looked at.
+        config: what to train; its schedule is ignored.
         dataset: from `comp.workflows.build.prepare`.
-        model: on the CPU, with its first weights; stays as it is.
+        model: on the CPU, with its first weights; unchanged.
         execution: how to compute, see `comp.training.autotune`.
         lowest: the first step's rate.
-        highest: the last step's, if the loss holds so long.
-        steps: at most, and what the range is cut into.
+        highest: the last step's, unless the loss diverges before.
+        steps: the most to take; they divide the range.
         progress: called after every step.
 
     Raises:
         ConfigError: an empty range, or too few steps.
-        RunError: the loss falls nowhere in the range.
+        RunError: the loss does not fall in the range.
     """
     if not 0 < lowest < highest or steps < _FEWEST_STEPS:
         raise ConfigError(
-            f"the rate must rise, in at least {_FEWEST_STEPS} steps; found {lowest:g} to {highest:g} in {steps}"
+            f"--from, --to, --steps: expected a rising range above 0 and at least {_FEWEST_STEPS} steps; found "
+            f"{lowest:g} to {highest:g} in {steps} steps"
         )
     rates = np.geomspace(lowest, highest, steps)
     with tempfile.TemporaryDirectory(prefix="comp-lr-find-") as scratch, preserve_rng_state(execution.torch_device):
         run = Run(Path(scratch))
         run.write_json("execution.json", execution.to_json())
         fresh = not (config.model.pretrained or config.model.from_run)
-        session = build_context(
+        context = build_context(
             _steady(config), dataset, run, copy.deepcopy(model), execution, fresh=fresh, progress=progress
         )
-        losses = _ramp(session, rates, progress)
+        losses = _ramp(context, rates, progress)
     return _read(rates[: len(losses)], np.array(losses), ended_early=len(losses) < steps)
 
 
 def _steady(config: Config) -> Config:
-    """Return the config with a constant schedule and no end, so that a step's rate is `optim.lr` times a factor."""
+    """Return the config with a constant, endless schedule: a step's rate is `optim.lr` times a factor."""
     optim = config.optim.model_copy(update={"schedule": "constant", "ends": {}})
     train = config.train.model_copy(update={"epochs": _ENDLESS})
     return config.model_copy(update={"optim": optim, "train": train})
 
 
-def _ramp(session: TrainContext, rates: Sequence[float] | NDArray[np.float64], progress: Progress) -> list[float]:
-    """Return the loss of each step, up to the one before it is not finite or far above its lowest."""
-    cursor = TrainState()
-    zoo.apply_freezing(session.model, session.config.model, epoch=1)
-    session.model.train()
+def _ramp(context: TrainContext, rates: Sequence[float] | NDArray[np.float64], progress: Progress) -> list[float]:
+    """Return the loss of each step until it is not finite or far above its lowest."""
+    state = TrainState()
+    zoo.apply_freezing(context.model, context.config.model, epoch=1)
+    context.model.train()
     losses: list[float] = []
     mean, lowest = 0.0, math.inf
-    for done, (rate, batch) in enumerate(zip(rates, _batches(session, cursor), strict=False), 1):
-        cursor.rate_factor = float(rate) / session.config.optim.lr
-        loss = _loss(session, cursor, batch)
+    for done, (rate, batch) in enumerate(zip(rates, _batches(context, state), strict=False), 1):
+        state.rate_factor = float(rate) / context.config.optim.lr
+        loss = _loss(context, state, batch)
         if not math.isfinite(loss):
             break
         losses.append(loss)
-        mean = _MEMORY * mean + (1 - _MEMORY) * loss
-        told = mean / (1 - _MEMORY**done)  # free of the zero it started from
-        lowest = min(lowest, told)
-        if done >= _FEWEST_STEPS and told > 2 * _DIVERGED * lowest:
+        mean = _MOMENTUM * mean + (1 - _MOMENTUM) * loss
+        running = mean / (1 - _MOMENTUM**done)  # corrects the bias of starting at zero
+        lowest = min(lowest, running)
+        if done >= _FEWEST_STEPS and running > 2 * _DIVERGED * lowest:
             break
         progress("rising rate", done, len(rates), "steps")
     return losses
 
 
-def _batches(session: TrainContext, cursor: TrainState) -> Iterator[Batch]:
-    """Yield batches without end, epoch after epoch, each drawn as in a training."""
+def _batches(context: TrainContext, state: TrainState) -> Iterator[Batch]:
+    """Yield batches without end, epoch after epoch, drawn as in a training."""
     for number in range(1, _ENDLESS + 1):
-        cursor.epoch = number - 1
-        order = rng.order(session.config.seed, number, len(session.train), session.execution.torch_device)
-        yield from session.train.batches(order, session.batch_size, epoch=number)
+        state.epoch = number - 1
+        order = rng.order(context.config.seed, number, len(context.train), context.execution.torch_device)
+        yield from context.train.batches(order, context.batch_size, epoch=number)
 
 
-def _loss(session: TrainContext, cursor: TrainState, batch: Batch) -> float:
+def _loss(context: TrainContext, state: TrainState, batch: Batch) -> float:
     """Take a training's step and return its mean loss, which may not be finite."""
-    fresh = TrainState()
-    tally = EpochMeter(fresh, session.execution.torch_device)
-    loop.step(session, cursor, batch, tally)
-    tally.read(fresh)
-    return fresh.loss_sum / len(batch.indices)
+    sums = TrainState()
+    meter = EpochMeter(sums, context.execution.torch_device)
+    loop.step(context, state, batch, meter)
+    meter.read(sums)
+    return sums.loss_sum / len(batch.indices)
 
 
 def _read(rates: NDArray[np.float64], losses: NDArray[np.float64], *, ended_early: bool) -> LRFindResult:
     if len(losses) < _FEWEST_STEPS:
-        raise RunError(f"the loss is not finite from a rate of {rates[-1]:.1e} on; start lower (--from)")
+        raise RunError(f"the loss is not finite from rate {rates[-1]:.1e} on; start lower (--from)")
     smoothed = _smoothed(losses)
     bottom = int(smoothed.argmin())
     noise = float((losses - smoothed)[: bottom + 1].std())
     if smoothed[0] - smoothed[bottom] <= noise:
         raise RunError(
             f"the loss does not fall between rates of {rates[0]:.1e} and {rates[-1]:.1e}; take a wider range (--from, "
-            "--to), or look at data and model: comp data check, comp run --rehearse"
+            "--to), or check data and model: comp data check, comp run --rehearse"
         )
     slopes = np.gradient(smoothed, np.log(rates))
     steepest = float(rates[int(slopes[: bottom + 1].argmin())])
@@ -190,16 +190,16 @@ def _read(rates: NDArray[np.float64], losses: NDArray[np.float64], *, ended_earl
 
 
 def _choose(steepest: float, diverged: float | None) -> tuple[float, str]:
-    """Return the rate to set, and why: the steepest point moves with noise, and the divergence hardly does."""
+    """Return the rate to set, and why: noise moves the steepest point, and the divergence hardly."""
     if diverged is None:
-        return steepest, "the steepest descent; the loss did not diverge, so that nothing is known of the upper end"
+        return steepest, "the steepest descent; the loss did not diverge, so the upper end is unknown"
     return diverged / 10, "a tenth of where the loss diverges, which noise moves less than the steepest descent"
 
 
 def _smoothed(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean over neighbouring steps, weighted by a Gaussian: unlike a running mean it does not lag."""
-    places = np.arange(len(losses))
+    positions = np.arange(len(losses))
     width = max(1.0, _SMOOTHED_SHARE * len(losses))
-    weights = np.exp(-0.5 * ((places[:, None] - places) / width) ** 2)
+    weights = np.exp(-0.5 * ((positions[:, None] - positions) / width) ** 2)
     smoothed: NDArray[np.float64] = weights @ losses / weights.sum(1)
     return smoothed

@@ -1,8 +1,8 @@
-"""Muon: momentum whose matrices are brought close to orthogonal before they are applied.
+"""Muon: SGD momentum with orthogonalised updates for hidden matrices.
 
 Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks" (kellerjordan.github.io/posts/muon), in
-the form that trains CIFAR-10 networks in KellerJordan/cifar10-airbench (airbench94_muon.py): filters are flattened to
-[out, in k k], and before each step every filter bank is brought to the norm sqrt(out).
+the form of KellerJordan/cifar10-airbench (airbench94_muon.py): filters are flattened to [out, in k k], and before each
+step every filter bank is scaled to the norm sqrt(out).
 """
 
 from collections.abc import Callable, Iterable
@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.sgd import sgd
-
-from comp.training.eager import Eager
 
 # The quintic's coefficients: steep at zero, so that three to five steps suffice; singular values end in about 0.7..1.2.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -23,15 +22,15 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     """Return, for M = U S V^T, nearly U V^T, by Newton-Schulz iteration.
 
     Each step maps X to (a + b A + c A A) X with A = X X^T. These factors commute and are as small as the shorter side,
-    so they are gathered and X is multiplied once, at the end: for a [256, 2304] kernel half the work of the usual
-    form, and within its rounding errors.
+    so they are accumulated and X is multiplied once, at the end: for a [256, 2304] kernel half the work of the usual
+    form, within its rounding errors.
 
     Args:
         matrices: [N, rows, columns].
         steps: of the iteration.
 
     Returns:
-        [N, rows, columns] in the type that was computed in: bfloat16 where the hardware multiplies it, else float32.
+        [N, rows, columns], bfloat16 where the hardware multiplies it, else float32.
     """
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(_SMALLEST_NORM)
     x = x.to(_fast_type(x.device))
@@ -46,8 +45,8 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
         if step + 1 < steps:
             gram = factor @ gram @ factor
     x = x if factors is None else factors @ x
-    found: Tensor = x.mT if tall else x
-    return found
+    result: Tensor = x.mT if tall else x
+    return result
 
 
 def _fast_type(device: torch.device) -> torch.dtype:
@@ -57,17 +56,17 @@ def _fast_type(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if multiplies else torch.float32
 
 
-class Muon(Eager):
-    """Muon for groups marked `hidden`, SGD with Nesterov momentum for all others; one state, one object.
+class Muon(Optimizer):
+    """Muon for groups marked `hidden`, SGD with Nesterov momentum for the others.
 
     Args:
-        params: parameter groups; hidden ones hold parameters of two dimensions or more, output channels first.
+        params: parameter groups; hidden ones have parameters of two or more dimensions, output channels first.
         lr: a hidden step moves every singular direction by about this much.
-        weight_decay: of hidden groups, decoupled (lr times this, each step); of others as in SGD.
+        weight_decay: of hidden groups, decoupled (lr times this each step); of the others as in SGD.
         momentum: of hidden groups.
         nesterov: for hidden groups.
-        normalize_weights: bring each hidden parameter to the norm sqrt(out) before its step.
-        ns_steps: of the iteration, see `orthogonalize`.
+        normalize_weights: scale each hidden parameter to the norm sqrt(out) before its step.
+        ns_steps: of Newton-Schulz, see `orthogonalize`.
         aux_momentum: of the other groups.
 
     Raises:
@@ -101,11 +100,11 @@ class Muon(Eager):
         super().__init__(params, defaults)
         for group in self.param_groups:
             if group["hidden"] and any(parameter.ndim < 2 for parameter in group["params"]):
-                raise ValueError("Muon's hidden groups take parameters of two dimensions or more; see the group's name")
+                raise ValueError("Muon: hidden groups take only parameters of two or more dimensions")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step with the gradients that are there."""
+        """Take one step."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -118,7 +117,7 @@ class Muon(Eager):
                 self._plain_step(trained, group)
         return loss
 
-    def _momentum_of(self, parameter: Tensor) -> Tensor:
+    def _momentum_buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
@@ -129,7 +128,7 @@ class Muon(Eager):
         updates: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # matrices of one shape are multiplied together
         for parameter in trained:
             assert parameter.grad is not None
-            buffer = self._momentum_of(parameter)
+            buffer = self._momentum_buffer(parameter)
             buffer.mul_(group["momentum"]).add_(parameter.grad)
             update = parameter.grad.add(buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
             matrix = update.reshape(len(update), -1)
@@ -146,7 +145,7 @@ class Muon(Eager):
         sgd(
             trained,
             [parameter.grad for parameter in trained if parameter.grad is not None],
-            [self._momentum_of(parameter) for parameter in trained],
+            [self._momentum_buffer(parameter) for parameter in trained],
             foreach=True,
             weight_decay=group["weight_decay"],
             momentum=group["aux_momentum"],

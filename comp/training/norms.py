@@ -1,7 +1,7 @@
-"""How large gradients and weights are, layer by layer: sums that stay on the device until an epoch's end.
+"""Gradient and weight norms by layer; sums stay on the device until an epoch's end.
 
-A layer is a module that owns parameters; its norm is that of all of them together. Gradients are seen as the loss makes
-them, before clipping, over the whole batch; what is kept of an epoch is the mean of its steps' norms.
+A layer is a module that owns parameters; its norm is that of all of them together. Gradients are measured before
+clipping, over the whole batch; an epoch's value is the mean of its steps' norms.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 
 class NoNorms:
-    """Looks at nothing."""
+    """Records nothing."""
 
-    wanted = False
+    enabled = False
 
-    def see(self) -> None:
-        """Hear that a step's gradients are made."""
+    def add_step(self) -> None:
+        """Add a step's gradient norms."""
 
     def rows(self, number: int) -> list[dict[str, Any]]:
-        """Return an epoch's rows of norms.csv and begin anew."""
+        """Return an epoch's rows of norms.csv and reset."""
         return []
 
     def state_dict(self) -> dict[str, Any]:
@@ -28,17 +28,17 @@ class NoNorms:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Load what `state_dict` returned."""
 
 
 class Norms(NoNorms):
-    """Looks at every step.
+    """Records every step.
 
     Args:
-        model: on its device; what is frozen has no gradient, and counts as 0.
+        model: on its device; frozen layers have no gradient, which counts as 0.
     """
 
-    wanted = True
+    enabled = True
 
     def __init__(self, model: nn.Module) -> None:
         self._layers: dict[str, list[nn.Parameter]] = {}
@@ -47,30 +47,35 @@ class Norms(NoNorms):
         self._sums = self._zeros()
         self._steps = 0
 
-    def see(self) -> None:
-        """Add a step's gradient norms; nothing waits for them."""
+    def add_step(self) -> None:
+        """Add a step's gradient norms without waiting for the device."""
         gradients = [[p.grad for p in layer if p.grad is not None] for layer in self._layers.values()]
         self._sums += _norms(gradients, self._sums)
         self._steps += 1
 
     def rows(self, number: int) -> list[dict[str, Any]]:
-        """Return a row for each layer, input first, and begin anew; waits for the device."""
+        """Return a row for each layer, input first, and reset; waits for the device."""
         gradients = (self._sums / max(self._steps, 1)).tolist()
         weights = _norms([[p.detach() for p in layer] for layer in self._layers.values()], self._sums).tolist()
-        found = [
-            {"epoch": number, "layer": name, "parameters": sum(p.numel() for p in layer), "gradient_norm": gradient,
-             "weight_norm": weight}
+        rows = [
+            {
+                "epoch": number,
+                "layer": name,
+                "parameters": sum(p.numel() for p in layer),
+                "gradient_norm": gradient,
+                "weight_norm": weight,
+            }
             for (name, layer), gradient, weight in zip(self._layers.items(), gradients, weights, strict=True)
-        ]  # fmt: skip
+        ]
         self._sums, self._steps = self._zeros(), 0
-        return found
+        return rows
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch's sums so far."""
         return {"sums": self._sums, "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the sums back."""
+        """Load the sums."""
         self._sums, self._steps = state["sums"].to(self._sums), state["steps"]
 
     def _zeros(self) -> Tensor:
@@ -79,11 +84,11 @@ class Norms(NoNorms):
 
 
 def _norms(layers: Iterable[list[Tensor]], like: Tensor) -> Tensor:
-    """Return [layers] float64: the norm of each layer's tensors together, 0 of none."""
+    """Return [layers] float64: the norm of each layer's tensors together, 0 without tensors."""
     layers = list(layers)
     tensors = [tensor for layer in layers for tensor in layer]
     if not tensors:
         return torch.zeros_like(like)
     squares = torch.stack(torch._foreach_norm(tensors)).to(like).square()  # [tensors]
-    owner = torch.tensor([place for place, layer in enumerate(layers) for _ in layer], device=like.device)
+    owner = torch.tensor([index for index, layer in enumerate(layers) for _ in layer], device=like.device)
     return torch.zeros_like(like).index_add_(0, owner, squares).sqrt()

@@ -1,38 +1,64 @@
-"""Optimizers by name, and the rate that each of their groups gets."""
+"""Optimizers by name, built from parameter groups, and the learning rate of each group."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, optim
 from torch.optim import Optimizer
 
 from comp.config import OptimConfig
 from comp.models import surgery
 from comp.models.classifier import Classifier
 from comp.runtime.errors import ConfigError, ModelError, nearest, unknown
-from comp.training import eager, schedules
-from comp.training.lookahead import Lookahead
+from comp.training import schedules
 from comp.training.muon import Muon
-from comp.training.schedules import Plan
+from comp.training.schedules import Plan, Schedule
 
 ParameterGroups = Iterable[dict[str, Any]]
 
-# Fields of the config, or set by us, and so no `optim.args`.
+# Config fields of their own, or set by the trainer: not allowed in `optim.args`.
 _NOT_ARGUMENTS = {"params", "lr", "weight_decay", "momentum", "aux_momentum"}
 
 
-def adamw(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
-    """AdamW (Loshchilov and Hutter 2019)."""
-    return _construct(eager.AdamW, groups, config, betas=config.betas, fused=True)
+class Eager(Optimizer):
+    """An optimizer whose methods are torch's own, undecorated; as a base class it precedes torch's.
+
+    torch's methods import `torch._dynamo` at their first call to keep it away from compiled graphs, which takes as long
+    as importing torch. Here only forward passes are compiled (`train.compile`), so the wrapped methods are called
+    directly: the same bits.
+    """
+
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(Optimizer.zero_grad)
+    state_dict = inspect.unwrap(Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
 
 
-def adam(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
-    """Adam (Kingma and Ba 2015); its weight decay is added to the gradient."""
-    return _construct(eager.Adam, groups, config, betas=config.betas, fused=True)
+class SGD(Eager, optim.SGD):
+    """torch's SGD."""
+
+    step = torch.no_grad()(inspect.unwrap(optim.SGD.step))
 
 
-class LateStartSGD(eager.SGD):
+class Adam(Eager, optim.Adam):
+    """torch's Adam."""
+
+    step = torch.no_grad()(inspect.unwrap(optim.Adam.step))
+
+
+class AdamW(Eager, optim.AdamW):
+    """torch's AdamW."""
+
+    step = torch.no_grad()(inspect.unwrap(optim.AdamW.step))
+
+
+class EagerMuon(Eager, Muon):
+    """Muon without torch's decorators."""
+
+
+class LateStartSGD(SGD):
     """torch's SGD where some parameters get their first gradient later than others (`model.unfreeze`).
 
     torch's fused step refuses a list in which some parameters have a momentum and others do not. A momentum of zero is
@@ -51,100 +77,192 @@ class LateStartSGD(eager.SGD):
         return super().step(closure)
 
 
-def sgd(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
-    """SGD with Nesterov momentum (Sutskever et al. 2013); `args: {nesterov: false}` for the classical one."""
-    return _construct(LateStartSGD, groups, config, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+class Lookahead(Eager):
+    """Wrap an optimizer (Zhang, Lucas, Hinton and Ba 2019, "Lookahead Optimizer: k steps forward, 1 step back").
 
+    Slow weights start as the initial weights, as in the paper. timm's Lookahead starts them at the first
+    synchronisation: after 600 steps of AdamW its weights differ by 6 % of their way, and a synchronisation takes 2.9
+    times as long. Groups are the wrapped optimizer's own, so a rate set here is set there; its momentum is kept.
 
-def muon(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
-    """Muon for hidden matrices and kernels, SGD with Nesterov momentum for all else; see `comp.training.muon`.
-
-    The rate and decay of the auxiliary SGD go into its groups here: `lr_scale` relates its peak to `lr`, and its weight
-    decay is such that rate times decay is `aux_decay` at the peak in every group, fast or slow.
+    Args:
+        fast: takes the steps.
+        k: steps between two synchronisations.
+        alpha: share of the way that slow weights move towards fast ones.
     """
-    aux_lr = config.aux_lr or config.lr
-    arranged = []
+
+    def __init__(self, fast: Optimizer, k: int, alpha: float) -> None:
+        self.fast = fast
+        super().__init__(fast.param_groups, {})
+        self.param_groups = fast.param_groups
+        self._k, self._alpha, self._steps = k, alpha, 0
+        self._slow = [parameter.detach().clone() for parameter in self._parameters()]
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take a fast step; every k-th time move slow weights towards fast ones, and set fast ones to them."""
+        loss = self.fast.step(closure)
+        self._steps += 1
+        if self._steps % self._k == 0:
+            fast = self._parameters()
+            torch._foreach_lerp_(self._slow, fast, self._alpha)
+            torch._foreach_copy_(fast, self._slow)
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the wrapped optimizer's state, slow weights and the number of steps."""
+        return {"fast": self.fast.state_dict(), "slow": self._slow, "steps": self._steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned.
+
+        Raises:
+            ValueError: from another model or optimizer.
+        """
+        slow = state_dict["slow"]
+        if [tensor.shape for tensor in slow] != [tensor.shape for tensor in self._slow]:
+            raise ValueError("slow weights of another model")
+        self.fast.load_state_dict(state_dict["fast"])
+        self.param_groups = self.fast.param_groups
+        torch._foreach_copy_(self._slow, slow)
+        self._steps = state_dict["steps"]
+
+
+def adamw(
+    groups: ParameterGroups, args: Mapping[str, Any], *, lr: float, betas: tuple[float, float], **unused: Any
+) -> Optimizer:
+    """AdamW (Loshchilov and Hutter 2019)."""
+    return _construct("adamw", AdamW, groups, args, lr=lr, betas=betas, fused=True)
+
+
+def adam(
+    groups: ParameterGroups, args: Mapping[str, Any], *, lr: float, betas: tuple[float, float], **unused: Any
+) -> Optimizer:
+    """Adam (Kingma and Ba 2015); its weight decay is added to the gradient."""
+    return _construct("adam", Adam, groups, args, lr=lr, betas=betas, fused=True)
+
+
+def sgd(groups: ParameterGroups, args: Mapping[str, Any], *, lr: float, momentum: float, **unused: Any) -> Optimizer:
+    """SGD with Nesterov momentum (Sutskever et al. 2013); `args: {nesterov: false}` for the classical one."""
+    settings = {"lr": lr, "momentum": momentum, "nesterov": momentum > 0, "fused": True}
+    return _construct("sgd", LateStartSGD, groups, args, **settings)
+
+
+def muon(
+    groups: ParameterGroups,
+    args: Mapping[str, Any],
+    *,
+    lr: float,
+    momentum: float,
+    aux_lr: float | None,
+    aux_momentum: float,
+    aux_decay: float,
+    **unused: Any,
+) -> Optimizer:
+    """Muon for hidden matrices and kernels, SGD with Nesterov momentum for the rest; see `comp.training.muon`.
+
+    Sets the rate and decay of the auxiliary SGD in its groups: `lr_scale` relates its peak to `lr`, and its weight
+    decay makes rate times decay equal `aux_decay` at the peak in every group, fast or slow.
+    """
+    scaled = []
     for group in groups:
         if not group["hidden"]:
-            peak = aux_lr * group["lr_scale"]
-            decay = config.aux_decay / peak if group["decays"] and peak > 0 else 0.0
-            group = group | {"lr_scale": peak / config.lr, "weight_decay": decay}
-        arranged.append(group)
-    return _construct(Muon, arranged, config, momentum=config.momentum, aux_momentum=config.aux_momentum)
+            peak = (aux_lr or lr) * group["lr_scale"]
+            decay = aux_decay / peak if group["decays"] and peak > 0 else 0.0
+            group = group | {"lr_scale": peak / lr, "weight_decay": decay}
+        scaled.append(group)
+    return _construct("muon", EagerMuon, scaled, args, lr=lr, momentum=momentum, aux_momentum=aux_momentum)
 
 
-OPTIMIZERS: dict[str, Callable[[ParameterGroups, OptimConfig], Optimizer]] = {
-    "adamw": adamw,
-    "adam": adam,
-    "sgd": sgd,
-    "muon": muon,
-}
+# optim.name -> builds it from parameter groups, `optim.args`, and the values of OptimConfig (each takes what it needs).
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adam": adam, "sgd": sgd, "muon": muon}
 
 
-def of_timm(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
-    """Return an optimizer of timm's factory, with timm's defaults for what the config does not say.
+def timm_optimizer(
+    name: str, groups: ParameterGroups, args: Mapping[str, Any], *, lr: float, momentum: float
+) -> Optimizer:
+    """Return an optimizer of timm's factory, with timm's defaults for everything but rate, decay and momentum.
 
     Raises:
-        ConfigError: unknown to timm too, in need of second derivatives, or of a package or device that is not here.
+        ConfigError: unknown to timm too, needs second derivatives, or a package or device that is missing.
     """
     import timm.optim
 
-    of_theirs = timm.optim.list_optimizers()
-    if config.name not in of_theirs:
-        near = nearest(config.name, {*OPTIMIZERS, *of_theirs})
+    names = timm.optim.list_optimizers()
+    if name not in names:
+        near = nearest(name, {*OPTIMIZERS, *names})
         raise ConfigError(
-            f"optim.name: unknown optimizer '{config.name}'; choose from {', '.join(sorted(OPTIMIZERS))}, or any of "
-            f"timm's {len(of_theirs)}, which timm.optim.list_optimizers() names{near}"
+            f"optim.name: unknown optimizer '{name}'; choose from {', '.join(sorted(OPTIMIZERS))}, or any of timm's "
+            f"{len(names)}, listed by timm.optim.list_optimizers(){near}"
         )
-    info = timm.optim.get_optimizer_info(config.name)
+    info = timm.optim.get_optimizer_info(name)
     if info.second_order:
-        raise ConfigError(f"optim.name: {config.name} needs second derivatives, which the trainer does not take")
+        raise ConfigError(f"optim.name: {name} needs second derivatives, which the trainer does not compute")
     try:
-        constructor = timm.optim.get_optimizer_class(config.name)
+        constructor = timm.optim.get_optimizer_class(name)
     except (ImportError, AssertionError) as error:
-        raise ConfigError(f"optim.name: {config.name} cannot be used here: {error}") from None
-    momentum = {"momentum": config.momentum} if info.has_momentum else {}
-    return _construct(constructor, groups, config, **momentum)
+        raise ConfigError(f"optim.name: {name} cannot be used on this machine: {error}") from None
+    return _construct(name, constructor, groups, args, lr=lr, **({"momentum": momentum} if info.has_momentum else {}))
 
 
 def _construct(
-    constructor: Callable[..., Optimizer], groups: ParameterGroups, config: OptimConfig, **given: Any
+    name: str,
+    constructor: Callable[..., Optimizer],
+    groups: ParameterGroups,
+    args: Mapping[str, Any],
+    **settings: Any,
 ) -> Optimizer:
-    """Call a constructor with the config's rate, what is `given` and `optim.args`, in rising order of authority."""
-    known = inspect.signature(constructor).parameters.keys() - _NOT_ARGUMENTS
-    for name in config.args:
-        if name in _NOT_ARGUMENTS:
-            raise ConfigError(f"optim.args.{name}: is a field of its own or set by the trainer; say optim.{name}")
-        if name not in known:
-            raise ConfigError(f"optim.args: {unknown('argument', name, known)}")
-    # YAML knows lists alone, and constructors want pairs as tuples.
-    extra = {name: tuple(value) if isinstance(value, list) else value for name, value in config.args.items()}
+    """Call a constructor with settings and `optim.args`, which override them."""
+    allowed = inspect.signature(constructor).parameters.keys() - _NOT_ARGUMENTS
+    for argument in args:
+        if argument in _NOT_ARGUMENTS:
+            raise ConfigError(
+                f"optim.args.{argument}: is a config field or set by the trainer; use optim.{argument} instead"
+            )
+        if argument not in allowed:
+            raise ConfigError(f"optim.args: {unknown('argument', argument, allowed)}")
+    # YAML has only lists, and constructors want pairs as tuples.
+    extra = {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()}
     try:
-        return constructor(groups, **{"lr": config.lr, **given, **extra})
+        return constructor(groups, **{**settings, **extra})
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise ConfigError(f"optim.args: {config.name} refuses {dict(config.args)}: {error}") from None
+        raise ConfigError(f"optim.args: {name} refuses {dict(args)}: {error}") from None
 
 
 def build_optimizer(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
-    """Return the optimizer that the config asks for.
+    """Return the config's optimizer.
 
     Args:
-        groups: as `comp.models.surgery.parameter_groups` makes them.
+        groups: from `comp.models.surgery.parameter_groups`.
         config: section `optim`.
 
     Raises:
         ConfigError: an unknown name or argument, or a value that the optimizer refuses.
     """
-    optimizer = OPTIMIZERS.get(config.name, of_timm)(groups, config)
+    if config.name in OPTIMIZERS:
+        optimizer = OPTIMIZERS[config.name](
+            groups,
+            config.args,
+            lr=config.lr,
+            momentum=config.momentum,
+            betas=config.betas,
+            aux_lr=config.aux_lr,
+            aux_momentum=config.aux_momentum,
+            aux_decay=config.aux_decay,
+        )
+    else:
+        optimizer = timm_optimizer(config.name, groups, config.args, lr=config.lr, momentum=config.momentum)
     return Lookahead(optimizer, config.lookahead.k, config.lookahead.alpha) if config.lookahead.k else optimizer
 
 
 def for_model(model: Classifier, config: OptimConfig) -> Optimizer:
-    """Return a model's optimizer, its parameters grouped as the config says.
+    """Return a model's optimizer, its parameters grouped by the config.
 
     Raises:
-        ConfigError: as `build_optimizer`.
-        ModelError: a pattern that names nothing.
+        ConfigError: see `build_optimizer`.
+        ModelError: a pattern that matches nothing.
     """
     try:
         groups = surgery.parameter_groups(
@@ -161,32 +279,49 @@ def for_model(model: Classifier, config: OptimConfig) -> Optimizer:
     return build_optimizer(groups, config)
 
 
-def check_optimizer(config: OptimConfig) -> None:
-    """Refuse what no optimizer or schedule can be built from, by building one for a single small matrix.
+def schedule_of(config: OptimConfig) -> Schedule:
+    """Return the config's learning rate schedule.
 
     Raises:
-        ConfigError: as `build_optimizer` and `comp.training.schedules.check_schedule`.
+        ConfigError: unknown.
     """
-    schedules.check_schedule(config)
-    weight = torch.nn.Parameter(torch.ones(2, 2))
-    build_optimizer(
-        [{"params": [weight], "weight_decay": config.weight_decay, "lr_scale": 1.0, "hidden": True}], config
+    schedules.check_schedule(config.schedule)
+    return Schedule(
+        config.schedule,
+        config.lr,
+        warmup=config.warmup,
+        start_factor=config.start_factor,
+        final_factor=config.final_factor,
+        step_epochs=config.step_epochs,
+        step_factor=config.step_factor,
     )
 
 
-def set_rates(optimizer: Optimizer, step: int, plan: Plan, config: OptimConfig, *, factor: float = 1.0) -> None:
-    """Give every group the schedule's rate times `factor` and its own `lr_scale`; none after the group's own end."""
-    shared = schedules.rate(step, plan, config)
+def check_optimizer(config: OptimConfig) -> None:
+    """Check optimizer and schedule by building them for one small matrix.
+
+    Raises:
+        ConfigError: see `build_optimizer` and `schedule_of`.
+    """
+    schedule_of(config)
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    group = {"params": [weight], "weight_decay": config.weight_decay, "lr_scale": 1.0, "hidden": True}
+    build_optimizer([group], config)
+
+
+def set_rates(optimizer: Optimizer, step: int, plan: Plan, schedule: Schedule, *, factor: float = 1.0) -> None:
+    """Set every group's rate: the schedule's times `factor` and the group's `lr_scale`; 0 after the group's end."""
+    shared = schedule.rate(step, plan)
     for group in optimizer.param_groups:
         rate = shared
         if ends := group.get("ends"):
-            own = plan.ending(ends)
-            rate = schedules.rate(step, own, config) if step < own.total_steps else 0.0
+            group_plan = plan.ending(ends)
+            rate = schedule.rate(step, group_plan) if step < group_plan.total_steps else 0.0
         group["lr"] = rate * factor * group["lr_scale"]
 
 
 def freeze_finished_groups(optimizer: Optimizer, epoch: int) -> None:
-    """Stop the gradients of groups whose end (`optim.ends`) lies before an epoch (from 1): nothing would use them."""
+    """Turn off gradients of groups whose end (`optim.ends`) lies before an epoch (from 1)."""
     for group in optimizer.param_groups:
         if group.get("ends") and epoch > group["ends"]:
             for parameter in group["params"]:

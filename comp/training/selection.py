@@ -1,4 +1,4 @@
-"""Selection: what the best weights are selected by, and in which direction. Torch-free."""
+"""Selection: the criterion for the best weights, and its direction. Torch-free."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ _SHIFTED_SUITES = ("corrupt_test", "distortion_files")  # of competition.suite.s
 
 @dataclass(frozen=True)
 class Scores:
-    """Of the weights at an epoch's end; all None without a validation split.
+    """Scores of the weights at an epoch's end; all None without a validation split.
 
     Attributes:
         loss: of clean validation.
@@ -35,7 +35,7 @@ class Selection:
     """A value of train.select.
 
     Attributes:
-        of: what the epoch's end measured of it.
+        of: the value, of the epoch's scores.
         higher_is_better: its direction; None: the competition metric's.
     """
 
@@ -55,7 +55,7 @@ SELECTIONS = {
 
 @dataclass(frozen=True)
 class Selector:
-    """What a training selects its best weights by.
+    """Criterion for a training's best weights.
 
     Attributes:
         name: a row of SELECTIONS, never `auto`.
@@ -70,7 +70,7 @@ class Selector:
         return SELECTIONS[self.name].of(scores)
 
     def as_maximize(self, value: float) -> float:
-        """Return a selected value with its sign turned where lower is better: higher is always better."""
+        """Return a selected value, negated where lower is better: higher is always better."""
         higher_is_better = SELECTIONS[self.name].higher_is_better
         if higher_is_better is None:
             return metrics.metric(self.metric).as_maximize(value)
@@ -78,7 +78,7 @@ class Selector:
 
 
 def selection(config: Config) -> str:
-    """Return the row of SELECTIONS that train.select means.
+    """Return the row of SELECTIONS for train.select.
 
     `auto` is ood_metric where a shifted suite is submitted and shifted validation is measured at epochs' ends, else
     val_metric.

@@ -8,52 +8,58 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from comp.config import Config
 from comp.models import surgery
 from comp.models.classifier import Classifier
 from comp.runtime.device import Execution
-from comp.training import memory
-from comp.training.autotune import seed_generators
+from comp.runtime.errors import RunError
 from comp.training.norms import NoNorms
 
-# optim.clip -> the mode of timm's `dispatch_clip_grad`, and what `clip_at: null` means for it. No mode reads a value
-# back. `norm` scales all gradients together (Pascanu et al. 2013, arXiv:1211.5063), `value` bounds every element, and
+# optim.clip -> the mode of timm's `dispatch_clip_grad`, and its limit for `clip_at: null`. No mode reads a value back.
+# `norm` scales all gradients together (Pascanu et al. 2013, arXiv:1211.5063), `value` bounds every element, and
 # `adaptive` bounds each output unit's gradient by its weights (Brock et al. 2021, arXiv:2102.06171, heads left out).
 CLIPS = {"norm": ("norm", 1.0), "value": ("value", 1.0), "adaptive": ("agc", 0.01)}
 
-# Given a part of the batch, returns its mean loss and its logits [part, classes].
+SMALLEST = 2  # images in a micro-batch: batch norm needs more than one
+# What allocators say when they raise a plain RuntimeError: CPU on Linux and on Windows, MPS, cuDNN and cuBLAS.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+
+# Takes a part of the batch, returns its mean loss and its logits [part, classes].
 Compute = Callable[[slice], tuple[Tensor, Tensor]]
 
 
 class Stepper:
-    """Takes steps; what it has learnt about the memory and about loss scales is its state.
+    """Takes steps; its state is the micro-batch that fits the memory and the loss scale.
 
     Args:
-        optimizer: its gradients are made, clipped and applied.
+        optimizer: its gradients are computed, clipped and applied.
+        execution: device, precision.
+        norms: records every step's gradients.
+        micro_batch: images that go through the network at a time, at most.
+        clip: `none` or a row of CLIPS.
+        clip_at: the limit; None: the row's own.
         unclipped: parameters that adaptive clipping leaves alone.
-        config: `optim.clip`, `train.micro_batch`.
-        execution: device and precision, and perhaps a smaller micro-batch that was found necessary before.
-        norms: looks at every step's gradients.
-        halves: whether micro-batches may shrink where memory runs out: not beside others who would not know.
+        halves: whether micro-batches may shrink where memory runs out: not in a group, whose other processes would not
+            know.
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
-        config: Config,
         execution: Execution,
         norms: NoNorms,
         *,
+        micro_batch: int,
+        clip: str = "none",
+        clip_at: float | None = None,
         unclipped: Sequence[nn.Parameter] = (),
         halves: bool = True,
     ) -> None:
         self._optimizer, self._halves = optimizer, halves
         self._device = execution.torch_device
-        self.micro_batch = execution.micro_batch or config.train.micro_batch or config.train.batch_size
-        """Images that go through the network at a time, at most."""
+        self.micro_batch = micro_batch
         # Float16 holds nothing below 6e-8; scaled up, small gradients survive (Micikevicius et al. 2018).
         self.scaler = torch.amp.GradScaler(execution.device, enabled=execution.precision == "fp16")
-        self._clip = _clip(optimizer, config, unclipped)
+        self._clip = None if clip == "none" else _clipping(optimizer, clip, clip_at, unclipped)
         self._norms = norms
 
     def take(self, count: int, seed: int, compute: Compute) -> tuple[Tensor, Tensor]:
@@ -68,9 +74,9 @@ class Stepper:
             RunError: not even two images at a time fit the memory.
         """
         loss, logits = self._gradients(count, seed, compute)
-        if self._clip is not None or self._norms.wanted:
+        if self._clip is not None or self._norms.enabled:
             self.scaler.unscale_(self._optimizer)
-        self._norms.see()
+        self._norms.add_step()
         if self._clip is not None:
             self._clip()
         self.scaler.step(self._optimizer)
@@ -78,12 +84,12 @@ class Stepper:
         return loss, logits
 
     def _gradients(self, count: int, seed: int, compute: Compute) -> tuple[Tensor, Tensor]:
-        """Make gradients of the whole batch's mean loss; where memory runs out, again with half as much at a time."""
+        """Compute the gradients of the batch's mean loss; halve the micro-batch and retry where memory runs out."""
         while True:
             try:
                 return self._attempt(count, seed, compute)
             except (RuntimeError, MemoryError) as error:
-                memory.refuse_if_hopeless(error, min(self.micro_batch, count) if self._halves else memory.SMALLEST)
+                raise_unless_halving_helps(error, min(self.micro_batch, count) if self._halves else SMALLEST)
             # Out here the failed attempt's tensors, which its traceback held, are gone.
             self._halve(count)
 
@@ -91,16 +97,16 @@ class Stepper:
         seed_generators(seed, self._device)
         self._optimizer.zero_grad()
         losses, logits = [], []
-        for part in parts(count, self.micro_batch):
-            loss, out = compute(part)
+        for part in split_batch(count, self.micro_batch):
+            loss, part_logits = compute(part)
             loss = loss * ((part.stop - part.start) / count)
             self.scaler.scale(loss).backward()
             losses.append(loss.detach())
-            logits.append(out.detach())
+            logits.append(part_logits.detach())
         return torch.stack(losses).sum(), torch.cat(logits)
 
     def _halve(self, count: int) -> None:
-        self.micro_batch = max(memory.SMALLEST, min(self.micro_batch, count) // 2)
+        self.micro_batch = max(SMALLEST, min(self.micro_batch, count) // 2)
         self._optimizer.zero_grad()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -110,23 +116,23 @@ class Stepper:
         return {"micro_batch": self.micro_batch, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         self.micro_batch = state["micro_batch"]
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 
 
-def parts(count: int, most: int) -> Iterator[slice]:
-    """Return consecutive parts of a batch, at most `most` images each and nearly equal, cut on even positions.
+def split_batch(count: int, largest: int) -> Iterator[slice]:
+    """Return consecutive parts of a batch, at most `largest` images each and nearly equal, cut at even positions.
 
-    MixUp partners are positions 2k and 2k + 1: no cut comes between them. Nor is one image ever left alone, which batch
-    norm could not learn from: where pairs are all that fits, the last part of an odd batch has three.
+    MixUp partners are positions 2k and 2k + 1: no cut separates them. Nor is one image ever left alone, which batch
+    norm could not learn from: where only pairs fit, the last part of an odd batch has three.
     """
-    if count <= most:
+    if count <= largest:
         yield slice(0, count)
         return
     pairs = -(-count // 2)
-    number = -(-pairs // max(1, most // 2))
+    number = -(-pairs // max(1, largest // 2))
     cuts = [2 * (pairs * part // number) for part in range(number)] + [count]
     if cuts[-1] - cuts[-2] == 1:
         del cuts[-2]
@@ -140,15 +146,50 @@ def head_of(model: Classifier) -> list[nn.Parameter]:
     return [parameter for name, parameter in model.inner.named_parameters() if name in heads]
 
 
-def _clip(optimizer: Optimizer, config: Config, unclipped: Sequence[nn.Parameter]) -> Callable[[], object] | None:
-    if config.optim.clip == "none":
-        return None
+def _clipping(
+    optimizer: Optimizer, clip: str, clip_at: float | None, unclipped: Sequence[nn.Parameter]
+) -> Callable[[], object]:
     from timm.utils import dispatch_clip_grad
 
-    mode, usual = CLIPS[config.optim.clip]
-    left_out = {id(parameter) for parameter in unclipped} if config.optim.clip == "adaptive" else set()
+    mode, default_limit = CLIPS[clip]
+    excluded = {id(parameter) for parameter in unclipped} if clip == "adaptive" else set()
     parameters = [
-        parameter for group in optimizer.param_groups for parameter in group["params"] if id(parameter) not in left_out
+        parameter for group in optimizer.param_groups for parameter in group["params"] if id(parameter) not in excluded
     ]
-    at = usual if config.optim.clip_at is None else config.optim.clip_at
-    return lambda: dispatch_clip_grad(parameters, at, mode)
+    limit = default_limit if clip_at is None else clip_at
+    return lambda: dispatch_clip_grad(parameters, limit, mode)
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed torch's generators for a step on this device; inside `comp.runtime.rng.preserve_rng_state`.
+
+    `torch.manual_seed` gives the same bits, but where CUDA is absent or not initialised it also formats and keeps a
+    stack trace for every call: half a percent of a small network's step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that an allocation failed."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+def raise_unless_halving_helps(error: Exception, images: int) -> None:
+    """Return only if fewer images at a time can avoid an error.
+
+    Raises:
+        RunError: out of memory with two images already.
+        Exception: the error itself, if it is not about memory.
+    """
+    if not is_out_of_memory(error):
+        raise error
+    if images <= SMALLEST:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise RunError(
+            f"out of memory with {images} images at a time ({reason}); use a smaller model, smaller images "
+            "(model.input_size, data.image_size) or a device with more memory"
+        ) from None

@@ -100,7 +100,7 @@ def _main(plan: StudyPlan, place: int, workers: int) -> None:
     from comp.tuning.worker import work
 
     try:
-        with signals.noted():
+        with signals.catch_stop_signals():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             with OPENERS[plan.part](plan) as study:
                 work(study, Data(), Path(plan.runs_root), _progress, lambda study: None)
@@ -113,7 +113,7 @@ def _main(plan: StudyPlan, place: int, workers: int) -> None:
 
 def _progress(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
     """Stop at the next safe point where a signal has come, or the process that started this one is dead."""
-    signals.stop_if_asked()
+    signals.raise_if_interrupted()
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
         raise Interrupted(signal.SIGTERM)

@@ -23,7 +23,7 @@ from comp.runtime import device
 from comp.runtime.errors import ConfigError, UserError, unknown
 from comp.submission import derive_format, rules, write
 from comp.tracking import login
-from comp.training import consistency, optimizers, resolution, validation
+from comp.training import best_weights, losses, optimizers, schedules
 
 _ASSUMED_CLASSES = 10  # of a network whose data are not open
 _BYTES_PER_ID = 80  # of a suite's row in a .npz: id as UTF-32, top1, label
@@ -64,7 +64,7 @@ def _check_alone(config: Config, runs_root: Path) -> None:
         # unknown corruptions in competition.ood_validation
         lambda: suites.shifted_distortions(config.competition.ood_validation),
         # selection or early stopping by a split that is never measured
-        lambda: validation.check_validation(config),
+        lambda: best_weights.check_validation(config),
         # online tracking without a W&B login
         lambda: login.check_login(config.track),
         # a runs folder that cannot be written, or too little disk space
@@ -103,7 +103,7 @@ def _check_augmentation(config: Config) -> None:
             "key out, and name albumentations transforms in augment.albumentations"
         )
     policy = policies.resolve(config.augment.policy, config.augment.ops, config.augment.albumentations)
-    consistency.check_consistency(config)
+    losses.check_consistency(config)
     worker_stage.of(policy, config.seed)
     rules.check_rules(
         config.competition.rules,
@@ -225,6 +225,6 @@ def check_model(config: Config, dataset: Dataset, model: Classifier) -> None:
     """
     shape = dataset.competition.image_shape
     optimizers.for_model(model, config.optim)
-    resolution.check_sizes(model, config.train.sizes, shape)
+    schedules.check_sizes(model, config.train.sizes, shape)
     blueprint = zoo.blueprint(config.model, classes=len(dataset.competition.classes), image_shape=shape)
     _check_batch_norm(config, blueprint, shape, images=len(dataset.train))

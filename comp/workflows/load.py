@@ -204,7 +204,7 @@ def load_model(run: Run, device: str = "") -> PlacedModel:
     """
     path, provenance = run.weights_path(), run.provenance("classes", "image_shape")
     recorded = run.path / "execution.json"
-    execution, note = devices.for_prediction(runs.read_json(recorded), str(recorded), device)
+    execution, note = devices.prediction_execution(runs.read_json(recorded), str(recorded), device)
     channels, height, width = provenance["image_shape"]
     model = zoo.build(
         without_weights(run.config().model),

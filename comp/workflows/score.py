@@ -14,8 +14,8 @@ from comp.results.run_metrics import Kind, RunMetrics, WeightScores
 from comp.results.runs import Run
 from comp.runtime.progress import Progress
 from comp.submission.format import Competition
+from comp.training.best_weights import Validation
 from comp.training.selection import Scores
-from comp.training.validation import Measured
 from comp.workflows.load import LoadedRun
 from comp.workflows.predict import describe_prediction
 
@@ -33,7 +33,9 @@ class WeightResult:
     thresholds: tuple[float, ...] = ()
 
 
-def score_weights(loaded: LoadedRun, which: str, progress: Progress, measured: Measured | None = None) -> WeightResult:
+def score_weights(
+    loaded: LoadedRun, which: str, progress: Progress, measured: Validation | None = None
+) -> WeightResult:
     """Score the model's weights on clean validation, and the best ones on shifted validation too.
 
     Args:
@@ -43,7 +45,7 @@ def score_weights(loaded: LoadedRun, which: str, progress: Progress, measured: M
         measured: predictions that the training has just made with these weights; they are not made again.
     """
     run, dataset, metric = loaded.run, loaded.dataset, loaded.competition.metric
-    measured = measured or Measured(Scores())
+    measured = measured or Validation(Scores())
     val, shifted, thresholds = None, None, None
     if dataset.val is not None:
         predicted = _predict_plain(loaded, dataset.val, which, progress, measured.val)

@@ -23,8 +23,7 @@ from comp.tracking.tracker import Tracker, opened
 from comp.training import autotune, checkpoint, loop, lr_find
 from comp.training.autotune import ExecutionChoice
 from comp.training.checkpoint import TrainState
-from comp.training.context import TrainContext, build_context
-from comp.training.context import samples as training_samples
+from comp.training.context import TrainContext, build_context, training_samples
 from comp.training.distributed import SINGLE_PROCESS, ReadOnlyRun, SingleProcess
 from comp.training.early_stopping import Stop
 from comp.training.loop import Epoch, OnEpoch
@@ -120,7 +119,7 @@ def resume(
     began = time.perf_counter()
     config = run.config()
     if config.augment.engine == "per_image":
-        raise RunError(device.gone_engine(run.path))
+        raise RunError(device.removed_engine_message(run.path))
     dataset = verify_run_data(run, dataset or team.main_process_first(lambda: open_run_data(run, progress)))
     deterministic = device.only_deterministic(config.train.deterministic)
     with opened(config.track, tracker) as tracker, run.writing(), deterministic:
@@ -228,7 +227,7 @@ def _fit_and_score(
 
     state = loop.fit(context, resume=resume, on_epoch=on_epoch_end, progress=progress)
     plots.curves(run.plot_path("curves"), run.history(), state.best_epoch)
-    if context.norms.wanted:
+    if context.norms.enabled:
         plots.norms(run.plot_path("norms"), run.table("norms.csv"))
     loaded = replace(loaded, data=context.dataset)
     scores = _score_weight_files(loaded, context, state, progress)
@@ -244,7 +243,7 @@ def _score_weight_files(
     loaded: LoadedRun, context: TrainContext, state: TrainState, progress: Progress
 ) -> dict[str, Any]:
     """Score final, averaged and best weights, in this order; return them as RunMetrics has them."""
-    path, average, measured = loaded.run.path, loaded.config.train.average, context.contest.measured
+    path, average, measured = loaded.run.path, loaded.config.train.average, context.best_weights.measured
     final = score_weights(loaded, "final", progress, measured("final"))
     averaged, best = WeightResult(), WeightResult()
     averaging: dict[str, str] = {}
@@ -269,7 +268,7 @@ def _score_weight_files(
 def _describe_training(context: TrainContext, state: TrainState) -> dict[str, Any]:
     """Return what RunMetrics records of a training beside its scores."""
     return {
-        "selected_by": context.contest.selector.name if context.dataset.val is not None else "",
+        "selected_by": context.best_weights.selector.name if context.dataset.val is not None else "",
         "epochs": state.epoch,
         "stopped": state.stopped,
         "rollbacks": state.rollbacks,

@@ -48,7 +48,7 @@ def stepped():
         if frame.f_code.co_name == "_epoch":
             return True
         frame = frame.f_back
-signals.stop_if_asked = stop
+signals.raise_if_interrupted = stop
 app.main(sys.argv[1:])
 """
 

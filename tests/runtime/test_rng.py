@@ -70,8 +70,8 @@ def test_neighbouring_draws_are_unrelated(other) -> None:  # type: ignore[no-unt
 
 def test_elements_of_a_field_are_unrelated_to_their_neighbours_and_to_the_next_samples() -> None:
     field = rng.normal_field(keys()[:2048], 0, (64,))
-    for a, b in ((field[:, 1:], field[:, :-1]), (field[:, 4:], field[:, :-4]), (field[1:], field[:-1]),
-                 (field, rng.normal_field(keys()[:2048], 1, (64,)))):  # fmt: skip
+    neighbours = [(field[:, 1:], field[:, :-1]), (field[:, 4:], field[:, :-4]), (field[1:], field[:-1])]
+    for a, b in [*neighbours, (field, rng.normal_field(keys()[:2048], 1, (64,)))]:
         assert abs(correlation_sigmas(a, b)) < 4
         assert abs(correlation_sigmas(a.square(), b.square())) < 4
 

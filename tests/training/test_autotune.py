@@ -33,7 +33,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What one test times is not known to another."""
     monkeypatch.setenv("COMP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(device, "is_busy", lambda: False)  # whatever else the machine does
-    monkeypatch.setattr(cores.NEIGHBOURS, "others", lambda: 0.0)
+    monkeypatch.setattr(cores.CORE_LOAD, "of_others", lambda: 0.0)
     return tmp_path / "cache"
 
 
@@ -77,14 +77,14 @@ def test_without_a_compiler_a_long_training_says_so_and_stays_uncompiled(monkeyp
     config, dataset = opened("train.compile=auto", "train.epochs=100000")
     choice = autotune.choose_execution(Slow(slow_in_bf16=False), dataset, config)
     assert not choice.execution.compiled
-    assert ["no C++ compiler is found (CXX=/nowhere/g++)" in note for note in choice.notes] == [True]
+    assert ["CXX=/nowhere/g++" in note for note in choice.notes] == [True]
 
 
 @pytest.mark.usefixtures("workplace")
 def test_compile_true_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     config, dataset = opened("train.compile=true")
-    with pytest.raises(ConfigError, match=r"train\.compile: no C\+\+ compiler is found .* train\.compile=false"):
+    with pytest.raises(ConfigError, match=r"train\.compile: .*CXX=/nowhere/g"):
         autotune.choose_execution(Slow(slow_in_bf16=True), dataset, config)
 
 
@@ -105,20 +105,20 @@ def test_resident_images_need_no_timing_of_workers() -> None:
 
 
 def timings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that grows by what is timed from here on."""
+    """Return a list of the settings and workers timed from here on; loader workers are not really started."""
     timed: list[str] = []
-    race, probe = autotune._Trial._raced, autotune._Trial._seconds_with_workers
+    time_steps = autotune._Tuner._time_steps
 
-    def raced(self: Any, what: str, *more: Any) -> Any:
-        timed.append(what)
-        return race(self, what, *more)
+    def recorded(self: Any, setting: str, *more: Any) -> Any:
+        timed.append(setting)
+        return time_steps(self, setting, *more)
 
     def with_workers(self: Any, step: Any, workers: int, *more: Any) -> float:
         timed.append(f"{workers} workers")
-        return probe(self, step, workers, *more)
+        return 1.0
 
-    monkeypatch.setattr(autotune._Trial, "_raced", raced)
-    monkeypatch.setattr(autotune._Trial, "_seconds_with_workers", with_workers)
+    monkeypatch.setattr(autotune._Tuner, "_time_steps", recorded)
+    monkeypatch.setattr(autotune._Tuner, "_seconds_with_workers", with_workers)
     return timed
 
 
@@ -232,7 +232,7 @@ def test_the_usual_workers_stay_unless_others_are_faster_in_two_rounds(
         assert count == workers
         return seconds
 
-    monkeypatch.setattr(autotune._Trial, "_seconds_with_workers", taken)
+    monkeypatch.setattr(autotune._Tuner, "_seconds_with_workers", taken)
     config, dataset = opened("data.workers=auto", "data.loading=streamed")
     choice = autotune.choose_execution(Slow(slow_in_bf16=True), dataset, config, transform=Changed(slowly))
     assert choice.execution.workers == chosen
@@ -278,10 +278,11 @@ def test_a_compiled_record_without_a_compiler_is_refused(monkeypatch: pytest.Mon
     recorded = replace(device.Execution("cpu", "fp32", channels_last=True, threads=2), compiled=True).to_json()
     assert device.from_json(recorded, "execution.json").compiled
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    with pytest.raises(RunError, match="the same bits need the same compiler"):
+    with pytest.raises(RunError, match="CXX=/nowhere/g"):
         device.from_json(recorded, "execution.json")
 
 
+@pytest.mark.slow  # 47 s: three compiled trainings
 @pytest.mark.skipif(bool(device.missing_compiler("cpu")), reason="no C++ compiler")
 def test_a_compiled_training_resumes_bit_for_bit_and_matches_the_eager_one(
     workplace: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""`train.log_norms`: what norms.csv, its table and its picture tell."""
+"""`train.log_norms`: norms.csv, its table and its plot."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 
 from comp import config as configs
+from comp.results.runs import Run
 from comp.runtime.errors import Interrupted
 from comp.training.norms import Norms
 from comp.workflows import train
 from tests.support.commands import Result, interrupt_at
+from tests.support.configs import small_config, write_arrays, write_config
 from tests.support.runs import the_run
 
 SETTINGS = ["train.log_norms=true", "train.epochs=2", "train.precision=fp32", "train.compile=false"]
@@ -23,7 +25,7 @@ def test_norms_are_those_of_each_layers_parameters_together_and_gradients_mean_o
     for step in range(3):
         net.zero_grad()
         (net(torch.randn(5, 3, generator=torch.Generator().manual_seed(step))) ** 2).sum().backward()
-        norms.see()
+        norms.add_step()
         first = torch.cat([p.grad.flatten() for p in net[0].parameters()])
         expected.append((float(first.norm()), float(net[2].weight.grad.norm())))
     rows = norms.rows(1)
@@ -40,33 +42,38 @@ def test_an_epoch_starts_from_nothing_and_a_frozen_layer_counts_as_zero() -> Non
     net[0].requires_grad_(False)
     norms = Norms(net)
     net(torch.ones(1, 3)).sum().backward()
-    norms.see()
+    norms.add_step()
     frozen, trained = norms.rows(1)
     assert frozen["gradient_norm"] == 0
     assert trained["gradient_norm"] > 0
     assert all(row["gradient_norm"] == 0 for row in norms.rows(2))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return an uninterrupted run of the workplace's data."""
+    folder = tmp_path_factory.mktemp("whole")
+    path = write_config(folder / "small.yaml", small_config(write_arrays(folder / "data")))
+    return train.train(configs.load(path, SETTINGS), runs_root=folder / "runs")
+
+
 @pytest.mark.parametrize("stop_at", [2, 7])
-def test_an_interrupted_training_writes_the_same_norms(workplace: Path, stop_at: int) -> None:
-    config = configs.load("small.yaml", SETTINGS)
-    whole = train.train(config, runs_root=Path("whole"))
+def test_an_interrupted_training_writes_the_same_norms(workplace: Path, whole: Run, stop_at: int) -> None:
     with pytest.raises(Interrupted):
-        train.train(config, runs_root=Path("parts"), progress=interrupt_at(stop_at))
+        train.train(configs.load("small.yaml", SETTINGS), runs_root=Path("parts"), progress=interrupt_at(stop_at))
     resumed = train.resume(the_run(Path("parts")))
     assert whole.table("norms.csv") == resumed.table("norms.csv")
     assert {row["epoch"] for row in whole.table("norms.csv")} == {"1", "2"}
 
 
 def test_the_command_prints_a_table_and_draws_a_picture(workplace: Path, comp: Callable[..., Result]) -> None:
-    said = comp("train", "small.yaml", *SETTINGS).out
+    output = comp("train", "small.yaml", *SETTINGS).out
     run = the_run(Path("runs"))
-    assert "norms in epoch 2" in said
-    assert all(row["layer"] in said for row in run.table("norms.csv"))
+    assert all(row["layer"] in output for row in run.table("norms.csv"))
     with Image.open(run.path / "plots" / "norms.png") as picture:
         assert picture.width > 600
 
 
-def test_nobody_asked_and_nothing_is_written(workplace: Path) -> None:
+def test_without_log_norms_nothing_is_written(workplace: Path) -> None:
     run = train.train(configs.load("small.yaml", SETTINGS[1:]))
     assert not (run.path / "norms.csv").exists()

@@ -15,9 +15,8 @@ from comp.results.runs import Run
 from comp.runtime.errors import ConfigError
 from comp.training import checkpoint
 from comp.training import optimizers as optim
-from comp.training.lookahead import Lookahead
 from comp.training.muon import Muon, orthogonalize
-from comp.training.optimizers import OPTIMIZERS
+from comp.training.optimizers import OPTIMIZERS, Lookahead
 from comp.training.schedules import Plan
 
 # A rate for each at which a few steps get somewhere.
@@ -45,7 +44,7 @@ def take(model: Classifier, optimizer: torch.optim.Optimizer, config: OptimConfi
     model.train()
     losses = []
     for step in steps:
-        optim.set_rates(optimizer, step, Plan(12, 4), config)
+        optim.set_rates(optimizer, step, Plan(12, 4), optim.schedule_of(config))
         loss = nn.functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -82,7 +81,7 @@ def test_every_optimizer_lowers_the_loss_and_goes_on_from_its_checkpoint(
 def test_a_rate_follows_the_scale_of_its_group(name: str) -> None:
     config = OptimConfig(name=name, lr=0.5, aux_lr=0.5, schedule="constant", multipliers={"body": 0.5})
     optimizer = optim.for_model(small_model(), config)
-    optim.set_rates(optimizer, 0, Plan(10, 1), config)
+    optim.set_rates(optimizer, 0, Plan(10, 1), optim.schedule_of(config))
     rates = {str(group["name"]): group["lr"] for group in optimizer.param_groups}
     assert {0.5, 0.25} == set(rates.values())
     assert all(rate == (0.25 if "x0.5" in name else 0.5) for name, rate in rates.items())
@@ -196,7 +195,7 @@ def test_a_block_that_ends_early_has_its_own_schedule_and_then_rests() -> None:
     (early,) = [group for group in optimizer.param_groups if group["ends"]]
     rates = []
     for step in range(6):
-        optim.set_rates(optimizer, step, Plan(12, 4), config)
+        optim.set_rates(optimizer, step, Plan(12, 4), optim.schedule_of(config))
         rates.append(early["lr"])
     assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025, 0, 0])
     optim.freeze_finished_groups(optimizer, 1)
@@ -211,11 +210,10 @@ def test_a_block_that_ends_early_has_its_own_schedule_and_then_rests() -> None:
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_sgd_takes_parameters_that_begin_later_as_those_that_began_with_it(nesterov: bool) -> None:
     early, late, alone = (nn.Parameter(torch.ones(2, 2)) for _ in range(3))
-    config = OptimConfig(name="sgd", lr=0.1, args={"nesterov": nesterov})
-    together = OPTIMIZERS["sgd"]([{"params": [early, late]}], config)
+    together = OPTIMIZERS["sgd"]([{"params": [early, late]}], {"nesterov": nesterov}, lr=0.1, momentum=0.9)
     early.grad = torch.ones(2, 2)
     together.step()
-    reference = torch.optim.SGD([alone], lr=0.1, momentum=config.momentum, nesterov=nesterov)
+    reference = torch.optim.SGD([alone], lr=0.1, momentum=0.9, nesterov=nesterov)
     for _ in range(3):
         for parameter in (early, late, alone):
             parameter.grad = torch.full((2, 2), 2.0)
@@ -238,17 +236,17 @@ def test_lookahead_interpolates_every_k_steps() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"name": "adamx"}, r"optim.name: unknown optimizer 'adamx'; choose from .*did you mean 'adamax'"),
-        ({"name": "adahessian"}, "second derivatives"),
-        ({"name": "fusedlamb"}, "cannot be used here"),
-        ({"name": "muon", "args": {"ns_stepz": 5}}, r"unknown argument 'ns_stepz'; .*mean 'ns_steps'"),
+        ({"name": "adamx"}, r"optim.name.*'adamx'.*'adamax'"),
+        ({"name": "adahessian"}, "optim.name: adahessian"),
+        ({"name": "fusedlamb"}, "fusedlamb"),
+        ({"name": "muon", "args": {"ns_stepz": 5}}, r"optim.args.*'ns_stepz'.*'ns_steps'"),
         ({"name": "muon", "args": {"ns_steps": 0}}, "1 to 20"),
-        ({"args": {"lr": 1.0}}, "say optim.lr"),
+        ({"args": {"lr": 1.0}}, r"optim.args.lr: .*optim.lr"),
         ({"args": {"eps": -1.0}}, "epsilon"),
         ({"name": "lion", "args": {"betas": [2.0, 0.9]}}, "beta"),
-        ({"schedule": "onecicle"}, "did you mean 'onecycle'"),
+        ({"schedule": "onecicle"}, "optim.schedule.*'onecycle'"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_optimizer_is_refused_before_anything_is_built(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         optim.check_optimizer(OptimConfig(**values))

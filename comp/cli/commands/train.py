@@ -78,7 +78,7 @@ def run(
         from comp.workflows.checks import check_output
         from comp.workflows.run import resume_run, run_config
 
-    distributed.refuse("comp run")
+    distributed.check_single_process("comp run")
     overrides = [*(overrides or []), *prediction_overrides]
     with configs.blamed(overrides), console.bars() as progress:
         loaded = run_folders.open_run(existing).config() if (existing := resume or like) else _load(config, overrides)
@@ -136,7 +136,7 @@ def train(
         from comp.workflows import train as workflow
 
     root, name = runs or RUNS, Path(config or "run").stem
-    with distributed.joined() as team:
+    with distributed.join_group() as team:
         # The main process reads it first: a mistake in it is reported once.
         loaded = team.main_process_first(
             lambda: run_folders.open_run(resume, data_overrides).data_config() if resume else _load(config, overrides)

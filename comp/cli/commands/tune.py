@@ -56,7 +56,7 @@ def tune(
         from comp.training import distributed
         from comp.tuning import search
 
-        distributed.refuse("comp tune")
+        distributed.check_single_process("comp tune")
         with configs.blamed(overrides or []), console.bars() as progress:
             loaded, name = _load(config, overrides, {**options, "storage": storage})
             study_result = search.tune(

@@ -42,7 +42,7 @@ class Bars:
         self._drawn.update(self._bar, completed=done, total=total or None, note=note)
         if not err.is_terminal:
             self._tell(what, done, total, unit, note)
-        signals.stop_if_asked()
+        signals.raise_if_interrupted()
 
     def _begin(self, what: str, total: int, unit: str) -> None:
         if self._bar is not None:

@@ -69,12 +69,12 @@ def test_weights_that_were_replaced_are_predicted_anew(workplace: Path, monkeypa
     config = configs.load("small.yaml")
     original = train.loop.fit
 
-    def fit(session: Any, **more: Any) -> Any:
-        cursor = original(session, **more)
-        digest, measured = session.contest._last["best"]
-        session.contest._last["best"] = digest.replace(digest[0], "x"), measured
-        assert session.contest.measured("best") is None
-        return cursor
+    def fit(context: Any, **more: Any) -> Any:
+        state = original(context, **more)
+        digest, measured = context.best_weights._last["best"]
+        context.best_weights._last["best"] = digest.replace(digest[0], "x"), measured
+        assert context.best_weights.measured("best") is None
+        return state
 
     monkeypatch.setattr(train.loop, "fit", fit)
     assert_as_predicted_anew(train.train(config), workplace)

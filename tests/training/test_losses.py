@@ -13,11 +13,13 @@ from scipy.special import log_softmax
 from comp import config as configs
 from comp.augment import engine
 from comp.augment.policies import resolve
+from comp.results import runs
 from comp.runtime import rng
 from comp.runtime.errors import Interrupted
-from comp.training import consistency, losses
+from comp.training import losses
 from comp.workflows import train
 from tests.support.commands import Result, assert_refused, interrupt_at
+from tests.support.configs import small_config, write_arrays, write_config
 from tests.support.images import pictures
 from tests.support.runs import assert_same_weights, history_without_clock, the_run
 
@@ -56,10 +58,10 @@ def test_the_loss_is_the_clean_views_cross_entropy_plus_the_weighted_divergence(
     targets = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 3, 1]), 4).float()
     clean = -(log_softmax(logits[:5].double().numpy(), axis=1) * targets.numpy()).sum(1).mean()
     expected = clean + 12 * jensen_shannon(logits.view(3, 5, 4).numpy())
-    assert losses.consistent(cross_entropy, logits, targets, views=3, weight=12).item() == pytest.approx(
+    assert losses.consistency_loss(cross_entropy, logits, targets, views=3, weight=12).item() == pytest.approx(
         expected, abs=1e-4
     )
-    assert losses.consistent(cross_entropy, logits[:5], targets, views=1, weight=12).item() == pytest.approx(
+    assert losses.consistency_loss(cross_entropy, logits[:5], targets, views=1, weight=12).item() == pytest.approx(
         clean, abs=1e-5
     )
 
@@ -77,21 +79,29 @@ def test_every_view_gets_a_gradient_even_where_a_class_has_no_probability_left()
 def test_the_clean_view_is_moved_at_most_and_the_others_are_its_augmentations(names: list[str]) -> None:
     images, indices = pictures(33), torch.arange(33)
     keys, turned = rng.keys(0, 1, indices), engine.alternating_flip_mask(0, 1, indices)
-    clean, first, second = consistency.views(images, resolve(names), keys, turned=turned).chunk(3)
+    clean, first, second = losses.augmented_views(images, resolve(names), keys, flip_mask=turned).chunk(3)
     base = resolve(names[:-1]) if len(names) > 1 else resolve("none")
     assert torch.equal(clean, engine.augment(images, base, keys, turned=turned))
     for one, other in ((clean, first), (clean, second), (first, second)):
         assert (one != other).flatten(1).any(1).float().mean() > 0.8
-    alone = consistency.views(images[7:8], resolve(names), keys[7:8], turned=turned[7:8])
+    alone = losses.augmented_views(images[7:8], resolve(names), keys[7:8], flip_mask=turned[7:8])
     assert torch.equal(alone, torch.stack((clean[7], first[7], second[7])))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
+    """Return an uninterrupted run of the workplace's data."""
+    folder = tmp_path_factory.mktemp("whole")
+    path = write_config(folder / "small.yaml", small_config(write_arrays(folder / "data")))
+    return train.train(configs.load(path, list(JSD)), runs_root=folder / "runs")
+
+
 @pytest.mark.parametrize("stop_at", [1, 4, 6])
-def test_a_consistent_run_stopped_at_any_step_ends_with_the_same_bits(workplace: Path, stop_at: int) -> None:
-    config = configs.load("small.yaml", list(JSD))
-    whole = train.train(config, runs_root=Path("whole"))
+def test_a_consistent_run_stopped_at_any_step_ends_with_the_same_bits(
+    workplace: Path, whole: runs.Run, stop_at: int
+) -> None:
     with pytest.raises(Interrupted):
-        train.train(config, runs_root=Path("parts"), progress=interrupt_at(stop_at))
+        train.train(configs.load("small.yaml", list(JSD)), runs_root=Path("parts"), progress=interrupt_at(stop_at))
     resumed = train.resume(the_run(Path("parts")))
     assert_same_weights(whole, resumed)
     assert history_without_clock(whole) == history_without_clock(resumed)
@@ -108,9 +118,9 @@ def test_the_divergence_counts_by_its_weight(workplace: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("augment.mixup=0.4", ("train.consistency: jsd", "augment.mixup=0.4 blends two", "set augment.mixup=0")),
-        ("augment.cutmix=1", ("augment.cutmix=1 blends two",)),
-        ("augment.policy=basic", ("no more than move images", "augment.policy=[basic, augmix]")),
+        ("augment.mixup=0.4", ("train.consistency: jsd", "augment.mixup=0.4", "set augment.mixup=0")),
+        ("augment.cutmix=1", ("augment.cutmix=1",)),
+        ("augment.policy=basic", ("train.consistency: jsd", "augment.policy=[basic, augmix]")),
         ("train.consistency=kl", ("train.consistency", "'jsd'")),
     ],
 )

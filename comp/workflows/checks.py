@@ -19,7 +19,7 @@ from comp.results import class_names, metrics, runs
 from comp.runtime import device
 from comp.runtime.errors import ConfigError, UserError, unknown
 from comp.submission import derive_format, rules, samples, write
-from comp.tracking import login
+from comp.tracking import tracker
 from comp.training import consistency, optimizers, validation
 
 _SHOWN_HEADER = 80  # characters of a header in a note
@@ -58,7 +58,7 @@ def _check_one(config: Config, runs_root: Path) -> None:
         lambda: _check_model(config),
         lambda: suites.shifted_distortions(config.competition.ood_validation),
         lambda: validation.check_validation(config),
-        lambda: login.check_login(config.track),
+        lambda: tracker.check_login(config.track),
         lambda: _check_room(config, runs_root),
     )
 

@@ -24,7 +24,7 @@ from comp.runtime.device import Execution
 from comp.runtime.errors import RunError
 from comp.runtime.progress import Progress, quiet
 from comp.submission.format import Competition
-from comp.tracking.tracker import Tracker, opened
+from comp.tracking.tracker import Tracker, open_tracker
 from comp.training import autotune, checkpoint, loop, lr_find
 from comp.training.autotune import ExecutionChoice
 from comp.training.context import build_context
@@ -81,7 +81,7 @@ def train(
     run = runs.create(runs_root, config, name, provenance_of(config, dataset, model), group=group)
     on_start(run, model)
     deterministic = device.only_deterministic(config.train.deterministic)
-    with opened(config.track, tracker) as tracker, run.writing(), deterministic:
+    with open_tracker(config.track, tracker) as tracker, run.writing(), deterministic:
         splitting.save(run.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         choice = ExecutionChoice(execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
@@ -124,7 +124,7 @@ def resume(
     """
     if run.is_complete():
         if tracker:
-            tracker.begin(run)  # what follows the training may be new
+            tracker.start(run)  # what follows the training may be new
         return run
     state = run.path / "state.pt"
     if not state.exists() and (run.path / "final.safetensors").exists():
@@ -138,7 +138,7 @@ def resume(
         raise RunError(device.gone_engine(run.path))
     dataset = own_data(run, dataset or team.main_process_first(lambda: opened_data(run, progress)))
     deterministic = device.only_deterministic(config.train.deterministic)
-    with opened(config.track, tracker) as tracker, run.writing(), deterministic:
+    with open_tracker(config.track, tracker) as tracker, run.writing(), deterministic:
         path = run.path / "execution.json"
         if path.exists():
             execution = device.from_json(runs.read_json(path), str(path))
@@ -230,10 +230,10 @@ def _fit_and_score(
     session = build_context(
         config, dataset, run, model, execution, fresh=fresh, began=began, progress=progress, team=team
     )
-    tracker.begin(run)  # not before: what is timed should have the machine for itself
+    tracker.start(run)  # not before: what is timed should have the machine for itself
 
     def told(epoch: Epoch) -> Stop | None:
-        tracker.tell()
+        tracker.log()
         return on_epoch(epoch)
 
     cursor = loop.fit(session, resume=resume, on_epoch=told, progress=progress)
@@ -255,7 +255,7 @@ def _fit_and_score(
         weights.load_weights(model, run.path / "best.safetensors")
         best = score_weights(loaded, "best", progress, measured("best"))
     if dataset.val is not None:
-        tracker.show(run, dataset.val.images)
+        tracker.save_mistakes(run, dataset.val.images)
     trained = {
         "selected_by": session.contest.selector.name if dataset.val is not None else "",
         "epochs": cursor.epoch,

@@ -19,7 +19,7 @@ from comp import config as configs
 from comp.config import TrackConfig
 from comp.results import predictions, runs
 from comp.runtime.errors import ConfigError, Interrupted
-from comp.tracking import login, payload, state, upload
+from comp.tracking import payload, state, tracker, upload
 from comp.training.early_stopping import Stop
 from comp.workflows import train
 from tests.support.commands import Result, interrupt_at
@@ -278,7 +278,7 @@ def test_a_ctrl_c_in_the_terminal_ends_the_segment_in_order(workplace: Path) -> 
     (segment,) = state.segments(run)
     assert [step for step, _ in steps([segment], "val/loss")] == [int(row["number"]) for row in run.history()]
     assert summary(segment)["exit_code"] == 1
-    assert state.is_told(run)
+    assert state.is_logged(run)
     assert train.resume(run, on_epoch=lambda epoch: Stop("enough")).is_complete()
 
 
@@ -344,9 +344,9 @@ def test_auto_is_online_where_one_is_logged_in(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     (tmp_path / ".netrc").write_text(netrc)
-    assert login.mode_of(TrackConfig()) == mode
-    assert login.mode_of(TrackConfig(wandb="disabled")) == "disabled"
-    assert login.mode_of(TrackConfig(wandb="offline")) == "offline"
+    assert tracker.wandb_mode(TrackConfig()) == mode
+    assert tracker.wandb_mode(TrackConfig(wandb="disabled")) == "disabled"
+    assert tracker.wandb_mode(TrackConfig(wandb="offline")) == "offline"
 
 
 def test_norms_are_told_where_they_were_asked_for_and_thinned_where_they_are_many(tmp_path: Path) -> None:

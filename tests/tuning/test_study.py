@@ -12,9 +12,9 @@ import yaml
 from comp import config as configs
 from comp.results import leaderboard, runs
 from comp.runtime.errors import ConfigError, Interrupted, StudyError
-from comp.tuning import create, objectives, search, showing
+from comp.tuning import create, objectives, results, search
 from comp.tuning.pruners import PRUNERS
-from comp.tuning.results import Report
+from comp.tuning.results import StudyReport
 from comp.tuning.samplers import SAMPLERS
 from tests.support.commands import Result, interrupt_at
 from tests.support.configs import NUMBERS, tuned, write_config
@@ -22,7 +22,7 @@ from tests.support.configs import NUMBERS, tuned, write_config
 CHOICE = {"augment.policy": {"choice": ["none", "basic"]}}
 
 
-def study(values: dict[str, Any], name: str = "study", **options: Any) -> Report:
+def study(values: dict[str, Any], name: str = "study", **options: Any) -> StudyReport:
     """Tune a config."""
     return search.tune(configs.from_mapping(values, "a.yaml"), name=name, **{"pictures": False, **options})
 
@@ -127,7 +127,7 @@ def test_three_failures_in_a_row_stop_the_study_with_their_reasons(here: Path) -
     assert "begin another study with --study NAME" in str(stopped.value)  # the space of this one is fixed
     with pytest.raises(StudyError, match=r"3 trials in a row have failed"):  # three more, not none
         study(values)
-    assert len(showing.show("study").trials) == 6
+    assert len(results.load_report("study").trials) == 6
 
 
 def test_a_study_without_a_complete_trial_says_why_and_recommends_nothing(
@@ -193,7 +193,7 @@ def test_an_interrupted_trial_waits_and_goes_on_in_its_run(here: Path, stop_at: 
     whole = study(values, "whole")
     with pytest.raises(Interrupted):
         study({**values, "seed": 0}, "parts", progress=interrupt_at(8 + stop_at))
-    stopped = showing.show("parts")
+    stopped = results.load_report("parts")
     assert [row["state"] for row in stopped.trials] == ["done", "waiting"]
     begun = Path(stopped.trials[1]["run"])
     assert not runs.open_run(begun).is_complete()
@@ -272,7 +272,7 @@ def test_a_time_budget_is_reported_by_tenths(here: Path) -> None:
     values["train"]["budget"] = "0.5s"
     values["train"].pop("epochs")
     study(values)
-    plan = create.find("study", Path("runs"), "")
+    plan = create.find_plan("study", Path("runs"), "")
     for trial in create.open_search(plan, make=False).trials():
         steps = sorted(trial.intermediate_values)
         assert steps[-1] > 2  # epochs would be 1 and 2
@@ -406,7 +406,7 @@ def _identity_of(plan: create.StudyPlan) -> tuple[Any, dict[str, Any]]:
 def test_a_study_that_began_before_some_knobs_goes_on_with_their_defaults(here: Path) -> None:
     values = tuned(NUMBERS, trials=1)
     study(values)
-    plan = create.find("study", Path("runs"), "")
+    plan = create.find_plan("study", Path("runs"), "")
     found, recorded = _identity_of(plan)
     del recorded["competition"]["task"], recorded["train"]["consistency_weight"]
     recorded["competition"]["metric"] = "accuracy"  # what auto means now

@@ -87,7 +87,7 @@ def run(
         if rehearse:
             _rehearse(wanted, runs or RUNS, as_json)
             return
-    with trackers.opened(wanted.track) as tracker:
+    with trackers.open_tracker(wanted.track) as tracker:
         if resume:
             found = run_folders.open_run(resume, moved)
             with console.bars() as progress:
@@ -172,7 +172,7 @@ def lr_find(
     if as_json:
         console.print_json({**found.to_json(), "picture": str(output)})
     else:
-        console.print_rate_search(found, output)
+        console.print_lr_find(found, output)
 
 
 def _load_one(config: Path | None, overrides: list[str] | None) -> "Config":

@@ -35,14 +35,14 @@ def tune(
     given = {"trials": trials, "timeout": timeout, "study": study, "metric": metric}
     if show is not None:
         from comp.runtime.errors import ConfigError
-        from comp.tuning import showing
+        from comp.tuning import results
 
         asked = {"CONFIG": config, **{f"--{name}": value for name, value in given.items()}}
         several = [name for name, value in asked.items() if value is not None] + ["--workers"] * (workers > 1)
         if several:
             raise ConfigError(f"--show trains nothing, so {', '.join(several)} would change nothing; leave it out")
 
-        found = showing.show(show, runs_root=runs, storage=storage or "")
+        found = results.load_report(show, runs_root=runs, storage=storage or "")
     else:
         from comp.training import distributed
         from comp.tuning import search

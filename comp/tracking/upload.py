@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from comp.results import runs
 from comp.results.runs import Run
@@ -84,18 +85,11 @@ def upload(segments: Sequence[Path], seconds: float | None = None) -> None:
         RunError: some are not uploaded, maybe because it took longer than `seconds`.
     """
     command = [sys.executable, "-P", "-m", "wandb", "sync", *(str(segment.absolute()) for segment in segments)]
+    folder, pipe, null = segments[0], subprocess.PIPE, subprocess.DEVNULL
+    options: Any = {"stdin": null, "stdout": pipe, "stderr": subprocess.STDOUT, "text": True, "timeout": seconds}
+    environment = tracker.wandb_environment(folder.parents[1])
     try:
-        output = subprocess.run(
-            command,
-            cwd=segments[0],
-            env=tracker.wandb_environment(segments[0].parents[1]),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=seconds,
-        ).stdout
+        output = subprocess.run(command, cwd=folder, env=environment, check=False, **options).stdout
     except subprocess.TimeoutExpired:
         output = "the server took too long"
     missing = [segment for segment in segments if not state.is_uploaded(segment)]

@@ -214,18 +214,10 @@ def _print_note(text: str) -> None:
 
 def _open_training(run: Run, tracked: state.TrackingState, *, patient: bool = False, mode: str = "") -> Any:
     track = run.config().track
-    wandb_run = open_run(
-        run.path,
-        mode or tracked.mode,
-        patient=patient,
-        id=tracked.id,
-        project=tracked.project,
-        entity=tracked.entity or None,
-        name=run.path.absolute().name,
-        group=track.group or None,
-        tags=list(track.tags) or None,
-        config=payload.run_config(run),
-    )
+    target = {"id": tracked.id, "project": tracked.project, "entity": tracked.entity or None}
+    labels = {"name": run.path.absolute().name, "group": track.group or None, "tags": list(track.tags) or None}
+    mode, config = mode or tracked.mode, payload.run_config(run)
+    wandb_run = open_run(run.path, mode, patient=patient, config=config, **target, **labels)
     for column in ("ood_accuracy_*", *payload.CURVES):
         name, aggregate = payload.wandb_name(column) or ("", "")
         if aggregate:
@@ -273,12 +265,9 @@ def _log_results(run: Run, wandb_run: Any, step: int) -> None:
     values: dict[str, Any] = {name: table(rows) for name, rows in tables.items()}
     predicted = payload.validation(run)
     if predicted is not None and predicted.targets is not None and predicted.top1 is not None:
-        values["confusion"] = wandb.plot.confusion_matrix(
-            y_true=predicted.targets.tolist(),
-            preds=predicted.top1.tolist(),
-            class_names=list(predicted.classes),
-            title="validation",
-        )
+        truth, answers, classes = predicted.targets.tolist(), predicted.top1.tolist(), list(predicted.classes)
+        confusion = wandb.plot.confusion_matrix(y_true=truth, preds=answers, class_names=classes, title="validation")
+        values["confusion"] = confusion
     values |= {f"plots/{path.stem}": picture(path) for path in payload.pictures(run)}
     if mistakes := _mistakes(run):
         values["mistakes"] = mistakes

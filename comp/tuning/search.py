@@ -10,12 +10,12 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from comp.config import Config, seconds_of
+from comp.data.dataset import Dataset
 from comp.runtime.progress import Progress, quiet
 from comp.tuning import confirm, create, results, wandb_summary
 from comp.tuning.create import CONFIRM, OPENERS, StudyPlan
 from comp.tuning.results import StudyProgress, StudyReport
 from comp.tuning.study import Study
-from comp.tuning.trial import TrialData
 from comp.tuning.workers import work, work_together
 from comp.workflows import build, checks
 
@@ -51,17 +51,17 @@ def tune(
     create.check_study(config)
     dataset = build.open_data(config, progress)
     plan = create.plan(config, name, runs_root)
-    data = TrialData({config.data.fold: dataset})
+    datasets = {config.data.fold: dataset}
     timeout = seconds_of(config.tune.timeout) if config.tune.timeout else math.inf
     with contextlib.ExitStack() as opened:
         search = opened.enter_context(OPENERS[plan.part](plan))
-        _run(search, plan, data, workers, on_trial, progress, timeout)
+        _run(search, plan, datasets, workers, on_trial, progress, timeout)
         confirmation = None
         if config.tune.confirm.top and search.ranked():
             plan = replace(plan, part=CONFIRM)
             confirmation = opened.enter_context(OPENERS[CONFIRM](plan))
             confirm.enqueue(search, confirmation)
-            _run(confirmation, plan, data, workers, on_trial, progress, math.inf)
+            _run(confirmation, plan, datasets, workers, on_trial, progress, math.inf)
         results.discard_weights(search)
         report = results.report(search, confirmation, pictures=pictures)
         wandb_summary.log_study(search, report, pictures=pictures)
@@ -72,7 +72,7 @@ def tune(
 def _run(
     study: Study,
     plan: StudyPlan,
-    data: TrialData,
+    datasets: dict[int, Dataset],
     workers: int,
     on_trial: OnTrial,
     progress: Progress,
@@ -91,7 +91,7 @@ def _run(
         plan = replace(plan, prior_failures=study.prior_failures, deadline=study.deadline)
         work_together(study, plan, workers, progress, report_trial)
     else:
-        work(study, data, Path(plan.runs_root), progress, report_trial)
+        work(study, datasets, Path(plan.runs_root), progress, report_trial)
 
 
 __all__ = ["StudyProgress", "StudyReport", "tune"]

@@ -7,7 +7,7 @@ import signal
 import statistics
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,47 +34,98 @@ class TrialTakenOver(BaseException):
 
 
 @dataclass
-class TrialData:
-    """A study's data, opened once in a process for each fold."""
+class TrialRunner:
+    """Trains the trials of a study in one process.
 
-    opened: dict[int, Dataset] = field(default_factory=dict)
-
-    def of(self, config: Config, progress: Progress) -> Dataset:
-        """Return the data of a trial's config."""
-        if config.data.fold not in self.opened:
-            self.opened[config.data.fold] = open_dataset(config, progress)
-        return self.opened[config.data.fold]
-
-
-def run(
-    study: Study, trial: Trial, config: Config, data: TrialData, runs_root: Path, tracker: Tracker, progress: Progress
-) -> list[float]:
-    """Train a trial's config and return its values.
-
-    Raises:
-        TrialPruned: the pruner stopped it.
-        Exception: it failed (memory, a loss that is not finite, ...); the reason is stored with the trial.
-        TrialTakenOver: another process has ended the trial.
-        Interrupted: a signal; the trial waits for the next command, which resumes its run.
+    Attributes:
+        study: see `comp.tuning.study`.
+        runs_root: where run folders are made.
+        datasets: fold -> its data, opened when a trial first needs them.
+        tracker: receives the events of all trainings.
+        progress: called at every step.
     """
-    try:
+
+    study: Study
+    runs_root: Path
+    datasets: dict[int, Dataset]
+    tracker: Tracker
+    progress: Progress
+
+    def run(self, trial: Trial, config: Config) -> list[float]:
+        """Train a trial's config and return its values.
+
+        Raises:
+            TrialPruned: the pruner stopped it.
+            Exception: it failed (memory, a loss that is not finite, ...); the reason is stored with the trial.
+            TrialTakenOver: another process has ended the trial.
+            Interrupted: a signal; the trial waits for the next command, which resumes its run.
+        """
         try:
-            return _train(study, trial, config, data, runs_root, tracker, progress)
-        except (TrialPruned, UpdateFinishedTrialError):
+            try:
+                return self._train(trial, config)
+            except (TrialPruned, UpdateFinishedTrialError):
+                raise
+            except Exception as error:
+                _free_memory()
+                record_failure(trial, error)
+                raise
+        except UpdateFinishedTrialError:
+            raise TrialTakenOver from None
+        except Exception:
             raise
-        except Exception as error:
-            _free_memory()
-            record_failure(trial, error)
+        except BaseException as stop:
+            self.study.requeue(trial)
+            if isinstance(stop, KeyboardInterrupt):  # in notebooks, where comp handles no signals
+                raise Interrupted(signal.SIGINT) from None
             raise
-    except UpdateFinishedTrialError:
-        raise TrialTakenOver from None
-    except Exception:
-        raise
-    except BaseException as stop:
-        study.requeue(trial)
-        if isinstance(stop, KeyboardInterrupt):  # in notebooks, where comp handles no signals
-            raise Interrupted(signal.SIGINT) from None
-        raise
+
+    def _train(self, trial: Trial, config: Config) -> list[float]:
+        track = config.track.model_copy(update={"group": self.study.group})
+        over_folds = self.study.config.tune.folds == "all"
+        fold_values: list[list[float]] = []
+        seconds, epochs = 0.0, 0
+        for fold in range(config.data.folds or 1) if over_folds else (config.data.fold,):
+            data = config.data.model_copy(update={"fold": fold})
+            watch = _PruningWatch(self.study, trial, config, ignores_epochs=over_folds)
+            run = self._one_run(trial, config.model_copy(update={"data": data, "track": track}), watch)
+            scores = run.metrics()
+            seconds, epochs = seconds + scores.train_seconds, epochs + scores.epochs
+            costs = {"seconds": round(seconds, 2), "epochs": epochs, "parameters": scores.parameters}
+            for name, value in costs.items():
+                trial.set_user_attr(name, value)
+            if watch.pruned:
+                raise TrialPruned
+            fold_values.append(objectives.values_of(self.study.config, scores))
+            if over_folds and _is_pruned_after(fold, self.study, trial, [values[0] for values in fold_values]):
+                raise TrialPruned
+        values = [statistics.fmean(column) for column in zip(*fold_values, strict=True)]
+        if not all(math.isfinite(value) for value in values):
+            raise RunError(f"objectives {values} are not finite")
+        return values
+
+    def _one_run(self, trial: Trial, config: Config, watch: "_PruningWatch") -> Run:
+        """Train one run, or resume the run of an earlier worker."""
+        fold = config.data.fold
+        if fold not in self.datasets:
+            self.datasets[fold] = open_dataset(config, self.progress)
+        key = f"run-{fold}"
+        run = resumable_run(trial.user_attrs.get(key))
+        shared: dict[str, Any] = {
+            "dataset": self.datasets[fold],
+            "on_epoch": watch,
+            "progress": _with_label(f"{self.study.run_prefix} {trial.number}", self.progress),
+            "tracker": self.tracker,
+        }
+        if run is not None:
+            watch.catch_up(run)
+            return train.resume(run, **shared)
+
+        def record_run(run: Run, model: Any) -> None:
+            trial.set_user_attr(key, str(run.path))
+
+        suffix = f"-fold{fold}" if self.study.config.tune.folds == "all" else ""
+        name, group = f"{self.study.run_prefix}-{trial.number:04d}{suffix}", self.study.folder.name
+        return train.train(config, name=name, runs_root=self.runs_root, group=group, on_start=record_run, **shared)
 
 
 def _free_memory() -> None:
@@ -82,69 +133,6 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _train(
-    study: Study, trial: Trial, config: Config, data: TrialData, runs_root: Path, tracker: Tracker, progress: Progress
-) -> list[float]:
-    track = config.track.model_copy(update={"group": study.group})
-    over_folds = study.config.tune.folds == "all"
-    fold_values: list[list[float]] = []
-    seconds, epochs = 0.0, 0
-    for fold in range(config.data.folds or 1) if over_folds else (config.data.fold,):
-        fold_config = config.model_copy(update={"data": config.data.model_copy(update={"fold": fold}), "track": track})
-        watch = _PruningWatch(study, trial, config, ignores_epochs=over_folds)
-        trained = _one_run(study, trial, fold_config, data, runs_root, tracker, watch, progress)
-        scores = trained.metrics()
-        seconds, epochs = seconds + scores.train_seconds, epochs + scores.epochs
-        costs = {"seconds": round(seconds, 2), "epochs": epochs, "parameters": scores.parameters}
-        for name, value in costs.items():
-            trial.set_user_attr(name, value)
-        if watch.pruned:
-            raise TrialPruned
-        fold_values.append(objectives.values_of(study.config, scores))
-        if over_folds and _is_pruned_after(fold, study, trial, [values[0] for values in fold_values]):
-            raise TrialPruned
-    values = [statistics.fmean(column) for column in zip(*fold_values, strict=True)]
-    if not all(math.isfinite(value) for value in values):
-        raise RunError(f"objectives {values} are not finite")
-    return values
-
-
-def _one_run(
-    study: Study,
-    trial: Trial,
-    config: Config,
-    data: TrialData,
-    runs_root: Path,
-    tracker: Tracker,
-    watch: "_PruningWatch",
-    progress: Progress,
-) -> Run:
-    """Train one run, or resume the run of an earlier worker."""
-    dataset = data.of(config, progress)
-    key = f"run-{config.data.fold}"
-    run = resumable_run(trial.user_attrs.get(key))
-    progress = _with_label(f"{study.run_prefix} {trial.number}", progress)
-    if run is not None:
-        watch.catch_up(run)
-        return train.resume(run, dataset=dataset, on_epoch=watch, progress=progress, tracker=tracker)
-
-    def record_run(run: Run, model: Any) -> None:
-        trial.set_user_attr(key, str(run.path))
-
-    fold = f"-fold{config.data.fold}" if study.config.tune.folds == "all" else ""
-    return train.train(
-        config,
-        name=f"{study.run_prefix}-{trial.number:04d}{fold}",
-        runs_root=runs_root,
-        group=study.folder.name,
-        dataset=dataset,
-        on_start=record_run,
-        on_epoch=watch,
-        progress=progress,
-        tracker=tracker,
-    )
 
 
 def resumable_run(path: str | None) -> Run | None:

@@ -26,7 +26,7 @@ from comp.tuning.results import discard_weights
 from comp.tuning.study import Study, is_counted, record_failure
 
 if TYPE_CHECKING:
-    from comp.tuning.trial import TrialData
+    from comp.data.dataset import Dataset
 
 _POLL_SECONDS = 0.5
 _MAX_EARLY_DEATHS = 10  # of workers in a row, without a trial that ends in between
@@ -34,13 +34,17 @@ _EXIT_USER = 2
 
 
 def work(
-    study: Study, data: "TrialData", runs_root: Path, progress: Progress, on_trial: Callable[[Study], None]
+    study: Study,
+    datasets: "dict[int, Dataset]",
+    runs_root: Path,
+    progress: Progress,
+    on_trial: Callable[[Study], None],
 ) -> None:
     """Run trials until the study is over, including those of other workers that die meanwhile.
 
     Args:
         study: see `comp.tuning.study`.
-        data: of its trials, kept from one to the next.
+        datasets: fold -> its data; missing ones are opened and added.
         runs_root: where run folders are made.
         progress: called at every step, and while other workers still train.
         on_trial: called when a trial of this worker has ended.
@@ -49,9 +53,10 @@ def work(
         StudyError: three trials in a row have failed, or the storage does not answer.
         Interrupted: a signal; the current trial waits for the next command.
     """
-    from comp.tuning import trial as trials  # loads torch, which must follow `_take_share`
+    from comp.tuning.trial import TrialRunner, TrialTakenOver  # loads torch, which must follow `_take_share`
 
     with open_tracker(study.config.track) as tracker:
+        runner = TrialRunner(study, runs_root, datasets, tracker, progress)
         stopped = False  # by us, and not by a sampler that has no other point
         trial_lock = contextlib.ExitStack()  # held until Optuna has ended the trial
 
@@ -64,7 +69,7 @@ def work(
                 raise
             finally:
                 study.turn.release(force=True)
-            return trials.run(study, trial, config, data, runs_root, tracker, progress)
+            return runner.run(trial, config)
 
         def after_trial(_: optuna.Study, trial: FrozenTrial) -> None:
             nonlocal stopped
@@ -86,7 +91,7 @@ def work(
                     else:
                         time.sleep(_POLL_SECONDS)
                         progress("trials", len(study.ended()), study.total, "trials")
-                except trials.TrialTakenOver:
+                except TrialTakenOver:
                     continue
                 finally:
                     trial_lock.close()
@@ -166,13 +171,11 @@ def _main(plan: StudyPlan, index: int, workers: int) -> None:
     """Run a worker process, with its share of the cores and one of the GPUs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides, by SIGTERM
     _take_share(index, workers)
-    from comp.tuning.trial import TrialData
-
     try:
         with signals.noted():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             with OPENERS[plan.part](plan) as study:
-                work(study, TrialData(), Path(plan.runs_root), _progress, lambda study: None)
+                work(study, {}, Path(plan.runs_root), _progress, lambda study: None)
     except Interrupted as stop:
         sys.exit(128 + stop.signum)
     except UserError as error:

@@ -46,17 +46,15 @@ def steps(segments: list[Path], name: str) -> list[tuple[int, float]]:
     return [(item["_step"], item[name]) for item in items if name in item]
 
 
-@pytest.mark.parametrize("content", ["{", "{}", "[1]"])
-def test_a_damaged_tracking_file_is_reported_and_hides_no_result(
-    workplace: Path, comp: Callable[..., Result], content: str
-) -> None:
+def test_a_damaged_tracking_file_is_reported_and_hides_no_result(workplace: Path, comp: Callable[..., Result]) -> None:
     run = train.train(configs.load("small.yaml", [*FEW, "track.wandb=disabled"]))
     path = run.path / "wandb" / "tracking.json"
     path.parent.mkdir()
-    path.write_text(content)
-    result = comp("train", "--resume", run.path)
-    assert result.code == 0
-    assert f"note: {path}: " in " ".join(result.err.split())
+    for content in ("{", "{}", "[1]"):
+        path.write_text(content)
+        result = comp("train", "--resume", run.path)
+        assert result.code == 0
+        assert f"note: {path}: " in " ".join(result.err.split())
     path.unlink()
     assert str(path) not in comp("train", "--resume", run.path).err
 

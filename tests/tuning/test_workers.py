@@ -106,6 +106,9 @@ def wait_for_another(study: Study) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.parametrize(
+    "storage", ["sqlite", "journal", pytest.param("postgres", marks=pytest.mark.slow)], indirect=True
+)
 def test_a_trial_whose_worker_dies_goes_on_three_times_and_has_then_failed(storage: str) -> None:
     with open_study(storage, trials=1) as study:
         for died in range(4):

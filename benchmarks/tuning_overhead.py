@@ -20,7 +20,7 @@ import torch
 from comp import config as configs
 from comp.results import runs
 from comp.tuning import search
-from comp.tuning.results import Standing
+from comp.tuning.results import StudyProgress
 from comp.workflows import build, train
 
 
@@ -39,11 +39,11 @@ def measure(trials: int, epochs: int, storage: str, folder: Path) -> str:
     whole: list[float] = []
     mark = time.perf_counter()
 
-    def train_again(part: str, standing: Standing) -> None:
+    def train_again(part: str, progress: StudyProgress) -> None:
         nonlocal mark
         began = time.perf_counter()
         whole.append(began - mark)
-        again = runs.open_run(Path(standing.last["run"])).config()
+        again = runs.open_run(Path(progress.last["run"])).config()
         train.train(again, runs_root=folder / "bare", dataset=dataset)
         mark = time.perf_counter()
         bare.append(mark - began)

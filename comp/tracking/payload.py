@@ -1,4 +1,4 @@
-"""What of a run is told: plain values, read from its folder."""
+"""Build the W&B payload: plain values, read from a run's folder."""
 
 import csv
 import statistics
@@ -13,7 +13,7 @@ from comp.results.run_metrics import RunMetrics
 from comp.results.runs import Run
 from comp.runtime.errors import RunError
 
-# A column of history.csv -> its name in W&B, and what its summary keeps.
+# Column of history.csv -> its name in W&B, and the aggregate in its summary.
 CURVES = {
     "train_loss": ("train/loss", "min"),
     "train_accuracy": ("train/accuracy", "max"),
@@ -27,81 +27,82 @@ CURVES = {
     "images_per_second": ("images_per_second", "mean"),
     "seconds": ("seconds", "mean"),
 }
-_KEPT: dict[str, Callable[[list[float]], float]] = {"min": min, "max": max, "mean": statistics.fmean}
+_AGGREGATES: dict[str, Callable[[list[float]], float]] = {"min": min, "max": max, "mean": statistics.fmean}
 _SEVERITY = "ood_accuracy_"
-_LARGE = ("by_block", "by_distortion")  # of scores; they are told as a table
-UNTOLD: dict[str, Any] = {"track": True, "tune": {"storage"}}  # of the config; a storage's URL may hold a password
-_MOST_NORMS = 10_000  # rows of norms.csv
+_LARGE = ("by_block", "by_distortion")  # scores that are logged as a table
+PRIVATE: dict[str, Any] = {"track": True, "tune": {"storage"}}  # of the config; a storage's URL may hold a password
+_MAX_NORM_ROWS = 10_000
 
 
 @dataclass(frozen=True)
 class Table:
-    """Named columns and rows of as many values."""
+    """Columns and rows."""
 
     columns: list[Any]
     rows: list[list[Any]]
 
 
-def name_of(column: str) -> tuple[str, str] | None:
-    """Return a column's name in W&B and what its summary keeps; None for one that is no number."""
+def wandb_name(column: str) -> tuple[str, str] | None:
+    """Return a column's name in W&B and its summary's aggregate; None for a column without numbers."""
     if column.startswith(_SEVERITY):
         return f"ood/severity_{column.removeprefix(_SEVERITY)}", "max"
     return CURVES.get(column)
 
 
 def curves(row: Mapping[str, str]) -> dict[str, float]:
-    """Return what a row of history.csv has to say, by its name in W&B."""
-    named = {name_of(column): value for column, value in row.items() if value}
+    """Return the values of a row of history.csv by their names in W&B."""
+    named = {wandb_name(column): value for column, value in row.items() if value}
     return {name[0]: float(value) for name, value in named.items() if name}
 
 
 def summaries(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[str, float]]:
-    """Return the best, or the mean, of every curve over a whole history: of all segments, not of the last alone."""
-    found: dict[str, dict[str, float]] = {}
+    """Return the best, or the mean, of every curve over the whole history, not over the last segment alone."""
+    aggregates: dict[str, dict[str, float]] = {}
     for column in dict.fromkeys(column for row in rows for column in row):
-        named = name_of(column)
+        name, aggregate = wandb_name(column) or ("", "")
         values = [float(row[column]) for row in rows if row.get(column)]
-        if named and values and named[1] in _KEPT:
-            found[named[0]] = {named[1]: _KEPT[named[1]](values)}
-    return found
+        if values and aggregate in _AGGREGATES:
+            aggregates[name] = {aggregate: _AGGREGATES[aggregate](values)}
+    return aggregates
 
 
-def results(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested values as one level of names, `best/val/accuracy`: without lists and what is shown as a table."""
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values under names such as `best/val/accuracy`, without lists and values logged as a table."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and key not in (*_LARGE, "scores"):
-            flat |= {f"{key}/{name}": inner for name, inner in results(value).items()}
+            flat |= {f"{key}/{name}": inner for name, inner in flatten(value).items()}
         elif isinstance(value, str | int | float):
             flat[key] = value
-    # A split's scores stand beside its other values, by their metric's name.
+    # A split's scores lie beside its other values, under their metrics' names.
     return flat | {name: score["value"] for name, score in values.get("scores", {}).items()}
 
 
-def settings(run: Run) -> dict[str, Any]:
+def run_config(run: Run) -> dict[str, Any]:
     """Return a run's config, and the code, data and machine that it was started with."""
     provenance = run.provenance()
-    origin = ("git", "versions", "config_hash", "data_fingerprint", "images", "machine", "first_weights")
-    config = run.config().model_dump(mode="json", exclude=UNTOLD)
-    return {**config, "provenance": {key: provenance[key] for key in origin if key in provenance}}
+    keys = ("git", "versions", "config_hash", "data_fingerprint", "images", "machine", "first_weights")
+    config = run.config().model_dump(mode="json", exclude=PRIVATE)
+    return {**config, "provenance": {key: provenance[key] for key in keys if key in provenance}}
 
 
 def distortions(metrics: RunMetrics) -> dict[str, Table]:
-    """Return a table for each labelled suite: accuracy of each distortion (rows) at each severity, and their mean."""
+    """Return a table for each labelled suite: the accuracy of each distortion at each severity, and their mean."""
     tables = {}
     for name, shifted in (("ood_val", metrics.counted.ood_val), ("suite", metrics.suite)):
         if shifted and shifted.by_block:
-            severities = list(shifted.by_severity)
-            blocks, many = list(shifted.by_block.values()), len(severities)
-            means = enumerate(shifted.by_distortion.items())
-            rows = [[who, *blocks[row * many : (row + 1) * many], mean] for row, (who, mean) in means]
-            columns = ["distortion", *(f"severity {severity}" for severity in severities), "mean"]
+            blocks, count = list(shifted.by_block.values()), len(shifted.by_severity)
+            rows = [
+                [distortion, *blocks[index * count : (index + 1) * count], mean]
+                for index, (distortion, mean) in enumerate(shifted.by_distortion.items())
+            ]
+            columns = ["distortion", *(f"severity {severity}" for severity in shifted.by_severity), "mean"]
             tables[name] = Table(columns, rows)
     return tables
 
 
 def validation(run: Run) -> Predictions | None:
-    """Return the validation predictions of the weights that count, None where there are none."""
+    """Return the validation predictions of the weights that predict, None if there are none."""
     for name in ("val", "val-averaged", "val-final"):
         path = run.path / "predictions" / f"{name}.npz"
         if path.is_file():
@@ -110,13 +111,13 @@ def validation(run: Run) -> Predictions | None:
 
 
 def norms(run: Run) -> Table | None:
-    """Return norms.csv, evenly thinned where it is long; None where no norms were asked for."""
+    """Return norms.csv, evenly thinned if it is long; None if the run recorded no norms."""
     path = run.path / "norms.csv"
     if not path.is_file():
         return None
     with path.open(newline="", encoding="utf-8") as file:
         columns, *rows = list(csv.reader(file)) or [[]]
-    thinned = rows[:: max(1, -(-len(rows) // _MOST_NORMS))]
+    thinned = rows[:: max(1, -(-len(rows) // _MAX_NORM_ROWS))]
     return Table(columns, [[float(value) if value else float("nan") for value in row] for row in thinned])
 
 
@@ -126,12 +127,12 @@ def pictures(run: Run) -> list[Path]:
 
 
 def artifact_files(run: Run, kind: str) -> list[Path]:
-    """Return the files of an artifact: `weights`, or `submission` with its sidecar; those that exist."""
+    """Return the existing files of an artifact: `weights`, or `submission` with its sidecar."""
     if kind == "weights":
         try:
             return [run.weights_path()]
         except RunError:
             return []
-    written = run.metrics().submission if run.is_complete() else ""
-    paths = [Path(written), Path(written).with_suffix(".json")] if written else []
+    submission = run.metrics().submission if run.is_complete() else ""
+    paths = [Path(submission), Path(submission).with_suffix(".json")] if submission else []
     return [path for path in paths if path.is_file()]

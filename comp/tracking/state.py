@@ -1,4 +1,4 @@
-"""RUN/wandb/tracking.json: which W&B run a run is, and how far it was told."""
+"""RUN/wandb/tracking.json: which W&B run a run is, and how far it is logged."""
 
 import contextlib
 import secrets
@@ -15,16 +15,16 @@ from comp.runtime.errors import RunError
 
 @dataclass(frozen=True)
 class TrackingState:
-    """How far a run was told.
+    """How far a run is logged.
 
     Attributes:
-        id: of the W&B run, whichever process tells it.
-        project: that it belongs to.
-        entity: likewise; empty: the account's own.
-        mode: `online` or `offline`, as it was tracked last.
-        epochs: how many the server has, or offline segments that have ended hold.
-        complete: whether the results were told too.
-        unsure: a process began to tell and did not end well: only the server knows what it has.
+        id: of the W&B run, whichever process logs to it.
+        project: of the W&B run.
+        entity: of the W&B run; empty: the account's default.
+        mode: `online` or `offline`, as it was logged last.
+        epochs: how many the server, or offline segments that ended in order, have.
+        complete: whether they have the results too.
+        unsure: a process did not end in order: only the server knows what it has.
     """
 
     id: str
@@ -37,38 +37,37 @@ class TrackingState:
 
 
 def folder_of(run: Run) -> Path:
-    """Return where W&B's files of a run lie."""
+    """Return the folder of a run's W&B files."""
     return run.path / "wandb"
 
 
 def read(run: Run) -> TrackingState | None:
-    """Return a run's state, None where it was never tracked.
+    """Return a run's state, None if it was never tracked.
 
     Raises:
-        RunError: damaged.
+        RunError: the file is damaged.
     """
     path = folder_of(run) / "tracking.json"
     if not path.is_file():
         return None
     try:
         values = runs.read_json(path)
-        return TrackingState(
-            **{field.name: values[field.name] for field in fields(TrackingState) if field.name in values}
-        )
-    except (RunError, TypeError) as error:  # TypeError: no mapping, or one that lacks the id
+        names = [field.name for field in fields(TrackingState) if field.name in values]
+        return TrackingState(**{name: values[name] for name in names})
+    except (RunError, TypeError) as error:  # TypeError: no mapping, or one without an id
         reason = str(error).removeprefix(f"{path}: ")
         raise RunError(
-            f"{path}: damaged ({reason}); remove it, and the run is tracked anew, as another one in W&B"
+            f"{path}: damaged ({reason}); remove it, and comp tracks the run again as another W&B run"
         ) from None
 
 
 def write(run: Run, state: TrackingState) -> None:
-    """Keep a run's state."""
+    """Write a run's state."""
     run.write_json("wandb/tracking.json", asdict(state))
 
 
-def begun(run: Run, mode: str) -> TrackingState:
-    """Return the state that telling starts with: the run's own, or a new one."""
+def read_or_new(run: Run, mode: str) -> TrackingState:
+    """Return a run's state with this mode, or the state of a new W&B run."""
     track, state = run.config().track, read(run)
     if state:
         return replace(state, mode=mode)
@@ -76,31 +75,31 @@ def begun(run: Run, mode: str) -> TrackingState:
 
 
 @contextlib.contextmanager
-def telling(run: Run) -> Iterator[None]:
-    """Be the one process that tells of a run.
+def locked(run: Run) -> Iterator[None]:
+    """Hold the lock of the one process that logs a run.
 
     Raises:
-        RunError: another one does.
+        RunError: another process holds it.
     """
     runs.make_folder(folder_of(run))
     try:
         with filelock.FileLock(folder_of(run) / ".lock", timeout=0):
             yield
     except filelock.Timeout:
-        raise RunError(f"{run.path}: another process is telling W&B of this run") from None
+        raise RunError(f"{run.path}: another process is logging this run to W&B") from None
 
 
-def is_being_told(run: Run) -> bool:
-    """Tell whether a process is telling of a run now."""
+def is_locked(run: Run) -> bool:
+    """Return whether a process is logging a run now."""
     try:
-        with telling(run):
+        with locked(run):
             return False
     except RunError:
         return True
 
 
-def is_told(run: Run) -> bool:
-    """Tell whether a run is tracked, and the server and its offline segments together have all that its folder has."""
+def is_logged(run: Run) -> bool:
+    """Return whether the server and a run's offline segments together have all that its folder has."""
     with contextlib.suppress(RunError):  # damaged
         if (state := read(run)) and not state.unsure:
             return state.epochs >= len(run.history()) and state.complete >= run.is_complete()
@@ -108,16 +107,21 @@ def is_told(run: Run) -> bool:
 
 
 def segments(run: Run) -> list[Path]:
-    """Return the folders of a run's offline segments in the order in which they were begun."""
+    """Return the folders of a run's offline segments, the oldest first."""
     return sorted(folder_of(run).glob("offline-run-*"))
 
 
 def waiting(run: Run) -> list[Path]:
-    """Return the offline segments that were not uploaded; W&B marks those that were."""
-    return [segment for segment in segments(run) if not any(segment.glob("*.wandb.synced"))]
+    """Return the offline segments that are not uploaded."""
+    return [segment for segment in segments(run) if not is_uploaded(segment)]
+
+
+def is_uploaded(segment: Path) -> bool:
+    """Return whether W&B has marked an offline segment as uploaded."""
+    return any(segment.glob("*.wandb.synced"))
 
 
 def mark_uploaded(run: Run) -> None:
-    """Mark all segments as W&B would: the server has what they hold."""
+    """Mark all segments as W&B does, because the server has their content."""
     for path in folder_of(run).glob("*run-*/*.wandb"):
         path.with_suffix(".wandb.synced").touch()

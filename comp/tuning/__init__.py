@@ -1,1 +1,1 @@
-"""`comp tune`: studies of many trainings, with Optuna. The only room that knows it."""
+"""`comp tune`: Optuna studies of many trainings; the only room that imports Optuna."""

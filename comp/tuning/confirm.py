@@ -1,37 +1,36 @@
-"""The end of a search: its best trials again with new seeds, and which of them noise tells apart.
+"""Train a search's best trials again with new seeds, and find which of them differ by more than noise.
 
-The value that a trial was chosen for is the luckiest of many and too good; what new seeds give is what to expect.
+A trial's value in the search is biased upwards: it is the luckiest of many. New seeds give what to expect.
 """
 
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from comp.config.space import entries
-from comp.tuning.objectives import chosen
-from comp.tuning.study import Study, spelled_choices
+from comp.tuning import objectives
+from comp.tuning.study import Study
 
-_LEVEL = 0.95  # one-sided, of the difference of two means
-_CHEAPER = 0.9  # of the best's cost, from which another is worth taking
+_CONFIDENCE = 0.95  # one-sided, of the difference of two means
+_CHEAPER = 0.9  # a trial must cost less than this share of the best's cost to be preferred
 
 
 @dataclass(frozen=True)
-class Confirmed:
-    """A trial's config, trained again.
+class ConfirmedTrial:
+    """A trial's config, trained again with new seeds.
 
     Attributes:
         trial: its number in the search.
         searched: its value there.
         scores: with new seeds.
-        mean: of them.
-        deviation: of them, the sample's; None of one.
-        seconds: of a training, mean.
+        mean: of the scores.
+        deviation: the scores' sample standard deviation; None for one score.
+        seconds: mean of the trainings.
         parameters: of its model.
-        within_noise: whether it cannot be told from the best.
+        within_noise: whether it does not differ significantly from the best.
     """
 
     trial: int
@@ -48,50 +47,33 @@ class Confirmed:
         return asdict(self)
 
 
-def values_of(study: Study, trial: FrozenTrial) -> dict[str, Any]:
-    """Return a trial's values as its config has them, path -> value."""
-    found = {}
-    for entry in entries(study.config.tune):
-        if entry.path in trial.params:
-            value = trial.params[entry.path]
-            found[entry.path] = spelled_choices(entry)[value] if entry.kind == "choice" else entry.tidy(value)
-    return found
-
-
-def ranked(study: Study) -> list[FrozenTrial]:
-    """Return a search's whole trials, the best by the first metric first."""
-    whole = [trial for trial in study.trials() if trial.state == TrialState.COMPLETE]
-    up = chosen(study.config)[0].higher_is_better(study.config)
-    return sorted(whole, key=lambda trial: (-trial.values[0] if up else trial.values[0], trial.number))
-
-
 def enqueue(search: Study, confirmation: Study) -> None:
-    """Let the best trials of a search wait in its confirmation with new seeds, those that are not there yet."""
-    wanted = search.config.tune.confirm
+    """Enqueue a search's best trials in its confirmation, once for each new seed, if they are not there yet."""
+    options = search.config.tune.confirm
     with confirmation.turn:
-        there = [(row.user_attrs.get("of"), row.user_attrs.get("seed")) for row in confirmation.trials()]
-        for trial in ranked(search)[: wanted.top]:
-            for seed in range(search.config.seed + 1, search.config.seed + 1 + wanted.seeds):
-                if (trial.number, seed) not in there:
-                    attributes = {"of": trial.number, "seed": seed, "values": values_of(search, trial)}
+        existing = {(row.user_attrs.get("of"), row.user_attrs.get("seed")) for row in confirmation.trials()}
+        for trial in search.ranked()[: options.top]:
+            for seed in range(search.config.seed + 1, search.config.seed + 1 + options.seeds):
+                if (trial.number, seed) not in existing:
+                    attributes = {"of": trial.number, "seed": seed, "values": search.values_of(trial)}
                     confirmation.optuna.enqueue_trial({}, user_attrs=attributes)
 
 
-def confirmed(search: Study, confirmation: Study) -> list[Confirmed]:
-    """Return what new seeds have given, the best mean first, with those marked that noise does not tell from it."""
+def confirmed(search: Study, confirmation: Study) -> list[ConfirmedTrial]:
+    """Return the confirmed trials, the best mean first; those within noise of it are marked."""
     by_trial: dict[int, list[FrozenTrial]] = {}
     for row in confirmation.trials():
         if row.state == TrialState.COMPLETE:
             by_trial.setdefault(row.user_attrs["of"], []).append(row)
-    searched = {trial.number: trial.values[0] for trial in ranked(search)}
-    found = [_summary(number, searched[number], rows) for number, rows in by_trial.items() if number in searched]
-    up = chosen(search.config)[0].higher_is_better(search.config)
-    return mark(sorted(found, key=lambda row: (-row.mean if up else row.mean, row.trial)))
+    searched = {trial.number: trial.values[0] for trial in search.ranked()}
+    trials = [_summary(number, searched[number], rows) for number, rows in by_trial.items() if number in searched]
+    sign = -1 if objectives.chosen(search.config)[0].higher_is_better(search.config) else 1
+    return mark_within_noise(sorted(trials, key=lambda row: (sign * row.mean, row.trial)))
 
 
-def _summary(number: int, searched: float, rows: Sequence[FrozenTrial]) -> Confirmed:
+def _summary(number: int, searched: float, rows: Sequence[FrozenTrial]) -> ConfirmedTrial:
     scores = tuple(row.values[0] for row in rows)
-    return Confirmed(
+    return ConfirmedTrial(
         trial=number,
         searched=searched,
         scores=scores,
@@ -102,48 +84,48 @@ def _summary(number: int, searched: float, rows: Sequence[FrozenTrial]) -> Confi
     )
 
 
-def mark(found: Sequence[Confirmed]) -> list[Confirmed]:
-    """Return the same with `within_noise`: by a t-test of the difference to the first, with one deviation for all.
+def mark_within_noise(trials: Sequence[ConfirmedTrial]) -> list[ConfirmedTrial]:
+    """Return the trials, the best first, with `within_noise` set by a t-test of the difference to the best.
 
-    Three scores say little of their own deviation, so that those of all candidates are pooled. Without two scores of
-    any candidate nothing is known of noise, and only the best is within it.
+    Three scores estimate their own deviation badly, so the deviation is pooled over all trials. If no trial has two
+    scores, noise is unknown and only the best is within it.
     """
-    best = found[0] if found else None
-    freedom = sum(len(row.scores) - 1 for row in found)
+    freedom = sum(len(row.scores) - 1 for row in trials)
     marked = []
-    for row in found:
-        near = row is best
-        if best is not None and freedom:
+    for row in trials:
+        best = trials[0]
+        within_noise = row is best
+        if freedom:
             from scipy import stats  # type: ignore[import-untyped]
 
-            error = _pooled_deviation(found) * math.sqrt(1 / len(row.scores) + 1 / len(best.scores))
-            near = abs(best.mean - row.mean) <= float(stats.t.ppf(_LEVEL, freedom)) * error
-        marked.append(Confirmed(**{**row.to_json(), "scores": row.scores, "within_noise": near}))
+            error = _pooled_deviation(trials) * math.sqrt(1 / len(row.scores) + 1 / len(best.scores))
+            within_noise = abs(best.mean - row.mean) <= float(stats.t.ppf(_CONFIDENCE, freedom)) * error
+        marked.append(replace(row, within_noise=within_noise))
     return marked
 
 
-def recommended(found: Sequence[Confirmed], *, budgeted: bool) -> Confirmed:
-    """Return the cheapest whose mean is within a standard error of the best's: by seconds, or of a budget, parameters.
+def recommended(trials: Sequence[ConfirmedTrial], *, budgeted: bool) -> ConfirmedTrial:
+    """Return the cheapest trial whose mean is within one standard error of the best's.
 
-    The rule of one standard error (Breiman et al. 1984, section 3.4.3): what a test of few scores cannot tell from the
-    best may be worse by much. The best itself, where none costs a tenth less: seconds of equal trainings differ by
-    less than that, but differ.
+    The one-standard-error rule (Breiman et al. 1984, section 3.4.3) is stricter than the t-test, which with few scores
+    does not reject trials that may be much worse. The best itself is returned if none costs a tenth less, since the
+    seconds of equal trainings differ by nearly that.
 
     Args:
-        found: from `mark`, the best first.
-        budgeted: whether all train for the same time.
+        trials: from `mark_within_noise`, the best first.
+        budgeted: all train for the same time, so that cost is parameters instead of seconds.
     """
-    best = found[0]
-    error = _pooled_deviation(found) / math.sqrt(len(best.scores))
+    best = trials[0]
+    error = _pooled_deviation(trials) / math.sqrt(len(best.scores))
 
-    def cost(row: Confirmed) -> float:
+    def cost(row: ConfirmedTrial) -> float:
         return row.parameters if budgeted else row.seconds
 
-    cheapest = min((row for row in found if row.within_noise and abs(best.mean - row.mean) <= error), key=cost)
+    cheapest = min((row for row in trials if row.within_noise and abs(best.mean - row.mean) <= error), key=cost)
     return cheapest if cost(cheapest) < _CHEAPER * cost(best) else best
 
 
-def _pooled_deviation(found: Sequence[Confirmed]) -> float:
-    """Return one deviation of all scores from their trials' means; 0 where no trial has two."""
-    freedom = sum(len(row.scores) - 1 for row in found)
-    return math.sqrt(sum((score - row.mean) ** 2 for row in found for score in row.scores) / max(freedom, 1))
+def _pooled_deviation(trials: Sequence[ConfirmedTrial]) -> float:
+    """Return one standard deviation of all scores around their trials' means; 0 if no trial has two."""
+    freedom = sum(len(row.scores) - 1 for row in trials)
+    return math.sqrt(sum((score - row.mean) ** 2 for row in trials for score in row.scores) / max(freedom, 1))

@@ -1,4 +1,4 @@
-"""How a study is opened or made: from a config, or from its folder."""
+"""Create a study from a config, or open one from its folder."""
 
 import contextlib
 import itertools
@@ -17,28 +17,28 @@ from comp.results import runs
 from comp.runtime.errors import ConfigError, StudyError, UserError, nearest
 from comp.tuning import objectives, pruners, samplers
 from comp.tuning.storage import default_url, open_store
-from comp.tuning.study import Study, spell, suggest
+from comp.tuning.study import Study, suggest, to_storable
 
-_EARLIER_BESTS = 3  # of other studies of the competition that are tried first, the newest
-_IDENTITY = ("space", "metric", "folds")  # of section `tune`: what a continued study may not change
-_OF_THE_MACHINE = ("checkpoint_seconds", "device", "threads")  # of section `train`
-# Before 0.2, what `auto` now finds by itself.
+_EARLIER_BESTS = 3  # how many best configs of other studies of the competition are tried first, the newest
+_IDENTITY = ("space", "metric", "folds")  # keys of section `tune` that a continued study may not change
+_MACHINE_KEYS = ("checkpoint_seconds", "device", "threads")  # keys of section `train` that it may
+# Defaults of comp before 0.2, which `auto` now stands for.
 _EARLIER_DEFAULTS = {"competition.metric": "accuracy", "data.csv.sample": "sample_submission.csv"}
 SEARCH, CONFIRM = "search", "confirm"
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What every process of a study opens it with; plain values, so that it can be sent to one.
+    """Plain values from which each process opens a study.
 
     Attributes:
         config: the study's, as YAML.
-        name: of the study and of its folder.
+        name: of the study and its folder.
         runs_root: where run folders are.
         url: of the storage.
-        part: the search, or the confirmation of its best.
+        part: `SEARCH` or `CONFIRM`.
         deadline: `time.time()` from which no trial begins.
-        forgiven: numbers of trials that failed before this command.
+        prior_failures: numbers of the trials that failed before this command.
     """
 
     config: str
@@ -47,7 +47,7 @@ class StudyPlan:
     url: str
     part: str = SEARCH
     deadline: float = float("inf")
-    forgiven: frozenset[int] = frozenset()
+    prior_failures: frozenset[int] = frozenset()
 
     @property
     def folder(self) -> Path:
@@ -60,7 +60,7 @@ class StudyPlan:
 
 
 def plan(config: Config, name: str, runs_root: Path) -> StudyPlan:
-    """Return the plan of a command: what a config says, with a default storage where it names none.
+    """Return the plan of a config's study, with a default storage if it names none, and make the study's folder.
 
     Raises:
         RunError: the study's folder cannot be made.
@@ -72,14 +72,14 @@ def plan(config: Config, name: str, runs_root: Path) -> StudyPlan:
 
 
 def check_study(config: Config) -> None:
-    """Check what a config says of its study; `pipeline.check` has checked the space's paths and values.
+    """Check a config's study; `checks.check_config` has checked the space's paths and values.
 
     Raises:
-        ConfigError: an unknown name or argument, or things that do not go together.
+        ConfigError: an unknown name or argument, or settings that exclude each other.
     """
     if not config.tune.space:
         raise ConfigError(
-            "tune.space: is empty, so there is nothing to search; such as {optim.lr: {float: [1e-4, 1e-2], log: true}}"
+            "tune.space: is empty, so there is nothing to search; e.g. {optim.lr: {float: [1e-4, 1e-2], log: true}}"
         )
     objectives.chosen(config)
     pruners.pruner(config)
@@ -87,15 +87,15 @@ def check_study(config: Config) -> None:
 
 
 def open_search(plan: StudyPlan, *, make: bool = True) -> Study:
-    """Open or make the study of a plan; a new one has the config's own values and earlier bests waiting.
+    """Open or create the search of a plan; a new one tries the config's own values and earlier best configs first.
 
     Args:
-        plan: see `Plan`.
-        make: False only looks at one that exists.
+        plan: see `StudyPlan`.
+        make: False opens only an existing study, and changes nothing.
 
     Raises:
-        StudyError: it exists with another config, or is to be looked at and does not exist.
-        ConfigError: its storage is none.
+        StudyError: it exists with another config, or `make` is False and it does not exist.
+        ConfigError: its storage's URL is invalid.
     """
     config, folder = plan.load(), plan.folder
     entries = space.entries(config.tune)
@@ -103,37 +103,52 @@ def open_search(plan: StudyPlan, *, make: bool = True) -> Study:
     directions = ["maximize" if row.higher_is_better(config) else "minimize" for row in objectives.chosen(config)]
     name = f"{config.competition.name}/{plan.name}"
     study = _open(
-        plan, config, name, directions, pruners.pruner(config), make=make, wanted=config.tune.trials, kind="trial",
+        plan,
+        config,
+        name,
+        directions,
+        pruners.pruner(config),
+        make=make,
+        max_trials=config.tune.trials,
+        run_prefix="trial",
         propose=lambda trial: space.lay(config, suggest(entries, config, trial)),
         sampler_for=lambda number, repeated: samplers.sampler(config, number, untried=repeated and countable),
-    )  # fmt: skip
+    )
     if make:
         with study.turn:
-            _identify(study.optuna, config, plan)
+            _record_identity(study.optuna, config, plan)
             if not study.optuna.get_trials(deepcopy=False):
                 _enqueue(study.optuna, config, entries, folder)
     return study
 
 
 def open_confirmation(plan: StudyPlan, *, make: bool = True) -> Study:
-    """Open or make the study in which the best trials of a search are trained again; it holds what is enqueued."""
+    """Open or create the study that trains a search's best trials again; its trials are those enqueued."""
     config = plan.load()
     directions = ["maximize" if objectives.chosen(config)[0].higher_is_better(config) else "minimize"]
-    silent = config.model_copy(
-        update={"tune": config.tune.model_copy(update={"pruner": "none", "metric": objectives.names(config)[0]})}
-    )
+    tune = config.tune.model_copy(update={"pruner": "none", "metric": objectives.names(config)[0]})
     return _open(
-        plan, silent, f"{config.competition.name}/{plan.name}/confirm", directions, optuna.pruners.NopPruner(),
-        make=make, wanted=None, kind="confirm",
+        plan,
+        config.model_copy(update={"tune": tune}),
+        _confirmation_name(plan, config),
+        directions,
+        optuna.pruners.NopPruner(),
+        make=make,
+        max_trials=None,
+        run_prefix="confirm",
         propose=lambda trial: space.lay(config, trial.user_attrs["values"], seed=trial.user_attrs["seed"]),
         sampler_for=lambda number, repeated: optuna.samplers.RandomSampler(seed=number),
-    )  # fmt: skip
+    )
+
+
+def _confirmation_name(plan: StudyPlan, config: Config) -> str:
+    return f"{config.competition.name}/{plan.name}/confirm"
 
 
 def is_confirmed(plan: StudyPlan) -> bool:
-    """Tell whether the best trials of a study have been trained again, or at least begun."""
+    """Return whether the confirmation of a study exists."""
     config = plan.load()
-    name = f"{config.competition.name}/{plan.name}/confirm"
+    name = _confirmation_name(plan, config)
     with contextlib.closing(open_store(plan.url, plan.folder, config.tune.heartbeat_seconds)) as store:
         return any(study.study_name == name for study in store.backend.get_all_studies())
 
@@ -141,23 +156,28 @@ def is_confirmed(plan: StudyPlan) -> bool:
 OPENERS = {SEARCH: open_search, CONFIRM: open_confirmation}
 
 
-def find(name: str, runs_root: Path, storage: str) -> StudyPlan:
-    """Return the plan of a study that exists, named by its folder or by its name alone.
+def find_plan(name: str, runs_root: Path, storage: str) -> StudyPlan:
+    """Return the plan of an existing study.
+
+    Args:
+        name: its folder, or its name alone.
+        runs_root: where run folders are.
+        storage: its URL; empty: as recorded.
 
     Raises:
-        StudyError: there is none, or several of that name.
+        StudyError: no study has this name, or several have.
     """
-    given = Path(name) / "study.json"
-    found = [given] if given.is_file() else sorted(runs_root.glob(f"*/{name}/study.json"))
-    if not found:
-        known = [path.parent.name for path in runs_root.glob("*/*/study.json")]
-        hint = f"{nearest(name, known)}; known: {', '.join(known) or 'none'}"
+    path = Path(name) / "study.json"
+    matches = [path] if path.is_file() else sorted(runs_root.glob(f"*/{name}/study.json"))
+    if not matches:
+        existing = [path.parent.name for path in runs_root.glob("*/*/study.json")]
+        hint = f"{nearest(name, existing)}; existing: {', '.join(existing) or 'none'}"
         raise StudyError(f"{name}: no such study below {runs_root}{hint}")
-    if len(found) > 1:
-        folders = ", ".join(str(path.parent) for path in found)
+    if len(matches) > 1:
+        folders = ", ".join(str(path.parent) for path in matches)
         raise StudyError(f"{name}: several studies have this name; name a folder: {folders}")
-    folder = found[0].parent
-    url = storage or runs.read_json(found[0])["storage"] or default_url(folder)
+    folder = matches[0].parent
+    url = storage or runs.read_json(matches[0])["storage"] or default_url(folder)
     config = (folder / "study.yaml").read_text(encoding="utf-8")
     return StudyPlan(config, folder.name, str(folder.parent.parent), url)
 
@@ -165,74 +185,73 @@ def find(name: str, runs_root: Path, storage: str) -> StudyPlan:
 def _open(
     plan: StudyPlan, config: Config, name: str, directions: list[str], pruner: Any, *, make: bool, **rest: Any
 ) -> Study:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what users should know is told by us
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # comp reports trials itself
     store = open_store(plan.url, plan.folder, config.tune.heartbeat_seconds)
     try:
         if make:
-            opened = optuna.create_study(
+            study = optuna.create_study(
                 storage=store.backend, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
             )
         else:
-            opened = optuna.load_study(storage=store.backend, study_name=name, pruner=pruner)
+            study = optuna.load_study(storage=store.backend, study_name=name, pruner=pruner)
     except KeyError:
-        raise StudyError(f"{runs.hide_password(store.url)}: holds no study {name}; is it the right storage?") from None
-    return Study(
-        name, plan.folder, config, store, opened, deadline=plan.deadline, forgiven=plan.forgiven, **rest
-    )  # fmt: skip
+        raise StudyError(
+            f"{runs.hide_password(store.url)}: no study {name} in this storage; check tune.storage"
+        ) from None
+    limits: dict[str, Any] = {"deadline": plan.deadline, "prior_failures": plan.prior_failures}
+    return Study(name, plan.folder, config, store, study, **limits, **rest)
 
 
-def _identify(found: Any, config: Config, plan: StudyPlan) -> None:
-    """Note what a new study is of, and refuse to go on with another one."""
+def _record_identity(study: optuna.Study, config: Config, plan: StudyPlan) -> None:
+    """Record what a new study searches, and refuse to continue a study with another config."""
     tree = _identity(config.model_dump(mode="json"))
-    recorded = found.user_attrs.get("identity")
+    recorded = study.user_attrs.get("identity")
     if recorded is None:
-        found.set_user_attr("identity", json.dumps(tree, sort_keys=True))
+        study.set_user_attr("identity", json.dumps(tree, sort_keys=True))
     else:
-        _demand_same(_filled(json.loads(recorded)), tree, plan.folder)
+        _check_same_config(_with_defaults(json.loads(recorded)), tree, plan.folder)
     folder, storage = plan.folder, runs.hide_password(config.tune.storage)
-    shown = config.model_copy(update={"tune": config.tune.model_copy(update={"storage": storage})})
-    runs.write_atomically(folder / "study.yaml", configs.dump(shown).encode())
-    noted = {"study": plan.name, "storage": storage, "argv": runs.describe_machine()["argv"]}
-    runs.write_atomically(folder / "study.json", runs.to_json(noted))
+    public = config.model_copy(update={"tune": config.tune.model_copy(update={"storage": storage})})
+    runs.write_atomically(folder / "study.yaml", configs.dump(public).encode())
+    values = {"study": plan.name, "storage": storage, "argv": runs.describe_machine()["argv"]}
+    runs.write_atomically(folder / "study.json", runs.to_json(values))
 
 
 def _identity(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a config's plain values a continued study may not change."""
-    kept = {**tree, "tune": {key: tree["tune"][key] for key in _IDENTITY}}
-    # The others are the machine's, not the study's.
-    kept["train"] = {key: value for key, value in tree["train"].items() if key not in _OF_THE_MACHINE}
-    return kept
+    """Return the part of a config's plain values that a continued study may not change."""
+    tune = {key: tree["tune"][key] for key in _IDENTITY}
+    train = {key: value for key, value in tree["train"].items() if key not in _MACHINE_KEYS}
+    return {**tree, "tune": tune, "train": train}
 
 
-def _filled(recorded: dict[str, Any]) -> dict[str, Any]:
-    """Return a recorded identity with today's defaults for keys that comp did not know then."""
+def _with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return a recorded identity with today's defaults for keys that are newer than the study."""
     try:
         return _identity(configs.from_mapping(recorded, "the study's record").model_dump(mode="json"))
-    except ConfigError:  # it has keys that no config has any more
+    except ConfigError:  # it has keys that comp has removed
         return recorded
 
 
-def _demand_same(recorded: dict[str, Any], tree: dict[str, Any], folder: Path) -> None:
-    """Refuse another config than a study's own.
+def _check_same_config(recorded: dict[str, Any], tree: dict[str, Any], folder: Path) -> None:
+    """Refuse to continue a study with another config.
 
     Raises:
-        StudyError: naming what differs, and where only defaults have changed, how to keep the study's.
+        StudyError: naming the settings that differ, and if only defaults have changed, how to keep the study's.
     """
     changed = [path for path in _differences(recorded, tree) if not _is_renamed_default(path, recorded, tree)]
     if not changed:
         return
-    earlier = [
-        p for p in ("train.select", "tune.metric") if p in changed and space.value_at(recorded, p) == "val_accuracy"
-    ]
+    selectors = [path for path in ("train.select", "tune.metric") if path in changed]
+    earlier = [path for path in selectors if space.value_at(recorded, path) == "val_accuracy"]
     if earlier and all(space.value_at(tree, path) == "auto" for path in earlier) and len(earlier) == len(changed):
         settings = " ".join(f"{path}=val_accuracy" for path in earlier)
         raise StudyError(
-            f"{folder}: this study selects by val_accuracy, the default of comp before 0.2, and the config now says "
-            f"auto; go on with it by setting {settings}, or begin another: --study NAME"
+            f"{folder}: this study selects by val_accuracy, the default of comp before 0.2, and the config selects by "
+            f"auto; continue it by setting {settings}, or begin another study: --study NAME"
         )
     raise StudyError(
-        f"{folder}: this study began with another config (it differs in {', '.join(changed)}), and its trials would "
-        "not compare; give its own config, or begin another: --study NAME"
+        f"{folder}: this study began with another config, so its trials are not comparable: {', '.join(changed)} "
+        f"differs; use the config in {folder / 'study.yaml'}, or begin another study: --study NAME"
     )
 
 
@@ -245,23 +264,24 @@ def _is_renamed_default(path: str, recorded: dict[str, Any], tree: dict[str, Any
     )
 
 
-def _differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in dict.fromkeys([*one, *other]):
-            yield from _differences(one.get(key), other.get(key), f"{path}.{key}" if path else key)
-    elif one != other:
+def _differences(first: Any, second: Any, path: str = "") -> Iterator[str]:
+    if isinstance(first, dict) and isinstance(second, dict):
+        for key in dict.fromkeys([*first, *second]):
+            yield from _differences(first.get(key), second.get(key), f"{path}.{key}" if path else key)
+    elif first != second:
         yield path
 
 
-def _enqueue(found: Any, config: Config, entries: Sequence[space.Entry], folder: Path) -> None:
-    """Let the config's own values and the bests of other studies wait as the first trials."""
+def _enqueue(study: optuna.Study, config: Config, entries: Sequence[space.Entry], folder: Path) -> None:
+    """Enqueue the config's own values and the best values of other studies as the first trials."""
     queued: list[dict[str, Any]] = []
     for tree in itertools.islice(_first_configs(config, folder), config.tune.trials):
-        own = [(entry, space.value_at(tree, entry.path)) for entry in entries]
-        values = {entry.path: spell(entry, value) for entry, value in own if entry.holds(value)}
-        if values and values not in queued:  # what the space does not offer is drawn
+        at_paths = [(entry, space.value_at(tree, entry.path)) for entry in entries]
+        # The sampler draws those that the space does not offer.
+        values = {entry.path: to_storable(entry, value) for entry, value in at_paths if entry.holds(value)}
+        if values and values not in queued:
             queued.append(values)
-            found.enqueue_trial(values)
+            study.enqueue_trial(values)
 
 
 def _first_configs(config: Config, folder: Path) -> Iterator[dict[str, Any]]:
@@ -270,5 +290,5 @@ def _first_configs(config: Config, folder: Path) -> Iterator[dict[str, Any]]:
     for path in others[:_EARLIER_BESTS]:
         try:
             yield configs.load(path).model_dump(mode="json")
-        except UserError:  # someone has edited it; a search can do without
+        except UserError:  # edited by hand, and not needed
             continue

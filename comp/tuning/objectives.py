@@ -1,4 +1,4 @@
-"""Objectives: what trials are compared by."""
+"""Objectives: the metrics by which trials are compared."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Objective:
-    """A value of a trained run, and of its epochs where it has one.
+    """A value of a trained run and, for some, of its epochs.
 
     Attributes:
-        of_run: from metrics.json, of the weights that predict; None where it was not measured.
-        of_epoch: from an epoch's end; None: only whole trainings have it, so that nothing can be pruned by it.
-        higher_is_better: whether it is maximised under a config.
+        of_run: reads it from metrics.json, for the weights that predict; None if it was not measured.
+        of_epoch: reads it from an epoch; None: only complete trainings have it, so it cannot prune.
+        higher_is_better: whether a config maximises it.
     """
 
     of_run: Callable[[RunMetrics], float | None]
@@ -30,7 +30,7 @@ class Objective:
 
 
 def _score(split: str, name: str = "") -> Callable[[RunMetrics], float | None]:
-    """Return a score's reader: of a split by a metric's name, the competition's where there is none."""
+    """Return the reader of a split's score by a metric, by default the competition's."""
 
     def of_run(metrics: RunMetrics) -> float | None:
         scores = metrics.counted.val if split == "val" else metrics.counted.ood_val
@@ -40,72 +40,63 @@ def _score(split: str, name: str = "") -> Callable[[RunMetrics], float | None]:
 
 
 def _metric_direction(config: Config) -> bool:
-    # `auto` is a task's first metric, and of all of them higher is better.
+    # `auto` is a task's first metric, and higher is better for each of them.
     return config.competition.metric == "auto" or metrics.metric(config.competition.metric).higher_is_better
-
-
-def _higher(config: Config) -> bool:
-    return True
-
-
-def _lower(config: Config) -> bool:
-    return False
 
 
 OBJECTIVES = {
     "val_metric": Objective(_score("val"), lambda epoch: epoch.val_metric, _metric_direction),
-    "val_accuracy": Objective(_score("val", "accuracy"), lambda epoch: epoch.val_accuracy, _higher),
-    "val_loss": Objective(_score("val", "log_loss"), lambda epoch: epoch.val_loss, _lower),
+    "val_accuracy": Objective(_score("val", "accuracy"), lambda epoch: epoch.val_accuracy, lambda _: True),
+    "val_loss": Objective(_score("val", "log_loss"), lambda epoch: epoch.val_loss, lambda _: False),
     "ood_metric": Objective(_score("ood_val"), lambda epoch: epoch.ood_metric, _metric_direction),
-    "ood_accuracy": Objective(_score("ood_val", "accuracy"), lambda epoch: epoch.ood_accuracy, _higher),
-    "train_seconds": Objective(lambda metrics: metrics.train_seconds, None, _lower),
-    "parameters": Objective(lambda metrics: metrics.parameters, None, _lower),
+    "ood_accuracy": Objective(_score("ood_val", "accuracy"), lambda epoch: epoch.ood_accuracy, lambda _: True),
+    "train_seconds": Objective(lambda metrics: metrics.train_seconds, None, lambda _: False),
+    "parameters": Objective(lambda metrics: metrics.parameters, None, lambda _: False),
 }
 
 
 def names(config: Config) -> tuple[str, ...]:
-    """Return the names of what is optimised, the one that ranks trials first."""
+    """Return the names of the optimised metrics; the first ranks trials."""
     listed = (config.tune.metric,) if isinstance(config.tune.metric, str) else config.tune.metric
     return tuple(selection(config) if name == "auto" else name for name in listed)
 
 
 def check_names(config: Config) -> None:
-    """Check `tune.metric` where nothing is tuned yet.
+    """Check the names in `tune.metric`.
 
     Raises:
-        ConfigError: an unknown name, a name twice, or none.
+        ConfigError: a name is unknown or repeated, or there is none.
     """
-    wanted = names(config)
-    for name in wanted:
+    listed = names(config)
+    for name in listed:
         if name not in OBJECTIVES:
             raise ConfigError(f"tune.metric: {unknown('metric', name, [*OBJECTIVES, 'auto'])}")
-    if not wanted or len(set(wanted)) < len(wanted):
-        raise ConfigError(f"tune.metric: expected different metrics, found {', '.join(wanted) or 'none'}")
+    if not listed or len(set(listed)) < len(listed):
+        raise ConfigError(f"tune.metric: expected different metrics, found {', '.join(listed) or 'none'}")
 
 
 def chosen(config: Config) -> list[Objective]:
-    """Return what is optimised, the one that ranks trials first.
+    """Return the optimised objectives; the first ranks trials.
 
     Raises:
-        ConfigError: as `check_names`, or these data never measure it.
+        ConfigError: as `check_names`, or the config never measures one of them.
     """
     check_names(config)
-    wanted = names(config)
     validated = config.data.validation != "none" or config.data.folds is not None
     shifted = validated and bool(config.competition.ood_validation.severities)
-    for name in wanted:
+    for name in names(config):
         if name.startswith("val_") and not validated:
-            raise ConfigError(f"tune.metric: {name} is of a validation split, and data.validation is none")
+            raise ConfigError(f"tune.metric: {name} needs a validation split, and data.validation is none")
         if name.startswith("ood_") and not shifted:
             raise ConfigError(
-                f"tune.metric: {name} is of shifted validation, and there is none: set data.validation and "
+                f"tune.metric: {name} needs shifted validation; set data.validation and "
                 "competition.ood_validation.severities"
             )
-    return [OBJECTIVES[name] for name in wanted]
+    return [OBJECTIVES[name] for name in names(config)]
 
 
 def values_of(config: Config, metrics: RunMetrics) -> list[float]:
-    """Return the values of a run's scores that a study compares."""
+    """Return a run's value of each objective."""
     values = [objective.of_run(metrics) for objective in chosen(config)]
     assert all(value is not None for value in values), metrics
     return [float(value) for value in values if value is not None]

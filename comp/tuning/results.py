@@ -1,5 +1,6 @@
-"""What a study leaves in its folder: a table of trials, importances, pictures, and a config to train."""
+"""A study's results: its table of trials, importances, best config, and the weights that it keeps."""
 
+import contextlib
 import csv
 import io
 import time
@@ -15,27 +16,32 @@ from optuna.trial import FrozenTrial, TrialState
 from comp import config as configs
 from comp.config import space
 from comp.results import runs
-from comp.tuning import confirm, objectives, plots
-from comp.tuning.confirm import Confirmed
-from comp.tuning.study import Study, reason_of
+from comp.results.runs import Run
+from comp.runtime.errors import RunError
+from comp.tuning import confirm, create, objectives, plots
+from comp.tuning.confirm import ConfirmedTrial
+from comp.tuning.study import SHEDS, Study, failure_reason
 
 STATES = {
-    TrialState.COMPLETE: "done", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed", TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "done",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
-class Standing:
+class StudyProgress:
     """How far a study is.
 
     Attributes:
-        total: trials that it is to have.
+        total: how many trials it gets.
         counts: state (`done`, `pruned`, `failed`, `running`, `waiting`) -> trials.
-        last: the trial that ended last, as a row of the table; empty before one has.
-        best: number of the best whole trial, None before one has ended.
+        last: the trial that ended last, as a row of the table; empty before one has ended.
+        best: number of the best complete trial, None before one has ended.
         best_value: its value.
-        seconds_left: as the trials so far let expect; None before one has ended.
+        seconds_left: estimated from the trials of this command; None before one has ended.
     """
 
     total: int
@@ -47,19 +53,19 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a study has come to.
+class StudyReport:
+    """The results of a study.
 
     Attributes:
-        name: the study's.
+        name: of the study.
         folder: where its runs and files lie.
-        metrics: what was optimised.
+        metrics: the optimised metrics.
         trials: rows of the table, by number.
         counts: state -> trials.
-        pareto: numbers of the trials that no other is better than in everything; with one metric, the best.
-        importance: path -> share, largest first; empty where too few trials tell.
-        confirmed: the best with new seeds, the best mean first.
-        recommended: number of the trial whose config is in best.yaml, None without a whole trial.
+        pareto: numbers of the trials on the Pareto front; with one metric, of the best.
+        importance: path -> share, largest first; empty if there are too few trials.
+        confirmed: the best trials with new seeds, the best mean first.
+        recommended: number of the trial whose config is in best.yaml, None without a complete trial.
         best: best.yaml.
     """
 
@@ -70,7 +76,7 @@ class Report:
     counts: dict[str, int]
     pareto: list[int]
     importance: dict[str, float]
-    confirmed: list[Confirmed]
+    confirmed: list[ConfirmedTrial]
     recommended: int | None
     best: Path | None
 
@@ -84,7 +90,7 @@ class Report:
         }
 
 
-def standing(study: Study, began: float, ended_before: int) -> Standing:
+def progress_of(study: Study, began: float, ended_before: int) -> StudyProgress:
     """Return how far a study is.
 
     Args:
@@ -94,41 +100,38 @@ def standing(study: Study, began: float, ended_before: int) -> Standing:
     """
     trials = study.trials()
     ended = sorted((row for row in trials if row.state.is_finished()), key=lambda row: row.datetime_complete)
-    best = next(iter(confirm.ranked(study)), None)
+    best = next(iter(study.ranked()), None)
     new, now = len(ended) - ended_before, time.time()
-    left: float | None = None
+    seconds_left: float | None = None
     if new > 0:
         missing = max(0, study.total - len(ended))
-        left = min((now - began) / new * missing, max(0.0, study.deadline - now))
-    return Standing(
+        seconds_left = min((now - began) / new * missing, max(0.0, study.deadline - now))
+    return StudyProgress(
         total=study.total,
         counts=_counts(trials),
         last=row_of(study, ended[-1]) if ended else {},
         best=best.number if best else None,
         best_value=best.values[0] if best else None,
-        seconds_left=left,
+        seconds_left=seconds_left,
     )
 
 
 def row_of(study: Study, trial: FrozenTrial) -> dict[str, Any]:
     """Return a trial as a row of the table."""
     names = objectives.names(study.config)
-    values = trial.values or [None] * len(names)
-    known = trial.user_attrs
-    paths = [entry.path for entry in space.entries(study.config.tune)]
-    tuned = confirm.values_of(study, trial)
-    again = {"of": known["of"], "seed": known["seed"]} if "of" in known else {}
+    attributes = trial.user_attrs
+    values = study.values_of(trial)
     return {
         "trial": trial.number,
-        **again,
+        **({"of": attributes["of"], "seed": attributes["seed"]} if "of" in attributes else {}),
         "state": STATES[trial.state],
-        **dict(zip(names, values, strict=True)),
-        "seconds": known.get("seconds"),
-        "parameters": known.get("parameters"),
-        "epochs": known.get("epochs"),
-        **{path: tuned.get(path) for path in paths},
-        "run": known.get(next((key for key in known if key.startswith("run-")), ""), ""),
-        "reason": reason_of(trial),
+        **dict(zip(names, trial.values or [None] * len(names), strict=True)),
+        "seconds": attributes.get("seconds"),
+        "parameters": attributes.get("parameters"),
+        "epochs": attributes.get("epochs"),
+        **{entry.path: values.get(entry.path) for entry in space.entries(study.config.tune)},
+        "run": next((path for key, path in attributes.items() if key.startswith("run-")), ""),
+        "reason": failure_reason(trial),
     }
 
 
@@ -136,50 +139,103 @@ def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
     return {name: sum(row.state == state for row in trials) for state, name in STATES.items()}
 
 
-def report(search: Study, confirmation: Study | None, *, write: bool = True, pictures: bool = True) -> Report:
-    """Return what a study has come to, and write its files.
-
-    Files: trials.csv, best.yaml, plots/*.png, study.html.
+def report(search: Study, confirmation: Study | None, *, write: bool = True, pictures: bool = True) -> StudyReport:
+    """Return a study's results, and write trials.csv, best.yaml, plots/*.png and study.html.
 
     Args:
         search: the study.
-        confirmation: of its best, None where there is none.
-        write: False only looks.
-        pictures: whether they are drawn too.
+        confirmation: of its best trials, None if there is none.
+        write: False writes nothing.
+        pictures: False draws no plots and no study.html.
     """
-    trials = search.trials()
-    found = confirm.confirmed(search, confirmation) if confirmation else []
-    best = confirm.ranked(search)
-    chosen: int | None = best[0].number if best else None
-    if found:
-        chosen = confirm.recommended(found, budgeted=bool(search.config.train.budget)).trial
+    confirmed = confirm.confirmed(search, confirmation) if confirmation else []
+    ranked = search.ranked()
+    recommended: int | None = ranked[0].number if ranked else None
+    if confirmed:
+        recommended = confirm.recommended(confirmed, budgeted=bool(search.config.train.budget)).trial
     path = search.folder / "best.yaml"
-    made = Report(
-        name=search.folder.name, folder=search.folder, metrics=objectives.names(search.config),
-        trials=[row_of(search, trial) for trial in trials], counts=_counts(trials), pareto=_pareto(search),
-        importance=importance(search), confirmed=found, recommended=chosen,
-        best=path if chosen is not None and (write or path.exists()) else None,
-    )  # fmt: skip
+    trials = search.trials()
+    result = StudyReport(
+        name=search.folder.name,
+        folder=search.folder,
+        metrics=objectives.names(search.config),
+        trials=[row_of(search, trial) for trial in trials],
+        counts=_counts(trials),
+        pareto=_pareto(search),
+        importance=importance(search),
+        confirmed=confirmed,
+        recommended=recommended,
+        best=path if recommended is not None and (write or path.exists()) else None,
+    )
     if write:
-        runs.write_atomically(search.folder / "trials.csv", _csv(made.trials))
-        if chosen is not None:
-            runs.write_atomically(path, _best_config(search, made, chosen).encode())
+        runs.write_atomically(search.folder / "trials.csv", _csv(result.trials))
+        if recommended is not None:
+            runs.write_atomically(path, _best_config(search, result, recommended).encode())
         if pictures:
-            plots.draw(search, made.importance, made.pareto, made.trials)
-    return made
+            plots.draw(search, result.importance, result.pareto, result.trials)
+    return result
+
+
+def load_report(name: str, *, runs_root: Path = Path("runs"), storage: str = "") -> StudyReport:
+    """Return a study's results so far (`comp tune --show`) without training, writing or locking anything.
+
+    Args:
+        name: the study's folder, or its name alone.
+        runs_root: where run folders are.
+        storage: the study's URL, if it holds a password: passwords are not stored.
+
+    Raises:
+        StudyError: there is no such study.
+    """
+    plan = create.find_plan(name, runs_root, storage)
+    with contextlib.ExitStack() as opened:
+        search = opened.enter_context(create.open_search(plan, make=False))
+        confirmation = None
+        if create.is_confirmed(plan):
+            confirmation = opened.enter_context(create.open_confirmation(plan, make=False))
+        return report(search, confirmation, write=False)
+
+
+def discard_weights(study: Study) -> None:
+    """Remove the weights of ended trials outside the best `tune.keep`, so that a long search fits on the disk.
+
+    With several metrics, the Pareto front keeps its weights too. Trials that began under `keep: all`, or before comp
+    had `keep`, stay as they are, and so do the runs of a confirmation.
+    """
+    keep = study.config.tune.keep
+    if keep == "all" or study.max_trials is None:
+        return
+    best = {trial.number for trial in study.ranked()[:keep]}
+    if len(study.optuna.directions) > 1:
+        best |= {trial.number for trial in study.optuna.best_trials}
+    for trial in study.ended():
+        if SHEDS in trial.user_attrs and trial.number not in best:
+            for key, path in trial.user_attrs.items():
+                if key.startswith("run-"):
+                    _remove_weights(Run(Path(path)))
+
+
+def _remove_weights(run: Run) -> None:
+    """Remove a run's weights and record that, unless another process writes the run."""
+    if not (run.path / "config.yaml").is_file() or (run.path / runs.REMOVED).exists():
+        return
+    with contextlib.suppress(RunError), run.writing():
+        run.write_json(runs.REMOVED, {"by": "tune.keep"})
+        for name in runs.WEIGHTS:
+            (run.path / name).unlink(missing_ok=True)
 
 
 def importance(study: Study) -> dict[str, float]:
-    """Return how much each knob that all trials have tells of the first metric (PED-ANOVA, Watanabe et al. 2023)."""
-    whole = confirm.ranked(study)
-    shared = [path for path in study.config.tune.space if all(path in trial.params for trial in whole)]
-    varied = [path for path in shared if len({repr(trial.params[path]) for trial in whole}) > 1]
-    if len(varied) < 2 or len({trial.values[0] for trial in whole}) < 2:
+    """Return each shared knob's importance for the first metric (PED-ANOVA, Watanabe et al. 2023)."""
+    complete = study.ranked()
+    shared = [path for path in study.config.tune.space if all(path in trial.params for trial in complete)]
+    varied = [path for path in shared if len({repr(trial.params[path]) for trial in complete}) > 1]
+    if len(varied) < 2 or len({trial.values[0] for trial in complete}) < 2:
         return {}
-    # Optuna looks for what makes a target low.
+    # Optuna assumes that low targets are good.
     sign = -1 if objectives.chosen(study.config)[0].higher_is_better(study.config) else 1
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # which it says each time
+        warnings.simplefilter("ignore")  # experimental
         shares = optuna.importance.get_param_importances(
             study.optuna, params=varied, target=lambda trial: sign * trial.values[0]
         )
@@ -188,7 +244,7 @@ def importance(study: Study) -> dict[str, float]:
 
 def _pareto(study: Study) -> list[int]:
     if len(objectives.names(study.config)) == 1:
-        return [trial.number for trial in confirm.ranked(study)[:1]]
+        return [trial.number for trial in study.ranked()[:1]]
     return sorted(trial.number for trial in study.optuna.best_trials)
 
 
@@ -200,30 +256,30 @@ def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _best_config(search: Study, made: Report, chosen: int) -> str:
-    """Return best.yaml: the whole config, under a header of what was measured and where."""
-    trial = next(trial for trial in search.trials() if trial.number == chosen)
-    config = space.lay(search.config, confirm.values_of(search, trial))
-    metric, counts = made.metrics[0], made.counts
-    ended = sum(counts[name] for name in ("done", "pruned", "failed"))
+def _best_config(search: Study, result: StudyReport, number: int) -> str:
+    """Return best.yaml: the config of the recommended trial, under a header of what was measured and where."""
+    trial = next(trial for trial in search.trials() if trial.number == number)
+    config = space.lay(search.config, search.values_of(trial))
+    counts, metric = result.counts, result.metrics[0]
+    ended = counts["done"] + counts["pruned"] + counts["failed"]
+    values = ", ".join(f"{name} {value:.6g}" for name, value in zip(result.metrics, trial.values, strict=True))
     lines = [
-        f"Found by `comp tune`: trial {chosen} of study {made.name} ({ended} trials: {counts['done']} whole, "
+        f"Found by `comp tune`: trial {number} of study {result.name} ({ended} trials: {counts['done']} complete, "
         f"{counts['pruned']} pruned, {counts['failed']} failed).",
         f"  comp run {search.folder / 'best.yaml'}",
-        f"In the search, seed {search.config.seed}: "
-        + ", ".join(f"{name} {value:.6g}" for name, value in zip(made.metrics, trial.values, strict=True))
-        + ".",
+        f"In the search, seed {search.config.seed}: {values}.",
     ]
-    row = next((row for row in made.confirmed if row.trial == chosen), None)
+    row = next((row for row in result.confirmed if row.trial == number), None)
     if row is not None:
-        spread = "" if row.deviation is None else f", standard deviation {row.deviation:.4f}"
+        deviation = "" if row.deviation is None else f", standard deviation {row.deviation:.4f}"
         scores = ", ".join(f"{score:.4f}" for score in row.scores)
-        near = ", ".join(str(other.trial) for other in made.confirmed if other.within_noise)
+        within_noise = ", ".join(str(row.trial) for row in result.confirmed if row.within_noise)
+        is_best = row is result.confirmed[0]
+        reason = "has the best mean" if is_best else "is the cheapest within a standard error of the best"
         lines += [
-            f"With new seeds ({scores}): mean {metric} {row.mean:.4f}{spread}; "
+            f"With new seeds ({scores}): mean {metric} {row.mean:.4f}{deviation}; "
             f"{row.seconds:.1f} s of training each, {row.parameters:,} parameters.",
-            f"Within noise of the best: trials {near}; this one "
-            + ("has the best mean." if row is made.confirmed[0] else "is the cheapest within a standard error of it."),
+            f"Within noise of the best: trials {within_noise}; this one {reason}.",
         ]
     described = runs.describe_machine()
     machine = described["machine"]

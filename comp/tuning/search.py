@@ -1,4 +1,4 @@
-"""`comp tune` as a function: a study from its config to a config that can be trained."""
+"""`comp tune` as a function: from a config with a search space to a config to train."""
 
 import contextlib
 import math
@@ -10,17 +10,16 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from comp.config import Config, seconds_of
+from comp.data.dataset import Dataset
 from comp.runtime.progress import Progress, quiet
-from comp.tuning import confirm, create, keeping, results, wandb_summary
+from comp.tuning import confirm, create, results, wandb_summary
 from comp.tuning.create import CONFIRM, OPENERS, StudyPlan
-from comp.tuning.results import Report, Standing
+from comp.tuning.results import StudyProgress, StudyReport
 from comp.tuning.study import Study
-from comp.tuning.trial import Data
-from comp.tuning.worker import work
-from comp.tuning.workers import work_together
+from comp.tuning.workers import work, work_together
 from comp.workflows import build, checks
 
-OnTrial = Callable[[str, Standing], None]
+OnTrial = Callable[[str, StudyProgress], None]
 
 
 def tune(
@@ -30,69 +29,69 @@ def tune(
     runs_root: Path = Path("runs"),
     workers: int = 1,
     pictures: bool = True,
-    on_trial: OnTrial = lambda part, standing: None,
+    on_trial: OnTrial = lambda part, progress: None,
     progress: Progress = quiet,
-) -> Report:
-    """Search a config's `tune.space`, confirm the best with new seeds, and leave best.yaml; the same call continues.
+) -> StudyReport:
+    """Search a config's `tune.space`, confirm the best with new seeds, and write best.yaml; the same call continues.
 
     Args:
-        config: section `tune` says what is searched and how.
-        name: of the study, where the config names none.
+        config: section `tune` describes the search.
+        name: of the study, if the config names none.
         runs_root: where run folders are; the study's is `<competition>/<name>` below it.
-        workers: trainings at a time, in processes of their own where there are several.
-        pictures: whether plots/ and study.html are drawn at the end.
-        on_trial: called with `search` or `confirm` and how far it is, when a trial has ended.
-        progress: called at every step; of several workers twice a second.
+        workers: trainings at a time, each in its own process if there are several.
+        pictures: draw plots/ and study.html at the end.
+        on_trial: called with `search` or `confirm` and the study's progress when a trial has ended.
+        progress: called at every step; with several workers twice a second.
 
     Raises:
-        UserError: anything wrong with config, data, storage; three trials in a row have failed, or none is complete.
-        Interrupted: a signal; the same call goes on, trials under way from their checkpoints.
+        UserError: config, data or storage are wrong, three trials in a row have failed, or none is complete.
+        Interrupted: a signal; the same call continues, and resumes interrupted trials from their checkpoints.
     """
     checks.check_config(config, runs_root)
     create.check_study(config)
     dataset = build.open_data(config, progress)
     plan = create.plan(config, name, runs_root)
-    data = Data({config.data.fold: dataset})
+    datasets = {config.data.fold: dataset}
     timeout = seconds_of(config.tune.timeout) if config.tune.timeout else math.inf
     with contextlib.ExitStack() as opened:
         search = opened.enter_context(OPENERS[plan.part](plan))
-        _run(search, plan, data, workers, on_trial, progress, timeout)
+        _run(search, plan, datasets, workers, on_trial, progress, timeout)
         confirmation = None
-        if config.tune.confirm.top and confirm.ranked(search):
+        if config.tune.confirm.top and search.ranked():
             plan = replace(plan, part=CONFIRM)
             confirmation = opened.enter_context(OPENERS[CONFIRM](plan))
             confirm.enqueue(search, confirmation)
-            _run(confirmation, plan, data, workers, on_trial, progress, math.inf)
-        keeping.tidy(search)
+            _run(confirmation, plan, datasets, workers, on_trial, progress, math.inf)
+        results.discard_weights(search)
         report = results.report(search, confirmation, pictures=pictures)
-        wandb_summary.tell(search, report, pictures=pictures)
-        search.refuse_empty()
+        wandb_summary.log_study(search, report, pictures=pictures)
+        search.check_any_complete()
         return report
 
 
 def _run(
     study: Study,
     plan: StudyPlan,
-    data: Data,
+    datasets: dict[int, Dataset],
     workers: int,
     on_trial: OnTrial,
     progress: Progress,
     timeout_seconds: float,
 ) -> None:
-    study.deadline = time.time() + timeout_seconds
-    study.forgiven = frozenset(row.number for row in study.trials() if row.state == TrialState.FAIL)
-    began, ended = time.time(), sum(row.state.is_finished() for row in study.trials())
+    began, ended = time.time(), len(study.ended())
+    study.deadline = began + timeout_seconds
+    study.prior_failures = frozenset(row.number for row in study.trials() if row.state == TrialState.FAIL)
 
-    def tell(study: Study) -> None:
-        on_trial(plan.part, results.standing(study, began, ended))
+    def report_trial(study: Study) -> None:
+        on_trial(plan.part, results.progress_of(study, began, ended))
 
     if study.is_over():
         return
     if workers > 1:
-        plan = replace(plan, forgiven=study.forgiven, deadline=study.deadline)
-        work_together(study, plan, workers, progress, tell)
+        plan = replace(plan, prior_failures=study.prior_failures, deadline=study.deadline)
+        work_together(study, plan, workers, progress, report_trial)
     else:
-        work(study, data, Path(plan.runs_root), progress, tell)
+        work(study, datasets, Path(plan.runs_root), progress, report_trial)
 
 
-__all__ = ["Report", "Standing", "tune"]
+__all__ = ["StudyProgress", "StudyReport", "tune"]

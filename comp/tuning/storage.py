@@ -1,42 +1,54 @@
-"""Where a study's trials are kept, by URL: a file of one machine, or a PostgreSQL server of several."""
+"""Where a study's trials are stored, by URL, and how the trials of killed workers are queued again.
+
+A journal or SQLite file serves one machine, a PostgreSQL server several. On a server, Optuna recovers trials by
+heartbeats. A file has locks instead: a worker takes the study's turn to begin a trial and then holds the trial's own
+lock until the trial has ended. The system releases the locks of a dead process, so a running trial whose lock is free
+has no worker.
+"""
 
 import random
 import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import optuna
+from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.trial import FrozenTrial, TrialState
 
 from comp.results import runs
 from comp.runtime.errors import ConfigError, StudyError
-from comp.tuning import recovery
 
-_SQLITE_SECONDS = 60  # that a write waits for another
+if TYPE_CHECKING:
+    from comp.tuning.study import Study
+
+_SQLITE_TIMEOUT_SECONDS = 60
 _MISSED_BEATS = 3  # after which a worker counts as dead
-_TRIES = 8  # at making tables that other processes make in the same moment
-_MADE_MEANWHILE = ("already exists", "duplicate key", "unique constraint")
+_OPEN_ATTEMPTS = 8  # other processes may create the same tables at the same moment
+_CREATED_MEANWHILE = ("already exists", "duplicate key", "unique constraint")
 KINDS = "sqlite:///PATH, journal:///PATH (or PATH.log), postgresql://USER@HOST/NAME"
+MAX_RETRIES = 3  # of a trial whose workers die; then it counts as failed, for it may be what kills them
+FAILED_ALIVE = frozenset({"reason", "repeats", "surplus"})  # user attributes of trials that failed with a live worker
 
 
 def default_url(folder: Path) -> str:
-    """Return the URL of a study without one: a journal in its folder, or the SQLite file that it began with."""
+    """Return the URL of a study that names none: the SQLite file it began with, else a journal in its folder."""
     database = folder / "study.db"
     return f"sqlite:///{database}" if database.exists() else f"journal:///{folder / 'study.log'}"
 
 
 @dataclass(frozen=True)
 class Store:
-    """A storage, open.
+    """An open storage.
 
     Attributes:
-        url: as given.
+        url: as configured.
         backend: Optuna's storage.
-        locks: folder of the locks that tell which trials run on this machine.
-        grace_seconds: on a server, after which a worker without a heartbeat counts as dead; 0: locks tell at once.
+        locks: folder of the locks of the trials that run on this machine.
+        grace_seconds: on a server, a worker without a heartbeat for so long counts as dead; 0 for files, which lock.
     """
 
     url: str
@@ -45,48 +57,51 @@ class Store:
     grace_seconds: int = 0
 
     def close(self) -> None:
-        """Let go of a database's connections; a file is not held open."""
+        """Close a database's connections; a file is not held open."""
         if hasattr(self.backend, "engine"):
             self.backend.remove_session()
             self.backend.engine.dispose()
 
 
 def open_store(url: str, folder: Path, heartbeat_seconds: int) -> Store:
-    """Open or make a storage.
+    """Open or create a storage.
 
     Args:
         url: see `KINDS`.
-        folder: the study's; a server's locks lie there, a file's beside the file.
-        heartbeat_seconds: between two signs of life on PostgreSQL.
+        folder: the study's folder. A server's locks lie there; a file's lie beside the file.
+        heartbeat_seconds: between two heartbeats on PostgreSQL.
 
     Raises:
-        ConfigError: a URL of another kind, or a driver is missing.
-        StudyError: it cannot be opened.
+        ConfigError: the URL is of another kind, or a driver is missing.
+        StudyError: the storage cannot be opened.
     """
     kind, _, rest = url.partition(":///")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if kind == "sqlite" and rest:
-            locks = _locks_beside(rest, url)
-            return Store(url, _database(url, engine_kwargs={"connect_args": {"timeout": _SQLITE_SECONDS}}), locks)
+            locks = _lock_folder(rest, url)
+            timeout = {"connect_args": {"timeout": _SQLITE_TIMEOUT_SECONDS}}
+            return Store(url, _open_database(url, engine_kwargs=timeout), locks)
         if (kind == "journal" and rest) or ("://" not in url and url.endswith(".log")):
             path = rest or url
-            locks = _locks_beside(path, url)
+            locks = _lock_folder(path, url)
             return Store(url, JournalStorage(JournalFileBackend(path, lock_obj=_JournalLock(locks))), locks)
         if url.startswith(("postgresql://", "postgresql+psycopg://", "postgres://")):
             grace = _MISSED_BEATS * heartbeat_seconds
-            backend = _database(
+            backend = _open_database(
                 "postgresql+psycopg://" + url.partition("://")[2],
-                heartbeat_interval=heartbeat_seconds, grace_period=grace,
-                heartbeat_stale_trial_callback=recovery.retry, engine_kwargs={"pool_pre_ping": True},
-            )  # fmt: skip
+                heartbeat_interval=heartbeat_seconds,
+                grace_period=grace,
+                heartbeat_stale_trial_callback=retry,
+                engine_kwargs={"pool_pre_ping": True},
+            )
             runs.make_folder(folder / ".locks")
             return Store(url, backend, folder / ".locks", grace)
     raise ConfigError(f"tune.storage: expected {KINDS}; found '{runs.hide_password(url)}'")
 
 
 class _JournalLock:
-    """A lock that the system releases when its process dies; Optuna's own would make the others wait half a minute."""
+    """A lock that the system releases when its process dies; after a crash, Optuna's own blocks for half a minute."""
 
     def __init__(self, locks: Path) -> None:
         self._lock = filelock.FileLock(locks / "journal")
@@ -99,28 +114,68 @@ class _JournalLock:
         self._lock.release()
 
 
-def _locks_beside(text: str, url: str) -> Path:
-    path = Path(text)
+def _lock_folder(file: str, url: str) -> Path:
+    path = Path(file)
     if not path.parent.is_dir():
-        raise ConfigError(f"tune.storage: {url}: there is no folder {path.parent}; make it or choose another")
+        raise ConfigError(f"tune.storage: {url}: folder {path.parent} does not exist; create it or choose another")
     locks = path.with_name(f".{path.name}.locks")
     runs.make_folder(locks)
     return locks
 
 
-def _database(url: str, **options: Any) -> Any:
-    """Open a database; tables that are being made by another process are looked for again."""
+def _open_database(url: str, **options: Any) -> Any:
+    """Open a database; try again while other processes create its tables."""
     import sqlalchemy.exc
 
-    shown = runs.hide_password(url).replace("+psycopg", "")
-    for left in reversed(range(_TRIES)):
+    public_url = runs.hide_password(url).replace("+psycopg", "")
+    for attempts_left in reversed(range(_OPEN_ATTEMPTS)):
         try:
             return optuna.storages.RDBStorage(url, **options)
         except ImportError:
-            raise ConfigError(f"tune.storage: {shown} needs psycopg: pip install 'comp[postgres]'") from None
+            raise ConfigError(f"tune.storage: {public_url} needs psycopg: pip install 'comp[postgres]'") from None
         except sqlalchemy.exc.SQLAlchemyError as error:
             reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            if not left or not any(text in str(error).lower() for text in _MADE_MEANWHILE):
-                raise StudyError(f"tune.storage: {shown} cannot be opened: {reason}") from None
+            if not attempts_left or not any(text in str(error).lower() for text in _CREATED_MEANWHILE):
+                raise StudyError(f"tune.storage: {public_url} cannot be opened: {reason}") from None
             time.sleep(random.uniform(0.05, 0.3))
-    raise AssertionError("the last try raises")
+    raise AssertionError("the last attempt raises")
+
+
+def worker_deaths(trial: FrozenTrial) -> int:
+    """Return how many workers died over a trial before it was queued again, as Optuna's callback counts them."""
+    return len(trial.system_attrs.get("retry_history", ()))
+
+
+def retry(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Queue a trial whose worker died again, `MAX_RETRIES` times: parameters, reports and attributes are kept."""
+    if FAILED_ALIVE.isdisjoint(trial.user_attrs):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            callback = RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES, inherit_intermediate_values=True)
+        callback(study, trial)
+
+
+def recover(study: "Study") -> None:
+    """Queue the trials of dead workers again; the caller holds the study's turn and runs no trial."""
+    if study.store.grace_seconds:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            fail_stale_trials(study.optuna)
+    for trial in study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if _is_dead(study, trial):
+            dead = study.optuna.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            if dead.state == TrialState.FAIL:  # it may have ended since it was listed
+                retry(study.optuna, dead)
+
+
+def _is_dead(study: "Study", trial: FrozenTrial) -> bool:
+    if study.store.grace_seconds:
+        # Optuna misses workers that die before their first heartbeat; they leave a trial without a config hash.
+        has_started = "config_hash" in trial.user_attrs
+        first_seen = study.first_seen.setdefault(trial.number, time.monotonic())
+        return not has_started and time.monotonic() - first_seen > study.store.grace_seconds
+    try:
+        with study.lock_of(trial.number):
+            return True
+    except filelock.Timeout:
+        return False

@@ -1,4 +1,4 @@
-"""One trial: an ordinary training, or one for each fold, watched by the study's pruner at its epochs' ends."""
+"""Train one trial: an ordinary run, or one for each fold, which the study's pruner may stop after an epoch."""
 
 import gc
 import math
@@ -7,7 +7,7 @@ import signal
 import statistics
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,131 +25,132 @@ from comp.tracking.tracker import Tracker
 from comp.training.early_stopping import Stop
 from comp.training.loop import Epoch
 from comp.tuning import objectives, pruners
-from comp.tuning.study import Study, failed
+from comp.tuning.study import Study, record_failure
 from comp.workflows import train
 
 
-class TakenOver(BaseException):
-    """A trial that another process took for dead, and has ended, while this one was training it."""
+class TrialTakenOver(BaseException):
+    """Another process took this worker for dead and ended its trial."""
 
 
 @dataclass
-class Data:
-    """A study's data, opened once in a process: for each fold that its trials train."""
+class TrialRunner:
+    """Trains the trials of a study in one process.
 
-    opened: dict[int, Dataset] = field(default_factory=dict)
-
-    def of(self, config: Config, progress: Progress) -> Dataset:
-        """Return a trial's data."""
-        if config.data.fold not in self.opened:
-            self.opened[config.data.fold] = open_dataset(config, progress)
-        return self.opened[config.data.fold]
-
-
-def run(
-    study: Study, trial: Trial, config: Config, data: Data, runs_root: Path, tracker: Tracker, progress: Progress
-) -> list[float]:
-    """Train a trial's config and return its values.
-
-    Raises:
-        TrialPruned: it looked bad.
-        Exception: what went wrong (memory, a loss that is not finite, ...); its reason is kept with the trial.
-        TakenOver: see there.
-        Interrupted: a signal; the trial waits for the next command, and its run can be resumed.
+    Attributes:
+        study: see `comp.tuning.study`.
+        runs_root: where run folders are made.
+        datasets: fold -> its data, opened when a trial first needs them.
+        tracker: receives the events of all trainings.
+        progress: called at every step.
     """
-    try:
+
+    study: Study
+    runs_root: Path
+    datasets: dict[int, Dataset]
+    tracker: Tracker
+    progress: Progress
+
+    def run(self, trial: Trial, config: Config) -> list[float]:
+        """Train a trial's config and return its values.
+
+        Raises:
+            TrialPruned: the pruner stopped it.
+            Exception: it failed (memory, a loss that is not finite, ...); the reason is stored with the trial.
+            TrialTakenOver: another process has ended the trial.
+            Interrupted: a signal; the trial waits for the next command, which resumes its run.
+        """
         try:
-            return _train(study, trial, config, data, runs_root, tracker, progress)
-        except (TrialPruned, UpdateFinishedTrialError):
+            try:
+                return self._train(trial, config)
+            except (TrialPruned, UpdateFinishedTrialError):
+                raise
+            except Exception as error:
+                _free_memory()
+                record_failure(trial, error)
+                raise
+        except UpdateFinishedTrialError:
+            raise TrialTakenOver from None
+        except Exception:
             raise
-        except Exception as error:
-            _free_memory()
-            failed(trial, error)
+        except BaseException as stop:
+            self.study.requeue(trial)
+            if isinstance(stop, KeyboardInterrupt):  # in notebooks, where comp handles no signals
+                raise Interrupted(signal.SIGINT) from None
             raise
-    except UpdateFinishedTrialError:
-        raise TakenOver from None
-    except Exception:
-        raise
-    except BaseException as stop:
-        study.put_back(trial)
-        if isinstance(stop, KeyboardInterrupt):  # where nobody notes signals, as in notebooks
-            raise Interrupted(signal.SIGINT) from None
-        raise
+
+    def _train(self, trial: Trial, config: Config) -> list[float]:
+        track = config.track.model_copy(update={"group": self.study.group})
+        over_folds = self.study.config.tune.folds == "all"
+        fold_values: list[list[float]] = []
+        seconds, epochs = 0.0, 0
+        for fold in range(config.data.folds or 1) if over_folds else (config.data.fold,):
+            data = config.data.model_copy(update={"fold": fold})
+            watch = _PruningWatch(self.study, trial, config, ignores_epochs=over_folds)
+            run = self._one_run(trial, config.model_copy(update={"data": data, "track": track}), watch)
+            scores = run.metrics()
+            seconds, epochs = seconds + scores.train_seconds, epochs + scores.epochs
+            costs = {"seconds": round(seconds, 2), "epochs": epochs, "parameters": scores.parameters}
+            for name, value in costs.items():
+                trial.set_user_attr(name, value)
+            if watch.pruned:
+                raise TrialPruned
+            fold_values.append(objectives.values_of(self.study.config, scores))
+            if over_folds and _is_pruned_after(fold, self.study, trial, [values[0] for values in fold_values]):
+                raise TrialPruned
+        values = [statistics.fmean(column) for column in zip(*fold_values, strict=True)]
+        if not all(math.isfinite(value) for value in values):
+            raise RunError(f"objectives {values} are not finite")
+        return values
+
+    def _one_run(self, trial: Trial, config: Config, watch: "_PruningWatch") -> Run:
+        """Train one run, or resume the run of an earlier worker."""
+        fold = config.data.fold
+        if fold not in self.datasets:
+            self.datasets[fold] = open_dataset(config, self.progress)
+        key = f"run-{fold}"
+        run = resumable_run(trial.user_attrs.get(key))
+        shared: dict[str, Any] = {
+            "dataset": self.datasets[fold],
+            "on_epoch": watch,
+            "progress": _with_label(f"{self.study.run_prefix} {trial.number}", self.progress),
+            "tracker": self.tracker,
+        }
+        if run is not None:
+            watch.catch_up(run)
+            return train.resume(run, **shared)
+
+        def record_run(run: Run, model: Any) -> None:
+            trial.set_user_attr(key, str(run.path))
+
+        suffix = f"-fold{fold}" if self.study.config.tune.folds == "all" else ""
+        name, group = f"{self.study.run_prefix}-{trial.number:04d}{suffix}", self.study.folder.name
+        return train.train(config, name=name, runs_root=self.runs_root, group=group, on_start=record_run, **shared)
 
 
 def _free_memory() -> None:
-    """Let go of a model that did not fit, which would keep the next one out."""
+    """Free the memory of a failed training for the next trial."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _train(
-    study: Study, trial: Trial, config: Config, data: Data, runs_root: Path, tracker: Tracker, progress: Progress
-) -> list[float]:
-    track = config.track.model_copy(update={"group": study.group})
-    over_folds = study.config.tune.folds == "all"
-    found: list[list[float]] = []
-    seconds, epochs = 0.0, 0
-    for fold in range(config.data.folds or 1) if over_folds else (config.data.fold,):
-        fold_config = config.model_copy(update={"data": config.data.model_copy(update={"fold": fold}), "track": track})
-        watch = _Watch(study, trial, config, silent=over_folds)
-        trained = _one_run(study, trial, fold_config, data, runs_root, tracker, watch, progress)
-        scores = trained.metrics()
-        seconds, epochs = seconds + scores.train_seconds, epochs + scores.epochs
-        costs = {"seconds": round(seconds, 2), "epochs": epochs, "parameters": scores.parameters}
-        for name, value in costs.items():
-            trial.set_user_attr(name, value)
-        if watch.pruned:
-            raise TrialPruned
-        found.append(objectives.values_of(study.config, scores))
-        if over_folds and _is_pruned_after(fold, study, trial, [values[0] for values in found]):
-            raise TrialPruned
-    values = [statistics.fmean(column) for column in zip(*found, strict=True)]
-    if not all(math.isfinite(value) for value in values):
-        raise RunError(f"its values are not finite: {values}")
-    return values
-
-
-def _one_run(
-    study: Study, trial: Trial, config: Config, data: Data, runs_root: Path, tracker: Tracker, watch: "_Watch",
-    progress: Progress,
-) -> Run:  # fmt: skip
-    """Train one run, or go on with the one that an earlier worker has begun."""
-    dataset = data.of(config, progress)
-    key = f"run-{config.data.fold}"
-    begun = begun_by(trial.user_attrs.get(key))
-    labelled = _labelled(f"{study.kind} {trial.number}", progress)
-    if begun is not None:
-        watch.catch_up(begun)
-        return train.resume(begun, dataset=dataset, on_epoch=watch, progress=labelled, tracker=tracker)
-
-    def note(run: Run, model: Any) -> None:
-        trial.set_user_attr(key, str(run.path))
-
-    fold = f"-fold{config.data.fold}" if study.config.tune.folds == "all" else ""
-    return train.train(
-        config, name=f"{study.kind}-{trial.number:04d}{fold}", runs_root=runs_root, group=study.folder.name,
-        dataset=dataset, on_start=note, on_epoch=watch, progress=labelled, tracker=tracker,
-    )  # fmt: skip
-
-
-def begun_by(path: str | None) -> Run | None:
-    """Return the run that an earlier worker has begun and this one can go on with; what is left of another goes."""
+def resumable_run(path: str | None) -> Run | None:
+    """Return the run of an earlier worker if it can be resumed; remove one that stopped before its first step."""
     if path is None or not Path(path).is_dir():
         return None
-    begun = Run(Path(path))
+    run = Run(Path(path))
     try:
-        with begun.writing():
-            if all((begun.path / name).is_file() for name in ("config.yaml", "provenance.json", "execution.json")):
-                return begun
-            shutil.rmtree(begun.path)  # stopped before its first step: nothing in it was trained
+        with run.writing():
+            if all((run.path / name).is_file() for name in ("config.yaml", "provenance.json", "execution.json")):
+                return run
+            shutil.rmtree(run.path)
     except RunError:
-        pass  # written by one that was taken for dead: it keeps its run, and this trial begins another
+        pass  # a worker that was taken for dead still writes it, so this trial begins another run
     return None
 
 
-def _labelled(label: str, progress: Progress) -> Progress:
+def _with_label(label: str, progress: Progress) -> Progress:
     def labelled(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         progress(f"{label}, {what}", done, total, unit, note)
 
@@ -157,7 +158,7 @@ def _labelled(label: str, progress: Progress) -> Progress:
 
 
 def _is_pruned_after(fold: int, study: Study, trial: Trial, scores: list[float]) -> bool:
-    """Report a fold and ask: `wilcoxon` compares folds one by one, the others their mean so far."""
+    """Report a fold to the pruner: `wilcoxon` compares single folds, the others their mean so far."""
     if study.config.tune.pruner == "none":
         return False
     value = scores[-1] if study.config.tune.pruner == "wilcoxon" else statistics.fmean(scores)
@@ -167,20 +168,20 @@ def _is_pruned_after(fold: int, study: Study, trial: Trial, scores: list[float])
 
 def _report(trial: Trial, value: float, step: int) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a resumed training tells some epochs twice, and the first time counts
+        warnings.simplefilter("ignore")  # a resumed training reports some epochs twice; the first report counts
         trial.report(value, step)
 
 
-class _Watch:
-    """An `on_epoch` that reports epochs to the study and ends the training where its pruner says so.
+class _PruningWatch:
+    """An `on_epoch` that reports epochs to the study and stops the training if its pruner decides so.
 
-    With a time budget the steps are tenths of it: models of different speed are compared at the same time, by what was
-    last known then.
+    With a time budget, the steps are tenths of it, so that models of different speed are compared at the same time, by
+    their last value.
     """
 
-    def __init__(self, study: Study, trial: Trial, config: Config, *, silent: bool) -> None:
+    def __init__(self, study: Study, trial: Trial, config: Config, *, ignores_epochs: bool) -> None:
         self._study, self._trial = study, trial
-        self._silent = silent or study.config.tune.pruner == "none"
+        self._ignores_epochs = ignores_epochs or study.config.tune.pruner == "none"
         self._budget = seconds_of(config.train.budget) if config.train.budget else 0.0
         self._last = pruners.BUDGET_STEPS if config.train.budget else config.train.epochs
         self._seconds, self._tenths = 0.0, 0
@@ -188,29 +189,29 @@ class _Watch:
         self.pruned = False
 
     def catch_up(self, run: Run) -> None:
-        """Take over what the run's history tells of earlier epochs."""
+        """Read the time and the state of earlier epochs from the run."""
         self._seconds = sum(float(row["seconds"]) for row in run.history())
         self._tenths = self._tenth()
         self.pruned = run.is_complete() and run.metrics().stopped.startswith("pruned")
 
     def __call__(self, epoch: Epoch) -> Stop | None:
-        if self._silent:
+        if self._ignores_epochs:
             return None
         of_epoch: Callable[[Epoch], float | None] | None = objectives.chosen(self._study.config)[0].of_epoch
-        assert of_epoch is not None, "a pruner that watches this was refused"
+        assert of_epoch is not None, "check_study refuses pruners for metrics without epochs"
         value = of_epoch(epoch)
         self._seconds += epoch.seconds
         if value is None or not math.isfinite(value):
             return None
-        for step, known in self._steps(epoch, value):
-            _report(self._trial, known, step)
-            if step < self._last and self._trial.should_prune():  # what has ended needs no pruning
+        for step, step_value in self._steps(epoch, value):
+            _report(self._trial, step_value, step)
+            if step < self._last and self._trial.should_prune():  # a finished training needs no pruning
                 self.pruned = True
                 return Stop(f"pruned by {self._study.config.tune.pruner} at step {step} of trial {self._trial.number}")
         return None
 
     def _steps(self, epoch: Epoch, value: float) -> list[tuple[int, float]]:
-        """Return the steps that have passed since the last epoch, with what was known at each."""
+        """Return the steps since the last epoch, with the last value at each."""
         if not self._budget:
             return [(epoch.number, value)]
         before, self._tenths = self._tenths, self._tenth()
@@ -219,6 +220,6 @@ class _Watch:
         return [*missed, (self._tenths, value)] if self._tenths > before else []
 
     def _tenth(self) -> int:
-        return (
-            min(pruners.BUDGET_STEPS, int(pruners.BUDGET_STEPS * self._seconds / self._budget)) if self._budget else 0
-        )
+        if not self._budget:
+            return 0
+        return min(pruners.BUDGET_STEPS, int(pruners.BUDGET_STEPS * self._seconds / self._budget))

@@ -1,4 +1,4 @@
-"""What a study tells W&B when it has ended: one run beside its trials, the same one when it is continued."""
+"""Log a study's results to W&B: one run beside its trials' runs, the same run when the study continues."""
 
 import re
 import secrets
@@ -7,91 +7,95 @@ from pathlib import Path
 from typing import Any
 
 from comp.results.runs import Run
-from comp.tracking import login, payload, state, upload
+from comp.tracking import payload, state, upload
 from comp.tracking.payload import Table
-from comp.tuning import confirm
-from comp.tuning.results import Report
+from comp.tracking.tracker import wandb_mode
+from comp.tuning.results import StudyReport
 from comp.tuning.study import Study
 
-_KEPT = "wandb"  # of the study's attributes: the id of its W&B run, and how often it was told
-_MOST_LETTERS = 120  # of an artifact's name; W&B takes 128
+_ATTRIBUTE = "wandb"  # of the study: its W&B run's id, and how often it was logged (`told`)
+_MAX_NAME_LENGTH = 120  # of an artifact; W&B's limit is 128
 
 
-def tell(search: Study, report: Report, *, pictures: bool) -> None:
-    """Tell W&B what a study has come to, unless `track.wandb` is disabled; nothing that goes wrong there stops it.
+def log_study(search: Study, report: StudyReport, *, pictures: bool) -> None:
+    """Log a study's results to W&B unless `track.wandb` is disabled; errors become a note.
 
-    It is kept in an offline segment below the study's folder, and uploaded where one is logged in; what the network
+    They go to an offline segment below the study's folder, which is uploaded if you are logged in. What the network
     does not take within ten seconds waits for `comp leaderboard --sync`.
 
     Args:
         search: the study.
-        report: of it, its files written.
+        report: of the study, with its files written.
         pictures: whether its plots were drawn.
     """
-    mode = login.mode_of(search.config.track)
+    mode = wandb_mode(search.config.track)
     if mode == "disabled":
         return
-    place = Run(search.folder.absolute())  # no run itself, but W&B's files lie below both alike
+    folder = Run(search.folder.absolute())  # not a run, but its W&B files lie like a run's
     try:
-        with state.telling(place):
-            _write(search, report, place, pictures=pictures)
+        with state.locked(folder):
+            _write(search, report, folder, pictures=pictures)
             if mode == "online":
-                upload.upload(state.waiting(place), upload.END_SECONDS)
+                upload.upload(state.waiting(folder), upload.END_SECONDS)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        print(f"note: W&B was not told all of the study: {reason}", file=sys.stderr)
+        print(f"note: W&B: the study was not logged completely: {reason}", file=sys.stderr)
 
 
-def _write(search: Study, report: Report, place: Run, *, pictures: bool) -> None:
+def _write(search: Study, report: StudyReport, folder: Run, *, pictures: bool) -> None:
     from comp.tracking import writer
 
-    known = search.optuna.user_attrs.get(_KEPT) or {"id": secrets.token_hex(4), "told": 0}
-    known = {**known, "told": known["told"] + 1}
-    search.optuna.set_user_attr(_KEPT, known)  # with its trials, for every machine
+    record = search.optuna.user_attrs.get(_ATTRIBUTE) or {"id": secrets.token_hex(4), "told": 0}
+    record = {**record, "told": record["told"] + 1}
+    search.optuna.set_user_attr(_ATTRIBUTE, record)  # in the storage, for all machines
     track = search.config.track
-    shown: dict[str, Any] = {name: writer.table(values) for name, values in _tables(report).items()}
+    values: dict[str, Any] = {name: writer.table(table) for name, table in _tables(report).items()}
     if pictures:
-        shown |= {f"plots/{path.stem}": writer.picture(path) for path in payload.pictures(place)}
-    with writer.segment(
-        place.path, track, id=known["id"], project=track.project or search.config.competition.name, name=report.name,
-        group=search.group, job_type="study", tags=list(track.tags) or None,
-        config=search.config.model_dump(mode="json", exclude=payload.UNTOLD),
-    ) as opened:  # fmt: skip
-        opened.log(shown, step=known["told"], commit=True)
-        if report.best:  # copied: the next end of the study replaces the file
-            name = re.sub(r"[^A-Za-z0-9_.-]", "_", report.name)[:_MOST_LETTERS]
-            writer.log_artifact(opened, f"{name}-best", "config", [report.best], copied=True)
-        opened.summary.update(_summary(search, report))
+        values |= {f"plots/{path.stem}": writer.picture(path) for path in payload.pictures(folder)}
+    options = {
+        "id": record["id"],
+        "project": track.project or search.config.competition.name,
+        "name": report.name,
+        "group": search.group,
+        "job_type": "study",
+        "tags": list(track.tags) or None,
+        "config": search.config.model_dump(mode="json", exclude=payload.PRIVATE),
+    }
+    with writer.segment(folder.path, track, **options) as wandb_run:
+        wandb_run.log(values, step=record["told"], commit=True)
+        if report.best:  # copied, because the continued study replaces the file
+            name = re.sub(r"[^A-Za-z0-9_.-]", "_", report.name)[:_MAX_NAME_LENGTH]
+            writer.log_artifact(wandb_run, f"{name}-best", "config", [report.best], copied=True)
+        wandb_run.summary.update(_summary(search, report))
 
 
-def _summary(search: Study, report: Report) -> dict[str, Any]:
+def _summary(search: Study, report: StudyReport) -> dict[str, Any]:
     counts = {name: report.counts[name] for name in ("done", "pruned", "failed", "waiting")}
-    values: dict[str, Any] = {
-        "study": report.name, "metric": ", ".join(report.metrics), "trials": counts, "importance": report.importance
-    }  # fmt: skip
-    best = next(iter(confirm.ranked(search)), None)
+    values: dict[str, Any] = {"study": report.name, "metric": ", ".join(report.metrics), "trials": counts}
+    values["importance"] = report.importance
+    best = next(iter(search.ranked()), None)
     if best is not None:
         values["best"] = {"trial": best.number, "value": best.values[0]}
     row = next((row for row in report.trials if row["trial"] == report.recommended), None)
     if row is not None:
         tuned = {path: row[path] for path in search.config.tune.space if row[path] is not None}
-        values["recommended"] = {"trial": row["trial"], **_run(row), **_cells(tuned)}
-        again = next((row for row in report.confirmed if row.trial == report.recommended), None)
-        if again is not None:
-            values["recommended"] |= {"mean": again.mean, "deviation": again.deviation}
-    return payload.results(values)
+        values["recommended"] = {"trial": row["trial"], **_run_names(row), **_cells(tuned)}
+        confirmed = next((row for row in report.confirmed if row.trial == report.recommended), None)
+        if confirmed is not None:
+            values["recommended"] |= {"mean": confirmed.mean, "deviation": confirmed.deviation}
+    return payload.flatten(values)
 
 
-def _run(row: dict[str, Any]) -> dict[str, str]:
-    """Return the name of a trial's run, and its id in W&B where it was tracked."""
+def _run_names(row: dict[str, Any]) -> dict[str, str]:
+    """Return the name of a trial's run, and its W&B id if it was tracked."""
     if not row["run"]:
         return {}
     run = Run(Path(row["run"]))
-    known = state.read(run) if run.path.is_dir() else None
-    return {"run": run.path.name} | ({"wandb_id": known.id} if known else {})
+    tracked = state.read(run) if run.path.is_dir() else None
+    return {"run": run.path.name} | ({"wandb_id": tracked.id} if tracked else {})
 
 
-def _tables(report: Report) -> dict[str, Table]:
+def _tables(report: StudyReport) -> dict[str, Table]:
     tables = {
         "trials": report.trials,
         "importance": [{"knob": path, "share": share} for path, share in report.importance.items()],
@@ -99,12 +103,13 @@ def _tables(report: Report) -> dict[str, Table]:
     }
     return {
         name: Table(list(rows[0]), [list(_cells(row).values()) for row in rows])
-        for name, rows in tables.items() if rows
-    }  # fmt: skip
+        for name, rows in tables.items()
+        if rows
+    }
 
 
 def _cells(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row's values as a table can hold them: lists and mappings as text."""
+    """Return a row's values for a table: lists and mappings become text."""
     return {
         name: value if value is None or isinstance(value, str | int | float) else str(value)
         for name, value in row.items()

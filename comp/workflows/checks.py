@@ -22,7 +22,7 @@ from comp.results import class_names, metrics, runs
 from comp.runtime import device
 from comp.runtime.errors import ConfigError, UserError, unknown
 from comp.submission import derive_format, rules, write
-from comp.tracking import login
+from comp.tracking import tracker
 from comp.training import best_weights, losses, optimizers, schedules
 
 _ASSUMED_CLASSES = 10  # of a network whose data are not open
@@ -66,7 +66,7 @@ def _check_alone(config: Config, runs_root: Path) -> None:
         # selection or early stopping by a split that is never measured
         lambda: best_weights.check_validation(config),
         # online tracking without a W&B login
-        lambda: login.check_login(config.track),
+        lambda: tracker.check_login(config.track),
         # a runs folder that cannot be written, or too little disk space
         lambda: _check_disk(config, runs_root),
     )

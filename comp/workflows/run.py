@@ -8,7 +8,7 @@ from comp.config import Config
 from comp.data.dataset import Dataset
 from comp.results.runs import Run
 from comp.runtime.progress import Progress, quiet
-from comp.tracking.tracker import opened
+from comp.tracking.tracker import open_tracker
 from comp.training.loop import OnEpoch
 from comp.workflows.build import prepare
 from comp.workflows.checks import default_submission
@@ -32,7 +32,7 @@ def run_config(
     `output` is the submission's CSV, by default a free name; `force` replaces an existing one. `on_data` is called with
     the open data, before training; `training` are further arguments of `train`.
     """
-    with opened(config.track) as tracker:
+    with open_tracker(config.track) as tracker:
         dataset = prepare(config, runs_root, progress)
         on_data(dataset)
         run = train(config, runs_root=runs_root, dataset=dataset, progress=progress, tracker=tracker, **training)
@@ -49,7 +49,7 @@ def resume_run(
     progress: Progress = quiet,
 ) -> Run:
     """Resume a run's training, if it is not complete, and finish the run; see `run_config`."""
-    with opened(run.config().track) as tracker:
+    with open_tracker(run.config().track) as tracker:
         dataset = open_run_data(run, progress)
         resume(run, dataset=dataset, on_epoch=on_epoch, progress=progress, tracker=tracker)
         finish(run, dataset=dataset, output=output, force=force, progress=progress)

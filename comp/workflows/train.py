@@ -19,7 +19,7 @@ from comp.runtime import device
 from comp.runtime.device import Execution
 from comp.runtime.errors import RunError
 from comp.runtime.progress import Progress, quiet
-from comp.tracking.tracker import Tracker, opened
+from comp.tracking.tracker import Tracker, open_tracker
 from comp.training import autotune, checkpoint, loop, lr_find
 from comp.training.autotune import ExecutionChoice
 from comp.training.checkpoint import TrainState
@@ -80,7 +80,7 @@ def train(
     run = runs.create(runs_root, config, name, provenance_of(config, dataset, model), group=group)
     on_start(run, model)
     deterministic = device.only_deterministic(config.train.deterministic)
-    with opened(config.track, tracker) as tracker, run.writing(), deterministic:
+    with open_tracker(config.track, tracker) as tracker, run.writing(), deterministic:
         splitting.save(run.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         choice = ExecutionChoice(execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
@@ -108,7 +108,7 @@ def resume(
     """
     if run.is_complete():
         if tracker:
-            tracker.begin(run)  # test and suite scores may follow
+            tracker.start(run)  # test and suite scores may follow
         return run
     state = run.path / "state.pt"
     if not state.exists() and (run.path / "final.safetensors").exists():
@@ -122,7 +122,7 @@ def resume(
         raise RunError(device.removed_engine_message(run.path))
     dataset = verify_run_data(run, dataset or team.main_process_first(lambda: open_run_data(run, progress)))
     deterministic = device.only_deterministic(config.train.deterministic)
-    with opened(config.track, tracker) as tracker, run.writing(), deterministic:
+    with open_tracker(config.track, tracker) as tracker, run.writing(), deterministic:
         path = run.path / "execution.json"
         if path.exists():
             execution = device.from_json(runs.read_json(path), str(path))
@@ -219,10 +219,10 @@ def _fit_and_score(
     context = build_context(
         config, loaded.dataset, run, loaded.model, execution, fresh=fresh, began=began, progress=progress, team=team
     )
-    tracker.begin(run)  # after everything that is timed, which should have the machine to itself
+    tracker.start(run)  # after everything that is timed, which should have the machine to itself
 
     def on_epoch_end(epoch: Epoch) -> Stop | None:
-        tracker.tell()
+        tracker.log()
         return on_epoch(epoch)
 
     state = loop.fit(context, resume=resume, on_epoch=on_epoch_end, progress=progress)
@@ -232,7 +232,7 @@ def _fit_and_score(
     loaded = replace(loaded, data=context.dataset)
     scores = _score_weight_files(loaded, context, state, progress)
     if loaded.dataset.val is not None:
-        tracker.show(run, loaded.dataset.val.images)
+        tracker.save_mistakes(run, loaded.dataset.val.images)
     trained = {**_describe_training(context, state), **scores}
     run.write_metrics(describe_network(loaded, "run").model_copy(update=trained))
     if not config.train.keep_state:  # removed last: a run killed at any moment is complete or can be resumed

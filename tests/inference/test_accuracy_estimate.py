@@ -85,7 +85,7 @@ def test_predict_prints_what_a_folder_of_distortions_should_score_before_and_aft
     assert comp("predict", run.path, "--suite", folder, "--severities", 2).code == 0
     result = comp("predict", run.path, "--suite", folder, "--severities", 2, "--adapt", "bn", "-o", "strange.csv")
     assert result.code == 0, result.err
-    assert "expected accuracy" in result.out
+    assert "estimated accuracy" in result.out
     assert "before adapting" in result.out
     lines = Path("strange.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines[1:5]] == [

@@ -259,7 +259,7 @@ def test_grey_runs_and_another_suite_do_without_their_data_too(
     assert "1 of 41 have another size than the run's 32x32" in said["notes"][0]
     suite = comp("predict", trained.path, "--suite", "suite", "-o", "suite.csv")
     assert suite.code == 0, suite.err
-    assert "expected accuracy" in suite.out
+    assert "estimated accuracy" in suite.out
     assert len(table("suite.csv")) == len(np.load("suite/distortion00.npy")) * len(list(Path("suite").glob("*.npy")))
     old = {key: value for key, value in trained.provenance().items() if key != "numbered"}  # of before these were kept
     trained.write_json("provenance.json", old)

@@ -243,7 +243,7 @@ def _partner_holds(found: re.Match[str], scripted: Scripted) -> None:
 
 SENTENCES = {
     "sorted": r"sorted by ood_metric \(the competition's metric on shifted validation\)",
-    "key": r"<: more than chance below the row above it; ~: may be chance \(each at 95 %\)",
+    "key": r"< significantly worse than the row above \(95 %\); ~ not significant",
     "agreement": r"(?P<kind>shifted|clean) validation and the public scores of (?P<count>\d+) submissions: rank "
     r"correlation (?P<rho>\S+) \((?P<low>\S+) to (?P<high>\S+)\)(?P<chance>, which may be chance)?",
     "warning": r"warning: (?P<validated>\S+) is best by shifted validation and in public (?P<below>\S+) below "

@@ -92,7 +92,7 @@ def test_a_csv_that_was_written_anew_does_not_keep_the_score_of_the_old_one(comp
 
 @pytest.mark.parametrize("other", ["classes", "metric", "task"])
 def test_runs_of_another_kind_are_listed_and_not_compared(comp: Callable[..., Result], other: str) -> None:
-    assert comp("leaderboard").out.count(" ~ ") == 2
+    assert comp("leaderboard").out.count(" ~ │") == 2
     if other == "classes":
         provenance = Path(ENSEMBLE) / "provenance.json"
         change(provenance, classes=[*json.loads(provenance.read_text())["classes"][:-1], "ten"])
@@ -187,7 +187,7 @@ def test_the_leaderboard_fits_the_window_with_names_whole(folder: Path, columns:
         "model",
         "parameters",
         "val",
-        "expected",
+        "estimated",
         "public",
         "test",
         "suite",

@@ -3,17 +3,17 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comp.tuning.confirm import Confirmed, mark, recommended
+from comp.tuning.confirm import ConfirmedTrial, mark_within_noise, recommended
 
 
-def again(trial: int, *scores: float, seconds: float = 10.0, parameters: int = 100) -> Confirmed:
+def again(trial: int, *scores: float, seconds: float = 10.0, parameters: int = 100) -> ConfirmedTrial:
     """Return a trial's scores with new seeds."""
-    return Confirmed(trial, max(scores), scores, sum(scores) / len(scores), None, seconds, parameters)
+    return ConfirmedTrial(trial, max(scores), scores, sum(scores) / len(scores), None, seconds, parameters)
 
 
-def near(*rows: Confirmed) -> list[int]:
+def near(*rows: ConfirmedTrial) -> list[int]:
     """Return the trials within noise of the first."""
-    return [row.trial for row in mark(rows) if row.within_noise]
+    return [row.trial for row in mark_within_noise(rows) if row.within_noise]
 
 
 def test_scores_that_overlap_are_within_noise_and_clear_losers_are_not() -> None:
@@ -34,17 +34,19 @@ def test_less_is_better_works_the_same() -> None:
 
 def test_the_cheaper_of_equals_is_recommended_and_the_best_where_none_is_clearly_cheaper() -> None:
     scores = (0.90, 0.92, 0.91)
-    found = mark([again(0, *scores), again(1, *scores, seconds=9.5), again(2, 0.1, 0.1, 0.1, seconds=1.0)])
+    found = mark_within_noise([again(0, *scores), again(1, *scores, seconds=9.5), again(2, 0.1, 0.1, 0.1, seconds=1.0)])
     assert recommended(found, budgeted=False).trial == 0
-    found = mark([again(0, *scores), again(1, *scores, seconds=5.0), again(2, 0.1, 0.1, 0.1, seconds=1.0)])
+    found = mark_within_noise([again(0, *scores), again(1, *scores, seconds=5.0), again(2, 0.1, 0.1, 0.1, seconds=1.0)])
     assert recommended(found, budgeted=False).trial == 1
-    found = mark([again(0, *scores), again(1, *scores, parameters=50)])
+    found = mark_within_noise([again(0, *scores), again(1, *scores, parameters=50)])
     assert recommended(found, budgeted=True).trial == 1
 
 
 def test_what_few_scores_cannot_tell_from_the_best_is_not_taken_where_it_may_be_much_worse() -> None:
     """Of a study of the digits: trial 9 took a quarter less time."""
-    found = mark([again(7, 0.9722, 0.9722, 0.9792, seconds=1.4), again(9, 0.9514, 0.9028, 0.9722, seconds=1.1)])
+    found = mark_within_noise(
+        [again(7, 0.9722, 0.9722, 0.9792, seconds=1.4), again(9, 0.9514, 0.9028, 0.9722, seconds=1.1)]
+    )
     assert [row.within_noise for row in found] == [True, True]
     assert recommended(found, budgeted=False).trial == 7
 

@@ -21,9 +21,10 @@ from optuna.trial import TrialState
 from comp import config as configs
 from comp.results import runs
 from comp.runtime.errors import StudyError
-from comp.tuning import create, recovery, search
-from comp.tuning.study import Study, reason_of
-from comp.tuning.trial import begun_by
+from comp.tuning import create, search
+from comp.tuning import storage as storages
+from comp.tuning.study import Study, failure_reason
+from comp.tuning.trial import resumable_run
 from comp.tuning.workers import share_of
 from tests.support import postgres
 from tests.support.configs import NUMBERS, tuned, write_config
@@ -71,7 +72,7 @@ def die_training(url: str) -> None:
 
     def objective(trial: Any) -> float:
         with study.lock_of(trial.number):
-            study.settle(trial)
+            study.config_of(trial)
             study.turn.release()
             trial.set_user_attr("run-0", "its run")
             if not trial.study.trials[trial.number].intermediate_values:
@@ -105,6 +106,9 @@ def wait_for_another(study: Study) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.parametrize(
+    "storage", ["sqlite", "journal", pytest.param("postgres", marks=pytest.mark.slow)], indirect=True
+)
 def test_a_trial_whose_worker_dies_goes_on_three_times_and_has_then_failed(storage: str) -> None:
     with open_study(storage, trials=1) as study:
         for died in range(4):
@@ -113,12 +117,12 @@ def test_a_trial_whose_worker_dies_goes_on_three_times_and_has_then_failed(stora
             assert process.exitcode == -signal.SIGKILL
             wait_for_another(study)
             (trial,) = study.trials()
-            assert recovery.kills(trial) == min(died + 1, 3)
+            assert storages.worker_deaths(trial) == min(died + 1, 3)
             assert trial.user_attrs["run-0"] == "its run"
             assert trial.intermediate_values == {1: 0.5}
         assert trial.params == study.optuna.trials[0].params
         assert trial.state == TrialState.FAIL
-        assert reason_of(trial) == "its worker died 4 times"
+        assert "4" in failure_reason(trial)
         assert study.is_over()
 
 
@@ -138,14 +142,14 @@ def tune_here(url: str, trials: int) -> None:
 
 
 def test_commands_of_the_same_second_share_a_new_storage_and_its_trials(storage: str) -> None:
-    commands = [in_a_process(tune_here, storage, 6) for _ in range(4)]
+    commands = [in_a_process(tune_here, storage, 4) for _ in range(3)]
     for command in commands:
         command.join()
-    assert [command.exitcode for command in commands] == [0] * 4
-    with open_study(storage, trials=6) as study:
-        assert [trial.state for trial in study.trials()] == [TrialState.COMPLETE] * 6
-        assert len({trial.user_attrs["config_hash"] for trial in study.trials()}) == 6
-    assert len(runs.list_runs(Path("runs"))) == 6
+    assert [command.exitcode for command in commands] == [0] * 3
+    with open_study(storage, trials=4) as study:
+        assert [trial.state for trial in study.trials()] == [TrialState.COMPLETE] * 4
+        assert len({trial.user_attrs["config_hash"] for trial in study.trials()}) == 4
+    assert len(runs.list_runs(Path("runs"))) == 4
 
 
 def test_a_worker_that_was_taken_for_dead_leaves_its_trial_to_the_next(storage: str) -> None:
@@ -159,7 +163,7 @@ def test_a_worker_that_was_taken_for_dead_leaves_its_trial_to_the_next(storage: 
         if steps == 2 and unit == "steps":
             with open_study(storage, trials=1) as another:
                 dead = another.optuna.tell(another.trials()[0].number, state=TrialState.FAIL)
-                recovery.retry(another.optuna, dead)
+                storages.retry(another.optuna, dead)
 
     report = search.tune(config, pictures=False, progress=take_over)
     assert [row["state"] for row in report.trials] == ["done"]
@@ -171,10 +175,10 @@ def test_a_run_that_is_still_written_is_left_to_its_writer(workplace: Path) -> N
     run = runs.create(Path("runs"), configs.load("small.yaml"), "begun", {})
     run.write_json("execution.json", {})
     with run.writing():
-        assert begun_by(str(run.path)) is None
-    assert begun_by(str(run.path)) == run
+        assert resumable_run(str(run.path)) is None
+    assert resumable_run(str(run.path)) == run
     (run.path / "execution.json").unlink()
-    assert begun_by(str(run.path)) is None
+    assert resumable_run(str(run.path)) is None
     assert not run.path.exists()  # nothing in it was trained
 
 
@@ -195,11 +199,11 @@ def test_workers_share_the_cores(cores: int, workers: int) -> None:
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_a_database_that_does_not_answer_is_told_in_one_message(workplace: Path) -> None:
+def test_a_database_that_does_not_answer_is_one_error_without_the_password(workplace: Path) -> None:
     pytest.importorskip("psycopg")
-    with pytest.raises(StudyError, match=r"postgresql://me@127\.0\.0\.1:9/x cannot be opened") as told:
+    with pytest.raises(StudyError, match=r"postgresql://me@127\.0\.0\.1:9/x") as refused:
         open_study("postgresql://me:secret@127.0.0.1:9/x")
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(refused.value)
 
 
 def training_workers(pid: int) -> dict[int, int]:
@@ -215,8 +219,8 @@ def training_workers(pid: int) -> dict[int, int]:
 
 def of_few_kills() -> set[int]:
     """Return the trials of the study `tuned` that outlive the death of their worker."""
-    with create.open_search(create.find("tuned", Path("runs"), ""), make=False) as study:
-        return {trial.number for trial in study.trials() if recovery.kills(trial) < recovery.MOST_RETRIES}
+    with create.open_search(create.find_plan("tuned", Path("runs"), ""), make=False) as study:
+        return {trial.number for trial in study.trials() if storages.worker_deaths(trial) < storages.MAX_RETRIES}
 
 
 def tune_while_killing(url: str, trials: int, workers: int, kills: int) -> tuple[dict[str, Any], int]:
@@ -293,9 +297,9 @@ def test_an_interrupted_command_leaves_its_trials_waiting_and_goes_on(workplace:
     finally:
         process.kill()
     assert process.returncode == 128 + signal.SIGINT, err
-    study = create.open_search(create.find("tuned", Path("runs"), ""), make=False)  # a journal: nothing to close
+    study = create.open_search(create.find_plan("tuned", Path("runs"), ""), make=False)  # a journal: nothing to close
     assert {trial.state for trial in study.trials()} == {TrialState.WAITING}
-    assert not any(recovery.kills(trial) for trial in study.trials())
+    assert not any(storages.worker_deaths(trial) for trial in study.trials())
     begun = [run for run in runs.list_runs(Path("runs")) if run.history()]
     assert begun
     assert all((run.path / "state.pt").exists() for run in begun)
@@ -318,7 +322,7 @@ def test_workers_stop_when_the_command_that_started_them_is_killed_and_the_next_
         process.wait()
     while any(Path(f"/proc/{pid}/cwd").exists() for pid in workers.values()):  # a hang is the test's time limit's
         time.sleep(0.2)
-    plan = create.find("tuned", Path("runs"), "")
+    plan = create.find_plan("tuned", Path("runs"), "")
     study = create.open_search(plan, make=False)  # a journal: nothing to close
     assert {trial.state for trial in study.trials()} == {TrialState.WAITING}
     begun = {str(run.path) for run in runs.list_runs(Path("runs"))}

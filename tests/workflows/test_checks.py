@@ -9,7 +9,7 @@ import pytest
 
 from comp import config as configs
 from comp.results import runs
-from comp.tracking import login
+from comp.tracking import tracker
 from comp.workflows import build
 from tests.support.commands import Result, assert_refused
 from tests.support.configs import small_config, write_arrays, write_config
@@ -224,7 +224,7 @@ def test_without_a_home_folder_nobody_is_logged_in(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("Could not determine home directory.")  # what pathlib says to a user without a name
 
     monkeypatch.setattr(Path, "home", homeless)
-    assert not login.is_logged_in()
+    assert not tracker.is_logged_in()
 
 
 def test_one_training_image_is_refused_before_batch_norm(workplace: Path, comp: Comp) -> None:

@@ -56,7 +56,7 @@ def leaderboard(
     elif spelling:
         heads = console.metric_heads(rows, board.COLUMNS if spelling == "md" else ())
         lines = [{heads.get(name, name): value for name, value in row.cells().items()} for row in rows]
-        console.print_spelled(lines, [heads.get(name, name) for name in board.COLUMNS], spelling)
+        console.print_rows(lines, [heads.get(name, name) for name in board.COLUMNS], spelling)
     else:
         same_competition = len({row.competition for row in rows}) == 1
         notes = analysis.analyze_leaderboard(rows, sort) if same_competition else analysis.silent(rows)
@@ -105,7 +105,7 @@ def _print_groups(rows: "list[LeaderboardRow]", by: str, sort: str, spelling: st
     if spelling == "json":
         console.print_json(lines)
     elif spelling:
-        console.print_spelled(lines, [*board.GROUP_COLUMNS], spelling)
+        console.print_rows(lines, [*board.GROUP_COLUMNS], spelling)
     else:
         console.print_groups(groups, by, rows, sort)
 
@@ -118,7 +118,7 @@ def _update_wandb(rows: "list[LeaderboardRow]", root: Path, sort: str, *, sync: 
     from comp.results import leaderboard as board
     from comp.results import runs
     from comp.runtime.errors import ConfigError
-    from comp.tracking import login, upload
+    from comp.tracking import tracker, upload
     from comp.tracking.payload import Table
 
     if push:
@@ -129,7 +129,7 @@ def _update_wandb(rows: "list[LeaderboardRow]", root: Path, sort: str, *, sync: 
         ranked = [runs.Run(Path(row.run)) for row in rows]
         ranks = upload.push(Table(["rank", *board.COLUMNS], lines), ranked, column, root)
         console.print_note(f"pushed {len(rows)} rows and {ranks} ranks to W&B's files below {root}")
-        sync = sync or login.mode_of(ranked[0].config().track) == "online"
+        sync = sync or tracker.wandb_mode(ranked[0].config().track) == "online"
     if sync:
         with console.bars() as progress:
             uploaded = upload.sync(root, progress)

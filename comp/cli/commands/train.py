@@ -186,7 +186,7 @@ def lr_find(
     if as_json:
         console.print_json({**result.to_json(), "picture": str(output)})
     else:
-        console.print_rate_search(result, output)
+        console.print_lr_find(result, output)
 
 
 def _load(config: Path | None, overrides: list[str] | None) -> "Config":

@@ -44,14 +44,14 @@ def tune(
     options = {"trials": trials, "timeout": timeout, "study": study, "metric": metric}
     if show is not None:
         from comp.runtime.errors import ConfigError
-        from comp.tuning import showing
+        from comp.tuning import results
 
         named = {"CONFIG": config, **{f"--{name}": value for name, value in options.items()}}
         ignored = [name for name, value in named.items() if value is not None] + ["--workers"] * (workers > 1)
         if ignored:
             raise ConfigError(f"--show trains nothing, so {', '.join(ignored)} would change nothing; leave it out")
 
-        study_result = showing.show(show, runs_root=runs, storage=storage or "")
+        study_result = results.load_report(show, runs_root=runs, storage=storage or "")
     else:
         from comp.training import distributed
         from comp.tuning import search

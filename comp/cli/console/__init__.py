@@ -1,10 +1,9 @@
-"""What the terminal shows: bars while work goes on, tables after it.
+"""Terminal output: bars while a command works, tables after it.
 
-Bars and epoch lines go to stderr, results to stdout: `comp run --json > result.json` holds the result alone.
+Bars and epoch lines go to stderr, results to stdout: `comp run --json > result.json` writes the result alone.
 """
 
-from comp.cli.console.bars import Bars, bars
-from comp.cli.console.leaderboard import board_cells, metric_heads, print_groups, print_leaderboard, print_spelled
+from comp.cli.console.leaderboard import board_cells, metric_heads, print_groups, print_leaderboard, print_rows
 from comp.cli.console.models_and_data import (
     MOST_COUNTED_MODELS,
     print_contents,
@@ -13,9 +12,9 @@ from comp.cli.console.models_and_data import (
     print_models,
     print_notes,
 )
-from comp.cli.console.output import print_json, print_line, print_note, print_table
+from comp.cli.console.output import Bars, bars, print_json, print_line, print_note, print_table
 from comp.cli.console.runs import print_answers, print_evaluation, print_prediction, print_stages, print_summary
-from comp.cli.console.training import print_choice, print_epoch, print_norms, print_rate_search, print_start
+from comp.cli.console.training import print_choice, print_epoch, print_lr_find, print_norms, print_start
 from comp.cli.console.tuning import print_study, print_trial
 
 __all__ = [
@@ -35,13 +34,13 @@ __all__ = [
     "print_json",
     "print_leaderboard",
     "print_line",
+    "print_lr_find",
     "print_models",
     "print_norms",
     "print_note",
     "print_notes",
     "print_prediction",
-    "print_rate_search",
-    "print_spelled",
+    "print_rows",
     "print_stages",
     "print_start",
     "print_study",

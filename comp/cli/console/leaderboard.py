@@ -1,4 +1,4 @@
-"""The leaderboard's tables."""
+"""Print the leaderboard."""
 
 import csv
 import sys
@@ -11,103 +11,106 @@ if TYPE_CHECKING:
     from comp.results.analysis import Verdicts
     from comp.results.leaderboard import ColumnGroup, LeaderboardRow
 
-_MOST_DRAWN = 500  # rows of a drawn table
+_MAX_DRAWN_ROWS = 500
 
-
-# Columns that go where the window is narrow, the first one first; never the one that is sorted by.
-_DROPPED = ("device", "parameters", "minutes", "test", "private", "suite", "val", "expected", "public", "shifted",
-            "model", "submission")  # fmt: skip
-_SHOWN = {  # a column of `Row` -> the table's
-    "val_accuracy": "val", "ood_accuracy": "shifted", "test_accuracy": "test", "suite_accuracy": "suite",
-    "expected_accuracy": "expected", "public_score": "public", "private_score": "private", "train_minutes": "minutes",
-}  # fmt: skip
-_SPLITS = {"val_metric": "val", "ood_metric": "shifted", "suite_metric": "suite"}
+# Columns that are left out in a narrow window, the first one first; never the one that the table is sorted by.
+_DROPPED = (
+    *("device", "parameters", "minutes", "test", "private", "suite"),
+    *("val", "estimated", "public", "shifted", "model", "submission"),
+)
+# Score column of `LeaderboardRow` -> heading in the table, in the table's order.
+_SCORES = {
+    "val_accuracy": "val",
+    "ood_accuracy": "shifted",
+    "expected_accuracy": "estimated",
+    "public_score": "public",
+    "private_score": "private",
+    "test_accuracy": "test",
+    "suite_accuracy": "suite",
+}
+_METRIC_SPLITS = {"val_metric": "val", "ood_metric": "shifted", "suite_metric": "suite"}
+_LEGEND = "< significantly worse than the row above (95 %); ~ not significant"
 
 
 def print_leaderboard(rows: "Sequence[LeaderboardRow]", verdicts: "Verdicts", root: Any, top: int, sort: str) -> None:
-    """Print the leaderboard's first rows, 0 for all, and what is to be said of it. Columns that are empty are left out.
+    """Print the leaderboard's first rows, 0 for all, without empty columns, and its analysis.
 
-    A score that is more than chance below the one above it is followed by `<`, one that may be chance by `~`.
+    A rank is followed by `<` if the row is significantly worse than the row above it, by `~` if it is not.
     """
-    from comp.results import leaderboard  # loads NumPy, which the bars can do without
+    from comp.results import leaderboard  # loads NumPy, which other output does not need
 
     if not rows:
         print_line(f"no complete runs under {root}; make one: comp run configs/quickstart.yaml")
         return
-    shown = rows[:top] if top else rows
-    metrics = _other_metrics(shown)
-    cells = [board_cells(row, rank, metrics) for rank, row in enumerate(shown, 1)]
-    kept = [name for name in cells[0] if any(line[name] for line in cells) or name == "submission"]
-    signs = ["" if found is None else " <" if found.is_real else " ~" for found in verdicts.above[: len(shown)]]
-    lines = [[line[name] + sign * (name == "#") for name in kept] for line, sign in zip(cells, signs, strict=True)]
-    if len(lines) > _MOST_DRAWN:
-        _print_plain([kept, *lines])
+    listed = rows[:top] if top else rows
+    metrics = [name for name in dict.fromkeys(row.metric for row in listed) if name != "accuracy"]
+    cells = [board_cells(row, rank, metrics) for rank, row in enumerate(listed, 1)]
+    headings = [name for name in cells[0] if any(line[name] for line in cells) or name == "submission"]
+    marks = ["" if above is None else " <" if above.is_real else " ~" for above in verdicts.above[: len(listed)]]
+    lines = [[line[name] + mark * (name == "#") for name in headings] for line, mark in zip(cells, marks, strict=True)]
+    if len(lines) > _MAX_DRAWN_ROWS:
+        _print_plain([headings, *lines])
     else:
-        sorted_heads = {_head(row, leaderboard.sorted_by(rows, sort)[row.competition]) for row in shown}
-        least = dict.fromkeys([*_DROPPED, *kept])  # the metric's own columns go last
-        drop = [name for name in least if name in kept and name not in ("#", "run", *sorted_heads)]
-        print_table(
-            kept, lines, folded={"run": 24, "submission": 20, "model": 16, "expected": 8}, drop=drop, elsewhere="--csv"
-        )
+        sort_headings = {_heading(row, leaderboard.sorted_by(rows, sort)[row.competition]) for row in listed}
+        order = dict.fromkeys([*_DROPPED, *headings])  # the metric's own columns go last
+        drop = [name for name in order if name in headings and name not in ("#", "run", *sort_headings)]
+        folded = {"run": 24, "submission": 20, "model": 16, "estimated": 9}
+        print_table(headings, lines, folded=folded, drop=drop, full_table="--csv")
     print_line(leaderboard.sort_line(rows, sort))
-    if len(shown) < len(rows):
-        print_line(f"{len(rows) - len(shown):,} more: --top 0 shows all, --csv writes them")
-    if any(signs):
-        print_line("<: more than chance below the row above it; ~: may be chance (each at 95 %)")
+    if len(listed) < len(rows):
+        print_line(f"{len(rows) - len(listed):,} more: --top 0 shows all, --csv writes them")
+    if any(marks):
+        print_line(_LEGEND)
     for sentence in verdicts.sentences():
         print_line(sentence)
 
 
-def _head(row: "LeaderboardRow", column: str) -> str:
-    """Return the table's heading of a column of `Row`."""
-    if column in _SPLITS:
-        return _SPLITS[column] if row.metric == "accuracy" else f"{_SPLITS[column]} {row.metric}"
-    return _SHOWN.get(column, column)
+def _heading(row: "LeaderboardRow", column: str) -> str:
+    """Return the table's heading of a column of `LeaderboardRow`."""
+    if column in _METRIC_SPLITS:
+        return _METRIC_SPLITS[column] if row.metric == "accuracy" else f"{_METRIC_SPLITS[column]} {row.metric}"
+    return {**_SCORES, "train_minutes": "minutes"}.get(column, column)
 
 
 def _print_plain(lines: Sequence[Sequence[str]]) -> None:
-    """Print many rows below each other without a frame, which would take a millisecond a row."""
+    """Print rows without a frame, which would take a millisecond a row."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _other_metrics(rows: "Sequence[LeaderboardRow]") -> list[str]:
-    """Return the competitions' metrics that have columns of their own: all but accuracy."""
-    return [name for name in dict.fromkeys(row.metric for row in rows) if name != "accuracy"]
-
-
 def board_cells(row: "LeaderboardRow", rank: int, metrics: Sequence[str] = ()) -> dict[str, str]:
-    """Return a row of the leaderboard as it is shown, with columns such as `val log_loss` for each of the metrics."""
-
-    def own(split: str, value: float | None) -> dict[str, float | None]:
-        return {f"{split} {name}": value if name == row.metric else None for name in metrics}
-
-    scores = {
-        **own("val", row.val_metric), **own("shifted", row.ood_metric), **own("suite", row.suite_metric),
-        "val": row.val_accuracy, "shifted": row.ood_accuracy, "expected": row.expected_accuracy,
-        "public": row.public_score, "private": row.private_score, "test": row.test_accuracy,
-        "suite": row.suite_accuracy,
-    }  # fmt: skip
-    shown = {name: "" if score is None else f"{score:.4f}" for name, score in scores.items()}
+    """Return a row's cells by heading, with headings such as `val log_loss` for each of the metrics."""
+    scores: dict[str, float | None] = {}
+    for split, value in (("val", row.val_metric), ("shifted", row.ood_metric), ("suite", row.suite_metric)):
+        scores |= {f"{split} {name}": value if name == row.metric else None for name in metrics}
+    scores |= {heading: getattr(row, column) for column, heading in _SCORES.items()}
+    cells = {name: "" if score is None else f"{score:.4f}" for name, score in scores.items()}
     if row.expected_low is not None and row.expected_high is not None:
-        shown["expected"] += f" ({row.expected_low:.2f} to {row.expected_high:.2f})"
+        cells["estimated"] += f" ({row.expected_low:.2f} to {row.expected_high:.2f})"
+    flags = [name for name, holds in (("test-like", row.test_like), ("transductive", row.transductive)) if holds]
     return {
-        "#": str(rank), "run": row.run, "model": row.model, "parameters": f"{row.parameters:,}", **shown,
-        "minutes": f"{row.train_minutes:.1f}", "device": row.device, "submission": row.submission + _marks(row),
-    }  # fmt: skip
+        "#": str(rank),
+        "run": row.run,
+        "model": row.model,
+        "parameters": f"{row.parameters:,}",
+        **cells,
+        "minutes": f"{row.train_minutes:.1f}",
+        "device": row.device,
+        "submission": row.submission + (f" ({', '.join(flags)})" if flags else ""),
+    }
 
 
 def print_groups(groups: "Sequence[ColumnGroup]", by: str, rows: "Sequence[LeaderboardRow]", sort: str) -> None:
-    """Print the groups of rows by what they have in common."""
+    """Print the leaderboard's rows grouped by a column."""
     from comp.results import leaderboard
 
     lines = [
         [str(group.value), f"{group.runs:,}", *map(_cell, (group.best, group.mean, group.deviation)), group.best_run]
         for group in groups
     ]
-    heads = (by, "runs", "best", "mean", "deviation", "best run")
-    print_table(heads, lines, folded={by: 14, "best run": 24}, drop=("deviation", "mean"), elsewhere="--csv")
+    headings = (by, "runs", "best", "mean", "deviation", "best run")
+    print_table(headings, lines, folded={by: 14, "best run": 24}, drop=("deviation", "mean"), full_table="--csv")
     if rows:
         print_line(leaderboard.sort_line(rows, sort))
 
@@ -116,28 +119,22 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def print_spelled(lines: Sequence[Mapping[str, Any]], columns: Sequence[str], spelling: str) -> None:
-    """Print rows as `csv` or `md`, every row, to be read by another program or pasted into a page."""
-    if spelling == "csv":
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], syntax: str) -> None:
+    """Print all rows as `csv` for another program, or as a table in `md`."""
+    if syntax == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows([["" if line[name] is None else line[name] for name in columns] for line in lines])
+        writer.writerows([["" if row[name] is None else row[name] for name in columns] for row in rows])
         return
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
-    for line in lines:
-        print("| " + " | ".join(_cell(line[name]).replace("|", "\\|") for name in columns) + " |")
+    for row in rows:
+        print("| " + " | ".join(_cell(row[name]).replace("|", "\\|") for name in columns) + " |")
 
 
 def metric_heads(rows: "Sequence[LeaderboardRow]", columns: Sequence[str]) -> dict[str, str]:
-    """Return column -> heading of a Markdown table: the metric's name where all rows have one that is not accuracy."""
+    """Return column -> heading of a Markdown table, naming the metric if all rows share one that is not accuracy."""
     names = {row.metric for row in rows}
-    heads = {column: column for column in columns}
+    headings = {column: column for column in columns}
     if len(names) == 1 and names != {"accuracy"}:
-        shown = {"val_metric": "val", "ood_metric": "shifted", "suite_metric": "suite"}
-        heads |= {column: f"{split} {next(iter(names))}" for column, split in shown.items()}
-    return heads
-
-
-def _marks(row: "LeaderboardRow") -> str:
-    marks = [name for name, holds in (("test-like", row.test_like), ("transductive", row.transductive)) if holds]
-    return f" ({', '.join(marks)})" if marks else ""
+        headings |= {column: f"{split} {next(iter(names))}" for column, split in _METRIC_SPLITS.items()}
+    return headings

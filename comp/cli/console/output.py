@@ -1,21 +1,28 @@
-"""Where things are printed: results to stdout, everything else to stderr."""
+"""Print lines, tables and progress bars: results to stdout, everything else to stderr."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 
-_EDGES = 3  # columns that a cell's padding and border take
-_FILE_WIDTH = 200  # columns where stdout is a file or a pipe: nothing is cut off
-# Names of files, runs and classes are printed as they are: `[red]` is no colour in them, and `:cat:` no picture.
-_PLAINLY: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False, "emoji": False}
+from comp.runtime import signals
+
+_EDGES = 3  # columns of a cell's padding and border
+_FILE_WIDTH = 200  # columns if stdout is a file or a pipe: nothing is cut off
+_PLAIN_EVERY_SECONDS = 10.0  # between progress lines if stderr is a file
+# Names of files, runs and classes are printed verbatim: `[red]` is not a colour, and `:cat:` not an emoji.
+_VERBATIM: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False, "emoji": False}
 _WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _FILE_WIDTH
-out = Console(width=_WIDTH, **_PLAINLY)
-err = Console(stderr=True, **_PLAINLY)
+out = Console(width=_WIDTH, **_VERBATIM)
+err = Console(stderr=True, **_VERBATIM)
 
 
 def print_line(text: str) -> None:
@@ -23,78 +30,130 @@ def print_line(text: str) -> None:
     out.print(text)
 
 
-def print_table(
-    heads: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    title: str = "",
-    folded: Mapping[str, int] | None = None,
-    drop: Sequence[str] = (),
-    elsewhere: str = "--json",
-) -> None:
-    """Print a table of text that fits the window, with no cell cut off.
-
-    Where it is too wide, headings break at spaces and long names go over several lines; where that is not enough,
-    columns are left out, and named below the table.
-
-    Args:
-        heads: of the columns, each another.
-        rows: a cell for each column.
-        title: above the table.
-        folded: heading of a column whose cells may break anywhere -> its least width.
-        drop: headings of columns that may be left out, the first to go first.
-        elsewhere: what shows all columns.
-    """
-    kept = _fit(heads, rows, folded or {}, drop)
-    columns = [Column(head, width=kept[head], overflow="fold") for head in kept]
-    table = Table(*columns, title=title or None)
-    places = [place for place, head in enumerate(heads) if head in kept]
-    for row in rows:
-        table.add_row(*[row[place] for place in places])
-    out.print(table)
-    if left := [head for head in heads if head not in kept]:
-        print_line(f"no room for {', '.join(left)}: a wider window or {elsewhere} shows all")
-
-
-def _fit(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], folded: Mapping[str, int], drop: Sequence[str]
-) -> dict[str, int]:
-    """Return the columns that fit the window -> their widths."""
-    longest = {
-        head: max((cell_len(row[place]) for row in rows), default=0) for place, head in enumerate(heads)
-    }  # fmt: skip
-    whole = {head: max(longest[head], cell_len(head)) for head in heads}
-    least = {
-        head: min(whole[head], folded[head]) if head in folded
-        else max(longest[head], *(cell_len(word) for word in head.split()))
-        for head in heads
-    }  # fmt: skip
-
-    def room(widths: Mapping[str, int]) -> int:
-        return out.width - sum(widths.values()) - _EDGES * len(widths) - 1
-
-    widths = {**least}
-    for head in drop:
-        if room(widths) >= 0:
-            break
-        widths.pop(head, None)
-    for head in reversed(drop):  # one that is narrow may find room where a wider one had to go
-        if head in least and head not in widths and room({**widths, head: least[head]}) >= 0:
-            widths[head] = least[head]
-    widths = {head: widths[head] for head in heads if head in widths}
-    # What is left over goes to the names first, then to the headings, a column at a time.
-    for head in sorted(widths, key=lambda head: head not in folded):
-        widths[head] += max(0, min(whole[head] - widths[head], room(widths)))
-    return widths
-
-
 def print_note(text: str) -> None:
-    """Print what is no part of a result, where it does not mix with one."""
+    """Print a note to stderr, so that it does not mix with results."""
     err.print(text)
 
 
 def print_json(values: Any) -> None:
     """Print one JSON value."""
-    import pydantic_core  # many times faster than the standard library, which is felt at ten thousand rows
+    import pydantic_core  # many times faster than the standard library on ten thousand rows
 
     print(pydantic_core.to_json(values, indent=2).decode())
+
+
+def print_table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str = "",
+    folded: Mapping[str, int] | None = None,
+    drop: Sequence[str] = (),
+    full_table: str = "--json",
+) -> None:
+    """Print a table of text that fits the window, with no cell cut off.
+
+    If it is too wide, headings break at spaces and long names are folded. If that is not enough, columns are left out
+    and named below the table.
+
+    Args:
+        headings: of the columns, all different.
+        rows: a cell for each column.
+        title: above the table.
+        folded: heading of a column whose cells may break anywhere -> its least width.
+        drop: headings of columns that may be left out, the first to go first.
+        full_table: an option or a file that shows all columns.
+    """
+    widths = _fit(headings, rows, folded or {}, drop)
+    table = Table(*[Column(name, width=width, overflow="fold") for name, width in widths.items()], title=title or None)
+    indices = [index for index, heading in enumerate(headings) if heading in widths]
+    for row in rows:
+        table.add_row(*[row[index] for index in indices])
+    out.print(table)
+    if missing := [heading for heading in headings if heading not in widths]:
+        print_line(f"no room for {', '.join(missing)}: a wider window or {full_table} shows all")
+
+
+def _fit(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], folded: Mapping[str, int], drop: Sequence[str]
+) -> dict[str, int]:
+    """Return the columns that fit the window -> their widths."""
+    ideal, least = {}, {}
+    for index, heading in enumerate(headings):
+        longest_cell = max((cell_len(row[index]) for row in rows), default=0)
+        ideal[heading] = max(longest_cell, cell_len(heading))
+        longest_word = max(cell_len(word) for word in heading.split())
+        least[heading] = min(ideal[heading], folded.get(heading, max(longest_cell, longest_word)))
+
+    def room(widths: Mapping[str, int]) -> int:
+        return out.width - sum(widths.values()) - _EDGES * len(widths) - 1
+
+    widths = {**least}
+    for heading in drop:
+        if room(widths) >= 0:
+            break
+        widths.pop(heading, None)
+    for heading in reversed(drop):  # a narrow column may fit in the room of a wider one
+        if heading in least and heading not in widths and room({**widths, heading: least[heading]}) >= 0:
+            widths[heading] = least[heading]
+    widths = {heading: widths[heading] for heading in headings if heading in widths}
+    # The rest of the room goes to folded columns first, then to the others, one column after the other.
+    for heading in sorted(widths, key=lambda heading: heading not in folded):
+        widths[heading] += max(0, min(ideal[heading] - widths[heading], room(widths)))
+    return widths
+
+
+class _Rate(ProgressColumn):
+    """A task's note, else its rate; the whole line fits in 80 columns."""
+
+    def render(self, task: Task) -> Text:
+        if task.fields["note"]:
+            return Text(task.fields["note"])
+        if not task.speed:
+            return Text("")
+        unit, speed = task.fields["unit"], task.speed
+        return Text(f"{speed / 1e6:,.1f} MB/s" if unit == "bytes" else f"{speed:,.0f} {unit}/s")
+
+
+class Bars:
+    """A `comp.runtime.progress.Progress` that draws a bar for the current task, or prints a line every ten seconds."""
+
+    def __init__(self, display: Progress) -> None:
+        self._display = display
+        self._task: TaskID | None = None
+        self._what = ""
+        self._began = self._printed = time.perf_counter()
+
+    def __call__(self, what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
+        """Show the progress; raise `Interrupted` after a signal."""
+        if what != self._what:
+            self._begin(what, total, unit)
+        assert self._task is not None
+        self._display.update(self._task, completed=done, total=total or None, note=note)
+        if not err.is_terminal:
+            self._print_line(what, done, total, unit, note)
+        signals.raise_if_interrupted()
+
+    def _begin(self, what: str, total: int, unit: str) -> None:
+        if self._task is not None:
+            self._display.remove_task(self._task)
+        self._task = self._display.add_task(what, total=total or None, unit=unit, note="")
+        self._what, self._began = what, time.perf_counter()
+
+    def _print_line(self, what: str, done: int, total: int, unit: str, note: str) -> None:
+        now = time.perf_counter()
+        if now - self._printed < _PLAIN_EVERY_SECONDS:
+            return
+        self._printed = now
+        rate = done / max(now - self._began, 1e-9)
+        left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
+        err.print(f"{what}: {done:,} of {total:,} {unit}, {note or f'{rate:,.0f}/s'}{left}")
+
+
+@contextlib.contextmanager
+def bars() -> Iterator[Bars]:
+    """Yield a progress callback that draws bars."""
+    description, percentage = TextColumn("{task.description}", markup=False), TextColumn("{task.percentage:>3.0f}%")
+    columns = (description, BarColumn(10), percentage, _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as display:
+        yield Bars(display)

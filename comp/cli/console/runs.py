@@ -1,4 +1,4 @@
-"""What a run has come to."""
+"""Print the results of runs: scores, predictions, evaluations."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 from comp.cli.console.output import out, print_line, print_note, print_table
 from comp.runtime.errors import RunError
 
-# Columns of an evaluation that go where the window is narrow, the first one first.
+# Columns of an evaluation that are left out in a narrow window, the first one first.
 _DROPPED = ("micro F1", "macro F1", "top 5", "recall", "precision", "images", "ECE", "F1")
 
-_SHOWN_ANSWERS, _SHOWN_COLUMNS = 20, 8  # of a table of predicted images
+_MAX_ANSWERS, _MAX_COLUMNS = 20, 8  # of a table of predicted images
 
 
 def print_summary(run: "Run", scores: "RunMetrics") -> None:
-    """Print what a run has come to: clean, shifted by severity, seconds, and where everything lies."""
+    """Print a run's scores, its accuracy by severity, its training time, and its files."""
     columns = ["accuracy", "log_loss"]
     columns += [scores.metric] if scores.metric not in columns else []
-    heads = ("loss" if name == "log_loss" and name != scores.metric else name for name in columns)
+    headings = ("loss" if name == "log_loss" and name != scores.metric else name for name in columns)
     rows = [
-        [name, f"{split.images:,}", *(_spelled(split.value(column)) for column in columns)]
+        [name, f"{split.images:,}", *(_score(split.value(column)) for column in columns)]
         for name, split in _split_rows(scores)
         if split
     ]
     if rows:
         title = f"{scores.competition}: {scores.model}"
-        print_table(["split", "images", *heads], rows, title=title, folded={"split": 16}, drop=("images",))
+        print_table(["split", "images", *headings], rows, title=title, folded={"split": 16}, drop=("images",))
     if scores.stopped:
         out.print(f"stopped early: {scores.stopped}")
     if scores.averaged.missing:
@@ -65,7 +65,7 @@ def _split_rows(scores: "RunMetrics") -> "Iterator[tuple[str, SplitScores | None
     yield from sorted(scores.variants.items())
 
 
-def _spelled(value: float | None) -> str:
+def _score(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
@@ -73,48 +73,51 @@ def _print_tracked(run: "Run") -> None:
     from comp.tracking import state
 
     try:
-        known = state.read(run)
-    except RunError as error:  # the results above are whole
+        tracked = state.read(run)
+    except RunError as error:  # the results above are complete
         print_note(f"note: {error}")
         return
-    if known is not None:
-        whole = state.is_told(run) and not state.waiting(run)
-        where = "uploaded" if whole else "waits: comp leaderboard --sync uploads it"
-        print_line(f"W&B         {known.project}/{known.id}, {where}")
+    if tracked is not None:
+        is_uploaded = state.is_logged(run) and not state.waiting(run)
+        status = "uploaded" if is_uploaded else "saved offline; upload with comp leaderboard --sync"
+        print_line(f"W&B         {tracked.project}/{tracked.id}: {status}")
 
 
 def print_prediction(
-    run: "Run", found: "Predictions", result: "str | SplitScores | None", expected: "AccuracyEstimate | None"
+    run: "Run",
+    predictions: "Predictions",
+    result: "str | SplitScores | None",
+    estimate: "AccuracyEstimate | None",
 ) -> None:
-    """Print a prediction's CSV, or its scores; and the accuracy estimated for it."""
-    adapt = found.made_by["adapt"]
-    if adapt != "none" and not found.made_by["adapted_layers"]:
-        print_line(f"note: this network has no layer that {adapt} could adapt, so it did nothing")
-    marks = " (transductive)" if found.made_by["transductive"] else ""
+    """Print a prediction's CSV, or its scores; and its estimated accuracy."""
+    adapt = predictions.made_by["adapt"]
+    if adapt != "none" and not predictions.made_by["adapted_layers"]:
+        print_line(f"note: this network has no layers for {adapt} to adapt, so it changed nothing")
+    mark = " (transductive)" if predictions.made_by["transductive"] else ""
     if isinstance(result, str):
-        print_line(f"{run.path}: {len(found):,} rows in {result}{marks}")
+        print_line(f"{run.path}: {len(predictions):,} rows in {result}{mark}")
     else:
-        shown = (
-            {"loss" if name == "log_loss" else name: one.value for name, one in result.scores.items()} if result else {}
-        )
-        scores = ", ".join(f"{name} {value:.4f}" for name, value in shown.items()) or "labels are unknown"
-        print_line(f"{run.path}: {len(found):,} images, {scores}{marks}")
-    if expected:
-        before = f"; {expected.before:.4f} before adapting" if expected.before is not None else ""
+        values = {name: score.value for name, score in result.scores.items()} if result else {}
+        scores = [f"{'loss' if name == 'log_loss' else name} {value:.4f}" for name, value in values.items()]
         print_line(
-            f"expected accuracy {expected.accuracy:.4f}, {expected.low:.4f} to {expected.high:.4f}: a block's "
-            f"interval is {expected.width:.4f} wide on average, for 90 % of blocks of corruptions not seen{before}"
+            f"{run.path}: {len(predictions):,} images, {', '.join(scores) or 'no labels to score them by'}{mark}"
+        )
+    if estimate:
+        before = f"; {estimate.before:.4f} before adapting" if estimate.before is not None else ""
+        print_line(
+            f"estimated accuracy (no labels) {estimate.accuracy:.4f}, {estimate.low:.4f} to {estimate.high:.4f}; "
+            f"90 % of blocks of unseen corruptions are within intervals {estimate.width:.4f} wide on average{before}"
         )
 
 
 def print_answers(header: Sequence[str], rows: Sequence[Sequence[str]], path: "Path") -> None:
-    """Print the first predicted images as a table, and where all of them lie."""
-    table = Table(*header[:_SHOWN_COLUMNS])
-    for row in rows[:_SHOWN_ANSWERS]:
-        table.add_row(*(escape(cell) for cell in row[:_SHOWN_COLUMNS]))
+    """Print a table of the first predicted images, and the file with all of them."""
+    table = Table(*header[:_MAX_COLUMNS])
+    for row in rows[:_MAX_ANSWERS]:
+        table.add_row(*(escape(cell) for cell in row[:_MAX_COLUMNS]))
     out.print(table)
-    shown = f", the first {_SHOWN_ANSWERS} above" if len(rows) > _SHOWN_ANSWERS else ""
-    print_line(f"{len(rows):,} images in {path}{shown}; all probabilities in {path.with_suffix('.npz')}")
+    first = f", the first {_MAX_ANSWERS} above" if len(rows) > _MAX_ANSWERS else ""
+    print_line(f"{len(rows):,} images in {path}{first}; all probabilities in {path.with_suffix('.npz')}")
 
 
 def _severity_table(shifted: "SplitScores", title: str) -> Table:
@@ -135,47 +138,44 @@ def _severity_table(shifted: "SplitScores", title: str) -> Table:
 
 
 def print_evaluation(values: Mapping[str, Any]) -> None:
-    """Print what evaluation.json holds: a row for each split, then classes and confusions of the last clean one."""
-    splits = {name: found for name, found in values.items() if "classes" in found}
-    rows = [_evaluation_cells(name, found) for name, found in splits.items()]
+    """Print evaluation.json: a row for each split, then the classes and confusions of the last clean split."""
+    splits = {name: split for name, split in values.items() if "classes" in split}
+    rows = [_evaluation_cells(name, split) for name, split in splits.items()]
+    cells = [list(row.values()) for row in rows]
     title = "precision, recall and F1 weighted by images"
-    print_table(
-        list(rows[0]), [list(cells.values()) for cells in rows], title=title, folded={"split": 12}, drop=_DROPPED
-    )
+    print_table(list(rows[0]), cells, title=title, folded={"split": 12}, drop=_DROPPED)
     (name,) = [name for name in splits if "by_block" not in splits[name]][-1:] or list(splits)[-1:]
     _print_classes(name, splits[name]["classes"])
-    for label, answer, count in splits[name].get("confused", ()):
-        out.print(f"{label} taken for {answer}: {count}")
-    if relative := values.get("mean_corruption_error"):
-        share = f"{relative['value']:.1f} % of {relative['baseline']}'s"
-        out.print(f"mean corruption error on {relative['split']}: {share}")
+    for label, predicted, count in splits[name].get("confused", ()):
+        out.print(f"true {label}, predicted {predicted}: {count}")
+    if error := values.get("mean_corruption_error"):
+        out.print(f"mean corruption error on {error['split']}: {error['value']:.1f} % of {error['baseline']}'s")
 
 
-def _evaluation_cells(name: str, found: Mapping[str, Any]) -> dict[str, str]:
-    own = found["metric"]
-    scores = {own["name"]: own["value"]} if own["name"] not in ("accuracy", "log_loss") else {}
-    scores |= {"accuracy": found["accuracy"], "top 5": found.get("top5"), "loss": found["loss"]}
-    scores |= {
-        head: found["weighted"][key] for head, key in (("precision", "precision"), ("recall", "recall"), ("F1", "f1"))
-    }
-    scores |= {f"{average} F1": found[average]["f1"] for average in ("macro", "micro") if average in found}
-    scores["ECE"] = found["calibration"]["ece"]
-    shown = {head: _spelled(score) for head, score in scores.items() if score is not None}
-    return {"split": name, "images": f"{found['images']:,}", **shown}
+def _evaluation_cells(name: str, split: Mapping[str, Any]) -> dict[str, str]:
+    metric, weighted = split["metric"], split["weighted"]
+    scores = {metric["name"]: metric["value"]} if metric["name"] not in ("accuracy", "log_loss") else {}
+    scores |= {"accuracy": split["accuracy"], "top 5": split.get("top5"), "loss": split["loss"]}
+    scores |= {"precision": weighted["precision"], "recall": weighted["recall"], "F1": weighted["f1"]}
+    scores |= {f"{average} F1": split[average]["f1"] for average in ("macro", "micro") if average in split}
+    scores["ECE"] = split["calibration"]["ece"]
+    cells = {heading: _score(score) for heading, score in scores.items() if score is not None}
+    return {"split": name, "images": f"{split['images']:,}", **cells}
 
 
 def _print_classes(name: str, classes: Sequence[Mapping[str, Any]]) -> None:
-    from comp.results.diagnostics import CLASS_SCORES  # loads NumPy, which the bars can do without
+    from comp.results.diagnostics import CLASS_SCORES  # loads NumPy, which other output does not need
 
     columns = [key for key in CLASS_SCORES if key in classes[0]]
-    heads = ["class", "images", *(CLASS_SCORES[key] for key in columns)]
-    rows = [[row["name"], f"{row['images']:,}", *(_spelled(row[key]) for key in columns)] for row in classes]
-    print_table(heads, rows, title=f"{name}, by class", folded={"class": 16}, drop=("threshold", "recall", "precision"))
+    headings = ["class", "images", *(CLASS_SCORES[key] for key in columns)]
+    rows = [[row["name"], f"{row['images']:,}", *(_score(row[key]) for key in columns)] for row in classes]
+    drop = ("threshold", "recall", "precision")
+    print_table(headings, rows, title=f"{name}, by class", folded={"class": 16}, drop=drop)
 
 
 def print_stages(stages: "Sequence[Stage]") -> None:
     """Print a rehearsal."""
-    table = Table("stage", "seconds", "found", title="rehearsal: every stage went through")
+    table = Table("stage", "seconds", "result", title="rehearsal: all stages passed")
     for stage in stages:
         table.add_row(stage.name, f"{stage.seconds:.1f}", stage.found)
     out.print(table)

@@ -1,4 +1,4 @@
-"""What a training prints as it goes."""
+"""Print a training as it runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 from comp.cli.console.output import err, out, print_line
 
 
-def print_start(run: "Run", rows: "Sequence[TrainableRow]", origin: str) -> None:
-    """Print a training's folder and what of its model is trained, block by block, before the first step."""
+def print_start(run: "Run", rows: "Sequence[TrainableRow]", weights_source: str) -> None:
+    """Print a run's folder, and for each block of its model how many parameters are trained."""
     err.print(f"run {run.path}")
-    table = Table("block", "parameters", "trained", "batch norm statistics", title=f"weights: {origin}")
+    table = Table("block", "parameters", "trained", "batch norm statistics", title=f"weights: {weights_source}")
     for row in rows:
         table.add_row(row.name, f"{row.parameters:,}", f"{row.trainable:,}", row.statistics)
     table.add_section()
@@ -27,21 +27,22 @@ def print_start(run: "Run", rows: "Sequence[TrainableRow]", origin: str) -> None
 
 
 def print_choice(choice: "ExecutionChoice") -> None:
-    """Print how steps are computed where that was timed, now or before."""
+    """Print the precision, layout, threads and workers of a training, if they were timed."""
     if not choice.seconds_a_step:
         return
-    execution, took = choice.execution, f"timed in {choice.timing_seconds:.1f} s"
+    execution, timing = choice.execution, f"timed in {choice.timing_seconds:.1f} s"
     layout = "channels_last" if execution.channels_last else "channels_first"
     compiled = ", compiled" if execution.compiled else ""
-    why = f"timed before on this machine, {choice.timed_before}" if choice.timed_before else took
+    if choice.timed_before:
+        timing = f"timed before on this machine, {choice.timed_before}"
     err.print(
         f"computes in {execution.precision} {layout}{compiled} with {execution.threads} threads and "
-        f"{execution.workers} workers ({why})"
+        f"{execution.workers} workers ({timing})"
     )
 
 
 def print_epoch(epoch: "Epoch") -> None:
-    """Print an epoch's line as it ends."""
+    """Print the line of an epoch that has ended."""
     validation = "" if epoch.val_loss is None else f"  val loss {epoch.val_loss:.4f} accuracy {epoch.val_accuracy:.4f}"
     shifted = "" if epoch.ood_accuracy is None else f"  shifted {epoch.ood_accuracy:.4f}"
     if epoch.val_metric not in (epoch.val_accuracy, epoch.val_loss):
@@ -57,7 +58,7 @@ def print_epoch(epoch: "Epoch") -> None:
 
 
 def print_norms(rows: Sequence[Mapping[str, str]]) -> None:
-    """Print the last epoch's rows of norms.csv; nothing where there are none."""
+    """Print the last epoch's rows of norms.csv, if there are any."""
     if not rows:
         return
     last = rows[-1]["epoch"]
@@ -69,12 +70,12 @@ def print_norms(rows: Sequence[Mapping[str, str]]) -> None:
     out.print(table)
 
 
-def print_rate_search(found: "LRFindResult", picture: Any) -> None:
-    """Print the rates that a rising rate has shown, and which of them to set."""
-    table = Table("found", "learning rate", title="a rising learning rate")
-    table.add_row("steepest descent", f"{found.steepest:.2e}")
-    table.add_row("the loss diverges", "not in this range" if found.diverged is None else f"{found.diverged:.2e}")
-    table.add_row("a tenth of that", "" if found.tenth is None else f"{found.tenth:.2e}")
+def print_lr_find(result: "LRFindResult", picture: Any) -> None:
+    """Print the result of a learning rate range test, and which rate to set."""
+    table = Table("point", "learning rate", title="learning rate range test")
+    table.add_row("steepest descent", f"{result.steepest:.2e}")
+    table.add_row("loss diverges", "not in this range" if result.diverged is None else f"{result.diverged:.2e}")
+    table.add_row("a tenth of that", "" if result.tenth is None else f"{result.tenth:.2e}")
     out.print(table)
-    print_line(f"suggestion: optim.lr={found.suggestion:.1e} ({found.reason})")
+    print_line(f"suggestion: optim.lr={result.suggestion:.1e} ({result.reason})")
     print_line(f"picture     {picture}")

@@ -1,4 +1,4 @@
-"""A study's own run in W&B: in its trials' group, what it has come to, and the same run when it is continued."""
+"""A study's own W&B run: in its trials' group, with its results, and the same run when the study continues."""
 
 import csv
 import subprocess
@@ -9,18 +9,29 @@ from pathlib import Path
 import pytest
 import yaml
 
+from comp import config as configs
 from comp.results import runs
 from comp.results.runs import Run
 from comp.tracking import state
+from comp.tuning import search
 from tests.support.commands import Result
 from tests.support.wandb_server import assert_secret, black_hole, log_in, records, serving, summary, table
-from tests.support.wandb_server import nobody as nobody  # nobody is logged in here either
+from tests.support.wandb_server import nobody as nobody  # logged out here too
 
 FOLDER = Path("runs/small/small")
 STUDY = [
-    "tune", "small.yaml", "competition.ood_validation.severities=[]", "train.epochs=1", "tune.pruner=none",
+    "competition.ood_validation.severities=[]",
+    "train.epochs=1",
+    "tune.pruner=none",
     "tune.space={optim.lr: {float: [1e-4, 1e-1], log: true}, augment.mixup: {choice: [0.0, 0.4]}}",
-]  # fmt: skip
+]
+COMMAND = ["tune", "small.yaml", *STUDY]
+
+
+def study(trials: int, *overrides: str) -> None:
+    """Run a study without confirmation and plots."""
+    values = [*STUDY, "tune.confirm.top=0", f"tune.trials={trials}", *overrides]
+    search.tune(configs.load("small.yaml", values), name="small", pictures=False)
 
 
 def segments() -> list[Path]:
@@ -28,46 +39,52 @@ def segments() -> list[Path]:
     return state.segments(Run(FOLDER))
 
 
-def test_an_offline_study_says_what_its_folder_holds(workplace: Path, comp: Callable[..., Result]) -> None:
+def test_an_offline_study_logs_what_its_folder_holds(workplace: Path, comp: Callable[..., Result]) -> None:
     """Counts, the best, what is recommended, trials, importances, plots and best.yaml, by W&B's own reader."""
     confirm = ["tune.confirm.top=1", "tune.confirm.seeds=1"]
-    result = comp(*STUDY, *confirm, "track.project=midterm", "track.tags=[one]", "--trials", 3)
+    result = comp(*COMMAND, *confirm, "track.project=midterm", "track.tags=[one]", "--trials", 3)
     assert result.code == 0, result.err
     (segment,) = segments()
-    read, found = summary(segment), summary(segment)["summary"]
+    read, values = summary(segment), summary(segment)["summary"]
     assert (read["state"], read["project"], read["name"], read["tags"]) == ("finished", "midterm", "small", ["one"])
     record = records(segment, "run")[0]
-    trials = [state.segments(run)[0] for run in runs.list_runs(Path("runs"))]
-    assert len(trials) == 4
-    assert {records(trial, "run")[0]["run_group"] for trial in trials} == {record["run_group"]} == {"small"}
+    trained = runs.list_runs(Path("runs"))
+    assert len(trained) == 4
+    for run in (trained[0], trained[-1]):  # of the search, and of the confirmation
+        (trial,) = state.segments(run)
+        assert records(trial, "run")[0]["run_group"] == record["run_group"] == "small"
+        items = [row["item"] for row in records(trial, "history")]
+        logged = [(item["_step"], item["val/accuracy"]) for item in items if "val/accuracy" in item]
+        assert logged == [(1, float(run.history()[0]["val_accuracy"]))]
+    assert summary(trial)["state"] == "finished"
     assert record["job_type"] == "study"
 
     with (FOLDER / "trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    values = [float(row["val_metric"]) for row in rows]
-    assert (found["study"], found["metric"]) == ("small", "val_metric")
-    assert [found[f"trials/{name}"] for name in ("done", "pruned", "failed")] == [3, 0, 0]
-    assert (found["best/trial"], found["best/value"]) == (values.index(max(values)), max(values))
-    chosen = rows[found["recommended/trial"]]
+    scores = [float(row["val_metric"]) for row in rows]
+    assert (values["study"], values["metric"]) == ("small", "val_metric")
+    assert [values[f"trials/{name}"] for name in ("done", "pruned", "failed")] == [3, 0, 0]
+    assert (values["best/trial"], values["best/value"]) == (scores.index(max(scores)), max(scores))
+    chosen = rows[values["recommended/trial"]]
     best = yaml.safe_load((FOLDER / "best.yaml").read_text())
-    assert found["recommended/optim.lr"] == float(chosen["optim.lr"]) == best["optim"]["lr"]
-    assert found["recommended/augment.mixup"] == float(chosen["augment.mixup"])
-    assert found["recommended/run"] == Path(chosen["run"]).name
-    known = state.read(runs.open_run(Path(chosen["run"])))
-    assert known is not None
-    assert found["recommended/wandb_id"] == known.id
+    assert values["recommended/optim.lr"] == float(chosen["optim.lr"]) == best["optim"]["lr"]
+    assert values["recommended/augment.mixup"] == float(chosen["augment.mixup"])
+    assert values["recommended/run"] == Path(chosen["run"]).name
+    tracked = state.read(runs.open_run(Path(chosen["run"])))
+    assert tracked is not None
+    assert values["recommended/wandb_id"] == tracked.id
 
-    shown = table(segment, "trials")
-    assert shown["columns"] == list(rows[0])
-    assert [row[shown["columns"].index("val_metric")] for row in shown["data"]] == values
-    again = table(segment, "confirmed")
-    assert [row[again["columns"].index("mean")] for row in again["data"]] == [found["recommended/mean"]]
+    trials = table(segment, "trials")
+    assert trials["columns"] == list(rows[0])
+    assert [row[trials["columns"].index("val_metric")] for row in trials["data"]] == scores
+    confirmed = table(segment, "confirmed")
+    assert [row[confirmed["columns"].index("mean")] for row in confirmed["data"]] == [values["recommended/mean"]]
     shares = dict(table(segment, "importance")["data"])
     assert set(shares) == {"optim.lr", "augment.mixup"}
-    assert all(found[f"importance/{knob}"] == share for knob, share in shares.items())
+    assert all(values[f"importance/{knob}"] == share for knob, share in shares.items())
     drawn = {path.stem for path in (FOLDER / "plots").glob("*.png")}
     assert {"history", "slice", "parallel"} <= drawn
-    assert all((segment / "files" / found[f"plots/{name}"]["path"]).is_file() for name in drawn)
+    assert all((segment / "files" / values[f"plots/{name}"]["path"]).is_file() for name in drawn)
     assert read["config"]["tune"]["space"]["optim.lr"]["float"] == [1e-4, 1e-1]
     assert read["config"]["train"]["epochs"] == 1
 
@@ -80,11 +97,10 @@ def kept_best(segment: Path) -> str:
     return Path(content["local_path"]).read_text()
 
 
-def test_a_continued_study_goes_on_with_the_same_run(workplace: Path, comp: Callable[..., Result]) -> None:
-    study = [*STUDY, "tune.confirm.top=0"]
-    assert comp(*study, "--trials", 1).code == 0
+def test_a_continued_study_goes_on_with_the_same_run(workplace: Path) -> None:
+    study(trials=1)
     first = (FOLDER / "best.yaml").read_text()
-    assert comp(*study, "--trials", 2).code == 0
+    study(trials=2)
     earlier, later = segments()
     assert summary(earlier)["run_id"] == summary(later)["run_id"]
     assert [summary(segment)["summary"]["trials/done"] for segment in (earlier, later)] == [1, 2]
@@ -95,20 +111,21 @@ def test_a_continued_study_goes_on_with_the_same_run(workplace: Path, comp: Call
     assert kept_best(later) == (FOLDER / "best.yaml").read_text() != first
 
 
-def test_without_tracking_a_study_leaves_nothing(workplace: Path, comp: Callable[..., Result]) -> None:
-    assert comp(*STUDY, "tune.confirm.top=0", "track.wandb=disabled", "--trials", 1).code == 0
+def test_without_tracking_a_study_leaves_nothing(workplace: Path) -> None:
+    study(1, "track.wandb=disabled")
     assert (FOLDER / "best.yaml").is_file()
     assert list(Path("runs").rglob("wandb")) == []
 
 
+@pytest.mark.slow  # tests/tracking holds the same of a training
 def test_a_server_that_never_answers_holds_no_study_up_and_loses_nothing(
     workplace: Path, comp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = [*STUDY, "tune.confirm.top=0", "--trials", "1"]
+    command = [sys.executable, "-m", "comp", *COMMAND, "tune.confirm.top=0", "--trials", "1"]
     with black_hole() as address:
         log_in(monkeypatch, address)
         # W&B's own client would wait for a minute and a half to begin a run.
-        done = subprocess.run([sys.executable, "-m", "comp", *study], capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     (segment,) = segments()
     assert state.waiting(Run(FOLDER)) == [segment]

@@ -45,7 +45,7 @@ def stop():
 def stepped():
     frame = sys._getframe()
     while frame:
-        if frame.f_code.co_name == "_epoch":
+        if frame.f_code.co_name == "_train_epoch":
             return True
         frame = frame.f_back
 signals.raise_if_interrupted = stop

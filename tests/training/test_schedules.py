@@ -44,10 +44,15 @@ def test_onecycle_is_the_curve_of_torch(total: int, warmup: float, start: float,
     theirs = of_torch(
         total,
         lambda optimizer: lr_scheduler.OneCycleLR(
-            optimizer, max_lr=PEAK, total_steps=total, pct_start=warmup, div_factor=1 / start,
-            final_div_factor=1 / final, cycle_momentum=False,
+            optimizer,
+            max_lr=PEAK,
+            total_steps=total,
+            pct_start=warmup,
+            div_factor=1 / start,
+            final_div_factor=1 / final,
+            cycle_momentum=False,
         ),
-    )  # fmt: skip
+    )
     assert np.allclose(curve(Plan(total, 1), schedule)[1:], theirs[1:], rtol=1e-6, atol=1e-9)
 
 

@@ -18,7 +18,7 @@ _CREDENTIALS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 # Environment variables that may describe another W&B run.
 _FOREIGN = ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DIR", "WANDB_SERVICE", "WANDB_SWEEP_ID")
 # W&B's own limits; it would refuse a name only after the start, or on the server.
-_MAX_NAME_LENGTH, _MAX_TAG_LENGTH, _REFUSED = 128, 64, "/\\#?%:"
+_MAX_NAME, _MAX_TAG, _REFUSED = 128, 64, "/\\#?%:"
 
 
 class Tracker:
@@ -76,13 +76,11 @@ def check_login(track: TrackConfig) -> None:
             fix = f"track.entity={owner} track.project={rest}" if slash and key == "project" else "leave them out"
             raise ConfigError(f"track.{key}: W&B refuses {' '.join(wrong)} in a name, found '{name}'; {fix}")
     for key in ("project", "entity", "group"):
-        if len(name := getattr(track, key)) > _MAX_NAME_LENGTH:
-            raise ConfigError(
-                f"track.{key}: W&B takes {_MAX_NAME_LENGTH} letters at most, found {len(name)}; shorten it"
-            )
+        if len(name := getattr(track, key)) > _MAX_NAME:
+            raise ConfigError(f"track.{key}: W&B takes {_MAX_NAME} letters at most, found {len(name)}; shorten it")
     for tag in track.tags:
-        if not 1 <= len(tag) <= _MAX_TAG_LENGTH:
-            raise ConfigError(f"track.tags: W&B takes tags of 1 to {_MAX_TAG_LENGTH} letters, found '{tag}'")
+        if not 1 <= len(tag) <= _MAX_TAG:
+            raise ConfigError(f"track.tags: W&B takes tags of 1 to {_MAX_TAG} letters, found '{tag}'")
     if track.wandb == "online" and not is_logged_in():
         raise ConfigError(
             "track.wandb: online needs a login; run `wandb login`, set WANDB_API_KEY, or set track.wandb=offline"
@@ -97,9 +95,8 @@ def is_logged_in() -> bool:
     for path in _netrc_files():
         with contextlib.suppress(OSError, netrc.NetrcParseError):
             hosts = netrc.netrc(path).hosts
-            if server.netloc in hosts or server.hostname in hosts:
-                return True
-            if not server.netloc and any("wandb" in host for host in hosts):
+            is_default_host = not server.netloc and any("wandb" in host for host in hosts)
+            if server.netloc in hosts or server.hostname in hosts or is_default_host:
                 return True
     return False
 

@@ -262,7 +262,7 @@ def verify_run_data(run: Run, dataset: Dataset) -> Dataset:
     """
     recorded = run.provenance("classes", "data_fingerprint")
     if recorded["classes"] != list(dataset.competition.classes):
-        raise RunError(f"{run.path}: was trained on other classes, or in another order; restore its own data")
+        raise RunError(f"{run.path}: was trained on other classes, or another order of them; restore its own data")
     if recorded["data_fingerprint"] != dataset.fingerprint:
         raise DataError(
             f"{run.path}: its training images or labels have changed (fingerprint {recorded['data_fingerprint']}, "

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comp.cli.commands.options import (  # fmt: skip
+from comp.cli.commands.options import (
     RUNS,
     Adapt,
     AdaptPer,

@@ -8,7 +8,7 @@ from comp.augment import policies, worker_stage
 from comp.augment.ops import Policy
 from comp.config import Config, space
 from comp.config.section import height_and_width
-from comp.config.tasks import TASKS, metric_name, task
+from comp.config.tasks import TASKS, resolve_metric, task
 from comp.data import sources, suites
 from comp.data.dataset import Dataset
 from comp.inference.options import check_task, predict_options
@@ -21,7 +21,6 @@ from comp.runtime.errors import ConfigError, UserError, unknown
 from comp.submission import derive_format, rules, samples, write
 from comp.tracking import login
 from comp.training import consistency, optimizers, validation
-from comp.workflows import predict
 
 _SHOWN_HEADER = 80  # characters of a header in a note
 
@@ -39,7 +38,7 @@ def check_config(config: Config, runs_root: Path) -> None:
         ConfigError: what is unknown, forbidden or too large: all of it, a line each.
     """
     _check_one(config, runs_root)
-    for trial in space.probes(config):
+    for trial in space.probe_configs(config):
         try:
             _check_one(trial, runs_root)
         except UserError as error:
@@ -83,7 +82,7 @@ def _check_competition(config: Config) -> None:
     if section.metric != "auto":
         metrics.metric(section.metric)
     if section.task != "auto":
-        metric_name(section.metric, task(section.task))
+        resolve_metric(section.metric, task(section.task))
     derive_format.check_answer(section.submission.answer, section.task, section.metric)
 
 
@@ -168,8 +167,10 @@ def check_output(config: Config, output: Path | None, *, force: bool) -> None:
         ConfigError: nothing will be submitted, so that no name is wanted.
         SubmissionError: the name is taken or cannot be written.
     """
+    from comp.workflows import predict  # which imports this module
+
     if config.competition.suite.source != "none":
-        write.demand_free(output or predict.default_submission(config), force=force)
+        write.check_output_path(output or predict.default_submission(config), force=force)
     elif output is not None:
         raise ConfigError(f"-o {output}: competition.suite.source is none, so nothing is submitted; leave it out")
 
@@ -220,8 +221,8 @@ def _submission_notes(config: Config, dataset: Dataset) -> tuple[str, ...]:
     if dataset.suite is None:
         return ()
     competition = dataset.competition
-    derived = derive_format.derive(competition)
-    header = ",".join(derived.form.header)
+    derived = derive_format.derive_format(competition)
+    header = ",".join(derived.format.header)
     shown = header if len(header) <= _SHOWN_HEADER else f"{header[:_SHOWN_HEADER]}..."
     notes = [f"submission: {shown}, {len(dataset.suite):,} rows; {'; '.join(derived.reasons)}"]
     if competition.test_ids:
@@ -229,8 +230,8 @@ def _submission_notes(config: Config, dataset: Dataset) -> tuple[str, ...]:
         notes.append(
             f"submission: {_why_no_sample(config)}, so this header{whose} and the order of the ids are assumed"
         )
-    notes += [f"submission, as it will be written: {row}" for row in derive_format.examples(derived, competition.task)]
-    return (*notes, *(f"submission: {doubt}" for doubt in derived.doubts))
+    notes += [f"submission, as it will be written: {row}" for row in derive_format.example_rows(derived, competition.task)]
+    return (*notes, *(f"submission: {doubt}" for doubt in derived.assumptions))
 
 
 def _why_no_sample(config: Config) -> str:
@@ -242,7 +243,7 @@ def _why_no_sample(config: Config) -> str:
     root, named = Path(config.data.root), config.data.csv.sample
     if not named:
         return "no sample submission is read (data.csv.sample is empty)"
-    unread = [path] if named != "auto" and (path := samples.find(root, named)[0]) else samples.below(root)
+    unread = [path] if named != "auto" and (path := samples.find_sample(root, named)[0]) else samples.list_samples(root)
     if not unread:
         return "no sample submission was found"
     kind = f"data.source={config.data.source}"

@@ -85,7 +85,7 @@ def tutorial_loader(folder: Path, batch: int, rich: bool) -> DataLoader[Any]:
     return DataLoader(Pictures(folder, transform), batch_size=batch, shuffle=True, num_workers=WORKERS)
 
 
-def seconds_of(epoch: Callable[[], object]) -> float:
+def parse_duration(epoch: Callable[[], object]) -> float:
     """Return how long it takes, device and all."""
     began = time.perf_counter()
     epoch()
@@ -110,7 +110,7 @@ def looped(loader: Iterable[Any], batch: int, *, fast: bool) -> float:
         loss.item()  # the running loss that such loops print
 
     step(torch.zeros(batch, 3, 32, 32), torch.zeros(batch, dtype=torch.int64))
-    return seconds_of(lambda: [step(*found) for found in loader])
+    return parse_duration(lambda: [step(*found) for found in loader])
 
 
 def tutorial(folder: Path, batch: int, rich: bool) -> tuple[float, str]:

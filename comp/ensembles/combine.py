@@ -25,7 +25,7 @@ from comp.results.run_metrics import AccuracyEstimate, RunMetrics, WeightScores
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, unknown
 from comp.runtime.progress import Progress, quiet
-from comp.submission import submitting, write
+from comp.submission import write
 from comp.submission.format import Competition
 from comp.workflows import predict, train
 
@@ -91,7 +91,7 @@ def ensemble(
         UserError: unknown names, runs that are not alike, not complete or damaged, a submission that is there already.
     """
     if output is not None:
-        write.demand_free(output, force=force)
+        write.check_output_path(output, force=force)
     collect.demand_one_competition(trained)
     first = trained[0].metrics()
     chosen = methods.method(method, TASKS[first.task])
@@ -275,7 +275,9 @@ def _submit(result: Run, dataset: Dataset, made_by: Mapping[str, Any], output: P
         "members": made_by["members"],
     }
     counts = dataset.train.class_counts(len(dataset.competition.classes)).tolist()
-    submitting.submit(result, ordered, dataset.competition, path, trace=trace, training_counts=counts, force=force)
+    write.write_run_submission(
+        result, ordered, dataset.competition, path, trace=trace, training_counts=counts, force=force
+    )
 
 
 def comparison(run: Run) -> Comparison | None:

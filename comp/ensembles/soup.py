@@ -101,7 +101,7 @@ def soup(
     """
     collect.demand_one_competition(trained)
     if output is not None:
-        write.demand_free(output, force=force)
+        write.check_output_path(output, force=force)
     first = _with_statistics(predicting.load(trained[0], progress=progress))
     split = _selection(select_on, first)
     states = [_state(run, first) for run in trained]

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from comp.config import Config, seconds_of
+from comp.config import Config, parse_duration
 from comp.config.tasks import TASKS
 from comp.data import loading
 from comp.data.cache import user_folder
@@ -333,7 +333,7 @@ class _Trial:
         """Return what the training's steps will take if an image takes so long: the budget, where there is one."""
         train = self._config.train
         if train.budget:
-            return seconds_of(train.budget)
+            return parse_duration(train.budget)
         steps = len(self._dataset.train) // self._batch_size * train.epochs
         return seconds_an_image * self._batch_size * steps
 

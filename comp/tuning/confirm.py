@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from comp.config.space import entries
+from comp.config.space import parse_space
 from comp.tuning.objectives import chosen
 from comp.tuning.study import Study, spelled_choices
 
@@ -51,10 +51,10 @@ class Confirmed:
 def values_of(study: Study, trial: FrozenTrial) -> dict[str, Any]:
     """Return a trial's values as its config has them, path -> value."""
     found = {}
-    for entry in entries(study.config.tune):
+    for entry in parse_space(study.config.tune):
         if entry.path in trial.params:
             value = trial.params[entry.path]
-            found[entry.path] = spelled_choices(entry)[value] if entry.kind == "choice" else entry.tidy(value)
+            found[entry.path] = spelled_choices(entry)[value] if entry.kind == "choice" else entry.rounded(value)
     return found
 
 

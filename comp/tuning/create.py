@@ -83,7 +83,7 @@ def check_study(config: Config) -> None:
         )
     objectives.chosen(config)
     pruners.pruner(config)
-    samplers.check_sampler(config, space.entries(config.tune))
+    samplers.check_sampler(config, space.parse_space(config.tune))
 
 
 def open_search(plan: StudyPlan, *, make: bool = True) -> Study:
@@ -98,13 +98,13 @@ def open_search(plan: StudyPlan, *, make: bool = True) -> Study:
         ConfigError: its storage is none.
     """
     config, folder = plan.load(), plan.folder
-    entries = space.entries(config.tune)
+    entries = space.parse_space(config.tune)
     countable = samplers.is_countable(entries)
     directions = ["maximize" if row.higher_is_better(config) else "minimize" for row in objectives.chosen(config)]
     name = f"{config.competition.name}/{plan.name}"
     study = _open(
         plan, config, name, directions, pruners.pruner(config), make=make, wanted=config.tune.trials, kind="trial",
-        propose=lambda trial: space.lay(config, suggest(entries, config, trial)),
+        propose=lambda trial: space.apply_values(config, suggest(entries, config, trial)),
         sampler_for=lambda number, repeated: samplers.sampler(config, number, untried=repeated and countable),
     )  # fmt: skip
     if make:
@@ -125,7 +125,7 @@ def open_confirmation(plan: StudyPlan, *, make: bool = True) -> Study:
     return _open(
         plan, silent, f"{config.competition.name}/{plan.name}/confirm", directions, optuna.pruners.NopPruner(),
         make=make, wanted=None, kind="confirm",
-        propose=lambda trial: space.lay(config, trial.user_attrs["values"], seed=trial.user_attrs["seed"]),
+        propose=lambda trial: space.apply_values(config, trial.user_attrs["values"], seed=trial.user_attrs["seed"]),
         sampler_for=lambda number, repeated: optuna.samplers.RandomSampler(seed=number),
     )  # fmt: skip
 
@@ -258,7 +258,7 @@ def _enqueue(found: Any, config: Config, entries: Sequence[space.Entry], folder:
     queued: list[dict[str, Any]] = []
     for tree in itertools.islice(_first_configs(config, folder), config.tune.trials):
         own = [(entry, space.value_at(tree, entry.path)) for entry in entries]
-        values = {entry.path: spell(entry, value) for entry, value in own if entry.holds(value)}
+        values = {entry.path: spell(entry, value) for entry, value in own if entry.contains(value)}
         if values and values not in queued:  # what the space does not offer is drawn
             queued.append(values)
             found.enqueue_trial(values)

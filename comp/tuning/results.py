@@ -115,7 +115,7 @@ def row_of(study: Study, trial: FrozenTrial) -> dict[str, Any]:
     names = objectives.names(study.config)
     values = trial.values or [None] * len(names)
     known = trial.user_attrs
-    paths = [entry.path for entry in space.entries(study.config.tune)]
+    paths = [entry.path for entry in space.parse_space(study.config.tune)]
     tuned = confirm.values_of(study, trial)
     again = {"of": known["of"], "seed": known["seed"]} if "of" in known else {}
     return {
@@ -203,7 +203,7 @@ def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
 def _best_config(search: Study, made: Report, chosen: int) -> str:
     """Return best.yaml: the whole config, under a header of what was measured and where."""
     trial = next(trial for trial in search.trials() if trial.number == chosen)
-    config = space.lay(search.config, confirm.values_of(search, trial))
+    config = space.apply_values(search.config, confirm.values_of(search, trial))
     metric, counts = made.metrics[0], made.counts
     ended = sum(counts[name] for name in ("done", "pruned", "failed"))
     lines = [

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from comp import config as configs
 from comp.config import Config
-from comp.config.space import Entry, assemble
+from comp.config.space import Entry, pick_values
 from comp.runtime.errors import StudyError
 from comp.tuning.recovery import ENDED_BY_US, MOST_RETRIES, kills, recover
 from comp.tuning.storage import Store
@@ -231,7 +231,7 @@ def failed(trial: Trial, error: Exception) -> None:
 
 def suggest(space: Sequence[Entry], config: Config, trial: Trial) -> dict[str, Any]:
     """Return a trial's values, path -> value, drawn by its study's sampler in the space's order."""
-    return assemble(space, config, lambda entry: _draw(entry, trial))
+    return pick_values(space, config, lambda entry: _draw(entry, trial))
 
 
 def _draw(entry: Entry, trial: Trial) -> Any:
@@ -240,7 +240,7 @@ def _draw(entry: Entry, trial: Trial) -> Any:
         return spelled[trial.suggest_categorical(entry.path, list(spelled))]
     if entry.kind == "int":
         return trial.suggest_int(entry.path, int(entry.low), int(entry.high), step=int(entry.step or 1), log=entry.log)
-    return entry.tidy(trial.suggest_float(entry.path, entry.low, entry.high, step=entry.step, log=entry.log))
+    return entry.rounded(trial.suggest_float(entry.path, entry.low, entry.high, step=entry.step, log=entry.log))
 
 
 def spelled_choices(entry: Entry) -> dict[Any, Any]:

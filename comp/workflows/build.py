@@ -119,7 +119,7 @@ def prepare(config: Config, runs_root: Path = Path("runs"), progress: Progress =
     The dataset's notes then also say how the submission will be written, and why.
 
     Raises:
-        UserError: as `check`, `open_dataset` and `comp.submission.derive_format.derive`.
+        UserError: as `check`, `open_dataset` and `comp.submission.derive_format.derive_format`.
     """
     check_config(config, runs_root)
     return open_data(config, progress)

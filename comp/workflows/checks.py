@@ -230,7 +230,9 @@ def _submission_notes(config: Config, dataset: Dataset) -> tuple[str, ...]:
         notes.append(
             f"submission: {_why_no_sample(config)}, so this header{whose} and the order of the ids are assumed"
         )
-    notes += [f"submission, as it will be written: {row}" for row in derive_format.example_rows(derived, competition.task)]
+    notes += [
+        f"submission, as it will be written: {row}" for row in derive_format.example_rows(derived, competition.task)
+    ]
     return (*notes, *(f"submission: {doubt}" for doubt in derived.assumptions))
 
 

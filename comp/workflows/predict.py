@@ -27,7 +27,7 @@ from comp.results.runs import Run
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, DataError, RunError, UserError, unknown
 from comp.runtime.progress import Progress, quiet
-from comp.submission import rules, submitting, write
+from comp.submission import rules, write
 from comp.submission.format import Competition
 from comp.training.selection import Scores
 from comp.training.validation import Measured
@@ -590,7 +590,9 @@ def submit(
     if blocks:
         competition = replace(competition, blocks=blocks, sample=None, test_ids=())
     told = {"weights_sha256": found.made_by["weights_sha256"], "seed": loaded.config.seed, **(trace or {})}
-    return submitting.submit(loaded.run, found, competition, path, trace=told, training_counts=counts, force=force)
+    return write.write_run_submission(
+        loaded.run, found, competition, path, trace=told, training_counts=counts, force=force
+    )
 
 
 def default_submission(config: Config, folder: Path = Path("submissions")) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from comp.config import Config, TrainConfig, seconds_of
+from comp.config import Config, TrainConfig, parse_duration
 from comp.results import leaderboard, runs
 from comp.runtime.errors import Interrupted
 from comp.runtime.progress import Progress, quiet
@@ -85,7 +85,7 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
                 predict.submit(loaded, predict.predict(loaded, progress), path)
                 found.append(f"{len(whole.suite or ()):,} images to predict in the real run")
             with stage("check") as found:
-                problems = check_format.format_problems(path, derive_format.format_of(dataset.competition))
+                problems = check_format.check_file(path, derive_format.derive_format(dataset.competition).format)
                 found.append("; ".join(problems) or "valid")
         with stage("leaderboard") as found:
             found.append(f"{len(leaderboard.rows(folder))} row")
@@ -95,7 +95,7 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
 def _outlook(train: TrainConfig, images: int, speed: float) -> str:
     """Return what a speed in images per second means for the real training."""
     if train.budget:
-        epochs = seconds_of(train.budget) * speed / images
+        epochs = parse_duration(train.budget) * speed / images
         return f"about {speed:,.0f} images/s: {epochs:.3g} epochs fit into {train.budget}"
     hours = train.epochs * images / speed / 3600
     return f"about {speed:,.0f} images/s: {train.epochs} epochs take about {hours:.1g} h"

@@ -294,7 +294,7 @@ def test_another_class_order_is_refused(trained: runs.Run, comp: Comp) -> None:
 def test_an_existing_submission_is_kept(trained: runs.Run, comp: Comp) -> None:
     before = Path("submissions/small.csv").read_bytes()
     Path("submissions/small.csv").write_bytes(before + b"x")
-    assert_refused(comp("predict", trained.path, "-o", "submissions/small.csv"), "is there already", "--force")
+    assert_refused(comp("predict", trained.path, "-o", "submissions/small.csv"), "already exists", "--force")
     assert Path("submissions/small.csv").read_bytes() == before + b"x"
     assert comp("predict", trained.path, "-o", "submissions/small.csv", "--force").code == 0
     assert Path("submissions/small.csv").read_bytes() == before

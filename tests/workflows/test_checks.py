@@ -126,10 +126,10 @@ def test_a_batch_of_odd_size_is_trained_in_pairs(workplace: Path, comp: Comp) ->
 
 
 OUTPUTS = {
-    "is there": ("there.csv", "there.csv: is there already"),
+    "is there": ("there.csv", "there.csv: already exists"),
     "no csv": ("sub.txt", "must end in .csv"),
     "below a file": ("small.yaml/sub.csv", "small.yaml is no folder"),
-    "a folder": ("folder.csv", "folder.csv: is there already"),
+    "a folder": ("folder.csv", "folder.csv: already exists"),
     "not writable": ("closed/sub.csv", "closed may not be written"),
 }
 

@@ -80,7 +80,7 @@ def predict(
             "-o names one file, and several runs, or a split that is not submitted, were given; leave it out"
         )
     if output and not images:
-        write.demand_free(output, force=force)
+        write.check_output_path(output, force=force)
     given = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
     written: dict[str, Any] = {}
     for run in opened:

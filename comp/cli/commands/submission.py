@@ -8,7 +8,7 @@ import typer
 from comp.cli.commands.options import AsJson, Overrides
 
 if TYPE_CHECKING:
-    from comp.submission.validate import Verdict
+    from comp.submission.validate import SubmissionReport
 
 CSVPath = Annotated[Path, typer.Argument(metavar="CSV", help="A submission.")]
 Wanted = Annotated[
@@ -33,12 +33,12 @@ def check(
     if as_json:
         console.print_json(verdict.to_json())
     else:
-        for doubt in verdict.doubts:
+        for doubt in verdict.findings:
             console.print_line(f"{doubt.verdict}: {doubt.what}")
     if not verdict.problems and not as_json:
         agreement = "" if verdict.agreement is None else f", agrees with {against} on {verdict.agreement:.2%} of rows"
         console.print_line(f"{path}: valid, {verdict.rows:,} rows{agreement}")
-    verdict.demand()
+    verdict.raise_if_invalid()
 
 
 def diff(
@@ -53,7 +53,7 @@ def diff(
     from comp.cli import console
     from comp.submission import diff as differences
 
-    found = differences.compare(first, second)
+    found = differences.compare_submissions(first, second)
     if as_json:
         console.print_json(found.to_json())
         return
@@ -97,10 +97,10 @@ def submit(
 
     verdict = _judge(path, wanted, overrides or [], against)
     if not force or verdict.problems:
-        verdict.demand(mend="\n  send it nevertheless with --force")
+        verdict.raise_if_invalid(hint="\n  send it nevertheless with --force")
     with console.bars() as progress:
-        record = kaggle.send(
-            path, kaggle_client.Kaggle, competition=competition, message=message, wait_seconds=wait, again=force,
+        record = kaggle.submit(
+            path, kaggle_client.KaggleClient, competition=competition, message=message, wait_seconds=wait, again=force,
             progress=progress,
         )  # fmt: skip
     if as_json:
@@ -110,9 +110,9 @@ def submit(
     console.print_line(f"{path}: submission {record['reference']}, public score {record['public']}{private}")
 
 
-def _judge(path: Path, wanted: Path | None, overrides: list[str], against: Path | None) -> "Verdict":
+def _judge(path: Path, wanted: Path | None, overrides: list[str], against: Path | None) -> "SubmissionReport":
     from comp.runtime.errors import ConfigError, SubmissionError
-    from comp.submission import check_by_sample, check_content, derive_format, validate
+    from comp.submission import check_content, derive_format, derive_from_sample, validate
 
     if not path.is_file():
         raise SubmissionError(f"{path}: no such submission")
@@ -122,16 +122,16 @@ def _judge(path: Path, wanted: Path | None, overrides: list[str], against: Path 
     training: list[int] = []
     notes: tuple[str, ...] = ()
     if wanted is None:
-        expected = validate.format_beside(path)
+        expected = validate.read_sidecar_format(path)
     elif not is_config:
-        derived = check_by_sample.from_sample(wanted, path)
-        expected, notes = derived.form, derived.doubts
+        derived = derive_from_sample.derive_from_sample(wanted, path)
+        expected, notes = derived.format, derived.assumptions
     else:
         from comp import config as configs
         from comp.data.dataset import open_dataset
 
         dataset = open_dataset(configs.load(wanted, overrides))
-        derived = derive_format.derive(dataset.competition)
-        expected, notes = derived.form, derived.doubts
-        training = check_content.counts(dataset.train.labels, len(dataset.competition.classes))
-    return validate.validate(path, expected, training=training, against=against, notes=notes)
+        derived = derive_format.derive_format(dataset.competition)
+        expected, notes = derived.format, derived.assumptions
+        training = check_content.count_classes(dataset.train.labels, len(dataset.competition.classes))
+    return validate.validate_submission(path, expected, training=training, against=against, notes=notes)

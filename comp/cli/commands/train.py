@@ -81,7 +81,7 @@ def run(
 
     distributed.refuse("comp run")
     overrides = [*(overrides or []), *laid_on]
-    with configs.blamed(overrides):
+    with configs.naming_overrides(overrides):
         wanted = _wanted(config, overrides, resume or like)
         checks.check_output(wanted, output, force=force)
         if rehearse:
@@ -163,7 +163,7 @@ def lr_find(
     from comp.workflows import train as pipeline
 
     run_folders.demand_writable(output, suffix=".png")
-    with configs.blamed(overrides or []), console.bars() as progress:
+    with configs.naming_overrides(overrides or []), console.bars() as progress:
         found = pipeline.find_rate(
             configs.load(config, overrides or []), lowest=lowest, highest=highest, steps=steps, progress=progress
         )
@@ -246,7 +246,7 @@ def _is_finished(resume: Path, moved: list[str], as_json: bool, *, trained_only:
     if not trained_only:
         submits = run.config().competition.suite.source != "none"
         tested = not run.provenance("images")["images"]["test"] or scores.own("test") is not None
-        if not (write.is_kept(run) if submits else tested):
+        if not (write.has_intact_submission(run) if submits else tested):
             return False
     if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun, one tells
         console.print_note(f"{run.path}: complete, nothing is left to do; another CSV: comp predict {run.path}")
@@ -286,7 +286,7 @@ def _train(
         name = like.name.split("-", 2)[-1]
         recorded = like / "execution.json"
         execution = device.from_json(run_folders.read_json(recorded), str(recorded))
-    with configs.blamed(overrides), console.bars() as progress:
+    with configs.naming_overrides(overrides), console.bars() as progress:
         dataset = team.main_process_first(lambda: build.prepare(wanted, runs, progress))
         console.print_notes(dataset)
         found = pipeline.train(

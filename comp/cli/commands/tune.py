@@ -48,7 +48,7 @@ def tune(
         from comp.tuning import search
 
         distributed.refuse("comp tune")
-        with configs.blamed(overrides or []), console.bars() as progress:
+        with configs.naming_overrides(overrides or []), console.bars() as progress:
             loaded, name = _load(config, overrides, {**given, "storage": storage})
             found = search.tune(
                 loaded, name=name, runs_root=runs, workers=workers, on_trial=console.print_trial, progress=progress

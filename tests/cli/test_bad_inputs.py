@@ -98,7 +98,7 @@ BAD_SETTINGS = {
     ),
     "selection never measured": ("train.select=ood_accuracy", ("train.select", "ood_validation.every")),
     "external weights": (
-        "competition.rules.external_weights=false", ("model.pretrained", "external_weights forbids it"),
+        "competition.rules.external_weights=false", ("model.pretrained", "external_weights=false"),
     ),
 }  # fmt: skip
 

@@ -352,7 +352,7 @@ def test_a_recorded_score_is_in_the_sidecar_the_run_and_the_row(
     [
         (["{csv}", "--public", "57.3"], "did you mean 0.573?"),
         (["{csv}", "--public", "nan"], "found nan"),
-        (["{csv}"], "no score is given"),
+        (["{csv}"], "no score given"),
         (["{csv}", "--public", "0.5", "--public-share", "0"], "--public-share"),
         (["nowhere.csv", "--public", "0.5"], "no such submission"),
         (["bare.csv", "--public", "0.5"], "bare.json"),

@@ -123,9 +123,9 @@ def test_an_interrupted_training_stops_at_the_epoch_at_which_the_whole_one_does(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["train.min_delta=0.1"], "set patience too"),
-        (["train.overfit_threshold=0.1"], "set overfit_patience too"),
-        (["train.budget=90s", "train.sizes={1: 16}"], "sizes makes later ones dearer"),
+        (["train.min_delta=0.1"], "train.patience"),
+        (["train.overfit_threshold=0.1"], "train.overfit_patience"),
+        (["train.budget=90s", "train.sizes={1: 16}"], "train.sizes"),
         (["train.patience=3", "data.validation=none"], "train.patience: watches a validation split"),
     ],
 )

@@ -45,7 +45,7 @@ OF_THE_CONFIG: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ["optim.multipliers={nothing: 2}"],
         ("override 'optim.multipliers': optim.multipliers", "'nothing' names nothing"),
     ),
-    "files": (["competition.suite.files=20"], ("competition.suite.files: corrupt_test makes 19 at most",)),
+    "files": (["competition.suite.files=20"], ("competition.suite.files: corrupt_test has 19",)),
     "swa in a budget": (["train.average=swa", "train.budget=1min"], ("train.average: swa averages the last",)),
     "project": (
         ["track.project=me/mine"], ("track.project: W&B refuses /", "track.entity=me track.project=mine"),

@@ -116,7 +116,7 @@ def test_a_column_of_names_ends_as_names_with_tuned_thresholds(truth: np.ndarray
     sample(["id", "labels"], ["d0 d1"])
     result = comp("run", "c.yaml", "competition.metric=samples_f1", "data.csv.table=texts.csv")
     assert result.code == 0, result.err
-    assert "separated by ' '" in result.err
+    assert "parted by ' '" in result.err
     assert "images have none, so a list of labels in a submission may be empty" in result.err
     cells = [submitted()[f"te{n:04d}"]["labels"].split() for n in range(TEST)]
     found = np.array([[f"d{number}" in cell for number in range(len(CLASSES))] for cell in cells])

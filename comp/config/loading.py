@@ -39,7 +39,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """
     document = Document({})
     for part in read_chain(Path(path)):
-        document = Document(_drop_empty_sections(part.values, Config), part.places, part.spellings).over(document)
+        document = Document(_drop_empty_sections(part.values, Config), part.locations, part.spellings).over(document)
     return _validate(document, str(path), overrides, expand_paths=True)
 
 
@@ -142,8 +142,8 @@ def _validate(document: Document, where: str, overrides: Sequence[str], *, expan
     values = _normalize(document.values, Config, (), document.spellings)
     if expand_paths:
         values = _expand_paths(values, Config, (), path_mistakes)
-    mistakes += [f"{document.place(keys) or where}: {mistake}" for keys, mistake in path_mistakes.items()]
-    document = Document(values, document.places, document.spellings)
+    mistakes += [f"{document.location(keys) or where}: {mistake}" for keys, mistake in path_mistakes.items()]
+    document = Document(values, document.locations, document.spellings)
     try:
         text = json.dumps(document.values)
     except TypeError as error:
@@ -263,14 +263,14 @@ def _leaves(values: Mapping[str, Any], model: type[BaseModel]) -> list[tuple[Key
 
 
 def _replace(document: Document, keys: Keys, value: Any, spellings: Mapping[Keys, str], where: str) -> Document:
-    """Return a document with one value replaced, together with its places and spellings."""
+    """Return a document with one value replaced, together with its locations and spellings."""
 
     def drop_old(by_keys: Mapping[Keys, str]) -> dict[Keys, str]:
         return {at: text for at, text in by_keys.items() if at[: len(keys)] != keys}
 
-    places = drop_old(document.places) | {keys: where}
+    locations = drop_old(document.locations) | {keys: where}
     spellings = drop_old(document.spellings) | {(*keys, *at): text for at, text in spellings.items()}
-    return Document(_set(document.values, keys, value), places, spellings)
+    return Document(_set(document.values, keys, value), locations, spellings)
 
 
 def _set(values: Any, keys: Keys, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Error messages for invalid configs: each mistake once, with its place and how to fix it."""
+"""Error messages for invalid configs: each mistake once, with its location and how to fix it."""
 
 import contextlib
 import re
@@ -35,7 +35,7 @@ def explain(error: ValidationError, document: Document, where: str, earlier: Map
     Args:
         error: from pydantic's validation.
         document: the validated document.
-        where: names the document if it has no place for a value.
+        where: names the document if it has no location for a value.
         earlier: keys -> mistakes that are reported already; further mistakes in these values are omitted.
     """
     by_keys: dict[Keys, list[Any]] = {}
@@ -86,29 +86,29 @@ def _messages(keys: Keys, details: Sequence[Any], document: Document, where: str
     if first["type"] == "rules":
         for rule in first["ctx"]["broken"]:
             fields = [(*keys, *field.split(".")) for field in rule.fields]
-            yield f"{_places(fields, document, where)}: {rule.message}"
+            yield f"{_locations(fields, document, where)}: {rule.message}"
         return
-    place = document.place(keys) or where
+    location = document.location(keys) or where
     if first["type"] == "extra_forbidden":
-        yield f"{place}: {unknown_key(keys)}"
+        yield f"{location}: {unknown_key(keys)}"
         return
     if key_details := [detail for detail in details if "[key]" in detail["loc"]]:
-        location = key_details[0]["loc"]
-        name = location[location.index("[key]") - 1]
+        path = key_details[0]["loc"]
+        name = path[path.index("[key]") - 1]
         mapping = ".".join(map(str, keys[:-1] if keys[-1] == name else keys))
-        yield f"{place}: {mapping}: expected keys that are {_expected(key_details)}, found '{name}'"
+        yield f"{location}: {mapping}: expected keys that are {_expected(key_details)}, found '{name}'"
         return
     value = _lookup(document.values, keys)
     actual = describe_value(value)
     actual = actual if len(actual) <= _SHOWN else f"{actual[:_SHOWN]}..."
-    yield f"{place}: {dotted}: expected {_expected(details)}, found {actual}{_hint(value, details)}"
+    yield f"{location}: {dotted}: expected {_expected(details)}, found {actual}{_hint(value, details)}"
 
 
-def _places(fields: Sequence[Keys], document: Document, where: str) -> str:
-    """Return the places of contradicting values: the overrides among them, else the file."""
-    places = list(dict.fromkeys(document.places[keys] for keys in fields if keys in document.places))
-    overrides = [place for place in places if place.startswith("override ")]
-    return " and ".join(overrides) or (places[0] if places else document.place(fields[0]) or where)
+def _locations(fields: Sequence[Keys], document: Document, where: str) -> str:
+    """Return the locations of contradicting values: the overrides among them, else the file."""
+    locations = list(dict.fromkeys(document.locations[keys] for keys in fields if keys in document.locations))
+    overrides = [location for location in locations if location.startswith("override ")]
+    return " and ".join(overrides) or (locations[0] if locations else document.location(fields[0]) or where)
 
 
 def _section(keys: Iterable[Any]) -> type[BaseModel] | None:
@@ -130,12 +130,12 @@ def _field_paths(model: type[BaseModel], prefix: str = "") -> list[str]:
 def unknown_key(keys: Sequence[Any]) -> str:
     """Return the message for an unknown key, with the nearest and all known keys of its section."""
     name, section = str(keys[-1]), _section(keys[:-1])
-    known = list(section.model_fields) if section else []
+    names = list(section.model_fields) if section else []
     # The key may belong to another section: epochs -> train.epochs.
     elsewhere = [path for path in _field_paths(Config) if path.rsplit(".", 1)[-1] == name]
     top = [name] if len(keys) > 1 and name in Config.model_fields else []
-    near = next((f" (did you mean '{path}'?)" for path in (*top, *elsewhere)), "") or nearest(name, known)
-    return f"unknown key '{'.'.join(map(str, keys))}'{near}; known here: {', '.join(known)}"
+    near = next((f" (did you mean '{path}'?)" for path in (*top, *elsewhere)), "") or nearest(name, names)
+    return f"unknown key '{'.'.join(map(str, keys))}'{near}; known here: {', '.join(names)}"
 
 
 def _lookup(values: Any, keys: Iterable[Any]) -> Any:

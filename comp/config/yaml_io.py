@@ -16,26 +16,28 @@ Keys = tuple[str | int, ...]  # from the top of a document to a value; integers 
 
 @dataclass(frozen=True)
 class Document:
-    """Plain values, with their places and spellings in the text.
+    """Plain values, with their locations and spellings in the text.
 
     Attributes:
         values: the plain values.
-        places: keys -> the value's place, such as `a.yaml, line 3`.
+        locations: keys -> the value's location, such as `a.yaml, line 3`.
         spellings: keys -> the text of a number or boolean, because YAML reads 007 as 7.
     """
 
     values: dict[str, Any]
-    places: Mapping[Keys, str] = field(default_factory=dict)
+    locations: Mapping[Keys, str] = field(default_factory=dict)
     spellings: Mapping[Keys, str] = field(default_factory=dict)
 
-    def place(self, keys: Keys) -> str:
-        """Return the place of a value, or of the nearest enclosing section; empty: unknown."""
-        return next((self.places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in self.places), "")
+    def location(self, keys: Keys) -> str:
+        """Return the location of a value, or of the nearest enclosing section; empty: unknown."""
+        return next(
+            (self.locations[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in self.locations), ""
+        )
 
     def over(self, base: "Document") -> "Document":
         """Return `base` updated with this document; see `merge`."""
         return Document(
-            merge(base.values, self.values), {**base.places, **self.places}, {**base.spellings, **self.spellings}
+            merge(base.values, self.values), {**base.locations, **self.locations}, {**base.spellings, **self.spellings}
         )
 
 
@@ -167,13 +169,13 @@ def _read_chain(path: Path, extending: tuple[Path, ...]) -> list[Document]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines at the top level, found {describe_value(values)}")
     base = values.pop("extends", None)
-    places = {(): str(path)} | {keys: f"{path}, line {line}" for keys, line in _key_lines(node)}
-    document = Document(values, places, _spellings(node))
+    locations = {(): str(path)} | {keys: f"{path}, line {line}" for keys, line in _key_lines(node)}
+    document = Document(values, locations, _spellings(node))
     if base is None:
         return [document]
     if not isinstance(base, str):
         raise ConfigError(
-            f"{places['extends',]}: extends: expected the path of one YAML file, found {describe_value(base)}"
+            f"{locations['extends',]}: extends: expected the path of one YAML file, found {describe_value(base)}"
         )
     return [*_read_chain(path.parent / user_path(base, "extends"), (*extending, path.resolve())), document]
 

@@ -52,8 +52,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         path = Path(folder) / "submission.csv"
         for _ in range(given.runs + 1):
-            write = milliseconds(lambda: submission.write(path, predictions, form, {}, force=True))
-            check = milliseconds(lambda: check_format.format_problems(path, form))
+            write = milliseconds(lambda: submission.write_submission(path, predictions, form, {}, force=True))
+            check = milliseconds(lambda: check_format.check_file(path, form))
             for name, value in (("write", write), ("check", check), ("both", write + check)):
                 taken[name].append(value)
         size = path.stat().st_size

@@ -146,7 +146,7 @@ class Runs:
 
 
 def _fixed(config: Config) -> dict[str, object]:
-    return {name: value for name, value in configs.flat(config).items() if name not in _FREE}
+    return {name: value for name, value in configs.flatten(config).items() if name not in _FREE}
 
 
 def _accuracy(metrics: RunMetrics) -> float:

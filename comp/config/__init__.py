@@ -1,8 +1,8 @@
-"""Every knob, typed and documented once: `load` a YAML file with overrides, `dump` it back. No torch here.
+"""Configs: all settings, typed and documented in one place; `load` a YAML file with overrides, `dump` it. Torch-free.
 
-This is the first of two phases: shape and types. Names that a registry answers for (models, policies, metrics), rules
-and disk space are checked by `comp.workflows.checks.check_config`. A config never changes after loading and nothing
-writes a derived value back into it.
+Loading is the first of two checks: structure and types. `comp.workflows.checks.check_config` then checks registered
+names (models, policies, metrics), rules and disk space. A config never changes after loading, and derived values are
+never written back to it.
 """
 
 from comp.config.competition import (
@@ -13,14 +13,11 @@ from comp.config.competition import (
     SuiteConfig,
 )
 from comp.config.data import AugmentConfig, CSVConfig, DataConfig
-from comp.config.loading import dump, fingerprint, flat, from_mapping, load, load_stored, schema
-from comp.config.messages import blamed
-from comp.config.model import ModelConfig
-from comp.config.section import seconds_of
-from comp.config.tracking import TrackConfig
-from comp.config.training import LookaheadConfig, OptimConfig, TrainConfig
-from comp.config.tree import Config, PredictConfig
-from comp.config.tuning import ConfirmConfig, TuneConfig
+from comp.config.loading import dump, fingerprint, flatten, from_mapping, load, load_stored, schema
+from comp.config.messages import naming_overrides
+from comp.config.section import parse_duration
+from comp.config.training import LookaheadConfig, ModelConfig, OptimConfig, TrainConfig
+from comp.config.tree import Config, ConfirmConfig, PredictConfig, TrackConfig, TuneConfig
 
 __all__ = [
     "AugmentConfig",
@@ -40,13 +37,13 @@ __all__ = [
     "TrackConfig",
     "TrainConfig",
     "TuneConfig",
-    "blamed",
     "dump",
     "fingerprint",
-    "flat",
+    "flatten",
     "from_mapping",
     "load",
     "load_stored",
+    "naming_overrides",
+    "parse_duration",
     "schema",
-    "seconds_of",
 ]

@@ -1,74 +1,75 @@
-"""Sections `competition` and what stands below it."""
+"""Section `competition` and its subsections."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from comp.config.section import Broken, Positive, Section, UserPath
+from comp.config.section import BrokenRule, Positive, Section, UserPath
 
-_CORRUPTIONS = 19  # that `comp.data.corruptions.suite` makes
+_CORRUPTIONS = 19  # in `comp.data.corruptions.suite`
 
 
 class SuiteConfig(Section):
-    """What is predicted for the submission: blocks of distortion x severity, or the test images."""
+    """The images to predict for the submission: blocks of distortion x severity, or the test images."""
 
     source: Literal["corrupt_test", "distortion_files", "test", "none"] = "corrupt_test"
-    """`corrupt_test`: our 19 corruptions of the labelled test split; `distortion_files`: a folder of
-    `distortionNN.npy`, severities stacked; `test`: the test images themselves, in the order and with the columns of
-    the sample submission; `none`: no suite, nothing to submit."""
+    """`corrupt_test`: comp's 19 corruptions of the labelled test split; `distortion_files`: a folder of
+    `distortionNN.npy` files with stacked severities; `test`: the test images, in the sample submission's order and
+    columns; `none`: nothing to submit."""
     path: UserPath = ""
     """Folder of the distortion files, relative to `data.root`."""
     base_address: str = ""
-    """Where missing distortion files are downloaded from; empty: never."""
+    """URL from which missing distortion files are downloaded; empty: no download."""
     files: Positive = 19
-    """How many distortion files there are, numbered from 00."""
+    """Number of distortion files, numbered from 00; at least 1, at most 19 for `corrupt_test`."""
     images_per_block: Annotated[int, Field(ge=0)] = 0
-    """Images in each (distortion, severity) block; of `corrupt_test` a stratified sample of the test, 0 for all."""
+    """Images per (distortion, severity) block; for `corrupt_test` a stratified sample of the test split. 0: all
+    images."""
     severities: Annotated[int, Field(ge=1, le=5)] = 5
-    """Severities stacked in each file, or generated: 1 up to this."""
+    """Number of severities in each file, or to generate: 1 to 5."""
 
-    def broken(self) -> Iterator[Broken]:
-        """See `Section`."""
+    def broken_rules(self) -> Iterator[BrokenRule]:
+        """See `Section.broken_rules`."""
         if self.source == "corrupt_test" and self.files > _CORRUPTIONS:
-            yield Broken(
+            yield BrokenRule(
                 ("files", "source"),
-                f"competition.suite.files: corrupt_test makes {_CORRUPTIONS} at most, one for each corruption; found "
-                f"{self.files}",
+                f"competition.suite.files: corrupt_test has {_CORRUPTIONS} corruptions; expected at most that many, "
+                f"found {self.files}",
             )
         if self.source == "distortion_files" and not self.path:
-            yield Broken(
+            yield BrokenRule(
                 ("path", "source"),
-                "competition.suite.path: a suite of distortion_files needs the folder that they lie in",
+                "competition.suite.path: source distortion_files needs the folder of the files; set it",
             )
 
 
 class OODValidationConfig(Section):
-    """A shifted copy of the validation split: held-out training images under generated corruptions."""
+    """Shifted validation: a copy of the validation split with generated corruptions."""
 
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 3, 5)
-    """Which severities are generated; empty: no shifted validation."""
+    """Severities to generate, each 1 to 5; empty: no shifted validation."""
     per_block: Positive = 500
-    """Images in each (corruption, severity) block: a stratified sample of the validation split, at most its size."""
+    """Images per (corruption, severity) block: a stratified sample of the validation split, at most its size."""
     every: Literal["end"] | Positive = "end"
-    """`end`: once, with the best weights; N: also every N epochs, and after the last one."""
+    """`end`: measure once, with the best weights; N: also measure every N epochs and after the last epoch."""
     leave_out: tuple[str, ...] = ()
-    """Corruptions, or families of them (noise, blur, weather, digital), that are not generated: those that the
-    augmentation imitates, say, so that the score tells of shifts that training has not seen."""
+    """Corruptions or families (noise, blur, weather, digital) to leave out, for example those that the augmentation
+    imitates, so that the score measures shifts that training has not seen."""
 
 
 class RulesConfig(Section):
-    """What the competition forbids; checked before training."""
+    """The competition's rules, checked before training."""
 
     banned_families: tuple[str, ...] = ()
-    """Kinds (`transformer`: anything with self-attention, hybrids too) or timm families (`resnet`) that may not be
-    used; `comp models` shows both. A model whose kind is unknown is refused where anything is banned."""
+    """Forbidden kinds (`transformer`: anything with self-attention, including hybrids) or timm families (`resnet`);
+    `comp models` lists both. If anything is banned, models of unknown kind are refused."""
     external_weights: bool = True
     """Whether pretrained weights are allowed."""
     test_like_augmentation: bool = True
-    """Whether augmentation may imitate corruptions of the suite."""
+    """Whether the augmentation may imitate corruptions of the suite."""
     transductive: bool = True
-    """Whether a prediction may adapt to the images that it predicts."""
+    """Whether predictions may adapt to the test images (`predict.adapt`)."""
 
 
 def _text(value: Any) -> Any:
@@ -76,59 +77,60 @@ def _text(value: Any) -> Any:
 
 
 class SubmissionConfig(Section):
-    """What a submission looks like, where no sample submission shows it or another way is wanted."""
+    """The submission's columns and answers, if there is no sample submission or you want to override it."""
 
     id_column: str = ""
-    """Header of the first column; empty: the sample's, else the training table's, else `id`."""
+    """Header of the first column; empty: from the sample, else from the training table, else `id`."""
     label_column: str = ""
-    """Header of a single answer column; empty: the sample's, else the training table's, else `label`."""
+    """Header of a single answer column; empty: from the sample, else from the training table, else `label`."""
     answer: Literal["auto", "label", "labels", "probability", "probabilities", "independent", "value", "ranked"] = (
         "auto"
     )
-    """A row of `comp.submission.answers.ANSWERS`: `label` the likeliest class, `labels` all decided classes,
-    `probability` of the positive class, `probabilities` of every class (they sum to 1), `independent` ones of every
-    class, `value` a number, `ranked` the likeliest few in order; auto: as metric, task and sample show."""
+    """What a row answers (`comp.submission.answers.ANSWERS`): `label`: the most likely class; `labels`: all decided
+    classes; `probability`: of the positive class; `probabilities`: of every class, summing to 1; `independent`: of
+    every class, each from 0 to 1; `value`: a number; `ranked`: the most likely classes in order; auto: derived from
+    metric, task and sample."""
     labels: Literal["auto", "names", "indices"] | dict[str, str] = "auto"
-    """How a class is written: its name, its number from 0, or `{class: text}` for each; auto: as the sample shows."""
+    """How classes are written: names, numbers from 0 (indices), or `{class: text}`; auto: as in the sample."""
     positive: str = ""
-    """The class whose probability `answer: probability` writes; empty: the one that the sample's column names, such as
-    `cat` or `is_cat`, else of two classes the second, such as 1."""
+    """The class whose probability `answer: probability` writes; empty: the class named in the sample's header, such as
+    `cat` or `is_cat`, else the second of two classes, such as 1."""
     ranked: Positive | None = None
-    """How many classes `answer: ranked` lists; null: as many as the metric counts, or the sample shows."""
+    """Number of classes that `answer: ranked` lists; null: as in the metric or the sample, else 5."""
 
     @model_validator(mode="before")
     @classmethod
-    def _probabilities_were_labels(cls, values: Any) -> Any:
-        # Until version 0.1 `labels: probabilities` was how a column for each class was asked for.
+    def _convert_old_probabilities(cls, values: Any) -> Any:
+        # Before version 0.1 `labels: probabilities` meant one column of probabilities per class.
         if isinstance(values, Mapping) and values.get("labels") == "probabilities":
             return {**values, "labels": "auto", "answer": values.get("answer", "probabilities")}
         return values
 
     @field_validator("labels", mode="before")
     @classmethod
-    def _numbers_are_texts_too(cls, values: Any) -> Any:
-        """Take `{cat: 0, dog: 1}` for texts; a number whose spelling counts, such as 007, must be quoted."""
+    def _numbers_to_texts(cls, values: Any) -> Any:
+        """Accept numbers as texts: `{cat: 0, dog: 1}`."""
         if not isinstance(values, Mapping):
             return values
         return {key: _text(text) for key, text in values.items()}
 
     @field_validator("positive", mode="before")
     @classmethod
-    def _a_number_names_a_class(cls, value: Any) -> Any:
+    def _positive_to_text(cls, value: Any) -> Any:
         return _text(value)
 
 
 class CompetitionConfig(Section):
-    """What is competed in."""
+    """The competition."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "unnamed"
-    """Names the folder under `runs/` and the default submission file."""
+    """Name of the folder under `runs/` and of the default submission file."""
     task: str = "auto"
-    """A row of `comp.config.tasks.TASKS`: `single_label` (one class an image) or `multi_label` (any number of classes);
-    auto: as the training labels show."""
+    """`single_label` (one class per image) or `multi_label` (any number of classes per image); auto: derived from the
+    training labels."""
     metric: str = "auto"
-    """What submissions are scored by: a row of `comp.results.metrics.METRICS`; auto: accuracy, or roc_auc of several
-    labels."""
+    """The metric that scores submissions, from `comp.results.metrics.METRICS`; auto: accuracy for single_label, roc_auc
+    for multi_label."""
     suite: SuiteConfig = SuiteConfig()
     submission: SubmissionConfig = SubmissionConfig()
     ood_validation: OODValidationConfig = OODValidationConfig()

@@ -7,21 +7,24 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from comp.config.section import Broken, Fraction, FrozenMapping, Positive, Section, Size, UserPath, expecting
+from comp.config.section import BrokenRule, Fraction, FrozenMapping, Positive, Section, Size, UserPath, expecting
 
 
-def _rises(pair: str | tuple[float, float]) -> str | tuple[float, float]:
+def _check_ascending(pair: str | tuple[float, float]) -> str | tuple[float, float]:
     if isinstance(pair, tuple) and not pair[0] < pair[1]:
         raise ValueError
     return pair
 
 
-Range = Annotated[Literal["auto", "type"] | tuple[float, float], AfterValidator(_rises),
-                  expecting("auto, type, or two numbers, the smaller first, such as [0, 4095]")]  # fmt: skip
+Range = Annotated[
+    Literal["auto", "type"] | tuple[float, float],
+    AfterValidator(_check_ascending),
+    expecting("auto, type, or two numbers, the smaller first, such as [0, 4095]"),
+]
 
 
-def _wrong_pattern(pattern: str) -> str:
-    """Return what is wrong with a pattern that is to find a class; empty where nothing is."""
+def _check_pattern(pattern: str) -> str:
+    """Return the error in a class pattern; empty if there is none."""
     try:
         groups = re.compile(pattern).groups
     except re.error as error:
@@ -32,131 +35,133 @@ def _wrong_pattern(pattern: str) -> str:
 
 
 class CSVConfig(Section):
-    """Where a Kaggle set's files lie below `data.root`, and which columns its tables have."""
+    """Files of a Kaggle dataset below `data.root`, and the columns of its tables."""
 
     table: UserPath = "train.csv"
-    """Ids and labels of the training images; where it is not there, the same name with `.zip` or `.gz`, or as
-    `.parquet`."""
+    """Table of training ids and labels. If it is missing, the same name with `.zip`, `.gz` or `.parquet` is used."""
     train: UserPath = "train"
-    """Folder of the training images, or .zip archive, or the archive of this name and `.zip`; of `image_folder` too."""
+    """Folder or .zip archive of the training images, also for `image_folder`; the suffix `.zip` may be omitted."""
     test: UserPath = "test"
-    """Likewise of the test images; where there is none, nothing but validation can be predicted."""
+    """Folder or .zip archive of the test images. Without it you can predict only the validation split."""
     sample: UserPath = "auto"
-    """The sample submission, which shows columns, ids in order and how labels are written; auto:
-    `sample_submission*.csv`, `sampleSubmission*.csv` or `SampleSubmission*.csv`, also zipped, where there is one."""
+    """The sample submission, which defines columns, ids, their order and how labels are written; auto:
+    `sample_submission*.csv`, `sampleSubmission*.csv` or `SampleSubmission*.csv`, also zipped, if there is one; empty:
+    none."""
     test_table: UserPath = "auto"
-    """A table that lists the test images by id; auto: `test.csv` where there is one and no sample submission lists
-    them; empty: none."""
+    """Table of test image ids; auto: `test.csv` if it exists and there is no sample submission; empty: none."""
     id_column: str = ""
-    """Of `table`; empty: the sample's first column, else a usual name (`id`, `image_id`, `filename`, ...)."""
+    """Id column of `table`; empty: the sample's first column, else a usual name (`id`, `image_id`, `filename`, ...)."""
     file_column: str = ""
-    """Of `table` and of `test_table`: file names, where ids are none; empty: ids, or the only column of files."""
+    """File name column of `table` and `test_table`, if ids are not file names; empty: ids, or the only such column."""
     label_column: str = ""
-    """Of `table`; empty: the sample's, else a usual name (`label`, `class`, `target`, ...), else the only other one."""
+    """Label column of `table`; empty: the sample's, else a usual name (`label`, `target`, ...), else the only other
+    one."""
     label_columns: tuple[str, ...] = ()
-    """Of `table`: a column of 0 and 1 for each class, instead of one column of names; empty: the sample's columns
-    where the table has all of them, or all other columns where they hold 0 and 1 alone."""
+    """Columns of `table` with 0 and 1, one per class, instead of one column of names; empty: the sample's columns if
+    the table has all of them, or all other columns if they hold only 0 and 1."""
     separator: str = ""
-    """What parts several names in one label; empty: space, comma or `|`, where some label's parts all occur alone."""
+    """Separator of several names in one label; empty: space, comma or `|`, if the parts also occur as single labels."""
     group_column: str = ""
-    """Of `table`: images with the same text there stay together in a split; wants `data.groups: column`."""
+    """Column of `table`; images with the same text in it stay in the same split. Requires `data.groups: column`."""
 
 
 class DataConfig(Section):
-    """Where images and labels come from and how they are split."""
+    """Images, labels and splits."""
 
     source: str = "digits"
-    """A row of `comp.data.sources.SOURCES`."""
+    """The dataset or file layout, from `comp.data.sources.SOURCES`."""
     root: UserPath = "data"
-    """Folder of the datasets; relative paths start at the working directory."""
+    """Folder of the datasets, relative to the working directory."""
     labels: Literal["fine", "coarse"] = "fine"
-    """Of cifar100: its 100 classes, or their 20 superclasses."""
+    """For cifar100: the 100 classes (fine) or the 20 superclasses (coarse)."""
     classes: tuple[str, ...] = ()
-    """Names of the source's classes that are kept, in the order of their new labels; empty: all. Images of others are
-    left out of every split: half of the classes to learn from, the other half to transfer to."""
+    """Names of the classes to keep, in the order of their new labels; empty: all. Images of other classes are left out
+    of every split, for example to train on half of the classes and transfer to the other half."""
     label_pattern: str = ""
-    """Of `image_folder`: a regular expression whose group finds the class in a file's path below the training folder,
-    such as `^([a-z]+)[.]` for `cat.0.jpg`; empty: the folders are the classes."""
+    """For `image_folder`: a regular expression whose one group matches the class in a file's path below the training
+    folder, such as `^([a-z]+)[.]` for `cat.0.jpg`; empty: the subfolders are the classes."""
     csv: CSVConfig = CSVConfig()
     image_size: Size | None = None
-    """Side in pixels that image files are brought to, or [height, width]; null: they must all have one size, which is
-    kept. Arrays keep their size (`model.stem: resize` enlarges them)."""
+    """Size in pixels to which image files are resized: a side or [height, width], 8 to 4096; null: all files must have
+    the same size, which is kept. Arrays keep their size (`model.stem: resize` enlarges them)."""
     skip_bad: bool = False
-    """Whether images that are missing or cannot be read are passed over, and counted: training images are left out,
-    test images get a default answer, the mean of all other predictions; false: they are refused before training."""
+    """Whether to skip and count images that are missing or unreadable: training images are left out, test images get
+    the mean of all other predictions; false: they are an error before training."""
     resize: Literal["crop", "stretch", "letterbox"] = "crop"
-    """How image files of another shape are brought to `image_size`: `crop`, the largest middle part of its shape;
-    `stretch`, everything, bent; `letterbox`, everything in proportion, with black bars at two sides."""
+    """How image files of another aspect ratio are resized to `image_size`: `crop`: the largest centre crop; `stretch`:
+    the whole image, distorted; `letterbox`: the whole image in proportion, with black bars."""
     range: Range = "auto"
-    """Which values become black and white where pixels have more than 8 bits, the same for all images: auto, as the
-    training images need (12-bit pictures 0 to 4095; see `comp.data.ranges`); `type`, the range of their type, 0 to
-    65535 of 16 bits; [lo, hi], what lies beyond is clipped."""
+    """The values that become black and white if pixels have more than 8 bits, the same for all images: auto: derived
+    from the training images (0 to 4095 for 12-bit images; see `comp.data.ranges`); `type`: the range of the data type,
+    0 to 65535 for 16 bits; [low, high]: values outside are clipped."""
     loading: Literal["auto", "resident", "streamed"] = "auto"
-    """`resident`: training images lie decoded on the training device; `streamed`: workers bring them batch by batch;
-    auto: resident where they take at most 4 GiB and a quarter of the free memory. The images are the same. What workers
-    augment (`random_resized_crop`, `augment.albumentations`) passes through them either way."""
+    """`resident`: decoded training images are kept on the training device; `streamed`: workers load them batch by
+    batch; auto: resident if they need at most 4 GiB and a quarter of the free memory. The images are the same.
+    Augmentation in workers (`random_resized_crop`, `augment.albumentations`) runs either way."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
-    """Processes that read streamed images; auto: timed for training, and one a core, at most 8, elsewhere; 0: the
-    process itself."""
+    """Number of processes that read streamed images, 0 to 64; auto: timed for training, elsewhere one per core, at most
+    8; 0: the main process reads them."""
     validation: Annotated[float, Field(gt=0, lt=1)] | Positive | Literal["none", "official"] = 0.1
-    """Held out of the training images: a fraction, a count, or `none` (train on everything); `official`: the source's
-    own validation split. Not looked at where `folds` is set."""
+    """Training images held out for validation: a fraction (0 to 1), a count, `none` (train on everything) or `official`
+    (the source's own validation split). Ignored if `folds` is set."""
     folds: Annotated[int, Field(ge=2)] | None = None
-    """k-fold: the training images are cut into this many parts, and part `fold` is the validation split."""
+    """Number of folds, at least 2: fold `fold` is the validation split; null: no folds."""
     fold: Annotated[int, Field(ge=0)] = 0
-    """Which part validates, from 0."""
+    """The fold used for validation, from 0 to `folds` - 1."""
     stratify: bool = True
-    """Whether every held-out part has the classes' shares of the whole; false: plain random."""
+    """Whether every held-out split has the class frequencies of the whole; false: plain random splits."""
     groups: Literal["none", "duplicates", "column"] = "none"
-    """What stays together in a split: nothing, images with equal pixels, or rows of one `csv.group_column`."""
+    """What stays in the same split: nothing, images with equal pixels, or rows with the same `csv.group_column`."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Fraction held out as the labelled test split where the source has none of its own (digits)."""
+    """Fraction (0 to 1) held out as the labelled test split if the source has none (digits)."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Of the held-out splits alone, so that runs with other seeds stay comparable."""
+    """Seed of the splits, separate from `seed` so that runs with other seeds stay comparable."""
     download: bool = True
     """Whether missing files may be downloaded."""
 
-    def broken(self) -> Iterator[Broken]:
-        """See `Section`."""
-        if wrong := _wrong_pattern(self.label_pattern):
-            yield Broken(("label_pattern",), f"data.label_pattern: {wrong}")
+    def broken_rules(self) -> Iterator[BrokenRule]:
+        """See `Section.broken_rules`."""
+        if error := _check_pattern(self.label_pattern):
+            yield BrokenRule(("label_pattern",), f"data.label_pattern: {error}")
         if self.folds is not None and self.fold >= self.folds:
-            yield Broken(
-                ("fold", "folds"), f"data.fold: expected 0 to {self.folds - 1} of {self.folds} folds, found {self.fold}"
+            yield BrokenRule(
+                ("fold", "folds"),
+                f"data.fold: expected 0 to {self.folds - 1}, found {self.fold}",
             )
         if self.folds is not None and isinstance(self.validation, str):
-            yield Broken(
+            yield BrokenRule(
                 ("validation", "folds"),
-                f"data.validation: {self.validation} contradicts data.folds, whose parts validate; leave one out",
+                f"data.validation: {self.validation} contradicts data.folds, whose folds validate; remove one",
             )
         if (self.groups == "column") != bool(self.csv.group_column):
-            yield Broken(
+            yield BrokenRule(
                 ("groups", "csv.group_column"),
-                "data.groups: column and data.csv.group_column go together; set both, or leave both out",
+                "data.groups: column and data.csv.group_column go together; set both or neither",
             )
 
 
 class AugmentConfig(Section):
-    """What happens to training images."""
+    """Augmentation and mixing of training images."""
 
     engine: SkipJsonSchema[
         Annotated[Literal["auto", "per_batch", "per_image"], Field(exclude_if=lambda engine: engine == "per_batch")]
     ] = "per_batch"
-    """Of configs from when there were two engines; changes nothing, except that `per_image` is not trained any more."""
+    """For older configs only; has no effect, except that `per_image` can no longer be trained."""
     policy: str | tuple[str, ...] = "none"
-    """A row of `comp.augment.policies.POLICIES`, or several, applied in turn, on whole batches; `photo` also crops
-    images while they are read."""
+    """One or several policies from `comp.augment.policies.POLICIES`, applied in this order to whole batches; `photo`
+    also crops images while they are read."""
     ops: tuple[FrozenMapping, ...] = ()
-    """Free ops after the policy, in turn: `{name: brightness, p: 0.5, magnitude: [-0.3, 0.3]}` for a row of
-    `comp.augment.ops.OPS`; and `{name: random_resized_crop, magnitude: [0.35, 1]}`, while an image is read."""
+    """Additional ops after the policy, in this order: `{name: brightness, p: 0.5, magnitude: [-0.3, 0.3]}` with a name
+    from `comp.augment.ops.OPS`, or `{name: random_resized_crop, magnitude: [0.35, 1]}`, which runs while an image is
+    read."""
     albumentations: tuple[FrozenMapping, ...] = ()
-    """Transforms of albumentations before the policy, in turn, by name and arguments: `{name: GaussNoise, p: 0.2,
+    """albumentations transforms before the policy, in this order, by name and arguments: `{name: GaussNoise, p: 0.2,
     std_range: [0.1, 0.2]}`. Loader workers apply them to each uint8 image; they must keep its size."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
-    """MixUp's Beta(alpha, alpha); 0 is off."""
+    """MixUp: alpha of Beta(alpha, alpha); 0: off."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
-    """CutMix's Beta(alpha, alpha); 0 is off."""
+    """CutMix: alpha of Beta(alpha, alpha); 0: off."""
     switch_probability: Fraction = 0.5
-    """A sample's probability of CutMix where both are on."""
+    """Probability of CutMix for each sample if both are on, 0 to 1."""
     mix_off_epochs: Annotated[int, Field(ge=0)] = 0
-    """How many last epochs train without MixUp and CutMix."""
+    """Number of final epochs without MixUp and CutMix."""

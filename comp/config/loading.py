@@ -1,161 +1,80 @@
-"""How a config is read, written back, and told apart from others."""
+"""Load, dump, hash and flatten configs.
+
+Before a config's values are checked, they are normalized, so that you need not spell every value as YAML wants it:
+- An empty value (`key:`, `key=`, null) resets a key to its default; an empty section changes nothing.
+- `none` also resets a key whose default is null, or that is a time.
+- Text may look like a number or a boolean: class 007 is not class 7.
+- yes, no, on and off are booleans for boolean keys, and text elsewhere.
+- Paths may begin with `~` (home folder) and contain `${NAME}` (environment variables).
+"""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from comp.config import messages
-from comp.config.spelling import holds_entries, meant, section_of
+from comp.config.section import DURATION, PATH, alternatives, is_mapping, section_of
 from comp.config.tree import Config
-from comp.config.yaml_io import Document, Keys, dump_yaml, parse_override, read_chain
+from comp.config.yaml_io import Document, Keys, dump_yaml, parse_override, read_chain, user_path
 from comp.runtime.errors import ConfigError
+
+_BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """Return the config of a YAML file with `key.path=value` overrides laid on it.
+    """Return the config of a YAML file with `key.path=value` overrides.
 
-    An override sets one key, and its value replaces what was there, mappings too; in a mapping of the user's own
-    (`model.args`, `tune.space`, ...) what follows the mapping's name is one entry's key, dots and all. `~` and
-    `${NAME}` in paths are replaced here: the config holds what they stand for.
+    An override sets one key and replaces its value, even a whole mapping. In a mapping with keys of your own
+    (`model.args`, `tune.space`, ...) everything after the mapping's name is one key, including dots. `~` and `${NAME}`
+    in paths are replaced here.
 
     Raises:
-        ConfigError: naming every mistake, its file and line or its override, what was expected and found, and the
-            nearest known key.
+        ConfigError: lists all mistakes with file and line or override, expected and found values, and the nearest known
+            key.
     """
     document = Document({})
     for part in read_chain(Path(path)):
-        document = Document(_without_empty(part.values, Config), part.places, part.spellings).over(document)
-    return _checked(document, str(path), overrides, expand=True)
+        document = Document(_drop_empty_sections(part.values, Config), part.locations, part.spellings).over(document)
+    return _validate(document, str(path), overrides, expand_paths=True)
 
 
 def load_stored(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the config that a run has stored: whatever its paths hold stood there when the run was made.
+    """Return the config stored with a run; its paths were resolved when the run was created.
 
     Args:
-        path: of the file.
-        overrides: laid on it as they are.
+        path: the file.
+        overrides: applied unchanged.
 
     Raises:
-        ConfigError: as `load`.
+        ConfigError: see `load`.
     """
     (document,) = read_chain(path)
-    return _checked(document, str(path), overrides, expand=False)
+    return _validate(document, str(path), overrides, expand_paths=False)
 
 
 def from_mapping(values: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
-    """Return the config of plain values with overrides laid on them; `where` names their origin in messages.
+    """Return the config of plain values with overrides; `where` names their source in messages.
 
     Raises:
-        ConfigError: as `load`.
+        ConfigError: see `load`.
     """
-    return _checked(Document(dict(values)), where, overrides, expand=False)
-
-
-def _without_empty(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """Return a file's values without sections that have nothing below them: they say nothing, of a base neither."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        inner = section_of(model.model_fields.get(name))
-        if inner is None or value is not None:
-            found[name] = _without_empty(value, inner) if inner and value and isinstance(value, Mapping) else value
-    return found
-
-
-def _checked(document: Document, where: str, overrides: Sequence[str], *, expand: bool) -> Config:
-    wrong: list[str] = []
-    for text in overrides:
-        try:
-            document = _overridden(document, text)
-        except ConfigError as error:
-            wrong.append(str(error))
-    spelled = meant(document.values, Config, document.spellings, expand=expand)
-    wrong += [f"{document.place(keys) or where}: {mistake}" for keys, mistake in spelled.mistakes.items()]
-    document = Document(spelled.values, document.places, document.spellings)
-    try:
-        text = json.dumps(document.values)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    try:
-        # JSON mode with strict types: a list may be a tuple, but "3" is not 3.
-        config = Config.model_validate_json(text, strict=True)
-    except ValidationError as error:
-        wrong += messages.explain(error, document, where, spelled.mistakes)
-    if wrong:
-        raise ConfigError("\n  ".join(dict.fromkeys(wrong)))
-    return config
-
-
-def _overridden(document: Document, text: str) -> Document:
-    """Return a document with one override laid on it."""
-    path, value, spellings = parse_override(text)
-    model: type[BaseModel] = Config
-    where = f"override '{'.'.join(map(str, path))}'"
-    keys: Keys = ()
-    for number, key in enumerate(path):
-        keys = path[: number + 1]
-        if key not in model.model_fields:
-            raise ConfigError(f"override '{text}': {messages.unknown_key(keys)}")
-        field = model.model_fields[str(key)]
-        inner = section_of(field)
-        if inner is None:
-            if rest := path[number + 1 :]:
-                if not holds_entries(field):
-                    raise ConfigError(f"override '{text}': {'.'.join(map(str, keys))} is one value and has no entries")
-                keys = (*keys, ".".join(map(str, rest)))
-            return _replaced(document, keys, value, spellings, where)
-        model = inner
-    if not value or not isinstance(value, Mapping):
-        return _replaced(document, keys, value, spellings, where)
-    messages.check_keys(value, model, f"override '{text}'", tuple(map(str, keys)))
-    for below, leaf in _leaves(value, model):
-        own = {at[len(below) :]: spelling for at, spelling in spellings.items() if at[: len(below)] == below}
-        document = _replaced(document, (*keys, *below), leaf, own, where)
-    return document
-
-
-def _leaves(values: Mapping[str, Any], model: type[BaseModel]) -> list[tuple[Keys, Any]]:
-    """Return keys and value of each field that a section's values set."""
-    found: list[tuple[Keys, Any]] = []
-    for name, value in values.items():
-        inner = section_of(model.model_fields[name])
-        if inner and value and isinstance(value, Mapping):
-            found += [((name, *below), leaf) for below, leaf in _leaves(value, inner)]
-        else:
-            found.append(((name,), value))
-    return found
-
-
-def _replaced(document: Document, keys: Keys, value: Any, spellings: Mapping[Keys, str], where: str) -> Document:
-    """Return a document with one value in another's place, and nothing left of what was known of that."""
-    kept = {"places": dict(document.places), "spellings": dict(document.spellings)}
-    for known in kept.values():
-        for at in [at for at in known if at[: len(keys)] == keys]:
-            del known[at]
-    kept["places"][keys] = where
-    kept["spellings"] |= {(*keys, *below): spelling for below, spelling in spellings.items()}
-    return Document(_set(document.values, keys, value), **kept)
-
-
-def _set(values: Any, keys: Keys, value: Any) -> Any:
-    if not keys:
-        return value
-    above = values if isinstance(values, Mapping) else {}
-    return {**above, keys[0]: _set(above.get(keys[0]), keys[1:], value)}
+    return _validate(Document(dict(values)), where, overrides, expand_paths=False)
 
 
 def dump(config: Config) -> str:
-    """Return the resolved config as YAML; `load` of it gives an equal config."""
+    """Return the resolved config as YAML; loading it gives an equal config."""
     values = config.model_dump(mode="json")
-    # PyYAML writes line separators (U+0085, U+2028) as they are and then reads them as line ends.
-    plain = json.dumps(values, ensure_ascii=False).isprintable()
-    return dump_yaml(values, allow_unicode=plain)
+    # PyYAML writes line separators (U+0085, U+2028) unescaped but reads them as line ends.
+    is_printable = json.dumps(values, ensure_ascii=False).isprintable()
+    return dump_yaml(values, allow_unicode=is_printable)
 
 
-# Keys that came after runs had been hashed, with the defaults that mean what those runs did without them.
+# Keys that were added after runs had been hashed, with the defaults that match the behaviour of those runs.
 _LATER_KEYS: dict[str, dict[str, object]] = {
     "data": {"range": "auto", "label_pattern": ""},
     "data.csv": {"file_column": ""},
@@ -164,9 +83,9 @@ _LATER_KEYS: dict[str, dict[str, object]] = {
 
 
 def fingerprint(config: Config) -> str:
-    """Return a hash of what a run computes (not `track`, `tune`, `train.keep_state`): 16 hex digits of SHA-256.
+    """Return a hash of what a run computes, without `track`, `tune` and `train.keep_state`: 16 hex digits of SHA-256.
 
-    Keys that were added later count only where they are not at their defaults: runs keep the hash that they had.
+    Later keys are hashed only if they differ from their defaults, so that the hashes of older runs stay valid.
     """
     values = config.model_dump(mode="json", exclude={"track": True, "tune": True, "train": {"keep_state"}})
     for path, keys in _LATER_KEYS.items():
@@ -175,21 +94,20 @@ def fingerprint(config: Config) -> str:
             section = section[name]
         for key in [key for key, default in keys.items() if section[key] == default]:
             del section[key]
-    values["augment"]["engine"] = config.augment.engine  # every hash has it, from when there were two
+    values["augment"]["engine"] = config.augment.engine  # all earlier hashes include it
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def flat(config: Config) -> dict[str, Any]:
-    """Return dotted path -> plain value, as overrides spell them; what is a mapping of the user's own stays whole."""
+def flatten(config: Config) -> dict[str, Any]:
+    """Return dotted path -> plain value, as in overrides; mappings with keys of your own stay whole."""
 
     def walk(section: BaseModel, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        leaves: dict[str, Any] = {}
         for name, value in values.items():
-            inner = getattr(section, name)
-            is_section = isinstance(inner, BaseModel)
-            found |= walk(inner, value, f"{prefix}{name}.") if is_section else {f"{prefix}{name}": value}
-        return found
+            child = getattr(section, name)
+            leaves |= walk(child, value, f"{prefix}{name}.") if isinstance(child, BaseModel) else {prefix + name: value}
+        return leaves
 
     return walk(config, config.model_dump(mode="json"), "")
 
@@ -197,5 +115,166 @@ def flat(config: Config) -> dict[str, Any]:
 def schema() -> dict[str, Any]:
     """Return the JSON schema of a config file, for editors."""
     tree = Config.model_json_schema()
-    tree["properties"]["extends"] = {"type": "string", "description": "a YAML file that this one departs from"}
+    tree["properties"]["extends"] = {"type": "string", "description": "path of the YAML file that this file extends"}
     return tree
+
+
+def _drop_empty_sections(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Return a file's values without empty sections, which must not reset those of a base file."""
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        section = section_of(model.model_fields.get(name))
+        if section and value and isinstance(value, Mapping):
+            kept[name] = _drop_empty_sections(value, section)
+        elif section is None or value is not None:
+            kept[name] = value
+    return kept
+
+
+def _validate(document: Document, where: str, overrides: Sequence[str], *, expand_paths: bool) -> Config:
+    mistakes: list[str] = []
+    for text in overrides:
+        try:
+            document = _apply_override(document, text)
+        except ConfigError as error:
+            mistakes.append(str(error))
+    path_mistakes: dict[Keys, str] = {}
+    values = _normalize(document.values, Config, (), document.spellings)
+    if expand_paths:
+        values = _expand_paths(values, Config, (), path_mistakes)
+    mistakes += [f"{document.location(keys) or where}: {mistake}" for keys, mistake in path_mistakes.items()]
+    document = Document(values, document.locations, document.spellings)
+    try:
+        text = json.dumps(document.values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    try:
+        # JSON mode with strict types: a list may be a tuple, but "3" is not 3.
+        config = Config.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        mistakes += messages.explain(error, document, where, path_mistakes)
+    if mistakes:
+        raise ConfigError("\n  ".join(dict.fromkeys(mistakes)))
+    return config
+
+
+def _normalize(
+    values: Mapping[str, Any], model: type[BaseModel], parent: Keys, spellings: Mapping[Keys, str]
+) -> dict[str, Any]:
+    """Return a section's values normalized as described above; invalid values are left for the check that follows.
+
+    Args:
+        values: the section's values.
+        model: the section's class.
+        parent: the section's keys.
+        spellings: keys -> how numbers and booleans are spelled.
+    """
+    normalized: dict[str, Any] = {}
+    for name, value in values.items():
+        info, keys = model.model_fields.get(name), (*parent, name)
+        section = section_of(info)
+        if info is None:
+            normalized[name] = value
+        elif section is not None and isinstance(value, Mapping):
+            normalized[name] = _normalize(value, section, keys, spellings)
+        elif not _is_default(value, info):
+            normalized[name] = _normalize_value(value, info.annotation, keys, spellings)
+    return normalized
+
+
+def _is_default(value: Any, info: FieldInfo) -> bool:
+    return value is None or (value == "none" and (info.default is None or DURATION in info.metadata))
+
+
+def _normalize_value(value: Any, annotation: Any, keys: Keys, spellings: Mapping[Keys, str]) -> Any:
+    choices = list(alternatives(annotation))
+    if isinstance(value, list):
+        items = next((get_args(choice)[0] for choice in choices if get_origin(choice) is tuple), Any)
+        return [_normalize_value(item, items, (*keys, index), spellings) for index, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        entries = next((get_args(choice)[1] for choice in choices if get_origin(choice) in (dict, Mapping)), Any)
+        return {key: _normalize_value(item, entries, (*keys, key), spellings) for key, item in value.items()}
+    if isinstance(value, str) and bool in choices:
+        return _BOOLEANS.get(value.lower(), value)
+    if isinstance(value, bool):
+        is_text = str in choices and bool not in choices
+    else:
+        is_text = isinstance(value, int | float) and str in choices and not {int, float} & set(choices)
+    return spellings.get(keys, str(value)) if is_text else value
+
+
+def _expand_paths(
+    values: Mapping[str, Any], model: type[BaseModel], parent: Keys, mistakes: dict[Keys, str]
+) -> dict[str, Any]:
+    """Return a section's values with `~` and `${NAME}` replaced in paths; errors are added to `mistakes`."""
+    expanded = dict(values)
+    for name, value in values.items():
+        info, keys = model.model_fields.get(name), (*parent, name)
+        section = section_of(info)
+        if section is not None and isinstance(value, Mapping):
+            expanded[name] = _expand_paths(value, section, keys, mistakes)
+        elif info is not None and PATH in info.metadata and isinstance(value, str):
+            try:
+                expanded[name] = user_path(value, ".".join(map(str, keys)))
+            except ConfigError as error:
+                mistakes[keys] = str(error)
+    return expanded
+
+
+def _apply_override(document: Document, text: str) -> Document:
+    """Return a document with one override applied."""
+    path, value, spellings = parse_override(text)
+    model: type[BaseModel] = Config
+    where = f"override '{'.'.join(map(str, path))}'"
+    keys: Keys = ()
+    for depth, key in enumerate(path, start=1):
+        keys = path[:depth]
+        if key not in model.model_fields:
+            raise ConfigError(f"override '{text}': {messages.unknown_key(keys)}")
+        field = model.model_fields[str(key)]
+        section = section_of(field)
+        if section is None:
+            if rest := path[depth:]:
+                if not is_mapping(field.annotation):
+                    raise ConfigError(f"override '{text}': {'.'.join(map(str, keys))} is a single value without keys")
+                keys = (*keys, ".".join(map(str, rest)))
+            return _replace(document, keys, value, spellings, where)
+        model = section
+    if not value or not isinstance(value, Mapping):
+        return _replace(document, keys, value, spellings, where)
+    messages.check_keys(value, model, f"override '{text}'", tuple(map(str, keys)))
+    for leaf_keys, leaf in _leaves(value, model):
+        depth = len(leaf_keys)
+        leaf_spellings = {at[depth:]: spelling for at, spelling in spellings.items() if at[:depth] == leaf_keys}
+        document = _replace(document, (*keys, *leaf_keys), leaf, leaf_spellings, where)
+    return document
+
+
+def _leaves(values: Mapping[str, Any], model: type[BaseModel]) -> list[tuple[Keys, Any]]:
+    """Return keys and value of each field that a section's values set."""
+    leaves: list[tuple[Keys, Any]] = []
+    for name, value in values.items():
+        section = section_of(model.model_fields[name])
+        if section and value and isinstance(value, Mapping):
+            leaves += [((name, *keys), leaf) for keys, leaf in _leaves(value, section)]
+        else:
+            leaves.append(((name,), value))
+    return leaves
+
+
+def _replace(document: Document, keys: Keys, value: Any, spellings: Mapping[Keys, str], where: str) -> Document:
+    """Return a document with one value replaced, together with its locations and spellings."""
+
+    def drop_old(by_keys: Mapping[Keys, str]) -> dict[Keys, str]:
+        return {at: text for at, text in by_keys.items() if at[: len(keys)] != keys}
+
+    locations = drop_old(document.locations) | {keys: where}
+    spellings = drop_old(document.spellings) | {(*keys, *at): text for at, text in spellings.items()}
+    return Document(_set(document.values, keys, value), locations, spellings)
+
+
+def _set(values: Any, keys: Keys, value: Any) -> Any:
+    if not keys:
+        return value
+    siblings = values if isinstance(values, Mapping) else {}
+    return {**siblings, keys[0]: _set(siblings.get(keys[0]), keys[1:], value)}

@@ -1,4 +1,4 @@
-"""Error messages for invalid configs: every mistake once, where it stands, and how to fix it."""
+"""Error messages for invalid configs: each mistake once, with its location and how to fix it."""
 
 import contextlib
 import re
@@ -7,71 +7,71 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from comp.config.spelling import section_of
+from comp.config.section import section_of
 from comp.config.tree import Config
-from comp.config.yaml_io import Document, Keys, kind
+from comp.config.yaml_io import Document, Keys, describe_value
 from comp.runtime.errors import ConfigError, ModelError, nearest
 
 _SHOWN = 120  # characters of a value in a message
 
 
 def check_keys(tree: Mapping[str, Any], model: type[BaseModel], where: str, path: tuple[str, ...] = ()) -> None:
-    """Check that every key is known, down to where a mapping of the user's own begins.
+    """Check that all keys are known, except in mappings with keys of your own.
 
     Raises:
-        ConfigError: naming the first that is not.
+        ConfigError: names the first unknown key.
     """
     for key, value in tree.items():
         if key not in model.model_fields:
             raise ConfigError(f"{where}: {unknown_key((*path, key))}")
-        inner = section_of(model.model_fields[key])
-        if inner is not None and isinstance(value, Mapping):
-            check_keys(value, inner, where, (*path, key))
+        section = section_of(model.model_fields[key])
+        if section is not None and isinstance(value, Mapping):
+            check_keys(value, section, where, (*path, key))
 
 
-def explain(error: ValidationError, document: Document, where: str, others: Mapping[Keys, str]) -> list[str]:
+def explain(error: ValidationError, document: Document, where: str, earlier: Mapping[Keys, str]) -> list[str]:
     """Return a message for each mistake, in the order of the config's sections.
 
     Args:
-        error: from the check.
-        document: what was checked.
-        where: names the document, where it does not know the place of a value.
-        others: keys -> mistakes that were found before; what else is wrong with these values is left out.
+        error: from pydantic's validation.
+        document: the validated document.
+        where: names the document if it has no location for a value.
+        earlier: keys -> mistakes that are reported already; further mistakes in these values are omitted.
     """
     by_keys: dict[Keys, list[Any]] = {}
     for detail in error.errors(include_url=False):
         by_keys.setdefault(tuple(_keys_of(detail, document.values)), []).append(detail)
     messages: list[str] = []
     for keys, details in by_keys.items():
-        if keys not in others:
+        if keys not in earlier:
             messages += _messages(keys, details, document, where)
     return messages
 
 
 @contextlib.contextmanager
-def blamed(overrides: Sequence[str]) -> Iterator[None]:
-    """Name the override in what is refused inside, where it gave the key that a message begins with.
+def naming_overrides(overrides: Sequence[str]) -> Iterator[None]:
+    """Name the override in errors raised inside, if it set the key that a message begins with.
 
     Args:
-        overrides: that were laid on a config.
+        overrides: the overrides of the config.
     """
-    given = [text.partition("=")[0].strip() for text in overrides]
+    paths = [text.partition("=")[0].strip() for text in overrides]
     try:
         yield
     except (ConfigError, ModelError) as error:
-        lines = [_blaming(line, given) for line in str(error).split("\n  ")]
+        lines = [_name_override(line, paths) for line in str(error).split("\n  ")]
         raise type(error)("\n  ".join(lines)) from None
 
 
-def _blaming(line: str, given: Sequence[str]) -> str:
+def _name_override(line: str, paths: Sequence[str]) -> str:
     key = re.match(r"[a-z_]+(?:\.\w+)+(?=[\[:., ])", line.removeprefix("tune.space: "))
-    culprits = [path for path in given if key and f"{key[0]}.".startswith(f"{path}.")]
-    culprits = culprits or [path for path in given if key and path.startswith(f"{key[0]}.")]
+    culprits = [path for path in paths if key and f"{key[0]}.".startswith(f"{path}.")]
+    culprits = culprits or [path for path in paths if key and path.startswith(f"{key[0]}.")]
     return f"override '{culprits[-1]}': {line}" if culprits else line
 
 
 def _keys_of(detail: Any, values: Mapping[str, Any]) -> list[Any]:
-    """Return the keys of the value that is wrong: union branches append their own name, which is no key."""
+    """Return the keys of the invalid value, without the names of union branches that pydantic appends."""
     keys: list[Any] = []
     for key in detail["loc"]:
         if _section(keys) is None and _lookup(values, [*keys, key]) is None:
@@ -81,61 +81,61 @@ def _keys_of(detail: Any, values: Mapping[str, Any]) -> list[Any]:
 
 
 def _messages(keys: Keys, details: Sequence[Any], document: Document, where: str) -> Iterator[str]:
-    """Yield the message of one wrong value, or those of the rules that a section's values break."""
+    """Yield the message for one invalid value, or one for each rule that a section's values break."""
     dotted, first = ".".join(map(str, keys)), details[0]
     if first["type"] == "rules":
         for rule in first["ctx"]["broken"]:
             fields = [(*keys, *field.split(".")) for field in rule.fields]
-            yield f"{_blamed(fields, document, where)}: {rule.message}"
+            yield f"{_locations(fields, document, where)}: {rule.message}"
         return
-    place = document.place(keys) or where
+    location = document.location(keys) or where
     if first["type"] == "extra_forbidden":
-        yield f"{place}: {unknown_key(keys)}"
+        yield f"{location}: {unknown_key(keys)}"
         return
-    if of_key := [detail for detail in details if "[key]" in detail["loc"]]:
-        name = of_key[0]["loc"][of_key[0]["loc"].index("[key]") - 1]
-        around = ".".join(map(str, keys[:-1] if keys[-1] == name else keys))
-        yield f"{place}: {around}: expected keys that are {_expected(of_key)}, found '{name}'"
+    if key_details := [detail for detail in details if "[key]" in detail["loc"]]:
+        path = key_details[0]["loc"]
+        name = path[path.index("[key]") - 1]
+        mapping = ".".join(map(str, keys[:-1] if keys[-1] == name else keys))
+        yield f"{location}: {mapping}: expected keys that are {_expected(key_details)}, found '{name}'"
         return
     value = _lookup(document.values, keys)
-    expected = _expected(details)
-    shown = kind(value)
-    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-    yield f"{place}: {dotted}: expected {expected}, found {shown}{_hint(value, details)}"
+    actual = describe_value(value)
+    actual = actual if len(actual) <= _SHOWN else f"{actual[:_SHOWN]}..."
+    yield f"{location}: {dotted}: expected {_expected(details)}, found {actual}{_hint(value, details)}"
 
 
-def _blamed(fields: Sequence[Keys], document: Document, where: str) -> str:
-    """Return what is at fault where values contradict each other: the overrides among them, or else the file."""
-    places = list(dict.fromkeys(document.places[keys] for keys in fields if keys in document.places))
-    overrides = [place for place in places if place.startswith("override ")]
-    return " and ".join(overrides) or (places[0] if places else document.place(fields[0]) or where)
+def _locations(fields: Sequence[Keys], document: Document, where: str) -> str:
+    """Return the locations of contradicting values: the overrides among them, else the file."""
+    locations = list(dict.fromkeys(document.locations[keys] for keys in fields if keys in document.locations))
+    overrides = [location for location in locations if location.startswith("override ")]
+    return " and ".join(overrides) or (locations[0] if locations else document.location(fields[0]) or where)
 
 
 def _section(keys: Iterable[Any]) -> type[BaseModel] | None:
-    """Return the section that a path of keys leads to, None where it leaves the sections."""
+    """Return the section at a path of keys; None if the path leads elsewhere."""
     model: type[BaseModel] | None = Config
     for key in keys:
         model = section_of(model.model_fields.get(str(key))) if model else None
     return model
 
 
-def _paths(model: type[BaseModel], prefix: str = "") -> list[str]:
-    found = []
+def _field_paths(model: type[BaseModel], prefix: str = "") -> list[str]:
+    paths = []
     for name, field in model.model_fields.items():
-        inner = section_of(field)
-        found += _paths(inner, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
-    return found
+        section = section_of(field)
+        paths += _field_paths(section, f"{prefix}{name}.") if section else [f"{prefix}{name}"]
+    return paths
 
 
 def unknown_key(keys: Sequence[Any]) -> str:
-    """Return the message for a key that its section does not have: the nearest one, and the known ones."""
+    """Return the message for an unknown key, with the nearest and all known keys of its section."""
     name, section = str(keys[-1]), _section(keys[:-1])
-    known = list(section.model_fields) if section else []
-    # The key may stand one section off: epochs -> train.epochs.
-    elsewhere = [path for path in _paths(Config) if path.rsplit(".", 1)[-1] == name]
+    names = list(section.model_fields) if section else []
+    # The key may belong to another section: epochs -> train.epochs.
+    elsewhere = [path for path in _field_paths(Config) if path.rsplit(".", 1)[-1] == name]
     top = [name] if len(keys) > 1 and name in Config.model_fields else []
-    near = next((f" (did you mean '{path}'?)" for path in (*top, *elsewhere)), "") or nearest(name, known)
-    return f"unknown key '{'.'.join(map(str, keys))}'{near}; known here: {', '.join(known)}"
+    near = next((f" (did you mean '{path}'?)" for path in (*top, *elsewhere)), "") or nearest(name, names)
+    return f"unknown key '{'.'.join(map(str, keys))}'{near}; known here: {', '.join(names)}"
 
 
 def _lookup(values: Any, keys: Iterable[Any]) -> Any:
@@ -147,7 +147,7 @@ def _lookup(values: Any, keys: Iterable[Any]) -> Any:
     return values
 
 
-_SECTION, _MAPPING = "a section of `key: value` lines", "a map such as {{key: value}}"
+_SECTION, _MAPPING = "a section of `key: value` lines", "a mapping such as {{key: value}}"
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -165,9 +165,9 @@ _EXPECTED = {
     "greater_than_equal": "at least {ge}",
     "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
-    "missing": "one value more",
-    "too_short": "{min_length} values or more",
-    "too_long": "{max_length} values at most",
+    "missing": "one more value",
+    "too_short": "at least {min_length} values",
+    "too_long": "at most {max_length} values",
     "string_pattern_mismatch": "letters, digits, '.', '_' and '-', starting with a letter or digit",
     "expected": "{text}",
     "duration": "a time such as 90s, 15min or 1.5h",
@@ -176,7 +176,7 @@ _PATTERNS = {r"^([0-9a-fA-F]{8,64})?$": "8 to 64 hex digits"}
 
 
 def _expected(details: Sequence[Any]) -> str:
-    """Return what a value may be, each choice once."""
+    """Return the allowed values in words, each choice once."""
     choices: dict[str, None] = {}
     for detail in details:
         context = detail.get("ctx", {})
@@ -185,7 +185,7 @@ def _expected(details: Sequence[Any]) -> str:
         elif context.get("pattern") in _PATTERNS:
             choices[_PATTERNS[context["pattern"]]] = None
         else:
-            choices[_EXPECTED.get(detail["type"], "another kind of value").format(**context)] = None
+            choices[_EXPECTED.get(detail["type"], "another type of value").format(**context)] = None
     *all_but_last, last = choices
     return f"{', '.join(all_but_last)} or {last}" if all_but_last else last
 
@@ -195,7 +195,7 @@ def _words(detail: Any) -> list[str]:
 
 
 def _hint(value: Any, details: Sequence[Any]) -> str:
-    """Return how a value that is only spelled wrong is written."""
+    """Return the correct spelling of a misspelled value."""
     if not isinstance(value, str):
         return ""
     if details[0]["type"] == "tuple_type":

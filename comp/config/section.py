@@ -1,9 +1,10 @@
-"""What all sections of a config are made of."""
+"""The base of all config sections, and the types of their fields."""
 
 import re
+import types
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -17,42 +18,47 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-# Fields that hold the user's own mapping; the proxy keeps it as frozen as the rest of the tree.
-FrozenMapping = Annotated[Mapping[str, JsonValue], AfterValidator(lambda value: MappingProxyType(dict(value))),
-                          PlainSerializer(dict)]  # fmt: skip
-
-
+# A mapping with keys of your own; the proxy makes it as immutable as the rest of the config.
+FrozenMapping = Annotated[
+    Mapping[str, JsonValue], AfterValidator(lambda value: MappingProxyType(dict(value))), PlainSerializer(dict)
+]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
 Positive = Annotated[int, Field(ge=1)]
+
+# Marks of fields for `comp.config.loading`.
+DURATION, PATH = "a time", "a path"
+
+# A file or folder; `~` and `${NAME}` in it are replaced when a config file is read.
+UserPath = Annotated[str, PATH]
 
 
 def expecting(text: str) -> WrapValidator:
-    """Return a validator that says what is expected of a union in one phrase, not branch by branch."""
+    """Return a validator that describes a union's expected values in one phrase instead of branch by branch."""
 
     def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         try:
-            return handler(tuple(value) if isinstance(value, list) else value)  # here pydantic forgets that it is JSON
+            return handler(tuple(value) if isinstance(value, list) else value)  # here strict mode accepts no JSON list
         except ValidationError:
             raise PydanticCustomError("expected", "{text}", {"text": text}) from None
 
     return WrapValidator(validate)
 
 
-_Side = Annotated[int, Field(ge=8, le=4096)]
-
-
-def _square_is_one_side(size: int | tuple[int, int]) -> int | tuple[int, int]:
+def _simplify_square(size: int | tuple[int, int]) -> int | tuple[int, int]:
     """Return [N, N] as N, so that a square has one spelling and one hash."""
     return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
 
 
-# Of images in pixels: the side of a square, or height and width.
-Size = Annotated[_Side | tuple[_Side, _Side], AfterValidator(_square_is_one_side),
-                 expecting("a whole number of pixels from 8 to 4096, or [height, width]")]  # fmt: skip
+_Side = Annotated[int, Field(ge=8, le=4096)]
+# Image size in pixels: the side of a square, or [height, width].
+Size = Annotated[
+    _Side | tuple[_Side, _Side],
+    AfterValidator(_simplify_square),
+    expecting("a whole number of pixels from 8 to 4096, or [height, width]"),
+]
 
 
 def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -60,53 +66,17 @@ def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-# Marks of fields for `comp.config.spelling`.
-DURATION, PATH = "a time", "a path"
-
-
-# A file or folder of the user's: `~` and `${NAME}` in it are replaced when a config is read.
-UserPath = Annotated[str, PATH]
-
-
-class Broken(NamedTuple):
-    """A rule between fields of one section that their values break.
-
-    Attributes:
-        fields: that the rule is about, with dots where they lie in sections below.
-        message: says what is wrong and how to mend it, each field by its full name.
-    """
-
-    fields: tuple[str, ...]
-    message: str
-
-
-class Section(BaseModel):
-    """A part of the config: frozen, and every key must be known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-    def broken(self) -> Iterator[Broken]:
-        """Yield the rules between this section's fields that its values break."""
-        yield from ()
-
-    @model_validator(mode="after")
-    def _keeps_its_rules(self) -> Self:
-        if found := list(self.broken()):
-            raise PydanticCustomError("rules", "rules between fields are broken", {"broken": found})
-        return self
-
-
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def seconds_of(duration: str) -> float:
-    """Return the seconds of a duration as configs spell it: `90s`, `15min`, `1.5h`, `7d`.
+def parse_duration(duration: str) -> float:
+    """Return the seconds of a duration such as `90s`, `15min`, `1.5h` or `7d`.
 
     Raises:
-        ValueError: spelled otherwise, or no time at all.
+        ValueError: another spelling, or zero.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h|d)", duration)
-    seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h|d)", duration)
+    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
     if not seconds:
         raise PydanticCustomError("duration", "a time such as 90s, 15min or 1.5h")
     return seconds
@@ -114,9 +84,60 @@ def seconds_of(duration: str) -> float:
 
 def _check_duration(text: str) -> str:
     if text:
-        seconds_of(text)
+        parse_duration(text)
     return text
 
 
 # Empty: no limit.
 Duration = Annotated[str, AfterValidator(_check_duration), DURATION]
+
+
+class BrokenRule(NamedTuple):
+    """A rule between a section's fields that their values break.
+
+    Attributes:
+        fields: the rule's fields; dotted if they are in subsections.
+        message: what is wrong and how to fix it, with the fields' full names.
+    """
+
+    fields: tuple[str, ...]
+    message: str
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, with no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    def broken_rules(self) -> Iterator[BrokenRule]:
+        """Yield the rules between fields that this section's values break."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        if rules := list(self.broken_rules()):
+            raise PydanticCustomError("rules", "rules between fields are broken", {"broken": rules})
+        return self
+
+
+def section_of(info: FieldInfo | None) -> type[BaseModel] | None:
+    """Return the section class of a field, None if the field holds a value."""
+    annotation = info.annotation if info else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def alternatives(annotation: Any) -> Iterator[Any]:
+    """Yield the types of a union, without their constraints."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from alternatives(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from alternatives(member)
+    else:
+        yield annotation
+
+
+def is_mapping(annotation: Any) -> bool:
+    """Return whether a field may be a mapping with keys of your own."""
+    return any(get_origin(member) in (dict, Mapping) for member in alternatives(annotation))

@@ -1,4 +1,4 @@
-"""The search space of a study: dotted paths of knobs, and the values that each may take."""
+"""The search space of a study: dotted config paths and their possible values."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,29 +6,28 @@ from typing import Any
 
 from comp.config.loading import from_mapping
 from comp.config.messages import check_keys
-from comp.config.tree import Config
-from comp.config.tuning import TuneConfig
+from comp.config.tree import Config, TuneConfig
 from comp.runtime.errors import ConfigError, unknown
 
-SECTIONS = ("augment", "model", "optim", "train")  # what lies elsewhere would score trials on other images
+SECTIONS = ("augment", "model", "optim", "train")  # others would change the images that score trials
 _KINDS = ("float", "int", "choice")
 _MODIFIERS = {"float": {"log", "step"}, "int": {"log", "step"}, "choice": set[str]()}
-_DIGITS = 6  # of a float that is tried: more would only be harder to read
+_DIGITS = 6  # significant digits of floats; more would only be harder to read
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A knob and its values.
+    """A tuned key and its possible values.
 
     Attributes:
         path: dotted, as in overrides.
         kind: float, int or choice.
         low: smallest value of a range.
-        high: largest one.
-        log: whether values are drawn along their logarithm.
-        step: distance of neighbours; None: any float, or every whole number.
-        choices: values of a choice.
-        when: path of another knob -> values of it with which this one is tuned.
+        high: largest value of a range.
+        log: whether values are drawn on a logarithmic scale.
+        step: distance between values; None: any float, or every whole number.
+        choices: the values of a choice.
+        when: path of another key -> its values for which this key is tuned.
     """
 
     path: str
@@ -40,14 +39,14 @@ class Entry:
     choices: tuple[Any, ...] = ()
     when: Mapping[str, tuple[Any, ...]] | None = None
 
-    def probes(self) -> tuple[Any, ...]:
-        """Return the values that stand for all: every choice, or both ends of a range."""
-        return self.choices if self.kind == "choice" else tuple(self.tidy(end) for end in (self.low, self.high))
+    def representatives(self) -> tuple[Any, ...]:
+        """Return the values that represent all: every choice, or both ends of a range."""
+        return self.choices if self.kind == "choice" else tuple(self.rounded(end) for end in (self.low, self.high))
 
-    def holds(self, value: Any) -> bool:
-        """Tell whether a value is one of this entry's."""
+    def contains(self, value: Any) -> bool:
+        """Return whether a value is one of the possible values."""
         if self.kind == "choice":
-            return any(same(value, choice) for choice in self.choices)
+            return any(equal_values(value, choice) for choice in self.choices)
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             return False
         if self.kind == "int" and value != int(value):
@@ -57,8 +56,8 @@ class Entry:
         steps = (value - self.low) / self.step
         return abs(steps - round(steps)) < 1e-8  # Optuna's own tolerance
 
-    def tidy(self, value: Any) -> Any:
-        """Return a drawn value as it is laid into a config: a float with few digits, within the range."""
+    def rounded(self, value: Any) -> Any:
+        """Return a drawn value as it is written to a config: floats with few digits, within the range."""
         if self.kind == "int":
             return int(value)
         if self.kind == "choice":
@@ -66,67 +65,68 @@ class Entry:
         return min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high)
 
 
-def same(one: Any, other: Any) -> bool:
-    """Tell whether two plain values are the same; true is not 1."""
-    return (type(one) is type(other) and bool(one == other)) or (_is_number(one) and _is_number(other) and one == other)
+def equal_values(first: Any, second: Any) -> bool:
+    """Return whether two plain values are equal; true does not equal 1."""
+    comparable = type(first) is type(second) or (_is_number(first) and _is_number(second))
+    return comparable and bool(first == second)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def entries(tune: TuneConfig) -> list[Entry]:
-    """Return the space's entries, each after those that its `when` names.
+def parse_space(tune: TuneConfig) -> list[Entry]:
+    """Return the space's entries, each after the entries that its `when` names.
 
     Raises:
-        ConfigError: an entry is not one, or waits for itself.
+        ConfigError: an entry is invalid, or the `when` conditions form a cycle.
     """
-    found = {path: _entry(path, dict(values)) for path, values in tune.space.items()}
-    placed: dict[str, Entry] = {}
-    while len(placed) < len(found):
+    entries = {path: _parse_entry(path, dict(values)) for path, values in tune.space.items()}
+    ordered: dict[str, Entry] = {}
+    while len(ordered) < len(entries):
         ready = [
             entry
-            for path, entry in found.items()
-            if path not in placed and all(other in placed or other not in found for other in entry.when or ())
+            for path, entry in entries.items()
+            if path not in ordered and all(other in ordered or other not in entries for other in entry.when or ())
         ]
         if not ready:
-            left = ", ".join(path for path in found if path not in placed)
-            raise ConfigError(f"tune.space: {left}: each waits for another by its when; leave one of them out")
-        placed |= {entry.path: entry for entry in ready}
-    return list(placed.values())
+            cycle = ", ".join(path for path in entries if path not in ordered)
+            raise ConfigError(f"tune.space: {cycle}: their `when` conditions form a cycle; remove one of them")
+        ordered |= {entry.path: entry for entry in ready}
+    return list(ordered.values())
 
 
-def _entry(path: str, values: dict[str, Any]) -> Entry:
+def _parse_entry(path: str, values: dict[str, Any]) -> Entry:
     where = f"tune.space: {path}"
-    given = [kind for kind in _KINDS if kind in values]
-    if len(given) != 1:
-        found = ", ".join(values) or "nothing"
-        raise ConfigError(f"{where}: expected one of float, int, choice, such as {{float: [0, 0.3]}}; found {found}")
-    (kind,) = given
+    kinds = [kind for kind in _KINDS if kind in values]
+    if len(kinds) != 1:
+        keys = ", ".join(values) or "nothing"
+        raise ConfigError(f"{where}: expected one of float, int, choice, such as {{float: [0, 0.3]}}; found {keys}")
+    (kind,) = kinds
     when = values.pop("when", {})
-    inside = values.pop(kind)
-    known = {kind, "when"} | _MODIFIERS[kind]
+    content = values.pop(kind)
+    allowed = {kind, "when"} | _MODIFIERS[kind]
     for name in values:
-        if name not in known:
-            raise ConfigError(f"{where}: {unknown('key', name, known)}")
+        if name not in allowed:
+            raise ConfigError(f"{where}: {unknown('key', name, allowed)}")
     if not isinstance(when, Mapping):
         raise ConfigError(f"{where}: when: expected {{other.path: value}}, found {when!r}")
-    conditions = {other: tuple(wanted) if isinstance(wanted, list) else (wanted,) for other, wanted in when.items()}
+    conditions = {other: tuple(value) if isinstance(value, list) else (value,) for other, value in when.items()}
     if kind == "choice":
-        return Entry(path, kind, choices=_choices(inside, where), when=conditions)
-    return _range(path, kind, inside, values, conditions)
+        return Entry(path, kind, choices=_parse_choices(content, where), when=conditions)
+    return _parse_range(path, kind, content, values, conditions)
 
 
-def _choices(values: Any, where: str) -> tuple[Any, ...]:
+def _parse_choices(values: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(values, list) or not values:
         raise ConfigError(f"{where}: choice: expected a list of values, found {values!r}")
-    for place, value in enumerate(values):
-        if any(value == earlier for earlier in values[:place]):
-            raise ConfigError(f"{where}: choice: {value!r} stands twice; keep one of them")
+    for index, value in enumerate(values):
+        if any(value == earlier for earlier in values[:index]):
+            raise ConfigError(f"{where}: choice: duplicate value {value!r}; remove one")
     return tuple(values)
 
 
-def _range(path: str, kind: str, ends: Any, values: dict[str, Any], when: dict[str, tuple[Any, ...]]) -> Entry:
+def _parse_range(path: str, kind: str, ends: Any, values: dict[str, Any], when: dict[str, tuple[Any, ...]]) -> Entry:
     where = f"tune.space: {path}"
     log, step = values.get("log", False), values.get("step")
     whole = kind == "int"
@@ -136,52 +136,52 @@ def _range(path: str, kind: str, ends: Any, values: dict[str, Any], when: dict[s
         raise ConfigError(f"{where}: int: expected whole numbers, found {ends!r}; use float")
     low, high = ends
     if low >= high:
-        raise ConfigError(f"{where}: {kind}: expected [lowest, highest], found {ends!r}; exchange them")
+        raise ConfigError(f"{where}: {kind}: expected [lowest, highest], found {ends!r}; swap them")
     if not isinstance(log, bool) or (log and low <= 0):
         raise ConfigError(f"{where}: log: expected true or false, and true only above 0; found {log!r} from {low}")
     if step is not None and (not _is_number(step) or step <= 0 or (whole and step != int(step))):
         raise ConfigError(f"{where}: step: expected a {'whole ' if whole else ''}number above 0, found {step!r}")
     if step is not None and log:
-        raise ConfigError(f"{where}: log and step exclude each other; leave one of them out")
+        raise ConfigError(f"{where}: log and step cannot be combined; remove one")
     if step is not None:
-        high = low + step * int((high - low) / step + 1e-9)  # the last one that is reached
+        high = low + step * int((high - low) / step + 1e-9)  # the largest value that is reached
     return Entry(path, kind, low, high, log=log, step=step, when=when)
 
 
-def assemble(space: Sequence[Entry], config: Config, pick: Callable[[Entry], Any]) -> dict[str, Any]:
-    """Return path -> value of the entries that hold, each picked once; the others keep the config's own values."""
-    own, values = config.model_dump(mode="json"), dict[str, Any]()
+def pick_values(space: Sequence[Entry], config: Config, pick: Callable[[Entry], Any]) -> dict[str, Any]:
+    """Return path -> picked value of all active entries; the other keys keep the config's values."""
+    defaults, values = config.model_dump(mode="json"), dict[str, Any]()
     for entry in space:
-        if _is_active(entry, values, own):
+        if _is_active(entry, values, defaults):
             values[entry.path] = pick(entry)
     return values
 
 
-def _is_active(entry: Entry, values: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+def _is_active(entry: Entry, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
     return all(
-        any(same(values.get(other, value_at(own, other)), value) for value in wanted)
-        for other, wanted in (entry.when or {}).items()
+        any(equal_values(values.get(other, value_at(defaults, other)), value) for value in required)
+        for other, required in (entry.when or {}).items()
     )
 
 
 def value_at(tree: Any, path: str) -> Any:
-    """Return the value at a dotted path of plain values, None where there is none."""
+    """Return the value at a dotted path in plain values; None if there is none."""
     for key in path.split("."):
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree
 
 
-def lay(config: Config, values: Mapping[str, Any], *, seed: int | None = None) -> Config:
-    """Return a trial's config: the study's own with some values in their place, and without its section `tune`.
+def apply_values(config: Config, values: Mapping[str, Any], *, seed: int | None = None) -> Config:
+    """Return a trial's config: the study's config without section `tune`, with these values and seed.
 
     Raises:
-        ConfigError: no config has such values.
+        ConfigError: a value is invalid.
     """
     tree = config.model_dump(mode="json", exclude={"tune"})
     for path, value in values.items():
-        *above, name = path.split(".")
+        *sections, name = path.split(".")
         section = tree
-        for key in above:
+        for key in sections:
             section = section.setdefault(key, {})
         section[name] = value
     if seed is not None:
@@ -189,73 +189,72 @@ def lay(config: Config, values: Mapping[str, Any], *, seed: int | None = None) -
     return from_mapping(tree, "tune.space")
 
 
-def probes(config: Config) -> Iterator[Config]:
-    """Yield the configs of trials in which each entry once takes each value that stands for all of its values.
+def probe_configs(config: Config) -> Iterator[Config]:
+    """Yield trial configs in which each entry takes each of its representative values once.
 
     Raises:
-        ConfigError: a path is unknown, a value is one that no config takes, or a `when` never holds.
+        ConfigError: a path is unknown, a value is invalid, or a `when` can never be true.
     """
-    space = entries(config.tune)
+    space = parse_space(config.tune)
     by_path = {entry.path: entry for entry in space}
-    own = config.model_dump(mode="json")
+    defaults = config.model_dump(mode="json")
     for entry in space:
-        _check_path(entry.path, own)
+        _check_path(entry.path, defaults)
         for other in entry.when or ():
-            _known(other)
-        for value in entry.probes():
-            forced = _prerequisites(entry, by_path, own) | {entry.path: value}
+            _check_known(other)
+        for value in entry.representatives():
+            forced = _prerequisites(entry, by_path, defaults) | {entry.path: value}
 
             def pick(other: Entry, forced: Mapping[str, Any] = forced) -> Any:
                 if other.path in forced:
                     return forced[other.path]
-                usual = value_at(own, other.path)
-                return usual if other.holds(usual) else other.probes()[0]
+                default = value_at(defaults, other.path)
+                return default if other.contains(default) else other.representatives()[0]
 
             try:
-                yield lay(config, assemble(space, config, pick))
+                yield apply_values(config, pick_values(space, config, pick))
             except ConfigError as error:
                 reason = str(error).removeprefix("tune.space: ")
-                if not reason.startswith(f"{entry.path}: expected"):  # a rule: it may be meant to go with another knob
-                    reason += "; a knob that belongs to a value of another says so: when: {other.path: value}"
-                raise ConfigError(f"tune.space: {entry.path}={value!r} would be refused: {reason}") from None
+                if not reason.startswith(f"{entry.path}: expected"):  # a rule between keys
+                    reason += "; if this key needs a certain value of another key, add when: {other.path: value}"
+                raise ConfigError(f"tune.space: {entry.path}={value!r} would be invalid: {reason}") from None
 
 
-def _known(path: str) -> list[str]:
-    """Return a path's keys, refused where the first unknown one stands."""
-    keys = path.split(".")
+def _check_known(path: str) -> None:
     tree: Any = {}
-    for key in reversed(keys):
+    for key in reversed(path.split(".")):
         tree = {key: tree}
     check_keys(tree, Config, "tune.space")
-    return keys
 
 
-def _check_path(path: str, own: Mapping[str, Any]) -> None:
-    keys = _known(path)
-    if keys[0] not in SECTIONS:
+def _check_path(path: str, defaults: Mapping[str, Any]) -> None:
+    _check_known(path)
+    *sections, name = path.split(".")
+    if path.split(".")[0] not in SECTIONS:
         raise ConfigError(
-            f"tune.space: {path}: only {', '.join(SECTIONS)} are tuned: all else would score trials on other images, "
-            "or is not looked at while training"
+            f"tune.space: {path}: only keys in {', '.join(SECTIONS)} can be tuned; other sections change the images "
+            "that score trials, or have no effect on training"
         )
-    holder = value_at(own, ".".join(keys[:-1]))
-    if not isinstance(holder, Mapping) or (len(keys) == 2 and isinstance(holder.get(keys[1]), Mapping)):
+    parent = value_at(defaults, ".".join(sections))
+    if not isinstance(parent, Mapping) or (len(sections) == 1 and isinstance(parent.get(name), Mapping)):
         raise ConfigError(f"tune.space: {path}: expected the path of one value, such as optim.lr")
 
 
-def _prerequisites(entry: Entry, by_path: Mapping[str, Entry], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values of other entries with which this one is tuned."""
+def _prerequisites(entry: Entry, by_path: Mapping[str, Entry], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values of other entries for which this one is tuned."""
     forced: dict[str, Any] = {}
-    for other, wanted in (entry.when or {}).items():
+    for other, required in (entry.when or {}).items():
+        default = value_at(defaults, other)
         if other in by_path:
-            values = [value for value in wanted if by_path[other].holds(value)]
-            forced |= _prerequisites(by_path[other], by_path, own)
+            values = [value for value in required if by_path[other].contains(value)]
+            forced |= _prerequisites(by_path[other], by_path, defaults)
         else:
-            values = [value for value in wanted if same(value, value_at(own, other))]
+            values = [value for value in required if equal_values(value, default)]
         if not values:
+            expected = " or ".join(map(repr, required))
+            actual = "its entry does not include" if other in by_path else f"is {default!r} in this config"
             raise ConfigError(
-                f"tune.space: {entry.path}: never holds: its when wants {other} to be "
-                f"{' or '.join(repr(value) for value in wanted)}, which "
-                + ("its entry does not offer" if other in by_path else f"is {value_at(own, other)!r} in this config")
+                f"tune.space: {entry.path}: never tuned: its `when` requires {other} to be {expected}, which {actual}"
             )
         if other in by_path:
             forced[other] = values[0]

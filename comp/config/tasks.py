@@ -1,6 +1,6 @@
-"""Tasks: what kind of answer an image has, one row of `TASKS` each. Names and plain values only, without torch.
+"""Tasks: one row of `TASKS` per kind of label. Names and plain values only, without torch.
 
-The rooms that do the work look their own rows up by these names (`comp.results.predictions.ACTIVATIONS`,
+Other packages look up their own rows by these names (`comp.results.predictions.ACTIVATIONS`,
 `comp.results.metrics.METRICS`, `comp.submission.answers.ANSWERS`, `comp.training.losses.LOSSES`, `comp.data.splitting`,
 `comp.ensembles.methods.METHODS`), so that none of them branches on a task's name.
 """
@@ -12,23 +12,23 @@ from comp.runtime.errors import ConfigError, unknown
 
 @dataclass(frozen=True)
 class TaskRow:
-    """What follows from a task.
+    """The consequences of a task.
 
     Attributes:
-        name: as `competition.task` spells it.
+        name: value of `competition.task`.
         activation: outputs [N, K] -> probabilities [N, K]; a row of `comp.results.predictions.ACTIVATIONS`.
-        shifted: whether a row of outputs may be shifted by a constant, and is stored as float16 with its maximum at 0.
-        target_columns: whether targets are [N, K] of 0 and 1, one column for each class, instead of [N] class indices.
+        shifted: whether outputs are invariant to a constant per row, and are stored as float16 with a maximum of 0.
+        target_columns: whether targets are 0/1 columns [N, K], one per class, instead of class indices [N].
         loss: a row of `comp.training.losses.LOSSES`.
-        consistency: whether views of one image can be held to agree (`train.consistency`).
-        metrics: rows of `comp.results.metrics.METRICS`; the first is what `competition.metric: auto` means.
-        decision: how probabilities become a decision: `arg_max`, or `thresholds` for each class.
-        answers: rows of `comp.submission.answers.ANSWERS` that a submission may hold.
-        ensembles: rows of `comp.ensembles.methods.METHODS` that are defined for it.
+        consistency: whether `train.consistency` is supported.
+        metrics: rows of `comp.results.metrics.METRICS`; the first is the default (`competition.metric: auto`).
+        decision: how probabilities become decisions: `arg_max`, or `thresholds` per class.
+        answers: supported rows of `comp.submission.answers.ANSWERS`.
+        ensembles: supported rows of `comp.ensembles.methods.METHODS`.
         stratifier: a row of `comp.data.splitting.STRATIFIERS`.
-        uncertain_views: whether `predict.views_for: uncertain` can rank images by their confidence.
-        adaptations: values of `predict.adapt` that are sound.
-        accuracy_estimate: whether accuracy can be estimated without labels from confidences.
+        uncertain_views: whether `predict.views_for: uncertain` is supported.
+        adaptations: supported values of `predict.adapt`.
+        accuracy_estimate: whether accuracy can be estimated from confidences without labels.
     """
 
     name: str
@@ -55,8 +55,16 @@ _SINGLE_LABEL = TaskRow(
     loss="cross_entropy",
     consistency=True,
     metrics=(
-        "accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "log_loss", "roc_auc", "mean_average_precision",
-        "quadratic_weighted_kappa", "map_at_3", "map_at_5",
+        "accuracy",
+        "balanced_accuracy",
+        "macro_f1",
+        "weighted_f1",
+        "log_loss",
+        "roc_auc",
+        "mean_average_precision",
+        "quadratic_weighted_kappa",
+        "map_at_3",
+        "map_at_5",
     ),
     decision="arg_max",
     answers=("label", "probability", "probabilities", "value", "ranked"),
@@ -65,7 +73,7 @@ _SINGLE_LABEL = TaskRow(
     uncertain_views=True,
     adaptations=("none", "bn", "tent"),
     accuracy_estimate=True,
-)  # fmt: skip
+)
 
 _MULTI_LABEL = TaskRow(
     name="multi_label",
@@ -75,8 +83,15 @@ _MULTI_LABEL = TaskRow(
     loss="binary_cross_entropy",
     consistency=False,
     metrics=(
-        "roc_auc", "mean_average_precision", "log_loss", "macro_f1", "micro_f1", "samples_f1", "accuracy",
-        "map_at_3", "map_at_5",
+        "roc_auc",
+        "mean_average_precision",
+        "log_loss",
+        "macro_f1",
+        "micro_f1",
+        "samples_f1",
+        "accuracy",
+        "map_at_3",
+        "map_at_5",
     ),
     decision="thresholds",
     answers=("independent", "labels", "ranked"),
@@ -85,7 +100,7 @@ _MULTI_LABEL = TaskRow(
     uncertain_views=False,
     adaptations=("none", "bn"),
     accuracy_estimate=False,
-)  # fmt: skip
+)
 
 TASKS = {"single_label": _SINGLE_LABEL, "multi_label": _MULTI_LABEL}
 
@@ -101,16 +116,16 @@ def task(name: str) -> TaskRow:
     return TASKS[name]
 
 
-def metric_name(wanted: str, row: TaskRow) -> str:
-    """Return the competition's metric: the wanted one, or the task's first for `auto`.
+def resolve_metric(name: str, row: TaskRow) -> str:
+    """Return the competition's metric; for `auto` the task's first.
 
     Raises:
         ConfigError: the metric is not defined for the task.
     """
-    if wanted == "auto":
+    if name == "auto":
         return row.metrics[0]
-    if wanted not in row.metrics:
+    if name not in row.metrics:
         raise ConfigError(
-            f"competition.metric: {wanted} is not defined for task {row.name}; choose from {', '.join(row.metrics)}"
+            f"competition.metric: {name} is not defined for task {row.name}; choose from {', '.join(row.metrics)}"
         )
-    return wanted
+    return name

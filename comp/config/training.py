@@ -1,164 +1,236 @@
-"""Sections `optim` and `train`."""
+"""Sections `model`, `optim` and `train`."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from comp.config.section import Broken, Duration, Fraction, FrozenMapping, Positive, Section
+from comp.config.section import PATH, BrokenRule, Duration, Fraction, FrozenMapping, Positive, Section, Size, UserPath
+
+
+class ModelConfig(Section):
+    """The network, its initial weights, and which of them are trained."""
+
+    name: str = "simple_cnn"
+    """One of comp's networks or any timm model, optionally with a weights tag (`resnet18.a1_in1k`); see `comp
+    models`."""
+    stem: Literal["stock", "cifar", "resize"] = "stock"
+    """`stock`: unchanged; `cifar`: adapt a timm model's first layers to small images; `resize`: enlarge the images."""
+    input_size: Size | None = None
+    """Size in pixels to which `stem: resize` resizes images inside the model: a side or [height, width], 8 to 4096."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Interpolation of `stem: resize`."""
+    pretrained: Annotated[bool | str, PATH] = False
+    """true: timm's weights, from `data.root`/weights/NAME.safetensors or the hub; a path: a .safetensors or .pth file;
+    false: random weights."""
+    from_run: UserPath = ""
+    """Folder of a run whose best weights are the initial ones; a head for other classes is initialised anew."""
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-fA-F]{8,64})?$")] = ""
+    """Expected SHA-256 of the weights file, or its first 8 digits or more; empty: not checked."""
+    drop_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Dropout rate before the classifier, from 0 to below 1; null: the network's default."""
+    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Stochastic depth rate of a timm model, from 0 to below 1; null: the network's default."""
+    timm: FrozenMapping = Field(default_factory=dict)
+    """Further arguments of timm's model factory (`drop_block_rate`, `act_layer`, ...)."""
+    args: FrozenMapping = Field(default_factory=dict)
+    """Arguments of comp's own networks (depth, hidden, ...)."""
+    normalize: (
+        Literal["auto", "dataset", "pretrained", "per_image"] | dict[Literal["mean", "std"], tuple[float, ...]]
+    ) = "auto"
+    """Mean and standard deviation for input normalisation: those of the dataset, of the pretrained weights, or
+    `{mean: [...], std: [...]}`; auto: pretrained if there are pretrained weights, else dataset; per_image: the
+    dataset's and then each image's own, which removes haze and weak contrast."""
+    freeze: tuple[str, ...] = ()
+    """Blocks that are not trained: names or globs of modules and parameters, or `all_but_head`."""
+    unfreeze: dict[Annotated[int, Field(ge=1)], tuple[str, ...]] = Field(default_factory=dict)
+    """Epoch (from 1) -> frozen blocks to train from this epoch on; names or globs, `*` for all."""
+    freeze_bn_stats: bool = True
+    """Whether batch norm statistics in frozen blocks are kept; false: they are updated during training."""
+    unfreeze_bn: bool = False
+    """Whether to train batch norm in frozen blocks: statistics, scale and shift."""
+
+    def broken_rules(self) -> Iterator[BrokenRule]:
+        """See `Section.broken_rules`."""
+        if (self.stem == "resize") != (self.input_size is not None):
+            yield BrokenRule(
+                ("stem", "input_size"),
+                "model.stem: resize and input_size go together, such as model: {stem: resize, input_size: 64}",
+            )
+        if self.from_run and self.pretrained:
+            yield BrokenRule(
+                ("from_run", "pretrained"),
+                "model: from_run and pretrained both set the initial weights; keep one of them",
+            )
+        has_weights = bool(self.pretrained or self.from_run)
+        if self.sha256 and not has_weights:
+            yield BrokenRule(
+                ("sha256",), "model.sha256: there is no weights file to check; set model.pretrained or remove it"
+            )
+        if self.normalize == "pretrained" and not has_weights:
+            yield BrokenRule(
+                ("normalize",),
+                "model.normalize: pretrained needs pretrained weights; set model.pretrained",
+            )
 
 
 class LookaheadConfig(Section):
-    """Slow weights that follow the optimizer's (Zhang et al. 2019, "Lookahead Optimizer")."""
+    """Lookahead: slow weights that follow the optimizer's fast weights (Zhang et al. 2019, "Lookahead Optimizer")."""
 
     k: Annotated[int, Field(ge=0)] = 0
-    """Steps between two meetings of fast and slow weights, the paper's 5 to 10; 0: no slow weights."""
+    """Steps between two synchronisations; the paper uses 5 to 10; 0: off."""
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """How far the slow weights go towards the fast ones, which then start from there."""
+    """Step size of the slow weights towards the fast ones, above 0 and at most 1."""
 
 
 class OptimConfig(Section):
-    """Optimizer and learning rate."""
+    """Optimizer and learning rate schedule."""
 
     name: str = "adamw"
-    """A row of `comp.training.optimizers.OPTIMIZERS`, or a name of timm's factory (`lion`, `lamb`, `nadamw`, ...)."""
+    """A name from `comp.training.optimizers.OPTIMIZERS` or from timm's factory (`lion`, `lamb`, `nadamw`, ...)."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Peak learning rate, of the loss's mean over the batch."""
+    """Peak learning rate, for a loss that is averaged over the batch."""
     args: FrozenMapping = Field(default_factory=dict)
-    """Arguments of the optimizer that are not fields here, such as `{nesterov: false}` or `{eps: 1e-6}`."""
+    """Further arguments of the optimizer, such as `{nesterov: false}` or `{eps: 1e-6}`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    """Applied to matrices and kernels, not to norms and biases."""
+    """Weight decay of matrices and kernels; norms and biases have none unless `decay_all` is set."""
     decay_all: bool = False
-    """Whether norms and biases decay too."""
+    """Whether weight decay also applies to norms and biases."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """The rate of each layer is this times that of the one above it."""
+    """Factor between the learning rates of a layer and the layer above it, above 0 and at most 1; 1: the same rate."""
     multipliers: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    """Blocks by name or glob, as in `model.freeze` -> factor of their rate; several that match multiply."""
+    """Block name or glob (as in `model.freeze`) -> learning rate factor; several matching factors multiply."""
     ends: dict[str, Positive] = Field(default_factory=dict)
-    """Blocks, likewise -> how many epochs they are trained: their schedule is that much shorter, then they rest."""
+    """Block name or glob -> number of epochs to train it: its schedule is shortened, then it is frozen."""
     momentum: Fraction = 0.9
-    """Of sgd (Nesterov), muon, and those of timm's that have one."""
+    """Momentum of sgd (Nesterov), muon, and timm optimizers that have one, 0 to 1."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Decay rates of adam and adamw; timm's optimizers have theirs in `args`."""
+    """Betas of adam and adamw; for timm's optimizers use `args`."""
     aux_lr: Annotated[float, Field(gt=0)] | None = None
-    """Muon: peak rate of the SGD that trains what is no hidden matrix; null: `lr`. A rate meant for a loss that is
-    summed over the batch is this much smaller than here, where the mean is taken: multiply it by the batch size."""
+    """Muon: peak learning rate of the SGD for all parameters except hidden matrices; null: `lr`. Multiply rates that
+    are meant for a loss summed over the batch by the batch size."""
     aux_momentum: Fraction = 0.85
-    """Muon: momentum (Nesterov) of that SGD."""
+    """Muon: Nesterov momentum of that SGD, 0 to 1."""
     aux_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Muon: share of itself that a weight of that SGD loses in a step at the peak, whatever its `multipliers`."""
+    """Muon: weight decay of that SGD per step at the peak rate, independent of `multipliers`; from 0 to below 1."""
     lookahead: LookaheadConfig = LookaheadConfig()
     schedule: str = "onecycle"
-    """A row of `comp.training.schedules.SCHEDULES`."""
+    """Learning rate schedule, from `comp.training.schedules.SCHEDULES`."""
     warmup: Fraction = 0.3
-    """Share of steps in which the rate of onecycle (along a cosine), cosine and linear (along a line) rises."""
+    """Fraction of steps (0 to 1) in which the rate rises: along a cosine for onecycle, linearly for cosine and
+    linear."""
     start_factor: Annotated[float, Field(gt=0, le=1)] = 0.04
-    """The rise starts at `lr` times this."""
+    """The warmup starts at `lr` times this factor, above 0 and at most 1."""
     final_factor: Annotated[float, Field(ge=0, le=1)] = 1e-5
-    """onecycle, cosine and linear end at `lr` times this."""
+    """onecycle, cosine and linear end at `lr` times this factor, 0 to 1."""
     step_epochs: Positive = 30
-    """How many epochs the rate of schedule `step` stays the same."""
+    """Schedule `step`: epochs between two reductions."""
     step_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """What it is then multiplied by."""
+    """Schedule `step`: factor of each reduction, above 0 and at most 1."""
     clip: Literal["none", "norm", "value", "adaptive"] = "none"
-    """Gradients are limited by the norm of all of them, value by value, or unit by unit to a share of the weights'."""
+    """Gradient clipping: by total norm, by value, or adaptive (each unit relative to its weights' norm)."""
     clip_at: Annotated[float, Field(gt=0)] | None = None
-    """The limit; null: 1 for norm and value, 0.01 for adaptive."""
+    """Clipping limit, above 0; null: 1 for norm and value, 0.01 for adaptive."""
 
-    def broken(self) -> Iterator[Broken]:
-        """See `Section`."""
+    def broken_rules(self) -> Iterator[BrokenRule]:
+        """See `Section.broken_rules`."""
         if self.clip == "none" and self.clip_at is not None:
-            yield Broken(
+            yield BrokenRule(
                 ("clip_at", "clip"),
-                "optim.clip_at: says where gradients are clipped, and optim.clip is none; set optim.clip too",
+                "optim.clip_at: has no effect while optim.clip is none; set optim.clip too",
             )
 
 
 class TrainConfig(Section):
-    """The loop."""
+    """The training loop."""
 
     epochs: Positive = 10
-    """Whole epochs; not looked at where `budget` is set."""
+    """Number of epochs; ignored if `budget` is set."""
     budget: Duration = ""
-    """Wall-clock time of the training, such as `90s`, `15min` or `1.5h`; empty: `epochs` says how long. As many steps
-    as fit are planned from the first ones and again at every epoch's end (plans.json); the schedule ends with the last
-    of them, in an epoch that may be cut short. Timing how to compute, validation and checkpoints count; opening the
-    data before it and scoring after it do not. No two runs take the same number of steps."""
+    """Wall-clock time of the training, such as `90s`, `15min` or `1.5h`; empty: use `epochs`. The number of steps that
+    fit is planned from the first steps and again after every epoch (plans.json); the schedule ends with the last step,
+    and the last epoch may be incomplete. Autotuning, validation and checkpoints count; opening the data and final
+    scoring do not. The number of steps differs between runs."""
     batch_size: Positive = 128
+    """Images per optimizer step."""
     micro_batch: Annotated[int, Field(ge=2)] | None = None
-    """Images that go through the network at a time; gradients are averaged over the batch, so that the step is the
-    same, but batch norm sees this many. null: the whole batch. Where memory runs out it is halved, in any case."""
+    """Images per forward pass, at least 2. Gradients are averaged over the batch, so the step is the same, but batch
+    norm sees only this many images. null: the whole batch. It is halved if memory runs out."""
     nan_retries: Annotated[int, Field(ge=0)] = 0
-    """How many times a training whose loss is not finite goes back to its last good state, at half the rate; 0: it
-    stops. More than 0: state.pt is also written at every epoch's end."""
+    """How many times a training with a non-finite loss rolls back to its last good state, at half the learning rate; 0:
+    it stops. If above 0, state.pt is also written after every epoch."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Label smoothing, from 0 (off) to below 1."""
     consistency: Literal["none", "jsd"] = "none"
-    """`jsd`: three views of every image, cross-entropy on the clean one, and the Jensen-Shannon divergence of their
-    predictions (AugMix); not with MixUp or CutMix, nor with augmentation in workers. A step costs thrice as much."""
+    """`jsd`: three views of every image, cross-entropy on the clean view plus the Jensen-Shannon divergence of their
+    predictions (AugMix). Not possible with MixUp, CutMix or augmentation in workers. A step costs three times as
+    much."""
     consistency_weight: Annotated[float, Field(ge=0)] = 12.0
-    """What the divergence is multiplied by."""
+    """Weight of the divergence in the loss."""
     sizes: dict[Positive, Annotated[int, Field(ge=8)]] = Field(default_factory=dict)
-    """Epoch (from 1) -> side in pixels that training images have from it on, such as {1: 24, 5: 32}; until the first
-    one named they keep their own. Networks must take any size; validation and prediction see whole images."""
+    """Progressive resizing: epoch (from 1) -> side of the training images in pixels from this epoch on, such as
+    {1: 24, 5: 32}; before the first listed epoch they keep their size. The network must accept any size; validation and
+    prediction use full-size images."""
     select: Literal["auto", "val_metric", "val_accuracy", "val_loss", "ood_metric", "ood_accuracy"] = "auto"
-    """What the best weights are selected by, ties by the lower validation loss. `val_metric` is competition.metric on
-    validation, `ood_metric` the same on shifted validation, among the epochs that competition.ood_validation.every
-    measures; auto: ood_metric where it is measured at epochs and a shifted suite is submitted, else val_metric."""
+    """What selects the best weights; ties go to the lower validation loss. `val_metric`: competition.metric on
+    validation; `ood_metric`: the same on shifted validation, at the epochs set by competition.ood_validation.every;
+    auto: ood_metric if it is measured during training and a shifted suite is submitted, else val_metric."""
     average: str = "none"
-    """A row of `comp.models.averaging.AVERAGES`: ema (over steps, validated beside the raw weights at every epoch's
-    end), swa or soup (over the ends of the last epochs, validated once). Averaged weights compete with the raw ones by
-    `select`; without a validation split they are what predicts."""
+    """Weight averaging, from `comp.models.averaging.AVERAGES`: ema (over steps, validated after every epoch beside the
+    raw weights), swa or soup (over the last epochs, validated once). `select` chooses between averaged and raw weights;
+    without a validation split the averaged weights are used."""
     ema_epochs: Annotated[float, Field(gt=0)] = 1.0
-    """After how many epochs a step's share in the exponential average has fallen to 1/e."""
+    """Time constant of ema in epochs, above 0: a step's weight in the average falls to 1/e after this many epochs."""
     swa_epochs: Positive = 5
-    """How many last epochs' ends swa averages; a training that stops before them has no average."""
+    """Number of last epochs that swa averages; a training that stops earlier has no average."""
     soup_epochs: Positive = 5
-    """How many last epochs' ends a soup chooses among; they lie in memory and in every checkpoint."""
+    """Number of last epochs from which soup chooses; their weights are kept in memory and in every checkpoint."""
     patience: Positive | None = None
-    """Epochs without a better value of `select` after which the training ends; null: it never does for that."""
+    """Early stopping: epochs without an improvement of `select`; null: off."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
-    """By how much more than this a value must exceed the best one to be better, for `patience`; in its own unit."""
+    """Smallest improvement that counts for `patience`, in the unit of `select`."""
     overfit_patience: Positive | None = None
-    """Epochs in a row with a validation loss above its best after which the training ends; null: likewise."""
+    """Early stopping: consecutive epochs with a validation loss above its best; null: off."""
     overfit_threshold: Annotated[float, Field(ge=0)] = 0.0
-    """By how much more than this the loss must exceed its best, for `overfit_patience`; in nats."""
+    """Smallest excess over the best validation loss that counts for `overfit_patience`, in nats."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Training device; auto: a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: timed on a few steps, kept for this machine (~/.cache/comp; deleting that times anew) and recorded in the
-    run's execution.json; fp16, for older GPUs, scales the loss."""
+    """Number format of the computation; auto: timed on a few steps, cached for this machine (in ~/.cache/comp; delete
+    it to time again) and recorded in the run's execution.json; fp16, for older GPUs, scales the loss."""
     channels_last: Literal["auto"] | bool = "auto"
-    """Memory layout of images and weights; auto: timed together with precision."""
+    """Whether images and weights use the channels-last memory layout; auto: timed together with precision."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads; 0: one a core, half of them where hyper-threads make that faster, at most OMP_NUM_THREADS."""
+    """CPU threads; 0: one per core, or half if that is faster with hyper-threading, at most OMP_NUM_THREADS."""
     compile: Literal["auto"] | bool = "auto"
-    """Whether training steps run through torch.compile; auto: in trainings of more than 15 minutes, where they win by
-    timing with the minutes it takes to build counted in. Validation and prediction are never compiled."""
+    """Whether to use torch.compile for training steps; auto: in trainings longer than 15 minutes, if timing shows a
+    gain that exceeds the compile time. Validation and prediction are never compiled."""
     deterministic: bool = False
-    """Whether CUDA may use only kernels that give the same bits every time, which are slower, and refuses what has
-    none. The CPU gives the same bits in any case."""
+    """Whether CUDA may use only deterministic kernels, which are slower; operations without one are an error. The CPU
+    is always deterministic."""
     log_norms: bool = False
-    """Whether gradient and weight norms of every layer are written to norms.csv, epoch by epoch, and drawn."""
+    """Whether to write and plot the gradient and weight norms of every layer per epoch (norms.csv)."""
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
-    """state.pt is written at the first step or epoch end after this many seconds, and when interrupted."""
+    """Seconds between two checkpoints (state.pt); one is also written when the training is interrupted."""
     keep_state: bool = False
-    """Whether state.pt (optimizer, averages, position) stays in a complete run. Predicting, ensembles and
-    `model.from_run` do without it."""
+    """Whether a complete run keeps state.pt (optimizer, averages, position). Prediction, ensembles and `model.from_run`
+    do not need it."""
 
-    def broken(self) -> Iterator[Broken]:
-        """See `Section`."""
+    def broken_rules(self) -> Iterator[BrokenRule]:
+        """See `Section.broken_rules`."""
         if self.min_delta and self.patience is None:
-            yield Broken(
+            yield BrokenRule(
                 ("min_delta", "patience"),
-                "train.min_delta: says what train.patience counts as better, and that is not set; set patience too",
+                "train.min_delta: has no effect without train.patience; set train.patience too",
             )
         if self.overfit_threshold and self.overfit_patience is None:
-            yield Broken(
+            yield BrokenRule(
                 ("overfit_threshold", "overfit_patience"),
-                "train.overfit_threshold: is train.overfit_patience's, and that is not set; set overfit_patience too",
+                "train.overfit_threshold: has no effect without train.overfit_patience; set it too",
             )
         if self.budget and self.sizes:
-            yield Broken(
+            yield BrokenRule(
                 ("budget", "sizes"),
-                "train.budget and train.sizes: a budget plans by the steps that it has seen, and sizes makes later "
-                "ones dearer; leave one of them out",
+                "train.budget and train.sizes: a budget is planned from the time of past steps, but sizes makes later "
+                "steps slower; remove one of them",
             )

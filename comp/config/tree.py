@@ -1,4 +1,4 @@
-"""The whole tree, and section `predict`."""
+"""Sections `predict`, `track` and `tune`, and the whole config."""
 
 from typing import Annotated, Literal
 
@@ -6,32 +6,100 @@ from pydantic import Field
 
 from comp.config.competition import CompetitionConfig
 from comp.config.data import AugmentConfig, DataConfig
-from comp.config.model import ModelConfig
-from comp.config.section import Fraction, Positive, Section
-from comp.config.tracking import TrackConfig
-from comp.config.training import OptimConfig, TrainConfig
-from comp.config.tuning import TuneConfig
+from comp.config.section import Duration, Fraction, FrozenMapping, Positive, Section, UserPath
+from comp.config.training import ModelConfig, OptimConfig, TrainConfig
 
 
 class PredictConfig(Section):
-    """Inference: what the run's own test and suite are predicted with; validation during training stays plain."""
+    """Inference for a run's test split and suite; validation during training always uses the plain view."""
 
     batch_size: Positive = 500
+    """Images per forward pass."""
     views: str = "none"
-    """A row of `comp.inference.views.VIEWS`: each image is seen in several ways and the logits are averaged."""
+    """Test-time augmentation, from `comp.inference.views.VIEWS`: the logits of several views are averaged."""
     views_for: str = "all"
-    """`all`, or `uncertain:0.25`: only the least confident quarter of each block gets more than the plain view."""
+    """`all`, or `uncertain:0.25`: additional views only for the least confident quarter of each block."""
     adapt: Literal["none", "bn", "tent"] = "none"
-    """`bn`: batch-norm statistics of the images at hand, blended with those of training; `tent`: less entropy on them
-    too, by the normalisation layers' scales and shifts. Both are transductive: see competition.rules."""
+    """Test-time adaptation: `bn`: blend the batch norm statistics of training with those of the predicted images;
+    `tent`: also minimise the entropy of the predictions by the normalisation layers' scales and shifts. Both are
+    transductive; see competition.rules."""
     adapt_per: Literal["block", "file", "stream"] = "block"
-    """What is adapted to at once: a block, a distortion in all its severities, or the whole suite."""
+    """The images to adapt to at once: a block, a distortion with all its severities (file), or the whole suite
+    (stream)."""
     alpha: Fraction = 0.7
-    """Share of the images' own batch-norm statistics in the blend with those of training."""
+    """Weight of the predicted images' batch norm statistics in the blend, 0 (training only) to 1."""
+
+
+class TrackConfig(Section):
+    """Weights & Biases: a view of the run folder, without influence on the training."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """`online`: upload curves during training; `offline`: save them in the run's folder, upload with
+    `comp leaderboard --sync`; auto: WANDB_MODE if it is set, else online if you are logged in (`wandb login` or
+    WANDB_API_KEY), else offline."""
+    project: str = ""
+    """W&B project; empty: the competition's name."""
+    entity: str = ""
+    """W&B user or team; empty: your account's default."""
+    group: str = ""
+    """W&B group of related runs, such as a study's trials; empty: none."""
+    tags: tuple[str, ...] = ()
+    """W&B tags."""
+    artifacts: tuple[Literal["weights", "submission"], ...] = ()
+    """Files to upload as versioned artifacts in addition to the curves."""
+
+
+class ConfirmConfig(Section):
+    """Confirmation of the best trials with new seeds, which the search has not selected for."""
+
+    top: Annotated[int, Field(ge=0)] = 3
+    """Number of best trials to train again; 0: no confirmation."""
+    seeds: Positive = 3
+    """Number of new seeds for each; their mean counts, without the trial's original value."""
+
+
+class TuneConfig(Section):
+    """The hyperparameter search of `comp tune`; ignored by other commands."""
+
+    space: dict[str, FrozenMapping] = Field(default_factory=dict)
+    """Dotted path of a key, as in overrides -> its values: `{float: [low, high]}`, `{int: [low, high]}` or
+    `{choice: [a, b, c]}`. Optional: `log: true`, `step: 0.05` and `when: {other.path: value}` (or a list of values):
+    if the other key has another value, this key keeps the config's value."""
+    metric: str | tuple[str, ...] = "auto"
+    """One or several objectives from `comp.tuning.objectives.OBJECTIVES`; trials are ranked by the first; auto: as
+    `train.select`."""
+    sampler: str = "tpe"
+    """What proposes trials, from `comp.tuning.samplers.SAMPLERS`."""
+    sampler_args: FrozenMapping = Field(default_factory=dict)
+    """Arguments of Optuna's sampler, such as `{n_startup_trials: 5}`."""
+    pruner: str = "median"
+    """What stops unpromising trials, from `comp.tuning.pruners.PRUNERS`; `none` with several metrics."""
+    pruner_args: FrozenMapping = Field(default_factory=dict)
+    """Arguments of Optuna's pruner, such as `{n_startup_trials: 3}`."""
+    folds: Literal["one", "all"] = "one"
+    """`one`: a trial trains `data.fold`; `all`: a trial trains all `data.folds` in turn, its value is their mean, and
+    pruners get one value per fold (`wilcoxon` requires this)."""
+    trials: Positive = 20
+    """Total number of trials of the study, including earlier sessions."""
+    timeout: Duration = ""
+    """Time such as `90s`, `15min` or `2h` after which no new trial starts; running trials finish and the best are
+    confirmed. Empty: no limit."""
+    keep: Annotated[int, Field(ge=0)] | Literal["all"] = 3
+    """Number of best trials that keep their weights; the weights of other trials are deleted during the study. With
+    several metrics the Pareto front also keeps its weights. all: new trials keep their weights permanently."""
+    storage: UserPath = ""
+    """`journal:///PATH` or a path ending in .log: any number of processes on one machine; `sqlite:///PATH`: a few
+    processes; `postgresql://...`: several machines; empty: a journal in the study's folder."""
+    study: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")] = ""
+    """Name of the study and of its folder below `runs/<competition>/`; empty: the config file's name."""
+    heartbeat_seconds: Positive = 10
+    """On PostgreSQL: seconds between two heartbeats of a worker. After three missed heartbeats another worker continues
+    its trial."""
+    confirm: ConfirmConfig = ConfirmConfig()
 
 
 class Config(Section):
-    """The whole tree. A YAML file holds only departures from these defaults."""
+    """The whole config. A YAML file holds only the settings that differ from these defaults."""
 
     competition: CompetitionConfig = CompetitionConfig()
     data: DataConfig = DataConfig()
@@ -43,4 +111,4 @@ class Config(Section):
     track: TrackConfig = TrackConfig()
     tune: TuneConfig = Field(default_factory=TuneConfig)
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of every draw but the splits: initial weights, order, augmentation."""
+    """Seed of initial weights, sample order and augmentation, but not of the splits (`data.split_seed`)."""

@@ -1,4 +1,4 @@
-"""YAML as people mean it, files that extend each other, and `key.path=value` overrides."""
+"""YAML 1.2-style loader, `extends`, and `key.path=value` overrides."""
 
 import os
 import re
@@ -11,55 +11,57 @@ import yaml
 
 from comp.runtime.errors import ConfigError, nearest
 
-Keys = tuple[str | int, ...]  # from the top of a document to a value; whole numbers are places in lists
+Keys = tuple[str | int, ...]  # from the top of a document to a value; integers are list indices
 
 
 @dataclass(frozen=True)
 class Document:
-    """Values, and what their text tells beside them.
+    """Plain values, with their locations and spellings in the text.
 
     Attributes:
-        values: plain ones.
-        places: keys -> where that value stands, such as `a.yaml, line 3`.
-        spellings: keys -> a number, a truth value or a date as it is written: 007 is 7 to YAML.
+        values: the plain values.
+        locations: keys -> the value's location, such as `a.yaml, line 3`.
+        spellings: keys -> the text of a number or boolean, because YAML reads 007 as 7.
     """
 
     values: dict[str, Any]
-    places: Mapping[Keys, str] = field(default_factory=dict)
+    locations: Mapping[Keys, str] = field(default_factory=dict)
     spellings: Mapping[Keys, str] = field(default_factory=dict)
 
-    def place(self, keys: Keys) -> str:
-        """Return where a value stands, or the section around it where it stands nowhere; empty: not known."""
-        return next((self.places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in self.places), "")
+    def location(self, keys: Keys) -> str:
+        """Return the location of a value, or of the nearest enclosing section; empty: unknown."""
+        return next(
+            (self.locations[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in self.locations), ""
+        )
 
-    def over(self, under: "Document") -> "Document":
-        """Return `under` with this document laid on it; see `merge`."""
+    def over(self, base: "Document") -> "Document":
+        """Return `base` updated with this document; see `merge`."""
         return Document(
-            merge(under.values, self.values), {**under.places, **self.places}, {**under.spellings, **self.spellings}
+            merge(base.values, self.values), {**base.locations, **self.locations}, {**base.spellings, **self.spellings}
         )
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: `1e-4` is a number, `no` is a word, dates stay text, a key stands once."""
+    """YAML 1.2-style loader: `1e-4` is a number, `no` and dates are text, duplicate keys are errors."""
 
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in rows if tag.rsplit(":", 1)[1] not in {"bool", "float", "timestamp"}]
     for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"),
-                              list("tTfF"))  # fmt: skip
+_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
 _FLOAT = re.compile(
     r"^[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf|\.nan)$"
 )
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that the loader would read as something else: `0e0` is text to PyYAML, and a number here."""
+    """Quotes text that `_Loader` would read as a number, such as `0e0`, which is text for PyYAML."""
 
 
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+for _yaml_class in (_Loader, _Dumper):
+    _yaml_class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
@@ -67,16 +69,16 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     for key_node, _ in node.value:
         key, line = str(key_node.value), key_node.start_mark.line + 1
         if key in lines:
-            raise ConfigError(f"line {line}: key '{key}' stands twice (first on line {lines[key]}); keep one of them")
+            raise ConfigError(f"line {line}: duplicate key '{key}' (first on line {lines[key]}); remove one")
         lines[key] = line
     loader.flatten_mapping(node)
     return {_key(key): loader.construct_object(value, deep=True) for key, value in node.value}
 
 
 def _key(node: yaml.Node) -> str:
-    """Return a key as it is written: 007 is a name here, and no number."""
+    """Return a key as text: 007 is a name, not a number."""
     if not isinstance(node, yaml.ScalarNode):
-        raise ConfigError(f"line {node.start_mark.line + 1}: expected a word before the colon, found a list or a map")
+        raise ConfigError(f"line {node.start_mark.line + 1}: expected text before the colon, found a list or a mapping")
     return str(node.value)
 
 
@@ -84,7 +86,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
 
 
 def dump_yaml(values: Any, *, allow_unicode: bool) -> str:
-    """Return plain values as YAML that `parse_yaml` reads back."""
+    """Return plain values as YAML for `parse_yaml`."""
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=allow_unicode, width=120)
     return text
 
@@ -93,17 +95,17 @@ def parse_yaml(text: str, where: str) -> Any:
     """Return the value of a YAML text; `where` names it in messages.
 
     Raises:
-        ConfigError: not YAML, or a key stands twice.
+        ConfigError: invalid YAML, or a duplicate key.
     """
-    return _parsed(text, where)[0]
+    return _parse(text, where)[0]
 
 
-def _parsed(text: str, where: str) -> tuple[Any, yaml.Node | None]:
+def _parse(text: str, where: str) -> tuple[Any, yaml.Node | None]:
     try:
         loader = _Loader(text)
     except yaml.reader.ReaderError as error:
         raise ConfigError(
-            f"{where}: not valid YAML: holds the control character U+{error.character:04X} at position "
+            f"{where}: not valid YAML: contains the control character U+{error.character:04X} at position "
             f"{error.position + 1:,}; remove it"
         ) from None
     try:
@@ -124,9 +126,9 @@ def _problem(error: yaml.YAMLError, text: str) -> str:
     lines = text.splitlines()
     line = lines[mark.line] if mark and mark.line < len(lines) else ""
     if line[: len(line) - len(line.lstrip())].count("\t") or "'\\t'" in problem:
-        return "a tab stands before the first word; indent with spaces"
+        return "a tab before the first word; indent with spaces"
     if problem == "mapping values are not allowed here":
-        return "a second `key: value` on one line, or lines that are not indented alike; text with ': ' needs quotes"
+        return "a second `key: value` on one line, or inconsistent indentation; text with ': ' needs quotes"
     return str(problem)
 
 
@@ -141,42 +143,44 @@ def _key_lines(node: yaml.Node | None, keys: Keys = ()) -> Iterator[tuple[Keys, 
 def _spellings(node: yaml.Node | None, keys: Keys = ()) -> dict[Keys, str]:
     if isinstance(node, yaml.ScalarNode):
         return {keys: str(node.value)} if node.tag.rsplit(":", 1)[-1] in ("bool", "int", "float") else {}
-    below: list[tuple[str | int, yaml.Node]] = []
+    children: list[tuple[str | int, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):
-        below = [(_key(key), value) for key, value in node.value]
+        children = [(_key(key), value) for key, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
-        below = list(enumerate(node.value))
-    return {path: text for key, value in below for path, text in _spellings(value, (*keys, key)).items()}
+        children = list(enumerate(node.value))
+    return {path: text for key, value in children for path, text in _spellings(value, (*keys, key)).items()}
 
 
 def read_chain(path: Path) -> list[Document]:
-    """Return a YAML file's mapping, after those that it `extends`, farthest first.
+    """Return a YAML file's document after the documents that it `extends`, the most basic first.
 
     Raises:
-        ConfigError: missing, not UTF-8, not a mapping, or extending itself.
+        ConfigError: missing, not UTF-8, not a mapping, or extends itself.
     """
     return _read_chain(path, ())
 
 
-def _read_chain(path: Path, below: tuple[Path, ...]) -> list[Document]:
-    if path.resolve() in below:
-        raise ConfigError(f"{path}: extends itself by way of {' -> '.join(str(p) for p in below)}")
-    values, node = _parsed(_text_of(path), str(path))
+def _read_chain(path: Path, extending: tuple[Path, ...]) -> list[Document]:
+    if path.resolve() in extending:
+        raise ConfigError(f"{path}: extends itself through {' -> '.join(map(str, extending))}")
+    values, node = _parse(_read_text(path), str(path))
     if values is None:
         return [Document({})]
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected `key: value` lines at the top level, found {kind(values)}")
+        raise ConfigError(f"{path}: expected `key: value` lines at the top level, found {describe_value(values)}")
     base = values.pop("extends", None)
-    places = {(): str(path)} | {keys: f"{path}, line {line}" for keys, line in _key_lines(node)}
-    own = Document(values, places, _spellings(node))
+    locations = {(): str(path)} | {keys: f"{path}, line {line}" for keys, line in _key_lines(node)}
+    document = Document(values, locations, _spellings(node))
     if base is None:
-        return [own]
+        return [document]
     if not isinstance(base, str):
-        raise ConfigError(f"{places['extends',]}: extends: expected the path of one YAML file, found {kind(base)}")
-    return [*_read_chain(path.parent / user_path(base, "extends"), (*below, path.resolve())), own]
+        raise ConfigError(
+            f"{locations['extends',]}: extends: expected the path of one YAML file, found {describe_value(base)}"
+        )
+    return [*_read_chain(path.parent / user_path(base, "extends"), (*extending, path.resolve())), document]
 
 
-def _text_of(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -191,22 +195,22 @@ def _text_of(path: Path) -> str:
 
 
 def user_path(text: str, key: str) -> str:
-    """Return a path with `~` at its beginning and every `${NAME}` of the environment replaced.
+    """Return a path with a leading `~` and every `${NAME}` (environment variable) replaced.
 
     Args:
-        text: as a user writes it; an address such as `sqlite:///~/trials.db` too.
-        key: the setting, for messages.
+        text: a path, or a URL such as `sqlite:///~/trials.db`.
+        key: the config key, for messages.
 
     Raises:
-        ConfigError: a variable that is not set, or no home folder.
+        ConfigError: a variable is not set, or there is no home folder.
     """
 
-    def value(found: re.Match[str]) -> str:
-        name = found[1]
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
         if name not in os.environ:
             raise ConfigError(
                 f"{key}: ${{{name}}} is not set in the environment{nearest(name, os.environ)}; export {name}=..., or "
-                "write the path itself"
+                "write the full path"
             )
         return os.environ[name]
 
@@ -217,36 +221,45 @@ def user_path(text: str, key: str) -> str:
     folder = os.path.expanduser(home)
     if folder == home:
         user = home.partition("/")[0]
-        raise ConfigError(f"{key}: {user} has no home folder here; write the path itself, or ./{home} for that name")
+        raise ConfigError(f"{key}: {user} has no home folder; write the full path, or ./{home} for a relative path")
     return scheme + folder
 
 
-def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `under` with `over` laid on it, section by section; a value replaces a value, `{}` empties a section."""
-    merged = dict(under)
-    for key, value in over.items():
-        both = value and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
+def merge(base: Mapping[str, Any], updates: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` updated with `updates`, section by section; `{}` empties a section."""
+    merged = dict(base)
+    for key, value in updates.items():
+        are_sections = value and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if are_sections else value
     return merged
 
 
 def parse_override(text: str) -> tuple[Keys, Any, dict[Keys, str]]:
-    """Return the keys of `train.epochs=3`, its value, and how numbers in it are spelled, by keys within the value.
+    """Return keys and value of an override such as `train.epochs=3`, and spellings by keys within the value.
 
     Raises:
-        ConfigError: no `=`, an empty key or a value that is not YAML.
+        ConfigError: no `=`, an empty key, or a value that is not YAML.
     """
     path, equals, value = text.partition("=")
     keys: Keys = tuple(path.strip().split("."))
     if not equals or not all(keys):
         raise ConfigError(f"override '{text}': expected key.path=value, such as train.epochs=3")
-    parsed, node = _parsed(value, f"override '{text}'")
-    return keys, parsed, _spellings(node)
+    content, node = _parse(value, f"override '{text}'")
+    return keys, content, _spellings(node)
 
 
-def kind(value: Any) -> str:
-    """Return a value as messages name it: `the text 'three'`, `a list`."""
-    names = {dict: "a section", list: "a list", str: "the text", bool: "the truth value", int: "the number",
-             float: "the number", type(None): "nothing (null)"}  # fmt: skip
-    name = names.get(type(value), type(value).__name__)
+_TYPE_NAMES = {
+    dict: "a section",
+    list: "a list",
+    str: "the text",
+    bool: "the boolean",
+    int: "the number",
+    float: "the number",
+    type(None): "nothing (null)",
+}
+
+
+def describe_value(value: Any) -> str:
+    """Return a value in words for messages: `the text 'three'`, `a list`."""
+    name = _TYPE_NAMES.get(type(value), type(value).__name__)
     return f"{name} {value!r}" if isinstance(value, str | bool | int | float) else name

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.config import Config
-from comp.config.tasks import TASKS, metric_name
+from comp.config.tasks import TASKS, resolve_metric
 from comp.data import loading, splits, splitting, suites
 from comp.data.cache import cached_json
 from comp.data.images import ImageFiles
@@ -214,7 +214,7 @@ def _competition(config: Config, source: Source, train: Split, test: Split | Non
     labels = source.train.labels
     return Competition(
         name=section.name,
-        metric=metric_name(section.metric, row),
+        metric=resolve_metric(section.metric, row),
         classes=source.classes,
         image_shape=train.image_shape,
         blocks=suite_blocks(section.suite, len(test) if test else 0),

@@ -27,9 +27,10 @@ from comp.runtime.errors import ConfigError, unknown
 from comp.runtime.progress import Progress, quiet
 from comp.submission import write
 from comp.submission.format import Competition
+from comp.submission.write import write_run_submission
 from comp.workflows.checks import default_submission
 from comp.workflows.load import open_run_data
-from comp.workflows.predict import scores_of, write_run_submission
+from comp.workflows.predict import scores_of
 from comp.workflows.score import describe_run
 
 _FOLDS = 5
@@ -94,7 +95,7 @@ def ensemble(
         UserError: unknown names, runs that are not alike, not complete or damaged, a submission that is there already.
     """
     if output is not None:
-        write.demand_free(output, force=force)
+        write.check_output_path(output, force=force)
     collect.demand_one_competition(trained)
     first = trained[0].metrics()
     chosen = methods.method(method, TASKS[first.task])

@@ -25,9 +25,10 @@ from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, ModelError, RunError, unknown
 from comp.runtime.progress import Progress, quiet
 from comp.submission import write
+from comp.submission.write import write_run_submission
 from comp.workflows.checks import default_submission
 from comp.workflows.load import LoadedRun, load_model, load_run, verify_run_data, verify_weights_hash
-from comp.workflows.predict import estimate_accuracy, predict_split, score_test, scores_of, write_run_submission
+from comp.workflows.predict import estimate_accuracy, predict_split, score_test, scores_of
 from comp.workflows.score import describe_network, score_weights
 from comp.workflows.train import provenance_of
 
@@ -102,7 +103,7 @@ def soup(
     """
     collect.demand_one_competition(trained)
     if output is not None:
-        write.demand_free(output, force=force)
+        write.check_output_path(output, force=force)
     first = _with_statistics(load_run(trained[0], progress=progress))
     split = _selection(select_on, first)
     states = [_state(run, first) for run in trained]

@@ -227,7 +227,7 @@ def _trainable(scores: RunMetrics) -> str:
 
 
 def _differences(own: Config, other: Config, title: str) -> str:
-    mine, theirs = configs.flat(own), configs.flat(other)
+    mine, theirs = configs.flatten(own), configs.flatten(other)
     rows = [
         [_text(key), _code(mine.get(key)), _code(theirs.get(key))]
         for key in {**mine, **theirs}
@@ -252,8 +252,8 @@ def _of_several(found: Sequence[Run], baseline: Config | None) -> Iterable[str]:
     if norms:
         yield _section("Layers", _drawn(lambda path: plots.compared_norms(path, norms), "last epoch, input to output"))
     yield _compared_distortions(names, scores)
-    flat = [configs.flat(run.config()) for run in found]
-    against = configs.flat(baseline) if baseline else flat[0]
+    flat = [configs.flatten(run.config()) for run in found]
+    against = configs.flatten(baseline) if baseline else flat[0]
     every = dict.fromkeys(key for values in flat for key in values)
     keys = [key for key in every if any(values.get(key) != against.get(key) for values in flat)]
     title = "Where configs differ from the baseline" if baseline else "Where configs differ"

@@ -1,14 +1,14 @@
-"""Whether a valid submission is worth sending: constant, lopsided or scrambled predictions. Torch-free.
+"""Check whether a valid submission is worth sending: constant, lopsided or scrambled predictions. Torch-free.
 
-A doubt misleads, and the check then fails, where the score could only be chance:
+A finding is `misleads`, and the check fails, if the score could only be chance:
 
-- all rows say the same;
-- the classes' shares depart from training's by more than `MISLEADS` of the rows;
-- it agrees with an earlier submission no better than by chance (Cohen's kappa, or of numbers their correlation, below
-  `CHANCE`): ids and answers of one of them do not belong together.
+- all rows hold the same answer;
+- the class frequencies differ from training by more than `MISLEADS` of the rows;
+- the agreement with an earlier submission is no better than chance (Cohen's kappa, or for numbers the correlation,
+  below `CHANCE`): in one of them, ids and answers do not match.
 
-Below those it is a note: shares that depart by more than `LOPSIDED`, single blocks that agree by chance alone, classes
-that are never predicted or not written as their training labels.
+Otherwise it is a `note`: class frequencies that differ by more than `LOPSIDED`, single blocks with chance agreement,
+classes that are never predicted or not written like their training labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,30 +21,29 @@ from numpy.typing import NDArray
 
 from comp.results import class_names
 from comp.results.predictions import Targets
-from comp.submission import answers
-from comp.submission.answers import ANSWERS
+from comp.submission.answers import ANSWERS, parse_numbers
 from comp.submission.format import SubmissionFormat
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LOPSIDED, MISLEADS = 0.25, 0.5  # of rows that would have to change their class
-CHANCE = 0.1  # of kappa; two submissions of 60 % accuracy have 0.3 and more
-_FEW_ROWS = 50  # fewer prove nothing
-_ROWS_A_CLASS = 5  # with fewer, a class may be missed by chance
-_SHOWN = 5  # blocks in a message
+LOPSIDED, MISLEADS = 0.25, 0.5  # share of rows that would have to change their class
+CHANCE = 0.1  # kappa; two submissions with 60 % accuracy have 0.3 or more
+_MIN_ROWS = 50  # fewer prove nothing
+_MIN_ROWS_PER_CLASS = 5  # with fewer, a class may be missing by chance
+_SHOWN = 5  # values in a message
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason not to trust a submission."""
+    """A reason not to trust a submission."""
 
     what: str
     verdict: Literal["note", "misleads"]
 
 
-def counts(targets: Targets | None, classes: int) -> list[int]:
-    """Return how many images have each class; empty where that is not known."""
+def count_classes(targets: Targets | None, classes: int) -> list[int]:
+    """Return the number of images per class; empty if there are no targets."""
     if targets is None:
         return []
     if targets.ndim == 2:
@@ -52,50 +51,47 @@ def counts(targets: Targets | None, classes: int) -> list[int]:
     return [int(count) for count in np.bincount(targets.astype(np.int64), minlength=classes)]
 
 
-def check_texts(form: SubmissionFormat, *, derived: bool) -> list[Finding]:
-    """Return what class texts give away beside the training labels: a text that is no label, or another class's.
+def check_class_texts(form: SubmissionFormat, *, derived: bool) -> list[Finding]:
+    """Check the class texts against the training labels.
 
     Args:
-        form: with the training labels as its classes.
-        derived: whether the texts were derived from them, or asked for by a key: then another class's label is a note.
+        form: its `classes` are the training labels.
+        derived: whether the texts were derived from the labels or set by a key; then the label of another class is a
+            note.
     """
     pairs = list(zip(form.classes, form.texts, strict=False))
-    own = {_value(name): name for name in form.classes}
-    strange = [(name, text) for name, text in pairs if _value(name) != _value(text)]
-    taken = [(name, text) for name, text in strange if own.get(_value(text), name) != name]
-    if taken:
-        name, text = taken[0]
-        return [
-            Finding(
-                f"labels: class {name!r} is written {text!r}, which is the label of class {own[_value(text)]!r}; "
-                f"{len(strange)} of {len(pairs)} classes are not written as their labels",
-                "note" if derived else "misleads",
+    class_by_value = {_comparable(name): name for name in form.classes}
+    different = [(name, text) for name, text in pairs if _comparable(name) != _comparable(text)]
+    if not different:
+        return []
+    for name, text in different:
+        owner = class_by_value.get(_comparable(text), name)
+        if owner != name:
+            what = (
+                f"labels: class {name!r} is written as {text!r}, which is the label of class {owner!r}; "
+                f"{len(different)} of {len(pairs)} classes are not written as their labels"
             )
-        ]
-    if strange:
-        name, text = strange[0]
-        return [
-            Finding(f"labels: {len(strange)} classes are not written as their labels: {name!r} as {text!r}", "note")
-        ]
-    return []
+            return [Finding(what, "note" if derived else "misleads")]
+    name, text = different[0]
+    return [Finding(f"labels: {len(different)} classes are not written as their labels: {name!r} as {text!r}", "note")]
 
 
-def _value(text: str) -> Decimal | str:
-    """Return what a text is compared by: its value where it is a plain decimal, else itself."""
+def _comparable(text: str) -> Decimal | str:
+    """Return a plain decimal's value, any other text unchanged."""
     value = class_names.decimal(text)
     return text if value is None else value
 
 
 def check_distribution(table: "pd.DataFrame", form: SubmissionFormat, training: Sequence[int]) -> list[Finding]:
-    """Return what one valid submission gives away.
+    """Check a valid submission for constant answers and unusual class frequencies.
 
     Args:
         table: its cells, in the format's order.
         form: its format.
-        training: how many training images each class has, in label order; empty where not known.
+        training: training images per class, in label order; empty: unknown.
     """
     answer = ANSWERS[form.answer]
-    if len(table) < _FEW_ROWS:
+    if len(table) < _MIN_ROWS:
         return []
     if len(table[list(form.columns)].drop_duplicates()) == 1:
         cells = ", ".join(map(str, table[list(form.columns)].iloc[0].tolist()[:_SHOWN]))
@@ -104,25 +100,25 @@ def check_distribution(table: "pd.DataFrame", form: SubmissionFormat, training: 
     if not answer.one_class or len(training) != len(texts) or not sum(training):
         return []
     labels = answer.read(table, form)
-    shares = _shares(labels)
-    doubts = _lopsided(shares, dict(zip(texts, training, strict=True)))
-    unused = [text for text, count in zip(texts, training, strict=True) if count and text not in shares]
-    if unused and not doubts and len(labels) >= _ROWS_A_CLASS * len(texts):
-        shown = ", ".join(map(repr, unused[:_SHOWN]))
-        doubts.append(Finding(f"never predicted: {len(unused)} of {len(texts)} classes, {shown}", "note"))
-    return doubts
+    frequencies = _frequencies(labels)
+    findings = _check_frequencies(frequencies, dict(zip(texts, training, strict=True)))
+    unused = [text for text, count in zip(texts, training, strict=True) if count and text not in frequencies]
+    if unused and not findings and len(labels) >= _MIN_ROWS_PER_CLASS * len(texts):
+        examples = ", ".join(map(repr, unused[:_SHOWN]))
+        findings.append(Finding(f"never predicted: {len(unused)} of {len(texts)} classes, {examples}", "note"))
+    return findings
 
 
-def _lopsided(shares: Mapping[str, float], training: Mapping[str, int]) -> list[Finding]:
+def _check_frequencies(frequencies: Mapping[str, float], training: Mapping[str, int]) -> list[Finding]:
     expected = {text: count / sum(training.values()) for text, count in training.items()}
-    excess = {text: shares.get(text, 0.0) - share for text, share in expected.items()}
+    excess = {text: frequencies.get(text, 0.0) - frequency for text, frequency in expected.items()}
     moved = sum(abs(value) for value in excess.values()) / 2
     if moved <= LOPSIDED:
         return []
     most = max(excess, key=lambda text: excess[text])
     what = (
-        f"lopsided: {moved:.0%} of rows would have to change for the classes' shares of training; {most!r} has "
-        f"{shares[most]:.0%} of rows, {expected[most]:.0%} of training"
+        f"lopsided: {moved:.0%} of rows would have to change class to match the class frequencies of training; "
+        f"{most!r}: {frequencies[most]:.0%} of rows, {expected[most]:.0%} of training images"
     )
     return [Finding(what, "misleads" if moved > MISLEADS else "note")]
 
@@ -130,55 +126,52 @@ def _lopsided(shares: Mapping[str, float], training: Mapping[str, int]) -> list[
 def check_agreement(
     table: "pd.DataFrame", earlier: "pd.DataFrame", form: SubmissionFormat, blocks: Sequence[tuple[str, slice]] = ()
 ) -> tuple[float, list[Finding]]:
-    """Return the share of rows on which two submissions agree, and what that gives away.
+    """Return the share of rows on which two submissions agree, and findings about it.
 
     Args:
         table: a valid submission's cells, in the format's order.
-        earlier: those of an earlier one, likewise.
+        earlier: an earlier submission's cells, in the same order.
         form: the format of both.
         blocks: names and rows of the suite's blocks.
     """
-    read = ANSWERS[form.answer].read
-    labels, before = read(table, form), read(earlier, form)
-    agreement, kappa = agree(labels, before)
-    if ANSWERS[form.answer].graded:
-        kappa = max(kappa, _correlation(answers.grades(table, form), answers.grades(earlier, form)))
-    if len(labels) >= _FEW_ROWS and kappa < CHANCE:
-        return agreement, [
-            Finding(
-                f"scrambled: agrees on {agreement:.1%} of rows, which is chance (kappa {kappa:.2f}); ids and answers "
-                "of one of them do not belong together, or one of them is worthless",
-                "misleads",
-            )
-        ]
-    lost = [
+    answer = ANSWERS[form.answer]
+    labels, earlier_labels = answer.read(table, form), answer.read(earlier, form)
+    agreement, kappa = measure_agreement(labels, earlier_labels)
+    if answer.graded:
+        kappa = max(kappa, _correlation(parse_numbers(table, form), parse_numbers(earlier, form)))
+    if len(labels) >= _MIN_ROWS and kappa < CHANCE:
+        what = (
+            f"scrambled: agrees on {agreement:.1%} of rows, no more than chance (kappa {kappa:.2f}); in one of the "
+            "files ids and answers do not match, or one of them is worthless"
+        )
+        return agreement, [Finding(what, "misleads")]
+    scrambled = [
         name
         for name, rows in blocks
-        if rows.stop - rows.start >= _FEW_ROWS and agree(labels[rows], before[rows])[1] < CHANCE
+        if rows.stop - rows.start >= _MIN_ROWS and measure_agreement(labels[rows], earlier_labels[rows])[1] < CHANCE
     ]
-    if not lost:
+    if not scrambled:
         return agreement, []
-    shown = ", ".join(lost[:_SHOWN]) + (" ..." if len(lost) > _SHOWN else "")
-    return agreement, [
-        Finding(f"scrambled blocks: {len(lost)} of {len(blocks)} agree by chance alone: {shown}", "note")
-    ]
+    examples = ", ".join(scrambled[:_SHOWN]) + (" ..." if len(scrambled) > _SHOWN else "")
+    what = f"scrambled blocks: {len(scrambled)} of {len(blocks)} agree no more than by chance: {examples}"
+    return agreement, [Finding(what, "note")]
 
 
-def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Return the correlation of two tables of numbers [N, K], each column's mean taken off; 0 where one is constant."""
-    first, second = (one - one.mean(0)).ravel(), (other - other.mean(0)).ravel()
+def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Return the correlation of two tables of numbers [N, K], each column centred; 0 if one is constant."""
+    first, second = (first - first.mean(0)).ravel(), (second - second.mean(0)).ravel()
     scale = float(np.sqrt((first**2).sum() * (second**2).sum()))
     return float((first * second).sum()) / scale if scale else 0.0
 
 
-def agree(one: NDArray[np.str_], other: NDArray[np.str_]) -> tuple[float, float]:
-    """Return the share of equal answers, and Cohen's kappa: 0 for chance, 1 for equal (Cohen 1960)."""
-    share = float((one == other).mean())
-    first, second = _shares(one), _shares(other)
-    chance = sum(value * second.get(name, 0.0) for name, value in first.items())
-    return share, 1.0 if chance == 1 else (share - chance) / (1 - chance)
+def measure_agreement(first: NDArray[np.str_], second: NDArray[np.str_]) -> tuple[float, float]:
+    """Return the share of equal answers, and Cohen's kappa: 0 for chance, 1 for equal answers (Cohen 1960)."""
+    agreement = float((first == second).mean())
+    first_frequencies, second_frequencies = _frequencies(first), _frequencies(second)
+    chance = sum(value * second_frequencies.get(name, 0.0) for name, value in first_frequencies.items())
+    return agreement, 1.0 if chance == 1 else (agreement - chance) / (1 - chance)
 
 
-def _shares(labels: NDArray[np.str_]) -> dict[str, float]:
+def _frequencies(labels: NDArray[np.str_]) -> dict[str, float]:
     names, rows = np.unique(labels, return_counts=True)
     return dict(zip(names.tolist(), (rows / len(labels)).tolist(), strict=True))

@@ -1,8 +1,7 @@
-"""What is wrong with a submission's file. Torch-free.
+"""Check a submission's format: header, ids and answer cells. Torch-free.
 
-Everything reported here makes a file invalid; a valid one may still be worthless, see
-`comp.submission.check_content`. Rows
-are matched by id and columns by name: their order does not matter to Kaggle, and is only noted.
+A file with any problem is invalid. A valid file may still be worthless; see `comp.submission.check_content`. Rows are
+matched by id and columns by name, because Kaggle ignores their order; another order is only noted.
 """
 
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A table that was checked.
+class CheckedTable:
+    """The result of a format check.
 
     Attributes:
-        problems: what makes it invalid, worst first; empty where it is valid.
-        notes: how it departs from the format without harm.
-        table: of a valid one, its rows and columns in the format's order.
+        problems: what makes the table invalid, worst first; empty if it is valid.
+        notes: harmless deviations from the format.
+        table: if valid, the table with rows and columns in the format's order.
     """
 
     problems: tuple[str, ...]
@@ -35,48 +34,47 @@ class Checked:
     table: "pd.DataFrame | None" = None
 
 
-def format_problems(path: Path, form: SubmissionFormat) -> list[str]:
-    """Return what is wrong with a CSV, worst first; empty where it is valid.
+def check_file(path: Path, form: SubmissionFormat) -> list[str]:
+    """Return the problems of a CSV, worst first; empty if it is valid.
 
     Raises:
-        SubmissionError: the file cannot be read as a CSV at all.
+        SubmissionError: the file cannot be read as a CSV.
     """
-    return list(check_table(csv_io.read(path), form).problems)
+    return list(check_table(csv_io.read_strict(path), form).problems)
 
 
-def check_table(table: "pd.DataFrame", form: SubmissionFormat) -> Checked:
-    """Check a CSV's cells; see `check`."""
+def check_table(table: "pd.DataFrame", form: SubmissionFormat) -> CheckedTable:
+    """Check a CSV's header, ids and answer cells."""
     import pandas as pd
 
     expected, columns = list(form.header), list(map(str, table.columns))
     if sorted(columns) != sorted(expected) or columns[0] != expected[0]:
-        return Checked((f"header: expected '{','.join(expected)}', found '{','.join(columns)}'",))
-    notes = [] if columns == expected else ["columns stand in another order than the format's; they match by name"]
+        return CheckedTable((f"header: expected '{','.join(expected)}', found '{','.join(columns)}'",))
+    notes = [] if columns == expected else ["columns are in another order than the format's; they are matched by name"]
     table = table[expected]
-    ids, keys = form.ids(), table[form.id_column].to_numpy()
-    problems = _id_problems(keys, ids)
-    if not problems and not bool((keys == ids).all()):
-        notes.append("rows stand in another order than the format's; they match by id")
-        table = table.iloc[pd.Index(keys).get_indexer(pd.Index(ids))].reset_index(drop=True)
-    problems += answers.problems(table, form)
-    return Checked(tuple(problems), tuple(notes), None if problems else table)
+    expected_ids, ids = form.ids(), table[form.id_column].to_numpy()
+    problems = _check_ids(ids, expected_ids)
+    if not problems and not bool((ids == expected_ids).all()):
+        notes.append("rows are in another order than the format's; they are matched by id")
+        table = table.iloc[pd.Index(ids).get_indexer(pd.Index(expected_ids))].reset_index(drop=True)
+    problems += answers.check_answers(table, form)
+    return CheckedTable(tuple(problems), tuple(notes), None if problems else table)
 
 
-def _id_problems(keys: NDArray[Any], ids: NDArray[np.str_]) -> list[str]:
+def _check_ids(ids: NDArray[Any], expected_ids: NDArray[np.str_]) -> list[str]:
     import pandas as pd
 
-    if len(keys) == len(ids) and bool((keys == ids).all()):
+    if len(ids) == len(expected_ids) and bool((ids == expected_ids).all()):
         return []
     problems = []
-    if len(keys) != len(ids):
-        problems.append(f"rows: expected {len(ids):,}, found {len(keys):,}")
-    index = pd.Index(keys)
-    duplicates = index[index.duplicated()].unique()
-    for what, strange in (
-        ("missing", pd.Index(ids).difference(index, sort=False)),
-        ("unknown", index.difference(pd.Index(ids), sort=False)),
-        ("duplicate", duplicates),
+    if len(ids) != len(expected_ids):
+        problems.append(f"rows: expected {len(expected_ids):,}, found {len(ids):,}")
+    index, expected = pd.Index(ids), pd.Index(expected_ids)
+    for kind, wrong_ids in (
+        ("missing", expected.difference(index, sort=False)),
+        ("unknown", index.difference(expected, sort=False)),
+        ("duplicate", index[index.duplicated()].unique()),
     ):
-        if len(strange):
-            problems.append(f"{what} ids: {len(strange):,}, first {', '.join(map(repr, strange[:SHOWN]))}")
+        if len(wrong_ids):
+            problems.append(f"{kind} ids: {len(wrong_ids):,}, first {', '.join(map(repr, wrong_ids[:SHOWN]))}")
     return problems

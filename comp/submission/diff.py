@@ -1,4 +1,4 @@
-"""Where two submissions differ, block by block. Torch-free."""
+"""Compare two submissions block by block. Torch-free."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -15,19 +15,19 @@ from comp.submission import csv_io
 if TYPE_CHECKING:
     import pandas as pd
 
-_MOST_BLOCKS = 0.5  # of the rows: ids that end in numbers of their own are no blocks
-_LARGEST_EXACT = 2.0**53  # beyond it neighbouring whole numbers are one float
+_MAX_BLOCKS = 0.5  # as a share of the rows: ids that merely end in a number form no blocks
+_LARGEST_EXACT = 2.0**53  # above this, neighbouring whole numbers are the same float
 _PLAIN = re.compile(r"[+-]?\d+(\.\d*)?")
 
 
 @dataclass(frozen=True)
 class BlockDifference:
-    """How a block differs.
+    """The difference in one block.
 
     Attributes:
-        block: its name, `all` where ids have none.
-        rows: in both submissions.
-        differing: of them, those with a cell of another text, or another value where both cells are numbers.
+        block: its name; `all` if the ids name no blocks.
+        rows: rows in both submissions.
+        differing: rows in which a cell differs: by value if both cells are numbers, else by text.
     """
 
     block: str
@@ -37,14 +37,14 @@ class BlockDifference:
 
 @dataclass(frozen=True)
 class Differences:
-    """How two submissions differ.
+    """The difference between two submissions.
 
     Attributes:
-        blocks: in the first one's order.
-        only_first: ids that the second lacks.
-        only_second: ids that the first lacks.
-        moved: whether ids that both have stand in another order.
-        columns_moved: whether the columns stand in another order.
+        blocks: in the first submission's order.
+        only_first: number of ids that only the first submission has.
+        only_second: number of ids that only the second submission has.
+        moved: whether the common ids are in another order.
+        columns_moved: whether the columns are in another order.
     """
 
     blocks: tuple[BlockDifference, ...]
@@ -55,7 +55,7 @@ class Differences:
 
     @property
     def total(self) -> BlockDifference:
-        """All blocks as one."""
+        """The sum over all blocks."""
         return BlockDifference("all", sum(row.rows for row in self.blocks), sum(row.differing for row in self.blocks))
 
     def to_json(self) -> dict[str, Any]:
@@ -63,70 +63,71 @@ class Differences:
         return {**asdict(self), "total": asdict(self.total)}
 
 
-def compare(first: Path, second: Path) -> Differences:
-    """Return how two submissions differ, row by row of equal ids and column by column of equal names.
+def compare_submissions(first: Path, second: Path) -> Differences:
+    """Compare two submissions; rows are matched by id and columns by name.
 
     Raises:
-        SubmissionError: one of them cannot be read, their columns differ, or an id stands twice.
+        SubmissionError: a file cannot be read or has a duplicate id, or the columns differ.
     """
     import pandas as pd
 
-    left, right = csv_io.read(first), csv_io.read(second)
-    columns, moved_columns = list(left.columns), list(right.columns)
-    if columns != moved_columns:
-        if sorted(columns) != sorted(moved_columns) or len(set(columns)) < len(columns):
+    left, right = csv_io.read_strict(first), csv_io.read_strict(second)
+    columns, other_columns = list(left.columns), list(right.columns)
+    if columns != other_columns:
+        if sorted(columns) != sorted(other_columns) or len(set(columns)) < len(columns):
             raise SubmissionError(
-                f"{second}: expected the columns {csv_io.some(columns)} of {first}, found {csv_io.some(moved_columns)}"
+                f"{second}: expected the columns {csv_io.list_some(columns)} of {first}, found "
+                f"{csv_io.list_some(other_columns)}"
             )
         right = right[columns]
     left_ids, right_ids = pd.Index(left.iloc[:, 0]), pd.Index(right.iloc[:, 0])
     for path, index in ((first, left_ids), (second, right_ids)):
         if index.has_duplicates:
-            raise SubmissionError(f"{path}: an id stands twice, {index[index.duplicated()][0]!r}; see: comp check")
-    places = right_ids.get_indexer(left_ids)
-    both = np.flatnonzero(places >= 0)
-    differs = _differs(left.iloc[both, 1:], right.iloc[places[both], 1:])
-    counted = pd.Series(differs).groupby(_block_names(left_ids[both]), sort=False).agg(["size", "sum"])
+            raise SubmissionError(f"{path}: duplicate id {index[index.duplicated()][0]!r}; see: comp check")
+    positions = right_ids.get_indexer(left_ids)  # -1 for ids that only the first submission has
+    common = np.flatnonzero(positions >= 0)
+    differs = _rows_differ(left.iloc[common, 1:], right.iloc[positions[common], 1:])
+    counted = pd.Series(differs).groupby(_block_names(left_ids[common]), sort=False).agg(["size", "sum"])
     return Differences(
         tuple(BlockDifference(str(name), int(rows), int(count)) for name, rows, count in counted.itertuples()),
-        only_first=len(left_ids) - len(both),
-        only_second=len(right_ids) - len(both),
-        moved=bool((np.diff(places[both]) < 0).any()),
-        columns_moved=columns != moved_columns,
+        only_first=len(left_ids) - len(common),
+        only_second=len(right_ids) - len(common),
+        moved=bool((np.diff(positions[common]) < 0).any()),
+        columns_moved=columns != other_columns,
     )
 
 
-def _differs(left: "pd.DataFrame", right: "pd.DataFrame") -> NDArray[np.bool_]:
-    """Return whether any cell of a row [N] differs: by text, or by value where both are numbers."""
+def _rows_differ(left: "pd.DataFrame", right: "pd.DataFrame") -> NDArray[np.bool_]:
+    """Return which rows [N] differ in any cell: by value if both cells are numbers, else by text."""
     import pandas as pd
 
     differs = np.zeros(len(left), bool)
     for column in range(left.shape[1]):
-        one, two = left.iloc[:, column].to_numpy(), right.iloc[:, column].to_numpy()
-        rows = np.flatnonzero((one != two) & ~differs)
-        differs[rows[~_same_number(pd.Series(one[rows]), pd.Series(two[rows]))]] = True
+        left_cells, right_cells = left.iloc[:, column].to_numpy(), right.iloc[:, column].to_numpy()
+        rows = np.flatnonzero((left_cells != right_cells) & ~differs)
+        differs[rows[~_equal_numbers(pd.Series(left_cells[rows]), pd.Series(right_cells[rows]))]] = True
     return differs
 
 
-def _same_number(one: "pd.Series", two: "pd.Series") -> NDArray[np.bool_]:
-    """Return whether two columns of different texts [N] hold the same number: `1` and `1.0`, `0.50` and `0.5`."""
+def _equal_numbers(left: "pd.Series", right: "pd.Series") -> NDArray[np.bool_]:
+    """Return where two columns of different texts [N] hold the same number: `1` and `1.0`, `0.50` and `0.5`."""
     import pandas as pd
 
-    values = [pd.to_numeric(texts, errors="coerce").to_numpy(np.float64) for texts in (one, two)]
-    same: NDArray[np.bool_] = values[0] == values[1]  # NaN, a text that is no number, equals nothing
-    rows = np.flatnonzero(same & (np.abs(values[0]) >= _LARGEST_EXACT))
-    same[rows] = [_exact(one[row]) == _exact(two[row]) for row in rows]
-    return same
+    values = [pd.to_numeric(texts, errors="coerce").to_numpy(np.float64) for texts in (left, right)]
+    equal: NDArray[np.bool_] = values[0] == values[1]  # NaN (not a number) equals nothing
+    rows = np.flatnonzero(equal & (np.abs(values[0]) >= _LARGEST_EXACT))
+    equal[rows] = [_parse_exact(left[row]) == _parse_exact(right[row]) for row in rows]
+    return equal
 
 
-def _exact(text: str) -> Decimal | float:
-    """Return the number that a text holds, of any length."""
+def _parse_exact(text: str) -> Decimal | float:
+    """Return a text's number without rounding plain decimals of any length."""
     return Decimal(text.strip()) if _PLAIN.fullmatch(text.strip()) else float(text)
 
 
 def _block_names(ids: "pd.Index") -> Any:
-    """Return each id without its last number; `all` for ids that are not numbered within blocks."""
+    """Return each id without its last number; `all` if the ids are not numbered within blocks."""
     parts = ids.to_series().str.extract(r"^(.*)_\d+$")[0]
-    if parts.isna().any() or parts.nunique() > _MOST_BLOCKS * len(parts):
+    if parts.isna().any() or parts.nunique() > _MAX_BLOCKS * len(parts):
         return np.full(len(ids), "all")
     return parts.to_numpy()

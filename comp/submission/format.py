@@ -1,27 +1,30 @@
-"""What is competed in: classes, image shape, metric, the suite's layout of blocks and what a submission looks like."""
+"""Competition and submission format: classes, image shape, metric, blocks, columns and ids. Torch-free."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from comp.config import SubmissionConfig, SuiteConfig
+from comp.config.tasks import TASKS
 from comp.results.blocks import Block, block_grid
+from comp.runtime.errors import SubmissionError
 
 
 @dataclass(frozen=True)
 class SampleSubmission:
-    """A sample submission as its file shows it.
+    """The content of a sample submission.
 
     Attributes:
-        path: of the file, for messages.
+        path: the file, for messages.
         id_column: header of the first column.
-        columns: headers of the others.
-        ids: every id in order.
+        columns: headers of the answer columns.
+        ids: all ids in order.
         cells: the text of every answer cell, row by row: [N][len(columns)].
-        header: of all columns as the file holds them, spaces around them too; empty: as the others.
+        header: all headers including surrounding spaces; empty: `id_column` and `columns`.
     """
 
     path: str
@@ -32,37 +35,37 @@ class SampleSubmission:
     header: tuple[str, ...] = ()
 
     @property
-    def written(self) -> tuple[str, ...]:
-        """The header as a submission repeats it, byte for byte."""
+    def full_header(self) -> tuple[str, ...]:
+        """All headers, byte for byte as in the file."""
         return self.header or (self.id_column, *self.columns)
 
     @property
-    def constant(self) -> bool:
-        """Whether all rows are the same: a placeholder, which shows no more than columns and ids."""
+    def is_placeholder(self) -> bool:
+        """Whether all rows hold the same answer, so that the sample shows only columns and ids."""
         return len(set(self.cells)) == 1
 
     def take(self, rows: Sequence[int]) -> "SampleSubmission":
-        """Return the same with some rows alone."""
+        """Return a copy with only these rows."""
         return replace(self, ids=tuple(self.ids[row] for row in rows), cells=tuple(self.cells[row] for row in rows))
 
 
 @dataclass(frozen=True)
 class SubmissionFormat:
-    """What a submission must look like.
+    """The columns, ids and answer cells that a submission must have.
 
     Attributes:
-        blocks: give the ids in their order, where none are listed.
+        blocks: the blocks whose ids a submission lists, unless `listed_ids` is set.
         id_column: header of the first column.
-        columns: headers of the answer columns, in order: one, or one for each class.
+        columns: headers of the answer columns, in order: one in total, or one per class.
         answer: a row of `comp.submission.answers.ANSWERS`.
-        listed_ids: every id in order, as a sample submission lists them.
-        classes: the training labels' own texts, in label order; empty where a sample alone was seen.
-        texts: what is written for each class, in label order; empty where a sample alone was seen.
+        listed_ids: all ids in the sample submission's order.
+        classes: training label texts in label order; empty if only a sample is available.
+        texts: the text written for each class, in label order; empty if only a sample is available.
         positive: index of the class whose probability a single column holds.
         separator: between several classes in one cell.
-        ranked: how many classes a cell lists at most, for `ranked`.
-        any_text: whether any text is a label where the classes are not known; else whole numbers alone.
-        may_be_empty: whether a cell that lists classes may list none, as some training images have none.
+        ranked: maximum number of classes in a `ranked` cell.
+        any_text: if the classes are unknown: whether any text counts as a label, or only whole numbers.
+        may_be_empty: whether a `labels` cell may be empty because some training images have no class.
     """
 
     blocks: tuple[Block, ...] = ()
@@ -85,26 +88,26 @@ class SubmissionFormat:
 
     @property
     def wide(self) -> bool:
-        """Whether there is a column for each class."""
+        """Whether there is one column per class."""
         return len(self.columns) > 1
 
     def column_texts(self) -> tuple[str, ...]:
-        """Return the class that each answer column's header names: a sample may put spaces around it."""
+        """Return the class text of each answer column, without spaces that the sample's header adds."""
         return tuple(column if column in self.texts else column.strip() for column in self.columns)
 
     def column_classes(self) -> list[int]:
-        """Return the class index of each answer column; there must be one for each class."""
-        index = {text: number for number, text in enumerate(self.texts)}
+        """Return the class index of each answer column. Requires one column per class."""
+        index = {text: label for label, text in enumerate(self.texts)}
         return [index[text] for text in self.column_texts()]
 
     def ids(self) -> NDArray[np.str_]:
-        """Return every id in order."""
+        """Return all ids in order."""
         if self.listed_ids:
             return np.array(self.listed_ids, np.str_)
         return np.concatenate([block.ids() for block in self.blocks]) if self.blocks else np.array([], np.str_)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for a sidecar; the format that `comp.submission.derive_format.from_json` reads."""
+        """Return plain values for a sidecar; see `from_json`."""
         return {
             "version": 2,
             "id_column": self.id_column,
@@ -121,26 +124,78 @@ class SubmissionFormat:
             "may_be_empty": self.may_be_empty,
         }
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], where: Path) -> "SubmissionFormat":
+        """Return the format stored in a sidecar (version 1 or 2).
+
+        Raises:
+            SubmissionError: values are missing or damaged.
+        """
+        try:
+            blocks = tuple(Block(int(d), int(s), int(n)) for d, s, n in values["blocks"])
+            ids = _texts(values.get("ids", ()))
+            if "version" not in values:
+                return cls._from_version_1(values, blocks, ids)
+            if values["answer"] not in {answer for row in TASKS.values() for answer in row.answers}:
+                raise ValueError(f"answer {values['answer']}")
+            return cls(
+                blocks=blocks,
+                id_column=str(values["id_column"]),
+                columns=_texts(values["columns"]),
+                answer=str(values["answer"]),
+                listed_ids=ids,
+                classes=_texts(values["classes"]),
+                texts=_texts(values["texts"]),
+                positive=None if values["positive"] is None else int(values["positive"]),
+                separator=str(values["separator"]),
+                ranked=int(values["ranked"]),
+                any_text=bool(values["any_text"]),
+                may_be_empty=bool(values.get("may_be_empty", False)),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise SubmissionError(
+                f"{where}: the value of `format` is damaged ({error!r}); use --format CONFIG instead"
+            ) from None
+
+    @classmethod
+    def _from_version_1(
+        cls, values: Mapping[str, Any], blocks: tuple[Block, ...], ids: tuple[str, ...]
+    ) -> "SubmissionFormat":
+        id_column, *columns = _texts(values["columns"])
+        return cls(
+            blocks=blocks,
+            id_column=id_column,
+            columns=tuple(columns),
+            answer="probabilities" if values.get("probabilities") else "label",
+            listed_ids=ids,
+            texts=_texts(values.get("answers", ())) or _texts(range(int(values["class_count"]))),
+            any_text=bool(values.get("names")),
+        )
+
+
+def _texts(values: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(map(str, values))
+
 
 @dataclass(frozen=True)
 class Competition:
-    """What is competed in.
+    """A competition as its config and data define it.
 
     Attributes:
-        name: names folders and files.
+        name: used for folder and file names.
         metric: a row of `comp.results.metrics.METRICS`; never `auto`.
         classes: class names in label order.
-        image_shape: (C, H, W) of what the model sees.
-        blocks: what a submission covers, in its order; empty where there are no blocks.
-        sample: the sample submission; None where there is none.
-        submission: what the config says of a submission's columns; it goes before the sample.
+        image_shape: (C, H, W) of the model's input images.
+        blocks: the suite's blocks in submission order; empty if the test images are submitted.
+        sample: the sample submission, if there is one.
+        submission: the config's section; takes precedence over the sample.
         task: a row of `comp.config.tasks.TASKS`; never `auto`.
-        test_ids: of a submission of the test images without a sample, every id in order.
+        test_ids: all test ids in order, if the test images are submitted without a sample.
         numbered: whether classes have numbers as well as names.
-        separator: what parts several classes in one label of the training table; empty where nothing does.
-        bare_images: whether some training images have no class at all.
-        header: of the id and of a single answer column where neither config nor sample names them.
-        synonyms: columns of the training table that go one to one with the labels: each class's text, in label order.
+        separator: between several classes in one label of the training table; empty: labels are single classes.
+        bare_images: whether some training images have no class.
+        header: id and answer column names to use if neither config nor sample sets them.
+        synonyms: other training table columns that map one to one to the labels: name -> text of each class.
     """
 
     name: str
@@ -160,11 +215,11 @@ class Competition:
 
 
 def suite_blocks(config: SuiteConfig, test_images: int) -> tuple[Block, ...]:
-    """Return the suite's blocks, file by file, severities in order.
+    """Return the suite's blocks: by distortion, then by severity.
 
     Args:
-        config: competition.suite.
-        test_images: images in the labelled test split, for a suite made from it.
+        config: section `competition.suite`.
+        test_images: size of the labelled test split, from which `corrupt_test` is generated.
     """
     if config.source in ("none", "test"):
         return ()

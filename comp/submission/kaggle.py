@@ -1,7 +1,7 @@
-"""`comp submit`: a checked submission is sent, its score waited for and kept with the run. Torch-free.
+"""Submit to Kaggle (`comp submit`): upload a CSV, wait for its score and record it with the run. Torch-free.
 
-The sidecar remembers under `sent` what went where before the wait begins, so that a wait which was stopped goes on
-with the submission that is there already, and none is spent twice.
+The sidecar's `sent` lists each upload before the wait begins, so that an interrupted wait continues with the same
+upload instead of spending another one.
 """
 
 import time
@@ -13,33 +13,23 @@ from comp.results import runs
 from comp.runtime.errors import SubmissionError
 from comp.runtime.progress import Progress, quiet
 from comp.submission import scores
+from comp.submission.kaggle_client import KaggleStatus
 
 _POLL_SECONDS = 5.0
-_TICK_SECONDS = 0.2  # between two looks at the signals
-
-
-class _State(Protocol):
-    @property
-    def status(self) -> str: ...
-    @property
-    def public(self) -> float | None: ...
-    @property
-    def private(self) -> float | None: ...
-    @property
-    def error(self) -> str: ...
+_TICK_SECONDS = 0.2  # between two checks for signals
 
 
 class Client(Protocol):
-    """What is asked of a competition's site; see `comp.submission.kaggle_client.Kaggle`."""
+    """A competition site's client; see `comp.submission.kaggle_client.KaggleClient`."""
 
     def upload(self, path: Path, competition: str, message: str) -> str:
-        """Send a CSV; return its reference."""
+        """Upload a CSV; return its reference."""
 
-    def state(self, reference: str) -> _State:
-        """Return what has become of it."""
+    def status(self, reference: str) -> KaggleStatus:
+        """Return a submission's status."""
 
 
-def send(
+def submit(
     path: Path,
     connect: Callable[[], Client],
     *,
@@ -50,77 +40,89 @@ def send(
     poll_seconds: float = _POLL_SECONDS,
     progress: Progress = quiet,
 ) -> dict[str, Any]:
-    """Send a submission and wait for its score; return the record that its sidecar, and its run, then have.
+    """Upload a submission, wait for its score and return the record for its sidecar and its run.
 
     Args:
-        path: of the CSV, checked.
-        connect: signs in; called once it is clear that there is something to do.
-        competition: as the site calls it.
-        message: shown beside the submission there.
-        wait_seconds: for the score, at most.
-        again: send a file that was sent and scored before.
-        poll_seconds: between two questions.
+        path: the CSV, already checked.
+        connect: signs in; called only if there is something to do.
+        competition: Kaggle's name of the competition (slug).
+        message: shown beside the submission on Kaggle.
+        wait_seconds: maximum time to wait for the score.
+        again: submit a file that already has a score.
+        poll_seconds: time between two requests.
         progress: called while waiting.
 
     Raises:
-        SubmissionError: it was sent before, the site refuses it or finds it wrong, or the score does not come in time.
+        SubmissionError: already submitted, refused by Kaggle, found invalid by Kaggle, or not scored in time.
     """
-    beside = runs.sidecar_path(path)
-    sidecar = runs.read_json(beside) if beside.exists() else {}
+    sidecar_path = runs.sidecar_path(path)
+    sidecar = runs.read_json(sidecar_path) if sidecar_path.exists() else {}
     digest = runs.sha256(path)
-    sent = [row for row in sidecar.get("sent", ()) if (row["sha256"], row["competition"]) == (digest, competition)]
-    pending = next((row for row in sent if row["status"] == "pending"), None)
-    scored = next((row for row in sent if row["status"] == "complete"), None)
+    uploads = [row for row in sidecar.get("sent", ()) if (row["sha256"], row["competition"]) == (digest, competition)]
+    pending = next((row for row in uploads if row["status"] == "pending"), None)
+    scored = next((row for row in uploads if row["status"] == "complete"), None)
     if scored and not pending and not again:
         raise SubmissionError(
-            f"{path}: was sent to '{competition}' already and scored {scored['public']}; send it again with --force"
+            f"{path}: already submitted to '{competition}', score {scored['public']}; submit it again with --force"
         )
     client = connect()
     if pending is None:
         reference = client.upload(path, competition, message)
         pending = {
-            "reference": reference, "competition": competition, "message": message, "sha256": digest,
-            "status": "pending", "public": None, "private": None, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }  # fmt: skip
-        _remember(beside, sidecar, pending)
-    state = _wait(client, pending["reference"], wait_seconds, poll_seconds, progress)
-    if state is None:
+            "reference": reference,
+            "competition": competition,
+            "message": message,
+            "sha256": digest,
+            "status": "pending",
+            "public": None,
+            "private": None,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        _write_record(sidecar_path, sidecar, pending)
+    result = _wait(client, pending["reference"], wait_seconds, poll_seconds, progress)
+    if result is None:
         raise SubmissionError(
-            f"{path}: sent as submission {pending['reference']}, not scored after {wait_seconds:.0f} s; the same "
-            "command waits on and does not send it again"
+            f"{path}: submission {pending['reference']} has no score after {wait_seconds:.0f} s; run the same command "
+            "to wait longer, it does not submit again"
         )
-    record = {**pending, "status": state.status, "public": state.public, "private": state.private}
-    _remember(beside, sidecar, record)
-    if state.status != "complete":
-        raise SubmissionError(f"{path}: submission {pending['reference']} ended as {state.status}: {state.error}")
-    _note_with_run(path, sidecar, record)
+    record = {**pending, "status": result.status, "public": result.public, "private": result.private}
+    _write_record(sidecar_path, sidecar, record)
+    if result.status != "complete":
+        raise SubmissionError(f"{path}: submission {pending['reference']} ended as {result.status}: {result.error}")
+    _record_with_run(path, sidecar, record)
     return record
 
 
-def _remember(beside: Path, sidecar: dict[str, Any], record: dict[str, Any]) -> None:
+def _write_record(sidecar_path: Path, sidecar: dict[str, Any], record: dict[str, Any]) -> None:
     others = [row for row in sidecar.get("sent", ()) if row["reference"] != record["reference"]]
-    runs.write_atomically(beside, runs.to_json({**sidecar, "sent": [*others, record]}))
+    runs.write_atomically(sidecar_path, runs.to_json({**sidecar, "sent": [*others, record]}))
 
 
-def _wait(client: Client, reference: str, wait_seconds: float, poll_seconds: float, progress: Progress) -> Any:
-    """Return the submission's last state; None where it is still pending when the time is over."""
-    began = time.monotonic()
-    while (state := client.state(reference)).status == "pending":
-        asked = time.monotonic()
-        while time.monotonic() - asked < poll_seconds:
-            waited = time.monotonic() - began
+def _wait(
+    client: Client, reference: str, wait_seconds: float, poll_seconds: float, progress: Progress
+) -> KaggleStatus | None:
+    """Return the submission's final status; None if it is still pending when the time is up."""
+    start = time.monotonic()
+    while (result := client.status(reference)).status == "pending":
+        last_request = time.monotonic()
+        while time.monotonic() - last_request < poll_seconds:
+            waited = time.monotonic() - start
             if waited > wait_seconds:
                 return None
             progress("waiting for the score", int(waited), int(wait_seconds), "seconds")
             time.sleep(min(_TICK_SECONDS, poll_seconds))
-    return state
+    return result
 
 
-def _note_with_run(path: Path, sidecar: dict[str, Any], record: dict[str, Any]) -> None:
-    """Record the score with the run, where that still lies where it was."""
+def _record_with_run(path: Path, sidecar: dict[str, Any], record: dict[str, Any]) -> None:
+    """Record the score with the run, if its folder still exists."""
     folder = Path(sidecar.get("run_path", ""))
     if "run_path" in sidecar and (folder / "metrics.json").is_file():
         scores.record_score(
-            runs.open_run(folder), public=record["public"], private=record["private"], submission=str(path),
-            reference=record["reference"], source=f"kaggle {record['competition']}",
-        )  # fmt: skip
+            runs.open_run(folder),
+            public=record["public"],
+            private=record["private"],
+            submission=str(path),
+            reference=record["reference"],
+            source=f"kaggle {record['competition']}",
+        )

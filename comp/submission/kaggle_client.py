@@ -1,6 +1,6 @@
-"""The one place that knows the `kaggle` package, an optional extra: it authenticates when it is imported, so late.
+"""Kaggle client: the only module that imports `kaggle`, an optional extra.
 
-Its chatter on stdout is kept for messages: stdout is for results.
+It is imported late because importing it signs in, and its output is captured because stdout is for results.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ _CREDENTIALS = "~/.kaggle/access_token, KAGGLE_API_TOKEN, ~/.kaggle/kaggle.json,
 
 @dataclass(frozen=True)
 class KaggleStatus:
-    """What Kaggle says of a submission.
+    """A submission's status on Kaggle.
 
     Attributes:
         status: `pending`, `complete` or `error`.
-        public: its score; None where there is none yet, or it is not shown.
-        private: likewise.
-        error: what Kaggle found wrong.
+        public: public score; None if not available.
+        private: private score; None if not available.
+        error: Kaggle's error message.
     """
 
     status: str
@@ -32,8 +32,8 @@ class KaggleStatus:
     error: str
 
 
-class Kaggle:
-    """A signed-in client."""
+class KaggleClient:
+    """A signed-in Kaggle client."""
 
     def __init__(self) -> None:
         """Sign in with the user's own credentials.
@@ -41,7 +41,7 @@ class Kaggle:
         Raises:
             SubmissionError: the extra is not installed, there are no credentials, or Kaggle cannot be reached.
         """
-        with _told("kaggle: cannot sign in") as chatter:
+        with _requests("kaggle: cannot sign in") as output:
             try:
                 from kaggle.api.kaggle_api_extended import KaggleApi
             except ImportError as error:
@@ -53,40 +53,43 @@ class Kaggle:
             try:
                 self._api.authenticate()
             except SystemExit:
-                said = " ".join(chatter.getvalue().split())
+                message = " ".join(output.getvalue().split())
                 raise SubmissionError(
-                    f"kaggle: found no credentials that it accepts; put a token where kaggle looks ({_CREDENTIALS}); "
-                    f"the submission is kept{': ' + said[:200] if 'nvalid' in said else ''}"
+                    f"kaggle: no valid credentials; store a token in {_CREDENTIALS}; the submission is kept"
+                    f"{': ' + message[:200] if 'nvalid' in message else ''}"
                 ) from None
 
     def upload(self, path: Path, competition: str, message: str) -> str:
-        """Send a CSV; return what Kaggle calls the submission.
+        """Upload a CSV; return its reference on Kaggle.
 
         Raises:
             SubmissionError: Kaggle refuses it or cannot be reached.
         """
-        with _told(f"kaggle: {path} was not taken by competition '{competition}'") as chatter:
+        refused = f"kaggle: {path} was refused by competition '{competition}'"
+        with _requests(refused) as output:
             answer = self._api.competition_submit(str(path), message, competition, quiet=True)
             if not answer.ref:
-                said = " ".join(f"{answer.message or ''} {chatter.getvalue()}".split())
-                raise SubmissionError(f"kaggle: {path} was not taken by competition '{competition}': {said}")
+                reason = " ".join(f"{answer.message or ''} {output.getvalue()}".split())
+                raise SubmissionError(f"{refused}: {reason}")
         return str(answer.ref)
 
-    def state(self, reference: str) -> KaggleStatus:
-        """Return what has become of a submission.
+    def status(self, reference: str) -> KaggleStatus:
+        """Return a submission's status.
 
         Raises:
             SubmissionError: Kaggle does not know it or cannot be reached.
         """
-        with _told(f"kaggle: cannot ask for submission {reference}"):
-            found = self._api.get_submission(int(reference))
+        with _requests(f"kaggle: cannot read the status of submission {reference}"):
+            submission = self._api.get_submission(int(reference))
         return KaggleStatus(
-            found.status.name.lower(), _number(found.public_score), _number(found.private_score),
-            (found.error_description or "").strip(),
-        )  # fmt: skip
+            status=submission.status.name.lower(),
+            public=_parse_score(submission.public_score),
+            private=_parse_score(submission.private_score),
+            error=(submission.error_description or "").strip(),
+        )
 
 
-def _number(text: str | None) -> float | None:
+def _parse_score(text: str | None) -> float | None:
     try:
         return float(text or "")
     except ValueError:
@@ -94,11 +97,11 @@ def _number(text: str | None) -> float | None:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[io.StringIO]:
-    """Keep what is printed, and turn a failing request into a message."""
-    chatter = io.StringIO()
+def _requests(failure: str) -> Iterator[io.StringIO]:
+    """Capture stdout, and turn failing requests into a SubmissionError that begins with `failure`."""
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(chatter):
-            yield chatter
-    except OSError as error:  # as all of requests' errors are
-        raise SubmissionError(f"{what}: {error}; the submission is kept, try again later") from None
+        with contextlib.redirect_stdout(output):
+            yield output
+    except OSError as error:  # the base of all errors of `requests`
+        raise SubmissionError(f"{failure}: {error}; the submission is kept; try again later") from None

@@ -1,4 +1,4 @@
-"""What a competition forbids, checked before a second is spent on training; banned families are the zoo's to tell."""
+"""Check a config against the competition's rules before training; `comp.models.zoo` checks banned families."""
 
 from collections.abc import Collection
 
@@ -7,35 +7,37 @@ from comp.runtime.errors import ConfigError
 
 
 def check_rules(rules: RulesConfig, *, pretrained: bool, imitated: Collection[str], adapt: str) -> None:
-    """Refuse what the rules forbid.
+    """Check pretrained weights, augmentation and adaptation against the rules.
 
     Args:
-        rules: competition.rules.
-        pretrained: whether it starts from outside weights.
-        imitated: corruptions of the suite that the augmentation imitates.
-        adapt: predict.adapt.
+        rules: section `competition.rules`.
+        pretrained: whether the first weights come from outside.
+        imitated: the suite's corruptions that the augmentation imitates.
+        adapt: `predict.adapt`.
 
     Raises:
-        ConfigError: naming the rule, what breaks it and how to mend it.
+        ConfigError: names the rule, the value that breaks it and how to fix it.
     """
     if pretrained and not rules.external_weights:
-        raise ConfigError("model.pretrained: competition.rules.external_weights forbids it; set model.pretrained=false")
+        raise ConfigError(
+            "model.pretrained: competition.rules.external_weights=false forbids it; set model.pretrained=false"
+        )
     if imitated and not rules.test_like_augmentation:
         raise ConfigError(
             f"augment.policy: imitates {', '.join(sorted(imitated))} of the suite, which "
-            "competition.rules.test_like_augmentation forbids; choose a policy that does not"
+            "competition.rules.test_like_augmentation=false forbids; choose another policy"
         )
     check_adaptation(rules, adapt)
 
 
 def check_adaptation(rules: RulesConfig, adapt: str) -> None:
-    """Refuse an adaptation where predictions may not be transductive.
+    """Check that the rules allow adapting to the predicted images.
 
     Raises:
-        ConfigError: naming the rule and how to mend it.
+        ConfigError: names the rule and how to fix it.
     """
     if adapt != "none" and not rules.transductive:
         raise ConfigError(
-            f"predict.adapt: {adapt} adapts to the images that it predicts, which competition.rules.transductive "
+            f"predict.adapt: {adapt} adapts to the predicted images, which competition.rules.transductive=false "
             "forbids; set predict.adapt=none (--adapt none)"
         )

@@ -1,4 +1,4 @@
-"""All that can be said of a submission's file: what makes it invalid, and what makes it doubtful. Torch-free."""
+"""Validate a submission file: problems make it invalid, findings make it suspicious. Torch-free."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,101 +9,109 @@ import numpy as np
 
 from comp.results import runs
 from comp.runtime.errors import SubmissionError
-from comp.submission import check_content, check_format, csv_io, derive_format
+from comp.submission import check_content, check_format, csv_io
 from comp.submission.check_content import Finding
 from comp.submission.format import SubmissionFormat
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What is to be said of a file.
+class SubmissionReport:
+    """The result of validating a submission.
 
     Attributes:
-        path: of the CSV.
-        rows: how many it has.
+        path: the CSV.
+        rows: its number of rows.
         problems: what makes it invalid, worst first.
-        doubts: what makes a valid one worthless, or suspicious.
-        agreement: share of rows that say the same as the earlier submission; None where there is none to compare.
+        findings: reasons not to trust a valid file, and notes.
+        agreement: share of rows with the same answer as the earlier submission; None without one.
     """
 
     path: Path
     rows: int
     problems: tuple[str, ...]
-    doubts: tuple[Finding, ...] = ()
+    findings: tuple[Finding, ...] = ()
     agreement: float | None = None
 
     @property
     def misleading(self) -> tuple[str, ...]:
-        """The doubts that should stop it."""
-        return tuple(doubt.what for doubt in self.doubts if doubt.verdict == "misleads")
+        """The findings that must stop the submission."""
+        return tuple(finding.what for finding in self.findings if finding.verdict == "misleads")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {**asdict(self), "submission": str(self.path), "path": str(self.path), "valid": not self.problems}
+        return {
+            "path": str(self.path),
+            "rows": self.rows,
+            "problems": self.problems,
+            "doubts": [asdict(finding) for finding in self.findings],
+            "agreement": self.agreement,
+            "submission": str(self.path),
+            "valid": not self.problems,
+        }
 
-    def demand(self, mend: str = "") -> None:
+    def raise_if_invalid(self, hint: str = "") -> None:
         """Refuse an invalid or misleading file.
 
         Raises:
-            SubmissionError: all that is wrong.
+            SubmissionError: lists all problems, or all misleading findings followed by the hint.
         """
         if self.problems:
             raise SubmissionError("\n  ".join((f"{self.path}: not a valid submission", *self.problems)))
         if self.misleading:
-            raise SubmissionError(
-                "\n  ".join((f"{self.path}: valid in form, but its score would be chance", *self.misleading)) + mend
-            )
+            heading = f"{self.path}: valid format, but the score would be no better than chance"
+            raise SubmissionError("\n  ".join((heading, *self.misleading)) + hint)
 
 
-def format_beside(path: Path) -> SubmissionFormat:
-    """Return the format that a submission's sidecar holds.
+def read_sidecar_format(path: Path) -> SubmissionFormat:
+    """Return the format in a submission's sidecar.
 
     Raises:
-        SubmissionError: the submission is missing, or has no sidecar, or that was altered.
+        SubmissionError: the submission or its sidecar is missing, or the sidecar is damaged.
     """
     sidecar = runs.sidecar_path(path)
     if not path.is_file():
         raise SubmissionError(f"{path}: no such submission")
     if not sidecar.exists():
         raise SubmissionError(
-            f"{path}: has no sidecar {sidecar.name} that tells its format; give --format CONFIG, or a sample submission"
+            f"{path}: no sidecar {sidecar.name} with its format; use --format with a config or a sample submission"
         )
-    return derive_format.from_json(runs.read_json(sidecar).get("format", {}), sidecar)
+    return SubmissionFormat.from_json(runs.read_json(sidecar).get("format", {}), sidecar)
 
 
-def validate(
+def validate_submission(
     path: Path,
     form: SubmissionFormat,
     *,
     training: Sequence[int] = (),
     against: Path | None = None,
     notes: Sequence[str] = (),
-) -> Verdict:
-    """Check a submission and look for reasons not to trust it.
+) -> SubmissionReport:
+    """Check a submission's format and content.
 
     Args:
-        path: of the CSV.
+        path: the CSV.
         form: its format.
-        training: how many training images each class has; empty: what its sidecar says, if there is one.
+        training: training images per class; empty: the sidecar's counts, if there is one.
         against: an earlier submission of the same format.
-        notes: what was assumed of the format.
+        notes: assumptions about the format.
 
     Raises:
-        SubmissionError: one of the files cannot be read as a CSV, or the earlier one is not valid.
+        SubmissionError: a file cannot be read as a CSV, or the earlier submission is invalid.
     """
-    checked = check_format.check_table(cells := csv_io.read(path), form)
+    cells = csv_io.read_strict(path)
+    checked = check_format.check_table(cells, form)
     if checked.table is None:
-        return Verdict(path, len(cells), checked.problems, tuple(Finding(note, "note") for note in notes))
-    beside = runs.sidecar_path(path)
-    sidecar = runs.read_json(beside) if beside.exists() else {}
+        return SubmissionReport(path, len(cells), checked.problems, tuple(Finding(note, "note") for note in notes))
     findings = [Finding(note, "note") for note in (*notes, *checked.notes)]
-    findings += check_content.check_texts(_with_classes(form, sidecar), derived=bool(form.classes))
+    sidecar_path = runs.sidecar_path(path)
+    sidecar = runs.read_json(sidecar_path) if sidecar_path.exists() else {}
+    findings += check_content.check_class_texts(_add_classes(form, sidecar), derived=bool(form.classes))
     findings += check_content.check_distribution(checked.table, form, training or sidecar.get("training_counts", ()))
     if "sha256" in sidecar and sidecar["sha256"] != runs.sha256(path):
-        findings.append(Finding(f"altered: it is not the file that {beside.name} was written for", "note"))
+        findings.append(Finding(f"altered: the file has changed since {sidecar_path.name} was written", "note"))
     if against is None:
-        return Verdict(path, len(cells), (), tuple(findings))
-    earlier = check_format.check_table(csv_io.read(against), form)
+        return SubmissionReport(path, len(cells), (), tuple(findings))
+    earlier = check_format.check_table(csv_io.read_strict(against), form)
     if earlier.table is None:
         raise SubmissionError(f"--against {against}: not a valid submission of this format: {earlier.problems[0]}")
     ends = np.cumsum([block.count for block in form.blocks])
@@ -111,13 +119,14 @@ def validate(
         (block.name, slice(int(end) - block.count, int(end))) for block, end in zip(form.blocks, ends, strict=True)
     ]
     agreement, more = check_content.check_agreement(checked.table, earlier.table, form, blocks)
-    return Verdict(path, len(cells), (), (*findings, *more), agreement)
+    return SubmissionReport(path, len(cells), (), (*findings, *more), agreement)
 
 
-def _with_classes(form: SubmissionFormat, sidecar: Mapping[str, Any]) -> SubmissionFormat:
-    """Return a format with the training labels; of a sidecar of version 1 they stand in its run's provenance."""
+def _add_classes(form: SubmissionFormat, sidecar: Mapping[str, Any]) -> SubmissionFormat:
+    """Return the format with the training labels; for a version 1 sidecar they come from its run's provenance."""
+    if form.blocks:
+        return replace(form, classes=())  # blocks hold class numbers by the challenge's own rule
     provenance = Path(str(sidecar.get("run_path", ""))) / "provenance.json"
-    # Blocks hold class numbers by the challenge's own rule.
-    if form.classes or form.blocks or "run_path" not in sidecar or not provenance.is_file():
-        return replace(form, classes=()) if form.blocks else form
+    if form.classes or "run_path" not in sidecar or not provenance.is_file():
+        return form
     return replace(form, classes=tuple(runs.read_json(provenance).get("classes", ())))

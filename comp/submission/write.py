@@ -1,11 +1,10 @@
-"""Submission files: written whole and traced. Torch-free.
+"""Write submissions: a CSV and a sidecar `.json` that records the run, weights, config and code behind it. Torch-free.
 
-A submission is a CSV with an id and an answer (`comp.submission.answers`) for each image of the suite. Beside it
-lies a sidecar `.json` that traces it to its run, weights, config and code. Neither is ever half-written, and an
-existing one is replaced only on demand.
+The CSV holds an id and an answer (`comp.submission.answers`) for each image of the suite. Both files are written
+atomically, and existing files are replaced only with `force`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,16 @@ from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.results.runs import sidecar_path as sidecar_path
 from comp.runtime.errors import RunError, SubmissionError
-from comp.submission.answers import ANSWERS, quoted
-from comp.submission.format import SubmissionFormat
+from comp.submission import check_format
+from comp.submission.answers import ANSWERS, quote_cell
+from comp.submission.derive_format import derive_format
+from comp.submission.format import Competition, SubmissionFormat
 
-_CHUNK_ROWS = 100_000  # whose probabilities are in memory at a time
+_CHUNK_ROWS = 100_000  # rows whose probabilities are in memory at the same time
 
 
 def free_path(folder: Path, stem: str) -> Path:
-    """Return `folder/stem.csv`, or with `-2`, `-3` ... the first that neither a CSV nor a sidecar has."""
+    """Return the first of `folder/stem.csv`, `stem-2.csv`, `stem-3.csv` ... with neither a CSV nor a sidecar."""
     number = 1
     while True:
         path = folder / (f"{stem}.csv" if number == 1 else f"{stem}-{number}.csv")
@@ -32,18 +33,18 @@ def free_path(folder: Path, stem: str) -> Path:
         number += 1
 
 
-def demand_free(path: Path, *, force: bool) -> None:
-    """Refuse a name that cannot be written: asked before the work that ends there.
+def check_output_path(path: Path, *, force: bool) -> None:
+    """Check, before any work starts, that a submission can be written to a path.
 
     Raises:
-        SubmissionError: not a .csv name, something is there already and `force` is not given, or the folder cannot be
-            written.
+        SubmissionError: the name does not end in .csv, a file exists and `force` is not set, or the folder is not
+            writable.
     """
     if path.suffix != ".csv":
         raise SubmissionError(f"{path}: a submission's name must end in .csv")
-    taken = next((file for file in (path, sidecar_path(path)) if file.exists()), None)
-    if taken and not force:
-        raise SubmissionError(f"{taken}: is there already; choose another name with -o or replace it with --force")
+    existing = next((file for file in (path, sidecar_path(path)) if file.exists()), None)
+    if existing and not force:
+        raise SubmissionError(f"{existing}: already exists; choose another name with -o or replace it with --force")
     for file in (path, sidecar_path(path)):
         if file.is_dir():
             raise SubmissionError(f"{file}: is a folder; choose another name with -o")
@@ -51,51 +52,96 @@ def demand_free(path: Path, *, force: bool) -> None:
         raise SubmissionError(f"{path}: {reason}; choose another folder with -o")
 
 
-def is_kept(run: Run) -> bool:
-    """Tell whether the CSV that a complete run names as its submission still lies there as it was written."""
+def has_intact_submission(run: Run) -> bool:
+    """Return whether the CSV recorded in a complete run still exists, unchanged."""
     path = Path(run.metrics().submission)
     try:
         sidecar = runs.read_json(sidecar_path(path))
         return bool(sidecar.get("run") == run.name and sidecar.get("sha256") == runs.sha256(path))
-    except (RunError, OSError, ValueError):  # ValueError: it names none
+    except (RunError, OSError, ValueError):  # ValueError: the run records no submission
         return False
 
 
-def write(
-    path: Path, predictions: Predictions, form: SubmissionFormat, sidecar: Mapping[str, Any], *, force: bool = False
-) -> None:
-    """Write the CSV and its sidecar.
+def write_run_submission(
+    run: Run,
+    predictions: Predictions,
+    competition: Competition,
+    path: Path,
+    *,
+    training_counts: Sequence[int],
+    trace: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Path:
+    """Write a run's predictions as a submission, check the CSV on disk and record it in the run.
 
     Args:
-        path: ends in .csv; its folder is made.
-        predictions: of the whole suite, in its order.
-        form: the competition's format.
-        sidecar: what made the predictions; the format and the CSV's sha256 are added.
-        force: replace what is there.
+        run: the complete run that made the predictions.
+        predictions: for all images that the competition asks for.
+        competition: defines the format.
+        path: the CSV.
+        training_counts: training images per class, for later checks of the class distribution; empty: unknown.
+        trace: more values for the sidecar, beside run, config, `made_by`, weights, seed, code and machine.
+        force: replace existing files.
 
     Raises:
-        SubmissionError: not a .csv name, something is there already, or ids differ from the format's.
-        RunError: the disk is full or may not be written; what was there stays.
+        SubmissionError: the file exists.
+        RunError: the disk is full; existing files are kept.
     """
-    demand_free(path, force=force)
+    form = derive_format(competition).format
+    transductive = bool(predictions.made_by.get("transductive"))
+    sidecar = {
+        "run": run.name,
+        "run_path": str(run.path),
+        "config_hash": run.config_hash(),
+        "made_by": dict(predictions.made_by),
+        "transductive": transductive,
+        "training_counts": list(training_counts),
+        "weights_sha256": predictions.made_by["weights_sha256"],
+        "seed": run.config().seed,
+        **(trace or {}),
+        **runs.describe_machine(),
+    }
+    write_submission(path, predictions, form, sidecar, force=force)
+    problems = check_format.check_file(path, form)
+    assert not problems, problems
+    with run.writing():
+        updates = {"submission": str(path), "transductive": transductive}
+        run.write_metrics(run.metrics().model_copy(update=updates))
+    return path
+
+
+def write_submission(
+    path: Path, predictions: Predictions, form: SubmissionFormat, sidecar: Mapping[str, Any], *, force: bool = False
+) -> None:
+    """Write a CSV and its sidecar.
+
+    Args:
+        path: ends in .csv; missing folders are created.
+        predictions: for the whole suite, in its order.
+        form: the competition's format.
+        sidecar: how the predictions were made; the format and the CSV's sha256 are added.
+        force: replace existing files.
+
+    Raises:
+        SubmissionError: not a .csv name, a file exists, or the ids differ from the format's.
+        RunError: the disk is full or not writable; existing files are kept.
+    """
+    check_output_path(path, force=force)
     if not np.array_equal(predictions.ids, form.ids()):
-        raise SubmissionError(f"{path}: the predictions' ids are not the suite's; predict again: comp predict RUN")
+        raise SubmissionError(
+            f"{path}: the ids of the predictions differ from those of the suite; predict again: comp predict RUN"
+        )
     runs.make_folder(path.parent)
-    content = _to_csv(predictions, form)
-    # The sidecar lands first: a kill in between leaves a trace without its CSV, never a CSV without a trace.
+    lines = [",".join(map(quote_cell, form.header)) + "\n"]
+    write_cells = ANSWERS[form.answer].write
+    for start in range(0, len(predictions), _CHUNK_ROWS):
+        rows = predictions.take(slice(start, start + _CHUNK_ROWS))
+        ids = [quote_cell(key) for key in rows.ids.tolist()]
+        lines += [",".join(cells) + "\n" for cells in zip(ids, *write_cells(rows, form), strict=True)]
+    content = "".join(lines).encode()
+    # The sidecar is written first: a kill in between leaves a sidecar without its CSV, never a CSV without its sidecar.
     traced = {**sidecar, "rows": len(predictions), "sha256": runs.sha256_of(content), "format": form.to_json()}
     try:
         runs.write_together({sidecar_path(path): runs.to_json(traced), path: content}, replace=force)
     except FileExistsError:
         raise SubmissionError(f"{path}: another process has just written it; choose another name with -o") from None
-
-
-def _to_csv(predictions: Predictions, form: SubmissionFormat) -> bytes:
-    parts = [",".join(map(quoted, form.header)) + "\n"]
-    write = ANSWERS[form.answer].write
-    for start in range(0, len(predictions), _CHUNK_ROWS):
-        rows = predictions.take(slice(start, start + _CHUNK_ROWS))
-        keys = [quoted(key) for key in rows.ids.tolist()]
-        lines = map(",".join, zip(keys, *write(rows, form), strict=True))
-        parts.append("\n".join(lines) + "\n")
-    return "".join(parts).encode()

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from comp.config import Config, seconds_of
+from comp.config import Config, parse_duration
 from comp.config.tasks import TASKS
 from comp.data import loading
 from comp.data.cache import user_folder
@@ -345,7 +345,7 @@ class _Tuner:
         """Return the seconds of the training's steps: the budget, or estimated from the seconds of an image."""
         train = self._config.train
         if train.budget:
-            return seconds_of(train.budget)
+            return parse_duration(train.budget)
         steps = len(self._dataset.train) // self._batch_size * train.epochs
         return seconds_an_image * self._batch_size * steps
 

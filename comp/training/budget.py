@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from comp.config import Config, seconds_of
+from comp.config import Config, parse_duration
 from comp.data.dataset import Dataset
 from comp.results.runs import Run
 from comp.runtime.device import Execution
@@ -43,7 +43,7 @@ def step_planner(config: Config, dataset: Dataset, run: Run, execution: Executio
     steps_per_epoch = len(dataset.train) // batch_size
     if not config.train.budget:
         return FixedEpochs(config.train.epochs, steps_per_epoch)
-    seconds = seconds_of(config.train.budget)
+    seconds = parse_duration(config.train.budget)
 
     def validation_images(number: int, last: bool) -> int:
         passes = 1 + _AVERAGE_PASSES * (last and config.train.average != "none")

@@ -83,7 +83,7 @@ def check_study(config: Config) -> None:
         )
     objectives.chosen(config)
     pruners.pruner(config)
-    samplers.check_sampler(config, space.entries(config.tune))
+    samplers.check_sampler(config, space.parse_space(config.tune))
 
 
 def open_search(plan: StudyPlan, *, make: bool = True) -> Study:
@@ -98,7 +98,7 @@ def open_search(plan: StudyPlan, *, make: bool = True) -> Study:
         ConfigError: its storage's URL is invalid.
     """
     config, folder = plan.load(), plan.folder
-    entries = space.entries(config.tune)
+    entries = space.parse_space(config.tune)
     countable = samplers.is_countable(entries)
     directions = ["maximize" if row.higher_is_better(config) else "minimize" for row in objectives.chosen(config)]
     name = f"{config.competition.name}/{plan.name}"
@@ -111,7 +111,7 @@ def open_search(plan: StudyPlan, *, make: bool = True) -> Study:
         make=make,
         max_trials=config.tune.trials,
         run_prefix="trial",
-        propose=lambda trial: space.lay(config, suggest(entries, config, trial)),
+        propose=lambda trial: space.apply_values(config, suggest(entries, config, trial)),
         sampler_for=lambda number, repeated: samplers.sampler(config, number, untried=repeated and countable),
     )
     if make:
@@ -136,7 +136,7 @@ def open_confirmation(plan: StudyPlan, *, make: bool = True) -> Study:
         make=make,
         max_trials=None,
         run_prefix="confirm",
-        propose=lambda trial: space.lay(config, trial.user_attrs["values"], seed=trial.user_attrs["seed"]),
+        propose=lambda trial: space.apply_values(config, trial.user_attrs["values"], seed=trial.user_attrs["seed"]),
         sampler_for=lambda number, repeated: optuna.samplers.RandomSampler(seed=number),
     )
 
@@ -278,7 +278,7 @@ def _enqueue(study: optuna.Study, config: Config, entries: Sequence[space.Entry]
     for tree in itertools.islice(_first_configs(config, folder), config.tune.trials):
         at_paths = [(entry, space.value_at(tree, entry.path)) for entry in entries]
         # The sampler draws those that the space does not offer.
-        values = {entry.path: to_storable(entry, value) for entry, value in at_paths if entry.holds(value)}
+        values = {entry.path: to_storable(entry, value) for entry, value in at_paths if entry.contains(value)}
         if values and values not in queued:
             queued.append(values)
             study.enqueue_trial(values)

@@ -76,8 +76,8 @@ def steps(config: Config) -> int:
         return config.data.folds or 1
     if config.train.budget:
         return BUDGET_STEPS
-    tuned = [entry for entry in space.entries(config.tune) if entry.path == "train.epochs"]
-    return int(max(max(entry.probes()) for entry in tuned)) if tuned else config.train.epochs
+    tuned = [entry for entry in space.parse_space(config.tune) if entry.path == "train.epochs"]
+    return int(max(max(entry.representatives()) for entry in tuned)) if tuned else config.train.epochs
 
 
 def _check_objectives(config: Config, name: str) -> None:

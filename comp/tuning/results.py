@@ -129,7 +129,7 @@ def row_of(study: Study, trial: FrozenTrial) -> dict[str, Any]:
         "seconds": attributes.get("seconds"),
         "parameters": attributes.get("parameters"),
         "epochs": attributes.get("epochs"),
-        **{entry.path: values.get(entry.path) for entry in space.entries(study.config.tune)},
+        **{entry.path: values.get(entry.path) for entry in space.parse_space(study.config.tune)},
         "run": next((path for key, path in attributes.items() if key.startswith("run-")), ""),
         "reason": failure_reason(trial),
     }
@@ -259,7 +259,7 @@ def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
 def _best_config(search: Study, result: StudyReport, number: int) -> str:
     """Return best.yaml: the config of the recommended trial, under a header of what was measured and where."""
     trial = next(trial for trial in search.trials() if trial.number == number)
-    config = space.lay(search.config, search.values_of(trial))
+    config = space.apply_values(search.config, search.values_of(trial))
     counts, metric = result.counts, result.metrics[0]
     ended = counts["done"] + counts["pruned"] + counts["failed"]
     values = ", ".join(f"{name} {value:.6g}" for name, value in zip(result.metrics, trial.values, strict=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from optuna.trial import TrialState
 
-from comp.config import Config, seconds_of
+from comp.config import Config, parse_duration
 from comp.data.dataset import Dataset
 from comp.runtime.progress import Progress, quiet
 from comp.tuning import confirm, create, results, wandb_summary
@@ -52,7 +52,7 @@ def tune(
     dataset = build.open_data(config, progress)
     plan = create.plan(config, name, runs_root)
     datasets = {config.data.fold: dataset}
-    timeout = seconds_of(config.tune.timeout) if config.tune.timeout else math.inf
+    timeout = parse_duration(config.tune.timeout) if config.tune.timeout else math.inf
     with contextlib.ExitStack() as opened:
         search = opened.enter_context(OPENERS[plan.part](plan))
         _run(search, plan, datasets, workers, on_trial, progress, timeout)

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from comp import config as configs
 from comp.config import Config
-from comp.config.space import Entry, assemble, entries
+from comp.config.space import Entry, parse_space, pick_values
 from comp.runtime.errors import StudyError
 from comp.tuning import objectives
 from comp.tuning.storage import FAILED_ALIVE, MAX_RETRIES, Store, recover, worker_deaths
@@ -93,10 +93,10 @@ class Study:
     def values_of(self, trial: FrozenTrial) -> dict[str, Any]:
         """Return a trial's values as its config has them, path -> value."""
         values = {}
-        for entry in entries(self.config.tune):
+        for entry in parse_space(self.config.tune):
             if entry.path in trial.params:
                 value = trial.params[entry.path]
-                values[entry.path] = storable_choices(entry)[value] if entry.kind == "choice" else entry.tidy(value)
+                values[entry.path] = storable_choices(entry)[value] if entry.kind == "choice" else entry.rounded(value)
         return values
 
     def lock_of(self, number: int) -> filelock.BaseFileLock:
@@ -250,7 +250,7 @@ def record_failure(trial: Trial, error: Exception) -> None:
 
 def suggest(space: Sequence[Entry], config: Config, trial: Trial) -> dict[str, Any]:
     """Return a trial's values, path -> value, drawn by its study's sampler in the space's order."""
-    return assemble(space, config, lambda entry: _draw(entry, trial))
+    return pick_values(space, config, lambda entry: _draw(entry, trial))
 
 
 def _draw(entry: Entry, trial: Trial) -> Any:
@@ -259,7 +259,7 @@ def _draw(entry: Entry, trial: Trial) -> Any:
         return choices[trial.suggest_categorical(entry.path, list(choices))]
     if entry.kind == "int":
         return trial.suggest_int(entry.path, int(entry.low), int(entry.high), step=int(entry.step or 1), log=entry.log)
-    return entry.tidy(trial.suggest_float(entry.path, entry.low, entry.high, step=entry.step, log=entry.log))
+    return entry.rounded(trial.suggest_float(entry.path, entry.low, entry.high, step=entry.step, log=entry.log))
 
 
 def storable_choices(entry: Entry) -> dict[Any, Any]:

@@ -16,7 +16,7 @@ from optuna import TrialPruned
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
-from comp.config import Config, seconds_of
+from comp.config import Config, parse_duration
 from comp.data.dataset import Dataset, open_dataset
 from comp.results.runs import Run
 from comp.runtime.errors import Interrupted, RunError
@@ -182,7 +182,7 @@ class _PruningWatch:
     def __init__(self, study: Study, trial: Trial, config: Config, *, ignores_epochs: bool) -> None:
         self._study, self._trial = study, trial
         self._ignores_epochs = ignores_epochs or study.config.tune.pruner == "none"
-        self._budget = seconds_of(config.train.budget) if config.train.budget else 0.0
+        self._budget = parse_duration(config.train.budget) if config.train.budget else 0.0
         self._last = pruners.BUDGET_STEPS if config.train.budget else config.train.epochs
         self._seconds, self._tenths = 0.0, 0
         self._value: float | None = None

@@ -21,7 +21,7 @@ def prepare(config: Config, runs_root: Path = Path("runs"), progress: Progress =
     """Check a config and open its data; the dataset's notes also state how its submission will be written.
 
     Raises:
-        UserError: see `checks.check_config`, `open_dataset`, `checks.check_data` and `derive_format.derive`.
+        UserError: see `checks.check_config`, `open_dataset`, `checks.check_data` and `derive_format.derive_format`.
     """
     checks.check_config(config, runs_root)
     return open_data(config, progress)
@@ -86,16 +86,18 @@ def _submission_notes(config: Config, dataset: Dataset) -> tuple[str, ...]:
     if dataset.suite is None:
         return ()
     competition = dataset.competition
-    derived = derive_format.derive(competition)
-    header = ",".join(derived.form.header)
+    derived = derive_format.derive_format(competition)
+    header = ",".join(derived.format.header)
     if len(header) > _HEADER_CHARACTERS:
         header = f"{header[:_HEADER_CHARACTERS]}..."
     notes = [f"submission: {header}, {len(dataset.suite):,} rows; {'; '.join(derived.reasons)}"]
     if competition.test_ids:
         table = ", the training table's," if competition.header != ("id", "label") else ""
         notes.append(f"submission: {_why_no_sample(config)}, so this header{table} and the ids' order are assumed")
-    notes += [f"submission, as it will be written: {row}" for row in derive_format.examples(derived, competition.task)]
-    return (*notes, *(f"submission: {doubt}" for doubt in derived.doubts))
+    notes += [
+        f"submission, as it will be written: {row}" for row in derive_format.example_rows(derived, competition.task)
+    ]
+    return (*notes, *(f"submission: {doubt}" for doubt in derived.assumptions))
 
 
 def _why_no_sample(config: Config) -> str:
@@ -107,7 +109,7 @@ def _why_no_sample(config: Config) -> str:
     root, name = Path(config.data.root), config.data.csv.sample
     if not name:
         return "no sample submission is read (data.csv.sample is empty)"
-    unread = [path] if name != "auto" and (path := samples.find(root, name)[0]) else samples.below(root)
+    unread = [path] if name != "auto" and (path := samples.find_sample(root, name)[0]) else samples.list_samples(root)
     if not unread:
         return "no sample submission was found"
     return (

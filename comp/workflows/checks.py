@@ -11,7 +11,7 @@ from pathlib import Path
 from comp.augment import policies, worker_stage
 from comp.config import Config, space
 from comp.config.section import height_and_width
-from comp.config.tasks import TASKS, metric_name, task
+from comp.config.tasks import TASKS, resolve_metric, task
 from comp.data import sources, suites
 from comp.data.dataset import Dataset
 from comp.inference.options import check_task, predict_options
@@ -36,7 +36,7 @@ def check_config(config: Config, runs_root: Path) -> None:
         ConfigError: every mistake, one a line.
     """
     _check_alone(config, runs_root)
-    for trial in space.probes(config):
+    for trial in space.probe_configs(config):
         try:
             _check_alone(trial, runs_root)
         except UserError as error:
@@ -87,7 +87,7 @@ def _check_competition(config: Config) -> None:
     if section.metric != "auto":
         metrics.metric(section.metric)
     if section.task != "auto":
-        metric_name(section.metric, task(section.task))
+        resolve_metric(section.metric, task(section.task))
     derive_format.check_answer(section.submission.answer, section.task, section.metric)
 
 
@@ -171,7 +171,7 @@ def check_output(config: Config, output: Path | None, *, force: bool) -> None:
         SubmissionError: the name is taken or cannot be written.
     """
     if config.competition.suite.source != "none":
-        write.demand_free(output or default_submission(config), force=force)
+        write.check_output_path(output or default_submission(config), force=force)
     elif output is not None:
         raise ConfigError(f"-o {output}: competition.suite.source is none, so nothing is submitted; leave it out")
 

@@ -1,7 +1,7 @@
 """Predict with a trained run: store and score predictions, estimate accuracy, write the submission."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,9 @@ from comp.results import decisions, metrics, predictions, runs
 from comp.results.blocks import DISTORTIONS
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import AccuracyEstimate, RunMetrics, SplitScores
-from comp.results.runs import Run
 from comp.runtime.errors import RunError, UserError
 from comp.runtime.progress import Progress, quiet
-from comp.submission import check_format, derive_format, rules, write
+from comp.submission import rules
 from comp.submission.format import Competition
 from comp.workflows.load import LoadedRun, verify_run_data
 
@@ -287,51 +286,3 @@ def _shifted_validation(loaded: LoadedRun, options: PredictOptions, progress: Pr
     if loaded.dataset.ood_val is None:
         return None
     return predict_split(loaded, "ood_val", progress, options=options)
-
-
-def write_run_submission(
-    run: Run,
-    predicted: Predictions,
-    competition: Competition,
-    path: Path,
-    *,
-    training_counts: Sequence[int],
-    trace: Mapping[str, Any] | None = None,
-    force: bool = False,
-) -> Path:
-    """Write the submission and its sidecar, check the CSV on the disk, and record its path in the run.
-
-    Args:
-        run: complete; it made the predictions.
-        predicted: everything that the competition submits.
-        competition: gives the format.
-        path: of the CSV.
-        training_counts: training images of each class, whose shares a later check compares.
-        trace: recorded in the sidecar beside run, config, `made_by`, weights, seed, code and machine.
-        force: replace an existing file.
-
-    Raises:
-        SubmissionError: the name is taken.
-        RunError: the disk is full; an existing file stays.
-    """
-    form = derive_format.format_of(competition)
-    transductive = bool(predicted.made_by.get("transductive"))
-    sidecar = {
-        "run": run.name,
-        "run_path": str(run.path),
-        "config_hash": run.config_hash(),
-        "made_by": dict(predicted.made_by),
-        "transductive": transductive,
-        "training_counts": list(training_counts),
-        "weights_sha256": predicted.made_by["weights_sha256"],
-        "seed": run.config().seed,
-        **(trace or {}),
-        **runs.describe_machine(),
-    }
-    write.write(path, predicted, form, sidecar, force=force)
-    problems = check_format.format_problems(path, form)
-    assert not problems, problems
-    with run.writing():
-        recorded = {"submission": str(path), "transductive": transductive}
-        run.write_metrics(run.metrics().model_copy(update=recorded))
-    return path

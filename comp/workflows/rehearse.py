@@ -8,16 +8,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from comp.config import Config, TrainConfig, seconds_of
+from comp.config import Config, TrainConfig, parse_duration
 from comp.results import leaderboard, runs
 from comp.runtime.errors import Interrupted
 from comp.runtime.progress import Progress, quiet
 from comp.submission import check_format, derive_format
+from comp.submission.write import write_run_submission
 from comp.tracking.tracker import UNTRACKED
 from comp.training.loop import Epoch
 from comp.workflows.build import prepare
 from comp.workflows.load import load_run
-from comp.workflows.predict import predict_split, score_test, write_run_submission
+from comp.workflows.predict import predict_split, score_test
 from comp.workflows.train import resume, train
 
 _BATCHES = 2
@@ -85,7 +86,7 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
                 write_run_submission(run, predicted, dataset.competition, path, training_counts=counts)
                 results.append(f"{len(whole.suite or ()):,} images to predict in the real run")
             with stage("check") as results:
-                problems = check_format.format_problems(path, derive_format.format_of(dataset.competition))
+                problems = check_format.check_file(path, derive_format.derive_format(dataset.competition).format)
                 results.append("; ".join(problems) or "valid")
         with stage("leaderboard") as results:
             results.append(f"{len(leaderboard.rows(folder))} row")
@@ -95,7 +96,7 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
 def _estimate_training_time(train: TrainConfig, images: int, speed: float) -> str:
     """Return the real training's epochs or hours at a speed in images per second."""
     if train.budget:
-        epochs = seconds_of(train.budget) * speed / images
+        epochs = parse_duration(train.budget) * speed / images
         return f"about {speed:,.0f} images/s: {epochs:.3g} epochs fit into {train.budget}"
     hours = train.epochs * images / speed / 3600
     return f"about {speed:,.0f} images/s: {train.epochs} epochs take about {hours:.1g} h"

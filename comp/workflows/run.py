@@ -8,12 +8,13 @@ from comp.config import Config
 from comp.data.dataset import Dataset
 from comp.results.runs import Run
 from comp.runtime.progress import Progress, quiet
+from comp.submission.write import write_run_submission
 from comp.tracking.tracker import open_tracker
 from comp.training.loop import OnEpoch
 from comp.workflows.build import prepare
 from comp.workflows.checks import default_submission
 from comp.workflows.load import load_run, open_run_data
-from comp.workflows.predict import estimate_accuracy, predict_split, score_test, write_run_submission
+from comp.workflows.predict import estimate_accuracy, predict_split, score_test
 from comp.workflows.train import resume, train
 
 

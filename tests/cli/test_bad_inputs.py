@@ -98,7 +98,7 @@ BAD_SETTINGS = {
     ),
     "selection never measured": ("train.select=ood_accuracy", ("train.select", "ood_validation.every")),
     "external weights": (
-        "competition.rules.external_weights=false", ("model.pretrained", "external_weights forbids it"),
+        "competition.rules.external_weights=false", ("model.pretrained", "external_weights=false"),
     ),
 }  # fmt: skip
 
@@ -294,7 +294,7 @@ def test_another_class_order_is_refused(trained: runs.Run, comp: Comp) -> None:
 def test_an_existing_submission_is_kept(trained: runs.Run, comp: Comp) -> None:
     before = Path("submissions/small.csv").read_bytes()
     Path("submissions/small.csv").write_bytes(before + b"x")
-    assert_refused(comp("predict", trained.path, "-o", "submissions/small.csv"), "is there already", "--force")
+    assert_refused(comp("predict", trained.path, "-o", "submissions/small.csv"), "already exists", "--force")
     assert Path("submissions/small.csv").read_bytes() == before + b"x"
     assert comp("predict", trained.path, "-o", "submissions/small.csv", "--force").code == 0
     assert Path("submissions/small.csv").read_bytes() == before

@@ -1,11 +1,11 @@
-"""Configs: what is read, what is refused and with which words."""
+"""Loading configs: values, overrides, `extends`, and error messages."""
 
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comp import config as configs
@@ -41,7 +41,7 @@ def test_sections_merge_and_an_empty_one_clears(tmp_path: Path) -> None:
     assert read(tmp_path, text, "model.args={}").model.args == {}
 
 
-def test_extends_lays_a_file_on_another(tmp_path: Path) -> None:
+def test_extends_updates_the_base_file(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("train: {epochs: 3, batch_size: 7}\nseed: 5")
     loaded = read(tmp_path, "extends: base.yaml\ntrain: {epochs: 4}")
     assert (loaded.train.epochs, loaded.train.batch_size, loaded.seed) == (4, 7, 5)
@@ -68,7 +68,7 @@ MISTAKES = {
     "unknown choice": ("train: {device: gpu}", "train.device: expected 'auto', 'cpu', 'cuda' or 'mps'"),
     "section as value": ("train: 3", "train: expected a section of `key: value` lines, found the number 3"),
     "list at the top": ("- 3", "expected `key: value` lines at the top level, found a list"),
-    "twice": ("seed: 1\nseed: 2", "a.yaml, line 2: key 'seed' stands twice (first on line 1)"),
+    "duplicate": ("seed: 1\nseed: 2", "a.yaml, line 2: duplicate key 'seed' (first on line 1)"),
     "not YAML": ("train: [", "a.yaml, line 1: not valid YAML"),
     "path in the name": ("competition: {name: ../up}", "competition.name: expected letters, digits"),
     "files without a folder": ("competition: {suite: {source: distortion_files}}", "competition.suite.path"),
@@ -79,7 +79,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_in_one_message(tmp_path: Path, name: str) -> None:
+def test_a_mistake_gives_one_message(tmp_path: Path, name: str) -> None:
     text, message = MISTAKES[name]
     with pytest.raises(ConfigError) as error:
         read(tmp_path, text)
@@ -97,67 +97,67 @@ def test_a_mistake_is_told_in_one_message(tmp_path: Path, name: str) -> None:
         ("train.epochs=[", "override 'train.epochs=[', line 1: not valid YAML"),
     ],
 )
-def test_a_wrong_override_is_blamed_and_not_the_file(tmp_path: Path, override: str, message: str) -> None:
+def test_a_wrong_override_is_named_instead_of_the_file(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         read(tmp_path, "", override)
     assert message in str(error.value)
 
 
-def told(folder: Path, text: str, *overrides: str) -> list[str]:
-    """Return the lines of the message that a config is refused with, files by their names alone."""
+def error_lines(folder: Path, text: str, *overrides: str) -> list[str]:
+    """Return the lines of a config's error message, with file names instead of paths."""
     with pytest.raises(ConfigError) as error:
         read(folder, text, *overrides)
     return str(error.value).replace(f"{folder}/", "").split("\n  ")
 
 
-def test_every_mistake_stands_in_one_message_with_its_own_place(tmp_path: Path) -> None:
+def test_one_message_lists_every_mistake_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("seed: 1\noptim:\n  lr: fast\n")
-    names = Config().model_dump()["model"]
     text = "extends: base.yaml\ntrain:\n  epochs: -1\n  min_delta: 0.1\nmodel: {nmae: mlp, stem: cifr}\n"
-    assert told(tmp_path, text, "data.fold=5", "data.folds=3", "train.batch_size=x", "sed=3") == [
-        f"override 'sed=3': unknown key 'sed' (did you mean 'seed'?); known here: {', '.join(Config.model_fields)}",
-        "override 'data.fold' and override 'data.folds': data.fold: expected 0 to 2 of 3 folds, found 5",
-        "a.yaml, line 5: model.stem: expected 'stock', 'cifar' or 'resize', found the text 'cifr' (did you mean "
-        "'cifar'?)",
-        f"a.yaml, line 5: unknown key 'model.nmae' (did you mean 'name'?); known here: {', '.join(names)}",
-        "base.yaml, line 3: optim.lr: expected a number, found the text 'fast'",
-        "a.yaml, line 3: train.epochs: expected at least 1, found the number -1",
-        "override 'train.batch_size': train.batch_size: expected a whole number, found the text 'x'",
-    ]  # fmt: skip
+    expected = [
+        ("override 'sed=3': ", ["'seed'", ", ".join(Config.model_fields)]),
+        ("override 'data.fold' and override 'data.folds': data.fold: ", ["0 to 2", "5"]),
+        ("a.yaml, line 5: model.stem: ", ["'stock', 'cifar' or 'resize'", "'cifr'", "'cifar'"]),
+        ("a.yaml, line 5: ", ["'model.nmae'", "'name'", ", ".join(Config().model_dump()["model"])]),
+        ("base.yaml, line 3: optim.lr: ", ["'fast'"]),
+        ("a.yaml, line 3: train.epochs: ", ["1", "-1"]),
+        ("override 'train.batch_size': train.batch_size: ", ["'x'"]),
+    ]
+    lines = error_lines(tmp_path, text, "data.fold=5", "data.folds=3", "train.batch_size=x", "sed=3")
+    for line, (start, values) in zip(lines, expected, strict=True):
+        assert line.startswith(start)
+        assert all(value in line for value in values)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "blamed"),
+    ("overrides", "start"),
     [
-        (["model.stem=resize"], "override 'model.stem': model.stem: resize and input_size go together"),
-        (["optim.clip_at=1"], "override 'optim.clip_at': optim.clip_at: says where"),
-        (["train.min_delta=0.1"], "override 'train.min_delta': train.min_delta: says what"),
+        (["model.stem=resize"], "override 'model.stem': model.stem: resize and input_size"),
+        (["optim.clip_at=1"], "override 'optim.clip_at': optim.clip_at: "),
+        (["train.min_delta=0.1"], "override 'train.min_delta': train.min_delta: "),
         (["data.groups=column"], "override 'data.groups': data.groups: column and data.csv.group_column"),
         (["data.csv.group_column=x"], "override 'data.csv.group_column': data.groups: column and"),
         (["competition.suite.files=20"], "override 'competition.suite.files': competition.suite.files: corrupt_test"),
         (["train.sizes={1: 8}", "train.budget=1h"], "override 'train.budget' and override 'train.sizes': train.budget"),
-        (["model.sha256=0123456789"], "override 'model.sha256': model.sha256: is the hash"),
-        (["tune.space.optim.lr=3"], "override 'tune.space.optim.lr': tune.space.optim.lr: expected a map"),
+        (["model.sha256=0123456789"], "override 'model.sha256': model.sha256: "),
+        (["tune.space.optim.lr=3"], "override 'tune.space.optim.lr': tune.space.optim.lr: expected a mapping"),
     ],
 )
-def test_a_rule_between_fields_blames_the_override_that_breaks_it(
-    tmp_path: Path, overrides: list[str], blamed: str
-) -> None:
-    (line,) = told(tmp_path, "", *overrides)
-    assert line.startswith(blamed)
+def test_a_broken_rule_names_the_override_that_breaks_it(tmp_path: Path, overrides: list[str], start: str) -> None:
+    (line,) = error_lines(tmp_path, "", *overrides)
+    assert line.startswith(start)
 
 
-def test_a_rule_that_a_file_breaks_is_told_with_its_line(tmp_path: Path) -> None:
-    (line,) = told(tmp_path, "train:\n  epochs: 3\n  min_delta: 0.1\n")
-    assert line.startswith("a.yaml, line 3: train.min_delta: says what")
+def test_a_rule_that_a_file_breaks_is_reported_with_its_line(tmp_path: Path) -> None:
+    (line,) = error_lines(tmp_path, "train:\n  epochs: 3\n  min_delta: 0.1\n")
+    assert line.startswith("a.yaml, line 3: train.min_delta: ")
 
 
 ANYTHING = ["abc", "-1", "1.5", "true", "[]", "[1]", "[a, b, c]", "{a: {b: 1}}", "{1: [x]}", "5%", "1e309"]
 
 
-def test_no_value_of_any_key_is_refused_in_a_librarys_words(tmp_path: Path) -> None:
+def test_no_error_message_shows_pydantics_own_wording(tmp_path: Path) -> None:
     refused: list[tuple[str, str]] = []
-    for path in configs.flat(Config()):
+    for path in configs.flatten(Config()):
         for value in ANYTHING:
             try:
                 configs.from_mapping({}, "here", [f"{path}={value}"])
@@ -165,7 +165,7 @@ def test_no_value_of_any_key_is_refused_in_a_librarys_words(tmp_path: Path) -> N
                 refused.append((path, str(error)))
     assert len(refused) > 500
     for path, message in refused:
-        assert not re.search(r"nput should|alue error|required|not permitted|another kind|pydantic", message)
+        assert not re.search(r"nput should|alue error|required|not permitted|another type|pydantic", message)
         assert message.startswith(f"override '{path}': {path.split('.')[0]}")
 
 
@@ -173,10 +173,11 @@ SPELLINGS: dict[str, tuple[str, str, Any]] = {
     "a number as text": ("competition: {submission: {positive: 007}}", "competition.submission.positive", "007"),
     "classes like others": ("data: {classes: [no, 007, true, 1e3]}", "data.classes", ["no", "007", "true", "1e3"]),
     "a class by number": (
-        "competition: {submission: {labels: {007: 1, no: 02}}}", "competition.submission.labels",
+        "competition: {submission: {labels: {007: 1, no: 02}}}",
+        "competition.submission.labels",
         {"007": "1", "no": "02"},
     ),
-    "no for a truth value": ("data: {download: no}", "data.download", False),
+    "no for a boolean": ("data: {download: no}", "data.download", False),
     "off where auto is usual": ("train: {channels_last: off}", "train.channels_last", False),
     "no weights": ("model: {pretrained: no}", "model.pretrained", False),
     "an exponent": ("optim: {lr: 1E-3}", "optim.lr", 1e-3),
@@ -186,30 +187,30 @@ SPELLINGS: dict[str, tuple[str, str, Any]] = {
     "no folds": ("data: {folds: none}", "data.folds", None),
     "none is a class too": ("competition: {submission: {positive: none}}", "competition.submission.positive", "none"),
     "null inside a mapping stays": ("model: {timm: {act_layer: null}}", "model.timm", {"act_layer": None}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
-def test_a_value_is_read_as_it_is_meant(tmp_path: Path, name: str) -> None:
+def test_common_spellings_are_understood(tmp_path: Path, name: str) -> None:
     text, path, value = SPELLINGS[name]
-    assert configs.flat(read(tmp_path, text))[path] == value
+    assert configs.flatten(read(tmp_path, text))[path] == value
 
 
-@pytest.mark.parametrize("back", ["null", "", "none", "''"])
-def test_a_time_is_set_back(tmp_path: Path, back: str) -> None:
-    assert read(tmp_path, "train: {budget: 15min}", f"train.budget={back}").train.budget == ""
+@pytest.mark.parametrize("empty", ["null", "", "none", "''"])
+def test_a_time_can_be_reset(tmp_path: Path, empty: str) -> None:
+    assert read(tmp_path, "train: {budget: 15min}", f"train.budget={empty}").train.budget == ""
 
 
 @pytest.mark.parametrize("path", ["model.from_run", "train.select", "data.folds", "optim.lr", "model.args"])
-def test_null_sets_any_key_back_to_its_default(tmp_path: Path, path: str) -> None:
+def test_null_resets_a_key_to_its_default(tmp_path: Path, path: str) -> None:
     text = "model: {from_run: there, args: {depth: 3}}\ntrain: {select: val_loss}\ndata: {folds: 3}\noptim: {lr: 1}"
-    default = configs.flat(Config())[path]
-    assert configs.flat(read(tmp_path, text))[path] != default
-    assert configs.flat(read(tmp_path, text, f"{path}=null"))[path] == default
-    assert configs.flat(read(tmp_path, text, f"{path}="))[path] == default
+    default = configs.flatten(Config())[path]
+    assert configs.flatten(read(tmp_path, text))[path] != default
+    assert configs.flatten(read(tmp_path, text, f"{path}=null"))[path] == default
+    assert configs.flatten(read(tmp_path, text, f"{path}="))[path] == default
 
 
-def test_a_file_that_extends_sets_back_with_null_and_says_nothing_with_an_empty_section(tmp_path: Path) -> None:
+def test_null_resets_a_key_of_the_base_file_and_an_empty_section_keeps_it(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("train: {epochs: 3, patience: 2}\nmodel: {args: {depth: 3}}\noptim: {lr: 1}")
     loaded = read(tmp_path, "extends: base.yaml\ntrain: {patience: null}\nmodel: {args: {width: 8}}\noptim:\n")
     assert (loaded.train.epochs, loaded.train.patience, loaded.optim.lr) == (3, None, 1)
@@ -217,7 +218,7 @@ def test_a_file_that_extends_sets_back_with_null_and_says_nothing_with_an_empty_
     assert read(tmp_path, "extends: base.yaml\nmodel: {args: {}}").model.args == {}
 
 
-def test_an_override_replaces_a_mapping_and_one_entry_of_it(tmp_path: Path) -> None:
+def test_an_override_replaces_a_mapping_or_one_of_its_entries(tmp_path: Path) -> None:
     text = "tune: {space: {optim.lr: {float: [1e-4, 1e-2], log: true}, seed: {choice: [1]}}}"
     choice = {"choice": [0.001, 0.01]}
     assert read(tmp_path, text, "tune.space={optim.lr: {choice: [0.001, 0.01]}}").tune.space == {"optim.lr": choice}
@@ -226,11 +227,11 @@ def test_an_override_replaces_a_mapping_and_one_entry_of_it(tmp_path: Path) -> N
     layers = read(tmp_path, "optim: {multipliers: {layer1: 0.1}}", "optim.multipliers.layer1.0=0.5").optim
     assert layers.multipliers == {"layer1": 0.1, "layer1.0": 0.5}
     assert read(tmp_path, "train: {epochs: 3}", "train={batch_size: 7}").train.epochs == 3  # a section's keys stay
-    (line,) = told(tmp_path, "", "train.epochs.x=3")
-    assert line == "override 'train.epochs.x=3': train.epochs is one value and has no entries"
+    (line,) = error_lines(tmp_path, "", "train.epochs.x=3")
+    assert line.startswith("override 'train.epochs.x=3': train.epochs ")
 
 
-def test_paths_may_begin_with_a_tilde_and_hold_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_and_variables_in_paths_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("DATA", "/data")
     keys = [
@@ -241,20 +242,19 @@ def test_paths_may_begin_with_a_tilde_and_hold_variables(tmp_path: Path, monkeyp
         "model.pretrained",
         "model.from_run",
     ]
-    for key in keys:  # fmt: skip
-        of_base = {"model.from_run": "model.pretrained=false"}.get(key, "seed=0")
-        assert configs.flat(read(tmp_path, "", f"{key}=~/x", of_base))[key] == "/home/me/x"
-        assert configs.flat(read(tmp_path, "", f"{key}='${{DATA}}/x'", of_base))[key] == "/data/x"
+    for key in keys:
+        other = {"model.from_run": "model.pretrained=false"}.get(key, "seed=0")
+        assert configs.flatten(read(tmp_path, "", f"{key}=~/x", other))[key] == "/home/me/x"
+        assert configs.flatten(read(tmp_path, "", f"{key}='${{DATA}}/x'", other))[key] == "/data/x"
     assert read(tmp_path, "tune: {storage: 'sqlite:///~/t.db'}").tune.storage == "sqlite:////home/me/t.db"
     assert read(tmp_path, "data: {root: a$b~c}").data.root == "a$b~c"
     assert read(tmp_path, "competition: {submission: {positive: ~x}}").competition.submission.positive == "~x"
-    assert told(tmp_path, "seed: 1\ndata: {root: '${DTA}/x'}") == [
-        "a.yaml, line 2: data.root: ${DTA} is not set in the environment (did you mean 'DATA'?); export DTA=..., or "
-        "write the path itself"
-    ]
+    (line,) = error_lines(tmp_path, "seed: 1\ndata: {root: '${DTA}/x'}")
+    assert line.startswith("a.yaml, line 2: data.root: ${DTA} ")
+    assert "'DATA'" in line
 
 
-def test_what_a_run_has_stored_is_not_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_of_a_stored_config_are_not_replaced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = configs.from_mapping({"data": {"root": "~/x"}}, "here")  # a folder whose name is a tilde
     (tmp_path / "config.yaml").write_text(configs.dump(stored))
     assert configs.load_stored(tmp_path / "config.yaml") == stored
@@ -266,28 +266,31 @@ def test_what_a_run_has_stored_is_not_read_anew(tmp_path: Path, monkeypatch: pyt
     )
 
 
-NEWCOMERS = {
-    "a tab": ("train:\n\tepochs: 3", "a.yaml, line 2: not valid YAML: a tab stands before the first word; indent with"),
+COMMON_MISTAKES = {
+    "a tab": ("train:\n\tepochs: 3", "a.yaml, line 2: not valid YAML: a tab"),
     "a colon in text": ("competition: {name: x}\ndata: root: x", "line 2: not valid YAML: a second `key: value`"),
-    "twice below": ("train:\n  epochs: 3\n  seed: 1\n  epochs: 4", "line 4: key 'epochs' stands twice (first on"),
+    "duplicate below": (
+        "train:\n  epochs: 3\n  seed: 1\n  epochs: 4",
+        "line 4: duplicate key 'epochs' (first on line 2)",
+    ),
     "a percentage": ("data: {validation: 20%}", "found the text '20%'; write 0.2"),
     "a decimal comma": ("optim:\n  lr: 0,001", "found the text '0,001'; write 0.001"),
     "a word for a list": ("track: {tags: mine}", "track.tags: expected a list, found the text 'mine'; write [mine]"),
     "a key that is no number": ("train: {sizes: {first: 8}}", "expected keys that are a whole number, found 'first'"),
-    "a list as a key": ("train: {[1, 2]: 3}", "expected a word before the colon"),
+    "a list as a key": ("train: {[1, 2]: 3}", "line 1: expected text before the colon"),
     "a key off its section": ("model: {epochs: 3}", "unknown key 'model.epochs' (did you mean 'train.epochs'?)"),
     "a seed below train": ("train: {seed: 3}", "unknown key 'train.seed' (did you mean 'seed'?)"),
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize("name", NEWCOMERS)
-def test_a_newcomers_mistake_says_how_it_is_mended(tmp_path: Path, name: str) -> None:
-    text, message = NEWCOMERS[name]
-    (line,) = told(tmp_path, text)
+@pytest.mark.parametrize("name", COMMON_MISTAKES)
+def test_a_common_mistake_comes_with_its_fix(tmp_path: Path, name: str) -> None:
+    text, message = COMMON_MISTAKES[name]
+    (line,) = error_lines(tmp_path, text)
     assert message in line
 
 
-def test_a_folder_is_no_config(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_config(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a folder; expected a YAML file"):
         configs.load(tmp_path)
 
@@ -298,12 +301,13 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
         configs.load(tmp_path / "quikstart.yaml")
 
 
-def test_a_file_that_is_not_utf8_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes("seed: 1 # é".encode("latin-1"))
     with pytest.raises(ConfigError, match="not UTF-8 text"):
         configs.load(tmp_path / "a.yaml")
 
 
+@settings(max_examples=25)
 @given(
     epochs=st.integers(1, 10**6),
     lr=st.floats(1e-12, 1e3),
@@ -315,9 +319,12 @@ def test_dump_and_load_give_the_same_config(
     tmp_path_factory: pytest.TempPathFactory, epochs: int, lr: float, seed: int, name: str, policy: object
 ) -> None:
     values = {
-        "competition": {"name": name}, "train": {"epochs": epochs}, "optim": {"lr": lr}, "seed": seed,
+        "competition": {"name": name},
+        "train": {"epochs": epochs},
+        "optim": {"lr": lr},
+        "seed": seed,
         "augment": {"policy": policy},
-    }  # fmt: skip
+    }
     config = configs.from_mapping(values, "here")
     path = tmp_path_factory.mktemp("dump") / "a.yaml"
     path.write_text(configs.dump(config), encoding="utf-8")
@@ -326,17 +333,17 @@ def test_dump_and_load_give_the_same_config(
     assert configs.fingerprint(loaded) == configs.fingerprint(config)
 
 
-def test_the_fingerprint_moves_with_any_value() -> None:
+def test_the_fingerprint_changes_with_the_values() -> None:
     assert configs.fingerprint(Config()) != configs.fingerprint(configs.from_mapping({"seed": 1}, "here"))
 
 
 @pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/**/*.yaml")), ids=lambda path: path.stem)
-def test_every_config_of_the_repository_loads_and_opens_with_its_command(path: Path) -> None:
+def test_every_config_of_the_repository_loads_and_starts_with_its_command(path: Path) -> None:
     configs.load(path)
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     verb = "tune" if configs.load(path).tune.space else "run"
     assert any(f"comp {verb} {path.relative_to(REPOSITORY)}" in line for line in head)
 
 
-def test_the_schema_knows_every_section() -> None:
+def test_the_schema_has_every_section() -> None:
     assert set(configs.schema()["properties"]) == {*Config.model_fields, "extends"}

@@ -537,7 +537,7 @@ def test_separators_are_told_by_the_lines() -> None:
         ("a,b\n1\n", ","), ('id;text\n1;"a;b"\n', ";"),
         ("id;v\n1;0,5\n2;0,25\n", ";"),
     ):  # fmt: skip
-        assert csv_io.separator_of(text) == sign, text
+        assert csv_io.detect_separator(text) == sign, text
 
 
 # --- pixels in a table
@@ -850,7 +850,7 @@ def test_a_placeholder_that_another_column_explains_is_refused(tmp_path: Path, c
     path = write_config(tmp_path / "small.yaml", photographs_config(data, "csv_images"))
     result = comp("config", "check", path, "--data")
     assert result.code == 2
-    assert "column 'name' goes one to one with the labels and holds the sample's texts" in result.err
+    assert "column 'name'" in result.err
     assert comp("config", "check", path, "--data", "data.csv.label_column=name").code == 0
 
 

@@ -122,7 +122,7 @@ def test_one_column_under_auc_holds_the_positive_classs_probability(comp: Comp, 
     sample(truth, [placeholder], ("id", "has_cactus"))
     refused = comp("run", "c.yaml", "competition.metric=roc_auc", "competition.submission.answer=label")
     assert refused.code == 2
-    assert "computed from probabilities" in refused.err
+    assert "needs probabilities" in refused.err
     result = comp("run", "c.yaml", "competition.metric=roc_auc")
     assert result.code == 0, result.err
     rows = submitted()
@@ -218,4 +218,4 @@ def test_the_columns_header_says_whose_probability_it_holds(
     assert result.code == 0, result.err
     said = " ".join(result.err.split())
     assert f"probability of class {labels[positive]!r}" in said
-    assert ("nothing shows which class" in said) == (header in ("target", "no_show"))
+    assert ("no evidence for the positive class" in said) == (header in ("target", "no_show"))

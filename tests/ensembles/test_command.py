@@ -144,7 +144,7 @@ def test_what_cannot_be_combined_is_refused_and_leaves_no_run(three_runs: Path, 
 def test_an_existing_submission_is_replaced_by_force_alone(three_runs: Path, comp: Comp) -> None:
     first, second, _ = members()
     Path("a.csv").write_text("mine")
-    assert "is there already" in comp("ensemble", first, second, "-o", "a.csv").err
+    assert "already exists" in comp("ensemble", first, second, "-o", "a.csv").err
     assert Path("a.csv").read_text() == "mine"
     assert comp("ensemble", first, second, "-o", "a.csv", "--force").code == 0
     assert Path("a.csv").read_text().startswith("id,label\n")

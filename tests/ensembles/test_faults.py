@@ -323,8 +323,8 @@ def test_a_submission_is_never_replaced_by_a_race(tmp_path: Path) -> None:
     found = predictions.from_outputs(
         np.eye(4, dtype=np.float32), ids=wanted.ids(), task="single_label", classes="abcd", targets=None, made_by={}
     )
-    write.write(tmp_path / "a.csv", found, wanted, {"by": "first"})
+    write.write_submission(tmp_path / "a.csv", found, wanted, {"by": "first"})
     shutil.move(tmp_path / "a.csv", tmp_path / "kept.csv")
-    with pytest.raises(UserError, match="is there already"):  # the sidecar alone holds the name
-        write.write(tmp_path / "a.csv", found, wanted, {"by": "second"})
+    with pytest.raises(UserError, match="already exists"):  # the sidecar alone holds the name
+        write.write_submission(tmp_path / "a.csv", found, wanted, {"by": "second"})
     assert json.loads((tmp_path / "a.json").read_text())["by"] == "first"

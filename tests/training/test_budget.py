@@ -212,7 +212,7 @@ def test_an_interrupted_budget_goes_on_where_it_stopped(budgeted: configs.Config
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90.0), ("15min", 900.0), ("1.5h", 5400.0), ("2 min", 120.0)])
 def test_durations_are_spelled_with_their_unit(text: str, seconds: float) -> None:
-    assert configs.seconds_of(text) == seconds
+    assert configs.parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["15", "15 minutes", "-3s", "0s", "1h30"])

@@ -45,7 +45,7 @@ OF_THE_CONFIG: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ["optim.multipliers={nothing: 2}"],
         ("override 'optim.multipliers': optim.multipliers", "'nothing' names nothing"),
     ),
-    "files": (["competition.suite.files=20"], ("competition.suite.files: corrupt_test makes 19 at most",)),
+    "files": (["competition.suite.files=20"], ("competition.suite.files: corrupt_test has 19",)),
     "swa in a budget": (["train.average=swa", "train.budget=1min"], ("train.average: swa averages the last",)),
     "project": (
         ["track.project=me/mine"], ("track.project: W&B refuses /", "track.entity=me track.project=mine"),
@@ -126,10 +126,10 @@ def test_a_batch_of_odd_size_is_trained_in_pairs(workplace: Path, comp: Comp) ->
 
 
 OUTPUTS = {
-    "is there": ("there.csv", "there.csv: is there already"),
+    "is there": ("there.csv", "there.csv: already exists"),
     "no csv": ("sub.txt", "must end in .csv"),
     "below a file": ("small.yaml/sub.csv", "small.yaml is no folder"),
-    "a folder": ("folder.csv", "folder.csv: is there already"),
+    "a folder": ("folder.csv", "folder.csv: already exists"),
     "not writable": ("closed/sub.csv", "closed may not be written"),
 }
 

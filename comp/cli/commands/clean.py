@@ -57,11 +57,11 @@ def clean(
 
 
 def _seconds(older: str) -> float:
-    from comp.config import seconds_of
+    from comp.config import parse_duration
     from comp.runtime.errors import ConfigError
 
     try:
-        return seconds_of(older)
+        return parse_duration(older)
     except ValueError:
         raise ConfigError(f"--older: expected a time such as 90s, 15min, 12h or 7d, found '{older}'") from None
 

@@ -37,7 +37,7 @@ def check(
         from comp.tuning import create, objectives, pruners, samplers
         from comp.workflows import build, checks
 
-    with configs.blamed(overrides or []):
+    with configs.naming_overrides(overrides or []):
         loaded = configs.load(config, overrides or [])
         checks.check_config(loaded, runs)
         objectives.check_names(loaded)

@@ -85,7 +85,7 @@ def record(
     from comp.cli import console
     from comp.submission import scores
 
-    record = scores.record_submission(submission, public=public, private=private, public_share=public_share)
+    record = scores.record_manual_score(submission, public=public, private=private, public_share=public_share)
     if as_json:
         console.print_json(record.model_dump())
         return

@@ -85,7 +85,7 @@ def predict(
             "-o names one file, but there are several runs, or a split that is not submitted; leave -o out"
         )
     if output and not images:
-        write.demand_free(output, force=force)
+        write.check_output_path(output, force=force)
     overrides = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
     written: dict[str, Any] = {}
     for run in runs:
@@ -116,8 +116,9 @@ def _write_submission(
     loaded: "LoadedRun", predicted: "PredictResult", output: Path | None, force: bool, progress: "Progress"
 ) -> "tuple[AccuracyEstimate | None, str]":
     """Write the submission of a suite; return its estimated accuracy and the CSV's path."""
+    from comp.submission.write import write_run_submission
     from comp.workflows.checks import default_submission
-    from comp.workflows.predict import estimate_accuracy, write_run_submission
+    from comp.workflows.predict import estimate_accuracy
 
     rows, counts = predicted.predictions, loaded.training_counts
     estimate = estimate_accuracy(loaded, rows, predicted.name, progress)

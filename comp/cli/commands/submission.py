@@ -8,7 +8,7 @@ import typer
 from comp.cli.commands.options import AsJson, Overrides
 
 if TYPE_CHECKING:
-    from comp.submission.validate import Verdict
+    from comp.submission.validate import SubmissionReport
 
 CSVPath = Annotated[Path, typer.Argument(metavar="CSV", help="Submission file.")]
 Format = Annotated[
@@ -40,12 +40,12 @@ def check(
     if as_json:
         console.print_json(verdict.to_json())
     else:
-        for doubt in verdict.doubts:
+        for doubt in verdict.findings:
             console.print_line(f"{doubt.verdict}: {doubt.what}")
     if not verdict.problems and not as_json:
         agreement = "" if verdict.agreement is None else f", agrees with {against} on {verdict.agreement:.2%} of rows"
         console.print_line(f"{path}: valid, {verdict.rows:,} rows{agreement}")
-    verdict.demand()
+    verdict.raise_if_invalid()
 
 
 def diff(
@@ -60,7 +60,7 @@ def diff(
     from comp.cli import console
     from comp.submission import diff as differences
 
-    difference = differences.compare(first, second)
+    difference = differences.compare_submissions(first, second)
     if as_json:
         console.print_json(difference.to_json())
         return
@@ -108,10 +108,10 @@ def submit(
 
     verdict = _validate(path, form, overrides or [], against)
     if not force or verdict.problems:
-        verdict.demand(mend="\n  send it anyway with --force")
+        verdict.raise_if_invalid(hint="\n  send it anyway with --force")
     with console.bars() as progress:
-        client = kaggle_client.Kaggle
-        record = kaggle.send(
+        client = kaggle_client.KaggleClient
+        record = kaggle.submit(
             path, client, competition=competition, message=message, wait_seconds=wait, again=force, progress=progress
         )
     if as_json:
@@ -121,9 +121,9 @@ def submit(
     console.print_line(f"{path}: submission {record['reference']}, public score {record['public']}{private}")
 
 
-def _validate(path: Path, form: Path | None, overrides: list[str], against: Path | None) -> "Verdict":
+def _validate(path: Path, form: Path | None, overrides: list[str], against: Path | None) -> "SubmissionReport":
     from comp.runtime.errors import ConfigError, SubmissionError
-    from comp.submission import check_by_sample, check_content, derive_format, validate
+    from comp.submission import check_content, derive_format, derive_from_sample, validate
 
     if not path.is_file():
         raise SubmissionError(f"{path}: no such submission")
@@ -133,16 +133,16 @@ def _validate(path: Path, form: Path | None, overrides: list[str], against: Path
     training: list[int] = []
     notes: tuple[str, ...] = ()
     if form is None:
-        expected = validate.format_beside(path)
+        expected = validate.read_sidecar_format(path)
     elif not is_config:
-        derived = check_by_sample.from_sample(form, path)
-        expected, notes = derived.form, derived.doubts
+        derived = derive_from_sample.derive_from_sample(form, path)
+        expected, notes = derived.format, derived.assumptions
     else:
         from comp import config as configs
         from comp.data.dataset import open_dataset
 
         dataset = open_dataset(configs.load(form, overrides))
-        derived = derive_format.derive(dataset.competition)
-        expected, notes = derived.form, derived.doubts
-        training = check_content.counts(dataset.train.labels, len(dataset.competition.classes))
-    return validate.validate(path, expected, training=training, against=against, notes=notes)
+        derived = derive_format.derive_format(dataset.competition)
+        expected, notes = derived.format, derived.assumptions
+        training = check_content.count_classes(dataset.train.labels, len(dataset.competition.classes))
+    return validate.validate_submission(path, expected, training=training, against=against, notes=notes)

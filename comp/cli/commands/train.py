@@ -80,7 +80,7 @@ def run(
 
     distributed.check_single_process("comp run")
     overrides = [*(overrides or []), *prediction_overrides]
-    with configs.blamed(overrides), console.bars() as progress:
+    with configs.naming_overrides(overrides), console.bars() as progress:
         loaded = run_folders.open_run(existing).config() if (existing := resume or like) else _load(config, overrides)
         check_output(loaded, output, force=force)
         if rehearse:
@@ -144,7 +144,7 @@ def train(
         if not team.is_main_process:
             workflow.follow(loaded, team, resume=resume is not None, runs_root=root, progress=signals.progress)
             return
-        with configs.blamed(overrides or []), console.bars() as progress:
+        with configs.naming_overrides(overrides or []), console.bars() as progress:
             if resume:
                 result = run_folders.open_run(resume, data_overrides)
                 workflow.resume(result, on_epoch=console.print_epoch, progress=progress, team=team)
@@ -178,7 +178,7 @@ def lr_find(
     from comp.workflows.train import find_learning_rate
 
     run_folders.demand_writable(output, suffix=".png")
-    with configs.blamed(overrides or []), console.bars() as progress:
+    with configs.naming_overrides(overrides or []), console.bars() as progress:
         loaded = configs.load(config, overrides or [])
         result = find_learning_rate(loaded, lowest=lowest, highest=highest, steps=steps, progress=progress)
     marks = {"steepest descent": result.steepest, "suggestion": result.suggestion}
@@ -252,7 +252,7 @@ def _is_finished(resume: Path, data_overrides: list[str], as_json: bool, *, trai
     if not trained_only:
         submits = run.config().competition.suite.source != "none"
         tested = not run.provenance("images")["images"]["test"] or run.metrics().own("test") is not None
-        if not (write.is_kept(run) if submits else tested):
+        if not (write.has_intact_submission(run) if submits else tested):
             return False
     if os.environ.get("RANK", "0") == "0":  # torchrun's main process prints
         console.print_note(f"{run.path}: complete, nothing is left to do; another CSV: comp predict {run.path}")

@@ -57,7 +57,7 @@ def tune(
         from comp.tuning import search
 
         distributed.check_single_process("comp tune")
-        with configs.blamed(overrides or []), console.bars() as progress:
+        with configs.naming_overrides(overrides or []), console.bars() as progress:
             loaded, name = _load(config, overrides, {**options, "storage": storage})
             study_result = search.tune(
                 loaded, name=name, runs_root=runs, workers=workers, on_trial=console.print_trial, progress=progress

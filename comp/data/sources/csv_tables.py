@@ -62,7 +62,7 @@ def read_table(path: Path, is_image: Callable[[str], bool]) -> "tuple[pd.DataFra
     is called `id` then, and the others `1`, `2` ... by their place.
 
     Args:
-        path: of the table; see `comp.submission.csv_io.read_any`.
+        path: of the table; see `comp.submission.csv_io.read_table`.
         is_image: whether an id finds an image.
 
     Raises:
@@ -70,7 +70,7 @@ def read_table(path: Path, is_image: Callable[[str], bool]) -> "tuple[pd.DataFra
     """
     import pandas as pd
 
-    table = csv_io.read_any(path, DataError)
+    table = csv_io.read_table(path, DataError)
     for place, header in enumerate(map(str, table.columns)):
         cells = table.iloc[:, place]
         if header and is_image(header) and is_image(cells.iloc[0]) and not (cells == header).any():

@@ -140,8 +140,8 @@ def _refuse_lost_classes(
     if left and not (flags.sum(1) == 1).all() and (whole.sum(1) == 1).all():
         assert sample is not None
         raise DataError(
-            f"{sample.path}: has no column for {csv_io.some(left)}, and with that every row of {path} holds one 1; "
-            "complete the sample, or train on its classes alone, as several labels of which an image may have none: "
+            f"{sample.path}: has no column for {csv_io.list_some(left)}, and with that every row of {path} holds one "
+            "1; complete the sample, or train on its classes alone, as several labels of which an image may have none: "
             f"data.csv.label_columns=[{', '.join(shown[:3])}{', ...' if len(shown) > 3 else ''}]"
         )
 

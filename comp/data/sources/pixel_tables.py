@@ -75,7 +75,7 @@ def holds_pixels(path: Path) -> bool:
     """Tell whether a table has a column for each pixel; its first line is read."""
     if path.suffix == ".parquet" or not path.is_file():
         return False
-    text = csv_io.any_text(path, DataError)
+    text = csv_io.read_text(path, DataError)
     return len(_pixels(_header(text))) >= _FEWEST
 
 
@@ -87,7 +87,7 @@ def read(path: Path) -> PixelTable:
     """
     import pandas as pd
 
-    text = csv_io.any_text(path, DataError)
+    text = csv_io.read_text(path, DataError)
     header = _header(text)
     pixels = _pixels(header)
     side = math.isqrt(len(pixels))
@@ -100,7 +100,7 @@ def read(path: Path) -> PixelTable:
     try:
         with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # of rows that are too long
             table = pd.read_csv(
-                io.StringIO(text), sep=csv_io.separator_of(text), header=0, names=header, index_col=False,
+                io.StringIO(text), sep=csv_io.detect_separator(text), header=0, names=header, index_col=False,
                 dtype={name: places.get(name, str) for name in header}, keep_default_na=False,
             )  # fmt: skip
     except pd.errors.ParserWarning:
@@ -120,7 +120,7 @@ def read(path: Path) -> PixelTable:
 
 def _header(text: str) -> list[str]:
     line = re.split(r"[\r\n]", text, maxsplit=1)[0]
-    return [name.strip() for name in next(csv.reader([line], delimiter=csv_io.separator_of(text)), [])]
+    return [name.strip() for name in next(csv.reader([line], delimiter=csv_io.detect_separator(text)), [])]
 
 
 def _pixels(header: Sequence[str]) -> list[int]:

@@ -38,8 +38,8 @@ def sample_of(config: DataConfig) -> SubmittedImages:
         DataError: a named one is missing, several could be meant, or it cannot be read.
     """
     try:
-        path, notes = samples.find(Path(config.root), config.csv.sample)
-        return SubmittedImages(samples.read(path) if path else None, notes)
+        path, notes = samples.find_sample(Path(config.root), config.csv.sample)
+        return SubmittedImages(samples.read_sample(path) if path else None, notes)
     except SubmissionError as error:
         raise DataError(str(error)) from None
 

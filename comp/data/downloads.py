@@ -87,7 +87,7 @@ def _continue(address: str, part: Path, progress: Progress) -> int:
     return total
 
 
-def through_torchvision(name: str, root: Path, target: Path, allowed: bool) -> None:
+def download_with_torchvision(name: str, root: Path, target: Path, allowed: bool) -> None:
     """Fetch and verify a published dataset through torchvision, which knows its addresses and checksums.
 
     Args:

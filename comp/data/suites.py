@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from comp.config import CompetitionConfig, OODValidationConfig, SuiteConfig
-from comp.data.arrays import open_images
-from comp.data.corruptions.suite import COLOURED, corrupt, named
+from comp.data.corruptions.suite import COLOURED, corrupt, resolve_names
 from comp.data.downloads import fetch
+from comp.data.sources.numpy_files import open_images
 from comp.data.splits import Split, Suite
 from comp.results import runs
 from comp.results.blocks import DISTORTIONS, Block
@@ -25,7 +25,7 @@ MANIFEST = "manifest.json"
 _CHUNK_IMAGES = 500  # of one corruption call: its intermediates stay small
 
 
-def seed_of(split: str, split_seed: int) -> int:
+def corruption_seed(split: str, split_seed: int) -> int:
     """Return the seed of a split's corruptions; `val` must not share the draws of the suite that is made of `test`."""
     return split_seed + ("test", "val").index(split)
 
@@ -37,7 +37,7 @@ def shifted_distortions(config: OODValidationConfig) -> list[int]:
         ConfigError: an unknown name, or nothing is left.
     """
     where = "competition.ood_validation.leave_out"
-    left_out = named(config.leave_out, where)
+    left_out = resolve_names(config.leave_out, where)
     numbers = [number for number, name in enumerate(DISTORTIONS) if name not in left_out]
     if not numbers:
         raise ConfigError(f"{where}: leaves no corruption at all; leave fewer out, or set severities to []")
@@ -77,7 +77,7 @@ def check_channels(config: CompetitionConfig, channels: int, *, validated: bool)
             )
 
 
-def corrupted(
+def corrupted_suite(
     name: str, split: Split, blocks: Sequence[Block], seed: int, rows: NDArray[np.int64] | None = None
 ) -> Suite:
     """Return the suite that our corruptions make of a split's images; each block is made when it is opened.
@@ -167,15 +167,15 @@ def distortion_path(folder: Path, distortion: int) -> Path:
     return folder / f"distortion{distortion:02d}.npy"
 
 
-def state_of(folder: Path) -> str:
+def folder_hash(folder: Path) -> str:
     """Return what changes when one of a folder's distortion files does: a hash of names, sizes and times."""
     found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.npy"))]
     return runs.sha256_of(repr(found).encode())[:16]
 
 
-def name_of(folder: Path) -> str:
+def suite_name(folder: Path) -> str:
     """Return `suite-NAME-12345678`: a folder's name, and a hash that other files in it, or elsewhere, do not share."""
-    return f"suite-{folder.resolve().name}-{state_of(folder)[:8]}"
+    return f"suite-{folder.resolve().name}-{folder_hash(folder)[:8]}"
 
 
 def check_distortion_file(path: Path, rows: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:

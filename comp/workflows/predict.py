@@ -317,7 +317,7 @@ def predict_input(
         found = predict_images(loaded, opened.split, progress, variant=variant)
         return Predicted(found, opened.split.name, notes=opened.notes)
     if wanted.suite is not None:
-        suite, name = suites.folder_suite(wanted.suite, severities, shape), suites.name_of(wanted.suite)
+        suite, name = suites.folder_suite(wanted.suite, severities, shape), suites.suite_name(wanted.suite)
         return Predicted(predict_split(loaded, suite, name, progress, variant=variant), name, suite.blocks)
     name = wanted.split or "suite"
     if isinstance(loaded, TestOnlyRun):
@@ -484,7 +484,7 @@ def _made_by(loaded: TrainedModel, which: str, variant: PredictOptions, made_of:
 def _made_of(loaded: TrainedModel, images: Split | Suite) -> str:
     """Return what tells a suite's images from others that its blocks could be made of."""
     if isinstance(images, Suite) and images.folder:
-        return suites.state_of(Path(images.folder))
+        return suites.folder_hash(Path(images.folder))
     assert isinstance(loaded, LoadedRun)
     clean = loaded.dataset.val if images.name == "ood_val" else loaded.dataset.test
     rows = loaded.dataset.samples.get(images.name)

@@ -44,7 +44,7 @@ def measure() -> dict[str, list[float]]:
     # Tinted: saturation has nothing to change in grey.
     tinted = (dataset.test.images * np.array([1, 0.75, 0.5])).astype(np.uint8)
     clean = replace(dataset.test.head(blocks[0].count), images=tinted[: blocks[0].count])
-    suite = suites.corrupted("suite", clean, blocks, seed=0)
+    suite = suites.corrupted_suite("suite", clean, blocks, seed=0)
     splits = {"clean": clean, **{block.name: suite.open(block) for block in blocks}}
     return {
         name: scores(

@@ -115,7 +115,7 @@ def corrupt(
     from comp.results.blocks import DISTORTIONS
 
     loaded = configs.load(config, overrides or [])
-    names = suite.named(only, "--only") if only else DISTORTIONS
+    names = suite.resolve_names(only, "--only") if only else DISTORTIONS
     wanted = export.parse_severities(severities)
     with console.bars() as progress:
         dataset = inspection.open_clean(loaded, progress)

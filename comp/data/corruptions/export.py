@@ -91,13 +91,13 @@ def write_suite(
         raise DataError(f"--count: expected at most {len(split)}, the images of {split.name}, found {count}")
     rows = splitting.sample(split, count or len(split), task=task)
     kept = split.take(rows, split.name) if len(rows) < len(split) else split
-    seed = suites.seed_of(split.name, seed)
+    seed = suites.corruption_seed(split.name, seed)
     numbers = [DISTORTIONS.index(name) for name in names]
     blocks = block_grid(numbers, severities, len(kept))
     manifest = _manifest(kept, rows.tolist(), seed, severities, made_of)
     _claim(folder, manifest, numbers)
     _check_space(folder, blocks, kept)
-    suite = suites.corrupted("suite", split, blocks, seed, rows)
+    suite = suites.corrupted_suite("suite", split, blocks, seed, rows)
     paths = [suites.distortion_path(folder, number) for number in numbers]
     for number, path in zip(numbers, paths, strict=True):
         own = [block for block in blocks if block.distortion == number]

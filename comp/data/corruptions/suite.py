@@ -233,7 +233,7 @@ FAMILIES: dict[Family, tuple[str, ...]] = {
 }
 
 
-def named(names: Iterable[str], where: str) -> tuple[str, ...]:
+def resolve_names(names: Iterable[str], where: str) -> tuple[str, ...]:
     """Return the corruptions that names of corruptions and of families stand for, in the suite's order.
 
     Raises:

@@ -121,7 +121,7 @@ def corrupt(
         dataset = inspection.open_clean(loaded, progress)
         paths = export.write_suite(
             export.clean_split(dataset, split.value), out, seed=loaded.data.split_seed,
-            made_of={"data": loaded.data.source}, names=names, severities=wanted, count=count,
+            source={"data": loaded.data.source}, names=names, severities=wanted, count=count,
             task=dataset.competition.task, progress=progress,
         )  # fmt: skip
     if as_json:

@@ -62,7 +62,7 @@ def pictures_of_test(source: Source) -> list[tuple[str, bytes]]:
 
 def moved_below(folder: Path, below: Callable[[Path], str]) -> None:
     """Move every image of a folder into another below it, named by its path."""
-    for path in sorted(found for found in folder.rglob("*") if found.is_file()):
+    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
         target = path.parent / below(path) / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)
@@ -71,7 +71,7 @@ def moved_below(folder: Path, below: Callable[[Path], str]) -> None:
 def zipped(folder: Path, *, inside: str = "") -> None:
     """Replace a folder by an archive of its name, whose files lie in `inside`."""
     with zipfile.ZipFile(f"{folder}.zip", "w") as archive:
-        for path in sorted(found for found in folder.rglob("*") if found.is_file()):
+        for path in sorted(file for file in folder.rglob("*") if file.is_file()):
             name = path.relative_to(folder).as_posix()
             archive.write(path, f"{inside}{name}")
             archive.writestr(f"__MACOSX/{inside}{name}", b"\0")
@@ -128,10 +128,10 @@ def test_an_image_folder_is_read_in_every_layout(tmp_path: Path, arrange: Callab
     plain = opened(tmp_path, "image_folder")
     test = pictures_of_test(plain)
     arrange(tmp_path)
-    found = opened(tmp_path, "image_folder")
-    assert found.classes == plain.classes
-    labels_are_true(found, 18)
-    assert pictures_of_test(found) == test
+    loaded = opened(tmp_path, "image_folder")
+    assert loaded.classes == plain.classes
+    labels_are_true(loaded, 18)
+    assert pictures_of_test(loaded) == test
 
 
 @pytest.mark.parametrize("arrange", [nested, archives])
@@ -206,10 +206,10 @@ def test_one_rule_finds_the_file_of_an_id(tmp_path: Path, arrange: Callable[[Pat
     plain = opened(tmp_path, "csv_images")
     train, test = np.asarray(plain.train.images), pictures_of_test(plain)
     arrange(tmp_path)
-    found = opened(tmp_path, "csv_images")
-    labels_are_true(found, 12)
-    assert (np.asarray(found.train.images) == train).all()
-    assert pictures_of_test(found) == test
+    loaded = opened(tmp_path, "csv_images")
+    labels_are_true(loaded, 12)
+    assert (np.asarray(loaded.train.images) == train).all()
+    assert pictures_of_test(loaded) == test
 
 
 @settings(max_examples=25)
@@ -240,13 +240,13 @@ def test_matching_agrees_with_a_search_of_every_path(seed: int) -> None:
                     }
                     if len(fitting) > 1 and key not in paths:
                         with contextlib.suppress(DataError):
-                            (found,) = listing.locate([key])
-                            assert found is not None
-                            assert found.relative_to(root).as_posix() in fitting, (paths, key)
+                            (located,) = listing.locate([key])
+                            assert located is not None
+                            assert located.relative_to(root).as_posix() in fitting, (paths, key)
                         continue
-                    (found,) = listing.locate([key])
-                    assert found is not None
-                    assert found.relative_to(root).as_posix() in fitting, (paths, key)
+                    (located,) = listing.locate([key])
+                    assert located is not None
+                    assert located.relative_to(root).as_posix() in fitting, (paths, key)
 
 
 def test_ids_that_fit_several_files_or_share_one_are_refused(tmp_path: Path) -> None:
@@ -344,12 +344,12 @@ def test_labels_in_file_names(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     for number in range(4):
         photograph(50 + number, COLOURS["bee"]).save(tmp_path / f"test/{number + 1}.jpg")
-    found = opened(tmp_path, "image_folder", label_pattern="^([a-z]+)[.]")
-    assert found.classes == NAMES
-    labels_are_true(found, 12)
-    assert found.test is not None
-    assert found.test.labels is None
-    assert found.test.ids.tolist() == ["1", "2", "3", "4"]
+    loaded = opened(tmp_path, "image_folder", label_pattern="^([a-z]+)[.]")
+    assert loaded.classes == NAMES
+    labels_are_true(loaded, 12)
+    assert loaded.test is not None
+    assert loaded.test.labels is None
+    assert loaded.test.ids.tolist() == ["1", "2", "3", "4"]
     with pytest.raises(DataError, match=r"label_pattern: '\^\(cat\)' .* 8 of 12 .*'ant.0.jpg'"):
         opened(tmp_path, "image_folder", label_pattern="^(cat)")
     with pytest.raises(DataError, match=r"train: .*<class>.*data\.label_pattern.*csv_images"):
@@ -413,9 +413,9 @@ def test_a_spoiled_test_image_gets_the_mean_answer(
     for name in ("suite", "suite+flip"):
         if not run.predictions_path(name).exists():
             continue
-        found = predictions.load(run.predictions_path(name))
-        there = found.ids != "004"
-        shares = found.probabilities()
+        loaded = predictions.load(run.predictions_path(name))
+        there = loaded.ids != "004"
+        shares = loaded.probabilities()
         assert shares[~there] == pytest.approx(shares[there].mean(0, keepdims=True), abs=2e-3)  # float16
     assert run.predictions_path("suite+flip").exists()
 
@@ -430,8 +430,8 @@ def test_training_rows_without_a_file_are_left_out_or_refused(tmp_path: Path, co
     assert "1 of 12 ids" in result.err
     assert "'004'" in result.err
     assert "data.skip_bad=true" in result.err
-    found = opened(tmp_path / "data", "csv_images", skip_bad=True)
-    labels_are_true(found, 10)
+    loaded = opened(tmp_path / "data", "csv_images", skip_bad=True)
+    labels_are_true(loaded, 10)
     notes = json.loads(comp("data", "prepare", path, "data.skip_bad=true", "--json").out)["notes"]
     assert any(note.startswith("train: 1 rows") and "'004'" in note for note in notes)
     assert any(note.startswith("train: 1 files") for note in notes)
@@ -495,13 +495,13 @@ def test_a_table_is_read_however_it_was_saved(tmp_path: Path, change: Callable[[
     write_kaggle(tmp_path, train=12)
     plain = opened(tmp_path, "csv_images")
     change(tmp_path / "train.csv")
-    found = opened(tmp_path, "csv_images")
-    labels_are_true(found, 12)  # no row was lost
-    assert found.classes == plain.classes
+    loaded = opened(tmp_path, "csv_images")
+    labels_are_true(loaded, 12)  # no row was lost
+    assert loaded.classes == plain.classes
     if change is without_header:
-        assert any("train.csv: " in note and "header" in note and "'000'" in note for note in found.notes)
+        assert any("train.csv: " in note and "header" in note and "'000'" in note for note in loaded.notes)
     if change is with_further_columns:
-        assert any("train.csv: 2 columns " in note and "width, note" in note for note in found.notes)
+        assert any("train.csv: 2 columns " in note and "width, note" in note for note in loaded.notes)
 
 
 def test_a_sample_without_a_header_is_refused(tmp_path: Path) -> None:
@@ -564,13 +564,13 @@ def scanned(tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def test_pixels_in_columns_are_pictures(tmp_path: Path, scanned: tuple[np.ndarray, np.ndarray]) -> None:
     images, labels = scanned
-    found = opened(tmp_path, "csv_images", image_size=None)
-    assert (np.asarray(found.train.images)[..., 0] == images[:400]).all()
-    assert (found.train.labels == labels[:400]).all()
-    assert found.classes == tuple("0123456789")
-    assert found.test is not None
-    assert (np.asarray(found.test.images)[..., 0] == images[400:450]).all()
-    assert found.test.ids.tolist() == [str(n + 1) for n in range(50)]
+    loaded = opened(tmp_path, "csv_images", image_size=None)
+    assert (np.asarray(loaded.train.images)[..., 0] == images[:400]).all()
+    assert (loaded.train.labels == labels[:400]).all()
+    assert loaded.classes == tuple("0123456789")
+    assert loaded.test is not None
+    assert (np.asarray(loaded.test.images)[..., 0] == images[400:450]).all()
+    assert loaded.test.ids.tolist() == [str(n + 1) for n in range(50)]
 
 
 def test_pixels_in_columns_end_in_a_submission(
@@ -594,10 +594,10 @@ def test_pixels_in_columns_end_in_a_submission(
 def test_rows_with_ids_follow_the_sample_by_name(tmp_path: Path, scanned: tuple[np.ndarray, np.ndarray]) -> None:
     images, _ = scanned
     digits(tmp_path / "test.csv", images[400:450], None, ids=[str(50 - n) for n in range(50)])
-    found = opened(tmp_path, "csv_images", image_size=None)
-    assert found.test is not None
-    assert found.test.ids.tolist() == [str(n + 1) for n in range(50)]
-    assert (np.asarray(found.test.images)[..., 0] == images[400:450][::-1]).all()
+    loaded = opened(tmp_path, "csv_images", image_size=None)
+    assert loaded.test is not None
+    assert loaded.test.ids.tolist() == [str(n + 1) for n in range(50)]
+    assert (np.asarray(loaded.test.images)[..., 0] == images[400:450][::-1]).all()
 
 
 @pytest.mark.parametrize(
@@ -636,9 +636,9 @@ def test_rows_of_pixels_are_matched_by_any_column_of_the_samples_ids(
         digits(tmp_path / "test.csv", images[400:450], None, ids=[str(50 - n) for n in range(50)])
         text = (tmp_path / "test.csv").read_text()
         (tmp_path / "test.csv").write_text(name + text.removeprefix("id"))
-        found = opened(tmp_path, "csv_images", image_size=None)
-        assert found.test is not None
-        assert (np.asarray(found.test.images)[..., 0] == images[400:450][::-1]).all(), name
+        loaded = opened(tmp_path, "csv_images", image_size=None)
+        assert loaded.test is not None
+        assert (np.asarray(loaded.test.images)[..., 0] == images[400:450][::-1]).all(), name
 
 
 def test_rows_of_pixels_that_are_longer_than_the_header_are_refused(
@@ -663,10 +663,10 @@ def with_file_column(root: Path, *, files: Callable[[int], str], ids: Callable[[
 def test_a_column_of_files_is_taken_where_ids_name_none(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=12)
     with_file_column(tmp_path, files=lambda n: f"{n:03d}.jpg", ids=lambda n: f"row-{n}")
-    found = opened(tmp_path, "csv_images")
-    labels_are_true(found, 12)
-    assert found.train.ids.tolist()[0] == "row-0"
-    assert any("'filename'" in note and "'image_id'" in note and "file_column" in note for note in found.notes)
+    loaded = opened(tmp_path, "csv_images")
+    labels_are_true(loaded, 12)
+    assert loaded.train.ids.tolist()[0] == "row-0"
+    assert any("'filename'" in note and "'image_id'" in note and "file_column" in note for note in loaded.notes)
 
 
 def test_columns_that_name_other_images_are_refused_until_one_is_chosen(tmp_path: Path) -> None:
@@ -685,8 +685,8 @@ def test_a_test_table_may_name_the_files(tmp_path: Path) -> None:
         "image_id,file\n" + "".join(f"{key},{n:03d}.jpg\n" for n, key in enumerate(keys))
     )
     (tmp_path / "sample_submission.csv").write_text("image_id,label\n" + "".join(f"{key},ant\n" for key in keys[::-1]))
-    found = pictures_of_test(opened(tmp_path, "csv_images"))
-    assert found == [(f"q{n}", plain[f"{n:03d}"]) for n in reversed(range(9))]
+    loaded = pictures_of_test(opened(tmp_path, "csv_images"))
+    assert loaded == [(f"q{n}", plain[f"{n:03d}"]) for n in reversed(range(9))]
 
 
 def test_names_in_an_archive_may_have_back_slashes_or_needless_steps(tmp_path: Path) -> None:
@@ -727,11 +727,11 @@ def test_a_labelled_test_follows_a_sample_that_lists_it(tmp_path: Path) -> None:
         (tmp_path / "test" / name).mkdir(parents=True)
         photograph(77, COLOURS[name]).save(tmp_path / f"test/{name}/{name}-1.png")
     (tmp_path / "sample_submission.csv").write_text("id,label\ncat-1,ant\nant-1,ant\nbee-1,ant\n")
-    found = opened(tmp_path, "image_folder")
-    assert found.test is not None
-    assert found.test.labels is not None
-    assert found.test.ids.tolist() == ["cat-1", "ant-1", "bee-1"]
-    assert [found.classes[int(label)] for label in found.test.labels] == ["cat", "ant", "bee"]
+    loaded = opened(tmp_path, "image_folder")
+    assert loaded.test is not None
+    assert loaded.test.labels is not None
+    assert loaded.test.ids.tolist() == ["cat-1", "ant-1", "bee-1"]
+    assert [loaded.classes[int(label)] for label in loaded.test.labels] == ["cat", "ant", "bee"]
 
 
 def test_a_label_column_that_is_the_ids_or_the_groups_is_refused(tmp_path: Path) -> None:
@@ -761,9 +761,9 @@ def test_true_and_false_are_flags(tmp_path: Path) -> None:
     ]
     (tmp_path / "train.csv").write_text("\n".join([f"image_id,{','.join(NAMES)}", *lines]) + "\n")
     (tmp_path / "sample_submission.csv").unlink()
-    found = opened(tmp_path, "csv_images")
-    assert found.classes == NAMES
-    labels_are_true(found, 12)
+    loaded = opened(tmp_path, "csv_images")
+    assert loaded.classes == NAMES
+    labels_are_true(loaded, 12)
 
 
 # --- the test alone
@@ -811,8 +811,8 @@ def test_the_test_is_the_same_without_the_training_data(tmp_path: Path, write: C
     config = DataConfig.model_validate({"source": source, "root": str(tmp_path), "image_size": size})
     alone = TESTS[source](config, whole.classes, quiet)
     images = np.asarray(alone.split.images)
-    found = [(key, image.tobytes()) for key, image in zip(alone.split.ids.tolist(), images, strict=True)]
-    assert found == expected
+    loaded = [(key, image.tobytes()) for key, image in zip(alone.split.ids.tolist(), images, strict=True)]
+    assert loaded == expected
     assert alone.sample == whole.sample
 
 

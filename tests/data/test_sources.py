@@ -36,21 +36,21 @@ def opened(root: Path, source: str, **settings: object) -> Source:
 @pytest.mark.parametrize("labels", ["fine", "coarse"])
 def test_cifar100_reads_both_layouts_and_both_label_sets(tmp_path: Path, layout: str, labels: str) -> None:
     images, fine, coarse = write_cifar100(tmp_path, layout)
-    found = opened(tmp_path, "cifar100", labels=labels)
-    assert np.array_equal(found.train.images, images)
-    assert found.train.labels.tolist() == (fine if labels == "fine" else coarse)
-    assert len(found.classes) == (100 if labels == "fine" else 20)
-    assert found.classes[3] == f"{labels}3"
+    loaded = opened(tmp_path, "cifar100", labels=labels)
+    assert np.array_equal(loaded.train.images, images)
+    assert loaded.train.labels.tolist() == (fine if labels == "fine" else coarse)
+    assert len(loaded.classes) == (100 if labels == "fine" else 20)
+    assert loaded.classes[3] == f"{labels}3"
 
 
 @pytest.mark.parametrize("layout", ["bin", "py"])
 def test_cifar10_reads_both_layouts(tmp_path: Path, layout: str) -> None:
     images, labels = write_cifar10(tmp_path, layout)
-    found = opened(tmp_path, "cifar10")
-    assert np.array_equal(found.train.images, np.tile(images, (5, 1, 1, 1)))
-    assert found.test is not None
-    assert found.test.labels.tolist() == labels
-    assert found.classes == CIFAR10
+    loaded = opened(tmp_path, "cifar10")
+    assert np.array_equal(loaded.train.images, np.tile(images, (5, 1, 1, 1)))
+    assert loaded.test is not None
+    assert loaded.test.labels.tolist() == labels
+    assert loaded.classes == CIFAR10
 
 
 def test_coarse_labels_are_refused_where_there_are_none(tmp_path: Path) -> None:
@@ -65,11 +65,11 @@ def test_coarse_labels_are_refused_where_there_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("source", "name"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
 def test_idx_files_are_read_plain_and_packed(tmp_path: Path, source: str, name: str, packed: bool) -> None:
     images, labels = write_idx(tmp_path, name, packed=packed)
-    found = opened(tmp_path, source)
-    assert np.array_equal(found.train.images, images[..., None])
-    assert found.test is not None
-    assert np.array_equal(found.test.labels, labels)
-    assert len(found.classes) == 10
+    loaded = opened(tmp_path, source)
+    assert np.array_equal(loaded.train.images, images[..., None])
+    assert loaded.test is not None
+    assert np.array_equal(loaded.test.labels, labels)
+    assert len(loaded.classes) == 10
 
 
 def flip(path: Path, at: int) -> None:
@@ -121,12 +121,12 @@ def write_npz(root: Path, *, compressed: bool, **more: np.ndarray) -> Path:
 @pytest.mark.parametrize("compressed", [False, True])
 def test_an_archive_is_read_and_memory_mapped_unless_compressed(tmp_path: Path, compressed: bool) -> None:
     write_npz(tmp_path, compressed=compressed)
-    found = opened(tmp_path, "arrays")
-    assert isinstance(found.train.images, np.memmap) != compressed
-    assert np.array_equal(found.train.images, pixels(6, (28, 28))[..., None])
-    assert found.val is not None
-    assert np.array_equal(found.val.images, pixels(7, (28, 28))[..., None])
-    assert found.val.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    loaded = opened(tmp_path, "arrays")
+    assert isinstance(loaded.train.images, np.memmap) != compressed
+    assert np.array_equal(loaded.train.images, pixels(6, (28, 28))[..., None])
+    assert loaded.val is not None
+    assert np.array_equal(loaded.val.images, pixels(7, (28, 28))[..., None])
+    assert loaded.val.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_an_archive_equals_its_files(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_bad_archive_is_refused(tmp_path: Path, name: str) -> None:
     spoil(path)
     with pytest.raises(DataError, match=message):
         opened(tmp_path / "data", "arrays")
-    assert [found.name for found in tmp_path.iterdir()] == ["data"]
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
@@ -195,26 +195,26 @@ def test_an_image_size_is_refused_for_arrays(tmp_path: Path) -> None:
 
 def test_an_image_folder_has_its_classes_and_splits(tmp_path: Path) -> None:
     write_folders(tmp_path, train=3, val=2, test=4)
-    found = opened(tmp_path, "image_folder", image_size=24)
-    assert found.classes == tuple(COLOURS)
-    assert found.train.images.shape == (9, 24, 24, 3)
-    assert found.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert found.train.ids[4] == "train/bee/001.png"
-    assert found.val is not None
-    assert len(found.val) == 6
-    assert found.test is not None
-    assert (found.test.labels, found.test.ids.tolist()) == (None, ["000", "001", "002", "003"])
-    brightest = np.asarray(found.train.images).reshape(9, -1, 3).mean(1).argmax(1)
-    assert brightest.tolist() == found.train.labels.tolist()
+    loaded = opened(tmp_path, "image_folder", image_size=24)
+    assert loaded.classes == tuple(COLOURS)
+    assert loaded.train.images.shape == (9, 24, 24, 3)
+    assert loaded.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert loaded.train.ids[4] == "train/bee/001.png"
+    assert loaded.val is not None
+    assert len(loaded.val) == 6
+    assert loaded.test is not None
+    assert (loaded.test.labels, loaded.test.ids.tolist()) == (None, ["000", "001", "002", "003"])
+    brightest = np.asarray(loaded.train.images).reshape(9, -1, 3).mean(1).argmax(1)
+    assert brightest.tolist() == loaded.train.labels.tolist()
 
 
 def test_a_labelled_test_folder_is_a_labelled_test(tmp_path: Path) -> None:
     write_folders(tmp_path, train=2)
     (tmp_path / "val").rename(tmp_path / "test")
-    found = opened(tmp_path, "image_folder", image_size=24)
-    assert found.test is not None
-    assert found.test.labels is not None
-    assert found.val is None
+    loaded = opened(tmp_path, "image_folder", image_size=24)
+    assert loaded.test is not None
+    assert loaded.test.labels is not None
+    assert loaded.val is None
 
 
 BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -242,14 +242,14 @@ def test_a_bad_image_folder_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_a_kaggle_set_follows_the_samples_order(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=6, test=3)
-    found = opened(tmp_path, "csv_images", image_size=24)
-    assert found.train.ids.tolist() == ["000", "001", "002", "003", "004", "005"]
-    assert found.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
-    assert found.classes == ("ant", "bee", "cat")
-    assert found.test is not None
-    assert found.test.ids.tolist() == ["002", "001", "000"]
-    assert found.sample is not None
-    assert (found.sample.id_column, found.sample.columns) == ("image_id", ("label",))
+    loaded = opened(tmp_path, "csv_images", image_size=24)
+    assert loaded.train.ids.tolist() == ["000", "001", "002", "003", "004", "005"]
+    assert loaded.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert loaded.classes == ("ant", "bee", "cat")
+    assert loaded.test is not None
+    assert loaded.test.ids.tolist() == ["002", "001", "000"]
+    assert loaded.sample is not None
+    assert (loaded.sample.id_column, loaded.sample.columns) == ("image_id", ("label",))
 
 
 def rewrite(root: Path, table: str, old: str, new: str) -> None:
@@ -284,11 +284,11 @@ GOOD_TABLES: dict[str, Callable[[Path], object]] = {
 def test_tables_are_read_in_common_variants(tmp_path: Path, name: str) -> None:
     write_kaggle(tmp_path, train=6, test=3)
     GOOD_TABLES[name](tmp_path)
-    found = opened(tmp_path, "csv_images", image_size=24)
-    assert [key.removeprefix("train/").removesuffix(".jpg") for key in found.train.ids] == [
+    loaded = opened(tmp_path, "csv_images", image_size=24)
+    assert [key.removeprefix("train/").removesuffix(".jpg") for key in loaded.train.ids] == [
         "000", "001", "002", "003", "004", "005",
     ]  # fmt: skip
-    assert found.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert loaded.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
 
 
 BAD_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -338,18 +338,18 @@ def test_numbers_are_ordered_by_value(tmp_path: Path) -> None:
     for name, number in zip(COLOURS, ("10", "9", "2"), strict=True):
         rewrite(tmp_path, "train.csv", f",{name}", f",{number}")
     rewrite(tmp_path, "sample_submission.csv", ",ant", ",10")
-    found = opened(tmp_path, "csv_images", image_size=24)
-    assert found.classes == ("2", "9", "10")
+    loaded = opened(tmp_path, "csv_images", image_size=24)
+    assert loaded.classes == ("2", "9", "10")
 
 
 def test_a_sample_with_a_column_for_each_class_sets_the_class_order(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=6, test=3)
     (tmp_path / "sample_submission.csv").write_text("image_id,cat,ant,bee\n001,0.3,0.3,0.4\n")
-    found = opened(tmp_path, "csv_images", image_size=24)
-    assert found.classes == ("cat", "ant", "bee")
-    assert found.train.labels.tolist() == [1, 2, 0, 1, 2, 0]
-    assert found.sample is not None
-    assert found.sample.columns == ("cat", "ant", "bee")
+    loaded = opened(tmp_path, "csv_images", image_size=24)
+    assert loaded.classes == ("cat", "ant", "bee")
+    assert loaded.train.labels.tolist() == [1, 2, 0, 1, 2, 0]
+    assert loaded.sample is not None
+    assert loaded.sample.columns == ("cat", "ant", "bee")
 
 
 @pytest.mark.parametrize("name", ["sampleSubmission.csv", "SampleSubmission.csv", "sample_submission_v2.csv", "zip"])
@@ -363,10 +363,10 @@ def test_a_sample_is_found_under_common_names(tmp_path: Path, name: str) -> None
         sample.unlink()
     else:
         sample.rename(tmp_path / name)
-    found = opened(tmp_path, "csv_images", image_size=24)
-    assert found.sample is not None
-    assert found.test is not None
-    assert found.test.ids.tolist() == ["002", "001", "000"]
+    loaded = opened(tmp_path, "csv_images", image_size=24)
+    assert loaded.sample is not None
+    assert loaded.test is not None
+    assert loaded.test.ids.tolist() == ["002", "001", "000"]
 
 
 def test_a_missing_named_sample_is_refused_unless_it_is_the_default(tmp_path: Path) -> None:
@@ -417,10 +417,10 @@ def test_several_samples_need_a_choice(tmp_path: Path) -> None:
 def test_images_that_the_sample_lacks_are_counted(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=6, test=3)
     rewrite(tmp_path, "sample_submission.csv", "001,ant\n", "")
-    found = opened(tmp_path, "csv_images", image_size=24)
-    assert found.test is not None
-    assert len(found.test) == 2
-    assert any(note.startswith("test: 1 images of") and "sample submission" in note for note in found.notes)
+    loaded = opened(tmp_path, "csv_images", image_size=24)
+    assert loaded.test is not None
+    assert len(loaded.test) == 2
+    assert any(note.startswith("test: 1 images of") and "sample submission" in note for note in loaded.notes)
 
 
 def test_a_test_table_lists_the_test_images_of_a_shared_folder(tmp_path: Path) -> None:
@@ -429,18 +429,18 @@ def test_a_test_table_lists_the_test_images_of_a_shared_folder(tmp_path: Path) -
         path.rename(tmp_path / "train" / f"t{path.name}")
     (tmp_path / "sample_submission.csv").unlink()
     csv = {"test": "train"}
-    found = opened(tmp_path, "csv_images", image_size=24, csv=csv)
-    assert found.test is not None
-    assert found.test.ids.tolist() == ["t000", "t001", "t002"]  # training images are left out
-    assert any(note.startswith("test: 6 training images") for note in found.notes)
+    loaded = opened(tmp_path, "csv_images", image_size=24, csv=csv)
+    assert loaded.test is not None
+    assert loaded.test.ids.tolist() == ["t000", "t001", "t002"]  # training images are left out
+    assert any(note.startswith("test: 6 training images") for note in loaded.notes)
     (tmp_path / "test.csv").write_text("image_id\nt002\nt000\n")
-    found = opened(tmp_path, "csv_images", image_size=24, csv=csv)
-    assert found.test is not None
-    assert found.test.ids.tolist() == ["t002", "t000"]
+    loaded = opened(tmp_path, "csv_images", image_size=24, csv=csv)
+    assert loaded.test is not None
+    assert loaded.test.ids.tolist() == ["t002", "t000"]
     (tmp_path / "test.csv").rename(tmp_path / "ids.csv")
-    found = opened(tmp_path, "csv_images", image_size=24, csv={**csv, "test_table": "ids.csv"})
-    assert found.test is not None
-    assert found.test.ids.tolist() == ["t002", "t000"]
+    loaded = opened(tmp_path, "csv_images", image_size=24, csv={**csv, "test_table": "ids.csv"})
+    assert loaded.test is not None
+    assert loaded.test.ids.tolist() == ["t002", "t000"]
     with pytest.raises(DataError, match=r"no such table .data.csv.test_table.*did you mean 'ids.csv'"):
         opened(tmp_path, "csv_images", image_size=24, csv={**csv, "test_table": "id.csv"})
 
@@ -468,10 +468,10 @@ def test_one_column_may_hold_several_labels(
     rows = [f'{number:03d},"{cell}"' for number, cell in enumerate(cells)]
     (tmp_path / "train.csv").write_text("\n".join(["image_id,label", *rows, ""]))
     config = DataConfig(source="csv_images", root=str(tmp_path), image_size=24)
-    found = open_source(config, task=task)
-    assert (found.task, found.classes) == (shown, classes)
-    assert found.train.labels is not None
-    assert found.train.labels[:2].tolist() == first
+    loaded = open_source(config, task=task)
+    assert (loaded.task, loaded.classes) == (shown, classes)
+    assert loaded.train.labels is not None
+    assert loaded.train.labels[:2].tolist() == first
 
 
 def test_columns_of_0_and_1_are_labels(tmp_path: Path) -> None:
@@ -481,16 +481,16 @@ def test_columns_of_0_and_1_are_labels(tmp_path: Path) -> None:
     table = tmp_path / "train.csv"
     table.write_text("\n".join(["image_id,patient,ant,bee", *rows, ""]))
     config = DataConfig(source="csv_images", root=str(tmp_path), image_size=24)
-    found = open_source(config)
-    assert (found.task, found.classes) == ("single_label", ("bee", "ant"))
-    assert found.train.labels is not None
-    assert found.train.labels.tolist() == [1, 0, 1, 0, 1, 1]
+    loaded = open_source(config)
+    assert (loaded.task, loaded.classes) == ("single_label", ("bee", "ant"))
+    assert loaded.train.labels is not None
+    assert loaded.train.labels.tolist() == [1, 0, 1, 0, 1, 1]
     assert open_source(config, task="multi_label").task == "multi_label"
     rewrite(tmp_path, "train.csv", "003,x,0,1", "003,x,1,1")
-    found = open_source(config)
-    assert found.task == "multi_label"
-    assert found.train.labels is not None
-    assert found.train.labels[3].tolist() == [1, 1]
+    loaded = open_source(config)
+    assert loaded.task == "multi_label"
+    assert loaded.train.labels is not None
+    assert loaded.train.labels[3].tolist() == [1, 1]
     with pytest.raises(DataError, match=r"row 5 .* 2 labels; .*competition\.task=multi_label"):
         open_source(config, task="single_label")
     (tmp_path / "sample_submission.csv").unlink()
@@ -528,12 +528,12 @@ def test_the_real_sets_are_read_completely(name: str) -> None:
     folder, shape, test = REAL[name]
     if not (REAL_DATA / folder).is_dir():
         pytest.skip(f"{REAL_DATA / folder} does not exist; set COMP_TEST_DATA to the data folder")
-    found = opened(REAL_DATA, name)
-    assert found.train.images.shape == shape
-    assert found.test is not None
-    assert len(found.test) == test
-    assert len(found.classes) == 10
-    assert np.unique(found.train.labels).tolist() == list(range(10))
+    loaded = opened(REAL_DATA, name)
+    assert loaded.train.images.shape == shape
+    assert loaded.test is not None
+    assert len(loaded.test) == test
+    assert len(loaded.classes) == 10
+    assert np.unique(loaded.train.labels).tolist() == list(range(10))
 
 
 def test_files_that_are_not_images_are_skipped(tmp_path: Path) -> None:

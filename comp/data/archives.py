@@ -1,7 +1,4 @@
-"""Files inside .zip archives, read in place: a path may lead through one, as `data/train.zip/train/7.jpg` does.
-
-Nothing is unpacked, so a set needs no second copy on the disk and may lie where nothing can be written.
-"""
+"""Files inside .zip archives, read without unpacking: a path may lead through one, `data/train.zip/train/7.jpg`."""
 
 import functools
 import os
@@ -13,34 +10,34 @@ from pathlib import Path
 from comp.runtime.errors import DataError
 
 ENDING = ".zip"
-_MOST_BYTES = 1 << 30  # of one file: more is no picture, and an archive can promise any size
+_MAX_BYTES = 1 << 30  # of one file: larger ones are no images, and an archive can claim any size
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError)
-_opening = threading.Lock()
+_lock = threading.Lock()
 
 
 class DamagedError(DataError):
-    """A file of an archive that is there and cannot be unpacked."""
+    """A file in an archive cannot be unpacked."""
 
 
 def read(path: Path) -> bytes:
-    """Return a file's content, which may lie in an archive.
+    """Return the content of a file, which may be in an archive.
 
     Raises:
         DataError: missing or not readable.
-        DamagedError: in an archive, and cannot be unpacked.
+        DamagedError: in an archive, but cannot be unpacked.
     """
     inside = _split(path)
     try:
         if inside is None:
             return path.read_bytes()
         archive, member = inside
-        opened, names = _opened(archive)
+        opened, names = _open_archive(archive)
         entry = opened.getinfo(names.get(member, member))
-        if entry.file_size > _MOST_BYTES:
+        if entry.file_size > _MAX_BYTES:
             raise DamagedError(
-                f"{path}: expected at most {_MOST_BYTES >> 20:,} MiB unpacked; remove it from the archive"
+                f"{path}: expected at most {_MAX_BYTES >> 20:,} MiB unpacked; remove it from the archive"
             )
-        return opened.read(entry)  # zipfile locks: threads may read at once
+        return opened.read(entry)  # thread-safe: zipfile locks
     except (FileNotFoundError, KeyError):
         raise DataError(f"{path}: no such file") from None
     except OSError as reason:
@@ -50,7 +47,8 @@ def read(path: Path) -> bytes:
 
 
 def stamp(path: Path) -> str:
-    """Return what changes with a file's content, without reading it: size and time of change, in an archive a checksum.
+    """Return a text that changes with a file's content, without reading it: size and time of change, in an archive a
+    checksum.
 
     Raises:
         DataError: missing or not readable.
@@ -58,9 +56,9 @@ def stamp(path: Path) -> str:
     inside = _split(path)
     try:
         if inside is None:
-            facts = path.stat()
-            return f"{facts.st_size}\0{facts.st_mtime_ns}"
-        opened, names = _opened(inside[0])
+            status = path.stat()
+            return f"{status.st_size}\0{status.st_mtime_ns}"
+        opened, names = _open_archive(inside[0])
         entry = opened.getinfo(names.get(inside[1], inside[1]))
         return f"{entry.file_size}\0{entry.CRC}\0{inside[0].stat().st_mtime_ns}"
     except KeyError:
@@ -70,19 +68,19 @@ def stamp(path: Path) -> str:
 
 
 def members(archive: Path) -> list[str]:
-    """Return the paths of all files in an archive, folders left out, in the form that `read` takes.
+    """Return the paths of all files in an archive, as `read` takes them.
 
     Raises:
-        DataError: missing, or no archive.
+        DataError: missing, or not an archive.
     """
     try:
-        return list(_opened(archive)[1])
+        return list(_open_archive(archive)[1])
     except OSError as reason:
         raise DataError(f"{archive}: cannot be read: {reason.strerror or reason}") from None
 
 
 def _split(path: Path) -> tuple[Path, str] | None:
-    """Return the archive that a path leads through and the name inside it; None for a file of its own."""
+    """Return the archive that a path leads through and the name inside it; None for an ordinary file."""
     if f"{ENDING}/" not in path.as_posix().lower():
         return None
     for parent in reversed(path.parents):
@@ -91,20 +89,20 @@ def _split(path: Path) -> tuple[Path, str] | None:
     return None
 
 
-_Opened = tuple[zipfile.ZipFile, dict[str, str]]
+_Archive = tuple[zipfile.ZipFile, dict[str, str]]
 
 
-def _opened(archive: Path) -> _Opened:
-    """Return an archive opened in this process, since workers must not share a place in the file, and its files: plain
-    path -> the archive's own name, which may have back slashes or needless steps (`./a`, `a//b`).
+def _open_archive(archive: Path) -> _Archive:
+    """Return an archive, opened in this process because workers must not share a file position, and its files: plain
+    path -> name in the archive, which may have backslashes or redundant steps (`./a`, `a//b`).
     """
     changed = archive.stat().st_mtime_ns
-    with _opening:
-        return _kept_open(str(archive), changed, os.getpid())
+    with _lock:
+        return _cached_open(str(archive), changed, os.getpid())
 
 
 @functools.lru_cache(maxsize=16)
-def _kept_open(archive: str, changed: int, process: int) -> _Opened:
+def _cached_open(archive: str, changed: int, process: int) -> _Archive:
     try:
         opened = zipfile.ZipFile(archive)
         names = [entry.filename for entry in opened.infolist() if not entry.is_dir()]

@@ -73,8 +73,8 @@ class Dataset:
 
     def _corrupted(self, suite: Suite, clean: Split | None, samples: Mapping[str, NDArray[np.int64]]) -> Suite:
         assert clean is not None
-        seed = suites.seed_of(clean.name, self.split_seed)
-        return suites.corrupted(suite.name, clean, suite.blocks, seed, samples.get(suite.name))
+        seed = suites.corruption_seed(clean.name, self.split_seed)
+        return suites.corrupted_suite(suite.name, clean, suite.blocks, seed, samples.get(suite.name))
 
     def drawn(self) -> "Dataset":
         """Return the same data with blocks that are made of samples drawn for them."""
@@ -242,7 +242,9 @@ def _open_suite(
                 "competition.suite: corrupt_test needs a labelled test split, and this source has none; to submit the "
                 "test images themselves: competition.suite.source=test"
             )
-        return suites.corrupted("suite", test, competition.blocks, seed=suites.seed_of("test", config.data.split_seed))
+        return suites.corrupted_suite(
+            "suite", test, competition.blocks, seed=suites.corruption_seed("test", config.data.split_seed)
+        )
     if not competition.blocks:
         return None
     if config.data.classes:
@@ -262,4 +264,4 @@ def _open_ood_val(config: Config, val: Split | None) -> Suite | None:
         return None
     count = min(wanted.per_block, len(val))
     blocks = block_grid(suites.shifted_distortions(wanted), wanted.severities, count)
-    return suites.corrupted("ood_val", val, blocks, seed=suites.seed_of("val", config.data.split_seed))
+    return suites.corrupted_suite("ood_val", val, blocks, seed=suites.corruption_seed("val", config.data.split_seed))

@@ -1,6 +1,4 @@
-"""Fetch a file over HTTP so that an interrupted fetch goes on where it stopped and a bad file never gets its name;
-published datasets come through torchvision.
-"""
+"""Resumable, validated downloads over HTTP, and published datasets through torchvision."""
 
 import contextlib
 import http.client
@@ -17,67 +15,67 @@ from comp.runtime.progress import Progress
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 30
-_ATTEMPTS = 4  # each goes on from the byte that the one before reached
+_ATTEMPTS = 4  # each resumes where the last one stopped
 
 
-def fetch(address: str, target: Path, check: Callable[[Path], object], progress: Progress) -> None:
-    """Download `address` to `target`, by way of `target.part`.
+def fetch(address: str, target: Path, validate: Callable[[Path], object], progress: Progress) -> None:
+    """Download `address` to `target`, via `target.part`.
 
     Args:
         address: http(s) address of the file.
-        target: gets its name only when the size is what the server promised and `check` is content.
-        check: raises DataError on a file that is not what was wanted.
+        target: exists only once the size is right and `validate` passes.
+        validate: raises DataError on a wrong file.
         progress: in bytes.
 
     Raises:
-        DataError: the server cannot be reached, has no such file, breaks off, or sends something else.
+        DataError: the server cannot be reached, has no such file, breaks off, or sends a wrong file.
     """
     part = target.with_name(target.name + ".part")
     make_folder(target.parent)
-    mend = f"put it in place: curl -L -C - -o '{target}' '{address}'"
+    hint = f"download it yourself: curl -L -C - -o '{target}' '{address}'"
     for attempt in range(_ATTEMPTS):
         try:
-            total = _continue(address, part, progress)
+            total = _resume(address, part, progress)
         except urllib.error.HTTPError as error:
             error.close()
-            raise DataError(f"{target.name}: {address} answered {error.code} {error.reason}; {mend}") from None
+            raise DataError(f"{target.name}: {address} answered {error.code} {error.reason}; {hint}") from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             if attempt + 1 == _ATTEMPTS or not part.exists():
-                raise DataError(f"{target.name}: could not be downloaded from {address} ({reason}); {mend}") from None
+                raise DataError(f"{target.name}: could not be downloaded from {address} ({reason}); {hint}") from None
             continue
         if not total or part.stat().st_size == total:
             break
     size = part.stat().st_size
     if total and size != total:
-        raise DataError(f"{target.name}: expected {total:,} bytes from {address}, got {size:,}; run again to go on")
+        raise DataError(f"{target.name}: expected {total:,} bytes from {address}, got {size:,}; run again to resume")
     try:
-        check(part)
+        validate(part)
     except DataError as error:
-        part.unlink()  # going on from a wrong file would never mend it
+        part.unlink()  # a wrong file cannot be resumed
         raise DataError(f"{error} (downloaded from {address})") from None
     part.replace(target)
 
 
-def _continue(address: str, part: Path, progress: Progress) -> int:
-    """Append what is missing of `part`; return the whole file's size, 0 where the server does not tell."""
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
+def _resume(address: str, part: Path, progress: Progress) -> int:
+    """Download the rest of `part`; return the complete file's size, 0 if the server does not send it."""
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(address, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing is left to send, or the file is another now
+        if error.code == 416 and start:  # nothing left to send, or the file changed
             error.close()
-            whole = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
-            if whole and int(whole[1]) == have:
-                return have
+            size = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
+            if size and int(size[1]) == start:
+                return start
             part.unlink()
-            return _continue(address, part, progress)
+            return _resume(address, part, progress)
         raise
     with contextlib.closing(response):
         resumed = response.status == 206
         length = int(response.headers.get("Content-Length", 0))
-        done = have if resumed else 0
+        done = start if resumed else 0
         total = done + length if length else 0
         with part.open("ab" if resumed else "wb") as file:
             while chunk := response.read(_CHUNK_BYTES):
@@ -87,34 +85,35 @@ def _continue(address: str, part: Path, progress: Progress) -> int:
     return total
 
 
-def through_torchvision(name: str, root: Path, target: Path, allowed: bool) -> None:
-    """Fetch and verify a published dataset through torchvision, which knows its addresses and checksums.
+def download_with_torchvision(name: str, root: Path, target: Path, allowed: bool) -> None:
+    """Download a published dataset through torchvision, which has its addresses and checksums.
 
     Args:
-        name: torchvision's class: `CIFAR10`, `MNIST`, ...
-        root: where torchvision puts it.
-        target: the folder or file that is missing, for the message.
+        name: torchvision class: `CIFAR10`, `MNIST`, ...
+        root: torchvision's data folder.
+        target: the missing folder or file, for the message.
         allowed: `data.download`.
 
     Raises:
-        DataError: not allowed or not possible, with the command that puts it in place.
+        DataError: not allowed or failed, with a command that downloads it.
     """
     from torchvision import datasets
 
     dataset = getattr(datasets, name)
     if not allowed:
-        raise DataError(f"{target}: {name} is missing and data.download is false; {_by_hand(dataset, root, target)}")
+        raise DataError(
+            f"{target}: {name} is missing and data.download is false; {_manual_command(dataset, root, target)}"
+        )
     try:
         dataset(str(root), download=True)
     except (OSError, RuntimeError) as error:
-        mend = _by_hand(dataset, root, target)
-        raise DataError(f"{target}: {name} is missing and could not be downloaded ({error}); {mend}") from None
+        hint = _manual_command(dataset, root, target)
+        raise DataError(f"{target}: {name} is missing and could not be downloaded ({error}); {hint}") from None
 
 
-def _by_hand(dataset: Any, root: Path, target: Path) -> str:
+def _manual_command(dataset: Any, root: Path, target: Path) -> str:
     if hasattr(dataset, "url"):
-        return f"put it in place: curl -L '{dataset.url}' | tar -xz -C '{root}'"
+        return f"download it yourself: curl -L '{dataset.url}' | tar -xz -C '{root}'"
     name = target.name + ".gz"
-    return (
-        f"put it in place, and its three companions: curl -L -o '{target.parent / name}' '{dataset.mirrors[0]}{name}'"
-    )
+    command = f"curl -L -o '{target.parent / name}' '{dataset.mirrors[0]}{name}'"
+    return f"download it and its three companions yourself: {command}"

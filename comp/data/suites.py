@@ -1,4 +1,4 @@
-"""Suites: shifted images block by block, made from a split or read from the challenge's own files."""
+"""Suites: shifted images block by block, generated from a split or read from the challenge's files."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,103 +10,102 @@ import torch
 from numpy.typing import NDArray
 
 from comp.config import CompetitionConfig, OODValidationConfig, SuiteConfig
-from comp.data.arrays import open_images
-from comp.data.corruptions.suite import COLOURED, corrupt, named
+from comp.data.corruptions.suite import COLOURED, corrupt, resolve_names
 from comp.data.downloads import fetch
+from comp.data.sources.numpy_files import open_images
 from comp.data.splits import Split, Suite
 from comp.results import runs
-from comp.results.blocks import DISTORTIONS, Block
-from comp.results.blocks import block_grid as spec_blocks
+from comp.results.blocks import DISTORTIONS, Block, block_grid
 from comp.runtime.errors import ConfigError, DataError
 from comp.runtime.progress import Progress
 
 MANIFEST = "manifest.json"
 
-_CHUNK_IMAGES = 500  # of one corruption call: its intermediates stay small
+_CHUNK_IMAGES = 500  # per corruption call, to keep intermediates small
 
 
-def seed_of(split: str, split_seed: int) -> int:
-    """Return the seed of a split's corruptions; `val` must not share the draws of the suite that is made of `test`."""
+def corruption_seed(split: str, split_seed: int) -> int:
+    """Return the seed of a split's corruptions: `val` must not share the draws of the suite generated from `test`."""
     return split_seed + ("test", "val").index(split)
 
 
 def shifted_distortions(config: OODValidationConfig) -> list[int]:
-    """Return the numbers of the distortions that shifted validation has, less those it leaves out.
+    """Return the indices of the distortions in shifted validation.
 
     Raises:
-        ConfigError: an unknown name, or nothing is left.
+        ConfigError: an unknown name in `leave_out`, or nothing is left.
     """
-    where = "competition.ood_validation.leave_out"
-    left_out = named(config.leave_out, where)
+    key = "competition.ood_validation.leave_out"
+    left_out = resolve_names(config.leave_out, key)
     numbers = [number for number, name in enumerate(DISTORTIONS) if name not in left_out]
     if not numbers:
-        raise ConfigError(f"{where}: leaves no corruption at all; leave fewer out, or set severities to []")
+        raise ConfigError(f"{key}: leaves out all corruptions; leave out fewer, or set severities to []")
     return numbers
 
 
 def check_channels(config: CompetitionConfig, channels: int, *, validated: bool) -> None:
-    """Refuse generated corruptions of colour for images that have none.
+    """Refuse generated colour corruptions for images that are neither RGB nor grey.
 
     Args:
         config: section competition.
-        channels: of the images; 1 and 3 can have every corruption.
-        validated: whether there is a validation split, which shifted validation is made of.
+        channels: of the images; 1 and 3 support every corruption.
+        validated: whether there is a validation split, the origin of shifted validation.
 
     Raises:
-        ConfigError: naming the corruptions, and the setting that leaves them out.
+        ConfigError: with the corruptions, and the setting that leaves them out.
     """
     if channels in (1, 3):
         return
-    why = f"which need images of 1 or 3 channels, and these have {channels}"
+    reason = f"which need images of 1 or 3 channels; these have {channels}"
     shifted = config.ood_validation
     if validated and shifted.severities:
         wrong = [DISTORTIONS[number] for number in shifted_distortions(shifted) if DISTORTIONS[number] in COLOURED]
         if wrong:
             left_out = ", ".join([*shifted.leave_out, *wrong])
             raise ConfigError(
-                f"competition.ood_validation: generates {', '.join(wrong)}, {why}; set "
+                f"competition.ood_validation: generates {', '.join(wrong)}, {reason}; set "
                 f"competition.ood_validation.leave_out=[{left_out}]"
             )
     if config.suite.source == "corrupt_test":
         wrong = [name for name in DISTORTIONS[: config.suite.files] if name in COLOURED]
         if wrong:
             raise ConfigError(
-                f"competition.suite: corrupt_test generates {', '.join(wrong)}, {why}; take the corruptions before "
-                f"them (competition.suite.files={DISTORTIONS.index(wrong[0])}), the test images themselves "
+                f"competition.suite: corrupt_test generates {', '.join(wrong)}, {reason}; use only the corruptions "
+                f"before them (competition.suite.files={DISTORTIONS.index(wrong[0])}), the test images themselves "
                 "(competition.suite.source=test), or none"
             )
 
 
-def corrupted(
+def corrupted_suite(
     name: str, split: Split, blocks: Sequence[Block], seed: int, rows: NDArray[np.int64] | None = None
 ) -> Suite:
-    """Return the suite that our corruptions make of a split's images; each block is made when it is opened.
+    """Return the suite of a split's corrupted images; each block is generated when it is opened.
 
     Args:
         name: `suite` or `ood_val`.
-        split: clean images, at least as many as a block has.
+        split: clean images, at least as many as the largest block.
         blocks: which distortions and severities.
-        seed: of the corruptions' draws; an image's are those of its row in the split, whichever images a block has.
-        rows: which images of the split a block has; None: the first ones.
+        seed: of the corruptions; an image's draws depend on its row in the split.
+        rows: rows of the split in each block; None: the first ones.
     """
     if rows is None:
         rows = np.arange(max((block.count for block in blocks), default=0))
 
-    @functools.cache  # image files are decoded once for all blocks, when the first is opened
+    @functools.cache  # decodes image files once for all blocks
     def clean() -> Split:
-        is_head = np.array_equal(rows, np.arange(len(rows)))  # then a view, which copies nothing
+        is_head = np.array_equal(rows, np.arange(len(rows)))  # then a view instead of a copy
         return (split.head(len(rows)) if is_head else split.take(rows, split.name)).decoded()
 
     return Suite(name, tuple(blocks), partial(_corrupt_block, clean, rows, seed))
 
 
-def _corrupt_block(clean: Callable[[], Split], drawn: NDArray[np.int64], seed: int, block: Block) -> Split:
+def _corrupt_block(clean: Callable[[], Split], source_rows: NDArray[np.int64], seed: int, block: Block) -> Split:
     split = clean()
     images = np.empty((block.count, *split.images.shape[1:]), np.uint8)
     for start in range(0, block.count, _CHUNK_IMAGES):
         rows = slice(start, min(start + _CHUNK_IMAGES, block.count))
         chunk = torch.from_numpy(np.array(split.images[rows])).permute(0, 3, 1, 2)  # [B, C, H, W]
-        indices = torch.from_numpy(drawn[rows])
+        indices = torch.from_numpy(source_rows[rows])
         shifted = corrupt(chunk, DISTORTIONS[block.distortion], block.severity, seed=seed, indices=indices)
         images[rows] = shifted.permute(0, 2, 3, 1).numpy()
     labels = None if split.labels is None else split.labels[: block.count]
@@ -118,12 +117,12 @@ def distortion_files(folder: Path, blocks: Sequence[Block], shape: tuple[int, in
 
     Args:
         folder: holds one file for each distortion of `blocks`.
-        blocks: all of one size.
+        blocks: of equal size.
         shape: (C, H, W) of the training images.
 
     Raises:
-        DataError: a file is missing, truncated, pickled or of another type or shape; the first is named. Or the
-            folder's manifest, where there is one, tells of other severities.
+        DataError: a file is missing, truncated, pickled or of another type or shape, or the folder's manifest lists
+            other severities.
     """
     _check_severities(folder / MANIFEST, [block.severity for block in blocks])
     for distortion in sorted({block.distortion for block in blocks}):
@@ -133,10 +132,10 @@ def distortion_files(folder: Path, blocks: Sequence[Block], shape: tuple[int, in
 
 
 def folder_suite(folder: Path, severities: int, shape: tuple[int, int, int]) -> Suite:
-    """Return the suite of any folder of `distortionNN.npy`, severities stacked, blocks as large as the first file says.
+    """Return the suite of any folder of `distortionNN.npy`, severities stacked; the first file sets the block size.
 
     Raises:
-        DataError: no such file, one whose rows are no multiple of `severities`, or as `distortion_files`.
+        DataError: no such file, rows that are not a multiple of `severities`, or as `distortion_files`.
     """
     numbers = sorted(int(path.stem.removeprefix("distortion")) for path in folder.glob("distortion[0-9][0-9].npy"))
     if not numbers:
@@ -144,38 +143,36 @@ def folder_suite(folder: Path, severities: int, shape: tuple[int, int, int]) -> 
     first = distortion_path(folder, numbers[0])
     rows = len(open_images(first))
     if rows % severities:
-        raise DataError(
-            f"{first}: {rows} images are no multiple of {severities} severities; say how many: --severities"
-        )
-    return distortion_files(folder, spec_blocks(numbers, range(1, severities + 1), rows // severities), shape)
+        raise DataError(f"{first}: {rows} images are not a multiple of {severities} severities; set --severities")
+    return distortion_files(folder, block_grid(numbers, range(1, severities + 1), rows // severities), shape)
 
 
-def _check_severities(manifest: Path, wanted: Sequence[int]) -> None:
-    """A folder may hold a choice of severities; blocks would then go by wrong names."""
+def _check_severities(manifest: Path, severities: Sequence[int]) -> None:
+    """Refuse a folder with other severities: its blocks would get wrong names."""
     if not manifest.exists():
         return
-    found = runs.read_json(manifest).get("severities")
-    if found != sorted(set(wanted)):
+    expected, listed = sorted(set(severities)), runs.read_json(manifest).get("severities")
+    if listed != expected:
         raise DataError(
-            f"{manifest}: expected severities {sorted(set(wanted))}, as competition.suite.severities says, found "
-            f"{found}; write the suite again with --severities 1-{max(wanted)}"
+            f"{manifest}: expected severities {expected} (competition.suite.severities), found {listed}; write the "
+            f"suite again with --severities 1-{max(expected)}"
         )
 
 
 def distortion_path(folder: Path, distortion: int) -> Path:
-    """Return where a distortion's file lies."""
+    """Return the path of a distortion's file."""
     return folder / f"distortion{distortion:02d}.npy"
 
 
-def state_of(folder: Path) -> str:
-    """Return what changes when one of a folder's distortion files does: a hash of names, sizes and times."""
-    found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.npy"))]
-    return runs.sha256_of(repr(found).encode())[:16]
+def folder_hash(folder: Path) -> str:
+    """Return a hash of the names, sizes and times of a folder's distortion files."""
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.npy"))]
+    return runs.sha256_of(repr(files).encode())[:16]
 
 
-def name_of(folder: Path) -> str:
-    """Return `suite-NAME-12345678`: a folder's name, and a hash that other files in it, or elsewhere, do not share."""
-    return f"suite-{folder.resolve().name}-{state_of(folder)[:8]}"
+def suite_name(folder: Path) -> str:
+    """Return `suite-NAME-12345678`: the folder's name and the start of its hash."""
+    return f"suite-{folder.resolve().name}-{folder_hash(folder)[:8]}"
 
 
 def check_distortion_file(path: Path, rows: int, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -201,17 +198,13 @@ def _read_block(folder: Path, block: Block) -> Split:
 def download_distortion_files(
     config: SuiteConfig, folder: Path, shape: tuple[int, int, int], progress: Progress
 ) -> None:
-    """Fetch the files that `folder` lacks from `competition.suite.base_address`, each checked for its shape.
+    """Download missing files from `competition.suite.base_address`, and check their shapes.
 
     Raises:
-        DataError: a file cannot be fetched or is not what was wanted.
+        DataError: a file cannot be downloaded or has the wrong shape.
     """
-    rows = config.severities * config.images_per_block
-
-    def check(path: Path) -> None:
-        check_distortion_file(path, rows, shape)
-
+    validate = partial(check_distortion_file, rows=config.severities * config.images_per_block, shape=shape)
     for distortion in range(config.files):
         path = distortion_path(folder, distortion)
         if not path.exists():
-            fetch(config.base_address.rstrip("/") + f"/{path.name}", path, check, progress)
+            fetch(f"{config.base_address.rstrip('/')}/{path.name}", path, validate, progress)

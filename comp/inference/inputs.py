@@ -15,10 +15,10 @@ from PIL import Image
 from comp.config import DataConfig
 from comp.config.yaml_io import user_path
 from comp.data import archives
-from comp.data.arrays import open_images as open_array
 from comp.data.images import SUFFIXES, ImageFiles
 from comp.data.scan import files_split
 from comp.data.sources.listing import Listing
+from comp.data.sources.numpy_files import open_images as open_array
 from comp.data.splits import Split
 from comp.runtime.errors import ConfigError, DataError
 from comp.runtime.progress import Progress, quiet
@@ -175,8 +175,8 @@ def _files_below(place: Path, notes: list[str]) -> Iterator[tuple[Path, str]]:
     listing = Listing(place)
     if not len(listing):
         raise DataError(f"--images {place}: holds no image; known are {', '.join(SUFFIXES)}")
-    notes += listing.note("images")
-    yield from ((path, path.relative_to(place).as_posix()) for _, path in listing.named())
+    notes += listing.notes("images")
+    yield from ((path, path.relative_to(place).as_posix()) for _, path in listing.files())
 
 
 def _note_left_out(notes: list[str], where: str, count: int) -> None:

@@ -149,7 +149,7 @@ def predict_input(
         return PredictResult(predicted, opened.split.name, competition, notes=opened.notes)
     name, suite = source.split or "suite", None
     if source.suite is not None:
-        name = suites.name_of(source.suite)
+        name = suites.suite_name(source.suite)
         suite = suites.folder_suite(source.suite, severities, competition.image_shape)
         competition = replace(competition, blocks=suite.blocks, sample=None, test_ids=())
     return PredictResult(predict_split(loaded, name, progress, options=options, suite=suite), name, competition)
@@ -202,7 +202,7 @@ def describe_prediction(loaded: LoadedRun, which: str, options: PredictOptions, 
 def _suite_fingerprint(loaded: LoadedRun, suite: Suite) -> str:
     """Return what identifies the images that a suite's blocks are made of."""
     if suite.folder:
-        return suites.state_of(Path(suite.folder))
+        return suites.folder_hash(Path(suite.folder))
     clean = loaded.dataset.val if suite.name == "ood_val" else loaded.dataset.test
     if clean is None:
         return ""

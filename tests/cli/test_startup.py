@@ -16,7 +16,7 @@ from timm.models import group_parameters
 from comp import config as configs
 from comp.config import ModelConfig
 from comp.data import splitting
-from comp.data.sources.digits import digits
+from comp.data.sources.published import digits
 from comp.models import surgery, zoo
 from comp.models.coursework.networks import NETWORKS
 from tests.support.commands import REPOSITORY

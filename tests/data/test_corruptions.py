@@ -22,8 +22,8 @@ from comp.runtime.errors import DataError
 
 HERE = Path(__file__).parents[1]
 CIFAR = HERE.parent / "data" / "cifar-10-batches-bin" / "test_batch.bin"
-DETERMINISTIC = ("defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression",
-                 "gaussian_blur", "saturate")  # fmt: skip
+DETERMINISTIC = {"defocus_blur", "zoom_blur", "gaussian_blur"} | {"brightness", "contrast", "saturate"}
+DETERMINISTIC |= {"pixelate", "jpeg_compression"}
 # Change does not grow with severity where the published parameters move several things at once: glass blur trades
 # blur for shuffling, frost and spatter change the mix, elastic weakens its affine part, saturate turns from fading to
 # strengthening. (Motion blur's third and fourth severity differ only by a longer, still invisible, tail.)
@@ -62,7 +62,7 @@ def pictures() -> np.ndarray:
 # Reproducibility
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     name=st.sampled_from(NAMES),
     severity=st.sampled_from(SEVERITIES),
@@ -83,7 +83,7 @@ def test_chunks_leave_no_seam(name: str) -> None:
     assert torch.equal(whole[:64], whole[128:])
 
 
-def test_threads_change_no_pixel_and_are_given_back() -> None:
+def test_threads_change_no_pixel_and_are_restored() -> None:
     before = torch.get_num_threads()
     images, indices = PHOTOGRAPHS.repeat(6, 1, 1, 1), torch.arange(6 * 64)
     results = []
@@ -97,7 +97,7 @@ def test_threads_change_no_pixel_and_are_given_back() -> None:
     assert all(torch.equal(one, three) for one, three in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(DETERMINISTIC)))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - DETERMINISTIC))
 def test_seed_index_and_severity_give_other_draws(name: str) -> None:
     same = PHOTOGRAPHS[:1].repeat(8, 1, 1, 1)
     first = corrupt(same, name, 4, seed=0, indices=INDICES[:8])
@@ -105,7 +105,7 @@ def test_seed_index_and_severity_give_other_draws(name: str) -> None:
     assert not torch.equal(first, corrupt(same, name, 4, seed=1, indices=INDICES[:8]))
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("name", sorted(DETERMINISTIC))
 def test_corruptions_without_draws_ignore_seed_and_index(name: str) -> None:
     other = corrupt(PHOTOGRAPHS, name, 4, seed=9, indices=INDICES + 1000)
     assert torch.equal(corrupt(PHOTOGRAPHS, name, 4, seed=0, indices=INDICES), other)
@@ -119,7 +119,7 @@ def test_memory_format_changes_nothing_and_is_kept(name: str) -> None:
     assert torch.equal(result, corrupt(PHOTOGRAPHS, name, 2, seed=0, indices=INDICES))
 
 
-def test_the_given_images_are_left_alone() -> None:
+def test_the_input_images_are_unchanged() -> None:
     before = PHOTOGRAPHS.clone()
     for name in NAMES:
         corrupt(PHOTOGRAPHS, name, 3, seed=0, indices=INDICES)
@@ -144,12 +144,13 @@ def test_change_grows_with_severity(name: str) -> None:
 def reference() -> dict[tuple[str, int], tuple[float, float]]:
     """Mean absolute change and PSNR by corruption and severity, of the suite's own files on CIFAR-10."""
     with (HERE / "data" / "corruption_stats.csv").open() as file:
-        return {(row["corruption"], int(row["severity"])): (float(row["mean_absolute_change"]), float(row["psnr_db"]))
-                for row in csv.DictReader(file)}  # fmt: skip
+        rows = list(csv.DictReader(file))
+    values = [(float(row["mean_absolute_change"]), float(row["psnr_db"])) for row in rows]
+    return {(row["corruption"], int(row["severity"])): pair for row, pair in zip(rows, values, strict=True)}
 
 
-CLOSE = {"gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "gaussian_blur", "defocus_blur",
-         "brightness", "contrast", "saturate", "pixelate", "jpeg_compression"}  # fmt: skip
+CLOSE = {*FAMILIES["noise"], *FAMILIES["digital"]} - {"elastic_transform"}
+CLOSE |= {"gaussian_blur", "defocus_blur", "brightness"}
 
 
 # The reference files were made with a true swap in glass blur (done so, its first severity changes 16.1 levels, the
@@ -160,7 +161,7 @@ ALLOWED = {"glass_blur": 0.33}
 @pytest.mark.slow
 @pytest.mark.skipif(not CIFAR.exists(), reason=f"needs the binary CIFAR-10 at {CIFAR.parent}")
 @every_corruption
-def test_strength_on_cifar10_is_that_of_the_suites_files(name: str) -> None:
+def test_strength_on_cifar10_matches_the_suites_files(name: str) -> None:
     # The reference averages squared errors over all 500 images before it takes the logarithm.
     records = np.fromfile(CIFAR, np.uint8, count=500 * 3073).reshape(500, 3073)
     images = torch.from_numpy(records[:, 1:].reshape(500, 3, 32, 32).copy())
@@ -179,7 +180,7 @@ def test_strength_on_cifar10_is_that_of_the_suites_files(name: str) -> None:
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_jpeg_is_pillows_bit_for_bit(severity: int) -> None:
+def test_jpeg_equals_pillows_bit_for_bit(severity: int) -> None:
     quality = (80, 65, 58, 50, 40)[severity - 1]
     for picture, ours in zip(pictures(), on_photographs("jpeg_compression", severity), strict=True):
         file = io.BytesIO()
@@ -188,7 +189,7 @@ def test_jpeg_is_pillows_bit_for_bit(severity: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 9), (17, 30), (33, 47), (48, 40)])
-def test_jpeg_of_other_sizes_and_of_grey_images_is_pillows_too(size: tuple[int, int]) -> None:
+def test_jpeg_of_other_sizes_and_grey_images_equals_pillows(size: tuple[int, int]) -> None:
     height, width = size
     photograph = np.ascontiguousarray(load_sample_images().images[0][100 : 100 + height, 200 : 200 + width])
     for picture in (photograph, np.ascontiguousarray(photograph[:, :, 1])):
@@ -200,7 +201,7 @@ def test_jpeg_of_other_sizes_and_of_grey_images_is_pillows_too(size: tuple[int, 
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_pixelate_is_pillows_bit_for_bit(severity: int) -> None:
+def test_pixelate_equals_pillows_bit_for_bit(severity: int) -> None:
     side = int(32 * (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1])
     for picture, ours in zip(pictures(), on_photographs("pixelate", severity), strict=True):
         small = Image.fromarray(picture).resize((side, side), Image.Resampling.BOX)
@@ -208,7 +209,7 @@ def test_pixelate_is_pillows_bit_for_bit(severity: int) -> None:
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_contrast_is_numpys(severity: int) -> None:
+def test_contrast_equals_numpys(severity: int) -> None:
     share = (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1]
     x = pictures().astype(np.float64) / 255
     means = x.mean((1, 2), keepdims=True)
@@ -217,7 +218,7 @@ def test_contrast_is_numpys(severity: int) -> None:
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_saturate_and_brightness_are_those_of_the_hsv_hexcone(severity: int) -> None:
+def test_saturate_and_brightness_follow_the_hsv_hexcone(severity: int) -> None:
     factor, offset = ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))[severity - 1]
     amount = (0.05, 0.1, 0.15, 0.2, 0.3)[severity - 1]
     hue, saturation, value = to_hsv(pictures() / 255)
@@ -237,8 +238,8 @@ def to_hsv(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     value, span = rgb.max(-1), rgb.max(-1) - rgb.min(-1)
     red, green, blue = np.moveaxis(rgb, -1, 0)
     safe = np.where(span > 0, span, 1)
-    hue = np.select([value == blue, value == green], [4 + (red - green) / safe, 2 + (blue - red) / safe],
-                    (green - blue) / safe % 6)  # fmt: skip
+    sixths = [4 + (red - green) / safe, 2 + (blue - red) / safe]
+    hue = np.select([value == blue, value == green], sixths, (green - blue) / safe % 6)
     return np.where(span > 0, hue, 0), np.where(value > 0, span / np.where(value > 0, value, 1), 0), value
 
 
@@ -313,7 +314,7 @@ def test_the_suite_has_19_rows_of_5_severities_in_the_order_of_its_files() -> No
     assert sorted(sum(FAMILIES.values(), ())) == sorted(NAMES)
 
 
-def test_an_unknown_name_lists_the_known_and_the_nearest() -> None:
+def test_an_unknown_name_lists_the_names_and_suggests_the_nearest() -> None:
     with pytest.raises(DataError, match=r"unknown corruption 'gausian_blur'.*snow.*did you mean 'gaussian_blur'"):
         corrupt(PHOTOGRAPHS, "gausian_blur", 1, seed=0, indices=INDICES)
 
@@ -331,6 +332,6 @@ def test_an_unknown_name_lists_the_known_and_the_nearest() -> None:
         (PHOTOGRAPHS, 1, INDICES.int(), r"found torch.int32"),
     ],
 )
-def test_wrong_input_is_named(images: Tensor, severity: int, indices: Tensor, message: str) -> None:
+def test_wrong_input_is_refused(images: Tensor, severity: int, indices: Tensor, message: str) -> None:
     with pytest.raises(DataError, match=message):
         corrupt(images, "fog", severity, seed=0, indices=indices)

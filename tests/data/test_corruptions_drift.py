@@ -1,8 +1,8 @@
-"""The drift alarm: what one fixed trained net scores on every block of the suite, against recorded numbers.
+"""The drift alarm: scores of one fixed trained net on every block of the suite, compared with recorded numbers.
 
-A mistake in a corruption that leaves its pixels plausible still moves what a net makes of them. Accuracies come in
-steps of one image; losses show what they are too coarse for. With every first parameter 10 % stronger it rings for all
-but defocus, motion and gaussian blur, which smooth digits hardly feel; tests/data/test_corruptions.py holds those.
+An error in a corruption that leaves its pixels plausible still changes a net's outputs. Losses show differences that
+accuracies are too coarse for. If every first parameter is 10 % stronger, the test fails for all corruptions but
+defocus, motion and gaussian blur, which hardly change smooth digits; tests/data/test_corruptions.py covers those.
 """
 
 import json
@@ -37,14 +37,14 @@ def measure() -> dict[str, list[float]]:
     EXECUTION.place(model)
     classes = dataset.competition.classes
 
-    def scores(found: Predictions) -> list[float]:
-        return [round(metrics.accuracy(found), 4), round(metrics.log_loss(found), 4)]
+    def scores(predictions: Predictions) -> list[float]:
+        return [round(metrics.accuracy(predictions), 4), round(metrics.log_loss(predictions), 4)]
 
     blocks = dataset.competition.blocks
-    # Tinted: saturation has nothing to change in grey.
+    # Tinted: saturation does not change grey.
     tinted = (dataset.test.images * np.array([1, 0.75, 0.5])).astype(np.uint8)
     clean = replace(dataset.test.head(blocks[0].count), images=tinted[: blocks[0].count])
-    suite = suites.corrupted("suite", clean, blocks, seed=0)
+    suite = suites.corrupted_suite("suite", clean, blocks, seed=0)
     splits = {"clean": clean, **{block.name: suite.open(block) for block in blocks}}
     return {
         name: scores(
@@ -54,22 +54,22 @@ def measure() -> dict[str, list[float]]:
     }
 
 
-def test_a_fixed_net_scores_what_it_did_on_every_block() -> None:
+def test_a_fixed_nets_scores_on_every_block_are_unchanged() -> None:
     recorded = json.loads((GOLDEN / "digits.json").read_text(encoding="utf-8"))
-    found = measure()
-    assert found.keys() == recorded.keys()
-    assert len(found) == 1 + 19 * 5
+    measured = measure()
+    assert measured.keys() == recorded.keys()
+    assert len(measured) == 1 + 19 * 5
     drifted = {
-        name: (found[name], scores)
+        name: (measured[name], scores)
         for name, scores in recorded.items()
-        # Two of 200 images: other processors round otherwise.
-        if found[name] != [pytest.approx(scores[0], abs=0.0101), pytest.approx(scores[1], rel=0.01, abs=0.001)]
+        # Two of 200 images: processors differ in rounding.
+        if measured[name] != [pytest.approx(scores[0], abs=0.0101), pytest.approx(scores[1], rel=0.01, abs=0.001)]
     }
-    assert not drifted, "(found, recorded) of accuracy and loss"
+    assert not drifted, "(measured, recorded) accuracy and loss"
 
 
-def test_the_recorded_scores_tell_severities_apart() -> None:
-    """An alarm on numbers that do not move with the corruption would never ring."""
+def test_the_recorded_scores_differ_between_severities() -> None:
+    """Otherwise the comparison could never fail."""
     recorded = json.loads((GOLDEN / "digits.json").read_text(encoding="utf-8"))
     losses = [scores[1] for scores in recorded.values()]
     assert len(set(losses)) > 85

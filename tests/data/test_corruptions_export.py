@@ -1,4 +1,4 @@
-"""`comp data corrupt`: the challenge's layout, the pixels of the lazy suite, and files that survive a stop."""
+"""`comp data corrupt`: the challenge's layout, the pixels of the generated suite, and resuming after a stop."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def file_config() -> Path:
     return write_config(Path("files.yaml"), values)
 
 
-def test_the_files_are_the_suite_that_is_made_lazily(written: Path) -> None:
+def test_the_files_equal_the_generated_suite(written: Path) -> None:
     lazy = open_dataset(configs.load("small.yaml")).suite
     read = open_dataset(configs.load(file_config())).suite
     assert lazy is not None
@@ -49,7 +49,7 @@ def test_the_files_are_the_suite_that_is_made_lazily(written: Path) -> None:
         assert np.array_equal(read.open(block).images, lazy.open(block).images)
 
 
-def test_a_validation_written_is_the_shifted_validation(workplace: Path, comp: Comp) -> None:
+def test_a_written_validation_equals_shifted_validation(workplace: Path, comp: Comp) -> None:
     assert comp("data", "corrupt", "small.yaml", "--split", "val", "--out", OUT, "--count", 4).code == 0
     suite = open_dataset(configs.load("small.yaml")).ood_val
     assert suite is not None
@@ -59,7 +59,7 @@ def test_a_validation_written_is_the_shifted_validation(workplace: Path, comp: C
         assert np.array_equal(stacked[start : start + COUNT], suite.open(block).images)
 
 
-def test_the_files_give_the_same_submission_as_the_lazy_suite(written: Path, comp: Comp) -> None:
+def test_the_files_give_the_same_submission_as_the_generated_suite(written: Path, comp: Comp) -> None:
     assert comp("run", "small.yaml", "-o", "lazy.csv").code == 0
     assert comp("run", file_config(), "-o", "files.csv").code == 0
     assert Path("lazy.csv").read_bytes() == Path("files.csv").read_bytes()
@@ -67,12 +67,12 @@ def test_the_files_give_the_same_submission_as_the_lazy_suite(written: Path, com
     assert predictions.load(run.predictions_path("suite")).targets is None  # a hidden test has none
 
 
-def test_the_manifest_says_what_made_the_files(written: Path) -> None:
+def test_the_manifest_records_the_origin_of_the_files(written: Path) -> None:
     manifest = json.loads((written / "manifest.json").read_text())
     assert manifest["source"]["split"] == "test"
     assert manifest["ids"] == [f"test_{row}" for row in manifest["indices"]]
     labels = np.load("data/test_labels.npy")[manifest["indices"]]
-    assert sorted(labels) == [0, 1, 2, 3]  # a sample that has every class in its share
+    assert sorted(labels) == [0, 1, 2, 3]  # a stratified sample
     assert manifest["severities"] == [1, 2, 3, 4, 5]
     assert manifest["images_per_block"] == COUNT
     assert "torch" in manifest["versions"]
@@ -83,16 +83,16 @@ def test_the_manifest_says_what_made_the_files(written: Path) -> None:
     assert (written / "corruptions.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_families_and_names_choose_files_that_keep_their_numbers(workplace: Path, comp: Comp) -> None:
+def test_selected_families_and_names_keep_their_file_numbers(workplace: Path, comp: Comp) -> None:
     choice = ["--only", "noise", "--only", "fog", "--severities", "2,4"]
     assert comp("data", "corrupt", "small.yaml", "--split", "test", "--out", OUT, "--count", 3, *choice).code == 0
-    wanted = {f"distortion{DISTORTIONS.index(name):02d}.npy" for name in (*FAMILIES["noise"], "fog")}
-    assert {path.name for path in OUT.glob("*.npy")} == wanted
+    expected = {f"distortion{DISTORTIONS.index(name):02d}.npy" for name in (*FAMILIES["noise"], "fog")}
+    assert {path.name for path in OUT.glob("*.npy")} == expected
     assert np.load(OUT / "distortion09.npy").shape == (2 * 3, 32, 32, 3)
     # More of the same suite may follow.
     rest = ["--only", "snow", "--severities", "2,4"]
     assert comp("data", "corrupt", "small.yaml", "--split", "test", "--out", OUT, "--count", 3, *rest).code == 0
-    assert set(json.loads((OUT / "manifest.json").read_text())["files"]) == {*wanted, "distortion07.npy"}
+    assert set(json.loads((OUT / "manifest.json").read_text())["files"]) == {*expected, "distortion07.npy"}
 
 
 def test_a_folder_of_chosen_severities_is_not_read_under_wrong_names(workplace: Path, comp: Comp) -> None:
@@ -102,7 +102,7 @@ def test_a_folder_of_chosen_severities_is_not_read_under_wrong_names(workplace: 
     assert "expected severities [1, 2]" in result.err
 
 
-def test_what_was_stopped_goes_on_and_whole_files_are_kept(workplace: Path) -> None:
+def test_an_interrupted_export_resumes_and_keeps_complete_files(workplace: Path) -> None:
     split = open_dataset(configs.load("small.yaml")).test
     assert split is not None
 
@@ -111,13 +111,13 @@ def test_what_was_stopped_goes_on_and_whole_files_are_kept(workplace: Path) -> N
             raise Interrupted(2)
 
     with pytest.raises(Interrupted):
-        export.write_suite(split, OUT, seed=0, made_of={}, count=COUNT, progress=stop)
+        export.write_suite(split, OUT, seed=0, source={}, count=COUNT, progress=stop)
     assert sorted(os.listdir(OUT)) == ["distortion00.npy", "distortion01.npy", "manifest.json"]
     kept = (OUT / "distortion00.npy").stat().st_mtime_ns
-    (OUT / "distortion01.npy").write_bytes(b"spoilt since")
-    export.write_suite(split, OUT, seed=0, made_of={}, count=COUNT)
+    (OUT / "distortion01.npy").write_bytes(b"damaged")
+    export.write_suite(split, OUT, seed=0, source={}, count=COUNT)
     assert (OUT / "distortion00.npy").stat().st_mtime_ns == kept
-    export.write_suite(split, Path("whole"), seed=0, made_of={}, count=COUNT)
+    export.write_suite(split, Path("whole"), seed=0, source={}, count=COUNT)
     for number in range(19):
         name = f"distortion{number:02d}.npy"
         assert (OUT / name).read_bytes() == Path("whole", name).read_bytes()
@@ -141,12 +141,13 @@ def test_another_suite_in_the_folder_is_refused(written: Path, comp: Comp, argum
     assert (written / "distortion00.npy").read_bytes() == before
 
 
-def test_a_folder_with_something_else_is_refused_and_left_alone(workplace: Path, comp: Comp) -> None:
+def test_a_folder_with_other_files_is_refused_and_unchanged(workplace: Path, comp: Comp) -> None:
     Path("mine").mkdir()
     Path("mine/distortion00.npy").write_text("precious")
     result = comp("data", "corrupt", "small.yaml", "--split", "test", "--out", "mine")
     assert result.code == 2
-    assert "holds something else already (distortion00.npy)" in result.err
+    assert "mine" in result.err
+    assert "distortion00.npy" in result.err
     assert os.listdir("mine") == ["distortion00.npy"]
     assert Path("mine/distortion00.npy").read_text() == "precious"
 
@@ -161,7 +162,7 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(workplace: Path,
         (["data.validation=none", "--split", "val"], "set data.validation"),
     ],
 )
-def test_a_bad_request_is_told(workplace: Path, comp: Comp, arguments: list[str], message: str) -> None:
+def test_bad_arguments_are_refused(workplace: Path, comp: Comp, arguments: list[str], message: str) -> None:
     result = comp("data", "corrupt", "small.yaml", "--out", OUT, *arguments)
     assert result.code == 2
     assert message in result.err
@@ -170,10 +171,10 @@ def test_a_bad_request_is_told(workplace: Path, comp: Comp, arguments: list[str]
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"), [("1-5", (1, 2, 3, 4, 5)), ("5,1", (1, 5)), ("2", (2,)), ("1-2,2-3", (1, 2, 3))]
+    ("text", "severities"), [("1-5", (1, 2, 3, 4, 5)), ("5,1", (1, 5)), ("2", (2,)), ("1-2,2-3", (1, 2, 3))]
 )
-def test_severities_are_ranges_and_lists(text: str, wanted: tuple[int, ...]) -> None:
-    assert export.parse_severities(text) == wanted
+def test_severities_are_ranges_and_lists(text: str, severities: tuple[int, ...]) -> None:
+    assert export.parse_severities(text) == severities
 
 
 @pytest.mark.parametrize("text", ["", "6", "1-", "a", "1;2"])

@@ -1,4 +1,4 @@
-"""Downloads against an HTTP server on loopback: resumed, checked, and never half in place."""
+"""Downloads from an HTTP server on loopback: resumed, validated, and never half in place."""
 
 import contextlib
 import gzip
@@ -28,16 +28,16 @@ from tests.support.configs import small_config, write_config
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files`, honours Range, and breaks off or lies when told to."""
+    """Serves `files`; can cut connections and ignore Range."""
 
     files: dict[str, bytes]
     breaks_after: int  # bytes of a response, then the connection is cut; 0: never
     honours_range: bool
-    asked: list[str]
+    ranges: list[str]
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """Its URL."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -48,14 +48,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Send a file or what is left of it."""
-        self.server.asked.append(self.headers.get("Range", ""))
+        self.server.ranges.append(self.headers.get("Range", ""))
         content = self.server.files.get(self.path)
         if content is None:
             self.send_error(404)
             return
         start = 0
-        if self.server.honours_range and (wanted := self.headers.get("Range")):
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+        if self.server.honours_range and (header := self.headers.get("Range")):
+            start = int(header.removeprefix("bytes=").rstrip("-"))
             if start >= len(content):
                 self.send_response(416)
                 self.send_header("Content-Range", f"bytes */{len(content)}")
@@ -71,19 +71,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(rest[: self.server.breaks_after] if self.server.breaks_after else rest)
 
     def log_message(self, *args: object) -> None:
-        """Say nothing."""
+        """Be silent."""
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
     """A server on loopback."""
-    found = Server(("127.0.0.1", 0), Handler)
-    found.files, found.breaks_after, found.honours_range, found.asked = {}, 0, True, []
-    thread = threading.Thread(target=found.serve_forever)
+    running = Server(("127.0.0.1", 0), Handler)
+    running.files, running.breaks_after, running.honours_range, running.ranges = {}, 0, True, []
+    thread = threading.Thread(target=running.serve_forever, args=(0.01,))
     thread.start()
-    yield found
-    found.shutdown()
-    found.server_close()
+    yield running
+    running.shutdown()
+    running.server_close()
     thread.join()
 
 
@@ -91,41 +91,41 @@ CONTENT = np.random.default_rng(0).bytes(300_000)
 
 
 def accept(path: Path) -> None:
-    """Be content."""
+    """Accept any file."""
 
 
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(server: Server, tmp_path: Path) -> None:
+def test_a_broken_connection_is_resumed_where_it_broke(server: Server, tmp_path: Path) -> None:
     server.files["/a"], server.breaks_after = CONTENT, 100_000
     fetch(f"{server.address}/a", tmp_path / "deep/a", accept, quiet)
     assert (tmp_path / "deep/a").read_bytes() == CONTENT
-    assert server.asked == ["", "bytes=100000-", "bytes=200000-"]
+    assert server.ranges == ["", "bytes=100000-", "bytes=200000-"]
 
 
-def test_an_interrupted_fetch_goes_on(server: Server, tmp_path: Path) -> None:
+def test_an_interrupted_download_is_resumed(server: Server, tmp_path: Path) -> None:
     server.files["/a"] = CONTENT
     (tmp_path / "a.part").write_bytes(CONTENT[:1234])
     seen: list[tuple[int, int]] = []
     fetch(f"{server.address}/a", tmp_path / "a", accept, lambda what, done, total, unit="": seen.append((done, total)))
     assert (tmp_path / "a").read_bytes() == CONTENT
-    assert server.asked == ["bytes=1234-"]
+    assert server.ranges == ["bytes=1234-"]
     assert seen[-1] == (len(CONTENT), len(CONTENT))
 
 
-def test_a_part_that_is_whole_is_taken_as_it_is(server: Server, tmp_path: Path) -> None:
+def test_a_complete_part_is_kept(server: Server, tmp_path: Path) -> None:
     server.files["/a"] = CONTENT
     (tmp_path / "a.part").write_bytes(CONTENT)
     fetch(f"{server.address}/a", tmp_path / "a", accept, quiet)
     assert (tmp_path / "a").read_bytes() == CONTENT
 
 
-def test_a_part_longer_than_the_file_is_started_anew(server: Server, tmp_path: Path) -> None:
+def test_a_part_longer_than_the_file_is_downloaded_again(server: Server, tmp_path: Path) -> None:
     server.files["/a"] = CONTENT
     (tmp_path / "a.part").write_bytes(CONTENT + b"more")
     fetch(f"{server.address}/a", tmp_path / "a", accept, quiet)
     assert (tmp_path / "a").read_bytes() == CONTENT
 
 
-def test_a_server_without_ranges_is_started_anew(server: Server, tmp_path: Path) -> None:
+def test_without_ranges_the_download_starts_again(server: Server, tmp_path: Path) -> None:
     server.files["/a"], server.honours_range = CONTENT, False
     (tmp_path / "a.part").write_bytes(b"wrong beginning")
     fetch(f"{server.address}/a", tmp_path / "a", accept, quiet)
@@ -133,22 +133,22 @@ def test_a_server_without_ranges_is_started_anew(server: Server, tmp_path: Path)
 
 
 def test_a_missing_file_names_the_address_and_the_command(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"answered 404 .*curl -L -C - -o"):
+    with pytest.raises(DataError, match=r"http://127.* 404 .*curl -L -C - -o"):
         fetch(f"{server.address}/none", tmp_path / "a", accept, quiet)
 
 
-def test_a_server_that_is_away_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"could not be downloaded .*curl -L -C - -o"):
+def test_an_unreachable_server_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/a .*curl -L -C - -o"):
         fetch("http://127.0.0.1:9/a", tmp_path / "a", accept, quiet)
 
 
-def test_a_file_that_fails_its_check_never_gets_its_name(server: Server, tmp_path: Path) -> None:
+def test_an_invalid_file_never_gets_its_name(server: Server, tmp_path: Path) -> None:
     server.files["/a"] = b"<html>sign in</html>"
 
     def refuse(path: Path) -> None:
-        raise DataError("not what was wanted")
+        raise DataError("wrong file")
 
-    with pytest.raises(DataError, match="not what was wanted"):
+    with pytest.raises(DataError, match="wrong file"):
         fetch(f"{server.address}/a", tmp_path / "a", refuse, quiet)
     assert list(tmp_path.iterdir()) == []
 
@@ -182,7 +182,7 @@ def test_a_suite_is_downloaded_and_predicted(workplace: Path, comp: Callable[...
     for number in range(3):
         file = workplace / f"data/ood-test/distortion{number:02d}.npy"
         assert file.read_bytes() == server.files[f"/distortion{number:02d}.npy"]
-    server.files.clear()  # nothing is asked for again
+    server.files.clear()  # nothing is downloaded again
     assert comp("run", "small.yaml").code == 0
     assert len((workplace / "submissions/small.csv").read_text().splitlines()) == 1 + 3 * 2 * 5
 
@@ -192,12 +192,12 @@ def test_a_suite_file_of_another_shape_is_refused(workplace: Path, comp: Callabl
     server.files["/distortion01.npy"] = npy(np.zeros((10, 28, 28, 3), np.uint8))
     result = comp("data", "prepare", "small.yaml")
     assert result.code == 2
-    assert "expected images [10, 32, 32, 3], found [10, 28, 28, 3]" in result.err
+    assert "[10, 32, 32, 3], found [10, 28, 28, 3]" in result.err
     assert sorted(path.name for path in (workplace / "data/ood-test").iterdir()) == ["distortion00.npy"]
 
 
-def cifar100_archive() -> tuple[bytes, dict[str, bytes]]:
-    """Return a small CIFAR-100 in its published python layout, as .tar.gz and as files."""
+def cifar100_archive(train: int = 200) -> tuple[bytes, dict[str, bytes]]:
+    """Return a small CIFAR-100 in its published python layout, as .tar.gz and as files, with all classes."""
     generator = np.random.default_rng(2)
     names = [f"class{number}" for number in range(100)]
 
@@ -206,7 +206,7 @@ def cifar100_archive() -> tuple[bytes, dict[str, bytes]]:
         fine = [number % 100 for number in range(count)]
         return pickle.dumps({"data": pixels, "fine_labels": fine, "coarse_labels": fine}, protocol=4)
 
-    files = {"train": batch(400), "test": batch(100), "meta": pickle.dumps({"fine_label_names": names}, protocol=4)}
+    files = {"train": batch(train), "test": batch(100), "meta": pickle.dumps({"fine_label_names": names}, protocol=4)}
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
         for name, content in files.items():
@@ -231,17 +231,17 @@ def test_cifar100_is_downloaded_through_torchvision_and_trained_on(
     assert result.code == 0, result.err
     (run,) = runs.list_runs(Path("runs"))
     assert run.provenance()["classes"][:2] == ["class0", "class1"]
-    assert run.provenance()["images"] == {"train": 300, "val": 100, "test": 100}
+    assert run.provenance()["images"] == {"train": 100, "val": 100, "test": 100}
 
 
-def test_cifar100_that_cannot_be_downloaded_says_what_to_do(
+def test_a_failed_cifar100_download_names_the_command(
     workplace: Path, comp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets.CIFAR100, "url", "http://127.0.0.1:9/cifar-100-python.tar.gz")
     result = comp("run", "small.yaml", "data.source=cifar100")
     assert result.code == 2
     message = result.err.splitlines()[-1]
-    assert "CIFAR100 is missing and could not be downloaded" in message
+    assert "CIFAR100" in message
     assert "curl -L 'http://127.0.0.1:9/cifar-100-python.tar.gz' | tar -xz" in message
 
 
@@ -263,12 +263,12 @@ def test_mnist_is_downloaded_through_torchvision(
     monkeypatch.setattr(datasets.MNIST, "resources", resources)
     result = comp("data", "prepare", "small.yaml", "data.source=mnist", "--json")
     assert result.code == 0, result.err
-    found = json.loads(result.out)
-    assert (found["train"], found["val"], found["test"]) == (48, 12, 20)
-    assert found["image_shape"] == [1, 28, 28]
+    summary = json.loads(result.out)
+    assert (summary["train"], summary["val"], summary["test"]) == (48, 12, 20)
+    assert summary["image_shape"] == [1, 28, 28]
 
 
-def test_an_archive_that_climbs_out_is_never_unpacked(
+def test_an_archive_that_leads_out_is_never_unpacked(
     workplace: Path, comp: Callable[..., Result], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = io.BytesIO()
@@ -280,7 +280,7 @@ def test_an_archive_that_climbs_out_is_never_unpacked(
     monkeypatch.setattr(datasets.CIFAR100, "url", f"{server.address}/cifar-100-python.tar.gz")
     result = comp("data", "prepare", "small.yaml", "data.source=cifar100")
     assert result.code == 2
-    assert "could not be downloaded" in result.err
+    assert "CIFAR100" in result.err
     assert not list(workplace.parent.rglob("owned"))
 
 
@@ -291,41 +291,41 @@ SMALLER = ["model.name=resnet18", "train.batch_size=64"]
 @pytest.mark.parametrize(
     ("name", "others", "imitated"),
     [
-        ("transfer", ["data.validation=100"], BLENDS),
+        pytest.param("transfer", ["data.validation=100"], BLENDS, marks=pytest.mark.slow),
         pytest.param("best_1gpu", ["data.validation=100", *SMALLER], list(CORRUPTIONS), marks=pytest.mark.slow),
-        ("best_laptop", ["data.validation=100", "train.batch_size=100", "train.sizes={1: 24}"], list(CORRUPTIONS)),
+        ("best_laptop", ["data.validation=100", "train.batch_size=50", "train.sizes={1: 16}"], list(CORRUPTIONS)),
         pytest.param("refit", SMALLER, list(CORRUPTIONS), marks=pytest.mark.slow),
     ],
 )
 def test_the_challenges_configs_go_from_downloads_to_a_submission(
     workplace: Path, comp: Callable[..., Result], server: Server, name: str, others: list[str], imitated: list[str]
 ) -> None:
-    """The whole config on small data in its exact layout: counts, addresses and a large network's size differ."""
+    """The whole config on small data in its exact layout; only counts, addresses and a large network's size differ."""
     _, files = cifar100_archive()
     (workplace / "data/cifar-100-python").mkdir()
     for file, content in files.items():
         (workplace / "data/cifar-100-python" / file).write_bytes(content)
-    (workplace / "data/weights").mkdir()
-    state = timm.create_model("resnet18").state_dict()
-    save_file(state, workplace / "data/weights/resnet18.safetensors")
+    if name != "best_laptop":  # which starts from random weights
+        (workplace / "data/weights").mkdir()
+        save_file(timm.create_model("resnet18").state_dict(), workplace / "data/weights/resnet18.safetensors")
     for number in range(19):
-        server.files[f"/distortion{number:02d}.npy"] = npy(np.full((10, 32, 32, 3), number, np.uint8))
+        server.files[f"/distortion{number:02d}.npy"] = npy(np.full((5, 32, 32, 3), number, np.uint8))
     result = comp(
         "run", REPOSITORY / f"configs/cifar100-ood/{name}.yaml", f"data.root={workplace / 'data'}",
         f"competition.suite.base_address={server.address}",
-        "competition.suite.images_per_block=2", "train.epochs=1",
-        "competition.ood_validation.per_block=1", "train.precision=fp32", *others,
+        "competition.suite.images_per_block=1", "train.epochs=1",
+        "competition.ood_validation={per_block: 1, severities: [3]}", "train.precision=fp32", *others,
     )  # fmt: skip
     assert result.code == 0, result.err
     lines = (workplace / "submissions/cifar100-ood.csv").read_text().splitlines()
-    assert [line.split(",")[0] for line in lines[1:4]] == ["distortion00_1_0", "distortion00_1_1", "distortion00_2_0"]
-    assert len(lines) == 1 + 19 * 5 * 2
+    assert [line.split(",")[0] for line in lines[1:4]] == ["distortion00_1_0", "distortion00_2_0", "distortion00_3_0"]
+    assert len(lines) == 1 + 19 * 5
     (run,) = runs.list_runs(Path("runs"))
     assert ("resnet18.safetensors (sha256 " in run.metrics().first_weights) == (name != "best_laptop")
     assert run.metrics().test_like == sorted(imitated)
 
 
-def test_weights_that_are_neither_here_nor_reachable_name_the_file_wanted(
+def test_missing_weights_name_the_expected_file(
     workplace: Path, comp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

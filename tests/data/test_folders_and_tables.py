@@ -1,9 +1,10 @@
-"""Every image and every row counts: folders, archives and tables as people leave them, each with the right labels."""
+"""Folders, archives and tables in all common layouts: every image and row counts and has its label."""
 
 import contextlib
 import gzip
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -61,7 +62,7 @@ def pictures_of_test(source: Source) -> list[tuple[str, bytes]]:
 
 def moved_below(folder: Path, below: Callable[[Path], str]) -> None:
     """Move every image of a folder into another below it, named by its path."""
-    for path in sorted(found for found in folder.rglob("*") if found.is_file()):
+    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
         target = path.parent / below(path) / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)
@@ -70,7 +71,7 @@ def moved_below(folder: Path, below: Callable[[Path], str]) -> None:
 def zipped(folder: Path, *, inside: str = "") -> None:
     """Replace a folder by an archive of its name, whose files lie in `inside`."""
     with zipfile.ZipFile(f"{folder}.zip", "w") as archive:
-        for path in sorted(found for found in folder.rglob("*") if found.is_file()):
+        for path in sorted(file for file in folder.rglob("*") if file.is_file()):
             name = path.relative_to(folder).as_posix()
             archive.write(path, f"{inside}{name}")
             archive.writestr(f"__MACOSX/{inside}{name}", b"\0")
@@ -122,37 +123,36 @@ def left_by_others(root: Path) -> None:
 
 
 @pytest.mark.parametrize("arrange", [nested, deeper, parts, linked, archives, left_by_others])
-def test_an_image_folder_is_read_however_it_is_laid_out(tmp_path: Path, arrange: Callable[[Path], None]) -> None:
+def test_an_image_folder_is_read_in_every_layout(tmp_path: Path, arrange: Callable[[Path], None]) -> None:
     write_folders(tmp_path, train=6, val=0, test=5)
     plain = opened(tmp_path, "image_folder")
     test = pictures_of_test(plain)
     arrange(tmp_path)
-    found = opened(tmp_path, "image_folder")
-    assert found.classes == plain.classes
-    labels_are_true(found, 18)
-    assert pictures_of_test(found) == test
+    loaded = opened(tmp_path, "image_folder")
+    assert loaded.classes == plain.classes
+    labels_are_true(loaded, 18)
+    assert pictures_of_test(loaded) == test
 
 
 @pytest.mark.parametrize("arrange", [nested, archives])
-def test_ids_of_an_image_folder_do_not_tell_how_it_was_packed(tmp_path: Path, arrange: Callable[[Path], None]) -> None:
+def test_ids_of_an_image_folder_do_not_depend_on_packing(tmp_path: Path, arrange: Callable[[Path], None]) -> None:
     write_folders(tmp_path, train=3, val=0, test=3)
     before = opened(tmp_path, "image_folder").train.ids.tolist()
     arrange(tmp_path)
     assert opened(tmp_path, "image_folder").train.ids.tolist() == before
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path, comp: Comp) -> None:
+def test_skipped_files_are_counted(tmp_path: Path, comp: Comp) -> None:
     write_folders(tmp_path / "data", train=6, val=0, test=5)
     left_by_others(tmp_path / "data")
     photograph(1, COLOURS["ant"]).save(tmp_path / "data/train/stray.png")
     path = write_config(tmp_path / "small.yaml", photographs_config(tmp_path / "data", "image_folder"))
     for verb in (("data", "show"), ("data", "check"), ("data", "prepare")):
         result = comp(*verb, path)
-        said = " ".join((result.err + result.out).split())
-        assert "2 images in hidden folders or under hidden names and 1 files that are no images" in said, (verb, said)
-        assert "test: left out of" in said, verb
-        assert "1 images of" in said, verb
-        assert "lie in no folder of a class, and are not used" in said, verb
+        text = " ".join((result.err + result.out).split())
+        assert re.search(r"train: left out of \S+: 2 images in hidden .* 1 files", text), (verb, text)
+        assert "test: left out of" in text, verb
+        assert "train: 1 images of" in text, verb
 
 
 def by_part(root: Path) -> None:
@@ -206,12 +206,13 @@ def test_one_rule_finds_the_file_of_an_id(tmp_path: Path, arrange: Callable[[Pat
     plain = opened(tmp_path, "csv_images")
     train, test = np.asarray(plain.train.images), pictures_of_test(plain)
     arrange(tmp_path)
-    found = opened(tmp_path, "csv_images")
-    labels_are_true(found, 12)
-    assert (np.asarray(found.train.images) == train).all()
-    assert pictures_of_test(found) == test
+    loaded = opened(tmp_path, "csv_images")
+    labels_are_true(loaded, 12)
+    assert (np.asarray(loaded.train.images) == train).all()
+    assert pictures_of_test(loaded) == test
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 10_000))
 def test_matching_agrees_with_a_search_of_every_path(seed: int) -> None:
     """Whatever the folders are, an id finds the one file whose path ends in it, or is refused."""
@@ -239,27 +240,25 @@ def test_matching_agrees_with_a_search_of_every_path(seed: int) -> None:
                     }
                     if len(fitting) > 1 and key not in paths:
                         with contextlib.suppress(DataError):
-                            (found,) = listing.locate([key])
-                            assert found is not None
-                            assert found.relative_to(root).as_posix() in fitting, (paths, key)
+                            (located,) = listing.locate([key])
+                            assert located is not None
+                            assert located.relative_to(root).as_posix() in fitting, (paths, key)
                         continue
-                    (found,) = listing.locate([key])
-                    assert found is not None
-                    assert found.relative_to(root).as_posix() in fitting, (paths, key)
+                    (located,) = listing.locate([key])
+                    assert located is not None
+                    assert located.relative_to(root).as_posix() in fitting, (paths, key)
 
 
 def test_ids_that_fit_several_files_or_share_one_are_refused(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=12)
     by_part(tmp_path)
     shutil.copytree(tmp_path / "train/images_000", tmp_path / "train/images_009")
-    with pytest.raises(
-        DataError, match=r"id '000' fits 'images_000/000.jpg', 'images_009/000.jpg'; remove all but one"
-    ):
+    with pytest.raises(DataError, match=r"'000' .*'images_000/000.jpg', 'images_009/000.jpg'"):
         opened(tmp_path, "csv_images")
     shutil.rmtree(tmp_path / "train/images_009")
     text = (tmp_path / "train.csv").read_text()
     (tmp_path / "train.csv").write_text(text + "000.jpg,ant\n")
-    with pytest.raises(DataError, match=r"ids '000' and '000.jpg' both name it; keep one row for each image"):
+    with pytest.raises(DataError, match=r"000.jpg: ids '000' and '000.jpg'"):
         opened(tmp_path, "csv_images")
 
 
@@ -303,19 +302,19 @@ def misspelt(root: Path) -> None:
 @pytest.mark.parametrize(
     ("arrange", "message"),
     [
-        (damaged_zip, "train.zip: cannot be read as a ZIP archive"),
-        (tar_beside, r"train.tar.gz: expected a folder of images or a .zip archive \(data.csv.train\); unpack it"),
-        (misspelt, r"train: no such folder, and no train.zip.*holds test, trian.*did you mean 'trian'"),
+        (damaged_zip, "train.zip: .*ZIP"),
+        (tar_beside, r"train.tar.gz: .*\(data.csv.train\)"),
+        (misspelt, r"train: .*train.zip.*test, trian.*did you mean 'trian'"),
     ],
 )
-def test_images_that_are_not_there_are_told(tmp_path: Path, arrange: Callable[[Path], None], message: str) -> None:
+def test_missing_images_are_reported(tmp_path: Path, arrange: Callable[[Path], None], message: str) -> None:
     write_kaggle(tmp_path, train=12)
     arrange(tmp_path)
     with pytest.raises(DataError, match=message):
         opened(tmp_path, "csv_images")
 
 
-def test_usual_endings_are_images(tmp_path: Path) -> None:
+def test_common_suffixes_are_images(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=12)
     endings = [".jpeg", ".jpe", ".jfif", ".JPG"]
     for number, path in enumerate(sorted((tmp_path / "train").glob("*.jpg"))):
@@ -345,31 +344,31 @@ def test_labels_in_file_names(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
     for number in range(4):
         photograph(50 + number, COLOURS["bee"]).save(tmp_path / f"test/{number + 1}.jpg")
-    found = opened(tmp_path, "image_folder", label_pattern="^([a-z]+)[.]")
-    assert found.classes == NAMES
-    labels_are_true(found, 12)
-    assert found.test is not None
-    assert found.test.labels is None
-    assert found.test.ids.tolist() == ["1", "2", "3", "4"]
-    with pytest.raises(DataError, match=r"'\^\(cat\)' finds no class in 8 of 12 files, first 'ant.0.jpg'"):
+    loaded = opened(tmp_path, "image_folder", label_pattern="^([a-z]+)[.]")
+    assert loaded.classes == NAMES
+    labels_are_true(loaded, 12)
+    assert loaded.test is not None
+    assert loaded.test.labels is None
+    assert loaded.test.ids.tolist() == ["1", "2", "3", "4"]
+    with pytest.raises(DataError, match=r"label_pattern: '\^\(cat\)' .* 8 of 12 .*'ant.0.jpg'"):
         opened(tmp_path, "image_folder", label_pattern="^(cat)")
-    with pytest.raises(DataError, match="its images lie in it directly; where names tell the class"):
+    with pytest.raises(DataError, match=r"train: .*<class>.*data\.label_pattern.*csv_images"):
         opened(tmp_path, "image_folder")
     write_kaggle(tmp_path / "other")
-    with pytest.raises(ConfigError, match="label_pattern: csv_images has no use for it"):
+    with pytest.raises(ConfigError, match=r"label_pattern: csv_images .*image_folder"):
         opened(tmp_path / "other", "csv_images", label_pattern="^(cat)")
 
 
 @pytest.mark.parametrize(
-    ("pattern", "said"), [("^(cat", "expected a regular expression"), ("cat", "one group"), ("(a)(b)", "one group")]
+    ("pattern", "message"), [("^(cat", "expected a regular expression"), ("cat", "one group"), ("(a)(b)", "one group")]
 )
-def test_a_pattern_without_one_group_is_refused(tmp_path: Path, comp: Comp, pattern: str, said: str) -> None:
+def test_a_pattern_without_one_group_is_refused(tmp_path: Path, comp: Comp, pattern: str, message: str) -> None:
     config = photographs_config(tmp_path, "image_folder")
     config["data"]["label_pattern"] = pattern
     result = comp("config", "check", write_config(tmp_path / "small.yaml", config))
     assert result.code == 2
     assert "label_pattern" in result.err
-    assert said in result.err
+    assert message in result.err
 
 
 # --- images that are missing or damaged
@@ -403,20 +402,20 @@ def test_a_spoiled_test_image_gets_the_mean_answer(
     result = comp("run", path)
     assert result.code == 2
     assert "004" in result.err
-    assert "data.skip_bad=true gives such" in result.err
+    assert "data.skip_bad=true" in result.err
     assert not list(Path().glob("runs/*/*"))  # before the first step
     result = comp("run", path, "data.skip_bad=true", "predict.views=flip", "-o", "s.csv")
     assert result.code == 0, result.err
-    assert "get a default answer, the mean of all other predictions, first" in result.err
+    assert re.search(r"test: 1 (rows|files) .*004", " ".join(result.err.split()))
     assert comp("check", "s.csv").code == 0
     assert len(Path("s.csv").read_text().splitlines()) == 10
     (run,) = list_runs(Path("runs"))
     for name in ("suite", "suite+flip"):
         if not run.predictions_path(name).exists():
             continue
-        found = predictions.load(run.predictions_path(name))
-        there = found.ids != "004"
-        shares = found.probabilities()
+        loaded = predictions.load(run.predictions_path(name))
+        there = loaded.ids != "004"
+        shares = loaded.probabilities()
         assert shares[~there] == pytest.approx(shares[there].mean(0, keepdims=True), abs=2e-3)  # float16
     assert run.predictions_path("suite+flip").exists()
 
@@ -428,13 +427,14 @@ def test_training_rows_without_a_file_are_left_out_or_refused(tmp_path: Path, co
     path = write_config(tmp_path / "small.yaml", photographs_config(tmp_path / "data", "csv_images"))
     result = comp("data", "prepare", path)
     assert result.code == 2
-    assert "1 of 12 ids have no image there, first '004'" in result.err
-    assert "data.skip_bad=true leaves such rows out" in result.err
-    found = opened(tmp_path / "data", "csv_images", skip_bad=True)
-    labels_are_true(found, 10)
+    assert "1 of 12 ids" in result.err
+    assert "'004'" in result.err
+    assert "data.skip_bad=true" in result.err
+    loaded = opened(tmp_path / "data", "csv_images", skip_bad=True)
+    labels_are_true(loaded, 10)
     notes = json.loads(comp("data", "prepare", path, "data.skip_bad=true", "--json").out)["notes"]
-    assert "train: 1 rows have no file and are left out, first '004'" in notes
-    assert any("train: 1 files cannot be read and are left out" in note for note in notes)
+    assert any(note.startswith("train: 1 rows") and "'004'" in note for note in notes)
+    assert any(note.startswith("train: 1 files") for note in notes)
 
 
 def test_a_folder_that_fits_no_id_at_all_is_refused_even_then(tmp_path: Path) -> None:
@@ -442,7 +442,7 @@ def test_a_folder_that_fits_no_id_at_all_is_refused_even_then(tmp_path: Path) ->
     shutil.rmtree(tmp_path / "test")
     (tmp_path / "test").mkdir()
     photograph(0, COLOURS["ant"]).save(tmp_path / "test/other.jpg")
-    with pytest.raises(DataError, match="9 of 9 ids have no image there"):
+    with pytest.raises(DataError, match="test: 9 of 9 ids"):
         opened(tmp_path, "csv_images", skip_bad=True)
 
 
@@ -495,37 +495,33 @@ def test_a_table_is_read_however_it_was_saved(tmp_path: Path, change: Callable[[
     write_kaggle(tmp_path, train=12)
     plain = opened(tmp_path, "csv_images")
     change(tmp_path / "train.csv")
-    found = opened(tmp_path, "csv_images")
-    labels_are_true(found, 12)  # no row was lost
-    assert found.classes == plain.classes
+    loaded = opened(tmp_path, "csv_images")
+    labels_are_true(loaded, 12)  # no row was lost
+    assert loaded.classes == plain.classes
     if change is without_header:
-        assert any("train.csv: has no header, since its first line names an image ('000')" in n for n in found.notes)
+        assert any("train.csv: " in note and "header" in note and "'000'" in note for note in loaded.notes)
     if change is with_further_columns:
-        assert any("2 columns are not used: width, note" in note for note in found.notes)
+        assert any("train.csv: 2 columns " in note and "width, note" in note for note in loaded.notes)
 
 
 def test_a_sample_without_a_header_is_refused(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=12)
     without_header(tmp_path / "sample_submission.csv")
-    with pytest.raises(DataError, match=r"sample_submission.csv: has no header, since its first line names an image"):
+    with pytest.raises(DataError, match=r"sample_submission.csv: .*header"):
         opened(tmp_path, "csv_images")
 
 
-def test_an_image_on_two_rows_is_refused_with_the_mend(tmp_path: Path) -> None:
+def test_an_image_on_two_rows_is_refused_with_the_fix(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=12)
     (tmp_path / "train.csv").write_text((tmp_path / "train.csv").read_text() + "003,bee\n")
-    with pytest.raises(
-        DataError, match="1 ids stand more than once, first '003'; keep one row for each image, its labels"
-    ):
+    with pytest.raises(DataError, match=r"1 duplicate ids, first '003'; .*data\.csv\.separator"):
         opened(tmp_path, "csv_images")
 
 
 def test_a_missing_table_names_those_that_are_there(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=12)
     (tmp_path / "train.csv").rename(tmp_path / "train_labels.csv")
-    with pytest.raises(
-        DataError, match=r"no such table \(data.csv.table\).*holds sample_submission.csv, train_labels.csv"
-    ):
+    with pytest.raises(DataError, match=r"\(data.csv.table\).*sample_submission.csv, train_labels.csv"):
         opened(tmp_path, "csv_images")
     labels_are_true(opened(tmp_path, "csv_images", csv={"table": "train_labels.csv"}), 12)
 
@@ -568,13 +564,13 @@ def scanned(tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def test_pixels_in_columns_are_pictures(tmp_path: Path, scanned: tuple[np.ndarray, np.ndarray]) -> None:
     images, labels = scanned
-    found = opened(tmp_path, "csv_images", image_size=None)
-    assert (np.asarray(found.train.images)[..., 0] == images[:400]).all()
-    assert (found.train.labels == labels[:400]).all()
-    assert found.classes == tuple("0123456789")
-    assert found.test is not None
-    assert (np.asarray(found.test.images)[..., 0] == images[400:450]).all()
-    assert found.test.ids.tolist() == [str(n + 1) for n in range(50)]
+    loaded = opened(tmp_path, "csv_images", image_size=None)
+    assert (np.asarray(loaded.train.images)[..., 0] == images[:400]).all()
+    assert (loaded.train.labels == labels[:400]).all()
+    assert loaded.classes == tuple("0123456789")
+    assert loaded.test is not None
+    assert (np.asarray(loaded.test.images)[..., 0] == images[400:450]).all()
+    assert loaded.test.ids.tolist() == [str(n + 1) for n in range(50)]
 
 
 def test_pixels_in_columns_end_in_a_submission(
@@ -598,10 +594,10 @@ def test_pixels_in_columns_end_in_a_submission(
 def test_rows_with_ids_follow_the_sample_by_name(tmp_path: Path, scanned: tuple[np.ndarray, np.ndarray]) -> None:
     images, _ = scanned
     digits(tmp_path / "test.csv", images[400:450], None, ids=[str(50 - n) for n in range(50)])
-    found = opened(tmp_path, "csv_images", image_size=None)
-    assert found.test is not None
-    assert found.test.ids.tolist() == [str(n + 1) for n in range(50)]
-    assert (np.asarray(found.test.images)[..., 0] == images[400:450][::-1]).all()
+    loaded = opened(tmp_path, "csv_images", image_size=None)
+    assert loaded.test is not None
+    assert loaded.test.ids.tolist() == [str(n + 1) for n in range(50)]
+    assert (np.asarray(loaded.test.images)[..., 0] == images[400:450][::-1]).all()
 
 
 @pytest.mark.parametrize(
@@ -609,12 +605,12 @@ def test_rows_with_ids_follow_the_sample_by_name(tmp_path: Path, scanned: tuple[
     [
         (lambda text: text.replace(",pixel63", ",pixel63,pixel64", 1), "expected"),
         (lambda text: text.replace("\n5,", "\n5,-1,", 1), "expected"),
-        (lambda text: text.replace(",0,", ",300,", 1), "expected pixels from 0 to 255, found 0 to 300"),
-        (lambda text: text.replace(",0,", ",0.5,", 1), "expected whole numbers from 0 to 255"),
-        (lambda text: text.replace(",0,", ",,", 1), "expected whole numbers from 0 to 255"),
+        (lambda text: text.replace(",0,", ",300,", 1), "found 0 to 300"),
+        (lambda text: text.replace(",0,", ",0.5,", 1), "whole numbers from 0 to 255"),
+        (lambda text: text.replace(",0,", ",,", 1), "whole numbers from 0 to 255"),
     ],
 )
-def test_pixels_that_are_none_are_refused(
+def test_bad_pixel_values_are_refused(
     tmp_path: Path, scanned: tuple[np.ndarray, np.ndarray], spoil: Callable[[str], str], message: str
 ) -> None:
     path = tmp_path / "train.csv"
@@ -625,11 +621,11 @@ def test_pixels_that_are_none_are_refused(
 
 def test_a_picture_of_unknown_shape_is_refused(tmp_path: Path) -> None:
     digits(tmp_path / "train.csv", np.zeros((4, 70), np.uint8), np.arange(4))
-    with pytest.raises(DataError, match="expected the pixels of a square grey picture, found 70 columns"):
+    with pytest.raises(DataError, match=r"train.csv: .*square.* 70 columns"):
         opened(tmp_path, "csv_images", image_size=None)
 
 
-# --- what a table does not say twice
+# --- ambiguous tables
 
 
 def test_rows_of_pixels_are_matched_by_any_column_of_the_samples_ids(
@@ -640,9 +636,9 @@ def test_rows_of_pixels_are_matched_by_any_column_of_the_samples_ids(
         digits(tmp_path / "test.csv", images[400:450], None, ids=[str(50 - n) for n in range(50)])
         text = (tmp_path / "test.csv").read_text()
         (tmp_path / "test.csv").write_text(name + text.removeprefix("id"))
-        found = opened(tmp_path, "csv_images", image_size=None)
-        assert found.test is not None
-        assert (np.asarray(found.test.images)[..., 0] == images[400:450][::-1]).all(), name
+        loaded = opened(tmp_path, "csv_images", image_size=None)
+        assert loaded.test is not None
+        assert (np.asarray(loaded.test.images)[..., 0] == images[400:450][::-1]).all(), name
 
 
 def test_rows_of_pixels_that_are_longer_than_the_header_are_refused(
@@ -651,7 +647,7 @@ def test_rows_of_pixels_that_are_longer_than_the_header_are_refused(
     path = tmp_path / "train.csv"
     header, *rows = path.read_text().splitlines()
     path.write_text("\n".join([header, *(f"{number},{row}" for number, row in enumerate(rows))]) + "\n")
-    with pytest.raises(DataError, match="not a rectangular CSV: some rows have more cells than the header"):
+    with pytest.raises(DataError, match=r"train.csv: .*rectangular"):
         opened(tmp_path, "csv_images", image_size=None)
 
 
@@ -667,16 +663,16 @@ def with_file_column(root: Path, *, files: Callable[[int], str], ids: Callable[[
 def test_a_column_of_files_is_taken_where_ids_name_none(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=12)
     with_file_column(tmp_path, files=lambda n: f"{n:03d}.jpg", ids=lambda n: f"row-{n}")
-    found = opened(tmp_path, "csv_images")
-    labels_are_true(found, 12)
-    assert found.train.ids.tolist()[0] == "row-0"
-    assert any("files are named by column 'filename', and not by 'image_id'" in note for note in found.notes)
+    loaded = opened(tmp_path, "csv_images")
+    labels_are_true(loaded, 12)
+    assert loaded.train.ids.tolist()[0] == "row-0"
+    assert any("'filename'" in note and "'image_id'" in note and "file_column" in note for note in loaded.notes)
 
 
 def test_columns_that_name_other_images_are_refused_until_one_is_chosen(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=12)
     with_file_column(tmp_path, files=lambda n: f"{n:03d}.jpg", ids=lambda n: f"{11 - n:03d}")
-    with pytest.raises(DataError, match=r"'image_id', 'filename' name images, and not the same ones.*file_column"):
+    with pytest.raises(DataError, match=r"'image_id', 'filename' .*file_column"):
         opened(tmp_path, "csv_images")
     labels_are_true(opened(tmp_path, "csv_images", csv={"file_column": "filename"}), 12)
 
@@ -689,8 +685,8 @@ def test_a_test_table_may_name_the_files(tmp_path: Path) -> None:
         "image_id,file\n" + "".join(f"{key},{n:03d}.jpg\n" for n, key in enumerate(keys))
     )
     (tmp_path / "sample_submission.csv").write_text("image_id,label\n" + "".join(f"{key},ant\n" for key in keys[::-1]))
-    found = pictures_of_test(opened(tmp_path, "csv_images"))
-    assert found == [(f"q{n}", plain[f"{n:03d}"]) for n in reversed(range(9))]
+    loaded = pictures_of_test(opened(tmp_path, "csv_images"))
+    assert loaded == [(f"q{n}", plain[f"{n:03d}"]) for n in reversed(range(9))]
 
 
 def test_names_in_an_archive_may_have_back_slashes_or_needless_steps(tmp_path: Path) -> None:
@@ -716,10 +712,10 @@ def test_links_to_one_folder_both_count_and_links_to_nothing_do_not(tmp_path: Pa
     assert len(pictures_of_test(opened(tmp_path, "csv_images"))) == 8
 
 
-def test_an_archive_beside_its_folder_is_told(tmp_path: Path) -> None:
+def test_an_archive_beside_its_folder_is_reported(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=12)
     shutil.make_archive(str(tmp_path / "train"), "zip", tmp_path / "train")
-    assert any("train.zip is not read, since" in note for note in opened(tmp_path, "csv_images").notes)
+    assert any("train.zip is not read" in note for note in opened(tmp_path, "csv_images").notes)
     shutil.rmtree(tmp_path / "train")
     (tmp_path / "train").mkdir()
     labels_are_true(opened(tmp_path, "csv_images"), 12)  # an empty folder hides nothing
@@ -731,16 +727,16 @@ def test_a_labelled_test_follows_a_sample_that_lists_it(tmp_path: Path) -> None:
         (tmp_path / "test" / name).mkdir(parents=True)
         photograph(77, COLOURS[name]).save(tmp_path / f"test/{name}/{name}-1.png")
     (tmp_path / "sample_submission.csv").write_text("id,label\ncat-1,ant\nant-1,ant\nbee-1,ant\n")
-    found = opened(tmp_path, "image_folder")
-    assert found.test is not None
-    assert found.test.labels is not None
-    assert found.test.ids.tolist() == ["cat-1", "ant-1", "bee-1"]
-    assert [found.classes[int(label)] for label in found.test.labels] == ["cat", "ant", "bee"]
+    loaded = opened(tmp_path, "image_folder")
+    assert loaded.test is not None
+    assert loaded.test.labels is not None
+    assert loaded.test.ids.tolist() == ["cat-1", "ant-1", "bee-1"]
+    assert [loaded.classes[int(label)] for label in loaded.test.labels] == ["cat", "ant", "bee"]
 
 
 def test_a_label_column_that_is_the_ids_or_the_groups_is_refused(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=12)
-    with pytest.raises(DataError, match="'image_id' is the column of ids too"):
+    with pytest.raises(DataError, match=r"label_column: 'image_id' .*ids"):
         opened(tmp_path, "csv_images", csv={"label_column": "image_id"})
 
 
@@ -751,7 +747,7 @@ def test_a_list_of_images_loses_no_first_line(tmp_path: Path) -> None:
     config = DataConfig(image_size=24, root=str(tmp_path))
     listed = tmp_path / "list.txt"
     listed.write_text("train/nope.jpg\ntrain/001.jpg\n")
-    with pytest.raises(DataError, match=r"1 files that are not there, first 'train/nope\.jpg'"):
+    with pytest.raises(DataError, match=r"list\.txt: .*1 files .*'train/nope\.jpg'"):
         inputs.open_images(str(listed), (3, 24, 24), config)
     listed.write_text("path\ntrain/001.jpg\n")
     assert len(inputs.open_images(str(listed), (3, 24, 24), config).split) == 1
@@ -765,9 +761,9 @@ def test_true_and_false_are_flags(tmp_path: Path) -> None:
     ]
     (tmp_path / "train.csv").write_text("\n".join([f"image_id,{','.join(NAMES)}", *lines]) + "\n")
     (tmp_path / "sample_submission.csv").unlink()
-    found = opened(tmp_path, "csv_images")
-    assert found.classes == NAMES
-    labels_are_true(found, 12)
+    loaded = opened(tmp_path, "csv_images")
+    assert loaded.classes == NAMES
+    labels_are_true(loaded, 12)
 
 
 # --- the test alone
@@ -815,8 +811,8 @@ def test_the_test_is_the_same_without_the_training_data(tmp_path: Path, write: C
     config = DataConfig.model_validate({"source": source, "root": str(tmp_path), "image_size": size})
     alone = TESTS[source](config, whole.classes, quiet)
     images = np.asarray(alone.split.images)
-    found = [(key, image.tobytes()) for key, image in zip(alone.split.ids.tolist(), images, strict=True)]
-    assert found == expected
+    loaded = [(key, image.tobytes()) for key, image in zip(alone.split.ids.tolist(), images, strict=True)]
+    assert loaded == expected
     assert alone.sample == whole.sample
 
 
@@ -826,11 +822,11 @@ def test_a_shared_folder_without_a_table_is_no_test(tmp_path: Path) -> None:
     config = DataConfig.model_validate(
         {"source": "csv_images", "root": str(tmp_path), "image_size": 24, "csv": {"test": "train"}}
     )
-    with pytest.raises(DataError, match="holds training images too, and without their table nothing tells"):
+    with pytest.raises(DataError, match="train: holds training images too"):
         TESTS["csv_images"](config, NAMES, quiet)
 
 
-# --- what a stranger tried
+# --- reports of users
 
 
 def test_lines_may_end_in_carriage_returns(tmp_path: Path) -> None:
@@ -850,16 +846,17 @@ def test_a_placeholder_that_another_column_explains_is_refused(tmp_path: Path, c
     path = write_config(tmp_path / "small.yaml", photographs_config(data, "csv_images"))
     result = comp("config", "check", path, "--data")
     assert result.code == 2
-    assert "column 'name'" in result.err
+    assert "'name'" in result.err
+    assert "data.csv.label_column=name" in result.err
     assert comp("config", "check", path, "--data", "data.csv.label_column=name").code == 0
 
 
-def test_a_class_whose_images_are_all_missing_is_told(tmp_path: Path) -> None:
+def test_a_class_whose_images_are_all_missing_is_reported(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=12)
     for number in range(1, 12, 3):  # every bee
         (tmp_path / f"train/{number:03d}.jpg").unlink()
     notes = opened(tmp_path, "csv_images", skip_bad=True).notes
-    assert "train: no image of 1 classes, which are never predicted: bee" in notes
+    assert any(note.startswith("train: no image of 1 classes") and note.endswith(": bee") for note in notes)
 
 
 def test_a_check_of_data_counts_a_class_in_validation_alone(tmp_path: Path, comp: Comp) -> None:
@@ -880,7 +877,7 @@ def test_a_check_of_data_skips_what_the_config_skips(tmp_path: Path, comp: Comp)
     assert "unreadable or missing files" not in comp("data", "check", path, "data.skip_bad=true").err
 
 
-def test_a_control_character_in_a_config_is_told(tmp_path: Path, comp: Comp) -> None:
+def test_a_control_character_in_a_config_is_refused(tmp_path: Path, comp: Comp) -> None:
     (tmp_path / "c.yaml").write_bytes(b"data: {root: a\x07}\n")
     result = comp("config", "check", tmp_path / "c.yaml")
     assert result.code == 2

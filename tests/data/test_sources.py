@@ -1,4 +1,4 @@
-"""Every source gives back what its publisher's layout holds, and says what is wrong with a file that is not so."""
+"""Every source reads its publisher's layout, and reports what is wrong with a bad file."""
 
 import gzip
 import io
@@ -34,29 +34,27 @@ def opened(root: Path, source: str, **settings: object) -> Source:
 
 @pytest.mark.parametrize("layout", ["binary", "python"])
 @pytest.mark.parametrize("labels", ["fine", "coarse"])
-def test_cifar100_comes_back_from_both_layouts_with_both_kinds_of_labels(
-    tmp_path: Path, layout: str, labels: str
-) -> None:
+def test_cifar100_reads_both_layouts_and_both_label_sets(tmp_path: Path, layout: str, labels: str) -> None:
     images, fine, coarse = write_cifar100(tmp_path, layout)
-    found = opened(tmp_path, "cifar100", labels=labels)
-    assert np.array_equal(found.train.images, images)
-    assert found.train.labels.tolist() == (fine if labels == "fine" else coarse)
-    assert len(found.classes) == (100 if labels == "fine" else 20)
-    assert found.classes[3] == f"{labels}3"
+    loaded = opened(tmp_path, "cifar100", labels=labels)
+    assert np.array_equal(loaded.train.images, images)
+    assert loaded.train.labels.tolist() == (fine if labels == "fine" else coarse)
+    assert len(loaded.classes) == (100 if labels == "fine" else 20)
+    assert loaded.classes[3] == f"{labels}3"
 
 
 @pytest.mark.parametrize("layout", ["bin", "py"])
-def test_cifar10_comes_back_from_both_layouts(tmp_path: Path, layout: str) -> None:
+def test_cifar10_reads_both_layouts(tmp_path: Path, layout: str) -> None:
     images, labels = write_cifar10(tmp_path, layout)
-    found = opened(tmp_path, "cifar10")
-    assert np.array_equal(found.train.images, np.tile(images, (5, 1, 1, 1)))
-    assert found.test is not None
-    assert found.test.labels.tolist() == labels
-    assert found.classes == CIFAR10
+    loaded = opened(tmp_path, "cifar10")
+    assert np.array_equal(loaded.train.images, np.tile(images, (5, 1, 1, 1)))
+    assert loaded.test is not None
+    assert loaded.test.labels.tolist() == labels
+    assert loaded.classes == CIFAR10
 
 
 def test_coarse_labels_are_refused_where_there_are_none(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="digits has no coarse labels"):
+    with pytest.raises(ConfigError, match=r"data\.labels: digits .*cifar100"):
         opened(tmp_path, "digits", labels="coarse")
 
 
@@ -65,13 +63,13 @@ def test_coarse_labels_are_refused_where_there_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("source", "name"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
-def test_idx_files_come_back_plain_and_packed(tmp_path: Path, source: str, name: str, packed: bool) -> None:
+def test_idx_files_are_read_plain_and_packed(tmp_path: Path, source: str, name: str, packed: bool) -> None:
     images, labels = write_idx(tmp_path, name, packed=packed)
-    found = opened(tmp_path, source)
-    assert np.array_equal(found.train.images, images[..., None])
-    assert found.test is not None
-    assert np.array_equal(found.test.labels, labels)
-    assert len(found.classes) == 10
+    loaded = opened(tmp_path, source)
+    assert np.array_equal(loaded.train.images, images[..., None])
+    assert loaded.test is not None
+    assert np.array_equal(loaded.test.labels, labels)
+    assert len(loaded.classes) == 10
 
 
 def flip(path: Path, at: int) -> None:
@@ -82,18 +80,18 @@ def flip(path: Path, at: int) -> None:
 
 
 BAD_IDX: dict[str, tuple[bool, Callable[[Path], object], str]] = {
-    "truncated": (False, lambda p: p.write_bytes(p.read_bytes()[:-9]), "its header promises 9,408 values"),
-    "too long": (False, lambda p: p.write_bytes(p.read_bytes() + b"x"), "it has more"),
-    "another kind": (False, lambda p: p.write_bytes(b"GIF89a" * 10), "expected an idx file of unsigned bytes"),
-    "absurd size": (False, lambda p: flip(p, 4), "its header promises"),
-    "packed and truncated": (True, lambda p: p.write_bytes(p.read_bytes()[:-40]), "is truncated or damaged"),
-    "packed and flipped": (True, lambda p: flip(p, 500), "is truncated or damaged"),
+    "truncated": (False, lambda p: p.write_bytes(p.read_bytes()[:-9]), "train-images-idx3-ubyte: .*9,408 .*fewer"),
+    "too long": (False, lambda p: p.write_bytes(p.read_bytes() + b"x"), "9,408 .*more"),
+    "another kind": (False, lambda p: p.write_bytes(b"GIF89a" * 10), "3 dimensions, found .*47494638"),
+    "absurd size": (False, lambda p: flip(p, 4), "damaged.* x 28 x 28"),
+    "packed and truncated": (True, lambda p: p.write_bytes(p.read_bytes()[:-40]), "ubyte.gz: is truncated"),
+    "packed and flipped": (True, lambda p: flip(p, 500), "ubyte.gz: is truncated"),
     "a packed bomb": (True, lambda p: p.write_bytes(gzip.compress(idx(pixels(12, (28, 28))) + bytes(1 << 20))), "more"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_IDX)
-def test_a_bad_idx_file_is_told(tmp_path: Path, name: str) -> None:
+def test_a_bad_idx_file_is_refused(tmp_path: Path, name: str) -> None:
     packed, spoil, message = BAD_IDX[name]
     write_idx(tmp_path, packed=packed)
     spoil(tmp_path / "MNIST/raw" / f"train-images-idx3-ubyte{'.gz' if packed else ''}")
@@ -102,7 +100,7 @@ def test_a_bad_idx_file_is_told(tmp_path: Path, name: str) -> None:
 
 
 def test_a_missing_mnist_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"MNIST is missing and data.download is false; .*curl -L -o .*train-images"):
+    with pytest.raises(DataError, match=r"MNIST .*data\.download .*curl -L -o .*train-images"):
         opened(tmp_path, "mnist")
 
 
@@ -121,17 +119,17 @@ def write_npz(root: Path, *, compressed: bool, **more: np.ndarray) -> Path:
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_an_archive_comes_back_and_is_mapped_where_it_is_not_compressed(tmp_path: Path, compressed: bool) -> None:
+def test_an_archive_is_read_and_memory_mapped_unless_compressed(tmp_path: Path, compressed: bool) -> None:
     write_npz(tmp_path, compressed=compressed)
-    found = opened(tmp_path, "arrays")
-    assert isinstance(found.train.images, np.memmap) != compressed
-    assert np.array_equal(found.train.images, pixels(6, (28, 28))[..., None])
-    assert found.val is not None
-    assert np.array_equal(found.val.images, pixels(7, (28, 28))[..., None])
-    assert found.val.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    loaded = opened(tmp_path, "arrays")
+    assert isinstance(loaded.train.images, np.memmap) != compressed
+    assert np.array_equal(loaded.train.images, pixels(6, (28, 28))[..., None])
+    assert loaded.val is not None
+    assert np.array_equal(loaded.val.images, pixels(7, (28, 28))[..., None])
+    assert loaded.val.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_an_archive_gives_what_its_files_would(tmp_path: Path) -> None:
+def test_an_archive_equals_its_files(tmp_path: Path) -> None:
     folder = write_arrays(tmp_path / "files")
     (tmp_path / "one").mkdir()
     np.savez(tmp_path / "one/a.npz", **{path.stem: np.load(path) for path in folder.glob("*.npy")})
@@ -158,12 +156,12 @@ def with_objects(path: Path) -> None:
 BAD_ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
     "member that leads out": (lambda p: add_member(p, "../evil.npy"), r"found '\.\./evil\.npy'; remove it"),
     "strange member": (lambda p: add_member(p, "notes.txt"), "found 'notes.txt'"),
-    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:2000]), "is truncated or not a NumPy archive"),
-    "bit-flipped": (lambda p: flip(p, 3000), "fails its checksum|is damaged"),
-    "object array": (with_objects, "pickled Python objects, which are refused"),
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:2000]), "set.npz: is truncated"),
+    "bit-flipped": (lambda p: flip(p, 3000), "set.npz: is damaged"),
+    "object array": (with_objects, "train_images.npy: .*pickled"),
     "NaN pixels": (
         lambda p: np.savez(p, train_images=np.full((4, 8, 8, 3), np.nan, np.float32), train_labels=[0, 1, 0, 1]),
-        "train image 0: expected finite pixels, found 192 that are NaN or infinite",
+        "train image 0: .*192",
     ),
     "channels first": (lambda p: np.savez(p, train_images=pixels(4, (3, 32, 32))), r"transpose\(0, 2, 3, 1\)"),
     "wrong dtype": (lambda p: np.savez(p, train_images=np.zeros((4, 8, 8, 3), complex)), "found complex128"),
@@ -172,18 +170,18 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_ARCHIVES)
-def test_a_bad_archive_is_told(tmp_path: Path, name: str) -> None:
+def test_a_bad_archive_is_refused(tmp_path: Path, name: str) -> None:
     path = write_npz(tmp_path / "data", compressed=False)
     spoil, message = BAD_ARCHIVES[name]
     spoil(path)
     with pytest.raises(DataError, match=message):
         opened(tmp_path / "data", "arrays")
-    assert [found.name for found in tmp_path.iterdir()] == ["data"]
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", train_images=pixels(4), train_labels=np.zeros(4, int))
-    with pytest.raises(DataError, match="two classes or more, found only class '0'"):
+    with pytest.raises(DataError, match=r"two classes or more, .*'0'"):
         opened(tmp_path, "arrays")
 
 
@@ -195,43 +193,43 @@ def test_an_image_size_is_refused_for_arrays(tmp_path: Path) -> None:
 # --- image_folder
 
 
-def test_an_image_folder_comes_back_with_its_classes_and_splits(tmp_path: Path) -> None:
+def test_an_image_folder_has_its_classes_and_splits(tmp_path: Path) -> None:
     write_folders(tmp_path, train=3, val=2, test=4)
-    found = opened(tmp_path, "image_folder", image_size=24)
-    assert found.classes == tuple(COLOURS)
-    assert found.train.images.shape == (9, 24, 24, 3)
-    assert found.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert found.train.ids[4] == "train/bee/001.png"
-    assert found.val is not None
-    assert len(found.val) == 6
-    assert found.test is not None
-    assert (found.test.labels, found.test.ids.tolist()) == (None, ["000", "001", "002", "003"])
-    brightest = np.asarray(found.train.images).reshape(9, -1, 3).mean(1).argmax(1)
-    assert brightest.tolist() == found.train.labels.tolist()
+    loaded = opened(tmp_path, "image_folder", image_size=24)
+    assert loaded.classes == tuple(COLOURS)
+    assert loaded.train.images.shape == (9, 24, 24, 3)
+    assert loaded.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert loaded.train.ids[4] == "train/bee/001.png"
+    assert loaded.val is not None
+    assert len(loaded.val) == 6
+    assert loaded.test is not None
+    assert (loaded.test.labels, loaded.test.ids.tolist()) == (None, ["000", "001", "002", "003"])
+    brightest = np.asarray(loaded.train.images).reshape(9, -1, 3).mean(1).argmax(1)
+    assert brightest.tolist() == loaded.train.labels.tolist()
 
 
 def test_a_labelled_test_folder_is_a_labelled_test(tmp_path: Path) -> None:
     write_folders(tmp_path, train=2)
     (tmp_path / "val").rename(tmp_path / "test")
-    found = opened(tmp_path, "image_folder", image_size=24)
-    assert found.test is not None
-    assert found.test.labels is not None
-    assert found.val is None
+    loaded = opened(tmp_path, "image_folder", image_size=24)
+    assert loaded.test is not None
+    assert loaded.test.labels is not None
+    assert loaded.val is None
 
 
 BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no train": (lambda p: (p / "train").rename(p / "other"), "train: no such folder, and no train.zip"),
-    "no image": (lambda p: [f.unlink() for f in p.glob("train/bee/*")], "bee: holds no image"),
+    "no train": (lambda p: (p / "train").rename(p / "other"), "train: .*train.zip"),
+    "no image": (lambda p: [f.unlink() for f in p.glob("train/bee/*")], "train/bee: "),
     "a class that train lacks": (lambda p: (p / "val/bee").rename(p / "val/beee"), "did you mean 'bee'"),
     "one class": (
         lambda p: [(p / s / c).rename(p / f"{s}-{c}") for s in ("train", "val") for c in ("bee", "cat")],
-        "two classes or more, found only class 'ant'",
+        "two classes or more, .*'ant'",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD_FOLDERS)
-def test_a_bad_image_folder_is_told(tmp_path: Path, name: str) -> None:
+def test_a_bad_image_folder_is_refused(tmp_path: Path, name: str) -> None:
     write_folders(tmp_path, train=3, val=1)
     spoil, message = BAD_FOLDERS[name]
     spoil(tmp_path)
@@ -242,16 +240,16 @@ def test_a_bad_image_folder_is_told(tmp_path: Path, name: str) -> None:
 # --- csv_images
 
 
-def test_a_kaggle_set_comes_back_in_the_samples_order(tmp_path: Path) -> None:
+def test_a_kaggle_set_follows_the_samples_order(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=6, test=3)
-    found = opened(tmp_path, "csv_images", image_size=24)
-    assert found.train.ids.tolist() == ["000", "001", "002", "003", "004", "005"]
-    assert found.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
-    assert found.classes == ("ant", "bee", "cat")
-    assert found.test is not None
-    assert found.test.ids.tolist() == ["002", "001", "000"]
-    assert found.sample is not None
-    assert (found.sample.id_column, found.sample.columns) == ("image_id", ("label",))
+    loaded = opened(tmp_path, "csv_images", image_size=24)
+    assert loaded.train.ids.tolist() == ["000", "001", "002", "003", "004", "005"]
+    assert loaded.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert loaded.classes == ("ant", "bee", "cat")
+    assert loaded.test is not None
+    assert loaded.test.ids.tolist() == ["002", "001", "000"]
+    assert loaded.sample is not None
+    assert (loaded.sample.id_column, loaded.sample.columns) == ("image_id", ("label",))
 
 
 def rewrite(root: Path, table: str, old: str, new: str) -> None:
@@ -283,29 +281,29 @@ GOOD_TABLES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", GOOD_TABLES)
-def test_tables_are_read_as_people_write_them(tmp_path: Path, name: str) -> None:
+def test_tables_are_read_in_common_variants(tmp_path: Path, name: str) -> None:
     write_kaggle(tmp_path, train=6, test=3)
     GOOD_TABLES[name](tmp_path)
-    found = opened(tmp_path, "csv_images", image_size=24)
-    assert [key.removeprefix("train/").removesuffix(".jpg") for key in found.train.ids] == [
+    loaded = opened(tmp_path, "csv_images", image_size=24)
+    assert [key.removeprefix("train/").removesuffix(".jpg") for key in loaded.train.ids] == [
         "000", "001", "002", "003", "004", "005",
     ]  # fmt: skip
-    assert found.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert loaded.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
 
 
 BAD_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "path that climbs": (lambda p: rewrite(p, "train.csv", "003,", "../003,"), "leads out of the folder"),
-    "absolute path": (lambda p: rewrite(p, "train.csv", "003,", "/etc/passwd,"), "leads out of the folder"),
-    "Windows path": (lambda p: rewrite(p, "train.csv", "003,", "C:\\003,"), "leads out of the folder"),
-    "backslashes that climb": (lambda p: rewrite(p, "train.csv", "003,", "..\\003,"), "leads out of the folder"),
+    "path that climbs": (lambda p: rewrite(p, "train.csv", "003,", "../003,"), "leads out"),
+    "absolute path": (lambda p: rewrite(p, "train.csv", "003,", "/etc/passwd,"), "leads out"),
+    "Windows path": (lambda p: rewrite(p, "train.csv", "003,", "C:\\003,"), "leads out"),
+    "backslashes that climb": (lambda p: rewrite(p, "train.csv", "003,", "..\\003,"), "leads out"),
     "sample that climbs": (lambda p: rewrite(p, "sample_submission.csv", "002,", "../../x,"), "leads out"),
-    "duplicate ids": (lambda p: rewrite(p, "train.csv", "003,", "001,"), "stand more than once, first '001'"),
+    "duplicate ids": (lambda p: rewrite(p, "train.csv", "003,", "001,"), "1 duplicate ids, first '001'"),
     "duplicate ids in the sample": (lambda p: rewrite(p, "sample_submission.csv", "002", "001"), "duplicate ids"),
-    "missing label": (lambda p: rewrite(p, "train.csv", "003,ant", "003,"), "1 rows have no label, first row 5"),
-    "labels that differ in spaces": (lambda p: rewrite(p, "train.csv", "003,ant", "003,ant "), "differ only in spaces"),
-    "missing image": (lambda p: (p / "train/003.jpg").unlink(), "1 of 6 ids have no image there, first '003'"),
-    "missing test image": (lambda p: (p / "test/001.jpg").unlink(), "1 of 3 ids have no image there"),
-    "two images for an id": (lambda p: photograph(1, (0, 0, 0)).save(p / "train/003.png"), "fits '003.jpg', '003.png'"),
+    "missing label": (lambda p: rewrite(p, "train.csv", "003,ant", "003,"), "'label': 1 rows .*row 5"),
+    "labels that differ in spaces": (lambda p: rewrite(p, "train.csv", "003,ant", "003,ant "), "'ant '"),
+    "missing image": (lambda p: (p / "train/003.jpg").unlink(), "train: 1 of 6 ids .*'003'"),
+    "missing test image": (lambda p: (p / "test/001.jpg").unlink(), "test: 1 of 3 ids .*'001'"),
+    "two images for an id": (lambda p: photograph(1, (0, 0, 0)).save(p / "train/003.png"), "'003.jpg', '003.png'"),
     "not UTF-8": (lambda p: encoded(p, "utf-16-be"), "NUL bytes"),
     "latin-1": (lambda p: (p / "train.csv").write_bytes(b"id,label\nM\xfcll,x\n"), "not UTF-8 text"),
     "ragged": (lambda p: rewrite(p, "train.csv", "003,ant", "003,ant,bee"), "not a rectangular CSV"),
@@ -313,15 +311,15 @@ BAD_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda p: (p / "train.csv").write_text(""), "is empty; expected a header"),
     "no table": (lambda p: (p / "train.csv").unlink(), "train.csv: no such table"),
     "one class": (
-        lambda p: [rewrite(p, "train.csv", f",{name}", ",ant") for name in ("bee", "cat")], "found only class 'ant'",
+        lambda p: [rewrite(p, "train.csv", f",{name}", ",ant") for name in ("bee", "cat")], "'ant'",
     ),
-    "labels that cannot be told": (lambda p: rewrite(p, "train.csv", "image_id,label", "a,b,c"), "rectangular|tell"),
-    "no image at all": (lambda p: [f.unlink() for f in p.glob("train/*")], "found are no images"),
+    "no label column": (lambda p: rewrite(p, "train.csv", "image_id,label", "a,b,c"), "rectangular|tell"),
+    "no image at all": (lambda p: [f.unlink() for f in p.glob("train/*")], "train: 6 of 6 ids "),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD_TABLES)
-def test_a_bad_kaggle_set_is_told(tmp_path: Path, name: str) -> None:
+def test_a_bad_kaggle_set_is_refused(tmp_path: Path, name: str) -> None:
     write_kaggle(tmp_path, train=6, test=3)
     spoil, message = BAD_TABLES[name]
     spoil(tmp_path)
@@ -329,7 +327,7 @@ def test_a_bad_kaggle_set_is_told(tmp_path: Path, name: str) -> None:
         opened(tmp_path, "csv_images", image_size=24)
 
 
-def test_a_column_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_column_suggests_the_nearest(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=6, test=3)
     with pytest.raises(DataError, match=r"no column 'lable' \(did you mean 'label'\?\)"):
         opened(tmp_path, "csv_images", image_size=24, csv={"label_column": "lable"})
@@ -340,22 +338,22 @@ def test_numbers_are_ordered_by_value(tmp_path: Path) -> None:
     for name, number in zip(COLOURS, ("10", "9", "2"), strict=True):
         rewrite(tmp_path, "train.csv", f",{name}", f",{number}")
     rewrite(tmp_path, "sample_submission.csv", ",ant", ",10")
-    found = opened(tmp_path, "csv_images", image_size=24)
-    assert found.classes == ("2", "9", "10")
+    loaded = opened(tmp_path, "csv_images", image_size=24)
+    assert loaded.classes == ("2", "9", "10")
 
 
 def test_a_sample_with_a_column_for_each_class_sets_the_class_order(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=6, test=3)
     (tmp_path / "sample_submission.csv").write_text("image_id,cat,ant,bee\n001,0.3,0.3,0.4\n")
-    found = opened(tmp_path, "csv_images", image_size=24)
-    assert found.classes == ("cat", "ant", "bee")
-    assert found.train.labels.tolist() == [1, 2, 0, 1, 2, 0]
-    assert found.sample is not None
-    assert found.sample.columns == ("cat", "ant", "bee")
+    loaded = opened(tmp_path, "csv_images", image_size=24)
+    assert loaded.classes == ("cat", "ant", "bee")
+    assert loaded.train.labels.tolist() == [1, 2, 0, 1, 2, 0]
+    assert loaded.sample is not None
+    assert loaded.sample.columns == ("cat", "ant", "bee")
 
 
 @pytest.mark.parametrize("name", ["sampleSubmission.csv", "SampleSubmission.csv", "sample_submission_v2.csv", "zip"])
-def test_a_sample_is_found_under_its_usual_names(tmp_path: Path, name: str) -> None:
+def test_a_sample_is_found_under_common_names(tmp_path: Path, name: str) -> None:
     write_kaggle(tmp_path, train=6, test=3)
     sample = tmp_path / "sample_submission.csv"
     if name == "zip":
@@ -365,13 +363,13 @@ def test_a_sample_is_found_under_its_usual_names(tmp_path: Path, name: str) -> N
         sample.unlink()
     else:
         sample.rename(tmp_path / name)
-    found = opened(tmp_path, "csv_images", image_size=24)
-    assert found.sample is not None
-    assert found.test is not None
-    assert found.test.ids.tolist() == ["002", "001", "000"]
+    loaded = opened(tmp_path, "csv_images", image_size=24)
+    assert loaded.sample is not None
+    assert loaded.test is not None
+    assert loaded.test.ids.tolist() == ["002", "001", "000"]
 
 
-def test_a_named_sample_that_is_missing_is_refused_and_the_old_default_is_no_choice(tmp_path: Path) -> None:
+def test_a_missing_named_sample_is_refused_unless_it_is_the_default(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=6, test=3)
     with pytest.raises(DataError, match=r"did you mean 'sample_submission.csv'"):
         opened(tmp_path, "csv_images", image_size=24, csv={"sample": "sample_submision.csv"})
@@ -382,9 +380,7 @@ def test_a_named_sample_that_is_missing_is_refused_and_the_old_default_is_no_cho
 @pytest.mark.parametrize(
     ("content", "columns"), [(",label\n002,ant\n", ("", ("label",))), ("id,\n002,ant\n", ("id", ("",)))]
 )
-def test_a_samples_header_is_kept_as_it_stands(
-    tmp_path: Path, content: str, columns: tuple[str, tuple[str, ...]]
-) -> None:
+def test_a_samples_header_is_kept(tmp_path: Path, content: str, columns: tuple[str, tuple[str, ...]]) -> None:
     write_kaggle(tmp_path, train=6, test=3)
     (tmp_path / "sample_submission.csv").write_text(content)
     sample = opened(tmp_path, "csv_images", image_size=24).sample
@@ -397,7 +393,7 @@ def test_a_samples_header_is_kept_as_it_stands(
     [
         ("sample_submission.csv", "id,id\n002,ant\n", "two columns"),
         ("train.csv", "image_id,label\n000,ant,bee\n001,bee,ant\n", "not a rectangular CSV"),
-        ("train.csv", "image_id,label\n000\n001,bee\n", "1 rows have no label, first row 2"),
+        ("train.csv", "image_id,label\n000\n001,bee\n", "1 rows .*row 2"),
     ],
 )
 def test_no_cell_of_a_table_is_dropped(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -407,7 +403,7 @@ def test_no_cell_of_a_table_is_dropped(tmp_path: Path, name: str, content: str, 
         opened(tmp_path, "csv_images", image_size=24)
 
 
-def test_several_samples_are_asked_about(tmp_path: Path) -> None:
+def test_several_samples_need_a_choice(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=6, test=3)
     shutil.copy(tmp_path / "sample_submission.csv", tmp_path / "sample_submission_2.csv")
     assert "sample_submission_2.csv" in opened(tmp_path, "csv_images", image_size=24).notes[0]
@@ -421,10 +417,10 @@ def test_several_samples_are_asked_about(tmp_path: Path) -> None:
 def test_images_that_the_sample_lacks_are_counted(tmp_path: Path) -> None:
     write_kaggle(tmp_path, train=6, test=3)
     rewrite(tmp_path, "sample_submission.csv", "001,ant\n", "")
-    found = opened(tmp_path, "csv_images", image_size=24)
-    assert found.test is not None
-    assert len(found.test) == 2
-    assert any("1 images" in note and "not listed by the sample submission" in note for note in found.notes)
+    loaded = opened(tmp_path, "csv_images", image_size=24)
+    assert loaded.test is not None
+    assert len(loaded.test) == 2
+    assert any(note.startswith("test: 1 images of") and "sample submission" in note for note in loaded.notes)
 
 
 def test_a_test_table_lists_the_test_images_of_a_shared_folder(tmp_path: Path) -> None:
@@ -433,18 +429,18 @@ def test_a_test_table_lists_the_test_images_of_a_shared_folder(tmp_path: Path) -
         path.rename(tmp_path / "train" / f"t{path.name}")
     (tmp_path / "sample_submission.csv").unlink()
     csv = {"test": "train"}
-    found = opened(tmp_path, "csv_images", image_size=24, csv=csv)
-    assert found.test is not None
-    assert found.test.ids.tolist() == ["t000", "t001", "t002"]  # training images are no test images
-    assert any("6 training images lie in" in note for note in found.notes)
+    loaded = opened(tmp_path, "csv_images", image_size=24, csv=csv)
+    assert loaded.test is not None
+    assert loaded.test.ids.tolist() == ["t000", "t001", "t002"]  # training images are left out
+    assert any(note.startswith("test: 6 training images") for note in loaded.notes)
     (tmp_path / "test.csv").write_text("image_id\nt002\nt000\n")
-    found = opened(tmp_path, "csv_images", image_size=24, csv=csv)
-    assert found.test is not None
-    assert found.test.ids.tolist() == ["t002", "t000"]
+    loaded = opened(tmp_path, "csv_images", image_size=24, csv=csv)
+    assert loaded.test is not None
+    assert loaded.test.ids.tolist() == ["t002", "t000"]
     (tmp_path / "test.csv").rename(tmp_path / "ids.csv")
-    found = opened(tmp_path, "csv_images", image_size=24, csv={**csv, "test_table": "ids.csv"})
-    assert found.test is not None
-    assert found.test.ids.tolist() == ["t002", "t000"]
+    loaded = opened(tmp_path, "csv_images", image_size=24, csv={**csv, "test_table": "ids.csv"})
+    assert loaded.test is not None
+    assert loaded.test.ids.tolist() == ["t002", "t000"]
     with pytest.raises(DataError, match=r"no such table .data.csv.test_table.*did you mean 'ids.csv'"):
         opened(tmp_path, "csv_images", image_size=24, csv={**csv, "test_table": "id.csv"})
 
@@ -472,10 +468,10 @@ def test_one_column_may_hold_several_labels(
     rows = [f'{number:03d},"{cell}"' for number, cell in enumerate(cells)]
     (tmp_path / "train.csv").write_text("\n".join(["image_id,label", *rows, ""]))
     config = DataConfig(source="csv_images", root=str(tmp_path), image_size=24)
-    found = open_source(config, task=task)
-    assert (found.task, found.classes) == (shown, classes)
-    assert found.train.labels is not None
-    assert found.train.labels[:2].tolist() == first
+    loaded = open_source(config, task=task)
+    assert (loaded.task, loaded.classes) == (shown, classes)
+    assert loaded.train.labels is not None
+    assert loaded.train.labels[:2].tolist() == first
 
 
 def test_columns_of_0_and_1_are_labels(tmp_path: Path) -> None:
@@ -485,17 +481,17 @@ def test_columns_of_0_and_1_are_labels(tmp_path: Path) -> None:
     table = tmp_path / "train.csv"
     table.write_text("\n".join(["image_id,patient,ant,bee", *rows, ""]))
     config = DataConfig(source="csv_images", root=str(tmp_path), image_size=24)
-    found = open_source(config)
-    assert (found.task, found.classes) == ("single_label", ("bee", "ant"))
-    assert found.train.labels is not None
-    assert found.train.labels.tolist() == [1, 0, 1, 0, 1, 1]
+    loaded = open_source(config)
+    assert (loaded.task, loaded.classes) == ("single_label", ("bee", "ant"))
+    assert loaded.train.labels is not None
+    assert loaded.train.labels.tolist() == [1, 0, 1, 0, 1, 1]
     assert open_source(config, task="multi_label").task == "multi_label"
     rewrite(tmp_path, "train.csv", "003,x,0,1", "003,x,1,1")
-    found = open_source(config)
-    assert found.task == "multi_label"
-    assert found.train.labels is not None
-    assert found.train.labels[3].tolist() == [1, 1]
-    with pytest.raises(DataError, match=r"row 5 has 2 labels; set competition\.task=multi_label"):
+    loaded = open_source(config)
+    assert loaded.task == "multi_label"
+    assert loaded.train.labels is not None
+    assert loaded.train.labels[3].tolist() == [1, 1]
+    with pytest.raises(DataError, match=r"row 5 .* 2 labels; .*competition\.task=multi_label"):
         open_source(config, task="single_label")
     (tmp_path / "sample_submission.csv").unlink()
     named = config.model_copy(update={"csv": config.csv.model_copy(update={"label_columns": ("ant", "bee")})})
@@ -508,13 +504,13 @@ def test_columns_of_0_and_1_are_labels(tmp_path: Path) -> None:
 # --- all of them
 
 
-def test_an_unknown_source_names_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_source_suggests_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"unknown source 'cifar11'.*did you mean 'cifar10'"):
         opened(tmp_path, "cifar11")
 
 
 @pytest.mark.parametrize("name", sorted(set(SOURCES) - {"digits"}))
-def test_every_source_says_what_an_empty_folder_lacks(tmp_path: Path, name: str) -> None:
+def test_every_source_reports_what_an_empty_folder_lacks(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"missing|no such"):
         opened(tmp_path, name)
 
@@ -528,19 +524,19 @@ REAL = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
-def test_the_real_sets_come_back_whole(name: str) -> None:
+def test_the_real_sets_are_read_completely(name: str) -> None:
     folder, shape, test = REAL[name]
     if not (REAL_DATA / folder).is_dir():
-        pytest.skip(f"{REAL_DATA / folder} is not there; COMP_TEST_DATA names another folder")
-    found = opened(REAL_DATA, name)
-    assert found.train.images.shape == shape
-    assert found.test is not None
-    assert len(found.test) == test
-    assert len(found.classes) == 10
-    assert np.unique(found.train.labels).tolist() == list(range(10))
+        pytest.skip(f"{REAL_DATA / folder} does not exist; set COMP_TEST_DATA to the data folder")
+    loaded = opened(REAL_DATA, name)
+    assert loaded.train.images.shape == shape
+    assert loaded.test is not None
+    assert len(loaded.test) == test
+    assert len(loaded.classes) == 10
+    assert np.unique(loaded.train.labels).tolist() == list(range(10))
 
 
-def test_files_that_are_no_images_are_passed_over(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_skipped(tmp_path: Path) -> None:
     write_folders(tmp_path, train=2, val=0)
     (tmp_path / "train/ant/Thumbs.db").write_bytes(b"x")
     (tmp_path / "train/ant/._000.png").write_bytes(b"x")

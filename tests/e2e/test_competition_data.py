@@ -1,7 +1,8 @@
-"""Competitions' data as Kaggle ships them, end to end: what is written is compared with the truth, computed here.
+"""Kaggle data end to end: submissions are compared with the truth.
 
-Each case is a public report: labels from 1, labels that pandas made floats, leading zeros, one probability column,
-another metric than accuracy, another name of the sample submission, ensembles of runs validated on different images.
+Each case is a public report: labels from 1, labels that pandas turned into floats, leading zeros, one probability
+column, a metric other than accuracy, another name of the sample submission, ensembles of runs with different validation
+images.
 """
 
 import colorsys
@@ -25,10 +26,10 @@ PER_CLASS, PER_CLASS_TEST = 18, 5
 
 
 def picture(path: Path, number: int, count: int, seed: int, noise: float = 20) -> None:
-    """Save a noisy picture in the colour of class `number` of `count`."""
+    """Save a noisy image in the colour of class `number` of `count`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     colour = np.array(colorsys.hsv_to_rgb(number / count, 0.9, 0.8)) * 255
-    pixels = colour + np.random.default_rng(seed).normal(0, noise, (32, 32, 3))
+    pixels = colour + np.random.default_rng(seed).normal(0, noise, (16, 16, 3))
     Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
 
 
@@ -40,7 +41,7 @@ def table(path: str, header: Sequence[str], rows: Sequence[Sequence[object]]) ->
 
 
 def competition(labels: Sequence[str], header: Sequence[str] = ("id", "label"), noise: float = 20) -> dict[str, int]:
-    """Write `d/train.csv`, `d/train/`, `d/test/` and `c.yaml`; return the test's ids and their classes' numbers."""
+    """Write `d/train.csv`, `d/train/`, `d/test/` and `c.yaml`; return the test's ids and class indices."""
     rows, count = [], len(labels)
     for number in range(PER_CLASS * count):
         picture(Path(f"d/train/tr_{number:03d}.png"), number % count, count, number, noise)
@@ -62,7 +63,7 @@ def competition(labels: Sequence[str], header: Sequence[str] = ("id", "label"), 
 
 
 def sample(truth: dict[str, int], cells: Sequence[object], header: Sequence[str] = ("id", "label")) -> None:
-    """Write a sample submission in an order of its own."""
+    """Write a sample submission in another order."""
     order = np.random.default_rng(1).permutation(list(truth)).tolist()
     table("d/sample_submission.csv", header, [(key, *cells) for key in order])
 
@@ -73,11 +74,11 @@ def submitted(path: str = "submissions/t.csv") -> list[dict[str, str]]:
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-# Labels of the training table, the sample's placeholder -> what the competition wants for each.
+# Labels of the training table, the sample's placeholder -> the texts to submit.
 SPELLED = {
     "from 1, placeholder 0": (["1", "2", "3"], "0", ["1", "2", "3"]),
     "floats of pandas": ([f"{n}.0" for n in range(11)], "0", [str(n) for n in range(11)]),
@@ -89,17 +90,17 @@ SPELLED = {
 
 
 @pytest.mark.parametrize("name", SPELLED)
-def test_labels_are_written_as_the_competition_wants_them(comp: Comp, name: str) -> None:
+def test_labels_are_written_as_the_competition_expects_them(comp: Comp, name: str) -> None:
     labels, placeholder, texts = SPELLED[name]
     truth = competition(labels)
     sample(truth, [placeholder])
     result = comp("run", "c.yaml", "train.epochs=14" if len(labels) > 4 else "train.epochs=8")
     assert result.code == 0, result.err
-    assert "as it will be written" in result.err
+    assert texts[0] in result.err
     rows = submitted()
     assert {row["id"] for row in rows} == set(truth)
-    right = sum(row["label"] == texts[truth[row["id"]]] for row in rows)
-    assert right >= 0.9 * len(rows), rows[:3]
+    correct = sum(row["label"] == texts[truth[row["id"]]] for row in rows)
+    assert correct >= 0.9 * len(rows), rows[:3]
     assert comp("check", "submissions/t.csv").code == 0
 
 
@@ -122,13 +123,14 @@ def test_one_column_under_auc_holds_the_positive_classs_probability(comp: Comp, 
     sample(truth, [placeholder], ("id", "has_cactus"))
     refused = comp("run", "c.yaml", "competition.metric=roc_auc", "competition.submission.answer=label")
     assert refused.code == 2
-    assert "needs probabilities" in refused.err
+    assert "roc_auc" in refused.err
+    assert "competition.submission.answer" in refused.err
     result = comp("run", "c.yaml", "competition.metric=roc_auc")
     assert result.code == 0, result.err
     rows = submitted()
     probabilities = [float(row["has_cactus"]) for row in rows]
     assert roc_auc_score([truth[row["id"]] for row in rows], probabilities) > 0.9
-    assert len(set(probabilities)) > 2  # no hard labels
+    assert len(set(probabilities)) > 2  # not hard labels
     table("mine.csv", ("id", "has_cactus"), [(key, 0.25) for key in truth])
     assert comp("check", "mine.csv", "--format", "c.yaml").code == (
         2 if placeholder == "0" else 0
@@ -137,7 +139,7 @@ def test_one_column_under_auc_holds_the_positive_classs_probability(comp: Comp, 
     assert comp("check", "mine.csv", "--format", "d/sample_submission.csv").code == 0
 
 
-def test_the_weights_that_predict_are_best_by_the_competitions_metric(comp: Comp) -> None:
+def test_the_competitions_metric_selects_the_weights(comp: Comp) -> None:
     names = ["cat", "dog", "owl"]
     truth = competition(names, noise=60)
     sample(truth, [0.3, 0.3, 0.4], ("id", "owl", "cat", "dog"))
@@ -154,7 +156,7 @@ def test_the_weights_that_predict_are_best_by_the_competitions_metric(comp: Comp
     assert log_loss([truth[row["id"]] for row in rows], probabilities) < 0.8  # chance: 1.1
 
 
-def test_another_name_of_the_sample_is_found_and_a_wrong_one_refused_before_training(comp: Comp) -> None:
+def test_a_sample_of_another_name_is_found_and_a_wrong_name_refused_before_training(comp: Comp) -> None:
     names = ["cat", "dog", "owl"]
     truth = competition(names)
     sample(truth, ["cat"], ("Id", "Category"))
@@ -170,7 +172,7 @@ def test_another_name_of_the_sample_is_found_and_a_wrong_one_refused_before_trai
     assert len(list_runs(Path("runs"))) == 1
     Path("d/sampleSubmission.csv").unlink()
     result = comp("run", "c.yaml", "train.epochs=1")
-    assert "no sample submission was found" in result.err
+    assert "no sample submission" in result.err
 
 
 def test_runs_validated_on_different_images_are_averaged_without_a_score(comp: Comp) -> None:
@@ -184,15 +186,16 @@ def test_runs_validated_on_different_images_are_averaged_without_a_score(comp: C
     members = [str(run.path) for run in list_runs(Path("runs"))]
     result = comp("ensemble", *members, "-o", "submissions/mean.csv")
     assert result.code == 0, result.err
-    assert "no validation score" in result.out + result.err
-    one, two, both = ({row["id"]: row for row in submitted(f"submissions/{name}.csv")} for name in ("t", "u", "mean"))
-    for key, row in both.items():
+    first, second, mean = (
+        {row["id"]: row for row in submitted(f"submissions/{name}.csv")} for name in ("t", "u", "mean")
+    )
+    for key, row in mean.items():
         for name in names:
-            mean = (float(one[key][name]) + float(two[key][name])) / 2
-            assert float(row[name]) == pytest.approx(mean, abs=2e-3)
-    learnt = comp("ensemble", *members, "--method", "weighted")
-    assert learnt.code == 2
-    assert "mean" in learnt.err
+            expected = (float(first[key][name]) + float(second[key][name])) / 2
+            assert float(row[name]) == pytest.approx(expected, abs=2e-3)
+    refused = comp("ensemble", *members, "--method", "weighted")  # there are no common validation images
+    assert refused.code == 2
+    assert "mean" in refused.err
 
 
 @pytest.mark.parametrize(
@@ -209,13 +212,13 @@ def test_runs_validated_on_different_images_are_averaged_without_a_score(comp: C
         (("cat", "dog"), "target", 1),
     ],
 )
-def test_the_columns_header_says_whose_probability_it_holds(
+def test_the_header_determines_the_class_of_a_probability_column(
     comp: Comp, labels: tuple[str, str], header: str, positive: int
 ) -> None:
     truth = competition(labels, header=("id", "label"))
     table("d/sample_submission.csv", ("id", header), [(key, 0.5) for key in truth])
     result = comp("config", "check", "c.yaml", "competition.metric=roc_auc", "--data")
     assert result.code == 0, result.err
-    said = " ".join(result.err.split())
-    assert f"probability of class {labels[positive]!r}" in said
-    assert ("no evidence for the positive class" in said) == (header in ("target", "no_show"))
+    text = " ".join(result.err.split())
+    assert f"class {labels[positive]!r}" in text
+    assert ("no evidence for the positive class" in text) == (header in ("target", "no_show"))

@@ -1,8 +1,7 @@
-"""The downloads of eight image-classification competitions, as Kaggle packs them: each ends in a right CSV.
+"""Eight image-classification competitions, packed like Kaggle's downloads, each from data to a correct CSV.
 
-Layouts, tables, names, metrics and samples are those of MLE-bench's eight (lite) tasks of this kind; the pictures are
-scanned digits, so that the truth is known and the score is computed here, by scikit-learn. A config has ten lines at
-most.
+Layouts, tables, names, metrics and samples are those of MLE-bench's eight (lite) tasks of this kind. The images are
+scanned digits, so the truth is known, and scikit-learn computes the score. A config has at most ten lines.
 """
 
 import csv
@@ -30,12 +29,12 @@ train: {epochs: EPOCHS, batch_size: 32, precision: fp32, channels_last: false, c
 
 
 def scans(digits: Sequence[Sequence[int]], *, test: bool) -> np.ndarray:
-    """Return pictures [N, 16, 16] of one or two scanned digits each; training and test share no scan."""
+    """Return images [N, 16, 16] of one or two scanned digits each; training and test share no scan."""
     bunch, draw = load_digits(), np.random.default_rng(int(test))
     of_digit = [np.flatnonzero(bunch.target == digit)[int(test) :: 2] for digit in range(10)]
     pictures = []
-    for wanted in digits:
-        tiles = [bunch.images[draw.choice(of_digit[digit])] * 15.9 for digit in wanted]
+    for row_digits in digits:
+        tiles = [bunch.images[draw.choice(of_digit[digit])] * 15.9 for digit in row_digits]
         row = np.concatenate(tiles, 1)
         pictures.append(np.pad(row, ((4, 4), ((16 - row.shape[1]) // 2,) * 2)).astype(np.uint8))
     return np.stack(pictures)
@@ -54,13 +53,12 @@ def table(path: str, header: Sequence[str], rows: Sequence[Sequence[object]]) ->
 
 
 def packed(archive: str, *paths: str) -> None:
-    """Move files and folders into an archive, under their names below the data's folder; macOS adds its own."""
+    """Move files and folders into an archive, as macOS does, with its own files."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         for path in paths:
-            inside = [found for found in sorted(Path(path).rglob("*")) if found.is_file()] or [Path(path)]
-            for found in inside:
-                file.write(found, found.relative_to("d"))
-                file.writestr(f"__MACOSX/{found.relative_to('d').parent}/._{found.name}", b"resource fork")
+            for member in [member for member in sorted(Path(path).rglob("*")) if member.is_file()] or [Path(path)]:
+                file.write(member, member.relative_to("d"))
+                file.writestr(f"__MACOSX/{member.relative_to('d').parent}/._{member.name}", b"resource fork")
             shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink()
 
 
@@ -71,7 +69,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def submitted(comp: Comp, config: str, header: Sequence[str], ids: Sequence[str], *, epochs: int = 8) -> np.ndarray:
-    """Run a config; return the submission's numbers [N, columns], whose header and ids are those asked for."""
+    """Run a config and check the submission's header and ids; return its numbers [N, columns]."""
     text = config.strip() + TRAINING.replace("EPOCHS", str(epochs))
     assert len(text.strip().splitlines()) <= 10
     Path("c.yaml").write_text(text)
@@ -95,23 +93,23 @@ def test_aerial_cactus(comp: Comp) -> None:
         packed(f"d/{name}.zip", f"d/{name}")
     table("d/train.csv", ["id", "has_cactus"], list(truth["train"].items()))
     table("d/sample_submission.csv", ["id", "has_cactus"], [[key, 0.5] for key in reversed(truth["test"])])
-    found = submitted(comp, """
+    answers = submitted(comp, """
 competition: {name: cactus, metric: roc_auc, suite: {source: test}, ood_validation: {severities: []}}
 data: {source: csv_images, root: d, validation: 0.2}
 """, ["id", "has_cactus"], list(reversed(truth["test"])))  # fmt: skip
-    assert roc_auc_score(list(reversed(truth["test"].values())), found[:, 0]) > 0.95
+    assert roc_auc_score(list(reversed(truth["test"].values())), answers[:, 0]) > 0.95
 
 
 PAIRS = [(first, second) for first in range(10) for second in range(10)]
 
 
 def test_dog_breed(comp: Comp) -> None:
-    """`labels.csv`, 120 columns of probabilities in another order than the alphabet's, log loss."""
+    """`labels.csv`, 120 columns of probabilities not in alphabetical order, log loss."""
     breeds = [f"breed_{number:02d}-{'light' if number < 100 else 'dark'}" for number in range(120)]
 
     def pictures(labels: np.ndarray, *, test: bool) -> np.ndarray:
-        found = scans([PAIRS[label % 100] for label in labels], test=test)
-        return np.where((labels >= 100)[:, None, None], 255 - found, found)
+        images = scans([PAIRS[label % 100] for label in labels], test=test)
+        return np.where((labels >= 100)[:, None, None], 255 - images, images)
 
     train, test = np.arange(720) % 120, np.random.default_rng(1).permutation(240) % 120
     save([f"d/train/{n:032x}.jpg" for n in range(720)], pictures(train, test=False))
@@ -119,12 +117,12 @@ def test_dog_breed(comp: Comp) -> None:
     table("d/labels.csv", ["id", "breed"], [[f"{n:032x}", breeds[c]] for n, c in enumerate(train)])
     columns = [breeds[c] for c in np.random.default_rng(2).permutation(120)]
     table("d/sample_submission.csv", ["id", *columns], [[f"{n:032x}", *[1 / 120] * 120] for n in range(240)])
-    found = submitted(comp, """
+    answers = submitted(comp, """
 competition: {name: dogs, metric: log_loss, suite: {source: test}, ood_validation: {severities: []}}
 data: {source: csv_images, root: d, validation: 0.2, csv: {table: labels.csv}}
 """, ["id", *columns], [f"{n:032x}" for n in range(240)], epochs=10)  # fmt: skip
     order = [columns.index(name) for name in breeds]
-    assert log_loss(test, found[:, order], labels=range(120)) < 4.2  # of equal shares: 4.8
+    assert log_loss(test, answers[:, order], labels=range(120)) < 4.2  # of equal shares: 4.8
 
 
 def test_dogs_versus_cats_redux(comp: Comp) -> None:
@@ -136,31 +134,31 @@ def test_dogs_versus_cats_redux(comp: Comp) -> None:
     packed("d/train.zip", "d/train")
     packed("d/test.zip", "d/test")
     table("d/sample_submission.csv", ["id", "label"], [[n + 1, 0.5] for n in range(80)])
-    found = submitted(comp, r"""
+    answers = submitted(comp, r"""
 competition: {name: redux, metric: log_loss, suite: {source: test}, ood_validation: {severities: []}}
 data: {source: image_folder, root: d, validation: 0.2, label_pattern: "^([a-z]+)[.]"}
 """, ["id", "label"], [str(n + 1) for n in range(80)])  # fmt: skip
-    assert log_loss(truth, found[:, 0]) < 0.4  # of equal shares: 0.69
+    assert log_loss(truth, answers[:, 0]) < 0.4  # of equal shares: 0.69
 
 
 def test_histopathologic_cancer(comp: Comp) -> None:
-    """`train_labels.csv`, TIFF, a sample of whole numbers that wants probabilities, since AUC counts."""
+    """`train_labels.csv`, TIFF, a sample of whole numbers although AUC needs probabilities."""
     labels, truth = (np.random.default_rng(seed).integers(0, 2, count) for seed, count in ((4, 160), (5, 70)))
     save([f"d/train/{n:040x}.tif" for n in range(160)], scans([[5 if ill else 3] for ill in labels], test=False))
     save([f"d/test/{n:040x}.tif" for n in range(70)], scans([[5 if ill else 3] for ill in truth], test=True))
     table("d/train_labels.csv", ["id", "label"], [[f"{n:040x}", ill] for n, ill in enumerate(labels)])
     table("d/sample_submission.csv", ["id", "label"], [[f"{n:040x}", 0] for n in range(70)])
-    found = submitted(comp, """
+    answers = submitted(comp, """
 competition: {name: cells, metric: roc_auc, suite: {source: test}, ood_validation: {severities: []}}
 data: {source: csv_images, root: d, validation: 0.2, csv: {table: train_labels.csv}}
 """, ["id", "label"], [f"{n:040x}" for n in range(70)])  # fmt: skip
-    assert roc_auc_score(truth, found[:, 0]) > 0.95
+    assert roc_auc_score(truth, answers[:, 0]) > 0.95
 
 
 def test_leaf_classification(comp: Comp) -> None:
     """Packed tables with feature columns, one shared archive of images, 99 columns, log loss."""
     names = [f"Species_{number:02d}" for number in range(99)]
-    every = np.random.default_rng(6).permutation(np.arange(792)) + 1  # ids of both kinds are mixed
+    every = np.random.default_rng(6).permutation(np.arange(792)) + 1  # training and test ids are mixed
     labels = np.arange(792) % 99
     ids, test_ids = every[:594], every[594:]
     save([f"d/images/{key}.jpg" for key in ids], scans([PAIRS[c] for c in labels[:594]], test=False))
@@ -174,12 +172,12 @@ def test_leaf_classification(comp: Comp) -> None:
     packed("d/images.zip", "d/images")
     for name in ("train", "test", "sample_submission"):
         packed(f"d/{name}.csv.zip", f"d/{name}.csv")
-    found = submitted(comp, """
+    answers = submitted(comp, """
 competition: {name: leaf, metric: log_loss, suite: {source: test}, ood_validation: {severities: []}}
 data: {source: csv_images, root: d, validation: 0.2, csv: {train: images, test: images}}
 """, ["id", *names], [str(key) for key in sorted(test_ids)], epochs=10)  # fmt: skip
     truth = labels[594:][np.argsort(test_ids)]
-    assert log_loss(truth, found, labels=range(99)) < 4.2  # of equal shares: 4.6
+    assert log_loss(truth, answers, labels=range(99)) < 4.2  # of equal shares: 4.6
 
 
 def test_plant_pathology_2020(comp: Comp) -> None:
@@ -194,20 +192,20 @@ def test_plant_pathology_2020(comp: Comp) -> None:
     )
     table("d/test.csv", ["image_id"], [[f"Test_{n}"] for n in range(80)])
     table("d/sample_submission.csv", ["image_id", *columns], [[f"Test_{n}", *[0.25] * 4] for n in range(80)])
-    found = submitted(comp, """
+    answers = submitted(comp, """
 competition: {name: plants, metric: roc_auc, suite: {source: test}, ood_validation: {severities: []}}
 data: {source: csv_images, root: d, validation: 0.2, csv: {train: images, test: images}}
 """, ["image_id", *columns], [f"Test_{n}" for n in range(80)])  # fmt: skip
-    assert np.mean([roc_auc_score(test == c, found[:, c]) for c in range(4)]) > 0.95
+    assert np.mean([roc_auc_score(test == c, answers[:, c]) for c in range(4)]) > 0.95
 
 
 def test_ranzcr_clip(comp: Comp) -> None:
-    """Several labels an image, patients that stay together, a column that is no label, other files beside."""
+    """Several labels per image, patients that stay together, a column that is not a label, other files."""
     columns = ["ETT - Abnormal", "ETT - Normal", "CVC - Borderline", "NGT - Normal", "Swan Ganz Catheter Present"]
     draw = np.random.default_rng(9)
 
     def written(folder: str, count: int, *, test: bool) -> np.ndarray:
-        tiles = draw.integers(0, 6, (count, 2))  # 5 is none of the labels
+        tiles = draw.integers(0, 6, (count, 2))  # 5 is not a label
         save([f"d/{folder}/1.2.826.{n}.jpg" for n in range(count)], scans((tiles % 6).tolist(), test=test))
         return np.array([[int(label in row) for label in range(5)] for row in tiles.tolist()])
 
@@ -216,11 +214,11 @@ def test_ranzcr_clip(comp: Comp) -> None:
     table("d/train.csv", ["StudyInstanceUID", *columns, "PatientID"], rows)
     table("d/train_annotations.csv", ["StudyInstanceUID", "label", "data"], [["1.2.826.0", "CVC", "[[1, 2]]"]])
     table("d/sample_submission.csv", ["StudyInstanceUID", *columns], [[f"1.2.826.{n}", *[0] * 5] for n in range(120)])
-    found = submitted(comp, """
+    answers = submitted(comp, """
 competition: {name: clip, metric: roc_auc, suite: {source: test}, ood_validation: {severities: []}}
 data: {source: csv_images, root: d, validation: 0.2, groups: column, csv: {group_column: PatientID}}
 """, ["StudyInstanceUID", *columns], [f"1.2.826.{n}" for n in range(120)], epochs=8)  # fmt: skip
-    assert roc_auc_score(test, found, average="macro") > 0.85
+    assert roc_auc_score(test, answers, average="macro") > 0.85
 
 
 def test_siim_isic_melanoma(comp: Comp) -> None:
@@ -240,10 +238,10 @@ def test_siim_isic_melanoma(comp: Comp) -> None:
     table("d/train.csv", header, rows)
     table("d/test.csv", header[:5], [[f"ISIC_{n + 5000:07d}", f"IQ_{n // 5}", "female", 50.0, ""] for n in range(200)])
     table("d/sample_submission.csv", ["image_name", "target"], [[f"ISIC_{n + 5000:07d}", 0] for n in range(200)])
-    found = submitted(comp, """
+    answers = submitted(comp, """
 competition: {name: isic, metric: roc_auc, suite: {source: test}, ood_validation: {severities: []}}
 data:
   {source: csv_images, root: d, validation: 0.2, groups: column,
    csv: {train: jpeg/train, test: jpeg/test, group_column: patient_id}}
 """, ["image_name", "target"], [f"ISIC_{n + 5000:07d}" for n in range(200)], epochs=10)  # fmt: skip
-    assert roc_auc_score(truth, found[:, 0]) > 0.85
+    assert roc_auc_score(truth, answers[:, 0]) > 0.85

@@ -105,4 +105,4 @@ def test_predict_prints_what_a_folder_of_distortions_should_score_before_and_aft
     assert len(list((run.path / "predictions").glob("suite-strange-????????.npz"))) == 2  # neither replaces the other
     refused = comp("predict", run.path, "--suite", folder, "--severities", 3)
     assert refused.code == 2
-    assert "no multiple of 3" in refused.err
+    assert "multiple of 3" in refused.err

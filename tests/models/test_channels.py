@@ -91,7 +91,7 @@ def test_channels_that_stand_first_are_told(tmp_path: Path, shape: tuple[int, ..
     if not refused:
         assert open_source(config).train.images.shape == shape
         return
-    with pytest.raises(DataError, match=r"the channels stand first: transpose\(0, 2, 3, 1\)"):
+    with pytest.raises(DataError, match=r"transpose\(0, 2, 3, 1\)"):
         open_source(config)
 
 

@@ -124,7 +124,7 @@ def corrupt(
     from comp.results.blocks import DISTORTIONS
 
     loaded = configs.load(config, overrides or [])
-    names = suite.named(only, "--only") if only else DISTORTIONS
+    names = suite.resolve_names(only, "--only") if only else DISTORTIONS
     levels = export.parse_severities(severities)
     with console.bars() as progress:
         dataset = inspection.open_clean(loaded, progress)
@@ -132,7 +132,7 @@ def corrupt(
             export.clean_split(dataset, split.value),
             out,
             seed=loaded.data.split_seed,
-            made_of={"data": loaded.data.source},
+            source={"data": loaded.data.source},
             names=names,
             severities=levels,
             count=count,

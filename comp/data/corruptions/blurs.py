@@ -14,19 +14,19 @@ from torch import Tensor
 from comp.augment.kernels import filters
 from comp.runtime import rng
 
-# Cutting to whole grey levels must not turn a 200 that float32 holds as 199.99998 into 199.
+# Truncation to whole grey levels must not turn 199.99998, float32's 200, into 199.
 NUDGE = 1e-3
 
 
 def gaussian_blur(images: Tensor, keys: Tensor, scale: float, sigma: float) -> Tensor:
-    """Gaussian blur, cut after four sigmas, borders repeated."""
+    """Gaussian blur, truncated at four sigmas, with repeated borders."""
     height, width = images.shape[2:]
     rows, columns = (filters.gaussian_matrix(side, sigma * scale, 4.0, "nearest") for side in (height, width))
     return filters.separable(images, rows, columns)
 
 
 def defocus_blur(images: Tensor, keys: Tensor, scale: float, radius: float, alias_sigma: float) -> Tensor:
-    """A disk, as a lens out of focus makes of a point, softened against aliasing."""
+    """Blur by a disk, the image of a point in a defocused lens, anti-aliased."""
     return filters.sum_of_separable(images, *_disk_terms(*images.shape[2:], scale, radius, alias_sigma))
 
 
@@ -37,7 +37,7 @@ def _disk_terms(height: int, width: int, scale: float, radius: float, alias_sigm
 
 
 def glass_blur(images: Tensor, keys: Tensor, scale: float, sigma: float, reach: float, rounds: float) -> Tensor:
-    """Blur, pixels replaced by near neighbours one after the other, blur again."""
+    """Blur, replace pixels by near neighbours one after the other, blur again."""
     height, width = images.shape[2:]
     blurred = gaussian_blur(images, keys, scale, sigma).add_(NUDGE).floor_()
     source = torch.arange(height * width, device=images.device).expand(len(images), -1)
@@ -49,30 +49,30 @@ def glass_blur(images: Tensor, keys: Tensor, scale: float, sigma: float, reach: 
 
 
 def glass_sources(keys: Tensor, height: int, width: int, reach: int) -> Tensor:
-    """Which pixel of the image before a round each pixel shows after it, [B, H * W] int64.
+    """Return each pixel's source pixel in one round of glass blur, [B, H * W] int64.
 
     The published loop runs from the bottom right to the top left and copies into each pixel from an offset of
-    -reach..reach-1 on each axis. A pixel above or to the left is still untouched then; one below or to the right
-    already shows something else, so what it shows is looked up until every pixel is traced to an untouched one.
+    -reach..reach-1 on each axis. A pixel above or to the left is still unchanged then; one below or to the right
+    is already replaced, so its own source is looked up, until every pixel is traced to an unchanged one.
     """
     shorts = rng.shorts_field(keys, 0, (2, height, width))
     offsets = ((shorts * (2 * reach)) >> 16) - reach  # [B, 2, H, W]
     row, column = torch.arange(height, device=keys.device)[:, None], torch.arange(width, device=keys.device)
-    place = row * width + column
+    index = row * width + column
     moving = (row > reach) & (row <= height - reach) & (column > reach) & (column <= width - reach)
-    source = torch.where(moving, place + offsets[:, 0] * width + offsets[:, 1], place).flatten(1)
-    if reach == 1:  # -1 or 0: always untouched
+    source = torch.where(moving, index + offsets[:, 0] * width + offsets[:, 1], index).flatten(1)
+    if reach == 1:  # -1 or 0: always unchanged
         return source
-    place = place.flatten()
+    index = index.flatten()
     stays = ~moving.flatten()
-    done = (source <= place) | stays[source]  # [B, H * W]
+    done = (source <= index) | stays[source]  # [B, H * W]
     while not bool(done.all()):
         source, done = torch.where(done, source, source.gather(1, source)), done | done.gather(1, source)
     return source
 
 
 def motion_blur(images: Tensor, keys: Tensor, scale: float, radius: float, sigma: float) -> Tensor:
-    """A one-sided Gaussian trail at an angle of up to 45 degrees from the horizontal."""
+    """Smear along a one-sided Gaussian trail, at most 45 degrees from the horizontal."""
     angle = torch.deg2rad(rng.uniform(keys, 0) * 90 - 45)
     weights = filters.half_gaussian(sigma * scale, 2 * math.ceil(radius * scale) + 1)
     return filters.trail(images, angle, weights).round_()
@@ -85,7 +85,7 @@ def zoom_blur(images: Tensor, keys: Tensor, scale: float, farthest: float) -> Te
 
 @functools.lru_cache(maxsize=32)
 def _zoom_terms(height: int, width: int, farthest: float) -> tuple[Tensor, Tensor]:
-    count = math.ceil((farthest - 1) / 0.01)  # NumPy's arange, whose float rounding takes the end in
+    count = math.ceil((farthest - 1) / 0.01)  # NumPy's arange includes the end by float rounding
     factors = [1.0, *(1 + 0.01 * step for step in range(count))]
     rows, columns = (torch.stack([filters.zoom_matrix(side, f) for f in factors]) for side in (height, width))
     return filters.few_terms(rows / len(factors), columns)

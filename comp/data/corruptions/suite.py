@@ -1,15 +1,14 @@
 """The 19 x 5 corruption suite of Hendrycks & Dietterich (2019, "Benchmarking neural network robustness to common
 corruptions and perturbations", ICLR), with its 32-px parameters, on batches of tensors.
 
-The pixels of a corrupted image are a function of (seed, corruption, severity, source index, image) and of nothing
-else: any batch size, order or device asks for the same draws. Departures from the published generator: frost's
-textures are procedural, and water in spatter shines by its thickness instead of an embossed distance map. Its quirks
-are kept: glass blur copies a neighbour instead of swapping, motion blur smears to one side, values are cut off to
-whole grey levels, not rounded.
+The pixels of a corrupted image depend only on (seed, corruption, severity, source index, image), not on batch size,
+order or device. Differences from the published generator: frost's textures are procedural, and water in spatter shines
+by its thickness instead of an embossed distance map. Its quirks are kept: glass blur copies a neighbour instead of
+swapping, motion blur smears to one side, values are truncated to whole grey levels, not rounded.
 
-Images of other sizes: lengths in pixels (sigmas, radii, displacements, flakes) are multiplied by min(H, W) / 32,
-whatever acts on single pixels stays. Grey images (C = 1): coloured layers count by their luma, JPEG codes luma only,
-and saturation has nothing to change. Images of any other number of channels have all corruptions but `COLOURED`.
+Images of other sizes: lengths in pixels (sigmas, radii, displacements, flakes) are multiplied by min(H, W) / 32; what
+acts on single pixels is unchanged. Grey images (C = 1): coloured layers use their luma, JPEG codes only luma, and
+saturation changes nothing. Images with any other number of channels have all corruptions except `COLOURED`.
 """
 
 import functools
@@ -34,21 +33,21 @@ Family = Literal["noise", "blur", "weather", "digital"]
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALLEST = 8  # pixels a side
 
-_CHUNK_VALUES = 128 * 3 * 32 * 32  # on a CPU: few enough for the intermediates to stay in its cache
-_QUANTILE_BITS = 14  # of shot noise's table: 4 MiB a severity; twice the bits' worth would leave the cache
+_CHUNK_VALUES = 128 * 3 * 32 * 32  # on a CPU: intermediates stay in its cache
+_QUANTILE_BITS = 14  # of shot noise's table: 4 MiB per severity; one bit more would not fit the cache
 _CHUNK_VALUES_GPU = 32 * _CHUNK_VALUES
 
 
 def gaussian_noise(images: Tensor, keys: Tensor, scale: float, sigma: float) -> Tensor:
-    """Normal noise, the same for every grey level."""
+    """Normal noise, equal for all grey levels."""
     return images.add(rng.normal_field(keys, 0, tuple(images.shape[1:])), alpha=255 * sigma)
 
 
 def shot_noise(images: Tensor, keys: Tensor, scale: float, photons: float) -> Tensor:
     """Poisson counts of up to `photons` expected for white."""
     quantiles = rng.shorts_field(keys, 0, tuple(images.shape[1:])) >> (16 - _QUANTILE_BITS)
-    where = images.to(torch.int32).mul_(1 << _QUANTILE_BITS).add_(quantiles)
-    return _poisson_table(photons, images.device).index_select(0, where.flatten()).view_as(images).to(torch.float32)
+    cells = images.to(torch.int32).mul_(1 << _QUANTILE_BITS).add_(quantiles)
+    return _poisson_table(photons, images.device).index_select(0, cells.flatten()).view_as(images).to(torch.float32)
 
 
 @functools.lru_cache(maxsize=5)
@@ -66,26 +65,26 @@ def _poisson_table(photons: float, device: torch.device) -> Tensor:
 
 
 def impulse_noise(images: Tensor, keys: Tensor, scale: float, amount: float) -> Tensor:
-    """Salt and pepper in equal parts, on single channel values."""
+    """Salt and pepper in equal parts, per channel value."""
     shorts = rng.shorts_field(keys, 0, tuple(images.shape[1:]))
     flipped = amount * (1 << 16)
     return images.masked_fill(shorts < flipped, 255).masked_fill_(shorts < flipped / 2, 0)
 
 
 def speckle_noise(images: Tensor, keys: Tensor, scale: float, sigma: float) -> Tensor:
-    """Normal noise in proportion to the grey level."""
+    """Normal noise, proportional to the grey level."""
     return images + images * rng.normal_field(keys, 0, tuple(images.shape[1:])).mul_(sigma)
 
 
 def brightness(images: Tensor, keys: Tensor, scale: float, amount: float) -> Tensor:
-    """Value of HSV raised: hue and saturation stay if all channels grow by the same factor."""
+    """Raise the value of HSV: scaling all channels by one factor keeps hue and saturation."""
     value = images.amax(1, keepdim=True)
     raised = (value + 255 * amount).clamp_(max=255)
     return torch.where(value > 0, images * (raised / value.clamp(min=1)), raised)
 
 
 def saturate(images: Tensor, keys: Tensor, scale: float, factor: float, offset: float) -> Tensor:
-    """Saturation of HSV times a factor plus an offset: distances from the value are stretched; grey turns red."""
+    """Saturation of HSV times a factor plus an offset: stretches distances from the value; grey turns red."""
     if images.shape[1] == 1:
         return images
     value, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
@@ -98,7 +97,7 @@ def saturate(images: Tensor, keys: Tensor, scale: float, factor: float, offset: 
 
 
 def contrast(images: Tensor, keys: Tensor, scale: float, share: float) -> Tensor:
-    """Each channel drawn towards its mean."""
+    """Draw each channel towards its mean."""
     means = images.mean((2, 3), keepdim=True)
     return torch.lerp(means, images, share)
 
@@ -131,12 +130,13 @@ def _affine(keys: Tensor, height: int, width: int, shift: float) -> tuple[Tensor
         (x * b[:, None, None] - y * a[:, None, None]) / area[:, None, None] for a, b in (second, (-first[0], -first[1]))
     )
     back_1, back_2 = corners[1] - corners[0], corners[2] - corners[0]
-    return (corners[0, 0] + along_first * back_1[0] + along_second * back_2[0],
-            corners[0, 1] + along_first * back_1[1] + along_second * back_2[1])  # fmt: skip
+    source_x = corners[0, 0] + along_first * back_1[0] + along_second * back_2[0]
+    source_y = corners[0, 1] + along_first * back_1[1] + along_second * back_2[1]
+    return source_x, source_y
 
 
 def _sample(images: Tensor, x: Tensor, y: Tensor, *, mirrored: bool) -> Tensor:
-    """Read images bilinearly at pixel coordinates [B, H, W]; borders mirror about the last pixel or behind it."""
+    """Sample images bilinearly at pixel coordinates [B, H, W]; borders mirror about the last pixel or its edge."""
     height, width = images.shape[2:]
     if mirrored:
         grid = torch.stack((2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1), 3)
@@ -146,7 +146,7 @@ def _sample(images: Tensor, x: Tensor, y: Tensor, *, mirrored: bool) -> Tensor:
 
 
 def pixelate(images: Tensor, keys: Tensor, scale: float, share: float) -> Tensor:
-    """Shrunk by box means, rounded after each axis as Pillow does, and blown up again."""
+    """Shrink by box means, rounded after each axis as in Pillow, and enlarge again."""
     across, down = (_pixelated(side, max(1, int(side * share))).to(images) for side in images.shape[:1:-1])
     rounded = (images @ across.T).add_(0.5 + NUDGE).floor_()
     return torch.matmul(down, rounded).add_(0.5 + NUDGE).floor_()
@@ -154,7 +154,7 @@ def pixelate(images: Tensor, keys: Tensor, scale: float, share: float) -> Tensor
 
 @functools.lru_cache(maxsize=32)
 def _pixelated(size: int, count: int) -> Tensor:
-    """[size, size] float64: box means of an axis, each repeated over the pixels that it stands for."""
+    """[size, size] float64: box means of an axis, each repeated over its pixels."""
     repeated = ((torch.arange(size) + 0.5) * count / size).to(torch.int64)
     return filters.box_matrix(size, count)[repeated]
 
@@ -169,7 +169,7 @@ class Corruption:
     """A row of the suite.
 
     `function(images, keys, scale, *parameters)` takes and returns [B, C, H, W] float32 grey levels; the result is
-    clipped to 0..255 and cut to whole levels afterwards. `parameters` are those of severities 1 to 5.
+    clipped to 0..255 and truncated to whole levels afterwards. `parameters` are those of severities 1 to 5.
     """
 
     function: Callable[..., Tensor]
@@ -226,46 +226,45 @@ CORRUPTIONS: dict[str, Corruption] = {
     "saturate": Corruption(saturate, ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)), "digital"),
 }
 NAMES = tuple(CORRUPTIONS)
-COLOURED = ("snow", "frost", "jpeg_compression", "spatter", "saturate")  # by luma, or with a colour of their own
+COLOURED = ("snow", "frost", "jpeg_compression", "spatter", "saturate")  # need RGB or grey images
 FAMILIES: dict[Family, tuple[str, ...]] = {
     family: tuple(name for name, row in CORRUPTIONS.items() if row.family == family)
     for family in ("noise", "blur", "weather", "digital")
 }
 
 
-def named(names: Iterable[str], where: str) -> tuple[str, ...]:
-    """Return the corruptions that names of corruptions and of families stand for, in the suite's order.
+def resolve_names(names: Iterable[str], where: str) -> tuple[str, ...]:
+    """Return the corruptions that names of corruptions and families select, in the suite's order.
 
     Raises:
-        ConfigError: a name is neither; `where` tells where it stands.
+        ConfigError: a name is neither; the message starts with `where`.
     """
+    members = {name: (name,) for name in NAMES} | {str(family): row for family, row in FAMILIES.items()}
     chosen: set[str] = set()
     for name in names:
-        members = (name,) if name in CORRUPTIONS else next((m for f, m in FAMILIES.items() if f == name), None)
-        if members is None:
+        if name not in members:
             raise ConfigError(f"{where}: {unknown('corruption or family', name, (*FAMILIES, *NAMES))}")
-        chosen.update(members)
+        chosen.update(members[name])
     return tuple(name for name in NAMES if name in chosen)
 
 
 def corrupt(images: Tensor, name: str, severity: int, *, seed: int, indices: Tensor) -> Tensor:
-    """Corrupt images as the suite's generator would.
+    """Corrupt images at one severity.
 
     Args:
-        images: [B, C, H, W] uint8, C = 3 (RGB) or 1, or any for what is not `COLOURED`; any memory format, sides of at
-            least 8.
+        images: [B, C, H, W] uint8, C = 3 (RGB) or 1, or any unless `COLOURED`; any memory format; sides of at least 8.
         name: a row of `CORRUPTIONS`.
         severity: 1 to 5.
         seed: of the suite.
-        indices: [B] int64, each image's index in its source; an image's draws depend on it, not on the batch.
+        indices: [B] int64, each image's index in its source, which determines its draws.
 
     Returns:
         [B, C, H, W] uint8, on the images' device and in their memory format.
 
     Raises:
-        DataError: for an unknown name, a severity that does not exist, or images or indices of another kind.
+        DataError: an unknown name or severity, or images or indices of the wrong type or shape.
     """
-    _check(images, name, severity, indices)
+    _check_inputs(images, name, severity, indices)
     row = CORRUPTIONS[name]
     keys = rng.keys(seed, rng.key(NAMES.index(name), severity), indices.to(images.device))
     scale = min(images.shape[2:]) / 32
@@ -275,10 +274,10 @@ def corrupt(images: Tensor, name: str, severity: int, *, seed: int, indices: Ten
 
     def fill(start: int) -> None:
         part = slice(start, start + count)
-        with torch.no_grad():  # not inference mode: the matrices that filters cache here are everybody's
+        with torch.no_grad():  # not inference mode: the filters' cached matrices are shared
             levels = images[part].contiguous().to(torch.float32)
             changed = row.function(levels, keys[part], scale, *row.parameters[severity - 1])
-            # By way of int32: converting floats to bytes straight away is four times slower.
+            # Via int32: converting floats directly to bytes is four times slower.
             result[part] = (changed + NUDGE).clamp_(0, 255).to(torch.int32)
 
     _spread(fill, range(0, len(images), count), torch.get_num_threads() if images.device.type == "cpu" else 1)
@@ -286,21 +285,21 @@ def corrupt(images: Tensor, name: str, severity: int, *, seed: int, indices: Ten
 
 
 def _spread(work: Callable[[int], None], starts: Sequence[int], threads: int) -> None:
-    """Run chunks on threads of our own, each computing with a single one of torch's.
+    """Run chunks on our own threads, each with one torch thread.
 
-    Torch would split every small op between the cores and wait for the slower half; on a machine with other work
-    that waiting cost thirty times the op itself.
+    Torch would split every small op between the cores and wait for the slower half, which costs up to thirty times the
+    op itself on a busy machine.
     """
     if threads == 1:
         for start in starts:
             work(start)
         return
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        deque(pool.map(work, starts), maxlen=0)  # raises what a chunk raised
-    torch.set_num_threads(threads)  # the number that threads to come start with is one for the process
+        deque(pool.map(work, starts), maxlen=0)  # raises any error of a chunk
+    torch.set_num_threads(threads)  # the pool changed the default of the whole process
 
 
-def _check(images: Tensor, name: str, severity: int, indices: Tensor) -> None:
+def _check_inputs(images: Tensor, name: str, severity: int, indices: Tensor) -> None:
     if name not in CORRUPTIONS:
         raise DataError(unknown("corruption", name, NAMES))
     if severity not in SEVERITIES:
@@ -308,11 +307,14 @@ def _check(images: Tensor, name: str, severity: int, indices: Tensor) -> None:
     if images.dtype != torch.uint8:
         raise DataError(f"images: expected uint8 grey levels 0..255, found {images.dtype}; convert them first")
     if images.dim() != 4 or min(images.shape[2:]) < SMALLEST:
-        raise DataError(f"images: expected [B, C, H, W] with sides of at least {SMALLEST}, "
-                        f"found {list(images.shape)}; permute [B, H, W, C] images first")  # fmt: skip
+        raise DataError(
+            f"images: expected [B, C, H, W] with sides of at least {SMALLEST}, found {list(images.shape)}; permute "
+            "[B, H, W, C] images first"
+        )
     if images.shape[1] not in (1, 3) and name in COLOURED:
-        raise DataError(f"images: {name} needs 1 or 3 channels, found {list(images.shape)}; choose from "
-                        f"{', '.join(sorted(set(NAMES) - set(COLOURED)))}")  # fmt: skip
+        colourless = ", ".join(sorted(set(NAMES) - set(COLOURED)))
+        raise DataError(f"images: {name} needs 1 or 3 channels, found {list(images.shape)}; choose from {colourless}")
     if indices.dtype != torch.int64 or indices.shape != images.shape[:1]:
-        raise DataError(f"indices: expected int64 [{len(images)}], one for each image, "
-                        f"found {indices.dtype} {list(indices.shape)}")  # fmt: skip
+        raise DataError(
+            f"indices: expected int64 [{len(images)}], one per image, found {indices.dtype} {list(indices.shape)}"
+        )

@@ -1,8 +1,8 @@
-"""Snow, frost, fog and spatter: the layers that weather puts before a camera (Hendrycks & Dietterich 2019).
+"""Snow, frost, fog and spatter of the suite (Hendrycks & Dietterich 2019).
 
 Every function takes images [B, C, H, W] float32 in grey levels 0..255, keys [B] int64, the scale (shorter side over
 32 px) and its severity's parameters, and returns images of the same shape, not yet clipped. Lengths in pixels are
-those for 32 px and grow with the scale. On grey images (C = 1) a coloured layer counts by its luma.
+those for 32 px and grow with the scale. On grey images (C = 1) a coloured layer becomes its luma.
 """
 
 import math
@@ -16,30 +16,40 @@ from comp.runtime import rng
 _LUMA = (0.299, 0.587, 0.114)
 _WATER = (175.0, 238.0, 238.0)  # pale turquoise
 _MUD = (63.0, 42.0, 20.0)
-_RIM = 1.0  # pixels over which a drop of water thins out; fitted to the change that the reference files show
+_RIM = 1.0  # pixels over which a water drop fades out; fitted to the strength of the reference files
 
 
 def _luma(images: Tensor) -> Tensor:
-    """[B, C, H, W] to [B, 1, H, W]."""
+    """Return the luma, [B, 1, H, W]."""
     if images.shape[1] == 1:
         return images
     return sum(weight * images[:, c : c + 1] for c, weight in enumerate(_LUMA))  # type: ignore[return-value]
 
 
 def _colour(rgb: tuple[float, ...], images: Tensor) -> Tensor:
-    """[C, 1, 1] float32: a colour in as many channels as the images have."""
+    """Return a colour with the images' channels, [C, 1, 1] float32."""
     colour = torch.tensor(rgb, device=images.device).view(3, 1, 1)
     return colour if images.shape[1] == 3 else _luma(colour[None])[0]
 
 
 def _angles(keys: Tensor, draw: int, low: float, high: float) -> Tensor:
-    """[B] float32 radians, uniform between two angles in degrees."""
+    """Return [B] float32 radians, uniform between two angles in degrees."""
     return torch.deg2rad(rng.uniform(keys, draw) * (high - low) + low)
 
 
-def snow(images: Tensor, keys: Tensor, scale: float, loc: float, spread: float, zoom: float, threshold: float,
-         radius: float, sigma: float, mix: float) -> Tensor:  # fmt: skip
-    """Bright flakes, falling at a random angle and once more turned upside down, over a whitened image."""
+def snow(
+    images: Tensor,
+    keys: Tensor,
+    scale: float,
+    loc: float,
+    spread: float,
+    zoom: float,
+    threshold: float,
+    radius: float,
+    sigma: float,
+    mix: float,
+) -> Tensor:
+    """Bright flakes falling at a random angle, added twice (once rotated by 180 degrees), over a whitened image."""
     height, width = images.shape[2:]
     flakes = rng.normal_field(keys, 0, (1, height, width)) * spread + loc
     factor = max(zoom * scale, 1.0)
@@ -52,7 +62,7 @@ def snow(images: Tensor, keys: Tensor, scale: float, loc: float, spread: float, 
 
 
 def frost(images: Tensor, keys: Tensor, scale: float, image_share: float, frost_share: float) -> Tensor:
-    """A random piece of one of five frosted windows."""
+    """A random crop of one of five frost textures."""
     channels, height, width = images.shape[1:]
     sheets = _covering(textures.frosts(scale, images.device), height, width)
     pieces = sheets.unfold(2, height, 1).unfold(3, width, 1)  # [5, 3, places, places, H, W], a view
@@ -63,7 +73,7 @@ def frost(images: Tensor, keys: Tensor, scale: float, image_share: float, frost_
 
 
 def _covering(sheets: Tensor, height: int, width: int) -> Tensor:
-    """Return sheets [5, 3, S, S], whose side goes by an image's shorter one, mirrored until they cover the longer."""
+    """Return sheets [5, 3, S, S], sized by an image's shorter side, mirrored until they cover the longer one."""
     for axis, side in ((2, height), (3, width)):
         while sheets.shape[axis] < side:
             sheets = torch.cat((sheets, sheets.flip(axis)), axis)
@@ -71,7 +81,7 @@ def _covering(sheets: Tensor, height: int, width: int) -> Tensor:
 
 
 def fog(images: Tensor, keys: Tensor, scale: float, amount: float, decay: float) -> Tensor:
-    """Clouds added, the brightest value kept where it was."""
+    """Add clouds, keeping the brightest value."""
     height, width = images.shape[2:]
     side = 1 << (max(height, width) - 1).bit_length()
     clouds = textures.plasma(keys, side, decay)[:, None, :height, :width]
@@ -79,11 +89,20 @@ def fog(images: Tensor, keys: Tensor, scale: float, amount: float, decay: float)
     return (images + 255 * amount * clouds) * (brightest / (brightest + 255 * amount))
 
 
-def spatter(images: Tensor, keys: Tensor, scale: float, loc: float, spread: float, sigma: float, threshold: float,
-            intensity: float, mud: float) -> Tensor:  # fmt: skip
-    """Drops on the lens: smoothed noise above a threshold, as shining water or as mud."""
+def spatter(
+    images: Tensor,
+    keys: Tensor,
+    scale: float,
+    loc: float,
+    spread: float,
+    sigma: float,
+    threshold: float,
+    intensity: float,
+    mud: float,
+) -> Tensor:
+    """Drops on the lens: smoothed noise above a threshold, as water or mud."""
     height, width = images.shape[2:]
-    # A wider blur leaves less of the noise: its spread grows alike, so that drops cover the same share at any size.
+    # A wider blur damps the noise, so its spread grows too: drops cover the same share of any image size.
     noise = rng.normal_field(keys, 0, (1, height, width)) * (spread * max(scale, 1.0)) + loc
     liquid = _blurred(noise, sigma * scale)
     if mud:
@@ -98,5 +117,5 @@ def spatter(images: Tensor, keys: Tensor, scale: float, loc: float, spread: floa
 
 def _blurred(planes: Tensor, sigma: float) -> Tensor:
     height, width = planes.shape[2:]
-    return filters.separable(planes, filters.gaussian_matrix(height, sigma, 4.0, "nearest"),
-                             filters.gaussian_matrix(width, sigma, 4.0, "nearest"))  # fmt: skip
+    rows, columns = (filters.gaussian_matrix(side, sigma, 4.0, "nearest") for side in (height, width))
+    return filters.separable(planes, rows, columns)

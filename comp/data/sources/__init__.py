@@ -1,7 +1,7 @@
-"""Where images and labels come from: one function and one row of `SOURCES` each.
+"""Data sources: one function and one row of `SOURCES` each.
 
-A source reads the on-disk layout that its publisher uses, below `data.root`, and downloads what is missing through
-torchvision where that offers it.
+A source reads the layout that its publisher uses, below `data.root`, and downloads what is missing through torchvision
+if that offers it.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,16 +11,12 @@ import numpy as np
 
 from comp.config import DataConfig
 from comp.config.tasks import TASKS
-from comp.config.tasks import task as known_task
-from comp.data.sources.cifar import cifar10, cifar100
-from comp.data.sources.digits import digits
+from comp.config.tasks import task as task_row
 from comp.data.sources.folders import folder_test, image_folder
-from comp.data.sources.idx import fashion_mnist, mnist
+from comp.data.sources.listing import LoadedTest
 from comp.data.sources.numpy_files import arrays
-from comp.data.sources.samples import OwnTest
-from comp.data.sources.scaling import of_one_scale
-from comp.data.sources.source import Source
-from comp.data.sources.subset import of_classes
+from comp.data.sources.published import cifar10, cifar100, digits, fashion_mnist, mnist
+from comp.data.sources.source import Source, scale_to_uint8, select_classes
 from comp.data.sources.tables import csv_images, csv_test
 from comp.data.splits import Split
 from comp.results.predictions import one_hot
@@ -31,7 +27,7 @@ __all__ = ["SOURCES", "TESTS", "Source", "open_source"]
 
 _SHOWN = 5  # classes in a note
 
-# Each is given section `data`, who is told of progress, and the task that the config names, or `auto`.
+# Arguments: section `data`, a progress callback, and the config's task or `auto`.
 SOURCES: dict[str, Callable[[DataConfig, Progress, str], Source]] = {
     "arrays": arrays,
     "cifar10": cifar10,
@@ -43,63 +39,61 @@ SOURCES: dict[str, Callable[[DataConfig, Progress, str], Source]] = {
     "mnist": mnist,
 }
 
-
-# Sources whose test can be opened by itself: given section `data`, the classes in label order, and who is told.
-TESTS: dict[str, Callable[[DataConfig, Sequence[str], Progress], OwnTest]] = {
+# Sources whose test opens without the training images. Arguments: section `data`, the classes, a progress callback.
+TESTS: dict[str, Callable[[DataConfig, Sequence[str], Progress], LoadedTest]] = {
     "csv_images": csv_test,
     "image_folder": folder_test,
 }
 
 
 def open_source(config: DataConfig, progress: Progress = quiet, task: str = "auto") -> Source:
-    """Return the source that `data.source` names, its labels as the task has them.
+    """Return the source that `data.source` names, with labels in the form of the task.
 
     Args:
         config: section `data`.
         progress: called while files are read.
-        task: `competition.task`; `auto`: as the labels show.
+        task: `competition.task`; `auto`: infer it from the labels.
 
     Raises:
-        DataError: unknown name, files that are missing or wrong, or labels that contradict the task.
-        ConfigError: a setting that this source has no use for.
+        DataError: unknown name, missing or wrong files, or labels that contradict the task.
+        ConfigError: a setting that this source does not support.
     """
     if config.source not in SOURCES:
         raise DataError(f"data.source: {unknown('source', config.source, SOURCES)}")
     if task != "auto":
-        known_task(task)
+        task_row(task)
     source = _with_task(SOURCES[config.source](config, progress, task), task)
-    source = of_one_scale(source, config, progress)
-    for split in (source.train, source.val, source.test):
-        if split is not None:
-            _check_labels(split, source.classes, config.source)
+    source = scale_to_uint8(source, config, progress)
+    for split in source.splits:
+        _check_labels(split, source.classes, config.source)
     _check_settings(config, source)
-    if (counts := source.train.class_counts(len(source.classes))).min(initial=1) == 0:
-        empty = [name for name, count in zip(source.classes, counts, strict=True) if not count]
+    counts = source.train.class_counts(len(source.classes))
+    if empty := [name for name, count in zip(source.classes, counts, strict=True) if not count]:
         note = f"train: no image of {len(empty):,} classes, which are never predicted: {', '.join(empty[:_SHOWN])}"
         source = replace(source, notes=(*source.notes, note))
     if config.classes:
-        source = of_classes(source, config.classes)
+        source = select_classes(source, config.classes)
         _check_labels(source.train, source.classes, config.source)
     return source
 
 
 def _with_task(source: Source, task: str) -> Source:
-    """Return a source with labels as the task has them: class indices, or a column for each class.
+    """Return a source with labels as the task has them: class indices, or one column per class.
 
-    Columns with one 1 in every row are class indices too, unless the task says otherwise.
+    Columns with one 1 in every row become class indices, unless the task is set otherwise.
     """
-    splits = [split for split in (source.train, source.val, source.test) if split is not None]
-    labelled = [split.labels for split in splits if split.labels is not None]
+    labelled = [split.labels for split in source.splits if split.labels is not None]
     exclusive = all(bool((labels.sum(1) == 1).all()) for labels in labelled if labels.ndim == 2)
-    meant = task if task != "auto" else "multi_label" if not exclusive else source.task
-    if source.task == "multi_label" and exclusive and task == "auto" and not source.separator:
-        meant = "single_label"
-    if meant == "single_label" and not exclusive:
+    if task == "auto" and not exclusive:
+        task = "multi_label"
+    elif task == "auto":
+        task = "single_label" if source.task == "multi_label" and not source.separator else source.task
+    if task == "single_label" and not exclusive:
         raise DataError(
             "competition.task is single_label, and some images have no label or several; set "
             "competition.task=multi_label"
         )
-    count, columns = len(source.classes), TASKS[meant].target_columns
+    count, columns = len(source.classes), TASKS[task].target_columns
 
     def converted(split: Split | None) -> Split | None:
         if split is None or split.labels is None or (split.labels.ndim == 2) == columns:
@@ -111,29 +105,29 @@ def _with_task(source: Source, task: str) -> Source:
 
     train = converted(source.train)
     assert train is not None
-    return replace(source, train=train, val=converted(source.val), test=converted(source.test), task=meant)
+    return replace(source, train=train, val=converted(source.val), test=converted(source.test), task=task)
 
 
-def _check_labels(split: Split, classes: tuple[str, ...], name: str) -> None:
+def _check_labels(split: Split, classes: tuple[str, ...], source: str) -> None:
     labels = split.labels
     if labels is None:
         return
     if labels.ndim == 1:
-        beyond = np.flatnonzero(labels >= len(classes))
-        if len(beyond):
-            row = int(beyond[0])
+        out_of_range = np.flatnonzero(labels >= len(classes))
+        if len(out_of_range):
+            row = int(out_of_range[0])
             raise DataError(
-                f"{name}: {split.name} label {int(labels[row])} at row {row} is out of range: there are "
+                f"{source}: {split.name} label {int(labels[row])} at row {row} is out of range: there are "
                 f"{len(classes)} classes, 0 to {len(classes) - 1}"
             )
     counts = split.class_counts(len(classes))
     if split.name == "train" and np.count_nonzero(counts) < (2 if labels.ndim == 1 else 1):
         only = f"only class '{classes[int(counts.argmax())]}'" if counts.any() else "none"
-        raise DataError(f"{name}: expected training images of two classes or more, found {only}")
+        raise DataError(f"{source}: expected training images of two classes or more, found {only}")
 
 
 def _check_settings(config: DataConfig, source: Source) -> None:
-    """Refuse settings that would do nothing here: whoever wrote them expects something of them."""
+    """Refuse settings that have no effect on this source."""
     if config.image_size is not None and isinstance(source.train.images, np.ndarray):
         size = str(config.image_size).replace("(", "[").replace(")", "]").replace(" ", "")
         raise ConfigError(
@@ -141,8 +135,8 @@ def _check_settings(config: DataConfig, source: Source) -> None:
             f"model.stem=resize model.input_size={size}"
         )
     if config.labels == "coarse" and config.source != "cifar100":
-        raise ConfigError(f"data.labels: {config.source} has no coarse labels, only cifar100 has; leave it out")
+        raise ConfigError(f"data.labels: {config.source} has no coarse labels, only cifar100 does; leave it out")
     if config.label_pattern and config.source != "image_folder":
-        raise ConfigError(f"data.label_pattern: {config.source} has no use for it, only image_folder has; leave it out")
+        raise ConfigError(f"data.label_pattern: {config.source} does not use it, only image_folder does; leave it out")
     if config.groups == "column" and source.groups is None:
         raise ConfigError(f"data.groups: {config.source} has no table, so no group column; use csv_images")

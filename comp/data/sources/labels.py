@@ -1,4 +1,4 @@
-"""Labels of a training table: which columns hold them, and whether an image may have several."""
+"""Labels of a training table: the columns that hold them, and whether an image may have several."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.config import CSVConfig
-from comp.data.sources.csv_tables import label_column_of, named_column
-from comp.data.sources.samples import class_order
+from comp.data.sources.columns import configured_column, first_named, shown_columns
 from comp.results import class_names
 from comp.results.predictions import Targets
 from comp.runtime.errors import DataError
@@ -21,7 +20,8 @@ from comp.submission.format import SampleSubmission
 if TYPE_CHECKING:
     import pandas as pd
 
-_SEPARATORS = ("|", ",", " ")  # tried in turn; a label that is parted by one may hold the later ones
+_LABEL_NAMES = ("label", "labels", "class", "class_name", "target", "category", "breed", "species", "diagnosis")
+_SEPARATORS = ("|", ",", " ")  # tried in turn; names separated by one may contain the later ones
 _TRUTHS = {"true": Decimal(1), "false": Decimal(0)}
 
 
@@ -33,11 +33,11 @@ class Labels:
         targets: [N] int64 class indices, or [N, K] float32 of 0 and 1.
         classes: names in label order.
         task: `single_label` or `multi_label`.
-        columns: of the table, which held them.
-        separator: what parted several names in one label; empty where nothing did.
+        columns: the table's label columns.
+        separator: between several names in one label; empty if there is none.
         notes: how they were read.
-        column: that holds the names; empty where there is a column for each class.
-        synonyms: columns that go one to one with it: each class's text, in label order.
+        column: the column of names; empty if there is a column for each class.
+        synonyms: columns that map one to one to it: each class's text, in label order.
     """
 
     targets: Targets
@@ -50,7 +50,27 @@ class Labels:
     synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def labels_of(
+@dataclass(frozen=True)
+class _Table:
+    """A training table and what helps to find its label columns; see `read_labels`."""
+
+    cells: "pd.DataFrame"
+    id_column: str
+    config: CSVConfig
+    sample: SampleSubmission | None
+    path: Path
+
+    @property
+    def columns(self) -> list[str]:
+        return [str(column) for column in self.cells.columns]
+
+    @property
+    def candidates(self) -> list[str]:
+        """The columns that may hold labels: all but ids and groups."""
+        return [column for column in self.columns if column not in (self.id_column, self.config.group_column)]
+
+
+def read_labels(
     table: "pd.DataFrame", id_column: str, config: CSVConfig, sample: SampleSubmission | None, path: Path, task: str
 ) -> Labels:
     """Return the labels of a training table.
@@ -59,94 +79,118 @@ def labels_of(
         table: all cells as text.
         id_column: its column of ids.
         config: `data.csv`.
-        sample: the sample submission, None without one.
+        sample: the sample submission, or None.
         path: of the table, for messages.
-        task: `competition.task`; `auto`: as the labels show.
+        task: `competition.task`; `auto`: infer it from the labels.
 
     Raises:
         DataError: no column can be determined, labels are missing, or they contradict the task.
     """
-    columns = _flag_columns(table, id_column, config, sample, path)
+    context = _Table(table, id_column, config, sample, path)
+    columns = _find_flag_columns(context)
     if columns:
-        return _of_columns(table, columns, path, task)
-    column = label_column_of(table, id_column, config, sample, path)
+        return _read_flag_columns(context, columns, task)
+    column = _find_label_column(context)
+    if not column:
+        raise DataError(
+            f"{path}: cannot tell which of {len(table.columns)} columns ({shown_columns(context.columns)}) holds "
+            "labels; set data.csv.label_column, or data.csv.label_columns for one column of 0 and 1 per class"
+        )
     if column in (id_column, config.group_column):
         raise DataError(
-            f"{path}: data.csv.label_column: '{column}' is the column of {'ids' if column == id_column else 'groups'} "
-            "too; name the one that holds the labels"
+            f"{path}: data.csv.label_column: '{column}' is also the column of "
+            f"{'ids' if column == id_column else 'groups'}; name the column of labels"
         )
-    cells = table[column].tolist()
-    separator = _separator(cells, config.separator, task)
+    labels = table[column].tolist()
+    separator = _find_separator(labels, config.separator, task)
     if separator or task == "multi_label":
-        return _of_lists(cells, separator, sample, path, column)
-    _refuse_unclear(cells, path, column)
-    classes = class_order(cells, sample)
-    numbers = {name: number for number, name in enumerate(classes)}
-    others = table.drop(columns=[name for name in (id_column, config.group_column) if name])
-    return Labels(
-        np.array([numbers[cell] for cell in cells], np.int64), classes, "single_label", (column,), column=column,
-        synonyms=_synonyms(others, column, classes),
-    )  # fmt: skip
+        return _read_lists(context, column, separator)
+    _check_texts(labels, path, column)
+    classes = order_classes(labels, sample)
+    index_of = {name: index for index, name in enumerate(classes)}
+    targets = np.array([index_of[label] for label in labels], np.int64)
+    synonyms = _find_synonyms(table[context.candidates], column, classes)
+    return Labels(targets, classes, "single_label", (column,), column=column, synonyms=synonyms)
 
 
-def _synonyms(table: "pd.DataFrame", column: str, classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return the columns whose texts go one to one with the labels: each class's text, in label order."""
-    found = {}
+def order_classes(names: Sequence[str], sample: SampleSubmission | None) -> tuple[str, ...]:
+    """Return classes in label order: that of the sample's columns if it has one per class, else by value or text
+    (`class_names.ordered`).
+    """
+    if sample is not None and len(sample.columns) > 1 and set(sample.columns) == set(names):
+        return sample.columns
+    return class_names.ordered(names)
+
+
+def _find_label_column(table: _Table) -> str:
+    """Return the label column: set in the config, else shared with the sample, else with a common name, else the only
+    candidate; empty if none can be determined.
+
+    Raises:
+        DataError: the config names a column that does not exist.
+    """
+    sample, candidates = table.sample, table.candidates
+    shared = sample.columns if sample is not None and len(sample.columns) == 1 else ()
+    label = configured_column(table.config.label_column, "label_column", table.columns, table.path)
+    label = label or first_named([*shared, *_LABEL_NAMES], candidates)
+    return candidates[0] if not label and len(candidates) == 1 else label
+
+
+def _find_synonyms(table: "pd.DataFrame", column: str, classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the columns whose texts map one to one to the labels: each class's text, in label order."""
+    synonyms = {}
     for name in table.columns.drop(column):
         pairs = table[[column, name]].drop_duplicates()
-        texts = dict(zip(pairs[column], pairs[name], strict=True))
-        if len(pairs) == len(texts) == len(set(texts.values())):
-            found[str(name)] = tuple(str(texts[label]) for label in classes)
-    return found
+        text_of = dict(zip(pairs[column], pairs[name], strict=True))
+        if len(pairs) == len(text_of) == len(set(text_of.values())):
+            synonyms[str(name)] = tuple(str(text_of[label]) for label in classes)
+    return synonyms
 
 
-def _flag_columns(
-    table: "pd.DataFrame", id_column: str, config: CSVConfig, sample: SampleSubmission | None, path: Path
-) -> tuple[str, ...]:
-    """Return the columns that hold 0 and 1, one for each class; empty where one column holds names."""
+def _find_flag_columns(table: _Table) -> tuple[str, ...]:
+    """Return the columns of 0 and 1, one per class; empty if one column holds names."""
+    config, sample = table.config, table.sample
     if config.label_columns:
         if len(set(config.label_columns)) < max(2, len(config.label_columns)):
             raise DataError(
-                f"{path}: data.csv.label_columns: expected two different columns or more, one for each class; a single "
-                "one is data.csv.label_column"
+                f"{table.path}: data.csv.label_columns: expected at least two different columns, one per class; a "
+                "single one is data.csv.label_column"
             )
         for name in config.label_columns:
-            named_column(name, "label_columns", [str(column) for column in table.columns], path)
+            configured_column(name, "label_columns", table.columns, table.path)
         return config.label_columns
     if config.label_column:
         return ()
-    shown = sample.columns if sample is not None and len(sample.columns) > 1 else ()
-    if shown and set(shown) <= set(table.columns) and _are_flags(table, shown):
-        _refuse_lost_classes(table, shown, (id_column, config.group_column), sample, path)
-        return shown
-    left = [str(column) for column in table.columns if column not in (id_column, config.group_column)]
-    if label_column_of(table, id_column, config, sample, path, sure=False):
+    shared = sample.columns if sample is not None and len(sample.columns) > 1 else ()
+    if sample is not None and shared and set(shared) <= set(table.columns) and _are_flags(table.cells, shared):
+        _check_sample_classes(table, sample)
+        return shared
+    if _find_label_column(table):
         return ()
-    return tuple(left) if len(left) > 1 and _are_flags(table, left) else ()
+    candidates = table.candidates
+    return tuple(candidates) if len(candidates) > 1 and _are_flags(table.cells, candidates) else ()
 
 
-def _refuse_lost_classes(
-    table: "pd.DataFrame", shown: Sequence[str], besides: Sequence[str], sample: SampleSubmission | None, path: Path
-) -> None:
-    """Refuse a sample that has columns for some of the classes alone: one 1 in every row, but not within its columns.
+def _check_sample_classes(table: _Table, sample: SampleSubmission) -> None:
+    """Refuse a sample that has columns for only some classes: every row has one 1, but not within its columns.
 
     Raises:
-        DataError: naming the key that says which columns are classes.
+        DataError: with the key that sets the class columns.
     """
-    flags = _flags(table, shown)
-    left = [column for column in map(str, table.columns) if column not in (*shown, *besides)]
-    left = [column for column in left if _are_flags(table, [column]) and not (_flags(table, [column]).T @ flags).any()]
-    whole = _flags(table, [*shown, *left])
-    if left and not (flags.sum(1) == 1).all() and (whole.sum(1) == 1).all():
-        assert sample is not None
+    shared = sample.columns
+    flags = _read_flags(table.cells, shared)
+    rest = [name for name in table.candidates if name not in shared and _are_flags(table.cells, [name])]
+    rest = [name for name in rest if not (_read_flags(table.cells, [name]).T @ flags).any()]
+    complete = _read_flags(table.cells, [*shared, *rest])
+    if rest and not (flags.sum(1) == 1).all() and (complete.sum(1) == 1).all():
         raise DataError(
-            f"{sample.path}: has no column for {csv_io.list_some(left)}, and with that every row of {path} holds one "
-            "1; complete the sample, or train on its classes alone, as several labels of which an image may have none: "
-            f"data.csv.label_columns=[{', '.join(shown[:3])}{', ...' if len(shown) > 3 else ''}]"
+            f"{sample.path}: has no column for {csv_io.list_some(rest)}, and with it every row of {table.path} has "
+            "exactly one 1; complete the sample, or train only on its classes, as a multi-label task: "
+            f"data.csv.label_columns=[{', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}]"
         )
 
 
-def _flags(table: "pd.DataFrame", columns: Sequence[str]) -> NDArray[np.float64]:
+def _read_flags(table: "pd.DataFrame", columns: Sequence[str]) -> NDArray[np.float64]:
     """Return the cells of columns of 0 and 1, [N, K]."""
     flags = [table[column].map(lambda cell: float(_flag(cell) or 0)) for column in columns]
     return np.stack(flags, 1).astype(np.float64)
@@ -157,84 +201,80 @@ def _are_flags(table: "pd.DataFrame", columns: Sequence[str]) -> bool:
 
 
 def _flag(cell: str) -> Decimal | None:
-    """Return 0 or 1 of a cell that says so in any form, as pandas' `True` does; another number as it is."""
+    """Return a cell's number, with pandas' `True` and `False` as 1 and 0; None if it is no number."""
     return _TRUTHS.get(cell.strip().lower(), class_names.decimal(cell))
 
 
-def _of_columns(table: "pd.DataFrame", columns: Sequence[str], path: Path, task: str) -> Labels:
-    strange = [
-        (column, cell) for column in columns for cell in table[column].unique()
-        if _flag(cell) not in (0, 1)
-    ]  # fmt: skip
-    if strange:
-        column, cell = strange[0]
-        raise DataError(f"{path}: column '{column}': expected 0 or 1, found {cell!r}; correct data.csv.label_columns")
-    flags = _flags(table, columns)
-    exclusive = bool((flags.sum(1) == 1).all())
+def _read_flag_columns(table: _Table, columns: Sequence[str], task: str) -> Labels:
+    path = table.path
+    for column in columns:
+        wrong = [cell for cell in table.cells[column].unique() if _flag(cell) not in (0, 1)]
+        if wrong:
+            raise DataError(
+                f"{path}: column '{column}': expected 0 or 1, found {wrong[0]!r}; correct data.csv.label_columns"
+            )
+    flags = _read_flags(table.cells, columns)
+    counts = flags.sum(1)
+    exclusive = bool((counts == 1).all())
     if task == "single_label" and not exclusive:
-        row = int(np.flatnonzero(flags.sum(1) != 1)[0])
+        row = int(np.flatnonzero(counts != 1)[0])
         raise DataError(
-            f"{path}: competition.task is single_label, and row {row + 2} has {int(flags[row].sum())} labels; set "
+            f"{path}: competition.task is single_label, and row {row + 2} has {int(counts[row])} labels; set "
             "competition.task=multi_label"
         )
     if exclusive and task != "multi_label":
         note = f"labels: {len(columns)} columns of 0 and 1, one 1 in every row: single_label"
         return Labels(flags.argmax(1).astype(np.int64), tuple(columns), "single_label", tuple(columns), notes=(note,))
-    note = f"labels: {len(columns)} columns of 0 and 1, {flags.sum(1).mean():.2f} labels an image: multi_label"
+    note = f"labels: {len(columns)} columns of 0 and 1, {counts.mean():.2f} labels per image: multi_label"
     return Labels(flags.astype(np.float32), tuple(columns), "multi_label", tuple(columns), notes=(note,))
 
 
-def _separator(cells: Sequence[str], chosen: str, task: str) -> str:
-    """Return what parts several names in a label; empty where labels are whole.
+def _find_separator(labels: Sequence[str], configured: str, task: str) -> str:
+    """Return the separator of several names in a label; empty if labels are single names.
 
-    A label is parted only where some label's parts all occur alone elsewhere (`Sugar beet` is one class), or where the
-    task or the config demands it.
+    Labels are split only if all parts of some label occur alone elsewhere (`Sugar beet` is one class), or if the task
+    or the config demands it.
     """
     if task == "single_label":
         return ""
-    if chosen:
-        return chosen
-    texts = set(cells)
-    for sign in _SEPARATORS:
-        lists = [_parts(text, sign) for text in texts if sign in text.strip()]
-        if not lists:
-            continue
-        alone = {text.strip() for text in texts if sign not in text.strip()}
-        if task == "multi_label" or any(len(parts) > 1 and set(parts) <= alone for parts in lists):
-            return sign
+    if configured:
+        return configured
+    texts = set(labels)
+    for separator in _SEPARATORS:
+        lists = [_split(text, separator) for text in texts if separator in text.strip()]
+        alone = {text.strip() for text in texts if separator not in text.strip()}
+        if lists and (task == "multi_label" or any(len(parts) > 1 and set(parts) <= alone for parts in lists)):
+            return separator
     return ""
 
 
-def _parts(text: str, separator: str) -> list[str]:
+def _split(text: str, separator: str) -> list[str]:
     parts = text.split(separator) if separator else [text]
     return [part.strip() for part in parts if part.strip()]
 
 
-def _of_lists(cells: Sequence[str], separator: str, sample: SampleSubmission | None, path: Path, column: str) -> Labels:
-    lists = [_parts(cell, separator) for cell in cells]
-    classes = class_order([name for parts in lists for name in parts], sample)
+def _read_lists(table: _Table, column: str, separator: str) -> Labels:
+    lists = [_split(label, separator) for label in table.cells[column].tolist()]
+    classes = order_classes([name for parts in lists for name in parts], table.sample)
     if len(classes) < 2:
-        raise DataError(f"{path}: column '{column}': expected labels of two classes or more, found {classes}")
-    numbers = {name: number for number, name in enumerate(classes)}
-    flags = np.zeros((len(cells), len(classes)), np.float32)
+        raise DataError(f"{table.path}: column '{column}': expected labels of two classes or more, found {classes}")
+    index_of = {name: index for index, name in enumerate(classes)}
+    flags = np.zeros((len(lists), len(classes)), np.float32)
     for row, parts in enumerate(lists):
-        flags[row, [numbers[name] for name in parts]] = 1
-    parted = f"parted by {separator!r}" if separator else "one a row"
-    bare = int((flags.sum(1) == 0).sum())
-    notes = [
-        f"labels: column '{column}' holds {len(classes)} names {parted}, {flags.sum(1).mean():.2f} an image: "
-        "multi_label"
-    ]
-    if bare:
-        notes.append(f"labels: {bare:,} images have none, so a list of labels in a submission may be empty")
+        flags[row, [index_of[name] for name in parts]] = 1
+    counts = flags.sum(1)
+    how = f"separated by {separator!r}" if separator else "one per row"
+    notes = [f"labels: column '{column}' holds {len(classes)} names {how}, {counts.mean():.2f} per image: multi_label"]
+    if unlabelled := int((counts == 0).sum()):
+        notes.append(f"labels: {unlabelled:,} images have none, so a submission may have empty lists of labels")
     return Labels(flags, classes, "multi_label", (column,), separator, tuple(notes), column)
 
 
-def _refuse_unclear(labels: Sequence[str], path: Path, column: str) -> None:
+def _check_texts(labels: Sequence[str], path: Path, column: str) -> None:
     """Refuse rows without a label, and labels that differ only in spaces.
 
     Raises:
-        DataError: the first such row or pair.
+        DataError: with the first such row or pair.
     """
     missing = [row for row, label in enumerate(labels) if not label.strip()]
     if missing:
@@ -242,9 +282,9 @@ def _refuse_unclear(labels: Sequence[str], path: Path, column: str) -> None:
             f"{path}: column '{column}': {len(missing):,} rows have no label, first row {missing[0] + 2}; remove them"
         )
     distinct = sorted(set(labels))
-    bare = {label.strip(): label for label in distinct}
-    if len(bare) < len(distinct):
-        spaced = next(label for label in distinct if label != bare[label.strip()])
+    stripped = {label.strip(): label for label in distinct}
+    if len(stripped) < len(distinct):
+        text = next(label for label in distinct if label != stripped[label.strip()])
         raise DataError(
-            f"{path}: column '{column}': {spaced!r} and {bare[spaced.strip()]!r} differ only in spaces; mend them"
+            f"{path}: column '{column}': {text!r} and {stripped[text.strip()]!r} differ only in spaces; correct them"
         )

@@ -1,65 +1,75 @@
-"""The image files below a folder or in a .zip archive, and the one rule by which an id finds its file."""
+"""Find image files by id, below a folder or in a .zip archive, and open unlabelled tests with them."""
 
 import itertools
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import MappingProxyType
 from typing import Any
 
+from comp.config import DataConfig
 from comp.data import archives
 from comp.data.images import SUFFIXES
-from comp.runtime.errors import DataError, nearest
+from comp.data.scan import files_split
+from comp.data.splits import Split
+from comp.runtime.errors import DataError, SubmissionError, nearest
+from comp.runtime.progress import Progress
+from comp.submission import samples
+from comp.submission.format import SampleSubmission
 
-_SHOWN = 5  # offending names in a message
-_HIDDEN = "__MACOSX"  # what macOS adds to archives; it holds no pictures, under pictures' names
+_SHOWN = 5  # names in a message
+_HIDDEN = "__MACOSX"  # macOS adds it to archives; its files have the names of images but are not images
+_PACKED = (".7z", ".gz", ".rar", ".tar", ".tgz", ".xz")
+_SKIP_HINT = "data.skip_bad=true gives such rows a default answer: the mean of all others'"
 
 
-def place_of(root: Path, name: str, key: str) -> Path | None:
-    """Return where images lie: the folder of this name, the archive, or the archive of this name and `.zip`.
+def find_location(root: Path, name: str, key: str) -> Path | None:
+    """Return where images are stored: the folder of this name, the archive, or the archive of this name and `.zip`.
 
     Args:
-        root: the folder of the data.
-        name: what `data.csv.KEY` says.
-        key: of the config, for messages; empty where none names it.
+        root: the data folder.
+        name: value of `data.csv.KEY`.
+        key: config key, for messages; empty if the name is not configurable.
 
     Returns:
-        None where there is nothing of this name.
+        None if neither exists.
 
     Raises:
-        DataError: a file of another kind has this name, or the images are packed in another way than as .zip.
+        DataError: another kind of file has this name, or the images are packed in another format than .zip.
     """
-    place = root / name
-    if place.is_dir() and any(_is_visible(name) for name in os.listdir(place)):
-        return place
-    zipped = place if place.suffix.lower() == archives.ENDING else place.with_name(place.name + archives.ENDING)
+    path = root / name
+    if path.is_dir() and any(_is_visible(entry) for entry in os.listdir(path)):
+        return path
+    zipped = path if path.suffix.lower() == archives.ENDING else path.with_name(path.name + archives.ENDING)
     if zipped.is_file():
         return zipped
-    if place.is_dir():
-        return place
-    packed = [path for path in root.glob(f"{name}.*") if path.suffix in (".7z", ".gz", ".rar", ".tar", ".tgz", ".xz")]
-    if place.is_file() or packed:
-        found = place if place.is_file() else packed[0]
-        raise DataError(f"{found}: expected a folder of images or a .zip archive{_set_by(key)}; unpack it beside")
+    if path.is_dir():
+        return path
+    packed = [file for file in root.glob(f"{name}.*") if file.suffix in _PACKED]
+    if path.is_file() or packed:
+        wrong = path if path.is_file() else packed[0]
+        raise DataError(f"{wrong}: expected a folder of images or a .zip archive{_set_by(key)}; unpack it")
     return None
 
 
-def demand_place(root: Path, name: str, key: str) -> Path:
-    """Return where images lie; see `place_of`.
+def require_location(root: Path, name: str, key: str) -> Path:
+    """Return where images are stored; see `find_location`.
 
     Raises:
-        DataError: nothing of this name, or as `place_of`.
+        DataError: nothing has this name, or as `find_location`.
     """
-    place = place_of(root, name, key)
-    if place is None:
-        here = sorted(path.name for path in root.glob("*") if _is_visible(path.name) and (
-            path.is_dir() or path.suffix.lower() == archives.ENDING))  # fmt: skip
+    location = find_location(root, name, key)
+    if location is None:
+        visible = [path for path in root.glob("*") if _is_visible(path.name)]
+        names = sorted(path.name for path in visible if path.is_dir() or path.suffix.lower() == archives.ENDING)
         raise DataError(
-            f"{root / name}: no such folder, and no {name}{archives.ENDING}; it holds the images{_set_by(key)}; "
-            f"{root} holds {', '.join(here[:_SHOWN]) or 'no folder'}{nearest(name, here)}"
+            f"{root / name}: no such folder, and no {name}{archives.ENDING}; expected the images there{_set_by(key)}; "
+            f"{root} holds {', '.join(names[:_SHOWN]) or 'no folder'}{nearest(name, names)}"
         )
-    return place
+    return location
 
 
 def _set_by(key: str) -> str:
@@ -67,154 +77,151 @@ def _set_by(key: str) -> str:
 
 
 class Listing:
-    """The image files below a folder or in an archive, found by ids.
+    """The image files below a folder or in an archive, indexed by id.
 
-    Folders that all files share (`test/test/`) count for nothing in names. Hidden files and folders, `__MACOSX` and
-    files that are no images are left out, and counted. Links to folders are followed.
+    Folders that all files share (`test/test/`) are ignored in names. Hidden files and folders, `__MACOSX` and files
+    that are not images are skipped and counted. Links to folders are followed.
     """
 
-    def __init__(self, place: Path, keep: Sequence[str] = ()) -> None:
+    def __init__(self, location: Path, keep: Sequence[str] = ()) -> None:
         """List the files.
 
         Args:
-            place: an existing folder or archive.
-            keep: names of folders, the classes', that are never taken for ones that only wrap others.
+            location: an existing folder or archive.
+            keep: folder names (classes) that never count as mere wrappers.
 
         Raises:
             DataError: the archive is damaged.
         """
-        self.place = place
-        found: list[tuple[str, ...]] = []
+        self.location = location
+        images: list[tuple[str, ...]] = []
         self._hidden = 0
-        self._others: list[str] = []
-        for name in _names(place):
+        self._non_images: list[str] = []
+        for name in _file_names(location):
             parts = tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
-            image = PurePosixPath(name).suffix.lower() in SUFFIXES
+            is_image = PurePosixPath(name).suffix.lower() in SUFFIXES
             if not all(_is_visible(part) for part in parts):
-                self._hidden += image
-            elif image:
-                found.append(parts)
+                self._hidden += is_image
+            elif is_image:
+                images.append(parts)
             else:
-                self._others.append(name)
-        self.wrapping = _shared(found, keep)
-        by_name = sorted((_normal("/".join(parts)), parts) for parts in found)
-        self._files = {key: place.joinpath(*parts) for key, parts in by_name}
+                self._non_images.append(name)
+        self.wrapping = _shared_folders(images, keep)
+        by_name = sorted((_normalize("/".join(parts)), parts) for parts in images)
+        self._files = {key: location.joinpath(*parts) for key, parts in by_name}
         self._tails: dict[str, list[str]] = {}
         for key in self._files:
             for tail in _tails(key):
-                self._tails.setdefault(_folded(tail), []).append(key)
+                self._tails.setdefault(_lower_suffix(tail), []).append(key)
                 self._tails.setdefault(_stem(tail), []).append(key)
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def named(self) -> list[tuple[str, Path]]:
+    def files(self) -> list[tuple[str, Path]]:
         """Return every file with its path below the folders that all share, sorted folder by folder."""
         cut = sum(len(part) + 1 for part in self.wrapping)
         pairs = [(key[cut:], path) for key, path in self._files.items()]
         return sorted(pairs, key=lambda pair: pair[0].split("/"))
 
     def ids(self, *, without: frozenset[Path] = frozenset()) -> tuple[str, ...]:
-        """Return every file's name below the folders that all share, without endings where that leaves them distinct.
-
-        Args:
-            without: files that are left out.
+        """Return the ids of all files but `without`: paths below the shared folders, without suffixes if those stay
+        distinct.
         """
-        pairs = self.named()
+        pairs = self.files()
         stems = [_stem(name) for name, _ in pairs]
         unique = len(set(stems)) == len(stems)
-        kept = [(stem if unique else name) for stem, (name, path) in zip(stems, pairs, strict=True)
-                if path not in without]  # fmt: skip
-        return tuple(sorted(kept))
+        named = zip(stems, pairs, strict=True)
+        return tuple(sorted(stem if unique else name for stem, (name, path) in named if path not in without))
 
     def count(self, *, without: AbstractSet[Path] = frozenset(), only: AbstractSet[Path] | None = None) -> int:
-        """Return how many files there are, less those of `without`, or of `only` alone."""
+        """Return the number of files, except those in `without`, or only those in `only`."""
         paths = set(self._files.values())
         return len(paths - without if only is None else paths & only)
 
-    def note(self, name: str) -> list[str]:
-        """Return what was left out, as a note of the split `name`; nothing where nothing was."""
-        left = []
+    def notes(self, split: str) -> list[str]:
+        """Return a note on skipped files for `split`; empty if there are none."""
+        skipped = []
         if self._hidden:
-            left.append(f"{self._hidden:,} images in hidden folders or under hidden names")
-        if self._others:
-            left.append(f"{len(self._others):,} files that are no images ({self._others[0]!r} is the first)")
-        notes = [f"{name}: left out of {self.place}: {' and '.join(left)}"] if left else []
-        beside = self.place.with_name(self.place.name + archives.ENDING)
-        if self.place.is_dir() and beside.is_file():
-            notes.append(f"{name}: {beside} is not read, since {self.place} lies beside it")
+            skipped.append(f"{self._hidden:,} images in hidden folders or under hidden names")
+        if self._non_images:
+            skipped.append(f"{len(self._non_images):,} files that are no images (first {self._non_images[0]!r})")
+        notes = [f"{split}: left out of {self.location}: {' and '.join(skipped)}"] if skipped else []
+        zipped = self.location.with_name(self.location.name + archives.ENDING)
+        if self.location.is_dir() and zipped.is_file():
+            notes.append(f"{split}: {zipped} is not read, because the folder {self.location} exists")
         return notes
 
-    def holds(self, key: str) -> bool:
-        """Tell whether an id finds a file."""
+    def contains(self, key: str) -> bool:
+        """Return whether an id matches a file."""
         try:
             return self._find(key) is not None
         except DataError:
             return False
 
     def locate(self, ids: Sequence[str]) -> list[Path | None]:
-        """Return the file of each id, None where there is none.
+        """Return the file of each id, or None.
 
-        An id is a path with or without its ending, with any number of the folders that lead to the file, from the
-        last on; back slashes and a leading `./` are the same as slashes and nothing.
+        An id is a path with or without its suffix, with any number of its last folders. Backslashes count as slashes,
+        and a leading `./` is ignored.
 
         Raises:
-            DataError: an id that leads out of the folder or fits several files, or two ids of one file.
+            DataError: an id leads out of the folder or matches several files, or two ids match one file.
         """
-        found = [self._find(key) for key in ids]
+        paths = [self._find(key) for key in ids]
         seen: dict[Path, str] = {}
-        for key, path in zip(ids, found, strict=True):
+        for key, path in zip(ids, paths, strict=True):
             if path is not None and seen.setdefault(path, key) != key:
-                raise DataError(f"{path}: ids {seen[path]!r} and {key!r} both name it; keep one row for each image")
-        return found
+                raise DataError(f"{path}: ids {seen[path]!r} and {key!r} both name it; keep one row per image")
+        return paths
 
-    def find(self, ids: Sequence[str], *, mend: str = "") -> list[Path]:
+    def require(self, ids: Sequence[str], *, hint: str = "") -> list[Path]:
         """Return the file of each id; see `locate`.
 
         Args:
             ids: of a table.
-            mend: what helps where files are missing, for the message.
+            hint: how to fix missing files, for the message.
 
         Raises:
             DataError: as `locate`, or an id without a file.
         """
-        found = self.locate(ids)
-        missing = [key for key, path in zip(ids, found, strict=True) if path is None]
+        paths = self.locate(ids)
+        missing = [key for key, path in zip(ids, paths, strict=True) if path is None]
         if missing:
-            raise DataError(self.missing(missing, len(ids)) + (f"; {mend}" if mend else ""))
-        return [path for path in found if path is not None]
+            raise DataError(self.missing_message(missing, len(ids)) + (f"; {hint}" if hint else ""))
+        return [path for path in paths if path is not None]
 
-    def missing(self, missing: Sequence[str], total: int) -> str:
-        """Return what is said of ids without a file."""
+    def missing_message(self, missing: Sequence[str], total: int) -> str:
+        """Return the error message for ids without a file."""
         return (
-            f"{self.place}: {len(missing):,} of {total:,} ids have no image there, first {some(missing)}; "
-            f"found are {some(list(self._files)) or 'no images'}"
+            f"{self.location}: {len(missing):,} of {total:,} ids have no image there, first {first_few(missing)}; "
+            f"the folder holds {first_few(list(self._files)) or 'no images'}"
         )
 
     def _find(self, key: str) -> Path | None:
         windows = PureWindowsPath(key)
         if PurePosixPath(key).is_absolute() or windows.anchor or ".." in windows.parts:
-            raise DataError(f"{self.place}: id {key!r} leads out of the folder, which is refused; mend the table")
-        wanted = _normal("/".join(part for part in key.replace("\\", "/").split("/") if part != "."))
-        # As it is, without the folders that lead here, and both without spaces around it.
-        bare = wanted.strip()
-        names = (wanted, *self._without_lead(wanted), bare, *self._without_lead(bare))
-        for name in dict.fromkeys(names):
-            if name in self._files:
-                return self._files[name]
-            fitting = self._tails.get(_folded(name)) or self._tails.get(name) or []
-            # The file at the shortest path is meant where others lie deeper: `1` is `1.png` before `old/1.png`.
-            direct = [found for found in fitting if found.count("/") == name.count("/")]
-            chosen = sorted(set(direct if len(set(direct)) == 1 else fitting))
+            raise DataError(f"{self.location}: id {key!r} leads out of the folder; correct the table")
+        name = _normalize("/".join(part for part in key.replace("\\", "/").split("/") if part != "."))
+        # As it is, without the folders that lead here, and both without surrounding spaces.
+        bare = name.strip()
+        candidates = (name, *self._without_lead(name), bare, *self._without_lead(bare))
+        for candidate in dict.fromkeys(candidates):
+            if candidate in self._files:
+                return self._files[candidate]
+            matches = self._tails.get(_lower_suffix(candidate)) or self._tails.get(candidate) or []
+            # The file at the shortest path wins over deeper ones: `1` is `1.png` before `old/1.png`.
+            direct = [match for match in matches if match.count("/") == candidate.count("/")]
+            chosen = sorted(set(direct if len(set(direct)) == 1 else matches))
             if len(chosen) > 1:
-                raise DataError(f"{self.place}: id {key!r} fits {some(chosen)}; remove all but one")
+                raise DataError(f"{self.location}: id {key!r} matches {first_few(chosen)}; remove all but one")
             if chosen:
                 return self._files[chosen[0]]
         return None
 
     def _without_lead(self, key: str) -> Iterator[str]:
         """Yield an id without the folders that lead to this one: `train/7` and `data/train/7` are `7` in data/train."""
-        leading = [_normal(part) for part in self.place.absolute().parts]
+        leading = [_normalize(part) for part in self.location.absolute().parts]
         leading[-1] = leading[-1].removesuffix(archives.ENDING)
         parts = key.split("/")
         for count in range(1, min(len(parts), len(leading) + 1)):
@@ -222,19 +229,19 @@ class Listing:
                 yield "/".join(parts[count:])
 
 
-def some(values: Sequence[Any]) -> str:
+def first_few(values: Sequence[Any]) -> str:
     """Return the first few values, quoted."""
     shown = ", ".join(repr(str(value)) for value in values[:_SHOWN])
     return shown + (", ..." if len(values) > _SHOWN else "")
 
 
-def _names(place: Path) -> Iterator[str]:
+def _file_names(location: Path) -> Iterator[str]:
     """Yield every file's path below a folder, with links followed once, or in an archive."""
-    if place.is_file():
-        yield from archives.members(place)
+    if location.is_file():
+        yield from archives.members(location)
         return
-    above: dict[str, frozenset[str]] = {str(place): frozenset()}  # a folder -> where those that lead to it really lie
-    for parent, folders, names in os.walk(place, followlinks=True):
+    above: dict[str, frozenset[str]] = {str(location): frozenset()}  # folder -> real paths of its parents
+    for parent, folders, names in os.walk(location, followlinks=True):
         real = os.path.realpath(parent)
         if real in above[parent]:
             folders.clear()  # a link that leads back
@@ -242,27 +249,27 @@ def _names(place: Path) -> Iterator[str]:
         above |= {os.path.join(parent, folder): above[parent] | {real} for folder in folders}
         for name in names:
             path = os.path.join(parent, name)
-            if not os.path.islink(path) or os.path.exists(path):  # else a link to nothing
-                yield Path(path).relative_to(place).as_posix()
+            if not os.path.islink(path) or os.path.exists(path):  # else a dead link
+                yield Path(path).relative_to(location).as_posix()
 
 
-def _shared(found: Sequence[tuple[str, ...]], keep: Sequence[str]) -> tuple[str, ...]:
-    """Return the leading folders that all files share."""
-    if not found:
+def _shared_folders(files: Sequence[tuple[str, ...]], keep: Sequence[str]) -> tuple[str, ...]:
+    """Return the leading folders that all files share, up to the first one in `keep`."""
+    if not files:
         return ()
-    leading = found[0][:-1]
-    for parts in found:
-        shorter = zip(leading, parts[:-1], strict=False)
-        leading = tuple(one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], shorter))
-    kept = next((place for place, part in enumerate(leading) if _normal(part) in keep), len(leading))
-    return tuple(_normal(part) for part in leading[:kept])
+    leading = files[0][:-1]
+    for parts in files:
+        pairs = zip(leading, parts[:-1], strict=False)
+        leading = tuple(part for part, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    end = next((index for index, part in enumerate(leading) if _normalize(part) in keep), len(leading))
+    return tuple(_normalize(part) for part in leading[:end])
 
 
 def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name != _HIDDEN
 
 
-def _normal(text: str) -> str:
+def _normalize(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
@@ -270,10 +277,8 @@ def _stem(name: str) -> str:
     return name[: len(name) - len(PurePosixPath(name).suffix)]
 
 
-def _folded(name: str) -> str:
-    """Return a name with its ending in small letters."""
-    suffix = PurePosixPath(name).suffix
-    return name[: len(name) - len(suffix)] + suffix.lower()
+def _lower_suffix(name: str) -> str:
+    return _stem(name) + PurePosixPath(name).suffix.lower()
 
 
 def _tails(key: str) -> Iterator[str]:
@@ -282,3 +287,84 @@ def _tails(key: str) -> Iterator[str]:
     while "/" in key:
         key = key.partition("/")[2]
         yield key
+
+
+def find_sample(config: DataConfig) -> tuple[SampleSubmission | None, tuple[str, ...]]:
+    """Return the sample submission that `data.csv.sample` names or the folder holds, if any, and notes on the search.
+
+    Raises:
+        DataError: a named file is missing, several files qualify, or it cannot be read.
+    """
+    try:
+        path, notes = samples.find_sample(Path(config.root), config.csv.sample)
+        return samples.read_sample(path) if path else None, notes
+    except SubmissionError as error:
+        raise DataError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class LoadedTest:
+    """A competition's test images.
+
+    Attributes:
+        split: in submission order.
+        sample: the sample submission, or None.
+        notes: ids and files that do not match, with counts.
+        files: all image files of the split; empty for pixel tables and labelled folders.
+    """
+
+    split: Split
+    sample: SampleSubmission | None
+    notes: tuple[str, ...] = ()
+    files: frozenset[Path] = frozenset()
+
+
+def unlabelled_test(
+    location: Path,
+    sample: SampleSubmission | None,
+    config: DataConfig,
+    progress: Progress,
+    *,
+    listed: Sequence[str] = (),
+    files_by_id: Mapping[str, str] = MappingProxyType({}),
+    training: frozenset[Path] = frozenset(),
+    listing: Listing | None = None,
+) -> LoadedTest:
+    """Return the test images in the order of the sample, else of the test table, else of their names.
+
+    Args:
+        location: folder or archive of the images; it may hold training images too.
+        sample: the sample submission, or None.
+        config: section `data`.
+        progress: called while files are read.
+        listed: ids of a test table; empty without one.
+        files_by_id: id -> file name, for ids that are not file names.
+        training: training image files, which are left out.
+        listing: of `location`, if it exists already.
+
+    Raises:
+        DataError: an id without a file or a file that cannot be read, unless `data.skip_bad` is set.
+    """
+    files = Listing(location) if listing is None else listing
+    notes = files.notes("test") if listing is None else []
+    if sample and sample.id_column not in sample.ids and all(map(files.contains, (sample.id_column, sample.ids[0]))):
+        raise DataError(
+            f"{sample.path}: has no header: its first line names an image ({sample.id_column!r}); add one as shown on "
+            "the competition's page"
+        )
+    ids: Sequence[str] = sample.ids if sample else listed or files.ids(without=training)
+    keys = [files_by_id.get(key, key) for key in ids]
+    paths = files.locate(keys) if config.skip_bad else files.require(keys, hint=_SKIP_HINT)
+    used = frozenset(path for path in paths if path)
+    if not used:
+        raise DataError(files.missing_message(keys, len(keys)))
+    unlisted = files.count(without=training | used)
+    if unlisted and (sample or listed):
+        table = "the sample submission" if sample else "the test table"
+        notes.append(f"test: {unlisted:,} images of {location} are not listed by {table}, and are not predicted")
+    if shared := files.count(only=training):
+        notes.append(f"test: {shared:,} training images in {location} are not predicted")
+    if sample and listed and (missing := len(set(listed) - set(ids))):
+        notes.append(f"test: {missing:,} ids of the test table are not in the sample submission, and are not predicted")
+    split = files_split("test", paths, ids, None, config, progress)
+    return LoadedTest(split, sample, tuple(notes), used)

@@ -1,55 +1,230 @@
-"""Arrays in `.npy` files, or in one `.npz` under the same names."""
+"""NumPy files: images and labels in `.npy` files or in one `.npz`, memory-mapped and checked.
 
+Functions take the path of an array. The path of one inside an archive leads through it: `data/set.npz/labels.npy`.
+"""
+
+import zipfile
+import zlib
 from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from comp.config import DataConfig
-from comp.data.arrays import check_archive, holds, open_deep_images, open_labels
-from comp.data.sources.source import Source, class_names, numbered
+from comp.data.sources.source import Source, read_class_names, split_with_row_ids
 from comp.data.splits import Split
+from comp.results.predictions import Targets
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress
 
+_MAGIC = b"\x93NUMPY"
 _MEMBERS = tuple(f"{split}_{what}.npy" for split in ("train", "val", "test") for what in ("images", "labels"))
 
 
 def arrays(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
-    """`train_images.npy`, `train_labels.npy`, maybe `val_...` and `test_...`, and `classes.txt`, memory-mapped.
+    """`train_images.npy`, `train_labels.npy`, optionally `val_...` and `test_...`, and `classes.txt`, memory-mapped.
 
     Images [N, H, W, C] of any number of channels, or grey [N, H, W]: uint8, or other numbers, which `open_source`
-    brings to 0..255 by `data.range`. Labels whole numbers from 0 up, [N] or [N, 1], or a column of 0 and 1 for each
-    class, [N, K]; of the test they may be missing. All of the arrays may instead lie in one `.npz`
-    (any name; the layout of MedMNIST), compressed or not.
+    scales to 0..255 by `data.range`. Labels: whole numbers from 0 up, [N] or [N, 1], or one column of 0 and 1 per
+    class, [N, K]; optional for the test. All arrays may instead be in one `.npz` (any name; the layout of MedMNIST),
+    compressed or not.
     """
     root = Path(config.root)
-    folder = _archive(root) or root
-    train = _split("train", folder)
-    val, test = (_split(name, folder) if holds(folder / f"{name}_images.npy") else None for name in ("val", "test"))
+    folder = _find_archive(root) or root
+    train = _read_split("train", folder)
+    optional = [name for name in ("val", "test") if array_exists(folder / f"{name}_images.npy")]
+    splits = {name: _read_split(name, folder) for name in optional}
     assert train.labels is not None
     count = train.labels.shape[1] if train.labels.ndim == 2 else int(train.labels.max()) + 1
     listed = root / "classes.txt"
-    names = class_names(listed) if listed.exists() else tuple(str(label) for label in range(count))
+    names = read_class_names(listed) if listed.exists() else tuple(str(label) for label in range(count))
     if train.labels.ndim == 2 and len(names) != count:
-        raise DataError(
-            f"{listed}: expected {count} names, one for each column of train_labels.npy, found {len(names)}"
-        )
-    shown = "multi_label" if train.labels.ndim == 2 else "single_label"
-    return Source(train, test, names, val=val, numbered=listed.exists(), task=shown)
+        raise DataError(f"{listed}: expected {count} names, one per column of train_labels.npy, found {len(names)}")
+    task = "multi_label" if train.labels.ndim == 2 else "single_label"
+    return Source(train, splits.get("test"), names, val=splits.get("val"), numbered=listed.exists(), task=task)
 
 
-def _archive(root: Path) -> Path | None:
-    """Return the folder's archive, where it holds no .npy of its own."""
-    found = sorted(root.glob("*.npz"))
-    if not found or (root / "train_images.npy").exists():
+def _find_archive(root: Path) -> Path | None:
+    """Return the folder's verified archive; None if it holds .npy files."""
+    archives = sorted(root.glob("*.npz"))
+    if not archives or (root / "train_images.npy").exists():
         return None
-    if len(found) > 1:
-        raise DataError(f"{root}: expected one .npz, found {', '.join(path.name for path in found)}; keep one of them")
-    check_archive(found[0], _MEMBERS)
-    return found[0]
+    if len(archives) > 1:
+        names = ", ".join(path.name for path in archives)
+        raise DataError(f"{root}: expected one .npz, found {names}; keep one of them")
+    verify_archive(archives[0])
+    return archives[0]
 
 
-def _split(name: str, folder: Path) -> Split:
+def _read_split(name: str, folder: Path) -> Split:
     images = open_deep_images(folder / f"{name}_images.npy")
     labels = folder / f"{name}_labels.npy"
-    if name == "test" and not holds(labels):
-        return numbered(name, images, None)
-    return numbered(name, images, open_labels(labels, len(images)))
+    if name == "test" and not array_exists(labels):
+        return split_with_row_ids(name, images, None)
+    return split_with_row_ids(name, images, open_labels(labels, len(images)))
+
+
+def array_exists(path: Path) -> bool:
+    """Return whether an array exists, in its folder or archive.
+
+    Raises:
+        DataError: the archive cannot be read.
+    """
+    if path.parent.suffix != ".npz":
+        return path.exists()
+    with _open_archive(path.parent) as archive:
+        return path.name in archive.namelist()
+
+
+def open_npy(path: Path) -> NDArray[Any]:
+    """Return a memory map of an array; one compressed in an archive is read into memory.
+
+    Raises:
+        DataError: missing, truncated, pickled or not a .npy file.
+    """
+    if path.parent.suffix == ".npz":
+        return _open_member(path)
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            raise DataError(
+                f"{path}: {_describe_damage(file.read(len(_MAGIC)), path.stat().st_size, str(error))}"
+            ) from None
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: expected one array (.npy), found an archive; rename it to .npz")
+    return array
+
+
+def _describe_damage(magic: bytes, size: int, message: str) -> str:
+    if "object" in message.lower() and magic == _MAGIC:
+        return "holds pickled Python objects, which are refused since they can run code; save a plain uint8 array"
+    if magic != _MAGIC[: len(magic)]:
+        return "is not a NumPy .npy file; save it with numpy.save"
+    return f"is truncated ({size:,} bytes are fewer than its header promises); fetch it again"
+
+
+def verify_archive(path: Path) -> None:
+    """Check a .npz's members and their checksums, before arrays are mapped past them.
+
+    Raises:
+        DataError: damaged, or an unexpected member, such as one that leads out of the folder.
+    """
+    with _open_archive(path) as archive:
+        for member in archive.namelist():
+            if member not in _MEMBERS:
+                raise DataError(f"{path}: expected members {', '.join(_MEMBERS)}, found {member!r}; remove it")
+        try:
+            broken = archive.testzip()
+        except (zipfile.BadZipFile, OSError, EOFError, zlib.error, NotImplementedError) as error:
+            raise DataError(f"{path}: is damaged ({error}); fetch it again") from None
+    if broken:
+        raise DataError(f"{path}: is damaged: member {broken} fails its checksum; fetch it again")
+
+
+def _open_archive(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{path}: is truncated or not a NumPy archive ({error}); fetch it again") from None
+
+
+def _open_member(path: Path) -> NDArray[Any]:
+    with _open_archive(path.parent) as archive:
+        if path.name not in archive.namelist():
+            raise DataError(f"{path}: no such member in the archive; it has {', '.join(archive.namelist())}")
+        member = archive.getinfo(path.name)
+        with archive.open(member) as file:
+            try:
+                if member.compress_type == zipfile.ZIP_STORED:
+                    return _map_member(path.parent, member, file)
+                array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+                return array
+            except (ValueError, EOFError, OSError) as error:
+                magic = archive.read(member)[: len(_MAGIC)]
+                raise DataError(f"{path}: {_describe_damage(magic, member.file_size, str(error))}") from None
+
+
+def _map_member(archive: Path, member: zipfile.ZipInfo, file: IO[bytes]) -> NDArray[Any]:
+    """Return a memory map of an uncompressed member."""
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"unknown format version {version}")
+    shape, fortran, dtype = readers[version](file)
+    if dtype.hasobject:
+        raise ValueError("object arrays are not mapped")
+    with archive.open("rb") as raw:  # the local header's two lengths may differ from the directory's
+        raw.seek(member.header_offset + 26)
+        name_bytes = sum(int.from_bytes(raw.read(2), "little") for _ in range(2))
+    start = member.header_offset + 30 + name_bytes + file.tell()
+    return np.memmap(archive, dtype, "r", start, shape, "F" if fortran else "C")
+
+
+def open_images(path: Path) -> NDArray[np.uint8]:
+    """Return a memory map of images, uint8 [N, H, W, C].
+
+    Raises:
+        DataError: as `open_deep_images`, or another type.
+    """
+    array = open_deep_images(path)
+    if array.dtype != np.uint8:
+        hint = "multiply by 255 and round" if array.dtype.kind == "f" else "scale them to 0..255"
+        raise DataError(f"{path}: expected uint8 pixels 0..255, found {array.dtype}; {hint}")
+    return array
+
+
+def open_deep_images(path: Path) -> NDArray[Any]:
+    """Return a memory map of images of any numeric type, [N, H, W, C].
+
+    Raises:
+        DataError: as `open_npy`, or not numbers, the wrong shape or no image.
+    """
+    array = open_npy(path)
+    if array.dtype.kind not in "uifb":
+        raise DataError(f"{path}: expected whole numbers or floats as pixels, found {array.dtype}")
+    if array.ndim == 3:
+        array = array[..., None]  # grey images without a channel axis
+    if array.ndim != 4 or 0 in array.shape[1:] or _channels_first(array.shape):
+        swapped = array.ndim == 4 and _channels_first(array.shape)
+        hint = "; the channels are first: transpose(0, 2, 3, 1)" if swapped else ""
+        raise DataError(f"{path}: expected images [N, H, W, channels], found {list(array.shape)}{hint}")
+    if not len(array):
+        raise DataError(f"{path}: holds no image")
+    return array
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    """Return whether a shape is [N, C, H, W]: fewer channels than pixels a side, and last axis not 1 or 3."""
+    return shape[1] < min(shape[2], shape[3]) and shape[3] not in (1, 3)
+
+
+def open_labels(path: Path, count: int) -> Targets:
+    """Return labels [count] int64, from [count] or [count, 1], or one column per class, [count, K] float32.
+
+    Raises:
+        DataError: as `open_npy`, or not whole numbers from 0 up, columns of other values than 0 and 1, or not
+            one per image.
+    """
+    labels = open_npy(path)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.dtype.kind not in "iub" or labels.ndim not in (1, 2) or 0 in labels.shape:
+        raise DataError(f"{path}: expected whole numbers [{count}], found {labels.dtype} {list(labels.shape)}")
+    if len(labels) != count:
+        raise DataError(f"{path}: expected {count} labels, one per image, found {len(labels)}")
+    if labels.ndim == 2:
+        if not np.isin(labels, (0, 1)).all():
+            raise DataError(f"{path}: expected 0 and 1 in one column per class, found {int(labels.max())}")
+        return labels.astype(np.float32)
+    if int(labels.min()) < 0:
+        first = int(np.flatnonzero(labels < 0)[0])
+        raise DataError(f"{path}: expected labels from 0 up, found {int(labels[first])} at row {first}")
+    return labels.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Images with a table of labels: the usual Kaggle set. The table names image files, or holds the pixels itself."""
+"""Images with a table of labels, the usual Kaggle layout. The table names image files, or holds the pixels itself."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,186 +8,213 @@ import numpy as np
 
 from comp.config import DataConfig
 from comp.data.scan import files_split
-from comp.data.sources import pixel_tables
-from comp.data.sources.csv_tables import (
-    file_column_of,
-    found_table,
-    group_numbers,
-    id_column_of,
+from comp.data.sources.columns import (
+    check_unique_ids,
+    find_file_column,
+    find_id_column,
+    find_table,
+    has_pixel_columns,
+    read_groups,
+    read_pixel_table,
     read_table,
-    refuse_duplicates,
-    table_of,
-)  # fmt: skip
-from comp.data.sources.labels import labels_of
-from comp.data.sources.listing import Listing, demand_place, place_of
-from comp.data.sources.samples import OwnTest, sample_of, unlabelled_test
+    require_table,
+)
+from comp.data.sources.labels import read_labels
+from comp.data.sources.listing import (
+    Listing,
+    LoadedTest,
+    find_location,
+    find_sample,
+    require_location,
+    unlabelled_test,
+)
 from comp.data.sources.source import Source
 from comp.data.splits import Split
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress
 from comp.submission.format import SampleSubmission
 
-_USUAL_TEST, _USUAL_TEST_TABLE = "test", "test.csv"  # what is taken where it is there
+_DEFAULT_TEST, _DEFAULT_TEST_TABLE = "test", "test.csv"  # used if they exist
 _SHOWN = 8  # columns in a note
+_SKIP_HINT = "data.skip_bad=true leaves such rows out"
 
 
 def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
-    """`train.csv` (ids, labels), `train/`, maybe `test/`, `test.csv` and `sample_submission.csv`; see `data.csv`.
+    """`train.csv` (ids, labels), `train/`, optionally `test/`, `test.csv` and `sample_submission.csv`; see `data.csv`.
 
-    Ids are file names with or without their ending (`comp.data.sources.listing`); a folder may be a .zip archive, and a
-    table packed. Labels stand in one column of names, of which one may hold several (`data.csv.separator`), or in a
-    column of 0 and 1 for each class. Classes are in the order of their values where all are numbers, of their names
-    else; where the sample submission has a column for each class, in the order of its columns. A table with a column
-    for each pixel needs no files.
+    Ids are file names with or without their suffix (`comp.data.sources.listing`); a folder may be a .zip archive, and a
+    table packed. Labels are one column of names, which may hold several per image (`data.csv.separator`), or one column
+    of 0 and 1 per class. Classes are ordered by value if all are numbers, else by name; if the sample submission has a
+    column for each class, in the order of its columns. A table with one column per pixel needs no files.
     """
     root, files = Path(config.root), config.csv
-    path = table_of(root, files.table, "table")
-    submitted = sample_of(config)
-    if pixel_tables.holds_pixels(path):
-        return _pixels(path, config, submitted.sample, submitted.notes, task)
-    sample = submitted.sample
-    listing = Listing(demand_place(root, files.train, "train"))
-    table, notes = read_table(path, listing.holds)
-    id_column = id_column_of(table, files, sample, path)
+    path = require_table(root, files.table, "table")
+    sample, sample_notes = find_sample(config)
+    if has_pixel_columns(path):
+        return _pixel_source(path, config, sample, sample_notes, task)
+    listing = Listing(require_location(root, files.train, "train"))
+    table, table_notes = read_table(path, listing.contains)
+    columns = [str(column) for column in table.columns]
+    id_column = find_id_column(columns, files, sample, path) or columns[0]
     ids = table[id_column].tolist()
-    refuse_duplicates(ids, path, id_column)
-    labels = labels_of(table, id_column, files, sample, path, task)
-    skip = "data.skip_bad=true leaves such rows out"
-    named = file_column_of(table, id_column, files, listing.holds, listing.locate, path)
-    keys = table[named.column].tolist()
-    paths = listing.locate(keys) if config.skip_bad else listing.find(keys, mend=skip)
+    check_unique_ids(ids, path, id_column)
+    labels = read_labels(table, id_column, files, sample, path, task)
+    file_column, file_notes = find_file_column(table, id_column, files, listing.contains, listing.locate, path)
+    keys = table[file_column].tolist()
+    paths = listing.locate(keys) if config.skip_bad else listing.require(keys, hint=_SKIP_HINT)
     train = files_split("train", paths, ids, labels.targets, config, progress)
-    groups = group_numbers(table, files, path)[np.isin(ids, train.ids)] if files.group_column else None
-    told = [*submitted.notes, *notes, *named.notes]
-    told += _unused(table.columns, (id_column, named.column, files.group_column, *labels.columns), path)
-    told += [*labels.notes, *listing.note("train")]
-    training = frozenset(path for path in paths if path)
-    test, place = None, _test_place(config)
-    if place is not None:
-        listed = _test_ids(config, sample, id_column, place)
-        test_images = unlabelled_test(
-            place, sample, config, progress, listed=listed.ids, files_of=listed.files, training=training,
-            listing=listing if place == listing.place else None,
-        )  # fmt: skip
-        told += [*listed.notes, *test_images.notes]
-        test = test_images.split
-    used = training | test_images.files if test is not None else training
-    if spare := listing.count(without=used):
-        told.append(f"train: {spare:,} images of {listing.place} are not listed by {path.name}, and are not used")
+    groups = read_groups(table, files, path)[np.isin(ids, train.ids)] if files.group_column else None
+    notes = [*sample_notes, *table_notes, *file_notes]
+    notes += _note_unused(columns, (id_column, file_column, files.group_column, *labels.columns), path)
+    notes += [*labels.notes, *listing.notes("train")]
+    used = training = frozenset(path for path in paths if path)
+    test, location = None, _find_test_location(config)
+    if location is not None:
+        listed = _read_test_ids(config, sample, id_column, location)
+        loaded = unlabelled_test(
+            location,
+            sample,
+            config,
+            progress,
+            listed=listed.ids,
+            files_by_id=listed.files,
+            training=training,
+            listing=listing if location == listing.location else None,
+        )
+        notes += [*listed.notes, *loaded.notes]
+        test, used = loaded.split, training | loaded.files
+    if unlisted := listing.count(without=used):
+        notes.append(f"train: {unlisted:,} images of {listing.location} are not listed by {path.name}, and not used")
     return Source(
-        train, test, labels.classes, groups=groups, sample=sample, notes=tuple(told), separator=labels.separator,
-        task=labels.task, header=_header(id_column, labels.column), synonyms=labels.synonyms,
-    )  # fmt: skip
+        train,
+        test,
+        labels.classes,
+        groups=groups,
+        sample=sample,
+        notes=tuple(notes),
+        separator=labels.separator,
+        task=labels.task,
+        header=_submission_header(id_column, labels.column),
+        synonyms=labels.synonyms,
+    )
 
 
-def csv_test(config: DataConfig, classes: Sequence[str], progress: Progress) -> OwnTest:
-    """Return the test images of `csv_images`; the training images and their table need not be there.
+def csv_test(config: DataConfig, classes: Sequence[str], progress: Progress) -> LoadedTest:
+    """Return the test images of `csv_images`, without needing the training images and their table.
 
     Raises:
-        DataError: no test images, or nothing tells them from training images.
+        DataError: no test images, or they cannot be told from training images.
     """
-    root, files, sample = Path(config.root), config.csv, sample_of(config).sample
-    table = _test_table(config)
-    if table is not None and pixel_tables.holds_pixels(table):
-        return OwnTest(_pixel_test(table, config, sample), sample)
-    place = demand_place(root, files.test, "test")
-    listed = _test_ids(config, sample, files.id_column, place)
-    if not sample and not listed.ids and place == place_of(root, files.train, "train"):
+    root, files = Path(config.root), config.csv
+    sample, _ = find_sample(config)
+    table = _find_test_table(config)
+    if table is not None and has_pixel_columns(table):
+        return LoadedTest(_pixel_test(table, config, sample), sample)
+    location = require_location(root, files.test, "test")
+    listed = _read_test_ids(config, sample, files.id_column, location)
+    if not sample and not listed.ids and location == find_location(root, files.train, "train"):
         raise DataError(
-            f"{place}: holds training images too, and without their table nothing tells which are the test's"
+            f"{location}: holds training images too, and only their table, which is missing, shows which are the test's"
         )
-    found = unlabelled_test(place, sample, config, progress, listed=listed.ids, files_of=listed.files)
-    return OwnTest(found.split, sample)
+    return unlabelled_test(location, sample, config, progress, listed=listed.ids, files_by_id=listed.files)
 
 
-def _header(id_column: str, label_column: str) -> tuple[str, str]:
-    """Return what a submission's columns are called where no sample shows it: as the training table's are."""
-    named = "id" if id_column.startswith("Unnamed: ") else id_column
-    return named, label_column or "label"
+def _submission_header(id_column: str, label_column: str) -> tuple[str, str]:
+    """Return the column names of a submission without a sample: those of the training table."""
+    name = "id" if id_column.startswith("Unnamed: ") else id_column
+    return name, label_column or "label"
 
 
-def _unused(columns: Sequence[str], used: Sequence[str], path: Path) -> list[str]:
-    left = [str(column) for column in columns if column not in used]
-    shown = ", ".join(left[:_SHOWN]) + (", ..." if len(left) > _SHOWN else "")
-    return [f"{path}: {len(left):,} columns are not used: {shown}"] if left else []
+def _note_unused(columns: Sequence[str], used: Sequence[str], path: Path) -> list[str]:
+    unused = [column for column in columns if column not in used]
+    shown = ", ".join(unused[:_SHOWN]) + (", ..." if len(unused) > _SHOWN else "")
+    return [f"{path}: {len(unused):,} columns are not used: {shown}"] if unused else []
 
 
-def _test_place(config: DataConfig) -> Path | None:
-    """Return where the test images lie, None where there are none."""
+def _find_test_location(config: DataConfig) -> Path | None:
+    """Return where the test images are stored, None if there are none."""
     root, name = Path(config.root), config.csv.test
-    return place_of(root, name, "test") if name == _USUAL_TEST else demand_place(root, name, "test")
+    return find_location(root, name, "test") if name == _DEFAULT_TEST else require_location(root, name, "test")
 
 
-def _test_table(config: DataConfig) -> Path | None:
-    """Return the table of the test's ids, None where there is none."""
+def _find_test_table(config: DataConfig) -> Path | None:
+    """Return the table of the test's ids, None if there is none."""
     root, name = Path(config.root), config.csv.test_table
     if name == "auto":
-        return found_table(root, _USUAL_TEST_TABLE)
-    return table_of(root, name, "test_table") if name else None
+        return find_table(root, _DEFAULT_TEST_TABLE)
+    return require_table(root, name, "test_table") if name else None
 
 
 @dataclass(frozen=True)
-class _Listed:
-    """The ids of a test table, what names their files where they do not, and notes of how it was read."""
+class _TestIds:
+    """The ids of a test table, the names of their files if those differ, and notes."""
 
     ids: Sequence[str] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
 
-def _test_ids(config: DataConfig, sample: SampleSubmission | None, id_column: str, place: Path) -> _Listed:
-    """Return the ids of the test table, none where there is none."""
-    path = _test_table(config)
+def _read_test_ids(config: DataConfig, sample: SampleSubmission | None, id_column: str, location: Path) -> _TestIds:
+    """Return the ids of the test table, none if there is no table."""
+    path = _find_test_table(config)
     if path is None:
-        return _Listed()
-    listing = Listing(place)
-    table, notes = read_table(path, listing.holds)
-    named = [column for column in (id_column, sample.id_column if sample else "") if column in table.columns]
-    column = named[0] if named else id_column_of(table, config.csv.model_copy(update={"id_column": ""}), sample, path)
+        return _TestIds()
+    listing = Listing(location)
+    table, notes = read_table(path, listing.contains)
+    columns = [str(column) for column in table.columns]
+    shared = [column for column in (id_column, sample.id_column if sample else "") if column in columns]
+    without_id = config.csv.model_copy(update={"id_column": ""})
+    column = shared[0] if shared else find_id_column(columns, without_id, sample, path) or columns[0]
     ids: list[str] = table[column].tolist()
-    refuse_duplicates(ids, path, column)
-    own = config.csv.file_column if config.csv.file_column in table.columns else ""  # it may be the other table's alone
-    files_from = config.csv.model_copy(update={"file_column": own})
-    found = file_column_of(table, column, files_from, listing.holds, listing.locate, path)
-    files = {} if found.column == column else dict(zip(ids, table[found.column].tolist(), strict=True))
-    return _Listed(ids, files, (*notes, *found.notes))
+    check_unique_ids(ids, path, column)
+    file_column = config.csv.file_column if config.csv.file_column in columns else ""  # may be only in train.csv
+    files_from = config.csv.model_copy(update={"file_column": file_column})
+    file_column, file_notes = find_file_column(table, column, files_from, listing.contains, listing.locate, path)
+    files = {} if file_column == column else dict(zip(ids, table[file_column].tolist(), strict=True))
+    return _TestIds(ids, files, (*notes, *file_notes))
 
 
-def _pixels(path: Path, config: DataConfig, sample: SampleSubmission | None, notes: Sequence[str], task: str) -> Source:
+def _pixel_source(
+    path: Path, config: DataConfig, sample: SampleSubmission | None, sample_notes: Sequence[str], task: str
+) -> Source:
     """Return the images of tables that hold their pixels."""
-    train, told = pixel_tables.read(path), list(notes)
-    ids, id_column = train.ids("train", config.csv, None)
-    labels = labels_of(train.others, id_column, config.csv, sample, path, task)
+    train = read_pixel_table(path)
+    ids, id_column = train.row_ids("train", config.csv, None)
+    others = train.other_columns
+    labels = read_labels(others, id_column, config.csv, sample, path, task)
     side = train.images.shape[1]
-    told.append(f"{path}: holds the pixels of {len(ids):,} grey pictures of {side} x {side}")
-    told += [*_unused(train.others.columns, (id_column, config.csv.group_column, *labels.columns), path), *labels.notes]
-    groups = group_numbers(train.others, config.csv, path) if config.csv.group_column else None
-    test_path = _test_table(config)
-    test = _pixel_test(test_path, config, sample) if test_path is not None else None
+    notes = [*sample_notes, f"{path}: holds the pixels of {len(ids):,} grey images of {side} x {side}"]
+    notes += _note_unused(list(others.columns), (id_column, config.csv.group_column, *labels.columns), path)
+    test_path = _find_test_table(config)
     return Source(
-        Split("train", train.images, np.array(ids, np.str_), labels.targets), test, labels.classes, groups=groups,
-        sample=sample, notes=tuple(told), separator=labels.separator, task=labels.task,
-        header=_header(id_column or "id", labels.column), synonyms=labels.synonyms,
-    )  # fmt: skip
+        Split("train", train.images, np.array(ids, np.str_), labels.targets),
+        _pixel_test(test_path, config, sample) if test_path is not None else None,
+        labels.classes,
+        groups=read_groups(others, config.csv, path) if config.csv.group_column else None,
+        sample=sample,
+        notes=(*notes, *labels.notes),
+        separator=labels.separator,
+        task=labels.task,
+        header=_submission_header(id_column or "id", labels.column),
+        synonyms=labels.synonyms,
+    )
 
 
 def _pixel_test(path: Path, config: DataConfig, sample: SampleSubmission | None) -> Split:
-    found = pixel_tables.read(path)
-    ids, _ = found.ids("test", config.csv, sample)
-    test = Split("test", found.images, np.array(ids, np.str_), None)
-    return test if sample is None else _in_order_of(sample, test, path)
-
-
-def _in_order_of(sample: SampleSubmission, test: Split, path: Path) -> Split:
-    """Return the test's rows in the order of the sample's.
+    """Return the test images of a pixel table, in the sample's order.
 
     Raises:
         DataError: a row of the sample is not in the table.
     """
-    rows = {key: row for row, key in enumerate(test.ids.tolist())}
-    missing = [key for key in sample.ids if key not in rows]
+    table = read_pixel_table(path)
+    ids, _ = table.row_ids("test", config.csv, sample)
+    test = Split("test", table.images, np.array(ids, np.str_), None)
+    if sample is None:
+        return test
+    row_of = {key: row for row, key in enumerate(ids)}
+    missing = [key for key in sample.ids if key not in row_of]
     if missing:
         raise DataError(
-            f"{path}: {len(missing):,} of {len(sample.ids):,} ids of {sample.path} are not in it, first {missing[0]!r}"
+            f"{path}: lacks {len(missing):,} of {len(sample.ids):,} ids of {sample.path}, first {missing[0]!r}"
         )
-    return test.take(np.array([rows[key] for key in sample.ids], np.int64), "test")
+    return test.take(np.array([row_of[key] for key in sample.ids], np.int64), "test")

@@ -89,7 +89,7 @@ class DataConfig(Section):
     `stretch`, everything, bent; `letterbox`, everything in proportion, with black bars at two sides."""
     range: Range = "auto"
     """Which values become black and white where pixels have more than 8 bits, the same for all images: auto, as the
-    training images need (12-bit pictures 0 to 4095; see `comp.data.ranges`); `type`, the range of their type, 0 to
+    training images need (12-bit pictures 0 to 4095; see `comp.data.decode`); `type`, the range of their type, 0 to
     65535 of 16 bits; [lo, hi], what lies beyond is clipped."""
     loading: Literal["auto", "resident", "streamed"] = "auto"
     """`resident`: training images lie decoded on the training device; `streamed`: workers bring them batch by batch;

@@ -134,7 +134,7 @@ def _predict_group(way: _PredictJob, group: list[_Part], folder: Path | None, do
 
     def batches() -> Iterator[Tensor]:
         for part in group:
-            for chunk in loading.chunks(way.open(part) if opened is None else opened, adapt.BATCH_IMAGES):
+            for chunk in loading.iter_chunks(way.open(part) if opened is None else opened, adapt.BATCH_IMAGES):
                 yield _on_device(chunk, way.execution)
                 way.progress(way.images.name, done, len(way.images))
 
@@ -175,7 +175,7 @@ def _logits(
     logits = np.empty((len(split), len(way.classes)), np.float32)
     network: nn.Module | None = None
     start = 0
-    for chunk in loading.chunks(split, way.batch_size):  # [B, H, W, C]
+    for chunk in loading.iter_chunks(split, way.batch_size):  # [B, H, W, C]
         batch = _on_device(chunk, way.execution)
         network = way.folding.folded(way.model, batch) if network is None else network
         logits[start : start + len(chunk)] = _forward(network, batch, way.execution, chosen)

@@ -3,9 +3,9 @@
 Four questions, each asked only where the config leaves it open and the machine has more than one answer: precision
 and layout together, then threads, then torch.compile of the best so far, then loader workers where images are streamed.
 
-What was timed is kept in the user's cache folder (`comp.data.cache.user_folder`), and trials, folds and repeats decide
-by it without timing anything: a file for each machine, network, shape of images and batch size. What is timed while
-more processes run than the machine has room for is not kept. Deleting the folder times anew.
+What was timed is kept in the user's cache folder (`comp.data.cache.user_cache_folder`), and trials, folds and repeats
+decide by it without timing anything: a file for each machine, network, shape of images and batch size. What is timed
+while more processes run than the machine has room for is not kept. Deleting the folder times anew.
 """
 
 import copy
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from comp.config import Config, seconds_of
 from comp.config.tasks import TASKS
 from comp.data import loading
-from comp.data.cache import user_folder
+from comp.data.cache import user_cache_folder
 from comp.data.dataset import Dataset
-from comp.data.images import ImageFiles, reading_workers
+from comp.data.images import ImageFiles, resolve_workers
 from comp.data.loading import Transform
 from comp.results import runs
 from comp.runtime import device
@@ -111,7 +111,7 @@ def choose_execution(
         raise ConfigError(f"train.compile: {missing}; install one or use train.compile=false")
     threads = [wanted.threads] if wanted.threads else device.threads_worth_trying(place)
     candidates = [
-        Execution(place, precision, layout, threads[0], workers=reading_workers(config.data.workers))
+        Execution(place, precision, layout, threads[0], workers=resolve_workers(config.data.workers))
         for precision in _open(wanted.precision, device.precisions_worth_trying(place))
         for layout in _open(wanted.channels_last, [False, True])
     ]
@@ -155,7 +155,7 @@ class _Record:
     """The seconds that were timed before under one key, by question and candidate, and those that are timed now."""
 
     def __init__(self, key: str) -> None:
-        folder = user_folder()
+        folder = user_cache_folder()
         self._path = folder and folder / "timing" / f"{runs.sha256_of(key.encode())[:32]}.json"
         self._seconds: dict[str, dict[str, float]] = {}
         self._grew = False
@@ -316,7 +316,7 @@ class _Trial:
         place, train = self._choice.execution.torch_device, self._dataset.train
         order = torch.arange(images * _WORKER_STEPS, device=place) % len(train)
         began = 0.0
-        for batch in loading.Streamed(train, place, workers=workers, transform=transform).batches(
+        for batch in loading.StreamedLoader(train, place, workers=workers, transform=transform).batches(
             order, images, epoch=1
         ):
             began = began or time.perf_counter()
@@ -381,7 +381,7 @@ class _Trial:
 
     def _batch(self, execution: Execution, count: int) -> tuple[Tensor, Tensor]:
         place = execution.torch_device
-        return loading.resident(self._dataset.train.head(count), place).batch(torch.arange(count, device=place))
+        return loading.load_resident(self._dataset.train.head(count), place).batch(torch.arange(count, device=place))
 
     def _race(self, what: str, steps: Mapping[Execution, Step], count: int) -> dict[Execution, float]:
         """Return each candidate's seconds for the config's batch: the fastest step of several.

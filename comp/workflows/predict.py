@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from comp.config import Config
-from comp.data import sources, splits, splitting, suites
+from comp.data import sources, splits, suites
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, Suite
 from comp.inference import accuracy_estimate, adapt, inputs
@@ -614,5 +614,5 @@ def own_data(run: Run, dataset: Dataset) -> Dataset:
             f"{run.path}: its training images or labels have changed (fingerprint {recorded['data_fingerprint']}, "
             f"now {dataset.fingerprint}); give it its own data back or start a new run"
         )
-    splitting.check_saved_split(run.path / "split.npz", dataset.train, dataset.val)
-    return dataset.with_samples(splitting.samples(run.path / "split.npz"))
+    splits.check_saved_split(run.path / "split.npz", dataset.train, dataset.val)
+    return dataset.with_samples(splits.read_samples(run.path / "split.npz"))

@@ -15,11 +15,10 @@ from PIL import Image
 
 from comp import config as configs
 from comp.config import Config, DataConfig
-from comp.data import images as image_files
-from comp.data import loading
+from comp.data import decode, loading
 from comp.data.cache import FOLDER
 from comp.data.dataset import Dataset, open_dataset
-from comp.data.images import fitted, read_image
+from comp.data.decode import read_image, resize_image
 from comp.data.sources import open_source
 from comp.results import runs
 from comp.runtime import rng
@@ -108,21 +107,20 @@ def test_an_animation_gives_its_first_frame_and_a_note(tmp_path: Path) -> None:
     assert found.train.images.notes == ("train: 1 animated, only the first frame is read: zz.gif",)
 
 
-def test_transparency_and_other_fourth_bands_are_told(tmp_path: Path) -> None:
+def test_transparency_and_other_fourth_bands_are_noted(tmp_path: Path) -> None:
     write_folders(tmp_path, train=2, val=0)
     square("RGBA", (1, 2, 3, 255)).save(tmp_path / "train/ant/x.png")  # opaque: nothing to tell
     square("RGBA", (1, 2, 3, 9)).save(tmp_path / "train/ant/y.png")
     square("RGBX", (1, 2, 3, 9)).save(tmp_path / "train/ant/z.tif")
-    assert opened(tmp_path, image_size=8).notes[:2] == (
-        "train: 1 have transparency, which is laid on white, first y.png",
-        "train: 1 have a fourth band that is no transparency, which is left out, first z.tif",
-    )
+    transparency, fourth_band = opened(tmp_path, image_size=8).notes[:2]
+    assert all(part in transparency for part in ("train: 1", "transparency", "y.png"))
+    assert all(part in fourth_band for part in ("train: 1", "fourth band", "z.tif"))
 
 
 def test_cropping_keeps_the_middle_and_stretching_keeps_everything() -> None:
     wide = Image.fromarray(np.repeat(np.array([[10, 20, 30, 40]], np.uint8), 2, 0)).convert("RGB")  # 4 x 2
-    assert fitted(wide, (2, 2), "crop")[0, :, 0].tolist() == [20, 30]
-    stretched = fitted(wide, (2, 2), "stretch")[0, :, 0]
+    assert resize_image(wide, (2, 2), "crop")[0, :, 0].tolist() == [20, 30]
+    stretched = resize_image(wide, (2, 2), "stretch")[0, :, 0]
     assert stretched[0] < 20
     assert stretched[1] > 30
 
@@ -163,17 +161,17 @@ def floats() -> bytes:
 
 
 BAD_IMAGES: dict[str, tuple[str, bytes, str]] = {
-    "bomb": ("png", bomb(9000, 9000), "9,000 x 9,000 pixels: a decompression bomb"),
-    "larger bomb": ("png", bomb(60000, 60000), "a decompression bomb"),
-    "truncated": ("jpg", jpeg()[:-200], "is truncated or damaged"),
-    "bit-flipped": ("png", png_with_a_flipped_bit(), "is truncated or damaged"),
-    "text": ("png", b"hello", "not an image that can be decoded"),
-    "empty": ("jpg", b"", "not an image that can be decoded"),
-    "floats and NaN": ("tiff", floats(), "found 16 that are NaN or infinite"),
+    "bomb": ("png", bomb(9000, 9000), "9,000 x 9,000 pixels"),
+    "larger bomb": ("png", bomb(60000, 60000), "decompression bomb"),
+    "truncated": ("jpg", jpeg()[:-200], "damaged"),
+    "bit-flipped": ("png", png_with_a_flipped_bit(), "damaged"),
+    "text": ("png", b"hello", "not an image"),
+    "empty": ("jpg", b"", "not an image"),
+    "floats and NaN": ("tiff", floats(), "found 16"),
     "a program for a printer": (
         "png",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-        "not an image that can be",
+        "not an image",
     ),
 }
 
@@ -193,7 +191,9 @@ def test_a_bad_image_stops_a_run_before_it_trains_or_is_left_out(tmp_path: Path,
     assert "data.skip_bad=true" in result.err
     found = json.loads(comp("data", "prepare", path, "data.skip_bad=true", "--json").out)
     assert found["train"] + found["val"] == 24
-    assert found["notes"] == [f"train: 1 files cannot be read and are left out, first {bad}"]
+    (note,) = found["notes"]
+    assert note.startswith("train: 1 files")
+    assert str(bad) in note
 
 
 def test_a_bad_test_image_stops_a_run_before_it_trains(tmp_path: Path, comp: Comp) -> None:
@@ -202,13 +202,13 @@ def test_a_bad_test_image_stops_a_run_before_it_trains(tmp_path: Path, comp: Com
     path = write_config(tmp_path / "small.yaml", photographs_config(tmp_path / "data", "image_folder"))
     result = comp("run", path)
     assert result.code == 2
-    assert "001.jpg: is truncated or damaged" in result.err
-    assert "data.skip_bad=true gives such a default answer" in result.err
+    assert "001.jpg" in result.err
+    assert "data.skip_bad=true" in result.err
 
 
 def test_mixed_sizes_want_an_image_size_and_one_size_is_kept(tmp_path: Path) -> None:
     write_folders(tmp_path, train=2, val=0)
-    with pytest.raises(DataError, match=r"differ in size, from 40x30 to 32x48 pixels; set data\.image_size"):
+    with pytest.raises(DataError, match=r"40x30 .*32x48 .*data\.image_size"):
         open_source(DataConfig(source="image_folder", root=str(tmp_path)))
     for number, path in enumerate(sorted(tmp_path.glob("train/*/*"))):
         photograph(number, (9, 9, 9), (20, 10)).save(path)
@@ -232,7 +232,7 @@ def test_a_second_opening_decodes_nothing_and_a_changed_file_is_noticed(
     write_folders(tmp_path, train=4, val=0)
     first = opened(tmp_path)
     with monkeypatch.context() as forbidden:
-        forbidden.setattr(image_files, "_decoded", lambda *arguments: pytest.fail("a file was decoded"))
+        forbidden.setattr(decode, "_decode", lambda *arguments: pytest.fail("a file was decoded"))
         second = opened(tmp_path)
     assert (first.mean, first.std, first.fingerprint) == (second.mean, second.std, second.fingerprint)
     photograph(99, (1, 2, 3)).save(tmp_path / "train/ant/000.png")
@@ -296,25 +296,25 @@ def test_batches_do_not_depend_on_workers_residence_or_where_an_epoch_begins(
 ) -> None:
     write_folders(tmp_path, train=6, val=0)
     train = opened(tmp_path, validation="none").train
-    here = loading.loader(train.decoded(), CPU, stays=True, workers=0, transform=transform)
-    streamed = loading.loader(train, CPU, stays=False, workers=workers, transform=transform)
+    here = loading.build_loader(train.decoded(), CPU, resident=True, workers=0, transform=transform)
+    streamed = loading.build_loader(train, CPU, resident=False, workers=workers, transform=transform)
     whole = epoch_of(here)
     assert len(whole) == 4
     assert whole[0].images.shape == (4, 3, 32, 32)
     assert same(epoch_of(streamed), whole)
     assert same(epoch_of(streamed, start=3), whole[3:])  # the same workers, once more
-    assert isinstance(here, loading.Resident) == (transform is None)
+    assert isinstance(here, loading.ResidentLoader) == (transform is None)
 
 
 def test_arrays_are_streamed_on_demand(workplace: Path) -> None:
     train = open_source(DataConfig(source="arrays", root="data")).train
-    streamed = loading.loader(train, CPU, stays=False, workers=2)
-    assert same(epoch_of(streamed), epoch_of(loading.resident(train, CPU)))
+    streamed = loading.build_loader(train, CPU, resident=False, workers=2)
+    assert same(epoch_of(streamed), epoch_of(loading.load_resident(train, CPU)))
 
 
 def test_streaming_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     write_folders(tmp_path, train=6, val=0)
-    loader = loading.loader(opened(tmp_path).train, CPU, stays=False, workers=0)
+    loader = loading.build_loader(opened(tmp_path).train, CPU, resident=False, workers=0)
     before = torch.random.get_rng_state()
     epoch_of(loader)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -326,17 +326,17 @@ def test_an_error_in_a_worker_is_one_message(tmp_path: Path, workers: int) -> No
     train = opened(tmp_path).train
     (tmp_path / train.ids[0]).unlink()
     with pytest.raises(DataError, match=r"no such file$"):
-        epoch_of(loading.loader(train, CPU, stays=False, workers=workers))
+        epoch_of(loading.build_loader(train, CPU, resident=False, workers=workers))
     train = opened(tmp_path).train
-    with pytest.raises(DataError, match=r"came back as .*choose transforms that keep its size"):
-        epoch_of(loading.loader(train, CPU, stays=False, workers=workers, transform=Changed(halve)))
+    with pytest.raises(DataError, match=r"augment\.albumentations: .*\[32, 32, 3\] .*\[16, 32, 3\]"):
+        epoch_of(loading.build_loader(train, CPU, resident=False, workers=workers, transform=Changed(halve)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_chunks_are_the_split_in_order(tmp_path: Path, workers: int) -> None:
     write_folders(tmp_path, train=6, val=0)
     train = opened(tmp_path, workers=workers).train
-    chunks = list(loading.chunks(train, 4))
+    chunks = list(loading.iter_chunks(train, 4))
     assert [len(chunk) for chunk in chunks] == [4, 4, 4, 1]
     assert np.array_equal(np.concatenate(chunks), np.asarray(train.images))
 
@@ -346,7 +346,7 @@ def test_what_stays_resident_follows_the_memory_rule(tmp_path: Path, monkeypatch
     train = opened(tmp_path).train
     assert loading.stays_resident((train, None), "auto")
     assert not loading.stays_resident((train, None), "streamed")
-    monkeypatch.setattr(loading, "_free_bytes", lambda: 4 * train.images.nbytes - 4)
+    monkeypatch.setattr(loading, "_read_free_bytes", lambda: 4 * train.images.nbytes - 4)
     assert not loading.stays_resident((train, None), "auto")
     assert loading.stays_resident((train.decoded(), None), "auto")
 
@@ -376,7 +376,7 @@ def test_a_kaggle_set_goes_from_its_table_to_a_submission(
     Path("submissions/small.csv").write_text(
         Path("submissions/small.csv").read_text().replace(f",{rows[1][1]}", ",dog")
     )
-    assert "are not one of ant, bee, cat" in comp("check", "submissions/small.csv").err
+    assert "ant, bee, cat" in comp("check", "submissions/small.csv").err
     assert comp("check", "submissions/small.csv", "--format", "small.yaml").code == 2
     assert the_run().provenance()["loading"] == "resident"
 
@@ -398,7 +398,9 @@ def test_probabilities_are_submitted_where_the_sample_has_a_column_for_each_clas
     assert comp("check", "submissions/small.csv").code == 0
     text = Path("submissions/small.csv").read_text()
     Path("submissions/small.csv").write_text(text.replace(rows[1][1], "nan"))
-    assert "not numbers from 0 to 1 that sum to 1" in comp("check", "submissions/small.csv").err
+    result = comp("check", "submissions/small.csv")
+    assert result.code == 2
+    assert "from 0 to 1" in result.err
 
 
 def test_an_image_folder_runs_streamed_as_it_runs_resident_and_resumes_exactly(
@@ -454,7 +456,7 @@ def test_another_class_order_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     (run,) = runs.list_runs(Path("runs"))
     result = comp("predict", run.path)
     assert result.code == 2
-    assert "another order of them" in result.err
+    assert all(part in result.err for part in (run.path.name, "classes", "order"))
 
 
 def test_an_unlabelled_test_cannot_be_corrupted_and_a_missing_one_not_submitted(tmp_path: Path, comp: Comp) -> None:
@@ -462,8 +464,8 @@ def test_an_unlabelled_test_cannot_be_corrupted_and_a_missing_one_not_submitted(
     path = write_config(tmp_path / "small.yaml", photographs_config(tmp_path / "data", "image_folder"))
     result = comp("data", "prepare", path, "competition.suite.source=corrupt_test")
     assert result.code == 2
-    assert "to submit the test images themselves: competition.suite.source=test" in result.err
+    assert "competition.suite.source=test" in result.err
     (tmp_path / "data/test").rename(tmp_path / "elsewhere")
     result = comp("data", "prepare", path)
     assert result.code == 2
-    assert "image_folder found no test images to submit" in result.err
+    assert "competition.suite.source: test: image_folder" in result.err

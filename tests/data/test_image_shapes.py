@@ -15,7 +15,7 @@ from comp import config as configs
 from comp.augment.mixing import Mixing, mix
 from comp.config import Config, DataConfig, ModelConfig
 from comp.data.corruptions import suite
-from comp.data.images import fitted
+from comp.data.decode import resize_image
 from comp.data.sources import open_source
 from comp.models import zoo
 from comp.models.classifier import Classifier
@@ -74,16 +74,16 @@ def picture(width: int, height: int) -> Image.Image:
 def test_files_are_brought_to_a_size_as_pillow_would(size: tuple[int, int], found: tuple[int, int]) -> None:
     image, (height, width) = picture(*found), size
     stretched = np.asarray(image.resize((width, height), BILINEAR))
-    assert np.array_equal(fitted(image, size, "stretch"), stretched)
+    assert np.array_equal(resize_image(image, size, "stretch"), stretched)
     # The largest middle part of the wanted shape.
     part = (image.height * width / height, image.height)
     if part[0] > image.width:
         part = (image.width, image.width * height / width)
     left, top = (image.width - part[0]) / 2, (image.height - part[1]) / 2
     cut = image.resize((width, height), BILINEAR, box=(left, top, left + part[0], top + part[1]))
-    assert np.abs(fitted(image, size, "crop").astype(int) - np.asarray(cut)).max() <= 1
+    assert np.abs(resize_image(image, size, "crop").astype(int) - np.asarray(cut)).max() <= 1
     # Everything in proportion, the rest black.
-    boxed = fitted(image, size, "letterbox")
+    boxed = resize_image(image, size, "letterbox")
     if image.width * height >= image.height * width:
         inner = (width, round(image.height * width / image.width))
     else:

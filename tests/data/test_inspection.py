@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from comp import config as configs
-from comp.data import duplicates, inspection, quality
+from comp.data import inspection, quality
 from comp.data.splits import Split
 from comp.runtime.progress import quiet
 from tests.support.commands import REPOSITORY, Result
@@ -142,9 +142,9 @@ def test_images_of_one_kind_are_no_near_duplicates() -> None:
         across = np.arange(28) - (13 + top * np.linspace(-1, 1, 28))[:, None]
         image[..., 0] = 255 * np.clip(1.5 - np.abs(across), 0, 1)
     split = Split("train", images, np.arange(500).astype(np.str_), np.zeros(500, np.int64))
-    copies = duplicates.find([split], quiet)
-    thumbnails = duplicates._thumbnails(split)
-    alike = np.triu(thumbnails @ thumbnails.T >= duplicates.SMALLEST_CORRELATION, 1).sum()
+    copies = quality.find_copies([split], quiet)
+    thumbnails = quality._make_thumbnails(split)
+    alike = np.triu(thumbnails @ thumbnails.T >= quality.SMALLEST_CORRELATION, 1).sum()
     assert alike > 5000
     assert len(copies.near) < 0.1 * alike
 
@@ -174,13 +174,19 @@ def test_a_class_that_a_fold_lacks_misleads(workplace: Path, comp: Comp) -> None
     assert found["classes without an image in train"]["verdict"] == "ok"
 
 
-@pytest.mark.parametrize(("of_others", "code", "verdict"), [(40, 0, "ok"), (8, 0, "note"), (2, 2, "misleads")])
-def test_imbalance_is_told(workplace: Path, comp: Comp, of_others: int, code: int, verdict: str) -> None:
+@pytest.mark.parametrize(
+    ("of_others", "ratio", "code", "verdict"), [(39, 1.1, 0, "ok"), (8, 17, 0, "note"), (2, 77, 2, "misleads")]
+)
+def test_class_imbalance_is_a_note_and_misleads_if_one_class_dominates(
+    workplace: Path, comp: Comp, of_others: int, ratio: float, code: int, verdict: str
+) -> None:
     labels = np.zeros(160, np.int64)
     labels[: 3 * of_others] = np.repeat([1, 2, 3], of_others)
     np.save("data/train_labels.npy", labels)
-    (row,) = [row for what, row in findings(comp, code, "data.validation=none").items() if "times as many" in what]
-    assert row["verdict"] == verdict
+    (row,) = [
+        row for what, row in findings(comp, code, "data.validation=none").items() if what.startswith("class imbalance")
+    ]
+    assert (row["verdict"], row["count"]) == (verdict, ratio)
 
 
 def test_images_of_one_colour_are_noted_and_near_to_nothing(workplace: Path, comp: Comp) -> None:
@@ -193,7 +199,7 @@ def test_images_of_one_colour_are_noted_and_near_to_nothing(workplace: Path, com
 
 def test_unreadable_files_mislead_unless_they_are_skipped(workplace: Path) -> None:
     config = configs.load("small.yaml")
-    dataset = inspection.open_clean(config)
+    dataset = inspection.open_without_suite(config)
     broken = inspection.Dataset(**{**vars(dataset), "unreadable": ("a.png", "b.png")})
     verdicts = {skip: quality.find_problems(broken, skip_bad=skip)[0].verdict for skip in (False, True)}
     assert verdicts == {False: "misleads", True: "note"}
@@ -210,11 +216,11 @@ def test_copies_are_found_wherever_they_stand(shift: int, grey: bool) -> None:
         Split(name, part, np.arange(len(part)).astype(np.str_), None)
         for name, part in zip("ab", (first, second), strict=True)
     ]
-    copies = duplicates.find(splits, quiet)
+    copies = quality.find_copies(splits, quiet)
     assert copies.group[25 + shift] == copies.group[2 * shift]
     assert len(copies.first) == 39
     assert copies.first[copies.near].tolist() == [[1, 39]]
-    assert np.array_equal(duplicates.pixels(splits, np.array([1, 39])), images_at(splits, 1, 14))
+    assert np.array_equal(quality.gather_pixels(splits, np.array([1, 39])), images_at(splits, 1, 14))
 
 
 def images_at(splits: list[Split], one: int, other: int) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from PIL import Image
 from comp import config as configs
 from comp.config import DataConfig
 from comp.data.dataset import open_dataset
-from comp.data.images import read_image
+from comp.data.decode import read_image
 from comp.data.sources import open_source
 from comp.results import runs
 from comp.runtime.errors import ConfigError, DataError

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from comp.config import DataConfig
-from comp.data.scan import files_split
+from comp.data.scan import scan_files
 from comp.data.sources.listing import Listing, demand_place, place_of, some
 from comp.data.sources.samples import OwnTest, class_order, sample_of, unlabelled_test
 from comp.data.sources.source import Source
@@ -168,4 +168,4 @@ def _labelled(
     numbers = {label: number for number, label in enumerate(classes)}
     ids = [f"{folder}/{below}" for below, _, _ in found]
     labels = [numbers[label] for _, label, _ in found]
-    return files_split(name, [path for _, _, path in found], ids, labels, config, progress)
+    return scan_files(name, [path for _, _, path in found], ids, labels, config, progress)

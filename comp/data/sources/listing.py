@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from comp.data import archives
-from comp.data.images import SUFFIXES
+from comp.data.decode import SUFFIXES
 from comp.runtime.errors import DataError, nearest
 
 _SHOWN = 5  # offending names in a message

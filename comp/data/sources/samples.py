@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from comp.config import DataConfig
-from comp.data.scan import files_split
+from comp.data.scan import scan_files
 from comp.data.sources.listing import Listing
 from comp.data.splits import Split
 from comp.results import class_names
@@ -130,4 +130,4 @@ def unlabelled_test(
         notes.append(f"test: {shared:,} training images lie in {place} too, and are not predicted")
     if sample and listed and (missing := len(set(listed) - set(ids))):
         notes.append(f"test: {missing:,} ids of the test table are not in the sample submission, and are not predicted")
-    return TestImages(files_split("test", paths, ids, None, config, progress), found, tuple(notes))
+    return TestImages(scan_files("test", paths, ids, None, config, progress), found, tuple(notes))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from comp.data.decode import Scale
 from comp.data.images import ImageFiles
-from comp.data.ranges import Scale
 from comp.data.splits import Split
 from comp.runtime.errors import DataError
 from comp.submission.format import SampleSubmission

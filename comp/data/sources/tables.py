@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from comp.config import DataConfig
-from comp.data.scan import files_split
+from comp.data.scan import scan_files
 from comp.data.sources import pixel_tables
 from comp.data.sources.csv_tables import (
     file_column_of,
@@ -56,7 +56,7 @@ def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> So
     named = file_column_of(table, id_column, files, listing.holds, listing.locate, path)
     keys = table[named.column].tolist()
     paths = listing.locate(keys) if config.skip_bad else listing.find(keys, mend=skip)
-    train = files_split("train", paths, ids, labels.targets, config, progress)
+    train = scan_files("train", paths, ids, labels.targets, config, progress)
     groups = group_numbers(table, files, path)[np.isin(ids, train.ids)] if files.group_column else None
     told = [*submitted.notes, *notes, *named.notes]
     told += _unused(table.columns, (id_column, named.column, files.group_column, *labels.columns), path)

@@ -64,7 +64,7 @@ def workers() -> set[int]:
 def pixels(dataset: Dataset) -> np.ndarray:
     """Return validation as its workers decode it."""
     assert dataset.val is not None
-    return np.concatenate(list(loading.chunks(dataset.val, 4)))
+    return np.concatenate(list(loading.iter_chunks(dataset.val, 4)))
 
 
 @pytest.mark.usefixtures("pictures")
@@ -90,12 +90,12 @@ def test_pixels_are_the_same_in_every_pass_whole_or_not() -> None:
     assert dataset.val is not None
     expected = np.asarray(dataset.val.images)
     assert np.array_equal(pixels(dataset), expected)
-    for _ in loading.chunks(dataset.val, 4):
+    for _ in loading.iter_chunks(dataset.val, 4):
         break  # the rest of the pass is never asked for
     assert np.array_equal(pixels(dataset), expected)
-    for one, other in zip(loading.chunks(dataset.val, 4), loading.chunks(dataset.val, 4), strict=True):
+    for one, other in zip(loading.iter_chunks(dataset.val, 4), loading.iter_chunks(dataset.val, 4), strict=True):
         assert np.array_equal(one, other)
-    train = loading.loader(dataset.train, torch.device("cpu"), stays=False, workers=WORKERS)
+    train = loading.build_loader(dataset.train, torch.device("cpu"), resident=False, workers=WORKERS)
     order = torch.arange(len(dataset.train)).flip(0)
     for batch in train.batches(order, 8, epoch=1, start=2):
         wanted = np.asarray(dataset.train.images[batch.indices.numpy()])
@@ -126,7 +126,7 @@ def test_after_a_file_that_cannot_be_read_and_a_killed_worker_others_are_started
 def test_a_process_that_ends_with_its_data_open_ends_in_silence() -> None:
     code = (
         "from comp import config; from comp.data import dataset, loading\n"
-        "data = dataset.open_dataset(config.load('files.yaml')); print(len(list(loading.chunks(data.val, 4))))"
+        "data = dataset.open_dataset(config.load('files.yaml')); print(len(list(loading.iter_chunks(data.val, 4))))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "6\n", "")

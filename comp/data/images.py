@@ -33,65 +33,8 @@ Rows = slice | NDArray[np.int64]
 _Result = TypeVar("_Result")
 
 
-class BatchPlan:
-    """The batches of the current pass: a `DataLoader` that keeps its workers reads them anew for each pass."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[Any]] = []
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
-class WorkerPool:
-    """The workers shared by one list of files and its subsets; they end when the last of these is deleted."""
-
-    def __init__(self) -> None:
-        self._plan = BatchPlan()
-        self._loaders: list[DataLoader[Any]] = []  # at most one
-        self._settings = (0, False)  # workers, pinned
-        self._busy = False
-        weakref.finalize(self, self._loaders.clear)  # also at exit: killed workers would look like a crash
-
-    def __reduce__(self) -> tuple[type["WorkerPool"], tuple[()]]:
-        return WorkerPool, ()  # a copy, and a pool sent to a worker, has no workers
-
-    def batches(
-        self, parts: "Sequence[ImageFiles]", workers: int, *, pinned: bool = False, exact: bool = False
-    ) -> Iterator[Tensor]:
-        """Yield the pixels of each part, [B, H, W, C] uint8, in order.
-
-        Args:
-            parts: the files that one worker decodes at a time.
-            workers: processes that decode ahead of time, at least 1.
-            pinned: whether pixels lie in memory that a GPU copies from.
-            exact: whether existing workers with other settings are replaced; False: any will do.
-
-        Raises:
-            DataError: a file cannot be read.
-        """
-        if self._busy:  # a pass within another one
-            yield from WorkerPool().batches(parts, workers, pinned=pinned)
-            return
-        if not self._loaders or (exact and self._settings != (workers, pinned)):
-            self._settings = workers, pinned
-            self._loaders[:] = [build_data_loader(_Decoder(), self._plan, workers, _to_tensor, pinned=pinned)]
-        self._plan.batches = [[part] for part in parts]
-        self._busy = True
-        try:
-            yield from map(unwrap, self._loaders[0])
-        except Exception:
-            self._loaders.clear()  # a worker may be dead: the next pass starts new ones
-            raise
-        finally:
-            self._busy = False
-
-
 class _Decoder(Dataset[Any]):
-    """Pixels of files [B, H, W, C], or the error raised while reading them; see `unwrap`."""
+    """Pixels of files [B, H, W, C], or the error raised while reading them; see `_unwrap`."""
 
     def __getitem__(self, part: "ImageFiles") -> "NDArray[np.uint8] | UserError":
         try:
@@ -105,7 +48,88 @@ def _to_tensor(items: "list[NDArray[np.uint8] | UserError]") -> "Tensor | UserEr
     return item if isinstance(item, UserError) else torch.from_numpy(item)
 
 
-def unwrap(pixels: "Tensor | UserError") -> Tensor:
+_DECODER = _Decoder()
+
+
+class _BatchPlan:
+    """The batches of the current pass: a `DataLoader` that keeps its workers reads them anew for each pass."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[list[Any]] = []
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class WorkerPool:
+    """Workers that start with the first pass and stay, as restarting them costs seconds; they end with the pool."""
+
+    def __init__(
+        self, dataset: Dataset[Any] = _DECODER, collate: Callable[[list[Any]], "Tensor | UserError"] = _to_tensor
+    ) -> None:
+        """Prepare the pool.
+
+        Args:
+            dataset: reads one item by its key; a `UserError` is returned, not raised.
+            collate: makes a batch of items; by default, an item is an `ImageFiles` and a batch its pixels.
+        """
+        self._dataset, self._collate = dataset, collate
+        self._plan = _BatchPlan()
+        self._loaders: list[DataLoader[Any]] = []  # at most one
+        self._settings = (0, False)  # workers, pinned
+        self._busy = False
+        weakref.finalize(self, self._loaders.clear)  # also at exit: killed workers would look like a crash
+
+    def __reduce__(self) -> tuple[type["WorkerPool"], tuple[()]]:
+        return WorkerPool, ()  # a copy, and a pool sent to a worker, has no workers
+
+    def batches(
+        self, plan: Sequence[list[Any]], workers: int, *, pinned: bool = False, exact: bool = False
+    ) -> Iterator[Tensor]:
+        """Yield the pixels of each batch, [B, H, W, C] uint8, in order.
+
+        Args:
+            plan: the keys of each batch's items.
+            workers: processes that read ahead of time; 0 reads in this one.
+            pinned: whether pixels lie in memory that a GPU copies from.
+            exact: whether existing workers with other settings are replaced; False: any will do.
+
+        Raises:
+            DataError: an item cannot be read.
+        """
+        if self._busy:  # a pass within another one
+            yield from WorkerPool(self._dataset, self._collate).batches(plan, workers, pinned=pinned)
+            return
+        if not self._loaders or (exact and self._settings != (workers, pinned)):
+            self._settings = workers, pinned
+            self._loaders[:] = [self._build_loader(workers, pinned)]
+        self._plan.batches = plan
+        self._busy = True
+        try:
+            yield from map(_unwrap, self._loaders[0])
+        except Exception:
+            self._loaders.clear()  # a worker may be dead: the next pass starts new ones
+            raise
+        finally:
+            self._busy = False
+
+    def _build_loader(self, workers: int, pinned: bool) -> "DataLoader[Any]":
+        return DataLoader(
+            self._dataset,
+            batch_sampler=self._plan,
+            num_workers=workers,
+            collate_fn=self._collate,
+            pin_memory=pinned,
+            persistent_workers=workers > 0,
+            worker_init_fn=_init_worker,
+            generator=torch.Generator(),  # else every iterator would draw from the global one
+        )
+
+
+def _unwrap(pixels: "Tensor | UserError") -> Tensor:
     """Return a worker's pixels, or raise its error.
 
     Workers return errors as values: torch would wrap a raised error's message into a traceback.
@@ -113,22 +137,6 @@ def unwrap(pixels: "Tensor | UserError") -> Tensor:
     if isinstance(pixels, UserError):
         raise pixels
     return pixels
-
-
-def build_data_loader(
-    dataset: Dataset[Any], plan: BatchPlan, workers: int, collate: Callable[[list[Any]], Any], *, pinned: bool
-) -> "DataLoader[Any]":
-    """Return a loader whose workers start with the first pass and stay: restarting them costs seconds."""
-    return DataLoader(
-        dataset,
-        batch_sampler=plan,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pinned,
-        persistent_workers=workers > 0,
-        worker_init_fn=_init_worker,
-        generator=torch.Generator(),  # else every iterator would draw from the global one
-    )
 
 
 def _init_worker(number: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from comp.data.decode import Box, Sides
-from comp.data.images import BatchPlan, ImageFiles, build_data_loader, read_region, unwrap
+from comp.data.images import ImageFiles, WorkerPool, read_region
 from comp.data.splits import Split
 from comp.runtime.errors import DataError, UserError
 
@@ -112,10 +112,8 @@ class StreamedLoader:
         self._images, self._workers = split.images, workers
         self._pinned = device.type == "cuda"
         # Files without a transform share their decoding workers with validation.
-        self._uses_pool = transform is None and workers > 0 and isinstance(split.images, ImageFiles)
-        self._plan = BatchPlan()
-        reader = _Reader(split.images, transform)
-        self._loader = build_data_loader(reader, self._plan, workers, _stack, pinned=self._pinned)
+        self._shares_pool = transform is None and workers > 0 and isinstance(split.images, ImageFiles)
+        self._pool = WorkerPool(_Reader(split.images, transform), _stack)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -133,15 +131,15 @@ class StreamedLoader:
             yield Batch(step, indices, images.permute(0, 3, 1, 2), self._labels[indices])
 
     def _read(self, batches: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
-        if isinstance(self._images, ImageFiles) and self._uses_pool:
-            parts = [self._images[indices.cpu().numpy()].for_worker() for indices in batches]
+        if isinstance(self._images, ImageFiles) and self._shares_pool:
+            parts = [[self._images[indices.cpu().numpy()].for_worker()] for indices in batches]
             return self._images.pool.batches(parts, self._workers, pinned=self._pinned, exact=True)
-        self._plan.batches = [[(epoch, index) for index in indices.tolist()] for indices in batches]
-        return map(unwrap, self._loader)
+        plan = [[(epoch, index) for index in indices.tolist()] for indices in batches]
+        return self._pool.batches(plan, self._workers, pinned=self._pinned, exact=True)
 
 
 class _Reader(Dataset[Any]):
-    """One image for each (epoch, index), or the error raised while reading it; see `unwrap`."""
+    """One image for each (epoch, index), or the error raised while reading it."""
 
     def __init__(self, images: NDArray[np.uint8] | ImageFiles, transform: Transform | None) -> None:
         self._images, self._transform = images, transform
@@ -243,6 +241,6 @@ def iter_chunks(split: Split, batch_size: int) -> Iterator[NDArray[np.uint8]]:
         for start in starts:
             yield np.array(images[start : start + batch_size])  # a copy: memory maps are read-only
         return
-    parts = [images[start : start + batch_size].for_worker() for start in starts]
-    for pixels in images.pool.batches(parts, images.workers):
+    plan = [[images[start : start + batch_size].for_worker()] for start in starts]
+    for pixels in images.pool.batches(plan, images.workers):
         yield pixels.numpy()

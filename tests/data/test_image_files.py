@@ -1,4 +1,4 @@
-"""Image files: how they become pixels, that streaming changes nothing, and runs on them from end to end."""
+"""Image files: decoding, the cache of a scan, and runs on them from end to end."""
 
 import csv
 import io
@@ -15,18 +15,16 @@ from PIL import Image
 
 from comp import config as configs
 from comp.config import Config, DataConfig
-from comp.data import decode, loading
+from comp.data import decode
 from comp.data.cache import FOLDER
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.decode import read_image, resize_image
 from comp.data.sources import open_source
 from comp.results import runs
-from comp.runtime import rng
 from comp.runtime.errors import DataError, Interrupted
 from comp.workflows import train as pipeline
 from tests.support.commands import Result
 from tests.support.configs import write_config
-from tests.support.images import Changed
 from tests.support.photographs import COLOURS, photograph, photographs_config, write_folders, write_kaggle
 from tests.support.runs import assert_same_weights, the_run
 
@@ -38,7 +36,7 @@ CPU = torch.device("cpu")
 
 
 def square(mode: str, value: object) -> Image.Image:
-    """Return a picture of one value."""
+    """Return a uniform image."""
     return Image.new(mode, (4, 4), value)
 
 
@@ -64,7 +62,7 @@ MODES: dict[str, tuple[Image.Image, str, tuple[int, int, int]]] = {
     "wholly transparent": (square("RGBA", (1, 2, 3, 0)), "png", (255, 255, 255)),
     "black": (square("1", 0), "tiff", (0, 0, 0)),
     "grey, half transparent": (square("LA", (9, 128)), "png", (132, 132, 132)),
-    "a fourth band that is no transparency": (square("RGBX", (1, 2, 3, 9)), "tiff", (1, 2, 3)),
+    "a fourth band without alpha": (square("RGBX", (1, 2, 3, 9)), "tiff", (1, 2, 3)),
     "grey, transparent": (square("LA", (9, 0)), "png", (255, 255, 255)),
     "palette": (palette(), "png", (10, 20, 30)),
     "palette, transparent": (palette(1), "png", (255, 255, 255)),
@@ -102,17 +100,18 @@ def test_an_animation_gives_its_first_frame_and_a_note(tmp_path: Path) -> None:
     write_folders(tmp_path, train=2, val=0)
     frames = [square("RGB", colour) for colour in ((250, 0, 0), (0, 250, 0))]
     frames[0].save(tmp_path / "train/ant/zz.gif", save_all=True, append_images=frames[1:])
-    found = open_source(DataConfig(source="image_folder", root=str(tmp_path), image_size=8))
-    assert found.train.images[2][0, 0].tolist() == [250, 0, 0]
-    assert found.train.images.notes == ("train: 1 animated, only the first frame is read: zz.gif",)
+    source = open_source(DataConfig(source="image_folder", root=str(tmp_path), image_size=8))
+    assert source.train.images[2][0, 0].tolist() == [250, 0, 0]
+    (note,) = source.train.images.notes
+    assert all(part in note for part in ("train: 1 animated", "zz.gif"))
 
 
 def test_transparency_and_other_fourth_bands_are_noted(tmp_path: Path) -> None:
     write_folders(tmp_path, train=2, val=0)
-    square("RGBA", (1, 2, 3, 255)).save(tmp_path / "train/ant/x.png")  # opaque: nothing to tell
+    square("RGBA", (1, 2, 3, 255)).save(tmp_path / "train/ant/x.png")  # opaque: no note
     square("RGBA", (1, 2, 3, 9)).save(tmp_path / "train/ant/y.png")
     square("RGBX", (1, 2, 3, 9)).save(tmp_path / "train/ant/z.tif")
-    transparency, fourth_band = opened(tmp_path, image_size=8).notes[:2]
+    transparency, fourth_band = open_photographs(tmp_path, image_size=8).notes[:2]
     assert all(part in transparency for part in ("train: 1", "transparency", "y.png"))
     assert all(part in fourth_band for part in ("train: 1", "fourth band", "z.tif"))
 
@@ -189,9 +188,9 @@ def test_a_bad_image_stops_a_run_before_it_trains_or_is_left_out(tmp_path: Path,
     assert message in result.err
     assert str(bad) in result.err
     assert "data.skip_bad=true" in result.err
-    found = json.loads(comp("data", "prepare", path, "data.skip_bad=true", "--json").out)
-    assert found["train"] + found["val"] == 24
-    (note,) = found["notes"]
+    printed = json.loads(comp("data", "prepare", path, "data.skip_bad=true", "--json").out)
+    assert printed["train"] + printed["val"] == 24
+    (note,) = printed["notes"]
     assert note.startswith("train: 1 files")
     assert str(bad) in note
 
@@ -206,7 +205,7 @@ def test_a_bad_test_image_stops_a_run_before_it_trains(tmp_path: Path, comp: Com
     assert "data.skip_bad=true" in result.err
 
 
-def test_mixed_sizes_want_an_image_size_and_one_size_is_kept(tmp_path: Path) -> None:
+def test_mixed_sizes_need_an_image_size_and_a_common_size_is_kept(tmp_path: Path) -> None:
     write_folders(tmp_path, train=2, val=0)
     with pytest.raises(DataError, match=r"40x30 .*32x48 .*data\.image_size"):
         open_source(DataConfig(source="image_folder", root=str(tmp_path)))
@@ -215,10 +214,10 @@ def test_mixed_sizes_want_an_image_size_and_one_size_is_kept(tmp_path: Path) -> 
     assert open_source(DataConfig(source="image_folder", root=str(tmp_path))).train.images.shape == (6, 10, 20, 3)
 
 
-# --- what a pass over the data has found is kept
+# --- results of a scan are cached
 
 
-def opened(root: Path, **data: object) -> Dataset:
+def open_photographs(root: Path, **data: object) -> Dataset:
     """Open a set of photographs without a suite."""
     values = photographs_config(root, "image_folder")
     values["competition"]["suite"] = {"source": "none"}
@@ -230,132 +229,43 @@ def test_a_second_opening_decodes_nothing_and_a_changed_file_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_folders(tmp_path, train=4, val=0)
-    first = opened(tmp_path)
+    first = open_photographs(tmp_path)
     with monkeypatch.context() as forbidden:
         forbidden.setattr(decode, "_decode", lambda *arguments: pytest.fail("a file was decoded"))
-        second = opened(tmp_path)
+        second = open_photographs(tmp_path)
     assert (first.mean, first.std, first.fingerprint) == (second.mean, second.std, second.fingerprint)
     photograph(99, (1, 2, 3)).save(tmp_path / "train/ant/000.png")
-    assert opened(tmp_path).fingerprint != first.fingerprint
+    assert open_photographs(tmp_path).fingerprint != first.fingerprint
 
 
 @pytest.mark.parametrize("spoiled", ["", "{", "[1]"])
 def test_a_damaged_cache_costs_time_only(tmp_path: Path, spoiled: str) -> None:
     write_folders(tmp_path, train=4, val=0)
-    first = opened(tmp_path)
+    first = open_photographs(tmp_path)
     for path in (tmp_path / FOLDER).iterdir():
         path.write_text(spoiled)
-    assert opened(tmp_path).mean == first.mean
+    assert open_photographs(tmp_path).mean == first.mean
 
 
 def test_an_unwritable_cache_costs_time_only(tmp_path: Path) -> None:
     write_folders(tmp_path, train=4, val=0)
     (tmp_path / FOLDER).write_text("a file where the folder would be")
-    assert len(opened(tmp_path).train) == 9
+    assert len(open_photographs(tmp_path).train) == 9
 
 
 def test_the_statistics_are_those_of_the_decoded_training_images(tmp_path: Path) -> None:
     write_folders(tmp_path, train=4, val=0)
-    found = opened(tmp_path)
-    pixels = np.asarray(found.train.images) / 255
-    assert np.allclose(found.mean, pixels.mean((0, 1, 2)))
-    assert np.allclose(found.std, pixels.std((0, 1, 2)))
-
-
-# --- streaming
-
-
-def invert_some(image: np.ndarray, epoch: int, index: int) -> np.ndarray:
-    """A transform whose result depends on epoch and index alone."""
-    return 255 - image if (epoch + index) % 2 else image
-
-
-def halve(image: np.ndarray, epoch: int, index: int) -> np.ndarray:
-    """A transform that loses the image's size."""
-    return image[::2]
-
-
-def epoch_of(loader: loading.Loader, start: int = 0) -> list[loading.Batch]:
-    """Return an epoch's batches."""
-    return list(loader.batches(rng.order(3, 1, len(loader), CPU), 4, epoch=1, start=start))
-
-
-def same(one: list[loading.Batch], other: list[loading.Batch]) -> bool:
-    """Tell whether batches are equal to the bit."""
-    return len(one) == len(other) and all(
-        all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(first, second, strict=True))
-        for first, second in zip(one, other, strict=True)
-    )
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")  # on a machine of two cores
-@pytest.mark.parametrize("workers", [0, 2, 3])
-@pytest.mark.parametrize("transform", [None, Changed(invert_some)])
-def test_batches_do_not_depend_on_workers_residence_or_where_an_epoch_begins(
-    tmp_path: Path, workers: int, transform: loading.Transform | None
-) -> None:
-    write_folders(tmp_path, train=6, val=0)
-    train = opened(tmp_path, validation="none").train
-    here = loading.build_loader(train.decoded(), CPU, resident=True, workers=0, transform=transform)
-    streamed = loading.build_loader(train, CPU, resident=False, workers=workers, transform=transform)
-    whole = epoch_of(here)
-    assert len(whole) == 4
-    assert whole[0].images.shape == (4, 3, 32, 32)
-    assert same(epoch_of(streamed), whole)
-    assert same(epoch_of(streamed, start=3), whole[3:])  # the same workers, once more
-    assert isinstance(here, loading.ResidentLoader) == (transform is None)
-
-
-def test_arrays_are_streamed_on_demand(workplace: Path) -> None:
-    train = open_source(DataConfig(source="arrays", root="data")).train
-    streamed = loading.build_loader(train, CPU, resident=False, workers=2)
-    assert same(epoch_of(streamed), epoch_of(loading.load_resident(train, CPU)))
-
-
-def test_streaming_leaves_the_global_generator_alone(tmp_path: Path) -> None:
-    write_folders(tmp_path, train=6, val=0)
-    loader = loading.build_loader(opened(tmp_path).train, CPU, resident=False, workers=0)
-    before = torch.random.get_rng_state()
-    epoch_of(loader)
-    assert torch.equal(before, torch.random.get_rng_state())
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_error_in_a_worker_is_one_message(tmp_path: Path, workers: int) -> None:
-    write_folders(tmp_path, train=6, val=0)
-    train = opened(tmp_path).train
-    (tmp_path / train.ids[0]).unlink()
-    with pytest.raises(DataError, match=r"no such file$"):
-        epoch_of(loading.build_loader(train, CPU, resident=False, workers=workers))
-    train = opened(tmp_path).train
-    with pytest.raises(DataError, match=r"augment\.albumentations: .*\[32, 32, 3\] .*\[16, 32, 3\]"):
-        epoch_of(loading.build_loader(train, CPU, resident=False, workers=workers, transform=Changed(halve)))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_chunks_are_the_split_in_order(tmp_path: Path, workers: int) -> None:
-    write_folders(tmp_path, train=6, val=0)
-    train = opened(tmp_path, workers=workers).train
-    chunks = list(loading.iter_chunks(train, 4))
-    assert [len(chunk) for chunk in chunks] == [4, 4, 4, 1]
-    assert np.array_equal(np.concatenate(chunks), np.asarray(train.images))
-
-
-def test_what_stays_resident_follows_the_memory_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_folders(tmp_path, train=6, val=0)
-    train = opened(tmp_path).train
-    assert loading.stays_resident((train, None), "auto")
-    assert not loading.stays_resident((train, None), "streamed")
-    monkeypatch.setattr(loading, "_read_free_bytes", lambda: 4 * train.images.nbytes - 4)
-    assert not loading.stays_resident((train, None), "auto")
-    assert loading.stays_resident((train.decoded(), None), "auto")
+    dataset = open_photographs(tmp_path)
+    pixels = np.asarray(dataset.train.images) / 255
+    assert np.allclose(dataset.mean, pixels.mean((0, 1, 2)))
+    assert np.allclose(dataset.std, pixels.std((0, 1, 2)))
 
 
 # --- from end to end
 
 
-def labels_of(path: Path) -> list[list[str]]:
-    """Return a CSV's rows, read by nothing of ours."""
+def read_rows(path: Path) -> list[list[str]]:
+    """Return a CSV's rows, read by the standard library."""
     return list(csv.reader(path.read_text().splitlines()))
 
 
@@ -366,12 +276,12 @@ def test_a_kaggle_set_goes_from_its_table_to_a_submission(
     write_config(tmp_path / "small.yaml", photographs_config(write_kaggle(tmp_path / "data"), "csv_images"))
     result = comp("run", "small.yaml", "train.epochs=6", "optim.lr=0.005")
     assert result.code == 0, result.err
-    rows = labels_of(Path("submissions/small.csv"))
+    rows = read_rows(Path("submissions/small.csv"))
     assert rows[0] == ["image_id", "label"]
     assert [row[0] for row in rows[1:]] == [f"{index:03d}" for index in reversed(range(9))]
     names = list(COLOURS)
-    right = [row[1] == names[int(row[0]) % 3] for row in rows[1:]]
-    assert sum(right) >= 7, rows
+    correct = [row[1] == names[int(row[0]) % 3] for row in rows[1:]]
+    assert sum(correct) >= 7, rows
     assert comp("check", "submissions/small.csv").code == 0
     Path("submissions/small.csv").write_text(
         Path("submissions/small.csv").read_text().replace(f",{rows[1][1]}", ",dog")
@@ -392,7 +302,7 @@ def test_probabilities_are_submitted_where_the_sample_has_a_column_for_each_clas
     write_config(tmp_path / "small.yaml", photographs_config(data, "csv_images"))
     result = comp("run", "small.yaml", "train.epochs=1", "competition.metric=log_loss")
     assert result.code == 0, result.err
-    rows = labels_of(Path("submissions/small.csv"))
+    rows = read_rows(Path("submissions/small.csv"))
     assert rows[0] == ["image_id", "cat", "ant", "bee"]
     assert all(sum(map(float, row[1:])) == pytest.approx(1, abs=1e-4) for row in rows[1:])
     assert comp("check", "submissions/small.csv").code == 0
@@ -421,15 +331,16 @@ def test_an_image_folder_runs_streamed_as_it_runs_resident_and_resumes_exactly(
         if steps == 3:
             raise Interrupted(15)
 
-    here = pipeline.train(config(), runs_root=Path("here"))
+    resident = pipeline.train(config(), runs_root=Path("resident"))
     streamed = pipeline.train(config(loading="streamed", workers=2), runs_root=Path("streamed"))
-    assert_same_weights(here, streamed)
+    assert_same_weights(resident, streamed)
     assert streamed.provenance()["loading"] == "streamed"
     with pytest.raises(Interrupted):
         pipeline.train(config(loading="streamed", workers=0), runs_root=Path("parts"), progress=stop)
-    assert_same_weights(here, pipeline.resume(the_run(Path("parts"))))
+    assert_same_weights(resident, pipeline.resume(the_run(Path("parts"))))
 
 
+@pytest.mark.slow
 def test_workers_augment_image_files_and_a_rehearsal_goes_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comp: Comp
 ) -> None:

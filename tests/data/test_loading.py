@@ -1,4 +1,4 @@
-"""Workers that decode image files stay from one pass to the next, and end with the data."""
+"""Loaders give the same batches however they read; workers stay from pass to pass and end with the data."""
 
 import gc
 import multiprocessing
@@ -14,12 +14,18 @@ import torch
 from PIL import Image
 
 from comp import config as configs
+from comp.config import DataConfig
 from comp.data import loading
 from comp.data.dataset import Dataset, open_dataset
+from comp.data.sources import open_source
+from comp.runtime import rng
 from comp.runtime.errors import DataError
 from comp.workflows import train as pipeline
 from tests.support.configs import write_config
+from tests.support.images import Changed
+from tests.support.photographs import photographs_config, write_folders
 
+CPU = torch.device("cpu")
 WORKERS = 2
 
 
@@ -51,82 +57,176 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def opened() -> Dataset:
+def open_pictures() -> Dataset:
     """Return the folder's data."""
     return open_dataset(configs.load("files.yaml"))
 
 
-def workers() -> set[int]:
-    """Return the process numbers of all workers that live."""
+def list_workers() -> set[int]:
+    """Return the process ids of all live workers."""
     return {process.pid for process in multiprocessing.active_children() if process.pid}
 
 
-def pixels(dataset: Dataset) -> np.ndarray:
-    """Return validation as its workers decode it."""
+def read_val(dataset: Dataset) -> np.ndarray:
+    """Return the validation pixels as workers decode them."""
     assert dataset.val is not None
     return np.concatenate(list(loading.iter_chunks(dataset.val, 4)))
 
 
+def open_photographs(root: Path, **data: object) -> Dataset:
+    """Open a set of photographs without a suite."""
+    values = photographs_config(root, "image_folder")
+    values["competition"]["suite"] = {"source": "none"}
+    values["data"].update(data)
+    return open_dataset(configs.from_mapping(values, "here"))
+
+
+def invert_some(image: np.ndarray, epoch: int, index: int) -> np.ndarray:
+    """Invert an image or not, by epoch and index alone."""
+    return 255 - image if (epoch + index) % 2 else image
+
+
+def halve(image: np.ndarray, epoch: int, index: int) -> np.ndarray:
+    """Return half of the image's rows."""
+    return image[::2]
+
+
+def read_epoch(loader: loading.Loader, start: int = 0) -> list[loading.Batch]:
+    """Return an epoch's batches."""
+    return list(loader.batches(rng.order(3, 1, len(loader), CPU), 4, epoch=1, start=start))
+
+
+def batches_equal(left: list[loading.Batch], right: list[loading.Batch]) -> bool:
+    """Return whether batches are identical."""
+    return len(left) == len(right) and all(
+        all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(first, second, strict=True))
+        for first, second in zip(left, right, strict=True)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")  # on a machine of two cores
+@pytest.mark.parametrize("workers", [0, 2, 3])
+@pytest.mark.parametrize("transform", [None, Changed(invert_some)])
+def test_batches_do_not_depend_on_workers_residence_or_where_an_epoch_begins(
+    tmp_path: Path, workers: int, transform: loading.Transform | None
+) -> None:
+    write_folders(tmp_path, train=6, val=0)
+    train = open_photographs(tmp_path, validation="none").train
+    resident = loading.build_loader(train.decoded(), CPU, resident=True, workers=0, transform=transform)
+    streamed = loading.build_loader(train, CPU, resident=False, workers=workers, transform=transform)
+    whole = read_epoch(resident)
+    assert len(whole) == 4
+    assert whole[0].images.shape == (4, 3, 32, 32)
+    assert batches_equal(read_epoch(streamed), whole)
+    assert batches_equal(read_epoch(streamed, start=3), whole[3:])  # by the same workers
+    assert isinstance(resident, loading.ResidentLoader) == (transform is None)
+
+
+def test_arrays_are_streamed_on_demand(workplace: Path) -> None:
+    train = open_source(DataConfig(source="arrays", root="data")).train
+    streamed = loading.build_loader(train, CPU, resident=False, workers=2)
+    assert batches_equal(read_epoch(streamed), read_epoch(loading.load_resident(train, CPU)))
+
+
+def test_streaming_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+    write_folders(tmp_path, train=6, val=0)
+    loader = loading.build_loader(open_photographs(tmp_path).train, CPU, resident=False, workers=0)
+    before = torch.random.get_rng_state()
+    read_epoch(loader)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_worker_is_raised_as_one_message(tmp_path: Path, workers: int) -> None:
+    write_folders(tmp_path, train=6, val=0)
+    train = open_photographs(tmp_path).train
+    (tmp_path / train.ids[0]).unlink()
+    with pytest.raises(DataError, match=r"no such file$"):
+        read_epoch(loading.build_loader(train, CPU, resident=False, workers=workers))
+    train = open_photographs(tmp_path).train
+    with pytest.raises(DataError, match=r"augment\.albumentations: .*\[32, 32, 3\] .*\[16, 32, 3\]"):
+        read_epoch(loading.build_loader(train, CPU, resident=False, workers=workers, transform=Changed(halve)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_chunks_are_the_split_in_order(tmp_path: Path, workers: int) -> None:
+    write_folders(tmp_path, train=6, val=0)
+    train = open_photographs(tmp_path, workers=workers).train
+    chunks = list(loading.iter_chunks(train, 4))
+    assert [len(chunk) for chunk in chunks] == [4, 4, 4, 1]
+    assert np.array_equal(np.concatenate(chunks), np.asarray(train.images))
+
+
+def test_image_files_stay_resident_if_they_fit_in_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folders(tmp_path, train=6, val=0)
+    train = open_photographs(tmp_path).train
+    assert loading.stays_resident((train, None), "auto")
+    assert not loading.stays_resident((train, None), "streamed")
+    monkeypatch.setattr(loading, "_read_free_bytes", lambda: 4 * train.images.nbytes - 4)
+    assert not loading.stays_resident((train, None), "auto")
+    assert loading.stays_resident((train.decoded(), None), "auto")
+
+
 @pytest.mark.usefixtures("pictures")
 def test_training_validation_and_scoring_share_workers_that_end_with_the_data() -> None:
-    before, seen = workers(), set[int]()
+    before, seen = list_workers(), set[int]()
 
     def progress(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
-        seen.update(workers() - before)
+        seen.update(list_workers() - before)
 
-    dataset = opened()
+    dataset = open_pictures()
     pipeline.train(configs.load("files.yaml"), dataset=dataset, progress=progress)
     assert len(seen) == WORKERS
-    pixels(dataset)
-    assert workers() - before == seen
+    read_val(dataset)
+    assert list_workers() - before == seen
     del dataset
     gc.collect()
-    assert workers() == before
+    assert list_workers() == before
 
 
 @pytest.mark.usefixtures("pictures")
-def test_pixels_are_the_same_in_every_pass_whole_or_not() -> None:
-    dataset = opened()
+def test_pixels_are_the_same_in_every_pass_complete_or_not() -> None:
+    dataset = open_pictures()
     assert dataset.val is not None
     expected = np.asarray(dataset.val.images)
-    assert np.array_equal(pixels(dataset), expected)
+    assert np.array_equal(read_val(dataset), expected)
     for _ in loading.iter_chunks(dataset.val, 4):
-        break  # the rest of the pass is never asked for
-    assert np.array_equal(pixels(dataset), expected)
-    for one, other in zip(loading.iter_chunks(dataset.val, 4), loading.iter_chunks(dataset.val, 4), strict=True):
-        assert np.array_equal(one, other)
-    train = loading.build_loader(dataset.train, torch.device("cpu"), resident=False, workers=WORKERS)
+        break  # the rest of the pass is not read
+    assert np.array_equal(read_val(dataset), expected)
+    for left, right in zip(loading.iter_chunks(dataset.val, 4), loading.iter_chunks(dataset.val, 4), strict=True):
+        assert np.array_equal(left, right)
+    train = loading.build_loader(dataset.train, CPU, resident=False, workers=WORKERS)
     order = torch.arange(len(dataset.train)).flip(0)
     for batch in train.batches(order, 8, epoch=1, start=2):
-        wanted = np.asarray(dataset.train.images[batch.indices.numpy()])
-        assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), wanted)
-    assert np.array_equal(pixels(dataset), expected)
+        expected_batch = np.asarray(dataset.train.images[batch.indices.numpy()])
+        assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), expected_batch)
+    assert np.array_equal(read_val(dataset), expected)
 
 
 @pytest.mark.usefixtures("pictures")
-def test_after_a_file_that_cannot_be_read_and_a_killed_worker_others_are_started() -> None:
-    dataset = opened()
+def test_new_workers_start_after_an_unreadable_file_and_after_a_killed_worker() -> None:
+    dataset = open_pictures()
     assert dataset.val is not None
-    before, expected = workers(), np.asarray(dataset.val.images)
-    assert np.array_equal(pixels(dataset), expected)
+    before, expected = list_workers(), np.asarray(dataset.val.images)
+    assert np.array_equal(read_val(dataset), expected)
     path = Path(str(dataset.val.images.paths[5]))  # type: ignore[union-attr]
     content = path.read_bytes()
     path.write_bytes(b"no image")
     with pytest.raises(DataError, match=path.name):
-        pixels(dataset)
+        read_val(dataset)
     path.write_bytes(content)
-    assert np.array_equal(pixels(dataset), expected)
-    os.kill(next(iter(workers() - before)), signal.SIGKILL)
+    assert np.array_equal(read_val(dataset), expected)
+    os.kill(next(iter(list_workers() - before)), signal.SIGKILL)
     with pytest.raises(RuntimeError, match="worker"):
-        list(map(pixels, [dataset] * 1000))  # it is noticed in the first pass, or in one soon after
-    assert np.array_equal(pixels(dataset), expected)
+        list(map(read_val, [dataset] * 1000))  # torch notices in the first pass, or soon after
+    assert np.array_equal(read_val(dataset), expected)
 
 
 @pytest.mark.usefixtures("pictures")
-def test_a_process_that_ends_with_its_data_open_ends_in_silence() -> None:
+def test_a_process_with_open_data_exits_without_output() -> None:
     code = (
         "from comp import config; from comp.data import dataset, loading\n"
         "data = dataset.open_dataset(config.load('files.yaml')); print(len(list(loading.iter_chunks(data.val, 4))))"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "6\n", "")
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "6\n", "")

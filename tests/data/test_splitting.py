@@ -37,11 +37,11 @@ LABELS = [row % 4 for row in range(40)]
 @pytest.mark.parametrize(("size", "count"), [(0.25, 10), (8, 8)])
 @pytest.mark.parametrize("stratify", [True, False])
 def test_a_part_is_held_out_by_fraction_and_by_count(size: float | int, count: int, stratify: bool) -> None:
-    stays, held = holdout_indices(
+    kept, held = holdout_indices(
         split_of(LABELS), size, seed=0, stratifier=STRATIFIERS["classes" if stratify else "none"]
     )
     assert len(held) == count
-    assert sorted([*stays, *held]) == list(range(40))
+    assert sorted([*kept, *held]) == list(range(40))
     if stratify:
         assert np.ptp(np.bincount(np.array(LABELS)[held])) <= 1
 
@@ -82,10 +82,10 @@ def test_every_image_validates_in_exactly_one_fold(stratify: bool, grouped: bool
         for number in range(5)
     ]
     assert sorted(row for _, held in parts for row in held) == list(range(40))
-    for stays, held in parts:
-        assert sorted([*stays, *held]) == list(range(40))
+    for kept, held in parts:
+        assert sorted([*kept, *held]) == list(range(40))
         if groups is not None:
-            assert not set(groups[stays]) & set(groups[held])
+            assert not set(groups[kept]) & set(groups[held])
 
 
 @given(
@@ -93,16 +93,14 @@ def test_every_image_validates_in_exactly_one_fold(stratify: bool, grouped: bool
     st.floats(0.2, 0.6),
     st.integers(0, 99),
 )
-def test_groups_are_never_torn_and_never_more_than_asked_for(
-    rows: list[tuple[int, int]], size: float, seed: int
-) -> None:
+def test_groups_stay_whole_and_never_exceed_the_size(rows: list[tuple[int, int]], size: float, seed: int) -> None:
     labels, groups = [label for label, _ in rows], np.array([group for _, group in rows])
     try:
-        stays, held = holdout_indices(split_of(labels), size, seed, groups=groups, stratifier=STRATIFIERS["none"])
+        kept, held = holdout_indices(split_of(labels), size, seed, groups=groups, stratifier=STRATIFIERS["none"])
     except DataError as error:
         assert "groups that stay together" in str(error)  # noqa: PT017  # a refusal is a valid outcome, too
         return
-    assert not set(groups[stays]) & set(groups[held])
+    assert not set(groups[kept]) & set(groups[held])
     assert 0 < len(held) <= round(size * len(rows))
 
 
@@ -118,7 +116,7 @@ def test_copies_of_an_image_stay_together() -> None:
     assert len(parts.val) >= 6
 
 
-def test_groups_from_outside_win() -> None:
+def test_groups_passed_in_replace_the_configured_ones() -> None:
     source = Source(split_of(LABELS), None, tuple("abcd"))
     groups = np.arange(40) // 10
     config = DataConfig(folds=4, fold=1, stratify=False)
@@ -128,21 +126,21 @@ def test_groups_from_outside_win() -> None:
     assert {row // 10 for row in rows} == {rows[0] // 10}
 
 
-BAD_DIVISIONS: dict[str, tuple[DataConfig, str]] = {
+IMPOSSIBLE: dict[str, tuple[DataConfig, str]] = {
     "more folds than images": (DataConfig(folds=41), "40 images into 41 folds"),
     "no official split": (DataConfig(validation="official"), "digits has no val split"),
     "more than there are": (DataConfig(validation=50), "cannot hold out 50 of 40 images"),
 }
 
 
-@pytest.mark.parametrize("name", BAD_DIVISIONS)
-def test_what_cannot_be_divided_is_told(name: str) -> None:
-    config, message = BAD_DIVISIONS[name]
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_a_split_that_is_impossible_is_refused(name: str) -> None:
+    config, message = IMPOSSIBLE[name]
     with pytest.raises((DataError, ConfigError), match=message):
         split_source(Source(split_of(LABELS), None, tuple("abcd")), config, cut_test=False)
 
 
-def test_one_group_cannot_be_divided() -> None:
+def test_one_group_cannot_be_split() -> None:
     with pytest.raises(DataError, match="1 groups that stay together"):
         holdout_indices(split_of(LABELS), 0.5, 0, groups=np.zeros(40, np.int64))
     with pytest.raises(DataError, match="1 groups into 2 folds"):
@@ -166,7 +164,7 @@ def test_settings_that_contradict_each_other_are_refused(
     assert message in result.err
 
 
-def test_the_official_validation_split_is_taken_and_otherwise_mentioned(tmp_path: Path) -> None:
+def test_the_official_validation_split_is_used_and_otherwise_noted(tmp_path: Path) -> None:
     write_folders(tmp_path, train=6, val=2)
     data = {"source": "image_folder", "root": str(tmp_path), "image_size": 16}
     none = {"suite": {"source": "none"}}
@@ -189,31 +187,32 @@ def test_a_group_column_keeps_its_rows_together(tmp_path: Path) -> None:
         "source": "csv_images", "root": str(tmp_path), "image_size": 16, "groups": "column", "folds": 3,
         "csv": {"group_column": "patient"},
     }  # fmt: skip
-    found = open_dataset(Config.model_validate({"data": data, "competition": {"suite": {"source": "test"}}}))
-    assert found.val is not None
-    patients = [{int(name) // 4 for name in split.ids} for split in (found.train, found.val)]
+    dataset = open_dataset(Config.model_validate({"data": data, "competition": {"suite": {"source": "test"}}}))
+    assert dataset.val is not None
+    patients = [{int(name) // 4 for name in split.ids} for split in (dataset.train, dataset.val)]
     assert not patients[0] & patients[1]
     assert sum(map(len, patients)) == 6
 
 
-def test_a_run_keeps_its_split_and_refuses_another(workplace: Path, comp: Comp) -> None:
+def test_a_run_records_its_split_and_refuses_another(workplace: Path, comp: Comp) -> None:
     assert comp("train", "small.yaml", "data.folds=4", "data.fold=1", "train.epochs=1").code == 0
     (run,) = runs.list_runs(Path("runs"))
-    with np.load(run.path / "split.npz") as kept:
-        assert (len(kept["train"]), len(kept["val"])) == (120, 40)
-        ids = kept["val"].copy()
-    assert comp("evaluate", run.path).code == 0
+    path = run.path / "split.npz"
+    dataset = open_dataset(run.config())
+    splits.check_saved_split(path, dataset.train, dataset.val)
+    recorded = splits.read_split(path, "")
+    assert (len(set(recorded["train"])), len(set(recorded["val"]))) == (120, 40)
     config = run.path / "config.yaml"
     config.write_text(config.read_text().replace("fold: 1", "fold: 2"))
     result = comp("evaluate", run.path)
     assert result.code == 2
     assert all(part in result.err for part in ("split.npz", "train split", "120 images"))
-    (run.path / "split.npz").write_bytes(b"PK")
-    assert "split.npz: missing or damaged" in comp("evaluate", run.path).err
-    assert len(set(ids)) == 40
+    path.write_bytes(b"PK")
+    with pytest.raises(RunError, match=r"split\.npz: .*damaged"):
+        splits.read_split(path, "train again")
 
 
-def test_a_division_without_validation_is_kept_too(tmp_path: Path) -> None:
+def test_a_split_without_validation_is_recorded_too(tmp_path: Path) -> None:
     train = split_of(LABELS)
     splits.save_split(tmp_path / "split.npz", train, None)
     splits.check_saved_split(tmp_path / "split.npz", train, None)
@@ -236,15 +235,15 @@ def test_a_class_of_one_image_stops_no_folds_and_is_named() -> None:
 @pytest.mark.parametrize("size", [0.2, 3, 8])
 def test_a_class_of_one_image_stays_in_training(size: float | int) -> None:
     labels = [0] * 20 + [1] * 19 + [2]
-    stays, held = holdout_indices(split_of(labels), size, seed=0)
+    kept, held = holdout_indices(split_of(labels), size, seed=0)
     assert len(held) == (size if isinstance(size, int) else 8)
-    assert 39 in stays
-    assert sorted([*stays, *held]) == list(range(40))
+    assert 39 in kept
+    assert sorted([*kept, *held]) == list(range(40))
     assert np.ptp(np.bincount(np.array(labels)[held], minlength=2)[:2]) <= 1
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_several_labels_are_dealt_out_evenly(grouped: bool) -> None:
+def test_label_sets_are_split_evenly(grouped: bool) -> None:
     generator = np.random.default_rng(0)
     labels = (generator.random((400, 6)) < [0.5, 0.3, 0.2, 0.1, 0.05, 0.02]).astype(np.float32)
     split = replace(split_of([0] * 400), labels=labels)
@@ -288,7 +287,7 @@ def test_a_sample_of_label_sets_is_balanced_and_of_exact_size() -> None:
         assert (np.abs(split.labels[rows].sum(0) - split.labels.sum(0) * count / 400) <= 2).all()
 
 
-def test_images_without_labels_are_sampled_plainly() -> None:
+def test_images_without_labels_are_sampled_uniformly() -> None:
     rows = sample_indices(replace(split_of(LABELS), labels=None), 10, task="single_label")
     assert len(set(rows.tolist())) == 10
     assert rows.max() > 10

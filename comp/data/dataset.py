@@ -64,7 +64,7 @@ class Dataset:
 
     @property
     def splits(self) -> list[Split]:
-        """`train`, and `val` and `test` where there are such."""
+        """`train`, then `val` and `test` if the data have them."""
         return [split for split in (self.train, self.val, self.test) if split is not None]
 
     def with_samples(self, samples: Mapping[str, NDArray[np.int64]]) -> "Dataset":

@@ -43,17 +43,26 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {
             "competition": {"name": "files", "suite": {"source": "none"}, "ood_validation": {"severities": []}},
             "data": {
-                "source": "image_folder", "root": "data", "validation": 0.4, "loading": "streamed", "workers": WORKERS,
+                "source": "image_folder",
+                "root": "data",
+                "validation": 0.4,
+                "loading": "streamed",
+                "workers": WORKERS,
             },
             "model": {"name": "convnet"},
             "augment": {"policy": "basic"},
             "predict": {"batch_size": 8},
             "train": {
-                "epochs": 3, "batch_size": 8, "precision": "fp32", "channels_last": False, "device": "cpu",
-                "threads": 1, "compile": False,
+                "epochs": 3,
+                "batch_size": 8,
+                "precision": "fp32",
+                "channels_last": False,
+                "device": "cpu",
+                "threads": 1,
+                "compile": False,
             },
         },
-    )  # fmt: skip
+    )
     return tmp_path
 
 

@@ -153,10 +153,11 @@ FILES: dict[str, tuple[str, Callable[[Path, np.ndarray], object]]] = {
     "PNG of three colours": ("png", lambda path, values: cv2.imwrite(str(path), np.dstack([values] * 3))),
     "TIFF of three colours": ("tif", lambda path, values: cv2.imwrite(str(path), np.dstack([values] * 3))),
     "opaque PNG": (
-        "png", lambda path, values: cv2.imwrite(str(path), np.dstack([*[values] * 3, np.full_like(values, 65535)])),
+        "png",
+        lambda path, values: cv2.imwrite(str(path), np.dstack([*[values] * 3, np.full_like(values, 65535)])),
     ),
     "grey with alpha": ("png", save_grey_with_alpha),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FILES)

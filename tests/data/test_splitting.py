@@ -1,4 +1,4 @@
-"""Splits: seeded, stratified, grouped, in folds; the same everywhere, and kept with the run."""
+"""Splits: seeded, stratified, grouped, in folds; the same on every machine, and recorded by the run."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comp.config import Config, DataConfig
@@ -88,6 +88,7 @@ def test_every_image_validates_in_exactly_one_fold(stratify: bool, grouped: bool
             assert not set(groups[kept]) & set(groups[held])
 
 
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=20, max_size=60),
     st.floats(0.2, 0.6),
@@ -184,9 +185,13 @@ def test_a_group_column_keeps_its_rows_together(tmp_path: Path) -> None:
     table = ["image_id,label,patient", *(f"{line},p{row // 4}" for row, line in enumerate(lines[1:]))]
     (tmp_path / "train.csv").write_text("\n".join(table))
     data = {
-        "source": "csv_images", "root": str(tmp_path), "image_size": 16, "groups": "column", "folds": 3,
+        "source": "csv_images",
+        "root": str(tmp_path),
+        "image_size": 16,
+        "groups": "column",
+        "folds": 3,
         "csv": {"group_column": "patient"},
-    }  # fmt: skip
+    }
     dataset = open_dataset(Config.model_validate({"data": data, "competition": {"suite": {"source": "test"}}}))
     assert dataset.val is not None
     patients = [{int(name) // 4 for name in split.ids} for split in (dataset.train, dataset.val)]
@@ -260,6 +265,7 @@ def test_label_sets_are_split_evenly(grouped: bool) -> None:
         assert sum(map(len, rows)) == len(set.union(*rows))
 
 
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.integers(1, 90))
 def test_a_sample_has_each_class_in_its_share_and_every_one_where_there_is_room(labels: list[int], count: int) -> None:
     split = split_of(labels)

@@ -175,8 +175,8 @@ def _check_shapes(train: Split, *others: Split | None) -> None:
     for split in others:
         if split is not None and split.image_shape != train.image_shape:
             raise DataError(
-                f"{split.name}: expected images (C, H, W) {train.image_shape} as in train, found {split.image_shape}; "
-                "resize them"
+                f"{split.name}: expected images (C, H, W) {train.image_shape} as in training, found "
+                f"{split.image_shape}; resize them"
             )
 
 
@@ -252,7 +252,7 @@ def _open_suite(
         return None
     if config.data.classes:
         raise ConfigError(
-            "data.classes: distortion files hold images of all classes; corrupt the test images instead "
+            "data.classes: distortion files hold images of every class; corrupt the test images instead "
             "(competition.suite.source=corrupt_test), or set the suite to none"
         )
     folder = Path(config.data.root) / section.path

@@ -92,7 +92,7 @@ class DataConfig(Section):
     the whole image, distorted; `letterbox`: the whole image in proportion, with black bars."""
     range: Range = "auto"
     """The values that become black and white if pixels have more than 8 bits, the same for all images: auto: derived
-    from the training images (0 to 4095 for 12-bit images; see `comp.data.ranges`); `type`: the range of the data type,
+    from the training images (0 to 4095 for 12-bit images; see `comp.data.decode`); `type`: the range of the data type,
     0 to 65535 for 16 bits; [low, high]: values outside are clipped."""
     loading: Literal["auto", "resident", "streamed"] = "auto"
     """`resident`: decoded training images are kept on the training device; `streamed`: workers load them batch by

@@ -1,7 +1,7 @@
-"""Facts that took a pass over the data, kept as small JSON files under `data.root`/.comp-cache; the user's own folder.
+"""Cache results of passes over the data: small JSON files in `data.root`/.comp-cache, or in the user's cache folder.
 
-A key is a hash of all that the facts depend on, so that nothing here ever has to be thrown away by hand. A cache that
-cannot be read or written costs time, never a run.
+A key hashes everything that the result depends on, so that no entry ever has to be deleted by hand. A cache that cannot
+be read or written costs time, but fails no run.
 """
 
 import contextlib
@@ -16,36 +16,36 @@ from comp.runtime.errors import RunError
 FOLDER = ".comp-cache"
 # Environment variable -> folder below it; the first that is set counts.
 _USER_FOLDERS = {"COMP_CACHE": "", "XDG_CACHE_HOME": "comp", "LOCALAPPDATA": "comp/cache", "HOME": ".cache/comp"}
-_RULES = 2  # goes into every key: raised when a computation changes, which makes old facts unreachable
+_VERSION = 2  # part of every key; raise it when a computation changes
 
 
 def cached_json(root: Path, kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return facts from the cache, or compute and keep them.
+    """Return a result from the cache, or compute and store it.
 
     Args:
-        root: `data.root`; where it does not exist nothing is kept.
-        kind: of the facts; begins the file's name.
-        key: everything that the facts depend on.
-        compute: returns plain values; its keys must be the same at every call.
+        root: `data.root`; nothing is stored where it does not exist.
+        kind: of the result; begins the file's name.
+        key: everything that the result depends on.
+        compute: returns plain values, under the same keys at every call.
     """
-    digest = runs.sha256_of(f"{_RULES}\0{key}".encode())[:32]
+    digest = runs.sha256_of(f"{_VERSION}\0{key}".encode())[:32]
     path = root / FOLDER / f"{kind}-{digest}.json"
     with contextlib.suppress(RunError):
         return runs.read_json(path)
-    facts = compute()
+    result = compute()
     if root.is_dir():
         with contextlib.suppress(RunError, OSError):
             path.parent.mkdir(exist_ok=True)
-            runs.write_atomically(path, runs.to_json(facts))
-    return facts
+            runs.write_atomically(path, runs.to_json(result))
+    return result
 
 
-def user_folder() -> Path | None:
-    """Return the folder for what belongs to the user and machine: COMP_CACHE, or `comp` where caches are kept.
+def user_cache_folder() -> Path | None:
+    """Return the folder for caches of the user and machine: COMP_CACHE, or `comp` in the system's cache folder.
 
-    None without a home: then nothing is kept.
+    None without a home folder: then nothing is cached.
     """
-    for name, below in _USER_FOLDERS.items():
-        if root := os.environ.get(name):
-            return Path(root, below)
+    for variable, subfolder in _USER_FOLDERS.items():
+        if root := os.environ.get(variable):
+            return Path(root, subfolder)
     return None

@@ -1,4 +1,4 @@
-"""Everything that a config's runs need of its data, opened and checked: `open_dataset(config)`."""
+"""A config's data, opened, checked and split: `open_dataset(config)`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -30,20 +30,20 @@ class Dataset:
         competition: its classes, image shape, blocks.
         train: labelled.
         val: labelled and held out of the training images; None where all are trained on.
-        test: clean; its labels are None where nobody knows them; None where there is no test.
-        suite: what a submission covers: blocks, or the test images; None where nothing is submitted.
+        test: clean; its labels are None where unknown; None where there is no test.
+        suite: the blocks or test images that a submission covers; None where nothing is submitted.
         ood_val: shifted copies of `val`; None without one.
         mean: of each channel of `train`, in [0, 1].
-        std: likewise.
+        std: of each channel of `train`.
         fingerprint: of all training images and labels, before the split.
         resident: whether training images lie decoded on the device, or are streamed by workers.
-        notes: what a user should know of how the data were read.
+        notes: messages to the user on how the data were read.
         unreadable: files of the source that hold no image, and ids without a file.
-        pixel_range: the values of pixels of more than 8 bits that became black and white; None of 8 bits.
-        split_seed: of the corruptions that `suite` and `ood_val` are made by.
-        samples: what is measured on a part of a split: name -> rows. `ood_val`: of `val`, and `suite`: of `test`, the
-            images of each block; what a training sees of `train` beside its epochs stands in
-            `comp.training.context.samples`. A name that is not there means the split's first images.
+        pixel_range: the values of pixels of more than 8 bits that become black and white; None of 8 bits.
+        split_seed: of the corruptions in `suite` and `ood_val`.
+        samples: rows of the parts of a split that are measured, by name: `ood_val`, of `val`, and `suite`, of `test`,
+            the images of each block; `comp.training.context.samples` adds those of `train`. A missing name means the
+            split's first images.
     """
 
     competition: Competition
@@ -62,92 +62,97 @@ class Dataset:
     split_seed: int = 0
     samples: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
+    @property
+    def splits(self) -> list[Split]:
+        """`train`, then `val` and `test` if the data have them."""
+        return [split for split in (self.train, self.val, self.test) if split is not None]
+
     def with_samples(self, samples: Mapping[str, NDArray[np.int64]]) -> "Dataset":
-        """Return the same data with other samples, such as a run has recorded; blocks are made of them."""
+        """Return the same data with other samples, such as a run's recorded ones, and blocks made of them."""
         suite, ood_val = self.suite, self.ood_val
         if isinstance(suite, Suite) and not suite.folder:
-            suite = self._corrupted(suite, self.test, samples)
+            suite = self._corrupt(suite, self.test, samples)
         if ood_val is not None:
-            ood_val = self._corrupted(ood_val, self.val, samples)
+            ood_val = self._corrupt(ood_val, self.val, samples)
         return replace(self, suite=suite, ood_val=ood_val, samples=samples)
 
-    def _corrupted(self, suite: Suite, clean: Split | None, samples: Mapping[str, NDArray[np.int64]]) -> Suite:
+    def _corrupt(self, suite: Suite, clean: Split | None, samples: Mapping[str, NDArray[np.int64]]) -> Suite:
         assert clean is not None
         seed = suites.corruption_seed(clean.name, self.split_seed)
         return suites.corrupted_suite(suite.name, clean, suite.blocks, seed, samples.get(suite.name))
 
-    def drawn(self) -> "Dataset":
-        """Return the same data with blocks that are made of samples drawn for them."""
-        made_of = {"ood_val": (self.ood_val, self.val), "suite": (self.suite, self.test)}
+    def with_drawn_samples(self) -> "Dataset":
+        """Return the same data with newly drawn samples for its corrupted blocks."""
+        sources = {"ood_val": (self.ood_val, self.val), "suite": (self.suite, self.test)}
         return self.with_samples(
             {
                 name: self.sample(clean, max(block.count for block in suite.blocks))
-                for name, (suite, clean) in made_of.items()
+                for name, (suite, clean) in sources.items()
                 if isinstance(suite, Suite) and not suite.folder and clean is not None
             }
         )
 
     def sample(self, split: Split, count: int) -> NDArray[np.int64]:
-        """Return the rows of a sample of a split, for something to be measured on; see `division.sample`."""
-        return splitting.sample(split, count, task=self.competition.task)
+        """Return the rows of a stratified sample of a split; see `splitting.sample_indices`."""
+        return splitting.sample_indices(split, count, task=self.competition.task)
 
     def limited(self, train_images: int, other_images: int) -> "Dataset":
-        """Return a small copy for a rehearsal: a sample of each split, and blocks of these."""
+        """Return a small copy for a rehearsal: a sample of each split, and blocks made of these."""
         test, competition = self.test, self.competition
         rows = np.array([], np.int64) if test is None else self.sample(test, other_images)
-        suite = self.suite and _limited_suite(self.suite, rows, other_images)
+        suite = self.suite and _limit_suite(self.suite, rows, other_images)
         return replace(
             self,
-            train=self._limited(self.train, train_images),
-            val=self.val and self._limited(self.val, other_images),
+            train=self._take_sample(self.train, train_images),
+            val=self.val and self._take_sample(self.val, other_images),
             test=test and test.take(rows, test.name),
             suite=suite,
-            ood_val=self.ood_val and _limited_blocks(self.ood_val, other_images),
+            ood_val=self.ood_val and _limit_blocks(self.ood_val, other_images),
             competition=replace(
                 competition,
-                blocks=_shorter(competition.blocks, other_images),
+                blocks=_shorten(competition.blocks, other_images),
                 sample=competition.sample and competition.sample.take(rows.tolist()),
                 test_ids=tuple(competition.test_ids[row] for row in rows if competition.test_ids),
             ),
-        ).drawn()
+        ).with_drawn_samples()
 
-    def _limited(self, split: Split, count: int) -> Split:
+    def _take_sample(self, split: Split, count: int) -> Split:
         return split.take(self.sample(split, count), split.name)
 
 
-def _shorter(blocks: tuple[Block, ...], count: int) -> tuple[Block, ...]:
+def _shorten(blocks: tuple[Block, ...], count: int) -> tuple[Block, ...]:
     return tuple(replace(block, count=min(block.count, count)) for block in blocks)
 
 
-def _limited_suite(suite: Split | Suite, rows: NDArray[np.int64], count: int) -> Split | Suite:
-    """Return a suite of some test images, or of blocks of so many images: rows of a file, by whose place ids go."""
-    return suite.take(rows, suite.name) if isinstance(suite, Split) else _limited_blocks(suite, count)
+def _limit_suite(suite: Split | Suite, rows: NDArray[np.int64], count: int) -> Split | Suite:
+    """Return these rows of a suite of test images, or the first images of each block, whose ids follow the order."""
+    return suite.take(rows, suite.name) if isinstance(suite, Split) else _limit_blocks(suite, count)
 
 
-def _limited_blocks(suite: Suite, count: int) -> Suite:
+def _limit_blocks(suite: Suite, count: int) -> Suite:
     whole = {block.name: block for block in suite.blocks}
-    # Files are addressed by their whole blocks, so the whole block is opened and then cut.
+    # Files are indexed by whole blocks, so the whole block is opened and then cut.
     return replace(
         suite,
-        blocks=_shorter(suite.blocks, count),
+        blocks=_shorten(suite.blocks, count),
         open=lambda block: suite.open(whole[block.name]).head(block.count),
     )
 
 
 def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
-    """Open, download where needed and allowed, check and split a config's data.
+    """Open, check and split a config's data; download what is missing where `data.download` allows it.
 
     Raises:
-        DataError: what is missing or wrong, where it comes from and how to put it in place.
+        DataError: names what is missing or wrong, its source and how to fix it.
     """
     source = open_source(config.data, progress, config.competition.task)
     fingerprint = splits.fingerprint(source.train)
-    cut_test = config.competition.suite.source == "corrupt_test"
-    parts = splitting.divide(source, config.data, cut_test=cut_test, progress=progress)
-    train, val, test = parts.train, parts.val, parts.test
+    needs_test = config.competition.suite.source == "corrupt_test"
+    divided = splitting.split_source(source, config.data, cut_test=needs_test, progress=progress)
+    train, val, test = divided.train, divided.val, divided.test
     _check_shapes(train, val, test)
-    mean, std = _statistics(train, fingerprint, Path(config.data.root), progress)
-    competition = _competition(config, source, train, test)
+    mean, std = _measure_channels(train, fingerprint, Path(config.data.root), progress)
+    competition = _describe_competition(config, source, train, test)
     return Dataset(
         competition=competition,
         train=train,
@@ -159,11 +164,11 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
         std=tuple(max(value, _SMALLEST_STD) for value in std),
         fingerprint=fingerprint,
         resident=loading.stays_resident((train, val), config.data.loading),
-        notes=(*_notes(config, source), *parts.notes),
-        unreadable=tuple(name for images in _files(source) for name in images.unreadable),
+        notes=(*_collect_notes(config, source), *divided.notes),
+        unreadable=tuple(name for images in _image_files(source) for name in images.unreadable),
         pixel_range=source.pixel_range,
         split_seed=config.data.split_seed,
-    ).drawn()
+    ).with_drawn_samples()
 
 
 def _check_shapes(train: Split, *others: Split | None) -> None:
@@ -175,40 +180,40 @@ def _check_shapes(train: Split, *others: Split | None) -> None:
             )
 
 
-def _statistics(
+def _measure_channels(
     train: Split, fingerprint: str, root: Path, progress: Progress
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return each channel's mean and deviation, from the cache where the same images have been measured before."""
+    """Return each channel's mean and standard deviation, from the cache if the images are unchanged."""
 
     def measure() -> dict[str, object]:
         mean, std = splits.channel_statistics(train.images, progress)
         return {"mean": mean, "std": std}
 
-    found = cached_json(root, "statistics", "\0".join((fingerprint, *train.ids.tolist())), measure)
-    return tuple(found["mean"]), tuple(found["std"])
+    statistics = cached_json(root, "statistics", "\0".join((fingerprint, *train.ids.tolist())), measure)
+    return tuple(statistics["mean"]), tuple(statistics["std"])
 
 
-def _files(source: Source) -> list[ImageFiles]:
-    found = [split.images for split in (source.train, source.val, source.test) if split is not None]
-    return [images for images in found if isinstance(images, ImageFiles)]
+def _image_files(source: Source) -> list[ImageFiles]:
+    splits = (source.train, source.val, source.test)
+    return [split.images for split in splits if split is not None and isinstance(split.images, ImageFiles)]
 
 
-def _notes(config: Config, source: Source) -> tuple[str, ...]:
-    """Return what was found and left aside, or read in a way that may surprise."""
+def _collect_notes(config: Config, source: Source) -> tuple[str, ...]:
+    """Return notes on data that are ignored, or read in an unexpected way."""
     notes = list(source.notes)
-    for images in _files(source):
+    for images in _image_files(source):
         notes += images.notes
     if source.val is not None and config.data.validation != "official":
-        notes.append("val: the source's own validation split is not used; data.validation=official takes it")
+        notes.append("val: the source's own validation split is not used; use it with data.validation=official")
     return tuple(notes)
 
 
-def _competition(config: Config, source: Source, train: Split, test: Split | None) -> Competition:
+def _describe_competition(config: Config, source: Source, train: Split, test: Split | None) -> Competition:
     section, row = config.competition, TASKS[source.task]
     sample, test_ids, header = None, (), ("id", "label")
     if section.suite.source == "test":
         if test is None:
-            raise ConfigError(f"competition.suite.source: test: {config.data.source} found no test images to submit")
+            raise ConfigError(f"competition.suite.source: test: {config.data.source} has no test images to submit")
         sample = source.sample
         test_ids, header = () if sample else tuple(test.ids.tolist()), source.header
     labels = source.train.labels
@@ -233,14 +238,14 @@ def _competition(config: Config, source: Source, train: Split, test: Split | Non
 def _open_suite(
     config: Config, competition: Competition, test: Split | None, progress: Progress
 ) -> Split | Suite | None:
-    wanted = config.competition.suite
-    if test is not None and wanted.source == "test":
+    section = config.competition.suite
+    if test is not None and section.source == "test":
         return replace(test, name="suite", labels=None)
-    if wanted.source == "corrupt_test":
+    if section.source == "corrupt_test":
         if test is None or test.labels is None:
             raise DataError(
-                "competition.suite: corrupt_test needs a labelled test split, and this source has none; to submit the "
-                "test images themselves: competition.suite.source=test"
+                f"competition.suite: corrupt_test needs a labelled test split, and {config.data.source} has none; to "
+                "submit the test images themselves: competition.suite.source=test"
             )
         return suites.corrupted_suite(
             "suite", test, competition.blocks, seed=suites.corruption_seed("test", config.data.split_seed)
@@ -249,19 +254,19 @@ def _open_suite(
         return None
     if config.data.classes:
         raise ConfigError(
-            "data.classes: distortion files hold images of every class; make the suite of the test images "
-            "(competition.suite.source=corrupt_test) or none"
+            "data.classes: distortion files hold images of every class; corrupt the test images instead "
+            "(competition.suite.source=corrupt_test), or set the suite to none"
         )
-    folder = Path(config.data.root) / wanted.path
-    if wanted.base_address and config.data.download:
-        suites.download_distortion_files(wanted, folder, competition.image_shape, progress)
+    folder = Path(config.data.root) / section.path
+    if section.base_address and config.data.download:
+        suites.download_distortion_files(section, folder, competition.image_shape, progress)
     return suites.distortion_files(folder, competition.blocks, competition.image_shape)
 
 
 def _open_ood_val(config: Config, val: Split | None) -> Suite | None:
-    wanted = config.competition.ood_validation
-    if val is None or not wanted.severities:
+    section = config.competition.ood_validation
+    if val is None or not section.severities:
         return None
-    count = min(wanted.per_block, len(val))
-    blocks = block_grid(suites.shifted_distortions(wanted), wanted.severities, count)
+    count = min(section.per_block, len(val))
+    blocks = block_grid(suites.shifted_distortions(section), section.severities, count)
     return suites.corrupted_suite("ood_val", val, blocks, seed=suites.corruption_seed("val", config.data.split_seed))

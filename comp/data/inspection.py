@@ -1,4 +1,4 @@
-"""What is in a config's data: numbers, label distribution and pictures (`comp data show`)."""
+"""Describe and plot a config's data: counts, label distribution, images (`comp data show`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +18,11 @@ from comp.runtime import rng
 from comp.runtime.progress import Progress, quiet
 
 _GRID_IMAGES = 80
-_FIRST_EPOCH = 1  # whose augmentation is drawn
+_FIRST_EPOCH = 1  # its augmentation is plotted
 
 
-def open_clean(config: Config, progress: Progress = quiet) -> Dataset:
-    """Open a config's splits; files of a hidden test suite are neither needed nor fetched, unreadable ones left out.
+def open_without_suite(config: Config, progress: Progress = quiet) -> Dataset:
+    """Open a config's splits without distortion files, which need not exist; unreadable images are left out.
 
     Raises:
         DataError: as `open_dataset`.
@@ -34,18 +34,13 @@ def open_clean(config: Config, progress: Progress = quiet) -> Dataset:
     return open_dataset(config.model_copy(update={"data": data}), progress)
 
 
-def splits_of(dataset: Dataset) -> list[Split]:
-    """Return train, and val and test where there are such."""
-    return [split for split in (dataset.train, dataset.val, dataset.test) if split is not None]
-
-
-def describe(dataset: Dataset) -> dict[str, Any]:
-    """Return counts, sizes, channel statistics and labels of every split, as plain values."""
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """Return counts, sizes, channel statistics and label counts of every split, as plain values."""
     classes = dataset.competition.classes
-    described = {}
-    for split in splits_of(dataset):
+    summaries = {}
+    for split in dataset.splits:
         mean, std = channel_statistics(split.images)
-        described[split.name] = {
+        summaries[split.name] = {
             "images": len(split),
             "shape": list(split.image_shape),
             "mean": [round(value, 4) for value in mean],
@@ -54,71 +49,70 @@ def describe(dataset: Dataset) -> dict[str, Any]:
             if split.labels is not None
             else None,
         }
-    return {"classes": len(classes), "fingerprint": dataset.fingerprint, "splits": described}
+    return {"classes": len(classes), "fingerprint": dataset.fingerprint, "splits": summaries}
 
 
-def draw(config: Config, dataset: Dataset, folder: Path, *, augmented: bool) -> list[Path]:
-    """Draw the label distribution and a grid of training images; return the PNGs.
+def draw_plots(config: Config, dataset: Dataset, folder: Path, *, augmented: bool) -> list[Path]:
+    """Plot the label distribution and a grid of training images; return the PNGs' paths.
 
     Args:
-        config: for its augmentation and seed.
+        config: gives the augmentation and the seed.
         dataset: of that config.
-        folder: made if need be; PNGs of the same names are replaced.
-        augmented: also draw the same images as the first epoch's steps see them: under the policy, and mixed.
+        folder: created if missing; PNGs of the same names are replaced.
+        augmented: whether to plot the same images after the first epoch's augmentation and mixing, too.
     """
     runs.make_folder(folder)
     classes, train = dataset.competition.classes, dataset.train
     paths = [folder / "labels.png", folder / "images.png"]
-    counts = {split.name: split.class_counts(len(classes)).tolist() for split in splits_of(dataset)}
+    counts = {split.name: split.class_counts(len(classes)).tolist() for split in dataset.splits}
     plots.label_bars(paths[0], counts, classes)
     assert train.labels is not None
-    by_label = np.argsort(train.labels if train.labels.ndim == 1 else train.labels.argmax(1), kind="stable")
-    rows = by_label[np.linspace(0, len(train) - 1, min(_GRID_IMAGES, len(train))).astype(np.int64)]
-    titles = [_title(label, classes) for label in train.labels[rows]]
+    sorted_rows = np.argsort(train.labels if train.labels.ndim == 1 else train.labels.argmax(1), kind="stable")
+    rows = sorted_rows[np.linspace(0, len(train) - 1, min(_GRID_IMAGES, len(train))).astype(np.int64)]
+    titles = [_label_title(label, classes) for label in train.labels[rows]]
     plots.image_grid(paths[1], np.asarray(train.images[rows]), titles)
     if augmented:
         paths.append(folder / "augmented.png")
-        images, targets = _augmented(config, train, rows, len(classes))
+        images, targets = _augment(config, train, rows, len(classes))
         plots.image_grid(paths[2], images, [_mixed_title(row, classes) for row in targets])
     return paths
 
 
-def _augmented(
+def _augment(
     config: Config, train: Split, rows: NDArray[np.int64], classes: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Return images [n, H, W, C] as workers, policy and mixing give them to epoch 1, and targets [n, K]."""
+    """Return images [n, H, W, C] as epoch 1 trains on them, augmented and mixed, and targets [n, K]."""
     section = config.augment
-    if section.mixup or section.cutmix:  # neighbours are mixed, and rows are sorted by class: let classes meet
+    if section.mixup or section.cutmix:  # neighbours are mixed: shuffle rows that are sorted by class
         rows = rows[np.random.default_rng(config.seed).permutation(len(rows))]
     policies.check_channels(section.policy, section.ops, train.image_shape[0])
     policy = policies.resolve(section.policy, section.ops, section.albumentations)
     worker_stage.check_image_shape(policy, train.image_shape)
     transform = worker_stage.of(policy, config.seed)
-    seen = [loading.read(train.images, int(row), _FIRST_EPOCH, transform) for row in rows]
-    images = torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2)
+    pixels = [loading.read_training_image(train.images, int(row), _FIRST_EPOCH, transform) for row in rows]
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)  # [n, C, H, W]
     indices = torch.from_numpy(rows)
     keys = rng.keys(config.seed, _FIRST_EPOCH, indices)
-    turned = engine.alternating_flip_mask(config.seed, _FIRST_EPOCH, indices)
+    flipped = engine.alternating_flip_mask(config.seed, _FIRST_EPOCH, indices)
     assert train.labels is not None
-    how = mixing.Mixing(section.mixup, section.cutmix, section.switch_probability)
-    mixed, targets = mixing.mix(
-        engine.augment(images, policy, keys, turned=turned), torch.from_numpy(train.labels[rows]), keys,
-        classes=classes, mixing=how,
-    )  # fmt: skip
-    pixels = (mixed * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-    return pixels.numpy(), targets.float().numpy()
+    labels = torch.from_numpy(train.labels[rows])
+    settings = mixing.Mixing(section.mixup, section.cutmix, section.switch_probability)
+    images = engine.augment(images, policy, keys, turned=flipped)
+    mixed, targets = mixing.mix(images, labels, keys, classes=classes, mixing=settings)
+    levels = (mixed * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return levels.numpy(), targets.float().numpy()
 
 
 def _mixed_title(target: NDArray[np.float32], classes: Sequence[str]) -> str:
-    """Return an image's classes and, where it was mixed, their shares."""
-    there = np.argsort(-target, kind="stable")[: max(1, np.count_nonzero(target))]
-    if target[there].max() in (0, 1):
-        return ", ".join(classes[int(number)] for number in there if target[number]) or "no label"
-    return " + ".join(f"{classes[int(number)]} {target[number]:.0%}" for number in there)
+    """Return an image's classes and, if it is mixed, their shares."""
+    labels = np.argsort(-target, kind="stable")[: max(1, np.count_nonzero(target))]
+    if target[labels].max() in (0, 1):
+        return ", ".join(classes[int(label)] for label in labels if target[label]) or "no label"
+    return " + ".join(f"{classes[int(label)]} {target[label]:.0%}" for label in labels)
 
 
-def _title(label: Any, classes: Sequence[str]) -> str:
-    """Return the names of one image's classes: of its index, or of its row of 0 and 1."""
+def _label_title(label: Any, classes: Sequence[str]) -> str:
+    """Return the class names of an index, or of a row of 0 and 1."""
     if np.ndim(label) == 0:
         return classes[int(label)]
     return ", ".join(classes[int(number)] for number in np.flatnonzero(label)) or "no label"

@@ -1,7 +1,7 @@
-"""One pass over a list of image files before anything is trained: every file is read, hashed and decoded once.
+"""Check a list of image files before training: read, hash and decode every file once.
 
-What it finds is kept in `comp.data.cache` under the files' names, sizes and times of change: the next opening of the
-same files costs one `stat` a file.
+The result is cached (`comp.data.cache`) under the files' names, sizes and modification times: opening the same files
+again costs one `stat` per file.
 """
 
 import hashlib
@@ -14,16 +14,22 @@ import numpy as np
 
 from comp.config import DataConfig
 from comp.config.section import height_and_width
-from comp.data import archives, images, ranges
+from comp.data import archives, decode
 from comp.data.cache import cached_json
-from comp.data.images import ImageFiles
+from comp.data.images import ImageFiles, map_in_threads, resolve_workers
 from comp.data.splits import Split
 from comp.results.predictions import Targets
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress
 
+# How a fourth band is read, as ImageInfo.fourth spells it -> the note on it.
+_FOURTH_BAND = {
+    "laid on white": "have transparency, composited over white",
+    "left out": "have a fourth band that is not transparency, which is dropped",
+}
 
-def files_split(
+
+def scan_files(
     name: str,
     paths: Sequence[Path | None],
     ids: Sequence[str],
@@ -31,119 +37,126 @@ def files_split(
     config: DataConfig,
     progress: Progress,
 ) -> Split:
-    """Return a split of image files, all known to be whole.
+    """Return a split of image files, all of which can be decoded.
 
-    With `data.skip_bad`, labelled rows without a readable file are left out. Rows without labels are to be answered:
-    they stay, as blank ones, which `comp.inference.predict` gives the mean of all other predictions.
+    With `data.skip_bad`, labelled rows without a readable file are left out. Rows without labels need a prediction, so
+    they stay, as blank images, for which `comp.inference.predict` predicts the mean of all others.
 
     Args:
-        name: the split's.
-        paths: its files, in its order; None for one that is missing.
-        ids: one for each.
-        labels: one for each, or a row of 0 and 1 for each; None where nobody knows them.
-        config: gives `image_size`, `resize`, `range`, `workers`, `skip_bad` and where facts are kept.
+        name: of the split.
+        paths: its files, in order; None for a missing one.
+        ids: one per file.
+        labels: one per file, or a row of 0 and 1 per file; None where unknown.
+        config: gives `image_size`, `resize`, `range`, `workers`, `skip_bad` and the cache's `root`.
         progress: called while files are read.
 
     Raises:
-        DataError: no file, one that cannot be read, or sizes that differ and no `data.image_size`.
+        DataError: no file, one that cannot be read, or different sizes without `data.image_size`.
     """
     if not paths:
-        raise DataError(f"{name}: holds no image; known are {', '.join(images.SUFFIXES)}")
-    there = [row for row, path in enumerate(paths) if path is not None]
+        raise DataError(f"{name}: no images; supported endings: {', '.join(decode.SUFFIXES)}")
+    rows = [row for row, path in enumerate(paths) if path is not None]
     files = [path for path in paths if path is not None]
-    facts = cached_json(Path(config.root), "survey", _stamp(files, config), lambda: _survey(files, name, progress))
-    bad = {there[row]: reason for row, reason in facts["unreadable"]}
-    if bad and (not config.skip_bad or len(bad) == len(files)):
-        raise DataError(_told(name, list(bad.values()), skippable=len(bad) < len(files), labelled=labels is not None))
-    whole = np.isin(np.arange(len(paths)), [row for row in there if row not in bad])
-    missing = [row for row, path in enumerate(paths) if path is None]
-    notes = _notes(name, [ids[row] for row in missing], [str(paths[row]) for row in bad], labelled=labels is not None)
-    if animated := facts["animated"]:
-        notes.append(f"{name}: {len(animated):,} animated, only the first frame is read: {animated[0]}")
-    for what, names in facts["fourth"].items():
-        band = "transparency" if what == "laid on white" else "a fourth band that is no transparency"
-        notes.append(f"{name}: {len(names):,} have {band}, which is {what}, first {names[0]}")
-    kept = np.flatnonzero(whole) if labels is not None else np.arange(len(paths))
-    read = ImageFiles(
-        paths=np.array([str(path) if fine else "" for path, fine in zip(paths, whole, strict=True)])[kept],
-        size=_size(name, facts, config),
+    facts = cached_json(Path(config.root), "survey", _cache_key(files, config), lambda: _scan(files, name, progress))
+    unreadable = {rows[index]: reason for index, reason in facts["unreadable"]}
+    labelled = labels is not None
+    if unreadable and (not config.skip_bad or len(unreadable) == len(files)):
+        skippable = len(unreadable) < len(files)
+        raise DataError(_unreadable_message(name, list(unreadable.values()), skippable=skippable, labelled=labelled))
+    readable = np.isin(np.arange(len(paths)), [row for row in rows if row not in unreadable])
+    missing_ids = [ids[row] for row, path in enumerate(paths) if path is None]
+    bad_paths = [str(paths[row]) for row in unreadable]
+    kept = np.flatnonzero(readable) if labels is not None else np.arange(len(paths))
+    images = ImageFiles(
+        paths=np.array([str(path) if usable else "" for path, usable in zip(paths, readable, strict=True)])[kept],
+        size=_choose_size(name, facts, config),
         resize=config.resize,
-        workers=images.reading_workers(config.workers),
+        workers=resolve_workers(config.workers),
         content=facts["content"],
-        notes=tuple(notes),
-        unreadable=tuple(str(paths[row]) for row in bad) + tuple(ids[row] for row in missing),
-        depth=ranges.Depth(**facts["depth"]) if facts["depth"] else None,
+        notes=(*_skipped_notes(name, missing_ids, bad_paths, labelled=labelled), *_content_notes(name, facts)),
+        unreadable=(*bad_paths, *missing_ids),
+        depth=decode.Depth(**facts["depth"]) if facts["depth"] else None,
         scale=config.range if isinstance(config.range, tuple) else None,
     )
-    known = None if labels is None else np.asarray(labels)[kept]
-    return Split(name, read, np.array(ids, np.str_)[kept], known, blank=None if whole[kept].all() else ~whole[kept])
+    kept_labels = None if labels is None else np.asarray(labels)[kept]
+    blank = None if readable[kept].all() else ~readable[kept]
+    return Split(name, images, np.array(ids, np.str_)[kept], kept_labels, blank=blank)
 
 
-def _notes(name: str, missing: Sequence[str], unreadable: Sequence[str], *, labelled: bool) -> list[str]:
-    """Return what became of rows without a readable file: ids of those without one, and files that hold no image."""
-    became = "are left out" if labelled else "get a default answer, the mean of all other predictions"
+def _skipped_notes(name: str, missing: Sequence[str], unreadable: Sequence[str], *, labelled: bool) -> list[str]:
+    """Return notes on rows without a readable file: ids without one, and files that hold no image."""
+    outcome = "are left out" if labelled else "get a default answer, the mean of all other predictions"
     notes = []
     if missing:
-        notes.append(f"{name}: {len(missing):,} rows have no file and {became}, first {missing[0]!r}")
+        notes.append(f"{name}: {len(missing):,} rows have no file and {outcome}, first {missing[0]!r}")
     if unreadable:
-        notes.append(f"{name}: {len(unreadable):,} files cannot be read and {became}, first {unreadable[0]}")
+        notes.append(f"{name}: {len(unreadable):,} files cannot be read and {outcome}, first {unreadable[0]}")
     return notes
 
 
-def _told(name: str, reasons: Sequence[str], *, skippable: bool, labelled: bool) -> str:
+def _content_notes(name: str, facts: dict[str, Any]) -> list[str]:
+    notes = []
+    if animated := facts["animated"]:
+        notes.append(f"{name}: {len(animated):,} animated, only the first frame is read: {animated[0]}")
+    for fourth, files in facts["fourth"].items():
+        notes.append(f"{name}: {len(files):,} {_FOURTH_BAND[fourth]}, first {files[0]}")
+    return notes
+
+
+def _unreadable_message(name: str, reasons: Sequence[str], *, skippable: bool, labelled: bool) -> str:
     if len(reasons) == 1 and not skippable:
         return reasons[0]
-    means = "leaves such out" if labelled else "gives such a default answer, the mean of all others'"
-    mend = f"; data.skip_bad=true {means}, `comp data check` lists them" if skippable else ""
-    return f"{name}: {len(reasons):,} files cannot be read, first {reasons[0]}{mend}"
+    effect = "leaves them out" if labelled else "gives such images a default answer, the mean of all other predictions"
+    fix = f"; data.skip_bad=true {effect}, `comp data check` lists them" if skippable else ""
+    return f"{name}: {len(reasons):,} files cannot be read, first {reasons[0]}{fix}"
 
 
-def _size(name: str, facts: dict[str, Any], config: DataConfig) -> tuple[int, int]:
+def _choose_size(name: str, facts: dict[str, Any], config: DataConfig) -> tuple[int, int]:
     """Return (H, W) of the decoded images."""
     if config.image_size:
         return height_and_width(config.image_size)
     if facts["smallest"] != facts["largest"]:
         smallest, largest = ("x".join(map(str, facts[key])) for key in ("smallest", "largest"))
         raise DataError(
-            f"{name}: images differ in size, from {smallest} to {largest} pixels; set data.image_size to the side "
-            "that all are brought to, such as 128, or to [height, width]"
+            f"{name}: images differ in size, from {smallest} to {largest} pixels; set data.image_size to the side to "
+            "resize all to, such as 128, or to [height, width]"
         )
     return int(facts["smallest"][1]), int(facts["smallest"][0])
 
 
-def _stamp(paths: Sequence[Path], config: DataConfig) -> str:
+def _cache_key(paths: Sequence[Path], config: DataConfig) -> str:
     root, lines = Path(config.root), []
     for path in paths:
-        inside = path.relative_to(root) if path.is_relative_to(root) else path
-        lines.append(f"{inside.as_posix()}\0{archives.stamp(path)}")
+        relative = path.relative_to(root) if path.is_relative_to(root) else path
+        lines.append(f"{relative.as_posix()}\0{archives.stamp(path)}")
     return "\n".join(lines)
 
 
-def _survey(paths: Sequence[Path], name: str, progress: Progress) -> dict[str, Any]:
-    def read(row: int) -> tuple[bytes, images.Look | DataError]:
+def _scan(paths: Sequence[Path], name: str, progress: Progress) -> dict[str, Any]:
+    def read(row: int) -> tuple[bytes, decode.ImageInfo | DataError]:
         try:
             content = archives.read(paths[row])
         except archives.DamagedError as error:
             return hashlib.sha256().digest(), error
         digest = hashlib.sha256(content).digest()
         try:
-            return digest, images.look(paths[row], content)
+            return digest, decode.inspect_image(paths[row], content)
         except DataError as error:
             return digest, error
 
-    found = images.in_threads(read, range(len(paths)), progress, f"checking {name}")
-    good = [(path, looked) for path, (_, looked) in zip(paths, found, strict=True) if not isinstance(looked, DataError)]
-    depth = ranges.merged([looked.depth for _, looked in good if looked.depth])
-    sizes = sorted({looked.size for _, looked in good}, key=lambda size: (size[0] * size[1], size))
+    results = map_in_threads(read, range(len(paths)), progress, f"checking {name}")
+    readable = [(path, info) for path, (_, info) in zip(paths, results, strict=True) if not isinstance(info, DataError)]
+    depth = decode.merge_depths([info.depth for _, info in readable if info.depth])
+    sizes = sorted({info.size for _, info in readable}, key=lambda size: (size[0] * size[1], size))
     return {
-        "content": hashlib.sha256(b"".join(digest for digest, _ in found)).hexdigest(),
+        "content": hashlib.sha256(b"".join(digest for digest, _ in results)).hexdigest(),
         "smallest": list(sizes[0]) if sizes else [],
         "largest": list(sizes[-1]) if sizes else [],
         "depth": asdict(depth) if depth else None,
         "fourth": {
-            what: [path.name for path, looked in good if looked.fourth == what]
-            for what in sorted({looked.fourth for _, looked in good} - {""})
+            fourth: [path.name for path, info in readable if info.fourth == fourth]
+            for fourth in sorted({info.fourth for _, info in readable} - {""})
         },
-        "animated": [path.name for path, looked in good if looked.animated],
-        "unreadable": [[row, str(looked)] for row, (_, looked) in enumerate(found) if isinstance(looked, DataError)],
+        "animated": [path.name for path, info in readable if info.animated],
+        "unreadable": [[row, str(info)] for row, (_, info) in enumerate(results) if isinstance(info, DataError)],
     }

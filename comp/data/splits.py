@@ -1,19 +1,25 @@
-"""Splits: images with ids and maybe labels, what they hold, and suites of them."""
+"""Splits: images with ids and maybe labels; their statistics, hashes and split.npz; suites."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from comp.data.decode import type_scale
 from comp.data.images import ImageFiles
-from comp.data.ranges import type_scale
+from comp.results import runs
 from comp.results.blocks import Block
 from comp.results.predictions import Targets
+from comp.runtime.errors import RunError
 from comp.runtime.progress import Progress, quiet
 
-_CHUNK_IMAGES = 512  # of a statistics pass: a memory map is never read whole
+_CHUNK_IMAGES = 512  # per step of a pass: a memory map is never read whole
+_ROWS = "rows_"  # begins the names of samples in split.npz
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,8 @@ class Split:
         images: uint8 [N, H, W, C]: an array, a memory map, or files that `np.asarray` decodes.
         ids: [N] text.
         labels: [N] int64 class indices or, of several labels, [N, K] float32 of 0 and 1; None where unknown.
-        blank: [N], rows whose image is missing or cannot be read, and which are to be answered all the same; None where
-            all are whole.
+        blank: [N], rows whose image is missing or cannot be read, but which need a prediction; None where all images
+            are readable.
     """
 
     name: str
@@ -54,7 +60,7 @@ class Split:
         return channels, height, width
 
     def take(self, rows: NDArray[np.int64], name: str) -> "Split":
-        """Return some rows, in that order: a copy, or files still unread."""
+        """Return some rows, in that order: a copy of arrays; of files, no pixel is read."""
         labels = None if self.labels is None else self.labels[rows]
         blank = None if self.blank is None else self.blank[rows]
         return Split(name, self.images[rows], self.ids[rows], labels, blank)
@@ -66,7 +72,7 @@ class Split:
         return replace(self, images=self.images[:count], ids=self.ids[:count], labels=labels, blank=blank)
 
     def decoded(self, progress: Progress = quiet) -> "Split":
-        """Return the split with its pixels in an array; one that has no files is returned as it is.
+        """Return the split with its pixels in an array; a split of arrays is returned unchanged.
 
         Raises:
             DataError: a file cannot be read.
@@ -83,8 +89,8 @@ class Suite:
     Attributes:
         name: `suite` or `ood_val`.
         blocks: in the order of the submission.
-        open: the images of one block.
-        folder: of the distortion files that it is read from; empty where it is made.
+        open: returns the images of one block.
+        folder: of the distortion files; empty where the blocks are corrupted copies.
     """
 
     name: str
@@ -101,7 +107,7 @@ def channel_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return each channel's mean and standard deviation of images [N, H, W, C], in [0, 1], in one pass.
 
-    Exact whatever the order of summation: counts of the 256 grey levels are whole numbers.
+    The order of summation does not change the result: counts of the 256 grey levels are integers.
     """
     channels = images.shape[-1]
     counts = np.zeros((channels, 256), np.int64)
@@ -117,12 +123,12 @@ def channel_statistics(
 
 
 def fingerprint(split: Split) -> str:
-    """Return a hash of pixels and labels: 16 hex digits of SHA-256. Of files, their bytes and ids are hashed."""
+    """Return a hash of pixels and labels, 16 hex digits of SHA-256; of files, their bytes and ids are hashed."""
     digest = hashlib.sha256(str(split.images.shape).encode())
     if isinstance(split.images, ImageFiles):
         images = split.images
         digest.update("\0".join((images.content, images.resize, *split.ids.tolist())).encode())
-        if images.scale is not None and images.scale != type_scale("uint16"):  # so it was before there were others
+        if images.scale is not None and images.scale != type_scale("uint16"):  # older versions hashed no scale
             digest.update(f"\0{images.scale}".encode())
     else:
         for start in range(0, len(split), _CHUNK_IMAGES):
@@ -130,3 +136,88 @@ def fingerprint(split: Split) -> str:
     if split.labels is not None:
         digest.update(np.ascontiguousarray(split.labels).data)
     return digest.hexdigest()[:16]
+
+
+def group_exact_copies(splits: Sequence[Split], progress: Progress) -> NDArray[np.int64]:
+    """Return [N] int64 over all splits: images with equal pixels share a number, counted by first appearance."""
+    total = sum(len(split) for split in splits)
+    numbers: dict[bytes, int] = {}
+    group = np.empty(total, np.int64)
+    row = 0
+    for split in splits:
+        for start in range(0, len(split), _CHUNK_IMAGES):
+            for image in np.ascontiguousarray(split.images[start : start + _CHUNK_IMAGES]):
+                group[row] = numbers.setdefault(hashlib.blake2b(image.data, digest_size=16).digest(), len(numbers))
+                row += 1
+            progress("exact duplicates", row, total)
+    return group
+
+
+def save_split(
+    path: Path, train: Split, val: Split | None, samples: Mapping[str, NDArray[np.int64]] = MappingProxyType({})
+) -> None:
+    """Write a run's split.npz: the ids `train` and `val`, and the rows of samples as `rows_NAME`.
+
+    Args:
+        path: of the .npz.
+        train: of the run.
+        val: of the run.
+        samples: rows by name; see `Dataset.samples`.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    ids = {"train": train.ids, "val": train.ids[:0] if val is None else val.ids}
+    runs.write_arrays(path, {**ids, **{_ROWS + name: rows for name, rows in samples.items()}})
+
+
+def read_split(path: Path, cure: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a run's split.npz: ids by split, of which an ensemble has some, and rows of samples.
+
+    Args:
+        path: of the file.
+        cure: how to fix it; ends the message.
+
+    Raises:
+        RunError: missing or damaged.
+    """
+    try:
+        with runs.reading_arrays(path) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        for name, array in arrays.items():
+            is_rows = name.startswith(_ROWS)
+            kind = "i" if is_rows else "U"
+            if array.ndim != 1 or array.dtype.kind != kind or (is_rows and array.min(initial=0) < 0):
+                raise ValueError(f"{name}: expected {'rows' if is_rows else 'ids'}, found {array.dtype} {array.shape}")
+    except runs.DAMAGE as error:
+        raise RunError(f"{path}: missing or damaged ({runs.reason(error)}); {cure}") from None
+    return arrays
+
+
+def check_saved_split(path: Path, train: Split, val: Split | None) -> None:
+    """Raise if the split differs from the recorded one: training could see validation images.
+
+    Raises:
+        RunError: the file is missing or damaged, or training or validation images differ.
+    """
+    cure = f"train again: comp run {path.with_name('config.yaml')}"
+    recorded = read_split(path, cure)
+    if lacking := {"train", "val"} - recorded.keys():
+        raise RunError(f"{path}: damaged (it lacks {', '.join(sorted(lacking))}); {cure}")
+    for name, split in (("train", train), ("val", val)):
+        ids = train.ids[:0] if split is None else split.ids
+        if not np.array_equal(recorded[name], ids):
+            raise RunError(
+                f"{path}: the {name} split has changed ({len(recorded[name]):,} images recorded, {len(ids):,} now); "
+                "restore the run's data and package versions, or start a new run"
+            )
+
+
+def read_samples(path: Path) -> dict[str, NDArray[np.int64]]:
+    """Return the recorded rows of a run's samples by name; empty for runs of versions that drew none.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    recorded = read_split(path, f"train again: comp run {path.with_name('config.yaml')}")
+    return {name.removeprefix(_ROWS): rows for name, rows in recorded.items() if name.startswith(_ROWS)}

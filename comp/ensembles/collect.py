@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from comp import config as configs
 from comp.config import Config
-from comp.data import splitting
+from comp.data.splits import read_split
 from comp.ensembles import align, cross_fit, methods, scoring
 from comp.ensembles.align import AlignedSplit
 from comp.inference.options import with_overrides
@@ -232,7 +232,7 @@ def _images(run: Run, split: str, predicted: Predictions) -> NDArray[np.str_]:
         return predicted.ids
     path = run.path / "split.npz"
     cure = f"leave the run out, or {run.cure}"
-    found = splitting.read(path, cure)
+    found = read_split(path, cure)
     shown, rows = found.get("ood_val", found.get("val")), found.get("rows_ood_val")
     if shown is None:
         raise RunError(f"{path}: damaged (it lacks val); {cure}")

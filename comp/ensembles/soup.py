@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from comp.config import DataConfig, ModelConfig
-from comp.data import loading, splitting
+from comp.data import loading, splits
 from comp.ensembles import collect
 from comp.inference.options import with_overrides
 from comp.inference.predict import predict
@@ -218,7 +218,7 @@ class _Scorer:
     def _training_images(self) -> Iterator[Tensor]:
         train, execution = self._loaded.dataset.train, self._loaded.execution
         seen = train.take(self._loaded.dataset.samples["statistics"], train.name)
-        for images in loading.chunks(seen, self._loaded.config.train.batch_size):  # [B, H, W, C]
+        for images in loading.iter_chunks(seen, self._loaded.config.train.batch_size):  # [B, H, W, C]
             batch = torch.from_numpy(images).to(execution.torch_device).permute(0, 3, 1, 2)
             yield execution.layout(batch)
 
@@ -230,7 +230,7 @@ def _store(mixed: _Mixed, first: LoadedRun, split: str, runs_root: Path, progres
     result = runs.create(runs_root, config, "soup", {**provenance, "members": mixed.told()})
     with runs.made_whole(result), result.writing():
         dataset = first.dataset
-        splitting.save(result.path / "split.npz", dataset.train, dataset.val, dataset.samples)
+        splits.save_split(result.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         result.write_json("execution.json", first.execution.to_json())
         names = ", ".join(mixed.trained[number].name for number in mixed.chosen)
         result.write("best.safetensors", weights.to_bytes(mixed.state, {"soup": names}))

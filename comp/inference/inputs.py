@@ -15,8 +15,9 @@ from PIL import Image
 from comp.config import DataConfig
 from comp.config.yaml_io import user_path
 from comp.data import archives
-from comp.data.images import SUFFIXES, ImageFiles
-from comp.data.scan import files_split
+from comp.data.decode import SUFFIXES
+from comp.data.images import ImageFiles
+from comp.data.scan import scan_files
 from comp.data.sources.listing import Listing
 from comp.data.sources.numpy_files import open_images as open_array
 from comp.data.splits import Split
@@ -100,7 +101,7 @@ def open_images(
     if channels not in (1, 3):
         raise DataError(f"--images: the run was trained on arrays of {channels} channels, which no image file has")
     sized = config.model_copy(update={"image_size": (height, width)})
-    split = files_split("images", list(named), list(named.values()), None, sized, progress)
+    split = scan_files("images", list(named), list(named.values()), None, sized, progress)
     files = split.images
     assert isinstance(files, ImageFiles)
     if config.image_size is None and (resized := _of_other_size(list(named), (width, height))):

@@ -132,7 +132,7 @@ def _groups(images: Split | Suite, options: PredictOptions) -> list[list[_Part]]
 def _batches(job: _PredictJob, group: Sequence[_Part], split: Split | None, count: int) -> Iterator[Tensor]:
     """Yield a group's images on the device, to adapt to; `split` is the group's one open part, or None."""
     for part in group:
-        for chunk in loading.chunks(job.open(part) if split is None else split, adapt.BATCH_IMAGES):
+        for chunk in loading.iter_chunks(job.open(part) if split is None else split, adapt.BATCH_IMAGES):
             yield _on_device(chunk, job.execution)
             job.progress(job.images.name, count, len(job.images))
 
@@ -170,7 +170,7 @@ def _predict_logits(
     logits = np.empty((len(split), len(job.classes)), np.float32)
     network: nn.Module | None = None
     start = 0
-    for chunk in loading.chunks(split, job.batch_size):  # [B, H, W, C]
+    for chunk in loading.iter_chunks(split, job.batch_size):  # [B, H, W, C]
         batch = _on_device(chunk, job.execution)
         network = job.folding.folded(job.model, batch) if network is None else network
         total: Tensor | None = None

@@ -3,8 +3,8 @@
 Four settings, each timed only where the config says `auto` and the machine has more than one option: precision and
 layout together, then threads, then torch.compile of the best so far, then loader workers where images are streamed.
 
-Timings are cached in the user's cache folder (`comp.data.cache.user_folder`), a file for each machine, network, image
-shape and batch size; trials, folds and repetitions reuse them. Timings of an overloaded machine are not cached.
+Timings are cached in the user's cache folder (`comp.data.cache.user_cache_folder`), a file for each machine, network,
+image shape and batch size; trials, folds and repetitions reuse them. Timings of an overloaded machine are not cached.
 Deleting the folder repeats them.
 """
 
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from comp.config import Config, parse_duration
 from comp.config.tasks import TASKS
 from comp.data import loading
-from comp.data.cache import user_folder
+from comp.data.cache import user_cache_folder
 from comp.data.dataset import Dataset
-from comp.data.images import ImageFiles, reading_workers
+from comp.data.images import ImageFiles, resolve_workers
 from comp.data.loading import Transform
 from comp.results import runs
 from comp.runtime import device
@@ -116,7 +116,7 @@ def choose_execution(
         raise ConfigError(f"train.compile: {missing}; install one or use train.compile=false")
     threads = [train.threads] if train.threads else device.threads_worth_trying(device_name)
     candidates = [
-        Execution(device_name, precision, layout, threads[0], workers=reading_workers(config.data.workers))
+        Execution(device_name, precision, layout, threads[0], workers=resolve_workers(config.data.workers))
         for precision in _options(train.precision, device.precisions_worth_trying(device_name))
         for layout in _options(train.channels_last, [False, True])
     ]
@@ -168,7 +168,7 @@ class _TimingCache:
     """Cached seconds of one key, by setting and candidate."""
 
     def __init__(self, key: str) -> None:
-        folder = user_folder()
+        folder = user_cache_folder()
         self._path = folder and folder / "timing" / f"{runs.sha256_of(key.encode())[:32]}.json"
         self._seconds: dict[str, dict[str, float]] = {}
         self._changed = False
@@ -328,7 +328,7 @@ class _Tuner:
         """Return seconds a step from the first batch to the last: workers start only once a training."""
         torch_device, train = self._choice.execution.torch_device, self._dataset.train
         order = torch.arange(images * _WORKER_STEPS, device=torch_device) % len(train)
-        loader = loading.Streamed(train, torch_device, workers=workers, transform=transform)
+        loader = loading.StreamedLoader(train, torch_device, workers=workers, transform=transform)
         began = 0.0
         for batch in loader.batches(order, images, epoch=1):
             began = began or time.perf_counter()
@@ -393,7 +393,7 @@ class _Tuner:
 
     def _batch(self, execution: Execution, count: int) -> tuple[Tensor, Tensor]:
         torch_device = execution.torch_device
-        images = loading.resident(self._dataset.train.head(count), torch_device)
+        images = loading.load_resident(self._dataset.train.head(count), torch_device)
         return images.batch(torch.arange(count, device=torch_device))
 
     def _halve_until_fitting(self, count: int, measure: Callable[[int], _Value]) -> _Value:

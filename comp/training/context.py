@@ -155,10 +155,10 @@ def build_context(
     team.prepare(model, execution)
     execution.place(model)
     optimizer = optimizers.for_model(model, config.optim)
-    train = loading.loader(
+    train = loading.build_loader(
         dataset.train,
         execution.torch_device,
-        stays=dataset.resident,
+        resident=dataset.resident,
         workers=execution.workers,
         transform=worker_stage.of(policy, config.seed),
     )

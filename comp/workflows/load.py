@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from comp.config import Config
-from comp.data import sources, splitting
+from comp.data import sources, splits
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, Suite
 from comp.inference.inputs import PredictInput
@@ -268,5 +268,5 @@ def verify_run_data(run: Run, dataset: Dataset) -> Dataset:
             f"{run.path}: its training images or labels have changed (fingerprint {recorded['data_fingerprint']}, "
             f"now {dataset.fingerprint}); restore its own data or start a new run"
         )
-    splitting.check_saved_split(run.path / "split.npz", dataset.train, dataset.val)
-    return dataset.with_samples(splitting.samples(run.path / "split.npz"))
+    splits.check_saved_split(run.path / "split.npz", dataset.train, dataset.val)
+    return dataset.with_samples(splits.read_samples(run.path / "split.npz"))

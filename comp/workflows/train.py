@@ -9,7 +9,7 @@ from typing import Any
 from comp import config as configs
 from comp.augment import policies, worker_stage
 from comp.config import Config
-from comp.data import splitting
+from comp.data import splits
 from comp.data.dataset import Dataset, open_dataset
 from comp.models import weights
 from comp.models.classifier import Classifier
@@ -81,7 +81,7 @@ def train(
     on_start(run, model)
     deterministic = device.only_deterministic(config.train.deterministic)
     with open_tracker(config.track, tracker) as tracker, run.writing(), deterministic:
-        splitting.save(run.path / "split.npz", dataset.train, dataset.val, dataset.samples)
+        splits.save_split(run.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         choice = ExecutionChoice(execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
         on_choice(choice)
@@ -170,7 +170,7 @@ def follow(
         lambda: open_dataset(config, progress) if resume else prepare(config, runs_root, progress)
     )
     setup = team.broadcast_from_main(only_main)
-    dataset = dataset.with_samples(splitting.samples(setup.path / "split.npz"))
+    dataset = dataset.with_samples(splits.read_samples(setup.path / "split.npz"))
     model = build_model(config, dataset, first_weights=not setup.resume)
     run = ReadOnlyRun(setup.path)
     context = build_context(

@@ -23,7 +23,7 @@ from comp.augment.worker_stage import Reading
 from comp.config import DataConfig
 from comp.data import loading
 from comp.data.corruptions import suite
-from comp.data.images import ImageFiles, cut_from
+from comp.data.images import ImageFiles, read_region
 from comp.data.sources import open_source
 from comp.data.splits import Split
 from comp.results import runs
@@ -117,7 +117,7 @@ def test_files_are_cropped_before_they_are_resized(tmp_path: Path) -> None:
         Image.fromarray(board).convert("RGB").save(tmp_path / "train" / name / "board.png")
     split = files_in(tmp_path, 32)
     plain = split.images[0]
-    cropped = loading.read(split.images, 0, 1, worker_stage.of(crop(magnitude=[0.004, 0.006]), 0))
+    cropped = loading.read_training_image(split.images, 0, 1, worker_stage.of(crop(magnitude=[0.004, 0.006]), 0))
     assert plain.std() < 5  # a checkerboard of single pixels is grey when it is shrunk
     assert cropped.std() > 30  # its parts of about 18 x 18 pixels are not shrunk
     assert cropped.shape == plain.shape == (32, 32, 3)
@@ -134,7 +134,7 @@ def test_files_and_arrays_of_one_size_give_the_same_crops(tmp_path: Path, size: 
         Image.fromarray(image).save(path)
     split, transform = files_in(tmp_path, size, resize), worker_stage.of(resolve("photo"), 3)
     for row in range(6):
-        ours, theirs = (loading.read(images, row, 2, transform) for images in (pixels, split.images))
+        ours, theirs = (loading.read_training_image(images, row, 2, transform) for images in (pixels, split.images))
         assert np.array_equal(ours, theirs)
         assert not np.array_equal(ours, pixels[row])
 
@@ -143,7 +143,7 @@ def test_files_and_arrays_of_one_size_give_the_same_crops(tmp_path: Path, size: 
 def test_every_channel_of_an_array_is_cropped_alike(channels: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (1, 20, 28, channels), np.uint8)
     box = (2.0, 3.0, 19.0, 15.0)
-    done = cut_from(pixels, 0, lambda found, size: box)
+    done = read_region(pixels, 0, lambda found, size: box)
     assert done.shape == (20, 28, channels)
     for channel in range(channels):
         alone = Image.fromarray(pixels[0, ..., channel]).resize((28, 20), Image.Resampling.BILINEAR, box=box)
@@ -154,7 +154,7 @@ def test_a_missing_image_stays_grey(tmp_path: Path) -> None:
     files = files_in(tmp_path / "data").images
     assert isinstance(files, ImageFiles)
     gone = ImageFiles(np.array([""]), files.size, files.resize, 0, "")
-    assert (loading.read(gone, 0, 1, worker_stage.of(resolve("photo"), 0)) == 128).all()
+    assert (loading.read_training_image(gone, 0, 1, worker_stage.of(resolve("photo"), 0)) == 128).all()
 
 
 def test_two_crops_of_one_image_are_refused() -> None:
@@ -234,7 +234,9 @@ def test_what_changes_the_size_or_the_type_is_refused_by_trying() -> None:
 
 def test_a_size_that_changes_now_and_then_ends_the_training_with_one_message() -> None:
     transform = worker_stage.of(resolve("none", (), [{"name": "RandomScale", "scale_limit": [0.5, 0.6], "p": 1}]), 0)
-    batches = loading.Streamed(array_split(), CPU, workers=0, transform=transform).batches(torch.arange(40), 8, epoch=1)
+    batches = loading.StreamedLoader(array_split(), CPU, workers=0, transform=transform).batches(
+        torch.arange(40), 8, epoch=1
+    )
     with pytest.raises(DataError, match=r"augment.albumentations: an image \[32, 32, 3\] uint8 came back as"):
         next(batches)
 
@@ -264,7 +266,7 @@ EVERYTHING = resolve("photo", (), [NOISE, MIRROR])
 
 
 def pixels_of(split: Split, workers: int, start: int = 0) -> torch.Tensor:
-    loader = loading.loader(split, CPU, stays=True, workers=workers, transform=worker_stage.of(EVERYTHING, 5))
+    loader = loading.build_loader(split, CPU, resident=True, workers=workers, transform=worker_stage.of(EVERYTHING, 5))
     order = rng.order(5, 2, len(split))
     return torch.cat([batch.images for batch in loader.batches(order, 5, epoch=2, start=start)])
 

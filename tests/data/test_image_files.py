@@ -1,4 +1,4 @@
-"""Image files: how they become pixels, that streaming changes nothing, and runs on them from end to end."""
+"""Image files: decoding, the cache of a scan, and runs on them from end to end."""
 
 import csv
 import io
@@ -15,19 +15,16 @@ from PIL import Image
 
 from comp import config as configs
 from comp.config import Config, DataConfig
-from comp.data import images as image_files
-from comp.data import loading
+from comp.data import decode
 from comp.data.cache import FOLDER
 from comp.data.dataset import Dataset, open_dataset
-from comp.data.images import fitted, read_image
+from comp.data.decode import read_image, resize_image
 from comp.data.sources import open_source
 from comp.results import runs
-from comp.runtime import rng
 from comp.runtime.errors import DataError, Interrupted
 from comp.workflows import train
 from tests.support.commands import Result
 from tests.support.configs import write_config
-from tests.support.images import Changed
 from tests.support.photographs import COLOURS, photograph, photographs_config, write_folders, write_kaggle
 from tests.support.runs import assert_same_weights, the_run
 
@@ -39,7 +36,7 @@ CPU = torch.device("cpu")
 
 
 def square(mode: str, value: object) -> Image.Image:
-    """Return a picture of one value."""
+    """Return a uniform image."""
     return Image.new(mode, (4, 4), value)
 
 
@@ -65,7 +62,7 @@ MODES: dict[str, tuple[Image.Image, str, tuple[int, int, int]]] = {
     "wholly transparent": (square("RGBA", (1, 2, 3, 0)), "png", (255, 255, 255)),
     "black": (square("1", 0), "tiff", (0, 0, 0)),
     "grey, half transparent": (square("LA", (9, 128)), "png", (132, 132, 132)),
-    "a fourth band that is no transparency": (square("RGBX", (1, 2, 3, 9)), "tiff", (1, 2, 3)),
+    "a fourth band without alpha": (square("RGBX", (1, 2, 3, 9)), "tiff", (1, 2, 3)),
     "grey, transparent": (square("LA", (9, 0)), "png", (255, 255, 255)),
     "palette": (palette(), "png", (10, 20, 30)),
     "palette, transparent": (palette(1), "png", (255, 255, 255)),
@@ -103,26 +100,26 @@ def test_an_animation_gives_its_first_frame_and_a_note(tmp_path: Path) -> None:
     write_folders(tmp_path, train=2, val=0)
     frames = [square("RGB", colour) for colour in ((250, 0, 0), (0, 250, 0))]
     frames[0].save(tmp_path / "train/ant/zz.gif", save_all=True, append_images=frames[1:])
-    found = open_source(DataConfig(source="image_folder", root=str(tmp_path), image_size=8))
-    assert found.train.images[2][0, 0].tolist() == [250, 0, 0]
-    assert found.train.images.notes == ("train: 1 animated, only the first frame is read: zz.gif",)
+    source = open_source(DataConfig(source="image_folder", root=str(tmp_path), image_size=8))
+    assert source.train.images[2][0, 0].tolist() == [250, 0, 0]
+    (note,) = source.train.images.notes
+    assert all(part in note for part in ("train: 1 animated", "zz.gif"))
 
 
-def test_transparency_and_other_fourth_bands_are_told(tmp_path: Path) -> None:
+def test_transparency_and_other_fourth_bands_are_noted(tmp_path: Path) -> None:
     write_folders(tmp_path, train=2, val=0)
-    square("RGBA", (1, 2, 3, 255)).save(tmp_path / "train/ant/x.png")  # opaque: nothing to tell
+    square("RGBA", (1, 2, 3, 255)).save(tmp_path / "train/ant/x.png")  # opaque: no note
     square("RGBA", (1, 2, 3, 9)).save(tmp_path / "train/ant/y.png")
     square("RGBX", (1, 2, 3, 9)).save(tmp_path / "train/ant/z.tif")
-    assert opened(tmp_path, image_size=8).notes[:2] == (
-        "train: 1 have transparency, which is laid on white, first y.png",
-        "train: 1 have a fourth band that is no transparency, which is left out, first z.tif",
-    )
+    transparency, fourth_band = open_photographs(tmp_path, image_size=8).notes[:2]
+    assert all(part in transparency for part in ("train: 1", "transparency", "y.png"))
+    assert all(part in fourth_band for part in ("train: 1", "fourth band", "z.tif"))
 
 
 def test_cropping_keeps_the_middle_and_stretching_keeps_everything() -> None:
     wide = Image.fromarray(np.repeat(np.array([[10, 20, 30, 40]], np.uint8), 2, 0)).convert("RGB")  # 4 x 2
-    assert fitted(wide, (2, 2), "crop")[0, :, 0].tolist() == [20, 30]
-    stretched = fitted(wide, (2, 2), "stretch")[0, :, 0]
+    assert resize_image(wide, (2, 2), "crop")[0, :, 0].tolist() == [20, 30]
+    stretched = resize_image(wide, (2, 2), "stretch")[0, :, 0]
     assert stretched[0] < 20
     assert stretched[1] > 30
 
@@ -163,17 +160,17 @@ def floats() -> bytes:
 
 
 BAD_IMAGES: dict[str, tuple[str, bytes, str]] = {
-    "bomb": ("png", bomb(9000, 9000), "9,000 x 9,000 pixels: a decompression bomb"),
-    "larger bomb": ("png", bomb(60000, 60000), "a decompression bomb"),
-    "truncated": ("jpg", jpeg()[:-200], "is truncated or damaged"),
-    "bit-flipped": ("png", png_with_a_flipped_bit(), "is truncated or damaged"),
-    "text": ("png", b"hello", "not an image that can be decoded"),
-    "empty": ("jpg", b"", "not an image that can be decoded"),
-    "floats and NaN": ("tiff", floats(), "found 16 that are NaN or infinite"),
+    "bomb": ("png", bomb(9000, 9000), "9,000 x 9,000 pixels"),
+    "larger bomb": ("png", bomb(60000, 60000), "decompression bomb"),
+    "truncated": ("jpg", jpeg()[:-200], "damaged"),
+    "bit-flipped": ("png", png_with_a_flipped_bit(), "damaged"),
+    "text": ("png", b"hello", "not an image"),
+    "empty": ("jpg", b"", "not an image"),
+    "floats and NaN": ("tiff", floats(), "found 16"),
     "a program for a printer": (
         "png",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-        "not an image that can be",
+        "not an image",
     ),
 }
 
@@ -191,9 +188,11 @@ def test_a_bad_image_stops_a_run_before_it_trains_or_is_left_out(tmp_path: Path,
     assert message in result.err
     assert str(bad) in result.err
     assert "data.skip_bad=true" in result.err
-    found = json.loads(comp("data", "prepare", path, "data.skip_bad=true", "--json").out)
-    assert found["train"] + found["val"] == 24
-    assert found["notes"] == [f"train: 1 files cannot be read and are left out, first {bad}"]
+    printed = json.loads(comp("data", "prepare", path, "data.skip_bad=true", "--json").out)
+    assert printed["train"] + printed["val"] == 24
+    (note,) = printed["notes"]
+    assert note.startswith("train: 1 files")
+    assert str(bad) in note
 
 
 def test_a_bad_test_image_stops_a_run_before_it_trains(tmp_path: Path, comp: Comp) -> None:
@@ -202,23 +201,23 @@ def test_a_bad_test_image_stops_a_run_before_it_trains(tmp_path: Path, comp: Com
     path = write_config(tmp_path / "small.yaml", photographs_config(tmp_path / "data", "image_folder"))
     result = comp("run", path)
     assert result.code == 2
-    assert "001.jpg: is truncated or damaged" in result.err
-    assert "data.skip_bad=true gives such a default answer" in result.err
+    assert "001.jpg" in result.err
+    assert "data.skip_bad=true" in result.err
 
 
-def test_mixed_sizes_want_an_image_size_and_one_size_is_kept(tmp_path: Path) -> None:
+def test_mixed_sizes_need_an_image_size_and_a_common_size_is_kept(tmp_path: Path) -> None:
     write_folders(tmp_path, train=2, val=0)
-    with pytest.raises(DataError, match=r"differ in size, from 40x30 to 32x48 pixels; set data\.image_size"):
+    with pytest.raises(DataError, match=r"40x30 .*32x48 .*data\.image_size"):
         open_source(DataConfig(source="image_folder", root=str(tmp_path)))
     for number, path in enumerate(sorted(tmp_path.glob("train/*/*"))):
         photograph(number, (9, 9, 9), (20, 10)).save(path)
     assert open_source(DataConfig(source="image_folder", root=str(tmp_path))).train.images.shape == (6, 10, 20, 3)
 
 
-# --- what a pass over the data has found is kept
+# --- results of a scan are cached
 
 
-def opened(root: Path, **data: object) -> Dataset:
+def open_photographs(root: Path, **data: object) -> Dataset:
     """Open a set of photographs without a suite."""
     values = photographs_config(root, "image_folder")
     values["competition"]["suite"] = {"source": "none"}
@@ -230,132 +229,43 @@ def test_a_second_opening_decodes_nothing_and_a_changed_file_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_folders(tmp_path, train=4, val=0)
-    first = opened(tmp_path)
+    first = open_photographs(tmp_path)
     with monkeypatch.context() as forbidden:
-        forbidden.setattr(image_files, "_decoded", lambda *arguments: pytest.fail("a file was decoded"))
-        second = opened(tmp_path)
+        forbidden.setattr(decode, "_decode", lambda *arguments: pytest.fail("a file was decoded"))
+        second = open_photographs(tmp_path)
     assert (first.mean, first.std, first.fingerprint) == (second.mean, second.std, second.fingerprint)
     photograph(99, (1, 2, 3)).save(tmp_path / "train/ant/000.png")
-    assert opened(tmp_path).fingerprint != first.fingerprint
+    assert open_photographs(tmp_path).fingerprint != first.fingerprint
 
 
 @pytest.mark.parametrize("spoiled", ["", "{", "[1]"])
 def test_a_damaged_cache_costs_time_only(tmp_path: Path, spoiled: str) -> None:
     write_folders(tmp_path, train=4, val=0)
-    first = opened(tmp_path)
+    first = open_photographs(tmp_path)
     for path in (tmp_path / FOLDER).iterdir():
         path.write_text(spoiled)
-    assert opened(tmp_path).mean == first.mean
+    assert open_photographs(tmp_path).mean == first.mean
 
 
 def test_an_unwritable_cache_costs_time_only(tmp_path: Path) -> None:
     write_folders(tmp_path, train=4, val=0)
     (tmp_path / FOLDER).write_text("a file where the folder would be")
-    assert len(opened(tmp_path).train) == 9
+    assert len(open_photographs(tmp_path).train) == 9
 
 
 def test_the_statistics_are_those_of_the_decoded_training_images(tmp_path: Path) -> None:
     write_folders(tmp_path, train=4, val=0)
-    found = opened(tmp_path)
-    pixels = np.asarray(found.train.images) / 255
-    assert np.allclose(found.mean, pixels.mean((0, 1, 2)))
-    assert np.allclose(found.std, pixels.std((0, 1, 2)))
-
-
-# --- streaming
-
-
-def invert_some(image: np.ndarray, epoch: int, index: int) -> np.ndarray:
-    """A transform whose result depends on epoch and index alone."""
-    return 255 - image if (epoch + index) % 2 else image
-
-
-def halve(image: np.ndarray, epoch: int, index: int) -> np.ndarray:
-    """A transform that loses the image's size."""
-    return image[::2]
-
-
-def epoch_of(loader: loading.Loader, start: int = 0) -> list[loading.Batch]:
-    """Return an epoch's batches."""
-    return list(loader.batches(rng.order(3, 1, len(loader), CPU), 4, epoch=1, start=start))
-
-
-def same(one: list[loading.Batch], other: list[loading.Batch]) -> bool:
-    """Tell whether batches are equal to the bit."""
-    return len(one) == len(other) and all(
-        all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(first, second, strict=True))
-        for first, second in zip(one, other, strict=True)
-    )
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")  # on a machine of two cores
-@pytest.mark.parametrize("workers", [0, 2, 3])
-@pytest.mark.parametrize("transform", [None, Changed(invert_some)])
-def test_batches_do_not_depend_on_workers_residence_or_where_an_epoch_begins(
-    tmp_path: Path, workers: int, transform: loading.Transform | None
-) -> None:
-    write_folders(tmp_path, train=6, val=0)
-    train = opened(tmp_path, validation="none").train
-    here = loading.loader(train.decoded(), CPU, stays=True, workers=0, transform=transform)
-    streamed = loading.loader(train, CPU, stays=False, workers=workers, transform=transform)
-    whole = epoch_of(here)
-    assert len(whole) == 4
-    assert whole[0].images.shape == (4, 3, 32, 32)
-    assert same(epoch_of(streamed), whole)
-    assert same(epoch_of(streamed, start=3), whole[3:])  # the same workers, once more
-    assert isinstance(here, loading.Resident) == (transform is None)
-
-
-def test_arrays_are_streamed_on_demand(workplace: Path) -> None:
-    train = open_source(DataConfig(source="arrays", root="data")).train
-    streamed = loading.loader(train, CPU, stays=False, workers=2)
-    assert same(epoch_of(streamed), epoch_of(loading.resident(train, CPU)))
-
-
-def test_streaming_leaves_the_global_generator_alone(tmp_path: Path) -> None:
-    write_folders(tmp_path, train=6, val=0)
-    loader = loading.loader(opened(tmp_path).train, CPU, stays=False, workers=0)
-    before = torch.random.get_rng_state()
-    epoch_of(loader)
-    assert torch.equal(before, torch.random.get_rng_state())
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_error_in_a_worker_is_one_message(tmp_path: Path, workers: int) -> None:
-    write_folders(tmp_path, train=6, val=0)
-    train = opened(tmp_path).train
-    (tmp_path / train.ids[0]).unlink()
-    with pytest.raises(DataError, match=r"no such file$"):
-        epoch_of(loading.loader(train, CPU, stays=False, workers=workers))
-    train = opened(tmp_path).train
-    with pytest.raises(DataError, match=r"came back as .*choose transforms that keep its size"):
-        epoch_of(loading.loader(train, CPU, stays=False, workers=workers, transform=Changed(halve)))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_chunks_are_the_split_in_order(tmp_path: Path, workers: int) -> None:
-    write_folders(tmp_path, train=6, val=0)
-    train = opened(tmp_path, workers=workers).train
-    chunks = list(loading.chunks(train, 4))
-    assert [len(chunk) for chunk in chunks] == [4, 4, 4, 1]
-    assert np.array_equal(np.concatenate(chunks), np.asarray(train.images))
-
-
-def test_what_stays_resident_follows_the_memory_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_folders(tmp_path, train=6, val=0)
-    train = opened(tmp_path).train
-    assert loading.stays_resident((train, None), "auto")
-    assert not loading.stays_resident((train, None), "streamed")
-    monkeypatch.setattr(loading, "_free_bytes", lambda: 4 * train.images.nbytes - 4)
-    assert not loading.stays_resident((train, None), "auto")
-    assert loading.stays_resident((train.decoded(), None), "auto")
+    dataset = open_photographs(tmp_path)
+    pixels = np.asarray(dataset.train.images) / 255
+    assert np.allclose(dataset.mean, pixels.mean((0, 1, 2)))
+    assert np.allclose(dataset.std, pixels.std((0, 1, 2)))
 
 
 # --- from end to end
 
 
-def labels_of(path: Path) -> list[list[str]]:
-    """Return a CSV's rows, read by nothing of ours."""
+def read_rows(path: Path) -> list[list[str]]:
+    """Return a CSV's rows, read by the standard library."""
     return list(csv.reader(path.read_text().splitlines()))
 
 
@@ -366,17 +276,17 @@ def test_a_kaggle_set_goes_from_its_table_to_a_submission(
     write_config(tmp_path / "small.yaml", photographs_config(write_kaggle(tmp_path / "data"), "csv_images"))
     result = comp("run", "small.yaml", "train.epochs=6", "optim.lr=0.005")
     assert result.code == 0, result.err
-    rows = labels_of(Path("submissions/small.csv"))
+    rows = read_rows(Path("submissions/small.csv"))
     assert rows[0] == ["image_id", "label"]
     assert [row[0] for row in rows[1:]] == [f"{index:03d}" for index in reversed(range(9))]
     names = list(COLOURS)
-    right = [row[1] == names[int(row[0]) % 3] for row in rows[1:]]
-    assert sum(right) >= 7, rows
+    correct = [row[1] == names[int(row[0]) % 3] for row in rows[1:]]
+    assert sum(correct) >= 7, rows
     assert comp("check", "submissions/small.csv").code == 0
     Path("submissions/small.csv").write_text(
         Path("submissions/small.csv").read_text().replace(f",{rows[1][1]}", ",dog")
     )
-    assert "are not one of ant, bee, cat" in comp("check", "submissions/small.csv").err
+    assert "ant, bee, cat" in comp("check", "submissions/small.csv").err
     assert comp("check", "submissions/small.csv", "--format", "small.yaml").code == 2
     assert the_run().provenance()["loading"] == "resident"
 
@@ -392,13 +302,15 @@ def test_probabilities_are_submitted_where_the_sample_has_a_column_for_each_clas
     write_config(tmp_path / "small.yaml", photographs_config(data, "csv_images"))
     result = comp("run", "small.yaml", "train.epochs=1", "competition.metric=log_loss")
     assert result.code == 0, result.err
-    rows = labels_of(Path("submissions/small.csv"))
+    rows = read_rows(Path("submissions/small.csv"))
     assert rows[0] == ["image_id", "cat", "ant", "bee"]
     assert all(sum(map(float, row[1:])) == pytest.approx(1, abs=1e-4) for row in rows[1:])
     assert comp("check", "submissions/small.csv").code == 0
     text = Path("submissions/small.csv").read_text()
     Path("submissions/small.csv").write_text(text.replace(rows[1][1], "nan"))
-    assert "not numbers from 0 to 1 that sum to 1" in comp("check", "submissions/small.csv").err
+    result = comp("check", "submissions/small.csv")
+    assert result.code == 2
+    assert "from 0 to 1" in result.err
 
 
 def test_an_image_folder_runs_streamed_as_it_runs_resident_and_resumes_exactly(
@@ -419,15 +331,16 @@ def test_an_image_folder_runs_streamed_as_it_runs_resident_and_resumes_exactly(
         if steps == 3:
             raise Interrupted(15)
 
-    here = train.train(config(), runs_root=Path("here"))
+    resident = train.train(config(), runs_root=Path("resident"))
     streamed = train.train(config(loading="streamed", workers=2), runs_root=Path("streamed"))
-    assert_same_weights(here, streamed)
+    assert_same_weights(resident, streamed)
     assert streamed.provenance()["loading"] == "streamed"
     with pytest.raises(Interrupted):
         train.train(config(loading="streamed", workers=0), runs_root=Path("parts"), progress=stop)
-    assert_same_weights(here, train.resume(the_run(Path("parts"))))
+    assert_same_weights(resident, train.resume(the_run(Path("parts"))))
 
 
+@pytest.mark.slow
 def test_workers_augment_image_files_and_a_rehearsal_goes_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comp: Comp
 ) -> None:
@@ -454,7 +367,7 @@ def test_another_class_order_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     (run,) = runs.list_runs(Path("runs"))
     result = comp("predict", run.path)
     assert result.code == 2
-    assert "another order of them" in result.err
+    assert all(part in result.err for part in (run.path.name, "classes", "order"))
 
 
 def test_an_unlabelled_test_cannot_be_corrupted_and_a_missing_one_not_submitted(tmp_path: Path, comp: Comp) -> None:
@@ -462,8 +375,8 @@ def test_an_unlabelled_test_cannot_be_corrupted_and_a_missing_one_not_submitted(
     path = write_config(tmp_path / "small.yaml", photographs_config(tmp_path / "data", "image_folder"))
     result = comp("data", "prepare", path, "competition.suite.source=corrupt_test")
     assert result.code == 2
-    assert "to submit the test images themselves: competition.suite.source=test" in result.err
+    assert "competition.suite.source=test" in result.err
     (tmp_path / "data/test").rename(tmp_path / "elsewhere")
     result = comp("data", "prepare", path)
     assert result.code == 2
-    assert "image_folder found no test images to submit" in result.err
+    assert "competition.suite.source: test: image_folder" in result.err

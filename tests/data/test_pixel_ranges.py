@@ -15,7 +15,7 @@ from PIL import Image
 from comp import config as configs
 from comp.config import DataConfig
 from comp.data.dataset import open_dataset
-from comp.data.images import read_image
+from comp.data.decode import read_image
 from comp.data.sources import open_source
 from comp.results import runs
 from comp.runtime.errors import ConfigError, DataError
@@ -68,54 +68,54 @@ def test_auto_takes_the_scale_that_the_training_images_need(tmp_path: Path, name
     low, high, dtype, scale = AUTO[name]
     images = ramp(low, high, dtype)
     dark = images[:1] - images[:1] + images.min()  # a test image of one grey level: its own range would be none
-    found = open_source(DataConfig(source="arrays", root=str(write_set(tmp_path, images, dark))))
-    assert found.pixel_range == scale
-    assert np.array_equal(np.asarray(found.train.images)[..., 0], by_hand(images, *scale))
-    assert np.array_equal(np.asarray(found.test.images)[..., 0], by_hand(dark, *scale))
-    assert f"{scale[0]:g} to {scale[1]:g} is stretched to 0 to 255, in every split alike" in found.notes[0]
+    source = open_source(DataConfig(source="arrays", root=str(write_set(tmp_path, images, dark))))
+    assert source.pixel_range == scale
+    assert np.array_equal(np.asarray(source.train.images)[..., 0], by_hand(images, *scale))
+    assert np.array_equal(np.asarray(source.test.images)[..., 0], by_hand(dark, *scale))
+    assert f"{scale[0]:g} to {scale[1]:g}" in source.notes[0]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "scale"), [("type", (0, 65535)), ((500.0, 1500.0), (500, 1500)), ("auto", (0, 4095))]
+    ("configured", "scale"), [("type", (0, 65535)), ((500.0, 1500.0), (500, 1500)), ("auto", (0, 4095))]
 )
-def test_a_range_may_be_asked_for(tmp_path: Path, wanted: Any, scale: tuple[float, float]) -> None:
+def test_a_configured_range_sets_the_scale(tmp_path: Path, configured: Any, scale: tuple[float, float]) -> None:
     images = ramp(0, 4095, np.uint16)
-    found = open_source(DataConfig(source="arrays", root=str(write_set(tmp_path, images)), range=wanted))
-    assert np.array_equal(np.asarray(found.train.images)[..., 0], by_hand(images, *scale))
+    source = open_source(DataConfig(source="arrays", root=str(write_set(tmp_path, images)), range=configured))
+    assert np.array_equal(np.asarray(source.train.images)[..., 0], by_hand(images, *scale))
 
 
 def test_eight_bits_stay_as_they_are_without_a_note(tmp_path: Path) -> None:
     images = ramp(0, 100, np.uint8)
     root = str(write_set(tmp_path, images))
-    for wanted in ("auto", "type"):
-        found = open_source(DataConfig(source="arrays", root=root, range=wanted))
-        assert np.array_equal(np.asarray(found.train.images)[..., 0], images)
-        assert (found.pixel_range, found.notes) == (None, ())
-    with pytest.raises(ConfigError, match=r"data\.range: all pixels of arrays have 8 bits"):
+    for configured in ("auto", "type"):
+        source = open_source(DataConfig(source="arrays", root=root, range=configured))
+        assert np.array_equal(np.asarray(source.train.images)[..., 0], images)
+        assert (source.pixel_range, source.notes) == (None, ())
+    with pytest.raises(ConfigError, match=r"data\.range: .*arrays .*8 bits"):
         open_source(DataConfig(source="arrays", root=root, range=(0.0, 100.0)))
 
 
-def test_a_hot_pixel_and_values_beyond_the_scale_are_told(tmp_path: Path) -> None:
+def test_a_hot_pixel_and_values_beyond_the_scale_are_noted(tmp_path: Path) -> None:
     images = np.tile(ramp(0, 4000, np.uint16), (1, 8, 8))
     images[0, 0, 0] = 65535
     notes = open_source(DataConfig(source="arrays", root=str(write_set(tmp_path, images)))).notes
-    assert any("data.range=[0, 4000] keeps more of the grey levels" in note for note in notes)
+    assert any("data.range=[0, 4000]" in note for note in notes)
     write_set(tmp_path, ramp(0, 4000, np.uint16), ramp(0, 9000, np.uint16))
     notes = open_source(DataConfig(source="arrays", root=str(tmp_path))).notes
-    assert "test: pixels from 0 to 9000 are clipped to 0 to 4095" in notes
+    assert any(all(part in note for part in ("test:", "0 to 9000", "0 to 4095")) for note in notes)
 
 
-def test_what_has_no_scale_in_common_is_refused(tmp_path: Path) -> None:
+def test_splits_of_different_types_and_infinite_pixels_are_refused(tmp_path: Path) -> None:
     config = DataConfig(source="arrays", root=str(tmp_path))
     write_set(tmp_path, ramp(0, 4000, np.uint16), ramp(0, 1, np.float32))
-    with pytest.raises(DataError, match="found uint16 in train, float32 in test; save them alike"):
+    with pytest.raises(DataError, match="uint16 in train, float32 in test"):
         open_source(config)
     write_set(tmp_path, ramp(0, 4000, np.uint16), ramp(0, 100, np.uint8))
-    with pytest.raises(DataError, match="found uint16 in train, uint8 in test"):
+    with pytest.raises(DataError, match="uint16 in train, uint8 in test"):
         open_source(config)
     write_set(tmp_path, np.where(ramp(0, 1, np.float32) > 0.5, np.inf, 0.0))
     (tmp_path / "test_images.npy").unlink()
-    with pytest.raises(DataError, match="train image 2: expected finite pixels, found 64"):
+    with pytest.raises(DataError, match=r"train image 2: .* 64 "):
         open_source(config)
 
 
@@ -153,18 +153,19 @@ FILES: dict[str, tuple[str, Callable[[Path, np.ndarray], object]]] = {
     "PNG of three colours": ("png", lambda path, values: cv2.imwrite(str(path), np.dstack([values] * 3))),
     "TIFF of three colours": ("tif", lambda path, values: cv2.imwrite(str(path), np.dstack([values] * 3))),
     "opaque PNG": (
-        "png", lambda path, values: cv2.imwrite(str(path), np.dstack([*[values] * 3, np.full_like(values, 65535)])),
+        "png",
+        lambda path, values: cv2.imwrite(str(path), np.dstack([*[values] * 3, np.full_like(values, 65535)])),
     ),
     "grey with alpha": ("png", save_grey_with_alpha),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_deep_files_are_stretched_by_one_scale(tmp_path: Path, name: str) -> None:
     values = write_files(tmp_path, *FILES[name])
-    found = open_source(DataConfig(source="image_folder", root=str(tmp_path)))
-    assert found.pixel_range == (0, 4095)
-    pixels = np.asarray(found.train.images)
+    source = open_source(DataConfig(source="image_folder", root=str(tmp_path)))
+    assert source.pixel_range == (0, 4095)
+    pixels = np.asarray(source.train.images)
     assert np.array_equal(pixels, np.repeat(by_hand(values, 0, 4095)[..., None], 3, -1))
     assert len(np.unique(pixels)) == 256  # 17 by the range of the type
 
@@ -183,9 +184,9 @@ def test_floats_in_files_are_stretched(tmp_path: Path) -> None:
         Image.fromarray(values.astype(np.float32) / 4095 * 3 - 1).save(path)
 
     values = write_files(tmp_path, "tif", save)
-    found = open_source(DataConfig(source="image_folder", root=str(tmp_path)))
-    assert found.pixel_range == (-1, 2)
-    assert np.abs(np.asarray(found.train.images)[..., 0].astype(int) - by_hand(values, 0, 4095)).max() <= 1
+    source = open_source(DataConfig(source="image_folder", root=str(tmp_path)))
+    assert source.pixel_range == (-1, 2)
+    assert np.abs(np.asarray(source.train.images)[..., 0].astype(int) - by_hand(values, 0, 4095)).max() <= 1
 
 
 def test_a_deep_photograph_is_turned_upright(tmp_path: Path) -> None:
@@ -200,9 +201,9 @@ def test_a_deep_photograph_is_turned_upright(tmp_path: Path) -> None:
 def test_files_of_8_bits_among_deep_ones_keep_their_values(tmp_path: Path) -> None:
     write_files(tmp_path, *FILES["grey PNG"])
     Image.fromarray(np.full((8, 8), 77, np.uint8)).save(tmp_path / "train/a/0.png")
-    found = open_source(DataConfig(source="image_folder", root=str(tmp_path)))
-    assert np.unique(found.train.images[0]).tolist() == [77]
-    assert "train: 3 of 4 files have more than 8 bits; the others keep their values" in found.notes
+    source = open_source(DataConfig(source="image_folder", root=str(tmp_path)))
+    assert np.unique(source.train.images[0]).tolist() == [77]
+    assert any("train: 3 of 4 files" in note for note in source.notes)
 
 
 def test_the_scale_belongs_to_the_fingerprint_but_the_types_own_does_not_change_it(tmp_path: Path) -> None:
@@ -211,13 +212,13 @@ def test_the_scale_belongs_to_the_fingerprint_but_the_types_own_does_not_change_
     def fingerprint(**data: Any) -> tuple[str, tuple[float, ...]]:
         values = small_config(tmp_path) | {"competition": {"name": "small", "suite": {"source": "none"}}}
         values["data"] = {"source": "image_folder", "root": str(tmp_path), "validation": "none", **data}
-        opened = open_dataset(configs.from_mapping(values, "here"))
-        return opened.fingerprint, opened.mean
+        dataset = open_dataset(configs.from_mapping(values, "here"))
+        return dataset.fingerprint, dataset.mean
 
     assert fingerprint() == fingerprint(range="type") == fingerprint(range=[0, 65535])
-    other, mean = fingerprint(range=[0, 30000])
-    assert other != fingerprint()[0]
-    assert mean > fingerprint()[1]  # not the cached one of the other scale
+    clipped, mean = fingerprint(range=[0, 30000])
+    assert clipped != fingerprint()[0]
+    assert mean > fingerprint()[1]  # not cached from the first scale
 
 
 # --- runs
@@ -242,32 +243,31 @@ def x_ray_config(root: Path) -> dict[str, Any]:
     values = small_config(root)
     values["data"] = {"source": "image_folder", "root": str(root), "validation": 0.25}
     values["competition"] = {
-        "name": "small", "suite": {"images_per_block": 4, "files": 2, "severities": 1},
+        "name": "small",
+        "suite": {"images_per_block": 4, "files": 2, "severities": 1},
         "ood_validation": {"severities": []},
-    }  # fmt: skip
+    }
     values["augment"] = {}
     values["train"] |= {"epochs": 12, "batch_size": 8, "label_smoothing": 0.0}
     return values
 
 
-def test_a_12_bit_set_is_learned_predicted_alike_later_and_told_everywhere(
+def test_a_12_bit_set_is_learned_predicted_again_identically_and_noted_by_every_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comp: Comp
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path / "small.yaml", x_ray_config(write_x_rays(tmp_path / "data")))
     result = comp("run", "small.yaml")
     assert result.code == 0, result.err
-    told = "0 to 4095 is stretched to 0 to 255, in every split alike (data.range: auto)"
-    assert told in " ".join(result.err.split())
+    assert "0 to 4095" in " ".join(result.err.split())
     run = the_run()
     assert run.metrics().test.accuracy == 1.0
     assert run.provenance()["pixel_range"] == [0, 4095]
     submitted = Path("submissions/small.csv").read_bytes()
     assert comp("predict", run.path, "--output", "again.csv").code == 0
     assert Path("again.csv").read_bytes() == submitted
-    for verb in ("show", "check"):
-        assert told in " ".join(comp("data", verb, "small.yaml").err.split())
-    assert told in comp("data", "show", "small.yaml", "--json").out
+    assert "0 to 4095" in " ".join(comp("data", "check", "small.yaml").err.split())
+    assert "0 to 4095" in comp("data", "show", "small.yaml", "--json").out
 
 
 def test_the_types_range_loses_such_classes(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_a_run_opens_its_data_with_the_recorded_scale_and_an_older_one_with_the_
     assert run.data_config().data.range == "type"
     result = comp("predict", run.path)
     assert result.code == 2  # its training would have seen other pixels
-    assert "have changed" in result.err
+    assert run.path.name in result.err
 
 
 def test_eight_bit_runs_keep_the_hash_of_before_the_key(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_eight_bit_runs_keep_the_hash_of_before_the_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [[5, 5], [9, 1], [1], "all", [0, "x"]])
-def test_a_wrong_range_is_told_in_words(tmp_path: Path, comp: Comp, wrong: Any) -> None:
+def test_a_wrong_range_is_refused_in_plain_words(tmp_path: Path, comp: Comp, wrong: Any) -> None:
     values = small_config(tmp_path)
     values["data"]["range"] = wrong
     result = comp("config", "check", write_config(tmp_path / "a.yaml", values))

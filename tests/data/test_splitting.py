@@ -1,4 +1,4 @@
-"""Splits: seeded, stratified, grouped, in folds; the same everywhere, and kept with the run."""
+"""Splits: seeded, stratified, grouped, in folds; the same on every machine, and recorded by the run."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comp.config import Config, DataConfig
-from comp.data import splitting
+from comp.data import splits
 from comp.data.dataset import open_dataset
 from comp.data.sources import Source
 from comp.data.splits import Split
-from comp.data.splitting import STRATIFIERS, divide, fold, holdout_indices, sample
+from comp.data.splitting import STRATIFIERS, fold_indices, holdout_indices, sample_indices, split_source
 from comp.results import runs
 from comp.runtime.errors import ConfigError, DataError, RunError
 from tests.support.commands import Result
@@ -37,11 +37,11 @@ LABELS = [row % 4 for row in range(40)]
 @pytest.mark.parametrize(("size", "count"), [(0.25, 10), (8, 8)])
 @pytest.mark.parametrize("stratify", [True, False])
 def test_a_part_is_held_out_by_fraction_and_by_count(size: float | int, count: int, stratify: bool) -> None:
-    stays, held = holdout_indices(
+    kept, held = holdout_indices(
         split_of(LABELS), size, seed=0, stratifier=STRATIFIERS["classes" if stratify else "none"]
     )
     assert len(held) == count
-    assert sorted([*stays, *held]) == list(range(40))
+    assert sorted([*kept, *held]) == list(range(40))
     if stratify:
         assert np.ptp(np.bincount(np.array(LABELS)[held])) <= 1
 
@@ -50,7 +50,7 @@ def test_the_same_seed_holds_out_the_same_images_on_every_machine() -> None:
     # Written down once: a package or platform that draws otherwise would move images between training and validation.
     assert holdout_indices(split_of(LABELS), 4, seed=0)[1].tolist() == RECORDED["held out"]
     assert holdout_indices(split_of(LABELS), 4, seed=0, stratifier=STRATIFIERS["none"])[1].tolist() == RECORDED["plain"]
-    assert fold(split_of(LABELS), 5, 2, seed=0)[1].tolist() == RECORDED["fold"]
+    assert fold_indices(split_of(LABELS), 5, 2, seed=0)[1].tolist() == RECORDED["fold"]
     groups = np.arange(40) // 2
     assert (
         holdout_indices(split_of(LABELS), 8, seed=0, groups=groups, stratifier=STRATIFIERS["none"])[1].tolist()
@@ -71,7 +71,7 @@ RECORDED = {
 def test_every_image_validates_in_exactly_one_fold(stratify: bool, grouped: bool) -> None:
     groups = np.arange(40) // 3 if grouped else None
     parts = [
-        fold(
+        fold_indices(
             split_of(LABELS),
             5,
             number,
@@ -82,27 +82,26 @@ def test_every_image_validates_in_exactly_one_fold(stratify: bool, grouped: bool
         for number in range(5)
     ]
     assert sorted(row for _, held in parts for row in held) == list(range(40))
-    for stays, held in parts:
-        assert sorted([*stays, *held]) == list(range(40))
+    for kept, held in parts:
+        assert sorted([*kept, *held]) == list(range(40))
         if groups is not None:
-            assert not set(groups[stays]) & set(groups[held])
+            assert not set(groups[kept]) & set(groups[held])
 
 
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=20, max_size=60),
     st.floats(0.2, 0.6),
     st.integers(0, 99),
 )
-def test_groups_are_never_torn_and_never_more_than_asked_for(
-    rows: list[tuple[int, int]], size: float, seed: int
-) -> None:
+def test_groups_stay_whole_and_never_exceed_the_size(rows: list[tuple[int, int]], size: float, seed: int) -> None:
     labels, groups = [label for label, _ in rows], np.array([group for _, group in rows])
     try:
-        stays, held = holdout_indices(split_of(labels), size, seed, groups=groups, stratifier=STRATIFIERS["none"])
+        kept, held = holdout_indices(split_of(labels), size, seed, groups=groups, stratifier=STRATIFIERS["none"])
     except DataError as error:
-        assert "no choice of groups fits" in str(error)  # noqa: PT017  # a refusal is as good an answer
+        assert "groups that stay together" in str(error)  # noqa: PT017  # a refusal is a valid outcome, too
         return
-    assert not set(groups[stays]) & set(groups[held])
+    assert not set(groups[kept]) & set(groups[held])
     assert 0 < len(held) <= round(size * len(rows))
 
 
@@ -110,7 +109,7 @@ def test_copies_of_an_image_stay_together() -> None:
     images = np.repeat(np.arange(20, dtype=np.uint8), 2)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
     source = Source(split_of([row // 2 % 2 for row in range(40)], images), None, ("a", "b"))
     config = DataConfig(validation=0.3, groups="duplicates")
-    parts = divide(source, config, cut_test=True)
+    parts = split_source(source, config, cut_test=True)
     assert parts.val is not None
     assert parts.test is not None
     seen = [set(np.asarray(split.images)[:, 0, 0, 0].tolist()) for split in (parts.train, parts.val, parts.test)]
@@ -118,35 +117,35 @@ def test_copies_of_an_image_stay_together() -> None:
     assert len(parts.val) >= 6
 
 
-def test_groups_from_outside_win() -> None:
+def test_groups_passed_in_replace_the_configured_ones() -> None:
     source = Source(split_of(LABELS), None, tuple("abcd"))
     groups = np.arange(40) // 10
     config = DataConfig(folds=4, fold=1, stratify=False)
-    parts = divide(source, config, cut_test=False, groups=groups)
+    parts = split_source(source, config, cut_test=False, groups=groups)
     assert parts.val is not None
     rows = [int(name[2:]) for name in parts.val.ids]
     assert {row // 10 for row in rows} == {rows[0] // 10}
 
 
-BAD_DIVISIONS: dict[str, tuple[DataConfig, str]] = {
+IMPOSSIBLE: dict[str, tuple[DataConfig, str]] = {
     "more folds than images": (DataConfig(folds=41), "40 images into 41 folds"),
     "no official split": (DataConfig(validation="official"), "digits has no val split"),
     "more than there are": (DataConfig(validation=50), "cannot hold out 50 of 40 images"),
 }
 
 
-@pytest.mark.parametrize("name", BAD_DIVISIONS)
-def test_what_cannot_be_divided_is_told(name: str) -> None:
-    config, message = BAD_DIVISIONS[name]
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_a_split_that_is_impossible_is_refused(name: str) -> None:
+    config, message = IMPOSSIBLE[name]
     with pytest.raises((DataError, ConfigError), match=message):
-        divide(Source(split_of(LABELS), None, tuple("abcd")), config, cut_test=False)
+        split_source(Source(split_of(LABELS), None, tuple("abcd")), config, cut_test=False)
 
 
-def test_one_group_cannot_be_divided() -> None:
+def test_one_group_cannot_be_split() -> None:
     with pytest.raises(DataError, match="1 groups that stay together"):
         holdout_indices(split_of(LABELS), 0.5, 0, groups=np.zeros(40, np.int64))
     with pytest.raises(DataError, match="1 groups into 2 folds"):
-        fold(split_of(LABELS), 2, 0, 0, groups=np.zeros(40, np.int64))
+        fold_indices(split_of(LABELS), 2, 0, 0, groups=np.zeros(40, np.int64))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +165,7 @@ def test_settings_that_contradict_each_other_are_refused(
     assert message in result.err
 
 
-def test_the_official_validation_split_is_taken_and_otherwise_mentioned(tmp_path: Path) -> None:
+def test_the_official_validation_split_is_used_and_otherwise_noted(tmp_path: Path) -> None:
     write_folders(tmp_path, train=6, val=2)
     data = {"source": "image_folder", "root": str(tmp_path), "image_size": 16}
     none = {"suite": {"source": "none"}}
@@ -177,7 +176,7 @@ def test_the_official_validation_split_is_taken_and_otherwise_mentioned(tmp_path
     share = open_dataset(Config.model_validate({"data": {**data, "validation": 6}, "competition": none}))
     assert share.val is not None
     assert share.val.ids[0].startswith("train/")
-    assert any("data.validation=official takes it" in note for note in share.notes)
+    assert any("data.validation=official" in note for note in share.notes)
 
 
 def test_a_group_column_keeps_its_rows_together(tmp_path: Path) -> None:
@@ -186,45 +185,50 @@ def test_a_group_column_keeps_its_rows_together(tmp_path: Path) -> None:
     table = ["image_id,label,patient", *(f"{line},p{row // 4}" for row, line in enumerate(lines[1:]))]
     (tmp_path / "train.csv").write_text("\n".join(table))
     data = {
-        "source": "csv_images", "root": str(tmp_path), "image_size": 16, "groups": "column", "folds": 3,
+        "source": "csv_images",
+        "root": str(tmp_path),
+        "image_size": 16,
+        "groups": "column",
+        "folds": 3,
         "csv": {"group_column": "patient"},
-    }  # fmt: skip
-    found = open_dataset(Config.model_validate({"data": data, "competition": {"suite": {"source": "test"}}}))
-    assert found.val is not None
-    patients = [{int(name) // 4 for name in split.ids} for split in (found.train, found.val)]
+    }
+    dataset = open_dataset(Config.model_validate({"data": data, "competition": {"suite": {"source": "test"}}}))
+    assert dataset.val is not None
+    patients = [{int(name) // 4 for name in split.ids} for split in (dataset.train, dataset.val)]
     assert not patients[0] & patients[1]
     assert sum(map(len, patients)) == 6
 
 
-def test_a_run_keeps_its_split_and_refuses_another(workplace: Path, comp: Comp) -> None:
+def test_a_run_records_its_split_and_refuses_another(workplace: Path, comp: Comp) -> None:
     assert comp("train", "small.yaml", "data.folds=4", "data.fold=1", "train.epochs=1").code == 0
     (run,) = runs.list_runs(Path("runs"))
-    with np.load(run.path / "split.npz") as kept:
-        assert (len(kept["train"]), len(kept["val"])) == (120, 40)
-        ids = kept["val"].copy()
-    assert comp("evaluate", run.path).code == 0
+    path = run.path / "split.npz"
+    dataset = open_dataset(run.config())
+    splits.check_saved_split(path, dataset.train, dataset.val)
+    recorded = splits.read_split(path, "")
+    assert (len(set(recorded["train"])), len(set(recorded["val"]))) == (120, 40)
     config = run.path / "config.yaml"
     config.write_text(config.read_text().replace("fold: 1", "fold: 2"))
     result = comp("evaluate", run.path)
     assert result.code == 2
-    assert "split.npz: the train split is another now" in result.err
-    (run.path / "split.npz").write_bytes(b"PK")
-    assert "split.npz: missing or damaged" in comp("evaluate", run.path).err
-    assert len(set(ids)) == 40
+    assert all(part in result.err for part in ("split.npz", "train split", "120 images"))
+    path.write_bytes(b"PK")
+    with pytest.raises(RunError, match=r"split\.npz: .*damaged"):
+        splits.read_split(path, "train again")
 
 
-def test_a_division_without_validation_is_kept_too(tmp_path: Path) -> None:
+def test_a_split_without_validation_is_recorded_too(tmp_path: Path) -> None:
     train = split_of(LABELS)
-    splitting.save(tmp_path / "split.npz", train, None)
-    splitting.check_saved_split(tmp_path / "split.npz", train, None)
-    with pytest.raises(RunError, match="the val split is another now"):
-        splitting.check_saved_split(tmp_path / "split.npz", train, train.head(3))
+    splits.save_split(tmp_path / "split.npz", train, None)
+    splits.check_saved_split(tmp_path / "split.npz", train, None)
+    with pytest.raises(RunError, match=r"split\.npz: the val split"):
+        splits.check_saved_split(tmp_path / "split.npz", train, train.head(3))
 
 
 def test_a_class_of_one_image_stops_no_folds_and_is_named() -> None:
     labels = [0] * 20 + [1] * 19 + [2]
     source = Source(split_of(labels), None, ("common", "usual", "rare"))
-    folds = [divide(source, DataConfig(folds=5, fold=number), cut_test=False) for number in range(5)]
+    folds = [split_source(source, DataConfig(folds=5, fold=number), cut_test=False) for number in range(5)]
     held = sorted(name for parts in folds if parts.val is not None for name in parts.val.ids)
     assert held == sorted(source.train.ids)
     for parts in folds:
@@ -236,21 +240,21 @@ def test_a_class_of_one_image_stops_no_folds_and_is_named() -> None:
 @pytest.mark.parametrize("size", [0.2, 3, 8])
 def test_a_class_of_one_image_stays_in_training(size: float | int) -> None:
     labels = [0] * 20 + [1] * 19 + [2]
-    stays, held = holdout_indices(split_of(labels), size, seed=0)
+    kept, held = holdout_indices(split_of(labels), size, seed=0)
     assert len(held) == (size if isinstance(size, int) else 8)
-    assert 39 in stays
-    assert sorted([*stays, *held]) == list(range(40))
+    assert 39 in kept
+    assert sorted([*kept, *held]) == list(range(40))
     assert np.ptp(np.bincount(np.array(labels)[held], minlength=2)[:2]) <= 1
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_several_labels_are_dealt_out_evenly(grouped: bool) -> None:
+def test_label_sets_are_split_evenly(grouped: bool) -> None:
     generator = np.random.default_rng(0)
     labels = (generator.random((400, 6)) < [0.5, 0.3, 0.2, 0.1, 0.05, 0.02]).astype(np.float32)
     split = replace(split_of([0] * 400), labels=labels)
     groups = np.arange(400) // 2 if grouped else None
     source = Source(split, None, tuple("abcdef"), task="multi_label")
-    parts = [divide(source, DataConfig(folds=4, fold=n), cut_test=False, groups=groups).val for n in range(4)]
+    parts = [split_source(source, DataConfig(folds=4, fold=n), cut_test=False, groups=groups).val for n in range(4)]
     assert sorted(name for part in parts if part for name in part.ids) == sorted(split.ids)
     counts = np.stack([part.class_counts(6) for part in parts if part])
     assert (np.abs(counts - labels.sum(0) / 4) <= (3 if grouped else 1.5)).all(), counts
@@ -261,13 +265,14 @@ def test_several_labels_are_dealt_out_evenly(grouped: bool) -> None:
         assert sum(map(len, rows)) == len(set.union(*rows))
 
 
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.integers(1, 90))
 def test_a_sample_has_each_class_in_its_share_and_every_one_where_there_is_room(labels: list[int], count: int) -> None:
     split = split_of(labels)
-    rows = sample(split, count, task="single_label")
+    rows = sample_indices(split, count, task="single_label")
     assert len(rows) == min(count, len(labels))
     assert (np.diff(rows) > 0).all()
-    assert np.array_equal(rows, sample(split, count, task="single_label"))
+    assert np.array_equal(rows, sample_indices(split, count, task="single_label"))
     sizes, taken = np.bincount(labels, minlength=6), np.bincount(np.array(labels)[rows], minlength=6)
     classes = np.count_nonzero(sizes)
     if count >= classes:
@@ -283,12 +288,12 @@ def test_a_sample_of_label_sets_is_balanced_and_of_exact_size() -> None:
     labels = (generator.random((400, 5)) < [0.5, 0.3, 0.2, 0.1, 0.05]).astype(np.float32)
     split = replace(split_of([0] * 400), labels=labels[np.argsort(labels @ (1 << np.arange(5)), kind="stable")])
     for count in (37, 100):
-        rows = sample(split, count, task="multi_label")
+        rows = sample_indices(split, count, task="multi_label")
         assert len(set(rows.tolist())) == count
         assert (np.abs(split.labels[rows].sum(0) - split.labels.sum(0) * count / 400) <= 2).all()
 
 
-def test_images_without_labels_are_sampled_plainly() -> None:
-    rows = sample(replace(split_of(LABELS), labels=None), 10, task="single_label")
+def test_images_without_labels_are_sampled_uniformly() -> None:
+    rows = sample_indices(replace(split_of(LABELS), labels=None), 10, task="single_label")
     assert len(set(rows.tolist())) == 10
     assert rows.max() > 10

@@ -202,13 +202,13 @@ def test_what_is_timed_on_a_busy_machine_is_not_kept(monkeypatch: pytest.MonkeyP
 def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("COMP_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    assert cache.user_folder() is None
+    assert cache.user_cache_folder() is None
     monkeypatch.setenv("HOME", "/home/me")
-    assert cache.user_folder() == Path("/home/me/.cache/comp")
+    assert cache.user_cache_folder() == Path("/home/me/.cache/comp")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert cache.user_folder() == Path("/xdg/comp")
+    assert cache.user_cache_folder() == Path("/xdg/comp")
     monkeypatch.setenv("COMP_CACHE", "/own")
-    assert cache.user_folder() == Path("/own")
+    assert cache.user_cache_folder() == Path("/own")
 
 
 @pytest.mark.usefixtures("workplace")

@@ -52,10 +52,10 @@ def show(
 
     loaded = configs.load(config, overrides or [])
     with console.bars() as progress:
-        dataset = inspection.open_clean(loaded, progress)
-    described = inspection.describe(dataset)
+        dataset = inspection.open_without_suite(loaded, progress)
+    described = inspection.describe_dataset(dataset)
     folder = out or Path("runs") / "data" / loaded.competition.name
-    paths = inspection.draw(loaded, dataset, folder, augmented=augment)
+    paths = inspection.draw_plots(loaded, dataset, folder, augmented=augment)
     if as_json:
         console.print_json({**described, "notes": list(dataset.notes), "pictures": [str(path) for path in paths]})
         return
@@ -88,14 +88,14 @@ def check(
 
     loaded = configs.load(config, overrides or [])
     with console.bars() as progress:
-        dataset = inspection.open_clean(loaded, progress)
+        dataset = inspection.open_without_suite(loaded, progress)
         findings = quality.find_problems(dataset, skip_bad=skip_bad or loaded.data.skip_bad, progress=progress)
     if as_json:
         console.print_json([asdict(finding) for finding in findings])
     else:
         console.print_findings(findings)
         console.print_notes(dataset)
-    quality.refuse_misleading(findings, str(config))
+    quality.raise_if_misleading(findings, str(config))
 
 
 def corrupt(
@@ -127,7 +127,7 @@ def corrupt(
     names = suite.resolve_names(only, "--only") if only else DISTORTIONS
     levels = export.parse_severities(severities)
     with console.bars() as progress:
-        dataset = inspection.open_clean(loaded, progress)
+        dataset = inspection.open_without_suite(loaded, progress)
         paths = export.write_suite(
             export.clean_split(dataset, split.value),
             out,

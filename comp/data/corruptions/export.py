@@ -89,7 +89,7 @@ def write_suite(
     """
     if count > len(split):
         raise DataError(f"--count: expected at most {len(split)}, the images of {split.name}, found {count}")
-    rows = splitting.sample(split, count or len(split), task=task)
+    rows = splitting.sample_indices(split, count or len(split), task=task)
     kept = split.take(rows, split.name) if len(rows) < len(split) else split
     seed = suites.corruption_seed(split.name, seed)
     numbers = [DISTORTIONS.index(name) for name in names]

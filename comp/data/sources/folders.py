@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from comp.config import DataConfig
-from comp.data.scan import files_split
+from comp.data.scan import scan_files
 from comp.data.sources.labels import order_classes
 from comp.data.sources.listing import (
     Listing,
@@ -177,4 +177,4 @@ def _labelled_split(
     index_of = {label: index for index, label in enumerate(classes)}
     ids = [f"{folder}/{below}" for below, _, _ in files]
     labels = [index_of[label] for _, label, _ in files]
-    return files_split(name, [path for _, _, path in files], ids, labels, config, progress)
+    return scan_files(name, [path for _, _, path in files], ids, labels, config, progress)

@@ -12,8 +12,8 @@ from typing import Any
 
 from comp.config import DataConfig
 from comp.data import archives
-from comp.data.images import SUFFIXES
-from comp.data.scan import files_split
+from comp.data.decode import SUFFIXES
+from comp.data.scan import scan_files
 from comp.data.splits import Split
 from comp.runtime.errors import DataError, SubmissionError, nearest
 from comp.runtime.progress import Progress
@@ -366,5 +366,5 @@ def unlabelled_test(
         notes.append(f"test: {shared:,} training images in {location} are not predicted")
     if sample and listed and (missing := len(set(listed) - set(ids))):
         notes.append(f"test: {missing:,} ids of the test table are not in the sample submission, and are not predicted")
-    split = files_split("test", paths, ids, None, config, progress)
+    split = scan_files("test", paths, ids, None, config, progress)
     return LoadedTest(split, sample, tuple(notes), used)

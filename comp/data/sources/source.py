@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.config import DataConfig
-from comp.data import ranges
+from comp.data import decode
+from comp.data.decode import Depth, Scale
 from comp.data.images import ImageFiles
-from comp.data.ranges import Depth, Scale
 from comp.data.splits import Split
 from comp.runtime.errors import ConfigError, DataError, unknown
 from comp.runtime.progress import Progress
@@ -105,10 +105,10 @@ def scale_to_uint8(source: Source, config: DataConfig, progress: Progress) -> So
     if config.range != "type":
         _check_same_type(depths)
     leading = next(depth for _, depth in depths if depth)  # of the training images, except for data.range: type
-    scale = ranges.chosen(config.range, leading)
+    scale = decode.choose_scale(config.range, leading)
     train, val, test = (split and _scaled(split, scale, progress) for split in (source.train, source.val, source.test))
     assert train is not None
-    notes = (*source.notes, *ranges.notes(config.range, scale, depths), *_note_mixed_depths(source.splits))
+    notes = (*source.notes, *decode.describe_scale(config.range, scale, depths), *_note_mixed_depths(source.splits))
     return replace(source, train=train, val=val, test=test, notes=notes, pixel_range=scale)
 
 
@@ -142,9 +142,9 @@ def _measure_depth(split: Split, progress: Progress) -> Depth | None:
         return None
     depths = []
     for row, image in enumerate(split.images):
-        depths.append(ranges.depth_of(image, f"{split.name} image {row}"))
+        depths.append(decode.measure_depth(image, f"{split.name} image {row}"))
         progress(f"range of {split.name}", row + 1, len(split.images))
-    return ranges.merged(depths)
+    return decode.merge_depths(depths)
 
 
 def _scaled(split: Split, scale: Scale, progress: Progress) -> Split:
@@ -156,7 +156,7 @@ def _scaled(split: Split, scale: Scale, progress: Progress) -> Split:
     pixels = np.empty(deep.shape, np.uint8)
     rows = max(1, _CHUNK_VALUES // deep[0].size)
     for start in range(0, len(deep), rows):
-        pixels[start : start + rows] = ranges.stretched(np.asarray(deep[start : start + rows]), scale)
+        pixels[start : start + rows] = decode.stretch_to_uint8(np.asarray(deep[start : start + rows]), scale)
         progress(f"stretching {split.name}", min(start + rows, len(deep)), len(deep))
     return replace(split, images=pixels)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from comp.config import DataConfig
-from comp.data.scan import files_split
+from comp.data.scan import scan_files
 from comp.data.sources.columns import (
     check_unique_ids,
     find_file_column,
@@ -62,7 +62,7 @@ def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> So
     file_column, file_notes = find_file_column(table, id_column, files, listing.contains, listing.locate, path)
     keys = table[file_column].tolist()
     paths = listing.locate(keys) if config.skip_bad else listing.require(keys, hint=_SKIP_HINT)
-    train = files_split("train", paths, ids, labels.targets, config, progress)
+    train = scan_files("train", paths, ids, labels.targets, config, progress)
     groups = read_groups(table, files, path)[np.isin(ids, train.ids)] if files.group_column else None
     notes = [*sample_notes, *table_notes, *file_notes]
     notes += _note_unused(columns, (id_column, file_column, files.group_column, *labels.columns), path)

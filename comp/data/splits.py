@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from comp.data.decode import type_scale
 from comp.data.images import ImageFiles
-from comp.results import runs
+from comp.results import files
 from comp.results.blocks import Block
 from comp.results.predictions import Targets
 from comp.runtime.errors import RunError
@@ -168,7 +168,7 @@ def save_split(
         RunError: it cannot be written.
     """
     ids = {"train": train.ids, "val": train.ids[:0] if val is None else val.ids}
-    runs.write_arrays(path, {**ids, **{_ROWS + name: rows for name, rows in samples.items()}})
+    files.write_arrays(path, {**ids, **{_ROWS + name: rows for name, rows in samples.items()}})
 
 
 def read_split(path: Path, cure: str) -> dict[str, NDArray[Any]]:
@@ -182,15 +182,15 @@ def read_split(path: Path, cure: str) -> dict[str, NDArray[Any]]:
         RunError: missing or damaged.
     """
     try:
-        with runs.reading_arrays(path) as archive:
+        with files.open_arrays(path) as archive:
             arrays = {name: archive[name] for name in archive.files}
         for name, array in arrays.items():
             is_rows = name.startswith(_ROWS)
             kind = "i" if is_rows else "U"
             if array.ndim != 1 or array.dtype.kind != kind or (is_rows and array.min(initial=0) < 0):
                 raise ValueError(f"{name}: expected {'rows' if is_rows else 'ids'}, found {array.dtype} {array.shape}")
-    except runs.DAMAGE as error:
-        raise RunError(f"{path}: missing or damaged ({runs.reason(error)}); {cure}") from None
+    except files.READ_ERRORS as error:
+        raise RunError(f"{path}: missing or damaged ({files.error_text(error)}); {cure}") from None
     return arrays
 
 

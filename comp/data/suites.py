@@ -14,7 +14,7 @@ from comp.data.corruptions.suite import COLOURED, corrupt, resolve_names
 from comp.data.downloads import fetch
 from comp.data.sources.numpy_files import open_images
 from comp.data.splits import Split, Suite
-from comp.results import runs
+from comp.results import files as runs
 from comp.results.blocks import DISTORTIONS, Block, block_grid
 from comp.runtime.errors import ConfigError, DataError
 from comp.runtime.progress import Progress
@@ -167,7 +167,7 @@ def distortion_path(folder: Path, distortion: int) -> Path:
 def folder_hash(folder: Path) -> str:
     """Return a hash of the names, sizes and times of a folder's distortion files."""
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.npy"))]
-    return runs.sha256_of(repr(files).encode())[:16]
+    return runs.sha256_bytes(repr(files).encode())[:16]
 
 
 def suite_name(folder: Path) -> str:

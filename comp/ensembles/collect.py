@@ -18,7 +18,7 @@ from comp.data.splits import read_split
 from comp.ensembles import align, cross_fit, methods, scoring
 from comp.ensembles.align import AlignedSplit
 from comp.inference.options import with_overrides
-from comp.results import predictions, runs
+from comp.results import files, prediction_files
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.runtime.errors import RunError
@@ -101,7 +101,7 @@ class Gathered:
         return [part for part, _ in pairs], [images for _, images in pairs]
 
     def _of_group(self, group: MemberRuns, split: str) -> tuple[Predictions, NDArray[np.str_]]:
-        parts = [predictions.load(self.stored[run.path][split]) for run in group.runs]
+        parts = [prediction_files.load(self.stored[run.path][split]) for run in group.runs]
         images = [_images(run, split, part) for run, part in zip(group.runs, parts, strict=True)]
         if len(parts) == 1:
             return parts[0], images[0]
@@ -215,9 +215,9 @@ def _stored(run: Run, given: Mapping[str, Any], progress: Progress) -> dict[str,
     variant = with_overrides(config.predict, given)
     rules.check_adaptation(config.competition.rules, variant.adapt)
     paths = {split: run.predictions_path(split + variant.suffix) for split in SPLITS if _has(run, config, split)}
-    digest = runs.sha256(run.weights_path())
+    digest = files.sha256_file(run.weights_path())
     missing = [
-        split for split, path in paths.items() if (predictions.made_by(path) or {}).get("weights_sha256") != digest
+        split for split, path in paths.items() if (prediction_files.read_made_by(path) or {}).get("weights_sha256") != digest
     ]
     if missing:
         loaded = load_run(run, progress=progress)

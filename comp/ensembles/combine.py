@@ -19,7 +19,7 @@ from comp.ensembles.cross_fit import Comparison, CrossFitted
 from comp.ensembles.methods import FitData, Fitted, Method
 from comp.ensembles.scoring import Decider, Scorer
 from comp.inference import accuracy_estimate
-from comp.results import metrics, predictions, runs
+from comp.results import files, metrics, prediction_files, runs
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import AccuracyEstimate, RunMetrics, WeightScores
 from comp.results.runs import Run
@@ -107,8 +107,8 @@ def ensemble(
     config = trained[0].config()
     dataset = open_run_data(trained[0], progress)
     result = runs.create(runs_root, _plainly(config), f"{method}-ensemble", _provenance(work, config))
-    with runs.made_whole(result):
-        with result.writing():
+    with runs.delete_on_failure(result):
+        with result.write_lock():
             made_by = _made_by(work, result, combination)
             scores = _store(work, result, made_by, combination, first.metric, progress)
             described = _described(work, result, combination, dataset.competition)
@@ -200,7 +200,7 @@ def _made_by(work: Gathered, result: Run, combination: _Combination) -> dict[str
             config = run.config()
             sources.append(
                 {
-                    **(predictions.made_by(paths.get("suite") or next(iter(paths.values()))) or {}),
+                    **(prediction_files.read_made_by(paths.get("suite") or next(iter(paths.values()))) or {}),
                     "run": run.name,
                     "run_path": str(run.path),
                     "config_hash": run.config_hash(),
@@ -213,7 +213,7 @@ def _made_by(work: Gathered, result: Run, combination: _Combination) -> dict[str
         "run": result.name,
         "ensemble": combination.method,
         "members": sources,
-        "weights_sha256": runs.sha256_of(f"{combination.method}\n{digests}".encode()),
+        "weights_sha256": files.sha256_bytes(f"{combination.method}\n{digests}".encode()),
         "transductive": any(member.get("transductive") for member in sources),
     }
 
@@ -233,7 +233,7 @@ def _store(
     for split in work.splits:
         sample = work.sample(split)
         combined = combination.of(split, sample, made_by, progress)
-        predictions.save(result.predictions_path(split), combined)
+        prediction_files.save(result.predictions_path(split), combined)
         scores[split] = scores_of(combined, metric)
         if split == "val":
             images["val"] = sample.images
@@ -243,7 +243,7 @@ def _store(
         if split == "suite" and calibration is not None:
             estimate = accuracy_estimate.estimate_accuracy(combined, calibration).to_json()
             scores["expected"] = {"suite": AccuracyEstimate.model_validate(estimate)}
-    runs.write_arrays(result.path / "split.npz", {"train": np.array([], np.str_), **images})
+    files.write_arrays(result.path / "split.npz", {"train": np.array([], np.str_), **images})
     return {"best": WeightScores(val=scores.pop("val", None), ood_val=scores.pop("ood_val", None)), **scores}
 
 
@@ -269,7 +269,7 @@ def _described(work: Gathered, result: Run, combination: _Combination, competiti
 
 def _submit(result: Run, dataset: Dataset, made_by: Mapping[str, Any], output: Path | None, force: bool) -> None:
     """Write the submission in the format of the first member's data as they are now, classes matched by name."""
-    stored = predictions.load(result.predictions_path("suite"))
+    stored = prediction_files.load(result.predictions_path("suite"))
     problem = f"{dataset.competition.name}: the first member's data have other classes now than it was trained on"
     ordered = align.in_order(stored, dataset.competition.classes, problem)
     path = output or default_submission(result.config())
@@ -282,7 +282,7 @@ def _submit(result: Run, dataset: Dataset, made_by: Mapping[str, Any], output: P
     write_run_submission(result, ordered, dataset.competition, path, trace=trace, training_counts=counts, force=force)
 
 
-def comparison(run: Run) -> Comparison | None:
+def read_comparison(run: Run) -> Comparison | None:
     """Return an ensemble beside its members, as its metrics.json has it; None where nothing could be compared."""
     stored = run.metrics()
     values = {key: value for key, value in (stored.ensemble or {}).items() if key != "note"}

@@ -240,6 +240,6 @@ def _standard_error(values: Sequence[float]) -> float:
 
 
 def _row(name: str, predicted: Predictions, metric: str, weight: float | None = None) -> EnsembleRow:
-    scores = metrics.summary(predicted, metric).scores
+    scores = metrics.summarize(predicted, metric).scores
     accuracy, score, loss = (scores[key].value for key in ("accuracy", metric, "log_loss"))
     return EnsembleRow(name, accuracy, score, loss, weight)

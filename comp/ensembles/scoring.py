@@ -47,9 +47,9 @@ class Scorer:
         if self.thresholds is not None:
             return self
         scored = self._predictions(probabilities, targets)
-        if not decisions.is_tuned(scored, self.metric):
+        if not decisions.needs_thresholds(scored, self.metric):
             return self
-        return replace(self, thresholds=decisions.tune(scored, self.metric))
+        return replace(self, thresholds=decisions.tune_thresholds(scored, self.metric))
 
     def _predictions(self, probabilities: Probabilities, targets: Targets) -> Predictions:
         return predictions.from_outputs(
@@ -89,7 +89,7 @@ class Decider:
             return combined
         if self.thresholds is not None:
             own = split == self.split
-            return decisions.validated(combined, self.metric) if own else replace(combined, thresholds=self.thresholds)
+            return decisions.prepare_for_scoring(combined, self.metric) if own else replace(combined, thresholds=self.thresholds)
         if self.calibrated and all(member.thresholds is None for member in sample.members):
             return combined
         return as_often(combined, sample)
@@ -97,9 +97,9 @@ class Decider:
 
 def tuned(metric: str, split: str, combined: Predictions, *, calibrated: bool) -> Decider:
     """Return the decider of an ensemble, its thresholds tuned on its held-out predictions of a validation split."""
-    if not decisions.is_tuned(combined, metric):
+    if not decisions.needs_thresholds(combined, metric):
         return Decider(metric, calibrated=calibrated)
-    return Decider(metric, split, decisions.tune(combined, metric), calibrated)
+    return Decider(metric, split, decisions.tune_thresholds(combined, metric), calibrated)
 
 
 def as_often(combined: Predictions, sample: AlignedSplit) -> Predictions:

@@ -19,7 +19,7 @@ from comp.inference import adapt
 from comp.inference.fuse_bn import Folding
 from comp.inference.options import PLAIN, PredictOptions
 from comp.inference.views import View, least_confident, views
-from comp.results import predictions, runs
+from comp.results import files, prediction_files, predictions
 from comp.results.blocks import Block
 from comp.results.predictions import Predictions
 from comp.runtime.device import Execution
@@ -197,7 +197,7 @@ def _load_block(folder: Path | None, name: str, made_by: Mapping[str, Any]) -> P
     if folder is None or not (folder / f"{name}.npz").is_file():
         return None
     try:
-        block = predictions.load(folder / f"{name}.npz")
+        block = prediction_files.load(folder / f"{name}.npz")
     except RunError:
         return None
     recorded = {key: value for key, value in block.made_by.items() if key != _ROLLED_BACK}
@@ -206,5 +206,5 @@ def _load_block(folder: Path | None, name: str, made_by: Mapping[str, Any]) -> P
 
 def _save_block(folder: Path | None, name: str, block: Predictions) -> None:
     if folder is not None:
-        runs.make_folder(folder)
-        predictions.save(folder / f"{name}.npz", block)
+        files.make_folder(folder)
+        prediction_files.save(folder / f"{name}.npz", block)

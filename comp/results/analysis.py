@@ -98,7 +98,7 @@ class FinalSubmission:
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class LeaderboardAnalysis:
     """All that is to be said.
 
     Attributes:
@@ -157,16 +157,16 @@ class Verdicts:
                 )
 
 
-def analyze_leaderboard(rows: Sequence[LeaderboardRow], sort: str) -> Verdicts:
+def analyze_leaderboard(rows: Sequence[LeaderboardRow], sort: str) -> LeaderboardAnalysis:
     """Return what is to be said of a leaderboard of one competition.
 
     Runs of other tasks, metrics or classes than most have are listed, but not compared with those.
 
     Args:
-        rows: as `comp.results.leaderboard.rows` sorts them.
+        rows: as `comp.results.leaderboard.read_rows` sorts them.
         sort: by what.
     """
-    column = next(iter(leaderboard.sorted_by(rows, sort).values()), sort)
+    column = next(iter(leaderboard.sort_columns(rows, sort).values()), sort)
     kinds = [(row.task, row.metric, classes_of(row)) for row in rows]
     most = Counter(kinds).most_common(1)[0][0] if kinds else None
     entries = list(_entries([row for row, kind in zip(rows, kinds, strict=True) if kind == most]))
@@ -174,7 +174,7 @@ def analyze_leaderboard(rows: Sequence[LeaderboardRow], sort: str) -> Verdicts:
     here = [entry for entry in entries if entry.is_here]
     final, near = _final_two(here)
     above = _differences(rows, kinds, column)
-    return Verdicts(
+    return LeaderboardAnalysis(
         above=above,
         agreements=tuple(_agreements(scored)),
         warned=_warning(scored),
@@ -212,9 +212,9 @@ def _accuracy_column(row: LeaderboardRow, column: str) -> str:
     return column
 
 
-def silent(rows: Sequence[LeaderboardRow]) -> Verdicts:
+def skip_analysis(rows: Sequence[LeaderboardRow]) -> LeaderboardAnalysis:
     """Return nothing to say: of several competitions, scores cannot be compared."""
-    return Verdicts(above=(None,) * len(rows))
+    return LeaderboardAnalysis(above=(None,) * len(rows))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.results import predictions, runs
+from comp.results import files, prediction_files, runs
 from comp.results.leaderboard import LeaderboardRow
 from comp.results.predictions import Targets
 from comp.results.runs import sidecar_path
@@ -36,7 +36,7 @@ def read_correctness(row: LeaderboardRow, name: str) -> RunCorrectness | None:
     """Return a run's answers to a labelled split; None where they are not there."""
     suffix = row.variant if name in ("test", "suite") else ""
     try:
-        found = predictions.load_correctness(Path(row.run) / "predictions" / f"{name}{suffix}.npz")
+        found = prediction_files.load_correctness(Path(row.run) / "predictions" / f"{name}{suffix}.npz")
     except RunError:  # a run may be moved or thinned out; its scores count as ever
         return None
     if found.targets is None or found.correct is None:
@@ -70,9 +70,9 @@ class Sidecar:
 def read_sidecar(row: LeaderboardRow, path: str) -> Sidecar | None:
     """Return what lies beside a run's submission; None where nothing does, or it is of another run."""
     try:
-        values = runs.read_json(sidecar_path(Path(path)))
+        values = files.read_json(sidecar_path(Path(path)))
         made_by = dict(values.get("made_by", {}))
-        variant = predictions.suffix(made_by)
+        variant = prediction_files.variant_suffix(made_by)
     except (RunError, TypeError, ValueError):
         return None
     if values.get("run") != runs.Run(Path(row.run)).name:
@@ -83,7 +83,7 @@ def read_sidecar(row: LeaderboardRow, path: str) -> Sidecar | None:
 def is_of_suite(row: LeaderboardRow, sidecar: Sidecar) -> bool:
     """Tell whether a submission shows the images of the run's own suite, as far as the run's predictions tell."""
     path = Path(row.run) / "predictions" / f"suite{sidecar.variant}.npz"
-    stored = predictions.made_by(path) or sidecar.made_by
+    stored = prediction_files.read_made_by(path) or sidecar.made_by
     return bool(stored.get("images") == sidecar.made_by.get("images"))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from comp.config import PredictConfig
 from comp.config.tasks import TASKS, TaskRow
-from comp.results import runs
+from comp.results import files, runs
 from comp.runtime.errors import NotFiniteError, RunError, UserError
 
 VERSION = 2
@@ -283,7 +283,7 @@ def save(path: Path, predictions: Predictions) -> None:
         arrays["top1"] = predictions.top1.astype(np.int32)
     if predictions.thresholds is not None:
         arrays["thresholds"] = predictions.thresholds
-    runs.write_arrays(path, arrays)
+    files.write_arrays(path, arrays)
 
 
 def load(path: Path) -> Predictions:
@@ -298,7 +298,7 @@ def load(path: Path) -> Predictions:
 def _read(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
     """Return the wanted arrays of a .npz, under their names of version 2."""
     try:
-        with runs.reading_arrays(path) as archive:
+        with files.open_arrays(path) as archive:
             names = set(archive.files)
             version = int(archive["version"]) if "version" in names else 1
             if version > VERSION:
@@ -320,7 +320,7 @@ def _read(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
         raise RunError(f"{path}: no such predictions; {_cure(path)}") from None
     except RunError:
         raise
-    except runs.DAMAGE as error:
+    except files.READ_ERRORS as error:
         raise _damaged(path, error) from None
 
 
@@ -334,7 +334,7 @@ def _check_blocks(arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> RunError:
-    return RunError(f"{path}: damaged predictions file ({runs.reason(error)}); {_cure(path)}")
+    return RunError(f"{path}: damaged predictions file ({files.error_text(error)}); {_cure(path)}")
 
 
 def _cure(path: Path) -> str:
@@ -392,9 +392,9 @@ def suffix(made_by: Mapping[str, Any]) -> str:
 def made_by(path: Path) -> dict[str, Any] | None:
     """Return what made the predictions in a .npz without reading them; None where there are none, or not ours."""
     try:
-        with runs.reading_arrays(path) as archive:
+        with files.open_arrays(path) as archive:
             found = json.loads(str(archive["made_by"]))
-    except runs.DAMAGE:
+    except files.READ_ERRORS:
         return None
     return found if isinstance(found, dict) else None
 
@@ -434,7 +434,7 @@ def load_correctness(path: Path) -> Correctness:
         if "top1" in arrays:
             targets = arrays["targets"].astype(np.int64)
             return Correctness(classes, ids, targets, arrays["top1"] == targets, images)
-    except runs.DAMAGE as error:
+    except files.READ_ERRORS as error:
         raise _damaged(path, error) from None
     found = load(path)
     return Correctness(classes, found.ids, found.targets, found.correct(), images)
@@ -465,7 +465,7 @@ def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
             made_by=made_by,
             thresholds=arrays["thresholds"].astype(np.float32) if "thresholds" in arrays else None,
         )
-    except runs.DAMAGE as error:
+    except files.READ_ERRORS as error:
         raise _damaged(path, error) from None
 
 

@@ -197,7 +197,7 @@ class RunMetrics(_Part):
     soup: dict[str, Any] | None = None
 
     @property
-    def counted(self) -> WeightScores:
+    def best_or_final(self) -> WeightScores:
         """Scores of the weights that predict: the best by validation, or without one the final ones."""
         return self.best if self.best.val or self.best.ood_val else self.final
 

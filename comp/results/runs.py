@@ -437,7 +437,7 @@ class Run:
         self.write(name, text.getvalue().encode())
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def write_lock(self) -> Iterator[None]:
         """Hold the run as its one writer.
 
         Raises:
@@ -463,7 +463,7 @@ def _check_numbers(row: Mapping[Any, Any], numbered: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def made_whole(run: Run) -> Iterator[None]:
+def delete_on_failure(run: Run) -> Iterator[None]:
     """Remove a run's folder where the block that makes it fails: nothing could go on with one that is half made."""
     try:
         yield
@@ -558,20 +558,20 @@ def _run_folders(folder: str, depth: int = 0) -> Iterator[str]:
 def describe_machine() -> dict[str, Any]:
     """Return argv, git commit, versions, machine and time, as provenance and sidecars hold them."""
     return {
-        "argv": [hide_password(word) for word in sys.argv[1:]],
+        "argv": [hide_passwords(word) for word in sys.argv[1:]],
         "git": git_commit(),
-        "versions": versions(),
-        "machine": {"system": platform.platform(), "processor": processor(), "cpus": os.cpu_count()},
+        "versions": package_versions(),
+        "machine": {"system": platform.platform(), "processor": cpu_model(), "cpus": os.cpu_count()},
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 
-def hide_password(text: str) -> str:
+def hide_passwords(text: str) -> str:
     """Return a text without the passwords that URLs in it hold: records are shared."""
     return re.sub(r"(://[^:/@\s]*):[^/\s]*@", r"\1@", text)
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Return the versions of python and the packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in _VERSIONS:
@@ -589,7 +589,7 @@ def git_commit() -> str:
         return ""
 
 
-def processor() -> str:
+def cpu_model() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.results import class_names
+from comp.results import predictions
 from comp.results.predictions import Predictions
 from comp.submission.format import SubmissionFormat
 
@@ -84,7 +84,7 @@ def _write_probabilities(rows: Predictions, form: SubmissionFormat) -> Columns:
 
 
 def _write_value(rows: Predictions, form: SubmissionFormat) -> Columns:
-    class_values = class_names.values(form.texts)
+    class_values = predictions.class_values(form.texts)
     assert class_values is not None
     expectations = rows.probabilities() @ np.array([float(value) for value in class_values])  # [N]
     return [[f"{value:.12g}" for value in expectations.tolist()]]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.results import class_names
+from comp.results import predictions
 from comp.results.predictions import Targets
 from comp.submission.answers import ANSWERS, parse_numbers
 from comp.submission.format import SubmissionFormat
@@ -78,7 +78,7 @@ def check_class_texts(form: SubmissionFormat, *, derived: bool) -> list[Finding]
 
 def _comparable(text: str) -> Decimal | str:
     """Return a plain decimal's value, any other text unchanged."""
-    value = class_names.decimal(text)
+    value = predictions.parse_decimal(text)
     return text if value is None else value
 
 

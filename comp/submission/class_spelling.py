@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
 
-from comp.results import class_names
+from comp.results import predictions
 from comp.runtime.errors import SubmissionError, nearest
 from comp.submission import csv_io
 
@@ -75,7 +75,7 @@ def spell_classes(
     if cells is None and blocks:
         return Spelling(_indices(classes), "class numbers: a suite of blocks without a sample submission")
     texts = tuple(dict.fromkeys(cell for cell in cells or () if cell.strip()))
-    label_values, cell_values = class_names.values(classes), class_names.values(texts)
+    label_values, cell_values = predictions.class_values(classes), predictions.class_values(texts)
     all_labels = set(texts) <= set(classes)
     if label_values is not None and len(set(label_values)) < len(label_values) and not all_labels:
         first, second = _equal_pair(classes, label_values)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.results import runs
+from comp.results import files
 from comp.runtime.errors import SubmissionError, UserError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _read_parquet(path: Path, error: type[UserError]) -> "pd.DataFrame":
         from pyarrow import parquet
     except ImportError:
         raise error(f"{path}: Parquet needs pyarrow: pip install pyarrow, or save the table as CSV") from None
-    content = runs.read_bytes(path, "file", error)
+    content = files.read_bytes(path, "file", error)
     try:
         arrow = parquet.read_table(io.BytesIO(content))
         columns = [column.cast(pyarrow.string()).fill_null("").to_pylist() for column in arrow.columns]
@@ -128,7 +128,7 @@ def _read_parquet(path: Path, error: type[UserError]) -> "pd.DataFrame":
 def _read_unpacked(path: Path, error: type[UserError]) -> bytes:
     if path.suffix == ".zip":
         return _read_zip(path, error)
-    content = runs.read_bytes(path, "file", error)
+    content = files.read_bytes(path, "file", error)
     if path.suffix != ".gz":
         return content
     try:
@@ -153,7 +153,7 @@ def _read_zip(path: Path, error: type[UserError]) -> bytes:
 
 
 def _read_strict_text(path: Path) -> str:
-    content = runs.read_bytes(path, "submission", SubmissionError)
+    content = files.read_bytes(path, "submission", SubmissionError)
     if content.startswith(_UTF_16_MARKS):
         raise SubmissionError(f"{path}: expected UTF-8 text, found a UTF-16 byte order mark; save it as UTF-8")
     try:

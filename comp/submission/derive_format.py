@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from comp.config.tasks import TASKS
-from comp.results import class_names, predictions
+from comp.results import predictions
 from comp.results.metrics import Metric, metric
 from comp.runtime.errors import SubmissionError
 from comp.submission import class_spelling, csv_io, samples
@@ -88,7 +88,7 @@ def derive_format(competition: Competition) -> DerivedFormat:
     if answer in ("labels", "ranked") and not wide:
         form = replace(form, **_list_settings(competition, answer, spelling.texts))
         assumptions = (*assumptions, *_separator_assumption(competition, form.separator))
-    if answer == "value" and class_names.values(form.texts) is None:
+    if answer == "value" and predictions.class_values(form.texts) is None:
         raise SubmissionError(f"competition.submission.answer: value needs numeric classes, found {classes}")
     return DerivedFormat(form, (choice.reason, spelling.reason), (*assumptions, *spelling.assumptions))
 
@@ -270,7 +270,7 @@ def _class_in_header(competition: Competition) -> int | None:
     if len(prefixed) == 1 and not any(_letters(text) == full for text in all_names):  # class `island` is not `is land`
         return prefixed[0]  # `is_cat`, `isCat`, `p_hot_dog`, `is_0`
     words = {header.casefold(), *_WORD.findall(header.casefold()), *map(str.casefold, _WORD.findall(header))}
-    unnamed = all(text.casefold() in ("yes", "no") or class_names.decimal(text) is not None for text in all_names)
+    unnamed = all(text.casefold() in ("yes", "no") or predictions.parse_decimal(text) is not None for text in all_names)
     if unnamed or words & _NEGATIONS:
         return None  # pandas writes the header `0` itself, and `no_show` names no class
     matching = [
@@ -287,7 +287,7 @@ def _letters(text: str) -> str:
 
 def _positive_assumption(classes: Sequence[str], positive: int) -> tuple[str, ...]:
     """Return the assumption that the second of two names is the positive class; for numbers it needs none."""
-    if class_names.values(classes) is not None:
+    if predictions.class_values(classes) is not None:
         return ()
     return (
         f"no evidence for the positive class; the probability of {classes[positive]!r} is written: for the other "
@@ -327,7 +327,7 @@ def _spell_classes(competition: Competition, answer: str, wide: bool) -> Spellin
         raise SubmissionError(f"{error}; {synonym}" if synonym else str(error)) from None
     if not synonym or labels != "auto":
         return spelling
-    if any(class_names.decimal(cell) is None for cell in cells or () if cell.strip()):
+    if any(predictions.parse_decimal(cell) is None for cell in cells or () if cell.strip()):
         raise SubmissionError(f"{path}: holds texts that are not labels; {synonym}")
     return replace(spelling, assumptions=(*spelling.assumptions, f"{path}: {synonym}"))
 
@@ -360,7 +360,7 @@ def _synonym_hint(competition: Competition, cells: Sequence[str]) -> str:
 
 
 def _comparable(text: str) -> Decimal | str:
-    value = class_names.decimal(text)
+    value = predictions.parse_decimal(text)
     return text.strip() if value is None else value
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.results import runs
+from comp.results import files, runs
 from comp.runtime.errors import SubmissionError, UserError
 from comp.submission import answers, csv_io, samples
 from comp.submission.answers import NO_ANSWER, SUM_TOLERANCE
@@ -60,7 +60,7 @@ def _read_matching_sidecar(
     if not sidecar.exists():
         return None, ()
     try:
-        form = SubmissionFormat.from_json(runs.read_json(sidecar).get("format", {}), sidecar)
+        form = SubmissionFormat.from_json(files.read_json(sidecar).get("format", {}), sidecar)
     except UserError:
         return None, (f"{sidecar.name} is not used: it is not a submission's sidecar",)
     id_column, *columns = sample.full_header

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from comp.results import runs
+from comp.results import files, runs
 from comp.runtime.errors import SubmissionError
 from comp.runtime.progress import Progress, quiet
 from comp.submission import scores
@@ -56,8 +56,8 @@ def submit(
         SubmissionError: already submitted, refused by Kaggle, found invalid by Kaggle, or not scored in time.
     """
     sidecar_path = runs.sidecar_path(path)
-    sidecar = runs.read_json(sidecar_path) if sidecar_path.exists() else {}
-    digest = runs.sha256(path)
+    sidecar = files.read_json(sidecar_path) if sidecar_path.exists() else {}
+    digest = files.sha256_file(path)
     uploads = [row for row in sidecar.get("sent", ()) if (row["sha256"], row["competition"]) == (digest, competition)]
     pending = next((row for row in uploads if row["status"] == "pending"), None)
     scored = next((row for row in uploads if row["status"] == "complete"), None)
@@ -95,7 +95,7 @@ def submit(
 
 def _write_record(sidecar_path: Path, sidecar: dict[str, Any], record: dict[str, Any]) -> None:
     others = [row for row in sidecar.get("sent", ()) if row["reference"] != record["reference"]]
-    runs.write_atomically(sidecar_path, runs.to_json({**sidecar, "sent": [*others, record]}))
+    files.write_atomically(sidecar_path, files.to_json({**sidecar, "sent": [*others, record]}))
 
 
 def _wait(

@@ -6,7 +6,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from comp.config.tasks import TASKS
-from comp.results import class_names
+from comp.results import predictions
 from comp.results.metrics import metric
 from comp.runtime.errors import SubmissionError, nearest
 from comp.submission import csv_io
@@ -92,7 +92,7 @@ def read_sample(path: Path) -> SampleSubmission:
 def parse_number(cell: str) -> Decimal | None:
     """Return the value of a plain decimal or one with an exponent, such as `5e-1`; None for any other text."""
     bare = cell.strip()
-    return Decimal(bare) if _EXPONENT.fullmatch(bare) else class_names.decimal(bare)
+    return Decimal(bare) if _EXPONENT.fullmatch(bare) else predictions.parse_decimal(bare)
 
 
 def is_fraction(value: Decimal | None) -> bool:
@@ -126,7 +126,7 @@ def has_fractions(sample: SampleSubmission) -> bool:
 
 def find_fraction(sample: SampleSubmission, classes: Sequence[str]) -> str:
     """Return the first cell of a single answer column that is a fraction but not a label; empty if there is none."""
-    label_values = set(class_names.values(classes) or ())
+    label_values = set(predictions.class_values(classes) or ())
     cells = (cell for (cell,) in sample.cells if cell not in classes)
     return next((cell for cell in cells if is_fraction(value := parse_number(cell)) and value not in label_values), "")
 

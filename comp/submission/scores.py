@@ -4,7 +4,7 @@ import math
 import time
 from pathlib import Path
 
-from comp.results import metrics, runs
+from comp.results import files, metrics, runs
 from comp.results.run_metrics import LeaderboardScore
 from comp.results.runs import Run
 from comp.runtime.errors import SubmissionError
@@ -48,7 +48,7 @@ def record_score(
         rows=rows,
         time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
-    with run.writing():
+    with run.write_lock():
         scores = run.metrics()
         before = [row for row in scores.leaderboard_scores if not reference or row.reference != reference]
         updates = {"public_score": public, "private_score": private, "leaderboard_scores": [*before, record]}
@@ -83,8 +83,8 @@ def record_manual_score(
         raise SubmissionError(f"{path}: no such submission")
     if not sidecar_path.is_file():
         raise SubmissionError(f"{path}: no sidecar {sidecar_path.name}, which names its run")
-    sidecar = runs.read_json(sidecar_path)
-    if sidecar.get("sha256") != runs.sha256(path):
+    sidecar = files.read_json(sidecar_path)
+    if sidecar.get("sha256") != files.sha256_file(path):
         raise SubmissionError(
             f"{path}: the file has changed since {sidecar_path.name} was written; record the score of the original file"
         )
@@ -108,7 +108,7 @@ def record_manual_score(
         reference=reference,
         rows=max(1, round(public_share * rows)),
     )
-    runs.write_atomically(sidecar_path, runs.to_json({**sidecar, "scores": record.model_dump()}))
+    files.write_atomically(sidecar_path, files.to_json({**sidecar, "scores": record.model_dump()}))
     return record
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from comp.results import runs
+from comp.results import files, runs
 from comp.runtime.errors import SubmissionError
 from comp.submission import check_content, check_format, csv_io
 from comp.submission.check_content import Finding
@@ -75,7 +75,7 @@ def read_sidecar_format(path: Path) -> SubmissionFormat:
         raise SubmissionError(
             f"{path}: no sidecar {sidecar.name} with its format; use --format with a config or a sample submission"
         )
-    return SubmissionFormat.from_json(runs.read_json(sidecar).get("format", {}), sidecar)
+    return SubmissionFormat.from_json(files.read_json(sidecar).get("format", {}), sidecar)
 
 
 def validate_submission(
@@ -104,10 +104,10 @@ def validate_submission(
         return SubmissionReport(path, len(cells), checked.problems, tuple(Finding(note, "note") for note in notes))
     findings = [Finding(note, "note") for note in (*notes, *checked.notes)]
     sidecar_path = runs.sidecar_path(path)
-    sidecar = runs.read_json(sidecar_path) if sidecar_path.exists() else {}
+    sidecar = files.read_json(sidecar_path) if sidecar_path.exists() else {}
     findings += check_content.check_class_texts(_add_classes(form, sidecar), derived=bool(form.classes))
     findings += check_content.check_distribution(checked.table, form, training or sidecar.get("training_counts", ()))
-    if "sha256" in sidecar and sidecar["sha256"] != runs.sha256(path):
+    if "sha256" in sidecar and sidecar["sha256"] != files.sha256_file(path):
         findings.append(Finding(f"altered: the file has changed since {sidecar_path.name} was written", "note"))
     if against is None:
         return SubmissionReport(path, len(cells), (), tuple(findings))
@@ -129,4 +129,4 @@ def _add_classes(form: SubmissionFormat, sidecar: Mapping[str, Any]) -> Submissi
     provenance = Path(str(sidecar.get("run_path", ""))) / "provenance.json"
     if form.classes or "run_path" not in sidecar or not provenance.is_file():
         return form
-    return replace(form, classes=tuple(runs.read_json(provenance).get("classes", ())))
+    return replace(form, classes=tuple(files.read_json(provenance).get("classes", ())))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from comp.results import runs
+from comp.results import files, runs
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.results.runs import sidecar_path as sidecar_path
@@ -48,7 +48,7 @@ def check_output_path(path: Path, *, force: bool) -> None:
     for file in (path, sidecar_path(path)):
         if file.is_dir():
             raise SubmissionError(f"{file}: is a folder; choose another name with -o")
-    if reason := runs.unwritable(path.parent):
+    if reason := files.find_write_problem(path.parent):
         raise SubmissionError(f"{path}: {reason}; choose another folder with -o")
 
 
@@ -56,8 +56,8 @@ def has_intact_submission(run: Run) -> bool:
     """Return whether the CSV recorded in a complete run still exists, unchanged."""
     path = Path(run.metrics().submission)
     try:
-        sidecar = runs.read_json(sidecar_path(path))
-        return bool(sidecar.get("run") == run.name and sidecar.get("sha256") == runs.sha256(path))
+        sidecar = files.read_json(sidecar_path(path))
+        return bool(sidecar.get("run") == run.name and sidecar.get("sha256") == files.sha256_file(path))
     except (RunError, OSError, ValueError):  # ValueError: the run records no submission
         return False
 
@@ -104,7 +104,7 @@ def write_run_submission(
     write_submission(path, predictions, form, sidecar, force=force)
     problems = check_format.check_file(path, form)
     assert not problems, problems
-    with run.writing():
+    with run.write_lock():
         updates = {"submission": str(path), "transductive": transductive}
         run.write_metrics(run.metrics().model_copy(update=updates))
     return path
@@ -131,7 +131,7 @@ def write_submission(
         raise SubmissionError(
             f"{path}: the ids of the predictions differ from those of the suite; predict again: comp predict RUN"
         )
-    runs.make_folder(path.parent)
+    files.make_folder(path.parent)
     lines = [",".join(map(quote_cell, form.header)) + "\n"]
     write_cells = ANSWERS[form.answer].write
     for start in range(0, len(predictions), _CHUNK_ROWS):
@@ -140,8 +140,8 @@ def write_submission(
         lines += [",".join(cells) + "\n" for cells in zip(ids, *write_cells(rows, form), strict=True)]
     content = "".join(lines).encode()
     # The sidecar is written first: a kill in between leaves a sidecar without its CSV, never a CSV without its sidecar.
-    traced = {**sidecar, "rows": len(predictions), "sha256": runs.sha256_of(content), "format": form.to_json()}
+    traced = {**sidecar, "rows": len(predictions), "sha256": files.sha256_bytes(content), "format": form.to_json()}
     try:
-        runs.write_together({sidecar_path(path): runs.to_json(traced), path: content}, replace=force)
+        files.write_files_atomically({sidecar_path(path): files.to_json(traced), path: content}, replace=force)
     except FileExistsError:
         raise SubmissionError(f"{path}: another process has just written it; choose another name with -o") from None

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from comp.results import runs
+from comp.results import files, runs
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
@@ -134,11 +134,11 @@ def push(table: Table, ranked: Sequence[Run], sort: str, root: Path) -> int:
 def _next_push(root: Path, project: str) -> tuple[str, int]:
     """Return the W&B id of a project's leaderboard and the number of this push, and record both."""
     path = root / "wandb" / "leaderboards.json"
-    boards = runs.read_json(path) if path.is_file() else {}
+    boards = files.read_json(path) if path.is_file() else {}
     board = boards.get(project, {"id": secrets.token_hex(4), "number": 0})
     board = {"id": board["id"], "number": board["number"] + 1}
-    runs.make_folder(path.parent)
-    runs.write_atomically(path, runs.to_json({**boards, project: board}))
+    files.make_folder(path.parent)
+    files.write_atomically(path, files.to_json({**boards, project: board}))
     return board["id"], board["number"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from comp.config import TrackConfig
-from comp.results import diagnostics, plots, runs
+from comp.results import diagnostics, files as runs, plots
 from comp.results.runs import Run
 from comp.tracking import payload, state
 from comp.tracking.payload import Table
@@ -133,9 +133,9 @@ class WandbTracker(Tracker):
         if predicted is None or predicted.targets is None:
             return
         with self._errors_as_notes():
-            rows = diagnostics.worst(predicted, _MAX_MISTAKES)
+            rows = diagnostics.find_worst_mistakes(predicted, _MAX_MISTAKES)
             titles = np.array([diagnostics.mistake_title(predicted, int(row)) for row in rows], np.str_)
-            arrays = {"images": plots.visible(np.asarray(images[rows])), "ids": predicted.ids[rows], "titles": titles}
+            arrays = {"images": plots.drawable_channels(np.asarray(images[rows])), "ids": predicted.ids[rows], "titles": titles}
             runs.write_arrays(state.folder_of(run) / "mistakes.npz", arrays)
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from comp.data.cache import user_cache_folder
 from comp.data.dataset import Dataset
 from comp.data.images import ImageFiles, resolve_workers
 from comp.data.loading import Transform
-from comp.results import runs
+from comp.results import files, runs
 from comp.runtime import device
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, RunError
@@ -150,7 +150,7 @@ def _key(device_name: str, dataset: Dataset, config: Config) -> str:
     key = {
         "rules": _RULES,
         "torch": torch.__version__,
-        "processor": runs.processor(),
+        "processor": runs.cpu_model(),
         "gpu": gpu,
         "cores": device.usable_cores(),
         "device": device_name,
@@ -169,12 +169,12 @@ class _TimingCache:
 
     def __init__(self, key: str) -> None:
         folder = user_cache_folder()
-        self._path = folder and folder / "timing" / f"{runs.sha256_of(key.encode())[:32]}.json"
+        self._path = folder and folder / "timing" / f"{files.sha256_bytes(key.encode())[:32]}.json"
         self._seconds: dict[str, dict[str, float]] = {}
         self._changed = False
         if self._path:
             with suppress(RunError):
-                self._seconds = _check_timings(runs.read_json(self._path), self._path)
+                self._seconds = _check_timings(files.read_json(self._path), self._path)
 
     def get(self, setting: str, candidates: Sequence[str]) -> dict[str, float] | None:
         """Return the seconds of all candidates; None if one is missing."""
@@ -192,8 +192,8 @@ class _TimingCache:
             return str(self._path)
         if self._path and not device.is_busy():
             with suppress(RunError, OSError):  # an unwritable home folder only costs time
-                runs.make_folder(self._path.parent)
-                runs.write_atomically(self._path, runs.to_json(self._seconds))
+                files.make_folder(self._path.parent)
+                files.write_atomically(self._path, files.to_json(self._seconds))
         return ""
 
 
@@ -322,7 +322,7 @@ class _Tuner:
         images = self._dataset.train.images
         source = (images.content, images.resize) if isinstance(images, ImageFiles) else "array"
         augment = self._config.augment.model_dump(mode="json", exclude=_MIXING) if transform else None
-        return runs.sha256_of(json.dumps([source, augment], sort_keys=True).encode())[:16]
+        return files.sha256_bytes(json.dumps([source, augment], sort_keys=True).encode())[:16]
 
     def _seconds_with_workers(self, step: Step, workers: int, images: int, transform: Transform | None) -> float:
         """Return seconds a step from the first batch to the last: workers start only once a training."""

@@ -15,7 +15,8 @@ from comp.models.classifier import Classifier
 from comp.results import decisions, metrics
 from comp.results.blocks import DISTORTIONS
 from comp.results.predictions import Predictions
-from comp.results.runs import Run, sha256, sha256_of
+from comp.results.files import sha256_bytes, sha256_file
+from comp.results.runs import Run
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError
 from comp.runtime.progress import Progress
@@ -122,7 +123,7 @@ class BestWeights:
         Its predictions are those of a later prediction: validation is inference.
         """
         digest, validation = self._last.get(name, ("", None))
-        return validation if not digest or digest == sha256(self.run.path / f"{name}.safetensors") else None
+        return validation if not digest or digest == sha256_file(self.run.path / f"{name}.safetensors") else None
 
     def _selected(self, scores: Scores) -> float | None:
         """Return the selected value, higher being better; None where this epoch did not measure it."""
@@ -146,7 +147,7 @@ class BestWeights:
         """Write NAME.safetensors; return its hash."""
         content = weights.to_bytes(model_state, {"epoch": str(epoch), **facts})
         self.run.write(f"{name}.safetensors", content)
-        return sha256_of(content)
+        return sha256_bytes(content)
 
 
 def _is_better(value: float, loss: float | None, state: TrainState) -> bool:
@@ -216,13 +217,13 @@ def validate(
         )
 
     val = predictions_of(dataset.val)
-    clean = metrics.summary(decisions.validated(val, metric), metric)
+    clean = metrics.summarize(decisions.prepare_for_scoring(val, metric), metric)
     scores = Scores(clean.log_loss, clean.accuracy, clean.value(metric))
     if dataset.ood_val is None or not _is_due(config, number, last=last):
         return Validation(scores, val)
     ood_val = predictions_of(dataset.ood_val)
-    thresholds = decisions.tune(val, metric) if decisions.is_tuned(val, metric) else None
-    shifted = metrics.shifted_summary(replace(ood_val, thresholds=thresholds), DISTORTIONS, metric)
+    thresholds = decisions.tune_thresholds(val, metric) if decisions.needs_thresholds(val, metric) else None
+    shifted = metrics.summarize_blocks(replace(ood_val, thresholds=thresholds), DISTORTIONS, metric)
     scores = replace(
         scores, ood_accuracy=shifted.accuracy, ood_metric=shifted.value(metric), ood_by_severity=shifted.by_severity
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from comp.augment import engine, mixing
 from comp.data.loading import Batch
 from comp.models import weights, zoo
-from comp.results import runs
+from comp.results import files
 from comp.runtime import rng
 from comp.runtime.errors import Interrupted, NotFiniteError, RunError
 from comp.runtime.progress import Progress, quiet
@@ -386,7 +386,7 @@ def _record_halving(context: TrainContext, state: TrainState, step: int) -> None
         f"out of memory at step {step + 1} of epoch {state.epoch + 1}: from here on {size} images at a time, with "
         f"gradients averaged over the batch of {context.batch_size}; batch norm sees {size} images at once"
     )
-    recorded = runs.read_json(context.run.path / "execution.json")
+    recorded = files.read_json(context.run.path / "execution.json")
     context.run.write_json("execution.json", {**recorded, "micro_batch": size})
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from comp import config as configs
 from comp.config import Config, space
-from comp.results import runs
+from comp.results import files, runs
 from comp.runtime.errors import ConfigError, StudyError, UserError, nearest
 from comp.tuning import objectives, pruners, samplers
 from comp.tuning.storage import default_url, open_store
@@ -67,7 +67,7 @@ def plan(config: Config, name: str, runs_root: Path) -> StudyPlan:
     """
     name = config.tune.study or name
     folder = runs_root / config.competition.name / name
-    runs.make_folder(folder)
+    files.make_folder(folder)
     return StudyPlan(configs.dump(config), name, str(runs_root), config.tune.storage or default_url(folder))
 
 
@@ -177,7 +177,7 @@ def find_plan(name: str, runs_root: Path, storage: str) -> StudyPlan:
         folders = ", ".join(str(path.parent) for path in matches)
         raise StudyError(f"{name}: several studies have this name; name a folder: {folders}")
     folder = matches[0].parent
-    url = storage or runs.read_json(matches[0])["storage"] or default_url(folder)
+    url = storage or files.read_json(matches[0])["storage"] or default_url(folder)
     config = (folder / "study.yaml").read_text(encoding="utf-8")
     return StudyPlan(config, folder.name, str(folder.parent.parent), url)
 
@@ -196,7 +196,7 @@ def _open(
             study = optuna.load_study(storage=store.backend, study_name=name, pruner=pruner)
     except KeyError:
         raise StudyError(
-            f"{runs.hide_password(store.url)}: no study {name} in this storage; check tune.storage"
+            f"{runs.hide_passwords(store.url)}: no study {name} in this storage; check tune.storage"
         ) from None
     limits: dict[str, Any] = {"deadline": plan.deadline, "prior_failures": plan.prior_failures}
     return Study(name, plan.folder, config, store, study, **limits, **rest)
@@ -210,11 +210,11 @@ def _record_identity(study: optuna.Study, config: Config, plan: StudyPlan) -> No
         study.set_user_attr("identity", json.dumps(tree, sort_keys=True))
     else:
         _check_same_config(_with_defaults(json.loads(recorded)), tree, plan.folder)
-    folder, storage = plan.folder, runs.hide_password(config.tune.storage)
+    folder, storage = plan.folder, runs.hide_passwords(config.tune.storage)
     public = config.model_copy(update={"tune": config.tune.model_copy(update={"storage": storage})})
-    runs.write_atomically(folder / "study.yaml", configs.dump(public).encode())
+    files.write_atomically(folder / "study.yaml", configs.dump(public).encode())
     values = {"study": plan.name, "storage": storage, "argv": runs.describe_machine()["argv"]}
-    runs.write_atomically(folder / "study.json", runs.to_json(values))
+    files.write_atomically(folder / "study.json", files.to_json(values))
 
 
 def _identity(tree: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def _score(split: str, name: str = "") -> Callable[[RunMetrics], float | None]:
     """Return the reader of a split's score by a metric, by default the competition's."""
 
     def of_run(metrics: RunMetrics) -> float | None:
-        scores = metrics.counted.val if split == "val" else metrics.counted.ood_val
+        scores = metrics.best_or_final.val if split == "val" else metrics.best_or_final.ood_val
         return scores.value(name or metrics.metric) if scores else None
 
     return of_run

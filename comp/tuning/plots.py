@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from comp.results import runs
+from comp.results import files
 from comp.tuning import objectives
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ def draw(
 ) -> None:
     """Write the plots that the trials so far allow to plots/ and study.html."""
     folder = study.folder / "plots"
-    runs.make_folder(folder)
+    files.make_folder(folder)
     paths = {}
     for name, drawing in _drawings(study, importance).items():
         paths[name] = folder / f"{name}.png"
         _save(drawing, paths[name])
-    runs.write_atomically(study.folder / "study.html", _page(study, importance, pareto, rows, paths).encode())
+    files.write_atomically(study.folder / "study.html", _page(study, importance, pareto, rows, paths).encode())
 
 
 def _drawings(study: "Study", importance: Mapping[str, float]) -> dict[str, Callable[[], Any]]:
@@ -74,7 +74,7 @@ def _save(drawing: Callable[[], Any], path: Path) -> None:
         axes = np.ravel(drawing())
         figure = axes[0].figure
         figure.set_size_inches(max(7.0, 3.2 * len(axes) if len(axes) < 9 else 12.0), 5.0 if len(axes) < 9 else 10.0)
-        runs.write_atomically(path, partial(figure.savefig, format="png", dpi=110, bbox_inches="tight"))
+        files.write_atomically(path, partial(figure.savefig, format="png", dpi=110, bbox_inches="tight"))
     pyplot.close("all")
     mpl.use(before)
 

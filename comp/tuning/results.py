@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from comp import config as configs
 from comp.config import space
-from comp.results import runs
+from comp.results import files, runs
 from comp.results.runs import Run
 from comp.runtime.errors import RunError
 from comp.tuning import confirm, create, objectives, plots
@@ -168,9 +168,9 @@ def report(search: Study, confirmation: Study | None, *, write: bool = True, pic
         best=path if recommended is not None and (write or path.exists()) else None,
     )
     if write:
-        runs.write_atomically(search.folder / "trials.csv", _csv(result.trials))
+        files.write_atomically(search.folder / "trials.csv", _csv(result.trials))
         if recommended is not None:
-            runs.write_atomically(path, _best_config(search, result, recommended).encode())
+            files.write_atomically(path, _best_config(search, result, recommended).encode())
         if pictures:
             plots.draw(search, result.importance, result.pareto, result.trials)
     return result
@@ -219,7 +219,7 @@ def _remove_weights(run: Run) -> None:
     """Remove a run's weights and record that, unless another process writes the run."""
     if not (run.path / "config.yaml").is_file() or (run.path / runs.REMOVED).exists():
         return
-    with contextlib.suppress(RunError), run.writing():
+    with contextlib.suppress(RunError), run.write_lock():
         run.write_json(runs.REMOVED, {"by": "tune.keep"})
         for name in runs.WEIGHTS:
             (run.path / name).unlink(missing_ok=True)

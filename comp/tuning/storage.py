@@ -19,7 +19,7 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from comp.results import runs
+from comp.results import files, runs
 from comp.runtime.errors import ConfigError, StudyError
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ def open_store(url: str, folder: Path, heartbeat_seconds: int) -> Store:
                 heartbeat_stale_trial_callback=retry,
                 engine_kwargs={"pool_pre_ping": True},
             )
-            runs.make_folder(folder / ".locks")
+            files.make_folder(folder / ".locks")
             return Store(url, backend, folder / ".locks", grace)
-    raise ConfigError(f"tune.storage: expected {KINDS}; found '{runs.hide_password(url)}'")
+    raise ConfigError(f"tune.storage: expected {KINDS}; found '{runs.hide_passwords(url)}'")
 
 
 class _JournalLock:
@@ -119,7 +119,7 @@ def _lock_folder(file: str, url: str) -> Path:
     if not path.parent.is_dir():
         raise ConfigError(f"tune.storage: {url}: folder {path.parent} does not exist; create it or choose another")
     locks = path.with_name(f".{path.name}.locks")
-    runs.make_folder(locks)
+    files.make_folder(locks)
     return locks
 
 
@@ -127,7 +127,7 @@ def _open_database(url: str, **options: Any) -> Any:
     """Open a database; try again while other processes create its tables."""
     import sqlalchemy.exc
 
-    public_url = runs.hide_password(url).replace("+psycopg", "")
+    public_url = runs.hide_passwords(url).replace("+psycopg", "")
     for attempts_left in reversed(range(_OPEN_ATTEMPTS)):
         try:
             return optuna.storages.RDBStorage(url, **options)

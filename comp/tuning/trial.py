@@ -141,7 +141,7 @@ def resumable_run(path: str | None) -> Run | None:
         return None
     run = Run(Path(path))
     try:
-        with run.writing():
+        with run.write_lock():
             if all((run.path / name).is_file() for name in ("config.yaml", "provenance.json", "execution.json")):
                 return run
             shutil.rmtree(run.path)

@@ -7,7 +7,7 @@ import numpy as np
 
 from comp.data.splits import Split
 from comp.inference.options import predict_options
-from comp.results import diagnostics, metrics, plots, predictions
+from comp.results import diagnostics, metrics, plots, prediction_files
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, RunError
@@ -73,14 +73,14 @@ def _diagnose_stored(
     """Diagnose the labelled predictions on the disk; `suffixes` are those of their file names."""
     metric = run.metrics().metric
     paths = [run.predictions_path(name + suffixes.get(name, "")) for name in _SPLITS]
-    stored = {path.stem: predictions.load(path) for path in paths if path.exists()}
+    stored = {path.stem: prediction_files.load(path) for path in paths if path.exists()}
     labelled = {name: predicted for name, predicted in stored.items() if predicted.targets is not None}
     if not labelled:
         raise RunError(f"{run.path}: no labelled predictions, so there is nothing to evaluate")
     values: dict[str, Any] = {name: _diagnose(predicted, metric) for name, predicted in labelled.items()}
     if baseline is not None:
         values["mean_corruption_error"] = _corruption_error(values, baseline)
-    with run.writing():
+    with run.write_lock():
         run.write_json(diagnostics.FILE, values)
         for name, predicted in labelled.items():
             _draw(run, name, predicted, values[name], splits.get(name.partition("+")[0]))
@@ -101,7 +101,7 @@ def _corruption_error(values: Mapping[str, Any], baseline: Run) -> dict[str, Any
     path = baseline.predictions_path(shifted[-1])
     if not path.exists():
         raise RunError(f"--baseline: {path} is missing; predict it the same way: comp predict {baseline.path}")
-    baseline_accuracy = predictions.load(path).block_accuracy()
+    baseline_accuracy = prediction_files.load(path).block_accuracy()
     value = diagnostics.mean_corruption_error(values[shifted[-1]]["by_block"], baseline_accuracy)
     return {"value": value, "split": shifted[-1], "baseline": baseline.name}
 
@@ -109,14 +109,14 @@ def _corruption_error(values: Mapping[str, Any], baseline: Run) -> dict[str, Any
 def _draw(run: Run, name: str, predicted: Predictions, values: Mapping[str, Any], split: Split | None) -> None:
     calibration = values["calibration"]
     if "confusion" in values:
-        plots.confusion(run.plot_path(f"confusion-{name}"), np.array(values["confusion"]), predicted.classes)
-    plots.reliability(run.plot_path(f"reliability-{name}"), calibration["bins"], calibration["ece"])
+        plots.draw_confusion(run.plot_path(f"confusion-{name}"), np.array(values["confusion"]), predicted.classes)
+    plots.draw_reliability(run.plot_path(f"reliability-{name}"), calibration["bins"], calibration["ece"])
     if "by_block" in values:
-        plots.blocks(run.plot_path(f"blocks-{name}"), *diagnostics.grid(values["by_block"]))
+        plots.draw_blocks(run.plot_path(f"blocks-{name}"), *diagnostics.accuracy_grid(values["by_block"]))
     if split is None:
         return
-    rows = diagnostics.worst(predicted, _PICTURED_MISTAKES)
+    rows = diagnostics.find_worst_mistakes(predicted, _PICTURED_MISTAKES)
     if len(rows):
         titles = [diagnostics.mistake_title(predicted, int(row)) for row in rows]
         images = np.stack([split.images[int(row)] for row in rows])
-        plots.image_grid(run.plot_path(f"mistakes-{name}"), images, titles, columns=6)
+        plots.draw_image_grid(run.plot_path(f"mistakes-{name}"), images, titles, columns=6)

@@ -11,7 +11,7 @@ from comp.data.splits import Split, Suite
 from comp.inference.inputs import PredictInput
 from comp.models import weights, zoo
 from comp.models.classifier import Classifier
-from comp.results import runs
+from comp.results import files
 from comp.results.runs import Run
 from comp.runtime import device as devices
 from comp.runtime.device import Execution
@@ -204,7 +204,7 @@ def load_model(run: Run, device: str = "") -> PlacedModel:
     """
     path, provenance = run.weights_path(), run.provenance("classes", "image_shape")
     recorded = run.path / "execution.json"
-    execution, note = devices.prediction_execution(runs.read_json(recorded), str(recorded), device)
+    execution, note = devices.prediction_execution(files.read_json(recorded), str(recorded), device)
     channels, height, width = provenance["image_shape"]
     model = zoo.build(
         without_weights(run.config().model),

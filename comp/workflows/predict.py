@@ -16,7 +16,7 @@ from comp.inference.inputs import PredictInput
 from comp.inference.options import PLAIN, PredictOptions, check_task, predict_options, with_overrides
 from comp.inference.predict import delete_partial_blocks, predict
 from comp.inference.views import check_size
-from comp.results import decisions, metrics, predictions, runs
+from comp.results import decisions, files, metrics, prediction_files
 from comp.results.blocks import DISTORTIONS
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import AccuracyEstimate, RunMetrics, SplitScores
@@ -66,7 +66,7 @@ def predict_split(
     path = run.predictions_path(name + options.suffix)
     parts = path.with_suffix(".parts") if isinstance(images, Suite) else None
     source = _suite_fingerprint(loaded, images) if isinstance(images, Suite) else ""
-    with run.writing():
+    with run.write_lock():
         predicted = predict(
             loaded.model,
             images,
@@ -77,7 +77,7 @@ def predict_split(
             progress=progress,
         )
         predicted = _with_thresholds(loaded, predicted, name)
-        predictions.save(path, predicted)
+        prediction_files.save(path, predicted)
         if parts:
             delete_partial_blocks(parts)
         scores = scores_of(predicted, loaded.competition.metric)
@@ -177,8 +177,8 @@ def scores_of(predicted: Predictions, metric: str) -> SplitScores | None:
     if predicted.targets is None:
         return None
     if len(predicted.block_names):
-        return metrics.shifted_summary(predicted, DISTORTIONS, metric)
-    return metrics.summary(predicted, metric)
+        return metrics.summarize_blocks(predicted, DISTORTIONS, metric)
+    return metrics.summarize(predicted, metric)
 
 
 def describe_prediction(loaded: LoadedRun, which: str, options: PredictOptions, source: str = "") -> dict[str, Any]:
@@ -188,7 +188,7 @@ def describe_prediction(loaded: LoadedRun, which: str, options: PredictOptions, 
     return {
         "run": loaded.run.name,
         "weights": path.name,
-        "weights_sha256": runs.sha256(path),
+        "weights_sha256": files.sha256_file(path),
         **options.to_json(),
         "adapted_layers": layers,
         "transductive": layers > 0,
@@ -207,21 +207,21 @@ def _suite_fingerprint(loaded: LoadedRun, suite: Suite) -> str:
     if clean is None:
         return ""
     rows = loaded.dataset.samples.get(suite.name)
-    sample = "" if rows is None else f"-{runs.sha256_of(rows.tobytes())[:8]}"
+    sample = "" if rows is None else f"-{files.sha256_bytes(rows.tobytes())[:8]}"
     return splits.fingerprint(clean) + sample
 
 
 def _with_thresholds(loaded: LoadedRun, predicted: Predictions, name: str) -> Predictions:
     """Return predictions with the run's thresholds; clean validation, which tunes them, gets cross-fitted ones."""
     if name == "val" and predicted.targets is not None:
-        return decisions.validated(predicted, loaded.competition.metric)
+        return decisions.prepare_for_scoring(predicted, loaded.competition.metric)
     thresholds = loaded.run.metrics().thresholds
     if not thresholds:
         return predicted
     if len(thresholds) != len(predicted.classes):
         raise RunError(
             f"{loaded.run.path / 'metrics.json'}: damaged: {len(thresholds)} thresholds, expected one for each of "
-            f"{len(predicted.classes)} classes; put the file back, or {loaded.run.cure}"
+            f"{len(predicted.classes)} classes; put the file back, or {loaded.run.repair_hint}"
         )
     return replace(predicted, thresholds=np.array(thresholds, np.float32))
 
@@ -262,7 +262,7 @@ def estimate_accuracy(
     recorded = loaded.run.metrics()
     if options.adapt != "none" and name in recorded.expected:
         estimate = estimate.model_copy(update={"before": recorded.expected[name].accuracy})
-    with loaded.run.writing():
+    with loaded.run.write_lock():
         expected = {**recorded.expected, name + options.suffix: estimate}
         loaded.run.write_metrics(recorded.model_copy(update={"expected": expected}))
     return estimate
@@ -274,8 +274,8 @@ def _shifted_validation(loaded: LoadedRun, options: PredictOptions, progress: Pr
         return None
     path = loaded.run.predictions_path(f"ood_val{options.suffix}")
     with contextlib.suppress(RunError):  # missing or damaged
-        stored = predictions.load(path)
-        if stored.made_by.get("weights_sha256") == runs.sha256(loaded.run.weights_path()):
+        stored = prediction_files.load(path)
+        if stored.made_by.get("weights_sha256") == files.sha256_file(loaded.run.weights_path()):
             return stored
     if loaded.data is None:
         try:

@@ -89,7 +89,7 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
                 problems = check_format.check_file(path, derive_format.derive_format(dataset.competition).format)
                 results.append("; ".join(problems) or "valid")
         with stage("leaderboard") as results:
-            results.append(f"{len(leaderboard.rows(folder))} row")
+            results.append(f"{len(leaderboard.read_rows(folder))} row")
     return stages
 
 

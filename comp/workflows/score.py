@@ -7,7 +7,7 @@ from comp.data.splits import Split, Suite
 from comp.inference.options import PLAIN
 from comp.inference.predict import predict
 from comp.models import surgery
-from comp.results import decisions, metrics, predictions
+from comp.results import decisions, metrics, prediction_files
 from comp.results.blocks import DISTORTIONS
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import Kind, RunMetrics, WeightScores
@@ -49,16 +49,16 @@ def score_weights(
     val, shifted, thresholds = None, None, None
     if dataset.val is not None:
         predicted = _predict_plain(loaded, dataset.val, which, progress, measured.val)
-        if decisions.is_tuned(predicted, metric):
-            thresholds = decisions.tune(predicted, metric)
-        predicted = decisions.validated(predicted, metric)
-        val = metrics.summary(predicted, metric)
-        predictions.save(run.predictions_path("val" if which == "best" else f"val-{which}"), predicted)
+        if decisions.needs_thresholds(predicted, metric):
+            thresholds = decisions.tune_thresholds(predicted, metric)
+        predicted = decisions.prepare_for_scoring(predicted, metric)
+        val = metrics.summarize(predicted, metric)
+        prediction_files.save(run.predictions_path("val" if which == "best" else f"val-{which}"), predicted)
     if dataset.ood_val is not None and which == "best":
         predicted = _predict_plain(loaded, dataset.ood_val, which, progress, measured.ood_val)
         predicted = replace(predicted, thresholds=thresholds)
-        shifted = metrics.shifted_summary(predicted, DISTORTIONS, metric)
-        predictions.save(run.predictions_path("ood_val"), predicted)
+        shifted = metrics.summarize_blocks(predicted, DISTORTIONS, metric)
+        prediction_files.save(run.predictions_path("ood_val"), predicted)
     tuned = () if thresholds is None else tuple(map(float, thresholds))
     return WeightResult(WeightScores(val=val, ood_val=shifted), tuned)
 

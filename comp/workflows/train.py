@@ -13,7 +13,7 @@ from comp.data import splits
 from comp.data.dataset import Dataset, open_dataset
 from comp.models import weights
 from comp.models.classifier import Classifier
-from comp.results import plots, runs
+from comp.results import files, plots, runs
 from comp.results.runs import Run
 from comp.runtime import device
 from comp.runtime.device import Execution
@@ -80,7 +80,7 @@ def train(
     run = runs.create(runs_root, config, name, provenance_of(config, dataset, model), group=group)
     on_start(run, model)
     deterministic = device.only_deterministic(config.train.deterministic)
-    with open_tracker(config.track, tracker) as tracker, run.writing(), deterministic:
+    with open_tracker(config.track, tracker) as tracker, run.write_lock(), deterministic:
         splits.save_split(run.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         choice = ExecutionChoice(execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
@@ -122,10 +122,10 @@ def resume(
         raise RunError(device.removed_engine_message(run.path))
     dataset = verify_run_data(run, dataset or team.main_process_first(lambda: open_run_data(run, progress)))
     deterministic = device.only_deterministic(config.train.deterministic)
-    with open_tracker(config.track, tracker) as tracker, run.writing(), deterministic:
+    with open_tracker(config.track, tracker) as tracker, run.write_lock(), deterministic:
         path = run.path / "execution.json"
         if path.exists():
-            execution = device.from_json(runs.read_json(path), str(path))
+            execution = device.from_json(files.read_json(path), str(path))
         else:  # stopped before the choice was made
             choice = _choose_execution(config, dataset, build_model(config, dataset), progress)
             run.write_json("execution.json", choice.to_json())
@@ -226,9 +226,9 @@ def _fit_and_score(
         return on_epoch(epoch)
 
     state = loop.fit(context, resume=resume, on_epoch=on_epoch_end, progress=progress)
-    plots.curves(run.plot_path("curves"), run.history(), state.best_epoch)
+    plots.draw_curves(run.plot_path("curves"), run.history(), state.best_epoch)
     if context.norms.enabled:
-        plots.norms(run.plot_path("norms"), run.table("norms.csv"))
+        plots.draw_norms(run.plot_path("norms"), run.table("norms.csv"))
     loaded = replace(loaded, data=context.dataset)
     scores = _score_weight_files(loaded, context, state, progress)
     if loaded.dataset.val is not None:
@@ -261,7 +261,7 @@ def _score_weight_files(
         "averaged": averaged.scores.model_copy(update=averaging),
         "best": best.scores,
         "thresholds": list(best.thresholds),
-        "weights_sha256": runs.sha256(loaded.run.weights_path()),
+        "weights_sha256": files.sha256_file(loaded.run.weights_path()),
     }
 
 

@@ -26,7 +26,7 @@ from comp.data.corruptions import suite
 from comp.data.images import ImageFiles, read_region
 from comp.data.sources import open_source
 from comp.data.splits import Split
-from comp.results import runs
+from comp.results import files as runs, runs as results_runs
 from comp.runtime import rng
 from comp.runtime.errors import ConfigError, DataError, Interrupted
 from comp.workflows import train

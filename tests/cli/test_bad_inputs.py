@@ -190,7 +190,7 @@ def test_two_writers_on_one_run_are_refused(workplace: Path, comp: Comp) -> None
     comp("train", "small.yaml")
     (run,) = runs.list_runs(Path("runs"))
     program = (
-        f"from comp.results import runs; from pathlib import Path; w = runs.Run(Path({str(run.path)!r})).writing()\n"
+        f"from comp.results import runs; from pathlib import Path; w = runs.Run(Path({str(run.path)!r})).write_lock()\n"
     )
     program += "w.__enter__(); print('held', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, text=True) as other:

@@ -11,7 +11,7 @@ import pytest
 from comp import config as configs
 from comp.config import Config
 from comp.data.dataset import open_dataset
-from comp.results import predictions, runs
+from comp.results import files, prediction_files, runs
 from comp.runtime.errors import Interrupted
 from comp.training import context
 from comp.workflows import predict, train
@@ -61,7 +61,7 @@ def fast_config(data: Config, *overrides: str) -> Config:
 
 def targets(run: runs.Run, name: str) -> np.ndarray[Any, Any]:
     """Return the labels of each block [blocks, images], as predicted."""
-    labels = predictions.load(run.predictions_path(name)).targets
+    labels = prediction_files.load(run.predictions_path(name)).targets
     assert labels is not None
     return labels.reshape(-1, BLOCK)
 
@@ -69,7 +69,7 @@ def targets(run: runs.Run, name: str) -> np.ndarray[Any, Any]:
 def delete_samples(run: runs.Run) -> None:
     """Make a run as older versions wrote it, without samples."""
     with np.load(run.path / "split.npz") as kept:
-        runs.write_arrays(run.path / "split.npz", {name: kept[name] for name in ("train", "val")})
+        files.write_arrays(run.path / "split.npz", {name: kept[name] for name in ("train", "val")})
 
 
 def test_blocks_of_sorted_data_hold_every_class_in_its_share(sorted_data: Config, trained: runs.Run) -> None:
@@ -88,7 +88,7 @@ def test_a_run_without_samples_predicts_the_first_images_and_reuses_no_sampled_b
     sorted_data: Config, trained: runs.Run, comp: Comp
 ) -> None:
     run = runs.open_run(Path(shutil.copytree(trained.path, "run")))
-    drawn = predictions.made_by(run.predictions_path("suite"))
+    drawn = prediction_files.read_made_by(run.predictions_path("suite"))
     delete_samples(run)
     for split in ("suite", "ood_val"):
         assert comp("predict", run.path, "--split", split).code == 0
@@ -97,7 +97,7 @@ def test_a_run_without_samples_predicts_the_first_images_and_reuses_no_sampled_b
         assert clean is not None
         assert clean.labels is not None
         assert (targets(run, name) == clean.labels[:BLOCK]).all()
-    first = predictions.made_by(run.predictions_path("suite"))
+    first = prediction_files.read_made_by(run.predictions_path("suite"))
     assert drawn is not None
     assert first is not None
     assert drawn["images"] != first["images"]  # so that an interrupted prediction cannot continue the other one

@@ -46,7 +46,7 @@ def test_a_csv_made_with_views_has_the_estimate_of_those_views(comp: Callable[..
     unscored()
     Path("submissions/frozen-3.csv").unlink()
     assert comp("predict", PLAIN, "--views", "flip", "-o", "flip.csv").code == 0
-    (row,) = [row for row in leaderboard.rows(Path("runs")) if row.run == PLAIN]
+    (row,) = [row for row in leaderboard.read_rows(Path("runs")) if row.run == PLAIN]
     assert row.submission == "flip.csv"
     assert set(row.estimates) == {"", "+flip"}
     plain, flipped = (row.estimates[variant]["expected_accuracy"] for variant in ("", "+flip"))
@@ -107,7 +107,7 @@ def test_runs_of_another_kind_are_listed_and_not_compared(comp: Callable[..., Re
         result.out
     )
     assert "frozen-3.csv" not in "".join(advised(comp))
-    rows = leaderboard.rows(Path("runs"))
+    rows = leaderboard.read_rows(Path("runs"))
     above = analysis.analyze_leaderboard(rows, "auto").above
     place = [row.run for row in rows].index(ENSEMBLE)
     assert [above[near] for near in (place, place + 1) if near < 3] == [None] * min(2, 3 - place)
@@ -121,7 +121,7 @@ def test_one_run_without_shifted_validation_does_not_change_what_the_others_are_
     path = Path(FLIPPED) / "metrics.json"
     best = json.loads(path.read_text())["best"]
     change(path, best={**best, "ood_val": None})
-    rows = leaderboard.rows(Path("runs"))
+    rows = leaderboard.read_rows(Path("runs"))
     assert [row.run for row in rows] == [PLAIN, ENSEMBLE, FLIPPED]
     told = "sorted by ood_metric (the competition's metric on shifted validation); 1 of 3 runs have none and come last"
     assert told in comp("leaderboard").out
@@ -152,7 +152,7 @@ def test_a_metric_without_intervals_or_estimates_says_so_in_one_line(comp: Calla
 
 
 def test_a_sidecar_that_is_no_sidecar_tells_nothing() -> None:
-    (row,) = [row for row in leaderboard.rows(Path("runs")) if row.run == PLAIN]
+    (row,) = [row for row in leaderboard.read_rows(Path("runs")) if row.run == PLAIN]
     beside = Path("submissions/frozen.json")
     good = json.loads(beside.read_text())
     assert read_sidecar(row, "submissions/frozen.csv") is not None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comp.results import class_names
+from comp.results import predictions
 from comp.runtime.errors import SubmissionError
 from comp.submission.class_spelling import spell_classes
 
@@ -117,7 +117,7 @@ def test_numbers_keep_their_value_with_any_placeholder(labels: list[int], placeh
 
 
 def test_classes_are_ordered_by_value() -> None:
-    assert class_names.ordered(["10.0", "2.0", "1"]) == ("1", "2.0", "10.0")
-    assert class_names.ordered(["010", "2", "-1"]) == ("-1", "2", "010")
-    assert class_names.ordered(["b", "10", "9"]) == ("10", "9", "b")
-    assert class_names.ordered(["12e4", "2"]) == ("12e4", "2")
+    assert predictions.sort_classes(["10.0", "2.0", "1"]) == ("1", "2.0", "10.0")
+    assert predictions.sort_classes(["010", "2", "-1"]) == ("-1", "2", "010")
+    assert predictions.sort_classes(["b", "10", "9"]) == ("10", "9", "b")
+    assert predictions.sort_classes(["12e4", "2"]) == ("12e4", "2")

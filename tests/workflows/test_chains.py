@@ -11,7 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import comp
 from comp.cli import app
 from comp.models.classifier import Classifier
-from comp.results import runs
+from comp.results import files as runs, runs as results_runs
 from tests.support.configs import QUICK, small_config, write_arrays, write_config
 
 PACKAGE = f"{Path(comp.__file__).parent}/"
@@ -35,7 +35,7 @@ def stacks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     folder = tmp_path_factory.mktemp("chains")
     config = write_config(folder / "small.yaml", small_config(write_arrays(folder / "data")))
     seen: dict[str, list[str]] = {}
-    forward, write_together = Classifier.forward, runs.write_together
+    forward, write_together = Classifier.forward, runs.write_files_atomically
 
     def forward_seen(model: Classifier, images: torch.Tensor) -> Any:
         stack = functions_on_stack()

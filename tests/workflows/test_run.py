@@ -19,7 +19,7 @@ import yaml
 
 from comp import config as configs
 from comp.config import yaml_io
-from comp.results import predictions, runs
+from comp.results import files, prediction_files, runs
 from comp.results.blocks import DISTORTIONS
 from comp.runtime import device
 from comp.runtime.errors import Interrupted
@@ -60,7 +60,7 @@ def test_quickstart_goes_from_a_config_to_a_valid_submission(
 
     # The suite repeats the same test images in every block.
     run = the_run(tmp_path / "runs")
-    labels = predictions.load(run.path / "predictions/test.npz").targets
+    labels = prediction_files.load(run.path / "predictions/test.npz").targets
     assert labels is not None
     answers = np.array([int(row[1]) for row in rows[1:]]).reshape(-1, per_block)
     accuracy = scores["suite"]["scores"]["accuracy"]["value"]
@@ -74,7 +74,7 @@ def test_quickstart_goes_from_a_config_to_a_valid_submission(
     assert sidecar["sha256"] == hashlib.sha256(content).hexdigest()
     assert sidecar["run"] == run.name
     assert sidecar["config_hash"] == configs.fingerprint(run.config())
-    assert sidecar["weights_sha256"] == runs.sha256(run.path / "best.safetensors")
+    assert sidecar["weights_sha256"] == files.sha256_file(run.path / "best.safetensors")
     assert sidecar["rows"] == len(ids)
     assert {"git", "time", "versions", "seed"} <= sidecar.keys()
     assert "torch" in sidecar["versions"]
@@ -112,7 +112,7 @@ def test_another_seed_gives_another_net_on_the_same_split(two_runs: Path) -> Non
     first, second = runs.list_runs(Path("runs"))
     weights = [weights_of(run) for run in (first, second)]
     assert any(not np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
-    ids = [predictions.load(run.path / "predictions/val.npz").ids.tolist() for run in (first, second)]
+    ids = [prediction_files.load(run.path / "predictions/val.npz").ids.tolist() for run in (first, second)]
     assert ids[0] == ids[1]
 
 
@@ -267,7 +267,7 @@ def test_training_on_everything_submits_the_final_weights(workplace: Path, comp:
     assert run.provenance()["images"] == {"train": 160, "val": 0, "test": 40}
     assert not (run.path / "best.safetensors").exists()
     sidecar = json.loads(Path("submissions/small.json").read_text())
-    assert sidecar["weights_sha256"] == runs.sha256(run.path / "final.safetensors")
+    assert sidecar["weights_sha256"] == files.sha256_file(run.path / "final.safetensors")
 
 
 def test_the_leaderboard_lists_complete_runs_best_first(two_runs: Path, comp: Callable[..., Result]) -> None:
@@ -294,7 +294,7 @@ def test_predict_writes_a_csv_for_each_run_and_the_same_bytes_again(
 def test_predictions_do_not_depend_on_the_batch_size(two_runs: Path) -> None:
     run, _ = runs.list_runs(Path("runs"))
     loaded = load_run(run)
-    small = predictions.load(run.path / "predictions/suite.npz")
+    small = prediction_files.load(run.path / "predictions/suite.npz")
     config = loaded.config.model_copy(update={"predict": loaded.config.predict.model_copy(update={"batch_size": 3})})
     again = predict_split(replace(loaded, config=config), "suite")
     assert np.allclose(small.outputs.astype(np.float32), again.outputs.astype(np.float32), atol=0.02)
@@ -357,7 +357,7 @@ def test_a_shifted_validation_leaves_out_families_and_names(workplace: Path, com
     names = json.loads(result.out)["best"]["ood_val"]["by_distortion"]
     left_out = {"gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "fog"}
     assert list(names) == [name for name in DISTORTIONS if name not in left_out]
-    blocks = predictions.load(the_run().predictions_path("ood_val")).block_names
+    blocks = prediction_files.load(the_run().predictions_path("ood_val")).block_names
     assert [DISTORTIONS[int(name[10:12])] for name in blocks] == list(names)
 
 

@@ -28,21 +28,21 @@ def report(
     """
     from comp.cli import console
     from comp.results import report as reports
-    from comp.results import runs as run_folders
+    from comp.results import files, runs as run_folders
 
-    run_folders.demand_writable(output)
-    runs = reports.find(paths)
+    files.check_writable(output)
+    runs = reports.find_runs(paths)
     if len(runs) == 1:
         _evaluate(runs[0])
-    text = reports.page(runs, baseline=_config(baseline) if baseline else None)
-    run_folders.write_atomically(output, text.encode())
+    text = reports.render_page(runs, baseline=_config(baseline) if baseline else None)
+    files.write_atomically(output, text.encode())
     written = {"page": str(output), "runs": [str(run.path) for run in runs]}
     console.print_json(written) if as_json else console.print_line(str(output))
 
 
 def _config(path: Path) -> "Config":
     from comp import config as configs
-    from comp.results import runs as run_folders
+    from comp.results import files, runs as run_folders
 
     return run_folders.open_run(path).config() if path.is_dir() else configs.load(path)
 

@@ -72,7 +72,7 @@ def run(
     with importing():
         from comp import config as configs
         from comp.cli import console
-        from comp.results import runs as run_folders
+        from comp.results import files, runs as run_folders
         from comp.training import distributed
         from comp.workflows import rehearse as rehearsal
         from comp.workflows.checks import check_output
@@ -130,7 +130,7 @@ def train(
     with importing():
         from comp import config as configs
         from comp.cli import console
-        from comp.results import runs as run_folders
+        from comp.results import files, runs as run_folders
         from comp.runtime import signals
         from comp.training import distributed
         from comp.workflows import train as workflow
@@ -174,15 +174,15 @@ def lr_find(
     from comp import config as configs
     from comp.cli import console
     from comp.results import plots
-    from comp.results import runs as run_folders
+    from comp.results import files, runs as run_folders
     from comp.workflows.train import find_learning_rate
 
-    run_folders.demand_writable(output, suffix=".png")
+    files.check_writable(output, suffix=".png")
     with configs.naming_overrides(overrides or []), console.bars() as progress:
         loaded = configs.load(config, overrides or [])
         result = find_learning_rate(loaded, lowest=lowest, highest=highest, steps=steps, progress=progress)
     marks = {"steepest descent": result.steepest, "suggestion": result.suggestion}
-    plots.rate_search(output, result.rates, result.losses, result.smoothed, marks)
+    plots.draw_lr_search(output, result.rates, result.losses, result.smoothed, marks)
     if as_json:
         console.print_json({**result.to_json(), "picture": str(output)})
     else:
@@ -203,7 +203,7 @@ def _split_overrides(
 
     The command line puts the first of those in the config's place.
     """
-    from comp.results import runs as run_folders
+    from comp.results import files, runs as run_folders
 
     words = [*([str(config)] if config else []), *(overrides or [])]
     if resume and words and all(word.partition("=")[0] in run_folders.MOVABLE for word in words):
@@ -243,7 +243,7 @@ def _is_finished(resume: Path, data_overrides: list[str], as_json: bool, *, trai
     With `trained_only`, test scores and the submission may be missing.
     """
     from comp.cli import console
-    from comp.results import runs as run_folders
+    from comp.results import files, runs as run_folders
     from comp.submission import write
 
     run = run_folders.open_run(resume, data_overrides)
@@ -251,7 +251,7 @@ def _is_finished(resume: Path, data_overrides: list[str], as_json: bool, *, trai
         return False
     if not trained_only:
         submits = run.config().competition.suite.source != "none"
-        tested = not run.provenance("images")["images"]["test"] or run.metrics().own("test") is not None
+        tested = not run.provenance("images")["images"]["test"] or run.metrics().split_scores("test") is not None
         if not (write.has_intact_submission(run) if submits else tested):
             return False
     if os.environ.get("RANK", "0") == "0":  # torchrun's main process prints
@@ -271,11 +271,11 @@ def _train_on(run: Path, overrides: str) -> str:
 
 def _read_existing(run: Path) -> "tuple[str, Execution]":
     """Return a run's name and recorded execution, to repeat it."""
-    from comp.results import runs as run_folders
+    from comp.results import files, runs as run_folders
     from comp.runtime import device
 
     recorded = run / "execution.json"
-    return run.name.split("-", 2)[-1], device.from_json(run_folders.read_json(recorded), str(recorded))
+    return run.name.split("-", 2)[-1], device.from_json(files.read_json(recorded), str(recorded))
 
 
 def _printers() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comp.cli.console.output import print_line, print_table
 
 if TYPE_CHECKING:
-    from comp.results.analysis import Verdicts
+    from comp.results.analysis import LeaderboardAnalysis
     from comp.results.leaderboard import ColumnGroup, LeaderboardRow
 
 _MAX_DRAWN_ROWS = 500
@@ -51,12 +51,12 @@ def print_leaderboard(rows: "Sequence[LeaderboardRow]", verdicts: "Verdicts", ro
     if len(lines) > _MAX_DRAWN_ROWS:
         _print_plain([headings, *lines])
     else:
-        sort_headings = {_heading(row, leaderboard.sorted_by(rows, sort)[row.competition]) for row in listed}
+        sort_headings = {_heading(row, leaderboard.sort_columns(rows, sort)[row.competition]) for row in listed}
         order = dict.fromkeys([*_DROPPED, *headings])  # the metric's own columns go last
         drop = [name for name in order if name in headings and name not in ("#", "run", *sort_headings)]
         folded = {"run": 24, "submission": 20, "model": 16, "estimated": 9}
         print_table(headings, lines, folded=folded, drop=drop, full_table="--csv")
-    print_line(leaderboard.sort_line(rows, sort))
+    print_line(leaderboard.describe_sort(rows, sort))
     if len(listed) < len(rows):
         print_line(f"{len(rows) - len(listed):,} more: --top 0 shows all, --csv writes them")
     if any(marks):
@@ -112,7 +112,7 @@ def print_groups(groups: "Sequence[ColumnGroup]", by: str, rows: "Sequence[Leade
     headings = (by, "runs", "best", "mean", "deviation", "best run")
     print_table(headings, lines, folded={by: 14, "best run": 24}, drop=("deviation", "mean"), full_table="--csv")
     if rows:
-        print_line(leaderboard.sort_line(rows, sort))
+        print_line(leaderboard.describe_sort(rows, sort))
 
 
 def _cell(value: Any) -> str:

@@ -19,7 +19,7 @@ from comp.data import splits, splitting, suites
 from comp.data.corruptions.suite import CORRUPTIONS, SEVERITIES
 from comp.data.dataset import Dataset
 from comp.data.splits import Split, Suite
-from comp.results import plots, runs
+from comp.results import files as runs, plots, runs as results_runs
 from comp.results.blocks import DISTORTIONS, Block, block_grid
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress, quiet
@@ -103,7 +103,7 @@ def write_suite(
         stack = [block for block in blocks if block.distortion == number]
         if not _is_complete(path, len(stack) * len(kept), kept):
             _write_file(path, suite, stack, kept, progress)
-    plots.image_sheet(folder / SHEET, *_sheet(kept, paths, names, severities))
+    plots.draw_image_sheet(folder / SHEET, *_sheet(kept, paths, names, severities))
     return paths
 
 
@@ -118,7 +118,7 @@ def _manifest(
         "severities": list(severities),
         "images_per_block": len(split),
         "image_shape": list(split.image_shape),
-        "versions": runs.versions(),
+        "versions": results_runs.package_versions(),
         "indices": rows,  # each image's row in its split, which determines its draws
         "ids": split.ids.tolist(),
     }

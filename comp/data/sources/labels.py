@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from comp.config import CSVConfig
 from comp.data.sources.columns import configured_column, first_named, shown_columns
-from comp.results import class_names
+from comp.results import predictions
 from comp.results.predictions import Targets
 from comp.runtime.errors import DataError
 from comp.submission import csv_io
@@ -119,7 +119,7 @@ def order_classes(names: Sequence[str], sample: SampleSubmission | None) -> tupl
     """
     if sample is not None and len(sample.columns) > 1 and set(sample.columns) == set(names):
         return sample.columns
-    return class_names.ordered(names)
+    return predictions.sort_classes(names)
 
 
 def _find_label_column(table: _Table) -> str:
@@ -202,7 +202,7 @@ def _are_flags(table: "pd.DataFrame", columns: Sequence[str]) -> bool:
 
 def _flag(cell: str) -> Decimal | None:
     """Return a cell's number, with pandas' `True` and `False` as 1 and 0; None if it is no number."""
-    return _TRUTHS.get(cell.strip().lower(), class_names.decimal(cell))
+    return _TRUTHS.get(cell.strip().lower(), predictions.parse_decimal(cell))
 
 
 def _read_flag_columns(table: _Table, columns: Sequence[str], task: str) -> Labels:

@@ -15,13 +15,12 @@ from comp.inference.options import check_task, predict_options
 from comp.inference.views import check_size
 from comp.models import averaging, zoo
 from comp.models.classifier import Classifier
-from comp.results import class_names, metrics, runs
+from comp.results import class_names, files, metrics, runs
 from comp.runtime import device
 from comp.runtime.errors import ConfigError, UserError, unknown
 from comp.submission import derive_format, rules, samples, write
 from comp.tracking import login
 from comp.training import consistency, optimizers, validation
-from comp.workflows import predict
 
 _SHOWN_HEADER = 80  # characters of a header in a note
 
@@ -148,7 +147,7 @@ def _check_room(config: Config, runs_root: Path) -> None:
     suite = config.competition.suite
     rows = suite.files * suite.severities * suite.images_per_block
     needed = rows * (_BYTES_PER_ID + 2 * 100) + (100 << 20)  # float16 logits of up to 100 classes, and some weights
-    if reason := runs.unwritable(runs_root):
+    if reason := files.unwritable(runs_root):
         raise ConfigError(f"{runs_root}: {reason}; choose another folder with --runs")
     existing = next(path for path in (runs_root.absolute(), *runs_root.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
@@ -168,6 +167,8 @@ def check_output(config: Config, output: Path | None, *, force: bool) -> None:
         ConfigError: nothing will be submitted, so that no name is wanted.
         SubmissionError: the name is taken or cannot be written.
     """
+    from comp.workflows import predict  # which imports this module
+
     if config.competition.suite.source != "none":
         write.demand_free(output or predict.default_submission(config), force=force)
     elif output is not None:

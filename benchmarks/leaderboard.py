@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from comp.results import predictions, runs
+from comp.results import prediction_files, predictions, runs
 from comp.results.blocks import DISTORTIONS, block_grid
 from comp.results.run_metrics import AccuracyEstimate, RunMetrics, Score, SplitScores, WeightScores
 
@@ -79,7 +79,7 @@ def save_predictions(folder: Path, draws: np.random.Generator) -> None:
         classes="abcdefghij", targets=np.arange(count) % 10, made_by={},
         blocks=[(block.name, block.count) for block in SHIFTED],
     )  # fmt: skip
-    predictions.save(folder / "predictions" / "ood_val.npz", found)
+    prediction_files.save(folder / "predictions" / "ood_val.npz", found)
 
 
 def processor() -> float:

@@ -24,7 +24,7 @@ from comp.inference.options import PredictOptions
 from comp.inference.predict import delete_partial_blocks, predict
 from comp.models import zoo
 from comp.models.classifier import Classifier
-from comp.results import predictions
+from comp.results import prediction_files
 from comp.results.blocks import Block
 from comp.runtime.device import Execution
 
@@ -84,7 +84,7 @@ def contest(
                 variant=variant,
                 parts=parts,
             )
-            predictions.save(folder / "suite.npz", found)
+            prediction_files.save(folder / "suite.npz", found)
             delete_partial_blocks(parts)
 
         return work
@@ -124,7 +124,7 @@ def report_memory(rows: int, execution: Execution) -> None:
             progress=look,
         )  # fmt: skip
         seen.append(anonymous_megabytes())
-        predictions.save(Path(folder) / "suite.npz", found)
+        prediction_files.save(Path(folder) / "suite.npz", found)
         seen.append(anonymous_megabytes())
     print(f"{len(found):,} rows of {len(CLASSES)} classes: {seen[0]:,.0f} MB of anonymous memory before, at most "
           f"{max(seen):,.0f} MB on the way")  # fmt: skip

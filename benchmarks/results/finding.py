@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.results.rows import Row
 from comp import config as configs
 from comp.config import Config
-from comp.results import diagnostics, predictions, runs
+from comp.results import diagnostics, files, prediction_files, runs
 from comp.results.run_metrics import RunMetrics
 from comp.results.runs import Run
 from comp.runtime.errors import UserError
@@ -150,20 +150,20 @@ def _fixed(config: Config) -> dict[str, object]:
 
 
 def _accuracy(metrics: RunMetrics) -> float:
-    scores = metrics.test or metrics.counted.val
+    scores = metrics.test or metrics.best_or_final.val
     assert scores is not None
     return scores.scores["accuracy"].value
 
 
 def _precision(run: Run) -> float:
-    found = diagnostics.diagnose(predictions.load(run.predictions_path("test")))
+    found = diagnostics.diagnose(prediction_files.load(run.predictions_path("test")))
     return float(found["weighted"]["precision"])
 
 
 def _threads(run: Run) -> str:
     if not (run.path / "execution.json").is_file():
         return ""
-    count = runs.read_json(run.path / "execution.json")["threads"]
+    count = files.read_json(run.path / "execution.json")["threads"]
     return f", {count} thread" if count == 1 else f", {count} threads"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.results import pictures
 from benchmarks.results.finding import CONFIGS, Outcome, Runs, within_noise
 from benchmarks.results.rows import ROWS, Row
-from comp.results import plots, runs
+from comp.results import files, plots, runs
 from comp.runtime.errors import RunError
 
 PAGE = Path("docs/RESULTS.md")
@@ -43,7 +43,7 @@ def write(root: Path) -> None:
     best = {row: found.outcome(row, row.best) for row in ROWS if row.best}
     parts = [_INTRODUCTION, _main_table(outcomes, best), _first_principles(found), _pictures(outcomes, best), _away()]
     PAGE.parent.mkdir(exist_ok=True)
-    runs.write_atomically(PAGE, "\n".join(part for part in parts if part).encode())
+    files.write_atomically(PAGE, "\n".join(part for part in parts if part).encode())
     for row, outcome in outcomes.items():
         if not row.start:
             _write_header(row.config, outcome)
@@ -177,7 +177,7 @@ def _by_layer(known: Known) -> list[str]:
             return []
         tables[config] = runs.Run(outcome.paths[0]).table("norms.csv")
     path = PICTURES / "norms.png"
-    plots.compared_norms(path, tables)
+    plots.draw_compared_norms(path, tables)
     first = {name: _first_layer(rows) for name, rows in tables.items()}
     told = ", ".join(f"{name} {norm:.3f}" for name, norm in first.items())
     larger = "larger" if first["mnist_residual_mlp"] > first["mnist_mlp"] else "not larger"
@@ -214,7 +214,7 @@ def _write_header(config: str, outcome: Outcome | None) -> None:
     told = "not run yet." if outcome is None else _sentence(outcome)
     replaced = _OURS.sub(f"# Ours: {told}", text, count=1)
     if replaced != text:
-        runs.write_atomically(path, replaced.encode())
+        files.write_atomically(path, replaced.encode())
 
 
 def _sentence(outcome: Outcome) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from comp.results import runs
+from comp.results import files
 
 Bars = Mapping[str, Sequence[float | None]]  # label -> a value for each group, None where there is none
 
@@ -43,4 +43,4 @@ def bars(path: Path, title: str, groups: Sequence[str], values: Bars, *, lowest:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_atomically(path, content.getvalue())
+    files.write_atomically(path, content.getvalue())

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from comp.results import runs
+from comp.results import files
 from comp.runtime.errors import RunError
 
 FOLDER = ".comp-cache"
@@ -28,15 +28,15 @@ def cached_json(root: Path, kind: str, key: str, compute: Callable[[], dict[str,
         key: everything that the facts depend on.
         compute: returns plain values; its keys must be the same at every call.
     """
-    digest = runs.sha256_of(f"{_RULES}\0{key}".encode())[:32]
+    digest = files.sha256_bytes(f"{_RULES}\0{key}".encode())[:32]
     path = root / FOLDER / f"{kind}-{digest}.json"
     with contextlib.suppress(RunError):
-        return runs.read_json(path)
+        return files.read_json(path)
     facts = compute()
     if root.is_dir():
         with contextlib.suppress(RunError, OSError):
             path.parent.mkdir(exist_ok=True)
-            runs.write_atomically(path, runs.to_json(facts))
+            files.write_atomically(path, files.to_json(facts))
     return facts
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from comp.results.runs import make_folder
+from comp.results.files import make_folder
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress
 

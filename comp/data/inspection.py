@@ -13,7 +13,7 @@ from comp.config import Config
 from comp.data import loading
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, channel_statistics
-from comp.results import plots, runs
+from comp.results import files, plots
 from comp.runtime import rng
 from comp.runtime.progress import Progress, quiet
 
@@ -66,20 +66,20 @@ def draw(config: Config, dataset: Dataset, folder: Path, *, augmented: bool) -> 
         folder: made if need be; PNGs of the same names are replaced.
         augmented: also draw the same images as the first epoch's steps see them: under the policy, and mixed.
     """
-    runs.make_folder(folder)
+    files.make_folder(folder)
     classes, train = dataset.competition.classes, dataset.train
     paths = [folder / "labels.png", folder / "images.png"]
     counts = {split.name: split.class_counts(len(classes)).tolist() for split in splits_of(dataset)}
-    plots.label_bars(paths[0], counts, classes)
+    plots.draw_label_bars(paths[0], counts, classes)
     assert train.labels is not None
     by_label = np.argsort(train.labels if train.labels.ndim == 1 else train.labels.argmax(1), kind="stable")
     rows = by_label[np.linspace(0, len(train) - 1, min(_GRID_IMAGES, len(train))).astype(np.int64)]
     titles = [_title(label, classes) for label in train.labels[rows]]
-    plots.image_grid(paths[1], np.asarray(train.images[rows]), titles)
+    plots.draw_image_grid(paths[1], np.asarray(train.images[rows]), titles)
     if augmented:
         paths.append(folder / "augmented.png")
         images, targets = _augmented(config, train, rows, len(classes))
-        plots.image_grid(paths[2], images, [_mixed_title(row, classes) for row in targets])
+        plots.draw_image_grid(paths[2], images, [_mixed_title(row, classes) for row in targets])
     return paths
 
 

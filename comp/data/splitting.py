@@ -22,7 +22,7 @@ from comp.data.cache import cached_json
 from comp.data.duplicates import exact_groups
 from comp.data.sources.source import Source
 from comp.data.splits import Split, fingerprint
-from comp.results import runs
+from comp.results import files
 from comp.results.predictions import Targets
 from comp.runtime.errors import ConfigError, DataError, RunError
 from comp.runtime.progress import Progress, quiet
@@ -408,7 +408,7 @@ def save(path: Path, train: Split, val: Split | None, samples: Mapping[str, Rows
         RunError: it cannot be written.
     """
     ids = {"train": train.ids, "val": train.ids[:0] if val is None else val.ids}
-    runs.write_arrays(path, {**ids, **{_ROWS + name: rows for name, rows in samples.items()}})
+    files.write_arrays(path, {**ids, **{_ROWS + name: rows for name, rows in samples.items()}})
 
 
 def read(path: Path, cure: str) -> dict[str, NDArray[Any]]:
@@ -422,14 +422,14 @@ def read(path: Path, cure: str) -> dict[str, NDArray[Any]]:
         RunError: missing or damaged.
     """
     try:
-        with runs.reading_arrays(path) as archive:
+        with files.open_arrays(path) as archive:
             found = {name: archive[name] for name in archive.files}
         for name, array in found.items():
             rows = name.startswith(_ROWS)
             if array.ndim != 1 or array.dtype.kind != ("i" if rows else "U") or (rows and array.min(initial=0) < 0):
                 raise ValueError("it holds other arrays than lists of ids and rows")
-    except runs.DAMAGE as error:
-        raise RunError(f"{path}: missing or damaged ({runs.reason(error)}); {cure}") from None
+    except files.READ_ERRORS as error:
+        raise RunError(f"{path}: missing or damaged ({files.error_text(error)}); {cure}") from None
     return found
 
 

@@ -14,7 +14,7 @@ from comp.data.arrays import open_images
 from comp.data.corruptions.suite import COLOURED, corrupt, named
 from comp.data.downloads import fetch
 from comp.data.splits import Split, Suite
-from comp.results import runs
+from comp.results import files
 from comp.results.blocks import DISTORTIONS, Block
 from comp.results.blocks import block_grid as spec_blocks
 from comp.runtime.errors import ConfigError, DataError
@@ -154,7 +154,7 @@ def _check_severities(manifest: Path, wanted: Sequence[int]) -> None:
     """A folder may hold a choice of severities; blocks would then go by wrong names."""
     if not manifest.exists():
         return
-    found = runs.read_json(manifest).get("severities")
+    found = files.read_json(manifest).get("severities")
     if found != sorted(set(wanted)):
         raise DataError(
             f"{manifest}: expected severities {sorted(set(wanted))}, as competition.suite.severities says, found "
@@ -170,7 +170,7 @@ def distortion_path(folder: Path, distortion: int) -> Path:
 def state_of(folder: Path) -> str:
     """Return what changes when one of a folder's distortion files does: a hash of names, sizes and times."""
     found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.npy"))]
-    return runs.sha256_of(repr(found).encode())[:16]
+    return files.sha256_bytes(repr(found).encode())[:16]
 
 
 def name_of(folder: Path) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.ensembles.spaces import SPACES, Space, Stack
+from comp.ensembles.methods import SPACES, Space, Stack
 from comp.results import predictions
 from comp.results.predictions import Predictions, Targets
 from comp.runtime.errors import RunError
@@ -48,7 +48,7 @@ def chunks(rows: int) -> list[slice]:
     return [slice(start, min(start + _CHUNK_ROWS, rows)) for start in range(0, rows, _CHUNK_ROWS)]
 
 
-def sample(
+def align_members(
     split: str, names: Sequence[str], members: Sequence[Predictions], images: Sequence[NDArray[np.str_]]
 ) -> AlignedSplit:
     """Return members that show the same images, their classes in the first one's order.
@@ -66,7 +66,7 @@ def sample(
     ordered = [first]
     for name, member, member_images in zip(names[1:], members[1:], images[1:], strict=True):
         where = f"{name}: its predictions of {split}"
-        aligned = in_order(member, first.classes, f"{where} have other classes than {names[0]}")
+        aligned = reorder_classes(member, first.classes, f"{where} have other classes than {names[0]}")
         _check_ids(where, names[0], first.ids, aligned.ids)
         if first.blocks() != aligned.blocks():
             raise RunError(f"{where} have other blocks than those of {names[0]}; predict the same suite")
@@ -80,7 +80,7 @@ def sample(
     return AlignedSplit(tuple(names), tuple(ordered), shown)
 
 
-def same_images(members: Sequence[Predictions], images: Sequence[NDArray[np.str_]]) -> bool:
+def show_same_images(members: Sequence[Predictions], images: Sequence[NDArray[np.str_]]) -> bool:
     """Return whether all members show the same images in the same rows and blocks."""
     first, shown = members[0], images[0]
     return all(
@@ -91,7 +91,7 @@ def same_images(members: Sequence[Predictions], images: Sequence[NDArray[np.str_
     )
 
 
-def in_order(predicted: Predictions, classes: tuple[str, ...], problem: str) -> Predictions:
+def reorder_classes(predicted: Predictions, classes: tuple[str, ...], problem: str) -> Predictions:
     """Return predictions whose columns, targets and decisions follow another order of the same classes.
 
     Args:
@@ -167,15 +167,15 @@ def join_folds(
     """
     names = [f"fold {number}" for number in range(len(parts))]
     problem = "the folds have different classes"
-    parts = [in_order(part, parts[0].classes, problem) for part in parts]
+    parts = [reorder_classes(part, parts[0].classes, problem) for part in parts]
     for name, part in zip(names[1:], parts[1:], strict=True):
         if not np.array_equal(part.block_names, parts[0].block_names):
             raise RunError(f"{name}: its shifted validation has other blocks than that of fold 0")
     if not len(parts[0].block_names):
-        joined, shown = predictions.concatenate([row_thresholds(part) for part in parts]), np.concatenate(list(images))
+        joined = predictions.concatenate([expand_thresholds(part) for part in parts])
         if len(np.unique(joined.ids)) < len(joined):
             raise RunError("folds: an image stands in two of them; they are not of one division")
-        return joined, shown
+        return joined, np.concatenate(list(images))
     spans = [[rows for _, rows in part.blocks()] for part in parts]
     rows_of = [(fold, block) for block in range(len(parts[0].block_names)) for fold in range(len(parts))]
     pieces = [_fold_rows(parts[fold], spans[fold][block], fold) for fold, block in rows_of]
@@ -189,11 +189,11 @@ def join_folds(
 
 def _fold_rows(part: Predictions, rows: slice, fold: int) -> Predictions:
     """Return some rows without blocks, their ids ending in `@` and the fold."""
-    taken = row_thresholds(part.take(rows))
+    taken = expand_thresholds(part.take(rows))
     return replace(taken, ids=np.strings.add(taken.ids, f"@{fold}"))
 
 
-def row_thresholds(part: Predictions) -> Predictions:
+def expand_thresholds(part: Predictions) -> Predictions:
     """Return predictions whose thresholds are written out for each row, so that they can follow others."""
     if part.row.decision != "thresholds":
         return part

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from comp import config as configs
 from comp.config import Config
 from comp.data import splitting
-from comp.ensembles import align, cross_fit, methods, scoring
+from comp.ensembles import align, cross_fit, methods
 from comp.ensembles.align import AlignedSplit
 from comp.inference.options import with_overrides
-from comp.results import predictions, runs
+from comp.results import files, prediction_files
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.runtime.errors import RunError
@@ -44,7 +44,7 @@ class MemberRuns:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class CollectedMembers:
     """Members with their predictions.
 
     Attributes:
@@ -71,14 +71,14 @@ class Gathered:
         if self.differing and agreed:
             return f"{self.differing[0]} is left out: its images differ between the members; {agreed[0]} is used"
         if self.differing:
-            return f"no validation score: the members were validated on different images; {self.cure} to get one"
+            return f"no validation score: the members were validated on different images; {self.advice} to get one"
         if not agreed:
             blind = [run.name for run in self.runs if not self.stored[run.path].keys() & set(SELECTIONS)]
             return f"no validation score: {f'{blind[0]} has' if blind else 'the members share'} no validation split"
         return ""
 
     @property
-    def cure(self) -> str:
+    def advice(self) -> str:
         """What gives the members the same validation images."""
         if len({run.config().data.split_seed for run in self.runs}) > 1:
             return "give the runs one data.split_seed"
@@ -89,30 +89,30 @@ class Gathered:
     def sample(self, split: str) -> AlignedSplit:
         """Return a split as every member sees it."""
         parts, images = self._of_groups(split)
-        return align.sample(split, [group.name for group in self.groups], parts, images)
+        return align.align_members(split, [group.name for group in self.groups], parts, images)
 
     def agrees(self, split: str) -> bool:
         """Return whether all members show the same images of a split."""
-        return align.same_images(*self._of_groups(split))
+        return align.show_same_images(*self._of_groups(split))
 
     def _of_groups(self, split: str) -> tuple[list[Predictions], list[NDArray[np.str_]]]:
         pairs = [self._of_group(group, split) for group in self.groups]
         return [part for part, _ in pairs], [images for _, images in pairs]
 
     def _of_group(self, group: MemberRuns, split: str) -> tuple[Predictions, NDArray[np.str_]]:
-        parts = [predictions.load(self.stored[run.path][split]) for run in group.runs]
+        parts = [prediction_files.load(self.stored[run.path][split]) for run in group.runs]
         images = [_images(run, split, part) for run, part in zip(group.runs, parts, strict=True)]
         if len(parts) == 1:
             return parts[0], images[0]
         if split in SELECTIONS:
             return align.join_folds(parts, images)
-        alike = align.sample(split, [run.name for run in group.runs], parts, images)
+        alike = align.align_members(split, [run.name for run in group.runs], parts, images)
         plain = methods.METHODS["mean"].plain(len(parts), len(parts[0].classes), alike.space)
-        decider = scoring.Decider(group.runs[0].metrics().metric)
+        decider = cross_fit.Decider(group.runs[0].metrics().metric)
         return decider.decide(split, cross_fit.combine(plain, alike, {}), alike), images[0]
 
 
-def gather(trained: Sequence[Run], given: Mapping[str, Any], progress: Progress) -> Gathered:
+def collect_members(trained: Sequence[Run], given: Mapping[str, Any], progress: Progress) -> CollectedMembers:
     """Return runs as members, with the predictions that all of them have.
 
     Args:
@@ -123,7 +123,7 @@ def gather(trained: Sequence[Run], given: Mapping[str, Any], progress: Progress)
     Raises:
         UserError: damaged runs, missing folds, or no images that all runs predict.
     """
-    groups = grouped(trained)
+    groups = group_folds(trained)
     stored = {run.path: _stored(run, given, progress) for run in trained}
     splits = tuple(split for split in SPLITS if all(split in paths for paths in stored.values()))
     wants = [run for run in trained if _has(run, run.config(), "suite")]
@@ -131,7 +131,7 @@ def gather(trained: Sequence[Run], given: Mapping[str, Any], progress: Progress)
         lacking = next(run for run in trained if "suite" not in stored[run.path])
         lacking.weights_path()  # where they were removed, that is why
         raise RunError(f"{lacking.path}: has no predictions of the suite, and {wants[0].path} has; leave one out")
-    everything = Gathered(groups, stored, splits)
+    everything = CollectedMembers(groups, stored, splits)
     differing = tuple(split for split in SELECTIONS if split in splits and not everything.agrees(split))
     shared = replace(everything, splits=tuple(split for split in splits if split not in differing), differing=differing)
     if not shared.splits:
@@ -139,7 +139,7 @@ def gather(trained: Sequence[Run], given: Mapping[str, Any], progress: Progress)
     return shared
 
 
-def demand_one_competition(trained: Sequence[Run]) -> None:
+def check_one_competition(trained: Sequence[Run]) -> None:
     """Refuse fewer than two runs, one that is named twice, incomplete ones, and several competitions or tasks.
 
     Raises:
@@ -166,7 +166,7 @@ def _described(competition: tuple[str, str, str]) -> str:
     return f"competition '{name}' (task {task}, metric {metric})"
 
 
-def grouped(trained: Sequence[Run]) -> tuple[MemberRuns, ...]:
+def group_folds(trained: Sequence[Run]) -> tuple[MemberRuns, ...]:
     """Return runs as members: those that differ in `data.fold` alone are one where each fold is there once.
 
     Where a fold is missing or there twice, each run is a member of its own: they were validated on different images.
@@ -214,9 +214,11 @@ def _stored(run: Run, given: Mapping[str, Any], progress: Progress) -> dict[str,
     variant = with_overrides(config.predict, given)
     rules.check_adaptation(config.competition.rules, variant.adapt)
     paths = {split: run.predictions_path(split + variant.suffix) for split in SPLITS if _has(run, config, split)}
-    digest = runs.sha256(run.weights_path())
+    digest = files.sha256_file(run.weights_path())
     missing = [
-        split for split, path in paths.items() if (predictions.made_by(path) or {}).get("weights_sha256") != digest
+        split
+        for split, path in paths.items()
+        if (prediction_files.read_made_by(path) or {}).get("weights_sha256") != digest
     ]
     if missing:
         loaded = predict.load(run, progress=progress)
@@ -230,7 +232,7 @@ def _images(run: Run, split: str, predicted: Predictions) -> NDArray[np.str_]:
     if split != "ood_val":
         return predicted.ids
     path = run.path / "split.npz"
-    cure = f"leave the run out, or {run.cure}"
+    cure = f"leave the run out, or {run.repair_hint}"
     found = splitting.read(path, cure)
     shown, rows = found.get("ood_val", found.get("val")), found.get("rows_ood_val")
     if shown is None:

@@ -12,14 +12,13 @@ from comp import config as configs
 from comp.config import Config, PredictConfig
 from comp.config.tasks import TASKS
 from comp.data.dataset import Dataset
-from comp.ensembles import align, collect, cross_fit, methods, scoring
+from comp.ensembles import align, collect, cross_fit, methods
 from comp.ensembles.align import AlignedSplit
-from comp.ensembles.collect import SELECTIONS, Gathered
-from comp.ensembles.cross_fit import Comparison, CrossFitted
-from comp.ensembles.methods import FitData, Fitted, Method
-from comp.ensembles.scoring import Decider, Scorer
+from comp.ensembles.collect import SELECTIONS, CollectedMembers
+from comp.ensembles.cross_fit import Comparison, CrossFitted, Decider
+from comp.ensembles.methods import FitData, Fitted, Method, Scorer
 from comp.inference import accuracy_estimate
-from comp.results import metrics, predictions, runs
+from comp.results import files, metrics, prediction_files, runs
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import AccuracyEstimate, RunMetrics, WeightScores
 from comp.results.runs import Run
@@ -55,7 +54,7 @@ class _Combination:
     ) -> Predictions:
         """Return the ensemble's predictions of a split, of validation those that are not fitted on their own rows."""
         if split in SELECTIONS and self.crossed is not None:
-            combined = cross_fit.out_of_fold(self.crossed, sample, made_by)
+            combined = cross_fit.predict_out_of_fold(self.crossed, sample, made_by)
         else:
             combined = cross_fit.combine(self.whole, sample, made_by, progress)
         return self.decider.decide(split, combined, sample)
@@ -92,10 +91,10 @@ def ensemble(
     """
     if output is not None:
         write.demand_free(output, force=force)
-    collect.demand_one_competition(trained)
+    collect.check_one_competition(trained)
     first = trained[0].metrics()
     chosen = methods.method(method, TASKS[first.task])
-    work = collect.gather(trained, given or {}, progress)
+    work = collect.collect_members(trained, given or {}, progress)
     split = _selection(select_on, work, learns=chosen.learns, method=method)
     score = Scorer(first.metric, trained[0].provenance("classes")["classes"], first.task)
     combination = _fit(chosen, method, split, work, score, folds, progress)
@@ -103,8 +102,8 @@ def ensemble(
     config = trained[0].config()
     dataset = predict.opened_data(trained[0], progress)
     result = runs.create(runs_root, _plainly(config), f"{method}-ensemble", _provenance(work, config))
-    with runs.made_whole(result):
-        with result.writing():
+    with runs.delete_on_failure(result):
+        with result.write_lock():
             made_by = _made_by(work, result, combination)
             scores = _store(work, result, made_by, combination, first.metric, progress)
             described = _described(work, result, combination, dataset.competition)
@@ -119,7 +118,13 @@ def _noted(compared: Comparison | None, note: str) -> dict[str, Any]:
 
 
 def _fit(
-    method: Method, name: str, split: str | None, work: Gathered, score: Scorer, folds: int | None, progress: Progress
+    method: Method,
+    name: str,
+    split: str | None,
+    work: CollectedMembers,
+    score: Scorer,
+    folds: int | None,
+    progress: Progress,
 ) -> _Combination:
     """Return a method fitted on the members' validation, or one that learns nothing where they share none."""
     metric, calibrated = score.metric, method.calibrated
@@ -134,32 +139,36 @@ def _fit(
     crossed = cross_fit.cross_fit(method, sample, count, score, progress)
     # Clean validation tunes the thresholds where there is any, as it does for a single run.
     tuned_on = "val" if "val" in work.splits else split
-    held_out = cross_fit.out_of_fold(crossed, sample if tuned_on == split else work.sample(tuned_on), {})
-    return _Combination(name, split, whole, crossed, scoring.tuned(metric, tuned_on, held_out, calibrated=calibrated))
+    held_out = cross_fit.predict_out_of_fold(crossed, sample if tuned_on == split else work.sample(tuned_on), {})
+    return _Combination(
+        name, split, whole, crossed, cross_fit.tune_decider(metric, tuned_on, held_out, calibrated=calibrated)
+    )
 
 
 def _compare(combination: _Combination, sample: AlignedSplit, metric: str) -> Comparison:
     assert combination.split is not None
     assert combination.crossed is not None
     held_out = combination.of(combination.split, sample, {})
-    return cross_fit.compare(combination.split, sample, combination.crossed, combination.whole, held_out, metric)
+    return cross_fit.compare_with_members(
+        combination.split, sample, combination.crossed, combination.whole, held_out, metric
+    )
 
 
-def _selection(select_on: str | None, work: Gathered, *, learns: bool, method: str) -> str | None:
+def _selection(select_on: str | None, work: CollectedMembers, *, learns: bool, method: str) -> str | None:
     """Return what is fitted on; None where the members share no validation and nothing is learnt."""
     if select_on is not None and select_on not in SELECTIONS:
         raise ConfigError(f"--select-on: {unknown('split', select_on, SELECTIONS)}")
     if select_on is not None and select_on in work.differing:
         raise ConfigError(
-            f"--select-on {select_on}: the runs were validated on different images; {work.cure}, or take --method mean "
-            "without --select-on"
+            f"--select-on {select_on}: the runs were validated on different images; {work.advice}, or take --method "
+            "mean without --select-on"
         )
     if select_on is not None and select_on not in work.splits:
         raise ConfigError(f"--select-on {select_on}: not every run has it; see data.validation and ood_validation")
     split = select_on or next((split for split in SELECTIONS if split in work.splits), None)
     if split is None and learns:
         reason = (
-            f"the runs were validated on different images; {work.cure}"
+            f"the runs were validated on different images; {work.advice}"
             if work.differing
             else "not every run has one; set data.validation"
         )
@@ -172,7 +181,7 @@ def _plainly(config: Config) -> Config:
     return config.model_copy(update={"predict": PredictConfig(batch_size=config.predict.batch_size)})
 
 
-def _provenance(work: Gathered, config: Config) -> dict[str, Any]:
+def _provenance(work: CollectedMembers, config: Config) -> dict[str, Any]:
     """Return where the result comes from; data and classes are the first member's."""
     inherited = ("data_fingerprint", "classes", "image_shape", "images", "loading", "notes")
     first = work.runs[0].provenance(*inherited)
@@ -186,7 +195,7 @@ def _provenance(work: Gathered, config: Config) -> dict[str, Any]:
     }
 
 
-def _made_by(work: Gathered, result: Run, combination: _Combination) -> dict[str, Any]:
+def _made_by(work: CollectedMembers, result: Run, combination: _Combination) -> dict[str, Any]:
     """Return what the result's predictions are made by: every member with its weights, views, adaptation and share."""
     sources = []
     shares = combination.whole.weights or (None,) * len(work.groups)
@@ -196,7 +205,7 @@ def _made_by(work: Gathered, result: Run, combination: _Combination) -> dict[str
             config = run.config()
             sources.append(
                 {
-                    **(predictions.made_by(paths.get("suite") or next(iter(paths.values()))) or {}),
+                    **(prediction_files.read_made_by(paths.get("suite") or next(iter(paths.values()))) or {}),
                     "run": run.name,
                     "run_path": str(run.path),
                     "config_hash": run.config_hash(),
@@ -209,13 +218,13 @@ def _made_by(work: Gathered, result: Run, combination: _Combination) -> dict[str
         "run": result.name,
         "ensemble": combination.method,
         "members": sources,
-        "weights_sha256": runs.sha256_of(f"{combination.method}\n{digests}".encode()),
+        "weights_sha256": files.sha256_bytes(f"{combination.method}\n{digests}".encode()),
         "transductive": any(member.get("transductive") for member in sources),
     }
 
 
 def _store(
-    work: Gathered,
+    work: CollectedMembers,
     result: Run,
     made_by: Mapping[str, Any],
     combination: _Combination,
@@ -229,7 +238,7 @@ def _store(
     for split in work.splits:
         sample = work.sample(split)
         combined = combination.of(split, sample, made_by, progress)
-        predictions.save(result.predictions_path(split), combined)
+        prediction_files.save(result.predictions_path(split), combined)
         scores[split] = predict.scores_of(combined, metric)
         if split == "val":
             images["val"] = sample.images
@@ -239,11 +248,11 @@ def _store(
         if split == "suite" and calibration is not None:
             estimate = accuracy_estimate.estimate_accuracy(combined, calibration).to_json()
             scores["expected"] = {"suite": AccuracyEstimate.model_validate(estimate)}
-    runs.write_arrays(result.path / "split.npz", {"train": np.array([], np.str_), **images})
+    files.write_arrays(result.path / "split.npz", {"train": np.array([], np.str_), **images})
     return {"best": WeightScores(val=scores.pop("val", None), ood_val=scores.pop("ood_val", None)), **scores}
 
 
-def _described(work: Gathered, result: Run, combination: _Combination, competition: Competition) -> RunMetrics:
+def _described(work: CollectedMembers, result: Run, combination: _Combination, competition: Competition) -> RunMetrics:
     """Return the metrics of the result before its scores: what costs time and space is the sum of the members'."""
     sources = [run.metrics() for run in work.runs]
     described = train.describe(
@@ -265,9 +274,9 @@ def _described(work: Gathered, result: Run, combination: _Combination, competiti
 
 def _submit(result: Run, dataset: Dataset, made_by: Mapping[str, Any], output: Path | None, force: bool) -> None:
     """Write the submission in the format of the first member's data as they are now, classes matched by name."""
-    stored = predictions.load(result.predictions_path("suite"))
+    stored = prediction_files.load(result.predictions_path("suite"))
     problem = f"{dataset.competition.name}: the first member's data have other classes now than it was trained on"
-    ordered = align.in_order(stored, dataset.competition.classes, problem)
+    ordered = align.reorder_classes(stored, dataset.competition.classes, problem)
     path = output or predict.default_submission(result.config())
     trace = {
         "weights_sha256": made_by["weights_sha256"],
@@ -278,7 +287,7 @@ def _submit(result: Run, dataset: Dataset, made_by: Mapping[str, Any], output: P
     submitting.submit(result, ordered, dataset.competition, path, trace=trace, training_counts=counts, force=force)
 
 
-def comparison(run: Run) -> Comparison | None:
+def read_comparison(run: Run) -> Comparison | None:
     """Return an ensemble beside its members, as its metrics.json has it; None where nothing could be compared."""
     stored = run.metrics()
     values = {key: value for key, value in (stored.ensemble or {}).items() if key != "note"}

@@ -6,17 +6,15 @@ what it was fitted on, whichever split that was.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.ensembles.align import AlignedSplit, chunks, row_thresholds
-from comp.ensembles.methods import FitData, Fitted, Method
-from comp.ensembles.scoring import Scorer
-from comp.ensembles.spaces import Values
-from comp.results import metrics, predictions
+from comp.ensembles.align import AlignedSplit, chunks, expand_thresholds
+from comp.ensembles.methods import FitData, Fitted, Method, Scorer, Thresholds, Values
+from comp.results import decisions, metrics, predictions
 from comp.results.predictions import Predictions, Targets
 from comp.runtime.errors import ConfigError
 from comp.runtime.progress import Progress, quiet
@@ -70,7 +68,7 @@ class Comparison:
         return asdict(self)
 
 
-def fold_of(images: NDArray[np.str_], targets: Targets, folds: int) -> NDArray[np.int64]:
+def assign_folds(images: NDArray[np.str_], targets: Targets, folds: int) -> NDArray[np.int64]:
     """Return each row's fold [N]: rows of one image share theirs, and every fold has each class's share.
 
     Of images with several classes each, the rarest class is dealt out evenly, and others nearly so.
@@ -145,7 +143,7 @@ def cross_fit(
     """Fit a method, and choose the best member, on all folds but one, for each."""
     targets = sample.targets
     assert targets is not None
-    fold = fold_of(sample.images, targets, folds)
+    fold = assign_folds(sample.images, targets, folds)
     fits: list[Fitted] = []
     best: list[int] = []
     for number in range(folds):
@@ -161,7 +159,7 @@ def cross_fit(
     return CrossFitted(tuple(fits), tuple(best), dealt)
 
 
-def out_of_fold(crossed: CrossFitted, sample: AlignedSplit, made_by: Mapping[str, Any]) -> Predictions:
+def predict_out_of_fold(crossed: CrossFitted, sample: AlignedSplit, made_by: Mapping[str, Any]) -> Predictions:
     """Return predictions of a sample in which no row is combined by what was fitted on its image.
 
     Args:
@@ -179,7 +177,7 @@ def out_of_fold(crossed: CrossFitted, sample: AlignedSplit, made_by: Mapping[str
     return _as_predictions(sample, outputs, made_by)
 
 
-def compare(
+def compare_with_members(
     split: str, sample: AlignedSplit, crossed: CrossFitted, whole: Fitted, held_out: Predictions, metric: str
 ) -> Comparison:
     """Return the ensemble beside its members on the split that it was fitted on.
@@ -226,8 +224,11 @@ def compare(
 def _best_singles(crossed: CrossFitted, sample: AlignedSplit, fold: NDArray[np.int64]) -> Predictions:
     """Return each fold's rows as the member predicts them that is best on the others."""
     rows_of = [np.flatnonzero(fold == number) for number in range(len(crossed.best))]
-    parts = [row_thresholds(sample.members[best].take(rows)) for best, rows in zip(crossed.best, rows_of, strict=True)]
-    return predictions.concatenate(parts).take(np.argsort(np.concatenate(rows_of)))
+    parts = [
+        expand_thresholds(sample.members[best].take(rows)) for best, rows in zip(crossed.best, rows_of, strict=True)
+    ]
+    joined = predictions.concatenate([expand_thresholds(part) for part in parts])
+    return joined.take(np.argsort(np.concatenate(rows_of)))
 
 
 def _disagreement(members: Sequence[Predictions]) -> tuple[tuple[float, ...], ...]:
@@ -240,6 +241,63 @@ def _standard_error(values: Sequence[float]) -> float:
 
 
 def _row(name: str, predicted: Predictions, metric: str, weight: float | None = None) -> EnsembleRow:
-    scores = metrics.summary(predicted, metric).scores
+    scores = metrics.summarize(predicted, metric).scores
     accuracy, score, loss = (scores[key].value for key in ("accuracy", metric, "log_loss"))
     return EnsembleRow(name, accuracy, score, loss, weight)
+
+
+@dataclass(frozen=True)
+class Decider:
+    """Which thresholds an ensemble's predictions get; of tasks that choose one class, none.
+
+    Attributes:
+        metric: the competition's.
+        split: what the thresholds were tuned on, empty where they were not.
+        thresholds: tuned on all of it.
+        calibrated: whether the method's probabilities can be decided at 0.5.
+    """
+
+    metric: str
+    split: str = ""
+    thresholds: Thresholds | None = None
+    calibrated: bool = True
+
+    def decide(self, split: str, combined: Predictions, sample: AlignedSplit) -> Predictions:
+        """Return an ensemble's predictions of a split with thresholds; on what they were tuned on, cross-fitted ones.
+
+        Without tuned ones each class is decided as often as by the members on average, where members have thresholds
+        of their own or the method's probabilities mean nothing.
+        """
+        if combined.row.decision != "thresholds":
+            return combined
+        if self.thresholds is not None:
+            if split == self.split:
+                return decisions.prepare_for_scoring(combined, self.metric)
+            return replace(combined, thresholds=self.thresholds)
+        if self.calibrated and all(member.thresholds is None for member in sample.members):
+            return combined
+        return match_decision_rates(combined, sample)
+
+
+def tune_decider(metric: str, split: str, combined: Predictions, *, calibrated: bool) -> Decider:
+    """Return the decider of an ensemble, its thresholds tuned on its held-out predictions of a validation split."""
+    if not decisions.needs_thresholds(combined, metric):
+        return Decider(metric, calibrated=calibrated)
+    return Decider(metric, split, decisions.tune_thresholds(combined, metric), calibrated)
+
+
+def match_decision_rates(combined: Predictions, sample: AlignedSplit) -> Predictions:
+    """Return predictions with thresholds that decide each class as often as the members do on average."""
+    rates = np.mean([member.decisions().mean(0) for member in sample.members], axis=0)  # [C]
+    ascending = np.sort(combined.probabilities(), axis=0)
+    counts = np.round(rates * len(combined)).astype(np.int64)
+    return replace(combined, thresholds=_cuts(ascending, counts))
+
+
+def _cuts(ascending: NDArray[np.float64], counts: NDArray[np.int64]) -> Thresholds:
+    """Return the threshold [C] of each column that its largest `counts` values reach, halfway to the next."""
+    rows, columns = ascending.shape
+    edged = np.concatenate([np.zeros((1, columns)), ascending, np.full((1, columns), 2.0)])
+    above, column = rows + 1 - counts, np.arange(columns)
+    middle: NDArray[np.float64] = (edged[above - 1, column] + edged[above, column]) / 2  # above 1 where none is decided
+    return middle.astype(np.float32)

@@ -4,18 +4,26 @@ A method is fitted on members' values [M, N, C] in an ensemble space (`comp.ense
 combines any rows. What it learns is deterministic; draws are seeded by a constant.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.config.tasks import TaskRow
-from comp.ensembles.scoring import Scorer
-from comp.ensembles.spaces import LEAST_LOG, Probabilities, Space, Stack, Values
-from comp.results.predictions import Targets
+from comp.config.tasks import TASKS, TaskRow
+from comp.results import decisions, metrics, predictions
+from comp.results.predictions import Outputs, Predictions, Targets
 from comp.runtime.errors import ConfigError, unknown
 
+Values = NDArray[np.float32]  # [N, C] of one member
+Stack = NDArray[np.float32]  # [M, N, C] of M members
+Probabilities = NDArray[np.floating[Any]]  # [..., N, C]
+
+LEAST_LOG = -20.0  # log-probability or log-odds: no member's certainty alone can exclude a class
+_MOST_LOGIT = 60.0  # both probabilities stay normal float32 numbers
+_LEAST_PROBABILITY = 1e-9
+Thresholds = NDArray[np.float32]  # [C]
 Labels = NDArray[np.int64]
 
 _EM_ROUNDS, _EM_GAP = 5000, 1e-6  # nats that the best weights could still gain
@@ -25,6 +33,153 @@ _TIE = 1e-3  # of a mean log-likelihood, beside the score that is climbed
 _PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4)  # from strong to weak; each starts where the one before ended
 _PENALTY_ROWS, _ROUNDS = 10_000, 60
 _LEAST = -10.0  # of the stack's inputs: beyond it one wrong certainty would outweigh all else
+
+
+@dataclass(frozen=True)
+class Space:
+    """How members' outputs are combined.
+
+    Attributes:
+        values: outputs [N, C] -> values [N, C] float32.
+        probabilities: values [..., C] -> probabilities, of the same float type.
+        from_probabilities: probabilities [N, C] -> values.
+        mean: values [M, N, C] and weights [M] -> values [N, C] of the weighted mean of probabilities.
+        rank: values [M, N, C] -> values [N, C] that order classes or images by their mean rank.
+        observed: probabilities [..., N, C] and targets -> the probability of each observation [..., P].
+        ranks_images: whether `rank` orders the images of a class, so that it needs all rows of a split at once; else
+            it orders the classes of an image.
+    """
+
+    values: Callable[[Outputs], Values]
+    probabilities: Callable[[Probabilities], Probabilities]
+    from_probabilities: Callable[[Probabilities], Values]
+    mean: Callable[[Stack, NDArray[np.float64]], Values]
+    rank: Callable[[Stack], Values]
+    observed: Callable[[Probabilities, Targets], Probabilities]
+    ranks_images: bool
+
+
+def log_probabilities(outputs: Outputs) -> Values:
+    """Return log-probabilities [N, C] of outputs whose rows' maxima are 0, none below -20."""
+    values = outputs.astype(np.float32)
+    values -= np.log(np.exp(values).sum(1, keepdims=True))
+    return np.maximum(values, LEAST_LOG)
+
+
+def _log(probabilities: Probabilities) -> Values:
+    logarithms: Values = np.log(np.maximum(probabilities, _LEAST_PROBABILITY)).astype(np.float32)
+    return logarithms
+
+
+def _exclusive_mean(stack: Stack, weights: NDArray[np.float64]) -> Values:
+    return _log(_weighted_sum(lambda number: np.exp(stack[number]), weights))
+
+
+def _class_ranks(stack: Stack) -> Values:
+    """Return each class's mean place in the members' orders (Borda counts), ties broken by mean probability."""
+    places = stack.argsort(2, kind="stable").argsort(2, kind="stable").astype(np.float32)  # the likeliest is C - 1
+    # Two mean places differ by 1 / M at least; a probability is at most 1.
+    ranks: Values = places.mean(0) + np.exp(stack).mean(0) / (2 * len(stack))
+    return ranks
+
+
+def _of_target(probabilities: Probabilities, targets: Targets) -> Probabilities:
+    observed: Probabilities = probabilities[..., np.arange(len(targets)), targets.astype(np.int64)]
+    return np.maximum(observed, _LEAST_PROBABILITY)
+
+
+def _bounded(outputs: Outputs) -> Values:
+    return np.clip(outputs.astype(np.float32), -_MOST_LOGIT, _MOST_LOGIT)
+
+
+def _sigmoid(values: Probabilities) -> Probabilities:
+    probabilities: Probabilities = 1 / (1 + np.exp(-values))
+    return probabilities
+
+
+def _logit(probabilities: Probabilities) -> Values:
+    return _log(probabilities) - _log(1 - probabilities)
+
+
+def _independent_mean(stack: Stack, weights: NDArray[np.float64]) -> Values:
+    # Summed apart, so that a mean beside 1 keeps its order.
+    present = _weighted_sum(lambda number: _sigmoid(stack[number]), weights)
+    absent = _weighted_sum(lambda number: _sigmoid(-stack[number]), weights)
+    smallest = np.finfo(np.float32).tiny
+    logits: Values = np.log(np.maximum(present, smallest)) - np.log(np.maximum(absent, smallest))
+    return logits
+
+
+def _image_ranks(stack: Stack) -> Values:
+    """Return the logit of each image's mean rank within its class, ranks scaled into (0, 1), ties averaged."""
+    from scipy.stats import rankdata  # type: ignore[import-untyped]
+
+    shares = np.mean([(rankdata(member, axis=0) - 0.5) / len(member) for member in stack], axis=0)
+    return _logit(shares)
+
+
+def _of_pairs(probabilities: Probabilities, targets: Targets) -> Probabilities:
+    observed = np.where(targets > 0.5, probabilities, 1 - probabilities)
+    return np.maximum(observed, _LEAST_PROBABILITY).reshape(*observed.shape[:-2], -1)
+
+
+def _weighted_sum(member: Callable[[int], Probabilities], weights: NDArray[np.float64]) -> Probabilities:
+    parts = (np.float32(weight) * member(number) for number, weight in enumerate(weights) if weight > 0)
+    return sum(parts, start=np.zeros((), np.float32))
+
+
+SPACES = {
+    "softmax": Space(log_probabilities, np.exp, _log, _exclusive_mean, _class_ranks, _of_target, ranks_images=False),
+    "sigmoid": Space(_bounded, _sigmoid, _logit, _independent_mean, _image_ranks, _of_pairs, ranks_images=True),
+}
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The competition's metric as a function of probabilities, higher being better.
+
+    Attributes:
+        metric: a row of `comp.results.metrics.METRICS`.
+        classes: the columns.
+        task: a row of `comp.config.tasks.TASKS`.
+        thresholds: that decide; None: tuned on what is scored, where the metric needs them.
+    """
+
+    metric: str
+    classes: Sequence[str]
+    task: str
+    thresholds: Thresholds | None = None
+
+    def __call__(self, probabilities: Probabilities, targets: Targets) -> float:
+        """Return the score of probabilities [N, C]."""
+        if self.metric == "accuracy" and TASKS[self.task].decision == "arg_max":
+            return float((probabilities.argmax(1) == targets).mean())
+        metric = metrics.metric(self.metric)
+        scored = self.tuned_on(probabilities, targets)._predictions(probabilities, targets)
+        return metric.as_maximize(metric.score(scored))
+
+    def tuned_on(self, probabilities: Probabilities, targets: Targets) -> "Scorer":
+        """Return the same with thresholds that are best for these probabilities, where the metric needs thresholds.
+
+        Tuning costs far more than scoring: what compares thousands of candidates tunes once.
+        """
+        if self.thresholds is not None:
+            return self
+        scored = self._predictions(probabilities, targets)
+        if not decisions.needs_thresholds(scored, self.metric):
+            return self
+        return replace(self, thresholds=decisions.tune_thresholds(scored, self.metric))
+
+    def _predictions(self, probabilities: Probabilities, targets: Targets) -> Predictions:
+        return predictions.from_outputs(
+            SPACES[TASKS[self.task].activation].from_probabilities(probabilities),
+            task=self.task,
+            ids=np.empty(len(targets), "U1"),
+            classes=self.classes,
+            targets=targets,
+            made_by={},
+            thresholds=self.thresholds,
+        )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from comp.inference.options import with_overrides
 from comp.inference.predict import predict
 from comp.models import averaging, weights
 from comp.models.averaging import State
-from comp.results import decisions, metrics, runs
+from comp.results import decisions, files, metrics, runs
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, ModelError, RunError, unknown
 from comp.runtime.progress import Progress, quiet
@@ -61,7 +61,7 @@ class _Mixed:
             {
                 "run": run.name,
                 "run_path": str(run.path),
-                "weights_sha256": runs.sha256(run.weights_path()),
+                "weights_sha256": files.sha256_file(run.weights_path()),
                 "config_hash": run.config_hash(),
                 "seed": run.config().seed,
                 self.metric: self.values[number],
@@ -99,7 +99,7 @@ def soup(
     Raises:
         UserError: runs of other data or networks, no validation, or a submission that is there already.
     """
-    collect.demand_one_competition(trained)
+    collect.check_one_competition(trained)
     if output is not None:
         write.demand_free(output, force=force)
     first = _with_statistics(predicting.load(trained[0], progress=progress))
@@ -199,7 +199,7 @@ class _Scorer:
                 execution=self._loaded.execution, batch_size=self._loaded.config.predict.batch_size, made_by={},
                 progress=self._progress,
             )  # fmt: skip
-        scores = predicting.scores_of(decisions.validated(found, self.metric), self.metric)
+        scores = predicting.scores_of(decisions.prepare_for_scoring(found, self.metric), self.metric)
         assert scores is not None
         return scores.scores[self.metric].as_maximize
 
@@ -225,7 +225,7 @@ def _store(mixed: _Mixed, first: LoadedRun, split: str, runs_root: Path, progres
     config = first.config
     provenance = pipeline.provenance_of(config, first.dataset, first.model)
     result = runs.create(runs_root, config, "soup", {**provenance, "members": mixed.told()})
-    with runs.made_whole(result), result.writing():
+    with runs.delete_on_failure(result), result.write_lock():
         dataset = first.dataset
         splitting.save(result.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         result.write_json("execution.json", first.execution.to_json())
@@ -242,7 +242,7 @@ def _store(mixed: _Mixed, first: LoadedRun, split: str, runs_root: Path, progres
             "test_like": sorted({name for member in theirs for name in member.test_like}),
             "best": best.scores,
             "thresholds": list(best.thresholds),
-            "weights_sha256": runs.sha256(result.weights_path()),
+            "weights_sha256": files.sha256_file(result.weights_path()),
             "soup": {"split": split, mixed.metric: mixed.value, "members": mixed.told()},
         }
         result.write_metrics(pipeline.describe_network(loaded, "soup").model_copy(update=fitted))

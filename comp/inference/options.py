@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from comp.config import PredictConfig
 from comp.config.tasks import TASKS
 from comp.inference.views import views
-from comp.results import predictions
+from comp.results import prediction_files
 from comp.runtime.errors import ConfigError
 
 DEFAULT_ALPHA = PredictConfig().alpha
@@ -37,7 +37,7 @@ class PredictOptions:
     @property
     def suffix(self) -> str:
         """`+flip-uncertain0.25+bn-file-alpha0.5`: all that departs from the plain way, empty for it."""
-        return predictions.suffix(self.to_json())
+        return prediction_files.variant_suffix(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

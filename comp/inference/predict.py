@@ -18,7 +18,7 @@ from comp.inference import adapt
 from comp.inference.fuse_bn import Folding
 from comp.inference.options import PLAIN, PredictOptions
 from comp.inference.views import View, least_confident, views
-from comp.results import predictions, runs
+from comp.results import files, prediction_files, predictions
 from comp.results.blocks import Block
 from comp.results.predictions import Predictions
 from comp.runtime.device import Execution
@@ -211,7 +211,7 @@ def _stored(folder: Path | None, name: str, made_by: Mapping[str, Any]) -> Predi
     if folder is None or not (folder / f"{name}.npz").is_file():
         return None
     try:
-        found = predictions.load(folder / f"{name}.npz")
+        found = prediction_files.load(folder / f"{name}.npz")
     except RunError:
         return None
     found_by = {key: value for key, value in found.made_by.items() if key != _ROLLED_BACK}
@@ -220,5 +220,5 @@ def _stored(folder: Path | None, name: str, made_by: Mapping[str, Any]) -> Predi
 
 def _store(folder: Path | None, name: str, block: Predictions) -> None:
     if folder is not None:
-        runs.make_folder(folder)
-        predictions.save(folder / f"{name}.npz", block)
+        files.make_folder(folder)
+        prediction_files.save(folder / f"{name}.npz", block)

@@ -4,7 +4,7 @@ import csv
 import io
 from pathlib import Path
 
-from comp.results import predictions, runs
+from comp.results import files, prediction_files
 from comp.results.predictions import Predictions
 from comp.runtime.errors import SubmissionError
 
@@ -67,9 +67,9 @@ def write(path: Path, found: Predictions) -> None:
     Raises:
         RunError: the folder cannot be made or written.
     """
-    runs.make_folder(path.parent)
+    files.make_folder(path.parent)
     header, rows = table(found)
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    predictions.save(path.with_suffix(".npz"), found)
-    runs.write_atomically(path, text.getvalue().encode())
+    prediction_files.save(path.with_suffix(".npz"), found)
+    files.write_atomically(path, text.getvalue().encode())

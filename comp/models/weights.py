@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from comp.results import runs
+from comp.results import files
 from comp.runtime.errors import ModelError
 
 State = dict[str, Tensor]
@@ -48,7 +48,7 @@ def read(path: Path, *, sha256: str = "") -> tuple[State, dict[str, str]]:
     Raises:
         ModelError: missing, truncated, another hash, holding anything but finite tensors, or a pickle with code.
     """
-    content = runs.read_bytes(path, "weights file", ModelError)
+    content = files.read_bytes(path, "weights file", ModelError)
     digest = hashlib.sha256(content).hexdigest()
     _demand_hash(path, digest, sha256)
     if path.suffix == ".safetensors":

@@ -18,12 +18,12 @@ _CANDIDATES = 200  # of a common threshold where the best one has no closed form
 _UNTUNED = np.float32(0.5)
 
 
-def is_tuned(predictions: Predictions, metric_name: str) -> bool:
+def needs_thresholds(predictions: Predictions, metric_name: str) -> bool:
     """Return whether decisions follow thresholds and the metric depends on them."""
     return predictions.row.decision == "thresholds" and metric_name in TUNERS
 
 
-def tune(predictions: Predictions, metric_name: str) -> NDArray[np.float32]:
+def tune_thresholds(predictions: Predictions, metric_name: str) -> NDArray[np.float32]:
     """Return each class's probability threshold [K] that is best for the metric on these predictions.
 
     Args:
@@ -33,7 +33,7 @@ def tune(predictions: Predictions, metric_name: str) -> NDArray[np.float32]:
     return TUNERS[metric_name](predictions)
 
 
-def cross_fitted(predictions: Predictions, metric_name: str, folds: int = _FOLDS) -> Predictions:
+def cross_fit_thresholds(predictions: Predictions, metric_name: str, folds: int = _FOLDS) -> Predictions:
     """Return the predictions with thresholds [N, K], each row's tuned on the other folds: their score is honest.
 
     Folds are dealt by a fixed seed, so that the same predictions always give the same thresholds.
@@ -44,13 +44,13 @@ def cross_fitted(predictions: Predictions, metric_name: str, folds: int = _FOLDS
     for fold in range(min(folds, rows)):
         others = np.flatnonzero(fold_of != fold)
         if len(others):
-            thresholds[fold_of == fold] = tune(predictions.take(others), metric_name)
+            thresholds[fold_of == fold] = tune_thresholds(predictions.take(others), metric_name)
     return replace(predictions, thresholds=thresholds)
 
 
-def validated(predictions: Predictions, metric_name: str) -> Predictions:
+def prepare_for_scoring(predictions: Predictions, metric_name: str) -> Predictions:
     """Return validation predictions as they are scored: with cross-fitted thresholds where the metric needs them."""
-    return cross_fitted(predictions, metric_name) if is_tuned(predictions, metric_name) else predictions
+    return cross_fit_thresholds(predictions, metric_name) if needs_thresholds(predictions, metric_name) else predictions
 
 
 def _each_class(predictions: Predictions) -> NDArray[np.float32]:

@@ -66,7 +66,7 @@ def _of_exclusive_classes(found: Predictions) -> dict[str, Any]:
     return {
         "top5": top_accuracy(found, _TOP),
         "confusion": table.tolist(),
-        "confused": confused(table, found.classes),
+        "confused": most_confused(table, found.classes),
         "by_class": [{}] * len(found.classes),
     }
 
@@ -112,7 +112,7 @@ def top_accuracy(found: Predictions, count: int) -> float:
     return float(((found.outputs > own[:, None]).sum(1) < count).mean())
 
 
-def confused(table: NDArray[np.int64], classes: tuple[str, ...]) -> list[tuple[str, str, int]]:
+def most_confused(table: NDArray[np.int64], classes: tuple[str, ...]) -> list[tuple[str, str, int]]:
     """Return the most frequent mistakes as (label, answer, count), most frequent first."""
     wrong = table - np.diag(table.diagonal())
     cells = np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSED_PAIRS]
@@ -152,7 +152,7 @@ def calibration(found: Predictions) -> dict[str, Any]:
     return {"ece": gaps / len(sure), "bins": bins}
 
 
-def worst(found: Predictions, count: int) -> NDArray[np.int64]:
+def find_worst_mistakes(found: Predictions, count: int) -> NDArray[np.int64]:
     """Return at most `count` rows to look at, worst first: the surest mistakes; without a top class, largest losses."""
     wrong = np.flatnonzero(~found.correct())
     badness = metrics.row_losses(found) if found.top1 is None else confidences(found)
@@ -199,7 +199,7 @@ def mean_corruption_error(blocks: Mapping[str, float], baseline: Mapping[str, fl
     return 100 * float(np.mean([own / theirs for own, theirs in errors.values()]))
 
 
-def grid(by_block: Mapping[str, float]) -> tuple[list[str], list[str], NDArray[np.float64]]:
+def accuracy_grid(by_block: Mapping[str, float]) -> tuple[list[str], list[str], NDArray[np.float64]]:
     """Return distortions, severities and accuracies [distortions, severities] of `distortion00_1` -> accuracy.
 
     NaN where there is no such block.

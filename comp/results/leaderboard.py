@@ -108,11 +108,11 @@ class LeaderboardRow:
     estimates: Mapping[str, Mapping[str, float]]
 
     @property
-    def kind_of_score(self) -> tuple[str, str, str]:
+    def comparison_key(self) -> tuple[str, str, str]:
         """What its scores can be compared within, as far as one file tells: competition, task and metric."""
         return self.competition, self.task, self.metric
 
-    def better(self, column: str) -> float | None:
+    def as_maximize(self, column: str) -> float | None:
         """Return a column's value so that more is better; None where there is none."""
         value: float | None = getattr(self, column)
         if value is None or not column.endswith(("metric", "score")):
@@ -164,18 +164,18 @@ MEANINGS = {  # of columns whose names do not say it
 GROUPS = ("competition", "model", "metric", "device", "variant", "test_like", "transductive")
 
 
-def refuse(error: RunError) -> None:
+def raise_error(error: RunError) -> None:
     """Raise what is wrong with a run; see `rows`."""
     raise error
 
 
-def rows(
+def read_rows(
     root: Path,
     *,
     competition: str | None = None,
     sort: str = "auto",
     since: str | None = None,
-    on_damaged: Callable[[RunError], None] = refuse,
+    on_damaged: Callable[[RunError], None] = raise_error,
 ) -> list[LeaderboardRow]:
     """Return the complete runs below `root`, best first; runs without such a score come last.
 
@@ -197,15 +197,15 @@ def rows(
     if sort not in SORTS:
         raise ConfigError(f"--sort: {unknown('column', sort, SORTS)}")
     first = _moment(since) if since else ""
-    recent = (run for run in runs.list_runs(root) if not first or started(run) >= first)
+    recent = (run for run in runs.list_runs(root) if not first or start_time(run) >= first)
     listed = (_row_of(run, on_damaged) for run in recent)
     kept = [row for row in listed if row is not None and competition in (None, row.competition)]
-    columns, alike = sorted_by(kept, sort), Counter(row.kind_of_score for row in kept)
+    columns, alike = sort_columns(kept, sort), Counter(row.comparison_key for row in kept)
 
     def place(row: LeaderboardRow) -> tuple[Any, bool, Any]:
-        kind, column = row.kind_of_score, columns[row.competition]
+        kind, column = row.comparison_key, columns[row.competition]
         together = (row.competition, -alike[kind], kind) if sort == "auto" else ()
-        value = row.better(column)
+        value = row.as_maximize(column)
         if value is None:
             return together, True, 0
         return together, False, -value if column.endswith(("accuracy", "metric", "score")) else value
@@ -213,7 +213,7 @@ def rows(
     return sorted(kept, key=place)
 
 
-def sorted_by(listed: Iterable[LeaderboardRow], sort: str) -> dict[str, str]:
+def sort_columns(listed: Iterable[LeaderboardRow], sort: str) -> dict[str, str]:
     """Return the column that each competition's runs are sorted by.
 
     `auto` is the competition's metric on shifted validation where more than half of the runs with validation have it,
@@ -229,9 +229,9 @@ def sorted_by(listed: Iterable[LeaderboardRow], sort: str) -> dict[str, str]:
     return {name: "ood_metric" if 2 * shifted[name] > most else "val_metric" for name, most in validated.items()}
 
 
-def sort_line(listed: Sequence[LeaderboardRow], sort: str) -> str:
+def describe_sort(listed: Sequence[LeaderboardRow], sort: str) -> str:
     """Return what the rows are sorted by, in a sentence: the column, what it is, and how many runs have it."""
-    columns = sorted_by(listed, sort)
+    columns = sort_columns(listed, sort)
     parts = []
     for column in dict.fromkeys(columns.values()):
         names = [name for name, own in columns.items() if own == column]
@@ -244,7 +244,7 @@ def sort_line(listed: Sequence[LeaderboardRow], sort: str) -> str:
     return f"sorted by {'; by '.join(parts)}"
 
 
-def groups(listed: Sequence[LeaderboardRow], by: str, sort: str = "auto") -> list[ColumnGroup]:
+def group_rows(listed: Sequence[LeaderboardRow], by: str, sort: str = "auto") -> list[ColumnGroup]:
     """Return the runs by what they have in common, in the order of their best ones.
 
     Args:
@@ -260,7 +260,7 @@ def groups(listed: Sequence[LeaderboardRow], by: str, sort: str = "auto") -> lis
     gathered: dict[Any, list[LeaderboardRow]] = {}
     for row in listed:
         gathered.setdefault(getattr(row, by), []).append(row)
-    columns = sorted_by(listed, sort)
+    columns = sort_columns(listed, sort)
     return [_group(value, members, columns) for value, members in gathered.items()]
 
 
@@ -278,7 +278,7 @@ def _group(value: Any, members: list[LeaderboardRow], columns: Mapping[str, str]
     )
 
 
-def started(run: runs.Run) -> str:
+def start_time(run: runs.Run) -> str:
     """Return when a run was started, as its folder's name tells: `2026-01-31T12:00:00`, or nothing."""
     found = _STARTED.match(run.path.name)
     if not found:
@@ -329,15 +329,15 @@ def _read(run: runs.Run) -> LeaderboardRow | None:
 
 
 def _row(run: runs.Run, scores: RunMetrics) -> LeaderboardRow:
-    val, shifted = scores.counted.val, scores.counted.ood_val
-    test, suite, estimate = scores.own("test"), scores.own("suite"), scores.own_estimate()
+    val, shifted = scores.best_or_final.val, scores.best_or_final.ood_val
+    test, suite, estimate = scores.split_scores("test"), scores.split_scores("suite"), scores.suite_estimate()
     submitted = tuple(
         PublicScore(one.submission, one.public, one.private, one.rows, one.time) for one in scores.leaderboard_scores
     )
     latest = next((one for one in reversed(submitted) if one.path == scores.submission), None)
     return LeaderboardRow(
         run=str(run.path),
-        started=started(run),
+        started=start_time(run),
         competition=scores.competition,
         model=scores.model,
         parameters=scores.parameters,
@@ -376,7 +376,7 @@ def _estimates(scores: RunMetrics) -> dict[str, dict[str, float]]:
         split, plus, variant = name.partition("+")
         if split == "suite":
             found.setdefault(plus + variant, {})["expected_accuracy"] = estimate.accuracy
-    validated = {"val": scores.counted.val, "ood_val": scores.counted.ood_val, **scores.variants}
+    validated = {"val": scores.best_or_final.val, "ood_val": scores.best_or_final.ood_val, **scores.variants}
     for split, column in (("ood_val", "ood_accuracy"), ("val", "val_accuracy")):
         for name, part in validated.items():
             own, plus, variant = name.partition("+")

@@ -13,9 +13,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.results import class_names
 from comp.results.blocks import distortion_and_severity
-from comp.results.predictions import Predictions
+from comp.results.predictions import Predictions, class_values
 from comp.results.run_metrics import Score, SplitScores
 from comp.results.stats import Interval, mean_interval, ranks, wilson
 from comp.runtime.errors import ConfigError, unknown
@@ -119,7 +118,7 @@ def quadratic_weighted_kappa(predictions: Predictions) -> float:
     and decisions are all of one class.
     """
     table = confusion(predictions).astype(np.float64)
-    worth = class_names.values(predictions.classes)
+    worth = class_values(predictions.classes)
     place = np.arange(len(table)) if worth is None else np.array([float(value) for value in worth])
     weights = (place[:, None] - place) ** 2
     by_chance = np.outer(table.sum(1), table.sum(0)) / table.sum()
@@ -226,7 +225,7 @@ def metric(name: str) -> Metric:
     return METRICS[name]
 
 
-def summary(predictions: Predictions, metric_name: str) -> SplitScores:
+def summarize(predictions: Predictions, metric_name: str) -> SplitScores:
     """Return accuracy, log loss and the competition's metric of a labelled split, with intervals where there are."""
     correct, losses = predictions.correct(), row_losses(predictions)
     intervals = {"accuracy": wilson(float(correct.mean()), len(correct)), "log_loss": mean_interval(losses)}
@@ -237,7 +236,7 @@ def summary(predictions: Predictions, metric_name: str) -> SplitScores:
     return SplitScores(images=len(predictions), scores=scores)
 
 
-def shifted_summary(predictions: Predictions, names: tuple[str, ...], metric_name: str) -> SplitScores:
+def summarize_blocks(predictions: Predictions, names: tuple[str, ...], metric_name: str) -> SplitScores:
     """Return a labelled suite's scores: overall, and its accuracy by severity, by distortion, by block.
 
     Args:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.results import runs
+from comp.results import files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +35,7 @@ _COMPARED = {  # panels of `compared_curves`
 _METRIC = {"competition's metric": {"val_metric": "validation", "ood_metric": "validation, shifted"}}
 
 
-def label_bars(path: Path, counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> None:
+def draw_label_bars(path: Path, counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> None:
     """Draw how many images each class has, a colour for each split.
 
     Args:
@@ -60,13 +60,13 @@ def label_bars(path: Path, counts: Mapping[str, Sequence[int]], classes: Sequenc
     _save(figure, path)
 
 
-def visible(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def drawable_channels(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return what can be drawn of images [..., C]: grey or colour as they are, the first of 2 channels or 3 of more."""
     channels = images.shape[-1]
     return images if channels in (1, 3) else images[..., : 1 if channels == 2 else 3]
 
 
-def image_grid(path: Path, images: NDArray[np.uint8], titles: Sequence[str], columns: int = 10) -> None:
+def draw_image_grid(path: Path, images: NDArray[np.uint8], titles: Sequence[str], columns: int = 10) -> None:
     """Draw images [N, H, W, C], each under its title."""
     count, height, width, channels = images.shape
     columns = min(columns, count)
@@ -86,7 +86,7 @@ def image_grid(path: Path, images: NDArray[np.uint8], titles: Sequence[str], col
     _save(figure, path)
 
 
-def image_sheet(path: Path, images: NDArray[np.uint8], rows: Sequence[str], columns: Sequence[str]) -> None:
+def draw_image_sheet(path: Path, images: NDArray[np.uint8], rows: Sequence[str], columns: Sequence[str]) -> None:
     """Draw a table of images [rows, columns, H, W, C] with its headings."""
     lines, across, height, width, _ = images.shape
     mosaic = _mosaic(images, max(1, height // 16), max(1, width // 16))
@@ -100,7 +100,7 @@ def image_sheet(path: Path, images: NDArray[np.uint8], rows: Sequence[str], colu
     _save(figure, path)
 
 
-def curves(path: Path, history: Sequence[Mapping[str, str]], best_epoch: int = 0) -> None:
+def draw_curves(path: Path, history: Sequence[Mapping[str, str]], best_epoch: int = 0) -> None:
     """Draw a training's losses, accuracies, learning rates and, where it is neither, metric over its epochs.
 
     Args:
@@ -127,7 +127,7 @@ def curves(path: Path, history: Sequence[Mapping[str, str]], best_epoch: int = 0
     _save(figure, path)
 
 
-def rate_search(
+def draw_lr_search(
     path: Path, rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], marks: Mapping[str, float]
 ) -> None:
     """Draw the loss over a rising learning rate.
@@ -156,7 +156,7 @@ def rate_search(
     _save(figure, path)
 
 
-def norms(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def draw_norms(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draw gradient and weight norms over the layers, input first, a line for some of the epochs.
 
     Args:
@@ -187,7 +187,7 @@ def norms(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     _save(figure, path)
 
 
-def confusion(path: Path, table: NDArray[np.int64], classes: Sequence[str]) -> None:
+def draw_confusion(path: Path, table: NDArray[np.int64], classes: Sequence[str]) -> None:
     """Draw a confusion table [labels, answers] as shares of each label's images."""
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     side = max(5.0, min(14.0, 0.35 * len(classes) + 2))
@@ -210,7 +210,7 @@ def confusion(path: Path, table: NDArray[np.int64], classes: Sequence[str]) -> N
     _save(figure, path)
 
 
-def reliability(path: Path, bins: Sequence[Mapping[str, float]], ece: float) -> None:
+def draw_reliability(path: Path, bins: Sequence[Mapping[str, float]], ece: float) -> None:
     """Draw accuracy over confidence, and below it where the images are.
 
     Args:
@@ -236,7 +236,7 @@ def reliability(path: Path, bins: Sequence[Mapping[str, float]], ece: float) -> 
     _save(figure, path)
 
 
-def blocks(path: Path, rows: Sequence[str], columns: Sequence[str], accuracies: NDArray[np.float64]) -> None:
+def draw_blocks(path: Path, rows: Sequence[str], columns: Sequence[str], accuracies: NDArray[np.float64]) -> None:
     """Draw accuracies [distortions, severities] as a heat map with their numbers, NaN where there is none."""
     figure = _figure(1.1 * len(columns) + 2.5, 0.32 * len(rows) + 1.2)
     axes = figure.add_subplot()
@@ -250,7 +250,7 @@ def blocks(path: Path, rows: Sequence[str], columns: Sequence[str], accuracies: 
     _save(figure, path)
 
 
-def compared_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
+def draw_compared_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
     """Draw several trainings' losses, accuracies and, where it is neither, metric, clean and shifted, by epoch.
 
     Args:
@@ -281,7 +281,7 @@ def compared_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, st
     _save(figure, path)
 
 
-def compared_norms(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def draw_compared_norms(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Draw several networks' gradient and weight norms in their last epoch, from input (0) to output (1).
 
     Args:
@@ -317,7 +317,7 @@ def _marker(points: Sequence[Any]) -> str:
 
 def _mosaic(images: NDArray[np.uint8], above: int, beside: int) -> NDArray[np.uint8]:
     """Return images [rows, columns, H, W, C] as one white-rimmed picture [rows * (H + above), ..., 3]."""
-    padded = np.pad(visible(images), ((0, 0), (0, 0), (above, 0), (beside, 0), (0, 0)), constant_values=255)
+    padded = np.pad(drawable_channels(images), ((0, 0), (0, 0), (above, 0), (beside, 0), (0, 0)), constant_values=255)
     rows, columns, height, width, channels = padded.shape
     whole = padded.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
     return np.broadcast_to(whole, (*whole.shape[:2], 3))  # grey becomes three equal channels
@@ -344,4 +344,4 @@ def _shorten(text: str) -> str:
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    runs.write_atomically(path, partial(figure.savefig, format="png"))
+    files.write_atomically(path, partial(figure.savefig, format="png"))

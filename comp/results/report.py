@@ -15,7 +15,7 @@ from typing import Any
 
 from comp import config as configs
 from comp.config import Config
-from comp.results import diagnostics, plots, runs
+from comp.results import diagnostics, files, plots, runs
 from comp.results.run_metrics import RunMetrics, SplitScores
 from comp.results.runs import Run
 from comp.runtime.errors import RunError
@@ -49,10 +49,10 @@ class _Headline:
 
 
 _SPLITS: dict[str, Callable[[RunMetrics], SplitScores | None]] = {
-    "validation": lambda scores: scores.counted.val,
-    "shifted validation": lambda scores: scores.counted.ood_val,
-    "test": lambda scores: scores.own("test"),
-    "suite": lambda scores: scores.own("suite"),
+    "validation": lambda scores: scores.best_or_final.val,
+    "shifted validation": lambda scores: scores.best_or_final.ood_val,
+    "test": lambda scores: scores.split_scores("test"),
+    "suite": lambda scores: scores.split_scores("suite"),
 }
 _COSTS = (
     _Headline("parameters", lambda scores: scores.parameters, "{:,.0f}"),
@@ -76,7 +76,7 @@ def _score_headline(split: str, metric: str) -> _Headline:
     return _Headline(f"{split} {metric}", value)
 
 
-def find(paths: Sequence[Path]) -> list[Run]:
+def find_runs(paths: Sequence[Path]) -> list[Run]:
     """Return the complete runs that paths name: run folders, or folders of runs such as a competition's or a study's.
 
     Of more than can be told apart side by side, the best by validation.
@@ -98,12 +98,12 @@ def find(paths: Sequence[Path]) -> list[Run]:
 def _by_validation(run: Run) -> float:
     """Return what runs are sorted by, best first: the metric of shifted validation where there is one, else clean."""
     metrics = run.metrics()
-    validation = metrics.counted.ood_val or metrics.counted.val or SplitScores()
+    validation = metrics.best_or_final.ood_val or metrics.best_or_final.val or SplitScores()
     score = validation.scores.get(metrics.metric)
     return -score.as_maximize if score else math.inf
 
 
-def page(found: Sequence[Run], *, baseline: Config | None = None) -> str:
+def render_page(found: Sequence[Run], *, baseline: Config | None = None) -> str:
     """Return the page of one run, or of several side by side.
 
     Args:
@@ -151,12 +151,12 @@ def _of_one(run: Run, baseline: Config | None) -> Iterable[str]:
     evaluation = run.path / diagnostics.FILE
     if evaluation.is_file():
         try:
-            for name, values in runs.read_json(evaluation).items():
+            for name, values in files.read_json(evaluation).items():
                 if "classes" in values:
                     yield "\n".join(_diagnosis(run, name, values))
         except (RunError, TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
             raise RunError(
-                f"{evaluation}: damaged ({runs.reason(error)}); make it again: comp evaluate {run.path}"
+                f"{evaluation}: damaged ({files.error_text(error)}); make it again: comp evaluate {run.path}"
             ) from None
     yield _section("What was trained", _trainable(scores))
     yield _section("Config", _differences(run.config(), baseline or Config(), "baseline" if baseline else "default"))
@@ -204,7 +204,7 @@ def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _heat_map(by_block: Mapping[str, float]) -> str:
-    names, columns, table = diagnostics.grid(by_block)
+    names, columns, table = diagnostics.accuracy_grid(by_block)
     rows = [
         [_text(name), *(_shaded(value) for value in row), _shaded(_mean(row))]
         for name, row in zip(names, table, strict=True)
@@ -247,10 +247,12 @@ def _of_several(found: Sequence[Run], baseline: Config | None) -> Iterable[str]:
     yield _section("Scores", _table(("run", "model", *(row.title for row in heads)), rows))
     histories = _histories(found)
     if histories:
-        yield _section("Curves", _drawn(lambda path: plots.compared_curves(path, histories), "side by side"))
+        yield _section("Curves", _drawn(lambda path: plots.draw_compared_curves(path, histories), "side by side"))
     norms = {run.path.name: table for run in found if (table := run.table("norms.csv"))}
     if norms:
-        yield _section("Layers", _drawn(lambda path: plots.compared_norms(path, norms), "last epoch, input to output"))
+        yield _section(
+            "Layers", _drawn(lambda path: plots.draw_compared_norms(path, norms), "last epoch, input to output")
+        )
     yield _compared_distortions(names, scores)
     flat = [configs.flat(run.config()) for run in found]
     against = configs.flat(baseline) if baseline else flat[0]

@@ -197,17 +197,17 @@ class RunMetrics(_Part):
     soup: dict[str, Any] | None = None
 
     @property
-    def counted(self) -> WeightScores:
+    def best_or_final(self) -> WeightScores:
         """Scores of the weights that predict: the best by validation, or without one the final ones."""
         return self.best if self.best.val or self.best.ood_val else self.final
 
-    def own(self, name: str) -> SplitScores | None:
+    def split_scores(self, name: str) -> SplitScores | None:
         """Return the scores of `test` or `suite` as the run's config predicts them, None where there are none."""
         if self.variant:
             return self.variants.get(name + self.variant)
         return self.test if name == "test" else self.suite
 
-    def own_estimate(self) -> AccuracyEstimate | None:
+    def suite_estimate(self) -> AccuracyEstimate | None:
         """Return the suite's estimated accuracy as the run's config predicts it."""
         return self.expected.get("suite" + self.variant)
 

@@ -11,7 +11,6 @@ or the new one, never half of either.
 
 import contextlib
 import csv
-import hashlib
 import importlib.metadata
 import io
 import json
@@ -19,16 +18,13 @@ import os
 import platform
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
@@ -36,12 +32,12 @@ from comp import config as configs
 from comp.config import Config
 from comp.config.yaml_io import user_path
 from comp.results import run_metrics
+from comp.results.files import Content, error_text, read_bytes, read_json, to_json, write_atomically
 from comp.results.run_metrics import RunMetrics
-from comp.runtime.errors import ConfigError, RunError, UserError, nearest
+from comp.runtime.errors import ConfigError, RunError, nearest
 
 if TYPE_CHECKING:
-    from numpy.lib.npyio import NpzFile
-    from numpy.typing import NDArray
+    pass
 
 _DEEPEST = 8  # folders between `runs` and a run
 _SECTIONS = ("competition", "data", "augment", "model", "optim", "train", "predict", "track")  # of every run's config
@@ -67,198 +63,12 @@ REMOVED = "removed.json"  # marks a run whose weights were removed on purpose
 _VERSIONS = ("comp", "torch", "torchvision", "timm", "numpy", "albumentations", "optuna", "pandas", "scikit-learn")
 
 
-# What zipfile and numpy raise of bytes that nobody wrote: a flipped flag asks for a password or another compression, a
-# hostile header for more memory than there is.
-DAMAGE = (
-    ValueError, AssertionError, TypeError, IndexError, KeyError, OSError, EOFError, MemoryError, RuntimeError,
-    OverflowError, zipfile.BadZipFile, zlib.error, struct.error,
-)  # fmt: skip
-
-Content = bytes | Callable[[BinaryIO], None]  # of a file: its bytes, or what writes them into the open file
-
-
-def write_atomically(path: Path, content: Content, *, replace: bool = True) -> None:
-    """Put a whole file at `path` or leave what was there.
-
-    Args:
-        path: the file; its folder must exist.
-        content: the bytes, or a function that writes them into an open file.
-        replace: False refuses to take the place of an existing file.
-
-    Raises:
-        FileExistsError: `replace` is False and the file exists.
-        RunError: the disk is full, the folder is gone or may not be written.
-    """
-    write_together({path: content}, replace=replace)
-
-
-def write_together(contents: Mapping[Path, Content], *, replace: bool = True) -> None:
-    """Put whole files in their places in turn, none before all of them lie on the disk; as `write_atomically`."""
-    staged = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
-    path = next(iter(contents))
-    try:
-        for path, content in contents.items():
-            with staged[path].open("wb") as file:
-                content(file) if callable(content) else file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in contents:
-            _land(staged[path], path, replace)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder") from None
-    finally:
-        for temporary in staged.values():
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-    for folder in {path.parent for path in contents}:
-        _sync_folder(folder)
-
-
-def _land(temporary: Path, path: Path, replace: bool) -> None:
-    if replace:
-        temporary.replace(path)
-        return
-    try:
-        os.link(temporary, path)  # unlike a rename, fails where the name is taken
-    except (PermissionError, NotImplementedError):  # a file system without links
-        if path.exists():
-            raise FileExistsError(path) from None
-        temporary.replace(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_arrays(path: Path, arrays: "Mapping[str, NDArray[Any]]") -> None:
-    """Write a .npz of named arrays atomically, uncompressed."""
-    import numpy as np  # loaded here: progress bars and listings of folders do without
-
-    def write(file: BinaryIO) -> None:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes its own flag for a keyword array
-
-    write_atomically(path, write)
-
-
-@contextlib.contextmanager
-def reading_arrays(path: Path) -> "Iterator[NpzFile]":
-    """Open a .npz whose arrays are then read by name; what of DAMAGE the block raises is the caller's to explain."""
-    import numpy as np
-
-    with path.open("rb") as file:
-        start = file.read(4)
-        if start != b"PK\x03\x04":  # NumPy would take it for a pickle, and advise to trust it
-            raise ValueError("it is no .npz file" if start else "it is empty")
-        file.seek(0)
-        with np.load(file, allow_pickle=False) as archive:
-            yield archive
-
-
-def read_bytes(path: Path, what: str, error: type[UserError]) -> bytes:
-    """Return a file's content.
-
-    Args:
-        path: the user's file.
-        what: its kind, in the message for a missing one: `submission`, `weights file`.
-        error: what is raised.
-
-    Raises:
-        UserError: of the kind `error`: missing, or not readable.
-    """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise error(f"{path}: no such {what}") from None
-    except OSError as reason:
-        raise error(f"{path}: cannot be read: {reason.strerror or reason}") from None
-
-
-def to_json(values: Any) -> bytes:
-    """Return indented JSON; a value that is not finite is our fault and refused."""
-    return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON file's object.
-
-    Raises:
-        RunError: missing or not a JSON object.
-    """
-    try:
-        values = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file") from None
-    except (ValueError, OSError) as error:
-        raise RunError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise RunError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
-
-
-def reason(error: BaseException) -> str:
-    """Return what an exception says, or its kind where it says nothing."""
-    return str(error) or type(error).__name__
-
-
 def _is_list(value: Any, kind: type) -> bool:
     return isinstance(value, list) and all(isinstance(part, kind) for part in value)
 
 
 def _counts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(name), int) for name in ("train", "val", "test"))
-
-
-def sha256(path: Path) -> str:
-    """Return a file's SHA-256 in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_of(content: bytes) -> str:
-    """Return the SHA-256 of bytes in hex."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def unwritable(folder: Path) -> str:
-    """Return why nothing could be written into a folder, which need not be there yet; empty: it could."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-    if not existing.is_dir():
-        return f"{existing} is no folder"
-    return "" if os.access(existing, os.W_OK | os.X_OK) else f"the folder {existing} may not be written"
-
-
-def demand_writable(path: Path, *, suffix: str = "") -> None:
-    """Refuse a file that could not be written, or replaced: asked before the work that ends there.
-
-    Raises:
-        RunError: not this suffix, a folder, or in one that may not be written.
-    """
-    if suffix and path.suffix != suffix:
-        raise RunError(f"{path}: expected a name that ends in {suffix}")
-    if path.is_dir():
-        raise RunError(f"{path}: is a folder; choose another name with -o")
-    if reason := unwritable(path.parent):
-        raise RunError(f"{path}: {reason}; choose another folder with -o")
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it.
-
-    Raises:
-        RunError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{path}: the folder cannot be made: {error.strerror}; choose one you may write") from None
 
 
 @dataclass(frozen=True)
@@ -329,18 +139,18 @@ class Run:
         try:
             values = read_json(path)
         except RunError as error:
-            raise RunError(f"{error}; put the file back, or {self.cure}") from None
+            raise RunError(f"{error}; put the file back, or {self.repair_hint}") from None
         for name in needed:
             expected, holds = _PROVENANCE[name]
             if not holds(values.get(name)):
                 raise RunError(
                     f"{path}: damaged: {name}: expected {expected}, found {json.dumps(values.get(name))[:80]}; put the "
-                    f"file back, or {self.cure}"
+                    f"file back, or {self.repair_hint}"
                 )
         return values
 
     @property
-    def cure(self) -> str:
+    def repair_hint(self) -> str:
         """What makes a run anew whose files are damaged, as the end of a message."""
         if self.has_weights() or (self.path / REMOVED).exists():
             return f"train again: comp run {self.path / 'config.yaml'}"
@@ -395,7 +205,7 @@ class Run:
         if self.is_complete() and (self.path / REMOVED).exists():
             raise RunError(
                 f"{self.path}: its weights were removed: a study keeps those of its best trials alone (tune.keep); to "
-                f"have them again, {self.cure}"
+                f"have them again, {self.repair_hint}"
             )
         if self.is_complete():
             raise RunError(f"{self.path}: holds no weights; it was made of other runs, so predict with those")
@@ -424,7 +234,7 @@ class Run:
             for row in rows:
                 _check_numbers(row, _NUMBERED[name])
         except (OSError, ValueError, csv.Error) as error:
-            raise RunError(f"{path}: damaged ({reason(error)}); move it away, and its curves are left out") from None
+            raise RunError(f"{path}: damaged ({error_text(error)}); move it away to go on without its curves") from None
         return rows
 
     def write_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -437,7 +247,7 @@ class Run:
         self.write(name, text.getvalue().encode())
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def write_lock(self) -> Iterator[None]:
         """Hold the run as its one writer.
 
         Raises:
@@ -463,7 +273,7 @@ def _check_numbers(row: Mapping[Any, Any], numbered: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def made_whole(run: Run) -> Iterator[None]:
+def delete_on_failure(run: Run) -> Iterator[None]:
     """Remove a run's folder where the block that makes it fails: nothing could go on with one that is half made."""
     try:
         yield
@@ -558,20 +368,20 @@ def _run_folders(folder: str, depth: int = 0) -> Iterator[str]:
 def describe_machine() -> dict[str, Any]:
     """Return argv, git commit, versions, machine and time, as provenance and sidecars hold them."""
     return {
-        "argv": [hide_password(word) for word in sys.argv[1:]],
+        "argv": [hide_passwords(word) for word in sys.argv[1:]],
         "git": git_commit(),
-        "versions": versions(),
-        "machine": {"system": platform.platform(), "processor": processor(), "cpus": os.cpu_count()},
+        "versions": package_versions(),
+        "machine": {"system": platform.platform(), "processor": cpu_model(), "cpus": os.cpu_count()},
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 
-def hide_password(text: str) -> str:
+def hide_passwords(text: str) -> str:
     """Return a text without the passwords that URLs in it hold: records are shared."""
     return re.sub(r"(://[^:/@\s]*):[^/\s]*@", r"\1@", text)
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Return the versions of python and the packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in _VERSIONS:
@@ -589,7 +399,7 @@ def git_commit() -> str:
         return ""
 
 
-def processor() -> str:
+def cpu_model() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

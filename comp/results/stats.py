@@ -64,7 +64,7 @@ def mean_interval(values: NDArray[np.float64]) -> Interval | None:
     return Interval(float(values.mean()) - half, float(values.mean()) + half)
 
 
-def unpaired(one: float, other: float, count: int) -> ScoreDifference:
+def unpaired_difference(one: float, other: float, count: int) -> ScoreDifference:
     """Return the difference of two shares, each of `count` images, as if the images were not the same.
 
     Newcombe's interval (1998, method 10), of two Wilson intervals. On the same images it is wider than it need be.
@@ -75,7 +75,7 @@ def unpaired(one: float, other: float, count: int) -> ScoreDifference:
     return ScoreDifference(value, Interval(low, high), count, paired=False)
 
 
-def paired(
+def paired_difference(
     one: NDArray[np.bool_], other: NDArray[np.bool_], images: NDArray[np.int64] | None = None
 ) -> ScoreDifference:
     """Return the difference of two shares of right answers to the same rows.
@@ -103,7 +103,7 @@ def paired(
     return ScoreDifference(value, Interval(middle - _Z * spread, middle + _Z * spread), count, paired=True)
 
 
-def bounded(one: float, other: float, disagreement: float, count: int) -> ScoreDifference:
+def bounded_difference(one: float, other: float, disagreement: float, count: int) -> ScoreDifference:
     """Return the difference of two shares of `count` rows, where only the share of differing answers is known.
 
     Rows on which two submissions agree cannot tell them apart, so that the variance of a row's difference is at most

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.results import class_names
+from comp.results import predictions
 from comp.results.predictions import Predictions
 from comp.submission.format import SubmissionFormat
 
@@ -84,7 +84,7 @@ def _write_probabilities(rows: Predictions, form: SubmissionFormat) -> Columns:
 
 
 def _write_value(rows: Predictions, form: SubmissionFormat) -> Columns:
-    worth = class_names.values(form.texts)
+    worth = predictions.class_values(form.texts)
     assert worth is not None
     values = rows.probabilities() @ np.array([float(value) for value in worth])
     return [[f"{value:.12g}" for value in values.tolist()]]

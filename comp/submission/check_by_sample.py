@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.results import runs
+from comp.results import files, runs
 from comp.runtime.errors import SubmissionError, UserError
 from comp.submission import answers, csv_io, derive_format, sample_cells, samples
 from comp.submission.answers import NO_ANSWER
@@ -58,7 +58,7 @@ def _beside(sample: SampleSubmission, submitted: Path) -> tuple[SubmissionFormat
     if not sidecar.exists():
         return None, ()
     try:
-        form = derive_format.from_json(runs.read_json(sidecar).get("format", {}), sidecar)
+        form = derive_format.from_json(files.read_json(sidecar).get("format", {}), sidecar)
     except UserError:
         return None, (f"{sidecar.name} is not used: it is no sidecar of a submission",)
     cells = pd.DataFrame(list(sample.cells), columns=list(sample.written[1:]), dtype=str)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.results import class_names
+from comp.results import predictions
 from comp.results.predictions import Targets
 from comp.submission import answers
 from comp.submission.answers import ANSWERS
@@ -82,7 +82,7 @@ def check_texts(form: SubmissionFormat, *, derived: bool) -> list[Finding]:
 
 def _value(text: str) -> Decimal | str:
     """Return what a text is compared by: its value where it is a plain decimal, else itself."""
-    value = class_names.decimal(text)
+    value = predictions.parse_decimal(text)
     return text if value is None else value
 
 

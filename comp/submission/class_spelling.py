@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal
 
-from comp.results import class_names
+from comp.results import predictions
 from comp.runtime.errors import SubmissionError, nearest
 
 _KEY = "submission.labels"
@@ -76,7 +76,7 @@ def spell(
     if cells is None and blocks:
         return Spelling(_numbers(classes), "class numbers: a suite of blocks without a sample submission")
     own = tuple(classes)
-    worth = class_names.values(classes)
+    worth = predictions.class_values(classes)
     all_labels = set(shown) <= set(classes)
     if worth is not None and len(set(worth)) < len(worth) and not all_labels:
         same = _equal_pair(classes, worth)
@@ -89,7 +89,7 @@ def spell(
         seen = "no sample submission" if cells is None else f"{where} holds labels" if shown else f"{where} is blank"
         reason = f"the labels' own text: {seen}"
         return Spelling(own, reason)
-    values = class_names.values(shown)
+    values = predictions.class_values(shown)
     if worth is not None and values is not None:
         return _decimals(own, worth, shown, values, where)
     if numbered and values is not None and {str(value) for value in values} <= set(_numbers(classes)):

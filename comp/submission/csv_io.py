@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.results import runs
+from comp.results import files
 from comp.runtime.errors import SubmissionError, UserError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _parquet(path: Path, error: type[UserError]) -> "pd.DataFrame":
         from pyarrow import parquet
     except ImportError:
         raise error(f"{path}: reading Parquet needs pyarrow; pip install pyarrow, or save the table as CSV") from None
-    content = runs.read_bytes(path, "file", error)
+    content = files.read_bytes(path, "file", error)
     try:
         found = parquet.read_table(io.BytesIO(content))
         columns = [column.cast(pyarrow.string()).fill_null("").to_pylist() for column in found.columns]
@@ -121,7 +121,7 @@ def _parquet(path: Path, error: type[UserError]) -> "pd.DataFrame":
 def _unpacked(path: Path, error: type[UserError]) -> bytes:
     if path.suffix == ".zip":
         return _unzipped(path, error)
-    content = runs.read_bytes(path, "file", error)
+    content = files.read_bytes(path, "file", error)
     if path.suffix != ".gz":
         return content
     try:
@@ -148,7 +148,7 @@ def _unzipped(path: Path, error: type[UserError]) -> bytes:
 
 
 def _text(path: Path) -> str:
-    content = runs.read_bytes(path, "submission", SubmissionError)
+    content = files.read_bytes(path, "submission", SubmissionError)
     if name := _MARKS.get(content[:2]):
         raise SubmissionError(f"{path}: expected UTF-8 text, found {name} by its byte order mark; save it as UTF-8")
     try:

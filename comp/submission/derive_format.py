@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from comp.config.tasks import TASKS
-from comp.results import class_names, predictions
+from comp.results import predictions
 from comp.results.blocks import Block
 from comp.results.metrics import Metric, metric
 from comp.runtime.errors import SubmissionError
@@ -85,7 +85,7 @@ def derive(competition: Competition) -> Derived:
     if answer in ("labels", "ranked") and not wide:
         form = replace(form, **_list_settings(competition, answer, spelled.texts))
         doubts = (*doubts, *_separator_doubt(competition, form.separator))
-    if answer == "value" and class_names.values(form.texts) is None:
+    if answer == "value" and predictions.class_values(form.texts) is None:
         raise SubmissionError(f"competition.submission.answer: value needs classes that are numbers, found {classes}")
     return Derived(form, (reason, spelled.reason), (*doubts, *spelled.doubts))
 
@@ -242,7 +242,7 @@ def _class_of_column(competition: Competition) -> int | None:
     itself = any(_bare(name) == whole for names in alike for name in names)  # `island` is no `is land` then
     if len(led) == 1 and not itself:
         return led[0]  # `is_cat`, `isCat`, `p_hot_dog`, `is_0`
-    if words & _NEGATIONS or all(name.casefold() in ("yes", "no") or class_names.decimal(name) is not None
+    if words & _NEGATIONS or all(name.casefold() in ("yes", "no") or predictions.parse_decimal(name) is not None
                                  for names in alike for name in names):  # fmt: skip
         return None  # `0` is pandas' own header, and `no_show` names no class
     named = [number for number, names in enumerate(alike)
@@ -256,7 +256,7 @@ def _bare(text: str) -> str:
 
 def _guessed_positive(classes: Sequence[str], positive: int) -> tuple[str, ...]:
     """Return the doubt that the larger of two names is the positive class; of numbers, it is."""
-    if class_names.values(classes) is not None:
+    if predictions.class_values(classes) is not None:
         return ()
     return (
         f"nothing shows which class the probability is of; that of {classes[positive]!r} is written: if the other is "
@@ -292,7 +292,7 @@ def _spelled(competition: Competition, answer: str, wide: bool) -> Spelling:
     except SubmissionError as error:
         raise SubmissionError(f"{error}{meant and f'; {meant}'}") from None
     if meant and competition.submission.labels == "auto":
-        if any(class_names.decimal(cell) is None for cell in cells or () if cell.strip()):
+        if any(predictions.parse_decimal(cell) is None for cell in cells or () if cell.strip()):
             raise SubmissionError(f"{sample.path if sample else ''}: holds no label, and {meant}")
         return replace(spelled, doubts=(*spelled.doubts, f"{sample.path if sample else ''}: {meant}"))
     return spelled
@@ -323,7 +323,7 @@ def _synonym(competition: Competition, cells: Sequence[str]) -> str:
 
 
 def _worth(text: str) -> Decimal | str:
-    value = class_names.decimal(text)
+    value = predictions.parse_decimal(text)
     return text.strip() if value is None else value
 
 

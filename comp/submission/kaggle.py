@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from comp.results import runs
+from comp.results import files, runs
 from comp.runtime.errors import SubmissionError
 from comp.runtime.progress import Progress, quiet
 from comp.submission import scores
@@ -66,8 +66,8 @@ def send(
         SubmissionError: it was sent before, the site refuses it or finds it wrong, or the score does not come in time.
     """
     beside = runs.sidecar_path(path)
-    sidecar = runs.read_json(beside) if beside.exists() else {}
-    digest = runs.sha256(path)
+    sidecar = files.read_json(beside) if beside.exists() else {}
+    digest = files.sha256_file(path)
     sent = [row for row in sidecar.get("sent", ()) if (row["sha256"], row["competition"]) == (digest, competition)]
     pending = next((row for row in sent if row["status"] == "pending"), None)
     scored = next((row for row in sent if row["status"] == "complete"), None)
@@ -99,7 +99,7 @@ def send(
 
 def _remember(beside: Path, sidecar: dict[str, Any], record: dict[str, Any]) -> None:
     others = [row for row in sidecar.get("sent", ()) if row["reference"] != record["reference"]]
-    runs.write_atomically(beside, runs.to_json({**sidecar, "sent": [*others, record]}))
+    files.write_atomically(beside, files.to_json({**sidecar, "sent": [*others, record]}))
 
 
 def _wait(client: Client, reference: str, wait_seconds: float, poll_seconds: float, progress: Progress) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from comp.config.tasks import TASKS
-from comp.results import class_names
+from comp.results import predictions
 from comp.results.metrics import metric
 from comp.runtime.errors import SubmissionError
 from comp.submission.format import Competition, SampleSubmission
@@ -20,7 +20,7 @@ _WORDS = 3  # from which on a text parted by spaces looks like a list
 def number(cell: str) -> Decimal | None:
     """Return the value of a sample's cell that is a plain decimal or has an exponent, such as `5e-1`; else None."""
     bare = cell.strip()
-    return Decimal(bare) if _EXPONENT.fullmatch(bare) else class_names.decimal(bare)
+    return Decimal(bare) if _EXPONENT.fullmatch(bare) else predictions.parse_decimal(bare)
 
 
 def fractional(value: Decimal | None) -> bool:
@@ -51,7 +51,7 @@ def holds_fractions(sample: SampleSubmission) -> bool:
 
 
 def fraction_that_is_no_label(sample: SampleSubmission, classes: Sequence[str]) -> str:
-    worth = set(class_names.values(classes) or ())
+    worth = set(predictions.class_values(classes) or ())
     cells = (cell for (cell,) in sample.cells if cell not in classes)
     return next((cell for cell in cells if fractional(number(cell)) and number(cell) not in worth), "")
 

@@ -4,7 +4,7 @@ import math
 import time
 from pathlib import Path
 
-from comp.results import metrics, runs
+from comp.results import files, metrics, runs
 from comp.results.run_metrics import LeaderboardScore
 from comp.results.runs import Run
 from comp.runtime.errors import SubmissionError
@@ -48,7 +48,7 @@ def record_score(
         rows=rows,
         time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
-    with run.writing():
+    with run.write_lock():
         scores = run.metrics()
         before = [row for row in scores.leaderboard_scores if not reference or row.reference != reference]
         noted = {"public_score": public, "private_score": private, "leaderboard_scores": [*before, record]}
@@ -82,8 +82,8 @@ def record_submission(
         raise SubmissionError(f"{path}: no such submission")
     if not beside.is_file():
         raise SubmissionError(f"{path}: has no sidecar {beside.name}, so that nothing tells which run it is of")
-    sidecar = runs.read_json(beside)
-    if sidecar.get("sha256") != runs.sha256(path):
+    sidecar = files.read_json(beside)
+    if sidecar.get("sha256") != files.sha256_file(path):
         raise SubmissionError(f"{path}: is not the file that {beside.name} tells of; record the score of that one")
     rows, folder = sidecar.get("rows"), sidecar.get("run_path")
     if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
@@ -105,7 +105,7 @@ def record_submission(
         reference=reference,
         rows=max(1, round(public_share * rows)),
     )
-    runs.write_atomically(beside, runs.to_json({**sidecar, "scores": record.model_dump()}))
+    files.write_atomically(beside, files.to_json({**sidecar, "scores": record.model_dump()}))
     return record
 
 

@@ -51,7 +51,7 @@ def submit(
     write.write(path, found, wanted, sidecar, force=force)
     problems = check_format.format_problems(path, wanted)
     assert not problems, problems
-    with run.writing():
+    with run.write_lock():
         noted = {"submission": str(path), "transductive": transductive}
         run.write_metrics(run.metrics().model_copy(update=noted))
     return path

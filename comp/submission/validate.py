@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from comp.results import runs
+from comp.results import files, runs
 from comp.runtime.errors import SubmissionError
 from comp.submission import check_content, check_format, csv_io, derive_format
 from comp.submission.check_content import Finding
@@ -68,7 +68,7 @@ def format_beside(path: Path) -> SubmissionFormat:
         raise SubmissionError(
             f"{path}: has no sidecar {sidecar.name} that tells its format; give --format CONFIG, or a sample submission"
         )
-    return derive_format.from_json(runs.read_json(sidecar).get("format", {}), sidecar)
+    return derive_format.from_json(files.read_json(sidecar).get("format", {}), sidecar)
 
 
 def validate(
@@ -95,11 +95,11 @@ def validate(
     if checked.table is None:
         return Verdict(path, len(cells), checked.problems, tuple(Finding(note, "note") for note in notes))
     beside = runs.sidecar_path(path)
-    sidecar = runs.read_json(beside) if beside.exists() else {}
+    sidecar = files.read_json(beside) if beside.exists() else {}
     findings = [Finding(note, "note") for note in (*notes, *checked.notes)]
     findings += check_content.check_texts(_with_classes(form, sidecar), derived=bool(form.classes))
     findings += check_content.check_distribution(checked.table, form, training or sidecar.get("training_counts", ()))
-    if "sha256" in sidecar and sidecar["sha256"] != runs.sha256(path):
+    if "sha256" in sidecar and sidecar["sha256"] != files.sha256_file(path):
         findings.append(Finding(f"altered: it is not the file that {beside.name} was written for", "note"))
     if against is None:
         return Verdict(path, len(cells), (), tuple(findings))
@@ -120,4 +120,4 @@ def _with_classes(form: SubmissionFormat, sidecar: Mapping[str, Any]) -> Submiss
     # Blocks hold class numbers by the challenge's own rule.
     if form.classes or form.blocks or "run_path" not in sidecar or not provenance.is_file():
         return replace(form, classes=()) if form.blocks else form
-    return replace(form, classes=tuple(runs.read_json(provenance).get("classes", ())))
+    return replace(form, classes=tuple(files.read_json(provenance).get("classes", ())))

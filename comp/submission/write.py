@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from comp.results import runs
+from comp.results import files
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.results.runs import sidecar_path as sidecar_path
@@ -47,7 +47,7 @@ def demand_free(path: Path, *, force: bool) -> None:
     for file in (path, sidecar_path(path)):
         if file.is_dir():
             raise SubmissionError(f"{file}: is a folder; choose another name with -o")
-    if reason := runs.unwritable(path.parent):
+    if reason := files.find_write_problem(path.parent):
         raise SubmissionError(f"{path}: {reason}; choose another folder with -o")
 
 
@@ -55,8 +55,8 @@ def is_kept(run: Run) -> bool:
     """Tell whether the CSV that a complete run names as its submission still lies there as it was written."""
     path = Path(run.metrics().submission)
     try:
-        sidecar = runs.read_json(sidecar_path(path))
-        return bool(sidecar.get("run") == run.name and sidecar.get("sha256") == runs.sha256(path))
+        sidecar = files.read_json(sidecar_path(path))
+        return bool(sidecar.get("run") == run.name and sidecar.get("sha256") == files.sha256_file(path))
     except (RunError, OSError, ValueError):  # ValueError: it names none
         return False
 
@@ -80,12 +80,12 @@ def write(
     demand_free(path, force=force)
     if not np.array_equal(predictions.ids, form.ids()):
         raise SubmissionError(f"{path}: the predictions' ids are not the suite's; predict again: comp predict RUN")
-    runs.make_folder(path.parent)
+    files.make_folder(path.parent)
     content = _to_csv(predictions, form)
     # The sidecar lands first: a kill in between leaves a trace without its CSV, never a CSV without a trace.
-    traced = {**sidecar, "rows": len(predictions), "sha256": runs.sha256_of(content), "format": form.to_json()}
+    traced = {**sidecar, "rows": len(predictions), "sha256": files.sha256_bytes(content), "format": form.to_json()}
     try:
-        runs.write_together({sidecar_path(path): runs.to_json(traced), path: content}, replace=force)
+        files.write_files_atomically({sidecar_path(path): files.to_json(traced), path: content}, replace=force)
     except FileExistsError:
         raise SubmissionError(f"{path}: another process has just written it; choose another name with -o") from None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comp.results import predictions
+from comp.results import prediction_files
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import RunMetrics
 from comp.results.runs import Run
@@ -89,7 +89,7 @@ def settings(run: Run) -> dict[str, Any]:
 def distortions(metrics: RunMetrics) -> dict[str, Table]:
     """Return a table for each labelled suite: accuracy of each distortion (rows) at each severity, and their mean."""
     tables = {}
-    for name, shifted in (("ood_val", metrics.counted.ood_val), ("suite", metrics.suite)):
+    for name, shifted in (("ood_val", metrics.best_or_final.ood_val), ("suite", metrics.suite)):
         if shifted and shifted.by_block:
             severities = list(shifted.by_severity)
             blocks, many = list(shifted.by_block.values()), len(severities)
@@ -105,7 +105,7 @@ def validation(run: Run) -> Predictions | None:
     for name in ("val", "val-averaged", "val-final"):
         path = run.path / "predictions" / f"{name}.npz"
         if path.is_file():
-            return predictions.load(path)
+            return prediction_files.load(path)
     return None
 
 

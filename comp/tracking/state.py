@@ -8,7 +8,7 @@ from pathlib import Path
 
 import filelock
 
-from comp.results import runs
+from comp.results import files
 from comp.results.runs import Run
 from comp.runtime.errors import RunError
 
@@ -51,7 +51,7 @@ def read(run: Run) -> TrackingState | None:
     if not path.is_file():
         return None
     try:
-        values = runs.read_json(path)
+        values = files.read_json(path)
         return TrackingState(
             **{field.name: values[field.name] for field in fields(TrackingState) if field.name in values}
         )
@@ -82,7 +82,7 @@ def telling(run: Run) -> Iterator[None]:
     Raises:
         RunError: another one does.
     """
-    runs.make_folder(folder_of(run))
+    files.make_folder(folder_of(run))
     try:
         with filelock.FileLock(folder_of(run) / ".lock", timeout=0):
             yield

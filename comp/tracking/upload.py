@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from comp.results import runs
+from comp.results import files, runs
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
@@ -130,11 +130,11 @@ def push(table: Table, ranked: Sequence[Run], sort: str, root: Path) -> int:
 def _known_board(root: Path, project: str) -> dict[str, Any]:
     """Return the id of a project's leaderboard and the number of this one of it, and remember them."""
     path = root / "wandb" / "leaderboards.json"
-    boards = runs.read_json(path) if path.is_file() else {}
+    boards = files.read_json(path) if path.is_file() else {}
     board = boards.get(project, {"id": secrets.token_hex(4), "number": 0})
     board = {"id": board["id"], "number": board["number"] + 1}
-    runs.make_folder(path.parent)
-    runs.write_atomically(path, runs.to_json({**boards, project: board}))
+    files.make_folder(path.parent)
+    files.write_atomically(path, files.to_json({**boards, project: board}))
     return board
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from comp.config import TrackConfig
-from comp.results import diagnostics, plots, runs
+from comp.results import diagnostics, plots
+from comp.results.files import write_arrays
 from comp.results.runs import Run
 from comp.tracking import login, payload, state
 from comp.tracking.payload import Table
@@ -132,10 +133,14 @@ class Tracked(Tracker):
         if predicted is None or predicted.targets is None:
             return
         with self._harmless():
-            rows = diagnostics.worst(predicted, _MOST_MISTAKES)
+            rows = diagnostics.find_worst_mistakes(predicted, _MOST_MISTAKES)
             titles = np.array([diagnostics.mistake_title(predicted, int(row)) for row in rows], np.str_)
-            arrays = {"images": plots.visible(np.asarray(images[rows])), "ids": predicted.ids[rows], "titles": titles}
-            runs.write_arrays(state.folder_of(run) / "mistakes.npz", arrays)
+            arrays = {
+                "images": plots.drawable_channels(np.asarray(images[rows])),
+                "ids": predicted.ids[rows],
+                "titles": titles,
+            }
+            write_arrays(state.folder_of(run) / "mistakes.npz", arrays)
 
     def close(self) -> None:
         try:

@@ -28,7 +28,7 @@ from comp.data.cache import user_folder
 from comp.data.dataset import Dataset
 from comp.data.images import ImageFiles, reading_workers
 from comp.data.loading import Transform
-from comp.results import runs
+from comp.results import files, runs
 from comp.runtime import device
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, RunError
@@ -142,7 +142,7 @@ def _key(place: str, dataset: Dataset, config: Config) -> str:
     """Return what the time of a step depends on, for the candidates that `_label` tells apart."""
     gpu = torch.cuda.get_device_name() if place == "cuda" else ""
     key = {
-        "rules": _RULES, "torch": torch.__version__, "processor": runs.processor(), "gpu": gpu,
+        "rules": _RULES, "torch": torch.__version__, "processor": runs.cpu_model(), "gpu": gpu,
         "cores": device.usable_cores(), "device": place, "task": dataset.competition.task,
         "model": config.model.model_dump(mode="json", exclude=_WEIGHTLESS),
         "classes": len(dataset.competition.classes), "image_shape": dataset.train.image_shape,
@@ -156,12 +156,12 @@ class _Record:
 
     def __init__(self, key: str) -> None:
         folder = user_folder()
-        self._path = folder and folder / "timing" / f"{runs.sha256_of(key.encode())[:32]}.json"
+        self._path = folder and folder / "timing" / f"{files.sha256_bytes(key.encode())[:32]}.json"
         self._seconds: dict[str, dict[str, float]] = {}
         self._grew = False
         if self._path:
             with suppress(RunError):
-                self._seconds = _checked(runs.read_json(self._path), self._path)
+                self._seconds = _checked(files.read_json(self._path), self._path)
 
     def known(self, question: str, candidates: Sequence[str]) -> dict[str, float] | None:
         """Return the seconds of all candidates; None where one was never timed."""
@@ -179,8 +179,8 @@ class _Record:
             return str(self._path)
         if self._path and not device.is_busy():
             with suppress(RunError, OSError):  # a home that cannot be written costs time, never a run
-                runs.make_folder(self._path.parent)
-                runs.write_atomically(self._path, runs.to_json(self._seconds))
+                files.make_folder(self._path.parent)
+                files.write_atomically(self._path, files.to_json(self._seconds))
         return ""
 
 
@@ -309,7 +309,7 @@ class _Trial:
         images = self._dataset.train.images
         read = (images.content, images.resize) if isinstance(images, ImageFiles) else "array"
         changed = self._config.augment.model_dump(mode="json", exclude=_MIXING) if transform else None
-        return runs.sha256_of(json.dumps([read, changed], sort_keys=True).encode())[:16]
+        return files.sha256_bytes(json.dumps([read, changed], sort_keys=True).encode())[:16]
 
     def _seconds_with_workers(self, step: Step, workers: int, images: int, transform: Transform | None) -> float:
         """Return seconds a step between the first batch and the last; starting workers is paid once a training."""

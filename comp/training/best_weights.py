@@ -10,7 +10,8 @@ from comp.data.dataset import Dataset
 from comp.models import averaging, weights
 from comp.models.averaging import Average
 from comp.models.classifier import Classifier
-from comp.results.runs import Run, sha256, sha256_of
+from comp.results.files import sha256_bytes, sha256_file
+from comp.results.runs import Run
 from comp.runtime.device import Execution
 from comp.runtime.progress import Progress
 from comp.training import validation
@@ -102,7 +103,7 @@ class BestWeights:
         The predictions are those that the weights would make again: validation is inference.
         """
         digest, measured = self._last.get(name, ("", None))
-        return measured if not digest or digest == sha256(self.run.path / f"{name}.safetensors") else None
+        return measured if not digest or digest == sha256_file(self.run.path / f"{name}.safetensors") else None
 
     def _value(self, epoch: int, progress: Progress) -> float:
         value = self._selected(self._score(epoch, progress, last=True).scores)
@@ -131,7 +132,7 @@ class BestWeights:
         """Write weights; return the file's hash."""
         content = weights.to_bytes(state, {"epoch": str(epoch), **facts})
         self.run.write(f"{name}.safetensors", content)
-        return sha256_of(content)
+        return sha256_bytes(content)
 
 
 def _is_better(value: float, loss: float | None, cursor: TrainState) -> bool:

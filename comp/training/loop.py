@@ -15,7 +15,7 @@ from torch import Tensor
 from comp.augment import engine, mixing
 from comp.data.loading import Batch
 from comp.models import weights, zoo
-from comp.results import runs
+from comp.results import files
 from comp.runtime import rng
 from comp.runtime.errors import Interrupted, NotFiniteError
 from comp.runtime.progress import Progress, quiet
@@ -320,7 +320,7 @@ def _tell_halved(session: TrainContext, cursor: TrainState, step: int) -> None:
         f"out of memory at step {step + 1} of epoch {cursor.epoch + 1}: from there on {size} images at a time, and "
         f"their gradients averaged over the batch of {session.batch_size}; batch norm sees {size} images at once"
     )
-    recorded = runs.read_json(session.run.path / "execution.json")
+    recorded = files.read_json(session.run.path / "execution.json")
     session.run.write_json("execution.json", {**recorded, "micro_batch": size})
 
 

@@ -84,13 +84,13 @@ def validate(
         )  # fmt: skip
 
     val = predicted(dataset.val)
-    clean = metrics.summary(decisions.validated(val, metric), metric)
+    clean = metrics.summarize(decisions.prepare_for_scoring(val, metric), metric)
     scores = Scores(clean.log_loss, clean.accuracy, clean.value(metric))
     if dataset.ood_val is None or not _is_due(config, number, last=last):
         return Measured(scores, val)
     ood_val = predicted(dataset.ood_val)
-    thresholds = decisions.tune(val, metric) if decisions.is_tuned(val, metric) else None
-    shifted = metrics.shifted_summary(replace(ood_val, thresholds=thresholds), DISTORTIONS, metric)
+    thresholds = decisions.tune_thresholds(val, metric) if decisions.needs_thresholds(val, metric) else None
+    shifted = metrics.summarize_blocks(replace(ood_val, thresholds=thresholds), DISTORTIONS, metric)
     scores = replace(
         scores, ood_accuracy=shifted.accuracy, ood_metric=shifted.value(metric), ood_by_severity=shifted.by_severity
     )

@@ -13,7 +13,7 @@ import yaml
 
 from comp import config as configs
 from comp.config import Config, space
-from comp.results import runs
+from comp.results import files, runs
 from comp.runtime.errors import ConfigError, StudyError, UserError, nearest
 from comp.tuning import objectives, pruners, samplers
 from comp.tuning.storage import default_url, open_store
@@ -67,7 +67,7 @@ def plan(config: Config, name: str, runs_root: Path) -> StudyPlan:
     """
     name = config.tune.study or name
     folder = runs_root / config.competition.name / name
-    runs.make_folder(folder)
+    files.make_folder(folder)
     return StudyPlan(configs.dump(config), name, str(runs_root), config.tune.storage or default_url(folder))
 
 
@@ -157,7 +157,7 @@ def find(name: str, runs_root: Path, storage: str) -> StudyPlan:
         folders = ", ".join(str(path.parent) for path in found)
         raise StudyError(f"{name}: several studies have this name; name a folder: {folders}")
     folder = found[0].parent
-    url = storage or runs.read_json(found[0])["storage"] or default_url(folder)
+    url = storage or files.read_json(found[0])["storage"] or default_url(folder)
     config = (folder / "study.yaml").read_text(encoding="utf-8")
     return StudyPlan(config, folder.name, str(folder.parent.parent), url)
 
@@ -175,7 +175,7 @@ def _open(
         else:
             opened = optuna.load_study(storage=store.backend, study_name=name, pruner=pruner)
     except KeyError:
-        raise StudyError(f"{runs.hide_password(store.url)}: holds no study {name}; is it the right storage?") from None
+        raise StudyError(f"{runs.hide_passwords(store.url)}: holds no study {name}; is it the right storage?") from None
     return Study(
         name, plan.folder, config, store, opened, deadline=plan.deadline, forgiven=plan.forgiven, **rest
     )  # fmt: skip
@@ -189,11 +189,11 @@ def _identify(found: Any, config: Config, plan: StudyPlan) -> None:
         found.set_user_attr("identity", json.dumps(tree, sort_keys=True))
     else:
         _demand_same(_filled(json.loads(recorded)), tree, plan.folder)
-    folder, storage = plan.folder, runs.hide_password(config.tune.storage)
+    folder, storage = plan.folder, runs.hide_passwords(config.tune.storage)
     shown = config.model_copy(update={"tune": config.tune.model_copy(update={"storage": storage})})
-    runs.write_atomically(folder / "study.yaml", configs.dump(shown).encode())
+    files.write_atomically(folder / "study.yaml", configs.dump(shown).encode())
     noted = {"study": plan.name, "storage": storage, "argv": runs.describe_machine()["argv"]}
-    runs.write_atomically(folder / "study.json", runs.to_json(noted))
+    files.write_atomically(folder / "study.json", files.to_json(noted))
 
 
 def _identity(tree: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def _remove_weights(run: Run) -> None:
     """Remove a run's weights and mark that they are, unless another process writes the run."""
     if not (run.path / "config.yaml").is_file() or (run.path / runs.REMOVED).exists():
         return
-    with contextlib.suppress(RunError), run.writing():
+    with contextlib.suppress(RunError), run.write_lock():
         run.write_json(runs.REMOVED, {"by": "tune.keep"})
         for name in runs.WEIGHTS:
             (run.path / name).unlink(missing_ok=True)

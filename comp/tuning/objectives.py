@@ -33,7 +33,7 @@ def _score(split: str, name: str = "") -> Callable[[RunMetrics], float | None]:
     """Return a score's reader: of a split by a metric's name, the competition's where there is none."""
 
     def of_run(metrics: RunMetrics) -> float | None:
-        scores = metrics.counted.val if split == "val" else metrics.counted.ood_val
+        scores = metrics.best_or_final.val if split == "val" else metrics.best_or_final.ood_val
         return scores.value(name or metrics.metric) if scores else None
 
     return of_run

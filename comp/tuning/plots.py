@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.trial import TrialState
 
-from comp.results import runs
+from comp.results import files
 from comp.tuning import confirm, objectives
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ def draw(
 ) -> None:
     """Draw what the trials can show so far, into plots/ and study.html."""
     folder = study.folder / "plots"
-    runs.make_folder(folder)
+    files.make_folder(folder)
     drawn = {name: folder / f"{name}.png" for name in _drawings(study, importance)}
     for name, path in drawn.items():
         _save(_drawings(study, importance)[name], path)
-    runs.write_atomically(study.folder / "study.html", _page(study, importance, pareto, rows, drawn).encode())
+    files.write_atomically(study.folder / "study.html", _page(study, importance, pareto, rows, drawn).encode())
 
 
 def _drawings(study: "Study", importance: Mapping[str, float]) -> dict[str, Callable[[], Any]]:
@@ -73,7 +73,7 @@ def _save(drawing: Callable[[], Any], path: Path) -> None:
         axes = np.ravel(drawing())
         figure = axes[0].figure
         figure.set_size_inches(max(7.0, 3.2 * len(axes) if len(axes) < 9 else 12.0), 5.0 if len(axes) < 9 else 10.0)
-        runs.write_atomically(path, partial(figure.savefig, format="png", dpi=110, bbox_inches="tight"))
+        files.write_atomically(path, partial(figure.savefig, format="png", dpi=110, bbox_inches="tight"))
     pyplot.close("all")
     mpl.use(before)
 

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from comp import config as configs
 from comp.config import space
-from comp.results import runs
+from comp.results import files, runs
 from comp.tuning import confirm, objectives, plots
 from comp.tuning.confirm import Confirmed
 from comp.tuning.study import Study, reason_of
@@ -161,9 +161,9 @@ def report(search: Study, confirmation: Study | None, *, write: bool = True, pic
         best=path if chosen is not None and (write or path.exists()) else None,
     )  # fmt: skip
     if write:
-        runs.write_atomically(search.folder / "trials.csv", _csv(made.trials))
+        files.write_atomically(search.folder / "trials.csv", _csv(made.trials))
         if chosen is not None:
-            runs.write_atomically(path, _best_config(search, made, chosen).encode())
+            files.write_atomically(path, _best_config(search, made, chosen).encode())
         if pictures:
             plots.draw(search, made.importance, made.pareto, made.trials)
     return made

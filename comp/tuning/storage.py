@@ -11,7 +11,7 @@ import filelock
 import optuna
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 
-from comp.results import runs
+from comp.results import files, runs
 from comp.runtime.errors import ConfigError, StudyError
 from comp.tuning import recovery
 
@@ -80,9 +80,9 @@ def open_store(url: str, folder: Path, heartbeat_seconds: int) -> Store:
                 heartbeat_interval=heartbeat_seconds, grace_period=grace,
                 heartbeat_stale_trial_callback=recovery.retry, engine_kwargs={"pool_pre_ping": True},
             )  # fmt: skip
-            runs.make_folder(folder / ".locks")
+            files.make_folder(folder / ".locks")
             return Store(url, backend, folder / ".locks", grace)
-    raise ConfigError(f"tune.storage: expected {KINDS}; found '{runs.hide_password(url)}'")
+    raise ConfigError(f"tune.storage: expected {KINDS}; found '{runs.hide_passwords(url)}'")
 
 
 class _JournalLock:
@@ -104,7 +104,7 @@ def _locks_beside(text: str, url: str) -> Path:
     if not path.parent.is_dir():
         raise ConfigError(f"tune.storage: {url}: there is no folder {path.parent}; make it or choose another")
     locks = path.with_name(f".{path.name}.locks")
-    runs.make_folder(locks)
+    files.make_folder(locks)
     return locks
 
 
@@ -112,7 +112,7 @@ def _database(url: str, **options: Any) -> Any:
     """Open a database; tables that are being made by another process are looked for again."""
     import sqlalchemy.exc
 
-    shown = runs.hide_password(url).replace("+psycopg", "")
+    shown = runs.hide_passwords(url).replace("+psycopg", "")
     for left in reversed(range(_TRIES)):
         try:
             return optuna.storages.RDBStorage(url, **options)

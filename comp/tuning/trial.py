@@ -140,7 +140,7 @@ def begun_by(path: str | None) -> Run | None:
         return None
     begun = Run(Path(path))
     try:
-        with begun.writing():
+        with begun.write_lock():
             if all((begun.path / name).is_file() for name in ("config.yaml", "provenance.json", "execution.json")):
                 return begun
             shutil.rmtree(begun.path)  # stopped before its first step: nothing in it was trained

@@ -8,7 +8,7 @@ from comp.config import Config, ModelConfig
 from comp.data.dataset import Dataset, open_dataset
 from comp.models import weights, zoo
 from comp.models.classifier import Classifier
-from comp.results import runs
+from comp.results import files, runs
 from comp.results.runs import Run
 from comp.runtime import device as devices
 from comp.runtime import rng
@@ -78,7 +78,7 @@ def load_model(run: Run, device: str = "") -> PlacedModel:
     """
     path, provenance = run.weights_path(), run.provenance("classes", "image_shape")
     recorded = run.path / "execution.json"
-    execution, note = devices.for_prediction(runs.read_json(recorded), str(recorded), device)
+    execution, note = devices.for_prediction(files.read_json(recorded), str(recorded), device)
     channels, height, width = provenance["image_shape"]
     model = zoo.build(
         _without_weights(run.config().model),

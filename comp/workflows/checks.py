@@ -15,7 +15,7 @@ from comp.inference.options import check_task, predict_options
 from comp.inference.views import check_size
 from comp.models import averaging, zoo
 from comp.models.classifier import Classifier
-from comp.results import class_names, files, metrics, runs
+from comp.results import files, metrics, predictions, runs
 from comp.runtime import device
 from comp.runtime.errors import ConfigError, UserError, unknown
 from comp.submission import derive_format, rules, samples, write
@@ -147,7 +147,7 @@ def _check_room(config: Config, runs_root: Path) -> None:
     suite = config.competition.suite
     rows = suite.files * suite.severities * suite.images_per_block
     needed = rows * (_BYTES_PER_ID + 2 * 100) + (100 << 20)  # float16 logits of up to 100 classes, and some weights
-    if reason := files.unwritable(runs_root):
+    if reason := files.find_write_problem(runs_root):
         raise ConfigError(f"{runs_root}: {reason}; choose another folder with --runs")
     existing = next(path for path in (runs_root.absolute(), *runs_root.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
@@ -195,7 +195,7 @@ def _check_task(config: Config, dataset: Dataset) -> None:
     check_task(predict_options(config.predict), competition.task)
     if config.train.consistency != "none" and not TASKS[competition.task].consistency:
         raise ConfigError(f"train.consistency: {config.train.consistency} is not defined for task {competition.task}")
-    ordered = competition.numbered or config.data.classes or class_names.values(competition.classes) is not None
+    ordered = competition.numbered or config.data.classes or predictions.class_values(competition.classes) is not None
     if metrics.metric(competition.metric).ordered_classes and not ordered:
         raise ConfigError(
             f"competition.metric: {competition.metric} compares classes by their order, and these are names; give "

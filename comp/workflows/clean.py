@@ -133,7 +133,7 @@ def _clean_run(run: Run, done: Cleaned, *, unbegun_too: bool, dry_run: bool) -> 
             if not os.access(run.path, os.W_OK):
                 raise RunError(f"{run.path}: may not be written")
             held = not dry_run or (run.path / ".lock").exists()  # a dry run makes no lock
-            with run.writing() if held else contextlib.nullcontext():
+            with run.write_lock() if held else contextlib.nullcontext():
                 # Asked again: it may have begun until now.
                 items = [item for item in items if item.what != UNBEGUN or _is_unbegun(run)]
                 _remove(items, done, dry_run=dry_run)
@@ -164,7 +164,7 @@ def _unneeded(run: Run, done: Cleaned, *, unbegun_too: bool) -> list[Item]:
 def _is_written(run: Run) -> bool:
     """Tell whether a process is training it now."""
     try:
-        with run.writing() if (run.path / ".lock").exists() else contextlib.nullcontext():
+        with run.write_lock() if (run.path / ".lock").exists() else contextlib.nullcontext():
             return False
     except RunError:
         return True

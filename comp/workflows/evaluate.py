@@ -7,7 +7,7 @@ import numpy as np
 
 from comp.data.splits import Split
 from comp.inference.options import PredictOptions, predict_options
-from comp.results import diagnostics, metrics, plots, predictions
+from comp.results import diagnostics, metrics, plots, prediction_files
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, RunError
@@ -79,7 +79,7 @@ def evaluate_loaded(
 def _stored(run: Run, suffixes: Mapping[str, str]) -> dict[str, Predictions]:
     """Return the labelled predictions on the disk by their file's name."""
     paths = [run.predictions_path(name + suffixes.get(name, "")) for name in _SPLITS]
-    read = {path.stem: predictions.load(path) for path in paths if path.exists()}
+    read = {path.stem: prediction_files.load(path) for path in paths if path.exists()}
     labelled = {name: found for name, found in read.items() if found.targets is not None}
     if not labelled:
         raise RunError(f"{run.path}: nothing that it predicted has labels, so there is nothing to evaluate")
@@ -93,7 +93,7 @@ def _evaluate(
     values: dict[str, Any] = {name: _diagnosed(found, metric) for name, found in stored.items()}
     if baseline is not None:
         values["mean_corruption_error"] = _relative(values, baseline)
-    with run.writing():
+    with run.write_lock():
         run.write_json(diagnostics.FILE, values)
         for name, found in stored.items():
             _draw(run, name, found, values[name], splits.get(name.partition("+")[0]))
@@ -114,7 +114,7 @@ def _relative(values: Mapping[str, Any], baseline: Run) -> dict[str, Any]:
     path = baseline.predictions_path(shifted[-1])
     if not path.exists():
         raise RunError(f"--baseline: {path} is not there; predict it the same way: comp predict {baseline.path}")
-    theirs = predictions.load(path).block_accuracy()
+    theirs = prediction_files.load(path).block_accuracy()
     value = diagnostics.mean_corruption_error(values[shifted[-1]]["by_block"], theirs)
     return {"value": value, "split": shifted[-1], "baseline": baseline.name}
 
@@ -122,14 +122,14 @@ def _relative(values: Mapping[str, Any], baseline: Run) -> dict[str, Any]:
 def _draw(run: Run, name: str, found: Predictions, values: Mapping[str, Any], split: Split | None) -> None:
     calibration = values["calibration"]
     if "confusion" in values:
-        plots.confusion(run.plot_path(f"confusion-{name}"), np.array(values["confusion"]), found.classes)
-    plots.reliability(run.plot_path(f"reliability-{name}"), calibration["bins"], calibration["ece"])
+        plots.draw_confusion(run.plot_path(f"confusion-{name}"), np.array(values["confusion"]), found.classes)
+    plots.draw_reliability(run.plot_path(f"reliability-{name}"), calibration["bins"], calibration["ece"])
     if "by_block" in values:
-        plots.blocks(run.plot_path(f"blocks-{name}"), *diagnostics.grid(values["by_block"]))
+        plots.draw_blocks(run.plot_path(f"blocks-{name}"), *diagnostics.accuracy_grid(values["by_block"]))
     if split is None:
         return
-    rows = diagnostics.worst(found, _PICTURED_MISTAKES)
+    rows = diagnostics.find_worst_mistakes(found, _PICTURED_MISTAKES)
     if len(rows):
         titles = [diagnostics.mistake_title(found, int(row)) for row in rows]
         images = np.stack([split.images[int(row)] for row in rows])
-        plots.image_grid(run.plot_path(f"mistakes-{name}"), images, titles, columns=6)
+        plots.draw_image_grid(run.plot_path(f"mistakes-{name}"), images, titles, columns=6)

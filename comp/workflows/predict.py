@@ -19,7 +19,7 @@ from comp.inference.predict import delete_partial_blocks
 from comp.inference.predict import predict as predict_with
 from comp.inference.views import check_size
 from comp.models.classifier import Classifier
-from comp.results import decisions, metrics, predictions, runs
+from comp.results import decisions, files, metrics, prediction_files
 from comp.results.blocks import DISTORTIONS, Block
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import AccuracyEstimate, RunMetrics, SplitScores, WeightScores
@@ -238,13 +238,13 @@ def predict_split(
     _check_variant(loaded, chosen)
     path = run.predictions_path(name + chosen.suffix)
     parts = path.with_suffix(".parts") if isinstance(images, Suite) else None
-    with run.writing():
+    with run.write_lock():
         found = _predict(
             loaded, images, run.weights_path().stem, progress,
             variant=chosen, made_of=_made_of(loaded, images) if parts else "", parts=parts,
         )  # fmt: skip
         found = _decided(loaded, found, name)
-        predictions.save(path, found)
+        prediction_files.save(path, found)
         if parts:
             delete_partial_blocks(parts)
         if (scores := score(loaded, found)) is not None:
@@ -371,8 +371,8 @@ def scores_of(found: Predictions, metric: str) -> SplitScores | None:
     if found.targets is None:
         return None
     if len(found.block_names):
-        return metrics.shifted_summary(found, DISTORTIONS, metric)
-    return metrics.summary(found, metric)
+        return metrics.summarize_blocks(found, DISTORTIONS, metric)
+    return metrics.summarize(found, metric)
 
 
 @dataclass(frozen=True)
@@ -402,16 +402,16 @@ def score_weights(loaded: LoadedRun, which: str, progress: Progress, measured: M
     val, shifted, thresholds = None, None, None
     if dataset.val is not None:
         found = _predicted(loaded, dataset.val, which, progress, before.val)
-        if decisions.is_tuned(found, metric):
-            thresholds = decisions.tune(found, metric)
-        found = decisions.validated(found, metric)
-        val = metrics.summary(found, metric)
-        predictions.save(run.predictions_path("val" if which == "best" else f"val-{which}"), found)
+        if decisions.needs_thresholds(found, metric):
+            thresholds = decisions.tune_thresholds(found, metric)
+        found = decisions.prepare_for_scoring(found, metric)
+        val = metrics.summarize(found, metric)
+        prediction_files.save(run.predictions_path("val" if which == "best" else f"val-{which}"), found)
     if dataset.ood_val is not None and which == "best":
         found = _predicted(loaded, dataset.ood_val, which, progress, before.ood_val)
         found = replace(found, thresholds=thresholds)
-        shifted = metrics.shifted_summary(found, DISTORTIONS, metric)
-        predictions.save(run.predictions_path("ood_val"), found)
+        shifted = metrics.summarize_blocks(found, DISTORTIONS, metric)
+        prediction_files.save(run.predictions_path("ood_val"), found)
     tuned = () if thresholds is None else tuple(map(float, thresholds))
     return Scored(WeightScores(val=val, ood_val=shifted), tuned)
 
@@ -428,12 +428,12 @@ def _predicted(
 def _decided(loaded: TrainedModel, found: Predictions, name: str) -> Predictions:
     """Return predictions with the run's thresholds; clean validation, which those were tuned on, cross-fitted ones."""
     if name == "val" and found.targets is not None:
-        return decisions.validated(found, loaded.competition.metric)
+        return decisions.prepare_for_scoring(found, loaded.competition.metric)
     thresholds = loaded.run.metrics().thresholds
     if thresholds and len(thresholds) != len(found.classes):
         raise RunError(
             f"{loaded.run.path / 'metrics.json'}: damaged: {len(thresholds)} thresholds, expected one for each of "
-            f"{len(found.classes)} classes; put the file back, or {loaded.run.cure}"
+            f"{len(found.classes)} classes; put the file back, or {loaded.run.repair_hint}"
         )
     return replace(found, thresholds=np.array(thresholds, np.float32)) if thresholds else found
 
@@ -470,7 +470,7 @@ def _made_by(loaded: TrainedModel, which: str, variant: PredictOptions, made_of:
     return {
         "run": loaded.run.name,
         "weights": path.name,
-        "weights_sha256": runs.sha256(path),
+        "weights_sha256": files.sha256_file(path),
         **variant.to_json(),
         "adapted_layers": layers,
         "transductive": layers > 0,
@@ -488,7 +488,7 @@ def _made_of(loaded: TrainedModel, images: Split | Suite) -> str:
     assert isinstance(loaded, LoadedRun)
     clean = loaded.dataset.val if images.name == "ood_val" else loaded.dataset.test
     rows = loaded.dataset.samples.get(images.name)
-    of_rows = "" if rows is None else f"-{runs.sha256_of(rows.tobytes())[:8]}"
+    of_rows = "" if rows is None else f"-{files.sha256_bytes(rows.tobytes())[:8]}"
     return splits.fingerprint(clean) + of_rows if clean is not None else ""
 
 
@@ -534,7 +534,7 @@ def estimate_accuracy(
     noted = loaded.run.metrics()
     if variant.adapt != "none" and name in noted.expected:
         estimate = estimate.model_copy(update={"before": noted.expected[name].accuracy})
-    with loaded.run.writing():
+    with loaded.run.write_lock():
         expected = {**noted.expected, name + variant.suffix: estimate}
         loaded.run.write_metrics(noted.model_copy(update={"expected": expected}))
     return estimate
@@ -546,8 +546,8 @@ def _shifted_validation(loaded: TrainedModel, variant: PredictOptions, progress:
         return None
     path = loaded.run.predictions_path(f"ood_val{variant.suffix}")
     with contextlib.suppress(RunError):  # missing, or damaged
-        stored = predictions.load(path)
-        if stored.made_by.get("weights_sha256") == runs.sha256(loaded.run.weights_path()):
+        stored = prediction_files.load(path)
+        if stored.made_by.get("weights_sha256") == files.sha256_file(loaded.run.weights_path()):
             return stored
     if not isinstance(loaded, LoadedRun):
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from comp.config import Config
 from comp.data.dataset import open_dataset
 from comp.inference import probe as probes
-from comp.results import predictions, runs
+from comp.results import files, prediction_files, runs
 from comp.results.run_metrics import SplitScores, WeightScores
 from comp.results.runs import Run
 from comp.runtime.errors import DataError
@@ -53,13 +53,13 @@ def probe(
         batch_size=config.predict.batch_size, progress=progress,
     )  # fmt: skip
     result = runs.create(runs_root, config, f"{name}-probe", train.provenance_of(config, dataset, model))
-    made_by = {"run": run.name, "weights_sha256": runs.sha256(run.weights_path()), "probe": name, "k": k}
-    with runs.made_whole(result), result.writing():
+    made_by = {"run": run.name, "weights_sha256": files.sha256_file(run.weights_path()), "probe": name, "k": k}
+    with runs.delete_on_failure(result), result.write_lock():
         scores: dict[str, SplitScores | None] = {}
         for split in (dataset.val, dataset.test):
             if split is not None:
                 found = fitted.predict(split, made_by, progress)
-                predictions.save(result.predictions_path(split.name), found)
+                prediction_files.save(result.predictions_path(split.name), found)
                 scores[split.name] = predict.scores_of(found, dataset.competition.metric)
         described = train.describe_network(
             LoadedRun(result, config, dataset.competition, model, execution, dataset), "probe"

@@ -88,7 +88,7 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
                 problems = check_format.format_problems(path, derive_format.format_of(dataset.competition))
                 found.append("; ".join(problems) or "valid")
         with stage("leaderboard") as found:
-            found.append(f"{len(leaderboard.rows(folder))} row")
+            found.append(f"{len(leaderboard.read_rows(folder))} row")
     return stages
 
 

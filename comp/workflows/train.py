@@ -16,7 +16,7 @@ from comp.data import splitting
 from comp.data.dataset import Dataset, open_dataset
 from comp.models import surgery, weights
 from comp.models.classifier import Classifier
-from comp.results import plots, runs
+from comp.results import files, plots, runs
 from comp.results.run_metrics import Kind, RunMetrics
 from comp.results.runs import Run
 from comp.runtime import device
@@ -81,7 +81,7 @@ def train(
     run = runs.create(runs_root, config, name, provenance_of(config, dataset, model), group=group)
     on_start(run, model)
     deterministic = device.only_deterministic(config.train.deterministic)
-    with opened(config.track, tracker) as tracker, run.writing(), deterministic:
+    with opened(config.track, tracker) as tracker, run.write_lock(), deterministic:
         splitting.save(run.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         choice = ExecutionChoice(execution) if execution else _choose_execution(config, dataset, model, progress)
         run.write_json("execution.json", choice.to_json())
@@ -138,10 +138,10 @@ def resume(
         raise RunError(device.gone_engine(run.path))
     dataset = own_data(run, dataset or team.main_process_first(lambda: opened_data(run, progress)))
     deterministic = device.only_deterministic(config.train.deterministic)
-    with opened(config.track, tracker) as tracker, run.writing(), deterministic:
+    with opened(config.track, tracker) as tracker, run.write_lock(), deterministic:
         path = run.path / "execution.json"
         if path.exists():
-            execution = device.from_json(runs.read_json(path), str(path))
+            execution = device.from_json(files.read_json(path), str(path))
         else:  # stopped before its choices were made
             scratch = build_model(config, dataset)
             choice = _choose_execution(config, dataset, scratch, progress)
@@ -237,9 +237,9 @@ def _fit_and_score(
         return on_epoch(epoch)
 
     cursor = loop.fit(session, resume=resume, on_epoch=told, progress=progress)
-    plots.curves(run.plot_path("curves"), run.history(), cursor.best_epoch)
+    plots.draw_curves(run.plot_path("curves"), run.history(), cursor.best_epoch)
     if session.norms.wanted:
-        plots.norms(run.plot_path("norms"), run.table("norms.csv"))
+        plots.draw_norms(run.plot_path("norms"), run.table("norms.csv"))
     loaded = LoadedRun(run, config, dataset.competition, model, execution, session.dataset)
     measured = session.contest.measured
     final, averaged, best = score_weights(loaded, "final", progress, measured("final")), Scored(), Scored()
@@ -271,7 +271,7 @@ def _fit_and_score(
         "averaged": averaged.scores.model_copy(update=average),
         "best": best.scores,
         "thresholds": list(best.thresholds),
-        "weights_sha256": runs.sha256(run.weights_path()),
+        "weights_sha256": files.sha256_file(run.weights_path()),
     }
     run.write_metrics(describe_network(loaded, "run").model_copy(update=trained))
     if not config.train.keep_state:  # not before: killed at any moment, a run can be resumed or is complete

@@ -190,7 +190,7 @@ def test_two_writers_on_one_run_are_refused(workplace: Path, comp: Comp) -> None
     comp("train", "small.yaml")
     (run,) = runs.list_runs(Path("runs"))
     program = (
-        f"from comp.results import runs; from pathlib import Path; w = runs.Run(Path({str(run.path)!r})).writing()\n"
+        f"from comp.results import runs; from pathlib import Path; w = runs.Run(Path({str(run.path)!r})).write_lock()\n"
     )
     program += "w.__enter__(); print('held', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, text=True) as other:
@@ -209,13 +209,13 @@ def test_an_unwritable_folder_is_told(workplace: Path, comp: Comp) -> None:
 
 def test_a_runs_folder_that_is_a_file_is_told(workplace: Path, comp: Comp) -> None:
     Path("file").write_text("mine")
-    assert_refused(comp("run", "small.yaml", "--runs", "file"), "file is no folder", "--runs")
+    assert_refused(comp("run", "small.yaml", "--runs", "file"), "file is not a folder", "--runs")
     assert Path("file").read_text() == "mine"
 
 
 def test_a_submission_folder_that_is_a_file_is_told_before_training(workplace: Path, comp: Comp) -> None:
     Path("submissions").write_text("mine")
-    assert_refused(comp("run", "small.yaml"), "submissions is no folder", "-o")
+    assert_refused(comp("run", "small.yaml"), "submissions is not a folder", "-o")
     assert not Path("runs").exists()
     assert Path("submissions").read_text() == "mine"
 

@@ -10,7 +10,7 @@ import yaml
 
 from comp.config import DataConfig
 from comp.data.sources import Source, open_source
-from comp.results import predictions
+from comp.results import prediction_files
 from comp.runtime.errors import UserError
 from tests.support.commands import Result
 from tests.support.configs import write_arrays, write_config
@@ -71,7 +71,7 @@ def test_a_run_of_some_classes_is_probed_on_the_others(workplace: Path, comp: Ca
     write_config(workplace / "others.yaml", values)
     result = comp("probe", trained, "--classifier", "knn", "--config", "others.yaml", "--json")
     assert result.code == 0, result.err
-    stored = predictions.load(Path("runs") / json.loads(result.out)["run"] / "predictions/test.npz")
+    stored = prediction_files.load(Path("runs") / json.loads(result.out)["run"] / "predictions/test.npz")
     assert list(stored.classes) == ["2", "3"]
     assert stored.targets is not None
     assert set(stored.targets.tolist()) == {0, 1}

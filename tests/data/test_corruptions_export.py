@@ -12,7 +12,7 @@ from comp import config as configs
 from comp.data.corruptions import export
 from comp.data.corruptions.suite import CORRUPTIONS, FAMILIES
 from comp.data.dataset import open_dataset
-from comp.results import predictions, runs
+from comp.results import prediction_files, runs
 from comp.results.blocks import DISTORTIONS
 from comp.runtime.errors import DataError, Interrupted
 from tests.support.commands import Result
@@ -64,7 +64,7 @@ def test_the_files_give_the_same_submission_as_the_lazy_suite(written: Path, com
     assert comp("run", file_config(), "-o", "files.csv").code == 0
     assert Path("lazy.csv").read_bytes() == Path("files.csv").read_bytes()
     (run,) = [run for run in runs.list_runs(Path("runs")) if "files" in run.name]
-    assert predictions.load(run.predictions_path("suite")).targets is None  # a hidden test has none
+    assert prediction_files.load(run.predictions_path("suite")).targets is None  # a hidden test has none
 
 
 def test_the_manifest_says_what_made_the_files(written: Path) -> None:

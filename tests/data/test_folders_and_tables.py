@@ -20,7 +20,7 @@ from comp.config import DataConfig
 from comp.data.images import ImageFiles
 from comp.data.sources import TESTS, Source, open_source
 from comp.data.splits import Split
-from comp.results import predictions
+from comp.results import prediction_files
 from comp.results.runs import list_runs
 from comp.runtime.errors import ConfigError, DataError
 from comp.runtime.progress import quiet
@@ -414,7 +414,7 @@ def test_a_spoiled_test_image_gets_the_mean_answer(
     for name in ("suite", "suite+flip"):
         if not run.predictions_path(name).exists():
             continue
-        found = predictions.load(run.predictions_path(name))
+        found = prediction_files.load(run.predictions_path(name))
         there = found.ids != "004"
         shares = found.probabilities()
         assert shares[~there] == pytest.approx(shares[there].mean(0, keepdims=True), abs=2e-3)  # float16

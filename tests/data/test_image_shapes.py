@@ -174,7 +174,7 @@ def test_frost_covers_images_of_any_proportion(size: tuple[int, int]) -> None:
 
 def test_grids_are_drawn_in_the_images_proportions(tmp_path: Path) -> None:
     for height, width in ((16, 64), (64, 16)):
-        plots.image_grid(tmp_path / "a.png", np.zeros((4, height, width, 3), np.uint8), ["a"] * 4)
+        plots.draw_image_grid(tmp_path / "a.png", np.zeros((4, height, width, 3), np.uint8), ["a"] * 4)
         with Image.open(tmp_path / "a.png") as drawn:
             proportion = drawn.width / drawn.height
         assert proportion == pytest.approx(4 * width / height, rel=0.4)

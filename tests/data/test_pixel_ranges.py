@@ -17,7 +17,7 @@ from comp.config import DataConfig
 from comp.data.dataset import open_dataset
 from comp.data.images import read_image
 from comp.data.sources import open_source
-from comp.results import runs
+from comp.results import files, runs
 from comp.runtime.errors import ConfigError, DataError
 from tests.support.commands import Result
 from tests.support.configs import small_config, write_arrays, write_config
@@ -286,7 +286,7 @@ def test_a_run_opens_its_data_with_the_recorded_scale_and_an_older_one_with_the_
     run = the_run()
     assert run.config().data.range == "auto"
     assert run.data_config().data.range == (0, 4095)
-    assert runs.read_json(run.path / "metrics.json")["config_hash"] == configs.fingerprint(run.config())
+    assert files.read_json(run.path / "metrics.json")["config_hash"] == configs.fingerprint(run.config())
     provenance = json.loads((run.path / "provenance.json").read_text())
     del provenance["pixel_range"]
     (run.path / "provenance.json").write_text(json.dumps(provenance))

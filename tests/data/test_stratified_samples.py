@@ -10,7 +10,7 @@ import pytest
 from comp import config as configs
 from comp.config import Config
 from comp.data.dataset import open_dataset
-from comp.results import predictions, runs
+from comp.results import files, prediction_files, runs
 from comp.runtime.errors import Interrupted
 from comp.training import context
 from comp.workflows import train
@@ -46,7 +46,7 @@ def fast_config(*overrides: str) -> Config:
 
 def targets(run: runs.Run, name: str) -> np.ndarray[Any, Any]:
     """Return the labels of each block [blocks, images], as predicted."""
-    found = predictions.load(run.predictions_path(name)).targets
+    found = prediction_files.load(run.predictions_path(name)).targets
     assert found is not None
     return found.reshape(-1, BLOCK)
 
@@ -54,7 +54,7 @@ def targets(run: runs.Run, name: str) -> np.ndarray[Any, Any]:
 def without_samples(run: runs.Run) -> None:
     """Make a run one of before samples were kept."""
     with np.load(run.path / "split.npz") as kept:
-        runs.write_arrays(run.path / "split.npz", {name: kept[name] for name in ("train", "val")})
+        files.write_arrays(run.path / "split.npz", {name: kept[name] for name in ("train", "val")})
 
 
 def test_blocks_of_sorted_data_hold_every_class_in_its_share(sorted_data: Config, comp: Comp) -> None:
@@ -74,7 +74,7 @@ def test_blocks_of_sorted_data_hold_every_class_in_its_share(sorted_data: Config
 def test_a_run_of_before_keeps_its_first_images_and_its_finished_blocks_apart(sorted_data: Config, comp: Comp) -> None:
     run = train.train(sorted_data, runs_root=Path("runs"))
     assert comp("predict", run.path).code == 0
-    drawn = predictions.made_by(run.predictions_path("suite"))
+    drawn = prediction_files.read_made_by(run.predictions_path("suite"))
     without_samples(run)
     for split in ("suite", "ood_val"):
         assert comp("predict", run.path, "--split", split).code == 0
@@ -83,7 +83,7 @@ def test_a_run_of_before_keeps_its_first_images_and_its_finished_blocks_apart(so
         assert clean is not None
         assert clean.labels is not None
         assert (targets(run, name) == clean.labels[:BLOCK]).all()
-    first = predictions.made_by(run.predictions_path("suite"))
+    first = prediction_files.read_made_by(run.predictions_path("suite"))
     assert drawn is not None
     assert first is not None
     assert drawn["images"] != first["images"]  # what a stopped prediction has left is not taken for the other's

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from sklearn.metrics import log_loss, roc_auc_score
 
-from comp.results.predictions import load
+from comp.results.prediction_files import load
 from comp.results.runs import list_runs
 from tests.support.commands import Result
 

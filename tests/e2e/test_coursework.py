@@ -19,7 +19,7 @@ from benchmarks.results.finding import CONFIGS, Runs
 from benchmarks.results.rows import ROWS, Row
 from comp import config as configs
 from comp.models import weights
-from comp.results import predictions, runs
+from comp.results import prediction_files, runs
 from comp.runtime.errors import ConfigError, RunError
 from tests.support.commands import REPOSITORY, Result
 from tests.support.layouts import write_challenge_test, write_cifar10, write_cifar100, write_idx
@@ -109,7 +109,7 @@ def row_of(config: str) -> Row:
 
 def weighted_precision() -> float:
     """Return the mean over the first two runs, by scikit-learn."""
-    found = [predictions.load(run.predictions_path("test")) for run in runs.list_runs(Path("runs"))[:2]]
+    found = [prediction_files.load(run.predictions_path("test")) for run in runs.list_runs(Path("runs"))[:2]]
     return sum(precision_score(f.targets, f.top1, average="weighted", zero_division=0) for f in found) / 2
 
 

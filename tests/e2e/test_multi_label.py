@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.metrics import f1_score, roc_auc_score
 
-from comp.results import predictions
+from comp.results import prediction_files
 from comp.results.runs import Run, list_runs
 from tests.support.commands import Result
 
@@ -99,7 +99,7 @@ def test_one_hot_columns_end_as_independent_probabilities(truth: np.ndarray, com
     (run,) = list_runs(Path("runs"))
     metrics = run.metrics()
     assert (metrics.task, metrics.metric, metrics.selected_by) == ("multi_label", "roc_auc", "val_metric")
-    val = predictions.load(run.predictions_path("val"))
+    val = prediction_files.load(run.predictions_path("val"))
     assert val.targets is not None
     assert metrics.best.val is not None
     recorded = metrics.best.val.value("roc_auc")
@@ -179,7 +179,7 @@ def test_arrays_with_a_column_for_each_class(truth: np.ndarray, comp: Comp) -> N
     metrics = run.metrics()
     assert metrics.selected_by == "ood_metric"
     assert metrics.suite is not None
-    suite = predictions.load(run.predictions_path("suite"))
+    suite = prediction_files.load(run.predictions_path("suite"))
     assert suite.targets is not None
     expected = roc_auc_score(suite.targets, suite.probabilities(), average="macro")
     assert metrics.suite.value("roc_auc") == pytest.approx(expected)

@@ -14,7 +14,7 @@ from scipy.special import softmax
 from comp.ensembles import collect, combine
 from comp.ensembles.methods import METHODS
 from comp.models import weights
-from comp.results import predictions, runs
+from comp.results import files, prediction_files, runs
 from comp.results.predictions import Predictions
 from tests.support.configs import QUICK, small_config, write_config
 from tests.support.runs import Comp, made, members
@@ -27,9 +27,9 @@ def test_the_result_is_a_run_like_any_other(three_runs: Path, comp: Comp) -> Non
     assert "best single, held-out folds" in result.out
     (found,) = [run for run in runs.list_runs(Path("runs")) if "ensemble" in run.name]
     assert found.is_complete()
-    parts = [predictions.load(path / "predictions/suite.npz") for path in members()]
+    parts = [prediction_files.load(path / "predictions/suite.npz") for path in members()]
     mean = mean_probabilities(parts)
-    suite = predictions.load(found.predictions_path("suite"))
+    suite = prediction_files.load(found.predictions_path("suite"))
     assert (suite.top1 == mean.argmax(1)).mean() > 0.99  # float16 logits
     lines = Path("out/mean.csv").read_text().splitlines()
     assert [line.split(",") for line in lines[1:]] == [
@@ -63,7 +63,7 @@ def test_the_sidecar_names_every_member_with_its_weights_seed_and_share(three_ru
     told = sidecar["members"]
     assert [member["run"] for member in told] == [runs.open_run(path).name for path in members()]
     assert [member["weights_sha256"] for member in told] == [
-        runs.sha256(path / "best.safetensors") for path in members()
+        files.sha256_file(path / "best.safetensors") for path in members()
     ]
     assert [member["seed"] for member in told] == [0, 1, 2]
     assert {member["views"] for member in told} == {"flip"}
@@ -167,13 +167,13 @@ def test_runs_of_all_folds_are_one_member_with_out_of_fold_predictions(three_run
     for fold in range(3):
         assert comp("train", "small.yaml", *QUICK, "data.folds=3", f"data.fold={fold}", "--runs", "folds").code == 0
     parts = runs.list_runs(Path("folds"))
-    (group,) = collect.grouped(parts[::-1])
+    (group,) = collect.group_folds(parts[::-1])
     assert [run.config().data.fold for run in group.runs] == [0, 1, 2]
     found, values = made(comp, *[run.path for run in parts])
-    val = predictions.load(found.predictions_path("val"))
+    val = prediction_files.load(found.predictions_path("val"))
     assert len(val) == len(set(val.ids)) == 240  # every training image, by the network that has not seen it
     for run in group.runs:
-        own = predictions.load(run.predictions_path("val"))
+        own = prediction_files.load(run.predictions_path("val"))
         rows = np.searchsorted(np.sort(val.ids), own.ids)
         at = np.argsort(val.ids)[rows]
         assert (val.top1[at] == own.top1).all()
@@ -186,7 +186,7 @@ def test_runs_of_all_folds_are_one_member_with_out_of_fold_predictions(three_run
     assert "no validation score" in result.out + result.err
     assert "give one run for each fold" in result.out + result.err
     again, _ = made(comp, found.path, *[run.path for run in parts], "--method", "stack", "--select-on", "val")
-    assert len(predictions.load(again.predictions_path("val"))) == 240
+    assert len(prediction_files.load(again.predictions_path("val"))) == 240
 
 
 def test_a_soup_has_weights_and_predicts_like_any_run(three_runs: Path, comp: Comp) -> None:
@@ -216,7 +216,7 @@ def first_with_noise(path: Path) -> Path:
     beside = {name: tensor * 1.001 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     (other / "best.safetensors").write_bytes(weights.to_bytes(beside, {}))
     values = json.loads((other / "metrics.json").read_text())
-    digest = runs.sha256(other / "best.safetensors")
+    digest = files.sha256_file(other / "best.safetensors")
     (other / "metrics.json").write_text(json.dumps({**values, "weights_sha256": digest}))
     return other
 
@@ -227,7 +227,7 @@ def test_without_validation_only_what_learns_nothing_combines(three_runs: Path, 
     one, two = (run.path for run in runs.list_runs(Path("blind")))
     _, values = made(comp, one, two)
     assert "no validation score" in values["ensemble"]["note"]
-    assert combine.comparison(runs.open_run(Path("made") / values["run"])) is None
+    assert combine.read_comparison(runs.open_run(Path("made") / values["run"])) is None
     assert values["suite"]["scores"]["accuracy"]["value"] > 0.2
     assert "learns from validation" in comp("ensemble", one, two, "--method", "greedy").err
     assert "is chosen by validation" in comp("ensemble", one, two, "--method", "soup").err
@@ -254,7 +254,7 @@ def test_a_transductive_member_marks_the_ensemble(three_runs: Path, comp: Comp) 
 
 def test_the_comparison_comes_back_from_disk(three_runs: Path, comp: Comp) -> None:
     found, values = made(comp, *members())
-    compared = combine.comparison(found)
+    compared = combine.read_comparison(found)
     assert compared is not None
     assert json.loads(json.dumps(compared.to_json())) == values["ensemble"]
 
@@ -276,7 +276,7 @@ def test_runs_of_other_splits_are_averaged_without_a_validation_score(three_runs
     assert (scores.best.val, scores.best.ood_val, scores.selected_by) == (None, None, "")
     assert "data.split_seed" in (scores.ensemble or {})["note"]
     assert "data.split_seed" in run.provenance()["ensemble_note"]
-    mean = mean_probabilities([predictions.load(path / "predictions/suite.npz") for path in (first, apart)])
+    mean = mean_probabilities([prediction_files.load(path / "predictions/suite.npz") for path in (first, apart)])
     rows = [line.split(",")[1] for line in Path("a.csv").read_text().splitlines()[1:]]
     sure = np.sort(mean, axis=1)[:, -1] - np.sort(mean, axis=1)[:, -2] > 1e-3  # float16 outputs
     assert (np.array(rows)[sure] == mean.argmax(1).astype(str)[sure]).all()
@@ -322,7 +322,7 @@ def test_members_with_their_classes_in_another_order_are_matched_by_name(three_r
     assert [row["weight"] for row in values["ensemble"]["members"]] == pytest.approx(
         [row["weight"] for row in plain["ensemble"]["members"]]
     )
-    suite = predictions.load(run.predictions_path("suite"))
+    suite = prediction_files.load(run.predictions_path("suite"))
     assert list(suite.classes) == list(runs.open_run(third).provenance()["classes"])
     _, values = made(comp, turned, first, "-o", "back.csv")  # the order of the data as they are now
     _, plain = made(comp, second, first, "-o", "again.csv")
@@ -339,8 +339,8 @@ def turn_classes(path: Path) -> Path:
     classes = provenance["classes"][::-1]
     (turned / "provenance.json").write_text(json.dumps({**provenance, "classes": classes}))
     for file in (turned / "predictions").glob("*.npz"):
-        stored = predictions.load(file)
-        predictions.save(
+        stored = prediction_files.load(file)
+        prediction_files.save(
             file,
             dataclasses.replace(
                 stored, classes=tuple(classes), outputs=stored.outputs[:, ::-1], top1=3 - stored.top1,
@@ -353,8 +353,8 @@ def turn_classes(path: Path) -> Path:
 def test_other_classes_are_refused(three_runs: Path, comp: Comp) -> None:
     first, second, _ = members()
     path = second / "predictions/suite.npz"
-    stored = predictions.load(path)
-    predictions.save(path, dataclasses.replace(stored, classes=("0", "1", "2", "x")))
+    stored = prediction_files.load(path)
+    prediction_files.save(path, dataclasses.replace(stored, classes=("0", "1", "2", "x")))
     result = comp("ensemble", first, second)
     assert result.code == 2
     assert "4 classes, 0, 1, 2, x; expected 4 classes, 0, 1, 2, 3" in result.err
@@ -373,7 +373,7 @@ def test_the_gain_follows_the_competitions_metric_and_its_direction(three_runs: 
     result = comp("ensemble", one, two, "--runs", "made")
     assert result.code == 0, result.err
     (run,) = runs.list_runs(Path("made"))
-    compared = combine.comparison(run)
+    compared = combine.read_comparison(run)
     assert compared is not None
     assert compared.metric == "log_loss"
     assert compared.metric_gain == pytest.approx(compared.best_single.loss - compared.ensemble.loss)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comp.results import blocks, predictions, runs
+from comp.results import blocks, prediction_files, predictions, runs
 from comp.results.predictions import Predictions
 from comp.runtime.errors import RunError, UserError
 from comp.submission import write
@@ -72,14 +72,14 @@ def flipped(path: Path) -> None:
 
 def other(path: Path, change: Callable[[Predictions], dict[str, object]]) -> None:
     """Rewrite predictions with other fields."""
-    found = predictions.load(path)
+    found = prediction_files.load(path)
     values: dict[str, object] = {
         "task": found.task, "ids": found.ids, "classes": found.classes, "targets": found.targets,
         "made_by": found.made_by, "blocks": [(name, rows.stop - rows.start) for name, rows in found.blocks()],
         **change(found),
     }  # fmt: skip
     outputs = values.pop("outputs", found.outputs.astype(np.float32))
-    predictions.save(path, predictions.from_outputs(outputs, **values))  # type: ignore[arg-type]
+    prediction_files.save(path, predictions.from_outputs(outputs, **values))  # type: ignore[arg-type]
 
 
 def shorter(path: Path) -> None:
@@ -161,15 +161,15 @@ def a_prediction() -> Predictions:
 
 def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
-    predictions.save(path, a_prediction())
-    whole, content = predictions.load(path), path.read_bytes()
+    prediction_files.save(path, a_prediction())
+    whole, content = prediction_files.load(path), path.read_bytes()
     refused = 0
     for number in range(0, len(content), 2):
         spoilt = bytearray(content)
         spoilt[number] ^= 1 << number % 8
         path.write_bytes(spoilt)
         try:
-            found = predictions.load(path)
+            found = prediction_files.load(path)
         except RunError:
             refused += 1
         else:  # a time stamp, padding, or another thing of the container that no array depends on
@@ -185,12 +185,12 @@ def predictions_equal(one: Predictions, two: Predictions) -> bool:
 
 def test_no_truncation_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
-    predictions.save(path, a_prediction())
+    prediction_files.save(path, a_prediction())
     content = path.read_bytes()
     for length in range(0, len(content), 13):
         path.write_bytes(content[:length])
         with pytest.raises(RunError):
-            predictions.load(path)
+            prediction_files.load(path)
 
 
 WRITER = """
@@ -286,7 +286,7 @@ def test_a_disk_that_fills_between_the_sidecar_and_the_csv_changes_neither(tmp_p
     found = predictions.from_outputs(
         np.zeros((5000, 4), np.float32), ids=wanted.ids(), task="single_label", classes="abcd", targets=None, made_by={}
     )
-    predictions.save(tmp_path / "p.npz", found)
+    prediction_files.save(tmp_path / "p.npz", found)
     (tmp_path / "a.csv").write_text("mine")
     (tmp_path / "a.json").write_text("mine too")
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -310,12 +310,12 @@ def test_what_cannot_be_read_as_predictions_is_our_users_error(tmp_path: Path) -
     for size in (0, 1, 4, 30, 500):
         (tmp_path / "a.npz").write_bytes(generator.bytes(size))
         with pytest.raises(UserError):
-            predictions.load(tmp_path / "a.npz")
+            prediction_files.load(tmp_path / "a.npz")
     content = io.BytesIO()
     np.save(content, np.zeros(3))
     (tmp_path / "a.npz").write_bytes(content.getvalue())
     with pytest.raises(UserError):
-        predictions.load(tmp_path / "a.npz")
+        prediction_files.load(tmp_path / "a.npz")
 
 
 def test_a_submission_is_never_replaced_by_a_race(tmp_path: Path) -> None:

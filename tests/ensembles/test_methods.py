@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from comp.config.tasks import TASKS
 from comp.ensembles import align, cross_fit, methods
 from comp.ensembles.align import AlignedSplit
-from comp.ensembles.methods import METHODS
-from comp.ensembles.scoring import Scorer
-from comp.ensembles.spaces import SPACES, log_probabilities
+from comp.ensembles.methods import METHODS, SPACES, Scorer, log_probabilities
 from comp.results import predictions
 from comp.results.blocks import block_grid
 from comp.results.predictions import Predictions
@@ -46,7 +44,7 @@ def a_sample(skills: Sequence[float], rows: int = 600, seed: int = 0) -> Aligned
     labels = np.random.default_rng(seed).integers(0, CLASSES, rows)
     found = [drawn(seed + 1 + number, rows, skill, labels) for number, skill in enumerate(skills)]
     names = [f"member {number}" for number in range(len(skills))]
-    return align.sample("val", names, found, [found[0].ids] * len(found))
+    return align.align_members("val", names, found, [found[0].ids] * len(found))
 
 
 def fitted(name: str, sample: AlignedSplit) -> methods.Fitted:
@@ -63,7 +61,7 @@ def accuracy(name: str, on: AlignedSplit, of: AlignedSplit) -> float:
 @pytest.mark.parametrize("name", METHODS)
 def test_identical_members_change_no_answer(name: str) -> None:
     one = a_sample([1.5]).members[0]
-    same = align.sample("val", "abc", [one] * 3, [one.ids] * 3)
+    same = align.align_members("val", "abc", [one] * 3, [one.ids] * 3)
     agree = (fitted(name, same).combine(same.stack()).argmax(1) == one.top1).mean()
     assert agree >= (0.9 if name == "stack" else 1.0)  # which may still like a class more than they do
 
@@ -119,7 +117,7 @@ def test_a_stack_learns_what_no_average_can() -> None:
         sample.members[1].outputs.astype(np.float32)[:, swapped], ids=sample.members[1].ids, classes="abcde",
         task="single_label", targets=sample.targets, made_by={},
     )  # fmt: skip
-    mixed = align.sample("val", "ab", [sample.members[0], confused], [sample.images] * 2)
+    mixed = align.align_members("val", "ab", [sample.members[0], confused], [sample.images] * 2)
     assert accuracy("stack", mixed, mixed) > accuracy("mean", mixed, mixed) + 0.1
 
 
@@ -152,7 +150,7 @@ def test_folds_hold_images_together_and_classes_apart(seed: int, folds: int) -> 
     rows = generator.integers(0, count, 200)
     rows[:count] = np.arange(count)
     names = np.array([f"i{number}" for number in range(count)])
-    fold = cross_fit.fold_of(names[rows], labels[rows], folds)
+    fold = cross_fit.assign_folds(names[rows], labels[rows], folds)
     assert all(len(set(fold[rows == image])) == 1 for image in range(count))
     sizes = np.array([[np.sum((fold[:count] == f) & (labels == label)) for label in range(3)] for f in range(folds)])
     assert (sizes.max(0) - sizes.min(0) <= 1).all()
@@ -182,14 +180,14 @@ def test_a_bag_holds_all_copies_of_an_image_or_none() -> None:
 
 def test_too_many_folds_are_refused() -> None:
     with pytest.raises(ConfigError, match="--folds: expected 2 to 3"):
-        cross_fit.fold_of(np.array(["a", "b", "c"]), np.array([0, 1, 0]), 4)
+        cross_fit.assign_folds(np.array(["a", "b", "c"]), np.array([0, 1, 0]), 4)
 
 
 def compared(name: str, sample: AlignedSplit, folds: int = 5) -> cross_fit.Comparison:
     """Return the table."""
     crossed = cross_fit.cross_fit(METHODS[name], sample, folds, ACCURACY)
-    held_out = cross_fit.out_of_fold(crossed, sample, {})
-    return cross_fit.compare("val", sample, crossed, fitted(name, sample), held_out, "accuracy")
+    held_out = cross_fit.predict_out_of_fold(crossed, sample, {})
+    return cross_fit.compare_with_members("val", sample, crossed, fitted(name, sample), held_out, "accuracy")
 
 
 def test_the_gain_over_noise_is_none_where_a_fit_on_the_same_rows_would_show_one() -> None:
@@ -279,12 +277,12 @@ assert BASE.targets is not None
 )  # fmt: skip
 def test_members_that_are_not_alike_are_refused(other: Predictions, message: str) -> None:
     with pytest.raises(RunError, match=message):
-        align.sample("val", ["first", "second"], [BASE, other], [BASE.ids, other.ids])
+        align.align_members("val", ["first", "second"], [BASE, other], [BASE.ids, other.ids])
 
 
 def test_equal_ids_of_other_images_are_refused() -> None:
     with pytest.raises(RunError, match="their validation splits differ"):
-        align.sample("ood_val", ["first", "second"], [BASE, BASE], [BASE.ids, BASE.ids[::-1]])
+        align.align_members("ood_val", ["first", "second"], [BASE, BASE], [BASE.ids, BASE.ids[::-1]])
 
 
 def test_joined_folds_hold_every_image_once_in_blocks_with_all_folds() -> None:

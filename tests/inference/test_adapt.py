@@ -175,7 +175,7 @@ def test_an_adapted_prediction_lies_beside_the_plain_one_and_is_marked(
     sidecar = json.loads(Path(csv).with_suffix(".json").read_text())
     assert sidecar["transductive"]
     assert sidecar["made_by"]["adapt"] == "bn"
-    (row,) = leaderboard.rows(Path("runs"))
+    (row,) = leaderboard.read_rows(Path("runs"))
     assert row.transductive
     assert row.suite_accuracy == scores.suite.accuracy  # the run's own config predicts plainly
     assert "transductive" in comp("leaderboard").out

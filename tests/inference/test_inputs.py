@@ -13,7 +13,7 @@ from PIL import Image
 
 import comp as api
 from comp import config as configs
-from comp.results import predictions, runs
+from comp.results import files, prediction_files, runs
 from comp.runtime.errors import ConfigError, DataError
 from comp.workflows import predict, train
 from tests.support.commands import Result, assert_refused
@@ -53,7 +53,7 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runs.
 
 def own_answers(run: runs.Run) -> dict[str, tuple[str, float]]:
     """Return what the run has said of its own test, by file."""
-    found = predictions.load(run.predictions_path("suite"))
+    found = prediction_files.load(run.predictions_path("suite"))
     assert found.top1 is not None
     shares = found.probabilities().max(1)
     return {
@@ -99,7 +99,7 @@ def test_a_folder_is_predicted_without_the_data_as_the_run_predicted_it_with_the
         assert row["label"] == label == NAMES[number % 3]
         assert float(row["probability"]) == pytest.approx(share, abs=2e-3)
         assert row["id"] in result.out
-    stored = predictions.load(Path("predictions/small.npz"))
+    stored = prediction_files.load(Path("predictions/small.npz"))
     assert stored.ids.tolist() == [row["id"] for row in rows]
     assert stored.made_by["run"] == run.name
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before  # it may be read-only
@@ -173,7 +173,7 @@ def test_missing_data_are_named_with_both_ways_out(run: runs.Run, comp: Comp) ->
 
 def test_moved_data_are_found_by_an_override_and_still_compared(trained: Path, run: runs.Run, comp: Comp) -> None:
     shutil.copytree(trained / "data", "moved")
-    first = predictions.load(run.predictions_path("suite"))
+    first = prediction_files.load(run.predictions_path("suite"))
     stored = (run.path / "config.yaml").read_bytes()
     result = comp("predict", run.path, "data.root=moved", "-o", "moved.csv")
     assert result.code == 0, result.err
@@ -201,7 +201,7 @@ def test_another_device_is_named_where_it_is_not_there(run: runs.Run, comp: Comp
 
 def test_a_run_of_a_gpu_predicts_on_the_cpu_and_says_what_changes(run: runs.Run, comp: Comp) -> None:
     """As it was trained in half precision and compiled, on a device that this machine has not."""
-    recorded = runs.read_json(run.path / "execution.json")
+    recorded = files.read_json(run.path / "execution.json")
     run.write_json("execution.json", {**recorded, "device": "mps", "precision": "fp16", "compiled": True})
     assert_refused(comp("predict", run.path, "--images", "photos"), "trained on 'mps'", "--device cpu")
     result = comp("predict", run.path, "--images", "photos", "--device", "cpu")
@@ -244,7 +244,7 @@ def test_grey_runs_and_another_suite_do_without_their_data_too(
     assert comp("data", "corrupt", "c.yaml", "--split", "test", "--out", "suite", "--only", "noise").code == 0
     with_data = comp("predict", trained.path, "--split", "test")
     assert with_data.code == 0, with_data.err
-    test = predictions.load(trained.predictions_path("test"))
+    test = prediction_files.load(trained.predictions_path("test"))
     Path("photos").mkdir()
     for row, image in enumerate(np.load("data/test_images.npy")):
         Image.fromarray(image[..., 0]).save(f"photos/{row:03d}.png")

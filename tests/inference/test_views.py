@@ -14,7 +14,7 @@ from comp.data.splits import Split
 from comp.inference.options import PredictOptions, share_of
 from comp.inference.predict import predict
 from comp.inference.views import VIEWS, check_size, least_confident, views
-from comp.results import predictions
+from comp.results import prediction_files
 from comp.runtime import device
 from comp.runtime.errors import ConfigError
 from tests.support.commands import Result
@@ -172,10 +172,10 @@ def test_a_runs_own_views_are_those_of_its_config_and_plain_ones_stay(
     scores = run.metrics()
     # What a suite should score is told by shifted validation, seen through the same views.
     assert scores.variants.keys() == {"test+flip", "suite+flip", "ood_val+flip"}
-    assert predictions.load(run.predictions_path("suite+flip")).made_by["views"] == "flip"
+    assert prediction_files.load(run.predictions_path("suite+flip")).made_by["views"] == "flip"
     # Validation stays plain.
     assert "views" not in scores.best.val
-    assert predictions.load(run.predictions_path("val")).made_by["views"] == "none"
+    assert prediction_files.load(run.predictions_path("val")).made_by["views"] == "none"
 
     result = comp("predict", run.path, "--views", "none")
     assert result.code == 0, result.err

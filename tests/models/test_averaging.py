@@ -19,7 +19,7 @@ from comp import config as configs
 from comp.models import averaging
 from comp.models.averaging import EMA, SWA, Soup
 from comp.models.classifier import Classifier
-from comp.results import predictions, runs
+from comp.results import files, prediction_files, runs
 from comp.runtime.errors import Interrupted
 from comp.workflows import train
 from tests.support.commands import Result, interrupt_at
@@ -214,8 +214,8 @@ def test_averaged_weights_compete_and_both_are_scored(
     assert scores.averaged.method == average
     assert scores.averaged.statistics in ("averaged", "refreshed")
     for which in ("final", "averaged", "best"):
-        found = predictions.load(run.predictions_path("val" if which == "best" else f"val-{which}"))
-        assert found.made_by["weights_sha256"] == runs.sha256(run.path / f"{which}.safetensors")
+        found = prediction_files.load(run.predictions_path("val" if which == "best" else f"val-{which}"))
+        assert found.made_by["weights_sha256"] == files.sha256_file(run.path / f"{which}.safetensors")
     losses = {which: getattr(scores, which).val.log_loss for which in ("final", "averaged", "best")}
     assert losses["best"] <= min(losses.values())
     of_epochs = [float(row["averaged"]) for row in run.history() if row["averaged"]]
@@ -295,8 +295,8 @@ def test_without_validation_averaged_weights_predict(
     run = the_run()
     assert not (run.path / "best.safetensors").exists()
     sidecar = json.loads(Path("submissions/small.json").read_text())
-    assert sidecar["weights_sha256"] == runs.sha256(run.path / "averaged.safetensors")
-    assert sidecar["weights_sha256"] != runs.sha256(run.path / "final.safetensors")
+    assert sidecar["weights_sha256"] == files.sha256_file(run.path / "averaged.safetensors")
+    assert sidecar["weights_sha256"] != files.sha256_file(run.path / "final.safetensors")
     assert json.loads(result.out)["averaged"] == {"method": average, "statistics": statistics, "missing": ""}
 
 

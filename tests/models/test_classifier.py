@@ -14,7 +14,7 @@ from comp.config import ModelConfig
 from comp.inference.predict import predict
 from comp.models import zoo
 from comp.models.classifier import Classifier, Normalize
-from comp.results import predictions, runs
+from comp.results import prediction_files, runs
 from comp.runtime.errors import ConfigError, ModelError
 from comp.workflows import predict as predicting
 from tests.support.commands import Result
@@ -173,7 +173,7 @@ def test_a_run_reads_back_how_it_normalised(workplace: Path, comp: Callable[...,
     assert comp("train", "small.yaml", "model.normalize=per_image").code == 0
     loaded = predicting.load(runs.list_runs(Path("runs"))[0])
     assert loaded.model.normalize.each
-    val = predictions.load(loaded.run.predictions_path("val"))
+    val = prediction_files.load(loaded.run.predictions_path("val"))
     again = predict(loaded.model, loaded.dataset.val, classes=val.classes, task="single_label",
                     execution=loaded.execution, batch_size=500, made_by={})  # fmt: skip
     assert np.array_equal(again.top1, val.top1)

@@ -32,7 +32,7 @@ def by_sklearn(found: Predictions, thresholds: object, average: str) -> float:
 
 @given(multi_label())
 def test_a_classs_threshold_is_as_good_as_any(found: Predictions) -> None:
-    thresholds = decisions.tune(found, "macro_f1")
+    thresholds = decisions.tune_thresholds(found, "macro_f1")
     probabilities, truth = found.probabilities(), found.truth()
     for column in np.flatnonzero(truth.any(0)):
         tried = [0.0, *np.unique(probabilities[:, column])]
@@ -47,7 +47,7 @@ def test_a_classs_threshold_is_as_good_as_any(found: Predictions) -> None:
 def test_a_common_threshold_is_as_good_as_any(seed: int) -> None:
     found = drawn(seed, count=40)
     every = np.unique(found.probabilities())
-    micro = decisions.tune(found, "micro_f1")
+    micro = decisions.tune_thresholds(found, "micro_f1")
     assert len(set(micro.tolist())) == 1
     assert by_sklearn(found, micro, "micro") == pytest.approx(max(by_sklearn(found, t, "micro") for t in every))
 
@@ -55,7 +55,7 @@ def test_a_common_threshold_is_as_good_as_any(seed: int) -> None:
 @pytest.mark.parametrize("name", decisions.TUNERS)
 def test_tuned_thresholds_beat_a_half_and_the_metric_says_what_scikit_learn_says(name: str) -> None:
     found = drawn(0)
-    thresholds = decisions.tune(found, name)
+    thresholds = decisions.tune_thresholds(found, name)
     assert thresholds.shape == (4,)
     assert thresholds.dtype == np.float32
     tuned = metrics.metric(name).score(replace(found, thresholds=thresholds))
@@ -66,10 +66,10 @@ def test_tuned_thresholds_beat_a_half_and_the_metric_says_what_scikit_learn_says
 @pytest.mark.parametrize("name", decisions.TUNERS)
 def test_cross_fitting_tunes_on_other_rows_and_always_the_same_way(name: str) -> None:
     found = drawn(1)
-    crossed = decisions.cross_fitted(found, name)
+    crossed = decisions.cross_fit_thresholds(found, name)
     assert crossed.thresholds is not None
     assert crossed.thresholds.shape == found.outputs.shape
-    again = decisions.cross_fitted(found, name)
+    again = decisions.cross_fit_thresholds(found, name)
     assert again.thresholds is not None
     assert np.array_equal(crossed.thresholds, again.thresholds)
     assert len(np.unique(crossed.thresholds, axis=0)) <= 5
@@ -80,10 +80,10 @@ def test_cross_fitted_scores_do_not_flatter() -> None:
     for seed in range(20):
         found = drawn(seed, count=60, classes=8, signal=0.0)  # nothing can be learnt
         fresh = drawn(seed + 100, count=2000, classes=8, signal=0.0)
-        thresholds = decisions.tune(found, "macro_f1")
+        thresholds = decisions.tune_thresholds(found, "macro_f1")
         truth = metrics.macro_f1(replace(fresh, thresholds=thresholds))
         flattered.append(metrics.macro_f1(replace(found, thresholds=thresholds)) - truth)
-        honest.append(metrics.macro_f1(decisions.cross_fitted(found, "macro_f1")) - truth)
+        honest.append(metrics.macro_f1(decisions.cross_fit_thresholds(found, "macro_f1")) - truth)
     assert np.mean(flattered) > 0.03
     assert abs(np.mean(honest)) < np.mean(flattered) / 2
 
@@ -91,15 +91,15 @@ def test_cross_fitted_scores_do_not_flatter() -> None:
 def test_a_class_that_no_row_has_keeps_a_half() -> None:
     targets = np.array([[1, 0], [0, 0], [1, 0]], np.float32)
     found = predicted_sets(targets, np.array([[1, -3], [-1, 2], [2, 0]], np.float32))
-    assert decisions.tune(found, "macro_f1")[1] == 0.5
+    assert decisions.tune_thresholds(found, "macro_f1")[1] == 0.5
 
 
 def test_only_decisions_of_several_labels_are_tuned() -> None:
     several, one = drawn(0), predicted(np.arange(4) % 2, np.zeros((4, 2), np.float32))
-    assert decisions.is_tuned(several, "macro_f1")
-    assert not decisions.is_tuned(several, "accuracy")
-    assert not decisions.is_tuned(several, "roc_auc")
-    assert not decisions.is_tuned(one, "macro_f1")
-    assert decisions.validated(one, "macro_f1") is one
+    assert decisions.needs_thresholds(several, "macro_f1")
+    assert not decisions.needs_thresholds(several, "accuracy")
+    assert not decisions.needs_thresholds(several, "roc_auc")
+    assert not decisions.needs_thresholds(one, "macro_f1")
+    assert decisions.prepare_for_scoring(one, "macro_f1") is one
     single = drawn(0, count=1)
-    assert decisions.cross_fitted(single, "macro_f1").decisions().shape == (1, 4)
+    assert decisions.cross_fit_thresholds(single, "macro_f1").decisions().shape == (1, 4)

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from comp.cli.app import app
-from comp.results import leaderboard, predictions, runs
+from comp.results import leaderboard, prediction_files, runs
 
 FROZEN = Path(__file__).parents[1] / "frozen"
 VERSIONS = sorted(path.name for path in FROZEN.iterdir())
@@ -43,7 +43,7 @@ def test_leaderboard_lists_what_it_listed_then_in_the_same_order(version: Path) 
 
 
 def test_kinds_of_runs_are_recognised(version: Path) -> None:
-    kinds = {row.kind for row in leaderboard.rows(Path("runs"))}
+    kinds = {row.kind for row in leaderboard.read_rows(Path("runs"))}
     assert kinds == {"run", "ensemble"}
 
 
@@ -64,14 +64,14 @@ def test_a_prediction_is_the_same_file_byte_for_byte(version: Path, name: str) -
 
 def test_a_score_is_recorded(version: Path) -> None:
     command("leaderboard", "record", "submissions/frozen-2.csv", "--public", "0.625")
-    row = next(row for row in leaderboard.rows(Path("runs")) if row.submission == "submissions/frozen-2.csv")
+    row = next(row for row in leaderboard.read_rows(Path("runs")) if row.submission == "submissions/frozen-2.csv")
     assert row.public_score == 0.625
 
 
 def test_stored_predictions_score_what_metrics_say(version: Path) -> None:
     for run in frozen_runs():
-        found = predictions.load(run.path / "predictions" / "val.npz")
-        scores = run.metrics().counted.val
+        found = prediction_files.load(run.path / "predictions" / "val.npz")
+        scores = run.metrics().best_or_final.val
         assert scores is not None
         assert scores.accuracy == pytest.approx(float(found.correct().mean()))
 

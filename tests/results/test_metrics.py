@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from comp.config.tasks import TASKS
-from comp.results import leaderboard, metrics, predictions, runs
+from comp.results import leaderboard, metrics, prediction_files, runs
 from comp.results.predictions import Predictions
 from tests.support.commands import Result
 from tests.support.predictions import multi_label, predicted
@@ -139,7 +139,7 @@ def test_kappa_measures_distances_between_the_values_that_classes_are() -> None:
 def test_a_summary_has_intervals_of_accuracy_and_loss_and_the_metric_without_one() -> None:
     generator = np.random.default_rng(0)
     found = predicted(np.arange(60) % 4, generator.normal(size=(60, 4)).astype(np.float32))
-    scores = metrics.summary(found, "macro_f1").scores
+    scores = metrics.summarize(found, "macro_f1").scores
     assert list(scores) == ["accuracy", "log_loss", "macro_f1"]
     for name in ("accuracy", "log_loss"):
         low, high = scores[name].low, scores[name].high
@@ -177,9 +177,9 @@ def test_a_run_reports_the_competitions_metric_beside_accuracy(workplace: object
     scores = json.loads(result.out)
     assert scores["metric"] == "macro_f1"
     (run,) = runs.list_runs(runs.Path("runs"))
-    stored = predictions.load(run.predictions_path("val"))
+    stored = prediction_files.load(run.predictions_path("val"))
     assert scores["best"]["val"]["scores"]["macro_f1"]["value"] == pytest.approx(metrics.macro_f1(stored))
-    suite = predictions.load(run.predictions_path("suite"))
+    suite = prediction_files.load(run.predictions_path("suite"))
     assert scores["suite"]["scores"]["macro_f1"]["value"] == pytest.approx(metrics.macro_f1(suite))
     assert float(max(row["val_metric"] for row in run.history())) == pytest.approx(
         scores["best"]["val"]["scores"]["macro_f1"]["value"]
@@ -216,22 +216,22 @@ def test_the_leaderboard_sorts_by_shifted_validation_where_most_runs_have_it(
 ) -> None:
     for epochs in (1, 3):
         assert comp("train", "small.yaml", f"train.epochs={epochs}", "competition.metric=log_loss").code == 0
-    listed = leaderboard.rows(runs.Path("runs"))
-    assert leaderboard.sorted_by(listed, "auto") == {"small": "ood_metric"}
+    listed = leaderboard.read_rows(runs.Path("runs"))
+    assert leaderboard.sort_columns(listed, "auto") == {"small": "ood_metric"}
     assert listed[0].ood_metric < listed[1].ood_metric
     assert (
         comp("train", "small.yaml", "competition.metric=log_loss", "competition.ood_validation.severities=[]").code == 0
     )
-    listed = leaderboard.rows(runs.Path("runs"))
-    assert leaderboard.sorted_by(listed, "auto") == {"small": "ood_metric"}
+    listed = leaderboard.read_rows(runs.Path("runs"))
+    assert leaderboard.sort_columns(listed, "auto") == {"small": "ood_metric"}
     assert [row.ood_metric is None for row in listed] == [False, False, True]
     assert (
         "sorted by ood_metric (the competition's metric on shifted validation); 1 of 3 runs have none and come last"
         in (comp("leaderboard").out)
     )
     assert comp("train", "small.yaml", "competition.metric=log_loss", "data.validation=none").code == 0
-    listed = leaderboard.rows(runs.Path("runs"))
-    assert leaderboard.sorted_by(listed, "auto") == {"small": "ood_metric"}  # it has no validation to choose by
+    listed = leaderboard.read_rows(runs.Path("runs"))
+    assert leaderboard.sort_columns(listed, "auto") == {"small": "ood_metric"}  # it has no validation to choose by
     shutil.rmtree(listed[0].run)
-    listed = leaderboard.rows(runs.Path("runs"))
-    assert leaderboard.sorted_by(listed, "auto") == {"small": "val_metric"}  # one of two is not most
+    listed = leaderboard.read_rows(runs.Path("runs"))
+    assert leaderboard.sort_columns(listed, "auto") == {"small": "val_metric"}  # one of two is not most

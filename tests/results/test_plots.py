@@ -35,14 +35,14 @@ def test_every_training_leaves_its_curves(
 
 def test_a_value_measured_in_some_epochs_alone_is_drawn_where_it_was_measured(tmp_path: Path) -> None:
     history = [row(number, train_loss=1 / number, train_accuracy=0.5, lr=0.1) for number in range(1, 6)]
-    plots.curves(tmp_path / "without.png", history)
+    plots.draw_curves(tmp_path / "without.png", history)
     history[2]["ood_accuracy"] = "0.9"
-    plots.curves(tmp_path / "with.png", history)
+    plots.draw_curves(tmp_path / "with.png", history)
     assert not np.array_equal(drawn(tmp_path / "without.png"), drawn(tmp_path / "with.png"))
 
 
 def test_the_epoch_of_the_best_weights_is_marked(tmp_path: Path) -> None:
     history = [row(number, train_loss=1 / number, lr=0.1) for number in range(1, 6)]
-    plots.curves(tmp_path / "none.png", history)
-    plots.curves(tmp_path / "best.png", history, best_epoch=3)
+    plots.draw_curves(tmp_path / "none.png", history)
+    plots.draw_curves(tmp_path / "best.png", history, best_epoch=3)
     assert not np.array_equal(drawn(tmp_path / "none.png"), drawn(tmp_path / "best.png"))

@@ -10,40 +10,40 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from comp.config import Config
-from comp.results import predictions, runs
+from comp.results import files, prediction_files, predictions, runs
 from comp.runtime.errors import RunError
 
 
 def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    runs.write_atomically(path, b"before")
+    files.write_atomically(path, b"before")
 
     def fail(file: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runs.write_atomically(path, fail)
+        files.write_atomically(path, fail)
     assert path.read_bytes() == b"before"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_a_vanished_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be written"):
-        runs.write_atomically(tmp_path / "gone" / "a.json", b"")
+        files.write_atomically(tmp_path / "gone" / "a.json", b"")
 
 
 def test_a_taken_name_is_not_replaced_when_asked_so(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"mine")
     with pytest.raises(FileExistsError):
-        runs.write_atomically(tmp_path / "a", b"yours", replace=False)
+        files.write_atomically(tmp_path / "a", b"yours", replace=False)
     assert (tmp_path / "a").read_bytes() == b"mine"
 
 
 def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
     path, seen = tmp_path / "a", set()
-    runs.write_atomically(path, b"0" * 100_000)
+    files.write_atomically(path, b"0" * 100_000)
     writer = threading.Thread(
-        target=lambda: [runs.write_atomically(path, str(i).encode() * 100_000) for i in range(10)]
+        target=lambda: [files.write_atomically(path, str(i).encode() * 100_000) for i in range(10)]
     )
     writer.start()
     while writer.is_alive():
@@ -72,8 +72,8 @@ def example(labels: bool = True) -> predictions.Predictions:
 @pytest.mark.parametrize("labels", [True, False])
 def test_saved_predictions_come_back(tmp_path: Path, labels: bool) -> None:
     saved = example(labels)
-    predictions.save(tmp_path / "a.npz", saved)
-    loaded = predictions.load(tmp_path / "a.npz")
+    prediction_files.save(tmp_path / "a.npz", saved)
+    loaded = prediction_files.load(tmp_path / "a.npz")
     assert loaded.classes == saved.classes
     assert loaded.made_by == saved.made_by
     assert loaded.blocks() == saved.blocks()
@@ -108,18 +108,18 @@ def test_logits_that_are_not_finite_are_named() -> None:
 
 def test_damaged_predictions_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
-    predictions.save(path, example())
+    prediction_files.save(path, example())
     content = path.read_bytes()
     for cut in range(0, len(content), 97):
         path.write_bytes(content[:cut])
         with pytest.raises(RunError):
-            predictions.load(path)
+            prediction_files.load(path)
     np.savez(path, ids=np.array([print], object))
     with pytest.raises(RunError, match="lacks"):
-        predictions.load(path)
+        prediction_files.load(path)
     np.savez(path, **dict.fromkeys(["ids", "classes", "logits", "top1", "labels", "block_names", "block_sizes",
                                     "made_by"], np.array([print], object)))  # fmt: skip
     with pytest.raises(RunError, match="damaged"):
-        predictions.load(path)
+        prediction_files.load(path)
     with pytest.raises(RunError, match="no such predictions"):
-        predictions.load(tmp_path / "none.npz")
+        prediction_files.load(tmp_path / "none.npz")

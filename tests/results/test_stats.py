@@ -44,7 +44,7 @@ def test_the_paired_interval_covers_the_truth_where_rows_share_images(gap: float
     one, other = drawn(np.random.default_rng(1), gap, 400_000, 1)
     truth = float(one.mean() - other.mean())
     generator, images = np.random.default_rng(2), np.repeat(np.arange(300), rows)
-    found = [stats.paired(*drawn(generator, gap, 300, rows), images) for _ in range(DRAWS)]
+    found = [stats.paired_difference(*drawn(generator, gap, 300, rows), images) for _ in range(DRAWS)]
     assert 0.92 <= covered([truth in one.interval for one in found]) <= 0.98
     called = covered([one.is_real for one in found])
     assert called <= 0.08 if gap == 0 else called >= 0.3
@@ -54,7 +54,7 @@ def test_the_paired_interval_covers_the_truth_where_rows_share_images(gap: float
 def test_without_shared_images_it_is_mcnemars_test(both: int, first: int, second: int) -> None:
     one = np.array([True] * both + [True] * first + [False] * second + [False] * 300)
     other = np.array([True] * both + [False] * first + [True] * second + [False] * 300)
-    found = stats.paired(one, other)
+    found = stats.paired_difference(one, other)
     assert found.value == pytest.approx((first - second) / len(one))
     assert found.images == len(one)
     p_value = scipy.stats.binomtest(first, first + second).pvalue if first + second else 1.0
@@ -66,7 +66,7 @@ def test_without_shared_images_it_is_mcnemars_test(both: int, first: int, second
 
 def test_two_models_that_never_differ_may_yet_be_different() -> None:
     right = np.arange(100) % 3 == 0
-    found = stats.paired(right, right)
+    found = stats.paired_difference(right, right)
     assert not found.is_real
     assert found.interval.low < 0 < found.interval.high
 
@@ -74,7 +74,7 @@ def test_two_models_that_never_differ_may_yet_be_different() -> None:
 def test_the_unpaired_interval_covers_the_truth_of_models_on_other_images() -> None:
     generator = np.random.default_rng(3)
     shares = generator.binomial(400, [0.7, 0.64], (DRAWS, 2)) / 400
-    hits = [0.06 in stats.unpaired(*map(float, pair), 400).interval for pair in shares]
+    hits = [0.06 in stats.unpaired_difference(*map(float, pair), 400).interval for pair in shares]
     assert 0.93 <= covered(hits) <= 0.975
 
 
@@ -86,7 +86,9 @@ def test_what_a_public_split_says_of_the_whole_is_covered_by_disagreement_alone(
     truth, hits = float(one.mean() - other.mean()), []
     for _ in range(DRAWS):
         public = generator.random(len(one)) < 0.1
-        found = stats.bounded(float(one[public].mean()), float(other[public].mean()), disagreement, int(public.sum()))
+        found = stats.bounded_difference(
+            float(one[public].mean()), float(other[public].mean()), disagreement, int(public.sum())
+        )
         hits.append(truth in found.interval)
     assert covered(hits) >= 0.94
 

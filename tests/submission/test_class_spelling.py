@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comp.results import class_names
+from comp.results import predictions
 from comp.runtime.errors import SubmissionError
 from comp.submission.class_spelling import spell
 
@@ -116,7 +116,7 @@ def test_numbers_keep_their_value_whatever_the_placeholder(labels: list[int], pl
 
 
 def test_classes_are_in_the_order_of_their_values() -> None:
-    assert class_names.ordered(["10.0", "2.0", "1"]) == ("1", "2.0", "10.0")
-    assert class_names.ordered(["010", "2", "-1"]) == ("-1", "2", "010")
-    assert class_names.ordered(["b", "10", "9"]) == ("10", "9", "b")
-    assert class_names.ordered(["12e4", "2"]) == ("12e4", "2")
+    assert predictions.sort_classes(["10.0", "2.0", "1"]) == ("1", "2.0", "10.0")
+    assert predictions.sort_classes(["010", "2", "-1"]) == ("-1", "2", "010")
+    assert predictions.sort_classes(["b", "10", "9"]) == ("10", "9", "b")
+    assert predictions.sort_classes(["12e4", "2"]) == ("12e4", "2")

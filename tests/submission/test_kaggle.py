@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from comp.config import Config
-from comp.results import blocks, runs
+from comp.results import blocks, files, runs
 from comp.results.predictions import from_outputs
 from comp.results.run_metrics import RunMetrics
 from comp.runtime.errors import Interrupted, RunError, SubmissionError
@@ -139,7 +139,7 @@ def test_a_score_is_waited_for_and_kept_with_the_run(
     assert metrics.leaderboard_scores[0].reference == "4711"
     assert metrics.competition == "c"  # what was there stays
     (sent,) = json.loads(path.with_suffix(".json").read_text())["sent"]
-    assert (sent["status"], sent["sha256"]) == ("complete", runs.sha256(path))
+    assert (sent["status"], sent["sha256"]) == ("complete", files.sha256_file(path))
     again = submit(comp, path)
     assert again.code == 2
     assert "scored 0.7125; send it again with --force" in again.err

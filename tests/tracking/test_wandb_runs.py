@@ -17,7 +17,7 @@ import pytest
 
 from comp import config as configs
 from comp.config import TrackConfig
-from comp.results import predictions, runs
+from comp.results import prediction_files, runs
 from comp.runtime.errors import ConfigError, Interrupted
 from comp.tracking import login, payload, state, upload
 from comp.training.early_stopping import Stop
@@ -101,7 +101,7 @@ def test_an_offline_run_says_what_its_folder_holds(workplace: Path, comp: Callab
         *(f"severity {n}" for n in range(1, 6)),
         "mean",
     ]
-    val = predictions.load(run.path / "predictions/val.npz")
+    val = prediction_files.load(run.path / "predictions/val.npz")
     counted = {(row[0], row[1]): row[2] for row in table(segment, "confusion_table")["data"]}
     assert val.targets is not None
     assert counted[("0", "0")] == np.count_nonzero((val.targets == 0) & (val.top1 == 0))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from comp import config as configs
 from comp.config import OptimConfig
-from comp.results import runs
+from comp.results import files, runs
 from comp.runtime.errors import ConfigError, Interrupted
 from comp.training import schedules
 from comp.training.budget import TimeBudget
@@ -177,7 +177,7 @@ def budgeted(workplace: Path) -> configs.Config:
 
 def test_a_real_training_ends_annealed_in_time_and_records_its_plans(budgeted: configs.Config) -> None:
     run = pipeline.train(budgeted)
-    found = runs.read_json(run.path / "plans.json")
+    found = files.read_json(run.path / "plans.json")
     last = run.history()[-1]
     assert found["budget_seconds"] == 6.0
     assert float(last["lr"]) == pytest.approx(budgeted.optim.lr * budgeted.optim.final_factor)
@@ -195,9 +195,9 @@ def test_an_interrupted_budget_goes_on_where_it_stopped(budgeted: configs.Config
     with pytest.raises(Interrupted):
         pipeline.train(budgeted, progress=stop)
     (run,) = runs.list_runs(Path("runs"))
-    early = runs.read_json(run.path / "plans.json")["plans"]
+    early = files.read_json(run.path / "plans.json")["plans"]
     pipeline.resume(run)
-    plans = runs.read_json(run.path / "plans.json")["plans"]
+    plans = files.read_json(run.path / "plans.json")["plans"]
     assert plans[: len(early)] == early
     assert len(plans) > len(early)
     assert float(run.history()[-1]["lr"]) == pytest.approx(budgeted.optim.lr * budgeted.optim.final_factor)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from comp import config as configs
 from comp.data.dataset import open_dataset
-from comp.results import predictions, runs
+from comp.results import files, prediction_files
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError
 from comp.training import distributed
@@ -84,9 +84,9 @@ def test_two_processes_stopped_and_resumed_give_the_curve_of_one(together: Toget
     assert np.allclose(curve(one, *names), curve(two, *names), atol=2e-3)
     first, second = weights_of(one), weights_of(two)
     assert all(np.allclose(first[name], second[name], atol=2e-3) for name in first)
-    found = predictions.load(two.path / "predictions/val.npz").ids.tolist()
+    found = prediction_files.load(two.path / "predictions/val.npz").ids.tolist()
     assert len(found) == len(set(found)) == 32  # each validation image once
-    assert found == predictions.load(one.path / "predictions/val.npz").ids.tolist()
+    assert found == prediction_files.load(one.path / "predictions/val.npz").ids.tolist()
 
 
 def test_with_batch_norm_two_processes_give_the_curve_of_equal_ghost_batches(together: Together) -> None:
@@ -156,7 +156,7 @@ def test_two_processes_give_the_curve_of_one_where_their_steps_are_compiled(toge
     code, said = ended(together("small.yaml", *settings, "train.compile=true", "--runs", "two"))
     assert code == 0, said
     one, two = train.train(configs.load("small.yaml", settings), runs_root=Path("one")), the_run(Path("two"))
-    assert runs.read_json(two.path / "execution.json")["compiled"]
+    assert files.read_json(two.path / "execution.json")["compiled"]
     names = ("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
     assert np.allclose(curve(one, *names), curve(two, *names), atol=2e-3)
 
@@ -166,7 +166,7 @@ def test_two_processes_end_annealed_in_a_time_by_one_clock(together: Together) -
     assert code == 0, said
     run = the_run(Path("two"))
     config = configs.load("small.yaml")
-    last = runs.read_json(run.path / "plans.json")["plans"][-1]
+    last = files.read_json(run.path / "plans.json")["plans"][-1]
     assert len(run.history()) == -(-last["total_steps"] // 4)  # 128 images, 32 a step
     assert float(run.history()[-1]["lr"]) == pytest.approx(config.optim.lr * config.optim.final_factor)
     assert run.metrics().train_seconds <= 12.0 * 1.02

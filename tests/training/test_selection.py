@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from comp import config as configs
-from comp.results import predictions, runs
+from comp.results import prediction_files, runs
 from comp.runtime.errors import ConfigError
 from comp.training import best_weights, checkpoint, selection
 from comp.training.checkpoint import TrainState
@@ -78,4 +78,4 @@ def test_shifted_validation_selects_by_the_metric_and_history_holds_it(workplace
     assert scores.best_epoch == 1 + losses.index(min(losses))
     assert scores.best.ood_val is not None
     assert scores.best.ood_val.value("log_loss") == pytest.approx(min(losses), rel=1e-3)
-    assert predictions.load(run.predictions_path("ood_val")).thresholds is None
+    assert prediction_files.load(run.predictions_path("ood_val")).thresholds is None

@@ -39,7 +39,7 @@ def test_trials_are_ordinary_runs_that_the_leaderboard_finds(here: Path) -> None
     found = runs.list_runs(Path("runs"))
     assert [run.path.parent for run in found] == [Path("runs/small/study")] * 3
     assert [str(run.path) for run in found] == sorted(row["run"] for row in report.trials)
-    assert len(leaderboard.rows(Path("runs"), competition="small")) == 3
+    assert len(leaderboard.read_rows(Path("runs"), competition="small")) == 3
     for row in report.trials:
         run = runs.open_run(Path(row["run"]))
         assert run.config().optim.lr == row["optim.lr"]
@@ -158,7 +158,7 @@ def test_only_the_best_trials_keep_their_weights_and_the_others_say_so(here: Pat
     assert not any(weights(row) for row in ranked[2:])
     (confirmed,) = Path("runs/small/study").glob("*-confirm-*")
     assert (confirmed / "best.safetensors").exists()
-    assert len(leaderboard.rows(Path("runs"), competition="small")) == 5
+    assert len(leaderboard.read_rows(Path("runs"), competition="small")) == 5
     lost = Path(ranked[-1]["run"])
     assert runs.open_run(lost).metrics().best.val.accuracy == ranked[-1]["val_metric"]
     assert comp("report", lost).code == 0
@@ -394,8 +394,8 @@ def test_a_timeout_begins_no_trial_after_it(here: Path) -> None:
 
 
 def test_a_password_is_kept_nowhere(here: Path) -> None:
-    assert runs.hide_password("postgresql://me:secret@host/trials") == "postgresql://me@host/trials"
-    assert runs.hide_password("--storage=postgresql://me@host/trials") == "--storage=postgresql://me@host/trials"
+    assert runs.hide_passwords("postgresql://me:secret@host/trials") == "postgresql://me@host/trials"
+    assert runs.hide_passwords("--storage=postgresql://me@host/trials") == "--storage=postgresql://me@host/trials"
 
 
 def _identity_of(plan: create.StudyPlan) -> tuple[Any, dict[str, Any]]:

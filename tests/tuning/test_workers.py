@@ -170,7 +170,7 @@ def test_a_worker_that_was_taken_for_dead_leaves_its_trial_to_the_next(storage: 
 def test_a_run_that_is_still_written_is_left_to_its_writer(workplace: Path) -> None:
     run = runs.create(Path("runs"), configs.load("small.yaml"), "begun", {})
     run.write_json("execution.json", {})
-    with run.writing():
+    with run.write_lock():
         assert begun_by(str(run.path)) is None
     assert begun_by(str(run.path)) == run
     (run.path / "execution.json").unlink()

@@ -471,7 +471,7 @@ def test_a_run_that_is_being_trained_is_not_told_to_go_on(place: Path, comp: Com
     run = only_run()
     (run.path / "metrics.json").unlink()
     assert comp("clean").err.count("not complete; to go on") == 1
-    with run.writing():
+    with run.write_lock():
         told = comp("clean", "--json")
     assert json.loads(told.out)["unfinished"] == []
 
@@ -479,7 +479,7 @@ def test_a_run_that_is_being_trained_is_not_told_to_go_on(place: Path, comp: Com
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_a_run_that_is_being_written_is_left_alone(place: Path, comp: Comp, more: list[str]) -> None:
     run = only_run()
-    program = f"from comp.results import runs; w = runs.Run({str(run.path)!r}).writing(); w.__enter__(); "
+    program = f"from comp.results import runs; w = runs.Run({str(run.path)!r}).write_lock(); w.__enter__(); "
     program += "print(1, flush=True); "
     with subprocess.Popen([sys.executable, "-c", program + "input()"], stdin=-1, stdout=-1, text=True) as other:
         assert other.stdout is not None

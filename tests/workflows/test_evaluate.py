@@ -17,7 +17,7 @@ from sklearn.metrics import (
 )
 
 from comp import config as configs
-from comp.results import diagnostics, metrics, predictions, runs
+from comp.results import diagnostics, metrics, prediction_files, predictions, runs
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import RunMetrics, WeightScores
 from comp.runtime.errors import RunError
@@ -82,7 +82,7 @@ def test_calibration_by_hand() -> None:
     told = diagnostics.calibration(found)
     assert [row["images"] for row in told["bins"]] == [2, 2]
     assert told["ece"] == pytest.approx((2 * abs(0.6 - 1.0) + 2 * abs(0.9 - 0.5)) / 4, abs=1e-3)
-    assert list(diagnostics.worst(found, 5)) == [1]
+    assert list(diagnostics.find_worst_mistakes(found, 5)) == [1]
 
 
 def test_mean_corruption_error_sums_severities_before_it_divides() -> None:
@@ -154,7 +154,7 @@ def test_independent_classes_are_diagnosed_one_by_one() -> None:
     assert dog["threshold"] == pytest.approx(0.3)
     assert (owl["roc_auc"], owl["average_precision"]) == (None, None)
     assert sum(row["images"] for row in values["calibration"]["bins"]) == truth.size
-    worst = diagnostics.worst(found, 3)
+    worst = diagnostics.find_worst_mistakes(found, 3)
     losses = metrics.row_losses(found)
     assert list(losses[worst]) == sorted(losses[worst], reverse=True)
     assert not found.correct()[worst].any()
@@ -167,8 +167,8 @@ def test_a_run_of_several_labels_without_weights_is_evaluated_and_reported(
     run = runs.create(Path("runs"), configs.load("small.yaml"), "mean-ensemble", {"classes": ["cat", "dog", "<owl>"]})
     scores = {}
     for seed, split in enumerate(("val", "test")):
-        predictions.save(run.predictions_path(split), several_labels(seed))
-        scores[split] = metrics.summary(several_labels(seed), "macro_f1")
+        prediction_files.save(run.predictions_path(split), several_labels(seed))
+        scores[split] = metrics.summarize(several_labels(seed), "macro_f1")
     run.write_metrics(RunMetrics(
         kind="ensemble", task="multi_label", run=run.name, competition="small", metric="macro_f1", model="mean of 2",
         parameters=1, best=WeightScores(val=scores["val"]), test=scores["test"], thresholds=[0.5, 0.3, 0.5],

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from comp import config as configs
-from comp.results import predictions, runs
+from comp.results import prediction_files, runs
 from comp.runtime.errors import Interrupted
 from comp.workflows import train
 from tests.support.commands import Result
@@ -98,7 +98,7 @@ def test_a_probe_is_scored_and_stored_like_a_run(
     result = comp("probe", source.path, "--classifier", classifier, "--json", *more)
     assert result.code == 0, result.err
     scores = json.loads(result.out)
-    stored = predictions.load(Path("runs") / scores["run"] / "predictions/test.npz")
+    stored = prediction_files.load(Path("runs") / scores["run"] / "predictions/test.npz")
     assert stored.targets is not None
     assert (stored.top1 == stored.targets).mean() == pytest.approx(scores["test"]["scores"]["accuracy"]["value"])
     assert stored.made_by["run"] == source.name

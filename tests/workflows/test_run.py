@@ -19,7 +19,7 @@ import yaml
 
 from comp import config as configs
 from comp.config import yaml_io
-from comp.results import predictions, runs
+from comp.results import files, prediction_files, runs
 from comp.results.blocks import DISTORTIONS
 from comp.runtime import device
 from comp.runtime.errors import Interrupted
@@ -48,7 +48,7 @@ def test_quickstart_goes_from_a_config_to_a_valid_submission(tmp_path: Path) -> 
 
     # The labels in the CSV are as good as the run says: the suite repeats the same test images in every block.
     run = the_run(tmp_path / "runs")
-    labels = predictions.load(run.path / "predictions/test.npz").targets
+    labels = prediction_files.load(run.path / "predictions/test.npz").targets
     assert labels is not None
     found = np.array([int(row[1]) for row in rows[1:]]).reshape(-1, per_block)
     assert (found == labels).mean() == pytest.approx(scores["suite"]["scores"]["accuracy"]["value"])
@@ -61,7 +61,7 @@ def test_quickstart_goes_from_a_config_to_a_valid_submission(tmp_path: Path) -> 
     assert sidecar["sha256"] == hashlib.sha256(content).hexdigest()
     assert sidecar["run"] == run.name
     assert sidecar["config_hash"] == configs.fingerprint(run.config())
-    assert sidecar["weights_sha256"] == runs.sha256(run.path / "best.safetensors")
+    assert sidecar["weights_sha256"] == files.sha256_file(run.path / "best.safetensors")
     assert sidecar["rows"] == len(wanted)
     assert {"git", "time", "versions", "seed"} <= sidecar.keys()
     assert "torch" in sidecar["versions"]
@@ -102,7 +102,7 @@ def test_another_seed_gives_another_net_on_the_same_split(workplace: Path, comp:
     one, two = the_run(Path("one")), the_run(Path("two"))
     first, second = weights_of(one), weights_of(two)
     assert any(not np.array_equal(first[name], second[name]) for name in first)
-    ids = [predictions.load(run.path / "predictions/val.npz").ids.tolist() for run in (one, two)]
+    ids = [prediction_files.load(run.path / "predictions/val.npz").ids.tolist() for run in (one, two)]
     assert ids[0] == ids[1]
 
 
@@ -257,7 +257,7 @@ def test_training_on_everything_submits_the_final_weights(workplace: Path, comp:
     assert run.provenance()["images"] == {"train": 160, "val": 0, "test": 40}
     assert not (run.path / "best.safetensors").exists()
     sidecar = json.loads(Path("submissions/small.json").read_text())
-    assert sidecar["weights_sha256"] == runs.sha256(run.path / "final.safetensors")
+    assert sidecar["weights_sha256"] == files.sha256_file(run.path / "final.safetensors")
 
 
 def test_the_leaderboard_lists_complete_runs_best_first(workplace: Path, comp: Callable[..., Result]) -> None:
@@ -288,7 +288,7 @@ def test_predictions_do_not_depend_on_the_batch_size(workplace: Path, comp: Call
     comp("run", "small.yaml")
     run = the_run()
     loaded = predict.load(run)
-    small = predictions.load(run.path / "predictions/suite.npz")
+    small = prediction_files.load(run.path / "predictions/suite.npz")
     config = loaded.config.model_copy(update={"predict": loaded.config.predict.model_copy(update={"batch_size": 3})})
     again = predict.predict(replace(loaded, config=config))
     assert np.allclose(small.outputs.astype(np.float32), again.outputs.astype(np.float32), atol=0.02)
@@ -351,7 +351,7 @@ def test_a_shifted_validation_leaves_out_families_and_names(workplace: Path, com
     names = json.loads(result.out)["best"]["ood_val"]["by_distortion"]
     left_out = {"gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "fog"}
     assert list(names) == [name for name in DISTORTIONS if name not in left_out]
-    blocks = predictions.load(the_run().predictions_path("ood_val")).block_names
+    blocks = prediction_files.load(the_run().predictions_path("ood_val")).block_names
     assert [DISTORTIONS[int(name[10:12])] for name in blocks] == list(names)
 
 

@@ -85,7 +85,7 @@ def _print_gain(result: "Run") -> None:
 
     if note := (result.metrics().ensemble or {}).get("note"):
         console.print_line(note)
-    compared = combine.comparison(result)
+    compared = combine.read_comparison(result)
     if compared is None:
         return
     own_column = compared.metric not in ("accuracy", "log_loss")

@@ -47,7 +47,7 @@ def leaderboard(
     if group_by and push:
         raise ConfigError("--group-by and --push: runs are pushed, not groups; leave one of them out")
     damaged: list[RunError] = []
-    rows = board.rows(runs, competition=competition, sort=sort, since=since, on_damaged=damaged.append)
+    rows = board.read_rows(runs, competition=competition, sort=sort, since=since, on_damaged=damaged.append)
     spelling = "json" if as_json else "csv" if as_csv else "md" if as_md else ""
     if group_by:
         _print_groups(rows, group_by, sort, spelling)
@@ -59,7 +59,7 @@ def leaderboard(
         console.print_spelled(lines, [heads.get(name, name) for name in board.COLUMNS], spelling)
     else:
         one = len({row.competition for row in rows}) == 1
-        told = analysis.analyze_leaderboard(rows, sort) if one else analysis.silent(rows)
+        told = analysis.analyze_leaderboard(rows, sort) if one else analysis.skip_analysis(rows)
         console.print_leaderboard(rows, told, runs, top, sort)
         if rows and not one:
             console.print_line("of several competitions; one of them, with --competition, can be told more of")
@@ -100,7 +100,7 @@ def _print_groups(rows: "list[LeaderboardRow]", by: str, sort: str, spelling: st
     from comp.cli import console
     from comp.results import leaderboard as board
 
-    groups = board.groups(rows, by, sort)
+    groups = board.group_rows(rows, by, sort)
     lines = [asdict(group) for group in groups]
     if spelling == "json":
         console.print_json(lines)
@@ -125,7 +125,7 @@ def _tell(rows: "list[LeaderboardRow]", root: Path, sort: str, *, sync: bool, pu
         if len({row.competition for row in rows}) > 1:
             raise ConfigError("--push: a W&B leaderboard is of one competition; choose it with --competition")
         lines = [[rank, *row.cells().values()] for rank, row in enumerate(rows, 1)]
-        column = next(iter(board.sorted_by(rows, sort).values()), sort)
+        column = next(iter(board.sort_columns(rows, sort).values()), sort)
         ranked = [runs.Run(Path(row.run)) for row in rows]
         ranks = upload.push(Table(["rank", *board.COLUMNS], lines), ranked, column, root)
         console.print_note(f"pushed {len(rows)} rows and {ranks} ranks to W&B's files below {root}")

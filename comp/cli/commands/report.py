@@ -25,15 +25,15 @@ def report(
     Example: comp report runs/quickstart/20260101-120000-quickstart -o report.html
     """
     from comp.cli import console
+    from comp.results import files
     from comp.results import report as reports
-    from comp.results import runs as run_folders
 
-    run_folders.demand_writable(output)
-    found = reports.find(paths)
+    files.check_writable(output)
+    found = reports.find_runs(paths)
     if len(found) == 1:
         _evaluate(found[0])
-    text = reports.page(found, baseline=_config(baseline) if baseline else None)
-    run_folders.write_atomically(output, text.encode())
+    text = reports.render_page(found, baseline=_config(baseline) if baseline else None)
+    files.write_atomically(output, text.encode())
     told = {"page": str(output), "runs": [str(run.path) for run in found]}
     console.print_json(told) if as_json else console.print_line(str(output))
 

@@ -158,17 +158,16 @@ def lr_find(
     """
     from comp import config as configs
     from comp.cli import console
-    from comp.results import plots
-    from comp.results import runs as run_folders
+    from comp.results import files, plots
     from comp.workflows import train as pipeline
 
-    run_folders.demand_writable(output, suffix=".png")
+    files.check_writable(output, suffix=".png")
     with configs.blamed(overrides or []), console.bars() as progress:
         found = pipeline.find_rate(
             configs.load(config, overrides or []), lowest=lowest, highest=highest, steps=steps, progress=progress
         )
     marks = {"steepest descent": found.steepest, "suggestion": found.suggestion}
-    plots.rate_search(output, found.rates, found.losses, found.smoothed, marks)
+    plots.draw_lr_search(output, found.rates, found.losses, found.smoothed, marks)
     if as_json:
         console.print_json({**found.to_json(), "picture": str(output)})
     else:
@@ -245,7 +244,7 @@ def _is_finished(resume: Path, moved: list[str], as_json: bool, *, trained_only:
     scores = run.metrics()
     if not trained_only:
         submits = run.config().competition.suite.source != "none"
-        tested = not run.provenance("images")["images"]["test"] or scores.own("test") is not None
+        tested = not run.provenance("images")["images"]["test"] or scores.split_scores("test") is not None
         if not (write.is_kept(run) if submits else tested):
             return False
     if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun, one tells
@@ -276,7 +275,7 @@ def _train(
 ) -> "tuple[Any, Dataset]":  # fmt: skip
     from comp import config as configs
     from comp.cli import console
-    from comp.results import runs as run_folders
+    from comp.results import files
     from comp.runtime import device
     from comp.workflows import build
     from comp.workflows import train as pipeline
@@ -285,7 +284,7 @@ def _train(
     if like is not None:
         name = like.name.split("-", 2)[-1]
         recorded = like / "execution.json"
-        execution = device.from_json(run_folders.read_json(recorded), str(recorded))
+        execution = device.from_json(files.read_json(recorded), str(recorded))
     with configs.blamed(overrides), console.bars() as progress:
         dataset = team.main_process_first(lambda: build.prepare(wanted, runs, progress))
         console.print_notes(dataset)

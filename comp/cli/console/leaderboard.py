@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comp.cli.console.output import print_line, print_table
 
 if TYPE_CHECKING:
-    from comp.results.analysis import Verdicts
+    from comp.results.analysis import LeaderboardAnalysis
     from comp.results.leaderboard import ColumnGroup, LeaderboardRow
 
 _MOST_DRAWN = 500  # rows of a drawn table
@@ -24,7 +24,9 @@ _SHOWN = {  # a column of `Row` -> the table's
 _SPLITS = {"val_metric": "val", "ood_metric": "shifted", "suite_metric": "suite"}
 
 
-def print_leaderboard(rows: "Sequence[LeaderboardRow]", verdicts: "Verdicts", root: Any, top: int, sort: str) -> None:
+def print_leaderboard(
+    rows: "Sequence[LeaderboardRow]", verdicts: "LeaderboardAnalysis", root: Any, top: int, sort: str
+) -> None:
     """Print the leaderboard's first rows, 0 for all, and what is to be said of it. Columns that are empty are left out.
 
     A score that is more than chance below the one above it is followed by `<`, one that may be chance by `~`.
@@ -43,13 +45,13 @@ def print_leaderboard(rows: "Sequence[LeaderboardRow]", verdicts: "Verdicts", ro
     if len(lines) > _MOST_DRAWN:
         _print_plain([kept, *lines])
     else:
-        sorted_heads = {_head(row, leaderboard.sorted_by(rows, sort)[row.competition]) for row in shown}
+        sorted_heads = {_head(row, leaderboard.sort_columns(rows, sort)[row.competition]) for row in shown}
         least = dict.fromkeys([*_DROPPED, *kept])  # the metric's own columns go last
         drop = [name for name in least if name in kept and name not in ("#", "run", *sorted_heads)]
         print_table(
             kept, lines, folded={"run": 24, "submission": 20, "model": 16, "expected": 8}, drop=drop, elsewhere="--csv"
         )
-    print_line(leaderboard.sort_line(rows, sort))
+    print_line(leaderboard.describe_sort(rows, sort))
     if len(shown) < len(rows):
         print_line(f"{len(rows) - len(shown):,} more: --top 0 shows all, --csv writes them")
     if any(signs):
@@ -109,7 +111,7 @@ def print_groups(groups: "Sequence[ColumnGroup]", by: str, rows: "Sequence[Leade
     heads = (by, "runs", "best", "mean", "deviation", "best run")
     print_table(heads, lines, folded={by: 14, "best run": 24}, drop=("deviation", "mean"), elsewhere="--csv")
     if rows:
-        print_line(leaderboard.sort_line(rows, sort))
+        print_line(leaderboard.describe_sort(rows, sort))
 
 
 def _cell(value: Any) -> str:

@@ -40,8 +40,8 @@ def print_summary(run: "Run", scores: "RunMetrics") -> None:
         out.print(f"stopped early: {scores.stopped}")
     if scores.averaged.missing:
         out.print(f"no averaged weights: the training {scores.averaged.missing}")
-    suite = scores.own("suite")
-    shifted = suite or scores.counted.ood_val
+    suite = scores.split_scores("suite")
+    shifted = suite or scores.best_or_final.ood_val
     if shifted and shifted.by_block:
         title = f"suite{scores.variant}" if suite else "shifted validation"
         out.print(_severity_table(shifted, title))
@@ -55,11 +55,11 @@ def print_summary(run: "Run", scores: "RunMetrics") -> None:
 
 
 def _split_rows(scores: "RunMetrics") -> "Iterator[tuple[str, SplitScores | None]]":
-    yield "validation", scores.counted.val
-    if scores.counted is scores.best:
+    yield "validation", scores.best_or_final.val
+    if scores.best_or_final is scores.best:
         yield "validation, last epoch", scores.final.val
     yield "validation, averaged", scores.averaged.val
-    yield "validation, shifted", scores.counted.ood_val
+    yield "validation, shifted", scores.best_or_final.ood_val
     yield "test", scores.test
     yield "suite", scores.suite
     yield from sorted(scores.variants.items())

@@ -21,6 +21,7 @@ from comp.data.dataset import Dataset
 from comp.data.splits import Split, Suite
 from comp.results import plots, runs
 from comp.results.blocks import DISTORTIONS, Block, block_grid
+from comp.results.files import make_folder, read_json, to_json, write_atomically
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress, quiet
 
@@ -103,7 +104,7 @@ def write_suite(
         own = [block for block in blocks if block.distortion == number]
         if not _is_whole(path, len(own) * len(kept), kept):
             _write_file(path, suite, own, kept, progress)
-    plots.image_sheet(folder / SHEET, *_sheet(kept, paths, names, severities))
+    plots.draw_image_sheet(folder / SHEET, *_sheet(kept, paths, names, severities))
     return paths
 
 
@@ -118,7 +119,7 @@ def _manifest(
         "severities": list(severities),
         "images_per_block": len(split),
         "image_shape": list(split.image_shape),
-        "versions": runs.versions(),
+        "versions": runs.package_versions(),
         "indices": rows,  # of the draws: each image's place in its split
         "ids": split.ids.tolist(),
     }
@@ -133,11 +134,11 @@ def _describe(number: int, severities: Sequence[int]) -> dict[str, Any]:
 
 def _claim(folder: Path, manifest: Mapping[str, Any], numbers: Sequence[int]) -> None:
     """Make the folder ours: write the manifest, with the files that it promises; refuse what another has put there."""
-    runs.make_folder(folder)
+    make_folder(folder)
     path = folder / suites.MANIFEST
     files: dict[str, Any] = {}
     if path.exists():
-        there = runs.read_json(path)
+        there = read_json(path)
         files = there.pop("files", {})
         others = [key for key in manifest if there.get(key) != manifest[key]]
         if others:
@@ -150,7 +151,7 @@ def _claim(folder: Path, manifest: Mapping[str, Any], numbers: Sequence[int]) ->
     if strangers:
         shown = ", ".join(strangers[:_SHOWN])
         raise DataError(f"{folder}: holds something else already ({shown}); choose a new folder for --out")
-    runs.write_atomically(path, runs.to_json({**manifest, "files": dict(sorted(files.items()))}))
+    write_atomically(path, to_json({**manifest, "files": dict(sorted(files.items()))}))
 
 
 def _check_space(folder: Path, blocks: Sequence[Block], split: Split) -> None:
@@ -179,7 +180,7 @@ def _write_file(path: Path, suite: Suite, blocks: Sequence[Block], split: Split,
             file.write(np.ascontiguousarray(suite.open(block).images).data)
             progress(path.name, done * len(split), rows)
 
-    runs.write_atomically(path, stack)
+    write_atomically(path, stack)
 
 
 def _sheet(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from comp.config import CSVConfig
 from comp.data.sources.csv_tables import label_column_of, named_column
 from comp.data.sources.samples import class_order
-from comp.results import class_names
+from comp.results import predictions
 from comp.results.predictions import Targets
 from comp.runtime.errors import DataError
 from comp.submission import csv_io
@@ -158,7 +158,7 @@ def _are_flags(table: "pd.DataFrame", columns: Sequence[str]) -> bool:
 
 def _flag(cell: str) -> Decimal | None:
     """Return 0 or 1 of a cell that says so in any form, as pandas' `True` does; another number as it is."""
-    return _TRUTHS.get(cell.strip().lower(), class_names.decimal(cell))
+    return _TRUTHS.get(cell.strip().lower(), predictions.parse_decimal(cell))
 
 
 def _of_columns(table: "pd.DataFrame", columns: Sequence[str], path: Path, task: str) -> Labels:

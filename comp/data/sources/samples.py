@@ -9,7 +9,7 @@ from comp.config import DataConfig
 from comp.data.scan import files_split
 from comp.data.sources.listing import Listing
 from comp.data.splits import Split
-from comp.results import class_names
+from comp.results import predictions
 from comp.runtime.errors import DataError, SubmissionError
 from comp.runtime.progress import Progress
 from comp.submission import samples
@@ -50,7 +50,7 @@ def class_order(names: Sequence[str], sample: SampleSubmission | None) -> tuple[
     """
     if sample is not None and len(sample.columns) > 1 and set(sample.columns) == set(names):
         return sample.columns
-    return class_names.ordered(names)
+    return predictions.sort_classes(names)
 
 
 @dataclass(frozen=True)

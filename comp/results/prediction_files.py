@@ -22,7 +22,7 @@ from comp.runtime.errors import RunError, UserError
 VERSION = 2
 _ALPHA = PredictConfig().alpha
 _SPLITS = ("val", "ood_val", "test", "suite")  # of `comp predict --split`
-_VIEWED = re.compile(r"\+(?!bn\b|tent\b)([a-z_]+)(?:-uncertain([\d.]+))?")  # in a file's name, as the next one
+_VIEWED = re.compile(r"\+(?!bn\b|tent\b)([a-z_]+)(?:-uncertain([\d.]+))?")  # part of a file name, like the next one
 _ADAPTED = re.compile(r"\+(bn|tent)(?:-(file|stream))?(?:-alpha([\d.]+))?")
 _FIELDS = ("task", "ids", "classes", "outputs", "block_names", "block_sizes", "made_by")
 _OPTIONAL = ("targets", "top1", "thresholds")
@@ -30,7 +30,7 @@ _FIELDS_1 = ("ids", "classes", "logits", "top1", "labels", "block_names", "block
 
 
 def save(path: Path, predictions: Predictions) -> None:
-    """Write a .npz atomically."""
+    """Write predictions to a .npz, atomically."""
     arrays: dict[str, NDArray[Any]] = {
         "version": np.array(VERSION),
         "task": np.array(predictions.task),
@@ -42,8 +42,7 @@ def save(path: Path, predictions: Predictions) -> None:
         "made_by": np.array(json.dumps(dict(predictions.made_by), sort_keys=True)),
     }
     if predictions.targets is not None:
-        small = np.uint8 if predictions.row.target_columns else np.int32
-        arrays["targets"] = predictions.targets.astype(small)
+        arrays["targets"] = predictions.targets.astype(np.uint8 if predictions.row.target_columns else np.int32)
     if predictions.top1 is not None:
         arrays["top1"] = predictions.top1.astype(np.int32)
     if predictions.thresholds is not None:
@@ -52,37 +51,37 @@ def save(path: Path, predictions: Predictions) -> None:
 
 
 def load(path: Path) -> Predictions:
-    """Return the predictions in a .npz.
+    """Load predictions from a .npz.
 
     Raises:
-        RunError: missing, truncated, altered, of a later version or not ours.
+        RunError: missing, damaged, of a later version, or not a predictions file.
     """
     return _from_arrays(_read(path, lambda name: True), path)
 
 
-def _read(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
-    """Return the wanted arrays of a .npz, under their names of version 2."""
+def _read(path: Path, select: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
+    """Return the selected arrays of a .npz under their version 2 names."""
     try:
         with files.open_arrays(path) as archive:
             names = set(archive.files)
             version = int(archive["version"]) if "version" in names else 1
             if version > VERSION:
-                raise RunError(f"{path}: is of version {version}, later than {VERSION}; update comp")
+                raise RunError(f"{path}: version {version} is newer than {VERSION}; update comp")
             fields = _FIELDS_1 if version == 1 else _FIELDS
             missing = [name for name in fields if name not in names]
             if missing:
                 raise RunError(f"{path}: not a predictions file: it lacks {', '.join(missing)}")
             unknown = names - {"version", *_FIELDS, *_OPTIONAL}
-            if version != 1 and unknown:  # a damaged name would pass for an optional array that is not there
+            if version != 1 and unknown:  # a damaged name would look like a missing optional array
                 raise ValueError(f"unknown arrays {', '.join(sorted(unknown))}")
             if version == 1:
-                arrays = _upgraded(archive, wanted)
+                arrays = _upgrade(archive, select)
             else:
-                arrays = {name: archive[name] for name in sorted(names - {"version"}) if wanted(name)}
+                arrays = {name: archive[name] for name in sorted(names - {"version"}) if select(name)}
             _check_blocks(arrays)
             return arrays
     except FileNotFoundError:
-        raise RunError(f"{path}: no such predictions; {_cure(path)}") from None
+        raise RunError(f"{path}: no such predictions file; {_repair_hint(path)}") from None
     except RunError:
         raise
     except files.READ_ERRORS as error:
@@ -90,48 +89,51 @@ def _read(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
 
 
 def _check_blocks(arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Raise ValueError where blocks do not cut the rows into consecutive parts."""
+    """Raise ValueError unless the blocks divide the rows into consecutive parts."""
     names, sizes, rows = arrays["block_names"], arrays["block_sizes"], len(arrays["ids"])
     if sizes.ndim != 1 or len(names) != len(sizes) or (len(sizes) and sizes.dtype.kind not in "iu"):
-        raise ValueError("block_sizes are not one whole number for each of block_names")
+        raise ValueError("block_sizes: expected one whole number for each of block_names")
     if (sizes < 0).any() or (len(sizes) and int(sizes.sum()) != rows):
-        raise ValueError(f"block_sizes do not sum to the {rows:,} rows")
+        raise ValueError(f"block_sizes: expected a sum of {rows:,}, the number of rows")
 
 
 def _damaged(path: Path, error: Exception) -> RunError:
-    return RunError(f"{path}: damaged predictions file ({files.error_text(error)}); {_cure(path)}")
+    return RunError(f"{path}: damaged predictions file ({files.error_text(error)}); {_repair_hint(path)}")
 
 
-def _cure(path: Path) -> str:
-    """Return the command that makes a run's predictions anew, as the end of a message."""
+def _repair_hint(path: Path) -> str:
+    """Return how to create a run's predictions again, as the end of an error message."""
     run, (split, plus, variant) = runs.Run(path.parent.parent), path.stem.partition("+")
     if not run.has_weights():
-        return f"{run.path} has no weights to predict with, so {run.repair_hint}"
-    chosen = f"--split {split}" if split in _SPLITS else "--suite DIR, the folder of that suite"
-    return f"make it again: comp predict {run.path} {chosen}{_options(run, plus + variant)}"
+        return f"{run.path} has no weights: {run.repair_hint}"
+    images = f"--split {split}" if split in _SPLITS else "--suite DIR (the folder of that suite)"
+    return f"create it again: comp predict {run.path} {images}{_options(run, plus + variant)}"
 
 
 def _options(run: runs.Run, variant: str) -> str:
-    """Return the options of `comp predict` for a variant, as a file's name has it, less what the run's config says."""
-    viewed, adapted = _VIEWED.search(variant), _ADAPTED.search(variant)
-    wanted: dict[str, Any] = {"views": viewed[1] if viewed else "none", "adapt": adapted[1] if adapted else "none"}
-    if viewed:
-        wanted["views_for"] = f"uncertain:{viewed[2]}" if viewed[2] else "all"
-    if adapted:
-        wanted["adapt_per"] = adapted[2] or "block"
-        wanted["alpha"] = float(adapted[3]) if adapted[3] else _ALPHA
+    """Return the `comp predict` options of a variant (part of a file name) that differ from the run's config."""
+    views, adaptation = _VIEWED.search(variant), _ADAPTED.search(variant)
+    options: dict[str, Any] = {
+        "views": views[1] if views else "none",
+        "adapt": adaptation[1] if adaptation else "none",
+    }
+    if views:
+        options["views_for"] = f"uncertain:{views[2]}" if views[2] else "all"
+    if adaptation:
+        options["adapt_per"] = adaptation[2] or "block"
+        options["alpha"] = float(adaptation[3]) if adaptation[3] else _ALPHA
     try:
-        own = run.config().predict
-    except UserError:  # one message at a time
-        own = PredictConfig()
-    given = {name: value for name, value in wanted.items() if value != getattr(own, name)}
-    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in given.items())
+        config = run.config().predict
+    except UserError:  # report one error at a time
+        config = PredictConfig()
+    differing = {name: value for name, value in options.items() if value != getattr(config, name)}
+    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in differing.items())
 
 
-def _upgraded(archive: Mapping[str, NDArray[Any]], wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
-    """Return version 1's arrays as version 2's: single-label, unknown labels written as -1."""
+def _upgrade(archive: Mapping[str, NDArray[Any]], select: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
+    """Return version 1's arrays under version 2's names; its labels are single, -1 if unknown."""
     names = {"outputs": "logits", "targets": "labels"}
-    kept = [name for name in (*_FIELDS[1:], "targets", "top1") if wanted(name)]
+    kept = [name for name in (*_FIELDS[1:], "targets", "top1") if select(name)]
     arrays = {"task": np.array("single_label"), **{name: archive[names.get(name, name)] for name in kept}}
     if (arrays["targets"] < 0).all():
         del arrays["targets"]
@@ -139,10 +141,10 @@ def _upgraded(archive: Mapping[str, NDArray[Any]], wanted: Callable[[str], bool]
 
 
 def variant_suffix(made_by: Mapping[str, Any]) -> str:
-    """Return `+flip-uncertain0.25+bn-file-alpha0.5`: all in which predictions depart from the plain way; empty for it.
+    """Return the file suffix of views and adaptation: `+flip-uncertain0.25+bn-file-alpha0.5`; empty for neither.
 
     Args:
-        made_by: what made them; what it does not have is plain.
+        made_by: `Predictions.made_by`; missing keys mean their defaults.
     """
     views, share = made_by.get("views", "none"), made_by.get("views_share", 1.0)
     adapt, per, alpha = made_by.get("adapt", "none"), made_by.get("adapt_per", "block"), made_by.get("alpha", _ALPHA)
@@ -155,25 +157,25 @@ def variant_suffix(made_by: Mapping[str, Any]) -> str:
 
 
 def read_made_by(path: Path) -> dict[str, Any] | None:
-    """Return what made the predictions in a .npz without reading them; None where there are none, or not ours."""
+    """Return the `made_by` of a .npz without its other arrays; None if the file is missing or damaged."""
     try:
         with files.open_arrays(path) as archive:
-            found = json.loads(str(archive["made_by"]))
+            origin = json.loads(str(archive["made_by"]))
     except files.READ_ERRORS:
         return None
-    return found if isinstance(found, dict) else None
+    return origin if isinstance(origin, dict) else None
 
 
 @dataclass(frozen=True)
 class Correctness:
-    """Of predictions, which rows are right: what differences between runs are tested on.
+    """Which rows of a run's predictions are correct; differences between runs are tested on them.
 
     Attributes:
-        classes: their names, in the order that targets count them.
+        classes: class names; targets are indices into them.
         ids: [N] text.
-        targets: [N] or [N, K], or None where unknown.
-        correct: [N], or None where targets are unknown.
-        images: [N] which image a row shows: its place within its block, or its own where there are no blocks.
+        targets: [N] or [N, K]; None if unknown.
+        correct: [N]; None if targets are unknown.
+        images: [N] which image each row shows: its index within its block, or within the split without blocks.
     """
 
     classes: tuple[str, ...]
@@ -191,10 +193,10 @@ class Correctness:
 
 
 def load_correctness(path: Path) -> Correctness:
-    """Return the answers in a .npz; outputs, most of a file, are read only where decisions are made from them.
+    """Load which rows of a .npz are correct; outputs, most of a file, are read only for tasks with thresholds.
 
     Raises:
-        RunError: missing, truncated, altered or not ours.
+        RunError: missing, damaged, of a later version, or not a predictions file.
     """
     arrays = _read(path, lambda name: name not in ("outputs", "thresholds"))
     try:
@@ -208,8 +210,8 @@ def load_correctness(path: Path) -> Correctness:
             return Correctness(classes, ids, targets, arrays["top1"] == targets, images)
     except files.READ_ERRORS as error:
         raise _damaged(path, error) from None
-    found = load(path)
-    return Correctness(classes, found.ids, found.targets, found.correct(), images)
+    loaded = load(path)
+    return Correctness(classes, loaded.ids, loaded.targets, loaded.correct(), images)
 
 
 def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
@@ -222,7 +224,7 @@ def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
         if not isinstance(made_by, dict):
             raise ValueError("made_by is not a mapping")
         if arrays["ids"].dtype.kind != "U" or outputs.dtype != (np.float16 if row.shifted else np.float32):
-            raise ValueError("ids are not text, or outputs are of another type than the task's")
+            raise ValueError("ids are not text, or outputs have the wrong data type for the task")
         if not np.isfinite(outputs).all():
             raise ValueError("outputs are not finite")
         return Predictions(
@@ -247,12 +249,12 @@ def _targets(arrays: Mapping[str, NDArray[Any]], row: TaskRow) -> Targets | None
     if not row.target_columns:
         return _indices("targets", arrays)
     if not np.isin(arrays["targets"], (0, 1)).all():
-        raise ValueError("targets hold other values than 0 and 1")
+        raise ValueError("targets: expected only 0 and 1")
     return arrays["targets"].astype(np.float32)
 
 
 def _indices(name: str, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
     values = arrays[name].astype(np.int64)
     if values.max(initial=0) >= len(arrays["classes"]) or values.min(initial=0) < 0:
-        raise ValueError(f"{name} holds an index that is no class's")
+        raise ValueError(f"{name}: a class index is out of range")
     return values

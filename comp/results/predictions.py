@@ -29,8 +29,7 @@ def _softmax(outputs: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _sigmoid(outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-    # Of exponentials of negative numbers alone: none overflows.
-    small = np.exp(-np.abs(outputs))
+    small = np.exp(-np.abs(outputs))  # of negative numbers only: no overflow
     probabilities: NDArray[np.float64] = np.where(outputs >= 0, 1 / (1 + small), small / (1 + small))
     return probabilities
 
@@ -42,28 +41,28 @@ ACTIVATIONS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 }
 _INVERSES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "softmax": np.log,
-    "sigmoid": lambda shares: np.log(shares / (1 - shares)),
+    "sigmoid": lambda probabilities: np.log(probabilities / (1 - probabilities)),
 }
-_LEAST_SHARE = 1e-7  # of a mean probability, so that its logarithm is finite
+_MIN_PROBABILITY = 1e-7  # keeps the logarithm of a mean probability finite
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of each image.
+    """Model outputs for each image of a split.
 
     Attributes:
         task: a row of `comp.config.tasks.TASKS`.
         ids: [N] text.
         classes: the class names, in the order of the outputs' columns.
-        outputs: [N, K] before the activation: float16 with each row's maximum subtracted where the task allows it
-            (softmax does not notice, float16 does), float32 as the model gave them elsewhere.
-        targets: [N] int64 class indices or [N, K] float32 of 0 and 1, as the task says; None where unknown.
-        top1: [N] int64, the most likely class before rounding to float16; None where the task does not choose one.
+        outputs: [N, K] before the activation: float16 with each row's maximum subtracted for softmax tasks (this
+            changes no probability and keeps float16 precise), else float32 as the model gave them.
+        targets: [N] int64 class indices or [N, K] float32 of 0 and 1, depending on the task; None if unknown.
+        top1: [N] int64, the most likely class before rounding to float16; None unless the task decides by arg max.
         block_names: [B] text: `distortion00_1` ...; empty for a split without blocks.
         block_sizes: [B] int64: consecutive rows of each block.
-        made_by: run, weights hash, views ...: plain values.
-        thresholds: probability from which a class is decided to be there, [K] or, where each row has its own (tuned on
-            other rows), [N, K]; None: 0.5.
+        made_by: origin as plain values: run, weights hash, views ...
+        thresholds: probability from which a class is predicted, [K], or [N, K] if each row has its own (tuned on other
+            rows); None means 0.5.
     """
 
     task: str
@@ -93,15 +92,15 @@ class Predictions:
 
     @property
     def row(self) -> TaskRow:
-        """What follows from the task."""
+        """The task's row of TASKS."""
         return TASKS[self.task]
 
     def probabilities(self, rows: slice = slice(None)) -> NDArray[np.float64]:
-        """Return [N, K]: each class's probability; rows sum to 1 only where classes exclude each other."""
+        """Return class probabilities [N, K]; rows sum to 1 only for softmax tasks."""
         return ACTIVATIONS[self.row.activation](self.outputs[rows].astype(np.float64))
 
     def decisions(self, rows: slice = slice(None)) -> NDArray[np.bool_]:
-        """Return [N, K]: which classes are decided to be there."""
+        """Return which classes are predicted [N, K]."""
         if self.top1 is not None:
             return one_hot(self.top1[rows], len(self.classes))
         thresholds = np.float32(0.5) if self.thresholds is None else self.thresholds
@@ -111,20 +110,20 @@ class Predictions:
         return decided
 
     def truth(self) -> NDArray[np.bool_]:
-        """Return [N, K]: which classes are there; targets must be known."""
+        """Return which classes are present [N, K]; targets must be known."""
         targets = self.known_targets()
         return targets > 0.5 if targets.ndim == 2 else one_hot(targets.astype(np.int64), len(self.classes))
 
     def known_targets(self) -> Targets:
-        """Return the targets; asking for a score without them is our fault."""
+        """Return the targets, which must be known."""
         assert self.targets is not None, "a score needs targets"
         return self.targets
 
     def correct(self) -> NDArray[np.bool_]:
-        """Return [N]: whether the decision is the target, every class of it; targets must be known."""
+        """Return which rows are correct [N], in every class; targets must be known."""
         if self.top1 is not None:
-            right: NDArray[np.bool_] = self.top1 == self.known_targets()
-            return right
+            correct: NDArray[np.bool_] = self.top1 == self.known_targets()
+            return correct
         exact: NDArray[np.bool_] = (self.decisions() == self.truth()).all(1)
         return exact
 
@@ -135,12 +134,12 @@ class Predictions:
         return [(str(name), slice(int(start), int(end))) for name, start, end in spans]
 
     def block_accuracy(self) -> dict[str, float]:
-        """Return the share of correct decisions in each block that has rows; targets must be known."""
-        right = self.correct()
-        return {name: float(right[rows].mean()) for name, rows in self.blocks() if rows.stop > rows.start}
+        """Return the accuracy of each non-empty block; targets must be known."""
+        correct = self.correct()
+        return {name: float(correct[rows].mean()) for name, rows in self.blocks() if rows.stop > rows.start}
 
     def take(self, rows: "slice | NDArray[np.int64]") -> "Predictions":
-        """Return some rows, without blocks."""
+        """Return the given rows, without blocks."""
         thresholds = self.thresholds
         return Predictions(
             task=self.task,
@@ -157,9 +156,9 @@ class Predictions:
 
 
 def one_hot(indices: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
-    """Return [N, count]: True in the column that each index [N] names."""
-    hot: NDArray[np.bool_] = indices[:, None] == np.arange(count)
-    return hot
+    """Return [N, count]: True in the column of each index [N]."""
+    columns: NDArray[np.bool_] = indices[:, None] == np.arange(count)
+    return columns
 
 
 def from_outputs(
@@ -176,13 +175,13 @@ def from_outputs(
     """Return predictions from raw outputs [N, K] float32.
 
     Raises:
-        NotFiniteError: an output is not finite: the first such row is named.
+        NotFiniteError: an output is not finite; the message names the first such row.
     """
-    broken = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
-    if len(broken):
+    bad_rows = np.flatnonzero(~np.isfinite(outputs).all(axis=1))
+    if len(bad_rows):
         raise NotFiniteError(
-            f"predictions: {len(broken)} of {len(outputs)} rows are not finite, first {ids[broken[0]]}; the weights or "
-            "their precision are at fault: try train.precision=fp32"
+            f"predictions: {len(bad_rows)} of {len(outputs)} rows are not finite, first {ids[bad_rows[0]]}; the "
+            "weights or the precision cause it: try train.precision=fp32"
         )
     row = TASKS[task]
     stored: Outputs = outputs
@@ -204,39 +203,39 @@ def from_outputs(
 
 
 def mean_outputs(outputs: NDArray[np.float32], task: str) -> NDArray[np.float32]:
-    """Return [K]: the outputs whose probabilities are the mean of the rows' ones, the answer for an image unseen.
+    """Return outputs [K] whose probabilities are the rows' mean: the answer for an unreadable image.
 
     Args:
-        outputs: [N, K], before the activation; without a row every class is as likely.
+        outputs: [N, K], before the activation; with N = 0 all classes are equally likely.
         task: a row of `comp.config.tasks.TASKS`.
     """
     if not len(outputs):
         return np.zeros(outputs.shape[1], np.float32)
     activation = TASKS[task].activation
-    shares = ACTIVATIONS[activation](outputs.astype(np.float64)).mean(0)
-    return _INVERSES[activation](np.clip(shares, _LEAST_SHARE, 1 - _LEAST_SHARE)).astype(np.float32)
+    probabilities = ACTIVATIONS[activation](outputs.astype(np.float64)).mean(0)
+    return _INVERSES[activation](np.clip(probabilities, _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)).astype(np.float32)
 
 
 def concatenate(parts: Sequence[Predictions]) -> Predictions:
-    """Return consecutive parts as one; task, classes and what made them are the first one's."""
+    """Join consecutive parts; task, classes and origin are taken from the first."""
     first = parts[0]
 
-    def joined(arrays: "Sequence[NDArray[Any] | None]") -> Any:
-        known = [array for array in arrays if array is not None]
-        return np.concatenate(known) if len(known) == len(parts) else None
+    def join(arrays: "Sequence[NDArray[Any] | None]") -> Any:
+        present = [array for array in arrays if array is not None]
+        return np.concatenate(present) if len(present) == len(parts) else None
 
     thresholds = first.thresholds
-    if any(not _same(part.thresholds, thresholds) for part in parts) or (
+    if any(not _are_equal(part.thresholds, thresholds) for part in parts) or (
         thresholds is not None and thresholds.ndim == 2
     ):
-        thresholds = joined([_threshold_rows(part) for part in parts])
+        thresholds = join([_threshold_rows(part) for part in parts])
     return Predictions(
         task=first.task,
         ids=np.concatenate([part.ids for part in parts]),
         classes=first.classes,
         outputs=np.concatenate([part.outputs for part in parts]),
-        targets=joined([part.targets for part in parts]),
-        top1=joined([part.top1 for part in parts]),
+        targets=join([part.targets for part in parts]),
+        top1=join([part.top1 for part in parts]),
         block_names=np.concatenate([part.block_names for part in parts]),
         block_sizes=np.concatenate([part.block_sizes for part in parts]),
         made_by=first.made_by,
@@ -244,8 +243,8 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
-def _same(one: NDArray[np.float32] | None, other: NDArray[np.float32] | None) -> bool:
-    return one is other or (one is not None and other is not None and np.array_equal(one, other))
+def _are_equal(left: NDArray[np.float32] | None, right: NDArray[np.float32] | None) -> bool:
+    return left is right or (left is not None and right is not None and np.array_equal(left, right))
 
 
 def _threshold_rows(part: Predictions) -> NDArray[np.float32]:

@@ -26,7 +26,7 @@ UPLOADED = "W&B's files that are uploaded"
 UNBEGUN = "runs that ended before their first epoch"
 
 _DEEPEST = 3  # RUNS/competition/study/run: what lies deeper, below `/` say, is not meant
-_TEMPORARY_NAME = re.compile(r"\..+\.\d+\.tmp")  # as `runs.write_together` and `_remove_one` name them
+_TEMPORARY_NAME = re.compile(r"\..+\.\d+\.tmp")  # as `files.write_files_atomically` and `_remove_one` name them
 # All that a run has before the end of its first epoch.
 _UNBEGUN = {"config.yaml", "provenance.json", "split.npz", "execution.json", "plans.json", ".lock", "wandb"}
 

@@ -222,11 +222,11 @@ def test_a_submission_folder_that_is_a_file_is_told_before_training(workplace: P
 
 def test_a_full_disk_is_told_and_the_file_before_stays(tmp_path: Path) -> None:
     program = (
-        "import resource, sys; from pathlib import Path; from comp.results import runs\n"
+        "import resource, sys; from pathlib import Path; from comp.results import files\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); import signal\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "try: runs.write_atomically(Path('kept.bin'), bytes(5000))\n"
-        "except runs.RunError as error: print(error); sys.exit(2)"
+        "try: files.write_atomically(Path('kept.bin'), bytes(5000))\n"
+        "except files.RunError as error: print(error); sys.exit(2)"
     )
     (tmp_path / "kept.bin").write_bytes(b"before")
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -114,26 +114,32 @@ def test_a_stack_learns_what_no_average_can() -> None:
     sample = a_sample([1.5, 1.5])
     swapped = [2, 0, 1, 3, 4]  # one member calls three classes by each other's names
     confused = predictions.from_outputs(
-        sample.members[1].outputs.astype(np.float32)[:, swapped], ids=sample.members[1].ids, classes="abcde",
-        task="single_label", targets=sample.targets, made_by={},
-    )  # fmt: skip
+        sample.members[1].outputs.astype(np.float32)[:, swapped],
+        ids=sample.members[1].ids,
+        classes="abcde",
+        task="single_label",
+        targets=sample.targets,
+        made_by={},
+    )
     mixed = align.align_members("val", "ab", [sample.members[0], confused], [sample.images] * 2)
     assert accuracy("stack", mixed, mixed) > accuracy("mean", mixed, mixed) + 0.1
 
 
 def test_geometric_and_arithmetic_means_are_what_they_say() -> None:
     stack = np.log(np.array([[[0.9, 0.1]], [[0.4, 0.6]]], np.float32))
-    assert np.exp(METHODS["mean"].plain(2, 2, SOFTMAX).combine(stack)) == pytest.approx(np.array([[0.65, 0.35]]))
-    found = np.exp(METHODS["geometric"].plain(2, 2, SOFTMAX).combine(stack))
+    assert np.exp(METHODS["mean"].without_data(2, 2, SOFTMAX).combine(stack)) == pytest.approx(np.array([[0.65, 0.35]]))
+    found = np.exp(METHODS["geometric"].without_data(2, 2, SOFTMAX).combine(stack))
     assert found / found.sum() == pytest.approx(np.array([[6, 1]]) ** 0.5 / (6**0.5 + 1), rel=1e-5)
 
 
 def test_ranks_ask_for_places_and_then_for_probability() -> None:
     rows = np.array([[[0.97, 0.02, 0.01]], [[0.3, 0.6, 0.1]], [[0.3, 0.6, 0.1]]], np.float32)
-    assert METHODS["rank"].plain(3, 3, SOFTMAX).combine(np.log(rows)).argmax(1) == [
+    assert METHODS["rank"].without_data(3, 3, SOFTMAX).combine(np.log(rows)).argmax(1) == [
         1
     ]  # places 0 1 1: surer does not count
-    assert METHODS["rank"].plain(2, 3, SOFTMAX).combine(np.log(rows[:2])).argmax(1) == [0]  # places 0 1, then the surer
+    assert METHODS["rank"].without_data(2, 3, SOFTMAX).combine(np.log(rows[:2])).argmax(1) == [
+        0
+    ]  # places 0 1, then the surer
 
 
 def test_a_certain_member_has_no_veto() -> None:
@@ -161,7 +167,7 @@ def test_folds_hold_images_together_and_classes_apart(seed: int, folds: int) -> 
 def test_a_penalty_is_chosen_on_other_images_where_there_are_any(count: int) -> None:
     images = np.array([f"i{row % count}" for row in range(28)])
     task = methods.FitData(np.zeros((1, 28, 2), np.float32), SOFTMAX, np.zeros(28, int), images)
-    tried, held = task.parted()
+    tried, held = task.split_rows()
     assert sorted([*tried, *held]) == list(range(28))
     assert len(tried) > 0
     assert len(held) > 0
@@ -171,7 +177,7 @@ def test_a_penalty_is_chosen_on_other_images_where_there_are_any(count: int) -> 
 def test_a_bag_holds_all_copies_of_an_image_or_none() -> None:
     images = np.array([f"i{row % 7}" for row in range(28)])
     task = methods.FitData(np.zeros((1, 28, 2), np.float32), SOFTMAX, np.zeros(28, int), images)
-    rows = task.drawn(np.random.default_rng(0))
+    rows = task.draw_bag(np.random.default_rng(0))
     times = np.bincount(rows, minlength=28)
     assert all(len(set(times[images == image])) == 1 for image in images)
     assert times.sum() == 28
@@ -229,7 +235,7 @@ def test_an_image_is_never_scored_by_what_was_fitted_on_it_or_on_its_shifted_cop
     crossed = cross_fit.cross_fit(methods.Method(remember, learns=True), shifted, 5, ACCURACY)
     assert [len(seen) for seen in fits] == [40] * 5
     for sample in (clean, shifted):
-        for image, number in zip(sample.images.tolist(), crossed.of(sample.images), strict=True):
+        for image, number in zip(sample.images.tolist(), crossed.folds_of(sample.images), strict=True):
             assert image not in fits[number]
 
 
@@ -251,9 +257,14 @@ BASE = a_sample([1.0], rows=12).members[0]
 def changed(**fields: object) -> Predictions:
     """Return BASE with some of its fields changed."""
     given: dict[str, object] = {
-        "task": BASE.task, "ids": BASE.ids, "classes": BASE.classes, "targets": BASE.targets, "made_by": {},
-        "blocks": (), **fields,
-    }  # fmt: skip
+        "task": BASE.task,
+        "ids": BASE.ids,
+        "classes": BASE.classes,
+        "targets": BASE.targets,
+        "made_by": {},
+        "blocks": (),
+        **fields,
+    }
     logits = given.pop("logits", BASE.outputs.astype(np.float32))
     return predictions.from_outputs(logits, **given)  # type: ignore[arg-type]
 
@@ -265,16 +276,18 @@ assert BASE.targets is not None
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (changed(ids=BASE.ids[SHORT], targets=BASE.targets[SHORT], logits=BASE.outputs[SHORT].astype(np.float32)),
-         "have 10 rows, expected 12 as those of first"),
-        (changed(ids=BASE.ids[::-1]), "in another order: row 1 is val_11, expected val_0"),
-        (changed(ids=np.array([f"test_{row}" for row in range(12)])), "which are others: row 1 is test_0"),
+        (
+            changed(ids=BASE.ids[SHORT], targets=BASE.targets[SHORT], logits=BASE.outputs[SHORT].astype(np.float32)),
+            "have 10 rows, expected 12",
+        ),
+        (changed(ids=BASE.ids[::-1]), "order differs .*row 1 is val_11, expected val_0"),
+        (changed(ids=np.array([f"test_{row}" for row in range(12)])), "ids differ .*row 1 is test_0"),
         (changed(classes="abcdf"), "have other classes than first: 5 classes, a, b, c, d, f; expected 5 classes"),
         (changed(classes="abcdef", logits=np.zeros((12, 6), np.float32)), "6 classes, a, b, c, d, e ...; expected 5"),
         (changed(targets=(BASE.targets + 1) % 5), "have other labels"),
-        (changed(blocks=[("distortion00_1", 12)]), "have other blocks than those of first"),
+        (changed(blocks=[("distortion00_1", 12)]), "have other blocks than first"),
     ],
-)  # fmt: skip
+)
 def test_members_that_are_not_alike_are_refused(other: Predictions, message: str) -> None:
     with pytest.raises(RunError, match=message):
         align.align_members("val", ["first", "second"], [BASE, other], [BASE.ids, other.ids])
@@ -289,22 +302,25 @@ def test_joined_folds_hold_every_image_once_in_blocks_with_all_folds() -> None:
     labels = np.arange(30) % CLASSES
     whole = drawn(3, 30, 1.0, labels)
     cuts = [np.arange(fold, 30, 3) for fold in range(3)]
-    parts = [changed(ids=whole.ids[rows], targets=labels[rows], logits=whole.outputs[rows].astype(np.float32))
-             for rows in cuts]  # fmt: skip
+    parts = [
+        changed(ids=whole.ids[rows], targets=labels[rows], logits=whole.outputs[rows].astype(np.float32))
+        for rows in cuts
+    ]
     joined, images = align.join_folds(parts, [part.ids for part in parts])
     assert sorted(joined.ids) == sorted(whole.ids)
     assert (joined.ids == images).all()
     layout = block_grid(range(2), (1,), 5)
     blocks = [(block.name, block.count) for block in layout]
     ids = np.concatenate([block.ids() for block in layout])
-    shifted = [changed(ids=ids, targets=part.targets, logits=part.outputs.astype(np.float32), blocks=blocks)
-               for part in parts]  # fmt: skip
+    shifted = [
+        changed(ids=ids, targets=part.targets, logits=part.outputs.astype(np.float32), blocks=blocks) for part in parts
+    ]
     joined, images = align.join_folds(shifted, [np.tile(part.ids[:5], 2) for part in parts])
     assert [(name, rows.stop - rows.start) for name, rows in joined.blocks()] == [(n, 15) for n, _ in blocks]
     assert len(set(joined.ids)) == 30
     assert joined.ids[5] == "distortion00_1_0@1"
     assert (images[:15] == images[15:]).all()
-    with pytest.raises(RunError, match="an image stands in two of them"):
+    with pytest.raises(RunError, match="in two folds"):
         align.join_folds([parts[0], parts[0]], [parts[0].ids] * 2)
 
 

@@ -64,7 +64,7 @@ def ensemble(
     trained = opened_runs(words)
     with console.bars() as progress:
         shared: dict[str, Any] = {
-            "select_on": select_on, "given": given, "runs_root": runs, "output": output, "force": force,
+            "select_on": select_on, "overrides": given, "runs_root": runs, "output": output, "force": force,
             "progress": progress,
         }  # fmt: skip
         if method == "soup":

@@ -46,7 +46,7 @@ def sample_of(config: DataConfig) -> SubmittedImages:
 
 def class_order(names: Sequence[str], sample: SampleSubmission | None) -> tuple[str, ...]:
     """Return classes in label order: that of the sample's columns where it has one for each class, else by value or
-    text (`class_names.ordered`).
+    text (`sort_classes`).
     """
     if sample is not None and len(sample.columns) > 1 and set(sample.columns) == set(names):
         return sample.columns

@@ -274,7 +274,9 @@ VERBS = {
 DAMAGES = (half, empty, noise, braces, lambda content: b"[7]")
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    "verb", [pytest.param(verb, marks=pytest.mark.slow) if verb in ("evaluate", "ensemble") else verb for verb in VERBS]
+)
 def test_no_damaged_file_gives_a_traceback(folder: Path, comp: Callable[..., Result], verb: str) -> None:
     """Every file of a run sees every damage, under one verb each; what is refused is named."""
     files = sorted(path for path in Path(PLAIN).rglob("*") if path.is_file())

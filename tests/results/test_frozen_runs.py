@@ -48,8 +48,9 @@ def test_kinds_of_runs_are_recognised(version: Path) -> None:
 
 
 def test_every_run_is_reported(version: Path) -> None:
-    for run in frozen_runs():
-        command("report", str(run.path), "-o", "page.html")
+    run, *_, ensemble = frozen_runs()
+    for path in (run.path, ensemble.path):
+        command("report", str(path), "-o", "page.html")
         assert "shifted validation accuracy" in Path("page.html").read_text()
     command("report", "runs/frozen", "-o", "all.html")
     assert "3 runs" in Path("all.html").read_text()

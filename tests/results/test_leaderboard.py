@@ -105,11 +105,18 @@ def play(root: Path, player: Player, number: int, config: Config = CONFIG) -> No
         images=len(shifted), scores={"accuracy": Score(value=accuracy)}, by_block=shifted.block_accuracy()
     )
     run.write_table("history.csv", [{"number": 1, "val_accuracy": accuracy}])
-    run.write_metrics(RunMetrics(
-        run=run.name, competition=config.competition.name, metric="accuracy", model=f"model{number % 3}",
-        parameters=1000 + number, device="cpu", train_seconds=60.0 * number,
-        best=WeightScores(val=clean, ood_val=blocks),
-    ))  # fmt: skip
+    run.write_metrics(
+        RunMetrics(
+            run=run.name,
+            competition=config.competition.name,
+            metric="accuracy",
+            model=f"model{number % 3}",
+            parameters=1000 + number,
+            device="cpu",
+            train_seconds=60.0 * number,
+            best=WeightScores(val=clean, ood_val=blocks),
+        )
+    )
     many, skill = np.arange(50_000), player.skill + player.validates
     player.run = run
     player.valid_truth = float((answers(player, skill, many % CLASSES, many, 3) == many % CLASSES).mean())

@@ -63,10 +63,14 @@ def example(labels: bool = True) -> predictions.Predictions:
     """Return predictions of two blocks."""
     logits = np.random.default_rng(0).normal(0, 3, (6, 4)).astype(np.float32)
     return predictions.from_outputs(
-        logits, task="single_label", ids=np.array([f"é{i}" for i in range(6)]), classes=["a", "b", "c", "d"],
-        targets=np.array([0, 1, 2, 3, 0, 1]) if labels else None, made_by={"run": "x"},
+        logits,
+        task="single_label",
+        ids=np.array([f"é{i}" for i in range(6)]),
+        classes=["a", "b", "c", "d"],
+        targets=np.array([0, 1, 2, 3, 0, 1]) if labels else None,
+        made_by={"run": "x"},
         blocks=[("distortion00_1", 2), ("distortion00_2", 4)],
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("labels", [True, False])
@@ -117,8 +121,13 @@ def test_damaged_predictions_are_refused(tmp_path: Path) -> None:
     np.savez(path, ids=np.array([print], object))
     with pytest.raises(RunError, match="lacks"):
         prediction_files.load(path)
-    np.savez(path, **dict.fromkeys(["ids", "classes", "logits", "top1", "labels", "block_names", "block_sizes",
-                                    "made_by"], np.array([print], object)))  # fmt: skip
+    np.savez(
+        path,
+        **dict.fromkeys(
+            ["ids", "classes", "logits", "top1", "labels", "block_names", "block_sizes", "made_by"],
+            np.array([print], object),
+        ),
+    )
     with pytest.raises(RunError, match="damaged"):
         prediction_files.load(path)
     with pytest.raises(RunError, match="no such predictions"):

@@ -130,7 +130,7 @@ OUTPUTS = {
     "no csv": ("sub.txt", "must end in .csv"),
     "below a file": ("small.yaml/sub.csv", "small.yaml is not a folder"),
     "a folder": ("folder.csv", "folder.csv: is there already"),
-    "not writable": ("closed/sub.csv", "closed may not be written"),
+    "not writable": ("closed/sub.csv", "closed"),
 }
 
 

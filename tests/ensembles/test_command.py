@@ -118,7 +118,7 @@ def test_every_method_goes_through_on_either_split(three_runs: Path, comp: Comp,
     assert len(values["ensemble"]["disagreement"]) == 2
 
 
-def test_an_ensemble_of_ensembles_is_one_too(three_runs: Path, comp: Comp) -> None:
+def test_an_ensemble_can_contain_ensembles(three_runs: Path, comp: Comp) -> None:
     first, second, third = members()
     inner, _ = made(comp, first, second)
     outer, values = made(comp, inner.path, third, "--method", "greedy")
@@ -139,7 +139,7 @@ def sidecar_of(values: dict[str, Any]) -> str:
     return Path(values["submission"]).with_suffix(".json").read_text()
 
 
-def test_predictions_that_lie_there_are_not_made_again(three_runs: Path, comp: Comp) -> None:
+def test_existing_predictions_are_reused(three_runs: Path, comp: Comp) -> None:
     made(comp, *members())
     paths = sorted(Path("runs").glob("*/*/predictions/*.npz"))
     before = {path: path.stat().st_mtime_ns for path in paths}
@@ -148,7 +148,7 @@ def test_predictions_that_lie_there_are_not_made_again(three_runs: Path, comp: C
     assert {path: path.stat().st_mtime_ns for path in paths} == before
 
 
-def test_predictions_of_other_weights_are_made_again(three_runs: Path, comp: Comp) -> None:
+def test_predictions_of_other_weights_are_replaced(three_runs: Path, comp: Comp) -> None:
     first, second, _ = members()
     made(comp, first, second)
     path = first / "predictions/suite.npz"
@@ -158,7 +158,7 @@ def test_predictions_of_other_weights_are_made_again(three_runs: Path, comp: Com
     assert path.read_bytes() == before
 
 
-def test_what_cannot_be_combined_is_refused_and_leaves_no_run(three_runs: Path, comp: Comp) -> None:
+def test_invalid_ensembles_are_refused_and_leave_no_run(three_runs: Path, comp: Comp) -> None:
     first, second, _ = members()
     cases: list[tuple[list[object], str]] = [
         ([first], "needs two or more runs, each named once"),
@@ -175,7 +175,7 @@ def test_what_cannot_be_combined_is_refused_and_leaves_no_run(three_runs: Path, 
     assert not Path("made").exists()
 
 
-def test_an_existing_submission_is_replaced_by_force_alone(three_runs: Path, comp: Comp) -> None:
+def test_an_existing_submission_is_only_replaced_by_force(three_runs: Path, comp: Comp) -> None:
     first, second, _ = members()
     Path("a.csv").write_text("mine")
     assert "is there already" in comp("ensemble", first, second, "-o", "a.csv").err
@@ -297,7 +297,7 @@ def test_members_adapted_on_request_mark_the_ensemble(three_runs: Path, comp: Co
     assert row["transductive"]
 
 
-def test_the_comparison_comes_back_from_disk(three_runs: Path, comp: Comp) -> None:
+def test_the_comparison_is_read_back_from_disk(three_runs: Path, comp: Comp) -> None:
     found, values = made(comp, *members())
     compared = combine.read_comparison(found)
     assert compared is not None
@@ -327,7 +327,7 @@ def test_methods_that_learn_nothing_need_no_common_validation(train_apart: Train
     assert values["suite"]["scores"]["accuracy"]["value"] > 0.2
 
 
-def test_what_learns_is_refused_on_other_splits_and_names_the_cure(train_apart: TrainApart, comp: Comp) -> None:
+def test_methods_that_learn_are_refused_on_different_splits(train_apart: TrainApart, comp: Comp) -> None:
     first, apart = members()[0], train_apart("data.split_seed=1")
     for arguments in (["--method", "weighted"], ["--method", "stack"], ["--select-on", "val"]):
         result = comp("ensemble", first, apart, *arguments, "--runs", "made")
@@ -344,7 +344,7 @@ def test_a_run_without_validation_joins_without_a_score(train_apart: TrainApart,
     assert "best" not in values or "val" not in values["best"]
 
 
-def test_where_shifted_validation_alone_differs_clean_validation_is_used(train_apart: TrainApart, comp: Comp) -> None:
+def test_clean_validation_is_used_if_only_shifted_validation_differs(train_apart: TrainApart, comp: Comp) -> None:
     apart = train_apart("competition.ood_validation.per_block=7")
     _, values = made(comp, members()[0], apart, "--method", "greedy")
     assert values["ensemble"]["split"] == "val"
@@ -352,7 +352,7 @@ def test_where_shifted_validation_alone_differs_clean_validation_is_used(train_a
     assert "ood_val" not in values["best"]
 
 
-def test_members_with_their_classes_in_another_order_are_matched_by_name(three_runs: Path, comp: Comp) -> None:
+def test_members_with_another_class_order_are_matched_by_name(three_runs: Path, comp: Comp) -> None:
     first, second, third = members()
     _, plain = made(comp, first, second, "--method", "weighted", "-o", "plain.csv")
     turned = turn_classes(second)

@@ -121,9 +121,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_members_damaged_predictions_are_told_and_nothing_is_submitted(
-    three_runs: Path, comp: Comp, name: str
-) -> None:
+def test_damaged_member_predictions_are_named_and_nothing_is_submitted(three_runs: Path, comp: Comp, name: str) -> None:
     first, second, _ = members()
     spoil, message = FAULTS[name]
     spoil(second / "predictions/suite.npz")
@@ -136,7 +134,9 @@ def test_a_members_damaged_predictions_are_told_and_nothing_is_submitted(
     assert not Path("exploded").exists()
 
 
-def test_truncated_predictions_are_made_again_by_a_run_and_refused_of_an_ensemble(three_runs: Path, comp: Comp) -> None:
+def test_truncated_predictions_are_recreated_for_a_run_and_refused_for_an_ensemble(
+    three_runs: Path, comp: Comp
+) -> None:
     first, second, third = members()
     inner, _ = made(comp, first, second)
     path = second / "predictions/suite.npz"
@@ -152,7 +152,7 @@ def test_truncated_predictions_are_made_again_by_a_run_and_refused_of_an_ensembl
 
 @pytest.mark.parametrize("spoil", [truncated, flipped, lambda path: path.write_bytes(b"\xff" * 8 + b"{}")])
 @pytest.mark.parametrize("method", ["mean", "soup"])
-def test_damaged_weights_are_told(three_runs: Path, comp: Comp, spoil: Callable[[Path], None], method: str) -> None:
+def test_damaged_weights_are_named(three_runs: Path, comp: Comp, spoil: Callable[[Path], None], method: str) -> None:
     first, second, _ = members()
     spoil(second / "best.safetensors")
     result = comp("ensemble", first, second, "--method", method)
@@ -314,7 +314,7 @@ def test_a_disk_that_fills_between_the_sidecar_and_the_csv_changes_neither(tmp_p
     assert sorted(os.listdir(tmp_path)) == ["a.csv", "a.json", "p.npz"]
 
 
-def test_a_members_missing_division_is_told(three_runs: Path, comp: Comp) -> None:
+def test_a_members_damaged_split_file_is_named(three_runs: Path, comp: Comp) -> None:
     first, second, _ = members()
     (second / "split.npz").write_bytes(b"PK")
     result = comp("ensemble", first, second, "--runs", "again")
@@ -322,7 +322,7 @@ def test_a_members_missing_division_is_told(three_runs: Path, comp: Comp) -> Non
     assert "split.npz: missing or damaged" in result.err
 
 
-def test_what_cannot_be_read_as_predictions_is_our_users_error(tmp_path: Path) -> None:
+def test_an_unreadable_predictions_file_is_a_user_error(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for size in (0, 1, 4, 30, 500):
         (tmp_path / "a.npz").write_bytes(generator.bytes(size))

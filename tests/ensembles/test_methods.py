@@ -59,7 +59,7 @@ def accuracy(name: str, on: AlignedSplit, of: AlignedSplit) -> float:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_identical_members_change_no_answer(name: str) -> None:
+def test_identical_members_change_no_prediction(name: str) -> None:
     one = a_sample([1.5]).members[0]
     same = align.align_members("val", "abc", [one] * 3, [one.ids] * 3)
     agree = (fitted(name, same).combine(same.stack()).argmax(1) == one.top1).mean()
@@ -84,7 +84,7 @@ def test_the_order_of_rows_and_the_moment_do_not_matter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["weighted", "greedy", "stack"])
-def test_what_learns_leaves_a_useless_member_aside(name: str) -> None:
+def test_methods_that_learn_ignore_a_useless_member(name: str) -> None:
     skills = [2.0, 0.0, 0.0, 0.0]
     sample, fresh = a_sample(skills), a_sample(skills, seed=50)
     alone = float((fresh.members[0].top1 == fresh.targets).mean())
@@ -125,14 +125,14 @@ def test_a_stack_learns_what_no_average_can() -> None:
     assert accuracy("stack", mixed, mixed) > accuracy("mean", mixed, mixed) + 0.1
 
 
-def test_geometric_and_arithmetic_means_are_what_they_say() -> None:
+def test_geometric_and_arithmetic_means_match_their_definitions() -> None:
     stack = np.log(np.array([[[0.9, 0.1]], [[0.4, 0.6]]], np.float32))
     assert np.exp(METHODS["mean"].without_data(2, 2, SOFTMAX).combine(stack)) == pytest.approx(np.array([[0.65, 0.35]]))
     found = np.exp(METHODS["geometric"].without_data(2, 2, SOFTMAX).combine(stack))
     assert found / found.sum() == pytest.approx(np.array([[6, 1]]) ** 0.5 / (6**0.5 + 1), rel=1e-5)
 
 
-def test_ranks_ask_for_places_and_then_for_probability() -> None:
+def test_ranks_compare_positions_then_probabilities() -> None:
     rows = np.array([[[0.97, 0.02, 0.01]], [[0.3, 0.6, 0.1]], [[0.3, 0.6, 0.1]]], np.float32)
     assert METHODS["rank"].without_data(3, 3, SOFTMAX).combine(np.log(rows)).argmax(1) == [
         1
@@ -164,7 +164,7 @@ def test_folds_hold_images_together_and_classes_apart(seed: int, folds: int) -> 
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_a_penalty_is_chosen_on_other_images_where_there_are_any(count: int) -> None:
+def test_a_penalty_is_chosen_on_held_out_images(count: int) -> None:
     images = np.array([f"i{row % count}" for row in range(28)])
     task = methods.FitData(np.zeros((1, 28, 2), np.float32), SOFTMAX, np.zeros(28, int), images)
     tried, held = task.split_rows()
@@ -196,7 +196,7 @@ def compared(name: str, sample: AlignedSplit, folds: int = 5) -> cross_fit.Compa
     return cross_fit.compare_with_members("val", sample, crossed, fitted(name, sample), held_out, "accuracy")
 
 
-def test_the_gain_over_noise_is_none_where_a_fit_on_the_same_rows_would_show_one() -> None:
+def test_cross_fitting_shows_no_gain_over_noise() -> None:
     gains, shown = [], []
     for seed in range(6):
         sample = a_sample([0.0] * 4, rows=200, seed=100 * seed)
@@ -219,7 +219,7 @@ def test_the_table_shows_members_disagreement_and_gain() -> None:
     assert 0 < found.gain_error < 0.1
 
 
-def test_an_image_is_never_scored_by_what_was_fitted_on_it_or_on_its_shifted_copies() -> None:
+def test_an_image_is_never_scored_by_a_fit_on_it_or_its_shifted_copies() -> None:
     clean = a_sample([0.0, 0.0], rows=100)
     assert clean.targets is not None
     labels = np.tile(clean.targets[:50], 2)  # the first 50 images, shifted in two ways
@@ -288,7 +288,7 @@ assert BASE.targets is not None
         (changed(blocks=[("distortion00_1", 12)]), "have other blocks than first"),
     ],
 )
-def test_members_that_are_not_alike_are_refused(other: Predictions, message: str) -> None:
+def test_incompatible_members_are_refused(other: Predictions, message: str) -> None:
     with pytest.raises(RunError, match=message):
         align.align_members("val", ["first", "second"], [BASE, other], [BASE.ids, other.ids])
 

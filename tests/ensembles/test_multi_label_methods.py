@@ -92,7 +92,7 @@ def test_confident_members_keep_their_order_in_a_mean() -> None:
 @settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 5), scale=st.floats(0.1, 4))
 @example(seed=137, count=5, scale=4.0)  # log-odds beyond 20
-def test_plain_methods_are_what_numpy_and_scipy_make_of_them(seed: int, count: int, scale: float) -> None:
+def test_plain_methods_match_numpy_and_scipy(seed: int, count: int, scale: float) -> None:
     sample = a_sample([1.0] * count, rows=50, seed=seed, scale=scale)
     values = probabilities(sample)
     expected = {
@@ -165,7 +165,7 @@ def turned(part: Predictions) -> Predictions:
     )
 
 
-def test_members_with_their_classes_in_another_order_are_matched_by_name() -> None:
+def test_members_with_another_class_order_are_matched_by_name() -> None:
     sample = a_sample([1.0, 2.0])
     second = dataclasses.replace(sample.members[1], thresholds=np.array([0.1, 0.2, 0.3, 0.4], np.float32))
     again = align.align_members("val", sample.names, [sample.members[0], turned(second)], [sample.images] * 2)
@@ -232,7 +232,7 @@ def test_thresholds_are_tuned_on_validation_and_serve_every_other_split() -> Non
     )
 
 
-def test_without_tuned_thresholds_classes_are_decided_as_often_as_by_the_members() -> None:
+def test_without_tuned_thresholds_classes_are_predicted_as_often_as_by_the_members() -> None:
     sample = a_sample([1.5, 1.5])
     thresholds = np.array([0.4, 0.3, 0.2, 0.1], np.float32)
     parts = [dataclasses.replace(part, thresholds=thresholds) for part in sample.members]
@@ -247,7 +247,7 @@ def test_without_tuned_thresholds_classes_are_decided_as_often_as_by_the_members
     assert decided.decisions().mean(0) == pytest.approx(plain, abs=3 / 400)
 
 
-def test_classes_that_no_member_decides_are_not_decided() -> None:
+def test_classes_that_no_member_predicts_are_not_predicted() -> None:
     sample = a_sample([1.0])
     never = dataclasses.replace(sample.members[0], thresholds=np.array([2.0, 0.0, 2.0, 0.0], np.float32))
     own = align.align_members("suite", ["m"], [never], [sample.images])

@@ -32,7 +32,7 @@ def by_sklearn(labelled: Predictions, thresholds: object, average: str) -> float
 
 @settings(max_examples=10)
 @given(multi_label())
-def test_a_classs_threshold_is_as_good_as_any(labelled: Predictions) -> None:
+def test_a_class_threshold_is_optimal(labelled: Predictions) -> None:
     thresholds = decisions.tune_thresholds(labelled, "macro_f1")
     probabilities, truth = labelled.probabilities(), labelled.truth()
     for column in np.flatnonzero(truth.any(0)):
@@ -45,7 +45,7 @@ def test_a_classs_threshold_is_as_good_as_any(labelled: Predictions) -> None:
 
 
 @given(st.integers(0, 1000))
-def test_a_common_threshold_is_as_good_as_any(seed: int) -> None:
+def test_a_common_threshold_is_optimal(seed: int) -> None:
     drawn_predictions = drawn(seed, count=40)
     micro = decisions.tune_thresholds(drawn_predictions, "micro_f1")
     assert len(set(micro.tolist())) == 1
@@ -56,7 +56,7 @@ def test_a_common_threshold_is_as_good_as_any(seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", decisions.TUNERS)
-def test_tuned_thresholds_beat_a_half_and_the_metric_says_what_scikit_learn_says(name: str) -> None:
+def test_tuned_thresholds_beat_one_half_and_scores_match_scikit_learn(name: str) -> None:
     labelled = drawn(0)
     thresholds = decisions.tune_thresholds(labelled, name)
     assert thresholds.shape == (4,)
@@ -78,7 +78,7 @@ def test_cross_fitting_tunes_on_other_rows_and_always_the_same_way(name: str) ->
     assert len(np.unique(crossed.thresholds, axis=0)) <= 5
 
 
-def test_cross_fitted_scores_do_not_flatter() -> None:
+def test_cross_fitted_scores_are_unbiased() -> None:
     flattered, honest = [], []
     for seed in range(20):
         labelled = drawn(seed, count=60, classes=8, signal=0.0)  # nothing can be learnt
@@ -91,7 +91,7 @@ def test_cross_fitted_scores_do_not_flatter() -> None:
     assert abs(np.mean(honest)) < np.mean(flattered) / 2
 
 
-def test_a_class_that_no_row_has_keeps_a_half() -> None:
+def test_a_class_without_rows_keeps_one_half() -> None:
     targets = np.array([[1, 0], [0, 0], [1, 0]], np.float32)
     labelled = predicted_sets(targets, np.array([[1, -3], [-1, 2], [2, 0]], np.float32))
     assert decisions.tune_thresholds(labelled, "macro_f1")[1] == 0.5

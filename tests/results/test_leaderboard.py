@@ -267,7 +267,7 @@ TRUTHS: dict[str, Callable[[re.Match[str], Scripted], None]] = {
 }
 
 
-def test_a_difference_that_is_called_real_is_real_and_the_truth_lies_in_the_intervals(
+def test_significant_differences_are_real_and_intervals_cover_the_truth(
     scripted: Scripted, comp: Callable[..., Result]
 ) -> None:
     rows = leaderboard.read_rows(Path("runs"))
@@ -301,7 +301,7 @@ def test_without_overfitting_there_is_no_warning(scripted: Scripted, comp: Calla
     assert "warning" not in said
 
 
-def test_a_submission_without_a_public_score_is_judged_by_its_validation_less_what_others_were_off(
+def test_a_submission_without_a_public_score_is_judged_by_corrected_validation(
     scripted: Scripted, comp: Callable[..., Result]
 ) -> None:
     best = scripted.players[27]
@@ -312,7 +312,7 @@ def test_a_submission_without_a_public_score_is_judged_by_its_validation_less_wh
     assert choice.score == pytest.approx(best.private, abs=0.02)
 
 
-def test_public_scores_are_told_apart_by_the_rows_on_which_submissions_differ(
+def test_public_differences_use_the_rows_on_which_submissions_differ(
     scripted: Scripted, comp: Callable[..., Result]
 ) -> None:
     record(scripted, comp)
@@ -362,7 +362,7 @@ def test_a_recorded_score_is_in_the_sidecar_the_run_and_the_row(
         (["altered.csv", "--public", "0.5"], "is not the file that altered.json tells of"),
     ],
 )
-def test_a_score_that_cannot_be_is_refused_and_nothing_is_written(
+def test_an_impossible_score_is_refused_and_nothing_is_written(
     scripted: Scripted, comp: Callable[..., Result], words: list[str], message: str
 ) -> None:
     player = scripted.submitted[0]
@@ -378,7 +378,7 @@ def test_a_score_that_cannot_be_is_refused_and_nothing_is_written(
     assert after == before
 
 
-def test_a_listing_is_the_same_in_every_spelling(scripted: Scripted, comp: Callable[..., Result]) -> None:
+def test_a_listing_is_the_same_in_every_format(scripted: Scripted, comp: Callable[..., Result]) -> None:
     record(scripted, comp)
     as_json = json.loads(comp("leaderboard", "--json").out)
     as_csv = list(csv.DictReader(io.StringIO(comp("leaderboard", "--csv").out)))
@@ -394,7 +394,7 @@ def test_a_listing_is_the_same_in_every_spelling(scripted: Scripted, comp: Calla
     assert short.count("player") < 20
 
 
-def test_groups_tell_how_many_and_how_good(scripted: Scripted, comp: Callable[..., Result]) -> None:
+def test_groups_show_counts_and_scores(scripted: Scripted, comp: Callable[..., Result]) -> None:
     rows = leaderboard.read_rows(Path("runs"))
     groups = json.loads(comp("leaderboard", "--group-by", "model", "--json").out)
     assert len(groups) == 3
@@ -410,7 +410,7 @@ def test_groups_tell_how_many_and_how_good(scripted: Scripted, comp: Callable[..
     assert "did you mean 'model'" in refused.err
 
 
-def test_since_leaves_out_what_is_older(tmp_path: Path, comp: Callable[..., Result]) -> None:
+def test_since_leaves_out_older_runs(tmp_path: Path, comp: Callable[..., Result]) -> None:
     for number, started in enumerate(("20200101-120000", "20200102-120000", "29990101-000000")):
         play(tmp_path, Player(0.5, number), number)
         (made,) = [run for run in runs.list_runs(tmp_path) if run.path.name.endswith(f"player{number:02d}")]
@@ -425,7 +425,7 @@ def test_since_leaves_out_what_is_older(tmp_path: Path, comp: Callable[..., Resu
     assert "found 'yesterday'" in refused.err
 
 
-def test_a_damaged_run_is_named_beside_the_others(scripted: Scripted, comp: Callable[..., Result]) -> None:
+def test_a_damaged_run_is_named_and_the_others_are_listed(scripted: Scripted, comp: Callable[..., Result]) -> None:
     player = scripted.players[3]
     assert player.run is not None
     (player.run.path / "metrics.json").write_text('{"run": ')

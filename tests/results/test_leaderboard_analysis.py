@@ -55,7 +55,7 @@ def test_a_csv_made_with_views_has_the_estimate_of_those_views(comp: Callable[..
     assert f"{flipped:.4f}" in advised(comp)["flip.csv"]
 
 
-def test_a_csv_whose_way_was_never_estimated_is_not_advised_by_another_ways_estimate(
+def test_a_csv_without_an_estimate_of_its_variant_is_not_suggested(
     comp: Callable[..., Result],
 ) -> None:
     unscored()
@@ -65,14 +65,14 @@ def test_a_csv_whose_way_was_never_estimated_is_not_advised_by_another_ways_esti
     assert "submissions/frozen.csv" not in advised(comp)
 
 
-def test_a_csv_of_another_suite_is_not_advised_by_this_ones_estimate(comp: Callable[..., Result]) -> None:
+def test_a_csv_of_another_suite_is_not_suggested(comp: Callable[..., Result]) -> None:
     unscored()
     beside = Path("submissions/frozen.json")
     change(beside, made_by={**json.loads(beside.read_text())["made_by"], "images": "0123456789abcdef"})
     assert "submissions/frozen.csv" not in advised(comp)
 
 
-def test_a_csv_that_is_gone_or_anothers_by_now_is_not_advised(comp: Callable[..., Result]) -> None:
+def test_a_missing_or_replaced_csv_is_not_suggested(comp: Callable[..., Result]) -> None:
     assert "submissions/frozen.csv" in advised(comp)
     Path("submissions/frozen.csv").unlink()
     assert "submissions/frozen.csv" not in advised(comp)
@@ -85,7 +85,7 @@ def test_a_csv_that_is_gone_or_anothers_by_now_is_not_advised(comp: Callable[...
     assert "all 3" in line
 
 
-def test_a_csv_that_was_written_anew_does_not_keep_the_score_of_the_old_one(comp: Callable[..., Result]) -> None:
+def test_a_rewritten_csv_loses_its_recorded_score(comp: Callable[..., Result]) -> None:
     assert "public score 0.5000" in advised(comp)["submissions/frozen.csv"]
     assert comp("predict", PLAIN, "-o", "submissions/frozen.csv", "--force").code == 0
     assert "estimated accuracy" in advised(comp)["submissions/frozen.csv"]
@@ -115,7 +115,7 @@ def test_runs_of_another_kind_are_listed_and_not_compared(comp: Callable[..., Re
         assert place == 2  # the others stand together, best first
 
 
-def test_one_run_without_shifted_validation_does_not_change_what_the_others_are_sorted_by(
+def test_one_run_without_shifted_validation_does_not_change_the_sort_column(
     comp: Callable[..., Result],
 ) -> None:
     path = Path(FLIPPED) / "metrics.json"
@@ -133,7 +133,7 @@ def test_one_run_without_shifted_validation_does_not_change_what_the_others_are_
 
 
 @pytest.mark.parametrize(("sort", "told"), [("val_accuracy", "accuracy on clean"), ("parameters", ""), ("run", "")])
-def test_the_column_that_is_sorted_by_is_named(comp: Callable[..., Result], sort: str, told: str) -> None:
+def test_the_sort_column_is_named(comp: Callable[..., Result], sort: str, told: str) -> None:
     for words in ([], ["--group-by", "model"]):
         assert (
             f"sorted by {sort}{f' ({told} validation)' if told else ''}\n"
@@ -151,7 +151,7 @@ def test_a_metric_without_intervals_or_estimates_says_so_in_one_line(comp: Calla
     assert "log_loss has no intervals" not in comp("leaderboard", "--sort", "ood_accuracy").out
 
 
-def test_a_sidecar_that_is_no_sidecar_tells_nothing() -> None:
+def test_an_invalid_sidecar_is_ignored() -> None:
     (row,) = [row for row in leaderboard.read_rows(Path("runs")) if row.run == PLAIN]
     beside = Path("submissions/frozen.json")
     good = json.loads(beside.read_text())

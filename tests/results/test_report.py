@@ -90,7 +90,7 @@ def the_run_at(path: Path) -> Any:
     return runs.open_run(path).metrics()
 
 
-def test_several_runs_stand_side_by_side(two_runs: Path, comp: Callable[..., Result]) -> None:
+def test_several_runs_are_compared_side_by_side(two_runs: Path, comp: Callable[..., Result]) -> None:
     assert comp("report", two_runs, "-o", "page.html").code == 0
     text = Path("page.html").read_text()
     assert all(path.name in text for path in two_runs.iterdir())
@@ -100,7 +100,7 @@ def test_several_runs_stand_side_by_side(two_runs: Path, comp: Callable[..., Res
         assert the_run_at(path).best.val.accuracy in Page(text).values
 
 
-def test_a_page_cannot_be_made_to_run_what_a_name_says(workplace: Path, comp: Callable[..., Result]) -> None:
+def test_a_page_escapes_names_with_scripts(workplace: Path, comp: Callable[..., Result]) -> None:
     classes = "\n".join(["<script>alert(1)</script>", "b&b", "c", "d"])
     (workplace / "data" / "classes.txt").write_text(classes)
     assert comp("train", "small.yaml").code == 0

@@ -64,7 +64,7 @@ def test_without_shared_images_it_is_mcnemars_test(both: int, first: int, second
         assert not found.is_real
 
 
-def test_two_models_that_never_differ_may_yet_be_different() -> None:
+def test_the_interval_of_models_that_never_disagree_is_not_empty() -> None:
     right = np.arange(100) % 3 == 0
     found = stats.paired_difference(right, right)
     assert not found.is_real
@@ -78,7 +78,7 @@ def test_the_unpaired_interval_covers_the_truth_of_models_on_other_images() -> N
     assert 0.93 <= covered(hits) <= 0.975
 
 
-def test_what_a_public_split_says_of_the_whole_is_covered_by_disagreement_alone() -> None:
+def test_the_disagreement_interval_covers_the_full_difference() -> None:
     generator = np.random.default_rng(4)
     one, other = drawn(generator, 0.02, 5_000, 4)  # a submission's rows, which depend on each other
     wrong = generator.random(len(one)) < 0.3  # of rows that both get wrong, the share with differing wrong answers
@@ -105,7 +105,7 @@ def test_the_rank_correlation_is_spearmans_and_its_interval_covers_the_truth(tru
     assert 0.91 <= covered(hits) <= 0.99
 
 
-def test_a_constant_orders_nothing_and_perfect_order_is_not_certain() -> None:
+def test_a_constant_has_no_correlation_and_a_perfect_one_has_an_interval() -> None:
     assert stats.rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]) == (0.0, stats.Interval(-1.0, 1.0))
     rho, interval = stats.rank_correlation([1, 2, 3, 4, 5, 6], [2, 4, 6, 8, 10, 12])
     assert rho == 1.0

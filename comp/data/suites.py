@@ -14,8 +14,8 @@ from comp.data.corruptions.suite import COLOURED, corrupt, resolve_names
 from comp.data.downloads import fetch
 from comp.data.sources.numpy_files import open_images
 from comp.data.splits import Split, Suite
-from comp.results import files as runs
 from comp.results.blocks import DISTORTIONS, Block, block_grid
+from comp.results.files import read_json, sha256_bytes
 from comp.runtime.errors import ConfigError, DataError
 from comp.runtime.progress import Progress
 
@@ -151,7 +151,7 @@ def _check_severities(manifest: Path, severities: Sequence[int]) -> None:
     """Refuse a folder with other severities: its blocks would get wrong names."""
     if not manifest.exists():
         return
-    expected, listed = sorted(set(severities)), runs.read_json(manifest).get("severities")
+    expected, listed = sorted(set(severities)), read_json(manifest).get("severities")
     if listed != expected:
         raise DataError(
             f"{manifest}: expected severities {expected} (competition.suite.severities), found {listed}; write the "
@@ -167,7 +167,7 @@ def distortion_path(folder: Path, distortion: int) -> Path:
 def folder_hash(folder: Path) -> str:
     """Return a hash of the names, sizes and times of a folder's distortion files."""
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.npy"))]
-    return runs.sha256_bytes(repr(files).encode())[:16]
+    return sha256_bytes(repr(files).encode())[:16]
 
 
 def suite_name(folder: Path) -> str:

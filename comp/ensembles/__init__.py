@@ -1,1 +1,1 @@
-"""Predictions of several runs made into one: who may join, how they are combined, what it gains. Torch-free."""
+"""Ensembles: collect and align members, combine their predictions, measure the gain."""

@@ -1,4 +1,4 @@
-"""Members of an ensemble: predictions of the same images, row by row, and those of k folds joined into one member."""
+"""Align the members of an ensemble: the same images row by row; the predictions of k folds joined into one member."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,22 +6,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.ensembles.spaces import SPACES, Space, Stack
+from comp.ensembles.methods import SPACES, Space, Stack
 from comp.results import predictions
 from comp.results.predictions import Predictions, Targets
 from comp.runtime.errors import RunError
 
-_CHUNK_ROWS = 20_000  # a suite's members are never float32 all at once
+_CHUNK_ROWS = 20_000  # limits memory: a suite's members are never all float32 at once
 
 
 @dataclass(frozen=True)
 class AlignedSplit:
-    """One split as all members see it.
+    """The members' predictions of one split.
 
     Attributes:
         names: of the members.
-        members: their predictions, alike row by row.
-        images: [N] which image a row shows: the same one may stand in several blocks.
+        members: their predictions, of the same images row by row.
+        images: [N] which image each row shows; one image may occur in several blocks.
     """
 
     names: tuple[str, ...]
@@ -30,16 +30,16 @@ class AlignedSplit:
 
     @property
     def space(self) -> Space:
-        """What the members are combined in."""
+        """The space the members are combined in."""
         return SPACES[self.members[0].row.activation]
 
     @property
     def targets(self) -> Targets | None:
-        """[N] or [N, C]; None where no member has them."""
+        """[N] or [N, C]; None if no member has them."""
         return next((member.targets for member in self.members if member.targets is not None), None)
 
     def stack(self, rows: slice | NDArray[np.int64] = slice(None)) -> Stack:
-        """Return some rows' values [M, N, C] in the ensemble space."""
+        """Return the members' values [M, N, C] of the given rows in the ensemble space."""
         return np.stack([self.space.values(member.outputs[rows]) for member in self.members])
 
 
@@ -48,74 +48,74 @@ def chunks(rows: int) -> list[slice]:
     return [slice(start, min(start + _CHUNK_ROWS, rows)) for start in range(0, rows, _CHUNK_ROWS)]
 
 
-def sample(
+def align_members(
     split: str, names: Sequence[str], members: Sequence[Predictions], images: Sequence[NDArray[np.str_]]
 ) -> AlignedSplit:
-    """Return members that show the same images, their classes in the first one's order.
+    """Return the members aligned, with the first one's order of classes.
 
     Args:
-        split: `val`, `suite` ..., for messages.
+        split: `val`, `suite` ..., for error messages.
         names: of the members.
-        members: one's predictions each.
-        images: likewise, which image each row shows.
+        members: their predictions.
+        images: for each member, which image each row shows.
 
     Raises:
-        RunError: one has other ids, classes, targets, blocks or images than the first, or another order of ids.
+        RunError: ids, classes, targets, blocks or images differ from the first member's, or the ids' order does.
     """
-    first, shown = members[0], images[0]
+    first, first_images = members[0], images[0]
     ordered = [first]
     for name, member, member_images in zip(names[1:], members[1:], images[1:], strict=True):
         where = f"{name}: its predictions of {split}"
-        aligned = in_order(member, first.classes, f"{where} have other classes than {names[0]}")
+        aligned = reorder_classes(member, first.classes, f"{where} have other classes than {names[0]}")
         _check_ids(where, names[0], first.ids, aligned.ids)
         if first.blocks() != aligned.blocks():
-            raise RunError(f"{where} have other blocks than those of {names[0]}; predict the same suite")
+            raise RunError(f"{where} have other blocks than {names[0]}; predict the same suite")
         _check_targets(where, names[0], first, aligned)
-        if not np.array_equal(shown, member_images):
+        if not np.array_equal(first_images, member_images):
             raise RunError(
-                f"{where} show other images than those of {names[0]}: their validation splits differ; give the runs "
-                "one data.split_seed and one division, or all folds of it"
+                f"{where} show other images than {names[0]}: their validation splits differ; give the runs the same "
+                "data.split_seed and split settings, or all folds"
             )
         ordered.append(aligned)
-    return AlignedSplit(tuple(names), tuple(ordered), shown)
+    return AlignedSplit(tuple(names), tuple(ordered), first_images)
 
 
-def same_images(members: Sequence[Predictions], images: Sequence[NDArray[np.str_]]) -> bool:
-    """Return whether all members show the same images in the same rows and blocks."""
-    first, shown = members[0], images[0]
+def show_same_images(members: Sequence[Predictions], images: Sequence[NDArray[np.str_]]) -> bool:
+    """Return whether all members have the same images in the same rows and blocks."""
+    first, first_images = members[0], images[0]
     return all(
         np.array_equal(first.ids, member.ids)
         and first.blocks() == member.blocks()
-        and np.array_equal(shown, member_images)
+        and np.array_equal(first_images, member_images)
         for member, member_images in zip(members[1:], images[1:], strict=True)
     )
 
 
-def in_order(predicted: Predictions, classes: tuple[str, ...], problem: str) -> Predictions:
-    """Return predictions whose columns, targets and decisions follow another order of the same classes.
+def reorder_classes(original: Predictions, classes: tuple[str, ...], problem: str) -> Predictions:
+    """Return predictions with the same classes in another order.
 
     Args:
-        predicted: predictions.
-        classes: its classes in the new order.
-        problem: begins the message where they are not the same classes.
+        original: the predictions.
+        classes: their classes in the new order.
+        problem: the start of the error message.
 
     Raises:
-        RunError: other classes.
+        RunError: the classes differ.
     """
-    if predicted.classes == classes:
-        return predicted
-    if sorted(predicted.classes) != sorted(classes):
-        raise RunError(f"{problem}: {_first_few(predicted.classes)}; expected {_first_few(classes)}")
-    column_of = {name: column for column, name in enumerate(predicted.classes)}
+    if original.classes == classes:
+        return original
+    if sorted(original.classes) != sorted(classes):
+        raise RunError(f"{problem}: {_first_few(original.classes)}; expected {_first_few(classes)}")
+    column_of = {name: column for column, name in enumerate(original.classes)}
     columns = np.array([column_of[name] for name in classes])
     index_of = np.argsort(columns)  # old index -> new index
-    targets, top1, thresholds = predicted.targets, predicted.top1, predicted.thresholds
+    targets, top1, thresholds = original.targets, original.top1, original.thresholds
     if targets is not None:
         targets = targets[:, columns] if targets.ndim == 2 else index_of[targets.astype(np.int64)]
     return replace(
-        predicted,
+        original,
         classes=classes,
-        outputs=predicted.outputs[:, columns],
+        outputs=original.outputs[:, columns],
         targets=targets,
         top1=None if top1 is None else index_of[top1],
         thresholds=None if thresholds is None else thresholds[..., columns],
@@ -132,8 +132,8 @@ def _check_targets(where: str, first_name: str, first: Predictions, member: Pred
     row = int(np.flatnonzero((first.truth() != member.truth()).any(1))[0])
     classes = [", ".join(np.array(part.classes)[part.truth()[row]].tolist()) or "no class" for part in (member, first)]
     raise RunError(
-        f"{where} have other labels than those of {first_name}, first {member.ids[row]}: label {classes[0]} instead "
-        f"of {classes[1]}; they show other images"
+        f"{where} have other labels than {first_name}, first {member.ids[row]}: found {classes[0]}, expected "
+        f"{classes[1]}; the images differ"
     )
 
 
@@ -141,41 +141,41 @@ def _check_ids(where: str, first_name: str, expected: NDArray[np.str_], ids: NDA
     if np.array_equal(expected, ids):
         return
     if len(expected) != len(ids):
-        raise RunError(f"{where} have {len(ids):,} rows, expected {len(expected):,} as those of {first_name}")
+        raise RunError(f"{where} have {len(ids):,} rows, expected {len(expected):,} as {first_name} has")
     row = int(np.flatnonzero(expected != ids)[0])
-    difference = "in another order" if np.array_equal(np.sort(expected), np.sort(ids)) else "which are others"
+    difference = "the ids' order differs" if np.array_equal(np.sort(expected), np.sort(ids)) else "the ids differ"
     raise RunError(
-        f"{where} differ from {first_name} in their ids, {difference}: row {row + 1} is {ids[row]}, expected "
-        f"{expected[row]}; predict both with the same data and division"
+        f"{where}: {difference} from {first_name}: row {row + 1} is {ids[row]}, expected {expected[row]}; predict both "
+        "with the same data and split settings"
     )
 
 
 def join_folds(
     parts: Sequence[Predictions], images: Sequence[NDArray[np.str_]]
 ) -> tuple[Predictions, NDArray[np.str_]]:
-    """Return the validation predictions of k folds as one: every image by the network that has not seen it.
+    """Join the validation predictions of k folds: each image is predicted by the network that was not trained on it.
 
-    Without blocks the folds follow each other; with them each block holds its rows of every fold in turn, whose ids
-    then end in `@` and the fold.
+    Without blocks the folds follow each other. With blocks each block holds the rows of fold 0, 1 ..., and `@` and the
+    fold are appended to the ids.
 
     Args:
         parts: of fold 0, 1 ...
-        images: likewise, which image each row shows.
+        images: for each fold, which image each row shows.
 
     Raises:
-        RunError: the folds have other classes or blocks, or an image stands in two of them.
+        RunError: classes or blocks differ, or an image occurs in two folds.
     """
     names = [f"fold {number}" for number in range(len(parts))]
     problem = "the folds have different classes"
-    parts = [in_order(part, parts[0].classes, problem) for part in parts]
+    parts = [reorder_classes(part, parts[0].classes, problem) for part in parts]
     for name, part in zip(names[1:], parts[1:], strict=True):
         if not np.array_equal(part.block_names, parts[0].block_names):
-            raise RunError(f"{name}: its shifted validation has other blocks than that of fold 0")
+            raise RunError(f"{name}: its shifted validation has other blocks than fold 0")
     if not len(parts[0].block_names):
-        joined, shown = predictions.concatenate([row_thresholds(part) for part in parts]), np.concatenate(list(images))
+        joined = predictions.concatenate([expand_thresholds(part) for part in parts])
         if len(np.unique(joined.ids)) < len(joined):
-            raise RunError("folds: an image stands in two of them; they are not of one division")
-        return joined, shown
+            raise RunError("an image occurs in two folds; use folds of the same split (data.split_seed, data.folds)")
+        return joined, np.concatenate(list(images))
     spans = [[rows for _, rows in part.blocks()] for part in parts]
     rows_of = [(fold, block) for block in range(len(parts[0].block_names)) for fold in range(len(parts))]
     pieces = [_fold_rows(parts[fold], spans[fold][block], fold) for fold, block in rows_of]
@@ -188,13 +188,13 @@ def join_folds(
 
 
 def _fold_rows(part: Predictions, rows: slice, fold: int) -> Predictions:
-    """Return some rows without blocks, their ids ending in `@` and the fold."""
-    taken = row_thresholds(part.take(rows))
-    return replace(taken, ids=np.strings.add(taken.ids, f"@{fold}"))
+    """Return some rows without blocks, with `@` and the fold appended to their ids."""
+    selected = expand_thresholds(part.take(rows))
+    return replace(selected, ids=np.strings.add(selected.ids, f"@{fold}"))
 
 
-def row_thresholds(part: Predictions) -> Predictions:
-    """Return predictions whose thresholds are written out for each row, so that they can follow others."""
+def expand_thresholds(part: Predictions) -> Predictions:
+    """Return predictions with thresholds for each row, so that they can be concatenated."""
     if part.row.decision != "thresholds":
         return part
     thresholds = np.float32(0.5) if part.thresholds is None else part.thresholds

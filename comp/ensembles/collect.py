@@ -1,7 +1,7 @@
-"""The members of an ensemble and their predictions on disk, those that a run lacks made first.
+"""Collect the members of an ensemble and their predictions; missing predictions are made first.
 
-Runs that differ in `data.fold` alone are one member: each validation image is predicted by the network that has not
-seen it, everything else by the mean of all folds' networks.
+Runs that differ only in `data.fold` are one member: each validation image is predicted by the network that was not
+trained on it, everything else by the mean of all folds' networks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from comp import config as configs
 from comp.config import Config
 from comp.data.splits import read_split
-from comp.ensembles import align, cross_fit, methods, scoring
+from comp.ensembles import align, cross_fit, methods
 from comp.ensembles.align import AlignedSplit
 from comp.inference.options import with_overrides
 from comp.results import files, prediction_files
@@ -28,7 +28,7 @@ from comp.workflows.load import load_run
 from comp.workflows.predict import predict_split
 
 SPLITS = ("val", "ood_val", "test", "suite")
-SELECTIONS = ("ood_val", "val")  # what may be fitted on, the shifted one first
+SELECTIONS = ("ood_val", "val")  # splits to fit on, the preferred one first
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class MemberRuns:
     """One member: a run, or one run for each fold.
 
     Attributes:
-        name: the run's, or that of fold 0 and how many folds there are.
-        runs: one, or those of fold 0, 1 ...
+        name: the run's, or that of fold 0 and the number of folds.
+        runs: one run, or those of fold 0, 1 ...
     """
 
     name: str
@@ -45,13 +45,13 @@ class MemberRuns:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class CollectedMembers:
     """Members with their predictions.
 
     Attributes:
         groups: the members.
-        stored: run's folder -> split -> file of its predictions.
-        splits: those that every run has; of validation, those that show the same images.
+        stored: run folder -> split -> its predictions file.
+        splits: those that every run has, with the same images.
         differing: validation splits that every run has, with different images.
     """
 
@@ -62,86 +62,88 @@ class Gathered:
 
     @property
     def runs(self) -> list[Run]:
-        """All runs, group by group."""
+        """All runs, member by member."""
         return [run for group in self.groups for run in group.runs]
 
     @property
     def note(self) -> str:
-        """Which validation the ensemble goes without, and why; empty where it has all of its members'."""
-        agreed = [split for split in SELECTIONS if split in self.splits]
-        if self.differing and agreed:
-            return f"{self.differing[0]} is left out: its images differ between the members; {agreed[0]} is used"
+        """Which validation split the ensemble does not use, and why; empty if it uses all."""
+        shared = [split for split in SELECTIONS if split in self.splits]
+        if self.differing and shared:
+            return f"{self.differing[0]} is left out: its images differ between the members; {shared[0]} is used"
         if self.differing:
-            return f"no validation score: the members were validated on different images; {self.cure} to get one"
-        if not agreed:
-            blind = [run.name for run in self.runs if not self.stored[run.path].keys() & set(SELECTIONS)]
-            return f"no validation score: {f'{blind[0]} has' if blind else 'the members share'} no validation split"
+            return f"no validation score: the members were validated on different images; {self.advice} to get one"
+        if not shared:
+            without = [run.name for run in self.runs if not self.stored[run.path].keys() & set(SELECTIONS)]
+            return f"no validation score: {f'{without[0]} has' if without else 'the members share'} no validation split"
         return ""
 
     @property
-    def cure(self) -> str:
-        """What gives the members the same validation images."""
+    def advice(self) -> str:
+        """How to give the members the same validation images."""
         if len({run.config().data.split_seed for run in self.runs}) > 1:
-            return "give the runs one data.split_seed"
+            return "give the runs the same data.split_seed"
         if any(run.config().data.folds for run in self.runs):
             return "give one run for each fold, data.fold=0, 1 ..."
-        return "give the runs one data.validation and the same data"
+        return "give the runs the same data.validation and data"
 
-    def sample(self, split: str) -> AlignedSplit:
-        """Return a split as every member sees it."""
-        parts, images = self._of_groups(split)
-        return align.sample(split, [group.name for group in self.groups], parts, images)
+    def load_split(self, split: str) -> AlignedSplit:
+        """Load a split of all members, aligned."""
+        parts, images = self._load_members(split)
+        return align.align_members(split, [group.name for group in self.groups], parts, images)
 
-    def agrees(self, split: str) -> bool:
-        """Return whether all members show the same images of a split."""
-        return align.same_images(*self._of_groups(split))
+    def has_same_images(self, split: str) -> bool:
+        """Return whether all members have the same images in a split."""
+        return align.show_same_images(*self._load_members(split))
 
-    def _of_groups(self, split: str) -> tuple[list[Predictions], list[NDArray[np.str_]]]:
-        pairs = [self._of_group(group, split) for group in self.groups]
+    def _load_members(self, split: str) -> tuple[list[Predictions], list[NDArray[np.str_]]]:
+        pairs = [self._load_member(group, split) for group in self.groups]
         return [part for part, _ in pairs], [images for _, images in pairs]
 
-    def _of_group(self, group: MemberRuns, split: str) -> tuple[Predictions, NDArray[np.str_]]:
+    def _load_member(self, group: MemberRuns, split: str) -> tuple[Predictions, NDArray[np.str_]]:
         parts = [prediction_files.load(self.stored[run.path][split]) for run in group.runs]
-        images = [_images(run, split, part) for run, part in zip(group.runs, parts, strict=True)]
+        images = [_load_images(run, split, part) for run, part in zip(group.runs, parts, strict=True)]
         if len(parts) == 1:
             return parts[0], images[0]
         if split in SELECTIONS:
             return align.join_folds(parts, images)
-        alike = align.sample(split, [run.name for run in group.runs], parts, images)
-        plain = methods.METHODS["mean"].plain(len(parts), len(parts[0].classes), alike.space)
-        decider = scoring.Decider(group.runs[0].metrics().metric)
-        return decider.decide(split, cross_fit.combine(plain, alike, {}), alike), images[0]
+        aligned = align.align_members(split, [run.name for run in group.runs], parts, images)
+        plain = methods.METHODS["mean"].without_data(len(parts), len(parts[0].classes), aligned.space)
+        decider = cross_fit.Decider(group.runs[0].metrics().metric)
+        return decider.decide(split, cross_fit.combine(plain, aligned, {}), aligned), images[0]
 
 
-def gather(trained: Sequence[Run], given: Mapping[str, Any], progress: Progress) -> Gathered:
-    """Return runs as members, with the predictions that all of them have.
+def collect_members(trained: Sequence[Run], overrides: Mapping[str, Any], progress: Progress) -> CollectedMembers:
+    """Return runs as members, with the splits that all of them have predictions of.
 
     Args:
         trained: runs that passed `demand_one_competition`.
-        given: fields of `predict` (views, adaptation) in place of the members' own.
+        overrides: fields of `predict` (views, adaptation) that replace the members' settings.
         progress: called while predictions are made.
 
     Raises:
         UserError: damaged runs, missing folds, or no images that all runs predict.
     """
-    groups = grouped(trained)
-    stored = {run.path: _stored(run, given, progress) for run in trained}
+    groups = group_folds(trained)
+    stored = {run.path: _find_predictions(run, overrides, progress) for run in trained}
     splits = tuple(split for split in SPLITS if all(split in paths for paths in stored.values()))
-    wants = [run for run in trained if _has(run, run.config(), "suite")]
-    if wants and "suite" not in splits:
-        lacking = next(run for run in trained if "suite" not in stored[run.path])
-        lacking.weights_path()  # where they were removed, that is why
-        raise RunError(f"{lacking.path}: has no predictions of the suite, and {wants[0].path} has; leave one out")
-    everything = Gathered(groups, stored, splits)
-    differing = tuple(split for split in SELECTIONS if split in splits and not everything.agrees(split))
-    shared = replace(everything, splits=tuple(split for split in splits if split not in differing), differing=differing)
+    with_suite = [run for run in trained if _has_images(run, run.config(), "suite")]
+    if with_suite and "suite" not in splits:
+        incomplete = next(run for run in trained if "suite" not in stored[run.path])
+        incomplete.weights_path()  # raises if its weights were deleted
+        raise RunError(
+            f"{incomplete.path}: has no suite predictions, unlike {with_suite[0].path}; leave one of them out"
+        )
+    collected = CollectedMembers(groups, stored, splits)
+    differing = tuple(split for split in SELECTIONS if split in splits and not collected.has_same_images(split))
+    shared = replace(collected, splits=tuple(split for split in splits if split not in differing), differing=differing)
     if not shared.splits:
         raise RunError(f"{trained[0].path}: the runs share no images to combine predictions of: {shared.note}")
     return shared
 
 
-def demand_one_competition(trained: Sequence[Run]) -> None:
-    """Refuse fewer than two runs, one that is named twice, incomplete ones, and several competitions or tasks.
+def check_one_competition(trained: Sequence[Run]) -> None:
+    """Check for at least two different, complete runs of one competition, task and metric.
 
     Raises:
         RunError: naming the run.
@@ -149,39 +151,39 @@ def demand_one_competition(trained: Sequence[Run]) -> None:
     if len({run.path.resolve() for run in trained}) < max(2, len(trained)):
         raise RunError("an ensemble needs two or more runs, each named once")
     first = trained[0]
-    expected = _competition_of(first)
+    expected = _competition_key(first)
     for run in trained[1:]:
-        if (competition := _competition_of(run)) != expected:
+        if (competition := _competition_key(run)) != expected:
             raise RunError(
-                f"{run.path}: is of {_described(competition)}; expected {_described(expected)} as {first.path}"
+                f"{run.path}: found {_describe(competition)}, expected {_describe(expected)} as {first.path} has"
             )
 
 
-def _competition_of(run: Run) -> tuple[str, str, str]:
+def _competition_key(run: Run) -> tuple[str, str, str]:
     scores = run.metrics()
     return scores.competition, scores.task, scores.metric
 
 
-def _described(competition: tuple[str, str, str]) -> str:
+def _describe(competition: tuple[str, str, str]) -> str:
     name, task, metric = competition
     return f"competition '{name}' (task {task}, metric {metric})"
 
 
-def grouped(trained: Sequence[Run]) -> tuple[MemberRuns, ...]:
-    """Return runs as members: those that differ in `data.fold` alone are one where each fold is there once.
+def group_folds(trained: Sequence[Run]) -> tuple[MemberRuns, ...]:
+    """Return runs as members: runs that differ only in `data.fold` are one member if each fold occurs once.
 
-    Where a fold is missing or there twice, each run is a member of its own: they were validated on different images.
+    If a fold is missing or occurs twice, each run is its own member: they were validated on different images.
     """
-    alike: dict[str, list[tuple[int, Run]]] = {}
+    runs_by_config: dict[str, list[tuple[int, Run]]] = {}
     for run in trained:
         config = run.config()
         key = str(run.path)
         if config.data.folds is not None and run.has_weights():
-            without = config.model_copy(update={"data": config.data.model_copy(update={"fold": 0})})
-            key = configs.fingerprint(without)
-        alike.setdefault(key, []).append((config.data.fold, run))
+            first_fold = config.model_copy(update={"data": config.data.model_copy(update={"fold": 0})})
+            key = configs.fingerprint(first_fold)
+        runs_by_config.setdefault(key, []).append((config.data.fold, run))
     groups = []
-    for parts in alike.values():
+    for parts in runs_by_config.values():
         count = parts[0][1].config().data.folds
         ordered = sorted(parts, key=lambda part: part[0])
         if [fold for fold, _ in ordered] != list(range(count or 0)):
@@ -191,8 +193,8 @@ def grouped(trained: Sequence[Run]) -> tuple[MemberRuns, ...]:
     return tuple(groups)
 
 
-def _has(run: Run, config: Config, split: str) -> bool:
-    """Return whether a run's data have such images, without opening them."""
+def _has_images(run: Run, config: Config, split: str) -> bool:
+    """Return whether a run's data have such a split, without opening them."""
     counts = run.provenance("images")["images"]
     competition = config.competition
     available = {
@@ -204,42 +206,44 @@ def _has(run: Run, config: Config, split: str) -> bool:
     return bool(available[split])
 
 
-def _stored(run: Run, given: Mapping[str, Any], progress: Progress) -> dict[str, Path]:
-    """Return the files of a run's predictions by split, those that it lacks made first."""
+def _find_predictions(run: Run, overrides: Mapping[str, Any], progress: Progress) -> dict[str, Path]:
+    """Return a run's predictions file for each split; missing ones are made first."""
     if not run.has_weights():
-        if any(value is not None for value in given.values()):
-            raise RunError(f"{run.path}: holds no weights, so it cannot be predicted with other views or adaptation")
+        if any(value is not None for value in overrides.values()):
+            raise RunError(f"{run.path}: has no weights, so its views and adaptation cannot be changed")
         paths = {split: run.predictions_path(split) for split in SPLITS}
         return {split: path for split, path in paths.items() if path.is_file()}
     config = run.config()
-    variant = with_overrides(config.predict, given)
-    rules.check_adaptation(config.competition.rules, variant.adapt)
-    paths = {split: run.predictions_path(split + variant.suffix) for split in SPLITS if _has(run, config, split)}
+    options = with_overrides(config.predict, overrides)
+    rules.check_adaptation(config.competition.rules, options.adapt)
+    paths = {split: run.predictions_path(split + options.suffix) for split in SPLITS if _has_images(run, config, split)}
     digest = files.sha256_file(run.weights_path())
     missing = [
-        split for split, path in paths.items() if (prediction_files.read_made_by(path) or {}).get("weights_sha256") != digest
+        split
+        for split, path in paths.items()
+        if (prediction_files.read_made_by(path) or {}).get("weights_sha256") != digest
     ]
     if missing:
         loaded = load_run(run, progress=progress)
         for split in missing:
-            predict_split(loaded, split, progress, options=variant)
+            predict_split(loaded, split, progress, options=options)
     return paths
 
 
-def _images(run: Run, split: str, predicted: Predictions) -> NDArray[np.str_]:
-    """Return which image each row of a run's predictions shows; of test and suite, that is the row's own id."""
+def _load_images(run: Run, split: str, stored: Predictions) -> NDArray[np.str_]:
+    """Return which image each row shows; only in shifted validation this is not the row's id."""
     if split != "ood_val":
-        return predicted.ids
+        return stored.ids
     path = run.path / "split.npz"
-    cure = f"leave the run out, or {run.cure}"
-    found = read_split(path, cure)
-    shown, rows = found.get("ood_val", found.get("val")), found.get("rows_ood_val")
-    if shown is None:
-        raise RunError(f"{path}: damaged (it lacks val); {cure}")
-    if rows is not None and "ood_val" not in found:  # an ensemble's lists the images themselves
-        if rows.max(initial=0) >= len(shown):
-            raise RunError(f"{path}: damaged (it samples images that it does not list); {cure}")
-        shown = shown[rows]
-    if len(shown) < max(predicted.block_sizes, default=0):
-        raise RunError(f"{path}: lists fewer validation images than were predicted; {cure}")
-    return np.concatenate([shown[:size] for size in predicted.block_sizes])
+    hint = f"leave the run out, or {run.repair_hint}"
+    arrays = read_split(path, hint)
+    images, rows = arrays.get("ood_val", arrays.get("val")), arrays.get("rows_ood_val")
+    if images is None:
+        raise RunError(f"{path}: damaged (it lacks val); {hint}")
+    if rows is not None and "ood_val" not in arrays:  # an ensemble lists the images themselves
+        if rows.max(initial=0) >= len(images):
+            raise RunError(f"{path}: damaged (its sample refers to images that are not listed); {hint}")
+        images = images[rows]
+    if len(images) < max(stored.block_sizes, default=0):
+        raise RunError(f"{path}: lists fewer validation images than the predictions have; {hint}")
+    return np.concatenate([images[:size] for size in stored.block_sizes])

@@ -1,4 +1,4 @@
-"""`comp ensemble RUN...`: trained runs combined by their predictions, scored and stored like any run."""
+"""`comp ensemble RUN...`: combine the predictions of trained runs; score and store the result as a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +12,11 @@ from comp import config as configs
 from comp.config import Config, PredictConfig
 from comp.config.tasks import TASKS
 from comp.data.dataset import Dataset
-from comp.ensembles import align, collect, cross_fit, methods, scoring
+from comp.ensembles import align, collect, cross_fit, methods
 from comp.ensembles.align import AlignedSplit
-from comp.ensembles.collect import SELECTIONS, Gathered
-from comp.ensembles.cross_fit import Comparison, CrossFitted
-from comp.ensembles.methods import FitData, Fitted, Method
-from comp.ensembles.scoring import Decider, Scorer
+from comp.ensembles.collect import SELECTIONS, CollectedMembers
+from comp.ensembles.cross_fit import Comparison, CrossFitted, Decider
+from comp.ensembles.methods import FitData, Fitted, Method, Scorer
 from comp.inference import accuracy_estimate
 from comp.results import files, metrics, prediction_files, runs
 from comp.results.predictions import Predictions
@@ -42,10 +41,10 @@ class _Combination:
 
     Attributes:
         method: its name.
-        split: what it was fitted and compared on; None where the members share no validation.
-        whole: fitted on all of that.
-        crossed: fitted fold by fold; None likewise.
-        decider: which thresholds decide.
+        split: the split it was fitted and compared on; None if the members share no validation.
+        whole: fitted on the whole split.
+        crossed: fitted fold by fold; None if `split` is.
+        decider: sets the decision thresholds.
     """
 
     method: str
@@ -54,15 +53,15 @@ class _Combination:
     crossed: CrossFitted | None
     decider: Decider
 
-    def of(
-        self, split: str, sample: AlignedSplit, made_by: Mapping[str, Any], progress: Progress = quiet
+    def predict(
+        self, split: str, aligned: AlignedSplit, made_by: Mapping[str, Any], progress: Progress = quiet
     ) -> Predictions:
-        """Return the ensemble's predictions of a split, of validation those that are not fitted on their own rows."""
+        """Return the ensemble's predictions of a split; on validation, no row was fitted on."""
         if split in SELECTIONS and self.crossed is not None:
-            combined = cross_fit.out_of_fold(self.crossed, sample, made_by)
+            combined = cross_fit.predict_out_of_fold(self.crossed, aligned, made_by)
         else:
-            combined = cross_fit.combine(self.whole, sample, made_by, progress)
-        return self.decider.decide(split, combined, sample)
+            combined = cross_fit.combine(self.whole, aligned, made_by, progress)
+        return self.decider.decide(split, combined, aligned)
 
 
 def ensemble(
@@ -71,132 +70,144 @@ def ensemble(
     method: str = "mean",
     select_on: str | None = None,
     folds: int | None = None,
-    given: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     runs_root: Path = Path("runs"),
     output: Path | None = None,
     force: bool = False,
     progress: Progress = quiet,
 ) -> Run:
-    """Combine runs' predictions; return the result, a run without weights, its submission written.
+    """Combine runs' predictions into a new run without weights; write its submission.
 
     Args:
-        trained: complete runs of one competition, ensembles among them.
+        trained: complete runs of one competition; may include ensembles.
         method: a row of `comp.ensembles.methods.METHODS`.
-        select_on: `val` or `ood_val`, what weights are fitted on; None: shifted validation where all have it.
-        folds: into which the images of that are cut for scores that are not fitted on what they score; None: 5, or as
-            many as there are images.
-        given: fields of `predict` (views, adaptation) in place of the members' own.
-        runs_root: where the result is made.
+        select_on: the split that weights are fitted on, `val` or `ood_val`; None: shifted validation if all have it.
+        folds: number of folds for cross-fitted scores; None: 5, or the number of images if that is smaller.
+        overrides: fields of `predict` (views, adaptation) that replace the members' settings.
+        runs_root: where the result's folder is created.
         output: the submission; None: a free name.
-        force: replace that.
+        force: replace an existing submission.
         progress: called while predictions are made and combined.
 
     Raises:
-        UserError: unknown names, runs that are not alike, not complete or damaged, a submission that is there already.
+        UserError: unknown names, incompatible, incomplete or damaged runs, or an existing submission.
     """
     if output is not None:
         write.check_output_path(output, force=force)
-    collect.demand_one_competition(trained)
+    collect.check_one_competition(trained)
     first = trained[0].metrics()
     chosen = methods.method(method, TASKS[first.task])
-    work = collect.gather(trained, given or {}, progress)
-    split = _selection(select_on, work, learns=chosen.learns, method=method)
+    members = collect.collect_members(trained, overrides or {}, progress)
+    split = _selection(select_on, members, learns=chosen.learns, method=method)
     score = Scorer(first.metric, trained[0].provenance("classes")["classes"], first.task)
-    combination = _fit(chosen, method, split, work, score, folds, progress)
-    compared = _compare(combination, work.sample(split), first.metric) if split is not None else None
+    combination = _fit(chosen, method, split, members, score, folds, progress)
+    comparison = _compare(combination, members.load_split(split), first.metric) if split is not None else None
     config = trained[0].config()
     dataset = open_run_data(trained[0], progress)
-    result = runs.create(runs_root, _plainly(config), f"{method}-ensemble", _provenance(work, config))
+    result = runs.create(runs_root, _plain_config(config), f"{method}-ensemble", _provenance(members, config))
     with runs.delete_on_failure(result):
         with result.write_lock():
-            made_by = _made_by(work, result, combination)
-            scores = _store(work, result, made_by, combination, first.metric, progress)
-            described = _described(work, result, combination, dataset.competition)
-            result.write_metrics(described.model_copy(update={**scores, "ensemble": _noted(compared, work.note)}))
-        if "suite" in work.splits:  # within: nothing could write the submission of a run without weights later
+            made_by = _made_by(members, result, combination)
+            scores = _store(members, result, made_by, combination, first.metric, progress)
+            described = _describe(members, result, combination, dataset.competition)
+            result.write_metrics(
+                described.model_copy(update={**scores, "ensemble": _ensemble_json(comparison, members.note)})
+            )
+        if "suite" in members.splits:  # here: a run without weights cannot be submitted later
             _submit(result, dataset, made_by, output, force)
     return result
 
 
-def _noted(compared: Comparison | None, note: str) -> dict[str, Any]:
-    return {**(compared.to_json() if compared else {}), **({"note": note} if note else {})}
+def _ensemble_json(comparison: Comparison | None, note: str) -> dict[str, Any]:
+    return {**(comparison.to_json() if comparison else {}), **({"note": note} if note else {})}
 
 
 def _fit(
-    method: Method, name: str, split: str | None, work: Gathered, score: Scorer, folds: int | None, progress: Progress
+    method: Method,
+    name: str,
+    split: str | None,
+    members: CollectedMembers,
+    score: Scorer,
+    folds: int | None,
+    progress: Progress,
 ) -> _Combination:
-    """Return a method fitted on the members' validation, or one that learns nothing where they share none."""
+    """Fit a method on the members' validation; without a shared one, return a method that learns nothing."""
     metric, calibrated = score.metric, method.calibrated
     if split is None:
-        sample = work.sample(work.splits[0])
-        plain = method.plain(len(work.groups), len(score.classes), sample.space)
+        aligned = members.load_split(members.splits[0])
+        plain = method.without_data(len(members.groups), len(score.classes), aligned.space)
         return _Combination(name, None, plain, None, Decider(metric, calibrated=calibrated))
-    sample = work.sample(split)
-    score = replace(score, classes=sample.members[0].classes)
-    whole = method.fit(FitData(sample.stack(), sample.space, sample.targets, sample.images, score))
-    count = folds or min(_FOLDS, len(np.unique(sample.images)))
-    crossed = cross_fit.cross_fit(method, sample, count, score, progress)
-    # Clean validation tunes the thresholds where there is any, as it does for a single run.
-    tuned_on = "val" if "val" in work.splits else split
-    held_out = cross_fit.out_of_fold(crossed, sample if tuned_on == split else work.sample(tuned_on), {})
-    return _Combination(name, split, whole, crossed, scoring.tuned(metric, tuned_on, held_out, calibrated=calibrated))
+    aligned = members.load_split(split)
+    score = replace(score, classes=aligned.members[0].classes)
+    whole = method.fit(FitData(aligned.stack(), aligned.space, aligned.targets, aligned.images, score))
+    count = folds or min(_FOLDS, len(np.unique(aligned.images)))
+    crossed = cross_fit.cross_fit(method, aligned, count, score, progress)
+    # Clean validation, if any, tunes the thresholds, as for a single run.
+    tuned_on = "val" if "val" in members.splits else split
+    tuning_split = aligned if tuned_on == split else members.load_split(tuned_on)
+    held_out = cross_fit.predict_out_of_fold(crossed, tuning_split, {})
+    return _Combination(
+        name, split, whole, crossed, cross_fit.tune_decider(metric, tuned_on, held_out, calibrated=calibrated)
+    )
 
 
-def _compare(combination: _Combination, sample: AlignedSplit, metric: str) -> Comparison:
+def _compare(combination: _Combination, aligned: AlignedSplit, metric: str) -> Comparison:
     assert combination.split is not None
     assert combination.crossed is not None
-    held_out = combination.of(combination.split, sample, {})
-    return cross_fit.compare(combination.split, sample, combination.crossed, combination.whole, held_out, metric)
+    held_out = combination.predict(combination.split, aligned, {})
+    return cross_fit.compare_with_members(
+        combination.split, aligned, combination.crossed, combination.whole, held_out, metric
+    )
 
 
-def _selection(select_on: str | None, work: Gathered, *, learns: bool, method: str) -> str | None:
-    """Return what is fitted on; None where the members share no validation and nothing is learnt."""
+def _selection(select_on: str | None, members: CollectedMembers, *, learns: bool, method: str) -> str | None:
+    """Return the split to fit on; None if the members share no validation and the method learns nothing."""
     if select_on is not None and select_on not in SELECTIONS:
         raise ConfigError(f"--select-on: {unknown('split', select_on, SELECTIONS)}")
-    if select_on is not None and select_on in work.differing:
+    if select_on is not None and select_on in members.differing:
         raise ConfigError(
-            f"--select-on {select_on}: the runs were validated on different images; {work.cure}, or take --method mean "
-            "without --select-on"
+            f"--select-on {select_on}: the runs were validated on different images; {members.advice}, or take --method "
+            "mean without --select-on"
         )
-    if select_on is not None and select_on not in work.splits:
+    if select_on is not None and select_on not in members.splits:
         raise ConfigError(f"--select-on {select_on}: not every run has it; see data.validation and ood_validation")
-    split = select_on or next((split for split in SELECTIONS if split in work.splits), None)
+    split = select_on or next((split for split in SELECTIONS if split in members.splits), None)
     if split is None and learns:
         reason = (
-            f"the runs were validated on different images; {work.cure}"
-            if work.differing
+            f"the runs were validated on different images; {members.advice}"
+            if members.differing
             else "not every run has one; set data.validation"
         )
         raise ConfigError(f"--method {method}: learns from validation, and {reason}, or take --method mean")
     return split
 
 
-def _plainly(config: Config) -> Config:
-    """Return the config that the result has: its predictions are its own plain ones, whatever the members' views."""
+def _plain_config(config: Config) -> Config:
+    """Return the result's config: its stored predictions need no views or adaptation."""
     return config.model_copy(update={"predict": PredictConfig(batch_size=config.predict.batch_size)})
 
 
-def _provenance(work: Gathered, config: Config) -> dict[str, Any]:
-    """Return where the result comes from; data and classes are the first member's."""
+def _provenance(members: CollectedMembers, config: Config) -> dict[str, Any]:
+    """Return the result's provenance; data and classes are the first member's."""
     inherited = ("data_fingerprint", "classes", "image_shape", "images", "loading", "notes")
-    first = work.runs[0].provenance(*inherited)
+    first = members.runs[0].provenance(*inherited)
     return {
         **runs.describe_machine(),
-        "config_hash": configs.fingerprint(_plainly(config)),
+        "config_hash": configs.fingerprint(_plain_config(config)),
         "first_weights": "",
         **{name: first[name] for name in (*inherited, "pixel_range") if name in first},
-        "members": [run.name for run in work.runs],
-        **({"ensemble_note": work.note} if work.note else {}),
+        "members": [run.name for run in members.runs],
+        **({"ensemble_note": members.note} if members.note else {}),
     }
 
 
-def _made_by(work: Gathered, result: Run, combination: _Combination) -> dict[str, Any]:
-    """Return what the result's predictions are made by: every member with its weights, views, adaptation and share."""
+def _made_by(members: CollectedMembers, result: Run, combination: _Combination) -> dict[str, Any]:
+    """Return the `made_by` of the result: every member with its weights, views, adaptation and ensemble weight."""
     sources = []
-    shares = combination.whole.weights or (None,) * len(work.groups)
-    for group, share in zip(work.groups, shares, strict=True):
+    member_weights = combination.whole.weights or (None,) * len(members.groups)
+    for group, weight in zip(members.groups, member_weights, strict=True):
         for run in group.runs:
-            paths = work.stored[run.path]
+            paths = members.stored[run.path]
             config = run.config()
             sources.append(
                 {
@@ -205,7 +216,7 @@ def _made_by(work: Gathered, result: Run, combination: _Combination) -> dict[str
                     "run_path": str(run.path),
                     "config_hash": run.config_hash(),
                     "seed": config.seed,
-                    "weight": None if share is None else share / len(group.runs),
+                    "weight": None if weight is None else weight / len(group.runs),
                 }
             )
     digests = "\n".join(f"{member.get('weights_sha256')} {member['weight']}" for member in sources)
@@ -219,26 +230,26 @@ def _made_by(work: Gathered, result: Run, combination: _Combination) -> dict[str
 
 
 def _store(
-    work: Gathered,
+    members: CollectedMembers,
     result: Run,
     made_by: Mapping[str, Any],
     combination: _Combination,
     metric: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write the result's predictions, one split in memory at a time; return their scores as RunMetrics has them."""
+    """Write the result's predictions, one split in memory at a time; return their scores as fields of RunMetrics."""
     scores: dict[str, Any] = {}
     images: dict[str, NDArray[np.str_]] = {}
     calibration = None
-    for split in work.splits:
-        sample = work.sample(split)
-        combined = combination.of(split, sample, made_by, progress)
+    for split in members.splits:
+        aligned = members.load_split(split)
+        combined = combination.predict(split, aligned, made_by, progress)
         prediction_files.save(result.predictions_path(split), combined)
         scores[split] = scores_of(combined, metric)
         if split == "val":
-            images["val"] = sample.images
+            images["val"] = aligned.images
         if split == "ood_val":
-            images["ood_val"] = sample.images[: int(combined.block_sizes[0])]
+            images["ood_val"] = aligned.images[: int(combined.block_sizes[0])]
             calibration = accuracy_estimate.calibrate(combined)
         if split == "suite" and calibration is not None:
             estimate = accuracy_estimate.estimate_accuracy(combined, calibration).to_json()
@@ -247,13 +258,18 @@ def _store(
     return {"best": WeightScores(val=scores.pop("val", None), ood_val=scores.pop("ood_val", None)), **scores}
 
 
-def _described(work: Gathered, result: Run, combination: _Combination, competition: Competition) -> RunMetrics:
-    """Return the metrics of the result before its scores: what costs time and space is the sum of the members'."""
-    sources = [run.metrics() for run in work.runs]
+def _describe(
+    members: CollectedMembers, result: Run, combination: _Combination, competition: Competition
+) -> RunMetrics:
+    """Return the result's metrics without scores; parameters and training time are the members' sums."""
+    sources = [run.metrics() for run in members.runs]
     described = describe_run(
-        result, competition, "ensemble" if len(work.groups) > 1 else "fold_group",
-        model=f"{combination.method} of {len(work.runs)} runs", parameters=sum(source.parameters for source in sources),
-    )  # fmt: skip
+        result,
+        competition,
+        "ensemble" if len(members.groups) > 1 else "fold_group",
+        model=f"{combination.method} of {len(members.runs)} runs",
+        parameters=sum(source.parameters for source in sources),
+    )
     thresholds = combination.decider.thresholds
     return described.model_copy(
         update={
@@ -268,10 +284,10 @@ def _described(work: Gathered, result: Run, combination: _Combination, competiti
 
 
 def _submit(result: Run, dataset: Dataset, made_by: Mapping[str, Any], output: Path | None, force: bool) -> None:
-    """Write the submission in the format of the first member's data as they are now, classes matched by name."""
+    """Write the submission in the format of the first member's current data, classes matched by name."""
     stored = prediction_files.load(result.predictions_path("suite"))
-    problem = f"{dataset.competition.name}: the first member's data have other classes now than it was trained on"
-    ordered = align.in_order(stored, dataset.competition.classes, problem)
+    problem = f"{dataset.competition.name}: the classes of the first member's data have changed since training"
+    ordered = align.reorder_classes(stored, dataset.competition.classes, problem)
     path = output or default_submission(result.config())
     trace = {
         "weights_sha256": made_by["weights_sha256"],
@@ -283,13 +299,13 @@ def _submit(result: Run, dataset: Dataset, made_by: Mapping[str, Any], output: P
 
 
 def read_comparison(run: Run) -> Comparison | None:
-    """Return an ensemble beside its members, as its metrics.json has it; None where nothing could be compared."""
+    """Return an ensemble's comparison with its members from metrics.json; None if there is none."""
     stored = run.metrics()
     values = {key: value for key, value in (stored.ensemble or {}).items() if key != "note"}
     if "members" not in values or "gain" not in values:
         return None
-    rows = {name: cross_fit.EnsembleRow(**values[name]) for name in ("best_single", "ensemble")}
-    gained = metrics.metric(stored.metric).as_maximize(rows["ensemble"].metric - rows["best_single"].metric)
-    version_1 = {"metric": stored.metric, "metric_gain": gained, "metric_gain_error": None}
+    scores = {name: cross_fit.EnsembleRow(**values[name]) for name in ("best_single", "ensemble")}
+    gain = metrics.metric(stored.metric).as_maximize(scores["ensemble"].metric - scores["best_single"].metric)
+    version_1 = {"metric": stored.metric, "metric_gain": gain, "metric_gain_error": None}
     parts = tuple(cross_fit.EnsembleRow(**row) for row in values["members"])
-    return Comparison(**{**version_1, **values, **rows, "members": parts})
+    return Comparison(**{**version_1, **values, **scores, "members": parts})

@@ -1,22 +1,19 @@
-"""What an ensemble gains over its best member, measured on images that nothing was fitted on.
+"""Cross-fitting: an ensemble's gain over its best member, on images that neither was fitted on; its thresholds.
 
-Images are dealt into folds. For each fold the method is fitted, and the best member chosen, on the images of the
-others; both are scored on the fold. An image's shifted copies lie in its fold with it, so that nothing is scored on
-what it was fitted on, whichever split that was.
+Images are divided into folds. For each fold the method is fitted, and the best member chosen, on the other folds; both
+are scored on the fold. All shifted copies of an image are in one fold, so that no image is both fitted and scored.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.ensembles.align import AlignedSplit, chunks, row_thresholds
-from comp.ensembles.methods import FitData, Fitted, Method
-from comp.ensembles.scoring import Scorer
-from comp.ensembles.spaces import Values
-from comp.results import metrics, predictions
+from comp.ensembles.align import AlignedSplit, chunks, expand_thresholds
+from comp.ensembles.methods import FitData, Fitted, Method, Scorer, Thresholds, Values
+from comp.results import decisions, metrics, predictions
 from comp.results.predictions import Predictions, Targets
 from comp.runtime.errors import ConfigError
 from comp.runtime.progress import Progress, quiet
@@ -24,7 +21,7 @@ from comp.runtime.progress import Progress, quiet
 
 @dataclass(frozen=True)
 class EnsembleRow:
-    """A member, or the whole: accuracy in [0, 1], the competition's metric in its own unit, loss in nats."""
+    """Scores of a member or the ensemble: accuracy in [0, 1], the metric in its own unit, loss in nats."""
 
     name: str
     accuracy: float
@@ -35,21 +32,21 @@ class EnsembleRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An ensemble beside its members.
+    """An ensemble compared with its members.
 
     Attributes:
-        split: what it is scored and fitted on.
+        split: the split that is fitted and scored.
         metric: the competition's, a row of `comp.results.metrics.METRICS`.
-        images: how many rows that has.
-        folds: how many it was cut into.
-        members: each on all of it, with its weight where the method has weights.
-        disagreement: [M][M] share of rows that two members decide differently.
-        best_single: the member that is best by the metric, chosen on the other folds.
+        images: number of rows.
+        folds: number of folds.
+        members: each on the whole split, with its weight if the method has weights.
+        disagreement: [M][M] share of rows that two members predict differently.
+        best_single: the best member by the metric, chosen on the other folds.
         ensemble: fitted on the other folds.
-        gain: the ensemble's accuracy less the best single's.
-        gain_error: standard error of that over folds.
-        metric_gain: likewise of the metric, above 0 where the ensemble is better, whichever the metric's direction.
-        metric_gain_error: standard error of that over folds.
+        gain: the ensemble's accuracy minus the best single's.
+        gain_error: its standard error over folds.
+        metric_gain: likewise for the metric; positive if the ensemble is better, whatever the metric's direction.
+        metric_gain_error: its standard error over folds.
     """
 
     split: str
@@ -70,50 +67,50 @@ class Comparison:
         return asdict(self)
 
 
-def fold_of(images: NDArray[np.str_], targets: Targets, folds: int) -> NDArray[np.int64]:
-    """Return each row's fold [N]: rows of one image share theirs, and every fold has each class's share.
+def assign_folds(images: NDArray[np.str_], targets: Targets, folds: int) -> NDArray[np.int64]:
+    """Return each row's fold [N], stratified by class; rows of one image are in one fold.
 
-    Of images with several classes each, the rarest class is dealt out evenly, and others nearly so.
+    In multi-label tasks the rarest class is divided evenly, others nearly so.
 
     Raises:
-        ConfigError: fewer than two folds, or more than images.
+        ConfigError: fewer than two folds, or more folds than images.
     """
-    names, first, place = np.unique(images, return_index=True, return_inverse=True)
+    names, first, image_of_row = np.unique(images, return_index=True, return_inverse=True)
     if not 2 <= folds <= len(names):
         raise ConfigError(f"--folds: expected 2 to {len(names):,}, the number of images, found {folds}")
-    drawn = np.random.default_rng(0).permutation(len(names))
+    shuffled = np.random.default_rng(0).permutation(len(names))
     columns = targets[first].reshape(len(first), -1).T  # [1, N] classes, or [K, N] of 0 and 1
     common_first = columns[np.argsort(-columns.sum(1), kind="stable")]
-    order = np.lexsort((drawn, *common_first))  # class by class, drawn within each; the last key counts first
-    dealt = np.empty(len(names), np.int64)
-    dealt[order] = np.arange(len(names)) % folds
-    return dealt[place]
+    order = np.lexsort((shuffled, *common_first))  # by class, shuffled within each; the last key sorts first
+    fold_of_image = np.empty(len(names), np.int64)
+    fold_of_image[order] = np.arange(len(names)) % folds
+    return fold_of_image[image_of_row]
 
 
 def combine(
-    fitted: Fitted, sample: AlignedSplit, made_by: Mapping[str, Any], progress: Progress = quiet
+    fitted: Fitted, aligned: AlignedSplit, made_by: Mapping[str, Any], progress: Progress = quiet
 ) -> Predictions:
-    """Return the ensemble's predictions of a sample."""
-    return _as_predictions(sample, _outputs(fitted, sample, np.arange(len(sample.images)), progress), made_by)
+    """Return the ensemble's predictions of a split."""
+    return _as_predictions(aligned, _outputs(fitted, aligned, np.arange(len(aligned.images)), progress), made_by)
 
 
-def _outputs(fitted: Fitted, sample: AlignedSplit, rows: NDArray[np.int64], progress: Progress = quiet) -> Values:
+def _outputs(fitted: Fitted, aligned: AlignedSplit, rows: NDArray[np.int64], progress: Progress = quiet) -> Values:
     """Return the ensemble's outputs of some rows, [len(rows), C]."""
-    outputs = np.empty((len(rows), len(sample.members[0].classes)), np.float32)
+    outputs = np.empty((len(rows), len(aligned.members[0].classes)), np.float32)
     for part in [slice(0, len(rows))] if fitted.whole_split else chunks(len(rows)):
-        outputs[part] = fitted.combine(sample.stack(rows[part]))
+        outputs[part] = fitted.combine(aligned.stack(rows[part]))
         progress("combining", part.stop, len(rows), "images")
     return outputs
 
 
-def _as_predictions(sample: AlignedSplit, outputs: Values, made_by: Mapping[str, Any]) -> Predictions:
-    first = sample.members[0]
+def _as_predictions(aligned: AlignedSplit, outputs: Values, made_by: Mapping[str, Any]) -> Predictions:
+    first = aligned.members[0]
     return predictions.from_outputs(
         outputs,
         task=first.task,
         ids=first.ids,
         classes=first.classes,
-        targets=sample.targets,
+        targets=aligned.targets,
         made_by=made_by,
         blocks=[(name, rows.stop - rows.start) for name, rows in first.blocks()],
     )
@@ -121,11 +118,11 @@ def _as_predictions(sample: AlignedSplit, outputs: Values, made_by: Mapping[str,
 
 @dataclass(frozen=True)
 class CrossFitted:
-    """A method fitted on every fold's others.
+    """A method fitted once for each fold, on all other folds.
 
     Attributes:
-        fits: one for each fold; a single one where the method learns nothing.
-        best: the number of the member that is best on the others, for each fold.
+        fits: one for each fold; a single one if the method learns nothing.
+        best: for each fold, the index of the best member on the other folds.
         folds: image -> fold.
     """
 
@@ -133,73 +130,73 @@ class CrossFitted:
     best: tuple[int, ...]
     folds: Mapping[str, int]
 
-    def of(self, images: NDArray[np.str_]) -> NDArray[np.int64]:
-        """Return each row's fold [N]; -1 for images that nothing was fitted on, which any fit may be scored on."""
-        names, place = np.unique(images, return_inverse=True)
-        return np.array([self.folds.get(str(name), -1) for name in names])[place]
+    def folds_of(self, images: NDArray[np.str_]) -> NDArray[np.int64]:
+        """Return each row's fold [N]; -1 for other images, which any of the fits may predict."""
+        names, index = np.unique(images, return_inverse=True)
+        return np.array([self.folds.get(str(name), -1) for name in names])[index]
 
 
 def cross_fit(
-    method: Method, sample: AlignedSplit, folds: int, score: Scorer, progress: Progress = quiet
+    method: Method, aligned: AlignedSplit, folds: int, score: Scorer, progress: Progress = quiet
 ) -> CrossFitted:
-    """Fit a method, and choose the best member, on all folds but one, for each."""
-    targets = sample.targets
+    """For each fold, fit a method and choose the best member on all other folds."""
+    targets = aligned.targets
     assert targets is not None
-    fold = fold_of(sample.images, targets, folds)
+    fold = assign_folds(aligned.images, targets, folds)
     fits: list[Fitted] = []
     best: list[int] = []
     for number in range(folds):
         rows = np.flatnonzero(fold != number)
-        stack = sample.stack(rows)
+        stack = aligned.stack(rows)
         if method.learns or not fits:
-            fits.append(method.fit(FitData(stack, sample.space, targets[rows], sample.images[rows], score)))
-        scores = [score(sample.space.probabilities(member), targets[rows]) for member in stack]
+            fits.append(method.fit(FitData(stack, aligned.space, targets[rows], aligned.images[rows], score)))
+        scores = [score(aligned.space.probabilities(member), targets[rows]) for member in stack]
         best.append(int(np.argmax(scores)))
         progress("fitting on the other folds", number + 1, folds, "folds")
-    names, first = np.unique(sample.images, return_index=True)
-    dealt = dict(zip(map(str, names), fold[first].tolist(), strict=True))
-    return CrossFitted(tuple(fits), tuple(best), dealt)
+    names, first = np.unique(aligned.images, return_index=True)
+    fold_of_image = dict(zip(map(str, names), fold[first].tolist(), strict=True))
+    return CrossFitted(tuple(fits), tuple(best), fold_of_image)
 
 
-def out_of_fold(crossed: CrossFitted, sample: AlignedSplit, made_by: Mapping[str, Any]) -> Predictions:
-    """Return predictions of a sample in which no row is combined by what was fitted on its image.
+def predict_out_of_fold(crossed: CrossFitted, aligned: AlignedSplit, made_by: Mapping[str, Any]) -> Predictions:
+    """Return predictions of a split, each row by a fit on folds without its image.
 
     Args:
         crossed: from `cross_fit`.
-        sample: of the same images, or of others.
-        made_by: noted with the result.
+        aligned: a split with the same images or others.
+        made_by: stored with the result.
     """
     if len(crossed.fits) == 1:
-        return combine(crossed.fits[0], sample, made_by)
-    fold = crossed.of(sample.images)
-    outputs = np.empty(sample.members[0].outputs.shape, np.float32)
+        return combine(crossed.fits[0], aligned, made_by)
+    fold = crossed.folds_of(aligned.images)
+    outputs = np.empty(aligned.members[0].outputs.shape, np.float32)
     for number in np.unique(fold):
         rows = np.flatnonzero(fold == number)
-        outputs[rows] = _outputs(crossed.fits[number], sample, rows)
-    return _as_predictions(sample, outputs, made_by)
+        outputs[rows] = _outputs(crossed.fits[number], aligned, rows)
+    return _as_predictions(aligned, outputs, made_by)
 
 
-def compare(
-    split: str, sample: AlignedSplit, crossed: CrossFitted, whole: Fitted, held_out: Predictions, metric: str
+def compare_with_members(
+    split: str, aligned: AlignedSplit, crossed: CrossFitted, whole: Fitted, held_out: Predictions, metric: str
 ) -> Comparison:
-    """Return the ensemble beside its members on the split that it was fitted on.
+    """Compare the ensemble with its members on the split that it was fitted on.
 
     Args:
         split: its name.
-        sample: the members' predictions of it.
-        crossed: the method fitted on every fold's others.
-        whole: fitted on all of it.
-        held_out: from `out_of_fold`.
+        aligned: the members' predictions.
+        crossed: the method fitted fold by fold.
+        whole: the method fitted on the whole split.
+        held_out: from `predict_out_of_fold`.
         metric: a row of `comp.results.metrics.METRICS`.
     """
-    weights = whole.weights or (None,) * len(sample.members)
+    weights = whole.weights or (None,) * len(aligned.members)
     members = [
-        _row(name, member, metric, weight)
-        for name, member, weight in zip(sample.names, sample.members, weights, strict=True)
+        _score_row(name, member, metric, weight)
+        for name, member, weight in zip(aligned.names, aligned.members, weights, strict=True)
     ]
-    fold = crossed.of(sample.images)
-    single = _best_singles(crossed, sample, fold)
-    best_single, ensemble = _row("best single", single, metric), _row("ensemble", held_out, metric)
+    fold = crossed.folds_of(aligned.images)
+    single = _best_singles(crossed, aligned, fold)
+    best_single, ensemble = _score_row("best single", single, metric), _score_row("ensemble", held_out, metric)
     correct = held_out.correct().astype(np.float64) - single.correct()
     fold_rows = [np.flatnonzero(fold == number) for number in range(len(crossed.best))]
     definition = metrics.metric(metric)
@@ -213,7 +210,7 @@ def compare(
         images=len(held_out),
         folds=len(crossed.best),
         members=tuple(members),
-        disagreement=_disagreement(sample.members),
+        disagreement=_disagreement(aligned.members),
         best_single=best_single,
         ensemble=ensemble,
         gain=float(correct.mean()),
@@ -223,23 +220,83 @@ def compare(
     )
 
 
-def _best_singles(crossed: CrossFitted, sample: AlignedSplit, fold: NDArray[np.int64]) -> Predictions:
-    """Return each fold's rows as the member predicts them that is best on the others."""
+def _best_singles(crossed: CrossFitted, aligned: AlignedSplit, fold: NDArray[np.int64]) -> Predictions:
+    """Return each fold's rows as predicted by the member that is best on the other folds."""
     rows_of = [np.flatnonzero(fold == number) for number in range(len(crossed.best))]
-    parts = [row_thresholds(sample.members[best].take(rows)) for best, rows in zip(crossed.best, rows_of, strict=True)]
-    return predictions.concatenate(parts).take(np.argsort(np.concatenate(rows_of)))
+    parts = [
+        expand_thresholds(aligned.members[best].take(rows)) for best, rows in zip(crossed.best, rows_of, strict=True)
+    ]
+    joined = predictions.concatenate([expand_thresholds(part) for part in parts])
+    return joined.take(np.argsort(np.concatenate(rows_of)))
 
 
 def _disagreement(members: Sequence[Predictions]) -> tuple[tuple[float, ...], ...]:
     votes = [member.decisions() if member.top1 is None else member.top1[:, None] for member in members]
-    return tuple(tuple(float((one != two).any(1).mean()) for two in votes) for one in votes)
+    return tuple(tuple(float((first != second).any(1).mean()) for second in votes) for first in votes)
 
 
 def _standard_error(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
-def _row(name: str, predicted: Predictions, metric: str, weight: float | None = None) -> EnsembleRow:
+def _score_row(name: str, predicted: Predictions, metric: str, weight: float | None = None) -> EnsembleRow:
     scores = metrics.summarize(predicted, metric).scores
     accuracy, score, loss = (scores[key].value for key in ("accuracy", metric, "log_loss"))
     return EnsembleRow(name, accuracy, score, loss, weight)
+
+
+@dataclass(frozen=True)
+class Decider:
+    """Sets the decision thresholds of an ensemble's predictions; none for single-label tasks.
+
+    Attributes:
+        metric: the competition's.
+        split: the split that tuned the thresholds; empty if none did.
+        thresholds: tuned on that whole split.
+        calibrated: whether 0.5 is a sensible threshold for the method's probabilities.
+    """
+
+    metric: str
+    split: str = ""
+    thresholds: Thresholds | None = None
+    calibrated: bool = True
+
+    def decide(self, split: str, combined: Predictions, aligned: AlignedSplit) -> Predictions:
+        """Return predictions of a split with thresholds, cross-fitted ones on the split that tuned them.
+
+        Without tuned thresholds, if members have their own or the method is not calibrated, each class is predicted as
+        often as by the members on average.
+        """
+        if combined.row.decision != "thresholds":
+            return combined
+        if self.thresholds is not None:
+            if split == self.split:
+                return decisions.prepare_for_scoring(combined, self.metric)
+            return replace(combined, thresholds=self.thresholds)
+        if self.calibrated and all(member.thresholds is None for member in aligned.members):
+            return combined
+        return match_decision_rates(combined, aligned)
+
+
+def tune_decider(metric: str, split: str, combined: Predictions, *, calibrated: bool) -> Decider:
+    """Return a decider with thresholds tuned on held-out predictions of a validation split."""
+    if not decisions.needs_thresholds(combined, metric):
+        return Decider(metric, calibrated=calibrated)
+    return Decider(metric, split, decisions.tune_thresholds(combined, metric), calibrated)
+
+
+def match_decision_rates(combined: Predictions, aligned: AlignedSplit) -> Predictions:
+    """Return predictions with thresholds that predict each class as often as the members do on average."""
+    rates = np.mean([member.decisions().mean(0) for member in aligned.members], axis=0)  # [C]
+    ascending = np.sort(combined.probabilities(), axis=0)
+    counts = np.round(rates * len(combined)).astype(np.int64)
+    return replace(combined, thresholds=_cut_thresholds(ascending, counts))
+
+
+def _cut_thresholds(ascending: NDArray[np.float64], counts: NDArray[np.int64]) -> Thresholds:
+    """Return thresholds [C] that the largest `counts` values of each column reach, halfway to the next value."""
+    rows, columns = ascending.shape
+    edged = np.concatenate([np.zeros((1, columns)), ascending, np.full((1, columns), 2.0)])
+    above, column = rows + 1 - counts, np.arange(columns)
+    middle: NDArray[np.float64] = (edged[above - 1, column] + edged[above, column]) / 2  # above 1 if the count is 0
+    return middle.astype(np.float32)

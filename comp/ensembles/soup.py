@@ -1,8 +1,8 @@
-"""`comp ensemble RUN... --method soup`: weights of runs of one architecture averaged into one network.
+"""`comp ensemble RUN... --method soup`: average the weights of runs of one architecture into one network.
 
-A run like any other comes of it, with weights: it costs one forward pass where an ensemble of predictions costs as many
-as it has members. Only networks that share a good part of their training (fine-tunings of the same weights) lie in one
-basin; of others the greedy soup keeps the best alone.
+The result is a run with weights: it predicts with one forward pass, while an ensemble needs one for each member. Only
+networks with much common training (fine-tunings of the same weights) average well; of others the greedy soup keeps
+only the best.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,22 +32,22 @@ from comp.workflows.predict import estimate_accuracy, predict_split, score_test,
 from comp.workflows.score import describe_network, score_weights
 from comp.workflows.train import provenance_of
 
-# Of section `data`, what decides which images validate.
-_DIVISION = ("split_seed", "folds", "fold", "validation", "stratify", "groups", "test")
-_STATISTICS_BATCHES = 40  # of training images, from which batch norm meets the averaged weights
+# Settings in section `data` that decide which images are validation images.
+_SPLIT_SETTINGS = ("split_seed", "folds", "fold", "validation", "stratify", "groups", "test")
+_STATISTICS_BATCHES = 40  # of training images, to recompute batch norm statistics for the averaged weights
 
 
 @dataclass(frozen=True)
-class _Mixed:
-    """What came of it.
+class _Soup:
+    """Averaged weights and their members.
 
     Attributes:
-        trained: the runs.
-        values: the competition's metric of each alone.
-        chosen: numbers of those in the soup.
-        value: its metric.
+        trained: the candidate runs.
+        values: each run's score in the competition's metric.
+        chosen: indices of the runs in the soup.
+        value: the soup's score.
         metric: the name of the competition's metric.
-        state: its weights.
+        state: the averaged weights.
     """
 
     trained: tuple[Run, ...]
@@ -57,8 +57,8 @@ class _Mixed:
     metric: str
     state: State
 
-    def told(self) -> list[dict[str, Any]]:
-        """Return what the sidecar and the run say of each member."""
+    def describe_members(self) -> list[dict[str, Any]]:
+        """Return each run's origin, score and weight, for the sidecar and metrics.json."""
         return [
             {
                 "run": run.name,
@@ -66,10 +66,10 @@ class _Mixed:
                 "weights_sha256": files.sha256_file(run.weights_path()),
                 "config_hash": run.config_hash(),
                 "seed": run.config().seed,
-                self.metric: self.values[number],
-                "weight": 1 / len(self.chosen) if number in self.chosen else 0.0,
+                self.metric: self.values[index],
+                "weight": 1 / len(self.chosen) if index in self.chosen else 0.0,
             }
-            for number, run in enumerate(self.trained)
+            for index, run in enumerate(self.trained)
         ]
 
 
@@ -77,176 +77,178 @@ def soup(
     trained: Sequence[Run],
     *,
     select_on: str | None = None,
-    given: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     runs_root: Path = Path("runs"),
     output: Path | None = None,
     force: bool = False,
     progress: Progress = quiet,
 ) -> Run:
-    """Make a greedy soup of runs' weights (Wortsman et al. 2022, arXiv:2203.05482); return it as a run, submitted.
+    """Make a greedy soup of runs' weights (Wortsman et al. 2022, arXiv:2203.05482) as a new run; write its submission.
 
-    The best member comes first; each further one, from better to worse, joins the equal mean if that is then no worse
-    on validation. Batch norm's statistics are averaged with the weights or met anew on training images, whichever is
-    better there.
+    Starting from the best run, each next one joins the mean if validation does not get worse. Batch norm statistics are
+    averaged with the weights or recomputed on training images, whichever validates better.
 
     Args:
         trained: complete runs with the same data and architecture.
-        select_on: `val` or `ood_val`, by whose metric members are chosen; None: the shifted one, where there is.
-        given: fields of `predict` in place of the first member's own, for test and suite.
-        runs_root: where the result is made.
+        select_on: the split that members are chosen on, `val` or `ood_val`; None: shifted validation if there is one.
+        overrides: fields of `predict` that replace the first member's settings for test and suite.
+        runs_root: where the result's folder is created.
         output: the submission; None: a free name.
-        force: replace that.
-        progress: called while validation goes on.
+        force: replace an existing submission.
+        progress: called during validation.
 
     Raises:
-        UserError: runs of other data or networks, no validation, or a submission that is there already.
+        UserError: different data or architectures, no validation, or an existing submission.
     """
-    collect.demand_one_competition(trained)
+    collect.check_one_competition(trained)
     if output is not None:
         write.check_output_path(output, force=force)
-    first = _with_statistics(load_run(trained[0], progress=progress))
+    first = _with_statistics_sample(load_run(trained[0], progress=progress))
     split = _selection(select_on, first)
-    states = [_state(run, first) for run in trained]
+    states = [_read_state(run, first) for run in trained]
     score = _Scorer(first, split, progress)
     scored = [(score.plain(state), state) for state in states]
-    mixed, chosen = averaging.greedy_soup(scored, lambda state: score.best(state)[0])
-    value, state = score.best(mixed) if len(chosen) > 1 else (scored[chosen[0]][0], mixed)
-    values = tuple(score.in_own_unit(value) for value, _ in scored)
-    made = _Mixed(tuple(trained), values, chosen, score.in_own_unit(value), score.metric, state)
-    loaded = _store(made, first, split, runs_root, progress)
-    variant = with_overrides(loaded.config.predict, given or {})
-    score_test(loaded, progress, options=variant)
+    mean_state, chosen = averaging.greedy_soup(scored, lambda state: score.best(state)[0])
+    value, state = score.best(mean_state) if len(chosen) > 1 else (scored[chosen[0]][0], mean_state)
+    values = tuple(score.to_metric_unit(value) for value, _ in scored)
+    mixed = _Soup(tuple(trained), values, chosen, score.to_metric_unit(value), score.metric, state)
+    loaded = _store(mixed, first, split, runs_root, progress)
+    options = with_overrides(loaded.config.predict, overrides or {})
+    score_test(loaded, progress, options=options)
     if loaded.dataset.suite is not None:
-        found = predict_split(loaded, "suite", progress, options=variant)
-        estimate_accuracy(loaded, found, "suite", progress)
+        suite = predict_split(loaded, "suite", progress, options=options)
+        estimate_accuracy(loaded, suite, "suite", progress)
         path = output or default_submission(loaded.config)
-        counts, trace = loaded.training_counts, {"members": made.told()}
+        counts, trace = loaded.training_counts, {"members": mixed.describe_members()}
         write_run_submission(
-            loaded.run, found, loaded.competition, path, training_counts=counts, trace=trace, force=force
+            loaded.run, suite, loaded.competition, path, training_counts=counts, trace=trace, force=force
         )
     return loaded.run
 
 
-def _with_statistics(loaded: LoadedRun) -> LoadedRun:
-    """Return the first member with the sample of its training images that batch norm meets the soup on."""
+def _with_statistics_sample(loaded: LoadedRun) -> LoadedRun:
+    """Return the first member with a sample of training images to recompute batch norm statistics on."""
     dataset = loaded.dataset
     rows = dataset.sample(dataset.train, _STATISTICS_BATCHES * loaded.config.train.batch_size)
     return replace(loaded, data=replace(dataset, samples={**dataset.samples, "statistics": rows}))
 
 
 def _selection(select_on: str | None, loaded: LoadedRun) -> str:
-    known = collect.SELECTIONS
-    if select_on is not None and select_on not in known:
-        raise ConfigError(f"--select-on: {unknown('split', select_on, known)}")
-    found = select_on or next((name for name in known if getattr(loaded.dataset, name) is not None), None)
-    if found is None or getattr(loaded.dataset, found) is None:
+    splits = collect.SELECTIONS
+    if select_on is not None and select_on not in splits:
+        raise ConfigError(f"--select-on: {unknown('split', select_on, splits)}")
+    split = select_on or next((name for name in splits if getattr(loaded.dataset, name) is not None), None)
+    if split is None or getattr(loaded.dataset, split) is None:
         raise ConfigError(
-            f"--method soup: is chosen by validation, and {loaded.run.path} has no {found or 'validation split'}"
+            f"--method soup: members are chosen by validation, and {loaded.run.path} has no "
+            f"{split or 'validation split'}"
         )
-    return found
+    return split
 
 
-def _state(run: Run, first: LoadedRun) -> State:
-    """Return a run's best weights, which must fit the first one's network and data."""
+def _read_state(run: Run, first: LoadedRun) -> State:
+    """Return a run's best weights; check that they fit the first one's network and data."""
     config = run.config()
-    if _architecture(config.model) != _architecture(first.config.model):
+    if _architecture_settings(config.model) != _architecture_settings(first.config.model):
         raise ModelError(
-            f"{run.path}: its model is {config.model.name}, or of other settings than {first.config.model.name} of "
+            f"{run.path}: its model {config.model.name} or its settings differ from {first.config.model.name} of "
             f"{first.run.path}; a soup needs one architecture: compare `comp config show`"
         )
-    _check_division(config.data, first.config.data, f"{run.path}: its images were divided otherwise than those of "
-                    f"{first.run.path}")  # fmt: skip
+    _check_same_split(run, config.data, first)
     verify_run_data(run, first.dataset)
     path = run.weights_path()
     state, facts = weights.read(path)
     verify_weights_hash(run, facts["sha256"])
     if problem := weights.mismatch(first.model, state):
-        raise ModelError(f"{path}: these weights belong to another network than those of {first.run.path}: {problem}")
+        raise ModelError(f"{path}: these weights do not fit the network of {first.run.path}: {problem}")
     device = next(first.model.parameters()).device
     return {name: tensor.to(device) for name, tensor in state.items()}
 
 
-def _check_division(own: DataConfig, first: DataConfig, problem: str) -> None:
-    """Refuse runs that were validated on other images: some would be validated on what others were trained on."""
-    differing = [name for name in _DIVISION if getattr(own, name) != getattr(first, name)]
+def _check_same_split(run: Run, settings: DataConfig, first: LoadedRun) -> None:
+    """Check that two runs have the same validation images: else one's training images would validate the other."""
+    expected = first.config.data
+    differing = [name for name in _SPLIT_SETTINGS if getattr(settings, name) != getattr(expected, name)]
     if differing:
-        told = ", ".join(f"data.{name} is {getattr(own, name)}, there {getattr(first, name)}" for name in differing)
+        values = ", ".join(
+            f"data.{name}: found {getattr(settings, name)}, expected {getattr(expected, name)}" for name in differing
+        )
         raise RunError(
-            f"{problem}: {told}; give the runs one value of {' and '.join(f'data.{name}' for name in differing)}, or "
-            "take --method mean"
+            f"{run.path}: its validation images differ from those of {first.run.path}: {values}; train the runs with "
+            "the same values, or use --method mean"
         )
 
 
-def _architecture(section: ModelConfig) -> ModelConfig:
-    """Return what of a model's section is not about where its first weights came from, or what was trained."""
+def _architecture_settings(section: ModelConfig) -> ModelConfig:
+    """Return a model section without the settings of initial weights and freezing."""
     plain = {"pretrained": False, "from_run": "", "sha256": "", "freeze": (), "unfreeze": {}, "normalize": "auto"}
     return section.model_copy(update=plain)
 
 
 class _Scorer:
-    """Scores states of one network on a validation split by the competition's metric; higher is always better."""
+    """Scores a network's states on a validation split by the competition's metric; higher is always better."""
 
     def __init__(self, loaded: LoadedRun, split: str, progress: Progress) -> None:
         self._loaded, self._split, self._progress = loaded, split, progress
         self.metric = loaded.dataset.competition.metric
 
-    def in_own_unit(self, score: float) -> float:
-        """Return a score as the metric gives it: its sign is turned back where lower is better."""
+    def to_metric_unit(self, score: float) -> float:
+        """Return a score in the metric's unit: turn its sign back if lower is better."""
         return metrics.metric(self.metric).as_maximize(score)
 
     def plain(self, state: Mapping[str, Tensor]) -> float:
-        """Return the score of a state as it is."""
+        """Return the score of an unchanged state."""
         images = self._loaded.images_of(self._split)
         with averaging.temporary_weights(self._loaded.model, state):
             settings = self._loaded.prediction_settings
-            found = predict(self._loaded.model, images, **settings, made_by={}, progress=self._progress)
-        scores = scores_of(decisions.prepare_for_scoring(found, self.metric), self.metric)
+            predictions = predict(self._loaded.model, images, **settings, made_by={}, progress=self._progress)
+        scores = scores_of(decisions.prepare_for_scoring(predictions, self.metric), self.metric)
         assert scores is not None
         return scores.scores[self.metric].as_maximize
 
     def best(self, state: Mapping[str, Tensor]) -> tuple[float, State]:
-        """Return the score with averaged or met statistics, whichever is better, and that state."""
+        """Return the better score with averaged or recomputed batch norm statistics, and that state."""
         value = self.plain(state)
         if not averaging.has_bn_statistics(self._loaded.model):
             return value, dict(state)
-        met = averaging.refresh_bn_statistics(
+        refreshed = averaging.refresh_bn_statistics(
             self._loaded.model, state, self._training_images(), self._loaded.execution.autocast
         )
-        refreshed = self.plain(met)
-        return (refreshed, met) if refreshed > value else (value, dict(state))
+        refreshed_value = self.plain(refreshed)
+        return (refreshed_value, refreshed) if refreshed_value > value else (value, dict(state))
 
     def _training_images(self) -> Iterator[Tensor]:
         train, execution = self._loaded.dataset.train, self._loaded.execution
-        seen = train.take(self._loaded.dataset.samples["statistics"], train.name)
-        for images in loading.iter_chunks(seen, self._loaded.config.train.batch_size):  # [B, H, W, C]
+        sample = train.take(self._loaded.dataset.samples["statistics"], train.name)
+        for images in loading.iter_chunks(sample, self._loaded.config.train.batch_size):  # [B, H, W, C]
             batch = torch.from_numpy(images).to(execution.torch_device).permute(0, 3, 1, 2)
             yield execution.layout(batch)
 
 
-def _store(mixed: _Mixed, first: LoadedRun, split: str, runs_root: Path, progress: Progress) -> LoadedRun:
+def _store(mixed: _Soup, first: LoadedRun, split: str, runs_root: Path, progress: Progress) -> LoadedRun:
     """Store the soup as a run, score it on validation, and return it ready to predict."""
     config = first.config
     provenance = provenance_of(config, first.dataset, first.model)
-    result = runs.create(runs_root, config, "soup", {**provenance, "members": mixed.told()})
+    result = runs.create(runs_root, config, "soup", {**provenance, "members": mixed.describe_members()})
     with runs.delete_on_failure(result), result.write_lock():
         dataset = first.dataset
         splits.save_split(result.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         result.write_json("execution.json", first.execution.to_json())
-        names = ", ".join(mixed.trained[number].name for number in mixed.chosen)
+        names = ", ".join(mixed.trained[index].name for index in mixed.chosen)
         result.write("best.safetensors", weights.to_bytes(mixed.state, {"soup": names}))
         model, execution, _ = load_model(result)
         loaded = LoadedRun(result, config, dataset.competition, model, execution, dataset)
         best = score_weights(loaded, "best", progress)
-        theirs = [mixed.trained[number].metrics() for number in mixed.chosen]
-        fitted = {
+        member_metrics = [mixed.trained[index].metrics() for index in mixed.chosen]
+        fields = {
             "model": f"soup of {len(mixed.chosen)} of {len(mixed.trained)} {config.model.name}",
             "selected_by": split,
-            "train_seconds": round(sum(member.train_seconds for member in theirs), 2),
-            "test_like": sorted({name for member in theirs for name in member.test_like}),
+            "train_seconds": round(sum(member.train_seconds for member in member_metrics), 2),
+            "test_like": sorted({name for member in member_metrics for name in member.test_like}),
             "best": best.scores,
             "thresholds": list(best.thresholds),
             "weights_sha256": files.sha256_file(result.weights_path()),
-            "soup": {"split": split, mixed.metric: mixed.value, "members": mixed.told()},
+            "soup": {"split": split, mixed.metric: mixed.value, "members": mixed.describe_members()},
         }
-        result.write_metrics(describe_network(loaded, "soup").model_copy(update=fitted))
+        result.write_metrics(describe_network(loaded, "soup").model_copy(update=fields))
     return loaded

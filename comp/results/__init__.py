@@ -1,1 +1,1 @@
-"""Run folders, predictions, metrics, and what is shown of them: plots, reports, the leaderboard. Torch-free."""
+"""Run folders, predictions, metrics and their views: plots, reports, the leaderboard. Torch-free."""

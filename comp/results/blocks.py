@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# The challenge's 19 distortions; a file's number is the place here.
+# The challenge's 19 distortions, in the order of their file numbers.
 DISTORTIONS = (
     "gaussian_noise",
     "shot_noise",
@@ -55,18 +55,18 @@ class Block:
         return np.strings.add(f"{self.name}_", _numbers(self.count))
 
 
-@functools.lru_cache(maxsize=4)  # a suite's blocks are mostly of one size
+@functools.lru_cache(maxsize=4)  # most blocks of a suite have one size
 def _numbers(count: int) -> NDArray[np.str_]:
-    """Return `0`, `1` ... as text no wider than the last."""
+    """Return `0`, `1` ... as text of minimal width."""
     return np.arange(count).astype(f"U{len(str(max(count - 1, 0)))}")
 
 
 def block_grid(distortions: Iterable[int], severities: Sequence[int], count: int) -> tuple[Block, ...]:
-    """Return blocks of `count` images: distortions, and within each its severities."""
+    """Return blocks of `count` images, ordered by distortion, then severity."""
     return tuple(Block(distortion, severity, count) for distortion in distortions for severity in severities)
 
 
 def distortion_and_severity(block: str) -> tuple[int, int]:
-    """Return what a block's name tells: of `distortion00_1` 0 and 1."""
+    """Return the distortion's number and the severity: 0 and 1 for `distortion00_1`."""
     distortion, _, severity = block.removeprefix("distortion").partition("_")
     return int(distortion), int(severity)

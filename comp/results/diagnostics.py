@@ -1,6 +1,6 @@
-"""What labelled predictions tell beyond one score: by class, by confusion, by confidence, by distortion. NumPy alone.
+"""Diagnostics of labelled predictions: by class, confusion, confidence and distortion. NumPy only.
 
-Precision, recall and F1 are scikit-learn's with `zero_division=0`: a class that is never answered has precision 0.
+Precision, recall and F1 follow scikit-learn with `zero_division=0`: a class that is never predicted has precision 0.
 """
 
 from collections.abc import Mapping
@@ -14,35 +14,40 @@ from comp.results.blocks import DISTORTIONS, distortion_and_severity
 from comp.results.predictions import Predictions
 from comp.runtime.errors import RunError
 
-FILE = "evaluation.json"  # where a run keeps its diagnoses
-# Of every class: its key in evaluation.json -> how it is shown.
+FILE = "evaluation.json"  # in a run folder
+# A class's score in evaluation.json -> its heading.
 CLASS_SCORES = {
-    "precision": "precision", "recall": "recall", "f1": "F1", "roc_auc": "ROC AUC",
-    "average_precision": "average precision", "threshold": "threshold",
-}  # fmt: skip
-_BINS = 15  # of the reliability diagram, equally wide (Guo et al. 2017, arXiv:1706.04599)
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "roc_auc": "ROC AUC",
+    "average_precision": "average precision",
+    "threshold": "threshold",
+}
+_BINS = 15  # of equal width in the reliability diagram (Guo et al. 2017, arXiv:1706.04599)
 _TOP = 5
 _CONFUSED_PAIRS = 10
 
 
-def diagnose(found: Predictions) -> dict[str, Any]:
-    """Return all that labelled predictions show, as plain values.
+def diagnose(predictions: Predictions) -> dict[str, Any]:
+    """Return the diagnostics of labelled predictions as plain values.
 
     Returns:
         `images`, `accuracy`, `loss` (nats); `macro` and `weighted`, each with `precision`, `recall` and `f1`;
-        `classes`: the same of every class with its `images`; `calibration`: see `calibration`. Where classes exclude
-        each other also `top5`; `confusion`: counts, rows are labels; `confused`: the most frequent (label, answer,
-        count). Elsewhere also `micro`, and of every class `roc_auc`, `average_precision` and `threshold`.
+        `classes`: the same for each class with its `images`; `calibration`: see `calibration`. For single-label tasks
+        also `top5`; `confusion`: counts, rows are true classes; `confused`: the most frequent (true class, predicted
+        class, count). For multi-label tasks also `micro`, and each class's `roc_auc`, `average_precision` and
+        `threshold`.
     """
-    counts = metrics.class_counts(found)
+    counts = metrics.class_counts(predictions)
     by_class = class_scores(*counts)
     support = counts[1]
-    details = _of_independent_classes(found) if found.top1 is None else _of_exclusive_classes(found)
+    details = _multi_label_details(predictions) if predictions.top1 is None else _single_label_details(predictions)
     extra = details.pop("by_class")
     return {
-        "images": len(found),
-        "accuracy": metrics.accuracy(found),
-        "loss": metrics.log_loss(found),
+        "images": len(predictions),
+        "accuracy": metrics.accuracy(predictions),
+        "loss": metrics.log_loss(predictions),
         "macro": {name: float(values.mean()) for name, values in by_class.items()},
         "weighted": {
             name: float((values * support).sum() / max(support.sum(), 1)) for name, values in by_class.items()
@@ -54,155 +59,165 @@ def diagnose(found: Predictions) -> dict[str, Any]:
                 **{key: float(v[row]) for key, v in by_class.items()},
                 **extra[row],
             }
-            for row, name in enumerate(found.classes)
+            for row, name in enumerate(predictions.classes)
         ],
         **details,
-        "calibration": calibration(found),
+        "calibration": calibration(predictions),
     }
 
 
-def _of_exclusive_classes(found: Predictions) -> dict[str, Any]:
-    table = metrics.confusion(found)
+def _single_label_details(predictions: Predictions) -> dict[str, Any]:
+    table = metrics.confusion(predictions)
     return {
-        "top5": top_accuracy(found, _TOP),
+        "top5": top_accuracy(predictions, _TOP),
         "confusion": table.tolist(),
-        "confused": confused(table, found.classes),
-        "by_class": [{}] * len(found.classes),
+        "confused": most_confused(table, predictions.classes),
+        "by_class": [{}] * len(predictions.classes),
     }
 
 
-def _of_independent_classes(found: Predictions) -> dict[str, Any]:
-    probabilities, truth, thresholds = found.probabilities(), found.truth(), found.thresholds
+def _multi_label_details(predictions: Predictions) -> dict[str, Any]:
+    probabilities, truth, thresholds = predictions.probabilities(), predictions.truth(), predictions.thresholds
     if thresholds is None:
-        thresholds = np.full(len(found.classes), 0.5, np.float32)
-    counts = [np.array([values.sum()]) for values in metrics.class_counts(found)]
+        thresholds = np.full(len(predictions.classes), 0.5, np.float32)
+    counts = [np.array([values.sum()]) for values in metrics.class_counts(predictions)]
     return {
         "micro": {name: float(value[0]) for name, value in class_scores(*counts).items()},
         "by_class": [
             {
-                "roc_auc": _ranked(metrics.area_under_roc, probabilities[:, row], truth[:, row]),
-                "average_precision": _ranked(metrics.average_precision, probabilities[:, row], truth[:, row]),
+                "roc_auc": _rank_score(metrics.area_under_roc, probabilities[:, row], truth[:, row]),
+                "average_precision": _rank_score(metrics.average_precision, probabilities[:, row], truth[:, row]),
                 "threshold": float(np.atleast_2d(thresholds)[:, row].mean()),
             }
-            for row in range(len(found.classes))
+            for row in range(len(predictions.classes))
         ],
     }
 
 
-def _ranked(score: metrics.ColumnScore, probabilities: NDArray[np.float64], truth: NDArray[np.bool_]) -> float | None:
-    """Return a score of one class's ranking; None where all images have the class, or none has."""
+def _rank_score(
+    score: metrics.ColumnScore, probabilities: NDArray[np.float64], truth: NDArray[np.bool_]
+) -> float | None:
+    """Return a score of one class's ranking; None if all images have the class, or none has."""
     return score(probabilities, truth) if 0 < np.count_nonzero(truth) < len(truth) else None
 
 
 def class_scores(
-    right: NDArray[np.int64], labels: NDArray[np.int64], answers: NDArray[np.int64]
+    correct: NDArray[np.int64], targets: NDArray[np.int64], decisions: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float64]]:
-    """Return `precision`, `recall` and `f1` of every class, each [C], from `metrics.class_counts`."""
+    """Return `precision`, `recall` and `f1`, each [C], from `metrics.class_counts`."""
     return {
-        "precision": right / np.maximum(answers, 1),
-        "recall": right / np.maximum(labels, 1),
-        "f1": 2 * right / np.maximum(labels + answers, 1),
+        "precision": correct / np.maximum(decisions, 1),
+        "recall": correct / np.maximum(targets, 1),
+        "f1": 2 * correct / np.maximum(targets + decisions, 1),
     }
 
 
-def top_accuracy(found: Predictions, count: int) -> float:
-    """Return the share of images whose label is among the `count` likeliest classes; ties count for the image."""
-    labels = found.known_targets().astype(np.int64)
-    own = found.outputs[np.arange(len(labels)), labels]
-    return float(((found.outputs > own[:, None]).sum(1) < count).mean())
+def top_accuracy(predictions: Predictions, count: int) -> float:
+    """Return the share of images whose true class is among the `count` most likely ones; ties count as correct."""
+    targets = predictions.known_targets().astype(np.int64)
+    true_outputs = predictions.outputs[np.arange(len(targets)), targets]
+    return float(((predictions.outputs > true_outputs[:, None]).sum(1) < count).mean())
 
 
-def confused(table: NDArray[np.int64], classes: tuple[str, ...]) -> list[tuple[str, str, int]]:
-    """Return the most frequent mistakes as (label, answer, count), most frequent first."""
+def most_confused(table: NDArray[np.int64], classes: tuple[str, ...]) -> list[tuple[str, str, int]]:
+    """Return the most frequent mistakes as (true class, predicted class, count), most frequent first."""
     wrong = table - np.diag(table.diagonal())
     cells = np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSED_PAIRS]
     pairs = [divmod(int(cell), len(classes)) for cell in cells]
     return [
-        (classes[label], classes[answer], int(wrong[label, answer])) for label, answer in pairs if wrong[label, answer]
+        (classes[true], classes[predicted], int(wrong[true, predicted]))
+        for true, predicted in pairs
+        if wrong[true, predicted]
     ]
 
 
-def confidences(found: Predictions) -> NDArray[np.float32]:
-    """Return each row's top probability [N], of classes that exclude each other."""
-    top: NDArray[np.float32] = 1 / np.exp(found.outputs.astype(np.float32)).sum(1)  # rows' maxima are 0
+def confidences(predictions: Predictions) -> NDArray[np.float32]:
+    """Return each row's top probability [N], for single-label tasks."""
+    top: NDArray[np.float32] = 1 / np.exp(predictions.outputs.astype(np.float32)).sum(1)  # rows' maxima are 0
     return top
 
 
-def calibration(found: Predictions) -> dict[str, Any]:
-    """Return how far confidence and accuracy are apart.
+def calibration(predictions: Predictions) -> dict[str, Any]:
+    """Return the calibration: how confidence and accuracy differ.
 
-    Of exclusive classes, confidence is a row's top probability and accuracy the share of right rows; of others, each
-    (image, class) pair counts: its probability, and the share of pairs where the class is there.
+    For single-label tasks, confidence is a row's top probability and accuracy the share of correct rows; for others,
+    they are the probability of each (image, class) pair and the share of pairs whose class is present.
 
     Returns:
-        `ece`: expected calibration error, the mean gap weighted by images; `bins`: of the filled ones `low`, `high`,
-        `images`, mean `confidence` and `accuracy`.
+        `ece`: expected calibration error, the mean gap weighted by images; `bins`: the non-empty ones with `low`,
+        `high`, `images`, mean `confidence` and `accuracy`.
     """
-    if found.top1 is None:
-        sure, right = found.probabilities().astype(np.float32).ravel(), found.truth().ravel()
+    if predictions.top1 is None:
+        confidence, correct = predictions.probabilities().astype(np.float32).ravel(), predictions.truth().ravel()
     else:
-        sure, right = confidences(found), found.correct()
-    places = np.minimum((sure * _BINS).astype(np.int64), _BINS - 1)
+        confidence, correct = confidences(predictions), predictions.correct()
+    bin_of_row = np.minimum((confidence * _BINS).astype(np.int64), _BINS - 1)
     bins = [
-        {"low": number / _BINS, "high": (number + 1) / _BINS, "images": int(rows.sum()),
-         "confidence": float(sure[rows].mean()), "accuracy": float(right[rows].mean())}
-        for number in range(_BINS) if (rows := places == number).any()
-    ]  # fmt: skip
+        {
+            "low": number / _BINS,
+            "high": (number + 1) / _BINS,
+            "images": int(rows.sum()),
+            "confidence": float(confidence[rows].mean()),
+            "accuracy": float(correct[rows].mean()),
+        }
+        for number in range(_BINS)
+        if (rows := bin_of_row == number).any()
+    ]
     gaps = sum(row["images"] * abs(row["confidence"] - row["accuracy"]) for row in bins)
-    return {"ece": gaps / len(sure), "bins": bins}
+    return {"ece": gaps / len(confidence), "bins": bins}
 
 
-def find_worst_mistakes(found: Predictions, count: int) -> NDArray[np.int64]:
-    """Return at most `count` rows to look at, worst first: the surest mistakes; without a top class, largest losses."""
-    wrong = np.flatnonzero(~found.correct())
-    badness = metrics.row_losses(found) if found.top1 is None else confidences(found)
+def find_worst_mistakes(predictions: Predictions, count: int) -> NDArray[np.int64]:
+    """Return up to `count` wrong rows, worst first: most confident mistakes, or largest multi-label losses."""
+    wrong = np.flatnonzero(~predictions.correct())
+    badness = metrics.row_losses(predictions) if predictions.top1 is None else confidences(predictions)
     rows: NDArray[np.int64] = wrong[np.argsort(-badness[wrong], kind="stable")[:count]]
     return rows
 
 
-def mistake_title(found: Predictions, row: int) -> str:
-    """Return what is wrong in a row: label, answer and confidence; of several classes, those missed and those added."""
-    one = found.take(slice(row, row + 1))
-    if one.top1 is not None:
-        label, answer = int(one.known_targets()[0]), int(one.top1[0])
-        return f"{one.classes[label]}: {one.classes[answer]} {100 * confidences(one)[0]:.0f}%"
-    decided, truth = one.decisions()[0], one.truth()[0]
-    marked = (("-", truth & ~decided), ("+", decided & ~truth))
-    return " ".join(f"{sign}{found.classes[column]}" for sign, columns in marked for column in np.flatnonzero(columns))
+def mistake_title(predictions: Predictions, row: int) -> str:
+    """Return a title for a wrong row: true class, predicted class and confidence, or -missed +added classes."""
+    mistake = predictions.take(slice(row, row + 1))
+    if mistake.top1 is not None:
+        true, predicted = int(mistake.known_targets()[0]), int(mistake.top1[0])
+        return f"{mistake.classes[true]}: {mistake.classes[predicted]} {100 * confidences(mistake)[0]:.0f}%"
+    decided, truth = mistake.decisions()[0], mistake.truth()[0]
+    signs = (("-", truth & ~decided), ("+", decided & ~truth))
+    return " ".join(f"{sign}{mistake.classes[column]}" for sign, columns in signs for column in np.flatnonzero(columns))
 
 
 def mean_corruption_error(blocks: Mapping[str, float], baseline: Mapping[str, float]) -> float:
-    """Return the mean over distortions of the error relative to a baseline's, in per cent: 100 is as bad as it.
+    """Return the mean over distortions of the error relative to a baseline's, in per cent: 100 equals the baseline.
 
-    After Hendrycks and Dietterich 2019, arXiv:1903.12261, equation 1: a distortion's errors are summed over severities
-    before they are divided.
+    After Hendrycks and Dietterich 2019, arXiv:1903.12261, equation 1: errors are summed over severities, then divided.
 
     Args:
         blocks: `distortion00_1` -> accuracy.
-        baseline: likewise, of the same blocks.
+        baseline: likewise, for the same blocks.
 
     Raises:
-        RunError: the blocks are others, or the baseline makes no error under a distortion.
+        RunError: the blocks differ, or the baseline has no errors in one distortion.
     """
     if blocks.keys() != baseline.keys():
         raise RunError(
-            f"--baseline: scored on {len(baseline)} blocks, which are not the {len(blocks)} of this run; predict the "
-            "same suite with both"
+            f"--baseline: its {len(baseline)} blocks differ from the {len(blocks)} of this run; predict the same suite "
+            "with both"
         )
     errors: dict[int, tuple[float, float]] = {}
     for name, accuracy in blocks.items():
         distortion, _ = distortion_and_severity(name)
-        own, theirs = errors.get(distortion, (0.0, 0.0))
-        errors[distortion] = own + 1 - accuracy, theirs + 1 - baseline[name]
-    if any(theirs == 0 for _, theirs in errors.values()):
-        raise RunError("--baseline: makes no error under one of the distortions, so nothing is relative to it")
-    return 100 * float(np.mean([own / theirs for own, theirs in errors.values()]))
+        run_error, baseline_error = errors.get(distortion, (0.0, 0.0))
+        errors[distortion] = run_error + 1 - accuracy, baseline_error + 1 - baseline[name]
+    if any(baseline_error == 0 for _, baseline_error in errors.values()):
+        raise RunError("--baseline: has no errors in one of the distortions, so no relative error is defined")
+    return 100 * float(np.mean([run_error / baseline_error for run_error, baseline_error in errors.values()]))
 
 
 def accuracy_grid(by_block: Mapping[str, float]) -> tuple[list[str], list[str], NDArray[np.float64]]:
-    """Return distortions, severities and accuracies [distortions, severities] of `distortion00_1` -> accuracy.
+    """Return distortions, severities and accuracies [distortions, severities], NaN for missing blocks.
 
-    NaN where there is no such block.
+    Args:
+        by_block: `distortion00_1` -> accuracy.
     """
     cells = {distortion_and_severity(name): value for name, value in by_block.items()}
     numbers = list(dict.fromkeys(number for number, _ in cells))

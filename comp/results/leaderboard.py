@@ -1,6 +1,6 @@
 """The leaderboard: one row for each complete run, from disk. Torch-free.
 
-A listing reads one file of each run, metrics.json, and no YAML: ten thousand runs take a second or two.
+Only metrics.json of each run is read, and no YAML: ten thousand runs take a second or two.
 """
 
 import datetime
@@ -17,18 +17,18 @@ from comp.results.run_metrics import RunMetrics, SplitScores
 from comp.runtime.errors import ConfigError, RunError, unknown
 
 _AGES = {"h": "hours", "d": "days", "w": "weeks"}
-_STARTED = re.compile(r"(\d{8}-\d{6})-")  # as run folders' names begin
+_STARTED = re.compile(r"(\d{8}-\d{6})-")  # the start of a run folder's name
 
 
 @dataclass(frozen=True)
 class PublicScore:
-    """What the competition said of one submission of a run.
+    """The recorded score of one of a run's submissions.
 
     Attributes:
-        path: of the CSV, as it was recorded.
-        public: its public score, None where there is none.
-        private: likewise.
-        rows: how many rows the public score counts, None where that is not known.
+        path: the CSV, as recorded.
+        public: public score; None if not recorded.
+        private: private score; None if not recorded.
+        rows: number of rows the public score counts; None if unknown.
         time: when it was recorded.
     """
 
@@ -41,39 +41,39 @@ class PublicScore:
 
 @dataclass(frozen=True)
 class LeaderboardRow:
-    """A run as a competitor wants to see it; scores are None where there is nothing to score.
+    """One run; scores are None if they were not computed.
 
     Attributes:
         run: its folder.
-        started: `2026-01-31T12:00:00`, empty where the folder's name does not tell.
+        started: `2026-01-31T12:00:00`, empty if the folder's name holds no time.
         competition: its name.
         model: the network's name.
-        parameters: trainable or not.
-        metric: what the competition is scored by, a row of `comp.results.metrics.METRICS`.
+        parameters: their number, frozen ones included.
+        metric: the competition's, a row of `comp.results.metrics.METRICS`.
         task: a row of `comp.config.tasks.TASKS`.
-        kind: what made it: run, ensemble, soup, fold_group or probe.
+        kind: run, ensemble, soup, fold_group or probe.
         val_accuracy: clean validation, best weights.
         val_metric: likewise, in the competition's metric.
-        val_images: that they were measured on.
+        val_images: number of images scored.
         ood_accuracy: shifted validation, mean over blocks.
         ood_metric: likewise, in the competition's metric.
-        ood_images: that it was measured on; each stands in every block and counts once.
-        test_accuracy: clean test, where labelled.
-        suite_accuracy: the suite, where its labels are known.
-        suite_metric: likewise.
-        expected_accuracy: what the suite is expected to score, told without labels.
-        expected_low: the mean of its blocks' lower ends.
-        expected_high: likewise of the upper ones.
-        public_score: of its submission, in the competition's metric, where it was recorded.
+        ood_images: number of images scored; an image occurs in every block and counts once.
+        test_accuracy: clean test, if labelled.
+        suite_accuracy: the suite, if labelled.
+        suite_metric: likewise, in the competition's metric.
+        expected_accuracy: the suite's accuracy, estimated without labels.
+        expected_low: mean of its blocks' lower bounds.
+        expected_high: mean of its blocks' upper bounds.
+        public_score: of its submission, in the competition's metric, if recorded.
         private_score: likewise.
         test_like: whether training imitated corruptions of the suite.
-        variant: what test and suite were predicted with, such as `+flip`; empty: plainly.
-        transductive: whether they, or the submission, were adapted to.
-        train_minutes: of training alone.
+        variant: views and adaptation of test and suite, such as `+flip`; empty for neither.
+        transductive: whether the model was adapted to test, suite or submission images.
+        train_minutes: training only.
         device: what it ran on.
-        submission: the CSV it wrote last, empty without one.
-        submitted: all that was recorded of its submissions.
-        estimates: way of predicting, such as `+flip` -> column -> what is known of a submission made in that way.
+        submission: the CSV it wrote last; empty if none.
+        submitted: the recorded scores of its submissions.
+        estimates: variant such as `+flip` -> column -> score of predictions made that way.
     """
 
     run: str
@@ -108,12 +108,12 @@ class LeaderboardRow:
     estimates: Mapping[str, Mapping[str, float]]
 
     @property
-    def kind_of_score(self) -> tuple[str, str, str]:
-        """What its scores can be compared within, as far as one file tells: competition, task and metric."""
+    def comparison_key(self) -> tuple[str, str, str]:
+        """Competition, task and metric: scores are comparable only if these are equal."""
         return self.competition, self.task, self.metric
 
-    def better(self, column: str) -> float | None:
-        """Return a column's value so that more is better; None where there is none."""
+    def as_maximize(self, column: str) -> float | None:
+        """Return a column's value, its sign turned if lower is better; None if missing."""
         value: float | None = getattr(self, column)
         if value is None or not column.endswith(("metric", "score")):
             return value
@@ -121,24 +121,24 @@ class LeaderboardRow:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {**self.cells(), "submitted": [vars(one) for one in self.submitted]}
+        return {**self.cells(), "submitted": [vars(score) for score in self.submitted]}
 
     def cells(self) -> dict[str, Any]:
-        """Return its columns without what was recorded of other submissions."""
+        """Return the columns of tables."""
         return {name: getattr(self, name) for name in COLUMNS}
 
 
 @dataclass(frozen=True)
 class ColumnGroup:
-    """Runs that have a column in common.
+    """Runs with the same value in a column.
 
     Attributes:
-        value: of the column.
-        runs: how many.
-        best: of the column that was sorted by, None where none of them has it.
-        mean: likewise.
-        deviation: likewise, the sample's standard deviation; None of fewer than two.
-        best_run: the folder of the best.
+        value: that value.
+        runs: number of runs.
+        best: best value of the sort column; None if no run has one.
+        mean: mean of the sort column.
+        deviation: its sample standard deviation; None for fewer than two runs.
+        best_run: folder of the best run.
     """
 
     value: Any
@@ -151,21 +151,22 @@ class ColumnGroup:
 
 GROUP_COLUMNS = tuple(field.name for field in fields(ColumnGroup))
 COLUMNS = tuple(field.name for field in fields(LeaderboardRow) if field.name not in ("submitted", "estimates"))
-SORTS = (
-    "auto", "ood_metric", "val_metric", "suite_metric", "ood_accuracy", "val_accuracy", "test_accuracy",
-    "suite_accuracy", "expected_accuracy", "public_score", "private_score", "train_minutes", "parameters", "started",
-    "run",
-)  # fmt: skip
-MEANINGS = {  # of columns whose names do not say it
-    "ood_metric": "the competition's metric on shifted validation", "ood_accuracy": "accuracy on shifted validation",
-    "val_metric": "the competition's metric on clean validation", "val_accuracy": "accuracy on clean validation",
+_METRIC_SORTS = ("ood_metric", "val_metric", "suite_metric")
+_ACCURACY_SORTS = ("ood_accuracy", "val_accuracy", "test_accuracy", "suite_accuracy", "expected_accuracy")
+_OTHER_SORTS = ("public_score", "private_score", "train_minutes", "parameters", "started", "run")
+SORTS = ("auto", *_METRIC_SORTS, *_ACCURACY_SORTS, *_OTHER_SORTS)
+MEANINGS = {  # of columns whose names do not explain them
+    "ood_metric": "the competition's metric on shifted validation",
+    "ood_accuracy": "accuracy on shifted validation",
+    "val_metric": "the competition's metric on clean validation",
+    "val_accuracy": "accuracy on clean validation",
     "expected_accuracy": "the suite's accuracy, estimated without labels",
-}  # fmt: skip
+}
 GROUPS = ("competition", "model", "metric", "device", "variant", "test_like", "transductive")
 
 
-def refuse(error: RunError) -> None:
-    """Raise what is wrong with a run; see `rows`."""
+def raise_error(error: RunError) -> None:
+    """Raise the error of a damaged run; see `read_rows`."""
     raise error
 
 
@@ -175,52 +176,50 @@ def read_rows(
     competition: str | None = None,
     sort: str = "auto",
     since: str | None = None,
-    on_damaged: Callable[[RunError], None] = refuse,
+    on_damaged: Callable[[RunError], None] = raise_error,
 ) -> list[LeaderboardRow]:
-    """Return the complete runs below `root`, best first; runs without such a score come last.
+    """Return the complete runs below `root`, best first; runs without a score in the sort column come last.
 
-    Sorted by `auto`, each competition's runs stand together, and among them those of one task and metric, the most runs
-    first; see `sorted_by`.
+    `auto` groups the runs by competition, then by task and metric, the largest group first; see `sort_columns`.
 
     Args:
         root: usually `runs`.
         competition: only its runs.
         sort: one of SORTS.
-        since: only runs that were started since then: a date (`2026-01-31`, with `T12:00` if need be) or an age (`12h`,
-            `7d`, `2w`).
-        on_damaged: called for a run whose metrics.json is damaged, which is left out where that does not raise.
+        since: only runs started since a date (`2026-01-31`, optionally with `T12:00`) or an age (`12h`, `7d`, `2w`).
+        on_damaged: called for a run with a damaged metrics.json; if it returns, the run is left out.
 
     Raises:
-        ConfigError: an unknown column to sort by, or no such time.
-        RunError: a run's metrics.json is damaged, unless `on_damaged` says otherwise.
+        ConfigError: an unknown sort column, or an invalid time.
+        RunError: a run's metrics.json is damaged, unless `on_damaged` returns.
     """
     if sort not in SORTS:
         raise ConfigError(f"--sort: {unknown('column', sort, SORTS)}")
-    first = _moment(since) if since else ""
-    recent = (run for run in runs.list_runs(root) if not first or started(run) >= first)
-    listed = (_row_of(run, on_damaged) for run in recent)
-    kept = [row for row in listed if row is not None and competition in (None, row.competition)]
-    columns, alike = sort_columns(kept, sort), Counter(row.kind_of_score for row in kept)
+    earliest = _parse_since(since) if since else ""
+    recent = (run for run in runs.list_runs(root) if not earliest or start_time(run) >= earliest)
+    all_rows = (_try_read_row(run, on_damaged) for run in recent)
+    rows = [row for row in all_rows if row is not None and competition in (None, row.competition)]
+    columns, group_sizes = sort_columns(rows, sort), Counter(row.comparison_key for row in rows)
 
-    def place(row: LeaderboardRow) -> tuple[Any, bool, Any]:
-        kind, column = row.kind_of_score, columns[row.competition]
-        together = (row.competition, -alike[kind], kind) if sort == "auto" else ()
-        value = row.better(column)
+    def sort_key(row: LeaderboardRow) -> tuple[Any, bool, Any]:
+        group, column = row.comparison_key, columns[row.competition]
+        group_key = (row.competition, -group_sizes[group], group) if sort == "auto" else ()
+        value = row.as_maximize(column)
         if value is None:
-            return together, True, 0
-        return together, False, -value if column.endswith(("accuracy", "metric", "score")) else value
+            return group_key, True, 0
+        return group_key, False, -value if column.endswith(("accuracy", "metric", "score")) else value
 
-    return sorted(kept, key=place)
+    return sorted(rows, key=sort_key)
 
 
-def sort_columns(listed: Iterable[LeaderboardRow], sort: str) -> dict[str, str]:
+def sort_columns(rows: Iterable[LeaderboardRow], sort: str) -> dict[str, str]:
     """Return the column that each competition's runs are sorted by.
 
-    `auto` is the competition's metric on shifted validation where more than half of the runs with validation have it,
-    else on clean validation.
+    `auto` is the competition's metric on shifted validation if more than half of the validated runs have it, else on
+    clean validation.
     """
     shifted, validated = dict[str, int](), dict[str, int]()
-    for row in listed:
+    for row in rows:
         has = row.ood_metric is not None
         shifted[row.competition] = shifted.get(row.competition, 0) + has
         validated[row.competition] = validated.get(row.competition, 0) + (has or row.val_metric is not None)
@@ -229,71 +228,70 @@ def sort_columns(listed: Iterable[LeaderboardRow], sort: str) -> dict[str, str]:
     return {name: "ood_metric" if 2 * shifted[name] > most else "val_metric" for name, most in validated.items()}
 
 
-def describe_sort(listed: Sequence[LeaderboardRow], sort: str) -> str:
-    """Return what the rows are sorted by, in a sentence: the column, what it is, and how many runs have it."""
-    columns = sort_columns(listed, sort)
+def describe_sort(rows: Sequence[LeaderboardRow], sort: str) -> str:
+    """Return a sentence about the sort column: its name, its meaning, and how many runs lack it."""
+    columns = sort_columns(rows, sort)
     parts = []
     for column in dict.fromkeys(columns.values()):
-        names = [name for name, own in columns.items() if own == column]
-        of = [row for row in listed if columns[row.competition] == column]
-        have = sum(getattr(row, column) is not None for row in of)
-        lacking = f"; {len(of) - have:,} of {len(of):,} runs have none and come last" if have < len(of) else ""
+        names = [name for name, sort_column in columns.items() if sort_column == column]
+        values = [getattr(row, column) for row in rows if columns[row.competition] == column]
+        missing = values.count(None)
+        last = f"; {missing:,} of {len(values):,} runs have none and come last" if missing else ""
         where = f" in {', '.join(names)}" if len(set(columns.values())) > 1 else ""
-        told = f" ({MEANINGS[column]})" if column in MEANINGS else ""
-        parts.append(f"{column}{told}{where}{lacking}")
+        meaning = f" ({MEANINGS[column]})" if column in MEANINGS else ""
+        parts.append(f"{column}{meaning}{where}{last}")
     return f"sorted by {'; by '.join(parts)}"
 
 
-def group_rows(listed: Sequence[LeaderboardRow], by: str, sort: str = "auto") -> list[ColumnGroup]:
-    """Return the runs by what they have in common, in the order of their best ones.
+def group_rows(rows: Sequence[LeaderboardRow], by: str, sort: str = "auto") -> list[ColumnGroup]:
+    """Group the runs by a column, in the order of each group's best run.
 
     Args:
-        listed: as `rows` returns them.
+        rows: as `read_rows` returns them.
         by: one of GROUPS.
-        sort: what they are sorted by.
+        sort: the sort column, or `auto`.
 
     Raises:
-        ConfigError: an unknown column to group by.
+        ConfigError: an unknown column.
     """
     if by not in GROUPS:
         raise ConfigError(f"--group-by: {unknown('column', by, GROUPS)}")
-    gathered: dict[Any, list[LeaderboardRow]] = {}
-    for row in listed:
-        gathered.setdefault(getattr(row, by), []).append(row)
-    columns = sort_columns(listed, sort)
-    return [_group(value, members, columns) for value, members in gathered.items()]
+    members: dict[Any, list[LeaderboardRow]] = {}
+    for row in rows:
+        members.setdefault(getattr(row, by), []).append(row)
+    columns = sort_columns(rows, sort)
+    return [_summarize_group(value, group, columns) for value, group in members.items()]
 
 
-def _group(value: Any, members: list[LeaderboardRow], columns: Mapping[str, str]) -> ColumnGroup:
-    scores = [getattr(row, columns[row.competition]) for row in members]
-    found = [score for score in scores if score is not None]
-    numbers = [number for number in found if isinstance(number, int | float)]
+def _summarize_group(value: Any, rows: list[LeaderboardRow], columns: Mapping[str, str]) -> ColumnGroup:
+    scores = [getattr(row, columns[row.competition]) for row in rows]
+    present = [score for score in scores if score is not None]
+    numbers = [number for number in present if isinstance(number, int | float)]
     return ColumnGroup(
         value=value,
-        runs=len(members),
-        best=found[0] if found else None,
+        runs=len(rows),
+        best=present[0] if present else None,
         mean=statistics.fmean(numbers) if numbers else None,
         deviation=statistics.stdev(numbers) if len(numbers) > 1 else None,
-        best_run=members[0].run,
+        best_run=rows[0].run,
     )
 
 
-def started(run: runs.Run) -> str:
-    """Return when a run was started, as its folder's name tells: `2026-01-31T12:00:00`, or nothing."""
-    found = _STARTED.match(run.path.name)
-    if not found:
+def start_time(run: runs.Run) -> str:
+    """Return when a run was started, from its folder's name: `2026-01-31T12:00:00`; empty if unknown."""
+    match = _STARTED.match(run.path.name)
+    if not match:
         return ""
-    day, clock = found[1].split("-")
+    day, clock = match[1].split("-")
     return f"{day[:4]}-{day[4:6]}-{day[6:]}T{clock[:2]}:{clock[2:4]}:{clock[4:]}"
 
 
-def _moment(since: str) -> str:
-    """Return a moment, local time, as `started` spells it."""
+def _parse_since(since: str) -> str:
+    """Return a date or age as local time in the form of `start_time`."""
     age = re.fullmatch(r"(\d{1,6})([hdw])", since)
     try:
         if age:
-            ago = datetime.timedelta(**{_AGES[age[2]]: int(age[1])})
-            moment = datetime.datetime.now() - ago
+            moment = datetime.datetime.now() - datetime.timedelta(**{_AGES[age[2]]: int(age[1])})
         else:
             moment = datetime.datetime.fromisoformat(since)
             moment = moment.astimezone().replace(tzinfo=None) if moment.tzinfo else moment
@@ -305,16 +303,16 @@ def _moment(since: str) -> str:
     return moment.isoformat(timespec="seconds")
 
 
-def _row_of(run: runs.Run, on_damaged: Callable[[RunError], None]) -> LeaderboardRow | None:
-    """Return a run's row, None where it is not complete, or damaged."""
+def _try_read_row(run: runs.Run, on_damaged: Callable[[RunError], None]) -> LeaderboardRow | None:
+    """Return a run's row; None if it is incomplete or damaged."""
     try:
-        return _read(run)
+        return _read_row(run)
     except RunError as error:
         on_damaged(error)
         return None
 
 
-def _read(run: runs.Run) -> LeaderboardRow | None:
+def _read_row(run: runs.Run) -> LeaderboardRow | None:
     path = run.path / "metrics.json"
     try:
         content = path.read_bytes()
@@ -324,20 +322,21 @@ def _read(run: runs.Run) -> LeaderboardRow | None:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
     scores = run_metrics.from_bytes(content, str(path))
     if scores.metric not in metrics.METRICS:
-        raise RunError(f"{path}: damaged ({unknown('metric', scores.metric, metrics.METRICS)}); put the file back")
+        raise RunError(f"{path}: damaged ({unknown('metric', scores.metric, metrics.METRICS)}); restore the file")
     return _row(run, scores)
 
 
 def _row(run: runs.Run, scores: RunMetrics) -> LeaderboardRow:
     val, shifted = scores.best_or_final.val, scores.best_or_final.ood_val
-    test, suite, estimate = scores.own("test"), scores.own("suite"), scores.own_estimate()
+    test, suite, estimate = scores.split_scores("test"), scores.split_scores("suite"), scores.suite_estimate()
     submitted = tuple(
-        PublicScore(one.submission, one.public, one.private, one.rows, one.time) for one in scores.leaderboard_scores
+        PublicScore(score.submission, score.public, score.private, score.rows, score.time)
+        for score in scores.leaderboard_scores
     )
-    latest = next((one for one in reversed(submitted) if one.path == scores.submission), None)
+    latest = next((score for score in reversed(submitted) if score.path == scores.submission), None)
     return LeaderboardRow(
         run=str(run.path),
-        started=started(run),
+        started=start_time(run),
         competition=scores.competition,
         model=scores.model,
         parameters=scores.parameters,
@@ -370,19 +369,19 @@ def _row(run: runs.Run, scores: RunMetrics) -> LeaderboardRow:
 
 
 def _estimates(scores: RunMetrics) -> dict[str, dict[str, float]]:
-    """Return what is known of submissions by how they are predicted: `Row.estimates`."""
-    found: dict[str, dict[str, float]] = {"": {}}
+    """Return `LeaderboardRow.estimates`."""
+    estimates: dict[str, dict[str, float]] = {"": {}}
     for name, estimate in scores.expected.items():
         split, plus, variant = name.partition("+")
         if split == "suite":
-            found.setdefault(plus + variant, {})["expected_accuracy"] = estimate.accuracy
+            estimates.setdefault(plus + variant, {})["expected_accuracy"] = estimate.accuracy
     validated = {"val": scores.best_or_final.val, "ood_val": scores.best_or_final.ood_val, **scores.variants}
     for split, column in (("ood_val", "ood_accuracy"), ("val", "val_accuracy")):
         for name, part in validated.items():
-            own, plus, variant = name.partition("+")
-            if own == split and part is not None and part.accuracy is not None:
-                found.setdefault(plus + variant, {})[column] = part.accuracy
-    return found
+            scored_split, plus, variant = name.partition("+")
+            if scored_split == split and part is not None and part.accuracy is not None:
+                estimates.setdefault(plus + variant, {})[column] = part.accuracy
+    return estimates
 
 
 def _value(scores: SplitScores | None, metric: str) -> float | None:

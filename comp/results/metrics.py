@@ -1,9 +1,9 @@
-"""Scores of predictions, in NumPy alone.
+"""Metrics of predictions. NumPy only.
 
-A competition's metric is a row of `METRICS` with its direction; accuracy and log loss are reported beside it always.
-Definitions are scikit-learn's where it has one; where it gives up (a class that no target has) the docstring says what
-is done here, so that a score is always a number. Metrics of one task and of another share a row where they are the same
-idea: `roc_auc` is the mean over the columns that a task scores.
+A competition's metric is a row of `METRICS` with its direction; accuracy and log loss are always reported too.
+Definitions follow scikit-learn; where it is undefined (a class without targets) the docstring says what is returned, so
+that a score is always a number. Single-label and multi-label variants of a metric share a row: `roc_auc` is the mean
+over the columns that a task scores.
 """
 
 from collections.abc import Callable
@@ -13,23 +13,22 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.results import predictions as class_names
 from comp.results.blocks import distortion_and_severity
-from comp.results.predictions import Predictions
+from comp.results.predictions import Predictions, class_values
 from comp.results.run_metrics import Score, SplitScores
 from comp.results.stats import Interval, mean_interval, ranks, wilson
 from comp.runtime.errors import ConfigError, unknown
 
-ColumnScore = Callable[[NDArray[np.float64], NDArray[np.bool_]], float]  # of one class's probabilities and truth [N]
+ColumnScore = Callable[[NDArray[np.float64], NDArray[np.bool_]], float]  # a class's probabilities and truth [N]
 
 
 def accuracy(predictions: Predictions) -> float:
-    """Return the share of rows whose decision is right, in [0, 1]; of several labels, all of them must be."""
+    """Return the share of correct rows, in [0, 1]; with several labels, all of them must be correct."""
     return float(predictions.correct().mean())
 
 
 def balanced_accuracy(predictions: Predictions) -> float:
-    """Return the mean over classes of the share found, in [0, 1]; classes that no label has do not count."""
+    """Return the mean recall over classes that occur as target, in [0, 1]."""
     table = confusion(predictions)
     support = table.sum(1)
     occurs = support > 0
@@ -37,32 +36,32 @@ def balanced_accuracy(predictions: Predictions) -> float:
 
 
 def macro_f1(predictions: Predictions) -> float:
-    """Return the mean F1 over classes that occur as target or decision, in [0, 1]; 0 where none does."""
+    """Return the mean F1 over classes that occur as target or decision, in [0, 1]; 0 if none does."""
     scores, _, occurs = _f1_by_class(predictions)
     return float(scores[occurs].mean()) if occurs.any() else 0.0
 
 
 def weighted_f1(predictions: Predictions) -> float:
-    """Return the mean F1 weighted by how many targets each class has, in [0, 1]."""
+    """Return the mean F1 weighted by each class's number of targets, in [0, 1]."""
     scores, support, _ = _f1_by_class(predictions)
     return float((scores * support).sum() / support.sum())
 
 
 def micro_f1(predictions: Predictions) -> float:
-    """Return the F1 of all (image, class) pairs together, in [0, 1]; 0 where nothing is there and nothing decided."""
+    """Return the F1 of all (image, class) pairs together, in [0, 1]; 0 without any target or decision."""
     decided, truth = predictions.decisions(), predictions.truth()
     return _ratio(2 * int((decided & truth).sum()), int(decided.sum()) + int(truth.sum()))
 
 
 def samples_f1(predictions: Predictions) -> float:
-    """Return the mean over images of the F1 of their classes, in [0, 1]; 1 for an image without any, decided so."""
+    """Return the mean over images of the F1 of their classes, in [0, 1]; 1 for an image with no target or decision."""
     decided, truth = predictions.decisions(), predictions.truth()
     total = decided.sum(1) + truth.sum(1)
     return float(np.where(total, 2 * (decided & truth).sum(1) / np.maximum(total, 1), 1.0).mean())
 
 
 def log_loss(predictions: Predictions) -> float:
-    """Return the mean negative log likelihood in nats; of several labels, the mean over rows and classes."""
+    """Return the mean negative log likelihood in nats; with several labels, the mean over rows and classes."""
     return float(row_losses(predictions).mean())
 
 
@@ -74,36 +73,36 @@ def row_losses(predictions: Predictions) -> NDArray[np.float64]:
         log_partition = np.log(np.exp(shifted).sum(1))
         losses: NDArray[np.float64] = log_partition - shifted[np.arange(len(targets)), targets.astype(np.int64)]
         return losses
-    # -log sigmoid(z) of what is there and -log sigmoid(-z) of what is not, without overflow.
+    # -log sigmoid(z) of present classes and -log sigmoid(-z) of absent ones, without overflow.
     signed = np.where(targets > 0.5, outputs, -outputs)
     mean: NDArray[np.float64] = np.logaddexp(0, -signed).mean(1)
     return mean
 
 
 def roc_auc(predictions: Predictions) -> float:
-    """Return the area under the ROC curve in [0, 1], the mean over the scored columns; of two exclusive classes, of the
-    second one. A column that no target has, or that all have, has no curve and does not count; 0.5 where none has one.
+    """Return the area under the ROC curve in [0, 1], the mean over the scored columns; of two exclusive classes, the
+    second. Columns with only one kind of target are left out; 0.5 if all are.
     """
     return _mean_over_columns(predictions, area_under_roc, 0.5)
 
 
 def mean_average_precision(predictions: Predictions) -> float:
-    """Return the average precision in [0, 1], the mean over the scored columns; of two exclusive classes, of the second
-    one. Columns that no target has do not count; 0 where none has one.
+    """Return the average precision in [0, 1], the mean over the scored columns; of two exclusive classes, the
+    second. Columns with only one kind of target are left out; 0 if all are.
     """
     return _mean_over_columns(predictions, average_precision, 0.0)
 
 
-def _mean_over_columns(predictions: Predictions, score: ColumnScore, nothing: float) -> float:
+def _mean_over_columns(predictions: Predictions, score: ColumnScore, default: float) -> float:
     probabilities, truth = predictions.probabilities(), predictions.truth()
     exclusive_pair = truth.shape[1] == 2 and not predictions.row.target_columns
     columns = (1,) if exclusive_pair else range(truth.shape[1])
-    found = [score(probabilities[:, c], truth[:, c]) for c in columns if 0 < np.count_nonzero(truth[:, c]) < len(truth)]
-    return float(np.mean(found)) if found else nothing
+    scored = [c for c in columns if 0 < np.count_nonzero(truth[:, c]) < len(truth)]
+    return float(np.mean([score(probabilities[:, c], truth[:, c]) for c in scored])) if scored else default
 
 
 def map_at(count: int, predictions: Predictions) -> float:
-    """Return the mean average precision of each row's `count` likeliest classes, in [0, 1] (Kaggle's MAP@k)."""
+    """Return the mean average precision of each row's `count` most likely classes, in [0, 1] (Kaggle's MAP@k)."""
     truth = predictions.truth()
     order = np.argsort(-predictions.outputs.astype(np.float64), axis=1, kind="stable")[:, :count]
     hits = np.take_along_axis(truth, order, 1)  # [N, k]
@@ -115,20 +114,20 @@ def map_at(count: int, predictions: Predictions) -> float:
 def quadratic_weighted_kappa(predictions: Predictions) -> float:
     """Return Cohen's kappa with squared distances between classes as weights, at most 1 (Cohen 1968).
 
-    Classes that are plain decimals stand where their values are, others where label order puts them. 1 where targets
-    and decisions are all of one class.
+    Classes that are plain decimals are placed at their values, others at their index. 1 if all targets and decisions
+    are one class.
     """
     table = confusion(predictions).astype(np.float64)
-    worth = class_names.class_values(predictions.classes)
-    place = np.arange(len(table)) if worth is None else np.array([float(value) for value in worth])
-    weights = (place[:, None] - place) ** 2
+    values = class_values(predictions.classes)
+    positions = np.arange(len(table)) if values is None else np.array([float(value) for value in values])
+    weights = (positions[:, None] - positions) ** 2
     by_chance = np.outer(table.sum(1), table.sum(0)) / table.sum()
-    worst = float((weights * by_chance).sum())
-    return 1.0 - float((weights * table).sum()) / worst if worst else 1.0
+    expected = float((weights * by_chance).sum())
+    return 1.0 - float((weights * table).sum()) / expected if expected else 1.0
 
 
 def confusion(predictions: Predictions) -> NDArray[np.int64]:
-    """Return counts [C, C]: rows are labels, columns decisions; for tasks whose classes exclude each other."""
+    """Return counts [C, C]: rows are true classes, columns predicted ones; for single-label tasks."""
     assert predictions.top1 is not None
     count = len(predictions.classes)
     cells = predictions.known_targets().astype(np.int64) * count + predictions.top1
@@ -136,14 +135,14 @@ def confusion(predictions: Predictions) -> NDArray[np.int64]:
 
 
 def _f1_by_class(predictions: Predictions) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Return F1, targets and whether the class occurs at all, each [C]."""
+    """Return each class's F1, number of targets and whether it occurs as target or decision, each [C]."""
     both, support, decided = class_counts(predictions)
     total = support + decided
     return 2 * both / np.maximum(total, 1), support, total > 0
 
 
 def class_counts(predictions: Predictions) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return of each class [C]: rows where it is there and decided, where it is there, where it is decided."""
+    """Return each class's number of correct rows, of targets and of decisions, each [C]."""
     if predictions.top1 is not None:
         table = confusion(predictions)
         return table.diagonal(), table.sum(1), table.sum(0)
@@ -156,34 +155,33 @@ def _ratio(part: int, whole: int) -> float:
 
 
 def area_under_roc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
-    """Return the share of (positive, negative) pairs in their right order, ties counting half (Mann and Whitney)."""
+    """Return the share of (positive, negative) pairs in the right order, ties counting half (Mann and Whitney)."""
     positives = int(positive.sum())
     negatives = len(positive) - positives
     return float((ranks(scores)[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def average_precision(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
-    """Return the precision at each distinct score, weighted by the recall gained there, as scikit-learn defines it."""
-    _, place = np.unique(-scores, return_inverse=True)
-    taken = np.cumsum(np.bincount(place))
-    found = np.cumsum(np.bincount(place, weights=positive))
-    gained = np.diff(found, prepend=0)
-    return float((gained * found / taken).sum() / positive.sum())
+    """Return the precision at each distinct score, weighted by the gain in recall, as in scikit-learn."""
+    _, index = np.unique(-scores, return_inverse=True)
+    selected = np.cumsum(np.bincount(index))
+    true_positives = np.cumsum(np.bincount(index, weights=positive))
+    gained = np.diff(true_positives, prepend=0)
+    return float((gained * true_positives / selected).sum() / positive.sum())
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score and what it is computed from.
+    """A metric: its function, direction and range.
 
     Attributes:
-        score: of predictions whose targets are known.
+        score: predictions with targets -> score.
         higher_is_better: its direction.
-        of_probabilities: whether it is computed from probabilities, so that a submission must hold them; else from
-            decisions.
-        ranked: how many classes a row of a submission lists in order; 0: it does not.
-        low: its least value.
-        high: its largest.
-        ordered_classes: whether the classes' order or values count.
+        of_probabilities: whether it is computed from probabilities, which a submission then holds, or from decisions.
+        ranked: number of classes that a submission's row lists in order; 0 for other metrics.
+        low: smallest possible value.
+        high: largest possible value.
+        ordered_classes: whether the classes' order or values matter.
     """
 
     score: Callable[[Predictions], float]
@@ -227,7 +225,7 @@ def metric(name: str) -> Metric:
 
 
 def summarize(predictions: Predictions, metric_name: str) -> SplitScores:
-    """Return accuracy, log loss and the competition's metric of a labelled split, with intervals where there are."""
+    """Return accuracy, log loss and the competition's metric of a labelled split, with intervals where defined."""
     correct, losses = predictions.correct(), row_losses(predictions)
     intervals = {"accuracy": wilson(float(correct.mean()), len(correct)), "log_loss": mean_interval(losses)}
     values = {"accuracy": float(correct.mean()), "log_loss": float(losses.mean())}
@@ -238,12 +236,12 @@ def summarize(predictions: Predictions, metric_name: str) -> SplitScores:
 
 
 def summarize_blocks(predictions: Predictions, names: tuple[str, ...], metric_name: str) -> SplitScores:
-    """Return a labelled suite's scores: overall, and its accuracy by severity, by distortion, by block.
+    """Return a labelled suite's scores: overall, and accuracy by severity, distortion and block.
 
     Args:
         predictions: with blocks named `distortion<NN>_<severity>`.
-        names: the distortions' names by number.
-        metric_name: a row of METRICS; of all rows at once, as a submission is scored. Accuracy is the mean over blocks.
+        names: the distortions' names, indexed by number.
+        metric_name: a row of METRICS, computed on all rows at once like a submission; accuracy is the mean over blocks.
     """
     blocks = predictions.block_accuracy()
     by_severity: dict[str, list[float]] = {}

@@ -1,4 +1,4 @@
-"""PNG files of data and of trainings. Torch-free; matplotlib is imported late, and no display is needed."""
+"""Plots of data and runs as PNG files. Torch-free; matplotlib is imported late and needs no display."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,29 +14,33 @@ from comp.results import files
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LABELLED_CLASSES = 60  # beyond, class names would overprint each other
-_INCHES = 0.75  # a picture's side
-_TITLE_LETTERS = 14
-_MARKED_POINTS = 50  # of a line; a single one would be invisible without a mark
-_NUMBERED_CLASSES = 20  # beyond, numbers in the cells of a confusion table could not be read
-_LEAST_NUMBERED = 0.005
-_EPOCHS_OF_NORMS = 4  # more lines would hide each other
-# A panel of `curves` -> its lines: column of history.csv -> label.
+_MAX_NAMED_CLASSES = 60  # more class names would overlap
+_INCHES = 0.75  # an image's side
+_MAX_TITLE_LENGTH = 14
+_MAX_MARKED_POINTS = 50  # a line of a single point is invisible without a marker
+_MAX_NUMBERED_CLASSES = 20  # numbers in more cells would be too small to read
+_MIN_NUMBERED_SHARE = 0.005
+_MAX_NORM_EPOCHS = 4  # more lines would hide each other
+# A panel of `draw_curves` -> its lines: column of history.csv -> label.
 _CURVES = {
     "loss": {"train_loss": "training", "val_loss": "validation"},
     "accuracy": {"train_accuracy": "training", "val_accuracy": "validation", "ood_accuracy": "validation, shifted"},
     "learning rate": {"lr": "at the epoch's end"},
 }
-_COMPARED = {  # panels of `compared_curves`
-    "val_loss": "validation loss", "val_accuracy": "validation accuracy", "val_metric": "validation metric",
-    "train_loss": "training loss", "ood_accuracy": "shifted validation accuracy",
+# A panel of `draw_compared_curves`: column of history.csv -> title.
+_COMPARED = {
+    "val_loss": "validation loss",
+    "val_accuracy": "validation accuracy",
+    "val_metric": "validation metric",
+    "train_loss": "training loss",
+    "ood_accuracy": "shifted validation accuracy",
     "ood_metric": "shifted validation metric",
-}  # fmt: skip
+}
 _METRIC = {"competition's metric": {"val_metric": "validation", "ood_metric": "validation, shifted"}}
 
 
 def draw_label_bars(path: Path, counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> None:
-    """Draw how many images each class has, a colour for each split.
+    """Draw the number of images of each class, one colour for each split.
 
     Args:
         path: the PNG.
@@ -47,11 +51,11 @@ def draw_label_bars(path: Path, counts: Mapping[str, Sequence[int]], classes: Se
     axes = figure.add_subplot()
     width = 0.8 / len(counts)
     for number, (name, values) in enumerate(counts.items()):
-        places = np.arange(len(classes)) - 0.4 + (number + 0.5) * width
-        axes.bar(places, values, width, label=name)
+        positions = np.arange(len(classes)) - 0.4 + (number + 0.5) * width
+        axes.bar(positions, values, width, label=name)
     axes.set_ylabel("images")
     axes.set_xlim(-0.6, len(classes) - 0.4)
-    if len(classes) <= _LABELLED_CLASSES:
+    if len(classes) <= _MAX_NAMED_CLASSES:
         names = [_shorten(name) for name in classes]
         axes.set_xticks(range(len(classes)), names, rotation=45, ha="right", parse_math=False)
     else:
@@ -61,7 +65,7 @@ def draw_label_bars(path: Path, counts: Mapping[str, Sequence[int]], classes: Se
 
 
 def drawable_channels(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return what can be drawn of images [..., C]: grey or colour as they are, the first of 2 channels or 3 of more."""
+    """Return the channels of images [..., C] to draw: 1 or 3 unchanged, the first of 2, the first 3 of more."""
     channels = images.shape[-1]
     return images if channels in (1, 3) else images[..., : 1 if channels == 2 else 3]
 
@@ -73,25 +77,25 @@ def draw_image_grid(path: Path, images: NDArray[np.uint8], titles: Sequence[str]
     lines = math.ceil(count / columns)
     padded = np.full((lines * columns, height, width, channels), 255, np.uint8)
     padded[:count] = images
-    band = max(3, height // 4)  # pixels above each picture for its title
+    band = max(3, height // 4)  # pixels above each image for its title
     mosaic = _mosaic(padded.reshape(lines, columns, height, width, channels), band, max(1, width // 16))
     side = _INCHES * 1.15
     figure = _figure(side * columns, side * lines * (height + band) / width)
-    axes = _picture(figure, mosaic)
+    axes = _show_image(figure, mosaic)
     across, down = mosaic.shape[1] / columns, mosaic.shape[0] / lines
-    for place, title in enumerate(titles):
-        line, column = divmod(place, columns)
-        place_x, place_y = (column + 0.5) * across, line * down + band * 0.8
-        axes.text(place_x, place_y, _shorten(title), fontsize=6, ha="center", parse_math=False)
+    for index, title in enumerate(titles):
+        line, column = divmod(index, columns)
+        x, y = (column + 0.5) * across, line * down + band * 0.8
+        axes.text(x, y, _shorten(title), fontsize=6, ha="center", parse_math=False)
     _save(figure, path)
 
 
 def draw_image_sheet(path: Path, images: NDArray[np.uint8], rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Draw a table of images [rows, columns, H, W, C] with its headings."""
+    """Draw a table of images [rows, columns, H, W, C] with headings."""
     lines, across, height, width, _ = images.shape
     mosaic = _mosaic(images, max(1, height // 16), max(1, width // 16))
     figure = _figure(_INCHES * across + 1.6, _INCHES * lines * height / width + 0.5)
-    axes = _picture(figure, mosaic)
+    axes = _show_image(figure, mosaic)
     axes.set_axis_on()
     axes.set_frame_on(False)
     axes.tick_params(length=0, labelsize=7, labeltop=True, labelbottom=False)
@@ -101,15 +105,15 @@ def draw_image_sheet(path: Path, images: NDArray[np.uint8], rows: Sequence[str],
 
 
 def draw_curves(path: Path, history: Sequence[Mapping[str, str]], best_epoch: int = 0) -> None:
-    """Draw a training's losses, accuracies, learning rates and, where it is neither, metric over its epochs.
+    """Draw a training's loss, accuracy, learning rate and, if it is another one, metric by epoch.
 
     Args:
         path: the PNG.
-        history: rows of history.csv; an empty cell is a value that was not measured in that epoch.
-        best_epoch: counted from 1, marked by a line; 0: none.
+        history: rows of history.csv; a cell is empty if the epoch did not measure it.
+        best_epoch: counted from 1 and marked by a line; 0 for none.
     """
-    own = any(row.get("val_metric") not in (row.get("val_accuracy"), row.get("val_loss")) for row in history)
-    panels = {**_CURVES, **(_METRIC if own else {})}
+    has_metric = any(row.get("val_metric") not in (row.get("val_accuracy"), row.get("val_loss")) for row in history)
+    panels = {**_CURVES, **(_METRIC if has_metric else {})}
     figure = _figure(4.0 * len(panels), 4.0)
     for axes, (title, lines) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for column, label in lines.items():
@@ -137,7 +141,7 @@ def draw_lr_search(
         rates: of each step.
         losses: of each step.
         smoothed: the same, smoothed.
-        marks: label -> a rate that is marked.
+        marks: label -> marked rate.
     """
     figure = _figure(8.0, 4.5)
     axes = figure.add_subplot()
@@ -147,7 +151,7 @@ def draw_lr_search(
         axes.axvline(rate, color=f"C{number}", linestyle="--", label=f"{label}: {rate:.2e}")
     low, high = min(smoothed), max(smoothed[: max(1, len(smoothed) // 2)])
     room = max(0.1 * high, high - low)
-    axes.set_ylim(low - 0.1 * room, high + room)  # a loss that explodes would flatten all that came before
+    axes.set_ylim(low - 0.1 * room, high + room)  # an exploding loss would flatten the rest of the curve
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("loss")
@@ -157,7 +161,7 @@ def draw_lr_search(
 
 
 def draw_norms(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw gradient and weight norms over the layers, input first, a line for some of the epochs.
+    """Draw gradient and weight norms by layer, input first, one line for each of some epochs.
 
     Args:
         path: the PNG.
@@ -166,13 +170,13 @@ def draw_norms(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     from matplotlib.ticker import LogLocator
 
     epochs = sorted({int(row["epoch"]) for row in rows})
-    shown = sorted({epochs[round(place)] for place in np.linspace(0, len(epochs) - 1, _EPOCHS_OF_NORMS)})
-    layers = [str(row["layer"]) for row in rows if int(row["epoch"]) == shown[0]]
+    drawn_epochs = sorted({epochs[round(index)] for index in np.linspace(0, len(epochs) - 1, _MAX_NORM_EPOCHS)})
+    layers = [str(row["layer"]) for row in rows if int(row["epoch"]) == drawn_epochs[0]]
     figure = _figure(12.0, max(4.0, 0.16 * len(layers) + 1.5))
     for axes, column in zip(figure.subplots(1, 2, sharey=True), ("gradient_norm", "weight_norm"), strict=True):
-        for number, epoch in enumerate(shown):
+        for number, epoch in enumerate(drawn_epochs):
             values = [float(row[column]) for row in rows if int(row["epoch"]) == epoch]
-            colour = (0.1, 0.3, 0.9 - 0.8 * number / max(len(shown) - 1, 1))
+            colour = (0.1, 0.3, 0.9 - 0.8 * number / max(len(drawn_epochs) - 1, 1))
             axes.plot(values, range(len(values)), marker="o", markersize=3, color=colour, label=f"epoch {epoch}")
         axes.set_title(column.replace("_", " "))
         if min(float(row[column]) for row in rows) > 0:
@@ -183,46 +187,46 @@ def draw_norms(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     axes.set_yticks(range(len(layers)), layers, fontsize=7)
-    axes.invert_yaxis()  # shared: the input stands on top
+    axes.invert_yaxis()  # shared axis: input at the top
     _save(figure, path)
 
 
 def draw_confusion(path: Path, table: NDArray[np.int64], classes: Sequence[str]) -> None:
-    """Draw a confusion table [labels, answers] as shares of each label's images."""
+    """Draw a confusion table [true classes, predicted classes] as shares of each true class's images."""
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     side = max(5.0, min(14.0, 0.35 * len(classes) + 2))
     figure = _figure(side + 1, side)
     axes = figure.add_subplot()
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(drawn, ax=axes, shrink=0.8, label="share of the label's images")
-    if len(classes) <= _LABELLED_CLASSES:
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="share of the true class's images")
+    if len(classes) <= _MAX_NAMED_CLASSES:
         names = [_shorten(name) for name in classes]
-        size = 9 if len(classes) <= _NUMBERED_CLASSES else 5
+        size = 9 if len(classes) <= _MAX_NUMBERED_CLASSES else 5
         axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=size, parse_math=False)
         axes.set_yticks(range(len(classes)), names, fontsize=size, parse_math=False)
-    if len(classes) <= _NUMBERED_CLASSES:
+    if len(classes) <= _MAX_NUMBERED_CLASSES:
         for (row, column), share in np.ndenumerate(shares):
-            if share >= _LEAST_NUMBERED:
+            if share >= _MIN_NUMBERED_SHARE:
                 colour = "white" if share > 0.5 else "black"
                 axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    axes.set_xlabel("answer")
-    axes.set_ylabel("label")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
     _save(figure, path)
 
 
 def draw_reliability(path: Path, bins: Sequence[Mapping[str, float]], ece: float) -> None:
-    """Draw accuracy over confidence, and below it where the images are.
+    """Draw accuracy by confidence, and the number of images below it.
 
     Args:
         path: the PNG.
         bins: `low`, `high`, `images`, `confidence`, `accuracy` of each.
-        ece: expected calibration error, told in the title.
+        ece: expected calibration error, for the title.
     """
     figure = _figure(5.0, 6.0)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     lows, widths = [row["low"] for row in bins], [row["high"] - row["low"] for row in bins]
     accuracies = [row["accuracy"] for row in bins]
-    above.plot((0, 1), (0, 1), color="grey", linestyle="--", linewidth=0.8, label="as sure as right")
+    above.plot((0, 1), (0, 1), color="grey", linestyle="--", linewidth=0.8, label="perfect calibration")
     above.bar(lows, accuracies, widths, align="edge", alpha=0.6, edgecolor="white", label="accuracy")
     above.plot([row["confidence"] for row in bins], accuracies, "o", markersize=3, color="black")
     above.set_ylabel("accuracy")
@@ -237,10 +241,10 @@ def draw_reliability(path: Path, bins: Sequence[Mapping[str, float]], ece: float
 
 
 def draw_blocks(path: Path, rows: Sequence[str], columns: Sequence[str], accuracies: NDArray[np.float64]) -> None:
-    """Draw accuracies [distortions, severities] as a heat map with their numbers, NaN where there is none."""
+    """Draw accuracies [distortions, severities] as a heat map with numbers; NaN cells are empty."""
     figure = _figure(1.1 * len(columns) + 2.5, 0.32 * len(rows) + 1.2)
     axes = figure.add_subplot()
-    axes.imshow(accuracies, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto", alpha=0.6)  # pale: numbers stand on it
+    axes.imshow(accuracies, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto", alpha=0.6)  # pale behind the numbers
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows, fontsize=8, parse_math=False)
     for (row, column), value in np.ndenumerate(accuracies):
@@ -251,17 +255,17 @@ def draw_blocks(path: Path, rows: Sequence[str], columns: Sequence[str], accurac
 
 
 def draw_compared_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
-    """Draw several trainings' losses, accuracies and, where it is neither, metric, clean and shifted, by epoch.
+    """Draw several trainings' losses, accuracies and, if it is another one, metric by epoch.
 
     Args:
         path: the PNG.
-        histories: run -> rows of its history.csv, at least one of which measured a training loss.
+        histories: run -> rows of its history.csv; at least one row has a training loss.
     """
-    every = [row for rows in histories.values() for row in rows]
-    measured = [column for column in _COMPARED if any(row.get(column) for row in every)]
-    for split in ("val", "ood"):  # a metric that is accuracy or the loss has its panel already
+    all_rows = [row for rows in histories.values() for row in rows]
+    measured = [column for column in _COMPARED if any(row.get(column) for row in all_rows)]
+    for split in ("val", "ood"):  # accuracy or loss as the metric already has a panel
         same = (f"{split}_accuracy", f"{split}_loss")
-        scored = [row for row in every if row.get(f"{split}_metric")]
+        scored = [row for row in all_rows if row.get(f"{split}_metric")]
         if all(row[f"{split}_metric"] in [row.get(name) for name in same] for row in scored):
             measured = [column for column in measured if column != f"{split}_metric"]
     lines = math.ceil(len(measured) / 2)
@@ -282,7 +286,7 @@ def draw_compared_curves(path: Path, histories: Mapping[str, Sequence[Mapping[st
 
 
 def draw_compared_norms(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Draw several networks' gradient and weight norms in their last epoch, from input (0) to output (1).
+    """Draw several networks' gradient and weight norms of the last epoch, from input (0) to output (1).
 
     Args:
         path: the PNG.
@@ -302,25 +306,25 @@ def draw_compared_norms(path: Path, tables: Mapping[str, Sequence[Mapping[str, A
 
 
 def _legend_below(figure: "Figure") -> None:
-    """Draw one legend for all panels: each run once, its name as it is, not as a formula."""
-    drawn = {
+    """Draw one legend for all panels, each run once; names are not parsed as formulas."""
+    handles = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    legend = figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=2, fontsize=8)
+    legend = figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=8)
     for text in legend.get_texts():
         text.set_parse_math(False)
 
 
 def _marker(points: Sequence[Any]) -> str:
-    return "o" if len(points) <= _MARKED_POINTS else ""
+    return "o" if len(points) <= _MAX_MARKED_POINTS else ""
 
 
-def _mosaic(images: NDArray[np.uint8], above: int, beside: int) -> NDArray[np.uint8]:
-    """Return images [rows, columns, H, W, C] as one white-rimmed picture [rows * (H + above), ..., 3]."""
-    padded = np.pad(drawable_channels(images), ((0, 0), (0, 0), (above, 0), (beside, 0), (0, 0)), constant_values=255)
+def _mosaic(images: NDArray[np.uint8], top: int, left: int) -> NDArray[np.uint8]:
+    """Return images [rows, columns, H, W, C] as one image with white borders [rows * (H + top), ..., 3]."""
+    padded = np.pad(drawable_channels(images), ((0, 0), (0, 0), (top, 0), (left, 0), (0, 0)), constant_values=255)
     rows, columns, height, width, channels = padded.shape
     whole = padded.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
-    return np.broadcast_to(whole, (*whole.shape[:2], 3))  # grey becomes three equal channels
+    return np.broadcast_to(whole, (*whole.shape[:2], 3))  # grey as three equal channels
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -328,11 +332,11 @@ def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)  # not pyplot: nothing global is touched
+    FigureCanvasAgg(figure)  # without pyplot there is no global state
     return figure
 
 
-def _picture(figure: "Figure", pixels: NDArray[np.uint8]) -> Any:
+def _show_image(figure: "Figure", pixels: NDArray[np.uint8]) -> Any:
     axes = figure.add_subplot()
     axes.imshow(pixels, interpolation="nearest", extent=(0, pixels.shape[1], pixels.shape[0], 0))
     axes.set_axis_off()
@@ -340,7 +344,7 @@ def _picture(figure: "Figure", pixels: NDArray[np.uint8]) -> Any:
 
 
 def _shorten(text: str) -> str:
-    return text if len(text) <= _TITLE_LETTERS else text[: _TITLE_LETTERS - 1] + "…"
+    return text if len(text) <= _MAX_TITLE_LENGTH else text[: _MAX_TITLE_LENGTH - 1] + "…"
 
 
 def _save(figure: "Figure", path: Path) -> None:

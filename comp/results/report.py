@@ -1,6 +1,6 @@
-"""One page about a run, or about several side by side: HTML that holds all it shows and asks no network for anything.
+"""HTML report of one run, or of several side by side: a single file that loads nothing from the network. Torch-free.
 
-Numbers come from the run's own files and are written as they stand there (`data-value` holds all digits). Torch-free.
+Numbers come from the run's files; `data-value` holds all digits.
 """
 
 import base64
@@ -20,7 +20,7 @@ from comp.results.run_metrics import RunMetrics, SplitScores
 from comp.results.runs import Run
 from comp.runtime.errors import RunError
 
-_MOST_RUNS = 40  # side by side; more could not be told apart
+_MAX_RUNS = 40  # side by side; more would be unreadable
 
 _STYLE = """
 :root { color-scheme: light; font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; }
@@ -41,7 +41,7 @@ figure, tr, .card { break-inside: avoid; } .scroll { overflow: visible; } table 
 
 @dataclass(frozen=True)
 class _Headline:
-    """A number of metrics.json that a page opens with, and that comparisons have a column for."""
+    """A number of metrics.json: a card on a run's page, a column in a comparison."""
 
     title: str
     value: Callable[[RunMetrics], float | None]
@@ -51,8 +51,8 @@ class _Headline:
 _SPLITS: dict[str, Callable[[RunMetrics], SplitScores | None]] = {
     "validation": lambda scores: scores.best_or_final.val,
     "shifted validation": lambda scores: scores.best_or_final.ood_val,
-    "test": lambda scores: scores.own("test"),
-    "suite": lambda scores: scores.own("suite"),
+    "test": lambda scores: scores.split_scores("test"),
+    "suite": lambda scores: scores.split_scores("suite"),
 }
 _COSTS = (
     _Headline("parameters", lambda scores: scores.parameters, "{:,.0f}"),
@@ -61,65 +61,65 @@ _COSTS = (
 )
 
 
-def _headlines(listed: Sequence[RunMetrics]) -> list[_Headline]:
-    """Return the headlines that some run has: the competitions' metrics first, then accuracies, then costs."""
-    names = dict.fromkeys([*(scores.metric for scores in listed), "accuracy"])
-    heads = [_score_headline(split, name) for name in names for split in _SPLITS]
-    return [row for row in (*heads, *_COSTS) if any(row.value(scores) is not None for scores in listed)]
+def _headlines(runs_scores: Sequence[RunMetrics]) -> list[_Headline]:
+    """Return the headlines with a value in any run: metrics first, then accuracies, then costs."""
+    names = dict.fromkeys([*(scores.metric for scores in runs_scores), "accuracy"])
+    headlines = [_score_headline(split, name) for name in names for split in _SPLITS]
+    return [row for row in (*headlines, *_COSTS) if any(row.value(scores) is not None for scores in runs_scores)]
 
 
 def _score_headline(split: str, metric: str) -> _Headline:
     def value(scores: RunMetrics) -> float | None:
-        found = _SPLITS[split](scores)
-        return found.value(metric) if found else None
+        split_scores = _SPLITS[split](scores)
+        return split_scores.value(metric) if split_scores else None
 
     return _Headline(f"{split} {metric}", value)
 
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:
-    """Return the complete runs that paths name: run folders, or folders of runs such as a competition's or a study's.
+    """Return the complete runs in paths: run folders, or folders of runs such as a competition's or a study's.
 
-    Of more than can be told apart side by side, the best by validation.
+    At most 40, the best by validation.
 
     Raises:
         RunError: a path holds no complete run.
     """
-    found: list[Run] = []
+    all_complete: list[Run] = []
     for path in paths:
-        here = [runs.open_run(path)] if (path / "config.yaml").is_file() else runs.list_runs(path)
-        complete = [run for run in here if run.is_complete()]
+        candidates = [runs.open_run(path)] if (path / "config.yaml").is_file() else runs.list_runs(path)
+        complete = [run for run in candidates if run.is_complete()]
         if not complete:
             raise RunError(f"{path}: expected a complete run or a folder of runs, found none; see `comp leaderboard`")
-        found += complete
-    distinct = list({run.path.resolve(): run for run in found}.values())
-    return sorted(distinct, key=_by_validation)[:_MOST_RUNS] if len(distinct) > _MOST_RUNS else distinct
+        all_complete += complete
+    distinct = list({run.path.resolve(): run for run in all_complete}.values())
+    return sorted(distinct, key=_by_validation)[:_MAX_RUNS] if len(distinct) > _MAX_RUNS else distinct
 
 
 def _by_validation(run: Run) -> float:
-    """Return what runs are sorted by, best first: the metric of shifted validation where there is one, else clean."""
+    """Return a sort key, best first: the metric on shifted validation if there is one, else on clean validation."""
     metrics = run.metrics()
     validation = metrics.best_or_final.ood_val or metrics.best_or_final.val or SplitScores()
     score = validation.scores.get(metrics.metric)
     return -score.as_maximize if score else math.inf
 
 
-def render_page(found: Sequence[Run], *, baseline: Config | None = None) -> str:
-    """Return the page of one run, or of several side by side.
+def render_page(compared: Sequence[Run], *, baseline: Config | None = None) -> str:
+    """Return the HTML page of one run, or of several side by side.
 
     Args:
-        found: complete runs.
-        baseline: what configs are compared to; None: the defaults, or, of several runs, each other.
+        compared: complete runs.
+        baseline: the config to compare with; None: the defaults, or with several runs the first run's.
 
     Raises:
         RunError: a file of a run is damaged.
     """
-    if len(found) == 1:
-        return _document(found[0].name, _of_one(found[0], baseline))
-    return _document(f"{len(found)} runs", _of_several(found, baseline))
+    if len(compared) == 1:
+        return _document(compared[0].name, _run_sections(compared[0], baseline))
+    return _document(f"{len(compared)} runs", _comparison_sections(compared, baseline))
 
 
 def _document(title: str, parts: Iterable[str]) -> str:
-    # The policy forbids the page to load anything: what it shows is in it.
+    # The policy forbids loading anything: the page holds all it shows.
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     body = "\n".join(part for part in parts if part)
     return f"""<!DOCTYPE html>
@@ -133,10 +133,10 @@ def _document(title: str, parts: Iterable[str]) -> str:
 """
 
 
-def _of_one(run: Run, baseline: Config | None) -> Iterable[str]:
+def _run_sections(run: Run, baseline: Config | None) -> Iterable[str]:
     scores, provenance = run.metrics(), run.provenance()
-    told = ", ".join((scores.competition, scores.model, provenance.get("time", "")))
-    yield f'<p class="note">{_text(told)}</p>'
+    summary = ", ".join((scores.competition, scores.model, provenance.get("time", "")))
+    yield f'<p class="note">{_text(summary)}</p>'
     cards = [
         f'<div class="card"><b{_data(value)}>{row.form.format(value)}</b><span>{_text(row.title)}</span></div>'
         for row in _headlines([scores])
@@ -145,7 +145,7 @@ def _of_one(run: Run, baseline: Config | None) -> Iterable[str]:
     yield f'<div class="cards">{"".join(cards)}</div>'
     if scores.test_like:
         yield f'<p class="note">test-like augmentation: {_text(", ".join(scores.test_like))}</p>'
-    yield _expected(scores)
+    yield _estimates(scores)
     yield _section("Curves", _picture(run, "curves", "losses, accuracies and learning rate by epoch"))
     yield _section("Layers", _picture(run, "norms", "gradient and weight norms by layer"))
     evaluation = run.path / diagnostics.FILE
@@ -156,24 +156,28 @@ def _of_one(run: Run, baseline: Config | None) -> Iterable[str]:
                     yield "\n".join(_diagnosis(run, name, values))
         except (RunError, TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
             raise RunError(
-                f"{evaluation}: damaged ({files.error_text(error)}); make it again: comp evaluate {run.path}"
+                f"{evaluation}: damaged ({files.error_text(error)}); create it again: comp evaluate {run.path}"
             ) from None
     yield _section("What was trained", _trainable(scores))
     yield _section("Config", _differences(run.config(), baseline or Config(), "baseline" if baseline else "default"))
     yield _section("Provenance", f"<pre>{_text(json.dumps(provenance, indent=2, ensure_ascii=False))}</pre>")
 
 
-def _expected(scores: RunMetrics) -> str:
+def _estimates(scores: RunMetrics) -> str:
     rows = [
         [_text(name), _number(estimate.accuracy), f"{estimate.low:.4f} to {estimate.high:.4f}"]
         for name, estimate in scores.expected.items()
     ]
-    return _section("Expected without labels", _table(("predictions", "accuracy", "interval"), rows)) if rows else ""
+    return (
+        _section("Estimated accuracy (no labels)", _table(("predictions", "accuracy", "interval"), rows))
+        if rows
+        else ""
+    )
 
 
 def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
-    own = values.get("metric", {"name": "accuracy"})  # earlier evaluations have none
-    rows = [] if own["name"] in ("accuracy", "log_loss") else [[_text(own["name"]), _number(own["value"])]]
+    metric = values.get("metric", {"name": "accuracy"})  # missing in evaluations of earlier versions
+    rows = [] if metric["name"] in ("accuracy", "log_loss") else [[_text(metric["name"]), _number(metric["value"])]]
     rows += [[key, _number(values[key])] for key in ("accuracy", "top5", "loss") if key in values]
     rows += [
         [f"{average} {key}", _number(values[average][key])]
@@ -186,14 +190,17 @@ def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
     if "by_block" in values:
         yield _heat_map(values["by_block"])
     pictures = (
-        ("confusion", "share of each label's images by answer"),
+        ("confusion", "share of each true class's images by predicted class"),
         ("reliability", "accuracy by confidence"),
-        ("mistakes", "the worst mistakes: label, answer and confidence; of several labels, -missed +added"),
+        (
+            "mistakes",
+            "most confident mistakes: true class, predicted class, confidence; multi-label: -missed +added",
+        ),
     )
     drawn = "".join(_picture(run, f"{kind}-{name}", caption) for kind, caption in pictures)
     yield f'<div class="pictures">{drawn}</div>'
-    pairs = [[_text(label), _text(answer), str(count)] for label, answer, count in values.get("confused", ())]
-    yield _table(("label", "taken for", "images"), pairs) if pairs else ""
+    pairs = [[_text(true), _text(predicted), str(count)] for true, predicted, count in values.get("confused", ())]
+    yield _table(("true class", "predicted class", "images"), pairs) if pairs else ""
     columns = [key for key in diagnostics.CLASS_SCORES if key in values["classes"][0]]
     classes = [
         [_text(row["name"]), f"{row['images']:,}", *("" if row[key] is None else _number(row[key]) for key in columns)]
@@ -206,16 +213,16 @@ def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
 def _heat_map(by_block: Mapping[str, float]) -> str:
     names, columns, table = diagnostics.accuracy_grid(by_block)
     rows = [
-        [_text(name), *(_shaded(value) for value in row), _shaded(_mean(row))]
+        [_text(name), *(_heat_cell(value) for value in row), _heat_cell(_mean(row))]
         for name, row in zip(names, table, strict=True)
     ]
-    rows.append(["mean", *(_shaded(_mean(column)) for column in table.T), _shaded(_mean(table.ravel()))])
+    rows.append(["mean", *(_heat_cell(_mean(column)) for column in table.T), _heat_cell(_mean(table.ravel()))])
     return _table(("distortion", *(f"severity {column}" for column in columns), "mean"), rows)
 
 
 def _mean(values: Iterable[float]) -> float:
-    known = [float(value) for value in values if value == value]
-    return sum(known) / len(known)
+    present = [float(value) for value in values if value == value]  # without NaN
+    return sum(present) / len(present)
 
 
 def _trainable(scores: RunMetrics) -> str:
@@ -226,39 +233,41 @@ def _trainable(scores: RunMetrics) -> str:
     return _table(("block", "parameters", "trained", "batch norm statistics"), rows) if rows else ""
 
 
-def _differences(own: Config, other: Config, title: str) -> str:
-    mine, theirs = configs.flatten(own), configs.flatten(other)
+def _differences(config: Config, baseline: Config, title: str) -> str:
+    values, baseline_values = configs.flatten(config), configs.flatten(baseline)
     rows = [
-        [_text(key), _code(mine.get(key)), _code(theirs.get(key))]
-        for key in {**mine, **theirs}
-        if mine.get(key) != theirs.get(key)
+        [_text(key), _code(values.get(key)), _code(baseline_values.get(key))]
+        for key in {**values, **baseline_values}
+        if values.get(key) != baseline_values.get(key)
     ]
-    return _table(("key", "here", title), rows) if rows else f'<p class="note">as the {_text(title)}</p>'
+    return _table(("key", "run", title), rows) if rows else f'<p class="note">same as the {_text(title)}</p>'
 
 
-def _of_several(found: Sequence[Run], baseline: Config | None) -> Iterable[str]:
-    scores = [run.metrics() for run in found]
-    names = [run.path.name for run in found]
-    heads = _headlines(scores)
+def _comparison_sections(compared: Sequence[Run], baseline: Config | None) -> Iterable[str]:
+    scores = [run.metrics() for run in compared]
+    names = [run.path.name for run in compared]
+    headlines = _headlines(scores)
     rows = [
-        [_text(name), _text(values.model), *(_cell(row, values) for row in heads)]
+        [_text(name), _text(values.model), *(_cell(row, values) for row in headlines)]
         for name, values in zip(names, scores, strict=True)
     ]
-    yield _section("Scores", _table(("run", "model", *(row.title for row in heads)), rows))
-    histories = _histories(found)
+    yield _section("Scores", _table(("run", "model", *(row.title for row in headlines)), rows))
+    histories = _histories(compared)
     if histories:
-        yield _section("Curves", _drawn(lambda path: plots.draw_compared_curves(path, histories), "side by side"))
-    norms = {run.path.name: table for run in found if (table := run.table("norms.csv"))}
+        yield _section("Curves", _draw(lambda path: plots.draw_compared_curves(path, histories), "side by side"))
+    norms = {run.path.name: table for run in compared if (table := run.table("norms.csv"))}
     if norms:
-        yield _section("Layers", _drawn(lambda path: plots.draw_compared_norms(path, norms), "last epoch, input to output"))
+        yield _section(
+            "Layers", _draw(lambda path: plots.draw_compared_norms(path, norms), "last epoch, input to output")
+        )
     yield _compared_distortions(names, scores)
-    flat = [configs.flatten(run.config()) for run in found]
-    against = configs.flatten(baseline) if baseline else flat[0]
-    every = dict.fromkeys(key for values in flat for key in values)
-    keys = [key for key in every if any(values.get(key) != against.get(key) for values in flat)]
-    title = "Where configs differ from the baseline" if baseline else "Where configs differ"
+    flat = [configs.flatten(run.config()) for run in compared]
+    reference = configs.flatten(baseline) if baseline else flat[0]
+    all_keys = dict.fromkeys(key for values in flat for key in values)
+    keys = [key for key in all_keys if any(values.get(key) != reference.get(key) for values in flat)]
+    title = "Config differences from the baseline" if baseline else "Config differences"
     cells = [[_text(key), *(_code(values.get(key)) for values in flat)] for key in keys]
-    yield _section(title, _table(("key", *names), cells) if cells else '<p class="note">nowhere</p>')
+    yield _section(title, _table(("key", *names), cells) if cells else '<p class="note">none</p>')
 
 
 def _cell(row: _Headline, values: RunMetrics) -> str:
@@ -266,28 +275,28 @@ def _cell(row: _Headline, values: RunMetrics) -> str:
     return "" if value is None else f"<span{_data(value)}>{row.form.format(value)}</span>"
 
 
-def _histories(found: Sequence[Run]) -> dict[str, list[dict[str, str]]]:
-    """Return the histories of the runs that were trained: ensembles have none."""
-    histories = {run.path.name: run.history() for run in found}
+def _histories(compared: Sequence[Run]) -> dict[str, list[dict[str, str]]]:
+    """Return the histories of trained runs; ensembles have none."""
+    histories = {run.path.name: run.history() for run in compared}
     return {name: rows for name, rows in histories.items() if any(row.get("train_loss") for row in rows)}
 
 
 def _compared_distortions(names: Sequence[str], scores: Sequence[RunMetrics]) -> str:
-    """Return a table of accuracy by distortion: of the suite where all have scored it, else of shifted validation."""
-    title, known = "Suite by distortion", _by_distortion("suite", scores)
-    if not all(known):
-        title, known = "Shifted validation by distortion", _by_distortion("shifted validation", scores)
-    if not any(known):
+    """Return a table of accuracy by distortion: of the suite if all runs scored it, else of shifted validation."""
+    title, tables = "Suite by distortion", _by_distortion("suite", scores)
+    if not all(tables):
+        title, tables = "Shifted validation by distortion", _by_distortion("shifted validation", scores)
+    if not any(tables):
         return ""
     rows = [
-        [_text(key), *(_shaded(table[key]) if key in table else "" for table in known)]
-        for key in dict.fromkeys(key for table in known for key in table)
+        [_text(key), *(_heat_cell(table[key]) if key in table else "" for table in tables)]
+        for key in dict.fromkeys(key for table in tables for key in table)
     ]
     return _section(title, _table(("distortion", *names), rows))
 
 
-def _by_distortion(split: str, listed: Sequence[RunMetrics]) -> list[dict[str, float]]:
-    return [(_SPLITS[split](scores) or SplitScores()).by_distortion for scores in listed]
+def _by_distortion(split: str, runs_scores: Sequence[RunMetrics]) -> list[dict[str, float]]:
+    return [(_SPLITS[split](scores) or SplitScores()).by_distortion for scores in runs_scores]
 
 
 def _section(title: str, content: str) -> str:
@@ -295,18 +304,18 @@ def _section(title: str, content: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; cells are HTML already, headings are not."""
+    """Return an HTML table; cells are HTML, headings are text."""
     top = "".join(f"<th>{_text(title)}</th>" for title in head)
-    body = "".join("<tr>" + "".join(_wrapped(cell) for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(_wrap_cell(cell) for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _wrapped(cell: str) -> str:
+def _wrap_cell(cell: str) -> str:
     return cell if cell.startswith("<td") else f"<td>{cell}</td>"
 
 
-def _shaded(value: float) -> str:
-    """Return a cell from red (0) over yellow to green (1), pale enough for black letters."""
+def _heat_cell(value: float) -> str:
+    """Return a cell coloured from red (0) through yellow to green (1), pale enough for black text."""
     if value != value:
         return "<td></td>"
     return f'<td style="background: hsl({120 * value:.0f} 70% 82%)"{_data(value)}>{value:.3f}</td>'
@@ -333,13 +342,13 @@ def _picture(run: Run, name: str, caption: str) -> str:
     return _figure(path.read_bytes(), caption) if path.is_file() else ""
 
 
-def _drawn(draw: Callable[[Path], None], caption: str) -> str:
+def _draw(draw: Callable[[Path], None], caption: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "drawn.png"
+        path = Path(folder) / "plot.png"
         draw(path)
         return _figure(path.read_bytes(), caption)
 
 
 def _figure(png: bytes, caption: str) -> str:
-    source, told = base64.b64encode(png).decode(), _text(caption)
-    return f'<figure><img alt="{told}" src="data:image/png;base64,{source}"><figcaption>{told}</figcaption></figure>'
+    source, text = base64.b64encode(png).decode(), _text(caption)
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{source}"><figcaption>{text}</figcaption></figure>'

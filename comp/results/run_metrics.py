@@ -13,15 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from comp.runtime.errors import RunError
 
 VERSION = 2
-_BEGINNING = f'{{\n  "version": {VERSION},'.encode()  # of a file that this version wrote
+_BEGINNING = f'{{\n  "version": {VERSION},'.encode()  # of a file written by this version
 
 Kind = Literal["run", "ensemble", "soup", "fold_group", "probe"]
 
-_LOWER_IS_BETTER_1 = ("log_loss",)  # of version 1's metrics
+_LOWER_IS_BETTER_1 = ("log_loss",)  # among version 1's metrics
 
 
 class _Part(BaseModel):
-    """A part of metrics.json: frozen; keys of a later comp are kept as they are, NaN and infinity are no scores."""
+    """A part of metrics.json: frozen, keeps keys of later versions, refuses NaN and infinity."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
@@ -32,7 +32,7 @@ class Score(_Part):
     Attributes:
         value: in the metric's own unit.
         higher_is_better: its direction.
-        low: lower end of its 95 % interval, None where none was computed.
+        low: lower end of its 95 % interval, None if not computed.
         high: upper end.
     """
 
@@ -43,7 +43,7 @@ class Score(_Part):
 
     @property
     def as_maximize(self) -> float:
-        """The value with its sign turned where lower is better: higher is always better."""
+        """The value, its sign turned if lower is better: higher is always better."""
         return self.value if self.higher_is_better else -self.value
 
 
@@ -52,8 +52,8 @@ class SplitScores(_Part):
 
     Attributes:
         images: rows that were scored.
-        scores: metric's name -> score: accuracy, log_loss, and the competition's metric.
-        by_severity: severity -> accuracy, mean over its blocks; empty for a split without blocks, like the next two.
+        scores: metric name -> score: accuracy, log_loss and the competition's metric.
+        by_severity: severity -> accuracy, mean over its blocks; like the next two, empty for a split without blocks.
         by_distortion: distortion -> accuracy, mean over its blocks.
         by_block: block -> accuracy.
         transductive: whether the model was adapted to these images.
@@ -67,7 +67,7 @@ class SplitScores(_Part):
     transductive: bool = False
 
     def value(self, name: str) -> float | None:
-        """Return a score's value by its metric's name; None where it was not scored."""
+        """Return the value of a metric; None if it was not computed."""
         score = self.scores.get(name)
         return None if score is None else score.value
 
@@ -86,11 +86,11 @@ class WeightScores(_Part):
     """Scores of one set of weights: best, averaged or final.
 
     Attributes:
-        val: of clean validation.
-        ood_val: of shifted validation.
-        method: of averaged weights, how they were averaged.
-        statistics: of averaged weights, where batch norm's statistics come from.
-        missing: why there are no averaged weights, empty where there are.
+        val: clean validation.
+        ood_val: shifted validation.
+        method: how averaged weights were averaged.
+        statistics: where the batch norm statistics of averaged weights come from.
+        missing: why there are no averaged weights; empty if there are.
     """
 
     val: SplitScores | None = None
@@ -112,7 +112,7 @@ class AccuracyEstimate(_Part):
 
 
 class LeaderboardScore(_Part):
-    """What the competition's own leaderboard said of one submission."""
+    """A recorded score on the competition's own leaderboard."""
 
     public: float | None = None
     private: float | None = None
@@ -124,33 +124,33 @@ class LeaderboardScore(_Part):
 
 
 class RunMetrics(_Part):
-    """All of metrics.json. Attributes that a kind of run does not have are empty.
+    """The content of metrics.json. Attributes that do not apply to a kind of run are empty.
 
     Attributes:
         version: of this format.
-        kind: what made it.
+        kind: how the run was made.
         task: a row of `comp.config.tasks.TASKS`.
         run: `<competition>/<time>-<name>`.
         competition: its name.
         metric: the competition's, a row of `comp.results.metrics.METRICS`.
-        selected_by: what the best weights were selected by, empty where nothing was selected.
-        best: of the weights that predict.
-        final: of the last epoch's weights.
-        averaged: of averaged weights.
-        test: the clean labelled test.
-        suite: the suite, where its labels are known.
-        variants: name of the predictions (`suite+flip`) -> scores, where views or adaptation differ from plain.
-        variant: what test and suite are predicted with by the run's own config, such as `+flip`.
-        others: scores of other suites and splits by name.
-        expected: name of the predictions -> accuracy estimated without labels.
-        thresholds: of each class, tuned on validation; empty where decisions need none.
+        selected_by: what the best weights were selected by; empty if nothing was selected.
+        best: scores of the best weights by validation.
+        final: scores of the last epoch's weights.
+        averaged: scores of averaged weights.
+        test: the clean test, if labelled.
+        suite: the suite, if labelled.
+        variants: name of predictions with views or adaptation (`suite+flip`) -> scores.
+        variant: views and adaptation that the run's config sets for test and suite, such as `+flip`.
+        others: name of another suite or split -> scores.
+        expected: name of predictions -> accuracy estimated without labels.
+        thresholds: of each class, tuned on validation; empty if decisions need none.
         submission: the CSV written last.
-        transductive: whether the submission was adapted to its images.
+        transductive: whether the model was adapted to the submission's images.
         public_score: of the latest recorded submission.
         private_score: likewise.
-        leaderboard_scores: all that was recorded of its submissions.
+        leaderboard_scores: all recorded scores of its submissions.
         ensemble: an ensemble's comparison with its members.
-        soup: which members a soup was mixed of.
+        soup: a soup's members.
     """
 
     version: int = VERSION
@@ -198,34 +198,34 @@ class RunMetrics(_Part):
 
     @property
     def best_or_final(self) -> WeightScores:
-        """Scores of the weights that predict: the best by validation, or without one the final ones."""
+        """Scores of the weights used to predict: the best by validation, or the final ones without validation."""
         return self.best if self.best.val or self.best.ood_val else self.final
 
-    def own(self, name: str) -> SplitScores | None:
-        """Return the scores of `test` or `suite` as the run's config predicts them, None where there are none."""
+    def split_scores(self, name: str) -> SplitScores | None:
+        """Return the scores of `test` or `suite` with the config's views and adaptation; None if there are none."""
         if self.variant:
             return self.variants.get(name + self.variant)
         return self.test if name == "test" else self.suite
 
-    def own_estimate(self) -> AccuracyEstimate | None:
-        """Return the suite's estimated accuracy as the run's config predicts it."""
+    def suite_estimate(self) -> AccuracyEstimate | None:
+        """Return the suite's estimated accuracy with the config's views and adaptation."""
         return self.expected.get("suite" + self.variant)
 
     def with_scores(self, name: str, scores: SplitScores) -> "RunMetrics":
-        """Return the same with a split's scores noted: `test`, `suite`, or another suite's name."""
+        """Return a copy with the scores of `test`, `suite` or another suite."""
         if name in ("test", "suite"):
             return self.model_copy(update={name: scores})
         return self.model_copy(update={"others": {**self.others, name: scores}})
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values, without what is not there."""
+        """Return plain values without None."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
 def from_bytes(content: bytes, where: str) -> RunMetrics:
-    """Return the metrics of metrics.json's content; see `from_json`.
+    """Parse the content of metrics.json; see `from_json`.
 
-    Files of this version, which begin with it, are validated as they are parsed: ten thousand take a second.
+    Files of the current version are validated while parsing: ten thousand take a second.
     """
     try:
         if content.startswith(_BEGINNING):
@@ -239,18 +239,18 @@ def from_bytes(content: bytes, where: str) -> RunMetrics:
 
 
 def from_json(values: Mapping[str, Any], where: str) -> RunMetrics:
-    """Return the metrics of metrics.json's plain values, of any version up to this one.
+    """Parse the plain values of metrics.json, of this version or an earlier one.
 
     Args:
         values: the file's object.
-        where: the file, for messages.
+        where: the file, for error messages.
 
     Raises:
-        RunError: of a later version, or damaged.
+        RunError: a later version, or damaged.
     """
     version = values.get("version", 1)
     if isinstance(version, int) and version > VERSION:
-        raise RunError(f"{where}: is of version {version}, later than {VERSION}; update comp")
+        raise RunError(f"{where}: version {version} is newer than {VERSION}; update comp")
     try:
         return RunMetrics.model_validate(_from_version_1(values) if version == 1 else values)
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
@@ -260,7 +260,7 @@ def from_json(values: Mapping[str, Any], where: str) -> RunMetrics:
 def _damaged(where: str, error: Exception) -> RunError:
     first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
     reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else repr(error)
-    return RunError(f"{where}: damaged ({reason}); move the run's folder out of the way, or start the run again")
+    return RunError(f"{where}: damaged ({reason}); move the run's folder away, or start the run again")
 
 
 def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,12 +281,13 @@ def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in (old or {}).items() if key in ("method", "statistics", "missing")}
         return {**kept, **{name: split((old or {}).get(name)) for name in ("val", "ood_val")}}
 
-    known = set(RunMetrics.model_fields) | {"scores"}
-    # Suites of other folders stood under their own names.
+    fields = set(RunMetrics.model_fields) | {"scores"}
+    # Version 1 stored other suites under their own names.
     others = {
-        key: split(value) for key, value in values.items()
-        if key not in known and isinstance(value, Mapping) and "accuracy" in value
-    }  # fmt: skip
+        key: split(value)
+        for key, value in values.items()
+        if key not in fields and isinstance(value, Mapping) and "accuracy" in value
+    }
     upgraded = {
         **{key: value for key, value in values.items() if key not in others and key != "scores"},
         "version": VERSION,
@@ -297,13 +298,13 @@ def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:
         "others": others,
         "leaderboard_scores": list(values.get("scores", ())),
     }
-    if values.get("val") and not values.get("best"):  # version 1 let an ensemble's clean validation stand by itself
+    if values.get("val") and not values.get("best"):  # an ensemble's clean validation in version 1
         upgraded["best"] = weights({"val": values["val"]})
     return upgraded
 
 
 def _kind_1(values: Mapping[str, Any]) -> Kind:
-    """Return what made a run of version 1: each kind left its own traces."""
+    """Return the kind of a version 1 run, from its other keys."""
     if "soup" in values:
         return "soup"
     if "ensemble" in values or (values.get("epochs") == 0 and " of " in values["model"]):

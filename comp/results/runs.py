@@ -1,17 +1,15 @@
-"""Run folders: where a training lives on disk, how files land there, and who may write. Torch-free.
+"""Run folders: one training's files on disk. Torch-free.
 
     runs/<competition>/<time>-<name>/
       config.yaml  split.npz  execution.json  provenance.json  history.csv
       best.safetensors  final.safetensors  predictions/*.npz  plots/*.png
       metrics.json (written last)  state.pt (until then, or for good with train.keep_state)
 
-Every file is written to a temporary name in its folder, flushed to the disk and renamed: a reader sees the old file
-or the new one, never half of either.
+Every file is written atomically, by one process at a time.
 """
 
 import contextlib
 import csv
-import hashlib
 import importlib.metadata
 import io
 import json
@@ -19,16 +17,13 @@ import os
 import platform
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
 import filelock
 
@@ -36,238 +31,48 @@ from comp import config as configs
 from comp.config import Config
 from comp.config.yaml_io import user_path
 from comp.results import run_metrics
+from comp.results.files import Content, error_text, read_bytes, read_json, to_json, write_atomically
 from comp.results.run_metrics import RunMetrics
-from comp.runtime.errors import ConfigError, RunError, UserError, nearest
+from comp.runtime.errors import ConfigError, RunError, nearest
 
-if TYPE_CHECKING:
-    from numpy.lib.npyio import NpzFile
-    from numpy.typing import NDArray
-
-_DEEPEST = 8  # folders between `runs` and a run
+_MAX_DEPTH = 8  # folders between `runs` and a run
 _SECTIONS = ("competition", "data", "augment", "model", "optim", "train", "predict", "track")  # of every run's config
-# Of provenance.json, what is computed with.
+# Keys of provenance.json that other code computes with -> what is expected, and whether a value is that.
 _PROVENANCE: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "classes": ("a list of text", lambda value: _is_list(value, str)),
     "image_shape": ("three whole numbers", lambda value: _is_list(value, int) and len(value) == 3),
-    "images": ("the number of images of train, val and test", lambda value: _counts(value)),
+    "images": ("the number of images of train, val and test", lambda value: _is_image_counts(value)),
     "data_fingerprint": ("text", lambda value: isinstance(value, str)),
     "first_weights": ("text", lambda value: isinstance(value, str)),
     "loading": ("text", lambda value: isinstance(value, str)),
     "notes": ("a list of text", lambda value: _is_list(value, str)),
 }
-# Of a table, the columns that hold a number in every row.
-_NUMBERED = {"history.csv": ("number",), "norms.csv": ("epoch", "parameters", "gradient_norm", "weight_norm")}
-_TEXTS = ("layer", "note")  # columns of tables that hold no numbers
-MOVABLE = (  # settings that say where and how data are read: another value gives the same images
-    "data.root", "data.csv.table", "data.csv.train", "data.csv.test", "data.csv.sample", "data.csv.test_table",
-    "data.download", "data.loading", "data.workers", "competition.suite.path", "predict.batch_size",
-)  # fmt: skip
+# A table -> its columns with a number in every row.
+_NUMERIC = {"history.csv": ("number",), "norms.csv": ("epoch", "parameters", "gradient_norm", "weight_norm")}
+_TEXT_COLUMNS = ("layer", "note")
+_CSV_PATHS = tuple(f"data.csv.{name}" for name in ("table", "train", "test", "sample", "test_table"))
+_READING = ("data.download", "data.loading", "data.workers", "competition.suite.path", "predict.batch_size")
+MOVABLE = ("data.root", *_CSV_PATHS, *_READING)  # where and how data are read: changing them gives the same images
 WEIGHTS = ("best.safetensors", "averaged.safetensors", "final.safetensors", "state.pt")
-REMOVED = "removed.json"  # marks a run whose weights were removed on purpose
+REMOVED = "removed.json"  # marks a run whose weights were deleted on purpose
 _VERSIONS = ("comp", "torch", "torchvision", "timm", "numpy", "albumentations", "optuna", "pandas", "scikit-learn")
-
-
-# What zipfile and numpy raise of bytes that nobody wrote: a flipped flag asks for a password or another compression, a
-# hostile header for more memory than there is.
-DAMAGE = (
-    ValueError, AssertionError, TypeError, IndexError, KeyError, OSError, EOFError, MemoryError, RuntimeError,
-    OverflowError, zipfile.BadZipFile, zlib.error, struct.error,
-)  # fmt: skip
-
-Content = bytes | Callable[[BinaryIO], None]  # of a file: its bytes, or what writes them into the open file
-
-
-def write_atomically(path: Path, content: Content, *, replace: bool = True) -> None:
-    """Put a whole file at `path` or leave what was there.
-
-    Args:
-        path: the file; its folder must exist.
-        content: the bytes, or a function that writes them into an open file.
-        replace: False refuses to take the place of an existing file.
-
-    Raises:
-        FileExistsError: `replace` is False and the file exists.
-        RunError: the disk is full, the folder is gone or may not be written.
-    """
-    write_together({path: content}, replace=replace)
-
-
-def write_together(contents: Mapping[Path, Content], *, replace: bool = True) -> None:
-    """Put whole files in their places in turn, none before all of them lie on the disk; as `write_atomically`."""
-    staged = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
-    path = next(iter(contents))
-    try:
-        for path, content in contents.items():
-            with staged[path].open("wb") as file:
-                content(file) if callable(content) else file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in contents:
-            _land(staged[path], path, replace)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder") from None
-    finally:
-        for temporary in staged.values():
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-    for folder in {path.parent for path in contents}:
-        _sync_folder(folder)
-
-
-def _land(temporary: Path, path: Path, replace: bool) -> None:
-    if replace:
-        temporary.replace(path)
-        return
-    try:
-        os.link(temporary, path)  # unlike a rename, fails where the name is taken
-    except (PermissionError, NotImplementedError):  # a file system without links
-        if path.exists():
-            raise FileExistsError(path) from None
-        temporary.replace(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_arrays(path: Path, arrays: "Mapping[str, NDArray[Any]]") -> None:
-    """Write a .npz of named arrays atomically, uncompressed."""
-    import numpy as np  # loaded here: progress bars and listings of folders do without
-
-    def write(file: BinaryIO) -> None:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes its own flag for a keyword array
-
-    write_atomically(path, write)
-
-
-@contextlib.contextmanager
-def reading_arrays(path: Path) -> "Iterator[NpzFile]":
-    """Open a .npz whose arrays are then read by name; what of DAMAGE the block raises is the caller's to explain."""
-    import numpy as np
-
-    with path.open("rb") as file:
-        start = file.read(4)
-        if start != b"PK\x03\x04":  # NumPy would take it for a pickle, and advise to trust it
-            raise ValueError("it is no .npz file" if start else "it is empty")
-        file.seek(0)
-        with np.load(file, allow_pickle=False) as archive:
-            yield archive
-
-
-def read_bytes(path: Path, what: str, error: type[UserError]) -> bytes:
-    """Return a file's content.
-
-    Args:
-        path: the user's file.
-        what: its kind, in the message for a missing one: `submission`, `weights file`.
-        error: what is raised.
-
-    Raises:
-        UserError: of the kind `error`: missing, or not readable.
-    """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise error(f"{path}: no such {what}") from None
-    except OSError as reason:
-        raise error(f"{path}: cannot be read: {reason.strerror or reason}") from None
-
-
-def to_json(values: Any) -> bytes:
-    """Return indented JSON; a value that is not finite is our fault and refused."""
-    return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON file's object.
-
-    Raises:
-        RunError: missing or not a JSON object.
-    """
-    try:
-        values = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file") from None
-    except (ValueError, OSError) as error:
-        raise RunError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise RunError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
-
-
-def reason(error: BaseException) -> str:
-    """Return what an exception says, or its kind where it says nothing."""
-    return str(error) or type(error).__name__
 
 
 def _is_list(value: Any, kind: type) -> bool:
     return isinstance(value, list) and all(isinstance(part, kind) for part in value)
 
 
-def _counts(value: Any) -> bool:
+def _is_image_counts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(name), int) for name in ("train", "val", "test"))
-
-
-def sha256(path: Path) -> str:
-    """Return a file's SHA-256 in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_of(content: bytes) -> str:
-    """Return the SHA-256 of bytes in hex."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def unwritable(folder: Path) -> str:
-    """Return why nothing could be written into a folder, which need not be there yet; empty: it could."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-    if not existing.is_dir():
-        return f"{existing} is no folder"
-    return "" if os.access(existing, os.W_OK | os.X_OK) else f"the folder {existing} may not be written"
-
-
-def demand_writable(path: Path, *, suffix: str = "") -> None:
-    """Refuse a file that could not be written, or replaced: asked before the work that ends there.
-
-    Raises:
-        RunError: not this suffix, a folder, or in one that may not be written.
-    """
-    if suffix and path.suffix != suffix:
-        raise RunError(f"{path}: expected a name that ends in {suffix}")
-    if path.is_dir():
-        raise RunError(f"{path}: is a folder; choose another name with -o")
-    if reason := unwritable(path.parent):
-        raise RunError(f"{path}: {reason}; choose another folder with -o")
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it.
-
-    Raises:
-        RunError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{path}: the folder cannot be made: {error.strerror}; choose one you may write") from None
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training's folder; `Run("runs/...")` takes text as well.
+    """One training's folder; `Run("runs/...")` also accepts a string.
 
     Attributes:
-        path: of the folder.
-        overrides: `key=value` of where its data lie now; see `open_run`.
+        path: the folder.
+        overrides: `key=value` settings of where its data are now; see `open_run`.
     """
 
     path: Path
@@ -278,73 +83,73 @@ class Run:
 
     @property
     def name(self) -> str:
-        """`<competition>/<time>-<name>`; of a study's run `<study>/<time>-<name>`."""
+        """`<competition>/<time>-<name>`, or `<study>/<time>-<name>` in a study."""
         return f"{self.path.parent.name}/{self.path.name}"
 
     def config(self) -> Config:
-        """Return the config that it was started with, and where its data lie now.
+        """Return the config it was started with, with overrides applied.
 
         Raises:
-            RunError: the file is damaged: it lacks a section, whose defaults would mean another run.
+            RunError: a section is missing; its defaults would describe another run.
             ConfigError: it does not load.
         """
         path = self.path / "config.yaml"
         try:
             config = configs.load_stored(path, self.overrides)
         except ConfigError as error:
-            raise ConfigError(f"{error}; it is the config that the run was started with: put it back") from None
-        lacking = [name for name in _SECTIONS if name not in config.model_fields_set]
-        if lacking:
+            raise ConfigError(f"{error}; restore the config that the run was started with") from None
+        missing = [name for name in _SECTIONS if name not in config.model_fields_set]
+        if missing:
             raise RunError(
-                f"{path}: damaged: it lacks {', '.join(lacking)}; put back the config that the run was started with"
+                f"{path}: damaged: it lacks {', '.join(missing)}; restore the config that the run was started with"
             )
         return config
 
     def config_hash(self) -> str:
-        """Return the hash of the config that it was started with, wherever its data lie."""
+        """Return the hash of the config it was started with, without overrides."""
         return configs.fingerprint(configs.load_stored(self.path / "config.yaml"))
 
     def data_config(self) -> Config:
-        """Return the config that opens its data as they were in training: `data.range` is what auto had chosen.
+        """Return the config that opens its data as in training, with the `data.range` that `auto` had chosen.
 
-        Runs of before it could be chosen took the range of the pixels' type.
+        Runs from before `data.range` existed used the range of the pixels' type.
         """
         config = self.config()
         recorded = self.provenance().get("pixel_range", "type")
         if config.data.range != "auto" or recorded is None:
             return config
-        chosen = recorded if recorded == "type" else tuple(recorded)
-        return config.model_copy(update={"data": config.data.model_copy(update={"range": chosen})})
+        pixel_range = recorded if recorded == "type" else tuple(recorded)
+        return config.model_copy(update={"data": config.data.model_copy(update={"range": pixel_range})})
 
     def provenance(self, *needed: str) -> dict[str, Any]:
-        """Return where it came from: argv, git, versions, data fingerprint, classes.
+        """Return provenance.json: argv, git, versions, data fingerprint, classes.
 
         Args:
-            needed: keys that must be there, each with a value of its kind.
+            needed: keys that must have valid values.
 
         Raises:
-            RunError: missing, or damaged.
+            RunError: missing or damaged.
         """
         path = self.path / "provenance.json"
         try:
             values = read_json(path)
         except RunError as error:
-            raise RunError(f"{error}; put the file back, or {self.cure}") from None
+            raise RunError(f"{error}; restore the file, or {self.repair_hint}") from None
         for name in needed:
-            expected, holds = _PROVENANCE[name]
-            if not holds(values.get(name)):
+            expected, is_valid = _PROVENANCE[name]
+            if not is_valid(values.get(name)):
                 raise RunError(
-                    f"{path}: damaged: {name}: expected {expected}, found {json.dumps(values.get(name))[:80]}; put the "
-                    f"file back, or {self.cure}"
+                    f"{path}: damaged: {name}: expected {expected}, found {json.dumps(values.get(name))[:80]}; restore "
+                    f"the file, or {self.repair_hint}"
                 )
         return values
 
     @property
-    def cure(self) -> str:
-        """What makes a run anew whose files are damaged, as the end of a message."""
+    def repair_hint(self) -> str:
+        """How to create a run with damaged files again, as the end of an error message."""
         if self.has_weights() or (self.path / REMOVED).exists():
             return f"train again: comp run {self.path / 'config.yaml'}"
-        return "make it again of the runs that it was made of"
+        return "create it again from its member runs"
 
     def metrics(self) -> RunMetrics:
         """Return its scores.
@@ -364,56 +169,56 @@ class Run:
         self.write_json("metrics.json", metrics.to_json())
 
     def is_complete(self) -> bool:
-        """Tell whether the training has ended and its scores are written."""
+        """Return whether the training has ended and its scores are written."""
         return (self.path / "metrics.json").is_file()
 
     def write(self, name: str, content: Content) -> None:
-        """Write one of its files atomically; see `write_atomically`."""
+        """Write a file in the run folder, atomically."""
         write_atomically(self.path / name, content)
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
-        """Write one of its JSON files atomically."""
+        """Write a JSON file in the run folder, atomically."""
         self.write(name, to_json(values))
 
     def predictions_path(self, name: str) -> Path:
-        """Return where predictions `name` (`val`, `suite+flip`) lie; the folder is made."""
+        """Return the path of predictions `name` (`val`, `suite+flip`); create the folder."""
         folder = self.path / "predictions"
         folder.mkdir(exist_ok=True)
         return folder / f"{name}.npz"
 
     def plot_path(self, name: str) -> Path:
-        """Return where plot `name` (`curves`, `norms`) lies; the folder is made."""
+        """Return the path of plot `name` (`curves`, `norms`); create the folder."""
         folder = self.path / "plots"
         folder.mkdir(exist_ok=True)
         return folder / f"{name}.png"
 
     def weights_path(self) -> Path:
-        """Return the weights to predict with: the best by validation, or without one averaged or final ones."""
+        """Return the weights to predict with: the best by validation, else averaged, else final ones."""
         for name in ("best.safetensors", "averaged.safetensors", "final.safetensors"):
             if (self.path / name).is_file():
                 return self.path / name
         if self.is_complete() and (self.path / REMOVED).exists():
             raise RunError(
-                f"{self.path}: its weights were removed: a study keeps those of its best trials alone (tune.keep); to "
-                f"have them again, {self.cure}"
+                f"{self.path}: its weights were deleted: a study keeps only those of its best trials (tune.keep); to "
+                f"get them back, {self.repair_hint}"
             )
         if self.is_complete():
-            raise RunError(f"{self.path}: holds no weights; it was made of other runs, so predict with those")
-        raise RunError(f"{self.path}: holds no weights; finish it: comp run --resume {self.path}")
+            raise RunError(f"{self.path}: has no weights; it combines other runs, so predict with those")
+        raise RunError(f"{self.path}: has no weights; finish it: comp run --resume {self.path}")
 
     def has_weights(self) -> bool:
-        """Tell whether it can predict; ensembles and probes cannot."""
+        """Return whether it has weights to predict with; ensembles and probes do not."""
         return any(self.path.glob("*.safetensors"))
 
     def history(self) -> list[dict[str, str]]:
-        """Return history.csv's rows, none before the first epoch's end; see `table`."""
+        """Return history.csv's rows, none before the first epoch ends; see `table`."""
         return self.table("history.csv")
 
     def table(self, name: str) -> list[dict[str, str]]:
-        """Return the rows of history.csv or norms.csv, none where it is not there.
+        """Return the rows of history.csv or norms.csv, none if it is missing.
 
         Raises:
-            RunError: damaged: no CSV, or cells that should be numbers are not.
+            RunError: damaged: not a CSV, or a numeric cell is not a number.
         """
         path = self.path / name
         if not path.is_file():
@@ -422,13 +227,13 @@ class Run:
             with path.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file, strict=True))
             for row in rows:
-                _check_numbers(row, _NUMBERED[name])
+                _check_numbers(row, _NUMERIC[name])
         except (OSError, ValueError, csv.Error) as error:
-            raise RunError(f"{path}: damaged ({reason(error)}); move it away, and its curves are left out") from None
+            raise RunError(f"{path}: damaged ({error_text(error)}); move it away to go on without its curves") from None
         return rows
 
     def write_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write one of its CSV files whole; a column that some rows lack is empty there."""
+        """Write a CSV file in the run folder; missing cells are empty."""
         text = io.StringIO(newline="")
         columns = list(dict.fromkeys(column for row in rows for column in row))
         writer = csv.DictWriter(text, fieldnames=columns or ["epoch"], lineterminator="\n")
@@ -438,10 +243,10 @@ class Run:
 
     @contextlib.contextmanager
     def write_lock(self) -> Iterator[None]:
-        """Hold the run as its one writer.
+        """Lock the run for writing.
 
         Raises:
-            RunError: another process is writing it.
+            RunError: another process holds the lock.
         """
         try:
             with filelock.FileLock(self.path / ".lock", timeout=0):
@@ -450,21 +255,21 @@ class Run:
             raise RunError(f"{self.path}: another process is writing this run; wait for it or stop it") from None
 
 
-def _check_numbers(row: Mapping[Any, Any], numbered: Sequence[str]) -> None:
-    """Raise ValueError where a row has cells too few or too many, or a cell that should be a number is not."""
+def _check_numbers(row: Mapping[Any, Any], numeric: Sequence[str]) -> None:
+    """Raise ValueError if a row has too few or too many cells, or a numeric cell is not a number."""
     if None in row or None in row.values():
-        raise ValueError("a row has other cells than the header")
+        raise ValueError("a row has another number of cells than the header")
     for name, cell in row.items():
-        if name not in _TEXTS and (cell or name in numbered):
+        if name not in _TEXT_COLUMNS and (cell or name in numeric):
             float(cell)
-    lacking = [name for name in numbered if name not in row]
-    if lacking:
-        raise ValueError(f"it lacks the column {lacking[0]}")
+    missing = [name for name in numeric if name not in row]
+    if missing:
+        raise ValueError(f"column {missing[0]} is missing")
 
 
 @contextlib.contextmanager
 def delete_on_failure(run: Run) -> Iterator[None]:
-    """Remove a run's folder where the block that makes it fails: nothing could go on with one that is half made."""
+    """Delete a run's folder if the block that creates it fails: an incomplete ensemble cannot be resumed."""
     try:
         yield
     except BaseException:
@@ -473,17 +278,17 @@ def delete_on_failure(run: Run) -> Iterator[None]:
 
 
 def create(root: Path, config: Config, name: str, provenance: Mapping[str, Any], *, group: str = "") -> Run:
-    """Make a new run folder under `root/<competition>/` with its config and provenance.
+    """Create a run folder under `root/<competition>/` with its config and provenance.
 
     Args:
         root: usually `runs`.
         config: written as config.yaml, resolved.
-        name: the folder's name after the time.
-        provenance: what made it; see `describe_machine`.
-        group: a folder between the competition's and the run's; empty: none.
+        name: the part of the folder's name after the time.
+        provenance: see `describe_machine`.
+        group: a folder between the competition's and the run's; empty for none.
 
     Raises:
-        RunError: the folder cannot be made.
+        RunError: the folder cannot be created.
     """
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     parent = root / config.competition.name / group
@@ -496,7 +301,7 @@ def create(root: Path, config: Config, name: str, provenance: Mapping[str, Any],
                 raise RunError(f"{parent}: is a file, not a folder; move it away or choose other --runs") from None
             continue
         except OSError as error:
-            raise RunError(f"{path}: cannot be made: {error.strerror}; choose a folder you may write: --runs") from None
+            raise RunError(f"{path}: cannot be created: {error.strerror}; choose another folder: --runs") from None
         run = Run(path)
         write_atomically(path / "config.yaml", configs.dump(config).encode())
         run.write_json("provenance.json", provenance)
@@ -508,41 +313,41 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> Run:
     """Return the run in a folder.
 
     Args:
-        path: of the folder.
-        overrides: `key=value` of settings that tell where and how its data are read, and change nothing of the run.
+        path: the folder.
+        overrides: `key=value` for settings in MOVABLE, which do not change the run.
 
     Raises:
-        RunError: there is none; the nearest name beside it is told.
-        ConfigError: an override of anything else.
+        RunError: not a run folder; the message suggests the nearest name.
+        ConfigError: an override of another setting.
     """
     for text in overrides:
         key = text.partition("=")[0].strip()
         if key not in MOVABLE:
             raise ConfigError(
-                f"override '{text}': a trained run keeps its config; what may change is how its data are read: "
-                f"{', '.join(MOVABLE)}{nearest(key, MOVABLE)}"
+                f"override '{text}': a trained run keeps its config; only these can change: {', '.join(MOVABLE)}"
+                f"{nearest(key, MOVABLE)}"
             )
     if (path / "config.yaml").is_file() and (path / "provenance.json").is_file():
-        return Run(path, tuple(_expanded(text) for text in overrides))
+        return Run(path, tuple(_expand_path(text) for text in overrides))
     if path.is_dir():
         raise RunError(f"{path}: not a run folder (no config.yaml and provenance.json); `comp leaderboard` lists runs")
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     raise RunError(f"{path}: no such run{nearest(path.name, siblings)}; `comp leaderboard` lists runs")
 
 
-def _expanded(override: str) -> str:
-    """Return an override of a path with `~` and `${NAME}` replaced: a stored config's own are not."""
+def _expand_path(override: str) -> str:
+    """Return an override with `~` and `${NAME}` expanded, which loading a stored config does not do."""
     key, sign, value = override.partition("=")
     return f"{key}{sign}{user_path(value, key)}" if "~" in value or "$" in value else override
 
 
 def list_runs(root: Path) -> list[Run]:
-    """Return all runs below a folder, complete or not, by name. No run lies inside another."""
+    """Return all runs below a folder, complete or not, sorted by name; runs are not nested."""
     return [Run(Path(path)) for path in sorted(_run_folders(str(root)))]
 
 
 def _run_folders(folder: str, depth: int = 0) -> Iterator[str]:
-    """Yield the folders with a provenance.json below a folder; plain strings, for there may be many thousands."""
+    """Yield the folders with a provenance.json, as strings: there may be many thousands."""
     try:
         with os.scandir(folder) as entries:
             inner = [entry.path for entry in entries if entry.is_dir() and entry.name != "wandb"]
@@ -551,12 +356,12 @@ def _run_folders(folder: str, depth: int = 0) -> Iterator[str]:
     for path in inner:
         if os.path.exists(os.path.join(path, "provenance.json")):
             yield path
-        elif depth < _DEEPEST:  # a link may lead back up
+        elif depth < _MAX_DEPTH:  # a link may point upwards
             yield from _run_folders(path, depth + 1)
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return argv, git commit, versions, machine and time, as provenance and sidecars hold them."""
+    """Return argv, git commit, versions, machine and time for provenance and sidecars."""
     return {
         "argv": [hide_passwords(word) for word in sys.argv[1:]],
         "git": git_commit(),
@@ -567,21 +372,21 @@ def describe_machine() -> dict[str, Any]:
 
 
 def hide_passwords(text: str) -> str:
-    """Return a text without the passwords that URLs in it hold: records are shared."""
+    """Return a text without the passwords in its URLs: records are shared."""
     return re.sub(r"(://[^:/@\s]*):[^/\s]*@", r"\1@", text)
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of python and the packages that results depend on."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that results depend on."""
+    installed = {"python": platform.python_version()}
     for name in _VERSIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def git_commit() -> str:
-    """Return the working directory's commit, `-dirty` where files differ, empty outside a repository."""
+    """Return the working directory's commit, with `-dirty` if files differ; empty outside a repository."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -590,6 +395,7 @@ def git_commit() -> str:
 
 
 def cpu_model() -> str:
+    """Return the processor's name."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -598,5 +404,5 @@ def cpu_model() -> str:
 
 
 def sidecar_path(path: Path) -> Path:
-    """Return where a submission's sidecar lies, the JSON file that traces it to its run."""
+    """Return the path of a submission's sidecar, the JSON file that traces it to its run."""
     return path.with_suffix(".json")

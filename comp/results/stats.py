@@ -1,8 +1,8 @@
-"""What scores can tell: intervals, differences that are more than chance, rankings that agree.
+"""Statistics of scores: intervals, significance of differences, rank correlation.
 
-All intervals are at 95 %. NumPy alone: importing scipy.stats takes 0.5 s of a processor, where listing 10,000 runs
-takes 1.2 s in all. Its `binomtest` gives Wilson's interval, the same to nine digits, in 400 us instead of 1, and a
-listing needs thousands. The tests compare with scipy.
+All intervals are at 95 %. NumPy only: importing scipy.stats takes 0.5 s, while listing 10,000 runs takes 1.2 s in all;
+its `binomtest` computes Wilson's interval in 400 us instead of 1, and a listing needs thousands. Tests compare with
+scipy.
 """
 
 import math
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_Z = 1.959964  # two-sided 95 % of a normal distribution
+_Z = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a value probably lies."""
+    """A confidence interval."""
 
     low: float
     high: float
@@ -28,13 +28,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class ScoreDifference:
-    """How far one score is above another.
+    """A first score minus a second one.
 
     Attributes:
-        value: of the scores as measured; negative where it is below.
-        interval: of what it would be on as many other images of the kind.
-        images: that it was measured on; the independent ones.
-        paired: whether it is known which images each of them gets right.
+        value: the measured difference.
+        interval: of the difference on as many other images of the same kind.
+        images: number of independent images.
+        paired: whether the rows on which both differ are known.
     """
 
     value: float
@@ -44,7 +44,7 @@ class ScoreDifference:
 
     @property
     def is_real(self) -> bool:
-        """Whether the sign is more than chance."""
+        """Whether the difference is significant."""
         return 0 not in self.interval
 
 
@@ -57,82 +57,81 @@ def wilson(share: float, count: int) -> Interval:
 
 
 def mean_interval(values: NDArray[np.float64]) -> Interval | None:
-    """Return the normal interval of the mean of independent values [N]; None of fewer than two."""
+    """Return the normal interval of the mean of independent values [N]; None for fewer than two."""
     if len(values) < 2:
         return None
     half = _Z * float(values.std(ddof=1)) / math.sqrt(len(values))
     return Interval(float(values.mean()) - half, float(values.mean()) + half)
 
 
-def unpaired(one: float, other: float, count: int) -> ScoreDifference:
-    """Return the difference of two shares, each of `count` images, as if the images were not the same.
+def unpaired_difference(first: float, second: float, count: int) -> ScoreDifference:
+    """Return the difference of two shares, each of `count` images, as if the images were different.
 
-    Newcombe's interval (1998, method 10), of two Wilson intervals. On the same images it is wider than it need be.
+    Newcombe's interval (1998, method 10) from two Wilson intervals; too wide if the images are the same.
     """
-    first, second, value = wilson(one, count), wilson(other, count), one - other
-    low = value - math.hypot(one - first.low, second.high - other)
-    high = value + math.hypot(first.high - one, other - second.low)
+    interval, other_interval, value = wilson(first, count), wilson(second, count), first - second
+    low = value - math.hypot(first - interval.low, other_interval.high - second)
+    high = value + math.hypot(interval.high - first, second - other_interval.low)
     return ScoreDifference(value, Interval(low, high), count, paired=False)
 
 
-def paired(
-    one: NDArray[np.bool_], other: NDArray[np.bool_], images: NDArray[np.int64] | None = None
+def paired_difference(
+    first: NDArray[np.bool_], second: NDArray[np.bool_], images: NDArray[np.int64] | None = None
 ) -> ScoreDifference:
-    """Return the difference of two shares of right answers to the same rows.
+    """Return the difference of two accuracies on the same rows.
 
-    The square of value / standard error is McNemar's statistic (1947) where each row is an image of its own. Rows of
-    one image, under several corruptions, are right together more often than chance: their sum counts once (cluster-
-    robust, Liang and Zeger 1986). The interval adds a pseudo-disagreement of one image each way, so that two models
-    without any disagreement are not told to be equal for certain (Agresti and Min 2005).
+    If each row is another image, the square of value / standard error is McNemar's statistic (1947). Rows of one image
+    under several corruptions are correlated: their sum counts once (cluster-robust, Liang and Zeger 1986). The interval
+    adds a pseudo-disagreement of one image each way, so that it is not empty for two models that never disagree
+    (Agresti and Min 2005).
 
     Args:
-        one: [N] whether it is right.
-        other: likewise, on the same rows.
-        images: [N] which image a row shows, from 0; None: each row another.
+        first: [N] whether each row is correct.
+        second: likewise, for the same rows.
+        images: [N] which image each row shows, from 0; None: each row another.
     """
-    difference = one.astype(np.float64) - other
+    difference = first.astype(np.float64) - second
     if images is not None:
         rows = np.bincount(images)
         by_image = np.bincount(images, weights=difference)[rows > 0] / rows[rows > 0].mean()
     else:
         by_image = difference
     count, value = len(by_image), float(difference.mean())
-    # A pair of images, one for each side, in a sum of count + 2.
+    # Two pseudo-images, one for each side, make the count + 2.
     middle = by_image.sum() / (count + 2)
     spread = math.sqrt(float((by_image**2).sum() + 2 - (count + 2) * middle**2)) / (count + 2)
     return ScoreDifference(value, Interval(middle - _Z * spread, middle + _Z * spread), count, paired=True)
 
 
-def bounded(one: float, other: float, disagreement: float, count: int) -> ScoreDifference:
-    """Return the difference of two shares of `count` rows, where only the share of differing answers is known.
+def bounded_difference(first: float, second: float, disagreement: float, count: int) -> ScoreDifference:
+    """Return the difference of two shares of `count` rows if only the share of differing answers is known.
 
-    Rows on which two submissions agree cannot tell them apart, so that the variance of a row's difference is at most
-    the disagreement less the difference's square. The rows of a public split are drawn from a submission's: the
-    interval says what another draw would have shown, however the rows depend on each other.
+    The variance of a row's difference is at most the disagreement minus the squared difference. The rows of a public
+    split are a sample of a submission's rows: the interval covers other samples, whether or not rows are independent.
     """
-    value = one - other
+    value = first - second
     spread = math.sqrt(max(disagreement - value**2, 1 / count) / count)
     return ScoreDifference(value, Interval(value - _Z * spread, value + _Z * spread), count, paired=True)
 
 
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> tuple[float, Interval]:
-    """Return Spearman's rank correlation of at least four pairs, and its interval (Bonett and Wright 2000).
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float, Interval]:
+    """Return Spearman's rank correlation of at least four pairs and its interval (Bonett and Wright 2000).
 
-    1 is the same order, -1 the reverse; 0 where one of them is constant.
+    0 if either is constant.
     """
-    first, second = ranks(one), ranks(other)
+    first_ranks, second_ranks = ranks(first), ranks(second)
     count = len(first)
     assert count >= 4, "an interval needs four pairs"
-    if first.std() == 0 or second.std() == 0:
+    if first_ranks.std() == 0 or second_ranks.std() == 0:
         return 0.0, Interval(-1.0, 1.0)
-    rho = float(np.clip(np.corrcoef(first, second)[0, 1], -1, 1))
-    inner = min(max(rho, -0.9999), 0.9999)  # Fisher's transformation has no end
+    rho = float(np.clip(np.corrcoef(first_ranks, second_ranks)[0, 1], -1, 1))
+    inner = min(max(rho, -0.9999), 0.9999)  # Fisher's transformation is infinite at 1
     half = _Z * math.sqrt((1 + inner**2 / 2) / (count - 3))
     return rho, Interval(math.tanh(math.atanh(inner) - half), math.tanh(math.atanh(inner) + half))
 
 
 def ranks(values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ranks from 1, the mean rank where values are equal."""
-    _, place, sizes = np.unique(np.asarray(values, np.float64), return_inverse=True, return_counts=True)
-    found: NDArray[np.float64] = (np.cumsum(sizes) - (sizes - 1) / 2)[place]
-    return found
+    """Return ranks from 1; equal values share their mean rank."""
+    _, index, sizes = np.unique(np.asarray(values, np.float64), return_inverse=True, return_counts=True)
+    mean_ranks: NDArray[np.float64] = (np.cumsum(sizes) - (sizes - 1) / 2)[index]
+    return mean_ranks

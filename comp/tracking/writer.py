@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from comp.config import TrackConfig
-from comp.results import diagnostics, files as runs, plots
+from comp.results import diagnostics, plots
+from comp.results.files import write_arrays
 from comp.results.runs import Run
 from comp.tracking import payload, state
 from comp.tracking.payload import Table
@@ -135,8 +136,12 @@ class WandbTracker(Tracker):
         with self._errors_as_notes():
             rows = diagnostics.find_worst_mistakes(predicted, _MAX_MISTAKES)
             titles = np.array([diagnostics.mistake_title(predicted, int(row)) for row in rows], np.str_)
-            arrays = {"images": plots.drawable_channels(np.asarray(images[rows])), "ids": predicted.ids[rows], "titles": titles}
-            runs.write_arrays(state.folder_of(run) / "mistakes.npz", arrays)
+            arrays = {
+                "images": plots.drawable_channels(np.asarray(images[rows])),
+                "ids": predicted.ids[rows],
+                "titles": titles,
+            }
+            write_arrays(state.folder_of(run) / "mistakes.npz", arrays)
 
     def close(self) -> None:
         try:

@@ -14,8 +14,8 @@ from comp.models.averaging import Average
 from comp.models.classifier import Classifier
 from comp.results import decisions, metrics
 from comp.results.blocks import DISTORTIONS
-from comp.results.predictions import Predictions
 from comp.results.files import sha256_bytes, sha256_file
+from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError

@@ -26,7 +26,8 @@ from comp.data.corruptions import suite
 from comp.data.images import ImageFiles, read_region
 from comp.data.sources import open_source
 from comp.data.splits import Split
-from comp.results import files as runs, runs as results_runs
+from comp.results.files import read_json
+from comp.results.runs import Run
 from comp.runtime import rng
 from comp.runtime.errors import ConfigError, DataError, Interrupted
 from comp.workflows import train
@@ -351,11 +352,11 @@ def test_a_search_may_choose_among_transforms(workplace: Path, comp: Comp) -> No
 # --- runs from when there were two engines
 
 
-def aged(run: runs.Run, engine: str, recorded: str) -> None:
+def aged(run: Run, engine: str, recorded: str) -> None:
     """Give a run the config and the record that such runs have."""
     path = run.path / "config.yaml"
     path.write_text(path.read_text().replace("augment:\n", f"augment:\n  engine: {engine}\n", 1))
-    record = {**runs.read_json(run.path / "execution.json"), "engine": recorded}
+    record = {**read_json(run.path / "execution.json"), "engine": recorded}
     run.write_json("execution.json", record)
 
 
@@ -385,7 +386,7 @@ def test_what_the_gone_engine_began_is_not_gone_on_with(
         assert_same_weights(whole, the_run(Path("parts")))
         assert_same_weights(whole, the_run(Path("again")))
         assert repeated.code == 0, repeated.err
-        assert "engine" not in runs.read_json(the_run(Path("again")).path / "execution.json")
+        assert "engine" not in read_json(the_run(Path("again")).path / "execution.json")
     else:
         assert_refused(resumed, "augment.engine=per_image, which is gone")
         assert_refused(repeated, "per_image", "gone")

@@ -209,24 +209,24 @@ def test_an_unwritable_folder_is_told(workplace: Path, comp: Comp) -> None:
 
 def test_a_runs_folder_that_is_a_file_is_told(workplace: Path, comp: Comp) -> None:
     Path("file").write_text("mine")
-    assert_refused(comp("run", "small.yaml", "--runs", "file"), "file is no folder", "--runs")
+    assert_refused(comp("run", "small.yaml", "--runs", "file"), "file is not a folder", "--runs")
     assert Path("file").read_text() == "mine"
 
 
 def test_a_submission_folder_that_is_a_file_is_told_before_training(workplace: Path, comp: Comp) -> None:
     Path("submissions").write_text("mine")
-    assert_refused(comp("run", "small.yaml"), "submissions is no folder", "-o")
+    assert_refused(comp("run", "small.yaml"), "submissions is not a folder", "-o")
     assert not Path("runs").exists()
     assert Path("submissions").read_text() == "mine"
 
 
 def test_a_full_disk_is_told_and_the_file_before_stays(tmp_path: Path) -> None:
     program = (
-        "import resource, sys; from pathlib import Path; from comp.results import runs\n"
+        "import resource, sys; from pathlib import Path; from comp.results import files\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); import signal\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "try: runs.write_atomically(Path('kept.bin'), bytes(5000))\n"
-        "except runs.RunError as error: print(error); sys.exit(2)"
+        "try: files.write_atomically(Path('kept.bin'), bytes(5000))\n"
+        "except files.RunError as error: print(error); sys.exit(2)"
     )
     (tmp_path / "kept.bin").write_bytes(b"before")
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)

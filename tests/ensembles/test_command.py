@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+from comp import config as configs
 from comp.ensembles import collect, combine
 from comp.ensembles.methods import METHODS
 from comp.models import weights
 from comp.results import files, prediction_files, runs
 from comp.results.predictions import Predictions
+from comp.workflows import predict, train
 from tests.support.configs import QUICK, small_config, write_config
 from tests.support.runs import Comp, made, members
 
@@ -52,6 +54,38 @@ def test_the_result_is_a_run_like_any_other(three_runs: Path, comp: Comp) -> Non
     assert "note" not in scores.ensemble
 
 
+TrainApart = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def trained_once(three_trained: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainApart:
+    """Train a run with other settings than the three, once for each settings; return its folder."""
+    folder, trained = tmp_path_factory.mktemp("apart"), dict[tuple[str, ...], Path]()
+
+    def train_once(*overrides: str) -> Path:
+        if overrides not in trained:
+            config = configs.load(three_trained / "small.yaml", [*QUICK, "seed=5", *overrides])
+            run = train.train(config, name=f"apart{len(trained)}", runs_root=folder)
+            loaded = predict.load(run)
+            predict.evaluate(loaded)
+            predict.predict(loaded)
+            trained[overrides] = run.path
+        return trained[overrides]
+
+    return train_once
+
+
+@pytest.fixture
+def train_apart(three_runs: Path, trained_once: TrainApart) -> TrainApart:
+    """Return a copy of a run with other settings than the three, in the working directory."""
+
+    def copy(*overrides: str) -> Path:
+        run = trained_once(*overrides)
+        return Path(shutil.copytree(run, Path("apart") / run.name))
+
+    return copy
+
+
 def mean_probabilities(parts: Sequence[Predictions]) -> np.ndarray:
     """Return the mean of softmax probabilities, computed apart from comp."""
     return np.mean([softmax(part.outputs.astype(np.float64), axis=1) for part in parts], axis=0)
@@ -84,7 +118,7 @@ def test_every_method_goes_through_on_either_split(three_runs: Path, comp: Comp,
     assert len(values["ensemble"]["disagreement"]) == 2
 
 
-def test_an_ensemble_of_ensembles_is_one_too(three_runs: Path, comp: Comp) -> None:
+def test_an_ensemble_can_contain_ensembles(three_runs: Path, comp: Comp) -> None:
     first, second, third = members()
     inner, _ = made(comp, first, second)
     outer, values = made(comp, inner.path, third, "--method", "greedy")
@@ -95,8 +129,8 @@ def test_an_ensemble_of_ensembles_is_one_too(three_runs: Path, comp: Comp) -> No
     assert values["parameters"] == sum(runs.open_run(p).metrics().parameters for p in members())
     result = comp("predict", inner.path)
     assert result.code == 2
-    assert "it was made of other runs" in result.err
-    assert "holds no weights" in comp("ensemble", inner.path, third, "--views", "flip").err
+    assert f"{inner.path}: has no weights" in result.err
+    assert f"{inner.path}: has no weights" in comp("ensemble", inner.path, third, "--views", "flip").err
     assert outer.is_complete()
 
 
@@ -105,7 +139,7 @@ def sidecar_of(values: dict[str, Any]) -> str:
     return Path(values["submission"]).with_suffix(".json").read_text()
 
 
-def test_predictions_that_lie_there_are_not_made_again(three_runs: Path, comp: Comp) -> None:
+def test_existing_predictions_are_reused(three_runs: Path, comp: Comp) -> None:
     made(comp, *members())
     paths = sorted(Path("runs").glob("*/*/predictions/*.npz"))
     before = {path: path.stat().st_mtime_ns for path in paths}
@@ -114,7 +148,7 @@ def test_predictions_that_lie_there_are_not_made_again(three_runs: Path, comp: C
     assert {path: path.stat().st_mtime_ns for path in paths} == before
 
 
-def test_predictions_of_other_weights_are_made_again(three_runs: Path, comp: Comp) -> None:
+def test_predictions_of_other_weights_are_replaced(three_runs: Path, comp: Comp) -> None:
     first, second, _ = members()
     made(comp, first, second)
     path = first / "predictions/suite.npz"
@@ -124,7 +158,7 @@ def test_predictions_of_other_weights_are_made_again(three_runs: Path, comp: Com
     assert path.read_bytes() == before
 
 
-def test_what_cannot_be_combined_is_refused_and_leaves_no_run(three_runs: Path, comp: Comp) -> None:
+def test_invalid_ensembles_are_refused_and_leave_no_run(three_runs: Path, comp: Comp) -> None:
     first, second, _ = members()
     cases: list[tuple[list[object], str]] = [
         ([first], "needs two or more runs, each named once"),
@@ -141,7 +175,7 @@ def test_what_cannot_be_combined_is_refused_and_leaves_no_run(three_runs: Path, 
     assert not Path("made").exists()
 
 
-def test_an_existing_submission_is_replaced_by_force_alone(three_runs: Path, comp: Comp) -> None:
+def test_an_existing_submission_is_only_replaced_by_force(three_runs: Path, comp: Comp) -> None:
     first, second, _ = members()
     Path("a.csv").write_text("mine")
     assert "already exists" in comp("ensemble", first, second, "-o", "a.csv").err
@@ -154,7 +188,7 @@ def test_runs_of_other_suites_or_competitions_are_refused(three_runs: Path, comp
     first, *_ = members()
     for more, message in (
         (["competition.suite.images_per_block=3"], "rows, expected"),
-        (["competition.name=other"], "is of competition 'other'"),
+        (["competition.name=other"], "competition 'other'"),
     ):
         assert comp("train", "small.yaml", *QUICK, *more, "--runs", "others").code == 0
         (other,) = runs.list_runs(Path("others"))
@@ -167,7 +201,7 @@ def test_runs_of_all_folds_are_one_member_with_out_of_fold_predictions(three_run
     for fold in range(3):
         assert comp("train", "small.yaml", *QUICK, "data.folds=3", f"data.fold={fold}", "--runs", "folds").code == 0
     parts = runs.list_runs(Path("folds"))
-    (group,) = collect.grouped(parts[::-1])
+    (group,) = collect.group_folds(parts[::-1])
     assert [run.config().data.fold for run in group.runs] == [0, 1, 2]
     found, values = made(comp, *[run.path for run in parts])
     val = prediction_files.load(found.predictions_path("val"))
@@ -184,7 +218,7 @@ def test_runs_of_all_folds_are_one_member_with_out_of_fold_predictions(three_run
     result = comp("ensemble", parts[0].path, parts[1].path)  # a fold is missing: averaged, without a validation score
     assert result.code == 0, result.err
     assert "no validation score" in result.out + result.err
-    assert "give one run for each fold" in result.out + result.err
+    assert "data.fold=0, 1" in result.out + result.err
     again, _ = made(comp, found.path, *[run.path for run in parts], "--method", "stack", "--select-on", "val")
     assert len(prediction_files.load(again.predictions_path("val"))) == 240
 
@@ -221,16 +255,14 @@ def first_with_noise(path: Path) -> Path:
     return other
 
 
-def test_without_validation_only_what_learns_nothing_combines(three_runs: Path, comp: Comp) -> None:
-    for seed in (0, 1):
-        comp("train", "small.yaml", *QUICK, "data.validation=none", f"seed={seed}", "--runs", "blind")
-    one, two = (run.path for run in runs.list_runs(Path("blind")))
+def test_without_validation_only_methods_that_learn_nothing_combine(train_apart: TrainApart, comp: Comp) -> None:
+    one, two = train_apart("data.validation=none"), train_apart("data.validation=none", "seed=6")
     _, values = made(comp, one, two)
     assert "no validation score" in values["ensemble"]["note"]
     assert combine.read_comparison(runs.open_run(Path("made") / values["run"])) is None
     assert values["suite"]["scores"]["accuracy"]["value"] > 0.2
     assert "learns from validation" in comp("ensemble", one, two, "--method", "greedy").err
-    assert "is chosen by validation" in comp("ensemble", one, two, "--method", "soup").err
+    assert f"{one} has no validation split" in comp("ensemble", one, two, "--method", "soup").err
 
 
 def data_of(path: Path) -> str:
@@ -239,12 +271,25 @@ def data_of(path: Path) -> str:
 
 
 def test_a_transductive_member_marks_the_ensemble(three_runs: Path, comp: Comp) -> None:
+    first, second, _ = members()
+    path = second / "predictions/suite.npz"
+    stored = prediction_files.load(path)
+    prediction_files.save(path, dataclasses.replace(stored, made_by={**stored.made_by, "transductive": True}))
+    _, values = made(comp, first, second, "-o", "a.csv")
+    assert values["transductive"]
+    assert json.loads(Path("a.json").read_text())["transductive"]
+    (row,) = json.loads(comp("leaderboard", "--runs", "made", "--json").out)
+    assert row["transductive"]
+
+
+@pytest.mark.slow
+def test_members_adapted_on_request_mark_the_ensemble(three_runs: Path, comp: Comp) -> None:
     values = small_config(three_runs.parent / "nowhere")
     values["data"]["root"] = data_of(members()[0])
     config = write_config(three_runs / "fastnet.yaml", {**values, "model": {"name": "fastnet", "args": {"size": "S"}}})
-    for seed in (0, 1):
-        assert comp("train", config, *QUICK, f"seed={seed}", "--runs", "bn").code == 0
-    one, two = (run.path for run in runs.list_runs(Path("bn")))
+    assert comp("train", config, *QUICK, "--runs", "bn").code == 0
+    (run,) = runs.list_runs(Path("bn"))
+    one, two = run.path, first_with_noise(run.path)
     _, values = made(comp, one, two, "--adapt", "bn", "-o", "a.csv")
     assert values["transductive"]
     assert json.loads(Path("a.json").read_text())["transductive"]
@@ -252,22 +297,15 @@ def test_a_transductive_member_marks_the_ensemble(three_runs: Path, comp: Comp) 
     assert row["transductive"]
 
 
-def test_the_comparison_comes_back_from_disk(three_runs: Path, comp: Comp) -> None:
+def test_the_comparison_is_read_back_from_disk(three_runs: Path, comp: Comp) -> None:
     found, values = made(comp, *members())
     compared = combine.read_comparison(found)
     assert compared is not None
     assert json.loads(json.dumps(compared.to_json())) == values["ensemble"]
 
 
-def trained_apart(comp: Comp, *overrides: str) -> Path:
-    """Train a run beside the three, with other settings; return its folder."""
-    assert comp("train", "small.yaml", *QUICK, "seed=5", *overrides, "--runs", "apart").code == 0
-    (run,) = runs.list_runs(Path("apart"))
-    return run.path
-
-
-def test_runs_of_other_splits_are_averaged_without_a_validation_score(three_runs: Path, comp: Comp) -> None:
-    first, apart = members()[0], trained_apart(comp, "data.split_seed=1")
+def test_runs_of_other_splits_are_averaged_without_a_validation_score(train_apart: TrainApart, comp: Comp) -> None:
+    first, apart = members()[0], train_apart("data.split_seed=1")
     result = comp("ensemble", first, apart, "-o", "a.csv", "--runs", "made")
     assert result.code == 0, result.err
     assert result.out.count("no validation score: the members were validated on different images") == 1
@@ -284,36 +322,37 @@ def test_runs_of_other_splits_are_averaged_without_a_validation_score(three_runs
 
 
 @pytest.mark.parametrize("method", ["geometric", "rank"])
-def test_methods_that_learn_nothing_need_no_common_validation(three_runs: Path, comp: Comp, method: str) -> None:
-    _, values = made(comp, members()[0], trained_apart(comp, "data.split_seed=1"), "--method", method)
+def test_methods_that_learn_nothing_need_no_common_validation(train_apart: TrainApart, comp: Comp, method: str) -> None:
+    _, values = made(comp, members()[0], train_apart("data.split_seed=1"), "--method", method)
     assert values["suite"]["scores"]["accuracy"]["value"] > 0.2
 
 
-def test_what_learns_is_refused_on_other_splits_and_names_the_cure(three_runs: Path, comp: Comp) -> None:
-    first, apart = members()[0], trained_apart(comp, "data.split_seed=1")
+def test_methods_that_learn_are_refused_on_different_splits(train_apart: TrainApart, comp: Comp) -> None:
+    first, apart = members()[0], train_apart("data.split_seed=1")
     for arguments in (["--method", "weighted"], ["--method", "stack"], ["--select-on", "val"]):
         result = comp("ensemble", first, apart, *arguments, "--runs", "made")
         assert result.code == 2, arguments
-        assert "give the runs one data.split_seed, or take --method mean" in result.err
+        assert "data.split_seed" in result.err
+        assert "--method mean" in result.err
     assert not Path("made").exists()
 
 
-def test_a_run_without_validation_joins_without_a_score(three_runs: Path, comp: Comp) -> None:
-    apart = trained_apart(comp, "data.validation=none")
+def test_a_run_without_validation_joins_without_a_score(train_apart: TrainApart, comp: Comp) -> None:
+    apart = train_apart("data.validation=none")
     _, values = made(comp, members()[0], apart)
     assert values["ensemble"]["note"].endswith(f"{runs.open_run(apart).name} has no validation split")
     assert "best" not in values or "val" not in values["best"]
 
 
-def test_where_shifted_validation_alone_differs_clean_validation_is_used(three_runs: Path, comp: Comp) -> None:
-    apart = trained_apart(comp, "competition.ood_validation.per_block=7")
+def test_clean_validation_is_used_if_only_shifted_validation_differs(train_apart: TrainApart, comp: Comp) -> None:
+    apart = train_apart("competition.ood_validation.per_block=7")
     _, values = made(comp, members()[0], apart, "--method", "greedy")
     assert values["ensemble"]["split"] == "val"
     assert values["ensemble"]["note"].startswith("ood_val is left out")
     assert "ood_val" not in values["best"]
 
 
-def test_members_with_their_classes_in_another_order_are_matched_by_name(three_runs: Path, comp: Comp) -> None:
+def test_members_with_another_class_order_are_matched_by_name(three_runs: Path, comp: Comp) -> None:
     first, second, third = members()
     _, plain = made(comp, first, second, "--method", "weighted", "-o", "plain.csv")
     turned = turn_classes(second)
@@ -343,10 +382,13 @@ def turn_classes(path: Path) -> Path:
         prediction_files.save(
             file,
             dataclasses.replace(
-                stored, classes=tuple(classes), outputs=stored.outputs[:, ::-1], top1=3 - stored.top1,
+                stored,
+                classes=tuple(classes),
+                outputs=stored.outputs[:, ::-1],
+                top1=3 - stored.top1,
                 targets=None if stored.targets is None else 3 - stored.targets,
             ),
-        )  # fmt: skip
+        )
     return turned
 
 
@@ -360,16 +402,14 @@ def test_other_classes_are_refused(three_runs: Path, comp: Comp) -> None:
     assert "4 classes, 0, 1, 2, x; expected 4 classes, 0, 1, 2, 3" in result.err
 
 
-def test_members_of_another_metric_are_refused(three_runs: Path, comp: Comp) -> None:
-    result = comp("ensemble", members()[0], trained_apart(comp, "competition.metric=log_loss"))
+def test_members_of_another_metric_are_refused(train_apart: TrainApart, comp: Comp) -> None:
+    result = comp("ensemble", members()[0], train_apart("competition.metric=log_loss"))
     assert result.code == 2
     assert "task single_label, metric log_loss" in result.err
 
 
-def test_the_gain_follows_the_competitions_metric_and_its_direction(three_runs: Path, comp: Comp) -> None:
-    for seed in (0, 1):
-        comp("train", "small.yaml", *QUICK, "competition.metric=log_loss", f"seed={seed}", "--runs", "loss")
-    one, two = (run.path for run in runs.list_runs(Path("loss")))
+def test_the_gain_follows_the_competitions_metric_and_its_direction(train_apart: TrainApart, comp: Comp) -> None:
+    one, two = train_apart("competition.metric=log_loss"), train_apart("competition.metric=log_loss", "seed=6")
     result = comp("ensemble", one, two, "--runs", "made")
     assert result.code == 0, result.err
     (run,) = runs.list_runs(Path("made"))

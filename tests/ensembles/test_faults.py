@@ -74,18 +74,29 @@ def other(path: Path, change: Callable[[Predictions], dict[str, object]]) -> Non
     """Rewrite predictions with other fields."""
     found = prediction_files.load(path)
     values: dict[str, object] = {
-        "task": found.task, "ids": found.ids, "classes": found.classes, "targets": found.targets,
-        "made_by": found.made_by, "blocks": [(name, rows.stop - rows.start) for name, rows in found.blocks()],
+        "task": found.task,
+        "ids": found.ids,
+        "classes": found.classes,
+        "targets": found.targets,
+        "made_by": found.made_by,
+        "blocks": [(name, rows.stop - rows.start) for name, rows in found.blocks()],
         **change(found),
-    }  # fmt: skip
+    }
     outputs = values.pop("outputs", found.outputs.astype(np.float32))
     prediction_files.save(path, predictions.from_outputs(outputs, **values))  # type: ignore[arg-type]
 
 
 def shorter(path: Path) -> None:
     """Leave rows out."""
-    other(path, lambda found: {"ids": found.ids[:20], "targets": found.targets[:20], "blocks": (),  # type: ignore[index]
-                               "outputs": found.outputs[:20].astype(np.float32)})  # fmt: skip
+    other(
+        path,
+        lambda found: {
+            "ids": found.ids[:20],
+            "targets": found.targets[:20],
+            "blocks": (),  # type: ignore[index]
+            "outputs": found.outputs[:20].astype(np.float32),
+        },
+    )
 
 
 def reclassed(path: Path) -> None:
@@ -102,17 +113,15 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "other classes": (reclassed, "have other classes than"),
     "a class that there is not": (
         lambda path: npz(path, top1=np.full(24, 9)),
-        "top1 holds an index that is no class's",
+        "top1: a class index is out of range",
     ),
-    "negative class": (lambda path: npz(path, top1=np.full(24, -1)), "top1 holds an index that is no class's"),
+    "negative class": (lambda path: npz(path, top1=np.full(24, -1)), "top1: a class index is out of range"),
     "rows that do not belong together": (lambda path: npz(path, top1=np.zeros(3, int)), "damaged predictions file"),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_members_damaged_predictions_are_told_and_nothing_is_submitted(
-    three_runs: Path, comp: Comp, name: str
-) -> None:
+def test_damaged_member_predictions_are_named_and_nothing_is_submitted(three_runs: Path, comp: Comp, name: str) -> None:
     first, second, _ = members()
     spoil, message = FAULTS[name]
     spoil(second / "predictions/suite.npz")
@@ -125,7 +134,9 @@ def test_a_members_damaged_predictions_are_told_and_nothing_is_submitted(
     assert not Path("exploded").exists()
 
 
-def test_truncated_predictions_are_made_again_by_a_run_and_refused_of_an_ensemble(three_runs: Path, comp: Comp) -> None:
+def test_truncated_predictions_are_recreated_for_a_run_and_refused_for_an_ensemble(
+    three_runs: Path, comp: Comp
+) -> None:
     first, second, third = members()
     inner, _ = made(comp, first, second)
     path = second / "predictions/suite.npz"
@@ -141,7 +152,7 @@ def test_truncated_predictions_are_made_again_by_a_run_and_refused_of_an_ensembl
 
 @pytest.mark.parametrize("spoil", [truncated, flipped, lambda path: path.write_bytes(b"\xff" * 8 + b"{}")])
 @pytest.mark.parametrize("method", ["mean", "soup"])
-def test_damaged_weights_are_told(three_runs: Path, comp: Comp, spoil: Callable[[Path], None], method: str) -> None:
+def test_damaged_weights_are_named(three_runs: Path, comp: Comp, spoil: Callable[[Path], None], method: str) -> None:
     first, second, _ = members()
     spoil(second / "best.safetensors")
     result = comp("ensemble", first, second, "--method", method)
@@ -154,9 +165,14 @@ def a_prediction() -> Predictions:
     """Return predictions of two blocks."""
     logits = np.random.default_rng(0).normal(0, 3, (6, 4)).astype(np.float32)
     return predictions.from_outputs(
-        logits, task="single_label", ids=np.array([f"é{i}" for i in range(6)]), classes=["a", "b", "c", "d"],
-        targets=np.arange(6) % 4, made_by={"run": "x"}, blocks=[("distortion00_1", 2), ("distortion00_2", 4)],
-    )  # fmt: skip
+        logits,
+        task="single_label",
+        ids=np.array([f"é{i}" for i in range(6)]),
+        classes=["a", "b", "c", "d"],
+        targets=np.arange(6) % 4,
+        made_by={"run": "x"},
+        blocks=[("distortion00_1", 2), ("distortion00_2", 4)],
+    )
 
 
 def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:
@@ -164,7 +180,8 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:
     prediction_files.save(path, a_prediction())
     whole, content = prediction_files.load(path), path.read_bytes()
     refused = 0
-    for number in range(0, len(content), 2):
+    positions = range(0, len(content), 11)
+    for number in positions:
         spoilt = bytearray(content)
         spoilt[number] ^= 1 << number % 8
         path.write_bytes(spoilt)
@@ -174,7 +191,7 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:
             refused += 1
         else:  # a time stamp, padding, or another thing of the container that no array depends on
             assert predictions_equal(found, whole)
-    assert refused > len(content) / 4
+    assert refused > len(positions) / 2
 
 
 def predictions_equal(one: Predictions, two: Predictions) -> bool:
@@ -187,7 +204,7 @@ def test_no_truncation_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     prediction_files.save(path, a_prediction())
     content = path.read_bytes()
-    for length in range(0, len(content), 13):
+    for length in range(0, len(content), 37):
         path.write_bytes(content[:length])
         with pytest.raises(RunError):
             prediction_files.load(path)
@@ -211,7 +228,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_submission(tmp_path: Path) -> None:
     header = "id,label\n"
     ids = [f"distortion{d:02d}_{s}_{i}" for d in range(2) for s in (1, 2) for i in range(5000)]
     whole = {header + "".join(f"{key},{label}\n" for key in ids) for label in range(4)}
-    for delay in (0.0, 0.004, 0.011, 0.023):
+    for delay in (0.004, 0.023):
         writer = subprocess.Popen([sys.executable, "-c", WRITER], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
         assert writer.stdout is not None
         for _ in range(3):
@@ -276,11 +293,11 @@ def test_a_disk_that_fills_between_the_sidecar_and_the_csv_changes_neither(tmp_p
     wanted = SubmissionFormat(blocks.block_grid(range(1), range(1, 2), 5000), texts=tuple("0123"))
     program = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"  # the CSV takes 95 kB
-        "import sys; from pathlib import Path; from comp.results import predictions\n"
+        "import sys; from pathlib import Path; from comp.results import prediction_files\n"
         "from comp.submission import write; from comp.submission.format import SubmissionFormat\n"
         "from comp.results.blocks import block_grid\n"
         "wanted = SubmissionFormat(block_grid(range(1), range(1, 2), 5000), texts=tuple('0123'))\n"
-        "try: write.write(Path('a.csv'), predictions.load(Path('p.npz')), wanted, {}, force=True)\n"
+        "try: write.write(Path('a.csv'), prediction_files.load(Path('p.npz')), wanted, {}, force=True)\n"
         "except ValueError as error: print(error); sys.exit(2)"
     )
     found = predictions.from_outputs(
@@ -297,7 +314,7 @@ def test_a_disk_that_fills_between_the_sidecar_and_the_csv_changes_neither(tmp_p
     assert sorted(os.listdir(tmp_path)) == ["a.csv", "a.json", "p.npz"]
 
 
-def test_a_members_missing_division_is_told(three_runs: Path, comp: Comp) -> None:
+def test_a_members_damaged_split_file_is_named(three_runs: Path, comp: Comp) -> None:
     first, second, _ = members()
     (second / "split.npz").write_bytes(b"PK")
     result = comp("ensemble", first, second, "--runs", "again")
@@ -305,7 +322,7 @@ def test_a_members_missing_division_is_told(three_runs: Path, comp: Comp) -> Non
     assert "split.npz: missing or damaged" in result.err
 
 
-def test_what_cannot_be_read_as_predictions_is_our_users_error(tmp_path: Path) -> None:
+def test_an_unreadable_predictions_file_is_a_user_error(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for size in (0, 1, 4, 30, 500):
         (tmp_path / "a.npz").write_bytes(generator.bytes(size))

@@ -13,11 +13,10 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from comp.config.tasks import TASKS
-from comp.ensembles import align, cross_fit, methods, scoring
+from comp.ensembles import align, cross_fit, methods
 from comp.ensembles.align import AlignedSplit
-from comp.ensembles.methods import METHODS
-from comp.ensembles.scoring import Decider, Scorer
-from comp.ensembles.spaces import SPACES
+from comp.ensembles.cross_fit import Decider
+from comp.ensembles.methods import METHODS, SPACES, Scorer
 from comp.results import metrics, predictions
 from comp.results.predictions import Predictions
 from comp.runtime.errors import ConfigError
@@ -33,16 +32,22 @@ def member(seed: int, targets: np.ndarray, skill: float, scale: float = 1.0) -> 
     noise = np.random.default_rng(seed).normal(0, 1, targets.shape)
     outputs = scale * (logit(RATES) + noise + skill * (targets - RATES))
     return predictions.from_outputs(
-        outputs.astype(np.float32), task="multi_label", ids=np.array([f"i{row}" for row in range(len(targets))]),
-        classes=CLASSES, targets=targets, made_by={},
-    )  # fmt: skip
+        outputs.astype(np.float32),
+        task="multi_label",
+        ids=np.array([f"i{row}" for row in range(len(targets))]),
+        classes=CLASSES,
+        targets=targets,
+        made_by={},
+    )
 
 
 def a_sample(skills: Sequence[float], rows: int = 400, seed: int = 0, scale: float = 1.0) -> AlignedSplit:
     """Return independent members of these skills."""
     targets = (np.random.default_rng(seed).random((rows, len(CLASSES))) < RATES).astype(np.float32)
     parts = [member(seed + 1 + number, targets, skill, scale) for number, skill in enumerate(skills)]
-    return align.sample("val", [f"m{number}" for number in range(len(skills))], parts, [parts[0].ids] * len(parts))
+    return align.align_members(
+        "val", [f"m{number}" for number in range(len(skills))], parts, [parts[0].ids] * len(parts)
+    )
 
 
 def fitted(name: str, sample: AlignedSplit, score: Scorer = AUC) -> methods.Fitted:
@@ -64,7 +69,7 @@ def known(sample: AlignedSplit) -> np.ndarray:
 @pytest.mark.parametrize("name", ["mean", "geometric", "weighted", "greedy"])
 def test_identical_members_change_nothing(name: str) -> None:
     one = a_sample([1.5]).members[0]
-    same = align.sample("val", "abc", [one] * 3, [one.ids] * 3)
+    same = align.align_members("val", "abc", [one] * 3, [one.ids] * 3)
     combined = cross_fit.combine(fitted(name, same), same, {})
     assert np.allclose(combined.outputs, one.outputs, atol=1e-4)
     assert combined.outputs.dtype == np.float32
@@ -72,7 +77,7 @@ def test_identical_members_change_nothing(name: str) -> None:
 
 def test_identical_members_keep_their_order_by_rank() -> None:
     one = a_sample([1.5]).members[0]
-    same = align.sample("val", "ab", [one] * 2, [one.ids] * 2)
+    same = align.align_members("val", "ab", [one] * 2, [one.ids] * 2)
     combined = cross_fit.combine(fitted("rank", same), same, {})
     assert (combined.outputs.argsort(0) == one.outputs.argsort(0)).all()
 
@@ -87,7 +92,7 @@ def test_confident_members_keep_their_order_in_a_mean() -> None:
 @settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 5), scale=st.floats(0.1, 4))
 @example(seed=137, count=5, scale=4.0)  # log-odds beyond 20
-def test_plain_methods_are_what_numpy_and_scipy_make_of_them(seed: int, count: int, scale: float) -> None:
+def test_plain_methods_match_numpy_and_scipy(seed: int, count: int, scale: float) -> None:
     sample = a_sample([1.0] * count, rows=50, seed=seed, scale=scale)
     values = probabilities(sample)
     expected = {
@@ -143,7 +148,7 @@ def test_an_ensemble_of_independent_members_is_better_than_any_of_them(name: str
 
 
 def test_a_method_that_is_not_defined_for_a_task_is_refused_with_the_list() -> None:
-    with pytest.raises(ConfigError, match="not defined for task multi_label; choose from mean, geometric, rank"):
+    with pytest.raises(ConfigError, match=r"stack.* multi_label; choose from mean, geometric, rank"):
         methods.method("stack", TASKS["multi_label"])
 
 
@@ -152,27 +157,30 @@ def turned(part: Predictions) -> Predictions:
     order = [2, 0, 3, 1]
     assert part.targets is not None
     return dataclasses.replace(
-        part, classes=tuple(CLASSES[number] for number in order), outputs=part.outputs[:, order],
-        targets=part.targets[:, order], thresholds=None if part.thresholds is None else part.thresholds[order],
-    )  # fmt: skip
+        part,
+        classes=tuple(CLASSES[number] for number in order),
+        outputs=part.outputs[:, order],
+        targets=part.targets[:, order],
+        thresholds=None if part.thresholds is None else part.thresholds[order],
+    )
 
 
-def test_members_with_their_classes_in_another_order_are_matched_by_name() -> None:
+def test_members_with_another_class_order_are_matched_by_name() -> None:
     sample = a_sample([1.0, 2.0])
     second = dataclasses.replace(sample.members[1], thresholds=np.array([0.1, 0.2, 0.3, 0.4], np.float32))
-    again = align.sample("val", sample.names, [sample.members[0], turned(second)], [sample.images] * 2)
+    again = align.align_members("val", sample.names, [sample.members[0], turned(second)], [sample.images] * 2)
     assert again.members[1].classes == CLASSES
     assert np.array_equal(again.members[1].outputs, second.outputs)
     assert np.array_equal(known(again), known(sample))
     assert again.members[1].thresholds == pytest.approx(second.thresholds)
-    first = align.sample("val", sample.names, [turned(second), second], [sample.images] * 2)
+    first = align.align_members("val", sample.names, [turned(second), second], [sample.images] * 2)
     assert np.array_equal(first.members[0].outputs, first.members[1].outputs)
 
 
 def test_rows_are_combined_at_once_where_ranks_need_it() -> None:
     sample = a_sample([1.0, 1.0], rows=100)
     crossed = cross_fit.cross_fit(METHODS["rank"], sample, 5, AUC)
-    held_out = cross_fit.out_of_fold(crossed, sample, {})
+    held_out = cross_fit.predict_out_of_fold(crossed, sample, {})
     whole = cross_fit.combine(fitted("rank", sample), sample, {})
     assert np.array_equal(held_out.outputs, whole.outputs)
 
@@ -182,9 +190,9 @@ def test_the_table_compares_in_the_competitions_metric_and_in_accuracy(metric: s
     sample = a_sample([1.2, 1.2, 1.2], rows=300)
     score = Scorer(metric, CLASSES, "multi_label")
     crossed = cross_fit.cross_fit(METHODS["mean"], sample, 5, score)
-    plain = cross_fit.out_of_fold(crossed, sample, {})
-    held_out = scoring.tuned(metric, "val", plain, calibrated=True).decide("val", plain, sample)
-    compared = cross_fit.compare("val", sample, crossed, fitted("mean", sample), held_out, metric)
+    plain = cross_fit.predict_out_of_fold(crossed, sample, {})
+    held_out = cross_fit.tune_decider(metric, "val", plain, calibrated=True).decide("val", plain, sample)
+    compared = cross_fit.compare_with_members("val", sample, crossed, fitted("mean", sample), held_out, metric)
     sign = 1 if metrics.metric(metric).higher_is_better else -1
     assert compared.metric_gain == pytest.approx(sign * (compared.ensemble.metric - compared.best_single.metric))
     assert compared.gain == pytest.approx(compared.ensemble.accuracy - compared.best_single.accuracy)
@@ -201,7 +209,7 @@ def test_folds_hold_images_together_and_deal_the_rarest_class_evenly(seed: int, 
     generator = np.random.default_rng(seed)
     targets = (generator.random((60, 4)) < RATES).astype(np.float32)
     rows = np.concatenate([np.arange(60), generator.integers(0, 60, 100)])
-    fold = cross_fit.fold_of(np.array([f"i{row}" for row in rows]), targets[rows], folds)
+    fold = cross_fit.assign_folds(np.array([f"i{row}" for row in rows]), targets[rows], folds)
     assert all(len(set(fold[rows == image])) == 1 for image in range(60))
     rarest = int(np.lexsort((-np.arange(4), targets.sum(0)))[0])
     counts = np.bincount(fold[:60][targets[:, rarest] > 0], minlength=folds)
@@ -211,7 +219,7 @@ def test_folds_hold_images_together_and_deal_the_rarest_class_evenly(seed: int, 
 def test_thresholds_are_tuned_on_validation_and_serve_every_other_split() -> None:
     sample = a_sample([1.5, 1.5])
     combined = cross_fit.combine(fitted("mean", sample), sample, {})
-    decider = scoring.tuned("macro_f1", "val", combined, calibrated=True)
+    decider = cross_fit.tune_decider("macro_f1", "val", combined, calibrated=True)
     assert decider.thresholds is not None
     suite = decider.decide("suite", combined, sample)
     assert suite.thresholds == pytest.approx(decider.thresholds)
@@ -219,14 +227,16 @@ def test_thresholds_are_tuned_on_validation_and_serve_every_other_split() -> Non
     val = decider.decide("val", combined, sample)
     assert val.thresholds is not None
     assert val.thresholds.shape == combined.outputs.shape  # cross-fitted
-    assert scoring.tuned("roc_auc", "val", combined, calibrated=True).decide("val", combined, sample) is combined
+    assert (
+        cross_fit.tune_decider("roc_auc", "val", combined, calibrated=True).decide("val", combined, sample) is combined
+    )
 
 
-def test_without_tuned_thresholds_classes_are_decided_as_often_as_by_the_members() -> None:
+def test_without_tuned_thresholds_classes_are_predicted_as_often_as_by_the_members() -> None:
     sample = a_sample([1.5, 1.5])
     thresholds = np.array([0.4, 0.3, 0.2, 0.1], np.float32)
     parts = [dataclasses.replace(part, thresholds=thresholds) for part in sample.members]
-    own = align.sample("suite", sample.names, parts, [sample.images] * 2)
+    own = align.align_members("suite", sample.names, parts, [sample.images] * 2)
     rates = np.mean([part.decisions().mean(0) for part in parts], axis=0)
     for name in ("mean", "geometric", "rank"):
         decided = Decider("macro_f1").decide("suite", cross_fit.combine(fitted(name, own), own, {}), own)
@@ -237,11 +247,11 @@ def test_without_tuned_thresholds_classes_are_decided_as_often_as_by_the_members
     assert decided.decisions().mean(0) == pytest.approx(plain, abs=3 / 400)
 
 
-def test_classes_that_no_member_decides_are_not_decided() -> None:
+def test_classes_that_no_member_predicts_are_not_predicted() -> None:
     sample = a_sample([1.0])
     never = dataclasses.replace(sample.members[0], thresholds=np.array([2.0, 0.0, 2.0, 0.0], np.float32))
-    own = align.sample("suite", ["m"], [never], [sample.images])
-    decided = scoring.as_often(cross_fit.combine(fitted("mean", own), own, {}), own)
+    own = align.align_members("suite", ["m"], [never], [sample.images])
+    decided = cross_fit.match_decision_rates(cross_fit.combine(fitted("mean", own), own, {}), own)
     assert decided.decisions().mean(0).tolist() == [0, 1, 0, 1]
 
 

@@ -71,7 +71,7 @@ def braces(content: bytes) -> bytes:
     return b"{}"
 
 
-def test_a_score_that_is_no_number_is_damage(comp: Callable[..., Result]) -> None:
+def test_a_non_finite_score_counts_as_damage(comp: Callable[..., Result]) -> None:
     path = Path(PLAIN) / "metrics.json"
     path.write_text(re.sub(r'"value": [\d.]+', '"value": NaN', path.read_text(), count=1))
     message = refused(comp, "evaluate", PLAIN)
@@ -83,7 +83,7 @@ def test_a_score_that_is_no_number_is_damage(comp: Callable[..., Result]) -> Non
     assert (len(json.loads(result.out)), result.err) == (2, "")
 
 
-def test_no_score_of_ours_can_be_written_without_being_a_number() -> None:
+def test_a_non_finite_score_cannot_be_created() -> None:
     with pytest.raises(ValueError, match="finite number"):
         run_metrics.Score(value=float("nan"))
 
@@ -99,7 +99,7 @@ def test_an_empty_block_has_no_accuracy() -> None:
     ("run", "name", "damage"),
     [(PLAIN, "val", half), (PLAIN, "ood_val", empty), (FLIPPED, "val", noise), (FLIPPED, "suite+flip", half)],
 )
-def test_damaged_predictions_are_made_again_by_the_command_that_the_message_gives(
+def test_the_command_in_the_message_recreates_damaged_predictions(
     comp: Callable[..., Result], run: str, name: str, damage: Callable[[bytes], bytes]
 ) -> None:
     path = Path(run) / "predictions" / f"{name}.npz"
@@ -112,7 +112,7 @@ def test_damaged_predictions_are_made_again_by_the_command_that_the_message_give
     else:
         message = refused(comp, "evaluate", run)
     assert str(path) in message
-    assert re.search(r"damaged predictions file \(.+\); make it again: ", message)
+    assert re.search(r"damaged predictions file \(.+\)", message)
     result = comp(*cure(message))
     assert result.code == 0, result.err
     again = prediction_files.load(path)
@@ -131,26 +131,26 @@ def test_damaged_shifted_validation_does_not_stop_a_submission(comp: Callable[..
     assert np.allclose(prediction_files.load(path).outputs, before.outputs, atol=0.02)
 
 
-def test_an_ensembles_damaged_predictions_are_made_by_making_it_again(comp: Callable[..., Result]) -> None:
+def test_an_ensemble_with_damaged_predictions_can_be_created_again(comp: Callable[..., Result]) -> None:
     (Path(ENSEMBLE) / "predictions" / "val.npz").write_bytes(b"")
     message = refused(comp, "evaluate", ENSEMBLE)
-    assert "(it is empty)" in message
-    assert message.endswith("has no weights to predict with, so make it again of the runs that it was made of")
+    assert "empty" in message
+    assert f"{ENSEMBLE} has no weights" in message
     assert comp("ensemble", PLAIN, FLIPPED, "-o", "again.csv").code == 0
 
 
 @pytest.mark.parametrize(
     "sizes", [[-1] + [13] * 17 + [8], [11] * 19, [12.0] * 19], ids=["below 0", "too few", "no int"]
 )
-def test_blocks_that_do_not_cut_the_rows_are_damage(sizes: list[float]) -> None:
+def test_blocks_that_do_not_divide_the_rows_count_as_damage(sizes: list[float]) -> None:
     path = Path(PLAIN) / "predictions" / "ood_val.npz"
     change_arrays(path, block_sizes=np.array(sizes))
     for read in (prediction_files.load, prediction_files.load_correctness):
-        with pytest.raises(RunError, match=r"block_sizes .*make it again: comp predict \S+ --split ood_val$"):
+        with pytest.raises(RunError, match=r"block_sizes.*: comp predict \S+ --split ood_val$"):
             read(path)
 
 
-def test_thresholds_of_other_classes_are_damage(comp: Callable[..., Result]) -> None:
+def test_thresholds_of_other_classes_count_as_damage(comp: Callable[..., Result]) -> None:
     path = Path(PLAIN) / "metrics.json"
     before = path.read_bytes()
     change(path, thresholds=[0.5, 0.5])
@@ -186,7 +186,7 @@ def test_an_ensemble_that_fails_at_its_submission_leaves_no_run(comp: Callable[.
 
 
 @pytest.mark.parametrize("field", [{"rows": "many"}, {"rows": None}, {"rows": True}, {"run_path": 7}], ids=str)
-def test_a_sidecar_without_what_a_score_needs_is_named(comp: Callable[..., Result], field: dict[str, Any]) -> None:
+def test_a_sidecar_with_missing_fields_is_named(comp: Callable[..., Result], field: dict[str, Any]) -> None:
     beside = Path("submissions/frozen.json")
     change(beside, **field)
     message = refused(comp, "leaderboard", "record", "submissions/frozen.csv", "--public", "0.5")
@@ -201,7 +201,7 @@ def test_selecting_by_shifted_validation_needs_severities(comp: Callable[..., Re
     words = [f"train.select={select}", f"competition.ood_validation.every={every}"]
     config = FROZEN / "small.yaml"
     message = refused(comp, "train", config, *words, "competition.ood_validation.severities=[]")
-    assert f"train.select: {select}" in message
+    assert f"train.select: {select} is of shifted validation, and competition.ood_valid" in message
     assert "severities is empty" in message
     assert not (set(runs.list_runs(Path("runs"))) - {runs.Run(Path(p)) for p in (PLAIN, FLIPPED, ENSEMBLE)})
 
@@ -226,7 +226,7 @@ def test_an_empty_provenance_is_named(comp: Callable[..., Result], verb: str) ->
     assert comp("leaderboard").code == 0
 
 
-def test_a_config_that_lost_its_end_is_not_read_as_one_of_defaults(comp: Callable[..., Result]) -> None:
+def test_a_truncated_config_is_not_filled_with_defaults(comp: Callable[..., Result]) -> None:
     path = Path(FLIPPED) / "config.yaml"
     text = path.read_text()
     path.write_text(text[: text.index("predict:")])
@@ -237,7 +237,7 @@ def test_a_config_that_lost_its_end_is_not_read_as_one_of_defaults(comp: Callabl
     assert comp("predict", FLIPPED, "-o", "new.csv").code == 0
 
 
-def test_a_history_that_is_no_table_is_left_out_where_it_is_moved_away(comp: Callable[..., Result]) -> None:
+def test_a_report_works_without_a_damaged_history(comp: Callable[..., Result]) -> None:
     path = Path(PLAIN) / "history.csv"
     path.write_bytes(NOISE)
     message = refused(comp, "report", PLAIN, FLIPPED, "-o", "page.html")
@@ -246,7 +246,7 @@ def test_a_history_that_is_no_table_is_left_out_where_it_is_moved_away(comp: Cal
     assert comp("report", PLAIN, FLIPPED, "-o", "page.html").code == 0
 
 
-def test_names_are_printed_as_they_are(comp: Callable[..., Result]) -> None:
+def test_names_are_printed_literally(comp: Callable[..., Result]) -> None:
     """What rich would take for a colour, a closing tag or a picture is a name like any other."""
     name = "[red]n[/b] :cat:"
     for path in (PLAIN, FLIPPED, ENSEMBLE):
@@ -274,7 +274,9 @@ VERBS = {
 DAMAGES = (half, empty, noise, braces, lambda content: b"[7]")
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    "verb", [pytest.param(verb, marks=pytest.mark.slow) if verb in ("evaluate", "ensemble") else verb for verb in VERBS]
+)
 def test_no_damaged_file_gives_a_traceback(folder: Path, comp: Callable[..., Result], verb: str) -> None:
     """Every file of a run sees every damage, under one verb each; what is refused is named."""
     files = sorted(path for path in Path(PLAIN).rglob("*") if path.is_file())
@@ -294,17 +296,17 @@ def test_no_damaged_file_gives_a_traceback(folder: Path, comp: Callable[..., Res
             assert sorted(run.path for run in runs.list_runs(Path("runs"))) == kept
 
 
-def test_a_soup_of_other_divisions_blames_the_setting_that_differs(comp: Callable[..., Result]) -> None:
+def test_a_soup_of_different_splits_names_the_setting_that_differs(comp: Callable[..., Result]) -> None:
     path = Path(FLIPPED) / "config.yaml"
     path.write_text(path.read_text().replace("split_seed: 0", "split_seed: 1"))
     message = refused(comp, "ensemble", PLAIN, FLIPPED, "--method", "soup", "-o", "new.csv")
-    assert "data.split_seed is 1, there 0; give the runs one value of data.split_seed" in message
+    assert "data.split_seed: found 1, expected 0" in message
     assert "package" not in message
     path.write_text(path.read_text().replace("split_seed: 1", "split_seed: 0"))
     assert comp("ensemble", PLAIN, FLIPPED, "--method", "soup", "-o", "new.csv").code == 0
 
 
-def test_an_evaluation_that_is_damaged_is_made_again_by_the_command_that_the_message_gives(
+def test_the_command_in_the_message_recreates_a_damaged_evaluation(
     comp: Callable[..., Result],
 ) -> None:
     assert comp("evaluate", ENSEMBLE).code == 0

@@ -36,7 +36,7 @@ def frozen_runs() -> list[runs.Run]:
     return runs.list_runs(Path("runs"))
 
 
-def test_leaderboard_lists_what_it_listed_then_in_the_same_order(version: Path) -> None:
+def test_the_leaderboard_lists_old_runs_with_the_same_values_and_order(version: Path) -> None:
     then: list[dict[str, Any]] = json.loads((version / "leaderboard.json").read_text())
     now: list[dict[str, Any]] = json.loads(command("leaderboard", "--json"))
     assert [{key: row[key] for key in old} for row, old in zip(now, then, strict=True)] == then
@@ -48,8 +48,9 @@ def test_kinds_of_runs_are_recognised(version: Path) -> None:
 
 
 def test_every_run_is_reported(version: Path) -> None:
-    for run in frozen_runs():
-        command("report", str(run.path), "-o", "page.html")
+    run, *_, ensemble = frozen_runs()
+    for path in (run.path, ensemble.path):
+        command("report", str(path), "-o", "page.html")
         assert "shifted validation accuracy" in Path("page.html").read_text()
     command("report", "runs/frozen", "-o", "all.html")
     assert "3 runs" in Path("all.html").read_text()
@@ -68,7 +69,7 @@ def test_a_score_is_recorded(version: Path) -> None:
     assert row.public_score == 0.625
 
 
-def test_stored_predictions_score_what_metrics_say(version: Path) -> None:
+def test_stored_predictions_match_the_stored_metrics(version: Path) -> None:
     for run in frozen_runs():
         found = prediction_files.load(run.path / "predictions" / "val.npz")
         scores = run.metrics().best_or_final.val

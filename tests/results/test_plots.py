@@ -33,7 +33,7 @@ def test_every_training_leaves_its_curves(
     assert drawn(run.path / "plots/curves.png").std() > 5  # something is drawn
 
 
-def test_a_value_measured_in_some_epochs_alone_is_drawn_where_it_was_measured(tmp_path: Path) -> None:
+def test_a_value_measured_in_one_epoch_is_drawn(tmp_path: Path) -> None:
     history = [row(number, train_loss=1 / number, train_accuracy=0.5, lr=0.1) for number in range(1, 6)]
     plots.draw_curves(tmp_path / "without.png", history)
     history[2]["ood_accuracy"] = "0.9"

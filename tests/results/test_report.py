@@ -1,5 +1,6 @@
 """`comp report`: pages that hold what the runs' files say, and that a browser shows without asking anybody."""
 
+import contextlib
 import html.parser
 import re
 import shutil
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from comp.cli import app
 from comp.results import runs
 from tests.support.commands import Result
-from tests.support.configs import small_config, write_config
+from tests.support.configs import small_config, write_arrays, write_config
 from tests.support.runs import the_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -45,12 +47,25 @@ class Page(html.parser.HTMLParser):
             self._in_heading = False
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run and its submission, and a training of another network."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_config(folder / "small.yaml", small_config(write_arrays(folder / "data")))
+    mlp = {**small_config(folder / "data"), "model": {"name": "mlp"}}
+    write_config(folder / "mlp.yaml", mlp)
+    for words in (["run", "small.yaml"], ["train", "mlp.yaml", "train.log_norms=true"]):
+        with contextlib.chdir(folder), pytest.raises(SystemExit) as left:
+            app.main(words)
+        assert not left.value.code
+    return folder
+
+
 @pytest.fixture
-def two_runs(workplace: Path, comp: Callable[..., Result]) -> Path:
-    """A competition's folder with a run and its submission, and a training of another network."""
-    assert comp("run", "small.yaml").code == 0
-    mlp = {**small_config(workplace / "data"), "model": {"name": "mlp"}}
-    assert comp("train", write_config(workplace / "mlp.yaml", mlp), "train.log_norms=true").code == 0
+def two_runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A competition's folder in a working directory of its own: copies of the trained runs."""
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
     return Path("runs/small")
 
 
@@ -75,7 +90,7 @@ def the_run_at(path: Path) -> Any:
     return runs.open_run(path).metrics()
 
 
-def test_several_runs_stand_side_by_side(two_runs: Path, comp: Callable[..., Result]) -> None:
+def test_several_runs_are_compared_side_by_side(two_runs: Path, comp: Callable[..., Result]) -> None:
     assert comp("report", two_runs, "-o", "page.html").code == 0
     text = Path("page.html").read_text()
     assert all(path.name in text for path in two_runs.iterdir())
@@ -85,7 +100,7 @@ def test_several_runs_stand_side_by_side(two_runs: Path, comp: Callable[..., Res
         assert the_run_at(path).best.val.accuracy in Page(text).values
 
 
-def test_a_page_cannot_be_made_to_run_what_a_name_says(workplace: Path, comp: Callable[..., Result]) -> None:
+def test_a_page_escapes_names_with_scripts(workplace: Path, comp: Callable[..., Result]) -> None:
     classes = "\n".join(["<script>alert(1)</script>", "b&b", "c", "d"])
     (workplace / "data" / "classes.txt").write_text(classes)
     assert comp("train", "small.yaml").code == 0
@@ -109,11 +124,23 @@ def test_a_browser_shows_the_page_without_errors(two_runs: Path, comp: Callable[
     run = next(path for path in two_runs.iterdir() if path.name.endswith("-small"))
     assert comp("report", run, "-o", "page.html").code == 0
     done = subprocess.run(
-        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
-         "--hide-scrollbars", f"--window-size={width},1600", f"--screenshot={Path('shot.png').absolute()}",
-         f"file://{Path('page.html').absolute()}"],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        [
+            str(CHROMIUM),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            "--v=0",
+            "--hide-scrollbars",
+            f"--window-size={width},1600",
+            f"--screenshot={Path('shot.png').absolute()}",
+            f"file://{Path('page.html').absolute()}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "CONSOLE" not in done.stderr  # neither errors nor what the page's policy would have blocked
     with Image.open("shot.png") as shot:

@@ -14,7 +14,7 @@ from comp.results import files, prediction_files, predictions, runs
 from comp.runtime.errors import RunError
 
 
-def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_existing_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     files.write_atomically(path, b"before")
 
@@ -27,12 +27,12 @@ def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_vanished_folder_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be written"):
         files.write_atomically(tmp_path / "gone" / "a.json", b"")
 
 
-def test_a_taken_name_is_not_replaced_when_asked_so(tmp_path: Path) -> None:
+def test_an_existing_file_is_kept_if_replacing_is_off(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"mine")
     with pytest.raises(FileExistsError):
         files.write_atomically(tmp_path / "a", b"yours", replace=False)
@@ -53,7 +53,7 @@ def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
     assert seen <= {(100_000, 1)}
 
 
-def test_runs_made_in_the_same_second_get_names_of_their_own(tmp_path: Path) -> None:
+def test_runs_created_in_the_same_second_get_different_names(tmp_path: Path) -> None:
     made = {runs.create(tmp_path, Config(), "same", {}).path for _ in range(5)}
     assert len(made) == 5
     assert {run.path for run in runs.list_runs(tmp_path)} == made
@@ -63,14 +63,18 @@ def example(labels: bool = True) -> predictions.Predictions:
     """Return predictions of two blocks."""
     logits = np.random.default_rng(0).normal(0, 3, (6, 4)).astype(np.float32)
     return predictions.from_outputs(
-        logits, task="single_label", ids=np.array([f"é{i}" for i in range(6)]), classes=["a", "b", "c", "d"],
-        targets=np.array([0, 1, 2, 3, 0, 1]) if labels else None, made_by={"run": "x"},
+        logits,
+        task="single_label",
+        ids=np.array([f"é{i}" for i in range(6)]),
+        classes=["a", "b", "c", "d"],
+        targets=np.array([0, 1, 2, 3, 0, 1]) if labels else None,
+        made_by={"run": "x"},
         blocks=[("distortion00_1", 2), ("distortion00_2", 4)],
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("labels", [True, False])
-def test_saved_predictions_come_back(tmp_path: Path, labels: bool) -> None:
+def test_predictions_survive_a_round_trip(tmp_path: Path, labels: bool) -> None:
     saved = example(labels)
     prediction_files.save(tmp_path / "a.npz", saved)
     loaded = prediction_files.load(tmp_path / "a.npz")
@@ -117,8 +121,13 @@ def test_damaged_predictions_are_refused(tmp_path: Path) -> None:
     np.savez(path, ids=np.array([print], object))
     with pytest.raises(RunError, match="lacks"):
         prediction_files.load(path)
-    np.savez(path, **dict.fromkeys(["ids", "classes", "logits", "top1", "labels", "block_names", "block_sizes",
-                                    "made_by"], np.array([print], object)))  # fmt: skip
+    np.savez(
+        path,
+        **dict.fromkeys(
+            ["ids", "classes", "logits", "top1", "labels", "block_names", "block_sizes", "made_by"],
+            np.array([print], object),
+        ),
+    )
     with pytest.raises(RunError, match="damaged"):
         prediction_files.load(path)
     with pytest.raises(RunError, match="no such predictions"):

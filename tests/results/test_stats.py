@@ -44,7 +44,7 @@ def test_the_paired_interval_covers_the_truth_where_rows_share_images(gap: float
     one, other = drawn(np.random.default_rng(1), gap, 400_000, 1)
     truth = float(one.mean() - other.mean())
     generator, images = np.random.default_rng(2), np.repeat(np.arange(300), rows)
-    found = [stats.paired(*drawn(generator, gap, 300, rows), images) for _ in range(DRAWS)]
+    found = [stats.paired_difference(*drawn(generator, gap, 300, rows), images) for _ in range(DRAWS)]
     assert 0.92 <= covered([truth in one.interval for one in found]) <= 0.98
     called = covered([one.is_real for one in found])
     assert called <= 0.08 if gap == 0 else called >= 0.3
@@ -54,7 +54,7 @@ def test_the_paired_interval_covers_the_truth_where_rows_share_images(gap: float
 def test_without_shared_images_it_is_mcnemars_test(both: int, first: int, second: int) -> None:
     one = np.array([True] * both + [True] * first + [False] * second + [False] * 300)
     other = np.array([True] * both + [False] * first + [True] * second + [False] * 300)
-    found = stats.paired(one, other)
+    found = stats.paired_difference(one, other)
     assert found.value == pytest.approx((first - second) / len(one))
     assert found.images == len(one)
     p_value = scipy.stats.binomtest(first, first + second).pvalue if first + second else 1.0
@@ -64,9 +64,9 @@ def test_without_shared_images_it_is_mcnemars_test(both: int, first: int, second
         assert not found.is_real
 
 
-def test_two_models_that_never_differ_may_yet_be_different() -> None:
+def test_the_interval_of_models_that_never_disagree_is_not_empty() -> None:
     right = np.arange(100) % 3 == 0
-    found = stats.paired(right, right)
+    found = stats.paired_difference(right, right)
     assert not found.is_real
     assert found.interval.low < 0 < found.interval.high
 
@@ -74,11 +74,11 @@ def test_two_models_that_never_differ_may_yet_be_different() -> None:
 def test_the_unpaired_interval_covers_the_truth_of_models_on_other_images() -> None:
     generator = np.random.default_rng(3)
     shares = generator.binomial(400, [0.7, 0.64], (DRAWS, 2)) / 400
-    hits = [0.06 in stats.unpaired(*map(float, pair), 400).interval for pair in shares]
+    hits = [0.06 in stats.unpaired_difference(*map(float, pair), 400).interval for pair in shares]
     assert 0.93 <= covered(hits) <= 0.975
 
 
-def test_what_a_public_split_says_of_the_whole_is_covered_by_disagreement_alone() -> None:
+def test_the_disagreement_interval_covers_the_full_difference() -> None:
     generator = np.random.default_rng(4)
     one, other = drawn(generator, 0.02, 5_000, 4)  # a submission's rows, which depend on each other
     wrong = generator.random(len(one)) < 0.3  # of rows that both get wrong, the share with differing wrong answers
@@ -86,7 +86,9 @@ def test_what_a_public_split_says_of_the_whole_is_covered_by_disagreement_alone(
     truth, hits = float(one.mean() - other.mean()), []
     for _ in range(DRAWS):
         public = generator.random(len(one)) < 0.1
-        found = stats.bounded(float(one[public].mean()), float(other[public].mean()), disagreement, int(public.sum()))
+        found = stats.bounded_difference(
+            float(one[public].mean()), float(other[public].mean()), disagreement, int(public.sum())
+        )
         hits.append(truth in found.interval)
     assert covered(hits) >= 0.94
 
@@ -103,7 +105,7 @@ def test_the_rank_correlation_is_spearmans_and_its_interval_covers_the_truth(tru
     assert 0.91 <= covered(hits) <= 0.99
 
 
-def test_a_constant_orders_nothing_and_perfect_order_is_not_certain() -> None:
+def test_a_constant_has_no_correlation_and_a_perfect_one_has_an_interval() -> None:
     assert stats.rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]) == (0.0, stats.Interval(-1.0, 1.0))
     rho, interval = stats.rank_correlation([1, 2, 3, 4, 5, 6], [2, 4, 6, 8, 10, 12])
     assert rho == 1.0

@@ -11,7 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import comp
 from comp.cli import app
 from comp.models.classifier import Classifier
-from comp.results import files as runs, runs as results_runs
+from comp.results import files
 from tests.support.configs import QUICK, small_config, write_arrays, write_config
 
 PACKAGE = f"{Path(comp.__file__).parent}/"
@@ -35,7 +35,7 @@ def stacks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     folder = tmp_path_factory.mktemp("chains")
     config = write_config(folder / "small.yaml", small_config(write_arrays(folder / "data")))
     seen: dict[str, list[str]] = {}
-    forward, write_together = Classifier.forward, runs.write_files_atomically
+    forward, write_together = Classifier.forward, files.write_files_atomically
 
     def forward_seen(model: Classifier, images: torch.Tensor) -> Any:
         stack = functions_on_stack()
@@ -43,15 +43,15 @@ def stacks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
             seen["forward"] = stack
         return forward(model, images)
 
-    def write_seen(files: Any, **options: Any) -> None:
-        if any(path.suffix == ".csv" for path in files):
+    def write_seen(contents: Any, **options: Any) -> None:
+        if any(path.suffix == ".csv" for path in contents):
             seen["write"] = functions_on_stack()
-        write_together(files, **options)
+        write_together(contents, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(Classifier, "forward", forward_seen)
-        patch.setattr(runs, "write_together", write_seen)
+        patch.setattr(files, "write_files_atomically", write_seen)
         hook = register_optimizer_step_pre_hook(lambda *_: seen.setdefault("step", functions_on_stack()) and None)
         with pytest.raises(SystemExit) as exit_:
             app.main(["run", str(config), *QUICK])

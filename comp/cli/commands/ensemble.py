@@ -65,7 +65,7 @@ def ensemble(
     with console.bars() as progress:
         shared: dict[str, Any] = {
             "select_on": select_on,
-            "given": overrides,
+            "overrides": overrides,
             "runs_root": runs,
             "output": output,
             "force": force,

@@ -27,8 +27,8 @@ def report(
     Example: comp report runs/quickstart/20260101-120000-quickstart -o report.html
     """
     from comp.cli import console
+    from comp.results import files
     from comp.results import report as reports
-    from comp.results import files, runs as run_folders
 
     files.check_writable(output)
     runs = reports.find_runs(paths)
@@ -42,7 +42,7 @@ def report(
 
 def _config(path: Path) -> "Config":
     from comp import config as configs
-    from comp.results import files, runs as run_folders
+    from comp.results import runs as run_folders
 
     return run_folders.open_run(path).config() if path.is_dir() else configs.load(path)
 

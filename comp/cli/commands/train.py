@@ -72,7 +72,7 @@ def run(
     with importing():
         from comp import config as configs
         from comp.cli import console
-        from comp.results import files, runs as run_folders
+        from comp.results import runs as run_folders
         from comp.training import distributed
         from comp.workflows import rehearse as rehearsal
         from comp.workflows.checks import check_output
@@ -130,7 +130,7 @@ def train(
     with importing():
         from comp import config as configs
         from comp.cli import console
-        from comp.results import files, runs as run_folders
+        from comp.results import runs as run_folders
         from comp.runtime import signals
         from comp.training import distributed
         from comp.workflows import train as workflow
@@ -173,8 +173,7 @@ def lr_find(
     """
     from comp import config as configs
     from comp.cli import console
-    from comp.results import plots
-    from comp.results import files, runs as run_folders
+    from comp.results import files, plots
     from comp.workflows.train import find_learning_rate
 
     files.check_writable(output, suffix=".png")
@@ -203,7 +202,7 @@ def _split_overrides(
 
     The command line puts the first of those in the config's place.
     """
-    from comp.results import files, runs as run_folders
+    from comp.results import runs as run_folders
 
     words = [*([str(config)] if config else []), *(overrides or [])]
     if resume and words and all(word.partition("=")[0] in run_folders.MOVABLE for word in words):
@@ -243,7 +242,7 @@ def _is_finished(resume: Path, data_overrides: list[str], as_json: bool, *, trai
     With `trained_only`, test scores and the submission may be missing.
     """
     from comp.cli import console
-    from comp.results import files, runs as run_folders
+    from comp.results import runs as run_folders
     from comp.submission import write
 
     run = run_folders.open_run(resume, data_overrides)
@@ -271,7 +270,7 @@ def _train_on(run: Path, overrides: str) -> str:
 
 def _read_existing(run: Path) -> "tuple[str, Execution]":
     """Return a run's name and recorded execution, to repeat it."""
-    from comp.results import files, runs as run_folders
+    from comp.results import files
     from comp.runtime import device
 
     recorded = run / "execution.json"

@@ -32,7 +32,9 @@ _METRIC_SPLITS = {"val_metric": "val", "ood_metric": "shifted", "suite_metric": 
 _LEGEND = "< significantly worse than the row above (95 %); ~ not significant"
 
 
-def print_leaderboard(rows: "Sequence[LeaderboardRow]", verdicts: "Verdicts", root: Any, top: int, sort: str) -> None:
+def print_leaderboard(
+    rows: "Sequence[LeaderboardRow]", verdicts: "LeaderboardAnalysis", root: Any, top: int, sort: str
+) -> None:
     """Print the leaderboard's first rows, 0 for all, without empty columns, and its analysis.
 
     A rank is followed by `<` if the row is significantly worse than the row above it, by `~` if it is not.

@@ -19,8 +19,9 @@ from comp.data import splits, splitting, suites
 from comp.data.corruptions.suite import CORRUPTIONS, SEVERITIES
 from comp.data.dataset import Dataset
 from comp.data.splits import Split, Suite
-from comp.results import files as runs, plots, runs as results_runs
+from comp.results import plots, runs
 from comp.results.blocks import DISTORTIONS, Block, block_grid
+from comp.results.files import make_folder, read_json, to_json, write_atomically
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress, quiet
 
@@ -118,7 +119,7 @@ def _manifest(
         "severities": list(severities),
         "images_per_block": len(split),
         "image_shape": list(split.image_shape),
-        "versions": results_runs.package_versions(),
+        "versions": runs.package_versions(),
         "indices": rows,  # each image's row in its split, which determines its draws
         "ids": split.ids.tolist(),
     }
@@ -133,11 +134,11 @@ def _describe(number: int, severities: Sequence[int]) -> dict[str, Any]:
 
 def _claim_folder(folder: Path, manifest: Mapping[str, Any], numbers: Sequence[int]) -> None:
     """Write the manifest with the planned files; refuse a folder with other content."""
-    runs.make_folder(folder)
+    make_folder(folder)
     path = folder / suites.MANIFEST
     files: dict[str, Any] = {}
     if path.exists():
-        existing = runs.read_json(path)
+        existing = read_json(path)
         files = existing.pop("files", {})
         different = [key for key in manifest if existing.get(key) != manifest[key]]
         if different:
@@ -150,7 +151,7 @@ def _claim_folder(folder: Path, manifest: Mapping[str, Any], numbers: Sequence[i
     if unexpected := [name for name in names if name not in expected]:
         shown = ", ".join(unexpected[:_SHOWN])
         raise DataError(f"{folder}: already holds other files ({shown}); choose a new folder for --out")
-    runs.write_atomically(path, runs.to_json({**manifest, "files": dict(sorted(files.items()))}))
+    write_atomically(path, to_json({**manifest, "files": dict(sorted(files.items()))}))
 
 
 def _check_space(folder: Path, blocks: Sequence[Block], split: Split) -> None:
@@ -179,7 +180,7 @@ def _write_file(path: Path, suite: Suite, blocks: Sequence[Block], split: Split,
             file.write(np.ascontiguousarray(suite.open(block).images).data)
             progress(path.name, done * len(split), rows)
 
-    runs.write_atomically(path, stack)
+    write_atomically(path, stack)
 
 
 def _sheet(

@@ -1,0 +1,260 @@
+"""Predictions on disk: a `.npz` without pickles, version 2. Torch-free.
+
+Version 1, which held `logits` and `labels` of single-label tasks, is still read.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comp.config import PredictConfig
+from comp.config.tasks import TASKS, TaskRow
+from comp.results import files, runs
+from comp.results.predictions import Predictions, Targets
+from comp.runtime.errors import RunError, UserError
+
+VERSION = 2
+_ALPHA = PredictConfig().alpha
+_SPLITS = ("val", "ood_val", "test", "suite")  # of `comp predict --split`
+_VIEWED = re.compile(r"\+(?!bn\b|tent\b)([a-z_]+)(?:-uncertain([\d.]+))?")  # part of a file name, like the next one
+_ADAPTED = re.compile(r"\+(bn|tent)(?:-(file|stream))?(?:-alpha([\d.]+))?")
+_FIELDS = ("task", "ids", "classes", "outputs", "block_names", "block_sizes", "made_by")
+_OPTIONAL = ("targets", "top1", "thresholds")
+_FIELDS_1 = ("ids", "classes", "logits", "top1", "labels", "block_names", "block_sizes", "made_by")
+
+
+def save(path: Path, predictions: Predictions) -> None:
+    """Write predictions to a .npz, atomically."""
+    arrays: dict[str, NDArray[Any]] = {
+        "version": np.array(VERSION),
+        "task": np.array(predictions.task),
+        "ids": predictions.ids,
+        "classes": np.array(predictions.classes, np.str_),
+        "outputs": predictions.outputs,
+        "block_names": predictions.block_names,
+        "block_sizes": predictions.block_sizes,
+        "made_by": np.array(json.dumps(dict(predictions.made_by), sort_keys=True)),
+    }
+    if predictions.targets is not None:
+        arrays["targets"] = predictions.targets.astype(np.uint8 if predictions.row.target_columns else np.int32)
+    if predictions.top1 is not None:
+        arrays["top1"] = predictions.top1.astype(np.int32)
+    if predictions.thresholds is not None:
+        arrays["thresholds"] = predictions.thresholds
+    files.write_arrays(path, arrays)
+
+
+def load(path: Path) -> Predictions:
+    """Load predictions from a .npz.
+
+    Raises:
+        RunError: missing, damaged, of a later version, or not a predictions file.
+    """
+    return _from_arrays(_read(path, lambda name: True), path)
+
+
+def _read(path: Path, select: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
+    """Return the selected arrays of a .npz under their version 2 names."""
+    try:
+        with files.open_arrays(path) as archive:
+            names = set(archive.files)
+            version = int(archive["version"]) if "version" in names else 1
+            if version > VERSION:
+                raise RunError(f"{path}: version {version} is newer than {VERSION}; update comp")
+            fields = _FIELDS_1 if version == 1 else _FIELDS
+            missing = [name for name in fields if name not in names]
+            if missing:
+                raise RunError(f"{path}: not a predictions file: it lacks {', '.join(missing)}")
+            unknown = names - {"version", *_FIELDS, *_OPTIONAL}
+            if version != 1 and unknown:  # a damaged name would look like a missing optional array
+                raise ValueError(f"unknown arrays {', '.join(sorted(unknown))}")
+            if version == 1:
+                arrays = _upgrade(archive, select)
+            else:
+                arrays = {name: archive[name] for name in sorted(names - {"version"}) if select(name)}
+            _check_blocks(arrays)
+            return arrays
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such predictions file; {_repair_hint(path)}") from None
+    except RunError:
+        raise
+    except files.READ_ERRORS as error:
+        raise _damaged(path, error) from None
+
+
+def _check_blocks(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raise ValueError unless the blocks divide the rows into consecutive parts."""
+    names, sizes, rows = arrays["block_names"], arrays["block_sizes"], len(arrays["ids"])
+    if sizes.ndim != 1 or len(names) != len(sizes) or (len(sizes) and sizes.dtype.kind not in "iu"):
+        raise ValueError("block_sizes: expected one whole number for each of block_names")
+    if (sizes < 0).any() or (len(sizes) and int(sizes.sum()) != rows):
+        raise ValueError(f"block_sizes: expected a sum of {rows:,}, the number of rows")
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(f"{path}: damaged predictions file ({files.error_text(error)}); {_repair_hint(path)}")
+
+
+def _repair_hint(path: Path) -> str:
+    """Return how to create a run's predictions again, as the end of an error message."""
+    run, (split, plus, variant) = runs.Run(path.parent.parent), path.stem.partition("+")
+    if not run.has_weights():
+        return f"{run.path} has no weights: {run.repair_hint}"
+    images = f"--split {split}" if split in _SPLITS else "--suite DIR (the folder of that suite)"
+    return f"create it again: comp predict {run.path} {images}{_options(run, plus + variant)}"
+
+
+def _options(run: runs.Run, variant: str) -> str:
+    """Return the `comp predict` options of a variant (part of a file name) that differ from the run's config."""
+    views, adaptation = _VIEWED.search(variant), _ADAPTED.search(variant)
+    options: dict[str, Any] = {
+        "views": views[1] if views else "none",
+        "adapt": adaptation[1] if adaptation else "none",
+    }
+    if views:
+        options["views_for"] = f"uncertain:{views[2]}" if views[2] else "all"
+    if adaptation:
+        options["adapt_per"] = adaptation[2] or "block"
+        options["alpha"] = float(adaptation[3]) if adaptation[3] else _ALPHA
+    try:
+        config = run.config().predict
+    except UserError:  # report one error at a time
+        config = PredictConfig()
+    differing = {name: value for name, value in options.items() if value != getattr(config, name)}
+    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in differing.items())
+
+
+def _upgrade(archive: Mapping[str, NDArray[Any]], select: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
+    """Return version 1's arrays under version 2's names; its labels are single, -1 if unknown."""
+    names = {"outputs": "logits", "targets": "labels"}
+    kept = [name for name in (*_FIELDS[1:], "targets", "top1") if select(name)]
+    arrays = {"task": np.array("single_label"), **{name: archive[names.get(name, name)] for name in kept}}
+    if (arrays["targets"] < 0).all():
+        del arrays["targets"]
+    return arrays
+
+
+def variant_suffix(made_by: Mapping[str, Any]) -> str:
+    """Return the file suffix of views and adaptation: `+flip-uncertain0.25+bn-file-alpha0.5`; empty for neither.
+
+    Args:
+        made_by: `Predictions.made_by`; missing keys mean their defaults.
+    """
+    views, share = made_by.get("views", "none"), made_by.get("views_share", 1.0)
+    adapt, per, alpha = made_by.get("adapt", "none"), made_by.get("adapt_per", "block"), made_by.get("alpha", _ALPHA)
+    text = ""
+    if views != "none":
+        text += f"+{views}" + (f"-uncertain{share:g}" if share < 1 else "")
+    if adapt != "none":
+        text += f"+{adapt}" + (f"-{per}" if per != "block" else "") + (f"-alpha{alpha:g}" if alpha != _ALPHA else "")
+    return text
+
+
+def read_made_by(path: Path) -> dict[str, Any] | None:
+    """Return the `made_by` of a .npz without its other arrays; None if the file is missing or damaged."""
+    try:
+        with files.open_arrays(path) as archive:
+            origin = json.loads(str(archive["made_by"]))
+    except files.READ_ERRORS:
+        return None
+    return origin if isinstance(origin, dict) else None
+
+
+@dataclass(frozen=True)
+class Correctness:
+    """Which rows of a run's predictions are correct; differences between runs are tested on them.
+
+    Attributes:
+        classes: class names; targets are indices into them.
+        ids: [N] text.
+        targets: [N] or [N, K]; None if unknown.
+        correct: [N]; None if targets are unknown.
+        images: [N] which image each row shows: its index within its block, or within the split without blocks.
+    """
+
+    classes: tuple[str, ...]
+    ids: NDArray[np.str_]
+    targets: Targets | None
+    correct: NDArray[np.bool_] | None
+    images: NDArray[np.int64]
+
+    def has_same_rows(self, other: "Correctness") -> bool:
+        """Return whether both hold the same classes, ids and targets in the same order."""
+        same = self.classes == other.classes and np.array_equal(self.ids, other.ids)
+        if self.targets is None or other.targets is None:
+            return False
+        return same and np.array_equal(self.targets, other.targets)
+
+
+def load_correctness(path: Path) -> Correctness:
+    """Load which rows of a .npz are correct; outputs, most of a file, are read only for tasks with thresholds.
+
+    Raises:
+        RunError: missing, damaged, of a later version, or not a predictions file.
+    """
+    arrays = _read(path, lambda name: name not in ("outputs", "thresholds"))
+    try:
+        sizes, ids = arrays["block_sizes"], arrays["ids"]
+        images = np.concatenate([np.arange(size) for size in sizes]) if len(sizes) else np.arange(len(ids))
+        classes = tuple(str(name) for name in arrays["classes"])
+        if "targets" not in arrays:
+            return Correctness(classes, ids, None, None, images)
+        if "top1" in arrays:
+            targets = arrays["targets"].astype(np.int64)
+            return Correctness(classes, ids, targets, arrays["top1"] == targets, images)
+    except files.READ_ERRORS as error:
+        raise _damaged(path, error) from None
+    loaded = load(path)
+    return Correctness(classes, loaded.ids, loaded.targets, loaded.correct(), images)
+
+
+def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
+    try:
+        name = str(arrays["task"])
+        if name not in TASKS:
+            raise ValueError(f"unknown task '{name}'")
+        row, outputs = TASKS[name], arrays["outputs"]
+        made_by = json.loads(str(arrays["made_by"]))
+        if not isinstance(made_by, dict):
+            raise ValueError("made_by is not a mapping")
+        if arrays["ids"].dtype.kind != "U" or outputs.dtype != (np.float16 if row.shifted else np.float32):
+            raise ValueError("ids are not text, or outputs have the wrong data type for the task")
+        if not np.isfinite(outputs).all():
+            raise ValueError("outputs are not finite")
+        return Predictions(
+            task=name,
+            ids=arrays["ids"],
+            classes=tuple(str(name) for name in arrays["classes"]),
+            outputs=outputs,
+            targets=_targets(arrays, row),
+            top1=_indices("top1", arrays) if "top1" in arrays else None,
+            block_names=arrays["block_names"],
+            block_sizes=arrays["block_sizes"],
+            made_by=made_by,
+            thresholds=arrays["thresholds"].astype(np.float32) if "thresholds" in arrays else None,
+        )
+    except files.READ_ERRORS as error:
+        raise _damaged(path, error) from None
+
+
+def _targets(arrays: Mapping[str, NDArray[Any]], row: TaskRow) -> Targets | None:
+    if "targets" not in arrays:
+        return None
+    if not row.target_columns:
+        return _indices("targets", arrays)
+    if not np.isin(arrays["targets"], (0, 1)).all():
+        raise ValueError("targets: expected only 0 and 1")
+    return arrays["targets"].astype(np.float32)
+
+
+def _indices(name: str, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+    values = arrays[name].astype(np.int64)
+    if values.max(initial=0) >= len(arrays["classes"]) or values.min(initial=0) < 0:
+        raise ValueError(f"{name}: a class index is out of range")
+    return values

@@ -21,7 +21,6 @@ from comp.runtime.errors import ConfigError, UserError, unknown
 from comp.submission import derive_format, rules, samples, write
 from comp.tracking import login
 from comp.training import consistency, optimizers, validation
-from comp.workflows import predict
 
 _SHOWN_HEADER = 80  # characters of a header in a note
 
@@ -168,6 +167,8 @@ def check_output(config: Config, output: Path | None, *, force: bool) -> None:
         ConfigError: nothing will be submitted, so that no name is wanted.
         SubmissionError: the name is taken or cannot be written.
     """
+    from comp.workflows import predict  # which imports this module
+
     if config.competition.suite.source != "none":
         write.demand_free(output or predict.default_submission(config), force=force)
     elif output is not None:

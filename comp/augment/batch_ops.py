@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from comp.augment.kernels import colour, fractals, geometry, jpeg, noise, overlays, per_image_filters
+from comp.augment.kernels import colour, geometry, jpeg, noise, overlays, per_image_filters, textures
 from comp.runtime import rng
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -148,7 +148,7 @@ FUNCTIONS: dict[str, Function] = {
     "blur": _chunked(_scaled(_valued(per_image_filters.gaussian_blur))),
     "pixel_shuffle": _scaled(noise.shuffle),
     "pixelate": _chunked(_valued(per_image_filters.pixelate)),
-    "fractal": _chunked(fractals.mix),
+    "fractal": _chunked(textures.mix),
     "random_filter": _chunked(per_image_filters.random_filter),
     "random_colour": colour.random_curve,
     "jpeg": _chunked(_jpeg),

@@ -17,29 +17,29 @@ import torch
 from torch import Tensor
 
 from comp.augment.batch_ops import FUNCTIONS
-from comp.augment.distributions import beta, dirichlet
 from comp.augment.kernels import geometry
+from comp.augment.mixing import beta, dirichlet
 from comp.augment.ops import Mixture, OneOf, Op, Policy
 from comp.runtime import rng
 
 
-def augment(images: Tensor, policy: Policy, keys: Tensor, *, turned: Tensor | None = None) -> Tensor:
+def augment(images: Tensor, policy: Policy, keys: Tensor, *, flip_mask: Tensor | None = None) -> Tensor:
     """Return the batch augmented.
 
     Args:
         images: [B, C, H, W] uint8; `COLOUR_OPS` want C 1 or 3; fastest in channels_last memory, which the result has.
         policy: from `policies.resolve`; what it does while images are read is left to `reading`.
         keys: [B] int64 from `draws.keys(seed, epoch, indices)`, on the images' device.
-        turned: [B] bool from `alternation`; only a policy with `alternating_flip` needs it.
+        flip_mask: [B] bool from `alternation`; only a policy with `alternating_flip` needs it.
     """
     assert images.dtype == torch.uint8
     pixels = geometry.to_pixels(images)  # [B, H, W, C]
     for number, stage in enumerate(policy.stages):
         own = rng.fold(keys, number)
         if isinstance(stage, Mixture):
-            pixels = _mix_chains(pixels, stage, own, turned)
+            pixels = _mix_chains(pixels, stage, own, flip_mask)
         else:
-            pixels = _run(pixels, _draw(stage, own, turned))
+            pixels = _run(pixels, _draw(stage, own, flip_mask))
     return geometry.to_images(pixels)
 
 
@@ -93,7 +93,7 @@ def _tabulate(choice: OneOf, device: torch.device) -> _Table:
     )
 
 
-def _draw(choice: OneOf, keys: Tensor, turned: Tensor | None) -> _Plan:
+def _draw(choice: OneOf, keys: Tensor, flip_mask: Tensor | None) -> _Plan:
     """Return what each sample does; draw 0 picks the branch, each slot then takes three."""
     table = _tabulate(choice, keys.device)
     slots = table.op.shape[1]
@@ -105,8 +105,8 @@ def _draw(choice: OneOf, keys: Tensor, turned: Tensor | None) -> _Plan:
     counters = 3 * torch.arange(slots, device=keys.device)[:, None] + 1
     acts = rng.uniform(keys, counters) < probability
     if "alternating_flip" in table.names:
-        assert turned is not None, "a policy with alternating_flip needs `turned`"
-        acts &= (op != table.names.index("alternating_flip")) | turned
+        assert flip_mask is not None, "a policy with alternating_flip needs `flip_mask`"
+        acts &= (op != table.names.index("alternating_flip")) | flip_mask
     share = rng.uniform(keys, counters + 1)
     stepped = (share * steps).floor() / (steps - 1).clamp(min=1)
     magnitude = low + reach * torch.where(steps > 0, stepped, share)
@@ -155,7 +155,7 @@ def _run_slot(pixels: Tensor, plan: _Plan, sizes: list[int], magnitude: Tensor, 
     return torch.cat([*parts, pixels[start:]])
 
 
-def _mix_chains(pixels: Tensor, mixture: Mixture, keys: Tensor, turned: Tensor | None) -> Tensor:
+def _mix_chains(pixels: Tensor, mixture: Mixture, keys: Tensor, flip_mask: Tensor | None) -> Tensor:
     """Return [B, H, W, C]: chains of ops blended with each other and with the image."""
     any_op = OneOf(tuple((op,) for op in mixture.ops))
     weights = dirichlet(mixture.alpha, mixture.width, keys, 0)  # [B, width]
@@ -164,7 +164,7 @@ def _mix_chains(pixels: Tensor, mixture: Mixture, keys: Tensor, turned: Tensor |
     for chain in range(mixture.width):
         own = rng.fold(keys, chain)
         depth = 1 + rng.integers(own, 0, mixture.depth)  # [B]
-        links = [_draw(any_op, rng.fold(own, link + 1), turned) for link in range(mixture.depth)]
+        links = [_draw(any_op, rng.fold(own, link + 1), flip_mask) for link in range(mixture.depth)]
         idle = torch.full_like(depth, len(links[0].names))
         plan = _Plan(
             links[0].names,

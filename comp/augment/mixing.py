@@ -10,11 +10,11 @@ a batch stays as it is. Nothing here waits for the device.
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from comp.augment.distributions import beta
 from comp.augment.kernels import geometry
 from comp.runtime import rng
 
@@ -157,3 +157,39 @@ def _blend(pixels: Tensor, partners: Tensor | None, own: Tensor) -> Tensor:
     own = own[:, None, None, None]
     scaled = pixels.to(torch.float32).mul_(own / 255)
     return scaled if partners is None else scaled.add_(partners.to(torch.float32).mul_((1 - own) / 255))
+
+
+_STEPS = 4096
+
+
+def beta(a: float, b: float, uniform: Tensor) -> Tensor:
+    """Return [...] float32 Beta(a, b) deviates of uniforms [...] in [0, 1)."""
+    table = _inverse(a, b, uniform.device)
+    position = uniform * _STEPS
+    step = position.floor()
+    index = step.to(torch.int64)
+    left = table[index]
+    return left + (table[index + 1] - left) * (position - step)
+
+
+def dirichlet(alpha: float, width: int, keys: Tensor, draw: int) -> Tensor:
+    """Return [B, width] float32 Dirichlet(alpha, ..., alpha) weights; takes draws from `draw` on, `width` - 1.
+
+    Sticks are broken one after another: each weight is a Beta(alpha, alpha times those left) share of the rest.
+    """
+    rest = torch.ones(keys.shape, device=keys.device)
+    weights = []
+    for left in range(width - 1, 0, -1):
+        share = beta(alpha, alpha * left, rng.uniform(keys, draw + left - 1))
+        weights.append(rest * share)
+        rest = rest * (1 - share)
+    return torch.stack([*weights, rest], 1)
+
+
+@lru_cache(maxsize=32)
+def _inverse(a: float, b: float, device: torch.device) -> Tensor:
+    """Return [_STEPS + 1] float32: the Beta(a, b) quantiles at evenly spaced probabilities."""
+    from scipy.special import betaincinv  # type: ignore[import-untyped]  # imported late, as all of scipy
+
+    probabilities = torch.linspace(0, 1, _STEPS + 1, dtype=torch.float64)
+    return torch.from_numpy(betaincinv(a, b, probabilities.numpy())).to(torch.float32).to(device)

@@ -63,7 +63,7 @@ OPS: dict[str, tuple[str, frozenset[str]]] = {
 }
 
 # Likewise of the op that acts while an image is read, when all of its pixels are still there.
-READING_OPS: dict[str, tuple[str, frozenset[str]]] = {
+WORKER_OPS: dict[str, tuple[str, frozenset[str]]] = {
     "random_resized_crop": ("share of the image's area that is kept", frozenset()),
 }
 
@@ -134,7 +134,7 @@ class Policy:
     """Where it was published."""
     crop: Op | None = None
     """A `random_resized_crop`."""
-    foreign: tuple[AlbumentationsOp, ...] = ()
+    albumentations: tuple[AlbumentationsOp, ...] = ()
 
     @property
     def ops(self) -> frozenset[Op]:
@@ -153,13 +153,15 @@ class Policy:
     @property
     def imitates(self) -> frozenset[str]:
         """Corruptions of the suite that some op of the policy imitates."""
-        ours = ((OPS | READING_OPS)[op.name][1] for op in self.ops if op.probability > 0)
-        foreign = (FOREIGN_IMITATES.get(op.name, frozenset()) for op in self.foreign if op.probability > 0)
+        ours = ((OPS | WORKER_OPS)[op.name][1] for op in self.ops if op.probability > 0)
+        foreign = (
+            ALBUMENTATIONS_IMITATES.get(op.name, frozenset()) for op in self.albumentations if op.probability > 0
+        )
         return frozenset().union(*ours, *foreign)
 
 
 # Transforms of albumentations that make one of the suite's corruptions, or nearly.
-FOREIGN_IMITATES: dict[str, frozenset[str]] = {
+ALBUMENTATIONS_IMITATES: dict[str, frozenset[str]] = {
     "AdditiveNoise": frozenset({"gaussian_noise"}),
     "AdvancedBlur": frozenset({"gaussian_blur"}),
     "Blur": frozenset({"gaussian_blur", "defocus_blur"}),
@@ -198,7 +200,7 @@ def parse(row: Mapping[str, Any], where: str) -> Op:
     """Return the op that a row of `augment.ops` asks for.
 
     Args:
-        row: `{name, p, magnitude, signed}`, where `name` is a row of `OPS` or `READING_OPS` and `magnitude` a number or
+        row: `{name, p, magnitude, signed}`, where `name` is a row of `OPS` or `WORKER_OPS` and `magnitude` a number or
             [low, high].
         where: names the row in messages.
 
@@ -211,10 +213,10 @@ def parse(row: Mapping[str, Any], where: str) -> Op:
             f"{where}: {name} is a transform of albumentations, and these stand in a list of their own; move it to "
             "augment.albumentations"
         )
-    if name not in OPS | READING_OPS:
-        raise ConfigError(f"{where}.name: {unknown('op', name, OPS | READING_OPS)}")
-    low, high = _range(rest.pop("magnitude", _KEPT if name in READING_OPS else 0.0), where)
-    if name in READING_OPS and not 0 < low <= high <= 1:
+    if name not in OPS | WORKER_OPS:
+        raise ConfigError(f"{where}.name: {unknown('op', name, OPS | WORKER_OPS)}")
+    low, high = _range(rest.pop("magnitude", _KEPT if name in WORKER_OPS else 0.0), where)
+    if name in WORKER_OPS and not 0 < low <= high <= 1:
         raise ConfigError(f"{where}.magnitude: expected a share above 0, at most 1, or [low, high], found {low, high}")
     signed = rest.pop("signed", False)
     if rest or not isinstance(signed, bool):
@@ -223,7 +225,7 @@ def parse(row: Mapping[str, Any], where: str) -> Op:
     return Op(name, float(probability), low, high, signed)
 
 
-def parse_foreign(row: Mapping[str, Any], where: str) -> AlbumentationsOp:
+def parse_albumentations(row: Mapping[str, Any], where: str) -> AlbumentationsOp:
     """Return the transform that a row of `augment.albumentations` asks for.
 
     Args:
@@ -234,7 +236,7 @@ def parse_foreign(row: Mapping[str, Any], where: str) -> AlbumentationsOp:
         ConfigError: no name, an op of ours, or no probability.
     """
     name, probability, rest = _named(row, where, "a transform of albumentations")
-    if name in OPS | READING_OPS:
+    if name in OPS | WORKER_OPS:
         raise ConfigError(f"{where}: {name} is an op, not a transform of albumentations; move it to augment.ops")
     return AlbumentationsOp(name, float(probability), json.dumps(rest, sort_keys=True))
 

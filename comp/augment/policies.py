@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
-from comp.augment.ops import READING_OPS, Mixture, OneOf, Op, Policy, parse, parse_foreign
+from comp.augment.ops import WORKER_OPS, Mixture, OneOf, Op, Policy, parse, parse_albumentations
 from comp.runtime.errors import ConfigError, unknown
 
 # Largest magnitudes of the AutoAugment search space, 10 levels, 9 the strongest: (at level 0, at level 9, signed).
@@ -237,7 +237,7 @@ def resolve(
     Args:
         names: rows of `POLICIES`.
         ops: rows of `augment.ops`; see `ops.parse`.
-        albumentations: rows of `augment.albumentations`; see `ops.parse_foreign`.
+        albumentations: rows of `augment.albumentations`; see `ops.parse_albumentations`.
 
     Raises:
         ConfigError: a name that no policy or op has, a row that does not read, or two crops of one image.
@@ -248,18 +248,20 @@ def resolve(
             raise ConfigError(f"augment.policy: {unknown('policy', name, POLICIES)}")
     chosen = [POLICIES[name] for name in names]
     free = [parse(row, f"augment.ops[{number}]") for number, row in enumerate(ops)]
-    crops = [policy.crop for policy in chosen if policy.crop] + [op for op in free if op.name in READING_OPS]
+    crops = [policy.crop for policy in chosen if policy.crop] + [op for op in free if op.name in WORKER_OPS]
     if len(crops) > 1:
         raise ConfigError(
             f"augment: random_resized_crop is done once, while an image is read, and augment.policy and augment.ops "
             f"ask for it {len(crops)} times; leave one"
         )
     stages = [stage for policy in chosen for stage in policy.stages]
-    if on_batches := tuple(op for op in free if op.name not in READING_OPS):
+    if on_batches := tuple(op for op in free if op.name not in WORKER_OPS):
         stages.append(OneOf((on_batches,)))
     return Policy(
         tuple(stages),
         "; ".join(policy.paper for policy in chosen if policy.paper),
         crops[0] if crops else None,
-        tuple(parse_foreign(row, f"augment.albumentations[{number}]") for number, row in enumerate(albumentations)),
+        tuple(
+            parse_albumentations(row, f"augment.albumentations[{number}]") for number, row in enumerate(albumentations)
+        ),
     )

@@ -31,10 +31,10 @@ _TRIES = 10
 _ASPECTS = (3 / 4, 4 / 3)
 
 
-class Reading:
+class WorkerStage:
     """What happens to one image at a time, by its epoch and index alone.
 
-    reading = Reading(resolve("photo"), seed=0)
+    reading = WorkerStage(resolve("photo"), seed=0)
     box = reading.box((375, 500), (224, 224), epoch, index)
     """
 
@@ -45,7 +45,7 @@ class Reading:
             ConfigError: a transform that albumentations has not, or arguments that it refuses.
         """
         self._seed, self._crop = seed, policy.crop
-        self._transforms = _Transforms(policy.foreign) if policy.foreign else None
+        self._transforms = _Transforms(policy.albumentations) if policy.albumentations else None
 
     def box(self, found: Sides, size: Sides, epoch: int, index: int) -> Box | None:
         """Return the part of an image to be brought to size; None where the policy does not crop it.
@@ -77,13 +77,13 @@ class Reading:
         return self._transforms(image, rng.key(self._seed, epoch, index, _FOREIGN) & _WORD)
 
 
-def of(policy: Policy, seed: int) -> Reading | None:
+def build(policy: Policy, seed: int) -> WorkerStage | None:
     """Return what workers do for a policy; None where images are only read.
 
     Raises:
-        ConfigError: as `Reading`.
+        ConfigError: as `WorkerStage`.
     """
-    return Reading(policy, seed) if policy.crop or policy.foreign else None
+    return WorkerStage(policy, seed) if policy.crop or policy.albumentations else None
 
 
 def check_image_shape(policy: Policy, image_shape: tuple[int, int, int]) -> None:
@@ -98,7 +98,7 @@ def check_image_shape(policy: Policy, image_shape: tuple[int, int, int]) -> None
     """
     channels, height, width = image_shape
     image = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
-    for op in policy.foreign:
+    for op in policy.albumentations:
         only = _Transforms((replace(op, probability=1.0),))
         try:
             image = only(image, 0)
@@ -109,7 +109,7 @@ def check_image_shape(policy: Policy, image_shape: tuple[int, int, int]) -> None
                 f"({reason}); leave it out"
             ) from None
     if image.shape != (height, width, channels) or image.dtype != np.uint8:
-        names = ", ".join(op.name for op in policy.foreign)
+        names = ", ".join(op.name for op in policy.albumentations)
         raise ConfigError(
             f"augment.albumentations: {names}: expected images [{height}, {width}, {channels}] uint8, as the network "
             f"takes them, found {list(image.shape)} {image.dtype}; choose arguments that keep the size, such as "

@@ -93,16 +93,16 @@ def _augmented(
     policies.check_channels(section.policy, section.ops, train.image_shape[0])
     policy = policies.resolve(section.policy, section.ops, section.albumentations)
     worker_stage.check_image_shape(policy, train.image_shape)
-    transform = worker_stage.of(policy, config.seed)
+    transform = worker_stage.build(policy, config.seed)
     seen = [loading.read(train.images, int(row), _FIRST_EPOCH, transform) for row in rows]
     images = torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2)
     indices = torch.from_numpy(rows)
     keys = rng.keys(config.seed, _FIRST_EPOCH, indices)
-    turned = engine.alternating_flip_mask(config.seed, _FIRST_EPOCH, indices)
+    flip_mask = engine.alternating_flip_mask(config.seed, _FIRST_EPOCH, indices)
     assert train.labels is not None
     how = mixing.Mixing(section.mixup, section.cutmix, section.switch_probability)
     mixed, targets = mixing.mix(
-        engine.augment(images, policy, keys, turned=turned), torch.from_numpy(train.labels[rows]), keys,
+        engine.augment(images, policy, keys, flip_mask=flip_mask), torch.from_numpy(train.labels[rows]), keys,
         classes=classes, mixing=how,
     )  # fmt: skip
     pixels = (mixed * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -37,7 +37,7 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
-def adaptable(model: nn.Module, adapt: str) -> int:
+def count_adaptable_layers(model: nn.Module, adapt: str) -> int:
     """Return how many layers `adapt` (`none`, `bn`, `tent`) would change in the model; 0: it does nothing."""
     affine = {name.rpartition(".")[0] for name in _affines(model)} if adapt == "tent" else set()
     layers = {id(layer) for layer in batch_norms(model)}
@@ -47,7 +47,7 @@ def adaptable(model: nn.Module, adapt: str) -> int:
 
 def _affines(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the scales and shifts of normalisation layers by name, less those that by design are never trained."""
-    still = {f"inner.{name}" for name in model.untrained} if isinstance(model, Classifier) else set()
+    still = {f"inner.{name}" for name in model.non_trainable} if isinstance(model, Classifier) else set()
     layers = {name for name, module in model.named_modules() if isinstance(module, _NORMS)}
     return {
         name: parameter

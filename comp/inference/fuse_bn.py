@@ -20,7 +20,7 @@ _TOLERANCE = 1e-3  # of the largest logit; folding itself moves float32 logits b
 _Pair = tuple[str, str]  # convolution, batch norm
 
 
-class Folding:
+class BatchNormFuser:
     """Finds a network's pairs at the first call and folds them, then and afterwards, in a copy.
 
     Args:
@@ -32,7 +32,7 @@ class Folding:
         self._pairs: list[_Pair] | None = None
         self._folded: nn.Module | None = None
 
-    def folded(self, model: nn.Module, images: Tensor) -> nn.Module:
+    def fuse(self, model: nn.Module, images: Tensor) -> nn.Module:
         """Return the network to predict with: a copy of the model with batch norm folded, or the model itself.
 
         It is run eagerly: graphs were measured (`benchmarks/compiled_prediction.py`, docs/LOG.md) and are no candidate.

@@ -62,7 +62,7 @@ class PredictInput:
 
 
 @dataclass(frozen=True)
-class GivenImages:
+class ImageInput:
     """Images to predict.
 
     Attributes:
@@ -77,7 +77,7 @@ class GivenImages:
 
 def open_images(
     given: Paths | NDArray[np.uint8], shape: tuple[int, int, int], config: DataConfig, progress: Progress = quiet
-) -> GivenImages:
+) -> ImageInput:
     """Return images as a network of `shape` wants them, every file known to be whole.
 
     Args:
@@ -91,10 +91,10 @@ def open_images(
         DataError: nothing there, no image, unreadable files, or arrays of another shape.
     """
     if isinstance(given, np.ndarray):
-        return GivenImages(_array_split(given, shape, "images"))
+        return ImageInput(_array_split(given, shape, "images"))
     paths = [str(path) for path in ([given] if isinstance(given, str | Path) else given)]
     if len(paths) == 1 and paths[0].endswith(".npy"):
-        return GivenImages(_array_split(open_array(Path(paths[0])), shape, paths[0]))
+        return ImageInput(_array_split(open_array(Path(paths[0])), shape, paths[0]))
     named, notes = _named_files(paths)
     channels, height, width = shape
     if channels not in (1, 3):
@@ -109,7 +109,7 @@ def open_images(
             f"to it (data.resize: {files.resize})"
         )
     images = _grey(files, progress) if channels == 1 else files
-    return GivenImages(replace(split, images=images), (*notes, *files.notes))
+    return ImageInput(replace(split, images=images), (*notes, *files.notes))
 
 
 def _array_split(images: NDArray[np.uint8], shape: tuple[int, int, int], where: str) -> Split:

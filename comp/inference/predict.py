@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from comp.data import loading
 from comp.data.splits import Split, Suite
 from comp.inference import adapt
-from comp.inference.fuse_bn import Folding
+from comp.inference.fuse_bn import BatchNormFuser
 from comp.inference.options import PLAIN, PredictOptions
 from comp.inference.views import View, least_confident, views
 from comp.results import predictions, runs
@@ -43,7 +43,7 @@ class _PredictJob:
     made_by: Mapping[str, Any]
     variant: PredictOptions
     progress: Progress
-    folding: Folding
+    folding: BatchNormFuser
 
     def open(self, part: _Part) -> Split:
         """Return the images of a part."""
@@ -94,7 +94,7 @@ def predict(
         made_by,
         variant,
         progress,
-        Folding(changes=variant.adapt != "none"),
+        BatchNormFuser(changes=variant.adapt != "none"),
     )
     found: list[Predictions] = []
     was_training = model.training
@@ -177,7 +177,7 @@ def _logits(
     start = 0
     for chunk in loading.chunks(split, way.batch_size):  # [B, H, W, C]
         batch = _on_device(chunk, way.execution)
-        network = way.folding.folded(way.model, batch) if network is None else network
+        network = way.folding.fuse(way.model, batch) if network is None else network
         logits[start : start + len(chunk)] = _forward(network, batch, way.execution, chosen)
         start += len(chunk)
         way.progress(way.images.name, done + start if grows else done, len(way.images))

@@ -11,7 +11,7 @@ from comp.runtime.errors import SubmissionError
 Rows = list[list[str]]
 
 
-def table(found: Predictions) -> tuple[list[str], Rows]:
+def build_table(found: Predictions) -> tuple[list[str], Rows]:
     """Return a header and a row for each image.
 
     Where classes exclude each other: `id`, `label`, `probability` of that label. Else `id`, `labels` (the decided
@@ -38,7 +38,7 @@ def table(found: Predictions) -> tuple[list[str], Rows]:
     return ["id", "labels", *found.classes], rows
 
 
-def free_path(competition: str, folder: Path = Path("predictions")) -> Path:
+def next_free_path(competition: str, folder: Path = Path("predictions")) -> Path:
     """Return the first free `predictions/<competition>.csv`, `-2` and so on."""
     number = 1
     while True:
@@ -48,7 +48,7 @@ def free_path(competition: str, folder: Path = Path("predictions")) -> Path:
         number += 1
 
 
-def demand_free(path: Path, *, force: bool) -> None:
+def check_writable(path: Path, *, force: bool) -> None:
     """Refuse a name that cannot be written: asked before the work that ends there.
 
     Raises:
@@ -61,14 +61,14 @@ def demand_free(path: Path, *, force: bool) -> None:
             raise SubmissionError(f"{name}: is there already; choose another name with -o or replace it with --force")
 
 
-def write(path: Path, found: Predictions) -> None:
+def write_csv(path: Path, found: Predictions) -> None:
     """Write the table as a CSV and, beside it under the same name, the predictions as a .npz.
 
     Raises:
         RunError: the folder cannot be made or written.
     """
     runs.make_folder(path.parent)
-    header, rows = table(found)
+    header, rows = build_table(found)
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     predictions.save(path.with_suffix(".npz"), found)

@@ -128,7 +128,7 @@ class Classifier(nn.Module):
         """Names of the inner model's batch norm layers that stay in evaluation mode while training."""
         self.weights_source = "drawn"
         """Where the first weights came from, for people to read: a file with its SHA-256, or drawn."""
-        self.untrained = frozenset(name for name, p in inner.named_parameters() if not p.requires_grad)
+        self.non_trainable = frozenset(name for name, p in inner.named_parameters() if not p.requires_grad)
         """Names of the inner model's parameters that by its design are never trained."""
 
     @property
@@ -151,7 +151,7 @@ class Classifier(nn.Module):
         return prepared
 
     @property
-    def looks_at_images(self) -> bool:
+    def initialises_from_images(self) -> bool:
         """Whether `initialise` does anything."""
         return hasattr(self.inner, "initialise")
 
@@ -160,7 +160,7 @@ class Classifier(nn.Module):
 
         Most networks have nothing to do here; `fastnet` takes its whitening layer from the images.
         """
-        if self.looks_at_images:
+        if self.initialises_from_images:
             with torch.no_grad():
                 self.inner.initialise(self.prepare(images))  # type: ignore[operator]  # nn.Module types no method
 

@@ -66,7 +66,7 @@ def freeze(
                 frozen -= own if train_bn else set()
                 still |= {name} if keep_bn_stats and not train_bn else set()
     for name, parameter in model.inner.named_parameters():
-        parameter.requires_grad = name not in frozen and name not in model.untrained
+        parameter.requires_grad = name not in frozen and name not in model.non_trainable
     model.frozen_bn_layers = frozenset(still)
     model.train(model.training)
 
@@ -136,7 +136,7 @@ def parameter_groups(
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         inner = name.removeprefix("inner.")
-        if inner in model.untrained:
+        if inner in model.non_trainable:
             continue
         decays = decay_all or (parameter.ndim > 1 and name not in exempt)
         factors = (factor for pattern, factor in multipliers.items() if _names(model, pattern, inner))

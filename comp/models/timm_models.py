@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from comp.models import stems, strides
+from comp.models import stems
 from comp.models.weights import State
 from comp.runtime.errors import ModelError, nearest
 
@@ -54,7 +54,7 @@ def create(
         given |= family.arguments(*shape[1:]) if family.arguments else {}
     inner = _created(name, {**given, **(arguments or {})}, classes, state or {}, where)
     if stem == "cifar" and family.relaxed:
-        strides.relax_strides(inner, shape[0])
+        stems.relax_strides(inner, shape[0])
     return inner
 
 

@@ -1,23 +1,23 @@
 """From a name to a `Classifier`: our own networks and every timm model, adapted to the images at hand."""
 
+import fnmatch
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from comp.config import ModelConfig
 from comp.config.section import height_and_width
-from comp.models import pretrained, stems, surgery, timm_models, weights
-from comp.models.catalogue import costs, list_models
+from comp.models import stems, surgery, timm_models, weights
 from comp.models.classifier import Classifier, Resize
 from comp.models.coursework.networks import NETWORKS
 from comp.runtime.errors import ModelError, UserError, unknown
-
-__all__ = ["architecture", "blueprint", "build", "costs", "family", "list_models", "refuse_banned"]
 
 Shape = tuple[int, int, int]  # channels, height, width
 Numbers = Sequence[float]
@@ -66,7 +66,7 @@ def build(
     return model
 
 
-def blueprint(config: ModelConfig, *, classes: int, image_shape: Shape) -> Classifier:
+def build_on_meta(config: ModelConfig, *, classes: int, image_shape: Shape) -> Classifier:
     """Return the configured model without memory for its weights: for its names and shapes; of any size in a second.
 
     Args:
@@ -91,13 +91,13 @@ def blueprint(config: ModelConfig, *, classes: int, image_shape: Shape) -> Class
     return model
 
 
-def usual_side(name: str) -> int:
+def published_side(name: str) -> int:
     """Return the side in pixels of the images that a model is published for."""
     return 32 if name in NETWORKS else int(timm_models.meta_model(name).pretrained_cfg["input_size"][-1])
 
 
-def learns_from_one(model: Classifier, image_shape: Shape) -> bool:
-    """Tell whether a `blueprint` can be trained on one image at a time: batch norm of 1x1 maps needs two values."""
+def supports_single_images(model: Classifier, image_shape: Shape) -> bool:
+    """Tell whether a `build_on_meta` can be trained on one image at a time: batch norm of 1x1 maps needs two values."""
     try:
         with torch.no_grad():
             model.train()(torch.zeros(1, *image_shape, device="meta"))
@@ -145,7 +145,7 @@ def family(name: str) -> str:
     return timm_models.family_of(name).kind
 
 
-def refuse_banned(name: str, banned: Sequence[str]) -> None:
+def check_family_allowed(name: str, banned: Sequence[str]) -> None:
     """Check a model against `competition.rules.banned_families`.
 
     Raises:
@@ -238,7 +238,7 @@ def _rates(config: ModelConfig) -> dict[str, float]:
 
 def _weights_file(config: ModelConfig, folder: Path | None) -> Path | None:
     if config.pretrained is True:
-        return pretrained.find(config.name, timm_models.meta_model(config.name).pretrained_cfg, folder)
+        return weights.find_published(config.name, timm_models.meta_model(config.name).pretrained_cfg, folder)
     return Path(config.pretrained) if config.pretrained else None
 
 
@@ -271,7 +271,7 @@ def _demand_fit(inner: nn.Module, config: ModelConfig, shape: Shape) -> None:
         with torch.no_grad():
             inner(torch.zeros(1, *shape))
     except NotImplementedError:
-        pass  # what a blueprint cannot compute
+        pass  # what a build_on_meta cannot compute
     except timm_models.WRONG_ARGUMENTS as error:
         reason = timm_models.first_lines(error, 200)
         raise ModelError(
@@ -296,7 +296,7 @@ def _wider(config: ModelConfig) -> str:
             if config.stem == "resize"
             else ("use stem: resize with a larger input_size, or another network")
         )
-    side = usual_side(config.name)
+    side = published_side(config.name)
     resize = f"use stem: resize with a larger input_size, such as the {side} px that {config.name} is made for"
     has_stem = timm_models.family_of(config.name).has_cifar_stem and config.stem != "cifar"
     return f"use stem: cifar, or {resize.removeprefix('use ')}" if has_stem else resize
@@ -329,3 +329,105 @@ def _given_normalization(wanted: Mapping[Any, Numbers], channels: int) -> tuple[
 def _spread(values: Numbers, channels: int) -> Numbers:
     """Return published colour values for another number of channels: their mean, for each."""
     return values if len(values) == channels else [sum(values) / len(values)] * channels
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """One line of `comp models`, without what takes building a network to know."""
+
+    name: str
+    family: str
+    """Its kind, as the competition's rules know it."""
+    architecture: str
+    """timm's module, or `ours`."""
+    cifar_stem: bool
+    weights: str
+    """`file` (in the folder), `cached` (of the hub), `hub` (to be fetched), or empty where none are published."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one model takes on one image."""
+
+    parameters: int
+    gmacs: float
+    """Thousand million multiplications with addition in a forward pass."""
+    feature_map: tuple[int, int]
+    """Height and width of the last feature map; (1, 1) where there is none."""
+
+
+def list_models(pattern: str = "*", *, weights_folder: Path | None = None) -> list[ModelSummary]:
+    """Return our networks and timm's models whose names fit a glob, without building any.
+
+    Args:
+        pattern: such as `resne*t*`.
+        weights_folder: where weights files lie as `<name>.safetensors`.
+    """
+    import timm
+
+    own = [name for name in NETWORKS if fnmatch.fnmatchcase(name, pattern)]
+    others: Sequence[str] = timm.list_models(pattern)
+    return [ModelSummary(name, stems.OWN_KINDS[name], "ours", False, "") for name in own] + [
+        ModelSummary(
+            name,
+            timm_models.family_of(name).kind,
+            timm_models.architecture(name),
+            timm_models.family_of(name).has_cifar_stem,
+            _weights_at_hand(name, weights_folder),
+        )
+        for name in others
+    ]
+
+
+def measure_costs(name: str, image_shape: Shape, *, classes: int = 10, stem: str = "stock") -> Costs:
+    """Return what a model costs, counted on a network without memory for its weights.
+
+    Args:
+        name: of the zoo.
+        image_shape: (channels, height, width) of what it sees; after the resize under `stem: resize`.
+        classes: width of the logits.
+        stem: `stock` or `cifar`.
+
+    Raises:
+        ModelError: an unknown name, or a family without this stem.
+        RuntimeError: the network is too deep for these images.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), torch.no_grad():
+        if name in NETWORKS:
+            inner = NETWORKS[name](image_shape, classes)
+        else:
+            inner = timm_models.create(name, image_shape, classes, stem=stem)
+        inner.eval()
+        images = torch.zeros(1, *image_shape)
+        with FlopCounterMode(display=False) as counter:
+            inner(images)
+        final = feature_map(inner, images)
+    parameters = sum(parameter.numel() for parameter in inner.parameters())
+    # The counter takes a multiplication and its addition for two operations.
+    return Costs(parameters, counter.get_total_flops() / 2e9, final)
+
+
+def feature_map(inner: nn.Module, images: Tensor) -> tuple[int, int]:
+    """Return height and width of a network's last feature map on images [B, C, H, W]; (1, 1) where there is none."""
+    features: Tensor = inner.forward_features(images)  # type: ignore[operator]
+    if features.ndim == 4:
+        by_pixel = getattr(inner, "output_fmt", "NCHW") == "NHWC"
+        height, width = features.shape[1:3] if by_pixel else features.shape[2:4]
+        return int(height), int(width)
+    if features.ndim == 3:
+        side = math.isqrt(features.shape[1] - int(getattr(inner, "num_prefix_tokens", 0)))
+        return side, side
+    return 1, 1
+
+
+def _weights_at_hand(name: str, folder: Path | None) -> str:
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not cfg.has_weights:
+        return ""
+    if weights.local_file(name, folder):
+        return "file"
+    return "cached" if weights.cached_file(cfg.to_dict()) else "hub"

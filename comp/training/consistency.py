@@ -45,7 +45,7 @@ def split(policy: Policy) -> tuple[Policy, Policy]:
     return Policy(policy.stages[:cut]), Policy(policy.stages[cut:])
 
 
-def views(images: Tensor, policy: Policy, keys: Tensor, *, turned: Tensor | None = None) -> Tensor:
+def views(images: Tensor, policy: Policy, keys: Tensor, *, flip_mask: Tensor | None = None) -> Tensor:
     """Return the clean view of a batch and its augmented views, one after the other.
 
     All views of an image share its crop and flip, as in AugMix's training (Hendrycks et al. 2020, arXiv:1912.02781),
@@ -55,14 +55,14 @@ def views(images: Tensor, policy: Policy, keys: Tensor, *, turned: Tensor | None
         images: [B, C, H, W] uint8.
         policy: of the run.
         keys: [B] int64 from `draws.keys(seed, epoch, indices)`.
-        turned: [B] bool from `per_batch.alternation`, for a policy with `alternating_flip`.
+        flip_mask: [B] bool from `engine.alternating_flip_mask`, for a policy with `alternating_flip`.
 
     Returns:
         [VIEWS B, C, H, W] uint8, channels_last.
     """
     base, rest = split(policy)
-    clean = engine.augment(images, base, keys, turned=turned)
+    clean = engine.augment(images, base, keys, flip_mask=flip_mask)
     own = torch.cat([rng.fold(keys, _PURPOSE + view) for view in range(1, VIEWS)])  # [(VIEWS - 1) B]
     twice = clean.repeat(VIEWS - 1, 1, 1, 1)
-    again = None if turned is None else turned.repeat(VIEWS - 1)
-    return torch.cat((clean, engine.augment(twice, rest, own, turned=again)))
+    again = None if flip_mask is None else flip_mask.repeat(VIEWS - 1)
+    return torch.cat((clean, engine.augment(twice, rest, own, flip_mask=again)))

@@ -159,7 +159,7 @@ def build_context(
         execution.torch_device,
         stays=dataset.resident,
         workers=execution.workers,
-        transform=worker_stage.of(policy, config.seed),
+        transform=worker_stage.build(policy, config.seed),
     )
     steps_per_epoch = len(train) // min(config.train.batch_size, len(train))
     norms = Norms(model.inner) if config.train.log_norms else NoNorms()
@@ -196,7 +196,7 @@ def samples(config: Config, dataset: Dataset, model: Classifier) -> dict[str, ND
     which batch norm meets averaged weights. Names whose use this training has not are left out.
     """
     found = {}
-    if model.looks_at_images:
+    if model.initialises_from_images:
         found["initialise"] = dataset.sample(dataset.train, _most_initialising(dataset))
     if config.train.average != "none":
         batch_size = min(config.train.batch_size, len(dataset.train))
@@ -211,7 +211,7 @@ def _most_initialising(dataset: Dataset) -> int:
 
 def _initialise(model: Classifier, dataset: Dataset) -> None:
     """Let the model see some training images before its first step."""
-    if not model.looks_at_images:
+    if not model.initialises_from_images:
         return
     rows = dataset.samples.get("initialise", np.arange(min(_most_initialising(dataset), len(dataset.train))))
     images = np.array(dataset.train.images[rows])  # a copy: memory maps are read-only

@@ -291,10 +291,10 @@ def _by_view(values: Tensor, views: int) -> Tensor:
 def _augmented(session: TrainContext, number: int, batch: Batch, keys: Tensor) -> Tensor:
     """Return a batch's images as the policy changes them, all views of a kind together: [views B, C, H, W]."""
     images = batch.images
-    turned = engine.alternating_flip_mask(session.config.seed, number, batch.indices) if session.alternates else None
+    flip_mask = engine.alternating_flip_mask(session.config.seed, number, batch.indices) if session.alternates else None
     if session.views > 1:
-        return consistency.views(images, session.policy, keys, turned=turned)
-    return engine.augment(images, session.policy, keys, turned=turned)
+        return consistency.views(images, session.policy, keys, flip_mask=flip_mask)
+    return engine.augment(images, session.policy, keys, flip_mask=flip_mask)
 
 
 def _training_images(session: TrainContext, number: int, progress: Progress) -> Iterator[Tensor]:

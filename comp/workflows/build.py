@@ -143,6 +143,6 @@ def ready_model(config: Config, dataset: Dataset) -> Classifier:
     shape = dataset.competition.image_shape
     optimizers.for_model(model, config.optim)
     resolution.check_sizes(model, config.train.sizes, shape)
-    blank = zoo.blueprint(config.model, classes=len(dataset.competition.classes), image_shape=shape)
+    blank = zoo.build_on_meta(config.model, classes=len(dataset.competition.classes), image_shape=shape)
     _demand_pairs(config, blank, shape, images=len(dataset.train))
     return model

@@ -99,7 +99,7 @@ def _check_augmentation(config: Config) -> None:
         )
     policy = _policy(config)
     consistency.check_consistency(config)
-    worker_stage.of(policy, config.seed)
+    worker_stage.build(policy, config.seed)
     rules.check_rules(
         config.competition.rules, pretrained=_has_external_weights(config), imitated=policy.imitates,
         adapt=predict_options(config.predict).adapt,
@@ -113,9 +113,9 @@ def _policy(config: Config) -> Policy:
 def _check_model(config: Config) -> None:
     """Refuse a network that cannot be built or trained as asked, of whatever the config alone tells of its images."""
     section = config.model
-    zoo.refuse_banned(section.name, config.competition.rules.banned_families)
-    shape = (3, *height_and_width(section.input_size or zoo.usual_side(section.name)))
-    model = zoo.blueprint(section, classes=_ANY_CLASSES, image_shape=shape)
+    zoo.check_family_allowed(section.name, config.competition.rules.banned_families)
+    shape = (3, *height_and_width(section.input_size or zoo.published_side(section.name)))
+    model = zoo.build_on_meta(section, classes=_ANY_CLASSES, image_shape=shape)
     optimizers.for_model(model, config.optim)
     if section.input_size:
         _demand_pairs(config, model, shape, images=2)
@@ -124,7 +124,7 @@ def _check_model(config: Config) -> None:
 def _demand_pairs(config: Config, model: Classifier, image_shape: tuple[int, int, int], images: int) -> None:
     """Refuse steps of one image where batch norm could not learn from it; `model` is a blueprint."""
     batch = min(config.train.batch_size, images)
-    if batch > 1 or config.train.consistency != "none" or zoo.learns_from_one(model, image_shape):
+    if batch > 1 or config.train.consistency != "none" or zoo.supports_single_images(model, image_shape):
         return
     if images == 1:
         raise ConfigError(f"data: one training image, and batch norm of {config.model.name} learns from two or more")

@@ -466,7 +466,7 @@ def _predict(
 def _made_by(loaded: TrainedModel, which: str, variant: PredictOptions, made_of: str) -> dict[str, Any]:
     """Return what predictions by the weights in file `which` are recorded with."""
     path = loaded.run.path / f"{which}.safetensors"
-    layers = adapt.adaptable(loaded.model, variant.adapt)
+    layers = adapt.count_adaptable_layers(loaded.model, variant.adapt)
     return {
         "run": loaded.run.name,
         "weights": path.name,

@@ -206,7 +206,7 @@ def _told_by_leader() -> _Task:
 
 
 def _choose_execution(config: Config, dataset: Dataset, model: Classifier, progress: Progress) -> ExecutionChoice:
-    transform = worker_stage.of(_policy(config), config.seed)
+    transform = worker_stage.build(_policy(config), config.seed)
     return autotune.choose_execution(model, dataset, config, transform=transform, progress=progress)
 
 

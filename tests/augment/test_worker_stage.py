@@ -17,9 +17,9 @@ from scipy import stats
 
 from comp import config as configs
 from comp.augment import worker_stage
-from comp.augment.ops import FOREIGN_IMITATES, AlbumentationsOp, Policy
+from comp.augment.ops import ALBUMENTATIONS_IMITATES, AlbumentationsOp, Policy
 from comp.augment.policies import POLICIES, resolve
-from comp.augment.worker_stage import Reading
+from comp.augment.worker_stage import WorkerStage
 from comp.config import DataConfig
 from comp.data import loading
 from comp.data.corruptions import suite
@@ -75,7 +75,7 @@ def test_a_crop_lies_in_the_image_and_has_about_the_shape_asked_for(
     found: tuple[int, int], size: tuple[int, int], shares: tuple[float, float], seed: int, index: int
 ) -> None:
     low, high = sorted(shares)
-    box = Reading(crop(magnitude=[low, high]), seed).box(found, size, 1, index)
+    box = WorkerStage(crop(magnitude=[low, high]), seed).box(found, size, 1, index)
     assert box is not None
     left, top, right, bottom = box
     assert 0 <= left < right <= found[1]
@@ -87,7 +87,7 @@ def test_a_crop_lies_in_the_image_and_has_about_the_shape_asked_for(
 
 
 def test_shares_of_the_area_and_places_are_uniform() -> None:
-    draw = Reading(crop(magnitude=[0.1, 0.5]), 0)
+    draw = WorkerStage(crop(magnitude=[0.1, 0.5]), 0)
     boxes = np.array([draw.box((1000, 1000), (64, 64), 0, index) for index in range(5000)])
     wide, tall = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert stats.kstest(wide * tall / 1e6, stats.uniform(0.1, 0.4).cdf).pvalue > 1e-3
@@ -98,14 +98,14 @@ def test_shares_of_the_area_and_places_are_uniform() -> None:
 
 
 def test_an_image_too_long_for_any_crop_gives_its_middle() -> None:
-    whole = Reading(crop(magnitude=1), 0)
+    whole = WorkerStage(crop(magnitude=1), 0)
     assert whole.box((100, 1000), (32, 32), 1, 0) == (433, 0, 566, 100)
     assert whole.box((1000, 100), (32, 32), 1, 0) == (0, 433, 100, 566)
     assert whole.box((100, 200), (32, 64), 1, 0) == (0, 0, 200, 100)
 
 
 def test_a_probability_leaves_the_others_as_they_are_configured() -> None:
-    draw = Reading(crop(p=0.25, magnitude=[0.1, 0.2]), 0)
+    draw = WorkerStage(crop(p=0.25, magnitude=[0.1, 0.2]), 0)
     taken = sum(draw.box((50, 50), (8, 8), 1, index) is not None for index in range(4000))
     assert stats.binomtest(taken, 4000, 0.25).pvalue > 1e-3
 
@@ -117,7 +117,7 @@ def test_files_are_cropped_before_they_are_resized(tmp_path: Path) -> None:
         Image.fromarray(board).convert("RGB").save(tmp_path / "train" / name / "board.png")
     split = files_in(tmp_path, 32)
     plain = split.images[0]
-    cropped = loading.read(split.images, 0, 1, worker_stage.of(crop(magnitude=[0.004, 0.006]), 0))
+    cropped = loading.read(split.images, 0, 1, worker_stage.build(crop(magnitude=[0.004, 0.006]), 0))
     assert plain.std() < 5  # a checkerboard of single pixels is grey when it is shrunk
     assert cropped.std() > 30  # its parts of about 18 x 18 pixels are not shrunk
     assert cropped.shape == plain.shape == (32, 32, 3)
@@ -132,7 +132,7 @@ def test_files_and_arrays_of_one_size_give_the_same_crops(tmp_path: Path, size: 
         path = tmp_path / "train" / ("ant", "bee")[number // 3] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
-    split, transform = files_in(tmp_path, size, resize), worker_stage.of(resolve("photo"), 3)
+    split, transform = files_in(tmp_path, size, resize), worker_stage.build(resolve("photo"), 3)
     for row in range(6):
         ours, theirs = (loading.read(images, row, 2, transform) for images in (pixels, split.images))
         assert np.array_equal(ours, theirs)
@@ -154,7 +154,7 @@ def test_a_missing_image_stays_grey(tmp_path: Path) -> None:
     files = files_in(tmp_path / "data").images
     assert isinstance(files, ImageFiles)
     gone = ImageFiles(np.array([""]), files.size, files.resize, 0, "")
-    assert (loading.read(gone, 0, 1, worker_stage.of(resolve("photo"), 0)) == 128).all()
+    assert (loading.read(gone, 0, 1, worker_stage.build(resolve("photo"), 0)) == 128).all()
 
 
 def test_two_crops_of_one_image_are_refused() -> None:
@@ -171,7 +171,7 @@ def test_photo_is_a_crop_then_flips_and_jitter_on_the_batch() -> None:
     assert policy.crop == POLICIES["photo"].crop
     assert policy.stages == POLICIES["photo"].stages + POLICIES["cutout"].stages
     assert policy.imitates == {"brightness", "contrast", "saturate"}
-    assert worker_stage.of(resolve(["basic", "robust"]), 0) is None  # images are only read
+    assert worker_stage.build(resolve(["basic", "robust"]), 0) is None  # images are only read
 
 
 # --- transforms of albumentations
@@ -181,18 +181,18 @@ def test_transforms_run_by_name_and_repeat_their_draws() -> None:
     policy = resolve("none", (), [NOISE])
     assert policy.imitates == {"gaussian_noise"}
     images = array_split().images
-    transform = Reading(policy, 0)
+    transform = WorkerStage(policy, 0)
     noisy = [transform(image, 1, index) for index, image in enumerate(images)]
     again = [transform(image, 1, index) for index, image in enumerate(images)]
     assert all(np.array_equal(one, other) for one, other in zip(noisy, again, strict=True))
     touched = sum(not np.array_equal(one, other) for one, other in zip(noisy, images, strict=True))
     assert stats.binomtest(touched, len(images), 0.7).pvalue > 1e-3
     assert any(not np.array_equal(transform(images[7], epoch, 7), noisy[7]) for epoch in (2, 3, 4))
-    assert any(not np.array_equal(Reading(policy, seed)(images[7], 1, 7), noisy[7]) for seed in (1, 2, 3))
+    assert any(not np.array_equal(WorkerStage(policy, seed)(images[7], 1, 7), noisy[7]) for seed in (1, 2, 3))
 
 
 def test_transforms_draw_independently_of_each_other() -> None:
-    transform = Reading(resolve("none", (), [MIRROR, {"name": "VerticalFlip", "p": 0.5}]), 0)
+    transform = WorkerStage(resolve("none", (), [MIRROR, {"name": "VerticalFlip", "p": 0.5}]), 0)
     image = np.arange(4, dtype=np.uint8).reshape(2, 2, 1)
     kinds = np.unique([transform(image, 1, index).flatten() for index in range(2000)], axis=0, return_counts=True)[1]
     assert len(kinds) == 4
@@ -215,7 +215,7 @@ def test_transforms_draw_independently_of_each_other() -> None:
 )
 def test_wrong_rows_are_named(row: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Reading(resolve("none", (), [row]), 0)
+        WorkerStage(resolve("none", (), [row]), 0)
 
 
 def test_what_changes_the_size_or_the_type_is_refused_by_trying() -> None:
@@ -233,16 +233,16 @@ def test_what_changes_the_size_or_the_type_is_refused_by_trying() -> None:
 
 
 def test_a_size_that_changes_now_and_then_ends_the_training_with_one_message() -> None:
-    transform = worker_stage.of(resolve("none", (), [{"name": "RandomScale", "scale_limit": [0.5, 0.6], "p": 1}]), 0)
+    transform = worker_stage.build(resolve("none", (), [{"name": "RandomScale", "scale_limit": [0.5, 0.6], "p": 1}]), 0)
     batches = loading.Streamed(array_split(), CPU, workers=0, transform=transform).batches(torch.arange(40), 8, epoch=1)
     with pytest.raises(DataError, match=r"augment.albumentations: an image \[32, 32, 3\] uint8 came back as"):
         next(batches)
 
 
 def test_names_that_imitate_the_suite_exist() -> None:
-    assert frozenset().union(*FOREIGN_IMITATES.values()) <= set(suite.NAMES)
-    for name in FOREIGN_IMITATES:
-        Reading(Policy((), foreign=(AlbumentationsOp(name, 1.0, "{}"),)), 0)
+    assert frozenset().union(*ALBUMENTATIONS_IMITATES.values()) <= set(suite.NAMES)
+    for name in ALBUMENTATIONS_IMITATES:
+        WorkerStage(Policy((), albumentations=(AlbumentationsOp(name, 1.0, "{}"),)), 0)
 
 
 def test_albumentations_is_loaded_where_it_is_used_alone_and_asks_no_network() -> None:
@@ -250,8 +250,8 @@ def test_albumentations_is_loaded_where_it_is_used_alone_and_asks_no_network() -
         "import os, sys; os.environ.pop('NO_ALBUMENTATIONS_UPDATE', None)\n"
         "from comp.augment.policies import resolve\n"
         "from comp.augment import worker_stage\n"
-        "worker_stage.of(resolve('photo'), 0); assert 'albumentations' not in sys.modules\n"
-        "worker_stage.of(resolve('none', (), [{'name': 'HorizontalFlip'}]), 0); assert 'albumentations' "
+        "worker_stage.build(resolve('photo'), 0); assert 'albumentations' not in sys.modules\n"
+        "worker_stage.build(resolve('none', (), [{'name': 'HorizontalFlip'}]), 0); assert 'albumentations' "
         "in sys.modules\n"
         "assert os.environ['NO_ALBUMENTATIONS_UPDATE'] == '1'"
     )
@@ -264,7 +264,7 @@ EVERYTHING = resolve("photo", (), [NOISE, MIRROR])
 
 
 def pixels_of(split: Split, workers: int, start: int = 0) -> torch.Tensor:
-    loader = loading.loader(split, CPU, stays=True, workers=workers, transform=worker_stage.of(EVERYTHING, 5))
+    loader = loading.loader(split, CPU, stays=True, workers=workers, transform=worker_stage.build(EVERYTHING, 5))
     order = rng.order(5, 2, len(split))
     return torch.cat([batch.images for batch in loader.batches(order, 5, epoch=2, start=start)])
 
@@ -281,7 +281,7 @@ def test_neither_workers_nor_a_start_in_mid_epoch_change_a_pixel(tmp_path: Path,
 
 
 def test_a_spawned_worker_does_the_same() -> None:
-    here, images = Reading(EVERYTHING, 3), array_split().images
+    here, images = WorkerStage(EVERYTHING, 3), array_split().images
     there = pickle.loads(pickle.dumps(here))
     for index in reversed(range(len(images))):
         assert np.array_equal(here(images[index], 1, index), there(images[index], 1, index))

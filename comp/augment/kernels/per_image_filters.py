@@ -59,8 +59,8 @@ def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     B, H, W, C = pixels.shape
     down = torch.bmm(rows, pixels.view(B, H, W * C).to(torch.float32)).mul_(_EIGHTHS).add_(0.5).floor_()
     across = torch.bmm(columns, down.view(B, H, W, C).transpose(1, 2).reshape(B, W, H * C))
-    turned = rounded(across.div_(_EIGHTHS)).view(B, W, H, C)
-    return to_images(turned.transpose(1, 2).contiguous())
+    across_down = rounded(across.div_(_EIGHTHS)).view(B, W, H, C)
+    return to_images(across_down.transpose(1, 2).contiguous())
 
 
 def pixelate(images: Tensor, kept: Tensor) -> Tensor:

@@ -86,8 +86,8 @@ def predict(
     for run in opened:
         path = output
         if images:
-            path = path or tables.free_path(run.config().competition.name)
-            tables.demand_free(path, force=force)
+            path = path or tables.next_free_path(run.config().competition.name)
+            tables.check_writable(path, force=force)
         with console.bars() as progress:
             loaded = predicting.load_for(run, wanted, progress, device=device or "")
             if loaded.note and not as_json:
@@ -116,8 +116,8 @@ def _written(path: Path, predicted: "Predicted", as_json: bool) -> dict[str, Any
     from comp.cli import console
     from comp.inference import tables
 
-    tables.write(path, predicted.found)
-    header, rows = tables.table(predicted.found)
+    tables.write_csv(path, predicted.found)
+    header, rows = tables.build_table(predicted.found)
     if not as_json:
         for note in predicted.notes:
             console.print_note(note)

@@ -123,7 +123,7 @@ def test_a_pretrained_first_layer_repeats_its_colours_and_keeps_its_scale(tmp_pa
 def test_a_first_layer_that_cannot_be_adapted_is_refused(tmp_path: Path) -> None:
     stem = torch.nn.Conv2d(48, 64, 3)  # what tresnet begins with: it takes 4 x 4 pixels of 3 colours at once
     published = torch.nn.ModuleDict({"body": torch.nn.ModuleDict({"conv1": torch.nn.ModuleDict({"conv": stem})})})
-    with pytest.raises(ModelError, match="takes 48 planes, and cannot be adapted to images of 5 channels"):
+    with pytest.raises(ModelError, match=r"48 .*5 channels"):
         built("tresnet_m", 5, published, tmp_path)
 
 

@@ -83,7 +83,7 @@ def test_every_timm_module_has_a_kind() -> None:
 
 @pytest.mark.parametrize("name", ["crossvit_tiny_240", "maxvit_tiny_tf_224", "tresnet_m"])
 def test_a_family_without_a_stem_is_refused_with_those_that_have_one(name: str) -> None:
-    with pytest.raises(ModelError, match=r"no cifar stem.*expected a model of beit.*resnet.*or `stem: resize`"):
+    with pytest.raises(ModelError, match=r"model.stem: .*stem: resize.* beit.*resnet"):
         built(name, stem="cifar")
 
 
@@ -177,7 +177,7 @@ def test_without_file_and_network_the_wanted_file_is_named(tmp_path: Path, monke
     for proxy in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
     config = ModelConfig(name="resnet26", pretrained=True)
-    with pytest.raises(ModelError, match=r"model.safetensors of timm/resnet26.*put at .*resnet26.safetensors"):
+    with pytest.raises(ModelError, match=r"model.safetensors of timm/resnet26.*/resnet26.safetensors"):
         zoo.build(config, classes=10, image_shape=(3, 32, 32), mean=MEAN, std=STD, seed=0, weights_folder=tmp_path)
 
 

@@ -284,8 +284,8 @@ def test_free_ops_follow_the_policy() -> None:
         ({"name": "brightness", "p": 2}, r"augment.ops\[0\].p: expected a probability"),
         ({"name": "brightness", "magnitude": "much"}, r"augment.ops\[0\].magnitude: expected a number"),
         ({"name": "brightness", "strength": 1}, "check strength"),
-        ({"name": "GaussNoise"}, r"augment.ops\[0\]: GaussNoise is a transform.*move it to augment.albumentations"),
-        ({"name": "random_resized_crop", "magnitude": [0, 2]}, r"augment.ops\[0\].magnitude: expected a share above 0"),
+        ({"name": "GaussNoise"}, r"augment.ops\[0\]: GaussNoise .*augment.albumentations"),
+        ({"name": "random_resized_crop", "magnitude": [0, 2]}, r"augment.ops\[0\].magnitude: .*0.0, 2.0"),
     ],
 )
 def test_wrong_free_ops_are_named(row: dict[str, object], message: str) -> None:

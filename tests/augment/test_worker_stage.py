@@ -158,11 +158,11 @@ def test_a_missing_image_stays_grey(tmp_path: Path) -> None:
 
 
 def test_two_crops_of_one_image_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"random_resized_crop is done once.*ask for it 2 times"):
+    with pytest.raises(ConfigError, match=r"random_resized_crop .* 2 times"):
         resolve("photo", [{"name": "random_resized_crop"}])
-    with pytest.raises(ConfigError, match="ask for it 2 times"):
+    with pytest.raises(ConfigError, match=" 2 times"):
         resolve(["photo", "photo"])
-    with pytest.raises(ConfigError, match=r"augment.ops\[0\].magnitude: expected a share above 0"):
+    with pytest.raises(ConfigError, match=r"augment.ops\[0\].magnitude: .* 0\.0"):
         crop(magnitude=0)
 
 
@@ -206,11 +206,11 @@ def test_transforms_draw_independently_of_each_other() -> None:
         ({"name": "GaussNoise", "p": 2}, r"augment.albumentations\[0\].p: expected a probability"),
         ({"name": "brightness"}, r"augment.albumentations\[0\]: brightness is an op.*move it to augment.ops"),
         ({"name": "GausNoise"}, "albumentations has no transform 'GausNoise'.*did you mean 'GaussNoise'"),
-        ({"name": "Compose"}, "Compose holds other transforms; list these themselves"),
+        ({"name": "Compose"}, "augment.albumentations: Compose "),
         ({"name": "GaussNoise", "sigma": 1}, "GaussNoise has no argument 'sigma'.*it takes std_range"),
         ({"name": "VerticalFlip", "limit": 30}, "VerticalFlip has no argument 'limit'; it takes none"),
         ({"name": "HorizontalFlip", "strict": False}, "HorizontalFlip has no argument 'strict'"),
-        ({"name": "GaussNoise", "std_range": 3}, "GaussNoise refuses its arguments: (?!.*pydantic)"),
+        ({"name": "GaussNoise", "std_range": 3}, "augment.albumentations: GaussNoise(?!.*pydantic)"),
     ],
 )
 def test_wrong_rows_are_named(row: dict[str, object], message: str) -> None:

@@ -70,7 +70,7 @@ np.savez(f"{path}.{name}.{rank}of{ranks}.npz", mine=mine.numpy(), batch=pixels)
 """
 
 
-@pytest.mark.parametrize("name", ["mirrored_crop", "robust"])
+@pytest.mark.parametrize("name", [pytest.param("mirrored_crop", marks=pytest.mark.slow), "robust"])
 def test_a_samples_pixels_do_not_depend_on_how_many_processes_share_the_epoch(name: str, tmp_path: Path) -> None:
     path = tmp_path / "images.npy"
     np.save(path, pictures(64).permute(0, 2, 3, 1).numpy())

@@ -361,8 +361,8 @@ def aged(run: runs.Run, engine: str, recorded: str) -> None:
     ("engine", "recorded", "goes_on"),
     [
         ("auto", "per_batch", True),
-        ("per_batch", "per_batch", True),
-        ("auto", "per_image", False),
+        pytest.param("per_batch", "per_batch", True, marks=pytest.mark.slow),
+        pytest.param("auto", "per_image", False, marks=pytest.mark.slow),
         ("per_image", "per_image", False),
     ],
 )

@@ -189,9 +189,11 @@ def check_model(config: ModelConfig) -> None:
         _check_name(config.name)
     name = config.name
     if ours and config.timm:
-        raise ModelError(f"model.timm: expected none for {name}, which is comp's own; set its arguments in model.args")
+        raise ModelError(
+            f"model.timm: expected nothing for {name}, which is comp's own; set its arguments in model.args"
+        )
     if not ours and config.args:
-        raise ModelError(f"model.args: expected none for {name}; set a timm model's arguments in model.timm")
+        raise ModelError(f"model.args: expected nothing for {name}; set a timm model's arguments in model.timm")
     if ours and config.stem == "cifar":
         raise ModelError(f"model.stem: {name} is already made for small images; expected stock or resize")
     if ours and config.pretrained is True:
@@ -212,7 +214,7 @@ def _check_arguments(config: ModelConfig, field: str, arguments: Mapping[str, An
             raise ModelError(f"{field}.{name}: also set in model.{name}; keep only one")
     for name, value in arguments.items():
         if "drop" in name and isinstance(value, int | float) and not 0 <= value < 1:
-            raise ModelError(f"{field}.{name}: expected a rate in [0, 1), found {value}")
+            raise ModelError(f"{field}.{name}: expected a share from 0 to less than 1, found {value}")
 
 
 def _accepted_arguments(name: str) -> list[str]:

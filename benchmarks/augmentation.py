@@ -54,9 +54,11 @@ def photographs(count: int, side: int) -> np.ndarray:
 
 def ours(pixels: np.ndarray, *, names: list[str]) -> Tensor:
     policy, indices = resolve(names), torch.arange(len(pixels))
-    turned = alternating_flip_mask(0, 1, indices) if any(op.name == "alternating_flip" for op in policy.ops) else None
+    flip_mask = (
+        alternating_flip_mask(0, 1, indices) if any(op.name == "alternating_flip" for op in policy.ops) else None
+    )
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    return augment(images, policy, rng.keys(0, 1, indices), turned=turned)
+    return augment(images, policy, rng.keys(0, 1, indices), flip_mask=flip_mask)
 
 
 def through_pil(pixels: np.ndarray, *, transform: Callable[[Image.Image], Image.Image]) -> Tensor:

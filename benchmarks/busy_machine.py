@@ -81,8 +81,8 @@ def training(execution: Any) -> Callable[[int], int]:
             epoch += 1
             for rows in torch.arange(IMAGES).split(BATCH):
                 keys = rng.keys(0, epoch, rows)
-                turned = engine.alternating_flip_mask(0, epoch, rows)
-                seen = engine.augment(images[rows], policy, keys, turned=turned)
+                flip_mask = engine.alternating_flip_mask(0, epoch, rows)
+                seen = engine.augment(images[rows], policy, keys, flip_mask=flip_mask)
                 with execution.autocast():
                     loss = torch.nn.functional.cross_entropy(model(execution.layout(seen)).float(), labels[rows])
                 optimizer.zero_grad(set_to_none=True)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from comp.config import ModelConfig
-from comp.inference.fuse_bn import Folding
+from comp.inference.fuse_bn import BatchNormFuser
 from comp.models import zoo
 from comp.runtime.device import Execution
 
@@ -70,7 +70,7 @@ def measure(name: str, way: str, graph: str, rounds: int, weights: Path) -> None
     drawn = torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = execution.layout(drawn)
     with execution.autocast():
-        network: Forward = Folding(changes=False).folded(model, images)
+        network: Forward = BatchNormFuser(changes=False).fuse(model, images)
         reference = network(images).float()
         began, wall = _cpu_seconds(), time.perf_counter()
         built = GRAPHS[graph](network, images)  # type: ignore[arg-type]

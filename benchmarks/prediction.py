@@ -78,6 +78,7 @@ def contest(
                 model,
                 suite,
                 classes=CLASSES,
+                task="single_label",
                 execution=execution,
                 batch_size=batch,
                 made_by={},
@@ -120,9 +121,16 @@ def report_memory(rows: int, execution: Execution) -> None:
     with tempfile.TemporaryDirectory() as folder:
         parts = Path(folder) / "suite.parts"
         stored = predict(
-            model, suite_of(rows, 95), classes=CLASSES, execution=execution, batch_size=500, made_by={}, parts=parts,
+            model,
+            suite_of(rows, 95),
+            classes=CLASSES,
+            task="single_label",
+            execution=execution,
+            batch_size=500,
+            made_by={},
+            parts=parts,
             progress=look,
-        )  # fmt: skip
+        )
         seen.append(anonymous_megabytes())
         prediction_files.save(Path(folder) / "suite.npz", stored)
         seen.append(anonymous_megabytes())

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="where the CSV is written; by default the system's own")
     given = parser.parse_args()
-    form = SubmissionFormat(blocks.block_grid(range(19), range(1, 6), PER_BLOCK), CLASSES)
+    form = SubmissionFormat(blocks.block_grid(range(19), range(1, 6), PER_BLOCK), texts=CLASSES)
     predictions = planted(form)
     taken: dict[str, list[NDArray[np.float64]]] = {"write": [], "check": [], "both": []}
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:

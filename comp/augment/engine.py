@@ -1,11 +1,10 @@
-"""The engine: a policy's stages on a whole uint8 batch on the device, every sample with its own draws.
+"""The augmentation engine: runs a policy's stages on a uint8 batch on the device, with draws per sample.
 
-All draws of a stage are made at once, for all samples. Samples that drew the same op are then brought next to each
-other (one row copy of the batch) and the op runs once on their slice. Grouping needs the group sizes on the host: one
-wait for the device in each stage (in a mixture, each chain), and none between its ops but for equalize's histograms.
-What a sample gets depends on its key alone.
+A stage makes all its draws at once, groups samples that drew the same op (one row copy of the batch), and runs each op
+once on its slice. Grouping needs the group sizes on the host: one synchronisation per stage (in a mixture, per chain),
+none between ops except equalize's histograms. A sample's result depends on its key alone.
 
-    keys = draws.keys(seed, epoch, indices)    # [B] int64
+    keys = rng.keys(seed, epoch, indices)    # [B] int64
     images = augment(images, policy, keys)     # [B, C, H, W] uint8
 """
 
@@ -17,41 +16,41 @@ import torch
 from torch import Tensor
 
 from comp.augment.batch_ops import FUNCTIONS
-from comp.augment.distributions import beta, dirichlet
 from comp.augment.kernels import geometry
+from comp.augment.mixing import beta, dirichlet
 from comp.augment.ops import Mixture, OneOf, Op, Policy
 from comp.runtime import rng
 
 
-def augment(images: Tensor, policy: Policy, keys: Tensor, *, turned: Tensor | None = None) -> Tensor:
-    """Return the batch augmented.
+def augment(images: Tensor, policy: Policy, keys: Tensor, *, flip_mask: Tensor | None = None) -> Tensor:
+    """Augment a batch.
 
     Args:
-        images: [B, C, H, W] uint8; `COLOUR_OPS` want C 1 or 3; fastest in channels_last memory, which the result has.
-        policy: from `policies.resolve`; what it does while images are read is left to `reading`.
-        keys: [B] int64 from `draws.keys(seed, epoch, indices)`, on the images' device.
-        turned: [B] bool from `alternation`; only a policy with `alternating_flip` needs it.
+        images: [B, C, H, W] uint8; `COLOUR_OPS` need C 1 or 3; fastest in channels_last memory, the result's format.
+        policy: from `policies.resolve`; its crop and albumentations transforms are left to `worker_stage`.
+        keys: [B] int64 from `rng.keys(seed, epoch, indices)`, on the images' device.
+        flip_mask: [B] bool from `alternating_flip_mask`; only `alternating_flip` needs it.
     """
     assert images.dtype == torch.uint8
     pixels = geometry.to_pixels(images)  # [B, H, W, C]
     for number, stage in enumerate(policy.stages):
-        own = rng.fold(keys, number)
+        stage_keys = rng.fold(keys, number)
         if isinstance(stage, Mixture):
-            pixels = _mix_chains(pixels, stage, own, turned)
+            pixels = _mix_chains(pixels, stage, stage_keys, flip_mask)
         else:
-            pixels = _run(pixels, _draw(stage, own, turned))
+            pixels = _run(pixels, _draw(stage, stage_keys, flip_mask))
     return geometry.to_images(pixels)
 
 
 def alternating_flip_mask(seed: int, epoch: int, indices: Tensor) -> Tensor:
-    """Return [B] bool: who is mirrored in this epoch; a coin decides in epoch 0, later epochs alternate."""
+    """Return [B] bool: which samples are flipped in this epoch: at random in epoch 0, then alternating."""
     coins = rng.integers(rng.keys(seed, 0, indices), 0, 2)
     return (coins + epoch) % 2 == 1
 
 
 @dataclass(frozen=True)
 class _Table:
-    """A choice's branches as tensors [branches, slots], padded with ops that never act."""
+    """A choice's branches as tensors [branches, slots], padded with inactive ops."""
 
     names: tuple[str, ...]
     op: Tensor  # int64 index into names
@@ -64,7 +63,7 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What every sample of a batch does: [slots, B] each; `op` is len(names) where nothing acts."""
+    """The drawn ops of a batch: [slots, B] each; `op` is len(names) where none acts."""
 
     names: tuple[str, ...]
     op: Tensor
@@ -93,8 +92,8 @@ def _tabulate(choice: OneOf, device: torch.device) -> _Table:
     )
 
 
-def _draw(choice: OneOf, keys: Tensor, turned: Tensor | None) -> _Plan:
-    """Return what each sample does; draw 0 picks the branch, each slot then takes three."""
+def _draw(choice: OneOf, keys: Tensor, flip_mask: Tensor | None) -> _Plan:
+    """Draw each sample's ops: draw 0 picks the branch, then each slot takes three."""
     table = _tabulate(choice, keys.device)
     slots = table.op.shape[1]
     branch = _pick(choice, keys)  # [B]
@@ -105,18 +104,18 @@ def _draw(choice: OneOf, keys: Tensor, turned: Tensor | None) -> _Plan:
     counters = 3 * torch.arange(slots, device=keys.device)[:, None] + 1
     acts = rng.uniform(keys, counters) < probability
     if "alternating_flip" in table.names:
-        assert turned is not None, "a policy with alternating_flip needs `turned`"
-        acts &= (op != table.names.index("alternating_flip")) | turned
+        assert flip_mask is not None, "a policy with alternating_flip needs `flip_mask`"
+        acts &= (op != table.names.index("alternating_flip")) | flip_mask
     share = rng.uniform(keys, counters + 1)
     stepped = (share * steps).floor() / (steps - 1).clamp(min=1)
     magnitude = low + reach * torch.where(steps > 0, stepped, share)
     magnitude = magnitude * (1 - 2 * signed * rng.integers(keys, counters + 2, 2))
-    own = torch.stack([rng.fold(keys, slot) for slot in range(slots)])
-    return _Plan(table.names, torch.where(acts, op, len(table.names)), magnitude, own)
+    slot_keys = torch.stack([rng.fold(keys, slot) for slot in range(slots)])
+    return _Plan(table.names, torch.where(acts, op, len(table.names)), magnitude, slot_keys)
 
 
 def _pick(choice: OneOf, keys: Tensor) -> Tensor:
-    """[B] int64: each sample's branch, by draw 0."""
+    """Return [B] int64: each sample's branch, from draw 0."""
     if not choice.weights:
         return rng.integers(keys, 0, len(choice.branches))
     ends = torch.tensor(choice.ends, device=keys.device)
@@ -124,27 +123,27 @@ def _pick(choice: OneOf, keys: Tensor) -> Tensor:
 
 
 def _run(pixels: Tensor, plan: _Plan) -> Tensor:
-    """Return [B, H, W, C]: the plan's slots in turn, each op once for all samples that drew it."""
+    """Run the plan's slots in turn, each op once for all samples that drew it; return [B, H, W, C]."""
     slots, B = plan.op.shape
     groups = len(plan.names) + 1
     orders = plan.op.argsort(stable=True, dim=1)  # [slots, B]
     first = groups * torch.arange(slots, device=pixels.device)[:, None]
     sizes = torch.bincount((plan.op + first).view(-1), minlength=slots * groups).view(slots, groups).tolist()
-    place: Tensor | None = None  # where each sample stands now; None: in its own place
+    position: Tensor | None = None  # current row of each sample; None: unchanged
     for slot, order in enumerate(orders):
         if sizes[slot][-1] == B:
             continue
-        if max(sizes[slot]) < B:  # else all drew one op: no need to move
-            pixels = pixels.index_select(0, order if place is None else place[order])
-            place = torch.empty_like(order).scatter_(0, order, torch.arange(B, device=order.device))
-        elif place is not None:
-            order = place.argsort()
+        if max(sizes[slot]) < B:  # otherwise all drew one op: no need to move
+            pixels = pixels.index_select(0, order if position is None else position[order])
+            position = torch.empty_like(order).scatter_(0, order, torch.arange(B, device=order.device))
+        elif position is not None:
+            order = position.argsort()
         pixels = _run_slot(pixels, plan, sizes[slot], plan.magnitude[slot][order], plan.keys[slot][order])
-    return pixels if place is None else pixels.index_select(0, place)
+    return pixels if position is None else pixels.index_select(0, position)
 
 
 def _run_slot(pixels: Tensor, plan: _Plan, sizes: list[int], magnitude: Tensor, keys: Tensor) -> Tensor:
-    """Return [B, H, W, C]: each op on its slice; samples stand sorted by op, idle ones last."""
+    """Run each op on its slice of samples sorted by op, idle ones last; return [B, H, W, C]."""
     parts, start = [], 0
     for name, size in zip(plan.names, sizes, strict=False):
         part = slice(start, start + size)
@@ -155,16 +154,16 @@ def _run_slot(pixels: Tensor, plan: _Plan, sizes: list[int], magnitude: Tensor, 
     return torch.cat([*parts, pixels[start:]])
 
 
-def _mix_chains(pixels: Tensor, mixture: Mixture, keys: Tensor, turned: Tensor | None) -> Tensor:
-    """Return [B, H, W, C]: chains of ops blended with each other and with the image."""
+def _mix_chains(pixels: Tensor, mixture: Mixture, keys: Tensor, flip_mask: Tensor | None) -> Tensor:
+    """Blend chains of ops with each other and with the image; return [B, H, W, C]."""
     any_op = OneOf(tuple((op,) for op in mixture.ops))
     weights = dirichlet(mixture.alpha, mixture.width, keys, 0)  # [B, width]
-    kept = beta(mixture.alpha, mixture.alpha, rng.uniform(keys, mixture.width))  # [B], the image's own share
+    kept = beta(mixture.alpha, mixture.alpha, rng.uniform(keys, mixture.width))  # [B], share of the unchanged image
     total = pixels.to(torch.float32) * kept[:, None, None, None]
     for chain in range(mixture.width):
-        own = rng.fold(keys, chain)
-        depth = 1 + rng.integers(own, 0, mixture.depth)  # [B]
-        links = [_draw(any_op, rng.fold(own, link + 1), turned) for link in range(mixture.depth)]
+        chain_keys = rng.fold(keys, chain)
+        depth = 1 + rng.integers(chain_keys, 0, mixture.depth)  # [B]
+        links = [_draw(any_op, rng.fold(chain_keys, link + 1), flip_mask) for link in range(mixture.depth)]
         idle = torch.full_like(depth, len(links[0].names))
         plan = _Plan(
             links[0].names,

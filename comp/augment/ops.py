@@ -1,8 +1,8 @@
-"""The words that policies are written in: ops, choices between them, mixtures of them. No torch here.
+"""Building blocks of policies: ops, choices and mixtures of ops. Without torch.
 
-A policy is a row of stages applied in turn. In a `Choice` each sample draws one branch and runs its ops one after
-another; each op draws whether it acts and how strongly. A `Mixture` blends several chains of ops
-with the image. `per_batch` runs the stages on batches; what comes before them, `reading` does to one image at a time.
+A policy is a sequence of stages. In a `OneOf` each sample draws one branch and runs its ops in order; each op draws
+whether it acts and how strongly. A `Mixture` blends several chains of ops with the image. `engine` runs the stages on
+batches; `worker_stage` runs the policy's crop and albumentations transforms before, on one image at a time.
 """
 
 import json
@@ -13,10 +13,9 @@ from typing import Any
 
 from comp.runtime.errors import ConfigError, unknown
 
-# What each op's magnitude means, and which corruptions of the suite the op imitates (by the suite's names).
-# Geometry and grey-level remapping imitate none, as AugMix's authors drew the line; blends with black, grey, luma
-# and a blurred copy do. PRIME's random filters and curves and PixMix's textures imitate none either, as their authors
-# hold: a draw can come near a weak blur or a darker image, but nothing aims at one.
+# Meaning of each op's magnitude, and the suite's corruptions that the op imitates. Geometry and grey-level remapping
+# imitate none (as in AugMix); blends with black, grey, luma and a blurred copy do. PRIME's random filters, curves and
+# PixMix's textures imitate none, as their authors argue: a draw can resemble a weak blur, but nothing aims at one.
 OPS: dict[str, tuple[str, frozenset[str]]] = {
     "crop": ("shift by up to this fraction of a side, both ways", frozenset()),
     "crop_mirrored": ("likewise; what comes in is the mirror image, not black", frozenset()),
@@ -62,12 +61,12 @@ OPS: dict[str, tuple[str, frozenset[str]]] = {
     "gamma": ("octaves of the exponent; above 0 darkens", frozenset({"brightness", "contrast"})),
 }
 
-# Likewise of the op that acts while an image is read, when all of its pixels are still there.
-READING_OPS: dict[str, tuple[str, frozenset[str]]] = {
+# Likewise for the op that workers run while reading an image, on its full resolution.
+WORKER_OPS: dict[str, tuple[str, frozenset[str]]] = {
     "random_resized_crop": ("share of the image's area that is kept", frozenset()),
 }
 
-# What is defined by luma, hue or chroma, and so for colour (3 channels) and grey (1) alone.
+# Ops defined by luma, hue or chroma: only for images of 3 or 1 channels.
 COLOUR_OPS = frozenset({"contrast", "saturation", "hue", "grayscale", "jpeg"})
 
 
@@ -87,7 +86,7 @@ class Op:
 
 @dataclass(frozen=True)
 class AlbumentationsOp:
-    """A transform of albumentations by its own name and arguments."""
+    """An albumentations transform, by its name and arguments."""
 
     name: str
     probability: float
@@ -97,18 +96,18 @@ class AlbumentationsOp:
 
 @dataclass(frozen=True)
 class OneOf:
-    """One branch a sample; a branch's ops act in turn."""
+    """A choice: each sample draws one branch and runs its ops in order."""
 
     branches: tuple[tuple[Op, ...], ...]
     weights: tuple[float, ...] = ()
-    """How likely each branch is, above 0 and in any unit; empty: all equally."""
+    """Relative weight of each branch, above 0; empty: equal weights."""
 
     def __post_init__(self) -> None:
         assert not self.weights or (len(self.weights) == len(self.branches) and min(self.weights) > 0)
 
     @property
     def ends(self) -> tuple[float, ...]:
-        """Where each branch's share of 0..1 ends; the last one's end, 1, is left out."""
+        """Cumulative probabilities of the branches, without the last (1)."""
         *ends, total = accumulate(self.weights or (1.0,) * len(self.branches))
         return tuple(end / total for end in ends)
 
@@ -127,39 +126,41 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Policy:
-    """What happens to a training image: a crop while it is read, transforms of albumentations, and stages in turn."""
+    """An augmentation policy: a crop while an image is read, albumentations transforms, then stages."""
 
     stages: tuple[OneOf | Mixture, ...]
     paper: str = ""
-    """Where it was published."""
+    """Its publication."""
     crop: Op | None = None
     """A `random_resized_crop`."""
-    foreign: tuple[AlbumentationsOp, ...] = ()
+    albumentations: tuple[AlbumentationsOp, ...] = ()
 
     @property
     def ops(self) -> frozenset[Op]:
-        """Every op of ours that the policy can draw."""
-        found = {self.crop} if self.crop else set()
+        """All ops that the policy can draw, without albumentations."""
+        ops = {self.crop} if self.crop else set()
         for stage in self.stages:
             branches = (stage.ops,) if isinstance(stage, Mixture) else stage.branches
-            found.update(op for branch in branches for op in branch)
-        return frozenset(found)
+            ops.update(op for branch in branches for op in branch)
+        return frozenset(ops)
 
     @property
     def colour_ops(self) -> tuple[str, ...]:
-        """Names of ops that images of other than 1 or 3 channels cannot have."""
+        """Names of the policy's ops that need images of 1 or 3 channels."""
         return tuple(sorted({op.name for op in self.ops if op.name in COLOUR_OPS and op.probability > 0}))
 
     @property
     def imitates(self) -> frozenset[str]:
-        """Corruptions of the suite that some op of the policy imitates."""
-        ours = ((OPS | READING_OPS)[op.name][1] for op in self.ops if op.probability > 0)
-        foreign = (FOREIGN_IMITATES.get(op.name, frozenset()) for op in self.foreign if op.probability > 0)
-        return frozenset().union(*ours, *foreign)
+        """The suite's corruptions that the policy's ops imitate."""
+        ours = ((OPS | WORKER_OPS)[op.name][1] for op in self.ops if op.probability > 0)
+        transforms = (
+            ALBUMENTATIONS_IMITATES.get(op.name, frozenset()) for op in self.albumentations if op.probability > 0
+        )
+        return frozenset().union(*ours, *transforms)
 
 
-# Transforms of albumentations that make one of the suite's corruptions, or nearly.
-FOREIGN_IMITATES: dict[str, frozenset[str]] = {
+# albumentations transforms that imitate a corruption of the suite.
+ALBUMENTATIONS_IMITATES: dict[str, frozenset[str]] = {
     "AdditiveNoise": frozenset({"gaussian_noise"}),
     "AdvancedBlur": frozenset({"gaussian_blur"}),
     "Blur": frozenset({"gaussian_blur", "defocus_blur"}),
@@ -195,27 +196,24 @@ FOREIGN_IMITATES: dict[str, frozenset[str]] = {
 
 
 def parse(row: Mapping[str, Any], where: str) -> Op:
-    """Return the op that a row of `augment.ops` asks for.
+    """Parse a row of `augment.ops`.
 
     Args:
-        row: `{name, p, magnitude, signed}`, where `name` is a row of `OPS` or `READING_OPS` and `magnitude` a number or
+        row: `{name, p, magnitude, signed}`, where `name` is a row of `OPS` or `WORKER_OPS` and `magnitude` a number or
             [low, high].
-        where: names the row in messages.
+        where: the row's name in messages.
 
     Raises:
-        ConfigError: an unknown name or key, or a value of the wrong kind.
+        ConfigError: unknown name or key, or a value of the wrong type.
     """
-    name, probability, rest = _named(row, where, "an op")
+    name, probability, rest = _split_row(row, where, "an op")
     if name[:1].isupper():
-        raise ConfigError(
-            f"{where}: {name} is a transform of albumentations, and these stand in a list of their own; move it to "
-            "augment.albumentations"
-        )
-    if name not in OPS | READING_OPS:
-        raise ConfigError(f"{where}.name: {unknown('op', name, OPS | READING_OPS)}")
-    low, high = _range(rest.pop("magnitude", _KEPT if name in READING_OPS else 0.0), where)
-    if name in READING_OPS and not 0 < low <= high <= 1:
-        raise ConfigError(f"{where}.magnitude: expected a share above 0, at most 1, or [low, high], found {low, high}")
+        raise ConfigError(f"{where}: {name} is an albumentations transform; move it to augment.albumentations")
+    if name not in OPS | WORKER_OPS:
+        raise ConfigError(f"{where}.name: {unknown('op', name, OPS | WORKER_OPS)}")
+    low, high = _parse_range(rest.pop("magnitude", _CROP_AREA if name in WORKER_OPS else 0.0), where)
+    if name in WORKER_OPS and not 0 < low <= high <= 1:
+        raise ConfigError(f"{where}.magnitude: expected a share in (0, 1] or [low, high], found {low, high}")
     signed = rest.pop("signed", False)
     if rest or not isinstance(signed, bool):
         wrong = ", ".join(rest) or "signed"
@@ -223,27 +221,27 @@ def parse(row: Mapping[str, Any], where: str) -> Op:
     return Op(name, float(probability), low, high, signed)
 
 
-def parse_foreign(row: Mapping[str, Any], where: str) -> AlbumentationsOp:
-    """Return the transform that a row of `augment.albumentations` asks for.
+def parse_albumentations(row: Mapping[str, Any], where: str) -> AlbumentationsOp:
+    """Parse a row of `augment.albumentations`.
 
     Args:
-        row: `{name, p, ...}`: the name of a transform of albumentations and its arguments.
-        where: names the row in messages.
+        row: `{name, p, ...}`: an albumentations transform and its arguments.
+        where: the row's name in messages.
 
     Raises:
-        ConfigError: no name, an op of ours, or no probability.
+        ConfigError: no name, the name of an op, or an invalid probability.
     """
-    name, probability, rest = _named(row, where, "a transform of albumentations")
-    if name in OPS | READING_OPS:
-        raise ConfigError(f"{where}: {name} is an op, not a transform of albumentations; move it to augment.ops")
+    name, probability, rest = _split_row(row, where, "an albumentations transform")
+    if name in OPS | WORKER_OPS:
+        raise ConfigError(f"{where}: {name} is an op, not an albumentations transform; move it to augment.ops")
     return AlbumentationsOp(name, float(probability), json.dumps(rest, sort_keys=True))
 
 
-_KEPT = (0.08, 1.0)  # of the area by random_resized_crop, as GoogLeNet was trained
+_CROP_AREA = (0.08, 1.0)  # share kept by random_resized_crop, as for GoogLeNet
 
 
-def _named(row: Mapping[str, Any], where: str, what: str) -> tuple[str, float, dict[str, Any]]:
-    """Return a row's name and probability, and what is left of it."""
+def _split_row(row: Mapping[str, Any], where: str, what: str) -> tuple[str, float, dict[str, Any]]:
+    """Split a row into name, probability and the remaining keys."""
     rest = dict(row)
     name, probability = rest.pop("name", None), rest.pop("p", 1.0)
     if not isinstance(name, str):
@@ -253,7 +251,7 @@ def _named(row: Mapping[str, Any], where: str, what: str) -> tuple[str, float, d
     return name, probability, rest
 
 
-def _range(magnitude: Any, where: str) -> tuple[float, float]:
+def _parse_range(magnitude: Any, where: str) -> tuple[float, float]:
     pair = magnitude if isinstance(magnitude, list | tuple) else (magnitude, magnitude)
     if len(pair) != 2 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in pair):
         raise ConfigError(f"{where}.magnitude: expected a number or [low, high], found {magnitude!r}")

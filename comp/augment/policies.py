@@ -1,13 +1,13 @@
-"""Policies: what augmentation does, as data, each with the paper it comes from. No torch here."""
+"""Augmentation policies as data, each with its paper. Without torch."""
 
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
-from comp.augment.ops import READING_OPS, Mixture, OneOf, Op, Policy, parse, parse_foreign
+from comp.augment.ops import WORKER_OPS, Mixture, OneOf, Op, Policy, parse, parse_albumentations
 from comp.runtime.errors import ConfigError, unknown
 
-# Largest magnitudes of the AutoAugment search space, 10 levels, 9 the strongest: (at level 0, at level 9, signed).
+# Magnitude ranges of the AutoAugment search space: (at level 0, at level 9, signed).
 _AUTOAUGMENT = {
     "shear_x": (0.0, 0.3, True),
     "shear_y": (0.0, 0.3, True),
@@ -51,7 +51,7 @@ _IMAGENET = """
 
 
 def _autoaugment(table: str) -> OneOf:
-    """Return the choice that a table of sub-policies writes out: `name probability level`, two ops a cell."""
+    """Parse a table of sub-policies: `name probability level`, two ops per cell."""
     cells = [cell for line in table.strip().splitlines() for cell in line.split("|")]
     return OneOf(tuple(tuple(_leveled(*op.split()) for op in cell.split(",")) for cell in cells))
 
@@ -63,7 +63,7 @@ def _leveled(name: str, probability: str, level: str) -> Op:
 
 
 def _one_of(ranges: dict[str, tuple[float, float, bool]], at: float | None = None, steps: int = 0) -> OneOf:
-    """Return a choice of single ops: at a fixed share `at` of their range, or anywhere in it."""
+    """Return a choice of single ops, at a fixed share `at` of their range or anywhere in it."""
     branches = []
     for name, (weak, strong, signed) in ranges.items():
         low, high = (weak, strong) if at is None else (weak + (strong - weak) * at,) * 2
@@ -78,7 +78,7 @@ def randaugment(n: int = 2, m: int = 9) -> Policy:
 
 
 def augmix(width: int = 3, depth: int = 3, alpha: float = 1.0, severity: int = 3) -> Policy:
-    """Return AugMix without its consistency loss: ops up to `severity` of 10, none that the suite has."""
+    """Return AugMix without its consistency loss: ops up to `severity` of 10, none that imitates the suite."""
     share = severity / 10
     ops = (
         Op("autocontrast"),
@@ -94,7 +94,7 @@ def augmix(width: int = 3, depth: int = 3, alpha: float = 1.0, severity: int = 3
     return Policy((Mixture(ops, width, depth, alpha),), "Hendrycks et al. 2020, AugMix, arXiv:1912.02781")
 
 
-# TrivialAugment's wide space: (weakest, strongest, signed). Its 32 px are a whole side of the images it was made on.
+# TrivialAugment's wide space: (weakest, strongest, signed). Its 32 px are a full side of CIFAR images.
 _WIDE = _AUTOAUGMENT | {
     "shear_x": (0.0, 0.99, True),
     "shear_y": (0.0, 0.99, True),
@@ -134,7 +134,7 @@ _DEGRADATIONS = (
     (0.4, Op("rotate_bilinear", 1.0, 0.0, 20.0, signed=True)),
     (0.3, Op("random_colour", 1.0, 0.02, 0.2)),
 )
-# What `robust_strict` draws from: nothing that aims at a corruption.
+# Ops of `robust_strict`: none imitates a corruption.
 _ABSTRACT = (
     (1.5, Op("random_filter", 1.0, 0.05, 0.3)),
     (1.0, Op("random_colour", 1.0, 0.0, 0.2)),
@@ -145,12 +145,12 @@ _ABSTRACT = (
     (1.0, Op("equalize")),
     (1.0, Op("autocontrast")),
 )
-# And what it draws from once more afterwards.
+# Ops of its second stage.
 _ABSTRACT_AGAIN = ((1.0, Op("random_filter", 1.0, 0.05, 0.3)), (1.0, Op("fractal", 1.0, 0.1, 0.5)))
 
 
 def _weighted(untouched: float, rows: Sequence[tuple[float, Op]]) -> OneOf:
-    """Return a choice of one op or, with weight `untouched`, of none."""
+    """Return a choice of one op or, with weight `untouched`, no op."""
     return OneOf(((), *((op,) for _, op in rows)), (untouched, *(weight for weight, _ in rows)))
 
 
@@ -201,29 +201,29 @@ POLICIES: dict[str, Policy] = {
 
 
 def check_channels(names: str | Sequence[str], ops: Sequence[Mapping[str, Any]], channels: int) -> None:
-    """Refuse ops of colour for images that have none.
+    """Check that the policy's ops support the number of channels.
 
     Args:
         names: as for `resolve`.
         ops: likewise.
-        channels: of the images; 1 and 3 can have every op.
+        channels: of the images; 1 and 3 support every op.
 
     Raises:
-        ConfigError: naming the policy, its ops, and what can be taken instead.
+        ConfigError: names the policy, its ops and alternatives.
     """
     if channels in (1, 3):
         return
-    fitting = [name for name, policy in POLICIES.items() if not policy.colour_ops]
+    supported = [name for name, policy in POLICIES.items() if not policy.colour_ops]
     for name in [names] if isinstance(names, str) else names:
-        if wrong := POLICIES[name].colour_ops:
+        if colour_ops := POLICIES[name].colour_ops:
             raise ConfigError(
-                f"augment.policy: {name} draws {', '.join(wrong)}, which need images of 1 or 3 channels, and these "
-                f"have {channels}; choose from {', '.join(fitting)}"
+                f"augment.policy: {name} draws {', '.join(colour_ops)}, which need 1 or 3 channels, but the images "
+                f"have {channels}; choose from {', '.join(supported)}"
             )
-    if wrong := resolve("none", ops).colour_ops:
+    if colour_ops := resolve("none", ops).colour_ops:
         raise ConfigError(
-            f"augment.ops: {', '.join(wrong)} need images of 1 or 3 channels, and these have {channels}; take others, "
-            "such as brightness, gamma or random_colour, which treat every channel by itself"
+            f"augment.ops: {', '.join(colour_ops)} need 1 or 3 channels, but the images have {channels}; use others, "
+            "such as brightness, gamma or random_colour, which treat each channel separately"
         )
 
 
@@ -232,34 +232,36 @@ def resolve(
     ops: Sequence[Mapping[str, Any]] = (),
     albumentations: Sequence[Mapping[str, Any]] = (),
 ) -> Policy:
-    """Return one policy: the named ones in turn, then free ops in turn; before all, transforms of albumentations.
+    """Combine policies into one: albumentations transforms, the named policies in order, then single ops.
 
     Args:
         names: rows of `POLICIES`.
         ops: rows of `augment.ops`; see `ops.parse`.
-        albumentations: rows of `augment.albumentations`; see `ops.parse_foreign`.
+        albumentations: rows of `augment.albumentations`; see `ops.parse_albumentations`.
 
     Raises:
-        ConfigError: a name that no policy or op has, a row that does not read, or two crops of one image.
+        ConfigError: unknown name, invalid row, or more than one random_resized_crop.
     """
     names = [names] if isinstance(names, str) else list(names)
     for name in names:
         if name not in POLICIES:
             raise ConfigError(f"augment.policy: {unknown('policy', name, POLICIES)}")
     chosen = [POLICIES[name] for name in names]
-    free = [parse(row, f"augment.ops[{number}]") for number, row in enumerate(ops)]
-    crops = [policy.crop for policy in chosen if policy.crop] + [op for op in free if op.name in READING_OPS]
+    single = [parse(row, f"augment.ops[{number}]") for number, row in enumerate(ops)]
+    crops = [policy.crop for policy in chosen if policy.crop] + [op for op in single if op.name in WORKER_OPS]
     if len(crops) > 1:
         raise ConfigError(
-            f"augment: random_resized_crop is done once, while an image is read, and augment.policy and augment.ops "
-            f"ask for it {len(crops)} times; leave one"
+            f"augment: random_resized_crop runs once, while an image is read, but augment.policy and augment.ops "
+            f"contain it {len(crops)} times; keep one"
         )
     stages = [stage for policy in chosen for stage in policy.stages]
-    if on_batches := tuple(op for op in free if op.name not in READING_OPS):
+    if on_batches := tuple(op for op in single if op.name not in WORKER_OPS):
         stages.append(OneOf((on_batches,)))
     return Policy(
         tuple(stages),
         "; ".join(policy.paper for policy in chosen if policy.paper),
         crops[0] if crops else None,
-        tuple(parse_foreign(row, f"augment.albumentations[{number}]") for number, row in enumerate(albumentations)),
+        tuple(
+            parse_albumentations(row, f"augment.albumentations[{number}]") for number, row in enumerate(albumentations)
+        ),
     )

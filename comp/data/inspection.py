@@ -88,7 +88,7 @@ def _augment(
     policies.check_channels(section.policy, section.ops, train.image_shape[0])
     policy = policies.resolve(section.policy, section.ops, section.albumentations)
     worker_stage.check_image_shape(policy, train.image_shape)
-    transform = worker_stage.of(policy, config.seed)
+    transform = worker_stage.build(policy, config.seed)
     pixels = [loading.read_training_image(train.images, int(row), _FIRST_EPOCH, transform) for row in rows]
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)  # [n, C, H, W]
     indices = torch.from_numpy(rows)
@@ -97,7 +97,7 @@ def _augment(
     assert train.labels is not None
     labels = torch.from_numpy(train.labels[rows])
     settings = mixing.Mixing(section.mixup, section.cutmix, section.switch_probability)
-    images = engine.augment(images, policy, keys, turned=flipped)
+    images = engine.augment(images, policy, keys, flip_mask=flipped)
     mixed, targets = mixing.mix(images, labels, keys, classes=classes, mixing=settings)
     levels = (mixed * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
     return levels.numpy(), targets.float().numpy()

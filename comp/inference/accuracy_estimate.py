@@ -1,9 +1,8 @@
-"""What a prediction will score, told without its labels: average thresholded confidence (Garg et al. 2022,
-arXiv:2201.04234), with the threshold and an interval from shifted validation. NumPy alone.
+"""Accuracy estimates without labels: average thresholded confidence (Garg et al. 2022, arXiv:2201.04234).
 
-A threshold is chosen so that on shifted validation the share of images that are surer than it is the accuracy; the
-share on other images is then an estimate of theirs. The interval is wide enough for nine in ten blocks of corruption
-families that its threshold has not seen: each family is left out in turn, and the misses are counted.
+The threshold makes the share of more confident images equal the accuracy on shifted validation; on other images that
+share estimates their accuracy. The interval covers nine in ten blocks of unseen corruption families: each family is
+left out in turn to measure the errors.
 """
 
 import math
@@ -24,11 +23,11 @@ _COVERED = 0.9  # of left-out families' blocks
 
 @dataclass(frozen=True)
 class Calibration:
-    """What shifted validation teaches.
+    """Calibration from shifted validation.
 
     Attributes:
-        threshold: of the top probability; images at or above it count as right.
-        margin: how far a block's accuracy may be from its estimate, half the interval.
+        threshold: of the top probability; images at or above it count as correct.
+        margin: half the width of a block's interval.
     """
 
     threshold: float
@@ -36,15 +35,15 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What a prediction is expected to score.
+class AccuracyEstimate:
+    """An estimated accuracy with its interval.
 
     Attributes:
         accuracy: mean of the blocks' estimates.
-        low: mean of the blocks' lower ends.
-        high: mean of their upper ends.
-        width: mean width of the blocks' intervals, in accuracy.
-        by_block: each block's estimate.
+        low: mean of the blocks' lower bounds.
+        high: mean of the blocks' upper bounds.
+        width: mean width of the blocks' intervals.
+        by_block: estimate of each block.
     """
 
     accuracy: float
@@ -54,52 +53,56 @@ class Expected:
     by_block: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return the fields as a dict."""
         return asdict(self)
 
 
 def calibrate(shifted: Predictions) -> Calibration | None:
-    """Return the calibration from labelled blocks; None of fewer than two families, or where the task has no estimate.
+    """Calibrate on labelled blocks; None for fewer than two corruption families, or a task without estimates.
 
     Args:
-        shifted: shifted validation, predicted in the way whose other predictions are to be judged.
+        shifted: shifted validation, predicted with the options of the predictions to estimate.
     """
     if not shifted.row.accuracy_estimate:
         return None
-    sure, right = confidences(shifted), shifted.correct()
+    confidence, correct = confidences(shifted), shifted.correct()
     families = np.array([_family(name) for name, rows in shifted.blocks() for _ in range(rows.stop - rows.start)])
     if len(set(families)) < 2:
         return None
-    misses = []
+    errors = []
     for family in sorted(set(families)):
-        seen = families != family
-        threshold = _threshold(sure[seen], right[seen])
-        misses += [
-            abs(float((sure[rows] >= threshold).mean() - right[rows].mean()))
+        rest = families != family
+        threshold = _threshold(confidence[rest], correct[rest])
+        errors += [
+            abs(float((confidence[rows] >= threshold).mean() - correct[rows].mean()))
             for name, rows in shifted.blocks()
             if _family(name) == family
         ]
-    # The rank that covers a further block as often, were it drawn like these (split conformal prediction).
-    rank = min(len(misses), math.ceil(_COVERED * (len(misses) + 1)))
-    return Calibration(_threshold(sure, right), sorted(misses)[rank - 1])
+    # The rank that covers another block with this probability (split conformal prediction).
+    rank = min(len(errors), math.ceil(_COVERED * (len(errors) + 1)))
+    return Calibration(_threshold(confidence, correct), sorted(errors)[rank - 1])
 
 
-def estimate_accuracy(found: Predictions, calibration: Calibration) -> Expected:
-    """Return what blocks are expected to score; a prediction without blocks is one."""
-    sure = confidences(found)
-    blocks = found.blocks() or [("all", slice(0, len(found)))]
-    estimates = {name: float((sure[rows] >= calibration.threshold).mean()) for name, rows in blocks}
+def estimate_accuracy(images: Predictions, calibration: Calibration) -> AccuracyEstimate:
+    """Estimate the accuracy of each block; predictions without blocks are one block."""
+    confidence = confidences(images)
+    blocks = images.blocks() or [("all", slice(0, len(images)))]
+    estimates = {name: float((confidence[rows] >= calibration.threshold).mean()) for name, rows in blocks}
     middle = np.array(list(estimates.values()))
     low, high = np.maximum(middle - calibration.margin, 0), np.minimum(middle + calibration.margin, 1)
-    return Expected(
-        float(middle.mean()), float(low.mean()), float(high.mean()), float((high - low).mean()), estimates
-    )  # fmt: skip
+    return AccuracyEstimate(
+        accuracy=float(middle.mean()),
+        low=float(low.mean()),
+        high=float(high.mean()),
+        width=float((high - low).mean()),
+        by_block=estimates,
+    )
 
 
-def _threshold(sure: NDArray[np.float32], right: NDArray[np.bool_]) -> float:
-    """Return the value that as many of `sure` reach as are right; infinity where none is."""
-    count = int(right.sum())
-    return float(np.sort(sure)[len(sure) - count]) if count else math.inf
+def _threshold(confidence: NDArray[np.float32], correct: NDArray[np.bool_]) -> float:
+    """Return the threshold that as many images reach as are correct; infinity if none is."""
+    count = int(correct.sum())
+    return float(np.sort(confidence)[len(confidence) - count]) if count else math.inf
 
 
 def _family(block: str) -> str:

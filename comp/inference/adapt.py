@@ -1,10 +1,9 @@
-"""Adapt a network to the images at hand, without their labels; its own weights come back afterwards.
+"""Test-time adaptation: adapt a network to unlabelled images, and restore its weights afterwards.
 
 `bn`: batch-norm statistics of the block, blended with those of training (Nado et al. 2020, arXiv:2006.10963; Schneider
-et al. 2020, arXiv:2006.16971). `tent`: on top of them, one pass of steps on the normalisation layers' scales and shifts
-that lower the predictions' entropy (Wang et al. 2021, "Tent", arXiv:2006.10726), begun anew for each block and taken
-back where it makes the network collapse onto a few classes. Both are transductive: what is said of an image depends on
-the images beside it.
+et al. 2020, arXiv:2006.16971). `tent`: then one pass of steps on the normalisation layers' scales and shifts that
+minimise the predictions' entropy (Wang et al. 2021, "Tent", arXiv:2006.10726), fresh for each block and rolled back if
+the network collapses onto a few classes. Both are transductive: an image's prediction depends on the images beside it.
 """
 
 import contextlib
@@ -20,12 +19,12 @@ from comp.inference.options import PredictOptions
 from comp.models.classifier import Classifier
 from comp.runtime.device import Execution
 
-# Images of a statistics pass and of an entropy step. A number of its own, so that what is adapted to, and with it the
-# result, does not depend on the prediction's batch size; blocks up to this size are seen as one batch, as in training.
+# Batch size of adaptation. Fixed, so that results do not depend on the prediction's batch size; smaller blocks are one
+# batch, as in training.
 BATCH_IMAGES = 500
 
 _TENT_RATE = 1e-3  # Adam's, the paper's on CIFAR
-_FEWEST_CLASSES = 0.75  # of the number of classes in use before; fewer afterwards is a collapse
+_FEWEST_CLASSES = 0.75  # relative to the number before; fewer classes in use afterwards is a collapse
 
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -33,39 +32,41 @@ Batches = Callable[[], Iterator[Tensor]]
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    """Return the layers that keep running statistics."""
+    """Return batch norm layers with running statistics."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
-def adaptable(model: nn.Module, adapt: str) -> int:
-    """Return how many layers `adapt` (`none`, `bn`, `tent`) would change in the model; 0: it does nothing."""
+def count_adaptable_layers(model: nn.Module, adapt: str) -> int:
+    """Return how many layers `adapt` (`none`, `bn`, `tent`) would change; 0: no effect."""
+    if adapt == "none":
+        return 0
     affine = {name.rpartition(".")[0] for name in _affines(model)} if adapt == "tent" else set()
     layers = {id(layer) for layer in batch_norms(model)}
-    kept = {name for name, module in model.named_modules() if id(module) in layers}
-    return 0 if adapt == "none" else len(affine | kept)
+    statistics = {name for name, module in model.named_modules() if id(module) in layers}
+    return len(affine | statistics)
 
 
 def _affines(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the scales and shifts of normalisation layers by name, less those that by design are never trained."""
-    still = {f"inner.{name}" for name in model.untrained} if isinstance(model, Classifier) else set()
+    """Return the trainable scales and shifts of normalisation layers by name."""
+    excluded = {f"inner.{name}" for name in model.non_trainable} if isinstance(model, Classifier) else set()
     layers = {name for name, module in model.named_modules() if isinstance(module, _NORMS)}
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if name.rpartition(".")[0] in layers and name not in still
+        if name.rpartition(".")[0] in layers and name not in excluded
     }
 
 
 @dataclass
 class _Moments:
-    """Mean and variance over all that was seen, joined batch by batch (Chan, Golub and LeVeque 1979)."""
+    """Running mean and variance over batches (Chan, Golub and LeVeque 1979)."""
 
     count: int = 0
     mean: Tensor = field(default_factory=lambda: torch.zeros(1))
     squares: Tensor = field(default_factory=lambda: torch.zeros(1))
 
     def add(self, count: int, mean: Tensor, variance: Tensor) -> None:
-        """Join a batch's mean and variance [C] over `count` values a channel."""
+        """Add a batch's mean and variance [C] over `count` values per channel."""
         if not self.count:
             self.count, self.mean, self.squares = count, mean, variance * count
             return
@@ -78,10 +79,10 @@ class _Moments:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an adaptation.
+    """The outcome of an adaptation.
 
     Attributes:
-        rolled_back: whether entropy steps were taken back because the network collapsed.
+        rolled_back: whether entropy steps were undone because the network collapsed.
     """
 
     rolled_back: bool = False
@@ -89,12 +90,12 @@ class Outcome:
 
 @contextlib.contextmanager
 def adapted(model: nn.Module, batches: Batches, variant: PredictOptions, execution: Execution) -> Iterator[Outcome]:
-    """Have the model, in evaluation mode, adapted to images; leave it as it was.
+    """Context manager: adapt a model in evaluation mode to images; restore it on exit.
 
     Args:
         model: images [B, C, H, W] uint8 -> logits; placed by `execution`.
-        batches: gives the images anew at each call, on the device, `BATCH_IMAGES` or fewer at a time.
-        variant: what is done.
+        batches: each call yields the images again, on the device, at most `BATCH_IMAGES` at a time.
+        variant: the method and alpha.
         execution: precision and layout.
     """
     if variant.adapt == "none":
@@ -110,52 +111,53 @@ def adapted(model: nn.Module, batches: Batches, variant: PredictOptions, executi
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of all that an adaptation changes, by name."""
-    found: dict[str, Tensor] = {name: parameter.detach().clone() for name, parameter in _affines(model).items()}
+    """Return a copy of all tensors that adaptation changes, by name."""
+    state: dict[str, Tensor] = {name: parameter.detach().clone() for name, parameter in _affines(model).items()}
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            found[f"{name}.running_mean"] = module.running_mean.clone()
-            found[f"{name}.running_var"] = _variance(module).clone()
-    return found
+            state[f"{name}.running_mean"] = module.running_mean.clone()
+            state[f"{name}.running_var"] = _variance(module).clone()
+    return state
 
 
 @torch.no_grad()
 def _restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    places = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, value in state.items():
-        places[name].copy_(value)
+        tensors[name].copy_(value)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What can be told of predictions without labels.
+class PredictionSummary:
+    """Statistics of predictions without labels.
 
     Attributes:
         entropy: mean over the images, in nats.
-        classes: how many are in use: the exponential of the entropy of the answers' histogram.
+        classes: effective number of predicted classes: the exponential of the histogram's entropy.
     """
 
     entropy: float
     classes: float
 
 
-def collapsed(before: Seen, after: Seen) -> bool:
-    """Tell whether entropy steps have led astray: to no less entropy, or to answers of far fewer classes."""
+def collapsed(before: PredictionSummary, after: PredictionSummary) -> bool:
+    """Whether entropy steps failed: entropy rose, or far fewer classes are predicted."""
     return not (after.entropy <= before.entropy and after.classes >= _FEWEST_CLASSES * before.classes)
 
 
 @torch.no_grad()
-def _look(model: nn.Module, batches: Batches, execution: Execution) -> Seen:
+def _summarise(model: nn.Module, batches: Batches, execution: Execution) -> PredictionSummary:
+    """Predict the images and summarise the predictions."""
     entropy, counts, total = 0.0, torch.zeros(0), 0
     for images in batches():
         with execution.autocast():
             logits = model(images).float()
-        answers = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).cpu()
-        counts = answers if not total else counts + answers
+        predicted = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).cpu()
+        counts = predicted if not total else counts + predicted
         entropy += float(_entropies(logits).sum())
         total += len(logits)
     shares = counts / total
-    return Seen(entropy / total, float(torch.exp(torch.special.entr(shares).sum())))
+    return PredictionSummary(entropy / total, float(torch.exp(torch.special.entr(shares).sum())))
 
 
 def _entropies(logits: Tensor) -> Tensor:
@@ -166,14 +168,14 @@ def _entropies(logits: Tensor) -> Tensor:
 def _lower_entropy(
     model: nn.Module, batches: Batches, alpha: float, execution: Execution, source: Mapping[str, Tensor]
 ) -> bool:
-    """Take one step of Adam on scales and shifts for each batch; return whether they were kept.
+    """Take one Adam step on scales and shifts per batch; return whether the result was kept.
 
-    Statistics stay what they are during the steps, and are estimated again for the layers that come out of them.
+    Statistics are fixed during the steps and estimated again afterwards.
     """
     affines = list(_affines(model).values())
     if not affines:
         return True
-    unadapted, before = _state(model), _look(model, batches, execution)
+    unadapted, before = _state(model), _summarise(model, batches, execution)
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         model.requires_grad_(False)
@@ -181,12 +183,12 @@ def _lower_entropy(
             parameter.requires_grad_(True)
         _step_through(model, affines, batches, execution)
     finally:
-        for parameter, was in trainable:
-            parameter.requires_grad_(was)
+        for parameter, requires_grad in trainable:
+            parameter.requires_grad_(requires_grad)
             parameter.grad = None
     _restore(model, {name: value for name, value in source.items() if name.rpartition(".")[2].startswith("running")})
     _blend_statistics(model, batch_norms(model), batches, alpha, execution)
-    if collapsed(before, _look(model, batches, execution)):
+    if collapsed(before, _summarise(model, batches, execution)):
         _restore(model, unadapted)
         return False
     return True
@@ -207,27 +209,26 @@ def _step_through(model: nn.Module, affines: Sequence[nn.Parameter], batches: Ba
 def _blend_statistics(
     model: nn.Module, layers: list[_BatchNorm], batches: Batches, alpha: float, execution: Execution
 ) -> None:
-    """Give each layer `alpha` of the images' statistics and the rest of its own.
+    """Set each layer's statistics to `alpha` of the images' and the rest of its own.
 
-    While the images pass, each layer already works with the blend of the batch at hand, so that the layers above see
-    what they will see afterwards.
+    During the pass, each layer uses the blend of the current batch, so that later layers get adapted inputs.
     """
     if not layers or alpha == 0:
         return
     sources = [(_mean(layer).clone(), _variance(layer).clone()) for layer in layers]
     moments = [_Moments() for _ in layers]
 
-    def note(found: _Moments, source: tuple[Tensor, Tensor], layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def record(moment: _Moments, source: tuple[Tensor, Tensor], layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         values = inputs[0].float()
         axes = [axis for axis in range(values.dim()) if axis != 1]
-        variance, mean = torch.var_mean(values, axes, correction=0)  # as a layer in training mode divides by
-        found.add(values.numel() // values.shape[1], mean, variance)
+        variance, mean = torch.var_mean(values, axes, correction=0)  # biased, as in training mode
+        moment.add(values.numel() // values.shape[1], mean, variance)
         assert isinstance(layer, _BatchNorm)
         _set(layer, source[0].lerp(mean, alpha), source[1].lerp(variance, alpha))
 
     hooks = [
-        layer.register_forward_pre_hook(partial(note, found, source))
-        for layer, found, source in zip(layers, moments, sources, strict=True)
+        layer.register_forward_pre_hook(partial(record, moment, source))
+        for layer, moment, source in zip(layers, moments, sources, strict=True)
     ]
     try:
         for images in batches():
@@ -236,8 +237,8 @@ def _blend_statistics(
     finally:
         for hook in hooks:
             hook.remove()
-    for layer, found, (mean, variance) in zip(layers, moments, sources, strict=True):
-        _set(layer, mean.lerp(found.mean, alpha), variance.lerp(found.squares / found.count, alpha))
+    for layer, moment, (mean, variance) in zip(layers, moments, sources, strict=True):
+        _set(layer, mean.lerp(moment.mean, alpha), variance.lerp(moment.squares / moment.count, alpha))
 
 
 def _mean(layer: _BatchNorm) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from comp.data import loading
 from comp.data.splits import Split, Suite
 from comp.inference import adapt
-from comp.inference.fuse_bn import Folding
+from comp.inference.fuse_bn import BatchNormFuser
 from comp.inference.options import PLAIN, PredictOptions
 from comp.inference.views import View, least_confident, views
 from comp.results import files, prediction_files, predictions
@@ -44,7 +44,7 @@ class _PredictJob:
     made_by: Mapping[str, Any]
     options: PredictOptions
     progress: Progress
-    folding: Folding
+    folding: BatchNormFuser
 
     def open(self, part: _Part) -> Split:
         """Return the images of a part."""
@@ -85,7 +85,7 @@ def predict(
             result is stored, remove the folder with `delete_partial_blocks`.
         progress: called after every batch.
     """
-    folding = Folding(changes=options.adapt != "none")
+    folding = BatchNormFuser(changes=options.adapt != "none")
     job = _PredictJob(model, images, classes, task, execution, batch_size, made_by, options, progress, folding)
     finished: list[Predictions] = []
     count = 0  # images predicted
@@ -172,7 +172,7 @@ def _predict_logits(
     start = 0
     for chunk in loading.iter_chunks(split, job.batch_size):  # [B, H, W, C]
         batch = _on_device(chunk, job.execution)
-        network = job.folding.folded(job.model, batch) if network is None else network
+        network = job.folding.fuse(job.model, batch) if network is None else network
         total: Tensor | None = None
         for view in chosen:
             with job.execution.autocast():

@@ -1,7 +1,7 @@
-"""Probes: what a network's features tell a simple classifier (Alain and Bengio 2016, arXiv:1610.01644).
+"""Linear and k-NN probes of a network's features (Alain and Bengio 2016, arXiv:1610.01644).
 
-Features are what the last linear layer sees. They are standardised, fitted with scikit-learn, and the result is
-predictions like any run's.
+Features are the last linear layer's inputs, standardised and fitted with scikit-learn; the result is predictions as of
+any run.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,28 +20,28 @@ from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, DataError, unknown
 from comp.runtime.progress import Progress, quiet
 
-_NEVER = -1e4  # the output of a class that training never showed
-_SMOOTHING = 1e-3  # of a vote share: a class without a neighbour must not have an infinite loss
+_UNSEEN = -1e4  # logit of a class without training images
+_SMOOTHING = 1e-3  # added to vote shares: a class without neighbours must not have an infinite loss
 
 Fitted = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 def linear_svm(features: NDArray[np.float32], labels: NDArray[np.int64], k: int) -> Fitted:
-    """Linear support vector machines, one against the rest, squared hinge; logits are distances to the planes."""
+    """Fit one-vs-rest linear SVMs with squared hinge loss; logits are distances to the hyperplanes."""
     from sklearn.svm import LinearSVC
 
-    return _decision(LinearSVC(dual=False).fit(features, labels))
+    return _logits_of(LinearSVC(dual=False).fit(features, labels))
 
 
 def logistic(features: NDArray[np.float32], labels: NDArray[np.int64], k: int) -> Fitted:
-    """Multinomial logistic regression."""
+    """Fit multinomial logistic regression."""
     from sklearn.linear_model import LogisticRegression
 
-    return _decision(LogisticRegression(max_iter=1000).fit(features, labels))
+    return _logits_of(LogisticRegression(max_iter=1000).fit(features, labels))
 
 
 def knn(features: NDArray[np.float32], labels: NDArray[np.int64], k: int) -> Fitted:
-    """The vote of the k nearest neighbours (Euclidean); logits are logarithms of the vote's shares."""
+    """Fit k nearest neighbours (Euclidean); logits are logarithms of the vote shares."""
     from sklearn.neighbors import KNeighborsClassifier
 
     fitted = KNeighborsClassifier(n_neighbors=k, n_jobs=-1).fit(features, labels)
@@ -58,10 +58,10 @@ CLASSIFIERS: dict[str, Fit] = {
 
 
 def check_probe(name: str, k: int) -> None:
-    """Refuse an unknown classifier or a k below 1.
+    """Check the classifier's name and k.
 
     Raises:
-        ConfigError: naming what is known.
+        ConfigError: unknown classifier, or k below 1.
     """
     if name not in CLASSIFIERS:
         raise ConfigError(f"--classifier: {unknown('classifier', name, CLASSIFIERS)}")
@@ -70,29 +70,32 @@ def check_probe(name: str, k: int) -> None:
 
 
 def _fit_classes(fit: Fit, features: NDArray[np.float32], labels: Targets, k: int, count: int) -> Fitted:
-    """Return a classifier of classes that exclude each other: [N, F] -> [N, count]."""
+    """Fit a classifier of exclusive classes: [N, F] -> logits [N, count]."""
     indices = labels.astype(np.int64)
-    shown, fitted = np.unique(indices), fit(features, indices, k)
+    present, fitted = np.unique(indices), fit(features, indices, k)
 
     def outputs(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        every = np.full((len(values), count), _NEVER, np.float32)
-        every[:, shown] = fitted(values)
-        return every
+        logits = np.full((len(values), count), _UNSEEN, np.float32)
+        logits[:, present] = fitted(values)
+        return logits
 
     return outputs
 
 
 def _fit_columns(fit: Fit, features: NDArray[np.float32], labels: Targets, k: int, count: int) -> Fitted:
-    """Return a classifier of each class by itself: [N, F] -> [N, count]."""
+    """Fit one binary classifier per class: [N, F] -> logits [N, count]."""
     fitted: list[Fitted | float] = []
     for column in labels.astype(np.int64).T:
         constant = len(np.unique(column)) == 1
-        fitted.append((-_NEVER if column[0] else _NEVER) if constant else fit(features, column, k))
+        fitted.append((-_UNSEEN if column[0] else _UNSEEN) if constant else fit(features, column, k))
 
     def outputs(values: NDArray[np.float32]) -> NDArray[np.float32]:
         columns = []
-        for one in fitted:
-            pair = np.full((len(values), 2), [0, one], np.float32) if isinstance(one, float) else one(values)
+        for predict in fitted:
+            if isinstance(predict, float):
+                pair = np.full((len(values), 2), [0, predict], np.float32)
+            else:
+                pair = predict(values)
             columns.append(pair[:, 1] - pair[:, 0])
         return np.stack(columns, 1)
 
@@ -104,7 +107,7 @@ class Probe:
 
     Args:
         model: placed by `execution`.
-        train: labelled; each of its classes is one the probe can answer.
+        train: labelled images.
         classes: all class names, in label order.
         task: a row of `comp.config.tasks.TASKS`.
         name: a row of CLASSIFIERS.
@@ -141,16 +144,20 @@ class Probe:
         self._mean, self._std = features.mean(0), np.maximum(features.std(0), 1e-6)
         self._task = task
         fit = _fit_columns if TASKS[task].target_columns else _fit_classes
-        self._fitted = fit(CLASSIFIERS[name], self._standardised(features), train.labels, k, len(classes))
+        self._fitted = fit(CLASSIFIERS[name], self._standardise(features), train.labels, k, len(classes))
 
     def predict(self, split: Split, made_by: Mapping[str, Any], progress: Progress = quiet) -> Predictions:
         """Return predictions of a split."""
         return predictions.from_outputs(
-            self._fitted(self._standardised(self._features(split, progress))), task=self._task, ids=split.ids,
-            classes=self._classes, targets=split.labels, made_by=made_by,
-        )  # fmt: skip
+            self._fitted(self._standardise(self._features(split, progress))),
+            task=self._task,
+            ids=split.ids,
+            classes=self._classes,
+            targets=split.labels,
+            made_by=made_by,
+        )
 
-    def _standardised(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _standardise(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         standardised: NDArray[np.float32] = (features - self._mean) / self._std
         return standardised
 
@@ -158,20 +165,20 @@ class Probe:
     def _features(self, split: Split, progress: Progress) -> NDArray[np.float32]:
         """Return [N, F] float32."""
         self._model.eval()
-        found = []
+        parts = []
         for start in range(0, len(split), self._batch_size):
             images = torch.from_numpy(np.array(split.images[start : start + self._batch_size])).permute(0, 3, 1, 2)
             with self._execution.autocast():
                 features = self._model.features(self._execution.layout(images.to(self._execution.torch_device)))
-            found.append(features.flatten(1).float().cpu().numpy())
+            parts.append(features.flatten(1).float().cpu().numpy())
             progress(f"features of {split.name}", min(start + self._batch_size, len(split)), len(split))
-        return np.concatenate(found)
+        return np.concatenate(parts)
 
 
-def _decision(fitted: Any) -> Fitted:
+def _logits_of(fitted: Any) -> Fitted:
     def decide(values: NDArray[np.float32]) -> NDArray[np.float32]:
         scores = np.asarray(fitted.decision_function(values), np.float32)
-        # With two classes scikit-learn gives one column: for the second and against the first.
+        # With two classes scikit-learn returns one column: the second class against the first.
         return np.stack([-scores, scores], 1) if scores.ndim == 1 else scores
 
     return decide

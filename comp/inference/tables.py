@@ -1,4 +1,4 @@
-"""Predictions of images as people read them: a table of ids, labels and probabilities, beside the whole .npz."""
+"""Predictions as a readable CSV of ids, labels and probabilities, beside the full .npz."""
 
 import csv
 import io
@@ -11,35 +11,30 @@ from comp.runtime.errors import SubmissionError
 Rows = list[list[str]]
 
 
-def table(found: Predictions) -> tuple[list[str], Rows]:
-    """Return a header and a row for each image.
+def build_table(images: Predictions) -> tuple[list[str], Rows]:
+    """Return a header and one row per image.
 
-    Where classes exclude each other: `id`, `label`, `probability` of that label. Else `id`, `labels` (the decided
-    classes, parted by `;`), and the probability of each class in a column of its name.
+    For exclusive classes: `id`, `label`, `probability` of that label. Otherwise `id`, `labels` (the predicted classes,
+    separated by `;`), and one column of probabilities per class.
     """
-    shares = found.probabilities()
-    if found.top1 is not None:
+    probabilities = images.probabilities()
+    if images.top1 is not None:
         header = ["id", "label", "probability"]
-        best = shares[range(len(found)), found.top1]
+        top = probabilities[range(len(images)), images.top1]
         rows = [
-            [str(name), found.classes[label], f"{share:.4f}"]
-            for name, label, share in zip(found.ids, found.top1, best, strict=True)
+            [str(name), images.classes[label], f"{probability:.4f}"]
+            for name, label, probability in zip(images.ids, images.top1, top, strict=True)
         ]
         return header, rows
-    decided = found.decisions()
-    rows = [
-        [
-            str(name),
-            ";".join(found.classes[column] for column in there.nonzero()[0]),
-            *(f"{share:.4f}" for share in row),
-        ]
-        for name, there, row in zip(found.ids, decided, shares, strict=True)
-    ]
-    return ["id", "labels", *found.classes], rows
+    rows = []
+    for name, decisions, row in zip(images.ids, images.decisions(), probabilities, strict=True):
+        labels = ";".join(images.classes[column] for column in decisions.nonzero()[0])
+        rows.append([str(name), labels, *(f"{probability:.4f}" for probability in row)])
+    return ["id", "labels", *images.classes], rows
 
 
-def free_path(competition: str, folder: Path = Path("predictions")) -> Path:
-    """Return the first free `predictions/<competition>.csv`, `-2` and so on."""
+def next_free_path(competition: str, folder: Path = Path("predictions")) -> Path:
+    """Return `predictions/<competition>.csv`, or with `-2`, `-3` ... the first that does not exist."""
     number = 1
     while True:
         path = folder / (f"{competition}.csv" if number == 1 else f"{competition}-{number}.csv")
@@ -48,28 +43,28 @@ def free_path(competition: str, folder: Path = Path("predictions")) -> Path:
         number += 1
 
 
-def demand_free(path: Path, *, force: bool) -> None:
-    """Refuse a name that cannot be written: asked before the work that ends there.
+def check_writable(path: Path, *, force: bool) -> None:
+    """Check before predicting that `path` and the .npz beside it may be written.
 
     Raises:
-        SubmissionError: not a .csv name, or the table or the predictions beside it are there and `force` is not given.
+        SubmissionError: not a .csv name, or a file exists and `force` is false.
     """
     if path.suffix != ".csv":
-        raise SubmissionError(f"-o {path}: expected a name that ends in .csv; the predictions land beside it as .npz")
+        raise SubmissionError(f"-o {path}: expected a name that ends in .csv (the predictions go beside it as .npz)")
     for name in (path, path.with_suffix(".npz")):
         if name.exists() and not force:
-            raise SubmissionError(f"{name}: is there already; choose another name with -o or replace it with --force")
+            raise SubmissionError(f"{name}: already exists; choose another name with -o, or replace it with --force")
 
 
-def write(path: Path, found: Predictions) -> None:
-    """Write the table as a CSV and, beside it under the same name, the predictions as a .npz.
+def write_csv(path: Path, images: Predictions) -> None:
+    """Write the table as a CSV, and the full predictions beside it as a .npz of the same name.
 
     Raises:
-        RunError: the folder cannot be made or written.
+        RunError: the folder cannot be created or written.
     """
     files.make_folder(path.parent)
-    header, rows = table(found)
+    header, rows = build_table(images)
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    prediction_files.save(path.with_suffix(".npz"), found)
+    prediction_files.save(path.with_suffix(".npz"), images)
     files.write_atomically(path, text.getvalue().encode())

@@ -1,7 +1,7 @@
-"""Test-time views: the same image seen several times, logits averaged by weight.
+"""Test-time augmentation (TTA): views of an image whose logits are averaged by weight.
 
-A view is a deterministic transform of a batch on its device; the first of every set is the plain image. Logits are
-averaged rather than probabilities: the geometric mean of what the views say, as in Jordan, "94% on CIFAR-10 in 3.29
+A view is a deterministic transform of a batch on its device; the first of every set is the plain image. Averaging
+logits, not probabilities, is the geometric mean of the views' probabilities, as in Jordan, "94% on CIFAR-10 in 3.29
 seconds" (2024, arXiv:2404.00498), whose `flip_shift` this is.
 """
 
@@ -35,12 +35,12 @@ def plain(images: Tensor) -> Tensor:
 
 
 def mirrored(images: Tensor) -> Tensor:
-    """Return the images, left and right exchanged."""
+    """Return images flipped left to right."""
     return images.flip(-1)
 
 
 def shifted(images: Tensor, down: int, right: int) -> Tensor:
-    """Return images [B, C, H, W] moved by pixels; what comes in at the border is the image's own reflection."""
+    """Return images [B, C, H, W] shifted by pixels; borders are reflected."""
     rows, columns = (
         _reflected(side, by, images.device) for side, by in ((images.shape[-2], down), (images.shape[-1], right))
     )
@@ -48,8 +48,8 @@ def shifted(images: Tensor, down: int, right: int) -> Tensor:
 
 
 def _reflected(side: int, by: int, device: torch.device) -> Tensor:
-    places = (torch.arange(side, device=device) - by).abs()
-    return torch.minimum(places, 2 * (side - 1) - places)
+    indices = (torch.arange(side, device=device) - by).abs()
+    return torch.minimum(indices, 2 * (side - 1) - indices)
 
 
 def _diagonal(by: int) -> Transform:
@@ -57,7 +57,7 @@ def _diagonal(by: int) -> Transform:
 
 
 def _corner(down: int, right: int) -> Transform:
-    """Return the crop that shows a corner of the image with its reflected border, at the image's own size."""
+    """Return a crop at the image's size that shows one corner with a reflected border."""
 
     def crop(images: Tensor) -> Tensor:
         border = max(1, min(images.shape[-2:]) // _CROP_BORDER)
@@ -66,11 +66,11 @@ def _corner(down: int, right: int) -> Transform:
     return crop
 
 
-def _turned(quarters: int) -> Transform:
+def _rotated(quarters: int) -> Transform:
     return lambda images: images.rot90(quarters, (-2, -1))
 
 
-def _even(*transforms: Transform) -> tuple[View, ...]:
+def _equal_weights(*transforms: Transform) -> tuple[View, ...]:
     return tuple(View(1 / len(transforms), transform) for transform in transforms)
 
 
@@ -82,10 +82,10 @@ def _with_mirror(views: tuple[View, ...]) -> tuple[View, ...]:
     return tuple(view for pair in halves for view in pair)
 
 
-_PLAIN = _even(plain)
+_PLAIN = _equal_weights(plain)
 _SHIFT = (View(0.5, plain), View(0.25, _diagonal(1)), View(0.25, _diagonal(-1)))
-_CROPS = _even(plain, *[_corner(down, right) for down in (1, -1) for right in (1, -1)])
-_TURNS = _even(plain, *[_turned(quarters) for quarters in (1, 2, 3)])
+_CROPS = _equal_weights(plain, *[_corner(down, right) for down in (1, -1) for right in (1, -1)])
+_ROTATIONS = _equal_weights(plain, *[_rotated(quarters) for quarters in (1, 2, 3)])
 
 VIEWS: dict[str, tuple[View, ...]] = {
     "none": _PLAIN,
@@ -93,21 +93,21 @@ VIEWS: dict[str, tuple[View, ...]] = {
     "shift": _SHIFT,
     "flip_shift": _with_mirror(_SHIFT),
     "ten_crop": _with_mirror(_CROPS),
-    "dihedral": _with_mirror(_TURNS),
+    "dihedral": _with_mirror(_ROTATIONS),
 }
-_SQUARE = {"dihedral"}
+_SQUARE_ONLY = {"dihedral"}
 
 
 def check_size(name: str, height: int, width: int) -> None:
-    """Refuse views that images of a size cannot have.
+    """Check that views are possible for an image size.
 
     Raises:
-        ConfigError: naming those that any can have.
+        ConfigError: the views need square images; lists views that do not.
     """
-    if name in _SQUARE and height != width:
+    if name in _SQUARE_ONLY and height != width:
         raise ConfigError(
             f"predict.views: {name} turns images, which must be square, found {height} x {width}; choose from "
-            f"{', '.join(sorted(set(VIEWS) - _SQUARE))}"
+            f"{', '.join(sorted(set(VIEWS) - _SQUARE_ONLY))}"
         )
 
 
@@ -123,8 +123,8 @@ def views(name: str) -> tuple[View, ...]:
 
 
 def least_confident(logits: NDArray[np.float32], share: float) -> NDArray[np.int64]:
-    """Return the rows, ascending, of the `share` (rounded up) of logits [N, C] whose top probability is lowest."""
-    shifted_logits = logits - logits.max(1, keepdims=True)
-    confidence = 1 / np.exp(shifted_logits).sum(1)  # [N]: softmax at the maximum
+    """Return the rows (ascending) of the `share` (rounded up) of logits [N, C] with the lowest top probability."""
+    centred = logits - logits.max(1, keepdims=True)
+    confidence = 1 / np.exp(centred).sum(1)  # [N]: softmax at the maximum
     count = math.ceil(share * len(logits))
     return np.sort(np.argsort(confidence, kind="stable")[:count])

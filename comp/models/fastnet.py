@@ -1,13 +1,13 @@
-"""Our network for time to accuracy on 32-px images.
+"""fastnet: our network for the least time to accuracy on 32-px images.
 
-Where its ideas come from:
-- a frozen first layer whose small filters whiten image patches, taken from training images, each filter with its
-  negative so that rectification loses nothing: Page, "How to train your ResNet" (2019), and tysam-code/hlb-CIFAR10;
-- convolutions that start as the identity on as many channels as come in: dirac initialisation, Zagoruyko and Komodakis
+Sources:
+- a frozen first layer that whitens image patches with filters computed from training images, each with its negative
+  so that rectification loses nothing: Page, "How to train your ResNet" (2019), and tysam-code/hlb-CIFAR10;
+- convolutions that start as the identity on their input channels: dirac initialisation, Zagoruyko and Komodakis
   2017 (arXiv:1706.00388), used this way in Jordan, "94% on CIFAR-10 in 3.29 seconds" (2024, arXiv:2404.00498);
 - few wide layers, batch norm without a trained scale, GELU, logits scaled by a constant: the same two lineages.
 
-What each buys here stands in docs/LOG.md.
+docs/LOG.md has what each brings here.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from comp.runtime.errors import ModelError, unknown
 
 @dataclass(frozen=True)
 class Size:
-    """Widths of the three groups and convolutions in each."""
+    """Widths of the three groups, and the number of convolutions in each."""
 
     widths: tuple[int, int, int]
     convolutions: int
@@ -33,19 +33,19 @@ SIZES = {
     "L": Size((128, 384, 512), 3),
 }
 
-# Eigenvalues below this are noise; dividing by their root would blow it up. Pixels have unit deviation here.
+# Eigenvalues below this are noise, which dividing by their root would amplify. Pixels have unit deviation here.
 _SMALLEST_VARIANCE = 5e-4
 
 
 class Whitening(nn.Conv2d):
-    """A frozen convolution that turns patches into uncorrelated numbers, and those numbers' negatives.
+    """A frozen convolution that turns patches into uncorrelated values and their negatives.
 
     Args:
         channels: of the images.
         patch: side of a patch in pixels.
-        filters: how many directions are kept, those in which patches vary most; the rest is mostly noise.
-        bias: whether a bias, which is trained, is added.
-        smallest: added to each direction's variance before its root is divided by: larger amplifies noise less.
+        filters: number of directions to keep, by decreasing variance; the rest is mostly noise.
+        bias: add a trained bias.
+        smallest: added to each variance before dividing by its root; larger values amplify noise less.
     """
 
     def __init__(self, channels: int, *, patch: int, filters: int, bias: bool, smallest: float) -> None:
@@ -54,21 +54,21 @@ class Whitening(nn.Conv2d):
         self.smallest = smallest
 
     def initialise(self, images: Tensor) -> None:
-        """Take the filters from normalised images [N, C, H, W]: eigenvectors of patch covariance over its roots."""
+        """Set the filters from normalised images [N, C, H, W]: eigenvectors of the patch covariance, whitened."""
         side = self.kernel_size[0]
         patches = images.unfold(2, side, 1).unfold(3, side, 1)  # [N, C, H', W', side, side]
         flat = patches.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).flatten(1)  # [N H' W', side side C]
         # In float64: the smallest eigenvalues are ten thousand times below the largest.
         covariance = torch.cov(flat.double().T)  # [side side C, side side C]
         variances, directions = torch.linalg.eigh(covariance)
-        filters = (directions / (variances + self.smallest).sqrt()).T  # a filter a row, the weakest direction first
+        filters = (directions / (variances + self.smallest).sqrt()).T  # one filter per row, the least variance first
         kernels = filters[-self.out_channels // 2 :].reshape(-1, *self.weight.shape[1:])
         with torch.no_grad():
             self.weight.copy_(torch.cat([kernels, -kernels]))
 
 
 class ScaledLinear(nn.Linear):
-    """A linear layer without bias whose outputs are multiplied by a constant, which keeps early logits small."""
+    """A linear layer without bias, its outputs scaled by a constant to keep early logits small."""
 
     def __init__(self, features: int, classes: int, scale: float) -> None:
         super().__init__(features, classes, bias=False)
@@ -80,7 +80,7 @@ class ScaledLinear(nn.Linear):
 
 
 class FastNet(Network):
-    """`Network` whose first layer is set from training images."""
+    """A `Network` whose first layer is initialised from training images."""
 
     def initialise(self, images: Tensor) -> None:
         """Set the whitening layer from normalised images [N, C, H, W]; a few thousand are plenty."""
@@ -100,20 +100,20 @@ def fastnet(
     bias: bool = True,
     smallest: float = _SMALLEST_VARIANCE,
 ) -> FastNet:
-    """Return the network for images of `shape`, at least 16 px.
+    """Build fastnet for images of at least 16 px.
 
     Args:
         shape: (C, H, W) of the images.
         classes: number of classes.
         size: S, M or L.
-        scale: what logits are multiplied by.
-        patch: side of the patches that the first layer whitens, in pixels.
-        filters: directions that it keeps; None keeps all `patch * patch * C`. Its outputs are twice as many.
-        bias: whether it has a trained bias. Without one nothing below the first convolution needs a gradient.
+        scale: factor of the logits.
+        patch: side of the whitened patches in pixels.
+        filters: directions to keep; None keeps all `patch * patch * C`. The layer has twice as many outputs.
+        bias: train a bias in the first layer; without it, nothing below the first convolution needs a gradient.
         smallest: variance added before whitening; see `Whitening`.
 
     Raises:
-        ModelError: an unknown size, or a number that the images cannot give.
+        ModelError: unknown size, or a value out of range for the images.
     """
     if size not in SIZES:
         raise ModelError(f"model.args.size: {unknown('size', size, SIZES)}")
@@ -122,10 +122,10 @@ def fastnet(
         halved(side, 4, network="fastnet")
     if not 1 <= patch <= 5:
         raise ModelError(f"model.args.patch: expected a side of 1 to 5 pixels, found {patch}")
-    most = patch * patch * channels
-    if filters is not None and not 1 <= filters <= most:
-        raise ModelError(f"model.args.filters: expected 1 to {most} for patches of {patch} px, found {filters}")
-    whitening = Whitening(channels, patch=patch, filters=filters or most, bias=bias, smallest=smallest)
+    limit = patch * patch * channels
+    if filters is not None and not 1 <= filters <= limit:
+        raise ModelError(f"model.args.filters: expected 1 to {limit} for patches of {patch} px, found {filters}")
+    whitening = Whitening(channels, patch=patch, filters=filters or limit, bias=bias, smallest=smallest)
     body: list[nn.Module] = [whitening, nn.GELU()]
     before = whitening.out_channels
     for after in SIZES[size].widths:
@@ -136,7 +136,7 @@ def fastnet(
 
 
 def _group(before: int, after: int, convolutions: int) -> nn.Sequential:
-    """Return convolutions with batch norm and GELU; the map is halved after the first."""
+    """Return convolutions with batch norm and GELU; a pool halves the map after the first."""
     layers: list[nn.Module] = []
     for index in range(convolutions):
         convolution = nn.Conv2d(before if index == 0 else after, after, 3, padding=1, bias=False)

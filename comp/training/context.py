@@ -160,7 +160,7 @@ def build_context(
         execution.torch_device,
         resident=dataset.resident,
         workers=execution.workers,
-        transform=worker_stage.of(policy, config.seed),
+        transform=worker_stage.build(policy, config.seed),
     )
     steps_per_epoch = len(train) // min(config.train.batch_size, len(train))
     norms = Norms(model.inner) if config.train.log_norms else NoNorms()
@@ -208,7 +208,7 @@ def training_samples(config: Config, dataset: Dataset, model: Classifier) -> dic
     norm statistics of averaged weights.
     """
     samples = {}
-    if model.looks_at_images:
+    if model.initialises_from_images:
         samples["initialise"] = dataset.sample(dataset.train, _initialise_count(dataset))
     if config.train.average != "none":
         batch_size = min(config.train.batch_size, len(dataset.train))
@@ -223,7 +223,7 @@ def _initialise_count(dataset: Dataset) -> int:
 
 def _initialise(model: Classifier, dataset: Dataset) -> None:
     """Run the model's data-dependent initialisation, if it has one."""
-    if not model.looks_at_images:
+    if not model.initialises_from_images:
         return
     rows = dataset.samples.get("initialise", np.arange(min(_initialise_count(dataset), len(dataset.train))))
     images = np.array(dataset.train.images[rows])  # a copy: memory maps are read-only

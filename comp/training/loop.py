@@ -361,7 +361,7 @@ def _augmented(context: TrainContext, number: int, batch: Batch, keys: Tensor) -
     flip_mask = engine.alternating_flip_mask(context.config.seed, number, batch.indices) if context.alternates else None
     if context.views > 1:
         return losses.augmented_views(batch.images, context.policy, keys, flip_mask=flip_mask)
-    return engine.augment(batch.images, context.policy, keys, turned=flip_mask)
+    return engine.augment(batch.images, context.policy, keys, flip_mask=flip_mask)
 
 
 def _statistics_images(context: TrainContext, number: int, progress: Progress) -> Iterator[Tensor]:

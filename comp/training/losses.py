@@ -103,8 +103,8 @@ def augmented_views(images: Tensor, policy: Policy, keys: Tensor, *, flip_mask: 
         [VIEWS B, C, H, W] uint8, channels_last.
     """
     geometric, rest = split_policy(policy)
-    clean = engine.augment(images, geometric, keys, turned=flip_mask)
+    clean = engine.augment(images, geometric, keys, flip_mask=flip_mask)
     view_keys = torch.cat([rng.fold(keys, _PURPOSE + view) for view in range(1, VIEWS)])  # [(VIEWS - 1) B]
     copies = clean.repeat(VIEWS - 1, 1, 1, 1)
     masks = None if flip_mask is None else flip_mask.repeat(VIEWS - 1)
-    return torch.cat((clean, engine.augment(copies, rest, view_keys, turned=masks)))
+    return torch.cat((clean, engine.augment(copies, rest, view_keys, flip_mask=masks)))

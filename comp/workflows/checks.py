@@ -104,7 +104,7 @@ def _check_augmentation(config: Config) -> None:
         )
     policy = policies.resolve(config.augment.policy, config.augment.ops, config.augment.albumentations)
     losses.check_consistency(config)
-    worker_stage.of(policy, config.seed)
+    worker_stage.build(policy, config.seed)
     rules.check_rules(
         config.competition.rules,
         pretrained=_has_external_weights(config),
@@ -124,9 +124,9 @@ def _has_external_weights(config: Config) -> bool:
 def _check_model(config: Config) -> None:
     """Build the network without memory for its weights, for images of the size that the config alone shows."""
     section = config.model
-    zoo.refuse_banned(section.name, config.competition.rules.banned_families)
-    shape = (3, *height_and_width(section.input_size or zoo.usual_side(section.name)))
-    model = zoo.blueprint(section, classes=_ASSUMED_CLASSES, image_shape=shape)
+    zoo.check_family_allowed(section.name, config.competition.rules.banned_families)
+    shape = (3, *height_and_width(section.input_size or zoo.published_side(section.name)))
+    model = zoo.build_on_meta(section, classes=_ASSUMED_CLASSES, image_shape=shape)
     optimizers.for_model(model, config.optim)
     if section.input_size:
         _check_batch_norm(config, model, shape, images=2)
@@ -135,7 +135,7 @@ def _check_model(config: Config) -> None:
 def _check_batch_norm(config: Config, model: Classifier, image_shape: tuple[int, int, int], images: int) -> None:
     """Refuse steps on one image if batch norm cannot learn from it; `model` is a blueprint."""
     batch = min(config.train.batch_size, images)
-    if batch > 1 or config.train.consistency != "none" or zoo.learns_from_one(model, image_shape):
+    if batch > 1 or config.train.consistency != "none" or zoo.supports_single_images(model, image_shape):
         return
     if images == 1:
         raise ConfigError(f"data: one training image, but batch norm of {config.model.name} needs two or more")
@@ -226,5 +226,5 @@ def check_model(config: Config, dataset: Dataset, model: Classifier) -> None:
     shape = dataset.competition.image_shape
     optimizers.for_model(model, config.optim)
     schedules.check_sizes(model, config.train.sizes, shape)
-    blueprint = zoo.blueprint(config.model, classes=len(dataset.competition.classes), image_shape=shape)
+    blueprint = zoo.build_on_meta(config.model, classes=len(dataset.competition.classes), image_shape=shape)
     _check_batch_norm(config, blueprint, shape, images=len(dataset.train))

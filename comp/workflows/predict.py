@@ -184,7 +184,7 @@ def scores_of(predicted: Predictions, metric: str) -> SplitScores | None:
 def describe_prediction(loaded: LoadedRun, which: str, options: PredictOptions, source: str = "") -> dict[str, Any]:
     """Return the `made_by` of predictions by the weights in file `which`; `source` identifies the images."""
     path = loaded.run.path / f"{which}.safetensors"
-    layers = adapt.adaptable(loaded.model, options.adapt)
+    layers = adapt.count_adaptable_layers(loaded.model, options.adapt)
     return {
         "run": loaded.run.name,
         "weights": path.name,

@@ -197,7 +197,7 @@ def find_learning_rate(
 
 def _choose_execution(config: Config, dataset: Dataset, model: Classifier, progress: Progress) -> ExecutionChoice:
     policy = policies.resolve(config.augment.policy, config.augment.ops, config.augment.albumentations)
-    transform = worker_stage.of(policy, config.seed)
+    transform = worker_stage.build(policy, config.seed)
     return autotune.choose_execution(model, dataset, config, transform=transform, progress=progress)
 
 

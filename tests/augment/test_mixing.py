@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch.nn.functional import one_hot
 
-from comp.augment.distributions import beta, dirichlet
-from comp.augment.mixing import Mixing, hits, mix, soft_targets
+from comp.augment.mixing import Mixing, beta, dirichlet, hits, mix, soft_targets
 from comp.runtime import rng
 
 CLASSES = 10

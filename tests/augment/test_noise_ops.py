@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from comp.augment.kernels import fractals, overlays, textures
+from comp.augment.kernels import overlays, textures
 from tests.support.images import photographs, run
 
 
@@ -93,7 +93,7 @@ def test_a_texture_moves_levels_by_its_weight_at_most() -> None:
 
 @pytest.mark.parametrize(("side", "channels"), [(32, 3), (28, 1), (96, 3)])
 def test_textures_differ_and_half_of_them_mirror_the_others(side: int, channels: int) -> None:
-    sheets = fractals.sheets(side, channels, torch.device("cpu"))
+    sheets = textures.sheets(side, channels, torch.device("cpu"))
     assert sheets.shape == (128, 2 * side, 2 * side, channels)
     assert torch.equal(sheets[:64].flip(2), sheets[64:])
     assert len(sheets.flatten(1).unique(dim=0)) == 128

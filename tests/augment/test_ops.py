@@ -234,8 +234,8 @@ def test_a_mirrored_crop_is_a_window_of_the_mirrored_surroundings() -> None:
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 def test_turned_corners_take_the_fill(interpolation: str) -> None:
     images = as_images(photographs(3))
-    turned = geometry.rotate(images, torch.full((3,), 45.0), interpolation=interpolation, fill=200)
-    assert (turned[:, :, [0, 0, -1, -1], [0, -1, 0, -1]] == 200).all()
+    flip_mask = geometry.rotate(images, torch.full((3,), 45.0), interpolation=interpolation, fill=200)
+    assert (flip_mask[:, :, [0, 0, -1, -1], [0, -1, 0, -1]] == 200).all()
 
 
 def test_cutout_blanks_one_square_that_may_hang_over_the_border() -> None:

@@ -113,7 +113,7 @@ def test_images_are_held_out_as_scikit_learn_holds_them_out(
 @pytest.mark.parametrize("name", NETWORKS)
 def test_layers_of_our_networks_are_numbered_as_timm_numbers_them(name: str) -> None:
     side = 64 if name == "imagenette_cnn" else 32
-    model = zoo.blueprint(ModelConfig(name=name), classes=5, image_shape=(3, side, side))
+    model = zoo.build_on_meta(ModelConfig(name=name), classes=5, image_shape=(3, side, side))
     expected = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
     assert surgery.layer_numbers(model) == expected
 

@@ -14,7 +14,9 @@ from comp.data.dataset import open_dataset
 from comp.results import files, prediction_files, runs
 from comp.runtime.errors import Interrupted
 from comp.training import context
-from comp.workflows import predict, train
+from comp.workflows import train
+from comp.workflows.load import load_run
+from comp.workflows.predict import predict_split
 from comp.workflows.rehearse import rehearse
 from tests.support.commands import Result, interrupt_at
 from tests.support.configs import QUICK, small_config, write_arrays, write_config
@@ -43,7 +45,7 @@ def sorted_data(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def trained(sorted_data: Config, tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
     """A run on sorted data with all its predictions; only to be read."""
     run = train.train(sorted_data, runs_root=tmp_path_factory.mktemp("trained"))
-    predict.predict(predict.load(run))
+    predict_split(load_run(run), "suite")
     return run
 
 

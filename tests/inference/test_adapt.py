@@ -252,7 +252,7 @@ def test_tent_is_taken_back_where_the_network_collapses(monkeypatch: pytest.Monk
     [((0.9, 9.0), False), ((1.1, 9.0), True), ((0.1, 2.0), True), ((float("nan"), 9.0), True)],
 )
 def test_collapse_is_seen_without_labels(after: tuple[float, float], expected: bool) -> None:
-    assert adapt.collapsed(adapt.Seen(1.0, 9.5), adapt.Seen(*after)) is expected
+    assert adapt.collapsed(adapt.PredictionSummary(1.0, 9.5), adapt.PredictionSummary(*after)) is expected
 
 
 def test_a_prediction_killed_in_mid_suite_goes_on_with_the_same_bits(

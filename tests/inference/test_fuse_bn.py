@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from comp.config import ModelConfig
-from comp.inference.fuse_bn import Folding
+from comp.inference.fuse_bn import BatchNormFuser
 from comp.models import zoo
 
 IMAGES = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -44,7 +44,7 @@ def test_a_folded_network_says_the_same(name: str, stem: str, kept: int | None) 
     config = ModelConfig(name=name, stem=stem)
     model = zoo.build(config, classes=5, image_shape=(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3, seed=0)
     model, before = unsettled(model), left(model)
-    folded = Folding(changes=False).folded(model, IMAGES)
+    folded = BatchNormFuser(changes=False).fuse(model, IMAGES)
     if kept is not None:
         assert left(folded) == kept < before
     with torch.inference_mode():
@@ -102,16 +102,16 @@ class Shared(nn.Module):
 )
 def test_a_network_that_folding_would_change_is_left_as_it_is(model: nn.Module) -> None:
     model = unsettled(model)
-    assert Folding(changes=False).folded(model, IMAGES) is model
+    assert BatchNormFuser(changes=False).fuse(model, IMAGES) is model
 
 
 def test_pairs_are_found_once_and_folded_with_the_statistics_of_the_day() -> None:
     config = ModelConfig(name="resnet18", stem="cifar")
     model = zoo.build(config, classes=5, image_shape=(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3, seed=0).eval()
-    folding = Folding(changes=True)
-    first = folding.folded(model, IMAGES)
+    folding = BatchNormFuser(changes=True)
+    first = folding.fuse(model, IMAGES)
     unsettled(model)  # as an adaptation to the next block does
-    second = folding.folded(model, IMAGES)
+    second = folding.fuse(model, IMAGES)
     with torch.inference_mode():
         assert not torch.allclose(first(IMAGES), second(IMAGES), atol=1e-3)
         torch.testing.assert_close(second(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-4)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from comp.data.splits import Split
-from comp.inference.options import PredictOptions, share_of
+from comp.inference.options import PredictOptions, parse_views_share
 from comp.inference.predict import predict
 from comp.inference.views import VIEWS, check_size, least_confident, views
 from comp.results import prediction_files
@@ -131,7 +131,7 @@ def test_least_confident_rows_are_less_sure_than_all_others(count: int, share: f
 @pytest.mark.parametrize("text", ["some", "uncertain", "uncertain:0", "uncertain:1.5", "uncertain:-1", "all "])
 def test_a_share_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected `all`"):
-        share_of(text)
+        parse_views_share(text)
 
 
 def test_unknown_views_name_the_nearest() -> None:

@@ -172,7 +172,7 @@ def test_an_image_normalised_by_itself_keeps_its_looks_under_dimming_and_fading(
 def test_a_run_reads_back_how_it_normalised(workplace: Path, comp: Callable[..., Result]) -> None:
     assert comp("train", "small.yaml", "model.normalize=per_image").code == 0
     loaded = load_run(runs.list_runs(Path("runs"))[0])
-    assert loaded.model.normalize.each
+    assert loaded.model.normalize.per_image
     val = prediction_files.load(loaded.run.predictions_path("val"))
     again = predict(loaded.model, loaded.dataset.val, classes=val.classes, task="single_label",
                     execution=loaded.execution, batch_size=500, made_by={})  # fmt: skip

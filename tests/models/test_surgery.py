@@ -135,7 +135,7 @@ def test_layer_decay_gives_layers_their_own_rates(name: str) -> None:
     head = {id(parameter) for parameter in model.get_classifier().parameters()}
     assert all(group["lr_scale"] == 1.0 for group in groups if head & {id(p) for p in group["params"]})
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
-    assert len(grouped) == len(set(grouped)) == len(list(model.parameters())) - len(model.untrained)
+    assert len(grouped) == len(set(grouped)) == len(list(model.parameters())) - len(model.non_trainable)
     for group in groups:
         for parameter in group["params"]:
             assert (group["weight_decay"] == 0.0) or parameter.ndim > 1

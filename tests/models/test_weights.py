@@ -1,6 +1,7 @@
 """Weights files: what is written is read back, and nothing else than whole, finite tensors is."""
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -67,14 +68,14 @@ def test_truncated_files_are_refused(state: weights.State, tmp_path: Path, kept:
         torch.save(state, path)
         whole = content if path.suffix == ".safetensors" else path.read_bytes()
         path.write_bytes(whole[:kept])
-        with pytest.raises(ModelError, match=r"truncated or of another kind"):
+        with pytest.raises(ModelError, match=re.escape(str(path))):
             weights.read(path)
 
 
 def test_a_header_that_promises_too_much_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     path.write_bytes((2**62).to_bytes(8, "little") + b"{}")
-    with pytest.raises(ModelError, match="truncated or of another kind"):
+    with pytest.raises(ModelError, match=r"w\.safetensors: .* 10 bytes"):
         weights.read(path)
 
 
@@ -83,7 +84,7 @@ def test_pickles_with_code_are_refused_and_do_not_run(tmp_path: Path, capsys: py
     torch.save({"weight": Harmful()}, saved)
     raw.write_bytes(pickle.dumps(Harmful()))
     for path in (saved, raw):
-        with pytest.raises(ModelError, match=r"could run code|truncated or of another kind"):
+        with pytest.raises(ModelError, match=r"\.pth: "):
             weights.read(path)
     assert capsys.readouterr().out == ""
 

@@ -131,7 +131,7 @@ def submit(player: Player, public: NDArray[np.bool_], folder: Path) -> None:
     player.public, player.private = float(right[public].mean()), float(right[~public].mean())
     player.submission = folder / f"{player.run.path.name}.csv"
     sidecar = {"run": player.run.name, "run_path": str(player.run.path)}
-    write.write(
+    write.write_submission(
         player.submission,
         predicted(player.answers, None, SUITE),
         SubmissionFormat(SUITE, texts=tuple(map(str, range(CLASSES)))),

@@ -78,13 +78,13 @@ def test_every_view_gets_a_gradient_even_where_a_class_has_no_probability_left()
 @pytest.mark.parametrize("names", [["augmix"], ["basic", "augmix"], ["mirrored_crop", "color_jitter"]])
 def test_the_clean_view_is_moved_at_most_and_the_others_are_its_augmentations(names: list[str]) -> None:
     images, indices = pictures(33), torch.arange(33)
-    keys, turned = rng.keys(0, 1, indices), engine.alternating_flip_mask(0, 1, indices)
-    clean, first, second = losses.augmented_views(images, resolve(names), keys, flip_mask=turned).chunk(3)
+    keys, flip_mask = rng.keys(0, 1, indices), engine.alternating_flip_mask(0, 1, indices)
+    clean, first, second = losses.augmented_views(images, resolve(names), keys, flip_mask=flip_mask).chunk(3)
     base = resolve(names[:-1]) if len(names) > 1 else resolve("none")
-    assert torch.equal(clean, engine.augment(images, base, keys, turned=turned))
+    assert torch.equal(clean, engine.augment(images, base, keys, flip_mask=flip_mask))
     for one, other in ((clean, first), (clean, second), (first, second)):
         assert (one != other).flatten(1).any(1).float().mean() > 0.8
-    alone = losses.augmented_views(images[7:8], resolve(names), keys[7:8], flip_mask=turned[7:8])
+    alone = losses.augmented_views(images[7:8], resolve(names), keys[7:8], flip_mask=flip_mask[7:8])
     assert torch.equal(alone, torch.stack((clean[7], first[7], second[7])))
 
 

@@ -1,4 +1,4 @@
-"""What values pixels take: batched uint8 image ops as Pillow defines them, every sample with its own amount.
+"""Colour and grey-level ops on uint8 batches, as Pillow defines them; each sample has its own amount.
 
 Images are [B, C, H, W] uint8 (C is 1 or 3) in any memory format; results are channels_last. An op that maps grey
 levels one by one writes a 256-entry table for each sample (or sample and channel) and looks all pixels up at once.
@@ -141,7 +141,7 @@ def _luma_of(planes: list[Tensor]) -> Tensor:
 
 
 def hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Return images with hues turned by `turns` [B] of the circle, in Pillow's 8-bit HSV."""
+    """Return images with hues shifted by `turns` [B] of the circle, in Pillow's 8-bit HSV."""
     if images.shape[1] == 1:
         return images
     h, s, v = rgb_to_hsv(images)
@@ -220,7 +220,7 @@ def random_curve(images: Tensor, displacement: Tensor, keys: Tensor) -> Tensor:
 
 
 def _entries(pixels: Tensor, by_channel: bool) -> Tensor:
-    """Return [B H W C] int32: where each pixel's entry stands among all 256-entry tables."""
+    """Return [B H W C] int32: each pixel's index into the concatenated 256-entry tables."""
     B, H, W, C = pixels.shape
     if not by_channel:
         first = torch.arange(0, B * 256, 256, dtype=torch.int32, device=pixels.device)
@@ -239,7 +239,7 @@ def _levels(images: Tensor) -> Tensor:
 
 
 def _blend(start: Tensor, end: Tensor, factor: Tensor) -> Tensor:
-    """Image.blend: on the way from `start` to `end`, or beyond; the fraction is cut off."""
+    """Interpolate or extrapolate from `start` to `end`, as Image.blend; the fraction is cut off."""
     return (end - start).mul_(factor).add_(start).clamp_(0, 255)
 
 

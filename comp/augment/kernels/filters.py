@@ -1,8 +1,8 @@
-"""Linear filters on batches of images, as matrices that already know their border.
+"""Linear filters on batches of images, as matrices that include the border rule.
 
-On small images a filter along one axis is cheapest as a [size, size] matrix: one matrix multiplication a side, no
-padding, any border rule, and resizing is the same thing with other weights. A filter that is not separable is a sum
-of few separable ones (the singular value decomposition of its kernel), so it is two wider multiplications.
+On small images a filter along one axis is cheapest as a [size, size] matrix: one multiplication per side, no padding,
+any border rule; resizing only has other weights. A filter that is not separable is a sum of few separable ones (the
+singular value decomposition of its kernel): two wider multiplications.
 
 All functions are pure, work on any device, take float32 images [B, C, H, W] and keep the values' range.
 """
@@ -20,7 +20,7 @@ Border = Literal["nearest", "mirror", "reflect"]
 
 
 def border_indices(positions: Tensor, size: int, border: Border) -> Tensor:
-    """Return where positions outside an axis are read from.
+    """Map positions outside an axis to the positions they are read from.
 
     Args:
         positions: [...] int64, any values.
@@ -40,7 +40,7 @@ def border_indices(positions: Tensor, size: int, border: Border) -> Tensor:
 
 
 def gaussian_kernel(sigma: float, radius: int) -> Tensor:
-    """Return [2 * radius + 1] float64 weights that sum to 1; `sigma` in pixels, 0 for no blur at all."""
+    """Return [2 * radius + 1] float64 weights that sum to 1; `sigma` in pixels, 0 for no blur."""
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     if sigma <= 0:
         return (offsets == 0).to(torch.float64)
@@ -149,8 +149,9 @@ def few_terms(rows: Tensor, columns: Tensor, tolerance: float = 1e-5) -> tuple[T
     u, sizes, v = torch.linalg.svd(left_mix @ right_mix.T)
     kept = int((sizes > tolerance * sizes[0]).sum())
     root = sizes[:kept].sqrt()
-    return ((left @ u[:, :kept] * root).T.reshape(kept, *rows.shape[1:]),
-            (right @ v[:kept].T * root).T.reshape(kept, *columns.shape[1:]))  # fmt: skip
+    row_terms = (left @ u[:, :kept] * root).T.reshape(kept, *rows.shape[1:])
+    column_terms = (right @ v[:kept].T * root).T.reshape(kept, *columns.shape[1:])
+    return row_terms, column_terms
 
 
 def kernel_terms(kernel: Tensor, height: int, width: int, border: Border) -> tuple[Tensor, Tensor]:
@@ -173,7 +174,7 @@ def kernel_terms(kernel: Tensor, height: int, width: int, border: Border) -> tup
 
 
 def disk_kernel(radius: float, alias_sigma: float, alias_reach: int) -> Tensor:
-    """Return a defocused point: a disk, softened by a small Gaussian against aliasing.
+    """Return a defocus kernel: a disk, softened by a small Gaussian against aliasing.
 
     Args:
         radius: of the disk, in pixels; below 1 it is one pixel.
@@ -183,7 +184,7 @@ def disk_kernel(radius: float, alias_sigma: float, alias_reach: int) -> Tensor:
     Returns:
         [K, K] float64 with odd K, summing to 1.
     """
-    reach = int(radius) + alias_reach + 1  # one ring of zeros more, so that no border rule is felt
+    reach = int(radius) + alias_reach + 1  # one more ring of zeros, so that the border rule has no effect
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
     disk = (offsets[:, None] ** 2 + offsets**2 <= radius**2).to(torch.float64)
     blur = correlation_matrix(len(offsets), gaussian_kernel(alias_sigma, alias_reach), "mirror")
@@ -192,22 +193,22 @@ def disk_kernel(radius: float, alias_sigma: float, alias_reach: int) -> Tensor:
 
 
 def trail(images: Tensor, angle: Tensor, weights: Sequence[float]) -> Tensor:
-    """Blur each image along its own line: the k-th weight reads the pixel k steps away, rounded to whole pixels.
+    """Blur each image along its own line: weight k reads the pixel k steps away, rounded to whole pixels.
 
     Pixels beyond the border repeat it. With half a Gaussian as weights this is ImageMagick's motion blur, which
     smears to one side only.
 
     Args:
         images: [B, C, H, W] float.
-        angle: [B] float, radians from the x axis (downwards positive), the direction that is read from.
-        weights: T of them.
+        angle: [B] float, radians from the x axis (downwards positive), the direction to read from.
+        weights: [T].
 
     Returns:
         [B, C, H, W] float.
     """
     batch, channels, height, width = images.shape
     reach = len(weights) - 1
-    padded = F.pad(images, (reach,) * 4, mode="replicate")  # then a step is the same distance in memory for all pixels
+    padded = F.pad(images, (reach,) * 4, mode="replicate")  # so that a step is the same memory distance everywhere
     tall, pitch = padded.shape[2:]
     steps = torch.arange(len(weights), device=images.device)
     # float64: the last bit of a float32 cosine depends on its place in the batch, and could move a pixel.
@@ -217,7 +218,7 @@ def trail(images: Tensor, angle: Tensor, weights: Sequence[float]) -> Tensor:
     jumps = (down * pitch + across).repeat_interleave(channels, 0)  # [B * C, T]
     planes = torch.arange(batch * channels, device=images.device)[:, None] * (tall * pitch)
     rows = planes + (torch.arange(reach, reach + height, device=images.device) * pitch + reach)  # [B * C, H]
-    # Every run of W neighbours in memory is a row of this view, so that whole rows are copied and not single pixels.
+    # Every run of W neighbours in memory is a row of this view: copies whole rows, not single pixels.
     runs = padded.view(-1).as_strided((max(padded.numel() - width + 1, 0), width), (1, 1))
     total = images.reshape(-1, width) * weights[0]
     for step in range(1, len(weights)):

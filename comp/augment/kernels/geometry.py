@@ -1,8 +1,8 @@
-"""Where pixels go: batched uint8 image ops, every sample with its own amounts.
+"""Geometric ops on uint8 batches: flips, shifts, shears, rotation, elastic, erasing; each sample has its own amounts.
 
 Images are [B, C, H, W] uint8 in any memory format; results are channels_last, since the work is done on rows and
-pixels of [B, H, W, C]. Whole-pixel moves copy rows out of a padded buffer. Other moves compute, for each output
-pixel, which input pixel it takes: Pillow's `Image.transform(AFFINE)`, in the same 16.16 fixed point for the nearest
+pixels of [B, H, W, C]. Whole-pixel shifts copy rows out of a padded buffer. Other ops compute each output
+pixel's input position: Pillow's `Image.transform(AFFINE)`, in the same 16.16 fixed point for the nearest
 pixel, so that the integers are Pillow's own and equal on every device.
 """
 
@@ -30,22 +30,22 @@ def to_images(pixels: Tensor) -> Tensor:
 
 
 def flip(images: Tensor) -> Tensor:
-    """Return every image mirrored left to right."""
+    """Return images flipped left to right."""
     return to_images(to_pixels(images).flip(2))
 
 
 def shift(images: Tensor, right: Tensor, down: Tensor, *, fill: int = 0) -> Tensor:
-    """Return images moved by whole pixels.
+    """Return images shifted by whole pixels.
 
     Args:
         images: [B, C, H, W] uint8.
         right: [B] int64 for each image, or [B, H] for each output row (a horizontal shear).
         down: [B] int64.
-        fill: grey level of what comes in from outside.
+        fill: grey level outside the image.
     """
     pixels = to_pixels(images)
     B, H, W, C = pixels.shape
-    # Each row stands between two widths of fill, and one more row is all fill: any window of W is then in memory.
+    # Each row lies between two widths of fill, and one extra row is all fill: any window of W is then in memory.
     padded = pixels.new_full((B * H + 1, 3 * W, C), fill)
     padded[: B * H, W : 2 * W] = pixels.view(B * H, W, C)
     rows = torch.arange(H, device=images.device) - down[:, None]  # [B, H], the row that each output row takes
@@ -58,7 +58,7 @@ def shift(images: Tensor, right: Tensor, down: Tensor, *, fill: int = 0) -> Tens
 
 
 def shift_mirrored(images: Tensor, right: Tensor, down: Tensor) -> Tensor:
-    """Return images moved by whole pixels, with their mirror image coming in from outside (dcb|abcd|cba).
+    """Return images shifted by whole pixels, with mirrored borders (dcb|abcd|cba).
 
     Args:
         images: [B, C, H, W] uint8.
@@ -76,23 +76,23 @@ def shift_mirrored(images: Tensor, right: Tensor, down: Tensor) -> Tensor:
 
 
 def shear_x(images: Tensor, slope: Tensor, *, fill: int = 0) -> Tensor:
-    """Return images whose rows slide in proportion to their height; `slope` [B] is input pixels a row."""
+    """Return images sheared horizontally; `slope` [B] in input pixels per row."""
     rows = torch.arange(images.shape[2], device=images.device)  # [H]
-    # Pixel x + 0.5 takes floor(x + 0.5 + slope * (y + 0.5)): the same whole-pixel move for a whole row.
+    # Pixel x + 0.5 takes floor(x + 0.5 + slope * (y + 0.5)): the same whole-pixel shift for a whole row.
     first = _fixed(0.5 + slope.double() / 2)
-    moves = -((first[:, None] + _fixed(slope.double())[:, None] * rows) >> 16)  # [B, H]
-    return shift(images, moves, torch.zeros_like(moves[:, 0]), fill=fill)
+    shifts = -((first[:, None] + _fixed(slope.double())[:, None] * rows) >> 16)  # [B, H]
+    return shift(images, shifts, torch.zeros_like(shifts[:, 0]), fill=fill)
 
 
 def affine(images: Tensor, matrices: Tensor, *, interpolation: str = "nearest", fill: int = 0) -> Tensor:
-    """Return images under affine maps, by Pillow's convention.
+    """Apply affine maps, by Pillow's convention.
 
     Args:
         images: [B, C, H, W] uint8.
         matrices: [B, 6] float64 (a, b, c, d, e, f): output pixel (x, y) takes the input at
             (a x + b y + c, d x + e y + f), pixel centres at halves.
         interpolation: `nearest` or `bilinear`.
-        fill: grey level of what comes in from outside.
+        fill: grey level outside the image.
     """
     assert interpolation in {"nearest", "bilinear"}
     return (_affine_nearest if interpolation == "nearest" else _affine_bilinear)(images, matrices, fill)
@@ -106,7 +106,7 @@ def shear_matrices(x: Tensor, y: Tensor) -> Tensor:
 
 
 def rotation_matrices(degrees: Tensor, height: int, width: int) -> Tensor:
-    """Return [B, 6] float64 for `affine`: turn counter-clockwise by `degrees` [B] about the centre."""
+    """Return [B, 6] float64 for `affine`: rotate counter-clockwise by `degrees` [B] about the centre."""
     # float64: a last-bit difference of float32 sines between vector lanes or devices would move pixels.
     radians = degrees.double() * (math.pi / 180)
     cos, sin = torch.cos(radians), torch.sin(radians)
@@ -115,13 +115,13 @@ def rotation_matrices(degrees: Tensor, height: int, width: int) -> Tensor:
 
 
 def rotate(images: Tensor, degrees: Tensor, *, interpolation: str = "nearest", fill: int = 0) -> Tensor:
-    """Return images turned counter-clockwise by `degrees` [B] about their centres, corners cut."""
+    """Return images rotated counter-clockwise by `degrees` [B] about their centres, corners cut."""
     matrices = rotation_matrices(degrees, images.shape[2], images.shape[3])
     return affine(images, matrices, interpolation=interpolation, fill=fill)
 
 
 def elastic(images: Tensor, amount: Tensor, keys: Tensor) -> Tensor:
-    """Return images bent by smooth random displacements; the border is repeated beyond itself.
+    """Return images warped by smooth random displacements; borders are repeated.
 
     Bumps about a quarter of a side wide, on a grid of six a side, make the field (after Simard et al. 2003, ICDAR,
     who smooth noise at every pixel).
@@ -133,10 +133,10 @@ def elastic(images: Tensor, amount: Tensor, keys: Tensor) -> Tensor:
     """
     H, W = images.shape[2:]
     bumps = rng.normal_field(keys, 0, (2, BUMPS, BUMPS)).double() * amount.double()[:, None, None, None]
-    moves = bump_matrix(H, images.device) @ bumps @ bump_matrix(W, images.device).T  # [B, 2, H, W] pixels
+    displacements = bump_matrix(H, images.device) @ bumps @ bump_matrix(W, images.device).T  # [B, 2, H, W] pixels
     rows, columns = (torch.arange(side, device=images.device) + 0.5 for side in (H, W))
-    x = _fixed((moves[:, 0] + columns).clamp_(0, W)).to(torch.int32)
-    y = _fixed((moves[:, 1] + rows[:, None]).clamp_(0, H)).to(torch.int32)
+    x = _fixed((displacements[:, 0] + columns).clamp_(0, W)).to(torch.int32)
+    y = _fixed((displacements[:, 1] + rows[:, None]).clamp_(0, H)).to(torch.int32)
     return _bilinear(images, x, y, torch.full_like(x, -1), 0)
 
 
@@ -145,18 +145,18 @@ BUMPS = 6
 
 @functools.lru_cache(maxsize=16)
 def bump_matrix(size: int, device: torch.device) -> Tensor:
-    """Return [size, 6] float64: how much of each bump every place of an axis has; squares of a row sum to 1.
+    """Return [size, 6] float64: each bump's weight at each position of an axis; squares of a row sum to 1.
 
     So a field made of unit normal bumps has unit variance everywhere.
     """
     middles = (torch.arange(BUMPS, dtype=torch.float64) - 0.5) * size / (BUMPS - 2)  # the first and last lie outside
-    places = torch.arange(size, dtype=torch.float64)[:, None] + 0.5
-    bumps = torch.exp(-0.5 * ((places - middles) / (0.6 * size / (BUMPS - 2))).square())
+    positions = torch.arange(size, dtype=torch.float64)[:, None] + 0.5
+    bumps = torch.exp(-0.5 * ((positions - middles) / (0.6 * size / (BUMPS - 2))).square())
     return (bumps / bumps.square().sum(1, keepdim=True).sqrt()).to(device)
 
 
 def erase(images: Tensor, boxes: Tensor, filling: Tensor | int) -> Tensor:
-    """Return images with a rectangle each replaced.
+    """Return images with one rectangle each replaced.
 
     Args:
         images: [B, C, H, W] uint8.
@@ -203,7 +203,7 @@ def _inside(x: Tensor, y: Tensor, width: int, height: int) -> Tensor:
 
 
 def _walk(start: Tensor, by_column: Tensor, by_row: Tensor, height: int, width: int) -> Tensor:
-    """Return [B, H, W] int32: input coordinates in fixed point, from where the first pixel's centre looks."""
+    """Return [B, H, W] int32: input coordinates in fixed point, from that of the first pixel's centre."""
     rows, columns = (torch.arange(side, device=start.device) for side in (height, width))
     along = (_fixed(start)[:, None] + _fixed(by_column)[:, None] * columns).to(torch.int32)  # [B, W]
     across = (_fixed(by_row)[:, None] * rows).to(torch.int32)  # [B, H]
@@ -219,14 +219,14 @@ def _affine_bilinear(images: Tensor, matrices: Tensor, fill: int) -> Tensor:
 
 
 def _bilinear(images: Tensor, x: Tensor, y: Tensor, inside: Tensor, fill: int) -> Tensor:
-    """The four neighbours of places [B, H, W] in fixed point, where all bits of `inside` are set; else `fill`."""
+    """Interpolate at positions [B, H, W] in fixed point where all bits of `inside` are set; else `fill`."""
     B, _, H, W = images.shape
     grid = torch.empty((B, H, W, 2), device=images.device)  # -1 to 1, from edge to edge
-    for axis, (places, side) in enumerate(((x, W), (y, H))):
-        torch.mul(places, 2 / (side * _ONE), out=grid[..., axis])
+    for axis, (positions, side) in enumerate(((x, W), (y, H))):
+        torch.mul(positions, 2 / (side * _ONE), out=grid[..., axis])
     planes = images.to(torch.float32, memory_format=torch.contiguous_format)
-    found = F.grid_sample(planes, grid.sub_(1), padding_mode="border", align_corners=False)
-    levels = found.add_(0.5).to(torch.int32).bitwise_and_(inside[:, None])
+    sampled = F.grid_sample(planes, grid.sub_(1), padding_mode="border", align_corners=False)
+    levels = sampled.add_(0.5).to(torch.int32).bitwise_and_(inside[:, None])
     if fill:
         levels |= (~inside).bitwise_and_(fill)[:, None]
     return to_images(to_pixels(levels.to(torch.uint8)))

@@ -1,8 +1,8 @@
-"""Baseline JPEG there and back, on batches of tensors: what Pillow's `save(..., quality=q)` and `open` do to pixels.
+"""Baseline JPEG encoding and decoding on batches of tensors, bit-identical to Pillow's `save(..., quality=q)`.
 
 The arithmetic is that of the Independent JPEG Group's library as Pillow ships it (libjpeg-turbo): 16-bit fixed-point
 colour conversion, 4:2:0 chroma, the 13-bit fixed-point DCT after Loeffler, Ligtenberg and Moschytz (1989), quantisation
-tables of ITU-T T.81 annex K scaled by quality, triangular chroma upsampling. Entropy coding loses nothing and is left
+tables of ITU-T T.81 annex K scaled by quality, triangular chroma upsampling. Entropy coding is lossless and left
 out. The DCT's butterflies are exact integer sums before each rounding, so they are matrix products here; float64 holds
 those integers exactly, and the result is Pillow's, bit for bit.
 """
@@ -31,9 +31,13 @@ _CHROMINANCE = (
     (47, 66, 99, 99, 99, 99, 99, 99),
     *((99, 99, 99, 99, 99, 99, 99, 99),) * 4,
 )
-# Rows of R, G, B weights times 2^16, and of what is added before the shift (128 for chroma, and the rounding).
-_TO_YCC = ((19595, 38470, 7471, 1 << 15), (-11059, -21709, 32768, (128 << 16) + (1 << 15) - 1),
-           (32768, -27439, -5329, (128 << 16) + (1 << 15) - 1))  # fmt: skip
+_CHROMA_BIAS = (128 << 16) + (1 << 15) - 1
+# R, G, B weights times 2^16, and the bias before the shift (128 for chroma, and the rounding).
+_TO_YCC = (
+    (19595, 38470, 7471, 1 << 15),
+    (-11059, -21709, 32768, _CHROMA_BIAS),
+    (32768, -27439, -5329, _CHROMA_BIAS),
+)
 _DCT_BITS, _PASS_BITS = 13, 2
 
 
@@ -55,7 +59,7 @@ def _forward_matrix() -> Tensor:
         z5 = (z3 + z4) * _fix(1.175875602)
         z3, z4 = z5 - z3 * _fix(1.961570560), z5 - z4 * _fix(0.390180644)
         z1, z2 = -z1 * _fix(0.899976223), -z2 * _fix(2.562915447)
-        columns.append([
+        column = [
             (even_sum + even_mid) << _DCT_BITS,
             d[3] * _fix(1.501321110) + z1 + z4,
             shared + low * _fix(0.765366865),
@@ -64,7 +68,8 @@ def _forward_matrix() -> Tensor:
             d[1] * _fix(2.053119869) + z2 + z4,
             shared - mid * _fix(1.847759065),
             d[0] * _fix(0.298631336) + z1 + z3,
-        ])  # fmt: skip
+        ]
+        columns.append(column)
     return torch.tensor(columns, dtype=torch.float64).T.contiguous()
 
 
@@ -97,11 +102,12 @@ def _code(planes: Tensor, tables: Tensor) -> Tensor:
     height, width = planes.shape[1:]
     forward = _forward_matrix().to(planes.device)
     steps = tables.repeat(1, height // 8, width // 8)
-    coefficients = _passes((planes - 128).to(torch.float64), forward, _DCT_BITS - _PASS_BITS, _DCT_BITS + _PASS_BITS,
-                           rows_first=True)  # 8 times the orthonormal ones  # fmt: skip
-    # Halves go away from zero; whole numbers over whole numbers, so no quotient is wrongly rounded up to a whole.
+    first, second = _DCT_BITS - _PASS_BITS, _DCT_BITS + _PASS_BITS
+    centred = (planes - 128).to(torch.float64)
+    coefficients = _passes(centred, forward, first, second, rows_first=True)  # 8 times the orthonormal ones
+    # Halves round away from zero; integers divided by integers, so no quotient is wrongly rounded up.
     levels = coefficients.abs().add_(4 * steps).div_(8 * steps).floor_().copysign_(coefficients)
-    back = _passes(levels.mul_(steps), forward.T, _DCT_BITS - _PASS_BITS, _DCT_BITS + _PASS_BITS + 3, rows_first=False)
+    back = _passes(levels.mul_(steps), forward.T, first, second + 3, rows_first=False)
     return back.to(torch.int32).add_(128).clamp_(0, 255)
 
 
@@ -150,27 +156,27 @@ def _to_rgb(luma: Tensor, blue: Tensor, red: Tensor) -> Tensor:
 
 
 def compress(images: Tensor, quality: int | Tensor) -> Tensor:
-    """Return images as they come back from a baseline JPEG file.
+    """Return images after a baseline JPEG round trip.
 
     Args:
         images: [B, C, H, W], whole grey levels 0..255 in any type; C = 3 is coded with 4:2:0 chroma, C = 1 as luma.
-        quality: 1..100, Pillow's; [B] int64 for a quality each.
+        quality: 1..100 as in Pillow; or [B] int64, one per image.
 
     Returns:
         [B, C, H, W] int32, 0..255.
     """
     pixels = images.to(torch.int32)
     channels, height, width = pixels.shape[1:]
-    place = (quality if isinstance(quality, Tensor) else torch.tensor([quality], device=pixels.device)) - 1
-    luma_tables = _tables("luma", pixels.device).index_select(0, place)
+    row = (quality if isinstance(quality, Tensor) else torch.tensor([quality], device=pixels.device)) - 1
+    luma_tables = _tables("luma", pixels.device).index_select(0, row)
     if channels == 1:
         return _code(_padded(pixels, 8, 8)[:, 0], luma_tables)[:, None, :height, :width]
     # As the library pads: columns before chroma is halved, rows after.
     ycc = _padded(_to_ycc(pixels), 2, 16)
     luma = _code(_padded(ycc[:, :1], 8, 8)[:, 0], luma_tables)[:, :height, :width]
     halves = _padded(_halved(ycc[:, 1:]), 8, 8)  # [B, 2, h, w]
-    # Blocks are coded one by one, so both chroma planes of an image can stand in one.
-    chroma = _code(halves.flatten(1, 2), _tables("chroma", pixels.device).index_select(0, place))
+    # Blocks are coded independently, so both chroma planes fit in one.
+    chroma = _code(halves.flatten(1, 2), _tables("chroma", pixels.device).index_select(0, row))
     # The decoder crops before it upsamples: beyond the last column it repeats that column, not the padding.
     half_height, half_width = (height + 1) // 2, (width + 1) // 2
     chroma = chroma.view_as(halves).flatten(0, 1)[:, :half_height, :half_width]

@@ -1,7 +1,7 @@
-"""Random changes of single pixels: batched uint8 image ops, every sample with its own amount and its own draws.
+"""Pixel noise on uint8 batches: Gaussian, speckle, impulse and shuffle; each sample has its own amount and draws.
 
 Images are [B, C, H, W] uint8 in any memory format; results are channels_last. Every value takes sixteen bits of a
-counted draw, looked up or compared; what is computed from them is rounded the same way on every device.
+counted draw; results are rounded the same way on every device.
 """
 
 import torch
@@ -27,22 +27,22 @@ def speckle(images: Tensor, sigma: Tensor, keys: Tensor) -> Tensor:
 
 
 def impulse(images: Tensor, share: Tensor, keys: Tensor) -> Tensor:
-    """Return images with a `share` [B] of single values made black or white, as often the one as the other."""
+    """Return images with a `share` [B] of single values set to black or white with equal probability."""
     pixels = to_pixels(images)
     shorts = rng.shorts_field(keys, 0, pixels.shape[1:])
-    struck = (share.double() * (1 << 16)).round().to(torch.int32)[:, None, None, None]
+    threshold = (share.double() * (1 << 16)).round().to(torch.int32)[:, None, None, None]
     # Bytes of 0 or 255 in bitwise ops: faster than boolean masks.
-    hit = (shorts < struck).to(torch.uint8).neg_()
-    white = (shorts < struck // 2).to(torch.uint8).neg_()
+    hit = (shorts < threshold).to(torch.uint8).neg_()
+    white = (shorts < threshold // 2).to(torch.uint8).neg_()
     return to_images((pixels & hit.bitwise_not_()).bitwise_or_(white))
 
 
 def shuffle(images: Tensor, reach: Tensor, keys: Tensor) -> Tensor:
-    """Return images whose every pixel shows a random one near by, as through rough glass.
+    """Replace each pixel by a random one nearby, as through frosted glass.
 
     Args:
         images: [B, C, H, W] uint8.
-        reach: [B] pixels; offsets on each axis are uniform within it, rounded. Beyond the border it is repeated.
+        reach: [B] pixels; offsets on each axis are uniform within it, rounded. Borders are repeated.
         keys: [B] int64.
     """
     pixels = to_pixels(images)
@@ -50,13 +50,13 @@ def shuffle(images: Tensor, reach: Tensor, keys: Tensor) -> Tensor:
     shorts = rng.shorts_field(keys, 0, (H, W))
     fixed = (reach.double() * 256).round().to(torch.int32)[:, None, None]
 
-    def moved(byte: Tensor, places: Tensor, side: int) -> Tensor:
+    def displace(byte: Tensor, positions: Tensor, side: int) -> Tensor:
         # The byte's middle, 2 byte - 255 of 256, times the reach in 1/256 pixels, rounded.
         offsets = byte.mul_(2).sub_(255).mul_(fixed).add_(1 << 15).bitwise_right_shift_(16)
-        return offsets.add_(places).clamp_(0, side - 1)
+        return offsets.add_(positions).clamp_(0, side - 1)
 
     rows, columns = (torch.arange(side, dtype=torch.int32, device=images.device) for side in (H, W))
-    source = moved(shorts >> 8, rows[:, None], H).mul_(W).add_(moved(shorts & 255, columns, W))
+    source = displace(shorts >> 8, rows[:, None], H).mul_(W).add_(displace(shorts & 255, columns, W))
     source += torch.arange(0, B * H * W, H * W, dtype=torch.int32, device=images.device)[:, None, None]
     return to_images(pixels.view(-1, C).index_select(0, source.view(-1)).view(B, H, W, C))
 

@@ -1,4 +1,4 @@
-"""Layers laid over images: haze, and drops, flakes or streaks. Procedural, one random piece of a sheet each sample."""
+"""Procedural overlays: haze, and drops, streaks or crystals; a random piece of a sheet for each sample."""
 
 import functools
 import math
@@ -20,31 +20,31 @@ Sheets = Callable[[int, int, torch.device], Tensor]
 
 
 def haze(images: Tensor, thickness: Tensor, keys: Tensor) -> Tensor:
-    """Return images behind clouds of a random light grey.
+    """Overlay clouds of a random light grey.
 
     Args:
         images: [B, C, H, W] uint8.
-        thickness: [B] share of the light that clouds give where they are thickest; half of it where thinnest.
+        thickness: [B] opacity of the clouds where they are thickest; half of it where thinnest.
         keys: [B] int64.
     """
     light = 150 + 105 * rng.uniform(keys, 4)[:, None]  # [B, 1]
-    return _lay(images, clouds, light, thickness, keys)
+    return _overlay(images, clouds, light, thickness, keys)
 
 
 def drops(images: Tensor, opacity: Tensor, keys: Tensor) -> Tensor:
-    """Return images under blobs, streaks or crystals of a random colour: half of them light, half dark.
+    """Overlay blobs, streaks or crystals of a random colour: half of them light, half dark.
 
     Args:
         images: [B, C, H, W] uint8.
-        opacity: [B] share that a drop hides in its middle.
+        opacity: [B] opacity in a drop's middle.
         keys: [B] int64.
     """
     shade = 90 * rng.uniform_field(keys, 4, (images.shape[1],))  # [B, C]
     colour = torch.where(rng.integers(keys, 5, 2)[:, None] == 1, 255 - shade, shade)
-    return _lay(images, covers, colour, opacity, keys)
+    return _overlay(images, covers, colour, opacity, keys)
 
 
-def _lay(images: Tensor, sheets: Sheets, colour: Tensor, weight: Tensor, keys: Tensor) -> Tensor:
+def _overlay(images: Tensor, sheets: Sheets, colour: Tensor, weight: Tensor, keys: Tensor) -> Tensor:
     pixels = to_pixels(images)
     _, H, W, C = pixels.shape
     cover = textures.pieces(sheets(max(H, W), C, images.device), keys, H, W).to(torch.float32)
@@ -57,7 +57,7 @@ def _lay(images: Tensor, sheets: Sheets, colour: Tensor, weight: Tensor, keys: T
 def clouds(side: int, channels: int, device: torch.device) -> Tensor:
     """Return sheets of haze for images of a side: [96, 2 side, 2 side, channels] uint8, the same on every call.
 
-    A level over 255 is the share of what haze lets through least: from a half up.
+    A level / 255 is the opacity, from a half up.
     """
     size = _SIDES[side > 32]
     keys = torch.tensor([rng.key(4, number) for number in range(_COUNT)])
@@ -67,7 +67,7 @@ def clouds(side: int, channels: int, device: torch.device) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def covers(side: int, channels: int, device: torch.device) -> Tensor:
-    """Return sheets of blobs, streaks and crystals, as `clouds` does; a level over 255 is the share that they hide."""
+    """Return sheets of blobs, streaks and crystals, as `clouds` does; a level / 255 is the opacity."""
     size = _SIDES[side > 32]
     kinds = (_blobs, _streaks, _crystals)
     covers = [kinds[number % 3](rng.key(5, number), size).clamp(0, 1) for number in range(_COUNT)]
@@ -75,7 +75,7 @@ def covers(side: int, channels: int, device: torch.device) -> Tensor:
 
 
 def _sheets(fields: Tensor, side: int, channels: int, device: torch.device) -> Tensor:
-    """Fields [K, S, S] of 0 to 1 as sheets, with their mirror images."""
+    """Return fields [K, S, S] of 0 to 1 as sheets, with their mirror images."""
     if fields.shape[1] != 2 * side:
         fields = F.interpolate(fields[:, None], (2 * side, 2 * side), mode="bilinear", align_corners=False)[:, 0]
     upright = rounded(fields * 255)[..., None].expand(-1, -1, -1, channels)
@@ -87,7 +87,7 @@ def _between(key: int, draw: int, low: float, high: float) -> float:
 
 
 def _above(field: Tensor, share: float) -> Tensor:
-    """How far a field is above the level that a share of it exceeds, in its standard deviations."""
+    """Return a field minus its (1 - share) quantile, in standard deviations."""
     return (field - field.flatten().quantile(1 - share)) / field.std()
 
 

@@ -1,4 +1,4 @@
-"""Linear filters that differ from image to image: batched uint8 ops, every sample with its own amount.
+"""Blurs and filters on uint8 batches, each sample with its own amount.
 
 Images are [B, C, H, W] uint8 in any memory format; results are channels_last. A separable filter is a matrix for each
 image and axis, and two batched multiplications. Weights are whole multiples of a power of two, so few bits that every
@@ -17,11 +17,11 @@ from comp.augment.kernels.geometry import to_images, to_pixels
 from comp.runtime import rng
 
 _FINEST = 1 << 13  # weights are multiples of 1/8192: 13 bits, and 8 of a grey level
-_EIGHTHS = 8  # what is kept between the axes: 11 bits of a grey level, and 13 of a weight
+_EIGHTHS = 8  # precision between the axes: 11 bits of a grey level, and 13 of a weight
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Return images under a Gaussian of `sigma` [B] pixels; borders are mirrored, as OpenCV does.
+    """Return images under a Gaussian of `sigma` [B] pixels; borders are mirrored, as in OpenCV.
 
     The kernel ends at half of the longer side: `sigma` should stay below an eighth of it.
     """
@@ -29,12 +29,12 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     reach = max(H, W) // 2
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float64, device=images.device)
     weights = torch.exp(-0.5 * (offsets / sigma.double()[:, None].clamp(min=1e-3)).square())
-    weights = _exact(weights / weights.sum(1, keepdim=True))  # [B, K]
+    weights = _quantise(weights / weights.sum(1, keepdim=True))  # [B, K]
     return _separable(images, _matrices(weights, H), _matrices(weights, W))
 
 
-def _exact(weights: Tensor) -> Tensor:
-    """Return [B, K] float32 multiples of 1/8192 that sum to 1; the largest takes up what rounding leaves."""
+def _quantise(weights: Tensor) -> Tensor:
+    """Return [B, K] float32 multiples of 1/8192 that sum to 1; the largest absorbs the rounding error."""
     whole = (weights * _FINEST).round()
     whole.scatter_add_(1, whole.argmax(1, keepdim=True), _FINEST - whole.sum(1, keepdim=True))
     return (whole / _FINEST).to(torch.float32)
@@ -42,14 +42,14 @@ def _exact(weights: Tensor) -> Tensor:
 
 def _matrices(kernels: Tensor, size: int) -> Tensor:
     """Return [B, size, size]: each image's kernel [B, K], odd and centred, as the matrix of an axis."""
-    return (kernels @ _places(size, kernels.shape[1], kernels.device)).view(-1, size, size)
+    return (kernels @ _tap_matrices(size, kernels.shape[1], kernels.device)).view(-1, size, size)
 
 
 @functools.lru_cache(maxsize=16)
-def _places(size: int, taps: int, device: torch.device) -> Tensor:
-    """[taps, size * size] float32: the matrix that each tap alone would be."""
-    taken = torch.eye(taps, dtype=torch.float64)
-    matrices = [filters.correlation_matrix(size, tap, "mirror") for tap in taken]
+def _tap_matrices(size: int, taps: int, device: torch.device) -> Tensor:
+    """Return [taps, size * size] float32: the correlation matrix of each single tap."""
+    units = torch.eye(taps, dtype=torch.float64)
+    matrices = [filters.correlation_matrix(size, tap, "mirror") for tap in units]
     return torch.stack(matrices).flatten(1).to(device, torch.float32)
 
 
@@ -59,8 +59,8 @@ def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     B, H, W, C = pixels.shape
     down = torch.bmm(rows, pixels.view(B, H, W * C).to(torch.float32)).mul_(_EIGHTHS).add_(0.5).floor_()
     across = torch.bmm(columns, down.view(B, H, W, C).transpose(1, 2).reshape(B, W, H * C))
-    turned = rounded(across.div_(_EIGHTHS)).view(B, W, H, C)
-    return to_images(turned.transpose(1, 2).contiguous())
+    across_down = rounded(across.div_(_EIGHTHS)).view(B, W, H, C)
+    return to_images(across_down.transpose(1, 2).contiguous())
 
 
 def pixelate(images: Tensor, kept: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import typer
 from comp.cli.commands.options import AsJson
 
 if TYPE_CHECKING:
-    from comp.models.catalogue import Costs, Listed
+    from comp.models.zoo import Costs, ModelSummary
 
 
 def models(
@@ -37,11 +37,11 @@ def models(
     console.print_models(rows, costs, as_json)
 
 
-def _costs(row: "Listed", image_shape: tuple[int, int, int]) -> "Costs | None":
+def _costs(row: "ModelSummary", image_shape: tuple[int, int, int]) -> "Costs | None":
     """Return a model's costs; None if it is too deep for such images."""
     from comp.models import zoo
 
     try:
-        return zoo.costs(row.name, image_shape, stem="cifar" if row.cifar_stem else "stock")
+        return zoo.measure_costs(row.name, image_shape, stem="cifar" if row.cifar_stem else "stock")
     except (RuntimeError, ValueError, AssertionError):
         return None

@@ -131,8 +131,8 @@ def _table_path(run: "Run", output: Path | None, *, force: bool) -> Path:
     """Return where the table of predicted images is written."""
     from comp.inference import tables
 
-    path = output or tables.free_path(run.config().competition.name)
-    tables.demand_free(path, force=force)
+    path = output or tables.next_free_path(run.config().competition.name)
+    tables.check_writable(path, force=force)
     return path
 
 
@@ -141,8 +141,8 @@ def _write_table(path: Path, predicted: "PredictResult", as_json: bool) -> dict[
     from comp.cli import console
     from comp.inference import tables
 
-    tables.write(path, predicted.predictions)
-    header, rows = tables.table(predicted.predictions)
+    tables.write_csv(path, predicted.predictions)
+    header, rows = tables.build_table(predicted.predictions)
     if not as_json:
         for note in predicted.notes:
             console.print_note(note)

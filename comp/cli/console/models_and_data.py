@@ -9,14 +9,14 @@ from rich.table import Column, Table
 if TYPE_CHECKING:
     from comp.data.dataset import Dataset
     from comp.data.quality import DataFinding
-    from comp.models.catalogue import Costs, Listed
+    from comp.models.zoo import Costs, ModelSummary
 
 from comp.cli.console.output import err, out, print_json, print_line, print_table
 
 MOST_COUNTED_MODELS = 120  # counting one takes 0.1 to 2 seconds
 
 
-def print_models(rows: "Sequence[Listed]", counted: "Mapping[str, Costs | None]", as_json: bool) -> None:
+def print_models(rows: "Sequence[ModelSummary]", counted: "Mapping[str, Costs | None]", as_json: bool) -> None:
     """Print the model table, without costs if there are too many models."""
     if as_json:
         costs = {name: asdict(cost) for name, cost in counted.items() if cost}

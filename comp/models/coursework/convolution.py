@@ -34,8 +34,8 @@ def windows(images: Tensor, kernel: Pair, *, stride: Pair, padding: Pair, dilati
             f"convolution: expected padded images of at least {spread[0]}x{spread[1]} px for a "
             f"{kernel[0]}x{kernel[1]} kernel with dilation {dilation}, found {padded.shape[-2]}x{padded.shape[-1]}"
         )
-    seen = padded.unfold(2, spread[0], stride[0]).unfold(3, spread[1], stride[1])  # [B, C, H', W', spread...]
-    return seen[..., :: dilation[0], :: dilation[1]]
+    unfolded = padded.unfold(2, spread[0], stride[0]).unfold(3, spread[1], stride[1])  # [B, C, H', W', spread...]
+    return unfolded[..., :: dilation[0], :: dilation[1]]
 
 
 def _padded(images: Tensor, padding: Pair) -> Tensor:
@@ -59,7 +59,7 @@ class Conv2d(nn.Module):
         padding: see `windows`.
         dilation: see `windows`.
         groups: channel groups that do not see each other; `in_channels` of them make it depthwise.
-        bias: whether a number is added to each output channel.
+        bias: add a trained bias to each output channel.
 
     Raises:
         ModelError: channels are not multiples of `groups`.

@@ -1,4 +1,4 @@
-"""The form of our own networks: a body, a neck and one linear classifier, under the names timm's models use."""
+"""Layout of our networks: a body, a neck and a linear classifier, with the interface of timm's models."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Network(nn.Module):
-    """Three parts in a row.
+    """Body, neck and classifier in sequence.
 
     Args:
         body: images [B, C, H, W] -> features, [B, F, H', W'] or [B, F].
@@ -44,7 +44,7 @@ class Network(nn.Module):
         return features
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return logits [B, classes], or with `pre_logits` what the classifier sees, [B, F']."""
+        """Return logits [B, classes], or with `pre_logits` the classifier's input, [B, F']."""
         features = self.neck(features)
         logits: Tensor = features if pre_logits else self.classifier(features)
         return logits
@@ -54,7 +54,7 @@ class Network(nn.Module):
         return self.classifier
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return patterns that number parameters by layer, in timm's form; the classifier is the last layer."""
+        """Return timm's patterns that number parameters by layer; the classifier is the last layer."""
         return {"body": r"^body" if coarse else r"^body\.(\d+)", "neck": r"^neck" if coarse else r"^neck\.(\d+)"}
 
 
@@ -73,9 +73,10 @@ def halved(size: int, times: int, *, network: str) -> int:
     """Return an image side after `times` poolings by two.
 
     Raises:
-        ModelError: nothing would be left.
+        ModelError: less than one pixel is left.
     """
     if size >> times < 1:
-        raise ModelError(f"model.name: {network} halves images {times} times; expected at least {1 << times} px, "
-                         f"found {size}")  # fmt: skip
+        raise ModelError(
+            f"model.name: {network} halves images {times} times; expected at least {1 << times} px, found {size}"
+        )
     return size >> times

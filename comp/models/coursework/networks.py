@@ -1,8 +1,7 @@
-"""The coursework's networks, by name, with the layers they were published with.
+"""The coursework's networks, by name, with their published layers.
 
-A network's function takes the image's shape and the number of classes; its keyword arguments are `model.args`
-(`drop_rate` is `model.drop_rate`). Where images are larger or smaller than the published ones only the first linear
-layer after flattening changes.
+A network's function takes the image shape and the number of classes; its keyword arguments are `model.args`
+(`drop_rate` is `model.drop_rate`). With another image size, only the first linear layer after flattening changes.
 """
 
 import itertools
@@ -28,7 +27,7 @@ def fully_connected(
     shape: Shape, classes: int, *, hidden: Sequence[int] = (128,), activation: str = "relu", drop_rate: float = 0.0
 ) -> Network:
     """Flatten, then linear layers of the `hidden` widths, each with activation and dropout."""
-    widths = [_flat(shape), *_whole("hidden", hidden)]
+    widths = [_flat(shape), *_check_widths("hidden", hidden)]
     neck: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
         neck += [nn.Linear(before, after), activation_layer(activation), nn.Dropout(drop_rate)]
@@ -48,7 +47,7 @@ def mlp(shape: Shape, classes: int, *, drop_rate: float = 0.2) -> Network:
 
 
 class ResidualLinear(nn.Module):
-    """Two linear layers with dropout, added to what came in, then ReLU: [B, width] -> [B, width]."""
+    """Two linear layers with dropout, added to the input, then ReLU: [B, width] -> [B, width]."""
 
     def __init__(self, width: int, drop_rate: float) -> None:
         super().__init__()
@@ -99,7 +98,7 @@ def simple_cnn(
 ) -> Network:
     """`depth` (2, 3 or 6) 3x3 convolutions whose channels double, a pool after every second one, then a 128-wide layer.
 
-    `conv: first_principles` builds it from our own convolution instead of torch's.
+    `conv: first_principles` uses our own convolution instead of torch's.
     """
     if depth not in (2, 3, 6):
         raise ModelError(f"model.args.depth: expected 2, 3 or 6 for simple_cnn, found {depth}")
@@ -124,7 +123,7 @@ class BasicBlock(nn.Module):
     Args:
         before: channels in.
         after: channels out.
-        stride: of the first convolution and of the shortcut's 1x1 one, which is there when shapes differ.
+        stride: of the first convolution and of the shortcut's 1x1 convolution, which exists if shapes differ.
     """
 
     def __init__(self, before: int, after: int, stride: int) -> None:
@@ -146,8 +145,8 @@ class BasicBlock(nn.Module):
 def residual_cnn(
     shape: Shape, classes: int, *, blocks: int = 4, width: int = 32, blocks_per_stage: int = 2, drop_rate: float = 0.0
 ) -> Network:
-    """A 3x3 stem and `blocks` basic blocks, whose every stage but the first doubles channels and halves the map."""
-    _whole("blocks_per_stage", [blocks_per_stage])
+    """A 3x3 stem and `blocks` basic blocks; each stage after the first doubles channels and halves the map."""
+    _check_widths("blocks_per_stage", [blocks_per_stage])
     stem = nn.Sequential(nn.Conv2d(shape[0], width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
     body: list[nn.Module] = [stem]
     channels = width
@@ -186,10 +185,10 @@ def imagenette_cnn(shape: Shape, classes: int, *, batch_norm: bool = False, drop
     return Network(nn.Sequential(*body), neck, nn.Linear(256, classes))
 
 
-def _whole(field: str, values: Sequence[int]) -> list[int]:
-    """Return widths as they are, if every one is a positive whole number."""
+def _check_widths(field: str, values: Sequence[int]) -> list[int]:
+    """Return the widths as a list; raise unless all are positive integers."""
     if isinstance(values, str) or not all(isinstance(value, int) and value > 0 for value in values):
-        raise ModelError(f"model.args.{field}: expected positive whole numbers, found {values!r}")
+        raise ModelError(f"model.args.{field}: expected positive integers, found {values!r}")
     return list(values)
 
 

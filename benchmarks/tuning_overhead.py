@@ -3,7 +3,7 @@
     python -m benchmarks.tuning_overhead [--trials 20] [--epochs 3] [--storage URL]
 
 A study of the quickstart's digits with the TPE sampler and nothing pruned; as each trial ends, its config is trained
-once more by `pipeline.train` with the same data, outside of any study, so that a slow moment of the machine strikes
+once more by `comp.train` with the same data, outside of any study, so that a slow moment of the machine strikes
 both. The data are opened once for either. What is claimed, reported, told and stored is the study's; pictures and the
 confirmation of the best are left out. Prints Markdown; about two minutes on two cores.
 """

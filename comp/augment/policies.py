@@ -111,7 +111,7 @@ del _WIDE["invert"]
 
 # What `robust` draws from: an op and its weight. Ranges reach from nearly nothing to more than a person would call the
 # same picture; they were set once, by eye, and none is a severity of a suite. Noise has most of the weight
-# because nothing else teaches it (docs/LOG.md has trials with families left out).
+# because nothing else teaches it (docs/lab/2026-11-24-robust-policies.md has trials without each family).
 _DEGRADATIONS = (
     (2.0, Op("noise", 1.0, 0.0, 0.15)),
     (0.7, Op("speckle", 1.0, 0.0, 0.3)),
@@ -191,11 +191,11 @@ POLICIES: dict[str, Policy] = {
     "augmix": augmix(),
     "robust": Policy(
         (_weighted(6.0, _DEGRADATIONS),),
-        "ours, after AugMix, PRIME (arXiv:2112.13547) and PixMix (arXiv:2112.05135); docs/LOG.md",
+        "ours, after AugMix, PRIME (arXiv:2112.13547) and PixMix (arXiv:2112.05135); docs/lab",
     ),
     "robust_strict": Policy(
         (_weighted(3.0, _ABSTRACT), _weighted(2.0, _ABSTRACT_AGAIN)),
-        "ours, from PRIME's filters and curves, PixMix's textures and AugMix's ops; docs/LOG.md",
+        "ours, from PRIME's filters and curves, PixMix's textures and AugMix's ops; docs/lab",
     ),
 }
 

@@ -205,7 +205,7 @@ def _most_likely_counts(counts: Rows, drawn: int, rng: np.random.RandomState) ->
     """Return the most likely number of each class among `drawn` images; ties are drawn.
 
     `_hold_by_class` so draws the same rows as scikit-learn's `train_test_split`, which older runs were split by;
-    importing that takes half as long as torch (docs/LOG.md).
+    importing that takes half as long as torch (docs/lab/2026-11-27-libraries.md).
     """
     shares = counts / counts.sum() * drawn
     likeliest = np.floor(shares)

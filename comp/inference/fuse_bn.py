@@ -35,7 +35,8 @@ class BatchNormFuser:
         """Return a copy of the model with batch norm fused, or the model itself where that is not possible.
 
         It runs eagerly: torch.compile gains at most 4 % on 950,000 images on a CPU, and makes tf_efficientnet_lite0
-        five times slower (`benchmarks/compiled_prediction.py`, docs/LOG.md). GPUs were not measured.
+        five times slower (`benchmarks/compiled_prediction.py`, docs/lab/2026-11-25-compiled-prediction.md). GPUs were
+        not measured.
 
         Args:
             model: in evaluation mode.

@@ -7,7 +7,7 @@ Sources:
   2017 (arXiv:1706.00388), used this way in Jordan, "94% on CIFAR-10 in 3.29 seconds" (2024, arXiv:2404.00498);
 - few wide layers, batch norm without a trained scale, GELU, logits scaled by a constant: the same two lineages.
 
-docs/LOG.md has what each brings here.
+docs/lab/2026-11-22-fastnet-tricks.md has what each brings here.
 """
 
 from dataclasses import dataclass

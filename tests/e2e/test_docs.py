@@ -31,10 +31,13 @@ def test_ten_things_have_a_file_and_a_dict() -> None:
 
 @pytest.mark.parametrize(("file", "name"), NEW_THINGS, ids=[name for _, name in NEW_THINGS])
 def test_what_one_adds_has_its_file_and_its_dict(file: str, name: str) -> None:
-    tree = ast.parse((REPOSITORY / "comp" / file).read_text())
-    targets = [node.targets for node in tree.body if isinstance(node, ast.Assign)]
-    targets += [[node.target] for node in tree.body if isinstance(node, ast.AnnAssign)]
-    assert name in {target.id for group in targets for target in group if isinstance(target, ast.Name)}
+    names: set[str] = set()
+    for node in ast.parse((REPOSITORY / "comp" / file).read_text()).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+        if isinstance(node, ast.ClassDef):
+            names.add(node.name)
+    assert name in names
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(REPOSITORY)) for page in PAGES])

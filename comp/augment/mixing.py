@@ -93,8 +93,8 @@ def soft_targets(
 
     Args:
         labels: [B] int64, or [B, classes] float32 of 0 and 1.
-        partner_labels: likewise, get the rest of the mass; None: no partners.
-        kept: [B] float32, the mass of `labels`, with `partner_labels`.
+        partner_labels: labels of the partner images, weighted by 1 - kept; None: no partners.
+        kept: [B] float32, the weight of `labels`; used with `partner_labels`.
         classes: number of classes.
         label_smoothing: share spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567); columns move
             towards 0.5 instead.

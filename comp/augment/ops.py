@@ -18,7 +18,10 @@ from comp.runtime.errors import ConfigError, unknown
 # PixMix's textures imitate none, as their authors argue: a draw can resemble a weak blur, but nothing aims at one.
 OPS: dict[str, tuple[str, frozenset[str]]] = {
     "crop": ("shift by up to this fraction of a side, both ways", frozenset()),
-    "crop_mirrored": ("likewise; what comes in is the mirror image, not black", frozenset()),
+    "crop_mirrored": (
+        "shift by up to this fraction of a side, with mirrored borders",
+        frozenset(),
+    ),
     "flip": ("none", frozenset()),
     "alternating_flip": ("none", frozenset()),
     "cutout": ("side of the square, as a fraction of the image's", frozenset()),

@@ -62,7 +62,7 @@ class DataFinding:
     """The result of one check; its fields are the keys of `comp data check --json`.
 
     Attributes:
-        what: was checked, in words.
+        what: what was checked.
         count: how many cases there are, or a ratio.
         verdict: `ok`, `note`, or `misleads`: scores of a training would be wrong.
         examples: some of the cases.

@@ -306,12 +306,12 @@ def _stratify_label_sets(
     """Return the part of each row [N], so that every class has its share of images in every part.
 
     Iterative stratification (Sechidis et al. 2011, "On the stratification of multi-label data", algorithm 1): the
-    rarest class is dealt first, each image to the part that lacks that class most. Groups are dealt whole.
+    rarest class is assigned first, each image to the part that lacks that class most. Groups stay together.
 
     Args:
         labels: [N, K] of 0 and 1.
         shares: [P] of the parts, summing to 1.
-        seed: of ties.
+        seed: for breaking ties.
         groups: [N], rows with the same number stay together; None: every row is its own group.
     """
     members = _list_members(groups) if groups is not None else [np.array([row]) for row in range(len(labels))]
@@ -319,22 +319,22 @@ def _stratify_label_sets(
     sizes = np.array([len(rows) for rows in members], np.float64)
     lacking, room = shares[:, None] * counts.sum(0), shares * sizes.sum()  # [P, K], [P]
     noise = np.random.RandomState(seed).permutation(len(members) * len(shares)).reshape(len(members), -1)
-    part_of, undealt = np.full(len(members), -1), counts.sum(0)
+    part_of, unassigned = np.full(len(members), -1), counts.sum(0)
     while (part_of < 0).any():
         rest = np.flatnonzero(part_of < 0)
-        present = np.flatnonzero(undealt > 0)
-        rarest = int(present[np.argmin(undealt[present])]) if len(present) else -1
-        dealt = rest[counts[rest, rarest] > 0] if rarest >= 0 else rest
-        if rarest >= 0 and not len(dealt):  # its images were dealt with rarer classes
-            undealt[rarest] = 0
+        present = np.flatnonzero(unassigned > 0)
+        rarest = int(present[np.argmin(unassigned[present])]) if len(present) else -1
+        chosen = rest[counts[rest, rarest] > 0] if rarest >= 0 else rest
+        if rarest >= 0 and not len(chosen):  # its images were assigned with rarer classes
+            unassigned[rarest] = 0
             continue
-        for group in dealt[np.argsort(noise[dealt, 0])]:
+        for group in chosen[np.argsort(noise[chosen, 0])]:
             need = lacking[:, rarest] if rarest >= 0 else room
             part = int(np.lexsort((noise[group], -room, -need))[0])
             part_of[group] = part
             lacking[part] -= counts[group]
             room[part] -= sizes[group]
-            undealt = undealt - counts[group]
+            unassigned = unassigned - counts[group]
     parts = np.empty(len(labels), np.int64)
     for group, rows in enumerate(members):
         parts[rows] = part_of[group]

@@ -35,7 +35,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class AccuracyEstimate:
+class LabelFreeEstimate:
     """An estimated accuracy with its interval.
 
     Attributes:
@@ -83,14 +83,14 @@ def calibrate(shifted: Predictions) -> Calibration | None:
     return Calibration(_threshold(confidence, correct), sorted(errors)[rank - 1])
 
 
-def estimate_accuracy(images: Predictions, calibration: Calibration) -> AccuracyEstimate:
+def estimate_accuracy(images: Predictions, calibration: Calibration) -> LabelFreeEstimate:
     """Estimate the accuracy of each block; predictions without blocks are one block."""
     confidence = confidences(images)
     blocks = images.blocks() or [("all", slice(0, len(images)))]
     estimates = {name: float((confidence[rows] >= calibration.threshold).mean()) for name, rows in blocks}
     middle = np.array(list(estimates.values()))
     low, high = np.maximum(middle - calibration.margin, 0), np.minimum(middle + calibration.margin, 1)
-    return AccuracyEstimate(
+    return LabelFreeEstimate(
         accuracy=float(middle.mean()),
         low=float(low.mean()),
         high=float(high.mean()),

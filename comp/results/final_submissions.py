@@ -73,18 +73,21 @@ class FinalSubmission:
             between public scores and that column.
         disagreement: share of rows that differ from the first choice; None for the first, or if files cannot be
             compared.
+        correction: what is added to the estimate in `score`.
     """
 
     path: str
     score: float
     source: str
     disagreement: float | None = None
+    correction: float = 0.0
 
     def describe(self) -> str:
         """Return the path and where its score comes from."""
         if self.source == "public_score":
             return f"{self.path}: public score {self.score:.4f}"
-        return f"{self.path}: about {self.score:.4f} by {ESTIMATES[self.source]}"
+        text = f"{self.path}: {ESTIMATES[self.source]} {self.score - self.correction:.4f}"
+        return f"{text}, {self.correction:+.4f} as public scores suggest" if self.correction else text
 
 
 def list_submissions(rows: Sequence[LeaderboardRow]) -> Iterator[Submission]:
@@ -156,8 +159,9 @@ def _expected_scores(submissions: Sequence[Submission]) -> Iterator[tuple[float,
             yield public, FinalSubmission(path, _as_maximize(row, public), "public_score"), submission
         elif row.metric == "accuracy" and submission.estimates:
             column, value = next(iter(submission.estimates.items()))
-            score = value + corrections[column]
-            yield score, FinalSubmission(path, score, column), submission
+            correction = corrections[column]
+            score = value + correction
+            yield score, FinalSubmission(path, score, column, correction=correction), submission
 
 
 def _with_own_suite(

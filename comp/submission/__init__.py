@@ -1,1 +1,1 @@
-"""What is competed in: layout of suites, submission formats, rules. Torch-free."""
+"""Suite layout, submission formats, checks, Kaggle and competition rules. Torch-free."""

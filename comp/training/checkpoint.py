@@ -84,8 +84,9 @@ def load(path: Path, parts: Mapping[str, Stateful], device: torch.device) -> Tra
     try:
         _check_checksums(path)
         values: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        recorded = {"best_loss": None, **values["cursor"]}  # states of version 0.1 lack best_loss
-        state = TrainState(**{attribute.name: recorded[attribute.name] for attribute in fields(TrainState)})
+        recorded = {"best_loss": None, **values["cursor"]}  # the first files had no best_loss
+        names = {attribute.name for attribute in fields(TrainState)}
+        state = TrainState(**{name: value for name, value in recorded.items() if name in names})
         for name, part in parts.items():
             part.load_state_dict(values[name])
     except FileNotFoundError:

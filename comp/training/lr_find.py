@@ -99,7 +99,7 @@ def find(
         execution: how to compute, see `comp.training.autotune`.
         lowest: the first step's rate.
         highest: the last step's, unless the loss diverges before.
-        steps: the most to take; they divide the range.
+        steps: maximum number of steps, spaced evenly over the range on a log scale.
         progress: called after every step.
 
     Raises:
@@ -182,15 +182,15 @@ def _read(rates: NDArray[np.float64], losses: NDArray[np.float64], *, ended_earl
         )
     slopes = np.gradient(smoothed, np.log(rates))
     steepest = float(rates[int(slopes[: bottom + 1].argmin())])
-    lost = min(_DIVERGED * smoothed[bottom], smoothed[0])
-    above = np.flatnonzero(smoothed[bottom:] >= lost)
+    divergence_loss = min(_DIVERGED * smoothed[bottom], smoothed[0])
+    above = np.flatnonzero(smoothed[bottom:] >= divergence_loss)
     diverged = float(rates[bottom + above[0]]) if len(above) else float(rates[-1]) if ended_early else None
     suggestion, reason = _choose(steepest, diverged)
     return LRFindResult(rates.tolist(), losses.tolist(), smoothed.tolist(), steepest, diverged, suggestion, reason)
 
 
 def _choose(steepest: float, diverged: float | None) -> tuple[float, str]:
-    """Return the rate to set, and why: noise moves the steepest point, and the divergence hardly."""
+    """Return the rate to set, and why: noise shifts the steepest point more than the divergence."""
     if diverged is None:
         return steepest, "the steepest descent; the loss did not diverge, so the upper end is unknown"
     return diverged / 10, "a tenth of where the loss diverges, which noise moves less than the steepest descent"

@@ -246,7 +246,7 @@ def _check_same_config(recorded: dict[str, Any], tree: dict[str, Any], folder: P
     if earlier and all(space.value_at(tree, path) == "auto" for path in earlier) and len(earlier) == len(changed):
         settings = " ".join(f"{path}=val_accuracy" for path in earlier)
         raise StudyError(
-            f"{folder}: this study selects by val_accuracy, the default of comp before 0.2, and the config selects by "
+            f"{folder}: this study selects by val_accuracy, the former default, and the config selects by "
             f"auto; continue it by setting {settings}, or begin another study: --study NAME"
         )
     raise StudyError(

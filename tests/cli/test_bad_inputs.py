@@ -94,7 +94,7 @@ BAD_SETTINGS = {
     "too many held out": ("data.validation=1000", ("cannot hold out 1000 of 160 images",)),
     "left out": ("competition.ood_validation.leave_out=[niose]", ("ood_validation.leave_out", "did you mean 'noise'")),
     "all left out": (
-        "competition.ood_validation.leave_out=[noise, blur, weather, digital]", ("leaves no corruption at all",),
+        "competition.ood_validation.leave_out=[noise, blur, weather, digital]", ("all corruptions",),
     ),
     "selection never measured": ("train.select=ood_accuracy", ("train.select", "ood_validation.every")),
     "external weights": (

@@ -90,7 +90,7 @@ def test_the_first_step_of_a_network_of_ours_loads_torch_alone(workplace: Path, 
 
 @given(
     labels=st.lists(st.integers(0, 7), min_size=4, max_size=200), share=st.floats(0.01, 0.99),
-    seed=st.integers(0, 1000), best_or_final=st.booleans(),
+    seed=st.integers(0, 1000), counted=st.booleans(),
 )  # fmt: skip
 def test_images_are_held_out_as_scikit_learn_holds_them_out(
     labels: list[int], share: float, seed: int, counted: bool

@@ -747,7 +747,7 @@ def test_a_list_of_images_loses_no_first_line(tmp_path: Path) -> None:
     config = DataConfig(image_size=24, root=str(tmp_path))
     listed = tmp_path / "list.txt"
     listed.write_text("train/nope.jpg\ntrain/001.jpg\n")
-    with pytest.raises(DataError, match=r"list\.txt: .*1 files .*'train/nope\.jpg'"):
+    with pytest.raises(DataError, match=r"list\.txt: .*1 missing .*'train/nope\.jpg'"):
         inputs.open_images(str(listed), (3, 24, 24), config)
     listed.write_text("path\ntrain/001.jpg\n")
     assert len(inputs.open_images(str(listed), (3, 24, 24), config).split) == 1

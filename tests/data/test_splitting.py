@@ -151,7 +151,7 @@ def test_one_group_cannot_be_split() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data={folds: 3, fold: 3}", "expected 0 to 2 of 3 folds, found 3"),
+        ("data={folds: 3, fold: 3}", "expected 0 to 2, found 3"),
         ("data={folds: 3, validation: none}", "contradicts data.folds"),
         ("data.groups=column", "go together"),
         ("data.csv.group_column=patient", "go together"),

@@ -145,7 +145,7 @@ def test_whitening_sees_every_class_of_sorted_data(sorted_data: Config, monkeypa
     monkeypatch.setattr(context, "_INITIALISE_IMAGES", 8)
     config = fast_config(sorted_data)
     data = open_dataset(config)
-    rows = context.samples(config, data, train.build_model(config, data))["initialise"]
+    rows = context.training_samples(config, data, train.build_model(config, data))["initialise"]
     assert data.train.labels is not None
     assert np.bincount(data.train.labels[rows]).tolist() == [2] * CLASSES
 

@@ -17,7 +17,9 @@ from comp.ensembles.methods import METHODS
 from comp.models import weights
 from comp.results import files, prediction_files, runs
 from comp.results.predictions import Predictions
-from comp.workflows import predict, train
+from comp.workflows import train
+from comp.workflows.load import load_run
+from comp.workflows.predict import predict_split, score_test
 from tests.support.configs import QUICK, small_config, write_config
 from tests.support.runs import Comp, made, members
 
@@ -66,9 +68,9 @@ def trained_once(three_trained: Path, tmp_path_factory: pytest.TempPathFactory) 
         if overrides not in trained:
             config = configs.load(three_trained / "small.yaml", [*QUICK, "seed=5", *overrides])
             run = train.train(config, name=f"apart{len(trained)}", runs_root=folder)
-            loaded = predict.load(run)
-            predict.evaluate(loaded)
-            predict.predict(loaded)
+            loaded = load_run(run)
+            score_test(loaded)
+            predict_split(loaded, "suite")
             trained[overrides] = run.path
         return trained[overrides]
 

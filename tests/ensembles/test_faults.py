@@ -213,13 +213,13 @@ def test_no_truncation_is_read(tmp_path: Path) -> None:
 WRITER = """
 import sys; from pathlib import Path; import numpy as np
 from comp.results import predictions; from comp.results.blocks import block_grid
-from comp.submission.write import write; from comp.submission.format import SubmissionFormat
+from comp.submission.write import write_submission; from comp.submission.format import SubmissionFormat
 wanted = SubmissionFormat(block_grid(range(2), range(1, 3), 5000), texts=tuple("0123"))
 for number in range(10**9):
     labels = np.full(20000, number % 4)
     found = predictions.from_outputs(np.eye(4, dtype=np.float32)[labels], ids=wanted.ids(), task="single_label",
                                      classes="abcd", targets=None, made_by={})
-    write(Path("a.csv"), found, wanted, {"number": number}, force=True)
+    write_submission(Path("a.csv"), found, wanted, {"number": number}, force=True)
     print(number, flush=True)
 """
 
@@ -297,7 +297,7 @@ def test_a_disk_that_fills_between_the_sidecar_and_the_csv_changes_neither(tmp_p
         "from comp.submission import write; from comp.submission.format import SubmissionFormat\n"
         "from comp.results.blocks import block_grid\n"
         "wanted = SubmissionFormat(block_grid(range(1), range(1, 2), 5000), texts=tuple('0123'))\n"
-        "try: write.write(Path('a.csv'), prediction_files.load(Path('p.npz')), wanted, {}, force=True)\n"
+        "try: write.write_submission(Path('a.csv'), prediction_files.load(Path('p.npz')), wanted, {}, force=True)\n"
         "except ValueError as error: print(error); sys.exit(2)"
     )
     found = predictions.from_outputs(

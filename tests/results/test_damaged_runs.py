@@ -201,7 +201,7 @@ def test_selecting_by_shifted_validation_needs_severities(comp: Callable[..., Re
     words = [f"train.select={select}", f"competition.ood_validation.every={every}"]
     config = FROZEN / "small.yaml"
     message = refused(comp, "train", config, *words, "competition.ood_validation.severities=[]")
-    assert f"train.select: {select} is of shifted validation, and competition.ood_valid" in message
+    assert f"train.select: {select}" in message
     assert "severities is empty" in message
     assert not (set(runs.list_runs(Path("runs"))) - {runs.Run(Path(p)) for p in (PLAIN, FLIPPED, ENSEMBLE)})
 

@@ -250,7 +250,7 @@ def _partner_holds(found: re.Match[str], scripted: Scripted) -> None:
 
 SENTENCES = {
     "sorted": r"sorted by ood_metric .*shifted validation.*",
-    "key": r"<.*~.*95 %.*",
+    "key": r"<.*95 %.*~.*",
     "agreement": r"(?P<kind>shifted|clean) validation .* (?P<count>\d+) submissions: .* (?P<rho>-?[\d.]+) "
     r"\((?P<low>\S+) to (?P<high>\S+)\)(?P<chance>.*)",
     "warning": r"warning: (?P<validated>\S+) .*shifted validation.* (?P<leader>\S+) \(by (?P<below>[\d.]+)\).*",
@@ -355,11 +355,11 @@ def test_a_recorded_score_is_in_the_sidecar_the_run_and_the_row(
     [
         (["{csv}", "--public", "57.3"], "did you mean 0.573?"),
         (["{csv}", "--public", "nan"], "found nan"),
-        (["{csv}"], "no score is given"),
+        (["{csv}"], "--public"),
         (["{csv}", "--public", "0.5", "--public-share", "0"], "--public-share"),
         (["nowhere.csv", "--public", "0.5"], "no such submission"),
-        (["bare.csv", "--public", "0.5"], "has no sidecar bare.json"),
-        (["altered.csv", "--public", "0.5"], "is not the file that altered.json tells of"),
+        (["bare.csv", "--public", "0.5"], "bare.json"),
+        (["altered.csv", "--public", "0.5"], "altered.json"),
     ],
 )
 def test_an_impossible_score_is_refused_and_nothing_is_written(

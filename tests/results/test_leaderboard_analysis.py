@@ -93,7 +93,7 @@ def test_a_rewritten_csv_loses_its_recorded_score(comp: Callable[..., Result]) -
 
 @pytest.mark.parametrize("other", ["classes", "metric", "task"])
 def test_runs_of_another_kind_are_listed_and_not_compared(comp: Callable[..., Result], other: str) -> None:
-    assert comp("leaderboard").out.count(" ~ ") == 2
+    assert comp("leaderboard").out.count(" ~ │") == 2
     if other == "classes":
         provenance = Path(ENSEMBLE) / "provenance.json"
         change(provenance, classes=[*json.loads(provenance.read_text())["classes"][:-1], "ten"])
@@ -182,12 +182,12 @@ def test_the_leaderboard_fits_the_window_with_names_whole(folder: Path, columns:
     assert {"#", "run", "shifted"} <= set(head)
     names = "".join(line[head.index("run")] for line in lines)
     assert all(run in names for run in (PLAIN, FLIPPED, ENSEMBLE))
-    absent = re.search(r"^no room for (.*): a wider window or --csv shows all$", result.stdout, re.MULTILINE)
+    absent = re.search(r"^hidden columns: (.*) \(.*--csv\)$", result.stdout, re.MULTILINE)
     everything = {
         "model",
         "parameters",
         "val",
-        "expected",
+        "estimated",
         "public",
         "test",
         "suite",

@@ -230,7 +230,7 @@ def test_a_sample_with_some_of_the_one_hot_columns_is_refused(tmp_path: Path) ->
             opened(tmp_path, *overrides)
     result, notes = opened(tmp_path, "data.csv.label_columns=[a, b, c]")
     assert (result.format.columns, result.format.answer) == (("a", "b", "c"), "independent")
-    assert "0.75 labels an image: multi_label" in notes
+    assert "0.75 labels per image: multi_label" in notes
 
 
 def test_flag_columns_that_are_not_classes_are_ignored(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_ids_match_files_regardless_of_suffix_case_and_spaces(tmp_path: Path) ->
         opened(tmp_path)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "test/t1.PNG", format="PNG")
     table(tmp_path / "sample_submission.csv", ("id", "label"), [("t1.Png", "cat")])
-    with pytest.raises(DataError, match=r"id 't1\.Png' fits 't1\.PNG', 't1\.png'; remove all but one"):
+    with pytest.raises(DataError, match=r"id 't1\.Png' .*'t1\.PNG', 't1\.png'"):
         opened(tmp_path)
 
 
@@ -344,7 +344,7 @@ def test_an_empty_list_is_allowed_if_training_images_have_no_label(tmp_path: Pat
         table(folder / "sample_submission.csv", ("id", "labels"), [("t1", "ant bee"), ("t0", "ant bee")])
         result, notes = opened(folder, "competition.metric=samples_f1")
         assert result.format.may_be_empty == (name == "some")
-        assert ("3 images have none, so a list of labels in a submission may be empty" in notes) == (name == "some")
+        assert ("3 images have none" in notes) == (name == "some")
         predicted = from_outputs(
             outputs,
             task="multi_label",

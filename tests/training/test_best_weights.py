@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from comp import config as configs
+from comp.models import weights
 from comp.results.runs import Run
 from comp.runtime.errors import Interrupted
 from comp.training.loop import Epoch
-from comp.workflows import build, train
+from comp.workflows import train
 from comp.workflows.load import LoadedRun, load_run
 from comp.workflows.score import score_weights
 from tests.support.commands import interrupt_at
@@ -37,7 +38,7 @@ def assert_as_predicted_anew(run: Run, folder: Path) -> None:
         if not (run.path / f"{which}.safetensors").exists():
             assert f"{name}.npz" not in stored
             continue
-        build.weights.load_weights(loaded.model, run.path / f"{which}.safetensors")
+        weights.load_weights(loaded.model, run.path / f"{which}.safetensors")
         found = score_weights(loaded, which, lambda *args: None)
         assert found.scores.val == getattr(scores, which).val
         assert found.scores.ood_val == getattr(scores, which).ood_val

@@ -128,7 +128,7 @@ def test_a_batch_of_odd_size_is_trained_in_pairs(workplace: Path, comp: Comp) ->
 OUTPUTS = {
     "is there": ("there.csv", "there.csv: already exists"),
     "no csv": ("sub.txt", "must end in .csv"),
-    "below a file": ("small.yaml/sub.csv", "small.yaml is no folder"),
+    "below a file": ("small.yaml/sub.csv", "small.yaml is not a folder"),
     "a folder": ("folder.csv", "folder.csv: already exists"),
     "not writable": ("closed/sub.csv", "closed may not be written"),
 }
@@ -152,8 +152,8 @@ def test_a_folder_is_no_output_even_with_force(workplace: Path, comp: Comp) -> N
     Path("folder.csv").mkdir()
     assert_refused(comp("run", "small.yaml", "-o", "folder.csv", "--force"), "folder.csv: is a folder")
     assert_refused(comp("lr-find", "small.yaml", "-o", "folder.csv"), "expected a name that ends in .png")
-    assert_refused(comp("report", "runs", "-o", "small.yaml/page.html"), "small.yaml is no folder")
-    assert_refused(comp("run", "small.yaml", "--runs", "small.yaml/runs"), "small.yaml is no folder", "--runs")
+    assert_refused(comp("report", "runs", "-o", "small.yaml/page.html"), "small.yaml is not a folder")
+    assert_refused(comp("run", "small.yaml", "--runs", "small.yaml/runs"), "small.yaml is not a folder", "--runs")
 
 
 CONTRADICTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
@@ -203,7 +203,7 @@ def test_a_rehearsal_rehearses_with_the_options_that_it_is_given(workplace: Path
     forbidden = "competition.rules.transductive=false"
     assert_refused(comp("run", "small.yaml", forbidden, "--adapt", "bn", "--rehearse"), "override 'predict.adapt'")
     assert_refused(comp("run", "small.yaml", "--views", "flp", "--rehearse"), "did you mean 'flip'")
-    assert_refused(comp("run", "small.yaml", "--runs", "small.yaml/x", "--rehearse"), "small.yaml is no folder")
+    assert_refused(comp("run", "small.yaml", "--runs", "small.yaml/x", "--rehearse"), "small.yaml is not a folder")
 
 
 def test_paths_of_options_begin_with_a_tilde_too(workplace: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def _print_gain(result: "Run") -> None:
     differing = [f"≠{number}" for number in numbers]
     heads = ("member", "weight", *columns, *differing)
     console.print_table(heads, rows, title=title, folded={"member": 16}, drop=[*reversed(differing), "weight"])
-    for line in _gains(compared):
+    for line in _gains(compared) if len(compared.members) > 1 else ():
         console.print_line(line)
 
 

@@ -71,7 +71,7 @@ def print_table(
         table.add_row(*[row[index] for index in indices])
     out.print(table)
     if missing := [heading for heading in headings if heading not in widths]:
-        print_line(f"no room for {', '.join(missing)}: a wider window or {full_table} shows all")
+        print_line(f"hidden columns: {', '.join(missing)} (use a wider window or {full_table})")
 
 
 def _fit(

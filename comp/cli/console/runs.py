@@ -106,7 +106,7 @@ def print_prediction(
         before = f"; {estimate.before:.4f} before adapting" if estimate.before is not None else ""
         print_line(
             f"estimated accuracy (no labels) {estimate.accuracy:.4f}, {estimate.low:.4f} to {estimate.high:.4f}; "
-            f"90 % of blocks of unseen corruptions are within intervals {estimate.width:.4f} wide on average{before}"
+            f"90 % intervals for a block of an unseen corruption are {estimate.width:.4f} wide on average{before}"
         )
 
 

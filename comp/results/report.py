@@ -135,7 +135,7 @@ def _document(title: str, parts: Iterable[str]) -> str:
 
 def _run_sections(run: Run, baseline: Config | None) -> Iterable[str]:
     scores, provenance = run.metrics(), run.provenance()
-    summary = ", ".join((scores.competition, scores.model, provenance.get("time", "")))
+    summary = ", ".join((scores.competition, scores.model, str(provenance.get("time") or "")))
     yield f'<p class="note">{_text(summary)}</p>'
     cards = [
         f'<div class="card"><b{_data(value)}>{row.form.format(value)}</b><span>{_text(row.title)}</span></div>'

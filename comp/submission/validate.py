@@ -106,7 +106,7 @@ def validate_submission(
     sidecar_path = runs.sidecar_path(path)
     sidecar = files.read_json(sidecar_path) if sidecar_path.exists() else {}
     findings += check_content.check_class_texts(_add_classes(form, sidecar), derived=bool(form.classes))
-    findings += check_content.check_distribution(checked.table, form, training or sidecar.get("training_counts", ()))
+    findings += check_content.check_distribution(checked.table, form, training or _training_counts(sidecar))
     if "sha256" in sidecar and sidecar["sha256"] != files.sha256_file(path):
         findings.append(Finding(f"altered: the file has changed since {sidecar_path.name} was written", "note"))
     if against is None:
@@ -129,4 +129,11 @@ def _add_classes(form: SubmissionFormat, sidecar: Mapping[str, Any]) -> Submissi
     provenance = Path(str(sidecar.get("run_path", ""))) / "provenance.json"
     if form.classes or "run_path" not in sidecar or not provenance.is_file():
         return form
-    return replace(form, classes=tuple(files.read_json(provenance).get("classes", ())))
+    classes = files.read_json(provenance).get("classes")
+    return replace(form, classes=tuple(map(str, classes))) if isinstance(classes, list) else form
+
+
+def _training_counts(sidecar: Mapping[str, Any]) -> Sequence[int]:
+    """Return the training images per class that a sidecar holds; empty if it has none, or no list of numbers."""
+    counts = sidecar.get("training_counts", ())
+    return counts if isinstance(counts, list) and all(isinstance(count, int) for count in counts) else ()

@@ -177,9 +177,28 @@ def find_plan(name: str, runs_root: Path, storage: str) -> StudyPlan:
         folders = ", ".join(str(path.parent) for path in matches)
         raise StudyError(f"{name}: several studies have this name; name a folder: {folders}")
     folder = matches[0].parent
-    url = storage or files.read_json(matches[0])["storage"] or default_url(folder)
-    config = (folder / "study.yaml").read_text(encoding="utf-8")
+    recorded = files.read_json(matches[0]).get("storage")
+    if not isinstance(recorded, str):
+        raise StudyError(f"{matches[0]}: damaged: expected a text `storage`, found {recorded!r}; restore the file")
+    url = storage or recorded or default_url(folder)
+    config = _read_config(folder / "study.yaml")
     return StudyPlan(config, folder.name, str(folder.parent.parent), url)
+
+
+def _read_config(path: Path) -> str:
+    """Return a study's config as text.
+
+    Raises:
+        StudyError: missing, or not a mapping in YAML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StudyError(f"{path}: missing or damaged ({files.error_text(error)}); restore the file") from None
+    if not isinstance(values, dict):
+        raise StudyError(f"{path}: damaged: expected a mapping, found {type(values).__name__}; restore the file")
+    return text
 
 
 def _open(

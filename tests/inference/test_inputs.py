@@ -107,6 +107,16 @@ def test_a_folder_is_predicted_without_the_data_as_the_run_predicted_it_with_the
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before  # it may be read-only
 
 
+def test_the_working_folder_is_predicted_by_its_short_name(
+    run: runs.Run, comp: Comp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = run.path.resolve()
+    monkeypatch.chdir("photos")
+    result = comp("predict", path, "--images", ".", "-o", "all.csv")
+    assert result.code == 0, result.err
+    assert len(table("all.csv")) == len(own_answers(run.__class__(path)))
+
+
 def test_files_globs_folders_and_lists_are_taken_together_and_each_file_once(run: runs.Run, comp: Comp) -> None:
     Path("photos/deep/.hidden").mkdir(parents=True)
     shutil.copy("photos/008.jpg", "photos/deep/000.jpg")

@@ -65,6 +65,12 @@ def test_class_frequencies_far_from_training_mislead_and_nearer_ones_are_noted(t
     assert findings_of(written(tmp_path / "near.csv", near)) == [("lopsided", "note")]
 
 
+@pytest.mark.parametrize("counts", [None, 5, "text", ["a", "b", "c", "d"], {"a": 1}])
+def test_damaged_training_counts_of_a_sidecar_are_not_compared(tmp_path: Path, counts: object) -> None:
+    path = written(tmp_path / "far.csv", guess(0), training_counts=counts)
+    assert validate.validate_submission(path, FORMAT).findings == ()
+
+
 def test_a_scrambled_order_is_found_by_comparing_with_an_earlier_submission(tmp_path: Path) -> None:
     before = written(tmp_path / "a.csv", guess(1))
     scrambled = written(tmp_path / "b.csv", np.random.default_rng(9).permutation(guess(2)))

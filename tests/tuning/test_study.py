@@ -16,7 +16,7 @@ from comp.tuning import create, objectives, results, search
 from comp.tuning.pruners import PRUNERS
 from comp.tuning.results import StudyReport
 from comp.tuning.samplers import SAMPLERS
-from tests.support.commands import Result, interrupt_at
+from tests.support.commands import Result, assert_refused, interrupt_at
 from tests.support.configs import NUMBERS, tuned, write_config
 
 CHOICE = {"augment.policy": {"choice": ["none", "basic"]}}
@@ -367,6 +367,28 @@ def test_the_best_are_confirmed_with_new_seeds_and_handed_over(here: Path, comp:
     assert page.count("data:image/png;base64,") == 4
     assert "http://" not in page
     assert "https://" not in page
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("study.json", "{}"),
+        ("study.json", '{"storage": 5}'),
+        ("study.json", '{"storage": ["sqlite:///a.db"]}'),
+        ("study.yaml", ""),
+        ("study.yaml", "[1]"),
+        ("study.yaml", "a: ]"),
+    ],
+)
+def test_a_studys_damaged_file_is_one_message_with_its_name(
+    name: str, content: str, here: Path, comp: Callable[..., Result]
+) -> None:
+    folder = Path("runs/small/tuned")
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text('{"storage": ""}')
+    (folder / "study.yaml").write_text("seed: 0\n")
+    (folder / name).write_text(content)
+    assert_refused(comp("tune", "--show", "tuned"), f"{folder}/{name}: ", "damaged")
 
 
 def test_a_study_is_shown_without_a_trace(here: Path, comp: Callable[..., Result]) -> None:

@@ -147,8 +147,9 @@ class Listing:
         if self._non_images:
             skipped.append(f"{len(self._non_images):,} files that are no images (first {self._non_images[0]!r})")
         notes = [f"{split}: left out of {self.location}: {' and '.join(skipped)}"] if skipped else []
-        zipped = self.location.with_name(self.location.name + archives.ENDING)
-        if self.location.is_dir() and zipped.is_file():
+        location = self.location if self.location.name else self.location.resolve()  # `.` has no name
+        zipped = location.parent / f"{location.name}{archives.ENDING}"
+        if location.is_dir() and zipped.is_file():
             notes.append(f"{split}: {zipped} is not read, because the folder {self.location} exists")
         return notes
 

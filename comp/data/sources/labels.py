@@ -51,7 +51,7 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class _Table:
+class _TrainingTable:
     """A training table and what helps to find its label columns; see `read_labels`."""
 
     cells: "pd.DataFrame"
@@ -86,7 +86,7 @@ def read_labels(
     Raises:
         DataError: no column can be determined, labels are missing, or they contradict the task.
     """
-    context = _Table(table, id_column, config, sample, path)
+    context = _TrainingTable(table, id_column, config, sample, path)
     columns = _find_flag_columns(context)
     if columns:
         return _read_flag_columns(context, columns, task)
@@ -122,7 +122,7 @@ def order_classes(names: Sequence[str], sample: SampleSubmission | None) -> tupl
     return predictions.sort_classes(names)
 
 
-def _find_label_column(table: _Table) -> str:
+def _find_label_column(table: _TrainingTable) -> str:
     """Return the label column: set in the config, else shared with the sample, else with a common name, else the only
     candidate; empty if none can be determined.
 
@@ -147,7 +147,7 @@ def _find_synonyms(table: "pd.DataFrame", column: str, classes: Sequence[str]) -
     return synonyms
 
 
-def _find_flag_columns(table: _Table) -> tuple[str, ...]:
+def _find_flag_columns(table: _TrainingTable) -> tuple[str, ...]:
     """Return the columns of 0 and 1, one per class; empty if one column holds names."""
     config, sample = table.config, table.sample
     if config.label_columns:
@@ -171,7 +171,7 @@ def _find_flag_columns(table: _Table) -> tuple[str, ...]:
     return tuple(candidates) if len(candidates) > 1 and _are_flags(table.cells, candidates) else ()
 
 
-def _check_sample_classes(table: _Table, sample: SampleSubmission) -> None:
+def _check_sample_classes(table: _TrainingTable, sample: SampleSubmission) -> None:
     """Refuse a sample that has columns for only some classes: every row has one 1, but not within its columns.
 
     Raises:
@@ -205,7 +205,7 @@ def _flag(cell: str) -> Decimal | None:
     return _TRUTHS.get(cell.strip().lower(), predictions.parse_decimal(cell))
 
 
-def _read_flag_columns(table: _Table, columns: Sequence[str], task: str) -> Labels:
+def _read_flag_columns(table: _TrainingTable, columns: Sequence[str], task: str) -> Labels:
     path = table.path
     for column in columns:
         wrong = [cell for cell in table.cells[column].unique() if _flag(cell) not in (0, 1)]
@@ -253,7 +253,7 @@ def _split(text: str, separator: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _read_lists(table: _Table, column: str, separator: str) -> Labels:
+def _read_lists(table: _TrainingTable, column: str, separator: str) -> Labels:
     lists = [_split(label, separator) for label in table.cells[column].tolist()]
     classes = order_classes([name for parts in lists for name in parts], table.sample)
     if len(classes) < 2:

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import functools
+import gc
 import gzip
 import json
 import os
@@ -188,11 +189,19 @@ def _inspect(segment: Path, *options: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is logged in, wherever these tests run."""
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Log everyone out, and afterwards ask after W&B's service processes.
+
+    W&B drops its handle of a service that a test has killed without asking after it, and the handle's end would be a
+    ResourceWarning in whichever test runs then.
+    """
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)
+    yield
+    for process in gc.get_objects():
+        if type(process) is subprocess.Popen:  # isinstance would wake lazy modules and dead proxies
+            process.poll()
 
 
 def log_in(monkeypatch: pytest.MonkeyPatch, address: str) -> None:

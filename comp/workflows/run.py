@@ -1,6 +1,5 @@
 """`comp run`: train or resume, then score the test, predict the suite and write the submission."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,16 @@ def run_config(
     runs_root: Path = Path("runs"),
     output: Path | None = None,
     force: bool = False,
-    on_data: Callable[[Dataset], None] = lambda dataset: None,
     progress: Progress = quiet,
     **training: Any,
 ) -> Run:
     """Train a config and finish the run; return it.
 
-    `output` is the submission's CSV, by default a free name; `force` replaces an existing one. `on_data` is called with
-    the open data, before training; `training` are further arguments of `train`.
+    `output` is the submission's CSV, by default a free name; `force` replaces an existing one. `training` are further
+    arguments of `train`.
     """
     with open_tracker(config.track) as tracker:
         dataset = prepare(config, runs_root, progress)
-        on_data(dataset)
         run = train(config, runs_root=runs_root, dataset=dataset, progress=progress, tracker=tracker, **training)
         finish(run, dataset=dataset, output=output, force=force, progress=progress)
     return run

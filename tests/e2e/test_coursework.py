@@ -149,6 +149,7 @@ def test_a_run_of_fewer_epochs_is_partial_and_not_compared(workshop: Path, comp:
     assert not any(word in line for word in ("above", "below", "within noise"))
 
 
+@pytest.mark.slow
 def test_missing_experiments_run_once_and_in_the_order_of_their_dependencies(workshop: Path) -> None:
     path = CONFIGS / "cifar10_residual_cnn_3.yaml"  # the others extend it
     small = "train: {epochs: 1, batch_size: 8, precision: fp32, channels_last: false, compile: false}"

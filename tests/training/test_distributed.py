@@ -161,6 +161,7 @@ def test_two_processes_give_the_curve_of_one_where_their_steps_are_compiled(toge
     assert np.allclose(curve(one, *names), curve(two, *names), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_end_annealed_in_a_time_by_one_clock(together: Together) -> None:
     code, output = ended(together("small.yaml", *QUICK, "train.budget=6s", "--runs", "two"))
     assert code == 0, output
@@ -172,6 +173,7 @@ def test_two_processes_end_annealed_in_a_time_by_one_clock(together: Together) -
     assert run.metrics().train_seconds <= 6.0 * 1.02
 
 
+@pytest.mark.slow
 def test_two_processes_whose_weights_explode_roll_back_together(together: Together) -> None:
     exploding = ("optim.name=sgd", "optim.lr=1e4", "optim.schedule=constant", "train.nan_retries=40")
     code, output = ended(together("small.yaml", *QUICK, *exploding, "train.epochs=2", "--runs", "two"))

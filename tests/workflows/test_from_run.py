@@ -133,6 +133,7 @@ def test_a_bad_probe_is_refused(source: runs.Run, comp: Comp, arguments: list[st
     assert len(runs.list_runs(Path("runs"))) == 1
 
 
+@pytest.mark.slow
 def test_layer_decay_and_multipliers_hold_layers_back(workplace: Path, comp: Comp) -> None:
     slow = ["optim.layer_decay=0.3", "optim.name=sgd", "optim.lr=1e-2", "model.name=resnet18", "model.stem=cifar"]
     plain = ["model.args={}", "train.epochs=1", "train.precision=fp32", "competition.ood_validation.severities=[]"]

@@ -293,7 +293,12 @@ SMALLER = ["model.name=resnet18", "train.batch_size=64"]
     [
         pytest.param("transfer", ["data.validation=100"], BLENDS, marks=pytest.mark.slow),
         pytest.param("best_1gpu", ["data.validation=100", *SMALLER], list(CORRUPTIONS), marks=pytest.mark.slow),
-        ("best_laptop", ["data.validation=100", "train.batch_size=50", "train.sizes={1: 16}"], list(CORRUPTIONS)),
+        pytest.param(
+            "best_laptop",
+            ["data.validation=100", "train.batch_size=50", "train.sizes={1: 16}"],
+            list(CORRUPTIONS),
+            marks=pytest.mark.slow,
+        ),
         pytest.param("refit", SMALLER, list(CORRUPTIONS), marks=pytest.mark.slow),
     ],
 )

@@ -64,7 +64,7 @@ def write_weights(root: Path, name: str) -> None:
 
 
 # Large, or different from a neighbour only in what is frozen: run them with -m slow.
-SLOW = {name for name in FILES if re.search(r"frozen_(stem|1|2|3)$", name)} | {"challenge_part2"}
+SLOW = {name for name in FILES if re.search(r"frozen_(stem|1|2|3)$", name)} | {"challenge_part1", "challenge_part2"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FILES])

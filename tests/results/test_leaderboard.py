@@ -450,6 +450,7 @@ def test_listing_loads_no_torch_and_no_wandb(scripted: Scripted) -> None:
     assert done.stderr.strip() == "[] 0"
 
 
+@pytest.mark.slow
 def test_a_pushed_leaderboard_is_a_run_of_its_own_and_ranks_are_in_the_runs_summaries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comp: Callable[..., Result]
 ) -> None:

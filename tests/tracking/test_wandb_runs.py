@@ -207,6 +207,7 @@ def services() -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_service_stops_no_training_and_its_run_is_logged_from_its_folder(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -278,7 +279,8 @@ def test_a_ctrl_c_in_the_terminal_ends_the_segment_in_order(workplace: Path) -> 
     assert train.resume(run, on_epoch=lambda epoch: Stop("enough")).is_complete()
 
 
-@pytest.mark.parametrize("online", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("online", [False, True])
 def test_a_killed_training_is_resumed_and_logged_once(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, comp: Callable[..., Result], online: bool
 ) -> None:

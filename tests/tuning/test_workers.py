@@ -281,6 +281,7 @@ def test_four_workers_lose_no_trial_while_one_is_killed_every_few_seconds(kind: 
     assert_none_lost(report, 12)
 
 
+@pytest.mark.slow
 @needs_proc
 def test_an_interrupted_command_leaves_its_trials_waiting_and_goes_on(workplace: Path) -> None:
     values = tuned(NUMBERS, trials=2)

@@ -135,7 +135,8 @@ def test_a_column_of_names_is_submitted_as_names_with_tuned_thresholds(truth: np
     assert comp("check", "submissions/tiles.csv").code == 0
 
 
-@pytest.mark.parametrize("metric", ["roc_auc", pytest.param("macro_f1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ["roc_auc", "macro_f1"])
 def test_commands_after_training_support_several_labels(truth: np.ndarray, comp: Comp, metric: str) -> None:
     sample(["id", *CLASSES], [0.5] * len(CLASSES))
     quick = [f"competition.metric={metric}", "train.epochs=3", "augment.mixup=0.4", "train.label_smoothing=0.1",

@@ -255,6 +255,7 @@ def test_collapse_is_seen_without_labels(after: tuple[float, float], expected: b
     assert adapt.collapsed(adapt.PredictionSummary(1.0, 9.5), adapt.PredictionSummary(*after)) is expected
 
 
+@pytest.mark.slow
 def test_a_prediction_killed_in_mid_suite_goes_on_with_the_same_bits(
     workplace: Path, comp: Callable[..., Result]
 ) -> None:

@@ -66,6 +66,7 @@ def curve(run: Run, *names: str) -> list[list[float]]:
     return [[float(row[name]) for name in names] for row in run.history()]
 
 
+@pytest.mark.slow
 def test_two_processes_stopped_and_resumed_give_the_curve_of_one(together: Together) -> None:
     settings = [*QUICK, "train.epochs=6", "model.args.drop_rate=0.0"]
     process = together("small.yaml", *settings, "train.checkpoint_seconds=0", "--runs", "two")

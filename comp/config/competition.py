@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from comp.config.section import BrokenRule, Positive, Section, UserPath
 
@@ -72,10 +72,6 @@ class RulesConfig(Section):
     """Whether predictions may adapt to the test images (`predict.adapt`)."""
 
 
-def _text(value: Any) -> Any:
-    return str(value) if type(value) in (int, float) else value
-
-
 class SubmissionConfig(Section):
     """The submission's columns and answers, if there is no sample submission or you want to override it."""
 
@@ -105,19 +101,6 @@ class SubmissionConfig(Section):
         if isinstance(values, Mapping) and values.get("labels") == "probabilities":
             return {**values, "labels": "auto", "answer": values.get("answer", "probabilities")}
         return values
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _numbers_to_texts(cls, values: Any) -> Any:
-        """Accept numbers as texts: `{cat: 0, dog: 1}`."""
-        if not isinstance(values, Mapping):
-            return values
-        return {key: _text(text) for key, text in values.items()}
-
-    @field_validator("positive", mode="before")
-    @classmethod
-    def _positive_to_text(cls, value: Any) -> Any:
-        return _text(value)
 
 
 class CompetitionConfig(Section):

@@ -23,6 +23,11 @@ Range = Annotated[
 ]
 
 
+_HeldOut = Annotated[
+    Annotated[float, Field(gt=0, lt=1)] | Positive, expecting("a fraction between 0 and 1, a whole number from 1 up")
+]
+
+
 def _check_pattern(pattern: str) -> str:
     """Return the error in a class pattern; empty if there is none."""
     try:
@@ -101,7 +106,7 @@ class DataConfig(Section):
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
     """Number of processes that read streamed images, 0 to 64; auto: timed for training, elsewhere one per core, at most
     8; 0: the main process reads them."""
-    validation: Annotated[float, Field(gt=0, lt=1)] | Positive | Literal["none", "official"] = 0.1
+    validation: _HeldOut | Literal["none", "official"] = 0.1
     """Training images held out for validation: a fraction (0 to 1), a count, `none` (train on everything) or `official`
     (the source's own validation split). Ignored if `folds` is set."""
     folds: Annotated[int, Field(ge=2)] | None = None

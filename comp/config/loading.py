@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from comp.config import messages
 from comp.config.section import DURATION, PATH, alternatives, is_mapping, section_of
@@ -161,14 +160,7 @@ def _validate(document: Document, where: str, overrides: Sequence[str], *, expan
 def _normalize(
     values: Mapping[str, Any], model: type[BaseModel], parent: Keys, spellings: Mapping[Keys, str]
 ) -> dict[str, Any]:
-    """Return a section's values normalized as described above; invalid values are left for the check that follows.
-
-    Args:
-        values: the section's values.
-        model: the section's class.
-        parent: the section's keys.
-        spellings: keys -> how numbers and booleans are spelled.
-    """
+    """Return a section's values normalized as described above; invalid values are left for the check that follows."""
     normalized: dict[str, Any] = {}
     for name, value in values.items():
         info, keys = model.model_fields.get(name), (*parent, name)
@@ -177,13 +169,9 @@ def _normalize(
             normalized[name] = value
         elif section is not None and isinstance(value, Mapping):
             normalized[name] = _normalize(value, section, keys, spellings)
-        elif not _is_default(value, info):
+        elif value is not None and not (value == "none" and (info.default is None or DURATION in info.metadata)):
             normalized[name] = _normalize_value(value, info.annotation, keys, spellings)
     return normalized
-
-
-def _is_default(value: Any, info: FieldInfo) -> bool:
-    return value is None or (value == "none" and (info.default is None or DURATION in info.metadata))
 
 
 def _normalize_value(value: Any, annotation: Any, keys: Keys, spellings: Mapping[Keys, str]) -> Any:

@@ -200,7 +200,10 @@ def _hint(value: Any, details: Sequence[Any]) -> str:
         return ""
     if details[0]["type"] == "tuple_type":
         return f"; write [{value}]"
-    is_number = any(detail["type"].startswith(("float", "finite")) for detail in details)
+    is_number = any(
+        detail["type"].startswith(("float", "finite")) or "fraction" in detail.get("ctx", {}).get("text", "")
+        for detail in details
+    )
     if is_number and (percent := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)):
         return f"; write {float(percent[1]) / 100:g}"
     if is_number and re.fullmatch(r"[-+]?\d+,\d+", value):

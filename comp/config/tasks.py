@@ -17,41 +17,40 @@ class TaskRow:
     Attributes:
         name: value of `competition.task`.
         activation: outputs [N, K] -> probabilities [N, K]; a row of `comp.results.predictions.ACTIVATIONS`.
-        shifted: whether outputs are invariant to a constant per row, and are stored as float16 with a maximum of 0.
-        target_columns: whether targets are 0/1 columns [N, K], one per class, instead of class indices [N].
         loss: a row of `comp.training.losses.LOSSES`.
-        consistency: whether `train.consistency` is supported.
         metrics: rows of `comp.results.metrics.METRICS`; the first is the default (`competition.metric: auto`).
         decision: how probabilities become decisions: `arg_max`, or `thresholds` per class.
         answers: supported rows of `comp.submission.answers.ANSWERS`.
         ensembles: supported rows of `comp.ensembles.methods.METHODS`.
         stratifier: a row of `comp.data.splitting.STRATIFIERS`.
-        uncertain_views: whether `predict.views_for: uncertain` is supported.
         adaptations: supported values of `predict.adapt`.
+        shifted: whether outputs are invariant to a constant per row, and are stored as float16 with a maximum of 0.
+        target_columns: whether targets are 0/1 columns [N, K], one per class, instead of class indices [N].
+        consistency: whether `train.consistency` is supported.
+        uncertain_views: whether `predict.views_for: uncertain` is supported.
         accuracy_estimate: whether accuracy can be estimated from confidences without labels.
     """
 
     name: str
     activation: str
-    shifted: bool
-    target_columns: bool
     loss: str
-    consistency: bool
     metrics: tuple[str, ...]
     decision: str
     answers: tuple[str, ...]
     ensembles: tuple[str, ...]
     stratifier: str
-    uncertain_views: bool
     adaptations: tuple[str, ...]
-    accuracy_estimate: bool
+    shifted: bool = False
+    target_columns: bool = False
+    consistency: bool = False
+    uncertain_views: bool = False
+    accuracy_estimate: bool = False
 
 
 _SINGLE_LABEL = TaskRow(
     name="single_label",
     activation="softmax",
     shifted=True,
-    target_columns=False,
     loss="cross_entropy",
     consistency=True,
     metrics=(
@@ -78,10 +77,8 @@ _SINGLE_LABEL = TaskRow(
 _MULTI_LABEL = TaskRow(
     name="multi_label",
     activation="sigmoid",
-    shifted=False,
     target_columns=True,
     loss="binary_cross_entropy",
-    consistency=False,
     metrics=(
         "roc_auc",
         "mean_average_precision",
@@ -97,9 +94,7 @@ _MULTI_LABEL = TaskRow(
     answers=("independent", "labels", "ranked"),
     ensembles=("mean", "geometric", "rank", "weighted", "greedy", "soup"),
     stratifier="label_sets",
-    uncertain_views=False,
     adaptations=("none", "bn"),
-    accuracy_estimate=False,
 )
 
 TASKS = {"single_label": _SINGLE_LABEL, "multi_label": _MULTI_LABEL}

@@ -86,18 +86,9 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
 
 
 def dump_yaml(values: Any, *, allow_unicode: bool) -> str:
-    """Return plain values as YAML for `parse_yaml`."""
+    """Return plain values as YAML."""
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=allow_unicode, width=120)
     return text
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Return the value of a YAML text; `where` names it in messages.
-
-    Raises:
-        ConfigError: invalid YAML, or a duplicate key.
-    """
-    return _parse(text, where)[0]
 
 
 def _parse(text: str, where: str) -> tuple[Any, yaml.Node | None]:
@@ -151,16 +142,12 @@ def _spellings(node: yaml.Node | None, keys: Keys = ()) -> dict[Keys, str]:
     return {path: text for key, value in children for path, text in _spellings(value, (*keys, key)).items()}
 
 
-def read_chain(path: Path) -> list[Document]:
+def read_chain(path: Path, extending: tuple[Path, ...] = ()) -> list[Document]:
     """Return a YAML file's document after the documents that it `extends`, the most basic first.
 
     Raises:
-        ConfigError: missing, not UTF-8, not a mapping, or extends itself.
+        ConfigError: missing, not UTF-8, not a mapping, or extends itself: it is one of the files `extending` it.
     """
-    return _read_chain(path, ())
-
-
-def _read_chain(path: Path, extending: tuple[Path, ...]) -> list[Document]:
     if path.resolve() in extending:
         raise ConfigError(f"{path}: extends itself through {' -> '.join(map(str, extending))}")
     values, node = _parse(_read_text(path), str(path))
@@ -177,7 +164,7 @@ def _read_chain(path: Path, extending: tuple[Path, ...]) -> list[Document]:
         raise ConfigError(
             f"{locations['extends',]}: extends: expected the path of one YAML file, found {describe_value(base)}"
         )
-    return [*_read_chain(path.parent / user_path(base, "extends"), (*extending, path.resolve())), document]
+    return [*read_chain(path.parent / user_path(base, "extends"), (*extending, path.resolve())), document]
 
 
 def _read_text(path: Path) -> str:

@@ -100,7 +100,11 @@ class Dataset:
         """Return a small copy for a rehearsal: a sample of each split, and blocks made of these."""
         test, competition = self.test, self.competition
         rows = np.array([], np.int64) if test is None else self.sample(test, other_images)
-        suite = self.suite and _limit_suite(self.suite, rows, other_images)
+        suite = self.suite
+        if isinstance(suite, Split):
+            suite = suite.take(rows, suite.name)
+        elif suite:  # the first images of each block, whose ids follow the order
+            suite = _limit_blocks(suite, other_images)
         return replace(
             self,
             train=self._take_sample(self.train, train_images),
@@ -122,11 +126,6 @@ class Dataset:
 
 def _shorten(blocks: tuple[Block, ...], count: int) -> tuple[Block, ...]:
     return tuple(replace(block, count=min(block.count, count)) for block in blocks)
-
-
-def _limit_suite(suite: Split | Suite, rows: NDArray[np.int64], count: int) -> Split | Suite:
-    """Return these rows of a suite of test images, or the first images of each block, whose ids follow the order."""
-    return suite.take(rows, suite.name) if isinstance(suite, Split) else _limit_blocks(suite, count)
 
 
 def _limit_blocks(suite: Suite, count: int) -> Suite:

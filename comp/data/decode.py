@@ -30,7 +30,7 @@ scale are clipped.
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -260,17 +260,14 @@ def measure_depth(values: NDArray[Any], where: str) -> Depth:
 
 def merge_depths(depths: Sequence[Depth]) -> Depth | None:
     """Return the type and range of many images together; None of none."""
-    return reduce(_merge_two, depths) if depths else None
-
-
-def _merge_two(first: Depth, second: Depth) -> Depth:
-    kinds = dict.fromkeys([*first.kind.split(" and "), *second.kind.split(" and ")])
+    if not depths:
+        return None
     return Depth(
-        " and ".join(kinds),
-        min(first.smallest, second.smallest),
-        max(first.largest, second.largest),
-        max(first.body, second.body),
-        first.images + second.images,
+        " and ".join(dict.fromkeys(kind for depth in depths for kind in depth.kind.split(" and "))),
+        min(depth.smallest for depth in depths),
+        max(depth.largest for depth in depths),
+        max(depth.body for depth in depths),
+        sum(depth.images for depth in depths),
     )
 
 

@@ -105,8 +105,11 @@ def find_problems(dataset: Dataset, *, skip_bad: bool = False, progress: Progres
     """
     splits = dataset.splits
     copies = find_copies(splits, progress)
+    files = dataset.unreadable
+    verdict: Verdict = "ok" if not files else "note" if skip_bad else "misleads"
+    mend = "fetch them again, or skip them with --skip-bad"
     return [
-        _check_unreadable(dataset, skip_bad),
+        DataFinding("unreadable or missing files", len(files), verdict, files[:_EXAMPLES], mend),
         *_check_classes(dataset, splits),
         *_check_copies(splits, copies),
         *_check_conflicts(splits, copies),
@@ -123,13 +126,6 @@ def raise_if_misleading(findings: Sequence[DataFinding], where: str) -> None:
     if misleading:
         lines = [f"{f.what}: {f.count:,} ({', '.join(f.examples)}); {f.mend}" for f in misleading]
         raise DataError(f"{where}: a training on these data would mislead\n  " + "\n  ".join(lines))
-
-
-def _check_unreadable(dataset: Dataset, skip_bad: bool) -> DataFinding:
-    files = dataset.unreadable
-    verdict: Verdict = "ok" if not files else "note" if skip_bad else "misleads"
-    mend = "fetch them again, or skip them with --skip-bad"
-    return DataFinding("unreadable or missing files", len(files), verdict, files[:_EXAMPLES], mend)
 
 
 def _check_classes(dataset: Dataset, splits: Sequence[Split]) -> Iterator[DataFinding]:

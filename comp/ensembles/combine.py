@@ -37,20 +37,12 @@ _FOLDS = 5
 
 @dataclass(frozen=True)
 class _Combination:
-    """A method fitted on members.
-
-    Attributes:
-        method: its name.
-        split: the split it was fitted and compared on; None if the members share no validation.
-        whole: fitted on the whole split.
-        crossed: fitted fold by fold; None if `split` is.
-        decider: sets the decision thresholds.
-    """
+    """A method fitted on members, on the whole split and fold by fold."""
 
     method: str
-    split: str | None
+    split: str | None  # that it was fitted and compared on; None if the members share no validation
     whole: Fitted
-    crossed: CrossFitted | None
+    crossed: CrossFitted | None  # None if `split` is
     decider: Decider
 
     def predict(

@@ -226,7 +226,7 @@ def _best_singles(crossed: CrossFitted, aligned: AlignedSplit, fold: NDArray[np.
     parts = [
         expand_thresholds(aligned.members[best].take(rows)) for best, rows in zip(crossed.best, rows_of, strict=True)
     ]
-    joined = predictions.concatenate([expand_thresholds(part) for part in parts])
+    joined = predictions.concatenate(parts)
     return joined.take(np.argsort(np.concatenate(rows_of)))
 
 
@@ -290,13 +290,9 @@ def match_decision_rates(combined: Predictions, aligned: AlignedSplit) -> Predic
     rates = np.mean([member.decisions().mean(0) for member in aligned.members], axis=0)  # [C]
     ascending = np.sort(combined.probabilities(), axis=0)
     counts = np.round(rates * len(combined)).astype(np.int64)
-    return replace(combined, thresholds=_cut_thresholds(ascending, counts))
-
-
-def _cut_thresholds(ascending: NDArray[np.float64], counts: NDArray[np.int64]) -> Thresholds:
-    """Return thresholds [C] that the largest `counts` values of each column reach, halfway to the next value."""
     rows, columns = ascending.shape
+    # Halfway between the last value that reaches a threshold and the next one.
     edged = np.concatenate([np.zeros((1, columns)), ascending, np.full((1, columns), 2.0)])
     above, column = rows + 1 - counts, np.arange(columns)
     middle: NDArray[np.float64] = (edged[above - 1, column] + edged[above, column]) / 2  # above 1 if the count is 0
-    return middle.astype(np.float32)
+    return replace(combined, thresholds=middle.astype(np.float32))

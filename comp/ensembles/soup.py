@@ -39,21 +39,12 @@ _STATISTICS_BATCHES = 40  # of training images, to recompute batch norm statisti
 
 @dataclass(frozen=True)
 class _Soup:
-    """Averaged weights and their members.
+    """Averaged weights and their members; scores are in the competition's metric."""
 
-    Attributes:
-        trained: the candidate runs.
-        values: each run's score in the competition's metric.
-        chosen: indices of the runs in the soup.
-        value: the soup's score.
-        metric: the name of the competition's metric.
-        state: the averaged weights.
-    """
-
-    trained: tuple[Run, ...]
-    values: tuple[float, ...]
-    chosen: tuple[int, ...]
-    value: float
+    trained: tuple[Run, ...]  # the candidates
+    values: tuple[float, ...]  # their scores
+    chosen: tuple[int, ...]  # indices of those in the soup
+    value: float  # the soup's score
     metric: str
     state: State
 

@@ -24,7 +24,6 @@ State = dict[str, Tensor]
 
 # Keys under which training frameworks store the state dict in a .pth file; averaged weights first.
 _NESTED_UNDER = ("state_dict_ema", "model_ema", "state_dict", "model")
-_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
 def to_bytes(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -53,12 +52,17 @@ def read(path: Path, *, sha256: str = "") -> tuple[State, dict[str, str]]:
     """
     content = files.read_bytes(path, "weights file", ModelError)
     digest = hashlib.sha256(content).hexdigest()
-    _check_hash(path, digest, sha256)
+    if sha256 and (len(sha256) < 8 or not digest.startswith(sha256.lower())):
+        raise ModelError(
+            f"{path}: model.sha256: expected {sha256}, found {digest}; download the file again, or correct model.sha256"
+        )
     if path.suffix == ".safetensors":
         state, metadata = _from_safetensors(content, path)
     else:
         state, metadata = _from_pickle(content, path), {}
-    _check_finite(state, path)
+    bad = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        raise ModelError(f"{path}: expected finite weights, found NaN or infinity in {_shorten(bad)}")
     return state, {**metadata, "sha256": digest}
 
 
@@ -104,20 +108,6 @@ def mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str:
 def _shorten(names: list[str], limit: int = 6) -> str:
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _check_hash(path: Path, digest: str, expected: str) -> None:
-    if expected and (len(expected) < 8 or not digest.startswith(expected.lower())):
-        raise ModelError(
-            f"{path}: model.sha256: expected {expected}, found {digest}; download the file again, "
-            "or correct model.sha256"
-        )
-
-
-def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    bad = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if bad:
-        raise ModelError(f"{path}: expected finite weights, found NaN or infinity in {_shorten(bad)}")
 
 
 def _from_safetensors(content: bytes, path: Path) -> tuple[State, dict[str, str]]:
@@ -171,13 +161,8 @@ def _extract_state(checkpoint: Any, path: Path) -> State:
             f"{path}: expected only named tensors, found {_shorten([str(name) for name in unexpected])}; "
             "save only the model's state_dict()"
         )
-    return {_strip_wrappers(name): tensor for name, tensor in checkpoint.items()}
-
-
-def _strip_wrappers(name: str) -> str:
-    for prefix in _WRAPPERS:
-        name = name.removeprefix(prefix)
-    return name
+    # DistributedDataParallel and torch.compile add these.
+    return {name.removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in checkpoint.items()}
 
 
 # Short, so that a machine without a network fails quickly.
@@ -213,14 +198,8 @@ def find_published(name: str, cfg: Mapping[str, Any], folder: Path | None) -> Pa
     Raises:
         ModelError: none are published, or no file and no network; names the file and where to put it.
     """
-    return local_file(name, folder) or cached_file(cfg) or _download(name, cfg, folder)
-
-
-def _hub_file(cfg: Mapping[str, Any]) -> str:
-    return str(cfg.get("hf_hub_filename") or "model.safetensors")
-
-
-def _download(name: str, cfg: Mapping[str, Any], folder: Path | None) -> Path:
+    if path := local_file(name, folder) or cached_file(cfg):
+        return path
     if not cfg.get("hf_hub_id"):
         raise ModelError(f"model.pretrained: no weights are published for {name}; set it to false or to a file path")
     from huggingface_hub import hf_hub_download
@@ -231,11 +210,14 @@ def _download(name: str, cfg: Mapping[str, Any], folder: Path | None) -> Path:
     # The hub's client raises errors of three libraries when a download fails.
     except Exception as error:
         target = (folder or Path("data/weights")) / f"{name}.safetensors"
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"model.pretrained: the weights of {name} are neither local nor downloadable ({reason}); "
+            f"model.pretrained: the weights of {name} are neither local nor downloadable ({_first_line(error)}); "
             f"download {_hub_file(cfg)} of {cfg['hf_hub_id']} from the Hugging Face hub and save it as {target}"
         ) from None
+
+
+def _hub_file(cfg: Mapping[str, Any]) -> str:
+    return str(cfg.get("hf_hub_filename") or "model.safetensors")
 
 
 def _check_network() -> None:

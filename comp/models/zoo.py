@@ -3,8 +3,7 @@
 import fnmatch
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,8 @@ def build(
     file = _weights_file(config, weights_folder)
     state, metadata = weights.read(file, sha256=config.sha256) if file else ({}, {})
     ours = any(name.startswith("inner.") for name in state)
-    with _seeded(seed):
+    with torch.random.fork_rng(devices=[]):  # leaves torch's global generator as it was
+        torch.default_generator.manual_seed(seed)
         inner = _build_network(config, shape, classes, {} if ours else state, file)
     _check_image_size(inner, config, shape)
     resize = Resize(size, config.interpolation) if size else None
@@ -61,7 +61,7 @@ def build(
     model = Classifier(inner, mean=mean, std=std, per_image=config.normalize == "per_image", resize=resize)
     if ours:
         surgery.load_from_run(model, state, where=str(file), normalization=config.normalize in ("auto", "pretrained"))
-    model.weights_source = f"{file} (sha256 {metadata['sha256']})" if file else "drawn at random"
+    model.weights_source = f"{file} (sha256 {metadata['sha256']})" if file else f"drawn with seed {seed}"
     apply_freezing(model, config, epoch=1)
     return model
 
@@ -161,14 +161,6 @@ def check_family_allowed(name: str, banned: Sequence[str]) -> None:
             f"model.name: the rules ban {', '.join(banned)} and {name} is {kind} ({module}); choose another model: "
             "`comp models` lists their families"
         )
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Draw initial weights from `seed`, leaving torch's global generator as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def _check_name(name: str) -> None:
@@ -305,21 +297,17 @@ def _choose_normalization(
     choice = config.normalize
     published: Mapping[str, Any] = getattr(inner, "pretrained_cfg", {})
     if not isinstance(choice, str):
-        return _configured_normalization(choice, channels)
+        mean, std = choice.get("mean", ()), choice.get("std", ())
+        if len(mean) != channels or len(std) != channels or min(std) <= 0:
+            raise ModelError(
+                f"model.normalize: expected mean and std of {channels} numbers each, std above 0, "
+                f"found {len(mean)} and {len(std)} numbers: {dict(choice)}"
+            )
+        return mean, std
     # Weights of a previous run bring their own mean and deviation in `load_from_run`.
     if choice in ("dataset", "per_image") or not config.pretrained or not published:
         return dataset
     return _spread(published["mean"], channels), _spread(published["std"], channels)
-
-
-def _configured_normalization(section: Mapping[Any, Numbers], channels: int) -> tuple[Numbers, Numbers]:
-    mean, std = section.get("mean", ()), section.get("std", ())
-    if len(mean) != channels or len(std) != channels or min(std) <= 0:
-        raise ModelError(
-            f"model.normalize: expected mean and std of {channels} numbers each, std above 0, "
-            f"found {len(mean)} and {len(std)} numbers: {dict(section)}"
-        )
-    return mean, std
 
 
 def _spread(values: Numbers, channels: int) -> Numbers:

@@ -160,11 +160,6 @@ def analyze_leaderboard(rows: Sequence[LeaderboardRow], sort: str) -> Leaderboar
     )
 
 
-def skip_analysis(rows: Sequence[LeaderboardRow]) -> LeaderboardAnalysis:
-    """Return an empty analysis: scores of several competitions cannot be compared."""
-    return LeaderboardAnalysis(above=(None,) * len(rows))
-
-
 def _limits(
     rows: Sequence[LeaderboardRow], kinds: Sequence[_Kind], column: str, above: Sequence[ScoreDifference | None]
 ) -> Iterator[str]:

@@ -170,15 +170,12 @@ def _with_own_suite(
     """Leave out submissions whose score was estimated on other images than they predict."""
     for score, choice, submission in ranked:
         sidecar = submission.sidecar
-        if choice.source == "public_score" or sidecar is None or _predicts_own_suite(submission.row, sidecar):
-            yield score, choice
-
-
-def _predicts_own_suite(row: LeaderboardRow, sidecar: Sidecar) -> bool:
-    """Return whether a submission predicts the images of its run's suite; True if the run's predictions are gone."""
-    path = Path(row.run) / "predictions" / f"suite{sidecar.variant}.npz"
-    stored = prediction_files.read_made_by(path) or sidecar.made_by
-    return bool(stored.get("images") == sidecar.made_by.get("images"))
+        if choice.source != "public_score" and sidecar is not None:
+            path = Path(submission.row.run) / "predictions" / f"suite{sidecar.variant}.npz"
+            stored = prediction_files.read_made_by(path) or sidecar.made_by  # the run's predictions may be gone
+            if stored.get("images") != sidecar.made_by.get("images"):
+                continue
+        yield score, choice
 
 
 def read_lines(path: str) -> list[bytes]:

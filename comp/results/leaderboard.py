@@ -165,18 +165,13 @@ MEANINGS = {  # of columns whose names do not explain them
 GROUPS = ("competition", "model", "metric", "device", "variant", "test_like", "transductive")
 
 
-def raise_error(error: RunError) -> None:
-    """Raise the error of a damaged run; see `read_rows`."""
-    raise error
-
-
 def read_rows(
     root: Path,
     *,
     competition: str | None = None,
     sort: str = "auto",
     since: str | None = None,
-    on_damaged: Callable[[RunError], None] = raise_error,
+    on_damaged: Callable[[RunError], None] | None = None,
 ) -> list[LeaderboardRow]:
     """Return the complete runs below `root`, best first; runs without a score in the sort column come last.
 
@@ -187,11 +182,11 @@ def read_rows(
         competition: only its runs.
         sort: one of SORTS.
         since: only runs started since a date (`2026-01-31`, optionally with `T12:00`) or an age (`12h`, `7d`, `2w`).
-        on_damaged: called for a run with a damaged metrics.json; if it returns, the run is left out.
+        on_damaged: called for a run with a damaged metrics.json, which is left out; None: raise the error.
 
     Raises:
         ConfigError: an unknown sort column, or an invalid time.
-        RunError: a run's metrics.json is damaged, unless `on_damaged` returns.
+        RunError: a run's metrics.json is damaged, without `on_damaged`.
     """
     if sort not in SORTS:
         raise ConfigError(f"--sort: {unknown('column', sort, SORTS)}")
@@ -303,11 +298,13 @@ def _parse_since(since: str) -> str:
     return moment.isoformat(timespec="seconds")
 
 
-def _try_read_row(run: runs.Run, on_damaged: Callable[[RunError], None]) -> LeaderboardRow | None:
+def _try_read_row(run: runs.Run, on_damaged: Callable[[RunError], None] | None) -> LeaderboardRow | None:
     """Return a run's row; None if it is incomplete or damaged."""
     try:
         return _read_row(run)
     except RunError as error:
+        if on_damaged is None:
+            raise
         on_damaged(error)
         return None
 

@@ -50,7 +50,8 @@ def weighted_f1(predictions: Predictions) -> float:
 def micro_f1(predictions: Predictions) -> float:
     """Return the F1 of all (image, class) pairs together, in [0, 1]; 0 without any target or decision."""
     decided, truth = predictions.decisions(), predictions.truth()
-    return _ratio(2 * int((decided & truth).sum()), int(decided.sum()) + int(truth.sum()))
+    total = int(decided.sum()) + int(truth.sum())
+    return 2 * int((decided & truth).sum()) / total if total else 0.0
 
 
 def samples_f1(predictions: Predictions) -> float:
@@ -148,10 +149,6 @@ def class_counts(predictions: Predictions) -> tuple[NDArray[np.int64], NDArray[n
         return table.diagonal(), table.sum(1), table.sum(0)
     decided, truth = predictions.decisions(), predictions.truth()
     return (decided & truth).sum(0), truth.sum(0), decided.sum(0)
-
-
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
 
 
 def area_under_roc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:

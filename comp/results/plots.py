@@ -116,16 +116,9 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, str]], best_epoch: in
     panels = {**_CURVES, **(_METRIC if has_metric else {})}
     figure = _figure(4.0 * len(panels), 4.0)
     for axes, (title, lines) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        for column, label in lines.items():
-            points = [(int(row["number"]), float(row[column])) for row in history if row.get(column)]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker=_marker(points), markersize=3, label=label)
+        _draw_by_epoch(axes, title, {label: (history, column) for column, label in lines.items()})
         if best_epoch:
             axes.axvline(best_epoch, color="grey", linewidth=0.8, linestyle="--", label="best weights")
-        axes.set_title(title)
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
     _save(figure, path)
@@ -271,14 +264,7 @@ def draw_compared_curves(path: Path, histories: Mapping[str, Sequence[Mapping[st
     lines = math.ceil(len(measured) / 2)
     figure = _figure(11.0, 3.75 * lines)
     for axes, column in zip(figure.subplots(lines, 2).flat, measured, strict=False):
-        for name, rows in histories.items():
-            points = [(int(row["number"]), float(row[column])) for row in rows if row.get(column)]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker=_marker(points), markersize=3, label=name)
-        axes.set_title(_COMPARED[column])
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
+        _draw_by_epoch(axes, _COMPARED[column], {name: (rows, column) for name, rows in histories.items()})
     for axes in figure.axes[len(measured) :]:
         axes.remove()
     _legend_below(figure)
@@ -315,8 +301,17 @@ def _legend_below(figure: "Figure") -> None:
         text.set_parse_math(False)
 
 
-def _marker(points: Sequence[Any]) -> str:
-    return "o" if len(points) <= _MAX_MARKED_POINTS else ""
+def _draw_by_epoch(axes: Any, title: str, lines: Mapping[str, tuple[Sequence[Mapping[str, str]], str]]) -> None:
+    """Draw a panel of lines: label -> rows of a history.csv, and a column of it."""
+    for label, (rows, column) in lines.items():
+        points = [(int(row["number"]), float(row[column])) for row in rows if row.get(column)]
+        if points:
+            marker = "o" if len(points) <= _MAX_MARKED_POINTS else ""
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=label)
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
 
 
 def _mosaic(images: NDArray[np.uint8], top: int, left: int) -> NDArray[np.uint8]:

@@ -168,11 +168,8 @@ def _estimates(scores: RunMetrics) -> str:
         [_text(name), _number(estimate.accuracy), f"{estimate.low:.4f} to {estimate.high:.4f}"]
         for name, estimate in scores.expected.items()
     ]
-    return (
-        _section("Estimated accuracy (no labels)", _table(("predictions", "accuracy", "interval"), rows))
-        if rows
-        else ""
-    )
+    table = _table(("predictions", "accuracy", "interval"), rows) if rows else ""
+    return _section("Estimated accuracy (no labels)", table)
 
 
 def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
@@ -252,7 +249,9 @@ def _comparison_sections(compared: Sequence[Run], baseline: Config | None) -> It
         for name, values in zip(names, scores, strict=True)
     ]
     yield _section("Scores", _table(("run", "model", *(row.title for row in headlines)), rows))
-    histories = _histories(compared)
+    rows_of = {run.path.name: run.history() for run in compared}
+    # Ensembles have no training.
+    histories = {name: history for name, history in rows_of.items() if any(row.get("train_loss") for row in history)}
     if histories:
         yield _section("Curves", _draw(lambda path: plots.draw_compared_curves(path, histories), "side by side"))
     norms = {run.path.name: table for run in compared if (table := run.table("norms.csv"))}
@@ -273,12 +272,6 @@ def _comparison_sections(compared: Sequence[Run], baseline: Config | None) -> It
 def _cell(row: _Headline, values: RunMetrics) -> str:
     value = row.value(values)
     return "" if value is None else f"<span{_data(value)}>{row.form.format(value)}</span>"
-
-
-def _histories(compared: Sequence[Run]) -> dict[str, list[dict[str, str]]]:
-    """Return the histories of trained runs; ensembles have none."""
-    histories = {run.path.name: run.history() for run in compared}
-    return {name: rows for name, rows in histories.items() if any(row.get("train_loss") for row in rows)}
 
 
 def _compared_distortions(names: Sequence[str], scores: Sequence[RunMetrics]) -> str:
@@ -306,12 +299,9 @@ def _section(title: str, content: str) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return an HTML table; cells are HTML, headings are text."""
     top = "".join(f"<th>{_text(title)}</th>" for title in head)
-    body = "".join("<tr>" + "".join(_wrap_cell(cell) for cell in row) + "</tr>" for row in rows)
+    cells = [[cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row] for row in rows]
+    body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _wrap_cell(cell: str) -> str:
-    return cell if cell.startswith("<td") else f"<td>{cell}</td>"
 
 
 def _heat_cell(value: float) -> str:

@@ -5,6 +5,7 @@ Version 2. Version 1, which held accuracy, loss and `metric` of each split side 
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import pydantic_core
@@ -258,9 +259,13 @@ def from_json(values: Mapping[str, Any], where: str) -> RunMetrics:
 
 
 def _damaged(where: str, error: Exception) -> RunError:
-    first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
-    reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else repr(error)
-    return RunError(f"{where}: damaged ({reason}); move the run's folder away, or start the run again")
+    reason = repr(error)
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    return RunError(
+        f"{where}: damaged ({reason}); restore the file, or move {Path(where).parent} away and start the run again"
+    )
 
 
 def _from_version_1(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,12 +101,9 @@ def _check_label(table: "pd.DataFrame", form: SubmissionFormat) -> Problem:
         one_hot = np.isin(numbers, (0, 1)).all(1) & (numbers.sum(1) == 1)
         return np.asarray(~one_hot), "one-hot: 1 in one column and 0 in the others"
     cells = table[form.columns[0]]
-    valid = form.texts or [cell for cell in cells.unique() if _may_be_label(cell, form)]
+    may_be_label: Callable[[str], object] = str.strip if form.any_text else _WHOLE.fullmatch
+    valid = form.texts or list(filter(may_be_label, cells.unique()))
     return ~cells.isin(set(valid)).to_numpy(), _describe_labels(form)
-
-
-def _may_be_label(cell: str, form: SubmissionFormat) -> bool:
-    return bool(cell.strip()) if form.any_text else bool(_WHOLE.fullmatch(cell))
 
 
 def _describe_labels(form: SubmissionFormat) -> str:
@@ -120,14 +117,11 @@ def _describe_labels(form: SubmissionFormat) -> str:
 def _check_labels(table: "pd.DataFrame", form: SubmissionFormat) -> Problem:
     if form.wide:
         return np.asarray(~np.isin(parse_numbers(table, form), (0, 1)).all(1)), "0 or 1 in every column"
-    return _check_list(table, form, len(form.texts) or None)
+    return _check_list(table, form)
 
 
-def _check_ranked(table: "pd.DataFrame", form: SubmissionFormat) -> Problem:
-    return _check_list(table, form, form.ranked)
-
-
-def _check_list(table: "pd.DataFrame", form: SubmissionFormat, max_labels: int | None) -> Problem:
+def _check_list(table: "pd.DataFrame", form: SubmissionFormat) -> Problem:
+    max_labels = form.ranked if form.answer == "ranked" else len(form.texts) or None
     texts, cells = set(form.texts), table[form.columns[0]]
 
     def is_valid(cell: str) -> bool:
@@ -224,7 +218,7 @@ ANSWERS = {
     ),
     "independent": Answer(_write_probabilities, _check_independent, _read_flags, "each", graded=True),
     "value": Answer(_write_value, _check_value, _read_cell, "one", graded=True),
-    "ranked": Answer(_write_ranked, _check_ranked, _read_first, "one", one_class=True),
+    "ranked": Answer(_write_ranked, _check_list, _read_first, "one", one_class=True),
 }
 
 

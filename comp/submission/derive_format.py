@@ -341,10 +341,7 @@ def _split_lists(cells: Sequence[str], separator: str, classes: Sequence[str]) -
 
 
 def _synonym_hint(competition: Competition, cells: Sequence[str]) -> str:
-    """Return how to write another column of the training table that holds the sample's texts.
-
-    Empty unless exactly one column does.
-    """
+    """Return how to write the one other column of the training table that holds the sample's texts; empty if none."""
     sample_values = {_comparable(cell) for cell in cells if cell.strip()}
     if not sample_values or sample_values <= set(map(_comparable, competition.classes)):
         return ""

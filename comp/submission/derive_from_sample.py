@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from comp.results import files, runs
 from comp.runtime.errors import SubmissionError, UserError
@@ -162,11 +161,7 @@ def _note_labels_like_missing_values(column: "pd.Series") -> list[str]:
 
 
 def _derive_wide(sample: SampleSubmission, form: SubmissionFormat, table: "pd.DataFrame | None") -> DerivedFormat:
-    """Return the format for one column per class.
-
-    Raises:
-        SubmissionError: the sample's cells are not numbers.
-    """
+    """Return the format for one column per class."""
     form = replace(form, texts=sample.columns)
     texts = sorted({cell for row in sample.cells for cell in row if cell.strip()})
     if any(parse_number(cell) is None for cell in texts):
@@ -174,7 +169,7 @@ def _derive_wide(sample: SampleSubmission, form: SubmissionFormat, table: "pd.Da
             f"{sample.path}: expected numbers in one column per class, found {csv_io.list_some(texts)}"
         )
     if sample.is_placeholder:
-        form = replace(form, answer=_majority_answer(table))
+        form = replace(form, answer=_majority_answer(table, form))
         content = {
             "labels": "0 and 1",
             "probabilities": "probabilities that sum to 1",
@@ -195,14 +190,11 @@ def _derive_wide(sample: SampleSubmission, form: SubmissionFormat, table: "pd.Da
     return DerivedFormat(replace(form, answer=answer), (), ())
 
 
-def _majority_answer(table: "pd.DataFrame | None") -> str:
+def _majority_answer(table: "pd.DataFrame | None", form: SubmissionFormat) -> str:
     """Return the answer that fits the majority of a file's rows."""
-    import pandas as pd
-
     if table is None:
         return "independent"
-    columns = [pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64) for name in table.columns]
-    numbers: NDArray[np.float64] = np.stack(columns, 1)
+    numbers = answers.parse_numbers(table, form)
     numbers = numbers[np.isfinite(numbers).all(1)]
     if not len(numbers):
         return "independent"

@@ -95,8 +95,12 @@ def record_manual_score(
         raise SubmissionError(f"{sidecar_path}: run_path: expected a run's folder, found {folder!r}; {_WRITE_AGAIN}")
     run = runs.open_run(Path(folder))
     run_metrics = run.metrics()
+    metric = metrics.metric(run_metrics.metric)
     for option, score in (("--public", public), ("--private", private)):
-        _check_score(option, score, run_metrics.metric)
+        if score is not None and not (math.isfinite(score) and metric.low <= score <= metric.high):
+            hint = f"; did you mean {score / 100:g}?" if 1 < score <= 100 and metric.high == 1 else ""
+            limits = f"from {metric.low:g} to {metric.high:g}"
+            raise SubmissionError(f"{option}: expected a {run_metrics.metric} {limits}, found {score:g}{hint}")
     reference = f"by hand: {path.absolute()}"
     earlier = (row for row in run_metrics.leaderboard_scores if row.reference == reference)
     previous = next(earlier, LeaderboardScore())
@@ -110,13 +114,3 @@ def record_manual_score(
     )
     files.write_atomically(sidecar_path, files.to_json({**sidecar, "scores": record.model_dump()}))
     return record
-
-
-def _check_score(option: str, score: float | None, metric: str) -> None:
-    """Check that the metric can have this score."""
-    if score is None:
-        return
-    low, high = metrics.metric(metric).low, metrics.metric(metric).high
-    if not (math.isfinite(score) and low <= score <= high):
-        hint = f"; did you mean {score / 100:g}?" if 1 < score <= 100 and high == 1 else ""
-        raise SubmissionError(f"{option}: expected a {metric} from {low:g} to {high:g}, found {score:g}{hint}")

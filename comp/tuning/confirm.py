@@ -6,8 +6,7 @@ A trial's value in the search is biased upwards: it is the luckiest of many. New
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -41,10 +40,6 @@ class ConfirmedTrial:
     seconds: float
     parameters: int
     within_noise: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
 
 
 def enqueue(search: Study, confirmation: Study) -> None:

@@ -99,7 +99,7 @@ def open_search(plan: StudyPlan, *, make: bool = True) -> Study:
     """
     config, folder = plan.load(), plan.folder
     entries = space.parse_space(config.tune)
-    countable = samplers.is_countable(entries)
+    countable = 0 < samplers.size(entries) <= samplers.MAX_POINTS
     directions = ["maximize" if row.higher_is_better(config) else "minimize" for row in objectives.chosen(config)]
     name = f"{config.competition.name}/{plan.name}"
     study = _open(
@@ -186,11 +186,7 @@ def find_plan(name: str, runs_root: Path, storage: str) -> StudyPlan:
 
 
 def _read_config(path: Path) -> str:
-    """Return a study's config as text.
-
-    Raises:
-        StudyError: missing, or not a mapping in YAML.
-    """
+    """Return a study's config as text."""
     try:
         text = path.read_text(encoding="utf-8")
         values = yaml.safe_load(text)
@@ -252,11 +248,7 @@ def _with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_same_config(recorded: dict[str, Any], tree: dict[str, Any], folder: Path) -> None:
-    """Refuse to continue a study with another config.
-
-    Raises:
-        StudyError: naming the settings that differ, and if only defaults have changed, how to keep the study's.
-    """
+    """Refuse to continue a study with another config; if only defaults have changed, say how to keep the study's."""
     changed = [path for path in _differences(recorded, tree) if not _is_renamed_default(path, recorded, tree)]
     if not changed:
         return

@@ -6,7 +6,7 @@ import io
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class StudyReport:
             **self.__dict__,
             "folder": str(self.folder),
             "best": str(self.best) if self.best else None,
-            "confirmed": [row.to_json() for row in self.confirmed],
+            "confirmed": [asdict(row) for row in self.confirmed],
         }
 
 
@@ -154,14 +154,14 @@ def report(search: Study, confirmation: Study | None, *, write: bool = True, pic
     if confirmed:
         recommended = confirm.recommended(confirmed, budgeted=bool(search.config.train.budget)).trial
     path = search.folder / "best.yaml"
-    trials = search.trials()
+    trials, single = search.trials(), len(objectives.names(search.config)) == 1
     result = StudyReport(
         name=search.folder.name,
         folder=search.folder,
         metrics=objectives.names(search.config),
         trials=[row_of(search, trial) for trial in trials],
         counts=_counts(trials),
-        pareto=_pareto(search),
+        pareto=sorted(trial.number for trial in (ranked[:1] if single else search.optuna.best_trials)),
         importance=importance(search),
         confirmed=confirmed,
         recommended=recommended,
@@ -240,12 +240,6 @@ def importance(study: Study) -> dict[str, float]:
             study.optuna, params=varied, target=lambda trial: sign * trial.values[0]
         )
     return {path: round(share, 4) for path, share in shares.items()}
-
-
-def _pareto(study: Study) -> list[int]:
-    if len(objectives.names(study.config)) == 1:
-        return [trial.number for trial in study.ranked()[:1]]
-    return sorted(trial.number for trial in study.optuna.best_trials)
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> bytes:

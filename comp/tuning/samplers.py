@@ -17,7 +17,7 @@ from comp.config import Config
 from comp.config.space import Entry
 from comp.runtime.errors import ConfigError, unknown
 
-_MAX_POINTS = 100_000  # of a space that is searched point by point
+MAX_POINTS = 100_000  # of a space that is searched point by point
 _QUIET = {"warn_independent_sampling": False}
 
 # Name -> Optuna's class and its default arguments here.
@@ -74,18 +74,13 @@ def check_sampler(config: Config, space: Sequence[Entry]) -> None:
         for entry in space:
             if not _values(entry):
                 raise ConfigError(f"tune.sampler: grid needs steps, and {entry.path} has none: step: ..., or a choice")
-        if size(space) > _MAX_POINTS:
+        if size(space) > MAX_POINTS:
             raise ConfigError(f"tune.sampler: a grid of {size(space):,} points is too fine; use tpe or random")
 
 
 def size(space: Sequence[Entry]) -> int:
     """Return how many points a space has, counting points that a `when` makes equal; 0 if it is continuous."""
     return math.prod(len(_values(entry)) for entry in space)
-
-
-def is_countable(space: Sequence[Entry]) -> bool:
-    """Return whether a space has few enough points to try each."""
-    return 0 < size(space) <= _MAX_POINTS
 
 
 def _values(entry: Entry) -> Sequence[Any]:
@@ -96,6 +91,6 @@ def _values(entry: Entry) -> Sequence[Any]:
     if step is None:
         return ()
     count = round((entry.high - entry.low) / step) + 1
-    if count > _MAX_POINTS:
-        return range(_MAX_POINTS + 1)  # too many to list
+    if count > MAX_POINTS:
+        return range(MAX_POINTS + 1)  # too many to list
     return [entry.low + index * step for index in range(count)]

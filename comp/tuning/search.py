@@ -92,6 +92,3 @@ def _run(
         work_together(study, plan, workers, progress, report_trial)
     else:
         work(study, datasets, Path(plan.runs_root), progress, report_trial)
-
-
-__all__ = ["StudyProgress", "StudyReport", "tune"]

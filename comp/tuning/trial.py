@@ -119,13 +119,10 @@ class TrialRunner:
         if run is not None:
             watch.catch_up(run)
             return train.resume(run, **shared)
-
-        def record_run(run: Run, model: Any) -> None:
-            trial.set_user_attr(key, str(run.path))
-
         suffix = f"-fold{fold}" if self.study.config.tune.folds == "all" else ""
         name, group = f"{self.study.run_prefix}-{trial.number:04d}{suffix}", self.study.folder.name
-        return train.train(config, name=name, runs_root=self.runs_root, group=group, on_start=record_run, **shared)
+        shared["on_start"] = lambda run, model: trial.set_user_attr(key, str(run.path))
+        return train.train(config, name=name, runs_root=self.runs_root, group=group, **shared)
 
 
 def _free_memory() -> None:

@@ -3,6 +3,7 @@
 import re
 import secrets
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def _tables(report: StudyReport) -> dict[str, Table]:
     tables = {
         "trials": report.trials,
         "importance": [{"knob": path, "share": share} for path, share in report.importance.items()],
-        "confirmed": [row.to_json() for row in report.confirmed],
+        "confirmed": [asdict(row) for row in report.confirmed],
     }
     return {
         name: Table(list(rows[0]), [list(_cells(row).values()) for row in rows])

@@ -123,6 +123,7 @@ def work_together(
     """
     processes: dict[int, Any] = {}
     ended, deaths = len(study.ended()), 0
+    spawn = multiprocessing.get_context("spawn")  # threads and CUDA do not survive a fork
     try:
         while not study.is_over():
             for index in range(workers):
@@ -134,7 +135,9 @@ def work_together(
                     raise StudyError(f"{study.folder}: a worker stopped with the error above")
                 deaths += process is not None and process.exitcode != 0
                 if process is None or process.exitcode != 0:
-                    processes[index] = _start(plan, index, workers)
+                    arguments, name = (plan, index, workers), f"comp-worker-{index}"
+                    processes[index] = spawn.Process(target=_main, args=arguments, name=name)
+                    processes[index].start()
             time.sleep(_POLL_SECONDS)
             if (now := len(study.ended())) > ended:
                 ended, deaths = now, 0
@@ -147,15 +150,6 @@ def work_together(
                 )
     finally:
         _stop(processes)
-
-
-def _start(plan: StudyPlan, index: int, workers: int) -> Any:
-    # Spawned, not forked: threads and CUDA do not survive a fork.
-    process = multiprocessing.get_context("spawn").Process(
-        target=_main, args=(plan, index, workers), name=f"comp-worker-{index}"
-    )
-    process.start()
-    return process
 
 
 def _stop(processes: dict[int, Any]) -> None:

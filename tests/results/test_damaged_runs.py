@@ -83,6 +83,19 @@ def test_a_non_finite_score_counts_as_damage(comp: Callable[..., Result]) -> Non
     assert (len(json.loads(result.out)), result.err) == (2, "")
 
 
+def test_a_truncated_metrics_file_is_described_and_the_message_says_what_to_do(comp: Callable[..., Result]) -> None:
+    path = Path(PLAIN) / "metrics.json"
+    path.write_bytes(half(path.read_bytes()))
+    message = refused(comp, "evaluate", PLAIN)
+    assert f"{path}: damaged (Invalid JSON: " in message
+    assert f"restore the file, or move {PLAIN} away" in message
+
+
+def test_an_ensemble_is_not_repeated_as_a_training(comp: Callable[..., Result]) -> None:
+    assert f"--as {ENSEMBLE}: repeats a training, and this is an ensemble" in refused(comp, "run", "--as", ENSEMBLE)
+    assert not list(Path("runs").glob("*/*-ensemble-2"))
+
+
 def test_a_non_finite_score_cannot_be_created() -> None:
     with pytest.raises(ValueError, match="finite number"):
         run_metrics.Score(value=float("nan"))

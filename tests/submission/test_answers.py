@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from comp import config as configs
 from comp.config import SubmissionConfig
 from comp.results import predictions
 from comp.results.predictions import Predictions
@@ -240,7 +241,10 @@ def test_a_contradiction_is_refused_with_the_key(made: Callable[[], Competition]
 def test_the_positive_class_is_the_larger_label_or_the_named_one() -> None:
     assert derive_format.derive_format(competition("roc_auc", ["0.5"], classes=("-1", "1"))).format.positive == 1
     assert derive_format.derive_format(competition("roc_auc", ["0.5"], positive="0")).format.positive == 0
-    assert SubmissionConfig.model_validate({"positive": 1, "labels": {"a": 0}}).positive == "1"
+    section = {"positive": 1, "labels": {"a": 0}}
+    assert (
+        configs.from_mapping({"competition": {"submission": section}}, "a test").competition.submission.positive == "1"
+    )
     assert (
         derive_format.derive_format(competition("roc_auc", ["0.5"], classes=CLASSES, positive="bee")).format.positive
         == 1

@@ -59,7 +59,9 @@ def leaderboard(
         console.print_rows(lines, [heads.get(name, name) for name in board.COLUMNS], spelling)
     else:
         same_competition = len({row.competition for row in rows}) == 1
-        notes = analysis.analyze_leaderboard(rows, sort) if same_competition else analysis.skip_analysis(rows)
+        notes = analysis.LeaderboardAnalysis(above=(None,) * len(rows))
+        if same_competition:
+            notes = analysis.analyze_leaderboard(rows, sort)
         console.print_leaderboard(rows, notes, runs, top, sort)
         if rows and not same_competition:
             console.print_line("several competitions; use --competition NAME for analysis")

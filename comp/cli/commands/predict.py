@@ -24,7 +24,6 @@ from comp.cli.commands.options import (
 
 if TYPE_CHECKING:
     from comp.results.run_metrics import AccuracyEstimate, SplitScores
-    from comp.results.runs import Run
     from comp.runtime.progress import Progress
     from comp.workflows.load import LoadedRun
     from comp.workflows.predict import PredictResult
@@ -72,6 +71,7 @@ def predict(
     Example: comp predict runs/quickstart/20260101-120000-quickstart --views flip
     """
     from comp.cli import console
+    from comp.inference import tables
     from comp.inference.inputs import PredictInput
     from comp.runtime.errors import SubmissionError
     from comp.submission import write
@@ -89,7 +89,10 @@ def predict(
     overrides = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
     written: dict[str, Any] = {}
     for run in runs:
-        table = _table_path(run, output, force=force) if images else None
+        table = None
+        if images:
+            table = output or tables.next_free_path(run.config().competition.name)
+            tables.check_writable(table, force=force)
         with console.bars() as progress:
             loaded = load_for_input(run, source, progress, device=device or "")
             if loaded.note and not as_json:
@@ -125,15 +128,6 @@ def _write_submission(
     path = output or default_submission(loaded.config)
     write_run_submission(loaded.run, rows, predicted.competition, path, training_counts=counts, force=force)
     return estimate, str(path)
-
-
-def _table_path(run: "Run", output: Path | None, *, force: bool) -> Path:
-    """Return where the table of predicted images is written."""
-    from comp.inference import tables
-
-    path = output or tables.next_free_path(run.config().competition.name)
-    tables.check_writable(path, force=force)
-    return path
 
 
 def _write_table(path: Path, predicted: "PredictResult", as_json: bool) -> dict[str, Any]:

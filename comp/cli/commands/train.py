@@ -270,10 +270,18 @@ def _train_on(run: Path, overrides: str) -> str:
 
 def _read_existing(run: Path) -> "tuple[str, Execution]":
     """Return a run's name and recorded execution, to repeat it."""
-    from comp.results import files
+    from comp.results import files, runs
     from comp.runtime import device
+    from comp.runtime.errors import RunError
 
     recorded = run / "execution.json"
+    existing = runs.open_run(run)
+    if existing.is_complete() and (kind := existing.metrics().kind) != "run":
+        article = "an" if kind == "ensemble" else "a"
+        raise RunError(
+            f"--as {run}: repeats a training, and this is {article} {kind.replace('_', ' ')}, made from other runs; "
+            "repeat one of those, or make it again from them"
+        )
     return run.name.split("-", 2)[-1], device.from_json(files.read_json(recorded), str(recorded))
 
 

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -16,13 +16,18 @@ from rich.text import Text
 from comp.runtime import signals
 
 _EDGES = 3  # columns of a cell's padding and border
-_FILE_WIDTH = 200  # columns if stdout is a file or a pipe: nothing is cut off
+_FILE_WIDTH = 200  # columns of a file or a pipe: nothing is cut off
 _PLAIN_EVERY_SECONDS = 10.0  # between progress lines if stderr is a file
 # Names of files, runs and classes are printed verbatim: `[red]` is not a colour, and `:cat:` not an emoji.
 _VERBATIM: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False, "emoji": False}
-_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _FILE_WIDTH
-out = Console(width=_WIDTH, **_VERBATIM)
-err = Console(stderr=True, **_VERBATIM)
+
+
+def _width(stream: TextIO) -> int | None:
+    return None if stream.isatty() or "COLUMNS" in os.environ else _FILE_WIDTH
+
+
+out = Console(width=_width(sys.stdout), **_VERBATIM)
+err = Console(stderr=True, width=_width(sys.stderr), **_VERBATIM)
 
 
 def print_line(text: str) -> None:

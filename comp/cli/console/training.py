@@ -1,9 +1,10 @@
 """Print a training as it runs."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from comp.models.surgery import TrainableRow
@@ -12,13 +13,15 @@ if TYPE_CHECKING:
     from comp.training.loop import Epoch
     from comp.training.lr_find import LRFindResult
 
-from comp.cli.console.output import err, out, print_line
+from comp.cli.console.output import err, out, print_line, print_table
 
 
 def print_start(run: "Run", rows: "Sequence[TrainableRow]", weights_source: str) -> None:
     """Print a run's folder, and for each block of its model how many parameters are trained."""
     err.print(f"run {run.path}")
-    table = Table("block", "parameters", "trained", "batch norm statistics", title=f"weights: {weights_source}")
+    title = textwrap.fill(f"weights: {weights_source}", err.width, break_long_words=False, break_on_hyphens=False)
+    heads = (Column("block", overflow="fold"), "parameters", "trained", "batch norm statistics")
+    table = Table(*heads, title=title)
     for row in rows:
         table.add_row(row.name, f"{row.parameters:,}", f"{row.trainable:,}", row.statistics)
     table.add_section()
@@ -42,19 +45,24 @@ def print_choice(choice: "ExecutionChoice") -> None:
 
 
 def print_epoch(epoch: "Epoch") -> None:
-    """Print the line of an epoch that has ended."""
-    validation = "" if epoch.val_loss is None else f"  val loss {epoch.val_loss:.4f} accuracy {epoch.val_accuracy:.4f}"
-    shifted = "" if epoch.ood_accuracy is None else f"  shifted {epoch.ood_accuracy:.4f}"
+    """Print the line of an epoch that has ended, or several lines in a narrow window."""
+    validation = "" if epoch.val_loss is None else f"val loss {epoch.val_loss:.4f} accuracy {epoch.val_accuracy:.4f}"
+    shifted = "" if epoch.ood_accuracy is None else f"shifted {epoch.ood_accuracy:.4f}"
     if epoch.val_metric not in (epoch.val_accuracy, epoch.val_loss):
         validation += f" metric {epoch.val_metric:.4f}"
     if epoch.ood_metric != epoch.ood_accuracy:
         shifted += f" metric {epoch.ood_metric:.4f}"
-    err.print(
-        f"epoch {epoch.number:>3}  loss {epoch.train_loss:.4f} accuracy {epoch.train_accuracy:.4f}{validation}{shifted}"
-        f"  lr {epoch.lr:.2e}  {epoch.images_per_second:,.0f} images/s  {epoch.seconds:.1f} s"
-    )
+    training = f"loss {epoch.train_loss:.4f} accuracy {epoch.train_accuracy:.4f}"
+    speed = f"{epoch.images_per_second:,.0f} images/s  {epoch.seconds:.1f} s"
+    name = f"epoch {epoch.number:>3}"
+    lines = [name]
+    for part in filter(None, (training, validation, shifted, f"lr {epoch.lr:.2e}", speed)):
+        if len(lines[-1]) + 2 + len(part) > err.width:
+            lines.append(" " * len(name))
+        lines[-1] += f"  {part}"
+    err.print("\n".join(lines))
     if epoch.note:
-        err.print(f"epoch {epoch.number:>3}  {epoch.note}")
+        err.print(f"{name}  {epoch.note}")
 
 
 def print_norms(rows: Sequence[Mapping[str, str]]) -> None:
@@ -62,12 +70,13 @@ def print_norms(rows: Sequence[Mapping[str, str]]) -> None:
     if not rows:
         return
     last = rows[-1]["epoch"]
-    table = Table("layer", "parameters", "gradient norm", "weight norm", title=f"norms in epoch {last}")
+    cells = []
     for row in rows:
         if row["epoch"] == last:
-            norms = (f"{float(row[name]):.3g}" for name in ("gradient_norm", "weight_norm"))
-            table.add_row(row["layer"], f"{int(row['parameters']):,}", *norms)
-    out.print(table)
+            norms = [f"{float(row[name]):.3g}" for name in ("gradient_norm", "weight_norm")]
+            cells.append([row["layer"], f"{int(row['parameters']):,}", *norms])
+    heads = ("layer", "parameters", "gradient norm", "weight norm")
+    print_table(heads, cells, title=f"norms in epoch {last}", folded={"layer": 16}, full_table="norms.csv")
 
 
 def print_lr_find(result: "LRFindResult", picture: Any) -> None:

@@ -20,7 +20,9 @@ def print_trial(part: str, progress: "StudyProgress") -> None:
     values = "".join(f"  {key} {row[key]:.4f}" for key in list(row) if _is_score(row, key))
     best = "" if progress.best is None or "of" in row else f"  best {progress.best_value:.4f} (trial {progress.best})"
     others = "".join(f"  {state} {counts[state]}" for state in ("running", "pruned", "failed") if counts[state])
-    left = f"  about {_duration(progress.seconds_left)} left" if progress.seconds_left else ""
+    seconds = progress.seconds_left or 0.0
+    remaining = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    left = f"  about {remaining} left" if seconds else ""
     reason = f"  {row['reason']}" if row["reason"] else ""
     err.print(f"{part} {ended}/{progress.total}  {name} {row['state']}{values}{reason}{best}{others}{left}")
 
@@ -28,10 +30,6 @@ def print_trial(part: str, progress: "StudyProgress") -> None:
 def _is_score(row: Mapping[str, Any], name: str) -> bool:
     names = list(row)
     return names.index("state") < names.index(name) < names.index("seconds") and row[name] is not None
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def print_study(report: "StudyReport") -> None:

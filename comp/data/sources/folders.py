@@ -90,11 +90,7 @@ def _by_folder(listing: Listing) -> _Labelled:
 
 
 def _training_files(listing: Listing, config: DataConfig) -> _Labelled:
-    """Return the training files and their classes.
-
-    Raises:
-        DataError: no class folder, an empty one, or a file without a match of the pattern.
-    """
+    """Return the training files and their classes; no class folder may be empty."""
     if config.label_pattern:
         return _by_pattern(listing, config.label_pattern)
     location = listing.location
@@ -109,7 +105,9 @@ def _training_files(listing: Listing, config: DataConfig) -> _Labelled:
             "the class (cat.0.jpg), set data.label_pattern; if a table does, set data.source=csv_images"
         )
     base = location.joinpath(*listing.wrapping)
-    empty = sorted(set(_subfolders(base)) - {name for _, name, _ in files})
+    folders = [path.name for path in base.iterdir() if path.is_dir()] if base.is_dir() else []  # an archive has none
+    visible = {name for name in folders if not name.startswith((".", "__MACOSX"))}
+    empty = sorted(visible - {name for _, name, _ in files})
     if empty:
         raise DataError(f"{base / empty[0]}: holds no image; fill it or remove it")
     return files
@@ -142,13 +140,6 @@ def _check_class_folders(listing: Listing, classes: Sequence[str], config: DataC
     if unknown:
         folder = listing.location.joinpath(*listing.wrapping, unknown[0])
         raise DataError(f"{folder}: no class of train has this name{nearest(unknown[0], classes)}; rename it")
-
-
-def _subfolders(base: Path) -> list[str]:
-    """Return the visible folders in a folder; none in an archive, which holds only files."""
-    if not base.is_dir():
-        return []
-    return [path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX"))]
 
 
 def _labelled_test(

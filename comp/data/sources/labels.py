@@ -125,9 +125,6 @@ def order_classes(names: Sequence[str], sample: SampleSubmission | None) -> tupl
 def _find_label_column(table: _TrainingTable) -> str:
     """Return the label column: set in the config, else shared with the sample, else with a common name, else the only
     candidate; empty if none can be determined.
-
-    Raises:
-        DataError: the config names a column that does not exist.
     """
     sample, candidates = table.sample, table.candidates
     shared = sample.columns if sample is not None and len(sample.columns) == 1 else ()
@@ -172,11 +169,7 @@ def _find_flag_columns(table: _TrainingTable) -> tuple[str, ...]:
 
 
 def _check_sample_classes(table: _TrainingTable, sample: SampleSubmission) -> None:
-    """Refuse a sample that has columns for only some classes: every row has one 1, but not within its columns.
-
-    Raises:
-        DataError: with the key that sets the class columns.
-    """
+    """Refuse a sample that has columns for only some classes: every row has one 1, but not within its columns."""
     shared = sample.columns
     flags = _read_flags(table.cells, shared)
     rest = [name for name in table.candidates if name not in shared and _are_flags(table.cells, [name])]
@@ -271,11 +264,7 @@ def _read_lists(table: _TrainingTable, column: str, separator: str) -> Labels:
 
 
 def _check_texts(labels: Sequence[str], path: Path, column: str) -> None:
-    """Refuse rows without a label, and labels that differ only in spaces.
-
-    Raises:
-        DataError: with the first such row or pair.
-    """
+    """Refuse rows without a label, and labels that differ only in spaces."""
     missing = [row for row, label in enumerate(labels) if not label.strip()]
     if missing:
         raise DataError(

@@ -68,7 +68,8 @@ def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> So
     notes += _note_unused(columns, (id_column, file_column, files.group_column, *labels.columns), path)
     notes += [*labels.notes, *listing.notes("train")]
     used = training = frozenset(path for path in paths if path)
-    test, location = None, _find_test_location(config)
+    find = find_location if files.test == _DEFAULT_TEST else require_location
+    test, location = None, find(root, files.test, "test")
     if location is not None:
         listed = _read_test_ids(config, sample, id_column, location)
         loaded = unlabelled_test(
@@ -129,12 +130,6 @@ def _note_unused(columns: Sequence[str], used: Sequence[str], path: Path) -> lis
     unused = [column for column in columns if column not in used]
     shown = ", ".join(unused[:_SHOWN]) + (", ..." if len(unused) > _SHOWN else "")
     return [f"{path}: {len(unused):,} columns are not used: {shown}"] if unused else []
-
-
-def _find_test_location(config: DataConfig) -> Path | None:
-    """Return where the test images are stored, None if there are none."""
-    root, name = Path(config.root), config.csv.test
-    return find_location(root, name, "test") if name == _DEFAULT_TEST else require_location(root, name, "test")
 
 
 def _find_test_table(config: DataConfig) -> Path | None:
@@ -201,11 +196,7 @@ def _pixel_source(
 
 
 def _pixel_test(path: Path, config: DataConfig, sample: SampleSubmission | None) -> Split:
-    """Return the test images of a pixel table, in the sample's order.
-
-    Raises:
-        DataError: a row of the sample is not in the table.
-    """
+    """Return the test images of a pixel table, in the sample's order."""
     table = read_pixel_table(path)
     ids, _ = table.row_ids("test", config.csv, sample)
     test = Split("test", table.images, np.array(ids, np.str_), None)

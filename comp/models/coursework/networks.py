@@ -5,6 +5,7 @@ A network's function takes the image shape and the number of classes; its keywor
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,16 +19,11 @@ from comp.runtime.errors import ModelError, unknown
 Shape = tuple[int, int, int]  # channels, height, width
 
 
-def _flat(shape: Shape) -> int:
-    channels, height, width = shape
-    return channels * height * width
-
-
 def fully_connected(
     shape: Shape, classes: int, *, hidden: Sequence[int] = (128,), activation: str = "relu", drop_rate: float = 0.0
 ) -> Network:
     """Flatten, then linear layers of the `hidden` widths, each with activation and dropout."""
-    widths = [_flat(shape), *_check_widths("hidden", hidden)]
+    widths = [math.prod(shape), *_check_widths("hidden", hidden)]
     neck: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
         neck += [nn.Linear(before, after), activation_layer(activation), nn.Dropout(drop_rate)]
@@ -37,7 +33,7 @@ def fully_connected(
 def mlp(shape: Shape, classes: int, *, drop_rate: float = 0.2) -> Network:
     """784-128-64 with ReLU, dropout after the second hidden layer: 109,386 parameters for 28 px grey, 10 classes."""
     neck = nn.Sequential(
-        nn.Linear(_flat(shape), 128),
+        nn.Linear(math.prod(shape), 128),
         nn.ReLU(),
         nn.Linear(128, 64),
         nn.ReLU(),
@@ -66,7 +62,7 @@ class ResidualLinear(nn.Module):
 
 def residual_mlp(shape: Shape, classes: int, *, width: int = 110, blocks: int = 2, drop_rate: float = 0.2) -> Network:
     """784 -> 110, residual blocks of two linear layers, -> 10: 136,300 parameters for 28 px grey, 10 classes."""
-    neck: list[nn.Module] = [nn.Linear(_flat(shape), width), nn.ReLU()]
+    neck: list[nn.Module] = [nn.Linear(math.prod(shape), width), nn.ReLU()]
     neck += [ResidualLinear(width, drop_rate) for _ in range(blocks)]
     return Network(nn.Sequential(nn.Flatten()), nn.Sequential(*neck), nn.Linear(width, classes))
 

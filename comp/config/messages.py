@@ -50,11 +50,7 @@ def explain(error: ValidationError, document: Document, where: str, earlier: Map
 
 @contextlib.contextmanager
 def naming_overrides(overrides: Sequence[str]) -> Iterator[None]:
-    """Name the override in errors raised inside, if it set the key that a message begins with.
-
-    Args:
-        overrides: the overrides of the config.
-    """
+    """Name the override in errors raised inside, if it set the key that a message begins with."""
     paths = [text.partition("=")[0].strip() for text in overrides]
     try:
         yield

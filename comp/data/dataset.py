@@ -152,6 +152,10 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
     _check_shapes(train, val, test)
     mean, std = _measure_channels(train, fingerprint, Path(config.data.root), progress)
     competition = _describe_competition(config, source, train, test)
+    image_files = [split.images for split in source.splits if isinstance(split.images, ImageFiles)]
+    notes = [*source.notes, *(note for images in image_files for note in images.notes)]
+    if source.val is not None and config.data.validation != "official":
+        notes.append("val: the source's own validation split is not used; use it with data.validation=official")
     return Dataset(
         competition=competition,
         train=train,
@@ -163,8 +167,8 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
         std=tuple(max(value, _SMALLEST_STD) for value in std),
         fingerprint=fingerprint,
         resident=loading.stays_resident((train, val), config.data.loading),
-        notes=(*_collect_notes(config, source), *divided.notes),
-        unreadable=tuple(name for images in _image_files(source) for name in images.unreadable),
+        notes=(*notes, *divided.notes),
+        unreadable=tuple(name for images in image_files for name in images.unreadable),
         pixel_range=source.pixel_range,
         split_seed=config.data.split_seed,
     ).with_drawn_samples()
@@ -190,21 +194,6 @@ def _measure_channels(
 
     statistics = cached_json(root, "statistics", "\0".join((fingerprint, *train.ids.tolist())), measure)
     return tuple(statistics["mean"]), tuple(statistics["std"])
-
-
-def _image_files(source: Source) -> list[ImageFiles]:
-    splits = (source.train, source.val, source.test)
-    return [split.images for split in splits if split is not None and isinstance(split.images, ImageFiles)]
-
-
-def _collect_notes(config: Config, source: Source) -> tuple[str, ...]:
-    """Return notes on data that are ignored, or read in an unexpected way."""
-    notes = list(source.notes)
-    for images in _image_files(source):
-        notes += images.notes
-    if source.val is not None and config.data.validation != "official":
-        notes.append("val: the source's own validation split is not used; use it with data.validation=official")
-    return tuple(notes)
 
 
 def _describe_competition(config: Config, source: Source, train: Split, test: Split | None) -> Competition:

@@ -73,7 +73,7 @@ def scan_files(
         resize=config.resize,
         workers=resolve_workers(config.workers),
         content=facts["content"],
-        notes=(*_skipped_notes(name, missing_ids, bad_paths, labelled=labelled), *_content_notes(name, facts)),
+        notes=tuple(_notes(name, facts, missing_ids, bad_paths, labelled=labelled)),
         unreadable=(*bad_paths, *missing_ids),
         depth=decode.Depth(**facts["depth"]) if facts["depth"] else None,
         scale=config.range if isinstance(config.range, tuple) else None,
@@ -83,19 +83,16 @@ def scan_files(
     return Split(name, images, np.array(ids, np.str_)[kept], kept_labels, blank=blank)
 
 
-def _skipped_notes(name: str, missing: Sequence[str], unreadable: Sequence[str], *, labelled: bool) -> list[str]:
-    """Return notes on rows without a readable file: ids without one, and files that hold no image."""
+def _notes(
+    name: str, facts: dict[str, Any], missing: Sequence[str], unreadable: Sequence[str], *, labelled: bool
+) -> list[str]:
+    """Return notes on ids without a file, files that hold no image, and images read in an unexpected way."""
     outcome = "are left out" if labelled else "get a default answer, the mean of all other predictions"
     notes = []
     if missing:
         notes.append(f"{name}: {len(missing):,} rows have no file and {outcome}, first {missing[0]!r}")
     if unreadable:
         notes.append(f"{name}: {len(unreadable):,} files cannot be read and {outcome}, first {unreadable[0]}")
-    return notes
-
-
-def _content_notes(name: str, facts: dict[str, Any]) -> list[str]:
-    notes = []
     if animated := facts["animated"]:
         notes.append(f"{name}: {len(animated):,} animated, only the first frame is read: {animated[0]}")
     for fourth, files in facts["fourth"].items():

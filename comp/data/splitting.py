@@ -142,15 +142,9 @@ def fold_indices(
     stratifier: "Stratifier | None" = None,
     groups: Rows | None = None,
 ) -> tuple[Rows, Rows]:
-    """Return the rows of all folds but one, and those of that one, each sorted.
+    """Return the rows of all folds but `number` (from 0), and those of that one, each sorted; see `holdout_indices`.
 
-    Args:
-        split: labelled.
-        folds: count; every image is in exactly one fold.
-        number: of the held-out fold, from 0.
-        seed: gives the same rows on every machine.
-        stratifier: balances the folds, as far as rare classes allow; None: by classes.
-        groups: [N], rows with the same number stay together.
+    Every image is in exactly one fold. The stratifier balances the folds as far as rare classes allow.
 
     Raises:
         DataError: fewer images, or groups, than folds.
@@ -303,16 +297,10 @@ def _sample_by_label_set(labels: Targets, count: int, seed: int) -> Rows:
 def _stratify_label_sets(
     labels: Targets, shares: NDArray[np.float64], seed: int, groups: Rows | None
 ) -> NDArray[np.int64]:
-    """Return the part of each row [N], so that every class has its share of images in every part.
+    """Return the part of each row of labels [N, K], so that every class has its share [P] of images in every part.
 
     Iterative stratification (Sechidis et al. 2011, "On the stratification of multi-label data", algorithm 1): the
     rarest class is assigned first, each image to the part that lacks that class most. Groups stay together.
-
-    Args:
-        labels: [N, K] of 0 and 1.
-        shares: [P] of the parts, summing to 1.
-        seed: for breaking ties.
-        groups: [N], rows with the same number stay together; None: every row is its own group.
     """
     members = _list_members(groups) if groups is not None else [np.array([row]) for row in range(len(labels))]
     counts = np.stack([labels[rows].sum(0) for rows in members])  # [G, K]

@@ -92,12 +92,7 @@ def show_same_images(members: Sequence[Predictions], images: Sequence[NDArray[np
 
 
 def reorder_classes(original: Predictions, classes: tuple[str, ...], problem: str) -> Predictions:
-    """Return predictions with the same classes in another order.
-
-    Args:
-        original: the predictions.
-        classes: their classes in the new order.
-        problem: the start of the error message.
+    """Return predictions with the same classes in another order; `problem` begins the error message.
 
     Raises:
         RunError: the classes differ.

@@ -159,13 +159,7 @@ def cross_fit(
 
 
 def predict_out_of_fold(crossed: CrossFitted, aligned: AlignedSplit, made_by: Mapping[str, Any]) -> Predictions:
-    """Return predictions of a split, each row by a fit on folds without its image.
-
-    Args:
-        crossed: from `cross_fit`.
-        aligned: a split with the same images or others.
-        made_by: stored with the result.
-    """
+    """Return predictions of a split of the same images or others, each row by a fit on folds without its image."""
     if len(crossed.fits) == 1:
         return combine(crossed.fits[0], aligned, made_by)
     fold = crossed.folds_of(aligned.images)
@@ -181,13 +175,7 @@ def compare_with_members(
 ) -> Comparison:
     """Compare the ensemble with its members on the split that it was fitted on.
 
-    Args:
-        split: its name.
-        aligned: the members' predictions.
-        crossed: the method fitted fold by fold.
-        whole: the method fitted on the whole split.
-        held_out: from `predict_out_of_fold`.
-        metric: a row of `comp.results.metrics.METRICS`.
+    `held_out` are its predictions from `predict_out_of_fold`, and `metric` is a row of `comp.results.metrics.METRICS`.
     """
     weights = whole.weights or (None,) * len(aligned.members)
     members = [

@@ -79,14 +79,8 @@ def soup(
     Starting from the best run, each next one joins the mean if validation does not get worse. Batch norm statistics are
     averaged with the weights or recomputed on training images, whichever validates better.
 
-    Args:
-        trained: complete runs with the same data and architecture.
-        select_on: the split that members are chosen on, `val` or `ood_val`; None: shifted validation if there is one.
-        overrides: fields of `predict` that replace the first member's settings for test and suite.
-        runs_root: where the result's folder is created.
-        output: the submission; None: a free name.
-        force: replace an existing submission.
-        progress: called during validation.
+    The arguments are those of `combine.ensemble`; members are chosen on `select_on`, and `overrides` replace the first
+    member's settings for test and suite.
 
     Raises:
         UserError: different data or architectures, no validation, or an existing submission.

@@ -27,12 +27,7 @@ _NESTED_UNDER = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 def to_bytes(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Serialise a state dict as safetensors.
-
-    Args:
-        state: tensors on any device, in any layout; shared memory is stored twice.
-        metadata: text for the file's header.
-    """
+    """Serialise tensors of any device and layout as safetensors, with text in the header; shared memory is copied."""
     plain = {
         name: tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
         for name, tensor in state.items()

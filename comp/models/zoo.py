@@ -67,12 +67,7 @@ def build(
 
 
 def build_on_meta(config: ModelConfig, *, classes: int, image_shape: Shape) -> Classifier:
-    """Build the configured model on the meta device, without memory for weights: for names and shapes.
-
-    Args:
-        config: the section `model`; its weights are not read.
-        classes: width of the logits.
-        image_shape: (channels, height, width) of the images.
+    """Build the configured model on the meta device, for names and shapes; see `build`. Weights are not read.
 
     Raises:
         ModelError: as `build`, except for weights.

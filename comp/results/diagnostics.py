@@ -214,11 +214,7 @@ def mean_corruption_error(blocks: Mapping[str, float], baseline: Mapping[str, fl
 
 
 def accuracy_grid(by_block: Mapping[str, float]) -> tuple[list[str], list[str], NDArray[np.float64]]:
-    """Return distortions, severities and accuracies [distortions, severities], NaN for missing blocks.
-
-    Args:
-        by_block: `distortion00_1` -> accuracy.
-    """
+    """Return the blocks' distortions, severities and accuracies [distortions, severities], NaN for missing blocks."""
     cells = {distortion_and_severity(name): value for name, value in by_block.items()}
     numbers = list(dict.fromkeys(number for number, _ in cells))
     columns = sorted({severity for _, severity in cells})

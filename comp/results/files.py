@@ -116,12 +116,7 @@ def open_arrays(path: Path) -> "Iterator[NpzFile]":
 
 
 def read_bytes(path: Path, what: str, error: type[UserError]) -> bytes:
-    """Return a file's content.
-
-    Args:
-        path: the user's file.
-        what: its kind, for the error message: `submission`, `weights file`.
-        error: the exception class to raise.
+    """Return a file's content; `what` is its kind in the error message: `submission`, `weights file`.
 
     Raises:
         UserError: of class `error`: the file is missing or not readable.

@@ -1,4 +1,7 @@
-"""Plots of data and runs as PNG files. Torch-free; matplotlib is imported late and needs no display."""
+"""Plots of data and runs as PNG files. Torch-free; matplotlib is imported late and needs no display.
+
+The first argument of each function is the path of the PNG. Histories and norms are rows of history.csv and norms.csv.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -40,13 +43,7 @@ _METRIC = {"competition's metric": {"val_metric": "validation", "ood_metric": "v
 
 
 def draw_label_bars(path: Path, counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> None:
-    """Draw the number of images of each class, one colour for each split.
-
-    Args:
-        path: the PNG.
-        counts: split name -> images of each class.
-        classes: their names.
-    """
+    """Draw the number of images of each class, one colour for each split; `counts` are split -> images by class."""
     figure = _figure(max(6.0, min(16.0, 0.45 * len(classes))), 4.5)
     axes = figure.add_subplot()
     width = 0.8 / len(counts)
@@ -107,10 +104,7 @@ def draw_image_sheet(path: Path, images: NDArray[np.uint8], rows: Sequence[str],
 def draw_curves(path: Path, history: Sequence[Mapping[str, str]], best_epoch: int = 0) -> None:
     """Draw a training's loss, accuracy, learning rate and, if it is another one, metric by epoch.
 
-    Args:
-        path: the PNG.
-        history: rows of history.csv; a cell is empty if the epoch did not measure it.
-        best_epoch: counted from 1 and marked by a line; 0 for none.
+    `best_epoch` is counted from 1 and marked by a line; 0 for none.
     """
     has_metric = any(row.get("val_metric") not in (row.get("val_accuracy"), row.get("val_loss")) for row in history)
     panels = {**_CURVES, **(_METRIC if has_metric else {})}
@@ -127,15 +121,7 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, str]], best_epoch: in
 def draw_lr_search(
     path: Path, rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], marks: Mapping[str, float]
 ) -> None:
-    """Draw the loss over a rising learning rate.
-
-    Args:
-        path: the PNG.
-        rates: of each step.
-        losses: of each step.
-        smoothed: the same, smoothed.
-        marks: label -> marked rate.
-    """
+    """Draw the losses of steps, and the same smoothed, over their rising learning rates; mark some rates by a label."""
     figure = _figure(8.0, 4.5)
     axes = figure.add_subplot()
     axes.plot(rates, losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="loss of each step")
@@ -154,12 +140,7 @@ def draw_lr_search(
 
 
 def draw_norms(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw gradient and weight norms by layer, input first, one line for each of some epochs.
-
-    Args:
-        path: the PNG.
-        rows: of norms.csv: epoch, layer, gradient_norm, weight_norm; every epoch has the same layers.
-    """
+    """Draw gradient and weight norms by layer, input first, one line for each of some epochs."""
     from matplotlib.ticker import LogLocator
 
     epochs = sorted({int(row["epoch"]) for row in rows})
@@ -208,13 +189,7 @@ def draw_confusion(path: Path, table: NDArray[np.int64], classes: Sequence[str])
 
 
 def draw_reliability(path: Path, bins: Sequence[Mapping[str, float]], ece: float) -> None:
-    """Draw accuracy by confidence, and the number of images below it.
-
-    Args:
-        path: the PNG.
-        bins: `low`, `high`, `images`, `confidence`, `accuracy` of each.
-        ece: expected calibration error, for the title.
-    """
+    """Draw accuracy by confidence, and the number of images below it; see `diagnostics.calibration`."""
     figure = _figure(5.0, 6.0)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     lows, widths = [row["low"] for row in bins], [row["high"] - row["low"] for row in bins]
@@ -248,12 +223,7 @@ def draw_blocks(path: Path, rows: Sequence[str], columns: Sequence[str], accurac
 
 
 def draw_compared_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
-    """Draw several trainings' losses, accuracies and, if it is another one, metric by epoch.
-
-    Args:
-        path: the PNG.
-        histories: run -> rows of its history.csv; at least one row has a training loss.
-    """
+    """Draw several runs' losses, accuracies and, if it is another one, metric by epoch; one has a training loss."""
     all_rows = [row for rows in histories.values() for row in rows]
     measured = [column for column in _COMPARED if any(row.get(column) for row in all_rows)]
     for split in ("val", "ood"):  # accuracy or loss as the metric already has a panel
@@ -272,12 +242,7 @@ def draw_compared_curves(path: Path, histories: Mapping[str, Sequence[Mapping[st
 
 
 def draw_compared_norms(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Draw several networks' gradient and weight norms of the last epoch, from input (0) to output (1).
-
-    Args:
-        path: the PNG.
-        tables: run -> rows of its norms.csv.
-    """
+    """Draw several runs' gradient and weight norms of the last epoch, from input (0) to output (1)."""
     figure = _figure(11.0, 4.5)
     for axes, column in zip(figure.subplots(1, 2), ("gradient_norm", "weight_norm"), strict=True):
         for name, rows in tables.items():

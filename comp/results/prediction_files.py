@@ -141,11 +141,7 @@ def _upgrade(archive: Mapping[str, NDArray[Any]], select: Callable[[str], bool])
 
 
 def variant_suffix(made_by: Mapping[str, Any]) -> str:
-    """Return the file suffix of views and adaptation: `+flip-uncertain0.25+bn-file-alpha0.5`; empty for neither.
-
-    Args:
-        made_by: `Predictions.made_by`; missing keys mean their defaults.
-    """
+    """Return the file suffix of views and adaptation: `+flip-uncertain0.25+bn-file-alpha0.5`; empty for neither."""
     views, share = made_by.get("views", "none"), made_by.get("views_share", 1.0)
     adapt, per, alpha = made_by.get("adapt", "none"), made_by.get("adapt_per", "block"), made_by.get("alpha", _ALPHA)
     text = ""

@@ -41,7 +41,10 @@ _SECTIONS = ("competition", "data", "augment", "model", "optim", "train", "predi
 _PROVENANCE: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "classes": ("a list of text", lambda value: _is_list(value, str)),
     "image_shape": ("three whole numbers", lambda value: _is_list(value, int) and len(value) == 3),
-    "images": ("the number of images of train, val and test", lambda value: _is_image_counts(value)),
+    "images": (
+        "the number of images of train, val and test",
+        lambda value: isinstance(value, dict) and _is_list([value.get(name) for name in ("train", "val", "test")], int),
+    ),
     "data_fingerprint": ("text", lambda value: isinstance(value, str)),
     "first_weights": ("text", lambda value: isinstance(value, str)),
     "loading": ("text", lambda value: isinstance(value, str)),
@@ -60,10 +63,6 @@ _VERSIONS = ("comp", "torch", "torchvision", "timm", "numpy", "albumentations", 
 
 def _is_list(value: Any, kind: type) -> bool:
     return isinstance(value, list) and all(isinstance(part, kind) for part in value)
-
-
-def _is_image_counts(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(name), int) for name in ("train", "val", "test"))
 
 
 @dataclass(frozen=True)

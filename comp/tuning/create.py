@@ -89,9 +89,7 @@ def check_study(config: Config) -> None:
 def open_search(plan: StudyPlan, *, make: bool = True) -> Study:
     """Open or create the search of a plan; a new one tries the config's own values and earlier best configs first.
 
-    Args:
-        plan: see `StudyPlan`.
-        make: False opens only an existing study, and changes nothing.
+    Without `make` only an existing study is opened, and nothing changes.
 
     Raises:
         StudyError: it exists with another config, or `make` is False and it does not exist.

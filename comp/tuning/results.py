@@ -91,13 +91,7 @@ class StudyReport:
 
 
 def progress_of(study: Study, began: float, ended_before: int) -> StudyProgress:
-    """Return how far a study is.
-
-    Args:
-        study: the search, or its confirmation.
-        began: `time.time()` of this command.
-        ended_before: trials that had ended before it.
-    """
+    """Return how far a study is; this command began at `began` (`time.time()`), after `ended_before` trials."""
     trials = study.trials()
     ended = sorted((row for row in trials if row.state.is_finished()), key=lambda row: row.datetime_complete)
     best = next(iter(study.ranked()), None)

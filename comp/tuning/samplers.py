@@ -36,10 +36,7 @@ SAMPLERS: dict[str, tuple[type[Any], Mapping[str, Any]]] = {
 def sampler(config: Config, number: int, *, untried: bool = False) -> Any:
     """Return Optuna's sampler for a trial.
 
-    Args:
-        config: see section `tune`.
-        number: of the trial.
-        untried: return one that proposes an untried point, whatever `tune.sampler` is.
+    With `untried` it proposes a point that was not tried, whatever `tune.sampler` is.
 
     Raises:
         ConfigError: a name or argument is unknown.

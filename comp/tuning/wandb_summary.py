@@ -22,12 +22,8 @@ def log_study(search: Study, report: StudyReport, *, pictures: bool) -> None:
     """Log a study's results to W&B unless `track.wandb` is disabled; errors become a note.
 
     They go to an offline segment below the study's folder, which is uploaded if you are logged in. What the network
-    does not take within ten seconds waits for `comp leaderboard --sync`.
-
-    Args:
-        search: the study.
-        report: of the study, with its files written.
-        pictures: whether its plots were drawn.
+    does not take within ten seconds waits for `comp leaderboard --sync`. The report's files have been written, and with
+    `pictures` its plots too.
     """
     mode = wandb_mode(search.config.track)
     if mode == "disabled":

@@ -1,19 +1,11 @@
 """`comp data prepare`, `show`, `check` and `corrupt`."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from comp.cli.commands.options import AsJson, ConfigPath, Overrides
-
-
-class CleanSplit(StrEnum):
-    """A clean split to corrupt."""
-
-    val = "val"
-    test = "test"
 
 
 def prepare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
@@ -102,7 +94,7 @@ def corrupt(
     config: ConfigPath,
     overrides: Overrides = None,
     *,
-    split: Annotated[CleanSplit, typer.Option(help="Clean split to corrupt.")],
+    split: Annotated[Literal["val", "test"], typer.Option(help="Clean split to corrupt.")],
     out: Annotated[Path, typer.Option(help="New folder, or one to continue.", metavar="DIR")],
     count: Annotated[int, typer.Option(min=0, help="Images per block, a stratified sample; 0: all.")] = 0,
     severities: Annotated[str, typer.Option(help="For example 1-5 or 1,3,5.")] = "1-5",
@@ -129,7 +121,7 @@ def corrupt(
     with console.bars() as progress:
         dataset = inspection.open_without_suite(loaded, progress)
         paths = export.write_suite(
-            export.clean_split(dataset, split.value),
+            export.clean_split(dataset, split),
             out,
             seed=loaded.data.split_seed,
             source={"data": loaded.data.source},

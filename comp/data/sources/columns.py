@@ -30,12 +30,7 @@ _SHOWN = 12  # columns in a message
 
 
 def require_table(root: Path, name: str, key: str) -> Path:
-    """Return a table's file; see `find_table`.
-
-    Args:
-        root: the data folder.
-        name: value of `data.csv.KEY`.
-        key: config key, for messages.
+    """Return the file of a table whose name is the value of `data.csv.KEY`; see `find_table`.
 
     Raises:
         DataError: there is none.

@@ -29,13 +29,7 @@ _SKIP_HINT = "data.skip_bad=true gives such rows a default answer: the mean of a
 def find_location(root: Path, name: str, key: str) -> Path | None:
     """Return where images are stored: the folder of this name, the archive, or the archive of this name and `.zip`.
 
-    Args:
-        root: the data folder.
-        name: value of `data.csv.KEY`.
-        key: config key, for messages; empty if the name is not configurable.
-
-    Returns:
-        None if neither exists.
+    None if neither exists. The name is the value of `data.csv.KEY`; the key is empty if it is not configurable.
 
     Raises:
         DataError: another kind of file has this name, or the images are packed in another format than .zip.

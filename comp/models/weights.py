@@ -27,7 +27,7 @@ _NESTED_UNDER = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 def to_bytes(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Serialise tensors of any device and layout as safetensors, with text in the header; shared memory is copied."""
+    """Serialise tensors of any device and layout as safetensors, with header text; shared memory is stored twice."""
     plain = {
         name: tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
         for name, tensor in state.items()

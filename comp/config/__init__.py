@@ -5,10 +5,6 @@ names (models, policies, metrics), rules and disk space. A config never changes 
 never written back to it.
 """
 
-# The imports below are this package's names.
-# ruff: noqa: F401
-# mypy: implicit-reexport
-
 from comp.config.competition import (
     CompetitionConfig,
     OODValidationConfig,
@@ -22,3 +18,32 @@ from comp.config.messages import naming_overrides
 from comp.config.section import parse_duration
 from comp.config.training import LookaheadConfig, ModelConfig, OptimConfig, TrainConfig
 from comp.config.tree import Config, ConfirmConfig, PredictConfig, TrackConfig, TuneConfig
+
+__all__ = [
+    "AugmentConfig",
+    "CSVConfig",
+    "CompetitionConfig",
+    "Config",
+    "ConfirmConfig",
+    "DataConfig",
+    "LookaheadConfig",
+    "ModelConfig",
+    "OODValidationConfig",
+    "OptimConfig",
+    "PredictConfig",
+    "RulesConfig",
+    "SubmissionConfig",
+    "SuiteConfig",
+    "TrackConfig",
+    "TrainConfig",
+    "TuneConfig",
+    "dump",
+    "fingerprint",
+    "flatten",
+    "from_mapping",
+    "load",
+    "load_stored",
+    "naming_overrides",
+    "parse_duration",
+    "schema",
+]

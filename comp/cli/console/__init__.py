@@ -3,10 +3,6 @@
 Bars and epoch lines go to stderr, results to stdout: `comp run --json > result.json` writes the result alone.
 """
 
-# The imports below are this package's names.
-# ruff: noqa: F401
-# mypy: implicit-reexport
-
 from comp.cli.console.leaderboard import board_cells, metric_heads, print_groups, print_leaderboard, print_rows
 from comp.cli.console.models_and_data import (
     MOST_COUNTED_MODELS,
@@ -20,3 +16,35 @@ from comp.cli.console.output import Bars, bars, print_json, print_line, print_no
 from comp.cli.console.runs import print_answers, print_evaluation, print_prediction, print_stages, print_summary
 from comp.cli.console.training import print_choice, print_epoch, print_lr_find, print_norms, print_start
 from comp.cli.console.tuning import print_study, print_trial
+
+__all__ = [
+    "MOST_COUNTED_MODELS",
+    "Bars",
+    "bars",
+    "board_cells",
+    "metric_heads",
+    "print_answers",
+    "print_choice",
+    "print_contents",
+    "print_dataset",
+    "print_epoch",
+    "print_evaluation",
+    "print_findings",
+    "print_groups",
+    "print_json",
+    "print_leaderboard",
+    "print_line",
+    "print_lr_find",
+    "print_models",
+    "print_norms",
+    "print_note",
+    "print_notes",
+    "print_prediction",
+    "print_rows",
+    "print_stages",
+    "print_start",
+    "print_study",
+    "print_summary",
+    "print_table",
+    "print_trial",
+]

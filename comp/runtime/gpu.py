@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def cuda_problem(index: int | None = None) -> str:
     if torch.version.cuda is None or not built_for or any(_runs_on(target, capability) for target in built_for):
         return ""  # without a CUDA version it is AMD's
     return (
-        f"{name(index)} has compute capability {_dotted(capability)}, and torch {torch.__version__} is built for "
+        f"{name(index)} has compute capability {dotted(capability)}, and torch {torch.__version__} is built for "
         f"{', '.join(built_for)}; {_fitting_build(capability)}"
     )
 
@@ -99,20 +100,35 @@ def describe(device: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"gpu": None, "driver": "", "cuda": "", "cudnn": None}
     if device == "cuda":
         memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        capability = _dotted(torch.cuda.get_device_capability())
-        facts |= {"gpu": {"name": name(), "capability": capability, "memory_mib": memory >> 20}}
-        facts |= {"driver": driver_version(), "cuda": torch.version.cuda or "", "cudnn": _cudnn_version()}
+        capability = dotted(torch.cuda.get_device_capability())
+        facts |= {
+            "gpu": {"name": name(), "capability": capability, "memory_mib": memory >> 20},
+            "driver": driver_version() or _driver_by_tool(),
+            "cuda": torch.version.cuda or "",
+            "cudnn": _cudnn_version(),
+        }
     elif device == "mps":
         memory = torch.mps.recommended_max_memory()
         facts["gpu"] = {"name": torch.backends.mps.get_name(), "capability": "", "memory_mib": memory >> 20}
     return facts
 
 
+def _driver_by_tool() -> str:
+    """Return the driver's version as nvidia-smi prints it, where Linux's file is missing; empty without the tool."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 def _cudnn_version() -> int | None:
+    version: int | None = None
     with contextlib.suppress(RuntimeError):  # another cuDNN than torch was built with
-        return torch.backends.cudnn.version()
-    return None
+        version = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return version
 
 
-def _dotted(capability: tuple[int, int]) -> str:
+def dotted(capability: tuple[int, int]) -> str:
+    """Return a compute capability as NVIDIA writes it, such as `7.5`."""
     return f"{capability[0]}.{capability[1]}"

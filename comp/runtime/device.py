@@ -214,7 +214,7 @@ def _fast_precision(recorded: Precision, device: str) -> Precision:
         return "bf16" if recorded == "bf16" and _cpu_multiplies_bf16() else "fp32"
     if recorded == "fp16" or not _lack_of_bf16(device):
         return recorded
-    return "fp16" if torch.cuda.get_device_capability() >= _VOLTA else "fp32"
+    return "fp16" if gpu.capability() >= _VOLTA else "fp32"
 
 
 def _cpu_multiplies_bf16() -> bool:
@@ -225,8 +225,8 @@ def _lack_of_bf16(device: str) -> str:
     """Return why training in bfloat16 makes no sense on a device, as the end of a sentence; empty if it does."""
     if device == "mps":
         return "MPS is used in fp32 only"
-    if device == "cuda" and (capability := torch.cuda.get_device_capability()) < _AMPERE:
-        return f"{gpu.name()} has compute capability {gpu.dotted(capability)}, and bf16 needs {gpu.dotted(_AMPERE)}"
+    if device == "cuda" and gpu.capability() < _AMPERE:
+        return f"{gpu.describe_capability()}, and bf16 needs {gpu.dotted(_AMPERE)}"
     return ""
 
 
@@ -249,7 +249,7 @@ def _recorded(values: Mapping[str, Any], where: str) -> Execution:
 def devices() -> dict[str, bool]:
     """Return all devices, the fastest first, and whether this machine has each and torch can use it."""
     return {
-        "cuda": torch.cuda.is_available() and not gpu.cuda_problem(),
+        "cuda": gpu.finds_cuda() and not gpu.cuda_problem(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
@@ -339,7 +339,7 @@ def kernel_choice(*, deterministic: bool) -> Iterator[None]:
     """Let torch use only deterministic algorithms, or else let cuDNN time its kernels; restores torch's settings.
 
     A training's steps have one or a few sizes: cuDNN times its kernels at the first step of each and keeps the fastest.
-    Predictions are made outside: their kernels, and so their last digits, should not depend on timings.
+    Predictions after it are made outside: their kernels, and so their last digits, should not depend on timings.
 
     Raises:
         ConfigError: an operation has no deterministic algorithm.
@@ -423,8 +423,8 @@ def missing_compiler(device: str) -> str:
         return f"no C++ compiler was found ({f'CXX={compiler}' if compiler else 'g++, clang++, or one named by CXX'})"
     if device == "cuda" and importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if device == "cuda" and (capability := torch.cuda.get_device_capability()) < _VOLTA:
-        return f"{gpu.name()} has compute capability {gpu.dotted(capability)}, and Triton needs {gpu.dotted(_VOLTA)}"
+    if device == "cuda" and gpu.capability() < _VOLTA:
+        return f"{gpu.describe_capability()}, and Triton needs {gpu.dotted(_VOLTA)}"
     return ""
 
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import subprocess
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +24,59 @@ def cuda_problem(index: int | None = None) -> str:
     Args:
         index: of the GPU; None: the current one.
     """
-    if not torch.cuda.is_available():
+    if not finds_cuda():
         return _driver_problem()
-    capability, built_for = torch.cuda.get_device_capability(index), torch.cuda.get_arch_list()
-    if torch.version.cuda is None or not built_for or any(_runs_on(target, capability) for target in built_for):
+    found, built_for = capability(index), torch.cuda.get_arch_list()
+    if torch.version.cuda is None or not built_for or any(_runs_on(target, found) for target in built_for):
         return ""  # without a CUDA version it is AMD's
     return (
-        f"{name(index)} has compute capability {dotted(capability)}, and torch {torch.__version__} is built for "
-        f"{', '.join(built_for)}; {_fitting_build(capability)}"
+        f"{describe_capability(index)}, and torch {torch.__version__} is built for "
+        f"{', '.join(built_for)}; {_fitting_build(found)}"
     )
 
 
-def _runs_on(target: str, capability: tuple[int, int]) -> bool:
-    """Return whether code for a target (`sm_80`, `sm_90a`, `compute_70`) runs on a GPU.
+def finds_cuda() -> bool:
+    """Return whether torch finds a GPU, without its warnings: `cuda_problem` says why not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.cuda.is_available()
+
+
+def capability(index: int | None = None) -> tuple[int, int]:
+    """Return the compute capability of a CUDA GPU, without torch's warnings about it; None: of the current one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.cuda.get_device_capability(index)
+
+
+def describe_capability(index: int | None = None) -> str:
+    """Return a CUDA GPU's name and compute capability, as the start of a sentence; None: of the current one."""
+    return f"{name(index)} has compute capability {dotted(capability(index))}"
+
+
+def dotted(version: tuple[int, int]) -> str:
+    """Return a compute capability as NVIDIA writes it, such as `7.5`."""
+    return f"{version[0]}.{version[1]}"
+
+
+def _runs_on(target: str, version: tuple[int, int]) -> bool:
+    """Return whether code for a target (`sm_80`, `sm_90a`, `compute_70`) runs on a GPU of a compute capability.
 
     Machine code (sm) runs within its major version, on the same or a later minor one; with an `a` on exactly one.
     PTX (compute) is compiled at its first use, for any later GPU.
     """
     kind, _, number = target.partition("_")
     digits = number.rstrip("af")
-    version = int(digits[:-1]), int(digits[-1])
+    built = int(digits[:-1]), int(digits[-1])
     if number.endswith("a"):
-        return version == capability
-    return version <= capability and (version[0] == capability[0] or (kind == "compute" and not number.endswith("f")))
+        return built == version
+    return built <= version and (built[0] == version[0] or (kind == "compute" and not number.endswith("f")))
 
 
-def _fitting_build(capability: tuple[int, int]) -> str:
-    if capability < _MAXWELL:
+def _fitting_build(version: tuple[int, int]) -> str:
+    if version < _MAXWELL:
         return "no build of torch 2.10 or later supports it"
-    if capability < _TURING:
+    if version < _TURING:
         return "install torch 2.14 or older, built for CUDA 12.6"
     return "install torch built for CUDA 13.0 or later"
 
@@ -100,9 +125,8 @@ def describe(device: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"gpu": None, "driver": "", "cuda": "", "cudnn": None}
     if device == "cuda":
         memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        capability = dotted(torch.cuda.get_device_capability())
         facts |= {
-            "gpu": {"name": name(), "capability": capability, "memory_mib": memory >> 20},
+            "gpu": {"name": name(), "capability": dotted(capability()), "memory_mib": memory >> 20},
             "driver": driver_version() or _driver_by_tool(),
             "cuda": torch.version.cuda or "",
             "cudnn": _cudnn_version(),
@@ -127,8 +151,3 @@ def _cudnn_version() -> int | None:
     with contextlib.suppress(RuntimeError):  # another cuDNN than torch was built with
         version = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return version
-
-
-def dotted(capability: tuple[int, int]) -> str:
-    """Return a compute capability as NVIDIA writes it, such as `7.5`."""
-    return f"{capability[0]}.{capability[1]}"

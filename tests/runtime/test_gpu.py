@@ -1,18 +1,22 @@
 """The promises about the GPUs of a machine: told apart by what this build of torch can run on. No test needs one."""
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from comp.inference.options import PLAIN
 from comp.results import files, runs
 from comp.runtime import device, gpu, rng
 from comp.runtime.device import Execution, Precision
 from comp.runtime.errors import ConfigError, RunError, UserError
 from comp.training.step import seed_generators
+from comp.workflows.load import load_without_data
+from comp.workflows.predict import describe_prediction
 from tests.support.commands import Result
 
 TURING_AND_LATER = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
@@ -40,6 +44,12 @@ def recorded(on: str, precision: Precision, *, compiled: bool = False) -> dict[s
     return Execution(on, precision, channels_last=True, threads=1, compiled=compiled, workers=1).to_json()
 
 
+def warned(value: Any) -> Any:
+    """Return a value with a warning, as torch does of an old driver and of an old GPU; tests fail on one."""
+    warnings.warn("Please update your GPU driver", stacklevel=2)
+    return value
+
+
 def refusal(call: Callable[[], object], kind: type[UserError] = ConfigError) -> str:
     """Return the message with which a call is refused; it names no internet address."""
     with pytest.raises(kind) as caught:
@@ -53,12 +63,19 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> GPUs:
     """Give torch a machine with GPUs and, if `driver` is given, NVIDIA's driver without a usable GPU."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    def install(*cards: Card, built_for: list[str] | None = None, cuda: str | None = "13.0", driver: str = "") -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cards))
+    def install(
+        *cards: Card,
+        built_for: list[str] | None = None,
+        cuda: str | None = "13.0",
+        driver: str = "",
+        warns: bool = True,
+    ) -> None:
+        known = warned if warns else lambda value: value
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: known(bool(cards)))
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=None: cards[index or 0].name)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: cards[index or 0].capability)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: known(cards[index or 0].capability))
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index=None: cards[index or 0])
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built_for or TURING_AND_LATER)
         monkeypatch.setattr(torch.version, "cuda", cuda)
@@ -375,8 +392,8 @@ def test_a_driver_that_only_its_tool_shows_is_recorded(
 
 
 @pytest.mark.usefixtures("workplace")
-def test_a_training_says_and_records_why_it_passes_over_a_gpu(machine: GPUs, comp: Callable[..., Result]) -> None:
-    machine(cuda="13.0", driver="470.82.01")
+def test_a_training_says_and_records_its_choice_of_a_device(machine: GPUs, comp: Callable[..., Result]) -> None:
+    machine(cuda="13.0", driver="470.82.01", warns=False)  # torch itself asks for GPUs, too
     refused = comp("train", "small.yaml", "train.device=cuda")
     assert refused.code == 2
     assert "train.device: the GPU's driver 470.82.01 is too old" in " ".join(refused.err.split())
@@ -388,3 +405,8 @@ def test_a_training_says_and_records_why_it_passes_over_a_gpu(machine: GPUs, com
     assert note in files.read_json(run.path / "execution.json")["notes"]
     described = run.provenance()["machine"]
     assert (described["gpu"], described["driver"], described["cuda"], described["cudnn"]) == (None, "", "", None)
+    loaded = load_without_data(run)
+    assert "gpu" not in describe_prediction(loaded, "best", PLAIN)
+    machine(T4, warns=False)
+    on_gpu = replace(loaded, execution=replace(loaded.execution, device="cuda"))
+    assert describe_prediction(on_gpu, "best", PLAIN)["gpu"] == "Tesla T4"

@@ -26,12 +26,12 @@ def cuda_problem(index: int | None = None) -> str:
     """
     if not finds_cuda():
         return _driver_problem()
-    found, built_for = capability(index), torch.cuda.get_arch_list()
-    if torch.version.cuda is None or not built_for or any(_runs_on(target, found) for target in built_for):
+    version, built_for = capability(index), torch.cuda.get_arch_list()
+    if torch.version.cuda is None or not built_for or any(_runs_on(target, version) for target in built_for):
         return ""  # without a CUDA version it is AMD's
     return (
         f"{describe_capability(index)}, and torch {torch.__version__} is built for "
-        f"{', '.join(built_for)}; {_fitting_build(found)}"
+        f"{', '.join(built_for)}; {_fitting_build(version)}"
     )
 
 

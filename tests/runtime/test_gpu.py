@@ -70,12 +70,13 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> GPUs:
         driver: str = "",
         warns: bool = True,
     ) -> None:
-        known = warned if warns else lambda value: value
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: known(bool(cards)))
+        reply = warned if warns else lambda value: value
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: reply(bool(cards)))
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=None: cards[index or 0].name)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: known(cards[index or 0].capability))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: reply(cards[index or 0].capability))
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index=None: cards[index or 0])
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built_for or TURING_AND_LATER)
         monkeypatch.setattr(torch.version, "cuda", cuda)

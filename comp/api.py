@@ -85,7 +85,7 @@ def predict(
         suite: a folder of `distortionNN.npy`.
         severities: stacked in each of its files.
         overrides: `data.root=DIR`: where the run's data are now.
-        device: `cpu`, `cuda` or `mps`; empty: the training's.
+        device: `cpu`, `cuda` or `mps`; empty: the training's, or the best of this machine if it lacks that.
         views: `none`, `flip`, `shift`, `flip_shift`, `ten_crop` or `dihedral`; None: the run's.
         adapt: `none`, `bn` or `tent`; None: the run's.
         progress: called after every batch.

@@ -213,7 +213,7 @@ class _Scorer:
 def _store(mixed: _Soup, first: LoadedRun, split: str, runs_root: Path, progress: Progress) -> LoadedRun:
     """Store the soup as a run, score it on validation, and return it ready to predict."""
     config = first.config
-    provenance = provenance_of(config, first.dataset, first.model)
+    provenance = provenance_of(config, first.dataset, first.model, first.execution.device)
     result = runs.create(runs_root, config, "soup", {**provenance, "members": mixed.describe_members()})
     with runs.delete_on_failure(result), result.write_lock():
         dataset = first.dataset

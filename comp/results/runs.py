@@ -359,13 +359,18 @@ def _run_folders(folder: str, depth: int = 0) -> Iterator[str]:
             yield from _run_folders(path, depth + 1)
 
 
-def describe_machine() -> dict[str, Any]:
-    """Return argv, git commit, versions, machine and time for provenance and sidecars."""
+def describe_machine(accelerator: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return argv, git commit, versions, machine and time for provenance and sidecars.
+
+    Args:
+        accelerator: more values for `machine`, where something was computed: see `comp.runtime.gpu.describe`.
+    """
+    machine = {"system": platform.platform(), "processor": cpu_model(), "cpus": os.cpu_count()}
     return {
         "argv": [hide_passwords(word) for word in sys.argv[1:]],
         "git": git_commit(),
         "versions": package_versions(),
-        "machine": {"system": platform.platform(), "processor": cpu_model(), "cpus": os.cpu_count()},
+        "machine": {**machine, **(accelerator or {})},
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

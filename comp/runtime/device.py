@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from comp.runtime import cores
+from comp.runtime import cores, gpu
 from comp.runtime.errors import ConfigError, RunError, unknown
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -34,7 +34,10 @@ _RECORDED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "workers": ("a number of processes", lambda value: _is_count(value)),
     "micro_batch": ("a number of images or null", lambda value: value is None or (_is_count(value) and value > 0)),
 }
-_PREDICTS_IN = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16"), "mps": ("fp32",)}
+# Whether `auto` takes Apple's MPS. No training of ours has run on it yet, so it is used only where it is named.
+AUTO_TAKES_MPS = False
+_AMPERE = (8, 0)  # the first compute capability that multiplies bfloat16
+_VOLTA = (7, 0)  # the first with tensor cores, which multiply float16 fast, and the first that Triton compiles for
 _MOST_WORKERS = 8
 _MMAP_MAX, _TRIM_THRESHOLD, _KEPT_BYTES = -4, -1, 2**31 - 1  # as malloc.h names and bounds them
 
@@ -97,6 +100,13 @@ class Execution:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return images.contiguous(memory_format=layout)
 
+    def synchronize(self) -> None:
+        """Wait until the device has finished its work; the CPU always has."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        elif self.device == "mps":
+            torch.mps.synchronize()
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self)
@@ -123,19 +133,27 @@ def _is_count(value: Any) -> bool:
 
 
 def from_json(values: Mapping[str, Any], where: str) -> Execution:
-    """Return a recorded execution; fields missing in old records get the values of their time.
+    """Return a recorded execution, to resume or repeat a training; old records get the values of their time.
 
     Raises:
-        RunError: damaged, its device is not on this machine, it was compiled and this machine has no compiler, or its
-            augmentation engine was removed.
+        RunError: damaged, its augmentation engine was removed, or this machine cannot compute as it did.
     """
+    run = Path(where).parent
     if values.get("engine") == "per_image":
-        raise RunError(removed_engine_message(Path(where).parent))
+        raise RunError(removed_engine_message(run))
     execution = _recorded(values, where)
-    choose_device(execution.device)
-    missing = missing_compiler(execution.device) if execution.compiled else ""
-    if missing:
-        raise RunError(f"{where}: its steps were compiled, and {missing}; identical results need the same compiler")
+    problem = _problem(execution.device)
+    if problem:
+        problem = f"its steps ran on {execution.device}, but {problem}"
+    elif execution.precision == "bf16" and (lack := _lack_of_bf16(execution.device)):
+        problem = f"its steps were computed in bf16, but {lack}"
+    elif execution.compiled and (lack := missing_compiler(execution.device)):
+        problem = f"its steps were compiled, and {lack}"
+    if problem:
+        raise RunError(
+            f"{where}: {problem}; only a machine that computes as it did can resume or repeat it; or train again: comp "
+            f"run {run}/config.yaml"
+        )
     return execution
 
 
@@ -150,38 +168,66 @@ def removed_engine_message(run: Path) -> str:
 def prediction_execution(values: Mapping[str, Any], where: str, device: str = "") -> tuple[Execution, str]:
     """Return the execution of a prediction, and a note on how it differs from the training's.
 
+    It is never compiled. On a GPU or another device than the training's, precision falls back to what computes fast;
+    on the CPU of the training, it stays, so that probabilities are those of the training's validation.
+
     Args:
         values: the record.
         where: its file.
-        device: to predict on; empty: the training's. On another one, precision falls back to what it supports, and
-            threads are this machine's.
+        device: to predict on; empty: the training's, or the best of this machine if it lacks that.
 
     Raises:
-        ConfigError: an unknown device, or one that is not on this machine.
-        RunError: damaged, or the training's device is not on this machine.
+        ConfigError: an unknown device, or one that this machine cannot use.
+        RunError: damaged.
     """
     recorded = _recorded(values, where)
-    present = devices()
-    here = ", ".join(name for name in present if present[name])
-    if device and device not in present:
-        raise ConfigError(f"--device: {unknown('device', device, present)}")
-    if device and not present[device]:
-        raise ConfigError(f"--device: '{device}' is not on this machine; choose from {here}")
-    if not device and not present.get(recorded.device):
-        raise RunError(
-            f"{where}: was trained on '{recorded.device}', which is not on this machine; predict on another device "
-            f"({here}): --device cpu"
-        )
-    if device in ("", recorded.device):
-        return recorded, ""
-    precision = recorded.precision if recorded.precision in _PREDICTS_IN[device] else "fp32"
-    threads, workers = default_threads(), default_workers()
-    moved = replace(recorded, device=device, precision=precision, threads=threads, workers=workers, compiled=False)
-    why = "" if precision == recorded.precision else f", since {device} does not support {recorded.precision}"
-    return moved, (
-        f"trained on {recorded.device} in {recorded.precision}, predicts on {device} in {precision}{why}; "
-        "probabilities may differ in their last digits"
+    if device and device not in devices():
+        raise ConfigError(f"--device: {unknown('device', device, devices())}")
+    if device and (problem := _problem(device)):
+        raise ConfigError(f"--device: {problem}; choose from {_usable()}")
+    lack = "" if device else _problem(recorded.device)
+    device = device or (best_device() if lack else recorded.device)
+    precision = (
+        recorded.precision if device == recorded.device == "cpu" else _fast_precision(recorded.precision, device)
     )
+    placed = replace(recorded, device=device, precision=precision, compiled=False)
+    if device != recorded.device:
+        placed = replace(placed, threads=default_threads(), workers=default_workers())
+    elif precision == recorded.precision:
+        return placed, ""
+    reasons = [lack] if lack else []
+    if precision != recorded.precision:
+        processor = gpu.name() if device == "cuda" else f"this {device}"
+        reasons.append(f"{processor} is slow in {recorded.precision}, or cannot compute in it")
+    details = f" ({'; '.join(reasons)})" if reasons else ""
+    return placed, (
+        f"trained on {recorded.device} in {recorded.precision}, predicts on {device} in {precision}; probabilities may "
+        f"differ in their last digits{details}"
+    )
+
+
+def _fast_precision(recorded: Precision, device: str) -> Precision:
+    """Return a recorded precision if a device computes in it, and bfloat16 fast; else float16 or float32."""
+    if recorded == "fp32" or device == "mps":
+        return "fp32"
+    if device == "cpu":
+        return "bf16" if recorded == "bf16" and _cpu_multiplies_bf16() else "fp32"
+    if recorded == "fp16" or not _lack_of_bf16(device):
+        return recorded
+    return "fp16" if gpu.capability() >= _VOLTA else "fp32"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _lack_of_bf16(device: str) -> str:
+    """Return why training in bfloat16 makes no sense on a device, as the end of a sentence; empty if it does."""
+    if device == "mps":
+        return "MPS is used in fp32 only"
+    if device == "cuda" and gpu.capability() < _AMPERE:
+        return f"{gpu.describe_capability()}, and bf16 needs {gpu.dotted(_AMPERE)}"
+    return ""
 
 
 def _recorded(values: Mapping[str, Any], where: str) -> Execution:
@@ -201,59 +247,119 @@ def _recorded(values: Mapping[str, Any], where: str) -> Execution:
 
 
 def devices() -> dict[str, bool]:
-    """Return all devices, the fastest first, and whether each is on this machine."""
-    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """Return all devices, the fastest first, and whether this machine has each and torch can use it."""
+    return {
+        "cuda": gpu.finds_cuda() and not gpu.cuda_problem(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+
+
+def _usable() -> str:
+    return ", ".join(name for name, usable in devices().items() if usable)
+
+
+def _problem(device: str) -> str:
+    """Return why this machine cannot use a device, as the end of a sentence; empty if it can."""
+    if devices()[device]:
+        return ""
+    reason = gpu.cuda_problem() if device == "cuda" else ""
+    return reason or f"'{device}' is not on this machine, which has {_usable()}"
 
 
 def choose_device(name: str) -> str:
-    """Return the device for `train.device`: auto takes CUDA, then Apple's MPS, then the CPU.
+    """Return the device for `train.device`: the named one, or for auto the best.
 
     Raises:
-        ConfigError: the device is not on this machine.
+        ConfigError: this machine lacks the device, or torch cannot use it.
     """
-    present = devices()
     if name == "auto":
-        return next(device for device in present if present[device])
-    if not present[name]:
-        here = ", ".join(device for device in present if present[device])
-        raise ConfigError(f"train.device: '{name}' is not on this machine, which has {here}; use auto")
+        return best_device()
+    if problem := _problem(name):
+        raise ConfigError(f"train.device: {problem}; auto takes {best_device()}")
     return name
 
 
-def check_precision(precision: str, device: str) -> None:
-    """Check that float16, with its small range, is used only where it is faster.
+def best_device() -> str:
+    """Return the device that `auto` takes: CUDA, then Apple's MPS under AUTO_TAKES_MPS, then the CPU."""
+    return next(name for name, usable in devices().items() if usable and (name != "mps" or AUTO_TAKES_MPS))
+
+
+def notes_on(name: str) -> list[str]:
+    """Return a note if `train.device: auto` passes over a GPU of this machine: why, and what to do."""
+    if name != "auto" or (chosen := best_device()) == "cuda":
+        return []
+    if problem := gpu.cuda_problem():
+        return [f"train.device: auto takes {chosen}: {problem}"]
+    if chosen == "cpu" and devices()["mps"]:
+        return ["train.device: auto takes cpu: training on a Mac's GPU is untested; to try it: train.device=mps"]
+    return []
+
+
+def local_gpu(rank: int) -> int:
+    """Return the GPU of a process of torchrun that computes on CUDA: each has its own.
+
+    Args:
+        rank: LOCAL_RANK, its number among the processes on this machine.
 
     Raises:
-        ConfigError: fp16 on a device other than CUDA.
+        ConfigError: there are more processes than GPUs, or torch cannot use the GPU.
+    """
+    count = torch.cuda.device_count()
+    if rank >= count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hidden = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None else ""
+        way_out = f"use --nproc-per-node {count}, or" if count else "use"
+        raise ConfigError(
+            f"torchrun: every process needs a GPU of its own: expected LOCAL_RANK below {count}, the number of GPUs"
+            f"{hidden}, found {rank}; {way_out} train.device=cpu"
+        )
+    if problem := gpu.cuda_problem(rank):
+        raise ConfigError(f"torchrun: GPU {rank} cannot be used: {problem}")
+    return rank
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Check that half precision is used only where it is faster.
+
+    Raises:
+        ConfigError: fp16, with its small range, on a device other than CUDA; bf16 on a GPU that lacks it.
     """
     if precision == "fp16" and device != "cuda":
-        raise ConfigError(f"train.precision: fp16 needs a CUDA device, and training runs on {device}; use bf16 or auto")
+        way_out = "fp32" if device == "mps" else "bf16"
+        raise ConfigError(
+            f"train.precision: fp16 needs a CUDA device, and training runs on {device}; use {way_out} or auto"
+        )
+    if precision == "bf16" and (lack := _lack_of_bf16(device)):
+        raise ConfigError(f"train.precision: {lack}; use {'fp16' if device == 'cuda' else 'fp32'} or auto")
 
 
 @contextlib.contextmanager
-def only_deterministic(enabled: bool) -> Iterator[None]:
-    """Let torch use only deterministic algorithms if `enabled`; restores its settings.
+def kernel_choice(*, deterministic: bool) -> Iterator[None]:
+    """Let torch use only deterministic algorithms, or else let cuDNN time its kernels; restores torch's settings.
+
+    A training's steps have one or a few sizes: cuDNN times its kernels at the first step of each and keeps the fastest.
+    Predictions after it are made outside: their kernels, and so their last digits, should not depend on timings.
 
     Raises:
         ConfigError: an operation has no deterministic algorithm.
     """
-    if not enabled:
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False  # which picks kernels by timing
+    benchmark, enabled = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may sum in another order
+        torch.use_deterministic_algorithms(True)
     try:
         yield
     except RuntimeError as error:
-        if "use_deterministic_algorithms" not in str(error):
+        if not deterministic or "use_deterministic_algorithms" not in str(error):
             raise
         reason = str(error).partition(",")[0]
         raise ConfigError(f"train.deterministic: {reason}; use false, or another network") from error
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
+        torch.use_deterministic_algorithms(enabled, warn_only=warns)
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def default_threads() -> int:
@@ -304,10 +410,8 @@ def _has_hyper_threads() -> bool:
 def precisions_worth_trying(device: str) -> list[Precision]:
     """Return precisions to time, the default first."""
     if device == "mps":
-        return ["fp32"]  # bf16 is untested there: only on request
-    # Before compute capability 8 (Ampere), GPUs multiply float16 fast and bfloat16 not at all.
-    old = device == "cuda" and torch.cuda.get_device_capability() < (8, 0)
-    return ["fp32", "fp16" if old else "bf16"]
+        return ["fp32"]
+    return ["fp32", "fp16" if _lack_of_bf16(device) else "bf16"]
 
 
 def missing_compiler(device: str) -> str:
@@ -319,6 +423,8 @@ def missing_compiler(device: str) -> str:
         return f"no C++ compiler was found ({f'CXX={compiler}' if compiler else 'g++, clang++, or one named by CXX'})"
     if device == "cuda" and importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    if device == "cuda" and gpu.capability() < _VOLTA:
+        return f"{gpu.describe_capability()}, and Triton needs {gpu.dotted(_VOLTA)}"
     return ""
 
 

@@ -169,4 +169,6 @@ def order(seed: int, epoch: int, count: int, device: torch.device | str = "cpu")
 
 def preserve_rng_state(device: torch.device) -> AbstractContextManager[None]:
     """Restore torch's global generators at the end of a `with` block: a library must not disturb its user's draws."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    if device.type in ("cuda", "mps"):
+        return torch.random.fork_rng(devices=[device], device_type=device.type)
+    return torch.random.fork_rng(devices=[])

@@ -120,7 +120,7 @@ def choose_execution(
         for precision in _options(train.precision, device.precisions_worth_trying(device_name))
         for layout in _options(train.channels_last, [False, True])
     ]
-    choice = ExecutionChoice(candidates[0])
+    choice = ExecutionChoice(candidates[0], notes=device.notes_on(train.device))
     most = device.max_threads()
     if device_name == "cpu" and not train.threads and threads[0] < most:
         choice.notes.append(

@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from comp.config import Config, parse_duration
 from comp.data.dataset import Dataset
 from comp.results.runs import Run
@@ -57,7 +55,7 @@ def step_planner(config: Config, dataset: Dataset, run: Run, execution: Executio
         checkpoint_seconds=config.train.checkpoint_seconds,
         began=began,
         record=lambda plans: run.write_json("plans.json", {"budget_seconds": seconds, "plans": plans}),
-        wait=torch.cuda.synchronize if execution.device == "cuda" else lambda: None,
+        wait=execution.synchronize,
     )
 
 

@@ -36,7 +36,7 @@ def evaluate(
         run: complete.
         overrides: fields of `predict` to replace for the test split; None keeps the run's.
         baseline: a run with a scored suite, or shifted validation, of the same blocks: errors are relative to it.
-        device: to predict on; empty: the training's.
+        device: to predict on; empty: the training's, or the best of this machine if it lacks that.
         progress: called after every batch.
 
     Returns:

@@ -101,10 +101,10 @@ def load_run(run: Run, dataset: Dataset | None = None, progress: Progress = quie
         run: trained to the end.
         dataset: its data; None opens them.
         progress: called while they are opened.
-        device: to predict on; empty: the training's.
+        device: to predict on; empty: the training's, or the best of this machine if it lacks that.
 
     Raises:
-        ConfigError: the device is unknown or not on this machine.
+        ConfigError: the device is unknown, or this machine cannot use it.
         DataError: the data are missing or have changed.
         RunError: not trained to the end, damaged, or trained on other classes.
     """
@@ -118,7 +118,7 @@ def load_without_data(run: Run, *, device: str = "") -> LoadedRun:
     """Return a complete run ready to predict any images; its data are not opened.
 
     Raises:
-        ConfigError: the device is unknown or not on this machine.
+        ConfigError: the device is unknown, or this machine cannot use it.
         RunError: not complete, or damaged.
     """
     config, scores, recorded = run.config(), run.metrics(), run.provenance("classes", "image_shape")
@@ -191,14 +191,14 @@ class PlacedModel(NamedTuple):
 
 
 def load_model(run: Run, device: str = "") -> PlacedModel:
-    """Return a trained run's model with its best weights, placed as recorded; its data are not needed.
+    """Return a trained run's model with its best weights, placed to predict; its data are not needed.
 
     Args:
         run: trained to the end.
-        device: `cpu`, `cuda` or `mps` in place of the recorded one.
+        device: `cpu`, `cuda` or `mps`; see `comp.runtime.device.prediction_execution`.
 
     Raises:
-        ConfigError: the device is unknown or not on this machine.
+        ConfigError: the device is unknown, or this machine cannot use it.
         RunError: not trained to the end, or the weights differ from those that the training wrote.
         ModelError: the weights are damaged or belong to another network.
     """

@@ -20,6 +20,7 @@ from comp.results import decisions, files, metrics, prediction_files
 from comp.results.blocks import DISTORTIONS
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import AccuracyEstimate, RunMetrics, SplitScores
+from comp.runtime import gpu
 from comp.runtime.errors import RunError, UserError
 from comp.runtime.progress import Progress, quiet
 from comp.submission import rules
@@ -185,6 +186,7 @@ def describe_prediction(loaded: LoadedRun, which: str, options: PredictOptions, 
     """Return the `made_by` of predictions by the weights in file `which`; `source` identifies the images."""
     path = loaded.run.path / f"{which}.safetensors"
     layers = adapt.count_adaptable_layers(loaded.model, options.adapt)
+    accelerator = gpu.describe(loaded.execution.device)["gpu"]
     return {
         "run": loaded.run.name,
         "weights": path.name,
@@ -195,6 +197,7 @@ def describe_prediction(loaded: LoadedRun, which: str, options: PredictOptions, 
         "batch_size": loaded.config.predict.batch_size,
         "device": loaded.execution.device,
         "precision": loaded.execution.precision,
+        **({"gpu": accelerator["name"]} if accelerator else {}),
         "images": source,
     }
 

@@ -15,7 +15,7 @@ from comp.models import weights
 from comp.models.classifier import Classifier
 from comp.results import files, plots, runs
 from comp.results.runs import Run
-from comp.runtime import device
+from comp.runtime import device, gpu
 from comp.runtime.device import Execution
 from comp.runtime.errors import RunError
 from comp.runtime.progress import Progress, quiet
@@ -77,9 +77,11 @@ def train(
     check_data(config, dataset)
     model = ready_model(config, dataset)
     dataset = replace(dataset, samples={**dataset.samples, **training_samples(config, dataset, model)})
-    run = runs.create(runs_root, config, name, provenance_of(config, dataset, model), group=group)
+    device_name = execution.device if execution else device.choose_device(config.train.device)
+    provenance = provenance_of(config, dataset, model, device_name)
+    run = runs.create(runs_root, config, name, provenance, group=group)
     on_start(run, model)
-    deterministic = device.only_deterministic(config.train.deterministic)
+    deterministic = device.kernel_choice(deterministic=config.train.deterministic)
     with open_tracker(config.track, tracker) as tracker, run.write_lock(), deterministic:
         splits.save_split(run.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         choice = ExecutionChoice(execution) if execution else _choose_execution(config, dataset, model, progress)
@@ -121,7 +123,7 @@ def resume(
     if config.augment.engine == "per_image":
         raise RunError(device.removed_engine_message(run.path))
     dataset = verify_run_data(run, dataset or team.main_process_first(lambda: open_run_data(run, progress)))
-    deterministic = device.only_deterministic(config.train.deterministic)
+    deterministic = device.kernel_choice(deterministic=config.train.deterministic)
     with open_tracker(config.track, tracker) as tracker, run.write_lock(), deterministic:
         path = run.path / "execution.json"
         if path.exists():
@@ -176,7 +178,7 @@ def follow(
     context = build_context(
         config, dataset, run, model, setup.execution, fresh=setup.fresh, progress=progress, team=team
     )
-    with device.only_deterministic(config.train.deterministic):
+    with device.kernel_choice(deterministic=config.train.deterministic):
         loop.fit(context, resume=setup.resume, progress=progress)
 
 
@@ -281,10 +283,10 @@ def _describe_training(context: TrainContext, state: TrainState) -> dict[str, An
     }
 
 
-def provenance_of(config: Config, dataset: Dataset, model: Classifier) -> dict[str, Any]:
+def provenance_of(config: Config, dataset: Dataset, model: Classifier, device_name: str) -> dict[str, Any]:
     """Return the origin of a run: command, code, versions, machine, data and classes."""
     return {
-        **runs.describe_machine(),
+        **runs.describe_machine(gpu.describe(device_name)),
         "config_hash": configs.fingerprint(config),
         "first_weights": model.weights_source,
         "data_fingerprint": dataset.fingerprint,

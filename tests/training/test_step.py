@@ -20,7 +20,7 @@ from comp.config import Config, OptimConfig
 from comp.models.classifier import Classifier
 from comp.results import runs
 from comp.runtime import device
-from comp.runtime.device import Execution, Precision, only_deterministic
+from comp.runtime.device import Execution, Precision, kernel_choice
 from comp.runtime.errors import ConfigError, Interrupted, RunError
 from comp.training import checkpoint, step
 from comp.training.norms import NoNorms
@@ -135,12 +135,12 @@ def test_a_loss_scale_survives_in_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_an_operation_without_a_deterministic_form_is_refused_and_settings_are_given_back() -> None:
-    with pytest.raises(ConfigError, match=r"train\.deterministic: put_"), only_deterministic(True):
+    with pytest.raises(ConfigError, match=r"train\.deterministic: put_"), kernel_choice(deterministic=True):
         torch.zeros(4).put_(torch.tensor([1]), torch.ones(1))
     assert not torch.are_deterministic_algorithms_enabled()
-    with pytest.raises(RuntimeError, match="another"), only_deterministic(True):
+    with pytest.raises(RuntimeError, match="another"), kernel_choice(deterministic=True):
         raise RuntimeError("another")
-    with only_deterministic(False):
+    with kernel_choice(deterministic=False):
         torch.zeros(4).put_(torch.tensor([1]), torch.ones(1))
 
 

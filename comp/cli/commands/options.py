@@ -52,7 +52,10 @@ RunWords = Annotated[
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", help="Predict on cpu, cuda or mps. Default: where it was trained.")
+    str | None,
+    typer.Option(
+        "--device", help="Predict on cpu, cuda or mps. Default: where it was trained, if this machine has that."
+    ),
 ]
 RunsRoot = Annotated[Path, typer.Option("--runs", help="Folder of all runs.", callback=expand_path)]
 MaybeRunsRoot = Annotated[

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from comp.training.loop import Epoch
     from comp.training.lr_find import LRFindResult
 
-from comp.cli.console.output import err, out, print_line, print_table
+from comp.cli.console.output import err, out, print_line, print_note, print_table
 
 
 def print_start(run: "Run", rows: "Sequence[TrainableRow]", weights_source: str) -> None:
@@ -30,7 +30,9 @@ def print_start(run: "Run", rows: "Sequence[TrainableRow]", weights_source: str)
 
 
 def print_choice(choice: "ExecutionChoice") -> None:
-    """Print the precision, layout, threads and workers of a training, if they were timed."""
+    """Print notes on the choice, and the precision, layout, threads and workers of a training, if they were timed."""
+    for note in choice.notes:
+        print_note(note)
     if not choice.seconds_a_step:
         return
     execution, timing = choice.execution, f"timed in {choice.timing_seconds:.1f} s"

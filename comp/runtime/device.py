@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from comp.runtime import cores
+from comp.runtime import cores, gpu
 from comp.runtime.errors import ConfigError, RunError, unknown
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -218,6 +218,29 @@ def choose_device(name: str) -> str:
         here = ", ".join(device for device in present if present[device])
         raise ConfigError(f"train.device: '{name}' is not on this machine, which has {here}; use auto")
     return name
+
+
+def local_gpu(rank: int) -> int:
+    """Return the GPU of a process of torchrun that computes on CUDA: each has its own.
+
+    Args:
+        rank: LOCAL_RANK, its number among the processes on this machine.
+
+    Raises:
+        ConfigError: there are more processes than GPUs, or torch cannot use the GPU.
+    """
+    count = torch.cuda.device_count()
+    if rank >= count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hidden = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None else ""
+        way_out = f"use --nproc-per-node {count}, or" if count else "use"
+        raise ConfigError(
+            f"torchrun: every process needs a GPU of its own: expected LOCAL_RANK below {count}, the number of GPUs"
+            f"{hidden}, found {rank}; {way_out} train.device=cpu"
+        )
+    if problem := gpu.cuda_problem(rank):
+        raise ConfigError(f"torchrun: GPU {rank} cannot be used: {problem}")
+    return rank
 
 
 def check_precision(precision: str, device: str) -> None:

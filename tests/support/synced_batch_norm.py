@@ -4,10 +4,11 @@ Torch's own refuses CPUs. This one waits for the other processes in training mod
 their images.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
@@ -15,6 +16,22 @@ from comp.cli.app import main
 from comp.models.classifier import Classifier
 from comp.runtime.device import Execution
 from comp.training.distributed import DistributedGroup
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        """Return the sum."""
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        """Return the sum of the gradients."""
+        return _Sum.forward(context, gradient)
 
 
 class SyncedBatchNorm(nn.SyncBatchNorm):
@@ -27,9 +44,9 @@ class SyncedBatchNorm(nn.SyncBatchNorm):
             return functional.batch_norm(images, mean, variance, weight, bias, eps=self.eps)
         axes = [0, *range(2, images.ndim)]
         size, count = dist.get_world_size(), images.numel() // images.shape[1] * dist.get_world_size()
-        batch_mean = all_reduce(images.mean(axes)) / size
+        batch_mean = _Sum.apply(images.mean(axes)) / size
         centred = images - _as_channels(batch_mean, images)
-        batch_variance = all_reduce(centred.square().mean(axes)) / size
+        batch_variance = _Sum.apply(centred.square().mean(axes)) / size
         with torch.no_grad():
             mean.lerp_(batch_mean, self.momentum)
             variance.lerp_(batch_variance * (count / (count - 1)), self.momentum)

@@ -19,9 +19,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from comp import config as configs
+from comp.inference.adapt import adapted
+from comp.inference.options import PredictOptions
 from comp.models import averaging
 from comp.results import files, prediction_files
 from comp.results.runs import Run
+from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import quiet
 from comp.training import distributed
@@ -167,21 +170,22 @@ def test_a_training_whose_batch_norm_waits_for_all_is_resumed(together: Together
 
 
 @pytest.mark.slow  # 20 s
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ("train.budget=6s", "train.average=ema"),
-        ("optim.name=sgd", "optim.lr=1e9", "optim.schedule=constant", "train.nan_retries=60", "train.average=soup"),
-    ],
-)
-def test_a_training_in_a_time_or_with_rollbacks_ends_where_batch_norm_waits_for_all(
-    together: Together, settings: tuple[str, ...]
-) -> None:
-    code, output = ended(together("small.yaml", *QUICK, *CONVNET, *settings, "--runs", "two", program=SYNCED))
+def test_a_training_whose_batch_norm_waits_for_all_ends_in_its_time(together: Together) -> None:
+    settings = [*QUICK, *CONVNET, "train.budget=6s", "train.average=ema"]
+    code, output = ended(together("small.yaml", *settings, "--runs", "two", program=SYNCED))
     assert code == 0, output
-    run = the_run(Path("two"))
-    assert run.is_complete()
-    assert bool(run.metrics().rollbacks) == ("train.average=soup" in settings)
+    assert the_run(Path("two")).is_complete()
+
+
+@pytest.mark.slow  # 20 s
+def test_a_training_whose_batch_norm_waits_for_all_rolls_back_and_ends_together(together: Together) -> None:
+    exploding = ("optim.name=sgd", "optim.lr=1e9", "optim.schedule=constant", "train.nan_retries=3")
+    settings = [*QUICK, *CONVNET, *exploding, "train.average=soup"]
+    code, output = ended(together("small.yaml", *settings, "--runs", "two", program=SYNCED))
+    assert code != 0
+    assert output.count("error: ") == 1, output
+    assert "learning rate 1.25e+08" in output  # after three rollbacks
+    assert not the_run(Path("two")).is_complete()
 
 
 def test_a_killed_process_ends_all_and_leaves_a_run_that_one_process_finishes(together: Together) -> None:
@@ -197,6 +201,29 @@ def test_a_killed_process_ends_all_and_leaves_a_run_that_one_process_finishes(to
     # One process continues, here to the end of the epoch that it stopped in.
     resumed = train.resume(run, on_epoch=lambda epoch: Stop("enough"))
     assert resumed.is_complete()
+
+
+FULL = """
+import torch
+from comp.cli.app import main
+from comp.training import best_weights
+
+def validate(*arguments, **options):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+best_weights.validate = validate
+main()
+"""
+
+
+@pytest.mark.slow  # 9 s
+def test_memory_that_runs_out_in_the_main_process_ends_all_with_one_message(together: Together) -> None:
+    Path("full.py").write_text(FULL)
+    code, output = ended(together("small.yaml", *QUICK, "--runs", "two", program=("full.py",)))
+    assert code != 0
+    assert output.count("error: ") == 1, output
+    assert "error: out of memory in process 0 of 2 (CUDA out of memory. Tried to allocate 2.00 GiB)" in output
+    assert "another process" not in output
 
 
 @pytest.mark.slow  # two compilers for a minute
@@ -315,6 +342,22 @@ def test_a_network_with_synchronised_batch_norm_is_refreshed_like_a_plain_one(
     )
     assert expected.keys() == refreshed.keys()
     assert all(torch.equal(refreshed[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("method", ["bn", "tent"])
+def test_a_network_with_synchronised_batch_norm_adapts_in_one_process_like_a_plain_one(
+    team: distributed.DistributedGroup, method: str
+) -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.Flatten(), nn.Linear(16, 3)).eval()
+    images = torch.rand(8, 3, 4, 4)
+    execution = Execution("cpu", "fp32", channels_last=False, threads=1)
+
+    def logits(model: nn.Module) -> torch.Tensor:
+        with adapted(model, lambda: [images], PredictOptions(adapt=method), execution):
+            return model(images).detach()
+
+    synchronised = convert_sync_batchnorm(copy.deepcopy(plain))
+    assert torch.equal(team.broadcast_from_main(lambda: logits(synchronised)), logits(plain))
 
 
 NCCL = "NCCL error in: ../torch/csrc/distributed/c10d/NCCLUtils.hpp:3690, {}, NCCL version 2.28.9\n{}\nLast error:\n{}"

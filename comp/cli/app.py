@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     code = 0
     try:
         with signals.catch_stop_signals():
-            app(arguments)  # exits by SystemExit: 0, or 2 with typer's message
+            app(arguments, obj=arguments or sys.argv[1:])  # exits by SystemExit: 0, or 2 with typer's message
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code

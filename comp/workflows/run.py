@@ -9,6 +9,7 @@ from comp.results.runs import Run
 from comp.runtime.progress import Progress, quiet
 from comp.submission.write import write_run_submission
 from comp.tracking.tracker import open_tracker
+from comp.training.distributed import SINGLE_PROCESS, SingleProcess
 from comp.training.loop import OnEpoch
 from comp.workflows.build import prepare
 from comp.workflows.checks import default_submission
@@ -24,16 +25,19 @@ def run_config(
     output: Path | None = None,
     force: bool = False,
     progress: Progress = quiet,
+    team: SingleProcess = SINGLE_PROCESS,
     **training: Any,
 ) -> Run:
     """Train a config and finish the run; return it.
 
-    `output` is the submission's CSV, by default a free name; `force` replaces an existing one. `training` are further
-    arguments of `train`.
+    `output` is the submission's CSV, by default a free name; `force` replaces an existing one. `team` trains together;
+    its other processes call `train.follow`, and this one goes on alone. `training` are further arguments of `train`.
     """
     with open_tracker(config.track) as tracker:
-        dataset = prepare(config, runs_root, progress)
-        run = train(config, runs_root=runs_root, dataset=dataset, progress=progress, tracker=tracker, **training)
+        dataset = team.main_process_first(lambda: prepare(config, runs_root, progress))
+        run = train(
+            config, runs_root=runs_root, dataset=dataset, progress=progress, team=team, tracker=tracker, **training
+        )
         finish(run, dataset=dataset, output=output, force=force, progress=progress)
     return run
 
@@ -45,11 +49,17 @@ def resume_run(
     force: bool = False,
     on_epoch: OnEpoch = lambda epoch: None,
     progress: Progress = quiet,
+    team: SingleProcess = SINGLE_PROCESS,
 ) -> Run:
     """Resume a run's training, if it is not complete, and finish the run; see `run_config`."""
     with open_tracker(run.config().track) as tracker:
-        dataset = open_run_data(run, progress)
-        resume(run, dataset=dataset, on_epoch=on_epoch, progress=progress, tracker=tracker)
+        # The other processes open the data to train, and have left when there is nothing to train.
+        dataset = (
+            open_run_data(run, progress)
+            if run.is_complete()
+            else team.main_process_first(lambda: open_run_data(run, progress))
+        )
+        resume(run, dataset=dataset, on_epoch=on_epoch, progress=progress, team=team, tracker=tracker)
         finish(run, dataset=dataset, output=output, force=force, progress=progress)
     return run
 

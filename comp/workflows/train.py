@@ -180,6 +180,7 @@ def follow(
     )
     with device.kernel_choice(deterministic=config.train.deterministic):
         loop.fit(context, resume=setup.resume, progress=progress)
+    team.leave()
 
 
 def find_learning_rate(
@@ -228,6 +229,7 @@ def _fit_and_score(
         return on_epoch(epoch)
 
     state = loop.fit(context, resume=resume, on_epoch=on_epoch_end, progress=progress)
+    team.leave()
     plots.draw_curves(run.plot_path("curves"), run.history(), state.best_epoch)
     if context.norms.enabled:
         plots.draw_norms(run.plot_path("norms"), run.table("norms.csv"))

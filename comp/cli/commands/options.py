@@ -51,6 +51,15 @@ RunWords = Annotated[
         help="Run folder: runs/COMPETITION/TIME-NAME. If its data have moved: data.root=DIR.",
     ),
 ]
+Gpus = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus",
+        min=1,
+        metavar="N",
+        help="Train on N GPUs, with a process for each; train.device=cpu shares the cores.",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(

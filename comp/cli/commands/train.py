@@ -1,6 +1,7 @@
 """`comp run`, `comp train` and `comp lr-find`."""
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from comp.cli.commands.options import (
     AsJson,
     ConfigPath,
     Force,
+    Gpus,
     MaybeConfig,
     MaybeRunsRoot,
     Output,
@@ -35,6 +37,7 @@ Resume = Annotated[
 
 
 def run(
+    context: typer.Context,
     config: MaybeConfig = None,
     overrides: Overrides = None,
     rehearse: Annotated[
@@ -49,6 +52,7 @@ def run(
     adapt: Adapt = None,
     output: Output = None,
     force: Force = False,
+    gpus: Gpus = None,
     runs: MaybeRunsRoot = None,
     as_json: AsJson = False,
 ) -> None:
@@ -56,16 +60,11 @@ def run(
 
     Example: comp run configs/quickstart.yaml
     """
-    from comp.runtime.errors import ConfigError
-
     prediction = {"predict.views": views, "predict.adapt": adapt}
     prediction_overrides = [f"{name}={value}" for name, value in prediction.items() if value is not None]
     config, overrides, data_overrides = _split_overrides(config, overrides, resume)
     _check_sources(config, overrides, {"--resume": resume, "--as": like}, runs)
-    if prediction_overrides and (resume or like):
-        raise ConfigError("--views, --adapt: an existing run keeps its own; predict it again: comp predict RUN")
-    if rehearse and (resume or like):
-        raise ConfigError("--rehearse runs a config's stages; leave --resume and --as out")
+    _check_options(existing=resume or like, rehearse=rehearse, predicts=bool(prediction_overrides), gpus=gpus)
     # Before torch is loaded: there may be nothing to do.
     if resume and output is None and _is_finished(resume, data_overrides, as_json):
         return
@@ -73,53 +72,73 @@ def run(
         from comp import config as configs
         from comp.cli import console
         from comp.results import runs as run_folders
+        from comp.runtime import signals
         from comp.training import distributed
-        from comp.workflows import rehearse as rehearsal
         from comp.workflows.checks import check_output
         from comp.workflows.run import resume_run, run_config
+        from comp.workflows.train import follow
 
-    distributed.check_single_process("comp run")
     overrides = [*(overrides or []), *prediction_overrides]
-    with configs.naming_overrides(overrides), console.bars() as progress:
-        loaded = run_folders.open_run(existing).config() if (existing := resume or like) else _load(config, overrides)
-        check_output(loaded, output, force=force)
-        if rehearse:
-            stages = rehearsal.rehearse(loaded, progress, runs_root=runs or RUNS)
-            console.print_json([asdict(stage) for stage in stages]) if as_json else console.print_stages(stages)
+
+    def load() -> "Config":
+        with configs.naming_overrides(overrides):
+            if resume:
+                loaded = run_folders.open_run(resume, data_overrides).data_config()
+            else:
+                loaded = run_folders.open_run(like).config() if like else _load(config, overrides)
+            check_output(loaded, output, force=force)
+        return loaded
+
+    if rehearse:
+        _rehearse(load, overrides, runs or RUNS, as_json)
+        return
+    trained = resume is not None and run_folders.open_run(resume).is_complete()
+    if not trained:
+        _start_processes(context, gpus, load)
+    with distributed.join_group() as team:
+        # The main process reads it first: a mistake in it is reported once.
+        loaded = team.main_process_first(load)
+        team.take_device(loaded.train.device)
+        if not team.is_main_process:
+            if not trained:
+                follow(loaded, team, resume=bool(resume), runs_root=runs or RUNS, progress=signals.progress)
             return
-        if resume:
-            result = resume_run(
-                run_folders.open_run(resume, data_overrides),
-                output=output,
-                force=force,
-                on_epoch=console.print_epoch,
-                progress=progress,
-            )
-        else:
-            name, execution = _read_existing(like) if like else (Path(config or "run").stem, None)
-            result = run_config(
-                loaded,
-                name=name,
-                runs_root=runs or RUNS,
-                execution=execution,
-                output=output,
-                force=force,
-                progress=progress,
-                **_printers(),
-            )
+        with configs.naming_overrides(overrides), console.bars() as progress:
+            if resume:
+                result = resume_run(
+                    run_folders.open_run(resume, data_overrides),
+                    output=output,
+                    force=force,
+                    on_epoch=console.print_epoch,
+                    progress=progress,
+                    team=team,
+                )
+            else:
+                name, execution = _read_existing(like) if like else (Path(config or "run").stem, None)
+                result = run_config(
+                    loaded,
+                    name=name,
+                    runs_root=runs or RUNS,
+                    execution=execution,
+                    output=output,
+                    force=force,
+                    progress=progress,
+                    team=team,
+                    **_printers(),
+                )
     _print_result(result, as_json)
 
 
 def train(
+    context: typer.Context,
     config: MaybeConfig = None,
     overrides: Overrides = None,
     resume: Resume = None,
+    gpus: Gpus = None,
     runs: MaybeRunsRoot = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a model and score it on validation.
-
-    Start it with torchrun to train on several devices.
 
     Example: comp train configs/quickstart.yaml train.epochs=3
     """
@@ -135,12 +154,16 @@ def train(
         from comp.training import distributed
         from comp.workflows import train as workflow
 
+    def load() -> "Config":
+        with configs.naming_overrides(overrides or []):
+            return run_folders.open_run(resume, data_overrides).data_config() if resume else _load(config, overrides)
+
+    _start_processes(context, gpus, load)
     root, name = runs or RUNS, Path(config or "run").stem
     with distributed.join_group() as team:
         # The main process reads it first: a mistake in it is reported once.
-        loaded = team.main_process_first(
-            lambda: run_folders.open_run(resume, data_overrides).data_config() if resume else _load(config, overrides)
-        )
+        loaded = team.main_process_first(load)
+        team.take_device(loaded.train.device)
         if not team.is_main_process:
             workflow.follow(loaded, team, resume=resume is not None, runs_root=root, progress=signals.progress)
             return
@@ -193,6 +216,64 @@ def _load(config: Path | None, overrides: list[str] | None) -> "Config":
 
     assert config is not None  # see `_check_sources`
     return configs.load(config, overrides or [])
+
+
+def _check_options(*, existing: Path | None, rehearse: bool, predicts: bool, gpus: int | None) -> None:
+    """Refuse options of `run` that contradict each other.
+
+    Args:
+        existing: the run of `--resume` or `--as`.
+        rehearse: `--rehearse`.
+        predicts: whether `--views` or `--adapt` is given.
+        gpus: of `--gpus`.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    from comp.runtime.errors import ConfigError
+
+    if predicts and existing:
+        raise ConfigError("--views, --adapt: an existing run keeps its own; predict it again: comp predict RUN")
+    if rehearse and existing:
+        raise ConfigError("--rehearse runs a config's stages; leave --resume and --as out")
+    if rehearse and gpus:
+        raise ConfigError("--rehearse runs in one process; leave --gpus out")
+
+
+def _rehearse(load: "Callable[[], Config]", overrides: list[str], runs_root: Path, as_json: bool) -> None:
+    from comp import config as configs
+    from comp.cli import console
+    from comp.training import distributed
+    from comp.workflows import rehearse
+
+    distributed.check_single_process("comp run --rehearse")
+    with configs.naming_overrides(overrides), console.bars() as progress:
+        stages = rehearse.rehearse(load(), progress, runs_root=runs_root)
+    console.print_json([asdict(stage) for stage in stages]) if as_json else console.print_stages(stages)
+
+
+def _start_processes(context: typer.Context, gpus: int | None, load: "Callable[[], Config]") -> None:
+    """With `--gpus N`, run the command in N processes and exit as they do; return in a process that trains.
+
+    Args:
+        context: of the command; holds its arguments.
+        gpus: N.
+        load: reads the config; its mistakes are found before anything starts.
+
+    Raises:
+        ConfigError: there are fewer GPUs, or torchrun has started another number of processes.
+    """
+    from comp.runtime.errors import ConfigError
+    from comp.training import distributed
+
+    if distributed.is_distributed():
+        if gpus and str(gpus) != os.environ["WORLD_SIZE"]:
+            raise ConfigError(f"--gpus {gpus}: torchrun has started {os.environ['WORLD_SIZE']} processes; leave it out")
+    elif gpus and gpus > 1:
+        from comp.training import launch
+
+        launch.check_gpus(gpus, load().train.device)
+        raise typer.Exit(launch.start(context.find_root().obj, gpus))
 
 
 def _split_overrides(

@@ -153,6 +153,7 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
     _check_shapes(train, val, test)
     mean, std = _measure_channels(train, fingerprint, Path(config.data.root), progress)
     competition = _describe_competition(config, source, train, test)
+    residency = loading.residency(train, val, config.data.loading, loading.training_device(config.train.device))
     return Dataset(
         competition=competition,
         train=train,
@@ -163,8 +164,8 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
         mean=mean,
         std=tuple(max(value, _SMALLEST_STD) for value in std),
         fingerprint=fingerprint,
-        resident=loading.stays_resident((train, val), config.data.loading),
-        notes=(*_collect_notes(config, source), *divided.notes),
+        resident=residency.resident,
+        notes=(*_collect_notes(config, source), *divided.notes, *filter(None, [residency.note])),
         unreadable=tuple(name for images in _image_files(source) for name in images.unreadable),
         pixel_range=source.pixel_range,
         split_seed=config.data.split_seed,

@@ -1,6 +1,8 @@
 """Trainings where memory runs out go on in smaller parts, or stop so that they can be resumed."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,16 @@ from comp.data import loading
 from comp.data.dataset import open_dataset
 from comp.models import averaging
 from comp.models.classifier import Classifier
+from comp.results import prediction_files
 from comp.results.runs import Run
 from comp.runtime import memory
 from comp.runtime.errors import ConfigError
 from comp.training import optimizers
 from comp.workflows import train
+from comp.workflows.load import load_run
+from comp.workflows.predict import options_for, predict_split
 from tests.support.commands import Result, assert_refused
+from tests.support.configs import write_arrays
 from tests.support.memory import ERRORS, limit_classifiers
 from tests.support.runs import assert_same_weights, the_run
 
@@ -141,7 +147,7 @@ def test_an_optimizer_whose_state_does_not_fit_is_one_message(
         raise ERRORS["CUDA"]()
 
     monkeypatch.setattr(optimizers.SGD, "step", full)
-    assert_refused(comp("train", "small.yaml"), "the optimizer's state", "optim.name=sgd")
+    assert_refused(comp("train", "small.yaml", "optim.name=sgd"), "the optimizer's state", "optim.name=sgd")
 
 
 # --- where the training images lie
@@ -187,7 +193,7 @@ def test_a_memory_map_beyond_a_quarter_of_main_memory_is_streamed(
 def test_images_that_do_not_fit_after_all_are_streamed_with_a_note_or_refused(
     workplace: Path, comp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ("data.validation=none", "train.select=train_loss", "data.workers=0")
+    settings = ("data.validation=none", "data.workers=0")
     whole = trained("whole", *settings)
     empty = torch.empty
 
@@ -203,7 +209,7 @@ def test_images_that_do_not_fit_after_all_are_streamed_with_a_note_or_refused(
     assert_same_weights(whole, short)
     assert "so workers stream them" in short.history()[0]["note"]
     assert "so workers stream them" in result.err
-    with pytest.raises(ConfigError, match="data.loading: resident: .* do not fit on cpu.*use auto or streamed"):
+    with pytest.raises(ConfigError, match=r"data.loading: resident: .* do not fit on cpu.*use auto or streamed"):
         trained("refused", *settings, "data.loading=resident")
 
 
@@ -226,3 +232,23 @@ for adapt in ("none", "bn", "tent"):
     predict.predict_split(loaded, "test", options=predict.options_for(loaded, {"adapt": adapt, "views": "flip"}))
 print(run.path)
 """
+
+
+@pytest.mark.slow
+def test_a_process_with_300_megabytes_left_trains_validates_and_predicts(workplace: Path) -> None:
+    write_arrays(workplace / "data", train=1200, test=400)
+    settings = [
+        "competition.ood_validation.severities=[]", "model.name=residual_cnn", "model.args={}", "train.epochs=1",
+        "train.batch_size=512", "predict.batch_size=400",
+    ]  # fmt: skip
+    command = [sys.executable, "-c", _LITTLE, *settings]
+    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    run = Run(Path(workplace, done.stdout.strip()))
+    assert 2 <= run.metrics().micro_batch < 512
+    whole = load_run(run)
+    for adapt in ("none", "bn", "tent"):
+        options = options_for(whole, {"adapt": adapt, "views": "flip"})
+        short = prediction_files.load(run.predictions_path("test" + options.suffix))
+        assert short.made_by["micro_batch"] < 400
+        assert np.allclose(short.outputs, predict_split(whole, "test", options=options).outputs, atol=5e-3)

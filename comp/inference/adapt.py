@@ -228,9 +228,7 @@ def _step_through(
 
     def compute_gradients(images: Tensor, size: int) -> None:
         optimizer.zero_grad()
-        for part in torch.split(
-            images, size
-        ):  # an image's entropy does not depend on the others: the statistics are fixed
+        for part in torch.split(images, size):  # with fixed statistics, each image's entropy is its own
             with execution.autocast():
                 logits = model(part).float()
             share = len(part) / len(images)

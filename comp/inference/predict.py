@@ -24,12 +24,13 @@ from comp.results.blocks import Block
 from comp.results.predictions import Predictions
 from comp.runtime.device import Execution
 from comp.runtime.errors import RunError
-from comp.runtime.memory import MicroBatch
+from comp.runtime.memory import ADVICE, MicroBatch
 from comp.runtime.progress import Progress, quiet
 
 # Keys of made_by that tell how a prediction went: the blocks whose entropy steps were undone, and the images at a time
 # that fitted after memory ran out.
 _ROLLED_BACK, _MICRO_BATCH = "rolled_back", "micro_batch"
+_ADVICE = f"predict on another device (--device cpu), or {ADVICE}"
 
 _Part = Split | Block  # of a split, itself; of a suite, a block that is not open yet
 
@@ -107,7 +108,8 @@ def predict(
         OutOfMemoryError: not even one image fits.
     """
     folding = BatchNormFuser(changes=options.adapt != "none")
-    forward, adapting = micro_batch or MicroBatch(batch_size), MicroBatch(adapt.BATCH_IMAGES)
+    forward = micro_batch or MicroBatch(batch_size, advice=_ADVICE)
+    adapting = MicroBatch(adapt.BATCH_IMAGES, advice=_ADVICE)
     job = _PredictJob(
         model, images, classes, task, execution, batch_size, made_by, options, progress, folding, forward, adapting
     )

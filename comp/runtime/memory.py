@@ -4,8 +4,10 @@ Loads no torch by itself: the command line recognises what ran out without it.
 """
 
 import contextlib
+import ctypes
 import errno
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -31,10 +33,9 @@ _MESSAGES = (
     "unable to find a valid cudnn algorithm",
     "invalid buffer size",  # MPS: more than one buffer can hold
 )
-ADVICE = (
-    "use a smaller model, smaller images (model.input_size, data.image_size) or a device with more memory; a "
-    "prediction can use another device (--device cpu)"
-)
+# The whole text of oneDNN's, on the CPU; what it cannot compute at all has longer ones.
+_WHOLE_MESSAGES = {"could not create a primitive", "could not create a memory object", "could not execute a primitive"}
+ADVICE = "use a smaller model, smaller images (model.input_size, data.image_size) or a device with more memory"
 _UNKNOWN_FREE = 16 << 30  # where the system does not tell
 _CGROUP, _CGROUP_1 = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
 
@@ -45,8 +46,10 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if not isinstance(error, RuntimeError):
         return False
-    text = f"{type(error).__name__} {error}".lower()
-    return "outofmemoryerror" in text or any(message in text for message in _MESSAGES)
+    text = str(error).strip().lower()
+    if type(error).__name__ == "OutOfMemoryError" or text in _WHOLE_MESSAGES:
+        return True
+    return any(message in text for message in _MESSAGES)
 
 
 def reason_of(error: BaseException) -> str:
@@ -55,13 +58,19 @@ def reason_of(error: BaseException) -> str:
 
 
 def release_cached() -> None:
-    """Free what failed work left behind, and return it to the device, where the next attempt may need other sizes."""
+    """Free what failed work left behind, and return what torch and the C library keep of it.
+
+    The next attempt may need blocks of other sizes, and oneDNN maps its compiled code outside of what is kept.
+    """
     gc.collect(1)  # young objects only: a whole collection walks all of torch
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     if torch is not None and torch.backends.mps.is_available():
         torch.mps.empty_cache()
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 class MicroBatch:
@@ -148,7 +157,7 @@ def free_host_bytes() -> int:
     """
     free = []
     for report in (_read_available, _read_cgroup_free, _read_cgroup_1_free, _read_process_free):
-        with contextlib.suppress(OSError, KeyError, ValueError, ImportError):
+        with contextlib.suppress(OSError, KeyError, ValueError):
             free.append(report())
     return max(0, min(free, default=_UNKNOWN_FREE))
 
@@ -174,9 +183,17 @@ def _read_reclaimable(folder: Path, name: str) -> int:
 
 
 def _read_process_free() -> int:
-    import resource
-
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit == resource.RLIM_INFINITY:
+    limit = address_limit()
+    if limit is None:
         raise ValueError("no limit")
-    return limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return limit - int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def address_limit() -> int | None:
+    """Return the bytes of addresses that this process may map, as `ulimit -v` sets it; None: no limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -196,12 +197,19 @@ def fit(
                     state, lambda: _statistics_images(context, state.epoch, progress), context.stepper.memory, progress
                 )
             )
-        except (Interrupted, OutOfMemoryError):
+        except (Interrupted, OutOfMemoryError) as stop:
             saver.save()
-            raise
+            raise _with_resume_command(stop, context.run.path) from None
     saver.save()  # first: a run with final weights and no state is complete
     context.run.write("final.safetensors", weights.to_bytes(context.model.state_dict(), {}))
     return state
+
+
+def _with_resume_command(stop: BaseException, run: Path) -> BaseException:
+    """Return what stopped a training; of memory, with the command that continues it."""
+    if isinstance(stop, OutOfMemoryError):
+        return OutOfMemoryError(f"{stop}; with more memory, continue: comp run --resume {run}")
+    return stop
 
 
 def _until(epoch: int, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ def test_every_library_is_understood(library: str) -> None:
     [
         RuntimeError("shapes do not match"),
         RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("could not create a primitive descriptor for a convolution forward propagation primitive"),
         ValueError("out of memory"),
         OSError(13, "Permission denied"),
     ],

@@ -14,6 +14,7 @@ MakeError = Callable[[], Exception]
 ERRORS: dict[str, MakeError] = {
     "CUDA": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     "CPU": lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+    "oneDNN": lambda: RuntimeError("could not create a primitive"),
     "CPU on Windows": lambda: RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
     "Python": MemoryError,
     "MPS": lambda: RuntimeError("MPS backend out of memory (MPS allocated: 5.00 GB, max allowed: 9.07 GB)."),

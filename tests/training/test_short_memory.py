@@ -132,8 +132,8 @@ def test_a_training_that_does_not_fit_any_more_can_be_resumed_with_the_same_bits
     with monkeypatch.context() as patched:
         patched.setattr(Classifier, "forward", full)
         result = comp("train", "small.yaml", "competition.ood_validation.severities=[]", "--runs", "stopped")
-    assert_refused(result, "out of memory with", "at a time", "a device with more memory")
     stopped = the_run(Path("stopped"))
+    assert_refused(result, "at a time", "a device with more memory", f"comp run --resume {stopped.path}")
     assert (stopped.path / "state.pt").exists()
     train.resume(stopped)
     assert_same_weights(whole, stopped)
@@ -218,28 +218,28 @@ def test_images_that_do_not_fit_after_all_are_streamed_with_a_note_or_refused(
 _LITTLE = """
 import resource, sys
 from pathlib import Path
-import torch
+import matplotlib.backends.backend_agg, matplotlib.figure, scipy.stats, sklearn.metrics, torch  # not within the limit
 from comp import config as configs
-from comp.training import loop
+from comp.results import plots
 from comp.workflows import load, predict, train
 
 torch.nn.Conv2d(3, 8, 3)(torch.zeros(2, 3, 8, 8)).sum().backward()
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), resource.RLIM_INFINITY))
 run = train.train(configs.load("small.yaml", sys.argv[1:]))
-for adapt in ("none", "bn", "tent"):
-    loaded = load.load_run(run)
-    predict.predict_split(loaded, "test", options=predict.options_for(loaded, {"adapt": adapt, "views": "flip"}))
+loaded = load.load_run(run)
+for adapt in ("none", "bn"):
+    predict.predict_split(loaded, "test", options=predict.options_for(loaded, {"adapt": adapt}))
 print(run.path)
 """
 
 
 @pytest.mark.slow
 def test_a_process_with_300_megabytes_left_trains_validates_and_predicts(workplace: Path) -> None:
-    write_arrays(workplace / "data", train=1200, test=400)
+    write_arrays(workplace / "data", train=640, test=200)
     settings = [
         "competition.ood_validation.severities=[]", "model.name=residual_cnn", "model.args={}", "train.epochs=1",
-        "train.batch_size=512", "predict.batch_size=400",
+        "train.batch_size=512", "predict.batch_size=200",
     ]  # fmt: skip
     command = [sys.executable, "-c", _LITTLE, *settings]
     done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False, timeout=300)
@@ -247,8 +247,8 @@ def test_a_process_with_300_megabytes_left_trains_validates_and_predicts(workpla
     run = Run(Path(workplace, done.stdout.strip()))
     assert 2 <= run.metrics().micro_batch < 512
     whole = load_run(run)
-    for adapt in ("none", "bn", "tent"):
-        options = options_for(whole, {"adapt": adapt, "views": "flip"})
+    for adapt in ("none", "bn"):
+        options = options_for(whole, {"adapt": adapt})
         short = prediction_files.load(run.predictions_path("test" + options.suffix))
-        assert short.made_by["micro_batch"] < 400
+        assert short.made_by["micro_batch"] < 200
         assert np.allclose(short.outputs, predict_split(whole, "test", options=options).outputs, atol=5e-3)

@@ -22,7 +22,7 @@ from comp.cli.commands import (
     train,
     tune,
 )
-from comp.runtime import cores, signals
+from comp.runtime import cores, memory, signals
 from comp.runtime.errors import Interrupted, UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -53,10 +53,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             file=sys.stderr,
         )
         code = stop.exit_code
-    except Exception:
-        traceback.print_exc()
-        print("internal error (a bug in comp); please report it with the lines above", file=sys.stderr)
-        code = 1
+    except Exception as error:
+        if memory.is_out_of_memory(error):
+            print(f"error: out of memory ({memory.reason_of(error)}); {memory.ADVICE}", file=sys.stderr)
+            code = UserError.exit_code
+        else:
+            traceback.print_exc()
+            print("internal error (a bug in comp); please report it with the lines above", file=sys.stderr)
+            code = 1
     sys.exit(code)
 
 

@@ -101,7 +101,8 @@ class DataConfig(Section):
     0 to 65535 for 16 bits; [low, high]: values outside are clipped."""
     loading: Literal["auto", "resident", "streamed"] = "auto"
     """`resident`: decoded training images are kept on the training device; `streamed`: workers load them batch by
-    batch; auto: resident if they need at most 4 GiB and a quarter of the free memory. The images are the same.
+    batch; auto: resident if they take at most a quarter of the device's free memory, and image files at most 4 GiB and
+    a quarter of the free main memory. The images are the same.
     Augmentation in workers (`random_resized_crop`, `augment.albumentations`) runs either way."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
     """Number of processes that read streamed images, 0 to 64; auto: timed for training, elsewhere one per core, at most

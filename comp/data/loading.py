@@ -17,9 +17,15 @@ from torch.utils.data import Dataset
 from comp.data.decode import Box, Sides
 from comp.data.images import ImageFiles, WorkerPool, read_region
 from comp.data.splits import Split
-from comp.runtime.errors import DataError, UserError
+from comp.runtime import memory
+from comp.runtime.device import devices
+from comp.runtime.errors import ConfigError, DataError, UserError
 
-_MOST_RESIDENT_BYTES = 4 << 30
+Loading = Literal["auto", "resident", "streamed"]
+
+_RESIDENT_SHARE = 4  # pixels take a quarter of the free memory at most: the rest is for model and activations
+_MOST_FREE = _RESIDENT_SHARE * (4 << 30)  # of main memory that image files may count on
+_COPIED_BYTES = 64 << 20
 
 
 class Transform(Protocol):
@@ -49,7 +55,14 @@ class Batch(NamedTuple):
 
 
 class Loader(Protocol):
-    """Yields the batches of a labelled split."""
+    """Yields the batches of a labelled split.
+
+    Attributes:
+        note: for the user, why the images are streamed after all; else empty.
+    """
+
+    @property
+    def note(self) -> str: ...
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -76,6 +89,7 @@ class ResidentLoader:
 
     images: Tensor
     labels: Tensor
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -97,7 +111,15 @@ class StreamedLoader:
     Workers live as long as the loader: restarting them for every epoch would cost seconds where they are spawned.
     """
 
-    def __init__(self, split: Split, device: torch.device, *, workers: int, transform: Transform | None = None) -> None:
+    def __init__(
+        self,
+        split: Split,
+        device: torch.device,
+        *,
+        workers: int,
+        transform: Transform | None = None,
+        note: str = "",
+    ) -> None:
         """Prepare the loader; workers start with the first epoch.
 
         Args:
@@ -105,8 +127,10 @@ class StreamedLoader:
             device: of the batches.
             workers: processes; 0 reads in this one.
             transform: applied to each image.
+            note: see `Loader`.
         """
         assert split.labels is not None
+        self.note = note
         self._device = device
         self._labels = torch.from_numpy(split.labels.copy()).to(device)  # [N]
         self._images, self._workers = split.images, workers
@@ -183,9 +207,15 @@ def read_training_image(
 
 
 def build_loader(
-    split: Split, device: torch.device, *, resident: bool, workers: int, transform: Transform | None = None
+    split: Split,
+    device: torch.device,
+    *,
+    resident: bool,
+    workers: int,
+    transform: Transform | None = None,
+    configured: Loading = "auto",
 ) -> Loader:
-    """Return the loader of a labelled split.
+    """Return the loader of a labelled split; it has a note if its pixels are streamed since they do not fit.
 
     Args:
         split: labelled.
@@ -193,41 +223,118 @@ def build_loader(
         resident: whether the pixels lie on the device; with a transform they are streamed all the same.
         workers: processes that read or transform.
         transform: applied to each image in a worker.
+        configured: `data.loading`.
+
+    Raises:
+        ConfigError: `resident` is configured, and the pixels do not fit.
     """
-    if resident and transform is None:
+    moves = resident and transform is None
+    if moves and (loader := _load_if_it_fits(split, device)) is not None:
+        return loader
+    note = ""
+    if moves:
+        problem = (
+            f"{_describe_bytes(split.images.nbytes)} of training images do not fit on {device.type}, where "
+            f"{_describe_bytes(memory.free_bytes(device))} are free"
+        )
+        if configured == "resident":
+            raise ConfigError(f"data.loading: resident: {problem}; use auto or streamed")
+        note = f"data.loading: {problem}, so workers stream them"
+    return StreamedLoader(split, device, workers=workers, transform=transform, note=note)
+
+
+def _load_if_it_fits(split: Split, device: torch.device) -> ResidentLoader | None:
+    if _bytes_to_move(split.images, device) > memory.free_bytes(device):
+        return None
+    try:
         return load_resident(split, device)
-    return StreamedLoader(split, device, workers=workers, transform=transform)
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+    memory.release_cached()
+    return None
 
 
 def load_resident(split: Split, device: torch.device) -> ResidentLoader:
-    """Move a labelled split to the device."""
+    """Move a labelled split to the device.
+
+    Raises:
+        MemoryError: it does not fit; of torch, a RuntimeError (see `comp.runtime.memory.is_out_of_memory`).
+    """
     assert split.labels is not None
-    images = torch.from_numpy(np.array(split.images))  # a copy: memory maps are read-only
-    return ResidentLoader(images.to(device), torch.from_numpy(split.labels.copy()).to(device))
+    return ResidentLoader(_move(split.images, device), torch.from_numpy(split.labels.copy()).to(device))
 
 
-def stays_resident(splits: Sequence[Split | None], configured: Literal["auto", "resident", "streamed"]) -> bool:
+def _move(images: NDArray[np.uint8] | ImageFiles, device: torch.device) -> Tensor:
+    """Return all pixels on the device, copied in parts unless they are there."""
+    array = images.decoded() if isinstance(images, ImageFiles) else images
+    if not _bytes_to_move(array, device):
+        return torch.from_numpy(array)
+    pixels = torch.empty(array.shape, dtype=torch.uint8, device=device)
+    step = max(1, _COPIED_BYTES // max(1, array[:1].nbytes))
+    for start in range(0, len(array), step):
+        rows = slice(start, start + step)
+        pixels[rows] = torch.from_numpy(np.array(array[rows])).to(device)  # a copy: memory maps are read-only
+    return pixels
+
+
+def _bytes_to_move(images: NDArray[np.uint8] | ImageFiles, device: torch.device) -> int:
+    """Return the device's memory that images need: on the CPU, an array that is no memory map stays where it is."""
+    if device.type == "cpu" and (
+        isinstance(images, ImageFiles)
+        or (type(images) is np.ndarray and images.flags.writeable and images.flags.c_contiguous)
+    ):
+        return 0
+    return int(images.nbytes)
+
+
+class Residency(NamedTuple):
+    """Where training images lie.
+
+    Attributes:
+        resident: decoded on the device; else workers stream them.
+        note: for the user, why `auto` streams them.
+    """
+
+    resident: bool
+    note: str = ""
+
+
+def residency(train: Split, val: Split | None, configured: Loading, device: torch.device) -> Residency:
     """Return whether training images lie on the device.
 
     Args:
-        splits: what training reads in every epoch.
-        configured: `data.loading`; `auto`: arrays do, and image files do where their pixels take at most 4 GiB and a
-            quarter of the free memory.
+        train: what training reads in every epoch.
+        val: likewise; it stays on the host.
+        configured: `data.loading`. `auto`: they do where they take at most a quarter of the free memory, of the device
+            and, for image files, of the host (at most 4 GiB).
+        device: of the training.
     """
     if configured != "auto":
-        return configured == "resident"
-    files = [split.images for split in splits if split is not None and isinstance(split.images, ImageFiles)]
-    return sum(images.nbytes for images in files) <= min(_MOST_RESIDENT_BYTES, _read_free_bytes() // 4)
+        return Residency(configured == "resident")
+    files = [split.images for split in (train, val) if split is not None and isinstance(split.images, ImageFiles)]
+    places = (
+        ("main memory", sum(images.nbytes for images in files), min(memory.free_host_bytes(), _MOST_FREE)),
+        (f"memory of {device.type}", _bytes_to_move(train.images, device), memory.free_bytes(device)),
+    )
+    for where, needed, free in places:
+        if needed > free // _RESIDENT_SHARE:
+            return Residency(
+                False,
+                f"data.loading: workers stream the images: {_describe_bytes(needed)} are more than a quarter of the "
+                f"free {where} ({_describe_bytes(free)}); data.loading=resident keeps them there all the same",
+            )
+    return Residency(True)
 
 
-def _read_free_bytes() -> int:
-    """Return the memory available without swapping, as Linux reports it; elsewhere a generous guess."""
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":") for line in file)
-        return int(lines["MemAvailable"].split()[0]) << 10
-    except (OSError, KeyError, ValueError):
-        return 4 * _MOST_RESIDENT_BYTES
+def training_device(name: str) -> torch.device:
+    """Return the device of `train.device`, or the fastest of this machine, which may only predict."""
+    present = devices()
+    return torch.device(name if present.get(name) else next(device for device in present if present[device]))
+
+
+def _describe_bytes(count: int) -> str:
+    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.1f} MiB"
 
 
 def iter_chunks(split: Split, batch_size: int) -> Iterator[NDArray[np.uint8]]:

@@ -23,9 +23,11 @@ from comp.models.averaging import State
 from comp.results import decisions, files, metrics, runs
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, ModelError, RunError, unknown
+from comp.runtime.memory import MicroBatch
 from comp.runtime.progress import Progress, quiet
 from comp.submission import write
 from comp.submission.write import write_run_submission
+from comp.training.step import SMALLEST, split_batch
 from comp.workflows.checks import default_submission
 from comp.workflows.load import LoadedRun, load_model, load_run, verify_run_data, verify_weights_hash
 from comp.workflows.predict import estimate_accuracy, predict_split, score_test, scores_of
@@ -176,6 +178,7 @@ class _Scorer:
     def __init__(self, loaded: LoadedRun, split: str, progress: Progress) -> None:
         self._loaded, self._split, self._progress = loaded, split, progress
         self.metric = loaded.dataset.competition.metric
+        self._micro_batch = MicroBatch(loaded.config.train.batch_size, smallest=SMALLEST)
 
     def to_metric_unit(self, score: float) -> float:
         """Return a score in the metric's unit: turn its sign back if lower is better."""
@@ -196,18 +199,23 @@ class _Scorer:
         value = self.plain(state)
         if not averaging.has_bn_statistics(self._loaded.model):
             return value, dict(state)
-        refreshed = averaging.refresh_bn_statistics(
-            self._loaded.model, state, self._training_images(), self._loaded.execution.autocast
+        refreshed = self._micro_batch.fit(
+            self._micro_batch.images,
+            lambda size: averaging.refresh_bn_statistics(
+                self._loaded.model, state, self._training_images(size), self._loaded.execution.autocast
+            ),
         )
         refreshed_value = self.plain(refreshed)
         return (refreshed_value, refreshed) if refreshed_value > value else (value, dict(state))
 
-    def _training_images(self) -> Iterator[Tensor]:
+    def _training_images(self, size: int) -> Iterator[Tensor]:
+        """Yield the sample's images in the training's batches, at most `size` at a time."""
         train, execution = self._loaded.dataset.train, self._loaded.execution
         sample = train.take(self._loaded.dataset.samples["statistics"], train.name)
         for images in loading.iter_chunks(sample, self._loaded.config.train.batch_size):  # [B, H, W, C]
             batch = torch.from_numpy(images).to(execution.torch_device).permute(0, 3, 1, 2)
-            yield execution.layout(batch)
+            for part in split_batch(len(batch), size):
+                yield execution.layout(batch[part])
 
 
 def _store(mixed: _Soup, first: LoadedRun, split: str, runs_root: Path, progress: Progress) -> LoadedRun:

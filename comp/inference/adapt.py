@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from comp.inference.options import PredictOptions
 from comp.models.classifier import Classifier
 from comp.runtime.device import Execution
+from comp.runtime.memory import MicroBatch
 
 # Batch size of adaptation. Fixed, so that results do not depend on the prediction's batch size; smaller blocks are one
-# batch, as in training.
+# batch, as in training. Where memory runs out, a batch is computed in parts, with the statistics and the gradients of
+# the whole.
 BATCH_IMAGES = 500
 
 _TENT_RATE = 1e-3  # Adam's, the paper's on CIFAR
@@ -89,7 +92,13 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def adapted(model: nn.Module, batches: Batches, variant: PredictOptions, execution: Execution) -> Iterator[Outcome]:
+def adapted(
+    model: nn.Module,
+    batches: Batches,
+    variant: PredictOptions,
+    execution: Execution,
+    micro_batch: MicroBatch | None = None,
+) -> Iterator[Outcome]:
     """Context manager: adapt a model in evaluation mode to images; restore it on exit.
 
     Args:
@@ -97,14 +106,18 @@ def adapted(model: nn.Module, batches: Batches, variant: PredictOptions, executi
         batches: each call yields the images again, on the device, at most `BATCH_IMAGES` at a time.
         variant: the method and alpha.
         execution: precision and layout.
+        micro_batch: what fitted earlier adaptations of this model; None: not known.
+
+    Raises:
+        OutOfMemoryError: not even one image fits.
     """
     if variant.adapt == "none":
         yield Outcome()
         return
-    before = _state(model)
+    before, micro_batch = _state(model), micro_batch or MicroBatch(BATCH_IMAGES)
     try:
-        _blend_statistics(model, batch_norms(model), batches, variant.alpha, execution)
-        kept = variant.adapt != "tent" or _lower_entropy(model, batches, variant.alpha, execution, before)
+        _blend_statistics(model, batches, variant.alpha, execution, micro_batch)
+        kept = variant.adapt != "tent" or _lower_entropy(model, batches, variant.alpha, execution, before, micro_batch)
         yield Outcome(rolled_back=not kept)
     finally:
         _restore(model, before)
@@ -146,16 +159,20 @@ def collapsed(before: PredictionSummary, after: PredictionSummary) -> bool:
 
 
 @torch.no_grad()
-def _summarise(model: nn.Module, batches: Batches, execution: Execution) -> PredictionSummary:
+def _summarise(model: nn.Module, batches: Batches, execution: Execution, micro_batch: MicroBatch) -> PredictionSummary:
     """Predict the images and summarise the predictions."""
     entropy, counts, total = 0.0, torch.zeros(0), 0
-    for images in batches():
+
+    def predicted(images: Tensor, part: slice) -> Tensor:
         with execution.autocast():
-            logits = model(images).float()
-        predicted = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).cpu()
-        counts = predicted if not total else counts + predicted
-        entropy += float(_entropies(logits).sum())
-        total += len(logits)
+            return model(images[part]).float()  # type: ignore[no-any-return]
+
+    for images in batches():
+        for logits in micro_batch.parts(len(images), partial(predicted, images)):
+            votes = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).cpu()
+            counts = votes if not total else counts + votes
+            entropy += float(_entropies(logits).sum())
+            total += len(logits)
     shares = counts / total
     return PredictionSummary(entropy / total, float(torch.exp(torch.special.entr(shares).sum())))
 
@@ -166,7 +183,12 @@ def _entropies(logits: Tensor) -> Tensor:
 
 
 def _lower_entropy(
-    model: nn.Module, batches: Batches, alpha: float, execution: Execution, source: Mapping[str, Tensor]
+    model: nn.Module,
+    batches: Batches,
+    alpha: float,
+    execution: Execution,
+    source: Mapping[str, Tensor],
+    micro_batch: MicroBatch,
 ) -> bool:
     """Take one Adam step on scales and shifts per batch; return whether the result was kept.
 
@@ -175,70 +197,150 @@ def _lower_entropy(
     affines = list(_affines(model).values())
     if not affines:
         return True
-    unadapted, before = _state(model), _summarise(model, batches, execution)
+    unadapted, before = _state(model), _summarise(model, batches, execution, micro_batch)
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         model.requires_grad_(False)
         for parameter in affines:
             parameter.requires_grad_(True)
-        _step_through(model, affines, batches, execution)
+        _step_through(model, affines, batches, execution, micro_batch)
     finally:
         for parameter, requires_grad in trainable:
             parameter.requires_grad_(requires_grad)
             parameter.grad = None
     _restore(model, {name: value for name, value in source.items() if name.rpartition(".")[2].startswith("running")})
-    _blend_statistics(model, batch_norms(model), batches, alpha, execution)
-    if collapsed(before, _summarise(model, batches, execution)):
+    _blend_statistics(model, batches, alpha, execution, micro_batch)
+    if collapsed(before, _summarise(model, batches, execution, micro_batch)):
         _restore(model, unadapted)
         return False
     return True
 
 
 @torch.enable_grad()
-def _step_through(model: nn.Module, affines: Sequence[nn.Parameter], batches: Batches, execution: Execution) -> None:
+def _step_through(
+    model: nn.Module,
+    affines: Sequence[nn.Parameter],
+    batches: Batches,
+    execution: Execution,
+    micro_batch: MicroBatch,
+) -> None:
     optimizer = torch.optim.Adam(affines, lr=_TENT_RATE)
-    for images in batches():
-        with execution.autocast():
-            logits = model(images).float()
+
+    def compute_gradients(images: Tensor, size: int) -> None:
         optimizer.zero_grad()
-        _entropies(logits).mean().backward()  # type: ignore[no-untyped-call]
+        for part in torch.split(images, size):  # with fixed statistics, each image's entropy is its own
+            with execution.autocast():
+                logits = model(part).float()
+            share = len(part) / len(images)
+            (_entropies(logits).mean() * share).backward()  # type: ignore[no-untyped-call]
+
+    for images in batches():
+        micro_batch.fit(len(images), partial(compute_gradients, images))
         optimizer.step()
 
 
 @torch.no_grad()
 def _blend_statistics(
-    model: nn.Module, layers: list[_BatchNorm], batches: Batches, alpha: float, execution: Execution
+    model: nn.Module, batches: Batches, alpha: float, execution: Execution, micro_batch: MicroBatch
 ) -> None:
-    """Set each layer's statistics to `alpha` of the images' and the rest of its own.
+    """Set each batch norm layer's statistics to `alpha` of the images' and the rest of its own.
 
     During the pass, each layer uses the blend of the current batch, so that later layers get adapted inputs.
     """
+    layers = batch_norms(model)
     if not layers or alpha == 0:
         return
     sources = [(_mean(layer).clone(), _variance(layer).clone()) for layer in layers]
     moments = [_Moments() for _ in layers]
 
-    def record(moment: _Moments, source: tuple[Tensor, Tensor], layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        values = inputs[0].float()
-        axes = [axis for axis in range(values.dim()) if axis != 1]
-        variance, mean = torch.var_mean(values, axes, correction=0)  # biased, as in training mode
-        moment.add(values.numel() // values.shape[1], mean, variance)
-        assert isinstance(layer, _BatchNorm)
-        _set(layer, source[0].lerp(mean, alpha), source[1].lerp(variance, alpha))
+    def blend(number: int, mean: Tensor, variance: Tensor) -> None:
+        source = sources[number]
+        _set(layers[number], source[0].lerp(mean, alpha), source[1].lerp(variance, alpha))
 
-    hooks = [
-        layer.register_forward_pre_hook(partial(record, moment, source))
-        for layer, moment, source in zip(layers, moments, sources, strict=True)
-    ]
+    for images in batches():
+        calls = micro_batch.fit(len(images), partial(_measure_calls, model, layers, images, blend, execution))
+        for call in calls:
+            moments[call.layer].add(call.values, call.mean, call.variance)
+    for number, moment in enumerate(moments):
+        blend(number, moment.mean, moment.squares / moment.count)
+
+
+class _Call(NamedTuple):
+    """Inputs of one call of a batch norm layer: its number, and mean and variance [C] over `values` a channel."""
+
+    layer: int
+    values: int
+    mean: Tensor
+    variance: Tensor
+
+
+class _Reached(Exception):  # noqa: N818
+    """A part has reached the layer that is measured."""
+
+
+def _measure_calls(
+    model: nn.Module,
+    layers: Sequence[_BatchNorm],
+    images: Tensor,
+    blend: Callable[[int, Tensor, Tensor], None],
+    execution: Execution,
+    size: int,
+) -> list[_Call]:
+    """Return all calls of batch norm layers in a pass of a batch, each after `blend` of those before it.
+
+    With at most `size` images at a time, every call takes a pass of all parts up to it: its statistics are those of the
+    whole batch, and no part can go on before they are known.
+    """
+    calls: list[_Call] = []
+    parts = torch.split(images, size)
+    while (call := _next_call(model, layers, parts, calls, blend, execution)) is not None:
+        calls.append(call)
+    return calls
+
+
+def _next_call(
+    model: nn.Module,
+    layers: Sequence[_BatchNorm],
+    parts: Sequence[Tensor],
+    calls: list[_Call],
+    blend: Callable[[int, Tensor, Tensor], None],
+    execution: Execution,
+) -> _Call | None:
+    """Return the call after `calls`, over all parts; None if there is none, as a single part adds all its calls."""
+    moments, reached, position = _Moments(), -1, -1
+
+    def enter(number: int, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal reached, position
+        position += 1
+        if position == len(calls):
+            count, mean, variance = _measure(inputs[0])
+            if len(parts) > 1:
+                moments.add(count, mean, variance)
+                reached = number
+                raise _Reached
+            calls.append(_Call(number, count, mean, variance))
+        blend(number, calls[position].mean, calls[position].variance)
+
+    hooks = [layer.register_forward_pre_hook(partial(enter, number)) for number, layer in enumerate(layers)]
     try:
-        for images in batches():
-            with execution.autocast():
-                model(images)
+        for part in parts:
+            position = -1
+            with contextlib.suppress(_Reached), execution.autocast():
+                model(part)
     finally:
         for hook in hooks:
             hook.remove()
-    for layer, moment, (mean, variance) in zip(layers, moments, sources, strict=True):
-        _set(layer, mean.lerp(moment.mean, alpha), variance.lerp(moment.squares / moment.count, alpha))
+    if reached < 0:
+        return None
+    return _Call(reached, moments.count, moments.mean, moments.squares / moments.count)
+
+
+def _measure(inputs: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Return the values of each channel of [B, C, ...], and their mean and variance [C]."""
+    values = inputs.float()
+    axes = [axis for axis in range(values.dim()) if axis != 1]
+    variance, mean = torch.var_mean(values, axes, correction=0)  # biased, as in training mode
+    return values.numel() // values.shape[1], mean, variance
 
 
 def _mean(layer: _BatchNorm) -> Tensor:

@@ -24,9 +24,13 @@ from comp.results.blocks import Block
 from comp.results.predictions import Predictions
 from comp.runtime.device import Execution
 from comp.runtime.errors import RunError
+from comp.runtime.memory import ADVICE, MicroBatch
 from comp.runtime.progress import Progress, quiet
 
-_ROLLED_BACK = "rolled_back"  # key of made_by: the blocks whose entropy steps were undone
+# Keys of made_by that tell how a prediction went: the blocks whose entropy steps were undone, and the images at a time
+# that fitted after memory ran out.
+_ROLLED_BACK, _MICRO_BATCH = "rolled_back", "micro_batch"
+_ADVICE = f"predict on another device (--device cpu), or {ADVICE}"
 
 _Part = Split | Block  # of a split, itself; of a suite, a block that is not open yet
 
@@ -45,6 +49,8 @@ class _PredictJob:
     options: PredictOptions
     progress: Progress
     folding: BatchNormFuser
+    forward: MicroBatch
+    adapting: MicroBatch
 
     def open(self, part: _Part) -> Split:
         """Return the images of a part."""
@@ -52,6 +58,16 @@ class _PredictJob:
             return part
         assert isinstance(self.images, Suite)
         return self.images.open(part)
+
+    @property
+    def shrunk(self) -> dict[str, int]:
+        """What `made_by` records where memory ran out."""
+        sizes = [micro_batch.images for micro_batch in (self.forward, self.adapting) if micro_batch.has_shrunk]
+        return {_MICRO_BATCH: min(sizes)} if sizes else {}
+
+    def report(self, done: int) -> None:
+        """Report progress, with a note where memory ran out."""
+        self.progress(self.images.name, done, len(self.images), "images", self.forward.note or self.adapting.note)
 
 
 def predict(
@@ -66,6 +82,7 @@ def predict(
     options: PredictOptions = PLAIN,
     parts: Path | None = None,
     progress: Progress = quiet,
+    micro_batch: MicroBatch | None = None,
 ) -> Predictions:
     """Return a model's predictions of a split, or of a suite's blocks in order.
 
@@ -78,15 +95,24 @@ def predict(
         classes: names of the logits' columns.
         task: a row of `comp.config.tasks.TASKS`.
         execution: device, precision and layout.
-        batch_size: images in a forward pass; it changes results only within float tolerance.
+        batch_size: images in a forward pass; it changes results only within float tolerance. Where memory runs out,
+            half as many, from the batch on that did not fit; `made_by` then records `micro_batch`.
         made_by: recorded with the result.
         options: views and adaptation.
         parts: folder for a suite's finished blocks. Blocks stored there with the same `made_by` are reused; once the
             result is stored, remove the folder with `delete_partial_blocks`.
         progress: called after every batch.
+        micro_batch: what fitted earlier predictions of this model; None: not known.
+
+    Raises:
+        OutOfMemoryError: not even one image fits.
     """
     folding = BatchNormFuser(changes=options.adapt != "none")
-    job = _PredictJob(model, images, classes, task, execution, batch_size, made_by, options, progress, folding)
+    forward = micro_batch or MicroBatch(batch_size, advice=_ADVICE)
+    adapting = MicroBatch(adapt.BATCH_IMAGES, advice=_ADVICE)
+    job = _PredictJob(
+        model, images, classes, task, execution, batch_size, made_by, options, progress, folding, forward, adapting
+    )
     finished: list[Predictions] = []
     count = 0  # images predicted
     was_training = model.training
@@ -97,20 +123,27 @@ def predict(
             missing = any(block is None for block in stored)
             split = job.open(group[0]) if missing and len(group) == 1 else None  # not opened again for each use
             batches = partial(_batches, job, group, split, count)
-            with adapt.adapted(model, batches, options if missing else PLAIN, execution) as outcome:
+            with adapt.adapted(model, batches, options if missing else PLAIN, execution, adapting) as outcome:
                 for part, block in zip(group, stored, strict=True):
                     if block is None:
                         block = _predict_block(job, job.open(part) if split is None else split, count)
-                        if outcome.rolled_back:
-                            block = replace(block, made_by={**block.made_by, _ROLLED_BACK: [part.name]})
+                        rolled_back = {_ROLLED_BACK: [part.name]} if outcome.rolled_back else {}
+                        block = replace(block, made_by={**block.made_by, **rolled_back, **job.shrunk})
                         _save_block(parts, part.name, block)
                     finished.append(block)
                     count += len(block)
     finally:
         model.train(was_training)
-    rolled_back = [name for block in finished for name in block.made_by.get(_ROLLED_BACK, ())]
-    recorded = {**made_by, _ROLLED_BACK: rolled_back} if options.adapt == "tent" else made_by
-    return replace(predictions.concatenate(finished), made_by=recorded)
+    return replace(predictions.concatenate(finished), made_by={**made_by, **_how_it_went(finished, options)})
+
+
+def _how_it_went(finished: Sequence[Predictions], options: PredictOptions) -> dict[str, Any]:
+    """Return what `made_by` records beside what was asked for."""
+    recorded: dict[str, Any] = {}
+    if options.adapt == "tent":
+        recorded[_ROLLED_BACK] = [name for block in finished for name in block.made_by.get(_ROLLED_BACK, ())]
+    sizes = [block.made_by[_MICRO_BATCH] for block in finished if _MICRO_BATCH in block.made_by]
+    return {**recorded, _MICRO_BATCH: min(sizes)} if sizes else recorded
 
 
 def delete_partial_blocks(parts: Path) -> None:
@@ -134,7 +167,7 @@ def _batches(job: _PredictJob, group: Sequence[_Part], split: Split | None, coun
     for part in group:
         for chunk in loading.iter_chunks(job.open(part) if split is None else split, adapt.BATCH_IMAGES):
             yield _on_device(chunk, job.execution)
-            job.progress(job.images.name, count, len(job.images))
+            job.report(count)
 
 
 def _predict_block(job: _PredictJob, split: Split, count: int) -> Predictions:
@@ -169,9 +202,10 @@ def _predict_logits(
     """
     logits = np.empty((len(split), len(job.classes)), np.float32)
     network: nn.Module | None = None
-    start = 0
-    for chunk in loading.iter_chunks(split, job.batch_size):  # [B, H, W, C]
-        batch = _on_device(chunk, job.execution)
+
+    def weighted_sum(chunk: NDArray[np.uint8], part: slice) -> NDArray[np.float32]:
+        nonlocal network
+        batch = _on_device(chunk[part], job.execution)
         network = job.folding.fuse(job.model, batch) if network is None else network
         total: Tensor | None = None
         for view in chosen:
@@ -181,9 +215,14 @@ def _predict_logits(
                 output = view.weight * output
             total = output if total is None else total + output
         assert total is not None
-        logits[start : start + len(chunk)] = total.cpu().numpy()
-        start += len(chunk)
-        job.progress(job.images.name, count + start if grows else count, len(job.images))
+        return total.cpu().numpy()
+
+    start = 0
+    for chunk in loading.iter_chunks(split, job.batch_size):  # [B, H, W, C]
+        for output in job.forward.parts(len(chunk), partial(weighted_sum, chunk)):
+            logits[start : start + len(output)] = output
+            start += len(output)
+            job.report(count + start if grows else count)
     return logits
 
 
@@ -200,7 +239,7 @@ def _load_block(folder: Path | None, name: str, made_by: Mapping[str, Any]) -> P
         block = prediction_files.load(folder / f"{name}.npz")
     except RunError:
         return None
-    recorded = {key: value for key, value in block.made_by.items() if key != _ROLLED_BACK}
+    recorded = {key: value for key, value in block.made_by.items() if key not in (_ROLLED_BACK, _MICRO_BATCH)}
     return block if recorded == dict(made_by) else None
 
 

@@ -18,6 +18,7 @@ from comp.results import predictions
 from comp.results.predictions import Predictions, Targets
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, DataError, unknown
+from comp.runtime.memory import MicroBatch
 from comp.runtime.progress import Progress, quiet
 
 _UNSEEN = -1e4  # logit of a class without training images
@@ -119,6 +120,7 @@ class Probe:
     Raises:
         ConfigError: unknown name.
         DataError: fewer images than neighbours.
+        OutOfMemoryError: not even one image fits the memory.
     """
 
     def __init__(
@@ -139,7 +141,7 @@ class Probe:
             raise DataError(f"--k: expected at most {len(train)}, the number of training images, found {k}")
         assert train.labels is not None
         self._model, self._classes = model, classes
-        self._execution, self._batch_size = execution, batch_size
+        self._execution, self._micro_batch = execution, MicroBatch(batch_size)
         features = self._features(train, progress)
         self._mean, self._std = features.mean(0), np.maximum(features.std(0), 1e-6)
         self._task = task
@@ -165,13 +167,19 @@ class Probe:
     def _features(self, split: Split, progress: Progress) -> NDArray[np.float32]:
         """Return [N, F] float32."""
         self._model.eval()
-        parts = []
-        for start in range(0, len(split), self._batch_size):
-            images = torch.from_numpy(np.array(split.images[start : start + self._batch_size])).permute(0, 3, 1, 2)
+        parts: list[NDArray[np.float32]] = []
+
+        def features(rows: slice) -> NDArray[np.float32]:
+            images = torch.from_numpy(np.array(split.images[rows])).permute(0, 3, 1, 2)
             with self._execution.autocast():
-                features = self._model.features(self._execution.layout(images.to(self._execution.torch_device)))
-            parts.append(features.flatten(1).float().cpu().numpy())
-            progress(f"features of {split.name}", min(start + self._batch_size, len(split)), len(split))
+                values = self._model.features(self._execution.layout(images.to(self._execution.torch_device)))
+            return values.flatten(1).float().cpu().numpy()
+
+        done = 0
+        for part in self._micro_batch.parts(len(split), features):
+            parts.append(part)
+            done += len(part)
+            progress(f"features of {split.name}", done, len(split), "images", self._micro_batch.note)
         return np.concatenate(parts)
 
 

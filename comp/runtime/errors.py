@@ -6,7 +6,8 @@
         ├── DataError      images, labels, archives, downloads
         ├── ModelError     names, stems, weights
         ├── RunError       run folders, checkpoints, predictions
-        │   └── NotFiniteError  logits that are infinite or NaN
+        │   ├── NotFiniteError  logits that are infinite or NaN
+        │   └── OutOfMemoryError  memory for not even the smallest part of a batch
         ├── StudyError     a tuning study or its storage
         └── SubmissionError  a submission.csv or its format
     BaseException
@@ -43,6 +44,10 @@ class RunError(UserError):
 
 class NotFiniteError(RunError):
     """A network's logits are infinite or NaN."""
+
+
+class OutOfMemoryError(RunError):
+    """Not even the smallest part of a batch fits the memory."""
 
 
 class StudyError(UserError):

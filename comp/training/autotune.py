@@ -29,13 +29,13 @@ from comp.data.dataset import Dataset
 from comp.data.images import ImageFiles, resolve_workers
 from comp.data.loading import Transform
 from comp.results import files, runs
-from comp.runtime import device
+from comp.runtime import device, memory
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
 from comp.runtime.rng import preserve_rng_state
 from comp.training import losses, optimizers
-from comp.training.step import raise_unless_halving_helps
+from comp.training.step import SMALLEST
 
 Step = Callable[[Tensor, Tensor], None]  # (images, labels): takes a training step and waits for the device
 _Value = TypeVar("_Value")
@@ -398,12 +398,11 @@ class _Tuner:
 
     def _halve_until_fitting(self, count: int, measure: Callable[[int], _Value]) -> _Value:
         """Return the measurement for `count` images, or for half as many, until memory suffices."""
-        while True:
-            try:
-                return measure(count)
-            except (RuntimeError, MemoryError) as error:
-                raise_unless_halving_helps(error, count)
-            count = self._micro_batch = count // 2
+        fitting = memory.MicroBatch(count, smallest=SMALLEST)
+        result = fitting.fit(count, measure)
+        if fitting.has_shrunk:
+            self._micro_batch = fitting.images
+        return result
 
     def _time(self, setting: str, steps: Mapping[Execution, Step], count: int) -> dict[Execution, float]:
         """Return each candidate's seconds for the config's batch: the fastest step of several.

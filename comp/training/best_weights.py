@@ -19,6 +19,7 @@ from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError
+from comp.runtime.memory import MicroBatch
 from comp.runtime.progress import Progress
 from comp.training.checkpoint import TrainState
 from comp.training.selection import Scores, Selector, is_validated, selection
@@ -56,6 +57,11 @@ class BestWeights:
 
     Predictions of shifted validation, the largest, are kept for the best weights only.
     """
+    _forward: MicroBatch = field(init=False)
+    """Of all validations: what fitted one fits the next."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_forward", MicroBatch(self.config.predict.batch_size))
 
     @property
     def selector(self) -> Selector:
@@ -70,6 +76,7 @@ class BestWeights:
         Returns:
             The raw weights' scores, and the averaged ones' selected value in its own unit.
         """
+        forward_images = self._forward.images
         validation = self._validate(number, progress, last=last)
         self._last["final"] = "", replace(validation, ood_val=None)
         value = self._keep_if_best(validation, state, number, averaged=False)
@@ -79,10 +86,12 @@ class BestWeights:
                 averaged = self._validate(number, progress, last=last)
                 self._keep_if_best(averaged, state, number, averaged=True)
             averaged_value = self.selector.value(averaged.scores)
+        if self._forward.images < forward_images:
+            state.notes.append(f"validation: {self._forward.note}")
         self.average.end_epoch(number, value)  # last: an interrupted validation is repeated, this must not be
         return validation.scores, averaged_value
 
-    def finish(self, state: TrainState, images: Images, progress: Progress) -> None:
+    def finish(self, state: TrainState, images: Images, micro_batch: MicroBatch, progress: Progress) -> None:
         """Write averaged.safetensors if there is an average, and keep it as the best if it is.
 
         Batch norm statistics are averaged with the weights, or recomputed on training batches: the better on
@@ -90,7 +99,8 @@ class BestWeights:
 
         Args:
             state: after the last epoch.
-            images: returns batches of training images, as the model takes them.
+            images: returns batches of training images, as the model takes them, of at most `micro_batch`.
+            micro_batch: of the training; halved where recomputing statistics needs it.
             progress: called during validation.
         """
 
@@ -106,7 +116,10 @@ class BestWeights:
             return
         averaged, refreshed = plain, False
         if averaging.has_bn_statistics(self.model):
-            recomputed = averaging.refresh_bn_statistics(self.model, plain, images(), self.execution.autocast)
+            recomputed = micro_batch.fit(
+                micro_batch.images,
+                lambda size: averaging.refresh_bn_statistics(self.model, plain, images(), self.execution.autocast),
+            )
             refreshed = score(recomputed) > score(plain) if validated else self.config.train.average == "swa"
             averaged = recomputed if refreshed else plain
         facts = {"statistics": "refreshed" if refreshed else "averaged"}
@@ -131,7 +144,9 @@ class BestWeights:
         return None if value is None else self.selector.as_maximize(value)
 
     def _validate(self, number: int, progress: Progress, *, last: bool) -> Validation:
-        return validate(self.model, self.dataset, self.execution, self.config, number, progress, last=last)
+        return validate(
+            self.model, self.dataset, self.execution, self.config, number, progress, last=last, forward=self._forward
+        )
 
     def _keep_if_best(self, validation: Validation, state: TrainState, number: int, *, averaged: bool) -> float | None:
         """Write the model's weights if they are the best so far; return the selected value."""
@@ -194,6 +209,7 @@ def validate(
     progress: Progress,
     *,
     last: bool,
+    forward: MicroBatch | None = None,
 ) -> Validation:
     """Score the model at the end of epoch `number` (from 1): on clean validation, and on shifted when due.
 
@@ -212,6 +228,7 @@ def validate(
             task=dataset.competition.task,
             execution=execution,
             batch_size=config.predict.batch_size,
+            micro_batch=forward,
             made_by={},
             progress=progress,
         )

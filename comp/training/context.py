@@ -23,6 +23,7 @@ from comp.models import averaging
 from comp.models.classifier import Classifier
 from comp.results.runs import Run
 from comp.runtime.device import Execution, Forward
+from comp.runtime.memory import MicroBatch
 from comp.runtime.progress import Progress, quiet
 from comp.training import budget, losses, optimizers, schedules
 from comp.training.best_weights import BestWeights
@@ -72,6 +73,11 @@ class TrainContext:
     def steps_in(self, number: int) -> int:
         """Return an epoch's steps; a budget may shorten the last epoch."""
         return min(self.steps_per_epoch, self.planner.plan.total_steps - (number - 1) * self.steps_per_epoch)
+
+    @cached_property
+    def augmenting(self) -> MicroBatch:
+        """How many images are augmented at a time: a batch, where memory suffices."""
+        return MicroBatch(self.batch_size)
 
     @cached_property
     def criterion(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -159,6 +165,7 @@ def build_context(
         dataset.train,
         execution.torch_device,
         resident=dataset.resident,
+        configured=config.data.loading,
         workers=execution.workers,
         transform=worker_stage.build(policy, config.seed),
     )

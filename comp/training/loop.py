@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from comp.augment import engine, mixing
 from comp.data.loading import Batch
 from comp.models import weights, zoo
 from comp.results import files
-from comp.runtime import rng
-from comp.runtime.errors import Interrupted, NotFiniteError, RunError
+from comp.runtime import memory, rng
+from comp.runtime.errors import Interrupted, NotFiniteError, OutOfMemoryError, RunError
 from comp.runtime.progress import Progress, quiet
 from comp.training import checkpoint, losses, optimizers, schedules
 from comp.training.checkpoint import TrainState
@@ -141,12 +142,15 @@ def fit(
 
     Raises:
         RunError: the loss is not finite (more than `train.nan_retries` times), or files cannot be written.
-        Interrupted: passed on after a checkpoint.
+        OutOfMemoryError: passed on after a checkpoint.
+        Interrupted: likewise.
     """
     path, train = context.run.path / "state.pt", context.config.train
     state = TrainState()
     if resume and path.exists():  # a run stopped before its first checkpoint starts anew
         state = checkpoint.load(path, context.parts, context.execution.torch_device)
+    if context.train.note and context.train.note not in state.notes:
+        state.notes.append(context.train.note)
     context.team.barrier()  # all have read the state before the main process writes another
     rows: list[dict[str, Any]] = [dict(row) for row in context.run.history()[: state.epoch]]
     norms: list[dict[str, Any]] = _until(state.epoch, context.run.table("norms.csv"))
@@ -190,15 +194,22 @@ def fit(
                 context.planner.on_epoch_end(context.steps_taken(state))
             context.team.broadcast_from_main(
                 lambda: context.best_weights.finish(
-                    state, lambda: _statistics_images(context, state.epoch, progress), progress
+                    state, lambda: _statistics_images(context, state.epoch, progress), context.stepper.memory, progress
                 )
             )
-        except Interrupted:
+        except (Interrupted, OutOfMemoryError) as stop:
             saver.save()
-            raise
+            raise _with_resume_command(stop, context.run.path) from None
     saver.save()  # first: a run with final weights and no state is complete
     context.run.write("final.safetensors", weights.to_bytes(context.model.state_dict(), {}))
     return state
+
+
+def _with_resume_command(stop: BaseException, run: Path) -> BaseException:
+    """Return what stopped a training; of memory, with the command that continues it."""
+    if isinstance(stop, OutOfMemoryError):
+        return OutOfMemoryError(f"{stop}; with more memory, continue: comp run --resume {run}")
+    return stop
 
 
 def _until(epoch: int, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -245,7 +256,13 @@ def _train_epoch(context: TrainContext, state: TrainState, saver: _Saver, progre
     for batch in context.train.batches(shard, images, epoch=number, start=state.step):
         if context.is_over(state):
             break
-        step(context, state, batch, meter)
+        taken = context.stepper.steps
+        try:
+            step(context, state, batch, meter)
+        except (RuntimeError, MemoryError, OutOfMemoryError) as error:
+            if context.stepper.steps == taken:
+                _stop_out_of_memory(context, state, meter, error)
+            raise
         context.best_weights.average.step()
         state.step, state.seen = batch.step + 1, state.seen + context.batch_size
         if meter.is_on_cpu:
@@ -320,7 +337,7 @@ def step(context: TrainContext, state: TrainState, batch: Batch, meter: EpochMet
     step, indices, _, labels = batch
     keys = rng.keys(config.seed, number, indices)
     images, targets = mixing.mix(
-        _augmented(context, number, batch, keys),
+        _augmented_in_parts(context, number, batch, keys),
         _repeat_views(labels, context.views),
         _repeat_views(keys, context.views),
         classes=len(context.dataset.competition.classes),
@@ -373,10 +390,40 @@ def _statistics_images(context: TrainContext, number: int, progress: Progress) -
     batches = min(STATISTICS_BATCHES, len(order) // context.batch_size)
     for batch in context.train.batches(order[: batches * context.batch_size], context.batch_size, epoch=number):
         keys = rng.keys(context.config.seed, number, batch.indices)
-        images = _augmented(context, number, batch, keys)
+        images = _augmented_in_parts(context, number, batch, keys)
         for part in split_batch(len(images), context.stepper.micro_batch):
             yield context.execution.layout(images[part])
         progress("batch norm", batch.step + 1, batches, "batches")
+
+
+def _augmented_in_parts(context: TrainContext, number: int, batch: Batch, keys: Tensor) -> Tensor:
+    """Return a batch's augmented images, made in parts where memory is short: an image's draws are its own."""
+
+    def augmented(part: slice) -> Tensor:
+        rows = batch._replace(indices=batch.indices[part], images=batch.images[part], labels=batch.labels[part])
+        images = _augmented(context, number, rows, keys[part])
+        return images.reshape(context.views, -1, *images.shape[1:])
+
+    parts = list(context.augmenting.parts(len(batch.indices), augmented))  # [views, part, C, H, W] each
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).flatten(0, 1)
+
+
+def _stop_out_of_memory(context: TrainContext, state: TrainState, meter: EpochMeter, error: Exception) -> None:
+    """Raise what ends a training whose step did not fit, before the optimizer has changed a weight.
+
+    Raises:
+        OutOfMemoryError: the state can be saved.
+        Exception: the error itself, if it is not about memory.
+    """
+    if not isinstance(error, OutOfMemoryError) and not memory.is_out_of_memory(error):
+        raise error
+    _read_meter(context, state, meter)
+    if isinstance(error, OutOfMemoryError):
+        raise error
+    raise OutOfMemoryError(
+        f"out of memory for a batch of {context.batch_size} images ({memory.reason_of(error)}); use a smaller "
+        "train.batch_size, smaller images (data.image_size) or a device with more memory"
+    ) from None
 
 
 def _record_halving(context: TrainContext, state: TrainState, step: int) -> None:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from comp.models import surgery
 from comp.models.classifier import Classifier
+from comp.runtime import memory
 from comp.runtime.device import Execution
 from comp.runtime.errors import RunError
 from comp.training.norms import NoNorms
@@ -20,8 +21,6 @@ from comp.training.norms import NoNorms
 CLIPS = {"norm": ("norm", 1.0), "value": ("value", 1.0), "adaptive": ("agc", 0.01)}
 
 SMALLEST = 2  # images in a micro-batch: batch norm needs more than one
-# What allocators say when they raise a plain RuntimeError: CPU on Linux and on Windows, MPS, cuDNN and cuBLAS.
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 # Takes a part of the batch, returns its mean loss and its logits [part, classes].
 Compute = Callable[[slice], tuple[Tensor, Tensor]]
@@ -54,13 +53,19 @@ class Stepper:
         unclipped: Sequence[nn.Parameter] = (),
         halves: bool = True,
     ) -> None:
-        self._optimizer, self._halves = optimizer, halves
+        self._optimizer = optimizer
         self._device = execution.torch_device
-        self.micro_batch = micro_batch
+        self.memory = _micro_batch(micro_batch, halves=halves)
+        self.steps = 0  # begun since this process started
         # Float16 holds nothing below 6e-8; scaled up, small gradients survive (Micikevicius et al. 2018).
         self.scaler = torch.amp.GradScaler(execution.device, enabled=execution.precision == "fp16")
         self._clip = None if clip == "none" else _clipping(optimizer, clip, clip_at, unclipped)
         self._norms = norms
+
+    @property
+    def micro_batch(self) -> int:
+        """Images that go through the network at a time, at most."""
+        return self.memory.images
 
     def take(self, count: int, seed: int, compute: Compute) -> tuple[Tensor, Tensor]:
         """Take one step for a batch; return its mean loss, on the device, and its logits [count, classes].
@@ -71,33 +76,34 @@ class Stepper:
             compute: runs the network on a part of the batch.
 
         Raises:
-            RunError: not even two images at a time fit the memory.
+            OutOfMemoryError: not even two images at a time fit the memory; weights and optimizer are as before.
+            RunError: the optimizer's state does not fit.
         """
-        loss, logits = self._gradients(count, seed, compute)
+        loss, logits = self.memory.fit(count, lambda size: self._attempt(count, seed, compute, size))
+        self.steps += 1
         if self._clip is not None or self._norms.enabled:
             self.scaler.unscale_(self._optimizer)
         self._norms.add_step()
         if self._clip is not None:
             self._clip()
-        self.scaler.step(self._optimizer)
+        try:
+            self.scaler.step(self._optimizer)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            raise RunError(
+                f"out of memory for the optimizer's state ({memory.reason_of(error)}); use an optimizer with a smaller "
+                "one (optim.name=sgd), a smaller model, or a device with more memory"
+            ) from None
         self.scaler.update()
         return loss, logits
 
-    def _gradients(self, count: int, seed: int, compute: Compute) -> tuple[Tensor, Tensor]:
-        """Compute the gradients of the batch's mean loss; halve the micro-batch and retry where memory runs out."""
-        while True:
-            try:
-                return self._attempt(count, seed, compute)
-            except (RuntimeError, MemoryError) as error:
-                raise_unless_halving_helps(error, min(self.micro_batch, count) if self._halves else SMALLEST)
-            # Out here the failed attempt's tensors, which its traceback held, are gone.
-            self._halve(count)
-
-    def _attempt(self, count: int, seed: int, compute: Compute) -> tuple[Tensor, Tensor]:
+    def _attempt(self, count: int, seed: int, compute: Compute, size: int) -> tuple[Tensor, Tensor]:
+        """Compute the gradients of the batch's mean loss, at most `size` images at a time."""
         seed_generators(seed, self._device)
         self._optimizer.zero_grad()
         losses, logits = [], []
-        for part in split_batch(count, self.micro_batch):
+        for part in split_batch(count, size):
             loss, part_logits = compute(part)
             loss = loss * ((part.stop - part.start) / count)
             self.scaler.scale(loss).backward()
@@ -105,21 +111,23 @@ class Stepper:
             logits.append(part_logits.detach())
         return torch.stack(losses).sum(), torch.cat(logits)
 
-    def _halve(self, count: int) -> None:
-        self.micro_batch = max(SMALLEST, min(self.micro_batch, count) // 2)
-        self._optimizer.zero_grad()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume needs beside model and optimizer."""
         return {"micro_batch": self.micro_batch, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what `state_dict` returned."""
-        self.micro_batch = state["micro_batch"]
+        self.memory.images = state["micro_batch"]
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _micro_batch(images: int, *, halves: bool) -> memory.MicroBatch:
+    if halves:
+        return memory.MicroBatch(images, smallest=SMALLEST)
+    # Each process of a group would halve alone, and the others wait for its gradients.
+    advice = "processes that train together do not halve it by themselves: set train.micro_batch to half as many"
+    return memory.MicroBatch(images, smallest=images, advice=advice)
 
 
 def split_batch(count: int, largest: int) -> Iterator[slice]:
@@ -171,27 +179,3 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that an allocation failed."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
-
-
-def raise_unless_halving_helps(error: Exception, images: int) -> None:
-    """Return only if fewer images at a time can avoid an error.
-
-    Raises:
-        RunError: out of memory with two images already.
-        Exception: the error itself, if it is not about memory.
-    """
-    if not is_out_of_memory(error):
-        raise error
-    if images <= SMALLEST:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise RunError(
-            f"out of memory with {images} images at a time ({reason}); use a smaller model, smaller images "
-            "(model.input_size, data.image_size) or a device with more memory"
-        ) from None

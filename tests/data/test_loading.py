@@ -18,7 +18,7 @@ from comp.config import DataConfig
 from comp.data import loading
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.sources import open_source
-from comp.runtime import rng
+from comp.runtime import memory, rng
 from comp.runtime.errors import DataError
 from comp.workflows import train
 from tests.support.configs import write_config
@@ -169,11 +169,13 @@ def test_chunks_are_the_split_in_order(tmp_path: Path, workers: int) -> None:
 def test_image_files_stay_resident_if_they_fit_in_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folders(tmp_path, train=6, val=0)
     train = open_photographs(tmp_path).train
-    assert loading.stays_resident((train, None), "auto")
-    assert not loading.stays_resident((train, None), "streamed")
-    monkeypatch.setattr(loading, "_read_free_bytes", lambda: 4 * train.images.nbytes - 4)
-    assert not loading.stays_resident((train, None), "auto")
-    assert loading.stays_resident((train.decoded(), None), "auto")
+    assert loading.residency(train, None, "auto", CPU) == (True, "")
+    assert loading.residency(train, None, "streamed", CPU) == (False, "")
+    monkeypatch.setattr(memory, "free_host_bytes", lambda: 4 * train.images.nbytes - 4)
+    resident, note = loading.residency(train, None, "auto", CPU)
+    assert not resident
+    assert "data.loading" in note
+    assert loading.residency(train.decoded(), None, "auto", CPU).resident
 
 
 @pytest.mark.usefixtures("pictures")

@@ -22,9 +22,10 @@ from comp.results import runs
 from comp.runtime import device
 from comp.runtime.device import Execution, Precision, kernel_choice
 from comp.runtime.errors import ConfigError, Interrupted, RunError
+from comp.runtime.memory import is_out_of_memory
 from comp.training import checkpoint, step
 from comp.training.norms import NoNorms
-from comp.training.step import Stepper, is_out_of_memory, split_batch
+from comp.training.step import Stepper, split_batch
 from comp.workflows import train
 from tests.support.commands import Result
 from tests.support.runs import assert_same_weights, the_run, weights_of

@@ -282,6 +282,46 @@ def test_a_compiled_record_without_a_compiler_is_refused(monkeypatch: pytest.Mon
         device.from_json(recorded, "execution.json")
 
 
+def test_a_probe_is_small_on_the_cpu_alone() -> None:
+    assert autotune.probe_images("cpu", 512) == 32
+    assert autotune.probe_images("cpu", 8) == 8
+    assert autotune.probe_images("cuda", 512) == autotune.probe_images("mps", 512) == 512
+
+
+def test_steps_are_captured_only_on_cuda_by_one_process_that_takes_whole_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = device.Execution("cpu", "fp32", channels_last=True, threads=2)
+    cuda = replace(cpu, device="cuda")
+    compiled = replace(cuda, compiled=True)
+    captured = replace(compiled, cuda_graphs=True)
+    assert autotune.compiled_variants(cpu, whole_batches=True) == [replace(cpu, compiled=True)]
+    assert autotune.compiled_variants(cuda, whole_batches=True) == [compiled, captured]
+    assert autotune.compiled_variants(cuda, whole_batches=False) == [compiled]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert autotune.compiled_variants(cuda, whole_batches=True) == [compiled]
+
+
+@pytest.mark.slow  # 16 s: two compiled networks
+@pytest.mark.skipif(bool(device.missing_compiler("cpu")), reason="no C++ compiler")
+def test_the_forward_pass_for_captured_steps_has_the_gradients_of_the_model_in_every_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "graphs"))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+    execution = device.Execution("cpu", "fp32", channels_last=False, threads=1, compiled=True, cuda_graphs=True)
+    forward = execution.training_forward(model)  # on the CPU nothing is captured: the path around it is what runs
+    for count in (6, 3, 6):  # the small ones as after memory ran out
+        images = torch.randn(count, 3, 2, 2)
+        gradients = []
+        for function in (model, forward):
+            model.zero_grad()
+            function(images).square().sum().backward()
+            gradients.append([parameter.grad for parameter in model.parameters()])
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow  # 47 s: three compiled trainings
 @pytest.mark.skipif(bool(device.missing_compiler("cpu")), reason="no C++ compiler")
 def test_a_compiled_training_resumes_bit_for_bit_and_matches_the_eager_one(

@@ -279,6 +279,51 @@ def test_sgd_takes_parameters_that_begin_later_as_those_that_began_with_it(neste
         assert torch.allclose(late, alone)
 
 
+@pytest.mark.parametrize(
+    ("name", "lookahead"),
+    [
+        *((name, 0) for name in OPTIMIZERS),
+        *(pytest.param(name, 2, marks=pytest.mark.slow) for name in (*OPTIMIZERS, *OF_TIMM)),  # 10 s together
+        *(pytest.param(name, 0, marks=pytest.mark.slow) for name in OF_TIMM),
+    ],
+)
+def test_parameters_that_thaw_later_join_in_their_groups_and_go_on_from_a_checkpoint(
+    name: str, lookahead: int, tmp_path: Path
+) -> None:
+    config = settings(name, lookahead)
+
+    def frozen() -> tuple[Classifier, torch.optim.Optimizer, list[nn.Parameter]]:
+        model = small_model()
+        late = [parameter for name, parameter in model.inner.named_parameters() if name.startswith("body.0")]
+        for parameter in late:
+            parameter.requires_grad = False
+        optimizer = optim.for_model(model, config)
+        groups = [group for group in optimizer.param_groups if any(p in set(late) for p in group["params"])]
+        assert len(groups) > 1  # kernels and the rest
+        assert all(any(p not in set(late) for p in group["params"]) for group in groups)  # beside others
+        return model, optimizer, late
+
+    model, optimizer, late = frozen()
+    before = [parameter.detach().clone() for parameter in late]
+    take(model, optimizer, config, range(2))
+    assert all(torch.equal(*pair) for pair in zip(before, late, strict=True))
+    for stop in (2, 5):  # a resume before they thaw, and one after
+        for parameter in late:
+            parameter.requires_grad = stop > 2
+        take(model, optimizer, config, range(2, stop))
+        again, restored, late_again = frozen()
+        checkpoint.save(Run(tmp_path), {"model": model, "optimizer": optimizer}, checkpoint.TrainState())
+        checkpoint.load(tmp_path / "state.pt", {"model": again, "optimizer": restored}, torch.device("cpu"))
+        for parameter in (*late, *late_again):
+            parameter.requires_grad = True
+        losses = take(model, optimizer, config, range(stop, stop + 3))
+        assert take(again, restored, config, range(stop, stop + 3)) == losses
+        for mine, theirs in zip(again.state_dict().values(), model.state_dict().values(), strict=True):
+            assert torch.equal(mine, theirs)
+    assert not any(torch.equal(*pair) for pair in zip(before, late, strict=True))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 def test_lookahead_interpolates_every_k_steps() -> None:
     weight = nn.Parameter(torch.tensor([1.0]))
     optimizer = Lookahead(torch.optim.SGD([weight], lr=0.1), k=2, alpha=0.5)

@@ -15,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from comp import config as configs
+from comp.config import ModelConfig
 from comp.data import cache
+from comp.models import zoo
 from comp.results import runs
 from comp.runtime import cores, device
 from comp.runtime.errors import ConfigError, Interrupted, RunError
@@ -300,6 +302,21 @@ def test_steps_are_captured_only_on_cuda_by_one_process_that_takes_whole_batches
     assert autotune.compiled_variants(cuda, whole_batches=False) == [compiled]
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert autotune.compiled_variants(cuda, whole_batches=True) == [compiled]
+
+
+@pytest.mark.slow  # 8 s
+@pytest.mark.parametrize(
+    ("name", "stem"), [("resnet18", "cifar"), ("fastnet", "stock"), ("tf_efficientnet_lite0", "stock")]
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_training_step_is_traced_into_one_graph(name: str, stem: Any, layout: torch.memory_format) -> None:
+    section = ModelConfig(name=name, stem=stem)
+    model = zoo.build(section, classes=10, image_shape=(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3, seed=0).train()
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8).to(memory_format=layout)
+    torch._dynamo.reset()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        explained = torch._dynamo.explain(model)(images)
+    assert (explained.graph_count, explained.break_reasons) == (1, [])
 
 
 @pytest.mark.slow  # 16 s: two compiled networks

@@ -6,16 +6,19 @@ lists hold tensors of unequal shapes, as where `_foreach_mul_` takes a factor on
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from timm.utils.agc import adaptive_clip_grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from comp.config import LookaheadConfig, ModelConfig, OptimConfig, TrainConfig
 from comp.models import averaging, zoo
 from comp.models.classifier import Classifier
 from comp.training import optimizers
+from comp.training.clipping import clip_adaptively
 from comp.training.norms import Norms
 from comp.training.schedules import Plan
 
@@ -75,6 +78,26 @@ def test_an_optimizer_starts_few_kernels(model: Classifier, name: str, lookahead
         optimizer.step()
 
     assert launches(take) <= most
+
+
+def test_adaptive_clipping_has_the_bits_of_timms_and_starts_a_quarter_of_the_kernels(model: Classifier) -> None:
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    clipped = []
+    for clip in (clip_adaptively, adaptive_clip_grad):
+        for number, (name, parameter) in enumerate(model.named_parameters()):
+            scale = 10.0 ** (number % 5 - 3)  # some units above their limits, some below
+            parameter.grad = gradients[name] * scale
+        next(model.parameters()).grad = None
+        clip(list(model.parameters()), 0.01)
+        clipped.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    assert all(torch.equal(*pair) for pair in zip(*clipped, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(clipped[0], list(gradients.values())[1:], strict=True))
+    ours, theirs = (
+        launches(partial(clip, list(model.parameters()), 0.01)) for clip in (clip_adaptively, adaptive_clip_grad)
+    )
+    assert 4 * ours <= theirs
+    for name, parameter in model.named_parameters():
+        parameter.grad = gradients[name]
 
 
 def test_averages_and_norms_start_few_kernels(model: Classifier) -> None:

@@ -53,7 +53,7 @@ class BatchNormFuser:
 @contextmanager
 def _without_tf32() -> Iterator[None]:
     """Multiply float32 in full: TF32 keeps 10 bits, and its logits differ by as much as those of a wrong network."""
-    settings = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    settings: tuple[Any, ...] = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
     before = [setting.fp32_precision for setting in settings]
     for setting in settings:
         setting.fp32_precision = "ieee"

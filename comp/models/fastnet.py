@@ -75,7 +75,7 @@ def _patch_covariance(images: Tensor, side: int) -> Tensor:
     images_at_once = max(1, _BLOCK_ELEMENTS // (images[0].numel() * side * side))
     products = torch.zeros(size, size, dtype=torch.float64, device=images.device)
     sums, count = torch.zeros(size, dtype=torch.float64, device=images.device), 0
-    for block in images.split(images_at_once):
+    for block in torch.split(images, images_at_once):
         windows = block.double().unfold(2, side, 1).unfold(3, side, 1)  # [n, C, H', W', side, side]
         patches = windows.permute(1, 4, 5, 0, 2, 3).reshape(size, -1)  # [C side side, n H' W']
         products += patches @ patches.T

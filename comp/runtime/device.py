@@ -126,7 +126,7 @@ def _captured(model: nn.Module) -> Forward:
         size = size or len(images)
         if len(images) != size:
             return compiled(images)
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         return captured(images).clone()
 
     return forward

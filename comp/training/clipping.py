@@ -29,12 +29,13 @@ def clip_adaptively(parameters: Iterable[Tensor], limit: float) -> None:
     largest = torch.cat([_unit_norms(parameter).flatten() for parameter in clipped])
     largest = largest.clamp_(min=_SMALLEST_WEIGHTS).mul_(limit)
     factors = largest / gradient_norms.clamp(min=_SMALLEST_GRADIENT)
-    factors = torch.where(gradient_norms < largest, 1.0, factors).split([norm.numel() for norm in norms])
-    torch._foreach_mul_(gradients, [factor.view_as(norm) for factor, norm in zip(factors, norms, strict=True)])
+    factors = torch.where(gradient_norms < largest, 1.0, factors)
+    by_parameter = torch.split(factors, [norm.numel() for norm in norms])
+    torch._foreach_mul_(gradients, [factor.view_as(norm) for factor, norm in zip(by_parameter, norms, strict=True)])
 
 
 def _unit_norms(tensor: Tensor) -> Tensor:
     """Return norms [out, 1, ...] by output unit; a vector's own norm []."""
-    if tensor.ndim <= 1:
-        return torch.linalg.vector_norm(tensor)
-    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)), keepdim=True)
+    dimensions = tuple(range(1, tensor.ndim)) or None
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=dimensions, keepdim=dimensions is not None)
+    return norms

@@ -50,7 +50,7 @@ def orthogonalize_all(stacks: Sequence[Tensor], steps: int) -> list[Tensor]:
         # `@`, not bmm, which on the CPU rounds a lone transposed matrix in another way.
         grams = [wide[number] @ wide[number].mT for number in numbers]  # each [N, short, short]
         factors = _newton_schulz(grams[0] if len(grams) == 1 else torch.cat(grams), steps)
-        for number, factor in zip(numbers, factors.split([len(gram) for gram in grams]), strict=True):
+        for number, factor in zip(numbers, torch.split(factors, [len(gram) for gram in grams]), strict=True):
             wide[number] = factor @ wide[number]
     return [x.mT if _is_tall(stack) else x for x, stack in zip(wide, stacks, strict=True)]
 
@@ -60,7 +60,8 @@ def _is_tall(stack: Tensor) -> bool:
 
 
 def _unit_norm(stack: Tensor) -> Tensor:
-    return (stack / stack.norm(dim=(1, 2), keepdim=True).clamp_min(_SMALLEST_NORM)).to(_fast_type(stack.device))
+    unit: Tensor = stack / stack.norm(dim=(1, 2), keepdim=True).clamp_min(_SMALLEST_NORM)
+    return unit.to(_fast_type(stack.device))
 
 
 def _newton_schulz(gram: Tensor, steps: int) -> Tensor:
@@ -157,7 +158,7 @@ class Muon(Optimizer):
         torch._foreach_mul_(updates, group["momentum"])
         torch._foreach_add_(updates, gradients)
         if group["nesterov"]:
-            updates = torch._foreach_add(gradients, updates, alpha=group["momentum"])
+            updates = list(torch._foreach_add(gradients, updates, alpha=group["momentum"]))
         trained, directions = _directions(trained, updates, group["ns_steps"])
         if group["normalize_weights"]:
             scales = torch._foreach_norm(trained)
@@ -173,7 +174,7 @@ class Muon(Optimizer):
         sgd(
             trained,
             _gradients(trained),
-            self._momentum_buffers(trained),
+            [*self._momentum_buffers(trained)],
             foreach=True,
             weight_decay=group["weight_decay"],
             momentum=group["aux_momentum"],

@@ -5,7 +5,8 @@ network's logits differ, the network stays unfused.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -49,9 +50,24 @@ class BatchNormFuser:
         return self._fused
 
 
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Multiply float32 in full: TF32 keeps 10 bits, and its logits differ by as much as those of a wrong network."""
+    settings: tuple[Any, ...] = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in settings]
+    for setting in settings:
+        setting.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for setting, precision in zip(settings, before, strict=True):
+            setting.fp32_precision = precision
+
+
 @torch.inference_mode()
+@_without_tf32()
 def _find_pairs(model: nn.Module, images: Tensor) -> list[_Pair]:
-    """Return pairs of convolution and batch norm to fuse; none if the logits would differ."""
+    """Return pairs of convolution and batch norm to fuse; none if the logits, in full float32, would differ."""
     outputs: dict[int, tuple[str, Tensor]] = {}  # holds the tensors, so that ids stay unique
     pairs: list[_Pair] = []
 

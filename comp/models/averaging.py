@@ -75,8 +75,8 @@ class _Running(Average):
     def _lerp_(self, weight: float) -> None:
         """Move by `weight` towards the model; copy counters."""
         torch._foreach_lerp_([average for average, _ in self._floating], [live for _, live in self._floating], weight)
-        for average, live in self._counters:
-            average.copy_(live)
+        if self._counters:
+            torch._foreach_copy_([average for average, _ in self._counters], [live for _, live in self._counters])
 
     def final(self, score: Score | None) -> State | None:
         """Return the average, None if the training ended before its first update."""
@@ -224,11 +224,16 @@ def mean(states: Iterable[Mapping[str, Tensor]]) -> State:
     """Return the equal mean of states of one model; integers (counters) are the last state's."""
     stacked = list(states)
     return {
-        name: torch.stack([state[name].double() for state in stacked]).mean(0).to(last.dtype)
-        if last.is_floating_point()
-        else last
+        name: _wide_mean([state[name] for state in stacked]) if last.is_floating_point() else last
         for name, last in stacked[-1].items()
     }
+
+
+def _wide_mean(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the mean, summed in float64; on the CPU for MPS, which has none."""
+    last = tensors[-1]
+    summed = [(tensor.cpu() if tensor.device.type == "mps" else tensor).double() for tensor in tensors]
+    return torch.stack(summed).mean(0).to(last.dtype).to(last.device)
 
 
 def greedy_soup(scored: Sequence[tuple[float, State]], score: Score) -> tuple[State, tuple[int, ...]]:

@@ -35,6 +35,7 @@ SIZES = {
 
 # Eigenvalues below this are noise, which dividing by their root would amplify. Pixels have unit deviation here.
 _SMALLEST_VARIANCE = 5e-4
+_BLOCK_ELEMENTS = 1 << 22  # of patches in float64 at a time: 32 MB
 
 
 class Whitening(nn.Conv2d):
@@ -55,16 +56,45 @@ class Whitening(nn.Conv2d):
 
     def initialise(self, images: Tensor) -> None:
         """Set the filters from normalised images [N, C, H, W]: eigenvectors of the patch covariance, whitened."""
-        side = self.kernel_size[0]
-        patches = images.unfold(2, side, 1).unfold(3, side, 1)  # [N, C, H', W', side, side]
-        flat = patches.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).flatten(1)  # [N H' W', side side C]
-        # In float64: the smallest eigenvalues are ten thousand times below the largest.
-        covariance = torch.cov(flat.double().T)  # [side side C, side side C]
-        variances, directions = torch.linalg.eigh(covariance)
+        # MPS has neither float64 nor an eigensolver; elsewhere the sums run where the images are.
+        covariance = _patch_covariance(images.cpu() if images.device.type == "mps" else images, self.kernel_size[0])
+        variances, directions = torch.linalg.eigh(covariance.cpu())
         filters = (directions / (variances + self.smallest).sqrt()).T  # one filter per row, the least variance first
         kernels = filters[-self.out_channels // 2 :].reshape(-1, *self.weight.shape[1:])
         with torch.no_grad():
-            self.weight.copy_(torch.cat([kernels, -kernels]))
+            self.weight.copy_(torch.cat([kernels, -kernels]).to(self.weight.dtype))
+
+
+def _patch_covariance(images: Tensor, side: int) -> Tensor:
+    """Return the covariance of all patches of images [N, C, H, W]: [C side side, C side side] float64.
+
+    In float64: the smallest eigenvalues are ten thousand times below the largest. A few images at a time, since patches
+    are `side * side` times as large as their images.
+    """
+    size = images.shape[1] * side * side
+    images_at_once = max(1, _BLOCK_ELEMENTS // (images[0].numel() * side * side))
+    products = torch.zeros(size, size, dtype=torch.float64, device=images.device)
+    sums, count = torch.zeros(size, dtype=torch.float64, device=images.device), 0
+    for block in torch.split(images, images_at_once):
+        windows = block.double().unfold(2, side, 1).unfold(3, side, 1)  # [n, C, H', W', side, side]
+        patches = windows.permute(1, 4, 5, 0, 2, 3).reshape(size, -1)  # [C side side, n H' W']
+        products += patches @ patches.T
+        sums += patches.sum(1)
+        count += patches.shape[1]
+    return (products - torch.outer(sums, sums) / count) / (count - 1)
+
+
+class GlobalMaxPool(nn.Module):
+    """Each channel's largest value; its gradient goes to the first of equal ones.
+
+    `nn.AdaptiveMaxPool2d(1)` gives the same bits, but on CUDA its backward pass is not deterministic.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return [B, C] of features [B, C, H, W]."""
+        if features.is_contiguous(memory_format=torch.channels_last):  # so that its gradient is channels_last, too
+            return features.permute(0, 2, 3, 1).flatten(1, 2).max(1).values
+        return features.flatten(2).max(2).values
 
 
 class ScaledLinear(nn.Linear):
@@ -131,7 +161,7 @@ def fastnet(
     for after in SIZES[size].widths:
         body.append(_group(before, after, SIZES[size].convolutions))
         before = after
-    neck = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
+    neck = nn.Sequential(GlobalMaxPool(), nn.Flatten())
     return FastNet(nn.Sequential(*body), neck, ScaledLinear(before, classes, scale))
 
 

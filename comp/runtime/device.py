@@ -32,6 +32,7 @@ _RECORDED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "threads": ("a number of threads", lambda value: _is_count(value) and value > 0),
     "compiled": ("true or false", lambda value: isinstance(value, bool)),
     "workers": ("a number of processes", lambda value: _is_count(value)),
+    "cuda_graphs": ("true or false", lambda value: isinstance(value, bool)),
     "micro_batch": ("a number of images or null", lambda value: value is None or (_is_count(value) and value > 0)),
 }
 # Whether `auto` takes Apple's MPS. No training of ours has run on it yet, so it is used only where it is named.
@@ -56,6 +57,7 @@ class Execution:
             `comp.inference.fuse_bn` for what compiling predictions would gain.
         workers: processes that read or augment training images one by one; does not change a pixel.
         micro_batch: images that go through the network at a time after memory ran out with more; None: as configured.
+        cuda_graphs: whether compiled steps are captured once and replayed, which starts all kernels at once.
     """
 
     device: str
@@ -65,6 +67,7 @@ class Execution:
     compiled: bool = False
     workers: int = 0
     micro_batch: int | None = None
+    cuda_graphs: bool = False
 
     @property
     def torch_device(self) -> torch.device:
@@ -87,7 +90,9 @@ class Execution:
         Raises:
             ConfigError: at that call, if the model cannot be compiled.
         """
-        return _compiled(model) if self.compiled else model
+        if not self.compiled:
+            return model
+        return _captured(model) if self.cuda_graphs and not _is_shared(model) else _compiled(model)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context in which forward passes run."""
@@ -112,10 +117,35 @@ class Execution:
         return asdict(self)
 
 
-def _compiled(model: nn.Module) -> Forward:
+def _is_shared(model: nn.Module) -> bool:
+    """Return whether processes share the model: what they send each other is not captured."""
+    return isinstance(model, nn.parallel.DistributedDataParallel)
+
+
+def _captured(model: nn.Module) -> Forward:
+    """Return a compiled graph that CUDA captures at its second call and replays from then on.
+
+    A replay writes into the memory of the one before it. So logits are copied out, and batches of another size than the
+    first, such as micro-batches after memory ran out, whose gradients add up, are not replayed.
+    """
+    captured, compiled = _compiled(model, mode="reduce-overhead"), _compiled(model)
+    size = 0
+
+    def forward(images: Tensor) -> Tensor:
+        nonlocal size
+        size = size or len(images)
+        if len(images) != size:
+            return compiled(images)
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        return captured(images).clone()
+
+    return forward
+
+
+def _compiled(model: nn.Module, mode: str | None = None) -> Forward:
     from torch._dynamo.exc import TorchDynamoException  # takes a second to import
 
-    graph = torch.compile(model, dynamic=False)  # an epoch has whole batches only
+    graph = torch.compile(model, dynamic=False, mode=mode)  # an epoch has whole batches only
 
     def forward(images: Tensor) -> Tensor:
         try:
@@ -243,6 +273,7 @@ def _recorded(values: Mapping[str, Any], where: str) -> Execution:
         compiled=values.get("compiled", False),
         workers=values.get("workers", default_workers()),
         micro_batch=values.get("micro_batch"),
+        cuda_graphs=values.get("cuda_graphs", False),
     )
 
 

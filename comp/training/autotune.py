@@ -1,7 +1,8 @@
 """Autotuning: time a few training steps on copies of the model, and choose how to run the training.
 
 Four settings, each timed only where the config says `auto` and the machine has more than one option: precision and
-layout together, then threads, then torch.compile of the best so far, then loader workers where images are streamed.
+layout together, then threads, then torch.compile of the best so far (on CUDA also with its steps captured as CUDA
+graphs), then loader workers where images are streamed.
 
 Timings are cached in the user's cache folder (`comp.data.cache.user_cache_folder`), a file for each machine, network,
 image shape and batch size; trials, folds and repetitions reuse them. Timings of an overloaded machine are not cached.
@@ -10,12 +11,9 @@ Deleting the folder repeats them.
 
 import copy
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -24,18 +22,19 @@ from torch import Tensor, nn
 from comp.config import Config, parse_duration
 from comp.config.tasks import TASKS
 from comp.data import loading
-from comp.data.cache import user_cache_folder
 from comp.data.dataset import Dataset
 from comp.data.images import ImageFiles, resolve_workers
 from comp.data.loading import Transform
 from comp.results import files, runs
 from comp.runtime import device, memory
 from comp.runtime.device import Execution
-from comp.runtime.errors import ConfigError, RunError
+from comp.runtime.errors import ConfigError
 from comp.runtime.progress import Progress, quiet
 from comp.runtime.rng import preserve_rng_state
 from comp.training import losses, optimizers
+from comp.training.distributed import is_distributed
 from comp.training.step import SMALLEST
+from comp.training.timing_cache import TimingCache
 
 Step = Callable[[Tensor, Tensor], None]  # (images, labels): takes a training step and waits for the device
 _Value = TypeVar("_Value")
@@ -51,7 +50,7 @@ _COMPILE_FROM_SECONDS = 900.0
 _WORKER_STEPS = 10
 _WORKER_ROUNDS = 2  # in each of which another number of workers must be worthwhile
 _MOST_WORKERS = 16
-_RULES = 1  # part of every cache key: raise it when something else is timed
+_RULES = 2  # part of every cache key: raise it when something else is timed
 # Keys of section `model` that do not affect a step's time.
 _WEIGHTLESS = {"pretrained", "from_run", "sha256", "drop_rate", "drop_path_rate", "normalize", "unfreeze"}
 # Keys of section `augment` that do not affect the workers.
@@ -127,7 +126,7 @@ def choose_execution(
             f"other processes keep the cores busy, so steps run on {threads[0]} of {most} threads; "
             f"set train.threads={most} to use all"
         )
-    cache = _TimingCache(_key(device_name, dataset, config))
+    cache = TimingCache(_key(device_name, dataset, config))
     tuner = _Tuner(model, dataset, config, choice, cache, progress)
     with preserve_rng_state(torch.device("cpu")):
         tuner.choose("precision and layout", candidates)
@@ -164,51 +163,6 @@ def _key(device_name: str, dataset: Dataset, config: Config) -> str:
     return json.dumps(key, sort_keys=True, default=str)
 
 
-class _TimingCache:
-    """Cached seconds of one key, by setting and candidate."""
-
-    def __init__(self, key: str) -> None:
-        folder = user_cache_folder()
-        self._path = folder and folder / "timing" / f"{files.sha256_bytes(key.encode())[:32]}.json"
-        self._seconds: dict[str, dict[str, float]] = {}
-        self._changed = False
-        if self._path:
-            with suppress(RunError):
-                self._seconds = _check_timings(files.read_json(self._path), self._path)
-
-    def get(self, setting: str, candidates: Sequence[str]) -> dict[str, float] | None:
-        """Return the seconds of all candidates; None if one is missing."""
-        cached = self._seconds.get(setting, {})
-        return {name: cached[name] for name in candidates} if cached.keys() >= set(candidates) else None
-
-    def add(self, setting: str, seconds: Mapping[str, float]) -> None:
-        """Replace the timings of a setting."""
-        self._seconds[setting] = dict(seconds)
-        self._changed = True
-
-    def save(self) -> str:
-        """Write new timings and return an empty text; without new ones, return the file's path."""
-        if not self._changed:
-            return str(self._path)
-        if self._path and not device.is_busy():
-            with suppress(RunError, OSError):  # an unwritable home folder only costs time
-                files.make_folder(self._path.parent)
-                files.write_atomically(self._path, files.to_json(self._seconds))
-        return ""
-
-
-def _check_timings(values: Mapping[str, Any], path: Path) -> dict[str, dict[str, float]]:
-    """Return a cache file's timings.
-
-    Raises:
-        RunError: damaged.
-    """
-    rows = [row.values() if isinstance(row, dict) else [None] for row in values.values()]
-    if not all(isinstance(value, float) and math.isfinite(value) and value > 0 for row in rows for value in row):
-        raise RunError(f"{path}: damaged: expected positive seconds")
-    return dict(values)
-
-
 def _options(setting: _Value | Literal["auto"], candidates: Sequence[_Value]) -> Sequence[_Value]:
     return candidates if setting == "auto" else [setting]
 
@@ -222,7 +176,7 @@ class _Tuner:
         dataset: Dataset,
         config: Config,
         choice: ExecutionChoice,
-        cache: _TimingCache,
+        cache: TimingCache,
         progress: Progress,
     ) -> None:
         self._model, self._dataset, self._choice, self._progress = model, dataset, choice, progress
@@ -256,27 +210,50 @@ class _Tuner:
         if missing:
             self._choice.notes.append(f"train.compile: {missing}; steps run uncompiled")
             return
-        compiled = replace(plain, compiled=True)
-        setting, label = "compiled steps", _label(compiled)
-        seconds, build_seconds = self._cached(setting, [plain, compiled]), self._cache.get("building", [label])
-        if seconds is None or build_seconds is None:
-            count = self._affordable_images(plain, 2 * (_ROUNDS + 1))
-            steps, batch = {plain: self._step(plain), compiled: self._step(compiled)}, self._batch(plain, count)
-            began = time.perf_counter()
+        variants = compiled_variants(plain, whole_batches=self._micro_batch == self._batch_size)
+        setting, labels = "compiled steps", [_label(variant) for variant in variants]
+        seconds, building = self._cached(setting, [plain, *variants]), self._cache.get("building", labels)
+        if seconds is None or building is None:
+            count = self._affordable_images(plain, (1 + len(variants)) * (_ROUNDS + 1))
+            steps, building = self._built(variants, self._batch(plain, count))
+            if not steps:
+                return
+            self._cache.add("building", building)
+            seconds = self._time(setting, {plain: self._step(plain), **steps}, count)
+        planned_steps = self._planned_seconds(seconds[plain] / self._batch_size) / seconds[plain]
+        total = {plain: seconds[plain] * planned_steps}
+        for variant in seconds.keys() - {plain}:
+            total[variant] = seconds[variant] * planned_steps + builds * building[_label(variant)]
+        fastest = min(total, key=lambda execution: total[execution])
+        if total[fastest] * _WORTHWHILE < total[plain]:
+            self._choice.execution = fastest
+        self._choice.notes += [
+            f"train.compile: {building[_label(variant)]:.0f} s to build, {builds} times{_graphs(variant)}"
+            for variant in variants
+            if variant in total
+        ]
+
+    def _built(
+        self, variants: Sequence[Execution], batch: tuple[Tensor, Tensor]
+    ) -> tuple[dict[Execution, Step], dict[str, float]]:
+        """Return the steps of the variants that can be built, and by label the seconds that took."""
+        steps: dict[Execution, Step] = {}
+        building: dict[str, float] = {}
+        for variant in variants:
+            step = self._step(variant)
             try:
-                steps[compiled](*batch)
+                building[_label(variant)] = _seconds(step, batch)
             except ConfigError as error:
                 self._choice.notes.append(f"{error}; steps run uncompiled")
-                return
-            build_seconds = {label: time.perf_counter() - began}
-            self._cache.add("building", build_seconds)
-            seconds = self._time(setting, steps, count)
-        building = build_seconds[label]
-        planned_steps = self._planned_seconds(seconds[plain] / self._batch_size) / seconds[plain]
-        total = {execution: step_seconds * planned_steps for execution, step_seconds in seconds.items()}
-        if (total[compiled] + builds * building) * _WORTHWHILE < total[plain]:
-            self._choice.execution = compiled
-        self._choice.notes.append(f"train.compile: {building:.0f} s to build, {builds} times")
+                break
+            except RuntimeError as error:
+                if not variant.cuda_graphs:
+                    raise
+                reason = str(error).partition("\n")[0]
+                self._choice.notes.append(f"train.compile: steps cannot be captured as CUDA graphs ({reason})")
+                break
+            steps[variant] = step
+        return steps, building
 
     def choose_workers(self, transform: Transform | None) -> None:
         """Time training on streamed images with several numbers of workers.
@@ -350,7 +327,7 @@ class _Tuner:
         return seconds_an_image * self._batch_size * steps
 
     def _probe(self, plain: Execution) -> float:
-        """Return the seconds an image, by a small step."""
+        """Return the seconds an image, by a step; see `probe_images`."""
         label = _label(plain)
         seconds = self._cache.get(f"image in {label}", [label])
         if seconds is None:
@@ -361,7 +338,7 @@ class _Tuner:
                 step(*batch)
                 return min(_seconds(step, batch) for _ in range(_ROUNDS - 1)) / count
 
-            seconds = {label: self._halve_until_fitting(min(_FEWEST_IMAGES, self._micro_batch), probe)}
+            seconds = {label: self._halve_until_fitting(probe_images(plain.device, self._micro_batch), probe)}
             self._cache.add(f"image in {label}", seconds)
         return seconds[label]
 
@@ -429,6 +406,29 @@ class _Tuner:
         return seconds
 
 
+def probe_images(device_name: str, micro_batch: int) -> int:
+    """Return how many images the first step is timed with.
+
+    On the CPU few are enough. An accelerator starts kernels for 32 images as long as for 512: there only the training's
+    own batch tells the time of an image, and one step costs nothing.
+    """
+    return min(_FEWEST_IMAGES, micro_batch) if device_name == "cpu" else micro_batch
+
+
+def compiled_variants(plain: Execution, *, whole_batches: bool) -> list[Execution]:
+    """Return how steps may be compiled: on CUDA also captured, where one process takes a batch at once.
+
+    Gradients of micro-batches add up, and a captured step would overwrite those of the one before.
+    """
+    compiled = replace(plain, compiled=True)
+    captures = plain.device == "cuda" and whole_batches and not is_distributed()
+    return [compiled, replace(compiled, cuda_graphs=True)] if captures else [compiled]
+
+
+def _graphs(execution: Execution) -> str:
+    return " with CUDA graphs" if execution.cuda_graphs else ""
+
+
 def _seconds(step: Step, batch: tuple[Tensor, Tensor]) -> float:
     began = time.perf_counter()
     step(*batch)
@@ -438,4 +438,4 @@ def _seconds(step: Step, batch: tuple[Tensor, Tensor]) -> float:
 def _label(candidate: Execution) -> str:
     layout = "channels_last" if candidate.channels_last else "channels_first"
     compiled = " compiled" if candidate.compiled else ""
-    return f"{candidate.precision} {layout} {candidate.threads} threads{compiled}"
+    return f"{candidate.precision} {layout} {candidate.threads} threads{compiled}{_graphs(candidate)}"

@@ -155,11 +155,11 @@ def build_context(
         # Images that are cropped before they are resized are read anew in every epoch.
         train_split = dataset.train if policy.crop else dataset.train.decoded(progress)
         dataset = replace(dataset, train=train_split, val=val)
-    if fresh:
-        _initialise(model, dataset)
     schedules.check_sizes(model, config.train.sizes, dataset.competition.image_shape)
     team.prepare(model, execution)
     execution.place(model)
+    if fresh:
+        _initialise(model, dataset, execution.torch_device)
     optimizer = optimizers.for_model(model, config.optim)
     train = loading.build_loader(
         dataset.train,
@@ -228,10 +228,10 @@ def _initialise_count(dataset: Dataset) -> int:
     return min(_INITIALISE_IMAGES, max(1, _INITIALISE_BYTES // math.prod(dataset.train.image_shape)))
 
 
-def _initialise(model: Classifier, dataset: Dataset) -> None:
-    """Run the model's data-dependent initialisation, if it has one."""
+def _initialise(model: Classifier, dataset: Dataset, device: torch.device) -> None:
+    """Run the model's data-dependent initialisation on its device, if it has one."""
     if not model.initialises_from_images:
         return
     rows = dataset.samples.get("initialise", np.arange(min(_initialise_count(dataset), len(dataset.train))))
     images = np.array(dataset.train.images[rows])  # a copy: memory maps are read-only
-    model.initialise(torch.from_numpy(images).permute(0, 3, 1, 2))
+    model.initialise(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))

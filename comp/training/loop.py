@@ -27,6 +27,7 @@ from comp.training.context import STATISTICS_BATCHES, TrainContext
 from comp.training.early_stopping import Stop, early_stop
 from comp.training.selection import Scores
 from comp.training.step import split_batch
+from comp.training.sums import RunningSum
 
 OnEpoch = Callable[["Epoch"], Stop | None]
 
@@ -89,16 +90,21 @@ class EpochMeter:
     """
 
     def __init__(self, state: TrainState, device: torch.device) -> None:
-        self._sums = torch.tensor([state.loss_sum, state.right_sum], dtype=torch.float64, device=device)
+        self._sums = RunningSum([state.loss_sum, state.right_sum], device)
         self._broken_step = torch.tensor(_NEVER, device=device)
         self._host_copy = torch.zeros(2, dtype=torch.float64, pin_memory=True) if device.type == "cuda" else None
         self._copied: torch.cuda.Event | None = None
         self._copied_at = 0
         self._latest = state.loss_sum, state.right_sum, state.seen
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what `add` takes: float64 where the device has it."""
+        return self._sums.dtype
+
     def add(self, sums: Tensor, step: int) -> None:
-        """Add a step's summed loss and correct answers ([2] float64 on the device) without waiting for them."""
-        self._sums += sums
+        """Add a step's summed loss and correct answers ([2] `dtype` on the device) without waiting for them."""
+        self._sums.add(sums)
         self._broken_step = torch.where(sums[0].isfinite(), self._broken_step, self._broken_step.clamp_max(step))
 
     def peek(self, state: TrainState) -> tuple[float, float, int]:
@@ -112,7 +118,7 @@ class EpochMeter:
             if self._copied is not None:
                 loss, right = self._host_copy.tolist()
                 self._latest = loss, right, self._copied_at
-            self._host_copy.copy_(self._sums, non_blocking=True)
+            self._host_copy.copy_(self._sums.values, non_blocking=True)
             self._copied, self._copied_at = torch.cuda.Event(), state.seen  # type: ignore[no-untyped-call]
             self._copied.record()
         return self._latest
@@ -120,11 +126,11 @@ class EpochMeter:
     @property
     def is_on_cpu(self) -> bool:
         """Whether reading costs nothing."""
-        return self._sums.device.type == "cpu"
+        return self._sums.values.device.type == "cpu"
 
     def read(self, state: TrainState) -> int | None:
         """Wait for the device and write the sums into the state; return the first broken step or None."""
-        state.loss_sum, state.right_sum = self._sums.tolist()
+        state.loss_sum, state.right_sum = self._sums.values.tolist()
         step = int(self._broken_step)
         return None if step == _NEVER else step
 
@@ -364,7 +370,7 @@ def step(context: TrainContext, state: TrainState, batch: Batch, meter: EpochMet
     if context.stepper.micro_batch < micro_batch:
         _record_halving(context, state, step)
     right = mixing.hits(logits, targets, label_smoothing=context.mixing.label_smoothing, columns=labels.ndim == 2).sum()
-    sums = context.team.all_reduce_sum(torch.stack((loss.double() * len(indices), right.double())))  # [2]
+    sums = context.team.all_reduce_sum(torch.stack((loss.to(meter.dtype) * len(indices), right.to(meter.dtype))))  # [2]
     meter.add(sums, step)
 
 

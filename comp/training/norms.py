@@ -4,11 +4,13 @@ A layer is a module that owns parameters; its norm is that of all of them togeth
 clipping, over the whole batch; an epoch's value is the mean of its steps' norms.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from comp.training.sums import RunningSum
 
 
 class NoNorms:
@@ -32,7 +34,7 @@ class NoNorms:
 
 
 class Norms(NoNorms):
-    """Records every step.
+    """Records every step whose gradients are finite: float16's loss scaler passes over the others.
 
     Args:
         model: on its device; frozen layers have no gradient, which counts as 0.
@@ -44,19 +46,21 @@ class Norms(NoNorms):
         self._layers: dict[str, list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             self._layers.setdefault(name.rpartition(".")[0], []).append(parameter)
-        self._sums = self._zeros()
-        self._steps = 0
+        self._device = next(iter(self._layers.values()))[0].device
+        self._owners: dict[tuple[int, ...], Tensor] = {}
+        self._reset()
 
     def add_step(self) -> None:
         """Add a step's gradient norms without waiting for the device."""
-        gradients = [[p.grad for p in layer if p.grad is not None] for layer in self._layers.values()]
-        self._sums += _norms(gradients, self._sums)
-        self._steps += 1
+        norms = self._norms([[p.grad for p in layer if p.grad is not None] for layer in self._layers.values()])
+        finite = norms.isfinite().all()
+        self._sums.add(torch.where(finite, norms, 0.0))
+        self._steps += finite
 
     def rows(self, number: int) -> list[dict[str, Any]]:
         """Return a row for each layer, input first, and reset; waits for the device."""
-        gradients = (self._sums / max(self._steps, 1)).tolist()
-        weights = _norms([[p.detach() for p in layer] for layer in self._layers.values()], self._sums).tolist()
+        gradients = (self._sums.values / self._steps.clamp_min(1)).tolist()
+        weights = self._norms([[p.detach() for p in layer] for layer in self._layers.values()]).tolist()
         rows = [
             {
                 "epoch": number,
@@ -67,28 +71,30 @@ class Norms(NoNorms):
             }
             for (name, layer), gradient, weight in zip(self._layers.items(), gradients, weights, strict=True)
         ]
-        self._sums, self._steps = self._zeros(), 0
+        self._reset()
         return rows
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch's sums so far."""
-        return {"sums": self._sums, "steps": self._steps}
+        return {"sums": self._sums.values, "steps": int(self._steps)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the sums."""
-        self._sums, self._steps = state["sums"].to(self._sums), state["steps"]
+        self._reset(state["sums"], state["steps"])
 
-    def _zeros(self) -> Tensor:
-        device = next(iter(self._layers.values()))[0].device
-        return torch.zeros(len(self._layers), dtype=torch.float64, device=device)
+    def _reset(self, sums: Tensor | None = None, steps: int = 0) -> None:
+        self._sums = RunningSum([0.0] * len(self._layers) if sums is None else sums, self._device)
+        self._steps = torch.tensor(steps, device=self._device)
 
-
-def _norms(layers: Iterable[list[Tensor]], like: Tensor) -> Tensor:
-    """Return [layers] float64: the norm of each layer's tensors together, 0 without tensors."""
-    layers = list(layers)
-    tensors = [tensor for layer in layers for tensor in layer]
-    if not tensors:
-        return torch.zeros_like(like)
-    squares = torch.stack(torch._foreach_norm(tensors)).to(like).square()  # [tensors]
-    owner = torch.tensor([index for index, layer in enumerate(layers) for _ in layer], device=like.device)
-    return torch.zeros_like(like).index_add_(0, owner, squares).sqrt()
+    def _norms(self, layers: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Return [layers], in the sums' type: the norm of each layer's tensors together, 0 without tensors."""
+        zeros = torch.zeros_like(self._sums.values)
+        tensors = [tensor for layer in layers for tensor in layer]
+        if not tensors:
+            return zeros
+        counts = tuple(len(layer) for layer in layers)
+        if counts not in self._owners:  # copied to the device once, not at every step
+            owners = [index for index, count in enumerate(counts) for _ in range(count)]
+            self._owners[counts] = torch.tensor(owners, device=self._device)
+        squares = torch.stack(torch._foreach_norm(tensors)).to(zeros).square()  # [tensors]
+        return zeros.index_add_(0, self._owners[counts], squares).sqrt()

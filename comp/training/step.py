@@ -13,6 +13,7 @@ from comp.models.classifier import Classifier
 from comp.runtime import memory
 from comp.runtime.device import Execution
 from comp.runtime.errors import RunError
+from comp.training.clipping import clip_adaptively
 from comp.training.norms import NoNorms
 
 # optim.clip -> the mode of timm's `dispatch_clip_grad`, and its limit for `clip_at: null`. No mode reads a value back.
@@ -165,6 +166,8 @@ def _clipping(
         parameter for group in optimizer.param_groups for parameter in group["params"] if id(parameter) not in excluded
     ]
     limit = default_limit if clip_at is None else clip_at
+    if clip == "adaptive":
+        return lambda: clip_adaptively(parameters, limit)
     return lambda: dispatch_clip_grad(parameters, limit, mode)
 
 

@@ -105,6 +105,31 @@ def test_a_network_that_folding_would_change_is_left_as_it_is(model: nn.Module) 
     assert BatchNormFuser(changes=False).fuse(model, IMAGES) is model
 
 
+class AsOnAmpere(nn.Conv2d):
+    """A convolution that keeps 10 bits of its operands, as TF32 does, unless that is switched off."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if torch.backends.cudnn.conv.fp32_precision == "ieee":
+            return super().forward(images)
+        images, weight = (x.half().float() for x in (images, self.weight))  # float16 has 10 bits, too
+        return self._conv_forward(images, weight, self.bias)
+
+
+def test_a_network_that_multiplies_in_tf32_is_folded_and_its_settings_are_given_back() -> None:
+    generator = torch.Generator().manual_seed(1)
+    layers = [layer for _ in range(24) for layer in (AsOnAmpere(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Flatten())
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, 0.1, 0.3, generator=generator)
+    images = torch.randn(8, 8, 4, 4, generator=generator)
+    for _ in range(30):
+        model(images)  # settles the statistics
+    model.eval()
+    before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    assert left(BatchNormFuser(changes=False).fuse(model, images)) == 0
+    assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == before
+
+
 def test_pairs_are_found_once_and_folded_with_the_statistics_of_the_day() -> None:
     config = ModelConfig(name="resnet18", stem="cifar")
     model = zoo.build(config, classes=5, image_shape=(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3, seed=0).eval()

@@ -2,8 +2,9 @@
 
 import json
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,23 @@ def test_refreshed_statistics_are_those_of_the_batches_and_nothing_else_moves() 
     assert model.training
     assert isinstance(model[1], nn.BatchNorm1d)
     assert model[1].momentum == 0.1
+
+
+def test_images_for_a_refresh_are_made_outside_of_autocast() -> None:
+    model = small_net()
+    made: list[bool] = []
+    seen: list[torch.dtype] = []
+    model[0].register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
+
+    def batches() -> Iterator[Tensor]:
+        for _ in range(3):
+            made.append(torch.is_autocast_enabled("cpu"))  # augmentation would compute in bfloat16
+            yield torch.randn(50, 3)
+
+    autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    averaging.refresh_bn_statistics(model, model.state_dict(), batches(), autocast)
+    assert made == [False] * 3
+    assert set(seen) == {torch.bfloat16}
 
 
 def test_a_refresh_drops_nothing_out_and_leaves_frozen_norms_alone() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from comp.config import ModelConfig
-from comp.models import stems, surgery, zoo
+from comp.models import fastnet, stems, surgery, zoo
 from comp.models.classifier import Classifier
 from comp.models.coursework.layout import ACTIVATIONS
 from comp.models.coursework.networks import NETWORKS
@@ -181,6 +181,60 @@ def test_fastnet_keeps_the_directions_in_which_patches_vary_most() -> None:
     logits = some(images[:4])
     logits.sum().backward()
     assert some.inner.body[0].weight.grad is None
+
+
+def test_fastnet_whitens_by_the_covariance_of_all_patches_however_many_it_takes_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = torch.rand(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    layers = []
+    for elements in (fastnet._BLOCK_ELEMENTS, 1):
+        monkeypatch.setattr(fastnet, "_BLOCK_ELEMENTS", elements)
+        layers.append(fastnet.Whitening(3, patch=3, filters=20, bias=False, smallest=1e-3))
+        layers[-1].initialise(images)
+    patches = nn.functional.unfold(images.double(), 3).transpose(0, 1).flatten(1)  # [27, patches]
+    variances, directions = torch.linalg.eigh(torch.cov(patches))
+    expected = (directions / (variances + 1e-3).sqrt()).T[-20:].reshape(20, 3, 3, 3).float()
+    for layer in layers:
+        torch.testing.assert_close(layer.weight[:20], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fastnet_pools_with_the_bits_of_adaptive_max_pool_ties_included(
+    layout: torch.memory_format, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(-3, 4, (8, 24, 3, 5), generator=generator).to(dtype, memory_format=layout)
+    weights = torch.randn(8, 24, generator=generator).to(dtype)
+    results = []
+    for pool in (fastnet.GlobalMaxPool(), nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())):
+        features = values.clone().requires_grad_()
+        pooled = pool(features)
+        pooled.backward(weights)
+        assert features.grad is not None
+        assert features.grad.is_contiguous(memory_format=layout)
+        results.append((pooled, features.grad))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+# Layers whose backward pass on CUDA torch refuses under `train.deterministic` (docs of use_deterministic_algorithms).
+NONDETERMINISTIC = (
+    nn.AdaptiveMaxPool2d,
+    nn.FractionalMaxPool2d,
+    nn.MaxUnpool2d,
+    nn.ReflectionPad2d,
+    nn.Upsample,
+    nn.EmbeddingBag,
+)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_network_has_a_layer_without_a_deterministic_backward_pass_on_cuda(name: str) -> None:
+    for layer in built(name).modules():
+        assert not isinstance(layer, NONDETERMINISTIC)
+        # torch computes a single average as a mean, whose backward pass is deterministic
+        assert not isinstance(layer, nn.AdaptiveAvgPool2d) or layer.output_size in (1, (1, 1))
 
 
 def test_fastnet_amplifies_noise_less_with_a_higher_floor() -> None:

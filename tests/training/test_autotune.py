@@ -15,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from comp import config as configs
+from comp.config import ModelConfig
 from comp.data import cache
+from comp.models import zoo
 from comp.results import runs
 from comp.runtime import cores, device
 from comp.runtime.errors import ConfigError, Interrupted, RunError
@@ -280,6 +282,61 @@ def test_a_compiled_record_without_a_compiler_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setenv("CXX", "/nowhere/g++")
     with pytest.raises(RunError, match="CXX=/nowhere/g"):
         device.from_json(recorded, "execution.json")
+
+
+def test_a_probe_is_small_on_the_cpu_alone() -> None:
+    assert autotune.probe_images("cpu", 512) == 32
+    assert autotune.probe_images("cpu", 8) == 8
+    assert autotune.probe_images("cuda", 512) == autotune.probe_images("mps", 512) == 512
+
+
+def test_steps_are_captured_only_on_cuda_by_one_process_that_takes_whole_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = device.Execution("cpu", "fp32", channels_last=True, threads=2)
+    cuda = replace(cpu, device="cuda")
+    compiled = replace(cuda, compiled=True)
+    captured = replace(compiled, cuda_graphs=True)
+    assert autotune.compiled_variants(cpu, whole_batches=True) == [replace(cpu, compiled=True)]
+    assert autotune.compiled_variants(cuda, whole_batches=True) == [compiled, captured]
+    assert autotune.compiled_variants(cuda, whole_batches=False) == [compiled]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert autotune.compiled_variants(cuda, whole_batches=True) == [compiled]
+
+
+@pytest.mark.slow  # 8 s
+@pytest.mark.parametrize(
+    ("name", "stem"), [("resnet18", "cifar"), ("fastnet", "stock"), ("tf_efficientnet_lite0", "stock")]
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_training_step_is_traced_into_one_graph(name: str, stem: Any, layout: torch.memory_format) -> None:
+    section = ModelConfig(name=name, stem=stem)
+    model = zoo.build(section, classes=10, image_shape=(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3, seed=0).train()
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8).to(memory_format=layout)
+    torch._dynamo.reset()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        explained = torch._dynamo.explain(model)(images)
+    assert (explained.graph_count, explained.break_reasons) == (1, [])
+
+
+@pytest.mark.slow  # 16 s: two compiled networks
+@pytest.mark.skipif(bool(device.missing_compiler("cpu")), reason="no C++ compiler")
+def test_the_forward_pass_for_captured_steps_has_the_gradients_of_the_model_in_every_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "graphs"))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+    execution = device.Execution("cpu", "fp32", channels_last=False, threads=1, compiled=True, cuda_graphs=True)
+    forward = execution.training_forward(model)  # on the CPU nothing is captured: the path around it is what runs
+    for count in (6, 3, 6):  # the small ones as after memory ran out
+        images = torch.randn(count, 3, 2, 2)
+        gradients = []
+        for function in (model, forward):
+            model.zero_grad()
+            function(images).square().sum().backward()
+            gradients.append([parameter.grad for parameter in model.parameters()])
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow  # 47 s: three compiled trainings

@@ -49,6 +49,24 @@ def test_an_epoch_starts_from_nothing_and_a_frozen_layer_counts_as_zero() -> Non
     assert all(row["gradient_norm"] == 0 for row in norms.rows(2))
 
 
+@pytest.mark.parametrize("broken", [float("inf"), float("nan")])
+def test_a_step_that_the_loss_scaler_passes_over_does_not_count(broken: float) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    norms, expected = Norms(net), []
+    for step in range(4):
+        for parameter in net.parameters():
+            parameter.grad = torch.full_like(parameter, step + 1.0)
+        if step == 1:
+            net[0].bias.grad = torch.full_like(net[0].bias, broken)
+        norms.add_step()
+        if step != 1:
+            expected.append((step + 1) * 16**0.5)
+    resumed = Norms(net)
+    resumed.load_state_dict(norms.state_dict())
+    assert norms.rows(1)[0]["gradient_norm"] == pytest.approx(sum(expected) / 3)
+    assert resumed.rows(1)[0]["gradient_norm"] == pytest.approx(sum(expected) / 3)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return an uninterrupted run of the workplace's data."""

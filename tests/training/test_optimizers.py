@@ -141,6 +141,56 @@ def test_muon_takes_the_steps_of_its_definition() -> None:
     assert (kernel - expected).norm() / expected.norm() < 0.01
 
 
+def muon_by_parameter(
+    weights: list[Tensor], buffers: list[Tensor], gradients: list[Tensor], lr: float, decay: float, momentum: float
+) -> None:
+    """Take Muon's step of its plain form, in place: one parameter after the other, each shape by itself."""
+    by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+    for weight, buffer, gradient in zip(weights, buffers, gradients, strict=True):
+        buffer.mul_(momentum).add_(gradient)
+        update = gradient.add(buffer, alpha=momentum)
+        by_shape.setdefault(weight.shape, []).append((weight, update.reshape(len(update), -1)))
+    for pairs in by_shape.values():
+        directions = orthogonalize(torch.stack([matrix for _, matrix in pairs]), 3)
+        for (weight, _), direction in zip(pairs, directions, strict=True):
+            weight.mul_(len(weight) ** 0.5 / weight.norm().clamp_min(1e-7))
+            weight.mul_(1 - lr * decay)
+            weight.add_(direction.reshape(weight.shape), alpha=-lr)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_by_lists_has_the_bits_of_one_parameter_after_the_other(layout: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(4)
+    # Wide, tall and square, some of one shorter side; a batch of one; depthwise and pointwise kernels.
+    shapes = [
+        (16, 8, 3, 3),
+        (32, 16, 1, 1),
+        (16, 8, 3, 3),
+        (8, 16, 3, 3),
+        (64, 1, 3, 3),
+        (320, 96, 1, 1),
+        (16, 16, 1, 1),
+    ]
+
+    def drawn() -> list[Tensor]:
+        tensors = [torch.randn(shape, generator=generator) for shape in shapes]
+        return [tensor.to(memory_format=layout) if tensor.ndim == 4 else tensor for tensor in tensors]
+
+    weights = drawn()
+    buffers = [torch.zeros_like(weight) for weight in weights]
+    trained = [nn.Parameter(weight.clone()) for weight in weights]
+    optimizer = Muon([{"params": trained}], lr=0.05, weight_decay=0.1, momentum=0.8)
+    for _ in range(3):
+        gradients = drawn()
+        muon_by_parameter(weights, buffers, gradients, lr=0.05, decay=0.1, momentum=0.8)
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    for parameter, weight, buffer in zip(trained, weights, buffers, strict=True):
+        assert torch.equal(parameter, weight)
+        assert torch.equal(optimizer.state[parameter]["momentum_buffer"], buffer)
+
+
 @pytest.mark.parametrize("theirs", ["torch", "timm"])
 def test_muon_agrees_with_other_implementations_on_wide_matrices(theirs: str) -> None:
     generator = torch.Generator().manual_seed(3)
@@ -227,6 +277,51 @@ def test_sgd_takes_parameters_that_begin_later_as_those_that_began_with_it(neste
         together.step()
         reference.step()
         assert torch.allclose(late, alone)
+
+
+@pytest.mark.parametrize(
+    ("name", "lookahead"),
+    [
+        *((name, 0) for name in OPTIMIZERS),
+        *(pytest.param(name, 2, marks=pytest.mark.slow) for name in (*OPTIMIZERS, *OF_TIMM)),  # 10 s together
+        *(pytest.param(name, 0, marks=pytest.mark.slow) for name in OF_TIMM),
+    ],
+)
+def test_parameters_that_thaw_later_join_in_their_groups_and_go_on_from_a_checkpoint(
+    name: str, lookahead: int, tmp_path: Path
+) -> None:
+    config = settings(name, lookahead)
+
+    def frozen() -> tuple[Classifier, torch.optim.Optimizer, list[nn.Parameter]]:
+        model = small_model()
+        late = [parameter for name, parameter in model.inner.named_parameters() if name.startswith("body.0")]
+        for parameter in late:
+            parameter.requires_grad = False
+        optimizer = optim.for_model(model, config)
+        groups = [group for group in optimizer.param_groups if any(p in set(late) for p in group["params"])]
+        assert len(groups) > 1  # kernels and the rest
+        assert all(any(p not in set(late) for p in group["params"]) for group in groups)  # beside others
+        return model, optimizer, late
+
+    model, optimizer, late = frozen()
+    before = [parameter.detach().clone() for parameter in late]
+    take(model, optimizer, config, range(2))
+    assert all(torch.equal(*pair) for pair in zip(before, late, strict=True))
+    for stop in (2, 5):  # a resume before they thaw, and one after
+        for parameter in late:
+            parameter.requires_grad = stop > 2
+        take(model, optimizer, config, range(2, stop))
+        again, restored, late_again = frozen()
+        checkpoint.save(Run(tmp_path), {"model": model, "optimizer": optimizer}, checkpoint.TrainState())
+        checkpoint.load(tmp_path / "state.pt", {"model": again, "optimizer": restored}, torch.device("cpu"))
+        for parameter in (*late, *late_again):
+            parameter.requires_grad = True
+        losses = take(model, optimizer, config, range(stop, stop + 3))
+        assert take(again, restored, config, range(stop, stop + 3)) == losses
+        for mine, theirs in zip(again.state_dict().values(), model.state_dict().values(), strict=True):
+            assert torch.equal(mine, theirs)
+    assert not any(torch.equal(*pair) for pair in zip(before, late, strict=True))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def test_lookahead_interpolates_every_k_steps() -> None:

@@ -85,6 +85,7 @@ def predict(
             result is stored, remove the folder with `delete_partial_blocks`.
         progress: called after every batch.
     """
+    images = images.on(execution.device) if isinstance(images, Suite) else images
     folding = BatchNormFuser(changes=options.adapt != "none")
     job = _PredictJob(model, images, classes, task, execution, batch_size, made_by, options, progress, folding)
     finished: list[Predictions] = []

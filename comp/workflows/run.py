@@ -33,7 +33,15 @@ def run_config(
     """
     with open_tracker(config.track) as tracker:
         dataset = prepare(config, runs_root, progress)
-        run = train(config, runs_root=runs_root, dataset=dataset, progress=progress, tracker=tracker, **training)
+        run = train(
+            config,
+            runs_root=runs_root,
+            dataset=dataset,
+            progress=progress,
+            tracker=tracker,
+            predicts=True,
+            **training,
+        )
         finish(run, dataset=dataset, output=output, force=force, progress=progress)
     return run
 

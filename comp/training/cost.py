@@ -1,29 +1,23 @@
 """What a training will take: time, memory of the host and the GPU, disk.
 
-Time comes from autotune's seconds a step, or else from a step on a few images; passes over validation, test and suite
-from a forward pass on them. Memory comes from that step too: on CUDA the measured peak of a whole batch, elsewhere the
-tensors that the backward pass needs. Sizes of files are computed.
+Time comes from autotune's seconds a step, else from `comp.training.probe_step`, as memory and the time of a prediction
+do. Sizes of files are computed.
 """
 
-import copy
 import math
 import os
 import shutil
 import sys
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from comp.config import Config, parse_duration
 from comp.config.tasks import TASKS
-from comp.data import loading
 from comp.data.dataset import Dataset
 from comp.data.images import ImageFiles
 from comp.data.splits import Split, Suite
@@ -34,16 +28,14 @@ from comp.results.runs import Run
 from comp.runtime.device import Execution
 from comp.runtime.errors import RunError
 from comp.runtime.rng import preserve_rng_state
-from comp.training import best_weights, losses, optimizers
-from comp.training.step import SMALLEST, is_out_of_memory
+from comp.training import best_weights, probe_step
+from comp.training.probe_step import Probe, tensor_bytes
 
 LONG_SECONDS = 60.0  # shorter ones are over before anybody has read what they take
 _AVERAGE_PASSES = 3  # over the validation images for averaged weights after the last epoch
-_PROBE_SHARE, _MOST_PROBED = 0.003, 32  # of a training's images, in one probed step; images there, on a CPU
 _HEADER, _MEMBER, _ARRAY = 100, 400, 360  # bytes beside a tensor in .safetensors and .pt, and an array in .npz
 _ARRAYS, _BLOCK = 11, 64  # in a .npz of predictions; bytes of a block's name and size there
 _DIGITS = 9  # characters of a probability in a submission
-_LAYERS = 3  # of the largest tensors that a forward pass holds at a time: input, output, and a copy of one
 _LINE = 60  # bytes of a Python text beside its characters
 
 
@@ -105,27 +97,6 @@ class Cost:
             )
 
 
-@dataclass(frozen=True)
-class _Probe:
-    """What steps and a forward pass on a few images took.
-
-    Attributes:
-        step_seconds: of a training step on the config's batch.
-        forward_share: a prediction's part of a step's time for an image.
-        device_bytes: that a step on a whole micro-batch needs on its device, weights included.
-        forward_bytes: that a prediction's batch needs there beside the weights.
-        state_bytes: of the optimizer's state.
-        state_tensors: in it.
-    """
-
-    step_seconds: float
-    forward_share: float
-    device_bytes: int
-    forward_bytes: int
-    state_bytes: int
-    state_tensors: int
-
-
 def estimate(
     config: Config,
     dataset: Dataset,
@@ -153,12 +124,14 @@ def estimate(
     batch_size = min(config.train.batch_size, len(dataset.train))
     steps_per_epoch = len(dataset.train) // batch_size
     with preserve_rng_state(execution.torch_device):
-        probe = _probe(config, dataset, model, execution, processes)
+        probe = probe_step.probe(config, dataset, model, execution, processes)
+    if probe_step.measures_gpu(execution):
+        torch.cuda.empty_cache()  # what the probe held is free for the training's data
     step = step_seconds or probe.step_seconds
     an_image = step / batch_size * probe.forward_share
     predicted = _passes(config) * sum(map(len, _predicted(dataset))) if predicts else 0
     budget = parse_duration(config.train.budget) if config.train.budget else 0.0
-    weights_bytes = _bytes(model.state_dict().values())
+    weights_bytes = tensor_bytes(model.state_dict().values())
     files = _file_bytes(config, dataset, model, probe, predicts=predicts)
     return Cost(
         training_seconds=budget or config.train.epochs * steps_per_epoch * step / processes,
@@ -168,7 +141,7 @@ def estimate(
         host_bytes=resident + _host_bytes(config, dataset, execution, probe, weights_bytes, predicts=predicts),
         host_total=_host_total(),
         gpu_bytes=_gpu_bytes(config, dataset, probe, weights_bytes) if execution.device == "cuda" else 0,
-        gpu_total=torch.cuda.mem_get_info()[1] if _measures_gpu(execution) else 0,
+        gpu_total=torch.cuda.mem_get_info()[1] if probe_step.measures_gpu(execution) else 0,
         files=files,
         disk_bytes=_most_at_a_time(config, files),
         disk_free=shutil.disk_usage(folder).free,
@@ -189,134 +162,6 @@ def timed_step_seconds(execution: Execution, seconds_a_step: Mapping[str, float]
         if name.startswith(f"{execution.precision} ") and name.endswith(" compiled") == execution.compiled
     ]
     return min(timed, default=None)
-
-
-class _Scratch:
-    """A copy of a model that takes steps, and notes what they take."""
-
-    def __init__(self, config: Config, dataset: Dataset, model: Classifier, execution: Execution) -> None:
-        self._dataset, self._execution = dataset, execution
-        self.model = copy.deepcopy(model)
-        if config.model.unfreeze:  # the epochs after it need the most
-            self.model.requires_grad_(True)
-        execution.place(self.model).train()
-        self.optimizer = optimizers.for_model(self.model, config.optim)
-        self._criterion = losses.LOSSES[TASKS[dataset.competition.task].loss]
-        self._views = 1 if config.train.consistency == "none" else losses.VIEWS
-
-    def step(self, count: int) -> float:
-        """Take a training step on so many images; return its seconds."""
-        images, labels = (torch.cat([values] * self._views) for values in self._batch(count))
-        began = time.perf_counter()
-        with self._execution.autocast():
-            logits = self.model(self._execution.layout(images))
-        loss = self._criterion(logits.float(), labels)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        loss.item()  # waits for the device
-        return time.perf_counter() - began
-
-    def forward(self, count: int) -> float:
-        """Predict so many images; return the seconds."""
-        images, _ = self._batch(count)
-        self.model.eval()
-        began = time.perf_counter()
-        with torch.inference_mode(), self._execution.autocast():
-            self.model(self._execution.layout(images)).sum().item()
-        seconds = time.perf_counter() - began
-        self.model.train()
-        return seconds
-
-    def memory(self, count: int, saved_by_fewest: int, state_bytes: int) -> int:
-        """Return the bytes that a step on so many images needs on the device."""
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        pixels = count * self._views * math.prod(self._dataset.train.image_shape)
-        computed = (
-            _bytes(self.model.state_dict().values())
-            + _bytes(trained)  # gradients
-            + state_bytes
-            + saved_by_fewest * max(count, SMALLEST) // SMALLEST
-            + 3 * 4 * pixels  # floats, before, in and after augmentation
-        )
-        if not _measures_gpu(self._execution):
-            return computed
-        torch.cuda.reset_peak_memory_stats()
-        try:
-            self.step(count)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            return computed
-        return torch.cuda.max_memory_allocated() + 3 * 4 * pixels
-
-    def _batch(self, count: int) -> tuple[Tensor, Tensor]:
-        train, device = self._dataset.train, self._execution.torch_device
-        return loading.load_resident(train.head(count), device).batch(torch.arange(count, device=device) % len(train))
-
-
-def _probe(config: Config, dataset: Dataset, model: Classifier, execution: Execution, processes: int) -> _Probe:
-    """Take steps on the fewest images, then on as many as cost little beside the training."""
-    scratch = _Scratch(config, dataset, model, execution)
-    batch_size = min(config.train.batch_size, len(dataset.train))
-    images = len(dataset.train) * config.train.epochs
-    saved = _SavedTensors(scratch.model)
-    with saved:
-        scratch.step(SMALLEST)
-    most = batch_size // processes if _measures_gpu(execution) else min(_MOST_PROBED, batch_size)
-    count = max(SMALLEST, min(int(_PROBE_SHARE * images), most))
-    fewest_seconds = scratch.step(SMALLEST)
-    if count > SMALLEST:
-        scratch.step(count)
-        seconds = scratch.step(count)
-        slope = max((seconds - fewest_seconds) / (count - SMALLEST), 0.0)
-    else:
-        seconds, slope = fewest_seconds, fewest_seconds / SMALLEST
-    forward_seconds = min(scratch.forward(count) for _ in range(2))
-    state = [leaf for leaf in tree_leaves(scratch.optimizer.state_dict()) if isinstance(leaf, Tensor)]
-    share = -(-batch_size // processes)
-    micro_batch = min(execution.micro_batch or config.train.micro_batch or share, share)
-    return _Probe(
-        step_seconds=seconds + slope * (batch_size - count),
-        forward_share=min(forward_seconds / seconds, 1.0),
-        device_bytes=scratch.memory(micro_batch, saved.bytes, _bytes(state)),
-        forward_bytes=_LAYERS * saved.largest * config.predict.batch_size // SMALLEST,
-        state_bytes=_bytes(state),
-        state_tensors=len(state),
-    )
-
-
-class _SavedTensors(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that forward passes keep for the backward pass, beside the model's own."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._sizes: dict[int, int] = {}
-        self._own = {tensor.untyped_storage()._cdata for tensor in model.state_dict().values()}
-        super().__init__(self._pack, lambda tensor: tensor)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._own:
-            self._sizes[storage._cdata] = storage.nbytes()
-        return tensor
-
-    @property
-    def bytes(self) -> int:
-        """The bytes."""
-        return sum(self._sizes.values())
-
-    @property
-    def largest(self) -> int:
-        """The bytes of the largest tensor."""
-        return max(self._sizes.values(), default=0)
-
-
-def _measures_gpu(execution: Execution) -> bool:
-    return execution.device == "cuda" and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _averages(config: Config) -> int:
@@ -380,12 +225,10 @@ def _line_bytes(dataset: Dataset) -> int:
     return round(key + answer + 1)
 
 
-def _file_bytes(
-    config: Config, dataset: Dataset, model: Classifier, probe: _Probe, *, predicts: bool
-) -> dict[str, int]:
+def _file_bytes(config: Config, dataset: Dataset, model: Classifier, probe: Probe, *, predicts: bool) -> dict[str, int]:
     """Return the bytes of every file of some size, by its name in the run's folder."""
     state, options = model.state_dict(), predict_options(config.predict)
-    averages, plain = _averages(config), _bytes(state.values())
+    averages, plain = _averages(config), tensor_bytes(state.values())
     names = ["final", *(["averaged"] if averages else []), *(["best"] if dataset.val is not None else [])]
     files = {f"{name}.safetensors": plain + _HEADER * len(state) for name in names}
     copies = (1 + averages) * (plain + _MEMBER * len(state))
@@ -419,7 +262,7 @@ def _train_bytes(dataset: Dataset) -> int:
 
 
 def _host_bytes(
-    config: Config, dataset: Dataset, execution: Execution, probe: _Probe, weights: int, *, predicts: bool
+    config: Config, dataset: Dataset, execution: Execution, probe: Probe, weights: int, *, predicts: bool
 ) -> int:
     """Return the bytes that training and prediction add to the process."""
     decoded = [split for split in (dataset.train, dataset.val) if split and isinstance(split.images, ImageFiles)]
@@ -438,7 +281,7 @@ def _host_bytes(
     return images + max(training, predicting)
 
 
-def _gpu_bytes(config: Config, dataset: Dataset, probe: _Probe, weights: int) -> int:
+def _gpu_bytes(config: Config, dataset: Dataset, probe: Probe, weights: int) -> int:
     """Return the bytes that training needs on the GPU; a soup's members stay in host memory."""
     average = weights if config.train.average in ("ema", "swa") else 0
     return max(probe.device_bytes, weights + probe.forward_bytes) + average + _train_bytes(dataset)

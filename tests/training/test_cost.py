@@ -162,6 +162,22 @@ def test_estimating_changes_neither_the_model_nor_the_random_numbers(workplace: 
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_a_training_that_fits_in_halves_is_estimated_in_halves(workplace: Path) -> None:
+    config = configs.load("small.yaml", ["train.epochs=400"])  # long enough for steps on 32 images
+    dataset = prepare(config)
+    model = ready_model(config, dataset)
+    sizes: list[int] = []
+
+    def crowded(module: torch.nn.Module, arguments: tuple[torch.Tensor]) -> None:
+        sizes.append(len(arguments[0]))
+        if sizes[-1] > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.register_forward_pre_hook(crowded)
+    assert cost.estimate(config, dataset, model, EXECUTION, folder=Path()).training_seconds > 0
+    assert sizes == [2, 2, 32, 16, 8, 8, 8, 8]
+
+
 def test_a_larger_batch_needs_more_memory_and_a_micro_batch_less(workplace: Path) -> None:
     small, large = (estimated(f"train.batch_size={size}", "predict.batch_size=2").host_bytes for size in (16, 128))
     halved = estimated("train.batch_size=128", "train.micro_batch=16", "predict.batch_size=2").host_bytes

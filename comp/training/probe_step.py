@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from comp.data.dataset import Dataset
 from comp.models.classifier import Classifier
 from comp.runtime.device import Execution
 from comp.training import losses, optimizers
-from comp.training.step import SMALLEST, is_out_of_memory, raise_unless_halving_helps
+from comp.training.step import SMALLEST, is_out_of_memory
 
 _SHARE, _MOST = 0.003, 32  # of a training's images, in one step; images there, on a CPU
 _LAYERS = 3  # of the largest tensors that a forward pass holds at a time: input, output, and a copy of one
@@ -46,6 +47,23 @@ class Probe:
     forward_bytes: int
     state_bytes: int
     state_tensors: int
+
+
+def count_multiplications(model: Classifier, image_shape: tuple[int, int, int]) -> int:
+    """Return how many times a forward pass on an image (C, H, W) multiplies by a weight; the model stays unchanged."""
+    scratch, counted = copy.deepcopy(model).eval(), 0
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal counted
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and isinstance(output, Tensor):
+            counted += weight.numel() * output.numel() // weight.shape[0]  # at every place of the output
+
+    for module in scratch.modules():
+        module.register_forward_hook(count)
+    with torch.inference_mode():
+        scratch(torch.zeros(1, *image_shape, dtype=torch.uint8))
+    return counted
 
 
 class _Scratch:
@@ -123,7 +141,7 @@ def probe(config: Config, dataset: Dataset, model: Classifier, execution: Execut
         processes: that train together.
 
     Raises:
-        RunError: not even the fewest images fit the memory.
+        RuntimeError: not even the fewest images fit the memory; or MemoryError.
     """
     scratch = _Scratch(config, dataset, model, execution)
     batch_size = min(config.train.batch_size, len(dataset.train))
@@ -155,17 +173,14 @@ def probe(config: Config, dataset: Dataset, model: Classifier, execution: Execut
 
 
 def _warm_up_fitting(scratch: _Scratch, count: int) -> int:
-    """Take a step on so many images, or on half as many until memory suffices; return how many.
-
-    Raises:
-        RunError: not even the fewest images fit.
-    """
+    """Take a step on so many images, or on half as many until memory suffices; return how many."""
     while True:
         try:
             scratch.step(count)
             return count
         except (RuntimeError, MemoryError) as error:
-            raise_unless_halving_helps(error, count)
+            if not is_out_of_memory(error) or count <= SMALLEST:
+                raise
         count //= 2  # out here the failed step's tensors, which its traceback held, are gone
 
 

@@ -30,6 +30,7 @@ from comp.training.distributed import SINGLE_PROCESS, ReadOnlyRun, SingleProcess
 from comp.training.early_stopping import Stop
 from comp.training.loop import Epoch, OnEpoch
 from comp.training.lr_find import LRFindResult
+from comp.training.step import is_out_of_memory
 from comp.workflows.build import build_model, prepare, ready_model
 from comp.workflows.checks import check_data
 from comp.workflows.load import LoadedRun, open_run_data, verify_run_data
@@ -221,17 +222,24 @@ def _estimate_cost(
     predicts: bool,
     processes: int,
 ) -> Cost | None:
-    """Return what a training will take; None if it is short."""
-    cost = costs.estimate(
-        config,
-        dataset,
-        model,
-        choice.execution,
-        folder=run.path,
-        step_seconds=costs.timed_step_seconds(choice.execution, choice.seconds_a_step),
-        predicts=predicts,
-        processes=processes,
-    )
+    """Return what a training will take; None if it is short, or memory is: its first step says what helps."""
+    if costs.is_surely_short(config, dataset, model, predicts=predicts):
+        return None
+    try:
+        cost = costs.estimate(
+            config,
+            dataset,
+            model,
+            choice.execution,
+            folder=run.path,
+            step_seconds=costs.timed_step_seconds(choice.execution, choice.seconds_a_step),
+            predicts=predicts,
+            processes=processes,
+        )
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
     return cost if cost.is_long else None
 
 

@@ -95,14 +95,23 @@ def test_the_longest_estimate_fits_80_columns(capsys: pytest.CaptureFixture[str]
     ]
 
 
-def test_a_short_training_says_and_records_nothing(
+def test_a_short_training_takes_no_step_more_and_says_nothing(
     workplace: Path, comp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cost, "LONG_SECONDS", 1e6)  # however busy the machine is
+    monkeypatch.setattr(cost, "estimate", lambda *unused, **more: pytest.fail("a step was probed"))
     result = comp("train", "small.yaml", *QUICK)
     assert result.code == 0, result.err
     assert "takes about" not in result.err
     assert "estimate" not in files.read_json(the_run().path / "execution.json")
+
+
+@pytest.mark.parametrize(
+    "overrides", [["train.epochs=4000"], ["train.epochs=1000", "model.args={depth: 6}"], ["train.budget=2min"]]
+)
+def test_a_training_that_may_be_long_is_estimated(workplace: Path, overrides: list[str]) -> None:
+    config = configs.load("small.yaml", overrides)
+    dataset = prepare(config)
+    assert not cost.is_surely_short(config, dataset, ready_model(config, dataset), predicts=True)
 
 
 def test_too_small_a_disk_is_refused_before_the_first_step_and_the_run_can_go_on(

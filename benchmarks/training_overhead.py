@@ -143,8 +143,8 @@ def measure(case: Case, epochs: int, threads: int, folder: Path) -> str:
     config = config_of(case, epochs + 1, threads, root)  # the first epoch warms up
     dataset = build.prepare(config, folder)
     model = build.build_model(config, dataset)
-    run = runs.create(folder, config, "run", train.provenance_of(config, dataset, model))
     execution = choose_execution(model, dataset, config).execution
+    run = runs.create(folder, config, "run", train.provenance_of(config, dataset, model, execution.device))
     session = build_context(config, dataset, run, model, execution, fresh=True)
     stopwatch = Stopwatch(session)
     with console.bars() as progress:

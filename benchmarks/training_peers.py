@@ -180,8 +180,8 @@ def with_comp(folder: Path, batch: int, rich: bool) -> tuple[float, str]:
     )
     dataset = build.prepare(config, folder)
     model = build.build_model(config, dataset)
-    run = runs.create(folder, config, "run", train.provenance_of(config, dataset, model))
     execution = choose_execution(model, dataset, config).execution
+    run = runs.create(folder, config, "run", train.provenance_of(config, dataset, model, execution.device))
     ends: list[float] = []
     session = build_context(config, dataset, run, model, execution, fresh=True)
     loop.fit(session, on_epoch=lambda epoch: ends.append(time.perf_counter()))

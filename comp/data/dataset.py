@@ -135,6 +135,7 @@ def _limit_blocks(suite: Suite, count: int) -> Suite:
         suite,
         blocks=_shorten(suite.blocks, count),
         open=lambda block: suite.open(whole[block.name]).head(block.count),
+        moved=lambda device: _limit_blocks(suite.on(device), count),
     )
 
 

@@ -91,15 +91,21 @@ class Suite:
         blocks: in the order of the submission.
         open: returns the images of one block.
         folder: of the distortion files; empty where the blocks are corrupted copies.
+        moved: returns the suite whose blocks are generated on a device; None where blocks are read.
     """
 
     name: str
     blocks: tuple[Block, ...]
     open: Callable[[Block], Split]
     folder: str = ""
+    moved: Callable[[str], "Suite"] | None = None
 
     def __len__(self) -> int:
         return sum(block.count for block in self.blocks)
+
+    def on(self, device: str) -> "Suite":
+        """Return the suite with its blocks generated on a device (cpu, cuda or mps); images stay in host memory."""
+        return self if self.moved is None else self.moved(device)
 
 
 def channel_statistics(

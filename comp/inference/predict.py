@@ -107,6 +107,7 @@ def predict(
     Raises:
         OutOfMemoryError: not even one image fits.
     """
+    images = images.on(execution.device) if isinstance(images, Suite) else images
     folding = BatchNormFuser(changes=options.adapt != "none")
     forward = micro_batch or MicroBatch(batch_size, advice=_ADVICE)
     adapting = MicroBatch(adapt.BATCH_IMAGES, advice=_ADVICE)

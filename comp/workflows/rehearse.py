@@ -8,16 +8,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from comp.config import Config, TrainConfig, parse_duration
+from comp.config import Config
+from comp.data.dataset import Dataset
 from comp.results import leaderboard, runs
 from comp.runtime.errors import Interrupted
 from comp.runtime.progress import Progress, quiet
 from comp.submission import check_format, derive_format
 from comp.submission.write import write_run_submission
 from comp.tracking.tracker import UNTRACKED
+from comp.training import cost as costs
 from comp.training.loop import Epoch
 from comp.workflows.build import prepare
-from comp.workflows.load import load_run
+from comp.workflows.load import LoadedRun, load_run
 from comp.workflows.predict import predict_split, score_test
 from comp.workflows.train import resume, train
 
@@ -75,7 +77,7 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
         with stage("resume") as results:
             resume(run, dataset=dataset, on_epoch=epochs.append, progress=progress, tracker=UNTRACKED)
             if speed := epochs[0].images_per_second:  # 0: the epoch's one step was taken before the interruption
-                results.append(_estimate_training_time(config.train, len(whole.train), speed))
+                results.append(_estimate_cost(config, whole, load_run(run, dataset), speed, runs_root or folder))
         with stage("evaluate"):
             loaded = load_run(run, dataset)
             score_test(loaded, progress)
@@ -93,10 +95,23 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
     return stages
 
 
-def _estimate_training_time(train: TrainConfig, images: int, speed: float) -> str:
-    """Return the real training's epochs or hours at a speed in images per second."""
+def _estimate_cost(config: Config, dataset: Dataset, loaded: LoadedRun, speed: float, runs_root: Path) -> str:
+    """Return what the real run takes at a training speed in images per second."""
+    cost = costs.estimate(
+        config,
+        dataset,
+        loaded.model,
+        loaded.execution,
+        folder=next(path for path in (runs_root.absolute(), *runs_root.absolute().parents) if path.exists()),
+        step_seconds=min(config.train.batch_size, len(dataset.train)) / speed,
+    )
+    train = config.train
     if train.budget:
-        epochs = parse_duration(train.budget) * speed / images
-        return f"about {speed:,.0f} images/s: {epochs:.3g} epochs fit into {train.budget}"
-    hours = train.epochs * images / speed / 3600
-    return f"about {speed:,.0f} images/s: {train.epochs} epochs take about {hours:.1g} h"
+        length = f"{cost.epochs:.3g} epochs fit into {train.budget}"
+    else:
+        length = f"{train.epochs} epochs, validation and prediction take about {cost.seconds / 3600:.1g} h"
+    gpu = f", {cost.gpu_bytes / 1e9:.1f} GB on the GPU" if cost.gpu_bytes else ""
+    return (
+        f"about {speed:,.0f} images/s: {length}, {cost.host_bytes / 1e9:.1f} GB of memory{gpu}, "
+        f"{cost.disk_bytes / 1e9:.1f} GB of disk"
+    )

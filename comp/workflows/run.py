@@ -36,7 +36,14 @@ def run_config(
     with open_tracker(config.track) as tracker:
         dataset = team.main_process_first(lambda: prepare(config, runs_root, progress))
         run = train(
-            config, runs_root=runs_root, dataset=dataset, progress=progress, team=team, tracker=tracker, **training
+            config,
+            runs_root=runs_root,
+            dataset=dataset,
+            progress=progress,
+            team=team,
+            tracker=tracker,
+            predicts=True,
+            **training,
         )
         finish(run, dataset=dataset, output=output, force=force, progress=progress)
     return run

@@ -18,12 +18,15 @@ from comp.results.runs import Run
 from comp.runtime import device, gpu
 from comp.runtime.device import Execution
 from comp.runtime.errors import RunError
+from comp.runtime.memory import is_out_of_memory
 from comp.runtime.progress import Progress, quiet
 from comp.tracking.tracker import Tracker, open_tracker
 from comp.training import autotune, checkpoint, loop, lr_find
+from comp.training import cost as costs
 from comp.training.autotune import ExecutionChoice
 from comp.training.checkpoint import TrainState
 from comp.training.context import TrainContext, build_context, training_samples
+from comp.training.cost import Cost
 from comp.training.distributed import SINGLE_PROCESS, ReadOnlyRun, SingleProcess
 from comp.training.early_stopping import Stop
 from comp.training.loop import Epoch, OnEpoch
@@ -45,10 +48,12 @@ def train(
     on_data: Callable[[Dataset], None] = lambda dataset: None,
     on_start: Callable[[Run, Classifier], None] = lambda run, model: None,
     on_choice: Callable[[ExecutionChoice], None] = lambda choice: None,
+    on_cost: Callable[[Cost], None] = lambda cost: None,
     on_epoch: OnEpoch = lambda epoch: None,
     progress: Progress = quiet,
     team: SingleProcess = SINGLE_PROCESS,
     tracker: Tracker | None = None,
+    predicts: bool = False,
 ) -> Run:
     """Train a config and score it on clean and shifted validation; return the complete run.
 
@@ -62,10 +67,12 @@ def train(
         on_data: called with the open data.
         on_start: called before the first step with the new run and the model, frozen as in epoch 1.
         on_choice: called with the chosen execution and its timings.
+        on_cost: called with what a long training will take.
         on_epoch: called at every epoch's end; may return a `Stop`.
         progress: called at every step.
         team: the processes that train together; this is the main one, the others call `follow`.
         tracker: follows the run, and the caller closes it; None opens one as section `track` configures.
+        predicts: whether the caller predicts test and suite afterwards, which then count as part of the cost.
 
     Raises:
         UserError: anything wrong with config, data or disk.
@@ -85,8 +92,12 @@ def train(
     with open_tracker(config.track, tracker) as tracker, run.write_lock(), deterministic:
         splits.save_split(run.path / "split.npz", dataset.train, dataset.val, dataset.samples)
         choice = ExecutionChoice(execution) if execution else _choose_execution(config, dataset, model, progress)
-        run.write_json("execution.json", choice.to_json())
+        cost = _estimate_cost(config, dataset, model, choice, run, predicts=predicts, processes=team.size)
+        run.write_json("execution.json", {**choice.to_json(), **({"estimate": cost.to_json()} if cost else {})})
         on_choice(choice)
+        if cost:
+            on_cost(cost)
+            cost.check_disk(run)
         loaded = LoadedRun(run, config, dataset.competition, model, choice.execution, dataset)
         _fit_and_score(
             loaded, resume=False, began=began, on_epoch=on_epoch, progress=progress, team=team, tracker=tracker
@@ -202,6 +213,37 @@ def _choose_execution(config: Config, dataset: Dataset, model: Classifier, progr
     policy = policies.resolve(config.augment.policy, config.augment.ops, config.augment.albumentations)
     transform = worker_stage.build(policy, config.seed)
     return autotune.choose_execution(model, dataset, config, transform=transform, progress=progress)
+
+
+def _estimate_cost(
+    config: Config,
+    dataset: Dataset,
+    model: Classifier,
+    choice: ExecutionChoice,
+    run: Run,
+    *,
+    predicts: bool,
+    processes: int,
+) -> Cost | None:
+    """Return what a training will take; None if it is short, or memory is: its first step says what helps."""
+    if costs.is_surely_short(config, dataset, model, predicts=predicts):
+        return None
+    try:
+        cost = costs.estimate(
+            config,
+            dataset,
+            model,
+            choice.execution,
+            folder=run.path,
+            step_seconds=costs.timed_step_seconds(choice.execution, choice.seconds_a_step),
+            predicts=predicts,
+            processes=processes,
+        )
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    return cost if cost.is_long else None
 
 
 def _fit_and_score(

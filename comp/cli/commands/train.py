@@ -378,6 +378,7 @@ def _printers() -> dict[str, Any]:
         "on_data": console.print_notes,
         "on_start": print_start,
         "on_choice": console.print_choice,
+        "on_cost": console.print_cost,
         "on_epoch": console.print_epoch,
     }
 

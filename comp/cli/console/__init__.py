@@ -14,7 +14,7 @@ from comp.cli.console.models_and_data import (
 )
 from comp.cli.console.output import Bars, bars, print_json, print_line, print_note, print_table
 from comp.cli.console.runs import print_answers, print_evaluation, print_prediction, print_stages, print_summary
-from comp.cli.console.training import print_choice, print_epoch, print_lr_find, print_norms, print_start
+from comp.cli.console.training import print_choice, print_cost, print_epoch, print_lr_find, print_norms, print_start
 from comp.cli.console.tuning import print_study, print_trial
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "print_answers",
     "print_choice",
     "print_contents",
+    "print_cost",
     "print_dataset",
     "print_epoch",
     "print_evaluation",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from comp.models.surgery import TrainableRow
     from comp.results.runs import Run
     from comp.training.autotune import ExecutionChoice
+    from comp.training.cost import Cost
     from comp.training.loop import Epoch
     from comp.training.lr_find import LRFindResult
 
@@ -44,6 +45,36 @@ def print_choice(choice: "ExecutionChoice") -> None:
         f"computes in {execution.precision} {layout}{compiled} with {execution.threads} threads and "
         f"{execution.workers} workers ({timing})"
     )
+
+
+def print_cost(cost: "Cost") -> None:
+    """Print what a long training will take, in two lines."""
+    parts = {"validation": cost.validation_seconds, "prediction": cost.prediction_seconds}
+    shares = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in parts.items() if seconds >= 1)
+    err.print(f"takes about {_duration(cost.seconds)}{f' ({shares} of it)' if shares else ''}")
+    needs = [_share("memory", cost.host_bytes, cost.host_total), _share("disk", cost.disk_bytes, cost.disk_free)]
+    if cost.gpu_bytes:
+        needs.insert(1, _share("GPU", cost.gpu_bytes, cost.gpu_total))
+    err.print(f"needs about {', '.join(needs)}")
+
+
+def _duration(seconds: float) -> str:
+    """Return `40 s`, `12 min`, `3 h 20 min` or `2 d 4 h`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _share(what: str, needed: int, available: int) -> str:
+    return f"{what} {_gigabytes(needed)}{f' of {_gigabytes(available)}' if available else ''} GB"
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f}" if count < 1e11 else f"{count / 1e9:,.0f}"
 
 
 def print_epoch(epoch: "Epoch") -> None:

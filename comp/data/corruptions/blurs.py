@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from comp.augment.kernels import filters
+from comp.data.corruptions import constants
 from comp.runtime import rng
 
 # Truncation to whole grey levels must not turn 199.99998, float32's 200, into 199.
@@ -20,20 +21,28 @@ NUDGE = 1e-3
 
 def gaussian_blur(images: Tensor, keys: Tensor, scale: float, sigma: float) -> Tensor:
     """Gaussian blur, truncated at four sigmas, with repeated borders."""
-    height, width = images.shape[2:]
-    rows, columns = (filters.gaussian_matrix(side, sigma * scale, 4.0, "nearest") for side in (height, width))
+    rows, columns = (
+        constants.matrix(filters.gaussian_matrix, images.device, side, sigma * scale, 4.0, "nearest")
+        for side in images.shape[2:]
+    )
     return filters.separable(images, rows, columns)
 
 
 def defocus_blur(images: Tensor, keys: Tensor, scale: float, radius: float, alias_sigma: float) -> Tensor:
     """Blur by a disk, the image of a point in a defocused lens, anti-aliased."""
-    return filters.sum_of_separable(images, *_disk_terms(*images.shape[2:], scale, radius, alias_sigma))
+    return filters.sum_of_separable(images, *_disk_terms(images.device, *images.shape[2:], scale, radius, alias_sigma))
 
 
 @functools.lru_cache(maxsize=32)
-def _disk_terms(height: int, width: int, scale: float, radius: float, alias_sigma: float) -> tuple[Tensor, Tensor]:
+def _disk_terms(
+    device: torch.device, height: int, width: int, scale: float, radius: float, alias_sigma: float
+) -> tuple[Tensor, Tensor]:
     kernel = filters.disk_kernel(radius * scale, alias_sigma * scale, max(1, round(scale)))
-    return filters.kernel_terms(kernel, height, width, "mirror")
+    return _float32(device, *filters.kernel_terms(kernel, height, width, "mirror"))
+
+
+def _float32(device: torch.device, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    return rows.to(device, torch.float32), columns.to(device, torch.float32)
 
 
 def glass_blur(images: Tensor, keys: Tensor, scale: float, sigma: float, reach: float, rounds: float) -> Tensor:
@@ -53,7 +62,9 @@ def glass_sources(keys: Tensor, height: int, width: int, reach: int) -> Tensor:
 
     The published loop runs from the bottom right to the top left and copies into each pixel from an offset of
     -reach..reach-1 on each axis. A pixel above or to the left is still unchanged then; one below or to the right
-    is already replaced, so its own source is looked up, until every pixel is traced to an unchanged one.
+    is already replaced, so its own source is looked up, until every pixel is traced to an unchanged one. Each round
+    doubles the length of the traces. The CPU stops when all are traced; asking an accelerator would wait for it, so it
+    takes the most rounds that any image could need.
     """
     shorts = rng.shorts_field(keys, 0, (2, height, width))
     offsets = ((shorts * (2 * reach)) >> 16) - reach  # [B, 2, H, W]
@@ -66,7 +77,9 @@ def glass_sources(keys: Tensor, height: int, width: int, reach: int) -> Tensor:
     index = index.flatten()
     stays = ~moving.flatten()
     done = (source <= index) | stays[source]  # [B, H * W]
-    while not bool(done.all()):
+    for _ in range((height * width).bit_length()):
+        if keys.device.type == "cpu" and bool(done.all()):
+            break
         source, done = torch.where(done, source, source.gather(1, source)), done | done.gather(1, source)
     return source
 
@@ -80,12 +93,12 @@ def motion_blur(images: Tensor, keys: Tensor, scale: float, radius: float, sigma
 
 def zoom_blur(images: Tensor, keys: Tensor, scale: float, farthest: float) -> Tensor:
     """Mean of the image and of its enlargements by 1, 1.01, 1.02, ... up to `farthest`."""
-    return filters.sum_of_separable(images, *_zoom_terms(*images.shape[2:], farthest))
+    return filters.sum_of_separable(images, *_zoom_terms(images.device, *images.shape[2:], farthest))
 
 
 @functools.lru_cache(maxsize=32)
-def _zoom_terms(height: int, width: int, farthest: float) -> tuple[Tensor, Tensor]:
+def _zoom_terms(device: torch.device, height: int, width: int, farthest: float) -> tuple[Tensor, Tensor]:
     count = math.ceil((farthest - 1) / 0.01)  # NumPy's arange includes the end by float rounding
     factors = [1.0, *(1 + 0.01 * step for step in range(count))]
     rows, columns = (torch.stack([filters.zoom_matrix(side, f) for f in factors]) for side in (height, width))
-    return filters.few_terms(rows / len(factors), columns)
+    return _float32(device, *filters.few_terms(rows / len(factors), columns))

@@ -1,8 +1,9 @@
 """The 19 x 5 corruption suite of Hendrycks & Dietterich (2019, "Benchmarking neural network robustness to common
 corruptions and perturbations", ICLR), with its 32-px parameters, on batches of tensors.
 
-The pixels of a corrupted image depend only on (seed, corruption, severity, source index, image), not on batch size,
-order or device. Differences from the published generator: frost's textures are procedural, and water in spatter shines
+The pixels of a corrupted image depend only on (seed, corruption, severity, source index, image), not on batch size or
+order. Draws are the same on every device; another device's last bit of a float may move a pixel by a grey level.
+Differences from the published generator: frost's textures are procedural, and water in spatter shines
 by its thickness instead of an embossed distance map. Its quirks are kept: glass blur copies a neighbour instead of
 swapping, motion blur smears to one side, values are truncated to whole grey levels, not rounded.
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from comp.augment.kernels import filters, jpeg
-from comp.data.corruptions import blurs, weather
+from comp.data.corruptions import blurs, constants, weather
 from comp.data.corruptions.blurs import NUDGE
 from comp.runtime import rng
 from comp.runtime.errors import ConfigError, DataError, unknown
@@ -91,7 +92,7 @@ def saturate(images: Tensor, keys: Tensor, scale: float, factor: float, offset: 
     span = value - low
     saturation = (span / value.clamp(min=1) * factor + offset).clamp_(0, 1)
     stretch = saturation * value / span.clamp(min=1)  # new saturation over the old
-    red = torch.tensor([0.0, 1.0, 1.0], device=images.device).view(3, 1, 1)
+    red = constants.values((0.0, 1.0, 1.0), images.device).view(3, 1, 1)
     away = torch.where(span > 0, (value - images) * stretch, saturation * value * red)
     return value - away
 
@@ -108,7 +109,10 @@ def elastic_transform(images: Tensor, keys: Tensor, scale: float, alpha: float, 
     moved = _sample(images, *_affine(keys, height, width, shift * 32 * scale), mirrored=True)
     if alpha == 0:
         return moved
-    rows, columns = (filters.gaussian_matrix(side, sigma * 32 * scale, 3.0, "reflect") for side in (height, width))
+    rows, columns = (
+        constants.matrix(filters.gaussian_matrix, keys.device, side, sigma * 32 * scale, 3.0, "reflect")
+        for side in (height, width)
+    )
     noise = rng.shorts_field(keys, 1, (2, height, width)).to(torch.float32).mul_(2.0**-15).sub_(1)
     bend = filters.separable(noise, rows, columns) * (alpha * 32 * scale)  # [B, 2, H, W]
     x, y = torch.arange(width, device=keys.device), torch.arange(height, device=keys.device)[:, None]
@@ -118,16 +122,17 @@ def elastic_transform(images: Tensor, keys: Tensor, scale: float, alpha: float, 
 def _affine(keys: Tensor, height: int, width: int, shift: float) -> tuple[Tensor, Tensor]:
     """Source coordinates x, y [B, H, W] of the affine map that moves three corners of a square by up to `shift`."""
     third = min(height, width) // 3
-    signs = torch.tensor([[1, 1], [1, -1], [-1, -1]], device=keys.device)
-    corners = torch.tensor([width // 2, height // 2], device=keys.device) + third * signs  # [3, 2] of x, y
+    x, y = width // 2, height // 2
+    corners = constants.values(((x + third, y + third), (x + third, y - third), (x - third, y - third)), keys.device)
     moves = rng.shorts_field(keys, 0, (3, 2)).to(torch.float32).mul_(2.0**-15).sub_(1)
-    moved = corners + moves * shift  # [B, 3, 2]
+    moved = corners + moves * shift  # [B, 3, 2] of x, y
     first, second = (moved[:, 1] - moved[:, 0]).unbind(1), (moved[:, 2] - moved[:, 0]).unbind(1)
     area = first[0] * second[1] - first[1] * second[0]  # of the moved triangle, far from 0: shift is below third / 2
-    x = torch.arange(width, device=keys.device) - moved[:, 0, 0].view(-1, 1, 1)
-    y = torch.arange(height, device=keys.device)[:, None] - moved[:, 0, 1].view(-1, 1, 1)
+    across = torch.arange(width, device=keys.device) - moved[:, 0, 0].view(-1, 1, 1)
+    down = torch.arange(height, device=keys.device)[:, None] - moved[:, 0, 1].view(-1, 1, 1)
     along_first, along_second = (
-        (x * b[:, None, None] - y * a[:, None, None]) / area[:, None, None] for a, b in (second, (-first[0], -first[1]))
+        (across * b[:, None, None] - down * a[:, None, None]) / area[:, None, None]
+        for a, b in (second, (-first[0], -first[1]))
     )
     back_1, back_2 = corners[1] - corners[0], corners[2] - corners[0]
     source_x = corners[0, 0] + along_first * back_1[0] + along_second * back_2[0]
@@ -147,12 +152,13 @@ def _sample(images: Tensor, x: Tensor, y: Tensor, *, mirrored: bool) -> Tensor:
 
 def pixelate(images: Tensor, keys: Tensor, scale: float, share: float) -> Tensor:
     """Shrink by box means, rounded after each axis as in Pillow, and enlarge again."""
-    across, down = (_pixelated(side, max(1, int(side * share))).to(images) for side in images.shape[:1:-1])
+    across, down = (
+        constants.matrix(_pixelated, images.device, side, max(1, int(side * share))) for side in images.shape[:1:-1]
+    )
     rounded = (images @ across.T).add_(0.5 + NUDGE).floor_()
     return torch.matmul(down, rounded).add_(0.5 + NUDGE).floor_()
 
 
-@functools.lru_cache(maxsize=32)
 def _pixelated(size: int, count: int) -> Tensor:
     """[size, size] float64: box means of an axis, each repeated over its pixels."""
     repeated = ((torch.arange(size) + 0.5) * count / size).to(torch.int64)
@@ -161,7 +167,7 @@ def _pixelated(size: int, count: int) -> Tensor:
 
 def jpeg_compression(images: Tensor, keys: Tensor, scale: float, quality: float) -> Tensor:
     """Baseline JPEG at Pillow's quality."""
-    return jpeg.compress(images, int(quality)).to(torch.float32)
+    return jpeg.compress(images, constants.values((int(quality),), images.device)).to(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -268,34 +274,56 @@ def corrupt(images: Tensor, name: str, severity: int, *, seed: int, indices: Ten
     row = CORRUPTIONS[name]
     keys = rng.keys(seed, rng.key(NAMES.index(name), severity), indices.to(images.device))
     scale = min(images.shape[2:]) / 32
-    values = _CHUNK_VALUES if images.device.type == "cpu" else _CHUNK_VALUES_GPU
-    count = max(1, values // math.prod(images.shape[1:]))
+    count = images_at_once(images.shape[1:], images.device)
     result = torch.empty_like(images)
 
-    def fill(start: int) -> None:
-        part = slice(start, start + count)
+    def fill(part: slice) -> None:
         with torch.no_grad():  # not inference mode: the filters' cached matrices are shared
             levels = images[part].contiguous().to(torch.float32)
             changed = row.function(levels, keys[part], scale, *row.parameters[severity - 1])
             # Via int32: converting floats directly to bytes is four times slower.
             result[part] = (changed + NUDGE).clamp_(0, 255).to(torch.int32)
 
-    _spread(fill, range(0, len(images), count), torch.get_num_threads() if images.device.type == "cpu" else 1)
+    if images.device.type == "cpu":
+        parts = [slice(start, start + count) for start in range(0, len(images), count)]
+        _spread(fill, parts, torch.get_num_threads())
+    else:
+        _fill_fitting(fill, len(images), count)
     return result
 
 
-def _spread(work: Callable[[int], None], starts: Sequence[int], threads: int) -> None:
+def images_at_once(image_shape: Sequence[int], device: torch.device) -> int:
+    """Return how many images of a shape (C, H, W) are corrupted together on a device."""
+    values = _CHUNK_VALUES if device.type == "cpu" else _CHUNK_VALUES_GPU
+    return max(1, values // math.prod(image_shape))
+
+
+def _fill_fitting(fill: Callable[[slice], None], total: int, count: int) -> None:
+    """Run chunk after chunk on an accelerator; where a training left it too little memory, smaller ones."""
+    start = 0
+    while start < total:
+        try:
+            fill(slice(start, start + count))
+        except torch.OutOfMemoryError:
+            if count == 1:
+                raise
+            count //= 2
+        else:
+            start += count
+
+
+def _spread(work: Callable[[slice], None], parts: Sequence[slice], threads: int) -> None:
     """Run chunks on our own threads, each with one torch thread.
 
     Torch would split every small op between the cores and wait for the slower half, which costs up to thirty times the
     op itself on a busy machine.
     """
     if threads == 1:
-        for start in starts:
-            work(start)
+        for part in parts:
+            work(part)
         return
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        deque(pool.map(work, starts), maxlen=0)  # raises any error of a chunk
+        deque(pool.map(work, parts), maxlen=0)  # raises any error of a chunk
     torch.set_num_threads(threads)  # the pool changed the default of the whole process
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from comp.augment.kernels import filters, textures
+from comp.data.corruptions import constants
+from comp.data.corruptions.blurs import gaussian_blur
 from comp.runtime import rng
 
 _LUMA = (0.299, 0.587, 0.114)
@@ -28,7 +30,7 @@ def _luma(images: Tensor) -> Tensor:
 
 def _colour(rgb: tuple[float, ...], images: Tensor) -> Tensor:
     """Return a colour with the images' channels, [C, 1, 1] float32."""
-    colour = torch.tensor(rgb, device=images.device).view(3, 1, 1)
+    colour = constants.values(rgb, images.device).view(3, 1, 1)
     return colour if images.shape[1] == 3 else _luma(colour[None])[0]
 
 
@@ -53,7 +55,8 @@ def snow(
     height, width = images.shape[2:]
     flakes = rng.normal_field(keys, 0, (1, height, width)) * spread + loc
     factor = max(zoom * scale, 1.0)
-    flakes = filters.separable(flakes, filters.zoom_matrix(height, factor), filters.zoom_matrix(width, factor))
+    rows, columns = (constants.matrix(filters.zoom_matrix, keys.device, side, factor) for side in (height, width))
+    flakes = filters.separable(flakes, rows, columns)
     flakes = torch.where(flakes < threshold, 0, flakes).clamp_(max=1).mul_(255).floor_()
     weights = filters.half_gaussian(sigma * scale, 2 * math.ceil(radius * scale) + 1)
     flakes = filters.trail(flakes, _angles(keys, 1, -135, -45), weights).round_()
@@ -104,18 +107,12 @@ def spatter(
     height, width = images.shape[2:]
     # A wider blur damps the noise, so its spread grows too: drops cover the same share of any image size.
     noise = rng.normal_field(keys, 0, (1, height, width)) * (spread * max(scale, 1.0)) + loc
-    liquid = _blurred(noise, sigma * scale)
+    liquid = gaussian_blur(noise, keys, scale, sigma)
     if mud:
-        cover = _blurred((liquid > threshold).to(torch.float32), intensity * scale)
+        cover = gaussian_blur((liquid > threshold).to(torch.float32), keys, scale, intensity)
         cover = torch.where(cover < 0.8, 0, cover)
         return images * (1 - cover) + cover * _colour(_MUD, images)
     cover = (liquid >= threshold).to(torch.float32)
-    shine = cover * liquid * _blurred(cover, _RIM * scale)
+    shine = cover * liquid * gaussian_blur(cover, keys, scale, _RIM)
     shine = shine / shine.amax((2, 3), keepdim=True).clamp(min=1e-6)
     return images + intensity * shine * _colour(_WATER, images)
-
-
-def _blurred(planes: Tensor, sigma: float) -> Tensor:
-    height, width = planes.shape[2:]
-    rows, columns = (filters.gaussian_matrix(side, sigma, 4.0, "nearest") for side in (height, width))
-    return filters.separable(planes, rows, columns)

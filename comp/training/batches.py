@@ -1,0 +1,97 @@
+"""Batches of a training with their plans: all draws of augmentation and mixing, made some steps ahead on the host.
+
+for planned in planned_batches(context, order, batch_size, epoch=number):
+images, targets = planned.mixed(context, context.mixing)
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from comp.augment import engine, mixing
+from comp.data.loading import Batch
+from comp.runtime import rng
+from comp.training import losses
+
+if TYPE_CHECKING:
+    from comp.training.context import TrainContext
+
+# Samples that are planned at once, at 32 px (plans grow with the side): enough that the host's share of a step is
+# small, few enough that the device never waits long for a plan, and that a CPU keeps it in its cache.
+_SAMPLES_AHEAD = 8192
+
+
+class PlannedBatch(NamedTuple):
+    """A batch, and its row in the plans of a window of batches.
+
+    Attributes:
+        batch: from the loader.
+        augmentation: of the window.
+        mixed_with: of the window; None: nothing is mixed.
+        row: the batch's.
+    """
+
+    batch: Batch
+    augmentation: engine.Plan | losses.ViewsPlan
+    mixed_with: mixing.Plan | None
+    row: int
+
+    def augmented(self) -> Tensor:
+        """Return augmented images, view after view: [views B, C, H, W] uint8."""
+        return self.augmentation.run(self.batch.images, self.row)
+
+    def mixed(self, context: "TrainContext", settings: mixing.Mixing) -> tuple[Tensor, Tensor]:
+        """Return augmented and mixed images [views B, C, H, W] float32 and targets [views B, classes].
+
+        Args:
+            context: of the training.
+            settings: of this epoch: the last ones may mix nothing.
+        """
+        labels = self.batch.labels if context.views == 1 else torch.cat([self.batch.labels] * context.views)
+        return mixing.mix_planned(
+            self.augmented(),
+            labels,
+            self.mixed_with if settings.mixup or settings.cutmix else None,
+            self.row,
+            classes=len(context.dataset.competition.classes),
+            label_smoothing=settings.label_smoothing,
+        )
+
+
+def planned_batches(
+    context: "TrainContext", order: Tensor, batch_size: int, *, epoch: int, start: int = 0
+) -> Iterator[PlannedBatch]:
+    """Yield an epoch's full batches with their plans.
+
+    Args:
+        context: of the training.
+        order: [N] int64 on the CPU, this process's.
+        batch_size: images per batch of this process.
+        epoch: from 1.
+        start: the first step to yield.
+    """
+    steps = len(order) // batch_size
+    side = max(context.dataset.train.image_shape[1:])
+    ahead = max(1, _SAMPLES_AHEAD * 32 // max(side, 32) // batch_size)
+    for batch in context.train.batches(order, batch_size, epoch=epoch, start=start):
+        row = (batch.step - start) % ahead
+        if row == 0:
+            end = min(batch.step + ahead, steps)
+            window = order[batch.step * batch_size : end * batch_size].view(-1, batch_size)
+            augmentation, mixed_with = _plan(context, epoch, window)
+        yield PlannedBatch(batch, augmentation, mixed_with, row)
+
+
+def _plan(
+    context: "TrainContext", epoch: int, indices: Tensor
+) -> tuple[engine.Plan | losses.ViewsPlan, mixing.Plan | None]:
+    """Return the plans of batches of samples [S, B], on the device."""
+    seed, shape = context.config.seed, context.dataset.train.image_shape
+    keys = rng.keys(seed, epoch, indices)
+    flip_mask = engine.alternating_flip_mask(seed, epoch, indices) if context.alternates else None
+    plan = engine.plan_policy if context.views == 1 else losses.plan_views
+    augmentation = plan(context.policy, keys, shape, flip_mask=flip_mask)
+    mixed_with = mixing.plan_mixing(context.mixing, keys, *shape[1:])
+    return engine.send((augmentation, mixed_with), context.execution.torch_device)

@@ -46,9 +46,9 @@ def _factor(magnitude: Tensor, keys: Tensor, shape: Shape) -> Numbers:
     return (1 + magnitude,)
 
 
-def _with_keys(number: Callable[[Tensor], Tensor]) -> Draw:
-    """Draw one number from the magnitude, and pass the keys on: a field of draws is hashed on the device."""
-    return lambda magnitude, keys, shape: (number(magnitude), keys)
+def _with_field(number: Callable[[Tensor], Tensor]) -> Draw:
+    """Draw one number from the magnitude; a field of draws is hashed on the device, from its key."""
+    return lambda magnitude, keys, shape: (number(magnitude), rng.field_keys(keys, 0))
 
 
 def _table(tables: Callable[[Tensor], Tensor]) -> Draw:
@@ -209,17 +209,17 @@ FUNCTIONS: dict[str, BatchOp] = {
     "autocontrast": BatchOp(_nothing, colour.autocontrast),
     "equalize": BatchOp(_nothing, colour.equalize),
     "invert": BatchOp(_nothing, colour.invert),
-    "noise": BatchOp(_with_keys(lambda magnitude: magnitude * 255), _chunked(noise.gaussian)),
-    "speckle": BatchOp(_with_keys(lambda magnitude: magnitude), _chunked(noise.speckle)),
+    "noise": BatchOp(_with_field(lambda magnitude: magnitude * 255), _chunked(noise.gaussian)),
+    "speckle": BatchOp(_with_field(lambda magnitude: magnitude), _chunked(noise.speckle)),
     "impulse": BatchOp(
-        _with_keys(lambda magnitude: (magnitude.double() * (1 << 16)).round().to(torch.int32)), _chunked(noise.impulse)
+        _with_field(lambda magnitude: (magnitude.double() * (1 << 16)).round().to(torch.int32)), _chunked(noise.impulse)
     ),
     "blur": BatchOp(
         _scaled(lambda magnitude, keys, shape: (per_image_filters.gaussian_kernels(magnitude, *shape[1:]),)),
         _chunked(per_image_filters.blur),
     ),
     "pixel_shuffle": BatchOp(
-        _scaled(_with_keys(lambda magnitude: (magnitude.double() * 256).round().to(torch.int32))), noise.shuffle
+        _scaled(_with_field(lambda magnitude: (magnitude.double() * 256).round().to(torch.int32))), noise.shuffle
     ),
     "pixelate": BatchOp(_pixelate, _chunked(per_image_filters.pixelate)),
     "fractal": BatchOp(_texture, _chunked(textures.mix)),

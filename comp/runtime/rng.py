@@ -134,11 +134,26 @@ def shorts_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
         draw: the draw number.
         shape: shape of one sample's field.
     """
+    return shorts(field_keys(parent, draw), shape)
+
+
+def field_keys(parent: Tensor, draw: int) -> Tensor:
+    """Return the keys [B] int64 of a field of `shorts` or `normals`: made ahead, a device hashes nothing but the field.
+
+    Args:
+        parent: [B] int64 keys.
+        draw: the draw number.
+    """
+    return fold(parent, -(draw + 1))
+
+
+def shorts(fields: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the `shorts_field` of keys [B] from `field_keys`."""
     count = math.prod(shape)
-    counters = torch.arange(1, (count + 3) // 4 + 1, dtype=torch.int64, device=parent.device) * _signed(_WEYL)
-    hashes = _mix(fold(parent, -(draw + 1))[:, None] + counters)  # [B, ceil(P/4)]
-    shorts = hashes.view(torch.int16)[:, :count].to(torch.int32).bitwise_and_(0xFFFF)  # little-endian machines only
-    return shorts.view(-1, *shape)
+    counters = torch.arange(1, (count + 3) // 4 + 1, dtype=torch.int64, device=fields.device) * _signed(_WEYL)
+    hashes = _mix(fields[:, None] + counters)  # [B, ceil(P/4)]
+    halves = hashes.view(torch.int16)[:, :count].to(torch.int32).bitwise_and_(0xFFFF)  # little-endian machines only
+    return halves.view(-1, *shape)
 
 
 @functools.cache
@@ -155,8 +170,12 @@ def normal_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
     Sixteen bits index a table of quantiles: no logarithm or cosine, whose last bits differ between devices. The
     largest deviate is 4.33 sigma.
     """
-    quantiles = normal_quantiles(parent.device)
-    return quantiles.index_select(0, shorts_field(parent, draw, shape).flatten()).view(-1, *shape)
+    return normals(field_keys(parent, draw), shape)
+
+
+def normals(fields: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the `normal_field` of keys [B] from `field_keys`."""
+    return normal_quantiles(fields.device).index_select(0, shorts(fields, shape).flatten()).view(-1, *shape)
 
 
 def order(seed: int, epoch: int, count: int, device: torch.device | str = "cpu") -> Tensor:

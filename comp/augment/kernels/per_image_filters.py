@@ -215,13 +215,13 @@ def mean_of_shifts(images: Tensor, shifts: Tensor) -> Tensor:
     margin = W // 2
     columns = torch.arange(-margin, W + margin, device=images.device)
     wide = pixels.index_select(2, filters.border_indices(columns, W, "mirror")).to(torch.int16)
-    right, down = shifts.to(torch.int64)[..., None].unbind(1)  # [B, T, 1]
-    rows = filters.border_indices(torch.arange(H, device=images.device) + down, H, "mirror")  # [B, T, H]
-    rows += torch.arange(0, B * H, H, device=images.device)[:, None, None]
+    right, down = shifts.to(torch.int64).permute(1, 2, 0)[..., None]  # [T, B, 1] each
+    rows = filters.border_indices(torch.arange(H, device=images.device) + down, H, "mirror")  # [T, B, H]
+    rows += torch.arange(0, B * H, H, device=images.device)[:, None]
     starts = (rows * (W + 2 * margin) + margin + right.clamp(-margin, margin)).mul_(C)
     # Any run of a row's length in memory is a row of this view.
     runs = wide.view(-1).as_strided((wide.numel() - W * C + 1, W * C), (1, 1))
     total = torch.zeros(B * H, W * C, dtype=torch.int16, device=images.device)
-    for t in range(starts.shape[1]):
-        total += runs.index_select(0, starts[:, t].reshape(-1))
-    return to_images(rounded(total.to(torch.float32).div_(starts.shape[1])).view(B, H, W, C))
+    for places in starts.reshape(len(starts), -1):
+        total += runs.index_select(0, places)
+    return to_images(rounded(total.to(torch.float32).div_(len(starts))).view(B, H, W, C))

@@ -6,26 +6,24 @@ that groups stand together, and runs each function once on its slice; it never w
 depends on its key alone.
 
     keys = rng.keys(seed, epoch, indices)                     # [S, B] int64: S steps of B samples, on the CPU
-    plan = send(plan_policy(policy, keys, (C, H, W)), device)
+    plan = plans.send(plan_policy(policy, keys, (C, H, W)), device)
     images = plan.run(images, step)                           # [B, C, H, W] uint8
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from comp.augment import plans
 from comp.augment.batch_ops import FUNCTIONS, Numbers, Run, Shape
 from comp.augment.kernels import geometry
 from comp.augment.mixing import beta, dirichlet
 from comp.augment.ops import Mixture, OneOf, Op, Policy
 from comp.runtime import rng
-
-_Plans = TypeVar("_Plans")
 
 
 def augment(images: Tensor, policy: Policy, keys: Tensor, *, flip_mask: Tensor | None = None) -> Tensor:
@@ -39,7 +37,7 @@ def augment(images: Tensor, policy: Policy, keys: Tensor, *, flip_mask: Tensor |
     """
     _, C, H, W = images.shape
     plan = plan_policy(policy, keys.cpu()[None], (C, H, W), flip_mask=None if flip_mask is None else flip_mask.cpu())
-    return send(plan, images.device).run(images, 0)
+    return plans.send(plan, images.device).run(images, 0)
 
 
 def alternating_flip_mask(seed: int, epoch: int, indices: Tensor) -> Tensor:
@@ -53,11 +51,13 @@ class Group(NamedTuple):
 
     Attributes:
         run: a `BatchOp.run`.
+        share: expected share of the rows.
         sizes: of the group in each step.
         numbers: what `run` takes beside the images, [sum of sizes, ...] each: all steps' one after the other.
     """
 
     run: Run
+    share: float
     sizes: "_Sizes"
     numbers: Numbers
 
@@ -73,6 +73,11 @@ class _Sizes:
 
     counts: list[int]
     starts: list[int]
+
+    @classmethod
+    def of(cls, counts: Tensor) -> "_Sizes":
+        """Return those of counts [S]."""
+        return cls(counts.tolist(), (counts.cumsum(0) - counts).tolist())
 
 
 class Slot(NamedTuple):
@@ -116,13 +121,18 @@ class Blend(NamedTuple):
 
     def run(self, pixels: Tensor, step: int) -> Tensor:
         """Return [B, H, W, C]."""
-        total = pixels.to(torch.float32) * self.kept[step][:, None, None, None]
         mixed = pixels
         for slot in self.slots:
             mixed = slot.run(mixed, step)
-        for chain, share in zip(mixed.split(len(pixels)), self.shares[step], strict=True):
-            total = total + chain * share[:, None, None, None]
-        return (total + 0.5).clamp_(0, 255).to(torch.int32).to(torch.uint8)
+        return blend(pixels, mixed, self.kept[step], self.shares[step])
+
+
+def blend(pixels: Tensor, mixed: Tensor, kept: Tensor, shares: Tensor) -> Tensor:
+    """Return pixels [B, ...] times `kept` [B] plus each chain of `mixed` [width B, ...] times `shares` [width, B]."""
+    total = pixels.to(torch.float32) * kept[:, None, None, None]
+    for chain, share in zip(mixed.view(-1, *pixels.shape), shares, strict=True):
+        total = total + chain * share[:, None, None, None]
+    return (total + 0.5).clamp_(0, 255).to(torch.int32).to(torch.uint8)
 
 
 class Plan(NamedTuple):
@@ -139,7 +149,9 @@ class Plan(NamedTuple):
         return geometry.to_images(pixels)
 
 
-def plan_policy(policy: Policy, keys: Tensor, shape: Shape, *, flip_mask: Tensor | None = None) -> Plan:
+def plan_policy(
+    policy: Policy, keys: Tensor, shape: Shape, *, flip_mask: Tensor | None = None, complete: bool = False
+) -> Plan:
     """Plan a window of batches.
 
     Args:
@@ -147,9 +159,10 @@ def plan_policy(policy: Policy, keys: Tensor, shape: Shape, *, flip_mask: Tensor
         keys: [S, B] int64 on the CPU: those of S batches.
         shape: of an image: C, H, W.
         flip_mask: [S, B] bool, see `augment`.
+        complete: whether to have every group that can be drawn, also where no sample of the window drew it.
 
     Returns:
-        a plan on the CPU, see `send`.
+        a plan on the CPU, see `plans.send`.
     """
     masks = None if flip_mask is None else flip_mask.reshape(-1)
     in_order = torch.arange(keys.shape[1]).expand(keys.shape)
@@ -159,38 +172,12 @@ def plan_policy(policy: Policy, keys: Tensor, shape: Shape, *, flip_mask: Tensor
         stage_keys = rng.fold(keys, number)
         if isinstance(stage, Mixture):
             parts += _restore(samples)
-            parts.append(_plan_mixture(stage, stage_keys, shape, masks))
+            parts.append(_plan_mixture(stage, stage_keys, shape, masks, complete))
             samples = in_order
         else:
-            slots, samples = _plan_slots(_draw(stage, stage_keys.reshape(-1), masks), samples, shape)
+            slots, samples = _plan_slots(_draw(stage, stage_keys.reshape(-1), masks), samples, shape, complete)
             parts += slots
     return Plan((*parts, *_restore(samples)))
-
-
-def send(plans: _Plans, device: torch.device) -> _Plans:
-    """Return plans (any nest of tuples) with their tensors on the device, in one copy that the host does not wait for.
-
-    On the CPU they stay what they are.
-    """
-    if device.type == "cpu":
-        return plans
-    leaves, structure = pytree.tree_flatten(plans)
-    tensors = [leaf.contiguous() for leaf in leaves if isinstance(leaf, Tensor)]
-    ends = [0]
-    for tensor in tensors:
-        ends.append(ends[-1] + -(-tensor.nbytes // _ALIGNED) * _ALIGNED)
-    packed = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
-    for start, tensor in zip(ends, tensors, strict=False):
-        packed[start : start + tensor.nbytes] = tensor.view(-1).view(torch.uint8)
-    there = packed.to(device, non_blocking=True)
-    sent = iter(
-        there[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        for start, tensor in zip(ends, tensors, strict=False)
-    )
-    return pytree.tree_unflatten([next(sent) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
-
-
-_ALIGNED = 16  # bytes
 
 
 @dataclass(frozen=True)
@@ -208,9 +195,13 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """The drawn ops of N samples: [slots, N] each; `op` is len(names) where none acts."""
+    """The drawn ops of N samples: [slots, N] each; `op` is len(names) where none acts.
+
+    `shares` holds for each slot the probability of each name.
+    """
 
     names: tuple[str, ...]
+    shares: list[dict[str, float]]
     op: Tensor
     magnitude: Tensor
     keys: Tensor
@@ -256,7 +247,7 @@ def _draw(choice: OneOf, keys: Tensor, flip_mask: Tensor | None) -> _Drawn:
     magnitude = low + reach * torch.where(steps > 0, stepped, share)
     magnitude = magnitude * (1 - 2 * signed * rng.integers(keys, counters + 2, 2))
     slot_keys = torch.stack([rng.fold(keys, slot) for slot in range(slots)])
-    return _Drawn(table.names, torch.where(acts, op, len(table.names)), magnitude, slot_keys)
+    return _Drawn(table.names, _shares(choice, slots), torch.where(acts, op, len(table.names)), magnitude, slot_keys)
 
 
 def _pick(choice: OneOf, keys: Tensor) -> Tensor:
@@ -266,60 +257,60 @@ def _pick(choice: OneOf, keys: Tensor) -> Tensor:
     return torch.searchsorted(torch.tensor(choice.ends), rng.uniform(keys, 0), right=True)
 
 
-def _plan_slots(drawn: _Drawn, samples: Tensor, shape: Shape) -> tuple[list[Slot], Tensor]:
+def _shares(choice: OneOf, slots: int) -> list[dict[str, float]]:
+    """Return for each slot the probability that each op acts."""
+    weights = choice.weights or (1.0,) * len(choice.branches)
+    shares: list[dict[str, float]] = [{} for _ in range(slots)]
+    for weight, branch in zip(weights, choice.branches, strict=True):
+        for slot, op in enumerate(branch):
+            shares[slot][op.name] = shares[slot].get(op.name, 0.0) + op.probability * weight / sum(weights)
+    return shares
+
+
+def _plan_slots(drawn: _Drawn, samples: Tensor, shape: Shape, complete: bool) -> tuple[list[Slot], Tensor]:
     """Return a slot for each op in turn, and which sample then stands in each row.
 
     Args:
         drawn: N = S * rows samples.
         samples: [S, rows] int64, which sample stands in each row before.
         shape: of an image.
+        complete: see `plan_policy`.
     """
     runs = tuple(dict.fromkeys(FUNCTIONS[name].run for name in drawn.names))
     run_of = torch.tensor([*(runs.index(FUNCTIONS[name].run) for name in drawn.names), len(runs)])
     slots = []
-    for op, magnitude, keys in zip(drawn.op, drawn.magnitude, drawn.keys, strict=True):
-        op = op.view(samples.shape)
+    for named, *values in zip(drawn.shares, drawn.op, drawn.magnitude, drawn.keys, strict=True):
+        op, magnitude, keys = (value.view(samples.shape) for value in values)
+        shares = [sum(named.get(name, 0.0) for name in drawn.names if FUNCTIONS[name].run is run) for run in runs]
         kinds = run_of[op.gather(1, samples)]  # [S, rows]
         counts = _count_by_row(kinds, len(runs) + 1)  # [S, runs + 1]
         totals = counts.sum(0).tolist()
-        if totals[-1] == kinds.numel():  # none acts
+        if max(shares) == 0 if complete else totals[-1] == kinds.numel():  # none acts
             continue
         rows = None
-        if max(totals) < kinds.numel():  # otherwise all drew one function: no need to move
+        # Where all draw one function, there is no need to move. (Half of the samples leave an alternating flip out.)
+        if max(shares) < 1 or "alternating_flip" in named if complete else max(totals) < kinds.numel():
             rows = kinds.argsort(stable=True, dim=1)
             samples, kinds = samples.gather(1, rows), kinds.gather(1, rows)
             rows = rows.to(torch.int32)
-        values = (op, magnitude.view(samples.shape), keys.view(samples.shape))
-        in_rows = [value.gather(1, samples)[kinds < len(runs)] for value in values]
-        groups = _plan_groups(drawn.names, runs, counts, kinds[kinds < len(runs)], *in_rows, shape)
+        op, magnitude, keys = (value.gather(1, samples) for value in (op, magnitude, keys))
+        groups = []
+        for kind, (run, share) in enumerate(zip(runs, shares, strict=True)):
+            if share if complete else totals[kind]:
+                mine = kinds == kind
+                numbers = _draw_numbers(drawn.names, run, op[mine], magnitude[mine], keys[mine], shape)
+                groups.append(Group(run, share, _Sizes.of(counts[:, kind]), numbers))
         slots.append(Slot(rows, tuple(groups)))
     return slots, samples
-
-
-def _plan_groups(
-    names: tuple[str, ...],
-    runs: tuple[Run, ...],
-    counts: Tensor,
-    kinds: Tensor,
-    op: Tensor,
-    magnitude: Tensor,
-    keys: Tensor,
-    shape: Shape,
-) -> Iterator[Group]:
-    """Yield a group for each function that a sample drew; the last tensors are [n], step by step in row order."""
-    for kind, run in enumerate(runs):
-        sizes = counts[:, kind]
-        if not int(sizes.sum()):
-            continue
-        mine = (kinds == kind).nonzero()[:, 0]
-        numbers = _draw_numbers(names, run, op[mine], magnitude[mine], keys[mine], shape)
-        yield Group(run, _Sizes(sizes.tolist(), (sizes.cumsum(0) - sizes).tolist()), numbers)
 
 
 def _draw_numbers(
     names: tuple[str, ...], run: Run, op: Tensor, magnitude: Tensor, keys: Tensor, shape: Shape
 ) -> Numbers:
-    """Return the numbers of samples [n] whose ops all run the same function."""
+    """Return the numbers of samples [n] whose ops all run the same function; of none, those of one made-up sample."""
+    if not len(op):
+        first = next(index for index, name in enumerate(names) if FUNCTIONS[name].run is run)
+        return FUNCTIONS[names[first]].draw(magnitude.new_zeros(1), keys.new_zeros(1), shape)
     candidates = [index for index, name in enumerate(names) if FUNCTIONS[name].run is run]
     numbers: Numbers = ()
     for index in candidates:
@@ -346,7 +337,7 @@ def _restore(samples: Tensor) -> list[Slot]:
     return [] if torch.equal(samples, in_order) else [Slot(samples.argsort(1).to(torch.int32), ())]
 
 
-def _plan_mixture(mixture: Mixture, keys: Tensor, shape: Shape, flip_mask: Tensor | None) -> Blend:
+def _plan_mixture(mixture: Mixture, keys: Tensor, shape: Shape, flip_mask: Tensor | None, complete: bool) -> Blend:
     """Plan a mixture for keys [S, B]; its chains run together, as width * B rows."""
     S, B = keys.shape
     any_op = OneOf(tuple((op,) for op in mixture.ops))
@@ -360,12 +351,16 @@ def _plan_mixture(mixture: Mixture, keys: Tensor, shape: Shape, flip_mask: Tenso
     idle = torch.full_like(depth, len(links[0].names))
     drawn = _Drawn(
         links[0].names,
+        [
+            {name: share * (mixture.depth - link) / mixture.depth for name, share in drawn.shares[0].items()}
+            for link, drawn in enumerate(links)
+        ],
         torch.stack([torch.where(link < depth, drawn.op[0], idle) for link, drawn in enumerate(links)]),
         torch.cat([drawn.magnitude for drawn in links]),
         torch.cat([drawn.keys for drawn in links]),
     )
     in_order = torch.arange(mixture.width * B).expand(S, -1)
-    slots, samples = _plan_slots(drawn, in_order, shape)
+    slots, samples = _plan_slots(drawn, in_order, shape, complete)
     slots = [*slots, *_restore(samples)] or [Slot(None, ())]
     # The first move also makes a copy of the batch for each chain.
     first = in_order.to(torch.int32) if slots[0].rows is None else slots[0].rows

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from comp.augment import plans
 from comp.augment.kernels import geometry
 from comp.runtime import rng
 
@@ -69,7 +70,7 @@ def plan_mixing(mixing: Mixing, keys: Tensor, height: int, width: int) -> Plan |
         width: of the images.
 
     Returns:
-        a plan on the CPU, see `engine.send`; None: nothing is mixed.
+        a plan on the CPU, see `plans.send`; None: nothing is mixed.
     """
     if not (mixing.mixup or mixing.cutmix):
         return None
@@ -89,9 +90,8 @@ def plan_mixing(mixing: Mixing, keys: Tensor, height: int, width: int) -> Plan |
 
 def mix(images: Tensor, labels: Tensor, keys: Tensor, *, classes: int, mixing: Mixing) -> tuple[Tensor, Tensor]:
     """Plan and mix one batch; keys [B] on a device are read back. See `mix_planned`."""
-    plan = plan_mixing(mixing, keys.cpu()[None], *images.shape[2:])
-    if plan is not None:
-        plan = Plan(*(None if part is None else part.to(images.device) for part in plan))
+    height, width = images.shape[2:]
+    plan = plans.send(plan_mixing(mixing, keys.cpu()[None], height, width), images.device)
     return mix_planned(images, labels, plan, 0, classes=classes, label_smoothing=mixing.label_smoothing)
 
 

@@ -11,12 +11,13 @@ an odd 64-bit constant (a Weyl sequence), as there.
     noise = rng.normal_field(keys, 1, (3, 32, 32))  # [B, 3, 32, 32] float32
 """
 
-import functools
 import math
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
+
+from comp.runtime.constants import cached_constant
 
 _WEYL = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -156,7 +157,7 @@ def shorts(fields: Tensor, shape: tuple[int, ...]) -> Tensor:
     return halves.view(-1, *shape)
 
 
-@functools.cache
+@cached_constant
 def normal_quantiles(device: torch.device) -> Tensor:
     """Return [65536] float32: the normal quantiles at the middles of 65536 equal slices, rescaled to unit variance."""
     levels = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)

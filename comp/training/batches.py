@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from comp.augment import engine, mixing
+from comp.augment import engine, mixing, plans
 from comp.data.loading import Batch
 from comp.runtime import rng
 from comp.training import losses
@@ -94,4 +94,4 @@ def _plan(
     plan = engine.plan_policy if context.views == 1 else losses.plan_views
     augmentation = plan(context.policy, keys, shape, flip_mask=flip_mask)
     mixed_with = mixing.plan_mixing(context.mixing, keys, *shape[1:])
-    return engine.send((augmentation, mixed_with), context.execution.torch_device)
+    return plans.send((augmentation, mixed_with), context.execution.torch_device)

@@ -7,13 +7,13 @@ size or device. References: Pillow's ImageOps, ImageEnhance and its conversions 
 """
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from comp.augment.kernels.geometry import to_images, to_pixels
 from comp.runtime import rng
+from comp.runtime.constants import cached_constant
 
 # ITU-R 601 luma in 1/65536, as Pillow's convert("L"). Sums stay below 2^24, so float32 holds them exactly.
 _RED, _GREEN, _BLUE = 19595.0, 38470.0, 7471.0
@@ -127,7 +127,7 @@ def equalize(images: Tensor) -> Tensor:
 
 def _count(entries: Tensor, length: int) -> Tensor:
     """Return [length] int64: how often each number occurs. (`bincount` reads the largest one back from the device.)"""
-    if entries.device.type == "cpu":
+    if entries.device.type == "cpu" and not torch.compiler.is_compiling():
         return torch.bincount(entries, minlength=length)  # several times faster there
     counts = torch.zeros(length, dtype=torch.int64, device=entries.device)
     return counts.index_add_(0, entries, torch.ones_like(entries, dtype=torch.int64))
@@ -177,7 +177,7 @@ def rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return h.view(value.shape), s.view(value.shape), value
 
 
-@lru_cache(maxsize=8)
+@cached_constant
 def hsv_tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return uint8 tables of hue [8 sectors * 256 spreads * 256 gaps] and saturation [256 values * 256 spreads].
 
@@ -210,7 +210,7 @@ def hsv_to_rgb(h: Tensor, s: Tensor, v: Tensor) -> Tensor:
 _WAVES = 6
 
 
-@lru_cache(maxsize=8)
+@cached_constant
 def waves(device: torch.device) -> Tensor:
     """Return [6, 256] float64: sin(pi k level / 255) for k from 1, whose sum is a random curve; rms 1 together."""
     k = torch.arange(1, _WAVES + 1, dtype=torch.float64)[:, None]

@@ -6,7 +6,6 @@ pixel's input position: Pillow's `Image.transform(AFFINE)`, in the same 16.16 fi
 pixel, so that the integers are Pillow's own and equal on every device.
 """
 
-import functools
 import math
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from comp.augment.kernels.filters import border_indices
 from comp.runtime import rng
+from comp.runtime.constants import cached_constant
 
 _ONE = 1 << 16  # 1.0 in 16.16 fixed point
 
@@ -187,7 +187,7 @@ def elastic(images: Tensor, bumps: Tensor) -> Tensor:
 BUMPS = 6
 
 
-@functools.lru_cache(maxsize=16)
+@cached_constant
 def bump_matrix(size: int, device: torch.device) -> Tensor:
     """Return [size, 6] float64: each bump's weight at each position of an axis; squares of a row sum to 1.
 

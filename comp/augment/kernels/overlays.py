@@ -1,6 +1,5 @@
 """Procedural overlays: haze, and drops, streaks or crystals; a random piece of a sheet for each sample."""
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -12,6 +11,7 @@ from comp.augment.kernels import filters, textures
 from comp.augment.kernels.colour import rounded
 from comp.augment.kernels.geometry import to_images, to_pixels
 from comp.runtime import rng
+from comp.runtime.constants import cached_constant
 
 _COUNT = 48  # sheets of a kind
 SHEETS = 2 * _COUNT  # each is stored upright and mirrored
@@ -57,7 +57,7 @@ def _overlay(images: Tensor, sheets: Sheets, places: Tensor, colour: Tensor, opa
     return to_images(rounded(cover.mul_(colour[:, None, None, :] - levels).add_(levels)))
 
 
-@functools.lru_cache(maxsize=8)
+@cached_constant
 def clouds(side: int, channels: int, device: torch.device) -> Tensor:
     """Return sheets of haze for images of a side: [96, 2 side, 2 side, channels] uint8, the same on every call.
 
@@ -69,7 +69,7 @@ def clouds(side: int, channels: int, device: torch.device) -> Tensor:
     return _sheets(torch.cat(smooth) / 2 + 0.5, side, channels, device)
 
 
-@functools.lru_cache(maxsize=8)
+@cached_constant
 def covers(side: int, channels: int, device: torch.device) -> Tensor:
     """Return sheets of blobs, streaks and crystals, as `clouds` does; a level / 255 is the opacity."""
     size = _SIDES[side > 32]

@@ -5,7 +5,6 @@ image and axis, and two batched multiplications. Weights are whole multiples of 
 sum is exact in float32: neither the batch nor the device changes a pixel.
 """
 
-import functools
 import math
 
 import torch
@@ -15,6 +14,7 @@ from comp.augment.kernels import filters
 from comp.augment.kernels.colour import rounded
 from comp.augment.kernels.geometry import to_images, to_pixels
 from comp.runtime import rng
+from comp.runtime.constants import cached_constant
 
 _FINEST = 1 << 13  # weights are multiples of 1/8192: 13 bits, and 8 of a grey level
 _EIGHTHS = 8  # precision between the axes: 11 bits of a grey level, and 13 of a weight
@@ -49,7 +49,7 @@ def _matrices(kernels: Tensor, size: int) -> Tensor:
     return (kernels @ _tap_matrices(size, kernels.shape[1], kernels.device)).view(-1, size, size)
 
 
-@functools.lru_cache(maxsize=16)
+@cached_constant
 def _tap_matrices(size: int, taps: int, device: torch.device) -> Tensor:
     """Return [taps, size * size] float32: the correlation matrix of each single tap."""
     units = torch.eye(taps, dtype=torch.float64)
@@ -191,7 +191,7 @@ def sunflower(count: int) -> Tensor:
     return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), 1)
 
 
-@functools.lru_cache(maxsize=16)
+@cached_constant
 def dithers(count: int, device: torch.device) -> Tensor:
     """Return [count, 2] float64 in -0.5..0.5, spread evenly: what copies are moved by before rounding to pixels.
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from comp.augment.kernels.colour import rounded
 from comp.augment.kernels.geometry import to_images, to_pixels
 from comp.runtime import rng
+from comp.runtime.constants import cached_constant
 
 _FROST_SIDE = 160  # of a texture for 32-px images
 # Of five textures: mean and standard deviation in grey levels, and the share of fine needles.
@@ -176,7 +177,7 @@ def mix(images: Tensor, places: Tensor, shares: Tensor) -> Tensor:
     return to_images(rounded(mixed.add_(piece.mul_(texture))))
 
 
-@functools.lru_cache(maxsize=8)
+@cached_constant
 def sheets(side: int, channels: int, device: torch.device) -> Tensor:
     """Return the textures for images of a side: [128, 2 side, 2 side, channels] uint8, the same on every call.
 

@@ -23,6 +23,9 @@ _ROUNDED = 16  # samples: keeps rows of plans aligned
 _DEVIATIONS = 5
 
 
+_prepared: set[tuple[Run, torch.Size, torch.device]] = set()
+
+
 class PaddedGroup(NamedTuple):
     """A `Group` of fixed size.
 
@@ -72,7 +75,17 @@ class CompiledPlan(NamedTuple):
 
     def run(self, images: Tensor, step: int) -> Tensor:
         """See `Plan.run`."""
+        self.prepare(images)
         return self.run_with(_compiled(), images, step)
+
+    def prepare(self, images: Tensor) -> None:
+        """Run each op on one sample, once in a process: makes the constants that its graph will hold."""
+        slots = [slot for part in self.parts for slot in (part.slots if isinstance(part, PaddedBlend) else (part,))]
+        for group in (group for slot in slots for group in slot.groups):
+            key = group.run, images.shape[1:], images.device
+            if key not in _prepared:
+                _prepared.add(key)
+                group.run(images[:1], *(number[0, :1] for number in group.numbers))
 
     def run_with(self, function: Callable[..., Tensor], images: Tensor, step: int) -> Tensor:
         """Run a step by `run_parts`, compiled or not."""

@@ -22,6 +22,11 @@ from comp.runtime.errors import DataError, UserError
 _MOST_RESIDENT_BYTES = 4 << 30
 
 
+def augmentation_device(device: torch.device) -> torch.device:
+    """Return where the images of a training on a device lie and are augmented: Metal has no float64, so on the CPU."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 class Transform(Protocol):
     """Changes an image in a worker, by its epoch and index alone; see `comp.augment.worker_stage`."""
 
@@ -192,11 +197,12 @@ def build_loader(
 
     Args:
         split: labelled.
-        device: of the batches.
+        device: of the training; batches lie on its `augmentation_device`.
         resident: whether the pixels lie on the device; with a transform they are streamed all the same.
         workers: processes that read or transform.
         transform: applied to each image in a worker.
     """
+    device = augmentation_device(device)
     if resident and transform is None:
         return load_resident(split, device)
     return StreamedLoader(split, device, workers=workers, transform=transform)

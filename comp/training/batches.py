@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from comp.augment import engine, mixing, plans
-from comp.data.loading import Batch
+from comp.augment import compiled, engine, mixing, plans
+from comp.data.loading import Batch, augmentation_device
 from comp.runtime import rng
 from comp.training import losses
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # Samples that are planned at once, at 32 px (plans grow with the side): enough that the host's share of a step is
 # small, few enough that the device never waits long for a plan, and that a CPU keeps it in its cache.
 _SAMPLES_AHEAD = 8192
+
+
+Augmentation = engine.Plan | compiled.CompiledPlan | losses.ViewsPlan
 
 
 class PlannedBatch(NamedTuple):
@@ -34,12 +37,12 @@ class PlannedBatch(NamedTuple):
     """
 
     batch: Batch
-    augmentation: engine.Plan | losses.ViewsPlan
+    augmentation: Augmentation
     mixed_with: mixing.Plan | None
     row: int
 
     def augmented(self) -> Tensor:
-        """Return augmented images, view after view: [views B, C, H, W] uint8."""
+        """Return augmented images, view after view: [views B, C, H, W] uint8, on the `augmentation_device`."""
         return self.augmentation.run(self.batch.images, self.row)
 
     def mixed(self, context: "TrainContext", settings: mixing.Mixing) -> tuple[Tensor, Tensor]:
@@ -50,7 +53,7 @@ class PlannedBatch(NamedTuple):
             settings: of this epoch: the last ones may mix nothing.
         """
         labels = self.batch.labels if context.views == 1 else torch.cat([self.batch.labels] * context.views)
-        return mixing.mix_planned(
+        images, targets = mixing.mix_planned(
             self.augmented(),
             labels,
             self.mixed_with if settings.mixup or settings.cutmix else None,
@@ -58,6 +61,8 @@ class PlannedBatch(NamedTuple):
             classes=len(context.dataset.competition.classes),
             label_smoothing=settings.label_smoothing,
         )
+        device = context.execution.torch_device
+        return images.to(device), targets.to(device)
 
 
 def planned_batches(
@@ -84,14 +89,18 @@ def planned_batches(
         yield PlannedBatch(batch, augmentation, mixed_with, row)
 
 
-def _plan(
-    context: "TrainContext", epoch: int, indices: Tensor
-) -> tuple[engine.Plan | losses.ViewsPlan, mixing.Plan | None]:
+def _plan(context: "TrainContext", epoch: int, indices: Tensor) -> tuple[Augmentation, mixing.Plan | None]:
     """Return the plans of batches of samples [S, B], on the device."""
     seed, shape = context.config.seed, context.dataset.train.image_shape
+    device = augmentation_device(context.execution.torch_device)
     keys = rng.keys(seed, epoch, indices)
     flip_mask = engine.alternating_flip_mask(seed, epoch, indices) if context.alternates else None
-    plan = engine.plan_policy if context.views == 1 else losses.plan_views
-    augmentation = plan(context.policy, keys, shape, flip_mask=flip_mask)
+    augmentation: Augmentation
+    if context.views > 1:
+        augmentation = losses.plan_views(context.policy, keys, shape, flip_mask=flip_mask)
+    elif context.execution.compiled and device.type == "cuda":  # a CPU is faster eagerly, in chunks for its cache
+        augmentation = compiled.plan_compiled(context.policy, keys, shape, flip_mask=flip_mask)
+    else:
+        augmentation = engine.plan_policy(context.policy, keys, shape, flip_mask=flip_mask)
     mixed_with = mixing.plan_mixing(context.mixing, keys, *shape[1:])
-    return plans.send((augmentation, mixed_with), context.execution.torch_device)
+    return plans.send((augmentation, mixed_with), device)

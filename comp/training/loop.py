@@ -355,7 +355,7 @@ def _statistics_images(context: TrainContext, number: int, progress: Progress) -
     for planned in planned_batches(context, order, context.batch_size, epoch=number):
         images = planned.augmented()
         for part in split_batch(len(images), context.stepper.micro_batch):
-            yield context.execution.layout(images[part])
+            yield context.execution.layout(images[part].to(context.execution.torch_device))
         progress("batch norm", planned.batch.step + 1, batches, "batches")
 
 

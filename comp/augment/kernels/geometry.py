@@ -245,10 +245,9 @@ def _walk(steps: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 def _bilinear(images: Tensor, x: Tensor, y: Tensor, inside: Tensor, fill: int) -> Tensor:
     """Interpolate at positions [B, H, W] in fixed point where all bits of `inside` are set; else `fill`."""
-    B, _, H, W = images.shape
-    grid = torch.empty((B, H, W, 2), device=images.device)  # -1 to 1, from edge to edge
-    for axis, (positions, side) in enumerate(((x, W), (y, H))):
-        torch.mul(positions, 2 / (side * _ONE), out=grid[..., axis])
+    _, _, H, W = images.shape
+    # -1 to 1, from edge to edge
+    grid = torch.stack([positions * (2 / (side * _ONE)) for positions, side in ((x, W), (y, H))], -1)  # [B, H, W, 2]
     planes = images.to(torch.float32, memory_format=torch.contiguous_format)
     sampled = F.grid_sample(planes, grid.sub_(1), padding_mode="border", align_corners=False)
     levels = sampled.add_(0.5).to(torch.int32).bitwise_and_(inside[:, None])

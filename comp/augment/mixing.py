@@ -2,7 +2,7 @@
 
 Partners are positions 2k and 2k + 1 of the batch, so that they do not depend on how an epoch is cut into (even)
 batches. Each sample draws its own lambda, its own box, and CutMix or MixUp. The odd last sample of a batch stays
-unchanged. Nothing here waits for the device.
+unchanged. As in `engine`, all draws of a window of steps are planned ahead on the host; no step waits for the device.
 
     images, targets = mix(images, labels, keys, classes=10, mixing=Mixing(mixup=0.4))
     loss = cross_entropy(model(images), targets)
@@ -11,10 +11,12 @@ unchanged. Nothing here waits for the device.
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from comp.augment import plans
 from comp.augment.kernels import geometry
 from comp.runtime import rng
 
@@ -44,41 +46,84 @@ class Mixing:
         return self if epoch <= epochs - self.off_epochs else replace(self, mixup=0.0, cutmix=0.0)
 
 
+class Plan(NamedTuple):
+    """What mixing does to a window of S batches.
+
+    Attributes:
+        boxes: [S, B, 4] int64, what CutMix takes from the partner; empty where it takes nothing. None: CutMix is off.
+        share: [S, B] float32, share of the sample's own pixels in MixUp; None: MixUp is off.
+        kept: [S, B] float32, share of its own label.
+    """
+
+    boxes: Tensor | None
+    share: Tensor | None
+    kept: Tensor
+
+
+def plan_mixing(mixing: Mixing, keys: Tensor, height: int, width: int) -> Plan | None:
+    """Plan a window of batches.
+
+    Args:
+        mixing: the settings.
+        keys: [S, B] int64 on the CPU, those of the augmentation.
+        height: of the images.
+        width: of the images.
+
+    Returns:
+        a plan on the CPU, see `plans.send`; None: nothing is mixed.
+    """
+    if not (mixing.mixup or mixing.cutmix):
+        return None
+    paired = torch.arange(keys.shape[1]) < keys.shape[1] // 2 * 2
+    keys = rng.fold(keys, _PURPOSE)
+    cut = _cut(keys, mixing) & paired
+    boxes, share, kept = None, None, torch.ones(keys.shape)
+    if mixing.cutmix:
+        drawn, uncovered = _boxes(keys, mixing.cutmix, height, width)
+        boxes, kept = drawn * cut[..., None], torch.where(cut, uncovered, kept)
+    if mixing.mixup:
+        lambdas = beta(mixing.mixup, mixing.mixup, rng.uniform(keys, 1))
+        share = torch.where(paired & ~cut, lambdas, 1.0)
+        kept = kept * share
+    return Plan(boxes, share, kept)
+
+
 def mix(images: Tensor, labels: Tensor, keys: Tensor, *, classes: int, mixing: Mixing) -> tuple[Tensor, Tensor]:
-    """Mix a batch; return float images and soft targets.
+    """Plan and mix one batch; keys [B] on a device are read back. See `mix_planned`."""
+    height, width = images.shape[2:]
+    plan = plans.send(plan_mixing(mixing, keys.cpu()[None], height, width), images.device)
+    return mix_planned(images, labels, plan, 0, classes=classes, label_smoothing=mixing.label_smoothing)
+
+
+def mix_planned(
+    images: Tensor, labels: Tensor, plan: Plan | None, step: int, *, classes: int, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Mix a step's batch; return float images and soft targets.
 
     Args:
         images: [B, C, H, W] uint8.
         labels: [B] int64, or a column of 0 and 1 for each class, [B, classes] float32.
-        keys: [B] int64, those of the augmentation.
+        plan: on their device; None: nothing is mixed.
+        step: of the plan.
         classes: number of classes.
-        mixing: the settings.
+        label_smoothing: see `Mixing`.
 
     Returns:
         images [B, C, H, W] float32 in [0, 1], channels_last, and targets [B, classes] float32, whose rows sum to 1
         where labels are indices.
     """
-    if not (mixing.mixup or mixing.cutmix):
-        scaled = geometry.to_images(geometry.to_pixels(images).to(torch.float32).mul_(1 / 255))
-        return scaled, soft_targets(labels, classes=classes, label_smoothing=mixing.label_smoothing)
-    keys = rng.fold(keys, _PURPOSE)
     pixels = geometry.to_pixels(images)  # [B, H, W, C]
-    partners, paired = _swap(pixels), torch.arange(len(keys), device=keys.device) < len(keys) // 2 * 2
-    cut = _cut(keys, mixing) & paired
-    kept = torch.ones(len(keys), device=keys.device)  # [B], share of the sample's own label
-    if mixing.cutmix:
-        boxes, uncovered = _boxes(keys, mixing.cutmix, *pixels.shape[1:3])
-        kept = torch.where(cut, uncovered, kept)
+    if plan is None:
+        scaled = geometry.to_images(pixels.to(torch.float32).mul_(1 / 255))
+        return scaled, soft_targets(labels, classes=classes, label_smoothing=label_smoothing)
+    partners = _swap(pixels)
+    if plan.boxes is not None:
         pixels = geometry.to_pixels(
-            geometry.erase(geometry.to_images(pixels), boxes * cut[:, None], geometry.to_images(partners))
+            geometry.erase(geometry.to_images(pixels), plan.boxes[step], geometry.to_images(partners))
         )
-    pixel_share = torch.ones_like(kept)  # [B], share of the sample's own pixels
-    if mixing.mixup:
-        lambdas = beta(mixing.mixup, mixing.mixup, rng.uniform(keys, 1))
-        pixel_share = torch.where(paired & ~cut, lambdas, pixel_share)
-        kept = kept * pixel_share
-    targets = soft_targets(labels, _swap(labels), kept, classes=classes, label_smoothing=mixing.label_smoothing)
-    return geometry.to_images(_blend(pixels, partners if mixing.mixup else None, pixel_share)), targets
+    share = None if plan.share is None else plan.share[step]
+    targets = soft_targets(labels, _swap(labels), plan.kept[step], classes=classes, label_smoothing=label_smoothing)
+    return geometry.to_images(_blend(pixels, partners, share)), targets
 
 
 def soft_targets(
@@ -135,14 +180,14 @@ def _swap(values: Tensor) -> Tensor:
 
 
 def _cut(keys: Tensor, mixing: Mixing) -> Tensor:
-    """Return [B] bool: which samples get CutMix."""
+    """Return bool of the shape of keys: which samples get CutMix."""
     if not (mixing.mixup and mixing.cutmix):
-        return torch.full(keys.shape, mixing.cutmix > 0, device=keys.device)
+        return torch.full(keys.shape, mixing.cutmix > 0)
     return rng.uniform(keys, 0) < mixing.switch_probability
 
 
 def _boxes(keys: Tensor, alpha: float, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return boxes [B, 4] (top, left, bottom, right), cut at the border, and the share [B] outside them."""
+    """Return boxes [..., 4] (top, left, bottom, right), cut at the border, and the share [...] outside them."""
     side = torch.sqrt(1 - beta(alpha, alpha, rng.uniform(keys, 2)))  # of the box, as a share of the image's
     edges = []
     for draw, length in ((3, height), (4, width)):
@@ -151,14 +196,16 @@ def _boxes(keys: Tensor, alpha: float, height: int, width: int) -> tuple[Tensor,
         edges.append(((middle - half).clamp(min=0), (middle + half).clamp(max=length)))
     (top, bottom), (left, right) = edges
     covered = ((bottom - top) * (right - left)).to(torch.float32) / (height * width)
-    return torch.stack((top, left, bottom, right), 1), 1 - covered
+    return torch.stack((top, left, bottom, right), -1), 1 - covered
 
 
-def _blend(pixels: Tensor, partners: Tensor | None, share: Tensor) -> Tensor:
-    """Return [B, H, W, C] float32 in [0, 1]: `share` [B] of the sample, the rest of its partner."""
+def _blend(pixels: Tensor, partners: Tensor, share: Tensor | None) -> Tensor:
+    """Return [B, H, W, C] float32 in [0, 1]: `share` [B] (None: all) of the sample, the rest of its partner."""
+    if share is None:
+        return pixels.to(torch.float32).mul_(1 / 255)
     share = share[:, None, None, None]
     scaled = pixels.to(torch.float32).mul_(share / 255)
-    return scaled if partners is None else scaled.add_(partners.to(torch.float32).mul_((1 - share) / 255))
+    return scaled.add_(partners.to(torch.float32).mul_((1 - share) / 255))
 
 
 _QUANTILES = 4096
@@ -171,7 +218,7 @@ def beta(a: float, b: float, uniform: Tensor) -> Tensor:
     quantile function, tabulated at 4096 probabilities, with linear interpolation; the distribution function is off by
     at most 1/4096.
     """
-    table = _inverse(a, b, uniform.device)
+    table = _inverse(a, b)
     position = uniform * _QUANTILES
     step = position.floor()
     index = step.to(torch.int64)
@@ -194,9 +241,9 @@ def dirichlet(alpha: float, width: int, keys: Tensor, draw: int) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def _inverse(a: float, b: float, device: torch.device) -> Tensor:
+def _inverse(a: float, b: float) -> Tensor:
     """Return [_QUANTILES + 1] float32: the Beta(a, b) quantiles at evenly spaced probabilities."""
     from scipy.special import betaincinv  # type: ignore[import-untyped]  # slow to import
 
     probabilities = torch.linspace(0, 1, _QUANTILES + 1, dtype=torch.float64)
-    return torch.from_numpy(betaincinv(a, b, probabilities.numpy())).to(torch.float32).to(device)
+    return torch.from_numpy(betaincinv(a, b, probabilities.numpy())).to(torch.float32)

@@ -28,6 +28,11 @@ _MOST_FREE = _RESIDENT_SHARE * (4 << 30)  # of main memory that image files may 
 _COPIED_BYTES = 64 << 20
 
 
+def augmentation_device(device: torch.device) -> torch.device:
+    """Return where the images of a training on a device lie and are augmented: Metal has no float64, so on the CPU."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 class Transform(Protocol):
     """Changes an image in a worker, by its epoch and index alone; see `comp.augment.worker_stage`."""
 
@@ -43,7 +48,7 @@ class Batch(NamedTuple):
 
     Attributes:
         step: its number in the epoch, from 0.
-        indices: [B] int64, rows of the split.
+        indices: [B] int64, rows of the split, on the CPU.
         images: [B, C, H, W] uint8, channels last in memory.
         labels: [B] int64.
     """
@@ -71,7 +76,7 @@ class Loader(Protocol):
         """Yield an epoch's full batches on the device.
 
         Args:
-            order: [N] int64 on the device.
+            order: [N] int64 on the CPU; it reaches the device in one copy.
             batch_size: images per batch; an incomplete last batch is dropped.
             epoch: for transforms.
             start: the first step to yield.
@@ -100,9 +105,10 @@ class ResidentLoader:
 
     def batches(self, order: Tensor, batch_size: int, *, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield an epoch's full batches; see `Loader`."""
+        order, there = order.cpu(), order.to(self.images.device)
         for step in range(start, len(order) // batch_size):
-            indices = order[step * batch_size : (step + 1) * batch_size]
-            yield Batch(step, indices, *self.batch(indices))
+            part = slice(step * batch_size, (step + 1) * batch_size)
+            yield Batch(step, order[part], *self.batch(there[part]))
 
 
 class StreamedLoader:
@@ -148,15 +154,17 @@ class StreamedLoader:
         Raises:
             DataError: an image cannot be read or a transform changed its shape.
         """
+        order, there = order.cpu(), order.to(self._device)
         steps = range(start, len(order) // batch_size)
-        batches = [order[step * batch_size : (step + 1) * batch_size] for step in steps]
-        for step, indices, pixels in zip(steps, batches, self._read(batches, epoch), strict=True):
+        parts = [slice(step * batch_size, (step + 1) * batch_size) for step in steps]
+        pixels_of_all = self._read([order[part] for part in parts], epoch)
+        for step, part, pixels in zip(steps, parts, pixels_of_all, strict=True):
             images = pixels.to(self._device, non_blocking=True)  # [B, H, W, C]
-            yield Batch(step, indices, images.permute(0, 3, 1, 2), self._labels[indices])
+            yield Batch(step, order[part], images.permute(0, 3, 1, 2), self._labels[there[part]])
 
     def _read(self, batches: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
         if isinstance(self._images, ImageFiles) and self._shares_pool:
-            parts = [[self._images[indices.cpu().numpy()].for_worker()] for indices in batches]
+            parts = [[self._images[indices.numpy()].for_worker()] for indices in batches]
             return self._images.pool.batches(parts, self._workers, pinned=self._pinned, exact=True)
         plan = [[(epoch, index) for index in indices.tolist()] for indices in batches]
         return self._pool.batches(plan, self._workers, pinned=self._pinned, exact=True)
@@ -219,7 +227,7 @@ def build_loader(
 
     Args:
         split: labelled.
-        device: of the batches.
+        device: of the training; batches lie on its `augmentation_device`.
         resident: whether the pixels lie on the device; with a transform they are streamed all the same.
         workers: processes that read or transform.
         transform: applied to each image in a worker.
@@ -228,6 +236,7 @@ def build_loader(
     Raises:
         ConfigError: `resident` is configured, and the pixels do not fit.
     """
+    device = augmentation_device(device)
     moves = resident and transform is None
     if moves and (loader := _load_if_it_fits(split, device)) is not None:
         return loader

@@ -11,12 +11,13 @@ an odd 64-bit constant (a Weyl sequence), as there.
     noise = rng.normal_field(keys, 1, (3, 32, 32))  # [B, 3, 32, 32] float32
 """
 
-import functools
 import math
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
+
+from comp.runtime.constants import cached_constant
 
 _WEYL = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -134,14 +135,29 @@ def shorts_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
         draw: the draw number.
         shape: shape of one sample's field.
     """
+    return shorts(field_keys(parent, draw), shape)
+
+
+def field_keys(parent: Tensor, draw: int) -> Tensor:
+    """Return the keys [B] int64 of a field of `shorts` or `normals`: made ahead, a device hashes nothing but the field.
+
+    Args:
+        parent: [B] int64 keys.
+        draw: the draw number.
+    """
+    return fold(parent, -(draw + 1))
+
+
+def shorts(fields: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the `shorts_field` of keys [B] from `field_keys`."""
     count = math.prod(shape)
-    counters = torch.arange(1, (count + 3) // 4 + 1, dtype=torch.int64, device=parent.device) * _signed(_WEYL)
-    hashes = _mix(fold(parent, -(draw + 1))[:, None] + counters)  # [B, ceil(P/4)]
-    shorts = hashes.view(torch.int16)[:, :count].to(torch.int32).bitwise_and_(0xFFFF)  # little-endian machines only
-    return shorts.view(-1, *shape)
+    counters = torch.arange(1, (count + 3) // 4 + 1, dtype=torch.int64, device=fields.device) * _signed(_WEYL)
+    hashes = _mix(fields[:, None] + counters)  # [B, ceil(P/4)]
+    halves = hashes.view(torch.int16)[:, :count].to(torch.int32).bitwise_and_(0xFFFF)  # little-endian machines only
+    return halves.view(-1, *shape)
 
 
-@functools.cache
+@cached_constant
 def normal_quantiles(device: torch.device) -> Tensor:
     """Return [65536] float32: the normal quantiles at the middles of 65536 equal slices, rescaled to unit variance."""
     levels = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
@@ -155,8 +171,12 @@ def normal_field(parent: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
     Sixteen bits index a table of quantiles: no logarithm or cosine, whose last bits differ between devices. The
     largest deviate is 4.33 sigma.
     """
-    quantiles = normal_quantiles(parent.device)
-    return quantiles.index_select(0, shorts_field(parent, draw, shape).flatten()).view(-1, *shape)
+    return normals(field_keys(parent, draw), shape)
+
+
+def normals(fields: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the `normal_field` of keys [B] from `field_keys`."""
+    return normal_quantiles(fields.device).index_select(0, shorts(fields, shape).flatten()).view(-1, *shape)
 
 
 def order(seed: int, epoch: int, count: int, device: torch.device | str = "cpu") -> Tensor:

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comp.augment import engine, mixing
-from comp.data.loading import Batch
+from comp.augment import mixing
 from comp.models import weights, zoo
 from comp.results import files
 from comp.runtime import memory, rng
 from comp.runtime.errors import Interrupted, NotFiniteError, OutOfMemoryError, RunError
 from comp.runtime.progress import Progress, quiet
 from comp.training import checkpoint, losses, optimizers, schedules
+from comp.training.batches import PlannedBatch, planned_batches
 from comp.training.checkpoint import TrainState
 from comp.training.context import STATISTICS_BATCHES, TrainContext
 from comp.training.early_stopping import Stop, early_stop
@@ -252,25 +252,25 @@ class _Saver:
 def _train_epoch(context: TrainContext, state: TrainState, saver: _Saver, progress: Progress) -> Epoch:
     config, number = context.config, state.epoch + 1
     began, first_step = time.perf_counter(), state.step
-    order = rng.order(config.seed, number, len(context.train), context.execution.torch_device)
-    meter = EpochMeter(state, order.device)
+    order = rng.order(config.seed, number, len(context.train))
+    meter = EpochMeter(state, context.execution.torch_device)
     zoo.apply_freezing(context.model, config.model, epoch=number)
     optimizers.freeze_finished_groups(context.optimizer, number)
     context.model.train()
     progress_of_all = context.team.synced_progress(progress)
     shard, images = context.team.shard(order, context.batch_size)
-    for batch in context.train.batches(shard, images, epoch=number, start=state.step):
+    for planned in planned_batches(context, shard, images, epoch=number, start=state.step):
         if context.is_over(state):
             break
         taken = context.stepper.steps
         try:
-            step(context, state, batch, meter)
+            step(context, state, planned, meter)
         except (RuntimeError, MemoryError, OutOfMemoryError) as error:
             if context.stepper.steps == taken:
                 _stop_out_of_memory(context, state, meter, error)
             raise
         context.best_weights.average.step()
-        state.step, state.seen = batch.step + 1, state.seen + context.batch_size
+        state.step, state.seen = planned.batch.step + 1, state.seen + context.batch_size
         if meter.is_on_cpu:
             _read_meter(context, state, meter)
         if saver.is_due():
@@ -337,18 +337,11 @@ def _bar_note(context: TrainContext, state: TrainState, meter: EpochMeter, steps
     return f"{speed:,.0f} images/s {means}lr {context.rate(state, state.step - 1):.0e}"
 
 
-def step(context: TrainContext, state: TrainState, batch: Batch, meter: EpochMeter) -> None:
+def step(context: TrainContext, state: TrainState, planned: PlannedBatch, meter: EpochMeter) -> None:
     """Take one step and add its loss and correct answers to the meter."""
     config, number = context.config, state.epoch + 1
-    step, indices, _, labels = batch
-    keys = rng.keys(config.seed, number, indices)
-    images, targets = mixing.mix(
-        _augmented_in_parts(context, number, batch, keys),
-        _repeat_views(labels, context.views),
-        _repeat_views(keys, context.views),
-        classes=len(context.dataset.competition.classes),
-        mixing=context.mixing.at(number, context.planner.plan.epochs),
-    )
+    step, indices, _, labels = planned.batch
+    images, targets = planned.mixed(context, context.mixing.at(number, context.planner.plan.epochs))
     images = schedules.resize(images, schedules.side_at(config.train.sizes, number))
     targets = targets[: len(indices)]
     by_view = images.reshape(context.views, len(indices), *images.shape[1:])  # [views, B, C, H, W]
@@ -374,44 +367,19 @@ def step(context: TrainContext, state: TrainState, batch: Batch, meter: EpochMet
     meter.add(sums, step)
 
 
-def _repeat_views(values: Tensor, views: int) -> Tensor:
-    """Return [views B, ...] of [B, ...]: each view's, one after the other."""
-    return values if views == 1 else torch.cat([values] * views)
-
-
-def _augmented(context: TrainContext, number: int, batch: Batch, keys: Tensor) -> Tensor:
-    """Return a batch's augmented images, view after view: [views B, C, H, W]."""
-    flip_mask = engine.alternating_flip_mask(context.config.seed, number, batch.indices) if context.alternates else None
-    if context.views > 1:
-        return losses.augmented_views(batch.images, context.policy, keys, flip_mask=flip_mask)
-    return engine.augment(batch.images, context.policy, keys, flip_mask=flip_mask)
-
-
 def _statistics_images(context: TrainContext, number: int, progress: Progress) -> Iterator[Tensor]:
     """Yield images of an epoch for batch norm: augmented as in training, at full size, not mixed."""
-    order = rng.order(context.config.seed, number, len(context.train), context.execution.torch_device)
+    order = rng.order(context.config.seed, number, len(context.train))
     rows = context.dataset.samples.get("statistics")
     if rows is not None:  # runs without this sample take an epoch's first images
-        order = order[torch.isin(order, torch.from_numpy(rows).to(order.device))]
+        order = order[torch.isin(order, torch.from_numpy(rows))]
     batches = min(STATISTICS_BATCHES, len(order) // context.batch_size)
-    for batch in context.train.batches(order[: batches * context.batch_size], context.batch_size, epoch=number):
-        keys = rng.keys(context.config.seed, number, batch.indices)
-        images = _augmented_in_parts(context, number, batch, keys)
+    order = order[: batches * context.batch_size]
+    for planned in planned_batches(context, order, context.batch_size, epoch=number):
+        images = planned.augmented(context)
         for part in split_batch(len(images), context.stepper.micro_batch):
-            yield context.execution.layout(images[part])
-        progress("batch norm", batch.step + 1, batches, "batches")
-
-
-def _augmented_in_parts(context: TrainContext, number: int, batch: Batch, keys: Tensor) -> Tensor:
-    """Return a batch's augmented images, made in parts where memory is short: an image's draws are its own."""
-
-    def augmented(part: slice) -> Tensor:
-        rows = batch._replace(indices=batch.indices[part], images=batch.images[part], labels=batch.labels[part])
-        images = _augmented(context, number, rows, keys[part])
-        return images.reshape(context.views, -1, *images.shape[1:])
-
-    parts = list(context.augmenting.parts(len(batch.indices), augmented))  # [views, part, C, H, W] each
-    return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).flatten(0, 1)
+            yield context.execution.layout(images[part].to(context.execution.torch_device))
+        progress("batch norm", planned.batch.step + 1, batches, "batches")
 
 
 def _stop_out_of_memory(context: TrainContext, state: TrainState, meter: EpochMeter, error: Exception) -> None:

@@ -1,6 +1,7 @@
 """Training losses: a loss for each task, and the consistency loss over several views (`train.consistency`)."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,24 +88,28 @@ def split_policy(policy: Policy) -> tuple[Policy, Policy]:
     return Policy(policy.stages[:cut]), Policy(policy.stages[cut:])
 
 
-def augmented_views(images: Tensor, policy: Policy, keys: Tensor, *, flip_mask: Tensor | None = None) -> Tensor:
-    """Return the clean view of a batch followed by its augmented views.
+class ViewsPlan(NamedTuple):
+    """What happens to a window of batches of several views.
 
     All views of an image share its crop and flip, as in AugMix's training (Hendrycks et al. 2020, arXiv:1912.02781),
     and the workers' augmentation; the rest is drawn anew for each view.
-
-    Args:
-        images: [B, C, H, W] uint8.
-        policy: the run's.
-        keys: [B] int64 from `rng.keys(seed, epoch, indices)`.
-        flip_mask: [B] bool from `engine.alternating_flip_mask`, for a policy with `alternating_flip`.
-
-    Returns:
-        [VIEWS B, C, H, W] uint8, channels_last.
     """
+
+    clean: engine.Plan
+    views: engine.Plan
+
+    def run(self, images: Tensor, step: int) -> Tensor:
+        """Return the clean view of images [B, C, H, W] uint8, then its augmented views: [VIEWS B, C, H, W]."""
+        clean = self.clean.run(images, step)
+        return torch.cat((clean, self.views.run(clean.repeat(VIEWS - 1, 1, 1, 1), step)))
+
+
+def plan_views(
+    policy: Policy, keys: Tensor, shape: tuple[int, int, int], *, flip_mask: Tensor | None = None
+) -> ViewsPlan:
+    """Plan the views of a window of batches; see `engine.plan_policy`."""
     geometric, rest = split_policy(policy)
-    clean = engine.augment(images, geometric, keys, flip_mask=flip_mask)
-    view_keys = torch.cat([rng.fold(keys, _PURPOSE + view) for view in range(1, VIEWS)])  # [(VIEWS - 1) B]
-    copies = clean.repeat(VIEWS - 1, 1, 1, 1)
-    masks = None if flip_mask is None else flip_mask.repeat(VIEWS - 1)
-    return torch.cat((clean, engine.augment(copies, rest, view_keys, flip_mask=masks)))
+    clean = engine.plan_policy(geometric, keys, shape, flip_mask=flip_mask)
+    view_keys = torch.cat([rng.fold(keys, _PURPOSE + view) for view in range(1, VIEWS)], 1)  # [S, (VIEWS - 1) B]
+    masks = None if flip_mask is None else flip_mask.repeat(1, VIEWS - 1)
+    return ViewsPlan(clean, engine.plan_policy(rest, view_keys, shape, flip_mask=masks))

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from comp.config import Config
 from comp.data.dataset import Dataset
-from comp.data.loading import Batch
 from comp.models import zoo
 from comp.models.classifier import Classifier
 from comp.results.runs import Run
@@ -23,6 +22,7 @@ from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
 from comp.runtime.rng import preserve_rng_state
 from comp.training import loop
+from comp.training.batches import PlannedBatch, planned_batches
 from comp.training.checkpoint import TrainState
 from comp.training.context import TrainContext, build_context
 from comp.training.loop import EpochMeter
@@ -152,21 +152,21 @@ def _ramp(context: TrainContext, rates: Sequence[float] | NDArray[np.float64], p
     return losses
 
 
-def _batches(context: TrainContext, state: TrainState) -> Iterator[Batch]:
+def _batches(context: TrainContext, state: TrainState) -> Iterator[PlannedBatch]:
     """Yield batches without end, epoch after epoch, drawn as in a training."""
     for number in range(1, _ENDLESS + 1):
         state.epoch = number - 1
-        order = rng.order(context.config.seed, number, len(context.train), context.execution.torch_device)
-        yield from context.train.batches(order, context.batch_size, epoch=number)
+        order = rng.order(context.config.seed, number, len(context.train))
+        yield from planned_batches(context, order, context.batch_size, epoch=number)
 
 
-def _loss(context: TrainContext, state: TrainState, batch: Batch) -> float:
+def _loss(context: TrainContext, state: TrainState, planned: PlannedBatch) -> float:
     """Take a training's step and return its mean loss, which may not be finite."""
     sums = TrainState()
     meter = EpochMeter(sums, context.execution.torch_device)
-    loop.step(context, state, batch, meter)
+    loop.step(context, state, planned, meter)
     meter.read(sums)
-    return sums.loss_sum / len(batch.indices)
+    return sums.loss_sum / len(planned.batch.indices)
 
 
 def _read(rates: NDArray[np.float64], losses: NDArray[np.float64], *, ended_early: bool) -> LRFindResult:

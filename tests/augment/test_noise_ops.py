@@ -101,15 +101,15 @@ def test_textures_differ_and_half_of_them_mirror_the_others(side: int, channels:
 
 
 def test_pieces_are_windows_of_their_sheet() -> None:
-    sheets = torch.arange(3 * 8 * 8).view(3, 8, 8, 1)
-    keys = torch.arange(4000)
-    found = textures.pieces(sheets, keys, 5, 6)[..., 0]
+    sheets = torch.arange(3 * 12 * 12).view(3, 12, 12, 1)
+    places = textures.draw_places(torch.arange(4000), 3, 5, 6)
+    found = textures.pieces(sheets, places, 5, 6)[..., 0]
     step = found[:, 1, 0] - found[:, 0, 0]
-    assert set(step.tolist()) == {8, -8}  # upside down or not
+    assert set(step.tolist()) == {12, -12}  # upside down or not
     assert torch.equal(found, found[:, :1, :1] + torch.arange(6) + torch.arange(5)[:, None] * step[:, None, None])
-    corners = found[:, 0, 0] - (step < 0) * 4 * 8
+    corners = found[:, 0, 0] - (step < 0) * 4 * 12
     assert stats.chisquare(np.unique(corners.numpy(), return_counts=True)[1]).pvalue > 1e-3
-    assert len(corners.unique()) == 3 * 4 * 3
+    assert len(corners.unique()) == 3 * 8 * 7
 
 
 def test_motion_smears_along_a_line_of_its_length_in_any_direction() -> None:

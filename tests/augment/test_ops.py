@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -231,11 +232,11 @@ def test_a_mirrored_crop_is_a_window_of_the_mirrored_surroundings() -> None:
     assert len(places) > 100  # of 289
 
 
-@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
-def test_turned_corners_take_the_fill(interpolation: str) -> None:
-    images = as_images(photographs(3))
-    flip_mask = geometry.rotate(images, torch.full((3,), 45.0), interpolation=interpolation, fill=200)
-    assert (flip_mask[:, :, [0, 0, -1, -1], [0, -1, 0, -1]] == 200).all()
+@pytest.mark.parametrize("affine", [geometry.affine, geometry.affine_bilinear])
+def test_turned_corners_take_the_fill(affine: Callable[..., torch.Tensor]) -> None:
+    steps = geometry.affine_steps(geometry.rotation_matrices(torch.full((3,), 45.0), SIDE, SIDE))
+    turned = affine(as_images(photographs(3)), steps, fill=200)
+    assert (turned[:, :, [0, 0, -1, -1], [0, -1, 0, -1]] == 200).all()
 
 
 def test_cutout_blanks_one_square_that_may_hang_over_the_border() -> None:

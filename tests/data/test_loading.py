@@ -137,6 +137,13 @@ def test_arrays_are_streamed_on_demand(workplace: Path) -> None:
     assert batches_equal(read_epoch(streamed), read_epoch(loading.load_resident(train, CPU)))
 
 
+@pytest.mark.parametrize("resident", [True, False])
+def test_images_for_a_device_without_float64_stay_on_the_host_to_be_augmented(workplace: Path, resident: bool) -> None:
+    train = open_source(DataConfig(source="arrays", root="data")).train
+    batch = read_epoch(loading.build_loader(train, torch.device("mps"), resident=resident, workers=0))[0]
+    assert batch.images.device == batch.labels.device == CPU
+
+
 def test_streaming_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     write_folders(tmp_path, train=6, val=0)
     loader = loading.build_loader(open_photographs(tmp_path).train, CPU, resident=False, workers=0)

@@ -79,12 +79,14 @@ def test_every_view_gets_a_gradient_even_where_a_class_has_no_probability_left()
 def test_the_clean_view_is_moved_at_most_and_the_others_are_its_augmentations(names: list[str]) -> None:
     images, indices = pictures(33), torch.arange(33)
     keys, flip_mask = rng.keys(0, 1, indices), engine.alternating_flip_mask(0, 1, indices)
-    clean, first, second = losses.augmented_views(images, resolve(names), keys, flip_mask=flip_mask).chunk(3)
+    plan = losses.plan_views(resolve(names), keys[None], (3, 32, 32), flip_mask=flip_mask[None])
+    clean, first, second = plan.run(images, 0).chunk(3)
     base = resolve(names[:-1]) if len(names) > 1 else resolve("none")
     assert torch.equal(clean, engine.augment(images, base, keys, flip_mask=flip_mask))
     for one, other in ((clean, first), (clean, second), (first, second)):
         assert (one != other).flatten(1).any(1).float().mean() > 0.8
-    alone = losses.augmented_views(images[7:8], resolve(names), keys[7:8], flip_mask=flip_mask[7:8])
+    single = losses.plan_views(resolve(names), keys[None, 7:8], (3, 32, 32), flip_mask=flip_mask[None, 7:8])
+    alone = single.run(images[7:8], 0)
     assert torch.equal(alone, torch.stack((clean[7], first[7], second[7])))
 
 

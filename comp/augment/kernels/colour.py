@@ -7,13 +7,13 @@ size or device. References: Pillow's ImageOps, ImageEnhance and its conversions 
 """
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from comp.augment.kernels.geometry import to_images, to_pixels
 from comp.runtime import rng
+from comp.runtime.constants import cached_constant
 
 # ITU-R 601 luma in 1/65536, as Pillow's convert("L"). Sums stay below 2^24, so float32 holds them exactly.
 _RED, _GREEN, _BLUE = 19595.0, 38470.0, 7471.0
@@ -24,15 +24,21 @@ def look_up(images: Tensor, tables: Tensor) -> Tensor:
 
     Args:
         images: [B, C, H, W] uint8.
-        tables: [B, 256] uint8, or [B, C, 256] for tables that differ between channels.
+        tables: [B, 256] uint8.
     """
     pixels = to_pixels(images)
-    return _take(tables, _entries(pixels, tables.ndim == 3), pixels)
+    return _take(tables, _entries(pixels, False), pixels)
 
 
-def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Return images blended with black; `factor` [B]: 0 is black, 1 the image (ImageEnhance.Brightness)."""
-    return look_up(images, _blend_tables(torch.zeros_like(factor), factor))
+def look_up_by_channel(images: Tensor, tables: Tensor) -> Tensor:
+    """Return every grey level replaced by its channel's entry in tables [B, C, 256] uint8."""
+    pixels = to_pixels(images)
+    return _take(tables, _entries(pixels, True), pixels)
+
+
+def brightness_tables(factor: Tensor) -> Tensor:
+    """Return [B, 256] tables that blend with black; `factor` [B]: 0 is black, 1 the image (ImageEnhance.Brightness)."""
+    return _blend_tables(torch.zeros_like(factor), factor)
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
@@ -69,16 +75,16 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
     return to_images(_to_bytes(_blend(smooth, x, factor[:, None, None])).view(B, H, W, C))
 
 
-def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Return images with the `bits` [B] highest bits of each value kept, 0 to 8."""
+def posterize_tables(bits: Tensor) -> Tensor:
+    """Return [B, 256] tables that keep the `bits` [B] highest bits of each value, 0 to 8."""
     step = torch.exp2(8 - bits.to(torch.float32))[:, None]
-    return look_up(images, _to_bytes((_levels(images) / step).floor() * step))
+    return _to_bytes((_levels(bits) / step).floor() * step)
 
 
-def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Return images with values at or above `threshold` [B] inverted."""
-    levels = _levels(images)
-    return look_up(images, _to_bytes(torch.where(levels < threshold[:, None], levels, 255 - levels)))
+def solarize_tables(threshold: Tensor) -> Tensor:
+    """Return [B, 256] tables that invert values at or above `threshold` [B]."""
+    levels = _levels(threshold)
+    return _to_bytes(torch.where(levels < threshold[:, None], levels, 255 - levels))
 
 
 def invert(images: Tensor) -> Tensor:
@@ -86,10 +92,10 @@ def invert(images: Tensor) -> Tensor:
     return to_images(~to_pixels(images))
 
 
-def gamma(images: Tensor, octaves: Tensor) -> Tensor:
-    """Return images with levels, as fractions of 255, raised to the power 2^`octaves` [B]: above 0 is darker."""
-    shares = torch.arange(256, dtype=torch.float64, device=images.device) / 255
-    return look_up(images, rounded(255 * shares ** torch.exp2(octaves.double())[:, None]))
+def gamma_tables(octaves: Tensor) -> Tensor:
+    """Return [B, 256] tables of levels, as fractions of 255, to the power 2^`octaves` [B]: above 0 is darker."""
+    shares = torch.arange(256, dtype=torch.float64, device=octaves.device) / 255
+    return rounded(255 * shares ** torch.exp2(octaves.double())[:, None])
 
 
 def autocontrast(images: Tensor) -> Tensor:
@@ -101,7 +107,7 @@ def autocontrast(images: Tensor) -> Tensor:
     scale = 255 / (high - low).clamp(min=1)
     levels = torch.arange(256, dtype=torch.float64, device=images.device)
     stretched = (levels * scale - low * scale).clamp(0, 255)
-    return look_up(images, torch.where(high > low, stretched, levels).to(torch.int32).to(torch.uint8))
+    return look_up_by_channel(images, torch.where(high > low, stretched, levels).to(torch.int32).to(torch.uint8))
 
 
 def equalize(images: Tensor) -> Tensor:
@@ -109,7 +115,7 @@ def equalize(images: Tensor) -> Tensor:
     B, C, H, W = images.shape
     pixels = to_pixels(images)
     entries = _entries(pixels, True)
-    counts = torch.bincount(entries, minlength=B * C * 256).view(B, C, 256)
+    counts = _count(entries, B * C * 256).view(B, C, 256)
     # Pillow's step leaves out the pixels of the highest level that occurs.
     levels = torch.arange(256, device=images.device)
     highest = torch.where(counts > 0, levels, 0).amax(2, keepdim=True)  # [B, C, 1]
@@ -117,6 +123,14 @@ def equalize(images: Tensor) -> Tensor:
     below = counts.cumsum(2) - counts
     table = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
     return _take(torch.where(step > 0, table, levels).to(torch.uint8), entries, pixels)
+
+
+def _count(entries: Tensor, length: int) -> Tensor:
+    """Return [length] int64: how often each number occurs. (`bincount` reads the largest one back from the device.)"""
+    if entries.device.type == "cpu" and not torch.compiler.is_compiling():
+        return torch.bincount(entries, minlength=length)  # several times faster there
+    counts = torch.zeros(length, dtype=torch.int64, device=entries.device)
+    return counts.index_add_(0, entries, torch.ones_like(entries, dtype=torch.int64))
 
 
 def grayscale(images: Tensor) -> Tensor:
@@ -140,12 +154,12 @@ def _luma_of(planes: list[Tensor]) -> Tensor:
     return (red * _RED).add_(green * _GREEN).add_(blue * _BLUE).add_(32768).mul_(2.0**-16).floor_()
 
 
-def hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Return images with hues shifted by `turns` [B] of the circle, in Pillow's 8-bit HSV."""
+def hue(images: Tensor, steps: Tensor) -> Tensor:
+    """Return images with hues shifted by `steps` [B] uint8 of 255 to the circle, in Pillow's 8-bit HSV."""
     if images.shape[1] == 1:
         return images
     h, s, v = rgb_to_hsv(images)
-    h += ((turns * 255).to(torch.int32) & 255).to(torch.uint8)[:, None, None]  # bytes wrap, as hues do
+    h += steps[:, None, None]  # bytes wrap, as hues do
     return hsv_to_rgb(h, s, v)
 
 
@@ -163,7 +177,7 @@ def rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return h.view(value.shape), s.view(value.shape), value
 
 
-@lru_cache(maxsize=8)
+@cached_constant
 def hsv_tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return uint8 tables of hue [8 sectors * 256 spreads * 256 gaps] and saturation [256 values * 256 spreads].
 
@@ -196,27 +210,27 @@ def hsv_to_rgb(h: Tensor, s: Tensor, v: Tensor) -> Tensor:
 _WAVES = 6
 
 
-@lru_cache(maxsize=8)
+@cached_constant
 def waves(device: torch.device) -> Tensor:
     """Return [6, 256] float64: sin(pi k level / 255) for k from 1, whose sum is a random curve; rms 1 together."""
     k = torch.arange(1, _WAVES + 1, dtype=torch.float64)[:, None]
     return (torch.sin(torch.pi * k * torch.arange(256) / 255) * math.sqrt(2 / _WAVES)).to(device)
 
 
-def random_curve(images: Tensor, displacement: Tensor, keys: Tensor) -> Tensor:
-    """Return images with each channel's grey levels moved along a smooth random curve that keeps black and white.
+def random_curves(displacement: Tensor, keys: Tensor, channels: int) -> Tensor:
+    """Return [B, C, 256] tables that move each channel's levels along a smooth random curve; black and white stay.
 
     The curve is the level plus six sines with normal weights, after PRIME's colour transform (Modas et al. 2022,
     arXiv:2112.13547); it need not rise.
 
     Args:
-        images: [B, C, H, W] uint8.
         displacement: [B], root mean square of what is added, as a fraction of 255.
         keys: [B] int64.
+        channels: of the images.
     """
-    weights = rng.normal_field(keys, 0, (images.shape[1], _WAVES)) * displacement[:, None, None]
-    curves = (weights.double() @ waves(images.device)).mul_(255)  # [B, C, 256]; float64: no batch moves a rounding
-    return look_up(images, rounded(curves.add_(_levels(images))))
+    weights = rng.normal_field(keys, 0, (channels, _WAVES)) * displacement[:, None, None]
+    curves = (weights.double() @ waves(keys.device)).mul_(255)  # [B, C, 256]; float64: no batch moves a rounding
+    return rounded(curves.add_(_levels(keys)))
 
 
 def _entries(pixels: Tensor, by_channel: bool) -> Tensor:

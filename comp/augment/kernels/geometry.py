@@ -6,7 +6,6 @@ pixel's input position: Pillow's `Image.transform(AFFINE)`, in the same 16.16 fi
 pixel, so that the integers are Pillow's own and equal on every device.
 """
 
-import functools
 import math
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from comp.augment.kernels.filters import border_indices
 from comp.runtime import rng
+from comp.runtime.constants import cached_constant
 
 _ONE = 1 << 16  # 1.0 in 16.16 fixed point
 
@@ -75,38 +75,80 @@ def shift_mirrored(images: Tensor, right: Tensor, down: Tensor) -> Tensor:
     return to_images(windows.index_select(0, starts.view(-1)).view(B, H, W, C))
 
 
-def shear_x(images: Tensor, slope: Tensor, *, fill: int = 0) -> Tensor:
-    """Return images sheared horizontally; `slope` [B] in input pixels per row."""
-    rows = torch.arange(images.shape[2], device=images.device)  # [H]
-    # Pixel x + 0.5 takes floor(x + 0.5 + slope * (y + 0.5)): the same whole-pixel shift for a whole row.
-    first = _fixed(0.5 + slope.double() / 2)
-    shifts = -((first[:, None] + _fixed(slope.double())[:, None] * rows) >> 16)  # [B, H]
-    return shift(images, shifts, torch.zeros_like(shifts[:, 0]), fill=fill)
-
-
-def affine(images: Tensor, matrices: Tensor, *, interpolation: str = "nearest", fill: int = 0) -> Tensor:
-    """Apply affine maps, by Pillow's convention.
+def move(images: Tensor, right: Tensor, slope: Tensor, down: Tensor) -> Tensor:
+    """Return images shifted and sheared horizontally, each row by whole pixels; black comes in.
 
     Args:
         images: [B, C, H, W] uint8.
-        matrices: [B, 6] float64 (a, b, c, d, e, f): output pixel (x, y) takes the input at
-            (a x + b y + c, d x + e y + f), pixel centres at halves.
-        interpolation: `nearest` or `bilinear`.
+        right: [B] int64 in 16.16 fixed point, of the first row.
+        slope: [B] int64, added for each further row.
+        down: [B] int64 in whole pixels.
+    """
+    rows = torch.arange(images.shape[2], device=images.device)  # [H]
+    return shift(images, torch.addcmul(right[:, None], slope[:, None], rows) >> 16, down)
+
+
+def shift_steps(right: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the numbers of `move` for shifts by whole pixels, [B] int64 each."""
+    return right << 16, torch.zeros_like(right), down
+
+
+def shear_steps(slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the numbers of `move` for shears by `slope` [B], in input pixels per row."""
+    # Pixel x + 0.5 takes floor(x + 0.5 + slope * (y + 0.5)): the same whole-pixel shift for a whole row. A shift to the
+    # right is its negative: -floor(v) is floor(-v + 1 - 2^-16) in fixed point.
+    first = _fixed(0.5 + slope.double() / 2)
+    return _ONE - 1 - first, -_fixed(slope.double()), torch.zeros_like(first)
+
+
+def affine(images: Tensor, steps: Tensor, *, fill: int = 0) -> Tensor:
+    """Apply affine maps, by Pillow's convention, to the nearest pixel.
+
+    Args:
+        images: [B, C, H, W] uint8.
+        steps: [B, 6] int64 from `affine_steps`.
         fill: grey level outside the image.
     """
-    assert interpolation in {"nearest", "bilinear"}
-    return (_affine_nearest if interpolation == "nearest" else _affine_bilinear)(images, matrices, fill)
+    pixels = to_pixels(images)
+    B, H, W, C = pixels.shape
+    x, y = (places >> 16 for places in _walk(steps, H, W))
+    first = torch.arange(0, B * H * W, H * W, dtype=torch.int32, device=images.device)[:, None, None]
+    outside = B * H * W
+    source = y.mul(W).add_(x).add_(first).sub_(outside).bitwise_and_(_inside(x, y, W, H)).add_(outside)
+    table = torch.cat((pixels.view(-1, C), pixels.new_full((1, C), fill)))  # the last pixel is the outside
+    return to_images(table.index_select(0, source.view(-1)).view(B, H, W, C))
+
+
+def affine_bilinear(images: Tensor, steps: Tensor, *, fill: int = 0) -> Tensor:
+    """Apply affine maps as `affine` does, with bilinear interpolation."""
+    _, _, H, W = images.shape
+    x, y = _walk(steps, H, W)
+    return _bilinear(images, x, y, _inside(x, y, W * _ONE, H * _ONE), fill)
+
+
+def affine_steps(matrices: Tensor) -> Tensor:
+    """Return the steps of affine maps in 16.16 fixed point.
+
+    Args:
+        matrices: [B, 6] float64 (a, b, c, d, e, f): output pixel (x, y) takes the input at
+            (a x + b y + c, d x + e y + f), pixel centres at halves.
+
+    Returns:
+        [B, 6] int64: the input x of the first pixel's centre, its steps by column and by row, then those of y.
+    """
+    a, b, c, d, e, f = matrices.unbind(1)
+    return _fixed(torch.stack((c + (a + b) / 2, a, b, f + (d + e) / 2, d, e), 1))
 
 
 def shear_matrices(x: Tensor, y: Tensor) -> Tensor:
-    """Return [B, 6] float64 for `affine`: horizontal slopes `x` [B] and vertical slopes `y` [B] about the corner."""
+    """Return [B, 6] float64 for `affine_steps`: slopes `x` [B] and `y` [B] about the corner."""
     x, y = x.double(), y.double()
     one, zero = torch.ones_like(x), torch.zeros_like(x)
     return torch.stack((one, x, zero, y, one, zero), 1)
 
 
 def rotation_matrices(degrees: Tensor, height: int, width: int) -> Tensor:
-    """Return [B, 6] float64 for `affine`: rotate counter-clockwise by `degrees` [B] about the centre."""
+    """Return [B, 6] float64 for `affine_steps`: counter-clockwise by `degrees` [B] about the centre."""
     # float64: a last-bit difference of float32 sines between vector lanes or devices would move pixels.
     radians = degrees.double() * (math.pi / 180)
     cos, sin = torch.cos(radians), torch.sin(radians)
@@ -114,25 +156,27 @@ def rotation_matrices(degrees: Tensor, height: int, width: int) -> Tensor:
     return torch.stack((cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y), 1)
 
 
-def rotate(images: Tensor, degrees: Tensor, *, interpolation: str = "nearest", fill: int = 0) -> Tensor:
-    """Return images rotated counter-clockwise by `degrees` [B] about their centres, corners cut."""
-    matrices = rotation_matrices(degrees, images.shape[2], images.shape[3])
-    return affine(images, matrices, interpolation=interpolation, fill=fill)
+def elastic_bumps(amount: Tensor, keys: Tensor) -> Tensor:
+    """Return random displacements [B, 2, 6, 6] float64 for `elastic`.
+
+    Args:
+        amount: [B] pixels, the displacements' root mean square on each axis.
+        keys: [B] int64.
+    """
+    return rng.normal_field(keys, 0, (2, BUMPS, BUMPS)).double() * amount.double()[:, None, None, None]
 
 
-def elastic(images: Tensor, amount: Tensor, keys: Tensor) -> Tensor:
-    """Return images warped by smooth random displacements; borders are repeated.
+def elastic(images: Tensor, bumps: Tensor) -> Tensor:
+    """Return images warped by smooth displacements; borders are repeated.
 
     Bumps about a quarter of a side wide, on a grid of six a side, make the field (after Simard et al. 2003, ICDAR,
     who smooth noise at every pixel).
 
     Args:
         images: [B, C, H, W] uint8.
-        amount: [B] pixels, the displacements' root mean square on each axis.
-        keys: [B] int64.
+        bumps: [B, 2, 6, 6] float64 pixels.
     """
     H, W = images.shape[2:]
-    bumps = rng.normal_field(keys, 0, (2, BUMPS, BUMPS)).double() * amount.double()[:, None, None, None]
     displacements = bump_matrix(H, images.device) @ bumps @ bump_matrix(W, images.device).T  # [B, 2, H, W] pixels
     rows, columns = (torch.arange(side, device=images.device) + 0.5 for side in (H, W))
     x = _fixed((displacements[:, 0] + columns).clamp_(0, W)).to(torch.int32)
@@ -143,7 +187,7 @@ def elastic(images: Tensor, amount: Tensor, keys: Tensor) -> Tensor:
 BUMPS = 6
 
 
-@functools.lru_cache(maxsize=16)
+@cached_constant
 def bump_matrix(size: int, device: torch.device) -> Tensor:
     """Return [size, 6] float64: each bump's weight at each position of an axis; squares of a row sum to 1.
 
@@ -180,19 +224,6 @@ def _fixed(values: Tensor) -> Tensor:
     return torch.floor(values * _ONE + 0.5).to(torch.int64)
 
 
-def _affine_nearest(images: Tensor, matrices: Tensor, fill: int) -> Tensor:
-    pixels = to_pixels(images)
-    B, H, W, C = pixels.shape
-    a, b, c, d, e, f = matrices.unbind(1)
-    x = _walk(c + (a + b) / 2, a, b, H, W) >> 16
-    y = _walk(f + (d + e) / 2, d, e, H, W) >> 16
-    first = torch.arange(0, B * H * W, H * W, dtype=torch.int32, device=images.device)[:, None, None]
-    outside = B * H * W
-    source = y.mul(W).add_(x).add_(first).sub_(outside).bitwise_and_(_inside(x, y, W, H)).add_(outside)
-    table = torch.cat((pixels.view(-1, C), pixels.new_full((1, C), fill)))  # the last pixel is the outside
-    return to_images(table.index_select(0, source.view(-1)).view(B, H, W, C))
-
-
 def _inside(x: Tensor, y: Tensor, width: int, height: int) -> Tensor:
     """Return int32 of the shape of `x`: all bits set where 0 <= x < width and 0 <= y < height, else none.
 
@@ -202,28 +233,21 @@ def _inside(x: Tensor, y: Tensor, width: int, height: int) -> Tensor:
     return sign.bitwise_right_shift_(31).bitwise_not_()
 
 
-def _walk(start: Tensor, by_column: Tensor, by_row: Tensor, height: int, width: int) -> Tensor:
-    """Return [B, H, W] int32: input coordinates in fixed point, from that of the first pixel's centre."""
-    rows, columns = (torch.arange(side, device=start.device) for side in (height, width))
-    along = (_fixed(start)[:, None] + _fixed(by_column)[:, None] * columns).to(torch.int32)  # [B, W]
-    across = (_fixed(by_row)[:, None] * rows).to(torch.int32)  # [B, H]
-    return along[:, None, :] + across[:, :, None]
-
-
-def _affine_bilinear(images: Tensor, matrices: Tensor, fill: int) -> Tensor:
-    _, _, H, W = images.shape
-    a, b, c, d, e, f = matrices.unbind(1)
-    x = _walk(c + (a + b) / 2, a, b, H, W)
-    y = _walk(f + (d + e) / 2, d, e, H, W)
-    return _bilinear(images, x, y, _inside(x, y, W * _ONE, H * _ONE), fill)
+def _walk(steps: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return the input coordinates x and y of every pixel, [B, H, W] int32 in fixed point; see `affine_steps`."""
+    rows, columns = (torch.arange(side, device=steps.device) for side in (height, width))
+    start, by_column, by_row = steps.view(-1, 2, 3, 1).unbind(2)  # [B, 2, 1] each: x and y
+    along = torch.addcmul(start, by_column, columns).to(torch.int32)  # [B, 2, W]
+    across = (by_row * rows).to(torch.int32)  # [B, 2, H]
+    x, y = (along[:, axis, None, :] + across[:, axis, :, None] for axis in (0, 1))
+    return x, y
 
 
 def _bilinear(images: Tensor, x: Tensor, y: Tensor, inside: Tensor, fill: int) -> Tensor:
     """Interpolate at positions [B, H, W] in fixed point where all bits of `inside` are set; else `fill`."""
-    B, _, H, W = images.shape
-    grid = torch.empty((B, H, W, 2), device=images.device)  # -1 to 1, from edge to edge
-    for axis, (positions, side) in enumerate(((x, W), (y, H))):
-        torch.mul(positions, 2 / (side * _ONE), out=grid[..., axis])
+    _, _, H, W = images.shape
+    # -1 to 1, from edge to edge
+    grid = torch.stack([positions * (2 / (side * _ONE)) for positions, side in ((x, W), (y, H))], -1)  # [B, H, W, 2]
     planes = images.to(torch.float32, memory_format=torch.contiguous_format)
     sampled = F.grid_sample(planes, grid.sub_(1), padding_mode="border", align_corners=False)
     levels = sampled.add_(0.5).to(torch.int32).bitwise_and_(inside[:, None])

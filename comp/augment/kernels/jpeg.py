@@ -7,12 +7,13 @@ out. The DCT's butterflies are exact integer sums before each rounding, so they 
 those integers exactly, and the result is Pillow's, bit for bit.
 """
 
-import functools
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from comp.runtime.constants import cached_constant
 
 _LUMINANCE = (
     (16, 11, 10, 16, 24, 40, 51, 61),
@@ -45,8 +46,8 @@ def _fix(value: float) -> int:
     return int(value * (1 << _DCT_BITS) + 0.5)
 
 
-@functools.cache
-def _forward_matrix() -> Tensor:
+@cached_constant
+def _forward_matrix(device: torch.device) -> Tensor:
     """[8, 8] float64: the DCT's butterflies in 13-bit fixed point, applied to the unit vectors."""
     columns = []
     for unit in torch.eye(8, dtype=torch.int64).tolist():
@@ -70,7 +71,7 @@ def _forward_matrix() -> Tensor:
             d[0] * _fix(0.298631336) + z1 + z3,
         ]
         columns.append(column)
-    return torch.tensor(columns, dtype=torch.float64).T.contiguous()
+    return torch.tensor(columns, dtype=torch.float64).T.contiguous().to(device)
 
 
 def _passes(blocks: Tensor, matrix: Tensor, first_shift: int, second_shift: int, *, rows_first: bool) -> Tensor:
@@ -85,7 +86,7 @@ def _passes(blocks: Tensor, matrix: Tensor, first_shift: int, second_shift: int,
     return blocks
 
 
-@functools.lru_cache(maxsize=8)
+@cached_constant
 def _tables(plane: Literal["luma", "chroma"], device: torch.device) -> Tensor:
     """[100, 8, 8] float64 quantisation steps for qualities of 1 to 100, within baseline's 1..255."""
     base = torch.tensor(_LUMINANCE if plane == "luma" else _CHROMINANCE)
@@ -100,7 +101,7 @@ def _code(planes: Tensor, tables: Tensor) -> Tensor:
     `tables` is [N, 8, 8], or [1, 8, 8] for all.
     """
     height, width = planes.shape[1:]
-    forward = _forward_matrix().to(planes.device)
+    forward = _forward_matrix(planes.device)
     steps = tables.repeat(1, height // 8, width // 8)
     first, second = _DCT_BITS - _PASS_BITS, _DCT_BITS + _PASS_BITS
     centred = (planes - 128).to(torch.float64)

@@ -1,6 +1,5 @@
 """Procedural overlays: haze, and drops, streaks or crystals; a random piece of a sheet for each sample."""
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -12,48 +11,53 @@ from comp.augment.kernels import filters, textures
 from comp.augment.kernels.colour import rounded
 from comp.augment.kernels.geometry import to_images, to_pixels
 from comp.runtime import rng
+from comp.runtime.constants import cached_constant
 
-_COUNT = 48  # sheets of a kind; each is stored upright and mirrored
+_COUNT = 48  # sheets of a kind
+SHEETS = 2 * _COUNT  # each is stored upright and mirrored
 _SIDES = (64, 128)  # px that sheets are computed at, for images of up to 32 px and larger ones
 
 Sheets = Callable[[int, int, torch.device], Tensor]
 
 
-def haze(images: Tensor, thickness: Tensor, keys: Tensor) -> Tensor:
-    """Overlay clouds of a random light grey.
+def draw_light(keys: Tensor) -> Tensor:
+    """Draw [B, 1] float32, a light grey for `haze`, from draw 4."""
+    return 150 + 105 * rng.uniform(keys, 4)[:, None]
+
+
+def draw_colour(keys: Tensor, channels: int) -> Tensor:
+    """Draw [B, C] float32, a colour for `drops`, half of them light and half dark, from draws 4 and 5."""
+    shade = 90 * rng.uniform_field(keys, 4, (channels,))
+    return torch.where(rng.integers(keys, 5, 2)[:, None] == 1, 255 - shade, shade)
+
+
+def haze(images: Tensor, places: Tensor, colour: Tensor, opacity: Tensor) -> Tensor:
+    """Overlay clouds.
 
     Args:
         images: [B, C, H, W] uint8.
-        thickness: [B] opacity of the clouds where they are thickest; half of it where thinnest.
-        keys: [B] int64.
+        places: [B, 2] of the clouds' pieces, from `textures.draw_places`.
+        colour: [B, 1] or [B, C] float32.
+        opacity: [B] float32 / 255, of the clouds where they are thickest; half of it where thinnest.
     """
-    light = 150 + 105 * rng.uniform(keys, 4)[:, None]  # [B, 1]
-    return _overlay(images, clouds, light, thickness, keys)
+    return _overlay(images, clouds, places, colour, opacity)
 
 
-def drops(images: Tensor, opacity: Tensor, keys: Tensor) -> Tensor:
-    """Overlay blobs, streaks or crystals of a random colour: half of them light, half dark.
-
-    Args:
-        images: [B, C, H, W] uint8.
-        opacity: [B] opacity in a drop's middle.
-        keys: [B] int64.
-    """
-    shade = 90 * rng.uniform_field(keys, 4, (images.shape[1],))  # [B, C]
-    colour = torch.where(rng.integers(keys, 5, 2)[:, None] == 1, 255 - shade, shade)
-    return _overlay(images, covers, colour, opacity, keys)
+def drops(images: Tensor, places: Tensor, colour: Tensor, opacity: Tensor) -> Tensor:
+    """Overlay blobs, streaks or crystals, as `haze` does clouds; `opacity` is that in a drop's middle."""
+    return _overlay(images, covers, places, colour, opacity)
 
 
-def _overlay(images: Tensor, sheets: Sheets, colour: Tensor, weight: Tensor, keys: Tensor) -> Tensor:
+def _overlay(images: Tensor, sheets: Sheets, places: Tensor, colour: Tensor, opacity: Tensor) -> Tensor:
     pixels = to_pixels(images)
     _, H, W, C = pixels.shape
-    cover = textures.pieces(sheets(max(H, W), C, images.device), keys, H, W).to(torch.float32)
-    cover.mul_(weight.to(torch.float32)[:, None, None, None] / 255)  # [B, H, W, C], the colour's share
+    cover = textures.pieces(sheets(max(H, W), C, images.device), places, H, W).to(torch.float32)
+    cover.mul_(opacity[:, None, None, None])  # [B, H, W, C], the colour's share
     levels = pixels.to(torch.float32)
     return to_images(rounded(cover.mul_(colour[:, None, None, :] - levels).add_(levels)))
 
 
-@functools.lru_cache(maxsize=8)
+@cached_constant
 def clouds(side: int, channels: int, device: torch.device) -> Tensor:
     """Return sheets of haze for images of a side: [96, 2 side, 2 side, channels] uint8, the same on every call.
 
@@ -65,7 +69,7 @@ def clouds(side: int, channels: int, device: torch.device) -> Tensor:
     return _sheets(torch.cat(smooth) / 2 + 0.5, side, channels, device)
 
 
-@functools.lru_cache(maxsize=8)
+@cached_constant
 def covers(side: int, channels: int, device: torch.device) -> Tensor:
     """Return sheets of blobs, streaks and crystals, as `clouds` does; a level / 255 is the opacity."""
     size = _SIDES[side > 32]

@@ -5,7 +5,6 @@ image and axis, and two batched multiplications. Weights are whole multiples of 
 sum is exact in float32: neither the batch nor the device changes a pixel.
 """
 
-import functools
 import math
 
 import torch
@@ -15,22 +14,27 @@ from comp.augment.kernels import filters
 from comp.augment.kernels.colour import rounded
 from comp.augment.kernels.geometry import to_images, to_pixels
 from comp.runtime import rng
+from comp.runtime.constants import cached_constant
 
 _FINEST = 1 << 13  # weights are multiples of 1/8192: 13 bits, and 8 of a grey level
 _EIGHTHS = 8  # precision between the axes: 11 bits of a grey level, and 13 of a weight
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Return images under a Gaussian of `sigma` [B] pixels; borders are mirrored, as in OpenCV.
+def gaussian_kernels(sigma: Tensor, height: int, width: int) -> Tensor:
+    """Return [B, K] float32 weights of a Gaussian of `sigma` [B] pixels, for `blur`.
 
     The kernel ends at half of the longer side: `sigma` should stay below an eighth of it.
     """
-    H, W = images.shape[2:]
-    reach = max(H, W) // 2
-    offsets = torch.arange(-reach, reach + 1, dtype=torch.float64, device=images.device)
+    reach = max(height, width) // 2
+    offsets = torch.arange(-reach, reach + 1, dtype=torch.float64, device=sigma.device)
     weights = torch.exp(-0.5 * (offsets / sigma.double()[:, None].clamp(min=1e-3)).square())
-    weights = _quantise(weights / weights.sum(1, keepdim=True))  # [B, K]
-    return _separable(images, _matrices(weights, H), _matrices(weights, W))
+    return _quantise(weights / weights.sum(1, keepdim=True))
+
+
+def blur(images: Tensor, kernels: Tensor) -> Tensor:
+    """Return images under a kernel [B, K] along each axis; borders are mirrored, as in OpenCV."""
+    H, W = images.shape[2:]
+    return _separable(images, _matrices(kernels, H), _matrices(kernels, W))
 
 
 def _quantise(weights: Tensor) -> Tensor:
@@ -45,7 +49,7 @@ def _matrices(kernels: Tensor, size: int) -> Tensor:
     return (kernels @ _tap_matrices(size, kernels.shape[1], kernels.device)).view(-1, size, size)
 
 
-@functools.lru_cache(maxsize=16)
+@cached_constant
 def _tap_matrices(size: int, taps: int, device: torch.device) -> Tensor:
     """Return [taps, size * size] float32: the correlation matrix of each single tap."""
     units = torch.eye(taps, dtype=torch.float64)
@@ -63,11 +67,11 @@ def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return to_images(across_down.transpose(1, 2).contiguous())
 
 
-def pixelate(images: Tensor, kept: Tensor) -> Tensor:
-    """Return images shrunk by box means to a fraction `kept` [B] of each side, and blown up again, as Pillow does."""
+def pixelate(images: Tensor, counts: Tensor) -> Tensor:
+    """Return images shrunk by box means to `counts` [B, 2] float64 rows and columns, and blown up as Pillow does."""
     pixels = to_pixels(images)
     B, H, W, C = pixels.shape
-    rows, columns = (_boxes(side, (kept.double() * side).round().clamp(1, side)) for side in (H, W))
+    rows, columns = (_boxes(side, counts[:, axis]) for axis, side in enumerate((H, W)))
     # Sums of whole levels are exact, and each mean is rounded once.
     means = torch.bmm(rows, pixels.view(B, H, W * C).to(torch.float32)).div_(rows.sum(2, keepdim=True))
     means = means.add_(0.5).floor_().view(B, H, W, C).transpose(1, 2).reshape(B, W, H * C)
@@ -84,24 +88,27 @@ def _boxes(size: int, count: Tensor) -> Tensor:
     return ((places >= first[:, :, None]) & (places < last[:, :, None])).to(torch.float32)
 
 
-def random_filter(images: Tensor, sigma: Tensor, keys: Tensor) -> Tensor:
-    """Return images under a random 3x3 kernel each, after PRIME's filters (Modas et al. 2022, arXiv:2112.13547).
+def random_kernels(sigma: Tensor, keys: Tensor) -> Tensor:
+    """Return [B, 9] float32 weights of random 3x3 kernels (PRIME's filters, Modas et al. 2022, arXiv:2112.13547).
 
-    The kernel is the identity plus normal weights, less their mean: unlike there, brightness stays. Borders are
-    mirrored.
+    The kernel is the identity plus normal weights, less their mean: unlike there, brightness stays.
 
     Args:
-        images: [B, C, H, W] uint8, sides of at least 2.
         sigma: [B], of each weight.
         keys: [B] int64.
     """
-    pixels = to_pixels(images)
-    B, H, W, C = pixels.shape
     noise = rng.normal_field(keys, 0, (9,)).double() * sigma[:, None]  # float64: no batch moves a rounding
     # Multiples of 1/1024 below 4: 12 bits and a sign. What rounding leaves of the sum 1 goes to the middle.
     weights = ((noise - noise.mean(1, keepdim=True)).clamp(-4, 4) * 1024).round()
     weights[:, 4] += 1024 - weights.sum(1)
-    weights = weights.div_(1024).to(torch.float32)[:, :, None, None]  # [B, 9, 1, 1]
+    return weights.div_(1024).to(torch.float32)
+
+
+def filter_3x3(images: Tensor, weights: Tensor) -> Tensor:
+    """Return images under a 3x3 kernel each, `weights` [B, 9] float32; borders are mirrored, sides at least 2."""
+    pixels = to_pixels(images)
+    B, H, W, C = pixels.shape
+    weights = weights[:, :, None, None]  # [B, 9, 1, 1]
     rows, columns = (
         filters.border_indices(torch.arange(-1, side + 1, device=images.device), side, "mirror") for side in (H, W)
     )
@@ -113,20 +120,25 @@ def random_filter(images: Tensor, sigma: Tensor, keys: Tensor) -> Tensor:
     return to_images(rounded(total).view(B, H, W, C))
 
 
-def motion_blur(images: Tensor, length: Tensor, keys: Tensor) -> Tensor:
-    """Return images smeared evenly along a straight line; `length` [B] pixels, directions by chance."""
-    count = samples(*images.shape[2:])
-    along = ((torch.arange(count, device=images.device) + 0.5) / count - 0.5) * length.double()[:, None]  # [B, T]
+def motion_shifts(length: Tensor, keys: Tensor, height: int, width: int) -> Tensor:
+    """Return shifts for `mean_of_shifts` evenly along a line of `length` [B] pixels, directions by chance."""
+    count = samples(height, width)
+    along = ((torch.arange(count, device=keys.device) + 0.5) / count - 0.5) * length.double()[:, None]  # [B, T]
     # float64: the last bit of a float32 cosine depends on its place in the batch, and could move a pixel.
     angle = math.pi * rng.uniform(keys, 0).double()[:, None]
-    return _mean_of_shifts(images, torch.cos(angle) * along, torch.sin(angle) * along)
+    return _whole(torch.cos(angle) * along, torch.sin(angle) * along)
 
 
-def disk_blur(images: Tensor, radius: Tensor) -> Tensor:
-    """Return images out of focus: each pixel the mean over a disk of `radius` [B] pixels."""
-    x, y = sunflower(samples(*images.shape[2:])).to(images.device).unbind(1)
+def disk_shifts(radius: Tensor, height: int, width: int) -> Tensor:
+    """Return shifts for `mean_of_shifts` all over a disk of `radius` [B] pixels, as a lens out of focus does."""
+    x, y = sunflower(samples(height, width)).to(radius.device).unbind(1)
     radius = radius.double()[:, None]
-    return _mean_of_shifts(images, radius * x, radius * y)
+    return _whole(radius * x, radius * y)
+
+
+def _whole(right: Tensor, down: Tensor) -> Tensor:
+    """Return shifts [B, T] float64, rounded, as [B, 2, T] int32."""
+    return torch.stack((right, down), 1).add_(0.5).floor_().to(torch.int32)
 
 
 def zoom_blur(images: Tensor, farthest: Tensor) -> Tensor:
@@ -142,7 +154,7 @@ def zoom_blur(images: Tensor, farthest: Tensor) -> Tensor:
         offsets = torch.arange(size, dtype=torch.float64, device=images.device) - (size - 1) / 2
         return (offsets / factors + size / 2 + dither[:, None]).floor().to(torch.int32).clamp_(0, size - 1)
 
-    right, down = dithers(count).to(images.device).unbind(1)
+    right, down = dithers(count, images.device).unbind(1)
     first = torch.arange(0, B * H * W, H * W, dtype=torch.int32, device=images.device)[:, None, None]
     rows, columns = places(H, down).mul_(W).add_(first), places(W, right)  # [B, T, H], [B, T, W]
     packed = _pack(images)
@@ -179,7 +191,8 @@ def sunflower(count: int) -> Tensor:
     return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), 1)
 
 
-def dithers(count: int) -> Tensor:
+@cached_constant
+def dithers(count: int, device: torch.device) -> Tensor:
     """Return [count, 2] float64 in -0.5..0.5, spread evenly: what copies are moved by before rounding to pixels.
 
     The mean over many copies is then that of bilinear interpolation, and copies that lie on pixels stay there. Steps
@@ -187,26 +200,28 @@ def dithers(count: int) -> Tensor:
     """
     steps = torch.arange(1, count + 1, dtype=torch.float64)[:, None]
     plastic = 1.32471795724474602596
-    return (steps * torch.tensor([1 / plastic, 1 / plastic**2], dtype=torch.float64)).remainder(1) - 0.5
+    pair = torch.tensor([1 / plastic, 1 / plastic**2], dtype=torch.float64)
+    return ((steps * pair).remainder(1) - 0.5).to(device)
 
 
-def _mean_of_shifts(images: Tensor, right: Tensor, down: Tensor) -> Tensor:
-    """Mean over T of images read `right` and `down` [B, T] pixels away, rounded; borders are mirrored.
+def mean_of_shifts(images: Tensor, shifts: Tensor) -> Tensor:
+    """Return the mean over T of images read `shifts` [B, 2, T] int32 pixels to the right and down, rounded.
 
-    Shifts end at half a side. Whole rows are copied out of a wider image and summed, 16 bits a value.
+    Borders are mirrored. Shifts end at half a side. Whole rows are copied out of a wider image and summed, 16 bits a
+    value.
     """
     pixels = to_pixels(images)
     B, H, W, C = pixels.shape
     margin = W // 2
     columns = torch.arange(-margin, W + margin, device=images.device)
     wide = pixels.index_select(2, filters.border_indices(columns, W, "mirror")).to(torch.int16)
-    right, down = ((shift + 0.5).floor().to(torch.int64)[:, :, None] for shift in (right, down))
-    rows = filters.border_indices(torch.arange(H, device=images.device) + down, H, "mirror")  # [B, T, H]
-    rows += torch.arange(0, B * H, H, device=images.device)[:, None, None]
+    right, down = shifts.to(torch.int64).permute(1, 2, 0)[..., None]  # [T, B, 1] each
+    rows = filters.border_indices(torch.arange(H, device=images.device) + down, H, "mirror")  # [T, B, H]
+    rows += torch.arange(0, B * H, H, device=images.device)[:, None]
     starts = (rows * (W + 2 * margin) + margin + right.clamp(-margin, margin)).mul_(C)
     # Any run of a row's length in memory is a row of this view.
     runs = wide.view(-1).as_strided((wide.numel() - W * C + 1, W * C), (1, 1))
     total = torch.zeros(B * H, W * C, dtype=torch.int16, device=images.device)
-    for t in range(starts.shape[1]):
-        total += runs.index_select(0, starts[:, t].reshape(-1))
-    return to_images(rounded(total.to(torch.float32).div_(starts.shape[1])).view(B, H, W, C))
+    for places in starts.reshape(len(starts), -1):
+        total += runs.index_select(0, places)
+    return to_images(rounded(total.to(torch.float32).div_(len(starts))).view(B, H, W, C))

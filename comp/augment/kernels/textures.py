@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from comp.augment.kernels import textures
 from comp.augment.kernels.colour import rounded
 from comp.augment.kernels.geometry import to_images, to_pixels
 from comp.runtime import rng
+from comp.runtime.constants import cached_constant
 
 _FROST_SIDE = 160  # of a texture for 32-px images
 # Of five textures: mean and standard deviation in grey levels, and the share of fine needles.
@@ -95,24 +95,39 @@ def frosts(scale: float, device: torch.device) -> Tensor:
     return textures.to(device)
 
 
-def pieces(sheets: Tensor, keys: Tensor, height: int, width: int) -> Tensor:
-    """Return a random piece of a random sheet for each key, half of them upside down.
+def draw_places(keys: Tensor, count: int, height: int, width: int) -> Tensor:
+    """Draw a random piece of a random sheet for each key, half of them upside down.
+
+    Args:
+        keys: [B] int64; takes draws 0 to 3.
+        count: of the sheets, whose sides are twice the longer one of a piece.
+        height: of a piece.
+        width: of a piece.
+
+    Returns:
+        [B, 2] int64 for `pieces`: the pixel where a piece's first row starts, and the pixels from row to row.
+    """
+    side = 2 * max(height, width)
+    sheet = rng.integers(keys, 0, count)
+    top, left = rng.integers(keys, 1, side - height + 1), rng.integers(keys, 2, side - width + 1)
+    turned = rng.integers(keys, 3, 2)
+    start = (sheet * side + top + turned * (height - 1)) * side + left
+    return torch.stack((start, side - 2 * side * turned), 1)
+
+
+def pieces(sheets: Tensor, places: Tensor, height: int, width: int) -> Tensor:
+    """Return a piece of the sheets for each sample, [B, height, width, C].
 
     Args:
         sheets: [K, S, S, C], contiguous.
-        keys: [B] int64; takes draws 0 to 3.
-        height: of a piece, at most S.
-        width: of a piece, at most S.
-
-    Returns:
-        [B, height, width, C].
+        places: [B, 2] from `draw_places`.
+        height: of a piece.
+        width: of a piece.
     """
-    count, side, _, C = sheets.shape
-    sheet = rng.integers(keys, 0, count)
-    top, left = rng.integers(keys, 1, side - height + 1), rng.integers(keys, 2, side - width + 1)
-    rows = torch.arange(height, device=keys.device)
-    rows = torch.where(rng.integers(keys, 3, 2)[:, None] == 1, height - 1 - rows, rows)  # [B, height]
-    starts = ((sheet * side + top)[:, None] + rows).mul_(side).add_(left[:, None]).mul_(C)
+    C = sheets.shape[3]
+    start, step = places.unbind(1)
+    rows = torch.arange(height, device=places.device)
+    starts = torch.addcmul(start[:, None], step[:, None], rows).mul_(C)  # [B, height]
     # Any run of a row's length in memory is a row of this view: copies whole rows, not single pixels.
     runs = sheets.view(-1).as_strided((sheets.numel() - width * C + 1, width * C), (1, 1))
     return runs.index_select(0, starts.view(-1)).view(-1, height, width, C)
@@ -127,29 +142,42 @@ _LARGEST = 128  # px that a texture is computed at; larger ones are enlarged fro
 _STEPS = 40  # of a Julia set's iteration
 
 
-def mix(images: Tensor, weight: Tensor, keys: Tensor) -> Tensor:
-    """Mix each image with a random piece of a random texture, in one of three ways.
+def draw_shares(weight: Tensor, keys: Tensor) -> Tensor:
+    """Draw one of three ways to mix in a texture, after PixMix.
 
-    Towards the texture or away from it (a quarter of the samples each), or multiplied by it (half), after PixMix.
+    Towards the texture or away from it (a quarter of the samples each), or multiplied by it (half).
+
+    Args:
+        weight: [B] of the texture, 0 to 1.
+        keys: [B] int64; takes draw 4.
+
+    Returns:
+        [B, 3] float32 for `mix`: factors of texture times image, of the image and of the texture.
+    """
+    mode = rng.integers(keys, 4, 4)
+    multiplied = (mode > 1).to(torch.float32) * weight
+    added = (mode < 2).to(torch.float32) * (weight * (1 - 2 * (mode == 1).to(torch.float32)))
+    # x + share (t - x), or x (1 + weight (2 t / 255 - 1)).
+    return torch.stack((multiplied * 2 / 255, 1 - multiplied - added, added), 1)
+
+
+def mix(images: Tensor, places: Tensor, shares: Tensor) -> Tensor:
+    """Mix a piece of a texture into each image.
 
     Args:
         images: [B, C, H, W] uint8.
-        weight: [B] of the texture, 0 to 1.
-        keys: [B] int64.
+        places: [B, 2] from `draw_places`.
+        shares: [B, 3] from `draw_shares`.
     """
     pixels = to_pixels(images)
     _, H, W, C = pixels.shape
-    piece = textures.pieces(sheets(max(H, W), C, images.device), keys, H, W).to(torch.float32)
-    weight, mode = weight.to(torch.float32)[:, None, None, None], rng.integers(keys, 4, 4)[:, None, None, None]
-    share = weight * (1 - 2 * (mode == 1).to(torch.float32))
-    multiplied = (mode > 1).to(torch.float32) * weight
-    added = (mode < 2).to(torch.float32) * share
-    # x + share (t - x), or x (1 + weight (2 t / 255 - 1)).
-    mixed = (piece * (multiplied * 2 / 255)).add_(1 - multiplied - added).mul_(pixels.to(torch.float32))
-    return to_images(rounded(mixed.add_(piece.mul_(added))))
+    piece = pieces(sheets(max(H, W), C, images.device), places, H, W).to(torch.float32)
+    both, image, texture = shares[:, :, None, None, None].unbind(1)
+    mixed = (piece * both).add_(image).mul_(pixels.to(torch.float32))
+    return to_images(rounded(mixed.add_(piece.mul_(texture))))
 
 
-@functools.lru_cache(maxsize=8)
+@cached_constant
 def sheets(side: int, channels: int, device: torch.device) -> Tensor:
     """Return the textures for images of a side: [128, 2 side, 2 side, channels] uint8, the same on every call.
 

@@ -1,0 +1,45 @@
+"""Everything that computes runs on a GPU that is not here, and agrees with the CPU.
+
+Parametrised over what the registries hold: a new op, policy, optimizer, average, view or corruption arrives checked.
+"""
+
+import pytest
+
+from tests.support.on_device import Outcomes, augmentation, parts, trainings
+
+pytestmark = pytest.mark.slow
+
+_AUGMENTATION, _PARTS, _TRAININGS = list(augmentation.checks()), list(parts.checks()), list(trainings.checks())
+# On Apple's MPS images are augmented on the CPU, and precision is float32: the ops themselves need not run there.
+_ON_MPS_PARTS = [name for name in _PARTS if name != "loss/consistency"]
+_ON_MPS_TRAININGS = [name for name in _TRAININGS if name.partition("/")[2] not in trainings.ONLY_CUDA]
+
+
+@pytest.mark.parametrize("name", _AUGMENTATION)
+def test_pixels_on_cuda_equal_the_cpus(outcomes: Outcomes, name: str) -> None:
+    outcome = outcomes("cuda", _AUGMENTATION)[name]
+    assert not outcome.error, outcome.error
+
+
+@pytest.mark.parametrize("name", _PARTS)
+def test_parts_of_a_training_compute_on_cuda_what_they_do_on_the_cpu(outcomes: Outcomes, name: str) -> None:
+    outcome = outcomes("cuda", _PARTS)[name]
+    assert not outcome.error, outcome.error
+
+
+@pytest.mark.parametrize("name", _TRAININGS)
+def test_runs_on_cuda_end_with_the_cpus_weights_and_scores(outcomes: Outcomes, name: str) -> None:
+    outcome = outcomes("cuda", _TRAININGS)[name]
+    assert not outcome.error, outcome.error
+
+
+@pytest.mark.parametrize("name", _ON_MPS_PARTS)
+def test_parts_of_a_training_do_without_doubles_on_mps(outcomes: Outcomes, name: str) -> None:
+    outcome = outcomes("mps", _ON_MPS_PARTS)[name]
+    assert not outcome.error, outcome.error
+
+
+@pytest.mark.parametrize("name", _ON_MPS_TRAININGS)
+def test_runs_on_mps_do_without_doubles_and_end_as_on_the_cpu(outcomes: Outcomes, name: str) -> None:
+    outcome = outcomes("mps", _ON_MPS_TRAININGS)[name]
+    assert not outcome.error, outcome.error

@@ -1,0 +1,40 @@
+"""Run checks on the pretend device; see the package."""
+
+import json
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from tests.support import pretend_device
+from tests.support.on_device import Check, Outcome
+
+
+def main(device_name: str, path: str, *names: str) -> None:
+    """Run the checks with these names, or below them, on a device, and write their outcomes."""
+    device = pretend_device.start(device_name)
+    torch.set_num_threads(1)
+    from tests.support.on_device import augmentation, faults, parts, steps, trainings
+
+    checks: dict[str, Check] = {}
+    for module in (augmentation, faults, parts, steps, trainings):
+        checks |= module.checks()
+    below = tuple(f"{check}/" for check in names)
+    chosen = {check: run for check, run in checks.items() if check in names or check.startswith(below)}
+    assert chosen, f"no check is named {names}"
+    outcomes = {check: asdict(_outcome(run, device)) for check, run in chosen.items()}
+    Path(path).write_text(json.dumps(outcomes))
+
+
+def _outcome(check: Check, device: torch.device) -> Outcome:
+    try:
+        return Outcome(values=check(device) or {})
+    except Exception as error:
+        lines = traceback.format_exception(error)
+        return Outcome(error="".join([f"{type(error).__name__}: {error}\n", *lines[-6:]])[:3000])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

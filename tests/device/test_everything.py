@@ -10,9 +10,9 @@ from tests.support.on_device import Outcomes, augmentation, parts, trainings
 pytestmark = pytest.mark.slow
 
 _AUGMENTATION, _PARTS, _TRAININGS = list(augmentation.checks()), list(parts.checks()), list(trainings.checks())
-# On Apple's MPS images are augmented on the CPU, and precision is float32: the ops themselves need not run there.
+# On Apple's MPS images are augmented on the CPU, so the ops themselves need not run there; and precision is float32.
 _ON_MPS_PARTS = [name for name in _PARTS if name != "loss/consistency"]
-_ON_MPS_TRAININGS = [name for name in _TRAININGS if name.partition("/")[2] not in trainings.ONLY_CUDA]
+_ON_MPS_TRAININGS = [f"training/{name}" for name in trainings.ON_MPS] + ["resume", "predictions", "lr-find"]
 
 
 @pytest.mark.parametrize("name", _AUGMENTATION)

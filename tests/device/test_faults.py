@@ -7,7 +7,7 @@ from tests.support.on_device.faults import PLANTS
 
 _NAMES = [
     "fault", "fault without float64", "policy/basic", "policy/cutout", "mixing/both", "view/flip_shift",
-    "optimizer/sgd", "adapt/bn", "fuse_bn", "training/plain",
+    "optimizer/sgd", "loss/cross_entropy", "training/plain",
 ]  # fmt: skip
 
 

@@ -199,6 +199,10 @@ class PretendTensor(Tensor):
 class _Operations(TorchDispatchMode):
     """Sees operations without a tensor of the device, such as those that make one."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else every operation imports the compiler first, which takes longer than a training here
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 

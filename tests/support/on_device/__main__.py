@@ -24,7 +24,11 @@ def main(device_name: str, path: str, *names: str) -> None:
     below = tuple(f"{check}/" for check in names)
     chosen = {check: run for check, run in checks.items() if check in names or check.startswith(below)}
     assert chosen, f"no check is named {names}"
-    outcomes = {check: asdict(_outcome(run, device)) for check, run in chosen.items()}
+    outcomes = {}
+    for check, run in chosen.items():
+        outcome = _outcome(run, device)
+        outcomes[check] = asdict(outcome)
+        print(f"{check}: {outcome.error.partition(chr(10))[0] or 'passed'}", flush=True)
     Path(path).write_text(json.dumps(outcomes))
 
 

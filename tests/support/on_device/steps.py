@@ -36,7 +36,6 @@ _PLAIN: dict[str, Any] = {
     "competition": {"suite": {"source": "none"}, "ood_validation": {"severities": []}},
     "data": {"validation": 40},
     "augment": {"policy": "none", "mixup": 0.0},
-    "model": {"args": {"depth": 1}},
     "train": {"epochs": 1, "batch_size": BATCH},
 }
 
@@ -52,6 +51,7 @@ def _count_step(settings: dict[str, Any], device: torch.device) -> Values:
     with TemporaryDirectory() as folder, pretend_device.counted() as counts:
         values = merge(small_config(write_arrays(Path(folder) / "data", train=BATCH * _STEPS + 40)), _PLAIN)
         values = merge(merge(values, {"train": {"device": device.type}}), settings)
+        values["model"] = {"name": "mlp"}  # the cheapest with hidden matrices, for muon
         config = configs.load(write_config(Path(folder) / "step.yaml", values))
 
         def on_progress(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:

@@ -11,7 +11,6 @@ pytestmark = pytest.mark.slow
 
 _AUGMENTATION, _PARTS, _TRAININGS = list(augmentation.checks()), list(parts.checks()), list(trainings.checks())
 # On Apple's MPS images are augmented on the CPU, so the ops themselves need not run there; and precision is float32.
-_ON_MPS_PARTS = [name for name in _PARTS if name != "loss/consistency"]
 _ON_MPS_TRAININGS = [f"training/{name}" for name in trainings.ON_MPS] + ["resume", "predictions", "lr-find"]
 
 
@@ -33,9 +32,9 @@ def test_runs_on_cuda_end_with_the_cpus_weights_and_scores(outcomes: Outcomes, n
     assert not outcome.error, outcome.error
 
 
-@pytest.mark.parametrize("name", _ON_MPS_PARTS)
+@pytest.mark.parametrize("name", _PARTS)
 def test_parts_of_a_training_do_without_doubles_on_mps(outcomes: Outcomes, name: str) -> None:
-    outcome = outcomes("mps", _ON_MPS_PARTS)[name]
+    outcome = outcomes("mps", _PARTS)[name]
     assert not outcome.error, outcome.error
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from comp.augment import engine, mixing, policies
-from comp.augment.batch_ops import FUNCTIONS
 from comp.augment.mixing import Mixing
+from comp.augment.ops import OPS, OneOf, Op, Policy
 from comp.data.corruptions import suite
 from comp.runtime import rng
 from tests.support.images import as_images, photographs
@@ -44,30 +44,24 @@ def checks() -> dict[str, Check]:
     """Return the checks by name."""
     named = {name: (name,) for name in policies.POLICIES} | CHAINS
     return {
-        **{f"op/{name}": partial(_check_op, name) for name in FUNCTIONS},
+        **{f"op/{name}": partial(_check_op, name) for name in OPS},
         **{f"policy/{name}": partial(_check_policy, names) for name, names in named.items()},
         **{f"mixing/{name}": partial(_check_mixing, values) for name, values in MIXINGS.items()},
         **{f"corruption/{name}": partial(_check_corruption, name) for name in suite.CORRUPTIONS},
     }
 
 
-def _images(count: int = _IMAGES) -> Tensor:
-    return as_images(photographs(count))
-
-
 def _check_op(name: str, device: torch.device) -> Values:
-    images, keys = _images(), rng.keys(0, 0, torch.arange(_IMAGES))
-    magnitude = torch.full((_IMAGES,), _MAGNITUDES.get(name, 0.3))
-    here = images.to(device), magnitude.to(device), keys.to(device)
-    with counted() as counts:
-        changed = FUNCTIONS[name](*here)
-    assert_on(changed, device)
-    assert_equal(changed, FUNCTIONS[name](images, magnitude, keys))
-    return counts.to_json()
+    magnitude = _MAGNITUDES.get(name, 0.3)
+    return _compare_pixels(Policy((OneOf(((Op(name, 1.0, magnitude, magnitude),),)),)), _IMAGES, device)
 
 
 def _check_policy(names: tuple[str, ...], device: torch.device) -> Values:
-    policy, images, indices = policies.resolve(names), _images(64), torch.arange(64)
+    return _compare_pixels(policies.resolve(names), 64, device)
+
+
+def _compare_pixels(policy: Policy, count: int, device: torch.device) -> Values:
+    images, indices = as_images(photographs(count)), torch.arange(count)
 
     def augment(place: torch.device) -> Tensor:
         keys = rng.keys(3, 2, indices.to(place))
@@ -82,7 +76,7 @@ def _check_policy(names: tuple[str, ...], device: torch.device) -> Values:
 
 
 def _check_mixing(values: Mixing, device: torch.device) -> Values:
-    images, labels = _images(), torch.arange(_IMAGES) % 4
+    images, labels = as_images(photographs(_IMAGES)), torch.arange(_IMAGES) % 4
     columns = torch.eye(4)[labels]
 
     def mix(place: torch.device, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +91,7 @@ def _check_mixing(values: Mixing, device: torch.device) -> Values:
 
 
 def _check_corruption(name: str, device: torch.device) -> Values:
-    images, indices = _images(6), torch.arange(6)
+    images, indices = as_images(photographs(6)), torch.arange(6)
     with counted() as counts:
         for severity in suite.SEVERITIES:
             changed = suite.corrupt(images.to(device), name, severity, seed=1, indices=indices.to(device))

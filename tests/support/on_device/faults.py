@@ -1,53 +1,54 @@
 """Planted faults: each must end in the error, or in the count, that the device exists for."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from comp.augment import engine
-from comp.augment.batch_ops import FUNCTIONS
-from comp.augment.ops import OneOf, Op, Policy
+from comp.augment.kernels import geometry
+from comp.augment.ops import Policy
 from comp.runtime import rng
 from tests.support import pretend_device
 from tests.support.images import as_images, photographs
 from tests.support.on_device import Check, Values
 
-_SOUND = FUNCTIONS["invert"]
+Plant = Callable[[Tensor], Tensor]
 
 
-def _sound(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
-    return _SOUND(images, magnitude, keys)
+def _sound(pixels: Tensor) -> Tensor:
+    return pixels
 
 
-def _on_the_host(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
-    return images + torch.ones(images.shape[1:], dtype=torch.uint8)
+def _mixed_devices(pixels: Tensor) -> Tensor:
+    return pixels + torch.ones(pixels.shape[1:], dtype=torch.uint8)
 
 
-def _read_back(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
-    return images if float(magnitude.max().item()) > 2 else _SOUND(images, magnitude, keys)
+def _item(pixels: Tensor) -> Tensor:
+    return pixels if pixels.amax().item() < 256 else pixels[:0]
 
 
-def _through_a_mask(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
-    images[magnitude >= 0] = _SOUND(images, magnitude, keys)[magnitude >= 0]
-    return images
+def _mask(pixels: Tensor) -> Tensor:
+    return pixels[pixels.amax((1, 2, 3)) < 256]
 
 
-def _copied(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
-    return images + torch.tensor([1, 2, 3], dtype=torch.uint8, device=images.device).view(3, 1, 1)
+def _copy(pixels: Tensor) -> Tensor:
+    return pixels + torch.tensor([1, 2, 3], dtype=torch.uint8, device=pixels.device)
 
 
-def _in_doubles(images: Tensor, magnitude: Tensor, keys: Tensor) -> Tensor:
-    return (255 - images.double()).to(torch.uint8)
+def _double(pixels: Tensor) -> Tensor:
+    return pixels.double().to(torch.uint8)
 
 
-PLANTS = {
+# What is planted -> what happens to the images [B, H, W, C] uint8 that the augmentation starts with.
+PLANTS: dict[str, Plant] = {
     "none": _sound,
-    "a tensor of the host": _on_the_host,
-    "an item": _read_back,
-    "a mask": _through_a_mask,
-    "a copy": _copied,
-    "a double": _in_doubles,
+    "a tensor of the host": _mixed_devices,
+    "an item": _item,
+    "a mask": _mask,
+    "a copy": _copy,
+    "a double": _double,
 }
 
 
@@ -59,26 +60,24 @@ def checks() -> dict[str, Check]:
     }
 
 
-def _run_planted(plant: object, float64: bool, device: torch.device) -> Values:
-    """Run a policy of `invert` alone with a fault in that op; return the counts beyond those of the sound op."""
-    policy = Policy((OneOf(((Op("invert"),),)),))
-    images, indices = as_images(photographs(8)).to(device), torch.arange(8, device=device)
-    keys = rng.keys(0, 0, indices)
+def _run_planted(plant: Plant, float64: bool, device: torch.device) -> Values:
+    """Augment a batch with a fault in the engine's first function; return the counts beyond those without."""
+    images, keys = as_images(photographs(8)).to(device), rng.keys(0, 0, torch.arange(8))
+    sound = geometry.to_pixels
 
-    def augment(function: object) -> Values:
-        FUNCTIONS["invert"] = function  # type: ignore[assignment]
+    def count(planted: Plant) -> Values:
+        geometry.to_pixels = lambda images: planted(sound(images))
         try:
             with pretend_device.counted() as counts:
-                engine.augment(images, policy, keys)
+                engine.augment(images, Policy(()), keys)
         finally:
-            FUNCTIONS["invert"] = _SOUND
+            geometry.to_pixels = sound
         return counts.to_json()
 
-    augment(_SOUND)  # the first batch also copies tables to the device, which stay there
-    sound = augment(_SOUND)
+    before = count(_sound)
     if float64:
-        planted = augment(plant)
+        after = count(plant)
     else:
         with pretend_device.without_float64():
-            planted = augment(plant)
-    return {name: planted[name] - sound[name] for name in ("waits", "copies", "launches")}
+            after = count(plant)
+    return {name: after[name] - before[name] for name in ("waits", "copies", "launches")}

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 _AUGMENTATION, _PARTS, _TRAININGS = list(augmentation.checks()), list(parts.checks()), list(trainings.checks())
 # On Apple's MPS images are augmented on the CPU, so the ops themselves need not run there; and precision is float32.
-_ON_MPS_TRAININGS = [f"training/{name}" for name in trainings.ON_MPS] + ["resume", "predictions", "lr-find"]
+_ON_MPS_TRAININGS = [*(f"training/{name}" for name in trainings.ON_MPS), "predictions"]
 
 
 @pytest.mark.parametrize("name", _AUGMENTATION)

@@ -158,8 +158,9 @@ def _answer_as_cuda(wait: Callable[[], None]) -> None:
 
 
 def _answer_as_mps(wait: Callable[[], None]) -> None:
-    for question in ("is_available", "is_built"):
-        setattr(torch.backends.mps, question, functools.lru_cache(_constantly(True)))  # torch unwraps their caches
+    about = {"is_available": True, "is_built": True, "get_name": "pretend", "get_core_count": 1}
+    for name, value in about.items():
+        setattr(torch.backends.mps, name, functools.lru_cache(_constantly(value)))  # torch unwraps their caches
     answers: dict[str, Any] = {
         "manual_seed": None,
         "seed": 0,

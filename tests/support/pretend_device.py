@@ -153,7 +153,10 @@ class PretendTensor(Tensor):
             TypeError: doubles, and the device knows none.
         """
         if held.dtype in (torch.float64, torch.complex128) and not _STATE.float64:
-            raise TypeError(f"the pretend device has no {held.dtype}, as MPS; use float32, or stay on the CPU")
+            raise TypeError(
+                f"the pretend device has no {held.dtype}, as MPS: use float32, or stay on the CPU (from "
+                f"{_line_of_comp() or 'outside comp'})"
+            )
         return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined, no-any-return]
             cls,
             held.size(),

@@ -36,8 +36,9 @@ def _outcome(check: Check, device: torch.device) -> Outcome:
     try:
         return Outcome(values=check(device) or {})
     except Exception as error:
-        lines = traceback.format_exception(error)
-        return Outcome(error="".join([f"{type(error).__name__}: {error}\n", *lines[-6:]])[:3000])
+        ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "/comp/" in frame.filename]
+        lines = traceback.format_list(ours[-3:] + traceback.extract_tb(error.__traceback__)[-3:])
+        return Outcome(error="".join([f"{type(error).__name__}: {error}\n", *lines])[:3000])
 
 
 if __name__ == "__main__":

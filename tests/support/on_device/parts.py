@@ -121,7 +121,8 @@ def _check_optimizer(name: str, slow: bool, device: torch.device) -> Values:
 
 
 def _check_clipping(name: str, device: torch.device, log_norms: bool = False) -> Values:
-    return _compare_trainings(device, 0.0, config=OptimConfig(name="sgd", lr=0.1), clip=name, log_norms=log_norms)
+    within = 1e-6 if log_norms and device.type == "mps" else 0.0  # which sums norms in float32
+    return _compare_trainings(device, within, config=OptimConfig(name="sgd", lr=0.1), clip=name, log_norms=log_norms)
 
 
 def _check_average(name: str, device: torch.device) -> Values:

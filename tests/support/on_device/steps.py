@@ -1,5 +1,6 @@
 """What a step of a real training asks of the device, at batch 512: its waits, its copies and its launches."""
 
+import itertools
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,8 @@ from tests.support import pretend_device
 from tests.support.configs import small_config, write_arrays, write_config
 from tests.support.on_device import Check, Values
 
-BATCH, _STEPS = 512, 4
+BATCH = 512
+_STEPS, _MANY_STEPS = 3, 20  # draws are planned some steps ahead: many steps see more than one plan made
 
 # Settings of a step, beside every policy alone: an op per image costs more together with a crop.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -42,14 +44,18 @@ _PLAIN: dict[str, Any] = {
 
 def checks() -> dict[str, Check]:
     """Return the checks by name."""
-    return {f"step/{name}": partial(_count_step, settings) for name, settings in SETTINGS.items()}
+    many = {"augment": {"policy": "basic", "mixup": 0.2, "cutmix": 1.0}}
+    return {
+        **{f"step/{name}": partial(_count_steps, settings, _STEPS) for name, settings in SETTINGS.items()},
+        "steps": partial(_count_steps, many, _MANY_STEPS),
+    }
 
 
-def _count_step(settings: dict[str, Any], device: torch.device) -> Values:
-    """Train an epoch; return the counts of its last step, and those of the whole epoch beside them."""
+def _count_steps(settings: dict[str, Any], count: int, device: torch.device) -> Values:
+    """Train an epoch; return the counts of its last step, and the most waits and copies of any after the first."""
     steps: list[pretend_device.Counts] = []
     with TemporaryDirectory() as folder, pretend_device.counted() as counts:
-        values = merge(small_config(write_arrays(Path(folder) / "data", train=BATCH * _STEPS + 40)), _PLAIN)
+        values = merge(small_config(write_arrays(Path(folder) / "data", train=BATCH * count + 40)), _PLAIN)
         values = merge(merge(values, {"train": {"device": device.type}}), settings)
         values["model"] = {"name": "mlp"}  # the cheapest with hidden matrices, for muon
         config = configs.load(write_config(Path(folder) / "step.yaml", values))
@@ -59,5 +65,6 @@ def _count_step(settings: dict[str, Any], device: torch.device) -> Values:
                 steps.append(counts.copy())
 
         train.train(config, runs_root=Path(folder) / "runs", progress=on_progress)
-    assert len(steps) == _STEPS, f"{len(steps)} steps"
-    return {**(steps[-1] - steps[-2]).to_json(), "first": (steps[1] - steps[0]).to_json()["launches"]}
+    assert len(steps) == count, f"{len(steps)} steps"
+    each = [(after - before).to_json() for before, after in itertools.pairwise(steps)]
+    return {**each[-1], "most": {name: max(one[name] for one in each) for name in ("waits", "copies")}}

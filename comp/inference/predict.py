@@ -203,27 +203,24 @@ def _predict_logits(
     """
     logits = np.empty((len(split), len(job.classes)), np.float32)
     network: nn.Module | None = None
-
-    def weighted_sum(chunk: NDArray[np.uint8], part: slice) -> NDArray[np.float32]:
-        nonlocal network
-        batch = _on_device(chunk[part], job.execution)
-        network = job.folding.fuse(job.model, batch) if network is None else network
-        total: Tensor | None = None
-        for view in chosen:
-            with job.execution.autocast():
-                output = network(job.execution.layout(view.transform(batch))).float()  # [B, C]
-            if len(chosen) > 1:
-                output = view.weight * output
-            total = output if total is None else total + output
-        assert total is not None
-        return total.cpu().numpy()
-
     start = 0
     for chunk in loading.iter_chunks(split, job.batch_size):  # [B, H, W, C]
-        for output in job.forward.parts(len(chunk), partial(weighted_sum, chunk)):
-            logits[start : start + len(output)] = output
-            start += len(output)
-            job.report(count + start if grows else count)
+        for attempt in job.forward.attempts(len(chunk)):
+            with attempt as part:
+                batch = _on_device(chunk[part], job.execution)
+                network = job.folding.fuse(job.model, batch) if network is None else network
+                total: Tensor | None = None
+                for view in chosen:
+                    with job.execution.autocast():
+                        output = network(job.execution.layout(view.transform(batch))).float()  # [B, C]
+                    if len(chosen) > 1:
+                        output = view.weight * output
+                    total = output if total is None else total + output
+                assert total is not None
+                done = start + part.stop
+                logits[start + part.start : done] = total.cpu().numpy()
+                job.report(count + done if grows else count)
+        start += len(chunk)
     return logits
 
 

@@ -117,12 +117,33 @@ class MicroBatch:
                     raise
                 reason = reason_of(error)
             # Out here the failed attempt's tensors, which the error's traceback held, are gone.
-            release_cached()
-            if size <= self._smallest:
-                self.images = began
-                plural = "" if size == 1 else "s"
-                raise OutOfMemoryError(f"out of memory with {size} image{plural} at a time ({reason}); {self._advice}")
-            self.images = max(self._smallest, size // 2)
+            self._halve(size, reason, began)
+
+    def attempts(self, count: int) -> Iterator["Attempt"]:
+        """Yield attempts at consecutive parts of `count` images; a part that did not fit is tried again in halves.
+
+        The work is done inside `with attempt as part`, a slice.
+
+        Raises:
+            OutOfMemoryError: not even the smallest part fits.
+        """
+        began, start = self.images, 0
+        while start < count:
+            size = min(self.images, count - start)
+            attempt = Attempt(slice(start, start + size))
+            yield attempt
+            if attempt.failure:
+                self._halve(size, attempt.failure, began)
+            else:
+                start += size
+
+    def _halve(self, size: int, reason: str, began: int) -> None:
+        release_cached()
+        if size <= self._smallest:
+            self.images = began
+            plural = "" if size == 1 else "s"
+            raise OutOfMemoryError(f"out of memory with {size} image{plural} at a time ({reason}); {self._advice}")
+        self.images = max(self._smallest, size // 2)
 
     def parts(self, count: int, work: Callable[[slice], _Result]) -> Iterator[_Result]:
         """Yield `work` of consecutive parts of `count` images; only a part that did not fit is repeated.
@@ -134,6 +155,26 @@ class MicroBatch:
         while start < count:
             start, result = self.fit(count - start, partial(_work_on_part, work, start))
             yield result
+
+
+class Attempt:
+    """A context manager for work on a part of a batch: it ends quietly where memory runs out.
+
+    Attributes:
+        failure: what ran out; empty: nothing did.
+    """
+
+    def __init__(self, part: slice) -> None:
+        self._part, self.failure = part, ""
+
+    def __enter__(self) -> slice:
+        return self._part
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+        if not isinstance(error, RuntimeError | MemoryError) or not is_out_of_memory(error):
+            return False
+        self.failure = reason_of(error)
+        return True
 
 
 def _work_on_part(work: Callable[[slice], _Result], start: int, size: int) -> tuple[int, _Result]:

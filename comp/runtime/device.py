@@ -92,7 +92,9 @@ class Execution:
         """
         if not self.compiled:
             return model
-        return _captured(model) if self.cuda_graphs and not _is_shared(model) else _compiled(model)
+        # After memory ran out a step has several forward passes, and their gradients add up; see `_captured`.
+        captures = self.cuda_graphs and self.micro_batch is None and not _is_shared(model)
+        return _captured(model) if captures else _compiled(model)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context in which forward passes run."""

@@ -304,6 +304,22 @@ def test_steps_are_captured_only_on_cuda_by_one_process_that_takes_whole_batches
     assert autotune.compiled_variants(cuda, whole_batches=True) == [compiled]
 
 
+def test_a_run_that_goes_on_in_micro_batches_is_compiled_but_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str | None] = []
+    monkeypatch.setattr(device, "_compiled", lambda model, mode=None: modes.append(mode) or model)
+
+    def modes_of(execution: device.Execution) -> list[str | None]:
+        modes.clear()
+        execution.training_forward(torch.nn.Linear(2, 2))
+        return list(modes)
+
+    captured = device.Execution("cuda", "fp32", channels_last=True, threads=2, compiled=True, cuda_graphs=True)
+    assert "reduce-overhead" in modes_of(captured)
+    assert modes_of(replace(captured, micro_batch=64)) == [None]
+    assert modes_of(replace(captured, cuda_graphs=False)) == [None]
+    assert device.from_json({**captured.to_json(), "device": "cpu"}, "execution.json").cuda_graphs
+
+
 @pytest.mark.slow  # 8 s
 @pytest.mark.parametrize(
     ("name", "stem"), [("resnet18", "cifar"), ("fastnet", "stock"), ("tf_efficientnet_lite0", "stock")]

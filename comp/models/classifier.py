@@ -126,8 +126,8 @@ class Classifier(nn.Module):
         self.inner = inner
         self.frozen_bn_layers: frozenset[str] = frozenset()
         """Names of the inner model's batch norm layers that stay in evaluation mode during training."""
-        self.weights_source = "drawn at random"
-        """Where the initial weights came from, for people: a file with its SHA-256, or drawn at random."""
+        self.weights_source = "random, from the config's seed"
+        """Where the initial weights came from, for people: a file with its SHA-256, or the seed."""
         self.non_trainable = frozenset(name for name, p in inner.named_parameters() if not p.requires_grad)
         """Names of the inner model's parameters that are never trained, by design."""
 

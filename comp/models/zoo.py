@@ -61,7 +61,8 @@ def build(
     model = Classifier(inner, mean=mean, std=std, per_image=config.normalize == "per_image", resize=resize)
     if ours:
         surgery.load_from_run(model, state, where=str(file), normalization=config.normalize in ("auto", "pretrained"))
-    model.weights_source = f"{file} (sha256 {metadata['sha256']})" if file else f"drawn with seed {seed}"
+    if file:
+        model.weights_source = f"{file} (sha256 {metadata['sha256']})"
     apply_freezing(model, config, epoch=1)
     return model
 

@@ -226,9 +226,9 @@ def _estimate_cost(
     processes: int,
 ) -> Cost | None:
     """Return what a training will take; None if it is short, or memory is: its first step says what helps."""
-    if costs.is_surely_short(config, dataset, model, predicts=predicts):
-        return None
     try:
+        if costs.is_surely_short(config, dataset, model, predicts=predicts):
+            return None
         cost = costs.estimate(
             config,
             dataset,

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from comp import config as configs
 from comp.augment import engine
-from comp.augment.ops import Policy
 from comp.config import Config
 from comp.data import loading
 from comp.data.dataset import open_dataset
@@ -64,15 +63,15 @@ def test_augmentation_in_parts_gives_the_same_bits(
 ) -> None:
     more = [*more, "augment.policy=augmix"]
     whole = trained("whole", *more)
-    augment, sizes = engine.augment, []
+    run, sizes = engine.Plan.run, []
 
-    def limited(images: Tensor, policy: Policy, keys: Tensor, **options: Any) -> Tensor:
+    def limited(self: engine.Plan, images: Tensor, step: int) -> Tensor:
         sizes.append(len(images))
         if len(images) > 20:
             raise ERRORS["CUDA"]()
-        return augment(images, policy, keys, **options)
+        return run(self, images, step)
 
-    monkeypatch.setattr(engine, "augment", limited)
+    monkeypatch.setattr(engine.Plan, "run", limited)
     assert_same_weights(whole, trained("short", *more))
     assert max(sizes[4:]) <= 20
 
@@ -80,7 +79,10 @@ def test_augmentation_in_parts_gives_the_same_bits(
 def test_a_batch_that_cannot_be_made_says_what_to_lower(
     workplace: Path, comp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("comp.augment.mixing.mix", lambda *images, **options: (_ for _ in ()).throw(MemoryError()))
+    def full(*images: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("comp.augment.mixing.mix_planned", full)
     assert_refused(comp("train", "small.yaml"), "batch of 32 images", "train.batch_size")
     assert (the_run().path / "state.pt").exists()
 

@@ -5,7 +5,7 @@ images, targets = planned.mixed(context, context.mixing)
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +14,7 @@ from comp.augment import compiled, engine, mixing, plans
 from comp.data.loading import Batch, augmentation_device
 from comp.runtime import rng
 from comp.training import losses
-
-if TYPE_CHECKING:
-    from comp.training.context import TrainContext
+from comp.training.context import TrainContext
 
 # Samples that are planned at once, at 32 px (plans grow with the side): enough that the host's share of a step is
 # small, few enough that the device never waits long for a plan, and that a CPU keeps it in its cache.
@@ -45,7 +43,7 @@ class PlannedBatch(NamedTuple):
         """Return augmented images, view after view: [views B, C, H, W] uint8, on the `augmentation_device`."""
         return self.augmentation.run(self.batch.images, self.row)
 
-    def mixed(self, context: "TrainContext", settings: mixing.Mixing) -> tuple[Tensor, Tensor]:
+    def mixed(self, context: TrainContext, settings: mixing.Mixing) -> tuple[Tensor, Tensor]:
         """Return augmented and mixed images [views B, C, H, W] float32 and targets [views B, classes].
 
         Args:
@@ -66,7 +64,7 @@ class PlannedBatch(NamedTuple):
 
 
 def planned_batches(
-    context: "TrainContext", order: Tensor, batch_size: int, *, epoch: int, start: int = 0
+    context: TrainContext, order: Tensor, batch_size: int, *, epoch: int, start: int = 0
 ) -> Iterator[PlannedBatch]:
     """Yield an epoch's full batches with their plans.
 
@@ -89,7 +87,7 @@ def planned_batches(
         yield PlannedBatch(batch, augmentation, mixed_with, row)
 
 
-def _plan(context: "TrainContext", epoch: int, indices: Tensor) -> tuple[Augmentation, mixing.Plan | None]:
+def _plan(context: TrainContext, epoch: int, indices: Tensor) -> tuple[Augmentation, mixing.Plan | None]:
     """Return the plans of batches of samples [S, B], on the device."""
     seed, shape = context.config.seed, context.dataset.train.image_shape
     device = augmentation_device(context.execution.torch_device)

@@ -18,6 +18,7 @@ from comp.augment.batch_ops import Numbers, Run, Shape
 from comp.augment.engine import Blend, Plan, Slot, blend, plan_policy
 from comp.augment.kernels import geometry
 from comp.augment.ops import Policy
+from comp.runtime.errors import ConfigError
 
 _ROUNDED = 16  # samples: keeps rows of plans aligned
 _DEVIATIONS = 5
@@ -74,7 +75,11 @@ class CompiledPlan(NamedTuple):
     eager: Mapping[int, Plan]
 
     def run(self, images: Tensor, step: int) -> Tensor:
-        """See `Plan.run`."""
+        """See `Plan.run`.
+
+        Raises:
+            ConfigError: the policy cannot be compiled.
+        """
         self.prepare(images)
         return self.run_with(_compiled(), images, step)
 
@@ -128,8 +133,19 @@ def run_parts(pixels: Tensor, parts: tuple[PaddedSlot | PaddedBlend, ...]) -> Te
 
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
     # Not fullgraph: a process that trains with many policies reaches torch's limit of graphs, and goes on eagerly.
-    return torch.compile(run_parts, dynamic=False)
+    graph = torch.compile(run_parts, dynamic=False)
+
+    def run(pixels: Tensor, parts: tuple[PaddedSlot | PaddedBlend, ...]) -> Tensor:
+        try:
+            return graph(pixels, parts)
+        except TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"train.compile: augment.policy cannot be compiled here ({reason}); use false") from error
+
+    return run
 
 
 def _run_slot(pixels: Tensor, slot: PaddedSlot) -> Tensor:

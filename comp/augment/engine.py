@@ -285,18 +285,20 @@ def _plan_slots(drawn: _Drawn, samples: Tensor, shape: Shape, complete: bool) ->
         kinds = run_of[op.gather(1, samples)]  # [S, rows]
         counts = _count_by_row(kinds, len(runs) + 1)  # [S, runs + 1]
         totals = counts.sum(0).tolist()
-        if max(shares) == 0 if complete else totals[-1] == kinds.numel():  # none acts
+        present = [share > 0 if complete else total > 0 for share, total in zip(shares, totals, strict=False)]
+        if not any(present):
             continue
+        # Where all draw one function, rows need not move. (Half of the samples leave an alternating flip out.)
+        alike = max(shares) >= 1 and "alternating_flip" not in named if complete else max(totals) == kinds.numel()
         rows = None
-        # Where all draw one function, there is no need to move. (Half of the samples leave an alternating flip out.)
-        if max(shares) < 1 or "alternating_flip" in named if complete else max(totals) < kinds.numel():
+        if not alike:
             rows = kinds.argsort(stable=True, dim=1)
             samples, kinds = samples.gather(1, rows), kinds.gather(1, rows)
             rows = rows.to(torch.int32)
         op, magnitude, keys = (value.gather(1, samples) for value in (op, magnitude, keys))
         groups = []
         for kind, (run, share) in enumerate(zip(runs, shares, strict=True)):
-            if share if complete else totals[kind]:
+            if present[kind]:
                 mine = kinds == kind
                 numbers = _draw_numbers(drawn.names, run, op[mine], magnitude[mine], keys[mine], shape)
                 groups.append(Group(run, share, _Sizes.of(counts[:, kind]), numbers))
@@ -308,10 +310,9 @@ def _draw_numbers(
     names: tuple[str, ...], run: Run, op: Tensor, magnitude: Tensor, keys: Tensor, shape: Shape
 ) -> Numbers:
     """Return the numbers of samples [n] whose ops all run the same function; of none, those of one made-up sample."""
-    if not len(op):
-        first = next(index for index, name in enumerate(names) if FUNCTIONS[name].run is run)
-        return FUNCTIONS[names[first]].draw(magnitude.new_zeros(1), keys.new_zeros(1), shape)
     candidates = [index for index, name in enumerate(names) if FUNCTIONS[name].run is run]
+    if not len(op):
+        return FUNCTIONS[names[candidates[0]]].draw(magnitude.new_zeros(1), keys.new_zeros(1), shape)
     numbers: Numbers = ()
     for index in candidates:
         draw = FUNCTIONS[names[index]].draw

@@ -20,9 +20,10 @@ def cached_constant(function: Callable[_Args, _Value]) -> Callable[_Args, _Value
 
     @functools.wraps(function)
     def constant(*args: _Args.args, **kwargs: _Args.kwargs) -> _Value:
+        assert not kwargs
         key = tuple((arg.type, arg.index) if isinstance(arg, torch.device) else arg for arg in args)
         if key not in held:
-            held[key] = function(*args, **kwargs)
+            held[key] = function(*args)  # type: ignore[call-arg]
         return held[key]
 
     return constant

@@ -1,7 +1,7 @@
 """Batches of a training with their plans: all draws of augmentation and mixing, made some steps ahead on the host."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,9 +10,7 @@ from comp.augment import compiled, engine, mixing, plans
 from comp.data.loading import Batch, augmentation_device
 from comp.runtime import rng
 from comp.training import losses
-
-if TYPE_CHECKING:
-    from comp.training.context import TrainContext
+from comp.training.context import TrainContext
 
 # Samples that are planned at once, at 32 px (plans grow with the side): enough that the host's share of a step is
 # small, few enough that the device never waits long for a plan, and that a CPU keeps it in its cache.
@@ -39,7 +37,7 @@ class PlannedBatch(NamedTuple):
     row: int
     epoch: int
 
-    def augmented(self, context: "TrainContext") -> Tensor:
+    def augmented(self, context: TrainContext) -> Tensor:
         """Return augmented images, view after view: [views B, C, H, W] uint8, on the `augmentation_device`.
 
         Where memory is short they are made in parts, with plans of their own: an image's draws do not change.
@@ -57,7 +55,7 @@ class PlannedBatch(NamedTuple):
         parts = list(context.augmenting.parts(len(indices), run))
         return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).flatten(0, 1)
 
-    def mixed(self, context: "TrainContext", settings: mixing.Mixing) -> tuple[Tensor, Tensor]:
+    def mixed(self, context: TrainContext, settings: mixing.Mixing) -> tuple[Tensor, Tensor]:
         """Return augmented and mixed images [views B, C, H, W] float32 and targets [views B, classes].
 
         Args:
@@ -78,7 +76,7 @@ class PlannedBatch(NamedTuple):
 
 
 def planned_batches(
-    context: "TrainContext", order: Tensor, batch_size: int, *, epoch: int, start: int = 0
+    context: TrainContext, order: Tensor, batch_size: int, *, epoch: int, start: int = 0
 ) -> Iterator[PlannedBatch]:
     """Yield an epoch's full batches with their plans.
 
@@ -102,7 +100,7 @@ def planned_batches(
 
 
 def _plan(
-    context: "TrainContext", epoch: int, indices: Tensor, *, compiles: bool = True
+    context: TrainContext, epoch: int, indices: Tensor, *, compiles: bool = True
 ) -> tuple[Augmentation, mixing.Plan | None]:
     """Return the plans of batches of samples [S, B], on the device; `compiles` allows a compiled graph for them."""
     seed, shape = context.config.seed, context.dataset.train.image_shape
@@ -112,9 +110,8 @@ def _plan(
     augmentation: Augmentation
     if context.views > 1:
         augmentation = losses.plan_views(context.policy, keys, shape, flip_mask=flip_mask)
-    elif (
-        compiles and context.execution.compiled and device.type == "cuda"
-    ):  # a CPU is faster eagerly, in chunks for its cache
+    elif compiles and context.execution.compiled and device.type == "cuda":
+        # A CPU is faster eagerly, in chunks for its cache.
         augmentation = compiled.plan_compiled(context.policy, keys, shape, flip_mask=flip_mask)
     else:
         augmentation = engine.plan_policy(context.policy, keys, shape, flip_mask=flip_mask)

@@ -102,6 +102,8 @@ def autocontrast(images: Tensor) -> Tensor:
     """Return images with each channel stretched to reach from 0 to 255; a flat channel stays (ImageOps)."""
     B, C, _, W = images.shape
     rows = to_pixels(images).flatten(2)  # [B, H, W C]: long inner rows keep the reduction vectorised
+    if torch.compiler.is_compiling():
+        rows = rows.to(torch.int32)  # compiled for a CPU, torch 2.14's extremes of bytes are wrong in some batches
     low = rows.amin(1).view(B, W, C).amin(1).double()[..., None]  # [B, C, 1]
     high = rows.amax(1).view(B, W, C).amax(1).double()[..., None]
     scale = 255 / (high - low).clamp(min=1)

@@ -195,6 +195,9 @@ class _Stream:
     def wait_stream(self, stream: Any) -> None:
         """There is no other."""
 
+    def wait_event(self, event: Any) -> None:
+        """It has passed."""
+
 
 def _event_class(wait: Callable[[], None]) -> type:
     class Event:

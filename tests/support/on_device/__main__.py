@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -26,9 +27,11 @@ def main(device_name: str, path: str, *names: str) -> None:
     assert chosen, f"no check is named {names}"
     outcomes = {}
     for check, run in chosen.items():
+        began = time.process_time()
         outcome = _outcome(run, device)
         outcomes[check] = asdict(outcome)
-        print(f"{check}: {outcome.error.partition(chr(10))[0] or 'passed'}", flush=True)
+        seconds = time.process_time() - began
+        print(f"{check}, {seconds:.1f} s of CPU: {outcome.error.partition(chr(10))[0] or 'passed'}", flush=True)
     Path(path).write_text(json.dumps(outcomes))
 
 

@@ -52,7 +52,7 @@ def child(what: str, windows: int, plain: bool) -> None:
 
     from comp.runtime import device
 
-    execution = device.Execution("cpu", "bf16", True, CORES if plain else device.default_threads())
+    execution = device.Execution("cpu", "bf16", True, CORES if plain else cores.default_threads())
     work = (training if what == "train" else prediction)(execution)
     passes = 2 if what == "train" else 8
     work(passes)

@@ -48,8 +48,7 @@ from comp.data.splits import Split, Suite
 from comp.inference.predict import predict
 from comp.results import prediction_files, runs
 from comp.results.blocks import block_grid
-from comp.runtime import device as devices
-from comp.runtime import rng
+from comp.runtime import cores, rng
 from comp.runtime.device import Execution
 from comp.training import autotune, loop, optimizers
 from comp.training.context import TrainContext, build_context
@@ -207,7 +206,7 @@ def whole_against_bare(setting: Setting, session: TrainContext) -> tuple[list[fl
 
 
 def execution_of(setting: Setting) -> Execution:
-    return Execution(setting.device, "bf16", channels_last=True, threads=devices.default_threads())
+    return Execution(setting.device, "bf16", channels_last=True, threads=cores.default_threads())
 
 
 def prediction(setting: Setting, folder: Path) -> Iterator[Row]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import benchmarks.results
 from benchmarks.results import page, running
-from comp.runtime.device import default_threads
+from comp.runtime.cores import default_threads
 from comp.runtime.errors import UserError
 
 

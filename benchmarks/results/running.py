@@ -11,7 +11,7 @@ from benchmarks.results.children import Children, stoppable
 from benchmarks.results.finding import CONFIGS, FIRST_PRINCIPLES, Runs
 from benchmarks.results.rows import ROWS, Row
 from comp.results import runs
-from comp.runtime.device import default_threads
+from comp.runtime.cores import default_threads
 from comp.runtime.errors import ConfigError, unknown
 
 Step = tuple[Row, str, int]  # a row, the stem of the config that is run, a seed

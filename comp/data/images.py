@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from comp.data.decode import Box, Depth, Resize, Scale, Sides, read_image, resize_image, resize_region
-from comp.runtime.device import default_workers
+from comp.runtime.cores import default_workers
 from comp.runtime.errors import UserError
 from comp.runtime.progress import Progress, quiet
 

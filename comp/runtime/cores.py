@@ -11,6 +11,7 @@ from pathlib import Path
 # Spins before a thread sleeps: some microseconds. GNU's default, 300,000, lasts longer than a thread waits for a core;
 # 0 costs 3 % of the steps of a quiet machine (benchmarks/busy_machine.py).
 _SPINS = "1000"
+_MOST_WORKERS = 8
 _SHORTEST_SECONDS = 0.5  # between two samples: the system counts in hundredths
 
 
@@ -25,6 +26,51 @@ def usable_core_ids() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def default_threads() -> int:
+    """Return `max_threads`, or a fair share where other processes want all cores."""
+    return fair_threads(max_threads(), usable_cores())
+
+
+def max_threads() -> int:
+    """Return a thread for each usable core, at most OMP_NUM_THREADS.
+
+    Processes of one torchrun share the cores; torchrun itself sets OMP_NUM_THREADS, which is then ignored.
+    """
+    allowed = usable_cores()
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return allowed
+    limit = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list has a number for each level of nesting
+    return min(allowed, int(limit)) if limit.isdecimal() and int(limit) else allowed
+
+
+def default_workers() -> int:
+    """Return the number of loader workers without timing: one a core, at most 8."""
+    return min(_MOST_WORKERS, usable_cores())
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: those it is bound to, shared with torchrun's other processes."""
+    return max(1, len(usable_core_ids()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def is_busy() -> bool:
+    """Return whether the load of the last minute exceeds 1.5 per core: timings would mislead."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
+
+
+def threads_worth_trying(device: str) -> list[int]:
+    """Return thread counts to time, the default first: one a core, and half of them with hyper-threads."""
+    most = default_threads()
+    return [most, most // 2] if device == "cpu" and most > 1 and _has_hyper_threads() else [most]
+
+
+def _has_hyper_threads() -> bool:
+    try:
+        return Path("/sys/devices/system/cpu/smt/active").read_text().strip() == "1"
+    except OSError:
+        return False
 
 
 class CoreLoad:

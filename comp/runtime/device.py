@@ -39,7 +39,6 @@ _RECORDED: dict[str, tuple[str, Callable[[Any], bool]]] = {
 AUTO_TAKES_MPS = False
 _AMPERE = (8, 0)  # the first compute capability that multiplies bfloat16
 _VOLTA = (7, 0)  # the first with tensor cores, which multiply float16 fast, and the first that Triton compiles for
-_MOST_WORKERS = 8
 _MMAP_MAX, _TRIM_THRESHOLD, _KEPT_BYTES = -4, -1, 2**31 - 1  # as malloc.h names and bounds them
 
 
@@ -224,7 +223,7 @@ def prediction_execution(values: Mapping[str, Any], where: str, device: str = ""
     )
     placed = replace(recorded, device=device, precision=precision, compiled=False)
     if device != recorded.device:
-        placed = replace(placed, threads=default_threads(), workers=default_workers())
+        placed = replace(placed, threads=cores.default_threads(), workers=cores.default_workers())
     elif precision == recorded.precision:
         return placed, ""
     reasons = [lack] if lack else []
@@ -273,7 +272,7 @@ def _recorded(values: Mapping[str, Any], where: str) -> Execution:
     return Execution(
         **{name: values[name] for name in names},
         compiled=values.get("compiled", False),
-        workers=values.get("workers", default_workers()),
+        workers=values.get("workers", cores.default_workers()),
         micro_batch=values.get("micro_batch"),
         cuda_graphs=values.get("cuda_graphs", False),
     )
@@ -393,51 +392,6 @@ def kernel_choice(*, deterministic: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warns)
         torch.backends.cudnn.benchmark = benchmark
-
-
-def default_threads() -> int:
-    """Return `max_threads`, or a fair share where other processes want all cores."""
-    return cores.fair_threads(max_threads(), usable_cores())
-
-
-def max_threads() -> int:
-    """Return a thread for each usable core, at most OMP_NUM_THREADS.
-
-    Processes of one torchrun share the cores; torchrun itself sets OMP_NUM_THREADS, which is then ignored.
-    """
-    allowed = usable_cores()
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        return allowed
-    limit = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list has a number for each level of nesting
-    return min(allowed, int(limit)) if limit.isdecimal() and int(limit) else allowed
-
-
-def default_workers() -> int:
-    """Return the number of loader workers without timing: one a core, at most 8."""
-    return min(_MOST_WORKERS, usable_cores())
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use: those it is bound to, shared with torchrun's other processes."""
-    return max(1, len(cores.usable_core_ids()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def is_busy() -> bool:
-    """Return whether the load of the last minute exceeds 1.5 per core: timings would mislead."""
-    return hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
-
-
-def threads_worth_trying(device: str) -> list[int]:
-    """Return thread counts to time, the default first: one a core, and half of them with hyper-threads."""
-    most = default_threads()
-    return [most, most // 2] if device == "cpu" and most > 1 and _has_hyper_threads() else [most]
-
-
-def _has_hyper_threads() -> bool:
-    try:
-        return Path("/sys/devices/system/cpu/smt/active").read_text().strip() == "1"
-    except OSError:
-        return False
 
 
 def precisions_worth_trying(device: str) -> list[Precision]:

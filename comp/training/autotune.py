@@ -26,7 +26,7 @@ from comp.data.dataset import Dataset
 from comp.data.images import ImageFiles, resolve_workers
 from comp.data.loading import Transform
 from comp.results import files, runs
-from comp.runtime import device, memory
+from comp.runtime import cores, device, memory
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError
 from comp.runtime.progress import Progress, quiet
@@ -113,14 +113,14 @@ def choose_execution(
     missing = device.missing_compiler(device_name)
     if train.compile is True and missing:
         raise ConfigError(f"train.compile: {missing}; install one or use train.compile=false")
-    threads = [train.threads] if train.threads else device.threads_worth_trying(device_name)
+    threads = [train.threads] if train.threads else cores.threads_worth_trying(device_name)
     candidates = [
         Execution(device_name, precision, layout, threads[0], workers=resolve_workers(config.data.workers))
         for precision in _options(train.precision, device.precisions_worth_trying(device_name))
         for layout in _options(train.channels_last, [False, True])
     ]
     choice = ExecutionChoice(candidates[0], notes=device.notes_on(train.device))
-    most = device.max_threads()
+    most = cores.max_threads()
     if device_name == "cpu" and not train.threads and threads[0] < most:
         choice.notes.append(
             f"other processes keep the cores busy, so steps run on {threads[0]} of {most} threads; "
@@ -151,7 +151,7 @@ def _key(device_name: str, dataset: Dataset, config: Config) -> str:
         "torch": torch.__version__,
         "processor": runs.cpu_model(),
         "gpu": gpu,
-        "cores": device.usable_cores(),
+        "cores": cores.usable_cores(),
         "device": device_name,
         "task": dataset.competition.task,
         "model": config.model.model_dump(mode="json", exclude=_WEIGHTLESS),
@@ -263,7 +263,7 @@ class _Tuner:
         """
         plain = self._choice.execution
         default = plain.workers
-        counts = sorted({0, max(1, default // 2), default, min(_MOST_WORKERS, device.usable_cores())})
+        counts = sorted({0, max(1, default // 2), default, min(_MOST_WORKERS, cores.usable_cores())})
         setting = f"workers {self._input_hash(transform)}"
         self._choice.execution = replace(plain, workers=self._best_workers(setting, counts, default, transform))
 

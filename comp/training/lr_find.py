@@ -25,7 +25,7 @@ from comp.training import loop
 from comp.training.batches import PlannedBatch, planned_batches
 from comp.training.checkpoint import TrainState
 from comp.training.context import TrainContext, build_context
-from comp.training.loop import EpochMeter
+from comp.training.sums import EpochMeter
 
 _ENDLESS = 10**6  # epochs: the ramp has no last epochs
 _FEWEST_STEPS = 20

@@ -8,7 +8,7 @@ from typing import Any
 
 from comp.data.cache import user_cache_folder
 from comp.results import files
-from comp.runtime import device
+from comp.runtime import cores
 from comp.runtime.errors import RunError
 
 
@@ -38,7 +38,7 @@ class TimingCache:
         """Write new timings and return an empty text; without new ones, return the file's path."""
         if not self._changed:
             return str(self._path)
-        if self._path and not device.is_busy():
+        if self._path and not cores.is_busy():
             with suppress(RunError, OSError):  # an unwritable home folder only costs time
                 files.make_folder(self._path.parent)
                 files.write_atomically(self._path, files.to_json(self._seconds))

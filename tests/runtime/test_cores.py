@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from comp.runtime import cores, device
+from comp.runtime import cores
 from comp.training import autotune
 from tests.support.timing import Slow, opened
 
@@ -57,7 +57,7 @@ def test_what_other_processes_compute_is_seen() -> None:
 def test_a_training_beside_busy_processes_says_that_it_takes_fewer_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     config, dataset = opened("train.threads=null")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(device, "usable_cores", lambda: 2)
+    monkeypatch.setattr(cores, "usable_cores", lambda: 2)
     monkeypatch.setattr(cores.CORE_LOAD, "of_others", lambda: 2.0)
     choice = autotune.choose_execution(Slow(slow_in_bf16=True), dataset, config)
     assert choice.execution.threads == 1

@@ -34,7 +34,7 @@ from tests.support.timing import FIXED, Slow, opened
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What one test times is not known to another."""
     monkeypatch.setenv("COMP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(device, "is_busy", lambda: False)  # whatever else the machine does
+    monkeypatch.setattr(cores, "is_busy", lambda: False)  # whatever else the machine does
     monkeypatch.setattr(cores.CORE_LOAD, "of_others", lambda: 0.0)
     return tmp_path / "cache"
 
@@ -226,7 +226,7 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
 def test_the_usual_workers_stay_unless_others_are_faster_in_two_rounds(
     monkeypatch: pytest.MonkeyPatch, rounds: list[dict[int, float]], chosen: int
 ) -> None:
-    monkeypatch.setattr(device, "usable_cores", lambda: 2)
+    monkeypatch.setattr(cores, "usable_cores", lambda: 2)
     given = [taken for seconds in rounds for taken in sorted(seconds.items())]
 
     def taken(self: Any, step: Any, workers: int, images: int, transform: Any) -> float:
@@ -256,24 +256,24 @@ def test_threads_are_no_more_than_omp_num_threads_says(
     monkeypatch: pytest.MonkeyPatch, wished: str, found: int
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", wished)
-    assert device.default_threads() == (found or device.usable_cores())
-    assert max(device.threads_worth_trying("cpu")) == device.default_threads()
-    assert device.default_workers() == min(8, device.usable_cores())
+    assert cores.default_threads() == (found or cores.usable_cores())
+    assert max(cores.threads_worth_trying("cpu")) == cores.default_threads()
+    assert cores.default_workers() == min(8, cores.usable_cores())
 
 
 def test_under_torchrun_only_the_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = device.usable_cores()
+    alone = cores.usable_cores()
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which torchrun sets, unless its user has
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    assert device.default_threads() == alone
+    assert cores.default_threads() == alone
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * alone))
-    assert device.default_threads() == 1
+    assert cores.default_threads() == 1
 
 
 def test_a_record_from_before_compiling_is_read_as_uncompiled() -> None:
     old = {"device": "cpu", "precision": "bf16", "channels_last": True, "threads": 2, "seconds_a_step": {}}
     found = device.from_json(old, "execution.json")
-    assert found == device.Execution("cpu", "bf16", channels_last=True, threads=2, workers=device.default_workers())
+    assert found == device.Execution("cpu", "bf16", channels_last=True, threads=2, workers=cores.default_workers())
 
 
 def test_a_compiled_record_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,8 @@ from torch.utils._pytree import tree_leaves
 
 from comp.training import sums
 from comp.training.checkpoint import TrainState
-from comp.training.loop import EpochMeter
 from comp.training.norms import Norms
-from comp.training.sums import RunningSum, wide_dtype
+from comp.training.sums import EpochMeter, RunningSum, wide_dtype
 
 CPU = torch.device("cpu")
 

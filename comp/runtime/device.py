@@ -35,8 +35,6 @@ _RECORDED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "cuda_graphs": ("true or false", lambda value: isinstance(value, bool)),
     "micro_batch": ("a number of images or null", lambda value: value is None or (_is_count(value) and value > 0)),
 }
-# Whether `auto` takes Apple's MPS. No training of ours has run on it yet, so it is used only where it is named.
-AUTO_TAKES_MPS = False
 _AMPERE = (8, 0)  # the first compute capability that multiplies bfloat16
 _VOLTA = (7, 0)  # the first with tensor cores, which multiply float16 fast, and the first that Triton compiles for
 _MMAP_MAX, _TRIM_THRESHOLD, _KEPT_BYTES = -4, -1, 2**31 - 1  # as malloc.h names and bounds them
@@ -313,18 +311,18 @@ def choose_device(name: str) -> str:
 
 
 def best_device() -> str:
-    """Return the device that `auto` takes: CUDA, then Apple's MPS under AUTO_TAKES_MPS, then the CPU."""
-    return next(name for name, usable in devices().items() if usable and (name != "mps" or AUTO_TAKES_MPS))
+    """Return the device that `auto` takes: CUDA, then Apple's MPS, then the CPU."""
+    return next(name for name, usable in devices().items() if usable)
 
 
 def notes_on(name: str) -> list[str]:
-    """Return a note if `train.device: auto` passes over a GPU of this machine: why, and what to do."""
+    """Return a note if `train.device: auto` passes over a GPU of this machine, or takes one that is untried."""
     if name != "auto" or (chosen := best_device()) == "cuda":
         return []
     if problem := gpu.cuda_problem():
         return [f"train.device: auto takes {chosen}: {problem}"]
-    if chosen == "cpu" and devices()["mps"]:
-        return ["train.device: auto takes cpu: training on a Mac's GPU is untested; to try it: train.device=mps"]
+    if chosen == "mps":
+        return ["train.device: auto takes mps, checked on a pretend device only; if it fails: train.device=cpu"]
     return []
 
 

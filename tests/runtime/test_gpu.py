@@ -289,16 +289,11 @@ def mac(machine: GPUs, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("mac")
-def test_auto_takes_a_macs_gpu_only_under_its_constant(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert device.choose_device("mps") == "mps"
-    monkeypatch.setattr(device, "AUTO_TAKES_MPS", False)
-    assert device.choose_device("auto") == "cpu"
+def test_auto_takes_a_macs_gpu_and_says_that_it_is_untried() -> None:
+    assert device.choose_device("auto") == device.choose_device("mps") == "mps"
     (note,) = device.notes_on("auto")
-    assert "untested; to try it: train.device=mps" in note
-    assert device.prediction_execution(recorded("cuda", "fp32"), RECORD)[0].device == "cpu"
-    monkeypatch.setattr(device, "AUTO_TAKES_MPS", True)
-    assert device.choose_device("auto") == "mps"
-    assert device.notes_on("auto") == []
+    assert "train.device=cpu" in note
+    assert device.notes_on("mps") == []
     assert device.prediction_execution(recorded("cuda", "bf16"), RECORD)[0].device == "mps"
 
 

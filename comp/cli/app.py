@@ -14,6 +14,7 @@ from comp.cli.commands import (
     config,
     data,
     ensemble,
+    init,
     leaderboard,
     models,
     predict,
@@ -75,7 +76,7 @@ def version(
         raise typer.Exit
 
 
-_RUNS = (train.run, train.train, train.lr_find, tune.tune, predict.predict, predict.evaluate, predict.probe)
+_RUNS = (init.init, train.run, train.train, train.lr_find, tune.tune, predict.predict, predict.evaluate, predict.probe)
 _FILES = (submission.check, submission.diff, submission.submit, report.report, clean.clean, models.models)
 _COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
     app: (*_RUNS, ensemble.ensemble, *_FILES),

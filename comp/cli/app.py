@@ -12,8 +12,10 @@ import typer
 from comp.cli.commands import (
     clean,
     config,
+    cross_validate,
     data,
     ensemble,
+    init,
     leaderboard,
     models,
     predict,
@@ -79,7 +81,17 @@ def version(
         raise typer.Exit
 
 
-_RUNS = (train.run, train.train, train.lr_find, tune.tune, predict.predict, predict.evaluate, predict.probe)
+_RUNS = (
+    init.init,
+    cross_validate.cv,
+    train.run,
+    train.train,
+    train.lr_find,
+    tune.tune,
+    predict.predict,
+    predict.evaluate,
+    predict.probe,
+)
 _FILES = (submission.check, submission.diff, submission.submit, report.report, clean.clean, models.models)
 _COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
     app: (*_RUNS, ensemble.ensemble, *_FILES),

@@ -64,6 +64,7 @@ def ensemble(
     folds: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     runs_root: Path = Path("runs"),
+    group: str = "",
     output: Path | None = None,
     force: bool = False,
     progress: Progress = quiet,
@@ -77,6 +78,7 @@ def ensemble(
         folds: number of folds for cross-fitted scores; None: 5, or the number of images if that is smaller.
         overrides: fields of `predict` (views, adaptation) that replace the members' settings.
         runs_root: where the result's folder is created.
+        group: a folder below the competition's for it.
         output: the submission; None: a free name.
         force: replace an existing submission.
         progress: called while predictions are made and combined.
@@ -96,7 +98,8 @@ def ensemble(
     comparison = _compare(combination, members.load_split(split), first.metric) if split is not None else None
     config = trained[0].config()
     dataset = open_run_data(trained[0], progress)
-    result = runs.create(runs_root, _plain_config(config), f"{method}-ensemble", _provenance(members, config))
+    provenance = _provenance(members, config)
+    result = runs.create(runs_root, _plain_config(config), f"{method}-ensemble", provenance, group=group)
     with runs.delete_on_failure(result):
         with result.write_lock():
             made_by = _made_by(members, result, combination)

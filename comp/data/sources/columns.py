@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ID_NAMES = ("id", "image_id", "imageid", "image", "image_name", "img", "filename", "file_name", "file", "name", "path")
-_TABLE = re.compile(r".*\.(csv|tsv|txt)(\.zip|\.gz)?|.*\.parquet", re.IGNORECASE)
+TABLE = re.compile(r".*\.(csv|tsv|txt)(\.zip|\.gz)?|.*\.parquet", re.IGNORECASE)
 _PIXEL = re.compile(r"(?:pixel|px)[ _]?(\d+)|(\d+)x(\d+)", re.IGNORECASE)
 _MIN_PIXELS = 64  # columns: fewer are features, not an image
 _PROBED_ROWS = 20  # checked first when looking for file names
@@ -39,7 +39,7 @@ def require_table(root: Path, name: str, key: str) -> Path:
     if path is None and not root.is_dir():
         raise DataError(f"{root}: no such folder (data.root); expected {name} in it (data.csv.{key})")
     if path is None:
-        tables = sorted(path.name for path in root.glob("*") if _TABLE.fullmatch(path.name))
+        tables = sorted(path.name for path in root.glob("*") if TABLE.fullmatch(path.name))
         shown = ", ".join(tables[:_SHOWN]) or "no table"
         raise DataError(f"{root / name}: no such table (data.csv.{key}){nearest(name, tables)}; {root} holds {shown}")
     return path

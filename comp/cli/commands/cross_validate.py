@@ -1,0 +1,72 @@
+"""`comp cv`."""
+
+from typing import TYPE_CHECKING, Any
+
+from comp.cli.commands import importing
+from comp.cli.commands.options import RUNS, AsJson, ConfigPath, Force, Output, Overrides, RunsRoot
+
+if TYPE_CHECKING:
+    from comp.results.runs import Run
+
+
+def cv(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    output: Output = None,
+    force: Force = False,
+    runs: RunsRoot = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Train every fold, score them out of fold, and submit their mean.
+
+    Repeat the command to continue after an interruption: finished folds stay.
+
+    Example: comp cv configs/quickstart.yaml data.folds=3 train.epochs=2
+    """
+    with importing():
+        from comp import config as configs
+        from comp.cli import console
+        from comp.ensembles.cross_validate import cross_validate
+
+    def print_fold(number: int, run: "Run | None") -> None:
+        state = "is trained" if run is None else f"{run.path}: {'complete' if run.is_complete() else 'is resumed'}"
+        console.print_note(f"fold {number}: {state}")
+
+    with configs.naming_overrides(overrides or []), console.bars() as progress:
+        loaded = configs.load(config, overrides or [])
+        result = cross_validate(
+            loaded,
+            runs_root=runs,
+            output=output,
+            force=force,
+            progress=progress,
+            on_fold=print_fold,
+            on_epoch=console.print_epoch,
+        )
+    values = result.to_json()
+    if as_json:
+        console.print_json(values)
+        return
+    _print_folds(values)
+
+
+def _print_folds(values: dict[str, Any]) -> None:
+    """Print a row for each fold, their mean, and the score of all validation images together."""
+    from comp.cli import console
+
+    scores: dict[str, Any] = values["scores"]
+    rows = [
+        [f"fold {number}", *(f"{score['folds'][number]:.4f}" for score in scores.values())]
+        for number in range(len(values["folds"]))
+    ]
+    rows.append(["mean", *(f"{score['mean']:.4f}" for score in scores.values())])
+    rows.append(["standard deviation", *(f"{score['standard_deviation']:.4f}" for score in scores.values())])
+    rows.append(["out of fold", *(f"{score['out_of_fold']:.4f}" for score in scores.values())])
+    console.print_table(["validation", *scores], rows)
+    for name, score in scores.items():
+        if score["interval"]:
+            low, high = score["interval"]
+            console.print_line(f"{name} out of fold: 95 % interval {low:.4f} to {high:.4f}")
+    console.print_line(f"run         {values['run']}")
+    if values["submission"]:
+        console.print_line(f"submission  {values['submission']}")

@@ -1,0 +1,400 @@
+"""Detect how a download is laid out, and describe it as section `data` of a config.
+
+Reads file names, tables and the headers of a few images. `comp.workflows.init` opens the data afterwards, with every
+check of a training, so a wrong guess is found before it costs anything.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from comp.config import CSVConfig
+from comp.data import archives, decode
+from comp.data.sources.columns import TABLE, find_id_column, has_pixel_columns, read_table
+from comp.data.sources.labels import read_labels
+from comp.data.sources.listing import Listing, first_few
+from comp.runtime.errors import DataError, SubmissionError
+from comp.submission import samples
+from comp.submission.format import SampleSubmission
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Folder of a published dataset -> its source.
+_PUBLISHED = {
+    "cifar-10-batches-py": "cifar10",
+    "cifar-10-batches-bin": "cifar10",
+    "cifar-100-python": "cifar100",
+    "cifar-100-binary": "cifar100",
+    "FashionMNIST": "fashion_mnist",
+    "MNIST": "mnist",
+}
+_TRAIN_ARRAY, _TEST_ARRAY, _TEST_LABELS = "train_images", "test_images", "test_labels"
+_DEPTH = 3  # of folders that may hold all training images, such as `data/jpeg/train`
+_MOST_LOCATIONS = 24
+_PROBES = 40  # ids of a table that are looked up
+_HEADERS = 64  # images whose size is read
+_MOST_PATTERN_CLASSES = 1000
+_PATTERNS = (r"^([A-Za-z]+)[._ -]*\d+[.]", r"^([A-Za-z_ -]+?)[._ -]*\d+[.]", r"^\d+[._ -]+([A-Za-z]+)[.]")
+_LABEL_WORDS = ("label", "class", "target", "species", "breed", "diagnosis", "category", "type", "grade", "level")
+# Words in the name of a column whose equal texts mean the same subject.
+_GROUP_WORDS = ("patient", "subject", "person", "individual", "lesion", "study", "case", "group", "plant", "animal",
+                "session", "sequence", "video", "scene", "user", "slide")  # fmt: skip
+_MIN_PER_GROUP = 1.2  # images: a column that hardly repeats groups nothing
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a download is laid out.
+
+    Attributes:
+        data: of section `data`, without `root`.
+        reasons: dotted key -> why its value was chosen.
+        unlabelled_test: whether there are test images without labels, to be submitted.
+        sizes: (width, height) of some images; empty where pixels are arrays.
+        guesses: what no evidence settles, as sentences with the key to set.
+    """
+
+    data: dict[str, Any]
+    reasons: dict[str, str] = field(default_factory=dict)
+    unlabelled_test: bool = False
+    sizes: tuple[tuple[int, int], ...] = ()
+    guesses: tuple[str, ...] = ()
+
+
+def detect_layout(root: Path) -> Layout:
+    """Return the layout of a download.
+
+    Raises:
+        DataError: no folder, or nothing in it that a source reads.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: expected the folder of a download{_unpack_hint(root)}")
+    for detect in (_detect_published, _detect_arrays, _detect_tables, _detect_folders):
+        layout = detect(root)
+        if layout is not None:
+            return layout
+    entries = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
+    raise DataError(
+        f"{root}: found no training images: expected a table of labels beside images (train.csv, train/), one folder "
+        f"per class (train/<class>/*.jpg), arrays (train_images.npy), or a published dataset; it holds "
+        f"{first_few(entries) or 'nothing'}"
+    )
+
+
+def _unpack_hint(path: Path) -> str:
+    if path.suffix.lower() == archives.ENDING and path.is_file():
+        return f"; unpack this archive first: unzip {path.name} -d {path.stem}"
+    return ", found a file" if path.is_file() else ", found nothing of this name"
+
+
+def _detect_published(root: Path) -> Layout | None:
+    for folder, source in _PUBLISHED.items():
+        if (root / folder).is_dir():
+            return Layout({"source": source}, {"source": f"{folder} is the published layout of {source}"})
+    return None
+
+
+def _detect_arrays(root: Path) -> Layout | None:
+    single = root / f"{_TRAIN_ARRAY}.npy"
+    packed = [path for path in sorted(root.glob("*.npz")) if _TRAIN_ARRAY in _names_in(path)]
+    if not single.is_file() and not packed:
+        return None
+    names = [path.stem for path in root.glob("*.npy")] if single.is_file() else _names_in(packed[0])
+    reason = f"{(single if single.is_file() else packed[0]).name} holds the training images"
+    return Layout(
+        {"source": "arrays"}, {"source": reason}, unlabelled_test=_TEST_ARRAY in names and _TEST_LABELS not in names
+    )
+
+
+def _names_in(archive: Path) -> list[str]:
+    return [Path(name).stem for name in _members(archive)]
+
+
+def _locations(root: Path) -> dict[str, int]:
+    """Return the folders and archives below a root that hold images, by the number of those, most first.
+
+    Names are relative; an archive has no `.zip`, as in `data.csv.train`.
+    """
+    counts: Counter[str] = Counter()
+    for parent, folders, names in os.walk(root, followlinks=True):
+        relative = Path(parent).relative_to(root)
+        folders[:] = [folder for folder in folders if not folder.startswith(".") and len(relative.parts) < 2 * _DEPTH]
+        images = sum(Path(name).suffix.lower() in decode.SUFFIXES for name in names if not name.startswith("."))
+        for depth in range(min(len(relative.parts), _DEPTH) + 1):
+            counts["/".join(relative.parts[:depth]) or "."] += images
+        if len(relative.parts) < _DEPTH:
+            for name in names:
+                if name.lower().endswith(archives.ENDING) and not (Path(parent) / Path(name).stem).is_dir():
+                    count = sum(
+                        Path(member).suffix.lower() in decode.SUFFIXES for member in _members(Path(parent) / name)
+                    )
+                    counts[(relative / Path(name).stem).as_posix()] += count
+    kept = [(name, count) for name, count in counts.most_common() if count]
+    return dict(kept[:_MOST_LOCATIONS])
+
+
+def _depth(name: str) -> int:
+    return 0 if name == "." else 1 + name.count("/")
+
+
+def _members(archive: Path) -> list[str]:
+    try:
+        return archives.members(archive)
+    except DataError:
+        return []
+
+
+def _open_listing(root: Path, name: str) -> Listing:
+    folder = root / name
+    return Listing(folder if folder.is_dir() else folder.with_name(folder.name + archives.ENDING))
+
+
+@dataclass(frozen=True)
+class _TrainingTable:
+    """A table whose rows name images."""
+
+    name: str
+    cells: "pd.DataFrame"
+    ids: Sequence[str]
+    location: str
+    listing: Listing
+
+
+def _detect_tables(root: Path) -> Layout | None:
+    """Detect a table of labels, beside images or with the pixels in it."""
+    sample = _read_sample(root)
+    paths = [path for path in _tables(root) if not _is_sample(root, path)]
+    pixels = next((path for path in paths if not _is_test(path.name) and has_pixel_columns(path)), None)
+    if pixels is not None:
+        return _pixel_layout(root, pixels)
+    locations = {name: _open_listing(root, name) for name in _locations(root)}
+    if not locations:
+        return None
+    tables = [table for path in paths if (table := _match_table(root, path, locations, sample)) is not None]
+    if not tables:
+        return None
+    train = min(tables, key=lambda table: (_is_test(table.name), len(table.cells.columns) < 2, _rank(table.name)))
+    data, reasons = _csv_section(train)
+    labels, guesses = _detect_labels(train, sample, root / train.name, reasons)
+    data["csv"] |= labels
+    if group := _group_column(train.cells, [*labels.values()]):
+        data |= {"groups": "column"}
+        data["csv"]["group_column"] = group
+        reasons["csv.group_column"] = f"several images share a {group}, so they stay in one fold"
+    test = _test_location(root, sample, locations, train)
+    if test not in ("", "test"):
+        data["csv"]["test"] = test
+        reasons["csv.test"] = "holds the images of the sample submission" if sample else "holds the test images"
+    sizes = _read_sizes([path for _, path in train.listing.files()])
+    return Layout(_without_defaults(data), reasons, bool(test), sizes, tuple(guesses))
+
+
+def _csv_section(train: _TrainingTable) -> tuple[dict[str, Any], dict[str, str]]:
+    plain = re.sub(r"\.(zip|gz)$", "", train.name, flags=re.IGNORECASE)
+    table = plain if plain.lower().endswith((".csv", ".tsv", ".txt")) else train.name
+    reasons = {
+        "source": f"{train.name} lists {len(train.cells):,} images of {train.location}",
+        "csv.table": "its rows name the training images",
+        "csv.train": "holds the images that the table names",
+    }
+    return {"source": "csv_images", "csv": {"table": table, "train": train.location}}, reasons
+
+
+def _without_defaults(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a section without the values that are its defaults."""
+    default = CSVConfig()
+    files = {key: value for key, value in data.get("csv", {}).items() if value != getattr(default, key)}
+    rest = {key: value for key, value in data.items() if key != "csv"}
+    return rest | ({"csv": files} if files else {})
+
+
+def _read_sample(root: Path) -> SampleSubmission | None:
+    try:
+        path, _ = samples.find_sample(root, "auto")
+        return samples.read_sample(path) if path else None
+    except SubmissionError as error:
+        raise DataError(str(error)) from None
+
+
+def _tables(root: Path) -> list[Path]:
+    found = [path for pattern in ("*", "*/*") for path in sorted(root.glob(pattern)) if path.is_file()]
+    return [path for path in found if TABLE.fullmatch(path.name) and not path.name.startswith(".")]
+
+
+def _is_sample(root: Path, path: Path) -> bool:
+    return path in samples.list_samples(path.parent)
+
+
+def _is_test(name: str) -> bool:
+    return bool(re.search(r"(^|[/_. -])test", name.lower()))
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Return the order in which tables of the same kind are preferred."""
+    lower = Path(name).name.lower()
+    return (0 if lower.startswith("train.") else 1 if "train" in lower else 2 if "label" in lower else 3), lower
+
+
+def _match_table(
+    root: Path, path: Path, locations: dict[str, Listing], sample: SampleSubmission | None
+) -> _TrainingTable | None:
+    """Return a table with the smallest location that holds its images; None if no column names images."""
+    try:
+        cells, _ = read_table(path, lambda text: False)
+    except DataError:
+        return None
+    step = max(1, len(cells) // _PROBES)
+    probes = cells.iloc[::step]
+    preferred = find_id_column(list(map(str, cells.columns)), CSVConfig(), sample, path)
+    columns = sorted(map(str, cells.columns), key=lambda column: column != preferred)
+    for column in columns:
+        if not cells[column].is_unique:
+            continue
+        holding = [name for name, listing in locations.items() if all(map(listing.contains, probes[column]))]
+        if holding:
+            smallest = min(holding, key=lambda name: (len(locations[name]), -_depth(name)))
+            name = path.relative_to(root).as_posix()
+            return _TrainingTable(name, cells, cells[column].tolist(), smallest, locations[smallest])
+    return None
+
+
+def _detect_labels(
+    train: _TrainingTable, sample: SampleSubmission | None, path: Path, reasons: dict[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return keys of `data.csv` that name the labels, none where the reader finds them itself, and guesses."""
+    columns = list(map(str, train.cells.columns))
+    id_column = find_id_column(columns, CSVConfig(), sample, path) or columns[0]
+    try:
+        labels = read_labels(train.cells, id_column, CSVConfig(), sample, path, "auto")
+    except DataError:
+        return _guess_label_column(train.cells, id_column, reasons)
+    shown = labels.column or f"{len(labels.columns)} columns of 0 and 1"
+    reasons["labels"] = f"{shown}: {len(labels.classes):,} classes"
+    return {}, []
+
+
+def _guess_label_column(
+    cells: "pd.DataFrame", id_column: str, reasons: dict[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the likeliest label column: by its name, else the one with the fewest repeated texts."""
+    counts = {str(name): cells[name].nunique() for name in cells.columns if str(name) != id_column}
+    possible = [name for name, count in counts.items() if 2 <= count <= max(2, len(cells) // 2) and not _groups(name)]
+    if not possible:
+        return {}, []
+    named = [name for name in possible if any(word in name.lower() for word in _LABEL_WORDS)]
+    chosen = (named or sorted(possible, key=lambda name: counts[name]))[0]
+    reasons["csv.label_column"] = "a guess"
+    others = first_few([name for name in possible if name != chosen])
+    guess = f"data.csv.label_column: '{chosen}' is taken for the label" + (f", it could be {others}" if others else "")
+    return {"label_column": chosen}, [guess]
+
+
+def _groups(name: str) -> bool:
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    return any(word in _GROUP_WORDS for word in words)
+
+
+def _group_column(cells: "pd.DataFrame", used: Sequence[str]) -> str:
+    """Return the column whose equal texts are one subject, by its name and its repetitions; empty if there is none."""
+    for name in map(str, cells.columns):
+        count = cells[name].nunique()
+        if name not in used and _groups(name) and count > 1 and count * _MIN_PER_GROUP <= len(cells):
+            return name
+    return ""
+
+
+def _test_location(
+    root: Path, sample: SampleSubmission | None, locations: dict[str, Listing], train: _TrainingTable
+) -> str:
+    """Return the location of the test images; empty if there is none."""
+    if sample is not None:
+        step = max(1, len(sample.ids) // _PROBES)
+        holding = [n for n, listing in locations.items() if all(map(listing.contains, sample.ids[::step]))]
+        if holding:
+            return min(holding, key=lambda name: (len(locations[name]), -_depth(name)))
+    named = [name for name in locations if _is_test(name) and name != train.location]
+    return min(named, key=lambda name: (_depth(name), name)) if named else ""
+
+
+def _pixel_layout(root: Path, path: Path) -> Layout:
+    name = path.relative_to(root).as_posix()
+    data = {"source": "csv_images", "csv": {"table": name}}
+    test = next((table for table in _tables(root) if _is_test(table.name) and not _is_sample(root, table)), None)
+    if test is not None and test.name != "test.csv":
+        data["csv"] = {**data["csv"], "test_table": test.relative_to(root).as_posix()}  # type: ignore[dict-item]
+    return Layout(
+        _without_defaults(data), {"source": f"{name} holds the pixels themselves"}, unlabelled_test=test is not None
+    )
+
+
+def _detect_folders(root: Path) -> Layout | None:
+    """Detect one folder per class, or the class in each file's name."""
+    locations = _locations(root)
+    ranked = sorted(
+        (name for name in locations if not _is_test(name)),
+        key=lambda name: ("train" not in name.lower(), _depth(name), -locations[name]),
+    )
+    for name in ranked:
+        listing = _open_listing(root, name)
+        files = listing.files()
+        classes = Counter(below.partition("/")[0] for below, _ in files if "/" in below)
+        if len(classes) >= 2 and classes.total() == len(files):
+            if any(_is_test(folder) or "train" in folder.lower() for folder in classes):
+                continue  # of splits, not of classes
+            return _folder_layout(root, name, locations, files, {}, f"{name} has {len(classes):,} class folders")
+        pattern = _find_pattern([below.rpartition("/")[2] for below, _ in files])
+        if pattern and not classes:
+            reason = f"the names of the files in {name} begin with the class"
+            return _folder_layout(root, name, locations, files, {"label_pattern": pattern}, reason)
+    return None
+
+
+def _find_pattern(names: Sequence[str]) -> str:
+    """Return a pattern whose group is the class of every file name; empty if there is none."""
+    for pattern in _PATTERNS:
+        matches = [re.search(pattern, name) for name in names]
+        classes = Counter(match[1] for match in matches if match)
+        if classes.total() == len(names) and 2 <= len(classes) <= _MOST_PATTERN_CLASSES and min(classes.values()) > 1:
+            return pattern
+    return ""
+
+
+def _folder_layout(
+    root: Path,
+    name: str,
+    locations: dict[str, int],
+    files: Sequence[tuple[str, Path]],
+    extra: dict[str, Any],
+    reason: str,
+) -> Layout:
+    tests = sorted((other for other in locations if _is_test(other)), key=lambda other: (_depth(other), other))
+    csv = {"train": name} | ({"test": tests[0]} if tests else {})
+    labels = {below.partition("/")[0] for below, _ in files}
+    labelled = False
+    if tests:
+        inside = {below.partition("/")[0] for below, _ in _open_listing(root, tests[0]).files() if "/" in below}
+        labelled = bool(inside) and inside <= labels
+    data = _without_defaults({"source": "image_folder", **extra, "csv": csv})
+    validation = next((other for other in ("val", "valid", "validation") if other in locations), "")
+    reasons = {"source": reason}
+    if validation == "val":
+        data["validation"] = "official"
+        reasons["validation"] = "the folder val"
+    sizes = _read_sizes([path for _, path in files])
+    return Layout(data, reasons, bool(tests) and not labelled, sizes)
+
+
+def _read_sizes(paths: Sequence[Path]) -> tuple[tuple[int, int], ...]:
+    """Return (width, height) of some images, evenly spread; unreadable ones are left out."""
+    sizes = []
+    for path in paths[:: max(1, len(paths) // _HEADERS)][:_HEADERS]:
+        try:
+            sizes.append(decode.inspect_image(path, archives.read(path)).size)
+        except DataError:
+            continue
+    return tuple(sizes)

@@ -1,0 +1,325 @@
+"""`comp init DIR`: write a config for a download, after opening its data with every check of a training."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from comp import config as configs
+from comp.config import Config, parse_duration
+from comp.config.yaml_io import parse_override, parse_yaml
+from comp.data.dataset import Dataset
+from comp.data.sources.detect import Layout, detect_layout
+from comp.models import weights
+from comp.results import files
+from comp.runtime import device
+from comp.runtime.errors import ConfigError, UserError, unknown
+from comp.runtime.progress import Progress, quiet
+from comp.workflows.build import open_data
+
+FOLDS = 5
+_SMALL_SIDE = 48  # px: up to here images keep their size and fastnet is the network
+_MUON_IMAGES = 10_000  # training images from which fastnet's own recipe, with large batches, is known to work
+_BARE = re.compile(r"[A-Za-z0-9_./~-][A-Za-z0-9_./~ -]*(?<! )")  # text that needs no quotes in YAML
+_PHOTO_NETWORK, _SCRATCH_NETWORK = "tf_efficientnet_lite0", "resnet18"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much a config spends.
+
+    Attributes:
+        budget: for all folds together.
+        size: of fastnet.
+        sides: px of larger images, on a CPU and on a GPU.
+        views: test-time views.
+    """
+
+    budget: str
+    size: str
+    sides: tuple[int, int]
+    views: str
+
+
+PRESETS = {
+    "fast": Preset("5min", "S", (64, 128), "none"),
+    "good": Preset("50min", "M", (96, 224), "flip"),
+    "best": Preset("4h", "L", (128, 288), "flip_shift"),
+}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A config for a download.
+
+    Attributes:
+        text: the YAML.
+        config: its values, checked.
+        dataset: its data, opened and checked.
+        findings: what the data show.
+        guesses: what no evidence settles, with the key to set.
+    """
+
+    text: str
+    config: Config
+    dataset: Dataset
+    findings: tuple[str, ...]
+    guesses: tuple[str, ...]
+
+
+@dataclass
+class _Sections:
+    """The config's values, and dotted key -> comment."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    comments: dict[str, str] = field(default_factory=dict)
+
+
+def draft_config(
+    root: Path,
+    *,
+    metric: str = "auto",
+    budget: str = "",
+    preset: str = "good",
+    overrides: Sequence[str] = (),
+    progress: Progress = quiet,
+) -> Draft:
+    """Return a config for a download.
+
+    Args:
+        root: its folder.
+        metric: the competition's, `auto` if unknown.
+        budget: training time of all folds together; empty: the preset's.
+        preset: a row of `PRESETS`.
+        overrides: `key=value`, which win over what is detected.
+        progress: called while files are read.
+
+    Raises:
+        UserError: nothing that can be trained on, a wrong option, or data that no config of this kind can open.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"--preset: {unknown('preset', preset, PRESETS)}")
+    seconds = _read_budget(budget or PRESETS[preset].budget)
+    layout = detect_layout(root)
+    sections = _Sections()
+    _describe_competition(sections, root, layout, metric)
+    _describe_data(sections, root, layout, PRESETS[preset])
+    try:
+        dataset = open_data(_load(sections, overrides), progress)
+    except UserError as error:
+        raise type(error)(
+            f"{error}\n  detected so far: {_shorten(sections.values['data'])}; set what is wrong behind the folder: "
+            f"comp init {root} data.csv.label_column=NAME"
+        ) from None
+    guesses = [*layout.guesses]
+    if metric == "auto":
+        guesses.append(
+            f"competition.metric: {dataset.competition.metric} is the usual one of {dataset.competition.task}; take "
+            "the competition's own: --metric NAME"
+        )
+    sections.values["competition"]["metric"] = dataset.competition.metric
+    sections.comments["competition.metric"] = "named" if metric != "auto" else "a guess: --metric names yours"
+    _describe_training(sections, dataset, PRESETS[preset], seconds, root)
+    config = _load(sections, overrides)
+    return Draft(
+        _to_yaml(sections, root, preset, overrides),
+        config,
+        dataset,
+        tuple(_findings(sections, layout, dataset)),
+        tuple(guesses),
+    )
+
+
+def write_config(draft: Draft, path: Path, *, force: bool = False) -> None:
+    """Write a draft's YAML.
+
+    Raises:
+        ConfigError: the file exists and `force` is off, or it cannot be written.
+    """
+    if path.exists() and not force:
+        raise ConfigError(f"{path}: exists; choose another file with -o, or replace it with --force")
+    try:
+        files.write_atomically(path, draft.text.encode())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _read_budget(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise ConfigError(f"--budget: {error}") from None
+
+
+def _load(sections: _Sections, overrides: Sequence[str]) -> Config:
+    return configs.from_mapping(sections.values, "the detected config", overrides)
+
+
+def _shorten(section: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in section.items() if key != "root")
+
+
+def _describe_competition(sections: _Sections, root: Path, layout: Layout, metric: str) -> None:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", root.resolve().name).strip("-._") or "competition"
+    sections.values["competition"] = {
+        "name": name,
+        "metric": metric,
+        "suite": {"source": "test" if layout.unlabelled_test else "none"},
+        "ood_validation": {"severities": []},
+    }
+    sections.comments["competition.suite"] = (
+        "the test images are submitted" if layout.unlabelled_test else "no test without labels, so nothing to submit"
+    )
+    sections.comments["competition.ood_validation"] = "plain validation; [1, 3, 5] also measures corrupted copies"
+
+
+def _describe_data(sections: _Sections, root: Path, layout: Layout, preset: Preset) -> None:
+    data = {"root": str(root), **layout.data}
+    comments = {f"data.{key}": reason for key, reason in layout.reasons.items()}
+    if layout.sizes:
+        side, reason = _image_size(layout.sizes, preset.sides[device.choose_device("auto") != "cpu"])
+        if side:
+            data["image_size"] = side
+        comments["data.image_size"] = reason
+    if data.get("validation") != "official":
+        data |= {"folds": FOLDS, "fold": 0}
+        comments["data.folds"] = "the fold `fold` validates"
+    sections.values["data"] = data
+    sections.comments |= comments
+
+
+def _image_size(sizes: Sequence[tuple[int, int]], most: int) -> tuple[int, str]:
+    """Return the side that images are resized to, 0 to keep their size, and why."""
+    distinct = Counter(sizes)
+    shortest = sorted(min(size) for size in sizes)[len(sizes) // 2]
+    common = distinct.most_common(1)[0][0]
+    shown = f"{common[0]} x {common[1]}" if len(distinct) == 1 else f"{len(distinct)} sizes, median side {shortest}"
+    if len(distinct) == 1 and max(common) <= _SMALL_SIDE:
+        return 0, shown
+    side = max(16, min(most, shortest) // 16 * 16)
+    return side, f"in the files: {shown}"
+
+
+def _describe_training(sections: _Sections, dataset: Dataset, preset: Preset, seconds: float, root: Path) -> None:
+    channels, height, width = dataset.competition.image_shape
+    count = len(dataset.train)
+    folds = sections.values["data"].get("folds", 1)
+    small = max(height, width) <= _SMALL_SIDE and min(height, width) >= 16
+    describe = _describe_small if small else _describe_photos
+    describe(sections, count, preset, root, grey=channels == 1)
+    sections.values.setdefault("train", {})["budget"] = _format_duration(seconds / folds)
+    total = _format_duration(seconds)
+    sections.comments["train.budget"] = f"of this fold; {total} for {folds} folds" if folds > 1 else "in all"
+    if preset.views != "none" and height == width and channels != 1:
+        sections.values["predict"] = {"views": preset.views}
+
+
+def _describe_small(sections: _Sections, count: int, preset: Preset, root: Path, *, grey: bool) -> None:
+    """Describe fastnet: with its own recipe where there are enough images, else with AdamW."""
+    policy = "none" if grey else "mirrored_crop"
+    sections.values["augment"] = {"policy": policy}
+    sections.comments["augment.policy"] = (
+        "grey images may be digits or letters, which must not be mirrored; else: basic" if grey else "shifts and flips"
+    )
+    if count < _MUON_IMAGES:
+        sections.values["model"] = {"name": "fastnet", "args": {"size": preset.size}}
+        sections.values["optim"] = {"lr": 3e-3}
+        sections.values["train"] = {"batch_size": _batch_size(count, 64), "label_smoothing": 0.1}
+        return
+    sections.values["model"] = {
+        "name": "fastnet",
+        "args": {"size": preset.size, "patch": 3, "filters": 16, "bias": False, "scale": 0.10826},
+    }
+    sections.values["optim"] = {
+        "name": "muon", "lr": 0.24, "momentum": 0.6, "weight_decay": 0.0, "schedule": "linear", "warmup": 0.0,
+        "final_factor": 0.0, "aux_lr": 106.0, "aux_decay": 0.004, "decay_all": True,
+        "multipliers": {"classifier": 0.01645},
+    }  # fmt: skip
+    sections.comments["optim.name"] = "the recipe of configs/cifar10/fastnet.yaml"
+    sections.values["train"] = {"batch_size": _batch_size(count, 1000), "label_smoothing": 0.2}
+
+
+def _describe_photos(sections: _Sections, count: int, preset: Preset, root: Path, *, grey: bool) -> None:
+    """Describe a network for larger images: pretrained where its weights lie in the weights folder."""
+    local = weights.local_file(_PHOTO_NETWORK, root / "weights")
+    sections.values["augment"] = {"policy": "photo"}
+    sections.comments["augment.policy"] = "random resized crops, flips, mild colour jitter"
+    if local:
+        sections.values["model"] = {"name": _PHOTO_NETWORK, "pretrained": True}
+        sections.comments["model.pretrained"] = f"weights: {local}"
+        sections.values["optim"] = {"lr": 1e-3}
+    else:
+        sections.values["model"] = {"name": _SCRATCH_NETWORK}
+        sections.comments["model.name"] = (
+            f"from scratch: no {_PHOTO_NETWORK}.safetensors in {root / 'weights'}, and weights help most of all"
+        )
+        sections.values["optim"] = {"lr": 2e-3}
+    sections.values["train"] = {"batch_size": _batch_size(count, 64), "label_smoothing": 0.1}
+
+
+def _batch_size(count: int, most: int) -> int:
+    """Return a batch size that leaves at least eight steps an epoch, and at least 8."""
+    return max(8, min(most, 1 << int(math.log2(max(1, count // 8)))))
+
+
+def _findings(sections: _Sections, layout: Layout, dataset: Dataset) -> list[str]:
+    competition = dataset.competition
+    channels, height, width = competition.image_shape
+    lines = [
+        f"source: {layout.data['source']}, {layout.reasons.get('source', '')}",
+        f"labels: {competition.task}, {len(competition.classes):,} classes, {len(dataset.train):,} training and "
+        f"{len(dataset.val or ()):,} validation images of {width} x {height} x {channels}",
+    ]
+    if "csv.group_column" in layout.reasons:
+        lines.append(f"groups: {layout.data['csv']['group_column']}, {layout.reasons['csv.group_column']}")
+    model = sections.values["model"]
+    comment = sections.comments.get("model.pretrained") or sections.comments.get("model.name") or "from scratch"
+    lines.append(f"model: {model['name']}, {comment}")
+    return [*lines, *dataset.notes]
+
+
+def _to_yaml(sections: _Sections, root: Path, preset: str, overrides: Sequence[str]) -> str:
+    """Return the YAML, a comment behind each key that has one."""
+    for override in overrides:
+        (*parents, key), value, _ = parse_override(override)
+        section = sections.values
+        for parent in parents:
+            section = section.setdefault(str(parent), {})
+        section[str(key)] = value
+        sections.comments[".".join(map(str, (*parents, key)))] = "as you set it"
+    lines = [f"# Made by: comp init {root} --preset {preset}", "# Not measured yet. Train one fold: comp run THIS_FILE"]
+    return "\n".join([*lines, *_block(sections.values, sections.comments, "", 0)]) + "\n"
+
+
+def _block(values: Mapping[str, Any], comments: Mapping[str, str], path: str, depth: int) -> list[str]:
+    """Return a mapping's lines; sections, and mappings with a comment inside, take a line for each key."""
+    lines = []
+    for key, value in values.items():
+        name = f"{path}{key}"
+        behind = f"  # {comments[name]}" if comments.get(name) else ""
+        inside = isinstance(value, dict) and any(at.startswith(f"{name}.") for at in comments)
+        if isinstance(value, dict) and (depth == 0 or inside):
+            lines.append(f"{'  ' * depth}{key}:{behind}")
+            lines += _block(value, comments, f"{name}.", depth + 1)
+        else:
+            lines.append(f"{'  ' * depth}{key}: {_flow(value)}{behind}")
+    return lines
+
+
+def _flow(value: Any) -> str:
+    """Return a value as YAML on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_flow(key)}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    if isinstance(value, str) and _BARE.fullmatch(value) and parse_yaml(value, "init") == value:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _format_duration(seconds: float) -> str:
+    return f"{seconds / 60:g}min" if seconds % 60 == 0 else f"{seconds:g}s"

@@ -1,0 +1,90 @@
+"""`comp cv`: all folds in one command, resumable, and one run of them together."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from comp.results import prediction_files, runs
+from tests.support.commands import Result
+
+Comp = Callable[..., Result]
+SMALL = (
+    "data.folds=3", "data.fold=1", "train.epochs=1", "competition.ood_validation.severities=[]",
+    "competition.suite.images_per_block=2", "train.device=cpu", "train.channels_last=false",
+)  # fmt: skip
+CONFIG = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in which three folds were trained and combined."""
+    from tests.support.commands import comp_process
+
+    folder = tmp_path_factory.mktemp("cv")
+    done = comp_process("cv", CONFIG, *SMALL, "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "result.json").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(trained, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_each_image_is_predicted_by_the_fold_that_did_not_train_on_it(folder: Path) -> None:
+    result = json.loads(Path("result.json").read_text())
+    assert [runs.open_run(Path(path)).config().data.fold for path in result["folds"]] == [0, 1, 2]
+    whole = prediction_files.load(Path(result["run"]) / "predictions" / "val.npz")
+    parts = [prediction_files.load(Path(path) / "predictions" / "val.npz") for path in result["folds"]]
+    assert sorted(whole.ids) == sorted(np.concatenate([part.ids for part in parts]))
+    accuracy = result["scores"]["accuracy"]
+    sizes = [len(part) for part in parts]
+    assert accuracy["out_of_fold"] == pytest.approx(np.average(accuracy["folds"], weights=sizes), abs=1e-6)
+    assert accuracy["interval"][0] < accuracy["out_of_fold"] < accuracy["interval"][1]
+    assert Path(result["submission"]).is_file()
+
+
+def test_a_repeated_command_trains_nothing_and_says_the_same(folder: Path, comp: Comp) -> None:
+    before = sorted(path.name for path in Path("runs").rglob("*.safetensors"))
+    result = comp("cv", CONFIG, *SMALL, "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out) == json.loads(Path("result.json").read_text())
+    assert sorted(path.name for path in Path("runs").rglob("*.safetensors")) == before
+
+
+def test_a_missing_fold_is_trained_and_the_others_stay(folder: Path, comp: Comp) -> None:
+    first = json.loads(Path("result.json").read_text())
+    shutil.rmtree(first["folds"][1])
+    result = comp("cv", CONFIG, *SMALL, "--json")
+    assert result.code == 0, result.err
+    second = json.loads(result.out)
+    assert second["folds"][::2] == first["folds"][::2]
+    assert second["folds"][1] != first["folds"][1]
+    assert second["scores"]["accuracy"]["folds"] == pytest.approx(first["scores"]["accuracy"]["folds"])
+
+
+def test_the_leaderboard_has_one_line_for_the_folds_together(folder: Path, comp: Comp) -> None:
+    rows = json.loads(comp("leaderboard", "--json").out)
+    rows = rows["rows"] if isinstance(rows, dict) else rows
+    assert [row["kind"] for row in rows].count("fold_group") == 1
+
+
+def test_a_table_shows_folds_mean_and_interval(folder: Path, comp: Comp) -> None:
+    result = comp("cv", CONFIG, *SMALL)
+    for text in ("fold 0", "fold 2", "mean", "standard deviation", "out of fold", "95 %", "submission"):
+        assert text in result.out
+
+
+def test_a_config_without_folds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comp: Comp) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = comp("cv", CONFIG)
+    assert result.code == 2
+    assert "data.folds" in result.err
+    assert not Path("runs").exists()

@@ -1,0 +1,155 @@
+"""`comp init`: a config for a download, found in its files and checked by opening it."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from comp import config as configs
+from tests.support.commands import Result
+
+Comp = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def save(*paths: str, side: int = 16, mode: str = "RGB") -> None:
+    draw = np.random.default_rng(len(paths))
+    for path in paths:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (side, side, 3), np.uint8)).convert(mode).save(path)
+
+
+def write_table(path: str, rows: Sequence[Sequence[object]]) -> None:
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def made(comp: Comp, *arguments: str) -> configs.Config:
+    """Return the config that `comp init d` writes; its check opens the data again."""
+    result = comp("init", "d", *arguments)
+    assert result.code == 0, result.err
+    assert comp("config", "check", "comp.yaml", "--data").code == 0
+    return configs.load("comp.yaml")
+
+
+def test_class_folders_with_a_nested_unlabelled_test(comp: Comp) -> None:
+    save(*[f"d/train/{name}/{n}.png" for name in ("ant", "bee", "cow") for n in range(10)])
+    save(*[f"d/test/test/{n}.png" for n in range(6)])
+    config = made(comp)
+    assert config.data.source == "image_folder"
+    assert config.competition.suite.source == "test"
+    assert config.data.folds == 5
+    assert config.data.image_size is None
+    assert not config.competition.ood_validation.severities
+
+
+def test_classes_in_file_names(comp: Comp) -> None:
+    save(*[f"d/train/{name}.{n}.jpg" for name in ("cat", "dog") for n in range(12)])
+    save(*[f"d/test/{n}.jpg" for n in range(4)])
+    write_table("d/sample_submission.csv", [["id", "label"], *[[n, 0.5] for n in range(4)]])
+    config = made(comp, "--metric", "log_loss")
+    assert config.data.label_pattern
+    assert config.competition.metric == "log_loss"
+
+
+def test_text_labels_among_other_columns_and_a_test_table(comp: Comp) -> None:
+    """The label column has an unusual name, and another column repeats over images."""
+    rows = [[f"img_{n}.png", 20 + n % 7, ("oak", "elm", "fir")[n % 3], f"P{n // 3}"] for n in range(30)]
+    save(*[f"d/images/img_{n}.png" for n in range(40)])
+    write_table("d/data.csv", [["photo", "age", "tree species name", "patient_id"], *rows])
+    write_table("d/sample_submission.csv", [["photo", "answer"], *[[f"img_{n}.png", "oak"] for n in range(30, 40)]])
+    config = made(comp)
+    assert config.data.csv.table == "data.csv"
+    assert config.data.csv.label_column == "tree species name"
+    assert config.data.csv.group_column == "patient_id"
+    assert config.data.csv.train == config.data.csv.test == "images"
+
+
+def test_one_column_per_class_with_a_permuted_sample(comp: Comp) -> None:
+    labels = np.eye(3, dtype=int)[np.arange(24) % 3]
+    save(*[f"d/train/{n}.png" for n in range(24)])
+    save(*[f"d/test/{n + 100}.png" for n in range(5)])
+    write_table("d/train.csv", [["id", "x", "y", "z"], *[[n, *row] for n, row in enumerate(labels)]])
+    write_table("d/sample_submission.csv", [["id", "z", "x", "y"], *[[n + 100, 0.3, 0.3, 0.4] for n in range(5)]])
+    result = comp("init", "d", "--metric", "log_loss", "--json")
+    assert result.code == 0, result.err
+    found = " ".join(json.loads(result.out)["found"])
+    assert "id,z,x,y" in found
+    assert json.loads(result.out)["next"] == "comp run comp.yaml"
+
+
+def test_images_of_several_sizes_get_one_and_the_budget_covers_all_folds(comp: Comp) -> None:
+    for side in (80, 120, 200):
+        save(*[f"d/train/{name}/{side}-{n}.png" for name in ("a", "b") for n in range(5)], side=side)
+    config = made(comp, "--budget", "15min", "--preset", "fast")
+    assert config.data.image_size == 64
+    assert config.train.budget == "3min"
+    assert config.competition.suite.source == "none"
+
+
+def test_what_was_detected_wrongly_is_set_behind_the_folder(comp: Comp) -> None:
+    save(*[f"d/train/{n}.png" for n in range(20)])
+    write_table("d/train.csv", [["id", "kind", "colour"], *[[n, n % 2, n % 4] for n in range(20)]])
+    config = made(comp, "data.csv.label_column=colour", "data.folds=4")
+    assert config.data.csv.label_column == "colour"
+    assert config.data.folds == 4
+
+
+def test_a_guess_is_said(comp: Comp) -> None:
+    save(*[f"d/train/{n}.png" for n in range(20)])
+    write_table("d/train.csv", [["id", "kind", "colour"], *[[n, n % 2, n % 4] for n in range(20)]])
+    guesses = json.loads(comp("init", "d", "--json").out)["guessed"]
+    assert any("data.csv.label_column" in guess and "'kind'" in guess and "'colour'" in guess for guess in guesses)
+    assert any("--metric" in guess for guess in guesses)
+
+
+def test_local_weights_are_used_where_they_lie(comp: Comp) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    save(*[f"d/train/{name}/{n}.png" for name in ("a", "b") for n in range(5)], side=64)
+    Path("d/weights").mkdir()
+    save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), "d/weights/tf_efficientnet_lite0.safetensors")
+    config = made(comp, "--preset", "fast")
+    assert (config.model.name, config.model.pretrained) == ("tf_efficientnet_lite0", True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["nowhere"], "nowhere"),
+        (["empty"], "train.csv"),
+        (["file.zip"], "unzip"),
+        (["d", "--preset", "goood"], "good"),
+        (["d", "--budget", "soon"], "--budget"),
+        (["d", "--metric", "acuracy"], "accuracy"),
+        (["d", "data.csv.nothing=1"], "data.csv.nothing"),
+    ],
+)
+def test_what_cannot_be_described_is_refused_with_one_message(comp: Comp, arguments: list[str], named: str) -> None:
+    Path("empty").mkdir()
+    Path("file.zip").write_bytes(b"PK\x05\x06" + bytes(18))
+    save(*[f"d/train/{name}/{n}.png" for name in ("a", "b") for n in range(5)])
+    result = comp("init", *arguments)
+    assert result.code == 2
+    assert named in result.err
+    assert "Traceback" not in result.err
+    assert not Path("comp.yaml").exists()
+
+
+def test_an_existing_config_is_kept(comp: Comp) -> None:
+    save(*[f"d/train/{name}/{n}.png" for name in ("a", "b") for n in range(5)])
+    Path("comp.yaml").write_text("mine: true\n")
+    assert comp("init", "d").code == 2
+    assert yaml.safe_load(Path("comp.yaml").read_text()) == {"mine": True}
+    assert comp("init", "d", "--force").code == 0
+    assert "competition" in yaml.safe_load(Path("comp.yaml").read_text())

@@ -17,7 +17,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from comp.runtime import gpu
+from comp.runtime import cores, gpu
 from comp.runtime.errors import ConfigError, RunError
 
 _POLL_SECONDS = 0.05
@@ -37,9 +37,12 @@ def check_gpus(gpus: int, device: str) -> None:
         device: `train.device`.
 
     Raises:
-        ConfigError: fewer GPUs, or none that torch can use.
+        ConfigError: fewer GPUs, or none that torch can use; on the CPU, more processes than cores.
     """
     if device == "cpu":
+        most = max(2, cores.usable_cores())
+        if gpus > most:
+            raise ConfigError(f"--gpus {gpus}: expected at most {most} processes with train.device=cpu, one a core")
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus <= count:

@@ -11,7 +11,7 @@ from typing import Any
 
 from comp import config as configs
 from comp.config import Config, parse_duration
-from comp.config.yaml_io import parse_override, parse_yaml
+from comp.config.yaml_io import dump_yaml, parse_override
 from comp.data.dataset import Dataset
 from comp.data.sources.detect import Layout, detect_layout
 from comp.models import weights
@@ -316,7 +316,7 @@ def _flow(value: Any) -> str:
         return "{" + ", ".join(f"{_flow(key)}: {_flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_flow, value)) + "]"
-    if isinstance(value, str) and _BARE.fullmatch(value) and parse_yaml(value, "init") == value:
+    if isinstance(value, str) and _BARE.fullmatch(value) and dump_yaml([value], allow_unicode=True) == f"- {value}\n":
         return value
     return json.dumps(value, ensure_ascii=False)
 

@@ -1,11 +1,13 @@
 """Eight image-classification competitions, packed like Kaggle's downloads, each from data to a correct CSV.
 
+Slow tests train the configs that `comp init` writes, as they are.
 Layouts, tables, names, metrics and samples are those of MLE-bench's eight (lite) tasks of this kind. The images are
 scanned digits, so the truth is known, and scikit-learn computes the score. A config has at most ten lines.
 """
 
 import csv
 import io
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
@@ -62,10 +64,11 @@ def packed(archive: str, *paths: str) -> None:
             shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink()
 
 
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=["by hand", pytest.param("by init", marks=pytest.mark.slow)])
+def workplace(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("d").mkdir()
+    Path("made").write_text(request.param)
 
 
 def submitted(comp: Comp, config: str, header: Sequence[str], ids: Sequence[str], *, epochs: int = 8) -> np.ndarray:
@@ -73,6 +76,10 @@ def submitted(comp: Comp, config: str, header: Sequence[str], ids: Sequence[str]
     text = config.strip() + TRAINING.replace("EPOCHS", str(epochs))
     assert len(text.strip().splitlines()) <= 10
     Path("c.yaml").write_text(text)
+    if Path("made").read_text() == "by init":
+        metric = re.findall(r"metric: (\w+)", config)[0]
+        made = comp("init", "d", "-o", "c.yaml", "--force", "--metric", metric, "--budget", "100s")
+        assert made.code == 0, made.err
     result = comp("run", "c.yaml", "-o", "s.csv")
     assert result.code == 0, result.err
     assert comp("check", "s.csv").code == 0

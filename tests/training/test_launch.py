@@ -14,6 +14,7 @@ import torch
 
 from comp import config as configs
 from comp.results.runs import Run, list_runs
+from comp.runtime import cores
 from comp.workflows import train
 from tests.support.commands import Result, assert_refused
 from tests.support.configs import QUICK
@@ -109,6 +110,12 @@ def test_more_gpus_than_there_are_are_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert_refused(comp(command, "small.yaml", "train.device=auto", "--gpus", 2), *parts)
+    assert not Path("runs").exists()
+
+
+def test_more_processes_than_cores_are_refused(workplace: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "usable_cores", lambda: 3)
+    assert_refused(comp("train", "small.yaml", "train.device=cpu", "--gpus", 1000), "--gpus 1000", "at most 3")
     assert not Path("runs").exists()
 
 

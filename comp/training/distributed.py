@@ -14,6 +14,8 @@ An error is reported by the process that meets it first; the others end without 
 import contextlib
 import datetime
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
@@ -33,6 +35,9 @@ from comp.training.budget import FixedEpochs, StepPlanner
 from comp.training.schedules import Plan
 
 _Value = TypeVar("_Value")
+
+LAUNCHED = "COMP_LAUNCHED"
+"""Environment variable of processes that `comp.training.launch` started."""
 
 # Processes wait while the main one validates or times; a process that dies is noticed by its closed connection.
 _TIMEOUT = datetime.timedelta(days=1)
@@ -352,6 +357,8 @@ def join_group() -> Iterator[SingleProcess]:
     if not is_distributed():
         yield SINGLE_PROCESS
         return
+    if LAUNCHED in os.environ:
+        threading.Thread(target=_stop_with_parent, daemon=True).start()
     store, rank, size = next(rendezvous("env://", timeout=_TIMEOUT))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
@@ -369,6 +376,14 @@ def join_group() -> Iterator[SingleProcess]:
     finally:
         if dist.is_initialized():  # else all have left
             dist.destroy_process_group()
+
+
+def _stop_with_parent() -> None:
+    """Wait for the end of standard input, which the starting process holds open, and stop as at a signal."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 1 << 10):  # not sys.stdin, whose lock a thread must not hold at the interpreter's end
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _first_report(store: Any, rank: int, exit_code: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from comp.runtime import cores, gpu
 from comp.runtime.errors import ConfigError, RunError
+from comp.training.distributed import LAUNCHED
 
 _POLL_SECONDS = 0.05
 # Once a process has failed or the main one has ended, the others notice at their next message; at the latest after
@@ -74,6 +75,7 @@ def start(arguments: Sequence[str], processes: int) -> int:
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # so the main process joins that store, and opens none
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
+        LAUNCHED: "1",
     }
     # As this process was started: with -P the working directory's modules cannot hide installed ones.
     command = [sys.executable, *["-P"] * sys.flags.safe_path, "-m", "comp", *arguments]
@@ -82,16 +84,18 @@ def start(arguments: Sequence[str], processes: int) -> int:
         try:
             for rank in range(processes):
                 numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                # In a session of its own: a terminal's Ctrl-C arrives once, passed on, and not as two signals.
+                # In a session of its own: a terminal's Ctrl-C arrives once, passed on, and not as two signals. Its
+                # standard input ends when this process does, even if that is killed.
+                environment = {**os.environ, **shared, **numbers}
                 started.append(
-                    subprocess.Popen(command, env={**os.environ, **shared, **numbers}, start_new_session=True)
+                    subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.PIPE)
                 )
             _wait(started)
         finally:
             for process in started:
                 if process.poll() is None:
                     process.kill()
-                process.wait()
+                process.communicate()
     return _exit_code([process.returncode for process in started])
 
 

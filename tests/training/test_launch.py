@@ -193,6 +193,22 @@ def test_killed_processes_end_all_with_one_message(start: Start, ranks: tuple[in
     assert not the_run().is_complete()
 
 
+@pytest.mark.slow  # 15 s
+def test_processes_stop_with_a_checkpoint_when_the_command_that_started_them_is_killed(start: Start) -> None:
+    process = start("train", "small.yaml", *LONG)
+    wait_for_a_checkpoint(Path("runs"), process)
+    children = children_of(process.pid)
+    process.kill()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in children.values()):
+        assert time.monotonic() < deadline, "the processes go on"
+        time.sleep(0.1)
+    process.communicate()
+    run = the_run()
+    assert not run.is_complete()
+    assert (run.path / "state.pt").exists()
+
+
 @pytest.mark.slow  # 20 s
 def test_two_trainings_start_at_once_on_one_machine(start: Start) -> None:
     both = [start("train", "small.yaml", *UNSUBMITTED, f"seed={seed}") for seed in (1, 2)]

@@ -243,6 +243,8 @@ class _Tuner:
             step = self._step(variant)
             try:
                 building[_label(variant)] = _seconds(step, batch)
+                if variant.cuda_graphs:
+                    step(*batch)  # the second call captures, and may fail to
             except ConfigError as error:
                 self._choice.notes.append(f"{error}; steps run uncompiled")
                 break

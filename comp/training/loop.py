@@ -203,7 +203,7 @@ def _train_epoch(context: TrainContext, state: TrainState, saver: _Saver, progre
     context.model.train()
     progress_of_all = context.team.synced_progress(progress)
     shard, images = context.team.shard(order, context.batch_size)
-    for planned in planned_batches(context, shard, images, epoch=number, start=state.step):
+    for planned in _training_batches(context, state, meter, shard, images):
         if context.is_over(state):
             break
         taken = context.stepper.steps
@@ -252,6 +252,20 @@ def _train_epoch(context: TrainContext, state: TrainState, saver: _Saver, progre
     state.epoch, state.step, state.seen, state.loss_sum, state.right_sum = number, 0, 0, 0.0, 0.0
     state.notes = []
     return epoch
+
+
+def _training_batches(
+    context: TrainContext, state: TrainState, meter: EpochMeter, shard: Tensor, images: int
+) -> Iterator[PlannedBatch]:
+    """Yield what is left of an epoch's batches.
+
+    Raises:
+        OutOfMemoryError: a batch or its plan does not fit.
+    """
+    try:
+        yield from planned_batches(context, shard, images, epoch=state.epoch + 1, start=state.step)
+    except (RuntimeError, MemoryError) as error:
+        _stop_out_of_memory(context, state, meter, error)
 
 
 def _score_epoch(context: TrainContext, state: TrainState, progress: Progress) -> tuple[Scores, float | None]:

@@ -33,13 +33,18 @@ def test_no_corruption_reads_a_value_back_from_the_device(name: str, side: int) 
         assert (after.device.type, after.shape) == ("meta", images.shape)
 
 
-def test_chunks_are_halved_where_the_devices_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("cuBLAS error: CUBLAS_STATUS_ALLOC_FAILED")]
+)
+def test_chunks_are_halved_where_the_devices_memory_runs_out(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
     sizes: list[int] = []
 
     def crowded(images: Tensor, keys: Tensor, scale: float, *parameters: float) -> Tensor:
         sizes.append(len(images))
         if len(images) > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return images
 
     monkeypatch.setitem(CORRUPTIONS, "contrast", replace(CORRUPTIONS["contrast"], function=crowded))

@@ -304,6 +304,31 @@ def test_steps_are_captured_only_on_cuda_by_one_process_that_takes_whole_batches
     assert autotune.compiled_variants(cuda, whole_batches=True) == [compiled]
 
 
+def test_steps_that_cannot_be_captured_leave_the_compiled_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = device.Execution("cuda", "fp32", channels_last=True, threads=2)
+    variants = autotune.compiled_variants(plain, whole_batches=True)
+
+    def step_of(_tuner: object, execution: device.Execution) -> autotune.Step:
+        calls = 0
+
+        def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+            nonlocal calls
+            calls += 1
+            if execution.cuda_graphs and calls == 2:  # the first call compiles, the second one captures
+                raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+        return step
+
+    monkeypatch.setattr(autotune._Tuner, "_step", step_of)
+    choice = autotune.ExecutionChoice(plain)
+    tuner = autotune._Tuner.__new__(autotune._Tuner)
+    tuner._choice = choice
+    steps, building = tuner._built(variants, (torch.zeros(1), torch.zeros(1)))
+    assert list(steps) == variants[:1]
+    assert building.keys() >= {autotune._label(variants[0])}
+    assert "cannot be captured as CUDA graphs (CUDA error" in choice.notes[0]
+
+
 def test_a_run_that_goes_on_in_micro_batches_is_compiled_but_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     modes: list[str | None] = []
     monkeypatch.setattr(device, "_compiled", lambda model, mode=None: modes.append(mode) or model)

@@ -3,7 +3,7 @@
 import itertools
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from comp.results import prediction_files
 from comp.results.runs import Run
 from comp.runtime import memory
 from comp.runtime.errors import ConfigError
-from comp.training import optimizers
+from comp.training import loop, optimizers
+from comp.training.batches import PlannedBatch, planned_batches
 from comp.workflows import train
 from comp.workflows.load import load_run
 from comp.workflows.predict import options_for, predict_split
@@ -119,7 +120,7 @@ def test_the_rate_is_found_in_smaller_parts(
     assert_refused(comp("lr-find", "small.yaml", "--steps", "20"), "2 images at a time", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-@pytest.mark.parametrize("when", ["step", "validation"])
+@pytest.mark.parametrize("when", ["batch", "step", "validation"])
 def test_a_training_that_does_not_fit_any_more_can_be_resumed_with_the_same_bits(
     workplace: Path, comp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
@@ -131,11 +132,19 @@ def test_a_training_that_does_not_fit_any_more_can_be_resumed_with_the_same_bits
             return forward(self, images)
         raise ERRORS["CUDA"]()
 
+    def batches(*arguments: Any, **settings: Any) -> Iterator[PlannedBatch]:
+        yield from itertools.islice(planned_batches(*arguments, **settings), 3)
+        raise ERRORS["CUDA"]()
+
     with monkeypatch.context() as patched:
-        patched.setattr(Classifier, "forward", full)
+        if when == "batch":
+            patched.setattr(loop, "planned_batches", batches)
+        else:
+            patched.setattr(Classifier, "forward", full)
         result = comp("train", "small.yaml", "competition.ood_validation.severities=[]", "--runs", "stopped")
     stopped = the_run(Path("stopped"))
-    assert_refused(result, "at a time", "a device with more memory", f"comp run --resume {stopped.path}")
+    size = "a batch of" if when == "batch" else "at a time"
+    assert_refused(result, size, "a device with more memory", f"comp run --resume {stopped.path}")
     assert (stopped.path / "state.pt").exists()
     train.resume(stopped)
     assert_same_weights(whole, stopped)

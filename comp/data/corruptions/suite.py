@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from comp.augment.kernels import filters, jpeg
 from comp.data.corruptions import blurs, constants, weather
 from comp.data.corruptions.blurs import NUDGE
-from comp.runtime import rng
+from comp.runtime import memory, rng
 from comp.runtime.errors import ConfigError, DataError, unknown
 
 Family = Literal["noise", "blur", "weather", "digital"]
@@ -288,7 +288,8 @@ def corrupt(images: Tensor, name: str, severity: int, *, seed: int, indices: Ten
         parts = [slice(start, start + count) for start in range(0, len(images), count)]
         _spread(fill, parts, torch.get_num_threads())
     else:
-        _fill_fitting(fill, len(images), count)
+        # A training may have left the accelerator too little memory.
+        deque(memory.MicroBatch(count).parts(len(images), fill), maxlen=0)
     return result
 
 
@@ -296,20 +297,6 @@ def images_at_once(image_shape: Sequence[int], device: torch.device) -> int:
     """Return how many images of a shape (C, H, W) are corrupted together on a device."""
     values = _CHUNK_VALUES if device.type == "cpu" else _CHUNK_VALUES_GPU
     return max(1, values // math.prod(image_shape))
-
-
-def _fill_fitting(fill: Callable[[slice], None], total: int, count: int) -> None:
-    """Run chunk after chunk on an accelerator; where a training left it too little memory, smaller ones."""
-    start = 0
-    while start < total:
-        try:
-            fill(slice(start, start + count))
-        except torch.OutOfMemoryError:
-            if count == 1:
-                raise
-            count //= 2
-        else:
-            start += count
 
 
 def _spread(work: Callable[[slice], None], parts: Sequence[slice], threads: int) -> None:

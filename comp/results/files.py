@@ -60,13 +60,21 @@ def write_files_atomically(contents: Mapping[Path, Content], *, replace: bool = 
     except FileExistsError:
         raise
     except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder") from None
+        raise _unwritable(path, error) from None
+    except RuntimeError as error:  # of torch's archives, which hides the reason
+        if isinstance(error.__context__, OSError):
+            raise _unwritable(path, error.__context__) from None
+        raise
     finally:
         for temporary in staged.values():
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
     for folder in {path.parent for path in contents}:
         _sync_folder(folder)
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder")
 
 
 def _move_into_place(temporary: Path, path: Path, replace: bool) -> None:

@@ -44,17 +44,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that an allocation failed."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
+    text = str(error).strip().lower()
+    if isinstance(error, ImportError):  # a library that does not fit the address space
+        return "failed to map segment" in text
     if not isinstance(error, RuntimeError):
         return False
-    text = str(error).strip().lower()
     if type(error).__name__ == "OutOfMemoryError" or text in _WHOLE_MESSAGES:
         return True
     return any(message in text for message in _MESSAGES)
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line of an error."""
-    return str(error).partition("\n")[0] or type(error).__name__
+    """Return the first line of an error, and the limit of this process if it has one."""
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    limit = address_limit()
+    return reason if limit is None else f"{reason}; ulimit -v allows {limit / 1e9:.1f} GB"
 
 
 def release_cached() -> None:

@@ -248,11 +248,9 @@ class _Tuner:
             except ConfigError as error:
                 self._choice.notes.append(f"{error}; steps run uncompiled")
                 break
-            except RuntimeError as error:
-                if not variant.cuda_graphs:
-                    raise
-                reason = str(error).partition("\n")[0]
-                self._choice.notes.append(f"train.compile: steps cannot be captured as CUDA graphs ({reason})")
+            except (RuntimeError, MemoryError) as error:
+                what = "captured as CUDA graphs" if variant.cuda_graphs else "compiled"
+                self._choice.notes.append(f"train.compile: steps cannot be {what} ({memory.reason_of(error)})")
                 break
             steps[variant] = step
         return steps, building

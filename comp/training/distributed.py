@@ -41,6 +41,7 @@ LAUNCHED = "COMP_LAUNCHED"
 
 # Processes wait while the main one validates or times; a process that dies is noticed by its closed connection.
 _TIMEOUT = datetime.timedelta(days=1)
+_JOIN_TIMEOUT = datetime.timedelta(minutes=10)  # they start at the same time
 # What Gloo and NCCL say when another process has gone. NCCL has other errors too; Gloo, between CPUs, hardly.
 _GONE = (
     "closed by peer",
@@ -342,7 +343,24 @@ class ReadOnlyRun(Run):
 
 def is_distributed() -> bool:
     """Return whether this is one of several processes, started by `launch` or torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+
+
+def _check_environment() -> None:
+    """Check what the starting process sets.
+
+    Raises:
+        ConfigError: WORLD_SIZE is set without the rest, for example by a batch system.
+    """
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
+    wrong = [f"{name}={os.environ.get(name, '')!r}" for name in names if not os.environ.get(name, "").isdecimal()]
+    if not os.environ.get("MASTER_ADDR"):
+        wrong.append("MASTER_ADDR=''")
+    if wrong:
+        raise ConfigError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set, as by torchrun, but {', '.join(wrong)}: to train in one "
+            "process unset WORLD_SIZE; for several use --gpus N or torchrun"
+        )
 
 
 @contextlib.contextmanager
@@ -357,9 +375,11 @@ def join_group() -> Iterator[SingleProcess]:
     if not is_distributed():
         yield SINGLE_PROCESS
         return
+    _check_environment()
     if LAUNCHED in os.environ:
         threading.Thread(target=_stop_with_parent, daemon=True).start()
-    store, rank, size = next(rendezvous("env://", timeout=_TIMEOUT))
+    store, rank, size = next(rendezvous("env://", timeout=_JOIN_TIMEOUT))
+    store.set_timeout(_TIMEOUT)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     try:
@@ -414,7 +434,7 @@ def explain(error: BaseException, rank: int, size: int) -> BaseException:
     ):
         return RunError(
             "another process of this training has died, so all processes end; resume from the last checkpoint: "
-            f"comp train --resume RUN --gpus {size}"
+            f"comp run --resume RUN --gpus {size}"
         )
     if is_nccl:
         return RunError(

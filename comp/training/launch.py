@@ -17,7 +17,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from comp.runtime import cores, gpu
+from comp.runtime import cores, gpu, signals
 from comp.runtime.errors import ConfigError, RunError
 from comp.training.distributed import LAUNCHED
 
@@ -80,7 +80,8 @@ def start(arguments: Sequence[str], processes: int) -> int:
     # As this process was started: with -P the working directory's modules cannot hide installed ones.
     command = [sys.executable, *["-P"] * sys.flags.safe_path, "-m", "comp", *arguments]
     started: list[Process] = []
-    with _passing_signals(started):
+    with _passing_signals(started) as received:
+        signals.raise_if_interrupted()
         try:
             for rank in range(processes):
                 numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -90,6 +91,8 @@ def start(arguments: Sequence[str], processes: int) -> int:
                 started.append(
                     subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.PIPE)
                 )
+                for signum in received:
+                    started[-1].send_signal(signum)
             _wait(started)
         finally:
             for process in started:
@@ -100,10 +103,15 @@ def start(arguments: Sequence[str], processes: int) -> int:
 
 
 @contextlib.contextmanager
-def _passing_signals(processes: list[Process]) -> Iterator[None]:
-    """Context manager: signals go to the processes; the first one stops a training, the second ends it at once."""
+def _passing_signals(processes: list[Process]) -> Iterator[list[int]]:
+    """Context manager: signals go to the processes; the first one stops a training, the second ends it at once.
+
+    Yields the signals so far, for processes that start later.
+    """
+    received: list[int] = []
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
         for process in processes:
             process.send_signal(signum)
 
@@ -113,7 +121,7 @@ def _passing_signals(processes: list[Process]) -> Iterator[None]:
     for signum in before:
         signal.signal(signum, pass_on)
     try:
-        yield
+        yield received
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
@@ -151,6 +159,6 @@ def _exit_code(codes: Sequence[int]) -> int:
     if signum == getattr(signal, "SIGKILL", None):
         raise RunError(
             "the processes of this training were killed (SIGKILL), often for want of main memory; resume from the last "
-            "checkpoint: comp train --resume RUN, with the same --gpus"
+            "checkpoint: comp run --resume RUN, with the same --gpus"
         )
     return 128 + signum

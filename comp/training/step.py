@@ -81,12 +81,12 @@ class Stepper:
             RunError: the optimizer's state does not fit.
         """
         loss, logits = self.memory.fit(count, lambda size: self._attempt(count, seed, compute, size))
-        self.steps += 1
         if self._clip is not None or self._norms.enabled:
             self.scaler.unscale_(self._optimizer)
         self._norms.add_step()
         if self._clip is not None:
             self._clip()
+        self.steps += 1
         try:
             self.scaler.step(self._optimizer)
         except (RuntimeError, MemoryError) as error:

@@ -220,12 +220,13 @@ def test_a_submission_folder_that_is_a_file_is_told_before_training(workplace: P
     assert Path("submissions").read_text() == "mine"
 
 
-def test_a_full_disk_is_told_and_the_file_before_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("writes", ["bytes(5000)", "lambda file: torch.save(torch.zeros(5000), file)"])
+def test_a_full_disk_is_told_and_the_file_before_stays(tmp_path: Path, writes: str) -> None:
     program = (
-        "import resource, sys; from pathlib import Path; from comp.results import files\n"
+        "import resource, sys, torch; from pathlib import Path; from comp.results import files\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); import signal\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "try: files.write_atomically(Path('kept.bin'), bytes(5000))\n"
+        f"try: files.write_atomically(Path('kept.bin'), {writes})\n"
         "except files.RunError as error: print(error); sys.exit(2)"
     )
     (tmp_path / "kept.bin").write_bytes(b"before")

@@ -113,6 +113,24 @@ def test_more_gpus_than_there_are_are_refused(
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("environment", "parts"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0"}, ("WORLD_SIZE=2", "LOCAL_RANK", "MASTER_PORT", "unset")),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, ("WORLD_SIZE=two", "unset")),
+    ],
+)
+def test_half_of_what_torchrun_sets_is_one_message(
+    workplace: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], parts: tuple[str, ...]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert_refused(comp("train", "small.yaml", "train.device=cpu"), *parts)
+    if environment["WORLD_SIZE"] == "2":
+        assert_refused(comp("train", "small.yaml", "train.device=cpu", "--gpus", 2), "--gpus 2", "WORLD_SIZE=2")
+    assert not Path("runs").exists()
+
+
 def test_more_processes_than_cores_are_refused(workplace: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "usable_cores", lambda: 3)
     assert_refused(comp("train", "small.yaml", "train.device=cpu", "--gpus", 1000), "--gpus 1000", "at most 3")
@@ -126,7 +144,7 @@ def test_wrong_input_is_refused_before_any_process_starts(
     assert_refused(comp("run", "small.yaml", "--rehearse", "--gpus", 2), "--rehearse", "--gpus")
     assert_refused(comp("run", "small.yaml", "-o", "small.yaml", "--gpus", 2), "small.yaml")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert_refused(comp("train", "small.yaml", "--gpus", 3), "--gpus 3", "torchrun has started 2")
+    assert_refused(comp("train", "small.yaml", "--gpus", 3), "--gpus 3", "WORLD_SIZE=2")
     assert_refused(comp("run", "small.yaml", "--rehearse"), "comp run --rehearse", "torchrun")
 
 
@@ -191,6 +209,16 @@ def test_killed_processes_end_all_with_one_message(start: Start, ranks: tuple[in
     assert output.count("error: ") == output.count(f"error: {message}") == 1
     assert "Traceback" not in output
     assert not the_run().is_complete()
+
+
+@pytest.mark.slow  # 10 s
+def test_a_signal_while_the_command_starts_stops_it(start: Start) -> None:
+    process = start("train", "small.yaml", *LONG)
+    time.sleep(1.5)  # while it imports
+    process.terminate()
+    code, output = ended(process)
+    assert code == 143, output
+    assert "Traceback" not in output
 
 
 @pytest.mark.slow  # 15 s

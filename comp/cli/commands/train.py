@@ -267,8 +267,11 @@ def _start_processes(context: typer.Context, gpus: int | None, load: "Callable[[
     from comp.training import distributed
 
     if distributed.is_distributed():
-        if gpus and str(gpus) != os.environ["WORLD_SIZE"]:
-            raise ConfigError(f"--gpus {gpus}: torchrun has started {os.environ['WORLD_SIZE']} processes; leave it out")
+        if gpus and distributed.LAUNCHED not in os.environ:
+            raise ConfigError(
+                f"--gpus {gpus}: WORLD_SIZE={os.environ['WORLD_SIZE']} says that torchrun has started the processes; "
+                "leave it out, or unset WORLD_SIZE"
+            )
     elif gpus and gpus > 1:
         from comp.training import launch
 

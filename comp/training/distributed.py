@@ -13,6 +13,7 @@ An error is reported by the process that meets it first; the others end without 
 
 import contextlib
 import datetime
+import gc
 import os
 import signal
 import threading
@@ -396,6 +397,7 @@ def join_group() -> Iterator[SingleProcess]:
     finally:
         if dist.is_initialized():  # else all have left
             dist.destroy_process_group()
+        gc.collect()  # what still holds the group would end its threads too late, and abort the process at its end
 
 
 def _stop_with_parent() -> None:

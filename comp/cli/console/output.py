@@ -17,6 +17,7 @@ from comp.runtime import signals
 
 _EDGES = 3  # columns of a cell's padding and border
 _FILE_WIDTH = 200  # columns of a file or a pipe: nothing is cut off
+_SHORTEST_TIMED_SECONDS = 0.2  # of a task, before its speed is printed: the first call comes after some images
 _PLAIN_EVERY_SECONDS = 10.0  # between progress lines if stderr is a file
 # Names of files, runs and classes are printed verbatim: `[red]` is not a colour, and `:cat:` not an emoji.
 _VERBATIM: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False, "emoji": False}
@@ -126,31 +127,31 @@ class Bars:
     def __init__(self, display: Progress) -> None:
         self._display = display
         self._task: TaskID | None = None
-        self._what = ""
+        self._what, self._first = "", 0
         self._began = self._printed = time.perf_counter()
 
     def __call__(self, what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         """Show the progress; raise `Interrupted` after a signal."""
         if what != self._what:
-            self._begin(what, total, unit)
+            self._begin(what, done, total, unit)
         assert self._task is not None
         self._display.update(self._task, completed=done, total=total or None, note=note)
         if not err.is_terminal:
             self._print_line(what, done, total, unit, note)
         signals.raise_if_interrupted()
 
-    def _begin(self, what: str, total: int, unit: str) -> None:
+    def _begin(self, what: str, done: int, total: int, unit: str) -> None:
         if self._task is not None:
             self._display.remove_task(self._task)
         self._task = self._display.add_task(what, total=total or None, unit=unit, note="")
-        self._what, self._began = what, time.perf_counter()
+        self._what, self._began, self._first = what, time.perf_counter(), done
 
     def _print_line(self, what: str, done: int, total: int, unit: str, note: str) -> None:
         now = time.perf_counter()
-        if now - self._printed < _PLAIN_EVERY_SECONDS:
+        if now - self._printed < _PLAIN_EVERY_SECONDS or now - self._began < _SHORTEST_TIMED_SECONDS:
             return
         self._printed = now
-        rate = done / max(now - self._began, 1e-9)
+        rate = (done - self._first) / (now - self._began)
         left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
         err.print(f"{what}: {done:,} of {total:,} {unit}, {note or f'{rate:,.0f}/s'}{left}")
 

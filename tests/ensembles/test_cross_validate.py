@@ -14,7 +14,7 @@ from tests.support.commands import Result
 Comp = Callable[..., Result]
 SMALL = (
     "data.folds=3", "data.fold=1", "train.epochs=1", "competition.ood_validation.severities=[]",
-    "competition.suite.images_per_block=2", "train.device=cpu", "train.channels_last=false",
+    "competition.suite={files: 2, severities: 1, images_per_block: 8}", "train.device=cpu", "train.channels_last=false",
 )  # fmt: skip
 CONFIG = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
 
@@ -59,6 +59,7 @@ def test_a_repeated_command_trains_nothing_and_says_the_same(folder: Path, comp:
     assert sorted(path.name for path in Path("runs").rglob("*.safetensors")) == before
 
 
+@pytest.mark.slow
 def test_a_missing_fold_is_trained_and_the_others_stay(folder: Path, comp: Comp) -> None:
     first = json.loads(Path("result.json").read_text())
     shutil.rmtree(first["folds"][1])

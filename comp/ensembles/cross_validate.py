@@ -4,23 +4,26 @@ Folds are ordinary runs in one folder, `runs/<competition>/cv-<hash>/`. Repeatin
 fold, trains the missing ones, and leaves finished ones as they are.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 
 from comp import config as configs
 from comp.config import Config
 from comp.ensembles import combine
-from comp.results import runs, stats
+from comp.results import files, runs, stats
 from comp.results.run_metrics import RunMetrics
 from comp.results.runs import Run
 from comp.results.stats import Interval
-from comp.runtime.errors import ConfigError
+from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
 from comp.submission import write
+from comp.workflows.build import prepare
 from comp.workflows.checks import check_config, check_output
 from comp.workflows.train import resume, train
 
@@ -120,7 +123,35 @@ def cross_validate(
     check_config(folds[0], runs_root)
     check_output(folds[0], output, force=force)
     group = f"cv-{configs.fingerprint(folds[0])[:8]}"
-    existing = runs.list_runs(runs_root / config.competition.name / group)
+    folder = runs_root / config.competition.name / group
+    with _locked(folder):
+        return _train_and_combine(folds, folder, runs_root, output, force, progress, on_fold, training)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Context manager: only one command at a time trains the folds of a config."""
+    files.make_folder(folder)
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise RunError(f"{folder}: another comp cv trains these folds; wait for it, or stop it") from None
+
+
+def _train_and_combine(
+    folds: Sequence[Config],
+    folder: Path,
+    runs_root: Path,
+    output: Path | None,
+    force: bool,
+    progress: Progress,
+    on_fold: Callable[[int, Run | None], None],
+    training: dict[str, Any],
+) -> CrossValidation:
+    group = folder.name
+    fingerprint = prepare(folds[0], runs_root, progress).fingerprint
+    existing = [run for run in runs.list_runs(folder) if run.provenance().get("data_fingerprint") == fingerprint]
     trained = []
     for number, fold in enumerate(folds):
         run = _latest(existing, number)

@@ -17,7 +17,7 @@ from comp.data.sources.detect import Layout, detect_layout
 from comp.models import weights
 from comp.results import files
 from comp.runtime import device
-from comp.runtime.errors import ConfigError, UserError, unknown
+from comp.runtime.errors import ConfigError, DataError, unknown
 from comp.runtime.progress import Progress, quiet
 from comp.workflows.build import open_data
 
@@ -108,9 +108,13 @@ def draft_config(
     sections = _Sections()
     _describe_competition(sections, root, layout, metric)
     _describe_data(sections, root, layout, PRESETS[preset])
+    folds = _load(sections, overrides).data.folds
+    if folds is None:
+        sections.values["data"].pop("folds", None)
+        sections.values["data"].pop("fold", None)
     try:
         dataset = open_data(_load(sections, overrides), progress)
-    except UserError as error:
+    except DataError as error:
         raise type(error)(
             f"{error}\n  detected so far: {_shorten(sections.values['data'])}; set what is wrong behind the folder: "
             f"comp init {root} data.csv.label_column=NAME"
@@ -123,13 +127,16 @@ def draft_config(
         )
     sections.values["competition"]["metric"] = dataset.competition.metric
     sections.comments["competition.metric"] = "named" if metric != "auto" else "a guess: --metric names yours"
-    _describe_training(sections, dataset, PRESETS[preset], seconds, root)
+    _describe_training(sections, dataset, PRESETS[preset], seconds / (folds or 1), root)
+    sections.comments["train.budget"] = f"of a fold; {_format_duration(seconds)} for {folds}" if folds else "in all"
+    if any(override.startswith("model.name=") for override in overrides):
+        sections.values["model"] = {}  # its arguments are those of another network
     config = _load(sections, overrides)
     return Draft(
         _to_yaml(sections, root, preset, overrides),
         config,
         dataset,
-        tuple(_findings(sections, layout, dataset)),
+        tuple(_findings(sections, layout, dataset, config)),
         tuple(guesses),
     )
 
@@ -140,12 +147,12 @@ def write_config(draft: Draft, path: Path, *, force: bool = False) -> None:
     Raises:
         ConfigError: the file exists and `force` is off, or it cannot be written.
     """
+    if path.is_dir():
+        raise ConfigError(f"{path}: expected a file's name, found a folder; for example -o {path / 'comp.yaml'}")
     if path.exists() and not force:
         raise ConfigError(f"{path}: exists; choose another file with -o, or replace it with --force")
-    try:
-        files.write_atomically(path, draft.text.encode())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None
+    files.make_folder(path.parent)
+    files.write_atomically(path, draft.text.encode())
 
 
 def _read_budget(text: str) -> float:
@@ -207,13 +214,10 @@ def _image_size(sizes: Sequence[tuple[int, int]], most: int) -> tuple[int, str]:
 def _describe_training(sections: _Sections, dataset: Dataset, preset: Preset, seconds: float, root: Path) -> None:
     channels, height, width = dataset.competition.image_shape
     count = len(dataset.train)
-    folds = sections.values["data"].get("folds", 1)
     small = max(height, width) <= _SMALL_SIDE and min(height, width) >= 16
     describe = _describe_small if small else _describe_photos
     describe(sections, count, preset, root, grey=channels == 1)
-    sections.values.setdefault("train", {})["budget"] = _format_duration(seconds / folds)
-    total = _format_duration(seconds)
-    sections.comments["train.budget"] = f"of this fold; {total} for {folds} folds" if folds > 1 else "in all"
+    sections.values.setdefault("train", {})["budget"] = _format_duration(seconds)
     if preset.views != "none" and height == width and channels != 1:
         sections.values["predict"] = {"views": preset.views}
 
@@ -266,7 +270,7 @@ def _batch_size(count: int, most: int) -> int:
     return max(8, min(most, 1 << int(math.log2(max(1, count // 8)))))
 
 
-def _findings(sections: _Sections, layout: Layout, dataset: Dataset) -> list[str]:
+def _findings(sections: _Sections, layout: Layout, dataset: Dataset, config: Config) -> list[str]:
     competition = dataset.competition
     channels, height, width = competition.image_shape
     lines = [
@@ -276,9 +280,9 @@ def _findings(sections: _Sections, layout: Layout, dataset: Dataset) -> list[str
     ]
     if "csv.group_column" in layout.reasons:
         lines.append(f"groups: {layout.data['csv']['group_column']}, {layout.reasons['csv.group_column']}")
-    model = sections.values["model"]
+    model = config.model
     comment = sections.comments.get("model.pretrained") or sections.comments.get("model.name") or "from scratch"
-    lines.append(f"model: {model['name']}, {comment}")
+    lines.append(f"model: {model.name}, {comment}")
     return [*lines, *dataset.notes]
 
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 
@@ -69,6 +70,25 @@ def test_a_missing_fold_is_trained_and_the_others_stay(folder: Path, comp: Comp)
     assert second["folds"][::2] == first["folds"][::2]
     assert second["folds"][1] != first["folds"][1]
     assert second["scores"]["accuracy"]["folds"] == pytest.approx(first["scores"]["accuracy"]["folds"])
+
+
+@pytest.mark.slow
+def test_folds_of_other_data_are_trained_anew(folder: Path, comp: Comp) -> None:
+    first = json.loads(Path("result.json").read_text())
+    for path in first["folds"]:
+        provenance = Path(path) / "provenance.json"
+        provenance.write_text(provenance.read_text().replace('"data_fingerprint": "', '"data_fingerprint": "0'))
+    result = comp("cv", CONFIG, *SMALL, "--json")
+    assert result.code == 0, result.err
+    assert not set(json.loads(result.out)["folds"]) & set(first["folds"])
+
+
+def test_two_commands_at_once_are_refused(folder: Path, comp: Comp) -> None:
+    (group,) = Path("runs").glob("*/cv-*")
+    with filelock.FileLock(group / ".lock"):
+        result = comp("cv", CONFIG, *SMALL)
+    assert result.code == 2
+    assert "another comp cv" in result.err
 
 
 def test_the_leaderboard_has_one_line_for_the_folds_together(folder: Path, comp: Comp) -> None:

@@ -104,6 +104,51 @@ def test_what_was_detected_wrongly_is_set_behind_the_folder(comp: Comp) -> None:
     assert config.data.folds == 4
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "extra"),
+    [("train", "test", 0), ("train_images", "test_images", 5), ("images", "a_test", 3), ("zz/train", "aa/test", 0)],
+)
+def test_training_and_test_images_of_the_same_names_are_not_confused(
+    comp: Comp, train: str, test: str, extra: int
+) -> None:
+    save(*[f"d/{train}/{n}.png" for n in range(20 + extra)])
+    save(*[f"d/{test}/{n}.png" for n in range(20)])
+    write_table("d/train.csv", [["id", "label"], *[[n, n % 2] for n in range(20)]])
+    write_table("d/sample_submission.csv", [["id", "label"], *[[n, 0] for n in range(20)]])
+    config = made(comp)
+    assert (config.data.csv.train, config.data.csv.test) == (train, test)
+
+
+def test_overrides_change_what_is_derived_from_them(comp: Comp) -> None:
+    save(*[f"d/train/{name}/{n}.png" for name in ("a", "b") for n in range(12)])
+    config = made(comp, "--budget", "15min", "data.folds=3", "model.name=resnet18", "model.stem=cifar")
+    assert config.train.budget == "5min"
+    assert not config.model.args
+    config = made(comp, "--budget", "15min", "data.folds=none", "--force")
+    assert (config.train.budget, config.data.folds) == ("15min", None)
+
+
+def test_missing_and_repeated_images_are_named(comp: Comp) -> None:
+    save(*[f"d/train/{n}.png" for n in range(19)])
+    rows = [[n, n % 2] for n in range(20)]
+    write_table("d/train.csv", [["id", "label"], *rows])
+    Path("d/README.txt").write_text("")
+    result = comp("init", "d")
+    assert result.code == 2
+    assert "1 of 20 ids have no image" in result.err
+    write_table("d/train.csv", [["id", "label"], *rows[:19], rows[3]])
+    result = comp("init", "d")
+    assert result.code == 2
+    assert "1 duplicate ids, first '3'" in result.err
+
+
+def test_a_sample_without_its_images_is_said(comp: Comp) -> None:
+    save(*[f"d/train/{n}.png" for n in range(20)])
+    write_table("d/train.csv", [["id", "label"], *[[n, n % 2] for n in range(20)]])
+    write_table("d/sample_submission.csv", [["id", "label"], *[[n + 50, 0] for n in range(5)]])
+    assert any("data.csv.test" in guess for guess in json.loads(comp("init", "d", "--json").out)["guessed"])
+
+
 def test_a_guess_is_said(comp: Comp) -> None:
     save(*[f"d/train/{n}.png" for n in range(20)])
     write_table("d/train.csv", [["id", "kind", "colour"], *[[n, n % 2, n % 4] for n in range(20)]])

@@ -66,7 +66,8 @@ def _print_folds(values: dict[str, Any]) -> None:
     for name, score in scores.items():
         if score["interval"]:
             low, high = score["interval"]
-            console.print_line(f"{name} out of fold: 95 % interval {low:.4f} to {high:.4f}")
+            what = "out of fold" if name == "accuracy" else "mean of the folds"
+            console.print_line(f"{name}, {what}: 95 % interval {low:.4f} to {high:.4f}")
     console.print_line(f"run         {values['run']}")
     if values["submission"]:
         console.print_line(f"submission  {values['submission']}")

@@ -37,6 +37,7 @@ _TRAIN_ARRAY, _TEST_ARRAY, _TEST_LABELS = "train_images", "test_images", "test_l
 _DEPTH = 3  # of folders that may hold all training images, such as `data/jpeg/train`
 _MOST_LOCATIONS = 24
 _PROBES = 40  # ids of a table that are looked up
+_HELD_SHARE = 0.8  # of them, in the folder of a table's images
 _HEADERS = 64  # images whose size is read
 _MOST_PATTERN_CLASSES = 1000
 _PATTERNS = (r"^([A-Za-z]+)[._ -]*\d+[.]", r"^([A-Za-z_ -]+?)[._ -]*\d+[.]", r"^\d+[._ -]+([A-Za-z]+)[.]")
@@ -121,7 +122,12 @@ def _locations(root: Path) -> dict[str, int]:
     Names are relative; an archive has no `.zip`, as in `data.csv.train`.
     """
     counts: Counter[str] = Counter()
+    visited: set[str] = set()
     for parent, folders, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(parent)) in visited:  # a link to a folder that was listed
+            folders.clear()
+            continue
+        visited.add(real)
         relative = Path(parent).relative_to(root)
         folders[:] = [folder for folder in folders if not folder.startswith(".") and len(relative.parts) < 2 * _DEPTH]
         images = sum(Path(name).suffix.lower() in decode.SUFFIXES for name in names if not name.startswith("."))
@@ -163,13 +169,15 @@ class _TrainingTable:
     ids: Sequence[str]
     location: str
     listing: Listing
+    alternatives: tuple[str, ...] = ()
+    """Other locations that hold images of these names."""
 
 
 def _detect_tables(root: Path) -> Layout | None:
     """Detect a table of labels, beside images or with the pixels in it."""
     sample = _read_sample(root)
     paths = [path for path in _tables(root) if not _is_sample(root, path)]
-    pixels = next((path for path in paths if not _is_test(path.name) and has_pixel_columns(path)), None)
+    pixels = next((path for path in paths if not _is_test(path.name) and _has_pixels(path)), None)
     if pixels is not None:
         return _pixel_layout(root, pixels)
     locations = {name: _open_listing(root, name) for name in _locations(root)}
@@ -186,12 +194,24 @@ def _detect_tables(root: Path) -> Layout | None:
         data |= {"groups": "column"}
         data["csv"]["group_column"] = group
         reasons["csv.group_column"] = f"several images share a {group}, so they stay in one fold"
-    test = _test_location(root, sample, locations, train)
+    test, doubts = _test_location(sample, locations, train)
+    guesses += doubts
+    if train.alternatives:
+        guesses.append(
+            f"data.csv.train: {train.location} is taken; {first_few(train.alternatives)} hold images of the same names"
+        )
     if test not in ("", "test"):
         data["csv"]["test"] = test
         reasons["csv.test"] = "holds the images of the sample submission" if sample else "holds the test images"
     sizes = _read_sizes([path for _, path in train.listing.files()])
     return Layout(_without_defaults(data), reasons, bool(test), sizes, tuple(guesses))
+
+
+def _has_pixels(path: Path) -> bool:
+    try:
+        return has_pixel_columns(path)
+    except DataError:  # empty, or no table at all
+        return False
 
 
 def _csv_section(train: _TrainingTable) -> tuple[dict[str, Any], dict[str, str]]:
@@ -253,14 +273,31 @@ def _match_table(
     preferred = find_id_column(list(map(str, cells.columns)), CSVConfig(), sample, path)
     columns = sorted(map(str, cells.columns), key=lambda column: column != preferred)
     for column in columns:
-        if not cells[column].is_unique:
+        if column != preferred and not cells[column].is_unique:
             continue
-        holding = [name for name, listing in locations.items() if all(map(listing.contains, probes[column]))]
+        holding = _holding(locations, probes[column].tolist())
         if holding:
-            smallest = min(holding, key=lambda name: (len(locations[name]), -_depth(name)))
+            ranked = sorted(holding, key=lambda name: (_is_test(name), "train" not in name.lower(), name))
             name = path.relative_to(root).as_posix()
-            return _TrainingTable(name, cells, cells[column].tolist(), smallest, locations[smallest])
+            return _TrainingTable(
+                name, cells, cells[column].tolist(), ranked[0], locations[ranked[0]], tuple(ranked[1:])
+            )
     return None
+
+
+def _holding(locations: dict[str, Listing], ids: Sequence[str]) -> list[str]:
+    """Return the locations that hold nearly all of some ids, without those that merely contain another one of them.
+
+    A few may be missing: opening the data says which.
+    """
+    holding = [
+        name for name, files in locations.items() if sum(map(files.contains, ids)) >= _HELD_SHARE * max(1, len(ids))
+    ]
+    return [
+        name
+        for name in holding
+        if not any(other != name and (name == "." or other.startswith(f"{name}/")) for other in holding)
+    ]
 
 
 def _detect_labels(
@@ -309,16 +346,32 @@ def _group_column(cells: "pd.DataFrame", used: Sequence[str]) -> str:
 
 
 def _test_location(
-    root: Path, sample: SampleSubmission | None, locations: dict[str, Listing], train: _TrainingTable
-) -> str:
-    """Return the location of the test images; empty if there is none."""
+    sample: SampleSubmission | None, locations: dict[str, Listing], train: _TrainingTable
+) -> tuple[str, list[str]]:
+    """Return the location of the test images, empty if there is none, and guesses.
+
+    The training images' own location counts only if no id of the sample is a training id.
+    """
+    shares = sample is not None and set(sample.ids) & set(train.ids)
     if sample is not None:
         step = max(1, len(sample.ids) // _PROBES)
-        holding = [n for n, listing in locations.items() if all(map(listing.contains, sample.ids[::step]))]
-        if holding:
-            return min(holding, key=lambda name: (len(locations[name]), -_depth(name)))
-    named = [name for name in locations if _is_test(name) and name != train.location]
-    return min(named, key=lambda name: (_depth(name), name)) if named else ""
+        holding = [name for name in _holding(locations, sample.ids[::step]) if not (shares and name == train.location)]
+        if not holding:
+            return "", [
+                f"data.csv.test: the images of {Path(sample.path).name} were not found, so nothing will be submitted"
+            ]
+    else:
+        holding = [name for name in locations if _is_test(name) and name != train.location]
+    ranked = sorted(holding, key=lambda name: (not _is_test(name), name != train.location, _depth(name), name))
+    if not ranked:
+        return "", []
+    others = [name for name in ranked[1:] if _is_test(name) == _is_test(ranked[0]) and sample is not None]
+    guess = (
+        [f"data.csv.test: {ranked[0]} is taken, and {first_few(others)} hold images of the same names"]
+        if others
+        else []
+    )
+    return ranked[0], guess
 
 
 def _pixel_layout(root: Path, path: Path) -> Layout:

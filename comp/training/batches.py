@@ -110,8 +110,8 @@ def _plan(
     augmentation: Augmentation
     if context.views > 1:
         augmentation = losses.plan_views(context.policy, keys, shape, flip_mask=flip_mask)
-    elif compiles and context.execution.compiled and device.type == "cuda":
-        # A CPU is faster eagerly, in chunks for its cache.
+    elif compiles and context.config.train.compile is True and device.type == "cuda":
+        # A CPU is faster eagerly, in chunks for its cache; `auto` has timed the model's graph alone.
         augmentation = compiled.plan_compiled(context.policy, keys, shape, flip_mask=flip_mask)
     else:
         augmentation = engine.plan_policy(context.policy, keys, shape, flip_mask=flip_mask)

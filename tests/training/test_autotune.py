@@ -403,4 +403,4 @@ def test_a_compiled_training_resumes_bit_for_bit_and_matches_the_eager_one(
     one, other = weights_of(eager), weights_of(whole)
     assert one.keys() == other.keys()  # saved under the model's own names
     assert all(np.allclose(one[name], other[name], atol=1e-3) for name in one)
-    assert load_run(runs.open_run(whole.path), dataset).execution.compiled
+    assert not load_run(runs.open_run(whole.path), dataset).execution.compiled  # a prediction never is

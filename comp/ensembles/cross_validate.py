@@ -15,6 +15,7 @@ import numpy as np
 
 from comp import config as configs
 from comp.config import Config
+from comp.data.dataset import Dataset
 from comp.ensembles import combine
 from comp.results import files, runs, stats
 from comp.results.run_metrics import RunMetrics
@@ -24,7 +25,7 @@ from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
 from comp.submission import write
 from comp.workflows.build import prepare
-from comp.workflows.checks import check_config, check_output
+from comp.workflows.checks import check_output
 from comp.workflows.train import resume, train
 
 
@@ -99,6 +100,7 @@ def cross_validate(
     output: Path | None = None,
     force: bool = False,
     progress: Progress = quiet,
+    on_data: Callable[[Dataset], None] = lambda dataset: None,
     on_fold: Callable[[int, Run | None], None] = lambda fold, run: None,
     **training: Any,
 ) -> CrossValidation:
@@ -110,6 +112,7 @@ def cross_validate(
         output: the submission; None: a free name.
         force: replace an existing submission.
         progress: called at every step.
+        on_data: called once with the first fold's data.
         on_fold: called before each fold with its number, and the run that is resumed or complete; None: a new one.
         training: further arguments of `comp.workflows.train.train`.
 
@@ -120,12 +123,39 @@ def cross_validate(
     if config.data.folds is None:
         raise ConfigError("comp cv: expected data.folds, the number of folds; for example: data.folds=5")
     folds = [_with_fold(config, fold) for fold in range(config.data.folds)]
-    check_config(folds[0], runs_root)
     check_output(folds[0], output, force=force)
     group = f"cv-{configs.fingerprint(folds[0])[:8]}"
     folder = runs_root / config.competition.name / group
     with _locked(folder):
-        return _train_and_combine(folds, folder, runs_root, output, force, progress, on_fold, training)
+        dataset = prepare(folds[0], runs_root, progress)
+        on_data(dataset)
+        existing = [
+            run for run in runs.list_runs(folder) if run.provenance().get("data_fingerprint") == dataset.fingerprint
+        ]
+        trained = []
+        for number, fold in enumerate(folds):
+            run = _latest(existing, number)
+            on_fold(number, run)
+            if run is None:
+                opened = dataset if number == 0 else None
+                run = train(
+                    fold,
+                    name=f"fold{number}",
+                    runs_root=runs_root,
+                    group=group,
+                    dataset=opened,
+                    progress=progress,
+                    **training,
+                )
+            elif not run.is_complete():
+                run = resume(run, progress=progress, on_epoch=training.get("on_epoch", lambda epoch: None))
+            trained.append(run)
+        result = _combined(existing, trained, output)
+        if result is None:
+            result = combine.ensemble(
+                trained, runs_root=runs_root, group=group, output=output, force=force, progress=progress
+            )
+    return CrossValidation(tuple(trained), result)
 
 
 @contextlib.contextmanager
@@ -137,36 +167,6 @@ def _locked(folder: Path) -> Iterator[None]:
             yield
     except filelock.Timeout:
         raise RunError(f"{folder}: another comp cv trains these folds; wait for it, or stop it") from None
-
-
-def _train_and_combine(
-    folds: Sequence[Config],
-    folder: Path,
-    runs_root: Path,
-    output: Path | None,
-    force: bool,
-    progress: Progress,
-    on_fold: Callable[[int, Run | None], None],
-    training: dict[str, Any],
-) -> CrossValidation:
-    group = folder.name
-    fingerprint = prepare(folds[0], runs_root, progress).fingerprint
-    existing = [run for run in runs.list_runs(folder) if run.provenance().get("data_fingerprint") == fingerprint]
-    trained = []
-    for number, fold in enumerate(folds):
-        run = _latest(existing, number)
-        on_fold(number, run)
-        if run is None:
-            run = train(fold, name=f"fold{number}", runs_root=runs_root, group=group, progress=progress, **training)
-        elif not run.is_complete():
-            run = resume(run, progress=progress, on_epoch=training.get("on_epoch", lambda epoch: None))
-        trained.append(run)
-    result = _combined(existing, trained, output)
-    if result is None:
-        result = combine.ensemble(
-            trained, runs_root=runs_root, group=group, output=output, force=force, progress=progress
-        )
-    return CrossValidation(tuple(trained), result)
 
 
 def _with_fold(config: Config, fold: int) -> Config:

@@ -15,8 +15,6 @@ import contextlib
 import datetime
 import gc
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
@@ -32,13 +30,12 @@ from comp.results.runs import Run
 from comp.runtime.device import Execution, Forward, choose_device, local_gpu
 from comp.runtime.errors import ConfigError, Interrupted, RunError, UserError
 from comp.runtime.progress import Progress
+from comp.training import launch
 from comp.training.budget import FixedEpochs, StepPlanner
 from comp.training.schedules import Plan
 
 _Value = TypeVar("_Value")
 
-LAUNCHED = "COMP_LAUNCHED"
-"""Environment variable of processes that `comp.training.launch` started."""
 
 # Processes wait while the main one validates or times; a process that dies is noticed by its closed connection.
 _TIMEOUT = datetime.timedelta(days=1)
@@ -347,23 +344,6 @@ def is_distributed() -> bool:
     return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
 
 
-def _check_environment() -> None:
-    """Check what the starting process sets.
-
-    Raises:
-        ConfigError: WORLD_SIZE is set without the rest, for example by a batch system.
-    """
-    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
-    wrong = [f"{name}={os.environ.get(name, '')!r}" for name in names if not os.environ.get(name, "").isdecimal()]
-    if not os.environ.get("MASTER_ADDR"):
-        wrong.append("MASTER_ADDR=''")
-    if wrong:
-        raise ConfigError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set, as by torchrun, but {', '.join(wrong)}: to train in one "
-            "process unset WORLD_SIZE; for several use --gpus N or torchrun"
-        )
-
-
 @contextlib.contextmanager
 def join_group() -> Iterator[SingleProcess]:
     """Join the processes that train together; a `SingleProcess` where there is one.
@@ -376,9 +356,8 @@ def join_group() -> Iterator[SingleProcess]:
     if not is_distributed():
         yield SINGLE_PROCESS
         return
-    _check_environment()
-    if LAUNCHED in os.environ:
-        threading.Thread(target=_stop_with_parent, daemon=True).start()
+    launch.check_environment()
+    launch.follow_parent()
     store, rank, size = next(rendezvous("env://", timeout=_JOIN_TIMEOUT))
     store.set_timeout(_TIMEOUT)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -398,14 +377,6 @@ def join_group() -> Iterator[SingleProcess]:
         if dist.is_initialized():  # else all have left
             dist.destroy_process_group()
         gc.collect()  # what still holds the group would end its threads too late, and abort the process at its end
-
-
-def _stop_with_parent() -> None:
-    """Wait for the end of standard input, which the starting process holds open, and stop as at a signal."""
-    with contextlib.suppress(OSError):
-        while os.read(0, 1 << 10):  # not sys.stdin, whose lock a thread must not hold at the interpreter's end
-            pass
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _first_report(store: Any, rank: int, exit_code: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -19,7 +20,9 @@ import torch.distributed as dist
 
 from comp.runtime import cores, gpu, signals
 from comp.runtime.errors import ConfigError, RunError
-from comp.training.distributed import LAUNCHED
+
+LAUNCHED = "COMP_LAUNCHED"
+"""Environment variable of the processes that `start` has started."""
 
 _POLL_SECONDS = 0.05
 # Once a process has failed or the main one has ended, the others notice at their next message; at the latest after
@@ -162,3 +165,34 @@ def _exit_code(codes: Sequence[int]) -> int:
             "checkpoint: comp run --resume RUN, with the same --gpus"
         )
     return 128 + signum
+
+
+def check_environment() -> None:
+    """Check what the starting process sets.
+
+    Raises:
+        ConfigError: WORLD_SIZE is set without the rest, for example by a batch system.
+    """
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
+    wrong = [f"{name}={os.environ.get(name, '')!r}" for name in names if not os.environ.get(name, "").isdecimal()]
+    if not os.environ.get("MASTER_ADDR"):
+        wrong.append("MASTER_ADDR=''")
+    if wrong:
+        raise ConfigError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set, as by torchrun, but {', '.join(wrong)}: to train in one "
+            "process unset WORLD_SIZE; for several use --gpus N or torchrun"
+        )
+
+
+def follow_parent() -> None:
+    """In a process that `start` has started: stop as at a signal when the starting process ends."""
+    if LAUNCHED in os.environ:
+        threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    """Wait for the end of standard input, which the starting process holds open."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 1 << 10):  # not sys.stdin, whose lock a thread must not hold at the interpreter's end
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)

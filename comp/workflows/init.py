@@ -25,6 +25,19 @@ FOLDS = 5
 _SMALL_SIDE = 48  # px: up to here images keep their size and fastnet is the network
 _MUON_IMAGES = 10_000  # training images from which fastnet's own recipe, with large batches, is known to work
 _BARE = re.compile(r"[A-Za-z0-9_./~-][A-Za-z0-9_./~ -]*(?<! )")  # text that needs no quotes in YAML
+_MUON = {  # of configs/cifar10/fastnet.yaml
+    "name": "muon",
+    "lr": 0.24,
+    "momentum": 0.6,
+    "weight_decay": 0.0,
+    "schedule": "linear",
+    "warmup": 0.0,
+    "final_factor": 0.0,
+    "aux_lr": 106.0,
+    "aux_decay": 0.004,
+    "decay_all": True,
+    "multipliers": {"classifier": 0.01645},
+}
 _PHOTO_NETWORK, _SCRATCH_NETWORK = "tf_efficientnet_lite0", "resnet18"
 
 
@@ -215,14 +228,16 @@ def _describe_training(sections: _Sections, dataset: Dataset, preset: Preset, se
     channels, height, width = dataset.competition.image_shape
     count = len(dataset.train)
     small = max(height, width) <= _SMALL_SIDE and min(height, width) >= 16
-    describe = _describe_small if small else _describe_photos
-    describe(sections, count, preset, root, grey=channels == 1)
+    if small:
+        _describe_small(sections, count, preset.size, grey=channels == 1)
+    else:
+        _describe_photos(sections, count, root)
     sections.values.setdefault("train", {})["budget"] = _format_duration(seconds)
     if preset.views != "none" and height == width and channels != 1:
         sections.values["predict"] = {"views": preset.views}
 
 
-def _describe_small(sections: _Sections, count: int, preset: Preset, root: Path, *, grey: bool) -> None:
+def _describe_small(sections: _Sections, count: int, size: str, *, grey: bool) -> None:
     """Describe fastnet: with its own recipe where there are enough images, else with AdamW."""
     policy = "none" if grey else "mirrored_crop"
     sections.values["augment"] = {"policy": policy}
@@ -230,24 +245,20 @@ def _describe_small(sections: _Sections, count: int, preset: Preset, root: Path,
         "grey images may be digits or letters, which must not be mirrored; else: basic" if grey else "shifts and flips"
     )
     if count < _MUON_IMAGES:
-        sections.values["model"] = {"name": "fastnet", "args": {"size": preset.size}}
+        sections.values["model"] = {"name": "fastnet", "args": {"size": size}}
         sections.values["optim"] = {"lr": 3e-3}
         sections.values["train"] = {"batch_size": _batch_size(count, 64), "label_smoothing": 0.1}
         return
     sections.values["model"] = {
         "name": "fastnet",
-        "args": {"size": preset.size, "patch": 3, "filters": 16, "bias": False, "scale": 0.10826},
+        "args": {"size": size, "patch": 3, "filters": 16, "bias": False, "scale": 0.10826},
     }
-    sections.values["optim"] = {
-        "name": "muon", "lr": 0.24, "momentum": 0.6, "weight_decay": 0.0, "schedule": "linear", "warmup": 0.0,
-        "final_factor": 0.0, "aux_lr": 106.0, "aux_decay": 0.004, "decay_all": True,
-        "multipliers": {"classifier": 0.01645},
-    }  # fmt: skip
+    sections.values["optim"] = dict(_MUON)
     sections.comments["optim.name"] = "the recipe of configs/cifar10/fastnet.yaml"
     sections.values["train"] = {"batch_size": _batch_size(count, 1000), "label_smoothing": 0.2}
 
 
-def _describe_photos(sections: _Sections, count: int, preset: Preset, root: Path, *, grey: bool) -> None:
+def _describe_photos(sections: _Sections, count: int, root: Path) -> None:
     """Describe a network for larger images: pretrained where its weights lie in the weights folder."""
     local = weights.local_file(_PHOTO_NETWORK, root / "weights")
     sections.values["augment"] = {"policy": "photo"}

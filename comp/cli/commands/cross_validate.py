@@ -40,6 +40,7 @@ def cv(
             output=output,
             force=force,
             progress=progress,
+            on_data=console.print_notes,
             on_fold=print_fold,
             on_epoch=console.print_epoch,
         )

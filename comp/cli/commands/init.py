@@ -8,6 +8,8 @@ import typer
 from comp.cli.commands import importing
 from comp.cli.commands.options import AsJson, expand_path
 
+_CONFIG = Path("comp.yaml")
+
 
 def init(
     folder: Annotated[
@@ -17,9 +19,7 @@ def init(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Set what is detected wrongly: `data.csv.label_column=target`."),
     ] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Config to write.", callback=expand_path)] = Path(
-        "comp.yaml"
-    ),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Config to write.", callback=expand_path)] = _CONFIG,
     metric: Annotated[str, typer.Option(help="The competition's metric, such as log_loss.")] = "auto",
     budget: Annotated[str, typer.Option(help="Training time of all folds, such as 15min. Default: the preset's.")] = "",
     preset: Annotated[str, typer.Option(help="How much to spend: fast, good or best.")] = "good",

@@ -264,17 +264,15 @@ def _start_processes(context: typer.Context, gpus: int | None, load: "Callable[[
         ConfigError: there are fewer GPUs, or torchrun has started another number of processes.
     """
     from comp.runtime.errors import ConfigError
-    from comp.training import distributed
+    from comp.training import distributed, launch
 
     if distributed.is_distributed():
-        if gpus and distributed.LAUNCHED not in os.environ:
+        if gpus and launch.LAUNCHED not in os.environ:
             raise ConfigError(
                 f"--gpus {gpus}: WORLD_SIZE={os.environ['WORLD_SIZE']} says that torchrun has started the processes; "
                 "leave it out, or unset WORLD_SIZE"
             )
     elif gpus and gpus > 1:
-        from comp.training import launch
-
         launch.check_gpus(gpus, load().train.device)
         raise typer.Exit(launch.start(context.find_root().obj, gpus))
 

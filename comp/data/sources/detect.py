@@ -43,8 +43,8 @@ _MOST_PATTERN_CLASSES = 1000
 _PATTERNS = (r"^([A-Za-z]+)[._ -]*\d+[.]", r"^([A-Za-z_ -]+?)[._ -]*\d+[.]", r"^\d+[._ -]+([A-Za-z]+)[.]")
 _LABEL_WORDS = ("label", "class", "target", "species", "breed", "diagnosis", "category", "type", "grade", "level")
 # Words in the name of a column whose equal texts mean the same subject.
-_GROUP_WORDS = ("patient", "subject", "person", "individual", "lesion", "study", "case", "group", "plant", "animal",
-                "session", "sequence", "video", "scene", "user", "slide")  # fmt: skip
+_SUBJECTS = ("patient", "subject", "person", "individual", "lesion", "study", "case", "group", "plant", "animal")
+_SERIES = ("session", "sequence", "video", "scene", "user", "slide")
 _MIN_PER_GROUP = 1.2  # images: a column that hardly repeats groups nothing
 
 
@@ -176,7 +176,7 @@ class _TrainingTable:
 def _detect_tables(root: Path) -> Layout | None:
     """Detect a table of labels, beside images or with the pixels in it."""
     sample = _read_sample(root)
-    paths = [path for path in _tables(root) if not _is_sample(root, path)]
+    paths = [path for path in _tables(root) if not _is_sample(path)]
     pixels = next((path for path in paths if not _is_test(path.name) and _has_pixels(path)), None)
     if pixels is not None:
         return _pixel_layout(root, pixels)
@@ -242,11 +242,11 @@ def _read_sample(root: Path) -> SampleSubmission | None:
 
 
 def _tables(root: Path) -> list[Path]:
-    found = [path for pattern in ("*", "*/*") for path in sorted(root.glob(pattern)) if path.is_file()]
-    return [path for path in found if TABLE.fullmatch(path.name) and not path.name.startswith(".")]
+    paths = [path for pattern in ("*", "*/*") for path in sorted(root.glob(pattern)) if path.is_file()]
+    return [path for path in paths if TABLE.fullmatch(path.name) and not path.name.startswith(".")]
 
 
-def _is_sample(root: Path, path: Path) -> bool:
+def _is_sample(path: Path) -> bool:
     return path in samples.list_samples(path.parent)
 
 
@@ -307,11 +307,9 @@ def _detect_labels(
     columns = list(map(str, train.cells.columns))
     id_column = find_id_column(columns, CSVConfig(), sample, path) or columns[0]
     try:
-        labels = read_labels(train.cells, id_column, CSVConfig(), sample, path, "auto")
+        read_labels(train.cells, id_column, CSVConfig(), sample, path, "auto")
     except DataError:
         return _guess_label_column(train.cells, id_column, reasons)
-    shown = labels.column or f"{len(labels.columns)} columns of 0 and 1"
-    reasons["labels"] = f"{shown}: {len(labels.classes):,} classes"
     return {}, []
 
 
@@ -333,7 +331,7 @@ def _guess_label_column(
 
 def _groups(name: str) -> bool:
     words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
-    return any(word in _GROUP_WORDS for word in words)
+    return any(word in _SUBJECTS + _SERIES for word in words)
 
 
 def _group_column(cells: "pd.DataFrame", used: Sequence[str]) -> str:
@@ -375,13 +373,14 @@ def _test_location(
 
 
 def _pixel_layout(root: Path, path: Path) -> Layout:
-    name = path.relative_to(root).as_posix()
-    data = {"source": "csv_images", "csv": {"table": name}}
-    test = next((table for table in _tables(root) if _is_test(table.name) and not _is_sample(root, table)), None)
+    csv = {"table": path.relative_to(root).as_posix()}
+    test = next((table for table in _tables(root) if _is_test(table.name) and not _is_sample(table)), None)
     if test is not None and test.name != "test.csv":
-        data["csv"] = {**data["csv"], "test_table": test.relative_to(root).as_posix()}  # type: ignore[dict-item]
+        csv["test_table"] = test.relative_to(root).as_posix()
     return Layout(
-        _without_defaults(data), {"source": f"{name} holds the pixels themselves"}, unlabelled_test=test is not None
+        _without_defaults({"source": "csv_images", "csv": csv}),
+        {"source": f"{csv['table']} holds the pixels themselves"},
+        unlabelled_test=test is not None,
     )
 
 
@@ -433,9 +432,8 @@ def _folder_layout(
         inside = {below.partition("/")[0] for below, _ in _open_listing(root, tests[0]).files() if "/" in below}
         labelled = bool(inside) and inside <= labels
     data = _without_defaults({"source": "image_folder", **extra, "csv": csv})
-    validation = next((other for other in ("val", "valid", "validation") if other in locations), "")
     reasons = {"source": reason}
-    if validation == "val":
+    if "val" in locations:
         data["validation"] = "official"
         reasons["validation"] = "the folder val"
     sizes = _read_sizes([path for _, path in files])

@@ -19,7 +19,6 @@ from comp.inference import adapt
 from comp.inference.options import PredictOptions
 from comp.inference.predict import predict
 from comp.models.classifier import Classifier
-from comp.models.fastnet import fastnet
 from comp.results import leaderboard
 from comp.results.blocks import block_grid
 from comp.results.predictions import Predictions
@@ -28,26 +27,10 @@ from comp.workflows.load import load_run
 from comp.workflows.predict import options_for, predict_split
 from tests.support.commands import Result, assert_refused
 from tests.support.configs import small
+from tests.support.networks import Net
 from tests.support.runs import the_run
 
 EXECUTION = device.Execution(device="cpu", precision="fp32", channels_last=True, threads=1)
-
-
-class Net(nn.Module):
-    """A fastnet S that takes bytes, with statistics of other images than those it will see."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.inner = fastnet((3, 16, 16), 5, size="S")
-        for layer in adapt.batch_norms(self):
-            layer.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
-            layer.running_var.uniform_(0.2, 2)  # type: ignore[union-attr]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits [B, 5]."""
-        logits: Tensor = self.inner(images.float() / 255)
-        return logits
 
 
 def suite(count: int = 24, files: int = 2, severities: tuple[int, ...] = (1, 2)) -> Suite:

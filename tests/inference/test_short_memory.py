@@ -23,27 +23,11 @@ from comp.runtime.device import Execution
 from comp.runtime.errors import Interrupted, OutOfMemoryError
 from tests.support.commands import Result, assert_refused
 from tests.support.memory import ERRORS, Limited, limit_classifiers
+from tests.support.networks import Net
 from tests.support.runs import the_run
 
 EXECUTION = Execution(device="cpu", precision="fp32", channels_last=True, threads=1)
 IMAGES = 24
-
-
-class Net(nn.Module):
-    """A fastnet S with statistics of other images than those it will see."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.inner = fastnet((3, 16, 16), 5, size="S")
-        for layer in adapt.batch_norms(self):
-            layer.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
-            layer.running_var.uniform_(0.2, 2)  # type: ignore[union-attr]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits [B, 5]."""
-        logits: Tensor = self.inner(images.float() / 255)
-        return logits
 
 
 def block(number: int) -> Split:

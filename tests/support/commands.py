@@ -31,6 +31,19 @@ def comp_process(*arguments: object, cwd: Path, **options: Any) -> subprocess.Co
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False, **options)
 
 
+def children_of(parent: int) -> dict[int, int]:
+    """Return the processes that a process has started: rank -> pid."""
+    pids = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat, environment = (folder / "stat").read_text(), (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if int(stat.rpartition(")")[2].split()[1]) == parent:
+            pids.update({int(word[5:]): int(folder.name) for word in environment.split(b"\0") if word[:5] == b"RANK="})
+    return pids
+
+
 def interrupt_at(step: int) -> Callable[..., None]:
     """Return a progress that asks for a stop, as SIGTERM does, when a training has taken so many steps."""
     taken = 0

@@ -30,7 +30,7 @@ from comp.runtime.progress import quiet
 from comp.training import distributed
 from comp.training.early_stopping import Stop
 from comp.workflows import train
-from tests.support.commands import REPOSITORY, Result, assert_refused
+from tests.support.commands import REPOSITORY, Result, assert_refused, children_of
 from tests.support.runs import the_run, weights_of
 
 Together = Callable[..., "subprocess.Popen[str]"]
@@ -191,8 +191,7 @@ def test_a_training_whose_batch_norm_waits_for_all_rolls_back_and_ends_together(
 def test_a_killed_process_ends_all_and_leaves_a_run_that_one_process_finishes(together: Together) -> None:
     process = together("small.yaml", *QUICK, "train.epochs=400", "train.checkpoint_seconds=0", "--runs", "two")
     run = wait_for_a_checkpoint(Path("two"), process)
-    (other_process,) = [pid for pid, rank in workers_of(process.pid).items() if rank == 1]
-    os.kill(other_process, signal.SIGKILL)
+    os.kill(children_of(process.pid)[1], signal.SIGKILL)
     code, output = ended(process)
     assert code != 0
     assert output.count("another process of this training") == 1
@@ -276,20 +275,6 @@ def test_a_wrong_config_is_reported_once(together: Together) -> None:
     code, output = ended(together("small.yaml", "optim.lr=fast"))
     assert code != 0
     assert output.count("optim.lr: ") == 1
-
-
-def workers_of(parent: int) -> dict[int, int]:
-    """Return torchrun's processes: pid -> rank."""
-    ranks_by_pid = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            stat, environment = (folder / "stat").read_text(), (folder / "environ").read_bytes()
-        except OSError:
-            continue
-        if int(stat.rpartition(")")[2].split()[1]) == parent:
-            ranks = [word.removeprefix(b"RANK=") for word in environment.split(b"\0") if word.startswith(b"RANK=")]
-            ranks_by_pid.update({int(folder.name): int(rank) for rank in ranks})
-    return ranks_by_pid
 
 
 @pytest.fixture

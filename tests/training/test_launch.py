@@ -16,7 +16,7 @@ from comp import config as configs
 from comp.results.runs import Run, list_runs
 from comp.runtime import cores
 from comp.workflows import train
-from tests.support.commands import Result, assert_refused
+from tests.support.commands import Result, assert_refused, children_of
 from tests.support.configs import QUICK
 from tests.support.runs import the_run
 
@@ -61,19 +61,6 @@ def wait_for_a_checkpoint(folder: Path, process: Started) -> Run:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     return the_run(folder)
-
-
-def children_of(parent: int) -> dict[int, int]:
-    """Return the processes that a process has started: rank -> pid."""
-    pids = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            stat, environment = (folder / "stat").read_text(), (folder / "environ").read_bytes()
-        except OSError:
-            continue
-        if int(stat.rpartition(")")[2].split()[1]) == parent:
-            pids.update({int(word[5:]): int(folder.name) for word in environment.split(b"\0") if word[:5] == b"RANK="})
-    return pids
 
 
 def test_one_command_trains_in_two_processes_and_writes_the_submission(workplace: Path, comp: Comp) -> None:

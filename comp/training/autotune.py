@@ -93,6 +93,7 @@ def choose_execution(
     config: Config,
     *,
     transform: Transform | None = None,
+    processes: int = 1,
     progress: Progress = quiet,
 ) -> ExecutionChoice:
     """Return how to train: the config's settings, and for `auto` the fastest by a few timed or cached steps.
@@ -102,6 +103,7 @@ def choose_execution(
         dataset: its training images are used.
         config: sections train (device, precision, channels_last, threads, compile) and data (workers).
         transform: what loader workers do to an image; None if nothing.
+        processes: that train together; each step is timed with one process's share of the batch.
         progress: called after each candidate's first step.
 
     Raises:
@@ -126,8 +128,8 @@ def choose_execution(
             f"other processes keep the cores busy, so steps run on {threads[0]} of {most} threads; "
             f"set train.threads={most} to use all"
         )
-    cache = TimingCache(_key(device_name, dataset, config))
-    tuner = _Tuner(model, dataset, config, choice, cache, progress)
+    cache = TimingCache(_key(device_name, dataset, config, processes))
+    tuner = _Tuner(model, dataset, config, choice, cache, processes, progress)
     with preserve_rng_state(torch.device("cpu")):
         tuner.choose("precision and layout", candidates)
         tuner.choose("threads", [replace(choice.execution, threads=count) for count in threads])
@@ -143,7 +145,7 @@ def choose_execution(
     return choice
 
 
-def _key(device_name: str, dataset: Dataset, config: Config) -> str:
+def _key(device_name: str, dataset: Dataset, config: Config, processes: int) -> str:
     """Return the cache key: everything a step's time depends on, except for what `_label` distinguishes."""
     gpu = torch.cuda.get_device_name() if device_name == "cuda" else ""
     key = {
@@ -159,6 +161,7 @@ def _key(device_name: str, dataset: Dataset, config: Config) -> str:
         "image_shape": dataset.train.image_shape,
         "batch_size": min(config.train.batch_size, len(dataset.train)),
         "micro_batch": config.train.micro_batch,
+        **({"processes": processes} if processes > 1 else {}),
     }
     return json.dumps(key, sort_keys=True, default=str)
 
@@ -177,12 +180,14 @@ class _Tuner:
         config: Config,
         choice: ExecutionChoice,
         cache: TimingCache,
+        processes: int,
         progress: Progress,
     ) -> None:
         self._model, self._dataset, self._choice, self._progress = model, dataset, choice, progress
         self._cache = cache
         self._batch_size = min(config.train.batch_size, len(dataset.train))
-        self._micro_batch = min(config.train.micro_batch or self._batch_size, self._batch_size)
+        self._share = max(SMALLEST, self._batch_size // processes)  # of one process
+        self._micro_batch = min(config.train.micro_batch or self._share, self._share)
         self._config = config
 
     def choose(self, setting: str, candidates: Sequence[Execution]) -> None:
@@ -210,7 +215,7 @@ class _Tuner:
         if missing:
             self._choice.notes.append(f"train.compile: {missing}; steps run uncompiled")
             return
-        variants = compiled_variants(plain, whole_batches=self._micro_batch == self._batch_size)
+        variants = compiled_variants(plain, whole_batches=self._micro_batch == self._share)
         setting, labels = "compiled steps", [_label(variant) for variant in variants]
         seconds, building = self._cached(setting, [plain, *variants]), self._cache.get("building", labels)
         if seconds is None or building is None:

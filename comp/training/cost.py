@@ -174,7 +174,9 @@ def timed_step_seconds(execution: Execution, seconds_a_step: Mapping[str, float]
     timed = [
         seconds
         for name, seconds in seconds_a_step.items()
-        if name.startswith(f"{execution.precision} ") and (" compiled" in name) == execution.compiled
+        if name.startswith(f"{execution.precision} ")
+        and (" compiled" in name) == execution.compiled
+        and (" with CUDA graphs" in name) == execution.cuda_graphs
     ]
     return min(timed, default=None)
 

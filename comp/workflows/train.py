@@ -91,7 +91,9 @@ def train(
     deterministic = device.kernel_choice(deterministic=config.train.deterministic)
     with open_tracker(config.track, tracker) as tracker, run.write_lock(), deterministic:
         splits.save_split(run.path / "split.npz", dataset.train, dataset.val, dataset.samples)
-        choice = ExecutionChoice(execution) if execution else _choose_execution(config, dataset, model, progress)
+        choice = (
+            ExecutionChoice(execution) if execution else _choose_execution(config, dataset, model, progress, team.size)
+        )
         cost = _estimate_cost(config, dataset, model, choice, run, predicts=predicts, processes=team.size)
         run.write_json("execution.json", {**choice.to_json(), **({"estimate": cost.to_json()} if cost else {})})
         on_choice(choice)
@@ -140,7 +142,7 @@ def resume(
         if path.exists():
             execution = device.from_json(files.read_json(path), str(path))
         else:  # stopped before the choice was made
-            choice = _choose_execution(config, dataset, build_model(config, dataset), progress)
+            choice = _choose_execution(config, dataset, build_model(config, dataset), progress, team.size)
             run.write_json("execution.json", choice.to_json())
             execution = choice.execution
         model = build_model(config, dataset, first_weights=not state.exists())
@@ -209,10 +211,14 @@ def find_learning_rate(
     )
 
 
-def _choose_execution(config: Config, dataset: Dataset, model: Classifier, progress: Progress) -> ExecutionChoice:
+def _choose_execution(
+    config: Config, dataset: Dataset, model: Classifier, progress: Progress, processes: int = 1
+) -> ExecutionChoice:
     policy = policies.resolve(config.augment.policy, config.augment.ops, config.augment.albumentations)
     transform = worker_stage.build(policy, config.seed)
-    return autotune.choose_execution(model, dataset, config, transform=transform, progress=progress)
+    return autotune.choose_execution(
+        model, dataset, config, transform=transform, processes=processes, progress=progress
+    )
 
 
 def _estimate_cost(

@@ -67,6 +67,17 @@ def test_auto_takes_the_faster_precision_and_leaves_model_and_randomness_alone(s
 
 
 @pytest.mark.usefixtures("workplace")
+def test_processes_that_train_together_time_their_share_of_a_batch() -> None:
+    config, dataset = opened("train.precision=auto", "train.batch_size=96")
+    for processes, share in ((1, 96), (3, 32)):
+        sizes: set[int] = set()
+        model = Slow(slow_in_bf16=True)
+        model.register_forward_pre_hook(lambda module, inputs, sizes=sizes: sizes.add(len(inputs[0])))
+        autotune.choose_execution(model, dataset, config, processes=processes)
+        assert max(sizes) == share
+
+
+@pytest.mark.usefixtures("workplace")
 def test_a_short_training_is_not_even_tried_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     config, dataset = opened("train.compile=auto")

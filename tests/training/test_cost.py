@@ -155,6 +155,9 @@ def test_timings_of_other_executions_are_not_taken_for_the_chosen_one() -> None:
     timed |= {"fp32 channels_first 1 threads compiled": 2.0}
     assert cost.timed_step_seconds(EXECUTION, timed) == 3.0
     assert cost.timed_step_seconds(replace(EXECUTION, compiled=True), timed) == 2.0
+    timed |= {"fp32 channels_first 1 threads compiled with CUDA graphs": 1.5}
+    assert cost.timed_step_seconds(replace(EXECUTION, compiled=True), timed) == 2.0
+    assert cost.timed_step_seconds(replace(EXECUTION, compiled=True, cuda_graphs=True), timed) == 1.5
     assert cost.timed_step_seconds(replace(EXECUTION, workers=4), {**timed, "4 workers": 5.0}) == 5.0
     assert cost.timed_step_seconds(EXECUTION, {}) is None
 

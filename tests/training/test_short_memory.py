@@ -226,39 +226,48 @@ def test_images_that_do_not_fit_after_all_are_streamed_with_a_note_or_refused(
 
 # --- a process that has little memory left
 
-_LITTLE = """
+# A process of its own for each: what one leaves behind in its addresses, the next one lacks.
+_BEGIN = """
 import resource, sys
 from pathlib import Path
 import matplotlib.backends.backend_agg, matplotlib.figure, scipy.stats, sklearn.metrics, torch  # not within the limit
 from comp import config as configs
-from comp.results import plots
+from comp.results import plots, runs
 from comp.workflows import load, predict, train
 
 torch.nn.Conv2d(3, 8, 3)(torch.zeros(2, 3, 8, 8)).sum().backward()
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), resource.RLIM_INFINITY))
-run = train.train(configs.load("small.yaml", sys.argv[1:]))
-loaded = load.load_run(run)
-for adapt in ("none", "bn"):
-    predict.predict_split(loaded, "test", options=predict.options_for(loaded, {"adapt": adapt}))
-print(run.path)
+resource.setrlimit(resource.RLIMIT_AS, (used + (MEGABYTES << 20), resource.RLIM_INFINITY))
+"""
+_TRAIN = """
+print(train.train(configs.load("small.yaml", sys.argv[1:])).path)
+"""
+_PREDICT = """
+loaded = load.load_run(runs.open_run(Path(sys.argv[1])))
+predict.predict_split(loaded, "test", options=predict.options_for(loaded, {"adapt": sys.argv[2]}))
 """
 
 
+def in_megabytes(megabytes: int, workplace: Path, program: str, *arguments: str) -> str:
+    """Return what a Python program prints that has so many megabytes of addresses beside torch's own."""
+    command = [sys.executable, "-c", _BEGIN.replace("MEGABYTES", str(megabytes)) + program, *arguments]
+    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 @pytest.mark.slow
-def test_a_process_with_300_megabytes_left_trains_validates_and_predicts(workplace: Path) -> None:
+def test_processes_with_little_memory_left_train_validate_and_predict(workplace: Path) -> None:
     write_arrays(workplace / "data", train=640, test=200)
     settings = [
         "competition.ood_validation.severities=[]", "model.name=residual_cnn", "model.args={}", "train.epochs=1",
         "train.batch_size=512", "predict.batch_size=200",
     ]  # fmt: skip
-    command = [sys.executable, "-c", _LITTLE, *settings]
-    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    run = Run(Path(workplace, done.stdout.strip()))
+    run = Run(workplace / in_megabytes(300, workplace, _TRAIN, *settings))
     assert 2 <= run.metrics().micro_batch < 512
     whole = load_run(run)
     for adapt in ("none", "bn"):
+        in_megabytes(100, workplace, _PREDICT, str(run.path), adapt)
         options = options_for(whole, {"adapt": adapt})
         short = prediction_files.load(run.predictions_path("test" + options.suffix))
         assert short.made_by["micro_batch"] < 200

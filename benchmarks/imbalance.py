@@ -59,7 +59,7 @@ def recalls(folder: Path, arm: str, seed: int, epochs: int) -> np.ndarray:
     values = {
         "competition": {"name": "long-tail", "suite": {"source": "none"}, "ood_validation": {"severities": []}},
         "data": {"source": "arrays", "root": str(folder), "validation": "none"},
-        "model": {"name": "fastnet", "args": {"size": "S"}},
+        "model": {"name": "simple_cnn", "args": {"depth": 2}},
         "augment": {"policy": "mirrored_crop"},
         "optim": {"lr": 3e-3},
         "train": {
@@ -81,7 +81,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data", type=Path, default=Path("data/cifar-10-batches-bin"))
     options.add_argument("--images", type=int, default=4_000)
-    options.add_argument("--epochs", type=int, default=5)
+    options.add_argument("--epochs", type=int, default=8)
     options.add_argument("--seeds", type=int, default=2)
     given = options.parse_args()
     print(f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)

@@ -5,6 +5,7 @@ what augmentation is counted by, so an image that is drawn twice is augmented in
 are rows.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -81,7 +82,8 @@ def _groups(labels: Targets) -> NDArray[np.int64]:
         return labels.astype(np.int64)
     present = labels > 0
     sizes = np.where(present, present.sum(0), np.inf)
-    return np.where(present.any(1), sizes.argmin(1), labels.shape[1])
+    groups: NDArray[np.int64] = np.where(present.any(1), sizes.argmin(1), labels.shape[1])
+    return groups
 
 
 def class_weights(config: Config, dataset: Dataset) -> ClassWeights | None:
@@ -93,7 +95,8 @@ def class_weights(config: Config, dataset: Dataset) -> ClassWeights | None:
     assert labels is not None
     draws = expected_draws(labels, config.data.sampling)
     columns = TASKS[dataset.competition.task].target_columns
-    with_class = draws @ labels if columns else np.bincount(labels.astype(np.int64), draws, len(names))
+    counted = draws @ labels if columns else np.bincount(labels.astype(np.int64), draws, len(names))
+    with_class: Numbers = np.asarray(counted, np.float64)
     without = len(labels) - with_class
     if isinstance(chosen, str):
         present, absent = _inverse_size(chosen, with_class), _inverse_size(chosen, without)
@@ -116,7 +119,7 @@ def check_imbalance(config: Config, dataset: Dataset) -> None:
     """Check `data.sampling` and `train.class_weights` against the training images.
 
     Raises:
-        ConfigError: one class alone, unknown names, or a class without images whose weight would be computed.
+        ConfigError: one class alone, or a class without images whose weight would be computed.
     """
     labels, names, chosen = dataset.train.labels, dataset.competition.classes, config.train.class_weights
     assert labels is not None
@@ -124,18 +127,26 @@ def check_imbalance(config: Config, dataset: Dataset) -> None:
     for key in (key for key, differs in settings.items() if differs):
         if len(np.unique(_groups(labels))) < 2:
             raise ConfigError(f"{key}: there is nothing to balance, all training images are of one class; leave it out")
-    if not isinstance(chosen, str):
-        for name in chosen:
-            if name not in names:
-                raise ConfigError(f"train.class_weights: {unknown('class', name, names)}")
-    elif chosen != "none":
-        counts = dataset.train.class_counts(len(names))
-        if missing := [names[int(row)] for row in np.flatnonzero(counts == 0)]:
-            raise ConfigError(
-                f"train.class_weights: {chosen} counts the training images of each class, and there are none of "
-                f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; name the weights yourself "
-                "({class: weight}), or use data.sampling=balanced, which passes over such classes"
-            )
+    counts = dataset.train.class_counts(len(names))
+    missing = [names[int(row)] for row in np.flatnonzero(counts == 0)]
+    if missing and isinstance(chosen, str) and chosen != "none":
+        raise ConfigError(
+            f"train.class_weights: {chosen} counts the training images of each class, and there are none of "
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; name the weights yourself "
+            "({class: weight}), or use data.sampling=balanced, which passes over such classes"
+        )
+
+
+def check_class_names(config: Config, classes: Sequence[str]) -> None:
+    """Check the names in `train.class_weights`.
+
+    Raises:
+        ConfigError: one is not among the classes.
+    """
+    chosen = config.train.class_weights
+    for name in () if isinstance(chosen, str) else chosen:
+        if name not in classes:
+            raise ConfigError(f"train.class_weights: {unknown('class', name, classes)}")
 
 
 def describe(config: Config, dataset: Dataset) -> tuple[str, ...]:

@@ -68,8 +68,8 @@ def asymmetric(
 ) -> Tensor:
     """Return the asymmetric loss: absent classes focus harder, and not at all below a probability of `clip`.
 
-    Ridnik et al. 2021, arXiv:2009.14119, with soft targets as timm's AsymmetricLossMultiLabel, which has no gradient
-    at probabilities below 1e-8, NaN for exponents below 1, and before version 1.0.29 only the sum over the batch.
+    Ridnik et al. 2021, arXiv:2009.14119, with soft targets as timm's AsymmetricLossMultiLabel, which has next to no
+    gradient at probabilities below 1e-8, NaN for exponents below 1, and in version 1.0.28 only the batch's sum.
     """
     present, absent = logits.float().sigmoid(), (-logits.float()).sigmoid()
     shifted = (absent + clip).clamp(max=1)

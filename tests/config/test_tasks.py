@@ -17,7 +17,7 @@ def test_a_tasks_names_are_registered(name: str) -> None:
     row = TASKS[name]
     assert row.name == name
     assert row.activation in predictions.ACTIVATIONS
-    assert row.loss in LOSSES
+    assert {row.loss, *row.losses.values()} <= set(LOSSES)
     assert set(row.metrics) <= set(METRICS)
     assert set(row.answers) <= set(ANSWERS)
     assert set(row.ensembles) <= {*METHODS, "soup"}
@@ -25,7 +25,8 @@ def test_a_tasks_names_are_registered(name: str) -> None:
     assert METRICS[row.metrics[0]].higher_is_better  # the meaning of `auto`
 
 
-def test_every_metric_and_answer_belongs_to_a_task() -> None:
+def test_every_loss_metric_and_answer_belongs_to_a_task() -> None:
+    assert {name for row in TASKS.values() for name in (row.loss, *row.losses.values())} == set(LOSSES)
     assert {name for row in TASKS.values() for name in row.metrics} == set(METRICS)
     assert {name for row in TASKS.values() for name in row.answers} == set(ANSWERS)
     assert set(decisions.TUNERS) <= set(TASKS["multi_label"].metrics)

@@ -135,6 +135,8 @@ class RunMetrics(_Part):
         competition: its name.
         metric: the competition's, a row of `comp.results.metrics.METRICS`.
         selected_by: what the best weights were selected by; empty if nothing was selected.
+        teachers: names of the runs whose outputs were part of the targets; None without.
+        pseudo_labels: how many pseudo-labelled images joined the training images; None without.
         best: scores of the best weights by validation.
         final: scores of the last epoch's weights.
         averaged: scores of averaged weights.
@@ -178,6 +180,8 @@ class RunMetrics(_Part):
     best_averaged: bool = False
     train_seconds: float = 0.0
     test_like: list[str] = Field(default_factory=list)
+    teachers: list[str] | None = None
+    pseudo_labels: int | None = None
     best: WeightScores = WeightScores()
     final: WeightScores = WeightScores()
     averaged: WeightScores = WeightScores()
@@ -201,6 +205,11 @@ class RunMetrics(_Part):
     def best_or_final(self) -> WeightScores:
         """Scores of the weights used to predict: the best by validation, or the final ones without validation."""
         return self.best if self.best.val or self.best.ood_val else self.final
+
+    @property
+    def lessons(self) -> list[str]:
+        """What other runs brought into the training: `teacher`, `pseudo-labels`, both or nothing."""
+        return ["teacher"] * bool(self.teachers) + ["pseudo-labels"] * bool(self.pseudo_labels)
 
     def split_scores(self, name: str) -> SplitScores | None:
         """Return the scores of `test` or `suite` with the config's views and adaptation; None if there are none."""

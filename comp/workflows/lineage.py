@@ -19,7 +19,7 @@ from comp.data.sources import Source, open_source
 from comp.data.splits import Split, Suite
 from comp.results import prediction_files, runs
 from comp.results.runs import Run
-from comp.runtime.errors import ConfigError, RunError
+from comp.runtime.errors import ConfigError, RunError, UserError
 from comp.runtime.progress import Progress, quiet
 
 TEACHER, PSEUDO = "train.teacher.runs", "data.pseudo.run"
@@ -52,8 +52,17 @@ def check_named(config: Config) -> None:
     """
     for key, paths in named_paths(config).items():
         for path in paths:
-            for run in _listed(key, path):
-                _demand(key, run)
+            if inside := _folder_of_runs(path):
+                if not any(_can_teach(run) for run in inside):
+                    raise ConfigError(f"{key}: {path}: expected a complete run with weights in this folder, found none")
+                continue
+            try:
+                run = runs.open_run(Path(path))
+                run.metrics()
+                for leaf in _leaves(run):
+                    leaf.weights_path()
+            except RunError as error:
+                raise ConfigError(f"{key}: {error}") from None
 
 
 def check_teachers(config: Config, dataset: Dataset, progress: Progress = quiet) -> None:
@@ -84,20 +93,16 @@ def networks(key: str, config: Config, dataset: Dataset, progress: Progress = qu
     """
     chosen: list[Run] = []
     for path in named_paths(config)[key]:
-        listed = _listed(key, path)
-        if (Path(path) / "provenance.json").is_file():
-            leaves = [leaf for run in listed for leaf in _leaves(run)]
-            leaks = {leaf.path: _find_leak(leaf, config, dataset, progress) for leaf in leaves}
+        if inside := _folder_of_runs(path):
+            leaks = {run.path: _why_not(run, config, dataset, progress) for run in inside if _can_teach(run)}
+            if all(leaks.values()):
+                raise ConfigError(f"{key}: {path}: no run here can teach this one: {next(iter(leaks.values()))}")
+        else:
+            leaks = {leaf.path: _find_leak(leaf, config, dataset, progress) for leaf in _leaves(Run(Path(path)))}
             if leak := next(filter(None, leaks.values()), ""):
-                raise ConfigError(f"{key}: {leak}; {_way_out(config, [p for p in leaks if not leaks[p]])}")
-            chosen += leaves
-            continue
-        trained = [run for run in listed if run.is_complete() and run.has_weights()]
-        leaks = {run.path: _find_leak(run, config, dataset, progress) for run in trained}
-        if all(leaks.values()):
-            reason = next(iter(leaks.values()), "none of its runs is complete")
-            raise ConfigError(f"{key}: {path}: no run here can teach this one: {reason}; {_way_out(config, [])}")
-        chosen += [run for run in trained if not leaks[run.path]]
+                clean = [str(other) for other in leaks if not leaks[other]]
+                raise ConfigError(f"{key}: {leak}; {_way_out(config, clean)}")
+        chosen += [Run(path) for path, leak in leaks.items() if not leak]
     return list({run.path.resolve(): run for run in chosen}.values())
 
 
@@ -122,35 +127,28 @@ def as_read_by(run: Run, config: Config, dataset: Dataset, images: Split | Suite
     )
 
 
-def _listed(key: str, path: str) -> list[Run]:
-    """Return a path's run, or the runs of a folder.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    folder = Path(path)
-    if not (folder / "provenance.json").is_file() and (inside := runs.list_runs(folder)):
-        return [run for run in inside if run.is_complete()]
-    try:
-        return [runs.open_run(folder)]
-    except RunError as error:
-        raise ConfigError(f"{key}: {error}") from None
+def _folder_of_runs(path: str) -> list[Run]:
+    """Return the runs in a folder; none if it is a run itself, or holds none."""
+    return [] if (Path(path) / "provenance.json").is_file() else runs.list_runs(Path(path))
 
 
-def _demand(key: str, run: Run) -> None:
-    try:
-        run.metrics()
-        for leaf in _leaves(run):
-            leaf.weights_path()
-    except RunError as error:
-        raise ConfigError(f"{key}: {error}") from None
+def _can_teach(run: Run) -> bool:
+    return run.is_complete() and run.has_weights()
 
 
-def _way_out(config: Config, clean: list[Path]) -> str:
+def _way_out(config: Config, clean: list[str]) -> str:
     if clean:
-        return f"of this ensemble, name the runs that held them out instead: {', '.join(map(str, clean))}"
-    fold = f" (data.fold={config.data.fold} of the same data.folds)" if config.data.folds else ""
-    return f"name runs that held out the same images{fold}: those with the same split settings and data.split_seed"
+        return f"name the runs that held them out instead: {', '.join(clean)}"
+    fold = f" (data.fold={config.data.fold})" if config.data.folds else ""
+    return f"name runs of the same fold{fold}, or with the same data.validation, and the same data.split_seed"
+
+
+def _why_not(run: Run, config: Config, dataset: Dataset, progress: Progress) -> str:
+    """Return why a run cannot teach this one; empty if it can."""
+    try:
+        return _find_leak(run, config, dataset, progress)
+    except UserError as error:
+        return str(error)
 
 
 def _leaves(run: Run) -> list[Run]:

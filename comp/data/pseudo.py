@@ -145,6 +145,6 @@ def rejoin(run: Run, config: Config, dataset: Dataset) -> Dataset:
     arrays = run.read_recorded(NAME)
     chosen = PseudoLabels(arrays["rows"], arrays["ids"], arrays["labels"])
     part = split_of(chosen, dataset, config.data.pseudo.images)
-    if fingerprint(part) != run.provenance()[NAME]["fingerprint"]:
+    if fingerprint(part) != run.provenance()[NAME].get("fingerprint"):
         raise RunError(f"{run.path}: its pseudo-labelled test images have changed; restore them or start a new run")
     return join(dataset, part)

@@ -4,7 +4,7 @@ Version 2. Version 1, which held accuracy, loss and `metric` of each split side 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -230,6 +230,13 @@ class RunMetrics(_Part):
     def to_json(self) -> dict[str, Any]:
         """Return plain values without None."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+def merged_lessons(members: Sequence[RunMetrics]) -> dict[str, Any]:
+    """Return `teachers` and `pseudo_labels` of a run that is made from others: all teachers, and the most labels."""
+    teachers = sorted({name for member in members for name in member.teachers or ()})
+    pseudo_labels = max((member.pseudo_labels or 0 for member in members), default=0)
+    return {"teachers": teachers or None, "pseudo_labels": pseudo_labels or None}
 
 
 def from_bytes(content: bytes, where: str) -> RunMetrics:

@@ -96,7 +96,8 @@ def networks(key: str, config: Config, dataset: Dataset, progress: Progress = qu
         if inside := _folder_of_runs(path):
             leaks = {run.path: _why_not(run, config, dataset, progress) for run in inside if _can_teach(run)}
             if all(leaks.values()):
-                raise ConfigError(f"{key}: {path}: no run here can teach this one: {next(iter(leaks.values()))}")
+                reason = next(iter(leaks.values()))
+                raise ConfigError(f"{key}: {path}: no run here can teach this one: {reason}; {_way_out(config, [])}")
         else:
             leaks = {leaf.path: _find_leak(leaf, config, dataset, progress) for leaf in _leaves(Run(Path(path)))}
             if leak := next(filter(None, leaks.values()), ""):
@@ -197,8 +198,19 @@ def _lineage(run: Run) -> Iterator[Ancestor]:
         seen.add(run.path.resolve())
         yield ancestor
         config, provenance = run.config(), run.provenance()
-        taught = [record for name in ("teacher", "pseudo") for record in provenance.get(name, {}).get("runs", ())]
-        waiting += [Ancestor(_relative(run, record["path"]), ancestor.other_data) for record in taught]
+        try:
+            paths = [
+                record["path"]
+                for name in ("teacher", "pseudo")
+                if name in provenance
+                for record in provenance[name]["runs"]
+            ]
+        except (KeyError, TypeError):
+            raise RunError(
+                f"{run.path / 'provenance.json'}: damaged: it does not say which runs taught this one; restore the "
+                "file, or choose another run"
+            ) from None
+        waiting += [Ancestor(_relative(run, path), ancestor.other_data) for path in paths]
         if "members" in provenance:
             waiting += [Ancestor(member, ancestor.other_data) for member in _members(run)]
         if config.model.from_run:

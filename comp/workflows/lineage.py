@@ -5,6 +5,7 @@ whose score would then be too high. So each run's split.npz, and that of every r
 this run's validation images before training.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.config import Config
-from comp.data import splits
+from comp.data import pseudo, splits
 from comp.data.dataset import Dataset
 from comp.data.sources import Source, open_source
 from comp.data.splits import Split, Suite
@@ -69,9 +70,10 @@ def check_teachers(config: Config, dataset: Dataset, progress: Progress = quiet)
     """Check that all teachers know this task and classes, and none of the images that this run holds out.
 
     Raises:
-        ConfigError: naming the run, and the images that it has seen.
-        RunError: a run is damaged, or nothing shows what it was trained on.
+        ConfigError: naming the run (see `networks`), or there are no images for pseudo-labels.
     """
+    if config.data.pseudo.run:
+        pseudo.candidates(dataset, config.data.pseudo.images)
     for key in named_paths(config):
         for network in networks(key, config, dataset, progress):
             scores, classes = network.metrics(), network.provenance("classes")["classes"]
@@ -88,8 +90,7 @@ def networks(key: str, config: Config, dataset: Dataset, progress: Progress = qu
     that this run holds out.
 
     Raises:
-        ConfigError: naming the run, and the images that it has seen.
-        RunError: a run is damaged, or nothing shows what it was trained on.
+        ConfigError: naming the run, and the images that it has seen; or it is damaged, or nothing shows what it saw.
     """
     chosen: list[Run] = []
     for path in named_paths(config)[key]:
@@ -99,7 +100,10 @@ def networks(key: str, config: Config, dataset: Dataset, progress: Progress = qu
                 reason = next(iter(leaks.values()))
                 raise ConfigError(f"{key}: {path}: no run here can teach this one: {reason}; {_way_out(config, [])}")
         else:
-            leaks = {leaf.path: _find_leak(leaf, config, dataset, progress) for leaf in _leaves(Run(Path(path)))}
+            try:
+                leaks = {leaf.path: _find_leak(leaf, config, dataset, progress) for leaf in _leaves(Run(Path(path)))}
+            except UserError as error:
+                raise ConfigError(f"{key}: {error}") from None
             if leak := next(filter(None, leaks.values()), ""):
                 clean = [str(other) for other in leaks if not leaks[other]]
                 raise ConfigError(f"{key}: {leak}; {_way_out(config, clean)}")
@@ -268,9 +272,10 @@ def _verify_data(run: Run, config: Config, dataset: Dataset, progress: Progress)
     theirs = run.data_config().data
     changed = {key: getattr(theirs, key) for key in ("classes", "image_size", "resize", "range")}
     if any(getattr(config.data, key) != value for key, value in changed.items()):
-        source = open_source(config.data.model_copy(update=changed), progress, config.competition.task)
-        if splits.fingerprint(source.train) == recorded:
-            return source
+        with contextlib.suppress(UserError):  # these data cannot be read like that, so they are others
+            source = open_source(config.data.model_copy(update=changed), progress, config.competition.task)
+            if splits.fingerprint(source.train) == recorded:
+                return source
     raise ConfigError(
         f"{run.path}: was trained on other images or labels (fingerprint {recorded}, here {dataset.fingerprint}), so "
         "its split.npz cannot show that it never saw this run's validation images; use runs of the same data"

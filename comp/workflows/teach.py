@@ -102,9 +102,14 @@ def _label_images(config: Config, dataset: Dataset, progress: Progress) -> Lesso
     """
     section, task = config.data.pseudo, dataset.competition.task
     images = pseudo.candidates(dataset, section.images)
+    most = pseudo.most_joining(dataset, section.share)
+    if not most:
+        raise ConfigError(
+            f"data.pseudo.share: {section.share:g} of {len(dataset.train):,} training images is less than one image; "
+            "raise it"
+        )
     members = lineage.networks(lineage.PSEUDO, config, dataset, progress)
     mean, ids = _mean_probabilities(members, [images], config, dataset, progress)
-    most = pseudo.most_joining(dataset, section.share)
     chosen = pseudo.choose(mean, images, ids, task, section.min_confidence, most)
     if not len(chosen.rows):
         raise ConfigError(

@@ -145,7 +145,7 @@ def test_what_a_teacher_learned_from_another_run_counts_too(three_runs: Path, th
     with pytest.raises(ConfigError, match=rf"learned from {leaky.path}, which was trained on 3 of the 48"):
         check(config)
     shutil.rmtree(leaky.path)
-    with pytest.raises(RunError, match=r"which is missing, so nothing shows"):
+    with pytest.raises(ConfigError, match=r"train\.teacher\.runs: .* which is missing, so nothing shows"):
         check(config)
 
 

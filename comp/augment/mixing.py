@@ -126,6 +126,12 @@ def mix_planned(
     return geometry.to_images(_blend(pixels, partners, share)), targets
 
 
+def mix_targets(targets: Tensor, plan: Plan, step: int) -> Tensor:
+    """Return soft targets [B, classes] mixed as `mix_planned` mixes labels, on their device."""
+    kept = plan.kept[step].to(targets.device)[:, None]
+    return kept * targets + (1 - kept) * _swap(targets)
+
+
 def soft_targets(
     labels: Tensor,
     partner_labels: Tensor | None = None,

@@ -12,11 +12,11 @@ from comp.config.competition import (
     SubmissionConfig,
     SuiteConfig,
 )
-from comp.config.data import AugmentConfig, CSVConfig, DataConfig
+from comp.config.data import AugmentConfig, CSVConfig, DataConfig, PseudoConfig
 from comp.config.loading import dump, fingerprint, flatten, from_mapping, load, load_stored, schema
 from comp.config.messages import naming_overrides
 from comp.config.section import parse_duration
-from comp.config.training import LookaheadConfig, ModelConfig, OptimConfig, TrainConfig
+from comp.config.training import LookaheadConfig, ModelConfig, OptimConfig, TeacherConfig, TrainConfig
 from comp.config.tree import Config, ConfirmConfig, PredictConfig, TrackConfig, TuneConfig
 
 __all__ = [
@@ -31,9 +31,11 @@ __all__ = [
     "OODValidationConfig",
     "OptimConfig",
     "PredictConfig",
+    "PseudoConfig",
     "RulesConfig",
     "SubmissionConfig",
     "SuiteConfig",
+    "TeacherConfig",
     "TrackConfig",
     "TrainConfig",
     "TuneConfig",

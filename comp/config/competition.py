@@ -69,7 +69,7 @@ class RulesConfig(Section):
     test_like_augmentation: bool = True
     """Whether the augmentation may imitate corruptions of the suite."""
     transductive: bool = True
-    """Whether predictions may adapt to the test images (`predict.adapt`)."""
+    """Whether predictions may adapt to the test images (`predict.adapt`), and trainings use them (`data.pseudo`)."""
 
 
 class SubmissionConfig(Section):

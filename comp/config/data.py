@@ -70,6 +70,28 @@ class CSVConfig(Section):
     """Column of `table`; images with the same text in it stay in the same split. Requires `data.groups: column`."""
 
 
+class PseudoConfig(Section):
+    """Pseudo-labels: test images with the confident predictions of a trained run as labels join the training images
+    (Lee 2013, "Pseudo-Label"). Labels are hard: the most likely class, or each class from probability 0.5.
+    """
+
+    run: UserPath = ""
+    """A run, an ensemble, or a folder of runs, as in `train.teacher.runs`; empty: no pseudo-labels."""
+    images: Literal["test", "suite"] = "test"
+    """The images to label: the test images, or all that a submission covers, such as the suite's blocks."""
+    min_confidence: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Smallest probability of the predicted class, 0 to 1; of several labels, of the least certain decision."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Largest share of the training images that are pseudo-labelled, between 0 and 1; if more are confident, the most
+    confident ones join."""
+
+    def broken_rules(self) -> Iterator[BrokenRule]:
+        """See `Section.broken_rules`."""
+        for name in ("images", "min_confidence", "share"):
+            if not self.run and getattr(self, name) != type(self).model_fields[name].default:
+                yield BrokenRule((name, "run"), f"data.pseudo.{name}: has no effect without data.pseudo.run")
+
+
 class DataConfig(Section):
     """Images, labels and splits."""
 
@@ -127,6 +149,7 @@ class DataConfig(Section):
     """Fraction (0 to 1) held out as the labelled test split if the source has none (digits)."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the splits, separate from `seed` so that runs with other seeds stay comparable."""
+    pseudo: PseudoConfig = PseudoConfig()
     download: bool = True
     """Whether missing files may be downloaded."""
 

@@ -17,7 +17,9 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from comp.config import messages
+from comp.config.data import PseudoConfig
 from comp.config.section import DURATION, PATH, alternatives, is_mapping, section_of
+from comp.config.training import TeacherConfig
 from comp.config.tree import Config
 from comp.config.yaml_io import Document, Keys, dump_yaml, parse_override, read_chain, user_path
 from comp.runtime.errors import ConfigError
@@ -75,10 +77,20 @@ def dump(config: Config) -> str:
 
 # Keys that were added after runs had been hashed, with the defaults that match the behaviour of those runs.
 _LATER_KEYS: dict[str, dict[str, object]] = {
-    "data": {"range": "auto", "label_pattern": "", "sampling": "natural"},
+    "data": {
+        "range": "auto",
+        "label_pattern": "",
+        "sampling": "natural",
+        "pseudo": PseudoConfig().model_dump(mode="json"),
+    },
     "data.csv": {"file_column": ""},
     "augment": {"albumentations": []},
-    "train": {"loss": "auto", "loss_args": {}, "class_weights": "none"},
+    "train": {
+        "loss": "auto",
+        "loss_args": {},
+        "class_weights": "none",
+        "teacher": TeacherConfig().model_dump(mode="json"),
+    },
 }
 
 
@@ -202,9 +214,14 @@ def _expand_paths(
         section = section_of(info)
         if section is not None and isinstance(value, Mapping):
             expanded[name] = _expand_paths(value, section, keys, mistakes)
-        elif info is not None and PATH in info.metadata and isinstance(value, str):
+        elif info is not None and PATH in info.metadata and isinstance(value, str | list):
             try:
-                expanded[name] = user_path(value, ".".join(map(str, keys)))
+                dotted = ".".join(map(str, keys))
+                expanded[name] = (
+                    user_path(value, dotted)
+                    if isinstance(value, str)
+                    else [user_path(item, dotted) if isinstance(item, str) else item for item in value]
+                )
             except ConfigError as error:
                 mistakes[keys] = str(error)
     return expanded

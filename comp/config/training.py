@@ -141,6 +141,27 @@ class OptimConfig(Section):
             )
 
 
+class TeacherConfig(Section):
+    """Trained runs whose outputs are part of the targets (Hinton et al. 2015, "Distilling the Knowledge in a Neural
+    Network").
+    """
+
+    runs: Annotated[tuple[str, ...], PATH] = ()
+    """Runs; ensembles, whose members teach; or folders of runs such as `comp cv` makes, of which those teach that never
+    saw this run's validation images. All networks count the same; empty: no teacher."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides the teachers' outputs before softmax or sigmoid: above 1 the targets are softer. The student's own
+    outputs are not divided."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Weight of the teachers' mean probabilities in every target, above 0 and at most 1; the rest is the label's."""
+
+    def broken_rules(self) -> Iterator[BrokenRule]:
+        """See `Section.broken_rules`."""
+        for name in ("temperature", "share"):
+            if not self.runs and getattr(self, name) != type(self).model_fields[name].default:
+                yield BrokenRule((name, "runs"), f"train.teacher.{name}: has no effect without train.teacher.runs")
+
+
 class TrainConfig(Section):
     """The training loop."""
 
@@ -173,6 +194,7 @@ class TrainConfig(Section):
     frequency), `effective` (inverse effective number of images, which grows slower than the number) or `{class:
     weight}`, where a class that is not named weighs 1. With several classes an image, each class is weighed against
     its absence. Frequencies are those after `data.sampling`."""
+    teacher: TeacherConfig = TeacherConfig()
     consistency: Literal["none", "jsd"] = "none"
     """`jsd`: three views of every image, cross-entropy on the clean view plus the Jensen-Shannon divergence of their
     predictions (AugMix). Not possible with MixUp, CutMix or augmentation in workers. A step costs three times as

@@ -41,6 +41,7 @@ class Dataset:
         unreadable: files of the source that hold no image, and ids without a file.
         pixel_range: the values of pixels of more than 8 bits that become black and white; None of 8 bits.
         split_seed: of the corruptions in `suite` and `ood_val`.
+        test_is_cut: whether the test was held out of the training images, where the source has none.
         samples: rows of the parts of a split that are measured, by name: `ood_val`, of `val`, and `suite`, of `test`,
             the images of each block; `comp.training.context.samples` adds those of `train`. A missing name means the
             split's first images.
@@ -60,6 +61,7 @@ class Dataset:
     unreadable: tuple[str, ...] = ()
     pixel_range: tuple[float, float] | None = None
     split_seed: int = 0
+    test_is_cut: bool = False
     samples: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @property
@@ -173,6 +175,7 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
         unreadable=tuple(name for images in image_files for name in images.unreadable),
         pixel_range=source.pixel_range,
         split_seed=config.data.split_seed,
+        test_is_cut=source.test is None and test is not None,
     ).with_drawn_samples()
 
 

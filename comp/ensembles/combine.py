@@ -20,7 +20,7 @@ from comp.ensembles.methods import FitData, Fitted, Method, Scorer
 from comp.inference import accuracy_estimate
 from comp.results import files, metrics, prediction_files, runs
 from comp.results.predictions import Predictions
-from comp.results.run_metrics import AccuracyEstimate, RunMetrics, WeightScores
+from comp.results.run_metrics import AccuracyEstimate, RunMetrics, WeightScores, merged_lessons
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, unknown
 from comp.runtime.progress import Progress, quiet
@@ -273,6 +273,7 @@ def _describe(
             "selected_by": combination.split or "",
             "train_seconds": round(sum(source.train_seconds for source in sources), 2),
             "test_like": sorted({name for source in sources for name in source.test_like}),
+            **merged_lessons(sources),
             "thresholds": [] if thresholds is None else thresholds.tolist(),
         }
     )

@@ -21,6 +21,7 @@ from comp.inference.predict import predict
 from comp.models import averaging, weights
 from comp.models.averaging import State
 from comp.results import decisions, files, metrics, runs
+from comp.results.run_metrics import merged_lessons
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, ModelError, RunError, unknown
 from comp.runtime.memory import MicroBatch
@@ -238,6 +239,7 @@ def _store(mixed: _Soup, first: LoadedRun, split: str, runs_root: Path, progress
             "selected_by": split,
             "train_seconds": round(sum(member.train_seconds for member in member_metrics), 2),
             "test_like": sorted({name for member in member_metrics for name in member.test_like}),
+            **merged_lessons(member_metrics),
             "best": best.scores,
             "thresholds": list(best.thresholds),
             "weights_sha256": files.sha256_file(result.weights_path()),

@@ -6,6 +6,7 @@ new one, never half a file.
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import struct
@@ -97,6 +98,15 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def arrays_to_bytes(arrays: "Mapping[str, NDArray[Any]]") -> bytes:
+    """Return the content of an uncompressed .npz with named arrays; the same arrays give the same bytes."""
+    import numpy as np
+
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]  # see `write_arrays`
+    return content.getvalue()
 
 
 def write_arrays(path: Path, arrays: "Mapping[str, NDArray[Any]]") -> None:

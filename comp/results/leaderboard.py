@@ -68,7 +68,8 @@ class LeaderboardRow:
         private_score: likewise.
         test_like: whether training imitated corruptions of the suite.
         variant: views and adaptation of test and suite, such as `+flip`; empty for neither.
-        transductive: whether the model was adapted to test, suite or submission images.
+        transductive: whether the model was adapted to test, suite or submission images, or trained on pseudo-labels.
+        lessons: `teacher`, `pseudo-labels` or both, if they were part of the training; else empty.
         train_minutes: training only.
         device: what it ran on.
         submission: the CSV it wrote last; empty if none.
@@ -101,6 +102,7 @@ class LeaderboardRow:
     test_like: bool
     variant: str
     transductive: bool
+    lessons: str
     train_minutes: float
     device: str
     submission: str
@@ -356,7 +358,10 @@ def _row(run: runs.Run, scores: RunMetrics) -> LeaderboardRow:
         private_score=latest.private if latest else scores.private_score,
         test_like=bool(scores.test_like),
         variant=scores.variant,
-        transductive=scores.transductive or any(part.transductive for part in (test, suite) if part),
+        transductive=scores.transductive
+        or bool(scores.pseudo_labels)
+        or any(part.transductive for part in (test, suite) if part),
+        lessons=", ".join(scores.lessons),
         train_minutes=scores.train_seconds / 60,
         device=scores.device,
         submission=scores.submission,

@@ -145,6 +145,10 @@ def _run_sections(run: Run, baseline: Config | None) -> Iterable[str]:
     yield f'<div class="cards">{"".join(cards)}</div>'
     if scores.test_like:
         yield f'<p class="note">test-like augmentation: {_text(", ".join(scores.test_like))}</p>'
+    if scores.lessons:
+        pseudo = f"pseudo-labels: {scores.pseudo_labels:,} images" if scores.pseudo_labels else ""
+        taught = f"teacher: {', '.join(scores.teachers or ())}" if scores.teachers else ""
+        yield f'<p class="note">{_text("; ".join(filter(None, (taught, pseudo))))}</p>'
     yield _estimates(scores)
     yield _section("Curves", _picture(run, "curves", "losses, accuracies and learning rate by epoch"))
     yield _section("Layers", _picture(run, "norms", "gradient and weight norms by layer"))

@@ -4,7 +4,7 @@ Version 2. Version 1, which held accuracy, loss and `metric` of each split side 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,6 +135,8 @@ class RunMetrics(_Part):
         competition: its name.
         metric: the competition's, a row of `comp.results.metrics.METRICS`.
         selected_by: what the best weights were selected by; empty if nothing was selected.
+        teachers: names of the runs whose outputs were part of the targets; None without.
+        pseudo_labels: how many pseudo-labelled images joined the training images; None without.
         best: scores of the best weights by validation.
         final: scores of the last epoch's weights.
         averaged: scores of averaged weights.
@@ -178,6 +180,8 @@ class RunMetrics(_Part):
     best_averaged: bool = False
     train_seconds: float = 0.0
     test_like: list[str] = Field(default_factory=list)
+    teachers: list[str] | None = None
+    pseudo_labels: int | None = None
     best: WeightScores = WeightScores()
     final: WeightScores = WeightScores()
     averaged: WeightScores = WeightScores()
@@ -202,6 +206,11 @@ class RunMetrics(_Part):
         """Scores of the weights used to predict: the best by validation, or the final ones without validation."""
         return self.best if self.best.val or self.best.ood_val else self.final
 
+    @property
+    def lessons(self) -> list[str]:
+        """What other runs brought into the training: `teacher`, `pseudo-labels`, both or nothing."""
+        return ["teacher"] * bool(self.teachers) + ["pseudo-labels"] * bool(self.pseudo_labels)
+
     def split_scores(self, name: str) -> SplitScores | None:
         """Return the scores of `test` or `suite` with the config's views and adaptation; None if there are none."""
         if self.variant:
@@ -221,6 +230,13 @@ class RunMetrics(_Part):
     def to_json(self) -> dict[str, Any]:
         """Return plain values without None."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+def merged_lessons(members: Sequence[RunMetrics]) -> dict[str, Any]:
+    """Return `teachers` and `pseudo_labels` of a run that is made from others: all teachers, and the most labels."""
+    teachers = sorted({name for member in members for name in member.teachers or ()})
+    pseudo_labels = max((member.pseudo_labels or 0 for member in members), default=0)
+    return {"teachers": teachers or None, "pseudo_labels": pseudo_labels or None}
 
 
 def from_bytes(content: bytes, where: str) -> RunMetrics:

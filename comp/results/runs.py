@@ -2,6 +2,7 @@
 
     runs/<competition>/<time>-<name>/
       config.yaml  split.npz  execution.json  provenance.json  history.csv
+      teacher.npz  pseudo.npz (with train.teacher, data.pseudo)
       best.safetensors  final.safetensors  predictions/*.npz  plots/*.png
       metrics.json (written last)  state.pt (until then, or for good with train.keep_state)
 
@@ -23,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
@@ -31,9 +32,21 @@ from comp import config as configs
 from comp.config import Config
 from comp.config.yaml_io import user_path
 from comp.results import run_metrics
-from comp.results.files import Content, error_text, read_bytes, read_json, to_json, write_atomically
+from comp.results.files import (
+    Content,
+    error_text,
+    open_arrays,
+    read_bytes,
+    read_json,
+    sha256_bytes,
+    to_json,
+    write_atomically,
+)
 from comp.results.run_metrics import RunMetrics
 from comp.runtime.errors import ConfigError, RunError, nearest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _MAX_DEPTH = 8  # folders between `runs` and a run
 _SECTIONS = ("competition", "data", "augment", "model", "optim", "train", "predict", "track")  # of every run's config
@@ -170,6 +183,23 @@ class Run:
     def is_complete(self) -> bool:
         """Return whether the training has ended and its scores are written."""
         return (self.path / "metrics.json").is_file()
+
+    def read_recorded(self, name: str) -> "dict[str, NDArray[Any]]":
+        """Return the arrays of NAME.npz, whose SHA-256 provenance.json records under NAME.
+
+        Raises:
+            RunError: missing, damaged, or other bytes than the recorded ones.
+        """
+        path, recorded = self.path / f"{name}.npz", self.provenance().get(name)
+        expected = recorded.get("sha256") if isinstance(recorded, dict) else None
+        content = read_bytes(path, "file of this run; restore it, or start a new run", RunError)
+        if (sha256 := sha256_bytes(content)) != expected:
+            raise RunError(
+                f"{path}: expected sha256 {expected}, recorded in provenance.json, found {sha256}; the file is damaged "
+                "or replaced: restore it, or start a new run"
+            )
+        with open_arrays(path) as archive:
+            return {key: archive[key] for key in archive.files}
 
     def write(self, name: str, content: Content) -> None:
         """Write a file in the run folder, atomically."""

@@ -6,7 +6,9 @@ from comp.config import RulesConfig
 from comp.runtime.errors import ConfigError
 
 
-def check_rules(rules: RulesConfig, *, pretrained: bool, imitated: Collection[str], adapt: str) -> None:
+def check_rules(
+    rules: RulesConfig, *, pretrained: bool, imitated: Collection[str], adapt: str, pseudo: bool = False
+) -> None:
     """Check pretrained weights, augmentation and adaptation against the rules.
 
     Args:
@@ -14,6 +16,7 @@ def check_rules(rules: RulesConfig, *, pretrained: bool, imitated: Collection[st
         pretrained: whether the first weights come from outside.
         imitated: the suite's corruptions that the augmentation imitates.
         adapt: `predict.adapt`.
+        pseudo: whether the training uses pseudo-labels of test images.
 
     Raises:
         ConfigError: names the rule, the value that breaks it and how to fix it.
@@ -26,6 +29,11 @@ def check_rules(rules: RulesConfig, *, pretrained: bool, imitated: Collection[st
         raise ConfigError(
             f"augment.policy: imitates {', '.join(sorted(imitated))} of the suite, which "
             "competition.rules.test_like_augmentation=false forbids; choose another policy"
+        )
+    if pseudo and not rules.transductive:
+        raise ConfigError(
+            "data.pseudo.run: trains on predicted test images, which competition.rules.transductive=false forbids; "
+            "remove data.pseudo"
         )
     check_adaptation(rules, adapt)
 

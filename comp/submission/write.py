@@ -88,7 +88,7 @@ def write_run_submission(
         RunError: the disk is full; existing files are kept.
     """
     form = derive_format(competition).format
-    transductive = bool(predictions.made_by.get("transductive"))
+    transductive = bool(predictions.made_by.get("transductive") or run.metrics().pseudo_labels)
     sidecar = {
         "run": run.name,
         "run_path": str(run.path),

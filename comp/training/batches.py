@@ -30,6 +30,7 @@ class PlannedBatch(NamedTuple):
         mixed_with: of the window; None: nothing is mixed.
         row: the batch's.
         epoch: from 1.
+        samples: of the window, [S, B] on the device of the targets; None: there is no teacher.
     """
 
     batch: Batch
@@ -38,6 +39,7 @@ class PlannedBatch(NamedTuple):
     mixed_with: mixing.Plan | None
     row: int
     epoch: int
+    samples: Tensor | None = None
 
     def augmented(self, context: TrainContext) -> Tensor:
         """Return augmented images, view after view: [views B, C, H, W] uint8, on the `augmentation_device`.
@@ -76,6 +78,13 @@ class PlannedBatch(NamedTuple):
         device = context.execution.torch_device
         return images.to(device), targets.to(device)
 
+    def taught(self, context: TrainContext, settings: mixing.Mixing, targets: Tensor) -> Tensor:
+        """Return targets [B, classes] with the teachers' share, mixed like `targets`; without a teacher, unchanged."""
+        if self.samples is None:
+            return targets
+        plan = self.mixed_with if settings.mixup or settings.cutmix else None
+        return context.teacher.soften(targets, self.samples[self.row], plan, self.row)
+
 
 def planned_batches(
     context: TrainContext, order: Tensor, batch_size: int, *, epoch: int, start: int = 0
@@ -98,7 +107,9 @@ def planned_batches(
             end = min(batch.step + ahead, steps)
             window = order[batch.step * batch_size : end * batch_size].view(-1, batch_size)
             augmentation, mixed_with = _plan(context, epoch, window)
-        yield PlannedBatch(batch, window[row], augmentation, mixed_with, row, epoch)
+            rows = window % len(context.train)
+            samples = plans.send(rows, context.execution.torch_device) if context.teacher.teaches else None
+        yield PlannedBatch(batch, window[row], augmentation, mixed_with, row, epoch, samples)
 
 
 def _plan(

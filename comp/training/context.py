@@ -32,6 +32,7 @@ from comp.training.distributed import SINGLE_PROCESS, SingleProcess
 from comp.training.norms import NoNorms, Norms
 from comp.training.schedules import Schedule
 from comp.training.step import Stepper, head_of
+from comp.training.teacher import NoTeacher, open_teacher
 
 # A data-dependent initialisation sees at most this many images and bytes of pixels: photographs are large.
 _INITIALISE_IMAGES, _INITIALISE_BYTES = 5000, 128 << 20
@@ -58,6 +59,7 @@ class TrainContext:
     forward: Forward
     team: SingleProcess
     planner: StepPlanner
+    teacher: NoTeacher
 
     @cached_property
     def batch_size(self) -> int:
@@ -209,6 +211,7 @@ def build_context(
         forward=team.forward(model, execution),
         team=team,
         planner=team.sync_planner(budget.step_planner(config, dataset, run, execution, began=began)),
+        teacher=open_teacher(run, config, dataset, execution.torch_device),
     )
 
 

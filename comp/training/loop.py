@@ -299,15 +299,17 @@ def step(context: TrainContext, state: TrainState, planned: PlannedBatch, meter:
     """Take one step and add its loss and correct answers to the meter."""
     config, number = context.config, state.epoch + 1
     step, indices, _, labels = planned.batch
-    images, targets = planned.mixed(context, context.mixing.at(number, context.planner.plan.epochs))
+    mixed = context.mixing.at(number, context.planner.plan.epochs)
+    images, targets = planned.mixed(context, mixed)
     images = schedules.resize(images, schedules.side_at(config.train.sizes, number))
     targets = targets[: len(indices)]
+    taught = planned.taught(context, mixed, targets)  # accuracy counts the labels, `targets`
     by_view = images.reshape(context.views, len(indices), *images.shape[1:])  # [views, B, C, H, W]
 
     def compute(part: slice) -> tuple[Tensor, Tensor]:
         with context.execution.autocast():
             logits = context.forward(context.execution.layout(by_view[:, part].flatten(0, 1)))  # [views part, classes]
-        part_targets, weight = targets[part], config.train.consistency_weight
+        part_targets, weight = taught[part], config.train.consistency_weight
         loss = losses.consistency_loss(context.criterion, logits, part_targets, views=context.views, weight=weight)
         return loss, logits[: len(part_targets)]
 

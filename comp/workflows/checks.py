@@ -24,6 +24,7 @@ from comp.runtime.errors import ConfigError, UserError, unknown
 from comp.submission import derive_format, rules, write
 from comp.tracking import tracker
 from comp.training import best_weights, imbalance, losses, optimizers, schedules
+from comp.workflows import lineage
 
 _ASSUMED_CLASSES = 10  # of a network whose data are not open
 _BYTES_PER_ID = 80  # of a suite's row in a .npz: id as UTF-32, top1, label
@@ -63,6 +64,8 @@ def _check_alone(config: Config, runs_root: Path) -> None:
         lambda: _check_augmentation(config),
         # unknown or banned network; arguments, frozen blocks or an input size that it cannot take
         lambda: _check_model(config),
+        # a teacher that is no complete run
+        lambda: lineage.check_named(config),
         # unknown corruptions in competition.ood_validation
         lambda: suites.shifted_distortions(config.competition.ood_validation),
         # selection or early stopping by a split that is never measured
@@ -112,6 +115,7 @@ def _check_augmentation(config: Config) -> None:
         pretrained=_has_external_weights(config),
         imitated=policy.imitates,
         adapt=predict_options(config.predict).adapt,
+        pseudo=bool(config.data.pseudo.run),
     )
 
 
@@ -204,6 +208,8 @@ def check_data(config: Config, dataset: Dataset) -> None:
     suites.check_channels(config.competition, channels, validated=dataset.val is not None)
     # views that need square images
     check_size(config.predict.views, height, width)
+    # teachers of other classes or data, or that have seen validation images
+    lineage.check_teachers(config, dataset)
 
 
 def _check_task(config: Config, dataset: Dataset) -> None:

@@ -70,7 +70,7 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
             whole = prepare(config, runs_root or folder, progress)
             dataset = whole.limited(_BATCHES * config.train.batch_size, _OTHER_IMAGES)
             results.append(f"{len(whole.train):,} training images, {len(whole.competition.classes)} classes")
-        short = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1, "budget": ""})})
+        short = _shortened(config)
         with stage("train"), contextlib.suppress(Interrupted):
             train(short, runs_root=folder, dataset=dataset, progress=stop_after_first_step, tracker=UNTRACKED)
         (run,) = runs.list_runs(folder)
@@ -93,6 +93,13 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
         with stage("leaderboard") as results:
             results.append(f"{len(leaderboard.read_rows(folder))} row")
     return stages
+
+
+def _shortened(config: Config) -> Config:
+    """Return the config for one epoch; of its few test images, any may be pseudo-labelled."""
+    train = config.train.model_copy(update={"epochs": 1, "budget": ""})
+    pseudo = config.data.pseudo.model_copy(update={"min_confidence": 1e-9} if config.data.pseudo.run else {})
+    return config.model_copy(update={"train": train, "data": config.data.model_copy(update={"pseudo": pseudo})})
 
 
 def _estimate_cost(config: Config, dataset: Dataset, loaded: LoadedRun, speed: float, runs_root: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from comp import config as configs
 from comp.augment import policies, worker_stage
 from comp.config import Config
-from comp.data import splits
+from comp.data import pseudo, splits
 from comp.data.dataset import Dataset, open_dataset
 from comp.models import weights
 from comp.models.classifier import Classifier
@@ -35,6 +35,7 @@ from comp.workflows.build import build_model, prepare, ready_model
 from comp.workflows.checks import check_data
 from comp.workflows.load import LoadedRun, open_run_data, verify_run_data
 from comp.workflows.score import WeightResult, describe_network, score_weights
+from comp.workflows.teach import describe_lessons, prepare_lessons
 
 
 def train(
@@ -83,14 +84,19 @@ def train(
     on_data(dataset)
     check_data(config, dataset)
     model = ready_model(config, dataset)
+    lessons = prepare_lessons(config, dataset, progress)
+    if lessons.notes:
+        on_data(replace(dataset, notes=lessons.notes))
+    labelled, dataset = replace(dataset, notes=(*dataset.notes, *lessons.notes)), lessons.dataset
     dataset = replace(dataset, samples={**dataset.samples, **training_samples(config, dataset, model)})
     device_name = execution.device if execution else device.choose_device(config.train.device)
-    provenance = provenance_of(config, dataset, model, device_name)
+    provenance = {**provenance_of(config, labelled, model, device_name), **lessons.provenance}
     run = runs.create(runs_root, config, name, provenance, group=group)
     on_start(run, model)
     deterministic = device.kernel_choice(deterministic=config.train.deterministic)
     with open_tracker(config.track, tracker) as tracker, run.write_lock(), deterministic:
-        splits.save_split(run.path / "split.npz", dataset.train, dataset.val, dataset.samples)
+        splits.save_split(run.path / "split.npz", labelled.train, dataset.val, dataset.samples)
+        lessons.write(run)
         choice = (
             ExecutionChoice(execution) if execution else _choose_execution(config, dataset, model, progress, team.size)
         )
@@ -136,6 +142,7 @@ def resume(
     if config.augment.engine == "per_image":
         raise RunError(device.removed_engine_message(run.path))
     dataset = verify_run_data(run, dataset or team.main_process_first(lambda: open_run_data(run, progress)))
+    dataset = pseudo.rejoin(run, config, dataset)
     deterministic = device.kernel_choice(deterministic=config.train.deterministic)
     with open_tracker(config.track, tracker) as tracker, run.write_lock(), deterministic:
         path = run.path / "execution.json"
@@ -185,9 +192,9 @@ def follow(
         lambda: open_dataset(config, progress) if resume else prepare(config, runs_root, progress)
     )
     setup = team.broadcast_from_main(only_main)
-    dataset = dataset.with_samples(splits.read_samples(setup.path / "split.npz"))
-    model = build_model(config, dataset, first_weights=not setup.resume)
     run = ReadOnlyRun(setup.path)
+    dataset = pseudo.rejoin(run, config, dataset.with_samples(splits.read_samples(setup.path / "split.npz")))
+    model = build_model(config, dataset, first_weights=not setup.resume)
     context = build_context(
         config, dataset, run, model, setup.execution, fresh=setup.fresh, progress=progress, team=team
     )
@@ -201,7 +208,7 @@ def find_learning_rate(
 ) -> LRFindResult:
     """Raise the learning rate step by step on a copy of a config's model; see `comp.training.lr_find.find`."""
     # Compiling takes longer than these few steps.
-    train = config.train.model_copy(update={"compile": False, "budget": ""})
+    train = config.train.model_copy(update={"compile": False, "budget": "", "teacher": configs.TeacherConfig()})
     config = config.model_copy(update={"train": train})
     dataset = prepare(config, progress=progress)
     model = ready_model(config, dataset)
@@ -285,7 +292,7 @@ def _fit_and_score(
     scores = _score_weight_files(loaded, context, state, progress)
     if loaded.dataset.val is not None:
         tracker.save_mistakes(run, loaded.dataset.val.images)
-    trained = {**_describe_training(context, state), **scores}
+    trained = {**_describe_training(context, state), **describe_lessons(run.provenance()), **scores}
     run.write_metrics(describe_network(loaded, "run").model_copy(update=trained))
     if not config.train.keep_state:  # removed last: a run killed at any moment is complete or can be resumed
         checkpoint.remove(run)

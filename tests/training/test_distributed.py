@@ -100,6 +100,22 @@ def test_two_processes_stopped_and_resumed_give_the_curve_of_one(together: Toget
     assert ids == prediction_files.load(one.path / "predictions/val.npz").ids.tolist()
 
 
+@pytest.mark.slow  # 12 s
+def test_two_processes_with_a_teacher_and_pseudo_labels_give_the_curve_of_one(together: Together) -> None:
+    plain = ["competition.ood_validation.severities=[]", "competition.suite.source=none", "model.args.drop_rate=0.0"]
+    teacher = train.train(configs.load("small.yaml", plain), runs_root=Path("teacher")).path
+    lessons = [f"train.teacher.runs=[{teacher}]", "train.teacher.share=0.8", f"data.pseudo.run={teacher}"]
+    settings = [*plain, *lessons, "data.pseudo.min_confidence=0.3", "data.pseudo.share=0.1"]
+    code, output = ended(together("small.yaml", *settings, "--runs", "two"))
+    assert code == 0, output
+    two = the_run(Path("two"))
+    one = train.train(configs.load("small.yaml", settings), runs_root=Path("one"))
+    assert one.metrics().pseudo_labels == two.metrics().pseudo_labels == 14
+    assert np.allclose(curve(one, "train_loss", "val_loss"), curve(two, "train_loss", "val_loss"), atol=2e-3)
+    first, second = weights_of(one), weights_of(two)
+    assert all(np.allclose(first[name], second[name], atol=2e-3) for name in first)
+
+
 @pytest.mark.slow  # 9 s
 def test_with_batch_norm_two_processes_give_the_curve_of_equal_ghost_batches(together: Together) -> None:
     settings = [*QUICK, "model.name=convnet", "model.args={}", "train.epochs=2"]

@@ -91,6 +91,7 @@ def board_cells(row: "LeaderboardRow", rank: int, metrics: Sequence[str] = ()) -
     if row.expected_low is not None and row.expected_high is not None:
         cells["estimated"] += f" ({row.expected_low:.2f} to {row.expected_high:.2f})"
     flags = [name for name, holds in (("test-like", row.test_like), ("transductive", row.transductive)) if holds]
+    flags += filter(None, row.lessons.split(", "))
     return {
         "#": str(rank),
         "run": row.run,

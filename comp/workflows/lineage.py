@@ -1,0 +1,304 @@
+"""The runs that teach another (`train.teacher`, `data.pseudo`), and what they have seen, directly or through others.
+
+A teacher that has trained on an image knows its label: one that saw validation images would tell them to its student,
+whose score would then be too high. So each run's split.npz, and that of every run it learned from, is compared with
+this run's validation images before training.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comp.config import Config
+from comp.data import pseudo, splits
+from comp.data.dataset import Dataset
+from comp.data.sources import Source, open_source
+from comp.data.splits import Split, Suite
+from comp.results import prediction_files, runs
+from comp.results.runs import Run
+from comp.runtime.errors import ConfigError, RunError, UserError
+from comp.runtime.progress import Progress, quiet
+
+TEACHER, PSEUDO = "train.teacher.runs", "data.pseudo.run"
+
+
+class Ancestor(NamedTuple):
+    """A run that another learned from, or that run itself.
+
+    Attributes:
+        run: with a split.npz of its own.
+        other_data: whether it may have learned from other data: it gave its weights to a run of another competition.
+    """
+
+    run: Run
+    other_data: bool = False
+
+
+def named_paths(config: Config) -> dict[str, tuple[str, ...]]:
+    """Return the paths that each of the two keys names, without empty ones."""
+    pseudo = config.data.pseudo.run
+    paths = {TEACHER: config.train.teacher.runs, PSEUDO: (pseudo,) if pseudo else ()}
+    return {key: named for key, named in paths.items() if named}
+
+
+def check_named(config: Config) -> None:
+    """Check that teachers and the run of pseudo-labels are complete runs or folders of them; needs no data.
+
+    Raises:
+        ConfigError: naming the key and the path.
+    """
+    for key, paths in named_paths(config).items():
+        for path in paths:
+            if inside := _folder_of_runs(path):
+                if not any(_can_teach(run) for run in inside):
+                    raise ConfigError(f"{key}: {path}: expected a complete run with weights in this folder, found none")
+                continue
+            try:
+                run = runs.open_run(Path(path))
+                run.metrics()
+                for leaf in _leaves(run):
+                    leaf.weights_path()
+            except RunError as error:
+                raise ConfigError(f"{key}: {error}") from None
+
+
+def check_teachers(config: Config, dataset: Dataset, progress: Progress = quiet) -> None:
+    """Check that all teachers know this task and classes, and none of the images that this run holds out.
+
+    Raises:
+        ConfigError: naming the run (see `networks`), or there are no images for pseudo-labels.
+    """
+    if config.data.pseudo.run:
+        pseudo.candidates(dataset, config.data.pseudo.images)
+    for key in named_paths(config):
+        for network in networks(key, config, dataset, progress):
+            scores, classes = network.metrics(), network.provenance("classes")["classes"]
+            if scores.task != dataset.competition.task or sorted(classes) != sorted(dataset.competition.classes):
+                raise ConfigError(
+                    f"{key}: {network.path} predicts {len(classes)} classes of task {scores.task}, expected the "
+                    f"{len(dataset.competition.classes)} of task {dataset.competition.task} of this run"
+                )
+            _check_rules(key, config, network)
+
+
+def networks(key: str, config: Config, dataset: Dataset, progress: Progress = quiet) -> list[Run]:
+    """Return the runs with weights that a key names: each once, ensembles as their members, none of which saw images
+    that this run holds out.
+
+    Raises:
+        ConfigError: naming the run, and the images that it has seen; or it is damaged, or nothing shows what it saw.
+    """
+    chosen: list[Run] = []
+    for path in named_paths(config)[key]:
+        if inside := _folder_of_runs(path):
+            leaks = {run.path: _why_not(run, config, dataset, progress) for run in inside if _can_teach(run)}
+            if all(leaks.values()):
+                reason = next(iter(leaks.values()))
+                raise ConfigError(f"{key}: {path}: no run here can teach this one: {reason}; {_way_out(config, [])}")
+        else:
+            try:
+                leaks = {leaf.path: _find_leak(leaf, config, dataset, progress) for leaf in _leaves(Run(Path(path)))}
+            except UserError as error:
+                raise ConfigError(f"{key}: {error}") from None
+            if leak := next(filter(None, leaks.values()), ""):
+                clean = [str(other) for other in leaks if not leaks[other]]
+                raise ConfigError(f"{key}: {leak}; {_way_out(config, clean)}")
+        chosen += [Run(path) for path, leak in leaks.items() if not leak]
+    return list({run.path.resolve(): run for run in chosen}.values())
+
+
+def as_read_by(run: Run, config: Config, dataset: Dataset, images: Split | Suite, progress: Progress) -> Split | Suite:
+    """Return images of this run's data as another run reads them: of its size and resizing, matched by id.
+
+    Raises:
+        ConfigError: they cannot be opened like that.
+    """
+    source = _verify_data(run, config, dataset, progress)
+    if source is None or source.train.image_shape == dataset.competition.image_shape:
+        return images
+    if isinstance(images, Split):
+        wanted = images.ids.tolist()
+        for pool in (source.train, source.test) if images.name == "train" else (source.test, source.train):
+            row_of = {name: row for row, name in enumerate(pool.ids.tolist())} if pool is not None else {}
+            if pool is not None and row_of.keys() >= set(wanted):
+                return pool.take(np.array([row_of[name] for name in wanted]), images.name)
+    raise ConfigError(
+        f"{run.path}: takes images of {source.train.image_shape}, and {images.name} cannot be opened in that size; use "
+        f"runs with images of {dataset.competition.image_shape}"
+    )
+
+
+def _folder_of_runs(path: str) -> list[Run]:
+    """Return the runs in a folder; none if it is a run itself, or holds none."""
+    return [] if (Path(path) / "provenance.json").is_file() else runs.list_runs(Path(path))
+
+
+def _can_teach(run: Run) -> bool:
+    return run.is_complete() and run.has_weights()
+
+
+def _way_out(config: Config, clean: list[str]) -> str:
+    if clean:
+        return f"name the runs that held them out instead: {', '.join(clean)}"
+    fold = f" (data.fold={config.data.fold})" if config.data.folds else ""
+    return f"name runs of the same fold{fold}, or with the same data.validation, and the same data.split_seed"
+
+
+def _why_not(run: Run, config: Config, dataset: Dataset, progress: Progress) -> str:
+    """Return why a run cannot teach this one; empty if it can."""
+    try:
+        return _find_leak(run, config, dataset, progress)
+    except UserError as error:
+        return str(error)
+
+
+def _leaves(run: Run) -> list[Run]:
+    """Return a run with weights itself, and an ensemble as its members' leaves."""
+    if run.has_weights() or "members" not in run.provenance():
+        return [run]
+    return [leaf for member in _members(run) for leaf in _leaves(member)]
+
+
+def _members(run: Run) -> list[Run]:
+    """Return the runs that an ensemble or a soup combines; the paths of an ensemble's are in its predictions."""
+    members = run.provenance()["members"]
+    if members and isinstance(members[0], str):
+        stored = sorted((run.path / "predictions").glob("*.npz"))
+        made_by = next(filter(None, map(prediction_files.read_made_by, stored)), {})
+        paths = {member["run"]: member["run_path"] for member in made_by.get("members", ())}
+        members = [{"run": name, "run_path": paths.get(name, name)} for name in members]
+    return [_relative(run, member["run_path"]) for member in members]
+
+
+def _relative(run: Run, path: str) -> Run:
+    """Return a run that another one records by its path, which may have moved together with that one.
+
+    Raises:
+        RunError: it is gone, so that nothing shows what it was trained on.
+    """
+    name = Path(path)
+    places = (name, run.path.parent / name.name, run.path.parent.parent / name.parent.name / name.name)
+    for place in places:
+        if (place / "config.yaml").is_file() and (place / "provenance.json").is_file():
+            return Run(place)
+    raise RunError(
+        f"{run.path}: learned from {path}, which is missing, so nothing shows what that was trained on; put it back, "
+        "or choose another run"
+    )
+
+
+def _lineage(run: Run) -> Iterator[Ancestor]:
+    """Yield a run with weights and all runs that it learned from, each once."""
+    waiting, seen = [Ancestor(run)], set[Path]()
+    while waiting:
+        ancestor = waiting.pop()
+        run = ancestor.run
+        if run.path.resolve() in seen:
+            continue
+        seen.add(run.path.resolve())
+        yield ancestor
+        config, provenance = run.config(), run.provenance()
+        try:
+            paths = [
+                record["path"]
+                for name in ("teacher", "pseudo")
+                if name in provenance
+                for record in provenance[name]["runs"]
+            ]
+        except (KeyError, TypeError):
+            raise RunError(
+                f"{run.path / 'provenance.json'}: damaged: it does not say which runs taught this one; restore the "
+                "file, or choose another run"
+            ) from None
+        waiting += [Ancestor(_relative(run, path), ancestor.other_data) for path in paths]
+        if "members" in provenance:
+            waiting += [Ancestor(member, ancestor.other_data) for member in _members(run)]
+        if config.model.from_run:
+            source = _relative(run, config.model.from_run)
+            other = source.config().competition.name != config.competition.name
+            waiting.append(Ancestor(source, ancestor.other_data or other))
+
+
+def _find_leak(run: Run, config: Config, dataset: Dataset, progress: Progress) -> str:
+    """Return which run of a lineage was trained on how many held-out images; empty if none was.
+
+    Raises:
+        ConfigError: a run's data differ, so that its split.npz cannot be compared.
+        RunError: a run has no split.npz.
+    """
+    held = {"validation": dataset.val, "test": dataset.test if dataset.test_is_cut else None}
+    if not any(held.values()):
+        return ""
+    for ancestor in _lineage(run):
+        seen = _trained_on(ancestor.run)
+        try:
+            _verify_data(ancestor.run, config, dataset, progress)
+        except ConfigError:
+            if ancestor.other_data:
+                continue
+            raise
+        through = "" if ancestor.run.path == run.path else f" learned from {ancestor.run.path}, which"
+        for name, split in held.items():
+            if split is not None and (count := int(np.isin(split.ids, seen).sum())):
+                return f"{run.path}{through} was trained on {count:,} of the {len(split):,} {name} images of this run"
+    return ""
+
+
+def _trained_on(run: Run) -> NDArray[np.str_]:
+    """Return the ids of a run's training images."""
+    cure = "nothing shows which images it was trained on: choose another run"
+    arrays: Mapping[str, NDArray[Any]] = splits.read_split(run.path / "split.npz", cure)
+    if "train" not in arrays:
+        raise RunError(f"{run.path / 'split.npz'}: damaged (it lacks train); {cure}")
+    return arrays["train"]
+
+
+def _verify_data(run: Run, config: Config, dataset: Dataset, progress: Progress) -> Source | None:
+    """Verify that a run's ids name the same images as this run's.
+
+    Returns:
+        None where both read the same pixels and labels; else this run's data as the other one reads them.
+
+    Raises:
+        ConfigError: the data differ.
+    """
+    recorded = run.provenance("data_fingerprint")["data_fingerprint"]
+    if recorded == dataset.fingerprint:
+        return None
+    theirs = run.data_config().data
+    changed = {key: getattr(theirs, key) for key in ("classes", "image_size", "resize", "range")}
+    if any(getattr(config.data, key) != value for key, value in changed.items()):
+        with contextlib.suppress(UserError):  # these data cannot be read like that, so they are others
+            source = open_source(config.data.model_copy(update=changed), progress, config.competition.task)
+            if splits.fingerprint(source.train) == recorded:
+                return source
+    raise ConfigError(
+        f"{run.path}: was trained on other images or labels (fingerprint {recorded}, here {dataset.fingerprint}), so "
+        "its split.npz cannot show that it never saw this run's validation images; use runs of the same data"
+    )
+
+
+def _check_rules(key: str, config: Config, network: Run) -> None:
+    """Refuse what the competition's rules forbid and a teacher would bring in.
+
+    Raises:
+        ConfigError: naming the rule.
+    """
+    rules = config.competition.rules
+    if rules.external_weights and rules.transductive:
+        return
+    for run, _ in _lineage(network):
+        if run.config().model.pretrained and not rules.external_weights:
+            raise ConfigError(
+                f"{key}: {run.path} started from pretrained weights, which competition.rules.external_weights=false "
+                "forbids; choose another run"
+            )
+        if "pseudo" in run.provenance() and not rules.transductive:
+            raise ConfigError(
+                f"{key}: {run.path} was trained on pseudo-labels of the test images, which "
+                "competition.rules.transductive=false forbids; choose another run"
+            )

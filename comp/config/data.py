@@ -118,6 +118,10 @@ class DataConfig(Section):
     """Whether every held-out split has the class frequencies of the whole; false: plain random splits."""
     groups: Literal["none", "duplicates", "column"] = "none"
     """What stays in the same split: nothing, images with equal pixels, or rows with the same `csv.group_column`."""
+    fixes: UserPath = ""
+    """A fix list of wrong labels, a .csv with columns `id`, `action` (drop, relabel or keep) and `label`, as written by
+    `comp data errors --out`; empty: none. Only training images change: validation and test keep their rows and labels,
+    so that scores stay comparable."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Fraction (0 to 1) held out as the labelled test split if the source has none (digits)."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -75,7 +75,7 @@ def dump(config: Config) -> str:
 
 # Keys that were added after runs had been hashed, with the defaults that match the behaviour of those runs.
 _LATER_KEYS: dict[str, dict[str, object]] = {
-    "data": {"range": "auto", "label_pattern": ""},
+    "data": {"range": "auto", "label_pattern": "", "fixes": ""},
     "data.csv": {"file_column": ""},
     "augment": {"albumentations": []},
 }

@@ -86,7 +86,7 @@ def train(
     dataset = replace(dataset, samples={**dataset.samples, **training_samples(config, dataset, model)})
     device_name = execution.device if execution else device.choose_device(config.train.device)
     provenance = provenance_of(config, dataset, model, device_name)
-    run = runs.create(runs_root, config, name, provenance, group=group)
+    run = runs.create(runs_root, config, name, provenance, group=group, fixes=dataset.fixes and dataset.fixes.content)
     on_start(run, model)
     deterministic = device.kernel_choice(deterministic=config.train.deterministic)
     with open_tracker(config.track, tracker) as tracker, run.write_lock(), deterministic:
@@ -334,6 +334,7 @@ def provenance_of(config: Config, dataset: Dataset, model: Classifier, device_na
         "config_hash": configs.fingerprint(config),
         "first_weights": model.weights_source,
         "data_fingerprint": dataset.fingerprint,
+        **({"fixes": dataset.fixes.to_json()} if dataset.fixes else {}),
         "classes": list(dataset.competition.classes),
         "numbered": dataset.competition.numbered,
         "separator": dataset.competition.separator,

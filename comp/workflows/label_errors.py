@@ -220,9 +220,11 @@ def draw(found: LabelReport, suspects: Sequence[Suspect], path: Path, progress: 
 def _read_images(run: Run, ids: Sequence[str], progress: Progress) -> NDArray[np.uint8]:
     """Return labelled images [N, H, W, C] by id, from a run's data before its fixes."""
     config = run.data_config()
-    dataset = open_without_suite(
-        config.model_copy(update={"data": config.data.model_copy(update={"fixes": ""})}), progress
-    )
+    config = config.model_copy(update={"data": config.data.model_copy(update={"fixes": ""})})
+    try:
+        dataset = open_without_suite(config, progress)
+    except DataError as error:
+        raise DataError(f"{error}; if the data have moved, name their new folder with data.root=DIR") from None
     places = {
         name: (split, row)
         for split in (dataset.train, dataset.val)

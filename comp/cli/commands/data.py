@@ -143,6 +143,7 @@ def errors(
     overrides = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
     folders = label_errors.find_runs([Path(word) for word in words if word not in overrides])
     found = label_errors.find_label_errors(open_runs([*map(str, folders), *overrides]), top=top)
+    out = out if found.suspects else None
     if out is not None:
         label_errors.write_fixes(found.suspects, out)
     drawn = _draw_errors(found, top or _LISTED, pictures, out)

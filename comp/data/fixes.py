@@ -15,7 +15,7 @@ from comp.data.splits import Split
 from comp.results import files
 from comp.results.predictions import Predictions, Targets
 from comp.results.runs import FIXES, Run
-from comp.runtime.errors import DataError, UserError, nearest
+from comp.runtime.errors import DataError, nearest
 from comp.submission import csv_io
 
 ACTIONS = ("drop", "relabel", "keep")
@@ -97,9 +97,9 @@ def read_fixes(path: Path) -> FixList:
     _raise_if_wrong(
         path,
         {
-            f"actions are none of {', '.join(ACTIONS)}": [fix.action for _, fix in rows if fix.action not in ACTIONS],
-            "ids to relabel have no label": [name for name, fix in rows if _effect(fix) == ("relabel", "")],
-            "ids have contradicting rows": list(dict.fromkeys(contradicted)),
+            f"actions other than {', '.join(ACTIONS)}": [fix.action for _, fix in rows if fix.action not in ACTIONS],
+            "ids to relabel without a label": [name for name, fix in rows if _effect(fix) == ("relabel", "")],
+            "ids with contradicting rows": list(dict.fromkeys(contradicted)),
         },
     )
     return FixList(path, content, fixes)
@@ -109,11 +109,11 @@ def _effect(fix: Fix) -> tuple[str, str]:
     return fix.action, fix.label if fix.action == "relabel" else ""
 
 
-def _raise_if_wrong(where: object, mistakes: Mapping[str, Sequence[str]], error: type[UserError] = DataError) -> None:
+def _raise_if_wrong(path: Path, mistakes: Mapping[str, Sequence[str]]) -> None:
     """Raise one error for all mistakes: what is wrong -> the values that are."""
-    wrong = [f"{len(values):,} {what}: {csv_io.list_some(values)}" for what, values in mistakes.items() if values]
+    wrong = [f"{what} ({len(values):,}): {csv_io.list_some(values)}" for what, values in mistakes.items() if values]
     if wrong:
-        raise error(f"{where} (data.fixes): {'; '.join(wrong)}; correct these rows or remove them")
+        raise DataError(f"{path} (data.fixes): {'; '.join(wrong)}; correct these rows or remove them")
 
 
 def apply_fixes(
@@ -134,27 +134,28 @@ def apply_fixes(
     labels = train.labels
     assert labels is not None
     named = {name for split in held_out if split.labels is not None for name in split.ids.tolist()}
-    listed = fixes.fixes.items()
+    listed, exclusive = fixes.fixes.items(), _are_exclusive(labels)
+    unknown = [name for name in fixes.fixes if name not in row_of and name not in named]
     _raise_if_wrong(
         fixes.path,
         {
-            "ids are no labelled images of these data": [n for n, _ in listed if n not in row_of and n not in named],
-            **_wrong_labels(fixes, classes, several=labels.ndim == 2),
-            "ids have another label than given": [
+            "ids that are no labelled images of these data": unknown,
+            **_wrong_labels(fixes, classes, labels),
+            "ids whose label is not the given one": [
                 name
                 for name, fix in listed
-                if fix.given and labels.ndim == 1 and name in row_of and classes[int(labels[row_of[name]])] != fix.given
+                if fix.given and exclusive and name in row_of and classes[int(labels[row_of[name]])] != fix.given
             ],
         },
     )
     active = {row_of[name]: fix for name, fix in listed if name in row_of and fix.action != "keep"}
     fixed, kept = _fixed(labels, active, classes)
-    relabelled = int((fixed[kept] != labels[kept]).sum()) if labels.ndim == 1 else 0
+    relabelled = int((fixed[kept] != labels[kept]).sum()) if exclusive else 0
     changed = replace(train, labels=fixed)
     changed = changed if kept.all() else changed.take(np.flatnonzero(kept), train.name)
     emptied = (train.class_counts(len(classes)) > 0) & (changed.class_counts(len(classes)) == 0)
     _raise_if_wrong(
-        fixes.path, {"classes lose all their training images": [classes[int(c)] for c in np.flatnonzero(emptied)]}
+        fixes.path, {"classes that would lose all training images": [classes[int(c)] for c in np.flatnonzero(emptied)]}
     )
     counted = replace(
         fixes,
@@ -165,14 +166,19 @@ def apply_fixes(
     return counted, changed
 
 
-def _wrong_labels(fixes: FixList, classes: Sequence[str], *, several: bool) -> dict[str, list[str]]:
+def _are_exclusive(labels: Targets) -> bool:
+    """Return whether labels are class indices, which can be replaced by another class."""
+    return labels.ndim == 1 and labels.dtype.kind == "i"
+
+
+def _wrong_labels(fixes: FixList, classes: Sequence[str], targets: Targets) -> dict[str, list[str]]:
     """Return the mistakes in the labels of rows to relabel."""
     labels = {name: fix.label for name, fix in fixes.fixes.items() if fix.action == "relabel"}
-    if several:
-        return {"rows relabel images of several labels, which can only be dropped or kept": list(labels)}
+    if not _are_exclusive(targets):
+        return {"images to relabel, but without exclusive classes they can only be dropped or kept": list(labels)}
     unknown = sorted(set(labels.values()) - set(classes))
     hint = nearest(unknown[0], classes) if unknown else ""
-    return {f"labels are no class{hint}": unknown}
+    return {f"unknown classes{hint}": unknown}
 
 
 def _fixed(labels: Targets, active: Mapping[int, Fix], classes: Sequence[str]) -> tuple[Targets, NDArray[np.bool_]]:
@@ -194,7 +200,7 @@ def fix_predictions(fixes: FixList, predicted: Predictions) -> Predictions | Non
         DataError: lists all unknown labels.
     """
     targets = predicted.known_targets()
-    _raise_if_wrong(fixes.path, _wrong_labels(fixes, predicted.classes, several=targets.ndim == 2))
+    _raise_if_wrong(fixes.path, _wrong_labels(fixes, predicted.classes, targets))
     rows = {row: fixes.fixes[name] for row, name in enumerate(predicted.ids.tolist()) if name in fixes.fixes}
     active = {row: fix for row, fix in rows.items() if fix.action != "keep"}
     fixed, kept = _fixed(targets, active, predicted.classes)

@@ -107,7 +107,7 @@ def ensemble(
         f"{method}-ensemble",
         provenance,
         group=group,
-        fixes=fixes and fixes.content,
+        fixes=fixes.content if fixes else None,
     )
     with runs.delete_on_failure(result):
         with result.write_lock():

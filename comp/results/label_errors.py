@@ -87,7 +87,7 @@ def _calibrated(joint: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[
     """Return the joint scaled to the number of images of each given label, rounded by largest remainder."""
     counts = np.bincount(labels, minlength=len(joint))
     exact = joint / joint.sum(1, keepdims=True) * counts[:, None]
-    rounded = np.floor(exact + 1e-9).astype(np.int64)
+    rounded: NDArray[np.int64] = np.floor(exact + 1e-9).astype(np.int64)
     for row, lacking in enumerate(counts - rounded.sum(1)):
         rounded[row, np.argsort(rounded[row] - exact[row], kind="stable")[:lacking]] += 1
     return rounded

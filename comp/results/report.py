@@ -188,6 +188,8 @@ def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
         if average in values
         for key in ("precision", "recall", "f1")
     ]
+    if fixed := values.get("fixed"):
+        rows.append([_text(f"{metric['name']} with the labels of data.fixes"), _number(fixed["metric"]["value"])])
     rows.append(["expected calibration error", _number(values["calibration"]["ece"])])
     yield _section(f"{name}: {values['images']:,} images", _table(("score", "value"), rows))
     if "by_block" in values:

@@ -20,7 +20,7 @@ from comp.runtime.errors import DataError, RunError
 from comp.runtime.progress import Progress, quiet
 
 _COLUMNS = 6  # of pictures
-_LARGEST_SIDE = 224  # pixels of a picture on a page
+_SMALLEST_SIDE, _LARGEST_SIDE = 112, 224  # pixels of a picture on a page
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class LabelReport:
     """The likely wrong labels of a competition's images.
 
     Attributes:
-        run: one of those that predicted the images; its data are the images'.
+        trained: the runs that predicted the images.
         images: how many labels were judged.
         unjudged: other labelled images, which the runs were trained on.
         estimated: how many of the judged labels are estimated to be wrong.
@@ -58,7 +58,7 @@ class LabelReport:
         kept: suspects that the runs' fix list marks as right; they are not listed.
     """
 
-    run: Run
+    trained: tuple[Run, ...]
     images: int
     unjudged: int
     estimated: int
@@ -66,9 +66,15 @@ class LabelReport:
     suspects: tuple[Suspect, ...]
     kept: int
 
+    @property
+    def competition(self) -> str:
+        """Its name."""
+        return self.trained[0].metrics().competition
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {
+            "runs": [str(run.path) for run in self.trained],
             "images": self.images,
             "unjudged": self.unjudged,
             "estimated": self.estimated,
@@ -120,7 +126,7 @@ def find_label_errors(trained: Sequence[Run], *, top: int | None = None) -> Labe
     total = provenance["images"]["train"] + provenance["images"]["val"] + dropped
     names = predicted.classes
     return LabelReport(
-        run=trained[0],
+        trained=tuple(trained),
         images=len(predicted),
         unjudged=max(0, total - len(predicted)),
         estimated=found.estimated,
@@ -205,7 +211,7 @@ def draw(found: LabelReport, suspects: Sequence[Suspect], path: Path, progress: 
         DataError: the images are missing or have changed since training.
         RunError: the file cannot be written.
     """
-    images = _read_images(found.run, [suspect.id for suspect in suspects], progress)
+    images = _read_images(found.trained[0], [suspect.id for suspect in suspects], progress)
     if path.suffix == ".png":
         titles = [f"given {row.given}\n→ {row.label} {100 * row.probability:.0f}%" for row in suspects]
         plots.draw_image_grid(path, images, titles, columns=_COLUMNS)
@@ -213,7 +219,7 @@ def draw(found: LabelReport, suspects: Sequence[Suspect], path: Path, progress: 
     cells = [(row.id, row.given, row.label, f"{row.probability:.3f}", row.action) for row in suspects]
     head = ("id", "given label", "suggested label", "probability", "action")
     pictures = [_to_png(image) for image in plots.drawable_channels(images)]
-    title = f"{found.run.metrics().competition}: {len(suspects)} likely wrong labels"
+    title = f"{found.competition}: {len(suspects)} likely wrong labels"
     files.write_atomically(path, report.render_pictures(title, head, pictures, cells).encode())
 
 
@@ -241,6 +247,8 @@ def _to_png(image: NDArray[np.uint8]) -> bytes:
 
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
+    if (factor := _SMALLEST_SIDE // max(picture.size)) > 1:
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     content = io.BytesIO()
     picture.save(content, "PNG")
     return content.getvalue()

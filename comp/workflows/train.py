@@ -86,7 +86,8 @@ def train(
     dataset = replace(dataset, samples={**dataset.samples, **training_samples(config, dataset, model)})
     device_name = execution.device if execution else device.choose_device(config.train.device)
     provenance = provenance_of(config, dataset, model, device_name)
-    run = runs.create(runs_root, config, name, provenance, group=group, fixes=dataset.fixes and dataset.fixes.content)
+    fixes = dataset.fixes.content if dataset.fixes else None
+    run = runs.create(runs_root, config, name, provenance, group=group, fixes=fixes)
     on_start(run, model)
     deterministic = device.kernel_choice(deterministic=config.train.deterministic)
     with open_tracker(config.track, tracker) as tracker, run.write_lock(), deterministic:

@@ -84,6 +84,7 @@ def test_the_folds_their_folder_and_their_ensemble_say_the_same(folder: Path, co
         result = comp("data", "errors", *words, "--json", "--pictures", "page.html")
         assert result.code == 0, result.err
         listed.append(json.loads(result.out))
+        assert len(listed[-1].pop("runs")) == (3 if len(words) == 3 else 1)
     assert listed[0] == listed[1] == listed[2]
     assert listed[0]["unjudged"] == 0
     page = Path("page.html").read_text()

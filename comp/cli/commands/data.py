@@ -167,9 +167,7 @@ def _draw_errors(found: "LabelReport", count: int, path: Path | None, out: Path 
 
     if not found.suspects:
         return None
-    chosen = path or (
-        out.with_suffix(".png") if out else Path("runs", "data", found.run.metrics().competition, "label-errors.png")
-    )
+    chosen = path or (out.with_suffix(".png") if out else Path("runs", "data", found.competition, "label-errors.png"))
     files.make_folder(chosen.parent)
     try:
         with console.bars() as progress:

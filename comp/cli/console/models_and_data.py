@@ -117,5 +117,7 @@ def print_label_errors(found: "LabelReport", count: int) -> None:
     print_line(f"{len(actions):,} are listed{shown}: {relabel:,} to relabel, {drop:,} to drop")
     if found.kept:
         print_line(f"{found.kept:,} more are marked keep in the run's fix list, and not listed")
+    first, members = found.trained[0].path, len(found.trained)
+    print_line(f"judged by {first}" + (f" and {members - 1} more runs" if members > 1 else ""))
     if found.unjudged:
         print_line(f"{found.unjudged:,} other images were trained on, so only comp cv, with all folds, can judge them")

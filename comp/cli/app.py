@@ -97,7 +97,7 @@ _COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
     app: (*_RUNS, ensemble.ensemble, *_FILES),
     leaderboard_app: (leaderboard.record,),
     config_app: (config.show, config.check, config.schema),
-    data_app: (data.prepare, data.show, data.check, data.corrupt),
+    data_app: (data.prepare, data.show, data.check, data.errors, data.corrupt),
 }
 for group, commands in _COMMANDS.items():
     for command in commands:

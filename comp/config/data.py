@@ -145,6 +145,10 @@ class DataConfig(Section):
     proportion to the square root of its images. Images of rare classes are drawn several times, each time augmented
     anew, and of common classes every epoch draws others; an epoch keeps its length. With several classes an image, its
     rarest one counts."""
+    fixes: UserPath = ""
+    """A fix list of wrong labels, a .csv with columns `id`, `action` (drop, relabel or keep) and `label`, as written by
+    `comp data errors --out`; empty: none. Only training images change: validation and test keep their rows and labels,
+    so that scores stay comparable."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Fraction (0 to 1) held out as the labelled test split if the source has none (digits)."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

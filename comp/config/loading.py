@@ -81,6 +81,7 @@ _LATER_KEYS: dict[str, dict[str, object]] = {
         "range": "auto",
         "label_pattern": "",
         "sampling": "natural",
+        "fixes": "",
         "pseudo": PseudoConfig().model_dump(mode="json"),
     },
     "data.csv": {"file_column": ""},

@@ -11,6 +11,7 @@ from comp.config import Config
 from comp.config.tasks import TASKS, resolve_metric
 from comp.data import loading, splits, splitting, suites
 from comp.data.cache import cached_json
+from comp.data.fixes import FixList, apply_fixes, read_fixes
 from comp.data.images import ImageFiles
 from comp.data.sources import Source, open_source
 from comp.data.splits import Split, Suite
@@ -42,6 +43,7 @@ class Dataset:
         pixel_range: the values of pixels of more than 8 bits that become black and white; None of 8 bits.
         split_seed: of the corruptions in `suite` and `ood_val`.
         test_is_cut: whether the test was held out of the training images, where the source has none.
+        fixes: the fix list applied to `train`; None without one.
         samples: rows of the parts of a split that are measured, by name: `ood_val`, of `val`, and `suite`, of `test`,
             the images of each block; `comp.training.context.samples` adds those of `train`. A missing name means the
             split's first images.
@@ -62,6 +64,7 @@ class Dataset:
     pixel_range: tuple[float, float] | None = None
     split_seed: int = 0
     test_is_cut: bool = False
+    fixes: FixList | None = None
     samples: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @property
@@ -153,6 +156,10 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
     divided = splitting.split_source(source, config.data, cut_test=needs_test, progress=progress)
     train, val, test = divided.train, divided.val, divided.test
     _check_shapes(train, val, test)
+    fixes = None
+    if config.data.fixes:  # after the split: the same images validate with and without them
+        held_out = [split for split in (val, test, *source.splits[1:]) if split is not None]
+        fixes, train = apply_fixes(read_fixes(Path(config.data.fixes)), train, held_out, source.classes)
     mean, std = _measure_channels(train, fingerprint, Path(config.data.root), progress)
     competition = _describe_competition(config, source, train, test)
     image_files = [split.images for split in source.splits if isinstance(split.images, ImageFiles)]
@@ -171,11 +178,12 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
         std=tuple(max(value, _SMALLEST_STD) for value in std),
         fingerprint=fingerprint,
         resident=residency.resident,
-        notes=(*notes, *divided.notes, *filter(None, [residency.note])),
+        notes=(*notes, *divided.notes, *([fixes.note] if fixes else []), *filter(None, [residency.note])),
         unreadable=tuple(name for images in image_files for name in images.unreadable),
         pixel_range=source.pixel_range,
         split_seed=config.data.split_seed,
         test_is_cut=source.test is None and test is not None,
+        fixes=fixes,
     ).with_drawn_samples()
 
 

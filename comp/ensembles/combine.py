@@ -12,6 +12,7 @@ from comp import config as configs
 from comp.config import Config, PredictConfig
 from comp.config.tasks import TASKS
 from comp.data.dataset import Dataset
+from comp.data.fixes import shared_fixes
 from comp.ensembles import align, collect, cross_fit, methods
 from comp.ensembles.align import AlignedSplit
 from comp.ensembles.collect import SELECTIONS, CollectedMembers
@@ -98,8 +99,16 @@ def ensemble(
     comparison = _compare(combination, members.load_split(split), first.metric) if split is not None else None
     config = trained[0].config()
     dataset = open_run_data(trained[0], progress)
-    provenance = _provenance(members, config)
-    result = runs.create(runs_root, _plain_config(config), f"{method}-ensemble", provenance, group=group)
+    fixes = shared_fixes(members.runs)
+    provenance = {**_provenance(members, config), **({"fixes": fixes.origin} if fixes else {})}
+    result = runs.create(
+        runs_root,
+        _plain_config(config),
+        f"{method}-ensemble",
+        provenance,
+        group=group,
+        fixes=fixes.content if fixes else None,
+    )
     with runs.delete_on_failure(result):
         with result.write_lock():
             made_by = _made_by(members, result, combination)

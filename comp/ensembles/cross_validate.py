@@ -129,9 +129,7 @@ def cross_validate(
     with _locked(folder):
         dataset = prepare(folds[0], runs_root, progress)
         on_data(dataset)
-        existing = [
-            run for run in runs.list_runs(folder) if run.provenance().get("data_fingerprint") == dataset.fingerprint
-        ]
+        existing = [run for run in runs.list_runs(folder) if _has_same_data(run, dataset)]
         trained = []
         for number, fold in enumerate(folds):
             run = _latest(existing, number)
@@ -167,6 +165,12 @@ def _locked(folder: Path) -> Iterator[None]:
             yield
     except filelock.Timeout:
         raise RunError(f"{folder}: another comp cv trains these folds; wait for it, or stop it") from None
+
+
+def _has_same_data(run: Run, dataset: Dataset) -> bool:
+    provenance, fixes = run.provenance(), dataset.fixes
+    same_fixes = provenance.get("fixes", {}).get("sha256") == (fixes and fixes.sha256)
+    return same_fixes and provenance.get("data_fingerprint") == dataset.fingerprint
 
 
 def _with_fold(config: Config, fold: int) -> Config:

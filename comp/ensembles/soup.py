@@ -222,8 +222,9 @@ class _Scorer:
 def _store(mixed: _Soup, first: LoadedRun, split: str, runs_root: Path, progress: Progress) -> LoadedRun:
     """Store the soup as a run, score it on validation, and return it ready to predict."""
     config = first.config
-    provenance = provenance_of(config, first.dataset, first.model, first.execution.device)
-    result = runs.create(runs_root, config, "soup", {**provenance, "members": mixed.describe_members()})
+    provenance, fixes = provenance_of(config, first.dataset, first.model, first.execution.device), first.dataset.fixes
+    provenance["members"] = mixed.describe_members()
+    result = runs.create(runs_root, config, "soup", provenance, fixes=fixes.content if fixes else None)
     with runs.delete_on_failure(result), result.write_lock():
         dataset = first.dataset
         splits.save_split(result.path / "split.npz", dataset.train, dataset.val, dataset.samples)

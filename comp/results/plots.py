@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _MAX_NAMED_CLASSES = 60  # more class names would overlap
 _INCHES = 0.75  # an image's side
-_MAX_TITLE_LENGTH = 14
+_MAX_TITLE_LENGTH, _MAX_LINE_LENGTH = 14, 20  # of a title of one line, and of one of several
 _MAX_MARKED_POINTS = 50  # a line of a single point is invisible without a marker
 _MAX_NUMBERED_CLASSES = 20  # numbers in more cells would be too small to read
 _MIN_NUMBERED_SHARE = 0.005
@@ -68,13 +68,14 @@ def drawable_channels(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def draw_image_grid(path: Path, images: NDArray[np.uint8], titles: Sequence[str], columns: int = 10) -> None:
-    """Draw images [N, H, W, C], each under its title."""
+    """Draw images [N, H, W, C], each under its title of one line or several."""
     count, height, width, channels = images.shape
     columns = min(columns, count)
     lines = math.ceil(count / columns)
     padded = np.full((lines * columns, height, width, channels), 255, np.uint8)
     padded[:count] = images
-    band = max(3, height // 4)  # pixels above each image for its title
+    title_lines = max((title.count("\n") for title in titles), default=0) + 1
+    band = max(3, height // 4) * title_lines  # pixels above each image for its title
     mosaic = _mosaic(padded.reshape(lines, columns, height, width, channels), band, max(1, width // 16))
     side = _INCHES * 1.15
     figure = _figure(side * columns, side * lines * (height + band) / width)
@@ -83,7 +84,10 @@ def draw_image_grid(path: Path, images: NDArray[np.uint8], titles: Sequence[str]
     for index, title in enumerate(titles):
         line, column = divmod(index, columns)
         x, y = (column + 0.5) * across, line * down + band * 0.8
-        axes.text(x, y, _shorten(title), fontsize=6, ha="center", parse_math=False)
+        most = _MAX_TITLE_LENGTH if title_lines == 1 else _MAX_LINE_LENGTH
+        text = "\n".join(_shorten(part, most) for part in title.split("\n"))
+        place = "baseline" if title_lines == 1 else "bottom"
+        axes.text(x, y, text, fontsize=6, ha="center", va=place, parse_math=False)
     _save(figure, path)
 
 
@@ -303,8 +307,8 @@ def _show_image(figure: "Figure", pixels: NDArray[np.uint8]) -> Any:
     return axes
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= _MAX_TITLE_LENGTH else text[: _MAX_TITLE_LENGTH - 1] + "…"
+def _shorten(text: str, most: int = _MAX_TITLE_LENGTH) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _save(figure: "Figure", path: Path) -> None:

@@ -133,6 +133,12 @@ def _document(title: str, parts: Iterable[str]) -> str:
 """
 
 
+def render_pictures(title: str, head: Sequence[str], pictures: Sequence[bytes], rows: Sequence[Sequence[str]]) -> str:
+    """Return an HTML page with a table of PNG pictures, each with cells of text beside it under the headings."""
+    cells = [[_image(png, row[0]), *map(_text, row)] for png, row in zip(pictures, rows, strict=True)]
+    return _document(title, [_table(("picture", *head), cells)])
+
+
 def _run_sections(run: Run, baseline: Config | None) -> Iterable[str]:
     scores, provenance = run.metrics(), run.provenance()
     summary = ", ".join((scores.competition, scores.model, str(provenance.get("time") or "")))
@@ -186,6 +192,8 @@ def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
         if average in values
         for key in ("precision", "recall", "f1")
     ]
+    if fixed := values.get("fixed"):
+        rows.append([_text(f"{metric['name']} with the labels of data.fixes"), _number(fixed["metric"]["value"])])
     rows.append(["expected calibration error", _number(values["calibration"]["ece"])])
     yield _section(f"{name}: {values['images']:,} images", _table(("score", "value"), rows))
     if "by_block" in values:
@@ -344,5 +352,8 @@ def _draw(draw: Callable[[Path], None], caption: str) -> str:
 
 
 def _figure(png: bytes, caption: str) -> str:
-    source, text = base64.b64encode(png).decode(), _text(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{source}"><figcaption>{text}</figcaption></figure>'
+    return f"<figure>{_image(png, caption)}<figcaption>{_text(caption)}</figcaption></figure>"
+
+
+def _image(png: bytes, text: str) -> str:
+    return f'<img alt="{_text(text)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'

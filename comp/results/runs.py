@@ -70,6 +70,7 @@ _CSV_PATHS = tuple(f"data.csv.{name}" for name in ("table", "train", "test", "sa
 _READING = ("data.download", "data.loading", "data.workers", "competition.suite.path", "predict.batch_size")
 MOVABLE = ("data.root", *_CSV_PATHS, *_READING)  # where and how data are read: changing them gives the same images
 WEIGHTS = ("best.safetensors", "averaged.safetensors", "final.safetensors", "state.pt")
+FIXES = "fixes.csv"  # in a run folder: a copy of the fix list that it was trained with (data.fixes)
 REMOVED = "removed.json"  # marks a run whose weights were deleted on purpose
 _VERSIONS = ("comp", "torch", "torchvision", "timm", "numpy", "albumentations", "optuna", "pandas", "scikit-learn")
 
@@ -122,16 +123,16 @@ class Run:
         return configs.fingerprint(configs.load_stored(self.path / "config.yaml"))
 
     def data_config(self) -> Config:
-        """Return the config that opens its data as in training, with the `data.range` that `auto` had chosen.
+        """Return the config that opens its data as in training: `data.range` as `auto` had chosen, its copy of `fixes`.
 
         Runs from before `data.range` existed used the range of the pixels' type.
         """
-        config = self.config()
-        recorded = self.provenance().get("pixel_range", "type")
-        if config.data.range != "auto" or recorded is None:
-            return config
-        pixel_range = recorded if recorded == "type" else tuple(recorded)
-        return config.model_copy(update={"data": config.data.model_copy(update={"range": pixel_range})})
+        config, provenance = self.config(), self.provenance()
+        recorded = provenance.get("pixel_range", "type")
+        updates: dict[str, Any] = {"fixes": str(self.path / FIXES) if "fixes" in provenance else ""}
+        if config.data.range == "auto" and recorded is not None:
+            updates["range"] = recorded if recorded == "type" else tuple(recorded)
+        return config.model_copy(update={"data": config.data.model_copy(update=updates)})
 
     def provenance(self, *needed: str) -> dict[str, Any]:
         """Return provenance.json: argv, git, versions, data fingerprint, classes.
@@ -306,7 +307,15 @@ def delete_on_failure(run: Run) -> Iterator[None]:
         raise
 
 
-def create(root: Path, config: Config, name: str, provenance: Mapping[str, Any], *, group: str = "") -> Run:
+def create(
+    root: Path,
+    config: Config,
+    name: str,
+    provenance: Mapping[str, Any],
+    *,
+    group: str = "",
+    fixes: bytes | None = None,
+) -> Run:
     """Create a run folder under `root/<competition>/` with its config and provenance.
 
     Args:
@@ -315,6 +324,7 @@ def create(root: Path, config: Config, name: str, provenance: Mapping[str, Any],
         name: the part of the folder's name after the time.
         provenance: see `describe_machine`.
         group: a folder between the competition's and the run's; empty for none.
+        fixes: content of the fix list that it is trained with; None: without one.
 
     Raises:
         RunError: the folder cannot be created.
@@ -333,6 +343,8 @@ def create(root: Path, config: Config, name: str, provenance: Mapping[str, Any],
             raise RunError(f"{path}: cannot be created: {error.strerror}; choose another folder: --runs") from None
         run = Run(path)
         write_atomically(path / "config.yaml", configs.dump(config).encode())
+        if fixes is not None:
+            run.write(FIXES, fixes)
         run.write_json("provenance.json", provenance)
         return run
     raise RunError(f"{parent}: too many runs named {stem} in one second")

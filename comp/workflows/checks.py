@@ -14,6 +14,7 @@ from comp.config.section import height_and_width
 from comp.config.tasks import TASKS, resolve_metric, task
 from comp.data import sources, suites
 from comp.data.dataset import Dataset
+from comp.data.fixes import read_fixes
 from comp.inference.options import check_task, predict_options
 from comp.inference.views import check_size
 from comp.models import averaging, zoo
@@ -52,6 +53,8 @@ def _check_alone(config: Config, runs_root: Path) -> None:
         lambda: _check_competition(config),
         # unknown data source
         lambda: _check_source(config),
+        # a fix list that is missing or contradicts itself
+        lambda: config.data.fixes and read_fixes(Path(config.data.fixes)),
         # unknown optimizer, or settings that it does not have
         lambda: optimizers.check_optimizer(config.optim),
         # averaging that never starts, or selection between averages without validation

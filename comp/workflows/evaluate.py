@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from comp.data.fixes import FixList, fix_predictions, fixes_of
 from comp.data.splits import Split
 from comp.inference.options import predict_options
 from comp.results import diagnostics, metrics, plots, prediction_files
@@ -24,6 +25,7 @@ def evaluate(
     overrides: Mapping[str, Any] | None = None,
     *,
     baseline: Run | None = None,
+    fixes: FixList | None = None,
     device: str = "",
     progress: Progress = quiet,
 ) -> dict[str, Any]:
@@ -36,25 +38,28 @@ def evaluate(
         run: complete.
         overrides: fields of `predict` to replace for the test split; None keeps the run's.
         baseline: a run with a scored suite, or shifted validation, of the same blocks: errors are relative to it.
+        fixes: also score validation with these labels; None: those that the run was trained with, if any.
         device: to predict on; empty: the training's, or the best of this machine if it lacks that.
         progress: called after every batch.
 
     Returns:
         The content of evaluation.json: split -> values of `diagnostics.diagnose`, the competition's `metric` with its
-        `name` and `value`, and `by_block` if it has blocks; and `mean_corruption_error` if a baseline is given.
+        `name` and `value`, and `by_block` if it has blocks; `fixed` of validation, see `_score_fixed`; and
+        `mean_corruption_error` if a baseline is given.
 
     Raises:
         ConfigError: the rules forbid the adaptation, or a run without weights cannot be predicted in another way.
         RunError: nothing is labelled, or the baseline has no such blocks.
     """
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
+    fixes = fixes or fixes_of(run)
     if run.has_weights():
         loaded = load_run(run, progress=progress, device=device)
         options = options_for(loaded, overrides)
         score_test(loaded, progress, options=options)
         suffixes = {"test": options.suffix, "suite": predict_options(loaded.config.predict).suffix}
         splits = {"val": loaded.dataset.val, "test": loaded.dataset.test}
-        return _diagnose_stored(run, suffixes, splits, baseline)
+        return _diagnose_stored(run, suffixes, splits, baseline, fixes)
     if device:
         overrides["device"] = device
     if overrides:
@@ -64,11 +69,15 @@ def evaluate(
             "its members"
         )
     suffix = run.metrics().variant
-    return _diagnose_stored(run, {"suite": suffix, "test": suffix}, {}, baseline)
+    return _diagnose_stored(run, {"suite": suffix, "test": suffix}, {}, baseline, fixes)
 
 
 def _diagnose_stored(
-    run: Run, suffixes: Mapping[str, str], splits: Mapping[str, Split | None], baseline: Run | None
+    run: Run,
+    suffixes: Mapping[str, str],
+    splits: Mapping[str, Split | None],
+    baseline: Run | None,
+    fixes: FixList | None,
 ) -> dict[str, Any]:
     """Diagnose the labelled predictions on the disk; `suffixes` are those of their file names."""
     metric = run.metrics().metric
@@ -78,6 +87,8 @@ def _diagnose_stored(
     if not labelled:
         raise RunError(f"{run.path}: no labelled predictions, so there is nothing to evaluate")
     values: dict[str, Any] = {name: _diagnose(predicted, metric) for name, predicted in labelled.items()}
+    if fixes is not None and "val" in labelled and (fixed := _score_fixed(fixes, labelled["val"], metric)):
+        values["val"]["fixed"] = fixed
     if baseline is not None:
         values["mean_corruption_error"] = _corruption_error(values, baseline)
     with run.write_lock():
@@ -91,6 +102,23 @@ def _diagnose(predicted: Predictions, metric: str) -> dict[str, Any]:
     blocks = {"by_block": predicted.block_accuracy()} if len(predicted.block_names) else {}
     score = {"name": metric, "value": metrics.metric(metric).score(predicted)}
     return {"metric": score, **diagnostics.diagnose(predicted), **blocks}
+
+
+def _score_fixed(fixes: FixList, given: Predictions, metric: str) -> dict[str, Any] | None:
+    """Return the scores of validation with a fix list's labels and without the rows it drops; None if it changes none.
+
+    Such a list usually comes from models' predictions, so these scores favour models that agree with them.
+    """
+    fixed = fix_predictions(fixes, given)
+    if fixed is None:
+        return None
+    return {
+        **fixes.origin,
+        "images": len(fixed),
+        "dropped": len(given) - len(fixed),
+        "metric": {"name": metric, "value": metrics.metric(metric).score(fixed)},
+        "accuracy": metrics.accuracy(fixed),
+    }
 
 
 def _corruption_error(values: Mapping[str, Any], baseline: Run) -> dict[str, Any]:

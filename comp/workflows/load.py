@@ -12,7 +12,7 @@ from comp.inference.inputs import PredictInput
 from comp.models import weights, zoo
 from comp.models.classifier import Classifier
 from comp.results import files
-from comp.results.runs import Run
+from comp.results.runs import FIXES, Run
 from comp.runtime import device as devices
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, DataError, RunError, unknown
@@ -258,7 +258,7 @@ def verify_run_data(run: Run, dataset: Dataset) -> Dataset:
     """Return a run's data with its recorded samples, after verifying that they are unchanged since training.
 
     Raises:
-        UserError: classes, training images, labels or the validation split have changed.
+        UserError: classes, training images, labels, fixes or the validation split have changed.
     """
     recorded = run.provenance("classes", "data_fingerprint")
     if recorded["classes"] != list(dataset.competition.classes):
@@ -267,6 +267,12 @@ def verify_run_data(run: Run, dataset: Dataset) -> Dataset:
         raise DataError(
             f"{run.path}: its training images or labels have changed (fingerprint {recorded['data_fingerprint']}, "
             f"now {dataset.fingerprint}); restore its own data or start a new run"
+        )
+    fixes = run.provenance().get("fixes", {}).get("sha256")
+    if fixes != (dataset.fixes and dataset.fixes.sha256):
+        raise RunError(
+            f"{run.path}: its fix list (data.fixes) has changed since training; restore {run.path / FIXES}, or start a "
+            "new run"
         )
     splits.check_saved_split(run.path / "split.npz", dataset.train, dataset.val)
     return dataset.with_samples(splits.read_samples(run.path / "split.npz"))

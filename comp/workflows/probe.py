@@ -62,7 +62,8 @@ def probe(
         batch_size=config.predict.batch_size,
         progress=progress,
     )
-    result = runs.create(runs_root, config, f"{name}-probe", provenance_of(config, dataset, model, execution.device))
+    provenance, fixes = provenance_of(config, dataset, model, execution.device), dataset.fixes
+    result = runs.create(runs_root, config, f"{name}-probe", provenance, fixes=fixes.content if fixes else None)
     made_by = {"run": run.name, "weights_sha256": files.sha256_file(run.weights_path()), "probe": name, "k": k}
     with runs.delete_on_failure(result), result.write_lock():
         scores: dict[str, SplitScores | None] = {}

@@ -91,7 +91,8 @@ def train(
     dataset = replace(dataset, samples={**dataset.samples, **training_samples(config, dataset, model)})
     device_name = execution.device if execution else device.choose_device(config.train.device)
     provenance = {**provenance_of(config, labelled, model, device_name), **lessons.provenance}
-    run = runs.create(runs_root, config, name, provenance, group=group)
+    fixes = dataset.fixes.content if dataset.fixes else None
+    run = runs.create(runs_root, config, name, provenance, group=group, fixes=fixes)
     on_start(run, model)
     deterministic = device.kernel_choice(deterministic=config.train.deterministic)
     with open_tracker(config.track, tracker) as tracker, run.write_lock(), deterministic:
@@ -347,6 +348,7 @@ def provenance_of(config: Config, dataset: Dataset, model: Classifier, device_na
         "config_hash": configs.fingerprint(config),
         "first_weights": model.weights_source,
         "data_fingerprint": dataset.fingerprint,
+        **({"fixes": dataset.fixes.to_json()} if dataset.fixes else {}),
         "classes": list(dataset.competition.classes),
         "numbered": dataset.competition.numbered,
         "separator": dataset.competition.separator,

@@ -1,11 +1,16 @@
-"""`comp data prepare`, `show`, `check` and `corrupt`."""
+"""`comp data prepare`, `show`, `check`, `errors` and `corrupt`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from comp.cli.commands.options import AsJson, ConfigPath, Overrides
+from comp.cli.commands.options import AsJson, ConfigPath, Overrides, expand_path, open_runs
+
+if TYPE_CHECKING:
+    from comp.workflows.label_errors import LabelReport
+
+_LISTED = 30  # label errors that are printed and pictured unless --top names another number
 
 
 def prepare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
@@ -88,6 +93,91 @@ def check(
         console.print_findings(findings)
         console.print_notes(dataset)
     quality.raise_if_misleading(findings, str(config))
+
+
+def errors(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN... [KEY=VALUE]",
+            help="The folds of a cross-validation, its folder or its ensemble; or one run, of which only validation "
+            "images are judged. If the data have moved: data.root=DIR.",
+        ),
+    ],
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"List only the N likeliest. Default: all in --out, {_LISTED} printed.", metavar="N"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="New fix list for data.fixes, to read and edit.", metavar="CSV", callback=expand_path),
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            help="PNG or HTML of the images. Default: beside --out, else in runs/data/COMPETITION.",
+            metavar="PATH",
+            callback=expand_path,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List likely wrong labels, with pictures.
+
+    By confident learning on validation predictions. Train with data.fixes=CSV to
+    drop or relabel these images in training; validation keeps its labels.
+
+    Example: comp data errors runs/quickstart/cv-1234abcd --out fixes.csv
+    """
+    from comp.cli import console
+    from comp.results import files
+    from comp.runtime.errors import RunError
+    from comp.workflows import label_errors
+
+    if out is not None:
+        files.check_writable(out, suffix=".csv")
+        if out.exists():
+            raise label_errors.existing(out)
+    if pictures is not None and pictures.suffix not in (".png", ".html"):
+        raise RunError(f"--pictures {pictures}: expected a name that ends in .png or .html")
+    overrides = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
+    folders = label_errors.find_runs([Path(word) for word in words if word not in overrides])
+    found = label_errors.find_label_errors(open_runs([*map(str, folders), *overrides]), top=top)
+    out = out if found.suspects else None
+    if out is not None:
+        label_errors.write_fixes(found.suspects, out)
+    drawn = _draw_errors(found, top or _LISTED, pictures, out)
+    if as_json:
+        console.print_json({**found.to_json(), "fixes": out and str(out), "pictures": drawn and str(drawn)})
+        return
+    console.print_label_errors(found, top or _LISTED)
+    for path in (drawn, out):
+        if path is not None:
+            console.print_line(f"{'pictures' if path == drawn else 'fix list'}  {path}")
+    if out is not None:
+        console.print_line(f"Look at the pictures, correct the list, then train with data.fixes={out}")
+
+
+def _draw_errors(found: "LabelReport", count: int, path: Path | None, out: Path | None) -> Path | None:
+    """Draw the first suspects and return the file; without images and a named file, only print a note."""
+    from comp.cli import console
+    from comp.results import files
+    from comp.runtime.errors import DataError
+    from comp.workflows import label_errors
+
+    if not found.suspects:
+        return None
+    chosen = path or (out.with_suffix(".png") if out else Path("runs", "data", found.competition, "label-errors.png"))
+    files.make_folder(chosen.parent)
+    try:
+        with console.bars() as progress:
+            label_errors.draw(found, found.suspects[:count], chosen, progress)
+    except DataError as error:
+        if path is not None:
+            raise
+        console.print_note(f"no pictures: {error}")
+        return None
+    return chosen
 
 
 def corrupt(

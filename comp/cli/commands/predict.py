@@ -18,6 +18,7 @@ from comp.cli.commands.options import (
     RunWords,
     Views,
     ViewsFor,
+    expand_path,
     open_one_run,
     open_runs,
 )
@@ -160,6 +161,15 @@ def evaluate(
         Path | None,
         typer.Option("--baseline", metavar="RUN", help="Compute the mean corruption error relative to this run."),
     ] = None,
+    fixes: Annotated[
+        Path | None,
+        typer.Option(
+            "--fixes",
+            metavar="CSV",
+            help="Also score validation with this fix list's labels. Default: the run's data.fixes.",
+            callback=expand_path,
+        ),
+    ] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -170,14 +180,16 @@ def evaluate(
     Example: comp evaluate runs/quickstart/20260101-120000-quickstart
     """
     from comp.cli import console
+    from comp.data.fixes import read_fixes
     from comp.results import runs as run_folders
     from comp.workflows.evaluate import evaluate
 
     run = open_one_run(words)
     reference = run_folders.open_run(baseline) if baseline else None
     overrides = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
+    listed = read_fixes(fixes) if fixes else None
     with console.bars() as progress:
-        values = evaluate(run, overrides, baseline=reference, device=device or "", progress=progress)
+        values = evaluate(run, overrides, baseline=reference, fixes=listed, device=device or "", progress=progress)
     if as_json:
         console.print_json({**run.metrics().to_json(), "evaluation": values})
         return

@@ -9,6 +9,7 @@ from comp.cli.console.models_and_data import (
     print_contents,
     print_dataset,
     print_findings,
+    print_label_errors,
     print_models,
     print_notes,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "print_findings",
     "print_groups",
     "print_json",
+    "print_label_errors",
     "print_leaderboard",
     "print_line",
     "print_lr_find",

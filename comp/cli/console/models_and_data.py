@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from comp.data.dataset import Dataset
     from comp.data.quality import DataFinding
     from comp.models.zoo import Costs, ModelSummary
+    from comp.workflows.label_errors import LabelReport
 
 from comp.cli.console.output import err, out, print_json, print_line, print_table
 
+_MOST_PAIRS = 5  # of confused classes
 MOST_COUNTED_MODELS = 120  # counting one takes 0.1 to 2 seconds
 
 
@@ -94,3 +96,28 @@ def print_findings(findings: "Sequence[DataFinding]") -> None:
     for finding in findings:
         table.add_row(finding.what, f"{finding.count:,}", finding.verdict, ", ".join(finding.examples))
     out.print(table)
+
+
+def print_label_errors(found: "LabelReport", count: int) -> None:
+    """Print the first likely wrong labels, the most confused pairs of classes, and how many labels were judged."""
+    rows = [
+        [row.id, row.given, row.label, f"{row.probability:.3f}", f"{row.margin:.3f}", row.action]
+        for row in found.suspects[:count]
+    ]
+    if rows:
+        heads = ("id", "given", "suggested", "probability", "margin", "action")
+        print_table(heads, rows, folded={"id": 12, "given": 8, "suggested": 8}, drop=("margin",))
+    for given, true, images in found.pairs[:_MOST_PAIRS]:
+        print_line(f"given {given}, likely {true}: about {images:,} images")
+    share = 100 * found.estimated / found.images
+    print_line(f"about {found.estimated:,} of {found.images:,} labels are wrong ({share:.1f} %)")
+    actions = [suspect.action for suspect in found.suspects]
+    shown = f", the first {count:,} above" if len(actions) > count else ""
+    relabel, drop = actions.count("relabel"), actions.count("drop")
+    print_line(f"{len(actions):,} are listed{shown}: {relabel:,} to relabel, {drop:,} to drop")
+    if found.kept:
+        print_line(f"{found.kept:,} more are marked keep in the run's fix list, and not listed")
+    first, members = found.trained[0].path, len(found.trained)
+    print_line(f"judged by {first}" + (f" and {members - 1} more runs" if members > 1 else ""))
+    if found.unjudged:
+        print_line(f"{found.unjudged:,} other images were trained on, so only comp cv, with all folds, can judge them")

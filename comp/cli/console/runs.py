@@ -144,6 +144,14 @@ def print_evaluation(values: Mapping[str, Any]) -> None:
     cells = [list(row.values()) for row in rows]
     title = "precision, recall and F1 weighted by images"
     print_table(list(rows[0]), cells, title=title, folded={"split": 12}, drop=_DROPPED)
+    for name, split in splits.items():
+        if fixed := split.get("fixed"):
+            score, given = fixed["metric"], split["metric"]["value"]
+            left_out = f", without {fixed['dropped']:,} it drops" if fixed["dropped"] else ""
+            print_line(
+                f"{name} with the labels of {fixed['file']}{left_out}: {score['name']} {score['value']:.4f}, on the "
+                f"given labels {given:.4f}"
+            )
     (name,) = [name for name in splits if "by_block" not in splits[name]][-1:] or list(splits)[-1:]
     _print_classes(name, splits[name]["classes"])
     for label, predicted, count in splits[name].get("confused", ()):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.results import metrics
+from comp.results.decision_fits import fit_cut_points as fit_cut_points
 from comp.results.predictions import Predictions
 
 _FOLDS = 5

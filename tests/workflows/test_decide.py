@@ -141,4 +141,4 @@ def test_a_decision_that_cannot_serve_is_refused_before_training(
 def test_too_few_validation_images_keep_argmax_and_the_run_says_so(place: Path, comp: Comp) -> None:
     result = comp("run", "small.yaml", "data.validation=0.1", "competition.suite.source=none")
     assert result.code == 0, result.err
-    assert "decision    argmax, not temperature: validation has 32 images, fewer than 100" in result.out
+    assert "decision    argmax, not temperature: validation has 32 images for it, fewer than 100" in result.out

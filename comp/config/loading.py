@@ -92,6 +92,8 @@ _LATER_KEYS: dict[str, dict[str, object]] = {
         "class_weights": "none",
         "teacher": TeacherConfig().model_dump(mode="json"),
     },
+    "competition": {"test_shares": {}},
+    "predict": {"decide": "auto"},
 }
 
 

@@ -242,7 +242,7 @@ def _store(mixed: _Soup, first: LoadedRun, split: str, runs_root: Path, progress
             "test_like": sorted({name for member in member_metrics for name in member.test_like}),
             **merged_lessons(member_metrics),
             "best": best.scores,
-            "thresholds": list(best.thresholds),
+            **best.recorded_decision(),
             "weights_sha256": files.sha256_file(result.weights_path()),
             "soup": {"split": split, mixed.metric: mixed.value, "members": mixed.describe_members()},
         }

@@ -132,9 +132,11 @@ def most_confused(table: NDArray[np.int64], classes: tuple[str, ...]) -> list[tu
 
 
 def confidences(predictions: Predictions) -> NDArray[np.float32]:
-    """Return each row's top probability [N], for single-label tasks."""
-    top: NDArray[np.float32] = 1 / np.exp(predictions.outputs.astype(np.float32)).sum(1)  # rows' maxima are 0
-    return top
+    """Return the probability of each row's decision [N], for single-label tasks."""
+    assert predictions.top1 is not None
+    odds = np.exp(predictions.outputs.astype(np.float32))  # rows' maxima are 1
+    confidence: NDArray[np.float32] = odds[np.arange(len(odds)), predictions.top1] / odds.sum(1)
+    return confidence
 
 
 def calibration(predictions: Predictions) -> dict[str, Any]:

@@ -184,15 +184,11 @@ def from_outputs(
             "weights or the precision cause it: try train.precision=fp32"
         )
     row = TASKS[task]
-    stored: Outputs = outputs
-    if row.shifted:
-        shifted = outputs - outputs.max(1, keepdims=True)
-        stored = np.maximum(shifted, np.finfo(np.float16).min).astype(np.float16)
     return Predictions(
         task=task,
         ids=ids,
         classes=tuple(classes),
-        outputs=stored,
+        outputs=to_stored(outputs) if row.shifted else outputs,
         targets=targets,
         top1=outputs.argmax(1).astype(np.int64) if row.decision == "arg_max" else None,
         block_names=np.array([name for name, _ in blocks], np.str_),
@@ -200,6 +196,13 @@ def from_outputs(
         made_by=dict(made_by),
         thresholds=thresholds,
     )
+
+
+def to_stored(outputs: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
+    """Return outputs [N, K] of a softmax task as they are stored: float16, with each row's maximum subtracted."""
+    shifted = outputs - outputs.max(1, keepdims=True)
+    stored: NDArray[np.float16] = np.maximum(shifted, np.finfo(np.float16).min).astype(np.float16)
+    return stored
 
 
 def mean_outputs(outputs: NDArray[np.float32], task: str) -> NDArray[np.float32]:

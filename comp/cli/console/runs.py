@@ -107,6 +107,8 @@ def print_prediction(
     if adapt != "none" and not predictions.made_by["adapted_layers"]:
         print_line(f"note: this network has no layers for {adapt} to adapt, so it changed nothing")
     mark = " (transductive)" if predictions.made_by["transductive"] else ""
+    if decision := predictions.made_by.get("decision"):
+        mark += f" (decision: {decision['kind']})"
     if isinstance(result, str):
         print_line(f"{run.path}: {len(predictions):,} rows in {result}{mark}")
     else:

@@ -259,17 +259,19 @@ class Decider:
         Without fitted thresholds, if members have their own or the method is not calibrated, each class of a
         multi-label task is predicted as often as by the members on average.
         """
+        decided = self._apply(split, combined)
+        if decided.row.decision != "thresholds" or decided.thresholds is not None:
+            return decided
+        if self.calibrated and all(member.thresholds is None for member in aligned.members):
+            return decided
+        return match_decision_rates(decided, aligned)
+
+    def _apply(self, split: str, combined: Predictions) -> Predictions:
         if self.scored is not None and split == self.split:
             return replace(self.scored, made_by={**combined.made_by, **self.scored.made_by})
-        if self.decision is not None and self.decision.kind != "argmax":
-            if split in ("val", "ood_val"):
-                return decisions.apply_to_shifted_validation(self.decision, combined)
-            return decisions.apply(self.decision, combined)
-        if combined.row.decision != "thresholds":
-            return combined
-        if self.calibrated and all(member.thresholds is None for member in aligned.members):
-            return combined
-        return match_decision_rates(combined, aligned)
+        if split in ("val", "ood_val"):
+            return decisions.apply_to_shifted_validation(self.decision, combined)
+        return combined if self.decision is None else decisions.apply(self.decision, combined)
 
 
 def fit_decider(

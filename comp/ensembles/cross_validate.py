@@ -81,6 +81,7 @@ class CrossValidation:
             "run": str(self.result.path),
             "metric": self.metric,
             "scores": scores,
+            "decision": None if (decision := self.result.metrics().decision) is None else decision.model_dump(),
             "submission": self.result.metrics().submission,
         }
 

@@ -246,6 +246,19 @@ def test_without_tuned_thresholds_classes_are_predicted_as_often_as_by_the_membe
     assert decided.decisions().mean(0) == pytest.approx(plain, abs=3 / 400)
 
 
+def test_a_temperature_leaves_the_rates_of_ranks_to_the_members() -> None:
+    sample = a_sample([1.5, 1.5])
+    ranked = cross_fit.combine(fitted("rank", sample), sample, {})
+    decider = cross_fit.fit_decider("log_loss", "val", ranked, sample.images, calibrated=False, wanted="temperature")
+    assert decider.decision is not None
+    assert decider.decision.kind == "temperature"
+    plain = np.mean([part.decisions().mean(0) for part in sample.members], axis=0)
+    for split in ("val", "suite"):
+        decided = decider.decide(split, ranked, sample)
+        assert decided.decisions().mean(0) == pytest.approx(plain, abs=3 / 400)
+        assert not np.array_equal(decided.outputs, ranked.outputs)
+
+
 def test_classes_that_no_member_predicts_are_not_predicted() -> None:
     sample = a_sample([1.0])
     never = dataclasses.replace(sample.members[0], thresholds=np.array([2.0, 0.0, 2.0, 0.0], np.float32))

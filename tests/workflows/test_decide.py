@@ -82,7 +82,7 @@ def test_a_decision_is_recorded_applied_and_leaves_the_training_alone(place: Pat
     assert np.array_equal(table.outputs, stored(run, "test").outputs)
     result = comp("run", "--resume", run.path)
     assert "decision    temperature" in result.out
-    assert "log_loss +" in result.out
+    assert "gain in log_loss +" in result.out
     # An ensemble fits its own, on its held-out predictions.
     made = comp("ensemble", run.path, plain.path, "--json", "--runs", "made")
     assert made.code == 0, made.err

@@ -58,16 +58,13 @@ def print_summary(run: "Run", scores: "RunMetrics") -> None:
 
 def print_decision(decision: "Decision", metric: str) -> None:
     """Print how outputs become decisions, and the gain of that, or of what was tried, with its interval."""
-    measured = ""
-    if decision.gain is not None:
-        interval = f"95 % {decision.low:+.4f} to {decision.high:+.4f}"
-        measured = f"{metric} {decision.gain:+.4f} ({interval}), above 0 is better"
     if decision.kind == "argmax":
         print_line(f"decision    argmax, not {decision.tried}: {decision.reason}")
     else:
         print_line(f"decision    {decision.kind}{f', though {decision.reason}' if decision.reason else ''}")
-    if measured:
-        print_line(f"            {measured}")
+    if decision.gain is not None:
+        interval = f"95 % {decision.low:+.4f} to {decision.high:+.4f}"
+        print_line(f"            gain in {metric} {decision.gain:+.4f} ({interval})")
 
 
 def _split_rows(scores: "RunMetrics") -> "Iterator[tuple[str, SplitScores | None]]":
@@ -110,6 +107,8 @@ def print_prediction(
     if adapt != "none" and not predictions.made_by["adapted_layers"]:
         print_line(f"note: this network has no layers for {adapt} to adapt, so it changed nothing")
     mark = " (transductive)" if predictions.made_by["transductive"] else ""
+    if decision := predictions.made_by.get("decision"):
+        mark += f" (decision: {decision['kind']})"
     if isinstance(result, str):
         print_line(f"{run.path}: {len(predictions):,} rows in {result}{mark}")
     else:

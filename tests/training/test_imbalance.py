@@ -357,3 +357,11 @@ def test_two_processes_give_the_curve_of_one_with_sampling_and_weights(tail: Pat
         for run in (one, two)
     ]
     assert np.allclose(*curves, atol=2e-3)
+
+
+def test_named_weights_are_stored_and_read_as_they_were(tmp_path: Path) -> None:
+    config = weighted({"007": 2.5, "a b": 1}, loss="focal", loss_args={"gamma": 1.5})
+    (tmp_path / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
+    stored = configs.load_stored(tmp_path / "config.yaml")
+    assert stored == config
+    assert configs.fingerprint(stored) == configs.fingerprint(config) != configs.fingerprint(Config())

@@ -1,5 +1,6 @@
 """Sections `model`, `optim` and `train`."""
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -253,10 +254,10 @@ class TrainConfig(Section):
     def broken_rules(self) -> Iterator[BrokenRule]:
         """See `Section.broken_rules`."""
         for name, weight in {} if isinstance(self.class_weights, str) else self.class_weights.items():
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
                 yield BrokenRule(
                     ("class_weights",),
-                    f"train.class_weights: {name}: expected a number above 0, found {weight!r}",
+                    f"train.class_weights: {name}: expected a number above 0, found {weight!r}; write {{cat: 2.5}}",
                 )
         if self.min_delta and self.patience is None:
             yield BrokenRule(

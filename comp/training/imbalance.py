@@ -44,8 +44,8 @@ class ClassWeights(NamedTuple):
 def epoch_order(config: Config, labels: Targets, epoch: int) -> Tensor:
     """Return the draws of an epoch in their order, [N] int64, a function of labels, seed and epoch alone.
 
-    A systematic sample (Madow 1949): each image is drawn as often as its class's share of the epoch demands, rounded
-    up or down. Which ones are rounded up is drawn anew in each epoch, so images of common classes take turns.
+    A systematic sample (Madow 1949, "On the Theory of Systematic Sampling, II"): each image is drawn as often as its
+    class's share of the epoch demands, rounded up or down. Which ones are rounded up is drawn anew in each epoch.
 
     Args:
         config: `seed` and `data.sampling`.

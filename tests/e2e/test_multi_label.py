@@ -110,6 +110,18 @@ def test_one_hot_columns_are_submitted_as_independent_probabilities(truth: np.nd
     assert abs(float(score) - float(recorded or 0)) < 0.1
 
 
+@pytest.mark.slow  # 5 s
+def test_an_imbalanced_task_learns_by_the_asymmetric_loss_with_weights_and_sampling(
+    truth: np.ndarray, comp: Comp
+) -> None:
+    sample(["id", *CLASSES], [0] * len(CLASSES))
+    imbalance = ["train.loss=asymmetric", "train.class_weights=balanced", "data.sampling=sqrt"]
+    result = comp("run", "c.yaml", "competition.metric=roc_auc", "augment.mixup=0.2", *imbalance)
+    assert result.code == 0, result.err
+    assert "loss: asymmetric" in result.err
+    assert roc_auc_score(truth, probabilities(submitted()), average="macro") > 0.75  # chance is 0.5
+
+
 def samples_f1(truth: np.ndarray, answers: np.ndarray) -> float:
     """Return the mean F1 of images by scikit-learn; a correct empty answer counts 1."""
     return float(f1_score(truth, answers, average="samples", zero_division=1.0))

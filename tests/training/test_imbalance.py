@@ -296,6 +296,9 @@ def test_weights_of_one_leave_the_loss_as_it_is(data: Dataset) -> None:
     [
         (["train.class_weights={3: 2, cat: 1.5}"], ("train.class_weights: unknown class 'cat'", "choose from 0, 1")),
         (["train.class_weights={3: 0}"], ("train.class_weights", "3: expected a number above 0, found 0")),
+        (["train.class_weights={3:2}"], ("train.class_weights: 3:2: expected a number above 0", "write {cat: 2.5}")),
+        (["train.class_weights={3: .nan}"], ("train.class_weights: 3: expected a number above 0, found nan",)),
+        (["train.class_weights={3: .inf}"], ("train.class_weights: 3: expected a number above 0, found inf",)),
         (["train.class_weights.3=-1"], ("train.class_weights: 3: expected a number above 0, found -1",)),
         (["train.class_weights={3: heavy}"], ("train.class_weights: 3: expected a number above 0, found 'heavy'",)),
         (["train.class_weights=inverse"], ("train.class_weights", "'balanced', 'effective' or a mapping", "'inverse'")),
@@ -354,3 +357,11 @@ def test_two_processes_give_the_curve_of_one_with_sampling_and_weights(tail: Pat
         for run in (one, two)
     ]
     assert np.allclose(*curves, atol=2e-3)
+
+
+def test_named_weights_are_stored_and_read_as_they_were(tmp_path: Path) -> None:
+    config = weighted({"007": 2.5, "a b": 1}, loss="focal", loss_args={"gamma": 1.5})
+    (tmp_path / "config.yaml").write_text(configs.dump(config), encoding="utf-8")
+    stored = configs.load_stored(tmp_path / "config.yaml")
+    assert stored == config
+    assert configs.fingerprint(stored) == configs.fingerprint(config) != configs.fingerprint(Config())

@@ -80,7 +80,7 @@ class PlannedBatch(NamedTuple):
 
     def taught(self, context: TrainContext, settings: mixing.Mixing, targets: Tensor) -> Tensor:
         """Return targets [B, classes] with the teachers' share, mixed like `targets`; without a teacher, unchanged."""
-        if self.samples is None:
+        if context.teacher is None or self.samples is None:
             return targets
         plan = self.mixed_with if settings.mixup or settings.cutmix else None
         return context.teacher.soften(targets, self.samples[self.row], plan, self.row)
@@ -108,7 +108,7 @@ def planned_batches(
             window = order[batch.step * batch_size : end * batch_size].view(-1, batch_size)
             augmentation, mixed_with = _plan(context, epoch, window)
             rows = window % len(context.train)
-            samples = plans.send(rows, context.execution.torch_device) if context.teacher.teaches else None
+            samples = plans.send(rows, context.execution.torch_device) if context.teacher else None
         yield PlannedBatch(batch, window[row], augmentation, mixed_with, row, epoch, samples)
 
 

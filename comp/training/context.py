@@ -32,7 +32,7 @@ from comp.training.distributed import SINGLE_PROCESS, SingleProcess
 from comp.training.norms import NoNorms, Norms
 from comp.training.schedules import Schedule
 from comp.training.step import Stepper, head_of
-from comp.training.teacher import NoTeacher, open_teacher
+from comp.training.teacher import Teacher, open_teacher
 
 # A data-dependent initialisation sees at most this many images and bytes of pixels: photographs are large.
 _INITIALISE_IMAGES, _INITIALISE_BYTES = 5000, 128 << 20
@@ -59,7 +59,7 @@ class TrainContext:
     forward: Forward
     team: SingleProcess
     planner: StepPlanner
-    teacher: NoTeacher
+    teacher: Teacher | None
 
     @cached_property
     def batch_size(self) -> int:

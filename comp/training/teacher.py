@@ -25,25 +25,13 @@ from comp.runtime.errors import RunError
 NAME = "teacher"  # of its file and of its key in provenance.json
 
 
-class NoTeacher:
-    """The labels alone are the targets."""
-
-    teaches = False
-
-    def soften(self, targets: Tensor, samples: Tensor, plan: mixing.Plan | None, step: int) -> Tensor:
-        """Return the targets unchanged."""
-        return targets
-
-
-class Teacher(NoTeacher):
+class Teacher:
     """Blends the teachers' probabilities into targets.
 
     Args:
         probabilities: [N, classes] float32 of all training samples, on the device of the targets.
         share: weight of the probabilities.
     """
-
-    teaches = True
 
     def __init__(self, probabilities: Tensor, share: float) -> None:
         self._probabilities, self._share = probabilities, share
@@ -79,14 +67,14 @@ def to_arrays(mean: NDArray[np.float64], dataset: Dataset) -> Mapping[str, NDArr
     }
 
 
-def open_teacher(run: Run, config: Config, dataset: Dataset, device: torch.device) -> NoTeacher:
-    """Return a run's teacher from its teacher.npz.
+def open_teacher(run: Run, config: Config, dataset: Dataset, device: torch.device) -> Teacher | None:
+    """Return a run's teacher from its teacher.npz; None if it has none.
 
     Raises:
         RunError: the file is missing, not the recorded one, or of other training images or classes.
     """
     if not config.train.teacher.runs:
-        return NoTeacher()
+        return None
     arrays = run.read_recorded(NAME)
     ids, classes = arrays["ids"], tuple(arrays["classes"].tolist())
     if not np.array_equal(ids, dataset.train.ids) or classes != dataset.competition.classes:

@@ -252,8 +252,8 @@ def _trained_on(run: Run) -> NDArray[np.str_]:
     """Return the ids of a run's training images."""
     cure = "nothing shows which images it was trained on: choose another run"
     arrays: Mapping[str, NDArray[Any]] = splits.read_split(run.path / "split.npz", cure)
-    if "train" not in arrays:
-        raise RunError(f"{run.path / 'split.npz'}: damaged (it lacks train); {cure}")
+    if len(arrays.get("train", ())) != (count := run.provenance("images")["images"]["train"]):
+        raise RunError(f"{run.path / 'split.npz'}: damaged (expected {count:,} training images); {cure}")
     return arrays["train"]
 
 

@@ -53,7 +53,11 @@ def rewrite_split(run: Run, seen: np.ndarray) -> None:
     """Record that a run was trained on more images."""
     with files.open_arrays(run.path / "split.npz") as archive:
         arrays = {name: archive[name] for name in archive.files}
-    files.write_arrays(run.path / "split.npz", {**arrays, "train": np.concatenate([arrays["train"], seen])})
+    train_ids = np.concatenate([arrays["train"], seen])
+    files.write_arrays(run.path / "split.npz", {**arrays, "train": train_ids})
+    provenance = run.provenance()
+    images = {**provenance["images"], "train": len(train_ids)}
+    run.write_json("provenance.json", {**provenance, "images": images})
 
 
 def check(config: Config) -> None:
@@ -128,6 +132,9 @@ def test_a_teacher_that_saw_validation_images_is_refused_and_counted(three_runs:
     with pytest.raises(ConfigError, match=rf"{members()[0]} was trained on 5 of the 48 validation images"):
         check(config)
     check(student(taught_by(members()[0]), "data.validation=none"))  # nothing to leak
+    files.write_arrays(members()[0] / "split.npz", {"train": np.array([], np.str_)})
+    with pytest.raises(ConfigError, match=r"split\.npz: damaged \(expected 197 training images\)"):
+        check(config)
 
 
 @pytest.mark.parametrize("through", ["teacher", "pseudo", "from_run"])

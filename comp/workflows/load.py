@@ -268,7 +268,7 @@ def verify_run_data(run: Run, dataset: Dataset) -> Dataset:
             f"{run.path}: its training images or labels have changed (fingerprint {recorded['data_fingerprint']}, "
             f"now {dataset.fingerprint}); restore its own data or start a new run"
         )
-    trained, opened = run.provenance().get("fixes", {}).get("sha256"), dataset.fixes and dataset.fixes.sha256
+    trained, opened = run.provenance().get("fixes", {}).get("sha256"), dataset.fixes.sha256 if dataset.fixes else None
     if trained != opened:
         raise RunError(
             f"{run.path}: was trained with {_fix_list(trained)} (data.fixes), found {_fix_list(opened)}; restore "

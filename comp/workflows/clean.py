@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from comp.results.runs import Run
+from comp.results.runs import FIXES, Run
 from comp.runtime.errors import RunError, UserError
 
 SETTLED_SECONDS = 3600.0  # longer than any write, also by a process on another machine
@@ -28,7 +28,7 @@ UNBEGUN = "runs that ended before their first epoch"
 _MAX_DEPTH = 3  # RUNS/competition/study/run: deeper folders, for example below `/`, are no runs
 _TEMPORARY_NAME = re.compile(r"\..+\.\d+\.tmp")  # as `runs.write_together` and `_remove_one` name them
 # Everything that a run has before the end of its first epoch.
-_UNBEGUN = {"config.yaml", "provenance.json", "split.npz", "execution.json", "plans.json", ".lock", "wandb"} | {
+_UNBEGUN = {"config.yaml", "provenance.json", "split.npz", "execution.json", "plans.json", FIXES, ".lock", "wandb"} | {
     "teacher.npz",
     "pseudo.npz",
 }

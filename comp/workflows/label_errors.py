@@ -188,6 +188,7 @@ def write_fixes(suspects: Sequence[Suspect], path: Path) -> None:
     Raises:
         RunError: the file exists, as somebody may have edited it, or cannot be written.
     """
+    files.make_folder(path.parent)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "action", "label", "given", "probability", "margin"])

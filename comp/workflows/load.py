@@ -275,11 +275,15 @@ def verify_run_data(run: Run, dataset: Dataset) -> Dataset:
             f"{run.path}: its training images or labels have changed (fingerprint {recorded['data_fingerprint']}, "
             f"now {dataset.fingerprint}); restore its own data or start a new run"
         )
-    fixes = run.provenance().get("fixes", {}).get("sha256")
-    if fixes != (dataset.fixes and dataset.fixes.sha256):
+    trained, opened = run.provenance().get("fixes", {}).get("sha256"), dataset.fixes.sha256 if dataset.fixes else None
+    if trained != opened:
         raise RunError(
-            f"{run.path}: its fix list (data.fixes) has changed since training; restore {run.path / FIXES}, or start a "
-            "new run"
+            f"{run.path}: was trained with {_fix_list(trained)} (data.fixes), found {_fix_list(opened)}; restore "
+            f"{run.path / FIXES}, or start a new run"
         )
     splits.check_saved_split(run.path / "split.npz", dataset.train, dataset.val)
     return dataset.with_samples(splits.read_samples(run.path / "split.npz"))
+
+
+def _fix_list(sha256: str | None) -> str:
+    return f"the fix list of sha256 {sha256[:16]}" if sha256 else "no fix list"

@@ -158,7 +158,7 @@ def test_a_run_with_fixes_is_recorded_resumed_to_the_bit_and_predicts_without_th
     result = comp("predict", whole.path, "--split", "val")
     assert result.code == 0, result.err
     (whole.path / "fixes.csv").write_text("id,action,label\ntrain_2,keep,\n")
-    assert_refused(comp("predict", whole.path, "--split", "val"), "fix list (data.fixes) has changed", "restore")
+    assert_refused(comp("predict", whole.path, "--split", "val"), "was trained with the fix list of sha256", "restore")
 
 
 def test_cross_validation_with_another_list_trains_anew(folder: Path, comp: Comp) -> None:

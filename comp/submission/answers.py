@@ -84,6 +84,8 @@ def _write_probabilities(rows: Predictions, form: SubmissionFormat) -> Columns:
 
 
 def _write_value(rows: Predictions, form: SubmissionFormat) -> Columns:
+    if rows.row.numeric:
+        return [[f"{value:.9g}" for value in rows.values().tolist()]]
     class_values = predictions.class_values(form.texts)
     assert class_values is not None
     expectations = rows.probabilities() @ np.array([float(value) for value in class_values])  # [N]

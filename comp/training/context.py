@@ -82,7 +82,8 @@ class TrainContext:
     @cached_property
     def criterion(self) -> Callable[[Tensor, Tensor], Tensor]:
         """The task's loss."""
-        return losses.LOSSES[TASKS[self.dataset.competition.task].loss]
+        loss = losses.LOSSES[TASKS[self.dataset.competition.task].loss]
+        return losses.standardised(loss, self.dataset.label_scale)
 
     @cached_property
     def views(self) -> int:

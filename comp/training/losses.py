@@ -19,11 +19,56 @@ VIEWS = 3  # one clean view and two augmented ones
 _GEOMETRIC_STAGES = ("basic", "alternating_flip", "mirrored_crop", "photo")
 _PURPOSE = 0x766965  # separates the views' draws from those of first stage and mixing
 
+
+def cumulative(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of ordered classes: the binary cross-entropy of "above class k", summed over k < K - 1.
+
+    Niu et al. 2016, "Ordinal regression with multiple output CNN for age estimation". The probability of each binary
+    question is a sum of softmax outputs, so that they never contradict one another (as Cao et al. 2020,
+    arXiv:1901.07884, ask for), and predictions stay probabilities of classes.
+
+    Args:
+        logits: [B, K].
+        targets: [B, K] in [0, 1], or class indices [B].
+    """
+    classes = logits.shape[1]
+    if targets.ndim == 1:
+        targets = F.one_hot(targets, classes)
+    above = torch.ones(classes - 1, classes, dtype=torch.bool, device=logits.device).triu(1)  # [k, j]: j > k
+    logs = logits.float().log_softmax(1)[:, None]  # [B, 1, K]
+    log_above = logs.masked_fill(~above, -torch.inf).logsumexp(2)  # [B, K - 1]
+    log_below = logs.masked_fill(above, -torch.inf).logsumexp(2)
+    share = (targets.float()[:, None] * above).sum(2)
+    return -(share * log_above + (1 - share) * log_below).sum(1).mean()
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean squared error of numbers [B, 1]; targets are [B, 1] or [B]."""
+    return F.mse_loss(outputs, targets.reshape(outputs.shape))
+
+
+def standardised(
+    criterion: Callable[[Tensor, Tensor], Tensor], scale: tuple[float, float] | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a loss of numbers in units of the training labels' deviation: rates fit any unit.
+
+    Args:
+        criterion: a row of LOSSES.
+        scale: mean and standard deviation of the training labels; None: of classes, and the loss stays as it is.
+    """
+    if scale is None:
+        return criterion
+    mean, std = scale
+    return lambda outputs, targets: criterion((outputs - mean) / std, (targets - mean) / std)
+
+
 # A task's loss: logits [B, classes] and targets [B, classes] in [0, 1] -> the batch's mean, in nats. timm's losses for
 # such targets are these two functions (BinaryCrossEntropy), or equal and 7 % slower (SoftTargetCrossEntropy).
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": F.cross_entropy,
     "binary_cross_entropy": F.binary_cross_entropy_with_logits,
+    "cumulative": cumulative,
+    "mse": squared_error,
 }
 
 

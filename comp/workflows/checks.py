@@ -208,11 +208,19 @@ def _check_task(config: Config, dataset: Dataset) -> None:
     competition = dataset.competition
     if config.train.consistency != "none" and not TASKS[competition.task].consistency:
         raise ConfigError(f"train.consistency: {config.train.consistency} is not defined for task {competition.task}")
+    row = TASKS[competition.task]
+    if row.numeric and config.train.label_smoothing:
+        raise ConfigError(f"train.label_smoothing: {row.name} has no classes to smooth over; set it to 0")
+    if "accuracy" not in row.reported and config.train.select.endswith("accuracy"):
+        raise ConfigError(f"train.select: {config.train.select} is not measured in task {row.name}; leave it at auto")
+    if row.numeric:
+        return
     ordered = competition.numbered or config.data.classes or predictions.class_values(competition.classes) is not None
-    if metrics.metric(competition.metric).ordered_classes and not ordered:
+    if (row.ordered or metrics.metric(competition.metric).ordered_classes) and not ordered:
+        key = "task" if row.ordered else "metric"
         raise ConfigError(
-            f"competition.metric: {competition.metric} compares classes by their order, and these are names; give "
-            "their order, lowest first: data.classes=[...]"
+            f"competition.{key}: {getattr(competition, key)} compares classes by their order, and these are names; "
+            "give their order, lowest first: data.classes=[...]"
         )
 
 

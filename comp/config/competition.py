@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from comp.config.section import BrokenRule, Positive, Section, UserPath
+from comp.config.section import BrokenRule, Fraction, Positive, Section, UserPath
 
 _CORRUPTIONS = 19  # in `comp.data.corruptions.suite`
+_SUM_TOLERANCE = 0.01  # of shares that were rounded
 
 
 class SuiteConfig(Section):
@@ -114,7 +115,19 @@ class CompetitionConfig(Section):
     metric: str = "auto"
     """The metric that scores submissions, from `comp.results.metrics.METRICS`; auto: accuracy for single_label, roc_auc
     for multi_label."""
+    test_shares: dict[str, Fraction] = Field(default_factory=dict)
+    """The test's share of each class, `{class: share}` with a sum of 1, if the competition declares it; see
+    predict.decide. Empty: as in training."""
     suite: SuiteConfig = SuiteConfig()
     submission: SubmissionConfig = SubmissionConfig()
     ood_validation: OODValidationConfig = OODValidationConfig()
     rules: RulesConfig = RulesConfig()
+
+    def broken_rules(self) -> Iterator[BrokenRule]:
+        """See `Section.broken_rules`."""
+        total = sum(self.test_shares.values())
+        if self.test_shares and abs(total - 1) > _SUM_TOLERANCE:
+            yield BrokenRule(
+                ("test_shares",),
+                f"competition.test_shares: expected shares that sum to 1, found {total:g}; name every class",
+            )

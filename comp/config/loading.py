@@ -78,6 +78,8 @@ _LATER_KEYS: dict[str, dict[str, object]] = {
     "data": {"range": "auto", "label_pattern": ""},
     "data.csv": {"file_column": ""},
     "augment": {"albumentations": []},
+    "competition": {"test_shares": {}},
+    "predict": {"decide": "auto"},
 }
 
 

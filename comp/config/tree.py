@@ -28,6 +28,11 @@ class PredictConfig(Section):
     (stream)."""
     alpha: Fraction = 0.7
     """Weight of the predicted images' batch norm statistics in the blend, 0 (training only) to 1."""
+    decide: Literal["auto", "argmax", "thresholds", "cut_points", "temperature", "prior"] = "auto"
+    """How outputs become answers, fitted on validation: `argmax`: the most likely class, or all classes from 0.5;
+    `thresholds`: an offset or a threshold for each class, for F1 and balanced accuracy; `cut_points`: of the expected
+    class, for quadratic weighted kappa; `temperature`: for log loss; `prior`: probabilities for the shares in
+    competition.test_shares; auto: what fits the metric if its cross-fitted gain is clearly above zero, else argmax."""
 
 
 class TrackConfig(Section):

@@ -192,7 +192,7 @@ def _fold_rows(part: Predictions, rows: slice, fold: int) -> Predictions:
 
 def expand_thresholds(part: Predictions) -> Predictions:
     """Return predictions with thresholds for each row, so that they can be concatenated."""
-    if part.row.decision != "thresholds":
+    if part.row.decision != "thresholds":  # those of numbers are joined as they are
         return part
     thresholds = np.float32(0.5) if part.thresholds is None else part.thresholds
     return replace(part, thresholds=np.broadcast_to(thresholds, part.outputs.shape))

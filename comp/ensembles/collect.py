@@ -18,7 +18,7 @@ from comp.data.splits import read_split
 from comp.ensembles import align, cross_fit, methods
 from comp.ensembles.align import AlignedSplit
 from comp.inference.options import with_overrides
-from comp.results import files, prediction_files
+from comp.results import decisions, files, prediction_files
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.runtime.errors import RunError
@@ -101,7 +101,9 @@ class CollectedMembers:
         return [part for part, _ in pairs], [images for _, images in pairs]
 
     def _load_member(self, group: MemberRuns, split: str) -> tuple[Predictions, NDArray[np.str_]]:
-        parts = [prediction_files.load(self.stored[run.path][split]) for run in group.runs]
+        # An ensemble shifts to declared shares of the test by itself.
+        stored = [prediction_files.load(self.stored[run.path][split]) for run in group.runs]
+        parts = [decisions.without_shift(part) for part in stored]
         images = [_load_images(run, split, part) for run, part in zip(group.runs, parts, strict=True)]
         if len(parts) == 1:
             return parts[0], images[0]

@@ -18,7 +18,8 @@ from comp.ensembles.collect import SELECTIONS, CollectedMembers
 from comp.ensembles.cross_fit import Comparison, CrossFitted, Decider
 from comp.ensembles.methods import FitData, Fitted, Method, Scorer
 from comp.inference import accuracy_estimate
-from comp.results import files, metrics, prediction_files, runs
+from comp.results import decisions, files, metrics, prediction_files, runs
+from comp.results.decision_fits import DeclaredShares, declared_shares
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import AccuracyEstimate, RunMetrics, WeightScores
 from comp.results.runs import Run
@@ -94,10 +95,11 @@ def ensemble(
     members = collect.collect_members(trained, overrides or {}, progress)
     split = _selection(select_on, members, learns=chosen.learns, method=method)
     score = Scorer(first.metric, trained[0].provenance("classes")["classes"], first.task)
-    combination = _fit(chosen, method, split, members, score, folds, progress)
-    comparison = _compare(combination, members.load_split(split), first.metric) if split is not None else None
     config = trained[0].config()
     dataset = open_run_data(trained[0], progress)
+    decide = {"wanted": config.predict.decide, "shares": _declared_shares(trained[0], config, dataset)}
+    combination = _fit(chosen, method, split, members, score, folds, decide, progress)
+    comparison = _compare(combination, members.load_split(split), first.metric) if split is not None else None
     provenance = _provenance(members, config)
     result = runs.create(runs_root, _plain_config(config), f"{method}-ensemble", provenance, group=group)
     with runs.delete_on_failure(result):
@@ -124,26 +126,38 @@ def _fit(
     members: CollectedMembers,
     score: Scorer,
     folds: int | None,
+    decide: Mapping[str, Any],
     progress: Progress,
 ) -> _Combination:
-    """Fit a method on the members' validation; without a shared one, return a method that learns nothing."""
+    """Fit a method on the members' validation; without a shared one, return a method that learns nothing.
+
+    `decide` has the `wanted` and `shares` of `comp.results.decisions.decide`.
+    """
     metric, calibrated = score.metric, method.calibrated
     if split is None:
         aligned = members.load_split(members.splits[0])
         plain = method.without_data(len(members.groups), len(score.classes), aligned.space)
-        return _Combination(name, None, plain, None, Decider(metric, calibrated=calibrated))
+        decision = decisions.decide_without_validation(**decide)
+        return _Combination(name, None, plain, None, Decider(metric, decision=decision, calibrated=calibrated))
     aligned = members.load_split(split)
     score = replace(score, classes=aligned.members[0].classes)
     whole = method.fit(FitData(aligned.stack(), aligned.space, aligned.targets, aligned.images, score))
     count = folds or min(_FOLDS, len(np.unique(aligned.images)))
     crossed = cross_fit.cross_fit(method, aligned, count, score, progress)
-    # Clean validation, if any, tunes the thresholds, as for a single run.
+    # Decisions are fitted on clean validation, if there is one, as for a single run.
     tuned_on = "val" if "val" in members.splits else split
     tuning_split = aligned if tuned_on == split else members.load_split(tuned_on)
     held_out = cross_fit.predict_out_of_fold(crossed, tuning_split, {})
-    return _Combination(
-        name, split, whole, crossed, cross_fit.tune_decider(metric, tuned_on, held_out, calibrated=calibrated)
-    )
+    decider = cross_fit.fit_decider(metric, tuned_on, held_out, tuning_split.images, calibrated=calibrated, **decide)
+    return _Combination(name, split, whole, crossed, decider)
+
+
+def _declared_shares(first: Run, config: Config, dataset: Dataset) -> DeclaredShares | None:
+    """Return the declared shares in the first member's order of the classes."""
+    classes = dataset.competition.classes
+    counts = dict(zip(classes, dataset.train.class_counts(len(classes)).tolist(), strict=True))
+    names = first.provenance("classes")["classes"]
+    return declared_shares(config.competition.test_shares, names, [counts.get(name, 0) for name in names])
 
 
 def _compare(combination: _Combination, aligned: AlignedSplit, metric: str) -> Comparison:
@@ -179,7 +193,8 @@ def _selection(select_on: str | None, members: CollectedMembers, *, learns: bool
 
 def _plain_config(config: Config) -> Config:
     """Return the result's config: its stored predictions need no views or adaptation."""
-    return config.model_copy(update={"predict": PredictConfig(batch_size=config.predict.batch_size)})
+    kept = PredictConfig(batch_size=config.predict.batch_size, decide=config.predict.decide)
+    return config.model_copy(update={"predict": kept})
 
 
 def _provenance(members: CollectedMembers, config: Config) -> dict[str, Any]:
@@ -265,7 +280,6 @@ def _describe(
         model=f"{combination.method} of {len(members.runs)} runs",
         parameters=sum(source.parameters for source in sources),
     )
-    thresholds = combination.decider.thresholds
     return described.model_copy(
         update={
             "device": ", ".join(sorted({source.device for source in sources})),
@@ -273,7 +287,7 @@ def _describe(
             "selected_by": combination.split or "",
             "train_seconds": round(sum(source.train_seconds for source in sources), 2),
             "test_like": sorted({name for source in sources for name in source.test_like}),
-            "thresholds": [] if thresholds is None else thresholds.tolist(),
+            **decisions.recorded(combination.decider.decision, sources[0].task),
         }
     )
 

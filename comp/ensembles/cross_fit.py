@@ -1,4 +1,4 @@
-"""Cross-fitting: an ensemble's gain over its best member, on images that neither was fitted on; its thresholds.
+"""Cross-fitting: an ensemble's gain over its best member, on images that neither was fitted on; its decisions.
 
 Images are divided into folds. For each fold the method is fitted, and the best member chosen, on the other folds; both
 are scored on the fold. All shifted copies of an image are in one fold, so that no image is both fitted and scored.
@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.ensembles.align import AlignedSplit, chunks, expand_thresholds
-from comp.ensembles.methods import FitData, Fitted, Method, Scorer, Thresholds, Values
+from comp.ensembles.methods import FitData, Fitted, Method, Scorer, Values
 from comp.results import decisions, metrics, predictions
+from comp.results.decision_fits import DeclaredShares
 from comp.results.predictions import Predictions, Targets
+from comp.results.run_metrics import Decision
 from comp.runtime.errors import ConfigError
 from comp.runtime.progress import Progress, quiet
 
@@ -246,42 +248,66 @@ def _score_row(name: str, predicted: Predictions, metric: str, weight: float | N
 
 @dataclass(frozen=True)
 class Decider:
-    """Sets the decision thresholds of an ensemble's predictions; none for single-label tasks.
+    """Decides an ensemble's predictions.
 
     Attributes:
         metric: the competition's.
-        split: the split that tuned the thresholds; empty if none did.
-        thresholds: tuned on that whole split.
+        split: the split that the decision was fitted on; empty if none was.
+        scored: that split, as it is scored: each row decided by a fit on other images.
+        decision: for other images, fitted on that whole split; None if the plain one is not questioned.
         calibrated: whether 0.5 is a sensible threshold for the method's probabilities.
     """
 
     metric: str
     split: str = ""
-    thresholds: Thresholds | None = None
+    scored: Predictions | None = None
+    decision: Decision | None = None
     calibrated: bool = True
 
     def decide(self, split: str, combined: Predictions, aligned: AlignedSplit) -> Predictions:
-        """Return predictions of a split with thresholds, cross-fitted ones on the split that tuned them.
+        """Return decided predictions of a split.
 
-        Without tuned thresholds, if members have their own or the method is not calibrated, each class is predicted as
-        often as by the members on average.
+        Without fitted thresholds, if members have their own or the method is not calibrated, each class of a
+        multi-label task is predicted as often as by the members on average.
         """
+        if self.scored is not None and split == self.split:
+            return replace(self.scored, made_by={**combined.made_by, **self.scored.made_by})
+        if self.decision is not None and self.decision.kind != "argmax":
+            if split in ("val", "ood_val"):
+                return decisions.apply_to_shifted_validation(self.decision, combined)
+            return decisions.apply(self.decision, combined)
         if combined.row.decision != "thresholds":
             return combined
-        if self.thresholds is not None:
-            if split == self.split:
-                return decisions.prepare_for_scoring(combined, self.metric)
-            return replace(combined, thresholds=self.thresholds)
         if self.calibrated and all(member.thresholds is None for member in aligned.members):
             return combined
         return match_decision_rates(combined, aligned)
 
 
-def tune_decider(metric: str, split: str, combined: Predictions, *, calibrated: bool) -> Decider:
-    """Return a decider with thresholds tuned on held-out predictions of a validation split."""
-    if not decisions.needs_thresholds(combined, metric):
-        return Decider(metric, calibrated=calibrated)
-    return Decider(metric, split, decisions.tune_thresholds(combined, metric), calibrated)
+def fit_decider(
+    metric: str,
+    split: str,
+    combined: Predictions,
+    images: NDArray[np.str_],
+    *,
+    calibrated: bool,
+    wanted: str = "auto",
+    shares: DeclaredShares | None = None,
+) -> Decider:
+    """Return a decider with the decision that held-out predictions of a validation split ask for.
+
+    Args:
+        metric: the competition's.
+        split: the validation split.
+        combined: its predictions, each row by a fit on other images.
+        images: which image each row shows.
+        calibrated: whether 0.5 is a sensible threshold for the method's probabilities.
+        wanted: value of predict.decide.
+        shares: of the test, if they are declared.
+    """
+    scored, decision = decisions.decide(combined, metric, wanted, shares=shares, images=images)
+    if decision is None or decision.kind == "argmax":
+        return Decider(metric, decision=decision, calibrated=calibrated)
+    return Decider(metric, split, None if decision.shift else scored, decision, calibrated)
 
 
 def match_decision_rates(combined: Predictions, aligned: AlignedSplit) -> Predictions:

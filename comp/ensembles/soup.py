@@ -239,7 +239,7 @@ def _store(mixed: _Soup, first: LoadedRun, split: str, runs_root: Path, progress
             "train_seconds": round(sum(member.train_seconds for member in member_metrics), 2),
             "test_like": sorted({name for member in member_metrics for name in member.test_like}),
             "best": best.scores,
-            "thresholds": list(best.thresholds),
+            **best.recorded_decision(),
             "weights_sha256": files.sha256_file(result.weights_path()),
             "soup": {"split": split, mixed.metric: mixed.value, "members": mixed.describe_members()},
         }

@@ -1,21 +1,360 @@
-"""Decision thresholds of multi-label tasks, tuned on validation. NumPy only.
+"""Decisions: how outputs become answers that suit the competition's metric. Torch-free.
 
-Metrics of probabilities (roc_auc, log loss) need no threshold, and accuracy keeps 0.5. `TUNERS` has a row for each
-metric whose best threshold depends on class frequencies (Lipton et al. 2014, arXiv:1402.1892).
+`KINDS` has a row for each way. What a way needs is fitted on validation; its gain over the plain way (the most likely
+class, or all classes from 0.5) is measured on rows that it was not fitted on. In multi-label tasks thresholds always
+serve the metrics of `TUNERS`, whose best threshold depends on class frequencies (Lipton et al. 2014, arXiv:1402.1892).
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.results import metrics
+from comp.config.tasks import TASKS, TaskRow
+from comp.results import decision_fits, metrics, predictions
+from comp.results.decision_fits import DeclaredShares
+from comp.results.decision_fits import fit_cut_points as fit_cut_points
 from comp.results.predictions import Predictions
+from comp.results.run_metrics import Decision
+from comp.results.stats import Interval, jackknife_interval
+from comp.runtime.errors import ConfigError
 
 _FOLDS = 5
 _CANDIDATES = 200  # for a common threshold without a closed form
 _DEFAULT = np.float32(0.5)
+_GROUPS = 50  # of the jackknife
+_LEAST_IMAGES, _LEAST_OF_A_CLASS = 100, 10
+_MOST_LEVELS = 100  # of numbers that are cut
+
+
+def check(wanted: str, metric_name: str, row: TaskRow, *, validated: bool, shares: bool) -> None:
+    """Check predict.decide against metric, task and validation.
+
+    Raises:
+        ConfigError: it does not fit them.
+    """
+    if shares and row.decision != "arg_max":
+        raise ConfigError(
+            f"competition.test_shares: not defined for task {row.name}, which does not take the likeliest class"
+        )
+    if wanted in ("auto", "argmax"):
+        return
+    if wanted == "prior":
+        if not shares:
+            raise ConfigError("predict.decide: prior needs the test's share of each class; set competition.test_shares")
+        return
+    if metric_name not in KINDS[wanted].metrics:
+        fitting = choose("auto", metric_name, shares=shares)
+        choices = ", ".join(dict.fromkeys(("auto", "argmax", fitting)))
+        raise ConfigError(f"predict.decide: {wanted} does not serve metric {metric_name}; choose from {choices}")
+    if not validated:
+        raise ConfigError(
+            f"predict.decide: {wanted} is fitted on validation, and there is none; set data.validation or data.folds, "
+            "or predict.decide=auto"
+        )
+
+
+def choose(wanted: str, metric_name: str, *, shares: bool) -> str:
+    """Return the row of KINDS, or argmax, that predict.decide asks for; `shares`: whether the test's are declared."""
+    if wanted != "auto":
+        return wanted
+    plain = "prior" if shares else "argmax"
+    return next((name for name, kind in KINDS.items() if metric_name in kind.metrics), plain)
+
+
+def decide(
+    labelled: Predictions,
+    metric_name: str,
+    wanted: str = "auto",
+    *,
+    shares: DeclaredShares | None = None,
+    images: NDArray[np.str_] | None = None,
+) -> tuple[Predictions, Decision | None]:
+    """Fit on plain validation predictions what predict.decide asks for.
+
+    If the test's shares are declared, rows are drawn again by these shares to fit and measure on. Validation itself
+    keeps its own shares, and is scored with plain decisions.
+
+    Args:
+        labelled: with targets, before any decision.
+        metric_name: a row of METRICS.
+        wanted: value of predict.decide, which `check` has passed.
+        shares: of the test, if they are declared.
+        images: [N] which image each row shows; None: each row another.
+
+    Returns:
+        The predictions as they are scored: each row decided by a fit on other images. And the decision for other
+        images, fitted on all of them; None if the plain way is not questioned.
+    """
+    kind = choose(wanted, metric_name, shares=shares is not None)
+    if kind == "argmax":
+        return labelled, None
+    numbers = np.arange(len(labelled)) if images is None else np.unique(images, return_inverse=True)[1]
+    always = kind == "thresholds" and labelled.row.decision == "thresholds"
+    reason = _find_too_few(kind, labelled, numbers)
+    if reason and not always:
+        return labelled, Decision(tried=kind, reason=reason)
+    sample, shift = labelled, []
+    if shares is not None:
+        rows = shares.sample(labelled.known_targets().astype(np.int64))
+        sample, numbers, shift = labelled.take(rows), numbers[rows], shares.shift.tolist()
+    shifted = _shift(sample, shift)
+    crossed = cross_fit(kind, shifted, metric_name, numbers)
+    measured = Decision(tried=kind, reason=reason)
+    if not reason:
+        gain, interval = _measure_gain(sample, crossed, metric_name, numbers)
+        measured = measured.model_copy(update={"gain": gain, "low": interval.low, "high": interval.high})
+        if wanted == "auto" and not always and interval.low <= 0:
+            return labelled, measured.model_copy(update={"reason": "the gain is not clearly above zero"})
+    fitted = {"kind": kind, "values": KINDS[kind].fit(shifted, metric_name), "shift": shift}
+    decision = measured.model_copy(update=fitted)
+    return labelled if shares is not None else crossed, decision
+
+
+def decide_without_validation(wanted: str, shares: DeclaredShares | None) -> Decision | None:
+    """Return the decision of a run without validation: only declared shares need nothing fitted, if asked for."""
+    reason = "there is no validation to measure the gain on"
+    if shares is None or wanted == "argmax":
+        return None
+    if wanted != "prior":
+        return Decision(tried="prior", reason=reason)
+    return Decision(kind="prior", shift=shares.shift.tolist(), tried="prior", reason=reason)
+
+
+def recorded(decision: Decision | None, task: str) -> dict[str, Any]:
+    """Return a decision as fields of RunMetrics; thresholds of multi-label tasks have one of their own."""
+    is_own = decision is not None and decision.kind == "thresholds" and TASKS[task].decision == "thresholds"
+    return {"decision": decision, "thresholds": decision.values if decision and is_own else []}
+
+
+def apply(decision: Decision, plain: Predictions) -> Predictions:
+    """Return predictions of images that the decision was not fitted on, decided by it."""
+    if decision.kind == "argmax":
+        return plain
+    decided = KINDS[decision.kind].apply(_shift(plain, decision.shift), decision.values)
+    return decided if _has_thresholds(plain) else _mark(decided, decision.model_dump(include=_MARKED))
+
+
+def apply_to_shifted_validation(decision: Decision | None, plain: Predictions) -> Predictions:
+    """Return predictions of shifted validation, which has the classes' shares of the training."""
+    return plain if decision is None or decision.shift else apply(decision, plain)
+
+
+def apply_to_validation(decision: Decision, plain: Predictions, metric_name: str) -> Predictions:
+    """Return predictions of clean validation, on which the decision was fitted: each row by a fit on other rows."""
+    if decision.kind == "argmax" or decision.shift:
+        return plain
+    return cross_fit(decision.kind, plain, metric_name, np.arange(len(plain)))
+
+
+def cross_fit(kind: str, plain: Predictions, metric_name: str, images: NDArray[np.int64]) -> Predictions:
+    """Return predictions decided in one way, each row by a fit on the other folds, which hold other images.
+
+    Args:
+        kind: a row of KINDS.
+        plain: with targets, before any decision.
+        metric_name: a row of METRICS.
+        images: [N] the number of the image that each row shows.
+    """
+    way = KINDS[kind]
+    if _has_thresholds(plain) and kind == "thresholds":
+        return cross_fit_thresholds(plain, metric_name)
+    if plain.row.numeric:
+        return _mark(_cross_fit_numbers(way, plain, metric_name, images), {"kind": kind, "cross_fitted": True})
+    fold, outputs, top1 = _folds(plain, images), plain.outputs.copy(), plain.top1
+    top1 = None if top1 is None else top1.copy()
+    for number in range(_FOLDS):
+        rows = np.flatnonzero(fold == number)
+        part = way.apply(plain.take(rows), way.fit(plain.take(np.flatnonzero(fold != number)), metric_name))
+        outputs[rows] = part.outputs
+        if top1 is not None:
+            assert part.top1 is not None
+            top1[rows] = part.top1
+    return _mark(replace(plain, outputs=outputs, top1=top1), {"kind": kind, "cross_fitted": True})
+
+
+def _cross_fit_numbers(way: "Kind", plain: Predictions, metric_name: str, images: NDArray[np.int64]) -> Predictions:
+    fold = _folds(plain, images)
+    rows_of = [np.flatnonzero(fold == number) for number in range(_FOLDS)]
+    fits = [way.fit(plain.take(np.flatnonzero(fold != number)), metric_name) for number in range(_FOLDS)]
+    parts = [way.apply(plain.take(rows), fit) for rows, fit in zip(rows_of, fits, strict=True)]
+    joined = predictions.concatenate(parts).take(np.argsort(np.concatenate(rows_of)))
+    return replace(plain, thresholds=joined.thresholds)
+
+
+def without_shift(decided: Predictions) -> Predictions:
+    """Return predictions with probabilities for the training's shares of the classes; no other decision is undone."""
+    shift = decided.made_by.get("decision", {}).get("shift")
+    return _shift(decided, [-value for value in shift]) if shift else decided
+
+
+def _has_thresholds(plain: Predictions) -> bool:
+    return plain.row.decision == "thresholds"
+
+
+_MARKED = {"kind", "values", "shift"}  # of a Decision, in `made_by`
+
+
+def _mark(decided: Predictions, decision: Mapping[str, object]) -> Predictions:
+    return replace(decided, made_by={**decided.made_by, "decision": dict(decision)})
+
+
+def _find_too_few(kind: str, labelled: Predictions, images: NDArray[np.int64]) -> str:
+    """Return why nothing can be fitted or measured; empty if it can."""
+    count = len(np.unique(images))
+    if count < _LEAST_IMAGES:
+        return f"validation has {count} images, fewer than {_LEAST_IMAGES}"
+    if kind in ("thresholds", "cut_points"):
+        numeric = labelled.row.numeric
+        counts = np.unique(labelled.target_values(), return_counts=True)[1] if numeric else labelled.truth().sum(0)
+        if numeric and np.ptp(labelled.target_values()) >= _MOST_LEVELS:
+            return f"the labels have {_MOST_LEVELS} levels or more, so each is rounded"
+        enough = int((counts >= _LEAST_OF_A_CLASS).sum())
+        if enough < 2:
+            return f"validation has {enough} classes with {_LEAST_OF_A_CLASS} images or more, fewer than two"
+    return ""
+
+
+def _folds(plain: Predictions, images: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return each row's fold [N]: even in single classes, and the same for all rows of an image."""
+    names, first, image_of_row = np.unique(images, return_index=True, return_inverse=True)
+    shuffled, targets = np.random.default_rng(0).permutation(len(names)), plain.known_targets()[first]
+    order = np.lexsort((shuffled, targets) if targets.ndim == 1 else (shuffled,))
+    fold = np.empty(len(names), np.int64)
+    fold[order] = np.arange(len(names)) % _FOLDS
+    return fold[image_of_row]
+
+
+def _measure_gain(
+    plain: Predictions, decided: Predictions, metric_name: str, images: NDArray[np.int64]
+) -> tuple[float, Interval]:
+    """Return by how much the metric is better, whatever its direction, and the difference's interval."""
+    metric = metrics.metric(metric_name)
+
+    def gain(rows: slice | NDArray[np.int64]) -> float:
+        scores = [metric.score(part.take(rows)) for part in (plain, decided)]
+        return metric.as_maximize(scores[1]) - metric.as_maximize(scores[0])
+
+    _, image_of_row = np.unique(images, return_inverse=True)
+    group = (np.random.default_rng(1).permutation(int(image_of_row.max()) + 1) % _GROUPS)[image_of_row]
+    value = gain(slice(None))
+    return value, jackknife_interval(value, [gain(np.flatnonzero(group != number)) for number in range(_GROUPS)])
+
+
+def _with_outputs(plain: Predictions, outputs: NDArray[np.float64]) -> Predictions:
+    """Return predictions with other outputs [N, K], stored as `predictions.from_outputs` does."""
+    if plain.row.shifted:
+        return replace(plain, outputs=predictions.to_stored(outputs))
+    return replace(plain, outputs=outputs.astype(np.float32))
+
+
+def _shift(plain: Predictions, shift: Sequence[float]) -> Predictions:
+    """Return predictions with a constant added to each class's output, which then decides."""
+    if not shift:
+        return plain
+    outputs = plain.outputs.astype(np.float64) + shift
+    return replace(_with_outputs(plain, outputs), top1=outputs.argmax(1).astype(np.int64))
+
+
+def _fit_thresholds(plain: Predictions, metric_name: str) -> list[float]:
+    if _has_thresholds(plain):
+        return [*map(float, tune_thresholds(plain, metric_name))]
+    targets = plain.known_targets().astype(np.int64)
+    return [*map(float, decision_fits.fit_offsets(plain.outputs.astype(np.float64), targets, metric_name))]
+
+
+def _apply_thresholds(plain: Predictions, values: Sequence[float]) -> Predictions:
+    thresholds = np.array(values, np.float32)
+    if _has_thresholds(plain):
+        return replace(plain, thresholds=thresholds)
+    return replace(plain, top1=(plain.outputs.astype(np.float32) + thresholds).argmax(1).astype(np.int64))
+
+
+def _levels(plain: Predictions) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the classes from lowest to highest [K], and where the metric places them [K]."""
+    values = predictions.class_values(plain.classes)
+    positions = np.arange(len(plain.classes)) if values is None else np.array([float(value) for value in values])
+    order = np.argsort(positions, kind="stable")
+    return order, positions[order].astype(np.float64)
+
+
+def _fit_cut_points(plain: Predictions, metric_name: str) -> list[float]:
+    if plain.row.numeric:
+        targets = plain.target_values().astype(np.int64)
+        low = int(targets.min())
+        count = int(targets.max()) - low + 1
+        exact = fit_cut_points(plain.values(), targets - low, count) if count > 1 else np.array([])
+        stored = exact.astype(np.float32)  # rounded up: the same numbers reach them
+        return [float(low), *map(float, np.where(stored < exact, np.nextafter(stored, np.float32(np.inf)), stored))]
+    order, positions = _levels(plain)
+    level_of_class = np.argsort(order)
+    levels = level_of_class[plain.known_targets().astype(np.int64)]
+    expected = plain.probabilities()[:, order] @ positions
+    return [*map(float, fit_cut_points(expected, levels, len(order), positions))]
+
+
+def _apply_cut_points(plain: Predictions, values: Sequence[float]) -> Predictions:
+    if plain.row.numeric:
+        return replace(plain, thresholds=np.array(values, np.float32))
+    order, positions = _levels(plain)
+    return replace(plain, top1=order[decision_fits.cut(plain.probabilities()[:, order] @ positions, np.array(values))])
+
+
+def _fit_temperature(plain: Predictions, metric_name: str) -> list[float]:
+    part = plain.take(np.linspace(0, len(plain) - 1, min(len(plain), decision_fits.MAX_ROWS)).astype(np.int64))
+
+    def loss(temperature: float) -> float:
+        return metrics.log_loss(_apply_temperature(part, [temperature]))
+
+    return [decision_fits.fit_temperature(loss)]
+
+
+def _apply_temperature(plain: Predictions, values: Sequence[float]) -> Predictions:
+    return _with_outputs(plain, plain.outputs.astype(np.float64) / values[0])
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to decide.
+
+    Attributes:
+        metrics: rows of METRICS that it serves; empty: any.
+        fit: labelled predictions, metric -> its values.
+        apply: predictions, values -> predictions with other outputs or decisions.
+        size: number of classes -> number of values.
+    """
+
+    metrics: tuple[str, ...]
+    fit: Callable[[Predictions, str], list[float]]
+    apply: Callable[[Predictions, Sequence[float]], Predictions]
+    size: Callable[[int], int]
+
+
+KINDS = {
+    "thresholds": Kind(
+        ("macro_f1", "weighted_f1", "balanced_accuracy", "micro_f1", "samples_f1"),
+        _fit_thresholds,
+        _apply_thresholds,
+        lambda classes: classes,
+    ),
+    "cut_points": Kind(("quadratic_weighted_kappa",), _fit_cut_points, _apply_cut_points, lambda classes: classes - 1),
+    "temperature": Kind(("log_loss",), _fit_temperature, _apply_temperature, lambda classes: 1),
+    # The shift of the outputs, which any kind begins with, is all.
+    "prior": Kind((), lambda plain, metric_name: [], lambda plain, values: plain, lambda classes: 0),
+}
+
+
+def is_sound(decision: Decision, classes: int) -> bool:
+    """Return whether a decision that was read has the right number of values."""
+    if decision.kind == "argmax":
+        return True
+    if classes == 1:  # numbers: the lowest level and the cut points above it
+        return decision.kind == "cut_points" and len(decision.values) > 0
+    kind, shift = KINDS.get(decision.kind), decision.shift
+    whole = kind is not None and len(decision.values) == kind.size(classes) and len(shift) in (0, classes)
+    return whole and (decision.kind != "temperature" or decision.values[0] > 0)
 
 
 def needs_thresholds(predictions: Predictions, metric_name: str) -> bool:

@@ -139,12 +139,11 @@ def most_confused(table: NDArray[np.int64], classes: tuple[str, ...]) -> list[tu
 
 
 def confidences(predictions: Predictions) -> NDArray[np.float32]:
-    """Return the probability of each row's decided class [N], for tasks that decide on one."""
-    if predictions.row.ordered:  # the class nearest to the expected one is not always the likeliest
-        decided = predictions.probabilities()[np.arange(len(predictions)), predictions.top1]
-        return decided.astype(np.float32)
-    top: NDArray[np.float32] = 1 / np.exp(predictions.outputs.astype(np.float32)).sum(1)  # rows' maxima are 0
-    return top
+    """Return the probability of each row's decision [N], for tasks that decide on one class."""
+    assert predictions.top1 is not None
+    odds = np.exp(predictions.outputs.astype(np.float32))  # rows' maxima are 1
+    confidence: NDArray[np.float32] = odds[np.arange(len(odds)), predictions.top1] / odds.sum(1)
+    return confidence
 
 
 def calibration(predictions: Predictions) -> dict[str, Any]:

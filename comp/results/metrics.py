@@ -119,7 +119,7 @@ def quadratic_weighted_kappa(predictions: Predictions) -> float:
     are one class. Numbers are rounded to whole ones where they have no cut points.
     """
     if predictions.row.numeric:
-        return _kappa_of_values(np.floor(predictions.values() + 0.5), predictions.target_values())
+        return _kappa_of_values(predictions.whole_values(), predictions.target_values())
     table = confusion(predictions).astype(np.float64)
     positions = class_positions(predictions.classes)
     weights = (positions[:, None] - positions) ** 2
@@ -209,6 +209,7 @@ class Metric:
         low: smallest possible value.
         high: largest possible value.
         ordered_classes: whether the classes' order or values matter.
+        whole: whether it compares whole numbers, in a task of numbers.
     """
 
     score: Callable[[Predictions], float]
@@ -218,6 +219,7 @@ class Metric:
     low: float = 0.0
     high: float = 1.0
     ordered_classes: bool = False
+    whole: bool = False
 
     def as_maximize(self, score: float) -> float:
         """Return the score with its sign turned where lower is better: higher is always better."""
@@ -236,7 +238,7 @@ METRICS = {
     "mean_average_precision": Metric(mean_average_precision, of_probabilities=True),
     "map_at_3": Metric(partial(map_at, 3), ranked=3),
     "map_at_5": Metric(partial(map_at, 5), ranked=5),
-    "quadratic_weighted_kappa": Metric(quadratic_weighted_kappa, low=-1.0, ordered_classes=True),
+    "quadratic_weighted_kappa": Metric(quadratic_weighted_kappa, low=-1.0, ordered_classes=True, whole=True),
     "rmse": Metric(rmse, higher_is_better=False, high=float("inf"), ordered_classes=True),
     "mae": Metric(mae, higher_is_better=False, high=float("inf"), ordered_classes=True),
     "r2": Metric(r2, low=float("-inf")),

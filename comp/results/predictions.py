@@ -66,7 +66,8 @@ class Predictions:
         block_sizes: [B] int64: consecutive rows of each block.
         made_by: origin as plain values: run, weights hash, views ...
         thresholds: probability from which a class is predicted, [K], or [N, K] if each row has its own (tuned on other
-            rows); None means 0.5.
+            rows); None means 0.5. In a task of numbers, [L] or [N, L], the lowest level and the cut points between it
+            and the whole numbers above, for a metric of whole numbers; None, or NaN first, means rounding.
     """
 
     task: str
@@ -87,9 +88,15 @@ class Predictions:
         assert self.targets is None or self.targets.shape == ((rows, columns) if self.row.target_columns else (rows,))
         assert (self.top1 is not None) == self.row.one_class
         assert self.top1 is None or self.top1.shape == (rows,)
-        assert self.thresholds is None or self.thresholds.shape in ((columns,), (rows, columns))
+        assert self._has_sound_thresholds()
         assert len(self.block_names) == len(self.block_sizes)
         assert not len(self.block_sizes) or int(self.block_sizes.sum()) == rows
+
+    def _has_sound_thresholds(self) -> bool:
+        if self.thresholds is None:
+            return True
+        *rows, limits = self.thresholds.shape
+        return rows in ([], [len(self.outputs)]) and (self.row.numeric or limits == self.outputs.shape[1])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -114,11 +121,21 @@ class Predictions:
         return decided
 
     def values(self) -> NDArray[np.float64]:
-        """Return each row's number [N]: the predicted one, or the position of the decided class."""
+        """Return each row's number [N]: the predicted one, uncut, or the position of the decided class."""
         if self.top1 is not None:
             return class_positions(self.classes)[self.top1]
         assert self.row.numeric
         return self.outputs[:, 0].astype(np.float64)
+
+    def whole_values(self) -> NDArray[np.float64]:
+        """Return each row's number [N] as a whole one, by the cut points where there are any; in a task of numbers."""
+        values = self.values()
+        rounded: NDArray[np.float64] = np.floor(values + 0.5)
+        if self.thresholds is None:
+            return rounded
+        limits = np.broadcast_to(self.thresholds.astype(np.float64), (len(self), self.thresholds.shape[-1]))
+        levels = limits[:, 0] + (values[:, None] >= limits[:, 1:]).sum(1)
+        return np.where(np.isnan(limits[:, 0]), rounded, levels)
 
     def target_values(self) -> NDArray[np.float64]:
         """Return each row's true number [N], likewise; targets must be known."""
@@ -215,15 +232,11 @@ def from_outputs(
             "weights or the precision cause it: try train.precision=fp32"
         )
     row = TASKS[task]
-    stored: Outputs = outputs
-    if row.shifted:
-        shifted = outputs - outputs.max(1, keepdims=True)
-        stored = np.maximum(shifted, np.finfo(np.float16).min).astype(np.float16)
     return Predictions(
         task=task,
         ids=ids,
         classes=tuple(classes),
-        outputs=stored,
+        outputs=to_stored(outputs) if row.shifted else outputs,
         targets=targets,
         top1=_DECIDE[row.decision](outputs, classes) if row.one_class else None,
         block_names=np.array([name for name, _ in blocks], np.str_),
@@ -231,6 +244,13 @@ def from_outputs(
         made_by=dict(made_by),
         thresholds=thresholds,
     )
+
+
+def to_stored(outputs: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
+    """Return outputs [N, K] of a softmax task as they are stored: float16, with each row's maximum subtracted."""
+    shifted = outputs - outputs.max(1, keepdims=True)
+    stored: NDArray[np.float16] = np.maximum(shifted, np.finfo(np.float16).min).astype(np.float16)
+    return stored
 
 
 def mean_outputs(outputs: NDArray[np.float32], task: str) -> NDArray[np.float32]:
@@ -261,7 +281,8 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
     if any(not _are_equal(part.thresholds, thresholds) for part in parts) or (
         thresholds is not None and thresholds.ndim == 2
     ):
-        thresholds = join([_threshold_rows(part) for part in parts])
+        width = max(1 if part.thresholds is None else part.thresholds.shape[-1] for part in parts)
+        thresholds = join([_threshold_rows(part, width) for part in parts])
     return Predictions(
         task=first.task,
         ids=np.concatenate([part.ids for part in parts]),
@@ -280,7 +301,13 @@ def _are_equal(left: NDArray[np.float32] | None, right: NDArray[np.float32] | No
     return left is right or (left is not None and right is not None and np.array_equal(left, right))
 
 
-def _threshold_rows(part: Predictions) -> NDArray[np.float32]:
+def _threshold_rows(part: Predictions, width: int) -> NDArray[np.float32]:
+    if part.row.numeric:
+        limits = np.full((len(part), width), np.inf, np.float32)  # levels that no number reaches
+        limits[:, 0] = np.nan
+        if part.thresholds is not None:
+            limits[:, : part.thresholds.shape[-1]] = part.thresholds
+        return limits
     thresholds = np.full(len(part.classes), 0.5, np.float32) if part.thresholds is None else part.thresholds
     return np.broadcast_to(thresholds, part.outputs.shape)
 

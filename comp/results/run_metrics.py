@@ -112,6 +112,31 @@ class AccuracyEstimate(_Part):
     before: float | None = None
 
 
+class Decision(_Part):
+    """How outputs become decisions; see `comp.results.decisions`.
+
+    Attributes:
+        kind: a row of `comp.results.decisions.KINDS`.
+        values: what was fitted on all of validation: thresholds or offsets of each class, cut points, a temperature.
+        shift: of each class, the logarithm of its declared share of the test over its share of the training.
+        tried: the kind whose gain was measured; `kind`, unless that is argmax.
+        gain: of the metric over argmax on validation, cross-fitted; positive is better, whatever the metric's
+            direction; None if it could not be measured.
+        low: lower end of the gain's 95 % interval.
+        high: upper end.
+        reason: why argmax is kept, or why no gain was measured.
+    """
+
+    kind: str = "argmax"
+    values: list[float] = Field(default_factory=list)
+    shift: list[float] = Field(default_factory=list)
+    tried: str = ""
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+
+
 class LeaderboardScore(_Part):
     """A recorded score on the competition's own leaderboard."""
 
@@ -144,7 +169,8 @@ class RunMetrics(_Part):
         variant: views and adaptation that the run's config sets for test and suite, such as `+flip`.
         others: name of another suite or split -> scores.
         expected: name of predictions -> accuracy estimated without labels.
-        thresholds: of each class, tuned on validation; empty if decisions need none.
+        thresholds: of each class in multi-label tasks, tuned on validation; empty if decisions need none.
+        decision: how outputs become decisions; None: the plain way, without a question.
         submission: the CSV written last.
         transductive: whether the model was adapted to the submission's images.
         public_score: of the latest recorded submission.
@@ -188,6 +214,7 @@ class RunMetrics(_Part):
     others: dict[str, SplitScores] = Field(default_factory=dict)
     expected: dict[str, AccuracyEstimate] = Field(default_factory=dict)
     thresholds: list[float] = Field(default_factory=list)
+    decision: Decision | None = None
     weights_sha256: str = ""
     submission: str = ""
     transductive: bool = False
@@ -196,6 +223,11 @@ class RunMetrics(_Part):
     leaderboard_scores: list[LeaderboardScore] = Field(default_factory=list)
     ensemble: dict[str, Any] | None = None
     soup: dict[str, Any] | None = None
+
+    @property
+    def known_decision(self) -> Decision | None:
+        """The decision for new images; runs of multi-label tasks record `thresholds` too, and once did nothing else."""
+        return Decision(kind="thresholds", values=self.thresholds) if self.thresholds else self.decision
 
     @property
     def best_or_final(self) -> WeightScores:

@@ -84,7 +84,8 @@ def derive_format(competition: Competition) -> DerivedFormat:
     if TASKS[competition.task].numeric:
         columns = _single_column(competition)
         _check_distinct_columns(form.id_column, columns)
-        return DerivedFormat(replace(form, columns=columns, classes=()), (choice.reason,), assumptions)
+        form = replace(form, columns=columns, classes=(), whole=metric(competition.metric).whole)
+        return DerivedFormat(form, (choice.reason,), assumptions)
     spelling = _spell_classes(competition, answer, wide)
     columns = _wide_columns(spelling.texts, sample) if wide else _single_column(competition)
     _check_distinct_columns(form.id_column, columns)
@@ -102,7 +103,7 @@ def example_rows(derived: DerivedFormat, task: str) -> list[str]:
     form, count = derived.format, len(derived.format.classes)
     ids = form.ids()[:_EXAMPLES]
     if TASKS[task].numeric:
-        values = np.arange(len(ids)) + 0.5
+        values = np.arange(len(ids)) + (0.0 if derived.format.whole else 0.5)
         return [f"{key},{value:g}  (a prediction of {value:g})" for key, value in zip(ids, values, strict=True)]
     labels = np.arange(len(ids)) % count
     outputs = np.where(predictions.one_hot(labels, count), 4.0, -4.0).astype(np.float32)

@@ -18,12 +18,14 @@ from comp.inference.options import check_task, predict_options
 from comp.inference.views import check_size
 from comp.models import averaging, zoo
 from comp.models.classifier import Classifier
-from comp.results import files, metrics, predictions, runs
+from comp.results import decisions, files, metrics, predictions, runs
+from comp.results.decision_fits import declared_shares
 from comp.runtime import device
 from comp.runtime.errors import ConfigError, UserError, unknown
 from comp.submission import derive_format, rules, write
 from comp.tracking import tracker
 from comp.training import best_weights, losses, optimizers, schedules
+from comp.training.selection import is_validated
 
 _ASSUMED_CLASSES = 10  # of a network whose data are not open
 _BYTES_PER_ID = 80  # of a suite's row in a .npz: id as UTF-32, top1, label
@@ -45,7 +47,7 @@ def check_config(config: Config, runs_root: Path) -> None:
 
 def _check_alone(config: Config, runs_root: Path) -> None:
     """Check a config without its search space; each comment lists what the check may refuse."""
-    validated = config.data.validation != "none" or config.data.folds is not None
+    validated = is_validated(config)
     checks: tuple[Callable[[], object], ...] = (
         # unknown metric or task; a metric or an answer that the task does not have
         lambda: _check_competition(config),
@@ -89,6 +91,18 @@ def _check_competition(config: Config) -> None:
     if section.task != "auto":
         resolve_metric(section.metric, task(section.task))
     derive_format.check_answer(section.submission.answer, section.task, section.metric)
+    if section.task != "auto":
+        _check_decide(config, resolve_metric(section.metric, task(section.task)), section.task)
+
+
+def _check_decide(config: Config, metric: str, task_name: str) -> None:
+    decisions.check(
+        config.predict.decide,
+        metric,
+        TASKS[task_name],
+        validated=is_validated(config),
+        shares=bool(config.competition.test_shares),
+    )
 
 
 def _check_source(config: Config) -> None:
@@ -194,6 +208,10 @@ def check_data(config: Config, dataset: Dataset) -> None:
     check_task(predict_options(config.predict), competition.task)
     # a consistency loss that the task does not define, or a metric of ordered classes without their order
     _check_task(config, dataset)
+    # decisions that do not serve the metric, or shares of other classes
+    _check_decide(config, competition.metric, competition.task)
+    counts = dataset.train.class_counts(len(competition.classes)).tolist()
+    declared_shares(config.competition.test_shares, competition.classes, counts)
     # ops that need colour
     policies.check_channels(config.augment.policy, config.augment.ops, channels)
     # albumentations transforms that change the image's shape
@@ -214,6 +232,11 @@ def _check_task(config: Config, dataset: Dataset) -> None:
     if "accuracy" not in row.reported and config.train.select.endswith("accuracy"):
         raise ConfigError(f"train.select: {config.train.select} is not measured in task {row.name}; leave it at auto")
     if row.numeric:
+        labels = dataset.train.labels
+        if metrics.metric(competition.metric).whole and labels is not None and (labels % 1).any():
+            raise ConfigError(
+                f"competition.metric: {competition.metric} compares whole numbers, and the labels have fractions"
+            )
         return
     ordered = competition.numbered or config.data.classes or predictions.class_values(competition.classes) is not None
     if (row.ordered or metrics.metric(competition.metric).ordered_classes) and not ordered:

@@ -13,6 +13,7 @@ from comp.inference.inputs import PredictInput
 from comp.models import weights, zoo
 from comp.models.classifier import Classifier
 from comp.results import files
+from comp.results.decision_fits import DeclaredShares, declared_shares
 from comp.results.runs import Run
 from comp.runtime import device as devices
 from comp.runtime.device import Execution
@@ -60,6 +61,12 @@ class LoadedRun:
         else:
             counts = self.data.train.class_counts(len(self.competition.classes)).tolist()
         return counts
+
+    @property
+    def test_shares(self) -> DeclaredShares | None:
+        """The test's share of each class, if the competition declares it."""
+        shares = self.config.competition.test_shares
+        return declared_shares(shares, self.competition.classes, self.training_counts) if shares else None
 
     @property
     def prediction_settings(self) -> dict[str, Any]:

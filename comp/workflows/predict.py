@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from comp.data import splits, suites
 from comp.data.dataset import open_dataset
 from comp.data.splits import Split, Suite
@@ -77,7 +75,7 @@ def predict_split(
             parts=parts,
             progress=progress,
         )
-        predicted = _with_thresholds(loaded, predicted, name)
+        predicted = _decide(loaded, predicted, name)
         prediction_files.save(path, predicted)
         if parts:
             delete_partial_blocks(parts)
@@ -102,7 +100,7 @@ def predict_images(
     predicted = predict(
         loaded.model, images, **loaded.prediction_settings, made_by=made_by, options=options, progress=progress
     )
-    return _with_thresholds(loaded, predicted, images.name)
+    return _decide(loaded, predicted, images.name)
 
 
 @dataclass(frozen=True)
@@ -214,19 +212,22 @@ def _suite_fingerprint(loaded: LoadedRun, suite: Suite) -> str:
     return splits.fingerprint(clean) + sample
 
 
-def _with_thresholds(loaded: LoadedRun, predicted: Predictions, name: str) -> Predictions:
-    """Return predictions with the run's thresholds; clean validation, which tunes them, gets cross-fitted ones."""
-    if name == "val" and predicted.targets is not None:
-        return decisions.prepare_for_scoring(predicted, loaded.competition.metric)
-    thresholds = loaded.run.metrics().thresholds
-    if not thresholds:
+def _decide(loaded: LoadedRun, predicted: Predictions, name: str) -> Predictions:
+    """Return predictions with the run's decisions; clean validation, on which they were fitted, cross-fitted ones."""
+    decision, classes = loaded.run.metrics().known_decision, len(predicted.classes)
+    if decision is None:
         return predicted
-    if len(thresholds) != len(predicted.classes):
+    if not decisions.is_sound(decision, classes):
         raise RunError(
-            f"{loaded.run.path / 'metrics.json'}: damaged: {len(thresholds)} thresholds, expected one for each of "
-            f"{len(predicted.classes)} classes; put the file back, or {loaded.run.repair_hint}"
+            f"{loaded.run.path / 'metrics.json'}: damaged: {len(decision.values)} {decision.kind}, expected "
+            f"{'one for each of' if decision.kind == 'thresholds' else 'what suits'} {classes} classes; put the file "
+            f"back, or {loaded.run.repair_hint}"
         )
-    return replace(predicted, thresholds=np.array(thresholds, np.float32))
+    if name == "val" and predicted.targets is not None:
+        return decisions.apply_to_validation(decision, predicted, loaded.competition.metric)
+    if name == "ood_val":
+        return decisions.apply_to_shifted_validation(decision, predicted)
+    return decisions.apply(decision, predicted)
 
 
 def _record_scores(

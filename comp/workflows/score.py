@@ -1,6 +1,7 @@
 """Score trained weights and describe a run, as metrics.json records them."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from comp import config as configs
 from comp.data.splits import Split, Suite
@@ -10,7 +11,7 @@ from comp.models import surgery
 from comp.results import decisions, metrics, prediction_files
 from comp.results.blocks import DISTORTIONS
 from comp.results.predictions import Predictions
-from comp.results.run_metrics import Kind, RunMetrics, WeightScores
+from comp.results.run_metrics import Decision, Kind, RunMetrics, WeightScores
 from comp.results.runs import Run
 from comp.runtime.progress import Progress
 from comp.submission.format import Competition
@@ -26,11 +27,17 @@ class WeightResult:
 
     Attributes:
         scores: of clean and shifted validation.
-        thresholds: of each class, tuned on all of clean validation; empty if decisions need none.
+        decision: for other images, fitted on all of clean validation; None: the plain one.
+        task: a row of `comp.config.tasks.TASKS`.
     """
 
     scores: WeightScores = field(default_factory=WeightScores)
-    thresholds: tuple[float, ...] = ()
+    decision: Decision | None = None
+    task: str = "single_label"
+
+    def recorded_decision(self) -> dict[str, Any]:
+        """Return the decision as RunMetrics has it."""
+        return decisions.recorded(self.decision, self.task)
 
 
 def score_weights(
@@ -46,21 +53,19 @@ def score_weights(
     """
     run, dataset, metric = loaded.run, loaded.dataset, loaded.competition.metric
     measured = measured or Validation(Scores())
-    val, shifted, thresholds = None, None, None
+    val, shifted, wanted = None, None, loaded.config.predict.decide
+    decision = decisions.decide_without_validation(wanted, loaded.test_shares)
     if dataset.val is not None:
         predicted = _predict_plain(loaded, dataset.val, which, progress, measured.val)
-        if decisions.needs_thresholds(predicted, metric):
-            thresholds = decisions.tune_thresholds(predicted, metric)
-        predicted = decisions.prepare_for_scoring(predicted, metric)
+        predicted, decision = decisions.decide(predicted, metric, wanted, shares=loaded.test_shares)
         val = metrics.summarize(predicted, metric)
         prediction_files.save(run.predictions_path("val" if which == "best" else f"val-{which}"), predicted)
     if dataset.ood_val is not None and which == "best":
         predicted = _predict_plain(loaded, dataset.ood_val, which, progress, measured.ood_val)
-        predicted = replace(predicted, thresholds=thresholds)
+        predicted = decisions.apply_to_shifted_validation(decision, predicted)
         shifted = metrics.summarize_blocks(predicted, DISTORTIONS, metric)
         prediction_files.save(run.predictions_path("ood_val"), predicted)
-    tuned = () if thresholds is None else tuple(map(float, thresholds))
-    return WeightResult(WeightScores(val=val, ood_val=shifted), tuned)
+    return WeightResult(WeightScores(val=val, ood_val=shifted), decision, loaded.competition.task)
 
 
 def _predict_plain(

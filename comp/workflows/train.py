@@ -291,7 +291,7 @@ def _score_weight_files(
     """Score final, averaged and best weights, in this order; return them as RunMetrics has them."""
     path, average, measured = loaded.run.path, loaded.config.train.average, context.best_weights.measured
     final = score_weights(loaded, "final", progress, measured("final"))
-    averaged, best = WeightResult(), WeightResult()
+    averaged, best, predicting = WeightResult(), WeightResult(), final
     averaging: dict[str, str] = {}
     if (path / "averaged.safetensors").exists():
         facts = weights.load_weights(loaded.model, path / "averaged.safetensors")
@@ -301,12 +301,12 @@ def _score_weight_files(
         averaging = {"method": average, "missing": f"ended in epoch {state.epoch}, before the averaged ones"}
     if (path / "best.safetensors").exists():
         weights.load_weights(loaded.model, path / "best.safetensors")
-        best = score_weights(loaded, "best", progress, measured("best"))
+        best = predicting = score_weights(loaded, "best", progress, measured("best"))
     return {
         "final": final.scores,
         "averaged": averaged.scores.model_copy(update=averaging),
         "best": best.scores,
-        "thresholds": list(best.thresholds),
+        **predicting.recorded_decision(),
         "weights_sha256": files.sha256_file(loaded.run.weights_path()),
     }
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from sklearn.metrics import cohen_kappa_score
 
 from comp import config as configs
-from comp.results import prediction_files
+from comp.results import metrics, prediction_files
 from comp.results.runs import list_runs
 from comp.runtime.errors import Interrupted
 from comp.workflows import train
@@ -48,7 +49,7 @@ def temperatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
         "augment": {"policy": "none"},
         "optim": {"lr": 1e-2},
         "train": {
-            "epochs": 12, "batch_size": 16, "precision": "fp32", "channels_last": False, "compile": False,
+            "epochs": 6, "batch_size": 16, "precision": "fp32", "channels_last": False, "compile": False,
             "device": "cpu", "threads": 1, "average": "ema",
         },
     }  # fmt: skip
@@ -85,7 +86,14 @@ def test_a_table_of_floats_becomes_a_submission_of_numbers_in_their_own_unit(
     assert comp("check", "s.csv", "--format", "c.yaml").code == 0
     Path("s.csv").write_text(Path("s.csv").read_text().replace("te003,", "te003,x"))
     assert "1 rows are not a finite number" in comp("check", "s.csv", "--format", "c.yaml").err
-    # What follows reads the same run: no score that has no meaning is missed.
+
+
+@pytest.mark.slow
+def test_what_reads_a_run_of_numbers_leaves_out_what_has_no_meaning(temperatures: np.ndarray, comp: Comp) -> None:
+    assert comp("run", "c.yaml", "-o", "s.csv", "train.epochs=1").code == 0
+    run, written = the_run(), answers("s.csv")
+    val = run.metrics().best.val
+    assert val is not None
     evaluated = comp("evaluate", run.path, "--json")
     assert evaluated.code == 0, evaluated.err
     numbers = json.loads(evaluated.out)["evaluation"]["val"]["numbers"]
@@ -104,6 +112,7 @@ def test_a_table_of_floats_becomes_a_submission_of_numbers_in_their_own_unit(
     assert again == pytest.approx(written, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_members_of_numbers_are_averaged_and_the_lower_error_leads(temperatures: np.ndarray, comp: Comp) -> None:
     for seed, epochs in ((0, 1), (1, 6)):
         result = comp("run", "c.yaml", f"seed={seed}", f"train.epochs={epochs}", "train.average=none")
@@ -136,6 +145,7 @@ def test_members_of_numbers_are_averaged_and_the_lower_error_leads(temperatures:
     assert comp("ensemble", first.path, second.path, "--method", "geometric").code == 2
 
 
+@pytest.mark.slow
 def test_a_stopped_training_of_numbers_ends_with_the_same_bits(temperatures: np.ndarray) -> None:
     config = configs.load(Path("c.yaml"), ["train.epochs=3", "augment.mixup=0.4", "augment.cutmix=1"])
     whole = train.train(config, runs_root=Path("whole"))
@@ -146,6 +156,7 @@ def test_a_stopped_training_of_numbers_ends_with_the_same_bits(temperatures: np.
     assert history_without_clock(whole) == history_without_clock(halves)
 
 
+@pytest.mark.slow
 def test_a_unit_changes_no_training(temperatures: np.ndarray) -> None:
     config = configs.load(Path("c.yaml"), ["train.epochs=2"])
     years = train.train(config, runs_root=Path("years"))
@@ -162,21 +173,35 @@ def test_a_unit_changes_no_training(temperatures: np.ndarray) -> None:
     )
 
 
-def test_grades_in_order_are_decided_by_the_expected_level(temperatures: np.ndarray, comp: Comp) -> None:
+def write_grades() -> None:
+    """Replace the years by four grades from 2 to 5."""
     lines = Path("d/train.csv").read_text().splitlines()
-    graded = [f"{line.split(',')[0]},{int((float(line.split(',')[1]) - 1986) // 7)}" for line in lines[1:]]
+    cells = [line.split(",") for line in lines[1:]]
+    graded = [f"{name},{int((float(year) - 1986) // 7) + 2}" for name, year in cells]
     Path("d/train.csv").write_text("\n".join([lines[0], *graded]))
-    Path("d/sample_submission.csv").write_text(Path("d/sample_submission.csv").read_text().replace(",0.0", ",0"))
-    result = comp("run", "c.yaml", "competition.task=ordinal", "train.epochs=8", "-o", "s.csv")
+    Path("d/sample_submission.csv").write_text(Path("d/sample_submission.csv").read_text().replace(",0.0", ",2"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["ordinal", "regression"])
+def test_grades_are_whole_numbers_in_a_submission_for_kappa(task: str, temperatures: np.ndarray, comp: Comp) -> None:
+    write_grades()
+    settings = (f"competition.task={task}", "competition.metric=quadratic_weighted_kappa", "train.average=none")
+    result = comp("run", "c.yaml", *settings, "train.epochs=8", "data.validation=0.6", "-o", "s.csv")
     assert result.code == 0, result.err
     run = the_run()
     val = prediction_files.load(run.predictions_path("val"))
     recorded = run.metrics().best.val
     assert recorded is not None
-    assert list(recorded.scores) == ["accuracy", "log_loss", "mae", "quadratic_weighted_kappa"]
-    assert val.probabilities().sum(1) == pytest.approx(1)
-    truth = (temperatures - 1986) // 7
+    assert recorded.value("quadratic_weighted_kappa") == pytest.approx(metrics.quadratic_weighted_kappa(val))
+    truth = (temperatures - 1986) // 7 + 2
     written = answers("s.csv")
-    errors = [abs(written[f"te{number:03d}"] - level) for number, level in enumerate(truth)]
-    assert np.mean(errors) < 0.6
+    levels = np.array([written[f"te{number:03d}"] for number in range(TEST)])
+    assert set(levels) <= {2, 3, 4, 5}
+    assert np.abs(levels - truth).mean() < 0.6
+    assert cohen_kappa_score(truth.astype(int), levels.astype(int), weights="quadratic") > 0.7
     assert comp("evaluate", run.path).code == 0
+    assert comp("predict", run.path, "--split", "val").code == 0
+    folds = comp("cv", "c.yaml", *settings, "train.epochs=1", "data.folds=2", "data.fold=0", "--runs", "folds")
+    assert folds.code == 0, folds.err
+    assert "out of fold" in folds.out

@@ -191,7 +191,7 @@ def test_the_table_compares_in_the_competitions_metric_and_in_accuracy(metric: s
     score = Scorer(metric, CLASSES, "multi_label")
     crossed = cross_fit.cross_fit(METHODS["mean"], sample, 5, score)
     plain = cross_fit.predict_out_of_fold(crossed, sample, {})
-    held_out = cross_fit.tune_decider(metric, "val", plain, calibrated=True).decide("val", plain, sample)
+    held_out = cross_fit.fit_decider(metric, "val", plain, sample.images, calibrated=True).decide("val", plain, sample)
     compared = cross_fit.compare_with_members("val", sample, crossed, fitted("mean", sample), held_out, metric)
     sign = 1 if metrics.metric(metric).higher_is_better else -1
     assert compared.metric_gain == pytest.approx(sign * (compared.ensemble.metric - compared.best_single.metric))
@@ -219,17 +219,16 @@ def test_folds_hold_images_together_and_deal_the_rarest_class_evenly(seed: int, 
 def test_thresholds_are_tuned_on_validation_and_serve_every_other_split() -> None:
     sample = a_sample([1.5, 1.5])
     combined = cross_fit.combine(fitted("mean", sample), sample, {})
-    decider = cross_fit.tune_decider("macro_f1", "val", combined, calibrated=True)
-    assert decider.thresholds is not None
+    decider = cross_fit.fit_decider("macro_f1", "val", combined, sample.images, calibrated=True)
+    assert decider.decision is not None
     suite = decider.decide("suite", combined, sample)
-    assert suite.thresholds == pytest.approx(decider.thresholds)
+    assert suite.thresholds == pytest.approx(decider.decision.values)
     assert metrics.macro_f1(suite) > metrics.macro_f1(combined)
     val = decider.decide("val", combined, sample)
     assert val.thresholds is not None
     assert val.thresholds.shape == combined.outputs.shape  # cross-fitted
-    assert (
-        cross_fit.tune_decider("roc_auc", "val", combined, calibrated=True).decide("val", combined, sample) is combined
-    )
+    plain = cross_fit.fit_decider("roc_auc", "val", combined, sample.images, calibrated=True)
+    assert plain.decide("val", combined, sample) is combined
 
 
 def test_without_tuned_thresholds_classes_are_predicted_as_often_as_by_the_members() -> None:

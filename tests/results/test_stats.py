@@ -110,3 +110,11 @@ def test_a_constant_has_no_correlation_and_a_perfect_one_has_an_interval() -> No
     rho, interval = stats.rank_correlation([1, 2, 3, 4, 5, 6], [2, 4, 6, 8, 10, 12])
     assert rho == 1.0
     assert interval.low < 1
+
+
+def test_the_jackknife_of_a_mean_is_its_normal_interval() -> None:
+    values = np.random.default_rng(0).normal(size=50)
+    left_out = [float(np.delete(values, row).mean()) for row in range(50)]
+    interval, normal = stats.jackknife_interval(float(values.mean()), left_out), stats.mean_interval(values)
+    assert normal is not None
+    assert (interval.low, interval.high) == pytest.approx((normal.low, normal.high))

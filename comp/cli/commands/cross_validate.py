@@ -49,6 +49,8 @@ def cv(
         console.print_json(values)
         return
     _print_folds(values)
+    if (decision := result.result.metrics().decision) is not None:
+        console.print_decision(decision, result.metric)
 
 
 def _print_folds(values: dict[str, Any]) -> None:

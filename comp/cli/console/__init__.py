@@ -13,7 +13,14 @@ from comp.cli.console.models_and_data import (
     print_notes,
 )
 from comp.cli.console.output import Bars, bars, print_json, print_line, print_note, print_table
-from comp.cli.console.runs import print_answers, print_evaluation, print_prediction, print_stages, print_summary
+from comp.cli.console.runs import (
+    print_answers,
+    print_decision,
+    print_evaluation,
+    print_prediction,
+    print_stages,
+    print_summary,
+)
 from comp.cli.console.training import print_choice, print_cost, print_epoch, print_lr_find, print_norms, print_start
 from comp.cli.console.tuning import print_study, print_trial
 
@@ -28,6 +35,7 @@ __all__ = [
     "print_contents",
     "print_cost",
     "print_dataset",
+    "print_decision",
     "print_epoch",
     "print_evaluation",
     "print_findings",

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from comp.results.predictions import Predictions
-    from comp.results.run_metrics import AccuracyEstimate, RunMetrics, SplitScores
+    from comp.results.run_metrics import AccuracyEstimate, Decision, RunMetrics, SplitScores
     from comp.results.runs import Run
     from comp.workflows.rehearse import Stage
 
@@ -39,6 +39,8 @@ def print_summary(run: "Run", scores: "RunMetrics") -> None:
         print_table(["split", "images", *headings], rows, title=title, folded={"split": 16}, drop=("images",))
     if scores.stopped:
         out.print(f"stopped early: {scores.stopped}")
+    if scores.decision is not None:
+        print_decision(scores.decision, scores.metric)
     if scores.averaged.missing:
         out.print(f"no averaged weights: the training {scores.averaged.missing}")
     suite = scores.split_scores("suite")
@@ -53,6 +55,20 @@ def print_summary(run: "Run", scores: "RunMetrics") -> None:
     if scores.submission:
         print_line(f"submission  {scores.submission}")
     _print_tracked(run)
+
+
+def print_decision(decision: "Decision", metric: str) -> None:
+    """Print how outputs become decisions, and the gain of that, or of what was tried, with its interval."""
+    measured = ""
+    if decision.gain is not None:
+        interval = f"95 % {decision.low:+.4f} to {decision.high:+.4f}"
+        measured = f"{metric} {decision.gain:+.4f} ({interval}), above 0 is better"
+    if decision.kind == "argmax":
+        print_line(f"decision    argmax, not {decision.tried}: {decision.reason}")
+    else:
+        print_line(f"decision    {decision.kind}{f', though {decision.reason}' if decision.reason else ''}")
+    if measured:
+        print_line(f"            {measured}")
 
 
 def _split_rows(scores: "RunMetrics") -> "Iterator[tuple[str, SplitScores | None]]":

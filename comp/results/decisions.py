@@ -92,14 +92,16 @@ def decide(
     if kind == "argmax":
         return labelled, None
     numbers = np.arange(len(labelled)) if images is None else np.unique(images, return_inverse=True)[1]
-    always = kind == "thresholds" and labelled.row.decision == "thresholds"
-    reason = _find_too_few(kind, labelled, numbers)
-    if reason and not always:
-        return labelled, Decision(tried=kind, reason=reason)
     sample, shift = labelled, []
     if shares is not None:
         rows = shares.sample(labelled.known_targets().astype(np.int64))
         sample, numbers, shift = labelled.take(rows), numbers[rows], shares.shift.tolist()
+    always = kind == "thresholds" and _has_thresholds(labelled)
+    reason = _find_too_few(kind, sample, numbers)
+    if reason and kind == wanted == "prior":
+        return labelled, Decision(kind=kind, shift=shift, tried=kind, reason=reason)
+    if reason and not always:
+        return labelled, Decision(tried=kind, reason=reason)
     shifted = _shift(sample, shift)
     crossed = cross_fit(kind, shifted, metric_name, numbers)
     measured = Decision(tried=kind, reason=reason)
@@ -205,7 +207,7 @@ def _find_too_few(kind: str, labelled: Predictions, images: NDArray[np.int64]) -
     """Return why nothing can be fitted or measured; empty if it can."""
     count = len(np.unique(images))
     if count < _LEAST_IMAGES:
-        return f"validation has {count} images, fewer than {_LEAST_IMAGES}"
+        return f"validation has {count} images for it, fewer than {_LEAST_IMAGES}"
     if kind in ("thresholds", "cut_points"):
         numeric = labelled.row.numeric
         counts = np.unique(labelled.target_values(), return_counts=True)[1] if numeric else labelled.truth().sum(0)
@@ -213,7 +215,7 @@ def _find_too_few(kind: str, labelled: Predictions, images: NDArray[np.int64]) -
             return f"the labels have {_MOST_LEVELS} levels or more, so each is rounded"
         enough = int((counts >= _LEAST_OF_A_CLASS).sum())
         if enough < 2:
-            return f"validation has {enough} classes with {_LEAST_OF_A_CLASS} images or more, fewer than two"
+            return f"fewer than two classes have {_LEAST_OF_A_CLASS} validation images for it"
     return ""
 
 

@@ -173,6 +173,26 @@ def test_thresholds_of_other_classes_count_as_damage(comp: Callable[..., Result]
     assert comp("predict", PLAIN).code == 0
 
 
+@pytest.mark.parametrize(
+    ("decision", "part"),
+    [
+        ({"kind": "temperature", "values": [0.0]}, "1 temperature, expected what suits 10 classes"),
+        ({"kind": "cut_points", "values": [0.5]}, "1 cut_points, expected what suits 10 classes"),
+        ({"kind": "prior", "shift": [0.5]}, "expected what suits 10 classes"),
+        ({"kind": "magic"}, "0 magic, expected what suits 10 classes"),
+        ({"kind": "temperature", "values": ["hot"]}, "decision.values.0"),
+    ],
+)
+def test_a_decision_that_suits_no_prediction_counts_as_damage(
+    comp: Callable[..., Result], decision: dict[str, object], part: str
+) -> None:
+    path = Path(PLAIN) / "metrics.json"
+    change(path, decision=decision)
+    message = refused(comp, "predict", PLAIN)
+    assert f"{path}: damaged" in message
+    assert part in message
+
+
 @pytest.mark.parametrize("damage", [half, empty, noise, braces])
 def test_a_damaged_split_stops_an_ensemble_and_leaves_nothing_behind(
     comp: Callable[..., Result], damage: Callable[[bytes], bytes]

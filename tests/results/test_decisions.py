@@ -236,10 +236,10 @@ def test_declared_shares_give_the_posteriors_of_the_test() -> None:
 def test_too_few_images_or_classes_keep_argmax_and_say_so() -> None:
     few, one = exclusive(0, count=60), replace(exclusive(0), targets=np.zeros(1500, np.int64))
     for labelled, name, reason in (
-        (few, "macro_f1", "validation has 60 images, fewer than 100"),
-        (few, "log_loss", "validation has 60 images, fewer than 100"),
-        (one, "macro_f1", "validation has 1 classes with 10 images or more, fewer than two"),
-        (one, "quadratic_weighted_kappa", "validation has 1 classes with 10 images or more, fewer than two"),
+        (few, "macro_f1", "validation has 60 images for it, fewer than 100"),
+        (few, "log_loss", "validation has 60 images for it, fewer than 100"),
+        (one, "macro_f1", "fewer than two classes have 10 validation images for it"),
+        (one, "quadratic_weighted_kappa", "fewer than two classes have 10 validation images for it"),
     ):
         scored, decision = decisions.decide(labelled, name)
         assert scored is labelled
@@ -248,7 +248,24 @@ def test_too_few_images_or_classes_keep_argmax_and_say_so() -> None:
     copies = exclusive(0, count=300)
     decision = decisions.decide(copies, "log_loss", images=np.repeat([f"i{n}" for n in range(60)], 5))[1]
     assert decision is not None
-    assert decision.reason == "validation has 60 images, fewer than 100"
+    assert decision.reason == "validation has 60 images for it, fewer than 100"
+
+
+def test_shares_of_classes_that_validation_hardly_has_measure_nothing() -> None:
+    labelled, names = exclusive(0, count=300), ("0", "1", "2", "3")
+    shares = declared_shares({"0": 0.0, "1": 0.0, "2": 0.0, "3": 1.0}, names, (FREQUENCIES * 1000).tolist())
+    for wanted, kind in (("auto", "argmax"), ("prior", "prior")):
+        _, decision = decisions.decide(labelled, "accuracy", wanted, shares=shares)
+        assert decision is not None
+        assert (decision.kind, decision.gain) == (kind, None)
+        assert "fewer than 100" in decision.reason
+    decided = decisions.apply(decision, labelled)
+    assert decided.top1 is not None
+    assert (decided.top1 == 3).mean() > 0.9
+    nowhere = replace(labelled, targets=np.zeros(300, np.int64))
+    _, decision = decisions.decide(nowhere, "accuracy", shares=shares)
+    assert decision is not None
+    assert decision.kind == "argmax"
 
 
 def test_accuracy_and_rankings_are_not_questioned() -> None:

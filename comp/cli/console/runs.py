@@ -59,16 +59,13 @@ def print_summary(run: "Run", scores: "RunMetrics") -> None:
 
 def print_decision(decision: "Decision", metric: str) -> None:
     """Print how outputs become decisions, and the gain of that, or of what was tried, with its interval."""
-    measured = ""
-    if decision.gain is not None:
-        interval = f"95 % {decision.low:+.4f} to {decision.high:+.4f}"
-        measured = f"{metric} {decision.gain:+.4f} ({interval}), above 0 is better"
     if decision.kind == "argmax":
         print_line(f"decision    argmax, not {decision.tried}: {decision.reason}")
     else:
         print_line(f"decision    {decision.kind}{f', though {decision.reason}' if decision.reason else ''}")
-    if measured:
-        print_line(f"            {measured}")
+    if decision.gain is not None:
+        interval = f"95 % {decision.low:+.4f} to {decision.high:+.4f}"
+        print_line(f"            gain in {metric} {decision.gain:+.4f} ({interval})")
 
 
 def _split_rows(scores: "RunMetrics") -> "Iterator[tuple[str, SplitScores | None]]":

@@ -205,3 +205,22 @@ def test_grades_are_whole_numbers_in_a_submission_for_kappa(task: str, temperatu
     folds = comp("cv", "c.yaml", *settings, "train.epochs=1", "data.folds=2", "data.fold=0", "--runs", "folds")
     assert folds.code == 0, folds.err
     assert "out of fold" in folds.out
+
+
+@pytest.mark.slow
+def test_soups_and_settings_that_need_no_validation_take_numbers_and_probes_do_not(
+    temperatures: np.ndarray, comp: Comp
+) -> None:
+    for seed in (0, 1):
+        assert comp("run", "c.yaml", f"seed={seed}", "train.epochs=1", "train.average=none").code == 0
+    first, second = list_runs(Path("runs"))
+    soup = comp("ensemble", first.path, second.path, "--method", "soup", "--runs", "made", "-o", "s.csv")
+    assert soup.code == 0, soup.err
+    assert len(answers("s.csv")) == TEST
+    refused = comp("probe", first.path)
+    assert refused.code == 2
+    assert "a probe tells classes apart" in refused.err
+    started = ("train.epochs=1", f"model.from_run={first.path}", "data.validation=none", "train.average=none")
+    fine = comp("run", "c.yaml", *started, "-o", "f.csv", "--runs", "fine")
+    assert fine.code == 0, fine.err
+    assert 1980 < np.mean(list(answers("f.csv").values())) < 2020

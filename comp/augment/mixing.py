@@ -102,7 +102,7 @@ def mix_planned(
 
     Args:
         images: [B, C, H, W] uint8.
-        labels: [B] int64, or a column of 0 and 1 for each class, [B, classes] float32.
+        labels: [B] int64, a column of 0 and 1 for each class, [B, classes] float32, or numbers [B] float32.
         plan: on their device; None: nothing is mixed.
         step: of the plan.
         classes: number of classes.
@@ -110,7 +110,7 @@ def mix_planned(
 
     Returns:
         images [B, C, H, W] float32 in [0, 1], channels_last, and targets [B, classes] float32, whose rows sum to 1
-        where labels are indices.
+        where labels are indices; of numbers [B, 1].
     """
     pixels = geometry.to_pixels(images)  # [B, H, W, C]
     if plan is None:
@@ -143,13 +143,16 @@ def soft_targets(
     """Return [B, classes] float32 targets.
 
     Args:
-        labels: [B] int64, or [B, classes] float32 of 0 and 1.
+        labels: [B] int64, [B, classes] float32 of 0 and 1, or numbers [B] float32, which are mixed linearly.
         partner_labels: labels of the partner images, weighted by 1 - kept; None: no partners.
         kept: [B] float32, the weight of `labels`; used with `partner_labels`.
         classes: number of classes.
         label_smoothing: share spread evenly over all classes (Szegedy et al. 2016, arXiv:1512.00567); columns move
             towards 0.5 instead.
     """
+    if labels.is_floating_point() and labels.ndim == 1:
+        mixed = labels if partner_labels is None or kept is None else kept * labels + (1 - kept) * partner_labels
+        return mixed[:, None]
     if labels.ndim == 2:
         if partner_labels is not None and kept is not None:
             labels = kept[:, None] * labels + (1 - kept)[:, None] * partner_labels
@@ -171,7 +174,11 @@ def hits(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0, colum
         targets: [B, classes] from `mix`.
         label_smoothing: that of the targets.
         columns: labels have one column per class; then a row is correct if all its classes are.
+
+    For numbers, targets [B, 1], nothing is a hit.
     """
+    if targets.shape[1] == 1 and not columns:
+        return torch.zeros(len(targets), device=targets.device)
     if columns:
         return ((logits > 0) == (targets > 0.5)).all(1).float()
     mass = targets.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)

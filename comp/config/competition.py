@@ -110,11 +110,13 @@ class CompetitionConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "unnamed"
     """Name of the folder under `runs/` and of the default submission file."""
     task: str = "auto"
-    """`single_label` (one class per image) or `multi_label` (any number of classes per image); auto: derived from the
-    training labels."""
+    """`single_label` (one class per image), `multi_label` (any number of classes per image), `ordinal` (one class per
+    image, in an order: numbers, or names in the order of data.classes; the loss grows with the distance) or
+    `regression` (a number); auto: derived from the training labels: whole numbers are classes, many fractions are
+    numbers, and a metric of numbers such as rmse asks for regression."""
     metric: str = "auto"
     """The metric that scores submissions, from `comp.results.metrics.METRICS`; auto: accuracy for single_label, roc_auc
-    for multi_label."""
+    for multi_label, quadratic_weighted_kappa for ordinal, rmse for regression."""
     test_shares: dict[str, Fraction] = Field(default_factory=dict)
     """The test's share of each class, `{class: share}` with a sum of 1, if the competition declares it; see
     predict.decide. Empty: as in training."""

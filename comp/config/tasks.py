@@ -6,7 +6,7 @@ Other packages look up their own rows by these names (`comp.results.predictions.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from comp.runtime.errors import ConfigError, unknown
 
@@ -21,13 +21,17 @@ class TaskRow:
         loss: a row of `comp.training.losses.LOSSES`, the default (`train.loss: auto`).
         losses: other values of `train.loss` -> rows of LOSSES.
         metrics: rows of `comp.results.metrics.METRICS`; the first is the default (`competition.metric: auto`).
-        decision: how probabilities become decisions: `arg_max`, or `thresholds` per class.
+        decision: how probabilities become decisions: `arg_max`; `expected_level`, the class nearest to the expected
+            position; `thresholds` per class; `values`, the outputs themselves.
         answers: supported rows of `comp.submission.answers.ANSWERS`.
         ensembles: supported rows of `comp.ensembles.methods.METHODS`.
         stratifier: a row of `comp.data.splitting.STRATIFIERS`.
         adaptations: supported values of `predict.adapt`.
         shifted: whether outputs are invariant to a constant per row, and are stored as float16 with a maximum of 0.
         target_columns: whether targets are 0/1 columns [N, K], one per class, instead of class indices [N].
+        numeric: whether targets are numbers [N] float32 in the label's own unit; there is one output, no class.
+        ordered: whether the classes' order is part of the task.
+        reported: metrics that every scored split reports beside the competition's.
         consistency: whether `train.consistency` is supported.
         uncertain_views: whether `predict.views_for: uncertain` is supported.
         accuracy_estimate: whether accuracy can be estimated from confidences without labels.
@@ -45,9 +49,17 @@ class TaskRow:
     losses: Mapping[str, str] = field(default_factory=dict)
     shifted: bool = False
     target_columns: bool = False
+    numeric: bool = False
+    ordered: bool = False
+    reported: tuple[str, ...] = ("accuracy", "log_loss")
     consistency: bool = False
     uncertain_views: bool = False
     accuracy_estimate: bool = False
+
+    @property
+    def one_class(self) -> bool:
+        """Whether each row decides on exactly one class."""
+        return self.decision in ("arg_max", "expected_level")
 
 
 _SINGLE_LABEL = TaskRow(
@@ -107,7 +119,39 @@ _MULTI_LABEL = TaskRow(
     adaptations=("none", "bn"),
 )
 
-TASKS = {"single_label": _SINGLE_LABEL, "multi_label": _MULTI_LABEL}
+_ORDINAL = replace(
+    _SINGLE_LABEL,
+    name="ordinal",
+    ordered=True,
+    loss="cumulative",
+    losses={**_SINGLE_LABEL.losses, "cumulative": "cumulative"},
+    metrics=(
+        "quadratic_weighted_kappa",
+        "mae",
+        "rmse",
+        *(name for name in _SINGLE_LABEL.metrics if name != "quadratic_weighted_kappa"),
+    ),
+    decision="expected_level",
+    reported=("accuracy", "log_loss", "mae"),
+    ensembles=("mean", "geometric", "weighted", "greedy", "stack", "soup"),
+)
+
+_REGRESSION = TaskRow(
+    name="regression",
+    activation="identity",
+    numeric=True,
+    loss="mse",
+    losses={"mse": "mse"},
+    metrics=("rmse", "mae", "r2", "quadratic_weighted_kappa"),
+    decision="values",
+    reported=("rmse", "mae", "r2"),
+    answers=("value",),
+    ensembles=("mean", "weighted", "soup"),
+    stratifier="quantiles",
+    adaptations=("none", "bn"),
+)
+
+TASKS = {row.name: row for row in (_SINGLE_LABEL, _MULTI_LABEL, _ORDINAL, _REGRESSION)}
 
 
 def task(name: str) -> TaskRow:
@@ -121,6 +165,14 @@ def task(name: str) -> TaskRow:
     return TASKS[name]
 
 
+def infer_task(name: str, metric: str) -> str:
+    """Return `competition.task`; `auto` is the task of numbers if only such a task has the metric."""
+    rows = [row for row in TASKS.values() if metric in row.metrics]
+    if name != "auto" or not rows or any(not (row.numeric or row.ordered) for row in rows):
+        return name
+    return next(row.name for row in rows if row.numeric)
+
+
 def resolve_metric(name: str, row: TaskRow) -> str:
     """Return the competition's metric; for `auto` the task's first.
 
@@ -131,6 +183,7 @@ def resolve_metric(name: str, row: TaskRow) -> str:
         return row.metrics[0]
     if name not in row.metrics:
         raise ConfigError(
-            f"competition.metric: {name} is not defined for task {row.name}; choose from {', '.join(row.metrics)}"
+            f"competition.metric: {name} is not defined for task {row.name}; choose from {', '.join(row.metrics)}, or "
+            "set competition.task"
         )
     return name

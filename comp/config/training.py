@@ -185,8 +185,9 @@ class TrainConfig(Section):
     """Label smoothing, from 0 (off) to below 1."""
     loss: str = "auto"
     """Training loss: `cross_entropy`, `focal`, `bce` or `poly` for one class an image, `bce`, `focal`, `asymmetric` or
-    `poly` for several; auto: cross_entropy or bce. Whatever the loss, predictions of one class an image are the softmax
-    of the outputs (also after `bce`), and validation reports the log loss."""
+    `poly` for several; auto: cross_entropy or bce, for ordered classes `cumulative`, for numbers `mse`. Whatever the
+    loss, predictions of one class an image are the softmax of the outputs (also after `bce`), and validation reports
+    the log loss."""
     loss_args: FrozenMapping = Field(default_factory=dict)
     """Arguments of the loss: focal `{gamma: 2}`, poly `{epsilon: 2}`, asymmetric `{gamma_neg: 4, gamma_pos: 1, clip:
     0.05}`, bce `{target_threshold: 0.2}` (soft targets above it count as 1)."""

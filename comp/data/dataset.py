@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.config import Config
-from comp.config.tasks import TASKS, resolve_metric
+from comp.config.tasks import TASKS, infer_task, resolve_metric
 from comp.data import loading, splits, splitting, suites
 from comp.data.cache import cached_json
 from comp.data.fixes import FixList, apply_fixes, read_fixes
@@ -36,6 +36,7 @@ class Dataset:
         ood_val: shifted copies of `val`; None without one.
         mean: of each channel of `train`, in [0, 1].
         std: of each channel of `train`.
+        label_scale: mean and standard deviation of the labels of `train` where they are numbers, else None.
         fingerprint: of all training images and labels, before the split.
         resident: whether training images lie decoded on the device, or are streamed by workers.
         notes: messages to the user on how the data were read.
@@ -66,6 +67,7 @@ class Dataset:
     test_is_cut: bool = False
     fixes: FixList | None = None
     samples: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    label_scale: tuple[float, float] | None = None
 
     @property
     def splits(self) -> list[Split]:
@@ -150,7 +152,8 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
     Raises:
         DataError: names what is missing or wrong, its source and how to fix it.
     """
-    source = open_source(config.data, progress, config.competition.task)
+    task = infer_task(config.competition.task, config.competition.metric)
+    source = open_source(config.data, progress, task)
     fingerprint = splits.fingerprint(source.train)
     needs_test = config.competition.suite.source == "corrupt_test"
     divided = splitting.split_source(source, config.data, cut_test=needs_test, progress=progress)
@@ -184,6 +187,7 @@ def open_dataset(config: Config, progress: Progress = quiet) -> Dataset:
         split_seed=config.data.split_seed,
         test_is_cut=source.test is None and test is not None,
         fixes=fixes,
+        label_scale=_measure_labels(train),
     ).with_drawn_samples()
 
 
@@ -207,6 +211,15 @@ def _measure_channels(
 
     statistics = cached_json(root, "statistics", "\0".join((fingerprint, *train.ids.tolist())), measure)
     return tuple(statistics["mean"]), tuple(statistics["std"])
+
+
+def _measure_labels(train: Split) -> tuple[float, float] | None:
+    if train.labels is None or not train.is_numeric:
+        return None
+    numbers = train.labels.astype(np.float64)
+    if not numbers.std():
+        raise DataError(f"train: all labels of the training split are {numbers[0]:g}; hold out fewer images")
+    return float(numbers.mean()), float(numbers.std())
 
 
 def _describe_competition(config: Config, source: Source, train: Split, test: Split | None) -> Competition:

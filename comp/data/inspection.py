@@ -18,6 +18,7 @@ from comp.runtime import rng
 from comp.runtime.progress import Progress, quiet
 
 _GRID_IMAGES = 80
+_BINS = 12  # of numbers, in the plot of labels
 _FIRST_EPOCH = 1  # its augmentation is plotted
 
 
@@ -45,9 +46,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
             "shape": list(split.image_shape),
             "mean": [round(value, 4) for value in mean],
             "std": [round(value, 4) for value in std],
-            "labels": dict(zip(classes, split.class_counts(len(classes)).tolist(), strict=True))
-            if split.labels is not None
-            else None,
+            "labels": _describe_labels(split, classes),
         }
     return {"classes": len(classes), "fingerprint": dataset.fingerprint, "splits": summaries}
 
@@ -64,8 +63,7 @@ def draw_plots(config: Config, dataset: Dataset, folder: Path, *, augmented: boo
     files.make_folder(folder)
     classes, train = dataset.competition.classes, dataset.train
     paths = [folder / "labels.png", folder / "images.png"]
-    counts = {split.name: split.class_counts(len(classes)).tolist() for split in dataset.splits}
-    plots.draw_label_bars(paths[0], counts, classes)
+    plots.draw_label_bars(paths[0], *_label_counts(dataset))
     assert train.labels is not None
     sorted_rows = np.argsort(train.labels if train.labels.ndim == 1 else train.labels.argmax(1), kind="stable")
     rows = sorted_rows[np.linspace(0, len(train) - 1, min(_GRID_IMAGES, len(train))).astype(np.int64)]
@@ -103,8 +101,32 @@ def _augment(
     return levels.numpy(), targets.float().numpy()
 
 
+def _describe_labels(split: Split, classes: Sequence[str]) -> dict[str, float] | None:
+    """Return the number of images of each class, or where labels are numbers their range, mean and deviation."""
+    if split.labels is None:
+        return None
+    if not split.is_numeric:
+        return dict(zip(classes, split.class_counts(len(classes)).tolist(), strict=True))
+    numbers = split.labels.astype(np.float64)
+    facts = {"min": numbers.min(), "mean": numbers.mean(), "max": numbers.max(), "std": numbers.std()}
+    return {name: round(float(value), 6) for name, value in facts.items()}
+
+
+def _label_counts(dataset: Dataset) -> tuple[dict[str, list[int]], Sequence[str]]:
+    """Return split -> images of each class and the classes' names; of numbers, images in ranges of equal width."""
+    classes, train = dataset.competition.classes, dataset.train
+    if not train.is_numeric:
+        return {split.name: split.class_counts(len(classes)).tolist() for split in dataset.splits}, classes
+    labelled = {split.name: split.labels for split in dataset.splits if split.labels is not None}
+    edges = np.histogram_bin_edges(np.concatenate(list(labelled.values())), _BINS)
+    counts = {name: np.histogram(labels, edges)[0].tolist() for name, labels in labelled.items()}
+    return counts, [f"{low:.3g}" for low in edges[:-1]]
+
+
 def _mixed_title(target: NDArray[np.float32], classes: Sequence[str]) -> str:
-    """Return an image's classes and, if it is mixed, their shares."""
+    """Return an image's classes and, if it is mixed, their shares; or its number."""
+    if len(classes) == 1 and len(target) == 1:
+        return f"{target[0]:.4g}"
     labels = np.argsort(-target, kind="stable")[: max(1, np.count_nonzero(target))]
     if target[labels].max() in (0, 1):
         return ", ".join(classes[int(label)] for label in labels if target[label]) or "no label"
@@ -112,7 +134,9 @@ def _mixed_title(target: NDArray[np.float32], classes: Sequence[str]) -> str:
 
 
 def _label_title(label: Any, classes: Sequence[str]) -> str:
-    """Return the class names of an index, or of a row of 0 and 1."""
+    """Return the class names of an index, or of a row of 0 and 1; or a number."""
+    if isinstance(label, np.floating):
+        return f"{label:.4g}"
     if np.ndim(label) == 0:
         return classes[int(label)]
     return ", ".join(classes[int(number)] for number in np.flatnonzero(label)) or "no label"

@@ -30,7 +30,8 @@ class Split:
         name: `train`, `val`, `test`, or a block's name.
         images: uint8 [N, H, W, C]: an array, a memory map, or files that `np.asarray` decodes.
         ids: [N] text.
-        labels: [N] int64 class indices or, of several labels, [N, K] float32 of 0 and 1; None where unknown.
+        labels: [N] int64 class indices or, of several labels, [N, K] float32 of 0 and 1, or [N] float32 numbers; None
+            where unknown.
         blank: [N], rows whose image is missing or cannot be read, but which need a prediction; None where all images
             are readable.
     """
@@ -44,10 +45,17 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def is_numeric(self) -> bool:
+        """Whether labels are numbers, not classes."""
+        return self.labels is not None and self.labels.ndim == 1 and self.labels.dtype.kind == "f"
+
     def class_counts(self, classes: int) -> NDArray[np.int64]:
-        """Return how many images have each class [classes]; 0 where labels are unknown."""
+        """Return how many images have each class [classes]; 0 where labels are unknown, all where they are numbers."""
         if self.labels is None:
             return np.zeros(classes, np.int64)
+        if self.is_numeric:
+            return np.array([len(self)])
         if self.labels.ndim == 2:
             return np.asarray(self.labels.sum(0), np.int64)
         counts: NDArray[np.int64] = np.bincount(self.labels.astype(np.int64), minlength=classes)

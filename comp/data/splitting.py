@@ -26,6 +26,7 @@ from comp.runtime.progress import Progress, quiet
 Rows = NDArray[np.int64]
 
 _MOST_NAMED = 5  # rare classes in a note
+_MOST_BINS, _FEWEST_IN_BIN = 10, 10  # of numbers, by quantiles
 _SAMPLE_SEED = 0  # runs that share a split share its samples, whatever their own seeds
 
 
@@ -344,9 +345,22 @@ class Stratifier:
     sample: Callable[[Targets, int, int], Rows]
 
 
+def _quantile_bins(labels: Targets) -> Rows:
+    """Return each number's bin [N], of up to ten with equally many images; equal numbers share a bin."""
+    bins = min(_MOST_BINS, max(1, len(labels) // _FEWEST_IN_BIN))
+    edges = np.unique(np.quantile(labels, np.arange(1, bins) / bins))
+    # Numbered without gaps, as classes are.
+    return np.unique(np.searchsorted(edges, labels, side="right"), return_inverse=True)[1].astype(np.int64)
+
+
 STRATIFIERS = {
     "classes": Stratifier(_hold_by_class, _fold_by_class, _sample_by_class),
     "label_sets": Stratifier(_hold_by_label_set, _fold_by_label_set, _sample_by_label_set),
+    "quantiles": Stratifier(
+        lambda labels, *rest: _hold_by_class(_quantile_bins(labels), *rest),
+        lambda labels, *rest: _fold_by_class(_quantile_bins(labels), *rest),
+        lambda labels, *rest: _sample_by_class(_quantile_bins(labels), *rest),
+    ),
     "none": Stratifier(_hold_uniformly, _fold_uniformly, _sample_uniformly),
 }
 

@@ -124,6 +124,8 @@ def _first_few(classes: tuple[str, ...]) -> str:
 def _check_targets(where: str, first_name: str, first: Predictions, member: Predictions) -> None:
     if first.targets is None or member.targets is None or np.array_equal(first.targets, member.targets):
         return
+    if first.row.numeric:
+        raise RunError(f"{where} have other labels than {first_name}; the images or the labels differ")
     row = int(np.flatnonzero((first.truth() != member.truth()).any(1))[0])
     classes = [", ".join(np.array(part.classes)[part.truth()[row]].tolist()) or "no class" for part in (member, first)]
     raise RunError(
@@ -190,7 +192,7 @@ def _fold_rows(part: Predictions, rows: slice, fold: int) -> Predictions:
 
 def expand_thresholds(part: Predictions) -> Predictions:
     """Return predictions with thresholds for each row, so that they can be concatenated."""
-    if part.row.decision != "thresholds":
+    if part.row.decision != "thresholds":  # those of numbers are joined as they are
         return part
     thresholds = np.float32(0.5) if part.thresholds is None else part.thresholds
     return replace(part, thresholds=np.broadcast_to(thresholds, part.outputs.shape))

@@ -23,12 +23,15 @@ from comp.runtime.progress import Progress, quiet
 
 @dataclass(frozen=True)
 class EnsembleRow:
-    """Scores of a member or the ensemble: accuracy in [0, 1], the metric in its own unit, loss in nats."""
+    """Scores of a member or the ensemble: accuracy in [0, 1], the metric in its own unit, loss in nats.
+
+    A task of numbers has neither accuracy nor loss.
+    """
 
     name: str
-    accuracy: float
+    accuracy: float | None
     metric: float
-    loss: float
+    loss: float | None
     weight: float | None = None
 
 
@@ -42,10 +45,10 @@ class Comparison:
         images: number of rows.
         folds: number of folds.
         members: each on the whole split, with its weight if the method has weights.
-        disagreement: [M][M] share of rows that two members predict differently.
+        disagreement: [M][M] share of rows that two members predict differently; of numbers, 1 minus their correlation.
         best_single: the best member by the metric, chosen on the other folds.
         ensemble: fitted on the other folds.
-        gain: the ensemble's accuracy minus the best single's.
+        gain: the ensemble's accuracy minus the best single's; 0 for a task of numbers, like its error.
         gain_error: its standard error over folds.
         metric_gain: likewise for the metric; positive if the ensemble is better, whatever the metric's direction.
         metric_gain_error: its standard error over folds.
@@ -187,7 +190,9 @@ def compare_with_members(
     fold = crossed.folds_of(aligned.images)
     single = _best_singles(crossed, aligned, fold)
     best_single, ensemble = _score_row("best single", single, metric), _score_row("ensemble", held_out, metric)
-    correct = held_out.correct().astype(np.float64) - single.correct()
+    correct = np.zeros(len(held_out))
+    if not held_out.row.numeric:
+        correct = held_out.correct().astype(np.float64) - single.correct()
     fold_rows = [np.flatnonzero(fold == number) for number in range(len(crossed.best))]
     definition = metrics.metric(metric)
     metric_gains = [
@@ -221,6 +226,12 @@ def _best_singles(crossed: CrossFitted, aligned: AlignedSplit, fold: NDArray[np.
 
 
 def _disagreement(members: Sequence[Predictions]) -> tuple[tuple[float, ...], ...]:
+    if members[0].row.numeric:
+        values = np.stack([member.values() for member in members])
+        centred = values - values.mean(1, keepdims=True)
+        norms = np.maximum(np.sqrt((centred**2).sum(1)), np.finfo(float).tiny)
+        apart = np.clip(1 - centred @ centred.T / np.outer(norms, norms), 0, 2)
+        return tuple(tuple(map(float, row)) for row in apart)
     votes = [member.decisions() if member.top1 is None else member.top1[:, None] for member in members]
     return tuple(tuple(float((first != second).any(1).mean()) for second in votes) for first in votes)
 
@@ -231,8 +242,8 @@ def _standard_error(values: Sequence[float]) -> float:
 
 def _score_row(name: str, predicted: Predictions, metric: str, weight: float | None = None) -> EnsembleRow:
     scores = metrics.summarize(predicted, metric).scores
-    accuracy, score, loss = (scores[key].value for key in ("accuracy", metric, "log_loss"))
-    return EnsembleRow(name, accuracy, score, loss, weight)
+    accuracy, loss = (scores[key].value if key in scores else None for key in ("accuracy", "log_loss"))
+    return EnsembleRow(name, accuracy, scores[metric].value, loss, weight)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from comp import config as configs
 from comp.config import Config
+from comp.config.tasks import TASKS
 from comp.data.dataset import Dataset
 from comp.ensembles import combine
 from comp.results import files, runs, stats
@@ -66,7 +67,7 @@ class CrossValidation:
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         scores = {}
-        for score in dict.fromkeys((self.metric, "accuracy", "log_loss")):
+        for score in dict.fromkeys((self.metric, *TASKS[self.result.metrics().task].reported)):
             values = self.fold_values(score)
             value, interval = self.out_of_fold(score)
             scores[score] = {

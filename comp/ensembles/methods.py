@@ -46,6 +46,7 @@ class Space:
         observed: probabilities [..., N, C] and targets -> the probability of each observation [..., P].
         ranks_images: whether `rank` orders the images of a class, which needs all rows of a split at once, or the
             classes of an image.
+        fit_weights: values [M, N, C] and targets -> the weights [M] of the best mean, for `weighted`.
     """
 
     values: Callable[[Outputs], Values]
@@ -55,6 +56,7 @@ class Space:
     rank: Callable[[Stack], Values]
     observed: Callable[[Probabilities, Targets], Probabilities]
     ranks_images: bool
+    fit_weights: "Callable[[Stack, Targets], NDArray[np.float64]] | None" = None
 
 
 def log_probabilities(outputs: Outputs) -> Values:
@@ -121,6 +123,29 @@ def _pair_probabilities(probabilities: Probabilities, targets: Targets) -> Proba
     return np.maximum(observed, _MIN_PROBABILITY).reshape(*observed.shape[:-2], -1)
 
 
+def _numbers(outputs: Outputs) -> Values:
+    return outputs.astype(np.float32)
+
+
+def _mean_of_numbers(stack: Stack, weights: NDArray[np.float64]) -> Values:
+    return np.tensordot(weights, stack, 1).astype(np.float32)
+
+
+def _least_squares(stack: Stack, targets: Targets) -> NDArray[np.float64]:
+    """Return the weights [M] from 0 that sum to 1 with the least squared error of the weighted mean.
+
+    Non-negative least squares of the members' errors, with one more row that asks for a sum of 1: the solution's
+    proportions are those of the constrained problem.
+    """
+    from scipy.optimize import nnls  # type: ignore[import-untyped]
+
+    errors = (stack[:, :, 0].astype(np.float64) - targets).T  # [N, M]
+    scale = float(np.sqrt((errors**2).mean() * len(errors))) or 1.0
+    rows = np.vstack([np.linalg.qr(errors / scale, mode="r"), np.ones(errors.shape[1])])
+    weights, _ = nnls(rows, np.append(np.zeros(len(rows) - 1), 1.0))
+    return np.asarray(weights / weights.sum(), np.float64)
+
+
 def _weighted_sum(member: Callable[[int], Probabilities], weights: NDArray[np.float64]) -> Probabilities:
     parts = (np.float32(weight) * member(number) for number, weight in enumerate(weights) if weight > 0)
     return sum(parts, start=np.zeros((), np.float32))
@@ -132,6 +157,16 @@ SPACES = {
     ),
     "sigmoid": Space(
         _clip_logits, _sigmoid, _logit, _independent_mean, _image_ranks, _pair_probabilities, ranks_images=True
+    ),
+    "identity": Space(
+        _numbers,
+        lambda values: values,
+        _numbers,
+        _mean_of_numbers,
+        lambda stack: stack.mean(0),
+        lambda values, targets: values[..., 0],
+        ranks_images=False,
+        fit_weights=_least_squares,
     ),
 }
 
@@ -265,12 +300,14 @@ def rank(data: FitData) -> Fitted:
 
 
 def weighted(data: FitData) -> Fitted:
-    """The weighted mean of probabilities with the lowest log loss.
+    """The weighted mean of probabilities with the lowest log loss; of numbers, with the least squared error.
 
     The loss is convex in the weights, which expectation maximisation finds (Cover 1984, "An algorithm for maximizing
     expected log investment return"); it stops when its bound shows that at most 1e-6 nats are left to gain.
     """
     members, space = len(data.stack), data.space
+    if space.fit_weights is not None:
+        return _weighted_mean(space.fit_weights(data.stack, data.known_targets()), space)
     observed = space.observed(space.probabilities(data.stack.astype(np.float64)), data.known_targets())  # [M, P]
     weights = np.full(members, 1 / members)
     for _ in range(_EM_STEPS):
@@ -350,7 +387,7 @@ def stack(data: FitData) -> Fitted:
 
 def _best_logit_factor(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Return the best factor for logits: the mean of independent members is underconfident."""
-    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+    from scipy.optimize import minimize_scalar
 
     best = minimize_scalar(
         lambda factor: _loss(logits * np.float32(factor), labels), bounds=(0.05, 20.0), method="bounded"

@@ -91,7 +91,7 @@ def check_task(options: PredictOptions, task: str) -> None:
         )
     if options.views_share < 1 and not row.uncertain_views:
         raise ConfigError(
-            f"predict.views_for: uncertain ranks images by the confidence in one class, but task {task} has several; "
+            f"predict.views_for: uncertain ranks images by the confidence in one class, which task {task} lacks; "
             "set predict.views_for=all"
         )
 

@@ -14,9 +14,13 @@ Rows = list[list[str]]
 def build_table(images: Predictions) -> tuple[list[str], Rows]:
     """Return a header and one row per image.
 
-    For exclusive classes: `id`, `label`, `probability` of that label. Otherwise `id`, `labels` (the predicted classes,
-    separated by `;`), and one column of probabilities per class.
+    For exclusive classes: `id`, `label`, `probability` of that label. For numbers: `id` and the label's name. Otherwise
+    `id`, `labels` (the predicted classes, separated by `;`), and one column of probabilities per class.
     """
+    if images.row.numeric:
+        return ["id", *images.classes], [
+            [str(name), f"{value:.6g}"] for name, value in zip(images.ids, images.values(), strict=True)
+        ]
     probabilities = images.probabilities()
     if images.top1 is not None:
         header = ["id", "label", "probability"]

@@ -100,6 +100,27 @@ class Resize(nn.Module):
         return f"{self.size[0]} x {self.size[1]}, {self.interpolation}"
 
 
+class LabelScale(nn.Module):
+    """Turn a standardised output into a number in the label's own unit; saved with the weights.
+
+    Args:
+        mean: of the training labels.
+        std: of the training labels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: float, std: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """Return outputs [B, 1] as numbers in float32."""
+        return outputs.float() * self.std + self.mean
+
+
 class Classifier(nn.Module):
     """A network with its pre-processing, which takes raw images.
 
@@ -109,6 +130,7 @@ class Classifier(nn.Module):
         std: see `Normalize`.
         per_image: see `Normalize`.
         resize: layer between normalisation and network; None keeps the images' size.
+        label_scale: mean and standard deviation of the training labels where they are numbers; None for classes.
     """
 
     def __init__(
@@ -119,11 +141,13 @@ class Classifier(nn.Module):
         std: Sequence[float],
         per_image: bool = False,
         resize: Resize | None = None,
+        label_scale: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         self.normalize = Normalize(mean, std, per_image=per_image)
         self.resize = resize or nn.Identity()
         self.inner = inner
+        self.label_scale = LabelScale(*label_scale) if label_scale else nn.Identity()
         self.frozen_bn_layers: frozenset[str] = frozenset()
         """Names of the inner model's batch norm layers that stay in evaluation mode during training."""
         self.weights_source = "random, from the config's seed"
@@ -137,8 +161,9 @@ class Classifier(nn.Module):
         return cast(Inner, self.inner)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits [B, classes] of images [B, C, H, W]: uint8 0..255, or floating 0..1."""
-        return self.network(self.prepare(images))
+        """Return logits [B, classes], or numbers [B, 1], of images [B, C, H, W]: uint8 0..255, or floating 0..1."""
+        outputs: Tensor = self.label_scale(self.network(self.prepare(images)))
+        return outputs
 
     def features(self, images: Tensor) -> Tensor:
         """Return the last linear layer's input, [B, F]."""

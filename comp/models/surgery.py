@@ -212,7 +212,8 @@ def load_from_run(
         ModelError: tensors other than the head differ.
     """
     current = model.state_dict()
-    merged = dict(state)
+    merged = {name: tensor for name, tensor in state.items() if not name.startswith("label_scale.")}
+    merged |= {name: tensor for name, tensor in current.items() if name.startswith("label_scale.")}
     if not normalization:
         merged |= {name: tensor for name, tensor in current.items() if name.startswith("normalize.")}
     heads = {f"inner.{name}" for name in head_names(model)}

@@ -31,6 +31,7 @@ def build(
     std: Numbers,
     seed: int,
     weights_folder: Path | None = None,
+    label_scale: tuple[float, float] | None = None,
 ) -> Classifier:
     """Build the configured model on the CPU, frozen as in epoch 1; initial weights depend on `seed` alone.
 
@@ -42,6 +43,7 @@ def build(
         std: the dataset's standard deviation per channel, in 0..1.
         seed: of the weights.
         weights_folder: searched for `<name>.safetensors` before the hub, with `pretrained: true`.
+        label_scale: see `Classifier`.
 
     Raises:
         ModelError: unknown name or argument, no such stem for the family, or missing or mismatched weights.
@@ -58,7 +60,8 @@ def build(
     _check_image_size(inner, config, shape)
     resize = Resize(size, config.interpolation) if size else None
     mean, std = _choose_normalization(config, inner, image_shape[0], (mean, std))
-    model = Classifier(inner, mean=mean, std=std, per_image=config.normalize == "per_image", resize=resize)
+    per_image = config.normalize == "per_image"
+    model = Classifier(inner, mean=mean, std=std, per_image=per_image, resize=resize, label_scale=label_scale)
     if ours:
         surgery.load_from_run(model, state, where=str(file), normalization=config.normalize in ("auto", "pretrained"))
     if file:

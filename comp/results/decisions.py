@@ -26,6 +26,7 @@ _CANDIDATES = 200  # for a common threshold without a closed form
 _DEFAULT = np.float32(0.5)
 _GROUPS = 50  # of the jackknife
 _LEAST_IMAGES, _LEAST_OF_A_CLASS = 100, 10
+_MOST_LEVELS = 100  # of numbers that are cut
 
 
 def check(wanted: str, metric_name: str, row: TaskRow, *, validated: bool, shares: bool) -> None:
@@ -35,7 +36,9 @@ def check(wanted: str, metric_name: str, row: TaskRow, *, validated: bool, share
         ConfigError: it does not fit them.
     """
     if shares and row.decision != "arg_max":
-        raise ConfigError(f"competition.test_shares: not defined for task {row.name}, whose classes may occur together")
+        raise ConfigError(
+            f"competition.test_shares: not defined for task {row.name}, which does not take the likeliest class"
+        )
     if wanted in ("auto", "argmax"):
         return
     if wanted == "prior":
@@ -160,6 +163,8 @@ def cross_fit(kind: str, plain: Predictions, metric_name: str, images: NDArray[n
     way = KINDS[kind]
     if _has_thresholds(plain) and kind == "thresholds":
         return cross_fit_thresholds(plain, metric_name)
+    if plain.row.numeric:
+        return _mark(_cross_fit_numbers(way, plain, metric_name, images), {"kind": kind, "cross_fitted": True})
     fold, outputs, top1 = _folds(plain, images), plain.outputs.copy(), plain.top1
     top1 = None if top1 is None else top1.copy()
     for number in range(_FOLDS):
@@ -170,6 +175,15 @@ def cross_fit(kind: str, plain: Predictions, metric_name: str, images: NDArray[n
             assert part.top1 is not None
             top1[rows] = part.top1
     return _mark(replace(plain, outputs=outputs, top1=top1), {"kind": kind, "cross_fitted": True})
+
+
+def _cross_fit_numbers(way: "Kind", plain: Predictions, metric_name: str, images: NDArray[np.int64]) -> Predictions:
+    fold = _folds(plain, images)
+    rows_of = [np.flatnonzero(fold == number) for number in range(_FOLDS)]
+    fits = [way.fit(plain.take(np.flatnonzero(fold != number)), metric_name) for number in range(_FOLDS)]
+    parts = [way.apply(plain.take(rows), fit) for rows, fit in zip(rows_of, fits, strict=True)]
+    joined = predictions.concatenate(parts).take(np.argsort(np.concatenate(rows_of)))
+    return replace(plain, thresholds=joined.thresholds)
 
 
 def without_shift(decided: Predictions) -> Predictions:
@@ -195,7 +209,11 @@ def _find_too_few(kind: str, labelled: Predictions, images: NDArray[np.int64]) -
     if count < _LEAST_IMAGES:
         return f"validation has {count} images for it, fewer than {_LEAST_IMAGES}"
     if kind in ("thresholds", "cut_points"):
-        enough = int((labelled.truth().sum(0) >= _LEAST_OF_A_CLASS).sum())
+        numeric = labelled.row.numeric
+        counts = np.unique(labelled.target_values(), return_counts=True)[1] if numeric else labelled.truth().sum(0)
+        if numeric and np.ptp(labelled.target_values()) >= _MOST_LEVELS:
+            return f"the labels have {_MOST_LEVELS} levels or more, so each is rounded"
+        enough = int((counts >= _LEAST_OF_A_CLASS).sum())
         if enough < 2:
             return f"fewer than two classes have {_LEAST_OF_A_CLASS} validation images for it"
     return ""
@@ -265,6 +283,13 @@ def _levels(plain: Predictions) -> tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 def _fit_cut_points(plain: Predictions, metric_name: str) -> list[float]:
+    if plain.row.numeric:
+        targets = plain.target_values().astype(np.int64)
+        low = int(targets.min())
+        count = int(targets.max()) - low + 1
+        exact = fit_cut_points(plain.values(), targets - low, count) if count > 1 else np.array([])
+        stored = exact.astype(np.float32)  # rounded up: the same numbers reach them
+        return [float(low), *map(float, np.where(stored < exact, np.nextafter(stored, np.float32(np.inf)), stored))]
     order, positions = _levels(plain)
     level_of_class = np.argsort(order)
     levels = level_of_class[plain.known_targets().astype(np.int64)]
@@ -273,6 +298,8 @@ def _fit_cut_points(plain: Predictions, metric_name: str) -> list[float]:
 
 
 def _apply_cut_points(plain: Predictions, values: Sequence[float]) -> Predictions:
+    if plain.row.numeric:
+        return replace(plain, thresholds=np.array(values, np.float32))
     order, positions = _levels(plain)
     return replace(plain, top1=order[decision_fits.cut(plain.probabilities()[:, order] @ positions, np.array(values))])
 
@@ -325,6 +352,8 @@ def is_sound(decision: Decision, classes: int) -> bool:
     """Return whether a decision that was read has the right number of values."""
     if decision.kind == "argmax":
         return True
+    if classes == 1:  # numbers: the lowest level and the cut points above it
+        return decision.kind == "cut_points" and len(decision.values) > 0
     kind, shift = KINDS.get(decision.kind), decision.shift
     whole = kind is not None and len(decision.values) == kind.size(classes) and len(shift) in (0, classes)
     return whole and (decision.kind != "temperature" or decision.values[0] > 0)

@@ -33,12 +33,19 @@ def diagnose(predictions: Predictions) -> dict[str, Any]:
     """Return the diagnostics of labelled predictions as plain values.
 
     Returns:
+        For numbers: `images`, and `numbers`: `rmse`, `mae`, `r2`, the mean error `bias`, and the absolute error that
+        nine in ten images stay below, `p90`. For classes:
         `images`, `accuracy`, `loss` (nats); `macro` and `weighted`, each with `precision`, `recall` and `f1`;
         `classes`: the same for each class with its `images`; `calibration`: see `calibration`. For single-label tasks
         also `top5`; `confusion`: counts, rows are true classes; `confused`: the most frequent (true class, predicted
         class, count). For multi-label tasks also `micro`, and each class's `roc_auc`, `average_precision` and
         `threshold`.
     """
+    if predictions.row.numeric:
+        errors = predictions.values() - predictions.target_values()
+        numbers = {name: metrics.METRICS[name].score(predictions) for name in predictions.row.reported}
+        numbers |= {"bias": float(errors.mean()), "p90": float(np.quantile(np.abs(errors), 0.9))}
+        return {"images": len(predictions), "numbers": numbers}
     counts = metrics.class_counts(predictions)
     by_class = class_scores(*counts)
     support = counts[1]
@@ -132,7 +139,7 @@ def most_confused(table: NDArray[np.int64], classes: tuple[str, ...]) -> list[tu
 
 
 def confidences(predictions: Predictions) -> NDArray[np.float32]:
-    """Return the probability of each row's decision [N], for single-label tasks."""
+    """Return the probability of each row's decision [N], for tasks that decide on one class."""
     assert predictions.top1 is not None
     odds = np.exp(predictions.outputs.astype(np.float32))  # rows' maxima are 1
     confidence: NDArray[np.float32] = odds[np.arange(len(odds)), predictions.top1] / odds.sum(1)
@@ -170,7 +177,10 @@ def calibration(predictions: Predictions) -> dict[str, Any]:
 
 
 def find_worst_mistakes(predictions: Predictions, count: int) -> NDArray[np.int64]:
-    """Return up to `count` wrong rows, worst first: most confident mistakes, or largest multi-label losses."""
+    """Return up to `count` wrong rows, worst first: most confident mistakes, or largest losses or errors."""
+    if predictions.row.numeric:
+        errors = np.abs(predictions.values() - predictions.target_values())
+        return np.argsort(-errors, kind="stable")[:count]
     wrong = np.flatnonzero(~predictions.correct())
     badness = metrics.row_losses(predictions) if predictions.top1 is None else confidences(predictions)
     rows: NDArray[np.int64] = wrong[np.argsort(-badness[wrong], kind="stable")[:count]]
@@ -178,8 +188,12 @@ def find_worst_mistakes(predictions: Predictions, count: int) -> NDArray[np.int6
 
 
 def mistake_title(predictions: Predictions, row: int) -> str:
-    """Return a title for a wrong row: true class, predicted class and confidence, or -missed +added classes."""
+    """Return a title for a wrong row: true class, predicted class and confidence, or -missed +added classes, or the
+    true and the predicted number.
+    """
     mistake = predictions.take(slice(row, row + 1))
+    if mistake.row.numeric:
+        return f"{mistake.target_values()[0]:.4g}: {mistake.values()[0]:.4g}"
     if mistake.top1 is not None:
         true, predicted = int(mistake.known_targets()[0]), int(mistake.top1[0])
         return f"{mistake.classes[true]}: {mistake.classes[predicted]} {100 * confidences(mistake)[0]:.0f}%"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.results.blocks import distortion_and_severity
-from comp.results.predictions import Predictions, class_values
+from comp.results.predictions import Predictions, class_positions
 from comp.results.run_metrics import Score, SplitScores
 from comp.results.stats import Interval, mean_interval, ranks, wilson
 from comp.runtime.errors import ConfigError, unknown
@@ -116,15 +116,45 @@ def quadratic_weighted_kappa(predictions: Predictions) -> float:
     """Return Cohen's kappa with squared distances between classes as weights, at most 1 (Cohen 1968).
 
     Classes that are plain decimals are placed at their values, others at their index. 1 if all targets and decisions
-    are one class.
+    are one class. Numbers are rounded to whole ones where they have no cut points.
     """
+    if predictions.row.numeric:
+        return _kappa_of_values(predictions.whole_values(), predictions.target_values())
     table = confusion(predictions).astype(np.float64)
-    values = class_values(predictions.classes)
-    positions = np.arange(len(table)) if values is None else np.array([float(value) for value in values])
+    positions = class_positions(predictions.classes)
     weights = (positions[:, None] - positions) ** 2
     by_chance = np.outer(table.sum(1), table.sum(0)) / table.sum()
     expected = float((weights * by_chance).sum())
     return 1.0 - float((weights * table).sum()) / expected if expected else 1.0
+
+
+def _kappa_of_values(values: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
+    """Return the kappa of whole numbers [N]: 1 minus their squared errors relative to those of chance pairs."""
+    centre = targets.mean()
+    values, targets = values - centre, targets - centre
+    by_chance = float((values**2).sum() + (targets**2).sum() - 2 * values.mean() * targets.sum())
+    return 1.0 - float(((values - targets) ** 2).sum()) / by_chance if by_chance else 1.0
+
+
+def rmse(predictions: Predictions) -> float:
+    """Return the root of the mean squared error, in the label's unit; of ordered classes, of their positions."""
+    return float(np.sqrt((_errors(predictions) ** 2).mean()))
+
+
+def mae(predictions: Predictions) -> float:
+    """Return the mean absolute error, in the label's unit; of ordered classes, of their positions."""
+    return float(np.abs(_errors(predictions)).mean())
+
+
+def r2(predictions: Predictions) -> float:
+    """Return the share of the targets' variance that is explained, at most 1; 0 if all targets are equal."""
+    targets = predictions.target_values()
+    spread = float(((targets - targets.mean()) ** 2).sum())
+    return 1.0 - float((_errors(predictions) ** 2).sum()) / spread if spread else 0.0
+
+
+def _errors(predictions: Predictions) -> NDArray[np.float64]:
+    return predictions.values() - predictions.target_values()
 
 
 def confusion(predictions: Predictions) -> NDArray[np.int64]:
@@ -179,6 +209,7 @@ class Metric:
         low: smallest possible value.
         high: largest possible value.
         ordered_classes: whether the classes' order or values matter.
+        whole: whether it compares whole numbers, in a task of numbers.
     """
 
     score: Callable[[Predictions], float]
@@ -188,6 +219,7 @@ class Metric:
     low: float = 0.0
     high: float = 1.0
     ordered_classes: bool = False
+    whole: bool = False
 
     def as_maximize(self, score: float) -> float:
         """Return the score with its sign turned where lower is better: higher is always better."""
@@ -206,7 +238,10 @@ METRICS = {
     "mean_average_precision": Metric(mean_average_precision, of_probabilities=True),
     "map_at_3": Metric(partial(map_at, 3), ranked=3),
     "map_at_5": Metric(partial(map_at, 5), ranked=5),
-    "quadratic_weighted_kappa": Metric(quadratic_weighted_kappa, low=-1.0, ordered_classes=True),
+    "quadratic_weighted_kappa": Metric(quadratic_weighted_kappa, low=-1.0, ordered_classes=True, whole=True),
+    "rmse": Metric(rmse, higher_is_better=False, high=float("inf"), ordered_classes=True),
+    "mae": Metric(mae, higher_is_better=False, high=float("inf"), ordered_classes=True),
+    "r2": Metric(r2, low=float("-inf")),
 }
 
 
@@ -222,34 +257,47 @@ def metric(name: str) -> Metric:
 
 
 def summarize(predictions: Predictions, metric_name: str) -> SplitScores:
-    """Return accuracy, log loss and the competition's metric of a labelled split, with intervals where defined."""
-    correct, losses = predictions.correct(), row_losses(predictions)
-    intervals = {"accuracy": wilson(float(correct.mean()), len(correct)), "log_loss": mean_interval(losses)}
-    values = {"accuracy": float(correct.mean()), "log_loss": float(losses.mean())}
-    if metric_name not in values:
-        values[metric_name] = metric(metric_name).score(predictions)
+    """Return what the task reports and the competition's metric of a labelled split, with intervals where defined."""
+    names = dict.fromkeys((*predictions.row.reported, metric_name))
+    values = {name: metric(name).score(predictions) for name in names}
+    intervals = {name: _INTERVALS[name](predictions) for name in names if name in _INTERVALS}
     scores = {name: _score(name, value, intervals.get(name)) for name, value in values.items()}
     return SplitScores(images=len(predictions), scores=scores)
 
 
+def _interval_of_rmse(predictions: Predictions) -> Interval | None:
+    squares = mean_interval(_errors(predictions) ** 2)
+    return squares and Interval(float(np.sqrt(max(squares.low, 0.0))), float(np.sqrt(squares.high)))
+
+
+_INTERVALS: dict[str, Callable[[Predictions], Interval | None]] = {
+    "accuracy": lambda predictions: wilson(accuracy(predictions), len(predictions)),
+    "log_loss": lambda predictions: mean_interval(row_losses(predictions)),
+    "mae": lambda predictions: mean_interval(np.abs(_errors(predictions))),
+    "rmse": _interval_of_rmse,
+}
+
+
 def summarize_blocks(predictions: Predictions, names: tuple[str, ...], metric_name: str) -> SplitScores:
-    """Return a labelled suite's scores: overall, and accuracy by severity, distortion and block.
+    """Return a labelled suite's scores: overall, and accuracy by severity, distortion and block if the task has any.
 
     Args:
         predictions: with blocks named `distortion<NN>_<severity>`.
         names: the distortions' names, indexed by number.
         metric_name: a row of METRICS, computed on all rows at once like a submission; accuracy is the mean over blocks.
     """
-    blocks = predictions.block_accuracy()
+    names_reported = dict.fromkeys((*predictions.row.reported, metric_name))
+    blocks = predictions.block_accuracy() if "accuracy" in names_reported else {}
     by_severity: dict[str, list[float]] = {}
     by_distortion: dict[str, list[float]] = {}
     for block, value in blocks.items():
         distortion, severity = distortion_and_severity(block)
         by_severity.setdefault(str(severity), []).append(value)
         by_distortion.setdefault(names[distortion], []).append(value)
-    values = {"accuracy": float(np.mean(list(blocks.values()))), "log_loss": log_loss(predictions)}
-    if metric_name not in values:
-        values[metric_name] = metric(metric_name).score(predictions)
+    values = {
+        name: float(np.mean(list(blocks.values()))) if name == "accuracy" else metric(name).score(predictions)
+        for name in names_reported
+    }
     return SplitScores(
         images=len(predictions),
         scores={name: _score(name, value, None) for name, value in values.items()},

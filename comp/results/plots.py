@@ -192,6 +192,18 @@ def draw_confusion(path: Path, table: NDArray[np.int64], classes: Sequence[str])
     _save(figure, path)
 
 
+def draw_numbers(path: Path, targets: NDArray[np.float64], values: NDArray[np.float64]) -> None:
+    """Draw predicted numbers [N] by true ones; a perfect prediction lies on the line."""
+    figure = _figure(5.0, 5.0)
+    axes = figure.add_subplot()
+    axes.plot(targets, values, "o", markersize=2, alpha=0.4)
+    axes.axline((float(targets.mean()),) * 2, slope=1, color="grey", linestyle="--", linewidth=0.8)
+    axes.set_xlabel("true")
+    axes.set_ylabel("predicted")
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
 def draw_reliability(path: Path, bins: Sequence[Mapping[str, float]], ece: float) -> None:
     """Draw accuracy by confidence, and the number of images below it; see `diagnostics.calibration`."""
     figure = _figure(5.0, 6.0)

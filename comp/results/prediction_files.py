@@ -42,7 +42,8 @@ def save(path: Path, predictions: Predictions) -> None:
         "made_by": np.array(json.dumps(dict(predictions.made_by), sort_keys=True)),
     }
     if predictions.targets is not None:
-        arrays["targets"] = predictions.targets.astype(np.uint8 if predictions.row.target_columns else np.int32)
+        kind = np.float32 if predictions.row.numeric else np.uint8 if predictions.row.target_columns else np.int32
+        arrays["targets"] = predictions.targets.astype(kind)
     if predictions.top1 is not None:
         arrays["top1"] = predictions.top1.astype(np.int32)
     if predictions.thresholds is not None:
@@ -170,7 +171,7 @@ class Correctness:
         classes: class names; targets are indices into them.
         ids: [N] text.
         targets: [N] or [N, K]; None if unknown.
-        correct: [N]; None if targets are unknown.
+        correct: [N]; None if targets are unknown, or numbers.
         images: [N] which image each row shows: its index within its block, or within the split without blocks.
     """
 
@@ -207,7 +208,8 @@ def load_correctness(path: Path) -> Correctness:
     except files.READ_ERRORS as error:
         raise _damaged(path, error) from None
     loaded = load(path)
-    return Correctness(classes, loaded.ids, loaded.targets, loaded.correct(), images)
+    correct = None if loaded.row.numeric else loaded.correct()
+    return Correctness(classes, loaded.ids, loaded.targets, correct, images)
 
 
 def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
@@ -242,6 +244,11 @@ def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
 def _targets(arrays: Mapping[str, NDArray[Any]], row: TaskRow) -> Targets | None:
     if "targets" not in arrays:
         return None
+    if row.numeric:
+        numbers = arrays["targets"].astype(np.float32)
+        if not np.isfinite(numbers).all():
+            raise ValueError("targets are not finite")
+        return numbers
     if not row.target_columns:
         return _indices("targets", arrays)
     if not np.isin(arrays["targets"], (0, 1)).all():

@@ -16,7 +16,7 @@ from comp.config.tasks import TASKS, TaskRow
 from comp.runtime.errors import NotFiniteError
 
 Outputs = NDArray[np.float16] | NDArray[np.float32]
-Targets = NDArray[np.int64] | NDArray[np.float32]  # [N] class indices, or [N, K] of 0 and 1
+Targets = NDArray[np.int64] | NDArray[np.float32]  # [N] class indices, [N, K] of 0 and 1, or [N] float32 numbers
 
 # No exponent, inf or nan: `12e4` and `nan` are names, not numbers.
 _PLAIN_DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)", re.ASCII)
@@ -38,10 +38,12 @@ def _sigmoid(outputs: NDArray[np.float64]) -> NDArray[np.float64]:
 ACTIVATIONS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "softmax": _softmax,
     "sigmoid": _sigmoid,
+    "identity": lambda outputs: outputs,  # of a task of numbers
 }
 _INVERSES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "softmax": np.log,
     "sigmoid": lambda probabilities: np.log(probabilities / (1 - probabilities)),
+    "identity": lambda values: values,
 }
 _MIN_PROBABILITY = 1e-7  # keeps the logarithm of a mean probability finite
 
@@ -53,16 +55,19 @@ class Predictions:
     Attributes:
         task: a row of `comp.config.tasks.TASKS`.
         ids: [N] text.
-        classes: the class names, in the order of the outputs' columns.
+        classes: the class names, in the order of the outputs' columns; the label's name in a task of numbers.
         outputs: [N, K] before the activation: float16 with each row's maximum subtracted for softmax tasks (this
             changes no probability and keeps float16 precise), else float32 as the model gave them.
-        targets: [N] int64 class indices or [N, K] float32 of 0 and 1, depending on the task; None if unknown.
-        top1: [N] int64, the most likely class before rounding to float16; None unless the task decides by arg max.
+        targets: [N] int64 class indices, [N, K] float32 of 0 and 1, or [N] float32 numbers, depending on the task; None
+            if unknown.
+        top1: [N] int64, the decided class: the most likely one before rounding to float16, or of an ordinal task the
+            one nearest to the expected position; None unless the task decides on one class.
         block_names: [B] text: `distortion00_1` ...; empty for a split without blocks.
         block_sizes: [B] int64: consecutive rows of each block.
         made_by: origin as plain values: run, weights hash, views ...
         thresholds: probability from which a class is predicted, [K], or [N, K] if each row has its own (tuned on other
-            rows); None means 0.5.
+            rows); None means 0.5. In a task of numbers, [L] or [N, L], the lowest level and the cut points between it
+            and the whole numbers above, for a metric of whole numbers; None, or NaN first, means rounding.
     """
 
     task: str
@@ -81,11 +86,17 @@ class Predictions:
         assert len(self.ids) == rows, (len(self.ids), rows)
         assert len(self.classes) == columns, (len(self.classes), columns)
         assert self.targets is None or self.targets.shape == ((rows, columns) if self.row.target_columns else (rows,))
-        assert (self.top1 is not None) == (self.row.decision == "arg_max")
+        assert (self.top1 is not None) == self.row.one_class
         assert self.top1 is None or self.top1.shape == (rows,)
-        assert self.thresholds is None or self.thresholds.shape in ((columns,), (rows, columns))
+        assert self._has_sound_thresholds()
         assert len(self.block_names) == len(self.block_sizes)
         assert not len(self.block_sizes) or int(self.block_sizes.sum()) == rows
+
+    def _has_sound_thresholds(self) -> bool:
+        if self.thresholds is None:
+            return True
+        *rows, limits = self.thresholds.shape
+        return rows in ([], [len(self.outputs)]) and (self.row.numeric or limits == self.outputs.shape[1])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -96,7 +107,7 @@ class Predictions:
         return TASKS[self.task]
 
     def probabilities(self, rows: slice = slice(None)) -> NDArray[np.float64]:
-        """Return class probabilities [N, K]; rows sum to 1 only for softmax tasks."""
+        """Return class probabilities [N, K], of a task of numbers the values; rows sum to 1 only for softmax tasks."""
         return ACTIVATIONS[self.row.activation](self.outputs[rows].astype(np.float64))
 
     def decisions(self, rows: slice = slice(None)) -> NDArray[np.bool_]:
@@ -108,6 +119,28 @@ class Predictions:
             thresholds = thresholds[rows]
         decided: NDArray[np.bool_] = self.probabilities(rows) >= thresholds
         return decided
+
+    def values(self) -> NDArray[np.float64]:
+        """Return each row's number [N]: the predicted one, uncut, or the position of the decided class."""
+        if self.top1 is not None:
+            return class_positions(self.classes)[self.top1]
+        assert self.row.numeric
+        return self.outputs[:, 0].astype(np.float64)
+
+    def whole_values(self) -> NDArray[np.float64]:
+        """Return each row's number [N] as a whole one, by the cut points where there are any; in a task of numbers."""
+        values = self.values()
+        rounded: NDArray[np.float64] = np.floor(values + 0.5)
+        if self.thresholds is None:
+            return rounded
+        limits = np.broadcast_to(self.thresholds.astype(np.float64), (len(self), self.thresholds.shape[-1]))
+        levels = limits[:, 0] + (values[:, None] >= limits[:, 1:]).sum(1)
+        return np.where(np.isnan(limits[:, 0]), rounded, levels)
+
+    def target_values(self) -> NDArray[np.float64]:
+        """Return each row's true number [N], likewise; targets must be known."""
+        targets = self.known_targets()
+        return targets.astype(np.float64) if self.row.numeric else class_positions(self.classes)[targets.astype(int)]
 
     def truth(self) -> NDArray[np.bool_]:
         """Return which classes are present [N, K]; targets must be known."""
@@ -155,6 +188,21 @@ class Predictions:
         )
 
 
+def _expected_level(outputs: NDArray[np.float32], classes: Sequence[str]) -> NDArray[np.int64]:
+    """Return the class [N] nearest to the expected position; see `class_positions`."""
+    positions = class_positions(classes)
+    expected = _softmax(outputs.astype(np.float64)) @ positions
+    nearest: NDArray[np.int64] = np.abs(expected[:, None] - positions).argmin(1)
+    return nearest
+
+
+# The decision of a task that decides on one class: outputs [N, K] and class names -> class indices [N].
+_DECIDE: dict[str, Callable[[NDArray[np.float32], Sequence[str]], NDArray[np.int64]]] = {
+    "arg_max": lambda outputs, classes: outputs.argmax(1).astype(np.int64),
+    "expected_level": _expected_level,
+}
+
+
 def one_hot(indices: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
     """Return [N, count]: True in the column of each index [N]."""
     columns: NDArray[np.bool_] = indices[:, None] == np.arange(count)
@@ -190,7 +238,7 @@ def from_outputs(
         classes=tuple(classes),
         outputs=to_stored(outputs) if row.shifted else outputs,
         targets=targets,
-        top1=outputs.argmax(1).astype(np.int64) if row.decision == "arg_max" else None,
+        top1=_DECIDE[row.decision](outputs, classes) if row.one_class else None,
         block_names=np.array([name for name, _ in blocks], np.str_),
         block_sizes=np.array([size for _, size in blocks], np.int64),
         made_by=dict(made_by),
@@ -214,9 +262,11 @@ def mean_outputs(outputs: NDArray[np.float32], task: str) -> NDArray[np.float32]
     """
     if not len(outputs):
         return np.zeros(outputs.shape[1], np.float32)
-    activation = TASKS[task].activation
-    probabilities = ACTIVATIONS[activation](outputs.astype(np.float64)).mean(0)
-    return _INVERSES[activation](np.clip(probabilities, _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)).astype(np.float32)
+    row = TASKS[task]
+    means = ACTIVATIONS[row.activation](outputs.astype(np.float64)).mean(0)
+    if not row.numeric:
+        means = np.clip(means, _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
+    return _INVERSES[row.activation](means).astype(np.float32)
 
 
 def concatenate(parts: Sequence[Predictions]) -> Predictions:
@@ -231,7 +281,8 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
     if any(not _are_equal(part.thresholds, thresholds) for part in parts) or (
         thresholds is not None and thresholds.ndim == 2
     ):
-        thresholds = join([_threshold_rows(part) for part in parts])
+        width = max(1 if part.thresholds is None else part.thresholds.shape[-1] for part in parts)
+        thresholds = join([_threshold_rows(part, width) for part in parts])
     return Predictions(
         task=first.task,
         ids=np.concatenate([part.ids for part in parts]),
@@ -250,7 +301,13 @@ def _are_equal(left: NDArray[np.float32] | None, right: NDArray[np.float32] | No
     return left is right or (left is not None and right is not None and np.array_equal(left, right))
 
 
-def _threshold_rows(part: Predictions) -> NDArray[np.float32]:
+def _threshold_rows(part: Predictions, width: int) -> NDArray[np.float32]:
+    if part.row.numeric:
+        limits = np.full((len(part), width), np.inf, np.float32)  # levels that no number reaches
+        limits[:, 0] = np.nan
+        if part.thresholds is not None:
+            limits[:, : part.thresholds.shape[-1]] = part.thresholds
+        return limits
     thresholds = np.full(len(part.classes), 0.5, np.float32) if part.thresholds is None else part.thresholds
     return np.broadcast_to(thresholds, part.outputs.shape)
 
@@ -265,6 +322,12 @@ def class_values(names: Sequence[str]) -> list[Decimal] | None:
     """Return the names' numeric values; None unless all are plain decimals."""
     values = [value for name in names if (value := parse_decimal(name)) is not None]
     return values if len(values) == len(names) else None
+
+
+def class_positions(names: Sequence[str]) -> NDArray[np.float64]:
+    """Return where each class lies [K]: at its value if all are plain decimals, else at its index."""
+    values = class_values(names)
+    return np.arange(len(names), dtype=np.float64) if values is None else np.array(values, np.float64)
 
 
 def sort_classes(names: Iterable[str]) -> tuple[str, ...]:

@@ -162,7 +162,7 @@ def _run_sections(run: Run, baseline: Config | None) -> Iterable[str]:
     if evaluation.is_file():
         try:
             for name, values in files.read_json(evaluation).items():
-                if "classes" in values:
+                if "metric" in values or "classes" in values:
                     yield "\n".join(_diagnosis(run, name, values))
         except (RunError, TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
             raise RunError(
@@ -194,22 +194,28 @@ def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
     ]
     if fixed := values.get("fixed"):
         rows.append([_text(f"{metric['name']} with the labels of data.fixes"), _number(fixed["metric"]["value"])])
-    rows.append(["expected calibration error", _number(values["calibration"]["ece"])])
+    rows += [[key, _number(value)] for key, value in values.get("numbers", {}).items() if key != metric["name"]]
+    if "calibration" in values:
+        rows.append(["expected calibration error", _number(values["calibration"]["ece"])])
     yield _section(f"{name}: {values['images']:,} images", _table(("score", "value"), rows))
     if "by_block" in values:
         yield _heat_map(values["by_block"])
     pictures = (
         ("confusion", "share of each true class's images by predicted class"),
         ("reliability", "accuracy by confidence"),
+        ("numbers", "predicted by true number"),
         (
             "mistakes",
-            "most confident mistakes: true class, predicted class, confidence; multi-label: -missed +added",
+            "most confident mistakes: true class, predicted class, confidence; multi-label: -missed +added; numbers: "
+            "true, predicted",
         ),
     )
     drawn = "".join(_picture(run, f"{kind}-{name}", caption) for kind, caption in pictures)
     yield f'<div class="pictures">{drawn}</div>'
     pairs = [[_text(true), _text(predicted), str(count)] for true, predicted, count in values.get("confused", ())]
     yield _table(("true class", "predicted class", "images"), pairs) if pairs else ""
+    if "classes" not in values:
+        return
     columns = [key for key in diagnostics.CLASS_SCORES if key in values["classes"][0]]
     classes = [
         [_text(row["name"]), f"{row['images']:,}", *("" if row[key] is None else _number(row[key]) for key in columns)]

@@ -84,6 +84,9 @@ def _write_probabilities(rows: Predictions, form: SubmissionFormat) -> Columns:
 
 
 def _write_value(rows: Predictions, form: SubmissionFormat) -> Columns:
+    if rows.row.numeric:
+        numbers = rows.whole_values() if form.whole else rows.values()
+        return [[f"{value:.9g}" for value in numbers.tolist()]]
     class_values = predictions.class_values(form.texts)
     assert class_values is not None
     expectations = rows.probabilities() @ np.array([float(value) for value in class_values])  # [N]
@@ -151,7 +154,9 @@ def _check_probabilities(table: "pd.DataFrame", form: SubmissionFormat) -> Probl
 
 
 def _check_value(table: "pd.DataFrame", form: SubmissionFormat) -> Problem:
-    return np.asarray(~np.isfinite(parse_numbers(table, form)).all(1)), "a finite number"
+    numbers = parse_numbers(table, form)
+    valid = np.isfinite(numbers) & ((numbers == np.round(numbers)) | (not form.whole))
+    return np.asarray(~valid.all(1)), "a whole number" if form.whole else "a finite number"
 
 
 def _read_cell(table: "pd.DataFrame", form: SubmissionFormat) -> NDArray[np.str_]:

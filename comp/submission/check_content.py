@@ -43,8 +43,8 @@ class Finding:
 
 
 def count_classes(targets: Targets | None, classes: int) -> list[int]:
-    """Return the number of images per class; empty if there are no targets."""
-    if targets is None:
+    """Return the number of images per class; empty if there are no targets, or numbers."""
+    if targets is None or (targets.ndim == 1 and targets.dtype.kind == "f"):
         return []
     if targets.ndim == 2:
         return [int(count) for count in targets.sum(0)]

@@ -81,6 +81,11 @@ def derive_format(competition: Competition) -> DerivedFormat:
         if not section.positive and _class_in_header(competition) is None:
             assumptions = (*assumptions, *_positive_assumption(classes, positive))
         return DerivedFormat(replace(form, columns=columns, texts=classes, positive=positive), reasons, assumptions)
+    if TASKS[competition.task].numeric:
+        columns = _single_column(competition)
+        _check_distinct_columns(form.id_column, columns)
+        form = replace(form, columns=columns, classes=(), whole=metric(competition.metric).whole)
+        return DerivedFormat(form, (choice.reason,), assumptions)
     spelling = _spell_classes(competition, answer, wide)
     columns = _wide_columns(spelling.texts, sample) if wide else _single_column(competition)
     _check_distinct_columns(form.id_column, columns)
@@ -97,6 +102,9 @@ def example_rows(derived: DerivedFormat, task: str) -> list[str]:
     """Return example CSV rows for images of the first classes, made by the code that writes submissions."""
     form, count = derived.format, len(derived.format.classes)
     ids = form.ids()[:_EXAMPLES]
+    if TASKS[task].numeric:
+        values = np.arange(len(ids)) + (0.0 if derived.format.whole else 0.5)
+        return [f"{key},{value:g}  (a prediction of {value:g})" for key, value in zip(ids, values, strict=True)]
     labels = np.arange(len(ids)) % count
     outputs = np.where(predictions.one_hot(labels, count), 4.0, -4.0).astype(np.float32)
     rows = predictions.from_outputs(outputs, task=task, ids=ids, classes=form.classes, targets=None, made_by={})
@@ -164,6 +172,8 @@ def _choose_answer(competition: Competition) -> _Choice:
         check_answer(answer, competition.task, competition.metric)
         return _Choice(answer, f"answer {answer}: competition.submission.answer")
     row = metric(competition.metric)
+    if TASKS[competition.task].numeric:
+        return _Choice("value", f"answer value: task {competition.task} predicts numbers")
     if TASKS[competition.task].target_columns:
         return _choose_multi_label_answer(competition, row)
     return _choose_single_label_answer(competition, row)

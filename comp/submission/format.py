@@ -66,6 +66,7 @@ class SubmissionFormat:
         ranked: maximum number of classes in a `ranked` cell.
         any_text: if the classes are unknown: whether any text counts as a label, or only whole numbers.
         may_be_empty: whether a `labels` cell may be empty because some training images have no class.
+        whole: whether a `value` must be a whole number, as the metric compares.
     """
 
     blocks: tuple[Block, ...] = ()
@@ -80,6 +81,7 @@ class SubmissionFormat:
     ranked: int = 0
     any_text: bool = False
     may_be_empty: bool = False
+    whole: bool = False
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -122,6 +124,7 @@ class SubmissionFormat:
             "ranked": self.ranked,
             "any_text": self.any_text,
             "may_be_empty": self.may_be_empty,
+            **({"whole": True} if self.whole else {}),
         }
 
     @classmethod
@@ -151,6 +154,7 @@ class SubmissionFormat:
                 ranked=int(values["ranked"]),
                 any_text=bool(values["any_text"]),
                 may_be_empty=bool(values.get("may_be_empty", False)),
+                whole=bool(values.get("whole", False)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise SubmissionError(

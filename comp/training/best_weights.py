@@ -16,6 +16,7 @@ from comp.results import decisions, metrics
 from comp.results.blocks import DISTORTIONS
 from comp.results.files import sha256_bytes, sha256_file
 from comp.results.predictions import Predictions
+from comp.results.run_metrics import SplitScores
 from comp.results.runs import Run
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError
@@ -235,7 +236,7 @@ def validate(
 
     val = predictions_of(dataset.val)
     clean = metrics.summarize(decisions.prepare_for_scoring(val, metric), metric)
-    scores = Scores(clean.log_loss, clean.accuracy, clean.value(metric))
+    scores = Scores(_loss(clean, dataset), clean.accuracy, clean.value(metric))
     if dataset.ood_val is None or not _is_due(config, number, last=last):
         return Validation(scores, val)
     ood_val = predictions_of(dataset.ood_val)
@@ -245,6 +246,13 @@ def validate(
         scores, ood_accuracy=shifted.accuracy, ood_metric=shifted.value(metric), ood_by_severity=shifted.by_severity
     )
     return Validation(scores, val, ood_val)
+
+
+def _loss(clean: SplitScores, dataset: Dataset) -> float | None:
+    """Return the validation loss; of numbers the squared error in units of the labels' variance, as in training."""
+    if dataset.label_scale is None:
+        return clean.log_loss
+    return (clean.scores["rmse"].value / dataset.label_scale[1]) ** 2
 
 
 def validation_images(dataset: Dataset, config: Config, number: int, *, last: bool) -> int:

@@ -226,7 +226,7 @@ def _row_bytes(dataset: Dataset, images: Split | Suite) -> int:
         labelled = not images.folder
     outputs = classes * (2 if task.shifted else 4)
     targets = (classes if task.target_columns else 4) if labelled else 0
-    return 4 * letters + outputs + targets + (4 if task.decision == "arg_max" else 0)
+    return 4 * letters + outputs + targets + (4 if task.one_class else 0)
 
 
 def _line_bytes(dataset: Dataset) -> int:

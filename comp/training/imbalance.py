@@ -119,12 +119,14 @@ def check_imbalance(config: Config, dataset: Dataset) -> None:
     """Check `data.sampling` and `train.class_weights` against the training images.
 
     Raises:
-        ConfigError: one class alone, or a class without images whose weight would be computed.
+        ConfigError: labels that are numbers, one class alone, or a class without images whose weight would be computed.
     """
     labels, names, chosen = dataset.train.labels, dataset.competition.classes, config.train.class_weights
     assert labels is not None
     settings = {"data.sampling": config.data.sampling != "natural", "train.class_weights": chosen != "none"}
     for key in (key for key, differs in settings.items() if differs):
+        if TASKS[dataset.competition.task].numeric:
+            raise ConfigError(f"{key}: balances classes, and the labels are numbers; leave it out")
         if len(np.unique(_groups(labels))) < 2:
             raise ConfigError(f"{key}: there is nothing to balance, all training images are of one class; leave it out")
     counts = dataset.train.class_counts(len(names))

@@ -44,9 +44,9 @@ class Epoch:
         number: from 1.
         lr: of its last step.
         train_loss: mean over its steps, on augmented and mixed images.
-        train_accuracy: likewise, weighted by the mixing's lambda.
+        train_accuracy: likewise, weighted by the mixing's lambda; None for a task of numbers.
         val_loss: of the validation split, None without one.
-        val_accuracy: likewise.
+        val_accuracy: likewise; None for a task of numbers.
         val_metric: likewise, the competition's metric.
         ood_accuracy: of shifted validation, None in epochs that do not measure it.
         ood_metric: likewise, the competition's metric.
@@ -60,7 +60,7 @@ class Epoch:
     number: int
     lr: float
     train_loss: float
-    train_accuracy: float
+    train_accuracy: float | None
     val_loss: float | None
     val_accuracy: float | None
     val_metric: float | None
@@ -237,7 +237,7 @@ def _train_epoch(context: TrainContext, state: TrainState, saver: _Saver, progre
         number=number,
         lr=context.rate(state, state.step - 1),
         train_loss=state.loss_sum / state.seen,
-        train_accuracy=state.right_sum / state.seen,
+        train_accuracy=None if context.dataset.label_scale else state.right_sum / state.seen,
         val_loss=scores.loss,
         val_accuracy=scores.accuracy,
         val_metric=scores.metric,
@@ -288,9 +288,10 @@ def _score_epoch(context: TrainContext, state: TrainState, progress: Progress) -
 
 
 def _bar_note(context: TrainContext, state: TrainState, meter: EpochMeter, steps_per_second: float) -> str:
-    """Return the progress bar's note: speed, loss and accuracy of the epoch so far (where known), rate."""
+    """Return the progress bar's note: speed, loss and any accuracy of the epoch so far (where known), rate."""
     loss, right, seen = meter.peek(state)
-    means = f"loss {loss / seen:.2f} acc {100 * right / seen:.1f}% " if seen else ""
+    accuracy = "" if context.dataset.label_scale or not seen else f"acc {100 * right / seen:.1f}% "
+    means = f"loss {loss / seen:.2f} {accuracy}" if seen else ""
     speed = steps_per_second * context.batch_size
     return f"{speed:,.0f} images/s {means}lr {context.rate(state, state.step - 1):.0e}"
 

@@ -93,8 +93,51 @@ def binary_poly(logits: Tensor, targets: Tensor, *, reduction: str = "mean", eps
     return _reduce(each, reduction)
 
 
+def cumulative(logits: Tensor, targets: Tensor, *, reduction: str = "mean") -> Tensor:
+    """Return the loss of ordered classes: the binary cross-entropy of "above class k", summed over k < K - 1.
+
+    Niu et al. 2016, "Ordinal regression with multiple output CNN for age estimation". The probability of each binary
+    question is a sum of softmax outputs, so that they never contradict one another (as Cao et al. 2020,
+    arXiv:1901.07884, ask for), and predictions stay probabilities of classes.
+
+    Args:
+        logits: [B, K].
+        targets: [B, K] in [0, 1], or class indices [B].
+        reduction: `mean`, or `none` for [B].
+    """
+    classes = logits.shape[1]
+    if targets.ndim == 1:
+        targets = F.one_hot(targets, classes)
+    above = torch.ones(classes - 1, classes, dtype=torch.bool, device=logits.device).triu(1)  # [k, j]: j > k
+    logs = logits.float().log_softmax(1)[:, None]  # [B, 1, K]
+    log_above = logs.masked_fill(~above, -torch.inf).logsumexp(2)  # [B, K - 1]
+    log_below = logs.masked_fill(above, -torch.inf).logsumexp(2)
+    share = (targets.float()[:, None] * above).sum(2)
+    return _reduce(-(share * log_above + (1 - share) * log_below).sum(1), reduction)
+
+
+def squared_error(outputs: Tensor, targets: Tensor, *, reduction: str = "mean") -> Tensor:
+    """Return the mean squared error of numbers [B, 1]; targets are [B, 1] or [B]."""
+    return F.mse_loss(outputs, targets.reshape(outputs.shape), reduction=reduction)
+
+
 def _reduce(each: Tensor, reduction: str) -> Tensor:
     return each.mean() if reduction == "mean" else each
+
+
+def standardised(
+    criterion: Callable[[Tensor, Tensor], Tensor], scale: tuple[float, float] | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a loss of numbers in units of the training labels' deviation: rates fit any unit.
+
+    Args:
+        criterion: a row of LOSSES.
+        scale: mean and standard deviation of the training labels; None: of classes, and the loss stays as it is.
+    """
+    if scale is None:
+        return criterion
+    mean, std = scale
+    return lambda outputs, targets: criterion((outputs - mean) / std, (targets - mean) / std)
 
 
 # From logits [B, classes] and targets [B, classes] in [0, 1] to the mean over the batch, of a sigmoid also over the
@@ -108,6 +151,8 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "asymmetric": asymmetric,
     "poly": poly,
     "binary_poly": binary_poly,
+    "cumulative": cumulative,
+    "mse": squared_error,
 }
 # Lowest and highest value of an argument.
 _RANGES = {
@@ -174,7 +219,7 @@ def build_criterion(config: Config, dataset: Dataset, device: torch.device) -> C
     loss = partial(LOSSES[name], **config.train.loss_args) if config.train.loss_args else LOSSES[name]
     weights = imbalance.class_weights(config, dataset)
     if weights is None:
-        return loss
+        return standardised(loss, dataset.label_scale)
     present, absent = (torch.from_numpy(column).float().to(device) for column in weights)
     columns, smoothing = TASKS[dataset.competition.task].target_columns, config.train.label_smoothing
     even = smoothing / (2 if columns else len(present))

@@ -75,6 +75,7 @@ def build_model(config: Config, dataset: Dataset, *, first_weights: bool = True)
         std=dataset.std,
         seed=rng.key(config.seed, _INITIAL_WEIGHTS),
         weights_folder=Path(config.data.root) / "weights",
+        label_scale=dataset.label_scale,
     )
 
 

@@ -239,11 +239,24 @@ def _check_task(config: Config, dataset: Dataset) -> None:
     imbalance.check_class_names(config, competition.classes)
     if config.train.consistency != "none" and not TASKS[competition.task].consistency:
         raise ConfigError(f"train.consistency: {config.train.consistency} is not defined for task {competition.task}")
+    row = TASKS[competition.task]
+    if row.numeric and config.train.label_smoothing:
+        raise ConfigError(f"train.label_smoothing: {row.name} has no classes to smooth over; set it to 0")
+    if "accuracy" not in row.reported and config.train.select.endswith("accuracy"):
+        raise ConfigError(f"train.select: {config.train.select} is not measured in task {row.name}; leave it at auto")
+    if row.numeric:
+        labels = dataset.train.labels
+        if metrics.metric(competition.metric).whole and labels is not None and (labels % 1).any():
+            raise ConfigError(
+                f"competition.metric: {competition.metric} compares whole numbers, and the labels have fractions"
+            )
+        return
     ordered = competition.numbered or config.data.classes or predictions.class_values(competition.classes) is not None
-    if metrics.metric(competition.metric).ordered_classes and not ordered:
+    if (row.ordered or metrics.metric(competition.metric).ordered_classes) and not ordered:
+        key = "task" if row.ordered else "metric"
         raise ConfigError(
-            f"competition.metric: {competition.metric} compares classes by their order, and these are names; give "
-            "their order, lowest first: data.classes=[...]"
+            f"competition.{key}: {getattr(competition, key)} compares classes by their order, and these are names; "
+            "give their order, lowest first: data.classes=[...]"
         )
 
 

@@ -99,7 +99,8 @@ def _diagnose_stored(
 
 
 def _diagnose(predicted: Predictions, metric: str) -> dict[str, Any]:
-    blocks = {"by_block": predicted.block_accuracy()} if len(predicted.block_names) else {}
+    has_blocks = len(predicted.block_names) and not predicted.row.numeric
+    blocks = {"by_block": predicted.block_accuracy()} if has_blocks else {}
     score = {"name": metric, "value": metrics.metric(metric).score(predicted)}
     return {"metric": score, **diagnostics.diagnose(predicted), **blocks}
 
@@ -135,10 +136,13 @@ def _corruption_error(values: Mapping[str, Any], baseline: Run) -> dict[str, Any
 
 
 def _draw(run: Run, name: str, predicted: Predictions, values: Mapping[str, Any], split: Split | None) -> None:
-    calibration = values["calibration"]
+    if predicted.row.numeric:
+        plots.draw_numbers(run.plot_path(f"numbers-{name}"), predicted.target_values(), predicted.values())
     if "confusion" in values:
         plots.draw_confusion(run.plot_path(f"confusion-{name}"), np.array(values["confusion"]), predicted.classes)
-    plots.draw_reliability(run.plot_path(f"reliability-{name}"), calibration["bins"], calibration["ece"])
+    if "calibration" in values:
+        calibration = values["calibration"]
+        plots.draw_reliability(run.plot_path(f"reliability-{name}"), calibration["bins"], calibration["ece"])
     if "by_block" in values:
         plots.draw_blocks(run.plot_path(f"blocks-{name}"), *diagnostics.accuracy_grid(values["by_block"]))
     if split is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from comp import config as configs
 from comp.config import Config, parse_duration
+from comp.config.tasks import TASKS
 from comp.config.yaml_io import dump_yaml, parse_override
 from comp.data.dataset import Dataset
 from comp.data.sources.detect import Layout, detect_layout
@@ -233,6 +234,9 @@ def _describe_training(sections: _Sections, dataset: Dataset, preset: Preset, se
     else:
         _describe_photos(sections, count, root)
     sections.values.setdefault("train", {})["budget"] = _format_duration(seconds)
+    if TASKS[dataset.competition.task].numeric:
+        sections.values["competition"]["task"] = dataset.competition.task
+        sections.values["train"].pop("label_smoothing")
     if preset.views != "none" and height == width and channels != 1:
         sections.values["predict"] = {"views": preset.views}
 
@@ -284,9 +288,11 @@ def _batch_size(count: int, most: int) -> int:
 def _findings(sections: _Sections, layout: Layout, dataset: Dataset, config: Config) -> list[str]:
     competition = dataset.competition
     channels, height, width = competition.image_shape
+    numeric = TASKS[competition.task].numeric
+    labels = f"column {competition.classes[0]}" if numeric else f"{len(competition.classes):,} classes"
     lines = [
         f"source: {layout.data['source']}, {layout.reasons.get('source', '')}",
-        f"labels: {competition.task}, {len(competition.classes):,} classes, {len(dataset.train):,} training and "
+        f"labels: {competition.task}, {labels}, {len(dataset.train):,} training and "
         f"{len(dataset.val or ()):,} validation images of {width} x {height} x {channels}",
     ]
     if "csv.group_column" in layout.reasons:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from comp.config import Config
+from comp.config.tasks import TASKS
 from comp.data import sources, splits
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splits import Split, Suite
@@ -220,10 +221,17 @@ def load_model(run: Run, device: str = "") -> PlacedModel:
         mean=[0.0] * channels,  # mean and std are read with the weights
         std=[1.0] * channels,
         seed=0,
+        label_scale=(0.0, 1.0) if TASKS[_task(run)].numeric else None,  # likewise
     )
     verify_weights_hash(run, weights.load_weights(model, path)["sha256"])
     execution.place(model)
     return PlacedModel(model, execution, note)
+
+
+def _task(run: Run) -> str:
+    """Return a run's task; a run of an earlier version, or one whose metrics are not written yet, records none."""
+    recorded: str = run.provenance().get("task", "")
+    return recorded or (run.metrics().task if run.is_complete() else "single_label")
 
 
 def verify_weights_hash(run: Run, sha256: str) -> None:

@@ -4,12 +4,13 @@ import time
 from pathlib import Path
 
 from comp.config import Config
+from comp.config.tasks import TASKS
 from comp.data.dataset import open_dataset
 from comp.inference import probe as probes
 from comp.results import files, prediction_files, runs
 from comp.results.run_metrics import SplitScores, WeightScores
 from comp.results.runs import Run
-from comp.runtime.errors import DataError
+from comp.runtime.errors import ConfigError, DataError
 from comp.runtime.progress import Progress, quiet
 from comp.workflows.load import LoadedRun, load_model
 from comp.workflows.predict import scores_of
@@ -43,6 +44,8 @@ def probe(
     dataset = open_dataset(config or run.data_config(), progress)
     config = config or run.config()
     competition = dataset.competition
+    if TASKS[competition.task].numeric:
+        raise ConfigError(f"{run.path}: a probe tells classes apart, and task {competition.task} has none")
     model, execution, _ = load_model(run)
     trained_shape = run.provenance("image_shape")["image_shape"]
     if list(competition.image_shape) != trained_shape:

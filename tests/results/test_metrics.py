@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from comp.config.tasks import TASKS
-from comp.results import leaderboard, metrics, prediction_files, runs
+from comp.results import leaderboard, metrics, prediction_files, predictions, runs
 from comp.results.predictions import Predictions
 from tests.support.commands import Result
 from tests.support.frozen_runs import FROZEN
@@ -28,7 +28,29 @@ def single_label(draw: st.DrawFn) -> Predictions:
     return predicted(np.array(labels), np.array(outputs, np.float32).reshape(count, classes))
 
 
-CASES = {"single_label": single_label(), "multi_label": multi_label()}
+@st.composite
+def ordinal(draw: st.DrawFn) -> Predictions:
+    """Draw the same predictions as of ordered classes."""
+    found = draw(single_label())
+    return predictions.from_outputs(
+        found.outputs.astype(np.float32), task="ordinal", ids=found.ids, classes=found.classes, targets=found.targets,
+        made_by={},
+    )  # fmt: skip
+
+
+@st.composite
+def numbers(draw: st.DrawFn) -> Predictions:
+    """Draw whole numbers and predicted ones between them."""
+    count = draw(st.integers(1, 30))
+    targets = draw(st.lists(st.integers(-3, 4), min_size=count, max_size=count))
+    outputs = draw(st.lists(st.integers(-12, 16), min_size=count, max_size=count))
+    return predictions.from_outputs(
+        np.array(outputs, np.float32)[:, None] / 4, task="regression", ids=np.arange(count).astype(np.str_),
+        classes=("age",), targets=np.array(targets, np.float32), made_by={},
+    )  # fmt: skip
+
+
+CASES = {"single_label": single_label(), "multi_label": multi_label(), "ordinal": ordinal(), "regression": numbers()}
 
 
 def columns(found: Predictions) -> list[tuple[NDArray[np.bool_], NDArray[np.float64]]]:
@@ -48,7 +70,12 @@ def mean_by_sklearn(score: Callable[..., float], found: Predictions, nothing: fl
 def kappa_by_sklearn(found: Predictions) -> float:
     """Return scikit-learn's kappa; it divides 0 by 0 where all are of one class."""
     assert found.targets is not None
-    assert found.top1 is not None
+    if found.top1 is None:
+        truth, whole = found.targets.astype(int), np.floor(found.outputs[:, 0] + 0.5).astype(int)
+        if len({*truth.tolist(), *whole.tolist()}) == 1:
+            return 1.0
+        levels = list(range(-4, 6))
+        return float(sklearn.metrics.cohen_kappa_score(truth, whole, labels=levels, weights="quadratic"))
     if len({*found.targets.tolist(), *found.top1.tolist()}) == 1:
         return 1.0
     everything = list(range(len(found.classes)))
@@ -97,6 +124,22 @@ def map_by_hand(count: int) -> Callable[[Predictions], float]:
     return score
 
 
+def of_numbers(score: Callable[..., float]) -> Callable[[Predictions], float]:
+    """Return a score of scikit-learn's of true and predicted numbers; ordered classes here lie at their indices."""
+
+    def scored(found: Predictions) -> float:
+        assert found.targets is not None
+        values = found.outputs[:, 0] if found.top1 is None else found.top1
+        return float(score(found.targets.astype(float), values.astype(float)))
+
+    return scored
+
+
+def r2_by_sklearn(truth: np.ndarray, values: np.ndarray) -> float:
+    """Return scikit-learn's score; of one number, or of equal ones, it says nothing or 1."""
+    return float(sklearn.metrics.r2_score(truth, values)) if len(set(truth.tolist())) > 1 else 0.0
+
+
 REFERENCES: dict[str, Callable[[Predictions], float]] = {
     "accuracy": lambda p: float(sklearn.metrics.accuracy_score(p.truth(), p.decisions())),
     "balanced_accuracy": balanced_by_sklearn,
@@ -108,6 +151,9 @@ REFERENCES: dict[str, Callable[[Predictions], float]] = {
     "roc_auc": lambda p: mean_by_sklearn(sklearn.metrics.roc_auc_score, p, 0.5),
     "mean_average_precision": lambda p: mean_by_sklearn(sklearn.metrics.average_precision_score, p, 0.0),
     "quadratic_weighted_kappa": kappa_by_sklearn,
+    "rmse": of_numbers(sklearn.metrics.root_mean_squared_error),
+    "mae": of_numbers(sklearn.metrics.mean_absolute_error),
+    "r2": of_numbers(r2_by_sklearn),
     "map_at_3": map_by_hand(3),
     "map_at_5": map_by_hand(5),
 }

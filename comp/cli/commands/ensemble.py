@@ -93,7 +93,9 @@ def _print_gain(result: "Run") -> None:
     if compared is None:
         return
     metric_column = compared.metric not in ("accuracy", "log_loss")
-    columns = ("accuracy", *((compared.metric,) if metric_column else ()), "log_loss")
+    numeric = compared.ensemble.accuracy is None
+    columns: tuple[str, ...] = ("accuracy", *((compared.metric,) if metric_column else ()), "log_loss")
+    columns = (compared.metric,) if numeric else columns
     numbers = range(1, len(compared.members) + 1)
     rows: list[tuple[str, ...]] = []
     for number, row in enumerate(compared.members, 1):
@@ -103,7 +105,8 @@ def _print_gain(result: "Run") -> None:
     held_out = {"best single": compared.best_single, "ensemble": compared.ensemble}
     blank = ("",) * len(compared.members)
     rows += [(f"{name}, held-out folds", "", *_scores(row, metric_column), *blank) for name, row in held_out.items()]
-    title = f"{compared.split}: {compared.images:,} rows; ≠n: share of rows that differ from member n"
+    differs = "1 - correlation with member n" if numeric else "share of rows that differ from member n"
+    title = f"{compared.split}: {compared.images:,} rows; ≠n: {differs}"
     differing = [f"≠{number}" for number in numbers]
     heads = ("member", "weight", *columns, *differing)
     console.print_table(heads, rows, title=title, folded={"member": 16}, drop=[*reversed(differing), "weight"])
@@ -119,12 +122,10 @@ def _gains(compared: "Comparison") -> list[str]:
         return [f"{title}: {points}"]
     error = compared.metric_gain_error
     uncertain = "" if error is None else f" (standard error {error:.4f} {folds})"
-    return [
-        f"{title}: {compared.metric} {compared.metric_gain:+.4f}{uncertain}, above 0 is better",
-        f"{title}: accuracy {points}",
-    ]
+    gained = f"{title}: {compared.metric} {compared.metric_gain:+.4f}{uncertain}, above 0 is better"
+    return [gained] if compared.ensemble.accuracy is None else [gained, f"{title}: accuracy {points}"]
 
 
 def _scores(row: "EnsembleRow", metric_column: bool) -> tuple[str, ...]:
     values = (row.accuracy, *((row.metric,) if metric_column else ()), row.loss)
-    return tuple(f"{value:.4f}" for value in values)
+    return tuple(f"{value:.4f}" for value in values if value is not None)

@@ -25,8 +25,9 @@ _MAX_ANSWERS, _MAX_COLUMNS = 20, 8  # of a table of predicted images
 
 def print_summary(run: "Run", scores: "RunMetrics") -> None:
     """Print a run's scores, its accuracy by severity, its training time, and its files."""
-    columns = ["accuracy", "log_loss"]
-    columns += [scores.metric] if scores.metric not in columns else []
+    scored = {name for _, split in _split_rows(scores) if split for name in split.scores}
+    columns = [name for name in ("accuracy", "log_loss", "rmse", "mae", "r2", scores.metric) if name in scored]
+    columns = list(dict.fromkeys(columns))
     headings = ("loss" if name == "log_loss" and name != scores.metric else name for name in columns)
     rows = [
         [name, f"{split.images:,}", *(_score(split.value(column)) for column in columns)]
@@ -154,10 +155,10 @@ def _severity_table(shifted: "SplitScores", title: str) -> Table:
 
 def print_evaluation(values: Mapping[str, Any]) -> None:
     """Print evaluation.json: a row for each split, then the classes and confusions of the last clean split."""
-    splits = {name: split for name, split in values.items() if "classes" in split}
+    splits = {name: split for name, split in values.items() if "metric" in split}
     rows = [_evaluation_cells(name, split) for name, split in splits.items()]
     cells = [list(row.values()) for row in rows]
-    title = "precision, recall and F1 weighted by images"
+    title = "precision, recall and F1 weighted by images" if "classes" in next(iter(splits.values())) else "evaluation"
     print_table(list(rows[0]), cells, title=title, folded={"split": 12}, drop=_DROPPED)
     for name, split in splits.items():
         if fixed := split.get("fixed"):
@@ -168,7 +169,8 @@ def print_evaluation(values: Mapping[str, Any]) -> None:
                 f"given labels {given:.4f}"
             )
     (name,) = [name for name in splits if "by_block" not in splits[name]][-1:] or list(splits)[-1:]
-    _print_classes(name, splits[name]["classes"])
+    if "classes" in splits[name]:
+        _print_classes(name, splits[name]["classes"])
     for label, predicted, count in splits[name].get("confused", ()):
         out.print(f"true {label}, predicted {predicted}: {count}")
     if error := values.get("mean_corruption_error"):
@@ -176,7 +178,12 @@ def print_evaluation(values: Mapping[str, Any]) -> None:
 
 
 def _evaluation_cells(name: str, split: Mapping[str, Any]) -> dict[str, str]:
-    metric, weighted = split["metric"], split["weighted"]
+    metric = split["metric"]
+    if "classes" not in split:
+        scores = {metric["name"]: metric["value"], **split["numbers"]}
+        cells = {key: _score(value) for key, value in scores.items()}
+        return {"split": name, "images": f"{split['images']:,}", **cells}
+    weighted = split["weighted"]
     scores = {metric["name"]: metric["value"]} if metric["name"] not in ("accuracy", "log_loss") else {}
     scores |= {"accuracy": split["accuracy"], "top 5": split.get("top5"), "loss": split["loss"]}
     scores |= {"precision": weighted["precision"], "recall": weighted["recall"], "F1": weighted["f1"]}

@@ -79,13 +79,14 @@ def _gigabytes(count: int) -> str:
 
 def print_epoch(epoch: "Epoch") -> None:
     """Print the line of an epoch that has ended, or several lines in a narrow window."""
-    validation = "" if epoch.val_loss is None else f"val loss {epoch.val_loss:.4f} accuracy {epoch.val_accuracy:.4f}"
-    shifted = "" if epoch.ood_accuracy is None else f"shifted {epoch.ood_accuracy:.4f}"
+    validation = "" if epoch.val_loss is None else f"val loss {epoch.val_loss:.4f}{_accuracy(epoch.val_accuracy)}"
+    shifted = "" if epoch.ood_metric is None else "shifted"
+    shifted += "" if epoch.ood_accuracy is None else f" {epoch.ood_accuracy:.4f}"
     if epoch.val_metric not in (epoch.val_accuracy, epoch.val_loss):
         validation += f" metric {epoch.val_metric:.4f}"
     if epoch.ood_metric != epoch.ood_accuracy:
         shifted += f" metric {epoch.ood_metric:.4f}"
-    training = f"loss {epoch.train_loss:.4f} accuracy {epoch.train_accuracy:.4f}"
+    training = f"loss {epoch.train_loss:.4f}{_accuracy(epoch.train_accuracy)}"
     speed = f"{epoch.images_per_second:,.0f} images/s  {epoch.seconds:.1f} s"
     name = f"epoch {epoch.number:>3}"
     lines = [name]
@@ -96,6 +97,10 @@ def print_epoch(epoch: "Epoch") -> None:
     err.print("\n".join(lines))
     if epoch.note:
         err.print(f"{name}  {epoch.note}")
+
+
+def _accuracy(value: float | None) -> str:
+    return "" if value is None else f" accuracy {value:.4f}"
 
 
 def print_norms(rows: Sequence[Mapping[str, str]]) -> None:

@@ -19,7 +19,7 @@ from comp.data.sources.published import cifar10, cifar100, digits, fashion_mnist
 from comp.data.sources.source import Source, scale_to_uint8, select_classes
 from comp.data.sources.tables import csv_images, csv_test
 from comp.data.splits import Split
-from comp.results.predictions import one_hot
+from comp.results.predictions import class_values, one_hot
 from comp.runtime.errors import ConfigError, DataError, unknown
 from comp.runtime.progress import Progress, quiet
 
@@ -71,6 +71,8 @@ def open_source(config: DataConfig, progress: Progress = quiet, task: str = "aut
     if empty := [name for name, count in zip(source.classes, counts, strict=True) if not count]:
         note = f"train: no image of {len(empty):,} classes, which are never predicted: {', '.join(empty[:_SHOWN])}"
         source = replace(source, notes=(*source.notes, note))
+    if config.classes and TASKS[source.task].numeric:
+        raise ConfigError(f"data.classes: task {source.task} has no classes; leave it out")
     if config.classes:
         source = select_classes(source, config.classes)
         _check_labels(source.train, source.classes, config.source)
@@ -78,7 +80,7 @@ def open_source(config: DataConfig, progress: Progress = quiet, task: str = "aut
 
 
 def _with_task(source: Source, task: str) -> Source:
-    """Return a source with labels as the task has them: class indices, or one column per class.
+    """Return a source with labels as the task has them: class indices, one column per class, or numbers.
 
     Columns with one 1 in every row become class indices, unless the task is set otherwise.
     """
@@ -88,11 +90,14 @@ def _with_task(source: Source, task: str) -> Source:
         task = "multi_label"
     elif task == "auto":
         task = "single_label" if source.task == "multi_label" and not source.separator else source.task
-    if task == "single_label" and not exclusive:
+    if not TASKS[task].target_columns and not exclusive:
         raise DataError(
-            "competition.task is single_label, and some images have no label or several; set "
-            "competition.task=multi_label"
+            f"competition.task is {task}, and some images have no label or several; set competition.task=multi_label"
         )
+    if TASKS[task].numeric:
+        return _with_numbers(source, task)
+    if any(split.is_numeric for split in source.splits):
+        raise DataError(f"competition.task is {task}, and some labels are floats; set it to regression")
     count, columns = len(source.classes), TASKS[task].target_columns
 
     def converted(split: Split | None) -> Split | None:
@@ -108,9 +113,50 @@ def _with_task(source: Source, task: str) -> Source:
     return replace(source, train=train, val=converted(source.val), test=converted(source.test), task=task)
 
 
+def _with_numbers(source: Source, task: str) -> Source:
+    """Return a source whose labels are numbers [N] float32; of classes, those that their names spell."""
+    values = class_values(source.classes)
+    if not TASKS[source.task].numeric and values is None:
+        raise DataError(
+            f"competition.task is {task}, and the labels are names: {', '.join(source.classes[:_SHOWN])}; expected "
+            "numbers: for classes in order set competition.task=ordinal and data.classes=[lowest, ..., highest]"
+        )
+    numbers = np.array(values or (), np.float64).astype(np.float32)
+
+    def converted(split: Split | None) -> Split | None:
+        if split is None or split.labels is None or split.is_numeric:
+            return split
+        if TASKS[source.task].numeric:
+            return replace(split, labels=split.labels.reshape(len(split)).astype(np.float32))
+        indices = split.labels.argmax(1) if split.labels.ndim == 2 else split.labels.astype(np.int64)
+        return replace(split, labels=numbers[indices])
+
+    train = converted(source.train)
+    assert train is not None
+    return replace(
+        source,
+        train=train,
+        val=converted(source.val),
+        test=converted(source.test),
+        classes=source.header[1:],
+        task=task,
+        numbered=False,
+        separator="",
+        synonyms={},
+    )
+
+
 def _check_labels(split: Split, classes: tuple[str, ...], source: str) -> None:
     labels = split.labels
     if labels is None:
+        return
+    if split.is_numeric:
+        wrong = np.flatnonzero(~np.isfinite(labels))
+        if len(wrong):
+            row = int(wrong[0])
+            raise DataError(f"{source}: {split.name} label {labels[row]} at row {row}: expected a finite number")
+        if split.name == "train" and labels.min() == labels.max():
+            raise DataError(f"{source}: all training labels are {labels[0]:g}, so there is nothing to learn")
         return
     if labels.ndim == 1:
         out_of_range = np.flatnonzero(labels >= len(classes))

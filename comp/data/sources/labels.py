@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.config import CSVConfig
+from comp.config.tasks import TASKS
 from comp.data.sources.columns import configured_column, first_named, shown_columns
 from comp.results import predictions
 from comp.results.predictions import Targets
 from comp.runtime.errors import DataError
-from comp.submission import csv_io
+from comp.submission import csv_io, samples
 from comp.submission.format import SampleSubmission
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _LABEL_NAMES = ("label", "labels", "class", "class_name", "target", "category", "breed", "species", "diagnosis")
 _SEPARATORS = ("|", ",", " ")  # tried in turn; names separated by one may contain the later ones
+_MOST_GRADES = 20  # distinct values of a label column up to which fractions such as 0.5 may name classes
 _TRUTHS = {"true": Decimal(1), "false": Decimal(0)}
 
 
@@ -30,9 +32,9 @@ class Labels:
     """The labels of a table's rows.
 
     Attributes:
-        targets: [N] int64 class indices, or [N, K] float32 of 0 and 1.
-        classes: names in label order.
-        task: `single_label` or `multi_label`.
+        targets: [N] int64 class indices, [N, K] float32 of 0 and 1, or [N] float32 numbers.
+        classes: names in label order; of numbers, the column's name.
+        task: `single_label`, `multi_label` or `regression`.
         columns: the table's label columns.
         separator: between several names in one label; empty if there is none.
         notes: how they were read.
@@ -87,7 +89,10 @@ def read_labels(
         DataError: no column can be determined, labels are missing, or they contradict the task.
     """
     context = _TrainingTable(table, id_column, config, sample, path)
-    columns = _find_flag_columns(context)
+    numeric = task != "auto" and TASKS[task].numeric
+    if numeric and config.label_columns:
+        raise DataError(f"{path}: data.csv.label_columns: task {task} reads one column of numbers; set label_column")
+    columns = () if numeric else _find_flag_columns(context)
     if columns:
         return _read_flag_columns(context, columns, task)
     column = _find_label_column(context)
@@ -101,6 +106,8 @@ def read_labels(
             f"{path}: data.csv.label_column: '{column}' is also the column of "
             f"{'ids' if column == id_column else 'groups'}; name the column of labels"
         )
+    if numeric or (task == "auto" and not config.separator and _holds_numbers(context, column)):
+        return _read_numbers(context, column)
     labels = table[column].tolist()
     separator = _find_separator(labels, config.separator, task)
     if separator or task == "multi_label":
@@ -131,6 +138,44 @@ def _find_label_column(table: _TrainingTable) -> str:
     label = configured_column(table.config.label_column, "label_column", table.columns, table.path)
     label = label or first_named([*shared, *_LABEL_NAMES], candidates)
     return candidates[0] if not label and len(candidates) == 1 else label
+
+
+def _holds_numbers(table: _TrainingTable, column: str) -> bool:
+    """Return whether a column holds numbers, not classes: fractions show it, if there are many or the sample's differ.
+
+    Raises:
+        DataError: few fractions, which may name classes.
+    """
+    texts = table.cells[column].unique().tolist()
+    fractions = [text for text in texts if samples.is_fraction(samples.parse_number(text))]
+    if len(fractions) > _MOST_GRADES:
+        return True
+    if not fractions or any(samples.parse_number(text) is None for text in texts):
+        return False
+    if table.sample is not None and len(table.sample.columns) == 1 and samples.find_fraction(table.sample, texts):
+        return True
+    raise DataError(
+        f"{table.path}: column '{column}' holds {len(texts)} values such as {fractions[0]}, which may be numbers or "
+        "classes; set competition.task to regression (predict a number), ordinal (classes in order) or single_label"
+    )
+
+
+def _read_numbers(table: _TrainingTable, column: str) -> Labels:
+    numbers = [samples.parse_number(cell) for cell in table.cells[column].tolist()]
+    with np.errstate(over="ignore"):  # infinity is refused
+        targets = np.array([np.nan if number is None else float(number) for number in numbers]).astype(np.float32)
+    wrong = np.flatnonzero(~np.isfinite(targets))
+    if len(wrong):
+        raise DataError(
+            f"{table.path}: column '{column}': expected a number in every row, found {len(wrong):,} other cells, first "
+            f"{table.cells[column].iloc[int(wrong[0])]!r} in row {int(wrong[0]) + 2}; correct or remove these rows, or "
+            "set competition.task=single_label if the column holds names"
+        )
+    note = (
+        f"labels: column '{column}' holds numbers from {targets.min():g} to {targets.max():g}: regression "
+        "(competition.task)"
+    )
+    return Labels(targets, (column,), "regression", (column,), notes=(note,), column=column)
 
 
 def _find_synonyms(table: "pd.DataFrame", column: str, classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -209,10 +254,11 @@ def _read_flag_columns(table: _TrainingTable, columns: Sequence[str], task: str)
     flags = _read_flags(table.cells, columns)
     counts = flags.sum(1)
     exclusive = bool((counts == 1).all())
-    if task == "single_label" and not exclusive:
+    single = task != "auto" and not TASKS[task].target_columns
+    if single and not exclusive:
         row = int(np.flatnonzero(counts != 1)[0])
         raise DataError(
-            f"{path}: competition.task is single_label, and row {row + 2} has {int(counts[row])} labels; set "
+            f"{path}: competition.task is {task}, and row {row + 2} has {int(counts[row])} labels; set "
             "competition.task=multi_label"
         )
     if exclusive and task != "multi_label":
@@ -228,7 +274,7 @@ def _find_separator(labels: Sequence[str], configured: str, task: str) -> str:
     Labels are split only if all parts of some label occur alone elsewhere (`Sugar beet` is one class), or if the task
     or the config demands it.
     """
-    if task == "single_label":
+    if task != "auto" and not TASKS[task].target_columns:
         return ""
     if configured:
         return configured

@@ -26,9 +26,9 @@ def arrays(config: DataConfig, progress: Progress, task: str = "auto") -> Source
     """`train_images.npy`, `train_labels.npy`, optionally `val_...` and `test_...`, and `classes.txt`, memory-mapped.
 
     Images [N, H, W, C] of any number of channels, or grey [N, H, W]: uint8, or other numbers, which `open_source`
-    scales to 0..255 by `data.range`. Labels: whole numbers from 0 up, [N] or [N, 1], or one column of 0 and 1 per
-    class, [N, K]; optional for the test. All arrays may instead be in one `.npz` (any name; the layout of MedMNIST),
-    compressed or not.
+    scales to 0..255 by `data.range`. Labels: whole numbers from 0 up, [N] or [N, 1], floats to regress, or one column
+    of 0 and 1 per class, [N, K]; optional for the test. All arrays may instead be in one `.npz` (any name; the layout
+    of MedMNIST), compressed or not.
     """
     root = Path(config.root)
     folder = _find_archive(root) or root
@@ -36,6 +36,15 @@ def arrays(config: DataConfig, progress: Progress, task: str = "auto") -> Source
     optional = [name for name in ("val", "test") if array_exists(folder / f"{name}_images.npy")]
     splits = {name: _read_split(name, folder) for name in optional}
     assert train.labels is not None
+    if train.is_numeric:
+        if task == "auto" and not (train.labels % 1).any():
+            raise DataError(
+                f"{root}: training labels are floats without fractions; save classes as whole numbers (astype(int)), "
+                "or set competition.task=regression"
+            )
+        note = f"labels: numbers from {train.labels.min():g} to {train.labels.max():g}: regression (competition.task)"
+        val, test = splits.get("val"), splits.get("test")
+        return Source(train, test, ("label",), val=val, task="regression", notes=(note,))
     count = train.labels.shape[1] if train.labels.ndim == 2 else int(train.labels.max()) + 1
     listed = root / "classes.txt"
     names = read_class_names(listed) if listed.exists() else tuple(str(label) for label in range(count))
@@ -207,19 +216,24 @@ def _channels_first(shape: tuple[int, ...]) -> bool:
 
 
 def open_labels(path: Path, count: int) -> Targets:
-    """Return labels [count] int64, from [count] or [count, 1], or one column per class, [count, K] float32.
+    """Return labels [count] int64, from [count] or [count, 1], of floats as float32, or one column per class, [count,
+    K] float32.
 
     Raises:
-        DataError: as `open_npy`, or not whole numbers from 0 up, columns of other values than 0 and 1, or not
+        DataError: as `open_npy`, or not numbers, whole numbers below 0, columns of other values than 0 and 1, or not
             one per image.
     """
     labels = open_npy(path)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.dtype.kind not in "iub" or labels.ndim not in (1, 2) or 0 in labels.shape:
+    kinds = "iubf" if labels.ndim == 1 else "iub"
+    if labels.dtype.kind not in kinds or labels.ndim not in (1, 2) or 0 in labels.shape:
         raise DataError(f"{path}: expected whole numbers [{count}], found {labels.dtype} {list(labels.shape)}")
     if len(labels) != count:
         raise DataError(f"{path}: expected {count} labels, one per image, found {len(labels)}")
+    if labels.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # infinity is refused
+            return labels.astype(np.float32)
     if labels.ndim == 2:
         if not np.isin(labels, (0, 1)).all():
             raise DataError(f"{path}: expected 0 and 1 in one column per class, found {int(labels.max())}")

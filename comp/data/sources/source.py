@@ -66,7 +66,7 @@ def split_with_row_ids(name: str, images: NDArray[np.uint8] | ImageFiles, labels
     """Return a split with ids `<name>_<row>`, for images without names."""
     ids = np.array([f"{name}_{row}" for row in range(len(images))], np.str_)
     if labels is not None:
-        labels = labels.astype(np.float32 if labels.ndim == 2 else np.int64)
+        labels = labels.astype(np.float32 if labels.ndim == 2 or labels.dtype.kind == "f" else np.int64)
     return Split(name, images, ids, labels)
 
 

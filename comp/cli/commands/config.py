@@ -15,8 +15,11 @@ def show(config: ConfigPath, overrides: Overrides = None) -> None:
     Example: comp config show configs/quickstart.yaml train.epochs=3
     """
     from comp import config as configs
+    from comp.config import plugins
 
-    print(configs.dump(configs.load(config, overrides or [])), end="")
+    loaded = configs.load(config, overrides or [])
+    entries = plugins.beside(loaded.plugins, config.parent)
+    print(configs.dump(loaded.model_copy(update={"plugins": entries})), end="")
 
 
 def check(

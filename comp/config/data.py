@@ -118,6 +118,11 @@ class DataConfig(Section):
     """Whether every held-out split has the class frequencies of the whole; false: plain random splits."""
     groups: Literal["none", "duplicates", "column"] = "none"
     """What stays in the same split: nothing, images with equal pixels, or rows with the same `csv.group_column`."""
+    sampling: Literal["natural", "balanced", "sqrt"] = "natural"
+    """The training images of an epoch: `natural`: each once; `balanced`: each class equally often; `sqrt`: in
+    proportion to the square root of its images. Images of rare classes are drawn several times, each time augmented
+    anew, and of common classes every epoch draws others; an epoch keeps its length. With several classes an image, its
+    rarest one counts."""
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Fraction (0 to 1) held out as the labelled test split if the source has none (digits)."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -80,9 +80,10 @@ def dump(config: Config) -> str:
 # Keys that were added after runs had been hashed, with the defaults that match the behaviour of those runs.
 _LATER_KEYS: dict[str, dict[str, object]] = {
     "": {"plugins": []},
-    "data": {"range": "auto", "label_pattern": ""},
+    "data": {"range": "auto", "label_pattern": "", "sampling": "natural"},
     "data.csv": {"file_column": ""},
     "augment": {"albumentations": []},
+    "train": {"loss": "auto", "loss_args": {}, "class_weights": "none"},
 }
 
 

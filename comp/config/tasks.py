@@ -5,7 +5,8 @@ Other packages look up their own rows by these names (`comp.results.predictions.
 `comp.ensembles.methods.METHODS`), so that none of them branches on a task's name.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from comp.runtime.errors import ConfigError, unknown
 
@@ -17,7 +18,8 @@ class TaskRow:
     Attributes:
         name: value of `competition.task`.
         activation: outputs [N, K] -> probabilities [N, K]; a row of `comp.results.predictions.ACTIVATIONS`.
-        loss: a row of `comp.training.losses.LOSSES`.
+        loss: a row of `comp.training.losses.LOSSES`, the default (`train.loss: auto`).
+        losses: other values of `train.loss` -> rows of LOSSES.
         metrics: rows of `comp.results.metrics.METRICS`; the first is the default (`competition.metric: auto`).
         decision: how probabilities become decisions: `arg_max`, or `thresholds` per class.
         answers: supported rows of `comp.submission.answers.ANSWERS`.
@@ -40,6 +42,7 @@ class TaskRow:
     ensembles: tuple[str, ...]
     stratifier: str
     adaptations: tuple[str, ...]
+    losses: Mapping[str, str] = field(default_factory=dict)
     shifted: bool = False
     target_columns: bool = False
     consistency: bool = False
@@ -52,6 +55,7 @@ _SINGLE_LABEL = TaskRow(
     activation="softmax",
     shifted=True,
     loss="cross_entropy",
+    losses={"cross_entropy": "cross_entropy", "focal": "focal", "bce": "binary_cross_entropy", "poly": "poly"},
     consistency=True,
     metrics=(
         "accuracy",
@@ -79,6 +83,12 @@ _MULTI_LABEL = TaskRow(
     activation="sigmoid",
     target_columns=True,
     loss="binary_cross_entropy",
+    losses={
+        "bce": "binary_cross_entropy",
+        "focal": "binary_focal",
+        "asymmetric": "asymmetric",
+        "poly": "binary_poly",
+    },
     metrics=(
         "roc_auc",
         "mean_average_precision",

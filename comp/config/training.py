@@ -161,6 +161,18 @@ class TrainConfig(Section):
     it stops. If above 0, state.pt is also written after every epoch."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Label smoothing, from 0 (off) to below 1."""
+    loss: str = "auto"
+    """Training loss: `cross_entropy`, `focal`, `bce` or `poly` for one class an image, `bce`, `focal`, `asymmetric` or
+    `poly` for several; auto: cross_entropy or bce. Whatever the loss, predictions of one class an image are the softmax
+    of the outputs (also after `bce`), and validation reports the log loss."""
+    loss_args: FrozenMapping = Field(default_factory=dict)
+    """Arguments of the loss: focal `{gamma: 2}`, poly `{epsilon: 2}`, asymmetric `{gamma_neg: 4, gamma_pos: 1, clip:
+    0.05}`, bce `{target_threshold: 0.2}` (soft targets above it count as 1)."""
+    class_weights: Literal["none", "balanced", "effective"] | FrozenMapping = "none"
+    """Weights of the classes in the loss, scaled to a mean of 1 over the images of an epoch: `balanced` (inverse
+    frequency), `effective` (inverse effective number of images, which grows slower than the number) or `{class:
+    weight}`, where a class that is not named weighs 1. With several classes an image, each class is weighed against
+    its absence. Frequencies are those after `data.sampling`."""
     consistency: Literal["none", "jsd"] = "none"
     """`jsd`: three views of every image, cross-entropy on the clean view plus the Jensen-Shannon divergence of their
     predictions (AugMix). Not possible with MixUp, CutMix or augmentation in workers. A step costs three times as
@@ -218,6 +230,12 @@ class TrainConfig(Section):
 
     def broken_rules(self) -> Iterator[BrokenRule]:
         """See `Section.broken_rules`."""
+        for name, weight in {} if isinstance(self.class_weights, str) else self.class_weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
+                yield BrokenRule(
+                    ("class_weights",),
+                    f"train.class_weights: {name}: expected a number above 0, found {weight!r}",
+                )
         if self.min_delta and self.patience is None:
             yield BrokenRule(
                 ("min_delta", "patience"),

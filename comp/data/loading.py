@@ -76,7 +76,8 @@ class Loader(Protocol):
         """Yield an epoch's full batches on the device.
 
         Args:
-            order: [N] int64 on the CPU; it reaches the device in one copy.
+            order: [N] int64 on the CPU, draws: a row, plus the split's length for each earlier draw of the same row in
+                this epoch. It reaches the device in one copy.
             batch_size: images per batch; an incomplete last batch is dropped.
             epoch: for transforms.
             start: the first step to yield.
@@ -105,10 +106,11 @@ class ResidentLoader:
 
     def batches(self, order: Tensor, batch_size: int, *, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield an epoch's full batches; see `Loader`."""
-        order, there = order.cpu(), order.to(self.images.device)
+        rows = order.cpu() % len(self)
+        there = rows.to(self.images.device)
         for step in range(start, len(order) // batch_size):
             part = slice(step * batch_size, (step + 1) * batch_size)
-            yield Batch(step, order[part], *self.batch(there[part]))
+            yield Batch(step, rows[part], *self.batch(there[part]))
 
 
 class StreamedLoader:
@@ -154,32 +156,34 @@ class StreamedLoader:
         Raises:
             DataError: an image cannot be read or a transform changed its shape.
         """
-        order, there = order.cpu(), order.to(self._device)
+        order = order.cpu()
+        rows = order % len(self)
+        there = rows.to(self._device)
         steps = range(start, len(order) // batch_size)
         parts = [slice(step * batch_size, (step + 1) * batch_size) for step in steps]
         pixels_of_all = self._read([order[part] for part in parts], epoch)
         for step, part, pixels in zip(steps, parts, pixels_of_all, strict=True):
             images = pixels.to(self._device, non_blocking=True)  # [B, H, W, C]
-            yield Batch(step, order[part], images.permute(0, 3, 1, 2), self._labels[there[part]])
+            yield Batch(step, rows[part], images.permute(0, 3, 1, 2), self._labels[there[part]])
 
     def _read(self, batches: Sequence[Tensor], epoch: int) -> Iterator[Tensor]:
         if isinstance(self._images, ImageFiles) and self._shares_pool:
-            parts = [[self._images[indices.numpy()].for_worker()] for indices in batches]
+            parts = [[self._images[draws.numpy() % len(self)].for_worker()] for draws in batches]
             return self._images.pool.batches(parts, self._workers, pinned=self._pinned, exact=True)
-        plan = [[(epoch, index) for index in indices.tolist()] for indices in batches]
+        plan = [[(epoch, draw) for draw in draws.tolist()] for draws in batches]
         return self._pool.batches(plan, self._workers, pinned=self._pinned, exact=True)
 
 
 class _Reader(Dataset[Any]):
-    """One image for each (epoch, index), or the error raised while reading it."""
+    """One image for each (epoch, draw), or the error raised while reading it."""
 
     def __init__(self, images: NDArray[np.uint8] | ImageFiles, transform: Transform | None) -> None:
         self._images, self._transform = images, transform
 
     def __getitem__(self, key: tuple[int, int]) -> "NDArray[np.uint8] | UserError":
-        epoch, index = key
+        epoch, draw = key
         try:
-            return read_training_image(self._images, index, epoch, self._transform)
+            return read_training_image(self._images, draw, epoch, self._transform)
         except UserError as error:
             return error
 
@@ -194,18 +198,19 @@ def _stack(items: "list[NDArray[np.uint8] | UserError]") -> "Tensor | UserError"
 
 
 def read_training_image(
-    images: NDArray[np.uint8] | ImageFiles, index: int, epoch: int, transform: Transform | None
+    images: NDArray[np.uint8] | ImageFiles, draw: int, epoch: int, transform: Transform | None
 ) -> NDArray[np.uint8]:
-    """Return an image of a training epoch before its batch is augmented, [H, W, C] uint8.
+    """Return an image of a training epoch before its batch is augmented, [H, W, C] uint8; `draw` as in `Loader`.
 
     Raises:
         DataError: its file cannot be read, or a transform changed its shape.
     """
+    row = draw % len(images)
     if transform is None:
-        plain: NDArray[np.uint8] = images[index]
+        plain: NDArray[np.uint8] = images[row]
         return plain
-    image = read_region(images, index, lambda decoded, size: transform.box(decoded, size, epoch, index))
-    changed = transform(np.array(image), epoch, index)
+    image = read_region(images, row, lambda decoded, size: transform.box(decoded, size, epoch, draw))
+    changed = transform(np.array(image), epoch, draw)
     if changed.shape != image.shape or changed.dtype != np.uint8:
         raise DataError(
             f"augment.albumentations: an image {list(image.shape)} uint8 came back as {list(changed.shape)} "

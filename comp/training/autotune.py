@@ -19,8 +19,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from comp.augment.mixing import soft_targets
 from comp.config import Config, parse_duration
-from comp.config.tasks import TASKS
 from comp.data import loading
 from comp.data.dataset import Dataset
 from comp.data.images import ImageFiles, resolve_workers
@@ -354,13 +354,13 @@ class _Tuner:
         scratch = execution.place(copy.deepcopy(self._model)).train()
         forward = execution.training_forward(scratch)
         optimizer = optimizers.SGD([p for p in scratch.parameters() if p.requires_grad], lr=0.0)
-        criterion = losses.LOSSES[TASKS[self._dataset.competition.task].loss]
+        criterion = losses.build_criterion(self._config, self._dataset, execution.torch_device)
 
         def step(images: Tensor, labels: Tensor) -> None:
             torch.set_num_threads(execution.threads)
             with execution.autocast():
                 logits = forward(execution.layout(images))
-            loss = criterion(logits.float(), labels)
+            loss = criterion(logits.float(), soft_targets(labels, classes=logits.shape[1]))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

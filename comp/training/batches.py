@@ -25,6 +25,7 @@ class PlannedBatch(NamedTuple):
 
     Attributes:
         batch: from the loader.
+        draws: [B] int64 on the CPU, see `comp.training.imbalance`.
         augmentation: of the window.
         mixed_with: of the window; None: nothing is mixed.
         row: the batch's.
@@ -32,6 +33,7 @@ class PlannedBatch(NamedTuple):
     """
 
     batch: Batch
+    draws: Tensor
     augmentation: Augmentation
     mixed_with: mixing.Plan | None
     row: int
@@ -42,17 +44,17 @@ class PlannedBatch(NamedTuple):
 
         Where memory is short they are made in parts, with plans of their own: an image's draws do not change.
         """
-        indices, images, _ = self.batch[1:]
+        images = self.batch.images
 
         def run(part: slice) -> Tensor:
-            if part == slice(0, len(indices)):
+            if part == slice(0, len(images)):
                 whole = self.augmentation.run(images, self.row)
             else:
-                augmentation, _ = _plan(context, self.epoch, indices[None, part], compiles=False)
+                augmentation, _ = _plan(context, self.epoch, self.draws[None, part], compiles=False)
                 whole = augmentation.run(images[part], 0)
             return whole.reshape(context.views, -1, *whole.shape[1:])  # [views, part, C, H, W]
 
-        parts = list(context.augmenting.parts(len(indices), run))
+        parts = list(context.augmenting.parts(len(images), run))
         return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).flatten(0, 1)
 
     def mixed(self, context: TrainContext, settings: mixing.Mixing) -> tuple[Tensor, Tensor]:
@@ -82,7 +84,7 @@ def planned_batches(
 
     Args:
         context: of the training.
-        order: [N] int64 on the CPU, this process's.
+        order: [N] int64 on the CPU, this process's draws.
         batch_size: images per batch of this process.
         epoch: from 1.
         start: the first step to yield.
@@ -96,17 +98,17 @@ def planned_batches(
             end = min(batch.step + ahead, steps)
             window = order[batch.step * batch_size : end * batch_size].view(-1, batch_size)
             augmentation, mixed_with = _plan(context, epoch, window)
-        yield PlannedBatch(batch, augmentation, mixed_with, row, epoch)
+        yield PlannedBatch(batch, window[row], augmentation, mixed_with, row, epoch)
 
 
 def _plan(
-    context: TrainContext, epoch: int, indices: Tensor, *, compiles: bool = True
+    context: TrainContext, epoch: int, draws: Tensor, *, compiles: bool = True
 ) -> tuple[Augmentation, mixing.Plan | None]:
-    """Return the plans of batches of samples [S, B], on the device; `compiles` allows a compiled graph for them."""
+    """Return the plans of batches of draws [S, B], on the device; `compiles` allows a compiled graph for them."""
     seed, shape = context.config.seed, context.dataset.train.image_shape
     device = augmentation_device(context.execution.torch_device)
-    keys = rng.keys(seed, epoch, indices)
-    flip_mask = engine.alternating_flip_mask(seed, epoch, indices) if context.alternates else None
+    keys = rng.keys(seed, epoch, draws)
+    flip_mask = engine.alternating_flip_mask(seed, epoch, draws) if context.alternates else None
     augmentation: Augmentation
     if context.views > 1:
         augmentation = losses.plan_views(context.policy, keys, shape, flip_mask=flip_mask)

@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from comp.augment import mixing, policies, worker_stage
 from comp.augment.ops import Policy
 from comp.config import Config
-from comp.config.tasks import TASKS
 from comp.data import loading
 from comp.data.dataset import Dataset
 from comp.data.loading import Loader
@@ -25,7 +24,7 @@ from comp.results.runs import Run
 from comp.runtime.device import Execution, Forward
 from comp.runtime.memory import MicroBatch
 from comp.runtime.progress import Progress, quiet
-from comp.training import budget, losses, optimizers, schedules
+from comp.training import budget, imbalance, losses, optimizers, schedules
 from comp.training.best_weights import BestWeights
 from comp.training.budget import StepPlanner
 from comp.training.checkpoint import Stateful, TrainState
@@ -81,8 +80,8 @@ class TrainContext:
 
     @cached_property
     def criterion(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The task's loss."""
-        return losses.LOSSES[TASKS[self.dataset.competition.task].loss]
+        """The loss, with its class weights on the device."""
+        return losses.build_criterion(self.config, self.dataset, self.execution.torch_device)
 
     @cached_property
     def views(self) -> int:
@@ -108,6 +107,11 @@ class TrainContext:
         if self.norms.enabled:
             parts["norms"] = self.norms
         return parts
+
+    def order(self, number: int) -> Tensor:
+        """Return the draws of an epoch (from 1), [N] int64 on the CPU; see `comp.training.imbalance`."""
+        assert self.dataset.train.labels is not None
+        return imbalance.epoch_order(self.config, self.dataset.train.labels, number)
 
     def steps_taken(self, state: TrainState) -> int:
         """Return the steps taken since the training's start."""

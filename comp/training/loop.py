@@ -196,7 +196,7 @@ class _Saver:
 def _train_epoch(context: TrainContext, state: TrainState, saver: _Saver, progress: Progress) -> Epoch:
     config, number = context.config, state.epoch + 1
     began, first_step = time.perf_counter(), state.step
-    order = rng.order(config.seed, number, len(context.train))
+    order = context.order(number)
     meter = EpochMeter(state, context.execution.torch_device)
     zoo.apply_freezing(context.model, config.model, epoch=number)
     optimizers.freeze_finished_groups(context.optimizer, number)
@@ -327,9 +327,10 @@ def step(context: TrainContext, state: TrainState, planned: PlannedBatch, meter:
 
 def _statistics_images(context: TrainContext, number: int, progress: Progress) -> Iterator[Tensor]:
     """Yield images of an epoch for batch norm: augmented as in training, at full size, not mixed."""
-    order = rng.order(context.config.seed, number, len(context.train))
+    order = context.order(number)
     rows = context.dataset.samples.get("statistics")
-    if rows is not None:  # runs without this sample take an epoch's first images
+    # Runs without this sample take an epoch's first images; so do those with another sampling, a random sample of it.
+    if rows is not None and context.config.data.sampling == "natural":
         order = order[torch.isin(order, torch.from_numpy(rows))]
     batches = min(STATISTICS_BATCHES, len(order) // context.batch_size)
     order = order[: batches * context.batch_size]

@@ -1,6 +1,9 @@
-"""Training losses: a loss for each task, and the consistency loss over several views (`train.consistency`)."""
+"""Training losses: those of each task, with class weights, and the consistency loss over several views."""
 
+import inspect
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,9 +12,12 @@ from torch.nn import functional as F
 
 from comp.augment import engine, policies
 from comp.augment.ops import Policy
-from comp.config import Config
+from comp.config import Config, TrainConfig
+from comp.config.tasks import TASKS
+from comp.data.dataset import Dataset
 from comp.runtime import rng
-from comp.runtime.errors import ConfigError
+from comp.runtime.errors import ConfigError, unknown
+from comp.training import imbalance
 
 VIEWS = 3  # one clean view and two augmented ones
 
@@ -19,12 +25,170 @@ VIEWS = 3  # one clean view and two augmented ones
 _GEOMETRIC_STAGES = ("basic", "alternating_flip", "mirrored_crop", "photo")
 _PURPOSE = 0x766965  # separates the views' draws from those of first stage and mixing
 
-# A task's loss: logits [B, classes] and targets [B, classes] in [0, 1] -> the batch's mean, in nats. timm's losses for
-# such targets are these two functions (BinaryCrossEntropy), or equal and 7 % slower (SoftTargetCrossEntropy).
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+_SMALLEST_MISS = torch.finfo(torch.float32).eps  # a power below 1 has no gradient at 0
+
+
+def binary_cross_entropy(
+    logits: Tensor, targets: Tensor, *, reduction: str = "mean", target_threshold: float | None = None
+) -> Tensor:
+    """Return the cross-entropy of each class's sigmoid, as timm's BinaryCrossEntropy.
+
+    For one class an image too, as in ResNet strikes back (Wightman et al. 2021, arXiv:2110.00476), where soft targets
+    above `target_threshold` (0.2 there) count as 1 and others as 0: both classes of a mixed image are present.
+    """
+    if target_threshold is not None:
+        targets = (targets > target_threshold).to(targets.dtype)
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction=reduction)
+
+
+def focal(logits: Tensor, targets: Tensor, *, reduction: str = "mean", gamma: float = 2.0) -> Tensor:
+    """Return the softmax focal loss: a class's cross-entropy times (1 - p)^gamma (Lin et al. 2017, arXiv:1708.02002).
+
+    Linear in the targets, as MixUp takes a loss. With label smoothing it leaves predictions far less certain.
+    """
+    logs = logits.float().log_softmax(1)
+    misses = (-logs.expm1()).clamp(min=_SMALLEST_MISS)  # 1 - p
+    return _reduce(-(targets * misses**gamma * logs).sum(1), reduction)
+
+
+def binary_focal(logits: Tensor, targets: Tensor, *, reduction: str = "mean", gamma: float = 2.0) -> Tensor:
+    """Return the focal loss of each class's sigmoid, without the balance alpha; see `focal`."""
+    present, absent = F.logsigmoid(logits.float()), F.logsigmoid(-logits.float())  # log p, log (1 - p)
+    each = targets * (gamma * absent).exp() * present + (1 - targets) * (gamma * present).exp() * absent
+    return _reduce(-each, reduction)
+
+
+def asymmetric(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    reduction: str = "mean",
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 1.0,
+    clip: float = 0.05,
+) -> Tensor:
+    """Return the asymmetric loss: absent classes focus harder, and not at all below a probability of `clip`.
+
+    Ridnik et al. 2021, arXiv:2009.14119, with soft targets as timm's AsymmetricLossMultiLabel, which has no gradient
+    at probabilities below 1e-8, NaN for exponents below 1, and before version 1.0.29 only the sum over the batch.
+    """
+    present, absent = logits.float().sigmoid(), (-logits.float()).sigmoid()
+    shifted = (absent + clip).clamp(max=1)
+    log_absent = shifted.log() if clip else F.logsigmoid(-logits.float())
+    misses = (1 - present * targets - shifted * (1 - targets)).clamp(min=_SMALLEST_MISS)
+    powers = misses ** (gamma_pos * targets + gamma_neg * (1 - targets))
+    return _reduce(-(targets * F.logsigmoid(logits.float()) + (1 - targets) * log_absent) * powers, reduction)
+
+
+def poly(logits: Tensor, targets: Tensor, *, reduction: str = "mean", epsilon: float = 2.0) -> Tensor:
+    """Return Poly-1: cross-entropy plus epsilon (1 - p) (Leng et al. 2022, arXiv:2204.12511), as timm 1.0.31 has it."""
+    logs = logits.float().log_softmax(1)
+    return _reduce((targets * (epsilon * (1 - logs.exp()) - logs)).sum(1), reduction)
+
+
+def binary_poly(logits: Tensor, targets: Tensor, *, reduction: str = "mean", epsilon: float = 2.0) -> Tensor:
+    """Return Poly-1 of each class's sigmoid; see `poly`."""
+    logits = logits.float()
+    misses = targets * (-logits).sigmoid() + (1 - targets) * logits.sigmoid()
+    each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none") + epsilon * misses
+    return _reduce(each, reduction)
+
+
+def _reduce(each: Tensor, reduction: str) -> Tensor:
+    return each.mean() if reduction == "mean" else each
+
+
+# From logits [B, classes] and targets [B, classes] in [0, 1] to the mean over the batch, of a sigmoid also over the
+# classes, in nats; with reduction="none" to [B], or [B, classes] of a sigmoid. Other keywords are `train.loss_args`.
+# timm's losses for such targets are the same functions, or equal and 7 % slower (SoftTargetCrossEntropy).
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": F.cross_entropy,
-    "binary_cross_entropy": F.binary_cross_entropy_with_logits,
+    "binary_cross_entropy": binary_cross_entropy,
+    "focal": focal,
+    "binary_focal": binary_focal,
+    "asymmetric": asymmetric,
+    "poly": poly,
+    "binary_poly": binary_poly,
 }
+# Lowest and highest value of an argument.
+_RANGES = {
+    "gamma": (0, 10),
+    "gamma_neg": (0, 10),
+    "gamma_pos": (0, 10),
+    "clip": (0, 0.5),
+    "epsilon": (-1, 10),
+    "target_threshold": (0, 1),
+}
+_SIGMOID_LOSSES = ("bce", "asymmetric")  # values of `train.loss` that train no softmax
+
+
+def check_loss(section: TrainConfig, task: str) -> None:
+    """Check `train.loss` and its arguments by name and range.
+
+    Args:
+        section: the config's.
+        task: a row of TASKS; `auto`: the first that has the loss.
+
+    Raises:
+        ConfigError: unknown, or not defined for the task.
+    """
+    offered = {name: row.losses for name, row in TASKS.items() if task in ("auto", name)} or {"": {}}
+    choices = dict.fromkeys(["auto", *(loss for row in offered.values() for loss in row)])
+    if section.loss not in choices:
+        if any(section.loss in row.losses for row in TASKS.values()):
+            raise ConfigError(
+                f"train.loss: {section.loss} is not defined for task {task}; choose from {', '.join(choices)}"
+            )
+        raise ConfigError(f"train.loss: {unknown('loss', section.loss, choices)}")
+    first = next(name for name, row in offered.items() if section.loss in ("auto", *row))
+    accepted = _arguments(LOSSES[_row_name(section, first)])
+    for name, value in section.loss_args.items():
+        if name not in accepted:
+            hint = f"it takes {', '.join(accepted)}" if accepted else "leave train.loss_args out"
+            raise ConfigError(f"train.loss_args: {section.loss} has no argument '{name}'; {hint}")
+        low, high = _RANGES.get(name, (-math.inf, math.inf))  # of a plug-in
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ConfigError(f"train.loss_args: {name}: expected a number from {low} to {high}, found {value!r}")
+
+
+def _row_name(section: TrainConfig, task: str) -> str:
+    row = TASKS[task]
+    return row.loss if section.loss == "auto" else row.losses[section.loss]
+
+
+def _arguments(loss: Callable[..., Tensor]) -> list[str]:
+    parameters = inspect.signature(loss).parameters.values()
+    return [one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.name != "reduction"]
+
+
+def build_criterion(config: Config, dataset: Dataset, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the training's loss with its arguments and class weights: logits and targets -> mean; see LOSSES.
+
+    Weights are scaled over the training images, not over the batch, so micro-batches and processes average exactly.
+
+    Args:
+        config: sections `train` and `data`.
+        dataset: its training labels are counted.
+        device: of the logits.
+    """
+    name = _row_name(config.train, dataset.competition.task)
+    loss = partial(LOSSES[name], **config.train.loss_args) if config.train.loss_args else LOSSES[name]
+    weights = imbalance.class_weights(config, dataset)
+    if weights is None:
+        return loss
+    present, absent = (torch.from_numpy(column).float().to(device) for column in weights)
+    columns, smoothing = TASKS[dataset.competition.task].target_columns, config.train.label_smoothing
+    even = smoothing / (2 if columns else len(present))
+
+    def weighted(logits: Tensor, targets: Tensor) -> Tensor:
+        each = loss(logits, targets, reduction="none")
+        shares = (targets - even) / (1 - smoothing)  # before smoothing; of a mixed image, of both its classes
+        weight = shares * present + (1 - shares) * absent  # [B, classes]
+        if columns:
+            return (each * weight).mean()
+        return ((each if each.ndim == 1 else each.mean(1)) * weight.sum(1)).mean()
+
+    return weighted
 
 
 def jensen_shannon(logits: list[Tensor]) -> Tensor:
@@ -48,7 +212,7 @@ def consistency_loss(
     """Return the first view's loss plus `weight` times the divergence of all views; with one view, its loss alone.
 
     Args:
-        criterion: a row of LOSSES.
+        criterion: from `build_criterion`.
         logits: [views B, classes], view after view, the clean one first.
         targets: [B, classes].
         views: their number; B is the batch's size.
@@ -67,6 +231,12 @@ def check_consistency(config: Config) -> None:
     """
     if config.train.consistency == "none":
         return
+    if config.train.loss in _SIGMOID_LOSSES:
+        raise ConfigError(
+            f"train.consistency: {config.train.consistency} compares softmax outputs, but train.loss="
+            f"{config.train.loss} trains a sigmoid of each class; use cross_entropy, focal or poly, or "
+            "train.consistency=none"
+        )
     section = config.augment
     if section.mixup or section.cutmix:
         name, value = ("mixup", section.mixup) if section.mixup else ("cutmix", section.cutmix)

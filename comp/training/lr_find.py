@@ -16,7 +16,6 @@ from comp.data.dataset import Dataset
 from comp.models import zoo
 from comp.models.classifier import Classifier
 from comp.results.runs import Run
-from comp.runtime import rng
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
@@ -156,8 +155,7 @@ def _batches(context: TrainContext, state: TrainState) -> Iterator[PlannedBatch]
     """Yield batches without end, epoch after epoch, drawn as in a training."""
     for number in range(1, _ENDLESS + 1):
         state.epoch = number - 1
-        order = rng.order(context.config.seed, number, len(context.train))
-        yield from planned_batches(context, order, context.batch_size, epoch=number)
+        yield from planned_batches(context, context.order(number), context.batch_size, epoch=number)
 
 
 def _loss(context: TrainContext, state: TrainState, planned: PlannedBatch) -> float:

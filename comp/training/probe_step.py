@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from comp.augment.mixing import soft_targets
 from comp.config import Config
-from comp.config.tasks import TASKS
 from comp.data import loading
 from comp.data.dataset import Dataset
 from comp.models.classifier import Classifier
@@ -77,7 +77,7 @@ class _Scratch:
             self.model.requires_grad_(True)
         execution.place(self.model).train()
         self.optimizer = optimizers.for_model(self.model, config.optim)
-        self._criterion = losses.LOSSES[TASKS[dataset.competition.task].loss]
+        self._criterion = losses.build_criterion(config, dataset, execution.torch_device)
         self._views = 1 if config.train.consistency == "none" else losses.VIEWS
 
     def step(self, count: int) -> float:
@@ -86,7 +86,7 @@ class _Scratch:
         began = time.perf_counter()
         with self._execution.autocast():
             logits = self.model(self._execution.layout(images))
-        loss = self._criterion(logits.float(), labels)
+        loss = self._criterion(logits.float(), soft_targets(labels, classes=logits.shape[1]))
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

@@ -11,6 +11,7 @@ from comp.results import runs
 from comp.runtime import rng
 from comp.runtime.progress import Progress, quiet
 from comp.submission import derive_format, samples
+from comp.training import imbalance
 from comp.workflows import checks, plugins
 
 _INITIAL_WEIGHTS = 1  # key of the weights' random draw beside the seed
@@ -31,7 +32,9 @@ def open_data(config: Config, progress: Progress = quiet) -> Dataset:
     """Open the data of a checked config and check the config against them; see `prepare`."""
     dataset = open_dataset(config, progress)
     checks.check_data(config, dataset)
-    return replace(dataset, notes=(*plugins.describe(config), *dataset.notes, *_submission_notes(config, dataset)))
+    imbalance.check_imbalance(config, dataset)  # here: a rehearsal's few images may lack a class
+    notes = (*imbalance.describe(config, dataset), *_submission_notes(config, dataset))
+    return replace(dataset, notes=(*plugins.describe(config), *dataset.notes, *notes))
 
 
 def ready_model(config: Config, dataset: Dataset) -> Classifier:

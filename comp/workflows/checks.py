@@ -61,6 +61,8 @@ def _check_alone(config: Config, runs_root: Path) -> None:
         lambda: averaging.check_averaging(config.train, validated=validated),
         # a device that this machine lacks, or a precision that the device lacks
         lambda: device.check_precision(config.train.precision, device.choose_device(config.train.device)),
+        # an unknown loss, one that the task does not have, or arguments out of range
+        lambda: losses.check_loss(config.train, config.competition.task),
         # unknown policy or op; consistency that cannot be computed; what the competition's rules forbid
         lambda: _check_augmentation(config),
         # unknown or banned network; arguments, frozen blocks or an input size that it cannot take
@@ -196,7 +198,7 @@ def check_data(config: Config, dataset: Dataset) -> None:
     policy = policies.resolve(config.augment.policy, config.augment.ops, config.augment.albumentations)
     # prediction options that the task does not define
     check_task(predict_options(config.predict), competition.task)
-    # a consistency loss that the task does not define, or a metric of ordered classes without their order
+    # a loss or a consistency loss that the task does not define, or a metric of ordered classes without their order
     _check_task(config, dataset)
     # ops that need colour
     policies.check_channels(config.augment.policy, config.augment.ops, channels)
@@ -210,6 +212,7 @@ def check_data(config: Config, dataset: Dataset) -> None:
 
 def _check_task(config: Config, dataset: Dataset) -> None:
     competition = dataset.competition
+    losses.check_loss(config.train, competition.task)
     if config.train.consistency != "none" and not TASKS[competition.task].consistency:
         raise ConfigError(f"train.consistency: {config.train.consistency} is not defined for task {competition.task}")
     ordered = competition.numbered or config.data.classes or predictions.class_values(competition.classes) is not None

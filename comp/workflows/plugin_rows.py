@@ -1,6 +1,7 @@
 """The rows that a plug-in may declare, and their checks; `comp.workflows.plugins` loads plug-ins and adds the rows."""
 
 import dataclasses
+import inspect
 import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -56,6 +57,10 @@ def _is_op(value: Any) -> bool:
     return False
 
 
+def _is_loss(value: Any) -> bool:
+    return callable(value) and "reduction" in inspect.signature(value).parameters
+
+
 def _is_views(value: Any) -> bool:
     views = value if isinstance(value, tuple) else ()
     return (
@@ -72,7 +77,7 @@ REGISTRIES: dict[str, Registry] = {
     "OPS": Registry(OPS, "op", "(meaning of its magnitude, frozenset of the corruptions it imitates)", _is_op),
     "FUNCTIONS": Registry(FUNCTIONS, "", *_instance(BatchOp)),
     "POLICIES": Registry(POLICIES, "policy", *_instance(Policy)),
-    "LOSSES": Registry(LOSSES, "loss", "a function (logits, targets) -> mean loss", callable),
+    "LOSSES": Registry(LOSSES, "loss", "a function (logits, targets, *, reduction='mean') -> loss", _is_loss),
     "METRICS": Registry(METRICS, "metric", *_instance(Metric)),
     "SOURCES": Registry(SOURCES, "source", "a function (section data, progress, task) -> Source", callable),
     "TESTS": Registry(TESTS, "", "a function (section data, classes, progress) -> LoadedTest", callable),

@@ -49,6 +49,10 @@ CEILINGS: dict[str, Ceiling] = {
     "basic, muon": Ceiling(100),
     "basic, bf16": Ceiling(60),
     "basic, fp16": Ceiling(80),
+    "basic, cross_entropy and class weights": Ceiling(90),
+    "basic, focal and class weights": Ceiling(90),
+    "basic, bce and class weights": Ceiling(90),
+    "basic, poly and class weights": Ceiling(90),
 }
 _STEPS = ["steps", *(f"step/{name}" for name in SETTINGS)]
 

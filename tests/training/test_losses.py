@@ -1,14 +1,17 @@
-"""Predictions of an image's views are made to agree: AugMix's Jensen-Shannon loss, and the views it compares."""
+"""Losses equal their papers' formulas and other libraries', and the Jensen-Shannon loss makes views agree."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm.loss
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import log_softmax
+from numpy.typing import NDArray
+from scipy.special import expit, log_expit, log_softmax
+from torchvision.ops import sigmoid_focal_loss
 
 from comp import config as configs
 from comp.augment import engine
@@ -24,6 +27,147 @@ from tests.support.images import pictures
 from tests.support.runs import assert_same_weights, history_without_clock, the_run
 
 JSD = ("train.consistency=jsd", "augment.policy=[basic, augmix]", "augment.mixup=0")
+Array = NDArray[np.float64]
+
+
+def focal_by_formula(logits: Array, targets: Array, gamma: float) -> Array:
+    """Return each image's loss: the mean over its classes, as their shares, of -(1 - p)^gamma log p."""
+    logs = log_softmax(logits, axis=1)
+    return -(targets * (1 - np.exp(logs)) ** gamma * logs).sum(1)
+
+
+def binary_focal_by_formula(logits: Array, targets: Array, gamma: float) -> Array:
+    return -(
+        targets * (1 - expit(logits)) ** gamma * log_expit(logits)
+        + (1 - targets) * expit(logits) ** gamma * log_expit(-logits)
+    )
+
+
+def timms(name: str, **settings: object) -> Callable[[Array, Array], Array]:
+    """Return one of timm's losses, for each image or class."""
+    loss = getattr(timm.loss, name)(reduction="none", **settings)
+    return lambda logits, targets: loss(torch.from_numpy(logits), torch.from_numpy(targets)).double().numpy()
+
+
+# Row of LOSSES -> arguments and an independent reference for each; a new row fails until it has one.
+REFERENCES: dict[str, list[tuple[dict[str, float], Callable[[Array, Array], Array]]]] = {
+    "cross_entropy": [({}, lambda logits, targets: -(targets * log_softmax(logits, axis=1)).sum(1))],
+    "binary_cross_entropy": [
+        ({}, timms("BinaryCrossEntropy", smoothing=0)),
+        ({"target_threshold": 0.2}, timms("BinaryCrossEntropy", smoothing=0, target_threshold=0.2)),
+    ],
+    "focal": [
+        ({}, lambda logits, targets: focal_by_formula(logits, targets, 2)),
+        ({"gamma": 0.5}, lambda logits, targets: focal_by_formula(logits, targets, 0.5)),
+        ({"gamma": 0}, lambda logits, targets: -(targets * log_softmax(logits, axis=1)).sum(1)),
+    ],
+    "binary_focal": [
+        ({}, lambda logits, targets: binary_focal_by_formula(logits, targets, 2)),
+        ({"gamma": 0.5}, lambda logits, targets: binary_focal_by_formula(logits, targets, 0.5)),
+    ],
+    "asymmetric": [
+        ({}, timms("AsymmetricLossMultiLabel")),
+        (
+            {"gamma_neg": 2, "gamma_pos": 0, "clip": 0},
+            timms("AsymmetricLossMultiLabel", gamma_neg=2, gamma_pos=0, clip=0),
+        ),
+    ],
+    "poly": [({}, timms("PolyCrossEntropy")), ({"epsilon": -1}, timms("PolyCrossEntropy", epsilon=-1))],
+    "binary_poly": [({}, timms("PolyBinaryCrossEntropy"))],
+}
+
+
+def drawn(seed: int, scale: float, *, soft: bool) -> tuple[Array, Array]:
+    """Return logits and targets [B, 5]: one class an image, or two mixed ones."""
+    generator = np.random.default_rng(seed)
+    first, second = (np.eye(5)[generator.integers(0, 5, 6)] for _ in range(2))
+    share = generator.random((6, 1)) if soft else np.ones((6, 1))
+    return generator.normal(0, scale, (6, 5)), share * first + (1 - share) * second
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+@settings(max_examples=12)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.1, 4), soft=st.booleans())
+def test_every_loss_equals_its_reference_for_each_image_and_on_average(
+    name: str, seed: int, scale: float, soft: bool
+) -> None:
+    logits, targets = drawn(seed, scale, soft=soft)
+    tensors = torch.from_numpy(logits).float(), torch.from_numpy(targets).float()
+    for arguments, reference in REFERENCES[name]:
+        expected, loss = reference(logits, targets), losses.LOSSES[name]
+        assert loss(*tensors, reduction="none", **arguments).numpy() == pytest.approx(expected, rel=2e-3, abs=2e-5)
+        assert loss(*tensors, **arguments).item() == pytest.approx(expected.mean(), rel=2e-3, abs=2e-5)
+
+
+def test_focal_losses_equal_torchvisions_on_present_and_absent_classes() -> None:
+    logits, targets = (torch.from_numpy(values).float() for values in drawn(0, 3, soft=False))
+    expected = sigmoid_focal_loss(logits, targets, alpha=-1, gamma=3, reduction="mean")
+    assert losses.binary_focal(logits, targets, gamma=3).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        *((name, {}) for name in losses.LOSSES),
+        ("focal", {"gamma": 0.5}),
+        ("binary_focal", {"gamma": 0.1}),
+        ("asymmetric", {"gamma_neg": 0.5, "gamma_pos": 0.5}),
+        ("asymmetric", {"gamma_neg": 0.5, "clip": 0.0}),
+    ],
+)
+def test_losses_and_gradients_are_finite_however_sure_and_wrong_the_network_is(
+    name: str, arguments: dict[str, float], dtype: torch.dtype
+) -> None:
+    for size in (0.0, 5.0, 20.0, 200.0, 30_000.0):
+        logits = torch.tensor([[size, -size], [-size, size], [size, size]], dtype=dtype, requires_grad=True)
+        for targets in (torch.tensor([[1.0, 0.0]] * 3), torch.tensor([[0.95, 0.05]] * 3)):
+            loss = losses.LOSSES[name](logits.float(), targets, **arguments)
+            (gradient,) = torch.autograd.grad(loss, logits)
+            assert loss.isfinite()
+            assert gradient.isfinite().all()
+        if size:
+            (wrong,) = torch.autograd.grad(losses.LOSSES[name](logits.float(), targets, **arguments), logits)
+            assert wrong[1, 0] < 0  # the class that is there, and was thought absent
+
+
+def test_targets_above_a_threshold_count_as_present() -> None:
+    logits, mixed = torch.zeros(1, 3), torch.tensor([[0.7, 0.3, 0.0]])
+    both = losses.binary_cross_entropy(logits + 1, torch.tensor([[1.0, 1.0, 0.0]]))
+    assert torch.equal(losses.binary_cross_entropy(logits + 1, mixed, target_threshold=0.2), both)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["train.loss=focl"], ("train.loss", "'focl'", "did you mean 'focal'")),
+        (["train.loss=asymmetric"], ("train.loss: asymmetric is not defined for task single_label", "poly")),
+        (["competition.task=multi_label", "train.loss=cross_entropy"], ("train.loss: cross_entropy", "asymmetric")),
+        (["train.loss=focal", "train.loss_args={gama: 2}"], ("train.loss_args: focal has no argument 'gama'", "gamma")),
+        (["train.loss=focal", "train.loss_args.gamma=-1"], ("gamma: expected a number from 0 to 10, found -1",)),
+        (["train.loss=focal", "train.loss_args.gamma=true"], ("gamma: expected a number", "found True")),
+        (["train.loss=focal", "train.loss_args.gamma=two"], ("gamma: expected a number", "found 'two'")),
+        (["train.loss_args.gamma=2"], ("auto has no argument 'gamma'", "leave train.loss_args out")),
+        (["train.loss=cross_entropy", "train.loss_args.label_smoothing=0.1"], ("no argument 'label_smoothing'",)),
+        ([*JSD, "train.loss=bce"], ("train.consistency: jsd compares softmax outputs", "train.loss=bce")),
+    ],
+)
+def test_losses_that_do_not_fit_are_refused_before_training(
+    workplace: Path, comp: Callable[..., Result], overrides: list[str], parts: tuple[str, ...]
+) -> None:
+    assert_refused(comp("train", "small.yaml", *overrides), *parts)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("loss", ["focal", "bce", "poly"])
+def test_a_loss_trains_with_mixed_smoothed_targets_and_is_validated_by_its_log_loss(workplace: Path, loss: str) -> None:
+    overrides = ["competition.suite.source=none", "competition.ood_validation.severities=[]", "train.epochs=1"]
+    plain = train.train(configs.load("small.yaml", overrides), runs_root=Path("plain"))
+    run = train.train(configs.load("small.yaml", [*overrides, f"train.loss={loss}"]))
+    ours, theirs = run.history()[0], plain.history()[0]
+    assert ours["train_loss"] != theirs["train_loss"]
+    assert float(ours["val_loss"]) == pytest.approx(float(theirs["val_loss"]), abs=0.7)  # of the same scale
+    assert f"loss: {loss}" in run.provenance()["notes"]
 
 
 def jensen_shannon(logits: np.ndarray) -> float:  # type: ignore[type-arg]

@@ -132,7 +132,9 @@ def _check_average(name: str, device: torch.device) -> Values:
 def _check_loss(name: str, device: torch.device) -> Values:
     logits = torch.linspace(-3, 3, 32).view(8, 4)
     targets = torch.eye(4)[torch.arange(8) % 4] * 0.9 + 0.025
-    return _compare(device, lambda place: _loss_and_gradient(LOSSES[name], logits.to(place), targets.to(place)))
+    counts = _compare(device, lambda place: _loss_and_gradient(LOSSES[name], logits.to(place), targets.to(place)))
+    assert not counts["waits"], f"the host waits: {counts['waits_at']}"
+    return counts
 
 
 def _loss_and_gradient(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor) -> list[Tensor]:

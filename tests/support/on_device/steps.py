@@ -10,6 +10,7 @@ import torch
 
 from comp import config as configs
 from comp.augment.policies import POLICIES
+from comp.config.tasks import TASKS
 from comp.config.yaml_io import merge
 from comp.workflows import train
 from tests.support import pretend_device
@@ -33,6 +34,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "basic, muon": {"augment": {"policy": "basic"}, "optim": {"name": "muon"}},
     "basic, bf16": {"augment": {"policy": "basic"}, "train": {"precision": "bf16"}},
     "basic, fp16": {"augment": {"policy": "basic"}, "train": {"precision": "fp16"}},
+    **{
+        f"basic, {loss} and class weights": {
+            "augment": {"policy": "basic"},
+            "data": {"sampling": "sqrt"},
+            "train": {"loss": loss, "class_weights": {"1": 2.0}},
+        }
+        for loss in TASKS["single_label"].losses
+    },
 }
 _PLAIN: dict[str, Any] = {
     "competition": {"suite": {"source": "none"}, "ood_validation": {"severities": []}},

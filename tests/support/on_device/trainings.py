@@ -60,6 +60,10 @@ TRAININGS: dict[str, tuple[dict[str, Any], float]] = {
     "sizes": ({"model": {"name": "fastnet", "args": {"size": "S"}}, "train": {"sizes": {1: 24, 2: 32}}}, 0.0),
     "unfreezing": ({"model": {"freeze": ["all_but_head"], "unfreeze": {2: ["*"]}}, "optim": {"name": "sgd"}}, 0.0),
     "lookahead": ({"optim": {"name": "lion", "lookahead": {"k": 2}}}, 0.0),
+    "focal, sampled and weighted": (
+        {"data": {"sampling": "balanced"}, "train": {"loss": "focal", "class_weights": {"1": 2.0}}},
+        0.0,
+    ),
     "muon": ({"optim": {"name": "muon"}}, 0.05),
     "shifted validation": (_WITH_SUITE, 0.0),
     "streamed": ({"data": {"loading": "streamed", "workers": 1}}, 0.0),
@@ -76,6 +80,7 @@ ONLY_CUDA = ("bf16", "fp16")
 # Those that MPS could refuse for its missing doubles: what sums, normalises, whitens, mixes or averages.
 ON_MPS = (
     "plain", "norms and clipping", "consistency", "robust and cutmix", "muon", "whitened fastnet", "batch norm and ema",
+    "focal, sampled and weighted",
 )  # fmt: skip
 
 # Kinds of prediction: options and what is predicted.

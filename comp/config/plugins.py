@@ -5,9 +5,11 @@ config holds the file's full path, and for both the SHA-256 of the source: `/hom
 config, its hash and each copy of it say exactly which code they mean; `comp.workflows.plugins` runs no other.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import keyword
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -19,6 +21,9 @@ from comp.runtime.errors import ConfigError, nearest
 
 FOLDER = "plugins"
 """Folder of the copies in a run or a study."""
+
+COPIES = "COMP_PLUGIN_COPIES"
+"""Environment variable: folder with copies of the sources that this command's processes have loaded."""
 
 _PIN = "#sha256="
 
@@ -58,23 +63,24 @@ class Plugin(NamedTuple):
         return Path(self.source) if self.is_file else _locate_module(self.source)
 
     def read(self) -> bytes:
-        """Return the source.
+        """Return the source; if it is edited while a command runs, the command's processes go on with their copy.
 
         Raises:
             ConfigError: missing, unreadable, or other code than the SHA-256 says.
         """
-        path = self.path()
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"plugins: {path}: cannot be read: {error.strerror or error}") from None
-        digest = hashlib.sha256(content).hexdigest()
-        if self.sha256 not in ("", digest):
-            raise ConfigError(
-                f"plugins: {path}: expected sha256 {self.sha256}, found {digest}: the source has changed; restore it, "
-                "or start anew with a config that names it without a hash"
-            )
-        return content
+        path, digests = self.path(), list[str]()
+        for candidate in (path, Path(os.environ.get(COPIES, os.devnull), f"{self.sha256}.py")):
+            with contextlib.suppress(OSError):
+                content = candidate.read_bytes()
+                digests.append(hashlib.sha256(content).hexdigest())
+                if self.sha256 in ("", digests[-1]):
+                    return content
+        if not digests:
+            raise ConfigError(f"plugins: {path}: missing, or cannot be read")
+        raise ConfigError(
+            f"plugins: {path}: expected sha256 {self.sha256}, found {digests[0]}: the source has changed; restore it, "
+            "or start anew with a config that names it without a hash"
+        )
 
     def __str__(self) -> str:
         return f"{self.source}{_PIN}{self.sha256}" if self.sha256 else self.source

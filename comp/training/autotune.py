@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from comp.augment.mixing import soft_targets
 from comp.config import Config, parse_duration
+from comp.config.plugins import portable
 from comp.data import loading
 from comp.data.dataset import Dataset
 from comp.data.images import ImageFiles, resolve_workers
@@ -159,6 +160,7 @@ def _key(device_name: str, dataset: Dataset, config: Config) -> str:
         "image_shape": dataset.train.image_shape,
         "batch_size": min(config.train.batch_size, len(dataset.train)),
         "micro_batch": config.train.micro_batch,
+        **({"plugins": portable(config.plugins)} if config.plugins else {}),
     }
     return json.dumps(key, sort_keys=True, default=str)
 

@@ -107,7 +107,7 @@ def declared_rows(module: ModuleType, where: str) -> Rows:
     for name in rows.get("NETWORKS", {}):
         rows.setdefault("OWN_KINDS", {}).setdefault(name, UNCLASSIFIED.kind)
     for name, row in rows.get("METRICS", {}).items():
-        rows["METRICS"][name] = dataclasses.replace(row, score=partial(_score, where, name, row.score))
+        rows["METRICS"][name] = dataclasses.replace(row, score=partial(_score, str(module.__file__), name, row.score))
     return rows
 
 

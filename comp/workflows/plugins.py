@@ -26,7 +26,7 @@ from typing import Any
 
 from comp.augment.ops import WORKER_OPS
 from comp.config import Config
-from comp.config.plugins import Plugin, parse
+from comp.config.plugins import COPIES, Plugin, parse
 from comp.config.tasks import TASKS
 from comp.models import timm_models
 from comp.results import files
@@ -65,7 +65,6 @@ class _Loaded:
 
 
 _loaded: dict[str, _Loaded] = {}  # by the module's name
-_copies: list[str] = []  # the folder of this process's copies, once there is one
 
 
 def load(config: Config, *, allow: bool = False) -> None:
@@ -83,7 +82,7 @@ def load(config: Config, *, allow: bool = False) -> None:
         raise ConfigError(f"plugins: {unlocated[0]}: load the config from its file, which locates the plug-in")
     copies = [plugin for plugin in plugins if plugin.is_file and _is_copy(Path(plugin.source))]
     if copies and not allow:
-        _demand_consent(copies, str(Path(copies[0].source).parent.parent))
+        _demand_consent(copies, "these copies", " where the command has it, or copy them beside a config of yours")
     _load(plugins)
     for name in _loaded.keys() - {plugin.module for plugin in plugins}:
         _remove(name)
@@ -142,14 +141,14 @@ def _is_copy(path: Path) -> bool:
     return any((folder / name).is_file() for folder in path.parents for name in ("provenance.json", "study.json"))
 
 
-def _demand_consent(plugins: Sequence[Plugin], owner: str) -> None:
+def _demand_consent(plugins: Sequence[Plugin], owner: str, hint: str = "") -> None:
     """Refuse plug-ins whose source the user has not consented to in this command."""
     consented = os.environ.get(ALLOWED, "").split()
     if refused := [plugin for plugin in plugins if plugin.sha256 not in consented]:
         listed = "".join(f"\n  {plugin.source}, sha256 {plugin.sha256}" for plugin in refused)
         raise ConfigError(
-            f"{owner}: was made with plug-ins, Python code that would run as you; read it, then allow it with "
-            f"--allow-plugins (in Python: allow_plugins=True):{listed}"
+            f"{owner}: plug-ins of a run, Python code that would run as you; read it, then allow it with "
+            f"--allow-plugins (in Python: allow_plugins=True){hint}:{listed}"
         )
 
 
@@ -254,7 +253,7 @@ def _execute(plugin: Plugin) -> ModuleType:
                 where = error_line(error, [str(path)]) or str(path)
                 raise ConfigError(f"{where}: cannot be imported: {reason_of(error)}") from None
             raise
-    _offer_to_spawned(name, content)
+    _keep_copy(name, content)
     return module
 
 
@@ -271,13 +270,20 @@ def _check_hides_nothing(name: str, path: Path) -> None:
     raise ConfigError(f"{path}: would hide the module {name}; rename it")
 
 
-def _offer_to_spawned(name: str, content: bytes) -> None:
-    """Let processes that are spawned import the same code by its name: they get `sys.path`, but no modules."""
-    if not _copies:
-        _copies.append(tempfile.mkdtemp(prefix="comp-plugins-"))
-        atexit.register(shutil.rmtree, _copies[0], ignore_errors=True)
-        sys.path.append(_copies[0])  # last, where it hides nothing
-    (Path(_copies[0]) / f"{name}.py").write_bytes(content)
+def _keep_copy(name: str, content: bytes) -> None:
+    """Keep a copy of loaded code for the processes that this one starts.
+
+    By its hash, for those that load the plug-in when its file has been edited; by its name, for those that are spawned,
+    which get `sys.path`, but no modules.
+    """
+    folder = Path(os.environ.get(COPIES) or tempfile.mkdtemp(prefix="comp-plugins-"))
+    if COPIES not in os.environ:
+        os.environ[COPIES] = str(folder)
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # last, where it hides nothing
+    for stem in (name, files.sha256_bytes(content)):
+        files.write_atomically(folder / f"{stem}.py", content)
 
 
 def _shared_row(first: _Loaded, second: _Loaded) -> str:

@@ -15,8 +15,9 @@ import pytest
 import comp as api
 from comp import config as configs
 from comp.config import Config
+from comp.config.plugins import COPIES
 from comp.config.tasks import TASKS
-from comp.results import files, prediction_files
+from comp.results import files, prediction_files, runs
 from comp.results.metrics import METRICS
 from comp.results.runs import Run, open_run
 from comp.runtime.errors import ConfigError, Interrupted
@@ -42,6 +43,7 @@ TASKS = {"single_label": {"metrics": ["mistakes"]}}
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every test begins and ends without plug-ins and without consent."""
     monkeypatch.setenv(plugins.ALLOWED, "")
+    monkeypatch.delenv(COPIES, raising=False)
     yield
     forget()
 
@@ -49,6 +51,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def forget() -> None:
     """Take the state of a new process."""
     os.environ[plugins.ALLOWED] = ""
+    if (copies := os.environ.pop(COPIES, None)) in sys.path:
+        sys.path.remove(copies)
     plugins.load(Config())
 
 
@@ -338,6 +342,19 @@ def test_edited_code_is_loaded_again_and_leaves_with_its_config(tmp_path: Path) 
     assert "errors" not in TASKS["single_label"].metrics
 
 
+def test_code_that_is_edited_while_a_command_runs_stays_as_it_was_loaded(tmp_path: Path) -> None:
+    (tmp_path / "rows.py").write_text(METRIC)
+    config = configs.load(small(tmp_path))
+    plugins.load(config)
+    (tmp_path / "rows.py").write_text(METRIC.replace("1 - ", "2 - "))
+    run = runs.create(tmp_path / "runs", config, "run", {})
+    assert (run.path / "plugins/rows.py").read_text() == METRIC
+    plugins.load(config)
+    forget()
+    with pytest.raises(ConfigError, match="has changed"):
+        plugins.load(config)
+
+
 def test_an_installed_module_is_recorded_with_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package, metadata = tmp_path / "site/my_package", tmp_path / "site/my_package-1.5.dist-info"
     package.mkdir(parents=True)
@@ -350,13 +367,12 @@ def test_an_installed_module_is_recorded_with_its_version(tmp_path: Path, monkey
     config = configs.load(small(tmp_path, "[my_package.rows]"))
     plugins.load(config)
     assert "mistakes" in METRICS
-    from comp.results import runs
-
     run = runs.create(tmp_path / "runs", config, "run", {})
     (origin,) = run.provenance()["plugins"]
     assert (origin["name"], origin["version"]) == ("my_package.rows", "1.5")
     assert not (run.path / "plugins").exists()
     (package / "rows.py").write_text(METRIC + "# 1.6\n")
+    forget()
     with pytest.raises(ValueError, match="has changed"):
         plugins.load_of(open_run(run.path, allow_plugins=True))
     for name in ("my_package", "my_package.rows"):

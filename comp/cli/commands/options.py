@@ -88,13 +88,13 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing submis
 RUNS = Path("runs")
 
 
-def load_with_plugins(config: Path, overrides: list[str] | None) -> "Config":
-    """Return a config whose plug-ins are loaded, for commands that only open its data."""
+def load_with_plugins(config: Path, overrides: list[str] | None, *, allow: bool = False) -> "Config":
+    """Return a config whose plug-ins are loaded; `allow` those that lie in a run's or a study's folder too."""
     from comp import config as configs
     from comp.workflows import plugins
 
     loaded = configs.load(config, overrides or [])
-    plugins.load(loaded)
+    plugins.load(loaded, allow=allow)
     return loaded
 
 

@@ -23,6 +23,7 @@ from comp.cli.commands.options import (
     Overrides,
     Views,
     expand_path,
+    load_with_plugins,
 )
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ def run(
                 repeated = _open_with_plugins(existing, data_overrides, allow_plugins)
                 loaded = repeated.data_config() if resume else repeated.config()
             else:
-                loaded = _load(config, overrides, allow_plugins)
+                assert config is not None  # see `_check_sources`
+                loaded = load_with_plugins(config, overrides, allow=allow_plugins)
             check_output(loaded, output, force=force)
         return loaded
 
@@ -161,7 +163,8 @@ def train(
         with configs.naming_overrides(overrides or []):
             if resume:
                 return _open_with_plugins(resume, data_overrides, allow_plugins).data_config()
-            return _load(config, overrides, allow_plugins)
+            assert config is not None  # see `_check_sources`
+            return load_with_plugins(config, overrides, allow=allow_plugins)
 
     _start_processes(context, gpus, load)
     root, name = runs or RUNS, Path(config or "run").stem
@@ -214,16 +217,6 @@ def lr_find(
         console.print_json({**result.to_json(), "picture": str(output)})
     else:
         console.print_lr_find(result, output)
-
-
-def _load(config: Path | None, overrides: list[str] | None, allow_plugins: bool) -> "Config":
-    from comp import config as configs
-    from comp.workflows import plugins
-
-    assert config is not None  # see `_check_sources`
-    loaded = configs.load(config, overrides or [])
-    plugins.load(loaded, allow=allow_plugins)
-    return loaded
 
 
 def _open_with_plugins(path: Path, data_overrides: list[str], allow_plugins: bool) -> "Run":

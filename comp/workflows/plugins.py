@@ -96,6 +96,10 @@ def load_of(run: Run) -> None:
         RunError: a copy is missing or has changed, or an installed module is another version.
     """
     plugins = [parse(entry) for entry in run.config().plugins]
+    if unlocated := [plugin for plugin in plugins if not plugin.sha256]:
+        raise RunError(
+            f"{run.path / 'config.yaml'}: damaged: no sha256 of the plug-in {unlocated[0]}; restore the file"
+        )
     if not run.allow_plugins:
         _demand_consent(plugins, str(run.path))
     try:
@@ -120,13 +124,13 @@ def describe(config: Config) -> tuple[str, ...]:
 
 def changed_since(run: Run) -> tuple[str, ...]:
     """Return a note on each file that a run's copies were made of and that has changed since."""
-    origins = [
-        (row.get("file"), row.get("sha256")) for row in run.provenance().get("plugins", ()) if "version" not in row
-    ]
+    recorded = run.provenance().get("plugins")
+    origins = [row for row in recorded if isinstance(row, dict)] if isinstance(recorded, list) else []
+    digests = {Path(str(row.get("file"))): row.get("sha256") for row in origins if "version" not in row}
     return tuple(
-        f"{path} has changed since {run.path} began; the run goes on with its own copy"
-        for path, digest in origins
-        if path and Path(path).is_file() and files.sha256_file(Path(path)) != digest
+        f"{path} has changed since {run.path} began, which goes on with its own copy"
+        for path, digest in digests.items()
+        if path.is_file() and files.sha256_file(path) != digest
     )
 
 

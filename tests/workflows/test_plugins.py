@@ -163,6 +163,9 @@ def test_a_changed_copy_is_refused_even_when_allowed(page: Path, comp: Command) 
     with (page / "plugins/my_metrics.py").open("a") as file:
         file.write("# a comment\n")
     assert_refused(comp("predict", page, "--split", "test", "--allow-plugins"), "my_metrics.py", "has changed")
+    config = page / "config.yaml"
+    config.write_text(re.sub("#sha256=.*", "", config.read_text()))
+    assert_refused(comp("predict", page, "--split", "test", "--allow-plugins"), "config.yaml: damaged", "my_models.py")
 
 
 def test_what_lists_and_checks_imports_no_plugin(page: Path, comp: Command) -> None:

@@ -8,6 +8,7 @@ both = comp.ensemble([run, comp.train(config.model_copy(update={"seed": 1}))])
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,7 @@ def predict(
     device: str = "",
     views: str | None = None,
     adapt: str | None = None,
+    allow_plugins: bool = False,
     progress: Progress = quiet,
 ) -> Predictions:
     """Return a run's predictions of its suite, a split, another suite, or any images.
@@ -88,33 +90,43 @@ def predict(
         device: `cpu`, `cuda` or `mps`; empty: the training's, or the best of this machine if it lacks that.
         views: `none`, `flip`, `shift`, `flip_shift`, `ten_crop` or `dihedral`; None: the run's.
         adapt: `none`, `bn` or `tent`; None: the run's.
+        allow_plugins: run the Python code of its plug-ins, as its folder has them.
         progress: called after every batch.
 
     Raises:
         UserError: no such split, images that cannot be read, or the rules forbid the adaptation.
     """
     source = PredictInput(split, None if suite is None else Path(suite), images)
-    opened = _open(run)
+    opened = _open(run, allow_plugins)
     if overrides:
-        opened = open_run(opened.path, (*opened.overrides, *overrides))
+        opened = open_run(opened.path, (*opened.overrides, *overrides), allow_plugins=opened.allow_plugins)
     loaded = load_for_input(opened, source, progress, device=device)
     options = options_for(loaded, {"views": views, "adapt": adapt})
     return predict_input(loaded, source, progress, options=options, severities=severities).predictions
 
 
-def ensemble(members: Sequence[Run | Path | str], *, method: str = "mean", runs: Path | str = "runs") -> Run:
+def ensemble(
+    members: Sequence[Run | Path | str],
+    *,
+    method: str = "mean",
+    runs: Path | str = "runs",
+    allow_plugins: bool = False,
+) -> Run:
     """Combine trained runs into one run, scored, stored and with a submission.
 
     Args:
         members: complete runs of one competition, or their folders.
         method: a row of `comp.ensembles.methods.METHODS`.
         runs: where the ensemble's folder is made.
+        allow_plugins: run the Python code of the members' plug-ins, as their folders have them.
 
     Raises:
         UserError: members that do not match, or an unknown method.
     """
-    return combine.ensemble([_open(member) for member in members], method=method, runs_root=Path(runs))
+    opened = [_open(member, allow_plugins) for member in members]
+    return combine.ensemble(opened, method=method, runs_root=Path(runs))
 
 
-def _open(run: Run | Path | str) -> Run:
-    return run if isinstance(run, Run) else open_run(Path(run))
+def _open(run: Run | Path | str, allow_plugins: bool) -> Run:
+    opened = run if isinstance(run, Run) else open_run(Path(run))
+    return replace(opened, allow_plugins=True) if allow_plugins else opened

@@ -59,6 +59,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if memory.is_out_of_memory(error):
             print(f"error: out of memory ({memory.reason_of(error)}); {memory.ADVICE}", file=sys.stderr)
             code = UserError.exit_code
+        elif "comp.workflows.plugins" in sys.modules and (
+            reason := sys.modules["comp.workflows.plugins"].raised_in(error)
+        ):
+            print(f"error: a plug-in fails: {reason}", file=sys.stderr)
+            code = UserError.exit_code
         else:
             traceback.print_exc()
             print("internal error (a bug in comp); please report it with the lines above", file=sys.stderr)

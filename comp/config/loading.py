@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from comp.config import messages
+from comp.config import messages, plugins
 from comp.config.data import PseudoConfig
 from comp.config.section import DURATION, PATH, alternatives, is_mapping, section_of
 from comp.config.training import TeacherConfig
@@ -38,10 +38,12 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         ConfigError: lists all mistakes with file and line or override, expected and found values, and the nearest known
             key.
     """
-    document = Document({})
+    document, folder = Document({}), Path(path).parent
     for part in read_chain(Path(path)):
+        if "plugins" in part.values:
+            folder = Path(part.locations[()]).parent
         document = Document(_drop_empty_sections(part.values, Config), part.locations, part.spellings).over(document)
-    return _validate(document, str(path), overrides, expand_paths=True)
+    return _validate(document, str(path), overrides, expand_paths=True, plugins_in=folder)
 
 
 def load_stored(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -55,6 +57,8 @@ def load_stored(path: Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: see `load`.
     """
     (document,) = read_chain(path)
+    if isinstance(entries := document.values.get("plugins"), list) and all(isinstance(row, str) for row in entries):
+        document.values["plugins"] = plugins.resolve_copies(entries, path.parent)
     return _validate(document, str(path), overrides, expand_paths=False)
 
 
@@ -77,6 +81,7 @@ def dump(config: Config) -> str:
 
 # Keys that were added after runs had been hashed, with the defaults that match the behaviour of those runs.
 _LATER_KEYS: dict[str, dict[str, object]] = {
+    "": {"plugins": []},
     "data": {
         "range": "auto",
         "label_pattern": "",
@@ -103,9 +108,10 @@ def fingerprint(config: Config) -> str:
     Later keys are hashed only if they differ from their defaults, so that the hashes of older runs stay valid.
     """
     values = config.model_dump(mode="json", exclude={"track": True, "tune": True, "train": {"keep_state"}})
+    values["plugins"] = plugins.portable(config.plugins)
     for path, keys in _LATER_KEYS.items():
         section = values
-        for name in path.split("."):
+        for name in path.split(".") if path else ():
             section = section[name]
         for key in [key for key, default in keys.items() if section[key] == default]:
             del section[key]
@@ -124,7 +130,7 @@ def flatten(config: Config) -> dict[str, Any]:
             leaves |= walk(child, value, f"{prefix}{name}.") if isinstance(child, BaseModel) else {prefix + name: value}
         return leaves
 
-    return walk(config, config.model_dump(mode="json"), "")
+    return {**walk(config, config.model_dump(mode="json"), ""), "plugins": plugins.portable(config.plugins)}
 
 
 def schema() -> dict[str, Any]:
@@ -146,7 +152,10 @@ def _drop_empty_sections(values: Mapping[str, Any], model: type[BaseModel]) -> d
     return kept
 
 
-def _validate(document: Document, where: str, overrides: Sequence[str], *, expand_paths: bool) -> Config:
+def _validate(
+    document: Document, where: str, overrides: Sequence[str], *, expand_paths: bool, plugins_in: Path | None = None
+) -> Config:
+    """Return the config of a document with overrides; plug-ins are files in the folder `plugins_in`, if it is given."""
     mistakes: list[str] = []
     for text in overrides:
         try:
@@ -157,6 +166,15 @@ def _validate(document: Document, where: str, overrides: Sequence[str], *, expan
     values = _normalize(document.values, Config, (), document.spellings)
     if expand_paths:
         values = _expand_paths(values, Config, (), path_mistakes)
+    if plugins_in and isinstance(entries := values.get("plugins"), list):
+        # Entries of an override are relative to the config that it overrides.
+        by_override = document.location(("plugins",)).startswith("override")
+        try:
+            values["plugins"] = plugins.resolve(
+                list(map(str, entries)), Path(where).parent if by_override else plugins_in
+            )
+        except ConfigError as error:
+            path_mistakes["plugins",] = str(error)
     mistakes += [f"{document.location(keys) or where}: {mistake}" for keys, mistake in path_mistakes.items()]
     document = Document(values, document.locations, document.spellings)
     try:

@@ -115,5 +115,8 @@ class Config(Section):
     predict: PredictConfig = PredictConfig()
     track: TrackConfig = TrackConfig()
     tune: TuneConfig = Field(default_factory=TuneConfig)
+    plugins: tuple[str, ...] = ()
+    """Your own models, losses, metrics, augmentation ops, data sources and views: Python files beside this config
+    (`my_module.py`), or installed modules by name; see docs/PLUGINS.md. Their code runs as you."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initial weights, sample order and augmentation, but not of the splits (`data.split_seed`)."""

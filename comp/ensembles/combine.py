@@ -29,6 +29,7 @@ from comp.runtime.progress import Progress, quiet
 from comp.submission import write
 from comp.submission.format import Competition
 from comp.submission.write import write_run_submission
+from comp.workflows import plugins
 from comp.workflows.checks import default_submission
 from comp.workflows.load import open_run_data
 from comp.workflows.predict import scores_of
@@ -91,6 +92,8 @@ def ensemble(
     if output is not None:
         write.check_output_path(output, force=force)
     collect.check_one_competition(trained)
+    for run in trained:
+        plugins.load_of(run)
     first = trained[0].metrics()
     chosen = methods.method(method, TASKS[first.task])
     members = collect.collect_members(trained, overrides or {}, progress)
@@ -324,7 +327,8 @@ def read_comparison(run: Run) -> Comparison | None:
     if "members" not in values or "gain" not in values:
         return None
     scores = {name: cross_fit.EnsembleRow(**values[name]) for name in ("best_single", "ensemble")}
-    gain = metrics.metric(stored.metric).as_maximize(scores["ensemble"].metric - scores["best_single"].metric)
+    difference = scores["ensemble"].metric - scores["best_single"].metric
+    gain = difference if metrics.is_higher_better(stored) else -difference
     version_1 = {"metric": stored.metric, "metric_gain": gain, "metric_gain_error": None}
     parts = tuple(cross_fit.EnsembleRow(**row) for row in values["members"])
     return Comparison(**{**version_1, **values, **scores, "members": parts})

@@ -29,6 +29,7 @@ from comp.runtime.progress import Progress, quiet
 from comp.submission import write
 from comp.submission.write import write_run_submission
 from comp.training.step import SMALLEST, split_batch
+from comp.workflows import plugins
 from comp.workflows.checks import default_submission
 from comp.workflows.load import LoadedRun, load_model, load_run, verify_run_data, verify_weights_hash
 from comp.workflows.predict import estimate_accuracy, predict_split, score_test, scores_of
@@ -89,6 +90,8 @@ def soup(
         UserError: different data or architectures, no validation, or an existing submission.
     """
     collect.check_one_competition(trained)
+    for run in trained:
+        plugins.load_of(run)
     if output is not None:
         write.check_output_path(output, force=force)
     first = _with_statistics_sample(load_run(trained[0], progress=progress))

@@ -160,9 +160,12 @@ def meta_model(name: str) -> Any:
         raise ModelError(f"unknown model '{name}'{hint}; `comp models 'resne*t*'` lists models that match a pattern")
     with torch.device("meta"):
         try:
-            return timm.create_model(name)
+            model = timm.create_model(name)
         except RuntimeError as error:  # an unknown tag
             raise ModelError(f"model '{name}': {first_lines(error)}") from None
+    if not hasattr(model, "pretrained_cfg"):  # of a plug-in
+        raise ModelError(f"model '{name}': has no pretrained_cfg; build it with timm.models.build_model_with_cfg")
+    return model
 
 
 def base_name(name: str) -> str:

@@ -21,6 +21,8 @@ from comp.runtime.errors import ModelError, UserError, unknown
 Shape = tuple[int, int, int]  # channels, height, width
 Numbers = Sequence[float]
 
+_METHODS = ("forward", "forward_features", "forward_head", "get_classifier")  # of every network
+
 
 def build(
     config: ModelConfig,
@@ -57,7 +59,7 @@ def build(
     with torch.random.fork_rng(devices=[]):  # leaves torch's global generator as it was
         torch.default_generator.manual_seed(seed)
         inner = _build_network(config, shape, classes, {} if ours else state, file)
-    _check_image_size(inner, config, shape)
+    _check_image_size(inner, config, shape, classes)
     resize = Resize(size, config.interpolation) if size else None
     mean, std = _choose_normalization(config, inner, image_shape[0], (mean, std))
     per_image = config.normalize == "per_image"
@@ -85,7 +87,7 @@ def build_on_meta(config: ModelConfig, *, classes: int, image_shape: Shape) -> C
         resize = Resize(size, config.interpolation) if size else None
         model = Classifier(inner, mean=[0.0] * channels, std=[1.0] * channels, resize=resize)
         if size:  # otherwise the images may differ from `image_shape`
-            _check_image_size(inner, config, shape)
+            _check_image_size(inner, config, shape, classes)
     apply_freezing(model, config, epoch=1)
     return model
 
@@ -247,18 +249,30 @@ def _build_network(
     except timm_models.WRONG_ARGUMENTS as error:
         reason = timm_models.first_lines(error, 200)
         raise ModelError(f"model.args: {config.name} cannot be built from {dict(config.args)}: {reason}") from None
+    if missing := [method for method in _METHODS if not callable(getattr(inner, method, None))]:
+        raise ModelError(
+            f"model.name: {config.name} builds a {type(inner).__name__} without {', '.join(missing)}; build it from "
+            "comp.models.coursework.layout.Network, or add them as timm's models have them"
+        )
     if state:
         weights.load_state(inner, state, where=str(file))
     return inner
 
 
-def _check_image_size(inner: nn.Module, config: ModelConfig, shape: Shape) -> None:
+def _check_image_size(inner: nn.Module, config: ModelConfig, shape: Shape, classes: int) -> None:
     """Run one blank image, so that a network too deep for its images fails here and not in the first step."""
     was_training = inner.training
     inner.eval()
     try:
         with torch.no_grad():
-            inner(torch.zeros(1, *shape))
+            logits = inner(torch.zeros(1, *shape))
+        if logits.shape != (1, classes):
+            raise ModelError(
+                f"model.name: {config.name} returns {list(logits.shape)} for one image of {classes} classes; expected "
+                f"logits [1, {classes}]"
+            )
+    except ModelError:
+        raise
     except NotImplementedError:
         pass  # an op without a meta implementation
     except timm_models.WRONG_ARGUMENTS as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from comp.results import files, metrics, prediction_files, runs
+from comp.results import files, prediction_files, runs
 from comp.results.leaderboard import LeaderboardRow, PublicScore
 from comp.results.runs import sidecar_path
 from comp.runtime.errors import RunError
@@ -112,7 +112,7 @@ def list_submissions(rows: Sequence[LeaderboardRow]) -> Iterator[Submission]:
 
 def _as_maximize(row: LeaderboardRow, score: float) -> float:
     """Return a score in the competition's metric so that higher is better; applied twice, the score itself."""
-    return metrics.metric(row.metric).as_maximize(score)
+    return score if row.higher_is_better else -score
 
 
 def read_sidecar(row: LeaderboardRow, path: str) -> Sidecar | None:

@@ -75,6 +75,7 @@ class LeaderboardRow:
         submission: the CSV it wrote last; empty if none.
         submitted: the recorded scores of its submissions.
         estimates: variant such as `+flip` -> column -> score of predictions made that way.
+        higher_is_better: the metric's direction.
     """
 
     run: str
@@ -108,6 +109,7 @@ class LeaderboardRow:
     submission: str
     submitted: tuple[PublicScore, ...]
     estimates: Mapping[str, Mapping[str, float]]
+    higher_is_better: bool
 
     @property
     def comparison_key(self) -> tuple[str, str, str]:
@@ -119,7 +121,7 @@ class LeaderboardRow:
         value: float | None = getattr(self, column)
         if value is None or not column.endswith(("metric", "score")):
             return value
-        return metrics.metric(self.metric).as_maximize(value)
+        return value if self.higher_is_better else -value
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -152,7 +154,8 @@ class ColumnGroup:
 
 
 GROUP_COLUMNS = tuple(field.name for field in fields(ColumnGroup))
-COLUMNS = tuple(field.name for field in fields(LeaderboardRow) if field.name not in ("submitted", "estimates"))
+_NO_COLUMNS = ("submitted", "estimates", "higher_is_better")
+COLUMNS = tuple(field.name for field in fields(LeaderboardRow) if field.name not in _NO_COLUMNS)
 _METRIC_SORTS = ("ood_metric", "val_metric", "suite_metric")
 _ACCURACY_SORTS = ("ood_accuracy", "val_accuracy", "test_accuracy", "suite_accuracy", "expected_accuracy")
 _OTHER_SORTS = ("public_score", "private_score", "train_minutes", "parameters", "started", "run")
@@ -322,7 +325,7 @@ def _read_row(run: runs.Run) -> LeaderboardRow | None:
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
     scores = run_metrics.from_bytes(content, str(path))
-    if scores.metric not in metrics.METRICS:
+    if scores.higher_is_better is None and scores.metric not in metrics.METRICS:
         raise RunError(f"{path}: damaged ({unknown('metric', scores.metric, metrics.METRICS)}); restore the file")
     return _row(run, scores)
 
@@ -369,6 +372,7 @@ def _row(run: runs.Run, scores: RunMetrics) -> LeaderboardRow:
         submission=scores.submission,
         submitted=submitted,
         estimates=_estimates(scores),
+        higher_is_better=metrics.is_higher_better(scores),
     )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from comp.results.blocks import distortion_and_severity
 from comp.results.predictions import Predictions, class_positions
-from comp.results.run_metrics import Score, SplitScores
+from comp.results.run_metrics import RunMetrics, Score, SplitScores
 from comp.results.stats import Interval, mean_interval, ranks, wilson
 from comp.runtime.errors import ConfigError, unknown
 
@@ -254,6 +254,16 @@ def metric(name: str) -> Metric:
     if name not in METRICS:
         raise ConfigError(f"competition.metric: {unknown('metric', name, [*METRICS, 'auto'])}")
     return METRICS[name]
+
+
+def is_higher_better(scores: RunMetrics) -> bool:
+    """Return the direction of a run's metric, as recorded: a plug-in's metric need not be loaded.
+
+    Raises:
+        ConfigError: not recorded, and unknown.
+    """
+    recorded = scores.higher_is_better
+    return metric(scores.metric).higher_is_better if recorded is None else recorded
 
 
 def summarize(predictions: Predictions, metric_name: str) -> SplitScores:

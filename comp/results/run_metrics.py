@@ -159,6 +159,7 @@ class RunMetrics(_Part):
         run: `<competition>/<time>-<name>`.
         competition: its name.
         metric: the competition's, a row of `comp.results.metrics.METRICS`.
+        higher_is_better: the metric's direction; None in files from before plug-ins, whose metrics are all comp's own.
         selected_by: what the best weights were selected by; empty if nothing was selected.
         teachers: names of the runs whose outputs were part of the targets; None without.
         pseudo_labels: how many pseudo-labelled images joined the training images; None without.
@@ -188,6 +189,7 @@ class RunMetrics(_Part):
     run: str
     competition: str
     metric: str
+    higher_is_better: bool | None = None
     config_hash: str = ""
     model: str
     parameters: int

@@ -4,6 +4,7 @@
       config.yaml  split.npz  execution.json  provenance.json  history.csv
       teacher.npz  pseudo.npz (with train.teacher, data.pseudo)
       best.safetensors  final.safetensors  predictions/*.npz  plots/*.png
+      plugins/*.py (copies of the config's plug-ins)
       metrics.json (written last)  state.pt (until then, or for good with train.keep_state)
 
 Every file is written atomically, by one process at a time.
@@ -22,19 +23,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
 
 from comp import config as configs
-from comp.config import Config
+from comp.config import Config, plugins
 from comp.config.yaml_io import user_path
 from comp.results import run_metrics
 from comp.results.files import (
     Content,
     error_text,
+    make_folder,
     open_arrays,
     read_bytes,
     read_json,
@@ -86,10 +88,12 @@ class Run:
     Attributes:
         path: the folder.
         overrides: `key=value` settings of where its data are now; see `open_run`.
+        allow_plugins: whether the code of its plug-ins may run; see `comp.workflows.plugins`.
     """
 
     path: Path
     overrides: tuple[str, ...] = ()
+    allow_plugins: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
@@ -320,7 +324,7 @@ def create(
 
     Args:
         root: usually `runs`.
-        config: written as config.yaml, resolved.
+        config: written as config.yaml, resolved, beside copies of its plug-ins.
         name: the part of the folder's name after the time.
         provenance: see `describe_machine`.
         group: a folder between the competition's and the run's; empty for none.
@@ -341,21 +345,51 @@ def create(
             continue
         except OSError as error:
             raise RunError(f"{path}: cannot be created: {error.strerror}; choose another folder: --runs") from None
-        run = Run(path)
-        write_atomically(path / "config.yaml", configs.dump(config).encode())
+        run, copied = Run(path), copy_plugins(config, path)
+        write_atomically(path / "config.yaml", configs.dump(with_copies(config)).encode())
         if fixes is not None:
             run.write(FIXES, fixes)
-        run.write_json("provenance.json", provenance)
+        run.write_json("provenance.json", {**provenance, **({"plugins": copied} if copied else {})})
         return run
     raise RunError(f"{parent}: too many runs named {stem} in one second")
 
 
-def open_run(path: Path, overrides: Sequence[str] = ()) -> Run:
+def copy_plugins(config: Config, folder: Path) -> list[dict[str, str]]:
+    """Copy the sources of a config's plug-ins to `folder/plugins`; return their origins for provenance.json.
+
+    Of an installed module only name, version and SHA-256 are recorded.
+    """
+    origins = []
+    for plugin in map(plugins.parse, config.plugins):
+        content = plugin.read()
+        origin = {"name": plugin.name, "sha256": sha256_bytes(content), "file": str(plugin.path())}
+        if plugin.is_file:
+            make_folder(folder / plugins.FOLDER)
+            write_atomically(folder / plugins.FOLDER / plugin.name, content)
+        else:
+            origin["version"] = _version_of(plugin.source)
+        origins.append(origin)
+    return origins
+
+
+def with_copies(config: Config) -> Config:
+    """Return a config that names the copies of its plug-ins, for a file beside their folder."""
+    return config.model_copy(update={"plugins": plugins.as_copies(config.plugins)})
+
+
+def _version_of(module: str) -> str:
+    """Return the version of the package that installed a module; empty if none says so."""
+    names = importlib.metadata.packages_distributions().get(module.partition(".")[0], [])
+    return importlib.metadata.version(names[0]) if names else ""
+
+
+def open_run(path: Path, overrides: Sequence[str] = (), *, allow_plugins: bool = False) -> Run:
     """Return the run in a folder.
 
     Args:
         path: the folder.
         overrides: `key=value` for settings in MOVABLE, which do not change the run.
+        allow_plugins: whether the code of its plug-ins may run.
 
     Raises:
         RunError: not a run folder; the message suggests the nearest name.
@@ -369,7 +403,7 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> Run:
                 f"{nearest(key, MOVABLE)}"
             )
     if (path / "config.yaml").is_file() and (path / "provenance.json").is_file():
-        return Run(path, tuple(_expand_path(text) for text in overrides))
+        return Run(path, tuple(_expand_path(text) for text in overrides), allow_plugins)
     if path.is_dir():
         raise RunError(f"{path}: not a run folder (no config.yaml and provenance.json); `comp leaderboard` lists runs")
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -9,6 +9,7 @@ from comp.results.run_metrics import LeaderboardScore
 from comp.results.runs import Run
 from comp.runtime.errors import SubmissionError
 
+_ANY_METRIC = metrics.Metric(metrics.accuracy, low=-math.inf, high=math.inf)  # for its limits alone
 _WRITE_AGAIN = "write the submission again: comp predict RUN -o CSV --force"
 
 
@@ -95,7 +96,8 @@ def record_manual_score(
         raise SubmissionError(f"{sidecar_path}: run_path: expected a run's folder, found {folder!r}; {_WRITE_AGAIN}")
     run = runs.open_run(Path(folder))
     run_metrics = run.metrics()
-    metric = metrics.metric(run_metrics.metric)
+    # A plug-in's metric is not loaded: only its direction is recorded, not its limits.
+    metric = metrics.METRICS.get(run_metrics.metric, _ANY_METRIC)
     for option, score in (("--public", public), ("--private", private)):
         if score is not None and not (math.isfinite(score) and metric.low <= score <= metric.high):
             hint = f"; did you mean {score / 100:g}?" if 1 < score <= 100 and metric.high == 1 else ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from comp.config import Config, plugins
 from comp.results import prediction_files
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import RunMetrics
@@ -30,7 +31,7 @@ CURVES = {
 _AGGREGATES: dict[str, Callable[[list[float]], float]] = {"min": min, "max": max, "mean": statistics.fmean}
 _SEVERITY = "ood_accuracy_"
 _LARGE = ("by_block", "by_distortion")  # scores that are logged as a table
-PRIVATE: dict[str, Any] = {"track": True, "tune": {"storage"}}  # of the config; a storage's URL may hold a password
+_PRIVATE: dict[str, Any] = {"track": True, "tune": {"storage"}}  # of the config; a storage's URL may hold a password
 _MAX_NORM_ROWS = 10_000
 
 
@@ -82,8 +83,14 @@ def run_config(run: Run) -> dict[str, Any]:
     """Return a run's config, and the code, data and machine that it was started with."""
     provenance = run.provenance()
     keys = ("git", "versions", "config_hash", "data_fingerprint", "images", "machine", "first_weights")
-    config = run.config().model_dump(mode="json", exclude=PRIVATE)
-    return {**config, "provenance": {key: provenance[key] for key in keys if key in provenance}}
+    recorded = {key: provenance[key] for key in keys if key in provenance}
+    return {**public_config(run.config()), "provenance": recorded}
+
+
+def public_config(config: Config) -> dict[str, Any]:
+    """Return a config's plain values without passwords and without the folders of its plug-ins."""
+    values = config.model_dump(mode="json", exclude=_PRIVATE)
+    return {**values, "plugins": plugins.portable(config.plugins)}
 
 
 def distortions(metrics: RunMetrics) -> dict[str, Table]:

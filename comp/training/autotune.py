@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from comp.augment.mixing import soft_targets
 from comp.config import Config, parse_duration
+from comp.config.plugins import portable
 from comp.data import loading
 from comp.data.dataset import Dataset
 from comp.data.images import ImageFiles, resolve_workers
@@ -162,6 +163,7 @@ def _key(device_name: str, dataset: Dataset, config: Config, processes: int) -> 
         "batch_size": min(config.train.batch_size, len(dataset.train)),
         "micro_batch": config.train.micro_batch,
         **({"processes": processes} if processes > 1 else {}),
+        **({"plugins": portable(config.plugins)} if config.plugins else {}),
     }
     return json.dumps(key, sort_keys=True, default=str)
 

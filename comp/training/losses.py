@@ -1,6 +1,7 @@
 """Training losses: those of each task, with class weights, and the consistency loss over several views."""
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -190,7 +191,7 @@ def check_loss(section: TrainConfig, task: str) -> None:
         if name not in accepted:
             hint = f"it takes {', '.join(accepted)}" if accepted else "leave train.loss_args out"
             raise ConfigError(f"train.loss_args: {section.loss} has no argument '{name}'; {hint}")
-        low, high = _RANGES[name]
+        low, high = _RANGES.get(name, (-math.inf, math.inf))  # of a plug-in
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise ConfigError(f"train.loss_args: {name}: expected a number from {low} to {high}, found {value!r}")
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 from optuna.trial import FrozenTrial, TrialState
 
-from comp.tuning import objectives
 from comp.tuning.study import Study
 
 _CONFIDENCE = 0.95  # one-sided, of the difference of two means
@@ -62,7 +61,7 @@ def confirmed(search: Study, confirmation: Study) -> list[ConfirmedTrial]:
             by_trial.setdefault(row.user_attrs["of"], []).append(row)
     searched = {trial.number: trial.values[0] for trial in search.ranked()}
     trials = [_summary(number, searched[number], rows) for number, rows in by_trial.items() if number in searched]
-    sign = -1 if objectives.chosen(search.config)[0].higher_is_better(search.config) else 1
+    sign = -1 if search.maximizes else 1
     return mark_within_noise(sorted(trials, key=lambda row: (sign * row.mean, row.trial)))
 
 

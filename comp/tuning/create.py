@@ -12,7 +12,7 @@ import optuna
 import yaml
 
 from comp import config as configs
-from comp.config import Config, space
+from comp.config import Config, plugins, space
 from comp.results import files, runs
 from comp.runtime.errors import ConfigError, StudyError, UserError, nearest
 from comp.tuning import objectives, pruners, samplers
@@ -98,13 +98,11 @@ def open_search(plan: StudyPlan, *, make: bool = True) -> Study:
     config, folder = plan.load(), plan.folder
     entries = space.parse_space(config.tune)
     countable = 0 < samplers.size(entries) <= samplers.MAX_POINTS
-    directions = ["maximize" if row.higher_is_better(config) else "minimize" for row in objectives.chosen(config)]
     name = f"{config.competition.name}/{plan.name}"
     study = _open(
         plan,
         config,
         name,
-        directions,
         pruners.pruner(config),
         make=make,
         max_trials=config.tune.trials,
@@ -123,13 +121,11 @@ def open_search(plan: StudyPlan, *, make: bool = True) -> Study:
 def open_confirmation(plan: StudyPlan, *, make: bool = True) -> Study:
     """Open or create the study that trains a search's best trials again; its trials are those enqueued."""
     config = plan.load()
-    directions = ["maximize" if objectives.chosen(config)[0].higher_is_better(config) else "minimize"]
     tune = config.tune.model_copy(update={"pruner": "none", "metric": objectives.names(config)[0]})
     return _open(
         plan,
         config.model_copy(update={"tune": tune}),
         _confirmation_name(plan, config),
-        directions,
         optuna.pruners.NopPruner(),
         make=make,
         max_trials=None,
@@ -195,13 +191,14 @@ def _read_config(path: Path) -> str:
     return text
 
 
-def _open(
-    plan: StudyPlan, config: Config, name: str, directions: list[str], pruner: Any, *, make: bool, **rest: Any
-) -> Study:
+def _open(plan: StudyPlan, config: Config, name: str, pruner: Any, *, make: bool, **rest: Any) -> Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # comp reports trials itself
     store = open_store(plan.url, plan.folder, config.tune.heartbeat_seconds)
     try:
         if make:
+            directions = [
+                "maximize" if row.higher_is_better(config) else "minimize" for row in objectives.chosen(config)
+            ]
             study = optuna.create_study(
                 storage=store.backend, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
             )
@@ -217,7 +214,7 @@ def _open(
 
 def _record_identity(study: optuna.Study, config: Config, plan: StudyPlan) -> None:
     """Record what a new study searches, and refuse to continue a study with another config."""
-    tree = _identity(config.model_dump(mode="json"))
+    tree = _identity({**config.model_dump(mode="json"), "plugins": plugins.portable(config.plugins)})
     recorded = study.user_attrs.get("identity")
     if recorded is None:
         study.set_user_attr("identity", json.dumps(tree, sort_keys=True))
@@ -225,7 +222,8 @@ def _record_identity(study: optuna.Study, config: Config, plan: StudyPlan) -> No
         _check_same_config(_with_defaults(json.loads(recorded)), tree, plan.folder)
     folder, storage = plan.folder, runs.hide_passwords(config.tune.storage)
     public = config.model_copy(update={"tune": config.tune.model_copy(update={"storage": storage})})
-    files.write_atomically(folder / "study.yaml", configs.dump(public).encode())
+    runs.copy_plugins(config, folder)
+    files.write_atomically(folder / "study.yaml", configs.dump(runs.with_copies(public)).encode())
     values = {"study": plan.name, "storage": storage, "argv": runs.describe_machine()["argv"]}
     files.write_atomically(folder / "study.json", files.to_json(values))
 

@@ -227,7 +227,7 @@ def importance(study: Study) -> dict[str, float]:
     if len(varied) < 2 or len({trial.values[0] for trial in complete}) < 2:
         return {}
     # Optuna assumes that low targets are good.
-    sign = -1 if objectives.chosen(study.config)[0].higher_is_better(study.config) else 1
+    sign = -1 if study.maximizes else 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimental
         shares = optuna.importance.get_param_importances(
@@ -275,4 +275,4 @@ def _best_config(search: Study, result: StudyReport, number: int) -> str:
         f"Measured {described['time'][:10]} on {machine['processor']}, {machine['cpus']} CPUs, "
         f"torch {described['versions'].get('torch', '?')}."
     )
-    return "".join(f"# {line}\n" for line in lines) + configs.dump(config)
+    return "".join(f"# {line}\n" for line in lines) + configs.dump(runs.with_copies(config))

@@ -10,13 +10,13 @@ from typing import Any
 import filelock
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from comp import config as configs
 from comp.config import Config
 from comp.config.space import Entry, parse_space, pick_values
 from comp.runtime.errors import StudyError
-from comp.tuning import objectives
 from comp.tuning.storage import FAILED_ALIVE, MAX_RETRIES, Store, recover, worker_deaths
 
 MAX_FAILURES = 3  # in a row, after which a study stops
@@ -87,8 +87,13 @@ class Study:
     def ranked(self) -> list[FrozenTrial]:
         """Return the complete trials, the best by the first metric first."""
         complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
-        sign = -1 if objectives.chosen(self.config)[0].higher_is_better(self.config) else 1
+        sign = -1 if self.maximizes else 1
         return sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))
+
+    @property
+    def maximizes(self) -> bool:
+        """Whether a higher value of the first metric is better, as stored: a plug-in's metric need not be loaded."""
+        return bool(self.optuna.directions[0] == StudyDirection.MAXIMIZE)
 
     def values_of(self, trial: FrozenTrial) -> dict[str, Any]:
         """Return a trial's values as its config has them, path -> value."""

@@ -56,7 +56,7 @@ def _write(search: Study, report: StudyReport, folder: Run, *, pictures: bool) -
         "group": search.group,
         "job_type": "study",
         "tags": list(track.tags) or None,
-        "config": search.config.model_dump(mode="json", exclude=payload.PRIVATE),
+        "config": payload.public_config(search.config),
     }
     with writer.segment(folder.path, track, **options) as wandb_run:
         wandb_run.log(values, step=record["told"], commit=True)

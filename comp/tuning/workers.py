@@ -165,9 +165,12 @@ def _main(plan: StudyPlan, index: int, workers: int) -> None:
     """Run a worker process, with its share of the cores and one of the GPUs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides, by SIGTERM
     _take_share(index, workers)
+    from comp.workflows import plugins  # loads torch, which must follow
+
     try:
         with signals.catch_stop_signals():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            plugins.load(plan.load())
             with OPENERS[plan.part](plan) as study:
                 work(study, {}, Path(plan.runs_root), _progress, lambda study: None)
     except Interrupted as stop:

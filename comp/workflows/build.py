@@ -12,7 +12,7 @@ from comp.runtime import rng
 from comp.runtime.progress import Progress, quiet
 from comp.submission import derive_format, samples
 from comp.training import imbalance
-from comp.workflows import checks
+from comp.workflows import checks, plugins
 
 _INITIAL_WEIGHTS = 1  # key of the weights' random draw beside the seed
 _HEADER_CHARACTERS = 80  # of a header in a note
@@ -34,7 +34,7 @@ def open_data(config: Config, progress: Progress = quiet) -> Dataset:
     checks.check_data(config, dataset)
     imbalance.check_imbalance(config, dataset)  # here: a rehearsal's few images may lack a class
     notes = (*imbalance.describe(config, dataset), *_submission_notes(config, dataset))
-    return replace(dataset, notes=(*dataset.notes, *notes))
+    return replace(dataset, notes=(*plugins.describe(config), *dataset.notes, *notes))
 
 
 def ready_model(config: Config, dataset: Dataset) -> Classifier:

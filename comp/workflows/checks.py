@@ -27,7 +27,7 @@ from comp.submission import derive_format, rules, write
 from comp.tracking import tracker
 from comp.training import best_weights, imbalance, losses, optimizers, schedules
 from comp.training.selection import is_validated
-from comp.workflows import lineage
+from comp.workflows import lineage, plugins
 
 _ASSUMED_CLASSES = 10  # of a network whose data are not open
 _BYTES_PER_ID = 80  # of a suite's row in a .npz: id as UTF-32, top1, label
@@ -36,9 +36,12 @@ _BYTES_PER_ID = 80  # of a suite's row in a .npz: id as UTF-32, top1, label
 def check_config(config: Config, runs_root: Path) -> None:
     """Check names, rules, ranges and disk space, also for each end of the search space; open and download nothing.
 
+    Its plug-ins are loaded: what follows may use their rows.
+
     Raises:
         ConfigError: every mistake, one a line.
     """
+    plugins.load(config)
     _check_alone(config, runs_root)
     for trial in space.probe_configs(config):
         try:

@@ -13,6 +13,7 @@ from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
+from comp.workflows import plugins
 from comp.workflows.load import load_run
 from comp.workflows.predict import options_for, score_test
 
@@ -51,6 +52,7 @@ def evaluate(
         ConfigError: the rules forbid the adaptation, or a run without weights cannot be predicted in another way.
         RunError: nothing is labelled, or the baseline has no such blocks.
     """
+    plugins.load_of(run)
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
     fixes = fixes or fixes_of(run)
     if run.has_weights():

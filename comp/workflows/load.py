@@ -20,6 +20,7 @@ from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, DataError, RunError, unknown
 from comp.runtime.progress import Progress, quiet
 from comp.submission.format import Competition
+from comp.workflows import plugins
 from comp.workflows.build import without_weights
 
 
@@ -206,10 +207,11 @@ def load_model(run: Run, device: str = "") -> PlacedModel:
         device: `cpu`, `cuda` or `mps`; see `comp.runtime.device.prediction_execution`.
 
     Raises:
-        ConfigError: the device is unknown, or this machine cannot use it.
+        ConfigError: the device is unknown, or this machine cannot use it; or its plug-ins may not run.
         RunError: not trained to the end, or the weights differ from those that the training wrote.
         ModelError: the weights are damaged or belong to another network.
     """
+    plugins.load_of(run)
     path, provenance = run.weights_path(), run.provenance("classes", "image_shape")
     recorded = run.path / "execution.json"
     execution, note = devices.prediction_execution(files.read_json(recorded), str(recorded), device)
@@ -259,7 +261,9 @@ def open_run_data(run: Run, progress: Progress = quiet) -> Dataset:
 
     Raises:
         DataError: they cannot be opened; the message names both ways out.
+        ConfigError: its plug-ins may not run.
     """
+    plugins.load_of(run)
     try:
         return open_dataset(run.data_config(), progress)
     except DataError as error:

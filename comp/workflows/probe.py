@@ -12,6 +12,7 @@ from comp.results.run_metrics import SplitScores, WeightScores
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, DataError
 from comp.runtime.progress import Progress, quiet
+from comp.workflows import plugins
 from comp.workflows.load import LoadedRun, load_model
 from comp.workflows.predict import scores_of
 from comp.workflows.score import describe_network
@@ -41,6 +42,9 @@ def probe(
         UserError: an unknown classifier, a run that is not trained, or data that do not fit it.
     """
     probes.check_probe(name, k)
+    if config is not None:
+        plugins.load(config)
+    plugins.load_of(run)
     dataset = open_dataset(config or run.data_config(), progress)
     config = config or run.config()
     competition = dataset.competition

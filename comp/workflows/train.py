@@ -31,6 +31,7 @@ from comp.training.distributed import SINGLE_PROCESS, ReadOnlyRun, SingleProcess
 from comp.training.early_stopping import Stop
 from comp.training.loop import Epoch, OnEpoch
 from comp.training.lr_find import LRFindResult
+from comp.workflows import plugins
 from comp.workflows.build import build_model, prepare, ready_model
 from comp.workflows.checks import check_data
 from comp.workflows.load import LoadedRun, open_run_data, verify_run_data
@@ -138,6 +139,7 @@ def resume(
             f"{run.path}: was complete, but metrics.json is missing; restore it, or train again: comp run "
             f"{run.path / 'config.yaml'}"
         )
+    plugins.load_of(run)
     began = time.perf_counter()
     config = run.config()
     if config.augment.engine == "per_image":

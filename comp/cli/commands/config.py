@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from comp.cli.commands import importing
-from comp.cli.commands.options import RUNS, ConfigPath, Overrides, RunsRoot
+from comp.cli.commands.options import RUNS, AllowPlugins, ConfigPath, Overrides, RunsRoot, load_with_plugins
 
 
 def show(config: ConfigPath, overrides: Overrides = None) -> None:
@@ -15,8 +15,11 @@ def show(config: ConfigPath, overrides: Overrides = None) -> None:
     Example: comp config show configs/quickstart.yaml train.epochs=3
     """
     from comp import config as configs
+    from comp.config import plugins
 
-    print(configs.dump(configs.load(config, overrides or [])), end="")
+    loaded = configs.load(config, overrides or [])
+    entries = plugins.beside(loaded.plugins, config.parent)
+    print(configs.dump(loaded.model_copy(update={"plugins": entries})), end="")
 
 
 def check(
@@ -24,6 +27,7 @@ def check(
     overrides: Overrides = None,
     data: Annotated[bool, typer.Option("--data", help="Also open the data and build the model.")] = False,
     runs: RunsRoot = RUNS,
+    allow_plugins: AllowPlugins = False,
 ) -> None:
     """Check a config: keys, types, names, ranges and rules.
 
@@ -38,7 +42,7 @@ def check(
         from comp.workflows import build, checks
 
     with configs.naming_overrides(overrides or []):
-        loaded = configs.load(config, overrides or [])
+        loaded = load_with_plugins(config, overrides, allow=allow_plugins)
         checks.check_config(loaded, runs)
         objectives.check_names(loaded)
         pruners.check_name(loaded)

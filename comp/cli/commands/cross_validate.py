@@ -3,7 +3,17 @@
 from typing import TYPE_CHECKING, Any
 
 from comp.cli.commands import importing
-from comp.cli.commands.options import RUNS, AsJson, ConfigPath, Force, Output, Overrides, RunsRoot
+from comp.cli.commands.options import (
+    RUNS,
+    AllowPlugins,
+    AsJson,
+    ConfigPath,
+    Force,
+    Output,
+    Overrides,
+    RunsRoot,
+    load_with_plugins,
+)
 
 if TYPE_CHECKING:
     from comp.results.runs import Run
@@ -15,6 +25,7 @@ def cv(
     output: Output = None,
     force: Force = False,
     runs: RunsRoot = RUNS,
+    allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
 ) -> None:
     """Train every fold, score them out of fold, and submit their mean.
@@ -33,7 +44,7 @@ def cv(
         console.print_note(f"fold {number}: {state}")
 
     with configs.naming_overrides(overrides or []), console.bars() as progress:
-        loaded = configs.load(config, overrides or [])
+        loaded = load_with_plugins(config, overrides, allow=allow_plugins)
         result = cross_validate(
             loaded,
             runs_root=runs,

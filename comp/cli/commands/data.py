@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from comp.cli.commands.options import AsJson, ConfigPath, Overrides, expand_path, open_runs
+from comp.cli.commands.options import AsJson, ConfigPath, Overrides, expand_path, load_with_plugins, open_runs
 
 if TYPE_CHECKING:
     from comp.workflows.label_errors import LabelReport
@@ -18,11 +18,10 @@ def prepare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = F
 
     Example: comp data prepare configs/cifar100-ood/transfer.yaml
     """
-    from comp import config as configs
     from comp.cli import console
     from comp.data.dataset import open_dataset
 
-    loaded = configs.load(config, overrides or [])
+    loaded = load_with_plugins(config, overrides)
     with console.bars() as progress:
         dataset = open_dataset(loaded, progress)
     console.print_dataset(dataset, as_json)
@@ -43,11 +42,10 @@ def show(
 
     Example: comp data show configs/quickstart.yaml augment.policy=randaugment --augment
     """
-    from comp import config as configs
     from comp.cli import console
     from comp.data import inspection
 
-    loaded = configs.load(config, overrides or [])
+    loaded = load_with_plugins(config, overrides)
     with console.bars() as progress:
         dataset = inspection.open_without_suite(loaded, progress)
     described = inspection.describe_dataset(dataset)
@@ -79,11 +77,10 @@ def check(
     """
     from dataclasses import asdict
 
-    from comp import config as configs
     from comp.cli import console
     from comp.data import inspection, quality
 
-    loaded = configs.load(config, overrides or [])
+    loaded = load_with_plugins(config, overrides)
     with console.bars() as progress:
         dataset = inspection.open_without_suite(loaded, progress)
         findings = quality.find_problems(dataset, skip_bad=skip_bad or loaded.data.skip_bad, progress=progress)
@@ -199,13 +196,12 @@ def corrupt(
 
     Example: comp data corrupt configs/quickstart.yaml --split test --out data/ood --only noise --only fog
     """
-    from comp import config as configs
     from comp.cli import console
     from comp.data import inspection
     from comp.data.corruptions import export, suite
     from comp.results.blocks import DISTORTIONS
 
-    loaded = configs.load(config, overrides or [])
+    loaded = load_with_plugins(config, overrides)
     names = suite.resolve_names(only, "--only") if only else DISTORTIONS
     levels = export.parse_severities(severities)
     with console.bars() as progress:

@@ -8,6 +8,7 @@ from comp.cli.commands.options import (
     RUNS,
     Adapt,
     AdaptPer,
+    AllowPlugins,
     Alpha,
     AsJson,
     Force,
@@ -48,6 +49,7 @@ def ensemble(
     output: Output = None,
     force: Force = False,
     runs: RunsRoot = RUNS,
+    allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
 ) -> None:
     """Combine runs into one that is scored and submitted.
@@ -61,7 +63,7 @@ def ensemble(
     if method == "soup" and folds is not None:
         raise ConfigError("--folds: a soup is one set of weights and is not fitted on folds; leave it out")
     overrides = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
-    trained = open_runs(words)
+    trained = open_runs(words, allow_plugins=allow_plugins)
     with console.bars() as progress:
         shared: dict[str, Any] = {
             "select_on": select_on,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from comp.config import Config
     from comp.results.runs import Run
 
 
@@ -66,6 +67,10 @@ Device = Annotated[
         "--device", help="Predict on cpu, cuda or mps. Default: where it was trained, if this machine has that."
     ),
 ]
+AllowPlugins = Annotated[
+    bool,
+    typer.Option("--allow-plugins", help="Run the Python code of the plug-ins that lie in run folders: read it first."),
+]
 RunsRoot = Annotated[Path, typer.Option("--runs", help="Folder of all runs.", callback=expand_path)]
 MaybeRunsRoot = Annotated[
     Path | None, typer.Option("--runs", help="Folder of all runs. Default: runs.", callback=expand_path)
@@ -83,7 +88,17 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing submis
 RUNS = Path("runs")
 
 
-def open_runs(words: list[str]) -> "list[Run]":
+def load_with_plugins(config: Path, overrides: list[str] | None, *, allow: bool = False) -> "Config":
+    """Return a config whose plug-ins are loaded; `allow` those that lie in a run's or a study's folder too."""
+    from comp import config as configs
+    from comp.workflows import plugins
+
+    loaded = configs.load(config, overrides or [])
+    plugins.load(loaded, allow=allow)
+    return loaded
+
+
+def open_runs(words: list[str], *, allow_plugins: bool = False) -> "list[Run]":
     """Return the runs that a command line names, each with the overrides beside them.
 
     A word with `=` is an override; write a folder with `=` in its name with its path: `./a=b`.
@@ -98,14 +113,14 @@ def open_runs(words: list[str]) -> "list[Run]":
         raise RunError(
             f"expected a run, found only {' '.join(overrides)}; a folder with = in its name: ./{overrides[0]}"
         )
-    return [runs.open_run(path, overrides) for path in paths]
+    return [runs.open_run(path, overrides, allow_plugins=allow_plugins) for path in paths]
 
 
-def open_one_run(words: list[str]) -> "Run":
+def open_one_run(words: list[str], *, allow_plugins: bool = False) -> "Run":
     """Return the only run that a command line names; see `open_runs`."""
     from comp.runtime.errors import RunError
 
-    runs = open_runs(words)
+    runs = open_runs(words, allow_plugins=allow_plugins)
     if len(runs) > 1:
         raise RunError(f"expected one run, found {len(runs)}: {', '.join(str(run.path) for run in runs)}")
     return runs[0]

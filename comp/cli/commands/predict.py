@@ -9,6 +9,7 @@ from comp.cli.commands.options import (
     RUNS,
     Adapt,
     AdaptPer,
+    AllowPlugins,
     Alpha,
     AsJson,
     Device,
@@ -63,6 +64,7 @@ def predict(
     device: Device = None,
     output: Output = None,
     force: Force = False,
+    allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict with trained runs and write a submission for each.
@@ -80,7 +82,7 @@ def predict(
     from comp.workflows.predict import options_for, predict_input, scores_of
 
     source = PredictInput(split, suite, images or None)
-    runs, submits = open_runs(words), split in (None, "suite")
+    runs, submits = open_runs(words, allow_plugins=allow_plugins), split in (None, "suite")
     if output and (len(runs) > 1 or not submits):
         raise SubmissionError(
             "-o names one file, but there are several runs, or a split that is not submitted; leave -o out"
@@ -171,6 +173,7 @@ def evaluate(
         ),
     ] = None,
     device: Device = None,
+    allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
 ) -> None:
     """Score a run on the test and diagnose its predictions.
@@ -184,7 +187,7 @@ def evaluate(
     from comp.results import runs as run_folders
     from comp.workflows.evaluate import evaluate
 
-    run = open_one_run(words)
+    run = open_one_run(words, allow_plugins=allow_plugins)
     reference = run_folders.open_run(baseline) if baseline else None
     overrides = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
     listed = read_fixes(fixes) if fixes else None
@@ -203,6 +206,7 @@ def probe(
     k: Annotated[int | None, typer.Option("--k", help="Neighbours of knn. Default: 5.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="Probe this config's data instead.")] = None,
     runs: RunsRoot = RUNS,
+    allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit a simple classifier on a run's features and score it.
@@ -219,6 +223,6 @@ def probe(
     data_config = configs.load(config) if config else None
     neighbours = 5 if k is None else k
     with console.bars() as progress:
-        run = open_one_run(words)
+        run = open_one_run(words, allow_plugins=allow_plugins)
         result = probe(run, name=classifier, k=neighbours, config=data_config, runs_root=runs, progress=progress)
     console.print_json(result.metrics().to_json()) if as_json else console.print_summary(result, result.metrics())

@@ -1,11 +1,12 @@
 """`comp report`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comp.cli.commands.options import AsJson
+from comp.cli.commands.options import AllowPlugins, AsJson
 
 if TYPE_CHECKING:
     from comp.config import Config
@@ -20,6 +21,7 @@ def report(
     baseline: Annotated[
         Path | None, typer.Option(metavar="RUN|CONFIG", help="Compare configs with this one. Default: the defaults.")
     ] = None,
+    allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
 ) -> None:
     """Write an HTML page about one run, or several side by side.
@@ -33,7 +35,7 @@ def report(
     files.check_writable(output)
     runs = reports.find_runs(paths)
     if len(runs) == 1:
-        _evaluate(runs[0])
+        _evaluate(replace(runs[0], allow_plugins=allow_plugins))
     text = reports.render_page(runs, baseline=_config(baseline) if baseline else None)
     files.write_atomically(output, text.encode())
     written = {"page": str(output), "runs": [str(run.path) for run in runs]}

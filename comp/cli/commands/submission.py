@@ -141,7 +141,13 @@ def _validate(path: Path, form: Path | None, overrides: list[str], against: Path
         from comp import config as configs
         from comp.data.dataset import open_dataset
 
-        dataset = open_dataset(configs.load(form, overrides))
+        loaded = configs.load(form, overrides)
+        if loaded.plugins:
+            raise ConfigError(
+                f"--format {form}: has plug-ins, and checking a submission runs no code; leave --format out to take "
+                "the format from the sidecar, or name the sample submission"
+            )
+        dataset = open_dataset(loaded)
         derived = derive_format.derive_format(dataset.competition)
         expected, notes = derived.format, derived.assumptions
         training = check_content.count_classes(dataset.train.labels, len(dataset.competition.classes))

@@ -12,6 +12,7 @@ from comp.cli.commands import importing
 from comp.cli.commands.options import (
     RUNS,
     Adapt,
+    AllowPlugins,
     AsJson,
     ConfigPath,
     Force,
@@ -22,6 +23,7 @@ from comp.cli.commands.options import (
     Overrides,
     Views,
     expand_path,
+    load_with_plugins,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def run(
     force: Force = False,
     gpus: Gpus = None,
     runs: MaybeRunsRoot = None,
+    allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, score, predict and write a checked submission.
@@ -82,10 +85,12 @@ def run(
 
     def load() -> "Config":
         with configs.naming_overrides(overrides):
-            if resume:
-                loaded = run_folders.open_run(resume, data_overrides).data_config()
+            if existing := resume or like:
+                repeated = _open_with_plugins(existing, data_overrides, allow_plugins)
+                loaded = repeated.data_config() if resume else repeated.config()
             else:
-                loaded = run_folders.open_run(like).config() if like else _load(config, overrides)
+                assert config is not None  # see `_check_sources`
+                loaded = load_with_plugins(config, overrides, allow=allow_plugins)
             check_output(loaded, output, force=force)
         return loaded
 
@@ -106,7 +111,7 @@ def run(
         with configs.naming_overrides(overrides), console.bars() as progress:
             if resume:
                 result = resume_run(
-                    run_folders.open_run(resume, data_overrides),
+                    _open_to_resume(resume, data_overrides),
                     output=output,
                     force=force,
                     on_epoch=console.print_epoch,
@@ -136,6 +141,7 @@ def train(
     resume: Resume = None,
     gpus: Gpus = None,
     runs: MaybeRunsRoot = None,
+    allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a model and score it on validation.
@@ -149,14 +155,16 @@ def train(
     with importing():
         from comp import config as configs
         from comp.cli import console
-        from comp.results import runs as run_folders
         from comp.runtime import signals
         from comp.training import distributed
         from comp.workflows import train as workflow
 
     def load() -> "Config":
         with configs.naming_overrides(overrides or []):
-            return run_folders.open_run(resume, data_overrides).data_config() if resume else _load(config, overrides)
+            if resume:
+                return _open_with_plugins(resume, data_overrides, allow_plugins).data_config()
+            assert config is not None  # see `_check_sources`
+            return load_with_plugins(config, overrides, allow=allow_plugins)
 
     _start_processes(context, gpus, load)
     root, name = runs or RUNS, Path(config or "run").stem
@@ -169,7 +177,7 @@ def train(
             return
         with configs.naming_overrides(overrides or []), console.bars() as progress:
             if resume:
-                result = run_folders.open_run(resume, data_overrides)
+                result = _open_to_resume(resume, data_overrides)
                 workflow.resume(result, on_epoch=console.print_epoch, progress=progress, team=team)
             else:
                 result = workflow.train(loaded, name=name, runs_root=root, progress=progress, team=team, **_printers())
@@ -211,11 +219,26 @@ def lr_find(
         console.print_lr_find(result, output)
 
 
-def _load(config: Path | None, overrides: list[str] | None) -> "Config":
-    from comp import config as configs
+def _open_with_plugins(path: Path, data_overrides: list[str], allow_plugins: bool) -> "Run":
+    """Return a run to resume or repeat, with its plug-ins loaded."""
+    from comp.results import runs
+    from comp.workflows import plugins
 
-    assert config is not None  # see `_check_sources`
-    return configs.load(config, overrides or [])
+    run = runs.open_run(path, data_overrides, allow_plugins=allow_plugins)
+    plugins.load_of(run)
+    return run
+
+
+def _open_to_resume(path: Path, data_overrides: list[str]) -> "Run":
+    """Return a run to resume; say where the files of its plug-ins have changed."""
+    from comp.cli import console
+    from comp.results import runs
+    from comp.workflows import plugins
+
+    run = runs.open_run(path, data_overrides)
+    for note in plugins.changed_since(run):
+        console.print_note(note)
+    return run
 
 
 def _check_options(*, existing: Path | None, rehearse: bool, predicts: bool, gpus: int | None) -> None:

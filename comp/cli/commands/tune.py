@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comp.cli.commands.options import RUNS, AsJson, MaybeConfig, Overrides, RunsRoot
+from comp.cli.commands.options import RUNS, AllowPlugins, AsJson, MaybeConfig, Overrides, RunsRoot, load_with_plugins
 
 if TYPE_CHECKING:
     from comp.config import Config
@@ -29,6 +29,7 @@ def tune(
     ] = None,
     show: Annotated[str | None, typer.Option("--show", metavar="STUDY", help="Print a study; train nothing.")] = None,
     runs: RunsRoot = RUNS,
+    allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
 ) -> None:
     """Search a config's tune.space for the best settings.
@@ -58,7 +59,7 @@ def tune(
 
         distributed.check_single_process("comp tune")
         with configs.naming_overrides(overrides or []), console.bars() as progress:
-            loaded, name = _load(config, overrides, {**options, "storage": storage})
+            loaded, name = _load(config, overrides, {**options, "storage": storage}, allow_plugins)
             study_result = search.tune(
                 loaded, name=name, runs_root=runs, workers=workers, on_trial=console.print_trial, progress=progress
             )
@@ -66,12 +67,11 @@ def tune(
 
 
 def _load(
-    config: Path | None, overrides: list[str] | None, options: dict[str, str | int | None]
+    config: Path | None, overrides: list[str] | None, options: dict[str, str | int | None], allow_plugins: bool
 ) -> "tuple[Config, str]":
     """Return the config with the options in its section `tune`, and a name for a study without one."""
     import json
 
-    from comp import config as configs
     from comp.runtime.errors import ConfigError
 
     if config is None:
@@ -80,4 +80,4 @@ def _load(
     if "," in values.get("metric", ""):
         values["metric"] = [name.strip() for name in values["metric"].split(",")]
     tune_overrides = [f"tune.{name}={json.dumps(value)}" for name, value in values.items()]  # a study may be named 7
-    return configs.load(config, [*(overrides or []), *tune_overrides]), config.stem
+    return load_with_plugins(config, [*(overrides or []), *tune_overrides], allow=allow_plugins), config.stem

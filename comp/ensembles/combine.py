@@ -63,6 +63,7 @@ def ensemble(
     select_on: str | None = None,
     folds: int | None = None,
     overrides: Mapping[str, Any] | None = None,
+    name: str = "",
     runs_root: Path = Path("runs"),
     group: str = "",
     output: Path | None = None,
@@ -77,6 +78,7 @@ def ensemble(
         select_on: the split that weights are fitted on, `val` or `ood_val`; None: shifted validation if all have it.
         folds: number of folds for cross-fitted scores; None: 5, or the number of images if that is smaller.
         overrides: fields of `predict` (views, adaptation) that replace the members' settings.
+        name: of the result's folder, after the time; empty: the method's.
         runs_root: where the result's folder is created.
         group: a folder below the competition's for it.
         output: the submission; None: a free name.
@@ -99,7 +101,7 @@ def ensemble(
     config = trained[0].config()
     dataset = open_run_data(trained[0], progress)
     provenance = _provenance(members, config)
-    result = runs.create(runs_root, _plain_config(config), f"{method}-ensemble", provenance, group=group)
+    result = runs.create(runs_root, _plain_config(config), name or f"{method}-ensemble", provenance, group=group)
     with runs.delete_on_failure(result):
         with result.write_lock():
             made_by = _made_by(members, result, combination)

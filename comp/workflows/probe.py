@@ -23,6 +23,7 @@ def probe(
     name: str,
     k: int = 5,
     config: Config | None = None,
+    run_name: str = "",
     runs_root: Path = Path("runs"),
     progress: Progress = quiet,
 ) -> Run:
@@ -33,6 +34,7 @@ def probe(
         name: a row of `comp.inference.probe.CLASSIFIERS`.
         k: neighbours, for `knn`.
         config: of the data to probe; None: the run's.
+        run_name: of the result's folder, after the time; empty: the classifier's.
         runs_root: where the result's folder is made.
         progress: called after every batch.
 
@@ -62,7 +64,8 @@ def probe(
         batch_size=config.predict.batch_size,
         progress=progress,
     )
-    result = runs.create(runs_root, config, f"{name}-probe", provenance_of(config, dataset, model, execution.device))
+    provenance = provenance_of(config, dataset, model, execution.device)
+    result = runs.create(runs_root, config, run_name or f"{name}-probe", provenance)
     made_by = {"run": run.name, "weights_sha256": files.sha256_file(run.weights_path()), "probe": name, "k": k}
     with runs.delete_on_failure(result), result.write_lock():
         scores: dict[str, SplitScores | None] = {}

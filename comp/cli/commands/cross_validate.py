@@ -1,9 +1,11 @@
 """`comp cv`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from comp.cli.commands import importing
-from comp.cli.commands.options import RUNS, AsJson, ConfigPath, Force, Output, Overrides, RunsRoot
+from comp.cli.commands.options import RUNS, AsJson, ConfigPath, Force, Name, Output, Overrides, RunsRoot
 
 if TYPE_CHECKING:
     from comp.results.runs import Run
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
 def cv(
     config: ConfigPath,
     overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(min=1, help="Folds that are trained at a time, each in its own process.")] = 1,
+    name: Name = None,
     output: Output = None,
     force: Force = False,
     runs: RunsRoot = RUNS,
@@ -36,7 +40,9 @@ def cv(
         loaded = configs.load(config, overrides or [])
         result = cross_validate(
             loaded,
+            name=name or "",
             runs_root=runs,
+            workers=workers,
             output=output,
             force=force,
             progress=progress,
@@ -44,6 +50,8 @@ def cv(
             on_fold=print_fold,
             on_epoch=console.print_epoch,
         )
+    if not result.is_new:
+        console.print_note(f"{result.result.path}: complete, nothing is left to do")
     values = result.to_json()
     if as_json:
         console.print_json(values)

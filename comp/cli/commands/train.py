@@ -18,6 +18,7 @@ from comp.cli.commands.options import (
     Gpus,
     MaybeConfig,
     MaybeRunsRoot,
+    Name,
     Output,
     Overrides,
     Views,
@@ -48,6 +49,7 @@ def run(
         typer.Option("--as", metavar="RUN", help="Re-run a finished run (identical on CPU).", callback=expand_path),
     ] = None,
     resume: Resume = None,
+    name: Name = None,
     views: Views = None,
     adapt: Adapt = None,
     output: Output = None,
@@ -63,8 +65,10 @@ def run(
     prediction = {"predict.views": views, "predict.adapt": adapt}
     prediction_overrides = [f"{name}={value}" for name, value in prediction.items() if value is not None]
     config, overrides, data_overrides = _split_overrides(config, overrides, resume)
-    _check_sources(config, overrides, {"--resume": resume, "--as": like}, runs)
-    _check_options(existing=resume or like, rehearse=rehearse, predicts=bool(prediction_overrides), gpus=gpus)
+    _check_sources(config, overrides, {"--resume": resume, "--as": like}, runs, name)
+    _check_options(
+        existing=resume or like, rehearse=rehearse, predicts=bool(prediction_overrides), gpus=gpus, name=name
+    )
     # Before torch is loaded: there may be nothing to do.
     if resume and output is None and _is_finished(resume, data_overrides, as_json):
         return
@@ -114,10 +118,10 @@ def run(
                     team=team,
                 )
             else:
-                name, execution = _read_existing(like) if like else (Path(config or "run").stem, None)
+                like_name, execution = _read_existing(like) if like else (Path(config or "run").stem, None)
                 result = run_config(
                     loaded,
-                    name=name,
+                    name=name or like_name,
                     runs_root=runs or RUNS,
                     execution=execution,
                     output=output,
@@ -134,6 +138,7 @@ def train(
     config: MaybeConfig = None,
     overrides: Overrides = None,
     resume: Resume = None,
+    name: Name = None,
     gpus: Gpus = None,
     runs: MaybeRunsRoot = None,
     as_json: AsJson = False,
@@ -143,7 +148,7 @@ def train(
     Example: comp train configs/quickstart.yaml train.epochs=3
     """
     config, overrides, data_overrides = _split_overrides(config, overrides, resume)
-    _check_sources(config, overrides, {"--resume": resume}, runs)
+    _check_sources(config, overrides, {"--resume": resume}, runs, name)
     if resume and _is_finished(resume, data_overrides, as_json, trained_only=True):
         return
     with importing():
@@ -159,7 +164,7 @@ def train(
             return run_folders.open_run(resume, data_overrides).data_config() if resume else _load(config, overrides)
 
     _start_processes(context, gpus, load)
-    root, name = runs or RUNS, Path(config or "run").stem
+    root, name = runs or RUNS, name or Path(config or "run").stem
     with distributed.join_group() as team:
         # The main process reads it first: a mistake in it is reported once.
         loaded = team.main_process_first(load)
@@ -218,7 +223,9 @@ def _load(config: Path | None, overrides: list[str] | None) -> "Config":
     return configs.load(config, overrides or [])
 
 
-def _check_options(*, existing: Path | None, rehearse: bool, predicts: bool, gpus: int | None) -> None:
+def _check_options(
+    *, existing: Path | None, rehearse: bool, predicts: bool, gpus: int | None, name: str | None
+) -> None:
     """Refuse options of `run` that contradict each other.
 
     Args:
@@ -226,6 +233,7 @@ def _check_options(*, existing: Path | None, rehearse: bool, predicts: bool, gpu
         rehearse: `--rehearse`.
         predicts: whether `--views` or `--adapt` is given.
         gpus: of `--gpus`.
+        name: of `--name`.
 
     Raises:
         ConfigError: naming them.
@@ -236,6 +244,8 @@ def _check_options(*, existing: Path | None, rehearse: bool, predicts: bool, gpu
         raise ConfigError("--views, --adapt: an existing run keeps its own; predict it again: comp predict RUN")
     if rehearse and existing:
         raise ConfigError("--rehearse runs a config's stages; leave --resume and --as out")
+    if rehearse and name:
+        raise ConfigError("--rehearse leaves no run to name; leave --name out")
     if rehearse and gpus:
         raise ConfigError("--rehearse runs in one process; leave --gpus out")
 
@@ -293,7 +303,11 @@ def _split_overrides(
 
 
 def _check_sources(
-    config: Path | None, overrides: list[str] | None, existing: "dict[str, Path | None]", runs: Path | None
+    config: Path | None,
+    overrides: list[str] | None,
+    existing: "dict[str, Path | None]",
+    runs: Path | None,
+    name: str | None,
 ) -> None:
     """Refuse no source or several (CONFIG, --resume, --as), and overrides of an existing run."""
     from comp.runtime.errors import ConfigError
@@ -314,8 +328,8 @@ def _check_sources(
     if len(named) + (config is not None) != 1 or words:
         names = ", ".join(["CONFIG", *existing])
         raise ConfigError(f"expected one of {names}; for example: comp run configs/quickstart.yaml")
-    if "--resume" in named and runs is not None:
-        raise ConfigError(f"--resume continues in {named['--resume']}; leave --runs out")
+    if "--resume" in named and (runs is not None or name is not None):
+        raise ConfigError(f"--resume continues in {named['--resume']}; leave --runs and --name out")
 
 
 def _is_finished(resume: Path, data_overrides: list[str], as_json: bool, *, trained_only: bool = False) -> bool:

@@ -63,6 +63,7 @@ def test_an_offline_run_logs_what_its_folder_holds(workplace: Path, comp: Callab
     """Curves, results, tables, mistakes, config and artifacts, read back by W&B's own reader."""
     result = comp(
         "run", "small.yaml", "competition.ood_validation.every=1", "track.project=midterm", "track.group=study",
+        "track.images=true",
         "track.tags=[one,two]", "track.artifacts=[weights,submission]",
         "tune.storage=postgresql://me:sesame@host/db",
     )  # fmt: skip

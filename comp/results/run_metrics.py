@@ -134,6 +134,8 @@ class RunMetrics(_Part):
         run: `<competition>/<time>-<name>`.
         competition: its name.
         metric: the competition's, a row of `comp.results.metrics.METRICS`.
+        overrides: `key=value` of the command that started a training.
+        fold: of a training, such as `1 of 5`; empty without folds.
         selected_by: what the best weights were selected by; empty if nothing was selected.
         best: scores of the best weights by validation.
         final: scores of the last epoch's weights.
@@ -161,6 +163,8 @@ class RunMetrics(_Part):
     competition: str
     metric: str
     config_hash: str = ""
+    overrides: list[str] = Field(default_factory=list)
+    fold: str = ""
     model: str
     parameters: int
     trainable: list[dict[str, Any]] = Field(default_factory=list)

@@ -5,21 +5,21 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from comp import config as configs
 from comp.config import Config, parse_duration
 from comp.config.yaml_io import dump_yaml, parse_override
-from comp.data.dataset import Dataset
+from comp.data.dataset import Dataset, open_dataset
 from comp.data.sources.detect import Layout, detect_layout
 from comp.models import weights
 from comp.results import files, metrics
 from comp.runtime import device
 from comp.runtime.errors import ConfigError, DataError, unknown
 from comp.runtime.progress import Progress, quiet
-from comp.workflows.build import open_data
+from comp.workflows.build import check_opened
 
 FOLDS = 5
 _SMALL_SIDE = 48  # px: up to here images keep their size and fastnet is the network
@@ -38,6 +38,7 @@ _MUON = {  # of configs/cifar10/fastnet.yaml
     "decay_all": True,
     "multipliers": {"classifier": 0.01645},
 }
+_LABELS_METRIC = "samples_f1"  # of a multi-label sample without probabilities
 _PHOTO_NETWORK, _SCRATCH_NETWORK = "tf_efficientnet_lite0", "resnet18"
 
 
@@ -128,10 +129,7 @@ def draft_config(
     dataset = _open(sections, overrides, root, progress)
     guesses = [*layout.guesses]
     if metric == "auto":
-        if _lists_labels(dataset):
-            sections.values["competition"]["metric"] = "samples_f1"
-            dataset = _open(sections, overrides, root, progress)
-        usual = "the usual one of a sample that lists labels" if _lists_labels(dataset) else "the usual one"
+        usual = "the usual one where a sample lists labels" if _lists_labels(dataset) else "the usual one"
         guesses.append(
             f"competition.metric: {dataset.competition.metric} is {usual} of {dataset.competition.task}; take the "
             "competition's own: --metric NAME"
@@ -178,13 +176,19 @@ def _load(sections: _Sections, overrides: Sequence[str]) -> Config:
 
 
 def _open(sections: _Sections, overrides: Sequence[str], root: Path, progress: Progress) -> Dataset:
-    """Open the data that the config describes.
+    """Open the data that the config describes, and check it against them.
+
+    Without a metric, one of decided labels is taken where the sample submission shows those.
 
     Raises:
         UserError: naming the option or the key at fault, where it is one.
     """
     try:
-        return open_data(_load(sections, overrides), progress)
+        config = _load(sections, overrides)
+        dataset = open_dataset(config, progress)
+        if config.competition.metric == "auto" and _lists_labels(dataset):
+            dataset = replace(dataset, competition=replace(dataset.competition, metric=_LABELS_METRIC))
+        return check_opened(config, dataset)
     except DataError as error:
         known = configs.flatten(Config())
         keys = [key for key in re.findall(r"\bdata(?:\.[a-z_]+)+", str(error)) if key in known]

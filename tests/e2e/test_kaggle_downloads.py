@@ -280,7 +280,7 @@ def test_names_as_labels_among_other_columns(comp: Comp) -> None:
     save([f"d/photos/p{n:04d}.jpg" for n in range(240)], scans([[2 * c + 1] for c in train], test=False))
     save([f"d/photos/q{n:04d}.jpg" for n in range(90)], scans([[2 * c + 1] for c in truth], test=True))
     draw = np.random.default_rng(21)
-    rows = [[draw.integers(1, 40), f"p{n:04d}.jpg", "north" if n % 2 else "south", names[c], draw.random().round(3)]
+    rows = [[draw.integers(1, 40), f"p{n:04d}.jpg", "north" if n % 2 else "south", names[c], n / 7]
             for n, c in enumerate(train)]  # fmt: skip
     table("d/train.csv", ["height_m", "photo", "site", "species", "score"], rows)
     order = draw.permutation(90)

@@ -115,14 +115,14 @@ def test_a_fold_that_fails_is_named_and_the_others_are_trained(folder: Path, com
 
 @pytest.mark.slow
 def test_ctrl_c_stops_all_workers_and_the_same_command_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    words = ["cv", CONFIG, *SMALL, "train.epochs=8", "data.folds=2", "--workers", "2", "--json"]
+    words = ["cv", CONFIG, *SMALL, "train.epochs=5", "data.folds=2", "--workers", "2", "--json"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()
     stopped.mkdir()
     done = comp_process(*words, cwd=whole)
     assert done.returncode == 0, done.stderr
     process = subprocess.Popen([sys.executable, "-m", "comp", *words], cwd=stopped, start_new_session=True)
-    while len(list(stopped.glob("runs/*/*/*-fold?/state.pt"))) < 2 and process.poll() is None:
+    while not list(stopped.glob("runs/*/*/*-fold?/state.pt")) and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C
     assert process.wait(60) == 128 + signal.SIGINT

@@ -96,6 +96,6 @@ def _copy_example(name: str, folder: Path, *, force: bool, as_json: bool) -> Non
     if as_json:
         console.print_json({"written": written, "next": next_command})
         return
-    for path in written:
-        console.print_line(f"wrote    {path}")
+    for name in written:
+        console.print_line(f"wrote    {name}")
     console.print_line(f"next     {next_command}")

@@ -328,8 +328,9 @@ def _check_sources(
     if len(named) + (config is not None) != 1 or words:
         names = ", ".join(["CONFIG", *existing])
         raise ConfigError(f"expected one of {names}; for example: comp run configs/quickstart.yaml")
-    if "--resume" in named and (runs is not None or name is not None):
-        raise ConfigError(f"--resume continues in {named['--resume']}; leave --runs and --name out")
+    for option, value in {"--runs": runs, "--name": name}.items():
+        if "--resume" in named and value is not None:
+            raise ConfigError(f"--resume continues in {named['--resume']}; leave {option} out")
 
 
 def _is_finished(resume: Path, data_overrides: list[str], as_json: bool, *, trained_only: bool = False) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp import config
-from comp.config import Config
+from comp.config import Config, shipped
 from comp.ensembles import combine
 from comp.inference.inputs import Paths, PredictInput
 from comp.results.predictions import Predictions
@@ -30,12 +30,12 @@ __all__ = ["Run", "ensemble", "load_config", "predict", "train"]
 
 
 def load_config(path: Path | str, *overrides: str) -> Config:
-    """Return the config of a YAML file with `key.path=value` overrides.
+    """Return the config of a YAML file, or of a shipped config's name, with `key.path=value` overrides.
 
     Raises:
         ConfigError: an unknown key or an invalid value, with its location and the nearest valid key.
     """
-    return config.load(path, overrides)
+    return config.load(shipped.find(Path(path)), overrides)
 
 
 def train(

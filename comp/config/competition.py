@@ -49,7 +49,8 @@ class OODValidationConfig(Section):
     """Shifted validation: a copy of the validation split with generated corruptions."""
 
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 3, 5)
-    """Severities to generate, each 1 to 5; empty: no shifted validation."""
+    """Severities to generate, each 1 to 5; empty: no shifted validation. If it is not set, plain competitions
+    (`suite.source` `test` or `none`) have no shifted validation."""
     per_block: Positive = 500
     """Images per (corruption, severity) block: a stratified sample of the validation split, at most its size."""
     every: Literal["end"] | Positive = "end"

@@ -52,6 +52,8 @@ class TrackConfig(Section):
     """W&B tags."""
     artifacts: tuple[Literal["weights", "submission"], ...] = ()
     """Files to upload as versioned artifacts in addition to the curves."""
+    images: bool = False
+    """Whether W&B gets images of your data: the most confident mistakes on validation."""
 
 
 class ConfirmConfig(Section):

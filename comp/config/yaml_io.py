@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from comp.config import shipped
 from comp.runtime.errors import ConfigError, nearest
 
 Keys = tuple[str | int, ...]  # from the top of a document to a value; integers are list indices
@@ -172,7 +173,8 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         files = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise ConfigError(f"{path}: no such config file{nearest(path.name, files)}") from None
+        hint = nearest(path.name, files) or nearest(path.as_posix().removesuffix(".yaml"), shipped.names())
+        raise ConfigError(f"{path}: no such config file{hint}") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder; expected a YAML file") from None
     except UnicodeDecodeError as error:

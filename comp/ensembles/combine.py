@@ -66,6 +66,7 @@ def ensemble(
     select_on: str | None = None,
     folds: int | None = None,
     overrides: Mapping[str, Any] | None = None,
+    name: str = "",
     runs_root: Path = Path("runs"),
     group: str = "",
     output: Path | None = None,
@@ -80,6 +81,7 @@ def ensemble(
         select_on: the split that weights are fitted on, `val` or `ood_val`; None: shifted validation if all have it.
         folds: number of folds for cross-fitted scores; None: 5, or the number of images if that is smaller.
         overrides: fields of `predict` (views, adaptation) that replace the members' settings.
+        name: of the result's folder, after the time; empty: the method's.
         runs_root: where the result's folder is created.
         group: a folder below the competition's for it.
         output: the submission; None: a free name.
@@ -109,7 +111,7 @@ def ensemble(
     result = runs.create(
         runs_root,
         _plain_config(config),
-        f"{method}-ensemble",
+        name or f"{method}-ensemble",
         provenance,
         group=group,
         fixes=fixes.content if fixes else None,

@@ -5,7 +5,8 @@ fold, trains the missing ones, and leaves finished ones as they are.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ from comp.results.runs import Run
 from comp.results.stats import Interval
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
+from comp.runtime.workers import POLL_SECONDS, Worker, start, stop
+from comp.runtime.workers import progress as worker_progress
 from comp.submission import write
+from comp.workflows import plugins
 from comp.workflows.build import prepare
 from comp.workflows.checks import check_output
 from comp.workflows.train import resume, train
@@ -37,10 +41,12 @@ class CrossValidation:
     Attributes:
         folds: a run for each fold, in order.
         result: their ensemble: each validation image is predicted by the network that was not trained on it.
+        is_new: whether this call made it; False: it was complete before.
     """
 
     folds: tuple[Run, ...]
     result: Run
+    is_new: bool = True
 
     @property
     def metric(self) -> str:
@@ -98,7 +104,9 @@ def _value(metrics: RunMetrics, score: str) -> float:
 def cross_validate(
     config: Config,
     *,
+    name: str = "",
     runs_root: Path = Path("runs"),
+    workers: int = 1,
     output: Path | None = None,
     force: bool = False,
     progress: Progress = quiet,
@@ -110,52 +118,132 @@ def cross_validate(
 
     Args:
         config: with `data.folds`; `data.fold` is replaced.
+        name: of new runs' folders, after the time; empty: `fold0` and so on, and `mean-ensemble`.
         runs_root: where run folders are made.
+        workers: trainings at a time, each in its own process if there are several.
         output: the submission; None: a free name.
         force: replace an existing submission.
-        progress: called at every step.
+        progress: called at every step; with several workers twice a second.
         on_data: called once with the first fold's data.
         on_fold: called before each fold with its number, and the run that is resumed or complete; None: a new one.
-        training: further arguments of `comp.workflows.train.train`.
+        training: further arguments of `comp.workflows.train.train`, without effect on several workers.
 
     Raises:
-        UserError: no folds, or anything wrong with config, data or disk.
+        UserError: no folds, or anything wrong with config, data or disk. With several workers the other folds are
+            trained before.
         Interrupted: a signal; the same command continues.
     """
     if config.data.folds is None:
         raise ConfigError("comp cv: expected data.folds, the number of folds; for example: data.folds=5")
     folds = [_with_fold(config, fold) for fold in range(config.data.folds)]
-    check_output(folds[0], output, force=force)
     group = f"cv-{configs.fingerprint(folds[0])[:8]}"
     folder = runs_root / config.competition.name / group
+    is_own = any(_wrote(run, output) for run in runs.list_runs(folder))
+    if not is_own:
+        check_output(folds[0], output, force=force)
     with _locked(folder):
         dataset = prepare(folds[0], runs_root, progress)
         on_data(dataset)
-        existing = [run for run in runs.list_runs(folder) if _has_same_data(run, dataset)]
-        trained = []
-        for number, fold in enumerate(folds):
-            run = _latest(existing, number)
-            on_fold(number, run)
-            if run is None:
+        existing = _runs_of(folder, dataset)
+        previous = [_latest(existing, number) for number in range(len(folds))]
+        trained = [run for run in previous if run is not None and run.is_complete()]
+        result = _combined(existing, trained, output) if len(trained) == len(folds) else None
+        if is_own and result is None:
+            check_output(folds[0], output, force=force)
+        shared = {"runs_root": runs_root, "group": group}
+        names = [f"{name}-fold{number}" if name else f"fold{number}" for number in range(len(folds))]
+        if workers > 1:
+            _train_together(folds, previous, names, shared, workers, on_fold, progress)
+            existing = _runs_of(folder, dataset)
+            trained = [run for number in range(len(folds)) if (run := _latest(existing, number)) is not None]
+        else:
+            trained = []
+            for number, (fold, run) in enumerate(zip(folds, previous, strict=True)):
+                on_fold(number, run)
                 opened = dataset if number == 0 else None
-                run = train(
-                    fold,
-                    name=f"fold{number}",
-                    runs_root=runs_root,
-                    group=group,
-                    dataset=opened,
-                    progress=progress,
-                    **training,
-                )
-            elif not run.is_complete():
-                run = resume(run, progress=progress, on_epoch=training.get("on_epoch", lambda epoch: None))
-            trained.append(run)
-        result = _combined(existing, trained, output)
+                made = {"name": names[number], "dataset": opened, **shared, **training}
+                trained.append(_finish(fold, run, progress, **made))
+        is_new = result is None
         if result is None:
+            _check_weights(trained)
             result = combine.ensemble(
-                trained, runs_root=runs_root, group=group, output=output, force=force, progress=progress
+                trained, name=name, runs_root=runs_root, group=group, output=output, force=force, progress=progress
             )
-    return CrossValidation(tuple(trained), result)
+    return CrossValidation(tuple(trained), result, is_new)
+
+
+def _finish(fold: Config, run: Run | None, progress: Progress, **training: Any) -> Run:
+    """Train a fold, or resume its run; return the complete run."""
+    if run is None:
+        return train(fold, progress=progress, **training)
+    return resume(run, progress=progress, on_epoch=training.get("on_epoch", lambda epoch: None))
+
+
+def _finish_alone(values: Mapping[str, Any], run: Run | None, training: Mapping[str, Any]) -> None:
+    """Train a fold in a process of its own; a config itself cannot be sent to it."""
+    config = configs.from_mapping(values, "the fold's config")
+    plugins.load(config)
+    _finish(config, run, worker_progress, **training)
+
+
+def _train_together(
+    folds: Sequence[Config],
+    previous: Sequence[Run | None],
+    names: Sequence[str],
+    shared: Mapping[str, Any],
+    workers: int,
+    on_fold: Callable[[int, Run | None], None],
+    progress: Progress,
+) -> None:
+    """Train the folds that are not complete in several processes.
+
+    Raises:
+        RunError: some folds failed, after the others were trained.
+        Interrupted: a signal; the workers have written their checkpoints.
+    """
+    waiting = [number for number, run in enumerate(previous) if run is None or not run.is_complete()]
+    for number in sorted(set(range(len(folds))) - set(waiting)):
+        on_fold(number, previous[number])
+    places = min(workers, len(waiting))
+    running: dict[int, tuple[int, Worker]] = {}  # place, with its share of the cores -> fold and process
+    failures: dict[str, list[int]] = {}
+    try:
+        while waiting or running:
+            for place in range(places):
+                if place not in running and waiting:
+                    number = waiting.pop(0)
+                    on_fold(number, previous[number])
+                    values, made = folds[number].model_dump(mode="json"), {"name": names[number], **shared}
+                    running[place] = number, start(place, places, _finish_alone, values, previous[number], made)
+            time.sleep(POLL_SECONDS)
+            for place, (number, worker) in list(running.items()):
+                if worker.exit_code is not None:
+                    del running[place]
+                    if worker.exit_code:
+                        failures.setdefault(worker.error(), []).append(number)
+            progress("folds", len(folds) - len(waiting) - len(running), len(folds), "folds")
+    finally:
+        stop(worker for _, worker in running.values())
+    if failures:
+        reasons = [f"fold {', '.join(map(str, sorted(failed)))}: {reason}" for reason, failed in failures.items()]
+        raise RunError(f"{'; '.join(reasons)}; the other folds are trained: mend it, and repeat the command")
+
+
+def _runs_of(folder: Path, dataset: Dataset) -> list[Run]:
+    """Return the runs in a folder that were trained on these data, with the same fixes."""
+    return [run for run in runs.list_runs(folder) if _has_same_data(run, dataset)]
+
+
+def _check_weights(folds: Sequence[Run]) -> None:
+    """Check that each fold has its best weights.
+
+    Raises:
+        RunError: naming the missing file.
+    """
+    for run in folds:
+        path = run.path / "best.safetensors"
+        if run.metrics().best.val is not None and not path.is_file():
+            raise RunError(f"{path}: is missing; restore it, or remove {run.path} to train this fold again")
 
 
 @contextlib.contextmanager
@@ -194,8 +282,16 @@ def _combined(existing: Sequence[Run], folds: Sequence[Run], output: Path | None
     """Return the stored ensemble of these folds if it is whole and no other place is named for its submission."""
     names = [run.name for run in folds]
     for run in existing:
-        if output is None and run.is_complete() and run.provenance().get("members") == names:
+        if run.is_complete() and run.provenance().get("members") == names:
             submits = run.config().competition.suite.source != "none"
-            if not submits or write.has_intact_submission(run):
+            if not submits or (write.has_intact_submission(run) and (output is None or _wrote(run, output))):
                 return run
     return None
+
+
+def _wrote(run: Run, output: Path | None) -> bool:
+    """Return whether a file is the submission of a complete run."""
+    if output is None or not run.is_complete():
+        return False
+    submission = run.metrics().submission
+    return bool(submission) and Path(submission).resolve() == output.resolve()

@@ -73,6 +73,7 @@ def soup(
     *,
     select_on: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    name: str = "",
     runs_root: Path = Path("runs"),
     output: Path | None = None,
     force: bool = False,
@@ -103,7 +104,7 @@ def soup(
     value, state = score.best(mean_state) if len(chosen) > 1 else (scored[chosen[0]][0], mean_state)
     values = tuple(score.to_metric_unit(value) for value, _ in scored)
     mixed = _Soup(tuple(trained), values, chosen, score.to_metric_unit(value), score.metric, state)
-    loaded = _store(mixed, first, split, runs_root, progress)
+    loaded = _store(mixed, first, split, name or "soup", runs_root, progress)
     options = with_overrides(loaded.config.predict, overrides or {})
     score_test(loaded, progress, options=options)
     if loaded.dataset.suite is not None:
@@ -222,12 +223,12 @@ class _Scorer:
                 yield execution.layout(batch[part])
 
 
-def _store(mixed: _Soup, first: LoadedRun, split: str, runs_root: Path, progress: Progress) -> LoadedRun:
+def _store(mixed: _Soup, first: LoadedRun, split: str, name: str, runs_root: Path, progress: Progress) -> LoadedRun:
     """Store the soup as a run, score it on validation, and return it ready to predict."""
     config = first.config
     provenance, fixes = provenance_of(config, first.dataset, first.model, first.execution.device), first.dataset.fixes
     provenance["members"] = mixed.describe_members()
-    result = runs.create(runs_root, config, "soup", provenance, fixes=fixes.content if fixes else None)
+    result = runs.create(runs_root, config, name, provenance, fixes=fixes.content if fixes else None)
     with runs.delete_on_failure(result), result.write_lock():
         dataset = first.dataset
         splits.save_split(result.path / "split.npz", dataset.train, dataset.val, dataset.samples)

@@ -162,13 +162,20 @@ def _extract_state(checkpoint: Any, path: Path) -> State:
 
 # Short, so that a machine without a network fails quickly.
 _HUB_TIMEOUT_SECONDS = 5.0
+_SHARED = Path("data/weights")  # for data of any folder
+
+
+def folders(folder: Path) -> list[Path]:
+    """Return where weights files are looked for: a folder, such as `weights` in `data.root`, then `data/weights`."""
+    return list(dict.fromkeys((folder, _SHARED)))
 
 
 def local_file(name: str, folder: Path | None) -> Path | None:
-    """Return `<name>.safetensors` in a folder, with or without the weights' tag, or None."""
+    """Return `<name>.safetensors`, with or without the weights' tag, in the first of `folders` that has it, or None."""
     if folder is None:
         return None
-    candidates = (folder / f"{stem}.safetensors" for stem in (name, name.partition(".")[0]))
+    stems = dict.fromkeys((name, name.partition(".")[0]))
+    candidates = (place / f"{stem}.safetensors" for place in folders(folder) for stem in stems)
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -204,7 +211,7 @@ def find_published(name: str, cfg: Mapping[str, Any], folder: Path | None) -> Pa
         return Path(hf_hub_download(cfg["hf_hub_id"], _hub_file(cfg), etag_timeout=_HUB_TIMEOUT_SECONDS))
     # The hub's client raises errors of three libraries when a download fails.
     except Exception as error:
-        target = (folder or Path("data/weights")) / f"{name}.safetensors"
+        target = (folder or _SHARED) / f"{name}.safetensors"
         raise ModelError(
             f"model.pretrained: the weights of {name} are neither local nor downloadable ({_first_line(error)}); "
             f"download {_hub_file(cfg)} of {cfg['hf_hub_id']} from the Hugging Face hub and save it as {target}"

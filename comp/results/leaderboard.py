@@ -74,6 +74,8 @@ class LeaderboardRow:
         device: what it ran on.
         submission: the CSV it wrote last; empty if none.
         submitted: the recorded scores of its submissions.
+        overrides: of the command that started its training, `key=value` separated by spaces.
+        fold: of its training, such as `1 of 5`; empty without folds.
         estimates: variant such as `+flip` -> column -> score of predictions made that way.
         higher_is_better: the metric's direction.
     """
@@ -108,6 +110,8 @@ class LeaderboardRow:
     device: str
     submission: str
     submitted: tuple[PublicScore, ...]
+    overrides: str
+    fold: str
     estimates: Mapping[str, Mapping[str, float]]
     higher_is_better: bool
 
@@ -371,6 +375,8 @@ def _row(run: runs.Run, scores: RunMetrics) -> LeaderboardRow:
         device=scores.device,
         submission=scores.submission,
         submitted=submitted,
+        overrides=" ".join(scores.overrides),
+        fold=scores.fold,
         estimates=_estimates(scores),
         higher_is_better=metrics.is_higher_better(scores),
     )

@@ -160,6 +160,8 @@ class RunMetrics(_Part):
         competition: its name.
         metric: the competition's, a row of `comp.results.metrics.METRICS`.
         higher_is_better: the metric's direction; None in files from before plug-ins, whose metrics are all comp's own.
+        overrides: `key=value` of the command that started a training.
+        fold: of a training, such as `1 of 5`; empty without folds.
         selected_by: what the best weights were selected by; empty if nothing was selected.
         teachers: names of the runs whose outputs were part of the targets; None without.
         pseudo_labels: how many pseudo-labelled images joined the training images; None without.
@@ -191,6 +193,8 @@ class RunMetrics(_Part):
     metric: str
     higher_is_better: bool | None = None
     config_hash: str = ""
+    overrides: list[str] = Field(default_factory=list)
+    fold: str = ""
     model: str
     parameters: int
     trainable: list[dict[str, Any]] = Field(default_factory=list)

@@ -161,6 +161,17 @@ class Run:
                 )
         return values
 
+    def started_with(self) -> list[str]:
+        """Return the overrides of the command that started it, without the fold."""
+        words = self.provenance().get("argv") or []
+        return [
+            word
+            for word in words
+            if "=" in word
+            and word.partition("=")[0].partition(".")[0] in (*_SECTIONS, "tune", "seed")
+            and not word.startswith(("data.fold=", "data.folds="))
+        ]
+
     @property
     def repair_hint(self) -> str:
         """How to create a run with damaged files again, as the end of an error message."""

@@ -130,7 +130,7 @@ class WandbTracker(Tracker):
                 self._logged = max(self._logged, len(rows))
 
     def save_mistakes(self, run: Run, images: Any) -> None:
-        predicted = payload.validation(run)
+        predicted = payload.validation(run) if run.config().track.images else None
         if predicted is None or predicted.targets is None:
             return
         with self._errors_as_notes():
@@ -286,7 +286,7 @@ def _log_results(run: Run, wandb_run: Any, step: int) -> None:
 
 def _mistakes(run: Run) -> list[Any]:
     path = state.folder_of(run) / "mistakes.npz"
-    if not path.is_file():
+    if not path.is_file() or not run.config().track.images:
         return []
     with np.load(path, allow_pickle=False) as arrays:
         images, ids, titles = (arrays[name] for name in ("images", "ids", "titles"))

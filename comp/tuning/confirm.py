@@ -28,6 +28,7 @@ class ConfirmedTrial:
         deviation: the scores' sample standard deviation; None for one score.
         seconds: mean of the trainings.
         parameters: of its model.
+        epochs: mean of the trainings.
         within_noise: whether it does not differ significantly from the best.
     """
 
@@ -38,6 +39,7 @@ class ConfirmedTrial:
     deviation: float | None
     seconds: float
     parameters: int
+    epochs: float
     within_noise: bool = False
 
 
@@ -75,6 +77,7 @@ def _summary(number: int, searched: float, rows: Sequence[FrozenTrial]) -> Confi
         deviation=statistics.stdev(scores) if len(scores) > 1 else None,
         seconds=round(statistics.fmean(row.user_attrs["seconds"] for row in rows), 2),
         parameters=rows[0].user_attrs["parameters"],
+        epochs=statistics.fmean(row.user_attrs["epochs"] for row in rows),
     )
 
 
@@ -102,18 +105,19 @@ def recommended(trials: Sequence[ConfirmedTrial], *, budgeted: bool) -> Confirme
     """Return the cheapest trial whose mean is within one standard error of the best's.
 
     The one-standard-error rule (Breiman et al. 1984, section 3.4.3) is stricter than the t-test, which with few scores
-    does not reject trials that may be much worse. The best itself is returned if none costs a tenth less, since the
-    seconds of equal trainings differ by nearly that.
+    does not reject trials that may be much worse. Cost is counted, parameters times epochs, and never timed: the
+    seconds of equal trainings differ, and another recommendation would follow. The best itself is returned if none
+    costs a tenth less.
 
     Args:
         trials: from `mark_within_noise`, the best first.
-        budgeted: all train for the same time, so that cost is parameters instead of seconds.
+        budgeted: all train for the same time, which decides their epochs: cost is parameters alone.
     """
     best = trials[0]
     error = _pooled_deviation(trials) / math.sqrt(len(best.scores))
 
     def cost(row: ConfirmedTrial) -> float:
-        return row.parameters if budgeted else row.seconds
+        return row.parameters * (1 if budgeted else row.epochs)
 
     cheapest = min((row for row in trials if row.within_noise and abs(best.mean - row.mean) <= error), key=cost)
     return cheapest if cost(cheapest) < _CHEAPER * cost(best) else best

@@ -5,32 +5,28 @@ together.
 """
 
 import contextlib
-import multiprocessing
-import os
-import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.trial import FrozenTrial, Trial
 
-from comp.runtime import signals
-from comp.runtime.errors import Interrupted, StudyError, UserError
+from comp.runtime.errors import StudyError, UserError
 from comp.runtime.progress import Progress
+from comp.runtime.workers import POLL_SECONDS, Worker, start, stop
+from comp.runtime.workers import progress as worker_progress
 from comp.tracking.tracker import open_tracker
 from comp.tuning.create import OPENERS, StudyPlan
 from comp.tuning.results import discard_weights
 from comp.tuning.study import Study, is_counted, record_failure
+from comp.workflows import plugins
 
 if TYPE_CHECKING:
     from comp.data.dataset import Dataset
 
-_POLL_SECONDS = 0.5
 _MAX_EARLY_DEATHS = 10  # of workers in a row, without a trial that ends in between
-_EXIT_USER = 2
 
 
 def work(
@@ -53,7 +49,7 @@ def work(
         StudyError: three trials in a row have failed, or the storage does not answer.
         Interrupted: a signal; the current trial waits for the next command.
     """
-    from comp.tuning.trial import TrialRunner, TrialTakenOver  # loads torch, which must follow `_take_share`
+    from comp.tuning.trial import TrialRunner, TrialTakenOver  # loads torch
 
     with open_tracker(study.config.track) as tracker:
         runner = TrialRunner(study, runs_root, datasets, tracker, progress)
@@ -89,7 +85,7 @@ def work(
                         study.optuna.optimize(objective, callbacks=[after_trial], catch=(Exception,))
                         study.is_sampler_done = not stopped
                     else:
-                        time.sleep(_POLL_SECONDS)
+                        time.sleep(POLL_SECONDS)
                         progress("trials", len(study.ended()), study.total, "trials")
                 except TrialTakenOver:
                     continue
@@ -121,24 +117,21 @@ def work_together(
         StudyError: trials keep failing, or workers keep dying.
         Interrupted: a signal; the workers have stopped, and their trials wait for the next command.
     """
-    processes: dict[int, Any] = {}
+    running: dict[int, Worker] = {}
     ended, deaths = len(study.ended()), 0
-    spawn = multiprocessing.get_context("spawn")  # threads and CUDA do not survive a fork
     try:
         while not study.is_over():
             for index in range(workers):
-                process = processes.get(index)
-                if process is not None and process.is_alive():
+                worker = running.get(index)
+                if worker is not None and worker.exit_code is None:
                     continue
-                if process is not None and process.exitcode == _EXIT_USER:
+                if worker is not None and worker.exit_code == UserError.exit_code:
                     study.check_failures()
-                    raise StudyError(f"{study.folder}: a worker stopped with the error above")
-                deaths += process is not None and process.exitcode != 0
-                if process is None or process.exitcode != 0:
-                    arguments, name = (plan, index, workers), f"comp-worker-{index}"
-                    processes[index] = spawn.Process(target=_main, args=arguments, name=name)
-                    processes[index].start()
-            time.sleep(_POLL_SECONDS)
+                    raise StudyError(f"{study.folder}: a worker stopped: {worker.error()}")
+                deaths += worker is not None and worker.exit_code != 0
+                if worker is None or worker.exit_code != 0:
+                    running[index] = start(index, workers, _work_alone, plan)
+            time.sleep(POLL_SECONDS)
             if (now := len(study.ended())) > ended:
                 ended, deaths = now, 0
                 on_trial(study)
@@ -149,58 +142,10 @@ def work_together(
                     "find the cause with --workers 1"
                 )
     finally:
-        _stop(processes)
+        stop(running.values())
 
 
-def _stop(processes: dict[int, Any]) -> None:
-    """Ask the workers to stop at their next safe point, and wait for them."""
-    for process in processes.values():
-        if process.is_alive():
-            process.terminate()
-    for process in processes.values():
-        process.join()
-
-
-def _main(plan: StudyPlan, index: int, workers: int) -> None:
-    """Run a worker process, with its share of the cores and one of the GPUs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides, by SIGTERM
-    _take_share(index, workers)
-    from comp.workflows import plugins  # loads torch, which must follow
-
-    try:
-        with signals.catch_stop_signals():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            plugins.load(plan.load())
-            with OPENERS[plan.part](plan) as study:
-                work(study, {}, Path(plan.runs_root), _progress, lambda study: None)
-    except Interrupted as stop:
-        sys.exit(128 + stop.signum)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(_EXIT_USER)
-
-
-def _progress(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
-    """Stop at the next safe point after a signal, or when the parent process is dead."""
-    signals.raise_if_interrupted()
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():
-        raise Interrupted(signal.SIGTERM)
-
-
-def _take_share(index: int, workers: int) -> None:
-    if hasattr(os, "sched_setaffinity"):
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, share_of(sorted(os.sched_getaffinity(0)), index, workers))
-    import torch
-
-    devices = torch.cuda.device_count()
-    if devices > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(index % devices)
-
-
-def share_of(cores: list[int], index: int, workers: int) -> set[int]:
-    """Return a worker's cores: an equal share, or one shared core if there are more workers than cores."""
-    if workers >= len(cores):
-        return {cores[index % len(cores)]}
-    return set(cores[index * len(cores) // workers : (index + 1) * len(cores) // workers])
+def _work_alone(plan: StudyPlan) -> None:
+    plugins.load(plan.load())
+    with OPENERS[plan.part](plan) as study:
+        work(study, {}, Path(plan.runs_root), worker_progress, lambda study: None)

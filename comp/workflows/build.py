@@ -30,7 +30,11 @@ def prepare(config: Config, runs_root: Path = Path("runs"), progress: Progress =
 
 def open_data(config: Config, progress: Progress = quiet) -> Dataset:
     """Open the data of a checked config and check the config against them; see `prepare`."""
-    dataset = open_dataset(config, progress)
+    return check_opened(config, open_dataset(config, progress))
+
+
+def check_opened(config: Config, dataset: Dataset) -> Dataset:
+    """Check a config against its data; return them with notes on the submission; see `prepare`."""
     checks.check_data(config, dataset)
     imbalance.check_imbalance(config, dataset)  # here: a rehearsal's few images may lack a class
     notes = (*imbalance.describe(config, dataset), *_submission_notes(config, dataset))

@@ -5,7 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ from comp import config as configs
 from comp.config import Config, parse_duration
 from comp.config.tasks import TASKS
 from comp.config.yaml_io import dump_yaml, parse_override
-from comp.data.dataset import Dataset
+from comp.data.dataset import Dataset, open_dataset
 from comp.data.sources.detect import Layout, detect_layout
 from comp.models import weights
-from comp.results import files
+from comp.results import files, metrics
 from comp.runtime import device
 from comp.runtime.errors import ConfigError, DataError, unknown
 from comp.runtime.progress import Progress, quiet
-from comp.workflows.build import open_data
+from comp.workflows.build import check_opened
 
 FOLDS = 5
 _SMALL_SIDE = 48  # px: up to here images keep their size and fastnet is the network
@@ -39,6 +39,7 @@ _MUON = {  # of configs/cifar10/fastnet.yaml
     "decay_all": True,
     "multipliers": {"classifier": 0.01645},
 }
+_LABELS_METRIC = "samples_f1"  # of a multi-label sample without probabilities
 _PHOTO_NETWORK, _SCRATCH_NETWORK = "tf_efficientnet_lite0", "resnet18"
 
 
@@ -126,18 +127,13 @@ def draft_config(
     if folds is None:
         sections.values["data"].pop("folds", None)
         sections.values["data"].pop("fold", None)
-    try:
-        dataset = open_data(_load(sections, overrides), progress)
-    except DataError as error:
-        raise type(error)(
-            f"{error}\n  detected so far: {_shorten(sections.values['data'])}; set what is wrong behind the folder: "
-            f"comp init {root} data.csv.label_column=NAME"
-        ) from None
+    dataset = _open(sections, overrides, root, progress)
     guesses = [*layout.guesses]
     if metric == "auto":
+        usual = "the usual one where a sample lists labels" if _lists_labels(dataset) else "the usual one"
         guesses.append(
-            f"competition.metric: {dataset.competition.metric} is the usual one of {dataset.competition.task}; take "
-            "the competition's own: --metric NAME"
+            f"competition.metric: {dataset.competition.metric} is {usual} of {dataset.competition.task}; take the "
+            "competition's own: --metric NAME"
         )
     sections.values["competition"]["metric"] = dataset.competition.metric
     sections.comments["competition.metric"] = "named" if metric != "auto" else "a guess: --metric names yours"
@@ -180,6 +176,42 @@ def _load(sections: _Sections, overrides: Sequence[str]) -> Config:
     return configs.from_mapping(sections.values, "the detected config", overrides)
 
 
+def _open(sections: _Sections, overrides: Sequence[str], root: Path, progress: Progress) -> Dataset:
+    """Open the data that the config describes, and check it against them.
+
+    Without a metric, one of decided labels is taken where the sample submission shows those.
+
+    Raises:
+        UserError: naming the option or the key at fault, where it is one.
+    """
+    try:
+        config = _load(sections, overrides)
+        dataset = open_dataset(config, progress)
+        if config.competition.metric == "auto" and _lists_labels(dataset):
+            dataset = replace(dataset, competition=replace(dataset.competition, metric=_LABELS_METRIC))
+        return check_opened(config, dataset)
+    except DataError as error:
+        known = configs.flatten(Config())
+        keys = [key for key in re.findall(r"\bdata(?:\.[a-z_]+)+", str(error)) if key in known]
+        hint = f"; to set it: comp init {root} {keys[0]}=VALUE" if keys else ""
+        raise type(error)(f"{error}\n  detected so far: {_shorten(sections.values['data'])}{hint}") from None
+    except ConfigError as error:
+        message = str(error)
+        is_option = message.startswith("competition.metric:") and not any(
+            override.startswith("competition.metric=") for override in overrides
+        )
+        raise type(error)(f"--metric: {message.partition(': ')[2]}" if is_option else message) from None
+
+
+def _lists_labels(dataset: Dataset) -> bool:
+    """Return whether a sample submission shows decided labels of a multi-label task, and no probabilities."""
+    sample, task = dataset.competition.sample, dataset.competition.task
+    if sample is None or task != "multi_label":
+        return False
+    flags = {cell.strip() for row in sample.cells for cell in row}
+    return len(sample.columns) == 1 or (flags <= {"0", "1"} and not sample.is_placeholder)
+
+
 def _shorten(section: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in section.items() if key != "root")
 
@@ -190,12 +222,10 @@ def _describe_competition(sections: _Sections, root: Path, layout: Layout, metri
         "name": name,
         "metric": metric,
         "suite": {"source": "test" if layout.unlabelled_test else "none"},
-        "ood_validation": {"severities": []},
     }
     sections.comments["competition.suite"] = (
         "the test images are submitted" if layout.unlabelled_test else "no test without labels, so nothing to submit"
     )
-    sections.comments["competition.ood_validation"] = "plain validation; [1, 3, 5] also measures corrupted copies"
 
 
 def _describe_data(sections: _Sections, root: Path, layout: Layout, preset: Preset) -> None:
@@ -264,17 +294,19 @@ def _describe_small(sections: _Sections, count: int, size: str, *, grey: bool) -
 
 def _describe_photos(sections: _Sections, count: int, root: Path) -> None:
     """Describe a network for larger images: pretrained where its weights lie in the weights folder."""
-    local = weights.local_file(_PHOTO_NETWORK, root / "weights")
+    found = {name: weights.local_file(name, root / "weights") for name in (_PHOTO_NETWORK, _SCRATCH_NETWORK)}
+    name, local = next(((name, path) for name, path in found.items() if path), (_SCRATCH_NETWORK, None))
     sections.values["augment"] = {"policy": "photo"}
     sections.comments["augment.policy"] = "random resized crops, flips, mild colour jitter"
     if local:
-        sections.values["model"] = {"name": _PHOTO_NETWORK, "pretrained": True}
+        sections.values["model"] = {"name": name, "pretrained": True}
         sections.comments["model.pretrained"] = f"weights: {local}"
         sections.values["optim"] = {"lr": 1e-3}
     else:
-        sections.values["model"] = {"name": _SCRATCH_NETWORK}
+        sections.values["model"] = {"name": name}
+        places = " or ".join(map(str, weights.folders(root / "weights")))
         sections.comments["model.name"] = (
-            f"from scratch: no {_PHOTO_NETWORK}.safetensors in {root / 'weights'}, and weights help most of all"
+            f"from scratch: no {_PHOTO_NETWORK}.safetensors in {places}, and weights help most of all"
         )
         sections.values["optim"] = {"lr": 2e-3}
     sections.values["train"] = {"batch_size": _batch_size(count, 64), "label_smoothing": 0.1}
@@ -290,7 +322,9 @@ def _findings(sections: _Sections, layout: Layout, dataset: Dataset, config: Con
     channels, height, width = competition.image_shape
     numeric = TASKS[competition.task].numeric
     labels = f"column {competition.classes[0]}" if numeric else f"{len(competition.classes):,} classes"
+    direction = "higher" if metrics.metric(competition.metric).higher_is_better else "lower"
     lines = [
+        f"metric: {competition.metric}, {direction} is better",
         f"source: {layout.data['source']}, {layout.reasons.get('source', '')}",
         f"labels: {competition.task}, {labels}, {len(dataset.train):,} training and "
         f"{len(dataset.val or ()):,} validation images of {width} x {height} x {channels}",

@@ -25,6 +25,7 @@ def probe(
     name: str,
     k: int = 5,
     config: Config | None = None,
+    run_name: str = "",
     runs_root: Path = Path("runs"),
     progress: Progress = quiet,
 ) -> Run:
@@ -35,6 +36,7 @@ def probe(
         name: a row of `comp.inference.probe.CLASSIFIERS`.
         k: neighbours, for `knn`.
         config: of the data to probe; None: the run's.
+        run_name: of the result's folder, after the time; empty: the classifier's.
         runs_root: where the result's folder is made.
         progress: called after every batch.
 
@@ -70,7 +72,9 @@ def probe(
         progress=progress,
     )
     provenance, fixes = provenance_of(config, dataset, model, execution.device), dataset.fixes
-    result = runs.create(runs_root, config, f"{name}-probe", provenance, fixes=fixes.content if fixes else None)
+    result = runs.create(
+        runs_root, config, run_name or f"{name}-probe", provenance, fixes=fixes.content if fixes else None
+    )
     made_by = {"run": run.name, "weights_sha256": files.sha256_file(run.weights_path()), "probe": name, "k": k}
     with runs.delete_on_failure(result), result.write_lock():
         scores: dict[str, SplitScores | None] = {}

@@ -109,7 +109,10 @@ def describe_network(loaded: LoadedRun, kind: Kind) -> RunMetrics:
     described = describe_run(
         loaded.run, loaded.competition, kind, model=loaded.config.model.name, parameters=parameters
     )
+    data = loaded.config.data
     network = {
+        "overrides": loaded.run.started_with() if kind == "run" else [],
+        "fold": "" if data.folds is None else f"{data.fold} of {data.folds}",
         "trainable": [row._asdict() for row in surgery.trainable_table(model)],
         "device": execution.device,
         "precision": execution.precision,

@@ -252,3 +252,88 @@ data:
    csv: {train: jpeg/train, test: jpeg/test, group_column: patient_id}}
 """, ["image_name", "target"], [f"ISIC_{n + 5000:07d}" for n in range(200)], epochs=10)  # fmt: skip
     assert roc_auc_score(truth, answers[:, 0]) > 0.85
+
+
+def by_init(comp: Comp, header: Sequence[str], ids: Sequence[str], metric: str) -> list[list[str]]:
+    """Train what `comp init` writes and check the submission's header and ids; return its answers, a row per id."""
+    for words in (
+        ("init", "d", "-o", "c.yaml", "--metric", metric, "--budget", "100s"),
+        ("run", "c.yaml", "-o", "s.csv", "--runs", "runs"),
+        ("check", "s.csv"),
+    ):
+        result = comp(*words)
+        assert result.code == 0, result.err
+    written = list(csv.reader(io.StringIO(Path("s.csv").read_text())))
+    assert written[0] == list(header)
+    assert [row[0] for row in written[1:]] == list(ids)
+    return [row[1:] for row in written[1:]]
+
+
+only_by_init = pytest.mark.parametrize("workplace", [pytest.param("by init", marks=pytest.mark.slow)], indirect=True)
+
+
+@only_by_init
+def test_names_as_labels_among_other_columns(comp: Comp) -> None:
+    """Texts as labels, columns before and behind them, a sample in an order of its own, accuracy."""
+    names = np.array(["Acer rubrum", "Tilia cordata", "Ulmus minor"])
+    train, truth = np.arange(240) % 3, np.random.default_rng(20).permutation(90) % 3
+    save([f"d/photos/p{n:04d}.jpg" for n in range(240)], scans([[2 * c + 1] for c in train], test=False))
+    save([f"d/photos/q{n:04d}.jpg" for n in range(90)], scans([[2 * c + 1] for c in truth], test=True))
+    draw = np.random.default_rng(21)
+    rows = [[draw.integers(1, 40), f"p{n:04d}.jpg", "north" if n % 2 else "south", names[c], n / 7]
+            for n, c in enumerate(train)]  # fmt: skip
+    table("d/train.csv", ["height_m", "photo", "site", "species", "score"], rows)
+    order = draw.permutation(90)
+    table("d/sample_submission.csv", ["photo", "species"], [[f"q{n:04d}.jpg", names[0]] for n in order])
+    answers = by_init(comp, ["photo", "species"], [f"q{n:04d}.jpg" for n in order], "accuracy")
+    assert np.mean(np.array(answers)[:, 0] == names[truth[order]]) > 0.8  # of one name: 0.33
+
+
+@only_by_init
+def test_one_hot_columns_under_log_loss_with_a_permuted_sample(comp: Comp) -> None:
+    columns, permuted = ["crazing", "patches", "pitted", "scratches"], ["pitted", "crazing", "scratches", "patches"]
+    train, truth = np.arange(240) % 4, np.random.default_rng(22).permutation(80) % 4
+    save([f"d/train/steel_{n}.png" for n in range(240)], scans([[2 * c] for c in train], test=False))
+    save([f"d/test/steel_{n + 900}.png" for n in range(80)], scans([[2 * c] for c in truth], test=True))
+    table("d/train.csv", ["id", *columns], [[f"steel_{n}", *(np.arange(4) == c) * 1] for n, c in enumerate(train)])
+    order = np.random.default_rng(23).permutation(80)
+    table("d/sample_submission.csv", ["id", *permuted], [[f"steel_{n + 900}", *[0.25] * 4] for n in order])
+    answers = np.array(by_init(comp, ["id", *permuted], [f"steel_{n + 900}" for n in order], "log_loss"), float)
+    assert np.allclose(answers.sum(1), 1, atol=1e-4)
+    assert log_loss(truth[order], answers[:, [permuted.index(name) for name in columns]]) < 0.7  # equal shares: 1.39
+
+
+@only_by_init
+def test_class_folders_with_a_nested_unlabelled_test(comp: Comp) -> None:
+    """As packed on another machine: `train/train/<class>`, `test/test/*`, and no table at all."""
+    names = ["ant", "bee", "wasp"]
+    truth = np.random.default_rng(24).permutation(75) % 3
+    for index, name in enumerate(names):
+        save([f"d/train/train/{name}/{name}_{n}.png" for n in range(80)], scans([[index + 5]] * 80, test=False))
+    ids = [f"unknown_{n:03d}" for n in range(75)]
+    save([f"d/test/test/{name}.png" for name in ids], scans([[c + 5] for c in truth], test=True))
+    answers = by_init(comp, ["id", "label"], ids, "accuracy")
+    assert np.mean(np.array(answers)[:, 0] == np.array(names)[truth]) > 0.8
+
+
+@only_by_init
+def test_patients_with_several_images(comp: Comp) -> None:
+    """Patients stay in one fold, and each image has a row."""
+    patients, ill = np.arange(300) // 5, np.arange(300) // 5 % 3 == 0
+    truth = np.arange(100) // 5 % 3 == 0
+    save([f"d/train/scan_{n}.png" for n in range(300)], scans([[7 if flag else 3] for flag in ill], test=False))
+    save([f"d/test/scan_{n + 500}.png" for n in range(100)], scans([[7 if flag else 3] for flag in truth], test=True))
+    rows = [[f"scan_{n}", f"patient_{p}", int(flag)] for n, (p, flag) in enumerate(zip(patients, ill, strict=True))]
+    table("d/train.csv", ["image_id", "PatientID", "cancer"], rows)
+    table("d/test.csv", ["image_id", "PatientID"], [[f"scan_{n + 500}", f"patient_{n // 5 + 80}"] for n in range(100)])
+    ids = [f"scan_{n + 500}" for n in range(100)]
+    table("d/sample_submission.csv", ["image_id", "cancer"], [[key, 0.5] for key in ids])
+    answers = by_init(comp, ["image_id", "cancer"], ids, "roc_auc")
+    assert roc_auc_score(truth, np.array(answers, float)[:, 0]) > 0.95
+    (split,) = Path("runs").glob("*/*/split.npz")
+    patient_of = {row[0]: row[1] for row in rows}
+    with np.load(split) as arrays:
+        train, val = ({patient_of[Path(key).stem] for key in arrays[name].tolist()} for name in ("train", "val"))
+    assert train
+    assert val
+    assert not train & val

@@ -1,7 +1,12 @@
 """`comp cv`: all folds in one command, resumable, and one run of them together."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +15,7 @@ import numpy as np
 import pytest
 
 from comp.results import prediction_files, runs
-from tests.support.commands import Result
+from tests.support.commands import Result, assert_refused, comp_process
 
 Comp = Callable[..., Result]
 SMALL = (
@@ -23,8 +28,6 @@ CONFIG = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder in which three folds were trained and combined."""
-    from tests.support.commands import comp_process
-
     folder = tmp_path_factory.mktemp("cv")
     done = comp_process("cv", CONFIG, *SMALL, "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -81,6 +84,82 @@ def test_folds_of_other_data_are_trained_anew(folder: Path, comp: Comp) -> None:
     result = comp("cv", CONFIG, *SMALL, "--json")
     assert result.code == 0, result.err
     assert not set(json.loads(result.out)["folds"]) & set(first["folds"])
+
+
+@pytest.mark.slow
+def test_workers_make_the_same_bytes_as_one_process(trained: Path, tmp_path: Path) -> None:
+    done = comp_process("cv", CONFIG, *SMALL, "--workers", 2, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    alone, together = json.loads((trained / "result.json").read_text()), json.loads(done.stdout)
+    assert together["scores"] == alone["scores"]
+    for one, other in zip(alone["folds"], together["folds"], strict=True):
+        weights = [folder / "final.safetensors" for folder in (trained / one, tmp_path / other)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert (trained / alone["submission"]).read_bytes() == (tmp_path / together["submission"]).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_fold_that_fails_is_named_and_the_others_are_trained(folder: Path, comp: Comp) -> None:
+    first = json.loads(Path("result.json").read_text())
+    (Path(first["folds"][1]) / "metrics.json").unlink()  # neither complete nor resumable
+    shutil.rmtree(first["folds"][2])
+    result = comp("cv", CONFIG, *SMALL, "--workers", 2)
+    assert_refused(result, "fold 1: ", first["folds"][1], "the other folds are trained")
+    shutil.rmtree(first["folds"][1])
+    result = comp("cv", CONFIG, *SMALL, "--workers", 2, "--json")
+    assert result.code == 0, result.err
+    second = json.loads(result.out)
+    assert second["folds"][0] == first["folds"][0]
+    assert second["scores"] == first["scores"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_workers_and_the_same_command_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    words = ["cv", CONFIG, *SMALL, "train.epochs=5", "data.folds=2", "--workers", "2", "--json"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    stopped.mkdir()
+    done = comp_process(*words, cwd=whole)
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen([sys.executable, "-m", "comp", *words], cwd=stopped, start_new_session=True)
+    while not list(stopped.glob("runs/*/*/*-fold?/state.pt")) and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C
+    assert process.wait(60) == 128 + signal.SIGINT
+    with pytest.raises(ProcessLookupError):  # noqa: PT012
+        for _ in range(1000):
+            os.killpg(process.pid, 0)  # multiprocessing's tracker of resources may live a moment longer
+            time.sleep(0.02)
+    resumed = comp_process(*words, cwd=stopped)
+    assert resumed.returncode == 0, resumed.stderr
+    folds = [json.loads(text)["folds"] for text in (done.stdout, resumed.stdout)]
+    for one, other in zip(*folds, strict=True):
+        weights = [folder / "final.safetensors" for folder in (whole / one, stopped / other)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_its_own_submission_is_no_reason_to_refuse_a_finished_command(folder: Path, comp: Comp) -> None:
+    first = comp("cv", CONFIG, *SMALL, "-o", "mine.csv", "--json")  # combines the folds again, trains nothing
+    assert first.code == 0, first.err
+    before = Path("mine.csv").read_bytes()
+    again = comp("cv", CONFIG, *SMALL, "-o", "mine.csv", "--json")
+    assert again.code == 0, again.err
+    assert "nothing is left to do" in again.err
+    assert again.out == first.out
+    Path("other.csv").write_text("id,label\n")
+    assert_refused(comp("cv", CONFIG, *SMALL, "-o", "other.csv"), "other.csv", "--force")
+    with Path("mine.csv").open("a") as file:
+        file.write("changed,0\n")
+    assert_refused(comp("cv", CONFIG, *SMALL, "-o", "mine.csv"), "mine.csv", "--force")
+    assert comp("cv", CONFIG, *SMALL, "-o", "mine.csv", "--force").code == 0
+    assert Path("mine.csv").read_bytes() == before
+
+
+def test_missing_weights_of_a_fold_are_named(folder: Path, comp: Comp) -> None:
+    path = Path(json.loads(Path("result.json").read_text())["folds"][1]) / "best.safetensors"
+    path.unlink()
+    assert_refused(comp("cv", CONFIG, *SMALL, "-o", "new.csv"), str(path), "is missing")
+    assert not Path("new.csv").exists()
 
 
 def test_two_commands_at_once_are_refused(folder: Path, comp: Comp) -> None:

@@ -63,6 +63,7 @@ def test_an_offline_run_logs_what_its_folder_holds(workplace: Path, comp: Callab
     """Curves, results, tables, mistakes, config and artifacts, read back by W&B's own reader."""
     result = comp(
         "run", "small.yaml", "competition.ood_validation.every=1", "track.project=midterm", "track.group=study",
+        "track.images=true",
         "track.tags=[one,two]", "track.artifacts=[weights,submission]",
         "tune.storage=postgresql://me:sesame@host/db",
     )  # fmt: skip
@@ -141,6 +142,8 @@ def test_a_resumed_run_continues_its_own_curve(workplace: Path) -> None:
     assert [step for step, _ in logged] == [1, 2, 3, 4]
     assert summary(segments[-1])["summary"]["train/loss"] == {"min": min(float(r["train_loss"]) for r in run.history())}
     assert summary(segments[-1])["exit_code"] == 0
+    assert "mistakes" not in summary(segments[-1])["summary"]  # images of the data stay here without track.images
+    assert not list(state.folder_of(run).rglob("mistakes*"))
 
 
 def test_a_server_that_never_answers_costs_no_training_and_loses_nothing(

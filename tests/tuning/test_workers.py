@@ -21,11 +21,11 @@ from optuna.trial import TrialState
 from comp import config as configs
 from comp.results import runs
 from comp.runtime.errors import StudyError
+from comp.runtime.workers import share_of
 from comp.tuning import create, search
 from comp.tuning import storage as storages
 from comp.tuning.study import Study, failure_reason
 from comp.tuning.trial import resumable_run
-from comp.tuning.workers import share_of
 from tests.support import postgres
 from tests.support.configs import NUMBERS, tuned, write_config
 

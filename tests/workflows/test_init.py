@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from comp import config as configs
-from tests.support.commands import Result
+from tests.support.commands import Result, assert_refused
 
 Comp = Callable[..., Result]
 
@@ -166,6 +166,101 @@ def test_local_weights_are_used_where_they_lie(comp: Comp) -> None:
     save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), "d/weights/tf_efficientnet_lite0.safetensors")
     config = made(comp, "--preset", "fast")
     assert (config.model.name, config.model.pretrained) == ("tf_efficientnet_lite0", True)
+
+
+def test_all_local_weights_are_looked_for_and_named_where_there_are_none(comp: Comp) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    save(*[f"d/train/{name}/{n}.png" for name in ("a", "b") for n in range(5)], side=64)
+    for preset in ("fast", "good", "best"):
+        result = comp("init", "d", "--preset", preset, "--force")
+        assert "from scratch: no tf_efficientnet_lite0.safetensors in d/weights or data/weights" in result.out
+    Path("data/weights").mkdir(parents=True)
+    save_file(timm.create_model("resnet18").state_dict(), "data/weights/resnet18.safetensors")
+    config = made(comp, "--force")
+    assert (config.model.name, config.model.pretrained) == ("resnet18", True)
+    listed = json.loads(comp("models", "resnet18", "--weights", "elsewhere", "--json").out)
+    assert "file" in json.dumps(listed)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("letters", ["xy", "XY"])
+def test_arrays_named_as_in_keras(comp: Comp, packed: bool, letters: str) -> None:
+    x, y = letters
+    draw = np.random.default_rng(0)
+    arrays = {f"{x}_train": draw.integers(0, 256, (40, 16, 16, 3), np.uint8), f"{y}_train": np.arange(40) % 4}
+    arrays |= {f"{x}_test": arrays[f"{x}_train"][:6]}
+    Path("d").mkdir()
+    if packed:
+        np.savez("d/set.npz", **arrays)
+    else:
+        for name, array in arrays.items():
+            np.save(f"d/{name}.npy", array)
+    config = made(comp)
+    assert (config.data.source, config.competition.suite.source) == ("arrays", "test")
+
+
+def test_class_folders_below_many_others(comp: Comp) -> None:
+    deep = "d/release/v2/data/images"
+    save(*[f"{deep}/train/{name}/{n}.png" for name in ("ant", "bee") for n in range(8)])
+    save(*[f"{deep}/test/{n}.png" for n in range(4)])
+    config = made(comp)
+    assert config.data.csv.train == deep[2:] + "/train"
+    assert config.data.csv.test == deep[2:] + "/test"
+
+
+def test_a_sample_that_lists_labels_asks_for_an_f1(comp: Comp) -> None:
+    texts = ("rust", "scab", "rust scab", "healthy")
+    save(*[f"d/train/{n}.png" for n in range(40)])
+    save(*[f"d/test/{n + 50}.png" for n in range(4)])
+    write_table("d/train.csv", [["image", "labels"], *[[f"{n}.png", texts[n % 4]] for n in range(40)]])
+    write_table("d/sample_submission.csv", [["image", "labels"], *[[f"{n + 50}.png", "healthy"] for n in range(4)]])
+    assert made(comp).competition.metric == "samples_f1"
+
+
+def test_the_metrics_direction_is_printed(comp: Comp) -> None:
+    save(*[f"d/train/{name}/{n}.png" for name in ("a", "b") for n in range(8)])
+    assert "log_loss, lower is better" in comp("init", "d", "--metric", "log_loss").out
+    assert "accuracy, higher is better" in comp("init", "d", "--force").out
+
+
+def test_plain_validation_is_the_default_without_a_corrupted_suite(comp: Comp) -> None:
+    save(*[f"d/train/{name}/{n}.png" for name in ("a", "b") for n in range(8)])
+    assert made(comp).competition.ood_validation.severities == ()
+    assert "ood_validation" not in Path("comp.yaml").read_text()
+    for source, severities in (("corrupt_test", (1, 3, 5)), ("test", ()), ("none", ())):
+        values = {"competition": {"suite": {"source": source}}}
+        assert configs.from_mapping(values, "here").competition.ood_validation.severities == severities
+        values["competition"]["ood_validation"] = {"severities": [2], "per_block": 7}
+        assert configs.from_mapping(values, "here").competition.ood_validation.severities == (2,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "unnamed"),
+    [
+        (["--metric", "map_at_9"], ["--metric: ", "map_at_5"], "label_column"),
+        (["--metric", "samples_f1"], ["--metric: ", "single_label"], "label_column"),
+        (["data.csv.label_column=colr"], ["data.csv.label_column", "colour"], "data.csv.table=VALUE"),
+        (["data.csv.train=trian"], ["data.csv.train", "d holds train"], "label_column"),
+    ],
+)
+def test_an_error_names_the_key_at_fault(comp: Comp, arguments: list[str], named: list[str], unnamed: str) -> None:
+    save(*[f"d/train/{n}.png" for n in range(20)])
+    write_table("d/train.csv", [["id", "colour"], *[[n, n % 2] for n in range(20)]])
+    result = comp("init", "d", *arguments)
+    assert_refused(result, *named)
+    assert unnamed not in result.err
+
+
+def test_one_class_and_a_damaged_archive_have_messages_of_their_own(comp: Comp) -> None:
+    save(*[f"one/train/cat/{n}.png" for n in range(8)])
+    assert_refused(comp("init", "one"), "one folder, cat", "two or more classes")
+    Path("bad").mkdir()
+    Path("bad/train.zip").write_bytes(b"PK\x03\x04 cut off")
+    write_table("bad/train.csv", [["id", "label"], *[[n, n % 2] for n in range(20)]])
+    assert_refused(comp("init", "bad"), "bad/train.zip")
+    assert "found no training images" not in comp("init", "bad").err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """`comp cv`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from comp.cli.commands import importing
 from comp.cli.commands.options import (
@@ -9,6 +11,7 @@ from comp.cli.commands.options import (
     AsJson,
     ConfigPath,
     Force,
+    Name,
     Output,
     Overrides,
     RunsRoot,
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 def cv(
     config: ConfigPath,
     overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(min=1, help="Folds that are trained at a time, each in its own process.")] = 1,
+    name: Name = None,
     output: Output = None,
     force: Force = False,
     runs: RunsRoot = RUNS,
@@ -47,7 +52,9 @@ def cv(
         loaded = load_with_plugins(config, overrides, allow=allow_plugins)
         result = cross_validate(
             loaded,
+            name=name or "",
             runs_root=runs,
+            workers=workers,
             output=output,
             force=force,
             progress=progress,
@@ -55,6 +62,8 @@ def cv(
             on_fold=print_fold,
             on_epoch=console.print_epoch,
         )
+    if not result.is_new:
+        console.print_note(f"{result.result.path}: complete, nothing is left to do")
     values = result.to_json()
     if as_json:
         console.print_json(values)

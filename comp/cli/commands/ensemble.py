@@ -12,6 +12,7 @@ from comp.cli.commands.options import (
     Alpha,
     AsJson,
     Force,
+    Name,
     Output,
     RunsRoot,
     Views,
@@ -46,6 +47,7 @@ def ensemble(
     adapt: Adapt = None,
     adapt_per: AdaptPer = None,
     alpha: Alpha = None,
+    name: Name = None,
     output: Output = None,
     force: Force = False,
     runs: RunsRoot = RUNS,
@@ -68,6 +70,7 @@ def ensemble(
         shared: dict[str, Any] = {
             "select_on": select_on,
             "overrides": overrides,
+            "name": name or "",
             "runs_root": runs,
             "output": output,
             "force": force,

@@ -15,7 +15,9 @@ def models(
     pattern: Annotated[str, typer.Argument(help="Names to list; `*` matches anything.")] = "*",
     size: Annotated[int, typer.Option(help="Image side in pixels, for the costs.")] = 32,
     channels: Annotated[int, typer.Option(help="Image channels: 3 for colour, 1 for grey.")] = 3,
-    weights: Annotated[Path, typer.Option(help="Folder of weights files.")] = Path("data/weights"),
+    weights: Annotated[Path, typer.Option(help="Folder of weights files, searched before data/weights.")] = Path(
+        "data/weights"
+    ),
     as_json: AsJson = False,
 ) -> None:
     """List models for `model.name` and their costs.

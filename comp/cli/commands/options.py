@@ -1,9 +1,15 @@
 """Arguments and options that several commands share."""
 
+import os
+import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+_LONGEST_NAME = 80
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_LONGEST_NAME - 1}}}")
 
 if TYPE_CHECKING:
     from comp.config import Config
@@ -19,7 +25,41 @@ def expand_path(param: typer.CallbackParam, value: Any) -> Any:
     return Path(user_path(str(value), param.opts[0])) if isinstance(value, Path) else value
 
 
-_CONFIG = typer.Argument(metavar="CONFIG", help="YAML file; see configs/.", callback=expand_path)
+def check_name(value: str | None) -> str | None:
+    """Return a run's name.
+
+    Raises:
+        ConfigError: it is no name of a folder.
+    """
+    from comp.runtime.errors import ConfigError
+
+    if value is not None and not _NAME.fullmatch(value):
+        raise ConfigError(
+            f"--name: expected up to {_LONGEST_NAME} letters, digits, '.', '_' or '-', the first a letter or digit; "
+            f"found '{value}'"
+        )
+    return value
+
+
+def find_config(param: typer.CallbackParam, value: Any) -> Any:
+    """Return a config's path, with a shipped config's name replaced by its file, which is printed and recorded."""
+    path = expand_path(param, value)
+    if not isinstance(path, Path) or path.is_file():
+        return path
+    from comp.cli import console
+    from comp.config import shipped
+
+    found = shipped.find(path)
+    if found != path and found.is_absolute():
+        sys.argv = [str(found) if word == str(value) else word for word in sys.argv]  # provenance.json has it
+        if "RANK" not in os.environ:  # the process that starts several has said it
+            console.print_note(f"config: {path} is shipped with comp, {found}")
+    return found
+
+
+_CONFIG = typer.Argument(
+    metavar="CONFIG", help="YAML file, or a shipped config's name: quickstart.", callback=find_config
+)
 ConfigPath = Annotated[Path, _CONFIG]
 MaybeConfig = Annotated[Path | None, _CONFIG]
 Overrides = Annotated[
@@ -83,6 +123,10 @@ Output = Annotated[
         help="Submission CSV. Default: submissions/COMPETITION.csv, numbered if taken.",
         callback=expand_path,
     ),
+]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", metavar="NAME", help="Name of the run: its folder is TIME-NAME.", callback=check_name),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing submission.")]
 RUNS = Path("runs")

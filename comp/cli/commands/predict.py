@@ -14,12 +14,14 @@ from comp.cli.commands.options import (
     AsJson,
     Device,
     Force,
+    Name,
     Output,
     RunsRoot,
     RunWords,
     Views,
     ViewsFor,
     expand_path,
+    find_config,
     open_one_run,
     open_runs,
 )
@@ -204,7 +206,10 @@ def probe(
     words: RunWords,
     classifier: Annotated[str, typer.Option(help="linear_svm, knn or logistic.")] = "linear_svm",
     k: Annotated[int | None, typer.Option("--k", help="Neighbours of knn. Default: 5.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="Probe this config's data instead.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Probe this config's data instead.", callback=find_config)
+    ] = None,
+    name: Name = None,
     runs: RunsRoot = RUNS,
     allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
@@ -224,5 +229,13 @@ def probe(
     neighbours = 5 if k is None else k
     with console.bars() as progress:
         run = open_one_run(words, allow_plugins=allow_plugins)
-        result = probe(run, name=classifier, k=neighbours, config=data_config, runs_root=runs, progress=progress)
+        result = probe(
+            run,
+            name=classifier,
+            k=neighbours,
+            config=data_config,
+            run_name=name or "",
+            runs_root=runs,
+            progress=progress,
+        )
     console.print_json(result.metrics().to_json()) if as_json else console.print_summary(result, result.metrics())

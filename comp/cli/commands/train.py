@@ -19,6 +19,7 @@ from comp.cli.commands.options import (
     Gpus,
     MaybeConfig,
     MaybeRunsRoot,
+    Name,
     Output,
     Overrides,
     Views,
@@ -50,6 +51,7 @@ def run(
         typer.Option("--as", metavar="RUN", help="Re-run a finished run (identical on CPU).", callback=expand_path),
     ] = None,
     resume: Resume = None,
+    name: Name = None,
     views: Views = None,
     adapt: Adapt = None,
     output: Output = None,
@@ -66,8 +68,10 @@ def run(
     prediction = {"predict.views": views, "predict.adapt": adapt}
     prediction_overrides = [f"{name}={value}" for name, value in prediction.items() if value is not None]
     config, overrides, data_overrides = _split_overrides(config, overrides, resume)
-    _check_sources(config, overrides, {"--resume": resume, "--as": like}, runs)
-    _check_options(existing=resume or like, rehearse=rehearse, predicts=bool(prediction_overrides), gpus=gpus)
+    _check_sources(config, overrides, {"--resume": resume, "--as": like}, runs, name)
+    _check_options(
+        existing=resume or like, rehearse=rehearse, predicts=bool(prediction_overrides), gpus=gpus, name=name
+    )
     # Before torch is loaded: there may be nothing to do.
     if resume and output is None and _is_finished(resume, data_overrides, as_json):
         return
@@ -119,10 +123,10 @@ def run(
                     team=team,
                 )
             else:
-                name, execution = _read_existing(like) if like else (Path(config or "run").stem, None)
+                like_name, execution = _read_existing(like) if like else (Path(config or "run").stem, None)
                 result = run_config(
                     loaded,
-                    name=name,
+                    name=name or like_name,
                     runs_root=runs or RUNS,
                     execution=execution,
                     output=output,
@@ -139,6 +143,7 @@ def train(
     config: MaybeConfig = None,
     overrides: Overrides = None,
     resume: Resume = None,
+    name: Name = None,
     gpus: Gpus = None,
     runs: MaybeRunsRoot = None,
     allow_plugins: AllowPlugins = False,
@@ -149,7 +154,7 @@ def train(
     Example: comp train configs/quickstart.yaml train.epochs=3
     """
     config, overrides, data_overrides = _split_overrides(config, overrides, resume)
-    _check_sources(config, overrides, {"--resume": resume}, runs)
+    _check_sources(config, overrides, {"--resume": resume}, runs, name)
     if resume and _is_finished(resume, data_overrides, as_json, trained_only=True):
         return
     with importing():
@@ -167,7 +172,7 @@ def train(
             return load_with_plugins(config, overrides, allow=allow_plugins)
 
     _start_processes(context, gpus, load)
-    root, name = runs or RUNS, Path(config or "run").stem
+    root, name = runs or RUNS, name or Path(config or "run").stem
     with distributed.join_group() as team:
         # The main process reads it first: a mistake in it is reported once.
         loaded = team.main_process_first(load)
@@ -241,7 +246,9 @@ def _open_to_resume(path: Path, data_overrides: list[str]) -> "Run":
     return run
 
 
-def _check_options(*, existing: Path | None, rehearse: bool, predicts: bool, gpus: int | None) -> None:
+def _check_options(
+    *, existing: Path | None, rehearse: bool, predicts: bool, gpus: int | None, name: str | None
+) -> None:
     """Refuse options of `run` that contradict each other.
 
     Args:
@@ -249,6 +256,7 @@ def _check_options(*, existing: Path | None, rehearse: bool, predicts: bool, gpu
         rehearse: `--rehearse`.
         predicts: whether `--views` or `--adapt` is given.
         gpus: of `--gpus`.
+        name: of `--name`.
 
     Raises:
         ConfigError: naming them.
@@ -259,6 +267,8 @@ def _check_options(*, existing: Path | None, rehearse: bool, predicts: bool, gpu
         raise ConfigError("--views, --adapt: an existing run keeps its own; predict it again: comp predict RUN")
     if rehearse and existing:
         raise ConfigError("--rehearse runs a config's stages; leave --resume and --as out")
+    if rehearse and name:
+        raise ConfigError("--rehearse leaves no run to name; leave --name out")
     if rehearse and gpus:
         raise ConfigError("--rehearse runs in one process; leave --gpus out")
 
@@ -316,7 +326,11 @@ def _split_overrides(
 
 
 def _check_sources(
-    config: Path | None, overrides: list[str] | None, existing: "dict[str, Path | None]", runs: Path | None
+    config: Path | None,
+    overrides: list[str] | None,
+    existing: "dict[str, Path | None]",
+    runs: Path | None,
+    name: str | None,
 ) -> None:
     """Refuse no source or several (CONFIG, --resume, --as), and overrides of an existing run."""
     from comp.runtime.errors import ConfigError
@@ -337,8 +351,9 @@ def _check_sources(
     if len(named) + (config is not None) != 1 or words:
         names = ", ".join(["CONFIG", *existing])
         raise ConfigError(f"expected one of {names}; for example: comp run configs/quickstart.yaml")
-    if "--resume" in named and runs is not None:
-        raise ConfigError(f"--resume continues in {named['--resume']}; leave --runs out")
+    for option, value in {"--runs": runs, "--name": name}.items():
+        if "--resume" in named and value is not None:
+            raise ConfigError(f"--resume continues in {named['--resume']}; leave {option} out")
 
 
 def _is_finished(resume: Path, data_overrides: list[str], as_json: bool, *, trained_only: bool = False) -> bool:

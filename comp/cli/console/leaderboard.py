@@ -1,6 +1,7 @@
 """Print the leaderboard."""
 
 import csv
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ _MAX_DRAWN_ROWS = 500
 # Columns that are left out in a narrow window, the first one first; never the one that the table is sorted by.
 _DROPPED = (
     *("device", "parameters", "minutes", "test", "private", "suite"),
-    *("val", "estimated", "public", "shifted", "model", "submission"),
+    *("val", "estimated", "public", "shifted", "model", "submission", "overrides", "fold"),
 )
 # Score column of `LeaderboardRow` -> heading in the table, in the table's order.
 _SCORES = {
@@ -56,7 +57,7 @@ def print_leaderboard(
         sort_headings = {_heading(row, leaderboard.sort_columns(rows, sort)[row.competition]) for row in listed}
         order = dict.fromkeys([*_DROPPED, *headings])  # the metric's own columns go last
         drop = [name for name in order if name in headings and name not in ("#", "run", *sort_headings)]
-        folded = {"run": 24, "submission": 20, "model": 16, "estimated": 9}
+        folded = {"run": 24, "overrides": 16, "submission": 20, "model": 16, "estimated": 9}
         print_table(headings, lines, folded=folded, drop=drop, full_table="--csv")
     print_line(leaderboard.describe_sort(rows, sort))
     if len(listed) < len(rows):
@@ -95,6 +96,8 @@ def board_cells(row: "LeaderboardRow", rank: int, metrics: Sequence[str] = ()) -
     return {
         "#": str(rank),
         "run": row.run,
+        "fold": row.fold.replace(" of ", "/"),
+        "overrides": re.sub(r"(^| )(?:[^ =.]+\.)+([^ =.]+=)", r"\1\2", row.overrides),
         "model": row.model,
         "parameters": f"{row.parameters:,}",
         **cells,

@@ -17,6 +17,7 @@ from comp.data import archives, decode
 from comp.data.sources.columns import TABLE, find_id_column, has_pixel_columns, read_table
 from comp.data.sources.labels import read_labels
 from comp.data.sources.listing import Listing, first_few
+from comp.data.sources.numpy_files import array_names
 from comp.runtime.errors import DataError, SubmissionError
 from comp.submission import samples
 from comp.submission.format import SampleSubmission
@@ -33,8 +34,7 @@ _PUBLISHED = {
     "FashionMNIST": "fashion_mnist",
     "MNIST": "mnist",
 }
-_TRAIN_ARRAY, _TEST_ARRAY, _TEST_LABELS = "train_images", "test_images", "test_labels"
-_DEPTH = 3  # of folders that may hold all training images, such as `data/jpeg/train`
+_DEPTH = 6  # of folders that may hold all training images, such as `data/jpeg/train`
 _MOST_LOCATIONS = 24
 _PROBES = 40  # ids of a table that are looked up
 _HELD_SHARE = 0.8  # of them, in the folder of a table's images
@@ -79,12 +79,27 @@ def detect_layout(root: Path) -> Layout:
         layout = detect(root)
         if layout is not None:
             return layout
+    _explain_nothing(root)
     entries = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
     raise DataError(
         f"{root}: found no training images: expected a table of labels beside images (train.csv, train/), one folder "
         f"per class (train/<class>/*.jpg), arrays (train_images.npy), or a published dataset; it holds "
         f"{first_few(entries) or 'nothing'}"
     )
+
+
+def _explain_nothing(root: Path) -> None:
+    """Raise the error of a damaged archive, or of a single class, if that is why no training images were found."""
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() == archives.ENDING and path.is_file():
+            archives.members(path)
+    for name in sorted(_locations(root), key=lambda name: ("train" not in name.lower(), _depth(name))):
+        listing = _open_listing(root, name)
+        if not _is_test(name) and listing.wrapping:
+            raise DataError(
+                f"{listing.location}: all {len(listing):,} images lie in one folder, {'/'.join(listing.wrapping)}: "
+                "expected two or more classes, one folder for each; or a table of labels, such as train.csv"
+            )
 
 
 def _unpack_hint(path: Path) -> str:
@@ -101,19 +116,21 @@ def _detect_published(root: Path) -> Layout | None:
 
 
 def _detect_arrays(root: Path) -> Layout | None:
-    single = root / f"{_TRAIN_ARRAY}.npy"
-    packed = [path for path in sorted(root.glob("*.npz")) if _TRAIN_ARRAY in _names_in(path)]
-    if not single.is_file() and not packed:
-        return None
-    names = [path.stem for path in root.glob("*.npy")] if single.is_file() else _names_in(packed[0])
-    reason = f"{(single if single.is_file() else packed[0]).name} holds the training images"
-    return Layout(
-        {"source": "arrays"}, {"source": reason}, unlabelled_test=_TEST_ARRAY in names and _TEST_LABELS not in names
-    )
+    places = {"": [path.name for path in root.glob("*.npy")]}
+    places |= {path.name: _members(path) for path in sorted(root.glob("*.npz"))}
+    for place, names in places.items():
+        train = _first(array_names("train", "images"), names)
+        if train:
+            unlabelled = _first(array_names("test", "images"), names) and not _first(
+                array_names("test", "labels"), names
+            )
+            reason = f"{place or train} holds the training images"
+            return Layout({"source": "arrays"}, {"source": reason}, unlabelled_test=bool(unlabelled))
+    return None
 
 
-def _names_in(archive: Path) -> list[str]:
-    return [Path(name).stem for name in _members(archive)]
+def _first(possible: Sequence[str], names: Sequence[str]) -> str:
+    return next((name for name in possible if name in names), "")
 
 
 def _locations(root: Path) -> dict[str, int]:

@@ -19,7 +19,17 @@ from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress
 
 _MAGIC = b"\x93NUMPY"
-_MEMBERS = tuple(f"{split}_{what}.npy" for split in ("train", "val", "test") for what in ("images", "labels"))
+
+
+def array_names(split: str, what: str) -> tuple[str, ...]:
+    """Return the names that a split's `images` or `labels` may have: comp's and MedMNIST's, or those of Keras."""
+    letters = ("x", "X") if what == "images" else ("y", "Y")
+    return (f"{split}_{what}.npy", *(f"{letter}_{split}.npy" for letter in letters))
+
+
+_MEMBERS = tuple(
+    name for split in ("train", "val", "test") for what in ("images", "labels") for name in array_names(split, what)
+)
 
 
 def arrays(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
@@ -28,12 +38,12 @@ def arrays(config: DataConfig, progress: Progress, task: str = "auto") -> Source
     Images [N, H, W, C] of any number of channels, or grey [N, H, W]: uint8, or other numbers, which `open_source`
     scales to 0..255 by `data.range`. Labels: whole numbers from 0 up, [N] or [N, 1], floats to regress, or one column
     of 0 and 1 per class, [N, K]; optional for the test. All arrays may instead be in one `.npz` (any name; the layout
-    of MedMNIST), compressed or not.
+    of MedMNIST), compressed or not. `x_train`, `y_train`, `x_test` ... are read too.
     """
     root = Path(config.root)
     folder = _find_archive(root) or root
     train = _read_split("train", folder)
-    optional = [name for name in ("val", "test") if array_exists(folder / f"{name}_images.npy")]
+    optional = [name for name in ("val", "test") if array_exists(_find_array(folder, name, "images"))]
     splits = {name: _read_split(name, folder) for name in optional}
     assert train.labels is not None
     if train.is_numeric:
@@ -57,7 +67,7 @@ def arrays(config: DataConfig, progress: Progress, task: str = "auto") -> Source
 def _find_archive(root: Path) -> Path | None:
     """Return the folder's verified archive; None if it holds .npy files."""
     archives = sorted(root.glob("*.npz"))
-    if not archives or (root / "train_images.npy").exists():
+    if not archives or any((root / name).exists() for name in array_names("train", "images")):
         return None
     if len(archives) > 1:
         names = ", ".join(path.name for path in archives)
@@ -66,9 +76,15 @@ def _find_archive(root: Path) -> Path | None:
     return archives[0]
 
 
+def _find_array(folder: Path, split: str, what: str) -> Path:
+    """Return the path of an array under one of its names; under the first one if there is none."""
+    paths = [folder / name for name in array_names(split, what)]
+    return next(filter(array_exists, paths), paths[0])
+
+
 def _read_split(name: str, folder: Path) -> Split:
-    images = open_deep_images(folder / f"{name}_images.npy")
-    labels = folder / f"{name}_labels.npy"
+    images = open_deep_images(_find_array(folder, name, "images"))
+    labels = _find_array(folder, name, "labels")
     if name == "test" and not array_exists(labels):
         return split_with_row_ids(name, images, None)
     return split_with_row_ids(name, images, open_labels(labels, len(images)))

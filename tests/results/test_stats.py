@@ -8,6 +8,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
 from comp.results import stats
 
@@ -110,3 +111,29 @@ def test_a_constant_has_no_correlation_and_a_perfect_one_has_an_interval() -> No
     rho, interval = stats.rank_correlation([1, 2, 3, 4, 5, 6], [2, 4, 6, 8, 10, 12])
     assert rho == 1.0
     assert interval.low < 1
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 9), st.booleans(), st.integers(0, 2)), min_size=4, max_size=60),
+)
+def test_the_separation_is_the_mean_of_scikit_learns_auc_of_each_fold(rows: list[tuple[int, bool, int]]) -> None:
+    scores, positive, folds = (np.array(column) for column in zip(*rows, strict=True))
+    both = [fold for fold in np.unique(folds) if 0 < positive[folds == fold].sum() < (folds == fold).sum()]
+    if not both:
+        return
+    separated = stats.separation(scores.astype(float), positive, folds)
+    expected = [roc_auc_score(positive[folds == fold], scores[folds == fold]) for fold in both]
+    assert separated.value == pytest.approx(np.mean(expected))
+    assert separated.value in separated.interval
+    assert 0 <= separated.interval.low < separated.interval.high <= 1
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 1.5])
+def test_the_interval_of_a_separation_covers_the_truth(shift: float) -> None:
+    generator, hits = np.random.default_rng(1), []
+    truth = float(scipy.stats.norm.cdf(shift / math.sqrt(2)))
+    positive, folds = np.arange(200) < 100, np.arange(200) % 5
+    for _ in range(DRAWS // 2):
+        scores = generator.normal(0, 1, 200) + shift * positive
+        hits.append(truth in stats.separation(scores, positive, folds).interval)
+    assert 0.91 <= covered(hits) <= 0.98

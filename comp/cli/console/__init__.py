@@ -14,6 +14,7 @@ from comp.cli.console.models_and_data import (
 )
 from comp.cli.console.output import Bars, bars, print_json, print_line, print_note, print_table
 from comp.cli.console.runs import print_answers, print_evaluation, print_prediction, print_stages, print_summary
+from comp.cli.console.shift import print_shift
 from comp.cli.console.training import print_choice, print_cost, print_epoch, print_lr_find, print_norms, print_start
 from comp.cli.console.tuning import print_study, print_trial
 
@@ -42,6 +43,7 @@ __all__ = [
     "print_notes",
     "print_prediction",
     "print_rows",
+    "print_shift",
     "print_stages",
     "print_start",
     "print_study",

@@ -66,7 +66,7 @@ def compare_properties(train: Split, test: Split, progress: Progress = quiet) ->
 
 
 def _compare(name: str, train: NDArray[np.float64], test: NDArray[np.float64]) -> Property:
-    from scipy.stats import ks_2samp
+    from scipy.stats import ks_2samp  # type: ignore[import-untyped]
 
     result = ks_2samp(train, test, method="asymp")
     distance = float(result.statistic)

@@ -154,8 +154,9 @@ def separation(scores: NDArray[np.float64], positive: NDArray[np.bool_], folds: 
     """Return how well out-of-fold scores [N] tell positive rows from negative ones.
 
     The mean over folds, because scores of two folds come from two classifiers. Its variance is DeLong's (1988, with
-    the mid-ranks of Sun and Xu 2014), at least that of a miss of one row, so that a perfect score is not certain
-    either. The interval is symmetric for the logit, and stays in [0, 1].
+    the mid-ranks of Sun and Xu 2014), times Nadeau and Bengio's factor (2003) for classifiers that share training
+    rows, and at least that of a miss of one row, so that a perfect score is not certain either. The interval is
+    symmetric for the logit, and stays in [0, 1].
 
     Args:
         scores: of a classifier that did not see the row's fold.
@@ -172,7 +173,8 @@ def separation(scores: NDArray[np.float64], positive: NDArray[np.bool_], folds: 
     assert areas, "no fold has rows of both classes"
     value = float(np.mean(areas))
     fewer = min(int(positive.sum()), int((~positive).sum()))
-    error = max(math.sqrt(sum(variances)) / len(areas), 1 / (2 * fewer))
+    shared = 1 + len(areas) / (len(areas) - 1) if len(areas) > 1 else 1.0
+    error = max(math.sqrt(sum(variances) * shared) / len(areas), 1 / (2 * fewer))
     inner = min(max(value, 1 / (2 * fewer)), 1 - 1 / (2 * fewer))
     half = min(_Z * error / (inner * (1 - inner)), 700.0)
     middle = math.log(inner / (1 - inner))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ from comp.workflows.shift_advice import Suggestion, suggest
 SPLITS = ("auto", "suite", "test")
 _SAMPLE_KEY, _CORRUPTION_KEY = 7_001, 7_002  # of random numbers, apart from those of splits and suites
 _PER_BLOCK = 100  # images of a block that are judged
+_MOST_BYTES = 1 << 29  # of decoded images on each side
+_LARGEST = 320  # px: under every corruption, larger images would take minutes
 _BATCH = 250
 _FOLDS = 5
 _COMPONENTS = 64  # principal components of the features that the classifier sees
@@ -154,6 +157,7 @@ def measure_shift(
         notes.append("the run has no validation images, and its network has seen all others: it is not used")
         loaded = None
     target = _choose_target(dataset, split)
+    images = max(_LEAST, min(images, _MOST_BYTES // math.prod(dataset.train.image_shape)))
     samples = _take_samples(dataset, target, images, unseen=loaded is not None, progress=progress)
     name, extract = _choose_features(config, dataset, loaded, device_name, notes)
     reference, test = (extract(part, progress) for part in (samples.reference, samples.test))
@@ -332,6 +336,8 @@ def _separate(first: NDArray[np.float32], second: NDArray[np.float32], groups: N
 
     values = np.concatenate([first, second]).astype(np.float64)
     is_test = np.arange(len(values)) >= len(first)
+    if len(np.unique(groups)) < _FOLDS:  # blocks of a few images: each row for itself, else folds lack test images
+        groups = np.arange(len(groups))
     draw = np.random.default_rng(rng.key(0, _SAMPLE_KEY))
     dealt = draw.permutation(groups.max() + 1) % _FOLDS
     folds = np.concatenate([draw.permutation(len(first)) % _FOLDS, dealt[groups]])
@@ -361,8 +367,9 @@ def _recognise(
     samples: _Samples, config: Config, notes: list[str], progress: Progress
 ) -> tuple[dict[str, Verdict], tuple[int, int]]:
     """Return what each block looks like, and how well held-out blocks were recognised."""
-    if min(samples.train.image_shape[1:]) < SMALLEST:
-        notes.append(f"corruptions are not looked for: images have sides below {SMALLEST} px")
+    sides = samples.train.image_shape[1:]
+    if min(sides) < SMALLEST or max(sides) > _LARGEST:
+        notes.append(f"corruptions are looked for in images of {SMALLEST} to {_LARGEST} px; these have {max(sides)}")
         return {}, (0, 0)
     seed = rng.key(config.data.split_seed, _CORRUPTION_KEY)
     recogniser = Recogniser(np.asarray(samples.train.images), seed=seed, progress=progress)

@@ -185,17 +185,15 @@ def write_suggestions(
 
     Args:
         config: with the overrides applied.
-        suggestions: to write.
+        suggestions: to write, at least one.
         path: of the new YAML file; see `check_target`.
         base: the file that it extends.
         overrides: `key=value` of the command line, which are written too.
         runs: for the checks of a training.
 
     Raises:
-        ConfigError: nothing to write, or a config that cannot be trained.
+        ConfigError: they make a config that cannot be trained.
     """
-    if not suggestions:
-        raise ConfigError(f"--write: the card suggests nothing, so {path} is not written")
     changes: dict[str, Any] = {}
     for suggestion in suggestions:
         changes = merge(changes, _nested(suggestion.key.split("."), suggestion.value))

@@ -130,10 +130,12 @@ def test_the_separation_is_the_mean_of_scikit_learns_auc_of_each_fold(rows: list
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 1.5])
 def test_the_interval_of_a_separation_covers_the_truth(shift: float) -> None:
+    """Scores of one fixed classifier: the factor for classifiers that share rows makes the interval wide."""
     generator, hits = np.random.default_rng(1), []
     truth = float(scipy.stats.norm.cdf(shift / math.sqrt(2)))
     positive, folds = np.arange(200) < 100, np.arange(200) % 5
     for _ in range(DRAWS // 2):
         scores = generator.normal(0, 1, 200) + shift * positive
         hits.append(truth in stats.separation(scores, positive, folds).interval)
-    assert 0.91 <= covered(hits) <= 0.98
+    assert covered(hits) >= 0.97
+    assert stats.separation(scores, positive, folds).interval.low > 0.5 or shift < 1

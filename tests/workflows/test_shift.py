@@ -54,7 +54,7 @@ def test_a_test_like_the_training_images_is_found_alike(tiny: Path, comp: Comp) 
     assert found["meaning"] == "no difference found"
     assert {row["word"] for row in found["properties"]} == {"same"}
     assert [row["key"] for row in found["suggestions"]] == ["competition.ood_validation.severities"]
-    assert "below 8 px" in found["notes"][0]
+    assert "of 8 to 320 px" in found["notes"][0]
     assert found == card(comp, "small.yaml")
 
 

@@ -178,11 +178,16 @@ def shift(
         card = workflow.measure_shift(
             run or config, split=split, images=images, runs_root=runs, device_name=device or "", progress=progress
         )
+    if not as_json:
+        console.print_shift(card)
     paths = workflow.write_card(card, out) if out else []
-    if write:
+    if write and card.suggestions:
         added = overrides or []
         paths.append(write_suggestions(config, card.suggestions, write, base=base, overrides=added, runs=runs))
+    elif write:
+        console.print_note(f"note: {write} is not written, because nothing is suggested")
     if as_json:
         console.print_json({**card.to_json(), "files": [str(path) for path in paths]})
-    else:
-        console.print_shift(card, paths)
+        return
+    for path in paths:
+        console.print_line(str(path))

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comp.cli.console.output import print_line, print_note, print_table
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 _SHOWN_IDS = 3
 
 
-def print_shift(card: "ShiftCard", paths: Sequence[Path]) -> None:
+def print_shift(card: "ShiftCard") -> None:
     """Print what differs first, what the blocks look like, and what to change."""
     for note in card.notes:
         print_note(f"note: {note}")
@@ -35,8 +34,6 @@ def print_shift(card: "ShiftCard", paths: Sequence[Path]) -> None:
         print_line(f"  {suggestion.reason}")
     if not card.suggestions:
         print_line("suggested: nothing")
-    for path in paths:
-        print_line(str(path))
 
 
 def _print_properties(card: "ShiftCard") -> None:
@@ -80,8 +77,9 @@ def _alternative(verdicts: "Sequence[Verdict]") -> str:
     least = min(verdicts, key=lambda verdict: verdict.share)
     if least.name == "a mixture":
         return ", ".join(f"{name} {share:.0%}" for name, share in least.mixture.items())
-    if least.name == "none of them":
-        return f"nearest: {next(iter(least.shares))}"
+    likeliest, share = next(iter(least.shares.items()))
+    if likeliest != least.name:  # which explains too little of the difference from training images
+        return f"nearest: {likeliest}" if least.share < share else ""
     others = {name: share for name, share in least.shares.items() if name != least.name and share >= 0.01}
     return next((f"{name} {share:.2f}" for name, share in others.items()), "")
 

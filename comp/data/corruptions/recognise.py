@@ -125,8 +125,9 @@ class Recogniser:
 
     def _pooled(self, logs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return each class's share of the likelihood of a block, [K], from [N, K]."""
-        shares = np.exp(_shifted(logs.mean(0) * min(len(logs), _LARGEST_BLOCK)))
-        return shares / shares.sum()
+        shares: NDArray[np.float64] = np.exp(_shifted(logs.mean(0) * min(len(logs), _LARGEST_BLOCK)))
+        shares /= shares.sum()
+        return shares
 
     def by_name(self, shares: NDArray[np.float64]) -> dict[str, float]:
         """Return shares of classes [K] summed over severities, the largest first."""
@@ -185,7 +186,9 @@ def _possible(channels: int) -> list[str]:
 
 
 def _shifted(logs: NDArray[np.float64]) -> NDArray[np.float64]:
-    return logs - logs.max(-1, keepdims=True)
+    """Return logarithms less the largest of each row: its exponential cannot overflow."""
+    shifted: NDArray[np.float64] = logs - logs.max(-1, keepdims=True)
+    return shifted
 
 
 def _mixture(logs: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -148,52 +148,58 @@ def measure_shift(
     """
     if images < _LEAST:
         raise ConfigError(f"--images: expected at least {_LEAST}, found {images}")
-    loaded = load_run(source, progress=progress, device=device_name) if isinstance(source, Run) else None
-    config = loaded.config if loaded else source
-    assert isinstance(config, Config)
-    dataset = loaded.dataset if loaded else open_dataset(config, progress)
-    notes = [loaded.note] if loaded and loaded.note else []
-    if loaded and (dataset.val is None or len(dataset.val) < _LEAST):
-        notes.append("the run has no validation images, and its network has seen all others: it is not used")
-        loaded = None
+    config, dataset, loaded, notes = _open(source, device_name, progress)
     target = _choose_target(dataset, split)
     images = max(_LEAST, min(images, _MOST_BYTES // math.prod(dataset.train.image_shape)))
     samples = _take_samples(dataset, target, images, unseen=loaded is not None, progress=progress)
     name, extract = _choose_features(config, dataset, loaded, device_name, notes)
-    reference, test = (extract(part, progress) for part in (samples.reference, samples.test))
-    separated = _separate(reference, test, samples.groups)
+    separated = _separate(*(extract(part, progress) for part in (samples.reference, samples.test)), samples.groups)
     same = samples.train is samples.reference
     train_scores = separated.first if same else separated.score(extract(samples.train, progress))
-    verdicts, recognised = _recognise(samples, config, notes, progress)
-    properties = tuple(compare_properties(samples.reference, samples.test, progress))
-    agreements, scored = _agreements(config, dataset, runs_root)
     order = np.argsort(-train_scores, kind="stable")
-    card = ShiftCard(
+    verdicts, recognised = _recognise(samples, config, notes, progress)
+    properties = compare_properties(samples.reference, samples.test, progress)
+    meaning = _meaning(separated.auc)
+    suggestions: Sequence[Suggestion] = ()
+    if not config.competition.rules.transductive:
+        notes.append("competition.rules.transductive=false: the card describes the test, but suggests nothing from it")
+    elif split == "test" and isinstance(dataset.suite, Suite):
+        notes.append("suggestions are only made for what is submitted: --split suite")
+    else:
+        suggestions = suggest(config, dataset, verdicts, properties, alike=meaning == ALIKE)
+    agreements, scored = _agreements(config, dataset, runs_root)
+    return ShiftCard(
         competition=config.competition.name,
         reference=samples.reference.name,
         test=target.name,
         counts=(len(samples.reference), len(samples.test)),
         features=name,
         auc=separated.auc,
-        meaning=_meaning(separated.auc),
+        meaning=meaning,
         test_like=tuple((str(samples.train.ids[row]), float(train_scores[row])) for row in order),
-        properties=properties,
+        properties=tuple(properties),
         verdicts=verdicts,
         recognised=recognised,
-        suggestions=(),
+        suggestions=tuple(suggestions),
         agreements=tuple(agreements),
         scored=scored,
-        notes=(),
+        notes=tuple(notes),
         sheet=_sheet(samples, order, np.argsort(separated.second, kind="stable")),
     )
-    suggestions: Sequence[Suggestion] = ()
-    if not config.competition.rules.transductive:
-        notes.append("competition.rules.transductive=false: the card describes the test, but suggests nothing from it")
-    elif split == "test" and dataset.suite is not None and target is not dataset.suite:
-        notes.append("suggestions are only made for what is submitted: --split suite")
-    else:
-        suggestions = suggest(config, dataset, card.verdicts, properties, alike=card.meaning == ALIKE)
-    return replace(card, suggestions=tuple(suggestions), notes=tuple(notes))
+
+
+def _open(
+    source: Config | Run, device_name: str, progress: Progress
+) -> tuple[Config, Dataset, LoadedRun | None, list[str]]:
+    """Return config, data, the run whose network is used, and notes."""
+    if isinstance(source, Config):
+        return source, open_dataset(source, progress), None, []
+    loaded = load_run(source, progress=progress, device=device_name)
+    dataset = loaded.dataset
+    if dataset.val is not None and len(dataset.val) >= _LEAST:
+        return loaded.config, dataset, loaded, [loaded.note] if loaded.note else []
+    note = "the run has no validation images, and its network has seen all others: it is not used"
+    return loaded.config, dataset, None, [note]
 
 
 def _choose_target(dataset: Dataset, split: str) -> Split | Suite:
@@ -405,12 +411,11 @@ def _sheet(samples: _Samples, train_order: NDArray[np.int64], test_order: NDArra
 
 
 def write_card(card: ShiftCard, folder: Path) -> list[Path]:
-    """Write `shift.json`, `train_like_test.csv` (id, probability of being test) and the sheet; return the paths.
+    """Write `shift.json`, `train_like_test.csv` (id, probability of being test) and the sheet into a folder.
 
     Raises:
-        RunError: the folder cannot be made or written.
+        RunError: the folder cannot be written.
     """
-    files.make_folder(folder)
     paths = [folder / name for name in ("shift.json", "train_like_test.csv", "shift.png")]
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")

@@ -22,6 +22,7 @@ from comp.runtime.errors import ConfigError, UserError
 from comp.workflows import checks
 
 _TRUSTED = 0.5  # share of the likelihood from which a corruption leads to a suggestion
+_LEAST_PART = 0.15  # of a mixture: smaller ones are often mistaken for a mild corruption
 _SMALLEST_PHOTO = 48  # px: crops of photographs need room
 _PLAIN = ("slight", "same")
 
@@ -68,8 +69,8 @@ def _seen_corruptions(verdicts: Mapping[str, Verdict]) -> dict[str, set[int]]:
         if verdict.is_corruption and verdict.share >= _TRUSTED:
             seen.setdefault(verdict.name, set()).add(verdict.severity)
         elif verdict.name == MIXTURE:
-            for name in verdict.mixture:
-                if name != CLEAN:
+            for name, part in verdict.mixture.items():
+                if name != CLEAN and part >= _LEAST_PART:
                     seen.setdefault(name, set()).update(SEVERITIES[::2])  # a mixture tells no severity
     return {name: seen[name] for name in NAMES if name in seen}
 

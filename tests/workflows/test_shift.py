@@ -20,7 +20,7 @@ from comp.results.run_metrics import RunMetrics, Score, SplitScores, WeightScore
 from comp.workflows.shift_advice import suggest
 from tests.support.commands import Result, assert_refused
 from tests.support.configs import small_config, write_arrays, write_config
-from tests.support.photographs import photographs_config, write_folders
+from tests.support.photographs import photographs_config, write_folders, write_kaggle
 
 Comp = Callable[..., Result]
 
@@ -100,6 +100,31 @@ def test_a_corrupted_test_is_recognised_in_whole_commands(
     assert new.augment.policy == ("basic", "robust")
     assert new.competition.ood_validation.severities == (verdict["severity"],)
     assert {"blur", "weather", "digital", "gaussian_noise"} <= set(new.competition.ood_validation.leave_out)
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_distortion_files_are_compared_block_by_block(tiny: Path, comp: Comp, count: int) -> None:
+    """Copies of one image in all blocks are in one fold, unless there are too few images for that."""
+    Path("data/ood").mkdir()
+    images = np.load("data/test_images.npy")[:count]
+    for number in range(19):
+        np.save(f"data/ood/distortion{number:02d}.npy", np.concatenate([images // (2 + number % 2)] * 5))
+    suite = f"{{source: distortion_files, path: ood, images_per_block: {count}}}"
+    found = card(comp, "small.yaml", f"competition.suite={suite}", "data.download=false", "--images", "190")
+    assert (found["test"], found["counts"]) == ("suite", [120, min(count, 2) * 95])
+    assert found["auc"] > 0.9
+
+
+def test_a_missing_test_image_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comp: Comp) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_kaggle(tmp_path / "data", train=60, test=30)
+    Path("data/test/003.jpg").unlink()
+    values = photographs_config(Path("data"), "csv_images")
+    values["data"] |= {"image_size": 400, "skip_bad": True}
+    found = card(comp, write_config(tmp_path / "a.yaml", values))
+    assert found["counts"] == [45, 29]
+    assert "these have 400" in found["notes"][0]
+    assert found["verdicts"] == {}
 
 
 def test_a_runs_network_compares_what_it_has_not_seen(tiny: Path, comp: Comp) -> None:

@@ -166,6 +166,7 @@ def shift(
     from comp import config as configs
     from comp.cli import console
     from comp.results import runs as run_folders
+    from comp.results.files import make_folder
     from comp.workflows import shift as workflow
     from comp.workflows.shift_advice import check_target, write_suggestions
 
@@ -174,6 +175,8 @@ def shift(
     base = source / "config.yaml" if run else source
     if write:
         check_target(config, write, base, force=force)
+    if out:
+        make_folder(out)
     with console.bars() as progress:
         card = workflow.measure_shift(
             run or config, split=split, images=images, runs_root=runs, device_name=device or "", progress=progress

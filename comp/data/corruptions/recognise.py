@@ -74,6 +74,7 @@ class Recogniser:
     """A classifier of corruptions, fitted on clean images.
 
     Attributes:
+        names: clean, and the corruptions that images of this kind can have.
         held_out: how many blocks of other clean images, each under one corruption, it was tried on.
         right: how many of them got their corruption's name.
     """
@@ -91,6 +92,7 @@ class Recogniser:
         least, most = _IMAGES
         pixels = images[: max(least, min(most, _PIXELS // (images.shape[1] * images.shape[2])))]
         self._classes = [(CLEAN, 0), *((name, level) for name in _possible(images.shape[3]) for level in SEVERITIES)]
+        self.names = tuple(dict.fromkeys(name for name, _ in self._classes))
         rows = np.stack(list(self._statistics_of_classes(pixels, seed, progress)))  # [K, n, F]
         kept = max(1, round(len(pixels) * (1 - _HELD_OUT)))
         fitted = rows[:, :kept].reshape(-1, rows.shape[2])
@@ -115,10 +117,6 @@ class Recogniser:
             yield statistics(changed.permute(0, 2, 3, 1).numpy())
             progress("learning corruptions", done, len(self._classes), "corruptions")
 
-    def log_probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Return [N, K] logarithms of class probabilities of images; class 0 is clean, the others see `by_name`."""
-        return self._log_probabilities(statistics(images))
-
     def _log_probabilities(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
         logs: NDArray[np.float64] = self._fitted.predict_log_proba((values - self._mean) / self._std)
         return np.maximum(logs, _LEAST_LOG)
@@ -129,7 +127,7 @@ class Recogniser:
         shares /= shares.sum()
         return shares
 
-    def by_name(self, shares: NDArray[np.float64]) -> dict[str, float]:
+    def _by_name(self, shares: NDArray[np.float64]) -> dict[str, float]:
         """Return shares of classes [K] summed over severities, the largest first."""
         sums: dict[str, float] = {}
         for (name, _), share in zip(self._classes, shares.tolist(), strict=True):
@@ -158,8 +156,8 @@ class Recogniser:
             name, severity, distance = MIXTURE, 0, mixed
         # The rate of errors on held-out blocks bounds every share: a likelihood alone would soon say 1.
         errors = (self.held_out - self.right + 1) / (self.held_out + 2)
-        shares = self.by_name((1 - errors) * pooled + errors / len(pooled))
-        parts = {part: share for part, share in self.by_name(mixture).items() if share >= 0.05}
+        shares = self._by_name((1 - errors) * pooled + errors / len(pooled))
+        parts = {part: share for part, share in self._by_name(mixture).items() if share >= 0.05}
         return Verdict(name, severity, dict(list(shares.items())[:3]), parts, distance, clean, len(images))
 
     def _distance(self, middle: NDArray[np.float64], classes: "int | NDArray[np.float64]", count: int) -> float:

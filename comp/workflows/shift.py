@@ -348,8 +348,10 @@ def _separate(first: NDArray[np.float32], second: NDArray[np.float32], groups: N
     dealt = draw.permutation(groups.max() + 1) % _FOLDS
     folds = np.concatenate([draw.permutation(len(first)) % _FOLDS, dealt[groups]])
 
+    # A classifier that follows chance is worse than chance on the rows it has not seen: ten images a component.
+    components = min(_COMPONENTS, values.shape[1], max(2, min(len(first), len(second)) // 10))
+
     def fitted(rows: NDArray[np.bool_]) -> Any:
-        components = min(_COMPONENTS, values.shape[1], int(rows.sum()) - 1)
         steps = StandardScaler(), PCA(components, whiten=True, random_state=0)
         return make_pipeline(*steps, LogisticRegression(C=0.1, class_weight="balanced", max_iter=500)).fit(
             values[rows], is_test[rows]

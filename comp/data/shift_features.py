@@ -32,7 +32,7 @@ class Property:
         name: such as brightness, or `format JPEG` for the share of a file format.
         train: its mean in the first sample.
         test: in the second.
-        difference: of the means, in standard deviations of both samples together; 0 if neither varies.
+        difference: of the means, in standard deviations within the samples; None if neither varies.
         distance: Kolmogorov-Smirnov's: the largest difference of the two distribution functions, 0 to 1.
         word: same, slight, clear, large or very large; `same` if chance would explain it.
     """
@@ -40,28 +40,30 @@ class Property:
     name: str
     train: float
     test: float
-    difference: float
+    difference: float | None
     distance: float
     word: str
 
 
-def compare_properties(train: Split, test: Split, progress: Progress = quiet) -> list[Property]:
+def compare_properties(
+    train: Split, test: Split, files: tuple[Split, Split], progress: Progress = quiet
+) -> list[Property]:
     """Return all properties, those that differ most first.
 
-    Sizes and file kinds are those of image files; arrays have one size.
+    Args:
+        train: the first sample.
+        test: the second.
+        files: the same samples before they were decoded; their sizes and kinds are compared if both are image files.
+        progress: called while files are read.
     """
-    samples = [{**_pixel_properties(split), **_file_properties(split, progress)} for split in (train, test)]
-    first, second = samples
-    names = dict.fromkeys([*first, *second])
-    pairs = {
-        # A file format that only one sample has: the other's share is 0.
-        name: tuple(
-            sample.get(name, np.zeros(len(split))) for sample, split in zip(samples, (train, test), strict=True)
-        )
-        for name in names
-        if name.startswith("format ") or (name in first and name in second)
-    }
-    compared = [_compare(name, *pair) for name, pair in pairs.items()]
+    pairs = [(_pixel_properties(train), _pixel_properties(test))]
+    if all(isinstance(split.images, ImageFiles) for split in files):
+        first, second = (_file_properties(split, progress) for split in files)
+        for kind in sorted({*first, *second}):  # a file kind that only one sample has: the other's share is 0
+            first.setdefault(kind, np.zeros(len(train)))
+            second.setdefault(kind, np.zeros(len(test)))
+        pairs.append((first, second))
+    compared = [_compare(name, first[name], second[name]) for first, second in pairs for name in first]
     return sorted(compared, key=lambda row: (row.word == "same", -row.distance))
 
 
@@ -71,7 +73,7 @@ def _compare(name: str, train: NDArray[np.float64], test: NDArray[np.float64]) -
     result = ks_2samp(train, test, method="asymp")
     distance = float(result.statistic)
     deviation = float(np.sqrt((train.var() + test.var()) / 2))
-    difference = (float(test.mean()) - float(train.mean())) / deviation if deviation > 0 else 0.0
+    difference = (float(test.mean()) - float(train.mean())) / deviation if deviation > 0 else None
     word = next(word for least, word in _WORDS if distance >= least) if result.pvalue < _SURE else "same"
     return Property(name, float(train.mean()), float(test.mean()), difference, distance, word)
 
@@ -95,8 +97,7 @@ def _pixel_properties(split: Split) -> dict[str, NDArray[np.float64]]:
 
 def _file_properties(split: Split, progress: Progress) -> dict[str, NDArray[np.float64]]:
     """Return width, height, aspect ratio and bytes a pixel of image files, and a 0/1 column for each format."""
-    if not isinstance(split.images, ImageFiles):
-        return {}
+    assert isinstance(split.images, ImageFiles)
     paths: Sequence[str] = [path for path in split.images.paths.tolist() if path]
 
     def inspect(row: int) -> tuple[int, int, float, str]:

@@ -115,6 +115,7 @@ class _Samples:
         test: spread over all blocks.
         groups: [len(test)], equal for copies of one image in several blocks.
         blocks: name -> images to judge.
+        files: `reference` and `test` before they were decoded.
     """
 
     reference: Split
@@ -122,6 +123,7 @@ class _Samples:
     test: Split
     groups: NDArray[np.int64]
     blocks: Mapping[str, NDArray[np.uint8]]
+    files: tuple[Split, Split]
 
 
 def measure_shift(
@@ -158,7 +160,7 @@ def measure_shift(
     train_scores = separated.first if same else separated.score(extract(samples.train, progress))
     order = np.argsort(-train_scores, kind="stable")
     verdicts, recognised = _recognise(samples, config, notes, progress)
-    properties = compare_properties(samples.reference, samples.test, progress)
+    properties = compare_properties(samples.reference, samples.test, samples.files, progress)
     meaning = _meaning(separated.auc)
     suggestions: Sequence[Suggestion] = ()
     if not config.competition.rules.transductive:
@@ -220,30 +222,33 @@ def _choose_target(dataset: Dataset, split: str) -> Split | Suite:
 def _take_samples(
     dataset: Dataset, target: Split | Suite, images: int, *, unseen: bool, progress: Progress
 ) -> _Samples:
-    train = _sample(dataset, dataset.train, images, progress)
-    reference = train
+    drawn = _sample(dataset, dataset.train, images)
+    train = reference = drawn.decoded(progress)
     if unseen:
         assert dataset.val is not None
-        reference = _sample(dataset, dataset.val, images, progress)
+        drawn = _sample(dataset, dataset.val, images)
+        reference = drawn.decoded(progress)
     if isinstance(target, Split):
-        test = _sample(dataset, target, images, progress)
-        samples = _Samples(reference, train, test, np.arange(len(test)), {target.name: np.asarray(test.images)})
+        drawn_test = _sample(dataset, target, images)
+        test = drawn_test.decoded(progress)
+        groups, blocks = np.arange(len(test)), {target.name: np.asarray(test.images)}
     else:
         test, groups, blocks = _sample_blocks(dataset, images, progress)
-        samples = _Samples(reference, train, test, groups, blocks)
+        drawn_test = test
+    samples = _Samples(reference, train, test, groups, blocks, (drawn, drawn_test))
     for name, part in (("training", reference), ("test", samples.test)):
         if len(part) < _LEAST:
             raise ConfigError(f"{dataset.competition.name}: needs {_LEAST} or more {name} images, found {len(part)}")
     return samples
 
 
-def _sample(dataset: Dataset, split: Split, count: int, progress: Progress) -> Split:
-    """Return a stratified sample in random order, decoded, without missing images."""
+def _sample(dataset: Dataset, split: Split, count: int) -> Split:
+    """Return a stratified sample in random order, without missing images."""
     rows = np.arange(len(split)) if split.blank is None else np.flatnonzero(~split.blank)
     readable = split if split.blank is None else split.take(rows, split.name)
     sampled = dataset.sample(readable, count)
     draw = np.random.default_rng(rng.key(dataset.split_seed, _SAMPLE_KEY))
-    return readable.take(draw.permutation(sampled), split.name).decoded(progress)
+    return readable.take(draw.permutation(sampled), split.name)
 
 
 def _sample_blocks(

@@ -98,7 +98,8 @@ def _augmentation(
     frames = sorted(differs & {"width", "height", "aspect ratio"})
     crops = policies.resolve(names, config.augment.ops).crop is not None
     if frames and min(sides) >= _SMALLEST_PHOTO and not crops:
-        added["photo"] = f"files differ in {' and '.join(frames)}, so that objects have other scales"
+        added["photo"] = f"files differ in {', '.join(frames)}, so that objects have other scales; it flips, too"
+        names = [name for name in names if name != "basic"]
     if not added or channels not in (1, 3):
         return []
     reason = "; ".join(f"{name}: {why}" for name, why in added.items())

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from comp import config as configs
 from comp.data.corruptions.recognise import CLEAN, MIXTURE, NONE, Verdict
 from comp.data.corruptions.suite import corrupt
 from comp.data.dataset import Dataset, open_dataset
-from comp.data.shift_features import compare_properties
+from comp.data.shift_features import Property, compare_properties
 from comp.results import runs
 from comp.results.run_metrics import RunMetrics, Score, SplitScores, WeightScores
 from comp.workflows.shift_advice import suggest
@@ -125,6 +126,7 @@ def test_a_missing_test_image_is_left_out(tmp_path: Path, monkeypatch: pytest.Mo
     assert found["counts"] == [45, 29]
     assert "these have 400" in found["notes"][0]
     assert found["verdicts"] == {}
+    assert {"width", "height", "aspect ratio", "format JPEG RGB"} <= {row["name"] for row in found["properties"]}
 
 
 def test_a_runs_network_compares_what_it_has_not_seen(tiny: Path, comp: Comp) -> None:
@@ -227,9 +229,22 @@ def test_files_of_another_kind_and_size_differ(tmp_path: Path) -> None:
     config = configs.load(write_config(tmp_path / "a.yaml", photographs_config(root, "image_folder")))
     dataset = open_dataset(config)
     assert dataset.test is not None
-    rows = {row.name: row for row in compare_properties(dataset.train, dataset.test)}
+    splits = dataset.train, dataset.test
+    rows = {row.name: row for row in compare_properties(*splits, splits)}
     assert (rows["format PNG RGB"].train, rows["format PNG RGB"].test) == (1, 0)
     assert (rows["format JPEG RGB"].train, rows["format JPEG RGB"].test) == (0, 1)
     assert rows["bytes a pixel"].word != "same"
     assert rows["width"].word == rows["aspect ratio"].word == "same"
     assert [row.word == "same" for row in rows.values()] == sorted(row.word == "same" for row in rows.values())
+
+
+def test_other_frames_of_photographs_lead_to_crops(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "files", train=12, val=4, test=30)
+    values = photographs_config(root, "image_folder")
+    values["data"]["image_size"] = 64
+    config = configs.load(write_config(tmp_path / "a.yaml", values))
+    wide = Property("aspect ratio", 1.0, 1.5, None, 1.0, "very large")
+    (suggestion,) = suggest(config, open_dataset(config), {}, [wide], alike=False)
+    assert (suggestion.key, suggestion.value) == ("augment.policy", ["photo"])
+    assert "aspect ratio" in suggestion.reason
+    assert suggest(config, open_dataset(config), {}, [replace(wide, word="slight")], alike=False) == []

@@ -40,12 +40,16 @@ def _print_properties(card: "ShiftCard") -> None:
     differing = [row for row in card.properties if row.word != "same"]
     if differing:
         cells = [
-            (row.name, f"{row.train:.4g}", f"{row.test:.4g}", f"{row.difference:+.2f}", f"{row.distance:.2f}", row.word)
+            (row.name, f"{row.train:.4g}", f"{row.test:.4g}", _signed(row.difference), f"{row.distance:.2f}", row.word)
             for row in differing
         ]
         print_table(("property", card.reference, card.test, "in SDs", "KS", "difference"), cells)
     if alike := [row.name for row in card.properties if row.word == "same"]:
         print_line(f"the same within chance: {', '.join(alike)}")
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2f}"
 
 
 def _print_blocks(card: "ShiftCard") -> None:

@@ -30,7 +30,7 @@ from comp.runtime.errors import Interrupted, UserError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 config_app = typer.Typer(no_args_is_help=True, help="Show and check configs.")
 leaderboard_app = typer.Typer(invoke_without_command=True)
-data_app = typer.Typer(no_args_is_help=True, help="Prepare, show, check and corrupt data.")
+data_app = typer.Typer(no_args_is_help=True, help="Prepare, show, check, corrupt and compare data.")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -102,7 +102,7 @@ _COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
     app: (*_RUNS, ensemble.ensemble, *_FILES),
     leaderboard_app: (leaderboard.record,),
     config_app: (config.show, config.check, config.schema),
-    data_app: (data.prepare, data.show, data.check, data.errors, data.corrupt),
+    data_app: (data.prepare, data.show, data.check, data.errors, data.shift, data.corrupt),
 }
 for group, commands in _COMMANDS.items():
     for command in commands:

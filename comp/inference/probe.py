@@ -163,24 +163,43 @@ class Probe:
         standardised: NDArray[np.float32] = (features - self._mean) / self._std
         return standardised
 
-    @torch.inference_mode()
     def _features(self, split: Split, progress: Progress) -> NDArray[np.float32]:
-        """Return [N, F] float32."""
-        self._model.eval()
-        parts: list[NDArray[np.float32]] = []
+        return network_features(
+            self._model, split, execution=self._execution, micro_batch=self._micro_batch, progress=progress
+        )
 
-        def features(rows: slice) -> NDArray[np.float32]:
-            images = torch.from_numpy(np.array(split.images[rows])).permute(0, 3, 1, 2)
-            with self._execution.autocast():
-                values = self._model.features(self._execution.layout(images.to(self._execution.torch_device)))
-            return values.flatten(1).float().cpu().numpy()
 
-        done = 0
-        for part in self._micro_batch.parts(len(split), features):
-            parts.append(part)
-            done += len(part)
-            progress(f"features of {split.name}", done, len(split), "images", self._micro_batch.note)
-        return np.concatenate(parts)
+@torch.inference_mode()
+def network_features(
+    model: Classifier, split: Split, *, execution: Execution, micro_batch: MicroBatch, progress: Progress = quiet
+) -> NDArray[np.float32]:
+    """Return the inputs of a network's last linear layer, [N, F] float32.
+
+    Args:
+        model: placed by `execution`.
+        split: the images.
+        execution: device, precision and layout.
+        micro_batch: images in a forward pass.
+        progress: called after every batch.
+
+    Raises:
+        OutOfMemoryError: not even one image fits the memory.
+    """
+    model.eval()
+    parts: list[NDArray[np.float32]] = []
+
+    def features(rows: slice) -> NDArray[np.float32]:
+        images = torch.from_numpy(np.array(split.images[rows])).permute(0, 3, 1, 2)
+        with execution.autocast():
+            values = model.features(execution.layout(images.to(execution.torch_device)))
+        return values.flatten(1).float().cpu().numpy()
+
+    done = 0
+    for part in micro_batch.parts(len(split), features):
+        parts.append(part)
+        done += len(part)
+        progress(f"features of {split.name}", done, len(split), "images", micro_batch.note)
+    return np.concatenate(parts)
 
 
 def _logits_of(fitted: Any) -> Fitted:

@@ -32,7 +32,7 @@ _SPLITS = {
     "suite_accuracy": ("suite", ""),
 }
 _MAX_PAIRED = 20  # rows whose predictions are read: two files and some milliseconds each
-_MIN_PAIRS = 4  # for a rank correlation with an interval
+MIN_PAIRS = 4  # for a rank correlation with an interval
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class LeaderboardAnalysis:
     def sentences(self) -> Iterator[str]:
         """Yield the lines below the table."""
         yield from self.limits
-        if 0 < self.scored < _MIN_PAIRS:
-            yield f"public scores recorded: {self.scored}; {_MIN_PAIRS} or more show whether to trust validation"
+        if 0 < self.scored < MIN_PAIRS:
+            yield f"public scores recorded: {self.scored}; {MIN_PAIRS} or more show whether to trust validation"
         for agreement in self.agreements:
             low, high = agreement.interval.low, agreement.interval.high
             yield (
@@ -272,7 +272,7 @@ def _public_difference(first: Submission, second: Submission, disagreement: floa
 def _agreements(scored: Sequence[Submission]) -> Iterator[Agreement]:
     for column in ESTIMATES:
         estimated = [submission for submission in scored if column in submission.estimates]
-        if len(estimated) >= _MIN_PAIRS:
+        if len(estimated) >= MIN_PAIRS:
             public = [submission.public for submission in estimated if submission.public is not None]
             estimates = [submission.estimates[column] for submission in estimated]
             rho, interval = stats.rank_correlation(estimates, public)

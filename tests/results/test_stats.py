@@ -8,6 +8,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
 from comp.results import stats
 
@@ -118,3 +119,31 @@ def test_the_jackknife_of_a_mean_is_its_normal_interval() -> None:
     interval, normal = stats.jackknife_interval(float(values.mean()), left_out), stats.mean_interval(values)
     assert normal is not None
     assert (interval.low, interval.high) == pytest.approx((normal.low, normal.high))
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 9), st.booleans(), st.integers(0, 2)), min_size=4, max_size=60),
+)
+def test_the_separation_is_the_mean_of_scikit_learns_auc_of_each_fold(rows: list[tuple[int, bool, int]]) -> None:
+    scores, positive, folds = (np.array(column) for column in zip(*rows, strict=True))
+    both = [fold for fold in np.unique(folds) if 0 < positive[folds == fold].sum() < (folds == fold).sum()]
+    if not both:
+        return
+    separated = stats.separation(scores.astype(float), positive, folds)
+    expected = [roc_auc_score(positive[folds == fold], scores[folds == fold]) for fold in both]
+    assert separated.value == pytest.approx(np.mean(expected))
+    assert separated.value in separated.interval
+    assert 0 <= separated.interval.low < separated.interval.high <= 1
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 1.5])
+def test_the_interval_of_a_separation_covers_the_truth(shift: float) -> None:
+    """Scores of one fixed classifier: the factor for classifiers that share rows makes the interval wide."""
+    generator, hits = np.random.default_rng(1), []
+    truth = float(scipy.stats.norm.cdf(shift / math.sqrt(2)))
+    positive, folds = np.arange(200) < 100, np.arange(200) % 5
+    for _ in range(DRAWS // 2):
+        scores = generator.normal(0, 1, 200) + shift * positive
+        hits.append(truth in stats.separation(scores, positive, folds).interval)
+    assert covered(hits) >= 0.97
+    assert stats.separation(scores, positive, folds).interval.low > 0.5 or shift < 1

@@ -1,11 +1,21 @@
-"""`comp data prepare`, `show`, `check`, `errors` and `corrupt`."""
+"""`comp data prepare`, `show`, `check`, `errors`, `shift` and `corrupt`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from comp.cli.commands.options import AsJson, ConfigPath, Overrides, expand_path, load_with_plugins, open_runs
+from comp.cli.commands.options import (
+    RUNS,
+    AsJson,
+    ConfigPath,
+    Device,
+    Overrides,
+    RunsRoot,
+    expand_path,
+    load_with_plugins,
+    open_runs,
+)
 
 if TYPE_CHECKING:
     from comp.workflows.label_errors import LabelReport
@@ -221,3 +231,62 @@ def corrupt(
         console.print_json({"folder": str(out), "files": [str(path) for path in paths]})
         return
     console.print_line(f"{len(paths)} files of {len(levels)} severities, manifest.json and corruptions.png in {out}")
+
+
+def shift(
+    source: Annotated[
+        Path, typer.Argument(metavar="CONFIG|RUN", help="YAML file, or run folder.", callback=expand_path)
+    ],
+    overrides: Overrides = None,
+    *,
+    split: Annotated[str, typer.Option(help="suite: what is submitted; test: the clean test; or auto.")] = "auto",
+    images: Annotated[int, typer.Option(help="Images of training and of test to compare.")] = 2000,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the card, a list and a sheet of images.", callback=expand_path)
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option("--write", help="New config with the suggestions.", callback=expand_path)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="With --write: replace an existing config.")] = False,
+    device: Device = None,
+    runs: RunsRoot = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the test with the training images, and suggest what to change.
+
+    Prints how well they can be told apart, what differs, and the corruptions that
+    the test's blocks look like. A run's own network is used where you name one.
+
+    Example: comp data shift configs/cifar10/baseline.yaml --out runs/shift --write shifted.yaml
+    """
+    from comp import config as configs
+    from comp.cli import console
+    from comp.results import runs as run_folders
+    from comp.results.files import make_folder
+    from comp.workflows import shift as workflow
+    from comp.workflows.shift_advice import check_target, write_suggestions
+
+    run = run_folders.open_run(source, overrides or []) if source.is_dir() else None
+    config = run.config() if run else configs.load(source, overrides or [])
+    base = source / "config.yaml" if run else source
+    if write:
+        check_target(config, write, base, force=force)
+    if out:
+        make_folder(out)
+    with console.bars() as progress:
+        card = workflow.measure_shift(
+            run or config, split=split, images=images, runs_root=runs, device_name=device or "", progress=progress
+        )
+    if not as_json:
+        console.print_shift(card)
+    paths = workflow.write_card(card, out) if out else []
+    if write and card.suggestions:
+        added = overrides or []
+        paths.append(write_suggestions(config, card.suggestions, write, base=base, overrides=added, runs=runs))
+    elif write:
+        console.print_note(f"note: {write} is not written, because nothing is suggested")
+    if as_json:
+        console.print_json({**card.to_json(), "files": [str(path) for path in paths]})
+        return
+    for path in paths:
+        console.print_line(str(path))

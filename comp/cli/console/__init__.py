@@ -22,6 +22,7 @@ from comp.cli.console.runs import (
     print_stages,
     print_summary,
 )
+from comp.cli.console.shift import print_shift
 from comp.cli.console.training import print_choice, print_cost, print_epoch, print_lr_find, print_norms, print_start
 from comp.cli.console.tuning import print_study, print_trial
 
@@ -52,6 +53,7 @@ __all__ = [
     "print_notes",
     "print_prediction",
     "print_rows",
+    "print_shift",
     "print_stages",
     "print_start",
     "print_study",

@@ -155,7 +155,8 @@ def measure_shift(
     images = max(_LEAST, min(images, _MOST_BYTES // math.prod(dataset.train.image_shape)))
     samples = _take_samples(dataset, target, images, unseen=loaded is not None, progress=progress)
     name, extract = _choose_features(config, dataset, loaded, device_name, notes)
-    separated = _separate(*(extract(part, progress) for part in (samples.reference, samples.test)), samples.groups)
+    reference, test = (extract(part, progress) for part in (samples.reference, samples.test))
+    separated = _separate(reference, test, samples.groups)
     same = samples.train is samples.reference
     train_scores = separated.first if same else separated.score(extract(samples.train, progress))
     order = np.argsort(-train_scores, kind="stable")

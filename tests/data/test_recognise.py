@@ -59,6 +59,7 @@ def test_clean_images_are_clean_even_upside_down(recogniser: Recogniser, fresh: 
     for images in (fresh, fresh[:, ::-1]):
         verdict = recogniser.judge(images)
         assert (verdict.name, verdict.severity, verdict.is_corruption) == (CLEAN, 0, False), verdict
+        assert 0 < verdict.share < 1
 
 
 def test_what_no_corruption_explains_is_none_of_them(recogniser: Recogniser, fresh: NDArray[np.uint8]) -> None:

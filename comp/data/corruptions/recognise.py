@@ -44,7 +44,7 @@ class Verdict:
     Attributes:
         name: a corruption, or CLEAN, MIXTURE or NONE.
         severity: of the corruption, 1 to 5; 0 for anything else.
-        shares: the likeliest of clean and all corruptions -> its share of the likelihood, the largest first.
+        shares: the three likeliest of clean and all corruptions, and `name` -> share of the likelihood, largest first.
         mixture: clean and corruptions -> the estimated share of the images that they changed, from 5 % up.
         distance: squared, of the mean image from what `name` predicts, in standard deviations of single images.
         clean_distance: the same from clean training images.
@@ -157,8 +157,9 @@ class Recogniser:
         # The rate of errors on held-out blocks bounds every share: a likelihood alone would soon say 1.
         errors = (self.held_out - self.right + 1) / (self.held_out + 2)
         shares = self._by_name((1 - errors) * pooled + errors / len(pooled))
+        listed = {part: share for rank, (part, share) in enumerate(shares.items()) if rank < 3 or part == name}
         parts = {part: share for part, share in self._by_name(mixture).items() if share >= 0.05}
-        return Verdict(name, severity, dict(list(shares.items())[:3]), parts, distance, clean, len(images))
+        return Verdict(name, severity, listed, parts, distance, clean, len(images))
 
     def _distance(self, middle: NDArray[np.float64], classes: "int | NDArray[np.float64]", count: int) -> float:
         """Return the squared distance of a mean of `count` images from a class, or from classes in these shares [K].

@@ -7,13 +7,16 @@ import typer
 
 from comp.cli.commands.options import (
     RUNS,
+    AllowPlugins,
     AsJson,
     ConfigPath,
     Device,
     Overrides,
     RunsRoot,
     expand_path,
+    find_config,
     load_with_plugins,
+    open_one_run,
     open_runs,
 )
 
@@ -235,7 +238,7 @@ def corrupt(
 
 def shift(
     source: Annotated[
-        Path, typer.Argument(metavar="CONFIG|RUN", help="YAML file, or run folder.", callback=expand_path)
+        Path, typer.Argument(metavar="CONFIG|RUN", help="YAML file, or run folder.", callback=find_config)
     ],
     overrides: Overrides = None,
     *,
@@ -250,6 +253,7 @@ def shift(
     force: Annotated[bool, typer.Option("--force", help="With --write: replace an existing config.")] = False,
     device: Device = None,
     runs: RunsRoot = RUNS,
+    allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare the test with the training images, and suggest what to change.
@@ -259,15 +263,14 @@ def shift(
 
     Example: comp data shift configs/cifar10/baseline.yaml --out runs/shift --write shifted.yaml
     """
-    from comp import config as configs
     from comp.cli import console
-    from comp.results import runs as run_folders
     from comp.results.files import make_folder
     from comp.workflows import shift as workflow
     from comp.workflows.shift_advice import check_target, write_suggestions
 
-    run = run_folders.open_run(source, overrides or []) if source.is_dir() else None
-    config = run.config() if run else configs.load(source, overrides or [])
+    words = [str(source), *(overrides or [])]
+    run = open_one_run(words, allow_plugins=allow_plugins) if source.is_dir() else None
+    config = run.config() if run else load_with_plugins(source, overrides, allow=allow_plugins)
     base = source / "config.yaml" if run else source
     if write:
         check_target(config, write, base, force=force)

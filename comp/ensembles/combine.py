@@ -103,7 +103,7 @@ def ensemble(
     score = Scorer(first.metric, trained[0].provenance("classes")["classes"], first.task)
     config = trained[0].config()
     dataset = open_run_data(trained[0], progress)
-    decide = {"wanted": config.predict.decide, "shares": _declared_shares(trained[0], config, dataset)}
+    decide = {"setting": config.predict.decide, "shares": _declared_shares(trained[0], config, dataset)}
     combination = _fit(chosen, method, split, members, score, folds, decide, progress)
     comparison = _compare(combination, members.load_split(split), first.metric) if split is not None else None
     fixes = shared_fixes(members.runs)
@@ -145,7 +145,7 @@ def _fit(
 ) -> _Combination:
     """Fit a method on the members' validation; without a shared one, return a method that learns nothing.
 
-    `decide` has the `wanted` and `shares` of `comp.results.decisions.decide`.
+    `decide` has the `setting` and `shares` of `comp.results.decisions.decide`.
     """
     metric, calibrated = score.metric, method.calibrated
     if split is None:

@@ -292,7 +292,7 @@ def fit_decider(
     images: NDArray[np.str_],
     *,
     calibrated: bool,
-    wanted: str = "auto",
+    setting: str = "auto",
     shares: DeclaredShares | None = None,
 ) -> Decider:
     """Return a decider with the decision that held-out predictions of a validation split ask for.
@@ -303,10 +303,10 @@ def fit_decider(
         combined: its predictions, each row by a fit on other images.
         images: which image each row shows.
         calibrated: whether 0.5 is a sensible threshold for the method's probabilities.
-        wanted: value of predict.decide.
+        setting: value of predict.decide.
         shares: of the test, if they are declared.
     """
-    scored, decision = decisions.decide(combined, metric, wanted, shares=shares, images=images)
+    scored, decision = decisions.decide(combined, metric, setting, shares=shares, images=images)
     if decision is None or decision.kind == "argmax":
         return Decider(metric, decision=decision, calibrated=calibrated)
     return Decider(metric, split, None if decision.shift else scored, decision, calibrated)

@@ -259,15 +259,13 @@ def declared_shares(
     """
     if not shares:
         return None
-    missing, strange = (
-        [name for name in classes if name not in shares],
-        [name for name in shares if name not in classes],
-    )
-    if missing or strange:
-        found = f"no share of {missing[0]}" if missing else f"a share of {strange[0]}, which is no class"
+    missing = [name for name in classes if name not in shares]
+    extra = [name for name in shares if name not in classes]
+    if missing or extra:
+        problem = f"no share of {missing[0]}" if missing else f"a share of {extra[0]}, which is no class"
         raise ConfigError(
             f"competition.test_shares: expected a share of each of {len(classes)} classes ({', '.join(classes[:5])}"
-            f"{' ...' if len(classes) > 5 else ''}), found {found}"
+            f"{' ...' if len(classes) > 5 else ''}), found {problem}"
         )
     declared = np.maximum([shares[name] for name in classes], _SMALLEST_SHARE)
     declared = declared / declared.sum()

@@ -29,7 +29,7 @@ _LEAST_IMAGES, _LEAST_OF_A_CLASS = 100, 10
 _MOST_LEVELS = 100  # of numbers that are cut
 
 
-def check(wanted: str, metric_name: str, row: TaskRow, *, validated: bool, shares: bool) -> None:
+def check(setting: str, metric_name: str, row: TaskRow, *, validated: bool, shares: bool) -> None:
     """Check predict.decide against metric, task and validation.
 
     Raises:
@@ -39,27 +39,27 @@ def check(wanted: str, metric_name: str, row: TaskRow, *, validated: bool, share
         raise ConfigError(
             f"competition.test_shares: not defined for task {row.name}, which does not take the likeliest class"
         )
-    if wanted in ("auto", "argmax"):
+    if setting in ("auto", "argmax"):
         return
-    if wanted == "prior":
+    if setting == "prior":
         if not shares:
             raise ConfigError("predict.decide: prior needs the test's share of each class; set competition.test_shares")
         return
-    if metric_name not in KINDS[wanted].metrics:
+    if metric_name not in KINDS[setting].metrics:
         fitting = choose("auto", metric_name, shares=shares)
         choices = ", ".join(dict.fromkeys(("auto", "argmax", fitting)))
-        raise ConfigError(f"predict.decide: {wanted} does not serve metric {metric_name}; choose from {choices}")
+        raise ConfigError(f"predict.decide: {setting} does not serve metric {metric_name}; choose from {choices}")
     if not validated:
         raise ConfigError(
-            f"predict.decide: {wanted} is fitted on validation, and there is none; set data.validation or data.folds, "
+            f"predict.decide: {setting} is fitted on validation, and there is none; set data.validation or data.folds, "
             "or predict.decide=auto"
         )
 
 
-def choose(wanted: str, metric_name: str, *, shares: bool) -> str:
+def choose(setting: str, metric_name: str, *, shares: bool) -> str:
     """Return the row of KINDS, or argmax, that predict.decide asks for; `shares`: whether the test's are declared."""
-    if wanted != "auto":
-        return wanted
+    if setting != "auto":
+        return setting
     plain = "prior" if shares else "argmax"
     return next((name for name, kind in KINDS.items() if metric_name in kind.metrics), plain)
 
@@ -67,7 +67,7 @@ def choose(wanted: str, metric_name: str, *, shares: bool) -> str:
 def decide(
     labelled: Predictions,
     metric_name: str,
-    wanted: str = "auto",
+    setting: str = "auto",
     *,
     shares: DeclaredShares | None = None,
     images: NDArray[np.str_] | None = None,
@@ -80,7 +80,7 @@ def decide(
     Args:
         labelled: with targets, before any decision.
         metric_name: a row of METRICS.
-        wanted: value of predict.decide, which `check` has passed.
+        setting: value of predict.decide, which `check` has passed.
         shares: of the test, if they are declared.
         images: [N] which image each row shows; None: each row another.
 
@@ -88,7 +88,7 @@ def decide(
         The predictions as they are scored: each row decided by a fit on other images. And the decision for other
         images, fitted on all of them; None if the plain way is not questioned.
     """
-    kind = choose(wanted, metric_name, shares=shares is not None)
+    kind = choose(setting, metric_name, shares=shares is not None)
     if kind == "argmax":
         return labelled, None
     numbers = np.arange(len(labelled)) if images is None else np.unique(images, return_inverse=True)[1]
@@ -98,7 +98,7 @@ def decide(
         sample, numbers, shift = labelled.take(rows), numbers[rows], shares.shift.tolist()
     always = kind == "thresholds" and _has_thresholds(labelled)
     reason = _find_too_few(kind, sample, numbers)
-    if reason and kind == wanted == "prior":
+    if reason and kind == setting == "prior":
         return labelled, Decision(kind=kind, shift=shift, tried=kind, reason=reason)
     if reason and not always:
         return labelled, Decision(tried=kind, reason=reason)
@@ -108,19 +108,19 @@ def decide(
     if not reason:
         gain, interval = _measure_gain(sample, crossed, metric_name, numbers)
         measured = measured.model_copy(update={"gain": gain, "low": interval.low, "high": interval.high})
-        if wanted == "auto" and not always and interval.low <= 0:
+        if setting == "auto" and not always and interval.low <= 0:
             return labelled, measured.model_copy(update={"reason": "the gain is not clearly above zero"})
     fitted = {"kind": kind, "values": KINDS[kind].fit(shifted, metric_name), "shift": shift}
     decision = measured.model_copy(update=fitted)
     return labelled if shares is not None else crossed, decision
 
 
-def decide_without_validation(wanted: str, shares: DeclaredShares | None) -> Decision | None:
+def decide_without_validation(setting: str, shares: DeclaredShares | None) -> Decision | None:
     """Return the decision of a run without validation: only declared shares need nothing fitted, if asked for."""
     reason = "there is no validation to measure the gain on"
-    if shares is None or wanted == "argmax":
+    if shares is None or setting == "argmax":
         return None
-    if wanted != "prior":
+    if setting != "prior":
         return Decision(tried="prior", reason=reason)
     return Decision(kind="prior", shift=shares.shift.tolist(), tried="prior", reason=reason)
 

@@ -235,7 +235,7 @@ class RunMetrics(_Part):
     soup: dict[str, Any] | None = None
 
     @property
-    def known_decision(self) -> Decision | None:
+    def fitted_decision(self) -> Decision | None:
         """The decision for new images; runs of multi-label tasks record `thresholds` too, and once did nothing else."""
         return Decision(kind="thresholds", values=self.thresholds) if self.thresholds else self.decision
 

@@ -214,7 +214,7 @@ def _suite_fingerprint(loaded: LoadedRun, suite: Suite) -> str:
 
 def _decide(loaded: LoadedRun, predicted: Predictions, name: str) -> Predictions:
     """Return predictions with the run's decisions; clean validation, on which they were fitted, cross-fitted ones."""
-    decision, classes = loaded.run.metrics().known_decision, len(predicted.classes)
+    decision, classes = loaded.run.metrics().fitted_decision, len(predicted.classes)
     if decision is None:
         return predicted
     if not decisions.is_sound(decision, classes):

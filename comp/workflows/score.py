@@ -53,11 +53,11 @@ def score_weights(
     """
     run, dataset, metric = loaded.run, loaded.dataset, loaded.competition.metric
     measured = measured or Validation(Scores())
-    val, shifted, wanted = None, None, loaded.config.predict.decide
-    decision = decisions.decide_without_validation(wanted, loaded.test_shares)
+    val, shifted, setting = None, None, loaded.config.predict.decide
+    decision = decisions.decide_without_validation(setting, loaded.test_shares)
     if dataset.val is not None:
         predicted = _predict_plain(loaded, dataset.val, which, progress, measured.val)
-        predicted, decision = decisions.decide(predicted, metric, wanted, shares=loaded.test_shares)
+        predicted, decision = decisions.decide(predicted, metric, setting, shares=loaded.test_shares)
         val = metrics.summarize(predicted, metric)
         prediction_files.save(run.predictions_path("val" if which == "best" else f"val-{which}"), predicted)
     if dataset.ood_val is not None and which == "best":

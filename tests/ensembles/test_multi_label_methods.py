@@ -249,7 +249,7 @@ def test_without_tuned_thresholds_classes_are_predicted_as_often_as_by_the_membe
 def test_a_temperature_leaves_the_rates_of_ranks_to_the_members() -> None:
     sample = a_sample([1.5, 1.5])
     ranked = cross_fit.combine(fitted("rank", sample), sample, {})
-    decider = cross_fit.fit_decider("log_loss", "val", ranked, sample.images, calibrated=False, wanted="temperature")
+    decider = cross_fit.fit_decider("log_loss", "val", ranked, sample.images, calibrated=False, setting="temperature")
     assert decider.decision is not None
     assert decider.decision.kind == "temperature"
     plain = np.mean([part.decisions().mean(0) for part in sample.members], axis=0)

@@ -22,7 +22,7 @@ slow: .venv/.installed-dev
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.installed: pyproject.toml constraints.txt | $(BIN)/python
+.venv/.installed: pyproject.toml setup.py constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 

@@ -102,6 +102,16 @@ def _check_competition(config: Config) -> None:
     if section.task != "auto":
         resolve_metric(section.metric, task(section.task))
     derive_format.check_answer(section.submission.answer, section.task, section.metric)
+    balances = {
+        "data.sampling": config.data.sampling != "natural",
+        "train.class_weights": config.train.class_weights != "none",
+    }
+    if section.test_shares and any(balances.values()):
+        key = next(key for key, differs in balances.items() if differs)
+        raise ConfigError(
+            f"competition.test_shares: expects a network that was trained on the classes' natural shares, and {key} "
+            "changes them; remove one of the two"
+        )
     if section.task != "auto":
         _check_decide(config, resolve_metric(section.metric, task(section.task)), section.task)
 

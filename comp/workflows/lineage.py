@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.config import Config
+from comp.config.tasks import TASKS
 from comp.data import pseudo, splits
 from comp.data.dataset import Dataset
 from comp.data.sources import Source, open_source
@@ -70,8 +71,11 @@ def check_teachers(config: Config, dataset: Dataset, progress: Progress = quiet)
     """Check that all teachers know this task and classes, and none of the images that this run holds out.
 
     Raises:
-        ConfigError: naming the run (see `networks`), or there are no images for pseudo-labels.
+        ConfigError: labels that are numbers, a run (see `networks`), or no images for pseudo-labels.
     """
+    if TASKS[dataset.competition.task].numeric:
+        for key in named_paths(config):
+            raise ConfigError(f"{key}: needs classes with probabilities, and the labels are numbers; leave it out")
     if config.data.pseudo.run:
         pseudo.candidates(dataset, config.data.pseudo.images)
     for key in named_paths(config):

@@ -12,6 +12,7 @@ from comp import config as configs
 from comp.data.dataset import Dataset, open_dataset
 from comp.data.splitting import STRATIFIERS
 from comp.runtime.errors import ConfigError, DataError
+from comp.workflows import lineage
 from tests.support.commands import Result, assert_refused
 
 Comp = Callable[..., Result]
@@ -144,6 +145,8 @@ def test_settings_of_classes_are_refused_for_numbers(comp: Comp) -> None:
     opened()
     for setting, part in {
         "train.label_smoothing=0.1": "no classes to smooth over",
+        "train.class_weights=balanced": "train.class_weights: balances classes, and the labels are numbers",
+        "data.sampling=balanced": "data.sampling: balances classes, and the labels are numbers",
         "train.select=val_accuracy": "not measured in task regression",
         "train.consistency=jsd augment.policy=[augmix]": "train.consistency: jsd is not defined for task regression",
         "data.classes=[a,b]": "task regression has no classes",
@@ -151,6 +154,9 @@ def test_settings_of_classes_are_refused_for_numbers(comp: Comp) -> None:
         "predict.views=flip predict.views_for=uncertain:0.5": "confidence in one class",
     }.items():
         assert_refused(comp("config", "check", "c.yaml", "--data", *setting.split()), part)
+    config = configs.load("c.yaml", ["train.teacher.runs=[runs/other]"])
+    with pytest.raises(ConfigError, match=r"train\.teacher\.runs: needs classes with probabilities"):
+        lineage.check_teachers(config, open_dataset(config))
 
 
 def test_every_fold_of_numbers_has_their_whole_range() -> None:

@@ -128,6 +128,10 @@ def test_declared_shares_shift_the_test_once_and_leave_validation_alone(place: P
         (["competition.test_shares={0: 1.5, 1: -0.5, 2: 0, 3: 0}"], ["competition.test_shares"]),
         (["competition.test_shares={0: .nan, 1: 1, 2: 0, 3: 0}"], ["competition.test_shares"]),
         (["competition.test_shares=even"], ["competition.test_shares"]),
+        (
+            ["competition.test_shares={0: 0.4, 1: 0.2, 2: 0.2, 3: 0.2}", "data.sampling=balanced"],
+            ["competition.test_shares", "data.sampling"],
+        ),
     ],
 )
 def test_a_decision_that_cannot_serve_is_refused_before_training(

@@ -4,10 +4,13 @@ import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import softmax
+from torch import Tensor
 
 from comp import config as configs
 from comp.config import Config
@@ -17,6 +20,7 @@ from comp.results import files, leaderboard, runs
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, Interrupted, RunError
 from comp.runtime.progress import quiet
+from comp.training.batches import PlannedBatch
 from comp.workflows import train
 from comp.workflows.checks import check_data
 from comp.workflows.load import load_without_data
@@ -75,6 +79,28 @@ def test_a_stopped_training_goes_on_without_its_teacher_and_ends_with_the_same_b
     assert history_without_clock(taught) == history_without_clock(stopped)
     assert stopped.provenance()["teacher"] == taught.provenance()["teacher"]
     assert stopped.provenance()["pseudo"] == taught.provenance()["pseudo"]
+
+
+def test_an_image_that_is_drawn_twice_has_its_own_soft_targets_each_time(
+    three_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def check_rows(self: PlannedBatch, *arguments: Any) -> Tensor:
+        assert self.samples is not None
+        assert torch.equal(self.samples[self.row], self.batch.indices)
+        drawn.extend(self.batch.indices.tolist())
+        return taught(self, *arguments)
+
+    taught = PlannedBatch.taught
+    monkeypatch.setattr(PlannedBatch, "taught", check_rows)
+    images = open_dataset(student()).train
+    assert images.labels is not None
+    dropped = "".join(f"{name},drop,\n" for name in images.ids[images.labels == 0][:30])
+    Path("rare.csv").write_text("id,action,label\n" + dropped)
+    settings = [taught_by(members()[0]), "data.sampling=balanced", "data.fixes=rare.csv"]
+    train.train(student(*settings), runs_root=Path("balanced"))
+    assert len(set(drawn)) < len(drawn)
 
 
 def test_a_resume_refuses_a_damaged_or_missing_file(three_runs: Path) -> None:

@@ -187,9 +187,14 @@ def _cross_fit_numbers(way: "Kind", plain: Predictions, metric_name: str, images
 
 
 def without_shift(decided: Predictions) -> Predictions:
-    """Return predictions with probabilities for the training's shares of the classes; no other decision is undone."""
-    shift = decided.made_by.get("decision", {}).get("shift")
-    return _shift(decided, [-value for value in shift]) if shift else decided
+    """Return predictions with probabilities for the training's shares of the classes, and a temperature undone."""
+    decision = decided.made_by.get("decision", {})
+    shift = decision.get("shift")
+    if not shift:
+        return decided
+    if decision["kind"] == "temperature" and decision.get("values"):  # divides the shifted outputs
+        decided = _apply_temperature(decided, [1 / decision["values"][0]])
+    return _shift(decided, [-value for value in shift])
 
 
 def _has_thresholds(plain: Predictions) -> bool:
@@ -348,11 +353,11 @@ KINDS = {
 }
 
 
-def is_sound(decision: Decision, classes: int) -> bool:
+def is_sound(decision: Decision, classes: int, *, numeric: bool) -> bool:
     """Return whether a decision that was read has the right number of values."""
     if decision.kind == "argmax":
         return True
-    if classes == 1:  # numbers: the lowest level and the cut points above it
+    if numeric:  # the lowest level and the cut points above it
         return decision.kind == "cut_points" and len(decision.values) > 0
     kind, shift = KINDS.get(decision.kind), decision.shift
     whole = kind is not None and len(decision.values) == kind.size(classes) and len(shift) in (0, classes)

@@ -244,7 +244,7 @@ def describe_sort(rows: Sequence[LeaderboardRow], sort: str) -> str:
         where = f" in {', '.join(names)}" if len(set(columns.values())) > 1 else ""
         meaning = f" ({MEANINGS[column]})" if column in MEANINGS else ""
         parts.append(f"{column}{meaning}{where}{last}")
-    falling = sorted({row.metric for row in rows if not metrics.metric(row.metric).higher_is_better})
+    falling = sorted({row.metric for row in rows if not row.higher_is_better})
     lower = f"; {', '.join(falling)}: lower is better" if falling else ""
     return f"sorted by {'; by '.join(parts)}{lower}"
 

@@ -129,9 +129,9 @@ def norms(run: Run) -> Table | None:
 
 
 def pictures(run: Run) -> list[Path]:
-    """Return the run's plots; those that show images of the data only with `track.images`."""
-    shown = run.config().track.images
-    return sorted(path for path in (run.path / "plots").glob("*.png") if shown or "mistakes" not in path.name)
+    """Return the plots of a run or a study; those that show images of the data only with `track.images`."""
+    drawn = sorted((run.path / "plots").glob("*.png"))
+    return [path for path in drawn if "mistakes" not in path.name or run.config().track.images]
 
 
 def artifact_files(run: Run, kind: str) -> list[Path]:

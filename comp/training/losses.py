@@ -177,7 +177,9 @@ def check_loss(section: TrainConfig, task: str) -> None:
     Raises:
         ConfigError: unknown, or not defined for the task.
     """
-    offered = {name: row.losses for name, row in TASKS.items() if task in ("auto", name)} or {"": {}}
+    offered = {name: row.losses for name, row in TASKS.items() if task in ("auto", name)}
+    if not offered:  # reported elsewhere
+        return
     choices = dict.fromkeys(["auto", *(loss for row in offered.values() for loss in row)])
     if section.loss not in choices:
         if any(section.loss in row.losses for row in TASKS.values()):
@@ -222,7 +224,9 @@ def build_criterion(config: Config, dataset: Dataset, device: torch.device) -> C
     if weights is None:
         return standardised(loss, dataset.label_scale)
     present, absent = (torch.from_numpy(column).float().to(device) for column in weights)
-    columns, smoothing = TASKS[dataset.competition.task].target_columns, config.train.label_smoothing
+    # Part of the targets is the teachers', which is not smoothed.
+    smoothing = config.train.label_smoothing * (1 - (config.train.teacher.share if config.train.teacher.runs else 0))
+    columns = TASKS[dataset.competition.task].target_columns
     even = smoothing / (2 if columns else len(present))
 
     def weighted(logits: Tensor, targets: Tensor) -> Tensor:

@@ -28,10 +28,10 @@ UNBEGUN = "runs that ended before their first epoch"
 _MAX_DEPTH = 3  # RUNS/competition/study/run: deeper folders, for example below `/`, are no runs
 _TEMPORARY_NAME = re.compile(r"\..+\.\d+\.tmp")  # as `runs.write_together` and `_remove_one` name them
 # Everything that a run has before the end of its first epoch.
-_UNBEGUN = {"config.yaml", "provenance.json", "split.npz", "execution.json", "plans.json", FIXES, ".lock", "wandb"} | {
-    "teacher.npz",
-    "pseudo.npz",
-}
+_UNBEGUN = {
+    "config.yaml", "provenance.json", "split.npz", "execution.json", "plans.json", FIXES, "teacher.npz", "pseudo.npz",
+    "plugins", ".lock", "wandb",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

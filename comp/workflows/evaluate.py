@@ -120,7 +120,6 @@ def _score_fixed(fixes: FixList, given: Predictions, metric: str) -> dict[str, A
         "images": len(fixed),
         "dropped": len(given) - len(fixed),
         "metric": {"name": metric, "value": metrics.metric(metric).score(fixed)},
-        "accuracy": metrics.accuracy(fixed),
     }
 
 

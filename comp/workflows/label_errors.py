@@ -52,7 +52,8 @@ class LabelReport:
         trained: the runs that predicted the images.
         images: how many labels were judged.
         unjudged: other labelled images, which the runs were trained on.
-        estimated: how many of the judged labels are estimated to be wrong.
+        estimated: how many of the judged labels are estimated to be wrong, by networks that err too: an upper bound.
+        disagreeing: for how many the networks' likeliest class is another one.
         pairs: (given label, true class, estimated images), the most frequent first.
         suspects: the likeliest first.
         kept: suspects that the runs' fix list marks as right; they are not listed.
@@ -62,6 +63,7 @@ class LabelReport:
     images: int
     unjudged: int
     estimated: int
+    disagreeing: int
     pairs: tuple[tuple[str, str, int], ...]
     suspects: tuple[Suspect, ...]
     kept: int
@@ -78,6 +80,7 @@ class LabelReport:
             "images": self.images,
             "unjudged": self.unjudged,
             "estimated": self.estimated,
+            "disagreeing": self.disagreeing,
             "pairs": [{"given": given, "true": true, "images": count} for given, true, count in self.pairs],
             "kept": self.kept,
             "suspects": [asdict(suspect) for suspect in self.suspects],
@@ -130,6 +133,7 @@ def find_label_errors(trained: Sequence[Run], *, top: int | None = None) -> Labe
         images=len(predicted),
         unjudged=max(0, total - len(predicted)),
         estimated=found.estimated,
+        disagreeing=int((predicted.outputs.argmax(1) != labels).sum()),
         pairs=tuple((names[given], names[true], count) for given, true, count in found.pairs()),
         suspects=tuple(listed[:top]),
         kept=len(every) - len(listed),

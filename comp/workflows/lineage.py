@@ -277,7 +277,7 @@ def _verify_data(run: Run, config: Config, dataset: Dataset, progress: Progress)
     changed = {key: getattr(theirs, key) for key in ("classes", "image_size", "resize", "range")}
     if any(getattr(config.data, key) != value for key, value in changed.items()):
         with contextlib.suppress(UserError):  # these data cannot be read like that, so they are others
-            source = open_source(config.data.model_copy(update=changed), progress, config.competition.task)
+            source = open_source(config.data.model_copy(update=changed), progress, dataset.competition.task)
             if splits.fingerprint(source.train) == recorded:
                 return source
     raise ConfigError(

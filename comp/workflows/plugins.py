@@ -310,3 +310,8 @@ def _check_new(loaded: _Loaded) -> None:
             if name in REGISTRIES[kind].rows or (kind == "OPS" and name in WORKER_OPS) or is_timm:
                 owner = "timm" if is_timm else "comp"
                 raise ConfigError(f"{where}: {kind}['{name}']: {owner} has a row of this name; rename yours")
+    for task, fields in loaded.tasks.items():
+        for field, names in fields.items():
+            for name in names:
+                if name in getattr(TASKS[task], field):
+                    raise ConfigError(f"{where}: TASKS['{task}']: {field} has '{name}' already; rename yours")

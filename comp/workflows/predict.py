@@ -217,7 +217,7 @@ def _decide(loaded: LoadedRun, predicted: Predictions, name: str) -> Predictions
     decision, classes = loaded.run.metrics().fitted_decision, len(predicted.classes)
     if decision is None:
         return predicted
-    if not decisions.is_sound(decision, classes):
+    if not decisions.is_sound(decision, classes, numeric=predicted.row.numeric):
         raise RunError(
             f"{loaded.run.path / 'metrics.json'}: damaged: {len(decision.values)} {decision.kind}, expected "
             f"{'one for each of' if decision.kind == 'thresholds' else 'what suits'} {classes} classes; put the file "

@@ -58,7 +58,11 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "no image": ("train_images.npy", images((0, 32, 32, 3)), ("holds no image",)),
     "fewer labels": ("train_labels.npy", images((150,), np.int64), ("expected 160 labels", "found 150")),
-    "labels as floats": ("train_labels.npy", images((160,), np.float64), ("expected whole numbers", "float64")),
+    "labels as floats": (
+        "train_labels.npy",
+        images((160,), np.float64),
+        ("labels are floats without fractions", "astype(int)"),
+    ),
     "labels one-hot": (
         "train_labels.npy",
         images((160, 4), np.int64),

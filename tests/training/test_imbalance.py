@@ -1,5 +1,6 @@
 """Rare classes are drawn more often or weigh more: exactly, whatever is interrupted, cut into parts or shared."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -282,6 +283,18 @@ def test_mixed_smoothed_targets_weigh_as_their_classes_do_and_parts_of_a_batch_a
     assert criterion(logits, targets).item() == pytest.approx(total / 7, rel=1e-4)
     parts = [(part.stop - part.start) * criterion(logits[part], targets[part]) for part in split_batch(7, 2)]
     assert float(sum(parts)) / 7 == pytest.approx(criterion(logits, targets).item(), rel=1e-5)
+
+
+def test_no_teachers_share_of_the_targets_turns_a_weight_negative(data: Dataset) -> None:
+    labels = np.repeat(np.arange(4), (20, 16, 3, 1))
+    for share in (0.5, 0.9):
+        config = weighted("balanced", label_smoothing=0.1, teacher={"runs": ["other"], "share": share})
+        criterion = losses.build_criterion(config, with_labels(data, labels), torch.device("cpu"))
+        smoothed = 0.9 * torch.eye(4) + 0.1 / 4
+        taught = (1 - share) * smoothed + share * torch.eye(4)  # by a teacher that is sure and right
+        each = [criterion(torch.zeros(1, 4), taught[row : row + 1]).item() for row in range(4)]
+        expected = [math.log(4) * 10 / size for size in (20, 16, 3, 1)]
+        assert each == pytest.approx(expected)
 
 
 def test_weights_of_one_leave_the_loss_as_it_is(data: Dataset) -> None:

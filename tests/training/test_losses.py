@@ -74,7 +74,16 @@ REFERENCES: dict[str, list[tuple[dict[str, float], Callable[[Array, Array], Arra
     ],
     "poly": [({}, timms("PolyCrossEntropy")), ({"epsilon": -1}, timms("PolyCrossEntropy", epsilon=-1))],
     "binary_poly": [({}, timms("PolyBinaryCrossEntropy"))],
+    "cumulative": [({}, lambda logits, targets: cumulative_by_formula(logits, targets))],
+    "mse": [({}, lambda outputs, targets: (outputs - targets) ** 2)],
 }
+
+
+def cumulative_by_formula(logits: Array, targets: Array) -> Array:
+    """Return the sum over k of the cross-entropy of "above class k", [B]."""
+    probabilities = np.exp(log_softmax(logits, axis=1))
+    above = [[values[:, k + 1 :].sum(1) for k in range(4)] for values in (probabilities, targets)]
+    return sum(-(t * np.log(p) + (1 - t) * np.log1p(-p)) for p, t in zip(*above, strict=True))
 
 
 def drawn(seed: int, scale: float, *, soft: bool) -> tuple[Array, Array]:
@@ -149,6 +158,7 @@ def test_targets_above_a_threshold_count_as_present() -> None:
         (["train.loss=focal", "train.loss_args.gamma=two"], ("gamma: expected a number", "found 'two'")),
         (["train.loss_args.gamma=2"], ("auto has no argument 'gamma'", "leave train.loss_args out")),
         (["train.loss=cross_entropy", "train.loss_args.label_smoothing=0.1"], ("no argument 'label_smoothing'",)),
+        (["competition.task=multilabel", "train.loss=focal"], ("competition.task: unknown task 'multilabel'",)),
         ([*JSD, "train.loss=bce"], ("train.consistency: jsd compares softmax outputs", "train.loss=bce")),
     ],
 )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from comp.models.zoo import Costs, ModelSummary
     from comp.workflows.label_errors import LabelReport
 
-from comp.cli.console.output import err, out, print_json, print_line, print_table
+from comp.cli.console.output import err, out, print_json, print_line, print_note, print_table
 
 _MOST_PAIRS = 5  # of confused classes
 MOST_COUNTED_MODELS = 120  # counting one takes 0.1 to 2 seconds
@@ -98,6 +98,9 @@ def print_findings(findings: "Sequence[DataFinding]") -> None:
     out.print(table)
 
 
+_WEAK = 0.2  # networks that miss more images list mostly their own mistakes
+
+
 def print_label_errors(found: "LabelReport", count: int) -> None:
     """Print the first likely wrong labels, the most confused pairs of classes, and how many labels were judged."""
     rows = [
@@ -109,8 +112,13 @@ def print_label_errors(found: "LabelReport", count: int) -> None:
         print_table(heads, rows, folded={"id": 12, "given": 8, "suggested": 8}, drop=("margin",))
     for given, true, images in found.pairs[:_MOST_PAIRS]:
         print_line(f"given {given}, likely {true}: about {images:,} images")
-    share = 100 * found.estimated / found.images
-    print_line(f"about {found.estimated:,} of {found.images:,} labels are wrong ({share:.1f} %)")
+    share, disagreeing = found.estimated / found.images, found.disagreeing / found.images
+    print_line(f"at most about {found.estimated:,} of {found.images:,} labels are wrong ({share:.1%})")
+    if disagreeing > _WEAK:
+        print_note(
+            f"note: the networks disagree with {disagreeing:.0%} of all labels: most that are listed may be right"
+        )
+        print_note("note: train better ones first, or look at every picture before you use the list")
     actions = [suspect.action for suspect in found.suspects]
     shown = f", the first {count:,} above" if len(actions) > count else ""
     relabel, drop = actions.count("relabel"), actions.count("drop")

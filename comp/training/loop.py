@@ -233,6 +233,9 @@ def _train_epoch(context: TrainContext, state: TrainState, saver: _Saver, progre
     train_seconds = time.perf_counter() - began
     train_images = (state.step - first_step) * context.batch_size
     scores, averaged = _score_epoch(context, state, progress)
+    if context.planner.plan.total_steps < context.steps_per_epoch:
+        share = f"{state.step} of an epoch's {context.steps_per_epoch} steps"
+        state.notes.append(f"train.budget: too short, it allows {share}; give it more time, or use a smaller model")
     epoch = Epoch(
         number=number,
         lr=context.rate(state, state.step - 1),

@@ -80,6 +80,7 @@ def test_what_cannot_be_copied_is_refused_with_one_message(comp: Comp) -> None:
     assert_refused(comp("init", "--example", "cifar11"), "cifar10", "quickstart", "coursework")
     assert_refused(comp("init", "--example", "../secrets"), "quickstart")
     assert_refused(comp("init", "d", "--example", "quickstart"), "--example")
+    assert_refused(comp("init", "--example", "quickstart", "-o", "my.yaml"), "-o my.yaml: expected a folder")
     assert_refused(comp("init"), "--example", "DIR")
     assert not list(Path().iterdir())
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -261,6 +262,16 @@ def test_one_class_and_a_damaged_archive_have_messages_of_their_own(comp: Comp) 
     write_table("bad/train.csv", [["id", "label"], *[[n, n % 2] for n in range(20)]])
     assert_refused(comp("init", "bad"), "bad/train.zip")
     assert "found no training images" not in comp("init", "bad").err
+
+
+def test_a_download_that_is_still_packed_or_lies_deeper_is_found_and_named(comp: Comp) -> None:
+    Path("packed").mkdir()
+    with zipfile.ZipFile("packed/competition.zip", "w") as archive:
+        archive.writestr("train.csv", "id,label\n")
+    assert_refused(comp("init", "packed"), "unpack it first: unzip packed/competition.zip -d packed/competition")
+    save(*[f"deep/a/b/train/{n}.png" for n in range(8)])
+    write_table("deep/a/b/train.csv", [["id", "label"], *[[n, "xy"[n % 2]] for n in range(8)]])
+    assert_refused(comp("init", "deep"), "comp init deep/a/b")
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def cv(
         )
     if not result.is_new:
         console.print_note(f"{result.result.path}: complete, nothing is left to do")
+        if name:
+            console.print_note(f"note: --name {name} is not used; it names new runs")
     values = result.to_json()
     if as_json:
         console.print_json(values)

@@ -83,6 +83,8 @@ def _copy_example(name: str, folder: Path, *, force: bool, as_json: bool) -> Non
     from comp.results import files
     from comp.runtime.errors import ConfigError
 
+    if folder.suffix in {".yaml", ".yml"} or folder.is_file():
+        raise ConfigError(f"-o {folder}: expected a folder, which gets the configs under their own names")
     contents = {folder / path: (shipped.folder() / path).read_bytes() for path in shipped.example_files(name)}
     different = [path for path, content in contents.items() if path.is_file() and path.read_bytes() != content]
     if different and not force:
@@ -92,7 +94,8 @@ def _copy_example(name: str, folder: Path, *, force: bool, as_json: bool) -> Non
         files.write_atomically(path, content)
     written = [str(path) for path in contents]
     named = folder / f"{name.removesuffix('.yaml')}.yaml"
-    next_command = f"comp run {named if named in contents else written[0]}"
+    own = [path for path in written if Path(path).is_relative_to(folder / name)] or written
+    next_command = f"comp run {named if named in contents else own[0]}"
     if as_json:
         console.print_json({"written": written, "next": next_command})
         return

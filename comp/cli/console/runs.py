@@ -49,7 +49,8 @@ def print_summary(run: "Run", scores: "RunMetrics") -> None:
         title = f"suite{scores.variant}" if suite else "shifted validation"
         out.print(_severity_table(shifted, title))
     marks = f", test-like augmentation ({', '.join(scores.test_like)})" if scores.test_like else ""
-    trained = f"trained {scores.epochs} epochs" if scores.kind == "run" else f"{scores.model}, made"
+    epochs = "1 epoch" if scores.epochs == 1 else f"{scores.epochs} epochs"
+    trained = f"trained {epochs}" if scores.kind == "run" else f"{scores.model}, made"
     print_line(f"{trained} in {scores.train_seconds:.1f} s on {scores.device}{marks}")
     print_line(f"run         {run.path}")
     if scores.submission:

@@ -89,10 +89,14 @@ def detect_layout(root: Path) -> Layout:
 
 
 def _explain_nothing(root: Path) -> None:
-    """Raise the error of a damaged archive, or of a single class, if that is why no training images were found."""
+    """Raise the error of a damaged or a whole download's archive, a deeper folder or a single class, if that is why."""
     for path in sorted(root.rglob("*")):
-        if path.suffix.lower() == archives.ENDING and path.is_file():
-            archives.members(path)
+        is_archive = path.suffix.lower() == archives.ENDING and path.is_file()
+        if is_archive and any(member.lower().endswith(".csv") for member in archives.members(path)):
+            raise DataError(f"{path}: holds a whole download; unpack it first: unzip {path} -d {path.with_suffix('')}")
+    deeper = sorted({table.parent for table in root.rglob("*.csv")} - {root}, key=lambda path: (len(path.parts), path))
+    if deeper:
+        raise DataError(f"{root}: its images have no table beside them, but a deeper folder has: comp init {deeper[0]}")
     for name in sorted(_locations(root), key=lambda name: ("train" not in name.lower(), _depth(name))):
         listing = _open_listing(root, name)
         if not _is_test(name) and listing.wrapping:

@@ -155,7 +155,7 @@ def _load_out_of_fold(trained: Sequence[Run]) -> Predictions:
         if not path.is_file():
             path = path.with_name("val-final.npz")  # of a run without best weights
         part = prediction_files.load(path)
-        if part.row.decision != "arg_max" or part.row.target_columns:
+        if part.row.numeric or part.row.target_columns:
             raise RunError(f"{run.path}: label errors are found among exclusive classes, not for task {part.task}")
         if any(run.provenance(*keys)[key] != first.provenance(*keys)[key] for key in keys):
             raise RunError(

@@ -118,7 +118,8 @@ def _check_frequencies(frequencies: Mapping[str, float], training: Mapping[str, 
     most = max(excess, key=lambda text: excess[text])
     what = (
         f"lopsided: {moved:.0%} of rows would have to change class to match the class frequencies of training; "
-        f"{most!r}: {frequencies[most]:.0%} of rows, {expected[most]:.0%} of training images"
+        f"{most!r}: {frequencies[most]:.0%} of rows, {expected[most]:.0%} of training images: "
+        "a weak network, or a test with other class shares"
     )
     return [Finding(what, "misleads" if moved > MISLEADS else "note")]
 

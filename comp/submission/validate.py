@@ -58,7 +58,7 @@ class SubmissionReport:
         if self.problems:
             raise SubmissionError("\n  ".join((f"{self.path}: not a valid submission", *self.problems)))
         if self.misleading:
-            heading = f"{self.path}: valid format, but the score would be no better than chance"
+            heading = f"{self.path}: valid format, but its answers look wrong"
             raise SubmissionError("\n  ".join((heading, *self.misleading)) + hint)
 
 

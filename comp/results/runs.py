@@ -248,7 +248,9 @@ class Run:
                 f"get them back, {self.repair_hint}"
             )
         if self.is_complete():
-            raise RunError(f"{self.path}: has no weights; it combines other runs, so predict with those")
+            members = [one if isinstance(one, str) else one["run"] for one in self.provenance().get("members", ())]
+            named = f": {', '.join(members)}" if members else ""
+            raise RunError(f"{self.path}: has no weights; it combines other runs, so predict with those{named}")
         raise RunError(f"{self.path}: has no weights; finish it: comp run --resume {self.path}")
 
     def has_weights(self) -> bool:

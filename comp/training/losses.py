@@ -191,7 +191,10 @@ def check_loss(section: TrainConfig, task: str) -> None:
     accepted = _arguments(LOSSES[_row_name(section, first)])
     for name, value in section.loss_args.items():
         if name not in accepted:
-            hint = f"it takes {', '.join(accepted)}" if accepted else "leave train.loss_args out"
+            rows = TASKS[first].losses
+            takers = [loss for loss in rows if name in _arguments(LOSSES[rows[loss]])]
+            hint = f"train.loss={takers[0]} has" if takers else "leave train.loss_args out"
+            hint = f"it takes {', '.join(accepted)}" if accepted else hint
             raise ConfigError(f"train.loss_args: {section.loss} has no argument '{name}'; {hint}")
         low, high = _RANGES.get(name, (-math.inf, math.inf))  # of a plug-in
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:

@@ -148,42 +148,32 @@ def apply_to_validation(decision: Decision, plain: Predictions, metric_name: str
     """Return predictions of clean validation, on which the decision was fitted: each row by a fit on other rows."""
     if decision.kind == "argmax" or decision.shift:
         return plain
-    return cross_fit(decision.kind, plain, metric_name, np.arange(len(plain)))
+    return cross_fit(decision.kind, plain, metric_name)
 
 
-def cross_fit(kind: str, plain: Predictions, metric_name: str, images: NDArray[np.int64]) -> Predictions:
-    """Return predictions decided in one way, each row by a fit on the other folds, which hold other images.
+def cross_fit(kind: str, plain: Predictions, metric_name: str, images: NDArray[np.int64] | None = None) -> Predictions:
+    """Return predictions decided in one way, each row by a fit on the other folds: their score is unbiased.
+
+    Folds are drawn with a fixed seed: the same predictions are always decided alike.
 
     Args:
         kind: a row of KINDS.
         plain: with targets, before any decision.
         metric_name: a row of METRICS.
-        images: [N] the number of the image that each row shows.
+        images: [N] the number of the image that each row shows, which stays in one fold; None: each row another.
     """
-    way = KINDS[kind]
-    if _has_thresholds(plain) and kind == "thresholds":
-        return cross_fit_thresholds(plain, metric_name)
-    if plain.row.numeric:
-        return _mark(_cross_fit_numbers(way, plain, metric_name, images), {"kind": kind, "cross_fitted": True})
-    fold, outputs, top1 = _folds(plain, images), plain.outputs.copy(), plain.top1
-    top1 = None if top1 is None else top1.copy()
-    for number in range(_FOLDS):
-        rows = np.flatnonzero(fold == number)
-        part = way.apply(plain.take(rows), way.fit(plain.take(np.flatnonzero(fold != number)), metric_name))
-        outputs[rows] = part.outputs
-        if top1 is not None:
-            assert part.top1 is not None
-            top1[rows] = part.top1
-    return _mark(replace(plain, outputs=outputs, top1=top1), {"kind": kind, "cross_fitted": True})
-
-
-def _cross_fit_numbers(way: "Kind", plain: Predictions, metric_name: str, images: NDArray[np.int64]) -> Predictions:
-    fold = _folds(plain, images)
-    rows_of = [np.flatnonzero(fold == number) for number in range(_FOLDS)]
-    fits = [way.fit(plain.take(np.flatnonzero(fold != number)), metric_name) for number in range(_FOLDS)]
-    parts = [way.apply(plain.take(rows), fit) for rows, fit in zip(rows_of, fits, strict=True)]
+    way, fold = KINDS[kind], _folds(plain, np.arange(len(plain)) if images is None else images)
+    rows_of = [np.flatnonzero(fold == number) for number in np.unique(fold)]
+    if len(rows_of) < 2:  # one image: there is nothing else to fit on
+        return plain
+    parts = []
+    for rows in rows_of:
+        others = np.setdiff1d(np.arange(len(plain)), rows, assume_unique=True)
+        parts.append(way.apply(plain.take(rows), way.fit(plain.take(others), metric_name)))
     joined = predictions.concatenate(parts).take(np.argsort(np.concatenate(rows_of)))
-    return replace(plain, thresholds=joined.thresholds)
+    crossed = replace(plain, outputs=joined.outputs, top1=joined.top1, thresholds=joined.thresholds)
+    is_own = kind == "thresholds" and _has_thresholds(plain)  # which no mark is needed for
+    return crossed if is_own else _mark(crossed, {"kind": kind, "cross_fitted": True})
 
 
 def without_shift(decided: Predictions) -> Predictions:
@@ -379,24 +369,11 @@ def tune_thresholds(predictions: Predictions, metric_name: str) -> NDArray[np.fl
     return TUNERS[metric_name](predictions)
 
 
-def cross_fit_thresholds(predictions: Predictions, metric_name: str, folds: int = _FOLDS) -> Predictions:
-    """Return the predictions with thresholds [N, K], each row's tuned on the other folds: their score is unbiased.
-
-    Folds are drawn with a fixed seed: the same predictions always give the same thresholds.
-    """
-    rows = len(predictions)
-    thresholds = np.full(predictions.outputs.shape, _DEFAULT)
-    folds_of_rows = np.random.default_rng(0).permutation(rows) % folds
-    for fold in range(min(folds, rows)):
-        other_rows = np.flatnonzero(folds_of_rows != fold)
-        if len(other_rows):
-            thresholds[folds_of_rows == fold] = tune_thresholds(predictions.take(other_rows), metric_name)
-    return replace(predictions, thresholds=thresholds)
-
-
 def prepare_for_scoring(predictions: Predictions, metric_name: str) -> Predictions:
     """Return validation predictions, with cross-fitted thresholds if the metric needs them."""
-    return cross_fit_thresholds(predictions, metric_name) if needs_thresholds(predictions, metric_name) else predictions
+    return (
+        cross_fit("thresholds", predictions, metric_name) if needs_thresholds(predictions, metric_name) else predictions
+    )
 
 
 def _each_class(predictions: Predictions) -> NDArray[np.float32]:

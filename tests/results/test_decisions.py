@@ -71,10 +71,10 @@ def test_tuned_thresholds_beat_one_half_and_scores_match_scikit_learn(name: str)
 @pytest.mark.parametrize("name", decisions.TUNERS)
 def test_cross_fitting_tunes_on_other_rows_and_always_the_same_way(name: str) -> None:
     labelled = drawn(1)
-    crossed = decisions.cross_fit_thresholds(labelled, name)
+    crossed = decisions.cross_fit("thresholds", labelled, name)
     assert crossed.thresholds is not None
     assert crossed.thresholds.shape == labelled.outputs.shape
-    again = decisions.cross_fit_thresholds(labelled, name)
+    again = decisions.cross_fit("thresholds", labelled, name)
     assert again.thresholds is not None
     assert np.array_equal(crossed.thresholds, again.thresholds)
     assert len(np.unique(crossed.thresholds, axis=0)) <= 5
@@ -88,7 +88,7 @@ def test_cross_fitted_scores_are_unbiased() -> None:
         thresholds = decisions.tune_thresholds(labelled, "macro_f1")
         truth = metrics.macro_f1(replace(fresh, thresholds=thresholds))
         flattered.append(metrics.macro_f1(replace(labelled, thresholds=thresholds)) - truth)
-        honest.append(metrics.macro_f1(decisions.cross_fit_thresholds(labelled, "macro_f1")) - truth)
+        honest.append(metrics.macro_f1(decisions.cross_fit("thresholds", labelled, "macro_f1")) - truth)
     assert np.mean(flattered) > 0.03
     assert abs(np.mean(honest)) < np.mean(flattered) / 2
 
@@ -107,7 +107,7 @@ def test_only_decisions_of_several_labels_are_tuned() -> None:
     assert not decisions.needs_thresholds(one, "macro_f1")
     assert decisions.prepare_for_scoring(one, "macro_f1") is one
     single = drawn(0, count=1)
-    assert decisions.cross_fit_thresholds(single, "macro_f1").decisions().shape == (1, 4)
+    assert decisions.cross_fit("thresholds", single, "macro_f1").decisions().shape == (1, 4)
 
 
 FREQUENCIES = np.array([0.6, 0.25, 0.1, 0.05])
@@ -280,7 +280,7 @@ def test_thresholds_of_several_labels_stay_as_tuned_and_their_gain_is_measured()
     assert decision is not None
     assert np.float32(decision.values) == pytest.approx(decisions.tune_thresholds(labelled, "macro_f1"), abs=0)
     assert scored.thresholds is not None
-    crossed = decisions.cross_fit_thresholds(labelled, "macro_f1").thresholds
+    crossed = decisions.cross_fit("thresholds", labelled, "macro_f1").thresholds
     assert crossed is not None
     assert np.array_equal(scored.thresholds, crossed)
     assert decision.gain == pytest.approx(metrics.macro_f1(scored) - metrics.macro_f1(labelled))

@@ -52,7 +52,7 @@ def test_cut_points_raise_the_kappa_of_timid_numbers_and_decide_new_ones(timid: 
     low, *cuts = decision.values
     assert decided.whole_values().tolist() == [low + sum(value >= cut for cut in cuts) for value in timid.values()]
     assert metrics.rmse(decided) == metrics.rmse(timid)
-    assert decisions.is_sound(decision, 1)
+    assert decisions.is_sound(decision, 1, numeric=True)
 
 
 def test_a_fold_does_not_see_its_own_rows(timid: Predictions) -> None:

@@ -38,6 +38,7 @@ _RECORDED: dict[str, tuple[str, Callable[[Any], bool]]] = {
 _AMPERE = (8, 0)  # the first compute capability that multiplies bfloat16
 _VOLTA = (7, 0)  # the first with tensor cores, which multiply float16 fast, and the first that Triton compiles for
 _MMAP_MAX, _TRIM_THRESHOLD, _KEPT_BYTES = -4, -1, 2**31 - 1  # as malloc.h names and bounds them
+_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 1 << 17  # likewise; set once, glibc does not raise it any more
 
 
 @dataclass(frozen=True)
@@ -388,7 +389,8 @@ def kernel_choice(*, deterministic: bool) -> Iterator[None]:
         reason = str(error).partition(",")[0]
         raise ConfigError(f"train.deterministic: {reason}; use false, or another network") from error
     finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warns)
+        if deterministic:  # else nothing was changed, and the call loads torch's compiler, which takes seconds
+            torch.use_deterministic_algorithms(enabled, warn_only=warns)
         torch.backends.cudnn.benchmark = benchmark
 
 
@@ -418,11 +420,15 @@ def _keep_freed_memory() -> None:
 
     A training step frees and allocates the same hundreds of megabytes over and over; each time the kernel clears every
     page. Without that a step of `fastnet` M takes 8 % less time on a Zen 4 and its process 2 % more memory. Under a
-    limit of addresses what is kept would be missing elsewhere: oneDNN maps its code.
+    limit of addresses what is kept would be missing elsewhere, for oneDNN maps its code: there each tensor is mapped by
+    itself, and returned when it is freed.
     """
-    if sys.platform != "linux" or memory.address_limit() is not None:
+    if sys.platform != "linux":
         return
     with contextlib.suppress(AttributeError, OSError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
+        if memory.address_limit() is not None:
+            mallopt(_MMAP_THRESHOLD, _MAPPED_BYTES)
+            return
         mallopt(_MMAP_MAX, 0)
         mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)

@@ -16,7 +16,7 @@ from comp.cli.console.output import out, print_json, print_line, print_note, pri
 from comp.runtime.errors import plural
 
 _MOST_PAIRS = 5  # of confused classes
-MOST_COUNTED_MODELS = 120  # counting one takes 0.1 to 2 seconds
+MOST_COUNTED_MODELS = 40  # counting one takes 0.1 to 2 seconds
 
 
 def print_models(rows: "Sequence[ModelSummary]", counted: "Mapping[str, Costs | None]", as_json: bool) -> None:

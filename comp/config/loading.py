@@ -176,7 +176,7 @@ def _validate(
         except ConfigError as error:
             path_mistakes["plugins",] = str(error)
     mistakes += [f"{document.location(keys) or where}: {mistake}" for keys, mistake in path_mistakes.items()]
-    document = Document(_validate_plainly(values), document.locations, document.spellings)
+    document = Document(_drop_shifted_validation(values), document.locations, document.spellings)
     try:
         text = json.dumps(document.values)
     except TypeError as error:
@@ -191,8 +191,8 @@ def _validate(
     return config
 
 
-def _validate_plainly(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a config's values with no severities of shifted validation, if none are set and no suite is corrupted."""
+def _drop_shifted_validation(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a config's values without shifted validation, if it has no severities and no suite is corrupted."""
     competition = values.get("competition")
     suite = competition.get("suite") if isinstance(competition, dict) else None
     if not isinstance(competition, dict) or not isinstance(suite, dict) or suite.get("source") not in ("test", "none"):

@@ -177,10 +177,12 @@ def resolve_metric(name: str, row: TaskRow) -> str:
     """Return the competition's metric; for `auto` the task's first.
 
     Raises:
-        ConfigError: the metric is not defined for the task.
+        ConfigError: no such metric, or one that is not defined for the task.
     """
     if name == "auto":
         return row.metrics[0]
+    if all(name not in each.metrics for each in TASKS.values()):
+        raise ConfigError(f"competition.metric: {unknown('metric', name, row.metrics)}")
     if name not in row.metrics:
         raise ConfigError(
             f"competition.metric: {name} is not defined for task {row.name}; choose from {', '.join(row.metrics)}, or "

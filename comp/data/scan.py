@@ -19,7 +19,7 @@ from comp.data.cache import cached_json
 from comp.data.images import ImageFiles, map_in_threads, resolve_workers
 from comp.data.splits import Split
 from comp.results.predictions import Targets
-from comp.runtime.errors import DataError
+from comp.runtime.errors import DataError, plural
 from comp.runtime.progress import Progress
 
 # How a fourth band is read, as ImageInfo.fourth spells it -> the note on it.
@@ -87,12 +87,14 @@ def _notes(
     name: str, facts: dict[str, Any], missing: Sequence[str], unreadable: Sequence[str], *, labelled: bool
 ) -> list[str]:
     """Return notes on ids without a file, files that hold no image, and images read in an unexpected way."""
-    outcome = "are left out" if labelled else "get a default answer, the mean of all other predictions"
+    outcome = "left out" if labelled else "given a default answer, the mean of all other predictions"
     notes = []
     if missing:
-        notes.append(f"{name}: {len(missing):,} rows have no file and {outcome}, first {missing[0]!r}")
+        rows = plural(len(missing), "row without a file is", "rows without a file are")
+        notes.append(f"{name}: {rows} {outcome}, first {missing[0]!r}")
     if unreadable:
-        notes.append(f"{name}: {len(unreadable):,} files cannot be read and {outcome}, first {unreadable[0]}")
+        broken = plural(len(unreadable), "unreadable file is", "unreadable files are")
+        notes.append(f"{name}: {broken} {outcome}, first {unreadable[0]}")
     if animated := facts["animated"]:
         notes.append(f"{name}: {len(animated):,} animated, only the first frame is read: {animated[0]}")
     for fourth, files in facts["fourth"].items():
@@ -105,7 +107,7 @@ def _unreadable_message(name: str, reasons: Sequence[str], *, skippable: bool, l
         return reasons[0]
     effect = "leaves them out" if labelled else "gives such images a default answer, the mean of all other predictions"
     fix = f"; data.skip_bad=true {effect}, `comp data check` lists them" if skippable else ""
-    return f"{name}: {len(reasons):,} files cannot be read, first {reasons[0]}{fix}"
+    return f"{name}: {plural(len(reasons), 'file')} cannot be read, first {reasons[0]}{fix}"
 
 
 def _choose_size(name: str, facts: dict[str, Any], config: DataConfig) -> tuple[int, int]:

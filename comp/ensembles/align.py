@@ -194,5 +194,4 @@ def expand_thresholds(part: Predictions) -> Predictions:
     """Return predictions with thresholds for each row, so that they can be concatenated."""
     if part.row.decision != "thresholds":  # those of numbers are joined as they are
         return part
-    thresholds = np.float32(0.5) if part.thresholds is None else part.thresholds
-    return replace(part, thresholds=np.broadcast_to(thresholds, part.outputs.shape))
+    return replace(part, thresholds=predictions.threshold_rows(part, len(part.classes)))

@@ -284,7 +284,7 @@ def _combined(existing: Sequence[Run], folds: Sequence[Run], output: Path | None
     for run in existing:
         if run.is_complete() and run.provenance().get("members") == names:
             submits = run.config().competition.suite.source != "none"
-            if not submits or (write.has_intact_submission(run) and (output is None or _wrote(run, output))):
+            if not submits or (write.has_submission(run) and (output is None or _wrote(run, output))):
                 return run
     return None
 

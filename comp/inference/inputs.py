@@ -21,7 +21,7 @@ from comp.data.scan import scan_files
 from comp.data.sources.listing import Listing
 from comp.data.sources.numpy_files import open_images as open_array
 from comp.data.splits import Split
-from comp.runtime.errors import ConfigError, DataError
+from comp.runtime.errors import ConfigError, DataError, plural
 from comp.runtime.progress import Progress, quiet
 
 _LISTS = (".csv", ".tsv", ".txt")
@@ -140,7 +140,7 @@ def _named_files(paths: Sequence[str]) -> tuple[dict[Path, str], list[str]]:
                 seen.add(real)
                 named[path] = name
     if duplicates:
-        notes.append(f"images: {duplicates:,} files are listed more than once and are predicted once")
+        notes.append(f"images: {plural(duplicates, 'file is', 'files are')} listed more than once and predicted once")
     counts = Counter(named.values())
     return {path: path.as_posix() if counts[name] > 1 else name for path, name in named.items()}, notes
 
@@ -167,7 +167,8 @@ def _files_of(text: str, notes: list[str]) -> Iterator[tuple[Path, str]]:
         if not images:
             raise DataError(f"--images {text}: no image matches; supported are {', '.join(SUFFIXES)}")
         if len(images) < len(files):
-            notes.append(f"images: {text}: {len(files) - len(images):,} files that are no images are left out")
+            others = plural(len(files) - len(images), "file that is no image is", "files that are no images are")
+            notes.append(f"images: {text}: {others} left out")
         yield from ((name, name.name) for name in images)
     else:
         raise DataError(f"--images {text}: no such file or folder")

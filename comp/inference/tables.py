@@ -52,10 +52,12 @@ def check_writable(path: Path, *, force: bool) -> None:
 
     Raises:
         SubmissionError: not a .csv name, or a file exists and `force` is false.
+        RunError: a name is a folder, or the folder cannot be written to.
     """
     if path.suffix != ".csv":
         raise SubmissionError(f"-o {path}: expected a name that ends in .csv (the predictions go beside it as .npz)")
     for name in (path, path.with_suffix(".npz")):
+        files.check_writable(name)
         if name.exists() and not force:
             raise SubmissionError(f"{name}: already exists; choose another name with -o, or replace it with --force")
 

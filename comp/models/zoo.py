@@ -354,16 +354,27 @@ class Costs:
 
 
 def list_models(pattern: str = "*", *, weights_folder: Path | None = None) -> list[ModelSummary]:
-    """List our networks and timm's models whose names match a glob; builds none.
+    """List our networks and timm's models that a pattern names; builds none.
 
     Args:
-        pattern: such as `resne*t*`.
+        pattern: a glob of names such as `resne*t*`; a whole name; or else a part of names or families.
         weights_folder: holds weights as `<name>.safetensors`.
     """
     import timm
 
-    ours = [name for name in NETWORKS if fnmatch.fnmatchcase(name, pattern)]
-    timm_names: Sequence[str] = timm.list_models(pattern)
+    is_part = not set("*?[") & set(pattern) and pattern not in NETWORKS and not timm.is_model(pattern)
+
+    def fits(name: str, *families: str) -> bool:
+        if is_part:
+            return any(pattern.lower() in text.lower() for text in (name, *families))
+        return fnmatch.fnmatchcase(name, pattern)
+
+    ours = [name for name in NETWORKS if fits(name, stems.OWN_KINDS[name])]
+    timm_names: Sequence[str] = timm.list_models("" if is_part else pattern)
+    if is_part:
+        timm_names = [
+            name for name in timm_names if fits(name, timm_models.family_of(name).kind, timm_models.architecture(name))
+        ]
     return [ModelSummary(name, stems.OWN_KINDS[name], "ours", False, "") for name in ours] + [
         ModelSummary(
             name,

@@ -21,7 +21,7 @@ from comp.results.final_submissions import (
 from comp.results.leaderboard import LeaderboardRow
 from comp.results.prediction_files import Correctness
 from comp.results.stats import Interval, ScoreDifference
-from comp.runtime.errors import RunError
+from comp.runtime.errors import RunError, plural
 
 _Kind = tuple[str, str, tuple[str, ...]]  # task, metric and classes: runs are compared within one kind
 # A column of `LeaderboardRow` -> the split it scores, and the column with its number of independent images.
@@ -169,7 +169,8 @@ def _limits(
     ((_, metric, classes), count), *other_kinds = Counter(kinds).most_common()
     if other_kinds:
         yield (
-            f"compared: the {count:,} runs with metric {metric} and {len(classes)} classes; listed only: "
+            f"compared: the {plural(count, 'run')} with metric {metric} and "
+            f"{plural(len(classes), 'class', 'classes')}; listed only: "
             f"{len(rows) - count:,} with another task, metric or classes"
         )
     if metric != "accuracy" and not any(above) and column.endswith(("metric", "score")):

@@ -271,10 +271,9 @@ def _apply_thresholds(plain: Predictions, values: Sequence[float]) -> Prediction
 
 def _levels(plain: Predictions) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the classes from lowest to highest [K], and where the metric places them [K]."""
-    values = predictions.class_values(plain.classes)
-    positions = np.arange(len(plain.classes)) if values is None else np.array([float(value) for value in values])
+    positions = predictions.class_positions(plain.classes)
     order = np.argsort(positions, kind="stable")
-    return order, positions[order].astype(np.float64)
+    return order, positions[order]
 
 
 def _fit_cut_points(plain: Predictions, metric_name: str) -> list[float]:

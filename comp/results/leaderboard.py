@@ -4,6 +4,7 @@ Only metrics.json of each run is read, and no YAML: ten thousand runs take a sec
 """
 
 import datetime
+import itertools
 import re
 import statistics
 from collections import Counter
@@ -123,7 +124,7 @@ class LeaderboardRow:
     def as_maximize(self, column: str) -> float | None:
         """Return a column's value, its sign turned if lower is better; None if missing."""
         value: float | None = getattr(self, column)
-        if value is None or not column.endswith(("metric", "score")):
+        if value is None or not _depends_on_metric(column):
             return value
         return value if self.higher_is_better else -value
 
@@ -143,7 +144,7 @@ class ColumnGroup:
     Attributes:
         value: that value.
         runs: number of runs.
-        best: best value of the sort column; None if no run has one.
+        best: best value of the sort column; None if no run has one, or the runs have several metrics.
         mean: mean of the sort column.
         deviation: its sample standard deviation; None for fewer than two runs.
         best_run: folder of the best run.
@@ -184,7 +185,8 @@ def read_rows(
 ) -> list[LeaderboardRow]:
     """Return the complete runs below `root`, best first; runs without a score in the sort column come last.
 
-    `auto` groups the runs by competition, then by task and metric, the largest group first; see `sort_columns`.
+    Columns in the competition's metric group the runs by competition, then by task and metric, the largest group first;
+    see `comparable_groups`.
 
     Args:
         root: usually `runs`.
@@ -207,7 +209,7 @@ def read_rows(
 
     def sort_key(row: LeaderboardRow) -> tuple[Any, bool, Any]:
         group, column = row.comparison_key, columns[row.competition]
-        group_key = (row.competition, -group_sizes[group], group) if sort == "auto" else ()
+        group_key = (row.competition, -group_sizes[group], group) if _depends_on_metric(column) else ()
         value = row.as_maximize(column)
         if value is None:
             return group_key, True, 0
@@ -230,6 +232,23 @@ def sort_columns(rows: Iterable[LeaderboardRow], sort: str) -> dict[str, str]:
     if sort != "auto":
         return dict.fromkeys(shifted, sort)
     return {name: "ood_metric" if 2 * shifted[name] > most else "val_metric" for name, most in validated.items()}
+
+
+def comparable_groups(rows: Sequence[LeaderboardRow], sort: str) -> list[list[LeaderboardRow]]:
+    """Return sorted rows in groups within which the sort column ranks them.
+
+    Values in the competition's metric are compared within one competition, task and metric, others in all runs.
+    """
+    columns = sort_columns(rows, sort)
+
+    def key(row: LeaderboardRow) -> tuple[str, str, str] | None:
+        return row.comparison_key if _depends_on_metric(columns[row.competition]) else None
+
+    return [list(group) for _, group in itertools.groupby(rows, key)]
+
+
+def _depends_on_metric(column: str) -> bool:
+    return column.endswith(("metric", "score"))
 
 
 def describe_sort(rows: Sequence[LeaderboardRow], sort: str) -> str:
@@ -272,6 +291,8 @@ def group_rows(rows: Sequence[LeaderboardRow], by: str, sort: str = "auto") -> l
 def _summarize_group(value: Any, rows: list[LeaderboardRow], columns: Mapping[str, str]) -> ColumnGroup:
     scores = [getattr(row, columns[row.competition]) for row in rows]
     present = [score for score in scores if score is not None]
+    if len({row.metric for row in rows if _depends_on_metric(columns[row.competition])}) > 1:
+        present = []  # of several metrics
     numbers = [number for number in present if isinstance(number, int | float)]
     return ColumnGroup(
         value=value,

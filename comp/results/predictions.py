@@ -282,7 +282,7 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
         thresholds is not None and thresholds.ndim == 2
     ):
         width = max(1 if part.thresholds is None else part.thresholds.shape[-1] for part in parts)
-        thresholds = join([_threshold_rows(part, width) for part in parts])
+        thresholds = join([threshold_rows(part, width) for part in parts])
     return Predictions(
         task=first.task,
         ids=np.concatenate([part.ids for part in parts]),
@@ -301,7 +301,8 @@ def _are_equal(left: NDArray[np.float32] | None, right: NDArray[np.float32] | No
     return left is right or (left is not None and right is not None and np.array_equal(left, right))
 
 
-def _threshold_rows(part: Predictions, width: int) -> NDArray[np.float32]:
+def threshold_rows(part: Predictions, width: int) -> NDArray[np.float32]:
+    """Return the thresholds of each row: [N, K], or in a task of numbers [N, width]."""
     if part.row.numeric:
         limits = np.full((len(part), width), np.inf, np.float32)  # levels that no number reaches
         limits[:, 0] = np.nan

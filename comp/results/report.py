@@ -18,7 +18,7 @@ from comp.config import Config
 from comp.results import diagnostics, files, plots, runs
 from comp.results.run_metrics import RunMetrics, SplitScores
 from comp.results.runs import Run
-from comp.runtime.errors import RunError
+from comp.runtime.errors import RunError, plural
 
 _MAX_RUNS = 40  # side by side; more would be unreadable
 
@@ -56,7 +56,7 @@ _SPLITS: dict[str, Callable[[RunMetrics], SplitScores | None]] = {
 }
 _COSTS = (
     _Headline("parameters", lambda scores: scores.parameters, "{:,.0f}"),
-    _Headline("epochs", lambda scores: scores.epochs, "{:.0f}"),
+    _Headline("epochs", lambda scores: scores.epochs or None, "{:.0f}"),  # an ensemble trains none
     _Headline("training minutes", lambda scores: scores.train_seconds / 60, "{:.1f}"),
 )
 
@@ -152,7 +152,7 @@ def _run_sections(run: Run, baseline: Config | None) -> Iterable[str]:
     if scores.test_like:
         yield f'<p class="note">test-like augmentation: {_text(", ".join(scores.test_like))}</p>'
     if scores.lessons:
-        pseudo = f"pseudo-labels: {scores.pseudo_labels:,} images" if scores.pseudo_labels else ""
+        pseudo = f"pseudo-labels: {plural(scores.pseudo_labels, 'image')}" if scores.pseudo_labels else ""
         taught = f"teacher: {', '.join(scores.teachers or ())}" if scores.teachers else ""
         yield f'<p class="note">{_text("; ".join(filter(None, (taught, pseudo))))}</p>'
     yield _estimates(scores)
@@ -197,7 +197,7 @@ def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
     rows += [[key, _number(value)] for key, value in values.get("numbers", {}).items() if key != metric["name"]]
     if "calibration" in values:
         rows.append(["expected calibration error", _number(values["calibration"]["ece"])])
-    yield _section(f"{name}: {values['images']:,} images", _table(("score", "value"), rows))
+    yield _section(f"{name}: {plural(values['images'], 'image')}", _table(("score", "value"), rows))
     if "by_block" in values:
         yield _heat_map(values["by_block"])
     pictures = (

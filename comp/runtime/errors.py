@@ -17,6 +17,7 @@ A message says what is wrong, where, what was expected, what was found and how t
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -68,9 +69,23 @@ class Interrupted(BaseException):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the closest name, or an empty string."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.55)
+    """Return ` (did you mean 'x'?)` for the closest different name, or an empty string.
+
+    The same words in another order or case are the closest: `f1_macro` means `macro_f1`.
+    """
+    choices, words = [choice for choice in names if choice != name], _words(name)
+    same_words = [choice for choice in choices if words and _words(choice) == words]
+    close = same_words or difflib.get_close_matches(name, choices, n=1, cutoff=0.55)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _words(name: str) -> list[str]:
+    return sorted(re.findall(r"[^\W_]+", name.lower()))
+
+
+def plural(count: int, noun: str, of_several: str = "") -> str:
+    """Return `1 image` or `1,234 images`; `of_several` is an irregular plural."""
+    return f"{count:,} {noun if count == 1 else of_several or f'{noun}s'}"
 
 
 def unknown(what: str, name: str, names: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from comp.results import predictions
 from comp.results.predictions import Predictions
+from comp.runtime.errors import plural
 from comp.submission.format import SubmissionFormat
 
 if TYPE_CHECKING:
@@ -241,4 +242,5 @@ def check_answers(table: "pd.DataFrame", form: SubmissionFormat) -> list[str]:
         examples = ", ".join(map(repr, ids))
     else:
         examples = ", ".join(f"{key!r}: {cell!r}" for key, cell in zip(ids, cells.iloc[:SHOWN, 0], strict=True))
-    return [f"{form.answer}: {int(invalid.sum()):,} rows are not {expected}{empty}, first {examples}"]
+    wrong = plural(int(invalid.sum()), "row is", "rows are")
+    return [f"{form.answer}: {wrong} not {expected}{empty}, first {examples}"]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from comp.results import predictions
 from comp.results.predictions import Targets
+from comp.runtime.errors import plural
 from comp.submission.answers import ANSWERS, parse_numbers
 from comp.submission.format import SubmissionFormat
 
@@ -73,7 +74,8 @@ def check_class_texts(form: SubmissionFormat, *, derived: bool) -> list[Finding]
             )
             return [Finding(what, "note" if derived else "misleads")]
     name, text = different[0]
-    return [Finding(f"labels: {len(different)} classes are not written as their labels: {name!r} as {text!r}", "note")]
+    classes = plural(len(different), "class is", "classes are")
+    return [Finding(f"labels: {classes} not written as their labels: {name!r} as {text!r}", "note")]
 
 
 def _comparable(text: str) -> Decimal | str:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from decimal import Context, Decimal
 
 from comp.results import predictions
-from comp.runtime.errors import SubmissionError, nearest
+from comp.runtime.errors import SubmissionError, nearest, plural
 from comp.submission import csv_io
 
 _KEY = "submission.labels"
@@ -110,7 +110,9 @@ def _spell_as_configured(classes: Sequence[str], labels: str | Mapping[str, str]
         raise SubmissionError(f"{key}: {unknown[0]!r} is not a class{nearest(unknown[0], classes)}")
     missing = [name for name in classes if name not in labels]
     if missing:
-        raise SubmissionError(f"{key}: no text for {len(missing)} classes: {csv_io.list_some(missing)}")
+        raise SubmissionError(
+            f"{key}: no text for {plural(len(missing), 'class', 'classes')}: {csv_io.list_some(missing)}"
+        )
     texts = tuple(labels[name] for name in classes)
     blank = next((name for name in classes if not labels[name].strip()), None)
     if blank is not None:

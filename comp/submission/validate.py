@@ -122,6 +122,20 @@ def validate_submission(
     return SubmissionReport(path, len(cells), (), (*findings, *more), agreement)
 
 
+def find_doubts(path: Path) -> list[Finding]:
+    """Return why the answers of a submission that comp wrote may be worthless: constant, lopsided, or without a class.
+
+    Raises:
+        SubmissionError: the file or its sidecar is missing or damaged.
+    """
+    form = read_sidecar_format(path)
+    checked = check_format.check_table(csv_io.read_strict(path), form)
+    if checked.table is None:
+        return []
+    training = _training_counts(files.read_json(runs.sidecar_path(path)))
+    return check_content.check_distribution(checked.table, form, training)
+
+
 def _add_classes(form: SubmissionFormat, sidecar: Mapping[str, Any]) -> SubmissionFormat:
     """Return the format with the training labels; for a version 1 sidecar they come from its run's provenance."""
     if form.blocks:

@@ -4,13 +4,15 @@ The CSV holds an id and an answer (`comp.submission.answers`) for each image of 
 atomically, and existing files are replaced only with `force`.
 """
 
+import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from comp.results import files, runs
+from comp.config import PredictConfig
+from comp.results import files, prediction_files, runs
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.results.runs import sidecar_path as sidecar_path
@@ -52,14 +54,45 @@ def check_output_path(path: Path, *, force: bool) -> None:
         raise SubmissionError(f"{path}: {reason}; choose another folder with -o")
 
 
-def has_intact_submission(run: Run) -> bool:
-    """Return whether the CSV recorded in a complete run still exists, unchanged."""
-    path = Path(run.metrics().submission)
+def has_submission(run: Run, folder: Path = Path("submissions")) -> bool:
+    """Return whether a complete run's submission still exists, unchanged: the CSV that it records, or one in `folder`.
+
+    That one is recorded then: a kill came between writing and recording it, or a later one was removed.
+    """
+    metrics, options = run.metrics(), run.config().predict
+    if _read_intact(run, Path(metrics.submission)):
+        return True
+    for path in sorted(folder.glob(f"{glob.escape(metrics.competition)}*.csv")):
+        sidecar = _read_intact(run, path)
+        made_by = sidecar.get("made_by", {})
+        stored = run.predictions_path(f"suite{prediction_files.variant_suffix(made_by)}")
+        if made_by and _has_options(made_by, options) and prediction_files.read_made_by(stored) == made_by:
+            _record(run, path, transductive=bool(sidecar.get("transductive")))
+            return True
+    return False
+
+
+def _read_intact(run: Run, path: Path) -> dict[str, Any]:
+    """Return the sidecar of a CSV that the run wrote and nobody changed; empty if it is none."""
     try:
         sidecar = files.read_json(sidecar_path(path))
-        return bool(sidecar.get("run") == run.name and sidecar.get("sha256") == files.sha256_file(path))
+        is_intact = sidecar.get("run") == run.name and sidecar.get("sha256") == files.sha256_file(path)
     except (RunError, OSError, ValueError):  # ValueError: the run records no submission
-        return False
+        return {}
+    return sidecar if is_intact else {}
+
+
+def _has_options(made_by: Mapping[str, Any], options: PredictConfig) -> bool:
+    """Return whether predictions have the views and the adaptation of a config."""
+    names = ("views", "adapt", "adapt_per", "alpha")
+    same_share = (made_by.get("views_share", 1.0) == 1) == (options.views_for == "all")
+    return same_share and all(made_by.get(name, getattr(options, name)) == getattr(options, name) for name in names)
+
+
+def _record(run: Run, path: Path, *, transductive: bool) -> None:
+    with run.write_lock():
+        updates = {"submission": str(path), "transductive": transductive}
+        run.write_metrics(run.metrics().model_copy(update=updates))
 
 
 def write_run_submission(
@@ -104,9 +137,7 @@ def write_run_submission(
     write_submission(path, predictions, form, sidecar, force=force)
     problems = check_format.check_file(path, form)
     assert not problems, problems
-    with run.write_lock():
-        updates = {"submission": str(path), "transductive": transductive}
-        run.write_metrics(run.metrics().model_copy(update=updates))
+    _record(run, path, transductive=transductive)
     return path
 
 
@@ -144,4 +175,5 @@ def write_submission(
     try:
         files.write_files_atomically({sidecar_path(path): files.to_json(traced), path: content}, replace=force)
     except FileExistsError:
-        raise SubmissionError(f"{path}: another process has just written it; choose another name with -o") from None
+        existing = next((file for file in (sidecar_path(path), path) if file.exists()), path)
+        raise SubmissionError(f"{existing}: another process has just written it; choose another name with -o") from None

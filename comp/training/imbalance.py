@@ -139,6 +139,18 @@ def check_imbalance(config: Config, dataset: Dataset) -> None:
         )
 
 
+def check_named_weights(config: Config) -> None:
+    """Check that `train.class_weights` names a class, if it is a mapping.
+
+    Raises:
+        ConfigError: it is empty.
+    """
+    if not config.train.class_weights:
+        raise ConfigError(
+            "train.class_weights: expected the weight of at least one class, found {}; write {cat: 2.5}, or none"
+        )
+
+
 def check_class_names(config: Config, classes: Sequence[str]) -> None:
     """Check the names in `train.class_weights`.
 

@@ -9,6 +9,7 @@ from comp.models import zoo
 from comp.models.classifier import Classifier
 from comp.results import runs
 from comp.runtime import rng
+from comp.runtime.errors import plural
 from comp.runtime.progress import Progress, quiet
 from comp.submission import derive_format, samples
 from comp.training import imbalance
@@ -98,7 +99,7 @@ def _submission_notes(config: Config, dataset: Dataset) -> tuple[str, ...]:
     header = ",".join(derived.format.header)
     if len(header) > _HEADER_CHARACTERS:
         header = f"{header[:_HEADER_CHARACTERS]}..."
-    notes = [f"submission: {header}, {len(dataset.suite):,} rows; {'; '.join(derived.reasons)}"]
+    notes = [f"submission: {header}, {plural(len(dataset.suite), 'row')}; {'; '.join(derived.reasons)}"]
     if competition.test_ids:
         table = ", the training table's," if competition.header != ("id", "label") else ""
         notes.append(f"submission: {_why_no_sample(config)}, so this header{table} and the ids' order are assumed")

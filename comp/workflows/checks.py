@@ -68,6 +68,8 @@ def _check_alone(config: Config, runs_root: Path) -> None:
         lambda: device.check_precision(config.train.precision, device.choose_device(config.train.device)),
         # an unknown loss, one that the task does not have, or arguments out of range
         lambda: losses.check_loss(config.train, config.competition.task),
+        # class weights without a class
+        lambda: imbalance.check_named_weights(config),
         # unknown policy or op; consistency that cannot be computed; what the competition's rules forbid
         lambda: _check_augmentation(config),
         # unknown or banned network; arguments, frozen blocks or an input size that it cannot take

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from comp.data.sources.detect import Layout, detect_layout
 from comp.models import weights
 from comp.results import files, metrics
 from comp.runtime import device
-from comp.runtime.errors import ConfigError, DataError, unknown
+from comp.runtime.errors import ConfigError, DataError, plural, unknown
 from comp.runtime.progress import Progress, quiet
 from comp.workflows.build import check_opened
 
 FOLDS = 5
 _SMALL_SIDE = 48  # px: up to here images keep their size and fastnet is the network
+_TINY_SIDE = 8  # px: of fewer, no shape can be told
+_IMBALANCED = 10  # times the images of the smallest class
 _MUON_IMAGES = 10_000  # training images from which fastnet's own recipe, with large batches, is known to work
 _BARE = re.compile(r"[A-Za-z0-9_./~-][A-Za-z0-9_./~ -]*(?<! )")  # text that needs no quotes in YAML
 _MUON = {  # of configs/cifar10/fastnet.yaml
@@ -77,6 +79,7 @@ class Draft:
         dataset: its data, opened and checked.
         findings: what the data show.
         guesses: what no evidence settles, with the key to set.
+        advice: what the data call for, and the config leaves to you.
     """
 
     text: str
@@ -84,6 +87,7 @@ class Draft:
     dataset: Dataset
     findings: tuple[str, ...]
     guesses: tuple[str, ...]
+    advice: tuple[str, ...] = ()
 
 
 @dataclass
@@ -143,12 +147,37 @@ def draft_config(
         sections.values["model"] = {}  # its arguments are those of another network
     config = _load(sections, overrides)
     return Draft(
-        _to_yaml(sections, root, preset, overrides),
+        _to_yaml(sections, root, preset, config, overrides),
         config,
         dataset,
         tuple(_findings(sections, layout, dataset, config)),
         tuple(guesses),
+        tuple(_advise(dataset, config)),
     )
+
+
+def _advise(dataset: Dataset, config: Config) -> Iterator[str]:
+    """Yield what to do about tiny images and classes of very different sizes."""
+    _, height, width = dataset.competition.image_shape
+    if min(height, width) < _TINY_SIDE:
+        yield (
+            f"images: {width} x {height} pixels are too few to tell classes apart; check that these files are the "
+            "whole images, and that data.image_size is meant"
+        )
+    task, balances = TASKS[dataset.competition.task], (config.data.sampling, config.train.class_weights)
+    if task.numeric or balances != ("natural", "none"):
+        return
+    names = dataset.competition.classes
+    counts = dataset.train.class_counts(len(names))
+    if dataset.val is not None:
+        counts = counts + dataset.val.class_counts(len(names))
+    sizes = {name: int(count) for name, count in zip(names, counts, strict=True) if count}
+    most, least = max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)
+    if sizes[most] >= _IMBALANCED * sizes[least]:
+        yield (
+            f"imbalance: class {most} has {sizes[most]:,} images, {sizes[most] / sizes[least]:.0f} times the "
+            f"{sizes[least]:,} of {least}; try data.sampling=sqrt or train.class_weights=effective"
+        )
 
 
 def write_config(draft: Draft, path: Path, *, force: bool = False) -> None:
@@ -191,8 +220,8 @@ def _open(sections: _Sections, overrides: Sequence[str], root: Path, progress: P
             dataset = replace(dataset, competition=replace(dataset.competition, metric=_LABELS_METRIC))
         return check_opened(config, dataset)
     except DataError as error:
-        known = configs.flatten(Config())
-        keys = [key for key in re.findall(r"\bdata(?:\.[a-z_]+)+", str(error)) if key in known]
+        all_keys = configs.flatten(Config())
+        keys = [key for key in re.findall(r"\bdata(?:\.[a-z_]+)+", str(error)) if key in all_keys]
         hint = f"; to set it: comp init {root} {keys[0]}=VALUE" if keys else ""
         raise type(error)(f"{error}\n  detected so far: {_shorten(sections.values['data'])}{hint}") from None
     except ConfigError as error:
@@ -294,8 +323,8 @@ def _describe_small(sections: _Sections, count: int, size: str, *, grey: bool) -
 
 def _describe_photos(sections: _Sections, count: int, root: Path) -> None:
     """Describe a network for larger images: pretrained where its weights lie in the weights folder."""
-    found = {name: weights.local_file(name, root / "weights") for name in (_PHOTO_NETWORK, _SCRATCH_NETWORK)}
-    name, local = next(((name, path) for name, path in found.items() if path), (_SCRATCH_NETWORK, None))
+    files_of = {name: weights.local_file(name, root / "weights") for name in (_PHOTO_NETWORK, _SCRATCH_NETWORK)}
+    name, local = next(((name, path) for name, path in files_of.items() if path), (_SCRATCH_NETWORK, None))
     sections.values["augment"] = {"policy": "photo"}
     sections.comments["augment.policy"] = "random resized crops, flips, mild colour jitter"
     if local:
@@ -321,13 +350,13 @@ def _findings(sections: _Sections, layout: Layout, dataset: Dataset, config: Con
     competition = dataset.competition
     channels, height, width = competition.image_shape
     numeric = TASKS[competition.task].numeric
-    labels = f"column {competition.classes[0]}" if numeric else f"{len(competition.classes):,} classes"
+    labels = f"column {competition.classes[0]}" if numeric else plural(len(competition.classes), "class", "classes")
     direction = "higher" if metrics.metric(competition.metric).higher_is_better else "lower"
     lines = [
         f"metric: {competition.metric}, {direction} is better",
         f"source: {layout.data['source']}, {layout.reasons.get('source', '')}",
         f"labels: {competition.task}, {labels}, {len(dataset.train):,} training and "
-        f"{len(dataset.val or ()):,} validation images of {width} x {height} x {channels}",
+        f"{plural(len(dataset.val or ()), 'validation image')} of {width} x {height} x {channels}",
     ]
     if "csv.group_column" in layout.reasons:
         lines.append(f"groups: {layout.data['csv']['group_column']}, {layout.reasons['csv.group_column']}")
@@ -337,7 +366,7 @@ def _findings(sections: _Sections, layout: Layout, dataset: Dataset, config: Con
     return [*lines, *dataset.notes]
 
 
-def _to_yaml(sections: _Sections, root: Path, preset: str, overrides: Sequence[str]) -> str:
+def _to_yaml(sections: _Sections, root: Path, preset: str, config: Config, overrides: Sequence[str]) -> str:
     """Return the YAML, a comment behind each key that has one."""
     for override in overrides:
         (*parents, key), value, _ = parse_override(override)
@@ -346,7 +375,8 @@ def _to_yaml(sections: _Sections, root: Path, preset: str, overrides: Sequence[s
             section = section.setdefault(str(parent), {})
         section[str(key)] = value
         sections.comments[".".join(map(str, (*parents, key)))] = "as you set it"
-    lines = [f"# Made by: comp init {root} --preset {preset}", "# Not measured yet. Train one fold: comp run THIS_FILE"]
+    how = "Train one fold: comp run THIS_FILE; all: comp cv" if config.data.folds else "Train it: comp run"
+    lines = [f"# Made by: comp init {root} --preset {preset}", f"# Not measured yet. {how} THIS_FILE"]
     return "\n".join([*lines, *_block(sections.values, sections.comments, "", 0)]) + "\n"
 
 

@@ -121,8 +121,8 @@ def find_label_errors(trained: Sequence[Run], *, top: int | None = None) -> Labe
     fixes = fixes_of(trained[0])
     confirmed = {name for name, fix in fixes.fixes.items() if fix.action == "keep"} if fixes else set()
     labels = predicted.known_targets().astype(np.int64)
-    found = label_errors.find_label_errors(predicted.probabilities(), labels)
-    every = _suspects(found, predicted, labels)
+    judged = label_errors.find_label_errors(predicted.probabilities(), labels)
+    every = _suspects(judged, predicted, labels)
     listed = [suspect for suspect in every if suspect.id not in confirmed]
     provenance = trained[0].provenance("images")
     dropped = provenance.get("fixes", {}).get("dropped", 0)
@@ -132,9 +132,9 @@ def find_label_errors(trained: Sequence[Run], *, top: int | None = None) -> Labe
         trained=tuple(trained),
         images=len(predicted),
         unjudged=max(0, total - len(predicted)),
-        estimated=found.estimated,
+        estimated=judged.estimated,
         disagreeing=int((predicted.outputs.argmax(1) != labels).sum()),
-        pairs=tuple((names[given], names[true], count) for given, true, count in found.pairs()),
+        pairs=tuple((names[given], names[true], count) for given, true, count in judged.pairs()),
         suspects=tuple(listed[:top]),
         kept=len(every) - len(listed),
     )
@@ -171,18 +171,18 @@ def _load_out_of_fold(trained: Sequence[Run]) -> Predictions:
     return whole
 
 
-def _suspects(found: LabelErrors, predicted: Predictions, labels: NDArray[np.int64]) -> list[Suspect]:
+def _suspects(judged: LabelErrors, predicted: Predictions, labels: NDArray[np.int64]) -> list[Suspect]:
     probabilities = predicted.probabilities()
     return [
         Suspect(
             id=str(predicted.ids[row]),
-            action="relabel" if found.confident[number] else "drop",
+            action="relabel" if judged.confident[number] else "drop",
             label=predicted.classes[suggested],
             given=predicted.classes[labels[row]],
             probability=float(probabilities[row, suggested]),
-            margin=float(found.margins[number]),
+            margin=float(judged.margins[number]),
         )
-        for number, (row, suggested) in enumerate(zip(found.rows, found.suggested, strict=True))
+        for number, (row, suggested) in enumerate(zip(judged.rows, judged.suggested, strict=True))
     ]
 
 
@@ -209,14 +209,14 @@ def existing(path: Path) -> RunError:
     return RunError(f"{path}: exists, and may have been edited; choose another name with --out, or remove it")
 
 
-def draw(found: LabelReport, suspects: Sequence[Suspect], path: Path, progress: Progress = quiet) -> None:
+def draw(judged: LabelReport, suspects: Sequence[Suspect], path: Path, progress: Progress = quiet) -> None:
     """Draw suspects with given and suggested label: a contact sheet (.png), or a page with larger pictures (.html).
 
     Raises:
         DataError: the images are missing or have changed since training.
         RunError: the file cannot be written.
     """
-    images = _read_images(found.trained[0], [suspect.id for suspect in suspects], progress)
+    images = _read_images(judged.trained[0], [suspect.id for suspect in suspects], progress)
     if path.suffix == ".png":
         titles = [f"given {row.given}\n→ {row.label} {100 * row.probability:.0f}%" for row in suspects]
         plots.draw_image_grid(path, images, titles, columns=_COLUMNS)
@@ -224,7 +224,7 @@ def draw(found: LabelReport, suspects: Sequence[Suspect], path: Path, progress: 
     cells = [(row.id, row.given, row.label, f"{row.probability:.3f}", row.action) for row in suspects]
     head = ("id", "given label", "suggested label", "probability", "action")
     pictures = [_to_png(image) for image in plots.drawable_channels(images)]
-    title = f"{found.competition}: {len(suspects)} likely wrong labels"
+    title = f"{judged.competition}: {len(suspects)} likely wrong labels"
     files.write_atomically(path, report.render_pictures(title, head, pictures, cells).encode())
 
 

@@ -301,9 +301,9 @@ def _check_new(loaded: _Loaded) -> None:
     import timm
 
     where = loaded.plugin.source
-    for other in _loaded.values():
-        if row := _shared_row(other, loaded):
-            raise ConfigError(f"{where}: {row} is also a row of {other.plugin.source}; rename one of them")
+    for earlier in _loaded.values():
+        if row := _shared_row(earlier, loaded):
+            raise ConfigError(f"{where}: {row} is also a row of {earlier.plugin.source}; rename one of them")
     for kind, rows in loaded.rows.items():
         for name in rows:
             is_timm = kind == "NETWORKS" and timm.is_model(name)

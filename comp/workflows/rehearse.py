@@ -11,7 +11,7 @@ from pathlib import Path
 from comp.config import Config
 from comp.data.dataset import Dataset
 from comp.results import leaderboard, runs
-from comp.runtime.errors import Interrupted
+from comp.runtime.errors import Interrupted, plural
 from comp.runtime.progress import Progress, quiet
 from comp.submission import check_format, derive_format
 from comp.submission.write import write_run_submission
@@ -69,7 +69,8 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
         with stage("data") as results:
             whole = prepare(config, runs_root or folder, progress)
             dataset = whole.limited(_BATCHES * config.train.batch_size, _OTHER_IMAGES)
-            results.append(f"{len(whole.train):,} training images, {len(whole.competition.classes)} classes")
+            classes = plural(len(whole.competition.classes), "class", "classes")
+            results.append(f"{plural(len(whole.train), 'training image')}, {classes}")
         short = _shortened(config)
         with stage("train"), contextlib.suppress(Interrupted):
             train(short, runs_root=folder, dataset=dataset, progress=stop_after_first_step, tracker=UNTRACKED)
@@ -86,7 +87,7 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
             with stage("predict") as results:
                 predicted = predict_split(loaded, "suite", progress)
                 write_run_submission(run, predicted, dataset.competition, path, training_counts=counts)
-                results.append(f"{len(whole.suite or ()):,} images to predict in the real run")
+                results.append(f"{plural(len(whole.suite or ()), 'image')} to predict in the real run")
             with stage("check") as results:
                 problems = check_format.check_file(path, derive_format.derive_format(dataset.competition).format)
                 results.append("; ".join(problems) or "valid")

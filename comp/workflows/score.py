@@ -41,7 +41,12 @@ class WeightResult:
 
 
 def score_weights(
-    loaded: LoadedRun, which: str, progress: Progress, measured: Validation | None = None
+    loaded: LoadedRun,
+    which: str,
+    progress: Progress,
+    measured: Validation | None = None,
+    *,
+    compared_with: Decision | None = None,
 ) -> WeightResult:
     """Score the model's weights on clean validation, and the best ones on shifted validation too.
 
@@ -50,6 +55,7 @@ def score_weights(
         which: `best`, `averaged` or `final`: the weights' file.
         progress: called after every batch.
         measured: predictions that the training has just made with these weights; they are not made again.
+        compared_with: the decision of the best weights, whose kind these are decided by too; None: one of their own.
     """
     run, dataset, metric = loaded.run, loaded.dataset, loaded.competition.metric
     measured = measured or Validation(Scores())
@@ -57,7 +63,10 @@ def score_weights(
     decision = decisions.decide_without_validation(setting, loaded.test_shares)
     if dataset.val is not None:
         predicted = _predict_plain(loaded, dataset.val, which, progress, measured.val)
-        predicted, decision = decisions.decide(predicted, metric, setting, shares=loaded.test_shares)
+        if compared_with is None:
+            predicted, decision = decisions.decide(predicted, metric, setting, shares=loaded.test_shares)
+        else:
+            predicted = decisions.apply_to_validation(compared_with, predicted, metric)
         val = metrics.summarize(predicted, metric)
         prediction_files.save(run.predictions_path("val" if which == "best" else f"val-{which}"), predicted)
     if dataset.ood_val is not None and which == "best":

@@ -14,6 +14,7 @@ from comp.data.dataset import Dataset, open_dataset
 from comp.models import weights
 from comp.models.classifier import Classifier
 from comp.results import files, plots, runs
+from comp.results.run_metrics import Decision
 from comp.results.runs import Run
 from comp.runtime import device, gpu
 from comp.runtime.device import Execution
@@ -304,20 +305,23 @@ def _fit_and_score(
 def _score_weight_files(
     loaded: LoadedRun, context: TrainContext, state: TrainState, progress: Progress
 ) -> dict[str, Any]:
-    """Score final, averaged and best weights, in this order; return them as RunMetrics has them."""
+    """Score the best weights, then averaged and final ones decided alike; return them as RunMetrics has them."""
     path, average, measured = loaded.run.path, loaded.config.train.average, context.best_weights.measured
-    final = score_weights(loaded, "final", progress, measured("final"))
-    averaged, best, predicting = WeightResult(), WeightResult(), final
+    averaged, best, decision = WeightResult(), WeightResult(), None
     averaging: dict[str, str] = {}
+    if (path / "best.safetensors").exists():
+        weights.load_weights(loaded.model, path / "best.safetensors")
+        best = score_weights(loaded, "best", progress, measured("best"))
+        decision = best.decision or Decision()
     if (path / "averaged.safetensors").exists():
         facts = weights.load_weights(loaded.model, path / "averaged.safetensors")
-        averaged = score_weights(loaded, "averaged", progress, measured("averaged"))
+        averaged = score_weights(loaded, "averaged", progress, measured("averaged"), compared_with=decision)
         averaging = {"method": average, "statistics": facts["statistics"]}
     elif average != "none":
         averaging = {"method": average, "missing": f"ended in epoch {state.epoch}, before the averaged ones"}
-    if (path / "best.safetensors").exists():
-        weights.load_weights(loaded.model, path / "best.safetensors")
-        best = predicting = score_weights(loaded, "best", progress, measured("best"))
+    weights.load_weights(loaded.model, path / "final.safetensors")
+    final = score_weights(loaded, "final", progress, measured("final"), compared_with=decision)
+    predicting = best if decision else final
     return {
         "final": final.scores,
         "averaged": averaged.scores.model_copy(update=averaging),

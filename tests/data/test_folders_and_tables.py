@@ -150,9 +150,9 @@ def test_skipped_files_are_counted(tmp_path: Path, comp: Comp) -> None:
     for verb in (("data", "show"), ("data", "check"), ("data", "prepare")):
         result = comp(*verb, path)
         text = " ".join((result.err + result.out).split())
-        assert re.search(r"train: left out of \S+: 2 images in hidden .* 1 files", text), (verb, text)
+        assert re.search(r"train: left out of \S+: 2 images in hidden .* 1 file that is no image", text), (verb, text)
         assert "test: left out of" in text, verb
-        assert "train: 1 images of" in text, verb
+        assert "train: 1 image of" in text, verb
 
 
 def by_part(root: Path) -> None:
@@ -406,7 +406,7 @@ def test_a_spoiled_test_image_gets_the_mean_answer(
     assert not list(Path().glob("runs/*/*"))  # before the first step
     result = comp("run", path, "data.skip_bad=true", "predict.views=flip", "-o", "s.csv")
     assert result.code == 0, result.err
-    assert re.search(r"test: 1 (rows|files) .*004", " ".join(result.err.split()))
+    assert re.search(r"test: 1 (row|unreadable file) .*004", " ".join(result.err.split()))
     assert comp("check", "s.csv").code == 0
     assert len(Path("s.csv").read_text().splitlines()) == 10
     (run,) = list_runs(Path("runs"))
@@ -433,8 +433,8 @@ def test_training_rows_without_a_file_are_left_out_or_refused(tmp_path: Path, co
     loaded = opened(tmp_path / "data", "csv_images", skip_bad=True)
     labels_are_true(loaded, 10)
     notes = json.loads(comp("data", "prepare", path, "data.skip_bad=true", "--json").out)["notes"]
-    assert any(note.startswith("train: 1 rows") and "'004'" in note for note in notes)
-    assert any(note.startswith("train: 1 files") for note in notes)
+    assert any(note.startswith("train: 1 row without a file is") and "'004'" in note for note in notes)
+    assert any(note.startswith("train: 1 unreadable file is") for note in notes)
 
 
 def test_a_folder_that_fits_no_id_at_all_is_refused_even_then(tmp_path: Path) -> None:
@@ -856,7 +856,7 @@ def test_a_class_whose_images_are_all_missing_is_reported(tmp_path: Path) -> Non
     for number in range(1, 12, 3):  # every bee
         (tmp_path / f"train/{number:03d}.jpg").unlink()
     notes = opened(tmp_path, "csv_images", skip_bad=True).notes
-    assert any(note.startswith("train: no image of 1 classes") and note.endswith(": bee") for note in notes)
+    assert any(note.startswith("train: no image of 1 class, which is") and note.endswith(": bee") for note in notes)
 
 
 def test_a_check_of_data_counts_a_class_in_validation_alone(tmp_path: Path, comp: Comp) -> None:

@@ -191,7 +191,7 @@ def test_a_bad_image_stops_a_run_before_it_trains_or_is_left_out(tmp_path: Path,
     printed = json.loads(comp("data", "prepare", path, "data.skip_bad=true", "--json").out)
     assert printed["train"] + printed["val"] == 24
     (note,) = printed["notes"]
-    assert note.startswith("train: 1 files")
+    assert note.startswith("train: 1 unreadable file is")
     assert str(bad) in note
 
 

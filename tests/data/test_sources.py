@@ -299,7 +299,7 @@ BAD_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "sample that climbs": (lambda p: rewrite(p, "sample_submission.csv", "002,", "../../x,"), "leads out"),
     "duplicate ids": (lambda p: rewrite(p, "train.csv", "003,", "001,"), "1 duplicate ids, first '001'"),
     "duplicate ids in the sample": (lambda p: rewrite(p, "sample_submission.csv", "002", "001"), "duplicate ids"),
-    "missing label": (lambda p: rewrite(p, "train.csv", "003,ant", "003,"), "'label': 1 rows .*row 5"),
+    "missing label": (lambda p: rewrite(p, "train.csv", "003,ant", "003,"), "'label': 1 row .*row 5"),
     "labels that differ in spaces": (lambda p: rewrite(p, "train.csv", "003,ant", "003,ant "), "'ant '"),
     "missing image": (lambda p: (p / "train/003.jpg").unlink(), "train: 1 of 6 ids .*'003'"),
     "missing test image": (lambda p: (p / "test/001.jpg").unlink(), "test: 1 of 3 ids .*'001'"),
@@ -393,7 +393,7 @@ def test_a_samples_header_is_kept(tmp_path: Path, content: str, columns: tuple[s
     [
         ("sample_submission.csv", "id,id\n002,ant\n", "two columns"),
         ("train.csv", "image_id,label\n000,ant,bee\n001,bee,ant\n", "not a rectangular CSV"),
-        ("train.csv", "image_id,label\n000\n001,bee\n", "1 rows .*row 2"),
+        ("train.csv", "image_id,label\n000\n001,bee\n", "1 row .*row 2"),
     ],
 )
 def test_no_cell_of_a_table_is_dropped(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -420,7 +420,7 @@ def test_images_that_the_sample_lacks_are_counted(tmp_path: Path) -> None:
     loaded = opened(tmp_path, "csv_images", image_size=24)
     assert loaded.test is not None
     assert len(loaded.test) == 2
-    assert any(note.startswith("test: 1 images of") and "sample submission" in note for note in loaded.notes)
+    assert any(note.startswith("test: 1 image of") and "sample submission" in note for note in loaded.notes)
 
 
 def test_a_test_table_lists_the_test_images_of_a_shared_folder(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_table_of_floats_becomes_a_submission_of_numbers_in_their_own_unit(
     assert val.value("rmse") == pytest.approx(np.sqrt(np.mean((stored.outputs[:, 0] - stored.targets) ** 2)))
     assert comp("check", "s.csv", "--format", "c.yaml").code == 0
     Path("s.csv").write_text(Path("s.csv").read_text().replace("te003,", "te003,x"))
-    assert "1 rows are not a finite number" in comp("check", "s.csv", "--format", "c.yaml").err
+    assert "1 row is not a finite number" in comp("check", "s.csv", "--format", "c.yaml").err
 
 
 @pytest.mark.slow

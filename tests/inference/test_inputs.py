@@ -140,7 +140,7 @@ def test_files_globs_folders_and_lists_are_taken_together_and_each_file_once(run
     everything = comp("predict", run.path, "--images", "photos", "--json")
     report = json.loads(everything.out)[str(run.path)]
     assert len(report["rows"]) == 10
-    assert "1 images in hidden folders or under hidden names and 2 files that are no images" in report["notes"][0]
+    assert "1 image in hidden folders or under hidden names and 2 files that are no images" in report["notes"][0]
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,17 @@ def test_listing_a_pattern_names_all_that_fit() -> None:
     assert [row.architecture for row in zoo.list_models("simple_*")] == ["ours"]
 
 
+def test_a_part_of_a_name_or_a_family_lists_all_that_have_it() -> None:
+    every = zoo.list_models()
+    for part in ("efficientnet", "MLP", "test_res"):
+        places = {row.name: [row.name, row.family] + [row.architecture] * (row.architecture != "ours") for row in every}
+        expected = [name for name, texts in places.items() if any(part.lower() in text for text in texts)]
+        assert [row.name for row in zoo.list_models(part)] == expected != []
+    assert {"efficientnet_b0", "tf_efficientnet_lite0"} <= {row.name for row in zoo.list_models("efficientnet")}
+    assert [row.name for row in zoo.list_models("resnet18")] == ["resnet18"]
+    assert zoo.list_models("nosuchnet") == []
+
+
 def test_costs_are_those_published() -> None:
     stock = zoo.measure_costs("resnet18", (3, 224, 224), classes=1000)
     assert stock.parameters == 11_689_512

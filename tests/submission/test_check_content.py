@@ -150,7 +150,7 @@ def test_a_sample_with_one_column_per_class_requires_probabilities(tmp_path: Pat
     assert "note: columns are in another order" in comp("check", path, "--format", sample).out
     path.write_text("id,cat,dog\n7,0.25,0.75\n3,1,\n")
     assert (
-        "1 rows are not numbers from 0 to 1 that sum to 1, 1 of them with an empty or NaN cell"
+        "1 row is not numbers from 0 to 1 that sum to 1, 1 of them with an empty or NaN cell"
         in comp("check", path, "--format", sample).err
     )
 

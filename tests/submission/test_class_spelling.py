@@ -86,7 +86,7 @@ def test_the_key_takes_precedence_over_the_evidence() -> None:
     assert spell_classes(["1", "2"], ["0", "1"], labels="names").texts == ("1", "2")
     assert spell_classes(["cat", "dog"], ["0"], labels={"dog": "1", "cat": "7"}).texts == ("7", "1")
     for mapping, message in (
-        ({"cat": "0"}, "no text for 1 classes: 'dog'"),
+        ({"cat": "0"}, "no text for 1 class: 'dog'"),
         ({"cat": "0", "dgo": "1"}, "'dgo' is not a class .*did you mean 'dog'"),
         ({"cat": "0", "dog": "0"}, "'0'"),
         ({"cat": "", "dog": "0"}, "class 'cat'"),

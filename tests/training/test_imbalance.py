@@ -308,6 +308,7 @@ def test_weights_of_one_leave_the_loss_as_it_is(data: Dataset) -> None:
     ("overrides", "parts"),
     [
         (["train.class_weights={3: 2, cat: 1.5}"], ("train.class_weights: unknown class 'cat'", "choose from 0, 1")),
+        (["train.class_weights={}"], ("train.class_weights: expected the weight of at least one class, found {}",)),
         (["train.class_weights={3: 0}"], ("train.class_weights", "3: expected a number above 0, found 0")),
         (["train.class_weights={3:2}"], ("train.class_weights: 3:2: expected a number above 0", "write {cat: 2.5}")),
         (["train.class_weights={3: .nan}"], ("train.class_weights: 3: expected a number above 0, found nan",)),

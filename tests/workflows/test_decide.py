@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from comp.results import decisions, files, prediction_files, runs
+from comp.results import decisions, files, metrics, prediction_files, runs
 from comp.results.predictions import Predictions
+from comp.results.run_metrics import Decision
+from comp.runtime.progress import quiet
+from comp.training.best_weights import Validation
+from comp.training.selection import Scores
+from comp.workflows.load import load_run
+from comp.workflows.score import score_weights
 from tests.support.commands import Result, assert_refused
 from tests.support.configs import write_arrays, write_config
 from tests.support.runs import assert_same_weights
@@ -65,6 +71,13 @@ def test_a_decision_is_recorded_applied_and_leaves_the_training_alone(place: Pat
     assert without.best.val is not None
     gains = without.best.val.log_loss or 0, recorded.best.val.log_loss or 0
     assert recorded.decision.gain == pytest.approx(gains[0] - gains[1])
+    # The last epoch is compared with the best by the same kind of decision.
+    last = stored(plain, "val-final")
+    assert recorded.final.val is not None
+    assert recorded.final.val.log_loss == metrics.log_loss(decisions.cross_fit("temperature", last, "log_loss"))
+    undecided = score_weights(load_run(run), "final", quiet, Validation(Scores(), last), compared_with=Decision())
+    assert undecided.scores.val is not None
+    assert undecided.scores.val.log_loss == metrics.log_loss(last)
     # Each row of validation by a fit on other rows, all other images by the recorded one.
     val = stored(run, "val")
     assert val.made_by["decision"] == {"kind": "temperature", "cross_fitted": True}

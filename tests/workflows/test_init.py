@@ -304,3 +304,54 @@ def test_an_existing_config_is_kept(comp: Comp) -> None:
     assert yaml.safe_load(Path("comp.yaml").read_text()) == {"mine": True}
     assert comp("init", "d", "--force").code == 0
     assert "competition" in yaml.safe_load(Path("comp.yaml").read_text())
+
+
+def advice(comp: Comp, *arguments: str) -> str:
+    result = comp("init", "d", "--json", "--force", *arguments)
+    assert result.code == 0, result.err
+    return "\n".join(json.loads(result.out)["advice"])
+
+
+def test_a_largest_class_of_ten_times_the_smallest_is_said_with_the_keys_to_set(comp: Comp) -> None:
+    save(*[f"d/train/rare/{n}.png" for n in range(5)], *[f"d/train/common/{n}.png" for n in range(49)])
+    assert advice(comp) == ""
+    save(*[f"d/train/common/{n}.png" for n in range(60)])
+    said = advice(comp)
+    assert all(part in said for part in ("class common has 60 images", "12 times the 5 of rare", "data.sampling=sqrt"))
+    assert advice(comp, "data.sampling=sqrt") == advice(comp, "train.class_weights=balanced") == ""
+
+
+def test_images_of_a_pixel_are_doubted(comp: Comp) -> None:
+    save(*[f"d/train/{name}/{n}.png" for name in ("a", "b") for n in range(10)], side=1)
+    assert "1 x 1 pixels" in advice(comp)
+
+
+@pytest.mark.parametrize(("folds", "then"), [("3", "comp cv comp.yaml"), ("none", None)])
+def test_one_fold_comes_first_and_all_of_them_then(comp: Comp, folds: str, then: str | None) -> None:
+    save(*[f"d/train/{name}/{n}.png" for name in ("a", "b") for n in range(9)])
+    written = json.loads(comp("init", "d", f"data.folds={folds}", "--json").out)
+    assert (written["next"], written.get("then")) == ("comp run comp.yaml", then)
+    lines = comp("init", "d", f"data.folds={folds}", "--force").out.splitlines()
+    commands = [line.split(None, 1)[1].partition("  #")[0] for line in lines if line.startswith(("next", "then"))]
+    assert commands == [command for command in (written["next"], then) if command]
+
+
+def test_images_without_a_label_may_be_of_several(comp: Comp) -> None:
+    save(*[f"d/train/{n}.png" for n in range(20)])
+    rows = [[n, ("red", "blue", "")[n % 3]] for n in range(20)]
+    write_table("d/train.csv", [["id", "label"], *rows])
+    assert_refused(comp("init", "d"), "6 rows have no label, first row 4", "competition.task=multi_label")
+    assert made(comp, "competition.task=multi_label").competition.task == "multi_label"
+
+
+@pytest.mark.parametrize("names", [("x_train", "y_train"), ("arr_0", "arr_0")])
+def test_arrays_in_an_archive_each_are_to_be_joined(comp: Comp, names: tuple[str, str]) -> None:
+    Path("d").mkdir()
+    np.savez("d/x_train.npz", **{names[0]: np.zeros((8, 16, 16, 3), np.uint8)})
+    np.savez("d/y_train.npz", **{names[1]: np.arange(8) % 2})
+    assert_refused(comp("init", "d"), "one .npz, found x_train.npz, y_train.npz", "x_train=..., y_train=...")
+
+
+def test_a_metric_with_its_words_in_another_order_is_suggested(comp: Comp) -> None:
+    save(*[f"d/train/{name}/{n}.png" for name in ("a", "b") for n in range(9)])
+    assert_refused(comp("init", "d", "--metric", "f1_macro"), "--metric: ", "did you mean 'macro_f1'?")

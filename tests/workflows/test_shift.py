@@ -64,7 +64,7 @@ def test_other_brightness_is_found_listed_and_written(tiny: Path, comp: Comp) ->
     np.save("data/test_images.npy", (images * 0.5).astype(np.uint8))
     result = comp("data", "shift", "small.yaml", "--out", "card", "--write", "new.yaml", "seed=3")
     assert result.code == 0, result.err
-    assert "train and test: almost disjoint, AUC" in result.out
+    assert "training and test: almost disjoint, AUC" in result.out
     assert max(map(len, result.out.splitlines())) <= 200
     written = json.loads(Path("card/shift.json").read_text())
     assert written["properties"][0]["name"] in ("brightness", "contrast")
@@ -139,6 +139,9 @@ def test_a_runs_network_compares_what_it_has_not_seen(tiny: Path, comp: Comp) ->
     assert found["auc_interval"][0] <= 0.5 <= found["auc_interval"][1]
     assert len(found["test_like"]) == 10
     assert {row["id"].partition("_")[0] for row in found["test_like"]} == {"train"}
+    out = comp("data", "shift", run.path).out
+    assert out.startswith("validation and test: ")
+    assert "30 validation and 100 test images" in out
 
 
 def verdict(name: str, severity: int = 0, share: float = 0.9, **mixture: float) -> Verdict:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from comp.cli.commands.options import RUNS, AsJson, expand_path
+from comp.runtime.errors import plural
 
 if TYPE_CHECKING:
     from comp.workflows.clean import Cleaned
@@ -78,10 +79,11 @@ def _print(done: "Cleaned", runs: Path, *, dry_run: bool) -> None:
     summary = f"would free {_mib(done.bytes)} MiB; nothing is removed" if dry_run else f"freed {_mib(done.bytes)} MiB"
     console.print_line(f"{runs}: {summary if kinds else 'nothing to clean'}")
     if done.unbegun:
-        console.print_note(f"note: {_runs(done.unbegun)} ended before the first epoch; remove them with --older 7d")
+        unbegun = plural(len(done.unbegun), "run")
+        console.print_note(f"note: {unbegun} ended before the first epoch; remove them with --older 7d")
     if done.unfinished:
-        first = done.unfinished[0]
-        console.print_note(f"note: {_runs(done.unfinished)} not complete; continue with: comp run --resume {first}")
+        first, unfinished = done.unfinished[0], plural(len(done.unfinished), "run")
+        console.print_note(f"note: {unfinished} not complete; continue with: comp run --resume {first}")
     for path, reason in done.left[:_LISTED]:
         console.print_note(f"skipped: {reason if reason.startswith(str(path)) else f'{path}: {reason}'}")
     if len(done.left) > _LISTED:
@@ -90,7 +92,3 @@ def _print(done: "Cleaned", runs: Path, *, dry_run: bool) -> None:
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:,.1f}"
-
-
-def _runs(paths: list[Path]) -> str:
-    return f"{len(paths):,} run{'s' * (len(paths) != 1)}"

@@ -45,8 +45,8 @@ def cv(
         from comp.ensembles.cross_validate import cross_validate
 
     def print_fold(number: int, run: "Run | None") -> None:
-        state = "is trained" if run is None else f"{run.path}: {'complete' if run.is_complete() else 'is resumed'}"
-        console.print_note(f"fold {number}: {state}")
+        state = "starts" if run is None else "is complete" if run.is_complete() else "is resumed"
+        console.print_note(f"fold {number} {state}{'' if run is None else f': {run.path}'}")
 
     with configs.naming_overrides(overrides or []), console.bars() as progress:
         loaded = load_with_plugins(config, overrides, allow=allow_plugins)
@@ -71,8 +71,7 @@ def cv(
         console.print_json(values)
         return
     _print_folds(values)
-    if (decision := result.result.metrics().decision) is not None:
-        console.print_decision(decision, result.metric)
+    console.print_decision(result.result.metrics())
 
 
 def _print_folds(values: dict[str, Any]) -> None:
@@ -94,5 +93,4 @@ def _print_folds(values: dict[str, Any]) -> None:
             what = "out of fold" if name == "accuracy" else "mean of the folds"
             console.print_line(f"{name}, {what}: 95 % interval {low:.4f} to {high:.4f}")
     console.print_line(f"run         {values['run']}")
-    if values["submission"]:
-        console.print_line(f"submission  {values['submission']}")
+    console.print_submission(values["submission"])

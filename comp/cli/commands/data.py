@@ -19,6 +19,7 @@ from comp.cli.commands.options import (
     open_one_run,
     open_runs,
 )
+from comp.runtime.errors import plural
 
 if TYPE_CHECKING:
     from comp.workflows.label_errors import LabelReport
@@ -152,15 +153,15 @@ def errors(
         raise RunError(f"--pictures {pictures}: expected a name that ends in .png or .html")
     overrides = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
     folders = label_errors.find_runs([Path(word) for word in words if word not in overrides])
-    found = label_errors.find_label_errors(open_runs([*map(str, folders), *overrides]), top=top)
-    out = out if found.suspects else None
+    report = label_errors.find_label_errors(open_runs([*map(str, folders), *overrides]), top=top)
+    out = out if report.suspects else None
     if out is not None:
-        label_errors.write_fixes(found.suspects, out)
-    drawn = _draw_errors(found, top or _LISTED, pictures, out)
+        label_errors.write_fixes(report.suspects, out)
+    drawn = _draw_errors(report, top or _LISTED, pictures, out)
     if as_json:
-        console.print_json({**found.to_json(), "fixes": out and str(out), "pictures": drawn and str(drawn)})
+        console.print_json({**report.to_json(), "fixes": out and str(out), "pictures": drawn and str(drawn)})
         return
-    console.print_label_errors(found, top or _LISTED)
+    console.print_label_errors(report, top or _LISTED)
     for path in (drawn, out):
         if path is not None:
             console.print_line(f"{'pictures' if path == drawn else 'fix list'}  {path}")
@@ -168,20 +169,20 @@ def errors(
         console.print_line(f"Look at the pictures, correct the list, then train with data.fixes={out}")
 
 
-def _draw_errors(found: "LabelReport", count: int, path: Path | None, out: Path | None) -> Path | None:
+def _draw_errors(report: "LabelReport", count: int, path: Path | None, out: Path | None) -> Path | None:
     """Draw the first suspects and return the file; without images and a named file, only print a note."""
     from comp.cli import console
     from comp.results import files
     from comp.runtime.errors import DataError
     from comp.workflows import label_errors
 
-    if not found.suspects:
+    if not report.suspects:
         return None
-    chosen = path or (out.with_suffix(".png") if out else Path("runs", "data", found.competition, "label-errors.png"))
+    chosen = path or (out.with_suffix(".png") if out else Path("runs", "data", report.competition, "label-errors.png"))
     files.make_folder(chosen.parent)
     try:
         with console.bars() as progress:
-            label_errors.draw(found, found.suspects[:count], chosen, progress)
+            label_errors.draw(report, report.suspects[:count], chosen, progress)
     except DataError as error:
         if path is not None:
             raise
@@ -233,7 +234,8 @@ def corrupt(
     if as_json:
         console.print_json({"folder": str(out), "files": [str(path) for path in paths]})
         return
-    console.print_line(f"{len(paths)} files of {len(levels)} severities, manifest.json and corruptions.png in {out}")
+    severity = plural(len(levels), "severity", "severities")
+    console.print_line(f"{plural(len(paths), 'file')} of {severity}, manifest.json and corruptions.png in {out}")
 
 
 def shift(
@@ -243,7 +245,7 @@ def shift(
     overrides: Overrides = None,
     *,
     split: Annotated[str, typer.Option(help="suite: what is submitted; test: the clean test; or auto.")] = "auto",
-    images: Annotated[int, typer.Option(help="Images of training and of test to compare.")] = 2000,
+    images: Annotated[int, typer.Option(help="Images to compare, of each side.")] = 2000,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the card, a list and a sheet of images.", callback=expand_path)
     ] = None,
@@ -259,7 +261,8 @@ def shift(
     """Compare the test with the training images, and suggest what to change.
 
     Prints how well they can be told apart, what differs, and the corruptions that
-    the test's blocks look like. A run's own network is used where you name one.
+    the test's blocks look like. If you name a run, its network compares the test
+    with the validation images, which it has not seen.
 
     Example: comp data shift configs/cifar10/baseline.yaml --out runs/shift --write shifted.yaml
     """

@@ -59,17 +59,22 @@ def init(
             folder, metric=metric, budget=budget, preset=preset, overrides=overrides or [], progress=progress
         )
     workflow.write_config(draft, output, force=force)
-    next_command = f"comp run {output}"
+    next_command, all_folds = f"comp run {output}", f"comp cv {output}" if draft.config.data.folds else ""
     if as_json:
-        written = {"config": str(output), "found": draft.findings, "guessed": draft.guesses, "next": next_command}
-        console.print_json(written)
+        written = {"config": str(output), "found": draft.findings, "guessed": draft.guesses, "advice": draft.advice}
+        console.print_json({**written, "next": next_command, **({"then": all_folds} if all_folds else {})})
         return
     for finding in draft.findings:
         console.print_line(f"found    {finding}")
     for guess in draft.guesses:
         console.print_line(f"guessed  {guess}")
+    for advice in draft.advice:
+        console.print_line(f"advice   {advice}")
     console.print_line(f"wrote    {output}")
-    console.print_line(f"next     {next_command}")
+    folds = draft.config.data.folds
+    console.print_line(f"next     {next_command}" + (f"  # one fold of {folds}" if folds else ""))
+    if all_folds:
+        console.print_line(f"then     {all_folds}  # all {folds} folds and their mean")
 
 
 def _copy_example(name: str, folder: Path, *, force: bool, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from comp.cli.commands.options import RUNS, AsJson, RunsRoot
+from comp.runtime.errors import plural
 
 if TYPE_CHECKING:
     from comp.results.leaderboard import LeaderboardRow
@@ -50,7 +51,7 @@ def leaderboard(
     rows = board.read_rows(runs, competition=competition, sort=sort, since=since, on_damaged=damaged.append)
     spelling = "json" if as_json else "csv" if as_csv else "md" if as_md else ""
     if group_by:
-        _print_groups(rows, group_by, sort, spelling)
+        _print_groups(rows, group_by, runs, sort, spelling)
     elif spelling == "json":
         console.print_json([row.to_json() for row in rows])
     elif spelling:
@@ -66,8 +67,7 @@ def leaderboard(
         if rows and not same_competition:
             console.print_line("several competitions; use --competition NAME for analysis")
     if damaged:
-        count = f"{len(damaged):,} run{'s' * (len(damaged) != 1)}"
-        console.print_note(f"note: {count} left out, first {damaged[0]}")
+        console.print_note(f"note: {plural(len(damaged), 'run')} left out, first {damaged[0]}")
     _update_wandb(rows, runs, sort, sync=sync, push=push)
 
 
@@ -96,7 +96,7 @@ def record(
     console.print_line(f"{submission}: {', '.join(scored)}, recorded")
 
 
-def _print_groups(rows: "list[LeaderboardRow]", by: str, sort: str, spelling: str) -> None:
+def _print_groups(rows: "list[LeaderboardRow]", by: str, root: Path, sort: str, spelling: str) -> None:
     from dataclasses import asdict
 
     from comp.cli import console
@@ -109,7 +109,7 @@ def _print_groups(rows: "list[LeaderboardRow]", by: str, sort: str, spelling: st
     elif spelling:
         console.print_rows(lines, [*board.GROUP_COLUMNS], spelling)
     else:
-        console.print_groups(groups, by, rows, sort)
+        console.print_groups(groups, by, rows, root, sort)
 
 
 def _update_wandb(rows: "list[LeaderboardRow]", root: Path, sort: str, *, sync: bool, push: bool) -> None:
@@ -130,9 +130,9 @@ def _update_wandb(rows: "list[LeaderboardRow]", root: Path, sort: str, *, sync: 
         column = next(iter(board.sort_columns(rows, sort).values()), sort)
         ranked = [runs.Run(Path(row.run)) for row in rows]
         ranks = upload.push(Table(["rank", *board.COLUMNS], lines), ranked, column, root)
-        console.print_note(f"pushed {len(rows)} rows and {ranks} ranks to W&B's files below {root}")
+        console.print_note(f"pushed {plural(len(rows), 'row')} and {plural(ranks, 'rank')} to W&B's files below {root}")
         sync = sync or tracker.wandb_mode(ranked[0].config().track) == "online"
     if sync:
         with console.bars() as progress:
             uploaded = upload.sync(root, progress)
-        console.print_note(f"uploaded {uploaded} segment{'s' * (uploaded != 1)} to W&B")
+        console.print_note(f"uploaded {plural(uploaded, 'segment')} to W&B")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def models(
-    pattern: Annotated[str, typer.Argument(help="Names to list; `*` matches anything.")] = "*",
+    pattern: Annotated[str, typer.Argument(help="Part of a name or family, or a glob of names.")] = "*",
     size: Annotated[int, typer.Option(help="Image side in pixels, for the costs.")] = 32,
     channels: Annotated[int, typer.Option(help="Image channels: 3 for colour, 1 for grey.")] = 3,
     weights: Annotated[Path, typer.Option(help="Folder of weights files, searched before data/weights.")] = Path(

@@ -49,12 +49,12 @@ def find_config(param: typer.CallbackParam, value: Any) -> Any:
     from comp.cli import console
     from comp.config import shipped
 
-    found = shipped.find(path)
-    if found != path and found.is_absolute():
-        sys.argv = [str(found) if word == str(value) else word for word in sys.argv]  # provenance.json has it
+    file = shipped.find(path)
+    if file != path and file.is_absolute():
+        sys.argv = [str(file) if word == str(value) else word for word in sys.argv]  # provenance.json has it
         if "RANK" not in os.environ:  # the process that starts several has said it
-            console.print_note(f"config: {path} is shipped with comp, {found}")
-    return found
+            console.print_note(f"config: {path} is shipped with comp, {file}")
+    return file
 
 
 _CONFIG = typer.Argument(

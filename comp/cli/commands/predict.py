@@ -28,6 +28,7 @@ from comp.cli.commands.options import (
 
 if TYPE_CHECKING:
     from comp.results.run_metrics import AccuracyEstimate, SplitScores
+    from comp.results.runs import Run
     from comp.runtime.progress import Progress
     from comp.workflows.load import LoadedRun
     from comp.workflows.predict import PredictResult
@@ -78,19 +79,12 @@ def predict(
     from comp.cli import console
     from comp.inference import tables
     from comp.inference.inputs import PredictInput
-    from comp.runtime.errors import SubmissionError
-    from comp.submission import write
     from comp.workflows.load import load_for_input
     from comp.workflows.predict import options_for, predict_input, scores_of
 
     source = PredictInput(split, suite, images or None)
     runs, submits = open_runs(words, allow_plugins=allow_plugins), split in (None, "suite")
-    if output and (len(runs) > 1 or not submits):
-        raise SubmissionError(
-            "-o names one file, but there are several runs, or a split that is not submitted; leave -o out"
-        )
-    if output and not images:
-        write.check_output_path(output, force=force)
+    _check_output(runs, output, submits=submits, is_table=bool(images), force=force)
     overrides = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
     written: dict[str, Any] = {}
     for run in runs:
@@ -120,6 +114,24 @@ def predict(
         console.print_json(written)
 
 
+def _check_output(runs: "list[Run]", output: Path | None, *, submits: bool, is_table: bool, force: bool) -> None:
+    """Check, before anything is predicted, that each submission can be written.
+
+    Raises:
+        SubmissionError: it cannot, or one name is given for several files or for none.
+    """
+    from comp.runtime.errors import SubmissionError
+    from comp.submission import write
+    from comp.workflows.checks import default_submission
+
+    if output and (len(runs) > 1 or not submits):
+        raise SubmissionError(
+            "-o names one file, but there are several runs, or a split that is not submitted; leave -o out"
+        )
+    for run in runs if submits and not is_table else ():
+        write.check_output_path(output or default_submission(run.config()), force=force)
+
+
 def _write_submission(
     loaded: "LoadedRun", predicted: "PredictResult", output: Path | None, force: bool, progress: "Progress"
 ) -> "tuple[AccuracyEstimate | None, str]":
@@ -145,7 +157,7 @@ def _write_table(path: Path, predicted: "PredictResult", as_json: bool) -> dict[
     if not as_json:
         for note in predicted.notes:
             console.print_note(note)
-        console.print_answers(header, rows, path)
+        console.print_answers(header, rows, path, numeric=predicted.predictions.row.numeric)
     return {
         "csv": str(path),
         "predictions": str(path.with_suffix(".npz")),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from comp.cli.commands.options import AsJson, Overrides
+from comp.runtime.errors import plural
 
 if TYPE_CHECKING:
     from comp.submission.validate import SubmissionReport
@@ -44,7 +45,7 @@ def check(
             console.print_line(f"{doubt.verdict}: {doubt.what}")
     if not verdict.problems and not as_json:
         agreement = "" if verdict.agreement is None else f", agrees with {against} on {verdict.agreement:.2%} of rows"
-        console.print_line(f"{path}: valid, {verdict.rows:,} rows{agreement}")
+        console.print_line(f"{path}: valid, {plural(verdict.rows, 'row')}{agreement}")
     verdict.raise_if_invalid()
 
 
@@ -67,14 +68,15 @@ def diff(
     rows = [
         (row.block, f"{row.rows:,}", f"{row.differing:,}", _share(row.differing, row.rows)) for row in difference.blocks
     ]
-    total = difference.total
-    rows.append(("all", f"{total.rows:,}", f"{total.differing:,}", _share(total.differing, total.rows)))
+    if len(rows) != 1:  # of one block the row above is the sum
+        total = difference.total
+        rows.append(("all", f"{total.rows:,}", f"{total.differing:,}", _share(total.differing, total.rows)))
     console.print_table(
         ("block", "rows", "differing", "share"), rows, title=f"{first} and {second}", folded={"block": 16}
     )
     for path, count in ((first, difference.only_first), (second, difference.only_second)):
         if count:
-            console.print_line(f"{count:,} ids are only in {path}")
+            console.print_line(f"{plural(count, 'id is', 'ids are')} only in {path}")
     if difference.moved:
         console.print_line("common ids are in another order")
     if difference.columns_moved:

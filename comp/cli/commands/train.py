@@ -371,7 +371,7 @@ def _is_finished(resume: Path, data_overrides: list[str], as_json: bool, *, trai
     if not trained_only:
         submits = run.config().competition.suite.source != "none"
         tested = not run.provenance("images")["images"]["test"] or run.metrics().split_scores("test") is not None
-        if not (write.has_intact_submission(run) if submits else tested):
+        if not (write.has_submission(run) if submits else tested):
             return False
     if os.environ.get("RANK", "0") == "0":  # torchrun's main process prints
         console.print_note(f"{run.path}: complete, nothing is left to do; another CSV: comp predict {run.path}")

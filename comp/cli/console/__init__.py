@@ -20,6 +20,7 @@ from comp.cli.console.runs import (
     print_evaluation,
     print_prediction,
     print_stages,
+    print_submission,
     print_summary,
 )
 from comp.cli.console.shift import print_shift
@@ -57,6 +58,7 @@ __all__ = [
     "print_stages",
     "print_start",
     "print_study",
+    "print_submission",
     "print_summary",
     "print_table",
     "print_trial",

@@ -36,29 +36,23 @@ _LEGEND = "< significantly worse than the row above (95 %); ~ not significant"
 def print_leaderboard(
     rows: "Sequence[LeaderboardRow]", verdicts: "LeaderboardAnalysis", root: Any, top: int, sort: str
 ) -> None:
-    """Print the leaderboard's first rows, 0 for all, without empty columns, and its analysis.
+    """Print the leaderboard's first rows, 0 for all, and its analysis; a table for each metric that it is sorted by.
 
     A rank is followed by `<` if the row is significantly worse than the row above it, by `~` if it is not.
     """
     from comp.results import leaderboard  # loads NumPy, which other output does not need
 
     if not rows:
-        print_line(f"no complete runs under {root}; make one: comp run configs/quickstart.yaml")
+        _print_none(root)
         return
     listed = rows[:top] if top else rows
-    metrics = [name for name in dict.fromkeys(row.metric for row in listed) if name != "accuracy"]
-    cells = [board_cells(row, rank, metrics) for rank, row in enumerate(listed, 1)]
-    headings = [name for name in cells[0] if any(line[name] for line in cells) or name == "submission"]
     marks = ["" if above is None else " <" if above.is_real else " ~" for above in verdicts.above[: len(listed)]]
-    lines = [[line[name] + mark * (name == "#") for name in headings] for line, mark in zip(cells, marks, strict=True)]
-    if len(lines) > _MAX_DRAWN_ROWS:
-        _print_plain([headings, *lines])
-    else:
-        sort_headings = {_heading(row, leaderboard.sort_columns(rows, sort)[row.competition]) for row in listed}
-        order = dict.fromkeys([*_DROPPED, *headings])  # the metric's own columns go last
-        drop = [name for name in order if name in headings and name not in ("#", "run", *sort_headings)]
-        folded = {"run": 24, "overrides": 16, "submission": 20, "model": 16, "estimated": 9}
-        print_table(headings, lines, folded=folded, drop=drop, full_table="--csv")
+    columns, start = leaderboard.sort_columns(rows, sort), 0
+    groups = leaderboard.comparable_groups(listed, sort)
+    for group in groups:
+        title = f"{group[0].competition}: {group[0].metric} ({group[0].task})" if len(groups) > 1 else ""
+        _print_board(group, marks[start : start + len(group)], columns, title)
+        start += len(group)
     print_line(leaderboard.describe_sort(rows, sort))
     if len(listed) < len(rows):
         print_line(f"{len(rows) - len(listed):,} more: --top 0 shows all, --csv writes them")
@@ -66,6 +60,28 @@ def print_leaderboard(
         print_line(_LEGEND)
     for sentence in verdicts.sentences():
         print_line(sentence)
+
+
+def _print_none(root: Any) -> None:
+    print_line(f"no complete runs under {root}; make one: comp run configs/quickstart.yaml")
+
+
+def _print_board(
+    rows: "Sequence[LeaderboardRow]", marks: Sequence[str], sort_columns: Mapping[str, str], title: str
+) -> None:
+    """Print a table of rows, best first, without empty columns; `marks` stand behind the ranks."""
+    metrics = [name for name in dict.fromkeys(row.metric for row in rows) if name != "accuracy"]
+    cells = [board_cells(row, rank, metrics) for rank, row in enumerate(rows, 1)]
+    headings = [name for name in cells[0] if any(line[name] for line in cells) or name == "submission"]
+    lines = [[line[name] + mark * (name == "#") for name in headings] for line, mark in zip(cells, marks, strict=True)]
+    if len(lines) > _MAX_DRAWN_ROWS:
+        _print_plain([headings, *lines])
+        return
+    sort_headings = {_heading(row, sort_columns[row.competition]) for row in rows}
+    order = dict.fromkeys([*_DROPPED, *headings])  # the metric's own columns go last
+    drop = [name for name in order if name in headings and name not in ("#", "run", *sort_headings)]
+    folded = {"run": 24, "overrides": 16, "submission": 20, "model": 16, "estimated": 9}
+    print_table(headings, lines, title=title, folded=folded, drop=drop, full_table="--csv")
 
 
 def _heading(row: "LeaderboardRow", column: str) -> str:
@@ -107,18 +123,24 @@ def board_cells(row: "LeaderboardRow", rank: int, metrics: Sequence[str] = ()) -
     }
 
 
-def print_groups(groups: "Sequence[ColumnGroup]", by: str, rows: "Sequence[LeaderboardRow]", sort: str) -> None:
+def print_groups(
+    groups: "Sequence[ColumnGroup]", by: str, rows: "Sequence[LeaderboardRow]", root: Any, sort: str
+) -> None:
     """Print the leaderboard's rows grouped by a column."""
     from comp.results import leaderboard
 
+    if not rows:
+        _print_none(root)
+        return
     lines = [
         [str(group.value), f"{group.runs:,}", *map(_cell, (group.best, group.mean, group.deviation)), group.best_run]
         for group in groups
     ]
     headings = (by, "runs", "best", "mean", "deviation", "best run")
     print_table(headings, lines, folded={by: 14, "best run": 24}, drop=("deviation", "mean"), full_table="--csv")
-    if rows:
-        print_line(leaderboard.describe_sort(rows, sort))
+    print_line(leaderboard.describe_sort(rows, sort))
+    if any(group.best is None for group in groups) and len({row.metric for row in rows}) > 1:
+        print_line("runs of several metrics have no common best or mean; use --competition NAME or --group-by metric")
 
 
 def _cell(value: Any) -> str:

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from comp.models.zoo import Costs, ModelSummary
     from comp.workflows.label_errors import LabelReport
 
-from comp.cli.console.output import err, out, print_json, print_line, print_note, print_table
+from comp.cli.console.output import out, print_json, print_line, print_note, print_table
+from comp.runtime.errors import plural
 
 _MOST_PAIRS = 5  # of confused classes
-MOST_COUNTED_MODELS = 120  # counting one takes 0.1 to 2 seconds
+MOST_COUNTED_MODELS = 40  # counting one takes 0.1 to 2 seconds
 
 
 def print_models(rows: "Sequence[ModelSummary]", counted: "Mapping[str, Costs | None]", as_json: bool) -> None:
@@ -25,7 +26,7 @@ def print_models(rows: "Sequence[ModelSummary]", counted: "Mapping[str, Costs | 
         print_json([{**asdict(row), **costs.get(row.name, {})} for row in rows])
         return
     if not rows:
-        print_line("no model matches; try `comp models 'resnet*'`")
+        print_line("no model or family matches; try `comp models resnet`")
         return
     heads = ("model", "family", "architecture", "cifar stem", "weights", "parameters", "GMACs", "feature map")
     lines = []
@@ -74,7 +75,7 @@ def print_dataset(dataset: "Dataset", as_json: bool) -> None:
 def print_notes(dataset: "Dataset") -> None:
     """Print notes on how the data were read."""
     for note in dataset.notes:
-        err.print(f"note: {note}")
+        print_note(f"note: {note}")
 
 
 def print_contents(described: dict[str, Any]) -> None:
@@ -84,8 +85,12 @@ def print_contents(described: dict[str, Any]) -> None:
     for name, split in splits.items():
         table.add_row(name, f"{split['images']:,}", *[str(split[key]) for key in ("shape", "mean", "std")])
     out.print(table)
-    labels = Table("class", *splits, title=f"images in each of {described['classes']} classes")
-    for label in next(iter(splits.values()))["labels"]:
+    first = next(iter(splits.values()))["labels"]
+    numeric = any(isinstance(count, float) for count in first.values())
+    classes = plural(described["classes"], "class", "classes")
+    title = "numbers in the labels" if numeric else f"images in each of {classes}"
+    labels = Table("statistic" if numeric else "class", *splits, title=title)
+    for label in first:
         labels.add_row(label, *[f"{split['labels'][label]:,}" if split["labels"] else "" for split in splits.values()])
     out.print(labels)
 
@@ -101,31 +106,32 @@ def print_findings(findings: "Sequence[DataFinding]") -> None:
 _WEAK = 0.2  # networks that miss more images list mostly their own mistakes
 
 
-def print_label_errors(found: "LabelReport", count: int) -> None:
+def print_label_errors(report: "LabelReport", count: int) -> None:
     """Print the first likely wrong labels, the most confused pairs of classes, and how many labels were judged."""
     rows = [
         [row.id, row.given, row.label, f"{row.probability:.3f}", f"{row.margin:.3f}", row.action]
-        for row in found.suspects[:count]
+        for row in report.suspects[:count]
     ]
     if rows:
         heads = ("id", "given", "suggested", "probability", "margin", "action")
         print_table(heads, rows, folded={"id": 12, "given": 8, "suggested": 8}, drop=("margin",))
-    for given, true, images in found.pairs[:_MOST_PAIRS]:
-        print_line(f"given {given}, likely {true}: about {images:,} images")
-    share, disagreeing = found.estimated / found.images, found.disagreeing / found.images
-    print_line(f"at most about {found.estimated:,} of {found.images:,} labels are wrong ({share:.1%})")
+    for given, true, images in report.pairs[:_MOST_PAIRS]:
+        print_line(f"given {given}, likely {true}: about {plural(images, 'image')}")
+    share, disagreeing = report.estimated / report.images, report.disagreeing / report.images
+    print_line(f"at most about {report.estimated:,} of {report.images:,} labels are wrong ({share:.1%})")
     if disagreeing > _WEAK:
         print_note(
             f"note: the networks disagree with {disagreeing:.0%} of all labels: most that are listed may be right"
         )
         print_note("note: train better ones first, or look at every picture before you use the list")
-    actions = [suspect.action for suspect in found.suspects]
+    actions = [suspect.action for suspect in report.suspects]
     shown = f", the first {count:,} above" if len(actions) > count else ""
     relabel, drop = actions.count("relabel"), actions.count("drop")
     print_line(f"{len(actions):,} are listed{shown}: {relabel:,} to relabel, {drop:,} to drop")
-    if found.kept:
-        print_line(f"{found.kept:,} more are marked keep in the run's fix list, and not listed")
-    first, members = found.trained[0].path, len(found.trained)
-    print_line(f"judged by {first}" + (f" and {members - 1} more runs" if members > 1 else ""))
-    if found.unjudged:
-        print_line(f"{found.unjudged:,} other images were trained on, so only comp cv, with all folds, can judge them")
+    if report.kept:
+        print_line(f"{report.kept:,} more are marked keep in the run's fix list, and not listed")
+    first, members = report.trained[0].path, len(report.trained)
+    print_line(f"judged by {first}" + (f" and {plural(members - 1, 'more run')}" if members > 1 else ""))
+    if report.unjudged:
+        others = f"{plural(report.unjudged, 'other image')} {'was' if report.unjudged == 1 else 'were'} trained on"
+        print_line(f"{others}, so only comp cv, with all folds, can judge them")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
@@ -37,7 +38,12 @@ def print_line(text: str) -> None:
 
 
 def print_note(text: str) -> None:
-    """Print a note to stderr, so that it does not mix with results."""
+    """Print a note to stderr, so that it does not mix with results; in a window its lines break between words."""
+    if err.width != _FILE_WIDTH:
+        text = "\n".join(
+            textwrap.fill(line, err.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+            for line in text.split("\n")
+        )
     err.print(text)
 
 
@@ -136,7 +142,7 @@ class Bars:
             self._begin(what, done, total, unit)
         assert self._task is not None
         self._display.update(self._task, completed=done, total=total or None, note=note)
-        if not err.is_terminal:
+        if self._display.disable:
             self._print_line(what, done, total, unit, note)
         signals.raise_if_interrupted()
 
@@ -160,6 +166,8 @@ class Bars:
 def bars() -> Iterator[Bars]:
     """Yield a progress callback that draws bars."""
     description, percentage = TextColumn("{task.description}", markup=False), TextColumn("{task.percentage:>3.0f}%")
+    # FORCE_COLOR makes a pipe a terminal to rich, and a log would be full of bars.
+    drawn = err.is_terminal and err.file.isatty()
     columns = (description, BarColumn(10), percentage, _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as display:
+    with Progress(*columns, console=err, transient=True, disable=not drawn) as display:
         yield Bars(display)

@@ -1,24 +1,44 @@
 """Print the results of runs: scores, predictions, evaluations."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from comp.results.predictions import Predictions
-    from comp.results.run_metrics import AccuracyEstimate, Decision, RunMetrics, SplitScores
+    from comp.results.run_metrics import AccuracyEstimate, RunMetrics, SplitScores
     from comp.results.runs import Run
     from comp.workflows.rehearse import Stage
 
 from comp.cli.console.output import out, print_line, print_note, print_table
-from comp.runtime.errors import RunError
+from comp.runtime.errors import RunError, UserError, plural
 
-# Columns of an evaluation that are left out in a narrow window, the first one first.
-_DROPPED = ("micro F1", "macro F1", "top 5", "recall", "precision", "images", "ECE", "F1")
+# Columns of an evaluation that are left out in a narrow window, the first one first; never the competition's metric.
+_DROPPED = (
+    "p90",
+    "bias",
+    "r2",
+    "mae",
+    "rmse",
+    "micro F1",
+    "macro F1",
+    "top 5",
+    "recall",
+    "precision",
+    "images",
+    "ECE",
+    "F1",
+)
+# How a task decides where nothing is fitted: `TaskRow.decision` -> its name.
+_PLAIN = {
+    "arg_max": "argmax",
+    "expected_level": "the nearest level",
+    "thresholds": "0.5 for each class",
+    "values": "rounding",
+}
 
 _MAX_ANSWERS, _MAX_COLUMNS = 20, 8  # of a table of predicted images
 
@@ -39,8 +59,7 @@ def print_summary(run: "Run", scores: "RunMetrics") -> None:
         print_table(["split", "images", *headings], rows, title=title, folded={"split": 16}, drop=("images",))
     if scores.stopped:
         out.print(f"stopped early: {scores.stopped}")
-    if scores.decision is not None:
-        print_decision(scores.decision, scores.metric)
+    print_decision(scores)
     if scores.averaged.missing:
         out.print(f"no averaged weights: the training {scores.averaged.missing}")
     suite = scores.split_scores("suite")
@@ -49,24 +68,51 @@ def print_summary(run: "Run", scores: "RunMetrics") -> None:
         title = f"suite{scores.variant}" if suite else "shifted validation"
         out.print(_severity_table(shifted, title))
     marks = f", test-like augmentation ({', '.join(scores.test_like)})" if scores.test_like else ""
-    epochs = "1 epoch" if scores.epochs == 1 else f"{scores.epochs} epochs"
-    trained = f"trained {epochs}" if scores.kind == "run" else f"{scores.model}, made"
+    trained = f"trained {plural(scores.epochs, 'epoch')}" if scores.kind == "run" else f"{scores.model}, made"
     print_line(f"{trained} in {scores.train_seconds:.1f} s on {scores.device}{marks}")
     print_line(f"run         {run.path}")
-    if scores.submission:
-        print_line(f"submission  {scores.submission}")
+    print_submission(scores.submission)
     _print_tracked(run)
 
 
-def print_decision(decision: "Decision", metric: str) -> None:
+def print_decision(scores: "RunMetrics") -> None:
     """Print how outputs become decisions, and the gain of that, or of what was tried, with its interval."""
+    from comp.config.tasks import TASKS
+
+    decision = scores.decision
+    if decision is None:
+        return
+    way = TASKS[scores.task].decision
     if decision.kind == "argmax":
-        print_line(f"decision    argmax, not {decision.tried}: {decision.reason}")
+        print_line(f"decision    {_PLAIN[way]}, not {decision.tried}: {decision.reason}")
     else:
         print_line(f"decision    {decision.kind}{f', though {decision.reason}' if decision.reason else ''}")
-    if decision.gain is not None:
-        interval = f"95 % {decision.low:+.4f} to {decision.high:+.4f}"
-        print_line(f"            gain in {metric} {decision.gain:+.4f} ({interval})")
+    if decision.gain is None:
+        return
+    interval = f"95 % {decision.low:+.4f} to {decision.high:+.4f}"
+    print_line(f"            gain in {scores.metric} {decision.gain:+.4f} ({interval})")
+    if decision.kind != "argmax" and decision.gain < 0:
+        better = "argmax" if way == "thresholds" else "auto"
+        print_note(f"warning: {decision.kind} made {scores.metric} worse on validation; set predict.decide={better}")
+
+
+def print_submission(path: str) -> None:
+    """Print where a submission lies, and what `comp check` doubts about its answers; nothing without one."""
+    if path:
+        print_line(f"submission  {path}")
+        print_doubts(path)
+
+
+def print_doubts(path: str) -> None:
+    """Print a line for each reason not to trust a submission; its file may have been moved away."""
+    from comp.submission import validate  # loads NumPy, which other output does not need
+
+    try:
+        doubts = validate.find_doubts(Path(path))
+    except UserError:
+        return
+    for doubt in doubts:
+        print_line(f"{doubt.verdict}: {doubt.what}")
 
 
 def _split_rows(scores: "RunMetrics") -> "Iterator[tuple[str, SplitScores | None]]":
@@ -112,12 +158,14 @@ def print_prediction(
     if decision := predictions.made_by.get("decision"):
         mark += f" (decision: {decision['kind']})"
     if isinstance(result, str):
-        print_line(f"{run.path}: {len(predictions):,} rows in {result}{mark}")
+        print_line(f"{run.path}: {plural(len(predictions), 'row')} in {result}{mark}")
+        print_doubts(result)
     else:
         values = {name: score.value for name, score in result.scores.items()} if result else {}
         scores = [f"{'loss' if name == 'log_loss' else name} {value:.4f}" for name, value in values.items()]
         print_line(
-            f"{run.path}: {len(predictions):,} images, {', '.join(scores) or 'no labels to score them by'}{mark}"
+            f"{run.path}: {plural(len(predictions), 'image')}, "
+            f"{', '.join(scores) or 'no labels to score them by'}{mark}"
         )
     if estimate:
         before = f"; {estimate.before:.4f} before adapting" if estimate.before is not None else ""
@@ -127,14 +175,15 @@ def print_prediction(
         )
 
 
-def print_answers(header: Sequence[str], rows: Sequence[Sequence[str]], path: "Path") -> None:
-    """Print a table of the first predicted images, and the file with all of them."""
+def print_answers(header: Sequence[str], rows: Sequence[Sequence[str]], path: Path, *, numeric: bool) -> None:
+    """Print a table of the first predicted images, and the files with all of them; `numeric`: they are numbers."""
     table = Table(*header[:_MAX_COLUMNS])
     for row in rows[:_MAX_ANSWERS]:
         table.add_row(*(escape(cell) for cell in row[:_MAX_COLUMNS]))
     out.print(table)
     first = f", the first {_MAX_ANSWERS} above" if len(rows) > _MAX_ANSWERS else ""
-    print_line(f"{len(rows):,} images in {path}{first}; all probabilities in {path.with_suffix('.npz')}")
+    outputs = "unrounded numbers" if numeric else "all probabilities"
+    print_line(f"{plural(len(rows), 'image')} in {path}{first}; {outputs} in {path.with_suffix('.npz')}")
 
 
 def _severity_table(shifted: "SplitScores", title: str) -> Table:
@@ -160,7 +209,8 @@ def print_evaluation(values: Mapping[str, Any]) -> None:
     rows = [_evaluation_cells(name, split) for name, split in splits.items()]
     cells = [list(row.values()) for row in rows]
     title = "precision, recall and F1 weighted by images" if "classes" in next(iter(splits.values())) else "evaluation"
-    print_table(list(rows[0]), cells, title=title, folded={"split": 12}, drop=_DROPPED)
+    drop = [heading for heading in _DROPPED if heading != next(iter(splits.values()))["metric"]["name"]]
+    print_table(list(rows[0]), cells, title=title, folded={"split": 12}, drop=drop)
     for name, split in splits.items():
         if fixed := split.get("fixed"):
             score, given = fixed["metric"], split["metric"]["value"]

@@ -12,18 +12,21 @@ if TYPE_CHECKING:
     from comp.workflows.shift import ShiftCard
 
 _SHOWN_IDS = 3
+_NAMES = {"train": "training", "val": "validation"}  # of the compared images
 
 
 def print_shift(card: "ShiftCard") -> None:
     """Print what differs first, what the blocks look like, and what to change."""
     for note in card.notes:
         print_note(f"note: {note}")
-    interval = card.auc.interval
+    interval, reference = card.auc.interval, _NAMES[card.reference]
     print_line(
-        f"{card.reference} and {card.test}: {card.meaning}, AUC {card.auc.value:.3f} "
+        f"{reference} and {card.test}: {card.meaning}, AUC {card.auc.value:.3f} "
         f"({interval.low:.3f} to {interval.high:.3f}; 0.5: alike)"
     )
-    print_line(f"compared: {card.counts[0]:,} and {card.counts[1]:,} images by {card.features}")
+    images = f"{card.counts[0]:,} {reference} and {card.counts[1]:,} {card.test} images"
+    unseen = ", which has not seen them" if card.reference == "val" else ""
+    print_line(f"compared: {images} by {card.features}{unseen}")
     ids = ", ".join(f"{name} ({score:.2f})" for name, score in card.test_like[:_SHOWN_IDS])
     print_line(f"training images most like {card.test} (probability): {ids}")
     _print_properties(card)
@@ -43,7 +46,7 @@ def _print_properties(card: "ShiftCard") -> None:
             (row.name, f"{row.train:.4g}", f"{row.test:.4g}", _signed(row.difference), f"{row.distance:.2f}", row.word)
             for row in differing
         ]
-        print_table(("property", card.reference, card.test, "in SDs", "KS", "difference"), cells)
+        print_table(("property", _NAMES[card.reference], card.test, "in SDs", "KS", "difference"), cells)
     if alike := [row.name for row in card.properties if row.word == "same"]:
         print_line(f"the same within chance: {', '.join(alike)}")
 

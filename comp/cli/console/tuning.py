@@ -45,7 +45,10 @@ def print_study(report: "StudyReport") -> None:
     knobs = [name for name in columns if name not in (*_TRIAL_COLUMNS, *report.metrics)]
     folded = {name: 12 if name in knobs else 20 for name in (*knobs, "reason")}
     drop = ("epochs", "parameters", "seconds", "reason", *reversed(knobs))
-    print_table(columns, lines, title=title, folded=folded, drop=drop, full_table="trials.csv")
+    if rows:
+        print_table(columns, lines, title=title, folded=folded, drop=drop, full_table="trials.csv")
+    else:
+        print_line(f"study {report.name}: no trials")
     if report.pareto:
         print_line("* best" if len(report.metrics) == 1 else "* Pareto front")
     if report.importance:

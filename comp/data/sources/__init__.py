@@ -20,7 +20,7 @@ from comp.data.sources.source import Source, scale_to_uint8, select_classes
 from comp.data.sources.tables import csv_images, csv_test
 from comp.data.splits import Split
 from comp.results.predictions import class_values, one_hot
-from comp.runtime.errors import ConfigError, DataError, unknown
+from comp.runtime.errors import ConfigError, DataError, plural, unknown
 from comp.runtime.progress import Progress, quiet
 
 __all__ = ["SOURCES", "TESTS", "Source", "open_source"]
@@ -69,7 +69,8 @@ def open_source(config: DataConfig, progress: Progress = quiet, task: str = "aut
     _check_settings(config, source)
     counts = source.train.class_counts(len(source.classes))
     if empty := [name for name, count in zip(source.classes, counts, strict=True) if not count]:
-        note = f"train: no image of {len(empty):,} classes, which are never predicted: {', '.join(empty[:_SHOWN])}"
+        classes = plural(len(empty), "class, which is", "classes, which are")
+        note = f"train: no image of {classes} never predicted: {', '.join(empty[:_SHOWN])}"
         source = replace(source, notes=(*source.notes, note))
     if config.classes and TASKS[source.task].numeric:
         raise ConfigError(f"data.classes: task {source.task} has no classes; leave it out")

@@ -17,8 +17,8 @@ from comp.data import archives, decode
 from comp.data.sources.columns import TABLE, find_id_column, has_pixel_columns, read_table
 from comp.data.sources.labels import read_labels
 from comp.data.sources.listing import Listing, first_few
-from comp.data.sources.numpy_files import array_names
-from comp.runtime.errors import DataError, SubmissionError
+from comp.data.sources.numpy_files import array_names, find_archive
+from comp.runtime.errors import DataError, SubmissionError, plural
 from comp.submission import samples
 from comp.submission.format import SampleSubmission
 
@@ -89,7 +89,7 @@ def detect_layout(root: Path) -> Layout:
 
 
 def _explain_nothing(root: Path) -> None:
-    """Raise the error of a damaged or a whole download's archive, a deeper folder or a single class, if that is why."""
+    """Raise the error of an archive that is damaged or packed, a deeper folder or a single class, if that is why."""
     for path in sorted(root.rglob("*")):
         is_archive = path.suffix.lower() == archives.ENDING and path.is_file()
         if is_archive and any(member.lower().endswith(".csv") for member in archives.members(path)):
@@ -104,6 +104,7 @@ def _explain_nothing(root: Path) -> None:
                 f"{listing.location}: all {len(listing):,} images lie in one folder, {'/'.join(listing.wrapping)}: "
                 "expected two or more classes, one folder for each; or a table of labels, such as train.csv"
             )
+    find_archive(root)  # several, or one of other arrays
 
 
 def _unpack_hint(path: Path) -> str:
@@ -239,7 +240,7 @@ def _csv_section(train: _TrainingTable) -> tuple[dict[str, Any], dict[str, str]]
     plain = re.sub(r"\.(zip|gz)$", "", train.name, flags=re.IGNORECASE)
     table = plain if plain.lower().endswith((".csv", ".tsv", ".txt")) else train.name
     reasons = {
-        "source": f"{train.name} lists {len(train.cells):,} images of {train.location}",
+        "source": f"{train.name} lists {plural(len(train.cells), 'image')} of {train.location}",
         "csv.table": "its rows name the training images",
         "csv.train": "holds the images that the table names",
     }

@@ -21,7 +21,7 @@ from comp.data.sources.listing import (
 )
 from comp.data.sources.source import Source
 from comp.data.splits import Split
-from comp.runtime.errors import DataError, nearest
+from comp.runtime.errors import DataError, nearest, plural
 from comp.runtime.progress import Progress
 from comp.submission.format import SampleSubmission
 
@@ -44,7 +44,8 @@ def image_folder(config: DataConfig, progress: Progress, task: str = "auto") -> 
     classes = order_classes(list(dict.fromkeys(name for _, name, _ in files)), sample)
     notes = [*sample_notes, *listing.notes("train")]
     if unused := len(listing) - len(files):
-        notes.append(f"train: {unused:,} images of {listing.location} are in no class folder, and are not used")
+        images = plural(unused, f"image of {listing.location} is", f"images of {listing.location} are")
+        notes.append(f"train: {images} in no class folder, and not used")
     train = _labelled_split("train", config.csv.train, files, classes, config, progress)
     val, test = None, None
     if (location := find_location(root, "val", "")) is not None:

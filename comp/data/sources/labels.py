@@ -14,7 +14,7 @@ from comp.config.tasks import TASKS
 from comp.data.sources.columns import configured_column, first_named, shown_columns
 from comp.results import predictions
 from comp.results.predictions import Targets
-from comp.runtime.errors import DataError
+from comp.runtime.errors import DataError, plural
 from comp.submission import csv_io, samples
 from comp.submission.format import SampleSubmission
 
@@ -305,7 +305,8 @@ def _read_lists(table: _TrainingTable, column: str, separator: str) -> Labels:
     how = f"separated by {separator!r}" if separator else "one per row"
     notes = [f"labels: column '{column}' holds {len(classes)} names {how}, {counts.mean():.2f} per image: multi_label"]
     if unlabelled := int((counts == 0).sum()):
-        notes.append(f"labels: {unlabelled:,} images have none, so a submission may have empty lists of labels")
+        images = plural(unlabelled, "image has", "images have")
+        notes.append(f"labels: {images} none, so a submission may have empty lists of labels")
     return Labels(flags, classes, "multi_label", (column,), separator, tuple(notes), column)
 
 
@@ -314,7 +315,8 @@ def _check_texts(labels: Sequence[str], path: Path, column: str) -> None:
     missing = [row for row, label in enumerate(labels) if not label.strip()]
     if missing:
         raise DataError(
-            f"{path}: column '{column}': {len(missing):,} rows have no label, first row {missing[0] + 2}; remove them"
+            f"{path}: column '{column}': {plural(len(missing), 'row has', 'rows have')} no label, first row "
+            f"{missing[0] + 2}; remove them, or set competition.task=multi_label if an image may have no label"
         )
     distinct = sorted(set(labels))
     stripped = {label.strip(): label for label in distinct}

@@ -15,7 +15,7 @@ from comp.data import archives
 from comp.data.decode import SUFFIXES
 from comp.data.scan import scan_files
 from comp.data.splits import Split
-from comp.runtime.errors import DataError, SubmissionError, nearest
+from comp.runtime.errors import DataError, SubmissionError, nearest, plural
 from comp.runtime.progress import Progress
 from comp.submission import samples
 from comp.submission.format import SampleSubmission
@@ -137,9 +137,10 @@ class Listing:
         """Return a note on skipped files for `split`; empty if there are none."""
         skipped = []
         if self._hidden:
-            skipped.append(f"{self._hidden:,} images in hidden folders or under hidden names")
+            skipped.append(f"{plural(self._hidden, 'image')} in hidden folders or under hidden names")
         if self._non_images:
-            skipped.append(f"{len(self._non_images):,} files that are no images (first {self._non_images[0]!r})")
+            others = plural(len(self._non_images), "file that is no image", "files that are no images")
+            skipped.append(f"{others} (first {self._non_images[0]!r})")
         notes = [f"{split}: left out of {self.location}: {' and '.join(skipped)}"] if skipped else []
         location = self.location if self.location.name else self.location.resolve()  # `.` has no name
         zipped = location.parent / f"{location.name}{archives.ENDING}"
@@ -356,10 +357,13 @@ def unlabelled_test(
     unlisted = files.count(without=training | used)
     if unlisted and (sample or listed):
         table = "the sample submission" if sample else "the test table"
-        notes.append(f"test: {unlisted:,} images of {location} are not listed by {table}, and are not predicted")
+        images = plural(unlisted, f"image of {location} is", f"images of {location} are")
+        notes.append(f"test: {images} not listed by {table}, and not predicted")
     if shared := files.count(only=training):
-        notes.append(f"test: {shared:,} training images in {location} are not predicted")
+        images = plural(shared, f"training image in {location} is", f"training images in {location} are")
+        notes.append(f"test: {images} not predicted")
     if sample and listed and (missing := len(set(listed) - set(ids))):
-        notes.append(f"test: {missing:,} ids of the test table are not in the sample submission, and are not predicted")
+        rest = plural(missing, "id of the test table is", "ids of the test table are")
+        notes.append(f"test: {rest} not in the sample submission, and not predicted")
     split = scan_files("test", paths, ids, None, config, progress)
     return LoadedTest(split, sample, tuple(notes), used)

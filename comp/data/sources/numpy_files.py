@@ -41,7 +41,7 @@ def arrays(config: DataConfig, progress: Progress, task: str = "auto") -> Source
     of MedMNIST), compressed or not. `x_train`, `y_train`, `x_test` ... are read too.
     """
     root = Path(config.root)
-    folder = _find_archive(root) or root
+    folder = find_archive(root) or root
     train = _read_split("train", folder)
     optional = [name for name in ("val", "test") if array_exists(_find_array(folder, name, "images"))]
     splits = {name: _read_split(name, folder) for name in optional}
@@ -64,14 +64,21 @@ def arrays(config: DataConfig, progress: Progress, task: str = "auto") -> Source
     return Source(train, splits.get("test"), names, val=splits.get("val"), numbered=listed.exists(), task=task)
 
 
-def _find_archive(root: Path) -> Path | None:
-    """Return the folder's verified archive; None if it holds .npy files."""
+def find_archive(root: Path) -> Path | None:
+    """Return the folder's verified archive; None if it holds .npy files.
+
+    Raises:
+        DataError: there are several, or as `verify_archive`.
+    """
     archives = sorted(root.glob("*.npz"))
     if not archives or any((root / name).exists() for name in array_names("train", "images")):
         return None
     if len(archives) > 1:
         names = ", ".join(path.name for path in archives)
-        raise DataError(f"{root}: expected one .npz, found {names}; keep one of them")
+        raise DataError(
+            f"{root}: expected all arrays in one .npz, found {names}; keep the one that holds them all, or join them: "
+            "numpy.savez('data.npz', x_train=..., y_train=..., x_test=...)"
+        )
     verify_archive(archives[0])
     return archives[0]
 

@@ -30,7 +30,7 @@ from comp.data.sources.listing import (
 )
 from comp.data.sources.source import Source
 from comp.data.splits import Split
-from comp.runtime.errors import DataError
+from comp.runtime.errors import DataError, plural
 from comp.runtime.progress import Progress
 from comp.submission.format import SampleSubmission
 
@@ -85,7 +85,8 @@ def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> So
         notes += [*listed.notes, *loaded.notes]
         test, used = loaded.split, training | loaded.files
     if unlisted := listing.count(without=used):
-        notes.append(f"train: {unlisted:,} images of {listing.location} are not listed by {path.name}, and not used")
+        images = plural(unlisted, f"image of {listing.location} is", f"images of {listing.location} are")
+        notes.append(f"train: {images} not listed by {path.name}, and not used")
     return Source(
         train,
         test,
@@ -129,7 +130,7 @@ def _submission_header(id_column: str, label_column: str) -> tuple[str, str]:
 def _note_unused(columns: Sequence[str], used: Sequence[str], path: Path) -> list[str]:
     unused = [column for column in columns if column not in used]
     shown = ", ".join(unused[:_SHOWN]) + (", ..." if len(unused) > _SHOWN else "")
-    return [f"{path}: {len(unused):,} columns are not used: {shown}"] if unused else []
+    return [f"{path}: {plural(len(unused), 'column is', 'columns are')} not used: {shown}"] if unused else []
 
 
 def _find_test_table(config: DataConfig) -> Path | None:

@@ -17,7 +17,11 @@ A message says what is wrong, where, what was expected, what was found and how t
 """
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_MAX_LENGTH = 1000  # of a name that is compared to others
+_LONGEST_WORD = 300  # characters, for a path
 
 
 class UserError(ValueError):
@@ -67,8 +71,21 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signum
 
 
+def shortened(text: str, length: int = 120) -> str:
+    """Return text for a message, its middle left out if it is longer than `length`."""
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]}...{text[-half:]} ({len(text):,} characters)"
+
+
+def readable(error: BaseException) -> str:
+    """Return an error's message for a terminal: what is long beyond reading, such as a name, without its middle."""
+    return re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda word: shortened(word[0]), str(error))
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the closest name, or an empty string."""
+    if len(name) > _MAX_LENGTH:  # compared letter by letter
+        return ""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.55)
     return f" (did you mean '{close[0]}'?)" if close else ""
 

@@ -25,7 +25,7 @@ from comp.config.tree import Config
 from comp.config.yaml_io import Document, Keys, describe_value, dump_yaml, parse_override, read_chain, user_path
 from comp.runtime.errors import ConfigError, shortened
 
-_LARGEST = 1e12  # number in a mapping with keys of your own; squared, single precision still holds it
+_LARGEST = 1e38  # number that single precision holds
 _SHOWN = 20  # mistakes in one message
 _BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
 

@@ -20,7 +20,7 @@ from comp.config.section import (
 )
 from comp.runtime.errors import shortened
 
-_Rate = Annotated[float, Field(ge=1e-12, le=1e5)]
+_Rate = Annotated[float, Field(ge=1e-12, le=1e38)]  # what diverges stops with its own advice
 _SMALLEST_STD, _LARGEST_MEAN = 1e-6, 1000  # of images in 0 to 1, which are divided by it
 _LIGHTEST, _HEAVIEST = 1e-6, 1e6  # class in the loss
 
@@ -279,8 +279,8 @@ class TrainConfig(Section):
     def broken_rules(self) -> Iterator[BrokenRule]:
         """See `Section.broken_rules`."""
         for name, weight in {} if isinstance(self.class_weights, str) else self.class_weights.items():
-            number = not isinstance(weight, bool) and isinstance(weight, int | float)
-            if not number or not _LIGHTEST <= weight <= _HEAVIEST:
+            number = 0.0 if isinstance(weight, bool) or not isinstance(weight, int | float) else weight
+            if not _LIGHTEST <= number <= _HEAVIEST:
                 yield BrokenRule(
                     ("class_weights",),
                     f"train.class_weights: {name}: expected a number above 0, from {_LIGHTEST:g} to {_HEAVIEST:g}, "

@@ -68,7 +68,9 @@ class _Loader(yaml.SafeLoader):
     Only plain values pass: no tags for other types, and no characters that no file name or text may have.
     """
 
-    NON_PRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+    NON_PRINTABLE = re.compile(  # type: ignore[misc]
+        "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+    )
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -81,12 +83,13 @@ class _Loader(yaml.SafeLoader):
         Raises:
             ConfigError: it is too deep or too large, contains itself, or is no plain value.
         """
-        event = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             raise ConfigError(f"line {line}: more than {_MAX_DEPTH} lists and mappings in one another; flatten them")
         node = super().compose_node(parent, index)
+        assert node is not None, "for the types' sake: every event begins a node"
         if not isinstance(event, yaml.AliasEvent):
             self._check_plain(node, event, line)
             self._extents[node] = self._measure(node)
@@ -110,7 +113,9 @@ class _Loader(yaml.SafeLoader):
     def _check_plain(self, node: yaml.Node, event: Any, line: int) -> None:
         kind = node.tag.removeprefix("tag:yaml.org,2002:")
         if isinstance(node, yaml.ScalarNode):
-            plain = self.resolve(yaml.ScalarNode, node.value, (True, False)) if event.tag else node.tag
+            plain: str = node.tag
+            if event.tag:
+                plain = self.resolve(yaml.ScalarNode, node.value, (True, False))  # type: ignore[no-untyped-call]
             fits = node.tag == plain or kind == "str" or (kind == "float" and plain.endswith(":int"))
             if character := _NEVER.search(node.value):
                 raise ConfigError(f"line {line}: contains the character U+{ord(character[0]):04X}; remove it")
@@ -171,7 +176,7 @@ def _key(node: yaml.Node) -> str:
 def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int | str:
     """Return an integer of 64 bits; longer ones are text, which a key of text keeps and a key of numbers refuses."""
     try:
-        number: int = loader.construct_yaml_int(node)
+        number = int(loader.construct_yaml_int(node))
     except ValueError:  # 0x_, or more digits than Python converts
         return str(node.value)
     return number if -(1 << 63) <= number < 1 << 63 else str(node.value)
@@ -204,8 +209,8 @@ def _parse(text: str, where: str) -> tuple[Any, yaml.Node | None]:
         return (None if node is None else loader.construct_document(node)), node
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{where}{line}: not valid YAML: {_problem(error, text)}") from None
+        at = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{where}{at}: not valid YAML: {_problem(error, text)}") from None
     except ConfigError as error:
         raise ConfigError(f"{where}, {error}") from None
     finally:

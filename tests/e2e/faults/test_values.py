@@ -50,7 +50,7 @@ VALUES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
     "sizes": (["train.sizes={1: 1000000}"], ("train.sizes.1: expected at most 4096",)),
     "threads": (["train.threads=1000000000"], ("train.threads: expected at most 1024",)),
-    "rate": (["optim.lr=1e9"], ("optim.lr: expected at most 100000",)),
+    "rate": (["optim.lr=1e300"], ("optim.lr: expected at most 1e+38",)),
     "rate of nothing": (["optim.lr=1e-300"], ("optim.lr: expected at least 1e-12",)),
     "rate of muon": (["optim.name=muon", "optim.aux_lr=1e300"], ("optim.aux_lr: expected at most",)),
     "decay": (["optim.weight_decay=1e30"], ("optim.weight_decay: expected at most 1000",)),
@@ -60,7 +60,7 @@ VALUES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "NaN betas": (["optim.args={betas: [.nan, 0.9]}"], ("optim.args.betas.0: expected a finite number",)),
     "one beta": (["optim.args={betas: [0.9]}"], ("optim.args: adamw",)),
     "betas of 2": (["optim.args={betas: [2, 3]}"], ("optim.args: adamw refuses",)),
-    "eps": (["optim.args={eps: 1e300}"], ("optim.args.eps: expected a number from -1e+12",)),
+    "eps": (["optim.args={eps: 1e300}"], ("optim.args.eps: expected a number from -1e+38",)),
     "large eps": (["optim.args={eps: 1e9}"], ("optim.args.eps: expected a number from -1e+06",)),
     "text for eps": (["optim.args={eps: small}"], ("optim.args: adamw",)),
     "negative eps": (["optim.args={eps: -1}"], ("optim.args: adamw",)),
@@ -254,7 +254,7 @@ KEYS: dict[str, tuple[Draw, Draw]] = {
     "optim.betas": (among([0.9, 0.99], [0, 0]), among([1, 1], [0.9], [0.9, math.nan], 0.9)),
     "optim.multipliers": (among({"*": 0.5}, {"classifier": 2}), among({"x": 1}, {"*": math.inf}, {"*": -1},
         {"*": 1e9})),
-    "optim.ends": (among({"body": 1}), among({"body": 0}, {"nothing": 1})),
+    "optim.ends": (among({"*": 1}), among({"*": 0}, {"nothing": 1})),
     "optim.lookahead": (among({"k": 2, "alpha": 0.5}, {"k": 10**9}), among({"k": -1}, {"k": 2, "alpha": 0},
         {"k": 1.5})),
     "optim.clip": (among("norm", "value", "adaptive"), among("none", "hard")),
@@ -272,9 +272,9 @@ KEYS: dict[str, tuple[Draw, Draw]] = {
         among("balanced", "effective", {"0": 2.5}, {"1": 1e6, "2": 1e-6}),
         among({"0": 0}, {"9": 1}, {"0": 1e300}, {"0": math.nan}, {"0": None}, "rare"),
     ),
-    "train.consistency": (among("none", "jsd"), among("kl")),
+    "train.consistency": (among("none"), among("kl", "jsd")),
     "train.consistency_weight": (within(0, 50), among(*BAD_NUMBERS)),
-    "train.sizes": (among({1: 8}, {1: 12, 2: 16}), among({0: 8}, {1: 4}, {1: 10**6}, {"a": 8})),
+    "train.sizes": (among({1: 16}, {2: 16}), among({0: 8}, {1: 4}, {1: 10**6}, {"a": 8})),
     "train.average": (among("ema", "swa", "soup"), among("mean")),
     "train.ema_epochs": (among(1e-6, 0.5, 1e6), among(*BAD_NUMBERS)),
     "train.swa_epochs": (among(1, 10**9), among(*BAD_NUMBERS)),
@@ -301,7 +301,7 @@ KEYS: dict[str, tuple[Draw, Draw]] = {
     "predict.views_for": (among("all", "uncertain:0.25"), among("uncertain:0", "uncertain:2", "some")),
     "predict.adapt": (among("bn", "tent"), among("dann")),
     "predict.alpha": (within(0, 1), among(*BAD_NUMBERS)),
-    "predict.decide": (among("argmax", "auto", "temperature"), among("thresholds", "cut_points", "prior", "coin")),
+    "predict.decide": (among("argmax", "auto"), among("temperature", "thresholds", "cut_points", "prior", "coin")),
     "competition.task": (among("single_label", "ordinal", "regression", "multi_label"), among("ranking")),
     "competition.metric": (among("accuracy", "log_loss", "macro_f1"), among("rmse", "acc", "map_at_5")),
     "competition.test_shares": (among({}), among({"0": 2}, {"0": 0.5, "1": 0.5}, {"0": math.nan})),
@@ -317,12 +317,12 @@ KEYS: dict[str, tuple[Draw, Draw]] = {
 
 
 def drawn(rng: random.Random, base: Mapping[str, Any]) -> dict[str, Any]:
-    """Return plain values of a config: up to eight keys in range, and in half of the configs one or two of any kind."""
+    """Return plain values of a config: seven keys in range, of which in two of five configs one or two of any kind."""
     tree: dict[str, Any] = {section: dict(values) for section, values in base.items()}
     name, args = rng.choice(GOOD_OPTIMIZERS)
     tree["model"], tree["optim"] = {**rng.choice(MODELS)}, {"name": name, "args": args, "clip": "norm"}
-    keys = rng.sample(sorted(KEYS), 8)
-    wrong = set(rng.sample(keys, rng.choice((0, 0, 1, 2))))
+    keys = rng.sample(sorted(KEYS), 7)
+    wrong = set(rng.sample(keys, rng.choice((0, 0, 0, 1, 2))))
     for key in keys:
         section, _, field = key.rpartition(".")
         values = tree.setdefault(section, {}) if section else tree
@@ -375,7 +375,7 @@ def test_what_passes_the_check_trains_and_predicts_and_the_rest_is_refused(
         except Exception as error:
             raise AssertionError(f"passes the check and fails: {tree}") from error
         trained += 1
-    assert 30 <= trained <= 80
+    assert 30 <= trained <= 80, trained
 
 
 SPACES: dict[str, Draw] = {

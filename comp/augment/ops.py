@@ -9,64 +9,82 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from comp.runtime.errors import ConfigError, unknown
+
+
+class OpRow(NamedTuple):
+    """What an op is; a plug-in's row may be a plain tuple of the first two or of all three.
+
+    Attributes:
+        meaning: of its magnitude.
+        imitates: the suite's corruptions that it imitates.
+        range: smallest and largest magnitude; a signed magnitude's negative is in it, too.
+    """
+
+    meaning: str
+    imitates: frozenset[str]
+    range: tuple[float, float] = (-1e6, 1e6)
+
 
 # Meaning of each op's magnitude, and the suite's corruptions that the op imitates. Geometry and grey-level remapping
 # imitate none (as in AugMix); blends with black, grey, luma and a blurred copy do. PRIME's random filters, curves and
 # PixMix's textures imitate none, as their authors argue: a draw can resemble a weak blur, but nothing aims at one.
-OPS: dict[str, tuple[str, frozenset[str]]] = {
-    "crop": ("shift by up to this fraction of a side, both ways", frozenset()),
-    "crop_mirrored": (
-        "shift by up to this fraction of a side, with mirrored borders",
-        frozenset(),
+OPS: dict[str, OpRow] = {
+    "crop": OpRow("shift by up to this fraction of a side, both ways", frozenset(), (0, 1)),
+    "crop_mirrored": OpRow("shift by up to this fraction of a side, with mirrored borders", frozenset(), (0, 0.8)),
+    "flip": OpRow("none", frozenset()),
+    "alternating_flip": OpRow("none", frozenset()),
+    "cutout": OpRow("side of the square, as a fraction of the image's", frozenset(), (0, 1)),
+    "random_erasing": OpRow("largest share of the area", frozenset(), (0, 1)),
+    "shear_x": OpRow("slope", frozenset(), (-5, 5)),
+    "shear_y": OpRow("slope", frozenset(), (-5, 5)),
+    "shear_x_bilinear": OpRow("slope", frozenset(), (-5, 5)),
+    "shear_y_bilinear": OpRow("slope", frozenset(), (-5, 5)),
+    "translate_x": OpRow("fraction of the width, cut to whole pixels", frozenset(), (-1, 1)),
+    "translate_y": OpRow("fraction of the height, cut to whole pixels", frozenset(), (-1, 1)),
+    "rotate": OpRow("degrees", frozenset(), (-360, 360)),
+    "rotate_bilinear": OpRow("degrees", frozenset(), (-360, 360)),
+    "brightness": OpRow("factor - 1", frozenset({"brightness"}), (-10, 10)),
+    "contrast": OpRow("factor - 1", frozenset({"contrast"}), (-10, 10)),
+    "saturation": OpRow("factor - 1", frozenset({"saturate"}), (-10, 10)),
+    "sharpness": OpRow("factor - 1; below 0 blurs", frozenset({"gaussian_blur", "defocus_blur"}), (-10, 10)),
+    "hue": OpRow("fraction of the circle", frozenset(), (-1, 1)),
+    "grayscale": OpRow("none", frozenset({"saturate"})),
+    "posterize": OpRow("bits kept, rounded", frozenset(), (0, 8)),
+    "solarize": OpRow("threshold, 0 to 256", frozenset(), (0, 256)),
+    "autocontrast": OpRow("none", frozenset()),
+    "equalize": OpRow("none", frozenset()),
+    "invert": OpRow("none", frozenset()),
+    "noise": OpRow("sigma, as a fraction of 255", frozenset({"gaussian_noise", "shot_noise"}), (0, 1)),
+    "speckle": OpRow("sigma, as a fraction of the grey level", frozenset({"speckle_noise", "shot_noise"}), (0, 2)),
+    "impulse": OpRow("share of the values", frozenset({"impulse_noise"}), (0, 1)),
+    "blur": OpRow(
+        "sigma in pixels, where the shorter side is 32", frozenset({"gaussian_blur", "defocus_blur"}), (0, 16)
     ),
-    "flip": ("none", frozenset()),
-    "alternating_flip": ("none", frozenset()),
-    "cutout": ("side of the square, as a fraction of the image's", frozenset()),
-    "random_erasing": ("largest share of the area", frozenset()),
-    "shear_x": ("slope", frozenset()),
-    "shear_y": ("slope", frozenset()),
-    "shear_x_bilinear": ("slope", frozenset()),
-    "shear_y_bilinear": ("slope", frozenset()),
-    "translate_x": ("fraction of the width, cut to whole pixels", frozenset()),
-    "translate_y": ("fraction of the height, cut to whole pixels", frozenset()),
-    "rotate": ("degrees", frozenset()),
-    "rotate_bilinear": ("degrees", frozenset()),
-    "brightness": ("factor - 1", frozenset({"brightness"})),
-    "contrast": ("factor - 1", frozenset({"contrast"})),
-    "saturation": ("factor - 1", frozenset({"saturate"})),
-    "sharpness": ("factor - 1; below 0 blurs", frozenset({"gaussian_blur", "defocus_blur"})),
-    "hue": ("fraction of the circle", frozenset()),
-    "grayscale": ("none", frozenset({"saturate"})),
-    "posterize": ("bits kept, rounded", frozenset()),
-    "solarize": ("threshold, 0 to 256", frozenset()),
-    "autocontrast": ("none", frozenset()),
-    "equalize": ("none", frozenset()),
-    "invert": ("none", frozenset()),
-    "noise": ("sigma, as a fraction of 255", frozenset({"gaussian_noise", "shot_noise"})),
-    "speckle": ("sigma, as a fraction of the grey level", frozenset({"speckle_noise", "shot_noise"})),
-    "impulse": ("share of the values", frozenset({"impulse_noise"})),
-    "blur": ("sigma in pixels, where the shorter side is 32", frozenset({"gaussian_blur", "defocus_blur"})),
-    "pixel_shuffle": ("reach in pixels, where the shorter side is 32", frozenset({"glass_blur"})),
-    "pixelate": ("fraction of each side that is kept", frozenset({"pixelate"})),
-    "fractal": ("weight of the texture, 0 to 1", frozenset()),
-    "random_filter": ("sigma of the nine weights", frozenset()),
-    "random_colour": ("root mean square of the change, as a fraction of 255", frozenset()),
-    "jpeg": ("quality, 1 to 100, rounded", frozenset({"jpeg_compression"})),
-    "motion": ("length in pixels, where the shorter side is 32", frozenset({"motion_blur"})),
-    "disk_blur": ("radius in pixels, where the shorter side is 32", frozenset({"defocus_blur", "gaussian_blur"})),
-    "zoom": ("largest factor - 1", frozenset({"zoom_blur"})),
-    "elastic": ("rms displacement in pixels, where the shorter side is 32", frozenset({"elastic_transform"})),
-    "haze": ("share of the clouds' light, 0 to 1", frozenset({"fog"})),
-    "drops": ("share hidden in a drop's middle, 0 to 1", frozenset({"snow", "frost", "spatter"})),
-    "gamma": ("octaves of the exponent; above 0 darkens", frozenset({"brightness", "contrast"})),
+    "pixel_shuffle": OpRow("reach in pixels, where the shorter side is 32", frozenset({"glass_blur"}), (0, 16)),
+    "pixelate": OpRow("fraction of each side that is kept", frozenset({"pixelate"}), (0, 1)),
+    "fractal": OpRow("weight of the texture, 0 to 1", frozenset(), (0, 1)),
+    "random_filter": OpRow("sigma of the nine weights", frozenset(), (0, 4)),
+    "random_colour": OpRow("root mean square of the change, as a fraction of 255", frozenset(), (0, 1)),
+    "jpeg": OpRow("quality, 1 to 100, rounded", frozenset({"jpeg_compression"}), (0, 100)),
+    "motion": OpRow("length in pixels, where the shorter side is 32", frozenset({"motion_blur"}), (0, 32)),
+    "disk_blur": OpRow(
+        "radius in pixels, where the shorter side is 32", frozenset({"defocus_blur", "gaussian_blur"}), (0, 16)
+    ),
+    "zoom": OpRow("largest factor - 1", frozenset({"zoom_blur"}), (0, 4)),
+    "elastic": OpRow(
+        "rms displacement in pixels, where the shorter side is 32", frozenset({"elastic_transform"}), (0, 16)
+    ),
+    "haze": OpRow("share of the clouds' light, 0 to 1", frozenset({"fog"}), (0, 1)),
+    "drops": OpRow("share hidden in a drop's middle, 0 to 1", frozenset({"snow", "frost", "spatter"}), (0, 1)),
+    "gamma": OpRow("octaves of the exponent; above 0 darkens", frozenset({"brightness", "contrast"}), (-5, 5)),
 }
 
 # Likewise for the op that workers run while reading an image, on its full resolution.
-WORKER_OPS: dict[str, tuple[str, frozenset[str]]] = {
-    "random_resized_crop": ("share of the image's area that is kept", frozenset()),
+WORKER_OPS: dict[str, OpRow] = {
+    "random_resized_crop": OpRow("share of the image's area that is kept", frozenset(), (0, 1)),
 }
 
 # Ops defined by luma, hue or chroma: only for images of 3 or 1 channels.
@@ -217,7 +235,16 @@ def parse(row: Mapping[str, Any], where: str) -> Op:
     low, high = _parse_range(rest.pop("magnitude", _CROP_AREA if name in WORKER_OPS else 0.0), where)
     if name in WORKER_OPS and not 0 < low <= high <= 1:
         raise ConfigError(f"{where}.magnitude: expected a share in (0, 1] or [low, high], found {low, high}")
+    row_of_op = OpRow(*(OPS | WORKER_OPS)[name])
+    lowest, highest = row_of_op.range
     signed = rest.pop("signed", False)
+    ends = (low, high, -low, -high) if signed is True else (low, high)
+    if not all(lowest <= end <= highest for end in ends):
+        what = "magnitudes of both signs" if signed is True else "a magnitude"
+        raise ConfigError(
+            f"{where}.magnitude: {name}: expected {what} from {lowest:g} to {highest:g} ({row_of_op.meaning}), found "
+            f"{low:g} to {high:g}"
+        )
     if rest or not isinstance(signed, bool):
         wrong = ", ".join(rest) or "signed"
         raise ConfigError(f"{where}: op '{name}' takes p, magnitude and signed (true or false); check {wrong}")

@@ -25,7 +25,7 @@ from comp.cli.commands import (
     tune,
 )
 from comp.runtime import cores, memory, signals
-from comp.runtime.errors import Interrupted, UserError
+from comp.runtime.errors import Interrupted, UserError, readable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 config_app = typer.Typer(no_args_is_help=True, help="Show and check configs.")
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         with signals.catch_stop_signals():
             app(arguments, obj=arguments or sys.argv[1:])  # exits by SystemExit: 0, or 2 with typer's message
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {readable(error)}", file=sys.stderr)
         code = error.exit_code
     except Interrupted as stop:
         print(

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from comp.config.section import BrokenRule, Fraction, Positive, Section, UserPath
+from comp.config.section import BrokenRule, Fraction, Name, NotNegative, Positive, Section, UserPath
 
 _CORRUPTIONS = 19  # in `comp.data.corruptions.suite`
 _SUM_TOLERANCE = 0.01  # of shares that were rounded
@@ -22,9 +22,9 @@ class SuiteConfig(Section):
     """Folder of the distortion files, relative to `data.root`."""
     base_address: str = ""
     """URL from which missing distortion files are downloaded; empty: no download."""
-    files: Positive = 19
+    files: Annotated[int, Field(ge=1, le=1000)] = 19
     """Number of distortion files, numbered from 00; at least 1, at most 19 for `corrupt_test`."""
-    images_per_block: Annotated[int, Field(ge=0)] = 0
+    images_per_block: NotNegative = 0
     """Images per (distortion, severity) block; for `corrupt_test` a stratified sample of the test split. 0: all
     images."""
     severities: Annotated[int, Field(ge=1, le=5)] = 5
@@ -108,7 +108,7 @@ class SubmissionConfig(Section):
 class CompetitionConfig(Section):
     """The competition."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "unnamed"
+    name: Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "unnamed"
     """Name of the folder under `runs/` and of the default submission file."""
     task: str = "auto"
     """`single_label` (one class per image), `multi_label` (any number of classes per image), `ordinal` (one class per

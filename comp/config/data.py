@@ -7,11 +7,24 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from comp.config.section import BrokenRule, Fraction, FrozenMapping, Positive, Section, Size, UserPath, expecting
+from comp.config.section import (
+    Amount,
+    BrokenRule,
+    Fraction,
+    FrozenMapping,
+    NotNegative,
+    Positive,
+    Section,
+    Size,
+    UserPath,
+    expecting,
+)
+
+_NARROWEST = 1e-9  # range of pixel values that is spread over 0 to 255
 
 
 def _check_ascending(pair: str | tuple[float, float]) -> str | tuple[float, float]:
-    if isinstance(pair, tuple) and not pair[0] < pair[1]:
+    if isinstance(pair, tuple) and not (pair[0] < pair[1] and pair[1] - pair[0] >= _NARROWEST):
         raise ValueError
     return pair
 
@@ -132,9 +145,9 @@ class DataConfig(Section):
     validation: _HeldOut | Literal["none", "official"] = 0.1
     """Training images held out for validation: a fraction (0 to 1), a count, `none` (train on everything) or `official`
     (the source's own validation split). Ignored if `folds` is set."""
-    folds: Annotated[int, Field(ge=2)] | None = None
+    folds: Annotated[int, Field(ge=2, le=10**6)] | None = None
     """Number of folds, at least 2: fold `fold` is the validation split; null: no folds."""
-    fold: Annotated[int, Field(ge=0)] = 0
+    fold: NotNegative = 0
     """The fold used for validation, from 0 to `folds` - 1."""
     stratify: bool = True
     """Whether every held-out split has the class frequencies of the whole; false: plain random splits."""
@@ -195,11 +208,11 @@ class AugmentConfig(Section):
     albumentations: tuple[FrozenMapping, ...] = ()
     """albumentations transforms before the policy, in this order, by name and arguments: `{name: GaussNoise, p: 0.2,
     std_range: [0.1, 0.2]}`. Loader workers apply them to each uint8 image; they must keep its size."""
-    mixup: Annotated[float, Field(ge=0)] = 0.0
+    mixup: Amount = 0.0
     """MixUp: alpha of Beta(alpha, alpha); 0: off."""
-    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    cutmix: Amount = 0.0
     """CutMix: alpha of Beta(alpha, alpha); 0: off."""
     switch_probability: Fraction = 0.5
     """Probability of CutMix for each sample if both are on, 0 to 1."""
-    mix_off_epochs: Annotated[int, Field(ge=0)] = 0
+    mix_off_epochs: NotNegative = 0
     """Number of final epochs without MixUp and CutMix."""

@@ -10,7 +10,8 @@ Before a config's values are checked, they are normalized, so that you need not 
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -21,9 +22,11 @@ from comp.config.data import PseudoConfig
 from comp.config.section import DURATION, PATH, alternatives, is_mapping, section_of
 from comp.config.training import TeacherConfig
 from comp.config.tree import Config
-from comp.config.yaml_io import Document, Keys, dump_yaml, parse_override, read_chain, user_path
-from comp.runtime.errors import ConfigError
+from comp.config.yaml_io import Document, Keys, describe_value, dump_yaml, parse_override, read_chain, user_path
+from comp.runtime.errors import ConfigError, shortened
 
+_LARGEST = 1e38  # number that single precision holds
+_SHOWN = 20  # mistakes in one message
 _BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
 
 
@@ -56,7 +59,9 @@ def load_stored(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: see `load`.
     """
-    (document,) = read_chain(path)
+    *bases, document = read_chain(path)
+    if bases:
+        raise ConfigError(f"{path}: extends: a stored config is complete; remove the line")
     if isinstance(entries := document.values.get("plugins"), list) and all(isinstance(row, str) for row in entries):
         document.values["plugins"] = plugins.resolve_copies(entries, path.parent)
     return _validate(document, str(path), overrides, expand_paths=False)
@@ -186,9 +191,26 @@ def _validate(
         config = Config.model_validate_json(text, strict=True)
     except ValidationError as error:
         mistakes += messages.explain(error, document, where, path_mistakes)
+    else:
+        mistakes += [
+            f"{document.location(keys) or where}: {'.'.join(map(str, keys))}: {mistake}"
+            for keys, mistake in _unusable_numbers(document.values)
+        ]
     if mistakes:
-        raise ConfigError("\n  ".join(dict.fromkeys(mistakes)))
+        lines = list(dict.fromkeys(mistakes))
+        more = [f"and {len(lines) - _SHOWN:,} more mistakes"] if len(lines) > _SHOWN else []
+        raise ConfigError("\n  ".join([*lines[:_SHOWN], *more]))
     return config
+
+
+def _unusable_numbers(values: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
+    """Yield keys and mistake of every number that is infinite, NaN or absurdly large."""
+    if isinstance(values, float) and not abs(values) <= _LARGEST:
+        expected = f"a number from {-_LARGEST:g} to {_LARGEST:g}" if math.isfinite(values) else "a finite number"
+        yield keys, f"expected {expected}, found {describe_value(values)}"
+    children = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in children:
+        yield from _unusable_numbers(value, (*keys, key))
 
 
 def _drop_shifted_validation(values: dict[str, Any]) -> dict[str, Any]:
@@ -265,6 +287,7 @@ def _apply_override(document: Document, text: str) -> Document:
     path, value, spellings = parse_override(text)
     model: type[BaseModel] = Config
     where = f"override '{'.'.join(map(str, path))}'"
+    text = shortened(text)
     keys: Keys = ()
     for depth, key in enumerate(path, start=1):
         keys = path[:depth]

@@ -1,18 +1,17 @@
 """Error messages for invalid configs: each mistake once, with its location and how to fix it."""
 
 import contextlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from comp.config.section import section_of
 from comp.config.tree import Config
 from comp.config.yaml_io import Document, Keys, describe_value
 from comp.runtime.errors import ConfigError, ModelError, nearest
-
-_SHOWN = 120  # characters of a value in a message
 
 
 def check_keys(tree: Mapping[str, Any], model: type[BaseModel], where: str, path: tuple[str, ...] = ()) -> None:
@@ -95,9 +94,7 @@ def _messages(keys: Keys, details: Sequence[Any], document: Document, where: str
         yield f"{location}: {mapping}: expected keys that are {_expected(key_details)}, found '{name}'"
         return
     value = _lookup(document.values, keys)
-    actual = describe_value(value)
-    actual = actual if len(actual) <= _SHOWN else f"{actual[:_SHOWN]}..."
-    yield f"{location}: {dotted}: expected {_expected(details)}, found {actual}{_hint(value, details)}"
+    yield f"{location}: {dotted}: expected {_expected(details)}, found {describe_value(value)}{_hint(value, details)}"
 
 
 def _locations(fields: Sequence[Keys], document: Document, where: str) -> str:
@@ -143,6 +140,7 @@ def _lookup(values: Any, keys: Iterable[Any]) -> Any:
     return values
 
 
+_LONG = 60  # characters of a text that no hint repeats
 _SECTION, _MAPPING = "a section of `key: value` lines", "a mapping such as {{key: value}}"
 _EXPECTED = {
     "int_type": "a whole number",
@@ -164,9 +162,10 @@ _EXPECTED = {
     "missing": "one more value",
     "too_short": "at least {min_length} values",
     "too_long": "at most {max_length} values",
+    "string_too_long": "at most {max_length} characters",
     "string_pattern_mismatch": "letters, digits, '.', '_' and '-', starting with a letter or digit",
     "expected": "{text}",
-    "duration": "a time such as 90s, 15min or 1.5h",
+    "duration": "a time such as 90s, 15min or 1.5h, at most 1000d",
 }
 _PATTERNS = {r"^([0-9a-fA-F]{8,64})?$": "8 to 64 hex digits"}
 
@@ -186,6 +185,17 @@ def _expected(details: Sequence[Any]) -> str:
     return f"{', '.join(all_but_last)} or {last}" if all_but_last else last
 
 
+def mistake_in(value: Any, annotation: Any) -> str:
+    """Return what a plain value's annotated type and range expect instead of it; empty if it fits."""
+    try:
+        TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        part = _lookup(value, details[0]["loc"]) if isinstance(value, list) else value
+        return f"expected {_expected(details)}, found {describe_value(part)}"
+    return ""
+
+
 def _words(detail: Any) -> list[str]:
     return re.findall(r"'[^']*'|[^\s,']+", str(detail["ctx"]["expected"]).replace(" or ", ", "))
 
@@ -194,7 +204,7 @@ def _hint(value: Any, details: Sequence[Any]) -> str:
     """Return the correct spelling of a misspelled value."""
     if not isinstance(value, str):
         return ""
-    if details[0]["type"] == "tuple_type":
+    if details[0]["type"] == "tuple_type" and len(value) < _LONG:
         return f"; write [{value}]"
     is_number = any(
         detail["type"].startswith(("float", "finite")) or "fraction" in detail.get("ctx", {}).get("text", "")

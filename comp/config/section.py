@@ -21,12 +21,18 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from comp.runtime.errors import ConfigError
+
 # A mapping with keys of your own; the proxy makes it as immutable as the rest of the config.
 FrozenMapping = Annotated[
     Mapping[str, JsonValue], AfterValidator(lambda value: MappingProxyType(dict(value))), PlainSerializer(dict)
 ]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+# Counts: a billion means "all", or "never".
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+NotNegative = Annotated[int, Field(ge=0, le=10**9)]
+Amount = Annotated[float, Field(ge=0, le=1e9)]
+Name = Annotated[str, Field(max_length=200)]  # of a folder or file, whose names end at 255 bytes
 
 # Marks of fields for `comp.config.loading`.
 DURATION, PATH = "a time", "a path"
@@ -67,18 +73,19 @@ def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_LONGEST = 1000 * _SECONDS["d"]
 
 
 def parse_duration(duration: str) -> float:
     """Return the seconds of a duration such as `90s`, `15min`, `1.5h` or `7d`.
 
     Raises:
-        ValueError: another spelling, or zero.
+        ValueError: another spelling, zero, or more than 1000 days.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|min|h|d)", duration)
     seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
-    if not seconds:
-        raise PydanticCustomError("duration", "a time such as 90s, 15min or 1.5h")
+    if not 0 < seconds <= _LONGEST:
+        raise PydanticCustomError("duration", "a time such as 90s, 15min or 1.5h, at most 1000d")
     return seconds
 
 
@@ -141,3 +148,22 @@ def alternatives(annotation: Any) -> Iterator[Any]:
 def is_mapping(annotation: Any) -> bool:
     """Return whether a field may be a mapping with keys of your own."""
     return any(get_origin(member) in (dict, Mapping) for member in alternatives(annotation))
+
+
+def check_numbers(values: Any, where: str, low: float, high: float) -> None:
+    """Check that every number in plain values, also in their lists and mappings, lies in a range.
+
+    Args:
+        values: of a config.
+        where: their key, for the message.
+        low: smallest allowed number.
+        high: largest allowed number.
+
+    Raises:
+        ConfigError: names the first other number.
+    """
+    if isinstance(values, Mapping | list | tuple):
+        for key, value in values.items() if isinstance(values, Mapping) else enumerate(values):
+            check_numbers(value, f"{where}.{key}", low, high)
+    elif isinstance(values, int | float) and not low <= values <= high:
+        raise ConfigError(f"{where}: expected a number from {low:g} to {high:g}, found {values!r}")

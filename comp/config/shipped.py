@@ -29,7 +29,7 @@ def find(path: Path) -> Path:
     shipped one. Anything else is returned unchanged.
     """
     local = Path(f"{path.as_posix().removesuffix('.yaml')}.yaml")
-    if path.is_file() or local.with_suffix("").as_posix() not in names():
+    if os.path.isfile(path) or local.with_suffix("").as_posix() not in names():
         return path
     return local if local.is_file() else folder() / local
 

@@ -12,6 +12,7 @@ from comp.runtime.errors import ConfigError, unknown
 SECTIONS = ("augment", "model", "optim", "train")  # others would change the images that score trials
 _KINDS = ("float", "int", "choice")
 _MODIFIERS = {"float": {"log", "step"}, "int": {"log", "step"}, "choice": set[str]()}
+_MOST_STEPS = 1_000_000  # of a range
 _DIGITS = 6  # significant digits of floats; more would only be harder to read
 
 
@@ -141,6 +142,11 @@ def _parse_range(path: str, kind: str, ends: Any, values: dict[str, Any], when: 
         raise ConfigError(f"{where}: log: expected true or false, and true only above 0; found {log!r} from {low}")
     if step is not None and (not _is_number(step) or step <= 0 or (whole and step != int(step))):
         raise ConfigError(f"{where}: step: expected a {'whole ' if whole else ''}number above 0, found {step!r}")
+    if step is not None and high - low > step * _MOST_STEPS:
+        raise ConfigError(
+            f"{where}: step: expected at most {_MOST_STEPS:,} steps from {low} to {high}, found steps of {step!r}; "
+            "take larger ones, or leave step out"
+        )
     if step is not None and log:
         raise ConfigError(f"{where}: log and step cannot be combined; remove one")
     if step is not None:

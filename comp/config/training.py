@@ -1,12 +1,28 @@
 """Sections `model`, `optim` and `train`."""
 
-import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from comp.config.section import PATH, BrokenRule, Duration, Fraction, FrozenMapping, Positive, Section, Size, UserPath
+from comp.config.section import (
+    PATH,
+    Amount,
+    BrokenRule,
+    Duration,
+    Fraction,
+    FrozenMapping,
+    NotNegative,
+    Positive,
+    Section,
+    Size,
+    UserPath,
+)
+from comp.runtime.errors import shortened
+
+_Rate = Annotated[float, Field(ge=1e-12, le=1e38)]  # what diverges stops with its own advice
+_SMALLEST_STD, _LARGEST_MEAN = 1e-6, 1000  # of images in 0 to 1, which are divided by it
+_LIGHTEST, _HEAVIEST = 1e-6, 1e6  # class in the loss
 
 
 class ModelConfig(Section):
@@ -68,6 +84,14 @@ class ModelConfig(Section):
             yield BrokenRule(
                 ("sha256",), "model.sha256: there is no weights file to check; set model.pretrained or remove it"
             )
+        pair = self.normalize if isinstance(self.normalize, dict) else {}
+        mean, std = pair.get("mean", ()), pair.get("std", ())
+        if any(value < _SMALLEST_STD for value in std) or any(abs(value) > _LARGEST_MEAN for value in (*mean, *std)):
+            yield BrokenRule(
+                ("normalize",),
+                f"model.normalize: expected std from {_SMALLEST_STD:g} and mean from {-_LARGEST_MEAN} to "
+                f"{_LARGEST_MEAN}, for images in 0 to 1; found {dict(pair)}",
+            )
         if self.normalize == "pretrained" and not has_weights:
             yield BrokenRule(
                 ("normalize",),
@@ -78,7 +102,7 @@ class ModelConfig(Section):
 class LookaheadConfig(Section):
     """Lookahead: slow weights that follow the optimizer's fast weights (Zhang et al. 2019, "Lookahead Optimizer")."""
 
-    k: Annotated[int, Field(ge=0)] = 0
+    k: NotNegative = 0
     """Steps between two synchronisations; the paper uses 5 to 10; 0: off."""
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Step size of the slow weights towards the fast ones, above 0 and at most 1."""
@@ -89,25 +113,25 @@ class OptimConfig(Section):
 
     name: str = "adamw"
     """A name from `comp.training.optimizers.OPTIMIZERS` or from timm's factory (`lion`, `lamb`, `nadamw`, ...)."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: _Rate = 1e-3
     """Peak learning rate, for a loss that is averaged over the batch."""
     args: FrozenMapping = Field(default_factory=dict)
     """Further arguments of the optimizer, such as `{nesterov: false}` or `{eps: 1e-6}`."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.05
     """Weight decay of matrices and kernels; norms and biases have none unless `decay_all` is set."""
     decay_all: bool = False
     """Whether weight decay also applies to norms and biases."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor between the learning rates of a layer and the layer above it, above 0 and at most 1; 1: the same rate."""
-    multipliers: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    multipliers: dict[str, Annotated[float, Field(ge=0, le=1000)]] = Field(default_factory=dict)
     """Block name or glob (as in `model.freeze`) -> learning rate factor; several matching factors multiply."""
     ends: dict[str, Positive] = Field(default_factory=dict)
     """Block name or glob -> number of epochs to train it: its schedule is shortened, then it is frozen."""
     momentum: Fraction = 0.9
     """Momentum of sgd (Nesterov), muon, and timm optimizers that have one, 0 to 1."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Betas of adam and adamw; for timm's optimizers use `args`."""
-    aux_lr: Annotated[float, Field(gt=0)] | None = None
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Betas, from 0 to below 1, of adam and adamw; for timm's optimizers use `args`."""
+    aux_lr: _Rate | None = None
     """Muon: peak learning rate of the SGD for all parameters except hidden matrices; null: `lr`. Multiply rates that
     are meant for a loss summed over the batch by the batch size."""
     aux_momentum: Fraction = 0.85
@@ -130,7 +154,7 @@ class OptimConfig(Section):
     """Schedule `step`: factor of each reduction, above 0 and at most 1."""
     clip: Literal["none", "norm", "value", "adaptive"] = "none"
     """Gradient clipping: by total norm, by value, or adaptive (each unit relative to its weights' norm)."""
-    clip_at: Annotated[float, Field(gt=0)] | None = None
+    clip_at: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """Clipping limit, above 0; null: 1 for norm and value, 0.01 for adaptive."""
 
     def broken_rules(self) -> Iterator[BrokenRule]:
@@ -150,9 +174,9 @@ class TeacherConfig(Section):
     runs: Annotated[tuple[str, ...], PATH] = ()
     """Runs; ensembles, whose members teach; or folders of runs such as `comp cv` makes, of which those teach that never
     saw this run's validation images. All networks count the same; empty: no teacher."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Divides the teachers' outputs before softmax or sigmoid: above 1 the targets are softer. The student's own
-    outputs are not divided."""
+    temperature: Annotated[float, Field(ge=0.01, le=1000)] = 1.0
+    """Divides the teachers' outputs before softmax or sigmoid, 0.01 to 1000: above 1 the targets are softer. The
+    student's own outputs are not divided."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Weight of the teachers' mean probabilities in every target, above 0 and at most 1; the rest is the label's."""
 
@@ -166,7 +190,7 @@ class TeacherConfig(Section):
 class TrainConfig(Section):
     """The training loop."""
 
-    epochs: Positive = 10
+    epochs: Annotated[int, Field(ge=1, le=10**6)] = 10
     """Number of epochs; ignored if `budget` is set."""
     budget: Duration = ""
     """Wall-clock time of the training, such as `90s`, `15min` or `1.5h`; empty: use `epochs`. The number of steps that
@@ -175,10 +199,10 @@ class TrainConfig(Section):
     scoring do not. The number of steps differs between runs."""
     batch_size: Positive = 128
     """Images per optimizer step."""
-    micro_batch: Annotated[int, Field(ge=2)] | None = None
+    micro_batch: Annotated[int, Field(ge=2, le=10**9)] | None = None
     """Images per forward pass, at least 2. Gradients are averaged over the batch, so the step is the same, but batch
     norm sees only this many images. null: the whole batch. It is halved if memory runs out."""
-    nan_retries: Annotated[int, Field(ge=0)] = 0
+    nan_retries: NotNegative = 0
     """How many times a training with a non-finite loss rolls back to its last good state, at half the learning rate; 0:
     it stops. If above 0, state.pt is also written after every epoch."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -201,9 +225,9 @@ class TrainConfig(Section):
     """`jsd`: three views of every image, cross-entropy on the clean view plus the Jensen-Shannon divergence of their
     predictions (AugMix). Not possible with MixUp, CutMix or augmentation in workers. A step costs three times as
     much."""
-    consistency_weight: Annotated[float, Field(ge=0)] = 12.0
+    consistency_weight: Annotated[float, Field(ge=0, le=1e6)] = 12.0
     """Weight of the divergence in the loss."""
-    sizes: dict[Positive, Annotated[int, Field(ge=8)]] = Field(default_factory=dict)
+    sizes: dict[Positive, Annotated[int, Field(ge=8, le=4096)]] = Field(default_factory=dict)
     """Progressive resizing: epoch (from 1) -> side of the training images in pixels from this epoch on, such as
     {1: 24, 5: 32}; before the first listed epoch they keep their size. The network must accept any size; validation and
     prediction use full-size images."""
@@ -215,7 +239,7 @@ class TrainConfig(Section):
     """Weight averaging, from `comp.models.averaging.AVERAGES`: ema (over steps, validated after every epoch beside the
     raw weights), swa or soup (over the last epochs, validated once). `select` chooses between averaged and raw weights;
     without a validation split the averaged weights are used."""
-    ema_epochs: Annotated[float, Field(gt=0)] = 1.0
+    ema_epochs: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Time constant of ema in epochs, above 0: a step's weight in the average falls to 1/e after this many epochs."""
     swa_epochs: Positive = 5
     """Number of last epochs that swa averages; a training that stops earlier has no average."""
@@ -223,11 +247,11 @@ class TrainConfig(Section):
     """Number of last epochs from which soup chooses; their weights are kept in memory and in every checkpoint."""
     patience: Positive | None = None
     """Early stopping: epochs without an improvement of `select`; null: off."""
-    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    min_delta: Amount = 0.0
     """Smallest improvement that counts for `patience`, in the unit of `select`."""
     overfit_patience: Positive | None = None
     """Early stopping: consecutive epochs with a validation loss above its best; null: off."""
-    overfit_threshold: Annotated[float, Field(ge=0)] = 0.0
+    overfit_threshold: Amount = 0.0
     """Smallest excess over the best validation loss that counts for `overfit_patience`, in nats."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Training device; auto: a GPU if there is one."""
@@ -236,7 +260,7 @@ class TrainConfig(Section):
     it to time again) and recorded in the run's execution.json; fp16, for older GPUs, scales the loss."""
     channels_last: Literal["auto"] | bool = "auto"
     """Whether images and weights use the channels-last memory layout; auto: timed together with precision."""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads; 0: one per core, or half if that is faster with hyper-threading, at most OMP_NUM_THREADS."""
     compile: Literal["auto"] | bool = "auto"
     """Whether to use torch.compile for training steps; auto: in trainings longer than 15 minutes, if timing shows a
@@ -246,7 +270,7 @@ class TrainConfig(Section):
     is always deterministic."""
     log_norms: bool = False
     """Whether to write and plot the gradient and weight norms of every layer per epoch (norms.csv)."""
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
+    checkpoint_seconds: Amount = 60.0
     """Seconds between two checkpoints (state.pt); one is also written when the training is interrupted."""
     keep_state: bool = False
     """Whether a complete run keeps state.pt (optimizer, averages, position). Prediction, ensembles and `model.from_run`
@@ -255,10 +279,12 @@ class TrainConfig(Section):
     def broken_rules(self) -> Iterator[BrokenRule]:
         """See `Section.broken_rules`."""
         for name, weight in {} if isinstance(self.class_weights, str) else self.class_weights.items():
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            number = 0.0 if isinstance(weight, bool) or not isinstance(weight, int | float) else weight
+            if not _LIGHTEST <= number <= _HEAVIEST:
                 yield BrokenRule(
                     ("class_weights",),
-                    f"train.class_weights: {name}: expected a number above 0, found {weight!r}; write {{cat: 2.5}}",
+                    f"train.class_weights: {name}: expected a number above 0, from {_LIGHTEST:g} to {_HEAVIEST:g}, "
+                    f"found {shortened(repr(weight))}; write {{cat: 2.5}}",
                 )
         if self.min_delta and self.patience is None:
             yield BrokenRule(

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from comp.config.competition import CompetitionConfig
 from comp.config.data import AugmentConfig, DataConfig
-from comp.config.section import Duration, Fraction, FrozenMapping, Positive, Section, UserPath
+from comp.config.section import Duration, Fraction, FrozenMapping, Name, NotNegative, Positive, Section, UserPath
 from comp.config.training import ModelConfig, OptimConfig, TrainConfig
 
 
@@ -59,9 +59,9 @@ class TrackConfig(Section):
 class ConfirmConfig(Section):
     """Confirmation of the best trials with new seeds, which the search has not selected for."""
 
-    top: Annotated[int, Field(ge=0)] = 3
+    top: Annotated[int, Field(ge=0, le=1000)] = 3
     """Number of best trials to train again; 0: no confirmation."""
-    seeds: Positive = 3
+    seeds: Annotated[int, Field(ge=1, le=1000)] = 3
     """Number of new seeds for each; their mean counts, without the trial's original value."""
 
 
@@ -91,15 +91,15 @@ class TuneConfig(Section):
     timeout: Duration = ""
     """Time such as `90s`, `15min` or `2h` after which no new trial starts; running trials finish and the best are
     confirmed. Empty: no limit."""
-    keep: Annotated[int, Field(ge=0)] | Literal["all"] = 3
+    keep: NotNegative | Literal["all"] = 3
     """Number of best trials that keep their weights; the weights of other trials are deleted during the study. With
     several metrics the Pareto front also keeps its weights. all: new trials keep their weights permanently."""
     storage: UserPath = ""
     """`journal:///PATH` or a path ending in .log: any number of processes on one machine; `sqlite:///PATH`: a few
     processes; `postgresql://...`: several machines; empty: a journal in the study's folder."""
-    study: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")] = ""
+    study: Annotated[Name, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$")] = ""
     """Name of the study and of its folder below `runs/<competition>/`; empty: the config file's name."""
-    heartbeat_seconds: Positive = 10
+    heartbeat_seconds: Annotated[int, Field(ge=1, le=3600)] = 10
     """On PostgreSQL: seconds between two heartbeats of a worker. After three missed heartbeats another worker continues
     its trial."""
     confirm: ConfirmConfig = ConfirmConfig()

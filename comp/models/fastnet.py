@@ -11,8 +11,10 @@ docs/lab/2026-11-22-fastnet-tricks.md has what each brings here.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from comp.models.coursework.layout import Network, halved
@@ -124,11 +126,11 @@ def fastnet(
     classes: int,
     *,
     size: str = "M",
-    scale: float = 1 / 3,
+    scale: Annotated[float, Field(ge=-1000, le=1000)] = 1 / 3,
     patch: int = 2,
     filters: int | None = None,
-    bias: bool = True,
-    smallest: float = _SMALLEST_VARIANCE,
+    bias: Annotated[bool, Field()] = True,
+    smallest: Annotated[float, Field(ge=1e-9, le=1000)] = _SMALLEST_VARIANCE,
 ) -> FastNet:
     """Build fastnet for images of at least 16 px.
 

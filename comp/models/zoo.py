@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_origin
 
 import torch
 from torch import Tensor, nn
 
 from comp.config import ModelConfig
-from comp.config.section import height_and_width
+from comp.config.messages import mistake_in
+from comp.config.section import check_numbers, height_and_width
 from comp.models import stems, surgery, timm_models, weights
 from comp.models.classifier import Classifier, Resize
 from comp.models.coursework.networks import NETWORKS
@@ -21,6 +22,7 @@ from comp.runtime.errors import ModelError, UserError, unknown
 Shape = tuple[int, int, int]  # channels, height, width
 Numbers = Sequence[float]
 
+_LARGEST = 65_536  # of a number in `model.timm`: widths, depths, sides
 _METHODS = ("forward", "forward_features", "forward_head", "get_classifier")  # of every network
 
 
@@ -208,6 +210,19 @@ def _check_arguments(config: ModelConfig, field: str, arguments: Mapping[str, An
     for name, value in arguments.items():
         if "drop" in name and isinstance(value, int | float) and not 0 <= value < 1:
             raise ModelError(f"{field}.{name}: expected a share from 0 to less than 1, found {value}")
+    _check_ranges(config.name, field, arguments)
+
+
+def _check_ranges(network: str, field: str, arguments: Mapping[str, Any]) -> None:
+    """Check numbers against the ranges that our network's function declares (`Annotated`); timm's against one."""
+    if network not in NETWORKS:
+        check_numbers(arguments, field, -_LARGEST, _LARGEST)
+        return
+    parameters = inspect.signature(NETWORKS[network]).parameters
+    for name, value in arguments.items():
+        kind = parameters[name].annotation
+        if get_origin(kind) is Annotated and (mistake := mistake_in(value, kind)):
+            raise ModelError(f"{field}.{name}: {mistake}")
 
 
 def _accepted_arguments(name: str) -> list[str]:

@@ -20,6 +20,9 @@ import difflib
 import re
 from collections.abc import Iterable
 
+_MAX_LENGTH = 1000  # of a name that is compared to others
+_LONGEST_WORD = 300  # characters, for a path
+
 
 class UserError(ValueError):
     """The user's input is wrong."""
@@ -68,11 +71,24 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signum
 
 
+def shortened(text: str, length: int = 120) -> str:
+    """Return text for a message, its middle left out if it is longer than `length`."""
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]}...{text[-half:]} ({len(text):,} characters)"
+
+
+def readable(error: BaseException) -> str:
+    """Return an error's message for a terminal: what is long beyond reading, such as a name, without its middle."""
+    return re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda word: shortened(word[0]), str(error))
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the closest different name, or an empty string.
 
     The same words in another order or case are the closest: `f1_macro` means `macro_f1`.
     """
+    if len(name) > _MAX_LENGTH:  # compared letter by letter
+        return ""
     choices, words = [choice for choice in names if choice != name], _words(name)
     same_words = [choice for choice in choices if words and _words(choice) == words]
     close = same_words or difflib.get_close_matches(name, choices, n=1, cutoff=0.55)

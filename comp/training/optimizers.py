@@ -9,6 +9,7 @@ from torch import Tensor, optim
 from torch.optim import Optimizer
 
 from comp.config import OptimConfig
+from comp.config.section import check_numbers
 from comp.models import surgery
 from comp.models.classifier import Classifier
 from comp.runtime.errors import ConfigError, ModelError, nearest, unknown
@@ -20,6 +21,11 @@ ParameterGroups = Iterable[dict[str, Any]]
 
 # Config fields of their own, or set by the trainer: not allowed in `optim.args`.
 _NOT_ARGUMENTS = {"params", "lr", "weight_decay", "momentum", "aux_momentum"}
+
+
+_LARGEST = 1e6  # number in `optim.args`
+# What constructors and steps raise for arguments that do not suit them.
+_REFUSALS = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 
 
 class Eager(Optimizer):
@@ -227,8 +233,9 @@ def _construct(
     extra = {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()}
     try:
         return constructor(groups, **{**settings, **extra})
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise ConfigError(f"optim.args: {name} refuses {dict(args)}: {error}") from None
+    except _REFUSALS as error:
+        what = f"optim.args: {name} refuses {dict(args)}" if args else f"optim: {name} refuses {settings}"
+        raise ConfigError(f"{what}: {error}") from None
 
 
 def build_optimizer(groups: ParameterGroups, config: OptimConfig) -> Optimizer:
@@ -298,15 +305,29 @@ def schedule_of(config: OptimConfig) -> Schedule:
 
 
 def check_optimizer(config: OptimConfig) -> None:
-    """Check optimizer and schedule by building them for one small matrix.
+    """Check optimizer and schedule by building them for one small matrix, and arguments by taking two steps with them.
 
     Raises:
-        ConfigError: see `build_optimizer` and `schedule_of`.
+        ConfigError: see `build_optimizer` and `schedule_of`; or a step that fails, or ends in NaN or infinity.
     """
     schedule_of(config)
+    check_numbers(config.args, "optim.args", -_LARGEST, _LARGEST)
     weight = torch.nn.Parameter(torch.ones(2, 2))
     group = {"params": [weight], "weight_decay": config.weight_decay, "lr_scale": 1.0, "hidden": True}
-    build_optimizer([group], config)
+    optimizer = build_optimizer([group], config)
+    if not config.args:
+        return
+    reason = "the weights are no longer finite"
+    try:
+        for slope in (0.5, -0.25):
+            weight.grad = torch.full_like(weight, slope)
+            optimizer.step()
+    except _REFUSALS as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+    else:
+        if weight.isfinite().all():
+            return
+    raise ConfigError(f"optim.args: {config.name} cannot take a step with {dict(config.args)}: {reason}")
 
 
 def set_rates(optimizer: Optimizer, step: int, plan: Plan, schedule: Schedule, *, factor: float = 1.0) -> None:

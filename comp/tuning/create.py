@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 
 from comp import config as configs
 from comp.config import Config, plugins, space
+from comp.config.yaml_io import read_plain
 from comp.results import files, runs
 from comp.runtime.errors import ConfigError, StudyError, UserError, nearest
 from comp.tuning import objectives, pruners, samplers
@@ -56,7 +56,7 @@ class StudyPlan:
 
     def load(self) -> Config:
         """Return the study's config."""
-        return configs.from_mapping(yaml.safe_load(self.config), "the study's config")
+        return configs.from_mapping(read_plain(self.config, "the study's config"), "the study's config")
 
 
 def plan(config: Config, name: str, runs_root: Path) -> StudyPlan:
@@ -183,8 +183,8 @@ def _read_config(path: Path) -> str:
     """Return a study's config as text."""
     try:
         text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = read_plain(text, "its text")
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
         raise StudyError(f"{path}: missing or damaged ({files.error_text(error)}); restore the file") from None
     if not isinstance(values, dict):
         raise StudyError(f"{path}: damaged: expected a mapping, found {type(values).__name__}; restore the file")

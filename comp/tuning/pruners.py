@@ -16,10 +16,12 @@ from optuna.pruners import (
 )
 
 from comp.config import Config, space
+from comp.config.section import check_numbers
 from comp.runtime.errors import ConfigError, unknown
 from comp.tuning import objectives
 
 BUDGET_STEPS = 10  # a training with a time budget is judged at every tenth of it
+_LARGEST = 10**6  # of a pruner's arguments
 _MIN_WILCOXON_FOLDS = 3  # two pairs never differ significantly
 
 # Name -> Optuna's class and its arguments here.
@@ -55,6 +57,7 @@ def pruner(config: Config) -> Any:
         raise ConfigError("tune.folds: all: a trial trains all of data.folds, and that is not set; set data.folds=5")
     if name != "none":
         _check_objectives(config, name)
+    check_numbers(config.tune.pruner_args, "tune.pruner_args", 0, _LARGEST)
     kind, defaults = PRUNERS[name]
     args = {**defaults, **config.tune.pruner_args}
     with warnings.catch_warnings():

@@ -14,6 +14,7 @@ import optuna
 from optuna.samplers import BruteForceSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 
 from comp.config import Config
+from comp.config.section import check_numbers
 from comp.config.space import Entry
 from comp.runtime.errors import ConfigError, unknown
 
@@ -44,6 +45,7 @@ def sampler(config: Config, number: int, *, untried: bool = False) -> Any:
     name = config.tune.sampler
     if name not in SAMPLERS:
         raise ConfigError(f"tune.sampler: {unknown('sampler', name, SAMPLERS)}")
+    check_numbers(config.tune.sampler_args, "tune.sampler_args", 0, MAX_POINTS)
     seed = random.Random(f"{config.seed}/{number}").randrange(2**31)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

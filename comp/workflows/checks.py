@@ -21,7 +21,7 @@ from comp.models import averaging, zoo
 from comp.models.classifier import Classifier
 from comp.results import decisions, files, metrics, predictions, runs
 from comp.results.decision_fits import declared_shares
-from comp.runtime import device
+from comp.runtime import device, memory
 from comp.runtime.errors import ConfigError, UserError, unknown
 from comp.submission import derive_format, rules, write
 from comp.tracking import tracker
@@ -165,9 +165,21 @@ def _check_model(config: Config) -> None:
     zoo.check_family_allowed(section.name, config.competition.rules.banned_families)
     shape = (3, *height_and_width(section.input_size or zoo.published_side(section.name)))
     model = zoo.build_on_meta(section, classes=_ASSUMED_CLASSES, image_shape=shape)
+    _check_memory(section.name, model)
     optimizers.for_model(model, config.optim)
     if section.input_size:
         _check_batch_norm(config, model, shape, images=2)
+
+
+def _check_memory(name: str, model: Classifier) -> None:
+    """Refuse weights that this machine cannot hold; `model` is a blueprint."""
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    free = memory.free_host_bytes()
+    if needed > free:
+        raise ConfigError(
+            f"model.name: the weights of {name} need {needed / 1e9:,.1f} GB, found {free / 1e9:,.1f} GB of free "
+            "memory; choose a smaller network, or smaller model.args or model.timm"
+        )
 
 
 def _check_batch_norm(config: Config, model: Classifier, image_shape: tuple[int, int, int], images: int) -> None:

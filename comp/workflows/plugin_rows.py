@@ -52,7 +52,7 @@ def _instance(kind: type) -> tuple[str, Callable[[Any], bool]]:
 
 def _is_op(value: Any) -> bool:
     match value:
-        case (str(), frozenset() as imitated):
+        case (str(), frozenset() as imitated) | (str(), frozenset() as imitated, (int() | float(), int() | float())):
             return imitated <= set(DISTORTIONS)
     return False
 
@@ -74,7 +74,12 @@ REGISTRIES: dict[str, Registry] = {
     "NETWORKS": Registry(NETWORKS, "model", "a function (shape, classes, **arguments) -> network", callable),
     "OWN_KINDS": Registry(OWN_KINDS, "", f"one of {', '.join(_KINDS)}", lambda value: value in _KINDS),
     "FAMILIES": Registry(FAMILIES, "family", *_instance(Family)),
-    "OPS": Registry(OPS, "op", "(meaning of its magnitude, frozenset of the corruptions it imitates)", _is_op),
+    "OPS": Registry(
+        OPS,
+        "op",
+        "(meaning of its magnitude, frozenset of the corruptions it imitates[, (lowest, highest) magnitude])",
+        _is_op,
+    ),
     "FUNCTIONS": Registry(FUNCTIONS, "", *_instance(BatchOp)),
     "POLICIES": Registry(POLICIES, "policy", *_instance(Policy)),
     "LOSSES": Registry(LOSSES, "loss", "a function (logits, targets, *, reduction='mean') -> loss", _is_loss),

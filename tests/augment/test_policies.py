@@ -149,7 +149,7 @@ def test_the_published_subpolicies_are_torchvisions(name: str) -> None:
 
 
 def test_what_is_imitated_is_the_suites_and_nothing_of_it_is_left_out() -> None:
-    imitated = [names for _, names in OPS.values()]
+    imitated = [row.imitates for row in OPS.values()]
     assert frozenset().union(*imitated) == set(suite.NAMES)
 
 
@@ -167,7 +167,7 @@ def test_robust_has_seen_every_kind_of_corruption_and_the_strict_one_none() -> N
 
 
 def test_only_generic_ops_imitate_nothing() -> None:
-    assert {name for name, (_, imitated) in OPS.items() if not imitated} == GENERIC
+    assert {name for name, row in OPS.items() if not row.imitates} == GENERIC
 
 
 def test_every_op_can_be_asked_for_in_yaml(tmp_path: Path) -> None:

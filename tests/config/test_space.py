@@ -45,7 +45,7 @@ MISTAKES = {
     "fractions for int": ({"train.epochs": {"int": [1, 2.5]}}, "expected whole numbers"),
     "no choices": ({"augment.policy": {"choice": []}}, "expected a list of values"),
     "choice twice": ({"augment.policy": {"choice": ["basic", "basic"]}}, "duplicate value 'basic'"),
-    "value out of bounds": ({"optim.lr": {"float": [0, 1]}}, "optim.lr=0.0 would be invalid: optim.lr: expected more"),
+    "value out of bounds": ({"optim.lr": {"float": [0, 1]}}, "optim.lr=0.0 would be invalid: optim.lr: expected at"),
     "wrong type": ({"train.epochs": {"float": [1, 3]}}, "train.epochs=1.0 would be invalid"),
     "text for a number": ({"train.epochs": {"choice": ["three"]}}, "expected a whole number, found the text 'three'"),
     "goes with another": ({"optim.clip_at": {"float": [0.1, 1]}}, "when: {other.path: value}"),

@@ -44,7 +44,7 @@ def check_name(value: str | None) -> str | None:
 def find_config(param: typer.CallbackParam, value: Any) -> Any:
     """Return a config's path, with a shipped config's name replaced by its file, which is printed and recorded."""
     path = expand_path(param, value)
-    if not isinstance(path, Path) or path.is_file():
+    if not isinstance(path, Path) or os.path.isfile(path):  # unlike `is_file`, also for a name that is too long
         return path
     from comp.cli import console
     from comp.config import shipped

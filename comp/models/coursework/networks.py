@@ -7,8 +7,10 @@ A network's function takes the image shape and the number of classes; its keywor
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from comp.models.coursework import convolution
@@ -18,9 +20,19 @@ from comp.runtime.errors import ModelError, unknown
 
 Shape = tuple[int, int, int]  # channels, height, width
 
+# Ranges of `model.args`, which are checked before a network is built.
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Count = Annotated[int, Field(ge=0, le=1000)]
+Switch = Annotated[bool, Field()]
+
 
 def fully_connected(
-    shape: Shape, classes: int, *, hidden: Sequence[int] = (128,), activation: str = "relu", drop_rate: float = 0.0
+    shape: Shape,
+    classes: int,
+    *,
+    hidden: Annotated[Sequence[Width], Field(max_length=1000)] = (128,),
+    activation: str = "relu",
+    drop_rate: float = 0.0,
 ) -> Network:
     """Flatten, then linear layers of the `hidden` widths, each with activation and dropout."""
     widths = [math.prod(shape), *_check_widths("hidden", hidden)]
@@ -60,7 +72,9 @@ class ResidualLinear(nn.Module):
         return torch.relu(features + self.branch(features))
 
 
-def residual_mlp(shape: Shape, classes: int, *, width: int = 110, blocks: int = 2, drop_rate: float = 0.2) -> Network:
+def residual_mlp(
+    shape: Shape, classes: int, *, width: Width = 110, blocks: Count = 2, drop_rate: float = 0.2
+) -> Network:
     """784 -> 110, residual blocks of two linear layers, -> 10: 136,300 parameters for 28 px grey, 10 classes."""
     neck: list[nn.Module] = [nn.Linear(math.prod(shape), width), nn.ReLU()]
     neck += [ResidualLinear(width, drop_rate) for _ in range(blocks)]
@@ -68,7 +82,7 @@ def residual_mlp(shape: Shape, classes: int, *, width: int = 110, blocks: int = 
 
 
 def convnet(
-    shape: Shape, classes: int, *, activation: str = "relu", batch_norm: bool = True, drop_rate: float = 0.0
+    shape: Shape, classes: int, *, activation: str = "relu", batch_norm: Switch = True, drop_rate: float = 0.0
 ) -> Network:
     """Three 3x3 convolutions of 12, 24, 48 channels, each with batch norm, activation and a pool; 768 -> 64 -> 10."""
     channels, height, width = shape
@@ -90,7 +104,7 @@ CONVOLUTIONS: dict[str, Callable[..., nn.Module]] = {
 
 
 def simple_cnn(
-    shape: Shape, classes: int, *, depth: int = 3, channels: int = 16, conv: str = "torch", drop_rate: float = 0.0
+    shape: Shape, classes: int, *, depth: int = 3, channels: Width = 16, conv: str = "torch", drop_rate: float = 0.0
 ) -> Network:
     """`depth` (2, 3 or 6) 3x3 convolutions whose channels double, a pool after every second one, then a 128-wide layer.
 
@@ -139,7 +153,13 @@ class BasicBlock(nn.Module):
 
 
 def residual_cnn(
-    shape: Shape, classes: int, *, blocks: int = 4, width: int = 32, blocks_per_stage: int = 2, drop_rate: float = 0.0
+    shape: Shape,
+    classes: int,
+    *,
+    blocks: Count = 4,
+    width: Width = 32,
+    blocks_per_stage: int = 2,
+    drop_rate: float = 0.0,
 ) -> Network:
     """A 3x3 stem and `blocks` basic blocks; each stage after the first doubles channels and halves the map."""
     _check_widths("blocks_per_stage", [blocks_per_stage])
@@ -168,7 +188,7 @@ def challenge_cnn(shape: Shape, classes: int, *, drop_rate: float = 0.0) -> Netw
     return Network(nn.Sequential(*body), neck, nn.Linear(512, classes))
 
 
-def imagenette_cnn(shape: Shape, classes: int, *, batch_norm: bool = False, drop_rate: float = 0.0) -> Network:
+def imagenette_cnn(shape: Shape, classes: int, *, batch_norm: Switch = False, drop_rate: float = 0.0) -> Network:
     """Three 3x3 convolutions of stride 2 and 64, 128, 256 channels, a global pool and a 256-wide layer, for 160 px."""
     channels = shape[0]
     body: list[nn.Module] = []

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Column, Table
+from rich.table import Column
 
 if TYPE_CHECKING:
     from comp.data.dataset import Dataset
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from comp.models.zoo import Costs, ModelSummary
     from comp.workflows.label_errors import LabelReport
 
-from comp.cli.console.output import err, out, print_json, print_line, print_note, print_table
+from comp.cli.console.output import PlainTable, err, out, print_json, print_line, print_note, print_table
 
 _MOST_PAIRS = 5  # of confused classes
 MOST_COUNTED_MODELS = 120  # counting one takes 0.1 to 2 seconds
@@ -63,7 +63,7 @@ def print_dataset(dataset: "Dataset", as_json: bool) -> None:
     if as_json:
         print_json(values)
         return
-    table = Table("data", "value")
+    table = PlainTable("data", "value")
     for name, value in values.items():
         if name != "notes":
             table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
@@ -80,11 +80,11 @@ def print_notes(dataset: "Dataset") -> None:
 def print_contents(described: dict[str, Any]) -> None:
     """Print the results of `comp data show`: a table of splits, and one of labels."""
     splits = described["splits"]
-    table = Table("split", "images", "shape (C, H, W)", "mean", "std")
+    table = PlainTable("split", "images", "shape (C, H, W)", "mean", "std")
     for name, split in splits.items():
         table.add_row(name, f"{split['images']:,}", *[str(split[key]) for key in ("shape", "mean", "std")])
     out.print(table)
-    labels = Table("class", *splits, title=f"images in each of {described['classes']} classes")
+    labels = PlainTable("class", *splits, title=f"images in each of {described['classes']} classes")
     for label in next(iter(splits.values()))["labels"]:
         labels.add_row(label, *[f"{split['labels'][label]:,}" if split["labels"] else "" for split in splits.values()])
     out.print(labels)
@@ -92,7 +92,7 @@ def print_contents(described: dict[str, Any]) -> None:
 
 def print_findings(findings: "Sequence[DataFinding]") -> None:
     """Print the findings of `comp data check`."""
-    table = Table("check", "found", "verdict", Column("examples", overflow="fold"))
+    table = PlainTable("check", "found", "verdict", Column("examples", overflow="fold"))
     for finding in findings:
         table.add_row(finding.what, f"{finding.count:,}", finding.verdict, ", ".join(finding.examples))
     out.print(table)

@@ -3,9 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-from rich.table import Table
-
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -14,7 +11,7 @@ if TYPE_CHECKING:
     from comp.results.runs import Run
     from comp.workflows.rehearse import Stage
 
-from comp.cli.console.output import out, print_line, print_note, print_table
+from comp.cli.console.output import PlainTable, out, print_line, print_note, print_table
 from comp.runtime.errors import RunError
 
 # Columns of an evaluation that are left out in a narrow window, the first one first.
@@ -129,18 +126,18 @@ def print_prediction(
 
 def print_answers(header: Sequence[str], rows: Sequence[Sequence[str]], path: "Path") -> None:
     """Print a table of the first predicted images, and the file with all of them."""
-    table = Table(*header[:_MAX_COLUMNS])
+    table = PlainTable(*header[:_MAX_COLUMNS])
     for row in rows[:_MAX_ANSWERS]:
-        table.add_row(*(escape(cell) for cell in row[:_MAX_COLUMNS]))
+        table.add_row(*row[:_MAX_COLUMNS])
     out.print(table)
     first = f", the first {_MAX_ANSWERS} above" if len(rows) > _MAX_ANSWERS else ""
     print_line(f"{len(rows):,} images in {path}{first}; all probabilities in {path.with_suffix('.npz')}")
 
 
-def _severity_table(shifted: "SplitScores", title: str) -> Table:
+def _severity_table(shifted: "SplitScores", title: str) -> PlainTable:
     """Return accuracy by distortion and severity, with means in the last row and column."""
     severities = list(shifted.by_severity)
-    table = Table("distortion", *severities, "mean", title=f"{title}: accuracy by distortion and severity")
+    table = PlainTable("distortion", *severities, "mean", title=f"{title}: accuracy by distortion and severity")
     blocks = list(shifted.by_block.values())
     for row, (name, mean) in enumerate(shifted.by_distortion.items()):
         cells = blocks[row * len(severities) : (row + 1) * len(severities)]
@@ -206,7 +203,7 @@ def _print_classes(name: str, classes: Sequence[Mapping[str, Any]]) -> None:
 
 def print_stages(stages: "Sequence[Stage]") -> None:
     """Print a rehearsal."""
-    table = Table("stage", "seconds", "result", title="rehearsal: all stages passed")
+    table = PlainTable("stage", "seconds", "result", title="rehearsal: all stages passed")
     for stage in stages:
         table.add_row(stage.name, f"{stage.seconds:.1f}", stage.found)
     out.print(table)

@@ -80,7 +80,11 @@ def write_files_atomically(contents: Mapping[Path, Content], *, replace: bool = 
 
 
 def _unwritable(path: Path, error: OSError) -> RunError:
-    fix = "choose a shorter name" if error.errno == errno.ENAMETOOLONG else "free space or choose another folder"
+    fix = "free space or choose another folder"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        fix = "choose a folder that you have permission to write to"
+    elif error.errno == errno.ENAMETOOLONG:
+        fix = "choose a shorter name"
     return RunError(f"{escape.short_path(path)}: cannot be written: {error.strerror}; {fix}")
 
 

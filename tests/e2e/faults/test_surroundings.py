@@ -313,6 +313,31 @@ def test_commands_that_read_work_without_the_modules_of_unix(place: Path) -> Non
     assert codes == ["0"] * len(commands), ended.stderr
 
 
+NAMELESS = """
+import pwd, sys
+def getpwuid(number):
+    raise KeyError(f"getpwuid(): uid not found: {number}")
+pwd.getpwuid = getpwuid
+from comp.cli import app
+app.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    ["leaderboard", "report runs/frozen", "train small.yaml train.epochs=1", "train small.yaml track.wandb=offline"],
+)
+def test_a_user_without_a_name_and_a_home_works_like_any_other(workplace: Path, words: str) -> None:
+    """As in a container that is started with a number for a user."""
+    thawed(workplace)
+    Path("nameless.py").write_text(NAMELESS)
+    lacking: dict[str, str | None] = dict.fromkeys(("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "COMP_CACHE"))
+    result = shell(f"{sys.executable} nameless.py {words}", **lacking)
+    assert_clean(result)
+    assert result.code == 0, result.err
+
+
 SPAWNING = """
 import multiprocessing, sys
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """The command line: its commands and exit codes. `comp --help` never imports torch."""
 
 import atexit
+import contextlib
 import gc
+import itertools
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Annotated, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 from comp.cli.commands import (
     clean,
@@ -24,10 +27,36 @@ from comp.cli.commands import (
     train,
     tune,
 )
-from comp.runtime import cores, memory, signals
-from comp.runtime.errors import Interrupted, UserError, readable
+from comp.runtime import cores, escape, memory, signals, streams
+from comp.runtime.errors import Interrupted, UserError, describe_system_error, readable
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_BROKEN_PIPE = 128 + 13  # SIGPIPE, as of other commands
+_UNPRINTED = "the results cannot be printed: {}; send them elsewhere (> FILE)"
+_UsageError: Any = typer.BadParameter.__base__
+
+
+@contextlib.contextmanager
+def _plain_usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:  # typer prints it: a file `--\x1b[2J` may have become an option by `comp check *`
+        error.message = escape.one_line(error.message or "")
+        raise
+
+
+class _Commands(typer.core.TyperGroup):
+    """All commands, whose errors hold no command to the terminal."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _plain_usage_errors():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _plain_usage_errors():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 config_app = typer.Typer(no_args_is_help=True, help="Show and check configs.")
 leaderboard_app = typer.Typer(invoke_without_command=True)
 data_app = typer.Typer(no_args_is_help=True, help="Prepare, show, check, corrupt and compare data.")
@@ -39,36 +68,73 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     Args:
         arguments: in place of the process's own.
     """
+    streams.prepare()
     cores.limit_spinning()
     atexit.register(gc.freeze)  # skips the last garbage collection, which would walk all of torch
     code = 0
     try:
+        _check_words(sys.argv[1:] if arguments is None else arguments)
         with signals.catch_stop_signals():
             app(arguments, obj=arguments or sys.argv[1:])  # exits by SystemExit: 0, or 2 with typer's message
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 0
     except UserError as error:
-        print(f"error: {readable(error)}", file=sys.stderr)
-        code = error.exit_code
+        code = _refuse(readable(error), error.exit_code)
     except Interrupted as stop:
-        print(
+        _say(
             "Stopped. Continue a training with: comp run --resume RUN (its folder is printed above); repeat any other "
-            "command to continue it.",
-            file=sys.stderr,
+            "command to continue it."
         )
         code = stop.exit_code
     except Exception as error:
-        if memory.is_out_of_memory(error):
-            print(f"error: out of memory ({memory.reason_of(error)}); {memory.ADVICE}", file=sys.stderr)
-            code = UserError.exit_code
-        elif "comp.workflows.plugins" in sys.modules and (
-            reason := sys.modules["comp.workflows.plugins"].raised_in(error)
-        ):
-            print(f"error: a plug-in fails: {reason}", file=sys.stderr)
-            code = UserError.exit_code
-        else:
-            traceback.print_exc()
-            print("internal error (a bug in comp); please report it with the lines above", file=sys.stderr)
-            code = 1
+        code = _explain(error)
+    failure = streams.flush_stdout()
+    if isinstance(failure, BrokenPipeError):
+        code = _BROKEN_PIPE  # no message: after `| head`, the reader has seen enough
+    elif failure is not None and not code:
+        code = _refuse(_UNPRINTED.format(failure.strerror))
+    elif streams.is_given_up() and failure is None:
+        code = _refuse("a process that this command works with has ended (broken pipe); run the command again")
     sys.exit(code)
+
+
+def _check_words(words: list[str]) -> None:
+    """Refuse an empty argument, which would count as the current folder."""
+    for before, word in itertools.pairwise(["comp", *words]):
+        if not word and before not in ("-m", "--message", "--name"):
+            raise UserError(
+                f"the argument after '{before}' is empty, as an unset variable in quotes is; name a file, a folder or "
+                "a value, or leave it out"
+            )
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it, but the exit code tells
+        print(escape.for_terminal(text), file=sys.stderr)
+
+
+def _refuse(message: str, code: int = UserError.exit_code) -> int:
+    """Print a user's error, and return its exit code."""
+    _say(f"error: {escape.for_error(message)}")
+    return code
+
+
+def _explain(error: Exception) -> int:
+    """Print what ended the command, one message for what the user can mend; return the exit code."""
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        error = error.__context__  # pathlib and torch hide the system's reason: a circle of links, a full disk
+    if isinstance(error, OSError) and error.filename is None and streams.flush_stdout() is not None:
+        return _refuse(_UNPRINTED.format(error.strerror))
+    if memory.is_out_of_memory(error):
+        return _refuse(f"out of memory ({memory.reason_of(error)}); {memory.ADVICE}")
+    plugins = sys.modules.get("comp.workflows.plugins")
+    if plugins and (reason := plugins.raised_in(error)):
+        return _refuse(f"a plug-in fails: {reason}")
+    if isinstance(error, OSError) and (message := describe_system_error(error)):
+        return _refuse(message)
+    _say(traceback.format_exc().rstrip())
+    _say("internal error (a bug in comp); please report it with the lines above")
+    return 1
 
 
 @app.callback(invoke_without_command=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from comp.results.files import make_folder
+from comp.results.files import make_folder, remove
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress
 
@@ -52,7 +52,7 @@ def fetch(address: str, target: Path, validate: Callable[[Path], object], progre
     try:
         validate(part)
     except DataError as error:
-        part.unlink()  # a wrong file cannot be resumed
+        remove(part, inside=part.parent)  # a wrong file cannot be resumed
         raise DataError(f"{error} (downloaded from {address})") from None
     part.replace(target)
 
@@ -69,7 +69,7 @@ def _resume(address: str, part: Path, progress: Progress) -> int:
             size = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
             if size and int(size[1]) == start:
                 return start
-            part.unlink()
+            remove(part, inside=part.parent)
             return _resume(address, part, progress)
         raise
     with contextlib.closing(response):

@@ -1,6 +1,6 @@
 """Predict images with a model, for validation and for submissions alike."""
 
-import shutil
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -149,7 +149,8 @@ def _how_it_went(finished: Sequence[Predictions], options: PredictOptions) -> di
 
 def delete_partial_blocks(parts: Path) -> None:
     """Remove the finished blocks of a prediction that is stored whole."""
-    shutil.rmtree(parts, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        files.remove(parts, inside=parts.parent)
 
 
 def _groups(images: Split | Suite, options: PredictOptions) -> list[list[_Part]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from comp.results import files, prediction_files
 from comp.results.predictions import Predictions
+from comp.runtime import escape
 from comp.runtime.errors import SubmissionError
 
 Rows = list[list[str]]
@@ -71,6 +72,8 @@ def write_csv(path: Path, images: Predictions) -> None:
     files.make_folder(path.parent)
     header, rows = build_table(images)
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    csv.writer(text, lineterminator="\n").writerows(
+        [escape.for_spreadsheet(cell) for cell in row] for row in (header, *rows)
+    )
     prediction_files.save(path.with_suffix(".npz"), images)
     files.write_atomically(path, text.getvalue().encode())

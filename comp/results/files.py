@@ -5,17 +5,20 @@ new one, never half a file.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import os
+import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from comp.runtime import escape
 from comp.runtime.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ _ZIP_ERRORS = (OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile,
 # All that zipfile and NumPy raise on damaged bytes: a flipped flag asks for a password or an unknown compression, a
 # corrupt header for more memory than the machine has.
 READ_ERRORS = (*_VALUE_ERRORS, *_ZIP_ERRORS)
+
+_LONGEST_NAME, _TEMPORARY_LENGTH = 255, 13  # bytes of a name, and what a temporary name adds: `.NAME.1234567.tmp`
 
 Content = bytes | Callable[[BinaryIO], None]  # a file's bytes, or a function that writes them to the open file
 
@@ -69,13 +74,18 @@ def write_files_atomically(contents: Mapping[Path, Content], *, replace: bool = 
     finally:
         for temporary in staged.values():
             with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+                remove(temporary, inside=temporary.parent)
     for folder in {path.parent for path in contents}:
         _sync_folder(folder)
 
 
 def _unwritable(path: Path, error: OSError) -> RunError:
-    return RunError(f"{path}: cannot be written: {error.strerror}; free space or choose another folder")
+    fix = "free space or choose another folder"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        fix = "choose a folder that you have permission to write to"
+    elif error.errno == errno.ENAMETOOLONG:
+        fix = "choose a shorter name"
+    return RunError(f"{escape.short_path(path)}: cannot be written: {error.strerror}; {fix}")
 
 
 def _move_into_place(temporary: Path, path: Path, replace: bool) -> None:
@@ -149,7 +159,10 @@ def read_bytes(path: Path, what: str, error: type[UserError]) -> bytes:
 
 def to_json(values: Any) -> bytes:
     """Return indented JSON; raise ValueError on non-finite values (an internal error)."""
-    return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    try:
+        return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except UnicodeEncodeError:  # a file name whose bytes are no text, such as an argument of the command line
+        return (json.dumps(values, indent=2, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -190,6 +203,9 @@ def find_write_problem(folder: Path) -> str:
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
         return f"{existing} is not a folder"
+    too_long = [part for part in folder.absolute().parts if len(os.fsencode(part)) > _LONGEST_NAME]
+    if too_long:
+        return f"{escape.short_path(too_long[0])}: a name has at most {_LONGEST_NAME} bytes"
     return "" if os.access(existing, os.W_OK | os.X_OK) else f"no permission to write to the folder {existing}"
 
 
@@ -197,14 +213,16 @@ def check_writable(path: Path, *, suffix: str = "") -> None:
     """Check that an output file can be written or replaced, before the work starts.
 
     Raises:
-        RunError: it has another suffix, is a folder, or its folder cannot be written to.
+        RunError: it has another suffix, is a folder, its name is too long, or its folder cannot be written to.
     """
     if suffix and path.suffix != suffix:
         raise RunError(f"{path}: expected a name that ends in {suffix}")
+    if len(os.fsencode(path.name)) > _LONGEST_NAME - _TEMPORARY_LENGTH:
+        raise RunError(f"{escape.short_path(path)}: the name is too long; choose a shorter one with -o")
     if path.is_dir():
         raise RunError(f"{path}: is a folder; choose another name with -o")
     if problem := find_write_problem(path.parent):
-        raise RunError(f"{path}: {problem}; choose another folder with -o")
+        raise RunError(f"{escape.short_path(path)}: {problem}; choose another folder with -o")
 
 
 def make_folder(path: Path) -> None:
@@ -219,3 +237,38 @@ def make_folder(path: Path) -> None:
         raise RunError(
             f"{path}: the folder cannot be created: {error.strerror}; choose one you have permission to write to"
         ) from None
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Return whether a path, once links on its way are followed, lies in a folder; the last part may be a link."""
+    return path.name not in ("", "..") and folder.resolve() in (path.parent.resolve() / path.name).parents
+
+
+def remove(path: Path, *, inside: Path, marks: Sequence[str] = ()) -> None:
+    """Remove a file, or a folder with all that it holds; nothing if it does not exist.
+
+    Whatever a path comes from, such as a storage that others write to, only what lies in a folder of ours and looks
+    like ours is removed. Links are never followed.
+
+    Args:
+        path: the file or folder.
+        inside: the folder that it must lie in.
+        marks: names of files that a folder must have.
+
+    Raises:
+        RunError: it lies elsewhere, or lacks a mark or is a link where one is needed.
+        OSError: the system refuses it.
+    """
+    if not os.path.lexists(path):
+        return
+    if not lies_in(path, inside):
+        raise RunError(f"{path}: is not removed: it does not lie in {inside}; remove it yourself if it is yours")
+    if marks and path.is_symlink():
+        raise RunError(f"{path}: is not removed: it is a link; remove it yourself")
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    missing = [name for name in marks if not (path / name).is_file()]
+    if missing:
+        raise RunError(f"{path}: is not removed: it has no {missing[0]}; remove it yourself if it is yours")
+    shutil.rmtree(path)

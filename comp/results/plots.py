@@ -4,6 +4,7 @@ The first argument of each function is the path of the PNG. Histories and norms 
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.results import files
+from comp.runtime import escape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -275,7 +277,9 @@ def draw_compared_norms(path: Path, tables: Mapping[str, Sequence[Mapping[str, A
 def _legend_below(figure: "Figure") -> None:
     """Draw one legend for all panels, each run once; names are not parsed as formulas."""
     handles = {
-        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        escape.one_line(label): handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     legend = figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=8)
     for text in legend.get_texts():
@@ -320,8 +324,11 @@ def _show_image(figure: "Figure", pixels: NDArray[np.uint8]) -> Any:
 
 
 def _shorten(text: str, most: int = _MAX_TITLE_LENGTH) -> str:
+    text = escape.one_line(text)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    files.write_atomically(path, partial(figure.savefig, format="png"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the font lacks Chinese, and shows boxes
+        files.write_atomically(path, partial(figure.savefig, format="png"))

@@ -4,7 +4,6 @@ Numbers come from the run's files; `data-value` holds all digits.
 """
 
 import base64
-import html
 import json
 import math
 import tempfile
@@ -18,6 +17,7 @@ from comp.config import Config
 from comp.results import diagnostics, files, plots, runs
 from comp.results.run_metrics import RunMetrics, SplitScores
 from comp.results.runs import Run
+from comp.runtime import escape
 from comp.runtime.errors import RunError, plural
 
 _MAX_RUNS = 40  # side by side; more would be unreadable
@@ -342,7 +342,7 @@ def _code(value: Any) -> str:
 
 
 def _text(value: object) -> str:
-    return html.escape(str(value))
+    return escape.for_html(value)
 
 
 def _picture(run: Run, name: str, caption: str) -> str:

@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -40,6 +39,7 @@ from comp.results.files import (
     open_arrays,
     read_bytes,
     read_json,
+    remove,
     sha256_bytes,
     to_json,
     write_atomically,
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MAX_DEPTH = 8  # folders between `runs` and a run
+_MAX_OTHER_FOLDERS = 20_000  # below `runs` that are no runs: more, and it is a whole disk
 _SECTIONS = ("competition", "data", "augment", "model", "optim", "train", "predict", "track")  # of every run's config
 # Keys of provenance.json that other code computes with -> what is expected, and whether a value is that.
 _PROVENANCE: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -293,13 +294,19 @@ class Run:
         """Lock the run for writing.
 
         Raises:
-            RunError: another process holds the lock.
+            RunError: another process holds the lock, or the folder cannot be written.
         """
+        lock = filelock.FileLock(self.path / ".lock", timeout=0)
         try:
-            with filelock.FileLock(self.path / ".lock", timeout=0):
-                yield
+            lock.acquire()
         except filelock.Timeout:
             raise RunError(f"{self.path}: another process is writing this run; wait for it or stop it") from None
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written: {error.strerror}; copy it to where it can be") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 def _check_numbers(row: Mapping[Any, Any], numeric: Sequence[str]) -> None:
@@ -320,7 +327,8 @@ def delete_on_failure(run: Run) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        shutil.rmtree(run.path, ignore_errors=True)
+        with contextlib.suppress(OSError, RunError):
+            remove(run.path, inside=run.path.parent, marks=("config.yaml",))
         raise
 
 
@@ -430,22 +438,37 @@ def _expand_path(override: str) -> str:
 
 
 def list_runs(root: Path) -> list[Run]:
-    """Return all runs below a folder, complete or not, sorted by name; runs are not nested."""
+    """Return all runs below a folder, complete or not, sorted by name; runs are not nested.
+
+    Raises:
+        RunError: it holds so many other folders that it is no folder of runs, such as `/`.
+    """
     return [Run(Path(path)) for path in sorted(_run_folders(str(root)))]
 
 
-def _run_folders(folder: str, depth: int = 0) -> Iterator[str]:
+def _run_folders(root: str) -> Iterator[str]:
     """Yield the folders with a provenance.json, as strings: there may be many thousands."""
-    try:
-        with os.scandir(folder) as entries:
-            inner = [entry.path for entry in entries if entry.is_dir() and entry.name != "wandb"]
-    except OSError:
-        return
-    for path in inner:
-        if os.path.exists(os.path.join(path, "provenance.json")):
-            yield path
-        elif depth < _MAX_DEPTH:  # a link may point upwards
-            yield from _run_folders(path, depth + 1)
+    waiting, opened = [(root, 0)], 0
+    while waiting:
+        folder, depth = waiting.pop()
+        opened += 1
+        if opened > _MAX_OTHER_FOLDERS:
+            raise RunError(
+                f"{root}: is no folder of runs: {_MAX_OTHER_FOLDERS:,} folders in it are no runs; name a folder that "
+                "holds runs alone, such as runs"
+            )
+        try:
+            with os.scandir(folder) as entries:
+                inner = [entry.path for entry in entries if entry.is_dir() and entry.name != "wandb"]
+        except OSError as error:
+            if not depth and isinstance(error, PermissionError):
+                raise RunError(f"{folder}: cannot be listed: {error.strerror}; get permission to read it") from None
+            continue
+        for path in inner:
+            if os.path.exists(os.path.join(path, "provenance.json")):
+                yield path
+            elif depth < _MAX_DEPTH:  # a link may point upwards
+                waiting.append((path, depth + 1))
 
 
 def describe_machine(accelerator: Mapping[str, Any] | None = None) -> dict[str, Any]:

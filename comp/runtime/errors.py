@@ -17,8 +17,11 @@ A message says what is wrong, where, what was expected, what was found and how t
 """
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
+
+from comp.runtime import escape
 
 _MAX_LENGTH = 1000  # of a name that is compared to others
 _LONGEST_WORD = 300  # characters, for a path
@@ -108,3 +111,40 @@ def unknown(what: str, name: str, names: Iterable[str]) -> str:
     """Return the message for a name that is not in a registry: its names and the nearest one."""
     names = sorted(names)
     return f"unknown {what} '{name}'; choose from {', '.join(names)}{nearest(name, names)}"
+
+
+# What the system answers that the user can mend -> how.
+_ADVICE = {
+    errno.EACCES: "choose a path that you have permission for",
+    errno.EPERM: "choose a path that you have permission for",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.ENOSPC: "free space or choose another folder",
+    getattr(errno, "EDQUOT", errno.ENOSPC): "free space or choose another folder",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "name an existing path",
+    errno.EEXIST: "move it away or choose another name",
+    errno.ENOTDIR: "a part of the path is a file: name a folder",
+    errno.EISDIR: "name a file in it",
+    errno.ELOOP: "a link leads to itself: remove it",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close other programs: the system has too many open files",
+    errno.EIO: "check the disk",
+    errno.EINVAL: "name an ordinary file or folder",
+    errno.ENODEV: "name an ordinary file or folder",
+    errno.ENXIO: "name an ordinary file or folder",
+}
+
+
+def describe_system_error(error: OSError) -> str:
+    """Return the message for what the system refuses, with a fix; empty for what is no matter of files.
+
+    The last net: where a file is used, its own message says more.
+    """
+    if error.errno not in _ADVICE:
+        return ""
+    # `tempfile` writes its own text; errors while a file is written name no file.
+    where = f"{escape.short_path(error.filename)}: " if error.filename is not None else ""
+    names_folders = error.errno == errno.ENOENT and not where
+    fix = "set TMPDIR to a folder that you can write to" if names_folders else _ADVICE[error.errno]
+    return f"{where}{error.strerror}; {fix}"

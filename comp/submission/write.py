@@ -44,12 +44,12 @@ def check_output_path(path: Path, *, force: bool) -> None:
     """
     if path.suffix != ".csv":
         raise SubmissionError(f"{path}: a submission's name must end in .csv")
-    existing = next((file for file in (path, sidecar_path(path)) if file.exists()), None)
-    if existing and not force:
-        raise SubmissionError(f"{existing}: already exists; choose another name with -o or replace it with --force")
     for file in (path, sidecar_path(path)):
         if file.is_dir():
             raise SubmissionError(f"{file}: is a folder; choose another name with -o")
+    existing = next((file for file in (path, sidecar_path(path)) if file.exists()), None)
+    if existing and not force:
+        raise SubmissionError(f"{existing}: already exists; choose another name with -o or replace it with --force")
     if reason := files.find_write_problem(path.parent):
         raise SubmissionError(f"{path}: {reason}; choose another folder with -o")
 

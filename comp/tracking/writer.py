@@ -15,6 +15,7 @@ from comp.config import TrackConfig
 from comp.results import diagnostics, plots
 from comp.results.files import write_arrays
 from comp.results.runs import Run
+from comp.runtime import escape
 from comp.tracking import payload, state
 from comp.tracking.payload import Table
 from comp.tracking.tracker import Tracker, wandb_folders
@@ -214,13 +215,18 @@ def _first_line(error: Exception) -> str:
 
 
 def _print_note(text: str) -> None:
-    print(f"note: W&B: {text}; nothing is lost: upload with comp leaderboard --sync", file=sys.stderr)
+    note = f"note: W&B: {text}; nothing is lost: upload with comp leaderboard --sync"
+    print(escape.for_terminal(note), file=sys.stderr)
 
 
 def _open_training(run: Run, tracked: state.TrackingState, *, patient: bool = False, mode: str = "") -> Any:
     track = run.config().track
     target = {"id": tracked.id, "project": tracked.project, "entity": tracked.entity or None}
-    labels = {"name": run.path.absolute().name, "group": track.group or None, "tags": list(track.tags) or None}
+    labels = {
+        "name": escape.one_line(run.path.absolute().name),
+        "group": track.group or None,
+        "tags": list(track.tags) or None,
+    }
     mode, config = mode or tracked.mode, payload.run_config(run)
     wandb_run = open_run(run.path, mode, patient=patient, config=config, **target, **labels)
     for column in ("ood_accuracy_*", *payload.CURVES):
@@ -246,7 +252,8 @@ def log_rank(run: Run, values: Mapping[str, Any]) -> None:
 
 def table(values: Table) -> Any:
     """Return a W&B table; a column may hold numbers and text."""
-    return wandb.Table(columns=values.columns, data=values.rows, allow_mixed_types=True)
+    rows = [[escape.one_line(cell) if isinstance(cell, str) else cell for cell in row] for row in values.rows]
+    return wandb.Table(columns=values.columns, data=rows, allow_mixed_types=True)
 
 
 def picture(path: Path) -> Any:
@@ -270,7 +277,11 @@ def _log_results(run: Run, wandb_run: Any, step: int) -> None:
     values: dict[str, Any] = {name: table(rows) for name, rows in tables.items()}
     predicted = payload.validation(run)
     if predicted is not None and predicted.targets is not None and predicted.top1 is not None:
-        truth, answers, classes = predicted.targets.tolist(), predicted.top1.tolist(), list(predicted.classes)
+        truth, answers, classes = (
+            predicted.targets.tolist(),
+            predicted.top1.tolist(),
+            list(map(escape.one_line, predicted.classes)),
+        )
         confusion = wandb.plot.confusion_matrix(y_true=truth, preds=answers, class_names=classes, title="validation")
         values["confusion"] = confusion
     values |= {f"plots/{path.stem}": picture(path) for path in payload.pictures(run)}
@@ -291,5 +302,5 @@ def _mistakes(run: Run) -> list[Any]:
     with np.load(path, allow_pickle=False) as arrays:
         images, ids, titles = (arrays[name] for name in ("images", "ids", "titles"))
     images = images.squeeze(-1) if images.shape[-1] == 1 else images
-    captions = [f"{key}: {title}" for key, title in zip(ids, titles, strict=True)]
+    captions = [escape.for_terminal(f"{key}: {title}") for key, title in zip(ids, titles, strict=True)]
     return [wandb.Image(image, caption=caption) for image, caption in zip(images, captions, strict=True)]

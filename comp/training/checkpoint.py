@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from comp.results import files
 from comp.results.runs import Run
 from comp.runtime.errors import RunError
 
@@ -71,8 +72,8 @@ def save(run: Run, parts: Mapping[str, Stateful], state: TrainState) -> None:
 
 def remove(run: Run) -> None:
     """Delete state.pt of a complete run: it is only needed to resume."""
-    with contextlib.suppress(OSError):  # a read-only disk: the run is complete all the same
-        (run.path / "state.pt").unlink(missing_ok=True)
+    with contextlib.suppress(OSError, RunError):  # a read-only disk: the run is complete all the same
+        files.remove(run.path / "state.pt", inside=run.path)
 
 
 def load(path: Path, parts: Mapping[str, Stateful], device: torch.device) -> TrainState:

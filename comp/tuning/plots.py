@@ -1,7 +1,6 @@
 """Plots of a study: PNGs drawn by Optuna, and one self-contained HTML page."""
 
 import base64
-import html
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from comp.results import files
+from comp.runtime import escape
 from comp.tuning import objectives
 
 if TYPE_CHECKING:
@@ -86,16 +86,18 @@ def _page(
     rows: Sequence[Mapping[str, Any]],
     plots: Mapping[str, Path],
 ) -> str:
-    title = html.escape(f"{study.name}: {', '.join(objectives.names(study.config))}")
+    title = escape.for_html(f"{study.name}: {', '.join(objectives.names(study.config))}")
     pictures = "".join(
         f"<h2>{name}</h2><img alt='{name}' src='data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}'>"
         for name, path in plots.items()
     )
-    shares = "".join(f"<tr><td>{html.escape(path)}</td><td>{share:.3f}</td></tr>" for path, share in importance.items())
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in (rows[0] if rows else ()))
+    shares = "".join(
+        f"<tr><td>{escape.for_html(path)}</td><td>{share:.3f}</td></tr>" for path, share in importance.items()
+    )
+    head = "".join(f"<th>{escape.for_html(name)}</th>" for name in (rows[0] if rows else ()))
     table = "".join(
         f"<tr{' class=best' if row['trial'] in pareto else ''}>"
-        + "".join(f"<td>{html.escape('' if cell is None else str(cell))}</td>" for cell in row.values())
+        + "".join(f"<td>{escape.for_html('' if cell is None else cell)}</td>" for cell in row.values())
         + "</tr>"
         for row in rows
     )

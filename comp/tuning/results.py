@@ -17,6 +17,7 @@ from comp import config as configs
 from comp.config import space
 from comp.results import files, runs
 from comp.results.runs import Run
+from comp.runtime import escape
 from comp.runtime.errors import RunError
 from comp.tuning import confirm, create, objectives, plots
 from comp.tuning.confirm import ConfirmedTrial
@@ -205,7 +206,7 @@ def discard_weights(study: Study) -> None:
     for trial in study.ended():
         if SHEDS in trial.user_attrs and trial.number not in best:
             for key, path in trial.user_attrs.items():
-                if key.startswith("run-"):
+                if key.startswith("run-") and files.lies_in(Path(path), study.folder):
                     _remove_weights(Run(Path(path)))
 
 
@@ -216,7 +217,7 @@ def _remove_weights(run: Run) -> None:
     with contextlib.suppress(RunError), run.write_lock():
         run.write_json(runs.REMOVED, {"by": "tune.keep"})
         for name in runs.WEIGHTS:
-            (run.path / name).unlink(missing_ok=True)
+            files.remove(run.path / name, inside=run.path)
 
 
 def importance(study: Study) -> dict[str, float]:
@@ -240,7 +241,7 @@ def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["trial"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows([{name: escape.for_spreadsheet(cell) for name, cell in row.items()} for row in rows])
     return text.getvalue().encode()
 
 

@@ -2,7 +2,6 @@
 
 import gc
 import math
-import shutil
 import signal
 import statistics
 import warnings
@@ -18,6 +17,7 @@ from optuna.trial import Trial
 
 from comp.config import Config, parse_duration
 from comp.data.dataset import Dataset, open_dataset
+from comp.results import files
 from comp.results.runs import Run
 from comp.runtime.errors import Interrupted, RunError
 from comp.runtime.progress import Progress
@@ -109,7 +109,7 @@ class TrialRunner:
         if fold not in self.datasets:
             self.datasets[fold] = open_dataset(config, self.progress)
         key = f"run-{fold}"
-        run = resumable_run(trial.user_attrs.get(key))
+        run = resumable_run(trial.user_attrs.get(key), self.study.folder)
         shared: dict[str, Any] = {
             "dataset": self.datasets[fold],
             "on_epoch": watch,
@@ -132,16 +132,19 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def resumable_run(path: str | None) -> Run | None:
-    """Return the run of an earlier worker if it can be resumed; remove one that stopped before its first step."""
-    if path is None or not Path(path).is_dir():
+def resumable_run(path: str | None, folder: Path) -> Run | None:
+    """Return the run of an earlier worker if it can be resumed; remove one that stopped before its first step.
+
+    The path comes from a storage that others may write to: only a run in the study's folder counts.
+    """
+    if not isinstance(path, str) or not files.lies_in(Path(path), folder) or not Path(path).is_dir():
         return None
     run = Run(Path(path))
     try:
         with run.write_lock():
             if all((run.path / name).is_file() for name in ("config.yaml", "provenance.json", "execution.json")):
                 return run
-            shutil.rmtree(run.path)
+            files.remove(run.path, inside=folder, marks=("config.yaml",))
     except RunError:
         pass  # a worker that was taken for dead still writes it, so this trial begins another run
     return None

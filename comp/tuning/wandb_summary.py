@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from comp.results.runs import Run
+from comp.runtime import escape
 from comp.tracking import payload, state, upload
 from comp.tracking.payload import Table
 from comp.tracking.tracker import wandb_mode
@@ -36,7 +37,7 @@ def log_study(search: Study, report: StudyReport, *, pictures: bool) -> None:
                 upload.upload(state.waiting(folder), upload.END_SECONDS)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        print(f"note: W&B: the study was not logged completely: {reason}", file=sys.stderr)
+        print(escape.for_terminal(f"note: W&B: the study was not logged completely: {reason}"), file=sys.stderr)
 
 
 def _write(search: Study, report: StudyReport, folder: Run, *, pictures: bool) -> None:

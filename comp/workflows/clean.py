@@ -8,13 +8,13 @@ import contextlib
 import math
 import os
 import re
-import shutil
 import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from comp.results.files import remove
 from comp.results.runs import FIXES, Run
 from comp.runtime.errors import RunError, UserError
 
@@ -222,6 +222,8 @@ def _remove(items: list[Item], done: Cleaned, *, dry_run: bool) -> None:
                 _remove_one(item)
         except OSError as error:
             done.left.append((item.path, f"cannot be removed: {error.strerror}"))
+        except RunError as error:
+            done.left.append((item.path, str(error)))
         else:
             done.removed.append(item)
 
@@ -231,13 +233,13 @@ def _remove_one(item: Item) -> None:
         last = ["config.yaml", "provenance.json"]  # they identify the run, if this is killed
         for name in [*(set(os.listdir(item.path)) - set(last)), *last]:
             path = item.path / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path, inside=item.path)
         item.path.rmdir()
     elif item.path.is_dir():  # renamed first: W&B would upload half a segment
         renamed = item.path.with_name(f".{item.path.name.lstrip('.')}.{os.getpid()}.tmp")
-        shutil.rmtree(item.path.rename(renamed))
+        remove(item.path.rename(renamed), inside=item.path.parent)
     else:
-        item.path.unlink()
+        remove(item.path, inside=item.path.parent)
 
 
 def _item(what: str, path: Path) -> Item:

@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import importlib.util
 import os
-import shutil
 import sys
 import sysconfig
 import tempfile
@@ -283,11 +282,16 @@ def _keep_copy(name: str, content: bytes) -> None:
     folder = Path(os.environ.get(COPIES) or tempfile.mkdtemp(prefix="comp-plugins-"))
     if COPIES not in os.environ:
         os.environ[COPIES] = str(folder)
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        atexit.register(_forget_copies, folder)
     if str(folder) not in sys.path:
         sys.path.append(str(folder))  # last, where it hides nothing
     for stem in (name, files.sha256_bytes(content)):
         files.write_atomically(folder / f"{stem}.py", content)
+
+
+def _forget_copies(folder: Path) -> None:
+    with contextlib.suppress(OSError, RunError):
+        files.remove(folder, inside=folder.parent)
 
 
 def _shared_row(first: _Loaded, second: _Loaded) -> str:

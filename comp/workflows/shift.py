@@ -23,7 +23,7 @@ from comp.results import analysis, files, leaderboard, plots, stats
 from comp.results.analysis import Agreement
 from comp.results.runs import Run
 from comp.results.stats import AUC
-from comp.runtime import cores, device, rng
+from comp.runtime import cores, device, escape, rng
 from comp.runtime.device import Execution
 from comp.runtime.errors import ConfigError, ModelError
 from comp.runtime.memory import MicroBatch
@@ -428,7 +428,7 @@ def write_card(card: ShiftCard, folder: Path) -> list[Path]:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["id", "probability"])
-    writer.writerows((name, f"{score:.6f}") for name, score in card.test_like)
+    writer.writerows((escape.for_spreadsheet(name), f"{score:.6f}") for name, score in card.test_like)
     files.write_atomically(paths[0], files.to_json(card.to_json()))
     files.write_atomically(paths[1], table.getvalue().encode())
     plots.draw_image_sheet(paths[2], card.sheet, SHEET_ROWS, [str(n + 1) for n in range(card.sheet.shape[1])])

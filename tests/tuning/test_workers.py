@@ -175,10 +175,10 @@ def test_a_run_that_is_still_written_is_left_to_its_writer(workplace: Path) -> N
     run = runs.create(Path("runs"), configs.load("small.yaml"), "begun", {})
     run.write_json("execution.json", {})
     with run.write_lock():
-        assert resumable_run(str(run.path)) is None
-    assert resumable_run(str(run.path)) == run
+        assert resumable_run(str(run.path), run.path.parent) is None
+    assert resumable_run(str(run.path), run.path.parent) == run
     (run.path / "execution.json").unlink()
-    assert resumable_run(str(run.path)) is None
+    assert resumable_run(str(run.path), run.path.parent) is None
     assert not run.path.exists()  # nothing in it was trained
 
 

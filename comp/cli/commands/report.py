@@ -34,9 +34,10 @@ def report(
 
     files.check_writable(output)
     runs = reports.find_runs(paths)
+    reference = _config(baseline) if baseline else None
     if len(runs) == 1:
         _evaluate(replace(runs[0], allow_plugins=allow_plugins))
-    text = reports.render_page(runs, baseline=_config(baseline) if baseline else None)
+    text = reports.render_page(runs, baseline=reference)
     files.write_atomically(output, text.encode())
     written = {"page": str(output), "runs": [str(run.path) for run in runs]}
     console.print_json(written) if as_json else console.print_line(str(output))

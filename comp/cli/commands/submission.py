@@ -127,6 +127,8 @@ def _validate(path: Path, form: Path | None, overrides: list[str], against: Path
     from comp.runtime.errors import ConfigError, SubmissionError
     from comp.submission import check_content, derive_format, derive_from_sample, validate
 
+    if path.is_dir():
+        raise SubmissionError(f"{path}: is a folder; name a submission in it")
     if not path.is_file():
         raise SubmissionError(f"{path}: no such submission")
     is_config = form is not None and form.suffix.lower() not in (".csv", ".zip")

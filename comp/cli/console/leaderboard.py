@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from comp.cli.console.output import print_line, print_table
+from comp.runtime import escape
 
 if TYPE_CHECKING:
     from comp.results.analysis import LeaderboardAnalysis
@@ -95,7 +96,8 @@ def _print_plain(lines: Sequence[Sequence[str]]) -> None:
     """Print rows without a frame, which would take a millisecond a row."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print(escape.one_line(text.rstrip()))
 
 
 def board_cells(row: "LeaderboardRow", rank: int, metrics: Sequence[str] = ()) -> dict[str, str]:
@@ -152,11 +154,12 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], syntax
     if syntax == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows([["" if row[name] is None else row[name] for name in columns] for row in rows])
+        for row in rows:
+            writer.writerow(["" if row[name] is None else escape.for_spreadsheet(row[name]) for name in columns])
         return
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for row in rows:
-        print("| " + " | ".join(_cell(row[name]).replace("|", "\\|") for name in columns) + " |")
+        print("| " + " | ".join(escape.for_markdown(_cell(row[name])) for name in columns) + " |")
 
 
 def metric_heads(rows: "Sequence[LeaderboardRow]", columns: Sequence[str]) -> dict[str, str]:

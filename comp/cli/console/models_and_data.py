@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Column, Table
+from rich.table import Column
 
 if TYPE_CHECKING:
     from comp.data.dataset import Dataset
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from comp.models.zoo import Costs, ModelSummary
     from comp.workflows.label_errors import LabelReport
 
-from comp.cli.console.output import out, print_json, print_line, print_note, print_table
+from comp.cli.console.output import PlainTable, err, out, print_json, print_line, print_note, print_table
 from comp.runtime.errors import plural
 
 _MOST_PAIRS = 5  # of confused classes
@@ -64,7 +64,7 @@ def print_dataset(dataset: "Dataset", as_json: bool) -> None:
     if as_json:
         print_json(values)
         return
-    table = Table("data", "value")
+    table = PlainTable("data", "value")
     for name, value in values.items():
         if name != "notes":
             table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
@@ -81,7 +81,7 @@ def print_notes(dataset: "Dataset") -> None:
 def print_contents(described: dict[str, Any]) -> None:
     """Print the results of `comp data show`: a table of splits, and one of labels."""
     splits = described["splits"]
-    table = Table("split", "images", "shape (C, H, W)", "mean", "std")
+    table = PlainTable("split", "images", "shape (C, H, W)", "mean", "std")
     for name, split in splits.items():
         table.add_row(name, f"{split['images']:,}", *[str(split[key]) for key in ("shape", "mean", "std")])
     out.print(table)
@@ -89,7 +89,7 @@ def print_contents(described: dict[str, Any]) -> None:
     numeric = any(isinstance(count, float) for count in first.values())
     classes = plural(described["classes"], "class", "classes")
     title = "numbers in the labels" if numeric else f"images in each of {classes}"
-    labels = Table("statistic" if numeric else "class", *splits, title=title)
+    labels = PlainTable("statistic" if numeric else "class", *splits, title=title)
     for label in first:
         labels.add_row(label, *[f"{split['labels'][label]:,}" if split["labels"] else "" for split in splits.values()])
     out.print(labels)
@@ -97,7 +97,7 @@ def print_contents(described: dict[str, Any]) -> None:
 
 def print_findings(findings: "Sequence[DataFinding]") -> None:
     """Print the findings of `comp data check`."""
-    table = Table("check", "found", "verdict", Column("examples", overflow="fold"))
+    table = PlainTable("check", "found", "verdict", Column("examples", overflow="fold"))
     for finding in findings:
         table.add_row(finding.what, f"{finding.count:,}", finding.verdict, ", ".join(finding.examples))
     out.print(table)

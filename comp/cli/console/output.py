@@ -1,6 +1,7 @@
 """Print lines, tables and progress bars: results to stdout, everything else to stderr."""
 
 import contextlib
+import json
 import os
 import sys
 import textwrap
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column, Table
 from rich.text import Text
 
-from comp.runtime import signals
+from comp.runtime import escape, signals, streams
 
 _EDGES = 3  # columns of a cell's padding and border
 _FILE_WIDTH = 200  # columns of a file or a pipe: nothing is cut off
@@ -24,12 +25,40 @@ _PLAIN_EVERY_SECONDS = 10.0  # between progress lines if stderr is a file
 _VERBATIM: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False, "emoji": False}
 
 
-def _width(stream: TextIO) -> int | None:
-    return None if stream.isatty() or "COLUMNS" in os.environ else _FILE_WIDTH
+def _width(stream: TextIO | None) -> int | None:
+    return None if (stream and stream.isatty()) or "COLUMNS" in os.environ else _FILE_WIDTH
 
 
-out = Console(width=_width(sys.stdout), **_VERBATIM)
-err = Console(stderr=True, width=_width(sys.stderr), **_VERBATIM)
+class _PlainConsole(Console):
+    """A console on which text from files cannot be a command to the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(escape.for_terminal(text), **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            if not self.stderr:
+                raise
+            streams.drop_stderr()
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
+class PlainTable(Table):
+    """A table whose headings and cells are text, each on one line."""
+
+    def add_column(self, header: Any = "", *parts: Any, **options: Any) -> None:
+        super().add_column(escape.one_line(header), *parts, **options)
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*[escape.one_line(cell) for cell in cells], **options)
+
+
+out = _PlainConsole(width=_width(sys.stdout), **_VERBATIM)
+err = _PlainConsole(stderr=True, width=_width(sys.stderr), **_VERBATIM)
 
 
 def print_line(text: str) -> None:
@@ -51,7 +80,11 @@ def print_json(values: Any) -> None:
     """Print one JSON value."""
     import pydantic_core  # many times faster than the standard library on ten thousand rows
 
-    print(pydantic_core.to_json(values, indent=2).decode())
+    try:
+        text = pydantic_core.to_json(values, indent=2).decode()
+    except ValueError:  # a file name whose bytes are no text
+        text = json.dumps(pydantic_core.to_jsonable_python(values), indent=2)
+    print(escape.for_json(text, sys.stdout.encoding or "utf-8"))
 
 
 def print_table(
@@ -76,6 +109,7 @@ def print_table(
         drop: headings of columns that may be left out, the first to go first.
         full_table: an option or a file that shows all columns.
     """
+    rows = [[escape.one_line(cell) for cell in row] for row in rows]
     widths = _fit(headings, rows, folded or {}, drop)
     table = Table(*[Column(name, width=width, overflow="fold") for name, width in widths.items()], title=title or None)
     indices = [index for index, heading in enumerate(headings) if heading in widths]
@@ -138,6 +172,7 @@ class Bars:
 
     def __call__(self, what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
         """Show the progress; raise `Interrupted` after a signal."""
+        what, note = escape.one_line(what), escape.one_line(note)
         if what != self._what:
             self._begin(what, done, total, unit)
         assert self._task is not None

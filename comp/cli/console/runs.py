@@ -4,16 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-from rich.table import Table
-
 if TYPE_CHECKING:
     from comp.results.predictions import Predictions
     from comp.results.run_metrics import AccuracyEstimate, RunMetrics, SplitScores
     from comp.results.runs import Run
     from comp.workflows.rehearse import Stage
 
-from comp.cli.console.output import out, print_line, print_note, print_table
+from comp.cli.console.output import PlainTable, out, print_line, print_note, print_table
 from comp.runtime.errors import RunError, UserError, plural
 
 # Columns of an evaluation that are left out in a narrow window, the first one first; never the competition's metric.
@@ -177,19 +174,19 @@ def print_prediction(
 
 def print_answers(header: Sequence[str], rows: Sequence[Sequence[str]], path: Path, *, numeric: bool) -> None:
     """Print a table of the first predicted images, and the files with all of them; `numeric`: they are numbers."""
-    table = Table(*header[:_MAX_COLUMNS])
+    table = PlainTable(*header[:_MAX_COLUMNS])
     for row in rows[:_MAX_ANSWERS]:
-        table.add_row(*(escape(cell) for cell in row[:_MAX_COLUMNS]))
+        table.add_row(*row[:_MAX_COLUMNS])
     out.print(table)
     first = f", the first {_MAX_ANSWERS} above" if len(rows) > _MAX_ANSWERS else ""
     outputs = "unrounded numbers" if numeric else "all probabilities"
     print_line(f"{plural(len(rows), 'image')} in {path}{first}; {outputs} in {path.with_suffix('.npz')}")
 
 
-def _severity_table(shifted: "SplitScores", title: str) -> Table:
+def _severity_table(shifted: "SplitScores", title: str) -> PlainTable:
     """Return accuracy by distortion and severity, with means in the last row and column."""
     severities = list(shifted.by_severity)
-    table = Table("distortion", *severities, "mean", title=f"{title}: accuracy by distortion and severity")
+    table = PlainTable("distortion", *severities, "mean", title=f"{title}: accuracy by distortion and severity")
     blocks = list(shifted.by_block.values())
     for row, (name, mean) in enumerate(shifted.by_distortion.items()):
         cells = blocks[row * len(severities) : (row + 1) * len(severities)]
@@ -256,7 +253,7 @@ def _print_classes(name: str, classes: Sequence[Mapping[str, Any]]) -> None:
 
 def print_stages(stages: "Sequence[Stage]") -> None:
     """Print a rehearsal."""
-    table = Table("stage", "seconds", "result", title="rehearsal: all stages passed")
+    table = PlainTable("stage", "seconds", "result", title="rehearsal: all stages passed")
     for stage in stages:
         table.add_row(stage.name, f"{stage.seconds:.1f}", stage.found)
     out.print(table)

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Column, Table
+from rich.table import Column
 
 if TYPE_CHECKING:
     from comp.models.surgery import TrainableRow
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from comp.training.loop import Epoch
     from comp.training.lr_find import LRFindResult
 
-from comp.cli.console.output import err, out, print_line, print_note, print_table
+from comp.cli.console.output import PlainTable, err, out, print_line, print_note, print_table
 
 
 def print_start(run: "Run", rows: "Sequence[TrainableRow]", weights_source: str) -> None:
@@ -22,7 +22,7 @@ def print_start(run: "Run", rows: "Sequence[TrainableRow]", weights_source: str)
     err.print(f"run {run.path}")
     title = textwrap.fill(f"weights: {weights_source}", err.width, break_long_words=False, break_on_hyphens=False)
     heads = (Column("block", overflow="fold"), "parameters", "trained", "batch norm statistics")
-    table = Table(*heads, title=title)
+    table = PlainTable(*heads, title=title)
     for row in rows:
         table.add_row(row.name, f"{row.parameters:,}", f"{row.trainable:,}", row.statistics)
     table.add_section()
@@ -119,7 +119,7 @@ def print_norms(rows: Sequence[Mapping[str, str]]) -> None:
 
 def print_lr_find(result: "LRFindResult", picture: Any) -> None:
     """Print the result of a learning rate range test, and which rate to set."""
-    table = Table("point", "learning rate", title="learning rate range test")
+    table = PlainTable("point", "learning rate", title="learning rate range test")
     table.add_row("steepest descent", f"{result.steepest:.2e}")
     table.add_row("loss diverges", "not in this range" if result.diverged is None else f"{result.diverged:.2e}")
     table.add_row("a tenth of that", "" if result.tenth is None else f"{result.tenth:.2e}")

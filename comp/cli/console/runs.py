@@ -36,7 +36,8 @@ def print_summary(run: "Run", scores: "RunMetrics") -> None:
     ]
     if rows:
         title = f"{scores.competition}: {scores.model}"
-        print_table(["split", "images", *headings], rows, title=title, folded={"split": 16}, drop=("images",))
+        counted = "groups" if scores.group_answer else "images"
+        print_table(["split", counted, *headings], rows, title=title, folded={"split": 16}, drop=(counted,))
     if scores.stopped:
         out.print(f"stopped early: {scores.stopped}")
     if scores.decision is not None:
@@ -116,8 +117,9 @@ def print_prediction(
     else:
         values = {name: score.value for name, score in result.scores.items()} if result else {}
         scores = [f"{'loss' if name == 'log_loss' else name} {value:.4f}" for name, value in values.items()]
+        counted = "groups" if "group_answer" in predictions.made_by else "images"
         print_line(
-            f"{run.path}: {len(predictions):,} images, {', '.join(scores) or 'no labels to score them by'}{mark}"
+            f"{run.path}: {len(predictions):,} {counted}, {', '.join(scores) or 'no labels to score them by'}{mark}"
         )
     if estimate:
         before = f"; {estimate.before:.4f} before adapting" if estimate.before is not None else ""

@@ -311,6 +311,14 @@ def test_tables_that_leave_a_group_or_its_label_open_are_refused(
     assert_refused(comp("config", "check", "c.yaml", "--data"), *parts)
 
 
+def test_who_forgets_the_key_is_led_to_it(place: Path, comp: Comp) -> None:
+    check = ("config", "check", "c.yaml", "--data")
+    assert_refused(comp(*check, "data.group_answer=none"), "duplicate ids", "data.group_answer=mean")
+    checked = comp(*check)
+    assert checked.code == 0, checked.err
+    assert "patient,ill,well, 10 rows" in " ".join((checked.out + checked.err).split())
+
+
 def test_a_test_without_a_table_or_its_column_is_refused(place: Path, comp: Comp) -> None:
     rows = rows_of("d/test.csv")
     write_rows("d/test.csv", ["image", "person"], rows[1:])

@@ -104,8 +104,8 @@ def _answered(column: str, train: ImageTable, test: ImageTable, sample: SampleSu
         csv["test_table"] = test.name
     reason = f"{Path(sample.path).name} has a row for each {column} of {test.name}, not for each image"
     guess = (
-        f"data.group_answer: mean, a {column}'s answer is the mean of its images'; max takes the highest, which suits "
-        "what a single image may show: compare both on validation"
+        f"data.group_answer: mean, each {column} gets the mean of its images' answers; max takes the highest, which "
+        "suits what a single image may show: compare both on validation"
     )
     return DetectedGroups(
         column,

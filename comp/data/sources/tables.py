@@ -40,6 +40,7 @@ from comp.submission.format import SampleSubmission
 _DEFAULT_TEST, _DEFAULT_TEST_TABLE = "test", "test.csv"  # used if they exist
 _SHOWN = 8  # columns in a note
 _SKIP_HINT = "data.skip_bad=true leaves such rows out"
+_ONE_ANSWER_HINT = "; if several images have one row in the sample submission: data.group_answer=mean"
 
 
 def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
@@ -61,7 +62,8 @@ def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> So
     named = image_columns(columns, config, path)
     id_column = find_id_column(named, files, image_sample(sample, config), path) or named[0]
     ids = table[id_column].tolist()
-    check_unique_ids(ids, path, id_column)
+    asks = sample is not None and sample.id_column == id_column
+    check_unique_ids(ids, path, id_column, _ONE_ANSWER_HINT if asks else "")
     labels = read_labels(table, id_column, files, sample, path, task)
     file_column, file_notes = find_file_column(table, id_column, files, listing.contains, listing.locate, path)
     keys = table[file_column].tolist()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.special import expit, softmax
@@ -26,6 +26,7 @@ def by_loop(names: list[str], outputs: np.ndarray, activation: str, answer: str)
 
 @pytest.mark.parametrize("answer", ["mean", "max"])
 @pytest.mark.parametrize("task", TASKS)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_a_groups_answer_is_the_mean_or_the_highest_of_its_images(task: str, answer: str, data: st.DataObject) -> None:
     names = data.draw(st.lists(st.sampled_from(["p1", "p10", "P1", "é", "p 2"]), min_size=1, max_size=12))

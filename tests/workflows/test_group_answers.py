@@ -113,6 +113,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(place: Path, trained: P
     assert history_without_clock(stopped) == history_without_clock(the_run(trained / "runs"))
 
 
+@pytest.mark.slow
 def test_folds_are_combined_patient_by_patient(place: Path, comp: Comp) -> None:
     """Out-of-fold scores count each patient once, and a submission's row is the mean of the folds' rows."""
     settings = ["data.folds=3", "data.validation=0.1", "train.epochs=1"]
@@ -138,6 +139,7 @@ def test_folds_are_combined_patient_by_patient(place: Path, comp: Comp) -> None:
     assert_refused(refused, "data.group_answer: mean", "image by image", "data.group_answer=none")
 
 
+@pytest.mark.slow
 def test_decisions_are_fitted_on_patients(place: Path, comp: Comp) -> None:
     """They count them: too few patients have a decision, though they have more images than it needs."""
     data = {"validation": 0.9}
@@ -153,6 +155,7 @@ def test_decisions_are_fitted_on_patients(place: Path, comp: Comp) -> None:
     assert f"validation has {counts['groups']['val']} " in decision.reason
 
 
+@pytest.mark.slow
 def test_evaluation_probe_rehearsal_and_report_work_with_patients(place: Path, comp: Comp) -> None:
     run = the_run()
     evaluated = comp("evaluate", run.path)
@@ -195,6 +198,7 @@ def test_without_a_sample_patients_are_listed_as_the_test_table_lists_them(place
     assert [row[0] for row in rows] == list(dict.fromkeys(row[1] for row in rows_of("d/test.csv")[1:]))
 
 
+@pytest.mark.slow
 def test_teachers_and_pseudo_labels_speak_of_images(place: Path, comp: Comp) -> None:
     run = the_run()
     result = comp(
@@ -210,6 +214,7 @@ def test_teachers_and_pseudo_labels_speak_of_images(place: Path, comp: Comp) -> 
     assert len(prediction_files.load(student.predictions_path("val"))) == student.provenance()["groups"]["val"]
 
 
+@pytest.mark.slow
 def test_runs_that_score_patients_and_images_are_not_compared(place: Path, comp: Comp) -> None:
     write_rows("d/sample_submission.csv", ["image", "ill", "well"], [[f"test_{n:03d}", 0.5, 0.5] for n in range(3)])
     result = comp("train", "c.yaml", "data.group_answer=none", "train.epochs=1")
@@ -222,6 +227,7 @@ def test_runs_that_score_patients_and_images_are_not_compared(place: Path, comp:
     assert_refused(comp("ensemble", grouped.path, alone.path), str(alone.path), "one answer a group")
 
 
+@pytest.mark.slow
 def test_regression_and_several_labels_answer_by_patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_patients(Path("d"))
@@ -258,6 +264,7 @@ def test_regression_and_several_labels_answer_by_patient(tmp_path: Path, monkeyp
     np.testing.assert_allclose(stored.probabilities(), frame.loc[stored.ids.tolist()], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_unreadable_test_images_leave_the_answer_to_the_patients_other_images(place: Path, comp: Comp) -> None:
     patients: dict[str, list[str]] = {}
     for image, patient in rows_of("d/test.csv")[1:]:

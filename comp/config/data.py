@@ -80,7 +80,8 @@ class CSVConfig(Section):
     separator: str = ""
     """Separator of several names in one label; empty: space, comma or `|`, if the parts also occur as single labels."""
     group_column: str = ""
-    """Column of `table`; images with the same text in it stay in the same split. Requires `data.groups: column`."""
+    """Column of `table`; images with the same text in it stay in the same split. Requires `data.groups: column`;
+    see `data.group_answer`."""
 
 
 class PseudoConfig(Section):
@@ -153,6 +154,13 @@ class DataConfig(Section):
     """Whether every held-out split has the class frequencies of the whole; false: plain random splits."""
     groups: Literal["none", "duplicates", "column"] = "none"
     """What stays in the same split: nothing, images with equal pixels, or rows with the same `csv.group_column`."""
+    group_answer: Literal["none", "mean", "max"] = "none"
+    """Whether a group of images has one answer, such as a patient with several scans, and then one row in the
+    submission: `none`: each image has its own; `mean`: the mean of its images' probabilities, of each class, or of
+    their numbers; `max`: the highest of each class (divided by their sum if classes exclude each other), or the highest
+    number. Requires `groups: column`; `csv.test_table` names each test image's group in a column of the same name. Each
+    image is learned and predicted alone; scores, decisions, ensembles and submissions have a row for each group, whose
+    images must have the same label."""
     sampling: Literal["natural", "balanced", "sqrt"] = "natural"
     """The training images of an epoch: `natural`: each once; `balanced`: each class equally often; `sqrt`: in
     proportion to the square root of its images. Images of rare classes are drawn several times, each time augmented
@@ -188,6 +196,12 @@ class DataConfig(Section):
             yield BrokenRule(
                 ("groups", "csv.group_column"),
                 "data.groups: column and data.csv.group_column go together; set both or neither",
+            )
+        if self.group_answer != "none" and self.groups != "column":
+            yield BrokenRule(
+                ("group_answer", "groups"),
+                f"data.group_answer: {self.group_answer} needs to know which images belong together; set "
+                "data.groups=column and data.csv.group_column=COLUMN",
             )
 
 

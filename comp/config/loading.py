@@ -90,6 +90,7 @@ _LATER_KEYS: dict[str, dict[str, object]] = {
     "data": {
         "range": "auto",
         "label_pattern": "",
+        "group_answer": "none",
         "sampling": "natural",
         "fixes": "",
         "pseudo": PseudoConfig().model_dump(mode="json"),

@@ -107,6 +107,7 @@ class Dataset:
         """Return a small copy for a rehearsal: a sample of each split, and blocks made of these."""
         test, competition = self.test, self.competition
         rows = np.array([], np.int64) if test is None else self.sample(test, other_images)
+        answers = rows if test is None or test.groups is None else np.unique(test.groups.numbers[rows])
         suite = self.suite
         if isinstance(suite, Split):
             suite = suite.take(rows, suite.name)
@@ -122,8 +123,8 @@ class Dataset:
             competition=replace(
                 competition,
                 blocks=_shorten(competition.blocks, other_images),
-                sample=competition.sample and competition.sample.take(rows.tolist()),
-                test_ids=tuple(competition.test_ids[row] for row in rows if competition.test_ids),
+                sample=competition.sample and competition.sample.take(answers.tolist()),
+                test_ids=tuple(competition.test_ids[row] for row in answers if competition.test_ids),
             ),
         ).with_drawn_samples()
 
@@ -229,7 +230,7 @@ def _describe_competition(config: Config, source: Source, train: Split, test: Sp
         if test is None:
             raise ConfigError(f"competition.suite.source: test: {config.data.source} has no test images to submit")
         sample = source.sample
-        test_ids, header = () if sample else tuple(test.ids.tolist()), source.header
+        test_ids, header = () if sample else tuple(test.one_per_answer().ids.tolist()), source.header
     labels = source.train.labels
     return Competition(
         name=section.name,

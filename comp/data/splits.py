@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.data.decode import type_scale
+from comp.data.groups import Groups
 from comp.data.images import ImageFiles
 from comp.results import files
 from comp.results.blocks import Block
@@ -34,6 +35,7 @@ class Split:
             where unknown.
         blank: [N], rows whose image is missing or cannot be read, but which need a prediction; None where all images
             are readable.
+        groups: of the images, where each group gets one answer (`data.group_answer`); None where each has its own.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Split:
     ids: NDArray[np.str_]
     labels: Targets | None
     blank: NDArray[np.bool_] | None = None
+    groups: Groups | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,13 +74,32 @@ class Split:
         """Return some rows, in that order: a copy of arrays; of files, no pixel is read."""
         labels = None if self.labels is None else self.labels[rows]
         blank = None if self.blank is None else self.blank[rows]
-        return Split(name, self.images[rows], self.ids[rows], labels, blank)
+        groups = None if self.groups is None else self.groups.take(rows)
+        return Split(name, self.images[rows], self.ids[rows], labels, blank, groups)
 
     def head(self, count: int) -> "Split":
         """Return the first rows, as a view."""
         labels = None if self.labels is None else self.labels[:count]
         blank = None if self.blank is None else self.blank[:count]
-        return replace(self, images=self.images[:count], ids=self.ids[:count], labels=labels, blank=blank)
+        groups = self.groups and self.groups.take(slice(count))
+        return replace(
+            self, images=self.images[:count], ids=self.ids[:count], labels=labels, blank=blank, groups=groups
+        )
+
+    def one_per_answer(self) -> "Split":
+        """Return what is answered: each group's first image, with the name of the group; without groups, itself."""
+        if self.groups is None:
+            return self
+        return replace(self.take(self.groups.first, self.name), ids=self.groups.ids, groups=None)
+
+    def combine(self, outputs: NDArray[np.float32], task: str) -> NDArray[np.float32]:
+        """Return the outputs of what is answered, one row for each group; without groups, all as they are.
+
+        Args:
+            outputs: [N, K] of the images, before the activation.
+            task: a row of `comp.config.tasks.TASKS`.
+        """
+        return outputs if self.groups is None else self.groups.combine(outputs, task, self.blank)
 
     def decoded(self, progress: Progress = quiet) -> "Split":
         """Return the split with its pixels in an array; a split of arrays is returned unchanged.

@@ -161,14 +161,15 @@ def check_one_competition(trained: Sequence[Run]) -> None:
             )
 
 
-def _competition_key(run: Run) -> tuple[str, str, str]:
+def _competition_key(run: Run) -> tuple[str, str, str, bool]:
     scores = run.metrics()
-    return scores.competition, scores.task, scores.metric
+    return scores.competition, scores.task, scores.metric, bool(scores.group_answer)
 
 
-def _describe(competition: tuple[str, str, str]) -> str:
-    name, task, metric = competition
-    return f"competition '{name}' (task {task}, metric {metric})"
+def _describe(competition: tuple[str, str, str, bool]) -> str:
+    name, task, metric, grouped = competition
+    answers = ", one answer a group" if grouped else ""
+    return f"competition '{name}' (task {task}, metric {metric}{answers})"
 
 
 def group_folds(trained: Sequence[Run]) -> tuple[MemberRuns, ...]:

@@ -219,7 +219,7 @@ def _provenance(members: CollectedMembers, config: Config) -> dict[str, Any]:
         **runs.describe_machine(),
         "config_hash": configs.fingerprint(_plain_config(config)),
         "first_weights": "",
-        **{name: first[name] for name in (*inherited, "pixel_range") if name in first},
+        **{name: first[name] for name in (*inherited, "pixel_range", "groups") if name in first},
         "members": [run.name for run in members.runs],
         **({"ensemble_note": members.note} if members.note else {}),
     }
@@ -318,7 +318,7 @@ def _submit(result: Run, dataset: Dataset, made_by: Mapping[str, Any], output: P
         "seed": [member["seed"] for member in made_by["members"]],
         "members": made_by["members"],
     }
-    counts = dataset.train.class_counts(len(dataset.competition.classes)).tolist()
+    counts = dataset.train.one_per_answer().class_counts(len(dataset.competition.classes)).tolist()
     write_run_submission(result, ordered, dataset.competition, path, trace=trace, training_counts=counts, force=force)
 
 

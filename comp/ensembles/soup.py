@@ -111,7 +111,7 @@ def soup(
         suite = predict_split(loaded, "suite", progress, options=options)
         estimate_accuracy(loaded, suite, "suite", progress)
         path = output or default_submission(loaded.config)
-        counts, trace = loaded.training_counts, {"members": mixed.describe_members()}
+        counts, trace = loaded.answer_counts, {"members": mixed.describe_members()}
         write_run_submission(
             loaded.run, suite, loaded.competition, path, training_counts=counts, trace=trace, force=force
         )

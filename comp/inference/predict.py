@@ -30,6 +30,7 @@ from comp.runtime.progress import Progress, quiet
 # Keys of made_by that tell how a prediction went: the blocks whose entropy steps were undone, and the images at a time
 # that fitted after memory ran out.
 _ROLLED_BACK, _MICRO_BATCH = "rolled_back", "micro_batch"
+GROUP_ANSWER = "group_answer"  # key of made_by: how a group's images were combined, where they were
 _ADVICE = f"predict on another device (--device cpu), or {ADVICE}"
 
 _Part = Split | Block  # of a split, itself; of a suite, a block that is not open yet
@@ -84,7 +85,7 @@ def predict(
     progress: Progress = quiet,
     micro_batch: MicroBatch | None = None,
 ) -> Predictions:
-    """Return a model's predictions of a split, or of a suite's blocks in order.
+    """Return a model's predictions of a split, or of a suite's blocks in order: a row for each image, or each group.
 
     The model predicts in evaluation mode; its mode and weights are restored. Memory holds one block's pixels and all
     outputs.
@@ -135,7 +136,9 @@ def predict(
                     count += len(block)
     finally:
         model.train(was_training)
-    return replace(predictions.concatenate(finished), made_by={**made_by, **_how_it_went(finished, options)})
+    grouped = {GROUP_ANSWER: images.groups.answer} if isinstance(images, Split) and images.groups else {}
+    how = {**grouped, **_how_it_went(finished, options)}
+    return replace(predictions.concatenate(finished), made_by={**made_by, **how})
 
 
 def _how_it_went(finished: Sequence[Predictions], options: PredictOptions) -> dict[str, Any]:
@@ -183,12 +186,13 @@ def _predict_block(job: _PredictJob, split: Split, count: int) -> Predictions:
         logits[rows] = chosen[0].weight * logits[rows] + more
     if split.blank is not None:
         logits[split.blank] = predictions.mean_outputs(logits[~split.blank], job.task)
+    answered = split.one_per_answer()
     return predictions.from_outputs(
-        logits,
+        split.combine(logits, job.task),
         task=job.task,
-        ids=split.ids,
+        ids=answered.ids,
         classes=job.classes,
-        targets=split.labels,
+        targets=answered.labels,
         made_by=job.made_by,
         blocks=[(split.name, len(split))] if isinstance(job.images, Suite) else (),
     )

@@ -149,13 +149,14 @@ class Probe:
         self._fitted = fit(CLASSIFIERS[name], self._standardise(features), train.labels, k, len(classes))
 
     def predict(self, split: Split, made_by: Mapping[str, Any], progress: Progress = quiet) -> Predictions:
-        """Return predictions of a split."""
+        """Return predictions of a split: a row for each image, or each group."""
+        outputs, answered = self._fitted(self._standardise(self._features(split, progress))), split.one_per_answer()
         return predictions.from_outputs(
-            self._fitted(self._standardise(self._features(split, progress))),
+            split.combine(outputs, self._task),
             task=self._task,
-            ids=split.ids,
+            ids=answered.ids,
             classes=self._classes,
-            targets=split.labels,
+            targets=answered.labels,
             made_by=made_by,
         )
 

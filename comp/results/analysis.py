@@ -23,7 +23,7 @@ from comp.results.prediction_files import Correctness
 from comp.results.stats import Interval, ScoreDifference
 from comp.runtime.errors import RunError, plural
 
-_Kind = tuple[str, str, tuple[str, ...]]  # task, metric and classes: runs are compared within one kind
+_Kind = tuple[str, str, bool, tuple[str, ...]]  # task, metric and classes: runs are compared within one kind
 # A column of `LeaderboardRow` -> the split it scores, and the column with its number of independent images.
 _SPLITS = {
     "val_accuracy": ("val", "val_images"),
@@ -140,7 +140,7 @@ def analyze_leaderboard(rows: Sequence[LeaderboardRow], sort: str) -> Leaderboar
         sort: the column they are sorted by, or `auto`.
     """
     column = next(iter(leaderboard.sort_columns(rows, sort).values()), sort)
-    kinds = [(row.task, row.metric, read_classes(row)) for row in rows]
+    kinds = [(row.task, row.metric, bool(row.group_answer), read_classes(row)) for row in rows]
     main_kind = Counter(kinds).most_common(1)[0][0] if kinds else None
     main_rows = [row for row, kind in zip(rows, kinds, strict=True) if kind == main_kind]
     submissions = list(list_submissions(main_rows))
@@ -166,12 +166,13 @@ def _limits(
     """Yield which runs are not compared, and which metrics have no intervals."""
     if len(rows) < 2:
         return
-    ((_, metric, classes), count), *other_kinds = Counter(kinds).most_common()
+    ((_, metric, _, classes), count), *other_kinds = Counter(kinds).most_common()
     if other_kinds:
+        grouped = ", or one answer a group of images" if len({bool(row.group_answer) for row in rows}) > 1 else ""
         yield (
             f"compared: the {plural(count, 'run')} with metric {metric} and "
             f"{plural(len(classes), 'class', 'classes')}; listed only: "
-            f"{len(rows) - count:,} with another task, metric or classes"
+            f"{len(rows) - count:,} with another task, metric or classes{grouped}"
         )
     if metric != "accuracy" and not any(above) and column.endswith(("metric", "score")):
         yield (

@@ -79,6 +79,7 @@ class LeaderboardRow:
         fold: of its training, such as `1 of 5`; empty without folds.
         estimates: variant such as `+flip` -> column -> score of predictions made that way.
         higher_is_better: the metric's direction.
+        group_answer: how groups of images were scored, `mean` or `max`; empty where each image was.
     """
 
     run: str
@@ -115,11 +116,12 @@ class LeaderboardRow:
     fold: str
     estimates: Mapping[str, Mapping[str, float]]
     higher_is_better: bool
+    group_answer: str = ""
 
     @property
-    def comparison_key(self) -> tuple[str, str, str]:
-        """Competition, task and metric: scores are comparable only if these are equal."""
-        return self.competition, self.task, self.metric
+    def comparison_key(self) -> tuple[str, str, str, bool]:
+        """Competition, task, metric and whether groups were scored: scores are comparable only if these are equal."""
+        return self.competition, self.task, self.metric, bool(self.group_answer)
 
     def as_maximize(self, column: str) -> float | None:
         """Return a column's value, its sign turned if lower is better; None if missing."""
@@ -159,7 +161,7 @@ class ColumnGroup:
 
 
 GROUP_COLUMNS = tuple(field.name for field in fields(ColumnGroup))
-_NO_COLUMNS = ("submitted", "estimates", "higher_is_better")
+_NO_COLUMNS = ("submitted", "estimates", "higher_is_better", "group_answer")
 COLUMNS = tuple(field.name for field in fields(LeaderboardRow) if field.name not in _NO_COLUMNS)
 _METRIC_SORTS = ("ood_metric", "val_metric", "suite_metric")
 _ACCURACY_SORTS = ("ood_accuracy", "val_accuracy", "test_accuracy", "suite_accuracy", "expected_accuracy")
@@ -400,6 +402,7 @@ def _row(run: runs.Run, scores: RunMetrics) -> LeaderboardRow:
         fold=scores.fold,
         estimates=_estimates(scores),
         higher_is_better=metrics.is_higher_better(scores),
+        group_answer=scores.group_answer or "",
     )
 
 

@@ -151,6 +151,8 @@ def _run_sections(run: Run, baseline: Config | None) -> Iterable[str]:
     yield f'<div class="cards">{"".join(cards)}</div>'
     if scores.test_like:
         yield f'<p class="note">test-like augmentation: {_text(", ".join(scores.test_like))}</p>'
+    if scores.group_answer:
+        yield f'<p class="note">one answer a group of images (data.group_answer): {_text(scores.group_answer)}</p>'
     if scores.lessons:
         pseudo = f"pseudo-labels: {plural(scores.pseudo_labels, 'image')}" if scores.pseudo_labels else ""
         taught = f"teacher: {', '.join(scores.teachers or ())}" if scores.teachers else ""

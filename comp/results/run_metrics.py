@@ -165,6 +165,7 @@ class RunMetrics(_Part):
         selected_by: what the best weights were selected by; empty if nothing was selected.
         teachers: names of the runs whose outputs were part of the targets; None without.
         pseudo_labels: how many pseudo-labelled images joined the training images; None without.
+        group_answer: how a group's images answered together, `mean` or `max`; None where each image was scored.
         best: scores of the best weights by validation.
         final: scores of the last epoch's weights.
         averaged: scores of averaged weights.
@@ -214,6 +215,7 @@ class RunMetrics(_Part):
     test_like: list[str] = Field(default_factory=list)
     teachers: list[str] | None = None
     pseudo_labels: int | None = None
+    group_answer: str | None = None
     best: WeightScores = WeightScores()
     final: WeightScores = WeightScores()
     averaged: WeightScores = WeightScores()

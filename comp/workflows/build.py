@@ -5,6 +5,7 @@ from pathlib import Path
 
 from comp.config import Config, ModelConfig
 from comp.data.dataset import Dataset, open_dataset
+from comp.data.splits import Split
 from comp.models import zoo
 from comp.models.classifier import Classifier
 from comp.results import runs
@@ -99,7 +100,8 @@ def _submission_notes(config: Config, dataset: Dataset) -> tuple[str, ...]:
     header = ",".join(derived.format.header)
     if len(header) > _HEADER_CHARACTERS:
         header = f"{header[:_HEADER_CHARACTERS]}..."
-    notes = [f"submission: {header}, {plural(len(dataset.suite), 'row')}; {'; '.join(derived.reasons)}"]
+    rows = len(dataset.suite.one_per_answer() if isinstance(dataset.suite, Split) else dataset.suite)
+    notes = [f"submission: {header}, {plural(rows, 'row')}; {'; '.join(derived.reasons)}"]
     if competition.test_ids:
         table = ", the training table's," if competition.header != ("id", "label") else ""
         notes.append(f"submission: {_why_no_sample(config)}, so this header{table} and the ids' order are assumed")

@@ -58,6 +58,8 @@ def _check_alone(config: Config, runs_root: Path) -> None:
         lambda: _check_competition(config),
         # unknown data source
         lambda: _check_source(config),
+        # one answer for several images where a suite or shifted validation corrupts single ones
+        lambda: _check_group_answer(config),
         # a fix list that is missing or contradicts itself
         lambda: config.data.fixes and read_fixes(Path(config.data.fixes)),
         # unknown optimizer, or settings that it does not have
@@ -131,6 +133,22 @@ def _check_decide(config: Config, metric: str, task_name: str) -> None:
 def _check_source(config: Config) -> None:
     if config.data.source not in sources.SOURCES:
         raise ConfigError(f"data.source: {unknown('source', config.data.source, sources.SOURCES)}")
+
+
+def _check_group_answer(config: Config) -> None:
+    answer, competition = config.data.group_answer, config.competition
+    if answer == "none":
+        return
+    if competition.suite.source not in ("test", "none"):
+        raise ConfigError(
+            f"data.group_answer: {answer} gives one answer a group of images, and competition.suite.source: "
+            f"{competition.suite.source} asks for one an image; set the suite to test or none, or group_answer to none"
+        )
+    if competition.ood_validation.severities:
+        raise ConfigError(
+            f"competition.ood_validation.severities: shifted validation scores single images, and data.group_answer: "
+            f"{answer} groups of them; set competition.ood_validation.severities=[]"
+        )
 
 
 def _check_augmentation(config: Config) -> None:

@@ -54,7 +54,7 @@ def evaluate(
     """
     plugins.load_of(run)
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
-    fixes = fixes or fixes_of(run)
+    fixes = _applicable_fixes(run, fixes)
     if run.has_weights():
         loaded = load_run(run, progress=progress, device=device)
         options = options_for(loaded, overrides)
@@ -72,6 +72,21 @@ def evaluate(
         )
     suffix = run.metrics().variant
     return _diagnose_stored(run, {"suite": suffix, "test": suffix}, {}, baseline, fixes)
+
+
+def _applicable_fixes(run: Run, fixes: FixList | None) -> FixList | None:
+    """Return the fix list that validation is scored with too: this one, else the training's.
+
+    Raises:
+        ConfigError: a list is named, but the run scores groups, and a list names images.
+    """
+    answer = run.metrics().group_answer
+    if answer and fixes is not None:
+        raise ConfigError(
+            f"--fixes: a fix list names images, and {run.path} scores groups of them (data.group_answer: {answer}); "
+            "leave it out"
+        )
+    return None if answer else fixes or fixes_of(run)
 
 
 def _diagnose_stored(
@@ -148,8 +163,8 @@ def _draw(run: Run, name: str, predicted: Predictions, values: Mapping[str, Any]
         plots.draw_blocks(run.plot_path(f"blocks-{name}"), *diagnostics.accuracy_grid(values["by_block"]))
     if split is None:
         return
-    rows = diagnostics.find_worst_mistakes(predicted, _PICTURED_MISTAKES)
+    rows, shown = diagnostics.find_worst_mistakes(predicted, _PICTURED_MISTAKES), split.one_per_answer()
     if len(rows):
         titles = [diagnostics.mistake_title(predicted, int(row)) for row in rows]
-        images = np.stack([split.images[int(row)] for row in rows])
+        images = np.stack([shown.images[int(row)] for row in rows])
         plots.draw_image_grid(run.plot_path(f"mistakes-{name}"), images, titles, columns=6)

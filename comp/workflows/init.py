@@ -360,6 +360,8 @@ def _findings(sections: _Sections, layout: Layout, dataset: Dataset, config: Con
     ]
     if "csv.group_column" in layout.reasons:
         lines.append(f"groups: {layout.data['csv']['group_column']}, {layout.reasons['csv.group_column']}")
+    if "group_answer" in layout.reasons:
+        lines.append(f"answers: one a group, {layout.reasons['group_answer']}")
     model = config.model
     comment = sections.comments.get("model.pretrained") or sections.comments.get("model.name") or "from scratch"
     lines.append(f"model: {model.name}, {comment}")

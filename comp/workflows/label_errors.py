@@ -146,6 +146,11 @@ def _load_out_of_fold(trained: Sequence[Run]) -> Predictions:
     keys = ("data_fingerprint", "classes")
     for run in trained:
         scores = run.metrics()
+        if scores.group_answer:
+            raise RunError(
+                f"{run.path}: gives one answer a group of images (data.group_answer: {scores.group_answer}), and wrong "
+                "labels are found image by image; train a run with data.group_answer=none for it"
+            )
         path = run.path / "predictions" / "val.npz"
         if scores.best_or_final.val is None:
             raise RunError(

@@ -64,6 +64,15 @@ class LoadedRun:
         return counts
 
     @property
+    def answer_counts(self) -> Sequence[int]:
+        """Training answers of each class: images, or groups where these have one answer."""
+        if self.data is None:
+            recorded: list[int] | None = self.run.provenance().get("groups", {}).get("training_counts")
+            return recorded or self.training_counts
+        counts: list[int] = self.data.train.one_per_answer().class_counts(len(self.competition.classes)).tolist()
+        return counts
+
+    @property
     def test_shares(self) -> DeclaredShares | None:
         """The test's share of each class, if the competition declares it."""
         shares = self.config.competition.test_shares
@@ -181,7 +190,7 @@ def _load_with_test_only(run: Run, error: DataError, progress: Progress, device:
             raise DataError("images of another size")
     except DataError:
         raise error from None
-    test_ids = () if test.sample else tuple(test.split.ids.tolist())
+    test_ids = () if test.sample else tuple(test.split.one_per_answer().ids.tolist())
     reason = f"{str(error).partition('; these are the data')[0]}: the test is predicted without the training data"
     return replace(
         loaded,

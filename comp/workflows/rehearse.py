@@ -83,7 +83,7 @@ def rehearse(config: Config, progress: Progress = quiet, *, runs_root: Path | No
             loaded = load_run(run, dataset)
             score_test(loaded, progress)
         if dataset.suite is not None:
-            path, counts = folder / "submission.csv", loaded.training_counts
+            path, counts = folder / "submission.csv", loaded.answer_counts
             with stage("predict") as results:
                 predicted = predict_split(loaded, "suite", progress)
                 write_run_submission(run, predicted, dataset.competition, path, training_counts=counts)

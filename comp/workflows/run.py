@@ -80,4 +80,4 @@ def finish(run: Run, *, dataset: Dataset, output: Path | None, force: bool, prog
     predicted = predict_split(loaded, "suite", progress)
     estimate_accuracy(loaded, predicted, "suite", progress)
     path = output or default_submission(loaded.config)
-    write_run_submission(run, predicted, loaded.competition, path, training_counts=loaded.training_counts, force=force)
+    write_run_submission(run, predicted, loaded.competition, path, training_counts=loaded.answer_counts, force=force)

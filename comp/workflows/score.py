@@ -6,7 +6,7 @@ from typing import Any
 from comp import config as configs
 from comp.data.splits import Split, Suite
 from comp.inference.options import PLAIN
-from comp.inference.predict import predict
+from comp.inference.predict import GROUP_ANSWER, predict
 from comp.models import surgery
 from comp.results import decisions, metrics, prediction_files
 from comp.results.blocks import DISTORTIONS
@@ -83,7 +83,8 @@ def _predict_plain(
     """Return plain predictions by the model's weights: the existing ones, or new ones."""
     made_by = describe_prediction(loaded, which, PLAIN)
     if existing is not None:
-        return replace(existing, made_by=made_by)
+        grouped = {key: value for key, value in existing.made_by.items() if key == GROUP_ANSWER}
+        return replace(existing, made_by={**made_by, **grouped})
     return predict(loaded.model, images, **loaded.prediction_settings, made_by=made_by, progress=progress)
 
 
@@ -97,6 +98,7 @@ def describe_run(run: Run, competition: Competition, kind: Kind, *, model: str, 
         model: a network's name, or a description in its place.
         parameters: of all its networks.
     """
+    config = run.config()
     return RunMetrics(
         kind=kind,
         task=competition.task,
@@ -104,7 +106,8 @@ def describe_run(run: Run, competition: Competition, kind: Kind, *, model: str, 
         competition=competition.name,
         metric=competition.metric,
         higher_is_better=metrics.metric(competition.metric).higher_is_better,
-        config_hash=configs.fingerprint(run.config()),
+        config_hash=configs.fingerprint(config),
+        group_answer=None if config.data.group_answer == "none" else config.data.group_answer,
         model=model,
         parameters=parameters,
         first_weights=run.provenance("first_weights")["first_weights"],

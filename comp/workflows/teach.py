@@ -176,7 +176,7 @@ def _mean_probabilities(
         predicted = [
             predict(
                 loaded.model,
-                lineage.as_read_by(member, config, dataset, part, progress),
+                _single_images(lineage.as_read_by(member, config, dataset, part, progress)),
                 **loaded.prediction_settings,
                 made_by={},
                 options=made,
@@ -188,6 +188,11 @@ def _mean_probabilities(
         total = total + np.concatenate([teacher.probabilities(part, temperature, classes) for part in predicted])
         ids = np.concatenate([part.ids for part in predicted])
     return total / len(members), ids
+
+
+def _single_images(part: Split | Suite) -> Split | Suite:
+    """Return images that are answered one by one: a lesson has a row for each, also where groups have one answer."""
+    return replace(part, groups=None) if isinstance(part, Split) else part
 
 
 def _names(members: Sequence[Run]) -> str:

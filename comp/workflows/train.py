@@ -295,7 +295,7 @@ def _fit_and_score(
     loaded = replace(loaded, data=context.dataset)
     scores = _score_weight_files(loaded, context, state, progress)
     if loaded.dataset.val is not None:
-        tracker.save_mistakes(run, loaded.dataset.val.images)
+        tracker.save_mistakes(run, loaded.dataset.val.one_per_answer().images)
     trained = {**_describe_training(context, state), **describe_lessons(run.provenance()), **scores}
     run.write_metrics(describe_network(loaded, "run").model_copy(update=trained))
     if not config.train.keep_state:  # removed last: a run killed at any moment is complete or can be resumed
@@ -362,6 +362,7 @@ def provenance_of(config: Config, dataset: Dataset, model: Classifier, device_na
         "header": list(dataset.competition.header),
         "bare_images": dataset.competition.bare_images,
         "training_counts": dataset.train.class_counts(len(dataset.competition.classes)).tolist(),
+        **_describe_groups(dataset),
         "label_scale": list(dataset.label_scale) if dataset.label_scale else None,
         "image_shape": list(dataset.competition.image_shape),
         "pixel_range": list(dataset.pixel_range) if dataset.pixel_range else None,
@@ -369,3 +370,13 @@ def provenance_of(config: Config, dataset: Dataset, model: Classifier, device_na
         "loading": "resident" if dataset.resident else "streamed",
         "notes": list(dataset.notes),
     }
+
+
+def _describe_groups(dataset: Dataset) -> dict[str, Any]:
+    """Return the provenance of groups with one answer: their number by split; empty where each image has its own."""
+    if dataset.train.groups is None:
+        return {}
+    counts = {split.name: len(split.groups.ids) for split in dataset.splits if split.groups}
+    classes = len(dataset.competition.classes)
+    training_counts = dataset.train.one_per_answer().class_counts(classes).tolist()
+    return {"groups": {"answer": dataset.train.groups.answer, **counts, "training_counts": training_counts}}

@@ -339,3 +339,26 @@ def test_patients_with_several_images(comp: Comp) -> None:
     assert train
     assert val
     assert not train & val
+
+
+@only_by_init
+def test_patients_with_one_row_each(comp: Comp) -> None:
+    """Scans of a patient, in no order, and a sample that lists patients: the config averages each one's scans."""
+    draw = np.random.default_rng(25)
+    shares = {name: draw.integers(1, 7, count) for name, count in (("train", 80), ("test", 30))}
+    patients = {name: np.repeat(np.arange(len(counts)), counts) for name, counts in shares.items()}
+    ill = {name: draw.permutation(np.arange(len(counts)) % 3 == 0) for name, counts in shares.items()}
+    rows: dict[str, list[list[object]]] = {}
+    for name, first in (("train", 0), ("test", 1000)):
+        digits = [[7] if ill[name][patient] else [3] for patient in patients[name]]
+        ids = [f"scan_{first + n}" for n in draw.permutation(len(digits))]
+        save([f"d/{name}/{key}.png" for key in ids], scans(digits, test=name == "test"))
+        rows[name] = [[key, f"{name}_{p}", int(ill[name][p])] for key, p in zip(ids, patients[name], strict=True)]
+        draw.shuffle(rows[name])
+    table("d/train.csv", ["image_id", "patient_id", "cancer"], rows["train"])
+    table("d/test.csv", ["image_id", "patient_id"], [row[:2] for row in rows["test"]])
+    order = draw.permutation(30)
+    ids = [f"test_{patient}" for patient in order]
+    table("d/sample_submission.csv", ["patient_id", "cancer"], [[key, 0.5] for key in ids])
+    answers = by_init(comp, ["patient_id", "cancer"], ids, "roc_auc")
+    assert roc_auc_score(ill["test"][order], np.array(answers, float)[:, 0]) > 0.95

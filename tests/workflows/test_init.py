@@ -75,6 +75,36 @@ def test_text_labels_among_other_columns_and_a_test_table(comp: Comp) -> None:
     assert config.data.csv.train == config.data.csv.test == "images"
 
 
+def test_a_sample_of_patients_asks_for_one_answer_each(comp: Comp) -> None:
+    """The ids of images are in a column of no usual name, and a further column repeats too."""
+    save(*[f"d/images/x{n}.png" for n in range(44)])
+    rows = [[n % 5, f"pat{n // 3}", f"x{n}", "ny"[n // 3 % 2], "left" if n % 2 else "right"] for n in range(30)]
+    write_table("d/train.csv", [["age", "patient", "scan", "ill", "side"], *rows])
+    write_table("d/meta_test.csv", [["patient", "scan"], *[[f"pat{n // 2}", f"x{n}"] for n in range(30, 44)]])
+    write_table("d/sample_submission.csv", [["patient", "ill"], *[[f"pat{n}", "n"] for n in range(21, 14, -1)]])
+    result = comp("init", "d", "--json")
+    assert result.code == 0, result.err
+    values = json.loads(result.out)
+    assert any("a row for each patient of meta_test.csv" in line for line in values["found"])
+    assert any(line.startswith("data.group_answer: mean") for line in values["guessed"])
+    config = configs.load("comp.yaml")
+    assert comp("config", "check", "comp.yaml", "--data").code == 0
+    assert config.data.group_answer == "mean"
+    assert config.data.csv.group_column == "patient"
+    assert config.data.csv.id_column == "scan"
+    assert config.data.csv.test_table == "meta_test.csv"
+    assert config.competition.suite.source == "test"
+    assert "# sample_submission.csv has a row for each patient" in Path("comp.yaml").read_text()
+
+
+def test_patients_whose_images_have_a_row_each_have_no_answer_together(comp: Comp) -> None:
+    save(*[f"d/train/x{n}.png" for n in range(30)], *[f"d/test/x{n}.png" for n in range(30, 40)])
+    write_table("d/train.csv", [["id", "patient", "ill"], *[[f"x{n}", f"p{n // 3}", n % 2] for n in range(30)]])
+    write_table("d/test.csv", [["id", "patient"], *[[f"x{n}", f"p{n // 3}"] for n in range(30, 40)]])
+    write_table("d/sample_submission.csv", [["id", "ill"], *[[f"x{n}", 0] for n in range(30, 40)]])
+    assert made(comp).data.group_answer == "none"
+
+
 def test_one_column_per_class_with_a_permuted_sample(comp: Comp) -> None:
     labels = np.eye(3, dtype=int)[np.arange(24) % 3]
     save(*[f"d/train/{n}.png" for n in range(24)])

@@ -140,7 +140,7 @@ def _write_submission(
     from comp.workflows.checks import default_submission
     from comp.workflows.predict import estimate_accuracy
 
-    rows, counts = predicted.predictions, loaded.training_counts
+    rows, counts = predicted.predictions, loaded.answer_counts
     estimate = estimate_accuracy(loaded, rows, predicted.name, progress)
     path = output or default_submission(loaded.config)
     write_run_submission(loaded.run, rows, predicted.competition, path, training_counts=counts, force=force)

@@ -111,6 +111,7 @@ def board_cells(row: "LeaderboardRow", rank: int, metrics: Sequence[str] = ()) -
         cells["estimated"] += f" ({row.expected_low:.2f} to {row.expected_high:.2f})"
     flags = [name for name, holds in (("test-like", row.test_like), ("transductive", row.transductive)) if holds]
     flags += filter(None, row.lessons.split(", "))
+    flags += [f"groups: {row.group_answer}"] if row.group_answer else []
     return {
         "#": str(rank),
         "run": row.run,

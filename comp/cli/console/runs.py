@@ -53,7 +53,8 @@ def print_summary(run: "Run", scores: "RunMetrics") -> None:
     ]
     if rows:
         title = f"{scores.competition}: {scores.model}"
-        print_table(["split", "images", *headings], rows, title=title, folded={"split": 16}, drop=("images",))
+        counted = "groups" if scores.group_answer else "images"
+        print_table(["split", counted, *headings], rows, title=title, folded={"split": 16}, drop=(counted,))
     if scores.stopped:
         out.print(f"stopped early: {scores.stopped}")
     print_decision(scores)
@@ -160,8 +161,9 @@ def print_prediction(
     else:
         values = {name: score.value for name, score in result.scores.items()} if result else {}
         scores = [f"{'loss' if name == 'log_loss' else name} {value:.4f}" for name, value in values.items()]
+        counted = "group" if "group_answer" in predictions.made_by else "image"
         print_line(
-            f"{run.path}: {plural(len(predictions), 'image')}, "
+            f"{run.path}: {plural(len(predictions), counted)}, "
             f"{', '.join(scores) or 'no labels to score them by'}{mark}"
         )
     if estimate:

@@ -13,6 +13,7 @@ from comp.config import DataConfig
 from comp.config.tasks import TASKS
 from comp.config.tasks import task as task_row
 from comp.data.sources.folders import folder_test, image_folder
+from comp.data.sources.grouping import check_groups
 from comp.data.sources.listing import LoadedTest
 from comp.data.sources.numpy_files import arrays
 from comp.data.sources.published import cifar10, cifar100, digits, fashion_mnist, mnist
@@ -77,7 +78,7 @@ def open_source(config: DataConfig, progress: Progress = quiet, task: str = "aut
     if config.classes:
         source = select_classes(source, config.classes)
         _check_labels(source.train, source.classes, config.source)
-    return source
+    return source if config.group_answer == "none" else check_groups(source, config)
 
 
 def _with_task(source: Source, task: str) -> Source:

@@ -181,8 +181,8 @@ def read_groups(table: "pd.DataFrame", config: CSVConfig, path: Path) -> NDArray
     return groups.astype(np.int64)
 
 
-def check_unique_ids(ids: Sequence[str], path: Path, column: str) -> None:
-    """Refuse duplicate ids.
+def check_unique_ids(ids: Sequence[str], path: Path, column: str, hint: str = "") -> None:
+    """Refuse duplicate ids; `hint` ends the message.
 
     Raises:
         DataError: with their number and the first one.
@@ -194,7 +194,7 @@ def check_unique_ids(ids: Sequence[str], path: Path, column: str) -> None:
     if len(duplicates):
         raise DataError(
             f"{path}: column '{column}': {len(duplicates):,} duplicate ids, first {duplicates[0]!r}; keep one row per "
-            "image; join several labels of an image in one cell, separated by spaces (data.csv.separator)"
+            "image; join several labels of an image in one cell, separated by spaces (data.csv.separator)" + hint
         )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from comp.config import CSVConfig
 from comp.data import archives, decode
 from comp.data.sources.columns import TABLE, find_id_column, has_pixel_columns, read_table
+from comp.data.sources.detect_groups import detect_group_answers, detect_groups, names_subjects
 from comp.data.sources.labels import read_labels
 from comp.data.sources.listing import Listing, first_few
 from comp.data.sources.numpy_files import array_names, find_archive
@@ -42,10 +43,6 @@ _HEADERS = 64  # images whose size is read
 _MOST_PATTERN_CLASSES = 1000
 _PATTERNS = (r"^([A-Za-z]+)[._ -]*\d+[.]", r"^([A-Za-z_ -]+?)[._ -]*\d+[.]", r"^\d+[._ -]+([A-Za-z]+)[.]")
 _LABEL_WORDS = ("label", "class", "target", "species", "breed", "diagnosis", "category", "type", "grade", "level")
-# Words in the name of a column whose equal texts mean the same subject.
-_SUBJECTS = ("patient", "subject", "person", "individual", "lesion", "study", "case", "group", "plant", "animal")
-_SERIES = ("session", "sequence", "video", "scene", "user", "slide")
-_MIN_PER_GROUP = 1.2  # images: a column that hardly repeats groups nothing
 
 
 @dataclass(frozen=True)
@@ -188,6 +185,7 @@ class _TrainingTable:
 
     name: str
     cells: "pd.DataFrame"
+    column: str
     ids: Sequence[str]
     location: str
     listing: Listing
@@ -210,14 +208,15 @@ def _detect_tables(root: Path) -> Layout | None:
         return None
     train = min(tables, key=lambda table: (_is_test(table.name), len(table.cells.columns) < 2, _rank(table.name)))
     data, reasons = _csv_section(train)
-    labels, guesses = _detect_labels(train, sample, root / train.name, reasons)
-    data["csv"] |= labels
-    if group := _group_column(train.cells, [*labels.values()]):
-        data |= {"groups": "column"}
-        data["csv"]["group_column"] = group
-        reasons["csv.group_column"] = f"several images share a {group}, so they stay in one fold"
-    test, doubts = _test_location(sample, locations, train)
-    guesses += doubts
+    answered = detect_group_answers(train, [table for table in tables if _is_test(table.name)], sample)
+    labels, guesses = _detect_labels(train, sample, root / train.name, reasons, answered.column if answered else "")
+    groups = answered or detect_groups(train, labels.get("label_column", ""))
+    data |= groups.data
+    data["csv"] |= labels | groups.csv
+    reasons |= groups.reasons
+    test_ids = sample.ids if sample and groups.test_ids is None else groups.test_ids
+    test, doubts = _test_location(sample, test_ids, locations, train)
+    guesses += [*groups.guesses, *doubts]
     if train.alternatives:
         guesses.append(
             f"data.csv.train: {train.location} is taken; {first_few(train.alternatives)} hold images of the same names"
@@ -302,7 +301,7 @@ def _match_table(
             ranked = sorted(holding, key=lambda name: (_is_test(name), "train" not in name.lower(), name))
             name = path.relative_to(root).as_posix()
             return _TrainingTable(
-                name, cells, cells[column].tolist(), ranked[0], locations[ranked[0]], tuple(ranked[1:])
+                name, cells, column, cells[column].tolist(), ranked[0], locations[ranked[0]], tuple(ranked[1:])
             )
     return None
 
@@ -323,13 +322,16 @@ def _holding(locations: dict[str, Listing], ids: Sequence[str]) -> list[str]:
 
 
 def _detect_labels(
-    train: _TrainingTable, sample: SampleSubmission | None, path: Path, reasons: dict[str, str]
+    train: _TrainingTable, sample: SampleSubmission | None, path: Path, reasons: dict[str, str], answered: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return keys of `data.csv` that name the labels, none where the reader finds them itself, and guesses."""
+    """Return keys of `data.csv` that name the labels, none where the reader finds them itself, and guesses.
+
+    `answered` is the column of groups that have one answer each, whose names are the sample's ids.
+    """
     columns = list(map(str, train.cells.columns))
-    id_column = find_id_column(columns, CSVConfig(), sample, path) or columns[0]
+    id_column = train.column if answered else find_id_column(columns, CSVConfig(), sample, path) or columns[0]
     try:
-        read_labels(train.cells, id_column, CSVConfig(), sample, path, "auto")
+        read_labels(train.cells, id_column, CSVConfig(group_column=answered), sample, path, "auto")
     except DataError:
         return _guess_label_column(train.cells, id_column, reasons)
     return {}, []
@@ -340,7 +342,8 @@ def _guess_label_column(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the likeliest label column: by its name, else the one with the fewest repeated texts."""
     counts = {str(name): cells[name].nunique() for name in cells.columns if str(name) != id_column}
-    possible = [name for name, count in counts.items() if 2 <= count <= max(2, len(cells) // 2) and not _groups(name)]
+    most = max(2, len(cells) // 2)
+    possible = [name for name, count in counts.items() if 2 <= count <= most and not names_subjects(name)]
     if not possible:
         return {}, []
     named = [name for name in possible if any(word in name.lower() for word in _LABEL_WORDS)]
@@ -351,31 +354,23 @@ def _guess_label_column(
     return {"label_column": chosen}, [guess]
 
 
-def _groups(name: str) -> bool:
-    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
-    return any(word in _SUBJECTS + _SERIES for word in words)
-
-
-def _group_column(cells: "pd.DataFrame", used: Sequence[str]) -> str:
-    """Return the column whose equal texts are one subject, by its name and its repetitions; empty if there is none."""
-    for name in map(str, cells.columns):
-        count = cells[name].nunique()
-        if name not in used and _groups(name) and count > 1 and count * _MIN_PER_GROUP <= len(cells):
-            return name
-    return ""
-
-
 def _test_location(
-    sample: SampleSubmission | None, locations: dict[str, Listing], train: _TrainingTable
+    sample: SampleSubmission | None, ids: Sequence[str] | None, locations: dict[str, Listing], train: _TrainingTable
 ) -> tuple[str, list[str]]:
     """Return the location of the test images, empty if there is none, and guesses.
 
-    The training images' own location counts only if no id of the sample is a training id.
+    The training images' own location counts only if no test id is a training id.
+
+    Args:
+        sample: the sample submission, or None.
+        ids: of the test images that it asks for; None without a sample.
+        locations: that hold images.
+        train: the training table.
     """
-    shares = sample is not None and set(sample.ids) & set(train.ids)
-    if sample is not None:
-        step = max(1, len(sample.ids) // _PROBES)
-        holding = [name for name in _holding(locations, sample.ids[::step]) if not (shares and name == train.location)]
+    shares = ids is not None and set(ids) & set(train.ids)
+    if sample is not None and ids is not None:
+        step = max(1, len(ids) // _PROBES)
+        holding = [name for name in _holding(locations, ids[::step]) if not (shares and name == train.location)]
         if not holding:
             return "", [
                 f"data.csv.test: the images of {Path(sample.path).name} were not found, so nothing will be submitted"

@@ -1,14 +1,16 @@
 """Images with a table of labels, the usual Kaggle layout. The table names image files, or holds the pixels itself."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from comp.config import DataConfig
+from comp.data.groups import Groups
 from comp.data.scan import scan_files
 from comp.data.sources.columns import (
+    PixelTable,
     check_unique_ids,
     find_file_column,
     find_id_column,
@@ -19,6 +21,7 @@ from comp.data.sources.columns import (
     read_table,
     require_table,
 )
+from comp.data.sources.grouping import group_test, image_columns, image_sample, read_group_names
 from comp.data.sources.labels import read_labels
 from comp.data.sources.listing import (
     Listing,
@@ -37,6 +40,7 @@ from comp.submission.format import SampleSubmission
 _DEFAULT_TEST, _DEFAULT_TEST_TABLE = "test", "test.csv"  # used if they exist
 _SHOWN = 8  # columns in a note
 _SKIP_HINT = "data.skip_bad=true leaves such rows out"
+_ONE_ANSWER_HINT = "; if several images have one row in the sample submission: data.group_answer=mean"
 
 
 def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
@@ -55,15 +59,20 @@ def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> So
     listing = Listing(require_location(root, files.train, "train"))
     table, table_notes = read_table(path, listing.contains)
     columns = [str(column) for column in table.columns]
-    id_column = find_id_column(columns, files, sample, path) or columns[0]
+    named = image_columns(columns, config, path)
+    id_column = find_id_column(named, files, image_sample(sample, config), path) or named[0]
     ids = table[id_column].tolist()
-    check_unique_ids(ids, path, id_column)
+    asks = sample is not None and sample.id_column == id_column
+    check_unique_ids(ids, path, id_column, _ONE_ANSWER_HINT if asks else "")
     labels = read_labels(table, id_column, files, sample, path, task)
     file_column, file_notes = find_file_column(table, id_column, files, listing.contains, listing.locate, path)
     keys = table[file_column].tolist()
     paths = listing.locate(keys) if config.skip_bad else listing.require(keys, hint=_SKIP_HINT)
     train = scan_files("train", paths, ids, labels.targets, config, progress)
-    groups = read_groups(table, files, path)[np.isin(ids, train.ids)] if files.group_column else None
+    kept = np.isin(ids, train.ids)
+    groups = read_groups(table, files, path)[kept] if files.group_column else None
+    if config.group_answer != "none":
+        train = replace(train, groups=Groups(read_group_names(table, files, path)[kept], config.group_answer))
     notes = [*sample_notes, *table_notes, *file_notes]
     notes += _note_unused(columns, (id_column, file_column, files.group_column, *labels.columns), path)
     notes += [*labels.notes, *listing.notes("train")]
@@ -71,18 +80,9 @@ def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> So
     find = find_location if files.test == _DEFAULT_TEST else require_location
     test, location = None, find(root, files.test, "test")
     if location is not None:
-        listed = _read_test_ids(config, sample, id_column, location)
-        loaded = unlabelled_test(
-            location,
-            sample,
-            config,
-            progress,
-            listed=listed.ids,
-            files_by_id=listed.files,
-            training=training,
-            listing=listing if location == listing.location else None,
-        )
-        notes += [*listed.notes, *loaded.notes]
+        same = listing if location == listing.location else None
+        loaded = _open_test(config, sample, id_column, location, progress, training=training, listing=same)
+        notes += loaded.notes
         test, used = loaded.split, training | loaded.files
     if unlisted := listing.count(without=used):
         images = plural(unlisted, f"image of {listing.location} is", f"images of {listing.location} are")
@@ -96,7 +96,7 @@ def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> So
         notes=tuple(notes),
         separator=labels.separator,
         task=labels.task,
-        header=_submission_header(id_column, labels.column),
+        header=_submission_header(files.group_column if train.groups else id_column, labels.column),
         synonyms=labels.synonyms,
     )
 
@@ -113,12 +113,11 @@ def csv_test(config: DataConfig, classes: Sequence[str], progress: Progress) -> 
     if table is not None and has_pixel_columns(table):
         return LoadedTest(_pixel_test(table, config, sample), sample)
     location = require_location(root, files.test, "test")
-    listed = _read_test_ids(config, sample, files.id_column, location)
-    if not sample and not listed.ids and location == find_location(root, files.train, "train"):
+    if not sample and not _find_test_table(config) and location == find_location(root, files.train, "train"):
         raise DataError(
             f"{location}: holds training images too, and only their table, which is missing, shows which are the test's"
         )
-    return unlabelled_test(location, sample, config, progress, listed=listed.ids, files_by_id=listed.files)
+    return _open_test(config, sample, files.id_column, location, progress)
 
 
 def _submission_header(id_column: str, label_column: str) -> tuple[str, str]:
@@ -141,23 +140,64 @@ def _find_test_table(config: DataConfig) -> Path | None:
     return require_table(root, name, "test_table") if name else None
 
 
+def _require_test_table(config: DataConfig) -> Path:
+    """Return the test table, which names the group of each test image."""
+    path = _find_test_table(config)
+    if path is None:
+        raise DataError(
+            f"{config.root}: found no test table (data.csv.test_table): data.group_answer needs one, with a row for "
+            f"each test image and the column '{config.csv.group_column}'"
+        )
+    return path
+
+
+def _open_test(
+    config: DataConfig,
+    sample: SampleSubmission | None,
+    id_column: str,
+    location: Path,
+    progress: Progress,
+    *,
+    training: frozenset[Path] = frozenset(),
+    listing: Listing | None = None,
+) -> LoadedTest:
+    """Return the test images, with their groups where these have one answer; see `unlabelled_test`."""
+    listed = _read_test_ids(config, image_sample(sample, config), id_column, location)
+    loaded = unlabelled_test(
+        location,
+        image_sample(sample, config),
+        config,
+        progress,
+        listed=listed.ids,
+        files_by_id=listed.files,
+        training=training,
+        listing=listing,
+    )
+    split, notes = loaded.split, [*listed.notes, *loaded.notes]
+    if config.group_answer != "none":
+        split, more = group_test(split, listed.groups, sample, config, _require_test_table(config))
+        notes += more
+    return replace(loaded, split=split, sample=sample, notes=tuple(notes))
+
+
 @dataclass(frozen=True)
 class _TestIds:
-    """The ids of a test table, the names of their files if those differ, and notes."""
+    """The ids of a test table, the names of their files if those differ, their groups if those matter, and notes."""
 
     ids: Sequence[str] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 def _read_test_ids(config: DataConfig, sample: SampleSubmission | None, id_column: str, location: Path) -> _TestIds:
     """Return the ids of the test table, none if there is no table."""
-    path = _find_test_table(config)
+    path = _find_test_table(config) if config.group_answer == "none" else _require_test_table(config)
     if path is None:
         return _TestIds()
     listing = Listing(location)
     table, notes = read_table(path, listing.contains)
-    columns = [str(column) for column in table.columns]
+    columns = image_columns([str(column) for column in table.columns], config, path)
     shared = [column for column in (id_column, sample.id_column if sample else "") if column in columns]
     without_id = config.csv.model_copy(update={"id_column": ""})
     column = shared[0] if shared else find_id_column(columns, without_id, sample, path) or columns[0]
@@ -167,7 +207,10 @@ def _read_test_ids(config: DataConfig, sample: SampleSubmission | None, id_colum
     files_from = config.csv.model_copy(update={"file_column": file_column})
     file_column, file_notes = find_file_column(table, column, files_from, listing.contains, listing.locate, path)
     files = {} if file_column == column else dict(zip(ids, table[file_column].tolist(), strict=True))
-    return _TestIds(ids, files, (*notes, *file_notes))
+    groups = {}
+    if config.group_answer != "none":
+        groups = dict(zip(ids, read_group_names(table, config.csv, path).tolist(), strict=True))
+    return _TestIds(ids, files, (*notes, *file_notes), groups)
 
 
 def _pixel_source(
@@ -175,15 +218,18 @@ def _pixel_source(
 ) -> Source:
     """Return the images of tables that hold their pixels."""
     train = read_pixel_table(path)
-    ids, id_column = train.row_ids("train", config.csv, None)
     others = train.other_columns
+    ids, id_column = _pixel_ids(train, "train", config)
     labels = read_labels(others, id_column, config.csv, sample, path, task)
     side = train.images.shape[1]
     notes = [*sample_notes, f"{path}: holds the pixels of {len(ids):,} grey images of {side} x {side}"]
     notes += _note_unused(list(others.columns), (id_column, config.csv.group_column, *labels.columns), path)
     test_path = _find_test_table(config)
+    split = Split("train", train.images, np.array(ids, np.str_), labels.targets)
+    if config.group_answer != "none":
+        split = replace(split, groups=Groups(read_group_names(others, config.csv, path), config.group_answer))
     return Source(
-        Split("train", train.images, np.array(ids, np.str_), labels.targets),
+        split,
         _pixel_test(test_path, config, sample) if test_path is not None else None,
         labels.classes,
         groups=read_groups(others, config.csv, path) if config.csv.group_column else None,
@@ -191,14 +237,27 @@ def _pixel_source(
         notes=(*notes, *labels.notes),
         separator=labels.separator,
         task=labels.task,
-        header=_submission_header(id_column or "id", labels.column),
+        header=_submission_header(config.csv.group_column if split.groups else id_column or "id", labels.column),
         synonyms=labels.synonyms,
     )
+
+
+def _pixel_ids(table: PixelTable, split: str, config: DataConfig) -> tuple[list[str], str]:
+    """Return the rows' ids and their column, without the sample's help; see `PixelTable.row_ids`."""
+    columns = image_columns(list(table.other_columns.columns), config, table.path)
+    is_absent = split == "test" and config.csv.id_column not in columns  # it may exist only in the training table
+    csv = config.csv.model_copy(update={"id_column": ""}) if is_absent else config.csv
+    return replace(table, other_columns=table.other_columns[columns]).row_ids(split, csv, None)
 
 
 def _pixel_test(path: Path, config: DataConfig, sample: SampleSubmission | None) -> Split:
     """Return the test images of a pixel table, in the sample's order."""
     table = read_pixel_table(path)
+    if config.group_answer != "none":
+        names = read_group_names(table.other_columns, config.csv, path).tolist()
+        ids, _ = _pixel_ids(table, "test", config)
+        test = Split("test", table.images, np.array(ids, np.str_), None)
+        return group_test(test, dict(zip(ids, names, strict=True)), sample, config, path)[0]
     ids, _ = table.row_ids("test", config.csv, sample)
     test = Split("test", table.images, np.array(ids, np.str_), None)
     if sample is None:

@@ -1,0 +1,145 @@
+"""Read which images get one answer (`data.group_answer`) from the tables, and check that they can."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comp.config import CSVConfig, DataConfig
+from comp.data.groups import Groups
+from comp.data.sources.columns import configured_column
+from comp.data.sources.source import Source
+from comp.data.splits import Split
+from comp.runtime.errors import ConfigError, DataError, nearest
+from comp.submission.format import SampleSubmission
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHOWN = 3  # labels in a message
+
+
+def image_columns(columns: Sequence[str], config: DataConfig, path: Path) -> list[str]:
+    """Return the columns that may identify images: where a group has one answer, its name identifies none.
+
+    Raises:
+        DataError: there is none.
+    """
+    kept = [name for name in columns if config.group_answer == "none" or name != config.csv.group_column]
+    if columns and not kept:
+        raise DataError(f"{path}: expected a column that names the images beside '{columns[0]}', which names groups")
+    return kept
+
+
+def image_sample(sample: SampleSubmission | None, config: DataConfig) -> SampleSubmission | None:
+    """Return the sample submission if its ids are those of images; None where they are those of groups."""
+    return sample if config.group_answer == "none" else None
+
+
+def read_group_names(table: "pd.DataFrame", config: CSVConfig, path: Path) -> NDArray[np.str_]:
+    """Return the group of each row [N].
+
+    Raises:
+        DataError: no such column, or rows without a group.
+    """
+    column = configured_column(config.group_column, "group_column", list(map(str, table.columns)), path)
+    names: NDArray[np.str_] = table[column].to_numpy(str)
+    missing = np.flatnonzero(np.strings.strip(names) == "")
+    if len(missing):
+        raise DataError(
+            f"{path}: column '{column}': {len(missing):,} rows have no group, first row {missing[0] + 2}, and "
+            "data.group_answer gives one answer a group; fill in or remove these rows"
+        )
+    return names
+
+
+def group_test(
+    test: Split, group_of: Mapping[str, str], sample: SampleSubmission | None, config: DataConfig, path: Path
+) -> tuple[Split, list[str]]:
+    """Return the test images with their groups, these in the sample's order, and notes.
+
+    Args:
+        test: its images in the order of the test table.
+        group_of: id -> group.
+        sample: one row a group, or None.
+        config: section `data`.
+        path: of the test table, for messages.
+
+    Raises:
+        DataError: a row of the sample names no group of the table.
+    """
+    groups = Groups(np.array([group_of[key] for key in test.ids.tolist()], np.str_), config.group_answer)
+    names = groups.ids.tolist()
+    place = {name: number for number, name in enumerate(sample.ids if sample else names)}
+    unknown = [name for name, is_listed in zip(place, np.isin(list(place), names), strict=True) if not is_listed]
+    if sample and unknown:
+        raise DataError(_unknown_groups(unknown, names, test, sample, config, path))
+    places = np.array([place.get(name, -1) for name in groups.names.tolist()])
+    rows = np.argsort(places, kind="stable")
+    dropped = len(names) - len(place)
+    notes = [f"test: {dropped:,} groups of {path} are not in the sample submission, and are not predicted"]
+    return replace(test, groups=groups).take(rows[places[rows] >= 0], test.name), notes if dropped else []
+
+
+def _unknown_groups(
+    unknown: Sequence[str], names: Sequence[str], test: Split, sample: SampleSubmission, config: DataConfig, path: Path
+) -> str:
+    column = config.csv.group_column
+    message = (
+        f"{sample.path}: {len(unknown):,} of {len(sample.ids):,} ids have no image: column '{column}' of {path} does "
+        f"not name them, first {unknown[0]!r}{nearest(unknown[0], names)}"
+    )
+    if set(unknown) <= set(test.ids.tolist()):
+        return f"{message}; they are images, so each has its own answer: set data.group_answer=none"
+    return f"{message}; correct the table or the sample, or set data.csv.group_column to the column of the sample's ids"
+
+
+def check_groups(source: Source, config: DataConfig) -> Source:
+    """Return a source whose groups can have one answer each, with a note on them.
+
+    Raises:
+        ConfigError: the source names no groups.
+        DataError: images of a group have different labels.
+    """
+    groups, labels = source.train.groups, source.train.labels
+    if groups is None or labels is None or (source.test is not None and source.test.groups is None):
+        raise ConfigError(
+            f"data.group_answer: {config.source} does not say which images belong together; use csv_images, or set it "
+            "to none"
+        )
+    differing = groups.differing(labels)
+    if len(differing):
+        mixed = groups.names[differing]
+        rows = np.flatnonzero(groups.names == mixed[0])
+        shown = list(dict.fromkeys(_label_text(source, int(row)) for row in rows))[:_SHOWN]
+        raise DataError(
+            f"{config.csv.table}: column '{config.csv.group_column}': the images of {len(np.unique(mixed)):,} groups "
+            f"have different labels, first {str(mixed[0])!r} ({', '.join(shown)}), and data.group_answer: "
+            f"{config.group_answer} expects one a group; correct the labels, or set data.group_answer=none for one "
+            "answer an image"
+        )
+    counts = [
+        f"{len(split):,} {split.name} images of {len(split.groups.ids):,} groups"
+        for split in source.splits
+        if split.groups is not None
+    ]
+    rule = "the mean" if config.group_answer == "mean" else "the highest"
+    note = (
+        f"groups: {', '.join(counts)}; a group has one answer, {rule} of its images' (data.group_answer: "
+        f"{config.group_answer})"
+    )
+    return replace(source, notes=(*source.notes, note))
+
+
+def _label_text(source: Source, row: int) -> str:
+    """Return a training image's label as the user writes it."""
+    assert source.train.labels is not None
+    label = source.train.labels[row]
+    if source.train.is_numeric:
+        return f"{label:g}"
+    if label.ndim:
+        return " and ".join(np.array(source.classes)[label > 0.5].tolist()) or "no class"
+    return source.classes[int(label)]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from comp.models.zoo import Costs, ModelSummary
     from comp.workflows.label_errors import LabelReport
 
-from comp.cli.console.output import PlainTable, err, out, print_json, print_line, print_note, print_table
+from comp.cli.console.output import PlainTable, out, print_json, print_line, print_note, print_table
 from comp.runtime.errors import plural
 
 _MOST_PAIRS = 5  # of confused classes

@@ -10,21 +10,23 @@ both = comp.ensemble([run, comp.train(config.model_copy(update={"seed": 1}))])
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from comp import config
 from comp.config import Config, shipped
-from comp.ensembles import combine
+from comp.ensembles import combine, new_images
 from comp.inference.inputs import Paths, PredictInput
 from comp.results.predictions import Predictions
 from comp.results.runs import Run, open_run
 from comp.runtime.progress import Progress, quiet
+from comp.workflows import lineage
 from comp.workflows import train as workflow
 from comp.workflows.build import prepare
 from comp.workflows.load import load_for_input, load_run
-from comp.workflows.predict import options_for, predict_input, score_test
+from comp.workflows.predict import options_for, predict_input, score_test, with_decision
 
 __all__ = ["Run", "ensemble", "load_config", "predict", "train"]
 
@@ -39,7 +41,12 @@ def load_config(path: Path | str, *overrides: str) -> Config:
 
 
 def train(
-    config: Config | Path | str, *, name: str = "run", runs: Path | str = "runs", progress: Progress = quiet
+    config: Config | Path | str,
+    *,
+    name: str = "run",
+    runs: Path | str = "runs",
+    allow_plugins: bool = False,
+    progress: Progress = quiet,
 ) -> Run:
     """Train, keep the best weights, score them on validation and on the labelled test; return the complete run.
 
@@ -47,12 +54,15 @@ def train(
         config: a config, or a YAML file's path.
         name: of the run's folder, after the time.
         runs: where run folders are made.
+        allow_plugins: run the Python code of the plug-ins of its teachers, as their folders have them.
         progress: called at every step.
 
     Raises:
         UserError: anything wrong with config, data or disk.
     """
     config = config if isinstance(config, Config) else load_config(config)
+    if allow_plugins:
+        lineage.consent(config)
     dataset = prepare(config, Path(runs), progress)
     run = workflow.train(config, name=name, runs_root=Path(runs), dataset=dataset, progress=progress)
     score_test(load_run(run, dataset, progress), progress)
@@ -70,13 +80,15 @@ def predict(
     device: str = "",
     views: str | None = None,
     adapt: str | None = None,
+    decide: str = "",
     allow_plugins: bool = False,
     progress: Progress = quiet,
 ) -> Predictions:
     """Return a run's predictions of its suite, a split, another suite, or any images.
 
     Predictions of any images are only returned; all others are stored in the run's folder and scored in its
-    metrics.json. Any images and another suite do not need the run's own data.
+    metrics.json. Any images and another suite do not need the run's own data. Any images are also predicted by an
+    ensemble, whose members must be there.
 
     Args:
         run: a complete run, or its folder.
@@ -90,6 +102,7 @@ def predict(
         device: `cpu`, `cuda` or `mps`; empty: the training's, or the best of this machine if it lacks that.
         views: `none`, `flip`, `shift`, `flip_shift`, `ten_crop` or `dihedral`; None: the run's.
         adapt: `none`, `bn` or `tent`; None: the run's.
+        decide: value of predict.decide, fitted on the run's validation if it has to be; empty: the run's.
         allow_plugins: run the Python code of its plug-ins, as its folder has them.
         progress: called after every batch.
 
@@ -100,8 +113,12 @@ def predict(
     opened = _open(run, allow_plugins)
     if overrides:
         opened = open_run(opened.path, (*opened.overrides, *overrides), allow_plugins=opened.allow_plugins)
-    loaded = load_for_input(opened, source, progress, device=device)
-    options = options_for(loaded, {"views": views, "adapt": adapt})
+    changed = {"views": views, "adapt": adapt}
+    if images is not None and new_images.is_ensemble(opened):
+        chosen: dict[str, Any] = {"decide": decide, "device": device, "progress": progress}
+        return new_images.predict_with_members(opened, images, changed, **chosen).predictions
+    loaded = with_decision(load_for_input(opened, source, progress, device=device), decide, progress)
+    options = options_for(loaded, changed)
     return predict_input(loaded, source, progress, options=options, severities=severities).predictions
 
 

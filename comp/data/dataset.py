@@ -15,6 +15,7 @@ from comp.data.fixes import FixList, apply_fixes, read_fixes
 from comp.data.images import ImageFiles
 from comp.data.sources import Source, open_source
 from comp.data.splits import Split, Suite
+from comp.results import decisions
 from comp.results.blocks import Block, block_grid
 from comp.runtime.errors import ConfigError, DataError
 from comp.runtime.progress import Progress, quiet
@@ -82,6 +83,16 @@ class Dataset:
         if ood_val is not None:
             ood_val = self._corrupt(ood_val, self.val, samples)
         return replace(self, suite=suite, ood_val=ood_val, samples=samples)
+
+    def shifted_folds(self) -> NDArray[np.int64]:
+        """Return the fold of the image of `val` that each row of `ood_val` shows, [N]; see `decisions.image_folds`."""
+        assert self.val is not None
+        assert self.val.labels is not None
+        assert self.ood_val is not None
+        rows = self.samples.get("ood_val", np.arange(len(self.val)))
+        shown = np.concatenate([rows[: block.count] for block in self.ood_val.blocks])
+        folds: NDArray[np.int64] = decisions.image_folds(self.val.labels)[shown]
+        return folds
 
     def _corrupt(self, suite: Suite, clean: Split | None, samples: Mapping[str, NDArray[np.int64]]) -> Suite:
         assert clean is not None

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from comp.config import Config
 from comp.config.tasks import TASKS
+from comp.data import loading
 from comp.data.dataset import Dataset
 from comp.data.images import ImageFiles
 from comp.data.splits import Split, Suite, fingerprint
@@ -120,8 +121,11 @@ def _take_blocks(suite: Suite, rows: NDArray[np.int64]) -> Split:
     return Split(NAME, np.concatenate(pixels), np.concatenate(ids), None)
 
 
-def join(dataset: Dataset, part: Split) -> Dataset:
-    """Return the data with more training images: files stay files, arrays are copied into memory."""
+def join(dataset: Dataset, part: Split, config: Config) -> Dataset:
+    """Return the data with more training images: files stay files, arrays are copied into memory.
+
+    They are streamed if all of them together are too many to lie on the device; a note says so.
+    """
     train = dataset.train
     assert train.labels is not None
     assert part.labels is not None
@@ -131,7 +135,12 @@ def join(dataset: Dataset, part: Split) -> Dataset:
     else:
         images = np.concatenate([np.asarray(train.images), np.asarray(part.images)])
     ids, labels = np.concatenate([train.ids, part.ids]), np.concatenate([train.labels, part.labels])
-    return replace(dataset, train=Split(train.name, images, ids, labels))
+    joined = Split(train.name, images, ids, labels)
+    device = loading.training_device(config.train.device)
+    residency = loading.residency(joined, dataset.val, config.data.loading, device)
+    notes = (residency.note,) if dataset.resident and residency.note else ()
+    resident = dataset.resident and residency.resident
+    return replace(dataset, train=joined, resident=resident, notes=(*dataset.notes, *notes))
 
 
 def rejoin(run: Run, config: Config, dataset: Dataset) -> Dataset:
@@ -147,4 +156,4 @@ def rejoin(run: Run, config: Config, dataset: Dataset) -> Dataset:
     part = split_of(chosen, dataset, config.data.pseudo.images)
     if fingerprint(part) != run.provenance()[NAME].get("fingerprint"):
         raise RunError(f"{run.path}: its pseudo-labelled test images have changed; restore them or start a new run")
-    return join(dataset, part)
+    return join(dataset, part, config)

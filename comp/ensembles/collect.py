@@ -109,10 +109,17 @@ class CollectedMembers:
             return parts[0], images[0]
         if split in SELECTIONS:
             return align.join_folds(parts, images)
-        aligned = align.align_members(split, [run.name for run in group.runs], parts, images)
-        plain = methods.METHODS["mean"].without_data(len(parts), len(parts[0].classes), aligned.space)
-        decider = cross_fit.Decider(group.runs[0].metrics().metric)
-        return decider.decide(split, cross_fit.combine(plain, aligned, {}), aligned), images[0]
+        return mean_of_folds(group, split, parts, images), images[0]
+
+
+def mean_of_folds(
+    group: MemberRuns, split: str, parts: Sequence[Predictions], images: Sequence[NDArray[np.str_]]
+) -> Predictions:
+    """Return the mean of a member's folds on images that none of them was trained on."""
+    aligned = align.align_members(split, [run.name for run in group.runs], parts, images)
+    plain = methods.METHODS["mean"].without_data(len(parts), len(parts[0].classes), aligned.space)
+    decider = cross_fit.Decider(group.runs[0].metrics().metric)
+    return decider.decide(split, cross_fit.combine(plain, aligned, {}), aligned)
 
 
 def collect_members(trained: Sequence[Run], overrides: Mapping[str, Any], progress: Progress) -> CollectedMembers:

@@ -107,17 +107,25 @@ def ensemble(
     combination = _fit(chosen, method, split, members, score, folds, decide, progress)
     comparison = _compare(combination, members.load_split(split), first.metric) if split is not None else None
     fixes = shared_fixes(members.runs)
-    provenance = {**_provenance(members, config), **({"fixes": fixes.origin} if fixes else {})}
+    learnt = combination.whole.coefficients
+    stored = None if learnt is None else files.arrays_to_bytes({"coefficients": learnt})
+    provenance = {
+        **_provenance(members, config),
+        **({"fixes": fixes.origin} if fixes else {}),
+        **({"ensemble": {"sha256": files.sha256_bytes(stored)}} if stored else {}),
+    }
     result = runs.create(
         runs_root,
         _plain_config(config),
         name or f"{method}-ensemble",
         provenance,
         group=group,
-        fixes=fixes.content if fixes else None,
+        fixes=fixes,
     )
     with runs.delete_on_failure(result):
         with result.write_lock():
+            if stored:
+                result.write("ensemble.npz", stored)
             made_by = _made_by(members, result, combination)
             scores = _store(members, result, made_by, combination, first.metric, progress)
             described = _describe(members, result, combination, dataset.competition)
@@ -125,7 +133,7 @@ def ensemble(
                 described.model_copy(update={**scores, "ensemble": _ensemble_json(comparison, members.note)})
             )
         if "suite" in members.splits:  # here: a run without weights cannot be submitted later
-            _submit(result, dataset, made_by, output, force)
+            submit(result, dataset, output, force=force)
     return result
 
 
@@ -307,9 +315,10 @@ def _describe(
     )
 
 
-def _submit(result: Run, dataset: Dataset, made_by: Mapping[str, Any], output: Path | None, force: bool) -> None:
-    """Write the submission in the format of the first member's current data, classes matched by name."""
+def submit(result: Run, dataset: Dataset, output: Path | None, *, force: bool) -> None:
+    """Write an ensemble's submission in the format of the first member's current data, classes matched by name."""
     stored = prediction_files.load(result.predictions_path("suite"))
+    made_by = stored.made_by
     problem = f"{dataset.competition.name}: the classes of the first member's data have changed since training"
     ordered = align.reorder_classes(stored, dataset.competition.classes, problem)
     path = output or default_submission(result.config())

@@ -5,7 +5,7 @@ are scored on the fold. All shifted copies of an image are in one fold, so that 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -255,6 +255,7 @@ class Decider:
         split: the split that the decision was fitted on; empty if none was.
         scored: that split, as it is scored: each row decided by a fit on other images.
         decision: for other images, fitted on that whole split; None if the plain one is not questioned.
+        fold_of: image of that split -> its fold, for its shifted copies.
         calibrated: whether 0.5 is a sensible threshold for the method's probabilities.
     """
 
@@ -263,6 +264,7 @@ class Decider:
     scored: Predictions | None = None
     decision: Decision | None = None
     calibrated: bool = True
+    fold_of: Mapping[str, int] = field(default_factory=dict)
 
     def decide(self, split: str, combined: Predictions, aligned: AlignedSplit) -> Predictions:
         """Return decided predictions of a split.
@@ -270,18 +272,19 @@ class Decider:
         Without fitted thresholds, if members have their own or the method is not calibrated, each class of a
         multi-label task is predicted as often as by the members on average.
         """
-        decided = self._apply(split, combined)
+        decided = self._apply(split, combined, aligned.images)
         if decided.row.decision != "thresholds" or decided.thresholds is not None:
             return decided
         if self.calibrated and all(member.thresholds is None for member in aligned.members):
             return decided
         return match_decision_rates(decided, aligned)
 
-    def _apply(self, split: str, combined: Predictions) -> Predictions:
+    def _apply(self, split: str, combined: Predictions, images: NDArray[np.str_]) -> Predictions:
         if self.scored is not None and split == self.split:
             return replace(self.scored, made_by={**combined.made_by, **self.scored.made_by})
         if split in ("val", "ood_val"):
-            return decisions.apply_to_shifted_validation(self.decision, combined)
+            fold = np.array([self.fold_of.get(name, -1) for name in images.tolist()])
+            return decisions.apply_to_shifted_validation(self.decision, combined, fold)
         return combined if self.decision is None else decisions.apply(self.decision, combined)
 
 
@@ -309,7 +312,10 @@ def fit_decider(
     scored, decision = decisions.decide(combined, metric, setting, shares=shares, images=images)
     if decision is None or decision.kind == "argmax":
         return Decider(metric, decision=decision, calibrated=calibrated)
-    return Decider(metric, split, None if decision.shift else scored, decision, calibrated)
+    numbers = np.unique(images, return_inverse=True)[1]
+    fold = decisions.image_folds(combined.known_targets(), numbers)
+    fold_of = dict(zip(images.tolist(), fold.tolist(), strict=True))
+    return Decider(metric, split, None if decision.shift else scored, decision, calibrated, fold_of)
 
 
 def match_decision_rates(combined: Predictions, aligned: AlignedSplit) -> Predictions:

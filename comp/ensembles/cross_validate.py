@@ -5,9 +5,12 @@ fold, trains the missing ones, and leaves finished ones as they are.
 """
 
 import contextlib
+import os
+import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +31,9 @@ from comp.runtime.progress import Progress, quiet
 from comp.runtime.workers import POLL_SECONDS, Worker, start, stop
 from comp.runtime.workers import progress as worker_progress
 from comp.submission import write
-from comp.workflows import plugins
+from comp.workflows import lineage, plugins
 from comp.workflows.build import prepare
-from comp.workflows.checks import check_output
+from comp.workflows.checks import check_output, default_submission
 from comp.workflows.train import resume, train
 
 
@@ -42,11 +45,13 @@ class CrossValidation:
         folds: a run for each fold, in order.
         result: their ensemble: each validation image is predicted by the network that was not trained on it.
         is_new: whether this call made it; False: it was complete before.
+        written: the submission that this call wrote of a complete one; None: it was there.
     """
 
     folds: tuple[Run, ...]
     result: Run
     is_new: bool = True
+    written: Path | None = None
 
     @property
     def metric(self) -> str:
@@ -143,18 +148,18 @@ def cross_validate(
         check_output(folds[0], output, force=force)
     with _locked(folder):
         dataset = prepare(folds[0], runs_root, progress)
-        on_data(dataset)
-        existing = _runs_of(folder, dataset)
+        existing, notes = _runs_of(folder, config, dataset)
+        on_data(replace(dataset, notes=(*dataset.notes, *notes)))
         previous = [_latest(existing, number) for number in range(len(folds))]
         trained = [run for run in previous if run is not None and run.is_complete()]
-        result = _combined(existing, trained, output) if len(trained) == len(folds) else None
+        result = _combined(existing, trained) if len(trained) == len(folds) else None
         if is_own and result is None:
             check_output(folds[0], output, force=force)
         shared = {"runs_root": runs_root, "group": group}
         names = [f"{name}-fold{number}" if name else f"fold{number}" for number in range(len(folds))]
         if workers > 1:
             _train_together(folds, previous, names, shared, workers, on_fold, progress)
-            existing = _runs_of(folder, dataset)
+            existing, _ = _runs_of(folder, config, dataset)
             trained = [run for number in range(len(folds)) if (run := _latest(existing, number)) is not None]
         else:
             trained = []
@@ -163,13 +168,15 @@ def cross_validate(
                 opened = dataset if number == 0 else None
                 made = {"name": names[number], "dataset": opened, **shared, **training}
                 trained.append(_finish(fold, run, progress, **made))
-        is_new = result is None
-        if result is None:
+        is_new, written = result is None, None
+        if result is not None:
+            written = _submit_again(result, dataset, output, force)
+        else:
             _check_weights(trained)
             result = combine.ensemble(
                 trained, name=name, runs_root=runs_root, group=group, output=output, force=force, progress=progress
             )
-    return CrossValidation(tuple(trained), result, is_new)
+    return CrossValidation(tuple(trained), result, is_new, written)
 
 
 def _finish(fold: Config, run: Run | None, progress: Progress, **training: Any) -> Run:
@@ -229,9 +236,32 @@ def _train_together(
         raise RunError(f"{'; '.join(reasons)}; the other folds are trained: mend it, and repeat the command")
 
 
-def _runs_of(folder: Path, dataset: Dataset) -> list[Run]:
-    """Return the runs in a folder that were trained on these data, with the same fixes."""
-    return [run for run in runs.list_runs(folder) if _has_same_data(run, dataset)]
+def _runs_of(folder: Path, config: Config, dataset: Dataset) -> tuple[list[Run], tuple[str, ...]]:
+    """Return the runs in a folder that were trained on what a new one would be, and a note on each other fold."""
+    differing = {run: _find_difference(run, config, dataset) for run in runs.list_runs(folder)}
+    notes = (
+        f"{run.path}: is left alone, and its fold trained anew: {difference}"
+        for run, difference in differing.items()
+        if difference and not _is_ensemble(run)
+    )
+    return [run for run, difference in differing.items() if not difference], tuple(notes)
+
+
+def _find_difference(run: Run, config: Config, dataset: Dataset) -> str:
+    """Return what differs in data, fixes, teachers or first weights from those of a new fold; empty if nothing does."""
+    provenance, fixes = run.provenance(), dataset.fixes
+    if provenance.get("data_fingerprint") != dataset.fingerprint:
+        return "the training images or labels have changed"
+    if provenance.get("fixes", {}).get("sha256") != (fixes and fixes.sha256):
+        return "the fix list has changed (data.fixes)"
+    if _is_ensemble(run):
+        return ""
+    if not lineage.is_taught_alike(run, config):
+        return "the runs that it learned from have changed (train.teacher, data.pseudo)"
+    origin = re.fullmatch(r"(.+) \(sha256 ([0-9a-f]{64})\)", provenance.get("first_weights", ""))
+    if origin and Path(origin[1]).is_file() and files.sha256_file(Path(origin[1])) != origin[2]:
+        return f"{origin[1]}, which had its first weights, has changed"
+    return ""
 
 
 def _check_weights(folds: Sequence[Run]) -> None:
@@ -248,19 +278,21 @@ def _check_weights(folds: Sequence[Run]) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Context manager: only one command at a time trains the folds of a config."""
+    """Context manager: only one command at a time trains the folds of a config; a refused one leaves no folder."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     files.make_folder(folder)
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
-            yield
+            try:
+                yield
+            finally:
+                if os.listdir(folder) == [".lock"]:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    with contextlib.suppress(OSError):  # others have runs there
+                        for path in made[1:]:
+                            path.rmdir()
     except filelock.Timeout:
         raise RunError(f"{folder}: another comp cv trains these folds; wait for it, or stop it") from None
-
-
-def _has_same_data(run: Run, dataset: Dataset) -> bool:
-    provenance, fixes = run.provenance(), dataset.fixes
-    same_fixes = provenance.get("fixes", {}).get("sha256") == (fixes and fixes.sha256)
-    return same_fixes and provenance.get("data_fingerprint") == dataset.fingerprint
 
 
 def _with_fold(config: Config, fold: int) -> Config:
@@ -278,20 +310,35 @@ def _is_ensemble(run: Run) -> bool:
     return "members" in run.provenance()
 
 
-def _combined(existing: Sequence[Run], folds: Sequence[Run], output: Path | None) -> Run | None:
-    """Return the stored ensemble of these folds if it is whole and no other place is named for its submission."""
+def _combined(existing: Sequence[Run], folds: Sequence[Run]) -> Run | None:
+    """Return the stored ensemble of these folds, if it is whole."""
     names = [run.name for run in folds]
     for run in existing:
         if run.is_complete() and run.provenance().get("members") == names:
             submits = run.config().competition.suite.source != "none"
-            if not submits or (write.has_submission(run) and (output is None or _wrote(run, output))):
+            if not submits or (run.path / "predictions" / "suite.npz").is_file():
                 return run
     return None
 
 
+def _submit_again(result: Run, dataset: Dataset, output: Path | None, force: bool) -> Path | None:
+    """Write the submission of a complete ensemble where it is missing; return the file, None if it is there.
+
+    Raises:
+        SubmissionError: another file has the name.
+    """
+    config = result.config()
+    if config.competition.suite.source == "none" or write.has_intact_submission(result, output):
+        return None
+    path = output or write.lost_submission(result) or default_submission(config)
+    if not write.is_leftover(result, path):
+        check_output(config, path, force=force)
+    combine.submit(result, dataset, path, force=force)
+    return path
+
+
 def _wrote(run: Run, output: Path | None) -> bool:
-    """Return whether a file is the submission of a complete run."""
+    """Return whether a file is, or was, the submission of a complete run."""
     if output is None or not run.is_complete():
         return False
-    submission = run.metrics().submission
-    return bool(submission) and Path(submission).resolve() == output.resolve()
+    return write.has_intact_submission(run, output) or write.is_leftover(run, output)

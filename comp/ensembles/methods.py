@@ -227,11 +227,13 @@ class Fitted:
         combine: members' values [M, N, C] -> outputs [N, C].
         weights: [M] of the members; empty if the method has none.
         whole_split: whether `combine` needs all rows of a split at once.
+        coefficients: of `stack`; None of other methods, whose weights say all.
     """
 
     combine: Callable[[Stack], Values]
     weights: tuple[float, ...] = ()
     whole_split: bool = False
+    coefficients: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -283,7 +285,7 @@ class FitData:
 
 def mean(data: FitData) -> Fitted:
     """The mean of the members' probabilities."""
-    return _weighted_mean(np.full(len(data.stack), 1 / len(data.stack)), data.space)
+    return weighted_mean(np.full(len(data.stack), 1 / len(data.stack)), data.space)
 
 
 def geometric(data: FitData) -> Fitted:
@@ -307,7 +309,7 @@ def weighted(data: FitData) -> Fitted:
     """
     members, space = len(data.stack), data.space
     if space.fit_weights is not None:
-        return _weighted_mean(space.fit_weights(data.stack, data.known_targets()), space)
+        return weighted_mean(space.fit_weights(data.stack, data.known_targets()), space)
     observed = space.observed(space.probabilities(data.stack.astype(np.float64)), data.known_targets())  # [M, P]
     weights = np.full(members, 1 / members)
     for _ in range(_EM_STEPS):
@@ -315,7 +317,7 @@ def weighted(data: FitData) -> Fitted:
         if gains.max() - 1 < _EM_GAP:
             break
         weights = weights * gains
-    return _weighted_mean(weights / weights.sum(), space)
+    return weighted_mean(weights / weights.sum(), space)
 
 
 def greedy(data: FitData) -> Fitted:
@@ -337,7 +339,7 @@ def greedy(data: FitData) -> Fitted:
             members = np.sort(generator.permutation(count)[: count // 2])
         rows = data.draw_bag(generator)
         weights[members] += _select_greedily(probabilities[np.ix_(members, rows)], targets[rows], tuned)
-    return _weighted_mean(weights / _BAGS, data.space)
+    return weighted_mean(weights / _BAGS, data.space)
 
 
 def _select_greedily(probabilities: Probabilities, targets: Targets, data: FitData) -> NDArray[np.float64]:
@@ -382,7 +384,12 @@ def stack(data: FitData) -> Fitted:
         losses.append(_loss(features[held_out] @ coefficients.astype(np.float32), labels[held_out]))
     penalty = _PENALTIES[int(np.argmin(losses))]
     final = _regress(features, labels, centre, centre, penalty).astype(np.float32)
-    return Fitted(lambda rows: _features(rows) @ final)
+    return stacked(final)
+
+
+def stacked(coefficients: NDArray[np.float32]) -> Fitted:
+    """Return a fitted `stack` with its coefficients [F, C]."""
+    return Fitted(lambda rows: _features(rows) @ coefficients, coefficients=coefficients)
 
 
 def _best_logit_factor(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
@@ -439,7 +446,7 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return logarithms
 
 
-def _weighted_mean(weights: NDArray[np.float64], space: Space) -> Fitted:
+def weighted_mean(weights: NDArray[np.float64], space: Space) -> Fitted:
     """Return the mean of probabilities with weights [M] that sum to 1."""
     return Fitted(lambda rows: space.mean(rows, weights), tuple(weights.tolist()))
 

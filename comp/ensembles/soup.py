@@ -226,9 +226,9 @@ class _Scorer:
 def _store(mixed: _Soup, first: LoadedRun, split: str, name: str, runs_root: Path, progress: Progress) -> LoadedRun:
     """Store the soup as a run, score it on validation, and return it ready to predict."""
     config = first.config
-    provenance, fixes = provenance_of(config, first.dataset, first.model, first.execution.device), first.dataset.fixes
+    provenance = provenance_of(config, first.dataset, first.model, first.execution.device)
     provenance["members"] = mixed.describe_members()
-    result = runs.create(runs_root, config, name, provenance, fixes=fixes.content if fixes else None)
+    result = runs.create(runs_root, config, name, provenance, fixes=first.dataset.fixes)
     with runs.delete_on_failure(result), result.write_lock():
         dataset = first.dataset
         splits.save_split(result.path / "split.npz", dataset.train, dataset.val, dataset.samples)

@@ -16,7 +16,7 @@ from comp.config.tasks import TASKS, TaskRow
 from comp.results import decision_fits, metrics, predictions
 from comp.results.decision_fits import DeclaredShares
 from comp.results.decision_fits import fit_cut_points as fit_cut_points
-from comp.results.predictions import Predictions
+from comp.results.predictions import Predictions, Targets
 from comp.results.run_metrics import Decision
 from comp.results.stats import Interval, jackknife_interval
 from comp.runtime.errors import ConfigError
@@ -103,7 +103,7 @@ def decide(
     if reason and not always:
         return labelled, Decision(tried=kind, reason=reason)
     shifted = _shift(sample, shift)
-    crossed = cross_fit(kind, shifted, metric_name, numbers)
+    crossed, fold_values = _cross_fit(kind, shifted, metric_name, numbers)
     measured = Decision(tried=kind, reason=reason)
     if not reason:
         gain, interval = _measure_gain(sample, crossed, metric_name, numbers)
@@ -111,7 +111,7 @@ def decide(
         if setting == "auto" and not always and interval.low <= 0:
             return labelled, measured.model_copy(update={"reason": "the gain is not clearly above zero"})
     fitted = {"kind": kind, "values": KINDS[kind].fit(shifted, metric_name), "shift": shift}
-    decision = measured.model_copy(update=fitted)
+    decision = measured.model_copy(update={**fitted, "fold_values": [] if shift else fold_values})
     return labelled if shares is not None else crossed, decision
 
 
@@ -139,9 +139,21 @@ def apply(decision: Decision, plain: Predictions) -> Predictions:
     return decided if _has_thresholds(plain) else _mark(decided, decision.model_dump(include=_MARKED))
 
 
-def apply_to_shifted_validation(decision: Decision | None, plain: Predictions) -> Predictions:
-    """Return predictions of shifted validation, which has the classes' shares of the training."""
-    return plain if decision is None or decision.shift else apply(decision, plain)
+def apply_to_shifted_validation(decision: Decision | None, plain: Predictions, fold: NDArray[np.int64]) -> Predictions:
+    """Return predictions of shifted validation, each row by a fit without its image; the classes keep their shares.
+
+    Decisions of earlier versions hold no such fits: they apply as they are.
+
+    Args:
+        decision: fitted on clean validation.
+        plain: the predictions.
+        fold: [N] of the image that each row shows, from `image_folds`; -1: of no image that was fitted on.
+    """
+    if decision is None or decision.shift or decision.kind == "argmax":
+        return plain
+    if not decision.fold_values:
+        return apply(decision, plain)
+    return _apply_by_fold(decision.kind, plain, fold, [*decision.fold_values, decision.values])
 
 
 def apply_to_validation(decision: Decision, plain: Predictions, metric_name: str) -> Predictions:
@@ -162,15 +174,28 @@ def cross_fit(kind: str, plain: Predictions, metric_name: str, images: NDArray[n
         metric_name: a row of METRICS.
         images: [N] the number of the image that each row shows, which stays in one fold; None: each row another.
     """
-    way, fold = KINDS[kind], _folds(plain, np.arange(len(plain)) if images is None else images)
-    rows_of = [np.flatnonzero(fold == number) for number in np.unique(fold)]
-    if len(rows_of) < 2:  # one image: there is nothing else to fit on
-        return plain
-    parts = []
-    for rows in rows_of:
-        others = np.setdiff1d(np.arange(len(plain)), rows, assume_unique=True)
-        parts.append(way.apply(plain.take(rows), way.fit(plain.take(others), metric_name)))
-    joined = predictions.concatenate(parts).take(np.argsort(np.concatenate(rows_of)))
+    return _cross_fit(kind, plain, metric_name, images)[0]
+
+
+def _cross_fit(
+    kind: str, plain: Predictions, metric_name: str, images: NDArray[np.int64] | None
+) -> tuple[Predictions, list[list[float]]]:
+    """Return what `cross_fit` returns, and what was fitted without each fold."""
+    way, fold = KINDS[kind], image_folds(plain.known_targets(), images)
+    numbers = np.unique(fold)
+    if len(numbers) < 2:  # one image: there is nothing else to fit on
+        return plain, []
+    values = [way.fit(plain.take(np.flatnonzero(fold != number)), metric_name) for number in numbers]
+    return _apply_by_fold(kind, plain, fold, values), values
+
+
+def _apply_by_fold(
+    kind: str, plain: Predictions, fold: NDArray[np.int64], values: Sequence[Sequence[float]]
+) -> Predictions:
+    """Return predictions decided in one way, each row by the values of its fold."""
+    rows_of = {int(number): np.flatnonzero(fold == number) for number in np.unique(fold)}
+    parts = [KINDS[kind].apply(plain.take(rows), values[number]) for number, rows in rows_of.items()]
+    joined = predictions.concatenate(parts).take(np.argsort(np.concatenate([*rows_of.values()])))
     crossed = replace(plain, outputs=joined.outputs, top1=joined.top1, thresholds=joined.thresholds)
     is_own = kind == "thresholds" and _has_thresholds(plain)  # which no mark is needed for
     return crossed if is_own else _mark(crossed, {"kind": kind, "cross_fitted": True})
@@ -214,10 +239,16 @@ def _find_too_few(kind: str, labelled: Predictions, images: NDArray[np.int64]) -
     return ""
 
 
-def _folds(plain: Predictions, images: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return each row's fold [N]: even in single classes, and the same for all rows of an image."""
-    names, first, image_of_row = np.unique(images, return_index=True, return_inverse=True)
-    shuffled, targets = np.random.default_rng(0).permutation(len(names)), plain.known_targets()[first]
+def image_folds(targets: Targets, images: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """Return each row's fold [N]: even in single classes, and the same for all rows of an image.
+
+    Args:
+        targets: of validation, in its order.
+        images: [N] the number of the image that each row shows; None: each row another.
+    """
+    numbers = np.arange(len(targets)) if images is None else images
+    names, first, image_of_row = np.unique(numbers, return_index=True, return_inverse=True)
+    shuffled, targets = np.random.default_rng(0).permutation(len(names)), targets[first]
     order = np.lexsort((shuffled, targets) if targets.ndim == 1 else (shuffled,))
     fold = np.empty(len(names), np.int64)
     fold[order] = np.arange(len(names)) % _FOLDS
@@ -347,10 +378,11 @@ def is_sound(decision: Decision, classes: int, *, numeric: bool) -> bool:
     if decision.kind == "argmax":
         return True
     if numeric:  # the lowest level and the cut points above it
-        return decision.kind == "cut_points" and len(decision.values) > 0
+        return decision.kind == "cut_points" and all(map(len, (decision.values, *decision.fold_values)))
     kind, shift = KINDS.get(decision.kind), decision.shift
-    whole = kind is not None and len(decision.values) == kind.size(classes) and len(shift) in (0, classes)
-    return whole and (decision.kind != "temperature" or decision.values[0] > 0)
+    fits = (decision.values, *decision.fold_values)
+    whole = kind is not None and all(len(fit) == kind.size(classes) for fit in fits) and len(shift) in (0, classes)
+    return whole and (decision.kind != "temperature" or all(fit[0] > 0 for fit in fits))
 
 
 def needs_thresholds(predictions: Predictions, metric_name: str) -> bool:

@@ -22,8 +22,10 @@ from comp.runtime.errors import RunError, UserError
 VERSION = 2
 _ALPHA = PredictConfig().alpha
 _SPLITS = ("val", "ood_val", "test", "suite")  # of `comp predict --split`
-_VIEWED = re.compile(r"\+(?!bn\b|tent\b)([a-z_]+)(?:-uncertain([\d.]+))?")  # part of a file name, like the next one
+# Parts of a file name.
+_VIEWED = re.compile(r"\+(?!bn\b|tent\b|decide-)([a-z_]+)(?:-uncertain([\d.]+))?")
 _ADAPTED = re.compile(r"\+(bn|tent)(?:-(file|stream))?(?:-alpha([\d.]+))?")
+_DECIDED = re.compile(r"\+decide-([a-z_]+)")
 _FIELDS = ("task", "ids", "classes", "outputs", "block_names", "block_sizes", "made_by")
 _OPTIONAL = ("targets", "top1", "thresholds")
 _FIELDS_1 = ("ids", "classes", "logits", "top1", "labels", "block_names", "block_sizes", "made_by")
@@ -123,6 +125,8 @@ def _options(run: runs.Run, variant: str) -> str:
     if adaptation:
         options["adapt_per"] = adaptation[2] or "block"
         options["alpha"] = float(adaptation[3]) if adaptation[3] else _ALPHA
+    if decided := _DECIDED.search(variant):
+        options["decide"] = decided[1]
     try:
         config = run.config().predict
     except UserError:  # report one error at a time

@@ -118,6 +118,8 @@ class Decision(_Part):
     Attributes:
         kind: a row of `comp.results.decisions.KINDS`.
         values: what was fitted on all of validation: thresholds or offsets of each class, cut points, a temperature.
+        fold_values: likewise on all but one fold of validation, for shifted copies of that fold's images; empty if the
+            test's shares are declared.
         shift: of each class, the logarithm of its declared share of the test over its share of the training.
         tried: the kind whose gain was measured; `kind`, unless that is argmax.
         gain: of the metric over argmax on validation, cross-fitted; positive is better, whatever the metric's
@@ -129,6 +131,7 @@ class Decision(_Part):
 
     kind: str = "argmax"
     values: list[float] = Field(default_factory=list)
+    fold_values: list[list[float]] = Field(default_factory=list)
     shift: list[float] = Field(default_factory=list)
     tried: str = ""
     gain: float | None = None
@@ -239,7 +242,10 @@ class RunMetrics(_Part):
     @property
     def fitted_decision(self) -> Decision | None:
         """The decision for new images; runs of multi-label tasks record `thresholds` too, and once did nothing else."""
-        return Decision(kind="thresholds", values=self.thresholds) if self.thresholds else self.decision
+        if not self.thresholds:
+            return self.decision
+        fold_values = self.decision.fold_values if self.decision else []
+        return Decision(kind="thresholds", values=self.thresholds, fold_values=fold_values)
 
     @property
     def best_or_final(self) -> WeightScores:

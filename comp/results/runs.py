@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import filelock
 
@@ -138,6 +138,32 @@ class Run:
         if config.data.range == "auto" and recorded is not None:
             updates["range"] = recorded if recorded == "type" else tuple(recorded)
         return config.model_copy(update={"data": config.data.model_copy(update=updates)})
+
+    def repeated_config(self) -> Config:
+        """Return the config that trains it again: its copy of `fixes` where the list is gone or has changed since.
+
+        Raises:
+            RunError: that copy is missing or has changed too.
+        """
+        config, recorded = self.config(), self.provenance().get("fixes")
+        if not recorded:
+            return config
+        for path in (config.data.fixes, str(self.path / FIXES)):
+            with contextlib.suppress(OSError):
+                if sha256_bytes(Path(path).read_bytes()) == recorded.get("sha256"):
+                    return config.model_copy(update={"data": config.data.model_copy(update={"fixes": path})})
+        raise RunError(
+            f"{self.path / FIXES}: expected the fix list that the run was trained with (sha256 "
+            f"{recorded.get('sha256')}), found neither that nor the same in {config.data.fixes}; restore one of them"
+        )
+
+    def planned_output(self) -> tuple[Path | None, bool]:
+        """Return the submission that its command named (`-o`), None without, and whether to replace an existing one."""
+        planned = self.provenance().get("output") or {}
+        if not planned.get("path"):
+            return None, False
+        path, here = Path(planned["path"]), Path.cwd()
+        return path.relative_to(here) if path.is_relative_to(here) else path, bool(planned.get("force"))
 
     def provenance(self, *needed: str) -> dict[str, Any]:
         """Return provenance.json: argv, git, versions, data fingerprint, classes.
@@ -321,6 +347,13 @@ def _check_numbers(row: Mapping[Any, Any], numeric: Sequence[str]) -> None:
         raise ValueError(f"column {missing[0]} is missing")
 
 
+class HasContent(Protocol):
+    """A file that was read, such as a fix list."""
+
+    @property
+    def content(self) -> bytes: ...
+
+
 @contextlib.contextmanager
 def delete_on_failure(run: Run) -> Iterator[None]:
     """Delete a run's folder if the block that creates it fails: an incomplete ensemble cannot be resumed."""
@@ -339,7 +372,7 @@ def create(
     provenance: Mapping[str, Any],
     *,
     group: str = "",
-    fixes: bytes | None = None,
+    fixes: HasContent | None = None,
 ) -> Run:
     """Create a run folder under `root/<competition>/` with its config and provenance.
 
@@ -349,7 +382,7 @@ def create(
         name: the part of the folder's name after the time.
         provenance: see `describe_machine`.
         group: a folder between the competition's and the run's; empty for none.
-        fixes: content of the fix list that it is trained with; None: without one.
+        fixes: the fix list that it is trained with; None: without one.
 
     Raises:
         RunError: the folder cannot be created.
@@ -369,7 +402,7 @@ def create(
         run, copied = Run(path), copy_plugins(config, path)
         write_atomically(path / "config.yaml", configs.dump(with_copies(config)).encode())
         if fixes is not None:
-            run.write(FIXES, fixes)
+            run.write(FIXES, fixes.content)
         run.write_json("provenance.json", {**provenance, **({"plugins": copied} if copied else {})})
         return run
     raise RunError(f"{parent}: too many runs named {stem} in one second")

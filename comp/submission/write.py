@@ -49,7 +49,8 @@ def check_output_path(path: Path, *, force: bool) -> None:
             raise SubmissionError(f"{file}: is a folder; choose another name with -o")
     existing = next((file for file in (path, sidecar_path(path)) if file.exists()), None)
     if existing and not force:
-        raise SubmissionError(f"{existing}: already exists; choose another name with -o or replace it with --force")
+        what = "already exists" if existing == path else f"already exists, without {path.name} that it describes"
+        raise SubmissionError(f"{existing}: {what}; choose another name with -o or replace it with --force")
     if reason := files.find_write_problem(path.parent):
         raise SubmissionError(f"{path}: {reason}; choose another folder with -o")
 
@@ -70,6 +71,11 @@ def has_submission(run: Run, folder: Path = Path("submissions")) -> bool:
             _record(run, path, transductive=bool(sidecar.get("transductive")))
             return True
     return False
+
+
+def has_intact_submission(run: Run, path: Path | None = None) -> bool:
+    """Return whether a submission of a complete run exists unchanged: the one that it records, or the one at a path."""
+    return bool(_read_intact(run, path or Path(run.metrics().submission)))
 
 
 def _read_intact(run: Run, path: Path) -> dict[str, Any]:
@@ -95,6 +101,23 @@ def _record(run: Run, path: Path, *, transductive: bool) -> None:
         run.write_metrics(run.metrics().model_copy(update=updates))
 
 
+def lost_submission(run: Run) -> Path | None:
+    """Return where the CSV recorded in a complete run was if it is gone, and nothing else has taken the name."""
+    path = Path(run.metrics().submission)
+    if path.suffix != ".csv" or path.exists() or not path.parent.is_dir():
+        return None
+    return path if not sidecar_path(path).exists() or is_leftover(run, path) else None
+
+
+def is_leftover(run: Run, path: Path) -> bool:
+    """Return whether only its sidecar is left of a run's submission, which says nothing of a file that was sent."""
+    try:
+        sidecar = files.read_json(sidecar_path(path))
+    except (RunError, OSError, ValueError):
+        return False
+    return not path.exists() and sidecar.get("run") == run.name and "sent" not in sidecar
+
+
 def write_run_submission(
     run: Run,
     predictions: Predictions,
@@ -114,7 +137,7 @@ def write_run_submission(
         path: the CSV.
         training_counts: training images per class, for later checks of the class distribution; empty: unknown.
         trace: more values for the sidecar, beside run, config, `made_by`, weights, seed, code and machine.
-        force: replace existing files.
+        force: replace existing files; what is left of the run's own submission at this path is replaced anyway.
 
     Raises:
         SubmissionError: the file exists.
@@ -134,7 +157,7 @@ def write_run_submission(
         **(trace or {}),
         **runs.describe_machine(),
     }
-    write_submission(path, predictions, form, sidecar, force=force)
+    write_submission(path, predictions, form, sidecar, force=force or is_leftover(run, path))
     problems = check_format.check_file(path, form)
     assert not problems, problems
     _record(run, path, transductive=transductive)

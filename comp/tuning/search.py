@@ -17,7 +17,7 @@ from comp.tuning.create import CONFIRM, OPENERS, StudyPlan
 from comp.tuning.results import StudyProgress, StudyReport
 from comp.tuning.study import Study
 from comp.tuning.workers import work, work_together
-from comp.workflows import build, checks
+from comp.workflows import build, checks, lineage
 
 OnTrial = Callable[[str, StudyProgress], None]
 
@@ -50,6 +50,7 @@ def tune(
     checks.check_config(config, runs_root)
     create.check_study(config)
     dataset = build.open_data(config, progress)
+    lineage.check_teachers(config, dataset, progress)
     plan = create.plan(config, name, runs_root)
     datasets = {config.data.fold: dataset}
     timeout = parse_duration(config.tune.timeout) if config.tune.timeout else math.inf

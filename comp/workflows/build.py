@@ -38,8 +38,8 @@ def open_data(config: Config, progress: Progress = quiet) -> Dataset:
 def check_opened(config: Config, dataset: Dataset) -> Dataset:
     """Check a config against its data; return them with notes on the submission; see `prepare`."""
     checks.check_data(config, dataset)
-    imbalance.check_imbalance(config, dataset)  # here: a rehearsal's few images may lack a class
-    notes = (*imbalance.describe(config, dataset), *_submission_notes(config, dataset))
+    balance = () if config.data.pseudo.run else imbalance.describe(config, dataset)  # else when its images have joined
+    notes = (*balance, *_submission_notes(config, dataset))
     return replace(dataset, notes=(*plugins.describe(config), *dataset.notes, *notes))
 
 

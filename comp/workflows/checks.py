@@ -249,8 +249,13 @@ def default_submission(config: Config, folder: Path = Path("submissions")) -> Pa
     return write.free_path(folder, config.competition.name)
 
 
-def check_data(config: Config, dataset: Dataset) -> None:
-    """Check a config against its open data.
+def check_data(config: Config, dataset: Dataset, *, whole: bool = True) -> None:
+    """Check a config against its open data; `lineage.check_teachers` checks what other runs bring in.
+
+    Args:
+        config: checked by `check_config`.
+        dataset: its data.
+        whole: whether these are all of them; the few images of a rehearsal may lack a class.
 
     Raises:
         ConfigError: naming the key, and what the data allow.
@@ -274,8 +279,9 @@ def check_data(config: Config, dataset: Dataset) -> None:
     suites.check_channels(config.competition, channels, validated=dataset.val is not None)
     # views that need square images
     check_size(config.predict.views, height, width)
-    # teachers of other classes or data, or that have seen validation images
-    lineage.check_teachers(config, dataset)
+    # sampling and class weights with nothing to balance, or a class without images
+    if whole:
+        imbalance.check_imbalance(config, dataset)
 
 
 def _check_task(config: Config, dataset: Dataset) -> None:

@@ -18,6 +18,7 @@ from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.runtime.errors import DataError, RunError
 from comp.runtime.progress import Progress, quiet
+from comp.workflows import plugins
 
 _COLUMNS = 6  # of pictures
 _SMALLEST_SIDE, _LARGEST_SIDE = 112, 224  # pixels of a picture on a page
@@ -219,6 +220,7 @@ def draw(judged: LabelReport, suspects: Sequence[Suspect], path: Path, progress:
 
     Raises:
         DataError: the images are missing or have changed since training.
+        ConfigError: a plug-in of the run reads them, and it may not run.
         RunError: the file cannot be written.
     """
     images = _read_images(judged.trained[0], [suspect.id for suspect in suspects], progress)
@@ -235,6 +237,7 @@ def draw(judged: LabelReport, suspects: Sequence[Suspect], path: Path, progress:
 
 def _read_images(run: Run, ids: Sequence[str], progress: Progress) -> NDArray[np.uint8]:
     """Return labelled images [N, H, W, C] by id, from a run's data before its fixes."""
+    plugins.load_of(run)
     config = run.data_config()
     config = config.model_copy(update={"data": config.data.model_copy(update={"fixes": ""})})
     try:

@@ -1,4 +1,4 @@
-"""The runs that teach another (`train.teacher`, `data.pseudo`), and what they have seen, directly or through others.
+"""The runs that another learns from (`train.teacher`, `data.pseudo`, `model.from_run`), and what they have seen.
 
 A teacher that has trained on an image knows its label: one that saw validation images would tell them to its student,
 whose score would then be too high. So each run's split.npz, and that of every run it learned from, is compared with
@@ -6,7 +6,7 @@ this run's validation images before training.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +19,15 @@ from comp.data import pseudo, splits
 from comp.data.dataset import Dataset
 from comp.data.sources import Source, open_source
 from comp.data.splits import Split, Suite
-from comp.results import prediction_files, runs
+from comp.results import files, prediction_files, runs
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, RunError, UserError
 from comp.runtime.progress import Progress, quiet
+from comp.workflows import plugins
 
-TEACHER, PSEUDO = "train.teacher.runs", "data.pseudo.run"
+TEACHER, PSEUDO, WEIGHTS = "train.teacher.runs", "data.pseudo.run", "model.from_run"
+FILES = {TEACHER: "teacher", PSEUDO: "pseudo"}  # a key -> its record in provenance.json, and its .npz
+_UNKNOWN = "nothing shows what that was trained on"
 
 
 class Ancestor(NamedTuple):
@@ -67,26 +70,56 @@ def check_named(config: Config) -> None:
                 raise ConfigError(f"{key}: {error}") from None
 
 
-def check_teachers(config: Config, dataset: Dataset, progress: Progress = quiet) -> None:
-    """Check that all teachers know this task and classes, and none of the images that this run holds out.
+def check_teachers(config: Config, dataset: Dataset, progress: Progress = quiet) -> dict[str, list[Run]]:
+    """Check all that a new training learns from; return the networks that its keys name, see `networks`.
+
+    Teachers must know this task and classes. None of them, and no run that gives the first weights, may have seen
+    images that this run holds out, or bring in what the rules forbid.
 
     Raises:
-        ConfigError: labels that are numbers, a run (see `networks`), or no images for pseudo-labels.
+        ConfigError: labels that are numbers, a run (see `networks`), its plug-ins without consent, or no images for
+            pseudo-labels.
     """
+    _check_first_weights(config, dataset, progress)
     if TASKS[dataset.competition.task].numeric:
         for key in named_paths(config):
             raise ConfigError(f"{key}: needs classes with probabilities, and the labels are numbers; leave it out")
     if config.data.pseudo.run:
         pseudo.candidates(dataset, config.data.pseudo.images)
-    for key in named_paths(config):
-        for network in networks(key, config, dataset, progress):
+    chosen = {key: networks(key, config, dataset, progress) for key in named_paths(config)}
+    for key, members in chosen.items():
+        for network in members:
             scores, classes = network.metrics(), network.provenance("classes")["classes"]
             if scores.task != dataset.competition.task or sorted(classes) != sorted(dataset.competition.classes):
                 raise ConfigError(
                     f"{key}: {network.path} predicts {len(classes)} classes of task {scores.task}, expected the "
                     f"{len(dataset.competition.classes)} of task {dataset.competition.task} of this run"
                 )
-            _check_rules(key, config, network)
+            _check_rules(key, config, Ancestor(network))
+            try:
+                plugins.check_consent(network)
+            except UserError as error:
+                raise ConfigError(f"{key}: {error}") from None
+    return chosen
+
+
+def _check_first_weights(config: Config, dataset: Dataset, progress: Progress) -> None:
+    """Check the run that gives the first weights; one of another competition has seen no image of this one.
+
+    Raises:
+        ConfigError: see `check_teachers`.
+    """
+    if not config.model.from_run:
+        return
+    source = runs.open_run(Path(config.model.from_run))
+    first = Ancestor(source, source.config().competition.name != config.competition.name)
+    try:
+        leak = _find_leak(first, config, dataset, progress)
+    except UserError as error:
+        raise ConfigError(f"{WEIGHTS}: {error}") from None
+    if leak:
+        raise ConfigError(f"{WEIGHTS}: {leak}; {_way_out(config, [])}")
+    _check_rules(WEIGHTS, config, first)
 
 
 def networks(key: str, config: Config, dataset: Dataset, progress: Progress = quiet) -> list[Run]:
@@ -105,7 +138,8 @@ def networks(key: str, config: Config, dataset: Dataset, progress: Progress = qu
                 raise ConfigError(f"{key}: {path}: no run here can teach this one: {reason}; {_way_out(config, [])}")
         else:
             try:
-                leaks = {leaf.path: _find_leak(leaf, config, dataset, progress) for leaf in _leaves(Run(Path(path)))}
+                leaves = _leaves(Run(Path(path)))
+                leaks = {leaf.path: _find_leak(Ancestor(leaf), config, dataset, progress) for leaf in leaves}
             except UserError as error:
                 raise ConfigError(f"{key}: {error}") from None
             if leak := next(filter(None, leaks.values()), ""):
@@ -115,7 +149,9 @@ def networks(key: str, config: Config, dataset: Dataset, progress: Progress = qu
     return list({run.path.resolve(): run for run in chosen}.values())
 
 
-def as_read_by(run: Run, config: Config, dataset: Dataset, images: Split | Suite, progress: Progress) -> Split | Suite:
+def as_read_by(
+    run: Run, config: Config, dataset: Dataset, parts: Sequence[Split | Suite], progress: Progress
+) -> list[Split | Suite]:
     """Return images of this run's data as another run reads them: of its size and resizing, matched by id.
 
     Raises:
@@ -123,7 +159,11 @@ def as_read_by(run: Run, config: Config, dataset: Dataset, images: Split | Suite
     """
     source = _verify_data(run, config, dataset, progress)
     if source is None or source.train.image_shape == dataset.competition.image_shape:
-        return images
+        return list(parts)
+    return [_resized(run, source, dataset, images) for images in parts]
+
+
+def _resized(run: Run, source: Source, dataset: Dataset, images: Split | Suite) -> Split:
     if isinstance(images, Split):
         wanted = images.ids.tolist()
         for pool in (source.train, source.test) if images.name == "train" else (source.test, source.train):
@@ -155,7 +195,7 @@ def _way_out(config: Config, clean: list[str]) -> str:
 def _why_not(run: Run, config: Config, dataset: Dataset, progress: Progress) -> str:
     """Return why a run cannot teach this one; empty if it can."""
     try:
-        return _find_leak(run, config, dataset, progress)
+        return _find_leak(Ancestor(run), config, dataset, progress)
     except UserError as error:
         return str(error)
 
@@ -164,40 +204,80 @@ def _leaves(run: Run) -> list[Run]:
     """Return a run with weights itself, and an ensemble as its members' leaves."""
     if run.has_weights() or "members" not in run.provenance():
         return [run]
-    return [leaf for member in _members(run) for leaf in _leaves(member)]
+    return [leaf for member in members_of(run) for leaf in _leaves(member)]
 
 
-def _members(run: Run) -> list[Run]:
-    """Return the runs that an ensemble or a soup combines; the paths of an ensemble's are in its predictions."""
+def members_of(run: Run, lost: str = _UNKNOWN) -> list[Run]:
+    """Return the runs that an ensemble or a soup combines; the paths of an ensemble's are in its predictions.
+
+    Args:
+        run: an ensemble or a soup.
+        lost: what cannot be without a missing one, for the message.
+
+    Raises:
+        RunError: one is missing.
+    """
     members = run.provenance()["members"]
     if members and isinstance(members[0], str):
         stored = sorted((run.path / "predictions").glob("*.npz"))
         made_by = next(filter(None, map(prediction_files.read_made_by, stored)), {})
         paths = {member["run"]: member["run_path"] for member in made_by.get("members", ())}
         members = [{"run": name, "run_path": paths.get(name, name)} for name in members]
-    return [_relative(run, member["run_path"]) for member in members]
+    return [_relative(run, member["run_path"], lost) for member in members]
 
 
-def _relative(run: Run, path: str) -> Run:
+def _relative(run: Run, path: str, lost: str = _UNKNOWN) -> Run:
     """Return a run that another one records by its path, which may have moved together with that one.
 
     Raises:
-        RunError: it is gone, so that nothing shows what it was trained on.
+        RunError: it is gone.
     """
     name = Path(path)
     places = (name, run.path.parent / name.name, run.path.parent.parent / name.parent.name / name.name)
     for place in places:
         if (place / "config.yaml").is_file() and (place / "provenance.json").is_file():
             return Run(place)
-    raise RunError(
-        f"{run.path}: learned from {path}, which is missing, so nothing shows what that was trained on; put it back, "
-        "or choose another run"
-    )
+    raise RunError(f"{run.path}: was made from {path}, which is missing, so {lost}; put it back, or choose another run")
 
 
-def _lineage(run: Run) -> Iterator[Ancestor]:
+def consent(config: Config) -> None:
+    """Allow the plug-ins of all runs that teach a config, for this command and its processes.
+
+    A run that is missing or damaged is passed over: the checks say so.
+    """
+    for path in [path for paths in named_paths(config).values() for path in paths]:
+        with contextlib.suppress(UserError):
+            for run in _networks_at([path]):
+                plugins.allow(run)
+
+
+def is_taught_alike(run: Run, config: Config) -> bool:
+    """Return whether a run of a config has the teachers that a new one would have: the same weights.
+
+    Of a folder of runs, those that taught it must be there; new ones are no difference.
+    """
+    for key, paths in named_paths(config).items():
+        taught = run.provenance().get(FILES[key], {}).get("runs", [])
+        before = {record["weights_sha256"] for record in taught}
+        now = {files.sha256_file(network.weights_path()) for network in _networks_at(paths)}
+        if not (before <= now if any(map(_folder_of_runs, paths)) else before == now):
+            return False
+    return True
+
+
+def _networks_at(paths: Sequence[str]) -> list[Run]:
+    """Return the runs with weights at some paths, whether they may teach or not."""
+    return [
+        leaf
+        for path in paths
+        for run in (list(filter(_can_teach, _folder_of_runs(path))) or [Run(Path(path))])
+        for leaf in _leaves(run)
+    ]
+
+
+def _lineage(first: Ancestor) -> Iterator[Ancestor]:
     """Yield a run with weights and all runs that it learned from, each once."""
-    waiting, seen = [Ancestor(run)], set[Path]()
+    waiting, seen = [first], set[Path]()
     while waiting:
         ancestor = waiting.pop()
         run = ancestor.run
@@ -208,10 +288,7 @@ def _lineage(run: Run) -> Iterator[Ancestor]:
         config, provenance = run.config(), run.provenance()
         try:
             paths = [
-                record["path"]
-                for name in ("teacher", "pseudo")
-                if name in provenance
-                for record in provenance[name]["runs"]
+                record["path"] for name in FILES.values() if name in provenance for record in provenance[name]["runs"]
             ]
         except (KeyError, TypeError):
             raise RunError(
@@ -220,14 +297,14 @@ def _lineage(run: Run) -> Iterator[Ancestor]:
             ) from None
         waiting += [Ancestor(_relative(run, path), ancestor.other_data) for path in paths]
         if "members" in provenance:
-            waiting += [Ancestor(member, ancestor.other_data) for member in _members(run)]
+            waiting += [Ancestor(member, ancestor.other_data) for member in members_of(run)]
         if config.model.from_run:
             source = _relative(run, config.model.from_run)
             other = source.config().competition.name != config.competition.name
             waiting.append(Ancestor(source, ancestor.other_data or other))
 
 
-def _find_leak(run: Run, config: Config, dataset: Dataset, progress: Progress) -> str:
+def _find_leak(first: Ancestor, config: Config, dataset: Dataset, progress: Progress) -> str:
     """Return which run of a lineage was trained on how many held-out images; empty if none was.
 
     Raises:
@@ -237,18 +314,19 @@ def _find_leak(run: Run, config: Config, dataset: Dataset, progress: Progress) -
     held = {"validation": dataset.val, "test": dataset.test if dataset.test_is_cut else None}
     if not any(held.values()):
         return ""
-    for ancestor in _lineage(run):
-        seen = _trained_on(ancestor.run)
+    for ancestor in _lineage(first):
         try:
             _verify_data(ancestor.run, config, dataset, progress)
         except ConfigError:
             if ancestor.other_data:
                 continue
             raise
-        through = "" if ancestor.run.path == run.path else f" learned from {ancestor.run.path}, which"
+        seen = _trained_on(ancestor.run)
+        through = "" if ancestor.run.path == first.run.path else f" learned from {ancestor.run.path}, which"
+        subject = f"{first.run.path}{through} was trained on"
         for name, split in held.items():
             if split is not None and (count := int(np.isin(split.ids, seen).sum())):
-                return f"{run.path}{through} was trained on {count:,} of the {len(split):,} {name} images of this run"
+                return f"{subject} {count:,} of the {len(split):,} {name} images of this run"
     return ""
 
 
@@ -286,8 +364,8 @@ def _verify_data(run: Run, config: Config, dataset: Dataset, progress: Progress)
     )
 
 
-def _check_rules(key: str, config: Config, network: Run) -> None:
-    """Refuse what the competition's rules forbid and a teacher would bring in.
+def _check_rules(key: str, config: Config, first: Ancestor) -> None:
+    """Refuse what the competition's rules forbid and a teacher, or the first weights, would bring in.
 
     Raises:
         ConfigError: naming the rule.
@@ -295,13 +373,16 @@ def _check_rules(key: str, config: Config, network: Run) -> None:
     rules = config.competition.rules
     if rules.external_weights and rules.transductive:
         return
-    for run, _ in _lineage(network):
-        if run.config().model.pretrained and not rules.external_weights:
+    for run, other_data in _lineage(first):
+        theirs = run.config()
+        if (other_data or theirs.model.pretrained) and not rules.external_weights:
+            origin = "was trained on other data" if other_data else "started from pretrained weights"
             raise ConfigError(
-                f"{key}: {run.path} started from pretrained weights, which competition.rules.external_weights=false "
+                f"{key}: {run.path} {origin}, which competition.rules.external_weights=false "
                 "forbids; choose another run"
             )
-        if "pseudo" in run.provenance() and not rules.transductive:
+        elsewhere = other_data and theirs.competition.name != config.competition.name
+        if FILES[PSEUDO] in run.provenance() and not elsewhere and not rules.transductive:
             raise ConfigError(
                 f"{key}: {run.path} was trained on pseudo-labels of the test images, which "
                 "competition.rules.transductive=false forbids; choose another run"

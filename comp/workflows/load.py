@@ -14,6 +14,7 @@ from comp.models import weights, zoo
 from comp.models.classifier import Classifier
 from comp.results import files
 from comp.results.decision_fits import DeclaredShares, declared_shares
+from comp.results.run_metrics import Decision
 from comp.results.runs import FIXES, Run
 from comp.runtime import device as devices
 from comp.runtime.device import Execution
@@ -37,6 +38,8 @@ class LoadedRun:
         data: the run's own; None: not opened.
         test: the split that the run submits, where its other data are missing.
         note: how prediction differs from training; empty: not at all.
+        decide: value of predict.decide in place of the config's; empty: the run decides as recorded.
+        decision: what `decide` asks for; see `comp.workflows.predict.with_decision`.
     """
 
     run: Run
@@ -47,6 +50,13 @@ class LoadedRun:
     data: Dataset | None = None
     test: Split | None = None
     note: str = ""
+    decide: str = ""
+    decision: Decision | None = None
+
+    @property
+    def decide_suffix(self) -> str:
+        """The part of a predictions file's name that tells another decision, such as `+decide-argmax`."""
+        return f"+decide-{self.decide}" if self.decide else ""
 
     @property
     def dataset(self) -> Dataset:

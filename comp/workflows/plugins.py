@@ -17,7 +17,7 @@ import sys
 import sysconfig
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -94,19 +94,64 @@ def load_of(run: Run) -> None:
         ConfigError: see `load`.
         RunError: a copy is missing or has changed, or an installed module is another version.
     """
+    check_consent(run)
+    plugins = _plugins_of(run)
+    for plugin in plugins:
+        try:
+            plugin.read()
+        except ConfigError as error:
+            raise RunError(f"{run.path}: {error}{_remedy(run, plugin)}") from None
+    _load(plugins)
+
+
+def check_consent(run: Run) -> None:
+    """Check that the code of a run's plug-ins may run: by its `allow_plugins`, or because the same code already may.
+
+    Raises:
+        ConfigError: no consent; lists the files.
+        RunError: its config does not say which code it means.
+    """
+    plugins = _plugins_of(run)
+    if not run.allow_plugins:
+        _demand_consent(plugins, str(run.path))
+
+
+def allow(run: Run) -> None:
+    """Consent to the plug-ins of a run, for this command and its processes."""
+    _consent(_plugins_of(run))
+
+
+@contextlib.contextmanager
+def lent_by(run: Run, config: Config) -> Iterator[None]:
+    """Context manager: the rows of another run's plug-ins are there, and then again those of a config alone.
+
+    Raises:
+        UserError: see `load_of`.
+    """
+    try:
+        load_of(run)
+        yield
+    finally:
+        load(config)
+
+
+def _plugins_of(run: Run) -> list[Plugin]:
     plugins = [parse(entry) for entry in run.config().plugins]
     if unlocated := [plugin for plugin in plugins if not plugin.sha256]:
         raise RunError(
             f"{run.path / 'config.yaml'}: damaged: no sha256 of the plug-in {unlocated[0]}; restore the file"
         )
-    if not run.allow_plugins:
-        _demand_consent(plugins, str(run.path))
-    try:
-        for plugin in plugins:
-            plugin.read()
-    except ConfigError as error:
-        raise RunError(f"{run.path}: {error}") from None
-    _load(plugins)
+    return plugins
+
+
+def _remedy(run: Run, plugin: Plugin) -> str:
+    """Return how to get a missing copy back, as the end of a message; empty if the copy is there, but changed."""
+    if not plugin.is_file or plugin.path().exists():
+        return ""
+    for origin, digest in _origins(run).items():
+        if digest == plugin.sha256 and origin.is_file() and files.sha256_file(origin) == digest:
+            return f"; it is a copy of {origin}: copy that there again"
+    return f"; put the file of sha256 {plugin.sha256} back there, or train again without this run"
 
 
 def describe(config: Config) -> tuple[str, ...]:
@@ -123,14 +168,19 @@ def describe(config: Config) -> tuple[str, ...]:
 
 def changed_since(run: Run) -> tuple[str, ...]:
     """Return a note on each file that a run's copies were made of and that has changed since."""
-    recorded = run.provenance().get("plugins")
-    origins = [row for row in recorded if isinstance(row, dict)] if isinstance(recorded, list) else []
-    digests = {Path(str(row.get("file"))): row.get("sha256") for row in origins if "version" not in row}
+    digests = _origins(run)
     return tuple(
         f"{path} has changed since {run.path} began, which goes on with its own copy"
         for path, digest in digests.items()
         if path.is_file() and files.sha256_file(path) != digest
     )
+
+
+def _origins(run: Run) -> dict[Path, Any]:
+    """Return the files that a run's copies were made of, with their SHA-256."""
+    recorded = run.provenance().get("plugins")
+    rows = [row for row in recorded if isinstance(row, dict)] if isinstance(recorded, list) else []
+    return {Path(str(row.get("file"))): row.get("sha256") for row in rows if "version" not in row}
 
 
 def raised_in(error: BaseException) -> str:
@@ -155,11 +205,15 @@ def _demand_consent(plugins: Sequence[Plugin], owner: str, hint: str = "") -> No
         )
 
 
-def _load(plugins: Sequence[Plugin]) -> None:
-    """Import what is not loaded in this version yet, in order, and add its rows; the user has consented."""
+def _consent(plugins: Sequence[Plugin]) -> None:
     if plugins:
         consented = [*os.environ.get(ALLOWED, "").split(), *(plugin.sha256 for plugin in plugins)]
         os.environ[ALLOWED] = " ".join(dict.fromkeys(consented))
+
+
+def _load(plugins: Sequence[Plugin]) -> None:
+    """Import what is not loaded in this version yet, in order, and add its rows; the user has consented."""
+    _consent(plugins)
     names, is_new = {plugin.module for plugin in plugins}, False
     for plugin in plugins:
         old = _loaded.get(plugin.module)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from comp.config.tasks import TASKS
 from comp.data import splits, suites
 from comp.data.dataset import open_dataset
 from comp.data.splits import Split, Suite
@@ -19,11 +20,11 @@ from comp.results.blocks import DISTORTIONS
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import AccuracyEstimate, RunMetrics, SplitScores
 from comp.runtime import gpu
-from comp.runtime.errors import RunError, UserError
+from comp.runtime.errors import ConfigError, RunError, UserError, unknown
 from comp.runtime.progress import Progress, quiet
 from comp.submission import rules
 from comp.submission.format import Competition
-from comp.workflows.load import LoadedRun, verify_run_data
+from comp.workflows.load import LoadedRun, open_run_data, verify_run_data
 
 
 def score_test(loaded: LoadedRun, progress: Progress = quiet, *, options: PredictOptions | None = None) -> RunMetrics:
@@ -52,7 +53,8 @@ def predict_split(
         name: `suite`, `test`, `val`, `ood_val`, or the name of `suite`.
         progress: called after every batch.
         options: views and adaptation; None: the config's. Options that are not plain are part of the file's name, such
-            as predictions/suite+flip+bn.npz, and their score is recorded under `variants`.
+            as predictions/suite+flip+bn.npz, and so is another decision (`with_decision`); their score is recorded
+            under `variants`.
         suite: another suite than the competition's.
 
     Raises:
@@ -62,7 +64,8 @@ def predict_split(
     images = loaded.images_of(name) if suite is None else suite
     options = predict_options(loaded.config.predict) if options is None else options
     _check_options(loaded, options)
-    path = run.predictions_path(name + options.suffix)
+    suffix = options.suffix + loaded.decide_suffix
+    path = run.predictions_path(name + suffix)
     parts = path.with_suffix(".parts") if isinstance(images, Suite) else None
     source = _suite_fingerprint(loaded, images) if isinstance(images, Suite) else ""
     with run.write_lock():
@@ -82,7 +85,7 @@ def predict_split(
         scores = scores_of(predicted, loaded.competition.metric)
         if scores is not None:
             transductive = bool(predicted.made_by.get("transductive"))
-            _record_scores(loaded, scores, name, options, transductive=transductive)
+            _record_scores(loaded, scores, name, suffix, transductive=transductive)
     return predicted
 
 
@@ -165,6 +168,37 @@ def options_for(loaded: LoadedRun, overrides: Mapping[str, Any]) -> PredictOptio
     return options
 
 
+def with_decision(loaded: LoadedRun, setting: str, progress: Progress = quiet) -> LoadedRun:
+    """Return a run that decides by another value of predict.decide, fitted on its validation anew if it has to be.
+
+    Args:
+        loaded: a complete run.
+        setting: value of predict.decide; the run's own, or empty: the run is returned unchanged.
+        progress: called while validation is predicted.
+
+    Raises:
+        ConfigError: it does not serve metric, task or validation.
+        UserError: the run's data, which it is fitted on, cannot be opened.
+    """
+    if setting in ("", loaded.config.predict.decide):
+        return loaded
+    settings = ("auto", "argmax", *decisions.KINDS)
+    if setting not in settings:
+        raise ConfigError(f"--decide: {unknown('decision', setting, settings)}")
+    competition, shares = loaded.competition, loaded.test_shares
+    validated = loaded.run.provenance("images")["images"]["val"] > 0
+    row = TASKS[competition.task]
+    decisions.check(setting, competition.metric, row, validated=validated, shares=shares is not None)
+    decision = decisions.decide_without_validation(setting, shares)
+    if validated and decisions.choose(setting, competition.metric, shares=shares is not None) != "argmax":
+        opened = loaded if loaded.data else replace(loaded, data=verify_run_data(loaded.run, open_run_data(loaded.run)))
+        plain = predict(
+            loaded.model, opened.images_of("val"), **loaded.prediction_settings, made_by={}, progress=progress
+        )
+        decision = decisions.decide(plain, competition.metric, setting, shares=shares)[1]
+    return replace(loaded, decide=setting, decision=decision)
+
+
 def _check_options(loaded: LoadedRun, options: PredictOptions) -> None:
     rules.check_adaptation(loaded.config.competition.rules, options.adapt)
     check_task(options, loaded.competition.task)
@@ -197,6 +231,7 @@ def describe_prediction(loaded: LoadedRun, which: str, options: PredictOptions, 
         "precision": loaded.execution.precision,
         **({"gpu": accelerator["name"]} if accelerator else {}),
         "images": source,
+        **({"decide": loaded.decide} if loaded.decide else {}),
     }
 
 
@@ -215,6 +250,8 @@ def _suite_fingerprint(loaded: LoadedRun, suite: Suite) -> str:
 def _decide(loaded: LoadedRun, predicted: Predictions, name: str) -> Predictions:
     """Return predictions with the run's decisions; clean validation, on which they were fitted, cross-fitted ones."""
     decision, classes = loaded.run.metrics().fitted_decision, len(predicted.classes)
+    if loaded.decide:
+        decision = loaded.decision
     if decision is None:
         return predicted
     if not decisions.is_sound(decision, classes, numeric=predicted.row.numeric):
@@ -226,18 +263,16 @@ def _decide(loaded: LoadedRun, predicted: Predictions, name: str) -> Predictions
     if name == "val" and predicted.targets is not None:
         return decisions.apply_to_validation(decision, predicted, loaded.competition.metric)
     if name == "ood_val":
-        return decisions.apply_to_shifted_validation(decision, predicted)
+        return decisions.apply_to_shifted_validation(decision, predicted, loaded.dataset.shifted_folds())
     return decisions.apply(decision, predicted)
 
 
-def _record_scores(
-    loaded: LoadedRun, scores: SplitScores, name: str, options: PredictOptions, *, transductive: bool
-) -> None:
+def _record_scores(loaded: LoadedRun, scores: SplitScores, name: str, suffix: str, *, transductive: bool) -> None:
     """Record scores in metrics.json; the training has already recorded plain ones of clean and shifted validation."""
     recorded = loaded.run.metrics().model_copy(update={"variant": predict_options(loaded.config.predict).suffix})
-    if options.suffix:
+    if suffix:
         marked = scores.model_copy(update={"transductive": transductive})
-        recorded = recorded.model_copy(update={"variants": {**recorded.variants, name + options.suffix: marked}})
+        recorded = recorded.model_copy(update={"variants": {**recorded.variants, name + suffix: marked}})
     elif name not in ("val", "ood_val"):
         recorded = recorded.with_scores(name, scores)
     loaded.run.write_metrics(recorded)
@@ -252,10 +287,10 @@ def estimate_accuracy(
     prediction's estimate, if there is one, is recorded as `before`. `name` is the suite's.
 
     Returns:
-        None if the task has no estimate, or shifted validation has fewer than two families of corruptions or is neither
-        stored nor can be predicted.
+        None if the task has no estimate, the decision is not the run's, or shifted validation has fewer than two
+        families of corruptions or is neither stored nor can be predicted.
     """
-    if not predicted.row.accuracy_estimate:
+    if not predicted.row.accuracy_estimate or loaded.decide:
         return None
     options = PredictOptions(**{field: predicted.made_by[field] for field in PLAIN.to_json()})
     shifted = _shifted_validation(loaded, options, progress)

@@ -44,10 +44,12 @@ def probe(
         UserError: an unknown classifier, a run that is not trained, or data that do not fit it.
     """
     probes.check_probe(name, k)
-    if config is not None:
+    plugins.check_consent(run)
+    if config is None:
+        plugins.load_of(run)
+    else:
         plugins.load(config)
-    plugins.load_of(run)
-    dataset = open_dataset(config or run.data_config(), progress)
+    dataset = open_dataset(config or run.data_config(), progress)  # before the run's rows may replace the config's
     config = config or run.config()
     competition = dataset.competition
     if TASKS[competition.task].numeric:
@@ -71,10 +73,8 @@ def probe(
         batch_size=config.predict.batch_size,
         progress=progress,
     )
-    provenance, fixes = provenance_of(config, dataset, model, execution.device), dataset.fixes
-    result = runs.create(
-        runs_root, config, run_name or f"{name}-probe", provenance, fixes=fixes.content if fixes else None
-    )
+    provenance = provenance_of(config, dataset, model, execution.device)
+    result = runs.create(runs_root, config, run_name or f"{name}-probe", provenance, fixes=dataset.fixes)
     made_by = {"run": run.name, "weights_sha256": files.sha256_file(run.weights_path()), "probe": name, "k": k}
     with runs.delete_on_failure(result), result.write_lock():
         scores: dict[str, SplitScores | None] = {}

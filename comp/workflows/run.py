@@ -7,7 +7,7 @@ from comp.config import Config
 from comp.data.dataset import Dataset
 from comp.results.runs import Run
 from comp.runtime.progress import Progress, quiet
-from comp.submission.write import write_run_submission
+from comp.submission.write import lost_submission, write_run_submission
 from comp.tracking.tracker import open_tracker
 from comp.training.distributed import SINGLE_PROCESS, SingleProcess
 from comp.training.loop import OnEpoch
@@ -30,8 +30,9 @@ def run_config(
 ) -> Run:
     """Train a config and finish the run; return it.
 
-    `output` is the submission's CSV, by default a free name; `force` replaces an existing one. `team` trains together;
-    its other processes call `train.follow`, and this one goes on alone. `training` are further arguments of `train`.
+    `output` is the submission's CSV, by default a free name; a resume finds it in the run. `force` replaces an existing
+    one. `team` trains together; its other processes call `train.follow`, and this one goes on alone. `training` are
+    further arguments of `train`.
     """
     with open_tracker(config.track) as tracker:
         dataset = team.main_process_first(lambda: prepare(config, runs_root, progress))
@@ -43,6 +44,7 @@ def run_config(
             team=team,
             tracker=tracker,
             predicts=True,
+            records={"output": {"path": str(output.absolute()), "force": force}} if output else {},
             **training,
         )
         finish(run, dataset=dataset, output=output, force=force, progress=progress)
@@ -79,5 +81,5 @@ def finish(run: Run, *, dataset: Dataset, output: Path | None, force: bool, prog
         return
     predicted = predict_split(loaded, "suite", progress)
     estimate_accuracy(loaded, predicted, "suite", progress)
-    path = output or default_submission(loaded.config)
+    path = output or lost_submission(run) or default_submission(loaded.config)
     write_run_submission(run, predicted, loaded.competition, path, training_counts=loaded.answer_counts, force=force)

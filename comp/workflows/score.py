@@ -71,7 +71,7 @@ def score_weights(
         prediction_files.save(run.predictions_path("val" if which == "best" else f"val-{which}"), predicted)
     if dataset.ood_val is not None and which == "best":
         predicted = _predict_plain(loaded, dataset.ood_val, which, progress, measured.ood_val)
-        predicted = decisions.apply_to_shifted_validation(decision, predicted)
+        predicted = decisions.apply_to_shifted_validation(decision, predicted, dataset.shifted_folds())
         shifted = metrics.summarize_blocks(predicted, DISTORTIONS, metric)
         prediction_files.save(run.predictions_path("ood_val"), predicted)
     return WeightResult(WeightScores(val=val, ood_val=shifted), decision, loaded.competition.task)

@@ -17,8 +17,8 @@ from comp.results import files
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError
 from comp.runtime.progress import Progress
-from comp.training import teacher
-from comp.workflows import lineage
+from comp.training import imbalance, teacher
+from comp.workflows import lineage, plugins
 from comp.workflows.load import load_without_data
 
 
@@ -71,17 +71,17 @@ class Lessons:
 
 
 def prepare_lessons(config: Config, dataset: Dataset, progress: Progress) -> Lessons:
-    """Return the pseudo-labels and soft targets of a new training; without such keys, only its data.
+    """Check all that a new training learns from; return its pseudo-labels and soft targets, without any only its data.
 
     Raises:
-        ConfigError: no image is confident enough, or see `lineage.networks`.
+        ConfigError: no image is confident enough, or see `lineage.check_teachers`.
         UserError: a teacher's weights are damaged, or do not fit the memory.
     """
-    lessons = Lessons(dataset)
-    if config.data.pseudo.run:
-        lessons = _label_images(config, dataset, progress)
-    if config.train.teacher.runs:
-        lessons = _soften(config, dataset, lessons, progress)
+    networks, lessons = lineage.check_teachers(config, dataset, progress), Lessons(dataset)
+    if members := networks.get(lineage.PSEUDO):
+        lessons = _label_images(members, config, dataset, progress)
+    if members := networks.get(lineage.TEACHER):
+        lessons = _soften(members, config, dataset, lessons, progress)
     return lessons
 
 
@@ -94,7 +94,7 @@ def describe_lessons(provenance: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _label_images(config: Config, dataset: Dataset, progress: Progress) -> Lessons:
+def _label_images(members: Sequence[Run], config: Config, dataset: Dataset, progress: Progress) -> Lessons:
     """Return the data with pseudo-labelled images, and their origin.
 
     Raises:
@@ -108,7 +108,6 @@ def _label_images(config: Config, dataset: Dataset, progress: Progress) -> Lesso
             f"data.pseudo.share: {section.share:g} of {len(dataset.train):,} training images is less than one image; "
             "raise it"
         )
-    members = lineage.networks(lineage.PSEUDO, config, dataset, progress)
     mean, ids = _mean_probabilities(members, [images], config, dataset, progress)
     chosen = pseudo.choose(mean, images, ids, task, section.min_confidence, most)
     if not len(chosen.rows):
@@ -129,13 +128,15 @@ def _label_images(config: Config, dataset: Dataset, progress: Progress) -> Lesso
         f"{section.min_confidence:g} or more by {_names(members)}; {len(part):,} join {len(dataset.train):,} training "
         "images"
     )
-    start = replace(Lessons(dataset), labelled=part)
-    return start.plus(pseudo.NAME, members, origin, chosen.to_arrays(), note, pseudo.join(dataset, part))
+    start, joined = replace(Lessons(dataset), labelled=part), pseudo.join(dataset, part, config)
+    lessons = start.plus(pseudo.NAME, members, origin, chosen.to_arrays(), note, joined)
+    notes = (*joined.notes[len(dataset.notes) :], *imbalance.describe(config, joined))
+    return replace(lessons, notes=(*lessons.notes, *notes))
 
 
-def _soften(config: Config, labelled: Dataset, lessons: Lessons, progress: Progress) -> Lessons:
+def _soften(members: Sequence[Run], config: Config, labelled: Dataset, lessons: Lessons, progress: Progress) -> Lessons:
     """Return the lessons with the teachers' probabilities of all training images."""
-    section, members = config.train.teacher, lineage.networks(lineage.TEACHER, config, labelled, progress)
+    section = config.train.teacher
     parts = [labelled.train, *([lessons.labelled] if lessons.labelled is not None else [])]
     mean, _ = _mean_probabilities(
         members, parts, config, labelled, progress, options=PLAIN, temperature=section.temperature
@@ -171,19 +172,12 @@ def _mean_probabilities(
     """
     ids, total = np.array([], np.str_), np.zeros((1, 1))
     for member in members:
-        loaded = load_without_data(member)
-        made = options or predict_options(loaded.config.predict)
-        predicted = [
-            predict(
-                loaded.model,
-                _single_images(lineage.as_read_by(member, config, dataset, part, progress)),
-                **loaded.prediction_settings,
-                made_by={},
-                options=made,
-                progress=progress,
-            )
-            for part in parts
-        ]
+        images = lineage.as_read_by(member, config, dataset, parts, progress)
+        with plugins.lent_by(member, config):
+            loaded = load_without_data(member)
+            made = options or predict_options(loaded.config.predict)
+            settings = {**loaded.prediction_settings, "made_by": {}, "options": made, "progress": progress}
+            predicted = [predict(loaded.model, _single_images(part), **settings) for part in images]
         classes = dataset.competition.classes
         total = total + np.concatenate([teacher.probabilities(part, temperature, classes) for part in predicted])
         ids = np.concatenate([part.ids for part in predicted])

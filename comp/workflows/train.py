@@ -1,7 +1,7 @@
 """Train a config, or resume a run, and score it on clean and shifted validation."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ def train(
     team: SingleProcess = SINGLE_PROCESS,
     tracker: Tracker | None = None,
     predicts: bool = False,
+    records: Mapping[str, Any] | None = None,
 ) -> Run:
     """Train a config and score it on clean and shifted validation; return the complete run.
 
@@ -76,6 +77,7 @@ def train(
         team: the processes that train together; this is the main one, the others call `follow`.
         tracker: follows the run, and the caller closes it; None opens one as section `track` configures.
         predicts: whether the caller predicts test and suite afterwards, which then count as part of the cost.
+        records: more values for provenance.json.
 
     Raises:
         UserError: anything wrong with config, data or disk.
@@ -84,17 +86,17 @@ def train(
     began = time.perf_counter()
     dataset = dataset or team.main_process_first(lambda: prepare(config, runs_root, progress))
     on_data(dataset)
-    check_data(config, dataset)
+    check_data(config, dataset, whole=False)
     model = ready_model(config, dataset)
     lessons = prepare_lessons(config, dataset, progress)
     if lessons.notes:
         on_data(replace(dataset, notes=lessons.notes))
-    labelled, dataset = replace(dataset, notes=(*dataset.notes, *lessons.notes)), lessons.dataset
+    notes, resident = (*dataset.notes, *lessons.notes), lessons.dataset.resident
+    labelled, dataset = replace(dataset, notes=notes, resident=resident), lessons.dataset
     dataset = replace(dataset, samples={**dataset.samples, **training_samples(config, dataset, model)})
     device_name = execution.device if execution else device.choose_device(config.train.device)
-    provenance = {**provenance_of(config, labelled, model, device_name), **lessons.provenance}
-    fixes = dataset.fixes.content if dataset.fixes else None
-    run = runs.create(runs_root, config, name, provenance, group=group, fixes=fixes)
+    provenance = {**provenance_of(config, labelled, model, device_name), **lessons.provenance, **(records or {})}
+    run = runs.create(runs_root, config, name, provenance, group=group, fixes=dataset.fixes)
     on_start(run, model)
     deterministic = device.kernel_choice(deterministic=config.train.deterministic)
     with open_tracker(config.track, tracker) as tracker, run.write_lock(), deterministic:

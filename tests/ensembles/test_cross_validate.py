@@ -13,8 +13,9 @@ from pathlib import Path
 import filelock
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from comp.results import prediction_files, runs
+from comp.results import files, prediction_files, runs
 from tests.support.commands import Result, assert_refused, comp_process
 
 Comp = Callable[..., Result]
@@ -87,6 +88,37 @@ def test_folds_of_other_data_are_trained_anew(folder: Path, comp: Comp) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("changed", ["weights", "fixes"])
+def test_a_fold_is_trained_anew_where_its_teacher_or_fix_list_has_changed(
+    folder: Path, comp: Comp, changed: str
+) -> None:
+    names = prediction_files.load(
+        Path(json.loads(Path("result.json").read_text())["folds"][0]) / "predictions/val.npz"
+    ).ids
+    Path("fixes.csv").write_text(f"id,action,label\n{names[0]},drop,\n")
+    (teachers,) = Path("runs").glob("*/cv-*")
+    shutil.copytree(teachers, "teachers")
+    words = ("cv", CONFIG, *SMALL, "train.teacher.runs=[teachers]", "data.fixes=fixes.csv", "--json")
+    first = comp(*words)
+    assert first.code == 0, first.err
+    assert json.loads(comp(*words).out)["folds"] == json.loads(first.out)["folds"]
+    if changed == "fixes":
+        Path("fixes.csv").write_text(f"id,action,label\n{names[1]},drop,\n")
+    else:
+        teacher = sorted(run.path for run in runs.list_runs(Path("teachers")) if run.config().data.fold == 1)[0]
+        tensors = safetensors.numpy.load_file(teacher / "best.safetensors")
+        name = next(name for name, tensor in tensors.items() if tensor.ndim > 1)
+        safetensors.numpy.save_file({**tensors, name: tensors[name] * 1.5}, teacher / "best.safetensors")
+        scores, digest = runs.Run(teacher).metrics(), files.sha256_file(teacher / "best.safetensors")
+        runs.Run(teacher).write_metrics(scores.model_copy(update={"weights_sha256": digest}))
+    second = comp(*words)
+    assert second.code == 0, second.err
+    same = [one == other for one, other in zip(*(json.loads(r.out)["folds"] for r in (first, second)), strict=True)]
+    assert same == ([False] * 3 if changed == "fixes" else [True, False, True])
+    assert "is left alone, and its fold trained anew" in " ".join(second.err.split())
+
+
+@pytest.mark.slow
 def test_workers_make_the_same_bytes_as_one_process(trained: Path, tmp_path: Path) -> None:
     done = comp_process("cv", CONFIG, *SMALL, "--workers", 2, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -139,8 +171,12 @@ def test_ctrl_c_stops_all_workers_and_the_same_command_goes_on_to_the_same_weigh
 
 
 def test_its_own_submission_is_no_reason_to_refuse_a_finished_command(folder: Path, comp: Comp) -> None:
-    first = comp("cv", CONFIG, *SMALL, "-o", "mine.csv", "--json")  # combines the folds again, trains nothing
+    whole = json.loads(Path("result.json").read_text())
+    first = comp("cv", CONFIG, *SMALL, "-o", "mine.csv", "--json")
     assert first.code == 0, first.err
+    assert "its submission is written to mine.csv" in first.err
+    assert json.loads(first.out) == {**whole, "submission": "mine.csv"}  # the same ensemble
+    assert Path("mine.csv").read_bytes() == Path(whole["submission"]).read_bytes()
     before = Path("mine.csv").read_bytes()
     again = comp("cv", CONFIG, *SMALL, "-o", "mine.csv", "--json")
     assert again.code == 0, again.err
@@ -155,9 +191,30 @@ def test_its_own_submission_is_no_reason_to_refuse_a_finished_command(folder: Pa
     assert Path("mine.csv").read_bytes() == before
 
 
+def test_a_submission_that_is_gone_is_written_again_in_its_place(folder: Path, comp: Comp) -> None:
+    path = Path(json.loads(Path("result.json").read_text())["submission"])
+    before = path.read_bytes()
+    path.unlink()  # its sidecar stays
+    result = comp("cv", CONFIG, *SMALL, "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out) == json.loads(Path("result.json").read_text())
+    assert path.read_bytes() == before
+    assert sorted(path.parent.iterdir()) == [path, path.with_suffix(".json")]
+
+
+@pytest.mark.parametrize("words", [["train.loss=none"], ["data.folds=1"], ["model.name=nothing"]])
+def test_a_refused_command_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comp: Comp, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert comp("cv", CONFIG, *SMALL, *words).code == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_missing_weights_of_a_fold_are_named(folder: Path, comp: Comp) -> None:
     path = Path(json.loads(Path("result.json").read_text())["folds"][1]) / "best.safetensors"
     path.unlink()
+    shutil.rmtree(json.loads(Path("result.json").read_text())["run"])  # so that the folds are combined again
     assert_refused(comp("cv", CONFIG, *SMALL, "-o", "new.csv"), str(path), "is missing")
     assert not Path("new.csv").exists()
 

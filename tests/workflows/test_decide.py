@@ -81,10 +81,22 @@ def test_a_decision_is_recorded_applied_and_leaves_the_training_alone(place: Pat
     # Each row of validation by a fit on other rows, all other images by the recorded one.
     val = stored(run, "val")
     assert val.made_by["decision"] == {"kind": "temperature", "cross_fitted": True}
-    for split in ("test", "suite", "ood_val"):
+    for split in ("test", "suite"):
         expected = decisions.apply(recorded.decision, stored(plain, split))
         assert np.array_equal(stored(run, split).outputs, expected.outputs), split
         assert stored(run, split).made_by["decision"]["values"] == recorded.decision.values
+    # Each shifted copy by the fit of clean rows without the fold of its image.
+    with files.open_arrays(run.path / "split.npz") as archive:
+        shown = np.tile(archive["rows_ood_val"], len(stored(run, "ood_val").block_names))
+    clean, shifted = stored(plain, "val"), stored(plain, "ood_val")
+    fold = decisions.image_folds(clean.known_targets())
+    for number in range(5):
+        rows = np.flatnonzero(fold[shown] == number)
+        fitted = decisions.KINDS["temperature"].fit(clean.take(np.flatnonzero(fold != number)), "log_loss")
+        assert recorded.decision.fold_values[number] == fitted
+        expected = decisions.KINDS["temperature"].apply(shifted.take(rows), fitted)
+        assert np.array_equal(stored(run, "ood_val").outputs[rows], expected.outputs)
+    assert stored(run, "ood_val").made_by["decision"] == {"kind": "temperature", "cross_fitted": True}
     sidecar = files.read_json(Path("submissions/small.json"))
     assert sidecar["made_by"]["decision"]["kind"] == "temperature"
     # Predicting again, and any images, gives the same answers.
@@ -96,6 +108,17 @@ def test_a_decision_is_recorded_applied_and_leaves_the_training_alone(place: Pat
     result = comp("run", "--resume", run.path)
     assert "decision    temperature" in result.out
     assert "gain in log_loss +" in result.out
+    # Another decision at prediction time: what the training would have recorded, in files of its own.
+    for one, other, setting in ((run, plain, "argmax"), (plain, run, "auto"), (plain, run, "temperature")):
+        before = prediction_files.load(one.predictions_path("suite"))
+        assert comp("predict", one.path, "--decide", setting, "-o", f"{setting}.csv", "--force").code == 0
+        decided = stored(one, f"suite+decide-{setting}")
+        assert np.array_equal(decided.outputs, stored(other, "suite").outputs), setting
+        assert decided.made_by["decide"] == setting
+        assert np.array_equal(stored(one, "suite").outputs, before.outputs)
+        assert files.read_json(Path(f"{setting}.json"))["made_by"]["decide"] == setting
+    refused = comp("predict", run.path, "--decide", "thresholds", "-o", "refused.csv")
+    assert_refused(refused, "thresholds does not serve metric log_loss")
     # An ensemble fits its own, on its held-out predictions.
     made = comp("ensemble", run.path, plain.path, "--json", "--runs", "made")
     assert made.code == 0, made.err

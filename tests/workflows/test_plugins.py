@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from comp.results import files, prediction_files, runs
 from comp.results.metrics import METRICS
 from comp.results.runs import Run, open_run
 from comp.runtime.errors import ConfigError, Interrupted
-from comp.workflows import plugins, train
+from comp.workflows import label_errors, plugins, train
 from comp.workflows.run import run_config
 from tests.support.commands import REPOSITORY, Result, assert_refused, comp_process, interrupt_at
 
@@ -128,6 +129,9 @@ def test_a_run_holds_the_sources_and_its_config_names_them_by_hash(page: Path) -
         ("run", "--as", "RUN"),
         ("train", "--resume", "RUN"),
         ("ensemble", "RUN", "OTHER"),
+        ("lr-find", "RUN/config.yaml"),
+        ("data", "show", "RUN/config.yaml"),
+        ("data", "check", "RUN/config.yaml"),
     ],
     ids=lambda words: " ".join(words[:2]),
 )
@@ -140,6 +144,16 @@ def test_a_runs_copies_run_only_when_allowed(page: Path, comp: Command, words: t
     digest = files.sha256_file(page / "plugins/my_models.py")
     assert_refused(comp(*named), str(page), "my_models.py", digest[:12], "--allow-plugins")
     assert "error_rate" not in METRICS
+
+
+def test_pictures_of_label_errors_come_from_a_plugins_source_only_when_allowed(page: Path) -> None:
+    name = str(prediction_files.load(page / "predictions" / "val.npz").ids[0])
+    suspect = label_errors.Suspect(name, "drop", "rows", "columns", 0.9, -0.8)
+    report = label_errors.LabelReport((Run(page),), 1, 0, 1, 1, (), (suspect,), 0)
+    with pytest.raises(ConfigError, match="--allow-plugins"):
+        label_errors.draw(report, [suspect], Path("errors.png"))
+    label_errors.draw(replace(report, trained=(Run(page, allow_plugins=True),)), [suspect], Path("errors.png"))
+    assert Path("errors.png").is_file()
 
 
 def test_the_flag_runs_the_copies_also_where_the_originals_are_gone(page: Path, comp: Command) -> None:

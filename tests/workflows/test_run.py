@@ -27,7 +27,8 @@ from comp.training.early_stopping import Stop
 from comp.workflows import train
 from comp.workflows.load import load_run
 from comp.workflows.predict import predict_split
-from tests.support.commands import REPOSITORY, Result, comp_process, interrupt_at
+from comp.workflows.run import run_config
+from tests.support.commands import REPOSITORY, Result, assert_refused, comp_process, interrupt_at
 from tests.support.configs import write_config
 from tests.support.runs import assert_same_weights, history_without_clock, the_run, weights_of
 
@@ -368,3 +369,27 @@ def test_the_last_epoch_is_mixed_unless_asked_otherwise(workplace: Path, comp: C
     rows = {name: the_run(Path(name)).history() for name in ("mixed", "clean_end")}
     # MixUp's targets share their mass between two classes, so that even a perfect net cannot answer them all.
     assert float(rows["mixed"][-1]["train_accuracy"]) < 0.8 < float(rows["clean_end"][-1]["train_accuracy"])
+
+
+def test_a_resume_writes_the_submission_that_the_first_command_named(
+    workplace: Path, comp: Callable[..., Result]
+) -> None:
+    Path("old.csv").write_text("id,label\n")
+    config = configs.load("small.yaml")
+    with pytest.raises(Interrupted):
+        run_config(config, output=Path("old.csv"), force=True, progress=interrupt_at(3))
+    result = comp("run", "--resume", the_run().path)
+    assert result.code == 0, result.err
+    assert the_run().metrics().submission == "old.csv"
+    assert Path("old.csv").read_text().count("\n") > 1
+    assert not Path("submissions").exists()
+    # Another name is still possible, and a submission that is gone is written again, over its own sidecar.
+    content = Path("old.csv").read_bytes()
+    Path("old.csv").unlink()
+    assert comp("run", "--resume", the_run().path).code == 0
+    assert Path("old.csv").read_bytes() == content
+    Path("old.csv").unlink()
+    refused = comp("run", "small.yaml", "-o", "old.csv")
+    assert_refused(refused, "old.json: already exists, without old.csv that it describes", "--force")
+    assert comp("run", "--resume", the_run().path, "-o", "new.csv").code == 0
+    assert Path("new.csv").read_bytes() == content

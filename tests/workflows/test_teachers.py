@@ -21,8 +21,7 @@ from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, Interrupted, RunError
 from comp.runtime.progress import quiet
 from comp.training.batches import PlannedBatch
-from comp.workflows import train
-from comp.workflows.checks import check_data
+from comp.workflows import lineage, train
 from comp.workflows.load import load_without_data
 from comp.workflows.teach import prepare_lessons
 from tests.support.commands import Result, assert_refused, interrupt_at
@@ -65,7 +64,7 @@ def rewrite_split(run: Run, seen: np.ndarray) -> None:
 
 
 def check(config: Config) -> None:
-    check_data(config, open_dataset(config))
+    lineage.check_teachers(config, open_dataset(config))
 
 
 def test_a_stopped_training_goes_on_without_its_teacher_and_ends_with_the_same_bits(

@@ -39,7 +39,7 @@ def check(
         from comp import config as configs
         from comp.cli import console
         from comp.tuning import create, objectives, pruners, samplers
-        from comp.workflows import build, checks
+        from comp.workflows import build, checks, lineage
 
     with configs.naming_overrides(overrides or []):
         loaded = load_with_plugins(config, overrides, allow=allow_plugins)
@@ -53,6 +53,7 @@ def check(
             with console.bars() as progress:
                 dataset = build.open_data(loaded, progress)
                 console.print_notes(dataset)
+                lineage.check_teachers(loaded, dataset, progress)
                 build.ready_model(loaded, dataset)
     console.print_line(f"{config}: valid (config hash {configs.fingerprint(loaded)})")
 

@@ -63,7 +63,10 @@ def cv(
             on_epoch=console.print_epoch,
         )
     if not result.is_new:
-        console.print_note(f"{result.result.path}: complete, nothing is left to do")
+        left = f"its submission is written to {result.written}" if result.written else "nothing is left to do"
+        console.print_note(f"{result.result.path}: complete, {left}")
+        if output and not result.written:
+            console.print_note(f"{output}: is its submission already")
         if name:
             console.print_note(f"note: --name {name} is not used; it names new runs")
     values = result.to_json()

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _LISTED = 30  # label errors that are printed and pictured unless --top names another number
 
 
-def prepare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def prepare(
+    config: ConfigPath, overrides: Overrides = None, allow_plugins: AllowPlugins = False, as_json: AsJson = False
+) -> None:
     """Find or download a config's data, and verify them.
 
     Example: comp data prepare configs/cifar100-ood/transfer.yaml
@@ -35,7 +37,7 @@ def prepare(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = F
     from comp.cli import console
     from comp.data.dataset import open_dataset
 
-    loaded = load_with_plugins(config, overrides)
+    loaded = load_with_plugins(config, overrides, allow=allow_plugins)
     with console.bars() as progress:
         dataset = open_dataset(loaded, progress)
     console.print_dataset(dataset, as_json)
@@ -48,6 +50,7 @@ def show(
         Path | None, typer.Option(help="Folder of the PNGs. Default: runs/data/COMPETITION.", metavar="DIR")
     ] = None,
     augment: Annotated[bool, typer.Option("--augment", help="Also draw the images as training sees them.")] = False,
+    allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
 ) -> None:
     """Describe a config's data and draw some images.
@@ -59,7 +62,7 @@ def show(
     from comp.cli import console
     from comp.data import inspection
 
-    loaded = load_with_plugins(config, overrides)
+    loaded = load_with_plugins(config, overrides, allow=allow_plugins)
     with console.bars() as progress:
         dataset = inspection.open_without_suite(loaded, progress)
     described = inspection.describe_dataset(dataset)
@@ -80,6 +83,7 @@ def check(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Skip files that cannot be read, and count them.")
     ] = False,
+    allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
 ) -> None:
     """Check your data before training.
@@ -94,7 +98,7 @@ def check(
     from comp.cli import console
     from comp.data import inspection, quality
 
-    loaded = load_with_plugins(config, overrides)
+    loaded = load_with_plugins(config, overrides, allow=allow_plugins)
     with console.bars() as progress:
         dataset = inspection.open_without_suite(loaded, progress)
         findings = quality.find_problems(dataset, skip_bad=skip_bad or loaded.data.skip_bad, progress=progress)
@@ -131,6 +135,7 @@ def errors(
             callback=expand_path,
         ),
     ] = None,
+    allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
 ) -> None:
     """List likely wrong labels, with pictures.
@@ -153,7 +158,8 @@ def errors(
         raise RunError(f"--pictures {pictures}: expected a name that ends in .png or .html")
     overrides = [word for word in words if "=" in word and "/" not in word.partition("=")[0]]
     folders = label_errors.find_runs([Path(word) for word in words if word not in overrides])
-    report = label_errors.find_label_errors(open_runs([*map(str, folders), *overrides]), top=top)
+    trained = open_runs([*map(str, folders), *overrides], allow_plugins=allow_plugins)
+    report = label_errors.find_label_errors(trained, top=top)
     out = out if report.suspects else None
     if out is not None:
         label_errors.write_fixes(report.suspects, out)
@@ -173,7 +179,7 @@ def _draw_errors(report: "LabelReport", count: int, path: Path | None, out: Path
     """Draw the first suspects and return the file; without images and a named file, only print a note."""
     from comp.cli import console
     from comp.results import files
-    from comp.runtime.errors import DataError
+    from comp.runtime.errors import ConfigError, DataError
     from comp.workflows import label_errors
 
     if not report.suspects:
@@ -183,7 +189,7 @@ def _draw_errors(report: "LabelReport", count: int, path: Path | None, out: Path
     try:
         with console.bars() as progress:
             label_errors.draw(report, report.suspects[:count], chosen, progress)
-    except DataError as error:
+    except (DataError, ConfigError) as error:  # gone or changed, or of a plug-in without consent
         if path is not None:
             raise
         console.print_note(f"no pictures: {error}")
@@ -202,6 +208,7 @@ def corrupt(
     only: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Corruptions or families (noise, blur, ...); repeatable.")
     ] = None,
+    allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
 ) -> None:
     """Write corrupted copies of a split as distortionNN.npy.
@@ -215,7 +222,7 @@ def corrupt(
     from comp.data.corruptions import export, suite
     from comp.results.blocks import DISTORTIONS
 
-    loaded = load_with_plugins(config, overrides)
+    loaded = load_with_plugins(config, overrides, allow=allow_plugins)
     names = suite.resolve_names(only, "--only") if only else DISTORTIONS
     levels = export.parse_severities(severities)
     with console.bars() as progress:

@@ -133,12 +133,14 @@ RUNS = Path("runs")
 
 
 def load_with_plugins(config: Path, overrides: list[str] | None, *, allow: bool = False) -> "Config":
-    """Return a config whose plug-ins are loaded; `allow` those that lie in a run's or a study's folder too."""
+    """Return a config whose plug-ins are loaded; `allow` those of runs, studies and the config's teachers too."""
     from comp import config as configs
-    from comp.workflows import plugins
+    from comp.workflows import lineage, plugins
 
     loaded = configs.load(config, overrides or [])
     plugins.load(loaded, allow=allow)
+    if allow:
+        lineage.consent(loaded)
     return loaded
 
 

@@ -1,7 +1,7 @@
 """`comp predict`, `comp evaluate` and `comp probe`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,11 +22,13 @@ from comp.cli.commands.options import (
     ViewsFor,
     expand_path,
     find_config,
+    load_with_plugins,
     open_one_run,
     open_runs,
 )
 
 if TYPE_CHECKING:
+    from comp.inference.inputs import PredictInput
     from comp.results.run_metrics import AccuracyEstimate, SplitScores
     from comp.results.runs import Run
     from comp.runtime.progress import Progress
@@ -64,6 +66,10 @@ def predict(
         ),
     ] = None,
     severities: Annotated[int, typer.Option(min=1, help="With --suite: severities in each file.")] = 5,
+    decide: Annotated[
+        Literal["auto", "argmax", "thresholds", "cut_points", "temperature", "prior"] | None,
+        typer.Option(help="How outputs become answers. Default: the run's predict.decide, as fitted then."),
+    ] = None,
     device: Device = None,
     output: Output = None,
     force: Force = False,
@@ -79,8 +85,7 @@ def predict(
     from comp.cli import console
     from comp.inference import tables
     from comp.inference.inputs import PredictInput
-    from comp.workflows.load import load_for_input
-    from comp.workflows.predict import options_for, predict_input, scores_of
+    from comp.workflows.predict import scores_of
 
     source = PredictInput(split, suite, images or None)
     runs, submits = open_runs(words, allow_plugins=allow_plugins), split in (None, "suite")
@@ -93,14 +98,13 @@ def predict(
             table = output or tables.next_free_path(run.config().competition.name)
             tables.check_writable(table, force=force)
         with console.bars() as progress:
-            loaded = load_for_input(run, source, progress, device=device or "")
-            if loaded.note and not as_json:
+            loaded, predicted = _predict_one(run, source, overrides, decide or "", device or "", severities, progress)
+            if loaded and loaded.note and not as_json:
                 console.print_note(loaded.note)
-            options = options_for(loaded, overrides)
-            predicted = predict_input(loaded, source, progress, options=options, severities=severities)
             if table is not None:
                 written[str(run.path)] = _write_table(table, predicted, as_json)
                 continue
+            assert loaded is not None  # an ensemble predicts images alone, into a table
             estimate: AccuracyEstimate | None = None
             result: SplitScores | str | None
             if submits:
@@ -130,6 +134,29 @@ def _check_output(runs: "list[Run]", output: Path | None, *, submits: bool, is_t
         )
     for run in runs if submits and not is_table else ():
         write.check_output_path(output or default_submission(run.config()), force=force)
+
+
+def _predict_one(
+    run: "Run",
+    source: "PredictInput",
+    overrides: dict[str, Any],
+    decide: str,
+    device: str,
+    severities: int,
+    progress: "Progress",
+) -> "tuple[LoadedRun | None, PredictResult]":
+    """Return a run, ready to predict, and its predictions; of new images an ensemble's too, which loads its members."""
+    from comp.ensembles import new_images
+    from comp.workflows.load import load_for_input
+    from comp.workflows.predict import options_for, predict_input, with_decision
+
+    if source.images is not None and new_images.is_ensemble(run):
+        return None, new_images.predict_with_members(
+            run, source.images, overrides, decide=decide, device=device, progress=progress
+        )
+    loaded = with_decision(load_for_input(run, source, progress, device=device), decide, progress)
+    options = options_for(loaded, overrides)
+    return loaded, predict_input(loaded, source, progress, options=options, severities=severities)
 
 
 def _write_submission(
@@ -230,14 +257,13 @@ def probe(
 
     Example: comp probe runs/quickstart/20260101-120000-quickstart --classifier knn
     """
-    from comp import config as configs
     from comp.cli import console
     from comp.runtime.errors import ConfigError
     from comp.workflows.probe import probe
 
     if k is not None and classifier != "knn":
         raise ConfigError(f"--k: counts the neighbours of knn, and {classifier} has none; leave it out")
-    data_config = configs.load(config) if config else None
+    data_config = load_with_plugins(config, None, allow=allow_plugins) if config else None
     neighbours = 5 if k is None else k
     with console.bars() as progress:
         run = open_one_run(words, allow_plugins=allow_plugins)

@@ -80,22 +80,27 @@ def run(
         from comp.cli import console
         from comp.results import runs as run_folders
         from comp.runtime import signals
+        from comp.submission import write
         from comp.training import distributed
         from comp.workflows.checks import check_output
         from comp.workflows.run import resume_run, run_config
         from comp.workflows.train import follow
 
     overrides = [*(overrides or []), *prediction_overrides]
+    if resume and output is None:
+        output, planned_force = run_folders.open_run(resume).planned_output()
+        force = force or planned_force
 
     def load() -> "Config":
         with configs.naming_overrides(overrides):
             if existing := resume or like:
                 repeated = _open_with_plugins(existing, data_overrides, allow_plugins)
-                loaded = repeated.data_config() if resume else repeated.config()
+                loaded = repeated.data_config() if resume else repeated.repeated_config()
+                leftover = output is not None and bool(resume) and write.is_leftover(repeated, output)
             else:
                 assert config is not None  # see `_check_sources`
-                loaded = load_with_plugins(config, overrides, allow=allow_plugins)
-            check_output(loaded, output, force=force)
+                loaded, leftover = load_with_plugins(config, overrides, allow=allow_plugins), False
+            check_output(loaded, output, force=force or leftover)
         return loaded
 
     if rehearse:
@@ -198,6 +203,7 @@ def lr_find(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Write the plot here, a PNG.", callback=expand_path)
     ] = Path("lr-find.png"),
+    allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
 ) -> None:
     """Suggest a learning rate, by raising it step by step.
@@ -214,7 +220,7 @@ def lr_find(
 
     files.check_writable(output, suffix=".png")
     with configs.naming_overrides(overrides or []), console.bars() as progress:
-        loaded = configs.load(config, overrides or [])
+        loaded = load_with_plugins(config, overrides, allow=allow_plugins)
         result = find_learning_rate(loaded, lowest=lowest, highest=highest, steps=steps, progress=progress)
     marks = {"steepest descent": result.steepest, "suggestion": result.suggestion}
     plots.draw_lr_search(output, result.rates, result.losses, result.smoothed, marks)
@@ -227,10 +233,12 @@ def lr_find(
 def _open_with_plugins(path: Path, data_overrides: list[str], allow_plugins: bool) -> "Run":
     """Return a run to resume or repeat, with its plug-ins loaded."""
     from comp.results import runs
-    from comp.workflows import plugins
+    from comp.workflows import lineage, plugins
 
     run = runs.open_run(path, data_overrides, allow_plugins=allow_plugins)
     plugins.load_of(run)
+    if allow_plugins:
+        lineage.consent(run.config())
     return run
 
 

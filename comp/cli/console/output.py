@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from comp.runtime import signals
+from comp.runtime.progress import OUT_OF_MEMORY
 
 _EDGES = 3  # columns of a cell's padding and border
 _FILE_WIDTH = 200  # columns of a file or a pipe: nothing is cut off
@@ -128,6 +129,7 @@ class Bars:
         self._display = display
         self._task: TaskID | None = None
         self._what, self._first = "", 0
+        self._noted: set[str] = set()
         self._began = self._printed = time.perf_counter()
 
     def __call__(self, what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
@@ -136,6 +138,9 @@ class Bars:
             self._begin(what, done, total, unit)
         assert self._task is not None
         self._display.update(self._task, completed=done, total=total or None, note=note)
+        if note.startswith(OUT_OF_MEMORY) and (line := f"{what}: {note}") not in self._noted:
+            self._noted.add(line)  # a bar is gone in the end, and nothing else may say it
+            err.print(line)
         if not err.is_terminal:
             self._print_line(what, done, total, unit, note)
         signals.raise_if_interrupted()

@@ -4,12 +4,15 @@ Files are decoded only when they are read. The workers live from one pass to the
 prediction share them, and each batch tells them what to decode.
 """
 
+import multiprocessing
 import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -20,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from comp.data import worker_faults
 from comp.data.decode import Box, Depth, Resize, Scale, Sides, read_image, resize_image, resize_region
 from comp.runtime.cores import default_workers
 from comp.runtime.errors import UserError
@@ -79,6 +83,7 @@ class WorkerPool:
         self._dataset, self._collate = dataset, collate
         self._plan = _BatchPlan()
         self._loaders: list[DataLoader[Any]] = []  # at most one
+        self._workers: list[BaseProcess] = []  # its processes
         self._settings = (0, False)  # workers, pinned
         self._busy = False
         weakref.finalize(self, self._loaders.clear)  # also at exit: killed workers would look like a crash
@@ -99,6 +104,7 @@ class WorkerPool:
 
         Raises:
             DataError: an item cannot be read.
+            WorkersError: a worker died or hangs, or none can start.
         """
         if self._busy:  # a pass within another one
             yield from WorkerPool(self._dataset, self._collate).batches(plan, workers, pinned=pinned)
@@ -106,27 +112,58 @@ class WorkerPool:
         if not self._loaders or (exact and self._settings != (workers, pinned)):
             self._settings = workers, pinned
             self._loaders[:] = [self._build_loader(workers, pinned)]
+            self._workers = []
         self._plan.batches = plan
         self._busy = True
+        iterator: Iterator[Any] | None = None
         try:
-            yield from map(_unwrap, self._loaders[0])
-        except Exception:
+            iterator = self._begin()
+            while True:
+                with worker_faults.raising_deaths(self._workers):
+                    pixels = next(iterator, None)
+                if pixels is None:
+                    break
+                yield _unwrap(pixels)
+        except Exception as error:
+            fault = worker_faults.explain(error, self._workers, starting=iterator is None)
+            iterator = None  # the error's traceback would keep the workers alive
             self._loaders.clear()  # a worker may be dead: the next pass starts new ones
+            if fault is not None:
+                worker_faults.end(self._workers)
+                raise fault from None
             raise
         finally:
             self._busy = False
+
+    def _begin(self) -> Iterator[Any]:
+        """Begin a pass, and the workers if there are none yet."""
+        if self._workers:
+            with worker_faults.raising_deaths(self._workers):
+                return iter(self._loaders[0])
+        existing = set(multiprocessing.active_children())
+        try:
+            with worker_faults.raising_deaths(()):
+                return iter(self._loaders[0])
+        finally:
+            self._workers = [process for process in multiprocessing.active_children() if process not in existing]
 
     def _build_loader(self, workers: int, pinned: bool) -> "DataLoader[Any]":
         return DataLoader(
             self._dataset,
             batch_sampler=self._plan,
             num_workers=workers,
-            collate_fn=self._collate,
+            timeout=worker_faults.STALLED_SECONDS if workers else 0,
+            collate_fn=partial(_collate_and_share, self._collate),
             pin_memory=pinned,
             persistent_workers=workers > 0,
             worker_init_fn=_init_worker,
             generator=torch.Generator(),  # else every iterator would draw from the global one
         )
+
+
+def _collate_and_share(collate: Callable[[list[Any]], "Tensor | UserError"], items: list[Any]) -> "Tensor | UserError":
+    pixels = collate(items)
+    return pixels if isinstance(pixels, UserError) else worker_faults.share(pixels)
 
 
 def _unwrap(pixels: "Tensor | UserError") -> Tensor:
@@ -140,9 +177,10 @@ def _unwrap(pixels: "Tensor | UserError") -> Tensor:
 
 
 def _init_worker(number: int) -> None:
-    """Ignore interrupts, which the training process handles, and use one core."""
+    """Ignore interrupts, which the training process handles, die without torch's message, and use one core."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for fatal in {"SIGTERM", "SIGBUS", "SIGSEGV", "SIGFPE"} & set(signal.Signals.__members__):
+        signal.signal(signal.Signals[fatal], signal.SIG_DFL)
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(0)
 

@@ -351,17 +351,26 @@ def _describe_bytes(count: int) -> str:
     return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.1f} MiB"
 
 
-def iter_chunks(split: Split, batch_size: int) -> Iterator[NDArray[np.uint8]]:
+def iter_chunks(split: Split, batch_size: int, reading: memory.MicroBatch | None = None) -> Iterator[NDArray[np.uint8]]:
     """Yield a split's images in order, [B, H, W, C] uint8; workers decode files ahead of time.
+
+    Args:
+        split: the images.
+        batch_size: images in a chunk.
+        reading: halved where a chunk does not fit the memory; None: it is as large as configured.
 
     Raises:
         DataError: a file cannot be read.
+        WorkersError: a worker died or hangs, or none can start.
+        OutOfMemoryError: with `reading`, not even one image fits.
     """
     images, starts = split.images, range(0, len(split), batch_size)
-    if isinstance(images, np.ndarray) or images.workers == 0 or len(starts) < 2:
+    if isinstance(images, ImageFiles) and images.workers and len(starts) > 1:
+        plan = [[images[start : start + batch_size].for_worker()] for start in starts]
+        for pixels in images.pool.batches(plan, images.workers):
+            yield pixels.numpy()
+    elif reading is not None:
+        yield from reading.parts(len(split), lambda rows: np.array(images[rows]))
+    else:
         for start in starts:
             yield np.array(images[start : start + batch_size])  # a copy: memory maps are read-only
-        return
-    plan = [[images[start : start + batch_size].for_worker()] for start in starts]
-    for pixels in images.pool.batches(plan, images.workers):
-        yield pixels.numpy()

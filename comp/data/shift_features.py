@@ -15,6 +15,7 @@ from comp.data import archives
 from comp.data.corruptions.recognise import luma_of, statistics
 from comp.data.images import ImageFiles, map_in_threads
 from comp.data.splits import Split
+from comp.runtime.memory import MicroBatch
 from comp.runtime.progress import Progress, quiet
 
 _CHUNK_IMAGES = 256
@@ -80,9 +81,9 @@ def _compare(name: str, train: NDArray[np.float64], test: NDArray[np.float64]) -
 
 def _pixel_properties(split: Split) -> dict[str, NDArray[np.float64]]:
     """Return properties of the decoded images: brightness and contrast in grey levels, sharpness, saturation."""
-    columns: dict[str, list[NDArray[np.float64]]] = {}
-    for start in range(0, len(split), _CHUNK_IMAGES):
-        pixels = torch.from_numpy(np.array(split.images[start : start + _CHUNK_IMAGES])).permute(0, 3, 1, 2).float()
+
+    def measure(rows: slice) -> dict[str, NDArray[np.float64]]:
+        pixels = torch.from_numpy(np.array(split.images[rows])).permute(0, 3, 1, 2).float()
         luma = luma_of(pixels)
         spread = luma.flatten(1).std(1)
         steps = luma.diff(dim=2).abs().flatten(1).mean(1) + luma.diff(dim=1).abs().flatten(1).mean(1)
@@ -90,9 +91,10 @@ def _pixel_properties(split: Split) -> dict[str, NDArray[np.float64]]:
         if pixels.shape[1] == 3:
             high = pixels.amax(1)
             values["saturation"] = ((high - pixels.amin(1)) / high.clamp(min=1)).flatten(1).mean(1)
-        for name, column in values.items():
-            columns.setdefault(name, []).append(column.double().numpy())
-    return {name: np.concatenate(parts) for name, parts in columns.items()}
+        return {name: column.double().numpy() for name, column in values.items()}
+
+    parts = list(MicroBatch(_CHUNK_IMAGES).parts(len(split), measure))
+    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
 
 def _file_properties(split: Split, progress: Progress) -> dict[str, NDArray[np.float64]]:
@@ -119,11 +121,17 @@ def _file_properties(split: Split, progress: Progress) -> dict[str, NDArray[np.f
 
 def plain_features(split: Split, progress: Progress = quiet) -> NDArray[np.float32]:
     """Return features [N, F] of images without any network: statistics, and the pixels of 8 x 8 thumbnails."""
-    parts = []
-    for start in range(0, len(split), _CHUNK_IMAGES):
-        pixels = np.array(split.images[start : start + _CHUNK_IMAGES])
+
+    def features(rows: slice) -> NDArray[np.float32]:
+        pixels = np.array(split.images[rows])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
         thumbnails = F.adaptive_avg_pool2d(images, _SIDE).flatten(1).numpy()
-        parts.append(np.concatenate([statistics(pixels), thumbnails], 1))
-        progress(f"features of {split.name}", start + len(pixels), len(split))
+        return np.concatenate([statistics(pixels), thumbnails], 1)
+
+    parts: list[NDArray[np.float32]] = []
+    micro_batch, done = MicroBatch(_CHUNK_IMAGES), 0
+    for part in micro_batch.parts(len(split), features):
+        parts.append(part)
+        done += len(part)
+        progress(f"features of {split.name}", done, len(split), "images", micro_batch.note)
     return np.concatenate(parts)

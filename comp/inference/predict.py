@@ -209,7 +209,7 @@ def _predict_logits(
     logits = np.empty((len(split), len(job.classes)), np.float32)
     network: nn.Module | None = None
     start = 0
-    for chunk in loading.iter_chunks(split, job.batch_size):  # [B, H, W, C]
+    for chunk in loading.iter_chunks(split, job.batch_size, job.forward):  # [B, H, W, C]
         for attempt in job.forward.attempts(len(chunk)):
             with attempt as part:
                 batch = _on_device(chunk[part], job.execution)

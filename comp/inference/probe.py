@@ -148,6 +148,11 @@ class Probe:
         fit = _fit_columns if TASKS[task].target_columns else _fit_classes
         self._fitted = fit(CLASSIFIERS[name], self._standardise(features), train.labels, k, len(classes))
 
+    @property
+    def micro_batch(self) -> int | None:
+        """Images at a time that fitted after memory ran out; None: it did not."""
+        return self._micro_batch.images if self._micro_batch.has_shrunk else None
+
     def predict(self, split: Split, made_by: Mapping[str, Any], progress: Progress = quiet) -> Predictions:
         """Return predictions of a split: a row for each image, or each group."""
         outputs, answered = self._fitted(self._standardise(self._features(split, progress))), split.one_per_answer()

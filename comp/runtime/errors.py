@@ -8,6 +8,7 @@
         ├── RunError       run folders, checkpoints, predictions
         │   ├── NotFiniteError  logits that are infinite or NaN
         │   └── OutOfMemoryError  memory for not even the smallest part of a batch
+        ├── WorkersError   loader workers that died, hang or cannot start
         ├── StudyError     a tuning study or its storage
         └── SubmissionError  a submission.csv or its format
     BaseException
@@ -55,6 +56,10 @@ class NotFiniteError(RunError):
 
 class OutOfMemoryError(RunError):
     """Not even the smallest part of a batch fits the memory."""
+
+
+class WorkersError(UserError):
+    """Loader workers died, hang or cannot start."""
 
 
 class StudyError(UserError):

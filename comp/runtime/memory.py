@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from comp.runtime.errors import OutOfMemoryError
+from comp.runtime.progress import OUT_OF_MEMORY
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ _MESSAGES = (
     "can't allocate memory",  # CPU on Linux and macOS
     "cannot allocate memory",  # memory shared with workers
     "not enough memory",  # CPU on Windows
+    "can't start new thread",  # its stack does not fit
     "alloc_failed",  # CUDNN_STATUS_, CUBLAS_STATUS_, CUFFT_ and the like
     "cudaerrormemoryallocation",
     "unable to find an engine",  # cuDNN: no algorithm's workspace fits
@@ -77,6 +79,23 @@ def release_cached() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
+@contextlib.contextmanager
+def one_message(work: str, advice: str = ADVICE) -> Iterator[None]:
+    """Turn an allocation that fails within into one error that names the work.
+
+    Raises:
+        OutOfMemoryError: an allocation failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
+            raise
+        reason = reason_of(error)
+        release_cached()
+        raise OutOfMemoryError(f"out of memory for {work} ({reason}); {advice}") from None
+
+
 class MicroBatch:
     """How many images at a time fit the memory: half as many whenever it runs out.
 
@@ -103,7 +122,7 @@ class MicroBatch:
     @property
     def note(self) -> str:
         """For the user, where memory ran out; else empty."""
-        return f"out of memory: {self.images} images at a time" if self.has_shrunk else ""
+        return f"{OUT_OF_MEMORY}: {self.images} images at a time" if self.has_shrunk else ""
 
     def fit(self, count: int, work: Callable[[int], _Result]) -> _Result:
         """Return `work(size)` of `count` images, at most `size` at a time, repeated with half of it until it fits.
@@ -116,7 +135,7 @@ class MicroBatch:
             size = min(self.images, count)
             try:
                 return work(size)
-            except (RuntimeError, MemoryError) as error:
+            except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 reason = reason_of(error)
@@ -175,7 +194,7 @@ class Attempt:
         return self._part
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
-        if not isinstance(error, RuntimeError | MemoryError) or not is_out_of_memory(error):
+        if not isinstance(error, Exception) or not is_out_of_memory(error):
             return False
         self.failure = reason_of(error)
         return True

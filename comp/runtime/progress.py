@@ -6,6 +6,8 @@ callback a library user gets no output. Callers never read a device value to mak
 
 from typing import Protocol
 
+OUT_OF_MEMORY = "out of memory"  # begins the note of work that goes on in smaller parts
+
 
 class Progress(Protocol):
     """Called after each step of some work."""

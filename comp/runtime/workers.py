@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from comp.runtime import signals
+from comp.runtime import memory, signals
 from comp.runtime.errors import Interrupted, UserError
 
 POLL_SECONDS = 0.5  # between two looks at the workers
@@ -86,6 +86,11 @@ def _main(index: int, workers: int, work: bytes, sender: Connection) -> None:
     except UserError as error:
         sender.send(str(error))
         sys.exit(error.exit_code)
+    except Exception as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        sender.send(f"out of memory ({memory.reason_of(error)}); use fewer --workers, or {memory.ADVICE}")
+        sys.exit(UserError.exit_code)
 
 
 def progress(what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:

@@ -96,7 +96,8 @@ def public_config(config: Config) -> dict[str, Any]:
 def distortions(metrics: RunMetrics) -> dict[str, Table]:
     """Return a table for each labelled suite: the accuracy of each distortion at each severity, and their mean."""
     tables = {}
-    for name, shifted in (("ood_val", metrics.best_or_final.ood_val), ("suite", metrics.suite)):
+    with_views = [(name, scores) for name, scores in sorted(metrics.variants.items()) if name.startswith("suite")]
+    for name, shifted in (("ood_val", metrics.best_or_final.ood_val), ("suite", metrics.suite), *with_views):
         if shifted and shifted.by_block:
             blocks, count = list(shifted.by_block.values()), len(shifted.by_severity)
             rows = [

@@ -94,7 +94,7 @@ def segment(folder: Path, track: TrackConfig, **options: Any) -> Iterator[Any]:
 
 
 class WandbTracker(Tracker):
-    """Logs one run at a time to W&B when its epochs end; every W&B error becomes a note.
+    """Logs one run at a time to W&B when its epochs end; what W&B errors keep from it is noted once, in the end.
 
     Args:
         mode: `online` or `offline`.
@@ -106,12 +106,14 @@ class WandbTracker(Tracker):
         self._run: Run | None = None
         self._wandb: Any = None
         self._lock = contextlib.ExitStack()  # of the current run
+        self._logged = 0
+        self._missed: dict[str, str] = {}  # name of a run -> what is not tracked, and why
 
     def start(self, run: Run) -> None:
         if self._run == run:
             return
         self._end()
-        self._run = run
+        self._run, self._logged = run, 0
         with self._errors_as_notes():
             self._lock.enter_context(state.locked(run))
             self._before = state.read_or_new(run, self._mode)
@@ -149,6 +151,11 @@ class WandbTracker(Tracker):
             self._end()
         finally:
             release()
+            if self._missed:
+                (run, missing), *more = self._missed.items()
+                others = f", and of {len(more)} other runs" if more else ""
+                _print_note(f"not tracked: {missing} of {run}{others}")
+                self._missed.clear()
 
     def _end(self) -> None:
         self.log()
@@ -184,7 +191,14 @@ class WandbTracker(Tracker):
                 raise
             if isinstance(error, TimeoutError):
                 self._mode = "offline"  # the next run of a study does not wait for the same server
-            _print_note("the server took too long" if isinstance(error, TimeoutError) else _first_line(error))
+            self._miss("the server took too long" if isinstance(error, TimeoutError) else _first_line(error))
+
+    def _miss(self, reason: str) -> None:
+        """Remember what of the current run is not tracked, for the end."""
+        if self._run is not None:
+            has_epochs = 0 < self._logged == len(self._run.history())
+            what = "the results" if has_epochs else f"epochs from {self._logged + 1} on"
+            self._missed.setdefault(self._run.name, f"{what} ({reason})")
 
     def _forget_wandb_run(self) -> None:
         self._wandb = None

@@ -18,7 +18,7 @@ from comp.augment import mixing
 from comp.models import weights, zoo
 from comp.results import files
 from comp.runtime import memory, rng
-from comp.runtime.errors import Interrupted, NotFiniteError, OutOfMemoryError, RunError
+from comp.runtime.errors import DataError, Interrupted, NotFiniteError, OutOfMemoryError, RunError, WorkersError
 from comp.runtime.progress import Progress, quiet
 from comp.training import checkpoint, losses, optimizers, schedules
 from comp.training.batches import PlannedBatch, planned_batches
@@ -92,7 +92,7 @@ def fit(
 
     Raises:
         RunError: the loss is not finite (more than `train.nan_retries` times), or files cannot be written.
-        OutOfMemoryError: passed on after a checkpoint.
+        OutOfMemoryError, WorkersError, DataError: passed on after a checkpoint.
         Interrupted: likewise.
     """
     path, train = context.run.path / "state.pt", context.config.train
@@ -147,7 +147,7 @@ def fit(
                     state, lambda: _statistics_images(context, state.epoch, progress), context.stepper.memory, progress
                 )
             )
-        except (Interrupted, OutOfMemoryError) as stop:
+        except (Interrupted, OutOfMemoryError, WorkersError, DataError) as stop:
             saver.save()
             raise _with_resume_command(stop, context.run.path) from None
     saver.save()  # first: a run with final weights and no state is complete
@@ -156,9 +156,14 @@ def fit(
 
 
 def _with_resume_command(stop: BaseException, run: Path) -> BaseException:
-    """Return what stopped a training; of memory, with the command that continues it."""
+    """Return what stopped a training with the command that continues it; a signal's as it is."""
+    resume = f"comp run --resume {run}"
     if isinstance(stop, OutOfMemoryError):
-        return OutOfMemoryError(f"{stop}; with more memory, continue: comp run --resume {run}")
+        return OutOfMemoryError(f"{stop}; with more memory, continue: {resume}")
+    if isinstance(stop, WorkersError):
+        return WorkersError(f"{stop}; continue: {resume} data.workers=0")
+    if isinstance(stop, DataError):
+        return DataError(f"{stop}; once that is mended, continue: {resume}")
     return stop
 
 
@@ -264,9 +269,13 @@ def _training_batches(
 
     Raises:
         OutOfMemoryError: a batch or its plan does not fit.
+        WorkersError, DataError: a batch cannot be read; the state can be saved.
     """
     try:
         yield from planned_batches(context, shard, images, epoch=state.epoch + 1, start=state.step)
+    except (WorkersError, DataError):
+        _read_meter(context, state, meter)  # for the checkpoint
+        raise
     except (RuntimeError, MemoryError) as error:
         _stop_out_of_memory(context, state, meter, error)
 
@@ -280,7 +289,8 @@ def _score_epoch(context: TrainContext, state: TrainState, progress: Progress) -
 
     def end_epoch() -> tuple[Scores, float | None] | None:
         try:
-            return context.best_weights.end_epoch(state, state.epoch + 1, progress, last=context.is_over(state))
+            with memory.one_message("the validation"):
+                return context.best_weights.end_epoch(state, state.epoch + 1, progress, last=context.is_over(state))
         except NotFiniteError:
             return None  # so that all processes roll back together
 

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from comp.config.yaml_io import read_plain
 from comp.results import files, runs
 from comp.runtime.errors import ConfigError, StudyError, UserError, nearest
 from comp.tuning import objectives, pruners, samplers
-from comp.tuning.storage import default_url, open_store
+from comp.tuning.storage import default_url, one_at_a_time, open_store
 from comp.tuning.study import Study, suggest, to_storable
 
 _EARLIER_BESTS = 3  # how many best configs of other studies of the competition are tried first, the newest
@@ -150,6 +151,24 @@ def is_confirmed(plan: StudyPlan) -> bool:
 OPENERS = {SEARCH: open_search, CONFIRM: open_confirmation}
 
 
+def continue_command(folder: Path, url: str, config: Config) -> str:
+    """Return the command that continues a study with the config that it keeps.
+
+    Args:
+        folder: of the study.
+        url: of its storage.
+        config: of the study.
+    """
+    words = ["comp", "tune", str(folder / "study.yaml"), "--study", folder.name]
+    if folder.parent.parent != Path("runs"):
+        words += ["--runs", str(folder.parent.parent)]
+    if runs.hide_passwords(url) != url:  # study.yaml has it without the password
+        words += ["--storage", "URL"]
+    if config.plugins:
+        words.append("--allow-plugins")
+    return shlex.join(words)
+
+
 def find_plan(name: str, runs_root: Path, storage: str) -> StudyPlan:
     """Return the plan of an existing study.
 
@@ -199,9 +218,10 @@ def _open(plan: StudyPlan, config: Config, name: str, pruner: Any, *, make: bool
             directions = [
                 "maximize" if row.higher_is_better(config) else "minimize" for row in objectives.chosen(config)
             ]
-            study = optuna.create_study(
-                storage=store.backend, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
-            )
+            with one_at_a_time(store.locks):
+                study = optuna.create_study(
+                    storage=store.backend, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
+                )
         else:
             study = optuna.load_study(storage=store.backend, study_name=name, pruner=pruner)
     except KeyError:
@@ -219,7 +239,7 @@ def _record_identity(study: optuna.Study, config: Config, plan: StudyPlan) -> No
     if recorded is None:
         study.set_user_attr("identity", json.dumps(tree, sort_keys=True))
     else:
-        _check_same_config(_with_defaults(json.loads(recorded)), tree, plan.folder)
+        _check_same_config(_with_defaults(json.loads(recorded)), tree, plan)
     folder, storage = plan.folder, runs.hide_passwords(config.tune.storage)
     public = config.model_copy(update={"tune": config.tune.model_copy(update={"storage": storage})})
     runs.copy_plugins(config, folder)
@@ -243,22 +263,23 @@ def _with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
         return recorded
 
 
-def _check_same_config(recorded: dict[str, Any], tree: dict[str, Any], folder: Path) -> None:
+def _check_same_config(recorded: dict[str, Any], tree: dict[str, Any], plan: StudyPlan) -> None:
     """Refuse to continue a study with another config; if only defaults have changed, say how to keep the study's."""
     changed = [path for path in _differences(recorded, tree) if not _is_renamed_default(path, recorded, tree)]
     if not changed:
         return
+    command = continue_command(plan.folder, plan.url, plan.load())
     selectors = [path for path in ("train.select", "tune.metric") if path in changed]
     earlier = [path for path in selectors if space.value_at(recorded, path) == "val_accuracy"]
     if earlier and all(space.value_at(tree, path) == "auto" for path in earlier) and len(earlier) == len(changed):
         settings = " ".join(f"{path}=val_accuracy" for path in earlier)
         raise StudyError(
-            f"{folder}: this study selects by val_accuracy, the former default, and the config selects by "
+            f"{plan.folder}: this study selects by val_accuracy, the former default, and the config selects by "
             f"auto; continue it by setting {settings}, or begin another study: --study NAME"
         )
     raise StudyError(
-        f"{folder}: this study began with another config, so its trials are not comparable: {', '.join(changed)} "
-        f"differs; use the config in {folder / 'study.yaml'}, or begin another study: --study NAME"
+        f"{plan.folder}: this study began with another config, so its trials are not comparable: {', '.join(changed)} "
+        f"differs; continue it with its own config: {command}; or begin another study: --study NAME"
     )
 
 

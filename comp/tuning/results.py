@@ -21,6 +21,7 @@ from comp.runtime import escape
 from comp.runtime.errors import RunError
 from comp.tuning import confirm, create, objectives, plots
 from comp.tuning.confirm import ConfirmedTrial
+from comp.tuning.storage import answering, interrupted
 from comp.tuning.study import SHEDS, Study, failure_reason
 
 STATES = {
@@ -68,6 +69,8 @@ class StudyReport:
         confirmed: the best trials with new seeds, the best mean first.
         recommended: number of the trial whose config is in best.yaml, None without a complete trial.
         best: best.yaml.
+        interrupted: numbers of the trials that the next command resumes.
+        command: continues the study.
     """
 
     name: str
@@ -80,6 +83,8 @@ class StudyReport:
     confirmed: list[ConfirmedTrial]
     recommended: int | None
     best: Path | None
+    interrupted: list[int]
+    command: str
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -130,6 +135,10 @@ def row_of(study: Study, trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
+def _mark_interrupted(row: dict[str, Any], paused: Sequence[int]) -> dict[str, Any]:
+    return {**row, "reason": "interrupted"} if row["trial"] in paused else row
+
+
 def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
     return {name: sum(row.state == state for row in trials) for state, name in STATES.items()}
 
@@ -150,17 +159,20 @@ def report(search: Study, confirmation: Study | None, *, write: bool = True, pic
         recommended = confirm.recommended(confirmed, budgeted=bool(search.config.train.budget)).trial
     path = search.folder / "best.yaml"
     trials, single = search.trials(), len(objectives.names(search.config)) == 1
+    paused = [] if write else interrupted(search)
     result = StudyReport(
         name=search.folder.name,
         folder=search.folder,
         metrics=objectives.names(search.config),
-        trials=[row_of(search, trial) for trial in trials],
+        trials=[_mark_interrupted(row_of(search, trial), paused) for trial in trials],
         counts=_counts(trials),
         pareto=sorted(trial.number for trial in (ranked[:1] if single else search.optuna.best_trials)),
         importance=importance(search),
         confirmed=confirmed,
         recommended=recommended,
         best=path if recommended is not None and (write or path.exists()) else None,
+        interrupted=paused,
+        command=create.continue_command(search.folder, search.store.url, search.config),
     )
     if write:
         files.write_atomically(search.folder / "trials.csv", _csv(result.trials))
@@ -184,6 +196,7 @@ def load_report(name: str, *, runs_root: Path = Path("runs"), storage: str = "")
     """
     plan = create.find_plan(name, runs_root, storage)
     with contextlib.ExitStack() as opened:
+        opened.enter_context(answering(plan.folder))
         search = opened.enter_context(create.open_search(plan, make=False))
         confirmation = None
         if create.is_confirmed(plan):

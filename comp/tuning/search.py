@@ -15,6 +15,7 @@ from comp.runtime.progress import Progress, quiet
 from comp.tuning import confirm, create, results, wandb_summary
 from comp.tuning.create import CONFIRM, OPENERS, StudyPlan
 from comp.tuning.results import StudyProgress, StudyReport
+from comp.tuning.storage import answering
 from comp.tuning.study import Study
 from comp.tuning.workers import work, work_together
 from comp.workflows import build, checks, lineage
@@ -55,6 +56,7 @@ def tune(
     datasets = {config.data.fold: dataset}
     timeout = parse_duration(config.tune.timeout) if config.tune.timeout else math.inf
     with contextlib.ExitStack() as opened:
+        opened.enter_context(answering(plan.folder))
         search = opened.enter_context(OPENERS[plan.part](plan))
         _run(search, plan, datasets, workers, on_trial, progress, timeout)
         confirmation = None

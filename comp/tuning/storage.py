@@ -6,9 +6,12 @@ lock until the trial has ended. The system releases the locks of a dead process,
 has no worker.
 """
 
+import contextlib
+import json
 import random
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +66,34 @@ class Store:
             self.backend.engine.dispose()
 
 
+@contextlib.contextmanager
+def answering(folder: Path) -> Iterator[None]:
+    """Turn the failures of an open storage into one message.
+
+    Args:
+        folder: of the study.
+
+    Raises:
+        StudyError: the storage does not answer, or its file is damaged.
+    """
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise StudyError(
+            f"{folder}: the study's storage does not answer ({reason}); bring it up and repeat the command"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise StudyError(
+            f"{folder}: the study's journal is damaged ({error}); restore it, or begin another study: --study NAME"
+        ) from None
+
+
+def one_at_a_time(locks: Path) -> filelock.BaseFileLock:
+    """Return the lock of the process of this machine that makes a storage's tables or a study in it."""
+    return filelock.FileLock(locks / "open")
+
+
 def open_store(url: str, folder: Path, heartbeat_seconds: int) -> Store:
     """Open or create a storage.
 
@@ -81,22 +112,24 @@ def open_store(url: str, folder: Path, heartbeat_seconds: int) -> Store:
         if kind == "sqlite" and rest:
             locks = _lock_folder(rest, url)
             timeout = {"connect_args": {"timeout": _SQLITE_TIMEOUT_SECONDS}}
-            return Store(url, _open_database(url, engine_kwargs=timeout), locks)
+            return Store(url, _open_database(url, locks, engine_kwargs=timeout), locks)
         if (kind == "journal" and rest) or ("://" not in url and url.endswith(".log")):
             path = rest or url
             locks = _lock_folder(path, url)
             return Store(url, JournalStorage(JournalFileBackend(path, lock_obj=_JournalLock(locks))), locks)
         if url.startswith(("postgresql://", "postgresql+psycopg://", "postgres://")):
             grace = _MISSED_BEATS * heartbeat_seconds
+            locks = folder / ".locks"
+            files.make_folder(locks)
             backend = _open_database(
                 "postgresql+psycopg://" + url.partition("://")[2],
+                locks,
                 heartbeat_interval=heartbeat_seconds,
                 grace_period=grace,
                 heartbeat_stale_trial_callback=retry,
                 engine_kwargs={"pool_pre_ping": True},
             )
-            files.make_folder(folder / ".locks")
-            return Store(url, backend, folder / ".locks", grace)
+            return Store(url, backend, locks, grace)
     raise ConfigError(f"tune.storage: expected {KINDS}; found '{runs.hide_passwords(url)}'")
 
 
@@ -123,14 +156,15 @@ def _lock_folder(file: str, url: str) -> Path:
     return locks
 
 
-def _open_database(url: str, **options: Any) -> Any:
-    """Open a database; try again while other processes create its tables."""
+def _open_database(url: str, locks: Path, **options: Any) -> Any:
+    """Open a database; try again while other machines create its tables."""
     import sqlalchemy.exc
 
     public_url = runs.hide_passwords(url).replace("+psycopg", "")
     for attempts_left in reversed(range(_OPEN_ATTEMPTS)):
         try:
-            return optuna.storages.RDBStorage(url, **options)
+            with one_at_a_time(locks):
+                return optuna.storages.RDBStorage(url, **options)
         except ImportError:
             raise ConfigError(f"tune.storage: {public_url} needs psycopg: pip install 'comp[postgres]'") from None
         except sqlalchemy.exc.SQLAlchemyError as error:
@@ -179,3 +213,14 @@ def _is_dead(study: "Study", trial: FrozenTrial) -> bool:
             return True
     except filelock.Timeout:
         return False
+
+
+def interrupted(study: "Study") -> list[int]:
+    """Return the numbers of the trials that the next command resumes: they wait, or their worker is dead."""
+    begun = [trial for trial in study.trials() if "config_hash" in trial.user_attrs]
+    numbers = {trial.number for trial in begun if trial.state == TrialState.WAITING}
+    running = [trial for trial in begun if trial.state == TrialState.RUNNING]
+    if running:
+        with contextlib.suppress(filelock.Timeout, OSError), study.turn.acquire(timeout=0):  # so that none begins
+            numbers |= {trial.number for trial in running if _is_dead(study, trial)}
+    return sorted(numbers)

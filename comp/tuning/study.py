@@ -171,9 +171,16 @@ class Study:
         if len(last) == MAX_FAILURES and all(trial.state == TrialState.FAIL for trial in last):
             raise StudyError(
                 f"{self.folder}: {MAX_FAILURES} trials in a row have failed, so the study stops. If memory, disk or "
-                "data are the cause, fix it and repeat the command. If the config or a value of tune.space is, change "
-                f"it and begin another study with --study NAME, because a study keeps both:\n  {_reasons(last)}"
+                f"data are the cause, fix it and repeat the command{self._more_trials()}. If the config or a value of "
+                "tune.space is, change it and begin another study with --study NAME, because a study keeps both:\n  "
+                f"{_reasons(last)}"
             )
+
+    def _more_trials(self) -> str:
+        """Return the option without which the same command would begin no other trial."""
+        if self.max_trials is None or len(self.ended()) < self.max_trials:
+            return ""
+        return f" with --trials {self.max_trials + MAX_FAILURES}"
 
     def check_any_complete(self) -> None:
         """Refuse a search without a result.
@@ -184,10 +191,14 @@ class Study:
         ended = self.ended()
         if any(trial.state == TrialState.COMPLETE for trial in ended):
             return
+        cause = (
+            "tune.space has no untried point left;"
+            if self.exhausted
+            else "fix the cause and repeat the command with more --trials or --timeout, or"
+        )
         raise StudyError(
-            f"{self.folder}: {len(ended)} trials have ended and none is complete, so there is no best trial; fix the "
-            "cause and repeat the command with more --trials or --timeout, or change the config and begin another "
-            f"study with --study NAME:\n  {_reasons(ended[-MAX_FAILURES:])}"
+            f"{self.folder}: {len(ended)} trials have ended and none is complete, so there is no best trial; {cause} "
+            f"change the config and begin another study with --study NAME:\n  {_reasons(ended[-MAX_FAILURES:])}"
         )
 
     def config_of(self, trial: Trial) -> Config:

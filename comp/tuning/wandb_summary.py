@@ -37,7 +37,9 @@ def log_study(search: Study, report: StudyReport, *, pictures: bool) -> None:
                 upload.upload(state.waiting(folder), upload.END_SECONDS)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        print(escape.for_terminal(f"note: W&B: the study was not logged completely: {reason}"), file=sys.stderr)
+        how = "nothing is lost: upload with comp leaderboard --sync" if state.waiting(folder) else "repeat the command"
+        text = f"note: W&B: not tracked: results of study {report.name} ({reason}); {how}"
+        print(escape.for_terminal(text), file=sys.stderr)
 
 
 def _write(search: Study, report: StudyReport, folder: Run, *, pictures: bool) -> None:

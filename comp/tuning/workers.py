@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial
 
 from comp.runtime.errors import StudyError, UserError
@@ -20,7 +21,8 @@ from comp.runtime.workers import progress as worker_progress
 from comp.tracking.tracker import open_tracker
 from comp.tuning.create import OPENERS, StudyPlan
 from comp.tuning.results import discard_weights
-from comp.tuning.study import Study, is_counted, record_failure
+from comp.tuning.storage import answering
+from comp.tuning.study import NotCountedError, Study, is_counted, record_failure
 from comp.workflows import plugins
 
 if TYPE_CHECKING:
@@ -60,7 +62,9 @@ def work(
             trial_lock.enter_context(study.lock_of(trial.number))
             try:
                 config = study.config_of(trial)
-            except UserError as error:  # a combination of values that no config takes
+            except (NotCountedError, UpdateFinishedTrialError):
+                raise
+            except Exception as error:  # a combination of values that no config takes, or Optuna's refusal
                 record_failure(trial, error)
                 raise
             finally:
@@ -77,7 +81,7 @@ def work(
                 stopped = True
                 study.optuna.stop()
 
-        try:
+        with answering(study.folder):
             while not study.is_over():
                 try:
                     if study.take_turn():
@@ -92,11 +96,6 @@ def work(
                 finally:
                     trial_lock.close()
                     study.turn.release(force=True)
-        except optuna.exceptions.StorageInternalError as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
-            raise StudyError(
-                f"{study.folder}: the study's storage does not answer ({reason}); bring it up and repeat the command"
-            ) from None
 
 
 def work_together(
@@ -147,5 +146,5 @@ def work_together(
 
 def _work_alone(plan: StudyPlan) -> None:
     plugins.load(plan.load())
-    with OPENERS[plan.part](plan) as study:
+    with answering(plan.folder), OPENERS[plan.part](plan) as study:
         work(study, {}, Path(plan.runs_root), worker_progress, lambda study: None)

@@ -1,6 +1,7 @@
 """`comp probe`: fit a simple classifier on a trained run's features."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from comp.config import Config
@@ -81,6 +82,8 @@ def probe(
         for split in (dataset.val, dataset.test):
             if split is not None:
                 predicted = fitted.predict(split, made_by, progress)
+                if fitted.micro_batch is not None:
+                    predicted = replace(predicted, made_by={**made_by, "micro_batch": fitted.micro_batch})
                 prediction_files.save(result.predictions_path(split.name), predicted)
                 scores[split.name] = scores_of(predicted, competition.metric)
         probed = {
@@ -88,6 +91,7 @@ def probe(
             "train_seconds": round(time.perf_counter() - began, 2),
             "final": WeightScores(val=scores.get("val")),
             "test": scores.get("test"),
+            "micro_batch": fitted.micro_batch,
         }
         loaded = LoadedRun(result, config, competition, model, execution, dataset)
         result.write_metrics(describe_network(loaded, "probe").model_copy(update=probed))

@@ -154,6 +154,8 @@ def resume(
         path = run.path / "execution.json"
         if path.exists():
             execution = device.from_json(files.read_json(path), str(path))
+            if config.data.workers != "auto":  # maybe changed for this resume: it changes no pixel
+                execution = replace(execution, workers=config.data.workers)
         else:  # stopped before the choice was made
             choice = _choose_execution(config, dataset, build_model(config, dataset), progress, team.size)
             run.write_json("execution.json", choice.to_json())

@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from comp.runtime import escape, signals, streams
+from comp.runtime.progress import OUT_OF_MEMORY
 
 _EDGES = 3  # columns of a cell's padding and border
 _FILE_WIDTH = 200  # columns of a file or a pipe: nothing is cut off
@@ -168,6 +169,7 @@ class Bars:
         self._display = display
         self._task: TaskID | None = None
         self._what, self._first = "", 0
+        self._noted: set[str] = set()
         self._began = self._printed = time.perf_counter()
 
     def __call__(self, what: str, done: int, total: int, unit: str = "images", note: str = "") -> None:
@@ -177,6 +179,9 @@ class Bars:
             self._begin(what, done, total, unit)
         assert self._task is not None
         self._display.update(self._task, completed=done, total=total or None, note=note)
+        if note.startswith(OUT_OF_MEMORY) and (line := f"{what}: {note}") not in self._noted:
+            self._noted.add(line)  # a bar is gone in the end, and nothing else may say it
+            err.print(line)
         if self._display.disable:
             self._print_line(what, done, total, unit, note)
         signals.raise_if_interrupted()

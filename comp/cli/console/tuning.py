@@ -66,6 +66,9 @@ def print_study(report: "StudyReport") -> None:
         is_best = not report.confirmed or report.recommended == report.confirmed[0].trial
         reason = "the best" if is_best else "the cheapest within a standard error of the best"
         print_line(f"recommended trial {report.recommended}: {reason}")
+    if report.interrupted:
+        numbers = ", ".join(map(str, report.interrupted))
+        print_line(f"interrupted trials {numbers}; continue with: {report.command}")
     print_line(f"trials      {report.folder / 'trials.csv'}, {report.folder / 'study.html'}")
     if report.best:
         print_line(f"config      {report.best}")

@@ -284,12 +284,17 @@ def corrupt(images: Tensor, name: str, severity: int, *, seed: int, indices: Ten
             # Via int32: converting floats directly to bytes is four times slower.
             result[part] = (changed + NUDGE).clamp_(0, 255).to(torch.int32)
 
+    # What surrounds this, such as a training, may have left too little memory.
+    micro_batch = memory.MicroBatch(count)
     if images.device.type == "cpu":
-        parts = [slice(start, start + count) for start in range(0, len(images), count)]
-        _spread(fill, parts, torch.get_num_threads())
+
+        def fill_all(size: int) -> None:
+            parts = [slice(start, start + size) for start in range(0, len(images), size)]
+            _spread(fill, parts, torch.get_num_threads())
+
+        micro_batch.fit(count, fill_all)
     else:
-        # A training may have left the accelerator too little memory.
-        deque(memory.MicroBatch(count).parts(len(images), fill), maxlen=0)
+        deque(micro_batch.parts(len(images), fill), maxlen=0)
     return result
 
 
@@ -309,9 +314,11 @@ def _spread(work: Callable[[slice], None], parts: Sequence[slice], threads: int)
         for part in parts:
             work(part)
         return
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        deque(pool.map(work, parts), maxlen=0)  # raises any error of a chunk
-    torch.set_num_threads(threads)  # the pool changed the default of the whole process
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            deque(pool.map(work, parts), maxlen=0)  # raises any error of a chunk
+    finally:
+        torch.set_num_threads(threads)  # the pool changed the default of the whole process
 
 
 def _check_inputs(images: Tensor, name: str, severity: int, indices: Tensor) -> None:

@@ -150,7 +150,7 @@ def resume(
     with open_tracker(config.track, tracker) as tracker, run.write_lock(), deterministic:
         path = run.path / "execution.json"
         if path.exists():
-            execution = device.from_json(files.read_json(path), str(path))
+            execution = device.from_json(files.read_json(path, device.RECORD_CURE), str(path))
         else:  # stopped before the choice was made
             choice = _choose_execution(config, dataset, build_model(config, dataset), progress, team.size)
             run.write_json("execution.json", choice.to_json())

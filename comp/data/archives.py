@@ -4,14 +4,13 @@ import functools
 import os
 import threading
 import zipfile
-import zlib
 from pathlib import Path
 
+from comp.results import files
 from comp.runtime.errors import DataError
 
 ENDING = ".zip"
 _MAX_BYTES = 1 << 30  # of one file: larger ones are no images, and an archive can claim any size
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError)
 _lock = threading.Lock()
 
 
@@ -42,8 +41,12 @@ def read(path: Path) -> bytes:
         raise DataError(f"{path}: no such file") from None
     except OSError as reason:
         raise DataError(f"{path}: cannot be read: {reason.strerror or reason}") from None
-    except _DAMAGE as reason:
-        raise DamagedError(f"{path}: cannot be read from the archive ({reason}); fetch it again") from None
+    except (DamagedError, MemoryError):
+        raise
+    except files.READ_ERRORS as reason:
+        raise DamagedError(
+            f"{path}: cannot be read from the archive ({files.error_text(reason)}); fetch it again"
+        ) from None
 
 
 def stamp(path: Path) -> str:
@@ -107,8 +110,12 @@ def _cached_open(archive: str, changed: int, process: int) -> _Archive:
         opened = zipfile.ZipFile(archive)
         names = [entry.filename for entry in opened.infolist() if not entry.is_dir()]
         return opened, {_plain(name): name for name in names}
-    except _DAMAGE as reason:
-        raise DataError(f"{archive}: cannot be read as a ZIP archive ({reason}); fetch it again") from None
+    except (OSError, MemoryError):
+        raise
+    except files.READ_ERRORS as reason:
+        raise DataError(
+            f"{archive}: cannot be read as a ZIP archive ({files.error_text(reason)}); fetch it again"
+        ) from None
 
 
 def _plain(name: str) -> str:

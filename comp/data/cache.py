@@ -19,7 +19,9 @@ _USER_FOLDERS = {"COMP_CACHE": "", "XDG_CACHE_HOME": "comp", "LOCALAPPDATA": "co
 _VERSION = 2  # part of every key; raise it when a computation changes
 
 
-def cached_json(root: Path, kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def cached_json(
+    root: Path, kind: str, key: str, compute: Callable[[], dict[str, Any]], is_valid: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
     """Return a result from the cache, or compute and store it.
 
     Args:
@@ -27,11 +29,13 @@ def cached_json(root: Path, kind: str, key: str, compute: Callable[[], dict[str,
         kind: of the result; begins the file's name.
         key: everything that the result depends on.
         compute: returns plain values, under the same keys at every call.
+        is_valid: returns whether values from the cache are of that form; may raise any of `files.READ_ERRORS` if not.
     """
     digest = files.sha256_bytes(f"{_VERSION}\0{key}".encode())[:32]
     path = root / FOLDER / f"{kind}-{digest}.json"
-    with contextlib.suppress(RunError):
-        return files.read_json(path)
+    with contextlib.suppress(*files.READ_ERRORS):
+        if is_valid(values := files.read_json(path)):
+            return values
     result = compute()
     if root.is_dir():
         with contextlib.suppress(RunError, OSError):

@@ -221,7 +221,12 @@ def _measure_channels(
         mean, std = splits.channel_statistics(train.images, progress)
         return {"mean": mean, "std": std}
 
-    statistics = cached_json(root, "statistics", "\0".join((fingerprint, *train.ids.tolist())), measure)
+    def is_valid(values: dict[str, object]) -> bool:
+        finite = np.isfinite(np.array([values["mean"], values["std"]], np.float64))
+        return finite.shape == (2, train.image_shape[0]) and bool(finite.all())
+
+    key = "\0".join((fingerprint, *train.ids.tolist()))
+    statistics = cached_json(root, "statistics", key, measure, is_valid)
     return tuple(statistics["mean"]), tuple(statistics["std"])
 
 

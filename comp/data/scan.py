@@ -5,6 +5,7 @@ again costs one `stat` per file.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -57,7 +58,13 @@ def scan_files(
         raise DataError(f"{name}: no images; supported endings: {', '.join(decode.SUFFIXES)}")
     rows = [row for row, path in enumerate(paths) if path is not None]
     files = [path for path in paths if path is not None]
-    facts = cached_json(Path(config.root), "survey", _cache_key(files, config), lambda: _scan(files, name, progress))
+    facts = cached_json(
+        Path(config.root),
+        "survey",
+        _cache_key(files, config),
+        lambda: _scan(files, name, progress),
+        lambda facts: _is_survey(facts, len(files)),
+    )
     unreadable = {rows[index]: reason for index, reason in facts["unreadable"]}
     labelled = labels is not None
     if unreadable and (not config.skip_bad or len(unreadable) == len(files)):
@@ -81,6 +88,23 @@ def scan_files(
     kept_labels = None if labels is None else np.asarray(labels)[kept]
     blank = None if readable[kept].all() else ~readable[kept]
     return Split(name, images, np.array(ids, np.str_)[kept], kept_labels, blank=blank)
+
+
+def _is_survey(facts: dict[str, Any], count: int) -> bool:
+    """Return whether cached facts have the form of `_scan`; raises if they are far from it."""
+    sizes = [facts["smallest"], facts["largest"]]
+    names = [facts["content"], *facts["animated"], *(name for files in facts["fourth"].values() for name in files)]
+    depth = decode.Depth(**facts["depth"] or {"kind": "", "smallest": 0, "largest": 0, "body": 0})
+    return (
+        all(len(size) in (0, 2) and all(type(side) is int and side > 0 for side in size) for size in sizes)
+        and all(isinstance(name, str) for name in (*names, depth.kind))
+        and facts["fourth"].keys() <= _FOURTH_BAND.keys()
+        and all(facts["fourth"].values())
+        and all(
+            type(row) is int and 0 <= row < count and isinstance(reason, str) for row, reason in facts["unreadable"]
+        )
+        and math.isfinite(depth.smallest + depth.largest + depth.body + depth.images)
+    )
 
 
 def _notes(

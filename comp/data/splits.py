@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from comp.data.decode import type_scale
 from comp.data.groups import Groups
 from comp.data.images import ImageFiles
-from comp.results import files
+from comp.results import array_files, files
 from comp.results.blocks import Block
 from comp.results.predictions import Targets
 from comp.runtime.errors import RunError
@@ -218,8 +218,8 @@ def read_split(path: Path, cure: str) -> dict[str, NDArray[Any]]:
         RunError: missing or damaged.
     """
     try:
-        with files.open_arrays(path) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        with array_files.open_arrays(path) as archive:
+            arrays = dict(archive)
         for name, array in arrays.items():
             is_rows = name.startswith(_ROWS)
             kind = "i" if is_rows else "U"

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -393,7 +394,11 @@ def _group_copies(split: Split, config: DataConfig, progress: Progress) -> Rows:
         members = _list_members(group_exact_copies([split], progress))
         return {"copies": [rows.tolist() for rows in members if len(rows) > 1]}
 
+    def is_valid(values: dict[str, Any]) -> bool:
+        rows = [row for group in values["copies"] for row in group]
+        return all(type(row) is int and 0 <= row < len(split) for row in rows) and all(values["copies"])
+
     groups = np.arange(len(split))
-    for rows in cached_json(Path(config.root), "copies", fingerprint(split), find)["copies"]:
+    for rows in cached_json(Path(config.root), "copies", fingerprint(split), find, is_valid)["copies"]:
         groups[rows] = rows[0]
     return groups

@@ -24,7 +24,7 @@ from comp.results.decision_fits import DeclaredShares, declared_shares
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import AccuracyEstimate, RunMetrics, WeightScores, merged_lessons
 from comp.results.runs import Run
-from comp.runtime.errors import ConfigError, unknown
+from comp.runtime.errors import ConfigError, RunError, unknown
 from comp.runtime.progress import Progress, quiet
 from comp.submission import write
 from comp.submission.format import Competition
@@ -337,9 +337,14 @@ def read_comparison(run: Run) -> Comparison | None:
     values = {key: value for key, value in (stored.ensemble or {}).items() if key != "note"}
     if "members" not in values or "gain" not in values:
         return None
-    scores = {name: cross_fit.EnsembleRow(**values[name]) for name in ("best_single", "ensemble")}
-    difference = scores["ensemble"].metric - scores["best_single"].metric
-    gain = difference if metrics.is_higher_better(stored) else -difference
-    version_1 = {"metric": stored.metric, "metric_gain": gain, "metric_gain_error": None}
-    parts = tuple(cross_fit.EnsembleRow(**row) for row in values["members"])
-    return Comparison(**{**version_1, **values, **scores, "members": parts})
+    try:
+        scores = {name: cross_fit.EnsembleRow(**values[name]) for name in ("best_single", "ensemble")}
+        difference = scores["ensemble"].metric - scores["best_single"].metric
+        gain = difference if metrics.is_higher_better(stored) else -difference
+        version_1 = {"metric": stored.metric, "metric_gain": gain, "metric_gain_error": None}
+        parts = tuple(cross_fit.EnsembleRow(**row) for row in values["members"])
+        return Comparison(**{**version_1, **values, **scores, "members": parts})
+    except (KeyError, TypeError) as error:
+        raise RunError(
+            f"{run.path / 'metrics.json'}: damaged: ensemble: {error!r}; restore the file, or create the ensemble again"
+        ) from None

@@ -195,7 +195,10 @@ def _read_list(path: Path) -> Iterator[tuple[Path, str]]:
     rows = [[line] for line in lines if line.strip()]
     if path.suffix.lower() != ".txt":
         delimiter = max(",;\t", key=lines[0].count) if lines else ","
-        rows = [row for row in csv.reader(lines, delimiter=delimiter) if any(cell.strip() for cell in row)]
+        try:
+            rows = [row for row in csv.reader(lines, delimiter=delimiter) if any(cell.strip() for cell in row)]
+        except csv.Error as error:
+            raise DataError(f"{path}: not a CSV: {error}; expected one image on each line") from None
 
     def file_of(cell: str) -> Path:
         beside = path.parent / cell.strip()

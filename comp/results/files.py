@@ -9,6 +9,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import struct
@@ -22,14 +23,17 @@ from comp.runtime import escape
 from comp.runtime.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from numpy.lib.npyio import NpzFile
     from numpy.typing import NDArray
 
-_VALUE_ERRORS = (ValueError, AssertionError, TypeError, IndexError, KeyError, OverflowError)
-_ZIP_ERRORS = (OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
+_VALUE_ERRORS = (ValueError, AssertionError, TypeError, AttributeError, IndexError, KeyError, OverflowError)
+ZIP_ERRORS = (OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
 # All that zipfile and NumPy raise on damaged bytes: a flipped flag asks for a password or an unknown compression, a
 # corrupt header for more memory than the machine has.
-READ_ERRORS = (*_VALUE_ERRORS, *_ZIP_ERRORS)
+READ_ERRORS = (*_VALUE_ERRORS, *ZIP_ERRORS)
+
+_FREE_BYTES, _MAX_RATIO = 1 << 28, 200  # unpacked: always allowed; times the packed bytes beyond that
+_MAX_DEPTH = 100  # of JSON; comp writes a dozen at most
+_MAX_INTEGER = 1 << 64
 
 _LONGEST_NAME, _TEMPORARY_LENGTH = 255, 13  # bytes of a name, and what a temporary name adds: `.NAME.1234567.tmp`
 
@@ -129,20 +133,6 @@ def write_arrays(path: Path, arrays: "Mapping[str, NDArray[Any]]") -> None:
     write_atomically(path, write)
 
 
-@contextlib.contextmanager
-def open_arrays(path: Path) -> "Iterator[NpzFile]":
-    """Open a .npz to read its arrays by name; the caller handles READ_ERRORS."""
-    import numpy as np
-
-    with path.open("rb") as file:
-        start = file.read(4)
-        if start != b"PK\x03\x04":  # NumPy would take it for a pickle and advise to trust it
-            raise ValueError("not a .npz file" if start else "empty file")
-        file.seek(0)
-        with np.load(file, allow_pickle=False) as archive:
-            yield archive
-
-
 def read_bytes(path: Path, what: str, error: type[UserError]) -> bytes:
     """Return a file's content; `what` is its kind in the error message: `submission`, `weights file`.
 
@@ -165,21 +155,96 @@ def to_json(values: Any) -> bytes:
         return (json.dumps(values, indent=2, allow_nan=False) + "\n").encode()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON file's object.
+def most_unpacked(packed: int) -> int:
+    """Return how many bytes packed ones may unpack to; more is taken for a decompression bomb."""
+    return max(_FREE_BYTES, _MAX_RATIO * packed)
+
+
+def unpacking_problem(unpacked: int, packed: int) -> str:
+    """Return why bytes that claim such a size are not unpacked; empty if they may be."""
+    if unpacked <= most_unpacked(packed):
+        return ""
+    return (
+        f"claims to unpack from {packed:,} bytes to {unpacked:,}; more than {_MAX_RATIO} times as many is taken for a "
+        "decompression bomb"
+    )
+
+
+def parse_json(content: bytes) -> Any:
+    """Return the value of JSON bytes, all of whose numbers are finite and whose text can be printed and written.
+
+    Stricter than `json.loads`, whose results could stop what comes later: a number that is infinite or has more than 64
+    bits, a key that is there twice, nesting that exhausts the stack, half a surrogate pair, a NUL in a path.
+
+    Raises:
+        ValueError: naming the first such thing, or no JSON.
+    """
+    try:
+        text = content.decode(json.detect_encoding(content))  # strictly, unlike json.loads
+        values = json.loads(
+            text,
+            parse_constant=_parse_float,
+            parse_float=_parse_float,
+            parse_int=_parse_integer,
+            object_pairs_hook=_to_object,
+        )
+    except RecursionError:
+        raise ValueError(f"nested deeper than {_MAX_DEPTH} levels") from None
+    level, depth = [values], 0
+    while level := [part for parent in level for part in _children(parent) if isinstance(part, dict | list)]:
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")
+    if "\\u" in text:
+        text = json.dumps(values, ensure_ascii=False)
+        text.encode()  # raises UnicodeEncodeError, a ValueError
+        if r"\u0000" in text.replace(r"\\", ""):
+            raise ValueError("text with a NUL character")
+    return values
+
+
+def _children(parent: Any) -> Any:
+    return parent.values() if isinstance(parent, dict) else parent if isinstance(parent, list) else ()
+
+
+def _parse_float(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"expected finite numbers, found {text}")
+    return number
+
+
+def _parse_integer(text: str) -> int:
+    if len(text) > len(str(_MAX_INTEGER)) or abs(number := int(text)) >= _MAX_INTEGER:
+        raise ValueError(f"expected whole numbers of at most 64 bits, found {text[:24]}...")
+    return number
+
+
+def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:80]!r} is there twice")
+    return values
+
+
+def read_json(path: Path, cure: str = "") -> dict[str, Any]:
+    """Return a JSON file's object; see `parse_json`. A message ends with `cure`: how to fix it.
 
     Raises:
         RunError: missing or not a JSON object.
     """
     try:
-        values = json.loads(path.read_bytes())
+        values = parse_json(path.read_bytes())
     except FileNotFoundError:
-        raise RunError(f"{path}: no such file") from None
+        problem = "no such file"
     except (ValueError, OSError) as error:
-        raise RunError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise RunError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
+        problem = f"not readable as JSON: {error}"
+    else:
+        if isinstance(values, dict):
+            return values
+        problem = f"expected a JSON object, found {type(values).__name__}"
+    raise RunError("; ".join(filter(None, (f"{path}: {problem}", cure))))
 
 
 def error_text(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from comp.config import PredictConfig
 from comp.config.tasks import TASKS, TaskRow
-from comp.results import files, runs
+from comp.results import array_files, files, runs
 from comp.results.predictions import Predictions, Targets
 from comp.runtime.errors import RunError, UserError
 
@@ -65,8 +65,8 @@ def load(path: Path) -> Predictions:
 def _read(path: Path, select: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
     """Return the selected arrays of a .npz under their version 2 names."""
     try:
-        with files.open_arrays(path) as archive:
-            names = set(archive.files)
+        with array_files.open_arrays(path) as archive:
+            names = set(archive)
             version = int(archive["version"]) if "version" in names else 1
             if version > VERSION:
                 raise RunError(f"{path}: version {version} is newer than {VERSION}; update comp")
@@ -92,11 +92,13 @@ def _read(path: Path, select: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
 
 
 def _check_blocks(arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Raise ValueError unless the blocks divide the rows into consecutive parts."""
+    """Raise ValueError unless ids and classes are lists, and the blocks divide the rows into consecutive parts."""
+    if arrays["ids"].ndim != 1 or arrays["classes"].ndim != 1 or arrays["block_names"].ndim != 1:
+        raise ValueError("ids, classes and block_names: expected lists")
     names, sizes, rows = arrays["block_names"], arrays["block_sizes"], len(arrays["ids"])
     if sizes.ndim != 1 or len(names) != len(sizes) or (len(sizes) and sizes.dtype.kind not in "iu"):
         raise ValueError("block_sizes: expected one whole number for each of block_names")
-    if (sizes < 0).any() or (len(sizes) and int(sizes.sum()) != rows):
+    if (sizes < 0).any() or (len(sizes) and sum(sizes.tolist()) != rows):
         raise ValueError(f"block_sizes: expected a sum of {rows:,}, the number of rows")
 
 
@@ -160,8 +162,8 @@ def variant_suffix(made_by: Mapping[str, Any]) -> str:
 def read_made_by(path: Path) -> dict[str, Any] | None:
     """Return the `made_by` of a .npz without its other arrays; None if the file is missing or damaged."""
     try:
-        with files.open_arrays(path) as archive:
-            origin = json.loads(str(archive["made_by"]))
+        with array_files.open_arrays(path) as archive:
+            origin = files.parse_json(str(archive["made_by"]).encode())
     except files.READ_ERRORS:
         return None
     return origin if isinstance(origin, dict) else None
@@ -207,8 +209,8 @@ def load_correctness(path: Path) -> Correctness:
         if "targets" not in arrays:
             return Correctness(classes, ids, None, None, images)
         if "top1" in arrays:
-            targets = arrays["targets"].astype(np.int64)
-            return Correctness(classes, ids, targets, arrays["top1"] == targets, images)
+            targets, top1 = _indices("targets", arrays), _indices("top1", arrays)
+            return Correctness(classes, ids, targets, top1 == targets, images)
     except files.READ_ERRORS as error:
         raise _damaged(path, error) from None
     loaded = load(path)
@@ -222,7 +224,7 @@ def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
         if name not in TASKS:
             raise ValueError(f"unknown task '{name}'")
         row, outputs = TASKS[name], arrays["outputs"]
-        made_by = json.loads(str(arrays["made_by"]))
+        made_by = files.parse_json(str(arrays["made_by"]).encode())
         if not isinstance(made_by, dict):
             raise ValueError("made_by is not a mapping")
         if arrays["ids"].dtype.kind != "U" or outputs.dtype != (np.float16 if row.shifted else np.float32):
@@ -239,7 +241,7 @@ def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
             block_names=arrays["block_names"],
             block_sizes=arrays["block_sizes"],
             made_by=made_by,
-            thresholds=arrays["thresholds"].astype(np.float32) if "thresholds" in arrays else None,
+            thresholds=_numbers("thresholds", arrays) if "thresholds" in arrays else None,
         )
     except files.READ_ERRORS as error:
         raise _damaged(path, error) from None
@@ -249,7 +251,7 @@ def _targets(arrays: Mapping[str, NDArray[Any]], row: TaskRow) -> Targets | None
     if "targets" not in arrays:
         return None
     if row.numeric:
-        numbers = arrays["targets"].astype(np.float32)
+        numbers = _numbers("targets", arrays)
         if not np.isfinite(numbers).all():
             raise ValueError("targets are not finite")
         return numbers
@@ -260,7 +262,16 @@ def _targets(arrays: Mapping[str, NDArray[Any]], row: TaskRow) -> Targets | None
     return arrays["targets"].astype(np.float32)
 
 
+def _numbers(name: str, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    if arrays[name].dtype.kind not in "fiu":
+        raise ValueError(f"{name}: expected numbers, found {arrays[name].dtype}")
+    with np.errstate(over="ignore"):  # infinity is refused, or larger than any output
+        return arrays[name].astype(np.float32)
+
+
 def _indices(name: str, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+    if arrays[name].dtype.kind not in "iu" or arrays[name].shape != arrays["ids"].shape:
+        raise ValueError(f"{name}: expected a class index for each of {len(arrays['ids']):,} rows")
     values = arrays[name].astype(np.int64)
     if values.max(initial=0) >= len(arrays["classes"]) or values.min(initial=0) < 0:
         raise ValueError(f"{name}: a class index is out of range")

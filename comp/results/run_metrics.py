@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from comp.runtime.errors import RunError
+from comp.config.tasks import TASKS
+from comp.runtime.errors import RunError, unknown
 
 VERSION = 2
 _BEGINNING = f'{{\n  "version": {VERSION},'.encode()  # of a file written by this version
@@ -239,6 +240,21 @@ class RunMetrics(_Part):
     ensemble: dict[str, Any] | None = None
     soup: dict[str, Any] | None = None
 
+    @field_validator("task")
+    @classmethod
+    def _check_task(cls, task: str) -> str:
+        if task not in TASKS:
+            raise ValueError(unknown("task", task, TASKS))
+        return task
+
+    @field_validator("trainable")
+    @classmethod
+    def _check_trainable(cls, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        kinds = {"name": str, "parameters": int, "trainable": int, "statistics": str}
+        if not all(isinstance(row.get(name), kind) for row in rows for name, kind in kinds.items()):
+            raise ValueError(f"expected rows of {', '.join(kinds)}")
+        return rows
+
     @property
     def fitted_decision(self) -> Decision | None:
         """The decision for new images; runs of multi-label tasks record `thresholds` too, and once did nothing else."""
@@ -312,11 +328,13 @@ def from_json(values: Mapping[str, Any], where: str) -> RunMetrics:
         RunError: a later version, or damaged.
     """
     version = values.get("version", 1)
+    if isinstance(version, bool):
+        raise _damaged(where, TypeError(f"version: expected a number, found {version}"))
     if isinstance(version, int) and version > VERSION:
         raise RunError(f"{where}: version {version} is newer than {VERSION}; update comp")
     try:
         return RunMetrics.model_validate(_from_version_1(values) if version == 1 else values)
-    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+    except (ValidationError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise _damaged(where, error) from None
 
 

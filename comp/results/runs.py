@@ -14,14 +14,13 @@ import contextlib
 import csv
 import importlib.metadata
 import io
-import json
 import os
 import platform
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,12 +30,12 @@ import filelock
 from comp import config as configs
 from comp.config import Config, plugins
 from comp.config.yaml_io import user_path
-from comp.results import run_metrics
+from comp.results import records, run_metrics
 from comp.results.files import (
+    READ_ERRORS,
     Content,
     error_text,
     make_folder,
-    open_arrays,
     read_bytes,
     read_json,
     remove,
@@ -53,19 +52,6 @@ if TYPE_CHECKING:
 _MAX_DEPTH = 8  # folders between `runs` and a run
 _MAX_OTHER_FOLDERS = 20_000  # below `runs` that are no runs: more, and it is a whole disk
 _SECTIONS = ("competition", "data", "augment", "model", "optim", "train", "predict", "track")  # of every run's config
-# Keys of provenance.json that other code computes with -> what is expected, and whether a value is that.
-_PROVENANCE: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "classes": ("a list of text", lambda value: _is_list(value, str)),
-    "image_shape": ("three whole numbers", lambda value: _is_list(value, int) and len(value) == 3),
-    "images": (
-        "the number of images of train, val and test",
-        lambda value: isinstance(value, dict) and _is_list([value.get(name) for name in ("train", "val", "test")], int),
-    ),
-    "data_fingerprint": ("text", lambda value: isinstance(value, str)),
-    "first_weights": ("text", lambda value: isinstance(value, str)),
-    "loading": ("text", lambda value: isinstance(value, str)),
-    "notes": ("a list of text", lambda value: _is_list(value, str)),
-}
 # A table -> its columns with a number in every row.
 _NUMERIC = {"history.csv": ("number",), "norms.csv": ("epoch", "parameters", "gradient_norm", "weight_norm")}
 _TEXT_COLUMNS = ("layer", "note")
@@ -76,10 +62,6 @@ WEIGHTS = ("best.safetensors", "averaged.safetensors", "final.safetensors", "sta
 FIXES = "fixes.csv"  # in a run folder: a copy of the fix list that it was trained with (data.fixes)
 REMOVED = "removed.json"  # marks a run whose weights were deleted on purpose
 _VERSIONS = ("comp", "torch", "torchvision", "timm", "numpy", "albumentations", "optuna", "pandas", "scikit-learn")
-
-
-def _is_list(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(isinstance(part, kind) for part in value)
 
 
 @dataclass(frozen=True)
@@ -169,23 +151,15 @@ class Run:
         """Return provenance.json: argv, git, versions, data fingerprint, classes.
 
         Args:
-            needed: keys that must have valid values.
+            needed: keys that must be there; those that are there are checked too.
 
         Raises:
             RunError: missing or damaged.
         """
         path = self.path / "provenance.json"
-        try:
-            values = read_json(path)
-        except RunError as error:
-            raise RunError(f"{error}; restore the file, or {self.repair_hint}") from None
-        for name in needed:
-            expected, is_valid = _PROVENANCE[name]
-            if not is_valid(values.get(name)):
-                raise RunError(
-                    f"{path}: damaged: {name}: expected {expected}, found {json.dumps(values.get(name))[:80]}; restore "
-                    f"the file, or {self.repair_hint}"
-                )
+        cure = f"restore the file, or {self.repair_hint}"
+        values = read_json(path, cure)
+        records.check(values, path, records.PROVENANCE, cure, needed=needed)
         return values
 
     def started_with(self) -> list[str]:
@@ -241,8 +215,13 @@ class Run:
                 f"{path}: expected sha256 {expected}, recorded in provenance.json, found {sha256}; the file is damaged "
                 "or replaced: restore it, or start a new run"
             )
-        with open_arrays(path) as archive:
-            return {key: archive[key] for key in archive.files}
+        from comp.results.array_files import open_arrays  # imports NumPy, without which folders are listed
+
+        try:
+            with open_arrays(path) as archive:
+                return dict(archive)
+        except READ_ERRORS as error:
+            raise RunError(f"{path}: damaged ({error_text(error)}); restore it, or start a new run") from None
 
     def write(self, name: str, content: Content) -> None:
         """Write a file in the run folder, atomically."""

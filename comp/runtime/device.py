@@ -35,6 +35,7 @@ _RECORDED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "cuda_graphs": ("true or false", lambda value: isinstance(value, bool)),
     "micro_batch": ("a number of images or null", lambda value: value is None or (_is_count(value) and value > 0)),
 }
+RECORD_CURE = "put the file back, or train again"  # execution.json is damaged
 _AMPERE = (8, 0)  # the first compute capability that multiplies bfloat16
 _VOLTA = (7, 0)  # the first with tensor cores, which multiply float16 fast, and the first that Triton compiles for
 _MMAP_MAX, _TRIM_THRESHOLD, _KEPT_BYTES = -4, -1, 2**31 - 1  # as malloc.h names and bounds them
@@ -265,8 +266,8 @@ def _recorded(values: Mapping[str, Any], where: str) -> Execution:
     for name, (expected, holds) in _RECORDED.items():
         if (name in values or name in names) and not holds(values.get(name)):
             raise RunError(
-                f"{where}: not a record of an execution: {name}: expected {expected}, found {values.get(name)!r}; put "
-                "the file back, or train again"
+                f"{where}: not a record of an execution: {name}: expected {expected}, found {values.get(name)!r:.80}; "
+                f"{RECORD_CURE}"
             )
     return Execution(
         **{name: values[name] for name in names},

@@ -1,13 +1,16 @@
 """Read CSV and Parquet tables as text: submissions strictly, other tables leniently. Torch-free."""
 
+import contextlib
 import csv
 import gzip
 import io
+import re
+import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SHOWN = 5  # values in a message
+_MAX_LINE = 1 << 24  # bytes; a row of 1,024 x 1,024 grey pixels has 4 MB
+_MAX_COLUMNS = 300_000  # a pixel table of 512 x 512 has 262,145
 SEPARATORS = (",", ";", "\t")  # between cells; the first is the default
 _SNIFFED_CHARACTERS, _SNIFFED_LINES = 1 << 16, 50  # from which the separator is detected
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -31,7 +36,7 @@ def read_strict(path: Path) -> "pd.DataFrame":
         SubmissionError: missing, not UTF-8, not a rectangular CSV, or mixed line endings.
     """
     text = _read_strict_text(path)
-    if not text.partition("\n")[0].strip():
+    if not first_line(text).strip():
         raise SubmissionError(f"{path}: is empty; expected a header line")
     if "\0" in text:
         raise SubmissionError(f"{path}: contains NUL bytes: not a text file; write it again")
@@ -67,11 +72,17 @@ def read_text(path: Path, error: type[UserError]) -> str:
         text = content.decode("utf-16" if content.startswith(_UTF_16_MARKS) else "utf-8-sig")
     except UnicodeDecodeError as reason:
         raise error(f"{path}: not UTF-8 text (byte {reason.start}); save it as UTF-8") from None
-    if not text.strip():
+    if not text or text.isspace():
         raise error(f"{path}: is empty; expected a header line")
     if "\0" in text:
         raise error(f"{path}: contains NUL bytes: not UTF-8 text (UTF-16 without a byte order mark?); save it as UTF-8")
     return text
+
+
+def first_line(text: str) -> str:
+    """Return a text up to its first line end."""
+    end = re.search(r"[\r\n]", text)
+    return text[: end.start()] if end else text
 
 
 def detect_separator(text: str) -> str:
@@ -93,7 +104,7 @@ def _parse_lenient(text: str, path: Path, error: type[UserError]) -> "pd.DataFra
     try:
         # The header is read as a row: pandas would rename blank and duplicate names, and drop a longer row's last cell.
         table = pd.read_csv(
-            io.StringIO(text),
+            io.BytesIO(text.encode()),  # StringIO takes four bytes a character
             dtype=str,
             header=None,
             keep_default_na=False,
@@ -128,12 +139,13 @@ def _read_parquet(path: Path, error: type[UserError]) -> "pd.DataFrame":
 def _read_unpacked(path: Path, error: type[UserError]) -> bytes:
     if path.suffix == ".zip":
         return _read_zip(path, error)
-    content = files.read_bytes(path, "file", error)
     if path.suffix != ".gz":
-        return content
+        return _read_lines(path, "file", error)
+    content = files.read_bytes(path, "file", error)
     try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as reason:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            return _read_bounded(file, len(content), path, error)
+    except (OSError, EOFError, zlib.error, struct.error) as reason:
         raise error(f"{path}: cannot be decompressed ({reason}); download it again") from None
 
 
@@ -145,15 +157,67 @@ def _read_zip(path: Path, error: type[UserError]) -> bytes:
             names = [name for name in entries if name.lower().endswith((".csv", ".tsv", ".txt"))]
             if len(names) != 1:
                 raise error(f"{path}: expected one CSV in the archive, found {len(names)}; extract the archive")
-            return archive.read(names[0])
+            with archive.open(names[0]) as file:
+                return _read_bounded(file, path.stat().st_size, path, error)
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as reason:
-        raise error(f"{path}: cannot be read as a ZIP archive ({reason}); download it again") from None
+    except UserError:
+        raise
+    except files.READ_ERRORS as reason:
+        raise error(
+            f"{path}: cannot be read as a ZIP archive ({files.error_text(reason)}); download it again"
+        ) from None
+
+
+def _read_bounded(file: IO[bytes] | gzip.GzipFile, packed: int, path: Path, error: type[UserError]) -> bytes:
+    """Return a table's bytes, unpacked from so many, if its lines and their sum have a sensible size."""
+    head = file.read(_MAX_LINE + 1)
+    _check_lines(head, path, error)
+    content = head + file.read(files.most_unpacked(packed) + 1 - len(head))
+    if problem := files.unpacking_problem(len(content), packed):
+        raise error(f"{path}: {problem}; unpack it yourself if you trust it")
+    _check_lines(content, path, error)
+    return content
+
+
+def _read_lines(path: Path, what: str, error: type[UserError]) -> bytes:
+    """Return a table's bytes if its lines have a sensible length; the first is checked before the rest is read."""
+    with contextlib.suppress(OSError), path.open("rb") as file:  # what is wrong is said below
+        _check_lines(file.read(_MAX_LINE + 1), path, error)
+    content = files.read_bytes(path, what, error)
+    _check_lines(content, path, error)
+    return content
+
+
+def _check_lines(content: bytes, path: Path, error: type[UserError]) -> None:
+    """Refuse what would fill memory or time as a table and is none: endless lines and headers."""
+    start = 0
+    while len(content) - start > _MAX_LINE:
+        stop = start + _MAX_LINE
+        end = max(content.rfind(b"\n", start, stop), content.rfind(b"\r", start, stop))
+        if end < 0:
+            raise error(
+                f"{path}: the line from byte {start:,} on is longer than {_MAX_LINE >> 20} MiB; expected one row on "
+                "each line"
+            )
+        start = end + 1
+    line_end = re.search(rb"[\r\n]", content)
+    header = content[: line_end.start()] if line_end else content
+    columns = 1 + max(header.count(separator.encode()) for separator in SEPARATORS)
+    if columns > _MAX_COLUMNS:
+        raise error(
+            f"{path}: the header has {columns:,} columns, expected at most {_MAX_COLUMNS:,}; is it a table with one "
+            "row per image?"
+        )
+    if (joined := content.find(b"\n\xef\xbb\xbf")) >= 0:
+        line = content.count(b"\n", 0, joined) + 2
+        raise error(
+            f"{path}: line {line} starts with a byte order mark, as where two files were joined; join them without it"
+        )
 
 
 def _read_strict_text(path: Path) -> str:
-    content = files.read_bytes(path, "submission", SubmissionError)
+    content = _read_lines(path, "submission", SubmissionError)
     if content.startswith(_UTF_16_MARKS):
         raise SubmissionError(f"{path}: expected UTF-8 text, found a UTF-16 byte order mark; save it as UTF-8")
     try:
@@ -176,13 +240,14 @@ def _parse_plain(text: str, path: Path) -> "pd.DataFrame":
     """Return the cells of a text without quotes, in which every line is a row and every comma separates two cells."""
     import pandas as pd
 
-    content = np.frombuffer(text.encode(), np.uint8)
-    commas, ends = np.flatnonzero(content == ord(",")), np.flatnonzero(content == ord("\n"))
-    if content[-1] != ord("\n"):
+    content = text.encode()
+    characters = np.frombuffer(content, np.uint8)
+    commas, ends = np.flatnonzero(characters == ord(",")), np.flatnonzero(characters == ord("\n"))
+    if characters[-1] != ord("\n"):
         ends = np.append(ends, len(content))
     _check_widths(np.diff(np.searchsorted(commas, ends), prepend=0) + 1, path)
     table = pd.read_csv(
-        io.StringIO(text),
+        io.BytesIO(content),  # StringIO takes four bytes a character
         dtype=str,
         header=None,
         keep_default_na=False,
@@ -197,12 +262,24 @@ def _parse_quoted(text: str, path: Path) -> "pd.DataFrame":
     """Return the cells of a text with quoted cells (RFC 4180)."""
     import pandas as pd
 
+    reader, rows, line = csv.reader(_lines(text), strict=True), [], 0
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        for row in reader:
+            rows.append(row)
+            line = reader.line_num
     except csv.Error as error:
-        raise SubmissionError(f"{path}: not a CSV: {error}") from None
+        raise SubmissionError(f"{path}: not a CSV from line {line + 1} on: {error}; is a quote not closed?") from None
     _check_widths(np.array([len(row) for row in rows]), path)
     return _with_header(pd.DataFrame(rows, dtype=str))
+
+
+def _lines(text: str) -> Iterator[str]:
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start : end + 1]
+        start = end + 1
+    if start < len(text):
+        yield text[start:]
 
 
 def _check_widths(widths: NDArray[np.int64], path: Path) -> None:

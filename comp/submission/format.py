@@ -1,6 +1,6 @@
 """Competition and submission format: classes, image shape, metric, blocks, columns and ids. Torch-free."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from comp.config import SubmissionConfig, SuiteConfig
 from comp.config.tasks import TASKS
 from comp.results.blocks import Block, block_grid
 from comp.runtime.errors import SubmissionError
+
+_MAX_ROWS, _MAX_CLASSES = 100_000_000, 1_000_000  # of a sidecar; more would only fill the memory
 
 
 @dataclass(frozen=True)
@@ -135,13 +137,15 @@ class SubmissionFormat:
             SubmissionError: values are missing or damaged.
         """
         try:
-            blocks = tuple(Block(int(d), int(s), int(n)) for d, s, n in values["blocks"])
+            blocks = tuple(Block(_number(d), _number(s), _number(n)) for d, s, n in values["blocks"])
+            if sum(block.count for block in blocks) > _MAX_ROWS:
+                raise ValueError(f"blocks: expected at most {_MAX_ROWS:,} rows")
             ids = _texts(values.get("ids", ()))
             if "version" not in values:
                 return cls._from_version_1(values, blocks, ids)
             if values["answer"] not in {answer for row in TASKS.values() for answer in row.answers}:
                 raise ValueError(f"answer {values['answer']}")
-            return cls(
+            form = cls(
                 blocks=blocks,
                 id_column=str(values["id_column"]),
                 columns=_texts(values["columns"]),
@@ -149,17 +153,26 @@ class SubmissionFormat:
                 listed_ids=ids,
                 classes=_texts(values["classes"]),
                 texts=_texts(values["texts"]),
-                positive=None if values["positive"] is None else int(values["positive"]),
+                positive=None if values["positive"] is None else _number(values["positive"]),
                 separator=str(values["separator"]),
-                ranked=int(values["ranked"]),
+                ranked=_number(values["ranked"]),
                 any_text=bool(values["any_text"]),
                 may_be_empty=bool(values.get("may_be_empty", False)),
                 whole=bool(values.get("whole", False)),
             )
-        except (KeyError, TypeError, ValueError) as error:
+            form._check_classes()
+            return form
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SubmissionError(
                 f"{where}: the value of `format` is damaged ({error!r}); use --format CONFIG instead"
             ) from None
+
+    def _check_classes(self) -> None:
+        """Raise ValueError if columns or the positive class have no text."""
+        if self.wide and self.texts and (missing := set(self.column_texts()) - set(self.texts)):
+            raise ValueError(f"columns without a class: {sorted(missing)[:3]}")
+        if self.positive is not None and self.texts and self.positive >= len(self.texts):
+            raise ValueError(f"positive: expected a class from 0 to {len(self.texts) - 1}, found {self.positive}")
 
     @classmethod
     def _from_version_1(
@@ -172,13 +185,22 @@ class SubmissionFormat:
             columns=tuple(columns),
             answer="probabilities" if values.get("probabilities") else "label",
             listed_ids=ids,
-            texts=_texts(values.get("answers", ())) or _texts(range(int(values["class_count"]))),
+            texts=_texts(values.get("answers", ()))
+            or _texts(list(range(min(_number(values["class_count"]), _MAX_CLASSES)))),
             any_text=bool(values.get("names")),
         )
 
 
-def _texts(values: Iterable[Any]) -> tuple[str, ...]:
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"expected a list, found {values!r:.80}")
     return tuple(map(str, values))
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"expected a whole number from 0 up, found {value!r:.80}")
+    return value
 
 
 @dataclass(frozen=True)

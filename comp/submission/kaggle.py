@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from comp.results import files, runs
+from comp.results import files, records, runs
 from comp.runtime.errors import SubmissionError
 from comp.runtime.progress import Progress, quiet
 from comp.submission import scores
@@ -56,7 +56,7 @@ def submit(
         SubmissionError: already submitted, refused by Kaggle, found invalid by Kaggle, or not scored in time.
     """
     sidecar_path = runs.sidecar_path(path)
-    sidecar = files.read_json(sidecar_path) if sidecar_path.exists() else {}
+    sidecar = records.read_sidecar(sidecar_path) if sidecar_path.exists() else {}
     digest = files.sha256_file(path)
     uploads = [row for row in sidecar.get("sent", ()) if (row["sha256"], row["competition"]) == (digest, competition)]
     pending = next((row for row in uploads if row["status"] == "pending"), None)
@@ -116,7 +116,7 @@ def _wait(
 
 def _record_with_run(path: Path, sidecar: dict[str, Any], record: dict[str, Any]) -> None:
     """Record the score with the run, if its folder still exists."""
-    folder = Path(sidecar.get("run_path", ""))
+    folder = Path(str(sidecar.get("run_path", "")))
     if "run_path" in sidecar and (folder / "metrics.json").is_file():
         scores.record_score(
             runs.open_run(folder),

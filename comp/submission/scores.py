@@ -4,7 +4,7 @@ import math
 import time
 from pathlib import Path
 
-from comp.results import files, metrics, runs
+from comp.results import files, metrics, records, runs
 from comp.results.run_metrics import LeaderboardScore
 from comp.results.runs import Run
 from comp.runtime.errors import SubmissionError
@@ -84,7 +84,7 @@ def record_manual_score(
         raise SubmissionError(f"{path}: no such submission")
     if not sidecar_path.is_file():
         raise SubmissionError(f"{path}: no sidecar {sidecar_path.name}, which names its run")
-    sidecar = files.read_json(sidecar_path)
+    sidecar = records.read_sidecar(sidecar_path)
     if sidecar.get("sha256") != files.sha256_file(path):
         raise SubmissionError(
             f"{path}: the file has changed since {sidecar_path.name} was written; record the score of the original file"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from comp.results import files, runs
+from comp.results import files, records, runs
 from comp.runtime.errors import SubmissionError
 from comp.submission import check_content, check_format, csv_io
 from comp.submission.check_content import Finding
@@ -75,7 +75,7 @@ def read_sidecar_format(path: Path) -> SubmissionFormat:
         raise SubmissionError(
             f"{path}: no sidecar {sidecar.name} with its format; use --format with a config or a sample submission"
         )
-    return SubmissionFormat.from_json(files.read_json(sidecar).get("format", {}), sidecar)
+    return SubmissionFormat.from_json(records.read_sidecar(sidecar).get("format", {}), sidecar)
 
 
 def validate_submission(
@@ -150,4 +150,4 @@ def _add_classes(form: SubmissionFormat, sidecar: Mapping[str, Any]) -> Submissi
 def _training_counts(sidecar: Mapping[str, Any]) -> Sequence[int]:
     """Return the training images per class that a sidecar holds; empty if it has none, or no list of numbers."""
     counts = sidecar.get("training_counts", ())
-    return counts if isinstance(counts, list) and all(isinstance(count, int) for count in counts) else ()
+    return counts if isinstance(counts, list) and all(isinstance(count, int) and count >= 0 for count in counts) else ()

@@ -1,6 +1,7 @@
 """Build the W&B payload: plain values, read from a run's folder."""
 
 import csv
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 from comp.config import Config, plugins
 from comp.results import prediction_files
+from comp.results.files import error_text
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import RunMetrics
 from comp.results.runs import Run
@@ -123,10 +125,20 @@ def norms(run: Run) -> Table | None:
     path = run.path / "norms.csv"
     if not path.is_file():
         return None
-    with path.open(newline="", encoding="utf-8") as file:
-        columns, *rows = list(csv.reader(file)) or [[]]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            columns, *rows = list(csv.reader(file)) or [[]]
+    except (OSError, ValueError, csv.Error) as error:
+        raise RunError(f"{path}: damaged ({error_text(error)}); move it away to go on without its norms") from None
     thinned = rows[:: max(1, -(-len(rows) // _MAX_NORM_ROWS))]
-    return Table(columns, [[float(value) if value else float("nan") for value in row] for row in thinned])
+    return Table(columns, [list(map(_cell, row)) for row in thinned])
+
+
+def _cell(text: str) -> float | str:
+    try:
+        return float(text) if text else math.nan
+    except ValueError:  # a layer's name
+        return text
 
 
 def pictures(run: Run) -> list[Path]:

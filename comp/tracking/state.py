@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -53,8 +54,13 @@ def read(run: Run) -> TrackingState | None:
     try:
         values = files.read_json(path)
         names = [field.name for field in fields(TrackingState) if field.name in values]
-        return TrackingState(**{name: values[name] for name in names})
-    except (RunError, TypeError) as error:  # TypeError: no mapping, or one without an id
+        state = TrackingState(**{name: values[name] for name in names})
+        kinds: dict[str, Any] = {field.name: field.type for field in fields(state)}
+        for name, kind in kinds.items():
+            if not isinstance(value := getattr(state, name), kind):
+                raise TypeError(f"{name}: expected {kind.__name__}, found {value!r:.80}")
+        return state
+    except (RunError, TypeError) as error:  # TypeError: also one without an id
         reason = str(error).removeprefix(f"{path}: ")
         raise RunError(
             f"{path}: damaged ({reason}); remove it, and comp tracks the run again as another W&B run"

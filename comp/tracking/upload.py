@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from comp.results import files, runs
+from comp.results import files, records, runs
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
@@ -134,12 +134,17 @@ def push(table: Table, ranked: Sequence[Run], sort: str, root: Path) -> int:
 def _next_push(root: Path, project: str) -> tuple[str, int]:
     """Return the W&B id of a project's leaderboard and the number of this push, and record both."""
     path = root / "wandb" / "leaderboards.json"
-    boards = files.read_json(path) if path.is_file() else {}
+    remove = "remove it, and the next push begins another leaderboard in W&B"
+    boards = files.read_json(path, remove) if path.is_file() else {}
+    records.check(boards, path, {project: ("an object with a text id and a number", _is_board)}, remove)
     board = boards.get(project, {"id": secrets.token_hex(4), "number": 0})
     board = {"id": board["id"], "number": board["number"] + 1}
     files.make_folder(path.parent)
     files.write_atomically(path, files.to_json({**boards, project: board}))
     return board["id"], board["number"]
+
+
+_is_board = records.is_object(id=lambda value: isinstance(value, str), number=lambda value: isinstance(value, int))
 
 
 def _check_server_answers(address: str) -> None:

@@ -13,9 +13,11 @@ import numpy as np
 
 from comp.config import TrackConfig
 from comp.results import diagnostics, plots
-from comp.results.files import write_arrays
+from comp.results.array_files import open_arrays
+from comp.results.files import READ_ERRORS, error_text, write_arrays
 from comp.results.runs import Run
 from comp.runtime import escape
+from comp.runtime.errors import RunError
 from comp.tracking import payload, state
 from comp.tracking.payload import Table
 from comp.tracking.tracker import Tracker, wandb_folders
@@ -313,8 +315,11 @@ def _mistakes(run: Run) -> list[Any]:
     path = state.folder_of(run) / "mistakes.npz"
     if not path.is_file() or not run.config().track.images:
         return []
-    with np.load(path, allow_pickle=False) as arrays:
-        images, ids, titles = (arrays[name] for name in ("images", "ids", "titles"))
+    try:
+        with open_arrays(path) as arrays:
+            images, ids, titles = (arrays[name] for name in ("images", "ids", "titles"))
+    except READ_ERRORS as error:
+        raise RunError(f"{path}: damaged ({error_text(error)}); remove it to go on without these pictures") from None
     images = images.squeeze(-1) if images.shape[-1] == 1 else images
     captions = [escape.for_terminal(f"{key}: {title}") for key, title in zip(ids, titles, strict=True)]
     return [wandb.Image(image, caption=caption) for image, caption in zip(images, captions, strict=True)]

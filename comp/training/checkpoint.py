@@ -6,17 +6,22 @@ It is deleted when the run is complete, unless `train.keep_state` is set.
 import contextlib
 import pickle
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from comp.results import files
+from comp.results.array_files import check_member
+from comp.results.files import READ_ERRORS, ZIP_ERRORS, error_text
 from comp.results.runs import Run
+from comp.runtime import memory
 from comp.runtime.errors import RunError
+
+_GROUP_KEYS = ("lr", "lr_scale")  # every group of parameters has them
 
 
 @dataclass
@@ -76,8 +81,14 @@ def remove(run: Run) -> None:
         files.remove(run.path / "state.pt", inside=run.path)
 
 
-def load(path: Path, parts: Mapping[str, Stateful], device: torch.device) -> TrainState:
+def load(path: Path, parts: Mapping[str, Stateful], device: torch.device, *, trusted: bool = False) -> TrainState:
     """Load state.pt into the parts, by name, and return the training's position.
+
+    Args:
+        path: of the file.
+        parts: just built, unless `trusted`.
+        device: of the parts.
+        trusted: this training has written the file, and its parts have grown since: their forms are not compared.
 
     Raises:
         RunError: missing, damaged, or from another model.
@@ -88,26 +99,95 @@ def load(path: Path, parts: Mapping[str, Stateful], device: torch.device) -> Tra
         recorded = {"best_loss": None, **values["cursor"]}  # the first files had no best_loss
         names = {attribute.name for attribute in fields(TrainState)}
         state = TrainState(**{name: value for name, value in recorded.items() if name in names})
+        _check_position(state)
         for name, part in parts.items():
+            if not trusted:
+                _check_alike(values[name], part.state_dict(), name)
             part.load_state_dict(values[name])
+        _check_momenta(parts.get("optimizer"))
     except FileNotFoundError:
         raise RunError(f"{path}: no checkpoint to resume from; start again: comp run CONFIG") from None
-    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except (*READ_ERRORS, pickle.UnpicklingError) as error:
+        if memory.is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"{path}: damaged, or from another model ({reason}); start again: comp run CONFIG") from None
     return state
 
 
+def _check_position(state: TrainState) -> None:
+    """Raise ValueError if a field has another type than `TrainState` declares, or a count is below 0."""
+    _check_alike(asdict(state), asdict(TrainState()), "cursor")
+    for name in ("best", "best_loss"):
+        if not isinstance(value := getattr(state, name), float | int | None):
+            raise ValueError(f"cursor.{name}: expected a number or None, found {type(value).__name__}")
+    for name in ("epoch", "step", "seen", "best_epoch"):
+        if not isinstance(value := getattr(state, name), int) or value < 0:
+            raise ValueError(f"cursor.{name}: expected a whole number from 0 up, found {value!r}")
+    for name in ("rollbacks", "notes"):
+        if not all(isinstance(text, str) for text in getattr(state, name)):
+            raise ValueError(f"cursor.{name}: expected a list of text")
+
+
+def _check_alike(saved: Any, own: Any, where: str) -> None:
+    """Raise ValueError if a part of a checkpoint has another form than the same part of this training.
+
+    Numbers may be of any type and lists of any length. What this training has not begun yet is empty: None, or without
+    keys. A missing key is left to the part itself: earlier versions of torch wrote fewer.
+    """
+    kind: Any = next(
+        (kind for kind in (Tensor, str, int | float, Mapping, list | tuple) if isinstance(own, kind)), None
+    )
+    if kind is None:
+        return
+    if not isinstance(saved, kind):
+        raise ValueError(f"{where}: expected {type(own).__name__}, found {type(saved).__name__}")
+    if isinstance(own, Tensor) and saved.shape != own.shape:
+        raise ValueError(f"{where}: expected the shape {list(own.shape)}, found {list(saved.shape)}")
+    if isinstance(own, Mapping):
+        for key, value in own.items():
+            if key in saved:
+                _check_alike(saved[key], value, f"{where}.{key}")
+            elif key in _GROUP_KEYS:
+                raise ValueError(f"{where}.{key} is missing")
+    elif isinstance(own, list | tuple):
+        for index, (saved_value, value) in enumerate(zip(saved, own, strict=False)):
+            _check_alike(saved_value, value, f"{where}.{index}")
+
+
+def _check_momenta(optimizer: Any) -> None:
+    """Raise ValueError if what an optimizer has accumulated for a parameter has not its form; torch does not look.
+
+    Some of timm's keep sums over rows and columns, in fewer dimensions or in sizes of 1.
+    """
+    accumulated = getattr(getattr(optimizer, "fast", optimizer), "state", {})
+    for parameter, state in accumulated.items():
+        for name, value in state.items():
+            shape = list(value.shape) if isinstance(value, Tensor) else []
+            fits = len(shape) != parameter.dim() or all(map(_is_reduced, shape, parameter.shape))
+            if isinstance(value, str) or not fits:
+                found = shape or type(value).__name__
+                raise ValueError(f"optimizer.{name}: expected the shape {list(parameter.shape)}, found {found}")
+
+
+def _is_reduced(size: int, whole: int) -> bool:
+    return size in (1, whole)
+
+
 def _check_checksums(path: Path) -> None:
-    """Check the file's checksums, which torch writes and does not read.
+    """Check the sizes and checksums that the archive claims: torch writes them and does not read them.
 
     Raises:
-        ValueError: not an archive, or a member does not match its checksum.
+        ValueError: not an archive, or a member does not match them.
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                check_member(entry, path.stat().st_size)
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise ValueError(f"not a complete archive: {error}") from None
+    except FileNotFoundError:
+        raise
+    except ZIP_ERRORS as error:
+        raise ValueError(f"not a complete archive: {error_text(error)}") from None
     if damaged is not None:
         raise ValueError(f"{damaged} does not match its checksum")

@@ -427,7 +427,8 @@ def _roll_back(context: TrainContext, state: TrainState, error: DivergedError) -
     """
     if len(state.rollbacks) >= context.config.train.nan_retries:
         context.team.stop(error)
-    good = checkpoint.load(context.run.path / "state.pt", context.parts, context.execution.torch_device)
+    device = context.execution.torch_device
+    good = checkpoint.load(context.run.path / "state.pt", context.parts, device, trusted=True)
     context.team.barrier()  # all have read the state before the main process writes another
     reason = str(error).partition(": ")[2].partition(";")[0]
     good.rate_factor = state.rate_factor / 2

@@ -190,7 +190,7 @@ def find_plan(name: str, runs_root: Path, storage: str) -> StudyPlan:
         folders = ", ".join(str(path.parent) for path in matches)
         raise StudyError(f"{name}: several studies have this name; name a folder: {folders}")
     folder = matches[0].parent
-    recorded = files.read_json(matches[0]).get("storage")
+    recorded = files.read_json(matches[0], "restore the file").get("storage")
     if not isinstance(recorded, str):
         raise StudyError(f"{matches[0]}: damaged: expected a text `storage`, found {recorded!r}; restore the file")
     url = storage or recorded or default_url(folder)

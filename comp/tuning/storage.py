@@ -116,7 +116,13 @@ def open_store(url: str, folder: Path, heartbeat_seconds: int) -> Store:
         if (kind == "journal" and rest) or ("://" not in url and url.endswith(".log")):
             path = rest or url
             locks = _lock_folder(path, url)
-            return Store(url, JournalStorage(JournalFileBackend(path, lock_obj=_JournalLock(locks))), locks)
+            try:
+                return Store(url, JournalStorage(JournalFileBackend(path, lock_obj=_JournalLock(locks))), locks)
+            except files.READ_ERRORS as error:  # a line that is no entry
+                raise StudyError(
+                    f"{path}: cannot be read as a study's journal ({files.error_text(error)}); restore it, or begin "
+                    "another study: --study NAME"
+                ) from None
         if url.startswith(("postgresql://", "postgresql+psycopg://", "postgres://")):
             grace = _MISSED_BEATS * heartbeat_seconds
             locks = folder / ".locks"

@@ -68,7 +68,7 @@ class LoadedRun:
     def training_counts(self) -> Sequence[int]:
         """Training images of each class."""
         if self.data is None:
-            counts: list[int] = self.run.provenance()["training_counts"]
+            counts: list[int] = self.run.provenance("training_counts")["training_counts"]
         else:
             counts = self.data.train.class_counts(len(self.competition.classes)).tolist()
         return counts
@@ -233,7 +233,9 @@ def load_model(run: Run, device: str = "") -> PlacedModel:
     plugins.load_of(run)
     path, provenance = run.weights_path(), run.provenance("classes", "image_shape")
     recorded = run.path / "execution.json"
-    execution, note = devices.prediction_execution(files.read_json(recorded), str(recorded), device)
+    execution, note = devices.prediction_execution(
+        files.read_json(recorded, devices.RECORD_CURE), str(recorded), device
+    )
     channels, height, width = provenance["image_shape"]
     model = zoo.build(
         without_weights(run.config().model),

@@ -153,7 +153,7 @@ def resume(
     with open_tracker(config.track, tracker) as tracker, run.write_lock(), deterministic:
         path = run.path / "execution.json"
         if path.exists():
-            execution = device.from_json(files.read_json(path), str(path))
+            execution = device.from_json(files.read_json(path, device.RECORD_CURE), str(path))
             if config.data.workers != "auto":  # maybe changed for this resume: it changes no pixel
                 execution = replace(execution, workers=config.data.workers)
         else:  # stopped before the choice was made

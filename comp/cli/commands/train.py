@@ -410,7 +410,7 @@ def _read_existing(run: Path) -> "tuple[str, Execution]":
             f"--as {run}: repeats a training, and this is {article} {kind.replace('_', ' ')}, made from other runs; "
             "repeat one of those, or make it again from them"
         )
-    return run.name.split("-", 2)[-1], device.from_json(files.read_json(recorded), str(recorded))
+    return run.name.split("-", 2)[-1], device.from_json(files.read_json(recorded, device.RECORD_CURE), str(recorded))
 
 
 def _printers() -> dict[str, Any]:

@@ -140,6 +140,8 @@ def _claim_folder(folder: Path, manifest: Mapping[str, Any], numbers: Sequence[i
     if path.exists():
         existing = read_json(path)
         files = existing.pop("files", {})
+        if not isinstance(files, dict):
+            raise DataError(f"{path}: damaged: files: expected an object, found {files!r:.80}; choose a new --out")
         different = [key for key in manifest if existing.get(key) != manifest[key]]
         if different:
             raise DataError(f"{folder}: holds a suite that differs in {', '.join(different)}; choose another --out")

@@ -263,6 +263,9 @@ def read_pixel_table(path: Path) -> PixelTable:
     text = csv_io.read_text(path, DataError)
     header = _header(text)
     pixels = _pixel_columns(header)
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise DataError(f"{path}: the column {twice!r} is there twice; remove one of them")
     side = math.isqrt(len(pixels))
     if side * side != len(pixels):
         raise DataError(
@@ -273,7 +276,7 @@ def read_pixel_table(path: Path) -> PixelTable:
     try:
         with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):  # of rows that are too long
             table = pd.read_csv(
-                io.StringIO(text),
+                io.BytesIO(text.encode()),  # StringIO takes four bytes a character
                 sep=csv_io.detect_separator(text),
                 header=0,
                 names=header,
@@ -297,8 +300,11 @@ def read_pixel_table(path: Path) -> PixelTable:
 
 
 def _header(text: str) -> list[str]:
-    line = re.split(r"[\r\n]", text, maxsplit=1)[0]
-    return [name.strip() for name in next(csv.reader([line], delimiter=csv_io.detect_separator(text)), [])]
+    try:
+        names = next(csv.reader([csv_io.first_line(text)], delimiter=csv_io.detect_separator(text)), [])
+    except csv.Error:  # a name of more than 128 KiB, which is no pixel
+        return []
+    return [name.strip() for name in names]
 
 
 def _pixel_columns(header: Sequence[str]) -> list[str]:

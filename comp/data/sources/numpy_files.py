@@ -3,10 +3,10 @@
 Functions take the path of an array. The path of one inside an archive leads through it: `data/set.npz/labels.npy`.
 """
 
-import zipfile
-import zlib
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from comp.config import DataConfig
 from comp.data.sources.source import Source, read_class_names, split_with_row_ids
 from comp.data.splits import Split
+from comp.results import array_files, files
+from comp.results.array_files import ArrayArchive, ArrayError
 from comp.results.predictions import Targets
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress
 
-_MAGIC = b"\x93NUMPY"
+_MAX_CLASSES, _MAX_NUMBER = 1_000_000, 10_000_000  # whole labels: of classes, and of numbers to regress
 
 
 def array_names(split: str, what: str) -> tuple[str, ...]:
@@ -47,7 +49,7 @@ def arrays(config: DataConfig, progress: Progress, task: str = "auto") -> Source
     splits = {name: _read_split(name, folder) for name in optional}
     assert train.labels is not None
     if train.is_numeric:
-        if task == "auto" and not (train.labels % 1).any():
+        if task == "auto" and np.isfinite(train.labels).all() and not (train.labels % 1).any():
             raise DataError(
                 f"{root}: training labels are floats without fractions; save classes as whole numbers (astype(int)), "
                 "or set competition.task=regression"
@@ -55,6 +57,9 @@ def arrays(config: DataConfig, progress: Progress, task: str = "auto") -> Source
         note = f"labels: numbers from {train.labels.min():g} to {train.labels.max():g}: regression (competition.task)"
         val, test = splits.get("val"), splits.get("test")
         return Source(train, test, ("label",), val=val, task="regression", notes=(note,))
+    if train.labels.ndim == 1 and task != "regression" and (largest := int(train.labels.max())) >= _MAX_CLASSES:
+        path = _find_array(folder, "train", "labels")
+        raise DataError(_too_large(path, train.labels, largest, _MAX_CLASSES))
     count = train.labels.shape[1] if train.labels.ndim == 2 else int(train.labels.max()) + 1
     listed = root / "classes.txt"
     names = read_class_names(listed) if listed.exists() else tuple(str(label) for label in range(count))
@@ -105,8 +110,8 @@ def array_exists(path: Path) -> bool:
     """
     if path.parent.suffix != ".npz":
         return path.exists()
-    with _open_archive(path.parent) as archive:
-        return path.name in archive.namelist()
+    with _opened(path.parent) as archive:
+        return path.stem in archive
 
 
 def open_npy(path: Path) -> NDArray[Any]:
@@ -116,88 +121,49 @@ def open_npy(path: Path) -> NDArray[Any]:
         DataError: missing, truncated, pickled or not a .npy file.
     """
     if path.parent.suffix == ".npz":
-        return _open_member(path)
+        with _opened(path.parent, path) as archive:
+            if path.stem not in archive:
+                raise DataError(f"{path}: no such member in the archive; it has {', '.join(archive)}")
+            return archive.open(path.stem)
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array_files.map_array(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError) as error:
-        with path.open("rb") as file:
-            raise DataError(
-                f"{path}: {_describe_damage(file.read(len(_MAGIC)), path.stat().st_size, str(error))}"
-            ) from None
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: expected one array (.npy), found an archive; rename it to .npz")
-    return array
-
-
-def _describe_damage(magic: bytes, size: int, message: str) -> str:
-    if "object" in message.lower() and magic == _MAGIC:
-        return "holds pickled Python objects, which are refused since they can run code; save a plain uint8 array"
-    if magic != _MAGIC[: len(magic)]:
-        return "is not a NumPy .npy file; save it with numpy.save"
-    return f"is truncated ({size:,} bytes are fewer than its header promises); fetch it again"
+    except ArrayError as error:
+        raise DataError(f"{path}: {error}; {error.cure}") from None
 
 
 def verify_archive(path: Path) -> None:
-    """Check a .npz's members and their checksums, before arrays are mapped past them.
+    """Check a .npz's members, their sizes and their checksums, before arrays are mapped past them.
 
     Raises:
         DataError: damaged, or an unexpected member, such as one that leads out of the folder.
     """
-    with _open_archive(path) as archive:
-        for member in archive.namelist():
-            if member not in _MEMBERS:
-                raise DataError(f"{path}: expected members {', '.join(_MEMBERS)}, found {member!r}; remove it")
-        try:
-            broken = archive.testzip()
-        except (zipfile.BadZipFile, OSError, EOFError, zlib.error, NotImplementedError) as error:
-            raise DataError(f"{path}: is damaged ({error}); fetch it again") from None
-    if broken:
-        raise DataError(f"{path}: is damaged: member {broken} fails its checksum; fetch it again")
+    with _opened(path) as archive:
+        for name in archive.file_names:
+            if name not in _MEMBERS:
+                raise DataError(f"{path}: expected members {', '.join(_MEMBERS)}, found {name!r}; remove it")
+        archive.check_members()
 
 
-def _open_archive(path: Path) -> zipfile.ZipFile:
+@contextlib.contextmanager
+def _opened(path: Path, part: Path | None = None) -> Iterator[ArrayArchive]:
+    """Open an archive; a message names the part of it that is read."""
     try:
-        return zipfile.ZipFile(path)
+        with array_files.open_arrays(path) as archive:
+            yield archive
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{path}: is truncated or not a NumPy archive ({error}); fetch it again") from None
-
-
-def _open_member(path: Path) -> NDArray[Any]:
-    with _open_archive(path.parent) as archive:
-        if path.name not in archive.namelist():
-            raise DataError(f"{path}: no such member in the archive; it has {', '.join(archive.namelist())}")
-        member = archive.getinfo(path.name)
-        with archive.open(member) as file:
-            try:
-                if member.compress_type == zipfile.ZIP_STORED:
-                    return _map_member(path.parent, member, file)
-                array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-                return array
-            except (ValueError, EOFError, OSError) as error:
-                magic = archive.read(member)[: len(_MAGIC)]
-                raise DataError(f"{path}: {_describe_damage(magic, member.file_size, str(error))}") from None
-
-
-def _map_member(archive: Path, member: zipfile.ZipInfo, file: IO[bytes]) -> NDArray[Any]:
-    """Return a memory map of an uncompressed member."""
-    version = np.lib.format.read_magic(file)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"unknown format version {version}")
-    shape, fortran, dtype = readers[version](file)
-    if dtype.hasobject:
-        raise ValueError("object arrays are not mapped")
-    with archive.open("rb") as raw:  # the local header's two lengths may differ from the directory's
-        raw.seek(member.header_offset + 26)
-        name_bytes = sum(int.from_bytes(raw.read(2), "little") for _ in range(2))
-    start = member.header_offset + 30 + name_bytes + file.tell()
-    return np.memmap(archive, dtype, "r", start, shape, "F" if fortran else "C")
+    except ArrayError as error:
+        raise DataError(f"{part or path}: {error}; {error.cure}") from None
+    except files.READ_ERRORS as error:
+        raise DataError(
+            f"{part or path}: is truncated, damaged or not a NumPy archive ({files.error_text(error)}); fetch it again"
+        ) from None
 
 
 def open_images(path: Path) -> NDArray[np.uint8]:
@@ -264,4 +230,13 @@ def open_labels(path: Path, count: int) -> Targets:
     if int(labels.min()) < 0:
         first = int(np.flatnonzero(labels < 0)[0])
         raise DataError(f"{path}: expected labels from 0 up, found {int(labels[first])} at row {first}")
+    if (largest := int(labels.max())) >= _MAX_NUMBER:
+        raise DataError(_too_large(path, labels, largest, _MAX_NUMBER))
     return labels.astype(np.int64)
+
+
+def _too_large(path: Path, labels: NDArray[Any], largest: int, limit: int) -> str:
+    return (
+        f"{path}: expected labels below {limit:,}, found {largest} at row {int(labels.argmax())}; number the classes "
+        "from 0 on (numpy.unique(labels, return_inverse=True)[1]), or save numbers to regress as floats"
+    )

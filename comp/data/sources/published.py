@@ -32,6 +32,7 @@ from comp.config import DataConfig
 from comp.data.downloads import download_with_torchvision
 from comp.data.sources.source import Source, read_class_names, split_with_row_ids
 from comp.data.splits import Split
+from comp.results import files
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress
 
@@ -98,10 +99,16 @@ def _read_binary(path: Path, label_bytes: int, label_byte: int) -> tuple[NDArray
 def _read_python(path: Path, key: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     batch = _unpickle(path)
     pixels, labels = batch.get("data"), batch.get(key)
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,) or not len(pixels):
         raise DataError(f"{path}: expected `data` uint8 [N, 3072]; fetch the dataset again")
-    if not isinstance(labels, list) or len(labels) != len(pixels):
-        raise DataError(f"{path}: expected `{key}`, one for each of {len(pixels)} images; fetch the dataset again")
+    if (
+        not isinstance(labels, list)
+        or len(labels) != len(pixels)
+        or not all(type(label) is int and 0 <= label < 256 for label in labels)
+    ):
+        raise DataError(
+            f"{path}: expected `{key}`, a class number for each of {len(pixels)} images; fetch the dataset again"
+        )
     planes = pixels.reshape(-1, *_PLANES)
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), np.array(labels, np.int64)
 
@@ -121,18 +128,23 @@ def _unpickle(path: Path) -> dict[str, Any]:
             values = _PlainUnpickler(file, encoding="bytes").load()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; fetch the dataset again") from None
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, TypeError, AttributeError, OSError) as error:
-        raise DataError(f"{path}: not a published CIFAR batch: {error}; fetch the dataset again") from None
+    except (*files.READ_ERRORS, pickle.UnpicklingError, ImportError) as error:
+        reason = files.error_text(error)
+        raise DataError(f"{path}: not a published CIFAR batch: {reason}; fetch the dataset again") from None
     if not isinstance(values, dict):
         raise DataError(f"{path}: not a published CIFAR batch; fetch the dataset again")
-    return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in values.items()}
+    return {_text(key): value for key, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _decode_names(meta: dict[str, Any], key: str, folder: Path) -> tuple[str, ...]:
     names = meta.get(key)
     if not isinstance(names, list) or not names:
         raise DataError(f"{folder}: its meta file lacks {key}; fetch the dataset again")
-    return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+    return tuple(map(_text, names))
 
 
 def mnist(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
@@ -183,6 +195,8 @@ def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
         with cast(IO[bytes], gzip.open(file_path) if file_path.suffix == ".gz" else file_path.open("rb")) as file:
             shape = _read_idx_shape(file, file_path, dimensions)
             size = math.prod(shape)
+            if problem := file_path.suffix == ".gz" and files.unpacking_problem(size, file_path.stat().st_size):
+                raise DataError(f"{file_path}: is damaged: {problem}; fetch it again")
             values = file.read(size + 1)  # one more, to notice a file that is too long
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file_path}: is truncated or damaged ({error}); fetch it again") from None

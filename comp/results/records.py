@@ -1,0 +1,117 @@
+"""Typed reading of a run's provenance.json and a submission's sidecar, which other code computes with. Torch-free.
+
+Both are JSON objects that anybody may edit. Keys of other versions are kept; those that are used are checked.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from comp.config.tasks import TASKS
+from comp.results import files
+from comp.runtime.errors import RunError
+
+Rows = Mapping[str, tuple[str, Callable[[Any], bool]]]  # key -> what is expected, and whether a value is that
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_list(value: Any, is_valid: Callable[[Any], bool], length: int | None = None) -> bool:
+    return isinstance(value, list) and all(map(is_valid, value)) and length in (None, len(value))
+
+
+def is_object(**keys: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Return a check for an object with these keys."""
+    return lambda value: isinstance(value, dict) and all(check(value.get(name)) for name, check in keys.items())
+
+
+def _is_range(value: Any) -> bool:
+    numbers = _is_list(value, lambda part: isinstance(part, int | float) and not isinstance(part, bool), 2)
+    return value is None or value == "type" or numbers
+
+
+_is_run = is_object(run=_is_text, run_path=_is_text)
+_is_lineage: dict[str, Callable[[Any], bool]] = {
+    "runs": lambda value: _is_list(value, is_object(run=_is_text, path=_is_text))
+}
+PROVENANCE: Rows = {
+    "classes": ("a list of text", lambda value: _is_list(value, _is_text)),
+    "image_shape": (
+        "three whole numbers",
+        lambda value: _is_list(value, lambda part: _is_count(part) and 0 < part < 1 << 16, 3),
+    ),
+    "images": (
+        "the number of images of train, val and test",
+        is_object(train=_is_count, val=_is_count, test=_is_count),
+    ),
+    "data_fingerprint": ("text", _is_text),
+    "first_weights": ("text", _is_text),
+    "loading": ("text", _is_text),
+    "notes": ("a list of text", lambda value: _is_list(value, _is_text)),
+    "argv": ("a list of text", lambda value: _is_list(value, _is_text)),
+    "task": (f"one of {', '.join(TASKS)}", lambda value: _is_text(value) and value in TASKS),
+    "numbered": ("true or false", _is_bool),
+    "bare_images": ("true or false", _is_bool),
+    "separator": ("text", _is_text),
+    "header": ("two texts", lambda value: _is_list(value, _is_text, 2)),
+    "training_counts": ("a list of whole numbers", lambda value: _is_list(value, _is_count)),
+    "pixel_range": ("two numbers, 'type' or null", _is_range),
+    "fixes": ("an object with a text sha256", is_object(sha256=_is_text)),
+    "members": (
+        "a list of runs",
+        lambda value: _is_list(value, _is_text) or _is_list(value, _is_run),
+    ),
+    "teacher": ("an object that lists the runs it came from", is_object(**_is_lineage)),
+    "pseudo": ("an object with the runs it came from and joined", is_object(joined=_is_count, **_is_lineage)),
+}
+_is_upload = is_object(
+    sha256=_is_text, competition=_is_text, reference=_is_text, status=_is_text, message=lambda value: True
+)
+_SIDECAR: Rows = {
+    "sha256": ("text", _is_text),
+    "made_by": ("an object", is_object()),
+    "format": ("an object", is_object()),
+    "sent": ("a list of uploads", lambda value: _is_list(value, _is_upload)),
+}
+
+
+def check(values: Mapping[str, Any], where: Path, rows: Rows, cure: str, *, needed: tuple[str, ...] = ()) -> None:
+    """Check the keys of an object that are there or needed.
+
+    Args:
+        values: of the file.
+        where: the file.
+        rows: what is expected of each key.
+        cure: how to fix it; ends the message.
+        needed: keys that must be there.
+
+    Raises:
+        RunError: naming the first key that is wrong, what was expected and what was found.
+    """
+    for name, (expected, is_valid) in rows.items():
+        if (name in values or name in needed) and not is_valid(values.get(name)):
+            shown = json.dumps(values.get(name))[:80]
+            raise RunError(f"{where}: damaged: {name}: expected {expected}, found {shown}; {cure}")
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Return the content of a submission's sidecar.
+
+    Raises:
+        RunError: missing or damaged.
+    """
+    cure = "write the submission again: comp predict RUN -o CSV --force"
+    values = files.read_json(path, cure)
+    check(values, path, _SIDECAR, cure)
+    return values

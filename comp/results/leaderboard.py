@@ -243,7 +243,7 @@ def comparable_groups(rows: Sequence[LeaderboardRow], sort: str) -> list[list[Le
     """
     columns = sort_columns(rows, sort)
 
-    def key(row: LeaderboardRow) -> tuple[str, str, str] | None:
+    def key(row: LeaderboardRow) -> tuple[str, str, str, bool] | None:
         return row.comparison_key if _depends_on_metric(columns[row.competition]) else None
 
     return [list(group) for _, group in itertools.groupby(rows, key)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from comp.config.loading import from_mapping
@@ -150,7 +151,9 @@ def _parse_range(path: str, kind: str, ends: Any, values: dict[str, Any], when: 
     if step is not None and log:
         raise ConfigError(f"{where}: log and step cannot be combined; remove one")
     if step is not None:
-        high = low + step * int((high - low) / step + 1e-9)  # the largest value that is reached
+        # The largest value that is reached, in decimals, as Optuna counts steps.
+        first, width, size = (Decimal(str(number)) for number in (low, high - low, step))
+        high = type(low + step)(first + size * int(width / size + Decimal("1e-9")))
     return Entry(path, kind, low, high, log=log, step=step, when=when)
 
 

@@ -128,7 +128,7 @@ class _Loader(yaml.SafeLoader):
             )
 
 
-_NEVER = re.compile("[\0\ud800-\udfff]")  # written as escapes: no path may hold NUL, no UTF-8 a lone surrogate
+_NEVER = re.compile("[\ud800-\udfff]")  # written as escapes: UTF-8 has no lone surrogates
 
 
 def _is_list(node: yaml.Node) -> bool:
@@ -337,6 +337,8 @@ def user_path(text: str, key: str) -> str:
             )
         return os.environ[name]
 
+    if "\0" in text:
+        raise ConfigError(f"{key}: contains the character U+0000, which no path has; remove it")
     text = re.sub(r"\$\{([^{}]*)\}", value, text)
     scheme, home = re.fullmatch(r"((?:[a-z+]+:///)?)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
     if not home.startswith("~"):

@@ -29,7 +29,7 @@ def assert_clean(result: Result) -> None:
 def count_messages(result: Result) -> int:
     """Return how many errors a command printed: its own, or one of typer's boxes."""
     lines = result.err.splitlines()
-    return sum(line.startswith("error: ") or line.startswith("╭─ Error") for line in lines)
+    return sum(line.startswith(("error: ", "╭─ Error", "+- Error")) for line in lines)
 
 
 def assert_fault(result: Result, *parts: str, longest: int = 800) -> None:

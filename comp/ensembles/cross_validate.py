@@ -138,7 +138,9 @@ def cross_validate(
     folds = [_with_fold(config, fold) for fold in range(config.data.folds)]
     group = f"cv-{configs.fingerprint(folds[0])[:8]}"
     folder = runs_root / config.competition.name / group
-    is_own = any(_wrote(run, output) for run in runs.list_runs(folder))
+    is_own = output is not None and any(
+        run.is_complete() and write.has_intact_submission(run, output) for run in runs.list_runs(folder)
+    )
     if not is_own:
         check_output(folds[0], output, force=force)
     with _locked(folder):
@@ -270,6 +272,7 @@ def _with_fold(config: Config, fold: int) -> Config:
 def _latest(existing: Sequence[Run], fold: int) -> Run | None:
     """Return the last run of a fold, a complete one if there is one."""
     of_fold = [run for run in existing if not _is_ensemble(run) and run.config().data.fold == fold]
+    of_fold = [run for run in of_fold if (run.path / "split.npz").is_file()]  # else killed before it had begun
     complete = [run for run in of_fold if run.is_complete()]
     return next(reversed(complete or of_fold), None)
 
@@ -284,14 +287,6 @@ def _combined(existing: Sequence[Run], folds: Sequence[Run], output: Path | None
     for run in existing:
         if run.is_complete() and run.provenance().get("members") == names:
             submits = run.config().competition.suite.source != "none"
-            if not submits or (write.has_intact_submission(run) and (output is None or _wrote(run, output))):
+            if not submits or write.has_intact_submission(run, output):
                 return run
     return None
-
-
-def _wrote(run: Run, output: Path | None) -> bool:
-    """Return whether a file is the submission of a complete run."""
-    if output is None or not run.is_complete():
-        return False
-    submission = run.metrics().submission
-    return bool(submission) and Path(submission).resolve() == output.resolve()

@@ -5,17 +5,20 @@ new one, never half a file.
 """
 
 import contextlib
+import glob
 import hashlib
 import io
 import json
 import os
 import struct
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from comp.runtime import signals
 from comp.runtime.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ _ZIP_ERRORS = (OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile,
 # All that zipfile and NumPy raise on damaged bytes: a flipped flag asks for a password or an unknown compression, a
 # corrupt header for more memory than the machine has.
 READ_ERRORS = (*_VALUE_ERRORS, *_ZIP_ERRORS)
+
+_POLL_SECONDS = 0.05  # between two looks at a folder that another process holds
 
 Content = bytes | Callable[[BinaryIO], None]  # a file's bytes, or a function that writes them to the open file
 
@@ -98,6 +103,45 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path, wait: Callable[[], None] = signals.raise_if_interrupted) -> Iterator[None]:
+    """Context manager: change several files of a folder, or a file by its content, while no other process does.
+
+    The system locks the folder itself, so no file is left. Nothing is locked on a system without `fcntl` (Windows), on
+    a file system without locks, and where the folder does not exist.
+
+    Args:
+        folder: held until the block ends, or the process does. Not reentrant.
+        wait: called again and again while another process holds it; by default it raises `Interrupted` after a signal.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                wait()
+                time.sleep(_POLL_SECONDS)
+                continue
+            except OSError:  # a file system without locks
+                pass
+            break
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def staged_for(path: Path) -> list[Path]:
+    """Return the temporary files that killed processes left for a file."""
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
 
 
 def arrays_to_bytes(arrays: "Mapping[str, NDArray[Any]]") -> bytes:

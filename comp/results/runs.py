@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MAX_DEPTH = 8  # folders between `runs` and a run
+RECORD_SECONDS = 10.0  # how long a command that has a result to record waits for another one that writes the run
 _SECTIONS = ("competition", "data", "augment", "model", "optim", "train", "predict", "track")  # of every run's config
 # Keys of provenance.json that other code computes with -> what is expected, and whether a value is that.
 _PROVENANCE: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -289,14 +290,17 @@ class Run:
         self.write(name, text.getvalue().encode())
 
     @contextlib.contextmanager
-    def write_lock(self) -> Iterator[None]:
+    def write_lock(self, wait_seconds: float = 1.0) -> Iterator[None]:
         """Lock the run for writing.
+
+        Args:
+            wait_seconds: how long to wait for another process; `comp clean` holds the lock for a moment.
 
         Raises:
             RunError: another process holds the lock.
         """
         try:
-            with filelock.FileLock(self.path / ".lock", timeout=0):
+            with filelock.FileLock(self.path / ".lock", timeout=wait_seconds):
                 yield
         except filelock.Timeout:
             raise RunError(f"{self.path}: another process is writing this run; wait for it or stop it") from None

@@ -134,11 +134,12 @@ def push(table: Table, ranked: Sequence[Run], sort: str, root: Path) -> int:
 def _next_push(root: Path, project: str) -> tuple[str, int]:
     """Return the W&B id of a project's leaderboard and the number of this push, and record both."""
     path = root / "wandb" / "leaderboards.json"
-    boards = files.read_json(path) if path.is_file() else {}
-    board = boards.get(project, {"id": secrets.token_hex(4), "number": 0})
-    board = {"id": board["id"], "number": board["number"] + 1}
     files.make_folder(path.parent)
-    files.write_atomically(path, files.to_json({**boards, project: board}))
+    with files.hold_folder(path.parent):
+        boards = files.read_json(path) if path.is_file() else {}
+        board = boards.get(project, {"id": secrets.token_hex(4), "number": 0})
+        board = {"id": board["id"], "number": board["number"] + 1}
+        files.write_atomically(path, files.to_json({**boards, project: board}))
     return board["id"], board["number"]
 
 

@@ -94,7 +94,6 @@ def predict(
     overrides = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
     written: dict[str, Any] = {}
     for run in runs:
-        table = None
         if images:
             table = output or tables.next_free_path(run.config().competition.name)
             tables.check_writable(table, force=force)
@@ -104,8 +103,8 @@ def predict(
                 console.print_note(loaded.note)
             options = options_for(loaded, overrides)
             predicted = predict_input(loaded, source, progress, options=options, severities=severities)
-            if table is not None:
-                written[str(run.path)] = _write_table(table, predicted, as_json)
+            if images:
+                written[str(run.path)] = _write_table(output, predicted, as_json, force=force)
                 continue
             estimate: AccuracyEstimate | None = None
             result: SplitScores | str | None
@@ -125,22 +124,21 @@ def _write_submission(
 ) -> "tuple[AccuracyEstimate | None, str]":
     """Write the submission of a suite; return its estimated accuracy and the CSV's path."""
     from comp.submission.write import write_run_submission
-    from comp.workflows.checks import default_submission
     from comp.workflows.predict import estimate_accuracy
 
     rows, counts = predicted.predictions, loaded.training_counts
     estimate = estimate_accuracy(loaded, rows, predicted.name, progress)
-    path = output or default_submission(loaded.config)
-    write_run_submission(loaded.run, rows, predicted.competition, path, training_counts=counts, force=force)
+    path = write_run_submission(loaded.run, rows, predicted.competition, output, training_counts=counts, force=force)
     return estimate, str(path)
 
 
-def _write_table(path: Path, predicted: "PredictResult", as_json: bool) -> dict[str, Any]:
+def _write_table(output: Path | None, predicted: "PredictResult", as_json: bool, *, force: bool) -> dict[str, Any]:
     """Write and print the table of predicted images; return its paths and rows."""
     from comp.cli import console
     from comp.inference import tables
 
-    tables.write_csv(path, predicted.predictions)
+    rows_of, name = predicted.predictions, predicted.competition.name
+    path = tables.write_csv(output, rows_of, competition=name, force=force)
     header, rows = tables.build_table(predicted.predictions)
     if not as_json:
         for note in predicted.notes:

@@ -5,8 +5,8 @@
 Each round copies a workplace with data, two trained runs and a submission, and starts one of five commands on it:
 `run`, `tune`, `predict`, `ensemble`, `cv`. It is killed (SIGKILL, one time in five SIGTERM or SIGINT) at a random
 moment of the undisturbed command's duration, or before or after a random one of its file operations (each opening to
-write, fsync, rename, link, removal, new folder). Then the user's next command follows (`--resume`, or the same again), which
-is killed too, up to four times in all, until one ends by itself.
+write, fsync, rename, link, removal, new folder). Then the user's next command follows (`--resume`, or the same again),
+which is killed too, up to four times in all, until one ends by itself.
 
 After every kill: what existed before has its bytes, every file with its final name can be read, a submission's CSV is
 the one its sidecar names, and `comp leaderboard` works. At the end: exit code 0, and weights, predictions, curves,

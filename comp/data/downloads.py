@@ -2,14 +2,17 @@
 
 import contextlib
 import http.client
+import os
 import re
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from comp.results.files import make_folder, remove
+from comp.results.files import hold_folder, make_folder, remove
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress
 
@@ -30,8 +33,15 @@ def fetch(address: str, target: Path, validate: Callable[[Path], object], progre
     Raises:
         DataError: the server cannot be reached, has no such file, breaks off, or sends a wrong file.
     """
-    part = target.with_name(target.name + ".part")
     make_folder(target.parent)
+    waiting = partial(progress, f"{target.name}, which another process downloads", 0, 0, "bytes")
+    with hold_folder(target.parent, waiting):
+        if not target.exists():
+            _fetch(address, target, validate, progress)
+
+
+def _fetch(address: str, target: Path, validate: Callable[[Path], object], progress: Progress) -> None:
+    part = target.with_name(target.name + ".part")
     hint = f"download it yourself: curl -L -C - -o '{target}' '{address}'"
     for attempt in range(_ATTEMPTS):
         try:
@@ -105,10 +115,31 @@ def download_with_torchvision(name: str, root: Path, target: Path, allowed: bool
             f"{target}: {name} is missing and data.download is false; {_manual_command(dataset, root, target)}"
         )
     try:
-        dataset(str(root), download=True)
+        root.mkdir(parents=True, exist_ok=True)
+        with hold_folder(root):
+            if not target.exists():  # else another process has just downloaded it
+                _download_aside(dataset, root, target)
     except (OSError, RuntimeError) as error:
         hint = _manual_command(dataset, root, target)
         raise DataError(f"{target}: {name} is missing and could not be downloaded ({error}); {hint}") from None
+
+
+def _download_aside(dataset: Any, root: Path, target: Path) -> None:
+    """Download and unpack a dataset in a folder of its own, then move its files: `target` last, so that it is whole."""
+    staging, inner = root / f".{dataset.__name__}.download", target.relative_to(root)
+    staging.mkdir(exist_ok=True)
+    if archive := getattr(dataset, "filename", ""):  # one that was downloaded by hand is only unpacked
+        with contextlib.suppress(OSError):
+            os.link(root / archive, staging / archive)
+    dataset(str(staging), download=True)
+    for path in sorted(path for path in staging.rglob("*") if path.is_file()):
+        name = path.relative_to(staging)
+        if inner not in (name, *name.parents):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            path.replace(root / name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (staging / inner).replace(target)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _manual_command(dataset: Any, root: Path, target: Path) -> str:

@@ -30,7 +30,6 @@ from comp.submission import write
 from comp.submission.format import Competition
 from comp.submission.write import write_run_submission
 from comp.workflows import plugins
-from comp.workflows.checks import default_submission
 from comp.workflows.load import open_run_data
 from comp.workflows.predict import scores_of
 from comp.workflows.score import describe_run
@@ -315,20 +314,21 @@ def _describe(
     )
 
 
-def submit(result: Run, dataset: Dataset, output: Path | None, *, force: bool) -> None:
+def submit(result: Run, dataset: Dataset, output: Path | None, *, force: bool) -> Path:
     """Write an ensemble's submission in the format of the first member's current data, classes matched by name."""
     stored = prediction_files.load(result.predictions_path("suite"))
     made_by = stored.made_by
     problem = f"{dataset.competition.name}: the classes of the first member's data have changed since training"
     ordered = align.reorder_classes(stored, dataset.competition.classes, problem)
-    path = output or default_submission(result.config())
     trace = {
         "weights_sha256": made_by["weights_sha256"],
         "seed": [member["seed"] for member in made_by["members"]],
         "members": made_by["members"],
     }
     counts = dataset.train.one_per_answer().class_counts(len(dataset.competition.classes)).tolist()
-    write_run_submission(result, ordered, dataset.competition, path, trace=trace, training_counts=counts, force=force)
+    return write_run_submission(
+        result, ordered, dataset.competition, output, trace=trace, training_counts=counts, force=force
+    )
 
 
 def read_comparison(run: Run) -> Comparison | None:

@@ -33,7 +33,7 @@ from comp.runtime.workers import progress as worker_progress
 from comp.submission import write
 from comp.workflows import lineage, plugins
 from comp.workflows.build import prepare
-from comp.workflows.checks import check_output, default_submission
+from comp.workflows.checks import check_output
 from comp.workflows.train import resume, train
 
 
@@ -302,6 +302,7 @@ def _with_fold(config: Config, fold: int) -> Config:
 def _latest(existing: Sequence[Run], fold: int) -> Run | None:
     """Return the last run of a fold, a complete one if there is one."""
     of_fold = [run for run in existing if not _is_ensemble(run) and run.config().data.fold == fold]
+    of_fold = [run for run in of_fold if (run.path / "split.npz").is_file()]  # else killed before it had begun
     complete = [run for run in of_fold if run.is_complete()]
     return next(reversed(complete or of_fold), None)
 
@@ -328,17 +329,16 @@ def _submit_again(result: Run, dataset: Dataset, output: Path | None, force: boo
         SubmissionError: another file has the name.
     """
     config = result.config()
-    if config.competition.suite.source == "none" or write.has_intact_submission(result, output):
+    if config.competition.suite.source == "none" or write.has_submission(result, output):
         return None
-    path = output or write.lost_submission(result) or default_submission(config)
-    if not write.is_leftover(result, path):
+    path = output or write.lost_submission(result)
+    if path is None or not write.is_leftover(result, path):
         check_output(config, path, force=force)
-    combine.submit(result, dataset, path, force=force)
-    return path
+    return combine.submit(result, dataset, path, force=force)
 
 
 def _wrote(run: Run, output: Path | None) -> bool:
     """Return whether a file is, or was, the submission of a complete run."""
     if output is None or not run.is_complete():
         return False
-    return write.has_intact_submission(run, output) or write.is_leftover(run, output)
+    return write.is_submission_of(run, output) or write.is_leftover(run, output)

@@ -30,7 +30,6 @@ from comp.submission import write
 from comp.submission.write import write_run_submission
 from comp.training.step import SMALLEST, split_batch
 from comp.workflows import plugins
-from comp.workflows.checks import default_submission
 from comp.workflows.load import LoadedRun, load_model, load_run, verify_run_data, verify_weights_hash
 from comp.workflows.predict import estimate_accuracy, predict_split, score_test, scores_of
 from comp.workflows.score import describe_network, score_weights
@@ -110,10 +109,9 @@ def soup(
     if loaded.dataset.suite is not None:
         suite = predict_split(loaded, "suite", progress, options=options)
         estimate_accuracy(loaded, suite, "suite", progress)
-        path = output or default_submission(loaded.config)
         counts, trace = loaded.answer_counts, {"members": mixed.describe_members()}
         write_run_submission(
-            loaded.run, suite, loaded.competition, path, training_counts=counts, trace=trace, force=force
+            loaded.run, suite, loaded.competition, output, training_counts=counts, trace=trace, force=force
         )
     return loaded.run
 

@@ -9,6 +9,7 @@ from comp.results.predictions import Predictions
 from comp.runtime import escape
 from comp.runtime.errors import SubmissionError
 
+FOLDER = Path("predictions")
 Rows = list[list[str]]
 
 
@@ -38,7 +39,7 @@ def build_table(images: Predictions) -> tuple[list[str], Rows]:
     return ["id", "labels", *images.classes], rows
 
 
-def next_free_path(competition: str, folder: Path = Path("predictions")) -> Path:
+def next_free_path(competition: str, folder: Path = FOLDER) -> Path:
     """Return `predictions/<competition>.csv`, or with `-2`, `-3` ... the first that does not exist."""
     number = 1
     while True:
@@ -63,17 +64,29 @@ def check_writable(path: Path, *, force: bool) -> None:
             raise SubmissionError(f"{name}: already exists; choose another name with -o, or replace it with --force")
 
 
-def write_csv(path: Path, images: Predictions) -> None:
-    """Write the table as a CSV, and the full predictions beside it as a .npz of the same name.
+def write_csv(path: Path | None, images: Predictions, *, competition: str, force: bool = False) -> Path:
+    """Write the table as a CSV, and the full predictions beside it as a .npz of the same name; return the CSV.
+
+    Args:
+        path: the CSV; None: `next_free_path`.
+        images: the predictions.
+        competition: begins a free name.
+        force: replace existing files.
 
     Raises:
+        SubmissionError: a file exists: another process has just written it.
         RunError: the folder cannot be created or written.
     """
-    files.make_folder(path.parent)
+    folder = FOLDER if path is None else path.parent
+    files.make_folder(folder)
     header, rows = build_table(images)
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(
         [escape.for_spreadsheet(cell) for cell in row] for row in (header, *rows)
     )
-    prediction_files.save(path.with_suffix(".npz"), images)
-    files.write_atomically(path, text.getvalue().encode())
+    with files.hold_folder(folder):
+        path = path or next_free_path(competition)
+        check_writable(path, force=force)
+        prediction_files.save(path.with_suffix(".npz"), images)
+        files.write_atomically(path, text.getvalue().encode())
+    return path

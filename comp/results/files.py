@@ -6,6 +6,7 @@ new one, never half a file.
 
 import contextlib
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -13,13 +14,14 @@ import math
 import os
 import shutil
 import struct
+import time
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from comp.runtime import escape
+from comp.runtime import escape, signals
 from comp.runtime.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ _MAX_DEPTH = 100  # of JSON; comp writes a dozen at most
 _MAX_INTEGER = 1 << 64
 
 _LONGEST_NAME, _TEMPORARY_LENGTH = 255, 13  # bytes of a name, and what a temporary name adds: `.NAME.1234567.tmp`
+
+_POLL_SECONDS = 0.05  # between two looks at a folder that another process holds
 
 Content = bytes | Callable[[BinaryIO], None]  # a file's bytes, or a function that writes them to the open file
 
@@ -112,6 +116,45 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path, wait: Callable[[], None] = signals.raise_if_interrupted) -> Iterator[None]:
+    """Context manager: change several files of a folder, or a file by its content, while no other process does.
+
+    The system locks the folder itself, so no file is left. Nothing is locked on a system without `fcntl` (Windows), on
+    a file system without locks, and where the folder does not exist.
+
+    Args:
+        folder: held until the block ends, or the process does. Not reentrant.
+        wait: called again and again while another process holds it; by default it raises `Interrupted` after a signal.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                wait()
+                time.sleep(_POLL_SECONDS)
+                continue
+            except OSError:  # a file system without locks
+                pass
+            break
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def staged_for(path: Path) -> list[Path]:
+    """Return the temporary files that killed processes left for a file."""
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
 
 
 def arrays_to_bytes(arrays: "Mapping[str, NDArray[Any]]") -> bytes:

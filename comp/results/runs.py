@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 _MAX_DEPTH = 8  # folders between `runs` and a run
 _MAX_OTHER_FOLDERS = 20_000  # below `runs` that are no runs: more, and it is a whole disk
+RECORD_SECONDS = 10.0  # how long a command that has a result to record waits for another one that writes the run
 _SECTIONS = ("competition", "data", "augment", "model", "optim", "train", "predict", "track")  # of every run's config
 # A table -> its columns with a number in every row.
 _NUMERIC = {"history.csv": ("number",), "norms.csv": ("epoch", "parameters", "gradient_norm", "weight_norm")}
@@ -295,13 +296,16 @@ class Run:
         self.write(name, text.getvalue().encode())
 
     @contextlib.contextmanager
-    def write_lock(self) -> Iterator[None]:
+    def write_lock(self, wait_seconds: float = 1.0) -> Iterator[None]:
         """Lock the run for writing.
+
+        Args:
+            wait_seconds: how long to wait for another process; `comp clean` holds the lock for a moment.
 
         Raises:
             RunError: another process holds the lock, or the folder cannot be written.
         """
-        lock = filelock.FileLock(self.path / ".lock", timeout=0)
+        lock = filelock.FileLock(self.path / ".lock", timeout=wait_seconds)
         try:
             lock.acquire()
         except filelock.Timeout:

@@ -78,7 +78,7 @@ def submit(
             "private": None,
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        _write_record(sidecar_path, sidecar, pending)
+        _write_record(sidecar_path, pending)
     result = _wait(client, pending["reference"], wait_seconds, poll_seconds, progress)
     if result is None:
         raise SubmissionError(
@@ -86,16 +86,18 @@ def submit(
             "to wait longer, it does not submit again"
         )
     record = {**pending, "status": result.status, "public": result.public, "private": result.private}
-    _write_record(sidecar_path, sidecar, record)
+    _write_record(sidecar_path, record)
     if result.status != "complete":
         raise SubmissionError(f"{path}: submission {pending['reference']} ended as {result.status}: {result.error}")
     _record_with_run(path, sidecar, record)
     return record
 
 
-def _write_record(sidecar_path: Path, sidecar: dict[str, Any], record: dict[str, Any]) -> None:
-    others = [row for row in sidecar.get("sent", ()) if row["reference"] != record["reference"]]
-    files.write_atomically(sidecar_path, files.to_json({**sidecar, "sent": [*others, record]}))
+def _write_record(sidecar_path: Path, record: dict[str, Any]) -> None:
+    with files.hold_folder(sidecar_path.parent):
+        sidecar = files.read_json(sidecar_path) if sidecar_path.exists() else {}
+        others = [row for row in sidecar.get("sent", ()) if row["reference"] != record["reference"]]
+        files.write_atomically(sidecar_path, files.to_json({**sidecar, "sent": [*others, record]}))
 
 
 def _wait(

@@ -49,7 +49,7 @@ def record_score(
         rows=rows,
         time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
-    with run.write_lock():
+    with run.write_lock(runs.RECORD_SECONDS):
         scores = run.metrics()
         before = [row for row in scores.leaderboard_scores if not reference or row.reference != reference]
         updates = {"public_score": public, "private_score": private, "leaderboard_scores": [*before, record]}
@@ -114,5 +114,7 @@ def record_manual_score(
         reference=reference,
         rows=max(1, round(public_share * rows)),
     )
-    files.write_atomically(sidecar_path, files.to_json({**sidecar, "scores": record.model_dump()}))
+    with files.hold_folder(sidecar_path.parent):
+        sidecar = files.read_json(sidecar_path)  # another score may have been recorded since
+        files.write_atomically(sidecar_path, files.to_json({**sidecar, "scores": record.model_dump()}))
     return record

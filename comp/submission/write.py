@@ -4,8 +4,10 @@ The CSV holds an id and an answer (`comp.submission.answers`) for each image of 
 atomically, and existing files are replaced only with `force`.
 """
 
+import contextlib
 import glob
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,43 @@ from comp.submission.answers import ANSWERS, quote_cell
 from comp.submission.derive_format import derive_format
 from comp.submission.format import Competition, SubmissionFormat
 
+FOLDER = Path("submissions")
 _CHUNK_ROWS = 100_000  # rows whose probabilities are in memory at the same time
 
 
 def free_path(folder: Path, stem: str) -> Path:
     """Return the first of `folder/stem.csv`, `stem-2.csv`, `stem-3.csv` ... with neither a CSV nor a sidecar."""
-    number = 1
-    while True:
-        path = folder / (f"{stem}.csv" if number == 1 else f"{stem}-{number}.csv")
-        if not path.exists() and not sidecar_path(path).exists():
-            return path
-        number += 1
+    return next(path for path in _numbered(folder, stem) if not _existing(path))
+
+
+def _numbered(folder: Path, stem: str) -> Iterator[Path]:
+    yield folder / f"{stem}.csv"
+    for number in itertools.count(2):
+        yield folder / f"{stem}-{number}.csv"
+
+
+def _existing(path: Path) -> list[Path]:
+    """Return which of a submission's CSV and sidecar exist."""
+    return [file for file in (path, sidecar_path(path)) if file.exists()]
+
+
+def finish_interrupted(path: Path) -> None:
+    """Give a submission its CSV if a killed process had renamed the sidecar only.
+
+    The CSV lies beside it under its temporary name, with the SHA-256 that the sidecar records.
+    """
+    with files.hold_folder(path.parent):
+        _finish_interrupted(path)
+
+
+def _finish_interrupted(path: Path) -> None:
+    with contextlib.suppress(RunError, OSError):
+        if staged := files.staged_for(path):
+            expected = files.read_json(sidecar_path(path)).get("sha256")
+            for temporary in staged:
+                if files.sha256_file(temporary) == expected:
+                    temporary.replace(path)
+                    return
 
 
 def check_output_path(path: Path, *, force: bool) -> None:
@@ -47,35 +75,39 @@ def check_output_path(path: Path, *, force: bool) -> None:
     for file in (path, sidecar_path(path)):
         if file.is_dir():
             raise SubmissionError(f"{file}: is a folder; choose another name with -o")
-    existing = next((file for file in (path, sidecar_path(path)) if file.exists()), None)
+    finish_interrupted(path)
+    existing = _existing(path)
     if existing and not force:
-        what = "already exists" if existing == path else f"already exists, without {path.name} that it describes"
-        raise SubmissionError(f"{existing}: {what}; choose another name with -o or replace it with --force")
+        what = "already exists" if path in existing else f"already exists, without {path.name} that it describes"
+        raise SubmissionError(f"{existing[0]}: {what}; choose another name with -o or replace it with --force")
     if reason := files.find_write_problem(path.parent):
         raise SubmissionError(f"{path}: {reason}; choose another folder with -o")
 
 
-def has_submission(run: Run, folder: Path = Path("submissions")) -> bool:
-    """Return whether a complete run's submission still exists, unchanged: the CSV that it records, or one in `folder`.
+def has_submission(run: Run, output: Path | None = None) -> bool:
+    """Return whether a complete run's submission still exists, unchanged, at `output` if that is given.
 
-    That one is recorded then: a kill came between writing and recording it, or a later one was removed.
+    One that the run does not record is recorded then: a kill came between writing and recording it, or a later one was
+    removed.
     """
     metrics, options = run.metrics(), run.config().predict
-    if _read_intact(run, Path(metrics.submission)):
+    recorded = Path(metrics.submission)
+    if is_submission_of(run, recorded) and (output is None or output.resolve() == recorded.resolve()):
         return True
-    for path in sorted(folder.glob(f"{glob.escape(metrics.competition)}*.csv")):
-        sidecar = _read_intact(run, path)
-        made_by = sidecar.get("made_by", {})
+    traced = FOLDER.glob(f"{glob.escape(metrics.competition)}*.json")
+    for path in [output] if output else sorted(file.with_suffix(".csv") for file in traced):
+        finish_interrupted(path)
+        made_by = _read_intact(run, path).get("made_by", {})
         stored = run.predictions_path(f"suite{prediction_files.variant_suffix(made_by)}")
         if made_by and _has_options(made_by, options) and prediction_files.read_made_by(stored) == made_by:
-            _record(run, path, transductive=bool(sidecar.get("transductive")))
+            _record(run, path)
             return True
     return False
 
 
-def has_intact_submission(run: Run, path: Path | None = None) -> bool:
-    """Return whether a submission of a complete run exists unchanged: the one that it records, or the one at a path."""
-    return bool(_read_intact(run, path or Path(run.metrics().submission)))
+def is_submission_of(run: Run, path: Path) -> bool:
+    """Return whether a CSV is one that a run wrote, unchanged, as its sidecar says."""
+    return bool(_read_intact(run, path))
 
 
 def _read_intact(run: Run, path: Path) -> dict[str, Any]:
@@ -95,8 +127,10 @@ def _has_options(made_by: Mapping[str, Any], options: PredictConfig) -> bool:
     return same_share and all(made_by.get(name, getattr(options, name)) == getattr(options, name) for name in names)
 
 
-def _record(run: Run, path: Path, *, transductive: bool) -> None:
-    with run.write_lock():
+def _record(run: Run, path: Path) -> None:
+    """Record a submission in its run."""
+    transductive = bool(files.read_json(sidecar_path(path)).get("transductive"))
+    with run.write_lock(runs.RECORD_SECONDS):
         updates = {"submission": str(path), "transductive": transductive}
         run.write_metrics(run.metrics().model_copy(update=updates))
 
@@ -122,19 +156,19 @@ def write_run_submission(
     run: Run,
     predictions: Predictions,
     competition: Competition,
-    path: Path,
+    path: Path | None,
     *,
     training_counts: Sequence[int],
     trace: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Path:
-    """Write a run's predictions as a submission, check the CSV on disk and record it in the run.
+    """Write a run's predictions as a submission, check the CSV on disk and record it in the run; return its path.
 
     Args:
         run: the complete run that made the predictions.
         predictions: for all images that the competition asks for.
         competition: defines the format.
-        path: the CSV.
+        path: the CSV; None: the first free one among `submissions/COMPETITION.csv`, `-2`, `-3` ...
         training_counts: training images per class, for later checks of the class distribution; empty: unknown.
         trace: more values for the sidecar, beside run, config, `made_by`, weights, seed, code and machine.
         force: replace existing files; what is left of the run's own submission at this path is replaced anyway.
@@ -157,46 +191,64 @@ def write_run_submission(
         **(trace or {}),
         **runs.describe_machine(),
     }
-    write_submission(path, predictions, form, sidecar, force=force or is_leftover(run, path))
+    force = force or (path is not None and is_leftover(run, path))
+    path = write_submission(path, predictions, form, sidecar, force=force, stem=run.config().competition.name)
     problems = check_format.check_file(path, form)
     assert not problems, problems
-    _record(run, path, transductive=transductive)
+    _record(run, path)
     return path
 
 
 def write_submission(
-    path: Path, predictions: Predictions, form: SubmissionFormat, sidecar: Mapping[str, Any], *, force: bool = False
-) -> None:
-    """Write a CSV and its sidecar.
+    path: Path | None,
+    predictions: Predictions,
+    form: SubmissionFormat,
+    sidecar: Mapping[str, Any],
+    *,
+    force: bool = False,
+    stem: str = "submission",
+) -> Path:
+    """Write a CSV and its sidecar; return the CSV's path.
 
     Args:
-        path: ends in .csv; missing folders are created.
+        path: ends in .csv, missing folders are created; None: the first free one among `submissions/STEM.csv`, `-2` ...
         predictions: for the whole suite, in its order.
         form: the competition's format.
         sidecar: how the predictions were made; the format and the CSV's sha256 are added.
         force: replace existing files.
+        stem: of a free name.
 
     Raises:
         SubmissionError: not a .csv name, a file exists, or the ids differ from the format's.
         RunError: the disk is full or not writable; existing files are kept.
     """
-    check_output_path(path, force=force)
+    shown = path or FOLDER / f"{stem}.csv"
+    if path is not None:
+        check_output_path(path, force=force)
     if not np.array_equal(predictions.ids, form.ids()):
         raise SubmissionError(
-            f"{path}: the ids of the predictions differ from those of the suite; predict again: comp predict RUN"
+            f"{shown}: the ids of the predictions differ from those of the suite; predict again: comp predict RUN"
         )
-    files.make_folder(path.parent)
+    content = _to_csv(predictions, form)
+    traced = {**sidecar, "rows": len(predictions), "sha256": files.sha256_bytes(content), "format": form.to_json()}
+    files.make_folder(shown.parent)
+    with files.hold_folder(shown.parent):  # two processes never mix their CSV and sidecar, or take one free name
+        path = path or free_path(FOLDER, stem)
+        # The sidecar comes first: a kill in between leaves it with the CSV's temporary file (`finish_interrupted`).
+        contents = {sidecar_path(path): files.to_json(traced), path: content}
+        _finish_interrupted(path)
+        try:
+            files.write_files_atomically(contents, replace=force)
+        except FileExistsError:
+            raise SubmissionError(f"{path}: another process has just written it; choose another name with -o") from None
+    return path
+
+
+def _to_csv(predictions: Predictions, form: SubmissionFormat) -> bytes:
     lines = [",".join(map(quote_cell, form.header)) + "\n"]
     write_cells = ANSWERS[form.answer].write
     for start in range(0, len(predictions), _CHUNK_ROWS):
         rows = predictions.take(slice(start, start + _CHUNK_ROWS))
         ids = [quote_cell(key) for key in rows.ids.tolist()]
         lines += [",".join(cells) + "\n" for cells in zip(ids, *write_cells(rows, form), strict=True)]
-    content = "".join(lines).encode()
-    # The sidecar is written first: a kill in between leaves a sidecar without its CSV, never a CSV without its sidecar.
-    traced = {**sidecar, "rows": len(predictions), "sha256": files.sha256_bytes(content), "format": form.to_json()}
-    try:
-        files.write_files_atomically({sidecar_path(path): files.to_json(traced), path: content}, replace=force)
-    except FileExistsError:
-        existing = next((file for file in (sidecar_path(path), path) if file.exists()), path)
-        raise SubmissionError(f"{existing}: another process has just written it; choose another name with -o") from None
+    return "".join(lines).encode()

@@ -135,12 +135,13 @@ def _next_push(root: Path, project: str) -> tuple[str, int]:
     """Return the W&B id of a project's leaderboard and the number of this push, and record both."""
     path = root / "wandb" / "leaderboards.json"
     remove = "remove it, and the next push begins another leaderboard in W&B"
-    boards = files.read_json(path, remove) if path.is_file() else {}
-    records.check(boards, path, {project: ("an object with a text id and a number", _is_board)}, remove)
-    board = boards.get(project, {"id": secrets.token_hex(4), "number": 0})
-    board = {"id": board["id"], "number": board["number"] + 1}
     files.make_folder(path.parent)
-    files.write_atomically(path, files.to_json({**boards, project: board}))
+    with files.hold_folder(path.parent):
+        boards = files.read_json(path, remove) if path.is_file() else {}
+        records.check(boards, path, {project: ("an object with a text id and a number", _is_board)}, remove)
+        board = boards.get(project, {"id": secrets.token_hex(4), "number": 0})
+        board = {"id": board["id"], "number": board["number"] + 1}
+        files.write_atomically(path, files.to_json({**boards, project: board}))
     return board["id"], board["number"]
 
 

@@ -239,14 +239,10 @@ def check_output(config: Config, output: Path | None, *, force: bool) -> None:
         SubmissionError: the name is taken or cannot be written.
     """
     if config.competition.suite.source != "none":
-        write.check_output_path(output or default_submission(config), force=force)
+        path = output or write.free_path(write.FOLDER, config.competition.name)
+        write.check_output_path(path, force=force or output is None)
     elif output is not None:
         raise ConfigError(f"-o {output}: competition.suite.source is none, so nothing is submitted; leave it out")
-
-
-def default_submission(config: Config, folder: Path = Path("submissions")) -> Path:
-    """Return the first free path among `submissions/COMPETITION.csv`, `-2`, `-3` ..."""
-    return write.free_path(folder, config.competition.name)
 
 
 def check_data(config: Config, dataset: Dataset, *, whole: bool = True) -> None:

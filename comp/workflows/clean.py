@@ -32,6 +32,7 @@ _UNBEGUN = {
     "config.yaml", "provenance.json", "split.npz", "execution.json", "plans.json", FIXES, "teacher.npz", "pseudo.npz",
     "plugins", ".lock", "wandb",
 }  # fmt: skip
+_COMBINED = {"predictions", "best.safetensors"}  # what an ensemble has before it is complete
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _clean_run(run: Run, done: Cleaned, *, unbegun_too: bool, dry_run: bool) -> 
             if not os.access(run.path, os.W_OK):
                 raise RunError(f"{run.path}: is not writable")
             locks = not dry_run or (run.path / ".lock").exists()  # a dry run creates no lock
-            with run.write_lock() if locks else contextlib.nullcontext():
+            with run.write_lock(0) if locks else contextlib.nullcontext():
                 # Checked again: the run may have started since.
                 items = [item for item in items if item.what != UNBEGUN or _is_unbegun(run)]
                 _remove(items, done, dry_run=dry_run)
@@ -167,16 +168,20 @@ def _find_removable(run: Run, done: Cleaned, *, unbegun_too: bool) -> list[Item]
 def _is_written(run: Run) -> bool:
     """Return whether a process is training it now."""
     try:
-        with run.write_lock() if (run.path / ".lock").exists() else contextlib.nullcontext():
+        with run.write_lock(0) if (run.path / ".lock").exists() else contextlib.nullcontext():
             return False
     except RunError:
         return True
 
 
 def _is_unbegun(run: Run) -> bool:
-    """Return whether a run has only its initial files, and no file of anyone else."""
+    """Return whether a run has only its initial files, and no file of anyone else.
+
+    An ensemble that a kill left without scores counts too: it cannot be resumed, and can be made again.
+    """
+    names = _UNBEGUN | _COMBINED if "members" in run.provenance() else _UNBEGUN
     for path in run.path.iterdir():
-        if path.is_symlink() or not (path.name in _UNBEGUN or _TEMPORARY_NAME.fullmatch(path.name)):
+        if path.is_symlink() or not (path.name in names or _TEMPORARY_NAME.fullmatch(path.name)):
             return False
     return _last_change(run.path) < time.time() - SETTLED_SECONDS
 

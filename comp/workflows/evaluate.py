@@ -8,7 +8,7 @@ import numpy as np
 from comp.data.fixes import FixList, fix_predictions, fixes_of
 from comp.data.splits import Split
 from comp.inference.options import predict_options
-from comp.results import diagnostics, metrics, plots, prediction_files
+from comp.results import diagnostics, metrics, plots, prediction_files, runs
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, RunError
@@ -108,7 +108,7 @@ def _diagnose_stored(
         values["val"]["fixed"] = fixed
     if baseline is not None:
         values["mean_corruption_error"] = _corruption_error(values, baseline)
-    with run.write_lock():
+    with run.write_lock(runs.RECORD_SECONDS):
         run.write_json(diagnostics.FILE, values)
         for name, predicted in labelled.items():
             _draw(run, name, predicted, values[name], splits.get(name.partition("+")[0]))

@@ -188,10 +188,11 @@ def write_config(draft: Draft, path: Path, *, force: bool = False) -> None:
     """
     if path.is_dir():
         raise ConfigError(f"{path}: expected a file's name, found a folder; for example -o {path / 'comp.yaml'}")
-    if path.exists() and not force:
-        raise ConfigError(f"{path}: exists; choose another file with -o, or replace it with --force")
     files.make_folder(path.parent)
-    files.write_atomically(path, draft.text.encode())
+    try:
+        files.write_atomically(path, draft.text.encode(), replace=force)
+    except FileExistsError:
+        raise ConfigError(f"{path}: exists; choose another file with -o, or replace it with --force") from None
 
 
 def _read_budget(text: str) -> float:

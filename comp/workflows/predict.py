@@ -19,6 +19,7 @@ from comp.results import decisions, files, metrics, prediction_files
 from comp.results.blocks import DISTORTIONS
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import AccuracyEstimate, RunMetrics, SplitScores
+from comp.results.runs import RECORD_SECONDS
 from comp.runtime import gpu
 from comp.runtime.errors import ConfigError, RunError, UserError, unknown
 from comp.runtime.progress import Progress, quiet
@@ -79,13 +80,13 @@ def predict_split(
             progress=progress,
         )
         predicted = _decide(loaded, predicted, name)
-        prediction_files.save(path, predicted)
-        if parts:
-            delete_partial_blocks(parts)
         scores = scores_of(predicted, loaded.competition.metric)
         if scores is not None:
             transductive = bool(predicted.made_by.get("transductive"))
             _record_scores(loaded, scores, name, suffix, transductive=transductive)
+        prediction_files.save(path, predicted)  # after the score: stored predictions are not scored again
+        if parts:
+            delete_partial_blocks(parts)
     return predicted
 
 
@@ -298,10 +299,10 @@ def estimate_accuracy(
     if calibration is None:
         return None
     estimate = AccuracyEstimate(**accuracy_estimate.estimate_accuracy(predicted, calibration).to_json())
-    recorded = loaded.run.metrics()
-    if options.adapt != "none" and name in recorded.expected:
-        estimate = estimate.model_copy(update={"before": recorded.expected[name].accuracy})
-    with loaded.run.write_lock():
+    with loaded.run.write_lock(RECORD_SECONDS):
+        recorded = loaded.run.metrics()
+        if options.adapt != "none" and name in recorded.expected:
+            estimate = estimate.model_copy(update={"before": recorded.expected[name].accuracy})
         expected = {**recorded.expected, name + options.suffix: estimate}
         loaded.run.write_metrics(recorded.model_copy(update={"expected": expected}))
     return estimate

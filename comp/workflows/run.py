@@ -12,7 +12,6 @@ from comp.tracking.tracker import open_tracker
 from comp.training.distributed import SINGLE_PROCESS, SingleProcess
 from comp.training.loop import OnEpoch
 from comp.workflows.build import prepare
-from comp.workflows.checks import default_submission
 from comp.workflows.load import load_run, open_run_data
 from comp.workflows.predict import estimate_accuracy, predict_split, score_test
 from comp.workflows.train import resume, train
@@ -81,5 +80,5 @@ def finish(run: Run, *, dataset: Dataset, output: Path | None, force: bool, prog
         return
     predicted = predict_split(loaded, "suite", progress)
     estimate_accuracy(loaded, predicted, "suite", progress)
-    path = output or lost_submission(run) or default_submission(loaded.config)
-    write_run_submission(run, predicted, loaded.competition, path, training_counts=loaded.answer_counts, force=force)
+    path, counts = output or lost_submission(run), loaded.answer_counts
+    write_run_submission(run, predicted, loaded.competition, path, training_counts=counts, force=force)

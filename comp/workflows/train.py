@@ -136,6 +136,11 @@ def resume(
         if tracker:
             tracker.start(run)  # test and suite scores may follow
         return run
+    if "members" in run.provenance():
+        raise RunError(
+            f"{run.path}: an ensemble that was stopped before it was complete, which has nothing to resume; remove the "
+            "folder, and repeat the command that made it"
+        )
     state = run.path / "state.pt"
     if not state.exists() and (run.path / "final.safetensors").exists():
         raise RunError(

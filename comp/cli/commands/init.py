@@ -1,5 +1,6 @@
 """`comp init`."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -96,7 +97,8 @@ def _copy_example(name: str, folder: Path, *, force: bool, as_json: bool) -> Non
         raise ConfigError(f"{different[0]}: exists; choose another folder with -o, or replace it with --force")
     for path, content in contents.items():
         files.make_folder(path.parent)
-        files.write_atomically(path, content)
+        with contextlib.suppress(FileExistsError):  # with the same text
+            files.write_atomically(path, content, replace=force)
     written = [str(path) for path in contents]
     named = folder / f"{name.removesuffix('.yaml')}.yaml"
     own = [path for path in written if Path(path).is_relative_to(folder / name)] or written

@@ -93,7 +93,6 @@ def predict(
     overrides = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
     written: dict[str, Any] = {}
     for run in runs:
-        table = None
         if images:
             table = output or tables.next_free_path(run.config().competition.name)
             tables.check_writable(table, force=force)
@@ -101,8 +100,8 @@ def predict(
             loaded, predicted = _predict_one(run, source, overrides, decide or "", device or "", severities, progress)
             if loaded and loaded.note and not as_json:
                 console.print_note(loaded.note)
-            if table is not None:
-                written[str(run.path)] = _write_table(table, predicted, as_json)
+            if images:
+                written[str(run.path)] = _write_table(output, predicted, as_json, force=force)
                 continue
             assert loaded is not None  # an ensemble predicts images alone, into a table
             estimate: AccuracyEstimate | None = None
@@ -126,14 +125,14 @@ def _check_output(runs: "list[Run]", output: Path | None, *, submits: bool, is_t
     """
     from comp.runtime.errors import SubmissionError
     from comp.submission import write
-    from comp.workflows.checks import default_submission
 
     if output and (len(runs) > 1 or not submits):
         raise SubmissionError(
             "-o names one file, but there are several runs, or a split that is not submitted; leave -o out"
         )
     for run in runs if submits and not is_table else ():
-        write.check_output_path(output or default_submission(run.config()), force=force)
+        path = output or write.free_path(write.FOLDER, run.config().competition.name)
+        write.check_output_path(path, force=force or output is None)
 
 
 def _predict_one(
@@ -164,22 +163,21 @@ def _write_submission(
 ) -> "tuple[AccuracyEstimate | None, str]":
     """Write the submission of a suite; return its estimated accuracy and the CSV's path."""
     from comp.submission.write import write_run_submission
-    from comp.workflows.checks import default_submission
     from comp.workflows.predict import estimate_accuracy
 
     rows, counts = predicted.predictions, loaded.answer_counts
     estimate = estimate_accuracy(loaded, rows, predicted.name, progress)
-    path = output or default_submission(loaded.config)
-    write_run_submission(loaded.run, rows, predicted.competition, path, training_counts=counts, force=force)
+    path = write_run_submission(loaded.run, rows, predicted.competition, output, training_counts=counts, force=force)
     return estimate, str(path)
 
 
-def _write_table(path: Path, predicted: "PredictResult", as_json: bool) -> dict[str, Any]:
+def _write_table(output: Path | None, predicted: "PredictResult", as_json: bool, *, force: bool) -> dict[str, Any]:
     """Write and print the table of predicted images; return its paths and rows."""
     from comp.cli import console
     from comp.inference import tables
 
-    tables.write_csv(path, predicted.predictions)
+    rows_of, name = predicted.predictions, predicted.competition.name
+    path = tables.write_csv(output, rows_of, competition=name, force=force)
     header, rows = tables.build_table(predicted.predictions)
     if not as_json:
         for note in predicted.notes:

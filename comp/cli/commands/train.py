@@ -73,7 +73,7 @@ def run(
         existing=resume or like, rehearse=rehearse, predicts=bool(prediction_overrides), gpus=gpus, name=name
     )
     # Before torch is loaded: there may be nothing to do.
-    if resume and output is None and _is_finished(resume, data_overrides, as_json):
+    if resume and _is_finished(resume, data_overrides, as_json, output=output):
         return
     with importing():
         from comp import config as configs
@@ -364,7 +364,9 @@ def _check_sources(
             raise ConfigError(f"--resume continues in {named['--resume']}; leave {option} out")
 
 
-def _is_finished(resume: Path, data_overrides: list[str], as_json: bool, *, trained_only: bool = False) -> bool:
+def _is_finished(
+    resume: Path, data_overrides: list[str], as_json: bool, *, output: Path | None = None, trained_only: bool = False
+) -> bool:
     """Print the result of a run with nothing left to do; return whether it is one. Loads neither torch nor data.
 
     With `trained_only`, test scores and the submission may be missing.
@@ -379,7 +381,7 @@ def _is_finished(resume: Path, data_overrides: list[str], as_json: bool, *, trai
     if not trained_only:
         submits = run.config().competition.suite.source != "none"
         tested = not run.provenance("images")["images"]["test"] or run.metrics().split_scores("test") is not None
-        if not (write.has_submission(run) if submits else tested):
+        if not (write.has_submission(run, output) if submits else tested and output is None):
             return False
     if os.environ.get("RANK", "0") == "0":  # torchrun's main process prints
         console.print_note(f"{run.path}: complete, nothing is left to do; another CSV: comp predict {run.path}")

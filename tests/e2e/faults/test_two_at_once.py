@@ -1,0 +1,255 @@
+"""Two or more commands at once: nothing is lost or half-read, and each ends with exit 0, or 2 and one message.
+
+Commands are forked from this process. Each round draws from its seed how much later the others begin. 200 rounds in all
+run with `-m slow`; each kind's first round runs always.
+"""
+
+import hashlib
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import forked
+from comp import config as configs
+from comp.results import runs
+from comp.runtime.errors import Interrupted
+from comp.submission.write import is_submission_of, sidecar_path
+from comp.workflows import train
+from tests.support.commands import Result, interrupt_at
+from tests.support.configs import QUICK, tuned, write_config
+from tests.support.faults import assert_clean, assert_unchanged, snapshot
+from tests.support.runs import assert_same_weights, history_without_clock
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+ROUNDS = 18  # of each kind, in the slow tests
+LATER_SECONDS = 0.4  # by which the second command begins later, at most
+
+
+class Round:
+    """One round: its folder, its draws, and the commands that it runs at once."""
+
+    def __init__(self, folder: Path, kind: str, number: int) -> None:
+        self.folder, self.draws, self.number = folder, random.Random(f"{kind}-{number}"), number
+
+    def at_once(self, *commands: tuple[object, ...], later: float = LATER_SECONDS) -> list[Result]:
+        """Start commands in a random order within a short time; return how each ended, all of them cleanly."""
+        order = list(range(len(commands)))
+        self.draws.shuffle(order)
+        begun = {}
+        for position, index in enumerate(order):
+            if position:
+                time.sleep(self.draws.uniform(0, later))
+            begun[index] = forked.start(commands[index], self.folder, self.folder / f".log{index}")
+        results = []
+        for index in range(len(commands)):
+            done = begun[index].wait()
+            results.append(Result(done.code or 0, done.out, done.err))
+            assert_clean(results[-1])
+        return results
+
+
+def whole(path: Path) -> str:
+    """Return the run that a submission's sidecar names; assert that it has the CSV's hash."""
+    sidecar = json.loads(sidecar_path(path).read_text())
+    assert sidecar["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    return str(sidecar["run"])
+
+
+def trained(folder: Path) -> tuple[runs.Run, runs.Run]:
+    """Return the first two of the three runs."""
+    first, second, _ = sorted(runs.list_runs(folder / "runs"), key=lambda run: run.name.split("seed")[-1])
+    return first, second
+
+
+def names(folder: Path) -> tuple[str, str]:
+    """Return the first two runs' folders as a user types them."""
+    first, second = trained(folder)
+    return str(first.path.relative_to(folder)), str(second.path.relative_to(folder))
+
+
+def one_csv(play: Round) -> None:
+    """Two runs write one CSV: the first one has it, whole, and the other is refused."""
+    first, second = names(play.folder)
+    results = play.at_once(("predict", first, "-o", "out.csv"), ("predict", second, "-o", "out.csv"))
+    assert sorted(result.code for result in results) == [0, 2]
+    winner = trained(play.folder)[[result.code for result in results].index(0)]
+    assert whole(play.folder / "out.csv") == winner.name
+    assert "out.csv" in next(result.err for result in results if result.code)
+
+
+def one_csv_by_force(play: Round) -> None:
+    """Two runs replace one CSV: it is one of theirs, with its own sidecar."""
+    first, second = names(play.folder)
+    commands = [("predict", run, "-o", "out.csv", "--force") for run in (first, second)]
+    assert [result.code for result in play.at_once(*commands)] == [0, 0]
+    assert whole(play.folder / "out.csv") in {run.name for run in trained(play.folder)}
+
+
+def free_names(play: Round) -> None:
+    """Two submissions without a name get two names, and each run knows its own."""
+    assert [result.code for result in play.at_once(*(("predict", name) for name in names(play.folder)))] == [0, 0]
+    submitted = [Path(run.metrics().submission) for run in trained(play.folder)]
+    assert sorted(path.name for path in submitted) == ["small-2.csv", "small.csv"]
+    for run, path in zip(trained(play.folder), submitted, strict=True):
+        assert whole(play.folder / path) == run.name
+
+
+def free_tables(play: Round) -> None:
+    """Two tables of predicted images get two names."""
+    np.save(play.folder / "more.npy", np.zeros((4, 32, 32, 3), np.uint8))
+    results = play.at_once(*(("predict", name, "--images", "more.npy", "--json") for name in names(play.folder)))
+    assert [result.code for result in results] == [0, 0]
+    tables = {next(iter(json.loads(result.out).values()))["csv"] for result in results}
+    assert tables == {"predictions/small.csv", "predictions/small-2.csv"}
+
+
+def one_run(play: Round) -> None:
+    """Two predictions of one run, its report and `comp clean`: what was there stays, and scores are whole."""
+    first, _ = names(play.folder)
+    run, _ = trained(play.folder)
+    before = snapshot(
+        play.folder, without=(".lock", ".tmp", ".out", ".err", ".count", "metrics.json", "evaluation.json")
+    )
+    results = play.at_once(
+        ("predict", first, "--views", "flip", "-o", "a.csv"),
+        ("predict", first, "--split", "test"),
+        ("report", first, "-o", "page.html"),
+        ("clean", "runs"),
+    )
+    assert any(result.code == 0 for result in results[:2])
+    assert results[3].code == 0
+    ran = {name for name in before if "/plots/" not in name}
+    assert_unchanged({name: before[name] for name in ran}, play.folder)
+    for result in results:
+        assert result.code == 0 or "another process is writing this run" in result.err
+    if results[0].code == 0:
+        assert is_submission_of(play.folder / "a.csv", run)
+        assert run.metrics().submission == "a.csv"
+
+
+def init_into_one_file(play: Round) -> None:
+    """Two configs for one file: one is written, the other refused."""
+    commands = [("init", play.folder / "data", "-o", "comp.yaml", "--preset", preset) for preset in ("fast", "best")]
+    results = play.at_once(*commands, later=0.1)
+    assert sorted(result.code for result in results) == [0, 2]
+    assert "comp.yaml: exists" in next(result.err for result in results if result.code)
+    winner = ("fast", "best")[[result.code for result in results].index(0)]
+    assert f"--preset {winner}" in (play.folder / "comp.yaml").read_text() or winner == "good"
+    configs.load(play.folder / "comp.yaml")
+
+
+def leaderboards(play: Round) -> None:
+    """Four leaderboards while two runs are predicted: each lists the three runs with whole scores."""
+    first, second = names(play.folder)
+    results = play.at_once(
+        ("predict", first, "--views", "flip"),
+        ("predict", second, "--views", "flip"),
+        *[("leaderboard", "--json")] * 4,
+        later=0.15,
+    )
+    assert [result.code for result in results] == [0] * 6
+    for result in results[2:]:
+        assert len(json.loads(result.out)) == 3
+        assert not result.err
+
+
+def resume_twice(play: Round) -> None:
+    """Two resumes of one run: it ends with the bits of an undisturbed one, and with one submission."""
+    settings = [*QUICK, "train.epochs=2", "train.checkpoint_seconds=0"]
+    config = configs.load(play.folder / "small.yaml", settings)
+    undisturbed = train.train(config, runs_root=play.folder / "whole")
+    with pytest.raises(Interrupted):
+        train.train(config, runs_root=play.folder / "new", progress=interrupt_at(5))
+    (run,) = runs.list_runs(play.folder / "new")
+    resume = ("run", "--resume", str(run.path.relative_to(play.folder)))
+    results = play.at_once(resume, resume)
+    assert 0 in {result.code for result in results}
+    for result in results:
+        assert result.code == 0 or "another process is writing this run" in result.err
+    assert_same_weights(undisturbed, run)
+    assert history_without_clock(undisturbed) == history_without_clock(run)
+    written = sorted(path.name for path in (play.folder / "submissions").glob("*.csv"))
+    assert run.metrics().submission == "submissions/small.csv"
+    assert written == ["small.csv"]
+    assert whole(play.folder / "submissions/small.csv") == run.name
+
+
+def two_cross_validations(play: Round) -> None:
+    """Two `comp cv` of one config train each fold once."""
+    command = ("cv", "small.yaml", *QUICK, "data.folds=2", "--runs", "new")
+    results = play.at_once(command, command)
+    assert 0 in {result.code for result in results}
+    for result in results:
+        assert result.code == 0 or "another comp cv trains these folds" in result.err
+    made = runs.list_runs(play.folder / "new")
+    assert sorted(run.path.name.split("-", 2)[2] for run in made) == ["fold0", "fold1", "mean-ensemble"]
+    assert all(run.is_complete() for run in made)
+
+
+def two_studies(play: Round) -> None:
+    """Two `comp tune` of one study, and `comp clean` beside them: its trials are trained once, and all end."""
+    values = tuned({"optim.lr": {"choice": [0.001, 0.003, 0.01]}}, sampler="grid", trials=3)
+    values["train"] = {**values["train"], "epochs": 1}
+    values["data"]["root"] = str(play.folder / "data")
+    write_config(play.folder / "tune.yaml", values)
+    command = ("tune", "tune.yaml", "--study", "search", "--runs", "new")
+    one, two, cleaned = play.at_once(command, command, ("clean", "new"))
+    assert (one.code, two.code) == (0, 0), one.err + two.err
+    assert cleaned.code == 0 or "new: no such folder" in cleaned.err or "not a folder of runs" in cleaned.err
+    made = runs.list_runs(play.folder / "new")
+    assert len(made) == 3
+    assert len({run.config().optim.lr for run in made}) == 3
+    assert all(run.is_complete() for run in made)
+
+
+KINDS: dict[str, Callable[[Round], None]] = {
+    "two runs, one CSV": one_csv,
+    "two runs replace one CSV": one_csv_by_force,
+    "two submissions without a name": free_names,
+    "two tables without a name": free_tables,
+    "predictions, report and clean of one run": one_run,
+    "two configs for one file": init_into_one_file,
+    "four leaderboards": leaderboards,
+    "two resumes of one run": resume_twice,
+    "two cross-validations": two_cross_validations,
+    "two studies and clean": two_studies,
+}
+QUICK_KINDS = ("two runs replace one CSV", "two submissions without a name")
+
+
+@pytest.fixture(scope="session")
+def imported() -> None:
+    """Import all that commands need, once."""
+    forked.prepare()
+
+
+def play(kind: str, number: int, three_trained: Path, folder: Path) -> None:
+    folder.mkdir()
+    shutil.copytree(three_trained / "runs", folder / "runs")
+    for name in ("small.yaml", "data"):
+        (folder / name).symlink_to(three_trained / name)
+    KINDS[kind](Round(folder, kind, number))
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(kind, marks=() if kind in QUICK_KINDS else pytest.mark.slow) for kind in KINDS)]
+)
+def test_commands_at_once_lose_nothing(kind: str, imported: None, three_trained: Path, tmp_path: Path) -> None:
+    play(kind, 0, three_trained, tmp_path / "round")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_rounds_of_commands_at_once_lose_nothing(
+    kind: str, imported: None, three_trained: Path, tmp_path: Path
+) -> None:
+    for number in range(1, ROUNDS):
+        play(kind, number, three_trained, tmp_path / str(number))

@@ -16,7 +16,7 @@ from comp import config as configs
 from comp.config import Config
 from comp.data.dataset import open_dataset
 from comp.inference.predict import predict
-from comp.results import files, leaderboard, runs
+from comp.results import array_files, files, leaderboard, runs
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, Interrupted, RunError
 from comp.runtime.progress import quiet
@@ -54,8 +54,8 @@ def lessons_of_two() -> Config:
 
 def rewrite_split(run: Run, seen: np.ndarray) -> None:
     """Record that a run was trained on more images."""
-    with files.open_arrays(run.path / "split.npz") as archive:
-        arrays = {name: archive[name] for name in archive.files}
+    with array_files.open_arrays(run.path / "split.npz") as archive:
+        arrays = {name: archive[name] for name in archive}
     train_ids = np.concatenate([arrays["train"], seen])
     files.write_arrays(run.path / "split.npz", {**arrays, "train": train_ids})
     provenance = run.provenance()
@@ -123,7 +123,7 @@ def test_targets_are_the_mean_of_the_teachers_at_a_temperature(three_runs: Path)
     dataset = open_dataset(config)
     content = prepare_lessons(config, dataset, quiet).contents["teacher"]
     Path("teacher.npz").write_bytes(content)
-    with files.open_arrays(Path("teacher.npz")) as archive:
+    with array_files.open_arrays(Path("teacher.npz")) as archive:
         soft = archive["probabilities"]
     expected = np.zeros(soft.shape)
     for path in members():
@@ -141,7 +141,7 @@ def test_classes_are_matched_by_name(three_runs: Path) -> None:
     soft = {}
     for name, lessons in (("ordered", ordered), ("permuted", permuted)):
         Path(f"{name}.npz").write_bytes(lessons.contents["teacher"])
-        with files.open_arrays(Path(f"{name}.npz")) as archive:
+        with array_files.open_arrays(Path(f"{name}.npz")) as archive:
             rows = dict(zip(archive["ids"].tolist(), archive["probabilities"], strict=True))
         soft[name] = rows
     assert len(soft["ordered"]) == 240
@@ -237,7 +237,7 @@ def test_pseudo_labels_join_the_training_images_and_are_shown(taught: Run, comp:
     assert origin["joined"] == min(origin["confident"], 192 // 9)  # at most a tenth of all
     assert taught.provenance()["images"] == {"train": 192, "val": 48, "test": 40}
     assert taught.provenance()["teacher"]["images"] == 192 + origin["joined"]
-    with files.open_arrays(taught.path / "pseudo.npz") as archive:
+    with array_files.open_arrays(taught.path / "pseudo.npz") as archive:
         assert {name[:5] for name in archive["ids"].tolist()} == {"test_"}
     assert taught.metrics().pseudo_labels == origin["joined"]
     (row,) = leaderboard.read_rows(taught.path.parent)

@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 from optuna.samplers import BruteForceSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
 
 from comp.config import Config
 from comp.config.section import check_numbers
@@ -21,13 +22,26 @@ from comp.runtime.errors import ConfigError, unknown
 MAX_POINTS = 100_000  # of a space that is searched point by point
 _QUIET = {"warn_independent_sampling": False}
 
+
+class GridSampler(BruteForceSampler):
+    """Every point once. A trial that a kill stopped while it was proposed is no searched point.
+
+    Optuna takes it for one: its path ends early, and with it all points behind, so that the study would stop.
+    """
+
+    @staticmethod
+    def _populate_tree(tree: Any, trials: list[FrozenTrial], params: dict[str, Any]) -> None:
+        whole = [trial for trial in trials if trial.state != TrialState.FAIL or trial.user_attrs]
+        BruteForceSampler._populate_tree(tree, whole, params)
+
+
 # Name -> Optuna's class and its default arguments here.
 SAMPLERS: dict[str, tuple[type[Any], Mapping[str, Any]]] = {
     # Tree-structured Parzen estimators (Bergstra et al. 2011; multivariate: Falkner et al. 2018). With `group`, related
     # knobs are drawn together even where a `when` leaves some of them out.
     "tpe": (TPESampler, {"group": True, "multivariate": True}),
     "random": (RandomSampler, {}),
-    "grid": (BruteForceSampler, {}),  # Optuna's GridSampler cannot search the knobs of a `when`
+    "grid": (GridSampler, {}),  # Optuna's GridSampler cannot search the knobs of a `when`
     "gp": (GPSampler, _QUIET),  # Gaussian process, log expected improvement (Ament et al. 2023)
     "cmaes": (CmaEsSampler, _QUIET),  # covariance matrix adaptation (Hansen 2016); draws choices at random
     "qmc": (QMCSampler, {"scramble": True, **_QUIET}),  # scrambled Sobol sequence
@@ -50,7 +64,7 @@ def sampler(config: Config, number: int, *, untried: bool = False) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if untried:
-            return BruteForceSampler(seed=seed)
+            return GridSampler(seed=seed)
         kind, defaults = SAMPLERS[name]
         if kind is QMCSampler:
             seed = config.seed % 2**31  # all trials take points of one sequence

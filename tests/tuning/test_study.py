@@ -114,6 +114,15 @@ def test_a_grid_is_searched_point_by_point(here: Path) -> None:
         study(quick(NUMBERS, sampler="grid"), "other")
 
 
+def test_a_grid_is_searched_whole_after_a_worker_died_over_a_proposal(here: Path) -> None:
+    values = quick({"optim.clip": {"choice": ["none", "norm"]}}, trials=2, sampler="grid")
+    plan = create.plan(configs.from_mapping(values, "a.yaml"), "study", Path("runs"))
+    with create.OPENERS[plan.part](plan) as opened:
+        opened.optuna.ask()  # and dies before it has suggested a value: the trial stays without any
+    report = study(values)
+    assert sorted(row["optim.clip"] for row in report.trials if row["state"] == "done") == ["none", "norm"]
+
+
 def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_study_goes_on(here: Path) -> None:
     values = quick({"optim.lr": {"choice": [1e-2, 1e38, 1e-3]}}, trials=3, sampler="grid")  # not finite at once
     values["optim"] = {"name": "sgd"}

@@ -23,7 +23,7 @@ MAX_POINTS = 100_000  # of a space that is searched point by point
 _QUIET = {"warn_independent_sampling": False}
 
 
-class GridSampler(BruteForceSampler):
+class GridSampler(BruteForceSampler):  # type: ignore[misc]  # optuna is not typed
     """Every point once. A trial that a kill stopped while it was proposed is no searched point.
 
     Optuna takes it for one: its path ends early, and with it all points behind, so that the study would stop.

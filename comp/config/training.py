@@ -283,7 +283,7 @@ class TrainConfig(Section):
             if not _LIGHTEST <= number <= _HEAVIEST:
                 yield BrokenRule(
                     ("class_weights",),
-                    f"train.class_weights: {name}: expected a number above 0, from {_LIGHTEST:g} to {_HEAVIEST:g}, "
+                    f"train.class_weights: {name}: expected a number from {_LIGHTEST:g} to {_HEAVIEST:g}, "
                     f"found {shortened(repr(weight))}; write {{cat: 2.5}}",
                 )
         if self.min_delta and self.patience is None:

@@ -240,7 +240,8 @@ def parse_json(content: bytes) -> Any:
             raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")
     if "\\u" in text:
         text = json.dumps(values, ensure_ascii=False)
-        text.encode()  # raises UnicodeEncodeError, a ValueError
+        # Raises UnicodeEncodeError, a ValueError; bytes of a file name that are no text are let through (`to_json`).
+        text.encode(errors="surrogateescape")
         if r"\u0000" in text.replace(r"\\", ""):
             raise ValueError("text with a NUL character")
     return values

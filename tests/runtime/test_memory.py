@@ -118,5 +118,6 @@ def test_free_memory_is_within_the_limit_of_its_container(
 def test_memory_that_runs_out_anywhere_is_one_message(
     workplace: Path, comp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(np, "load", lambda *arguments, **options: raise_(MemoryError("Unable to allocate 3.2 GiB")))
+    no_memory = MemoryError("Unable to allocate 3.2 GiB")
+    monkeypatch.setattr(np, "memmap", lambda *arguments, **options: raise_(no_memory))
     assert_refused(comp("train", "small.yaml"), "out of memory (Unable to allocate 3.2 GiB)", "smaller images")

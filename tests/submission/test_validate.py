@@ -84,7 +84,7 @@ FAULTS: dict[str, tuple[Callable[[list[tuple[str, str]]], list[tuple[str, str]]]
     "missing": (lambda rows: rows[1:], "missing ids: 1, first 'distortion00_1_0'"),
     "unknown": (lambda rows: [("distortion19_1_0", "0"), *rows[1:]], "unknown ids: 1, first 'distortion19_1_0'"),
     "duplicate": (lambda rows: [*rows, rows[0]], "duplicate ids: 1, first 'distortion00_1_0'"),
-    "label too large": (lambda rows: [(rows[0][0], "4"), *rows[1:]], "are not whole numbers from 0 to 3"),
+    "label too large": (lambda rows: [(rows[0][0], "4"), *rows[1:]], "1 row is not whole numbers from 0 to 3"),
     "label as a float": (lambda rows: [(rows[0][0], "1.0"), *rows[1:]], "first 'distortion00_1_0': '1.0'"),
     "label empty": (lambda rows: [(rows[0][0], ""), *rows[1:]], "first 'distortion00_1_0': ''"),
     "label a name": (lambda rows: [(rows[0][0], "cat"), *rows[1:]], "'cat'"),

@@ -309,12 +309,24 @@ def test_weights_of_one_leave_the_loss_as_it_is(data: Dataset) -> None:
     [
         (["train.class_weights={3: 2, cat: 1.5}"], ("train.class_weights: unknown class 'cat'", "choose from 0, 1")),
         (["train.class_weights={}"], ("train.class_weights: expected the weight of at least one class, found {}",)),
-        (["train.class_weights={3: 0}"], ("train.class_weights", "3: expected a number above 0, found 0")),
-        (["train.class_weights={3:2}"], ("train.class_weights: 3:2: expected a number above 0", "write {cat: 2.5}")),
-        (["train.class_weights={3: .nan}"], ("train.class_weights: 3: expected a number above 0, found nan",)),
-        (["train.class_weights={3: .inf}"], ("train.class_weights: 3: expected a number above 0, found inf",)),
-        (["train.class_weights.3=-1"], ("train.class_weights: 3: expected a number above 0, found -1",)),
-        (["train.class_weights={3: heavy}"], ("train.class_weights: 3: expected a number above 0, found 'heavy'",)),
+        (["train.class_weights={3: 0}"], ("train.class_weights", "3: expected a number from 1e-06 to 1e+06, found 0")),
+        (
+            ["train.class_weights={3:2}"],
+            ("train.class_weights: 3:2: expected a number from 1e-06 to 1e+06", "write {cat: 2.5}"),
+        ),
+        (
+            ["train.class_weights={3: .nan}"],
+            ("train.class_weights: 3: expected a number from 1e-06 to 1e+06, found nan",),
+        ),
+        (
+            ["train.class_weights={3: .inf}"],
+            ("train.class_weights: 3: expected a number from 1e-06 to 1e+06, found inf",),
+        ),
+        (["train.class_weights.3=-1"], ("train.class_weights: 3: expected a number from 1e-06 to 1e+06, found -1",)),
+        (
+            ["train.class_weights={3: heavy}"],
+            ("train.class_weights: 3: expected a number from 1e-06 to 1e+06, found 'heavy'",),
+        ),
         (["train.class_weights=inverse"], ("train.class_weights", "'balanced', 'effective' or a mapping", "'inverse'")),
         (["data.sampling=equal"], ("data.sampling", "'balanced'", "'equal'")),
     ],

@@ -129,7 +129,7 @@ OUTPUTS = {
     "is there": ("there.csv", "there.csv: already exists"),
     "no csv": ("sub.txt", "must end in .csv"),
     "below a file": ("small.yaml/sub.csv", "small.yaml is not a folder"),
-    "a folder": ("folder.csv", "folder.csv: already exists"),
+    "a folder": ("folder.csv", "folder.csv: is a folder"),
     "not writable": ("closed/sub.csv", "closed may not be written"),
 }
 

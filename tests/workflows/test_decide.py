@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from comp.results import decisions, files, metrics, prediction_files, runs
+from comp.results import array_files, decisions, files, metrics, prediction_files, runs
 from comp.results.predictions import Predictions
 from comp.results.run_metrics import Decision
 from comp.runtime.progress import quiet
@@ -86,7 +86,7 @@ def test_a_decision_is_recorded_applied_and_leaves_the_training_alone(place: Pat
         assert np.array_equal(stored(run, split).outputs, expected.outputs), split
         assert stored(run, split).made_by["decision"]["values"] == recorded.decision.values
     # Each shifted copy by the fit of clean rows without the fold of its image.
-    with files.open_arrays(run.path / "split.npz") as archive:
+    with array_files.open_arrays(run.path / "split.npz") as archive:
         shown = np.tile(archive["rows_ood_val"], len(stored(run, "ood_val").block_names))
     clean, shifted = stored(plain, "val"), stored(plain, "ood_val")
     fold = decisions.image_folds(clean.known_targets())

@@ -18,7 +18,7 @@ from comp.config import Config
 from comp.config.plugins import COPIES
 from comp.data import pseudo
 from comp.data.dataset import open_dataset
-from comp.results import files, runs
+from comp.results import array_files, files, runs
 from comp.results.runs import Run
 from comp.runtime import memory
 from comp.runtime.errors import ConfigError, Interrupted
@@ -76,8 +76,8 @@ def student(*overrides: str) -> Config:
 
 def write_split(run: Run, *, seen: np.ndarray) -> None:
     """Record that a run was trained on more images."""
-    with files.open_arrays(run.path / "split.npz") as archive:
-        arrays = {name: archive[name] for name in archive.files}
+    with array_files.open_arrays(run.path / "split.npz") as archive:
+        arrays = dict(archive)
     arrays["train"] = np.concatenate([arrays["train"], seen])
     files.write_arrays(run.path / "split.npz", arrays)
     images = {**run.provenance()["images"], "train": len(arrays["train"])}

@@ -1,11 +1,12 @@
 """Two or more commands at once: nothing is lost or half-read, and each ends with exit 0, or 2 and one message.
 
-Commands are forked from this process. Each round draws from its seed how much later the others begin. 200 rounds in all
-run with `-m slow`; each kind's first round runs always.
+Commands are forked from this process. Each round draws from its seed how much later the others begin. Each kind's first
+round runs always, four with `-m slow`, and 200 of all kinds with `COMP_ROUNDS=20`.
 """
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import time
@@ -28,7 +29,7 @@ from tests.support.runs import assert_same_weights, history_without_clock
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
-ROUNDS = 18  # of each kind, in the slow tests
+ROUNDS = int(os.environ.get("COMP_ROUNDS", "4"))  # of each kind, in the slow tests
 LATER_SECONDS = 0.4  # by which the second command begins later, at most
 
 
@@ -130,7 +131,7 @@ def one_run(play: Round) -> None:
     for result in results:
         assert result.code == 0 or "another process is writing this run" in result.err
     if results[0].code == 0:
-        assert is_submission_of(play.folder / "a.csv", run)
+        assert is_submission_of(run, play.folder / "a.csv")
         assert run.metrics().submission == "a.csv"
 
 
@@ -141,7 +142,7 @@ def init_into_one_file(play: Round) -> None:
     assert sorted(result.code for result in results) == [0, 2]
     assert "comp.yaml: exists" in next(result.err for result in results if result.code)
     winner = ("fast", "best")[[result.code for result in results].index(0)]
-    assert f"--preset {winner}" in (play.folder / "comp.yaml").read_text() or winner == "good"
+    assert f"--preset {winner}" in (play.folder / "comp.yaml").read_text()
     configs.load(play.folder / "comp.yaml")
 
 

@@ -64,9 +64,8 @@ def arrays(config: DataConfig, progress: Progress, task: str = "auto") -> Source
         return Source(train, test, ("label",), val=val, task="regression", notes=(note,))
     listed = root / "classes.txt"
     if train.labels.ndim == 1 and numeric and not listed.exists():
-        train, val, test = (split and _with_floats(split) for split in (train, splits.get("val"), splits.get("test")))
-        assert train is not None
-        return Source(train, test, ("label",), val=val, task="regression")
+        numbers = {name: _with_floats(split) for name, split in splits.items()}
+        return Source(_with_floats(train), numbers.get("test"), ("label",), val=numbers.get("val"), task="regression")
     if train.labels.ndim == 1 and not numeric and (largest := int(train.labels.max())) >= _MAX_CLASSES:
         path = _find_array(folder, "train", "labels")
         raise DataError(_too_large(path, train.labels, largest, _MAX_CLASSES))

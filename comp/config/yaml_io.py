@@ -272,7 +272,7 @@ def read_chain(path: Path, extending: tuple[Path, ...] = ()) -> list[Document]:
     document = Document(values, locations, _spellings(node))
     if base is None:
         return [document]
-    if not isinstance(base, str):
+    if not isinstance(base, str) or not base.strip():
         raise ConfigError(
             f"{locations['extends',]}: extends: expected the path of one YAML file, found {describe_value(base)}"
         )

@@ -19,6 +19,7 @@ from comp.results import array_files, files, runs
 from comp.results.predictions import Predictions, Targets
 from comp.runtime.errors import RunError, UserError
 
+_LABELLED = ("val", "val-final", "ood_val")  # files whose labels are always known
 VERSION = 2
 _ALPHA = PredictConfig().alpha
 _SPLITS = ("val", "ood_val", "test", "suite")  # of `comp predict --split`
@@ -82,6 +83,8 @@ def _read(path: Path, select: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
             else:
                 arrays = {name: archive[name] for name in sorted(names - {"version"}) if select(name)}
             _check_blocks(arrays)
+            if select("targets") and "targets" not in arrays and path.stem.partition("+")[0] in _LABELLED:
+                raise ValueError("it lacks targets, the labels of the validation images")
             return arrays
     except FileNotFoundError:
         raise RunError(f"{path}: no such predictions file; {_repair_hint(path)}") from None
@@ -231,6 +234,7 @@ def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
             raise ValueError("ids are not text, or outputs have the wrong data type for the task")
         if not np.isfinite(outputs).all():
             raise ValueError("outputs are not finite")
+        _check_shapes(arrays, row)
         return Predictions(
             task=name,
             ids=arrays["ids"],
@@ -245,6 +249,23 @@ def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
         )
     except files.READ_ERRORS as error:
         raise _damaged(path, error) from None
+
+
+def _check_shapes(arrays: Mapping[str, NDArray[Any]], row: TaskRow) -> None:
+    """Raise ValueError unless the arrays are those of the task, for the rows and classes that the file has."""
+    if ("top1" in arrays) != row.one_class:
+        raise ValueError(f"{'it lacks' if row.one_class else 'unexpected array'} top1 for task {row.name}")
+    shape, expected = arrays["outputs"].shape, (len(arrays["ids"]), len(arrays["classes"]))
+    if shape != expected:
+        raise ValueError(f"outputs: expected {expected[0]:,} rows and {expected[1]:,} classes, found {list(shape)}")
+    targets = expected if row.target_columns else expected[:1]
+    of_indices = row.one_class  # whose shape `_indices` checks
+    if "targets" in arrays and not of_indices and arrays["targets"].shape != targets:
+        raise ValueError(f"targets: expected {list(targets)}, found {list(arrays['targets'].shape)}")
+    if "thresholds" in arrays:
+        *rows, limits = arrays["thresholds"].shape or (0, 0, 0)
+        if rows not in ([], [shape[0]]) or not (row.numeric or limits == shape[1]):
+            raise ValueError(f"thresholds: expected one per class, found {list(arrays['thresholds'].shape)}")
 
 
 def _targets(arrays: Mapping[str, NDArray[Any]], row: TaskRow) -> Targets | None:

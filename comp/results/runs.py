@@ -98,7 +98,10 @@ class Run:
         try:
             config = configs.load_stored(path, self.overrides)
         except ConfigError as error:
-            raise ConfigError(f"{error}; restore the config that the run was started with") from None
+            cause = _mistake_in(path) if self.overrides else str(error)
+            if not cause:  # the file is sound, so an override is wrong
+                raise
+            raise ConfigError(f"{cause}; restore the config that the run was started with") from None
         missing = [name for name in _SECTIONS if name not in config.model_fields_set]
         if missing:
             raise RunError(
@@ -443,8 +446,19 @@ def open_run(path: Path, overrides: Sequence[str] = (), *, allow_plugins: bool =
         return Run(path, tuple(_expand_path(text) for text in overrides), allow_plugins)
     if path.is_dir():
         raise RunError(f"{path}: not a run folder (no config.yaml and provenance.json); `comp leaderboard` lists runs")
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    if path.is_file():
+        raise RunError(f"{path}: is a file; name the folder of a run, which `comp leaderboard` lists")
+    siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     raise RunError(f"{path}: no such run{nearest(path.name, siblings)}; `comp leaderboard` lists runs")
+
+
+def _mistake_in(config: Path) -> str:
+    """Return what is wrong with a stored config by itself; empty if it loads."""
+    try:
+        configs.load_stored(config)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _expand_path(override: str) -> str:

@@ -113,7 +113,10 @@ def _parse_lenient(text: str, path: Path, error: type[UserError]) -> "pd.DataFra
             sep=detect_separator(text),
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, csv.Error) as reason:
-        raise error(f"{path}: not a rectangular CSV: {str(reason).strip()}") from None
+        cure = "expected as many cells in every row as in the header; quote a cell that contains the separator"
+        if "EOF inside string" in str(reason):
+            cure = "a quote is opened and not closed; close it, or write it twice inside a quoted cell"
+        raise error(f"{path}: not a rectangular CSV: {str(reason).strip()}; {cure}") from None
     return _with_header(table)
 
 

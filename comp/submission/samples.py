@@ -84,7 +84,12 @@ def read_sample(path: Path) -> SampleSubmission:
     index = pd.Index(ids)
     if index.has_duplicates:
         duplicates = index[index.duplicated()].unique().tolist()
-        raise SubmissionError(f"{path}: {len(duplicates):,} duplicate ids, first {csv_io.list_some(duplicates)}")
+        unique = [name for name in columns if table[name].is_unique]
+        cure = f"put the column of ids first, as '{unique[0]}'" if unique else "keep one row per id"
+        raise SubmissionError(
+            f"{path}: column '{id_column}', the first, which holds the ids: {len(duplicates):,} duplicate ids, first "
+            f"{csv_io.list_some(duplicates)}; {cure}"
+        )
     cells = tuple(zip(*(table[column].tolist() for column in columns), strict=True))
     return SampleSubmission(str(path), id_column, tuple(columns), ids, cells, header)
 

@@ -102,7 +102,7 @@ def record_manual_score(
         if score is not None and not (math.isfinite(score) and metric.low <= score <= metric.high):
             hint = f"; did you mean {score / 100:g}?" if 1 < score <= 100 and metric.high == 1 else ""
             limits = f"from {metric.low:g} to {metric.high:g}"
-            raise SubmissionError(f"{option}: expected a {run_metrics.metric} {limits}, found {score:g}{hint}")
+            raise SubmissionError(f"{option}: expected a score ({run_metrics.metric}) {limits}, found {score:g}{hint}")
     reference = f"by hand: {path.absolute()}"
     earlier = (row for row in run_metrics.leaderboard_scores if row.reference == reference)
     previous = next(earlier, LeaderboardScore())

@@ -377,8 +377,9 @@ class _Tuner:
 
     def _batch(self, execution: Execution, count: int) -> tuple[Tensor, Tensor]:
         torch_device = execution.torch_device
-        images = loading.load_resident(self._dataset.train.head(count), torch_device)
-        return images.batch(torch.arange(count, device=torch_device))
+        head = self._dataset.train.head(count)
+        rows = torch.arange(count, device=torch_device) % len(head)  # of fewer images, some are taken again
+        return loading.load_resident(head, torch_device).batch(rows)
 
     def _halve_until_fitting(self, count: int, measure: Callable[[int], _Value]) -> _Value:
         """Return the measurement for `count` images, or for half as many, until memory suffices."""

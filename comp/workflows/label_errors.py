@@ -161,6 +161,11 @@ def _load_out_of_fold(trained: Sequence[Run]) -> Predictions:
         if not path.is_file():
             path = path.with_name("val-final.npz")  # of a run without best weights
         part = prediction_files.load(path)
+        if repeated := len(part) - len(np.unique(part.ids)):
+            raise RunError(
+                f"{path}: damaged predictions file: {repeated:,} of {len(part):,} rows have the id of another row; "
+                f"create it again: comp predict {run.path} --split val"
+            )
         if part.row.numeric or part.row.target_columns:
             raise RunError(f"{run.path}: label errors are found among exclusive classes, not for task {part.task}")
         if any(run.provenance(*keys)[key] != first.provenance(*keys)[key] for key in keys):

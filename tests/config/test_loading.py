@@ -80,6 +80,7 @@ MISTAKES = {
     "files without a folder": ("competition: {suite: {source: distortion_files}}", "competition.suite.path"),
     "two mistakes": ("seed: x\ntrain: {epochs: x}", "seed: expected a whole number"),
     "extends nothing": ("extends: bse.yaml", "bse.yaml: no such config file"),
+    "extends an empty text": ("extends: ''", "a.yaml, line 1: extends: expected the path of one YAML file"),
     "extends itself": ("extends: a.yaml", "extends itself"),
 }
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from comp.config import DataConfig
 from comp.data.images import ImageFiles
-from comp.data.sources import TESTS, Source, open_source
+from comp.data.sources import TESTS, Source, folders, open_source
 from comp.data.splits import Split
 from comp.results import prediction_files
 from comp.results.runs import list_runs
@@ -369,6 +369,37 @@ def test_a_pattern_without_one_group_is_refused(tmp_path: Path, comp: Comp, patt
     assert result.code == 2
     assert "label_pattern" in result.err
     assert message in result.err
+
+
+@pytest.mark.slow
+def test_a_pattern_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "_MATCH_SECONDS", 1)
+    (tmp_path / "train").mkdir()
+    photograph(1, COLOURS["bee"]).save(tmp_path / f"train/{'a' * 60}.jpg")
+    with pytest.raises(DataError, match=r"data\.label_pattern: .* is not matched with 1 file names after 1 s"):
+        opened(tmp_path, "image_folder", label_pattern="^((?:a|aa)+)+$")
+
+
+@pytest.mark.parametrize("labels", [("\u00e9", "e\u0301"), ("b \u00e9", "e\u0301 b")], ids=["one", "several"])
+def test_labels_that_look_alike_are_refused(tmp_path: Path, labels: tuple[str, str]) -> None:
+    write_kaggle(tmp_path)
+    rows = [row.split(",")[0] for row in (tmp_path / "train.csv").read_text().splitlines()]
+    cells = [labels[number % 2] if number < 4 else "b" for number in range(len(rows) - 1)]
+    lines = [f"{rows[0]},label", *(f"{key},{cell}" for key, cell in zip(rows[1:], cells, strict=True))]
+    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    task = "multi_label" if " " in labels[0] else "auto"
+    with pytest.raises(DataError, match=r"column 'label': 'e\\u0301' and '\\xe9' look alike \(\u00e9\)"):
+        open_source(DataConfig(source="csv_images", root=str(tmp_path)), quiet, task)
+
+
+def test_class_folders_that_look_alike_are_refused(tmp_path: Path) -> None:
+    for number, name in enumerate(("\u00e9", "e\u0301", "b")):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        photograph(number, COLOURS["bee"]).save(tmp_path / "train" / name / "1.jpg")
+    with pytest.raises(DataError, match=r"class folders: 'e\\u0301' and '\\xe9' look alike"):
+        opened(tmp_path, "image_folder")
+    shutil.rmtree(tmp_path / "train/\u00e9")
+    assert opened(tmp_path, "image_folder").classes == ("b", "\u00e9")
 
 
 # --- images that are missing or damaged

@@ -298,6 +298,10 @@ BAD_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "backslashes that climb": (lambda p: rewrite(p, "train.csv", "003,", "..\\003,"), "leads out"),
     "sample that climbs": (lambda p: rewrite(p, "sample_submission.csv", "002,", "../../x,"), "leads out"),
     "duplicate ids": (lambda p: rewrite(p, "train.csv", "003,", "001,"), "1 duplicate ids, first '001'"),
+    "a sample whose ids come last": (
+        lambda p: (p / "sample_submission.csv").write_text("label,id\nant,004\nant,005\n"),
+        "column 'label', the first, which holds the ids: 1 duplicate ids, first 'ant'; put the column of ids first, as",
+    ),
     "duplicate ids in the sample": (lambda p: rewrite(p, "sample_submission.csv", "002", "001"), "duplicate ids"),
     "missing label": (lambda p: rewrite(p, "train.csv", "003,ant", "003,"), "'label': 1 row .*row 5"),
     "labels that differ in spaces": (lambda p: rewrite(p, "train.csv", "003,ant", "003,ant "), "'ant '"),

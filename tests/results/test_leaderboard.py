@@ -354,7 +354,7 @@ def test_a_recorded_score_is_in_the_sidecar_the_run_and_the_row(
     ("words", "message"),
     [
         (["{csv}", "--public", "57.3"], "did you mean 0.573?"),
-        (["{csv}", "--public", "nan"], "found nan"),
+        (["{csv}", "--public", "nan"], "expected a score (accuracy) from 0 to 1, found nan"),
         (["{csv}"], "--public"),
         (["{csv}", "--public", "0.5", "--public-share", "0"], "--public-share"),
         (["nowhere.csv", "--public", "0.5"], "no such submission"),

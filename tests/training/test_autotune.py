@@ -78,6 +78,17 @@ def test_processes_that_train_together_time_their_share_of_a_batch() -> None:
 
 
 @pytest.mark.usefixtures("workplace")
+def test_one_training_image_is_taken_twice() -> None:
+    config, dataset = opened("train.precision=auto", "data.validation=159")
+    assert len(dataset.train) == 1
+    sizes: set[int] = set()
+    model = Slow(slow_in_bf16=True)
+    model.register_forward_pre_hook(lambda module, inputs: sizes.add(len(inputs[0])))
+    autotune.choose_execution(model, dataset, config)
+    assert sizes == {2}
+
+
+@pytest.mark.usefixtures("workplace")
 def test_a_short_training_is_not_even_tried_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     config, dataset = opened("train.compile=auto")

@@ -63,7 +63,10 @@ def open_source(config: DataConfig, progress: Progress = quiet, task: str = "aut
         raise DataError(f"data.source: {unknown('source', config.source, SOURCES)}")
     if task != "auto":
         task_row(task)
-    source = _with_task(SOURCES[config.source](config, progress, task), task)
+    source = SOURCES[config.source](config, progress, task)
+    for split in () if TASKS[source.task].numeric else source.splits:
+        _check_range(split, source.classes, config.source)
+    source = _with_task(source, task)
     source = scale_to_uint8(source, config, progress)
     for split in source.splits:
         _check_labels(split, source.classes, config.source)
@@ -99,7 +102,10 @@ def _with_task(source: Source, task: str) -> Source:
     if TASKS[task].numeric:
         return _with_numbers(source, task)
     if any(split.is_numeric for split in source.splits):
-        raise DataError(f"competition.task is {task}, and some labels are floats; set it to regression")
+        raise DataError(
+            f"competition.task is {task}, and the training labels are floats; save classes as whole numbers "
+            "(astype(int)), or set competition.task=regression"
+        )
     count, columns = len(source.classes), TASKS[task].target_columns
 
     def converted(split: Split | None) -> Split | None:
@@ -148,6 +154,20 @@ def _with_numbers(source: Source, task: str) -> Source:
     )
 
 
+def _check_range(split: Split, classes: tuple[str, ...], source: str) -> None:
+    """Refuse class indices that name no class."""
+    labels = split.labels
+    if labels is None or labels.ndim == 2 or split.is_numeric:
+        return
+    out_of_range = np.flatnonzero(labels >= len(classes))
+    if len(out_of_range):
+        row = int(out_of_range[0])
+        raise DataError(
+            f"{source}: {split.name} label {int(labels[row])} at row {row} is out of range: there are "
+            f"{len(classes)} classes, 0 to {len(classes) - 1}"
+        )
+
+
 def _check_labels(split: Split, classes: tuple[str, ...], source: str) -> None:
     labels = split.labels
     if labels is None:
@@ -160,14 +180,6 @@ def _check_labels(split: Split, classes: tuple[str, ...], source: str) -> None:
         if split.name == "train" and labels.min() == labels.max():
             raise DataError(f"{source}: all training labels are {labels[0]:g}, so there is nothing to learn")
         return
-    if labels.ndim == 1:
-        out_of_range = np.flatnonzero(labels >= len(classes))
-        if len(out_of_range):
-            row = int(out_of_range[0])
-            raise DataError(
-                f"{source}: {split.name} label {int(labels[row])} at row {row} is out of range: there are "
-                f"{len(classes)} classes, 0 to {len(classes) - 1}"
-            )
     counts = split.class_counts(len(classes))
     if split.name == "train" and np.count_nonzero(counts) < (2 if labels.ndim == 1 else 1):
         only = f"only class '{classes[int(counts.argmax())]}'" if counts.any() else "none"

@@ -1,6 +1,9 @@
 """Image files in one folder per class, like Imagenette, or with the class in their names (`cat.0.jpg`)."""
 
-import re
+import json
+import subprocess
+import sys
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +12,7 @@ import numpy as np
 
 from comp.config import DataConfig
 from comp.data.scan import scan_files
-from comp.data.sources.labels import order_classes
+from comp.data.sources.labels import check_look, order_classes
 from comp.data.sources.listing import (
     Listing,
     LoadedTest,
@@ -25,6 +28,16 @@ from comp.runtime.errors import DataError, nearest, plural
 from comp.runtime.progress import Progress
 from comp.submission.format import SampleSubmission
 
+_MATCH_SECONDS = 30  # for all names; a pattern that repeats a repetition may need centuries for one
+# A process of its own, which can be ended in the middle of a match; it ends itself if its parent is gone.
+_MATCH = """
+import json, re, signal, sys
+pattern, names, seconds = json.load(sys.stdin)
+if hasattr(signal, "alarm"):
+    signal.alarm(2 * seconds)
+matches = [re.search(pattern, name) for name in names]
+json.dump([match and match[1] for match in matches], sys.stdout)
+"""
 _Labelled = list[tuple[str, str, Path]]  # a file's path below the folders that all share, its class, the file
 
 
@@ -108,29 +121,52 @@ def _training_files(listing: Listing, config: DataConfig) -> _Labelled:
     base = location.joinpath(*listing.wrapping)
     folders = [path.name for path in base.iterdir() if path.is_dir()] if base.is_dir() else []  # an archive has none
     visible = {name for name in folders if not name.startswith((".", "__MACOSX"))}
-    empty = sorted(visible - {name for _, name, _ in files})
+    check_look(visible, f"{base}: class folders")
+    filled = {name for _, name, _ in files}  # in one Unicode form
+    empty = sorted(name for name in visible if unicodedata.normalize("NFC", name) not in filled)
     if empty:
         raise DataError(f"{base / empty[0]}: holds no image; fill it or remove it")
     return files
 
 
 def _by_pattern(listing: Listing, pattern: str) -> _Labelled:
-    matches = [(name, re.search(pattern, name), path) for name, path in listing.files()]
-    unmatched = [name for name, match, _ in matches if match is None or not match[1]]
+    matches = _match(listing, pattern)
+    unmatched = [name for name, label, _ in matches if not label]
     if unmatched:
         raise DataError(
             f"{listing.location}: data.label_pattern: {pattern!r} finds no class in {len(unmatched):,} of "
             f"{len(matches):,} files, first {first_few(unmatched)}; correct the pattern, or move those files away"
         )
-    return [(name, match[1], path) for name, match, path in matches if match is not None]
+    return [(name, label, path) for name, label, path in matches if label]
+
+
+def _match(listing: Listing, pattern: str) -> list[tuple[str, str | None, Path]]:
+    """Return each file's path below the listing's folder, the match of the pattern's group, None without one, and the
+    file.
+
+    Raises:
+        DataError: the pattern needs too long.
+    """
+    files = list(listing.files())
+    work = json.dumps([pattern, [name for name, _ in files], _MATCH_SECONDS])
+    command = [sys.executable, "-I", "-S", "-c", _MATCH]
+    try:
+        done = subprocess.run(command, input=work, capture_output=True, text=True, timeout=_MATCH_SECONDS, check=True)
+    except subprocess.TimeoutExpired:
+        raise DataError(
+            f"{listing.location}: data.label_pattern: {pattern!r} is not matched with {len(files):,} file names after "
+            f"{_MATCH_SECONDS} s; write it without a repetition inside a repetition, as in ^([a-z]+)[.]"
+        ) from None
+    labels: list[str | None] = json.loads(done.stdout)
+    return [(name, label, path) for (name, path), label in zip(files, labels, strict=True)]
 
 
 def _files_of_classes(listing: Listing, classes: Sequence[str], config: DataConfig) -> _Labelled:
     """Return the files in the folders of `classes`, or whose names match one of them."""
     if not config.label_pattern:
         return [row for row in _by_folder(listing) if row[1] in classes]
-    matches = [(name, re.search(config.label_pattern, name), path) for name, path in listing.files()]
-    return [(name, match[1], path) for name, match, path in matches if match is not None and match[1] in classes]
+    matches = _match(listing, config.label_pattern)
+    return [(name, label, path) for name, label, path in matches if label is not None and label in classes]
 
 
 def _check_class_folders(listing: Listing, classes: Sequence[str], config: DataConfig) -> None:

@@ -1,6 +1,7 @@
 """Labels of a training table: the columns that hold them, and whether an image may have several."""
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -294,6 +295,7 @@ def _split(text: str, separator: str) -> list[str]:
 
 def _read_lists(table: _TrainingTable, column: str, separator: str) -> Labels:
     lists = [_split(label, separator) for label in table.cells[column].tolist()]
+    check_look([name for parts in lists for name in parts], f"{table.path}: column '{column}'")
     classes = order_classes([name for parts in lists for name in parts], table.sample)
     if len(classes) < 2:
         raise DataError(f"{table.path}: column '{column}': expected labels of two classes or more, found {classes}")
@@ -324,4 +326,22 @@ def _check_texts(labels: Sequence[str], path: Path, column: str) -> None:
         text = next(label for label in distinct if label != stripped[label.strip()])
         raise DataError(
             f"{path}: column '{column}': {text!r} and {stripped[text.strip()]!r} differ only in spaces; correct them"
+        )
+    check_look(distinct, f"{path}: column '{column}'")
+
+
+def check_look(names: Iterable[str], where: str) -> None:
+    """Refuse names that look alike because Unicode has two spellings for a letter: `é`, and `e` with an accent.
+
+    Raises:
+        DataError: names both; `where` begins the message.
+    """
+    distinct = sorted(set(names))
+    composed = {unicodedata.normalize("NFC", name): name for name in distinct}
+    if len(composed) < len(distinct):
+        name = next(name for name in distinct if name != composed[unicodedata.normalize("NFC", name)])
+        other = composed[unicodedata.normalize("NFC", name)]
+        raise DataError(
+            f"{where}: {name!a} and {other!a} look alike ({other}) and differ in their Unicode form; write "
+            "both in one form, as unicodedata.normalize('NFC', name) does"
         )

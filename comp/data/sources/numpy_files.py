@@ -5,6 +5,7 @@ Functions take the path of an array. The path of one inside an archive leads thr
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.config import DataConfig
+from comp.config.tasks import TASKS
 from comp.data.sources.source import Source, read_class_names, split_with_row_ids
 from comp.data.splits import Split
 from comp.results import array_files, files
@@ -48,6 +50,9 @@ def arrays(config: DataConfig, progress: Progress, task: str = "auto") -> Source
     optional = [name for name in ("val", "test") if array_exists(_find_array(folder, name, "images"))]
     splits = {name: _read_split(name, folder) for name in optional}
     assert train.labels is not None
+    numeric = task != "auto" and TASKS[task].numeric
+    for split in splits.values():
+        _check_kind(train, split, folder, numeric=numeric)
     if train.is_numeric:
         if task == "auto" and np.isfinite(train.labels).all() and not (train.labels % 1).any():
             raise DataError(
@@ -57,16 +62,67 @@ def arrays(config: DataConfig, progress: Progress, task: str = "auto") -> Source
         note = f"labels: numbers from {train.labels.min():g} to {train.labels.max():g}: regression (competition.task)"
         val, test = splits.get("val"), splits.get("test")
         return Source(train, test, ("label",), val=val, task="regression", notes=(note,))
-    if train.labels.ndim == 1 and task != "regression" and (largest := int(train.labels.max())) >= _MAX_CLASSES:
+    listed = root / "classes.txt"
+    if train.labels.ndim == 1 and numeric and not listed.exists():
+        numbers = {name: _with_floats(split) for name, split in splits.items()}
+        return Source(_with_floats(train), numbers.get("test"), ("label",), val=numbers.get("val"), task="regression")
+    if train.labels.ndim == 1 and not numeric and (largest := int(train.labels.max())) >= _MAX_CLASSES:
         path = _find_array(folder, "train", "labels")
         raise DataError(_too_large(path, train.labels, largest, _MAX_CLASSES))
     count = train.labels.shape[1] if train.labels.ndim == 2 else int(train.labels.max()) + 1
-    listed = root / "classes.txt"
     names = read_class_names(listed) if listed.exists() else tuple(str(label) for label in range(count))
     if train.labels.ndim == 2 and len(names) != count:
         raise DataError(f"{listed}: expected {count} names, one per column of train_labels.npy, found {len(names)}")
+    for split in splits.values():
+        if split.labels is not None and split.labels.ndim == 2 and split.labels.shape[1] != len(names):
+            raise DataError(
+                f"{_find_array(folder, split.name, 'labels')}: expected {len(names)} columns, one per class of "
+                f"{_find_array(folder, 'train', 'labels').name}, found {split.labels.shape[1]}; save all splits with "
+                "the same columns"
+            )
     task = "multi_label" if train.labels.ndim == 2 else "single_label"
     return Source(train, splits.get("test"), names, val=splits.get("val"), numbered=listed.exists(), task=task)
+
+
+def _check_kind(train: Split, other: Split, folder: Path, *, numeric: bool) -> None:
+    """Refuse labels of another kind than training's: floats among classes, or columns that are no single classes.
+
+    Args:
+        train: the training images.
+        other: `val` or `test`.
+        folder: that holds the arrays, or the archive.
+        numeric: whether the config's task is one of numbers.
+    """
+    if train.labels is None or other.labels is None:
+        return
+    if train.is_numeric or (numeric and train.labels.ndim == 1):
+        fits, cure = other.labels.ndim == 1, "save one number per image"
+    elif other.is_numeric:
+        fits = False
+        cure = "save classes as whole numbers (astype(int))"
+        cure += ", or, for numbers to predict, set competition.task=regression" if train.labels.ndim == 1 else ""
+    else:
+        fits = train.labels.ndim == other.labels.ndim or (_is_exclusive(train) and _is_exclusive(other))
+        cure = "save both alike"
+    if not fits:
+        path, trained = (_find_array(folder, split.name, "labels") for split in (other, train))
+        raise DataError(f"{path}: expected labels as in {trained.name}, {_kind(train)}, found {_kind(other)}; {cure}")
+
+
+def _is_exclusive(split: Split) -> bool:
+    """Return whether each image has one class: a whole number, or columns with one 1."""
+    return split.labels is None or split.labels.ndim == 1 or bool((split.labels.sum(1) == 1).all())
+
+
+def _kind(split: Split) -> str:
+    assert split.labels is not None
+    if split.labels.ndim == 2:
+        return f"{split.labels.shape[1]} columns of 0 and 1"
+    return "floats" if split.is_numeric else "whole numbers"
+
+
+def _with_floats(split: Split) -> Split:
+    return split if split.labels is None else replace(split, labels=split.labels.astype(np.float32))
 
 
 def find_archive(root: Path) -> Path | None:

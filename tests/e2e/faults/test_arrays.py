@@ -2,7 +2,9 @@
 
 import gzip
 import pickle
+import re
 import struct
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from comp import config as configs
 from comp.data.dataset import open_dataset
+from comp.runtime.errors import DataError
 from tests.support.commands import Result, assert_refused
 from tests.support.configs import small_config, write_arrays, write_config
 
@@ -136,15 +139,73 @@ def test_bad_labels_are_refused(place: Path, comp: Comp, name: str) -> None:
     assert_refused(comp("config", "check", "small.yaml", "--data"), "train", part)
 
 
+COLUMNS = np.arange(120).reshape(40, 3) % 5 % 2  # several labels an image
+ONE_HOT = np.eye(4, dtype=int)[np.arange(40) % 4]
+WHOLE, FLOATS = np.arange(40) % 4, np.linspace(0, 1, 40)
+# Labels of train and of another split, and what the message says of the second.
+UNLIKE: dict[str, tuple[object, object, str]] = {
+    "one column more": (COLUMNS, ONE_HOT[:8], "expected 3 columns, one per class of train_labels.npy, found 4"),
+    "one column less": (COLUMNS, COLUMNS[:8, :2], "expected 3 columns, one per class of train_labels.npy, found 2"),
+    "fewer classes": (ONE_HOT, np.eye(2, dtype=int)[[0, 1] * 4], "expected 4 columns"),
+    "fewer columns than classes": (WHOLE, np.eye(3, dtype=int)[[0, 1] * 4], "expected 4 columns"),
+    "several labels": (WHOLE, COLUMNS[:8], "as in train_labels.npy, whole numbers, found 3 columns of 0 and 1"),
+    "no columns": (COLUMNS, WHOLE[:8], "as in train_labels.npy, 3 columns of 0 and 1, found whole numbers"),
+    "floats among classes": (WHOLE, FLOATS[:8], "whole numbers, found floats; save classes as whole numbers"),
+    "floats among columns": (COLUMNS, FLOATS[:8], "3 columns of 0 and 1, found floats; save classes"),
+    "columns among floats": (FLOATS, COLUMNS[:8], "floats, found 3 columns of 0 and 1; save one number per image"),
+}
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize("name", UNLIKE)
+def test_labels_unlike_those_of_training_are_refused(place: Path, name: str, split: str) -> None:
+    trained, other, message = UNLIKE[name]
+    np.save("data/train_labels.npy", trained)
+    Path("data/test_labels.npy").unlink()
+    np.save(f"data/{split}_images.npy", np.load("data/test_images.npy"))
+    np.save(f"data/{split}_labels.npy", other)
+    with pytest.raises(DataError, match=re.escape(message)) as error:
+        open_dataset(configs.load(Path("small.yaml")))
+    assert str(error.value).startswith(f"{place}/data/{split}_labels.npy: ")
+
+
+def test_one_1_in_every_row_is_a_whole_number(place: Path) -> None:
+    np.save("data/test_labels.npy", ONE_HOT[:8])
+    test = open_dataset(configs.load(Path("small.yaml"))).test
+    assert test is not None
+    assert test.labels is not None
+    assert test.labels.tolist() == [0, 1, 2, 3] * 2
+
+
+def test_a_class_that_training_lacks_is_refused_in_columns_too(place: Path) -> None:
+    np.save("data/test_labels.npy", WHOLE[:8] + 1)
+    with pytest.raises(DataError, match="test label 4 at row 3 is out of range"):
+        open_dataset(configs.load(Path("small.yaml"), ["competition.task=multi_label"]))
+
+
+def test_floats_are_no_classes_whatever_the_config_says(place: Path) -> None:
+    np.save("data/train_labels.npy", FLOATS)
+    with pytest.raises(DataError, match=r"training labels are floats; save classes as whole numbers \(astype\(int\)\)"):
+        open_dataset(configs.load(Path("small.yaml"), ["competition.task=single_label"]))
+
+
 def test_whole_numbers_to_regress_may_be_large(place: Path) -> None:
-    np.save("data/train_labels.npy", np.arange(40) * 30_000)
-    np.save("data/test_labels.npy", np.arange(8) * 30_000)
+    np.save("data/train_labels.npy", np.arange(40) * 200_000)
+    np.save("data/test_labels.npy", np.arange(8) * 1_200_000)
     overrides = [
         "competition.task=regression",
         "competition.suite.source=none",
         "competition.ood_validation.severities=[]",
     ]
-    assert open_dataset(configs.load(Path("small.yaml"), overrides)).train.labels.max() == 39 * 30_000  # type: ignore[union-attr]
+    began = time.perf_counter()
+    dataset = open_dataset(configs.load(Path("small.yaml"), overrides))
+    assert time.perf_counter() - began < 2, "a name was made for each of 8 million numbers"
+    assert dataset.competition.classes == ("label",)
+    assert dataset.train.labels is not None
+    assert dataset.train.labels.max() == 39 * 200_000
+    assert dataset.test is not None
+    assert dataset.test.labels is not None
+    assert dataset.test.labels.max() == 7 * 1_200_000
 
 
 def test_arrays_in_fortran_order_are_the_same_data(place: Path) -> None:

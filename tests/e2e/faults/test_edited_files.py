@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from comp.results import prediction_files, runs
-from comp.runtime.errors import RunError
+from comp.runtime.errors import ConfigError, RunError
 from tests.support.commands import Result, assert_refused
 from tests.support.configs import NUMBERS, QUICK, small_config, tuned, write_arrays, write_config
 from tests.support.frozen_runs import ENSEMBLE, FLIPPED, PLAIN, thawed
@@ -279,6 +279,9 @@ PREDICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "targets beyond 63 bits": ({"targets": np.full(144, 2**63 + 1, np.uint64)}, "targets: a class index is out"),
     "one target": ({"targets": np.zeros(1, int)}, "targets: expected a class index for each of 144 rows"),
     "decisions of text": ({"top1": np.full(144, "0")}, "top1: expected a class index"),
+    "a row too many": ({"ids": np.arange(145).astype(str)}, "outputs: expected 145 rows and 10 classes"),
+    "a class too many": ({"classes": np.arange(11).astype(str)}, "outputs: expected 144 rows and 11 classes"),
+    "thresholds of other classes": ({"thresholds": np.zeros(3)}, "thresholds: expected one per class, found [3]"),
     "outputs of float64": ({"outputs": np.zeros((144, 10))}, "outputs have the wrong data type"),
     "ids in a table": ({"ids": np.full((144, 1), "a")}, "ids, classes and block_names: expected lists"),
     "blocks beyond 64 bits": (
@@ -299,6 +302,40 @@ def test_predictions_with_other_arrays_are_refused(folder: Path, comp: Comp, wha
     path = Path(PLAIN) / "predictions" / "val.npz"
     with_arrays(**arrays)(path)
     assert_refused(comp("evaluate", PLAIN), f"{path}: ", part)
+
+
+LACKING = [("targets", "it lacks targets"), ("top1", "it lacks top1 for task single_label")]
+
+
+@pytest.mark.parametrize(("name", "part"), LACKING, ids=["targets", "top1"])
+def test_predictions_that_lack_an_array_name_it(folder: Path, name: str, part: str) -> None:
+    path = Path(PLAIN) / "predictions" / "val.npz"
+    with np.load(path) as archive:
+        arrays = {key: archive[key] for key in archive.files if key != name}
+    np.savez(path, **arrays)
+    with pytest.raises(RunError, match=f"damaged predictions file .{part}.*create it again: comp predict"):
+        prediction_files.load(path)
+
+
+def test_an_image_that_a_run_predicts_twice_is_damage_of_that_run(folder: Path, comp: Comp) -> None:
+    path = Path(PLAIN) / "predictions" / "val.npz"
+    with_arrays(ids=np.full(144, "a"))(path)
+    assert_refused(comp("data", "errors", PLAIN), f"{path}: damaged", "143 of 144 rows have the id", "comp predict")
+
+
+def test_an_override_is_no_damage_of_the_stored_config(folder: Path) -> None:
+    run = runs.open_run(Path(PLAIN), ["predict.batch_size=0"])
+    with pytest.raises(ConfigError, match=r"expected at least 1, found the number 0$"):
+        run.config()
+    path = run.path / "config.yaml"
+    path.write_text(path.read_text().replace("seed:", "sed:", 1))
+    with pytest.raises(ConfigError, match=r"sed.*; restore the config that the run was started with$"):
+        run.config()
+
+
+def test_a_file_of_a_run_is_no_run(folder: Path) -> None:
+    with pytest.raises(RunError, match=r"metrics\.json: is a file; name the folder of a run"):
+        runs.open_run(Path(PLAIN) / "metrics.json")
 
 
 def test_an_ensembles_members_are_checked(folder: Path, comp: Comp) -> None:

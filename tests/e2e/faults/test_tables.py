@@ -90,8 +90,11 @@ SUBMISSIONS: dict[str, tuple[Write, str]] = {
 }  # fmt: skip
 # And of a training table, which is read as pandas reads it.
 TRAINING: dict[str, tuple[Write, str]] = {
-    "an open quote": (content(SAMPLE + '"30.png,1\n'), "not a rectangular CSV: "),
-    "a row that is too long": (content(SAMPLE + "30.png,1,2\n"), "not a rectangular CSV: "),
+    "an open quote": (content(SAMPLE + '"30.png,1\n'), "a quote is opened and not closed; close it"),
+    "a row that is too long": (
+        content(SAMPLE + "30.png,1,2\n"),
+        "as many cells in every row as in the header",
+    ),
     "a pixel that is there twice": (
         content(",".join(["label", *(f"pixel{number % 64}" for number in range(65))]) + "\n" + "1," * 65 + "1\n"),
         "the column 'pixel0' is there twice; remove one of them",

@@ -148,6 +148,7 @@ def resume(
             f"{run.path / 'config.yaml'}"
         )
     plugins.load_of(run)
+    run.check_config()
     began = time.perf_counter()
     config = run.config()
     if config.augment.engine == "per_image":

@@ -436,6 +436,28 @@ def test_a_config_that_has_changed_since_the_training_began_is_refused(
     assert kept() == before
 
 
+SAMPLES = {
+    "rows beyond the images": ([0, 99999], "the number of images, found 99,999"),
+    "a row twice": ([0, 1, 1], "expected each row once, found 3 rows of 2 images"),
+}
+
+
+@pytest.mark.parametrize("what", SAMPLES)
+@pytest.mark.parametrize("name", ["rows_suite", "rows_ood_val", "rows_statistics"])
+def test_samples_of_other_rows_are_refused(
+    interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comp: Comp, name: str, what: str
+) -> None:
+    rows, part = SAMPLES[what]
+    shutil.copytree(interrupted / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    (run,) = runs.list_runs(Path("runs"))
+    path = run.path / "split.npz"
+    with_arrays(**{name: np.array(rows)})(path)
+    before = kept()
+    assert_refused(comp("train", "--resume", run.path), f"{path}: damaged ({name}: expected", part, "comp run")
+    assert kept() == before
+
+
 def test_a_training_without_its_checkpoint_starts_again_with_a_note(
     interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comp: Comp
 ) -> None:

@@ -322,6 +322,9 @@ STUDIES: dict[str, tuple[str, bytes, str]] = {
     "a journal of numbers": ("study.log", b"7\n" + _ENTRY, "as a study's journal"),
     "an entry without a name": ("study.log", b'{"op_code": 0, "worker_id": "w"}\n', "as a study's journal"),
     "an entry of an unknown kind": ("study.log", b'{"op_code": 99, "worker_id": "w"}\n', "as a study's journal"),
+    "a journal that is cut": ("study.log", _ENTRY + _ENTRY[:40], "study.log: the study's journal is damaged"),
+    "a journal without its last end": ("study.log", _ENTRY[:-1], "study.log: the study's journal is damaged"),
+    "a journal that ends in text": ("study.log", _ENTRY + b"garbage\n", "study.log: the study's journal is damaged"),
     "a directory of another study": ("study.log", _ENTRY, "no study "),
 }  # fmt: skip
 

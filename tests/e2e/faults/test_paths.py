@@ -59,6 +59,9 @@ WRONG_PATHS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "check: name too long": (("check", f"{LONG}.csv"), ("File name too long", "shorter name")),
     "check: circular link": (("check", "loop.csv"), ("loop.csv: ",)),
     "check: empty": (("check", ""), ("is empty",)),
+    "check: form is a shipped config": (
+        ("check", "submissions/frozen.csv", "--format", "quickstart"), ("frozen.csv: not a valid submission", "rows"),
+    ),
     "check: form is a folder": (("check", "submissions/frozen.csv", "--format", "runs"), ("runs: ",)),
     "check: like a folder": (("check", "submissions/frozen.csv", "--against", "runs"), ("runs: ",)),
     "diff: a folder": (("diff", "submissions/frozen.csv", "runs"), ("runs: ", "directory")),

@@ -99,12 +99,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _check_words(words: list[str]) -> None:
-    """Refuse an empty argument, which would count as the current folder."""
+    """Refuse an empty argument, which would count as the current folder, and one that no file of a run can hold."""
     for before, word in itertools.pairwise(["comp", *words]):
         if not word and before not in ("-m", "--message", "--name"):
             raise UserError(
                 f"the argument after '{before}' is empty, as an unset variable in quotes is; name a file, a folder or "
                 "a value, or leave it out"
+            )
+        if not escape.is_text(word):
+            raise UserError(
+                f"the argument '{word}' holds bytes that are no UTF-8 text, which no config and no record of a run can "
+                "name; rename the file or folder"
             )
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from comp.config import shipped
+from comp.runtime import escape
 from comp.runtime.errors import ConfigError, nearest, shortened
 
 _MAX_BYTES = 1 << 20  # of a file or an override
@@ -335,7 +336,7 @@ def user_path(text: str, key: str) -> str:
                 f"{key}: ${{{name}}} is not set in the environment{nearest(name, os.environ)}; export {name}=..., or "
                 "write the full path"
             )
-        return os.environ[name]
+        return _checked_path(os.environ[name], key)
 
     if "\0" in text:
         raise ConfigError(f"{key}: contains the character U+0000, which no path has; remove it")
@@ -347,7 +348,13 @@ def user_path(text: str, key: str) -> str:
     if folder == home:
         user = home.partition("/")[0]
         raise ConfigError(f"{key}: {user} has no home folder; write the full path, or ./{home} for a relative path")
-    return scheme + folder
+    return scheme + _checked_path(folder, key)
+
+
+def _checked_path(path: str, key: str) -> str:
+    if not escape.is_text(path):
+        raise ConfigError(f"{key}: {path} holds bytes that are no UTF-8 text; rename the folder, or use another one")
+    return path
 
 
 def merge(base: Mapping[str, Any], updates: Mapping[str, Any]) -> dict[str, Any]:

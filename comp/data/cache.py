@@ -31,7 +31,7 @@ def cached_json(
         compute: returns plain values, under the same keys at every call.
         is_valid: returns whether values from the cache are of that form; may raise any of `files.READ_ERRORS` if not.
     """
-    digest = files.sha256_bytes(f"{_VERSION}\0{key}".encode())[:32]
+    digest = files.sha256_bytes(f"{_VERSION}\0{key}".encode(errors="surrogatepass"))[:32]
     path = root / FOLDER / f"{kind}-{digest}.json"
     with contextlib.suppress(*files.READ_ERRORS):
         if is_valid(values := files.read_json(path)):

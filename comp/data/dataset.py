@@ -75,6 +75,18 @@ class Dataset:
         """`train`, then `val` and `test` if the data have them."""
         return [split for split in (self.train, self.val, self.test) if split is not None]
 
+    def with_recorded_samples(self, path: Path) -> "Dataset":
+        """Return the same data with the samples of a run's split.npz.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        # Pseudo-labelled images of the test may have joined those of `train` before they were sampled.
+        test = len(self.test or ())
+        trained = len(self.train) + test
+        sizes = {"suite": test, "ood_val": len(self.val or ()), "initialise": trained, "statistics": trained}
+        return self.with_samples(splits.read_samples(path, sizes))
+
     def with_samples(self, samples: Mapping[str, NDArray[np.int64]]) -> "Dataset":
         """Return the same data with other samples, such as a run's recorded ones, and blocks made of them."""
         suite, ood_val = self.suite, self.ood_val

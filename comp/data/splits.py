@@ -1,6 +1,7 @@
 """Splits: images with ids and maybe labels; their statistics, hashes and split.npz; suites."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -249,11 +250,23 @@ def check_saved_split(path: Path, train: Split, val: Split | None) -> None:
             )
 
 
-def read_samples(path: Path) -> dict[str, NDArray[np.int64]]:
+def read_samples(path: Path, sizes: Mapping[str, int]) -> dict[str, NDArray[np.int64]]:
     """Return the recorded rows of a run's samples by name; empty for runs of versions that drew none.
+
+    Args:
+        path: of the .npz.
+        sizes: name of a sample -> images of the split that it was drawn from.
 
     Raises:
         RunError: the file is missing or damaged.
     """
-    recorded = read_split(path, f"train again: comp run {path.with_name('config.yaml')}")
-    return {name.removeprefix(_ROWS): rows for name, rows in recorded.items() if name.startswith(_ROWS)}
+    cure = f"train again: comp run {path.with_name('config.yaml')}"
+    recorded = read_split(path, cure)
+    samples = {name.removeprefix(_ROWS): rows for name, rows in recorded.items() if name.startswith(_ROWS)}
+    for name, rows in samples.items():
+        size, where = sizes.get(name, sys.maxsize), f"{path}: damaged ({_ROWS}{name}: expected"
+        if (last := rows.max(initial=-1)) >= size:
+            raise RunError(f"{where} rows below {size:,}, the number of images, found {last:,}); {cure}")
+        if (unique := len(np.unique(rows))) < len(rows):
+            raise RunError(f"{where} each row once, found {len(rows):,} rows of {unique:,} images); {cure}")
+    return samples

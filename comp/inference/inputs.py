@@ -18,7 +18,7 @@ from comp.data import archives
 from comp.data.decode import SUFFIXES
 from comp.data.images import ImageFiles
 from comp.data.scan import scan_files
-from comp.data.sources.listing import Listing
+from comp.data.sources.listing import Listing, check_name
 from comp.data.sources.numpy_files import open_images as open_array
 from comp.data.splits import Split
 from comp.runtime.errors import ConfigError, DataError, plural
@@ -134,6 +134,7 @@ def _named_files(paths: Sequence[str]) -> tuple[dict[Path, str], list[str]]:
     duplicates = 0
     for text in paths:
         for path, name in _files_of(text, notes):
+            check_name(path)
             real = path.resolve()
             duplicates += real in seen
             if real not in seen:

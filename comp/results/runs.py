@@ -113,6 +113,21 @@ class Run:
         """Return the hash of the config it was started with, without overrides."""
         return configs.fingerprint(configs.load_stored(self.path / "config.yaml"))
 
+    def check_config(self) -> None:
+        """Refuse to go on with another config than the one it was started with.
+
+        Raises:
+            RunError: config.yaml has changed in what the run computes.
+        """
+        provenance, path = self.provenance(), self.path / "config.yaml"
+        recorded = "" if "members" in provenance else provenance.get("config_hash", "")
+        if recorded and (current := self.config_hash()) != recorded:
+            raise RunError(
+                f"{path}: has changed since the run was started (config hash {recorded} then, {current} now), and a "
+                f"training cannot go on with another config; restore it, or start a new run: comp run {path}. To name "
+                "the data's new location: --resume RUN data.root=DIR"
+            )
+
     def data_config(self) -> Config:
         """Return the config that opens its data as in training: `data.range` as `auto` had chosen, its copy of `fixes`.
 

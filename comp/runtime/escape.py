@@ -22,6 +22,11 @@ def _visible(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
+def is_text(name: str) -> bool:
+    """Return whether a file's name is text; bytes of it that are no UTF-8 are half surrogate pairs in Python."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def for_terminal(text: str) -> str:
     """Return text to print; it may have several lines."""
     return _HIDDEN.sub(_visible, text)

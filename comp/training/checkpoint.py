@@ -4,9 +4,10 @@ It is deleted when the run is complete, unless `train.keep_state` is set.
 """
 
 import contextlib
+import math
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,7 +82,14 @@ def remove(run: Run) -> None:
         files.remove(run.path / "state.pt", inside=run.path)
 
 
-def load(path: Path, parts: Mapping[str, Stateful], device: torch.device, *, trusted: bool = False) -> TrainState:
+def load(
+    path: Path,
+    parts: Mapping[str, Stateful],
+    device: torch.device,
+    *,
+    trusted: bool = False,
+    misplaced: Callable[[TrainState], str] = lambda state: "",
+) -> TrainState:
     """Load state.pt into the parts, by name, and return the training's position.
 
     Args:
@@ -89,6 +97,7 @@ def load(path: Path, parts: Mapping[str, Stateful], device: torch.device, *, tru
         parts: just built, unless `trusted`.
         device: of the parts.
         trusted: this training has written the file, and its parts have grown since: their forms are not compared.
+        misplaced: returns why this training has no such position, once the parts are loaded; empty if it has.
 
     Raises:
         RunError: missing, damaged, or from another model.
@@ -100,11 +109,14 @@ def load(path: Path, parts: Mapping[str, Stateful], device: torch.device, *, tru
         names = {attribute.name for attribute in fields(TrainState)}
         state = TrainState(**{name: value for name, value in recorded.items() if name in names})
         _check_position(state)
+        _check_sums(state)
         for name, part in parts.items():
             if not trusted:
                 _check_alike(values[name], part.state_dict(), name)
             part.load_state_dict(values[name])
         _check_momenta(parts.get("optimizer"))
+        if problem := misplaced(state):
+            raise ValueError(problem)
     except FileNotFoundError:
         raise RunError(f"{path}: no checkpoint to resume from; start again: comp run CONFIG") from None
     except (*READ_ERRORS, pickle.UnpicklingError) as error:
@@ -127,6 +139,17 @@ def _check_position(state: TrainState) -> None:
     for name in ("rollbacks", "notes"):
         if not all(isinstance(text, str) for text in getattr(state, name)):
             raise ValueError(f"cursor.{name}: expected a list of text")
+
+
+def _check_sums(state: TrainState) -> None:
+    """Raise ValueError if a number is not finite, or does not follow from the position."""
+    for name in ("seconds", "loss_sum", "right_sum", "rate_factor"):
+        if not math.isfinite(value := getattr(state, name)):
+            raise ValueError(f"cursor.{name}: expected a finite number, found {value}")
+    if bool(state.step) != bool(state.seen):
+        raise ValueError(f"cursor.seen: expected the images of {state.step} steps, found {state.seen}")
+    if state.best_epoch > state.epoch + 1:  # an epoch's scores come before its end
+        raise ValueError(f"cursor.best_epoch: expected at most {state.epoch + 1}, found {state.best_epoch}")
 
 
 def _check_alike(saved: Any, own: Any, where: str) -> None:

@@ -98,7 +98,8 @@ def fit(
     path, train = context.run.path / "state.pt", context.config.train
     state = TrainState()
     if resume and path.exists():  # a run stopped before its first checkpoint starts anew
-        state = checkpoint.load(path, context.parts, context.execution.torch_device)
+        device = context.execution.torch_device
+        state = checkpoint.load(path, context.parts, device, misplaced=lambda state: _misplaced(context, state))
     if context.train.note and context.train.note not in state.notes:
         state.notes.append(context.train.note)
     context.team.barrier()  # all have read the state before the main process writes another
@@ -153,6 +154,19 @@ def fit(
     saver.save()  # first: a run with final weights and no state is complete
     context.run.write("final.safetensors", weights.to_bytes(context.model.state_dict(), {}))
     return state
+
+
+def _misplaced(context: TrainContext, state: TrainState) -> str:
+    """Return why a training has no such position; empty if it has."""
+    if state.step > context.steps_per_epoch:
+        return f"cursor.step: expected at most {context.steps_per_epoch}, the steps of an epoch, found {state.step}"
+    planned, taken = context.planner.plan.total_steps, context.steps_taken(state)
+    if taken > planned:
+        return f"cursor.epoch: expected at most the {planned:,} steps of the training, found {taken:,}"
+    rows = len(context.run.history())
+    if 0 < rows < state.epoch:  # without history.csv, a training goes on without its curves
+        return f"cursor.epoch: expected at most {rows}, the rows of history.csv, found {state.epoch}"
+    return ""
 
 
 def _with_resume_command(stop: BaseException, run: Path) -> BaseException:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _SQLITE_TIMEOUT_SECONDS = 60
 _MISSED_BEATS = 3  # after which a worker counts as dead
 _OPEN_ATTEMPTS = 8  # other processes may create the same tables at the same moment
+_JOURNAL_ATTEMPTS, _JOURNAL_SECONDS = 5, 0.05  # another process may be writing a journal's last line
 _CREATED_MEANWHILE = ("already exists", "duplicate key", "unique constraint")
 KINDS = "sqlite:///PATH, journal:///PATH (or PATH.log), postgresql://USER@HOST/NAME"
 MAX_RETRIES = 3  # of a trial whose workers die; then it counts as failed, for it may be what kills them
@@ -116,6 +117,7 @@ def open_store(url: str, folder: Path, heartbeat_seconds: int) -> Store:
         if (kind == "journal" and rest) or ("://" not in url and url.endswith(".log")):
             path = rest or url
             locks = _lock_folder(path, url)
+            _check_journal(Path(path))
             try:
                 return Store(url, JournalStorage(JournalFileBackend(path, lock_obj=_JournalLock(locks))), locks)
             except files.READ_ERRORS as error:  # a line that is no entry
@@ -137,6 +139,34 @@ def open_store(url: str, folder: Path, heartbeat_seconds: int) -> Store:
             )
             return Store(url, backend, locks, grace)
     raise ConfigError(f"tune.storage: expected {KINDS}; found '{runs.hide_passwords(url)}'")
+
+
+def _check_journal(path: Path) -> None:
+    """Refuse a journal whose last line is no entry: Optuna passes over it, and the next entry would follow it.
+
+    Raises:
+        StudyError: the line stays as it is; an entry that another process writes is soon complete.
+    """
+    for attempts_left in reversed(range(_JOURNAL_ATTEMPTS)):
+        try:
+            content = path.read_bytes()
+            if not content:
+                return
+            last = content[content[:-1].rfind(b"\n") + 1 :]
+            json.loads(last)
+            if last.endswith(b"\n"):
+                return
+            reason = "it has no end"
+        except ValueError as error:
+            reason = files.error_text(error)
+        except OSError:  # missing: a new one; or Optuna says why it cannot be read
+            return
+        if attempts_left:
+            time.sleep(_JOURNAL_SECONDS)
+    raise StudyError(
+        f"{path}: the study's journal is damaged (its last line: {reason}); restore it, or begin another study: "
+        "--study NAME"
+    )
 
 
 class _JournalLock:

@@ -315,7 +315,7 @@ def verify_run_data(run: Run, dataset: Dataset) -> Dataset:
             f"{run.path / FIXES}, or start a new run"
         )
     splits.check_saved_split(run.path / "split.npz", dataset.train, dataset.val)
-    return dataset.with_samples(splits.read_samples(run.path / "split.npz"))
+    return dataset.with_recorded_samples(run.path / "split.npz")
 
 
 def _fix_list(sha256: str | None) -> str:

@@ -60,6 +60,8 @@ def resume_run(
     team: SingleProcess = SINGLE_PROCESS,
 ) -> Run:
     """Resume a run's training, if it is not complete, and finish the run; see `run_config`."""
+    if not run.is_complete():
+        run.check_config()  # before its data are opened
     with open_tracker(run.config().track) as tracker:
         # The other processes open the data to train, and have left when there is nothing to train.
         dataset = (

@@ -148,6 +148,7 @@ def resume(
             f"{run.path / 'config.yaml'}"
         )
     plugins.load_of(run)
+    run.check_config()
     began = time.perf_counter()
     config = run.config()
     if config.augment.engine == "per_image":
@@ -206,7 +207,7 @@ def follow(
     )
     setup = team.broadcast_from_main(only_main)
     run = ReadOnlyRun(setup.path)
-    dataset = pseudo.rejoin(run, config, dataset.with_samples(splits.read_samples(setup.path / "split.npz")))
+    dataset = pseudo.rejoin(run, config, dataset.with_recorded_samples(setup.path / "split.npz"))
     model = build_model(config, dataset, first_weights=not setup.resume)
     context = build_context(
         config, dataset, run, model, setup.execution, fresh=setup.fresh, progress=progress, team=team

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from comp.cli.commands.options import AsJson, Overrides
+from comp.cli.commands.options import AsJson, Overrides, find_config
 from comp.runtime.errors import plural
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ Format = Annotated[
     typer.Option(
         "--format",
         metavar="CONFIG|SAMPLE",
+        callback=find_config,
         help="Take the format from a config or a sample .csv. Default: the sidecar.",
     ),
 ]

@@ -243,14 +243,21 @@ def _open_with_plugins(path: Path, data_overrides: list[str], allow_plugins: boo
 
 
 def _open_to_resume(path: Path, data_overrides: list[str]) -> "Run":
-    """Return a run to resume; say where the files of its plug-ins have changed."""
+    """Return a run to resume; say where the files of its plug-ins have changed, or its checkpoint is lost."""
     from comp.cli import console
     from comp.results import runs
+    from comp.runtime.errors import plural
     from comp.workflows import plugins
 
     run = runs.open_run(path, data_overrides)
     for note in plugins.changed_since(run):
         console.print_note(note)
+    names = ("state.pt", "final.safetensors")
+    if not run.is_complete() and not any((run.path / name).exists() for name in names) and (rows := run.history()):
+        console.print_note(
+            f"{run.path}: holds no state.pt to resume from; the training starts again at epoch 1, without the "
+            f"{plural(len(rows), 'epoch')} of history.csv"
+        )
     return run
 
 

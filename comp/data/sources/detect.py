@@ -17,7 +17,7 @@ from comp.data import archives, decode
 from comp.data.sources.columns import TABLE, find_id_column, has_pixel_columns, read_table
 from comp.data.sources.detect_groups import detect_group_answers, detect_groups, names_subjects
 from comp.data.sources.labels import read_labels
-from comp.data.sources.listing import Listing, first_few
+from comp.data.sources.listing import Listing, check_name, first_few
 from comp.data.sources.numpy_files import array_names, find_archive
 from comp.runtime.errors import DataError, SubmissionError, plural
 from comp.submission import samples
@@ -149,9 +149,11 @@ def _locations(root: Path) -> dict[str, int]:
         visited.add(real)
         relative = Path(parent).relative_to(root)
         folders[:] = [folder for folder in folders if not folder.startswith(".") and len(relative.parts) < 2 * _DEPTH]
-        images = sum(Path(name).suffix.lower() in decode.SUFFIXES for name in names if not name.startswith("."))
+        images = [name for name in names if not name.startswith(".") and Path(name).suffix.lower() in decode.SUFFIXES]
+        for name in images:
+            check_name(Path(parent) / name)
         for depth in range(min(len(relative.parts), _DEPTH) + 1):
-            counts["/".join(relative.parts[:depth]) or "."] += images
+            counts["/".join(relative.parts[:depth]) or "."] += len(images)
         if len(relative.parts) < _DEPTH:
             for name in names:
                 if name.lower().endswith(archives.ENDING) and not (Path(parent) / Path(name).stem).is_dir():

@@ -15,6 +15,7 @@ from comp.data import archives
 from comp.data.decode import SUFFIXES
 from comp.data.scan import scan_files
 from comp.data.splits import Split
+from comp.runtime import escape
 from comp.runtime.errors import DataError, SubmissionError, nearest, plural
 from comp.runtime.progress import Progress
 from comp.submission import samples
@@ -97,6 +98,7 @@ class Listing:
             if not all(_is_visible(part) for part in parts):
                 self._hidden += is_image
             elif is_image:
+                check_name(location / name)
                 images.append(parts)
             else:
                 self._non_images.append(name)
@@ -223,6 +225,14 @@ class Listing:
         for count in range(1, min(len(parts), len(leading) + 1)):
             if parts[:count] == leading[-count:]:
                 yield "/".join(parts[count:])
+
+
+def check_name(path: Path) -> None:
+    """Raise DataError if an image's path is no text: ids and classes are written to UTF-8 files."""
+    if not escape.is_text(str(path)):
+        raise DataError(
+            f"{path}: expected a path of UTF-8 text, found other bytes in it; rename the file or folder, or remove it"
+        )
 
 
 def first_few(values: Sequence[Any]) -> str:

@@ -359,6 +359,9 @@ STUDIES: dict[str, tuple[str, bytes, str]] = {
     "a journal of numbers": ("study.log", b"7\n" + _ENTRY, "as a study's journal"),
     "an entry without a name": ("study.log", b'{"op_code": 0, "worker_id": "w"}\n', "as a study's journal"),
     "an entry of an unknown kind": ("study.log", b'{"op_code": 99, "worker_id": "w"}\n', "as a study's journal"),
+    "a journal that is cut": ("study.log", _ENTRY + _ENTRY[:40], "study.log: the study's journal is damaged"),
+    "a journal without its last end": ("study.log", _ENTRY[:-1], "study.log: the study's journal is damaged"),
+    "a journal that ends in text": ("study.log", _ENTRY + b"garbage\n", "study.log: the study's journal is damaged"),
     "a directory of another study": ("study.log", _ENTRY, "no study "),
 }  # fmt: skip
 
@@ -418,6 +421,11 @@ STATES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "half a step": (at("cursor", "step", value=0.5), "cursor.step: expected a whole number from 0 up, found 0.5"),
     "a best value in a list": (at("cursor", "best", value=[0.5]), "cursor.best: expected a number or None, found list"),
     "notes of numbers": (at("cursor", "notes", value=[1]), "cursor.notes: expected a list of text"),
+    "an epoch after the last": (at("cursor", "epoch", value=10**9), "cursor.epoch: expected at most"),
+    "a step after the last": (at("cursor", "step", value=10**9), "cursor.step: expected at most"),
+    "a step without images": (at("cursor", "seen", value=0), "cursor.seen: expected the images of"),
+    "a best epoch to come": (at("cursor", "best_epoch", value=10**9), "cursor.best_epoch: expected at most"),
+    "a loss that is no number": (at("cursor", "loss_sum", value=float("nan")), "cursor.loss_sum: expected a finite"),
     "no position": (at("cursor", value="REMOVED"), "cursor"),
     "a position in a list": (at("cursor", value=[1]), "damaged"),
     "no optimizer": (at("optimizer", value="REMOVED"), "optimizer"),
@@ -451,6 +459,57 @@ def test_a_checkpoint_with_other_values_is_damaged(
     assert_refused(comp("train", "--resume", run.path), "state.pt: damaged", part, "start again: comp run CONFIG")
     assert (run.path / "state.pt").read_bytes() == before
     assert not run.is_complete()
+
+
+@pytest.mark.parametrize("command", ["run", "train"])
+def test_a_config_that_has_changed_since_the_training_began_is_refused(
+    interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comp: Comp, command: str
+) -> None:
+    shutil.copytree(interrupted / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    (run,) = runs.list_runs(Path("runs"))
+    path = run.path / "config.yaml"
+    path.write_text(path.read_text().replace("epochs: 2\n", "epochs: 3\n"))
+    before = kept()
+    result = comp(command, "--resume", run.path)
+    assert_refused(result, f"{path}: has changed since the run was started", f"comp run {path}")
+    assert kept() == before
+
+
+SAMPLES = {
+    "rows beyond the images": ([0, 99999], "the number of images, found 99,999"),
+    "a row twice": ([0, 1, 1], "expected each row once, found 3 rows of 2 images"),
+}
+
+
+@pytest.mark.parametrize("what", SAMPLES)
+@pytest.mark.parametrize("name", ["rows_suite", "rows_ood_val", "rows_statistics"])
+def test_samples_of_other_rows_are_refused(
+    interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comp: Comp, name: str, what: str
+) -> None:
+    rows, part = SAMPLES[what]
+    shutil.copytree(interrupted / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    (run,) = runs.list_runs(Path("runs"))
+    path = run.path / "split.npz"
+    with_arrays(**{name: np.array(rows)})(path)
+    before = kept()
+    assert_refused(comp("train", "--resume", run.path), f"{path}: damaged ({name}: expected", part, "comp run")
+    assert kept() == before
+
+
+def test_a_training_without_its_checkpoint_starts_again_with_a_note(
+    interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comp: Comp
+) -> None:
+    shutil.copytree(interrupted / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    (run,) = runs.list_runs(Path("runs"))
+    (run.path / "state.pt").unlink()
+    run.write_table("history.csv", [{"number": 1, "val_loss": 0.5}])
+    result = comp("train", "--resume", run.path)
+    assert result.code == 0, result.err
+    assert f"{run.path}: holds no state.pt to resume from" in " ".join((result.out + result.err).split())
+    assert len(run.history()) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"PK\x03\x04" + bytes(100)], ids=["empty", "text", "no archive"])

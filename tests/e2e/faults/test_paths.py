@@ -1,5 +1,6 @@
 """Paths: whatever is named, a command answers in one message, and removes nothing that is not its own."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from comp.results import files, runs
 from comp.runtime.errors import RunError
@@ -57,6 +59,9 @@ WRONG_PATHS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "check: name too long": (("check", f"{LONG}.csv"), ("File name too long", "shorter name")),
     "check: circular link": (("check", "loop.csv"), ("loop.csv: ",)),
     "check: empty": (("check", ""), ("is empty",)),
+    "check: form is a shipped config": (
+        ("check", "submissions/frozen.csv", "--format", "quickstart"), ("frozen.csv: not a valid submission", "rows"),
+    ),
     "check: form is a folder": (("check", "submissions/frozen.csv", "--format", "runs"), ("runs: ",)),
     "check: like a folder": (("check", "submissions/frozen.csv", "--against", "runs"), ("runs: ",)),
     "diff: a folder": (("diff", "submissions/frozen.csv", "runs"), ("runs: ", "directory")),
@@ -90,7 +95,10 @@ WRONG_PATHS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "a name with a newline": (("report", "no\nerror: fake"), ("no error: fake: expected a complete run",)),
     "a name with an escape code": (("report", "\x1b[31mred"), (r"\x1b[31mred: expected a complete run",)),
     "a name that turns the direction": (("check", "a\u202evsc.csv"), (r"a\u202evsc.csv: no such submission",)),
-    "a name that is no text": (("check", "\udcff.csv"), (r"\udcff.csv: no such submission",)),
+    "a name that is no text": (("check", "\udcff.csv"), (r"'\udcff.csv' holds bytes that", "rename")),
+    "a name of a config that is no text": (("run", "g\udcff.yaml"), (r"'g\udcff.yaml' holds bytes that", "rename")),
+    "an output that is no text": (("run", "small.yaml", "-o", "y\udcff.csv"), (r"'y\udcff.csv' holds", "rename")),
+    "a root that is no text": (("init", "fo\udcff"), (r"'fo\udcff' holds bytes that are no UTF-8", "rename")),
     "a name like an option": (("report", "-o\x1b[2J"), ("",)),
     "a name with a dash": (("check", "--", "-x.csv"), ("-x.csv: ",)),
 }  # fmt: skip
@@ -106,6 +114,27 @@ def test_a_wrong_path_is_refused_in_one_message(place: Path, comp: Comp, name: s
     assert "\x1b" not in result.err
     assert "\u202e" not in result.err
     assert_unchanged(before, place)
+
+
+@pytest.mark.parametrize("name", ["train/a/\udcff.png", "train/\udcff/0.png", "test/\udcff.png"])
+def test_an_image_whose_path_is_no_text_is_refused_by_name(place: Path, comp: Comp, name: str) -> None:
+    for path in ("train/a/0.png", "train/b/0.png", "test/0.png", name):
+        file = place / "images" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(file)
+    values = {"data": {"source": "image_folder", "root": "images"}}
+    Path("images.yaml").write_text(json.dumps({**values, "competition": {"name": "images"}}))
+    shown = name.replace("\udcff", r"\udcff")
+    images = ("predict", PLAIN, "--images", "images", "-o", "new.csv")
+    for words in (("init", "images"), ("config", "check", "--data", "images.yaml"), ("train", "images.yaml"), images):
+        assert_fault(comp(*words), f"images/{shown}: expected a path of UTF-8 text", "rename")
+
+
+def test_a_folder_that_is_no_text_in_the_environment_is_refused(
+    place: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLACE", "a\udcffb")
+    assert_fault(comp("train", "small.yaml", "data.root=${PLACE}"), r"data.root: a\udcffb holds bytes", "rename")
 
 
 def test_a_file_that_begins_with_a_dash_is_a_file_after_two_dashes(place: Path, comp: Comp) -> None:

@@ -140,6 +140,26 @@ def test_folds_are_combined_patient_by_patient(place: Path, comp: Comp) -> None:
 
 
 @pytest.mark.slow
+def test_a_fold_without_a_class_has_no_score_that_needs_both(place: Path, comp: Comp) -> None:
+    """Two of 24 patients are ill, so a third fold at least has none of them: its AUC is left out, its loss is not."""
+    header, *rows = rows_of("d/train.csv")
+    write_rows("d/train.csv", header, [[*row[:2], "ill" if row[1] in ("tr-0", "tr-2") else "well"] for row in rows])
+    settings = ["data.folds=3", "data.validation=0.1", "train.epochs=1", "competition.metric=roc_auc"]
+    result = comp("cv", "c.yaml", *settings, "--runs", "folds", "--json")
+    assert result.code == 0, result.err
+    assert "too few groups of images to be in training and every fold: 'ill' (2)" in result.err
+    score = json.loads(result.out)["scores"]["roc_auc"]
+    assert score["undefined"]
+    for number, value in enumerate(score["folds"]):
+        assert (value is None) == (str(number) in score["undefined"])
+    assert score["mean"] == np.mean([value for value in score["folds"] if value is not None])
+    printed = comp("cv", "c.yaml", *settings, "--runs", "folds")
+    fold = next(iter(score["undefined"]))
+    assert f"fold {fold}: roc_auc undefined, and left out of mean and interval: no image of class 'ill'" in printed.err
+    assert "undefined" in printed.out
+
+
+@pytest.mark.slow
 def test_decisions_are_fitted_on_patients(place: Path, comp: Comp) -> None:
     """They count them: too few patients have a decision, though they have more images than it needs."""
     data = {"validation": 0.9}

@@ -73,7 +73,7 @@ def mean_interval(values: NDArray[np.float64]) -> Interval | None:
     """Return Student's interval of the mean of independent values [N]; None for fewer than two, or if all are equal."""
     if len(values) < 2 or not np.ptp(values):
         return None
-    from scipy.special import stdtrit  # slow to import, and a listing needs no such interval
+    from scipy.special import stdtrit  # type: ignore[import-untyped]  # slow, and a listing needs none
 
     quantile = float(stdtrit(len(values) - 1, 0.975))
     half = quantile * float(values.std(ddof=1)) / math.sqrt(len(values))

@@ -71,12 +71,12 @@ def split_source(
     seed, train, test, val, notes = config.split_seed, source.train, source.test, None, []
     if test is None and cut_test:
         kept, held = holdout_indices(train, config.test, seed, stratifier=stratifier, groups=groups)
-        groups = None if groups is None else groups[kept]
-        notes += _rare_class_notes(train, source.classes, 2, "test") if config.stratify else []
+        units, groups = groups, None if groups is None else groups[kept]
+        notes += _rare_class_notes(train, source.classes, 2, "test", units) if config.stratify else []
         train, test = train.take(kept, "train"), train.take(held, "test")
     if config.folds is not None:
         kept, held = fold_indices(train, config.folds, config.fold, seed, stratifier=stratifier, groups=groups)
-        notes += _rare_class_notes(train, source.classes, config.folds, "every fold") if config.stratify else []
+        notes += _rare_class_notes(train, source.classes, config.folds, "every fold", groups) if config.stratify else []
         train, val = train.take(kept, "train"), train.take(held, "val")
     elif config.validation == "official":
         if source.val is None:
@@ -86,19 +86,25 @@ def split_source(
         val = source.val
     elif config.validation != "none":
         kept, held = holdout_indices(train, config.validation, seed, stratifier=stratifier, groups=groups)
-        notes += _rare_class_notes(train, source.classes, 2, "validation") if config.stratify else []
+        notes += _rare_class_notes(train, source.classes, 2, "validation", groups) if config.stratify else []
         train, val = train.take(kept, "train"), train.take(held, "val")
     return Splits(train, val, test, tuple(notes))
 
 
-def _rare_class_notes(split: Split, classes: Sequence[str], fewest: int, where: str) -> list[str]:
-    """Return a note that names the classes with too few images to be in every part."""
-    counts = split.class_counts(len(classes))
+def _rare_class_notes(split: Split, classes: Sequence[str], fewest: int, where: str, groups: Rows | None) -> list[str]:
+    """Return a note that names the classes with too few images, or groups that stay together, to be in every part."""
+    counts, counted = split.class_counts(len(classes)), "images"
+    if groups is not None and split.labels is not None and not split.is_numeric:
+        rows = np.arange(len(split))
+        present = np.nonzero(split.labels) if split.labels.ndim == 2 else (rows, split.labels.astype(np.int64))
+        pairs = np.unique(groups[present[0]].astype(np.int64) * len(classes) + present[1])  # of a group and its class
+        counts = np.bincount(pairs % len(classes), minlength=len(classes))
+        counted = "images" if len(np.unique(groups)) == len(split) else "groups of images"
     rare = [f"{classes[int(row)]!r} ({counts[row]})" for row in np.flatnonzero((counts > 0) & (counts < fewest))]
     if not rare:
         return []
     names = ", ".join(rare[:_MOST_NAMED]) + (", ..." if len(rare) > _MOST_NAMED else "")
-    return [f"split: classes with too few images to be in training and {where}: {names}"]
+    return [f"split: classes with too few {counted} to be in training and {where}: {names}"]
 
 
 def holdout_indices(

@@ -168,7 +168,9 @@ def _fit(
     # Decisions are fitted on clean validation, if there is one, as for a single run.
     tuned_on = "val" if "val" in members.splits else split
     tuning_split = aligned if tuned_on == split else members.load_split(tuned_on)
-    held_out = cross_fit.predict_out_of_fold(crossed, tuning_split, {})
+    answer = members.groups[0].runs[0].metrics().group_answer
+    made_by = {"group_answer": answer} if answer else {}
+    held_out = cross_fit.predict_out_of_fold(crossed, tuning_split, made_by)
     decider = cross_fit.fit_decider(metric, tuned_on, held_out, tuning_split.images, calibrated=calibrated, **decide)
     return _Combination(name, split, whole, crossed, decider)
 

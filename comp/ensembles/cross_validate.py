@@ -11,18 +11,21 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import filelock
 import numpy as np
+from numpy.typing import NDArray
 
 from comp import config as configs
 from comp.config import Config
 from comp.config.tasks import TASKS
 from comp.data.dataset import Dataset
 from comp.ensembles import combine
-from comp.results import files, runs, stats
+from comp.results import files, metrics, prediction_files, runs, stats
+from comp.results.predictions import Predictions
 from comp.results.run_metrics import RunMetrics
 from comp.results.runs import Run
 from comp.results.stats import Interval
@@ -58,22 +61,44 @@ class CrossValidation:
         """The competition's metric."""
         return self.result.metrics().metric
 
-    def fold_values(self, score: str) -> list[float]:
-        """Return a score of each fold's validation images."""
-        return [_value(run.metrics(), score) for run in self.folds]
+    def fold_values(self, score: str) -> list[float | None]:
+        """Return a score of each fold's validation images; None where these leave it undefined."""
+        undefined = self.undefined(score)
+        return [None if run in undefined else _value(run.metrics(), score) for run in self.folds]
+
+    def undefined(self, score: str) -> dict[Run, str]:
+        """Return the folds whose validation leaves a score undefined, and why."""
+        reasons = {
+            run: metrics.find_undefined(predictions, score)
+            for run, predictions in zip(self.folds, self._validation, strict=True)
+            if predictions is not None
+        }
+        return {run: reason for run, reason in reasons.items() if reason}
+
+    @cached_property
+    def _validation(self) -> tuple[Predictions | None, ...]:
+        """Each fold's predictions of validation; None where they were removed."""
+        loaded: list[Predictions | None] = []
+        for run in self.folds:
+            try:
+                loaded.append(prediction_files.load(run.predictions_path("val")))
+            except RunError:
+                loaded.append(None)
+        return tuple(loaded)
 
     def out_of_fold(self, score: str) -> tuple[float, Interval | None]:
         """Return a score of all validation images together, and its interval at 95 %.
 
-        The interval of accuracy counts images (Wilson), that of another score is of the folds' mean.
+        The interval of accuracy counts images (Wilson), that of another score is of the folds' mean (Student), where
+        it is defined; None if it cannot be estimated.
         """
-        metrics = self.result.metrics()
-        value = _value(metrics, score)
-        split = metrics.best_or_final.val
+        scores = self.result.metrics()
+        value = _value(scores, score)
+        split = scores.best_or_final.val
         assert split is not None
         if score == "accuracy":
             return value, stats.wilson(value, split.images)
-        return value, stats.mean_interval(np.array(self.fold_values(score)))
+        return value, stats.mean_interval(_defined(self.fold_values(score)))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -81,12 +106,18 @@ class CrossValidation:
         for score in dict.fromkeys((self.metric, *TASKS[self.result.metrics().task].reported)):
             values = self.fold_values(score)
             value, interval = self.out_of_fold(score)
+            defined = _defined(values)
             scores[score] = {
                 "folds": values,
-                "mean": float(np.mean(values)),
-                "standard_deviation": float(np.std(values, ddof=1)),
+                "mean": float(defined.mean()) if len(defined) else None,
+                "standard_deviation": float(defined.std(ddof=1)) if len(defined) > 1 else None,
                 "out_of_fold": value,
                 "interval": None if interval is None else [interval.low, interval.high],
+                "undefined": {
+                    str(number): reason
+                    for number, run in enumerate(self.folds)
+                    if (reason := self.undefined(score).get(run))
+                },
             }
         return {
             "folds": [str(run.path) for run in self.folds],
@@ -98,8 +129,12 @@ class CrossValidation:
         }
 
 
-def _value(metrics: RunMetrics, score: str) -> float:
-    split = metrics.best_or_final.val
+def _defined(values: Sequence[float | None]) -> NDArray[np.float64]:
+    return np.array([value for value in values if value is not None], np.float64)
+
+
+def _value(scores: RunMetrics, score: str) -> float:
+    split = scores.best_or_final.val
     assert split is not None  # a fold always validates
     value = split.value(score)
     assert value is not None

@@ -5,7 +5,7 @@ Nothing is fitted again: weights, coefficients and the decision are those that t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,21 @@ _AGAIN = "make the ensemble again: comp ensemble"
 def is_ensemble(run: Run) -> bool:
     """Return whether a run has no network of its own, but combines others."""
     return not run.has_weights() and "members" in run.provenance()
+
+
+def refuse_own_images(run: Run) -> NoReturn:
+    """Refuse to predict an ensemble's own images, which were predicted when it was made.
+
+    Raises:
+        RunError: naming its submission, and its members by their paths.
+    """
+    members = ", ".join(str(member.path) for member in lineage.members_of(run, "it cannot be predicted"))
+    written = run.metrics().submission
+    raise RunError(
+        f"{run.path}: has no weights; it combines other runs"
+        f"{f', and its submission is already written: {written}' if written else ''}; for other images: comp predict "
+        f"{run.path} --images PATH; or predict with its members: {members}"
+    )
 
 
 def predict_with_members(

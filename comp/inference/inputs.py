@@ -208,7 +208,10 @@ def _read_list(path: Path) -> Iterator[tuple[Path, str]]:
     head = rows[:2]  # a header and the first row, or two rows
     columns = [column for row in head for column, cell in enumerate(row) if file_of(cell).is_file()]
     if not columns:
-        raise DataError(f"{path}: expected paths of existing images, found {head[-1:] or 'no row'}")
+        raise DataError(
+            f"{path}: expected a list of images, one on each row: a column with paths of existing files, relative to "
+            f"{path.parent} or the working directory, with their suffix (train/1.png); found {head[-1:] or 'no row'}"
+        )
     column = columns[0]
     first = rows[0][column].strip() if column < len(rows[0]) else ""
     looks_like_path = "/" in first or "\\" in first or Path(first.strip("\"'")).suffix.lower() in SUFFIXES

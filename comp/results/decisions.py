@@ -223,11 +223,15 @@ def _mark(decided: Predictions, decision: Mapping[str, object]) -> Predictions:
     return replace(decided, made_by={**decided.made_by, "decision": dict(decision)})
 
 
+def _counted(labelled: Predictions) -> str:
+    return "groups" if labelled.made_by.get("group_answer") else "images"
+
+
 def _find_too_few(kind: str, labelled: Predictions, images: NDArray[np.int64]) -> str:
     """Return why nothing can be fitted or measured; empty if it can."""
     count = len(np.unique(images))
     if count < _LEAST_IMAGES:
-        return f"validation has {count} images for it, fewer than {_LEAST_IMAGES}"
+        return f"validation has {count} {_counted(labelled)} for it, fewer than {_LEAST_IMAGES}"
     if kind in ("thresholds", "cut_points"):
         numeric = labelled.row.numeric
         counts = np.unique(labelled.target_values(), return_counts=True)[1] if numeric else labelled.truth().sum(0)
@@ -235,7 +239,7 @@ def _find_too_few(kind: str, labelled: Predictions, images: NDArray[np.int64]) -
             return f"the labels have {_MOST_LEVELS} levels or more, so each is rounded"
         enough = int((counts >= _LEAST_OF_A_CLASS).sum())
         if enough < 2:
-            return f"fewer than two classes have {_LEAST_OF_A_CLASS} validation images for it"
+            return f"fewer than two classes have {_LEAST_OF_A_CLASS} validation {_counted(labelled)} for it"
     return ""
 
 

@@ -129,7 +129,10 @@ def read_sidecar(row: LeaderboardRow, path: str) -> Sidecar | None:
 
 
 def choose_final(submissions: Sequence[Submission]) -> tuple[tuple[FinalSubmission, ...], int]:
-    """Return the best submission, then the one within CLOSE of it that differs most, and how many were that close."""
+    """Return the best submission, then the one within CLOSE of it that differs most, and how many were that close.
+
+    One whose answers are all equal to the best's is left out.
+    """
     ranked = sorted(_expected_scores(submissions), key=lambda candidate: -candidate[0])
     candidates = list(islice(_with_own_suite(ranked), _MAX_RANKED))
     if len(candidates) < 2:
@@ -139,10 +142,12 @@ def choose_final(submissions: Sequence[Submission]) -> tuple[tuple[FinalSubmissi
     lines, compared = read_lines(first.path), []
     for choice in close[:_MAX_COMPARED]:
         disagreement = measure_disagreement(lines, read_lines(choice.path))
-        if disagreement is not None:
+        if disagreement:
             compared.append(replace(choice, disagreement=disagreement))
-    second = max(compared, key=lambda choice: choice.disagreement or 0.0) if compared else rest[0][1]
-    return (first, second), len(compared)
+    if compared:
+        return (first, max(compared, key=lambda choice: choice.disagreement or 0.0)), len(compared)
+    second = next((choice for _, choice in rest if measure_disagreement(lines, read_lines(choice.path)) != 0), None)
+    return (first,) if second is None else (first, second), 0
 
 
 def _expected_scores(submissions: Sequence[Submission]) -> Iterator[tuple[float, FinalSubmission, Submission]]:

@@ -19,6 +19,8 @@ from comp.results.run_metrics import RunMetrics, Score, SplitScores
 from comp.results.stats import Interval, mean_interval, ranks, wilson
 from comp.runtime.errors import ConfigError, unknown
 
+_MOST_NAMED = 5  # classes, in a message
+
 ColumnScore = Callable[[NDArray[np.float64], NDArray[np.bool_]], float]  # a class's probabilities and truth [N]
 
 
@@ -210,6 +212,7 @@ class Metric:
         high: largest possible value.
         ordered_classes: whether the classes' order or values matter.
         whole: whether it compares whole numbers, in a task of numbers.
+        needs_variety: whether it says nothing where all targets are one class or number.
     """
 
     score: Callable[[Predictions], float]
@@ -220,6 +223,7 @@ class Metric:
     high: float = 1.0
     ordered_classes: bool = False
     whole: bool = False
+    needs_variety: bool = False
 
     def as_maximize(self, score: float) -> float:
         """Return the score with its sign turned where lower is better: higher is always better."""
@@ -228,20 +232,22 @@ class Metric:
 
 METRICS = {
     "accuracy": Metric(accuracy),
-    "balanced_accuracy": Metric(balanced_accuracy),
-    "macro_f1": Metric(macro_f1),
+    "balanced_accuracy": Metric(balanced_accuracy, needs_variety=True),
+    "macro_f1": Metric(macro_f1, needs_variety=True),
     "weighted_f1": Metric(weighted_f1),
     "micro_f1": Metric(micro_f1),
     "samples_f1": Metric(samples_f1),
     "log_loss": Metric(log_loss, higher_is_better=False, of_probabilities=True, high=float("inf")),
-    "roc_auc": Metric(roc_auc, of_probabilities=True),
-    "mean_average_precision": Metric(mean_average_precision, of_probabilities=True),
+    "roc_auc": Metric(roc_auc, of_probabilities=True, needs_variety=True),
+    "mean_average_precision": Metric(mean_average_precision, of_probabilities=True, needs_variety=True),
     "map_at_3": Metric(partial(map_at, 3), ranked=3),
     "map_at_5": Metric(partial(map_at, 5), ranked=5),
-    "quadratic_weighted_kappa": Metric(quadratic_weighted_kappa, low=-1.0, ordered_classes=True, whole=True),
+    "quadratic_weighted_kappa": Metric(
+        quadratic_weighted_kappa, low=-1.0, ordered_classes=True, whole=True, needs_variety=True
+    ),
     "rmse": Metric(rmse, higher_is_better=False, high=float("inf"), ordered_classes=True),
     "mae": Metric(mae, higher_is_better=False, high=float("inf"), ordered_classes=True),
-    "r2": Metric(r2, low=float("-inf")),
+    "r2": Metric(r2, low=float("-inf"), needs_variety=True),
 }
 
 
@@ -254,6 +260,23 @@ def metric(name: str) -> Metric:
     if name not in METRICS:
         raise ConfigError(f"competition.metric: {unknown('metric', name, [*METRICS, 'auto'])}")
     return METRICS[name]
+
+
+def find_undefined(predictions: Predictions, name: str) -> str:
+    """Return why the targets leave a metric undefined, so that its score means nothing; empty if they do not."""
+    row, targets = METRICS.get(name), predictions.known_targets()
+    if row is None or not row.needs_variety:
+        return ""
+    if targets.ndim == 2:
+        has_both = ((targets > 0.5).any(0) & (targets <= 0.5).any(0)).any()
+        return "" if has_both or not row.of_probabilities else "each class is in all of its images, or in none"
+    if len(np.unique(targets)) > 1:
+        return ""
+    if predictions.row.numeric:
+        return f"all its labels are {targets[0]:g}"
+    absent = [repr(label) for number, label in enumerate(predictions.classes) if number != int(targets[0])]
+    named = ", ".join(absent[:_MOST_NAMED]) + (", ..." if len(absent) > _MOST_NAMED else "")
+    return f"no image of class {named} in its validation"
 
 
 def is_higher_better(scores: RunMetrics) -> bool:

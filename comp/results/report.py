@@ -185,6 +185,7 @@ def _estimates(scores: RunMetrics) -> str:
 
 
 def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
+    counted = "group" if run.metrics().group_answer else "image"
     metric = values.get("metric", {"name": "accuracy"})  # missing in evaluations of earlier versions
     rows = [] if metric["name"] in ("accuracy", "log_loss") else [[_text(metric["name"]), _number(metric["value"])]]
     rows += [[key, _number(values[key])] for key in ("accuracy", "top5", "loss") if key in values]
@@ -199,11 +200,11 @@ def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
     rows += [[key, _number(value)] for key, value in values.get("numbers", {}).items() if key != metric["name"]]
     if "calibration" in values:
         rows.append(["expected calibration error", _number(values["calibration"]["ece"])])
-    yield _section(f"{name}: {plural(values['images'], 'image')}", _table(("score", "value"), rows))
+    yield _section(f"{name}: {plural(values['images'], counted)}", _table(("score", "value"), rows))
     if "by_block" in values:
         yield _heat_map(values["by_block"])
     pictures = (
-        ("confusion", "share of each true class's images by predicted class"),
+        ("confusion", f"share of each true class's {counted}s by predicted class"),
         ("reliability", "accuracy by confidence"),
         ("numbers", "predicted by true number"),
         (
@@ -215,7 +216,7 @@ def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
     drawn = "".join(_picture(run, f"{kind}-{name}", caption) for kind, caption in pictures)
     yield f'<div class="pictures">{drawn}</div>'
     pairs = [[_text(true), _text(predicted), str(count)] for true, predicted, count in values.get("confused", ())]
-    yield _table(("true class", "predicted class", "images"), pairs) if pairs else ""
+    yield _table(("true class", "predicted class", f"{counted}s"), pairs) if pairs else ""
     if "classes" not in values:
         return
     columns = [key for key in diagnostics.CLASS_SCORES if key in values["classes"][0]]
@@ -223,7 +224,7 @@ def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
         [_text(row["name"]), f"{row['images']:,}", *("" if row[key] is None else _number(row[key]) for key in columns)]
         for row in values["classes"]
     ]
-    table = _table(("class", "images", *(diagnostics.CLASS_SCORES[key] for key in columns)), classes)
+    table = _table(("class", f"{counted}s", *(diagnostics.CLASS_SCORES[key] for key in columns)), classes)
     yield f"<details><summary>by class</summary>{table}</details>"
 
 

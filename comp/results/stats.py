@@ -70,10 +70,13 @@ def wilson(share: float, count: int) -> Interval:
 
 
 def mean_interval(values: NDArray[np.float64]) -> Interval | None:
-    """Return the normal interval of the mean of independent values [N]; None for fewer than two."""
-    if len(values) < 2:
+    """Return Student's interval of the mean of independent values [N]; None for fewer than two, or if all are equal."""
+    if len(values) < 2 or not np.ptp(values):
         return None
-    half = _Z * float(values.std(ddof=1)) / math.sqrt(len(values))
+    from scipy.special import stdtrit  # type: ignore[import-untyped]  # slow, and a listing needs none
+
+    quantile = float(stdtrit(len(values) - 1, 0.975))
+    half = quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
     return Interval(float(values.mean()) - half, float(values.mean()) + half)
 
 

@@ -84,7 +84,7 @@ def spell_classes(
             f"{csv_io.list_some(texts)} are labels; {_FIX}"
         )
     if all_labels:
-        sample = "no sample submission" if cells is None else f"{where} {'holds labels' if texts else 'is blank'}"
+        sample = "no sample submission" if cells is None else f"{where} {'names the labels' if texts else 'is blank'}"
         return Spelling(tuple(classes), f"the labels' own text: {sample}")
     if label_values is not None and cell_values is not None:
         return _spell_decimals(classes, label_values, texts, cell_values, where)

@@ -49,14 +49,22 @@ def evaluate(
         `mean_corruption_error` if a baseline is given.
 
     Raises:
-        ConfigError: the rules forbid the adaptation, or a run without weights cannot be predicted in another way.
+        ConfigError: the rules forbid the adaptation, or a run without weights, or without a labelled test, cannot be
+            predicted in another way.
         RunError: nothing is labelled, or the baseline has no such blocks.
     """
     plugins.load_of(run)
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
     fixes = _applicable_fixes(run, fixes)
+    names = ", ".join(f"--{name.replace('_', '-')}" for name in overrides)
     if run.has_weights():
         loaded = load_run(run, progress=progress, device=device)
+        test = loaded.dataset.test
+        if overrides and (test is None or test.labels is None):
+            raise ConfigError(
+                f"{names}: only a labelled test is predicted anew, and {run.path} has none; leave it out, or score "
+                f"validation so: comp predict {run.path} --split val {names} ..."
+            )
         options = options_for(loaded, overrides)
         score_test(loaded, progress, options=options)
         suffixes = {"test": options.suffix, "suite": predict_options(loaded.config.predict).suffix}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from comp.data.fixes import fixes_of
 from comp.data.inspection import open_without_suite
+from comp.data.sources.grouping import answer_each_image
 from comp.results import files, label_errors, plots, prediction_files, predictions, report, runs
 from comp.results.label_errors import LabelErrors
 from comp.results.predictions import Predictions
@@ -150,7 +151,7 @@ def _load_out_of_fold(trained: Sequence[Run]) -> Predictions:
         if scores.group_answer:
             raise RunError(
                 f"{run.path}: gives one answer a group of images (data.group_answer: {scores.group_answer}), and wrong "
-                "labels are found image by image; train a run with data.group_answer=none for it"
+                f"labels are found image by image; train a run for it with {answer_each_image(run.config().data)}"
             )
         path = run.path / "predictions" / "val.npz"
         if scores.best_or_final.val is None:

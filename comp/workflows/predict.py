@@ -187,6 +187,11 @@ def with_decision(loaded: LoadedRun, setting: str, progress: Progress = quiet) -
     if setting not in settings:
         raise ConfigError(f"--decide: {unknown('decision', setting, settings)}")
     competition, shares = loaded.competition, loaded.test_shares
+    if setting == "prior" and shares is None:
+        raise ConfigError(
+            f"--decide prior: needs the test's share of each class, and {loaded.run.path} was trained without; start a "
+            "new run with them: competition.test_shares={CLASS: SHARE, ...}, or leave --decide out"
+        )
     validated = loaded.run.provenance("images")["images"]["val"] > 0
     row = TASKS[competition.task]
     decisions.check(setting, competition.metric, row, validated=validated, shares=shares is not None)

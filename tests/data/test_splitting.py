@@ -237,6 +237,13 @@ def test_a_class_of_one_image_stops_no_folds_and_is_named() -> None:
         assert all(3 <= count <= 5 for count in parts.val.class_counts(3)[:2])
 
 
+def test_a_class_with_fewer_groups_than_folds_is_named() -> None:
+    labels, groups = [0] * 20 + [1] * 12, [*range(20), *(20 + row // 4 for row in range(12))]
+    source = Source(split_of(labels), None, ("common", "rare"))
+    parts = split_source(source, DataConfig(folds=5), cut_test=False, groups=np.array(groups))
+    assert parts.notes == ("split: classes with too few groups of images to be in training and every fold: 'rare' (3)",)
+
+
 @pytest.mark.parametrize("size", [0.2, 3, 8])
 def test_a_class_of_one_image_stays_in_training(size: float | int) -> None:
     labels = [0] * 20 + [1] * 19 + [2]

@@ -85,6 +85,14 @@ def test_a_missing_or_replaced_csv_is_not_suggested(comp: Callable[..., Result])
     assert "all 3" in line
 
 
+def test_an_identical_csv_is_no_second_final_submission(comp: Callable[..., Result]) -> None:
+    first, second = advised(comp)
+    Path(second).write_bytes(Path(first).read_bytes())
+    sidecar = Path(second).with_suffix(".json")
+    change(sidecar, sha256=json.loads(Path(first).with_suffix(".json").read_text())["sha256"])
+    assert second not in advised(comp)
+
+
 def test_a_rewritten_csv_loses_its_recorded_score(comp: Callable[..., Result]) -> None:
     assert "public score 0.5000" in advised(comp)["submissions/frozen.csv"]
     assert comp("predict", PLAIN, "-o", "submissions/frozen.csv", "--force").code == 0

@@ -269,3 +269,16 @@ def test_the_leaderboard_sorts_by_shifted_validation_if_most_validated_runs_have
     sentence = leaderboard.describe_sort([shifted, shifted, clean], "auto")
     assert "ood_metric" in sentence
     assert "1 of 3 runs" in sentence
+
+
+@pytest.mark.parametrize(("name", "targets", "reason"), [
+    ("roc_auc", [1, 1, 1], "no image of class 'a' in its validation"),
+    ("macro_f1", [0, 0], "no image of class 'b' in its validation"),
+    ("macro_f1", [0, 1], ""),
+    ("accuracy", [0, 0], ""),
+])  # fmt: skip
+def test_scores_that_one_class_leaves_undefined(name: str, targets: list[int], reason: str) -> None:
+    labelled = dataclasses.replace(
+        predicted(np.array(targets), np.zeros((len(targets), 2), np.float32)), classes=("a", "b")
+    )
+    assert metrics.find_undefined(labelled, name) == reason

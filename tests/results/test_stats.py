@@ -118,7 +118,8 @@ def test_the_jackknife_of_a_mean_is_its_normal_interval() -> None:
     left_out = [float(np.delete(values, row).mean()) for row in range(50)]
     interval, normal = stats.jackknife_interval(float(values.mean()), left_out), stats.mean_interval(values)
     assert normal is not None
-    assert (interval.low, interval.high) == pytest.approx((normal.low, normal.high))
+    width = (normal.high - normal.low) * 1.959964 / scipy.stats.t.ppf(0.975, 49)  # of a normal quantile
+    assert interval.high - interval.low == pytest.approx(width)
 
 
 @given(
@@ -147,3 +148,16 @@ def test_the_interval_of_a_separation_covers_the_truth(shift: float) -> None:
         hits.append(truth in stats.separation(scores, positive, folds).interval)
     assert covered(hits) >= 0.97
     assert stats.separation(scores, positive, folds).interval.low > 0.5 or shift < 1
+
+
+def test_the_interval_of_a_mean_of_few_is_students() -> None:
+    values = np.array([0.7, 0.8, 0.75])
+    interval = stats.mean_interval(values)
+    assert interval is not None
+    expected = scipy.stats.t.interval(0.95, 2, values.mean(), scipy.stats.sem(values))
+    assert (interval.low, interval.high) == pytest.approx(expected)
+
+
+def test_equal_values_or_a_single_one_have_no_interval() -> None:
+    assert stats.mean_interval(np.array([0.3, 0.3, 0.3])) is None
+    assert stats.mean_interval(np.array([0.3])) is None

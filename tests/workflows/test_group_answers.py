@@ -135,8 +135,31 @@ def test_folds_are_combined_patient_by_patient(place: Path, comp: Comp) -> None:
     np.testing.assert_allclose(rows[:, 1:].astype(float), expected, atol=2e-3)
     assert ensemble.metrics().group_answer == "mean"
     assert comp("check", "cv.csv").code == 0
+    assert_refused(
+        comp("predict", ensemble.path), "already written: cv.csv", f"{ensemble.path} --images PATH", *values["folds"]
+    )
     refused = comp("data", "errors", ensemble.path)
     assert_refused(refused, "data.group_answer: mean", "image by image", "data.group_answer=none")
+
+
+@pytest.mark.slow
+def test_a_fold_without_a_class_has_no_score_that_needs_both(place: Path, comp: Comp) -> None:
+    """Two of 24 patients are ill, so a third fold at least has none of them: its AUC is left out, its loss is not."""
+    header, *rows = rows_of("d/train.csv")
+    write_rows("d/train.csv", header, [[*row[:2], "ill" if row[1] in ("tr-0", "tr-2") else "well"] for row in rows])
+    settings = ["data.folds=3", "data.validation=0.1", "train.epochs=1", "competition.metric=roc_auc"]
+    result = comp("cv", "c.yaml", *settings, "--runs", "folds", "--json")
+    assert result.code == 0, result.err
+    assert "too few groups of images to be in training and every fold: 'ill' (2)" in result.err
+    score = json.loads(result.out)["scores"]["roc_auc"]
+    assert score["undefined"]
+    for number, value in enumerate(score["folds"]):
+        assert (value is None) == (str(number) in score["undefined"])
+    assert score["mean"] == np.mean([value for value in score["folds"] if value is not None])
+    printed = comp("cv", "c.yaml", *settings, "--runs", "folds")
+    fold = next(iter(score["undefined"]))
+    assert f"fold {fold}: roc_auc undefined, and left out of mean and interval: no image of class 'ill'" in printed.err
+    assert "undefined" in printed.out
 
 
 @pytest.mark.slow
@@ -152,7 +175,7 @@ def test_decisions_are_fitted_on_patients(place: Path, comp: Comp) -> None:
     assert counts["groups"]["val"] < 100 < counts["images"]["val"]
     decision = run.metrics().decision
     assert decision is not None
-    assert f"validation has {counts['groups']['val']} " in decision.reason
+    assert f"validation has {counts['groups']['val']} groups for it" in decision.reason
 
 
 @pytest.mark.slow
@@ -161,10 +184,13 @@ def test_evaluation_probe_rehearsal_and_report_work_with_patients(place: Path, c
     evaluated = comp("evaluate", run.path)
     assert evaluated.code == 0, evaluated.err
     assert "groups" in evaluated.out
+    assert "images" not in evaluated.out
     assert run.plot_path("mistakes-val").exists()
+    assert_refused(comp("evaluate", run.path, "--views", "flip"), "--views: only a labelled test", "--split val")
     report = comp("report", run.path, "-o", "report.html")
     assert report.code == 0, report.err
     assert "one answer a group of images" in Path("report.html").read_text()
+    assert f"val: {run.provenance()['groups']['val']} groups" in Path("report.html").read_text()
     probe = comp("probe", run.path, "--runs", "probes")
     assert probe.code == 0, probe.err
     probed = the_run(Path("probes"))
@@ -172,6 +198,14 @@ def test_evaluation_probe_rehearsal_and_report_work_with_patients(place: Path, c
     rehearsal = comp("run", "c.yaml", "--rehearse", "--runs", "rehearsed")
     assert rehearsal.code == 0, rehearsal.err
     assert "valid" in rehearsal.out
+
+
+def test_a_list_of_images_must_name_files_and_prior_needs_shares(place: Path, comp: Comp) -> None:
+    write_rows("list.csv", ["file", "patient"], [["test_000", "te-0"]])
+    refused = comp("predict", the_run().path, "--images", "list.csv")
+    assert_refused(refused, "list.csv: expected a list of images", "relative to", "suffix", "['test_000', 'te-0']")
+    refused = comp("predict", the_run().path, "--decide", "prior")
+    assert_refused(refused, "trained without", "new run", "competition.test_shares={")
 
 
 def test_images_without_groups_are_predicted_one_by_one(place: Path, comp: Comp) -> None:
@@ -301,7 +335,11 @@ def mixed_labels(rows: list[list[str]]) -> list[list[str]]:
     [
         ("train", blank_group, ("train.csv", "column 'patient'", "1 rows have no group", "first row 2")),
         ("test", blank_group, ("test.csv", "column 'patient'", "1 rows have no group", "first row 2")),
-        ("train", mixed_labels, ("groups have different labels", "ill", "well", "data.group_answer=none")),
+        (
+            "train",
+            mixed_labels,
+            ("groups have different labels", "ill", "well", "data.group_answer=none data.csv.sample"),
+        ),
         ("sample_submission", lambda rows: [*rows, ["te-99", 0, 0]], ("1 of 11 ids", "te-99", "'patient'")),
         (
             "sample_submission",
@@ -324,6 +362,17 @@ def test_who_forgets_the_key_is_led_to_it(place: Path, comp: Comp) -> None:
     checked = comp(*check)
     assert checked.code == 0, checked.err
     assert "patient,ill,well, 10 rows" in " ".join((checked.out + checked.err).split())
+
+
+def test_the_advice_on_different_labels_works(place: Path, comp: Comp) -> None:
+    header, *rows = rows_of("d/train.csv")
+    write_rows("d/train.csv", header, mixed_labels(rows))
+    check = ("config", "check", "c.yaml", "--data", "data.group_answer=none")
+    checked = comp(*check, 'data.csv.sample=""', "data.csv.id_column=image")
+    assert checked.code == 0, checked.err
+    one = next(row for row in rows if row[1] == "tr-1")
+    write_rows("d/train.csv", header, [[*row[:2], "ill" if row is one else row[2]] for row in rows])
+    assert_refused(comp("config", "check", "c.yaml", "--data"), "the images of 1 group have different labels")
 
 
 def test_a_test_without_a_table_or_its_column_is_refused(place: Path, comp: Comp) -> None:

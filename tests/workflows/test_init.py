@@ -95,6 +95,9 @@ def test_a_sample_of_patients_asks_for_one_answer_each(comp: Comp) -> None:
     assert config.data.csv.test_table == "meta_test.csv"
     assert config.competition.suite.source == "test"
     assert "# sample_submission.csv has a row for each patient" in Path("comp.yaml").read_text()
+    table = Path("d/sample_submission.csv")
+    table.write_text(table.read_text() + "pat99,n\n")  # one that the test table lacks changes no detection
+    assert_refused(comp("init", "d", "-o", "again.yaml"), "1 of 8 ids have no image", "'patient'", "'pat99'")
 
 
 def test_patients_whose_images_have_a_row_each_have_no_answer_together(comp: Comp) -> None:

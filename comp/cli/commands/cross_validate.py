@@ -81,19 +81,29 @@ def _print_folds(values: dict[str, Any]) -> None:
     """Print a row for each fold, their mean, and the score of all validation images together."""
     from comp.cli import console
 
+    def shown(value: float | None) -> str:
+        return "undefined" if value is None else f"{value:.4f}"
+
     scores: dict[str, Any] = values["scores"]
     rows = [
-        [f"fold {number}", *(f"{score['folds'][number]:.4f}" for score in scores.values())]
+        [f"fold {number}", *(shown(score["folds"][number]) for score in scores.values())]
         for number in range(len(values["folds"]))
     ]
-    rows.append(["mean", *(f"{score['mean']:.4f}" for score in scores.values())])
-    rows.append(["standard deviation", *(f"{score['standard_deviation']:.4f}" for score in scores.values())])
+    rows.append(["mean", *(shown(score["mean"]) for score in scores.values())])
+    rows.append(["standard deviation", *(shown(score["standard_deviation"]) for score in scores.values())])
     rows.append(["out of fold", *(f"{score['out_of_fold']:.4f}" for score in scores.values())])
     console.print_table(["validation", *scores], rows)
     for name, score in scores.items():
+        what = "out of fold" if name == "accuracy" else "mean of the folds"
         if score["interval"]:
             low, high = score["interval"]
-            what = "out of fold" if name == "accuracy" else "mean of the folds"
             console.print_line(f"{name}, {what}: 95 % interval {low:.4f} to {high:.4f}")
+        else:
+            few = sum(value is not None for value in score["folds"]) < 2
+            why = "fewer than two folds have a score" if few else "all folds have the same score"
+            console.print_line(f"{name}, {what}: no interval can be estimated, {why}")
+    for fold, reason in {fold: why for score in scores.values() for fold, why in score["undefined"].items()}.items():
+        names = ", ".join(name for name, score in scores.items() if fold in score["undefined"])
+        console.print_note(f"fold {fold}: {names} undefined, and left out of mean and interval: {reason}")
     console.print_line(f"run         {values['run']}")
     console.print_submission(values["submission"])

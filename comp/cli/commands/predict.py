@@ -153,6 +153,8 @@ def _predict_one(
         return None, new_images.predict_with_members(
             run, source.images, overrides, decide=decide, device=device, progress=progress
         )
+    if new_images.is_ensemble(run) and run.is_complete():
+        new_images.refuse_own_images(run)
     loaded = with_decision(load_for_input(run, source, progress, device=device), decide, progress)
     options = options_for(loaded, overrides)
     return loaded, predict_input(loaded, source, progress, options=options, severities=severities)
@@ -236,7 +238,7 @@ def evaluate(
         console.print_json({**run.metrics().to_json(), "evaluation": values})
         return
     console.print_summary(run, run.metrics())
-    console.print_evaluation(values)
+    console.print_evaluation(values, grouped=bool(run.metrics().group_answer))
 
 
 def probe(

@@ -26,6 +26,7 @@ _DROPPED = (
     "recall",
     "precision",
     "images",
+    "groups",
     "ECE",
     "F1",
 )
@@ -202,12 +203,20 @@ def _severity_table(shifted: "SplitScores", title: str) -> PlainTable:
     return table
 
 
-def print_evaluation(values: Mapping[str, Any]) -> None:
-    """Print evaluation.json: a row for each split, then the classes and confusions of the last clean split."""
+def print_evaluation(values: Mapping[str, Any], *, grouped: bool = False) -> None:
+    """Print evaluation.json: a row for each split, then the classes and confusions of the last clean split.
+
+    Args:
+        values: the file's content.
+        grouped: whether a row is a group of images with one answer, not an image.
+    """
+    counted = "groups" if grouped else "images"
     splits = {name: split for name, split in values.items() if "metric" in split}
-    rows = [_evaluation_cells(name, split) for name, split in splits.items()]
+    rows = [_evaluation_cells(name, split, counted) for name, split in splits.items()]
     cells = [list(row.values()) for row in rows]
-    title = "precision, recall and F1 weighted by images" if "classes" in next(iter(splits.values())) else "evaluation"
+    title = (
+        f"precision, recall and F1 weighted by {counted}" if "classes" in next(iter(splits.values())) else "evaluation"
+    )
     drop = [heading for heading in _DROPPED if heading != next(iter(splits.values()))["metric"]["name"]]
     print_table(list(rows[0]), cells, title=title, folded={"split": 12}, drop=drop)
     for name, split in splits.items():
@@ -220,19 +229,19 @@ def print_evaluation(values: Mapping[str, Any]) -> None:
             )
     (name,) = [name for name in splits if "by_block" not in splits[name]][-1:] or list(splits)[-1:]
     if "classes" in splits[name]:
-        _print_classes(name, splits[name]["classes"])
+        _print_classes(name, splits[name]["classes"], counted)
     for label, predicted, count in splits[name].get("confused", ()):
         out.print(f"true {label}, predicted {predicted}: {count}")
     if error := values.get("mean_corruption_error"):
         out.print(f"mean corruption error on {error['split']}: {error['value']:.1f} % of {error['baseline']}'s")
 
 
-def _evaluation_cells(name: str, split: Mapping[str, Any]) -> dict[str, str]:
+def _evaluation_cells(name: str, split: Mapping[str, Any], counted: str) -> dict[str, str]:
     metric = split["metric"]
     if "classes" not in split:
         scores = {metric["name"]: metric["value"], **split["numbers"]}
         cells = {key: _score(value) for key, value in scores.items()}
-        return {"split": name, "images": f"{split['images']:,}", **cells}
+        return {"split": name, counted: f"{split['images']:,}", **cells}
     weighted = split["weighted"]
     scores = {metric["name"]: metric["value"]} if metric["name"] not in ("accuracy", "log_loss") else {}
     scores |= {"accuracy": split["accuracy"], "top 5": split.get("top5"), "loss": split["loss"]}
@@ -240,14 +249,14 @@ def _evaluation_cells(name: str, split: Mapping[str, Any]) -> dict[str, str]:
     scores |= {f"{average} F1": split[average]["f1"] for average in ("macro", "micro") if average in split}
     scores["ECE"] = split["calibration"]["ece"]
     cells = {heading: _score(score) for heading, score in scores.items() if score is not None}
-    return {"split": name, "images": f"{split['images']:,}", **cells}
+    return {"split": name, counted: f"{split['images']:,}", **cells}
 
 
-def _print_classes(name: str, classes: Sequence[Mapping[str, Any]]) -> None:
+def _print_classes(name: str, classes: Sequence[Mapping[str, Any]], counted: str) -> None:
     from comp.results.diagnostics import CLASS_SCORES  # loads NumPy, which other output does not need
 
     columns = [key for key in CLASS_SCORES if key in classes[0]]
-    headings = ["class", "images", *(CLASS_SCORES[key] for key in columns)]
+    headings = ["class", counted, *(CLASS_SCORES[key] for key in columns)]
     rows = [[row["name"], f"{row['images']:,}", *(_score(row[key]) for key in columns)] for row in classes]
     drop = ("threshold", "recall", "precision")
     print_table(headings, rows, title=f"{name}, by class", folded={"class": 16}, drop=drop)

@@ -13,7 +13,7 @@ from comp.data.groups import Groups
 from comp.data.sources.columns import configured_column
 from comp.data.sources.source import Source
 from comp.data.splits import Split
-from comp.runtime.errors import ConfigError, DataError, nearest
+from comp.runtime.errors import ConfigError, DataError, nearest, plural
 from comp.submission.format import SampleSubmission
 
 if TYPE_CHECKING:
@@ -80,7 +80,10 @@ def group_test(
     places = np.array([place.get(name, -1) for name in groups.names.tolist()])
     rows = np.argsort(places, kind="stable")
     dropped = len(names) - len(place)
-    notes = [f"test: {dropped:,} groups of {path} are not in the sample submission, and are not predicted"]
+    notes = [
+        f"test: {plural(dropped, f'group of {path} is', f'groups of {path} are')} not in the sample submission, "
+        "and not predicted"
+    ]
     return replace(test, groups=groups).take(rows[places[rows] >= 0], test.name), notes if dropped else []
 
 
@@ -95,6 +98,15 @@ def _unknown_groups(
     if set(unknown) <= set(test.ids.tolist()):
         return f"{message}; they are images, so each has its own answer: set data.group_answer=none"
     return f"{message}; correct the table or the sample, or set data.csv.group_column to the column of the sample's ids"
+
+
+def answer_each_image(config: DataConfig) -> str:
+    """Return the overrides that give each image an answer, though the sample submission lists groups."""
+    column = config.csv.id_column or "COLUMN"
+    return (
+        f"data.group_answer=none data.csv.sample='\"\"' data.csv.id_column={column}, without the sample submission "
+        "that lists groups" + ("" if config.csv.id_column else "; COLUMN names the images")
+    )
 
 
 def check_groups(source: Source, config: DataConfig) -> Source:
@@ -113,16 +125,17 @@ def check_groups(source: Source, config: DataConfig) -> Source:
     differing = groups.differing(labels)
     if len(differing):
         mixed = groups.names[differing]
+        count = len(np.unique(mixed))
         rows = np.flatnonzero(groups.names == mixed[0])
         shown = list(dict.fromkeys(_label_text(source, int(row)) for row in rows))[:_SHOWN]
         raise DataError(
-            f"{config.csv.table}: column '{config.csv.group_column}': the images of {len(np.unique(mixed)):,} groups "
+            f"{config.csv.table}: column '{config.csv.group_column}': the images of {plural(count, 'group')} "
             f"have different labels, first {str(mixed[0])!r} ({', '.join(shown)}), and data.group_answer: "
-            f"{config.group_answer} expects one a group; correct the labels, or set data.group_answer=none for one "
-            "answer an image"
+            f"{config.group_answer} expects one a group; correct the labels in the table (data.fixes applies later), "
+            f"or let each image have its own answer: {answer_each_image(config)}"
         )
     counts = [
-        f"{len(split):,} {split.name} images of {len(split.groups.ids):,} groups"
+        f"{plural(len(split), f'{split.name} image')} of {plural(len(split.groups.ids), 'group')}"
         for split in source.splits
         if split.groups is not None
     ]

@@ -40,7 +40,10 @@ from comp.submission.format import SampleSubmission
 _DEFAULT_TEST, _DEFAULT_TEST_TABLE = "test", "test.csv"  # used if they exist
 _SHOWN = 8  # columns in a note
 _SKIP_HINT = "data.skip_bad=true leaves such rows out"
-_ONE_ANSWER_HINT = "; if several images have one row in the sample submission: data.group_answer=mean"
+_ONE_ANSWER_HINT = (
+    "; if several images have one row in the sample submission: data.group_answer=mean, or for one answer an image "
+    "data.csv.sample='\"\"' data.csv.id_column=COLUMN"
+)
 
 
 def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> Source:

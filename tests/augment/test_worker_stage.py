@@ -360,6 +360,7 @@ def aged(run: runs.Run, engine: str, recorded: str) -> None:
     path.write_text(path.read_text().replace("augment:\n", f"augment:\n  engine: {engine}\n", 1))
     record = {**read_json(run.path / "execution.json"), "engine": recorded}
     run.write_json("execution.json", record)
+    run.write_json("provenance.json", {**run.provenance(), "config_hash": run.config_hash()})
 
 
 @pytest.mark.parametrize(

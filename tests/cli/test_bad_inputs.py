@@ -66,7 +66,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
     "labels one-hot": (
         "train_labels.npy",
         images((160, 4), np.int64),
-        ("expected training images of two classes or more",),
+        ("test_labels.npy: expected labels as in train_labels.npy, 4 columns",),
     ),
     "negative label": ("train_labels.npy", labels(-1), ("expected labels from 0 up, found -1 at row 0",)),
     "label beyond the classes": ("train_labels.npy", labels(1, 7), ("label 7 at row 1 is out of range",)),

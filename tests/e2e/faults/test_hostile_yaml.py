@@ -182,7 +182,7 @@ OVERRIDES: dict[str, tuple[str, tuple[str, ...]]] = {
     "infinity": ("optim.args={betas: [0.9, .inf]}", ("override 'optim.args': optim.args.betas.1", "finite number")),
     "two documents": ("seed=1\n---\n2", ("override 'seed=1", "a second document")),
     "a byte order mark": ("seed=\ufeff\ufeff1", ("override 'seed=", "byte order mark U+FEFF")),
-    "half a surrogate pair": ("data.root=a\udcffb", ("override 'data.root=", "U+DCFF", "remove it")),
+    "half a surrogate pair": ("data.root=a\ud800b", ("data.root=", "no UTF-8 text", "rename")),
 }  # fmt: skip
 
 

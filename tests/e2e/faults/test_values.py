@@ -77,7 +77,7 @@ VALUES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
     "share": (["train.teacher.runs=[runs/x]", "train.teacher.share=2"], ("train.teacher.share: expected at most 1",)),
     "gamma": (["train.loss=focal", "train.loss_args={gamma: 1e9}"], ("gamma: expected a number from 0 to 10",)),
-    "class weight": (["train.class_weights={'0': 1e300}"], ("train.class_weights: 0: expected a number above 0",)),
+    "class weight": (["train.class_weights={'0': 1e300}"], ("train.class_weights: 0: expected a number from 1e-06",)),
     "tiny class weight": (["train.class_weights={'0': 1e-300}"], ("train.class_weights: 0: expected", "from 1e-06")),
     "consistency": (["train.consistency_weight=1e300"], ("train.consistency_weight: expected at most 1000000",)),
     "average": (["train.average=ema", "train.ema_epochs=1e-300"], ("train.ema_epochs: expected at least 1e-06",)),

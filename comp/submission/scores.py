@@ -94,6 +94,7 @@ def record_manual_score(
         raise SubmissionError(f"{sidecar_path}: rows: expected a whole number above 0, found {rows!r}; {_WRITE_AGAIN}")
     if not isinstance(folder, str) or not folder:
         raise SubmissionError(f"{sidecar_path}: run_path: expected a run's folder, found {folder!r}; {_WRITE_AGAIN}")
+    files.check_writable(sidecar_path)  # the run's record comes first, and neither is written without the other
     run = runs.open_run(Path(folder))
     run_metrics = run.metrics()
     # A plug-in's metric is not loaded: only its direction is recorded, not its limits.

@@ -560,7 +560,7 @@ COMMANDS = {
     "predict": ("predict", PLAIN, "-o", "new.csv"),
     "resume": ("train", "--resume", PLAIN),
     "ensemble": ("ensemble", PLAIN, FLIPPED, "-o", "new.csv"),
-    "errors": ("data", "errors", PLAIN, "-o", "fixes.csv"),
+    "errors": ("data", "errors", PLAIN, "--out", "fixes.csv"),
 }
 
 

@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import os
 import re
-import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -139,7 +138,7 @@ def _download_aside(dataset: Any, root: Path, target: Path) -> None:
             path.replace(root / name)
     target.parent.mkdir(parents=True, exist_ok=True)
     (staging / inner).replace(target)
-    shutil.rmtree(staging, ignore_errors=True)
+    remove(staging, inside=root)
 
 
 def _manual_command(dataset: Any, root: Path, target: Path) -> str:

@@ -7,7 +7,6 @@ fold, trains the missing ones, and leaves finished ones as they are.
 import contextlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -322,8 +321,8 @@ def _locked(folder: Path) -> Iterator[None]:
                 yield
             finally:
                 if os.listdir(folder) == [".lock"]:
-                    shutil.rmtree(folder, ignore_errors=True)
                     with contextlib.suppress(OSError):  # others have runs there
+                        files.remove(folder, inside=folder.parent)
                         for path in made[1:]:
                             path.rmdir()
     except filelock.Timeout:

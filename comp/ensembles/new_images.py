@@ -121,12 +121,12 @@ def _origin(run: Run) -> dict[str, Any]:
 def _check_weights(member: Run, record: Mapping[str, Any], run: Run) -> None:
     """Refuse a member that is another network now than when it was combined."""
     if is_ensemble(member):
-        found = _origin(member)["weights_sha256"]
+        digest = _origin(member)["weights_sha256"]
     elif member.has_weights():
-        found = files.sha256_file(member.weights_path())
+        digest = files.sha256_file(member.weights_path())
     else:
         raise RunError(f"{member.path}: member of {run.path}: has no network, so it cannot predict new images")
-    if found != record.get("weights_sha256"):
+    if digest != record.get("weights_sha256"):
         raise RunError(f"{member.path}: has other weights than when {run.path} was made; restore them, or {_AGAIN}")
 
 

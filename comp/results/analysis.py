@@ -23,7 +23,7 @@ from comp.results.prediction_files import Correctness
 from comp.results.stats import Interval, ScoreDifference
 from comp.runtime.errors import RunError, plural
 
-_Kind = tuple[str, str, bool, tuple[str, ...]]  # task, metric and classes: runs are compared within one kind
+_Kind = tuple[str, str, bool, tuple[str, ...]]  # task, metric, groups, classes: runs are compared within one kind
 # A column of `LeaderboardRow` -> the split it scores, and the column with its number of independent images.
 _SPLITS = {
     "val_accuracy": ("val", "val_images"),

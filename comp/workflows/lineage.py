@@ -165,11 +165,11 @@ def as_read_by(
 
 def _resized(run: Run, source: Source, dataset: Dataset, images: Split | Suite) -> Split:
     if isinstance(images, Split):
-        wanted = images.ids.tolist()
+        ids = images.ids.tolist()
         for pool in (source.train, source.test) if images.name == "train" else (source.test, source.train):
             row_of = {name: row for row, name in enumerate(pool.ids.tolist())} if pool is not None else {}
-            if pool is not None and row_of.keys() >= set(wanted):
-                return pool.take(np.array([row_of[name] for name in wanted]), images.name)
+            if pool is not None and row_of.keys() >= set(ids):
+                return pool.take(np.array([row_of[name] for name in ids]), images.name)
     raise ConfigError(
         f"{run.path}: takes images of {source.train.image_shape}, and {images.name} cannot be opened in that size; use "
         f"runs with images of {dataset.competition.image_shape}"

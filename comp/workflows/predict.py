@@ -197,7 +197,11 @@ def with_decision(loaded: LoadedRun, setting: str, progress: Progress = quiet) -
     decisions.check(setting, competition.metric, row, validated=validated, shares=shares is not None)
     decision = decisions.decide_without_validation(setting, shares)
     if validated and decisions.choose(setting, competition.metric, shares=shares is not None) != "argmax":
-        opened = loaded if loaded.data else replace(loaded, data=verify_run_data(loaded.run, open_run_data(loaded.run)))
+        opened = (
+            loaded
+            if loaded.data
+            else replace(loaded, data=verify_run_data(loaded.run, open_run_data(loaded.run, progress)))
+        )
         plain = predict(
             loaded.model, opened.images_of("val"), **loaded.prediction_settings, made_by={}, progress=progress
         )

@@ -20,6 +20,7 @@ from comp.runtime import rng
 from comp.runtime.errors import ConfigError
 from tests.support.commands import Result
 from tests.support.images import pictures
+from tests.support.parameters import slow_except
 
 
 def run(policy: Policy, images: torch.Tensor, epoch: int = 0, first: int = 0) -> torch.Tensor:
@@ -70,7 +71,7 @@ np.savez(f"{path}.{name}.{rank}of{ranks}.npz", mine=mine.numpy(), batch=pixels)
 """
 
 
-@pytest.mark.parametrize("name", [pytest.param("mirrored_crop", marks=pytest.mark.slow), "robust"])
+@pytest.mark.parametrize("name", slow_except(["mirrored_crop", "robust"], "mirrored_crop"))
 def test_a_samples_pixels_do_not_depend_on_how_many_processes_share_the_epoch(name: str, tmp_path: Path) -> None:
     path = tmp_path / "images.npy"
     np.save(path, pictures(64).permute(0, 2, 3, 1).numpy())

@@ -34,6 +34,7 @@ from comp.workflows import train
 from tests.support.commands import Result, assert_refused, interrupt_at
 from tests.support.configs import small_config, write_config
 from tests.support.images import pictures
+from tests.support.parameters import slow_except
 from tests.support.photographs import photographs_config, write_folders
 from tests.support.runs import assert_same_weights, history_without_clock, the_run
 
@@ -314,7 +315,7 @@ def test_photographs_train_alike_however_they_are_loaded_and_resume_exactly(
     assert_same_weights(here, train.resume(the_run(Path("parts"))))
 
 
-@pytest.mark.parametrize("consistency", ["none", "jsd"])
+@pytest.mark.parametrize("consistency", slow_except(["none", "jsd"], "jsd"))
 def test_arrays_train_with_transforms_by_command(workplace: Path, comp: Comp, consistency: str) -> None:
     values = small_config(workplace / "data")
     values["augment"] = {"policy": ["photo", "augmix"], "albumentations": [NOISE]}

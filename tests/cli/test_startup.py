@@ -20,6 +20,7 @@ from comp.data.sources.published import digits
 from comp.models import surgery, zoo
 from comp.models.coursework.networks import NETWORKS
 from tests.support.commands import REPOSITORY
+from tests.support.parameters import slow_except
 
 HEAVY = {"torchvision", "timm", "sklearn", "scipy", "matplotlib", "albumentations", "cv2", "pandas", "wandb", "sympy"}
 
@@ -79,7 +80,9 @@ def test_what_looks_at_files_never_loads_torch(tmp_path: Path, command: tuple[st
     assert not modules & {"torch", "timm", "sklearn", "scipy", "matplotlib"}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon", "sgd optim.lookahead.k=2"])
+@pytest.mark.parametrize(
+    "optimizer", slow_except(["adamw", "adam", "sgd", "muon", "sgd optim.lookahead.k=2"], "sgd", "muon")
+)
 def test_the_first_step_of_a_network_of_ours_loads_torch_alone(workplace: Path, optimizer: str) -> None:
     more = ["augment.mixup=0", *f"optim.name={optimizer}".split(), "train.precision=auto", "train.compile=auto"]
     modules = loaded(FIRST_STEP, "train", "small.yaml", *more, cwd=workplace)

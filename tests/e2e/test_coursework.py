@@ -1,7 +1,6 @@
 """Every coursework config trains end to end, on small images in the layout that it reads."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from comp.results import prediction_files, runs
 from comp.runtime.errors import ConfigError, RunError
 from tests.support.commands import REPOSITORY, Result
 from tests.support.layouts import write_challenge_test, write_cifar10, write_cifar100, write_idx
+from tests.support.parameters import slow_except
 from tests.support.photographs import write_folders
 
 Comp = Callable[..., Result]
@@ -63,11 +63,20 @@ def write_weights(root: Path, name: str) -> None:
     (root / "weights" / f"{name}.safetensors").write_bytes(random_weights(name))
 
 
-# Large, or different from a neighbour only in what is frozen: run them with -m slow.
-SLOW = {name for name in FILES if re.search(r"frozen_(stem|1|2|3)$", name)} | {"challenge_part1", "challenge_part2"}
+# One of each kind of network and data.
+QUICK = (
+    "best_mnist_residual_mlp",
+    "best_cifar10_convnet",
+    "cifar10_residual_cnn_2",
+    "cifar10_lite0_frozen_4",
+    "cifar100_finetuned",
+    "hymenoptera_resnet18_frozen_bn",
+    "imagenette_cnn_all",
+    "challenge_part3",
+)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FILES])
+@pytest.mark.parametrize("name", slow_except(FILES, *QUICK))
 def test_a_config_trains_on_its_layout(name: str, tmp_path: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = REPOSITORY / CONFIGS / f"{name}.yaml"

@@ -127,6 +127,7 @@ def samples_f1(truth: np.ndarray, answers: np.ndarray) -> float:
     return float(f1_score(truth, answers, average="samples", zero_division=1.0))
 
 
+@pytest.mark.slow  # 5 s
 def test_a_column_of_names_is_submitted_as_names_with_tuned_thresholds(truth: np.ndarray, comp: Comp) -> None:
     sample(["id", "labels"], ["d0 d1"])
     result = comp("run", "c.yaml", "competition.metric=samples_f1", "data.csv.table=texts.csv")

@@ -241,6 +241,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_submission(tmp_path: Path) -> None:
         assert isinstance(json.loads((tmp_path / "a.json").read_text())["number"], int)
 
 
+@pytest.mark.slow  # 4 s
 def test_an_ensemble_killed_while_it_is_written_is_not_listed_and_can_be_made_again(
     three_runs: Path, comp: Comp
 ) -> None:

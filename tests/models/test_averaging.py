@@ -24,6 +24,7 @@ from comp.results import files, prediction_files, runs
 from comp.runtime.errors import Interrupted
 from comp.workflows import train
 from tests.support.commands import Result, interrupt_at
+from tests.support.parameters import slow_except
 from tests.support.runs import assert_same_weights, history_without_clock, the_run, weights_of
 
 FEW = "competition.ood_validation.severities=[]"
@@ -250,7 +251,7 @@ def test_averaged_weights_compete_and_both_are_scored(
         assert losses["averaged"] <= min(raw) + 1e-6
 
 
-@pytest.mark.parametrize(("average", "stop_at"), [("ema", 6), ("swa", 7), ("soup", 10)])
+@pytest.mark.parametrize(("average", "stop_at"), slow_except([("ema", 6), ("swa", 7), ("soup", 10)], ("swa", 7)))
 def test_an_interrupted_average_ends_with_the_same_bits(workplace: Path, average: str, stop_at: int) -> None:
     settings = [f"train.average={average}", "train.epochs=3", "train.swa_epochs=2", "train.soup_epochs=2", FEW]
     config = configs.load("small.yaml", settings)  # 4 steps an epoch

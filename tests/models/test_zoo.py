@@ -11,6 +11,7 @@ from comp.config import ModelConfig
 from comp.models import stems, surgery, timm_models, weights, zoo
 from comp.models.classifier import Classifier
 from comp.runtime.errors import ModelError
+from tests.support.parameters import slow_except
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 REAL_WEIGHTS = Path("data/weights/tf_efficientnet_lite0.safetensors")
@@ -38,7 +39,7 @@ SLOW = [
     "resnetblur50", "cspresnet50", "mixnet_s", "efficientnet_b0", "ecaresnet26t",
 ]  # fmt: skip
 
-EVERY_MODEL = pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+EVERY_MODEL = pytest.mark.parametrize("name", slow_except([*QUICK, *SLOW], *QUICK))
 
 
 def built(name: str, *, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10, **model: object) -> Classifier:

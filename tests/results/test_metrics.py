@@ -96,9 +96,9 @@ def f1_by_sklearn(average: str) -> Callable[[Predictions], float]:
         truth, decided = found.truth(), found.decisions()
         if average == "macro":  # scikit-learn counts columns that occur nowhere as 0
             occurs = truth.any(0) | decided.any(0)
-            if not occurs.any():
-                return 0.0
-            truth, decided = truth[:, occurs], decided[:, occurs]
+            columns = zip(truth[:, occurs].T, decided[:, occurs].T, strict=True)
+            scores = [float(sklearn.metrics.f1_score(*column, zero_division=0.0)) for column in columns]
+            return float(np.mean(scores)) if scores else 0.0
         empty = 1.0 if average == "samples" else 0.0
         return float(sklearn.metrics.f1_score(truth, decided, average=average, zero_division=empty))
 

@@ -146,6 +146,7 @@ def test_a_resumed_run_continues_its_own_curve(workplace: Path) -> None:
     assert not list(state.folder_of(run).rglob("mistakes*"))
 
 
+@pytest.mark.slow  # 17 s by the clock
 def test_a_server_that_never_answers_costs_no_training_and_loses_nothing(
     workplace: Path, comp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +272,7 @@ def training_of(words: list[str]) -> tuple["subprocess.Popen[bytes]", runs.Run]:
     return training, begun[0]
 
 
+@pytest.mark.slow  # 6 s
 def test_a_ctrl_c_in_the_terminal_ends_the_segment_in_order(workplace: Path) -> None:
     training, run = training_of([*FEW, "train.epochs=50"])
     os.killpg(training.pid, signal.SIGINT)

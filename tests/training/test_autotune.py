@@ -112,6 +112,7 @@ def test_compile_true_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPa
         autotune.choose_execution(Slow(slow_in_bf16=True), dataset, config)
 
 
+@pytest.mark.slow  # 4 s
 @pytest.mark.usefixtures("workplace")
 def test_workers_are_timed_where_images_pass_through_them() -> None:
     config, dataset = opened("data.workers=auto", "train.batch_size=8")

@@ -134,6 +134,7 @@ CONVNET = ("model.name=convnet", "model.args={}")
 CURVE = ("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
+@pytest.mark.slow  # 10 s
 def test_averaged_weights_are_refreshed_by_one_process_where_batch_norm_waits_for_all(together: Together) -> None:
     settings = [*QUICK, *CONVNET, "train.average=ema"]
     code, output = ended(together("small.yaml", *settings, "--runs", "two", program=SYNCED))
@@ -204,6 +205,7 @@ def test_a_training_whose_batch_norm_waits_for_all_rolls_back_and_ends_together(
     assert not the_run(Path("two")).is_complete()
 
 
+@pytest.mark.slow  # 10 s
 def test_a_killed_process_ends_all_and_leaves_a_run_that_one_process_finishes(together: Together) -> None:
     process = together("small.yaml", *QUICK, "train.epochs=400", "train.checkpoint_seconds=0", "--runs", "two")
     run = wait_for_a_checkpoint(Path("two"), process)

@@ -15,6 +15,7 @@ from comp.runtime.errors import RunError
 from comp.training import lr_find
 from comp.workflows import build
 from tests.support.commands import Result
+from tests.support.parameters import slow_except
 
 CPU = Execution(device="cpu", precision="fp32", channels_last=False, threads=1)
 
@@ -27,7 +28,9 @@ def found_with(overrides: list[str], lowest: float, highest: float, steps: int) 
     return lr_find.find(config, dataset, model, CPU, lowest=lowest, highest=highest, steps=steps)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "muon", "lion", "lookahead"])
+@pytest.mark.parametrize(
+    "optimizer", slow_except(["adamw", "adam", "sgd", "muon", "lion", "lookahead"], "adamw", "muon")
+)
 def test_every_optimizer_is_searched_and_model_data_and_runs_stay_as_they_are(workplace: Path, optimizer: str) -> None:
     chosen = ["optim.lookahead.k=5"] if optimizer == "lookahead" else [f"optim.name={optimizer}"]
     config = configs.load("small.yaml", chosen)

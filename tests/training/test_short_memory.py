@@ -32,6 +32,7 @@ from comp.workflows.predict import options_for, predict_split
 from tests.support.commands import Result, assert_refused
 from tests.support.configs import write_arrays
 from tests.support.memory import ERRORS, limit_classifiers
+from tests.support.parameters import slow_except
 from tests.support.runs import assert_same_weights, the_run
 
 GIGABYTE = 1 << 30
@@ -121,7 +122,7 @@ def test_the_rate_is_found_in_smaller_parts(
     assert_refused(comp("lr-find", "small.yaml", "--steps", "20"), "2 images at a time", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-@pytest.mark.parametrize("when", ["batch", "step", "validation"])
+@pytest.mark.parametrize("when", slow_except(["batch", "step", "validation"], "step"))
 def test_a_training_that_does_not_fit_any_more_can_be_resumed_with_the_same_bits(
     workplace: Path, comp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:

@@ -18,6 +18,7 @@ from comp.tuning.results import StudyReport
 from comp.tuning.samplers import SAMPLERS
 from tests.support.commands import Result, assert_refused, interrupt_at
 from tests.support.configs import NUMBERS, tuned, write_config
+from tests.support.parameters import slow_except
 
 CHOICE = {"augment.policy": {"choice": ["none", "basic"]}}
 
@@ -134,6 +135,7 @@ def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_study_goes_on(he
     assert report.trials[report.recommended or 0]["state"] == "done"
 
 
+@pytest.mark.slow  # 4 s; the faults have the same of each kind of error
 def test_three_failures_in_a_row_stop_the_study_with_their_reasons(here: Path) -> None:
     values = quick({"optim.lr": {"float": [1e37, 1e38]}}, trials=9)  # not finite at once
     values["optim"] = {"name": "sgd"}
@@ -237,7 +239,7 @@ def test_pruning_ends_a_training_at_an_epochs_end(here: Path) -> None:
 CONTINUOUS = {name: NUMBERS for name in SAMPLERS if name != "grid"}
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", slow_except(SAMPLERS, "tpe", "grid"))
 def test_every_sampler_ends_a_study_of_conditional_knobs(sampler: str, here: Path) -> None:
     space = {
         **CONTINUOUS.get(sampler, {}),
@@ -254,7 +256,7 @@ def test_every_sampler_ends_a_study_of_conditional_knobs(sampler: str, here: Pat
         assert (row["optim.clip"] == "norm") == (row["optim.clip_at"] is not None)
 
 
-@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("pruner", slow_except(PRUNERS, "median", "hyperband"))
 def test_every_pruner_ends_a_study(pruner: str, here: Path) -> None:
     values = quick(NUMBERS, trials=3, pruner=pruner)
     if pruner == "wilcoxon":

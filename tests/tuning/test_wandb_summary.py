@@ -39,6 +39,7 @@ def segments() -> list[Path]:
     return state.segments(Run(FOLDER))
 
 
+@pytest.mark.slow  # 6 s
 def test_an_offline_study_logs_what_its_folder_holds(workplace: Path, comp: Callable[..., Result]) -> None:
     """Counts, the best, what is recommended, trials, importances, plots and best.yaml, by W&B's own reader."""
     confirm = ["tune.confirm.top=1", "tune.confirm.seeds=1"]

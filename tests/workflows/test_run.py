@@ -362,6 +362,7 @@ def test_a_shifted_validation_leaves_out_families_and_names(workplace: Path, com
     assert [DISTORTIONS[int(name[10:12])] for name in blocks] == list(names)
 
 
+@pytest.mark.slow  # 5 s
 def test_the_last_epoch_is_mixed_unless_asked_otherwise(workplace: Path, comp: Callable[..., Result]) -> None:
     mixed = ["augment.policy=none", "augment.mixup=10", "train.label_smoothing=0", "train.epochs=12"]
     for name, more in (("mixed", []), ("clean_end", ["augment.mix_off_epochs=1"])):

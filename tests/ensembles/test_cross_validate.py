@@ -88,7 +88,7 @@ def test_folds_of_other_data_are_trained_anew(folder: Path, comp: Comp) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changed", ["weights", "fixes"])
+@pytest.mark.parametrize("changed", ["weights", "fixes", "more"])
 def test_a_fold_is_trained_anew_where_its_teacher_or_fix_list_has_changed(
     folder: Path, comp: Comp, changed: str
 ) -> None:
@@ -104,6 +104,8 @@ def test_a_fold_is_trained_anew_where_its_teacher_or_fix_list_has_changed(
     assert json.loads(comp(*words).out)["folds"] == json.loads(first.out)["folds"]
     if changed == "fixes":
         Path("fixes.csv").write_text(f"id,action,label\n{names[1]},drop,\n")
+    elif changed == "more":
+        assert comp("train", CONFIG, *SMALL, "seed=7", "--runs", "teachers").code == 0  # of fold 1
     else:
         teacher = sorted(run.path for run in runs.list_runs(Path("teachers")) if run.config().data.fold == 1)[0]
         tensors = safetensors.numpy.load_file(teacher / "best.safetensors")
@@ -153,11 +155,15 @@ def test_ctrl_c_stops_all_workers_and_the_same_command_goes_on_to_the_same_weigh
     stopped.mkdir()
     done = comp_process(*words, cwd=whole)
     assert done.returncode == 0, done.stderr
-    process = subprocess.Popen([sys.executable, "-m", "comp", *words], cwd=stopped, start_new_session=True)
+    command = [sys.executable, "-m", "comp", *words]
+    process = subprocess.Popen(command, cwd=stopped, start_new_session=True, stderr=subprocess.PIPE, text=True)
     while not list(stopped.glob("runs/*/*/*-fold?/state.pt")) and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C
-    assert process.wait(60) == 128 + signal.SIGINT
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    (folder,) = (path.relative_to(stopped) for path in stopped.glob("runs/*/cv-*"))
+    assert f"Stopped. What is done stays in {folder}. Continue with: comp cv {CONFIG}" in err
     with pytest.raises(ProcessLookupError):  # noqa: PT012
         for _ in range(1000):
             os.killpg(process.pid, 0)  # multiprocessing's tracker of resources may live a moment longer

@@ -95,7 +95,8 @@ class CrossValidation:
         value = split.value(score)
         if score == "accuracy" and value is not None:
             return value, stats.wilson(value, split.images)
-        return value, stats.mean_interval(_defined(self.fold_values(score)))
+        interval, metric = stats.mean_interval(_defined(self.fold_values(score))), metrics.metric(score)
+        return value, interval and Interval(max(interval.low, metric.low), min(interval.high, metric.high))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

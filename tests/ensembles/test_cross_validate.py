@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from comp.ensembles.cross_validate import CrossValidation
 from comp.results import files, prediction_files, runs
 from tests.support.commands import Result, assert_refused, comp_process
 
@@ -54,6 +55,17 @@ def test_each_image_is_predicted_by_the_fold_that_did_not_train_on_it(folder: Pa
     assert accuracy["out_of_fold"] == pytest.approx(np.average(accuracy["folds"], weights=sizes), abs=1e-6)
     assert accuracy["interval"][0] < accuracy["out_of_fold"] < accuracy["interval"][1]
     assert Path(result["submission"]).is_file()
+
+
+def test_the_interval_of_a_mean_stays_in_the_range_of_its_metric(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = json.loads(Path("result.json").read_text())
+    folds = tuple(runs.open_run(Path(path)) for path in result["folds"])
+    validated = CrossValidation(folds, runs.open_run(Path(result["run"])))
+    monkeypatch.setattr(CrossValidation, "fold_values", lambda self, score: [0.1, 2.0, None])
+    _, interval = validated.out_of_fold("log_loss")
+    assert interval is not None
+    assert interval.low == 0
+    assert interval.high > 2
 
 
 def test_a_repeated_command_trains_nothing_and_says_the_same(folder: Path, comp: Comp) -> None:

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import gc
 import itertools
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -81,10 +82,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except UserError as error:
         code = _refuse(readable(error), error.exit_code)
     except Interrupted as stop:
-        _say(
-            "Stopped. Continue a training with: comp run --resume RUN (its folder is printed above); repeat any other "
-            "command to continue it."
-        )
+        _say(f"Stopped. {_way_to_continue(stop.folder, sys.argv[1:] if arguments is None else arguments)}")
         code = stop.exit_code
     except Exception as error:
         code = _explain(error)
@@ -96,6 +94,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     elif streams.is_given_up() and failure is None:
         code = _refuse("a process that this command works with has ended (broken pipe); run the command again")
     sys.exit(code)
+
+
+def _way_to_continue(folder: str, words: list[str]) -> str:
+    """Return how to continue a command that a signal stopped; `folder` holds what it had begun, if that is known."""
+    from comp.results.machine import hide_passwords
+
+    if words[0] in ("run", "train") and "--resume" not in words:
+        return f"Continue a training with: comp {words[0]} --resume {folder or 'RUN (its folder is printed above)'}"
+    kept = f"What is done stays in {folder}. " if folder else ""
+    return f"{kept}Continue with: {hide_passwords(shlex.join(['comp', *words]))}"
 
 
 def _check_words(words: list[str]) -> None:

@@ -158,9 +158,9 @@ class DataConfig(Section):
     """Whether a group of images has one answer, such as a patient with several scans, and then one row in the
     submission: `none`: each image has its own; `mean`: the mean of its images' probabilities, of each class, or of
     their numbers; `max`: the highest of each class (divided by their sum if classes exclude each other), or the highest
-    number. Requires `groups: column`; `csv.test_table` names each test image's group in a column of the same name. Each
-    image is learned and predicted alone; scores, decisions, ensembles and submissions have a row for each group, whose
-    images must have the same label."""
+    number. Requires `groups: column`; `csv.test_table` names each test image's group in a column of the same name, else
+    in the only one that holds the sample's ids. Each image is learned and predicted alone; scores, decisions, ensembles
+    and submissions have a row for each group, whose images must have the same label."""
     sampling: Literal["natural", "balanced", "sqrt"] = "natural"
     """The training images of an epoch: `natural`: each once; `balanced`: each class equally often; `sqrt`: in
     proportion to the square root of its images. Images of rare classes are drawn several times, each time augmented

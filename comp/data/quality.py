@@ -30,8 +30,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from comp.config import Config
 from comp.data.dataset import Dataset
 from comp.data.splits import Split, group_exact_copies
+from comp.results.metrics import METRICS
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress, quiet
 
@@ -95,11 +97,14 @@ class Copies:
     blank: NDArray[np.bool_]
 
 
-def find_problems(dataset: Dataset, *, skip_bad: bool = False, progress: Progress = quiet) -> list[DataFinding]:
+def find_problems(
+    dataset: Dataset, config: Config, *, skip_bad: bool = False, progress: Progress = quiet
+) -> list[DataFinding]:
     """Return the findings of all checks.
 
     Args:
         dataset: from `inspection.open_without_suite`.
+        config: of the data; what it does already is not advised.
         skip_bad: whether unreadable files are only a note, as they are left out.
         progress: called during the search for exact duplicates (one bar) and near ones (two).
     """
@@ -110,7 +115,7 @@ def find_problems(dataset: Dataset, *, skip_bad: bool = False, progress: Progres
     mend = "fetch them again, or skip them with --skip-bad"
     return [
         DataFinding("unreadable or missing files", len(files), verdict, files[:_EXAMPLES], mend),
-        *_check_classes(dataset, splits),
+        *_check_classes(dataset, config, splits),
         *_check_copies(splits, copies),
         *_check_conflicts(splits, copies),
     ]
@@ -128,22 +133,25 @@ def raise_if_misleading(findings: Sequence[DataFinding], where: str) -> None:
         raise DataError(f"{where}: a training on these data would mislead\n  " + "\n  ".join(lines))
 
 
-def _check_classes(dataset: Dataset, splits: Sequence[Split]) -> Iterator[DataFinding]:
+def _check_classes(dataset: Dataset, config: Config, splits: Sequence[Split]) -> Iterator[DataFinding]:
+    """Count images by class, or groups of images where a group has one answer."""
     if dataset.train.is_numeric:
         return
-    classes = dataset.competition.classes
+    classes, counted = dataset.competition.classes, "image" if dataset.train.groups is None else "group"
+    more = {"val": _way_to_hold_more(config), "test": "data.test" if dataset.test_is_cut else ""}
     for split in splits:
         if split.labels is None:
             continue
-        empty = np.flatnonzero(split.class_counts(len(classes)) == 0)
+        empty = np.flatnonzero(split.one_per_answer().class_counts(len(classes)) == 0)
+        way = f", or hold out more ({more[split.name]})" if more.get(split.name) else ""
         yield DataFinding(
-            f"classes without an image in {split.name}",
+            f"classes without {'an' if counted == 'image' else 'a'} {counted} in {split.name}",
             len(empty),
             "misleads" if len(empty) else "ok",
             tuple(classes[label] for label in empty[:_EXAMPLES]),
-            "label images of these classes, remove the classes, or hold out more (data.validation)",
+            f"label {counted}s of these classes, or remove the classes{way}",
         )
-    counts = dataset.train.class_counts(len(classes))
+    counts = dataset.train.one_per_answer().class_counts(len(classes))
     largest, smallest = int(counts.argmax()), int(np.where(counts, counts, counts.max() + 1).argmin())
     imbalanced = counts[largest] >= IMBALANCE * counts[smallest] and largest != smallest
     dominant = counts[largest] > DOMINANCE * counts.sum()
@@ -153,8 +161,24 @@ def _check_classes(dataset: Dataset, splits: Sequence[Split]) -> Iterator[DataFi
         "misleads" if dominant else "note" if imbalanced else "ok",
         tuple(f"{classes[label]}: {counts[label]:,}" for label in dict.fromkeys((largest, smallest))),
         f"predicting '{classes[largest]}' always would be correct {counts[largest] / counts.sum():.0%} of the time; "
-        "add images of the other classes, and select by balanced_accuracy or macro_f1",
+        f"add {counted}s of the other classes{_way_to_select(dataset.competition.metric, config)}",
     )
+
+
+def _way_to_hold_more(config: Config) -> str:
+    """Return the key that makes validation larger; empty where it is the data's own."""
+    if config.data.folds is not None:
+        return f"fewer folds: data.folds, now {config.data.folds}" if config.data.folds > 2 else ""
+    return "" if isinstance(config.data.validation, str) else f"data.validation, now {config.data.validation}"
+
+
+def _way_to_select(metric: str, config: Config) -> str:
+    """Return the advice on what weights are selected by; empty where a common class alone scores low there."""
+    if not (METRICS[metric].needs_variety or METRICS[metric].of_probabilities):
+        return f", and select by balanced_accuracy or macro_f1 (competition.metric, now {metric})"
+    if config.train.select in ("val_accuracy", "ood_accuracy"):
+        return f", and select by {metric} (train.select, now {config.train.select})"
+    return ""
 
 
 def _check_copies(splits: Sequence[Split], copies: Copies) -> Iterator[DataFinding]:

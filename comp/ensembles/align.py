@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from comp.ensembles.methods import SPACES, Space, Stack
+from comp.ensembles.spaces import SPACES, Space, Stack
 from comp.results import predictions
 from comp.results.predictions import Predictions, Targets
 from comp.runtime.errors import RunError

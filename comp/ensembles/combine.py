@@ -229,7 +229,7 @@ def _provenance(members: CollectedMembers, config: Config) -> dict[str, Any]:
         "config_hash": configs.fingerprint(_plain_config(config)),
         "first_weights": "",
         **{name: first[name] for name in (*inherited, "pixel_range", "groups") if name in first},
-        "members": [run.name for run in members.runs],
+        "members": [{"run": run.name, "run_path": str(run.path)} for run in members.runs],
         **({"ensemble_note": members.note} if members.note else {}),
     }
 
@@ -253,8 +253,10 @@ def _made_by(members: CollectedMembers, result: Run, combination: _Combination) 
                 }
             )
     digests = "\n".join(f"{member.get('weights_sha256')} {member['weight']}" for member in sources)
+    answer = members.runs[0].metrics().group_answer
     return {
         "run": result.name,
+        **({"group_answer": answer} if answer else {}),
         "ensemble": combination.method,
         "members": sources,
         "weights_sha256": files.sha256_bytes(f"{combination.method}\n{digests}".encode()),
@@ -341,8 +343,9 @@ def read_comparison(run: Run) -> Comparison | None:
         return None
     try:
         scores = {name: cross_fit.EnsembleRow(**values[name]) for name in ("best_single", "ensemble")}
-        difference = scores["ensemble"].metric - scores["best_single"].metric
-        gain = difference if metrics.is_higher_better(stored) else -difference
+        ensemble, single, gain = scores["ensemble"].metric, scores["best_single"].metric, None
+        if ensemble is not None and single is not None:
+            gain = (ensemble - single) * (1 if metrics.is_higher_better(stored) else -1)
         version_1 = {"metric": stored.metric, "metric_gain": gain, "metric_gain_error": None}
         parts = tuple(cross_fit.EnsembleRow(**row) for row in values["members"])
         return Comparison(**{**version_1, **values, **scores, "members": parts})

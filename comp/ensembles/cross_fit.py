@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.ensembles.align import AlignedSplit, chunks, expand_thresholds
-from comp.ensembles.methods import FitData, Fitted, Method, Scorer, Values
+from comp.ensembles.methods import FitData, Fitted, Method, Scorer
+from comp.ensembles.spaces import Values
 from comp.results import decisions, metrics, predictions
 from comp.results.decision_fits import DeclaredShares
 from comp.results.predictions import Predictions, Targets
@@ -25,12 +26,12 @@ from comp.runtime.progress import Progress, quiet
 class EnsembleRow:
     """Scores of a member or the ensemble: accuracy in [0, 1], the metric in its own unit, loss in nats.
 
-    A task of numbers has neither accuracy nor loss.
+    A task of numbers has neither accuracy nor loss; the metric is None where the images leave it undefined.
     """
 
     name: str
     accuracy: float | None
-    metric: float
+    metric: float | None
     loss: float | None
     weight: float | None = None
 
@@ -50,8 +51,9 @@ class Comparison:
         ensemble: fitted on the other folds.
         gain: the ensemble's accuracy minus the best single's; 0 for a task of numbers, like its error.
         gain_error: its standard error over folds.
-        metric_gain: likewise for the metric; positive if the ensemble is better, whatever the metric's direction.
-        metric_gain_error: its standard error over folds.
+        metric_gain: likewise for the metric; positive if the ensemble is better, whatever the metric's direction; None
+            if it is undefined.
+        metric_gain_error: its standard error over the folds that define it; None for fewer than two.
     """
 
     split: str
@@ -64,7 +66,7 @@ class Comparison:
     ensemble: EnsembleRow
     gain: float
     gain_error: float
-    metric_gain: float
+    metric_gain: float | None
     metric_gain_error: float | None
 
     def to_json(self) -> dict[str, Any]:
@@ -194,11 +196,8 @@ def compare_with_members(
     if not held_out.row.numeric:
         correct = held_out.correct().astype(np.float64) - single.correct()
     fold_rows = [np.flatnonzero(fold == number) for number in range(len(crossed.best))]
-    definition = metrics.metric(metric)
-    metric_gains = [
-        definition.as_maximize(definition.score(held_out.take(rows)) - definition.score(single.take(rows)))
-        for rows in fold_rows
-    ]
+    gains = [_gain(held_out.take(rows), single.take(rows), metric) for rows in fold_rows]
+    defined = [gain for gain in gains if gain is not None]
     return Comparison(
         split=split,
         metric=metric,
@@ -210,9 +209,17 @@ def compare_with_members(
         ensemble=ensemble,
         gain=float(correct.mean()),
         gain_error=_standard_error([float(correct[rows].mean()) for rows in fold_rows]),
-        metric_gain=definition.as_maximize(ensemble.metric - best_single.metric),
-        metric_gain_error=_standard_error(metric_gains),
+        metric_gain=_gain(held_out, single, metric),
+        metric_gain_error=_standard_error(defined) if len(defined) > 1 else None,
     )
+
+
+def _gain(better: Predictions, worse: Predictions, metric: str) -> float | None:
+    """Return by how much one's score is better, whatever the metric's direction; None where it is undefined."""
+    if metrics.find_undefined(better, metric):
+        return None
+    definition = metrics.metric(metric)
+    return definition.as_maximize(definition.score(better) - definition.score(worse))
 
 
 def _best_singles(crossed: CrossFitted, aligned: AlignedSplit, fold: NDArray[np.int64]) -> Predictions:
@@ -241,9 +248,8 @@ def _standard_error(values: Sequence[float]) -> float:
 
 
 def _score_row(name: str, predicted: Predictions, metric: str, weight: float | None = None) -> EnsembleRow:
-    scores = metrics.summarize(predicted, metric).scores
-    accuracy, loss = (scores[key].value if key in scores else None for key in ("accuracy", "log_loss"))
-    return EnsembleRow(name, accuracy, scores[metric].value, loss, weight)
+    scores = metrics.summarize(predicted, metric)
+    return EnsembleRow(name, scores.accuracy, scores.value(metric), scores.log_loss, weight)
 
 
 @dataclass(frozen=True)

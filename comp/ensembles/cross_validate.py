@@ -25,10 +25,10 @@ from comp.data.dataset import Dataset
 from comp.ensembles import combine
 from comp.results import files, metrics, prediction_files, runs, stats
 from comp.results.predictions import Predictions
-from comp.results.run_metrics import RunMetrics
+from comp.results.run_metrics import SplitScores
 from comp.results.runs import Run
 from comp.results.stats import Interval
-from comp.runtime.errors import ConfigError, RunError
+from comp.runtime.errors import ConfigError, Interrupted, RunError
 from comp.runtime.progress import Progress, quiet
 from comp.runtime.workers import POLL_SECONDS, Worker, start, stop
 from comp.runtime.workers import progress as worker_progress
@@ -63,14 +63,14 @@ class CrossValidation:
     def fold_values(self, score: str) -> list[float | None]:
         """Return a score of each fold's validation images; None where these leave it undefined."""
         undefined = self.undefined(score)
-        return [None if run in undefined else _value(run.metrics(), score) for run in self.folds]
+        return [None if run in undefined else _validation_of(run).value(score) for run in self.folds]
 
     def undefined(self, score: str) -> dict[Run, str]:
         """Return the folds whose validation leaves a score undefined, and why."""
         reasons = {
-            run: metrics.find_undefined(predictions, score)
+            run: (_validation_of(run).undefined or {}).get(score)
+            or (metrics.find_undefined(predictions, score) if predictions else "")  # runs of earlier versions
             for run, predictions in zip(self.folds, self._validation, strict=True)
-            if predictions is not None
         }
         return {run: reason for run, reason in reasons.items() if reason}
 
@@ -85,19 +85,18 @@ class CrossValidation:
                 loaded.append(None)
         return tuple(loaded)
 
-    def out_of_fold(self, score: str) -> tuple[float, Interval | None]:
+    def out_of_fold(self, score: str) -> tuple[float | None, Interval | None]:
         """Return a score of all validation images together, and its interval at 95 %.
 
         The interval of accuracy counts images (Wilson), that of another score is of the folds' mean (Student), where
-        it is defined; None if it cannot be estimated.
+        it is defined; None if it cannot be estimated, like a score that is undefined.
         """
-        scores = self.result.metrics()
-        value = _value(scores, score)
-        split = scores.best_or_final.val
-        assert split is not None
-        if score == "accuracy":
+        split = _validation_of(self.result)
+        value = split.value(score)
+        if score == "accuracy" and value is not None:
             return value, stats.wilson(value, split.images)
-        return value, stats.mean_interval(_defined(self.fold_values(score)))
+        interval, metric = stats.mean_interval(_defined(self.fold_values(score))), metrics.metric(score)
+        return value, interval and Interval(max(interval.low, metric.low), min(interval.high, metric.high))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -132,12 +131,10 @@ def _defined(values: Sequence[float | None]) -> NDArray[np.float64]:
     return np.array([value for value in values if value is not None], np.float64)
 
 
-def _value(scores: RunMetrics, score: str) -> float:
-    split = scores.best_or_final.val
+def _validation_of(run: Run) -> SplitScores:
+    split = run.metrics().best_or_final.val
     assert split is not None  # a fold always validates
-    value = split.value(score)
-    assert value is not None
-    return value
+    return split
 
 
 def cross_validate(
@@ -290,7 +287,7 @@ def _find_difference(run: Run, config: Config, dataset: Dataset) -> str:
         return "the fix list has changed (data.fixes)"
     if _is_ensemble(run):
         return ""
-    if not lineage.is_taught_alike(run, config):
+    if not lineage.is_taught_alike(run, config, dataset):
         return "the runs that it learned from have changed (train.teacher, data.pseudo)"
     origin = re.fullmatch(r"(.+) \(sha256 ([0-9a-f]{64})\)", provenance.get("first_weights", ""))
     if origin and Path(origin[1]).is_file() and files.sha256_file(Path(origin[1])) != origin[2]:
@@ -319,6 +316,9 @@ def _locked(folder: Path) -> Iterator[None]:
         with filelock.FileLock(folder / ".lock", timeout=0):
             try:
                 yield
+            except Interrupted as stop:
+                stop.folder = str(folder)  # not that of one fold
+                raise
             finally:
                 if os.listdir(folder) == [".lock"]:
                     with contextlib.suppress(OSError):  # others have runs there
@@ -349,7 +349,7 @@ def _combined(existing: Sequence[Run], folds: Sequence[Run]) -> Run | None:
     """Return the stored ensemble of these folds, if it is whole."""
     names = [run.name for run in folds]
     for run in existing:
-        if run.is_complete() and run.provenance().get("members") == names:
+        if run.is_complete() and [*run.members()] == names:
             submits = run.config().competition.suite.source != "none"
             if not submits or (run.path / "predictions" / "suite.npz").is_file():
                 return run

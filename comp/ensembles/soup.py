@@ -188,13 +188,17 @@ class _Scorer:
         return metrics.metric(self.metric).as_maximize(score)
 
     def plain(self, state: Mapping[str, Tensor]) -> float:
-        """Return the score of an unchanged state."""
+        """Return the score of an unchanged state; raise ConfigError where the split leaves it undefined."""
         images = self._loaded.images_of(self._split)
         with averaging.temporary_weights(self._loaded.model, state):
             settings = self._loaded.prediction_settings
             predictions = predict(self._loaded.model, images, **settings, made_by={}, progress=self._progress)
         scores = scores_of(decisions.prepare_for_scoring(predictions, self.metric), self.metric)
         assert scores is not None
+        if reason := (scores.undefined or {}).get(self.metric):
+            raise ConfigError(
+                f"--method soup: {self._split} cannot choose by {self.metric}: {reason}; take --method mean"
+            )
         return scores.scores[self.metric].as_maximize
 
     def best(self, state: Mapping[str, Tensor]) -> tuple[float, State]:

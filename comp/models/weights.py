@@ -189,6 +189,18 @@ def cached_file(cfg: Mapping[str, Any]) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
+def source_of(name: str, folder: Path | None) -> str:
+    """Return where a timm model's weights are: `file` (in a folder), `cached`, `hub`, or empty: none published."""
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not cfg.has_weights:
+        return ""
+    if local_file(name, folder):
+        return "file"
+    return "cached" if cached_file(cfg.to_dict()) else "hub"
+
+
 def find_published(name: str, cfg: Mapping[str, Any], folder: Path | None) -> Path:
     """Find a timm model's published weights: in a folder, in the hub's cache, else download them.
 

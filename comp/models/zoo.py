@@ -396,7 +396,7 @@ def list_models(pattern: str = "*", *, weights_folder: Path | None = None) -> li
             timm_models.family_of(name).kind,
             timm_models.architecture(name),
             timm_models.family_of(name).has_cifar_stem,
-            _find_weights_source(name, weights_folder),
+            weights.source_of(name, weights_folder),
         )
         for name in timm_names
     ]
@@ -443,14 +443,3 @@ def feature_map(inner: nn.Module, images: Tensor) -> tuple[int, int]:
         side = math.isqrt(features.shape[1] - int(getattr(inner, "num_prefix_tokens", 0)))
         return side, side
     return 1, 1
-
-
-def _find_weights_source(name: str, folder: Path | None) -> str:
-    import timm
-
-    cfg = timm.get_pretrained_cfg(name)
-    if cfg is None or not cfg.has_weights:
-        return ""
-    if weights.local_file(name, folder):
-        return "file"
-    return "cached" if weights.cached_file(cfg.to_dict()) else "hub"

@@ -1,4 +1,4 @@
-"""Fits of decisions: cut points, class offsets, a temperature, and the shift to declared shares, from arrays alone.
+"""Fits of decisions: cut points, class offsets, thresholds, a temperature, and the shift to declared shares, of arrays.
 
 Fits are deterministic. `comp.results.decisions` says which metric takes which fit, and on which rows.
 """
@@ -224,6 +224,25 @@ def fit_temperature(losses: Callable[[float], float]) -> float:
     low, high = np.log(_SCALES)
     fitted = minimize_scalar(lambda logarithm: losses(float(np.exp(logarithm))), bounds=(low, high), method="bounded")
     return float(np.exp(fitted.x))
+
+
+def fit_f1_threshold(probabilities: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
+    """Return the midpoint between sorted probabilities [N] with the best F1; 0.5 if the class never occurs."""
+    if not truth.any():
+        return 0.5
+    distinct, index = np.unique(probabilities, return_inverse=True)  # ascending
+    decided = np.cumsum(np.bincount(index)[::-1])[::-1]  # rows at or above each distinct probability
+    both = np.cumsum(np.bincount(index, weights=truth)[::-1])[::-1]
+    scores = 2 * both / (decided + truth.sum())
+    midpoints = (distinct + np.concatenate(([0.0], distinct[:-1]))) / 2
+    return float(nearest_half(midpoints, scores))
+
+
+def nearest_half(candidates: NDArray[np.floating], scores: NDArray[np.float64]) -> np.floating:
+    """Return the candidate with the best score; of equal ones, the nearest to 0.5."""
+    best = candidates[scores == scores.max()]
+    nearest: np.floating = best[np.abs(best - 0.5).argmin()]
+    return nearest
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from comp.runtime.errors import ConfigError
 
 _FOLDS = 5
 _CANDIDATES = 200  # for a common threshold without a closed form
-_DEFAULT = np.float32(0.5)
 _GROUPS = 50  # of the jackknife
 _LEAST_IMAGES, _LEAST_OF_A_CLASS = 100, 10
 _MOST_LEVELS = 100  # of numbers that are cut
@@ -414,45 +413,26 @@ def prepare_for_scoring(predictions: Predictions, metric_name: str) -> Predictio
 def _each_class(predictions: Predictions) -> NDArray[np.float32]:
     """Return the best threshold for each class's F1."""
     probabilities, truth = predictions.probabilities(), predictions.truth()
-    best = [_best_f1_threshold(probabilities[:, c], truth[:, c]) for c in range(truth.shape[1])]
+    best = [decision_fits.fit_f1_threshold(probabilities[:, c], truth[:, c]) for c in range(truth.shape[1])]
     return np.array(best, np.float32)
 
 
 def _all_pairs(predictions: Predictions) -> NDArray[np.float32]:
     """Return one threshold for all classes, best for the F1 of all (image, class) pairs."""
-    best = _best_f1_threshold(predictions.probabilities().ravel(), predictions.truth().ravel())
+    best = decision_fits.fit_f1_threshold(predictions.probabilities().ravel(), predictions.truth().ravel())
     return np.full(len(predictions.classes), best, np.float32)
 
 
 def _each_sample(predictions: Predictions) -> NDArray[np.float32]:
     """Return one threshold for all classes, best for the mean F1 of images among quantiles of the probabilities."""
     quantiles = np.linspace(0, 1, _CANDIDATES)
-    candidates = np.unique(np.append(np.quantile(predictions.probabilities(), quantiles), _DEFAULT)).astype(np.float32)
+    candidates = np.unique(np.append(np.quantile(predictions.probabilities(), quantiles), 0.5)).astype(np.float32)
     classes = len(predictions.classes)
     scores = [
         metrics.samples_f1(replace(predictions, thresholds=np.full(classes, candidate, np.float32)))
         for candidate in candidates
     ]
-    return np.full(classes, _nearest_half(candidates, np.array(scores)), np.float32)
-
-
-def _best_f1_threshold(probabilities: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
-    """Return the midpoint between sorted probabilities [N] with the best F1; 0.5 if the class never occurs."""
-    if not truth.any():
-        return float(_DEFAULT)
-    distinct, index = np.unique(probabilities, return_inverse=True)  # ascending
-    decided = np.cumsum(np.bincount(index)[::-1])[::-1]  # rows at or above each distinct probability
-    both = np.cumsum(np.bincount(index, weights=truth)[::-1])[::-1]
-    scores = 2 * both / (decided + truth.sum())
-    midpoints = (distinct + np.concatenate(([0.0], distinct[:-1]))) / 2
-    return float(_nearest_half(midpoints, scores))
-
-
-def _nearest_half(candidates: NDArray[np.floating], scores: NDArray[np.float64]) -> np.floating:
-    """Return the candidate with the best score; of equal ones, the nearest to 0.5."""
-    best = candidates[scores == scores.max()]
-    nearest: np.floating = best[np.abs(best - 0.5).argmin()]
-    return nearest
+    return np.full(classes, decision_fits.nearest_half(candidates, np.array(scores)), np.float32)
 
 
 # A metric of decisions -> the function that tunes its thresholds.

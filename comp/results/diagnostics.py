@@ -33,8 +33,8 @@ def diagnose(predictions: Predictions) -> dict[str, Any]:
     """Return the diagnostics of labelled predictions as plain values.
 
     Returns:
-        For numbers: `images`, and `numbers`: `rmse`, `mae`, `r2`, the mean error `bias`, and the absolute error that
-        nine in ten images stay below, `p90`. For classes:
+        For numbers: `images`, and `numbers`: `rmse`, `mae`, `r2` (None if undefined), the mean error `bias`, and the
+        absolute error that nine in ten images stay below, `p90`. For classes:
         `images`, `accuracy`, `loss` (nats); `macro` and `weighted`, each with `precision`, `recall` and `f1`;
         `classes`: the same for each class with its `images`; `calibration`: see `calibration`. For single-label tasks
         also `top5`; `confusion`: counts, rows are true classes; `confused`: the most frequent (true class, predicted
@@ -43,7 +43,8 @@ def diagnose(predictions: Predictions) -> dict[str, Any]:
     """
     if predictions.row.numeric:
         errors = predictions.values() - predictions.target_values()
-        numbers = {name: metrics.METRICS[name].score(predictions) for name in predictions.row.reported}
+        scored = metrics.summarize(predictions, predictions.row.reported[0])
+        numbers = {name: scored.value(name) for name in predictions.row.reported}
         numbers |= {"bias": float(errors.mean()), "p90": float(np.quantile(np.abs(errors), 0.9))}
         return {"images": len(predictions), "numbers": numbers}
     counts = metrics.class_counts(predictions)

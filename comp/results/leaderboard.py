@@ -9,11 +9,12 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from comp.results import metrics, run_metrics, runs
+from comp.results.prediction_files import is_adapted
 from comp.results.run_metrics import RunMetrics, SplitScores
 from comp.runtime.errors import ConfigError, RunError, unknown
 
@@ -68,18 +69,21 @@ class LeaderboardRow:
         public_score: of its submission, in the competition's metric, if recorded.
         private_score: likewise.
         test_like: whether training imitated corruptions of the suite.
-        variant: views and adaptation of test and suite, such as `+flip`; empty for neither.
+        variant: views, adaptation and other decision of test, suite and submission, such as `+flip`; empty for none.
         transductive: whether the model was adapted to test, suite or submission images, or trained on pseudo-labels.
         lessons: `teacher`, `pseudo-labels` or both, if they were part of the training; else empty.
         train_minutes: training only.
         device: what it ran on.
-        submission: the CSV it wrote last; empty if none.
-        submitted: the recorded scores of its submissions.
+        submission: the CSV written last of predictions made in this way; empty if none.
+        submitted: the recorded scores of such submissions.
         overrides: of the command that started its training, `key=value` separated by spaces.
         fold: of its training, such as `1 of 5`; empty without folds.
         estimates: variant such as `+flip` -> column -> score of predictions made that way.
         higher_is_better: the metric's direction.
         group_answer: how groups of images were scored, `mean` or `max`; empty where each image was.
+        undefined: column in the competition's metric -> why the images leave it undefined, so that it is None.
+        is_own: whether the run's config predicts in this way. Submissions made in another way have a row of their own,
+            whose scores of validation are made in that way too.
     """
 
     run: str
@@ -117,6 +121,8 @@ class LeaderboardRow:
     estimates: Mapping[str, Mapping[str, float]]
     higher_is_better: bool
     group_answer: str = ""
+    undefined: Mapping[str, str] = field(default_factory=dict)
+    is_own: bool = True
 
     @property
     def comparison_key(self) -> tuple[str, str, str, bool]:
@@ -132,7 +138,7 @@ class LeaderboardRow:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {**self.cells(), "submitted": [vars(score) for score in self.submitted]}
+        return {**self.cells(), "undefined": self.undefined, "submitted": [vars(score) for score in self.submitted]}
 
     def cells(self) -> dict[str, Any]:
         """Return the columns of tables."""
@@ -160,9 +166,9 @@ class ColumnGroup:
     best_run: str
 
 
-GROUP_COLUMNS = tuple(field.name for field in fields(ColumnGroup))
-_NO_COLUMNS = ("submitted", "estimates", "higher_is_better", "group_answer")
-COLUMNS = tuple(field.name for field in fields(LeaderboardRow) if field.name not in _NO_COLUMNS)
+GROUP_COLUMNS = tuple(one.name for one in fields(ColumnGroup))
+_NO_COLUMNS = ("submitted", "estimates", "higher_is_better", "group_answer", "undefined", "is_own")
+COLUMNS = tuple(one.name for one in fields(LeaderboardRow) if one.name not in _NO_COLUMNS)
 _METRIC_SORTS = ("ood_metric", "val_metric", "suite_metric")
 _ACCURACY_SORTS = ("ood_accuracy", "val_accuracy", "test_accuracy", "suite_accuracy", "expected_accuracy")
 _OTHER_SORTS = ("public_score", "private_score", "train_minutes", "parameters", "started", "run")
@@ -205,8 +211,8 @@ def read_rows(
         raise ConfigError(f"--sort: {unknown('column', sort, SORTS)}")
     earliest = _parse_since(since) if since else ""
     recent = (run for run in runs.list_runs(root) if not earliest or start_time(run) >= earliest)
-    all_rows = (_try_read_row(run, on_damaged) for run in recent)
-    rows = [row for row in all_rows if row is not None and competition in (None, row.competition)]
+    all_rows = (row for run in recent for row in _try_read_rows(run, on_damaged))
+    rows = [row for row in all_rows if competition in (None, row.competition)]
     columns, group_sizes = sort_columns(rows, sort), Counter(row.comparison_key for row in rows)
 
     def sort_key(row: LeaderboardRow) -> tuple[Any, bool, Any]:
@@ -259,7 +265,7 @@ def describe_sort(rows: Sequence[LeaderboardRow], sort: str) -> str:
     parts = []
     for column in dict.fromkeys(columns.values()):
         names = [name for name, sort_column in columns.items() if sort_column == column]
-        values = [getattr(row, column) for row in rows if columns[row.competition] == column]
+        values = [getattr(row, column) for row in rows if columns[row.competition] == column and row.is_own]
         missing = values.count(None)
         last = f"; {missing:,} of {len(values):,} runs have none and come last" if missing else ""
         where = f" in {', '.join(names)}" if len(set(columns.values())) > 1 else ""
@@ -298,7 +304,7 @@ def _summarize_group(value: Any, rows: list[LeaderboardRow], columns: Mapping[st
     numbers = [number for number in present if isinstance(number, int | float)]
     return ColumnGroup(
         value=value,
-        runs=len(rows),
+        runs=len({row.run for row in rows}),
         best=present[0] if present else None,
         mean=statistics.fmean(numbers) if numbers else None,
         deviation=statistics.stdev(numbers) if len(numbers) > 1 else None,
@@ -332,39 +338,51 @@ def _parse_since(since: str) -> str:
     return moment.isoformat(timespec="seconds")
 
 
-def _try_read_row(run: runs.Run, on_damaged: Callable[[RunError], None] | None) -> LeaderboardRow | None:
-    """Return a run's row; None if it is incomplete or damaged."""
+def _try_read_rows(run: runs.Run, on_damaged: Callable[[RunError], None] | None) -> list[LeaderboardRow]:
+    """Return a run's rows; none if it is incomplete or damaged."""
     try:
-        return _read_row(run)
+        return _read_rows(run)
     except RunError as error:
         if on_damaged is None:
             raise
         on_damaged(error)
-        return None
+        return []
 
 
-def _read_row(run: runs.Run) -> LeaderboardRow | None:
+def _read_rows(run: runs.Run) -> list[LeaderboardRow]:
+    """Return a row for the way in which a run's config predicts, and one for each other way of its submissions."""
     path = run.path / "metrics.json"
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        return None
+        return []
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from None
     scores = run_metrics.from_bytes(content, str(path))
     if scores.higher_is_better is None and scores.metric not in metrics.METRICS:
         raise RunError(f"{path}: damaged ({unknown('metric', scores.metric, metrics.METRICS)}); restore the file")
-    return _row(run, scores)
+    return [_row(run, scores, variant) for variant in dict.fromkeys((scores.variant, *scores.written().values()))]
 
 
-def _row(run: runs.Run, scores: RunMetrics) -> LeaderboardRow:
-    val, shifted = scores.best_or_final.val, scores.best_or_final.ood_val
-    test, suite, estimate = scores.split_scores("test"), scores.split_scores("suite"), scores.suite_estimate()
+def _row(run: runs.Run, scores: RunMetrics, variant: str) -> LeaderboardRow:
+    is_own, written = variant == scores.variant, scores.written()
+    val, shifted = (
+        getattr(scores.best_or_final, name) if is_own or not variant else scores.variants.get(name + variant)
+        for name in ("val", "ood_val")
+    )
+    test, suite = scores.split_scores("test", variant), scores.split_scores("suite", variant)
+    estimate = scores.expected.get("suite" + variant)
+    submission = next((path for path, how in reversed(written.items()) if how == variant), "")
     submitted = tuple(
         PublicScore(score.submission, score.public, score.private, score.rows, score.time)
         for score in scores.leaderboard_scores
+        if written.get(score.submission, scores.variant) == variant
     )
-    latest = next((score for score in reversed(submitted) if score.path == scores.submission), None)
+    latest = next((score for score in reversed(submitted) if score.path == submission), None)
+    if latest is None and is_own and len(submitted) == len(scores.leaderboard_scores):  # of an earlier CSV, or version
+        latest = PublicScore("", scores.public_score, scores.private_score, None, "")
+    parts = {"val_metric": val, "ood_metric": shifted, "suite_metric": suite}
+    reasons = {column: (part.undefined or {}).get(scores.metric) for column, part in parts.items() if part}
     return LeaderboardRow(
         run=str(run.path),
         started=start_time(run),
@@ -386,23 +404,25 @@ def _row(run: runs.Run, scores: RunMetrics) -> LeaderboardRow:
         expected_accuracy=estimate.accuracy if estimate else None,
         expected_low=estimate.low if estimate else None,
         expected_high=estimate.high if estimate else None,
-        public_score=latest.public if latest else scores.public_score,
-        private_score=latest.private if latest else scores.private_score,
+        public_score=latest.public if latest else None,
+        private_score=latest.private if latest else None,
         test_like=bool(scores.test_like),
-        variant=scores.variant,
-        transductive=scores.transductive
+        variant=variant,
+        transductive=(scores.transductive if submission == scores.submission else is_adapted(variant))
         or bool(scores.pseudo_labels)
         or any(part.transductive for part in (test, suite) if part),
         lessons=", ".join(scores.lessons),
         train_minutes=scores.train_seconds / 60,
         device=scores.device,
-        submission=scores.submission,
+        submission=submission,
         submitted=submitted,
         overrides=" ".join(scores.overrides),
         fold=scores.fold,
         estimates=_estimates(scores),
         higher_is_better=metrics.is_higher_better(scores),
         group_answer=scores.group_answer or "",
+        undefined={column: reason for column, reason in reasons.items() if reason},
+        is_own=is_own,
     )
 
 

@@ -2,8 +2,8 @@
 
 A competition's metric is a row of `METRICS` with its direction; accuracy and log loss are always reported too.
 Definitions follow scikit-learn; where it is undefined (a class without targets) the docstring says what is returned, so
-that a score is always a number. Single-label and multi-label variants of a metric share a row: `roc_auc` is the mean
-over the columns that a task scores.
+that the weights of two epochs can always be compared; `summarize` then gives the reason and no score. Single-label and
+multi-label variants of a metric share a row: `roc_auc` is the mean over the columns that a task scores.
 """
 
 from collections.abc import Callable
@@ -276,7 +276,7 @@ def find_undefined(predictions: Predictions, name: str) -> str:
         return f"all its labels are {targets[0]:g}"
     absent = [repr(label) for number, label in enumerate(predictions.classes) if number != int(targets[0])]
     named = ", ".join(absent[:_MOST_NAMED]) + (", ..." if len(absent) > _MOST_NAMED else "")
-    return f"no image of class {named} in its validation"
+    return f"no {'group' if predictions.made_by.get('group_answer') else 'image'} of class {named}"
 
 
 def is_higher_better(scores: RunMetrics) -> bool:
@@ -291,11 +291,18 @@ def is_higher_better(scores: RunMetrics) -> bool:
 
 def summarize(predictions: Predictions, metric_name: str) -> SplitScores:
     """Return what the task reports and the competition's metric of a labelled split, with intervals where defined."""
-    names = dict.fromkeys((*predictions.row.reported, metric_name))
+    names, undefined = _reported(predictions, metric_name)
     values = {name: metric(name).score(predictions) for name in names}
     intervals = {name: _INTERVALS[name](predictions) for name in names if name in _INTERVALS}
     scores = {name: _score(name, value, intervals.get(name)) for name, value in values.items()}
-    return SplitScores(images=len(predictions), scores=scores)
+    return SplitScores(images=len(predictions), scores=scores, undefined=undefined or None)
+
+
+def _reported(predictions: Predictions, metric_name: str) -> tuple[list[str], dict[str, str]]:
+    """Return the metrics of the task and of the competition that the targets define, and why not the others."""
+    names = dict.fromkeys((*predictions.row.reported, metric_name))
+    undefined = {name: reason for name in names if (reason := find_undefined(predictions, name))}
+    return [name for name in names if name not in undefined], undefined
 
 
 def _interval_of_rmse(predictions: Predictions) -> Interval | None:
@@ -319,7 +326,7 @@ def summarize_blocks(predictions: Predictions, names: tuple[str, ...], metric_na
         names: the distortions' names, indexed by number.
         metric_name: a row of METRICS, computed on all rows at once like a submission; accuracy is the mean over blocks.
     """
-    names_reported = dict.fromkeys((*predictions.row.reported, metric_name))
+    names_reported, undefined = _reported(predictions, metric_name)
     blocks = predictions.block_accuracy() if "accuracy" in names_reported else {}
     by_severity: dict[str, list[float]] = {}
     by_distortion: dict[str, list[float]] = {}
@@ -334,6 +341,7 @@ def summarize_blocks(predictions: Predictions, names: tuple[str, ...], metric_na
     return SplitScores(
         images=len(predictions),
         scores={name: _score(name, value, None) for name, value in values.items()},
+        undefined=undefined or None,
         by_severity={key: float(np.mean(values)) for key, values in sorted(by_severity.items())},
         by_distortion={key: float(np.mean(values)) for key, values in by_distortion.items()},
         by_block=blocks,

@@ -112,7 +112,8 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, str]], best_epoch: in
 
     `best_epoch` is counted from 1 and marked by a line; 0 for none.
     """
-    has_metric = any(row.get("val_metric") not in (row.get("val_accuracy"), row.get("val_loss")) for row in history)
+    values = [[row.get(name) or None for name in ("val_metric", "val_accuracy", "val_loss")] for row in history]
+    has_metric = any(metric not in (None, *shown) for metric, *shown in values)
     panels = {**_CURVES, **(_METRIC if has_metric else {})}
     figure = _figure(4.0 * len(panels), 4.0)
     for axes, (title, lines) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
@@ -171,14 +172,14 @@ def draw_norms(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     _save(figure, path)
 
 
-def draw_confusion(path: Path, table: NDArray[np.int64], classes: Sequence[str]) -> None:
-    """Draw a confusion table [true classes, predicted classes] as shares of each true class's images."""
+def draw_confusion(path: Path, table: NDArray[np.int64], classes: Sequence[str], *, counted: str = "images") -> None:
+    """Draw a confusion table [true classes, predicted classes] as shares of each true class's images, or groups."""
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
     side = max(5.0, min(14.0, 0.35 * len(classes) + 2))
     figure = _figure(side + 1, side)
     axes = figure.add_subplot()
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(drawn, ax=axes, shrink=0.8, label="share of the true class's images")
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label=f"share of the true class's {counted}")
     if len(classes) <= _MAX_NAMED_CLASSES:
         names = [_shorten(name) for name in classes]
         size = 9 if len(classes) <= _MAX_NUMBERED_CLASSES else 5
@@ -206,8 +207,8 @@ def draw_numbers(path: Path, targets: NDArray[np.float64], values: NDArray[np.fl
     _save(figure, path)
 
 
-def draw_reliability(path: Path, bins: Sequence[Mapping[str, float]], ece: float) -> None:
-    """Draw accuracy by confidence, and the number of images below it; see `diagnostics.calibration`."""
+def draw_reliability(path: Path, bins: Sequence[Mapping[str, float]], ece: float, *, counted: str = "images") -> None:
+    """Draw accuracy by confidence, and the number of images, or groups, below it; see `diagnostics.calibration`."""
     figure = _figure(5.0, 6.0)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     lows, widths = [row["low"] for row in bins], [row["high"] - row["low"] for row in bins]
@@ -220,7 +221,7 @@ def draw_reliability(path: Path, bins: Sequence[Mapping[str, float]], ece: float
     above.set_title(f"expected calibration error {ece:.3f}")
     above.legend(fontsize=8)
     below.bar(lows, [row["images"] for row in bins], widths, align="edge", alpha=0.6, edgecolor="white")
-    below.set_ylabel("images")
+    below.set_ylabel(counted)
     below.set_xlabel("confidence")
     below.set_xlim(0, 1)
     _save(figure, path)

@@ -150,8 +150,11 @@ def _upgrade(archive: Mapping[str, NDArray[Any]], select: Callable[[str], bool])
     return arrays
 
 
-def variant_suffix(made_by: Mapping[str, Any]) -> str:
-    """Return the file suffix of views and adaptation: `+flip-uncertain0.25+bn-file-alpha0.5`; empty for neither."""
+def variant_suffix(made_by: Mapping[str, Any], *, decided: bool = False) -> str:
+    """Return the file suffix of views and adaptation: `+flip-uncertain0.25+bn-file-alpha0.5`; empty for neither.
+
+    With `decided`, another decision than the run's ends it, such as `+decide-argmax`.
+    """
     views, share = made_by.get("views", "none"), made_by.get("views_share", 1.0)
     adapt, per, alpha = made_by.get("adapt", "none"), made_by.get("adapt_per", "block"), made_by.get("alpha", _ALPHA)
     text = ""
@@ -159,7 +162,12 @@ def variant_suffix(made_by: Mapping[str, Any]) -> str:
         text += f"+{views}" + (f"-uncertain{share:g}" if share < 1 else "")
     if adapt != "none":
         text += f"+{adapt}" + (f"-{per}" if per != "block" else "") + (f"-alpha{alpha:g}" if alpha != _ALPHA else "")
-    return text
+    return text + (f"+decide-{made_by['decide']}" if decided and made_by.get("decide") else "")
+
+
+def is_adapted(variant: str) -> bool:
+    """Return whether a suffix names an adaptation."""
+    return _ADAPTED.search(variant) is not None
 
 
 def read_made_by(path: Path) -> dict[str, Any] | None:

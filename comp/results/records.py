@@ -1,18 +1,26 @@
-"""Typed reading of a run's provenance.json and a submission's sidecar, which other code computes with. Torch-free.
+"""Typed reading of a run's provenance.json and tables and of a submission's sidecar, which other code computes with.
 
-Both are JSON objects that anybody may edit. Keys of other versions are kept; those that are used are checked.
+Anybody may edit them. Keys of other versions are kept; those that are used are checked. Torch-free.
 """
 
+import csv
+import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comp.config.tasks import TASKS
 from comp.results import files
 from comp.runtime.errors import RunError
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 Rows = Mapping[str, tuple[str, Callable[[Any], bool]]]  # key -> what is expected, and whether a value is that
+# A table of a run -> its columns with a number in every row.
+_NUMERIC = {"history.csv": ("number",), "norms.csv": ("epoch", "parameters", "gradient_norm", "weight_norm")}
+_TEXT_COLUMNS = ("layer", "note")
 
 
 def _is_text(value: Any) -> bool:
@@ -115,3 +123,64 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     values = files.read_json(path, cure)
     check(values, path, _SIDECAR, cure)
     return values
+
+
+def read_arrays(path: Path, expected: str | None) -> "dict[str, NDArray[Any]]":
+    """Return the arrays of a run's .npz whose SHA-256 provenance.json records.
+
+    Raises:
+        RunError: missing, damaged, or other bytes than the recorded ones.
+    """
+    content = files.read_bytes(path, "file of this run; restore it, or start a new run", RunError)
+    if (sha256 := files.sha256_bytes(content)) != expected:
+        raise RunError(
+            f"{path}: expected sha256 {expected}, recorded in provenance.json, found {sha256}; the file is damaged or "
+            "replaced: restore it, or start a new run"
+        )
+    from comp.results.array_files import open_arrays  # imports NumPy, without which folders are listed
+
+    try:
+        with open_arrays(path) as archive:
+            return dict(archive)
+    except files.READ_ERRORS as error:
+        raise RunError(f"{path}: damaged ({files.error_text(error)}); restore it, or start a new run") from None
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a run's history.csv or norms.csv.
+
+    Raises:
+        RunError: damaged: not a CSV, or a numeric cell is not a number.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        for row in rows:
+            _check_numbers(row, _NUMERIC[path.name])
+    except (OSError, ValueError, csv.Error) as error:
+        raise RunError(
+            f"{path}: damaged ({files.error_text(error)}); move it away to go on without its curves"
+        ) from None
+    return rows
+
+
+def _check_numbers(row: Mapping[Any, Any], numeric: Sequence[str]) -> None:
+    """Raise ValueError if a row has too few or too many cells, or a numeric cell is not a number."""
+    if None in row or None in row.values():
+        raise ValueError("a row has another number of cells than the header")
+    for name, cell in row.items():
+        if name not in _TEXT_COLUMNS and (cell or name in numeric):
+            float(cell)
+    missing = [name for name in numeric if name not in row]
+    if missing:
+        raise ValueError(f"column {missing[0]} is missing")
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return a table's content; missing cells are empty."""
+    text = io.StringIO(newline="")
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    writer = csv.DictWriter(text, fieldnames=columns or ["epoch"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

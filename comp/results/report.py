@@ -86,8 +86,11 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
     """
     all_complete: list[Run] = []
     for path in paths:
-        candidates = [runs.open_run(path)] if (path / "config.yaml").is_file() else runs.list_runs(path)
+        is_run = (path / "config.yaml").is_file()
+        candidates = [runs.open_run(path)] if is_run else runs.list_runs(path)
         complete = [run for run in candidates if run.is_complete()]
+        if not complete and candidates:
+            candidates[-1].metrics()  # raises, and says how to finish it
         if not complete:
             raise RunError(f"{path}: expected a complete run or a folder of runs, found none; see `comp leaderboard`")
         all_complete += complete
@@ -149,6 +152,9 @@ def _run_sections(run: Run, baseline: Config | None) -> Iterable[str]:
         if (value := row.value(scores)) is not None
     ]
     yield f'<div class="cards">{"".join(cards)}</div>'
+    for name, split_of in _SPLITS.items():
+        for metric, reason in ((split_of(scores) or SplitScores()).undefined or {}).items():
+            yield f'<p class="note">{_text(f"{name} {metric} is undefined: {reason}")}</p>'
     if scores.test_like:
         yield f'<p class="note">test-like augmentation: {_text(", ".join(scores.test_like))}</p>'
     if scores.group_answer:
@@ -221,8 +227,7 @@ def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
         return
     columns = [key for key in diagnostics.CLASS_SCORES if key in values["classes"][0]]
     classes = [
-        [_text(row["name"]), f"{row['images']:,}", *("" if row[key] is None else _number(row[key]) for key in columns)]
-        for row in values["classes"]
+        [_text(row["name"]), f"{row['images']:,}", *(_number(row[key]) for key in columns)] for row in values["classes"]
     ]
     table = _table(("class", f"{counted}s", *(diagnostics.CLASS_SCORES[key] for key in columns)), classes)
     yield f"<details><summary>by class</summary>{table}</details>"
@@ -292,7 +297,7 @@ def _comparison_sections(compared: Sequence[Run], baseline: Config | None) -> It
 
 def _cell(row: _Headline, values: RunMetrics) -> str:
     value = row.value(values)
-    return "" if value is None else f"<span{_data(value)}>{row.form.format(value)}</span>"
+    return "-" if value is None else f"<span{_data(value)}>{row.form.format(value)}</span>"
 
 
 def _compared_distortions(names: Sequence[str], scores: Sequence[RunMetrics]) -> str:
@@ -332,8 +337,8 @@ def _heat_cell(value: float) -> str:
     return f'<td style="background: hsl({120 * value:.0f} 70% 82%)"{_data(value)}>{value:.3f}</td>'
 
 
-def _number(value: float) -> str:
-    return f"<span{_data(value)}>{value:.4f}</span>"
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"<span{_data(value)}>{value:.4f}</span>"
 
 
 def _data(value: float) -> str:

@@ -55,6 +55,7 @@ class SplitScores(_Part):
     Attributes:
         images: rows that were scored.
         scores: metric name -> score: accuracy, log_loss and the competition's metric.
+        undefined: metric name -> why these images leave it undefined, so that it has no score; None: they leave none.
         by_severity: severity -> accuracy, mean over its blocks; like the next two, empty for a split without blocks.
         by_distortion: distortion -> accuracy, mean over its blocks.
         by_block: block -> accuracy.
@@ -63,13 +64,14 @@ class SplitScores(_Part):
 
     images: int = 0
     scores: dict[str, Score] = Field(default_factory=dict)
+    undefined: dict[str, str] | None = None
     by_severity: dict[str, float] = Field(default_factory=dict)
     by_distortion: dict[str, float] = Field(default_factory=dict)
     by_block: dict[str, float] = Field(default_factory=dict)
     transductive: bool = False
 
     def value(self, name: str) -> float | None:
-        """Return the value of a metric; None if it was not computed."""
+        """Return the value of a metric; None if it was not computed or is undefined."""
         score = self.scores.get(name)
         return None if score is None else score.value
 
@@ -182,6 +184,8 @@ class RunMetrics(_Part):
         thresholds: of each class in multi-label tasks, tuned on validation; empty if decisions need none.
         decision: how outputs become decisions; None: the plain way, without a question.
         submission: the CSV written last.
+        submissions: each CSV -> how its predictions were made, as the end of their file's name, such as
+            `+flip+decide-argmax`; the last one written comes last; None in files of earlier versions.
         transductive: whether the model was adapted to the submission's images.
         public_score: of the latest recorded submission.
         private_score: likewise.
@@ -233,6 +237,7 @@ class RunMetrics(_Part):
     decision: Decision | None = None
     weights_sha256: str = ""
     submission: str = ""
+    submissions: dict[str, str] | None = None
     transductive: bool = False
     public_score: float | None = None
     private_score: float | None = None
@@ -273,15 +278,18 @@ class RunMetrics(_Part):
         """What other runs brought into the training: `teacher`, `pseudo-labels`, both or nothing."""
         return ["teacher"] * bool(self.teachers) + ["pseudo-labels"] * bool(self.pseudo_labels)
 
-    def split_scores(self, name: str) -> SplitScores | None:
-        """Return the scores of `test` or `suite` with the config's views and adaptation; None if there are none."""
-        if self.variant:
-            return self.variants.get(name + self.variant)
+    def split_scores(self, name: str, variant: str | None = None) -> SplitScores | None:
+        """Return the scores of `test` or `suite` predicted in one way, None: the config's; None if there are none."""
+        variant = self.variant if variant is None else variant
+        if variant:
+            return self.variants.get(name + variant)
         return self.test if name == "test" else self.suite
 
-    def suite_estimate(self) -> AccuracyEstimate | None:
-        """Return the suite's estimated accuracy with the config's views and adaptation."""
-        return self.expected.get("suite" + self.variant)
+    def written(self) -> dict[str, str]:
+        """Return `submissions`, of earlier versions with the last one alone, as if made in the config's way."""
+        if self.submissions is None:
+            return {self.submission: self.variant} if self.submission else {}
+        return self.submissions
 
     def with_scores(self, name: str, scores: SplitScores) -> "RunMetrics":
         """Return a copy with the scores of `test`, `suite` or another suite."""

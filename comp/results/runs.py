@@ -11,14 +11,7 @@ Every file is written atomically, by one process at a time.
 """
 
 import contextlib
-import csv
-import importlib.metadata
-import io
 import os
-import platform
-import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,21 +21,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import filelock
 
 from comp import config as configs
-from comp.config import Config, plugins
+from comp.config import Config
 from comp.config.yaml_io import user_path
 from comp.results import records, run_metrics
-from comp.results.files import (
-    READ_ERRORS,
-    Content,
-    error_text,
-    make_folder,
-    read_bytes,
-    read_json,
-    remove,
-    sha256_bytes,
-    to_json,
-    write_atomically,
-)
+from comp.results.files import Content, read_bytes, read_json, remove, sha256_bytes, to_json, write_atomically
+from comp.results.machine import cpu_model as cpu_model
+from comp.results.machine import describe_machine as describe_machine
+from comp.results.machine import hide_passwords as hide_passwords
+from comp.results.machine import package_versions as package_versions
+from comp.results.plugin_copies import copy_plugins as copy_plugins
+from comp.results.plugin_copies import with_copies as with_copies
 from comp.results.run_metrics import RunMetrics
 from comp.runtime.errors import ConfigError, RunError, nearest
 
@@ -53,16 +41,12 @@ _MAX_DEPTH = 8  # folders between `runs` and a run
 _MAX_OTHER_FOLDERS = 20_000  # below `runs` that are no runs: more, and it is a whole disk
 RECORD_SECONDS = 10.0  # how long a command that has a result to record waits for another one that writes the run
 _SECTIONS = ("competition", "data", "augment", "model", "optim", "train", "predict", "track")  # of every run's config
-# A table -> its columns with a number in every row.
-_NUMERIC = {"history.csv": ("number",), "norms.csv": ("epoch", "parameters", "gradient_norm", "weight_norm")}
-_TEXT_COLUMNS = ("layer", "note")
 _CSV_PATHS = tuple(f"data.csv.{name}" for name in ("table", "train", "test", "sample", "test_table"))
 _READING = ("data.download", "data.loading", "data.workers", "competition.suite.path", "predict.batch_size")
 MOVABLE = ("data.root", *_CSV_PATHS, *_READING)  # where and how data are read: changing them gives the same images
 WEIGHTS = ("best.safetensors", "averaged.safetensors", "final.safetensors", "state.pt")
 FIXES = "fixes.csv"  # in a run folder: a copy of the fix list that it was trained with (data.fixes)
 REMOVED = "removed.json"  # marks a run whose weights were deleted on purpose
-_VERSIONS = ("comp", "torch", "torchvision", "timm", "numpy", "albumentations", "optuna", "pandas", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -226,21 +210,9 @@ class Run:
         Raises:
             RunError: missing, damaged, or other bytes than the recorded ones.
         """
-        path, recorded = self.path / f"{name}.npz", self.provenance().get(name)
+        recorded = self.provenance().get(name)
         expected = recorded.get("sha256") if isinstance(recorded, dict) else None
-        content = read_bytes(path, "file of this run; restore it, or start a new run", RunError)
-        if (sha256 := sha256_bytes(content)) != expected:
-            raise RunError(
-                f"{path}: expected sha256 {expected}, recorded in provenance.json, found {sha256}; the file is damaged "
-                "or replaced: restore it, or start a new run"
-            )
-        from comp.results.array_files import open_arrays  # imports NumPy, without which folders are listed
-
-        try:
-            with open_arrays(path) as archive:
-                return dict(archive)
-        except READ_ERRORS as error:
-            raise RunError(f"{path}: damaged ({error_text(error)}); restore it, or start a new run") from None
+        return records.read_arrays(self.path / f"{name}.npz", expected)
 
     def write(self, name: str, content: Content) -> None:
         """Write a file in the run folder, atomically."""
@@ -273,10 +245,22 @@ class Run:
                 f"get them back, {self.repair_hint}"
             )
         if self.is_complete():
-            members = [one if isinstance(one, str) else one["run"] for one in self.provenance().get("members", ())]
-            named = f": {', '.join(members)}" if members else ""
+            paths = [found.path if (found := self.beside(Path(path))) else path for path in self.members().values()]
+            named = f": {', '.join(map(str, paths))}" if paths else ""
             raise RunError(f"{self.path}: has no weights; it combines other runs, so predict with those{named}")
         raise RunError(f"{self.path}: has no weights; finish it: comp run --resume {self.path}")
+
+    def members(self) -> dict[str, str]:
+        """Return name -> recorded path of the runs it combines; none of a training. Earlier versions recorded names."""
+        recorded = self.provenance().get("members", ())
+        return dict((one, one) if isinstance(one, str) else (one["run"], one["run_path"]) for one in recorded)
+
+    def beside(self, path: Path) -> "Run | None":
+        """Return a run that this one records by its path, or name, and that may have moved together with it; None if it
+        is gone.
+        """
+        places = (path, self.path.parent / path.name, self.path.parent.parent / path.parent.name / path.name)
+        return next((Run(place) for place in places if _is_run(place)), None)
 
     def has_weights(self) -> bool:
         """Return whether it has weights to predict with; ensembles and probes do not."""
@@ -293,25 +277,11 @@ class Run:
             RunError: damaged: not a CSV, or a numeric cell is not a number.
         """
         path = self.path / name
-        if not path.is_file():
-            return []
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file, strict=True))
-            for row in rows:
-                _check_numbers(row, _NUMERIC[name])
-        except (OSError, ValueError, csv.Error) as error:
-            raise RunError(f"{path}: damaged ({error_text(error)}); move it away to go on without its curves") from None
-        return rows
+        return records.read_table(path) if path.is_file() else []
 
     def write_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a CSV file in the run folder; missing cells are empty."""
-        text = io.StringIO(newline="")
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        writer = csv.DictWriter(text, fieldnames=columns or ["epoch"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        self.write(name, text.getvalue().encode())
+        self.write(name, records.to_csv(rows))
 
     @contextlib.contextmanager
     def write_lock(self, wait_seconds: float = 1.0) -> Iterator[None]:
@@ -334,18 +304,6 @@ class Run:
             yield
         finally:
             lock.release()
-
-
-def _check_numbers(row: Mapping[Any, Any], numeric: Sequence[str]) -> None:
-    """Raise ValueError if a row has too few or too many cells, or a numeric cell is not a number."""
-    if None in row or None in row.values():
-        raise ValueError("a row has another number of cells than the header")
-    for name, cell in row.items():
-        if name not in _TEXT_COLUMNS and (cell or name in numeric):
-            float(cell)
-    missing = [name for name in numeric if name not in row]
-    if missing:
-        raise ValueError(f"column {missing[0]} is missing")
 
 
 class HasContent(Protocol):
@@ -409,35 +367,6 @@ def create(
     raise RunError(f"{parent}: too many runs named {stem} in one second")
 
 
-def copy_plugins(config: Config, folder: Path) -> list[dict[str, str]]:
-    """Copy the sources of a config's plug-ins to `folder/plugins`; return their origins for provenance.json.
-
-    Of an installed module only name, version and SHA-256 are recorded.
-    """
-    origins = []
-    for plugin in map(plugins.parse, config.plugins):
-        content = plugin.read()
-        origin = {"name": plugin.name, "sha256": sha256_bytes(content), "file": str(plugin.path())}
-        if plugin.is_file:
-            make_folder(folder / plugins.FOLDER)
-            write_atomically(folder / plugins.FOLDER / plugin.name, content)
-        else:
-            origin["version"] = _version_of(plugin.source)
-        origins.append(origin)
-    return origins
-
-
-def with_copies(config: Config) -> Config:
-    """Return a config that names the copies of its plug-ins, for a file beside their folder."""
-    return config.model_copy(update={"plugins": plugins.as_copies(config.plugins)})
-
-
-def _version_of(module: str) -> str:
-    """Return the version of the package that installed a module; empty if none says so."""
-    names = importlib.metadata.packages_distributions().get(module.partition(".")[0], [])
-    return importlib.metadata.version(names[0]) if names else ""
-
-
 def open_run(path: Path, overrides: Sequence[str] = (), *, allow_plugins: bool = False) -> Run:
     """Return the run in a folder.
 
@@ -452,12 +381,17 @@ def open_run(path: Path, overrides: Sequence[str] = (), *, allow_plugins: bool =
     """
     for text in overrides:
         key = text.partition("=")[0].strip()
+        if key == "competition.test_shares":
+            raise ConfigError(
+                f"override '{text}': a run's decision is fitted, and its gain measured, for the shares that it was "
+                f"trained with; to decide by others, start a new run: comp run {path / 'config.yaml'} '{text}'"
+            )
         if key not in MOVABLE:
             raise ConfigError(
                 f"override '{text}': a trained run keeps its config; only these can change: {', '.join(MOVABLE)}"
                 f"{nearest(key, MOVABLE)}"
             )
-    if (path / "config.yaml").is_file() and (path / "provenance.json").is_file():
+    if _is_run(path):
         return Run(path, tuple(_expand_path(text) for text in overrides), allow_plugins)
     if path.is_dir():
         raise RunError(f"{path}: not a run folder (no config.yaml and provenance.json); `comp leaderboard` lists runs")
@@ -465,6 +399,10 @@ def open_run(path: Path, overrides: Sequence[str] = (), *, allow_plugins: bool =
         raise RunError(f"{path}: is a file; name the folder of a run, which `comp leaderboard` lists")
     siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     raise RunError(f"{path}: no such run{nearest(path.name, siblings)}; `comp leaderboard` lists runs")
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file() and (path / "provenance.json").is_file()
 
 
 def _mistake_in(config: Path) -> str:
@@ -514,54 +452,6 @@ def _run_folders(root: str) -> Iterator[str]:
                 yield path
             elif depth < _MAX_DEPTH:  # a link may point upwards
                 waiting.append((path, depth + 1))
-
-
-def describe_machine(accelerator: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return argv, git commit, versions, machine and time for provenance and sidecars.
-
-    Args:
-        accelerator: more values for `machine`, where something was computed: see `comp.runtime.gpu.describe`.
-    """
-    machine = {"system": platform.platform(), "processor": cpu_model(), "cpus": os.cpu_count()}
-    return {
-        "argv": [hide_passwords(word) for word in sys.argv[1:]],
-        "git": git_commit(),
-        "versions": package_versions(),
-        "machine": {**machine, **(accelerator or {})},
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def hide_passwords(text: str) -> str:
-    """Return a text without the passwords in its URLs: records are shared."""
-    return re.sub(r"(://[^:/@\s]*):[^/\s]*@", r"\1@", text)
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results depend on."""
-    installed = {"python": platform.python_version()}
-    for name in _VERSIONS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            installed[name] = importlib.metadata.version(name)
-    return installed
-
-
-def git_commit() -> str:
-    """Return the working directory's commit, with `-dirty` if files differ; empty outside a repository."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def cpu_model() -> str:
-    """Return the processor's name."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def sidecar_path(path: Path) -> Path:

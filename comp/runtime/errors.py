@@ -77,6 +77,7 @@ class Interrupted(BaseException):
         super().__init__(f"interrupted by signal {signum}")
         self.signum = signum
         self.exit_code = 128 + signum
+        self.folder = ""  # of what can be continued, where it is known
 
 
 def shortened(text: str, length: int = 120) -> str:

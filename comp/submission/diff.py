@@ -36,6 +36,21 @@ class BlockDifference:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """How far numbers lie apart in the rows of both submissions.
+
+    Attributes:
+        median: of the absolute differences.
+        greatest: of them.
+        correlation: Pearson's, of all numbers; None if those of one submission are all the same.
+    """
+
+    median: float
+    greatest: float
+    correlation: float | None
+
+
+@dataclass(frozen=True)
 class Differences:
     """The difference between two submissions.
 
@@ -45,6 +60,7 @@ class Differences:
         only_second: number of ids that only the second submission has.
         moved: whether the common ids are in another order.
         columns_moved: whether the columns are in another order.
+        sizes: of answers that are numbers; None where they are texts, or whole numbers, which may be classes.
     """
 
     blocks: tuple[BlockDifference, ...]
@@ -52,6 +68,7 @@ class Differences:
     only_second: int
     moved: bool
     columns_moved: bool = False
+    sizes: Sizes | None = None
 
     @property
     def total(self) -> BlockDifference:
@@ -86,7 +103,8 @@ def compare_submissions(first: Path, second: Path) -> Differences:
             raise SubmissionError(f"{path}: duplicate id {index[index.duplicated()][0]!r}; see: comp check")
     positions = right_ids.get_indexer(left_ids)  # -1 for ids that only the first submission has
     common = np.flatnonzero(positions >= 0)
-    differs = _rows_differ(left.iloc[common, 1:], right.iloc[positions[common], 1:])
+    answers = left.iloc[common, 1:], right.iloc[positions[common], 1:]
+    differs = _rows_differ(*answers)
     counted = pd.Series(differs).groupby(_block_names(left_ids[common]), sort=False).agg(["size", "sum"])
     return Differences(
         tuple(BlockDifference(str(name), int(rows), int(count)) for name, rows, count in counted.itertuples()),
@@ -94,7 +112,23 @@ def compare_submissions(first: Path, second: Path) -> Differences:
         only_second=len(right_ids) - len(common),
         moved=bool((np.diff(positions[common]) < 0).any()),
         columns_moved=columns != other_columns,
+        sizes=_measure_sizes(*answers),
     )
+
+
+def _measure_sizes(*answers: "pd.DataFrame") -> Sizes | None:
+    """Return how far the numbers of two submissions lie apart; see `Differences.sizes`."""
+    import pandas as pd
+
+    values = [cells.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64).ravel() for cells in answers]
+    if not all(len(cells) and np.isfinite(cells).all() for cells in values):
+        return None
+    if all((cells == np.floor(cells)).all() for cells in values):
+        return None
+    apart = np.abs(values[0] - values[1])
+    varies = all(np.ptp(cells) > 0 for cells in values)
+    correlation = float(np.corrcoef(*values)[0, 1]) if varies else None
+    return Sizes(float(np.median(apart)), float(apart.max()), correlation)
 
 
 def _rows_differ(left: "pd.DataFrame", right: "pd.DataFrame") -> NDArray[np.bool_]:

@@ -128,11 +128,21 @@ def _has_options(made_by: Mapping[str, Any], options: PredictConfig) -> bool:
 
 
 def _record(run: Run, path: Path) -> None:
-    """Record a submission in its run."""
-    transductive = bool(files.read_json(sidecar_path(path)).get("transductive"))
+    """Record a submission in its run, with how its predictions were made."""
+    sidecar, options = files.read_json(sidecar_path(path)), run.config().predict
+    made_by = sidecar.get("made_by", {})
+    variant = prediction_files.variant_suffix(made_by, decided=True)
+    is_own = _has_options(made_by, options) and not made_by.get("decide")
     with run.write_lock(runs.RECORD_SECONDS):
-        updates = {"submission": str(path), "transductive": transductive}
-        run.write_metrics(run.metrics().model_copy(update=updates))
+        metrics = run.metrics()
+        earlier = {name: how for name, how in metrics.written().items() if name != str(path)}
+        updates = {
+            "submission": str(path),
+            "submissions": {**earlier, str(path): variant},
+            "transductive": bool(sidecar.get("transductive")),
+            **({"variant": variant} if is_own else {}),
+        }
+        run.write_metrics(metrics.model_copy(update=updates))
 
 
 def lost_submission(run: Run) -> Path | None:

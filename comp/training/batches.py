@@ -9,8 +9,10 @@ from torch import Tensor
 from comp.augment import compiled, engine, mixing, plans
 from comp.data.loading import Batch, augmentation_device
 from comp.runtime import rng
+from comp.runtime.progress import Progress
 from comp.training import losses
-from comp.training.context import TrainContext
+from comp.training.context import STATISTICS_BATCHES, TrainContext
+from comp.training.step import split_batch
 
 # Samples that are planned at once, at 32 px (plans grow with the side): enough that the host's share of a step is
 # small, few enough that the device never waits long for a plan, and that a CPU keeps it in its cache.
@@ -110,6 +112,22 @@ def planned_batches(
             rows = window % len(context.train)
             samples = plans.send(rows, context.execution.torch_device) if context.teacher else None
         yield PlannedBatch(batch, window[row], augmentation, mixed_with, row, epoch, samples)
+
+
+def statistics_images(context: TrainContext, number: int, progress: Progress) -> Iterator[Tensor]:
+    """Yield images of an epoch for batch norm: augmented as in training, at full size, not mixed."""
+    order = context.order(number)
+    rows = context.dataset.samples.get("statistics")
+    # Runs without this sample take an epoch's first images; so do those with another sampling, a random sample of it.
+    if rows is not None and context.config.data.sampling == "natural":
+        order = order[torch.isin(order, torch.from_numpy(rows))]
+    batches = min(STATISTICS_BATCHES, len(order) // context.batch_size)
+    order = order[: batches * context.batch_size]
+    for planned in planned_batches(context, order, context.batch_size, epoch=number):
+        images = planned.augmented(context)
+        for part in split_batch(len(images), context.stepper.micro_batch):
+            yield context.execution.layout(images[part].to(context.execution.torch_device))
+        progress("batch norm", planned.batch.step + 1, batches, "batches")
 
 
 def _plan(

@@ -86,7 +86,7 @@ class BestWeights:
             with averaging.temporary_weights(self.model, average):
                 averaged = self._validate(number, progress, last=last)
                 self._keep_if_best(averaged, state, number, averaged=True)
-            averaged_value = self.selector.value(averaged.scores)
+            averaged_value = averaged.scores.shown(self.selector.name)
         if self._forward.images < forward_images:
             state.notes.append(f"validation: {self._forward.note}")
         self.average.end_epoch(number, value)  # last: an interrupted validation is repeated, this must not be
@@ -234,17 +234,23 @@ def validate(
             progress=progress,
         )
 
+    def value_of(scores: SplitScores, decided: Predictions) -> float:
+        value = scores.value(metric)
+        return metrics.metric(metric).score(decided) if value is None else value  # None: undefined
+
     val = predictions_of(dataset.val)
-    clean = metrics.summarize(decisions.prepare_for_scoring(val, metric), metric)
-    scores = Scores(_loss(clean, dataset), clean.accuracy, clean.value(metric))
+    decided = decisions.prepare_for_scoring(val, metric)
+    clean = metrics.summarize(decided, metric)
+    undefined = clean.value(metric) is None
+    scores = Scores(_loss(clean, dataset), clean.accuracy, value_of(clean, decided), undefined=undefined)
     if dataset.ood_val is None or not _is_due(config, number, last=last):
         return Validation(scores, val)
     ood_val = predictions_of(dataset.ood_val)
     thresholds = decisions.tune_thresholds(val, metric) if decisions.needs_thresholds(val, metric) else None
-    shifted = metrics.summarize_blocks(replace(ood_val, thresholds=thresholds), DISTORTIONS, metric)
-    scores = replace(
-        scores, ood_accuracy=shifted.accuracy, ood_metric=shifted.value(metric), ood_by_severity=shifted.by_severity
-    )
+    decided = replace(ood_val, thresholds=thresholds)
+    shifted = metrics.summarize_blocks(decided, DISTORTIONS, metric)
+    ood_metric = value_of(shifted, decided)
+    scores = replace(scores, ood_accuracy=shifted.accuracy, ood_metric=ood_metric, ood_by_severity=shifted.by_severity)
     return Validation(scores, val, ood_val)
 
 

@@ -21,12 +21,11 @@ from comp.runtime import memory, rng
 from comp.runtime.errors import DataError, Interrupted, NotFiniteError, OutOfMemoryError, RunError, WorkersError
 from comp.runtime.progress import Progress, quiet
 from comp.training import checkpoint, losses, optimizers, schedules
-from comp.training.batches import PlannedBatch, planned_batches
+from comp.training.batches import PlannedBatch, planned_batches, statistics_images
 from comp.training.checkpoint import TrainState
-from comp.training.context import STATISTICS_BATCHES, TrainContext
+from comp.training.context import TrainContext
 from comp.training.early_stopping import Stop, early_stop
 from comp.training.selection import Scores
-from comp.training.step import split_batch
 from comp.training.sums import EpochMeter
 
 OnEpoch = Callable[["Epoch"], Stop | None]
@@ -47,7 +46,7 @@ class Epoch:
         train_accuracy: likewise, weighted by the mixing's lambda; None for a task of numbers.
         val_loss: of the validation split, None without one.
         val_accuracy: likewise; None for a task of numbers.
-        val_metric: likewise, the competition's metric.
+        val_metric: likewise, the competition's metric; None too where the images leave it undefined.
         ood_accuracy: of shifted validation, None in epochs that do not measure it.
         ood_metric: likewise, the competition's metric.
         ood_by_severity: severity -> accuracy of its blocks; empty where it is not measured.
@@ -145,7 +144,7 @@ def fit(
                 context.planner.on_epoch_end(context.steps_taken(state))
             context.team.broadcast_from_main(
                 lambda: context.best_weights.finish(
-                    state, lambda: _statistics_images(context, state.epoch, progress), context.stepper.memory, progress
+                    state, lambda: statistics_images(context, state.epoch, progress), context.stepper.memory, progress
                 )
             )
         except (Interrupted, OutOfMemoryError, WorkersError, DataError) as stop:
@@ -170,8 +169,10 @@ def _misplaced(context: TrainContext, state: TrainState) -> str:
 
 
 def _with_resume_command(stop: BaseException, run: Path) -> BaseException:
-    """Return what stopped a training with the command that continues it; a signal's as it is."""
+    """Return what stopped a training with the command that continues it; a signal's with the folder alone."""
     resume = f"comp run --resume {run}"
+    if isinstance(stop, Interrupted):
+        stop.folder = str(run)
     if isinstance(stop, OutOfMemoryError):
         return OutOfMemoryError(f"{stop}; with more memory, continue: {resume}")
     if isinstance(stop, WorkersError):
@@ -262,9 +263,9 @@ def _train_epoch(context: TrainContext, state: TrainState, saver: _Saver, progre
         train_accuracy=None if context.dataset.label_scale else state.right_sum / state.seen,
         val_loss=scores.loss,
         val_accuracy=scores.accuracy,
-        val_metric=scores.metric,
+        val_metric=scores.shown("val_metric"),
         ood_accuracy=scores.ood_accuracy,
-        ood_metric=scores.ood_metric,
+        ood_metric=scores.shown("ood_metric"),
         ood_by_severity=scores.ood_by_severity,
         averaged=averaged,
         seconds=round(time.perf_counter() - began, 3),
@@ -353,22 +354,6 @@ def step(context: TrainContext, state: TrainState, planned: PlannedBatch, meter:
     right = mixing.hits(logits, targets, label_smoothing=context.mixing.label_smoothing, columns=labels.ndim == 2).sum()
     sums = context.team.all_reduce_sum(torch.stack((loss.to(meter.dtype) * len(indices), right.to(meter.dtype))))  # [2]
     meter.add(sums, step)
-
-
-def _statistics_images(context: TrainContext, number: int, progress: Progress) -> Iterator[Tensor]:
-    """Yield images of an epoch for batch norm: augmented as in training, at full size, not mixed."""
-    order = context.order(number)
-    rows = context.dataset.samples.get("statistics")
-    # Runs without this sample take an epoch's first images; so do those with another sampling, a random sample of it.
-    if rows is not None and context.config.data.sampling == "natural":
-        order = order[torch.isin(order, torch.from_numpy(rows))]
-    batches = min(STATISTICS_BATCHES, len(order) // context.batch_size)
-    order = order[: batches * context.batch_size]
-    for planned in planned_batches(context, order, context.batch_size, epoch=number):
-        images = planned.augmented(context)
-        for part in split_batch(len(images), context.stepper.micro_batch):
-            yield context.execution.layout(images[part].to(context.execution.torch_device))
-        progress("batch norm", planned.batch.step + 1, batches, "batches")
 
 
 def _stop_out_of_memory(context: TrainContext, state: TrainState, meter: EpochMeter, error: Exception) -> None:

@@ -20,6 +20,8 @@ class Scores:
         ood_accuracy: mean over the blocks of shifted validation; None in epochs that do not measure it.
         ood_metric: the competition's metric of shifted validation; None likewise.
         ood_by_severity: severity -> mean over its blocks; empty likewise.
+        undefined: whether validation leaves the competition's metric undefined: its value still compares weights, with
+            ties to the lower loss, but is not shown, and stops no training.
     """
 
     loss: float | None = None
@@ -28,6 +30,11 @@ class Scores:
     ood_accuracy: float | None = None
     ood_metric: float | None = None
     ood_by_severity: Mapping[str, float] = field(default_factory=dict)
+    undefined: bool = False
+
+    def shown(self, name: str) -> float | None:
+        """Return the value of a row of SELECTIONS, as it is shown; None where it is undefined, or was not measured."""
+        return None if self.undefined and name.endswith("metric") else SELECTIONS[name].of(self)
 
 
 @dataclass(frozen=True)

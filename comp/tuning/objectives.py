@@ -96,7 +96,15 @@ def chosen(config: Config) -> list[Objective]:
 
 
 def values_of(config: Config, metrics: RunMetrics) -> list[float]:
-    """Return a run's value of each objective."""
+    """Return a run's value of each objective.
+
+    Raises:
+        ConfigError: its validation leaves one undefined.
+    """
     values = [objective.of_run(metrics) for objective in chosen(config)]
-    assert all(value is not None for value in values), metrics
+    if None in values:
+        raise ConfigError(
+            f"tune.metric: {names(config)[values.index(None)]}: {metrics.metric} is undefined on the validation of "
+            f"{metrics.run}; hold out more (data.validation), or take val_loss"
+        )
     return [float(value) for value in values if value is not None]

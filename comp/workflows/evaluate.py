@@ -45,8 +45,8 @@ def evaluate(
 
     Returns:
         The content of evaluation.json: split -> values of `diagnostics.diagnose`, the competition's `metric` with its
-        `name` and `value`, and `by_block` if it has blocks; `fixed` of validation, see `_score_fixed`; and
-        `mean_corruption_error` if a baseline is given.
+        `name` and `value`, or why it is `undefined`, and `by_block` if it has blocks; `fixed` of validation, see
+        `_score_fixed`; and `mean_corruption_error` if a baseline is given.
 
     Raises:
         ConfigError: the rules forbid the adaptation, or a run without weights, or without a labelled test, cannot be
@@ -126,8 +126,14 @@ def _diagnose_stored(
 def _diagnose(predicted: Predictions, metric: str) -> dict[str, Any]:
     has_blocks = len(predicted.block_names) and not predicted.row.numeric
     blocks = {"by_block": predicted.block_accuracy()} if has_blocks else {}
-    score = {"name": metric, "value": metrics.metric(metric).score(predicted)}
-    return {"metric": score, **diagnostics.diagnose(predicted), **blocks}
+    return {"metric": _score(predicted, metric), **diagnostics.diagnose(predicted), **blocks}
+
+
+def _score(predicted: Predictions, metric: str) -> dict[str, Any]:
+    """Return the competition's metric as evaluation.json has it: without a value, but with a reason, if undefined."""
+    if reason := metrics.find_undefined(predicted, metric):
+        return {"name": metric, "value": None, "undefined": reason}
+    return {"name": metric, "value": metrics.metric(metric).score(predicted)}
 
 
 def _score_fixed(fixes: FixList, given: Predictions, metric: str) -> dict[str, Any] | None:
@@ -142,7 +148,7 @@ def _score_fixed(fixes: FixList, given: Predictions, metric: str) -> dict[str, A
         **fixes.origin,
         "images": len(fixed),
         "dropped": len(given) - len(fixed),
-        "metric": {"name": metric, "value": metrics.metric(metric).score(fixed)},
+        "metric": _score(fixed, metric),
     }
 
 
@@ -162,11 +168,13 @@ def _corruption_error(values: Mapping[str, Any], baseline: Run) -> dict[str, Any
 def _draw(run: Run, name: str, predicted: Predictions, values: Mapping[str, Any], split: Split | None) -> None:
     if predicted.row.numeric:
         plots.draw_numbers(run.plot_path(f"numbers-{name}"), predicted.target_values(), predicted.values())
+    counted = "groups" if run.metrics().group_answer else "images"
     if "confusion" in values:
-        plots.draw_confusion(run.plot_path(f"confusion-{name}"), np.array(values["confusion"]), predicted.classes)
+        table = np.array(values["confusion"])
+        plots.draw_confusion(run.plot_path(f"confusion-{name}"), table, predicted.classes, counted=counted)
     if "calibration" in values:
-        calibration = values["calibration"]
-        plots.draw_reliability(run.plot_path(f"reliability-{name}"), calibration["bins"], calibration["ece"])
+        bins, ece = values["calibration"]["bins"], values["calibration"]["ece"]
+        plots.draw_reliability(run.plot_path(f"reliability-{name}"), bins, ece, counted=counted)
     if "by_block" in values:
         plots.draw_blocks(run.plot_path(f"blocks-{name}"), *diagnostics.accuracy_grid(values["by_block"]))
     if split is None:

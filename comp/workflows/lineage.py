@@ -192,10 +192,12 @@ def _way_out(config: Config, clean: list[str]) -> str:
     return f"name runs of the same fold{fold}, or with the same data.validation, and the same data.split_seed"
 
 
-def _why_not(run: Run, config: Config, dataset: Dataset, progress: Progress) -> str:
-    """Return why a run cannot teach this one; empty if it can."""
+def _why_not(
+    run: Run, config: Config, dataset: Dataset, progress: Progress, held: Mapping[str, NDArray[np.str_]] | None = None
+) -> str:
+    """Return why a run cannot teach this one; empty if it can. For `held` see `_find_leak`."""
     try:
-        return _find_leak(Ancestor(run), config, dataset, progress)
+        return _find_leak(Ancestor(run), config, dataset, progress, held)
     except UserError as error:
         return str(error)
 
@@ -232,11 +234,8 @@ def _relative(run: Run, path: str, lost: str = _UNKNOWN) -> Run:
     Raises:
         RunError: it is gone.
     """
-    name = Path(path)
-    places = (name, run.path.parent / name.name, run.path.parent.parent / name.parent.name / name.name)
-    for place in places:
-        if (place / "config.yaml").is_file() and (place / "provenance.json").is_file():
-            return Run(place)
+    if (found := run.beside(Path(path))) is not None:
+        return found
     raise RunError(f"{run.path}: was made from {path}, which is missing, so {lost}; put it back, or choose another run")
 
 
@@ -251,18 +250,34 @@ def consent(config: Config) -> None:
                 plugins.allow(run)
 
 
-def is_taught_alike(run: Run, config: Config) -> bool:
-    """Return whether a run of a config has the teachers that a new one would have: the same weights.
+def is_taught_alike(run: Run, config: Config, dataset: Dataset, progress: Progress = quiet) -> bool:
+    """Return whether a run of a config has the teachers that a new one would have: as many, with the same weights.
 
-    Of a folder of runs, those that taught it must be there; new ones are no difference.
+    Of a folder of runs these are those that may teach it now. A run beside this one, such as another fold, or one that
+    learned from such a run, is no difference: each repetition would add one.
     """
-    for key, paths in named_paths(config).items():
-        taught = run.provenance().get(FILES[key], {}).get("runs", [])
-        before = {record["weights_sha256"] for record in taught}
-        now = {files.sha256_file(network.weights_path()) for network in _networks_at(paths)}
-        if not (before <= now if any(map(_folder_of_runs, paths)) else before == now):
+    named = named_paths(config)
+    if not named or not (run.path / "split.npz").is_file():  # stopped before it had learned anything
+        return True
+    arrays = splits.read_split(run.path / "split.npz", f"remove {run.path} to train it again")
+    held = {**_held_out(dataset), "validation": arrays.get("val", np.array([], np.str_))}
+    for key, paths in named.items():
+        before = sorted(record["weights_sha256"] for record in run.provenance().get(FILES[key], {}).get("runs", []))
+        inside = {candidate.path.resolve() for path in paths for candidate in _folder_of_runs(path)}
+        now = {one.path.resolve(): files.sha256_file(one.weights_path()) for one in _networks_at(paths)}
+        new = [Run(path) for path, digest in now.items() if path in inside and digest not in before]
+        others = {one.path for one in new if _is_beside(one, run) or _why_not(one, config, dataset, progress, held)}
+        if sorted(digest for path, digest in now.items() if path not in others) != before:
             return False
     return True
+
+
+def _is_beside(candidate: Run, run: Run) -> bool:
+    """Return whether a run, or one that it learned from, lies beside another; True where its lineage is damaged."""
+    try:
+        return any(one.run.path.resolve().parent == run.path.resolve().parent for one in _lineage(Ancestor(candidate)))
+    except UserError:
+        return True
 
 
 def _networks_at(paths: Sequence[str]) -> list[Run]:
@@ -304,15 +319,29 @@ def _lineage(first: Ancestor) -> Iterator[Ancestor]:
             waiting.append(Ancestor(source, ancestor.other_data or other))
 
 
-def _find_leak(first: Ancestor, config: Config, dataset: Dataset, progress: Progress) -> str:
+def _held_out(dataset: Dataset) -> dict[str, NDArray[np.str_]]:
+    """Return the ids of the images that a run holds out, by what they are for."""
+    splits = {"validation": dataset.val, "test": dataset.test if dataset.test_is_cut else None}
+    return {name: split.ids for name, split in splits.items() if split is not None}
+
+
+def _find_leak(
+    first: Ancestor,
+    config: Config,
+    dataset: Dataset,
+    progress: Progress,
+    held: Mapping[str, NDArray[np.str_]] | None = None,
+) -> str:
     """Return which run of a lineage was trained on how many held-out images; empty if none was.
+
+    `held` are the ids of the held-out images; None: those of the data.
 
     Raises:
         ConfigError: a run's data differ, so that its split.npz cannot be compared.
         RunError: a run has no split.npz.
     """
-    held = {"validation": dataset.val, "test": dataset.test if dataset.test_is_cut else None}
-    if not any(held.values()):
+    held = _held_out(dataset) if held is None else held
+    if not any(map(len, held.values())):
         return ""
     for ancestor in _lineage(first):
         try:
@@ -324,9 +353,9 @@ def _find_leak(first: Ancestor, config: Config, dataset: Dataset, progress: Prog
         seen = _trained_on(ancestor.run)
         through = "" if ancestor.run.path == first.run.path else f" learned from {ancestor.run.path}, which"
         subject = f"{first.run.path}{through} was trained on"
-        for name, split in held.items():
-            if split is not None and (count := int(np.isin(split.ids, seen).sum())):
-                return f"{subject} {count:,} of the {len(split):,} {name} images of this run"
+        for name, ids in held.items():
+            if count := int(np.isin(ids, seen).sum()):
+                return f"{subject} {count:,} of the {len(ids):,} {name} images of this run"
     return ""
 
 

@@ -154,6 +154,8 @@ def measure_shift(
     target = _choose_target(dataset, split)
     images = max(_LEAST, min(images, _MOST_BYTES // math.prod(dataset.train.image_shape)))
     samples = _take_samples(dataset, target, images, unseen=loaded is not None, progress=progress)
+    if dataset.train.groups is not None:
+        notes.append("one image of each group is compared (data.group_answer)")
     name, extract = _choose_features(config, dataset, loaded, device_name, notes)
     reference, test = (extract(part, progress) for part in (samples.reference, samples.test))
     separated = _separate(reference, test, samples.groups)
@@ -244,9 +246,14 @@ def _take_samples(
 
 
 def _sample(dataset: Dataset, split: Split, count: int) -> Split:
-    """Return a stratified sample in random order, without missing images."""
+    """Return a stratified sample in random order, without missing images; of groups the first image of each.
+
+    Images of a group are alike: one that is recognised, or that counts several times, is no shift.
+    """
     rows = np.arange(len(split)) if split.blank is None else np.flatnonzero(~split.blank)
     readable = split if split.blank is None else split.take(rows, split.name)
+    if readable.groups is not None:
+        readable = replace(readable.take(readable.groups.first, split.name), groups=None)
     sampled = dataset.sample(readable, count)
     draw = np.random.default_rng(rng.key(dataset.split_seed, _SAMPLE_KEY))
     return readable.take(draw.permutation(sampled), split.name)

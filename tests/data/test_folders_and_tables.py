@@ -392,14 +392,37 @@ def test_labels_that_look_alike_are_refused(tmp_path: Path, labels: tuple[str, s
         open_source(DataConfig(source="csv_images", root=str(tmp_path)), quiet, task)
 
 
-def test_class_folders_that_look_alike_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("zipped", [False, True], ids=["folder", "zip"])
+@pytest.mark.parametrize("same", [False, True], ids=["other files", "the same file"])
+def test_class_folders_that_look_alike_are_refused(tmp_path: Path, zipped: bool, same: bool) -> None:
     for number, name in enumerate(("\u00e9", "e\u0301", "b")):
         (tmp_path / "train" / name).mkdir(parents=True)
-        photograph(number, COLOURS["bee"]).save(tmp_path / "train" / name / "1.jpg")
-    with pytest.raises(DataError, match=r"class folders: 'e\\u0301' and '\\xe9' look alike"):
+        file = "1.jpg" if same else f"{number}.jpg"
+        photograph(number, COLOURS["bee"]).save(tmp_path / "train" / name / file)
+
+    def pack() -> None:
+        if zipped:
+            shutil.make_archive(str(tmp_path / "train"), "zip", tmp_path / "train")
+            (tmp_path / "train").rename(tmp_path / "unpacked")
+
+    pack()
+    names = r"'e\\u0301/1.jpg' and '\\xe9/1.jpg'" if same else r"'e\\u0301' and '\\xe9'"
+    with pytest.raises(DataError, match=rf"(class folders|files): {names} look alike"):
         opened(tmp_path, "image_folder")
+    if zipped:
+        (tmp_path / "unpacked").rename(tmp_path / "train")
     shutil.rmtree(tmp_path / "train/\u00e9")
+    pack()
     assert opened(tmp_path, "image_folder").classes == ("b", "\u00e9")
+
+
+def test_two_images_whose_names_look_alike_are_refused(tmp_path: Path) -> None:
+    write_kaggle(tmp_path)
+    image = next(path for path in (tmp_path / "train").rglob("*") if path.is_file())
+    for name in ("\u00e9", "e\u0301"):
+        shutil.copy(image, image.with_name(f"{name}{image.suffix}"))
+    with pytest.raises(DataError, match=r"files: .* look alike"):
+        opened(tmp_path, "csv_images")
 
 
 # --- images that are missing or damaged

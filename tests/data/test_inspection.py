@@ -17,6 +17,7 @@ from comp.data import inspection, quality
 from comp.data.splits import Split
 from comp.runtime.progress import quiet
 from tests.support.commands import REPOSITORY, Result
+from tests.support.patients import patients_config, write_patients
 
 Comp = Callable[..., Result]
 
@@ -174,6 +175,43 @@ def test_a_class_that_a_fold_lacks_misleads(workplace: Path, comp: Comp) -> None
     assert findings["classes without an image in train"]["verdict"] == "ok"
 
 
+VAL, SELECT = "classes without an image in val", "class imbalance (largest/smallest)"
+
+
+@pytest.mark.parametrize(
+    ("what", "overrides", "advice", "left_out"),
+    [
+        (VAL, ["data.folds=3"], "fewer folds: data.folds, now 3", "data.validation"),
+        (VAL, ["data.folds=2"], "remove the classes", "hold out"),
+        (VAL, ["data.validation=0.1"], "hold out more (data.validation, now 0.1)", "folds"),
+        (SELECT, ["competition.metric=accuracy"], "select by balanced_accuracy or macro_f1", "train.select"),
+        (SELECT, ["competition.metric=macro_f1"], "add images of the other classes", "select by"),
+        (SELECT, ["competition.metric=log_loss"], "add images of the other classes", "select by"),
+        (SELECT, ["competition.metric=macro_f1", "train.select=val_accuracy"], "macro_f1 (train.select", "balanced"),
+    ],
+)
+def test_the_advice_names_the_value_that_is_set_and_is_not_what_is_done_already(
+    workplace: Path, comp: Comp, what: str, overrides: list[str], advice: str, left_out: str
+) -> None:
+    labels = np.zeros(160, np.int64)
+    labels[:3] = [1, 2, 3]
+    np.save("data/train_labels.npy", labels)
+    shown = check_data(comp, 2, *overrides)[what]["mend"]
+    assert advice in shown
+    assert left_out not in shown
+
+
+def test_groups_with_one_answer_are_counted_not_their_images(tmp_path: Path) -> None:
+    write_patients(tmp_path)
+    config = configs.from_mapping(patients_config(tmp_path), "here")
+    dataset = inspection.open_without_suite(config)
+    findings = {finding.what: finding for finding in quality.find_problems(dataset, config)}
+    assert findings["classes without a group in train"].count == 0
+    counts = dataset.train.one_per_answer().class_counts(2)
+    assert findings[SELECT].count == pytest.approx(max(counts) / min(counts), abs=0.01)
+    assert "add groups of the other classes" in findings[SELECT].mend
+
+
 @pytest.mark.parametrize(
     ("of_others", "ratio", "code", "verdict"), [(39, 1.1, 0, "ok"), (8, 17, 0, "note"), (2, 77, 2, "misleads")]
 )
@@ -203,9 +241,9 @@ def test_unreadable_files_mislead_unless_they_are_skipped(workplace: Path) -> No
     config = configs.load("small.yaml")
     dataset = inspection.open_without_suite(config)
     broken = inspection.Dataset(**{**vars(dataset), "unreadable": ("a.png", "b.png")})
-    verdicts = {skip: quality.find_problems(broken, skip_bad=skip)[0].verdict for skip in (False, True)}
+    verdicts = {skip: quality.find_problems(broken, config, skip_bad=skip)[0].verdict for skip in (False, True)}
     assert verdicts == {False: "misleads", True: "note"}
-    assert quality.find_problems(broken)[0].examples == ("a.png", "b.png")
+    assert quality.find_problems(broken, config)[0].examples == ("a.png", "b.png")
 
 
 @settings(max_examples=25)

@@ -17,6 +17,7 @@ from comp.ensembles.methods import METHODS
 from comp.models import weights
 from comp.results import files, prediction_files, runs
 from comp.results.predictions import Predictions
+from comp.runtime.errors import RunError
 from comp.workflows import train
 from comp.workflows.load import load_run
 from comp.workflows.predict import predict_split, score_test
@@ -133,6 +134,8 @@ def test_an_ensemble_can_contain_ensembles(three_runs: Path, comp: Comp) -> None
     assert result.code == 2
     assert f"{inner.path}: has no weights" in result.err
     assert f"{inner.path}: has no weights" in comp("ensemble", inner.path, third, "--views", "flip").err
+    with pytest.raises(RunError, match=f"predict with those: {first}, {second}$"):  # paths that can be copied
+        inner.weights_path()
     assert outer.is_complete()
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from comp.ensembles.cross_validate import CrossValidation
 from comp.results import files, prediction_files, runs
 from tests.support.commands import Result, assert_refused, comp_process
 
@@ -56,6 +57,17 @@ def test_each_image_is_predicted_by_the_fold_that_did_not_train_on_it(folder: Pa
     assert Path(result["submission"]).is_file()
 
 
+def test_the_interval_of_a_mean_stays_in_the_range_of_its_metric(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = json.loads(Path("result.json").read_text())
+    folds = tuple(runs.open_run(Path(path)) for path in result["folds"])
+    validated = CrossValidation(folds, runs.open_run(Path(result["run"])))
+    monkeypatch.setattr(CrossValidation, "fold_values", lambda self, score: [0.1, 2.0, None])
+    _, interval = validated.out_of_fold("log_loss")
+    assert interval is not None
+    assert interval.low == 0
+    assert interval.high > 2
+
+
 def test_a_repeated_command_trains_nothing_and_says_the_same(folder: Path, comp: Comp) -> None:
     before = sorted(path.name for path in Path("runs").rglob("*.safetensors"))
     result = comp("cv", CONFIG, *SMALL, "--json")
@@ -88,7 +100,7 @@ def test_folds_of_other_data_are_trained_anew(folder: Path, comp: Comp) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changed", ["weights", "fixes"])
+@pytest.mark.parametrize("changed", ["weights", "fixes", "more"])
 def test_a_fold_is_trained_anew_where_its_teacher_or_fix_list_has_changed(
     folder: Path, comp: Comp, changed: str
 ) -> None:
@@ -104,6 +116,8 @@ def test_a_fold_is_trained_anew_where_its_teacher_or_fix_list_has_changed(
     assert json.loads(comp(*words).out)["folds"] == json.loads(first.out)["folds"]
     if changed == "fixes":
         Path("fixes.csv").write_text(f"id,action,label\n{names[1]},drop,\n")
+    elif changed == "more":
+        assert comp("train", CONFIG, *SMALL, "seed=7", "--runs", "teachers").code == 0  # of fold 1
     else:
         teacher = sorted(run.path for run in runs.list_runs(Path("teachers")) if run.config().data.fold == 1)[0]
         tensors = safetensors.numpy.load_file(teacher / "best.safetensors")
@@ -153,11 +167,15 @@ def test_ctrl_c_stops_all_workers_and_the_same_command_goes_on_to_the_same_weigh
     stopped.mkdir()
     done = comp_process(*words, cwd=whole)
     assert done.returncode == 0, done.stderr
-    process = subprocess.Popen([sys.executable, "-m", "comp", *words], cwd=stopped, start_new_session=True)
+    command = [sys.executable, "-m", "comp", *words]
+    process = subprocess.Popen(command, cwd=stopped, start_new_session=True, stderr=subprocess.PIPE, text=True)
     while not list(stopped.glob("runs/*/*/*-fold?/state.pt")) and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C
-    assert process.wait(60) == 128 + signal.SIGINT
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    (folder,) = (path.relative_to(stopped) for path in stopped.glob("runs/*/cv-*"))
+    assert f"Stopped. What is done stays in {folder}. Continue with: comp cv {CONFIG}" in err
     with pytest.raises(ProcessLookupError):  # noqa: PT012
         for _ in range(1000):
             os.killpg(process.pid, 0)  # multiprocessing's tracker of resources may live a moment longer

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from comp.config.tasks import TASKS
 from comp.ensembles import align, cross_fit, methods
 from comp.ensembles.align import AlignedSplit
-from comp.ensembles.methods import METHODS, SPACES, Scorer, log_probabilities
+from comp.ensembles.methods import METHODS, Scorer
+from comp.ensembles.spaces import SPACES, log_probabilities
 from comp.results import predictions
 from comp.results.blocks import block_grid
 from comp.results.predictions import Predictions

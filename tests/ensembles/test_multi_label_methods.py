@@ -16,7 +16,8 @@ from comp.config.tasks import TASKS
 from comp.ensembles import align, cross_fit, methods
 from comp.ensembles.align import AlignedSplit
 from comp.ensembles.cross_fit import Decider
-from comp.ensembles.methods import METHODS, SPACES, Scorer
+from comp.ensembles.methods import METHODS, Scorer
+from comp.ensembles.spaces import SPACES
 from comp.results import metrics, predictions
 from comp.results.predictions import Predictions
 from comp.runtime.errors import ConfigError

@@ -46,12 +46,14 @@ def test_a_csv_made_with_views_has_the_estimate_of_those_views(comp: Callable[..
     unscored()
     Path("submissions/frozen-3.csv").unlink()
     assert comp("predict", PLAIN, "--views", "flip", "-o", "flip.csv").code == 0
-    (row,) = [row for row in leaderboard.read_rows(Path("runs")) if row.run == PLAIN]
-    assert row.submission == "flip.csv"
-    assert set(row.estimates) == {"", "+flip"}
-    plain, flipped = (row.estimates[variant]["expected_accuracy"] for variant in ("", "+flip"))
+    rows = {row.variant: row for row in leaderboard.read_rows(Path("runs")) if row.run == PLAIN}
+    assert {variant: row.submission for variant, row in rows.items()} == {
+        "": "submissions/frozen.csv", "+flip": "flip.csv",
+    }  # fmt: skip
+    assert set(rows[""].estimates) == {"", "+flip"}
+    plain, flipped = (rows[""].estimates[variant]["expected_accuracy"] for variant in ("", "+flip"))
     assert plain != flipped  # else this test could not tell them apart
-    assert row.expected_accuracy == plain
+    assert {variant: row.expected_accuracy for variant, row in rows.items()} == {"": plain, "+flip": flipped}
     assert f"{flipped:.4f}" in advised(comp)["flip.csv"]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from comp.config.tasks import TASKS
-from comp.results import leaderboard, metrics, prediction_files, predictions, runs
+from comp.results import diagnostics, leaderboard, metrics, prediction_files, predictions, runs
 from comp.results.predictions import Predictions
 from tests.support.commands import Result
 from tests.support.frozen_runs import FROZEN
@@ -272,8 +272,8 @@ def test_the_leaderboard_sorts_by_shifted_validation_if_most_validated_runs_have
 
 
 @pytest.mark.parametrize(("name", "targets", "reason"), [
-    ("roc_auc", [1, 1, 1], "no image of class 'a' in its validation"),
-    ("macro_f1", [0, 0], "no image of class 'b' in its validation"),
+    ("roc_auc", [1, 1, 1], "no image of class 'a'"),
+    ("macro_f1", [0, 0], "no image of class 'b'"),
     ("macro_f1", [0, 1], ""),
     ("accuracy", [0, 0], ""),
 ])  # fmt: skip
@@ -282,3 +282,21 @@ def test_scores_that_one_class_leaves_undefined(name: str, targets: list[int], r
         predicted(np.array(targets), np.zeros((len(targets), 2), np.float32)), classes=("a", "b")
     )
     assert metrics.find_undefined(labelled, name) == reason
+    scores = metrics.summarize(labelled, name)
+    assert (scores.value(name) is None) == bool(reason)
+    assert (scores.undefined or {}) == ({name: reason} if reason else {})
+    assert scores.accuracy is not None
+    groups = dataclasses.replace(labelled, made_by={"group_answer": "mean"})
+    assert metrics.find_undefined(groups, name) == reason.replace("image", "group")
+
+
+def test_numbers_that_are_all_equal_have_errors_but_no_explained_variance() -> None:
+    equal = dataclasses.replace(
+        predicted(np.array([0, 0, 0]), np.zeros((3, 1), np.float32)),
+        task="regression", classes=("age",), targets=np.full(3, 7, np.float32), top1=None,
+        outputs=np.array([[7], [8], [9]], np.float32),
+    )  # fmt: skip
+    scores = metrics.summarize(equal, "r2")
+    assert scores.undefined == {"r2": "all its labels are 7"}
+    assert scores.value("mae") == 1
+    assert diagnostics.diagnose(equal)["numbers"]["r2"] is None

@@ -118,6 +118,17 @@ def test_folders_without_runs_are_refused(workplace: Path, comp: Callable[..., R
     assert Path("page.html").read_text() == "mine"
 
 
+def test_the_page_of_an_unfinished_run_is_refused_with_the_command_that_finishes_it(
+    two_runs: Path, comp: Callable[..., Result]
+) -> None:
+    paths = [run.path for run in runs.list_runs(two_runs)]
+    for path in paths:
+        (path / "metrics.json").unlink()
+        result = comp("report", path, "-o", "page.html")
+        assert (result.code, f"comp run --resume {path}" in result.err) == (2, True)
+    assert f"comp run --resume {paths[-1]}" in comp("report", two_runs, "-o", "page.html").err
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed: apt-get install chromium")
 @pytest.mark.parametrize("width", [400, 1200])
 def test_a_browser_shows_the_page_without_errors(two_runs: Path, comp: Callable[..., Result], width: int) -> None:

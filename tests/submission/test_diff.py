@@ -83,6 +83,24 @@ def test_a_row_with_several_differing_cells_counts_once(tmp_path: Path) -> None:
     assert diff.compare_submissions(one, two).total.differing == 1
 
 
+def test_numbers_are_compared_by_size_too_and_whole_ones_are_not(tmp_path: Path, comp: Comp) -> None:
+    draw = np.random.default_rng(0)
+    first, noise = draw.normal(40, 9, 30), draw.normal(0, 2, 30)
+    rows = [f"x{n},{value}" for n, value in enumerate(first)]
+    other = [f"x{n},{value}" for n, value in enumerate(first + noise)]
+    one, two = write(tmp_path / "a.csv", "id,age", *rows), write(tmp_path / "b.csv", "id,age", *other[::-1], "y,1.5")
+    sizes = json.loads(comp("diff", one, two, "--json").out)["sizes"]
+    apart, correlation = np.abs(noise), np.corrcoef(first, first + noise)[0, 1]
+    assert sizes == pytest.approx({"median": np.median(apart), "greatest": apart.max(), "correlation": correlation})
+    assert f"numbers differ by {np.median(apart):.4g} (median), {apart.max():.4g} at most" in comp("diff", one, two).out
+    same = write(tmp_path / "c.csv", "id,age", *[f"x{n},2.5" for n in range(30)])
+    assert json.loads(comp("diff", one, same, "--json").out)["sizes"]["correlation"] is None
+    whole = [write(tmp_path / f"{n}.csv", "id,label", "x,1", f"y,{n}") for n in (3, 4)]
+    assert json.loads(comp("diff", *whole, "--json").out)["sizes"] is None
+    texts = [write(tmp_path / f"{n}.csv", "id,label", f"x,{n}", "y,0.5") for n in ("cat", "dog")]
+    assert json.loads(comp("diff", *texts, "--json").out)["sizes"] is None
+
+
 @pytest.mark.slow
 def test_a_full_suite_in_another_spelling_is_compared_in_seconds(tmp_path: Path) -> None:
     labels = np.random.default_rng(0).integers(0, 100, 950_000).tolist()

@@ -158,8 +158,37 @@ def test_a_fold_without_a_class_has_no_score_that_needs_both(place: Path, comp: 
     assert score["mean"] == np.mean([value for value in score["folds"] if value is not None])
     printed = comp("cv", "c.yaml", *settings, "--runs", "folds")
     fold = next(iter(score["undefined"]))
-    assert f"fold {fold}: roc_auc undefined, and left out of mean and interval: no image of class 'ill'" in printed.err
-    assert "undefined" in printed.out
+    assert f"fold {fold}: roc_auc undefined, and left out of mean and interval: no group of class 'ill'" in printed.err
+    board = {row["run"]: row for row in json.loads(comp("leaderboard", "--runs", "folds", "--json").out)}
+    for path, value in zip(json.loads(result.out)["folds"], score["folds"], strict=True):
+        run, reason = runs.open_run(Path(path)), "no group of class 'ill'"
+        assert board[path]["val_metric"] == value
+        assert board[path]["undefined"] == ({} if value is not None else {"val_metric": reason})
+        assert all((row["val_metric"] == "") == (value is None) for row in run.history())
+        if value is None:
+            evaluated = comp("evaluate", path)
+            assert f"roc_auc of validation is undefined: {reason}" in evaluated.out
+            assert f"roc_auc of val is undefined: {reason}" in evaluated.out
+            assert comp("report", path, "-o", "one.html").code == 0
+            assert (
+                f"validation roc_auc is undefined: {reason.replace(chr(39), '&#x27;')}" in Path("one.html").read_text()
+            )
+    listed = comp("leaderboard", "--runs", "folds").out
+    assert "│ -" in listed
+    assert "- undefined for the images" in listed
+
+
+@pytest.mark.slow
+def test_patience_waits_for_no_metric_that_is_undefined(place: Path, comp: Comp) -> None:
+    header, *rows = rows_of("d/train.csv")
+    write_rows("d/train.csv", header, [[*row[:2], "ill" if row[1] == "tr-0" else "well"] for row in rows])
+    words = ["competition.metric=roc_auc", "data.folds=3", "data.validation=0.1", "train.patience=1", "train.epochs=4"]
+    for fold in range(3):
+        assert comp("train", "c.yaml", *words, f"data.fold={fold}", "--runs", "waiting", "--name", f"f{fold}").code == 0
+    histories = [run.history() for run in runs.list_runs(Path("waiting"))]
+    undefined = [rows for rows in histories if rows[0]["val_metric"] == ""]
+    assert undefined
+    assert all(len(rows) == 4 for rows in undefined)
 
 
 @pytest.mark.slow
@@ -375,11 +404,40 @@ def test_the_advice_on_different_labels_works(place: Path, comp: Comp) -> None:
     assert_refused(comp("config", "check", "c.yaml", "--data"), "the images of 1 group have different labels")
 
 
+def test_the_test_tables_other_name_of_the_group_column_is_taken_where_the_sample_shows_it(
+    place: Path, comp: Comp
+) -> None:
+    before = open_dataset(configs.load("c.yaml"))
+    rows = rows_of("d/test.csv")[1:]
+    write_rows("d/test.csv", ["image", "side", "person"], [[row[0], "left", row[1]] for row in rows])
+    after = open_dataset(configs.load("c.yaml"))
+    assert before.test is not None
+    assert after.test is not None
+    assert after.test.ids.tolist() == before.test.ids.tolist()
+    assert after.test.one_per_answer().ids.tolist() == before.test.one_per_answer().ids.tolist()
+    assert "d/test.csv: column 'person' is 'patient' of train.csv: it holds the sample submission's ids" in after.notes
+    write_rows("d/test.csv", ["image", "person", "nurse"], [[*row, row[1]] for row in rows])
+    check = ("config", "check", "c.yaml", "--data")
+    assert_refused(comp(*check), "no column 'patient'", "person, nurse all hold", "data.csv.group_column")
+    write_rows("d/test.csv", ["image", "person"], [[row[0], f"x{row[1]}"] for row in rows])
+    assert_refused(comp(*check), "no column 'patient'", "none of image, person repeats", "data.csv.group_column")
+
+
+def test_patients_of_the_training_table_that_are_in_the_test_too_are_noted(place: Path, comp: Comp) -> None:
+    checked = comp("data", "check", "c.yaml")
+    assert "are in the training table too" not in checked.err
+    rows = rows_of("d/test.csv")[1:]
+    write_rows("d/test.csv", ["image", "patient"], [[row[0], row[1].replace("te-3", "tr-3")] for row in rows])
+    words = ["data.group_answer=none", 'data.csv.sample=""', "data.csv.id_column=image"]
+    checked = comp("data", "check", "c.yaml", *words)
+    assert "column 'patient': 1 of 10 groups are in the training table too, first 'tr-3'" in " ".join(
+        checked.err.split()
+    )
+
+
 def test_a_test_without_a_table_or_its_column_is_refused(place: Path, comp: Comp) -> None:
     rows = rows_of("d/test.csv")
-    write_rows("d/test.csv", ["image", "person"], rows[1:])
     check = ("config", "check", "c.yaml", "--data")
-    assert_refused(comp(*check), "data.csv.group_column", "no column 'patient'", "person")
     write_rows("d/test.csv", ["patient"], [[row[1]] for row in rows[1:]])
     assert_refused(comp(*check), "test.csv", "a column that names the images", "patient")
     Path("d/test.csv").unlink()

@@ -1,9 +1,7 @@
 """What a run learns from others: first weights, teachers with code of their own, and what joins its images."""
 
-import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ import yaml
 import comp as api
 from comp import config as configs
 from comp.config import Config
-from comp.config.plugins import COPIES
 from comp.data import pseudo
 from comp.data.dataset import open_dataset
 from comp.results import array_files, files, runs
@@ -26,6 +23,8 @@ from comp.training import imbalance
 from comp.workflows import lineage, plugins, train
 from tests.support.commands import Result, assert_refused, interrupt_at
 from tests.support.configs import small_config
+from tests.support.plugins import forget
+from tests.support.plugins import fresh as fresh
 from tests.support.runs import assert_same_weights, members, the_run
 
 Comp = Callable[..., Result]
@@ -51,23 +50,6 @@ def mine(logits, targets, *, reduction="mean"):
 NETWORKS, OWN_KINDS, LOSSES = {"tiny": tiny}, {"tiny": "convolutional"}, {"mine": mine}
 TASKS = {"single_label": {"losses": ["mine"]}}
 """
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test begins and ends without plug-ins and without consent."""
-    monkeypatch.setenv(plugins.ALLOWED, "")
-    monkeypatch.delenv(COPIES, raising=False)
-    yield
-    forget()
-
-
-def forget() -> None:
-    """Take the state of a new process."""
-    os.environ[plugins.ALLOWED] = ""
-    if (copies := os.environ.pop(COPIES, None)) in sys.path:
-        sys.path.remove(copies)
-    plugins.load(Config())
 
 
 def student(*overrides: str) -> Config:
@@ -261,14 +243,33 @@ def test_teachers_are_compared_with_the_validation_images_once(
 def test_a_run_is_taught_alike_until_a_teachers_weights_change(three_runs: Path) -> None:
     first, second = (Run(path) for path in members()[:2])
     one, folder = student(taught_by(first)), student("train.teacher.runs=[runs/small]")
-    taught = train.train(one, runs_root=Path("taught"))
-    assert lineage.is_taught_alike(taught, one)
-    assert lineage.is_taught_alike(taught, folder)
-    assert not lineage.is_taught_alike(taught, student(taught_by(second)))
-    assert not lineage.is_taught_alike(taught, student(taught_by(first), f"data.pseudo.run={second.path}"))
+    taught, dataset = train.train(one, runs_root=Path("taught")), open_dataset(one)
+    assert lineage.is_taught_alike(taught, one, dataset)
+    assert not lineage.is_taught_alike(taught, folder, dataset)
+    assert not lineage.is_taught_alike(taught, student(taught_by(second)), dataset)
+    assert not lineage.is_taught_alike(taught, student(taught_by(first), f"data.pseudo.run={second.path}"), dataset)
     shutil.copy(second.path / "best.safetensors", first.path / "best.safetensors")
-    assert not lineage.is_taught_alike(taught, one)
-    assert lineage.is_taught_alike(Run(second.path), student())
+    assert not lineage.is_taught_alike(taught, one, dataset)
+    assert lineage.is_taught_alike(Run(second.path), student(), dataset)
+
+
+def test_a_folder_of_teachers_that_gains_a_run_teaches_alike_only_if_that_may_not_teach(three_runs: Path) -> None:
+    first, second, third = (Run(path) for path in members())
+    assert open_dataset(student()).val is not None
+    Path("teachers").mkdir()
+    shutil.copytree(first.path, Path("teachers", first.path.name))
+    folder = student("train.teacher.runs=[teachers]")
+    taught, dataset = train.train(folder, runs_root=Path("taught")), open_dataset(folder)
+    assert lineage.is_taught_alike(taught, folder, dataset)
+    assert dataset.val is not None
+    write_split(second, seen=dataset.val.ids[:2])
+    shutil.copytree(second.path, Path("teachers", second.path.name))
+    assert lineage.is_taught_alike(taught, folder, dataset)  # it saw validation images
+    shutil.copytree(third.path, Path("teachers", third.path.name))
+    assert not lineage.is_taught_alike(taught, folder, dataset)
+    inside = student(f"train.teacher.runs=[teachers/{first.path.name}, {taught.path.parent}]")
+    twice = train.train(inside, runs_root=Path("taught"))
+    assert lineage.is_taught_alike(twice, inside, dataset)  # it lies in the folder itself, and teaches no repetition
 
 
 # Pseudo-labelled images count in what is decided about the training images.

@@ -2,11 +2,10 @@
 
 import json
 import multiprocessing
-import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import pytest
 import comp as api
 from comp import config as configs
 from comp.config import Config
-from comp.config.plugins import COPIES
 from comp.config.tasks import TASKS
 from comp.results import files, prediction_files, runs
 from comp.results.metrics import METRICS
@@ -25,6 +23,8 @@ from comp.runtime.errors import ConfigError, Interrupted
 from comp.workflows import label_errors, plugins, train
 from comp.workflows.run import run_config
 from tests.support.commands import REPOSITORY, Result, assert_refused, comp_process, interrupt_at
+from tests.support.plugins import forget
+from tests.support.plugins import fresh as fresh
 
 Command = Callable[..., Result]
 
@@ -38,23 +38,6 @@ def mistakes(predictions):
 METRICS = {"mistakes": Metric(mistakes, higher_is_better=False)}
 TASKS = {"single_label": {"metrics": ["mistakes"]}}
 """
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test begins and ends without plug-ins and without consent."""
-    monkeypatch.setenv(plugins.ALLOWED, "")
-    monkeypatch.delenv(COPIES, raising=False)
-    yield
-    forget()
-
-
-def forget() -> None:
-    """Take the state of a new process."""
-    os.environ[plugins.ALLOWED] = ""
-    if (copies := os.environ.pop(COPIES, None)) in sys.path:
-        sys.path.remove(copies)
-    plugins.load(Config())
 
 
 def write_page(folder: Path) -> Path:

@@ -21,6 +21,7 @@ from comp.results.run_metrics import RunMetrics, Score, SplitScores, WeightScore
 from comp.workflows.shift_advice import suggest
 from tests.support.commands import Result, assert_refused
 from tests.support.configs import small_config, write_arrays, write_config
+from tests.support.patients import patients_config, write_patients
 from tests.support.photographs import photographs_config, write_folders, write_kaggle
 
 Comp = Callable[..., Result]
@@ -251,3 +252,15 @@ def test_other_frames_of_photographs_lead_to_crops(tmp_path: Path) -> None:
     assert (suggestion.key, suggestion.value) == ("augment.policy", ["photo"])
     assert "aspect ratio" in suggestion.reason
     assert suggest(config, open_dataset(config), {}, [replace(wide, word="slight")], alike=False) == []
+
+
+def test_of_patients_with_several_images_one_each_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comp: Comp
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_patients(Path("d"), train=40, test=24)
+    write_config(Path("c.yaml"), patients_config(Path("d"), validation=0.1))
+    found = card(comp, "c.yaml")
+    train = open_dataset(configs.load("c.yaml")).train.one_per_answer()
+    assert list(found["counts"]) == [len(train), 24]
+    assert "one image of each group is compared (data.group_answer)" in found["notes"]

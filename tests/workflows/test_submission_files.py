@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,3 +109,35 @@ def test_a_run_prints_the_doubts_of_a_check_behind_its_submission(first: Run, co
     place = lines.index(f"submission  {path}")
     assert lines[place + 1] in [f"{doubt['verdict']}: {doubt['what']}" for doubt in checked]
     assert lines[place + 1].startswith("misleads: constant")
+
+
+def test_a_csv_stands_in_the_row_of_the_way_in_which_it_was_predicted(first: Run, comp: Comp) -> None:
+    def rows() -> dict[str, dict[str, Any]]:
+        listed = json.loads(comp("leaderboard", "--json").out)
+        return {row["variant"]: row for row in listed if row["run"] == str(first.path)}
+
+    assert comp("predict", first.path, "--views", "flip", "-o", "flip.csv").code == 0
+    assert {variant: row["submission"] for variant, row in rows().items()} == {
+        "": "submissions/small.csv", "+flip": "flip.csv",
+    }  # fmt: skip
+    scores = first.metrics()
+    assert rows()[""]["val_metric"] == scores.best_or_final.val.value("accuracy")  # type: ignore[union-attr]
+    assert rows()["+flip"]["val_metric"] is None
+    assert rows()["+flip"]["suite_metric"] == scores.variants["suite+flip"].accuracy
+    assert comp("predict", first.path, "--views", "flip", "--split", "val").code == 0
+    assert rows()["+flip"]["val_metric"] == first.metrics().variants["val+flip"].accuracy
+    assert comp("leaderboard", "record", "flip.csv", "--public", 0.625).code == 0
+    assert {variant: row["public_score"] for variant, row in rows().items()} == {"": None, "+flip": 0.625}
+    evaluated = comp("evaluate", first.path).out
+    assert "submission  submissions/small.csv\n" in evaluated
+    assert "submission  flip.csv (suite+flip)\n" in evaluated
+    assert "flip.csv (+flip)" in " ".join(comp("leaderboard").out.split())
+    assert comp("predict", first.path, "-o", "flip.csv", "--force").code == 0
+    assert {variant: row["submission"] for variant, row in rows().items()} == {"": "flip.csv"}
+
+
+def test_another_decision_has_a_row_of_its_own(first: Run, comp: Comp) -> None:
+    assert comp("predict", first.path, "--decide", "argmax", "-o", "plain.csv").code == 0
+    assert first.metrics().submissions == {"submissions/small.csv": "", "plain.csv": "+decide-argmax"}
+    refused = comp("predict", first.path, "--decide", "prior", "competition.test_shares={a: 1}")
+    assert_refused(refused, "competition.test_shares", "the shares that it was trained with", "start a new run")

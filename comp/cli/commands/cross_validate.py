@@ -82,7 +82,7 @@ def _print_folds(values: dict[str, Any]) -> None:
     from comp.cli import console
 
     def shown(value: float | None) -> str:
-        return "undefined" if value is None else f"{value:.4f}"
+        return "-" if value is None else f"{value:.4f}"
 
     scores: dict[str, Any] = values["scores"]
     rows = [
@@ -91,7 +91,7 @@ def _print_folds(values: dict[str, Any]) -> None:
     ]
     rows.append(["mean", *(shown(score["mean"]) for score in scores.values())])
     rows.append(["standard deviation", *(shown(score["standard_deviation"]) for score in scores.values())])
-    rows.append(["out of fold", *(f"{score['out_of_fold']:.4f}" for score in scores.values())])
+    rows.append(["out of fold", *(shown(score["out_of_fold"]) for score in scores.values())])
     console.print_table(["validation", *scores], rows)
     for name, score in scores.items():
         what = "out of fold" if name == "accuracy" else "mean of the folds"

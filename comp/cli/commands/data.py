@@ -101,7 +101,8 @@ def check(
     loaded = load_with_plugins(config, overrides, allow=allow_plugins)
     with console.bars() as progress:
         dataset = inspection.open_without_suite(loaded, progress)
-        findings = quality.find_problems(dataset, skip_bad=skip_bad or loaded.data.skip_bad, progress=progress)
+        skip_bad = skip_bad or loaded.data.skip_bad
+        findings = quality.find_problems(dataset, loaded, skip_bad=skip_bad, progress=progress)
     if as_json:
         console.print_json([asdict(finding) for finding in findings])
     else:

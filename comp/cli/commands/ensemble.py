@@ -125,12 +125,14 @@ def _gains(compared: "Comparison") -> list[str]:
     points = f"{100 * compared.gain:+.2f} points (standard error {100 * compared.gain_error:.2f} {folds})"
     if compared.metric == "accuracy":
         return [f"{title}: {points}"]
-    error = compared.metric_gain_error
+    gain, error = compared.metric_gain, compared.metric_gain_error
     uncertain = "" if error is None else f" (standard error {error:.4f} {folds})"
-    gained = f"{title}: {compared.metric} {compared.metric_gain:+.4f}{uncertain}, above 0 is better"
+    value = "undefined on these images" if gain is None else f"{gain:+.4f}{uncertain}, above 0 is better"
+    gained = f"{title}: {compared.metric} {value}"
     return [gained] if compared.ensemble.accuracy is None else [gained, f"{title}: accuracy {points}"]
 
 
 def _scores(row: "EnsembleRow", metric_column: bool) -> tuple[str, ...]:
-    values = (row.accuracy, *((row.metric,) if metric_column else ()), row.loss)
-    return tuple(f"{value:.4f}" for value in values if value is not None)
+    metric = ("-" if row.metric is None else f"{row.metric:.4f}",) if metric_column else ()
+    accuracy, loss = ((f"{value:.4f}",) if value is not None else () for value in (row.accuracy, row.loss))
+    return (*accuracy, *metric, *loss)

@@ -123,6 +123,7 @@ def _update_wandb(rows: "list[LeaderboardRow]", root: Path, sort: str, *, sync: 
     from comp.tracking import tracker, upload
     from comp.tracking.payload import Table
 
+    rows = [row for row in rows if row.is_own]  # a rank for each run
     if push:
         if len({row.competition for row in rows}) > 1:
             raise ConfigError("--push: a W&B leaderboard is of one competition; choose it with --competition")

@@ -75,6 +75,9 @@ def diff(
     console.print_table(
         ("block", "rows", "differing", "share"), rows, title=f"{first} and {second}", folded={"block": 16}
     )
+    if sizes := difference.sizes:
+        correlation = "" if sizes.correlation is None else f"; correlation {sizes.correlation:.4f}"
+        console.print_line(f"numbers differ by {sizes.median:.4g} (median), {sizes.greatest:.4g} at most{correlation}")
     for path, count in ((first, difference.only_first), (second, difference.only_second)):
         if count:
             console.print_line(f"{plural(count, 'id is', 'ids are')} only in {path}")

@@ -32,6 +32,7 @@ _SCORES = {
 }
 _METRIC_SPLITS = {"val_metric": "val", "ood_metric": "shifted", "suite_metric": "suite"}
 _LEGEND = "< significantly worse than the row above (95 %); ~ not significant"
+_UNDEFINED = "- undefined for the images that were scored: comp report RUN says why"
 
 
 def print_leaderboard(
@@ -59,6 +60,8 @@ def print_leaderboard(
         print_line(f"{len(rows) - len(listed):,} more: --top 0 shows all, --csv writes them")
     if any(marks):
         print_line(_LEGEND)
+    if any(row.undefined for row in listed):
+        print_line(_UNDEFINED)
     for sentence in verdicts.sentences():
         print_line(sentence)
 
@@ -103,15 +106,17 @@ def _print_plain(lines: Sequence[Sequence[str]]) -> None:
 def board_cells(row: "LeaderboardRow", rank: int, metrics: Sequence[str] = ()) -> dict[str, str]:
     """Return a row's cells by heading, with headings such as `val log_loss` for each of the metrics."""
     scores: dict[str, float | None] = {}
-    for split, value in (("val", row.val_metric), ("shifted", row.ood_metric), ("suite", row.suite_metric)):
-        scores |= {f"{split} {name}": value if name == row.metric else None for name in metrics}
+    for column, split in _METRIC_SPLITS.items():
+        scores |= {f"{split} {name}": getattr(row, column) if name == row.metric else None for name in metrics}
     scores |= {heading: getattr(row, column) for column, heading in _SCORES.items()}
     cells = {name: "" if score is None else f"{score:.4f}" for name, score in scores.items()}
+    cells |= {f"{_METRIC_SPLITS[column]} {row.metric}": "-" for column in row.undefined if row.metric in metrics}
     if row.expected_low is not None and row.expected_high is not None:
         cells["estimated"] += f" ({row.expected_low:.2f} to {row.expected_high:.2f})"
     flags = [name for name, holds in (("test-like", row.test_like), ("transductive", row.transductive)) if holds]
     flags += filter(None, row.lessons.split(", "))
     flags += [f"groups: {row.group_answer}"] if row.group_answer else []
+    flags += [row.variant] if row.variant else []
     return {
         "#": str(rank),
         "run": row.run,

@@ -159,7 +159,12 @@ class _Rate(ProgressColumn):
         if not task.speed:
             return Text("")
         unit, speed = task.fields["unit"], task.speed
-        return Text(f"{speed / 1e6:,.1f} MB/s" if unit == "bytes" else f"{speed:,.0f} {unit}/s")
+        return Text(f"{speed / 1e6:,.1f} MB/s" if unit == "bytes" else f"{_speed(speed)} {unit}/s")
+
+
+def _speed(per_second: float) -> str:
+    """Return a speed in whole numbers, a slow one with two digits: never 0."""
+    return f"{per_second:,.0f}" if per_second >= 9.5 else f"{per_second:.2g}"
 
 
 class Bars:
@@ -198,8 +203,9 @@ class Bars:
             return
         self._printed = now
         rate = (done - self._first) / (now - self._began)
-        left = f", {(total - done) / rate:,.0f} s left" if total and rate else ""
-        err.print(f"{what}: {done:,} of {total:,} {unit}, {note or f'{rate:,.0f}/s'}{left}")
+        shown = note or (f"{_speed(rate)}/s" if rate else "")  # a task may begin with all that it counts
+        left = f"{(total - done) / rate:,.0f} s left" if total and rate else ""
+        err.print(", ".join(filter(None, (f"{what}: {done:,} of {total:,} {unit}", shown, left))))
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ _MAX_ANSWERS, _MAX_COLUMNS = 20, 8  # of a table of predicted images
 
 def print_summary(run: "Run", scores: "RunMetrics") -> None:
     """Print a run's scores, its accuracy by severity, its training time, and its files."""
-    scored = {name for _, split in _split_rows(scores) if split for name in split.scores}
+    scored = {name for _, split in _split_rows(scores) if split for name in (*split.scores, *(split.undefined or ()))}
     columns = [name for name in ("accuracy", "log_loss", "rmse", "mae", "r2", scores.metric) if name in scored]
     columns = list(dict.fromkeys(columns))
     headings = ("loss" if name == "log_loss" and name != scores.metric else name for name in columns)
@@ -56,6 +56,7 @@ def print_summary(run: "Run", scores: "RunMetrics") -> None:
         title = f"{scores.competition}: {scores.model}"
         counted = "groups" if scores.group_answer else "images"
         print_table(["split", counted, *headings], rows, title=title, folded={"split": 16}, drop=(counted,))
+    _print_undefined({name: split.undefined for name, split in _split_rows(scores) if split and split.undefined})
     if scores.stopped:
         out.print(f"stopped early: {scores.stopped}")
     print_decision(scores)
@@ -70,7 +71,8 @@ def print_summary(run: "Run", scores: "RunMetrics") -> None:
     trained = f"trained {plural(scores.epochs, 'epoch')}" if scores.kind == "run" else f"{scores.model}, made"
     print_line(f"{trained} in {scores.train_seconds:.1f} s on {scores.device}{marks}")
     print_line(f"run         {run.path}")
-    print_submission(scores.submission)
+    for variant, path in {variant: path for path, variant in scores.written().items()}.items():
+        print_submission(path, variant)
     _print_tracked(run)
 
 
@@ -95,10 +97,12 @@ def print_decision(scores: "RunMetrics") -> None:
         print_note(f"warning: {decision.kind} made {scores.metric} worse on validation; set predict.decide={better}")
 
 
-def print_submission(path: str) -> None:
-    """Print where a submission lies, and what `comp check` doubts about its answers; nothing without one."""
+def print_submission(path: str, variant: str = "") -> None:
+    """Print where a submission lies, how its predictions were made, and what `comp check` doubts about its answers;
+    nothing without one.
+    """
     if path:
-        print_line(f"submission  {path}")
+        print_line(f"submission  {path}{f' (suite{variant})' if variant else ''}")
         print_doubts(path)
 
 
@@ -126,7 +130,14 @@ def _split_rows(scores: "RunMetrics") -> "Iterator[tuple[str, SplitScores | None
 
 
 def _score(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _print_undefined(undefined: Mapping[str, Mapping[str, str]]) -> None:
+    """Print why metrics are undefined: split -> metric -> reason."""
+    for split, reasons in undefined.items():
+        for metric, reason in reasons.items():
+            print_line(f"{metric} of {split} is undefined: {reason}")
 
 
 def _print_tracked(run: "Run") -> None:
@@ -162,6 +173,8 @@ def print_prediction(
     else:
         values = {name: score.value for name, score in result.scores.items()} if result else {}
         scores = [f"{'loss' if name == 'log_loss' else name} {value:.4f}" for name, value in values.items()]
+        undefined = (result.undefined or {}) if result else {}
+        scores += [f"{name} undefined ({reason})" for name, reason in undefined.items()]
         counted = "group" if "group_answer" in predictions.made_by else "image"
         print_line(
             f"{run.path}: {plural(len(predictions), counted)}, "
@@ -219,13 +232,15 @@ def print_evaluation(values: Mapping[str, Any], *, grouped: bool = False) -> Non
     )
     drop = [heading for heading in _DROPPED if heading != next(iter(splits.values()))["metric"]["name"]]
     print_table(list(rows[0]), cells, title=title, folded={"split": 12}, drop=drop)
+    scores = {name: split["metric"] for name, split in splits.items()}
+    _print_undefined({name: {score["name"]: why} for name, score in scores.items() if (why := score.get("undefined"))})
     for name, split in splits.items():
         if fixed := split.get("fixed"):
-            score, given = fixed["metric"], split["metric"]["value"]
+            score, given = fixed["metric"], split["metric"]
             left_out = f", without {fixed['dropped']:,} it drops" if fixed["dropped"] else ""
             print_line(
-                f"{name} with the labels of {fixed['file']}{left_out}: {score['name']} {score['value']:.4f}, on the "
-                f"given labels {given:.4f}"
+                f"{name} with the labels of {fixed['file']}{left_out}: {score['name']} {_score(score['value'])}, on "
+                f"the given labels {_score(given['value'])}"
             )
     (name,) = [name for name in splits if "by_block" not in splits[name]][-1:] or list(splits)[-1:]
     if "classes" in splits[name]:
@@ -243,13 +258,13 @@ def _evaluation_cells(name: str, split: Mapping[str, Any], counted: str) -> dict
         cells = {key: _score(value) for key, value in scores.items()}
         return {"split": name, counted: f"{split['images']:,}", **cells}
     weighted = split["weighted"]
-    scores = {metric["name"]: metric["value"]} if metric["name"] not in ("accuracy", "log_loss") else {}
-    scores |= {"accuracy": split["accuracy"], "top 5": split.get("top5"), "loss": split["loss"]}
+    own = {metric["name"]: _score(metric["value"])} if metric["name"] not in ("accuracy", "log_loss") else {}
+    scores = {"accuracy": split["accuracy"], "top 5": split.get("top5"), "loss": split["loss"]}
     scores |= {"precision": weighted["precision"], "recall": weighted["recall"], "F1": weighted["f1"]}
     scores |= {f"{average} F1": split[average]["f1"] for average in ("macro", "micro") if average in split}
     scores["ECE"] = split["calibration"]["ece"]
     cells = {heading: _score(score) for heading, score in scores.items() if score is not None}
-    return {"split": name, counted: f"{split['images']:,}", **cells}
+    return {"split": name, counted: f"{split['images']:,}", **own, **cells}
 
 
 def _print_classes(name: str, classes: Sequence[Mapping[str, Any]], counted: str) -> None:

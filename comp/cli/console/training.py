@@ -80,11 +80,11 @@ def _gigabytes(count: int) -> str:
 def print_epoch(epoch: "Epoch") -> None:
     """Print the line of an epoch that has ended, or several lines in a narrow window."""
     validation = "" if epoch.val_loss is None else f"val loss {epoch.val_loss:.4f}{_accuracy(epoch.val_accuracy)}"
-    shifted = "" if epoch.ood_metric is None else "shifted"
+    shifted = "" if epoch.ood_metric is None and epoch.ood_accuracy is None else "shifted"
     shifted += "" if epoch.ood_accuracy is None else f" {epoch.ood_accuracy:.4f}"
-    if epoch.val_metric not in (epoch.val_accuracy, epoch.val_loss):
+    if epoch.val_metric not in (None, epoch.val_accuracy, epoch.val_loss):
         validation += f" metric {epoch.val_metric:.4f}"
-    if epoch.ood_metric != epoch.ood_accuracy:
+    if epoch.ood_metric not in (None, epoch.ood_accuracy):
         shifted += f" metric {epoch.ood_metric:.4f}"
     training = f"loss {epoch.train_loss:.4f}{_accuracy(epoch.train_accuracy)}"
     speed = f"{epoch.images_per_second:,.0f} images/s  {epoch.seconds:.1f} s"

@@ -4,7 +4,6 @@ Reads file names, tables and the headers of a few images. `comp.workflows.init` 
 check of a training, so a wrong guess is found before it costs anything.
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from comp.data import archives, decode
 from comp.data.sources.columns import TABLE, find_id_column, has_pixel_columns, read_table
 from comp.data.sources.detect_groups import detect_group_answers, detect_groups, names_subjects
 from comp.data.sources.labels import read_labels
-from comp.data.sources.listing import Listing, check_name, first_few
+from comp.data.sources.listing import Listing, first_few, image_locations, readable_members
 from comp.data.sources.numpy_files import array_names, find_archive
 from comp.runtime.errors import DataError, SubmissionError, plural
 from comp.submission import samples
@@ -35,8 +34,6 @@ _PUBLISHED = {
     "FashionMNIST": "fashion_mnist",
     "MNIST": "mnist",
 }
-_DEPTH = 6  # of folders that may hold all training images, such as `data/jpeg/train`
-_MOST_LOCATIONS = 24
 _PROBES = 40  # ids of a table that are looked up
 _HELD_SHARE = 0.8  # of them, in the folder of a table's images
 _HEADERS = 64  # images whose size is read
@@ -94,7 +91,7 @@ def _explain_nothing(root: Path) -> None:
     deeper = sorted({table.parent for table in root.rglob("*.csv")} - {root}, key=lambda path: (len(path.parts), path))
     if deeper:
         raise DataError(f"{root}: its images have no table beside them, but a deeper folder has: comp init {deeper[0]}")
-    for name in sorted(_locations(root), key=lambda name: ("train" not in name.lower(), _depth(name))):
+    for name in sorted(image_locations(root), key=lambda name: ("train" not in name.lower(), _depth(name))):
         listing = _open_listing(root, name)
         if not _is_test(name) and listing.wrapping:
             raise DataError(
@@ -119,7 +116,7 @@ def _detect_published(root: Path) -> Layout | None:
 
 def _detect_arrays(root: Path) -> Layout | None:
     places = {"": [path.name for path in root.glob("*.npy")]}
-    places |= {path.name: _members(path) for path in sorted(root.glob("*.npz"))}
+    places |= {path.name: readable_members(path) for path in sorted(root.glob("*.npz"))}
     for place, names in places.items():
         train = _first(array_names("train", "images"), names)
         if train:
@@ -135,45 +132,8 @@ def _first(possible: Sequence[str], names: Sequence[str]) -> str:
     return next((name for name in possible if name in names), "")
 
 
-def _locations(root: Path) -> dict[str, int]:
-    """Return the folders and archives below a root that hold images, by the number of those, most first.
-
-    Names are relative; an archive has no `.zip`, as in `data.csv.train`.
-    """
-    counts: Counter[str] = Counter()
-    visited: set[str] = set()
-    for parent, folders, names in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(parent)) in visited:  # a link to a folder that was listed
-            folders.clear()
-            continue
-        visited.add(real)
-        relative = Path(parent).relative_to(root)
-        folders[:] = [folder for folder in folders if not folder.startswith(".") and len(relative.parts) < 2 * _DEPTH]
-        images = [name for name in names if not name.startswith(".") and Path(name).suffix.lower() in decode.SUFFIXES]
-        for name in images:
-            check_name(Path(parent) / name)
-        for depth in range(min(len(relative.parts), _DEPTH) + 1):
-            counts["/".join(relative.parts[:depth]) or "."] += len(images)
-        if len(relative.parts) < _DEPTH:
-            for name in names:
-                if name.lower().endswith(archives.ENDING) and not (Path(parent) / Path(name).stem).is_dir():
-                    count = sum(
-                        Path(member).suffix.lower() in decode.SUFFIXES for member in _members(Path(parent) / name)
-                    )
-                    counts[(relative / Path(name).stem).as_posix()] += count
-    kept = [(name, count) for name, count in counts.most_common() if count]
-    return dict(kept[:_MOST_LOCATIONS])
-
-
 def _depth(name: str) -> int:
     return 0 if name == "." else 1 + name.count("/")
-
-
-def _members(archive: Path) -> list[str]:
-    try:
-        return archives.members(archive)
-    except DataError:
-        return []
 
 
 def _open_listing(root: Path, name: str) -> Listing:
@@ -202,7 +162,7 @@ def _detect_tables(root: Path) -> Layout | None:
     pixels = next((path for path in paths if not _is_test(path.name) and _has_pixels(path)), None)
     if pixels is not None:
         return _pixel_layout(root, pixels)
-    locations = {name: _open_listing(root, name) for name in _locations(root)}
+    locations = {name: _open_listing(root, name) for name in image_locations(root)}
     if not locations:
         return None
     tables = [table for path in paths if (table := _match_table(root, path, locations, sample)) is not None]
@@ -405,7 +365,7 @@ def _pixel_layout(root: Path, path: Path) -> Layout:
 
 def _detect_folders(root: Path) -> Layout | None:
     """Detect one folder per class, or the class in each file's name."""
-    locations = _locations(root)
+    locations = image_locations(root)
     ranked = sorted(
         (name for name in locations if not _is_test(name)),
         key=lambda name: ("train" not in name.lower(), _depth(name), -locations[name]),

@@ -61,11 +61,15 @@ def names_subjects(column: str) -> bool:
 
 def detect_groups(train: ImageTable, label_column: str) -> DetectedGroups:
     """Return the groups of a training table: a column whose name and repetitions show one subject for each text."""
-    for name in map(str, train.cells.columns):
-        count = train.cells[name].nunique()
-        if name != label_column and names_subjects(name) and count > 1 and count * _MIN_PER_GROUP <= len(train.cells):
+    for name in _subject_columns(train):
+        if name != label_column:
             return _kept_together(name)
     return DetectedGroups()
+
+
+def _subject_columns(train: ImageTable) -> list[str]:
+    counts = {name: train.cells[name].nunique() for name in map(str, train.cells.columns) if names_subjects(name)}
+    return [name for name, count in counts.items() if count > 1 and count * _MIN_PER_GROUP <= len(train.cells)]
 
 
 def _kept_together(column: str) -> DetectedGroups:
@@ -81,7 +85,7 @@ def detect_group_answers(
     """Return the groups whose names are most of the sample's ids; None where the sample lists images.
 
     Args:
-        train: the training table, which names the groups in the same column.
+        train: the training table, which names the groups in the same column, or in the only one that names subjects.
         tests: tables of test images: a column of one repeats the sample's ids.
         sample: the sample submission, or None.
     """
@@ -89,20 +93,23 @@ def detect_group_answers(
         assert sample is not None
         for column in map(str, test.cells.columns):
             names = test.cells[column]
-            repeats = not names.is_unique and column != test.column and column in train.cells.columns
+            known = [column] if column in train.cells.columns else _subject_columns(train)
+            repeats = not names.is_unique and column != test.column and len(known) == 1
             if repeats and 2 * len(set(sample.ids) & set(names)) > len(set(sample.ids)):
-                return _answered(column, train, test, sample)
+                return _answered(known[0], train, test, column, sample)
     return None
 
 
-def _answered(column: str, train: ImageTable, test: ImageTable, sample: SampleSubmission) -> DetectedGroups:
+def _answered(
+    column: str, train: ImageTable, test: ImageTable, test_column: str, sample: SampleSubmission
+) -> DetectedGroups:
     groups = _kept_together(column)
     others = [name for name in map(str, train.cells.columns) if name != column]
     usual = find_id_column(others, CSVConfig(), None, Path(train.name)) or others[0]
     csv = {**groups.csv, **({"id_column": train.column} if train.column != usual else {})}
     if not re.fullmatch(r"test\.(csv(\.zip|\.gz)?|parquet)", test.name):
         csv["test_table"] = test.name
-    reason = f"{Path(sample.path).name} has a row for each {column} of {test.name}, not for each image"
+    reason = f"{Path(sample.path).name} has a row for each {test_column} of {test.name}, not for each image"
     guess = (
         f"data.group_answer: mean, each {column} gets the mean of its images' answers; max takes the highest, which "
         "suits what a single image may show: compare both on validation"

@@ -118,10 +118,10 @@ def _training_files(listing: Listing, config: DataConfig) -> _Labelled:
             f"{location}: expected one folder per class, {location}/<class>/*.jpg, found {content}; if file names hold "
             "the class (cat.0.jpg), set data.label_pattern; if a table does, set data.source=csv_images"
         )
-    base = location.joinpath(*listing.wrapping)
+    base, depth = location.joinpath(*listing.wrapping), len(location.parts) + len(listing.wrapping)
     folders = [path.name for path in base.iterdir() if path.is_dir()] if base.is_dir() else []  # an archive has none
     visible = {name for name in folders if not name.startswith((".", "__MACOSX"))}
-    check_look(visible, f"{base}: class folders")
+    check_look({*visible, *(path.parts[depth] for _, _, path in files)}, f"{base}: class folders")
     filled = {name for _, name, _ in files}  # in one Unicode form
     empty = sorted(name for name in visible if unicodedata.normalize("NFC", name) not in filled)
     if empty:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from comp.config import CSVConfig, DataConfig
 from comp.data.groups import Groups
-from comp.data.sources.columns import configured_column
+from comp.data.sources.columns import configured_column, shown_columns
 from comp.data.sources.source import Source
 from comp.data.splits import Split
 from comp.runtime.errors import ConfigError, DataError, nearest, plural
@@ -37,6 +37,37 @@ def image_columns(columns: Sequence[str], config: DataConfig, path: Path) -> lis
 def image_sample(sample: SampleSubmission | None, config: DataConfig) -> SampleSubmission | None:
     """Return the sample submission if its ids are those of images; None where they are those of groups."""
     return sample if config.group_answer == "none" else None
+
+
+def in_test_table(
+    config: DataConfig, test: "pd.DataFrame", sample: SampleSubmission | None, path: Path, train: "pd.DataFrame | None"
+) -> tuple[DataConfig, list[str]]:
+    """Return the config with the group column of a test table at `path`, and a note on another name of it, or on groups
+    that the training table (None: not read) has too.
+
+    Raises:
+        DataError: groups have one answer, and no column evidently names them.
+    """
+    name, columns, notes = config.csv.group_column, list(map(str, test.columns)), []
+    if config.group_answer != "none" and name not in columns:
+        ids = set(sample.ids) if sample else set()
+        same = [column for column in columns if ids and ids <= set(test[column]) and not test[column].is_unique]
+        if len(same) != 1:
+            evidence = f"{shown_columns(same)} all hold" if same else f"none of {shown_columns(columns)} repeats all of"
+            raise DataError(
+                f"{path}: no column '{name}', which names groups in {config.csv.table} (data.csv.group_column), and "
+                f"{evidence} the ids of a sample submission; call the one that names groups '{name}' here too"
+            )
+        notes = [f"{path}: column '{same[0]}' is '{name}' of {config.csv.table}: it holds the sample submission's ids"]
+        config = config.model_copy(update={"csv": config.csv.model_copy(update={"group_column": same[0]})})
+    elif name and name in columns and train is not None:
+        names, known = sorted(set(test[name]) - {""}), set(train[name])
+        if shared := [group for group in names if group in known]:
+            notes = [
+                f"{path}: column '{name}': {len(shared):,} of {plural(len(names), 'group')} are in the training table "
+                f"too, first {shared[0]!r}; validation holds whole groups out, so the test may be easier"
+            ]
+    return config, notes
 
 
 def read_group_names(table: "pd.DataFrame", config: CSVConfig, path: Path) -> NDArray[np.str_]:

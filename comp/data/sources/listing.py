@@ -3,6 +3,7 @@
 import itertools
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from comp.config import DataConfig
 from comp.data import archives
 from comp.data.decode import SUFFIXES
 from comp.data.scan import scan_files
+from comp.data.sources.labels import check_look
 from comp.data.splits import Split
 from comp.runtime import escape
 from comp.runtime.errors import DataError, SubmissionError, nearest, plural
@@ -22,9 +24,49 @@ from comp.submission import samples
 from comp.submission.format import SampleSubmission
 
 _SHOWN = 5  # names in a message
+_DEPTH = 6  # of folders that may hold all training images, such as `data/jpeg/train`
+_MOST_LOCATIONS = 24
 _HIDDEN = "__MACOSX"  # macOS adds it to archives; its files have the names of images but are not images
 _PACKED = (".7z", ".gz", ".rar", ".tar", ".tgz", ".xz")
 _SKIP_HINT = "data.skip_bad=true gives such rows a default answer: the mean of all others'"
+
+
+def image_locations(root: Path) -> dict[str, int]:
+    """Return the folders and archives below a root that hold images, by the number of those, most first.
+
+    Names are relative; an archive has no `.zip`, as in `data.csv.train`.
+    """
+    counts: Counter[str] = Counter()
+    visited: set[str] = set()
+    for parent, folders, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(parent)) in visited:  # a link to a folder that was listed
+            folders.clear()
+            continue
+        visited.add(real)
+        relative = Path(parent).relative_to(root)
+        folders[:] = [folder for folder in folders if not folder.startswith(".") and len(relative.parts) < 2 * _DEPTH]
+        images = [name for name in names if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
+        for name in images:
+            check_name(Path(parent) / name)
+        for depth in range(min(len(relative.parts), _DEPTH) + 1):
+            counts["/".join(relative.parts[:depth]) or "."] += len(images)
+        if len(relative.parts) < _DEPTH:
+            for name in names:
+                if name.lower().endswith(archives.ENDING) and not (Path(parent) / Path(name).stem).is_dir():
+                    count = sum(
+                        Path(member).suffix.lower() in SUFFIXES for member in readable_members(Path(parent) / name)
+                    )
+                    counts[(relative / Path(name).stem).as_posix()] += count
+    kept = [(name, count) for name, count in counts.most_common() if count]
+    return dict(kept[:_MOST_LOCATIONS])
+
+
+def readable_members(archive: Path) -> list[str]:
+    """Return the paths of all files in an archive; none if it cannot be read."""
+    try:
+        return archives.members(archive)
+    except DataError:
+        return []
 
 
 def find_location(root: Path, name: str, key: str) -> Path | None:
@@ -86,7 +128,7 @@ class Listing:
             keep: folder names (classes) that never count as mere wrappers.
 
         Raises:
-            DataError: the archive is damaged.
+            DataError: the archive is damaged, or the paths of two files differ only in their Unicode form.
         """
         self.location = location
         images: list[tuple[str, ...]] = []
@@ -105,6 +147,8 @@ class Listing:
         self.wrapping = _shared_folders(images, keep)
         by_name = sorted((_normalize("/".join(parts)), parts) for parts in images)
         self._files = {key: location.joinpath(*parts) for key, parts in by_name}
+        if len(self._files) < len(set(images)):
+            check_look(map("/".join, images), f"{location}: files")
         self._tails: dict[str, list[str]] = {}
         for key in self._files:
             for tail in _tails(key):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from comp.data.sources.columns import (
     read_table,
     require_table,
 )
-from comp.data.sources.grouping import group_test, image_columns, image_sample, read_group_names
+from comp.data.sources.grouping import group_test, image_columns, image_sample, in_test_table, read_group_names
 from comp.data.sources.labels import read_labels
 from comp.data.sources.listing import (
     Listing,
@@ -36,6 +37,9 @@ from comp.data.splits import Split
 from comp.runtime.errors import DataError, plural
 from comp.runtime.progress import Progress
 from comp.submission.format import SampleSubmission
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _DEFAULT_TEST, _DEFAULT_TEST_TABLE = "test", "test.csv"  # used if they exist
 _SHOWN = 8  # columns in a note
@@ -84,7 +88,7 @@ def csv_images(config: DataConfig, progress: Progress, task: str = "auto") -> So
     test, location = None, find(root, files.test, "test")
     if location is not None:
         same = listing if location == listing.location else None
-        loaded = _open_test(config, sample, id_column, location, progress, training=training, listing=same)
+        loaded = _open_test(config, sample, id_column, location, progress, table, training=training, listing=same)
         notes += loaded.notes
         test, used = loaded.split, training | loaded.files
     if unlisted := listing.count(without=used):
@@ -114,7 +118,7 @@ def csv_test(config: DataConfig, classes: Sequence[str], progress: Progress) -> 
     sample, _ = find_sample(config)
     table = _find_test_table(config)
     if table is not None and has_pixel_columns(table):
-        return LoadedTest(_pixel_test(table, config, sample), sample)
+        return LoadedTest(_pixel_test(table, config, sample)[0], sample)
     location = require_location(root, files.test, "test")
     if not sample and not _find_test_table(config) and location == find_location(root, files.train, "train"):
         raise DataError(
@@ -160,12 +164,13 @@ def _open_test(
     id_column: str,
     location: Path,
     progress: Progress,
+    train: "pd.DataFrame | None" = None,
     *,
     training: frozenset[Path] = frozenset(),
     listing: Listing | None = None,
 ) -> LoadedTest:
     """Return the test images, with their groups where these have one answer; see `unlabelled_test`."""
-    listed = _read_test_ids(config, image_sample(sample, config), id_column, location)
+    listed = _read_test_ids(config, sample, id_column, location, train)
     loaded = unlabelled_test(
         location,
         image_sample(sample, config),
@@ -193,13 +198,17 @@ class _TestIds:
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
-def _read_test_ids(config: DataConfig, sample: SampleSubmission | None, id_column: str, location: Path) -> _TestIds:
-    """Return the ids of the test table, none if there is no table."""
+def _read_test_ids(
+    config: DataConfig, sample: SampleSubmission | None, id_column: str, location: Path, train: "pd.DataFrame | None"
+) -> _TestIds:
+    """Return the ids of the test table, none if there is no table; `train` is the training table, if it is read."""
     path = _find_test_table(config) if config.group_answer == "none" else _require_test_table(config)
     if path is None:
         return _TestIds()
     listing = Listing(location)
     table, notes = read_table(path, listing.contains)
+    config, group_notes = in_test_table(config, table, sample, path, train)
+    sample = image_sample(sample, config)
     columns = image_columns([str(column) for column in table.columns], config, path)
     shared = [column for column in (id_column, sample.id_column if sample else "") if column in columns]
     without_id = config.csv.model_copy(update={"id_column": ""})
@@ -213,7 +222,7 @@ def _read_test_ids(config: DataConfig, sample: SampleSubmission | None, id_colum
     groups = {}
     if config.group_answer != "none":
         groups = dict(zip(ids, read_group_names(table, config.csv, path).tolist(), strict=True))
-    return _TestIds(ids, files, (*notes, *file_notes), groups)
+    return _TestIds(ids, files, (*notes, *file_notes, *group_notes), groups)
 
 
 def _pixel_source(
@@ -228,16 +237,17 @@ def _pixel_source(
     notes = [*sample_notes, f"{path}: holds the pixels of {len(ids):,} grey images of {side} x {side}"]
     notes += _note_unused(list(others.columns), (id_column, config.csv.group_column, *labels.columns), path)
     test_path = _find_test_table(config)
+    test, test_notes = _pixel_test(test_path, config, sample, others) if test_path is not None else (None, [])
     split = Split("train", train.images, np.array(ids, np.str_), labels.targets)
     if config.group_answer != "none":
         split = replace(split, groups=Groups(read_group_names(others, config.csv, path), config.group_answer))
     return Source(
         split,
-        _pixel_test(test_path, config, sample) if test_path is not None else None,
+        test,
         labels.classes,
         groups=read_groups(others, config.csv, path) if config.csv.group_column else None,
         sample=sample,
-        notes=(*notes, *labels.notes),
+        notes=(*notes, *labels.notes, *test_notes),
         separator=labels.separator,
         task=labels.task,
         header=_submission_header(config.csv.group_column if split.groups else id_column or "id", labels.column),
@@ -253,22 +263,26 @@ def _pixel_ids(table: PixelTable, split: str, config: DataConfig) -> tuple[list[
     return replace(table, other_columns=table.other_columns[columns]).row_ids(split, csv, None)
 
 
-def _pixel_test(path: Path, config: DataConfig, sample: SampleSubmission | None) -> Split:
-    """Return the test images of a pixel table, in the sample's order."""
+def _pixel_test(
+    path: Path, config: DataConfig, sample: SampleSubmission | None, train: "pd.DataFrame | None" = None
+) -> tuple[Split, list[str]]:
+    """Return the test images of a pixel table, in the sample's order, and notes; `train`: see `_read_test_ids`."""
     table = read_pixel_table(path)
+    config, notes = in_test_table(config, table.other_columns, sample, path, train)
     if config.group_answer != "none":
         names = read_group_names(table.other_columns, config.csv, path).tolist()
         ids, _ = _pixel_ids(table, "test", config)
         test = Split("test", table.images, np.array(ids, np.str_), None)
-        return group_test(test, dict(zip(ids, names, strict=True)), sample, config, path)[0]
+        test, more = group_test(test, dict(zip(ids, names, strict=True)), sample, config, path)
+        return test, [*notes, *more]
     ids, _ = table.row_ids("test", config.csv, sample)
     test = Split("test", table.images, np.array(ids, np.str_), None)
     if sample is None:
-        return test
+        return test, notes
     row_of = {key: row for row, key in enumerate(ids)}
     missing = [key for key in sample.ids if key not in row_of]
     if missing:
         raise DataError(
             f"{path}: lacks {len(missing):,} of {len(sample.ids):,} ids of {sample.path}, first {missing[0]!r}"
         )
-    return test.take(np.array([row_of[key] for key in sample.ids], np.int64), "test")
+    return test.take(np.array([row_of[key] for key in sample.ids], np.int64), "test"), notes

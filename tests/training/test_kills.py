@@ -17,7 +17,7 @@ from tests.support.commands import Result
 from tests.support.runs import assert_same_weights, history_without_clock, the_run
 
 KILLS = 20
-STOPS = 8
+STOPS = 4
 SETTINGS = ["train.epochs=3", "train.checkpoint_seconds=0", "data.validation=40", "train.average=ema"]
 
 

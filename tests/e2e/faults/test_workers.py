@@ -163,13 +163,14 @@ def test_a_prediction_whose_workers_fail_says_why_and_leaves_what_there_was(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [4, 128])
 def test_a_training_with_a_tiny_shared_memory_says_so_and_its_own_command_ends_it(
-    pictures: Path, comp: Callable[..., Result]
+    pictures: Path, comp: Callable[..., Result], kilobytes: int
 ) -> None:
-    """As in a container that is started without --shm-size: one batch does not fit."""
+    """As in a container that is started without --shm-size: not even queues fit, or no two batches."""
 
     def in_container(*words: object) -> Result:
-        mount = "mount -t tmpfs -o size=4k tmpfs /dev/shm"
+        mount = f"mount -t tmpfs -o size={kilobytes}k tmpfs /dev/shm"
         if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, check=False).returncode:
             pytest.skip("only root may mount a disk here")
         line = shlex.join([sys.executable, "-m", "comp", *map(str, words)])

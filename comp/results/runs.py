@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 _MAX_DEPTH = 8  # folders between `runs` and a run
 _MAX_OTHER_FOLDERS = 20_000  # below `runs` that are no runs: more, and it is a whole disk
 _SHOWN_CHANGES = 5  # of a config, in a message
-RECORD_SECONDS = 10.0  # how long a command that has a result to record waits for another one that writes the run
+RECORD_SECONDS = 10.0  # how long a prediction, or what has a result to record, waits for another writer of the run
 _SECTIONS = ("competition", "data", "augment", "model", "optim", "train", "predict", "track")  # of every run's config
 # A table -> its columns with a number in every row.
 _NUMERIC = {"history.csv": ("number",), "norms.csv": ("epoch", "parameters", "gradient_norm", "weight_norm")}

@@ -13,7 +13,7 @@ from comp.config.competition import (
     SuiteConfig,
 )
 from comp.config.data import AugmentConfig, CSVConfig, DataConfig, PseudoConfig
-from comp.config.loading import dump, fingerprint, flatten, from_mapping, load, load_stored, schema
+from comp.config.loading import dump, fingerprint, flatten, from_mapping, load, load_stored, schema, settings
 from comp.config.messages import naming_overrides
 from comp.config.section import parse_duration
 from comp.config.training import LookaheadConfig, ModelConfig, OptimConfig, TeacherConfig, TrainConfig
@@ -48,4 +48,5 @@ __all__ = [
     "naming_overrides",
     "parse_duration",
     "schema",
+    "settings",
 ]

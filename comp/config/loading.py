@@ -126,6 +126,16 @@ def fingerprint(config: Config) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def settings(config: Config) -> dict[str, Any]:
+    """Return dotted path -> plain value of what `fingerprint` hashes and no default sets."""
+    defaults, ignored = flatten(Config()), ("track.", "tune.", "train.keep_state")
+    return {
+        path: value
+        for path, value in flatten(config).items()
+        if value != defaults[path] and not path.startswith(ignored)
+    }
+
+
 def flatten(config: Config) -> dict[str, Any]:
     """Return dotted path -> plain value, as in overrides; mappings with keys of your own stay whole."""
 
@@ -191,7 +201,7 @@ def _validate(
         # JSON mode with strict types: a list may be a tuple, but "3" is not 3.
         config = Config.model_validate_json(text, strict=True)
     except ValidationError as error:
-        mistakes += messages.explain(error, document, where, path_mistakes)
+        mistakes += messages.explain(error, document, where, path_mistakes, shown=_SHOWN)
     else:
         mistakes += [
             f"{document.location(keys) or where}: {'.'.join(map(str, keys))}: {mistake}"

@@ -28,7 +28,9 @@ def check_keys(tree: Mapping[str, Any], model: type[BaseModel], where: str, path
             check_keys(value, section, where, (*path, key))
 
 
-def explain(error: ValidationError, document: Document, where: str, earlier: Mapping[Keys, str]) -> list[str]:
+def explain(
+    error: ValidationError, document: Document, where: str, earlier: Mapping[Keys, str], *, shown: int
+) -> list[str]:
     """Return a message for each mistake, in the order of the config's sections.
 
     Args:
@@ -36,13 +38,16 @@ def explain(error: ValidationError, document: Document, where: str, earlier: Map
         document: the validated document.
         where: names the document if it has no location for a value.
         earlier: keys -> mistakes that are reported already; further mistakes in these values are omitted.
+        shown: how many messages are read; unknown keys after them are only counted, since advice on a key takes time.
     """
     by_keys: dict[Keys, list[Any]] = {}
     for detail in error.errors(include_url=False):
         by_keys.setdefault(tuple(_keys_of(detail, document.values)), []).append(detail)
     messages: list[str] = []
     for keys, details in by_keys.items():
-        if keys not in earlier:
+        if len(messages) >= shown and details[0]["type"] == "extra_forbidden":
+            messages.append(f"unknown key '{keys}'")
+        elif keys not in earlier:
             messages += _messages(keys, details, document, where)
     return messages
 

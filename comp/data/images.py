@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, dataloader
 
 from comp.data import worker_faults
 from comp.data.decode import Box, Depth, Resize, Scale, Sides, read_image, resize_image, resize_region
@@ -148,6 +148,8 @@ class WorkerPool:
             self._workers = [process for process in multiprocessing.active_children() if process not in existing]
 
     def _build_loader(self, workers: int, pinned: bool) -> "DataLoader[Any]":
+        # If an iterator's queues cannot be made, torch's `__del__` would print that it lacks this attribute.
+        dataloader._MultiProcessingDataLoaderIter._shutdown = True
         return DataLoader(
             self._dataset,
             batch_sampler=self._plan,

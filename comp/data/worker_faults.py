@@ -90,6 +90,8 @@ def explain(error: Exception, workers: Sequence[BaseProcess], *, starting: bool)
     reason = memory.reason_of(error)
     if starting and (getattr(error, "errno", None) in _NO_MORE_PROCESSES or memory.is_out_of_memory(error)):
         return WorkersError(f"loader workers cannot be started ({reason}); use fewer (data.workers=2), or {_NONE}")
+    if starting and getattr(error, "errno", None) == errno.ENOSPC:  # not even the queues' locks fit
+        return _no_shared_memory(reason)
     if isinstance(error, UserError) or not workers:
         return error if isinstance(error, WorkersError) else None
     for worker in workers:

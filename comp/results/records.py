@@ -63,6 +63,7 @@ PROVENANCE: Rows = {
         "the number of images of train, val and test",
         is_object(train=_is_count, val=_is_count, test=_is_count),
     ),
+    "config": ("an object", is_object()),
     "data_fingerprint": ("text", _is_text),
     "first_weights": ("text", _is_text),
     "loading": ("text", _is_text),

@@ -32,14 +32,16 @@ from comp.results.machine import package_versions as package_versions
 from comp.results.plugin_copies import copy_plugins as copy_plugins
 from comp.results.plugin_copies import with_copies as with_copies
 from comp.results.run_metrics import RunMetrics
-from comp.runtime.errors import ConfigError, RunError, nearest
+from comp.runtime import escape
+from comp.runtime.errors import ConfigError, RunError, nearest, shortened
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MAX_DEPTH = 8  # folders between `runs` and a run
 _MAX_OTHER_FOLDERS = 20_000  # below `runs` that are no runs: more, and it is a whole disk
-RECORD_SECONDS = 10.0  # how long a command that has a result to record waits for another one that writes the run
+_SHOWN_CHANGES = 5  # of a config, in a message
+RECORD_SECONDS = 10.0  # how long a prediction, or what has a result to record, waits for another writer of the run
 _SECTIONS = ("competition", "data", "augment", "model", "optim", "train", "predict", "track")  # of every run's config
 _CSV_PATHS = tuple(f"data.csv.{name}" for name in ("table", "train", "test", "sample", "test_table"))
 _READING = ("data.download", "data.loading", "data.workers", "competition.suite.path", "predict.batch_size")
@@ -106,11 +108,21 @@ class Run:
         provenance, path = self.provenance(), self.path / "config.yaml"
         recorded = "" if "members" in provenance else provenance.get("config_hash", "")
         if recorded and (current := self.config_hash()) != recorded:
+            changes = self._config_changes(provenance) or [f"config hash {recorded} then, {current} now"]
             raise RunError(
-                f"{path}: has changed since the run was started (config hash {recorded} then, {current} now), and a "
-                f"training cannot go on with another config; restore it, or start a new run: comp run {path}. To name "
-                "the data's new location: --resume RUN data.root=DIR"
+                f"{path}: has changed since the run was started ({'; '.join(changes)}), and a training cannot go on "
+                f"with another config; restore it, or start a new run: comp run {path}. To name the data's new "
+                "location: --resume RUN data.root=DIR"
             )
+
+    def _config_changes(self, provenance: Mapping[str, Any]) -> list[str]:
+        """Return what has changed in config.yaml since the run was started; empty: an older run, which does not say."""
+        defaults, now = configs.flatten(Config()), configs.settings(configs.load_stored(self.path / "config.yaml"))
+        then = provenance.get("config", now)
+        rows = [(key, then.get(key, defaults.get(key)), now.get(key, defaults.get(key))) for key in {**then, **now}]
+        changes = [f"{key}: {shortened(f'{old} then, {new} now')}" for key, old, new in rows if old != new]
+        more = [f"and {len(changes) - _SHOWN_CHANGES} more"] if len(changes) > _SHOWN_CHANGES else []
+        return [*changes[:_SHOWN_CHANGES], *more]
 
     def data_config(self) -> Config:
         """Return the config that opens its data as in training: `data.range` as `auto` had chosen, its copy of `fixes`.
@@ -344,8 +356,11 @@ def create(
         fixes: the fix list that it is trained with; None: without one.
 
     Raises:
-        RunError: the folder cannot be created.
+        RunError: a name can name no folder, or the folder cannot be created.
     """
+    for what, text in (("the name of a run", name), ("competition.name", config.competition.name)):
+        if not escape.is_text(text) or "\0" in text:  # from Python, which has checked neither
+            raise RunError(f"{what}: expected text in UTF-8 that a folder can have, found {text!r}; choose another")
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     parent = root / config.competition.name / group
     for attempt in range(1, 1000):

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from comp.runtime.errors import OutOfMemoryError
+from comp.runtime.errors import OutOfMemoryError, plural
 from comp.runtime.progress import OUT_OF_MEMORY
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class MicroBatch:
     @property
     def note(self) -> str:
         """For the user, where memory ran out; else empty."""
-        return f"{OUT_OF_MEMORY}: {self.images} images at a time" if self.has_shrunk else ""
+        return f"{OUT_OF_MEMORY}: {plural(self.images, 'image')} at a time" if self.has_shrunk else ""
 
     def fit(self, count: int, work: Callable[[int], _Result]) -> _Result:
         """Return `work(size)` of `count` images, at most `size` at a time, repeated with half of it until it fits.
@@ -164,8 +164,7 @@ class MicroBatch:
         release_cached()
         if size <= self._smallest:
             self.images = began
-            plural = "" if size == 1 else "s"
-            raise OutOfMemoryError(f"out of memory with {size} image{plural} at a time ({reason}); {self._advice}")
+            raise OutOfMemoryError(f"out of memory with {plural(size, 'image')} at a time ({reason}); {self._advice}")
         self.images = max(self._smallest, size // 2)
 
     def parts(self, count: int, work: Callable[[slice], _Result]) -> Iterator[_Result]:

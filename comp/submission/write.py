@@ -49,8 +49,10 @@ def finish_interrupted(path: Path) -> None:
 
     The CSV lies beside it under its temporary name, with the SHA-256 that the sidecar records.
     """
-    with files.hold_folder(path.parent):
-        _finish_interrupted(path)
+    with contextlib.suppress(OSError, ValueError):  # a path that can name no file: its reader says so
+        if files.staged_for(path):  # else nobody waits for a process that writes another file of the folder
+            with files.hold_folder(path.parent):
+                _finish_interrupted(path)
 
 
 def _finish_interrupted(path: Path) -> None:

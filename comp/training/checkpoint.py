@@ -146,8 +146,6 @@ def _check_sums(state: TrainState) -> None:
     for name in ("seconds", "loss_sum", "right_sum", "rate_factor"):
         if not math.isfinite(value := getattr(state, name)):
             raise ValueError(f"cursor.{name}: expected a finite number, found {value}")
-    if state.seen and not state.step:  # older files have steps and do not count their images
-        raise ValueError(f"cursor.seen: expected 0 images before an epoch's first step, found {state.seen}")
     if state.best_epoch > state.epoch + 1:  # an epoch's scores come before its end
         raise ValueError(f"cursor.best_epoch: expected at most {state.epoch + 1}, found {state.best_epoch}")
 

@@ -18,7 +18,15 @@ from comp.augment import mixing
 from comp.models import weights, zoo
 from comp.results import files
 from comp.runtime import memory, rng
-from comp.runtime.errors import DataError, Interrupted, NotFiniteError, OutOfMemoryError, RunError, WorkersError
+from comp.runtime.errors import (
+    DataError,
+    Interrupted,
+    NotFiniteError,
+    OutOfMemoryError,
+    RunError,
+    WorkersError,
+    plural,
+)
 from comp.runtime.progress import Progress, quiet
 from comp.training import checkpoint, losses, optimizers, schedules
 from comp.training.batches import PlannedBatch, planned_batches, statistics_images
@@ -159,6 +167,8 @@ def _misplaced(context: TrainContext, state: TrainState) -> str:
     """Return why a training has no such position; empty if it has."""
     if state.step > context.steps_per_epoch:
         return f"cursor.step: expected at most {context.steps_per_epoch}, the steps of an epoch, found {state.step}"
+    if state.seen != (images := state.step * context.batch_size):
+        return f"cursor.seen: expected the images of {plural(state.step, 'step')} ({images}), found {state.seen}"
     planned, taken = context.planner.plan.total_steps, context.steps_taken(state)
     if taken > planned:
         return f"cursor.epoch: expected at most the {planned:,} steps of the training, found {taken:,}"

@@ -69,7 +69,7 @@ def predict_split(
     path = run.predictions_path(name + suffix)
     parts = path.with_suffix(".parts") if isinstance(images, Suite) else None
     source = _suite_fingerprint(loaded, images) if isinstance(images, Suite) else ""
-    with run.write_lock():
+    with run.write_lock(RECORD_SECONDS):
         predicted = predict(
             loaded.model,
             images,

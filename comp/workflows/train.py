@@ -362,6 +362,7 @@ def provenance_of(config: Config, dataset: Dataset, model: Classifier, device_na
     return {
         **runs.describe_machine(gpu.describe(device_name)),
         "config_hash": configs.fingerprint(config),
+        "config": configs.settings(config),
         "first_weights": model.weights_source,
         "data_fingerprint": dataset.fingerprint,
         **({"fixes": dataset.fixes.to_json()} if dataset.fixes else {}),

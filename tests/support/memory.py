@@ -1,6 +1,10 @@
 """Networks that run out of memory above so many images, as real allocators say it."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,3 +74,40 @@ def limit_classifiers(
         return forward(self, images)
 
     monkeypatch.setattr(Classifier, "forward", limited)
+
+
+# A process of its own for each: what one leaves behind in its addresses, the next one lacks.
+_BEGIN = """
+import resource, sys
+from pathlib import Path
+import matplotlib.backends.backend_agg, matplotlib.figure, scipy.stats, sklearn.metrics, torch  # not within the limit
+from comp.results import plots
+from comp.workflows import load, predict, train
+
+torch.nn.Conv2d(3, 8, 3)(torch.zeros(2, 3, 8, 8)).sum().backward()
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (MEGABYTES << 20), resource.RLIM_INFINITY))
+"""
+COMMAND = """
+from comp.cli import app
+app.main(sys.argv[1:])
+"""
+
+
+def in_megabytes(megabytes: int, folder: Path, program: str, *arguments: object) -> str:
+    """Return what a Python program prints that has so many megabytes of addresses beside torch's own.
+
+    Args:
+        megabytes: more than it uses once it has loaded torch, SciPy, scikit-learn and matplotlib.
+        folder: the working directory.
+        program: its text, such as `COMMAND`; `sys` is imported.
+        arguments: as `sys.argv[1:]`.
+    """
+    command = [sys.executable, "-c", _BEGIN.replace("MEGABYTES", str(megabytes)) + program, *map(str, arguments)]
+    # Each thread that allocates may reserve 64 megabytes of addresses for itself, depending on the moment.
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()

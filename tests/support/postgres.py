@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 _USERS = ("postgres", "nobody")  # initdb refuses root
 
 
@@ -48,3 +50,13 @@ def server() -> Iterator[str]:
             yield f"postgresql://comp@127.0.0.1:{port}/postgres"
         finally:
             call(*control, "-m", "immediate", "stop")
+
+
+@contextlib.contextmanager
+def server_or_skip() -> Iterator[str]:
+    """Context manager: `server`; skip the test where PostgreSQL or its driver is not installed."""
+    if programs() is None:
+        pytest.skip("no initdb on this machine: install PostgreSQL (Debian: postgresql)")
+    pytest.importorskip("psycopg", reason="pip install 'comp[postgres]'")
+    with server() as url:
+        yield url

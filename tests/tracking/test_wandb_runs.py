@@ -4,6 +4,7 @@ import contextlib
 import csv
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from comp.tracking import payload, state, tracker, upload
 from comp.training.early_stopping import Stop
 from comp.workflows import train
 from tests.support.commands import Result, interrupt_at
+from tests.support.configs import QUICK
 from tests.support.runs import the_run
 from tests.support.wandb_server import (
     KEY,
@@ -124,6 +126,20 @@ def test_an_offline_run_logs_what_its_folder_holds(workplace: Path, comp: Callab
     assert names == ["small.csv", "small.json"]
 
 
+@pytest.mark.slow
+def test_the_table_of_a_suite_that_is_predicted_with_views_is_logged(
+    workplace: Path, comp: Callable[..., Result]
+) -> None:
+    assert comp("run", "small.yaml", *QUICK, "predict.views=flip", "track.wandb=offline").code == 0
+    run = the_run()
+    (segment,) = state.segments(run)
+    scores = run.metrics().variants["suite+flip"]
+    logged = table(segment, "distortions/suite+flip")
+    assert logged["columns"] == ["distortion", "severity 1", "severity 2", "mean"]
+    assert {row[0]: row[-1] for row in logged["data"]} == scores.by_distortion
+    assert [cell for row in logged["data"] for cell in row[1:-1]] == list(scores.by_block.values())
+
+
 def test_a_resumed_run_continues_its_own_curve(workplace: Path) -> None:
     """Two segments of one W&B run, each epoch once, and the summary is of all of them."""
     values = [*FEW, "train.epochs=4", "optim.lr=0.003"]
@@ -223,7 +239,10 @@ def test_a_killed_service_stops_no_training_and_its_run_is_logged_from_its_folde
 
     run = train.train(configs.load("small.yaml", FEW), on_epoch=kill)
     assert run.is_complete()
-    assert capsys.readouterr().err.count("note: W&B: ") == 1
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if "W&B" in line]
+    assert re.fullmatch(
+        rf"note: W&B: not tracked: epochs from \d on \(.+\) of {run.name}; nothing is lost: .* --sync", note
+    )
     with serving() as received:
         log_in(monkeypatch, received.address)
         assert upload.sync(Path("runs")) == 1
@@ -245,7 +264,8 @@ def test_a_server_that_falls_silent_stops_no_training_and_what_it_lacks_is_uploa
 
         run = train.train(configs.load("small.yaml", [*FEW, "train.epochs=3"]), on_epoch=fall_silent)
         assert run.is_complete()
-        assert capsys.readouterr().err.count("note: W&B: ") == 1
+        (note,) = [line for line in capsys.readouterr().err.splitlines() if "W&B" in line]
+        assert f"not tracked: the results (the server took too long) of {run.name}; nothing is lost" in note
         received.silent.clear()
         assert upload.sync(Path("runs")) == 1
         assert_arrived(received, run)

@@ -1,9 +1,6 @@
 """Trainings where memory runs out go on in smaller parts, or stop so that they can be resumed."""
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +28,7 @@ from comp.workflows.load import load_run
 from comp.workflows.predict import options_for, predict_split
 from tests.support.commands import Result, assert_refused
 from tests.support.configs import write_arrays
-from tests.support.memory import ERRORS, limit_classifiers
+from tests.support.memory import ERRORS, in_megabytes, limit_classifiers
 from tests.support.parameters import slow_except
 from tests.support.runs import assert_same_weights, the_run
 
@@ -228,37 +225,18 @@ def test_images_that_do_not_fit_after_all_are_streamed_with_a_note_or_refused(
 
 # --- a process that has little memory left
 
-# A process of its own for each: what one leaves behind in its addresses, the next one lacks.
-_BEGIN = """
-import resource, sys
-from pathlib import Path
-import matplotlib.backends.backend_agg, matplotlib.figure, scipy.stats, sklearn.metrics, torch  # not within the limit
-from comp import config as configs
-from comp.results import plots, runs
-from comp.workflows import load, predict, train
-
-torch.nn.Conv2d(3, 8, 3)(torch.zeros(2, 3, 8, 8)).sum().backward()
-used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + (MEGABYTES << 20), resource.RLIM_INFINITY))
-"""
 _TRAIN = """
+from comp import config as configs
+from comp.workflows import train
 print(train.train(configs.load("small.yaml", sys.argv[1:])).path)
 assert "torch._inductor" not in sys.modules  # torch's compiler, which takes seconds and memory to load
 """
 _PREDICT = """
+from comp.results import runs
+from comp.workflows import load, predict
 loaded = load.load_run(runs.open_run(Path(sys.argv[1])))
 predict.predict_split(loaded, "test", options=predict.options_for(loaded, {"adapt": sys.argv[2]}))
 """
-
-
-def in_megabytes(megabytes: int, workplace: Path, program: str, *arguments: str) -> str:
-    """Return what a Python program prints that has so many megabytes of addresses beside torch's own."""
-    command = [sys.executable, "-c", _BEGIN.replace("MEGABYTES", str(megabytes)) + program, *arguments]
-    # Each thread that allocates may reserve 64 megabytes of addresses for itself, depending on the moment.
-    place = {"cwd": workplace, "env": os.environ | {"MALLOC_ARENA_MAX": "1"}}
-    done = subprocess.run(command, **place, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 @pytest.mark.slow

@@ -128,10 +128,11 @@ def test_scaled_losses_give_the_same_steps_and_an_overflow_is_passed_over() -> N
 
 def test_a_loss_scale_survives_in_a_checkpoint(tmp_path: Path) -> None:
     _, stepper, optimizer = scaled("fp16", 1.0, 3e38)
-    checkpoint.save(runs.Run(tmp_path), {"optimizer": optimizer, "stepper": stepper}, checkpoint.TrainState(step=2))
+    state = checkpoint.TrainState(step=2, seen=64, loss_sum=90.0)
+    checkpoint.save(runs.Run(tmp_path), {"optimizer": optimizer, "stepper": stepper}, state)
     _, fresh, other = scaled("fp16", 1.0)
     cursor = checkpoint.load(tmp_path / "state.pt", {"optimizer": other, "stepper": fresh}, torch.device("cpu"))
-    assert cursor.step == 2
+    assert cursor == state
     assert fresh.state_dict() == stepper.state_dict()
 
 

@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,14 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from comp import config as configs
-from comp.results import runs
+from comp.results import plots, runs
 from comp.runtime.errors import StudyError
 from comp.runtime.workers import share_of
 from comp.tuning import create, search
 from comp.tuning import storage as storages
 from comp.tuning.study import Study, failure_reason
 from comp.tuning.trial import resumable_run
-from tests.support import postgres
+from tests.support import forks, postgres
 from tests.support.configs import NUMBERS, tuned, write_config
 
 _EPOCHS = 15
@@ -44,10 +43,7 @@ def storage(request: pytest.FixtureRequest, workplace: Path) -> Iterator[str]:
 def storage_of(kind: str) -> Iterator[str]:
     """Give the URL of a new storage in the working directory, or of a server."""
     if kind == "postgres":
-        if postgres.programs() is None:
-            pytest.skip("no initdb on this machine: install PostgreSQL (Debian: postgresql)")
-        pytest.importorskip("psycopg", reason="pip install 'comp[postgres]'")
-        with postgres.server() as url:
+        with postgres.server_or_skip() as url:
             yield url
     else:
         yield {"sqlite": "sqlite:///trials.db", "journal": "journal:///trials.log"}[kind]
@@ -57,13 +53,6 @@ def open_study(url: str, **tune: Any) -> Study:
     """Open a study as its worker does."""
     values = tuned(NUMBERS, storage=url, heartbeat_seconds=1, **tune)
     return create.open_search(create.plan(configs.from_mapping(values, "a.yaml"), "study", Path("runs")))
-
-
-def in_a_process(target: Callable[..., None], *args: Any) -> Any:
-    """Start a function in a process of its own, which knows what this one has imported."""
-    process = multiprocessing.get_context("fork").Process(target=target, args=args)
-    process.start()
-    return process
 
 
 def die_training(url: str) -> None:
@@ -112,7 +101,7 @@ def wait_for_another(study: Study) -> None:
 def test_a_trial_whose_worker_dies_goes_on_three_times_and_has_then_failed(storage: str) -> None:
     with open_study(storage, trials=1) as study:
         for died in range(4):
-            process = in_a_process(die_training, storage)
+            process = forks.start(die_training, storage)
             process.join()
             assert process.exitcode == -signal.SIGKILL
             wait_for_another(study)
@@ -127,7 +116,7 @@ def test_a_trial_whose_worker_dies_goes_on_three_times_and_has_then_failed(stora
 
 
 def test_a_worker_that_dies_as_its_trial_begins_leaves_no_trial_that_runs_for_ever(storage: str) -> None:
-    process = in_a_process(die_asking, storage)
+    process = forks.start(die_asking, storage)
     process.join()
     with open_study(storage, trials=1) as study:
         assert not study.is_over()
@@ -137,12 +126,13 @@ def test_a_worker_that_dies_as_its_trial_begins_leaves_no_trial_that_runs_for_ev
 
 def tune_here(url: str, trials: int) -> None:
     """Be one of several commands."""
+    plots.draw_curves = lambda *args, **options: None  # see conftest.py
     values = tuned(NUMBERS, storage=url, trials=trials, heartbeat_seconds=1)
     search.tune(configs.from_mapping(values, "a.yaml"), pictures=False)
 
 
 def test_commands_of_the_same_second_share_a_new_storage_and_its_trials(storage: str) -> None:
-    commands = [in_a_process(tune_here, storage, 4) for _ in range(3)]
+    commands = [forks.start(tune_here, storage, 4) for _ in range(3)]
     for command in commands:
         command.join()
     assert [command.exitcode for command in commands] == [0] * 3

@@ -1,7 +1,7 @@
 """`comp clean`, and the disk that a complete run takes: what is not needed goes, and nothing else ever does."""
 
+import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -22,6 +22,7 @@ from comp.training import checkpoint
 from comp.workflows import clean, train
 from comp.workflows.load import load_run
 from comp.workflows.run import finish
+from tests.support import forks
 from tests.support.commands import Result, comp_process, interrupt_at
 from tests.support.configs import QUICK, small_config, write_arrays, write_config
 from tests.support.runs import assert_same_weights
@@ -90,15 +91,17 @@ def write(path: Path, content: str = "x" * 1000, *, old: bool = True) -> Path:
     return path
 
 
+def begin_and_die(name: str) -> None:
+    """Train, and die before the first step."""
+    config = configs.load("small.yaml", QUICK)
+    train.train(config, name=name, progress=lambda what, *a, **k: die() if "epoch" in what else None)
+
+
 def unbegun_run(name: str = "begun") -> runs.Run:
     """Return the run of a training that was killed before its first step."""
     known = set(runs.list_runs(Path("runs")))
 
-    def train_and_die() -> None:
-        config = configs.load("small.yaml", QUICK)
-        train.train(config, name=name, progress=lambda what, *a, **k: die() if "epoch" in what else None)
-
-    assert killed(train_and_die) == -signal.SIGKILL
+    assert killed(begin_and_die, name) == -signal.SIGKILL
     (run,) = set(runs.list_runs(Path("runs"))) - known
     return run
 
@@ -108,10 +111,9 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed(work: Callable[[], Any]) -> int | None:
+def killed(work: Callable[..., None], *arguments: object) -> int | None:
     """Do something in a process of its own and return how that ended."""
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
+    process = forks.start(work, *arguments)
     process.join()
     return process.exitcode
 
@@ -135,28 +137,25 @@ def test_an_interrupted_run_keeps_its_state_until_it_is_complete(workplace: Path
     assert not (train.resume(only_run()).path / "state.pt").exists()
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def train_and_die_at_the_end(moment: str) -> None:
+    """Train, and die as the run becomes complete."""
+    written = runs.Run.write
+
+    def write_or_die(run: runs.Run, name: str, content: Any) -> None:
+        if moment == f"before {name}":
+            die()
+        written(run, name, content)
+
+    runs.Run.write = write_or_die
+    if moment == "before state.pt goes":
+        checkpoint.remove = lambda run: die()
+    train.train(configs.load("small.yaml", QUICK))
+
+
 @pytest.mark.parametrize("moment", ["before final.safetensors", "before metrics.json", "before state.pt goes"])
-def test_a_run_killed_at_its_end_can_be_resumed_or_is_complete(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, comp: Comp, moment: str
-) -> None:
-    config = configs.load("small.yaml", QUICK)
-    whole = train.train(config, runs_root=Path("whole"))
-
-    def train_and_die() -> None:
-        written = runs.Run.write
-
-        def write_or_die(run: runs.Run, name: str, content: Any) -> None:
-            if moment == f"before {name}":
-                die()
-            written(run, name, content)
-
-        monkeypatch.setattr(runs.Run, "write", write_or_die)
-        if moment == "before state.pt goes":
-            monkeypatch.setattr(checkpoint, "remove", lambda run: die())
-        train.train(config)
-
-    assert killed(train_and_die) == -signal.SIGKILL
+def test_a_run_killed_at_its_end_can_be_resumed_or_is_complete(workplace: Path, comp: Comp, moment: str) -> None:
+    whole = train.train(configs.load("small.yaml", QUICK), runs_root=Path("whole"))
+    assert killed(train_and_die_at_the_end, moment) == -signal.SIGKILL
     run = only_run()
     assert (run.path / "state.pt").is_file()
     assert run.is_complete() == (moment == "before state.pt goes")
@@ -321,7 +320,6 @@ def test_only_uploaded_segments_go(place: Path) -> None:
         } | ({"leaderboards.json"} if folder == Path("runs") else set())  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_runs_that_ended_before_their_first_epoch_go_where_an_age_is_given(place: Path, comp: Comp) -> None:
     run, young = unbegun_run(), unbegun_run("young")
     age(run.path, 8 * DAY)
@@ -336,7 +334,6 @@ def test_runs_that_ended_before_their_first_epoch_go_where_an_age_is_given(place
     assert young.path.exists()  # it may be about to begin
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("name", ["history.csv", "best.safetensors", "state.pt", "predictions/val.npz", "notes.md"])
 def test_a_run_that_holds_anything_more_stays(place: Path, comp: Comp, name: str) -> None:
     run = unbegun_run()
@@ -349,31 +346,26 @@ def test_a_run_that_holds_anything_more_stays(place: Path, comp: Comp, name: str
     assert everything(run.path) == before
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def clean_and_die(calls: int) -> None:
+    """Clean, and die at the removal of that number."""
+    unlink, made = Path.unlink, itertools.count(1)
+
+    def unlink_or_die(path: Path, missing_ok: bool = False) -> None:
+        if next(made) == calls:
+            die()
+        unlink(path, missing_ok)
+
+    Path.unlink = unlink_or_die
+    clean.clean(Path("runs"), older=7 * DAY)
+
+
 @pytest.mark.parametrize("calls", [1, 2, 3, 4, 5])
-def test_a_clean_that_is_killed_is_finished_by_the_next(
-    place: Path, monkeypatch: pytest.MonkeyPatch, calls: int
-) -> None:
+def test_a_clean_that_is_killed_is_finished_by_the_next(place: Path, calls: int) -> None:
     run = unbegun_run()
     age(run.path, 8 * DAY)
-    made = 0
-
-    def clean_and_stop() -> None:
-        unlink = Path.unlink
-
-        def unlink_or_die(path: Path, missing_ok: bool = False) -> None:
-            nonlocal made
-            made += 1
-            if made == calls:
-                die()
-            unlink(path, missing_ok)
-
-        monkeypatch.setattr(Path, "unlink", unlink_or_die)
-        clean.clean(Path("runs"), older=7 * DAY)
-
     (only_other,) = [other for other in runs.list_runs(Path("runs")) if other != run]
     age(only_other.path, 8 * DAY)
-    assert killed(clean_and_stop) == -signal.SIGKILL
+    assert killed(clean_and_die, calls) == -signal.SIGKILL
     clean.clean(Path("runs"), older=7 * DAY)
     assert not run.path.exists()
     assert not (only_other.path / "state.pt").exists()
@@ -493,21 +485,22 @@ def test_a_run_that_is_being_written_is_left_alone(place: Path, comp: Comp, more
     assert (run.path / "state.pt").exists()
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def clean_without_permission(run: runs.Run) -> None:
+    """Clean, as a user who may not write the run, and assert that it is left."""
+    clean.clean(Path("runs"), dry_run=True)  # imports what that user may not read
+    if os.geteuid() == 0:
+        os.setuid(65534)  # root may write everywhere
+    done = clean.clean(Path("runs"))
+    assert [path for path, _ in done.left] == [run.path]
+    assert not done.removed
+
+
 def test_a_run_that_may_not_be_written_is_left_alone(place: Path) -> None:
     run = only_run()
     for path in (place, *place.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
-
-    def clean_and_stop() -> None:
-        if os.geteuid() == 0:
-            os.setuid(65534)  # root may write everywhere
-        done = clean.clean(Path("runs"))
-        assert [path for path, _ in done.left] == [run.path]
-        assert not done.removed
-
     try:
-        assert killed(clean_and_stop) == 0
+        assert killed(clean_without_permission, run) == 0
         assert (run.path / "state.pt").exists()
     finally:
         for path in (place, *place.rglob("*")):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from comp.cli.commands.options import RUNS, AsJson, RunsRoot
+from comp.cli.commands.submission import find_submission
 from comp.runtime.errors import plural
 
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ def leaderboard(
 
 
 def record(
-    submission: Annotated[Path, typer.Argument(metavar="CSV", help="Submission written by comp.")],
+    submission: Annotated[
+        Path, typer.Argument(metavar="CSV", help="Submission written by comp.", callback=find_submission)
+    ],
     public: Annotated[float | None, typer.Option(help="Score on the public leaderboard.")] = None,
     private: Annotated[float | None, typer.Option(help="Score on the private leaderboard.")] = None,
     public_share: Annotated[

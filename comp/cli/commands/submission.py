@@ -11,7 +11,17 @@ from comp.runtime.errors import plural
 if TYPE_CHECKING:
     from comp.submission.validate import SubmissionReport
 
-CSVPath = Annotated[Path, typer.Argument(metavar="CSV", help="Submission file.")]
+
+def find_submission(path: Path | None) -> Path | None:
+    """Return a submission's path, at which its CSV lies if a kill came between two renames."""
+    from comp.submission.write import finish_interrupted
+
+    if path is not None:
+        finish_interrupted(path)
+    return path
+
+
+CSVPath = Annotated[Path, typer.Argument(metavar="CSV", help="Submission file.", callback=find_submission)]
 Format = Annotated[
     Path | None,
     typer.Option(
@@ -22,7 +32,10 @@ Format = Annotated[
     ),
 ]
 Against = Annotated[
-    Path | None, typer.Option("--against", metavar="CSV", help="Earlier submission that it should resemble.")
+    Path | None,
+    typer.Option(
+        "--against", metavar="CSV", help="Earlier submission that it should resemble.", callback=find_submission
+    ),
 ]
 
 
@@ -52,7 +65,9 @@ def check(
 
 def diff(
     first: CSVPath,
-    second: Annotated[Path, typer.Argument(metavar="OTHER", help="Submission to compare with.")],
+    second: Annotated[
+        Path, typer.Argument(metavar="OTHER", help="Submission to compare with.", callback=find_submission)
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Count the rows in which two submissions differ.

@@ -21,7 +21,7 @@ from comp.data.dataset import Dataset
 from comp.data.splits import Split, Suite
 from comp.results import plots, runs
 from comp.results.blocks import DISTORTIONS, Block, block_grid
-from comp.results.files import make_folder, read_json, to_json, write_atomically
+from comp.results.files import hold_folder, make_folder, read_json, to_json, write_atomically
 from comp.runtime.errors import DataError
 from comp.runtime.progress import Progress, quiet
 
@@ -96,7 +96,9 @@ def write_suite(
     numbers = [DISTORTIONS.index(name) for name in names]
     blocks = block_grid(numbers, severities, len(kept))
     manifest = _manifest(kept, rows.tolist(), seed, severities, source)
-    _claim_folder(folder, manifest, numbers)
+    make_folder(folder)
+    with hold_folder(folder):  # two exports of different corruptions, one manifest
+        _claim_folder(folder, manifest, numbers)
     _check_space(folder, blocks, kept)
     suite = suites.corrupted_suite("suite", split, blocks, seed, rows)
     paths = [suites.distortion_path(folder, number) for number in numbers]
@@ -134,7 +136,6 @@ def _describe(number: int, severities: Sequence[int]) -> dict[str, Any]:
 
 def _claim_folder(folder: Path, manifest: Mapping[str, Any], numbers: Sequence[int]) -> None:
     """Write the manifest with the planned files; refuse a folder with other content."""
-    make_folder(folder)
     path = folder / suites.MANIFEST
     files: dict[str, Any] = {}
     if path.exists():

@@ -150,6 +150,45 @@ def test_a_value_of_another_kind_is_named(folder: Path, comp: Comp, what: str) -
     assert not Path("new.csv").exists()
 
 
+CSV, ANOTHER = "submissions/frozen.csv", "submissions/frozen-2.csv"
+READING: dict[str, tuple[int, tuple[str, ...]]] = {
+    "check": (0, ("check", CSV)),
+    "check against": (0, ("check", ANOTHER, "--against", CSV)),
+    "diff": (0, ("diff", CSV, ANOTHER)),
+    "diff as second": (0, ("diff", ANOTHER, CSV)),
+    "record": (0, RECORD),
+    "submit": (2, ("submit", CSV, "--competition", "digits", "-m", "first try", "--against", "missing.csv")),
+}
+
+
+@pytest.mark.parametrize("what", READING)
+def test_a_submission_whose_renames_were_interrupted_is_whole_for_who_reads_it(
+    folder: Path, comp: Comp, what: str
+) -> None:
+    """A kill came between the rename of the sidecar and that of the CSV."""
+    path, (code, command) = Path(CSV), READING[what]
+    content = path.read_bytes()
+    path.rename(path.with_name(f".{path.name}.123.tmp"))
+    result = comp(*command)
+    assert result.code == code, result.err
+    assert path.read_bytes() == content
+    assert not list(folder.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_another_write_left_is_not_taken_for_a_submission(folder: Path, comp: Comp, there: bool) -> None:
+    path, left = Path(CSV), Path("submissions/.frozen.csv.123.tmp")
+    left.write_text("id,label\n")
+    content = path.read_bytes()
+    if not there:
+        path.unlink()
+        assert_refused(comp(*CHECK), f"{path}: no such submission")
+    else:
+        assert comp(*CHECK).code == 0
+        assert path.read_bytes() == content
+    assert left.read_text() == "id,label\n"
+
+
 FORMATS: dict[str, tuple[dict[str, Any], str]] = {
     "7 TiB of rows": ({"blocks": [[0, 1, 7 << 40]]}, "expected at most 100,000,000 rows"),
     "rows below 0": ({"blocks": [[0, 1, -5]]}, "expected a whole number from 0 up, found -5"),
@@ -424,6 +463,8 @@ STATES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "an epoch after the last": (at("cursor", "epoch", value=10**9), "cursor.epoch: expected at most"),
     "a step after the last": (at("cursor", "step", value=10**9), "cursor.step: expected at most"),
     "a step without images": (at("cursor", "seen", value=0), "cursor.seen: expected the images of"),
+    "images of another step": (at("cursor", "seen", value=33), "the images of 1 step (32), found 33"),
+    "images before a step": (at("cursor", "step", value=0), "the images of 0 steps (0), found 32"),
     "a best epoch to come": (at("cursor", "best_epoch", value=10**9), "cursor.best_epoch: expected at most"),
     "a loss that is no number": (at("cursor", "loss_sum", value=float("nan")), "cursor.loss_sum: expected a finite"),
     "no position": (at("cursor", value="REMOVED"), "cursor"),
@@ -461,19 +502,60 @@ def test_a_checkpoint_with_other_values_is_damaged(
     assert not run.is_complete()
 
 
+# An edit of a run's config -> the keys and values that the message names.
+EDITS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "a value": ({"epochs: 2\n": "epochs: 3\n"}, ("(train.epochs: 2 then, 3 now)",)),
+    "a value back to its default": ({"average: ema\n": "average: none\n"}, ("(train.average: ema then, none now)",)),
+    "two values": (
+        {"epochs: 2\n": "epochs: 3\n", "batch_size: 32\n": "batch_size: 16\n"},
+        ("train.epochs: 2 then, 3 now", "train.batch_size: 32 then, 16 now"),
+    ),
+    "a mapping": ({"depth: 2\n": "depth: 3\n"}, ("(model.args: {'depth': 2} then, {'depth': 3} now)",)),
+    "a key that is gone": ({"  mixup: 0.4\n": ""}, ("(augment.mixup: 0.4 then, 0.0 now)",)),
+    "seven values": (
+        {
+            "epochs: 2\n": "epochs: 3\n", "batch_size: 32\n": "batch_size: 16\n", "depth: 2\n": "depth: 3\n",
+            "mixup: 0.4\n": "mixup: 0.3\n", "average: ema\n": "average: none\n", "  label_smoothing: 0.1\n": "",
+            "policy: basic\n": "policy: none\n",
+        },
+        ("and 2 more)",),
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("command", ["run", "train"])
-def test_a_config_that_has_changed_since_the_training_began_is_refused(
-    interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comp: Comp, command: str
+@pytest.mark.parametrize("what", EDITS)
+def test_a_config_that_has_changed_since_the_training_began_is_refused_and_the_changes_named(
+    interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comp: Comp, command: str, what: str
 ) -> None:
+    edits, parts = EDITS[what]
     shutil.copytree(interrupted / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     (run,) = runs.list_runs(Path("runs"))
     path = run.path / "config.yaml"
-    path.write_text(path.read_text().replace("epochs: 2\n", "epochs: 3\n"))
+    text = path.read_text()
+    for old, new in edits.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    path.write_text(text)
     before = kept()
     result = comp(command, "--resume", run.path)
-    assert_refused(result, f"{path}: has changed since the run was started", f"comp run {path}")
+    assert_refused(result, f"{path}: has changed since the run was started", *parts, f"comp run {path}")
     assert kept() == before
+
+
+def test_a_changed_config_of_an_older_run_is_refused_by_its_hash(
+    interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comp: Comp
+) -> None:
+    shutil.copytree(interrupted / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    (run,) = runs.list_runs(Path("runs"))
+    provenance = run.provenance("config", "config_hash")
+    del provenance["config"]
+    run.write_json("provenance.json", provenance)
+    path = run.path / "config.yaml"
+    path.write_text(path.read_text().replace("epochs: 2\n", "epochs: 3\n"))
+    assert_refused(comp("run", "--resume", run.path), f"config hash {provenance['config_hash']} then, ", " now)")
 
 
 SAMPLES = {

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import comp as api
+from comp import config as configs
 from comp.results import files, runs
 from comp.runtime.errors import RunError
 from comp.tuning.trial import resumable_run
 from tests.support.commands import REPOSITORY, Result
-from tests.support.configs import small_config, write_config
+from tests.support.configs import QUICK, small_config, write_config
 from tests.support.faults import assert_clean, assert_fault, assert_unchanged, snapshot
 from tests.support.frozen_runs import PLAIN, thawed
 
@@ -285,3 +287,20 @@ def test_without_permission_what_can_be_read_is_shown_and_the_rest_is_refused(pl
     assert len(messages) == codes.count(2), ended.stderr
     assert "free space" not in ended.stderr
     assert_unchanged(before, place)
+
+
+NAMES = {"half a surrogate pair": "a\ud800", "bytes that are no text": os.fsdecode(b"caf\xe9"), "a NUL": "a\0b"}
+
+
+@pytest.mark.parametrize("what", NAMES)
+@pytest.mark.parametrize("key", ["name", "competition.name"])
+def test_a_name_from_python_that_no_record_can_hold_is_refused_before_a_folder_is_made(
+    workplace: Path, key: str, what: str
+) -> None:
+    config, name = configs.load("small.yaml", QUICK), NAMES[what]
+    if key == "competition.name":
+        competition = config.competition.model_copy(update={"name": name})
+        config, name = config.model_copy(update={"competition": competition}), "run"
+    with pytest.raises(RunError, match=r"expected text in UTF-8 that a folder can have, found .*; choose another"):
+        api.train(config, name=name)
+    assert not Path("runs").exists()

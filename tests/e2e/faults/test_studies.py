@@ -1,5 +1,6 @@
 """Studies that fail, are interrupted or are raced: one message, exit code 2, and advice that the next command takes."""
 
+import contextlib
 import json
 import re
 import shlex
@@ -9,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from comp.models.classifier import Classifier
+from comp.results import runs
 from comp.runtime.errors import Interrupted
 from comp.tuning import create
 from comp.workflows import train
+from tests.support import forks, postgres
 from tests.support.commands import Result
 from tests.support.configs import NUMBERS, tuned, write_config
-from tests.support.faults import assert_fault, assert_unchanged, snapshot
+from tests.support.faults import assert_clean, assert_fault, assert_unchanged, snapshot
 
 ERRORS = (RuntimeError("boom"), ValueError("boom"), KeyError("boom"), MemoryError("boom"), OSError(28, "boom"))
 
@@ -106,3 +109,20 @@ def test_interrupted_trials_are_listed_with_the_command_that_continues_them(
     report = json.loads(done.out)
     assert report["counts"]["done"] == 4
     assert report["interrupted"] == []
+
+
+@pytest.mark.slow  # four commands
+@pytest.mark.parametrize("storage", ["", "journal:///trials.log", "sqlite:///trials.db", "postgresql"])
+def test_four_commands_that_race_for_a_new_storage_share_its_trials(study: Path, storage: str) -> None:
+    with postgres.server_or_skip() if storage == "postgresql" else contextlib.nullcontext(storage) as url:
+        settings = [f"tune.storage={url}"] if url else []
+        command = ("tune", "tuned.yaml", *settings, "--study", "race", "--json")
+        ended = forks.call(forks.commands, Path.cwd(), [command] * 4, (0.0, 0.05, 0.2))
+    for result in ended:
+        assert_clean(result)
+        assert result.code == 0, result.err
+    last = max((json.loads(result.out)["counts"] for result in ended), key=lambda counts: counts["done"])
+    assert last == {"done": 4, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
+    made = runs.list_runs(Path("runs"))
+    assert len({run.config().optim.lr for run in made}) == len(made) == 4
+    assert all(run.is_complete() for run in made)

@@ -1,33 +1,35 @@
 """Two or more commands at once: nothing is lost or half-read, and each ends with exit 0, or 2 and one message.
 
-Commands are forked from this process. Each round draws from its seed how much later the others begin. Each kind's first
-round runs always, four with `-m slow`, and 200 of all kinds with `COMP_ROUNDS=20`.
+Commands are forked from a clean process. Each round draws from its seed how much later the others begin. The first
+round of the quickest kinds runs always, four of each kind with `-m slow`, and 20 with `COMP_ROUNDS=20`.
 """
 
+import functools
 import hashlib
 import json
 import os
 import random
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import forked
 from comp import config as configs
-from comp.results import runs
+from comp.results import files, runs
+from comp.runtime import cores
 from comp.runtime.errors import Interrupted
 from comp.submission.write import is_submission_of, sidecar_path
+from comp.training import autotune
 from comp.workflows import train
+from tests.support import forks
 from tests.support.commands import Result, interrupt_at
-from tests.support.configs import QUICK, tuned, write_config
+from tests.support.configs import QUICK, tuned, write_arrays, write_config
+from tests.support.downloads import cifar100_archive, publish_cifar100, serving, write_challenge
 from tests.support.faults import assert_clean, assert_unchanged, snapshot
+from tests.support.photographs import photographs_config, write_folders
 from tests.support.runs import assert_same_weights, history_without_clock
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 ROUNDS = int(os.environ.get("COMP_ROUNDS", "4"))  # of each kind, in the slow tests
 LATER_SECONDS = 0.4  # by which the second command begins later, at most
@@ -39,21 +41,26 @@ class Round:
     def __init__(self, folder: Path, kind: str, number: int) -> None:
         self.folder, self.draws, self.number = folder, random.Random(f"{kind}-{number}"), number
 
-    def at_once(self, *commands: tuple[object, ...], later: float = LATER_SECONDS) -> list[Result]:
-        """Start commands in a random order within a short time; return how each ended, all of them cleanly."""
+    def at_once(
+        self,
+        *commands: tuple[object, ...],
+        later: float = LATER_SECONDS,
+        before: Callable[[], None] | None = None,
+    ) -> list[Result]:
+        """Start commands in a random order within a short time; return how each ended, all of them cleanly.
+
+        Args:
+            commands: their arguments.
+            later: seconds between two starts, at most.
+            before: what the process that they are forked from does first.
+        """
         order = list(range(len(commands)))
         self.draws.shuffle(order)
-        begun = {}
-        for position, index in enumerate(order):
-            if position:
-                time.sleep(self.draws.uniform(0, later))
-            begun[index] = forked.start(commands[index], self.folder, self.folder / f".log{index}")
-        results = []
-        for index in range(len(commands)):
-            done = begun[index].wait()
-            results.append(Result(done.code or 0, done.out, done.err))
-            assert_clean(results[-1])
-        return results
+        pauses = [self.draws.uniform(0, later) for _ in order[1:]]
+        ended = forks.call(forks.commands, self.folder, [commands[index] for index in order], pauses, None, before)
+        for result in ended:
+            assert_clean(result)
+        return [ended[order.index(index)] for index in range(len(commands))]
 
 
 def whole(path: Path) -> str:
@@ -210,6 +217,79 @@ def two_studies(play: Round) -> None:
     assert all(run.is_complete() for run in made)
 
 
+def time_quickly() -> None:
+    """Let autotuning take two rounds of its steps, and keep its timings on a machine that is busy too."""
+    autotune._ROUNDS, autotune._LEAST_SECONDS, cores.is_busy = 2, 0.2, lambda: False
+
+
+def one_cache(play: Round) -> None:
+    """Two trainings fill empty caches of statistics, image files and timings; a third one finds them whole."""
+    photos, cache = write_folders(play.folder / "photos", test=6), play.folder / "cache"
+    values = photographs_config(photos, "image_folder")
+    values["train"] |= {"epochs": 1, "precision": "auto", "channels_last": "auto"}
+    write_config(play.folder / "photos.yaml", values)
+    command = ("train", "photos.yaml", "--runs", "new")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMP_CACHE", str(cache))
+        codes = [result.code for result in play.at_once(command, command, before=time_quickly)]
+        assert codes == [0, 0]
+        cached = [*cache.rglob("*"), *(photos / ".comp-cache").iterdir()]
+        content = {path: path.read_bytes() for path in cached if path.is_file()}
+        for path in content:
+            assert files.read_json(path)
+        (third,) = play.at_once(("train", "photos.yaml", "--runs", "third"))
+    assert third.code == 0
+    (run,) = runs.list_runs(play.folder / "third")
+    assert Path(files.read_json(run.path / "execution.json")["timed_before"]) in content
+    assert {path: path.read_bytes() for path in content} == content
+    assert len({other.provenance()["data_fingerprint"] for other in [run, *runs.list_runs(play.folder / "new")]}) == 1
+
+
+def one_suite_folder(play: Round) -> None:
+    """Two exports of different corruptions into one folder: it has both, and one manifest of both."""
+    options = ("--split", "test", "--count", "8", "--severities", "1,3", "--out", "suite")
+    commands = [("data", "corrupt", "small.yaml", *options, "--only", name) for name in ("fog", "contrast")]
+    assert [result.code for result in play.at_once(*commands, later=0.2)] == [0, 0]
+    manifest = files.read_json(play.folder / "suite/manifest.json")
+    assert sorted(row["corruption"] for row in manifest["files"].values()) == ["contrast", "fog"]
+    before = {name: (play.folder / "suite" / name).read_bytes() for name in manifest["files"]}
+    assert len(set(before.values())) == 2
+    shutil.rmtree(play.folder / "suite")
+    for command in commands:
+        assert [result.code for result in play.at_once(command)] == [0]
+    assert before == {name: (play.folder / "suite" / name).read_bytes() for name in manifest["files"]}
+
+
+def one_download(play: Round) -> None:
+    """Two commands download one suite: each of its files is asked for once, and both find it whole."""
+    with serving() as server:
+        write_challenge(play.folder / "suite.yaml", write_arrays(play.folder / "fresh", train=40, test=8), server)
+        command = ("data", "prepare", "suite.yaml", "--json")
+        one, two = play.at_once(command, command, later=0.1)
+        assert (one.code, two.code) == (0, 0)
+        assert one.out == two.out
+        assert server.ranges == [""] * len(server.files)
+    folder = play.folder / "fresh/ood-test"
+    assert {f"/{path.name}": path.read_bytes() for path in folder.iterdir()} == server.files
+
+
+def one_unpacking(play: Round) -> None:
+    """Two commands unpack one published archive: they see the same data, and nothing but the data is left."""
+    archive, members = cifar100_archive()
+    (play.folder / "fresh").mkdir()
+    (play.folder / "fresh/cifar-100-python.tar.gz").write_bytes(archive)
+    settings = ("data.source=cifar100", "data.root=fresh", "data.validation=100")
+    command = ("data", "prepare", "small.yaml", *settings, "--json")
+    one, two = play.at_once(command, command, later=0.1, before=functools.partial(publish_cifar100, archive, members))
+    assert (one.code, two.code) == (0, 0)
+    assert one.out == two.out
+    left = {path.name: path.read_bytes() for path in (play.folder / "fresh/cifar-100-python").iterdir()}
+    assert left == members
+    assert {path.name for path in (play.folder / "fresh").iterdir()} - {".comp-cache"} == {
+        "cifar-100-python", "cifar-100-python.tar.gz",
+    }  # fmt: skip
+
+
 KINDS: dict[str, Callable[[Round], None]] = {
     "two runs, one CSV": one_csv,
     "two runs replace one CSV": one_csv_by_force,
@@ -221,14 +301,12 @@ KINDS: dict[str, Callable[[Round], None]] = {
     "two resumes of one run": resume_twice,
     "two cross-validations": two_cross_validations,
     "two studies and clean": two_studies,
+    "two trainings with one cache": one_cache,
+    "two exports into one folder": one_suite_folder,
+    "two downloads of one suite": one_download,
+    "two unpackings of one dataset": one_unpacking,
 }
 QUICK_KINDS = ("two runs replace one CSV", "two submissions without a name")
-
-
-@pytest.fixture(scope="session")
-def imported() -> None:
-    """Import all that commands need, once."""
-    forked.prepare()
 
 
 def play(kind: str, number: int, three_trained: Path, folder: Path) -> None:
@@ -243,14 +321,12 @@ def play(kind: str, number: int, three_trained: Path, folder: Path) -> None:
 @pytest.mark.parametrize(
     "kind", [*(pytest.param(kind, marks=() if kind in QUICK_KINDS else pytest.mark.slow) for kind in KINDS)]
 )
-def test_commands_at_once_lose_nothing(kind: str, imported: None, three_trained: Path, tmp_path: Path) -> None:
+def test_commands_at_once_lose_nothing(kind: str, three_trained: Path, tmp_path: Path) -> None:
     play(kind, 0, three_trained, tmp_path / "round")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_rounds_of_commands_at_once_lose_nothing(
-    kind: str, imported: None, three_trained: Path, tmp_path: Path
-) -> None:
+def test_many_rounds_of_commands_at_once_lose_nothing(kind: str, three_trained: Path, tmp_path: Path) -> None:
     for number in range(1, ROUNDS):
         play(kind, number, three_trained, tmp_path / str(number))

@@ -7,6 +7,8 @@ import re
 import resource
 import shlex
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 from torch.utils.data import get_worker_info
 
 from comp.data import images, worker_faults
-from tests.support.commands import Result
+from tests.support.commands import REPOSITORY, Result
 from tests.support.configs import write_config
 from tests.support.faults import assert_fault, assert_unchanged, snapshot
 from tests.support.photographs import photographs_config, write_folders
@@ -158,3 +160,31 @@ def test_a_prediction_whose_workers_fail_says_why_and_leaves_what_there_was(
     assert not Path("answers.csv").exists()
     again = comp("predict", run.path, "data.workers=0", "--images", "data/test", "-o", "answers.csv")
     assert again.code == 0, again.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [4, 128])
+def test_a_training_with_a_tiny_shared_memory_says_so_and_its_own_command_ends_it(
+    pictures: Path, comp: Callable[..., Result], kilobytes: int
+) -> None:
+    """As in a container that is started without --shm-size: not even queues fit, or no two batches."""
+
+    def in_container(*words: object) -> Result:
+        mount = f"mount -t tmpfs -o size={kilobytes}k tmpfs /dev/shm"
+        if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, check=False).returncode:
+            pytest.skip("only root may mount a disk here")
+        line = shlex.join([sys.executable, "-m", "comp", *map(str, words)])
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        ended = subprocess.run(
+            ["unshare", "-m", "sh", "-c", f"{mount} && exec {line}"], capture_output=True, text=True, timeout=300,
+            check=False, env=environment,
+        )  # fmt: skip
+        return Result(ended.returncode, ended.stdout, ended.stderr)
+
+    larger = "data.image_size=64"
+    assert comp("train", "files.yaml", larger, "data.workers=0", "--runs", "whole").code == 0
+    result = in_container("train", "files.yaml", larger, "--runs", "stopped")
+    assert_fault(result, "shared memory", "/dev/shm", "--shm-size", "data.workers=0")
+    resumed = in_container(*commands_in(result.err))
+    assert resumed.code == 0, resumed.err
+    assert_same_weights(the_run(Path("whole")), the_run(Path("stopped")))

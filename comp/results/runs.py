@@ -14,7 +14,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -84,10 +84,10 @@ class Run:
         try:
             config = configs.load_stored(path, self.overrides)
         except ConfigError as error:
-            cause = _mistake_in(path) if self.overrides else str(error)
-            if not cause:  # the file is sound, so an override is wrong
+            if self.overrides:  # of a sound file, an override is wrong
+                replace(self, overrides=()).config()
                 raise
-            raise ConfigError(f"{cause}; restore the config that the run was started with") from None
+            raise ConfigError(f"{error}; restore the config that the run was started with") from None
         missing = [name for name in _SECTIONS if name not in config.model_fields_set]
         if missing:
             raise RunError(
@@ -268,9 +268,7 @@ class Run:
         return dict((one, one) if isinstance(one, str) else (one["run"], one["run_path"]) for one in recorded)
 
     def beside(self, path: Path) -> "Run | None":
-        """Return a run that this one records by its path, or name, and that may have moved together with it; None if it
-        is gone.
-        """
+        """Return a run that this one records, and that may have moved together with it; None if it is gone."""
         places = (path, self.path.parent / path.name, self.path.parent.parent / path.parent.name / path.name)
         return next((Run(place) for place in places if _is_run(place)), None)
 
@@ -399,7 +397,7 @@ def open_run(path: Path, overrides: Sequence[str] = (), *, allow_plugins: bool =
         if key == "competition.test_shares":
             raise ConfigError(
                 f"override '{text}': a run's decision is fitted, and its gain measured, for the shares that it was "
-                f"trained with; to decide by others, start a new run: comp run {path / 'config.yaml'} '{text}'"
+                f"trained with; start a new run: comp run {path / 'config.yaml'} '{text}'"
             )
         if key not in MOVABLE:
             raise ConfigError(
@@ -418,15 +416,6 @@ def open_run(path: Path, overrides: Sequence[str] = (), *, allow_plugins: bool =
 
 def _is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file() and (path / "provenance.json").is_file()
-
-
-def _mistake_in(config: Path) -> str:
-    """Return what is wrong with a stored config by itself; empty if it loads."""
-    try:
-        configs.load_stored(config)
-    except ConfigError as error:
-        return str(error)
-    return ""
 
 
 def _expand_path(override: str) -> str:

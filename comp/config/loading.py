@@ -132,7 +132,7 @@ def settings(config: Config) -> dict[str, Any]:
     return {
         path: value
         for path, value in flatten(config).items()
-        if value != defaults[path] and not path.startswith(ignored)
+        if value != defaults.get(path) and not path.startswith(ignored)
     }
 
 

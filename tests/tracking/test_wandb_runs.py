@@ -140,6 +140,7 @@ def test_the_table_of_a_suite_that_is_predicted_with_views_is_logged(
     assert [cell for row in logged["data"] for cell in row[1:-1]] == list(scores.by_block.values())
 
 
+@pytest.mark.slow  # 4 s
 def test_a_resumed_run_continues_its_own_curve(workplace: Path) -> None:
     """Two segments of one W&B run, each epoch once, and the summary is of all of them."""
     values = [*FEW, "train.epochs=4", "optim.lr=0.003"]

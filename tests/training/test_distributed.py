@@ -290,6 +290,7 @@ def test_two_processes_whose_weights_explode_too_often_end_with_one_message(toge
     assert not the_run(Path("two")).is_complete()
 
 
+@pytest.mark.slow  # 6 s
 def test_a_wrong_config_is_reported_once(together: Together) -> None:
     code, output = ended(together("small.yaml", "optim.lr=fast"))
     assert code != 0

@@ -22,7 +22,13 @@ from typing import Any, NoReturn
 import torch
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-MODULES = ("comp.workflows.run", "comp.ensembles.combine", "comp.ensembles.cross_validate", "comp.tuning.search")
+MODULES = (
+    "comp.cli.app",
+    "comp.workflows.run",
+    "comp.ensembles.combine",
+    "comp.ensembles.cross_validate",
+    "comp.tuning.search",
+)
 _OPERATIONS = ("replace", "rename", "link", "unlink", "remove", "fsync", "mkdir", "rmdir")
 
 

@@ -100,7 +100,7 @@ def _way_to_continue(folder: str, words: list[str]) -> str:
     """Return how to continue a command that a signal stopped; `folder` holds what it had begun, if that is known."""
     from comp.results.machine import hide_passwords
 
-    if words[0] in ("run", "train") and "--resume" not in words:
+    if words[0] in ("run", "train") and not any(word.partition("=")[0] == "--resume" for word in words):
         return f"Continue a training with: comp {words[0]} --resume {folder or 'RUN (its folder is printed above)'}"
     kept = f"What is done stays in {folder}. " if folder else ""
     return f"{kept}Continue with: {hide_passwords(shlex.join(['comp', *words]))}"

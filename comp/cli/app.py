@@ -58,7 +58,7 @@ class _Commands(typer.core.TyperGroup):
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-config_app = typer.Typer(no_args_is_help=True, help="Show and check configs.")
+config_app = typer.Typer(no_args_is_help=True, help="Show, check and explain configs.")
 leaderboard_app = typer.Typer(invoke_without_command=True)
 data_app = typer.Typer(no_args_is_help=True, help="Prepare, show, check, corrupt and compare data.")
 
@@ -180,7 +180,7 @@ _FILES = (submission.check, submission.diff, submission.submit, report.report, c
 _COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
     app: (*_RUNS, ensemble.ensemble, *_FILES),
     leaderboard_app: (leaderboard.record,),
-    config_app: (config.show, config.check, config.schema),
+    config_app: (config.show, config.check, config.explain, config.schema),
     data_app: (data.prepare, data.show, data.check, data.errors, data.shift, data.corrupt),
 }
 for group, commands in _COMMANDS.items():

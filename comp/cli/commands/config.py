@@ -1,4 +1,4 @@
-"""`comp config show`, `check` and `schema`."""
+"""`comp config show`, `check`, `explain` and `schema`."""
 
 import json
 from typing import Annotated
@@ -56,6 +56,20 @@ def check(
                 lineage.check_teachers(loaded, dataset, progress)
                 build.ready_model(loaded, dataset)
     console.print_line(f"{config}: valid (config hash {configs.fingerprint(loaded)})")
+
+
+def explain(
+    key: Annotated[str, typer.Argument(metavar="[KEY]", help="A key or a section; all keys if left out.")] = "",
+) -> None:
+    """Explain a config key, or all keys of a section.
+
+    Example: comp config explain optim.lr
+    """
+    from comp.cli import console
+    from comp.config import reference
+
+    explained = [reference.explain(row) for row in reference.keys(key)]
+    console.print_line("\n\n".join(filter(None, (reference.heading(key), *explained))))
 
 
 def schema() -> None:

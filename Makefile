@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test slow
+.PHONY: quickstart test slow docs
 quickstart: .venv/.installed
 	$(BIN)/comp run configs/quickstart.yaml
 
@@ -19,6 +19,10 @@ test: .venv/.installed-dev
 slow: .venv/.installed-dev
 	$(BIN)/python -m pytest -m slow
 
+# The site, in site/: a warning, a broken link or a row without a description is an error.
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
@@ -28,4 +32,8 @@ $(BIN)/python:
 
 .venv/.installed-dev: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,postgres]'
+	touch $@
+
+.venv/.installed-docs: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@

@@ -81,11 +81,61 @@ OPS: dict[str, OpRow] = {
     "drops": OpRow("share hidden in a drop's middle, 0 to 1", frozenset({"snow", "frost", "spatter"}), (0, 1)),
     "gamma": OpRow("octaves of the exponent; above 0 darkens", frozenset({"brightness", "contrast"}), (-5, 5)),
 }
+"""What each row is:
+
+crop: Shift the image at random; black comes in (He et al. 2016, arXiv:1512.03385).
+crop_mirrored: Shift the image at random; the border is mirrored (Jordan 2024, arXiv:2404.00498).
+flip: Mirror the image left to right.
+alternating_flip: Mirror each image in every second epoch, half of the images in the first (Jordan 2024,
+    arXiv:2404.00498).
+cutout: Cover a square with grey (DeVries and Taylor 2017, arXiv:1708.04552).
+random_erasing: Replace a rectangle by noise (Zhong et al. 2017, arXiv:1708.04896).
+shear_x: Shear horizontally, by whole pixels (AutoAugment, Cubuk et al. 2019, arXiv:1805.09501).
+shear_y: Shear vertically, to the nearest pixel (AutoAugment).
+shear_x_bilinear: Shear horizontally, bilinear (AugMix, Hendrycks et al. 2020, arXiv:1912.02781).
+shear_y_bilinear: Shear vertically, bilinear (AugMix).
+translate_x: Shift horizontally; black comes in (AutoAugment).
+translate_y: Shift vertically; black comes in (AutoAugment).
+rotate: Rotate about the centre, to the nearest pixel (AutoAugment).
+rotate_bilinear: Rotate about the centre, bilinear (AugMix).
+brightness: Blend with black (AutoAugment).
+contrast: Blend with the mean luma (AutoAugment).
+saturation: Blend with the luma (AutoAugment, which calls it color).
+sharpness: Blend with a smoothed copy (AutoAugment).
+hue: Turn the colours around the circle of hues (Howard 2013, arXiv:1312.5402).
+grayscale: Replace the colours by their luma.
+posterize: Keep the highest bits of each value (AutoAugment).
+solarize: Invert values at or above a threshold (AutoAugment).
+autocontrast: Stretch each channel to 0 to 255 (AutoAugment).
+equalize: Flatten each channel's histogram (AutoAugment).
+invert: Take the negative (AutoAugment).
+noise: Add normal noise.
+speckle: Add normal noise in proportion to the grey level.
+impulse: Set single values to black or white.
+blur: Blur by a Gaussian.
+pixel_shuffle: Replace each pixel by a random one nearby, as frosted glass does.
+pixelate: Shrink the image and enlarge it again.
+fractal: Mix in a fractal texture (PixMix, Hendrycks et al. 2022, arXiv:2112.05135).
+random_filter: Apply a random 3x3 filter (PRIME, Modas et al. 2022, arXiv:2112.13547).
+random_colour: Move each channel's levels along a smooth random curve (PRIME).
+jpeg: Compress as JPEG.
+motion: Smear along a line.
+disk_blur: Blur by a disk, as a lens out of focus does.
+zoom: Average the image and its enlargements.
+elastic: Warp by a smooth random displacement (Simard et al. 2003, ICDAR).
+haze: Lay clouds of light grey over the image.
+drops: Lay blobs, streaks or crystals over the image.
+gamma: Raise the levels to a power.
+"""
 
 # Likewise for the op that workers run while reading an image, on its full resolution.
 WORKER_OPS: dict[str, OpRow] = {
     "random_resized_crop": OpRow("share of the image's area that is kept", frozenset(), (0, 1)),
 }
+"""What each row is:
+
+random_resized_crop: Crop a random part of the image and resize it (Szegedy et al. 2015, arXiv:1409.4842).
+"""
 
 # Ops defined by luma, hue or chroma: only for images of 3 or 1 channels.
 COLOUR_OPS = frozenset({"contrast", "saturation", "hue", "grayscale", "jpeg"})

@@ -198,6 +198,25 @@ POLICIES: dict[str, Policy] = {
         "ours, from PRIME's filters and curves, PixMix's textures and AugMix's ops; docs/lab",
     ),
 }
+"""What each row is:
+
+none: No augmentation.
+basic: Random crops of the padded image, and flips.
+alternating_flip: `basic` with flips that alternate between epochs.
+mirrored_crop: Alternating flips, and crops of the mirrored image.
+cutout: A grey square over each image.
+random_erasing: A rectangle of noise over half of the images.
+color_jitter: Brightness, contrast, saturation and hue, in random order.
+photo: For photographs: random resized crops, flips, mild colour jitter.
+rotation: Rotations up to 15 degrees.
+autoaugment_cifar10: AutoAugment as learned on CIFAR-10.
+autoaugment_imagenet: AutoAugment as learned on ImageNet.
+randaugment: Two random ops of fixed strength.
+trivialaugment_wide: One random op of random strength.
+augmix: Chains of mild ops, blended; `train.consistency=jsd` adds AugMix's loss.
+robust: One of 20 degradations, among them the suite's kinds; for shifted tests.
+robust_strict: Textures, filters and curves, none of which imitates a corruption.
+"""
 
 
 def check_channels(names: str | Sequence[str], ops: Sequence[Mapping[str, Any]], channels: int) -> None:

@@ -45,7 +45,7 @@ class Key:
     example: str
 
 
-def keys(path: str = "") -> list[Key]:
+def keys_in(path: str = "") -> list[Key]:
     """Return a key, all keys of a section, or by default all keys; of a mapping's own key, the mapping.
 
     Raises:

@@ -152,6 +152,13 @@ _REGRESSION = TaskRow(
 )
 
 TASKS = {row.name: row for row in (_SINGLE_LABEL, _MULTI_LABEL, _ORDINAL, _REGRESSION)}
+"""What each row is:
+
+single_label: One class per image.
+multi_label: Any number of classes per image.
+ordinal: One class per image; the classes have an order.
+regression: A number per image.
+"""
 
 
 def task(name: str) -> TaskRow:

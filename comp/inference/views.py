@@ -95,6 +95,15 @@ VIEWS: dict[str, tuple[View, ...]] = {
     "ten_crop": _with_mirror(_CROPS),
     "dihedral": _with_mirror(_ROTATIONS),
 }
+"""What each row is:
+
+none: The image as it is.
+flip: Two views: the image and its mirror image.
+shift: Three views: the image, and shifted by a pixel along the diagonal, both ways.
+flip_shift: Six views: `shift`, each also mirrored (Jordan 2024, arXiv:2404.00498).
+ten_crop: Ten views: the centre and four corners, each also mirrored (Krizhevsky et al. 2012, AlexNet).
+dihedral: Eight views: all quarter turns, each also mirrored; for images without an upright side, such as tissue.
+"""
 _SQUARE_ONLY = {"dihedral"}
 
 

@@ -187,6 +187,13 @@ AVERAGES: dict[str, Callable[..., Average]] = {
     "swa": lambda model, *, epochs, swa_epochs, **unused: SWA(model, epochs - swa_epochs + 1),
     "soup": lambda model, *, soup_epochs, **unused: Soup(model, soup_epochs),
 }
+"""What each row is:
+
+none: No average.
+ema: Exponential moving average over steps (as the teacher of Tarvainen and Valpola 2017, arXiv:1703.01780).
+swa: Equal mean over the last epochs (Izmailov et al. 2018, arXiv:1803.05407).
+soup: Greedy soup of the last epochs' weights (Wortsman et al. 2022, arXiv:2203.05482).
+"""
 
 
 def build_average(model: nn.Module, config: TrainConfig, steps_per_epoch: int) -> Average:

@@ -165,6 +165,108 @@ FAMILIES: dict[str, Family] = {
     "xception_aligned": CONVOLUTIONAL,
     "xcit": TRANSFORMER_STOCK,
 }
+"""timm's modules, with the paper of each.
+
+beit: BEiT, transformers pre-trained on masked patches (Bao et al. 2021, arXiv:2106.08254).
+byoanet: bottleneck, halo and lambda networks: ResNets with attention blocks (arXiv:2101.11605, 2103.12731, 2102.08602).
+byobnet: GPU-efficient networks, RepVGG and other networks of configurable blocks (arXiv:2006.14090, 2101.03697).
+cait: CaiT, deeper transformers with class attention (Touvron et al. 2021, arXiv:2103.17239).
+coat: CoaT, convolutional attention at several scales (Xu et al. 2021, arXiv:2104.06399).
+convit: ConViT, attention that starts as a convolution (d'Ascoli et al. 2021, arXiv:2103.10697).
+convmixer: ConvMixer, patches mixed by large depthwise convolutions (Trockman and Kolter 2022, arXiv:2201.09792).
+convnext: ConvNeXt and ConvNeXt V2 (Liu et al. 2022, arXiv:2201.03545; Woo et al. 2023, arXiv:2301.00808).
+cpubone: CPUBone, convolutions and attention for devices with few cores (arXiv:2603.26425).
+crossvit: CrossViT, two patch sizes with cross-attention (Chen et al. 2021, arXiv:2103.14899).
+csatv2: CSATv2, which begins with the image's DCT.
+cspnet: CSPNet and Darknets with cross-stage partial blocks (Wang et al. 2019, arXiv:1911.11929).
+cspnext: CSPNeXt, the backbone of RTMDet (Lyu et al. 2022, arXiv:2212.07784).
+davit: DaViT, attention over windows and over channels (Ding et al. 2022, arXiv:2204.03645).
+deepseek_vit: the vision transformer of DeepSeek (arXiv:2609.19969).
+deit: DeiT and DeiT III, transformers for less data (Touvron et al. 2020, arXiv:2012.12877; 2022, arXiv:2204.07118).
+densenet: DenseNet, each layer sees all earlier ones (Huang et al. 2016, arXiv:1608.06993).
+dla: Deep layer aggregation (Yu et al. 2017, arXiv:1707.06484).
+dpn: Dual path networks (Chen et al. 2017, arXiv:1707.01629).
+edgenext: EdgeNeXt, convolutions and attention over channels (Maaz et al. 2022, arXiv:2206.10589).
+efficientformer: EfficientFormer, a transformer at MobileNet speed (Li et al. 2022, arXiv:2206.01191).
+efficientformer_v2: EfficientFormerV2 (Li et al. 2022, arXiv:2212.08059).
+efficientnet: EfficientNet, EfficientNetV2, MobileNetV2 and relatives (Tan and Le 2019, arXiv:1905.11946; 2104.00298).
+efficientvim: EfficientViM, a state space model for images (Lee et al. 2024, arXiv:2411.15241).
+efficientvit_mit: EfficientViT with linear attention at several scales (Cai et al. 2022, arXiv:2205.14756).
+efficientvit_msra: EfficientViT with cascaded group attention (Liu et al. 2023, arXiv:2305.07027).
+eva: EVA and EVA-02, large pre-trained transformers (Fang et al. 2022, arXiv:2211.07636; 2023, arXiv:2303.11331).
+fasternet: FasterNet, with partial convolutions (Chen et al. 2023, arXiv:2303.03667).
+fastvit: FastViT and MobileCLIP's image networks (Vasu et al. 2023, arXiv:2303.14189; 2311.17049).
+focalnet: Focal modulation networks (Yang et al. 2022, arXiv:2203.11926).
+gcvit: Global context vision transformers (Hatamizadeh et al. 2022, arXiv:2206.09959).
+gemma4_vit: the vision transformer of Gemma 4 (arXiv:2607.02770).
+ghostnet: GhostNet, cheap feature maps from few (Han et al. 2019, arXiv:1911.11907).
+hardcorenas: HardCoRe-NAS, searched under latency limits (Nayman et al. 2021, arXiv:2102.11646).
+hgnet: PP-HGNet, GPU-friendly networks (Cui et al. 2021, arXiv:2103.05959).
+hiera: Hiera, a hierarchical transformer without extras (Ryali et al. 2023, arXiv:2306.00989).
+hieradet_sam2: the image network of SAM 2 (Ravi et al. 2024, arXiv:2408.00714).
+hrnet: HRNet, which keeps a high resolution throughout (Wang et al. 2019, arXiv:1908.07919).
+iformer: iFormer, ConvNet and transformer for phones (Zheng 2025, arXiv:2501.15369).
+inception_next: InceptionNeXt (Yu et al. 2023, arXiv:2303.16900).
+inception_resnet_v2: Inception-ResNet v2 (Szegedy et al. 2016, arXiv:1602.07261).
+inception_v3: Inception v3 (Szegedy et al. 2015, arXiv:1512.00567).
+inception_v4: Inception v4 (Szegedy et al. 2016, arXiv:1602.07261).
+lcnetv2: PP-LCNetV2, for CPUs (arXiv:2103.05959).
+levit: LeViT, a fast transformer on convolutions (Graham et al. 2021, arXiv:2104.01136).
+lowformer: LowFormer, attention at a low resolution (arXiv:2409.03460).
+mambaout: MambaOut, gated convolutions without the state space model (Yu and Wang 2024, arXiv:2405.07992).
+maxxvit: MaxViT and CoAtNet (Tu et al. 2022, arXiv:2204.01697; Dai et al. 2021, arXiv:2106.04803).
+metaformer: PoolFormer, ConvFormer and CAFormer (Yu et al. 2021, arXiv:2111.11418; 2022, arXiv:2210.13452).
+mlp_mixer: MLP-Mixer, ResMLP and gMLP (Tolstikhin et al. 2021, arXiv:2105.01601; 2105.03404; 2105.08050).
+mobilenetv3: MobileNetV3, FBNetV3 and MobileNetV4 (Howard et al. 2019, arXiv:1905.02244; 2404.10518).
+mobilenetv5: MobileNetV5, the image network of Gemma 3n, after MobileNetV4 (arXiv:2404.10518).
+mobilevit: MobileViT and MobileViTv2 (Mehta and Rastegari 2021, arXiv:2110.02178; 2022, arXiv:2206.02680).
+mvitv2: MViTv2, multiscale transformers (Li et al. 2021, arXiv:2112.01526).
+naflexvit: vision transformers for any aspect ratio (arXiv:2010.11929, 2212.08013, 2307.06304).
+nasnet: NASNet-A, from architecture search (Zoph et al. 2017, arXiv:1707.07012).
+nest: Nested transformers (Zhang et al. 2021, arXiv:2105.12723).
+nextvit: Next-ViT, for deployment (Li et al. 2022, arXiv:2207.05501).
+nfnet: NF-ResNets and NFNets, without batch norm (Brock et al. 2021, arXiv:2101.08692, 2102.06171).
+pit: PiT, a transformer with pooling (Heo et al. 2021, arXiv:2103.16302).
+pnasnet: PNASNet, from progressive search (Liu et al. 2017, arXiv:1712.00559).
+pvt_v2: PVT v2, a pyramid of linear attention (Wang et al. 2021, arXiv:2106.13797).
+qwen3_vit: the vision transformer of Qwen3-VL (arXiv:2511.21631).
+rdnet: RDNet, DenseNets reloaded (Kim et al. 2024, arXiv:2403.19588).
+regnet: RegNet X, Y, Z and V (Radosavovic et al. 2020, arXiv:2003.13678).
+repghost: RepGhost, re-parameterised (Chen et al. 2022, arXiv:2211.06088).
+repvit: RepViT, a mobile ConvNet designed like a transformer (Wang et al. 2023, arXiv:2307.09283).
+res2net: Res2Net, several scales within a block (Gao et al. 2019, arXiv:1904.01169).
+resnest: ResNeSt, split attention over channels (Zhang et al. 2020, arXiv:2004.08955).
+resnet: ResNet, ResNeXt, Wide ResNet, SE-ResNet and the D variants (He et al. 2015, arXiv:1512.03385; 1812.01187).
+resnetv2: pre-activation ResNets and Big Transfer (He et al. 2016, arXiv:1603.05027; Kolesnikov et al. 2019,
+    arXiv:1912.11370).
+rexnet: ReXNet (Han et al. 2020, arXiv:2007.00992).
+selecsls: SelecSLS, the network of XNect (Mehta et al. 2019, arXiv:1907.00837).
+senet: the first squeeze-and-excitation networks (Hu et al. 2017, arXiv:1709.01507).
+sequencer: Sequencer, LSTMs over rows and columns (Tatsunami and Taki 2022, arXiv:2205.01972).
+shvit: SHViT, with single-head attention (Yun and Ro 2024, arXiv:2401.16456).
+sknet: Selective kernel networks (Li et al. 2019, arXiv:1903.06586).
+starnet: StarNet, products of features (Ma et al. 2024, arXiv:2403.19967).
+swiftformer: SwiftFormer, additive attention (Shaker et al. 2023, arXiv:2303.15446).
+swin_transformer: Swin, attention in shifted windows (Liu et al. 2021, arXiv:2103.14030).
+swin_transformer_v2: Swin V2, official (Liu et al. 2021, arXiv:2111.09883).
+swin_transformer_v2_cr: Swin V2, an independent implementation (Liu et al. 2021, arXiv:2111.09883).
+tiny_vit: TinyViT, distilled in pre-training (Wu et al. 2022, arXiv:2207.10666).
+tnt: Transformer in transformer (Han et al. 2021, arXiv:2103.00112).
+tresnet: TResNet, for GPUs (Ridnik et al. 2020, arXiv:2003.13630).
+twins: Twins, local and global attention in turn (Chu et al. 2021, arXiv:2104.13840).
+vgg: VGG (Simonyan and Zisserman 2014, arXiv:1409.1556).
+visformer: Visformer (Chen et al. 2021, arXiv:2104.12533).
+vision_transformer: ViT, with many pre-trainings (Dosovitskiy et al. 2020, arXiv:2010.11929).
+vision_transformer_hybrid: ViT on the feature maps of a ResNet (Dosovitskiy et al. 2020, arXiv:2010.11929).
+vision_transformer_relpos: ViT with relative positions (arXiv:2010.11929, 2111.09883).
+vision_transformer_sam: the image network of Segment Anything (Kirillov et al. 2023, arXiv:2304.02643).
+vitamin: ViTamin, for image and text (Chen et al. 2024, arXiv:2404.02132).
+volo: VOLO, outlook attention (Yuan et al. 2021, arXiv:2106.13112).
+vovnet: VoVNet, one-shot aggregation (Lee et al. 2019, arXiv:1904.09730).
+xception: Xception, depthwise separable convolutions (Chollet 2016, arXiv:1610.02357).
+xception_aligned: Xception as in DeepLab (Chen et al. 2018, arXiv:1802.02611).
+xcit: XCiT, attention between channels (El-Nouby et al. 2021, arXiv:2106.09681).
+"""
 
 # Models whose timm module holds several kinds.
 EXCEPTIONS: dict[str, Family] = {

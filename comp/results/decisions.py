@@ -374,6 +374,14 @@ KINDS = {
     # The shift of the outputs, which any kind begins with, is all.
     "prior": Kind((), lambda plain, metric_name: [], lambda plain, values: plain, lambda classes: 0),
 }
+"""What each row is:
+
+thresholds: An offset for each class's output, or a threshold for each label, for F1 and balanced accuracy (plug-in
+    rule, Narasimhan et al. 2014; logit adjustment, Menon et al. 2020, arXiv:2007.07314).
+cut_points: Cut points of the expected class or of the number, for quadratic weighted kappa.
+temperature: One temperature for all outputs, for the log loss (Guo et al. 2017, arXiv:1706.04599).
+prior: Probabilities for the test's class shares in `competition.test_shares` (Saerens et al. 2002).
+"""
 
 
 def is_sound(decision: Decision, classes: int, *, numeric: bool) -> bool:

@@ -249,6 +249,11 @@ METRICS = {
     "mae": Metric(mae, higher_is_better=False, high=float("inf"), ordered_classes=True),
     "r2": Metric(r2, low=float("-inf"), needs_variety=True),
 }
+"""Rows whose function does not describe them:
+
+map_at_3: Mean average precision of the three most likely classes, in [0, 1] (Kaggle's MAP@3).
+map_at_5: Mean average precision of the five most likely classes, in [0, 1] (Kaggle's MAP@5).
+"""
 
 
 def metric(name: str) -> Metric:

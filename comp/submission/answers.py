@@ -226,6 +226,16 @@ ANSWERS = {
     "value": Answer(_write_value, _check_value, _read_cell, "one", graded=True),
     "ranked": Answer(_write_ranked, _check_list, _read_first, "one", one_class=True),
 }
+"""What each row is:
+
+label: The most likely class, in one column or as 0 and 1 in a column for each class.
+labels: All classes of the image, in one cell or as 0 and 1 in a column for each class.
+probability: The probability of the positive class.
+probabilities: The probability of each class, in a column each; a row sums to 1.
+independent: The probability of each class, in a column each, from 0 to 1.
+value: A number.
+ranked: The most likely classes in order, in one cell.
+"""
 
 
 def check_answers(table: "pd.DataFrame", form: SubmissionFormat) -> list[str]:

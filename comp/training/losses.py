@@ -155,6 +155,10 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "cumulative": cumulative,
     "mse": squared_error,
 }
+"""Rows whose function does not describe them:
+
+cross_entropy: Cross-entropy of the softmax, with soft targets.
+"""
 # Lowest and highest value of an argument.
 _RANGES = {
     "gamma": (0, 10),

@@ -53,6 +53,16 @@ OBJECTIVES = {
     "train_seconds": Objective(lambda metrics: metrics.train_seconds, None, lambda _: False),
     "parameters": Objective(lambda metrics: metrics.parameters, None, lambda _: False),
 }
+"""What each row is:
+
+val_metric: The competition's metric on validation.
+val_accuracy: Accuracy on validation.
+val_loss: Log loss on validation; lower is better.
+ood_metric: The competition's metric on shifted validation.
+ood_accuracy: Accuracy on shifted validation.
+train_seconds: Time of the training; lower is better.
+parameters: Number of the network's parameters; lower is better.
+"""
 
 
 def names(config: Config) -> tuple[str, ...]:

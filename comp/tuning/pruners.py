@@ -26,13 +26,23 @@ _MIN_WILCOXON_FOLDS = 3  # two pairs never differ significantly
 
 # Name -> Optuna's class and its arguments here.
 PRUNERS: dict[str, tuple[type[Any], Mapping[str, Any]]] = {
-    "median": (MedianPruner, {}),  # below the median of earlier trials at the same step (Golovin et al. 2017)
-    "hyperband": (HyperbandPruner, {}),  # Li et al. 2018; `max_resource` is the number of steps
-    "successive_halving": (SuccessiveHalvingPruner, {"min_resource": 1}),  # asynchronous (Li et al. 2020)
-    "patient": (PatientPruner, {"patience": 2}),  # median, but only for trials that no longer improve
-    "wilcoxon": (WilcoxonPruner, {}),  # signed-rank test against the best trial, fold by fold
+    "median": (MedianPruner, {}),
+    "hyperband": (HyperbandPruner, {}),
+    "successive_halving": (SuccessiveHalvingPruner, {"min_resource": 1}),
+    "patient": (PatientPruner, {"patience": 2}),
+    "wilcoxon": (WilcoxonPruner, {}),
     "none": (NopPruner, {}),
 }
+"""What each row is:
+
+median: Stop a trial below the median of earlier trials at the same step (Golovin et al. 2017, Vizier).
+hyperband: Several rounds of successive halving; `max_resource` is the number of steps (Li et al. 2018,
+    arXiv:1603.06560).
+successive_halving: Only the best of each round go on, asynchronously (Li et al. 2020, arXiv:1810.05934).
+patient: `median`, but only for trials that no longer improve.
+wilcoxon: A signed-rank test against the best trial, fold by fold; needs `tune.folds=all` (Wilcoxon 1945).
+none: Every trial runs to its end.
+"""
 
 
 def check_name(config: Config) -> None:

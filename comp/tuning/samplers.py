@@ -37,15 +37,23 @@ class GridSampler(BruteForceSampler):  # type: ignore[misc]  # optuna is not typ
 
 # Name -> Optuna's class and its default arguments here.
 SAMPLERS: dict[str, tuple[type[Any], Mapping[str, Any]]] = {
-    # Tree-structured Parzen estimators (Bergstra et al. 2011; multivariate: Falkner et al. 2018). With `group`, related
-    # knobs are drawn together even where a `when` leaves some of them out.
+    # With `group`, related knobs are drawn together even where a `when` leaves some of them out.
     "tpe": (TPESampler, {"group": True, "multivariate": True}),
     "random": (RandomSampler, {}),
     "grid": (GridSampler, {}),  # Optuna's GridSampler cannot search the knobs of a `when`
-    "gp": (GPSampler, _QUIET),  # Gaussian process, log expected improvement (Ament et al. 2023)
-    "cmaes": (CmaEsSampler, _QUIET),  # covariance matrix adaptation (Hansen 2016); draws choices at random
-    "qmc": (QMCSampler, {"scramble": True, **_QUIET}),  # scrambled Sobol sequence
+    "gp": (GPSampler, _QUIET),
+    "cmaes": (CmaEsSampler, _QUIET),
+    "qmc": (QMCSampler, {"scramble": True, **_QUIET}),
 }
+"""What each row is:
+
+tpe: Tree-structured Parzen estimators (Bergstra et al. 2011; multivariate, Falkner et al. 2018).
+random: Independent random points (Bergstra and Bengio 2012).
+grid: Every point once; each key needs a step or choices.
+gp: A Gaussian process with log expected improvement (Ament et al. 2023, arXiv:2310.20708).
+cmaes: Covariance matrix adaptation (Hansen 2016, arXiv:1604.00772); draws choices at random; one metric.
+qmc: A scrambled Sobol sequence, which covers the space evenly (Bergstra and Bengio 2012).
+"""
 
 
 def sampler(config: Config, number: int, *, untried: bool = False) -> Any:

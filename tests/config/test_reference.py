@@ -11,7 +11,7 @@ from comp.config import reference
 from tests.cli.test_startup import COMMAND, loaded
 from tests.support.commands import Result, assert_refused
 
-KEYS, DEFAULTS = reference.keys(), configs.flatten(configs.Config())
+KEYS, DEFAULTS = reference.keys_in(), configs.flatten(configs.Config())
 
 
 def test_every_key_of_the_resolved_config_is_explained() -> None:
@@ -31,7 +31,7 @@ def test_a_key_has_a_meaning_and_an_example_that_is_valid_and_changes_it(key: re
 )
 def test_a_section_has_a_heading_and_all_of_its_keys(path: str) -> None:
     assert reference.heading(path)
-    assert reference.keys(path) == [key for key in KEYS if key.path.startswith(path)]
+    assert reference.keys_in(path) == [key for key in KEYS if key.path.startswith(path)]
 
 
 def test_explain_prints_one_key(comp: Callable[..., Result]) -> None:

@@ -68,7 +68,7 @@ def explain(
     from comp.cli import console
     from comp.config import reference
 
-    explained = [reference.explain(row) for row in reference.keys(key)]
+    explained = [reference.explain(row) for row in reference.keys_in(key)]
     console.print_line("\n\n".join(filter(None, (reference.heading(key), *explained))))
 
 

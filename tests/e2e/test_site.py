@@ -1,0 +1,76 @@
+"""The documentation's site: every row of every dict has a description, every page its place, and no link is broken."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from comp.workflows.plugin_rows import REGISTRIES as EXTENSIBLE
+from docs import reference
+from tests.support.commands import GROUP, REPOSITORY, commands
+
+ROWS = [(registry, name) for registry in reference.REGISTRIES for name in registry.rows]
+
+
+@pytest.mark.parametrize(("registry", "row"), ROWS, ids=[f"{registry.path}-{name}" for registry, name in ROWS])
+def test_a_row_has_a_description(registry: reference.Registry, row: str) -> None:
+    assert len(registry.description(row).split()) > 1
+
+
+def test_no_description_is_of_a_row_that_is_gone() -> None:
+    for registry in reference.REGISTRIES:
+        assert set(registry.lines()) <= set(registry.rows), registry.path
+
+
+def test_every_dict_that_plug_ins_extend_is_in_the_reference() -> None:
+    listed = {registry.path.rpartition(".")[2] for registry in reference.REGISTRIES}
+    assert {name for name, registry in EXTENSIBLE.items() if registry.what} <= listed
+
+
+def test_every_command_and_option_is_in_the_reference() -> None:
+    pages = reference.pages()["reference/commands.md"]
+    for words in commands(GROUP):
+        assert f"## comp {' '.join(words)} " in pages
+    assert "`--select-on SELECT_ON`" in pages
+
+
+def test_every_generated_page_is_in_the_navigation_and_has_the_anchors_that_lead_to_it() -> None:
+    pages = reference.pages()
+    listed = re.findall(r"reference/\S+\.md", (REPOSITORY / "mkdocs.yml").read_text())
+    assert sorted(listed) == sorted(pages)
+    for target in reference.targets().values():
+        page, _, anchor = target.partition("#")
+        assert f"{{ #{anchor} }}" in pages[page], target
+
+
+def test_links_to_files_lead_to_pages_of_the_site_or_are_text() -> None:
+    text = "[a](../CHANGELOG.md) [b](../configs/quickstart.yaml) [c](lab/README.md#x) [d](https://example.org)"
+    assert reference.moved(text, "VERSIONS.md") == "[a](CHANGELOG.md) b [c](lab/README.md#x) [d](https://example.org)"
+    assert reference.moved("[a](docs/VERSIONS.md)", "CHANGELOG.md") == "[a](VERSIONS.md)"
+
+
+def test_keys_and_commands_in_code_font_are_links_but_not_in_code_blocks() -> None:
+    block = "```\n`optim.lr`\n```"
+    assert reference.linked(f"`optim.lr=3e-4` `other`\n{block}", "howto/folds.md") == (
+        f"[`optim.lr=3e-4`](../reference/config/optim.md#optim.lr) `other`\n{block}"
+    )
+    assert reference.linked("`comp cv`", "index.md") == "[`comp cv`](reference/commands.md#comp-cv)"
+
+
+@pytest.mark.slow  # half a minute
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: make docs")
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > 60
+    for page in pages:
+        assert not re.findall(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="(?:https?:)?//', page.read_text()), page
+    for style in tmp_path.rglob("*.css"):
+        assert not re.search(r"url\([\"']?(?:https?:)?//", style.read_text()), style

@@ -5,14 +5,25 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from comp.workflows.plugin_rows import REGISTRIES as EXTENSIBLE
 from docs import reference
-from tests.support.commands import GROUP, REPOSITORY, commands
+from tests.e2e.test_readme import assert_is_taken
+from tests.support.commands import GROUP, REPOSITORY, Result, commands
 
+DOCS = REPOSITORY / "docs"
+TUTORIAL = (DOCS / "tutorial.md").read_text()
+LINES = [
+    line.removeprefix("$ ")
+    for page in (DOCS / "index.md", DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md")))
+    for block in re.findall(r"^```console\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith(("comp ", "$ comp "))
+]
 ROWS = [(registry, name) for registry in reference.REGISTRIES for name in registry.rows]
 
 
@@ -59,6 +70,25 @@ def test_keys_and_commands_in_code_font_are_links_but_not_in_code_blocks() -> No
         f"[`optim.lr=3e-4`](../reference/config/optim.md#optim.lr) `other`\n{block}"
     )
     assert reference.linked("`comp cv`", "index.md") == "[`comp cv`](reference/commands.md#comp-cv)"
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_command_of_the_tutorial_and_the_how_to_pages_is_taken(line: str) -> None:
+    assert_is_taken(line)
+
+
+def test_the_tutorials_data_get_the_config_that_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comp: Callable[..., Result]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    script, shown = (re.findall(rf"^```{kind}\n(.*?)^```", TUTORIAL, re.M | re.S)[0] for kind in ("python", "yaml"))
+    exec(compile(script, "make_data.py", "exec"), {})
+    (line,) = [line for line in LINES if line.startswith("comp init data/postcodes")]
+    assert comp(*line.split()[1:]).code == 0
+    config = (tmp_path / "postcodes.yaml").read_text()
+    data = slice(shown.index("competition:"), shown.index("model:"))  # the model depends on the machine
+    assert shown[data] in config
+    assert comp("config", "check", "postcodes.yaml", "--data").code == 0
 
 
 @pytest.mark.slow  # half a minute

@@ -70,20 +70,18 @@ class Registry:
 
     def description(self, name: str) -> str:
         """Return what a row is, as Markdown; empty if nobody says it."""
-        if name in self.lines():
-            return self.lines()[name]
-        row = getattr(self.rows[name], self.function) if self.function else self.rows[name]
-        row = row.func if isinstance(row, partial) else row
-        text = (inspect.getdoc(row) or "") if inspect.isroutine(row) else ""
-        text = " ".join(re.split(r"\n\n(?:Args|Raises|Returns):", text)[0].split()).removeprefix("Return ")
-        return text[:1].upper() + text[1:]
+        text = self.lines().get(name)
+        if text is None:
+            row = getattr(self.rows[name], self.function) if self.function else self.rows[name]
+            text = (inspect.getdoc(row) or "") if inspect.isroutine(row) else ""
+            text = " ".join(re.split(r"\n\n(?:Args|Raises|Returns):", text)[0].split()).removeprefix("Return ")
+        return text[:1].upper() + text[1:] if text[1:2].islower() else text  # but iFormer
 
 
 def _models_of(name: str, row: Any) -> str:
     import timm
 
-    models = timm.list_models(module=name)
-    return f"{len(models)}, such as `{models[0]}`"
+    return str(len(timm.list_models(module=name)))
 
 
 def _imitates(name: str, row: Any) -> str:
@@ -221,8 +219,8 @@ def _rows_page(title: str, registries: tuple[Registry, ...], keys: tuple[str, ..
         headings = ["name", "what it is", *registry.columns]
         lines = [headings, ["---"] * len(headings)]
         for name, row in registry.rows.items():
-            cells = [column(name, row) for column in registry.columns.values()]
-            lines.append([f"`{name}`", registry.description(name), *cells])
+            texts = [registry.description(name), *(column(name, row) for column in registry.columns.values())]
+            lines.append([f"`{name}`", *map(_escaped, texts)])
         table = "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
         anchor = registry.path.rpartition(".")[2].lower()
         parts.append(f"## {registry.title} {{ #{anchor} }}\n\nChosen by `{registry.chosen_by}`.\n\n{table}")
@@ -287,7 +285,7 @@ def _help(parameter: Any) -> str:
 
 def _escaped(text: str) -> str:
     """Return text whose signs Markdown does not read, but for its code."""
-    return re.sub(r"(`[^`]*`)|([<>*_\[\]|])", lambda part: part[1] or f"\\{part[2]}", text)
+    return re.sub(r"(`[^`]*`)|([<>*_\[\]])", lambda part: part[1] or f"\\{part[2]}", text)
 
 
 @cache
@@ -323,8 +321,7 @@ def linked(markdown: str, address: str) -> str:
 
 
 def _link(address: str, code: re.Match[str]) -> str:
-    name = code[1].partition("=")[0]
-    target = targets().get(name)
+    target = targets().get(re.split("[=:]", code[1])[0])
     return f"[{code[0]}]({_relative(target, address)})" if target else code[0]
 
 

@@ -167,7 +167,7 @@ def muon(
     aux_decay: float,
     **unused: Any,
 ) -> Optimizer:
-    """Muon for hidden matrices and kernels, SGD with Nesterov momentum for the rest; see `comp.training.muon`.
+    """Muon for hidden matrices and kernels (Jordan et al. 2024), SGD with Nesterov momentum for the rest.
 
     Sets the rate and decay of the auxiliary SGD in its groups: `lr_scale` relates its peak to `lr`, and its weight
     decay makes rate times decay equal `aux_decay` at the peak in every group, fast or slow.

@@ -43,7 +43,7 @@ _DIGITS = tuple(str(digit) for digit in range(10))
 
 
 def cifar10(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
-    """CIFAR-10, binary or python layout."""
+    """CIFAR-10, binary or python layout (Krizhevsky 2009)."""
     root = Path(config.root)
     binary, python = root / "cifar-10-batches-bin", root / "cifar-10-batches-py"
     if not binary.is_dir() and not python.is_dir():
@@ -60,7 +60,7 @@ def cifar10(config: DataConfig, progress: Progress, task: str = "auto") -> Sourc
 
 
 def cifar100(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
-    """CIFAR-100, binary or python layout, with its 100 fine or 20 coarse labels (`data.labels`)."""
+    """CIFAR-100, binary or python layout, with its 100 fine or 20 coarse labels, `data.labels` (Krizhevsky 2009)."""
     root, labels = Path(config.root), config.labels
     binary, python = root / "cifar-100-binary", root / "cifar-100-python"
     if not binary.is_dir() and not python.is_dir():
@@ -148,12 +148,12 @@ def _decode_names(meta: dict[str, Any], key: str, folder: Path) -> tuple[str, ..
 
 
 def mnist(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
-    """MNIST: 70,000 grey digits of 28x28."""
+    """MNIST: 70,000 grey digits of 28x28 (LeCun et al. 1998)."""
     return _open_idx("MNIST", config, _DIGITS)
 
 
 def fashion_mnist(config: DataConfig, progress: Progress, task: str = "auto") -> Source:
-    """Fashion-MNIST: 70,000 grey pieces of clothing of 28x28."""
+    """Fashion-MNIST: 70,000 grey pieces of clothing of 28x28 (Xiao et al. 2017, arXiv:1708.07747)."""
     return _open_idx("FashionMNIST", config, _FASHION)
 
 

@@ -183,7 +183,8 @@ class DataConfig(Section):
     """Whether every held-out split has the class frequencies of the whole; false: plain random splits.
     Example: data.stratify=false"""
     groups: Literal["none", "duplicates", "column"] = "none"
-    """What stays in the same split: nothing, images with equal pixels, or rows with the same `csv.group_column`.
+    """What stays in the same split: `none`: no images; `duplicates`: images with equal pixels; `column`: rows with the
+    same `csv.group_column`.
     Example: data.groups=duplicates"""
     group_answer: Literal["none", "mean", "max"] = "none"
     """Whether a group of images has one answer, such as a patient with several scans, and then one row in the

@@ -75,20 +75,16 @@ def heading(path: str) -> str:
 
 
 def explain(key: Key) -> str:
-    """Return a key's reference as text."""
+    """Return a key's reference as lines for a terminal."""
     rows = (("", key.meaning), ("type     ", key.type), ("default  ", key.default), ("example  ", key.example))
-    return "\n".join([key.path, *(_wrapped(label, text) for label, text in rows)])
+    return "\n".join([key.path, *(wrapped(text, f"  {label}") for label, text in rows)])
 
 
-def _wrapped(label: str, text: str) -> str:
-    indent = f"  {' ' * len(label)}"
+def wrapped(text: str, label: str = "") -> str:
+    """Return text as lines for a terminal, the first one after a label, the others below its end."""
+    indent = " " * len(label)
     return textwrap.fill(
-        text,
-        _WIDTH,
-        initial_indent=f"  {label}",
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
+        text, _WIDTH, initial_indent=label, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 

@@ -39,7 +39,7 @@ class ModelConfig(Section):
     """Size in pixels to which `stem: resize` resizes images inside the model: a side or [height, width], 8 to 4096.
     Example: model.stem=resize model.input_size=64"""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Interpolation of `stem: resize`.
+    """Interpolation of `stem: resize`: `bilinear`, or `bicubic`, which is sharper.
     Example: model.interpolation=bicubic"""
     pretrained: Annotated[bool | str, PATH] = False
     """true: timm's weights, from `data.root`/weights/NAME.safetensors or the hub; a path: a .safetensors or .pth file;
@@ -190,7 +190,8 @@ class OptimConfig(Section):
     """Schedule `step`: factor of each reduction, above 0 and at most 1.
     Example: optim.schedule=step optim.step_factor=0.2"""
     clip: Literal["none", "norm", "value", "adaptive"] = "none"
-    """Gradient clipping: by total norm, by value, or adaptive (each unit relative to its weights' norm).
+    """Gradient clipping: `norm`: by total norm; `value`: by value; `adaptive`: each unit relative to its weights' norm
+    (Brock et al. 2021, arXiv:2102.06171); `none`: off.
     Example: optim.clip=norm"""
     clip_at: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """Clipping limit, above 0; null: 1 for norm and value, 0.01 for adaptive.
@@ -268,14 +269,14 @@ class TrainConfig(Section):
     class_weights: Literal["none", "balanced", "effective"] | FrozenMapping = "none"
     """Weights of the classes in the loss, scaled to a mean of 1 over the images of an epoch: `balanced` (inverse
     frequency), `effective` (inverse effective number of images, which grows slower than the number) or `{class:
-    weight}`, where a class that is not named weighs 1. With several classes an image, each class is weighed against
-    its absence. Frequencies are those after `data.sampling`.
+    weight}`, where a class that is not named weighs 1; `none`: all weigh 1. With several classes an image, each class
+    is weighed against its absence. Frequencies are those after `data.sampling`.
     Example: train.class_weights=balanced"""
     teacher: TeacherConfig = TeacherConfig()
     consistency: Literal["none", "jsd"] = "none"
-    """`jsd`: three views of every image, cross-entropy on the clean view plus the Jensen-Shannon divergence of their
-    predictions (AugMix). Not possible with MixUp, CutMix or augmentation in workers. A step costs three times as
-    much.
+    """`none`: off; `jsd`: three views of every image, cross-entropy on the clean view plus the Jensen-Shannon
+    divergence of their predictions (AugMix). Not possible with MixUp, CutMix or augmentation in workers. A step costs
+    three times as much.
     Example: train.consistency=jsd augment.policy=augmix"""
     consistency_weight: Annotated[float, Field(ge=0, le=1e6)] = 12.0
     """Weight of the divergence in the loss.
@@ -288,7 +289,8 @@ class TrainConfig(Section):
     select: Literal["auto", "val_metric", "val_accuracy", "val_loss", "ood_metric", "ood_accuracy"] = "auto"
     """What selects the best weights; ties go to the lower validation loss. `val_metric`: competition.metric on
     validation; `ood_metric`: the same on shifted validation, at the epochs set by competition.ood_validation.every;
-    auto: ood_metric if it is measured during training and a shifted suite is submitted, else val_metric.
+    `val_accuracy`, `ood_accuracy`: accuracy there; `val_loss`: log loss on validation; auto: ood_metric if it is
+    measured during training and a shifted suite is submitted, else val_metric.
     Example: train.select=val_loss"""
     average: str = "none"
     """Weight averaging, from `comp.models.averaging.AVERAGES`: ema (over steps, validated after every epoch beside the
@@ -317,11 +319,12 @@ class TrainConfig(Section):
     """Smallest excess over the best validation loss that counts for `overfit_patience`, in nats.
     Example: train.overfit_threshold=0.05 train.overfit_patience=3"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Training device; auto: a GPU if there is one.
+    """Training device: `cpu`, `cuda`, or `mps` (Apple's GPU); auto: a GPU if there is one.
     Example: train.device=cpu"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of the computation; auto: timed on a few steps, cached for this machine (in ~/.cache/comp; delete
-    it to time again) and recorded in the run's execution.json; fp16, for older GPUs, scales the loss.
+    """Number format of the computation: `fp32`, `bf16`, or `fp16`, for older GPUs, which scales the loss; auto: timed
+    on a few steps, cached for this machine (in ~/.cache/comp; delete it to time again) and recorded in the run's
+    execution.json.
     Example: train.precision=bf16"""
     channels_last: Literal["auto"] | bool = "auto"
     """Whether images and weights use the channels-last memory layout; auto: timed together with precision.

@@ -24,8 +24,8 @@ class PredictConfig(Section):
     Example: predict.views_for=uncertain:0.25"""
     adapt: Literal["none", "bn", "tent"] = "none"
     """Test-time adaptation: `bn`: blend the batch norm statistics of training with those of the predicted images;
-    `tent`: also minimise the entropy of the predictions by the normalisation layers' scales and shifts. Both are
-    transductive; see competition.rules.
+    `tent`: also minimise the entropy of the predictions by the normalisation layers' scales and shifts; `none`: off.
+    Both are transductive; see competition.rules.
     Example: predict.adapt=bn"""
     adapt_per: Literal["block", "file", "stream"] = "block"
     """The images to adapt to at once: a block, a distortion with all its severities (file), or the whole suite
@@ -46,8 +46,8 @@ class TrackConfig(Section):
     """Weights & Biases: a view of the run folder, without influence on the training."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """`online`: upload curves during training; `offline`: save them in the run's folder, upload with
-    `comp leaderboard --sync`; auto: WANDB_MODE if it is set, else online if you are logged in (`wandb login` or
+    """`disabled`: nothing; `online`: upload curves during training; `offline`: save them in the run's folder, upload
+    with `comp leaderboard --sync`; auto: WANDB_MODE if it is set, else online if you are logged in (`wandb login` or
     WANDB_API_KEY), else offline.
     Example: track.wandb=offline"""
     project: str = ""
@@ -63,7 +63,7 @@ class TrackConfig(Section):
     """W&B tags.
     Example: 'track.tags=[baseline, no-mixup]'"""
     artifacts: tuple[Literal["weights", "submission"], ...] = ()
-    """Files to upload as versioned artifacts in addition to the curves.
+    """Files to upload as versioned artifacts in addition to the curves: `weights`, `submission`.
     Example: 'track.artifacts=[weights]'"""
     images: bool = False
     """Whether W&B gets images of your data: the most confident mistakes on validation.

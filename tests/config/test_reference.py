@@ -3,11 +3,12 @@
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
 from comp import config as configs
-from comp.config import reference
+from comp.config import Config, reference
 from tests.cli.test_startup import COMMAND, loaded
 from tests.support.commands import Result, assert_refused
 
@@ -26,6 +27,23 @@ def test_a_key_has_a_meaning_and_an_example_that_is_valid_and_changes_it(key: re
     assert values[key.path] != DEFAULTS[key.path]
 
 
+def choices(annotation: Any) -> set[str]:
+    """Return the words of all Literals in a type."""
+    values = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return {value for value in values if isinstance(value, str)}
+    return set().union(*(choices(value) for value in values))
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.path)
+def test_a_meaning_names_every_choice(key: reference.Key) -> None:
+    section: Any = Config
+    *parents, name = key.path.split(".")
+    for parent in parents:
+        section = section.model_fields[parent].annotation
+    assert all(choice in key.meaning for choice in choices(section.model_fields[name].annotation))
+
+
 @pytest.mark.parametrize(
     "path", ["", "competition.suite", "data.csv", "data.pseudo", "optim.lookahead", "train.teacher"]
 )
@@ -37,8 +55,9 @@ def test_a_section_has_a_heading_and_all_of_its_keys(path: str) -> None:
 def test_explain_prints_one_key(comp: Callable[..., Result]) -> None:
     assert comp("config", "explain", "optim.clip").out == (
         "optim.clip\n"
-        "  Gradient clipping: by total norm, by value, or adaptive (each unit relative to\n"
-        "  its weights' norm).\n"
+        "  Gradient clipping: `norm`: by total norm; `value`: by value; `adaptive`: each\n"
+        "  unit relative to its weights' norm (Brock et al. 2021, arXiv:2102.06171);\n"
+        "  `none`: off.\n"
         "  type     none, norm, value or adaptive\n"
         "  default  none\n"
         "  example  optim.clip=norm\n"

@@ -69,7 +69,7 @@ def explain(
     from comp.config import reference
 
     explained = [reference.explain(row) for row in reference.keys_in(key)]
-    console.print_line("\n\n".join(filter(None, (reference.heading(key), *explained))))
+    console.print_line("\n\n".join(filter(None, (reference.wrapped(reference.heading(key)), *explained))))
 
 
 def schema() -> None:

@@ -23,6 +23,8 @@ REPOSITORY = Path(__file__).parents[1]
 # A page of the repository that lies outside docs/ -> its address in the site.
 ELSEWHERE = {"CHANGELOG.md": "CHANGELOG.md", "benchmarks/README.md": "benchmarks.md"}
 
+_OTHER = "Keys outside the sections. A file may also have `extends: base.yaml`, and is then merged into that file."
+
 Column = Callable[[str, Any], str]  # a row's name and value -> a cell
 
 
@@ -64,12 +66,12 @@ class Registry:
             if isinstance(target, ast.Name) and target.id == self.path.rpartition(".")[2]:
                 is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
                 text = inspect.cleandoc(str(following.value.value)) if is_text else ""
-                found = re.findall(r"^(\w+): (.+(?:\n    .+)*)", text, re.MULTILINE)
-                return {name: " ".join(description.split()) for name, description in found}
+                lines = re.findall(r"^(\w+): (.+(?:\n    .+)*)", text, re.MULTILINE)
+                return {name: " ".join(description.split()) for name, description in lines}
         raise KeyError(self.path)
 
     def description(self, name: str) -> str:
-        """Return what a row is, as Markdown; empty if nobody says it."""
+        """Return what a row is, as Markdown; empty if it has no description."""
         text = self.lines().get(name)
         if text is None:
             row = getattr(self.rows[name], self.function) if self.function else self.rows[name]
@@ -199,7 +201,7 @@ def _config_page(section: str) -> str:
     keys = [key for key in reference.keys_in(section) if section or "." not in key.path]
     keys.sort(key=lambda key: key.path.count("."))  # subsections follow the section's own keys
     title = f"`{section}`" if section else "Other keys"
-    parts = [f"# {title}", reference.heading(section) if section else "Keys outside the sections."]
+    parts = [f"# {title}", reference.heading(section) if section else _OTHER]
     subsection = section
     for key in keys:
         if (parent := key.path.rpartition(".")[0]) != subsection and parent != section:

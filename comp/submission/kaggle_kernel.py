@@ -13,15 +13,15 @@ from typing import Any
 from comp.results import files, records
 from comp.runtime.errors import SubmissionError, shortened
 from comp.submission import csv_io, kaggle, kaggle_failures
+from comp.submission.check_package import Package
 from comp.submission.kaggle import Wait
 from comp.submission.kaggle_client import KaggleClient, KaggleStatus
-from comp.submission.kaggle_package import Package, read_package
 
 STATE, LOG, CSV = "pushed.json", "log.txt", "submission.csv"
 
 
 def submit_kernel(
-    folder: Path,
+    package: Package,
     connect: Callable[[], KaggleClient],
     *,
     wait: Wait,
@@ -35,7 +35,7 @@ def submit_kernel(
     What Kaggle has already, unchanged, is not sent again.
 
     Args:
-        folder: the package; gets pushed.json, the notebook's log.txt and its submission.csv.
+        package: its folder gets pushed.json, the notebook's log.txt and its submission.csv.
         connect: signs in; called only if there is something to do.
         wait: how long to wait, in all.
         runs_root: folder of all runs, where the exported run is looked for if it has moved.
@@ -47,9 +47,9 @@ def submit_kernel(
         The notebook's record, the submission's (None without one) and the run's folder (empty if it is gone).
 
     Raises:
-        SubmissionError: the package is wrong or submitted already, is refused by Kaggle, fails there or takes too long.
+        SubmissionError: submitted already, refused by Kaggle, failed there, or not ready in time.
     """
-    package, connect = read_package(folder), functools.cache(connect)
+    folder, connect = package.folder, functools.cache(connect)
     with files.hold_folder(folder / "kernel"):  # another process would push the same
         state = _read_state(package)
         kernel = state.get("kernel", {})

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from comp.config import Config
-from comp.results import runs
+from comp.results import files, runs
 from comp.results.run_metrics import RunMetrics
 from comp.submission import kaggle_failures
 from tests.support.commands import Result, assert_refused
@@ -21,6 +21,7 @@ from tests.support.kaggle_site import CSV, USER, Site, needs_kaggle
 from tests.support.kaggle_site import site as site
 
 Comp = Callable[..., Result]
+RUN = "dataset/runs/c/made"
 # A process whose client talks to the address in its first argument.
 PROGRAM = (
     "import sys; from kagglesdk import kaggle_env as env; from comp.cli.app import main\n"
@@ -36,10 +37,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run = runs.create(Path("runs"), Config(), "made", {"classes": list("ab")})
     run.write_metrics(RunMetrics(run="c/run", competition="c", metric="accuracy", model="net", parameters=1))
     folder = Path("out")
-    for name in ("dataset/run", "dataset/wheels", "kernel"):
+    for name in (RUN, "dataset/wheels", "kernel"):
         (folder / name).mkdir(parents=True)
-    (folder / "dataset/run/config.yaml").write_text("seed: 1\n")
-    (folder / "dataset/run/best.safetensors").write_bytes(b"weights")
+    (folder / RUN / "config.yaml").write_text("seed: 1\n")
     (folder / "dataset/wheels/comp-0.1.0-py3-none-any.whl").write_bytes(b"wheel")
     write(
         folder / "dataset/dataset-metadata.json", id=f"{USER}/net-files", title="net-files", licenses=[{"name": "MIT"}]
@@ -51,7 +51,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         dataset_sources=[f"{USER}/net-files"], competition_sources=["shifted"],
     )  # fmt: skip
     write(folder / "kernel/predict.ipynb", cells=[], metadata={}, nbformat=4, nbformat_minor=5)
-    write(folder / "package.json", run_path=str(run.path))
+    write(
+        folder / "package.json",
+        run_path=str(run.path), verified=True, weights_sha256=write_weights(folder, b"weights"),
+    )  # fmt: skip
     return folder
 
 
@@ -61,6 +64,12 @@ def write(path: Path, **values: Any) -> None:
 
 def edit(path: Path, **values: Any) -> None:
     write(path, **{**json.loads(path.read_text()), **values})
+
+
+def write_weights(folder: Path, content: bytes) -> dict[str, str]:
+    """Write the run's weights, and return what package.json has of them."""
+    (folder / RUN / "best.safetensors").write_bytes(content)
+    return {"runs/c/made": files.sha256_bytes(content)}
 
 
 def pushed(site: Site) -> list[int]:
@@ -77,7 +86,7 @@ def test_a_package_is_pushed_run_submitted_and_its_score_recorded(site: Site, pa
     site.dataset_states, site.notebook_states, site.away = ["BLOBS_RECEIVED"], ["RUNNING"], ["GetKernelSessionStatus"]
     result = comp("submit", "--kernel", package, "-m", "a try", "--json")
     assert result.code == 0, result.err
-    assert site.dataset_versions == [["run.zip", "wheels.zip"]]
+    assert site.dataset_versions == [["runs.zip", "wheels.zip"]]
     notebook, submission = site.notebooks[0], site.submitted[0]
     assert notebook["slug"] == f"{USER}/net-predicts"
     assert notebook["datasetDataSources"] == [f"{USER}/net-files"]
@@ -123,12 +132,15 @@ def test_only_what_has_changed_is_pushed(site: Site, package: Path, comp: Comp) 
     assert first.code == 0, first.err
     assert f"submit it: comp submit --kernel {package}" in first.out
     assert pushed(site) == [1, 1, 0]
-    assert comp("submit", "--kernel", package).code == 0  # submits that version
+    edit(package / "package.json", verified=False)
+    second = comp("submit", "--kernel", package)  # submits that version
+    assert second.code == 0
+    assert "not verified" in second.err
     assert pushed(site) == [1, 1, 1]
     edit(package / "kernel/predict.ipynb", cells=[{"cell_type": "code", "source": "1", "outputs": []}])
     assert comp("submit", "--kernel", package).code == 0
     assert pushed(site) == [1, 2, 2]
-    (package / "dataset/run/best.safetensors").write_bytes(b"other weights")
+    edit(package / "package.json", weights_sha256=write_weights(package, b"other weights"))
     assert comp("submit", "--kernel", package).code == 0
     assert pushed(site) == [2, 3, 3]
     assert site.count("CreateDataset", "CreateDatasetVersion") == [1, 1]
@@ -231,8 +243,16 @@ def test_a_package_that_is_wrong_is_refused_before_anything_is_sent(site: Site, 
     assert result.code == 2
     for part in ("enable_internet: expected false", "code_file", "dataset_sources", "package.json", "comp's wheel"):
         assert part in result.err
+    assert result.err.count("error: ") == 1
     assert_refused(comp("submit", "--kernel", "none"), "no such folder", "comp export RUN --kaggle none")
     assert site.requests == []
+
+
+def test_weights_that_are_not_the_exported_ones_are_refused(package: Path, comp: Comp) -> None:
+    write_weights(package, b"damaged")
+    result = comp("submit", "--kernel", package)
+    assert result.code == 2
+    assert "out/dataset/runs/c/made: its weights are not those that were exported" in result.err
 
 
 @needs_kaggle

@@ -180,12 +180,15 @@ def _submit_kernel(
     folder: Path, seconds: float, runs: Path, message: str, submit: bool, force: bool, as_json: bool
 ) -> None:
     from comp.cli import console
-    from comp.submission import kaggle, kaggle_kernel
+    from comp.submission import check_package, kaggle, kaggle_kernel
     from comp.submission.kaggle_client import KaggleClient
 
+    package = check_package.read_package(folder)
+    if not package.verified:
+        console.print_note(f"{folder}: not verified: comp export --verify tries the notebook before Kaggle does")
     with console.bars() as progress:
         record = kaggle_kernel.submit_kernel(
-            folder,
+            package,
             lambda: KaggleClient(f"comp submit --kernel {folder}", "the package is kept"),
             wait=kaggle.Wait(seconds, progress),
             runs_root=runs,

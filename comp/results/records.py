@@ -96,8 +96,8 @@ _SIDECAR: Rows = {
 PUSHED: Rows = {  # pushed.json of a package for a code competition
     "dataset": ("sha256 and version_before", is_object(sha256=_is_text, version_before=_is_count)),
     "kernel": (
-        "sha256, version, url, status and error",
-        is_object(sha256=_is_text, version=_is_count, url=_is_text, status=_is_text, error=_is_text),
+        "sha256, push, version, url, status and error",
+        is_object(sha256=_is_text, push=_is_text, version=_is_count, url=_is_text, status=_is_text, error=_is_text),
     ),
     "sent": _SIDECAR["sent"],
 }

@@ -109,7 +109,7 @@ class KaggleClient:
         """Push a notebook, which Kaggle then runs; return its version and its address."""
         with self._requests(f"kaggle: notebook {folder} was refused"):
             answer = self._api.kernels_push(str(folder))
-            _check_answer(not answer.error, str(answer.error))
+            _check_answer(not answer.error and answer.version_number, str(answer.error or "it got no version"))
             unknown = [*(answer.invalid_dataset_sources or ()), *(answer.invalid_competition_sources or ())]
             _check_answer(not unknown, f"Kaggle does not know, or show you, its source {', '.join(unknown)}")
         return int(answer.version_number), str(answer.url or "")

@@ -5,7 +5,6 @@
 
 import functools
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,13 +31,13 @@ def submit_kernel(
 ) -> dict[str, Any]:
     """Push a package to Kaggle, wait for its notebook, submit its output, wait for the score and record it.
 
-    What Kaggle has already, unchanged, is not sent again.
+    What Kaggle has is not sent again.
 
     Args:
         package: its folder gets pushed.json, the notebook's log.txt and its submission.csv.
         connect: signs in; called only if there is something to do.
         wait: how long to wait, in all.
-        runs_root: folder of all runs, where the exported run is looked for if it has moved.
+        runs_root: where the exported run is looked for if it has moved.
         message: shown beside the submission on Kaggle.
         submit: False: end once the notebook has run.
         again: push a package again whose notebook or submission has ended; one that has not is waited for.
@@ -50,18 +49,20 @@ def submit_kernel(
         SubmissionError: submitted already, refused by Kaggle, failed there, or not ready in time.
     """
     folder, connect = package.folder, functools.cache(connect)
-    with files.hold_folder(folder / "kernel"):  # another process would push the same
+    # Another process would push the same.
+    with files.hold_folder(folder / "kernel", lambda: wait.progress("waiting for another comp submit", 0, 0)):
         state = _read_state(package)
         kernel = state.get("kernel", {})
-        pending = [row for row in state.get("sent", ()) if row["status"] == "pending"]
-        if kernel.get("sha256") != package.sha256 or (again and kernel["status"] != "pending" and not pending):
+        records_of_it = (kernel, *(row for row in state.get("sent", ()) if row["sha256"] == kernel.get("push")))
+        is_pending = any(record.get("status") == "pending" for record in records_of_it)
+        if kernel.get("sha256") != package.sha256 or (again and not is_pending):
             _push_dataset(connect(), package, state, wait)
             kernel = _push_notebook(connect(), package)
         if kernel["status"] == "pending":
             kernel = _await_notebook(connect(), package, kernel, wait)
         if kernel["error"]:
             raise SubmissionError(f"{folder}: {kernel['error']}; push it again, changed or with --force")
-        run, version, submission = _find_run(package.run_path, runs_root), kernel["version"], None
+        run, submission = _find_run(package.run_path, runs_root), None
         if submit:
             submission = kaggle.submit(
                 folder,
@@ -70,9 +71,9 @@ def submit_kernel(
                 message=message,
                 wait=wait,
                 record_path=folder / STATE,
-                digest=files.sha256_bytes(f"{package.sha256} {version}".encode()),
+                digest=kernel["push"],
                 run_path=run,
-                upload=lambda: connect().submit_kernel(package.kernel, version, package.competition, message),
+                upload=lambda: connect().submit_kernel(package.kernel, kernel["version"], package.competition, message),
             )
     return {"kernel": kernel, "submission": submission, "run": run}
 
@@ -96,12 +97,12 @@ def _push_dataset(client: KaggleClient, package: Package, state: dict[str, Any],
     for name in (package.dataset, package.kernel):
         if client.user.lower() not in ("", name.partition("/")[0].lower()):
             raise SubmissionError(
-                f"{package.folder}: '{name}' is not yours: you are signed in to Kaggle as '{client.user}'; write that "
-                "name in dataset-metadata.json (id) and kernel-metadata.json (id, dataset_sources)"
+                f"{package.folder}: '{name}' is not yours: you are signed in to Kaggle as '{client.user}'; export it "
+                f"again with --owner {client.user}"
             )
     pushed = state.get("dataset", {})
     if pushed.get("sha256") != package.dataset_sha256:
-        wait.progress("uploading the dataset", 0, 0, "files")
+        wait.progress("uploading the dataset", 0, 0)
         status, version = client.dataset_state(package.dataset)
         client.push_dataset(package.folder / "dataset", "comp submit --kernel", exists=status != "missing")
         pushed = {"sha256": package.dataset_sha256, "version_before": version}
@@ -125,8 +126,14 @@ def _push_dataset(client: KaggleClient, package: Package, state: dict[str, Any],
 
 def _push_notebook(client: KaggleClient, package: Package) -> dict[str, Any]:
     version, url = client.push_kernel(package.folder / "kernel")
-    kernel = {"sha256": package.sha256, "version": version, "url": url, "status": "pending", "error": ""}
-    kernel["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    kernel = {
+        "sha256": package.sha256,
+        "push": files.sha256_bytes(f"{package.sha256} {version}".encode()),  # tells its submission from others
+        "version": version,
+        "url": url,
+        "status": "pending",
+        "error": "",
+    }
     _write_state(package, "kernel", kernel)
     return kernel
 

@@ -149,13 +149,21 @@ def test_only_what_has_changed_is_pushed(site: Site, package: Path, comp: Comp) 
 @needs_kaggle
 def test_a_time_limit_ends_the_wait_and_not_the_work(site: Site, package: Path, comp: Comp) -> None:
     site.notebook_states = ["RUNNING"] * 2
-    assert_refused(comp("submit", "--kernel", package, "--wait", "0.1s"), "is not ready after", "pushes nothing again")
+    assert_refused(comp("submit", "--kernel", package, "--wait", "0.1s"), "not ready after 0.1 s", "nothing again")
     site._waiting.clear()
-    site.pending_answers = 2
+    site.notebook_states, site.pending_answers = [], 2
     assert_refused(comp("submit", "--kernel", package, "--wait", 0), "submission 4711 has no score")
-    site.pending_answers = 0
-    assert comp("submit", "--kernel", package, "--force").code == 0  # --force does not push what is not over
+    assert comp("submit", "--kernel", package, "--force").code == 0  # what is not over is not pushed
     assert pushed(site) == [1, 1, 1]
+    site.pending_answers = 10**9
+    assert comp("submit", "--kernel", package, "--force", "--wait", 0).code == 2
+    edit(package / "kernel/predict.ipynb", cells=[{"cell_type": "code", "source": "1", "outputs": []}])
+    assert comp("submit", "--kernel", package, "--wait", 0).code == 2
+    assert pushed(site) == [1, 3, 3]
+    site.pending_answers = 0
+    assert comp("submit", "--kernel", package).code == 0
+    assert comp("submit", "--kernel", package, "--force").code == 0  # an older one without a score does not matter
+    assert pushed(site) == [1, 4, 4]
 
 
 @needs_kaggle

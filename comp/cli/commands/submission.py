@@ -119,19 +119,11 @@ def submit(
     against: Against = None,
     kernel: Annotated[
         Path | None,
-        typer.Option(
-            "--kernel",
-            metavar="DIR",
-            help="Push a package of `comp export --kaggle` to a code competition, instead of a CSV.",
-            callback=expand_path,
-        ),
+        typer.Option("--kernel", metavar="DIR", help="Push a package of `comp export --kaggle`.", callback=expand_path),
     ] = None,
-    no_submit: Annotated[
-        bool, typer.Option("--no-submit", help="With --kernel: end once the notebook has run.")
-    ] = False,
+    no_submit: Annotated[bool, typer.Option("--no-submit", help="With --kernel: only run the notebook.")] = False,
     wait: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="How long to wait: 600 (seconds), 15min. [default: 10min, kernel 9h]"),
+        str | None, typer.Option(metavar="TIME", help="How long to wait. Default: 10min; 9h with --kernel.")
     ] = None,
     runs: RunsRoot = RUNS,
     force: Annotated[bool, typer.Option("--force", help="Send despite warnings, or send again.")] = False,
@@ -192,7 +184,7 @@ def _submit_kernel(
             lambda: KaggleClient(f"comp submit --kernel {folder}", "the package is kept"),
             wait=kaggle.Wait(seconds, progress),
             runs_root=runs,
-            message=message,
+            message=message or Path(package.run_path).name,
             submit=submit,
             again=force,
         )
@@ -206,7 +198,7 @@ def _submit_kernel(
     console.print_line(f"{folder}: {_describe_score(record['submission'])}")
     if not record["run"]:
         console.print_note(
-            f"the exported run is not below {runs}: its score is in {folder / kaggle_kernel.STATE} alone"
+            f"no run in {runs} is the exported one: its score is in {folder / kaggle_kernel.STATE} alone"
         )
 
 

@@ -120,7 +120,7 @@ def test_an_interrupted_command_goes_on_without_a_second_push(site: Site, packag
     assert process.returncode == 130
     assert f"Continue with: comp submit --kernel {package}" in err
     site.notebook_states.clear()
-    site._waiting.clear()
+    site.waiting.clear()
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert "public score 0.7125" in done.stdout
     assert pushed(site) == [1, 1, 1]
@@ -141,16 +141,19 @@ def test_only_what_has_changed_is_pushed(site: Site, package: Path, comp: Comp) 
     assert comp("submit", "--kernel", package).code == 0
     assert pushed(site) == [1, 2, 2]
     edit(package / "package.json", weights_sha256=write_weights(package, b"other weights"))
+    site.dataset_states = ["READY"]  # of the version before
     assert comp("submit", "--kernel", package).code == 0
     assert pushed(site) == [2, 3, 3]
-    assert site.count("CreateDataset", "CreateDatasetVersion") == [1, 1]
+    assert site.requests.count("CreateDataset") == 1
+    after = site.requests[site.requests.index("CreateDatasetVersion") :]
+    assert after[: after.index("SaveKernel")].count("GetDataset") == 2
 
 
 @needs_kaggle
 def test_a_time_limit_ends_the_wait_and_not_the_work(site: Site, package: Path, comp: Comp) -> None:
     site.notebook_states = ["RUNNING"] * 2
     assert_refused(comp("submit", "--kernel", package, "--wait", "0.1s"), "not ready after 0.1 s", "nothing again")
-    site._waiting.clear()
+    site.waiting.clear()
     site.notebook_states, site.pending_answers = [], 2
     assert_refused(comp("submit", "--kernel", package, "--wait", 0), "submission 4711 has no score")
     assert comp("submit", "--kernel", package, "--force").code == 0  # what is not over is not pushed

@@ -33,14 +33,15 @@ class Site:
         self.pending_answers = 0
         self.ends_as: dict[str, Any] = {"status": "COMPLETE", "publicScore": "0.71250", "privateScore": ""}
         self.dataset_versions: list[list[str]] = []  # the names of each version's files
-        self.dataset_states: list[str] = []  # of a new version, before it is ready
+        self.dataset_states: list[str] = []  # of a new version, before it can be read
         self.notebooks: list[dict[str, Any]] = []  # of each version what was pushed
         self.notebook_states: list[str] = []  # before it has run
         self.notebook_ends_as: dict[str, Any] = {"status": "COMPLETE"}
         self.log: Any = [{"stream_name": "stdout", "time": 1.5, "data": "predicted 2 images\n"}]
         self.outputs = {"submission.csv": CSV}
         self._files: dict[str, str] = {}
-        self._waiting: list[str] = []
+        self._version = 0
+        self.waiting: list[str] = []
 
     def answer(self, method: str, values: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Return the status code and the body."""
@@ -51,10 +52,6 @@ class Site:
         if method in self.refusals:
             return self.refusals[method]
         return 200, getattr(self, re.sub(r"(?=[A-Z])", "_", method).lower())(values)
-
-    def count(self, *methods: str) -> list[int]:
-        """Return how often each of these was asked for."""
-        return [self.requests.count(method) for method in methods]
 
     def _introspect_token(self, values: dict[str, Any]) -> dict[str, Any]:
         return {"active": values["token"] == "good", "username": USER}
@@ -87,23 +84,24 @@ class Site:
 
     def _new_version(self, files: list[dict[str, Any]]) -> dict[str, Any]:
         self.dataset_versions.append(sorted(self._files[file["token"]] for file in files))
-        self._waiting = list(self.dataset_states)
+        self.waiting = list(self.dataset_states)
         return {"status": "ok", "url": f"{self.address}/dataset"}
 
     def _get_dataset_status(self, values: dict[str, Any]) -> dict[str, Any]:
-        return {"status": self._waiting.pop(0) if self._waiting else "READY"}
+        self._version = len(self.dataset_versions) - bool(self.waiting)
+        return {"status": self.waiting.pop(0) if self.waiting else "READY"}
 
     def _get_dataset(self, values: dict[str, Any]) -> dict[str, Any]:
-        return {"currentVersionNumber": len(self.dataset_versions) - bool(self._waiting)}
+        return {"currentVersionNumber": self._version}
 
     def _save_kernel(self, values: dict[str, Any]) -> dict[str, Any]:
         self.notebooks.append(values)
-        self._waiting = list(self.notebook_states)
+        self.waiting = list(self.notebook_states)
         return {"versionNumber": len(self.notebooks), "url": f"https://kaggle.test/code/{values['slug']}"}
 
     def _get_kernel_session_status(self, values: dict[str, Any]) -> dict[str, Any]:
         assert values["versionLabel"] == f"v{len(self.notebooks)}"
-        return {"status": self._waiting.pop(0)} if self._waiting else self.notebook_ends_as
+        return {"status": self.waiting.pop(0)} if self.waiting else self.notebook_ends_as
 
     def _list_kernel_session_output(self, values: dict[str, Any]) -> dict[str, Any]:
         files = [{"fileName": name, "url": f"{self.address}/output/{name}"} for name in ("other.txt", *self.outputs)]

@@ -93,6 +93,14 @@ _SIDECAR: Rows = {
     "format": ("an object", is_object()),
     "sent": ("a list of uploads", lambda value: _is_list(value, _is_upload)),
 }
+PUSHED: Rows = {  # pushed.json of a package for a code competition
+    "dataset": ("sha256 and version_before", is_object(sha256=_is_text, version_before=_is_count)),
+    "kernel": (
+        "sha256, push, version, url, status and error",
+        is_object(sha256=_is_text, push=_is_text, version=_is_count, url=_is_text, status=_is_text, error=_is_text),
+    ),
+    "sent": _SIDECAR["sent"],
+}
 
 
 def check(values: Mapping[str, Any], where: Path, rows: Rows, cure: str, *, needed: tuple[str, ...] = ()) -> None:

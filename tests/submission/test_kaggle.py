@@ -1,12 +1,8 @@
 """`comp submit`: with a local server that implements Kaggle's API, and without the kaggle client."""
 
-import importlib.util
 import json
-import os
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +14,15 @@ from comp.results import blocks, files, runs
 from comp.results.predictions import from_outputs
 from comp.results.run_metrics import RunMetrics
 from comp.runtime.errors import Interrupted, RunError, SubmissionError
+from comp.runtime.progress import quiet
 from comp.submission import kaggle, kaggle_client, scores, write
 from comp.submission.format import SubmissionFormat
 from tests.support.commands import Result
+from tests.support.kaggle_site import Site, needs_kaggle
+from tests.support.kaggle_site import site as site
 
 Comp = Callable[..., Result]
 FORMAT = SubmissionFormat(blocks.block_grid(range(2), range(1, 3), 30), texts=("0", "1", "2", "3"))
-needs_kaggle = pytest.mark.skipif(
-    importlib.util.find_spec("kaggle") is None, reason="the kaggle extra is not installed: pip install 'comp[kaggle]'"
-)
 
 
 def a_submission(folder: Path, seed: int = 0) -> tuple[runs.Run, Path]:
@@ -44,76 +40,6 @@ def a_submission(folder: Path, seed: int = 0) -> tuple[runs.Run, Path]:
     )
     write.write_submission(folder / "a.csv", predictions, FORMAT, {"run_path": str(run.path)})
     return run, folder / "a.csv"
-
-
-class Site:
-    """A fake Kaggle: its answers, and the requests it received."""
-
-    def __init__(self) -> None:
-        self.uploaded: list[bytes] = []
-        self.submitted: list[dict[str, Any]] = []
-        self.pending_answers = 0
-        self.ends_as: dict[str, Any] = {"status": "COMPLETE", "publicScore": "0.71250", "privateScore": ""}
-        self.refuses = False
-        self.address = ""
-
-    def answer(self, method: str, values: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Return the status code and the body."""
-        if method == "IntrospectToken":
-            return 200, {"active": values["token"] == "good", "username": "someone"}
-        if self.refuses:
-            return 403, {"code": 403, "message": "You must accept this competition's rules"}
-        if method == "StartSubmissionUpload":
-            return 200, {"token": "blob", "createUrl": f"{self.address}/upload"}
-        if method == "CreateSubmission":
-            self.submitted.append(values)
-            return 200, {"message": "Successfully submitted", "ref": 4711}
-        assert method == "GetSubmission", method
-        self.pending_answers -= 1
-        waits = {"status": "PENDING", "publicScore": "", "privateScore": ""}
-        return 200, {"ref": values["ref"], **(waits if self.pending_answers >= 0 else self.ends_as)}
-
-
-@pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
-    """A server on the loopback device that replaces Kaggle for the client."""
-    fake = Site()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            values = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
-            self._reply(*fake.answer(self.path.rsplit("/", 1)[-1], values))
-
-        def do_PUT(self) -> None:
-            fake.uploaded.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self._reply(200, {})
-
-        def _reply(self, code: int, values: dict[str, Any]) -> None:
-            content = json.dumps(values).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *arguments: Any) -> None:
-            """Print nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    fake.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    for name in [name for name in os.environ if name.upper().startswith("KAGGLE") or name.upper().endswith("_PROXY")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # without credentials
-    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path / "home"))
-    from kagglesdk import kaggle_env
-
-    monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, fake.address)
-    yield fake
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def submit(comp: Comp, path: Path, *more: object) -> Result:
@@ -170,11 +96,13 @@ def test_after_a_timeout_the_same_command_waits_without_a_second_upload(
 def test_errors_of_the_site_are_shown(site: Site, tmp_path: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAGGLE_API_TOKEN", "good")
     run, path = a_submission(tmp_path)
-    site.refuses = True
+    refusal = 403, {"code": 403, "message": "You must accept this competition's rules"}
+    site.refusals = dict.fromkeys(("StartSubmissionUpload", "GetSubmission"), refusal)
     result = submit(comp, path)
     assert result.code == 2
     assert "You must accept this competition's rules" in result.err
-    site.refuses = False
+    assert "accept its rules on its page" in result.err
+    site.refusals = {}
     site.ends_as = {"status": "ERROR", "errorDescription": "Evaluation exception"}
     result = submit(comp, path)
     assert result.code == 2
@@ -265,8 +193,8 @@ DONE = kaggle_client.KaggleStatus("complete", 0.5, 0.25, "")
 
 def submit_quickly(path: Path, client: Memory, **options: Any) -> dict[str, Any]:
     """Submit without pauses between requests."""
-    arguments: dict[str, Any] = {"competition": "c", "message": "m", "wait_seconds": 60, "poll_seconds": 0.0, **options}
-    return kaggle.submit(path, lambda: client, **arguments)
+    wait = kaggle.Wait(60, options.pop("progress", quiet), options.pop("pause_seconds", 0.0))
+    return kaggle.submit(path, lambda: client, competition="c", message="m", wait=wait, **options)
 
 
 def test_an_interrupted_wait_continues_with_the_same_upload(tmp_path: Path) -> None:
@@ -277,7 +205,7 @@ def test_an_interrupted_wait_continues_with_the_same_upload(tmp_path: Path) -> N
         raise Interrupted(2)
 
     with pytest.raises(Interrupted):
-        submit_quickly(path, client, progress=interrupt, poll_seconds=0.01)
+        submit_quickly(path, client, progress=interrupt, pause_seconds=0.01)
     record = submit_quickly(path, client)
     assert client.sent == 1
     assert record["private"] == 0.25

@@ -1,11 +1,11 @@
-"""`comp check`, `comp diff` and `comp submit`."""
+"""`comp check`, `comp diff` and `comp submit`, of a CSV or a notebook."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from comp.cli.commands.options import AsJson, Overrides, find_config
+from comp.cli.commands.options import RUNS, AsJson, Overrides, RunsRoot, expand_path, find_config
 from comp.runtime.errors import plural
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ def find_submission(path: Path | None) -> Path | None:
     return path
 
 
-CSVPath = Annotated[Path, typer.Argument(metavar="CSV", help="Submission file.", callback=find_submission)]
+_CSV = typer.Argument(metavar="CSV", help="Submission file.", callback=find_submission)
+CSVPath = Annotated[Path, _CSV]
 Format = Annotated[
     Path | None,
     typer.Option(
@@ -107,39 +108,108 @@ def _share(count: int, rows: int) -> str:
 
 
 def submit(
-    path: CSVPath,
+    path: Annotated[Path | None, _CSV] = None,
     overrides: Overrides = None,
     *,
     competition: Annotated[
-        str, typer.Option("--competition", metavar="SLUG", help="Name in the competition's Kaggle URL.")
-    ],
-    message: Annotated[str, typer.Option("-m", "--message", help="Description shown on Kaggle.")],
+        str | None, typer.Option("--competition", metavar="SLUG", help="Name in the competition's Kaggle URL.")
+    ] = None,
+    message: Annotated[str | None, typer.Option("-m", "--message", help="Description shown on Kaggle.")] = None,
     form: Format = None,
     against: Against = None,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the score.")] = 600.0,
+    kernel: Annotated[
+        Path | None,
+        typer.Option("--kernel", metavar="DIR", help="Push a package of `comp export --kaggle`.", callback=expand_path),
+    ] = None,
+    no_submit: Annotated[bool, typer.Option("--no-submit", help="With --kernel: only run the notebook.")] = False,
+    wait: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long to wait. Default: 10min; 9h with --kernel.")
+    ] = None,
+    runs: RunsRoot = RUNS,
     force: Annotated[bool, typer.Option("--force", help="Send despite warnings, or send again.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check a submission, send it to Kaggle and record its score.
 
+    With --kernel, uploads the package's dataset, pushes its notebook, waits
+    until it has run, submits its output and fetches log and score.
+
     Example: comp submit submissions/quickstart.csv --competition digit-recognizer --message "first try"
     """
     from comp.cli import console
+    from comp.runtime.errors import SubmissionError
     from comp.submission import kaggle, kaggle_client
 
+    if kernel is not None:
+        given = {"CSV": path, "--competition": competition, "--format": form, "--against": against}
+        if extra := [name for name, value in given.items() if value is not None]:
+            raise SubmissionError(f"--kernel {kernel}: names all that is sent; leave {extra[0]} out")
+        _submit_kernel(kernel, _read_wait(wait or "9h"), runs, message or "", not no_submit, force, as_json)
+        return
+    if path is None or competition is None or message is None or no_submit:
+        raise SubmissionError(
+            "expected a CSV, --competition SLUG and --message TEXT, or a package: --kernel DIR, maybe with --no-submit"
+        )
+    seconds = _read_wait(wait or "10min")
     verdict = _validate(path, form, overrides or [], against)
     if not force or verdict.problems:
         verdict.raise_if_invalid(hint="\n  send it anyway with --force")
     with console.bars() as progress:
-        client = kaggle_client.KaggleClient
-        record = kaggle.submit(
-            path, client, competition=competition, message=message, wait_seconds=wait, again=force, progress=progress
+        client, waiting = kaggle_client.KaggleClient, kaggle.Wait(seconds, progress)
+        record = kaggle.submit(path, client, competition=competition, message=message, wait=waiting, again=force)
+    if as_json:
+        console.print_json(record)
+        return
+    console.print_line(f"{path}: {_describe_score(record)}")
+
+
+def _describe_score(record: dict[str, Any]) -> str:
+    private = "" if record["private"] is None else f", private {record['private']}"
+    return f"submission {record['reference']}, public score {record['public']}{private}"
+
+
+def _submit_kernel(
+    folder: Path, seconds: float, runs: Path, message: str, submit: bool, force: bool, as_json: bool
+) -> None:
+    from comp.cli import console
+    from comp.submission import check_package, kaggle, kaggle_kernel
+    from comp.submission.kaggle_client import KaggleClient
+
+    package = check_package.read_package(folder)
+    if not package.verified:
+        console.print_note(f"{folder}: not verified: comp export --verify tries the notebook before Kaggle does")
+    with console.bars() as progress:
+        record = kaggle_kernel.submit_kernel(
+            package,
+            lambda: KaggleClient(f"comp submit --kernel {folder}", "the package is kept"),
+            wait=kaggle.Wait(seconds, progress),
+            runs_root=runs,
+            message=message or Path(package.run_path).name,
+            submit=submit,
+            again=force,
         )
     if as_json:
         console.print_json(record)
         return
-    private = "" if record["private"] is None else f", private {record['private']}"
-    console.print_line(f"{path}: submission {record['reference']}, public score {record['public']}{private}")
+    console.print_line(f"{folder}: notebook version {record['kernel']['version']} has run: {record['kernel']['url']}")
+    if record["submission"] is None:
+        console.print_line(f"its submission is {folder / kaggle_kernel.CSV}; submit it: comp submit --kernel {folder}")
+        return
+    console.print_line(f"{folder}: {_describe_score(record['submission'])}")
+    if not record["run"]:
+        console.print_note(
+            f"no run in {runs} is the exported one: its score is in {folder / kaggle_kernel.STATE} alone"
+        )
+
+
+def _read_wait(text: str) -> float:
+    from comp.config import parse_duration
+    from comp.runtime.errors import ConfigError
+
+    try:
+        return float(text) if text.replace(".", "", 1).isdecimal() else parse_duration(text)
+    except ValueError as error:
+        raise ConfigError(f"--wait: expected seconds, or {error}; found '{text}'") from None
 
 
 def _validate(path: Path, form: Path | None, overrides: list[str], against: Path | None) -> "SubmissionReport":

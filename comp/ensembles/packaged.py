@@ -1,0 +1,73 @@
+"""Predict the hidden test of a code competition from the folder that `comp export --kaggle` has packed."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from comp.ensembles import align, new_images
+from comp.inference.inputs import ImageInput
+from comp.results.runs import open_run
+from comp.runtime.progress import Progress, quiet
+from comp.workflows import hidden_test
+from comp.workflows.hidden_test import Manifest
+from comp.workflows.load import LoadedRun, load_without_data
+from comp.workflows.predict import predict_images
+
+
+@dataclass(frozen=True)
+class PackagePrediction:
+    """A submission that a package has written.
+
+    Attributes:
+        path: the CSV.
+        rows: in it.
+        seconds: for reading and predicting all images, and writing.
+        notes: how the hidden test differs from the local one, and images that were left out or resized.
+    """
+
+    path: Path
+    rows: int
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def predict_package(
+    dataset: Path | str,
+    data: Path | str,
+    *,
+    output: Path | str = "submission.csv",
+    device: str = "",
+    progress: Progress = quiet,
+) -> PackagePrediction:
+    """Predict the test in a competition's folder with a packed run or ensemble, and write the submission.
+
+    The rows are those of the folder's sample submission, or of its images where the sample is stale.
+
+    Args:
+        dataset: the folder `dataset` that `comp export --kaggle` has packed.
+        data: the competition's folder; only its test and its sample submission are read.
+        output: the CSV; an existing one is replaced.
+        device: `cpu`, `cuda` or `mps`; empty: the training's, or the best of this machine if it lacks that.
+        progress: called after every batch.
+
+    Raises:
+        UserError: a damaged package, or no test images in the shape of the run's.
+    """
+    started, folder, path = time.monotonic(), Path(dataset), Path(output)
+    manifest = Manifest.read(folder)
+    run = open_run(folder / manifest.run, allow_plugins=manifest.allow_plugins)
+
+    def open_test(loaded: LoadedRun, progress: Progress) -> ImageInput:
+        return hidden_test.open_hidden_test(loaded, Path(data), manifest, progress)
+
+    if new_images.is_ensemble(run):
+        result = new_images.predict_with_members(run, open_test, device=device, progress=progress)
+        predictions, notes = result.predictions, result.notes
+        if classes := manifest.form.classes:
+            predictions = align.reorder_classes(predictions, classes, f"{run.path}: its members have other classes")
+    else:
+        loaded = load_without_data(run, device=device)
+        opened = open_test(loaded, progress)
+        predictions, notes = predict_images(loaded, opened.split, progress), opened.notes
+    hidden_test.write_rows(path, predictions, manifest)
+    return PackagePrediction(path, len(predictions), time.monotonic() - started, notes)

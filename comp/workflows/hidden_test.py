@@ -1,0 +1,214 @@
+"""The test of a code competition: other images than the local ones, whose number and names only the notebook sees.
+
+The folder of a package has a manifest.json. It records the form of the local submission, so that the notebook needs no
+training data to write the same columns, and how the ids of its rows are derived from images, for a sample submission
+that does not list the hidden ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from comp.config import DataConfig
+from comp.data.decode import SUFFIXES
+from comp.data.images import ImageFiles
+from comp.data.sources import TESTS
+from comp.data.sources.listing import Listing, LoadedTest, find_sample, require_location
+from comp.data.splits import Split
+from comp.inference.inputs import ImageInput
+from comp.results import files
+from comp.results.predictions import Predictions
+from comp.results.runs import Run
+from comp.runtime.errors import ConfigError, DataError, plural
+from comp.runtime.progress import Progress, quiet
+from comp.submission import write
+from comp.submission.derive_format import derive_format
+from comp.submission.format import SubmissionFormat
+from comp.workflows.load import LoadedRun
+
+MANIFEST = "manifest.json"
+_BY_IMAGES = "the rows are those of the images"
+_AS_THEY_ARE, _NO_RULE = "", "none"  # values of `Manifest.by_images` beside an id
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a package's dataset records for its notebook.
+
+    Attributes:
+        run: folder of the run that predicts, below the dataset's.
+        rows: of the local test.
+        form: of the submission, without ids.
+        by_images: how rows by the images get their ids: empty: as `comp` names images; `none`: not at all, only a
+            sample submission says what is asked for; else a local id, whose folders and suffix the others have.
+        allow_plugins: whether whoever packed it has consented to the run's plug-ins.
+    """
+
+    run: str
+    rows: int
+    form: SubmissionFormat
+    by_images: str
+    allow_plugins: bool = False
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest into a dataset's folder."""
+        values = {**vars(self), "version": 1, "form": self.form.to_json()}
+        files.write_atomically(folder / MANIFEST, files.to_json(values))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Return the manifest of a dataset's folder.
+
+        Raises:
+            UserError: missing or damaged.
+        """
+        path = folder / MANIFEST
+        cure = "pack the run again: comp export RUN --kaggle DIR"
+        values = files.read_json(path, cure)
+        try:
+            names = ("run", "by_images")
+            texts = {name: str(values[name]) for name in names}
+            form = SubmissionFormat.from_json(values["form"], path)
+            return cls(rows=int(values["rows"]), form=form, allow_plugins=bool(values["allow_plugins"]), **texts)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: damaged: {error!r}; {cure}") from None
+
+
+def check_source(run: Run) -> None:
+    """Check that the run's test is a folder or table of images, as a notebook finds it.
+
+    Raises:
+        ConfigError: naming the key, and why this test cannot be packed.
+    """
+    config = run.config()
+    suite, source = config.competition.suite.source, config.data.source
+    if suite != "test":
+        raise ConfigError(
+            f"{run.path}: competition.suite.source is {suite}, so it submits no test images of the competition's "
+            "folder, and a notebook would have nothing to predict; expected competition.suite.source: test"
+        )
+    if source not in TESTS:
+        raise ConfigError(
+            f"{run.path}: data.source is {source}, whose test opens only together with its training data; a notebook "
+            f"finds a competition's folder: expected data.source: {' or '.join(sorted(TESTS))}"
+        )
+    names = {name: getattr(config.data.csv, name) for name in ("test", "sample", "test_table")}
+    for name, value in names.items():
+        if Path(value).is_absolute() or ".." in Path(value).parts:
+            raise ConfigError(f"{run.path}: data.csv.{name}: {value} lies outside data.root, and no notebook has it")
+
+
+def describe_test(loaded: LoadedRun, packed: str, progress: Progress = quiet) -> Manifest:
+    """Return the manifest of a run, after opening its local test.
+
+    Args:
+        loaded: from `load_for_input`, so that its competition is that of `comp predict`.
+        packed: folder of the run in the package.
+        progress: called while images are read.
+
+    Raises:
+        DataError: the local test cannot be opened.
+    """
+    data = loaded.run.data_config().data
+    test = _open(loaded, data, progress)
+    ids = test.split.one_per_answer().ids
+    form = replace(derive_format(loaded.competition).format, listed_ids=())
+    by_images = _AS_THEY_ARE
+    if test.sample is not None:
+        by_images = _naming_rule(loaded, data, test, progress)
+    return Manifest(packed, len(ids), form, by_images, loaded.run.allow_plugins)
+
+
+def _naming_rule(loaded: LoadedRun, data: DataConfig, test: LoadedTest, progress: Progress) -> str:
+    """Return how the images give the ids that the local sample lists; see `Manifest.by_images`."""
+    listed = test.split.one_per_answer().ids
+    try:
+        found = _open(loaded, _without_sample(data), progress).split
+    except DataError:  # training images in the same folder
+        return _NO_RULE
+    for rule in (_AS_THEY_ARE, str(listed[0])):
+        if np.array_equal(np.sort(_named(found, rule).one_per_answer().ids), np.sort(listed)):
+            return rule
+    return _NO_RULE
+
+
+def open_hidden_test(loaded: LoadedRun, root: Path, manifest: Manifest, progress: Progress = quiet) -> ImageInput:
+    """Return the images of a competition's folder as rows of its submission, and notes on what differs from the local.
+
+    The rows are those of the folder's sample submission. Without one, or where it lists images that are not there, or
+    where images are there that it does not list, they are those of the images.
+
+    Raises:
+        DataError: no test images in the shape of the run's.
+    """
+    data = loaded.run.data_config().data.model_copy(update={"root": str(root), "download": False})
+    test, notes = _open_rows(loaded, data, manifest, progress)
+    rows = len(test.split.one_per_answer())
+    if rows != manifest.rows:
+        notes.append(f"{plural(rows, 'row')}, and {manifest.rows:,} in the local test")
+    if test.split.image_shape != loaded.competition.image_shape:
+        raise DataError(
+            f"{root}: expected test images (C, H, W) {loaded.competition.image_shape}, as the run was trained on, "
+            f"found {test.split.image_shape}"
+        )
+    return ImageInput(replace(test.split, name="suite", labels=None), (*notes, *test.notes))
+
+
+def _open_rows(
+    loaded: LoadedRun, data: DataConfig, manifest: Manifest, progress: Progress
+) -> tuple[LoadedTest, list[str]]:
+    """Return the test in the rows of its sample, or by its images where the sample is stale, with a note on that."""
+    sample = find_sample(data)[0]
+    if sample is None:
+        return _open_by_images(loaded, data, manifest, progress), [f"no sample submission: {_BY_IMAGES}"]
+    if manifest.by_images == _NO_RULE:
+        return _open(loaded, data, progress), []
+    try:
+        test = _open(loaded, data, progress)
+    except DataError as error:
+        try:
+            return _open_by_images(loaded, data, manifest, progress), [f"stale sample: {error}: {_BY_IMAGES}"]
+        except DataError:
+            raise error from None
+    location = require_location(Path(data.root), data.csv.test, "test")
+    unlisted = Listing(location).count(without=test.files) if test.files else 0  # a table of pixels has no files
+    if not unlisted:
+        return test, []
+    reason = f"stale sample: {sample.path} does not list {plural(unlisted, 'image')} of {location}"
+    return _open_by_images(loaded, data, manifest, progress), [f"{reason}: {_BY_IMAGES}"]
+
+
+def _open_by_images(loaded: LoadedRun, data: DataConfig, manifest: Manifest, progress: Progress) -> LoadedTest:
+    opened = _open(loaded, _without_sample(data), progress)
+    return replace(opened, split=_named(opened.split, manifest.by_images))
+
+
+def _open(loaded: LoadedRun, data: DataConfig, progress: Progress) -> LoadedTest:
+    open_test: Callable[[DataConfig, tuple[str, ...], Progress], LoadedTest] = TESTS[data.source]
+    return open_test(data, loaded.competition.classes, progress)
+
+
+def _without_sample(data: DataConfig) -> DataConfig:
+    return data.model_copy(update={"csv": data.csv.model_copy(update={"sample": ""})})
+
+
+def _named(split: Split, rule: str) -> Split:
+    """Return images with ids of as many folders as the rule's id, and with a suffix if that has one."""
+    if rule in (_AS_THEY_ARE, _NO_RULE) or not isinstance(split.images, ImageFiles) or split.groups is not None:
+        return split
+    folders, suffix = rule.count("/"), PurePosixPath(rule).suffix.lower() in SUFFIXES
+    paths = [PurePosixPath(Path(path).as_posix()) for path in split.images.paths.tolist()]
+    names = ["/".join((path if suffix else path.with_suffix("")).parts[-folders - 1 :]) for path in paths]
+    return replace(split, ids=np.array(names, np.str_))
+
+
+def write_rows(path: Path, predictions: Predictions, manifest: Manifest) -> None:
+    """Write the submission of a hidden test, in the form of the local one.
+
+    Raises:
+        RunError: the disk is full or not writable.
+    """
+    form = replace(manifest.form, listed_ids=tuple(predictions.ids.tolist()))
+    files.write_atomically(path, write.to_csv(predictions, form))

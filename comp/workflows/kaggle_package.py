@@ -1,0 +1,302 @@
+"""Pack a run or an ensemble for a code competition (`comp export --kaggle`).
+
+DIR/dataset/      uploaded as a dataset: run folders, wheels/, manifest.json, dataset-metadata.json
+DIR/kernel/       uploaded as a notebook: submission.ipynb, kernel-metadata.json
+DIR/package.json  what is packed, and what `--verify` measured
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from comp.config import plugins as plugin_entries
+from comp.inference.inputs import PredictInput
+from comp.results import files
+from comp.results.runs import Run
+from comp.runtime.errors import ConfigError, RunError
+from comp.runtime.progress import Progress, quiet
+from comp.workflows import hidden_test, kaggle_wheels, lineage, plugins
+from comp.workflows.hidden_test import Manifest
+from comp.workflows.kaggle_wheels import Image
+from comp.workflows.load import load_for_input
+
+DATASET, KERNEL, NOTEBOOK, RECORD = "dataset", "kernel", "submission.ipynb", "package.json"
+DATASET_FOLDER, DATA_FOLDER = "COMP_DATASET", "COMP_DATA"
+"""Environment variables: where the notebook finds the dataset and the competition, in place of /kaggle/input."""
+
+_FILES = ("config.yaml", "execution.json", "provenance.json", "metrics.json")  # of each run, beside its weights
+_TITLE_LENGTH = (6, 50)  # that Kaggle takes
+_COMPETITION_LETTERS = 34  # of a default title, which leaves room for the run's time
+_TIME_LETTERS = 15
+_SLUG, _OWNER = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*"), re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+_MARKDOWN = """# Submission of `{run}`
+Installs `comp` from the dataset `{dataset}` without network, predicts the test of `{competition}` and writes
+`submission.csv`. The environment variables `{dataset_variable}` and `{data_variable}` say where else both folders are.
+"""
+_INSTALL = """import glob, os, subprocess, sys
+
+def folder(variable, name):
+    places = [os.environ.get(variable, ""), *(f"/kaggle/input/{{above}}{{name}}" for above in ("", "*/", "*/*/"))]
+    found = [path for place in places for path in sorted(glob.glob(place)) if os.path.isdir(path)]
+    assert found, f"{{name}} is not an input of this notebook: add it, or set {{variable}}"
+    return found[0]
+
+dataset = folder("{dataset_variable}", "{dataset_slug}")
+data = folder("{data_variable}", "{competition}")
+wheels = sorted(glob.glob(f"{{dataset}}/wheels/*.whl"))
+pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check"]
+subprocess.run([*pip, *wheels], check=True)"""
+_PREDICT = """import comp
+
+result = comp.predict_package(dataset, data, output="submission.csv")
+print(*result.notes, f"submission.csv: {result.rows:,} rows in {result.seconds:.1f} s", sep="\\n")"""
+
+
+@dataclass(frozen=True)
+class Names:
+    """A package's names on Kaggle.
+
+    Attributes:
+        competition: as in its address.
+        owner: the user's name.
+        title: of dataset and notebook.
+    """
+
+    competition: str
+    owner: str
+    title: str
+
+    @property
+    def slug(self) -> str:
+        """The title as Kaggle writes it in addresses."""
+        return "-".join(re.findall(r"[a-z0-9]+", self.title.lower()))
+
+    @property
+    def id(self) -> str:
+        """`owner/slug`, of the dataset and of the notebook."""
+        return f"{self.owner}/{self.slug}"
+
+
+def check_names(run: Run, *, competition: str, owner: str, title: str = "") -> Names:
+    """Return a package's names; an empty title becomes the competition and the run's time.
+
+    Raises:
+        ConfigError: a name that Kaggle does not take.
+    """
+    if not _SLUG.fullmatch(competition):
+        raise ConfigError(
+            f"--competition {competition}: expected the name in the competition's address, such as digit-recognizer: "
+            "lower-case letters, digits and '-'"
+        )
+    if not _OWNER.fullmatch(owner):
+        raise ConfigError(f"--owner {owner}: expected your Kaggle user name, as in the address of your profile")
+    names = Names(competition, owner, title or f"{competition[:_COMPETITION_LETTERS]} {run.path.name[:_TIME_LETTERS]}")
+    shortest, longest = _TITLE_LENGTH
+    if not (shortest <= len(names.title) <= longest and shortest <= len(names.slug)):
+        raise ConfigError(
+            f"--title {names.title}: expected {shortest} to {longest} characters, of which {shortest} letters a to z "
+            f"or digits; found {len(names.title)}"
+        )
+    return names
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a package can be written.
+
+    Raises:
+        RunError: the folder exists, or none can be made there.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise RunError(f"{folder}: already exists; name another folder, or remove it")
+    if reason := files.find_write_problem(folder.parent):
+        raise RunError(f"{folder}: {reason}; choose another folder")
+
+
+def networks(run: Run) -> list[Run]:
+    """Return the run, and the runs that it combines, and those that these combine, all of which are packed.
+
+    Raises:
+        UserError: not complete, no weights, a member is missing, or plug-ins that cannot be packed or may not run.
+    """
+    run.metrics()
+    plugins.check_consent(run)
+    for entry in map(plugin_entries.parse, run.config().plugins):
+        if not entry.is_file:
+            raise ConfigError(
+                f"{run.path}: its plug-in {entry.name} is an installed module, which is not packed; train with a file "
+                "of it (plugins: [my_module.py])"
+            )
+    if run.has_weights() or "members" not in run.provenance():
+        run.weights_path()
+        hidden_test.check_source(run)
+        return [run]
+    members = lineage.members_of(run, "it cannot be packed")
+    inner = [part for member in members for part in networks(replace(member, allow_plugins=run.allow_plugins))]
+    return [run, *inner]
+
+
+def write_package(
+    folder: Path, run: Run, names: Names, image: Image, *, device: str = "", progress: Progress = quiet
+) -> dict[str, Any]:
+    """Pack a run; return the content of package.json. The folder appears when it is whole.
+
+    Args:
+        folder: does not exist.
+        run: a complete run or ensemble, with the overrides that say where its data are now.
+        names: on Kaggle.
+        image: what the notebook will run in.
+        device: that the local test is opened for; see `load_for_input`.
+        progress: called while images are read.
+
+    Raises:
+        UserError: the run cannot be packed (`networks`), its test cannot be opened, or wheels are missing.
+    """
+    runs = networks(run)
+    loaded = load_for_input(first_network(run), PredictInput(), progress, device=device)
+    missing = kaggle_wheels.missing_packages(image)
+    temporary = folder.with_name(f".{folder.name}.{names.slug}.tmp")
+    files.remove(temporary, inside=folder.parent)
+    try:
+        files.make_folder(temporary / KERNEL)
+        dataset = temporary / DATASET
+        weights = {str(_packed(part)): _copy_run(part, dataset / _packed(part)) for part in runs}
+        manifest = hidden_test.describe_test(loaded, str(_packed(run)), progress)
+        manifest.write(dataset)
+        files.make_folder(dataset / "wheels")
+        progress("packing wheels", 0, 1 + len(missing), "wheels")
+        kaggle_wheels.write_own_wheel(dataset / "wheels")
+        kaggle_wheels.download(missing, image.python, dataset / "wheels")
+        uses_gpu = run.metrics().device.startswith("cuda")
+        _write_json(dataset / "dataset-metadata.json", _dataset_metadata(names))
+        _write_json(temporary / KERNEL / "kernel-metadata.json", _kernel_metadata(names, uses_gpu=uses_gpu))
+        _write_json(temporary / KERNEL / NOTEBOOK, _notebook(names, run))
+        record = _describe(run, names, image, manifest, weights, dataset)
+        _write_json(temporary / RECORD, record)
+        temporary.rename(folder)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written: {error.strerror}; free space or choose another folder") from None
+    finally:
+        files.remove(temporary, inside=folder.parent)
+    return record
+
+
+def first_network(run: Run) -> Run:
+    """Return the first of a run's networks, with the run's overrides, which say where the data are."""
+    first = next(part for part in networks(run) if part.has_weights())
+    return replace(first, overrides=run.overrides)
+
+
+def record_verification(folder: Path, values: dict[str, Any]) -> None:
+    """Record in package.json what `--verify` found."""
+    record = files.read_json(folder / RECORD)
+    verified = bool(values["same_csv"])
+    _write_json(folder / RECORD, {**record, "verified": verified, "verification": values})
+
+
+def _packed(run: Run) -> Path:
+    """Return a run's folder in the dataset: two names, which `Run.beside` finds members by."""
+    path = run.path.resolve()
+    return Path("runs", path.parent.name, path.name)
+
+
+def _copy_run(run: Run, target: Path) -> str:
+    """Copy what predicting needs of a run; return the SHA-256 of its weights, empty for an ensemble."""
+    if target.exists():
+        raise RunError(f"{run.path}: another member has the name {target.name} too, in another folder; rename one")
+    files.make_folder(target)
+    sources = list(_sources(run))
+    for source in sources:
+        copy = target / source.relative_to(run.path)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, copy)
+    return files.sha256_file(run.weights_path()) if run.has_weights() else ""
+
+
+def _sources(run: Run) -> Iterator[Path]:
+    yield from (path for name in _FILES if (path := run.path / name).is_file())
+    yield from sorted((run.path / plugin_entries.FOLDER).glob("*.py"))
+    if run.has_weights():
+        yield run.weights_path()
+        return
+    stored = sorted((run.path / "predictions").glob("*.npz"), key=lambda path: path.stat().st_size)
+    yield from stored[:1]  # any of them says how the members are combined
+    if (coefficients := run.path / "ensemble.npz").is_file():
+        yield coefficients
+
+
+def _describe(
+    run: Run, names: Names, image: Image, manifest: Manifest, weights: dict[str, str], dataset: Path
+) -> dict[str, Any]:
+    content = [path for path in dataset.rglob("*") if path.is_file()]
+    return {
+        "version": 1,
+        "verified": False,
+        "dataset": names.id,
+        "kernel": names.id,
+        "title": names.title,
+        "competition": names.competition,
+        "run": run.name,
+        "run_path": str(run.path),
+        "weights_sha256": {name: digest for name, digest in weights.items() if digest},
+        "rows": manifest.rows,
+        "python": image.python,
+        "wheels": sorted(path.name for path in (dataset / "wheels").iterdir()),
+        "files": len(content),
+        "bytes": sum(path.stat().st_size for path in content),
+        "note": image.note,
+        "verification": None,
+    }
+
+
+def _dataset_metadata(names: Names) -> dict[str, Any]:
+    return {"title": names.title, "id": names.id, "licenses": [{"name": "unknown"}]}
+
+
+def _kernel_metadata(names: Names, *, uses_gpu: bool) -> dict[str, Any]:
+    return {
+        "id": names.id,
+        "title": names.title,
+        "code_file": NOTEBOOK,
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": uses_gpu,
+        "enable_internet": False,
+        "dataset_sources": [names.id],
+        "competition_sources": [names.competition],
+        "kernel_sources": [],
+        "model_sources": [],
+    }
+
+
+def _notebook(names: Names, run: Run) -> dict[str, Any]:
+    words = {
+        "run": run.name,
+        "dataset": names.id,
+        "dataset_slug": names.slug,
+        "competition": names.competition,
+        "dataset_variable": DATASET_FOLDER,
+        "data_variable": DATA_FOLDER,
+    }
+    code: dict[str, Any] = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": []}
+    return {
+        "cells": [
+            {"cell_type": "markdown", "id": "what", "metadata": {}, "source": _MARKDOWN.format(**words)},
+            {**code, "id": "install", "source": _INSTALL.format(**words)},
+            {**code, "id": "predict", "source": _PREDICT},
+        ],
+        "metadata": {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    files.write_atomically(path, files.to_json(values))

@@ -24,18 +24,15 @@ from comp.workflows.kaggle_wheels import Image
 from comp.workflows.load import load_for_input
 
 DATASET, KERNEL, NOTEBOOK, RECORD = "dataset", "kernel", "submission.ipynb", "package.json"
-DATASET_FOLDER, DATA_FOLDER = "COMP_DATASET", "COMP_DATA"
-"""Environment variables: where the notebook finds the dataset and the competition, in place of /kaggle/input."""
 
 _FILES = ("config.yaml", "execution.json", "provenance.json", "metrics.json")  # of each run, beside its weights
-_TITLE_LENGTH = (6, 50)  # that Kaggle takes
-_COMPETITION_LETTERS = 34  # of a default title, which leaves room for the run's time
-_TIME_LETTERS = 15
+_SHORTEST_TITLE, _LONGEST_TITLE = 6, 50  # that Kaggle takes
+_COMPETITION_LETTERS, _TIME_LETTERS = 34, 15  # of a default title
 _SLUG, _OWNER = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*"), re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 _MARKDOWN = """# Submission of `{run}`
-Installs `comp` from the dataset `{dataset}` without network, predicts the test of `{competition}` and writes
-`submission.csv`. The environment variables `{dataset_variable}` and `{data_variable}` say where else both folders are.
+Installs `comp` from the dataset `{id}` without network, predicts the test of `{competition}` and writes
+`submission.csv`. The environment variables `COMP_DATASET` and `COMP_DATA` say where else both folders are.
 """
 _INSTALL = """import glob, os, subprocess, sys
 
@@ -45,8 +42,8 @@ def folder(variable, name):
     assert found, f"{{name}} is not an input of this notebook: add it, or set {{variable}}"
     return found[0]
 
-dataset = folder("{dataset_variable}", "{dataset_slug}")
-data = folder("{data_variable}", "{competition}")
+dataset = folder("COMP_DATASET", "{slug}")
+data = folder("COMP_DATA", "{competition}")
 wheels = sorted(glob.glob(f"{{dataset}}/wheels/*.whl"))
 pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check"]
 subprocess.run([*pip, *wheels], check=True)"""
@@ -95,11 +92,10 @@ def check_names(run: Run, *, competition: str, owner: str, title: str = "") -> N
     if not _OWNER.fullmatch(owner):
         raise ConfigError(f"--owner {owner}: expected your Kaggle user name, as in the address of your profile")
     names = Names(competition, owner, title or f"{competition[:_COMPETITION_LETTERS]} {run.path.name[:_TIME_LETTERS]}")
-    shortest, longest = _TITLE_LENGTH
-    if not (shortest <= len(names.title) <= longest and shortest <= len(names.slug)):
+    if len(names.slug) < _SHORTEST_TITLE or len(names.title) > _LONGEST_TITLE:
         raise ConfigError(
-            f"--title {names.title}: expected {shortest} to {longest} characters, of which {shortest} letters a to z "
-            f"or digits; found {len(names.title)}"
+            f"--title {names.title}: expected {_SHORTEST_TITLE} to {_LONGEST_TITLE} characters, letters a to z and "
+            "digits among them"
         )
     return names
 
@@ -170,12 +166,16 @@ def write_package(
         progress("packing wheels", 0, 1 + len(missing), "wheels")
         kaggle_wheels.write_own_wheel(dataset / "wheels")
         kaggle_wheels.download(missing, image.python, dataset / "wheels")
-        uses_gpu = run.metrics().device.startswith("cuda")
-        _write_json(dataset / "dataset-metadata.json", _dataset_metadata(names))
-        _write_json(temporary / KERNEL / "kernel-metadata.json", _kernel_metadata(names, uses_gpu=uses_gpu))
-        _write_json(temporary / KERNEL / NOTEBOOK, _notebook(names, run))
         record = _describe(run, names, image, manifest, weights, dataset)
-        _write_json(temporary / RECORD, record)
+        metadata = {"title": names.title, "id": names.id, "licenses": [{"name": "unknown"}]}
+        kernel = _kernel_metadata(names, uses_gpu=run.metrics().device.startswith("cuda"))
+        contents = {
+            dataset / "dataset-metadata.json": metadata,
+            temporary / KERNEL / "kernel-metadata.json": kernel,
+            temporary / KERNEL / NOTEBOOK: _notebook(names, run),
+            temporary / RECORD: record,
+        }
+        files.write_files_atomically({path: files.to_json(values) for path, values in contents.items()})
         temporary.rename(folder)
     except OSError as error:
         raise RunError(f"{folder}: cannot be written: {error.strerror}; free space or choose another folder") from None
@@ -192,9 +192,8 @@ def first_network(run: Run) -> Run:
 
 def record_verification(folder: Path, values: dict[str, Any]) -> None:
     """Record in package.json what `--verify` found."""
-    record = files.read_json(folder / RECORD)
-    verified = bool(values["same_csv"])
-    _write_json(folder / RECORD, {**record, "verified": verified, "verification": values})
+    record = {**files.read_json(folder / RECORD), "verified": values["same_csv"], "verification": values}
+    files.write_atomically(folder / RECORD, files.to_json(record))
 
 
 def _packed(run: Run) -> Path:
@@ -208,8 +207,7 @@ def _copy_run(run: Run, target: Path) -> str:
     if target.exists():
         raise RunError(f"{run.path}: another member has the name {target.name} too, in another folder; rename one")
     files.make_folder(target)
-    sources = list(_sources(run))
-    for source in sources:
+    for source in _sources(run):
         copy = target / source.relative_to(run.path)
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, copy)
@@ -252,10 +250,6 @@ def _describe(
     }
 
 
-def _dataset_metadata(names: Names) -> dict[str, Any]:
-    return {"title": names.title, "id": names.id, "licenses": [{"name": "unknown"}]}
-
-
 def _kernel_metadata(names: Names, *, uses_gpu: bool) -> dict[str, Any]:
     return {
         "id": names.id,
@@ -268,20 +262,11 @@ def _kernel_metadata(names: Names, *, uses_gpu: bool) -> dict[str, Any]:
         "enable_internet": False,
         "dataset_sources": [names.id],
         "competition_sources": [names.competition],
-        "kernel_sources": [],
-        "model_sources": [],
     }
 
 
 def _notebook(names: Names, run: Run) -> dict[str, Any]:
-    words = {
-        "run": run.name,
-        "dataset": names.id,
-        "dataset_slug": names.slug,
-        "competition": names.competition,
-        "dataset_variable": DATASET_FOLDER,
-        "data_variable": DATA_FOLDER,
-    }
+    words = {"run": run.name, "id": names.id, "slug": names.slug, "competition": names.competition}
     code: dict[str, Any] = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": []}
     return {
         "cells": [
@@ -296,7 +281,3 @@ def _notebook(names: Names, run: Run) -> dict[str, Any]:
         "nbformat": 4,
         "nbformat_minor": 5,
     }
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    files.write_atomically(path, files.to_json(values))

@@ -13,6 +13,7 @@ import time
 import venv
 from collections.abc import Iterable
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from comp.submission import diff, write
 from comp.submission.derive_format import derive_format
 from comp.workflows import kaggle_package, kaggle_wheels
 from comp.workflows.hidden_test import Manifest, write_rows
-from comp.workflows.kaggle_package import DATA_FOLDER, DATASET, DATASET_FOLDER, KERNEL, NOTEBOOK
+from comp.workflows.kaggle_package import DATASET, KERNEL, NOTEBOOK
 from comp.workflows.kaggle_wheels import Image
 from comp.workflows.load import load_for_input
 from comp.workflows.predict import predict_images
@@ -39,35 +40,23 @@ _TICK_SECONDS = 0.2
 _LAST_LINES = 15  # of what a notebook that failed said
 _OWN_NETWORK = ("unshare", "--net", "--map-root-user")  # Linux: no network for any code, if the kernel permits it
 
-# Python's own sockets; Jupyter's are of the system's kind (ipc).
+# For where that is not permitted. Jupyter's sockets are of no network (ipc).
 _BLOCK_NETWORK = """
-import ipaddress
 import socket
 
-def _check(host):
-    try:
-        allowed = host in (None, "", "localhost") or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        allowed = False
-    if not allowed:
-        raise OSError(f"no network in a code competition: {host}")
-
-def _guarded(function):
-    def call(self, *arguments):
-        if self.family != getattr(socket, "AF_UNIX", None):
-            _check(arguments[-1][0])
-        return function(self, *arguments)
+def guarded(function, host_of):
+    def call(*arguments, **options):
+        if (host := host_of(*arguments)) not in (None, "", "localhost", "127.0.0.1", "::1"):
+            raise OSError(f"no network in a code competition: {host}")
+        return function(*arguments, **options)
     return call
 
-for _name in ("connect", "connect_ex", "sendto"):
-    setattr(socket.socket, _name, _guarded(getattr(socket.socket, _name)))
-_find = socket.getaddrinfo
+def host_of(connection, *arguments):
+    return None if connection.family == socket.AF_UNIX else arguments[-1][0]
 
-def getaddrinfo(host, *arguments, **options):
-    _check(host.decode() if isinstance(host, bytes) else host)
-    return _find(host, *arguments, **options)
-
-socket.getaddrinfo = getaddrinfo
+for name in ("connect", "connect_ex", "sendto"):
+    setattr(socket.socket, name, guarded(getattr(socket.socket, name), host_of))
+socket.getaddrinfo = guarded(socket.getaddrinfo, lambda host, *arguments: host)
 """
 # Runs the notebook and one more cell, in which it tells what it needed; its arguments: notebook, result, kernel.
 _RUN_NOTEBOOK = """
@@ -111,11 +100,8 @@ def check_tools(image: Image) -> None:
         )
     if os.name == "nt":
         raise UserError("--verify: needs Linux or macOS; leave it out")
-    for name in _RUNNERS:
-        try:
-            metadata.version(name)
-        except metadata.PackageNotFoundError:
-            raise UserError(f"--verify: {name} is not installed: pip install 'comp[verify]'") from None
+    if missing := [name for name in _RUNNERS if not find_spec(name)]:
+        raise UserError(f"--verify: {missing[0]} is not installed: pip install 'comp[verify]'")
 
 
 def expected_csv(run: Run, manifest: Manifest, path: Path, *, device: str = "", progress: Progress = quiet) -> None:
@@ -241,8 +227,8 @@ def _run_notebook(
             (data / source.name).symlink_to(source)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     environment |= {
-        DATASET_FOLDER: str((folder / DATASET).resolve()),
-        DATA_FOLDER: str(data),
+        "COMP_DATASET": str((folder / DATASET).resolve()),
+        "COMP_DATA": str(data),
         "JUPYTER_PREFER_ENV_PATH": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }

@@ -19,6 +19,7 @@ from pathlib import Path
 from packaging.markers import default_environment
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from comp.results import files
 from comp.runtime.errors import RunError, UserError
@@ -33,6 +34,7 @@ _GLIBC = range(17, 36)  # 2.17 to 2.35, that of Ubuntu 22.04; pip takes the name
 _PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in _GLIBC))
 _UNPACKED = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")  # of an installed package, not of its wheel
 _SOURCES = ("comp", "configs", "pyproject.toml", "setup.py", "README.md", "LICENSE")  # that its wheel is built from
+_SETUPTOOLS = Version("77")  # as pyproject.toml says
 _LAST_LINES = 3  # of pip's errors
 
 
@@ -168,7 +170,9 @@ def write_own_wheel(folder: Path) -> Path:
             for name in _SOURCES:
                 copy = shutil.copytree if (checkout / name).is_dir() else shutil.copy2
                 copy(checkout / name, Path(temporary, name))
-            _pip(["wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), temporary])
+            # pip's own copy of setuptools takes seconds and the network
+            words = ["--no-build-isolation"] if _has_setuptools() else []
+            _pip(["wheel", "--quiet", "--no-deps", *words, "--wheel-dir", str(folder), temporary])
         return next(folder.glob("comp-*.whl"))
     recorded = [file for file in distribution.files or () if ".." not in file.parts and file.suffix != ".pyc"]
     content = [file for file in recorded if file.name not in _UNPACKED or "dist-info" not in file.parts[0]]
@@ -182,6 +186,13 @@ def write_own_wheel(folder: Path) -> Path:
             archive.write(str(distribution.locate_file(file)), str(file))
         archive.writestr(f"{info}/RECORD", "\n".join([*lines, f"{info}/RECORD,,"]) + "\n")
     return path
+
+
+def _has_setuptools() -> bool:
+    try:
+        return Version(metadata.version("setuptools")) >= _SETUPTOOLS
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _pip(words: list[str]) -> None:

@@ -1,8 +1,8 @@
 """Predict the hidden test of a code competition from the folder that `comp export --kaggle` has packed."""
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from comp.ensembles import align, new_images
 from comp.inference.inputs import ImageInput
@@ -14,16 +14,8 @@ from comp.workflows.load import LoadedRun, load_without_data
 from comp.workflows.predict import predict_images
 
 
-@dataclass(frozen=True)
-class PackagePrediction:
-    """A submission that a package has written.
-
-    Attributes:
-        path: the CSV.
-        rows: in it.
-        seconds: for reading and predicting all images, and writing.
-        notes: how the hidden test differs from the local one, and images that were left out or resized.
-    """
+class PackagePrediction(NamedTuple):
+    """A written submission: its CSV, its rows, seconds for reading, predicting and writing, and what was assumed."""
 
     path: Path
     rows: int

@@ -1,15 +1,14 @@
 """The test of a code competition: other images than the local ones, whose number and names only the notebook sees.
 
-The folder of a package has a manifest.json. It records the form of the local submission, so that the notebook needs no
-training data to write the same columns, and how the ids of its rows are derived from images, for a sample submission
-that does not list the hidden ones.
+A package's manifest.json records the form of the local submission, so that no training data are needed to write the
+same columns, and how images are named, for a sample submission that does not list the hidden ones.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from numpy.typing import NDArray
 
 from comp.config import DataConfig
 from comp.data.decode import SUFFIXES
@@ -41,9 +40,9 @@ class Manifest:
         run: folder of the run that predicts, below the dataset's.
         rows: of the local test.
         form: of the submission, without ids.
-        by_images: how rows by the images get their ids: empty: as `comp` names images; `none`: not at all, only a
-            sample submission says what is asked for; else a local id, whose folders and suffix the others have.
-        allow_plugins: whether whoever packed it has consented to the run's plug-ins.
+        by_images: how images give ids: empty: as `comp` names them; `none`: not at all, only a sample lists what is
+            asked for; else a local id, whose folders and suffix the others have too.
+        allow_plugins: consent to the run's plug-ins, of the user who has packed it.
     """
 
     run: str
@@ -64,16 +63,12 @@ class Manifest:
         Raises:
             UserError: missing or damaged.
         """
-        path = folder / MANIFEST
-        cure = "pack the run again: comp export RUN --kaggle DIR"
+        path, cure = folder / MANIFEST, "pack the run again: comp export RUN --kaggle DIR"
         values = files.read_json(path, cure)
-        try:
-            names = ("run", "by_images")
-            texts = {name: str(values[name]) for name in names}
-            form = SubmissionFormat.from_json(values["form"], path)
-            return cls(rows=int(values["rows"]), form=form, allow_plugins=bool(values["allow_plugins"]), **texts)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: damaged: {error!r}; {cure}") from None
+        if missing := {field.name for field in fields(cls)} - values.keys():
+            raise DataError(f"{path}: damaged: it lacks {', '.join(sorted(missing))}; {cure}")
+        form = SubmissionFormat.from_json(values.pop("form"), path)
+        return cls(form=form, **{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 def check_source(run: Run) -> None:
@@ -94,9 +89,9 @@ def check_source(run: Run) -> None:
             f"{run.path}: data.source is {source}, whose test opens only together with its training data; a notebook "
             f"finds a competition's folder: expected data.source: {' or '.join(sorted(TESTS))}"
         )
-    names = {name: getattr(config.data.csv, name) for name in ("test", "sample", "test_table")}
-    for name, value in names.items():
-        if Path(value).is_absolute() or ".." in Path(value).parts:
+    for name in ("test", "sample", "test_table"):
+        value = Path(getattr(config.data.csv, name))
+        if value.is_absolute() or ".." in value.parts:
             raise ConfigError(f"{run.path}: data.csv.{name}: {value} lies outside data.root, and no notebook has it")
 
 
@@ -113,17 +108,14 @@ def describe_test(loaded: LoadedRun, packed: str, progress: Progress = quiet) ->
     """
     data = loaded.run.data_config().data
     test = _open(loaded, data, progress)
-    ids = test.split.one_per_answer().ids
-    form = replace(derive_format(loaded.competition).format, listed_ids=())
-    by_images = _AS_THEY_ARE
-    if test.sample is not None:
-        by_images = _naming_rule(loaded, data, test, progress)
-    return Manifest(packed, len(ids), form, by_images, loaded.run.allow_plugins)
-
-
-def _naming_rule(loaded: LoadedRun, data: DataConfig, test: LoadedTest, progress: Progress) -> str:
-    """Return how the images give the ids that the local sample lists; see `Manifest.by_images`."""
     listed = test.split.one_per_answer().ids
+    form = replace(derive_format(loaded.competition).format, listed_ids=())
+    by_images = _naming_rule(loaded, data, listed, progress) if test.sample else _AS_THEY_ARE
+    return Manifest(packed, len(listed), form, by_images, loaded.run.allow_plugins)
+
+
+def _naming_rule(loaded: LoadedRun, data: DataConfig, listed: NDArray[np.str_], progress: Progress) -> str:
+    """Return how the images give the ids that the local sample lists; see `Manifest.by_images`."""
     try:
         found = _open(loaded, _without_sample(data), progress).split
     except DataError:  # training images in the same folder
@@ -186,8 +178,7 @@ def _open_by_images(loaded: LoadedRun, data: DataConfig, manifest: Manifest, pro
 
 
 def _open(loaded: LoadedRun, data: DataConfig, progress: Progress) -> LoadedTest:
-    open_test: Callable[[DataConfig, tuple[str, ...], Progress], LoadedTest] = TESTS[data.source]
-    return open_test(data, loaded.competition.classes, progress)
+    return TESTS[data.source](data, loaded.competition.classes, progress)
 
 
 def _without_sample(data: DataConfig) -> DataConfig:
@@ -205,10 +196,6 @@ def _named(split: Split, rule: str) -> Split:
 
 
 def write_rows(path: Path, predictions: Predictions, manifest: Manifest) -> None:
-    """Write the submission of a hidden test, in the form of the local one.
-
-    Raises:
-        RunError: the disk is full or not writable.
-    """
+    """Write the submission of a hidden test, in the form of the local one."""
     form = replace(manifest.form, listed_ids=tuple(predictions.ids.tolist()))
     files.write_atomically(path, write.to_csv(predictions, form))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from comp.config import plugins as plugin_entries
+from comp.config.plugins import FOLDER, parse
 from comp.inference.inputs import PredictInput
 from comp.results import files
 from comp.results.runs import Run
@@ -25,7 +25,7 @@ from comp.workflows.load import load_for_input
 
 DATASET, KERNEL, NOTEBOOK, RECORD = "dataset", "kernel", "submission.ipynb", "package.json"
 
-_FILES = ("config.yaml", "execution.json", "provenance.json", "metrics.json")  # of each run, beside its weights
+_FILES = ("config.yaml", "execution.json", "provenance.json", "metrics.json", "ensemble.npz")  # those that a run has
 _SHORTEST_TITLE, _LONGEST_TITLE = 6, 50  # that Kaggle takes
 _COMPETITION_LETTERS, _TIME_LETTERS = 34, 15  # of a default title
 _SLUG, _OWNER = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*"), re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -55,13 +55,7 @@ print(*result.notes, f"submission.csv: {result.rows:,} rows in {result.seconds:.
 
 @dataclass(frozen=True)
 class Names:
-    """A package's names on Kaggle.
-
-    Attributes:
-        competition: as in its address.
-        owner: the user's name.
-        title: of dataset and notebook.
-    """
+    """A package's names on Kaggle: the competition's and the user's as in addresses, the title of its two parts."""
 
     competition: str
     owner: str
@@ -86,17 +80,14 @@ def check_names(run: Run, *, competition: str, owner: str, title: str = "") -> N
     """
     if not _SLUG.fullmatch(competition):
         raise ConfigError(
-            f"--competition {competition}: expected the name in the competition's address, such as digit-recognizer: "
-            "lower-case letters, digits and '-'"
+            f"--competition {competition}: expected the name in the competition's address, such as digit-recognizer"
         )
     if not _OWNER.fullmatch(owner):
         raise ConfigError(f"--owner {owner}: expected your Kaggle user name, as in the address of your profile")
     names = Names(competition, owner, title or f"{competition[:_COMPETITION_LETTERS]} {run.path.name[:_TIME_LETTERS]}")
     if len(names.slug) < _SHORTEST_TITLE or len(names.title) > _LONGEST_TITLE:
-        raise ConfigError(
-            f"--title {names.title}: expected {_SHORTEST_TITLE} to {_LONGEST_TITLE} characters, letters a to z and "
-            "digits among them"
-        )
+        expected = f"expected {_SHORTEST_TITLE} to {_LONGEST_TITLE} characters, letters a to z and digits among them"
+        raise ConfigError(f"--title {names.title}: {expected}")
     return names
 
 
@@ -120,19 +111,17 @@ def networks(run: Run) -> list[Run]:
     """
     run.metrics()
     plugins.check_consent(run)
-    for entry in map(plugin_entries.parse, run.config().plugins):
-        if not entry.is_file:
-            raise ConfigError(
-                f"{run.path}: its plug-in {entry.name} is an installed module, which is not packed; train with a file "
-                "of it (plugins: [my_module.py])"
-            )
+    if modules := [entry for entry in map(parse, run.config().plugins) if not entry.is_file]:
+        raise ConfigError(
+            f"{run.path}: its plug-in {modules[0].name} is an installed module, which is not packed; train with its "
+            "file instead (plugins: [my_module.py])"
+        )
     if run.has_weights() or "members" not in run.provenance():
         run.weights_path()
         hidden_test.check_source(run)
         return [run]
-    members = lineage.members_of(run, "it cannot be packed")
-    inner = [part for member in members for part in networks(replace(member, allow_plugins=run.allow_plugins))]
-    return [run, *inner]
+    members = [replace(one, allow_plugins=run.allow_plugins) for one in lineage.members_of(run, "it cannot be packed")]
+    return [run, *(part for member in members for part in networks(member))]
 
 
 def write_package(
@@ -145,7 +134,7 @@ def write_package(
         run: a complete run or ensemble, with the overrides that say where its data are now.
         names: on Kaggle.
         image: what the notebook will run in.
-        device: that the local test is opened for; see `load_for_input`.
+        device: see `load_for_input`.
         progress: called while images are read.
 
     Raises:
@@ -190,12 +179,6 @@ def first_network(run: Run) -> Run:
     return replace(first, overrides=run.overrides)
 
 
-def record_verification(folder: Path, values: dict[str, Any]) -> None:
-    """Record in package.json what `--verify` found."""
-    record = {**files.read_json(folder / RECORD), "verified": values["same_csv"], "verification": values}
-    files.write_atomically(folder / RECORD, files.to_json(record))
-
-
 def _packed(run: Run) -> Path:
     """Return a run's folder in the dataset: two names, which `Run.beside` finds members by."""
     path = run.path.resolve()
@@ -216,14 +199,12 @@ def _copy_run(run: Run, target: Path) -> str:
 
 def _sources(run: Run) -> Iterator[Path]:
     yield from (path for name in _FILES if (path := run.path / name).is_file())
-    yield from sorted((run.path / plugin_entries.FOLDER).glob("*.py"))
+    yield from sorted((run.path / FOLDER).glob("*.py"))
     if run.has_weights():
         yield run.weights_path()
         return
     stored = sorted((run.path / "predictions").glob("*.npz"), key=lambda path: path.stat().st_size)
     yield from stored[:1]  # any of them says how the members are combined
-    if (coefficients := run.path / "ensemble.npz").is_file():
-        yield coefficients
 
 
 def _describe(

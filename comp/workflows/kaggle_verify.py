@@ -17,21 +17,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import Requirement
-
 from comp.data import cache
 from comp.data.splits import Split
 from comp.inference.inputs import PredictInput
 from comp.results import files, prediction_files
+from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.runtime.errors import RunError, UserError
 from comp.runtime.progress import Progress, quiet
-from comp.submission import diff, write
-from comp.submission.derive_format import derive_format
+from comp.submission import diff
 from comp.workflows import kaggle_package, kaggle_wheels
 from comp.workflows.hidden_test import Manifest, write_rows
-from comp.workflows.kaggle_package import DATASET, KERNEL, NOTEBOOK
-from comp.workflows.kaggle_wheels import Image
+from comp.workflows.kaggle_package import DATASET, KERNEL, NOTEBOOK, RECORD
+from comp.workflows.kaggle_wheels import HERE, Image
 from comp.workflows.load import load_for_input
 from comp.workflows.predict import predict_images
 
@@ -92,38 +90,15 @@ def check_tools(image: Image) -> None:
     Raises:
         UserError: what is missing, and how to get it.
     """
-    here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if image.python != here:
+    if image.python != HERE:
         raise UserError(
-            f"--verify: the image has Python {image.python}, this is {here}, for which the package's wheels are not "
-            f"made; run it with Python {image.python}, or leave --verify out"
+            f"--verify: the image has Python {image.python}, and its wheels are not made for this {HERE}; use "
+            f"Python {image.python}, or leave --verify out"
         )
     if os.name == "nt":
         raise UserError("--verify: needs Linux or macOS; leave it out")
     if missing := [name for name in _RUNNERS if not find_spec(name)]:
         raise UserError(f"--verify: {missing[0]} is not installed: pip install 'comp[verify]'")
-
-
-def expected_csv(run: Run, manifest: Manifest, path: Path, *, device: str = "", progress: Progress = quiet) -> None:
-    """Write the CSV of `comp predict RUN`, or of an ensemble's stored predictions, without changing the run.
-
-    Raises:
-        RunError: an ensemble has no stored predictions of the test, or other classes than its first member.
-    """
-    if run.has_weights():
-        loaded = load_for_input(run, PredictInput(), progress, device=device)
-        images = loaded.images_of("suite")
-        assert isinstance(images, Split), "only a test is packed"
-        predictions = predict_images(loaded, images, progress)
-        form = derive_format(loaded.competition).format
-        if list(form.ids()) != predictions.ids.tolist():
-            raise RunError(f"{run.path}: the ids of its test differ from those of its sample submission")
-        files.write_atomically(path, write.to_csv(predictions, form))
-        return
-    stored = prediction_files.load(run.path / "predictions" / "suite.npz")
-    if manifest.form.classes and stored.classes != manifest.form.classes:
-        raise RunError(f"{run.path}: its first member has other classes now; make it again: comp ensemble")
-    write_rows(path, stored, manifest)
 
 
 def verify(
@@ -155,13 +130,12 @@ def verify(
         place = Path(temporary)
         python = _create_environment(place / "environment", image)
         measured = _run_notebook(folder, run, python, place, limit_seconds, progress)
-        written, expected = place / "submission.csv", place / "expected.csv"
-        expected_csv(run, manifest, expected, device=device, progress=progress)
-        difference = _difference(expected, written)
+        expected = place / "expected.csv"
+        write_rows(expected, _predict(run, device, progress), manifest)
+        difference = _difference(expected, place / "submission.csv")
     fixed = measured["seconds"] - measured["predict_seconds"]
     asked = manifest.rows if rows is None else rows
     values = {
-        "same_csv": not difference,
         "rows": measured["rows"],
         "seconds": round(measured["seconds"], 2),
         "predict_seconds": round(measured["predict_seconds"], 2),
@@ -172,7 +146,8 @@ def verify(
         "limit_seconds": limit_seconds,
         "network": "none" if measured["own_network"] else "no Python sockets beyond the loopback",
     }
-    kaggle_package.record_verification(folder, values)
+    record = {**files.read_json(folder / RECORD), "verified": not difference, "verification": values}
+    files.write_atomically(folder / RECORD, files.to_json(record))
     if difference:
         raise RunError(f"{folder}: unverified: the notebook's CSV differs from that of {run.path}: {difference}")
     if values["hidden_seconds"] > limit_seconds:
@@ -184,14 +159,23 @@ def verify(
     return values
 
 
+def _predict(run: Run, device: str, progress: Progress) -> Predictions:
+    """Return the predictions of `comp predict`, which are not stored again, or the stored ones of an ensemble."""
+    if not run.has_weights():
+        return prediction_files.load(run.path / "predictions" / "suite.npz")
+    loaded = load_for_input(run, PredictInput(), progress, device=device)
+    images = loaded.images_of("suite")
+    assert isinstance(images, Split), "only a test is packed"
+    return predict_images(loaded, images, progress)
+
+
 def _create_environment(folder: Path, image: Image) -> Path:
     """Create a virtual environment with the image's packages, without network; return its Python."""
     venv.create(folder, with_pip=True, symlinks=True)
     python = folder / "bin" / "python"
     (site_packages,) = folder.glob("lib/python3*/site-packages")
-    runners = kaggle_wheels.closure(map(Requirement, _RUNNERS), image.python)
     lent = folder / "lent"
-    _lend({*image.packages, *runners}, lent)
+    _lend({*image.packages, *kaggle_wheels.closure(_RUNNERS, image.python)}, lent)
     (site_packages / "comp_no_network.py").write_text(_BLOCK_NETWORK)
     (site_packages / "comp_verify.pth").write_text(f"{lent}\nimport comp_no_network\n")
     kernel = folder / "share/jupyter/kernels" / folder.name / "kernel.json"  # no other kernel has this name
@@ -219,7 +203,8 @@ def _run_notebook(
 ) -> dict[str, Any]:
     """Run the notebook with a working folder of its own; return what it measured."""
     own_network = _can_unshare()
-    words = [str(python), "-c", _RUN_NOTEBOOK, str((folder / KERNEL / NOTEBOOK).resolve()), "result.json"]
+    notebook = str((folder / KERNEL / NOTEBOOK).resolve())
+    words = [str(python), "-c", _RUN_NOTEBOOK, notebook, "result.json", python.parents[1].name]
     data = place / "data"  # links, without the cache of what comp has found out about the files
     files.make_folder(data)
     for source in Path(kaggle_package.first_network(run).config().data.root).resolve().iterdir():
@@ -233,7 +218,7 @@ def _run_notebook(
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     log, started = place / "log.txt", time.monotonic()
-    command = [*(_OWN_NETWORK if own_network else ()), *words, python.parents[1].name]
+    command = [*(_OWN_NETWORK if own_network else ()), *words]
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=place, env=environment, stdout=output, stderr=output)
         try:
@@ -261,10 +246,9 @@ def _can_unshare() -> bool:
 
 def _difference(expected: Path, written: Path) -> str:
     """Return how two CSVs differ, empty if they have the same bytes."""
-    if files.sha256_file(expected) == files.sha256_file(written):
+    if expected.read_bytes() == written.read_bytes():
         return ""
     compared = diff.compare_submissions(expected, written)
-    rows = compared.total
     sizes = f", numbers by {compared.sizes.greatest:.3g} at most" if compared.sizes else ""
-    ids = compared.only_first + compared.only_second
-    return f"{rows.differing:,} of {rows.rows:,} rows{sizes}; {ids:,} ids are in one of them only"
+    ids = f"{compared.only_first + compared.only_second:,} ids are in one of them only"
+    return f"{compared.total.differing:,} of {compared.total.rows:,} rows{sizes}; {ids}"

@@ -11,12 +11,10 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from packaging.markers import default_environment
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -24,12 +22,13 @@ from packaging.version import Version
 from comp.results import files
 from comp.runtime.errors import RunError, UserError
 
-_HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 _ASSUMED = ("torch", "torchvision", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "pyyaml", "pillow")
 _NEVER_PACKED = ("torch", "torchvision")
 # comp imports them late, for tuning, tracking, augmentation, plots and its command line; a notebook only predicts.
 _UNUSED = ("optuna", "cmaes", "wandb", "albumentations", "matplotlib", "typer", "rich")
-_PYTHON_LINE = re.compile(r"#\s*python\s*=*\s*(3\.\d+)", re.IGNORECASE)
+_PYTHON_LINE = re.compile(r"^#\s*python\s*=*\s*(3\.\d+)", re.IGNORECASE | re.MULTILINE)
+_LINUX = {"os_name": "posix", "sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
 _GLIBC = range(17, 36)  # 2.17 to 2.35, that of Ubuntu 22.04; pip takes the names of platforms, not their order
 _PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in _GLIBC))
 _UNPACKED = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")  # of an installed package, not of its wheel
@@ -64,31 +63,25 @@ def read_image(path: Path | None) -> Image:
         UserError: the file cannot be read, or a line names no package.
     """
     if path is None:
-        packages = dict.fromkeys(closure(map(Requirement, _ASSUMED), _HERE), "")
-        note = f"assumed: the image has Python {_HERE}, {', '.join(_ASSUMED)} and what those need, as new as needed"
-        return Image(_HERE, packages, f"{note}; its own list says more: --image-packages FILE")
-    python, packages = "", {}
-    for number, line in enumerate(
-        files.read_bytes(path, "list of packages", UserError).decode("utf-8", "replace").splitlines(), 1
-    ):
-        if match := _PYTHON_LINE.fullmatch(line.strip()):
-            python = match[1]
-        text = line.partition("#")[0].strip()
-        if not text or text.startswith("-"):
-            continue
-        try:
-            requirement = Requirement(text)
-        except InvalidRequirement:
-            raise UserError(
-                f"{path}: line {number}: expected name==version, as `pip list --format=freeze` prints it, found "
-                f"{text[:80]!r}"
-            ) from None
-        versions = [spec.version for spec in requirement.specifier if spec.operator == "=="]
-        packages[canonicalize_name(requirement.name)] = versions[0] if versions else ""
+        packages = dict.fromkeys(closure(_ASSUMED, HERE), "")
+        note = f"assumed: the image has Python {HERE}, {', '.join(_ASSUMED)} and what those need, as new as needed"
+        return Image(HERE, packages, f"{note}; its own list says more: --image-packages FILE")
+    text = files.read_bytes(path, "list of packages", UserError).decode("utf-8", "replace")
+    match, packages = _PYTHON_LINE.search(text), {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.startswith(("#", "-")):  # `-e` and the like name no version
+            try:
+                requirement = Requirement(line)
+            except InvalidRequirement:
+                where = f"{path}: line {number}: expected name==version, as `pip list --format=freeze` prints it"
+                raise UserError(f"{where}, found {line[:80]!r}") from None
+            versions = [spec.version for spec in requirement.specifier if spec.operator == "=="]
+            packages[canonicalize_name(requirement.name)] = versions[0] if versions else ""
     if missing := [name for name in _NEVER_PACKED if name not in packages]:
         raise UserError(f"{path}: lists no {' and no '.join(missing)}; expected the packages of an image with torch")
-    note = "" if python else f"assumed: the image has Python {_HERE}; add a line `# python 3.x` to {path}"
-    return Image(python or _HERE, packages, note)
+    if match:
+        return Image(match[1], packages)
+    return Image(HERE, packages, f"assumed: the image has Python {HERE}; add a line `# python 3.x` to {path}")
 
 
 def missing_packages(image: Image) -> dict[str, str]:
@@ -110,34 +103,25 @@ def missing_packages(image: Image) -> dict[str, str]:
             return name in _UNUSED
         return True
 
-    return closure(map(Requirement, metadata.requires("comp") or ()), image.python, is_there)
+    return closure(metadata.requires("comp") or (), image.python, is_there)
 
 
 def closure(
-    requirements: Iterable[Requirement], python: str, leave_out: Callable[[Requirement], bool] = lambda _: False
+    requirements: Iterable[str], python: str, leave_out: Callable[[Requirement], bool] = lambda _: False
 ) -> dict[str, str]:
     """Return all packages that requirements need on Linux, by what is installed here: name -> version or empty."""
-    environment: dict[str, str | AbstractSet[str]] = {
-        **{name: str(value) for name, value in default_environment().items()},
-        "python_version": python,
-        "python_full_version": f"{python}.0",
-        "os_name": "posix",
-        "sys_platform": "linux",
-        "platform_system": "Linux",
-        "platform_machine": "x86_64",
-        "extra": "",
-    }
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "extra": "", **_LINUX}
     packages: dict[str, str] = {}
     waiting = list(requirements)
     while waiting:
-        requirement = waiting.pop(0)
+        requirement = Requirement(waiting.pop(0))
         name = canonicalize_name(requirement.name)
         unasked = requirement.marker is not None and not requirement.marker.evaluate(environment)
         if unasked or name in packages or leave_out(requirement):
             continue
         try:
             packages[name] = metadata.version(name)
-            waiting += map(Requirement, metadata.requires(name) or ())
+            waiting += metadata.requires(name) or ()
         except metadata.PackageNotFoundError:
             packages[name] = ""
     return packages

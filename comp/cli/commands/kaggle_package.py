@@ -44,12 +44,10 @@ def package(
     with console.bars() as progress:
         record = kaggle_package.write_package(folder, run, names, image, device=device, progress=progress)
         if not as_json:
-            console.print_line(
-                f"{folder}: {record['run']} and {len(record['wheels'])} wheels, {record['bytes'] / 1e6:.1f} MB, for "
-                f"{names.id} and competition {competition}"
-            )
-            for note in filter(None, [image.note]):
-                console.print_note(note)
+            size = f"{len(record['wheels'])} wheels, {record['bytes'] / 1e6:.1f} MB"
+            console.print_line(f"{folder}: {record['run']} and {size}, for {names.id} and competition {competition}")
+        if image.note and not as_json:
+            console.print_note(image.note)
         if verify:
             measured = kaggle_verify.verify(
                 folder, run, image, device=device, limit_seconds=limit_seconds, rows=rows, progress=progress

@@ -4,11 +4,13 @@ A package's manifest.json records the form of the local submission, so that no t
 same columns, and how images are named, for a sample submission that does not list the hidden ones.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
 from comp.config import DataConfig
 from comp.data.decode import SUFFIXES
@@ -32,14 +34,13 @@ _BY_IMAGES = "the rows are those of the images"
 _AS_THEY_ARE, _NO_RULE = "", "none"  # values of `Manifest.by_images` beside an id
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(BaseModel):
     """What a package's dataset records for its notebook.
 
     Attributes:
         run: folder of the run that predicts, below the dataset's.
         rows: of the local test.
-        form: of the submission, without ids.
+        format: of the submission, without ids; see `SubmissionFormat.to_json`.
         by_images: how images give ids: empty: as `comp` names them; `none`: not at all, only a sample lists what is
             asked for; else a local id, whose folders and suffix the others have too.
         allow_plugins: consent to the run's plug-ins, of the user who has packed it.
@@ -47,61 +48,45 @@ class Manifest:
 
     run: str
     rows: int
-    form: SubmissionFormat
+    format: dict[str, Any]
     by_images: str
-    allow_plugins: bool = False
+    allow_plugins: bool
 
-    def write(self, folder: Path) -> None:
-        """Write the manifest into a dataset's folder."""
-        values = {**vars(self), "version": 1, "form": self.form.to_json()}
-        files.write_atomically(folder / MANIFEST, files.to_json(values))
+    @property
+    def form(self) -> SubmissionFormat:
+        """The submission's format."""
+        return SubmissionFormat.from_json(self.format, Path(MANIFEST))
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Return the manifest of a dataset's folder.
-
-        Raises:
-            UserError: missing or damaged.
-        """
-        path, cure = folder / MANIFEST, "pack the run again: comp export RUN --kaggle DIR"
-        values = files.read_json(path, cure)
-        if missing := {field.name for field in fields(cls)} - values.keys():
-            raise DataError(f"{path}: damaged: it lacks {', '.join(sorted(missing))}; {cure}")
-        form = SubmissionFormat.from_json(values.pop("form"), path)
-        return cls(form=form, **{field.name: values[field.name] for field in fields(cls) if field.name in values})
+        """Return the manifest of a dataset's folder; raise DataError if it is missing or damaged."""
+        try:
+            return cls.model_validate_json(files.read_bytes(folder / MANIFEST, "manifest of a package", DataError))
+        except ValidationError as error:
+            raise DataError(f"{folder / MANIFEST}: damaged ({error.errors()[0]['msg']}); pack the run again") from None
 
 
 def check_source(run: Run) -> None:
-    """Check that the run's test is a folder or table of images, as a notebook finds it.
-
-    Raises:
-        ConfigError: naming the key, and why this test cannot be packed.
-    """
+    """Check that the run's test is a folder or table of images, as a notebook finds it; else raise ConfigError."""
     config = run.config()
     suite, source = config.competition.suite.source, config.data.source
     if suite != "test":
         raise ConfigError(
-            f"{run.path}: competition.suite.source is {suite}, so it submits no test images of the competition's "
-            "folder, and a notebook would have nothing to predict; expected competition.suite.source: test"
+            f"{run.path}: competition.suite.source is {suite}, so a notebook has nothing to predict; expected test"
         )
     if source not in TESTS:
         raise ConfigError(
-            f"{run.path}: data.source is {source}, whose test opens only together with its training data; a notebook "
-            f"finds a competition's folder: expected data.source: {' or '.join(sorted(TESTS))}"
+            f"{run.path}: data.source is {source}, whose test opens only with its training data; expected "
+            f"{' or '.join(sorted(TESTS))}"
         )
-    for name in ("test", "sample", "test_table"):
-        value = Path(getattr(config.data.csv, name))
-        if value.is_absolute() or ".." in value.parts:
-            raise ConfigError(f"{run.path}: data.csv.{name}: {value} lies outside data.root, and no notebook has it")
+    for key in ("test", "sample", "test_table"):
+        path = Path(getattr(config.data.csv, key))
+        if path.is_absolute() or ".." in path.parts:
+            raise ConfigError(f"{run.path}: data.csv.{key}: {path} lies outside data.root, and no notebook has it")
 
 
 def describe_test(loaded: LoadedRun, packed: str, progress: Progress = quiet) -> Manifest:
-    """Return the manifest of a run, after opening its local test.
-
-    Args:
-        loaded: from `load_for_input`, so that its competition is that of `comp predict`.
-        packed: folder of the run in the package.
-        progress: called while images are read.
+    """Return the manifest of a run in the folder `packed`, loaded as for `comp predict`, after opening its local test.
 
     Raises:
         DataError: the local test cannot be opened.
@@ -109,15 +94,19 @@ def describe_test(loaded: LoadedRun, packed: str, progress: Progress = quiet) ->
     data = loaded.run.data_config().data
     test = _open(loaded, data, progress)
     listed = test.split.one_per_answer().ids
-    form = replace(derive_format(loaded.competition).format, listed_ids=())
-    by_images = _naming_rule(loaded, data, listed, progress) if test.sample else _AS_THEY_ARE
-    return Manifest(packed, len(listed), form, by_images, loaded.run.allow_plugins)
+    return Manifest(
+        run=packed,
+        rows=len(listed),
+        format=replace(derive_format(loaded.competition).format, listed_ids=()).to_json(),
+        by_images=_naming_rule(loaded, data, listed, progress) if test.sample else _AS_THEY_ARE,
+        allow_plugins=loaded.run.allow_plugins,
+    )
 
 
 def _naming_rule(loaded: LoadedRun, data: DataConfig, listed: NDArray[np.str_], progress: Progress) -> str:
     """Return how the images give the ids that the local sample lists; see `Manifest.by_images`."""
     try:
-        found = _open(loaded, _without_sample(data), progress).split
+        found = _open(loaded, data, progress, _AS_THEY_ARE).split
     except DataError:  # training images in the same folder
         return _NO_RULE
     for rule in (_AS_THEY_ARE, str(listed[0])):
@@ -152,16 +141,16 @@ def _open_rows(
     loaded: LoadedRun, data: DataConfig, manifest: Manifest, progress: Progress
 ) -> tuple[LoadedTest, list[str]]:
     """Return the test in the rows of its sample, or by its images where the sample is stale, with a note on that."""
-    sample = find_sample(data)[0]
+    sample, rule = find_sample(data)[0], manifest.by_images
     if sample is None:
-        return _open_by_images(loaded, data, manifest, progress), [f"no sample submission: {_BY_IMAGES}"]
-    if manifest.by_images == _NO_RULE:
+        return _open(loaded, data, progress, rule), [f"no sample submission: {_BY_IMAGES}"]
+    if rule == _NO_RULE:
         return _open(loaded, data, progress), []
     try:
         test = _open(loaded, data, progress)
     except DataError as error:
         try:
-            return _open_by_images(loaded, data, manifest, progress), [f"stale sample: {error}: {_BY_IMAGES}"]
+            return _open(loaded, data, progress, rule), [f"stale sample: {error}: {_BY_IMAGES}"]
         except DataError:
             raise error from None
     location = require_location(Path(data.root), data.csv.test, "test")
@@ -169,29 +158,28 @@ def _open_rows(
     if not unlisted:
         return test, []
     reason = f"stale sample: {sample.path} does not list {plural(unlisted, 'image')} of {location}"
-    return _open_by_images(loaded, data, manifest, progress), [f"{reason}: {_BY_IMAGES}"]
+    return _open(loaded, data, progress, rule), [f"{reason}: {_BY_IMAGES}"]
 
 
-def _open_by_images(loaded: LoadedRun, data: DataConfig, manifest: Manifest, progress: Progress) -> LoadedTest:
-    opened = _open(loaded, _without_sample(data), progress)
-    return replace(opened, split=_named(opened.split, manifest.by_images))
-
-
-def _open(loaded: LoadedRun, data: DataConfig, progress: Progress) -> LoadedTest:
-    return TESTS[data.source](data, loaded.competition.classes, progress)
-
-
-def _without_sample(data: DataConfig) -> DataConfig:
-    return data.model_copy(update={"csv": data.csv.model_copy(update={"sample": ""})})
+def _open(loaded: LoadedRun, data: DataConfig, progress: Progress, rule: str | None = None) -> LoadedTest:
+    """Return the test in the rows of its sample; with a rule, by its images, which it names."""
+    if rule is None:
+        return TESTS[data.source](data, loaded.competition.classes, progress)
+    without_sample = data.model_copy(update={"csv": data.csv.model_copy(update={"sample": ""})})
+    test = _open(loaded, without_sample, progress)
+    return replace(test, split=_named(test.split, rule))
 
 
 def _named(split: Split, rule: str) -> Split:
     """Return images with ids of as many folders as the rule's id, and with a suffix if that has one."""
     if rule in (_AS_THEY_ARE, _NO_RULE) or not isinstance(split.images, ImageFiles) or split.groups is not None:
         return split
-    folders, suffix = rule.count("/"), PurePosixPath(rule).suffix.lower() in SUFFIXES
-    paths = [PurePosixPath(Path(path).as_posix()) for path in split.images.paths.tolist()]
-    names = ["/".join((path if suffix else path.with_suffix("")).parts[-folders - 1 :]) for path in paths]
+    suffix = PurePosixPath(rule).suffix
+    suffix = suffix if suffix.lower() in SUFFIXES else ""
+    names = []
+    for key, file in zip(split.ids.tolist(), split.images.paths.tolist(), strict=True):
+        path = PurePosixPath(Path(file or f"{key}{suffix}").as_posix())  # an unreadable image has no file
+        names.append("/".join((path if suffix else path.with_suffix("")).parts[-1 - rule.count("/") :]))
     return replace(split, ids=np.array(names, np.str_))
 
 

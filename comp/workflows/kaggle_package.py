@@ -8,9 +8,9 @@ DIR/package.json  what is packed, and what `--verify` measured
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from comp.config.plugins import FOLDER, parse
 from comp.inference.inputs import PredictInput
@@ -53,8 +53,7 @@ result = comp.predict_package(dataset, data, output="submission.csv")
 print(*result.notes, f"submission.csv: {result.rows:,} rows in {result.seconds:.1f} s", sep="\\n")"""
 
 
-@dataclass(frozen=True)
-class Names:
+class Names(NamedTuple):
     """A package's names on Kaggle: the competition's and the user's as in addresses, the title of its two parts."""
 
     competition: str
@@ -73,11 +72,7 @@ class Names:
 
 
 def check_names(run: Run, *, competition: str, owner: str, title: str = "") -> Names:
-    """Return a package's names; an empty title becomes the competition and the run's time.
-
-    Raises:
-        ConfigError: a name that Kaggle does not take.
-    """
+    """Return a package's names, by default titled by competition and run; raise ConfigError if one is not valid."""
     if not _SLUG.fullmatch(competition):
         raise ConfigError(
             f"--competition {competition}: expected the name in the competition's address, such as digit-recognizer"
@@ -92,11 +87,7 @@ def check_names(run: Run, *, competition: str, owner: str, title: str = "") -> N
 
 
 def check_folder(folder: Path) -> None:
-    """Check that a package can be written.
-
-    Raises:
-        RunError: the folder exists, or none can be made there.
-    """
+    """Check that a package can be written; raise RunError if the folder exists, or none can be made there."""
     if folder.exists() or folder.is_symlink():
         raise RunError(f"{folder}: already exists; name another folder, or remove it")
     if reason := files.find_write_problem(folder.parent):
@@ -124,43 +115,34 @@ def networks(run: Run) -> list[Run]:
     return [run, *(part for member in members for part in networks(member))]
 
 
-def write_package(
-    folder: Path, run: Run, names: Names, image: Image, *, device: str = "", progress: Progress = quiet
-) -> dict[str, Any]:
-    """Pack a run; return the content of package.json. The folder appears when it is whole.
-
-    Args:
-        folder: does not exist.
-        run: a complete run or ensemble, with the overrides that say where its data are now.
-        names: on Kaggle.
-        image: what the notebook will run in.
-        device: see `load_for_input`.
-        progress: called while images are read.
+def write_package(folder: Path, run: Run, names: Names, image: Image, *, progress: Progress = quiet) -> dict[str, Any]:
+    """Pack a run in a new folder, which appears when it is whole; return the content of package.json.
 
     Raises:
         UserError: the run cannot be packed (`networks`), its test cannot be opened, or wheels are missing.
     """
-    runs = networks(run)
-    loaded = load_for_input(first_network(run), PredictInput(), progress, device=device)
+    loaded = load_for_input(first_network(run), PredictInput(), progress)
     missing = kaggle_wheels.missing_packages(image)
     temporary = folder.with_name(f".{folder.name}.{names.slug}.tmp")
     files.remove(temporary, inside=folder.parent)
     try:
         files.make_folder(temporary / KERNEL)
         dataset = temporary / DATASET
-        weights = {str(_packed(part)): _copy_run(part, dataset / _packed(part)) for part in runs}
+        weights = {str(_packed(part)): _copy_run(part, dataset / _packed(part)) for part in networks(run)}
         manifest = hidden_test.describe_test(loaded, str(_packed(run)), progress)
-        manifest.write(dataset)
+        files.write_atomically(dataset / hidden_test.MANIFEST, files.to_json(manifest.model_dump()))
         files.make_folder(dataset / "wheels")
         progress("packing wheels", 0, 1 + len(missing), "wheels")
         kaggle_wheels.write_own_wheel(dataset / "wheels")
         kaggle_wheels.download(missing, image.python, dataset / "wheels")
         record = _describe(run, names, image, manifest, weights, dataset)
-        metadata = {"title": names.title, "id": names.id, "licenses": [{"name": "unknown"}]}
-        kernel = _kernel_metadata(names, uses_gpu=run.metrics().device.startswith("cuda"))
         contents = {
-            dataset / "dataset-metadata.json": metadata,
-            temporary / KERNEL / "kernel-metadata.json": kernel,
+            dataset / "dataset-metadata.json": {
+                "title": names.title,
+                "id": names.id,
+                "licenses": [{"name": "unknown"}],
+            },
+            temporary / KERNEL / "kernel-metadata.json": _kernel_metadata(names, run),
             temporary / KERNEL / NOTEBOOK: _notebook(names, run),
             temporary / RECORD: record,
         }
@@ -210,28 +192,24 @@ def _sources(run: Run) -> Iterator[Path]:
 def _describe(
     run: Run, names: Names, image: Image, manifest: Manifest, weights: dict[str, str], dataset: Path
 ) -> dict[str, Any]:
-    content = [path for path in dataset.rglob("*") if path.is_file()]
     return {
         "version": 1,
         "verified": False,
         "dataset": names.id,
         "kernel": names.id,
-        "title": names.title,
         "competition": names.competition,
         "run": run.name,
-        "run_path": str(run.path),
         "weights_sha256": {name: digest for name, digest in weights.items() if digest},
         "rows": manifest.rows,
         "python": image.python,
         "wheels": sorted(path.name for path in (dataset / "wheels").iterdir()),
-        "files": len(content),
-        "bytes": sum(path.stat().st_size for path in content),
+        "bytes": sum(path.stat().st_size for path in dataset.rglob("*") if path.is_file()),
         "note": image.note,
         "verification": None,
     }
 
 
-def _kernel_metadata(names: Names, *, uses_gpu: bool) -> dict[str, Any]:
+def _kernel_metadata(names: Names, run: Run) -> dict[str, Any]:
     return {
         "id": names.id,
         "title": names.title,
@@ -239,7 +217,7 @@ def _kernel_metadata(names: Names, *, uses_gpu: bool) -> dict[str, Any]:
         "language": "python",
         "kernel_type": "notebook",
         "is_private": True,
-        "enable_gpu": uses_gpu,
+        "enable_gpu": run.metrics().device.startswith("cuda"),
         "enable_internet": False,
         "dataset_sources": [names.id],
         "competition_sources": [names.competition],

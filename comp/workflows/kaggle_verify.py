@@ -85,11 +85,7 @@ with open(sys.argv[2], "w") as file:
 
 
 def check_tools(image: Image) -> None:
-    """Check that this Python can stand in for the image's, and runs notebooks.
-
-    Raises:
-        UserError: what is missing, and how to get it.
-    """
+    """Check that this Python can stand in for the image's, and runs notebooks; else raise UserError."""
     if image.python != HERE:
         raise UserError(
             f"--verify: the image has Python {image.python}, and its wheels are not made for this {HERE}; use "
@@ -106,18 +102,16 @@ def verify(
     run: Run,
     image: Image,
     *,
-    device: str = "",
     limit_seconds: float,
     rows: int | None = None,
     progress: Progress = quiet,
 ) -> dict[str, Any]:
-    """Run a package's notebook on the local test, compare its CSV with `comp predict`'s, and record both.
+    """Run a package's notebook on the local test, compare its CSV with `comp predict`'s, and record what was measured.
 
     Args:
-        folder: a package, see `comp.workflows.kaggle_package`.
-        run: that it was made of.
-        image: that it was made for.
-        device: of the run's own predictions; see `load_for_input`.
+        folder: the package.
+        run: what was packed in it.
+        image: what it was packed for.
         limit_seconds: that the notebook may take; it is stopped at that.
         rows: of the hidden test, to which the time is extrapolated; None: as many as the local test has.
         progress: called while the notebook runs.
@@ -131,7 +125,7 @@ def verify(
         python = _create_environment(place / "environment", image)
         measured = _run_notebook(folder, run, python, place, limit_seconds, progress)
         expected = place / "expected.csv"
-        write_rows(expected, _predict(run, device, progress), manifest)
+        write_rows(expected, _predict(run, progress), manifest)
         difference = _difference(expected, place / "submission.csv")
     fixed = measured["seconds"] - measured["predict_seconds"]
     asked = manifest.rows if rows is None else rows
@@ -159,11 +153,11 @@ def verify(
     return values
 
 
-def _predict(run: Run, device: str, progress: Progress) -> Predictions:
+def _predict(run: Run, progress: Progress) -> Predictions:
     """Return the predictions of `comp predict`, which are not stored again, or the stored ones of an ensemble."""
     if not run.has_weights():
         return prediction_files.load(run.path / "predictions" / "suite.npz")
-    loaded = load_for_input(run, PredictInput(), progress, device=device)
+    loaded = load_for_input(run, PredictInput(), progress)
     images = loaded.images_of("suite")
     assert isinstance(images, Split), "only a test is packed"
     return predict_images(loaded, images, progress)

@@ -11,9 +11,9 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -37,15 +37,8 @@ _SETUPTOOLS = Version("77")  # as pyproject.toml says
 _LAST_LINES = 3  # of pip's errors
 
 
-@dataclass(frozen=True)
-class Image:
-    """What a notebook runs in.
-
-    Attributes:
-        python: its version, such as `3.11`.
-        packages: version of each installed package, empty where unknown.
-        note: what is assumed; empty: nothing.
-    """
+class Image(NamedTuple):
+    """What a notebook runs in: its Python, the version of each package (empty: unknown), and what is assumed of it."""
 
     python: str
     packages: Mapping[str, str]
@@ -98,7 +91,7 @@ def missing_packages(image: Image) -> dict[str, str]:
             if name in _NEVER_PACKED:
                 raise UserError(
                     f"the image has {name} {version or 'not at all'}, and comp needs {requirement}; it is too large to "
-                    "be packed: choose a newer image (docker_image in kernel-metadata.json) and list its packages"
+                    "be packed: choose a newer image in the notebook's settings, and list its packages"
                 )
             return name in _UNUSED
         return True
@@ -128,11 +121,7 @@ def closure(
 
 
 def download(packages: Mapping[str, str], python: str, folder: Path) -> None:
-    """Download wheels for the image's Python on Linux with pip, from where its configuration says.
-
-    Raises:
-        UserError: pip is missing, or finds no such wheel.
-    """
+    """Download wheels for the image's Python on Linux with pip, from where its configuration says; else UserError."""
     if not packages:
         return
     words = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
@@ -142,11 +131,7 @@ def download(packages: Mapping[str, str], python: str, folder: Path) -> None:
 
 
 def write_own_wheel(folder: Path) -> Path:
-    """Write comp's wheel, built from its checkout or packed again from its installation; return its path.
-
-    Raises:
-        UserError: neither is there in full.
-    """
+    """Write comp's wheel, built from its checkout or packed again from its installation; return its path."""
     distribution, package = metadata.distribution("comp"), Path(__file__).parents[1]
     checkout = package.parent
     if (checkout / "setup.py").is_file():

@@ -167,7 +167,8 @@ def test_images_are_named_as_the_local_sample_names_them(
     (root / "sample_submission.csv").write_text("\n".join(renamed) + "\n")
     dataset = shutil.copytree(packed["run"], tmp_path / "dataset")
     loaded = load_for_input(Run(member(trained).path, (f"data.root={root}",)), PredictInput())
-    hidden_test.describe_test(loaded, Manifest.read(dataset).run).write(dataset)
+    manifest = hidden_test.describe_test(loaded, Manifest.read(dataset).run)
+    (dataset / "manifest.json").write_text(manifest.model_dump_json())
     data = hidden(tmp_path, ["a.jpg", "b.jpg"], ["test/x.jpg"])
     result = api.predict_package(dataset, data, output=tmp_path / "submission.csv")
     assert list(rows_of(result.path)) == ["test/a.jpg", "test/b.jpg"]
@@ -177,6 +178,10 @@ def test_a_hidden_test_of_another_kind_is_refused(packed: dict[str, Path], tmp_p
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no such folder"):
         api.predict_package(packed["run"], tmp_path / "empty", output=tmp_path / "submission.csv")
+    damaged = shutil.copytree(packed["run"], tmp_path / "damaged")
+    (damaged / "manifest.json").write_text('{"run": "runs"}')
+    with pytest.raises(UserError, match=r"manifest.json: damaged \(Field required\)"):
+        api.predict_package(damaged, tmp_path, output=tmp_path / "submission.csv")
     assert not (tmp_path / "submission.csv").exists()
 
 

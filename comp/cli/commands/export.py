@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from comp.cli.commands.options import AllowPlugins, AsJson, Device, RunWords, expand_path, open_one_run
+from comp.cli.commands.options import AllowPlugins, AsJson, RunWords, expand_path, open_one_run
 
 
 def export(
@@ -37,7 +37,6 @@ def export(
         int | None, typer.Option(min=1, metavar="N", help="With --verify: rows of the hidden test, to extrapolate to.")
     ] = None,
     limit: Annotated[str, typer.Option(metavar="TIME", help="With --verify: time that the notebook may take.")] = "9h",
-    device: Device = None,
     allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
 ) -> None:
@@ -57,6 +56,5 @@ def export(
         verify=verify,
         rows=rows,
         limit=limit,
-        device=device or "",
         as_json=as_json,
     )

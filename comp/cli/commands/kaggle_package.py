@@ -18,14 +18,9 @@ def package(
     verify: bool = False,
     rows: int | None = None,
     limit: str = "9h",
-    device: str = "",
     as_json: bool = False,
 ) -> None:
-    """Write the package, verify it if asked to, and print what it holds.
-
-    Raises:
-        UserError: see `comp.workflows.kaggle_package` and `comp.workflows.kaggle_verify`.
-    """
+    """Write the package, verify it if asked to, and print what it holds."""
     from comp.cli import console
     from comp.config import parse_duration
     from comp.results import files
@@ -42,7 +37,7 @@ def package(
     if verify:
         kaggle_verify.check_tools(image)
     with console.bars() as progress:
-        record = kaggle_package.write_package(folder, run, names, image, device=device, progress=progress)
+        record = kaggle_package.write_package(folder, run, names, image, progress=progress)
         if not as_json:
             size = f"{len(record['wheels'])} wheels, {record['bytes'] / 1e6:.1f} MB"
             console.print_line(f"{folder}: {record['run']} and {size}, for {names.id} and competition {competition}")
@@ -50,7 +45,7 @@ def package(
             console.print_note(image.note)
         if verify:
             measured = kaggle_verify.verify(
-                folder, run, image, device=device, limit_seconds=limit_seconds, rows=rows, progress=progress
+                folder, run, image, limit_seconds=limit_seconds, rows=rows, progress=progress
             )
     if as_json:
         console.print_json(files.read_json(folder / kaggle_package.RECORD))

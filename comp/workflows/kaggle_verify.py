@@ -6,6 +6,7 @@ They are lent as links in a folder that a `.pth` file names, so that what the im
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -36,9 +37,10 @@ from comp.workflows.predict import predict_images
 _RUNNERS = ("nbclient", "ipykernel")
 _TICK_SECONDS = 0.2
 _LAST_LINES = 15  # of what a notebook that failed said
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _OWN_NETWORK = ("unshare", "--net", "--map-root-user")  # Linux: no network for any code, if the kernel permits it
 
-# For where that is not permitted. Jupyter's sockets are of no network (ipc).
+# For where that is not permitted. Jupyter's sockets are on the loopback.
 _BLOCK_NETWORK = """
 import socket
 
@@ -56,12 +58,15 @@ for name in ("connect", "connect_ex", "sendto"):
     setattr(socket.socket, name, guarded(getattr(socket.socket, name), host_of))
 socket.getaddrinfo = guarded(socket.getaddrinfo, lambda host, *arguments: host)
 """
-# Runs the notebook and one more cell, in which it tells what it needed; its arguments: notebook, result, kernel.
+# Runs the notebook and one more cell, in which it tells what it needed. Its arguments: notebook, result, kernel, and
+# `own` where a network of its own needs its loopback switched on (SIOCSIFFLAGS; IFF_UP, IFF_RUNNING).
 _RUN_NOTEBOOK = """
-import json, sys, time
+import fcntl, json, socket, struct, sys, time
 import nbclient, nbformat
-from traitlets.config import Config
 
+if sys.argv[4] == "own":
+    with socket.socket() as connection:
+        fcntl.ioctl(connection, 0x8914, struct.pack("16sh", b"lo", 0x41))
 notebook = nbformat.read(sys.argv[1], 4)
 measure = (
     "import json, resource\\n"
@@ -69,9 +74,7 @@ measure = (
     "print(json.dumps({'predict_seconds': result.seconds, 'rows': result.rows, 'notes': result.notes, 'peak': peak}))"
 )
 notebook.cells.append(nbformat.v4.new_code_cell(measure))
-client = nbclient.NotebookClient(
-    notebook, kernel_name=sys.argv[3], timeout=None, config=Config({"KernelManager": {"transport": "ipc"}})
-)
+client = nbclient.NotebookClient(notebook, kernel_name=sys.argv[3], timeout=None)
 started = time.monotonic()
 try:
     client.execute()
@@ -198,7 +201,8 @@ def _run_notebook(
     """Run the notebook with a working folder of its own; return what it measured."""
     own_network = _can_unshare()
     notebook = str((folder / KERNEL / NOTEBOOK).resolve())
-    words = [str(python), "-c", _RUN_NOTEBOOK, notebook, "result.json", python.parents[1].name]
+    network = "own" if own_network else ""
+    words = [str(python), "-c", _RUN_NOTEBOOK, notebook, "result.json", python.parents[1].name, network]
     data = place / "data"  # links, without the cache of what comp has found out about the files
     files.make_folder(data)
     for source in Path(kaggle_package.first_network(run).config().data.root).resolve().iterdir():
@@ -226,7 +230,7 @@ def _run_notebook(
             process.terminate()
             process.wait()
     if process.returncode:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in _COLOURS.sub("", log.read_text(errors="replace")).splitlines() if line.strip()]
         raise RunError(f"{folder}: unverified: the notebook failed:\n" + "\n".join(lines[-_LAST_LINES:]))
     return {**files.read_json(place / "result.json"), "own_network": own_network}
 

@@ -282,6 +282,33 @@ def test_a_notebook_that_fails_leaves_an_unverified_package(packed: dict[str, Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("own_network", [True, False])
+def test_a_verified_notebook_reaches_the_loopback_alone(
+    packed: dict[str, Path], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_network: bool
+) -> None:
+    if not own_network:
+        monkeypatch.setenv("PATH", str(tmp_path))  # no `unshare` there
+    folder = Path(shutil.copytree(packed["run"].parent, tmp_path / "package"))
+    notebook = files.read_json(folder / "kernel/submission.ipynb")
+    notebook["cells"][1]["source"] = (
+        "import socket\n"
+        "server = socket.create_server(('127.0.0.1', 0))\n"
+        "socket.create_connection(server.getsockname()).close()\n"
+        "try:\n"
+        "    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'', ('192.0.2.1', 9))\n"
+        "    raise ValueError('a datagram has left')\n"
+        "except OSError: pass\n"
+        "socket.create_connection(('192.0.2.1', 80), timeout=5)"
+    )
+    files.write_atomically(folder / "kernel/submission.ipynb", files.to_json(notebook))
+    with pytest.raises(UserError, match=r"no network in a code competition: 192.0.2.1") as refused:
+        kaggle_verify.verify(
+            folder, member(trained), kaggle_wheels.read_image(trained / "image.txt"), limit_seconds=600
+        )
+    assert "\x1b" not in str(refused.value)
+
+
+@pytest.mark.slow
 def test_an_installed_comp_is_packed_as_the_wheel_that_it_came_from(tmp_path: Path) -> None:
     built = kaggle_wheels.write_own_wheel(tmp_path)
     venv.create(tmp_path / "environment", with_pip=True, symlinks=True)

@@ -29,6 +29,7 @@ def predict_package(
     *,
     output: Path | str = "submission.csv",
     device: str = "",
+    allow_plugins: bool = False,
     progress: Progress = quiet,
 ) -> PackagePrediction:
     """Predict the test in a competition's folder with a packed run or ensemble, and write the submission.
@@ -40,6 +41,7 @@ def predict_package(
         data: the competition's folder; only its test and its sample submission are read.
         output: the CSV; an existing one is replaced.
         device: `cpu`, `cuda` or `mps`; empty: the training's, or the best of this machine if it lacks that.
+        allow_plugins: run the Python code of the plug-ins that are packed.
         progress: called after every batch.
 
     Raises:
@@ -47,7 +49,7 @@ def predict_package(
     """
     started, folder, path = time.monotonic(), Path(dataset), Path(output)
     manifest = Manifest.read(folder)
-    run = open_run(folder / manifest.run, allow_plugins=manifest.allow_plugins)
+    run = open_run(folder / manifest.run, allow_plugins=allow_plugins)
 
     def open_test(loaded: LoadedRun, progress: Progress) -> ImageInput:
         return hidden_test.open_hidden_test(loaded, Path(data), manifest, progress)

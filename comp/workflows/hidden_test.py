@@ -43,14 +43,12 @@ class Manifest(BaseModel):
         format: of the submission, without ids; see `SubmissionFormat.to_json`.
         by_images: how images give ids: empty: as `comp` names them; `none`: not at all, only a sample lists what is
             asked for; else a local id, whose folders and suffix the others have too.
-        allow_plugins: consent to the run's plug-ins, of the user who has packed it.
     """
 
     run: str
     rows: int
     format: dict[str, Any]
     by_images: str
-    allow_plugins: bool
 
     @property
     def form(self) -> SubmissionFormat:
@@ -99,7 +97,6 @@ def describe_test(loaded: LoadedRun, packed: str, progress: Progress = quiet) ->
         rows=len(listed),
         format=replace(derive_format(loaded.competition).format, listed_ids=()).to_json(),
         by_images=_naming_rule(loaded, data, listed, progress) if test.sample else _AS_THEY_ARE,
-        allow_plugins=loaded.run.allow_plugins,
     )
 
 

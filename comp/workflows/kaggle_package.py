@@ -34,23 +34,23 @@ _MARKDOWN = """# Submission of `{run}`
 Installs `comp` from the dataset `{id}` without network, predicts the test of `{competition}` and writes
 `submission.csv`. The environment variables `COMP_DATASET` and `COMP_DATA` say where else both folders are.
 """
-_INSTALL = """import glob, os, subprocess, sys
+_INSTALL = """import os, subprocess, sys
+from pathlib import Path
 
 def folder(variable, name):
-    places = [os.environ.get(variable, ""), *(f"/kaggle/input/{{above}}{{name}}" for above in ("", "*/", "*/*/"))]
-    found = [path for place in places for path in sorted(glob.glob(place)) if os.path.isdir(path)]
-    assert found, f"{{name}} is not an input of this notebook: add it, or set {{variable}}"
-    return found[0]
+    inputs = [path for above in ("", "*/", "*/*/") for path in Path("/kaggle/input").glob(above + name)]
+    places = [Path(os.environ[variable])] if variable in os.environ else inputs
+    assert places, f"{{name}} is no input of this notebook: add it, or set {{variable}}"
+    return places[0]
 
 dataset = folder("COMP_DATASET", "{slug}")
 data = folder("COMP_DATA", "{competition}")
-wheels = sorted(glob.glob(f"{{dataset}}/wheels/*.whl"))
 pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check"]
-subprocess.run([*pip, *wheels], check=True)"""
+subprocess.run([*pip, *sorted((dataset / "wheels").glob("*.whl"))], check=True)"""
 _PREDICT = """import comp
 
-result = comp.predict_package(dataset, data, output="submission.csv")
-print(*result.notes, f"submission.csv: {result.rows:,} rows in {result.seconds:.1f} s", sep="\\n")"""
+result = comp.predict_package(dataset, data, output="submission.csv", allow_plugins={allow_plugins})
+print(*result.notes, f"submission.csv: {{result.rows:,}} rows in {{result.seconds:.1f}} s", sep="\\n")"""
 
 
 class Names(NamedTuple):
@@ -225,13 +225,14 @@ def _kernel_metadata(names: Names, run: Run) -> dict[str, Any]:
 
 
 def _notebook(names: Names, run: Run) -> dict[str, Any]:
-    words = {"run": run.name, "id": names.id, "slug": names.slug, "competition": names.competition}
+    words: dict[str, Any] = {"run": run.name, "id": names.id, "slug": names.slug, "competition": names.competition}
+    words["allow_plugins"] = any(part.config().plugins for part in networks(run))
     code: dict[str, Any] = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": []}
     return {
         "cells": [
             {"cell_type": "markdown", "id": "what", "metadata": {}, "source": _MARKDOWN.format(**words)},
             {**code, "id": "install", "source": _INSTALL.format(**words)},
-            {**code, "id": "predict", "source": _PREDICT},
+            {**code, "id": "predict", "source": _PREDICT.format(**words)},
         ],
         "metadata": {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

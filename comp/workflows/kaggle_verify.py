@@ -141,7 +141,7 @@ def verify(
         "hidden_rows": asked,
         "hidden_seconds": round(fixed + measured["predict_seconds"] * asked / measured["rows"], 1),
         "limit_seconds": limit_seconds,
-        "network": "none" if measured["own_network"] else "no Python sockets beyond the loopback",
+        "network": "only the loopback" + ("" if measured["own_network"] else ", for Python's sockets"),
     }
     record = {**files.read_json(folder / RECORD), "verified": not difference, "verification": values}
     files.write_atomically(folder / RECORD, files.to_json(record))

@@ -29,7 +29,8 @@ from comp.workflows.train import train
 from tests.support.commands import assert_refused
 from tests.support.configs import write_config
 from tests.support.photographs import COLOURS, photograph, photographs_config, write_kaggle
-from tests.support.runs import Comp
+from tests.support.plugins import forget
+from tests.support.runs import Comp, the_run
 
 NAMES = ("--competition", "insects", "--owner", "somebody")
 
@@ -279,6 +280,31 @@ def test_a_notebook_that_fails_leaves_an_unverified_package(packed: dict[str, Pa
         kaggle_verify.verify(folder, run, image, limit_seconds=600)
     assert files.read_json(folder / "package.json")["verified"] is False
     weights.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_plugins_travel_along_with_consent(trained: Path, tmp_path: Path, comp: Comp) -> None:
+    (tmp_path / "tiny.py").write_text(
+        "from torch import nn\n"
+        "from comp.models.coursework.layout import Network\n"
+        "def tiny(image_shape, classes):\n"
+        "    body = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten())\n"
+        "    return Network(body, nn.Identity(), nn.Linear(image_shape[0] * 16, classes))\n"
+        "NETWORKS = {'tiny': tiny}\n"
+    )
+    values = {**photographs_config(trained / "data", "csv_images"), "plugins": ["tiny.py"], "model": {"name": "tiny"}}
+    config = write_config(tmp_path / "tiny.yaml", values)
+    assert comp("train", config, "train.epochs=1", "--runs", tmp_path / "runs").code == 0
+    forget()  # what the config consents to in this process
+    run = the_run(tmp_path / "runs")
+    words = ("export", run.path, "--kaggle", tmp_path / "package", *NAMES, "--image-packages", trained / "image.txt")
+    assert_refused(comp(*words), "--allow-plugins")
+    assert not (tmp_path / "package").exists()
+    result = comp(*words, "--allow-plugins", "--verify")
+    assert result.code == 0, result.err
+    forget()
+    with pytest.raises(UserError, match=r"tiny\.py"):
+        api.predict_package(tmp_path / "package/dataset", trained / "data", output=tmp_path / "submission.csv")
 
 
 @pytest.mark.slow

@@ -128,7 +128,8 @@ def write_package(folder: Path, run: Run, names: Names, image: Image, *, progres
     try:
         files.make_folder(temporary / KERNEL)
         dataset = temporary / DATASET
-        weights = {str(_packed(part)): _copy_run(part, dataset / _packed(part)) for part in networks(run)}
+        parts = {part.path.resolve(): part for part in networks(run)}.values()  # two ensembles may share a member
+        weights = {str(_packed(part)): _copy_run(part, dataset / _packed(part)) for part in parts}
         manifest = hidden_test.describe_test(loaded, str(_packed(run)), progress)
         files.write_atomically(dataset / hidden_test.MANIFEST, files.to_json(manifest.model_dump()))
         files.make_folder(dataset / "wheels")
@@ -136,12 +137,9 @@ def write_package(folder: Path, run: Run, names: Names, image: Image, *, progres
         kaggle_wheels.write_own_wheel(dataset / "wheels")
         kaggle_wheels.download(missing, image.python, dataset / "wheels")
         record = _describe(run, names, image, manifest, weights, dataset)
+        metadata = {"title": names.title, "id": names.id, "licenses": [{"name": "unknown"}]}
         contents = {
-            dataset / "dataset-metadata.json": {
-                "title": names.title,
-                "id": names.id,
-                "licenses": [{"name": "unknown"}],
-            },
+            dataset / "dataset-metadata.json": metadata,
             temporary / KERNEL / "kernel-metadata.json": _kernel_metadata(names, run),
             temporary / KERNEL / NOTEBOOK: _notebook(names, run),
             temporary / RECORD: record,

@@ -16,12 +16,13 @@ import pytest
 
 import comp as api
 from comp import config as configs
+from comp.cli import app
 from comp.inference.inputs import PredictInput
 from comp.results import files, prediction_files
 from comp.results.runs import Run
 from comp.runtime.errors import UserError
 from comp.submission import write
-from comp.workflows import hidden_test, kaggle_package, kaggle_verify, kaggle_wheels
+from comp.workflows import hidden_test, kaggle_verify, kaggle_wheels
 from comp.workflows.hidden_test import Manifest
 from comp.workflows.load import load_for_input, load_run
 from comp.workflows.predict import predict_split
@@ -53,7 +54,7 @@ def image_list(folder: Path, without: Sequence[str] = ()) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a competition in `data`, two runs and their ensemble in `runs`, and `image.txt`."""
+    """A folder with a competition in `data`, two runs and an ensemble of ensembles in `runs`, and `image.txt`."""
     folder = tmp_path_factory.mktemp("trained")
     write_kaggle(folder / "data", train=24)
     path = write_config(folder / "small.yaml", photographs_config(folder / "data", "csv_images"))
@@ -63,20 +64,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             train(configs.load(path, ["train.epochs=1", f"seed={seed}"]), name="one", runs_root=folder / "runs")
         )
         predict_split(load_run(runs[-1]), "suite")
-    api.ensemble(runs, method="geometric", runs=folder / "runs")
+    inner = api.ensemble(runs, runs=folder / "inner")
+    api.ensemble([inner, runs[0]], method="geometric", runs=folder / "runs")  # the first run is in both
     image_list(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def packed(trained: Path) -> dict[str, Path]:
-    """The packages' datasets of a run and of the ensemble."""
-    image, datasets = kaggle_wheels.read_image(trained / "image.txt"), {}
+    """The packages' datasets of a run, whose data have moved, and of the ensemble."""
+    shutil.copytree(trained / "data", trained / "moved")
+    words = {"run": [f"data.root={trained / 'moved'}", "--title", "Insects, first"], "ensemble": []}
     for kind, run in (("run", member(trained)), ("ensemble", ensemble(trained))):
-        names = kaggle_package.check_names(run, competition="insects", owner="somebody")
-        kaggle_package.write_package(trained / kind, run, names, image)
-        datasets[kind] = trained / kind / "dataset"
-    return datasets
+        image = ("--image-packages", str(trained / "image.txt"))
+        with pytest.raises(SystemExit, match="0"):
+            app.main(["export", str(run.path), "--kaggle", str(trained / kind), *NAMES, *image, *words[kind]])
+    return {kind: trained / kind / "dataset" for kind in words}
 
 
 def member(folder: Path) -> Run:
@@ -99,14 +102,9 @@ def hidden(folder: Path, names: Sequence[str], sample: Sequence[str] | None) -> 
     return folder / "hidden"
 
 
-def test_a_package_holds_what_a_notebook_needs(trained: Path, tmp_path: Path, comp: Comp) -> None:
-    shutil.copytree(trained / "data", tmp_path / "moved")
-    run, folder = member(trained), tmp_path / "package"
-    words = ("--image-packages", trained / "image.txt", f"data.root={tmp_path / 'moved'}", "--title", "Insects, first")
-    result = comp("export", run.path, "--kaggle", folder, *NAMES, *words, "--json")
-    assert result.code == 0, result.err
-    record = json.loads(result.out)
-    assert record == files.read_json(folder / "package.json")
+def test_a_package_holds_what_a_notebook_needs(packed: dict[str, Path], trained: Path, comp: Comp) -> None:
+    run, folder = member(trained), packed["run"].parent
+    record = files.read_json(folder / "package.json")
     assert (record["verified"], record["rows"], record["dataset"]) == (False, 9, "somebody/insects-first")
     inner = f"runs/small/{run.path.name}"
     assert record["weights_sha256"] == {inner: files.sha256_file(folder / "dataset" / inner / "best.safetensors")}
@@ -122,7 +120,7 @@ def test_a_package_holds_what_a_notebook_needs(trained: Path, tmp_path: Path, co
     (wheel,) = (folder / "dataset/wheels").iterdir()
     assert {"comp/api.py", "comp_configs/quickstart.yaml"} <= set(zipfile.ZipFile(wheel).namelist())
     assert not (folder / "dataset" / inner / "final.safetensors").exists()
-    assert not list(tmp_path.glob(".*"))
+    assert not list(folder.parent.glob(".*"))
     assert_refused(comp("export", run.path, "--kaggle", folder, *NAMES), str(folder), "already exists")
 
 
@@ -192,6 +190,7 @@ def test_a_hidden_test_of_another_kind_is_refused(packed: dict[str, Path], tmp_p
         (("--competition", "https://x/insects"), "--competition https://x/insects: expected the name"),
         (("--owner", "some body"), "--owner some body: expected your Kaggle user name"),
         (("--title", "a"), "--title a: expected 6 to 50 characters"),
+        (("--rows", "9"), "--rows: is what --verify extrapolates to"),
         (("--limit", "soon"), "--limit: expected a time such as"),
         (("--image-packages", "image.txt"), "the image has torch 2.1.0"),
         (("--image-packages", "old.txt", "--verify"), "the image has Python 3.8"),

@@ -27,6 +27,8 @@ def package(
     from comp.runtime.errors import ConfigError
     from comp.workflows import kaggle_package, kaggle_verify, kaggle_wheels
 
+    if rows is not None and not verify:
+        raise ConfigError("--rows: is what --verify extrapolates to; add --verify, or leave it out")
     try:
         limit_seconds = parse_duration(limit)
     except ValueError:

@@ -103,11 +103,11 @@ def describe_test(loaded: LoadedRun, packed: str, progress: Progress = quiet) ->
 def _naming_rule(loaded: LoadedRun, data: DataConfig, listed: NDArray[np.str_], progress: Progress) -> str:
     """Return how the images give the ids that the local sample lists; see `Manifest.by_images`."""
     try:
-        found = _open(loaded, data, progress, _AS_THEY_ARE).split
+        images = _open(loaded, data, progress, _AS_THEY_ARE).split
     except DataError:  # training images in the same folder
         return _NO_RULE
     for rule in (_AS_THEY_ARE, str(listed[0])):
-        if np.array_equal(np.sort(_named(found, rule).one_per_answer().ids), np.sort(listed)):
+        if np.array_equal(np.sort(_named(images, rule).one_per_answer().ids), np.sort(listed)):
             return rule
     return _NO_RULE
 

@@ -172,7 +172,7 @@ def _create_environment(folder: Path, image: Image) -> Path:
     python = folder / "bin" / "python"
     (site_packages,) = folder.glob("lib/python3*/site-packages")
     lent = folder / "lent"
-    _lend({*image.packages, *kaggle_wheels.closure(_RUNNERS, image.python)}, lent)
+    _lend({*image.packages, *kaggle_wheels.closure(_RUNNERS, image.python)} - {"comp"}, lent)
     (site_packages / "comp_no_network.py").write_text(_BLOCK_NETWORK)
     (site_packages / "comp_verify.pth").write_text(f"{lent}\nimport comp_no_network\n")
     kernel = folder / "share/jupyter/kernels" / folder.name / "kernel.json"  # no other kernel has this name

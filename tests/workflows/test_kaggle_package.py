@@ -46,7 +46,7 @@ def rows_of(path: Path) -> dict[str, str]:
 def image_list(folder: Path, without: Sequence[str] = ()) -> Path:
     """Write the list of an image that has what is installed here, without some packages."""
     names = {one.metadata["Name"].lower(): one.version for one in metadata.distributions()}
-    lines = [f"{name}=={version}" for name, version in names.items() if name not in ("comp", *without)]
+    lines = [f"{name}=={version}" for name, version in names.items() if name not in without]
     path = folder / "image.txt"
     path.write_text("\n".join(["# python 3.11", *lines]) + "\n")
     return path

@@ -1,16 +1,16 @@
 """comp: from a competition's data to a scored, valid submission.csv.
 
-`comp.load_config`, `comp.train`, `comp.predict`, `comp.ensemble` and `comp.Run` are its Python API; see `comp.api`.
+Its Python API: `comp.load_config`, `train`, `predict`, `predict_package`, `ensemble` and `Run`; see `comp.api`.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from comp.api import Run, ensemble, load_config, predict, train
+    from comp.api import Run, ensemble, load_config, predict, predict_package, train
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "ensemble", "load_config", "predict", "train"]
+__all__ = ["Run", "__version__", "ensemble", "load_config", "predict", "predict_package", "train"]
 
 
 def __getattr__(name: str) -> Any:

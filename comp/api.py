@@ -4,6 +4,7 @@ config = comp.load_config("configs/quickstart.yaml", "train.epochs=5")
 run = comp.train(config)
 suite = comp.predict(run, views="flip", adapt="bn")
 photos = comp.predict(run, images=["photos", "more/*.jpg"])
+comp.predict_package("/kaggle/input/my-package", "/kaggle/input/the-competition")
 both = comp.ensemble([run, comp.train(config.model_copy(update={"seed": 1}))])
 """
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from comp import config
 from comp.config import Config, shipped
 from comp.ensembles import combine, new_images
+from comp.ensembles.packaged import predict_package
 from comp.inference.inputs import Paths, PredictInput
 from comp.results.predictions import Predictions
 from comp.results.runs import Run, open_run
@@ -28,7 +30,7 @@ from comp.workflows.build import prepare
 from comp.workflows.load import load_for_input, load_run
 from comp.workflows.predict import options_for, predict_input, score_test, with_decision
 
-__all__ = ["Run", "ensemble", "load_config", "predict", "train"]
+__all__ = ["Run", "ensemble", "load_config", "predict", "predict_package", "train"]
 
 
 def load_config(path: Path | str, *overrides: str) -> Config:

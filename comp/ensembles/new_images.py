@@ -3,7 +3,7 @@
 Nothing is fitted again: weights, coefficients and the decision are those that the ensemble recorded.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -15,7 +15,7 @@ from comp.ensembles.align import AlignedSplit
 from comp.ensembles.cross_fit import Decider
 from comp.ensembles.methods import Fitted
 from comp.inference import inputs
-from comp.inference.inputs import Paths
+from comp.inference.inputs import ImageInput, Paths
 from comp.inference.options import PLAIN, PredictOptions
 from comp.results import decisions, files, prediction_files
 from comp.results.predictions import Predictions
@@ -23,8 +23,11 @@ from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
 from comp.workflows import lineage
-from comp.workflows.load import load_without_data
+from comp.workflows.load import LoadedRun, load_without_data
 from comp.workflows.predict import PredictResult, options_for, predict_images
+
+Images = Paths | NDArray[np.uint8] | Callable[[LoadedRun, Progress], ImageInput]
+"""See `comp.inference.inputs.PredictInput`; or a function that opens them in the shape of each member."""
 
 _NAME = "images"
 _ORIGIN = ("run", "ensemble", "weights_sha256")
@@ -53,7 +56,7 @@ def refuse_own_images(run: Run) -> NoReturn:
 
 def predict_with_members(
     run: Run,
-    images: Paths | NDArray[np.uint8],
+    images: Images,
     overrides: Mapping[str, Any] | None = None,
     *,
     decide: str = "",
@@ -64,7 +67,7 @@ def predict_with_members(
 
     Args:
         run: the ensemble; the runs that it combines must be there, with the weights that they had.
-        images: see `comp.inference.inputs.PredictInput`.
+        images: see `Images`.
         overrides: fields of `predict` (views, adaptation) that replace the members'; without any, they predict as when
             the ensemble was made.
         decide: value of predict.decide: the ensemble's own, or argmax; empty: its own.
@@ -144,7 +147,7 @@ def _keeps_decision(run: Run, decide: str) -> bool:
 def _predict(
     member: Run,
     record: Mapping[str, Any],
-    images: Paths | NDArray[np.uint8],
+    images: Images,
     overrides: Mapping[str, Any],
     device: str,
     progress: Progress,
@@ -157,8 +160,11 @@ def _predict(
         recorded = PredictOptions(**{name: record[name] for name in PLAIN.to_json() if name in record})
         changed = any(value is not None for value in overrides.values())
         options = options_for(loaded, overrides) if changed else recorded
-        config = member.data_config().data
-        opened = inputs.open_images(images, loaded.competition.image_shape, config, progress)
+        if callable(images):
+            opened = images(loaded, progress)
+        else:
+            config = member.data_config().data
+            opened = inputs.open_images(images, loaded.competition.image_shape, config, progress)
         predicted = predict_images(loaded, opened.split, progress, options=options)
         result = PredictResult(predicted, _NAME, loaded.competition, opened.notes)
     return replace(result, predictions=decisions.without_shift(result.predictions))

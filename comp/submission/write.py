@@ -241,7 +241,7 @@ def write_submission(
         raise SubmissionError(
             f"{shown}: the ids of the predictions differ from those of the suite; predict again: comp predict RUN"
         )
-    content = _to_csv(predictions, form)
+    content = to_csv(predictions, form)
     traced = {**sidecar, "rows": len(predictions), "sha256": files.sha256_bytes(content), "format": form.to_json()}
     files.make_folder(shown.parent)
     with files.hold_folder(shown.parent):  # two processes never mix their CSV and sidecar, or take one free name
@@ -256,7 +256,8 @@ def write_submission(
     return path
 
 
-def _to_csv(predictions: Predictions, form: SubmissionFormat) -> bytes:
+def to_csv(predictions: Predictions, form: SubmissionFormat) -> bytes:
+    """Return a CSV's bytes, its rows those of the predictions."""
     lines = [",".join(map(quote_cell, form.header)) + "\n"]
     write_cells = ANSWERS[form.answer].write
     for start in range(0, len(predictions), _CHUNK_ROWS):

@@ -1,0 +1,171 @@
+"""The wheels of a package: comp's own, and what it needs to predict that the image of a notebook lacks. Torch-free.
+
+An image is what Kaggle runs notebooks in. `pip list --format=freeze` in a notebook lists its packages. What the image
+has in a version that suits comp is not packed; torch never is, as it takes gigabytes.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from comp.results import files
+from comp.runtime.errors import RunError, UserError
+
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+_ASSUMED = ("torch", "torchvision", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "pyyaml", "pillow")
+_NEVER_PACKED = ("torch", "torchvision")
+# comp imports them late, for tuning, tracking, augmentation, plots and its command line; a notebook only predicts.
+_UNUSED = ("optuna", "cmaes", "wandb", "albumentations", "matplotlib", "typer", "rich")
+_PYTHON_LINE = re.compile(r"^#\s*python\s*=*\s*(3\.\d+)", re.IGNORECASE | re.MULTILINE)
+_LINUX = {"os_name": "posix", "sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
+_GLIBC = range(17, 36)  # 2.17 to 2.35, that of Ubuntu 22.04; pip takes the names of platforms, not their order
+_PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in _GLIBC))
+_UNPACKED = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")  # of an installed package, not of its wheel
+_SOURCES = ("comp", "configs", "pyproject.toml", "setup.py", "README.md", "LICENSE")  # that its wheel is built from
+_SETUPTOOLS = Version("77")  # as pyproject.toml says
+_LAST_LINES = 3  # of pip's errors
+
+
+class Image(NamedTuple):
+    """What a notebook runs in: its Python, the version of each package (empty: unknown), and what is assumed of it."""
+
+    python: str
+    packages: Mapping[str, str]
+    note: str = ""
+
+
+def read_image(path: Path | None) -> Image:
+    """Return the image that a list of packages describes; without one, the assumed image.
+
+    Args:
+        path: lines `name==version` of `pip list --format=freeze` or `pip freeze`, and `# python 3.11`; without that
+            line the image has this process's Python.
+
+    Raises:
+        UserError: the file cannot be read, or a line names no package.
+    """
+    if path is None:
+        packages = dict.fromkeys(closure(_ASSUMED, HERE), "")
+        note = f"assumed: the image has Python {HERE}, {', '.join(_ASSUMED)} and what those need, as new as needed"
+        return Image(HERE, packages, f"{note}; its own list says more: --image-packages FILE")
+    text = files.read_bytes(path, "list of packages", UserError).decode("utf-8", "replace")
+    match, packages = _PYTHON_LINE.search(text), {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.startswith(("#", "-")):  # `-e` and the like name no version
+            try:
+                requirement = Requirement(line)
+            except InvalidRequirement:
+                where = f"{path}: line {number}: expected name==version, as `pip list --format=freeze` prints it"
+                raise UserError(f"{where}, found {line[:80]!r}") from None
+            versions = [spec.version for spec in requirement.specifier if spec.operator == "=="]
+            packages[canonicalize_name(requirement.name)] = versions[0] if versions else ""
+    if missing := [name for name in _NEVER_PACKED if name not in packages]:
+        raise UserError(f"{path}: lists no {' and no '.join(missing)}; expected the packages of an image with torch")
+    if match:
+        return Image(match[1], packages)
+    return Image(HERE, packages, f"assumed: the image has Python {HERE}; add a line `# python 3.x` to {path}")
+
+
+def missing_packages(image: Image) -> dict[str, str]:
+    """Return what comp needs to predict beyond an image: name -> the version installed here, empty if it is not.
+
+    Raises:
+        UserError: the image's torch or torchvision is too old.
+    """
+
+    def is_there(requirement: Requirement) -> bool:
+        name = canonicalize_name(requirement.name)
+        version = image.packages.get(name)
+        if version is None or (version and not requirement.specifier.contains(version, prereleases=True)):
+            if name in _NEVER_PACKED:
+                raise UserError(
+                    f"the image has {name} {version or 'not at all'}, and comp needs {requirement}; it is too large to "
+                    "be packed: choose a newer image in the notebook's settings, and list its packages"
+                )
+            return name in _UNUSED
+        return True
+
+    return closure(metadata.requires("comp") or (), image.python, is_there)
+
+
+def closure(
+    requirements: Iterable[str], python: str, leave_out: Callable[[Requirement], bool] = lambda _: False
+) -> dict[str, str]:
+    """Return all packages that requirements need on Linux, by what is installed here: name -> version or empty."""
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "extra": "", **_LINUX}
+    packages: dict[str, str] = {}
+    waiting = list(requirements)
+    while waiting:
+        requirement = Requirement(waiting.pop(0))
+        name = canonicalize_name(requirement.name)
+        unasked = requirement.marker is not None and not requirement.marker.evaluate(environment)
+        if unasked or name in packages or leave_out(requirement):
+            continue
+        try:
+            packages[name] = metadata.version(name)
+            waiting += metadata.requires(name) or ()
+        except metadata.PackageNotFoundError:
+            packages[name] = ""
+    return packages
+
+
+def download(packages: Mapping[str, str], python: str, folder: Path) -> None:
+    """Download wheels for the image's Python on Linux with pip, from where its configuration says; else UserError."""
+    if not packages:
+        return
+    words = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+    words += ["--python-version", python, "--implementation", "cp"]
+    words += [word for platform in _PLATFORMS for word in ("--platform", platform)]
+    _pip([*words, *(f"{name}=={version}" if version else name for name, version in packages.items())])
+
+
+def write_own_wheel(folder: Path) -> Path:
+    """Write comp's wheel, built from its checkout or packed again from its installation; return its path."""
+    distribution, package = metadata.distribution("comp"), Path(__file__).parents[1]
+    checkout = package.parent
+    if (checkout / "setup.py").is_file():
+        with tempfile.TemporaryDirectory() as temporary:  # a build leaves files beside the sources
+            for name in _SOURCES:
+                copy = shutil.copytree if (checkout / name).is_dir() else shutil.copy2
+                copy(checkout / name, Path(temporary, name))
+            # pip's own copy of setuptools takes seconds and the network
+            words = ["--no-build-isolation"] if _has_setuptools() else []
+            _pip(["wheel", "--quiet", "--no-deps", *words, "--wheel-dir", str(folder), temporary])
+        return next(folder.glob("comp-*.whl"))
+    recorded = [file for file in distribution.files or () if ".." not in file.parts and file.suffix != ".pyc"]
+    content = [file for file in recorded if file.name not in _UNPACKED or "dist-info" not in file.parts[0]]
+    info = next((file.parts[0] for file in content if file.name == "METADATA"), "")
+    if not info or not any(file.parts[0] == "comp" for file in content):
+        raise RunError("comp: its installation has no complete RECORD, so no wheel can be made of it; install a wheel")
+    path = folder / f"{info.removesuffix('.dist-info')}-py3-none-any.whl"
+    lines = [f"{file},{file.hash.mode}={file.hash.value},{file.size}" for file in content if file.hash]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in content:
+            archive.write(str(distribution.locate_file(file)), str(file))
+        archive.writestr(f"{info}/RECORD", "\n".join([*lines, f"{info}/RECORD,,"]) + "\n")
+    return path
+
+
+def _has_setuptools() -> bool:
+    try:
+        return Version(metadata.version("setuptools")) >= _SETUPTOOLS
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _pip(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        raise UserError(f"pip {words[0]} failed, so no wheels are packed: {' '.join(lines[-_LAST_LINES:])}")

@@ -19,6 +19,7 @@ from comp.cli.commands import (
     cross_validate,
     data,
     ensemble,
+    export,
     init,
     leaderboard,
     models,
@@ -176,7 +177,15 @@ _RUNS = (
     predict.evaluate,
     predict.probe,
 )
-_FILES = (submission.check, submission.diff, submission.submit, report.report, clean.clean, models.models)
+_FILES = (
+    submission.check,
+    submission.diff,
+    submission.submit,
+    export.export,
+    report.report,
+    clean.clean,
+    models.models,
+)
 _COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {
     app: (*_RUNS, ensemble.ensemble, *_FILES),
     leaderboard_app: (leaderboard.record,),

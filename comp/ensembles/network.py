@@ -5,7 +5,7 @@ Each formula is that of `comp.ensembles.spaces` and `methods`, in torch; the che
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,74 +25,11 @@ from comp.workflows import lineage
 from comp.workflows.export import Exportable, not_inside
 from comp.workflows.load import LoadedRun, load_without_data, open_run_data, verify_run_data
 
-_NO_NETWORK = "so it cannot be exported"
-
-
-class Member(nn.Module):
-    """A member as the ensemble sees it: its outputs at its temperature, in the ensemble's order of classes.
-
-    Args:
-        network: images [B, C, H, W] -> outputs [B, K].
-        columns: of its outputs, in the ensemble's order.
-        temperature: that divides its outputs.
-    """
-
-    columns: Tensor
-
-    def __init__(self, network: nn.Module, columns: Sequence[int], temperature: float) -> None:
-        super().__init__()
-        self.network, self.temperature = network, temperature
-        self.register_buffer("columns", torch.tensor(columns))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return outputs [B, K]."""
-        outputs: Tensor = self.network(images)[:, self.columns] / self.temperature
-        return outputs
-
-
-class EnsembleNetwork(nn.Module):
-    """Several networks as one.
-
-    Args:
-        members: images [B, C, H, W] -> outputs [B, K].
-        activation: of the task; a row of `comp.ensembles.spaces.SPACES`.
-        method: a row of `comp.ensembles.methods.METHODS` but rank.
-        fitted: the method, with its weights or coefficients.
-    """
-
-    weights: Tensor
-    coefficients: Tensor
-
-    def __init__(self, members: Sequence[nn.Module], activation: str, method: str, fitted: Fitted) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-        self.values, self.mean = _SPACES[activation]
-        self.method = method
-        self.register_buffer("weights", torch.tensor(fitted.weights, dtype=torch.float32).view(-1, 1, 1))  # [M, 1, 1]
-        learnt = np.zeros((0, 0), np.float32) if fitted.coefficients is None else fitted.coefficients
-        self.register_buffer("coefficients", torch.from_numpy(learnt))  # [M K + 1, K]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return outputs [B, K]."""
-        values = torch.stack([self.values(member(images)) for member in self.members])  # [M, B, K]
-        if self.method == "geometric":
-            return values.clamp(spaces.MIN_LOG, -spaces.MIN_LOG).mean(0)
-        if self.method == "stack":
-            features = values.clamp(min=methods.MIN_STACK_INPUT).permute(1, 0, 2).flatten(1)  # [B, M K]
-            return features @ self.coefficients[:-1] + self.coefficients[-1]
-        return self.mean(values, self.weights)
-
-
-def _log_probabilities(outputs: Tensor) -> Tensor:
-    return outputs.log_softmax(1).clamp(min=spaces.MIN_LOG)
+_PLAIN = {"views": "none", "views_for": "all", "adapt": "none"}
 
 
 def _mean_of_exclusive(values: Tensor, weights: Tensor) -> Tensor:
     return (weights * values.exp()).sum(0).clamp(min=spaces.MIN_PROBABILITY).log()
-
-
-def _clip_logits(outputs: Tensor) -> Tensor:
-    return outputs.clamp(-spaces.MAX_LOGIT, spaces.MAX_LOGIT)
 
 
 def _mean_of_independent(values: Tensor, weights: Tensor) -> Tensor:
@@ -101,20 +38,67 @@ def _mean_of_independent(values: Tensor, weights: Tensor) -> Tensor:
     return present - absent
 
 
-def _numbers(outputs: Tensor) -> Tensor:
-    return outputs
-
-
-def _mean_of_numbers(values: Tensor, weights: Tensor) -> Tensor:
-    return (weights * values).sum(0)
-
-
-# Activation -> outputs [B, K] as values, and the weighted mean of values [M, B, K].
+# Activation -> outputs [B, K] as values, and the mean of values [M, B, K] with weights [M, 1, 1].
 _SPACES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
-    "softmax": (_log_probabilities, _mean_of_exclusive),
-    "sigmoid": (_clip_logits, _mean_of_independent),
-    "identity": (_numbers, _mean_of_numbers),
+    "softmax": (lambda outputs: outputs.log_softmax(1).clamp(min=spaces.MIN_LOG), _mean_of_exclusive),
+    "sigmoid": (lambda outputs: outputs.clamp(-spaces.MAX_LOGIT, spaces.MAX_LOGIT), _mean_of_independent),
+    "identity": (lambda outputs: outputs, lambda values, weights: (weights * values).sum(0)),
 }
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member as the ensemble sees it.
+
+    Attributes:
+        network: images [B, C, H, W] -> outputs [B, K].
+        columns: of its outputs, in the ensemble's order of classes.
+        temperature: that divides its outputs.
+    """
+
+    network: nn.Module
+    columns: Sequence[int]
+    temperature: float = 1.0
+
+
+class EnsembleNetwork(nn.Module):
+    """Several networks as one: images [B, C, H, W] -> outputs [B, K].
+
+    Args:
+        members: the networks.
+        task: a row of `comp.config.tasks.TASKS`.
+        method: a row of `comp.ensembles.methods.METHODS` but rank.
+        fitted: the method, with its weights or coefficients.
+    """
+
+    columns: Tensor
+    weights: Tensor
+    coefficients: Tensor
+
+    def __init__(self, members: Sequence[Member], task: str, method: str, fitted: Fitted) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(member.network for member in members)
+        self.temperatures = [member.temperature for member in members]
+        self.values, self.mean = _SPACES[TASKS[task].activation]
+        self.method = method
+        self.register_buffer("columns", torch.tensor([member.columns for member in members]))  # [M, K]
+        self.register_buffer("weights", torch.tensor(fitted.weights, dtype=torch.float32).view(-1, 1, 1))  # [M, 1, 1]
+        learnt = np.zeros((1, 1), np.float32) if fitted.coefficients is None else fitted.coefficients
+        self.register_buffer("coefficients", torch.from_numpy(learnt))  # [M K + 1, K] of `stack`
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return outputs [B, K]."""
+        outputs = [
+            member(images)[:, columns] / temperature
+            for member, columns, temperature in zip(self.members, self.columns, self.temperatures, strict=True)
+        ]
+        values = torch.stack([self.values(each) for each in outputs])  # [M, B, K]
+        if self.method == "geometric":
+            return values.clamp(spaces.MIN_LOG, -spaces.MIN_LOG).mean(0)
+        if self.method == "stack":
+            features = values.clamp(min=methods.MIN_STACK_INPUT).permute(1, 0, 2).flatten(1)  # [B, M K]
+            return features @ self.coefficients[:-1] + self.coefficients[-1]
+        return self.mean(values, self.weights)
 
 
 def open_ensemble(run: Run, progress: Progress = quiet) -> Exportable:
@@ -129,60 +113,53 @@ def open_ensemble(run: Run, progress: Progress = quiet) -> Exportable:
     """
     parts: list[LoadedRun] = []
     network = _build(run, parts)
-    shapes = {(part.competition.image_shape, part.config.data.resize) for part in parts}
-    if len(shapes) > 1:
-        sizes = ", ".join(sorted(f"{'x'.join(map(str, shape))} ({resize})" for shape, resize in shapes))
+    kinds = {f"{part.competition.image_shape} {part.config.data.resize}" for part in parts}
+    if len(kinds) > 1:
         raise RunError(
-            f"{run.path}: its members take images of different kinds ({sizes}), {_NO_NETWORK} as one network"
+            f"{run.path}: its members take different images ({', '.join(sorted(kinds))}), so no one network can"
         )
-    first = parts[0]
-    dataset = verify_run_data(first.run, open_run_data(first.run, progress))
+    first = parts[0].run
+    dataset = verify_run_data(first, open_run_data(first, progress))
     views = sorted({part.config.predict.views for part in parts} - {"none"})
-    notes = (*not_inside(run, run.config()), *(f"test-time views of members: {name}" for name in views))
+    notes = (*not_inside(run), *(f"test-time views of members: {name}" for name in views))
     return Exportable(run, portable.plain_copy(network), tuple(parts), dataset, functools.partial(_predict, run), notes)
+
+
+def _predict(run: Run, images: Split) -> NDArray[np.float32]:
+    """Return an ensemble's outputs [N, K] as `comp predict` computes them, without views, adaptation and decision."""
+    result = new_images.predict_with_members(run, np.asarray(images.images), _PLAIN, decide="argmax")
+    return result.predictions.outputs.astype(np.float32)
 
 
 def _build(run: Run, parts: list[LoadedRun]) -> nn.Module:
     """Return an ensemble's network; its trained runs are appended to `parts`."""
-    origin = new_images.origin_of(run)
+    origin, task = new_images.origin_of(run), run.metrics().task
     method, classes = origin["ensemble"], run.provenance("classes")["classes"]
     if method == "rank":
         raise RunError(
-            f"{run.path}: combines by rank: by places, of several labels among all images of the test, which a network "
-            f"that sees one batch cannot know, {_NO_NETWORK}; make it again with --method mean or weighted"
+            f"{run.path}: is combined by rank: places, of several labels among all images of the test, which a network "
+            "that sees one batch cannot know; make it again with --method mean or weighted"
         )
     if origin.get("transductive"):
         raise RunError(
-            f"{run.path}: its members adapt to the test, which needs all its images at once, {_NO_NETWORK}; make it "
-            "again with --adapt none"
+            f"{run.path}: its members adapt to the test, which needs all its images at once, and a network sees one "
+            "batch; make it again with --adapt none"
         )
-    members = [replace(each, allow_plugins=run.allow_plugins) for each in lineage.members_of(run, _NO_NETWORK)]
-    networks = {
+    members = [replace(each, allow_plugins=run.allow_plugins) for each in lineage.members_of(run, "it cannot leave")]
+    built = {
         member.path: _member(member, record, run, classes, parts)
         for member, record in zip(members, origin["members"], strict=True)
     }
-    activation = TASKS[run.metrics().task].activation
-    space, groups = spaces.SPACES[activation], collect.group_folds(members)
-    plain = methods.METHODS["mean"]
-    joined = [
-        networks[group.runs[0].path]
-        if len(group.runs) == 1
-        else EnsembleNetwork(
-            [networks[fold.path] for fold in group.runs],
-            activation,
-            "mean",
-            plain.without_data(len(group.runs), len(classes), space),
-        )
-        for group in groups
-    ]
-    return EnsembleNetwork(
-        joined, activation, method, new_images.fitted_method(run, method, len(joined), len(classes), space)
-    )
+    space, in_order, joined = spaces.SPACES[TASKS[task].activation], range(len(classes)), []
+    for group in collect.group_folds(members):
+        folds = [built[each.path] for each in group.runs]
+        mean = methods.METHODS["mean"].without_data(len(folds), len(classes), space)
+        joined.append(folds[0] if len(folds) == 1 else Member(EnsembleNetwork(folds, task, "mean", mean), in_order))
+    fitted = new_images.fitted_method(run, method, len(joined), len(classes), space)
+    return EnsembleNetwork(joined, task, method, fitted)
 
 
-def _member(
-    member: Run, record: Mapping[str, Any], run: Run, classes: Sequence[str], parts: list[LoadedRun]
-) -> nn.Module:
+def _member(member: Run, record: Mapping[str, Any], run: Run, classes: Sequence[str], parts: list[LoadedRun]) -> Member:
     new_images.check_weights(member, record, run)
     if new_images.is_ensemble(member):
         network = _build(member, parts)
@@ -190,15 +167,7 @@ def _member(
         parts.append(load_without_data(member))
         network = parts[-1].model
     own = list(member.provenance("classes")["classes"])
-    decision = member.metrics().fitted_decision
-    # A member's shift to the test's shares is undone, and its temperature with it; see `decisions.without_shift`.
-    scaled = decision is not None and decision.kind == "temperature" and not decision.shift
-    temperature = decision.values[0] if decision is not None and scaled else 1.0
+    decision, temperature = member.metrics().fitted_decision, 1.0
+    if decision is not None and decision.kind == "temperature" and not decision.shift:
+        temperature = decision.values[0]  # with a shift, the ensemble undoes both: `decisions.without_shift`
     return Member(network, [own.index(name) for name in classes], temperature)
-
-
-def _predict(run: Run, images: Split) -> NDArray[np.float32]:
-    """Return an ensemble's outputs [N, K] as `comp predict` computes them, without views and adaptation."""
-    overrides = {"views": "none", "views_for": "all", "adapt": "none"}
-    result = new_images.predict_with_members(run, np.asarray(images.images), overrides, decide="argmax")
-    return result.predictions.outputs.astype(np.float32)

@@ -11,17 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from comp.config import Config
 from comp.config.tasks import TASKS
 from comp.data.dataset import Dataset
 from comp.data.splits import Split
-from comp.inference.options import predict_options
 from comp.models import int8, portable, weights
 from comp.models.classifier import Classifier
 from comp.results import files
 from comp.results.machine import package_versions
 from comp.results.runs import Run
-from comp.runtime.errors import ConfigError, RunError, unknown
+from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
 from comp.workflows import export_check, model_card
 from comp.workflows.load import LoadedRun, load_run
@@ -39,34 +37,28 @@ Card = dict[str, Any]
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What a command asks for.
+    """What a command asks for: a new folder, and in it a row of `model_card.FILES`.
 
     Attributes:
         folder: a new one.
         format: a row of `comp.workflows.model_card.FILES`.
-        input_type: `uint8` (0..255) or `float` (0..1).
-        quantize: whether int8 replaces float32; of ONNX.
-        plain: whether to export the network of a run that adapts to its test, without the adaptation.
+        input_type: a row of `comp.models.portable.INPUTS`.
+        quantize: whether int8 replaces float32, in ONNX.
     """
 
     folder: Path
-    format: str = "onnx"
-    input_type: str = "uint8"
-    quantize: bool = False
-    plain: bool = False
+    format: str
+    input_type: str
+    quantize: bool
 
     def check(self) -> None:
         """Refuse, before any work, what cannot be.
 
         Raises:
             RunError: the folder exists or cannot be made.
-            ConfigError: unknown or contradictory options, or packages that are not installed.
+            ConfigError: contradictory options, or packages that are not installed.
         """
         files.check_new_folder(self.folder)
-        if self.format not in model_card.FILES:
-            raise ConfigError(f"--format: {unknown('format', self.format, model_card.FILES)}")
-        if self.input_type not in portable.INPUTS:
-            raise ConfigError(f"--input: {unknown('input', self.input_type, portable.INPUTS)}")
         if self.input_type == "float" and self.format in _WEIGHTS_ONLY:
             raise ConfigError(f"--input float: {self.format} files hold weights alone; choose --format onnx or torch")
         if self.quantize and self.format != "onnx":
@@ -82,9 +74,9 @@ class Exportable:
     Attributes:
         run: a run or an ensemble.
         network: from `portable.plain_copy`: images [B, C, H, W] -> outputs.
-        parts: the trained runs in it; the first one's data check the export.
-        dataset: those data.
-        predict: images -> what `comp predict` computes without views and adaptation, [N, C].
+        parts: the trained runs in it.
+        dataset: the first one's data, which check the export.
+        predict: images -> outputs [N, K] of `comp predict`, without views, adaptation and decision.
         not_inside: what else the run's answers depend on.
     """
 
@@ -102,19 +94,10 @@ class Exportable:
 
     @property
     def classifier(self) -> Classifier:
-        """The network of a run, which `timm` and `safetensors` need.
-
-        Raises:
-            ConfigError: an ensemble has several.
-        """
+        """The network of a run; raises ConfigError for an ensemble, which has several."""
         if not isinstance(self.network, Classifier):
             raise ConfigError(f"{self.run.path}: combines several networks; choose --format onnx or torch")
         return self.network
-
-    @property
-    def task(self) -> str:
-        """A row of `comp.config.tasks.TASKS`."""
-        return self.run.metrics().task
 
     @property
     def precision(self) -> str:
@@ -132,50 +115,35 @@ def open_run(run: Run, *, plain: bool = False, progress: Progress = quiet) -> Ex
 
     Args:
         run: trained to the end.
-        plain: see `ExportRequest`.
+        plain: export the network even if the run's predictions adapt to the test.
         progress: called while its data are opened.
 
     Raises:
-        UserError: its predictions adapt to the test; see also `load_run`.
+        RunError: its predictions adapt to the test, which no network alone does.
+        UserError: see `load_run`.
     """
     config = run.config()
-    check_not_adapted(str(run.path), config.predict.adapt, plain=plain)
-    loaded = load_run(run, progress=progress)
-    network = portable.plain_copy(loaded.model)
-    return Exportable(
-        run,
-        network,
-        (loaded,),
-        loaded.dataset,
-        functools.partial(export_check.predict_plainly, loaded),
-        not_inside(run, config),
-    )
-
-
-def check_not_adapted(where: str, adapt: str, *, plain: bool) -> None:
-    """Refuse a run whose predictions depend on all images of the test, unless its plain network is asked for.
-
-    Raises:
-        RunError: it adapts.
-    """
-    if adapt != "none" and not plain:
+    if config.predict.adapt != "none" and not plain:
         raise RunError(
-            f"{where}: predicts with predict.adapt={adapt}, which needs all images of a test at once, and an exported "
-            "network sees one batch: its scores would be others; --plain exports the network without it"
+            f"{run.path}: predicts with predict.adapt={config.predict.adapt}, which needs all images of a test at "
+            "once; an exported network sees one batch, so its scores would be others; --plain exports the network alone"
         )
+    loaded = load_run(run, progress=progress)
+    predict = functools.partial(export_check.predict_plainly, loaded)
+    network = portable.plain_copy(loaded.model)
+    return Exportable(run, network, (loaded,), loaded.dataset, predict, not_inside(run))
 
 
-def not_inside(run: Run, config: Config) -> tuple[str, ...]:
+def not_inside(run: Run) -> tuple[str, ...]:
     """Return what a run's answers depend on besides its network, as notes for the card."""
-    options, decision = predict_options(config.predict), run.metrics().fitted_decision
-    pixel_range = run.provenance().get("pixel_range", "type")
+    config, decision = run.config(), run.metrics().fitted_decision
+    kind = decision.kind if decision else "argmax"
+    pixel_range = run.provenance().get("pixel_range")
     notes = {
-        f"test-time views: predict.views={options.views}": options.views != "none",
-        f"adaptation to the test: predict.adapt={options.adapt}": options.adapt != "none",
-        f"the decision: {decision and decision.kind}, whose values are in {model_card.JSON}": decision is not None
-        and decision.kind != "argmax",
-        f"one answer for a group of images: data.group_answer={config.data.group_answer}": config.data.group_answer
-        != "none",
+        f"test-time views: predict.views={config.predict.views}": config.predict.views != "none",
+        f"adaptation to the test: predict.adapt={config.predict.adapt}": config.predict.adapt != "none",
+        f"the decision: {kind}, whose values are in {model_card.JSON}": kind != "argmax",
+        f"one answer for a group: data.group_answer={config.data.group_answer}": config.data.group_answer != "none",
         f"the scaling of pixels to 0..255: data.range={pixel_range}": isinstance(pixel_range, list),
     }
     return tuple(note for note, applies in notes.items() if applies)
@@ -197,7 +165,7 @@ def export(source: Exportable, request: ExportRequest, progress: Progress = quie
             plain.write_bytes(content)
             training = _sample(source.dataset.train, source.dataset, _CALIBRATION)
             pixels = portable.to_input(np.asarray(training.images), request.input_type)
-            agreement = functools.partial(export_check.agreement, source.task, source.classes)
+            agreement = functools.partial(export_check.agreement, card["task"], source.classes)
             content, method = int8.quantize(plain, pixels, agreement, progress)
         files.write_atomically(file, content)
         card["sha256"] = files.sha256_bytes(content)

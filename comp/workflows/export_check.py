@@ -93,21 +93,19 @@ def check(folder: Path, card: Mapping[str, Any], source: "Exportable", images: S
             f"difference {difference:.3g} on {len(images)} images of {images.name}, expected at most {tolerance:.3g}; "
             "nothing is written; choose another --format"
         )
-    outputs = {"exported": loaded, "network": network, "predict": source.predict(images)}
-    decided = {name: _as_predictions(each, source.task, source.classes, images) for name, each in outputs.items()}
-    _check_same_network(decided["network"], decided["predict"])
-    metric = str(card["metric"])
-    alike = functools.partial(agreement, source.task, source.classes, outputs["exported"])
+    predicted = source.predict(images)
+    _check_same_network(*(_as_predictions(outputs, card) for outputs in (network, predicted)))
+    alike = functools.partial(agreement, card["task"], card["classes"], loaded)
     return {
         **shown,
         "difference": difference,
         "tolerance": tolerance,
-        "agreement": alike(outputs["network"]),
-        "agreement_predict": alike(outputs["predict"]),
+        "agreement": alike(network),
+        "agreement_predict": alike(predicted),
         "precision": source.precision,
-        "metric": metric,
-        "exported": _score(decided["exported"], metric),
-        "predict": _score(decided["predict"], metric),
+        "metric": card["metric"],
+        "exported": _score(loaded, card, images),
+        "predict": _score(predicted, card, images),
     }
 
 
@@ -128,15 +126,9 @@ def _run_fresh(folder: Path, code: str, pixels: Pixels) -> NDArray[np.float64]:
 
 
 def _check_same_network(plain: Predictions, predicted: Predictions) -> None:
-    """Refuse a network that answers unlike `comp predict`; rounding moves probabilities by less.
-
-    Raises:
-        ModelError: they differ.
-    """
-    if plain.row.numeric:
-        shift = float(np.abs(plain.values() - predicted.values()).mean() / (predicted.values().std() + 1e-6))
-    else:
-        shift = float(np.abs(plain.probabilities() - predicted.probabilities()).mean(0).max())
+    """Refuse a network whose probabilities, or numbers, are others than those of `comp predict` in its precision."""
+    scale = predicted.values().std() if plain.row.numeric else 1.0
+    shift = float(np.abs(plain.probabilities() - predicted.probabilities()).mean(0).max() / scale)
     if not shift <= _SHIFTED:
         raise ModelError(
             f"the network in float32 and `comp predict` differ by {shift:.3g} on average, expected at most {_SHIFTED}: "
@@ -148,91 +140,82 @@ def agreement(task: str, classes: Sequence[str], one: NDArray[Any], other: NDArr
     """Return the share of images that outputs [N, K] answer alike; numbers, within a hundredth of their deviation."""
     if TASKS[task].numeric:
         return float((np.abs(one - other) <= _SAME_NUMBER * other.std()).mean())
-    first, second = (_as_predictions(outputs, task, classes).decisions() for outputs in (one, other))
+    card = {"task": task, "classes": classes}
+    first, second = (_as_predictions(outputs, card).decisions() for outputs in (one, other))
     return float((first == second).all(1).mean())
 
 
-def _as_predictions(
-    outputs: NDArray[Any], task: str, classes: Sequence[str], images: Split | None = None
-) -> Predictions:
-    """Return outputs [N, K] as predictions decided in the plain way, with the labels of the images, if given."""
-    ids = np.arange(len(outputs)).astype(np.str_)
-    targets = None if images is None else images.labels
+def _as_predictions(outputs: NDArray[Any], card: Mapping[str, Any], images: Split | None = None) -> Predictions:
+    """Return outputs [N, K] as predictions decided in the plain way, with the images' labels if there are images."""
     return predictions.from_outputs(
-        outputs.astype(np.float32), task=task, ids=ids, classes=classes, targets=targets, made_by={}
+        outputs.astype(np.float32),
+        task=card["task"],
+        ids=np.arange(len(outputs)).astype(np.str_),
+        classes=card["classes"],
+        targets=None if images is None else images.labels,
+        made_by={},
     )
 
 
-def _score(predicted: Predictions, metric: str) -> float | None:
-    """Return a split's score; None where its images leave the metric undefined."""
-    scored = scores_of(decisions.prepare_for_scoring(predicted, metric), metric)
-    return None if scored is None else scored.value(metric)
+def _score(outputs: NDArray[Any], card: Mapping[str, Any], images: Split) -> float | None:
+    """Return the value of the competition's metric; None where the images leave it undefined."""
+    ready = decisions.prepare_for_scoring(_as_predictions(outputs, card, images), card["metric"])
+    scored = scores_of(ready, card["metric"])
+    return None if scored is None else scored.value(card["metric"])
 
 
 def compare_speed(
     source: "Exportable", networks: Mapping[str, Path], card: Mapping[str, Any], images: Split
 ) -> dict[str, Any]:
-    """Return images a second and scores of ONNX files beside `comp predict`, in turns (A B C A B C), for the card.
+    """Return images a second and scores of a float and an int8 ONNX file beside `comp predict`, for the card.
 
     Args:
         source: what was exported.
-        networks: name -> ONNX file: the float network first, then int8.
+        networks: name -> ONNX file: the float network, then int8.
         card: of the export, checked.
         images: labelled ones.
     """
-    threads = source.parts[0].execution.threads
+    threads, check = source.parts[0].execution.threads, card["check"]
     batch = images.take(np.arange(min(_BATCH, len(images))), images.name)
-    pixels = portable.to_input(np.asarray(batch.images), card["input"]["type"])
+    pixels, few = (portable.to_input(np.asarray(split.images), card["input"]["type"]) for split in (images, batch))
     sessions = {name: int8.session(path, threads) for name, path in networks.items()}
     contestants: dict[str, Callable[[], Any]] = {
-        name: functools.partial(int8.run, opened, pixels) for name, opened in sessions.items()
+        **{name: functools.partial(int8.run, opened, few) for name, opened in sessions.items()},
+        f"comp predict, {source.precision}": lambda: [predict_plainly(part, batch) for part in source.parts],
     }
-    contestants[f"comp predict, {source.precision}"] = lambda: [predict_plainly(part, batch) for part in source.parts]
-    seconds = {name: statistics.median(times) for name, times in measure(contestants, _ROUNDS).items()}
-    check, metric = card["check"], card["check"]["metric"]
-    floats = int8.run(
-        sessions[next(iter(networks))], portable.to_input(np.asarray(images.images), card["input"]["type"])
-    )
-    scores = (
-        _score(_as_predictions(floats, source.task, source.classes, images), metric),
-        check["exported"],
-        check["predict"],
-    )
+    seconds = measure(contestants, _ROUNDS)
+    floats = _score(int8.run(next(iter(sessions.values())), pixels), card, images)
     compared = [
         {"network": name, "images_per_second": round(len(batch) / seconds[name], 1), "score": score}
-        for name, score in zip(contestants, scores, strict=True)
+        for name, score in zip(contestants, (floats, check["exported"], check["predict"]), strict=True)
     ]
+    float_rate, int8_rate, comp_rate = (row["images_per_second"] for row in compared)
+    slower = "int8 is slower here: {:.2f} times the speed of {}".format
+    poor = (
+        f"int8 answers like the float network on only {check['agreement']:.1%} of the images: compare the scores first"
+    )
+    warnings = {
+        poor: check["agreement"] < int8.GOOD_AGREEMENT,
+        slower(int8_rate / float_rate, "the float network"): int8_rate < float_rate,
+        slower(int8_rate / comp_rate, "comp predict"): int8_rate < comp_rate,
+    }
     return {
         "batch": len(batch),
         "threads": threads,
         "machine": machine.cpu_model(),
-        "metric": metric,
+        "metric": card["metric"],
         "compared": compared,
-        "warnings": _warnings(check["agreement"], *(row["images_per_second"] for row in compared)),
+        "warnings": [warning for warning, applies in warnings.items() if applies],
     }
 
 
-def measure(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each contestant's calls, which take turns; a first round warms up."""
+def measure(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of each contestant's calls, which take turns (A B A B); a first round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds + 1):
+    for _ in range(rounds + 1):
         for name, call in contestants.items():
             start = time.perf_counter()
             call()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
         signals.raise_if_interrupted()
-    return seconds
-
-
-def _warnings(agreed: float, float_rate: float, int8_rate: float, comp_rate: float) -> list[str]:
-    warnings = []
-    if agreed < int8.GOOD_AGREEMENT:
-        warnings.append(
-            f"int8 answers like the float network on only {agreed:.1%} of the images: compare the scores first"
-        )
-    if int8_rate < float_rate:
-        warnings.append(f"int8 is slower here than the float network: {int8_rate / float_rate:.2f} times its speed")
-    if int8_rate < comp_rate:
-        warnings.append(f"int8 is slower here than comp predict: {int8_rate / comp_rate:.2f} times its speed")
-    return warnings
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}

@@ -49,7 +49,7 @@ def export(
 
     if output is None:
         raise ConfigError("comp export: name the new folder: -o DIR")
-    request = workflow.ExportRequest(output, file_format, input_type, quantize=quantize is not None, plain=plain)
+    request = workflow.ExportRequest(output, file_format, input_type, quantize is not None)
     request.check()
     with console.bars() as progress:
         source = _open(open_one_run(words, allow_plugins=allow_plugins), plain, progress)

@@ -25,7 +25,7 @@ from comp.workflows import export_check, model_card
 from comp.workflows.load import LoadedRun, load_run
 
 _WEIGHTS_ONLY = ("timm", "safetensors")  # formats without pre-processing
-_CHECKED, _CALIBRATION = 256, 512  # images
+_CHECKED, _CALIBRATION = 256, 512  # images; one half of the latter calibrates, the other chooses
 _OUTPUTS = {
     "softmax": "logits: softmax gives probabilities",
     "sigmoid": "logits: sigmoid gives each class's probability",
@@ -37,7 +37,7 @@ Card = dict[str, Any]
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What a command asks for: a new folder, and in it a row of `model_card.FILES`.
+    """What a command asks for.
 
     Attributes:
         folder: a new one.
@@ -172,8 +172,9 @@ def export(source: Exportable, request: ExportRequest, progress: Progress = quie
         files.write_atomically(folder / model_card.JSON, files.to_json(card))  # the code that loads weights reads it
         progress("checking in a fresh process", 0, len(images))
         card["check"] = export_check.check(folder, card, source, images)
+        progress("checking in a fresh process", len(images), len(images))
         if request.quantize:
-            made = {"method": method, "calibration_images": len(training)}
+            made = {"method": method, "calibration_images": (len(training) + 1) // 2}
             compared = export_check.compare_speed(source, {"float ONNX": plain, "int8 ONNX": file}, card, images)
             card["quantization"] = {**made, **compared}
         files.write_atomically(folder / model_card.JSON, files.to_json(card))
@@ -191,6 +192,7 @@ def _network_bytes(source: Exportable, request: ExportRequest) -> bytes:
 def _describe(source: Exportable, request: ExportRequest) -> Card:
     """Return the card but for what the files show."""
     run, scores = source.run, source.run.metrics()
+    decision = scores.fitted_decision
     card: Card = {
         "run": run.name,
         "competition": scores.competition,
@@ -208,7 +210,7 @@ def _describe(source: Exportable, request: ExportRequest) -> Card:
         "weights_sha256": [part.run.metrics().weights_sha256 for part in source.parts],
         "scores": model_card.scores(scores),
         "not_inside": source.not_inside,
-        "decision": scores.fitted_decision and scores.fitted_decision.model_dump(mode="json", exclude_none=True),
+        "decision": None if decision is None or decision.kind == "argmax" else decision.model_dump(mode="json"),
         "versions": package_versions(),
     }
     if request.format == "onnx":

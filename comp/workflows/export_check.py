@@ -115,7 +115,7 @@ def _run_fresh(folder: Path, code: str, pixels: Pixels) -> NDArray[np.float64]:
         program, images, outputs = (Path(scratch) / name for name in ("load.py", "images.npy", "outputs.npy"))
         program.write_text(_BEFORE + code + _AFTER, encoding="utf-8")
         np.save(images, pixels)
-        command = [sys.executable, "-I", "-W", "ignore", str(program), str(images), str(outputs)]
+        command = [sys.executable, "-P", "-W", "ignore", str(program), str(images), str(outputs)]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         signals.raise_if_interrupted()  # a signal of the terminal ends the child too
         if done.returncode:

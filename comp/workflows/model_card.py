@@ -110,7 +110,8 @@ def first_weights(run: Run) -> dict[str, str]:
 
 def page_bytes(card: Mapping[str, Any]) -> bytes:
     """Return the content of README.md."""
-    before = ", before quantization" if card["quantize"] else ""
+    how = ", before quantization" if card["quantize"] else ""
+    how += f", with its decision ({card['decision']['kind']})" if card["decision"] else ""
     scored = [[*row.values()] for row in card["scores"]]
     notes = "\n".join(f"- {note}" for note in card["not_inside"])
     sections = [
@@ -119,7 +120,7 @@ def page_bytes(card: Mapping[str, Any]) -> bytes:
         f"task {card['task']}, metric {card['metric']}). `{JSON}` holds all of this for programs.",
         _facts(card),
         f"## Load it\n\nIn this folder, without comp:\n\n```python\n{loading_code(card)}```",
-        f"## Scores\n\nAs the run recorded them for this network{before}.\n\n{_table(_SCORE_HEAD, scored)}",
+        f"## Scores\n\nAs the run recorded them for this network{how}.\n\n{_table(_SCORE_HEAD, scored)}",
         _checked(card["check"]),
         *([_quantized(card["quantization"])] if card["quantize"] else []),
         f"## Not inside\n\n{notes or 'Nothing: the run answers by the network alone.'}",

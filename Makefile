@@ -31,7 +31,7 @@ $(BIN)/python:
 	touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,postgres,kaggle]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,postgres,kaggle,onnx]'
 	touch $@
 
 .venv/.installed-docs: .venv/.installed

@@ -24,7 +24,7 @@ _LARGE_LIBRARY = 10  # with more members, a bag sees a random half of them
 _TIE_WEIGHT = 1e-3  # of the mean log-likelihood, added to the score to break ties
 _PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4)  # from strong to weak; each starts from the previous solution
 _PENALTY_ROWS, _MAX_ITERATIONS = 10_000, 60
-_MIN_STACK_INPUT = -10.0  # a lower log-probability would outweigh everything else
+MIN_STACK_INPUT = -10.0  # a lower log-probability would outweigh everything else
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def _best_logit_factor(logits: NDArray[np.float32], labels: NDArray[np.int64]) -
 def _features(stack: Stack) -> NDArray[np.float32]:
     """Return members' log-probabilities side by side and a constant, [N, M * C + 1]."""
     members, rows, classes = stack.shape
-    flat = np.maximum(stack, _MIN_STACK_INPUT).transpose(1, 0, 2).reshape(rows, members * classes)
+    flat = np.maximum(stack, MIN_STACK_INPUT).transpose(1, 0, 2).reshape(rows, members * classes)
     return np.concatenate([flat, np.ones((rows, 1), np.float32)], axis=1)
 
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comp.ensembles import align, collect, cross_fit, methods
-from comp.ensembles.align import AlignedSplit
 from comp.ensembles.cross_fit import Decider
 from comp.ensembles.methods import Fitted
+from comp.ensembles.spaces import Space
 from comp.inference import inputs
 from comp.inference.inputs import ImageInput, Paths
 from comp.inference.options import PLAIN, PredictOptions
@@ -79,12 +79,12 @@ def predict_with_members(
         RunError: a member is missing, has other weights, or is no network.
         DataError: no such images.
     """
-    scores, origin = run.metrics(), _origin(run)
+    scores, origin = run.metrics(), origin_of(run)
     members = lineage.members_of(run, "new images cannot be predicted")
     members = [replace(member, allow_plugins=run.allow_plugins) for member in members]
     records: Sequence[dict[str, Any]] = origin["members"]
     for member, record in zip(members, records, strict=True):
-        _check_weights(member, record, run)
+        check_weights(member, record, run)
     decision = scores.fitted_decision if _keeps_decision(run, decide) else None
     results = {
         member.path: _predict(member, record, images, overrides or {}, device, progress)
@@ -93,7 +93,7 @@ def predict_with_members(
     groups = collect.group_folds(members)
     joined = [_join(group, [results[member.path].predictions for member in group.runs]) for group in groups]
     aligned = align.align_members(_NAME, [group.name for group in groups], joined, [part.ids for part in joined])
-    fitted = _fitted(run, origin["ensemble"], aligned)
+    fitted = fitted_method(run, origin["ensemble"], len(groups), len(joined[0].classes), aligned.space)
     predicted_by = [
         {**record, **results[member.path].predictions.made_by} for member, record in zip(members, records, strict=True)
     ]
@@ -108,7 +108,7 @@ def predict_with_members(
     return PredictResult(decider.decide(_NAME, combined, aligned), _NAME, first.competition, notes)
 
 
-def _origin(run: Run) -> dict[str, Any]:
+def origin_of(run: Run) -> dict[str, Any]:
     """Return the `made_by` of an ensemble's own predictions, which names members and method.
 
     Raises:
@@ -121,10 +121,14 @@ def _origin(run: Run) -> dict[str, Any]:
     return origin
 
 
-def _check_weights(member: Run, record: Mapping[str, Any], run: Run) -> None:
-    """Refuse a member that is another network now than when it was combined."""
+def check_weights(member: Run, record: Mapping[str, Any], run: Run) -> None:
+    """Refuse a member that is another network now than when it was combined.
+
+    Raises:
+        RunError: it has other weights, or none.
+    """
     if is_ensemble(member):
-        digest = _origin(member)["weights_sha256"]
+        digest = origin_of(member)["weights_sha256"]
     elif member.has_weights():
         digest = files.sha256_file(member.weights_path())
     else:
@@ -174,14 +178,18 @@ def _join(group: collect.MemberRuns, parts: Sequence[Predictions]) -> Prediction
     return parts[0] if len(parts) == 1 else collect.mean_of_folds(group, _NAME, parts, [part.ids for part in parts])
 
 
-def _fitted(run: Run, name: str, aligned: AlignedSplit) -> Fitted:
-    """Return an ensemble's method with what it had learnt."""
-    method, members = methods.METHODS[name], len(aligned.members)
+def fitted_method(run: Run, name: str, members: int, classes: int, space: Space) -> Fitted:
+    """Return an ensemble's method with what it had learnt.
+
+    Raises:
+        RunError: an earlier version has not recorded it.
+    """
+    method = methods.METHODS[name]
     if not method.learns:
-        return method.without_data(members, len(aligned.members[0].classes), aligned.space)
+        return method.without_data(members, classes, space)
     if "ensemble" in run.provenance():
         return methods.stacked(run.read_recorded("ensemble")["coefficients"])
     weights = [row.get("weight") for row in (run.metrics().ensemble or {}).get("members", ())]
     if len(weights) != members or None in weights:
         raise RunError(f"{run.path}: does not record what {name} has learnt, as an earlier version made it; {_AGAIN}")
-    return methods.weighted_mean(np.array(weights, np.float64), aligned.space)
+    return methods.weighted_mean(np.array(weights, np.float64), space)

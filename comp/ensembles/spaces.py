@@ -14,8 +14,8 @@ Stack = NDArray[np.float32]  # [M, N, C] of M members
 Probabilities = NDArray[np.floating[Any]]  # [..., N, C]
 
 MIN_LOG = -20.0  # log-probability or log-odds: no single member can exclude a class
-_MAX_LOGIT = 60.0  # both probabilities stay normal float32 numbers
-_MIN_PROBABILITY = 1e-9
+MAX_LOGIT = 60.0  # both probabilities stay normal float32 numbers
+MIN_PROBABILITY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def log_probabilities(outputs: Outputs) -> Values:
 
 
 def _log(probabilities: Probabilities) -> Values:
-    logarithms: Values = np.log(np.maximum(probabilities, _MIN_PROBABILITY)).astype(np.float32)
+    logarithms: Values = np.log(np.maximum(probabilities, MIN_PROBABILITY)).astype(np.float32)
     return logarithms
 
 
@@ -70,11 +70,11 @@ def _class_ranks(stack: Stack) -> Values:
 
 def _target_probabilities(probabilities: Probabilities, targets: Targets) -> Probabilities:
     observed: Probabilities = probabilities[..., np.arange(len(targets)), targets.astype(np.int64)]
-    return np.maximum(observed, _MIN_PROBABILITY)
+    return np.maximum(observed, MIN_PROBABILITY)
 
 
 def _clip_logits(outputs: Outputs) -> Values:
-    return np.clip(outputs.astype(np.float32), -_MAX_LOGIT, _MAX_LOGIT)
+    return np.clip(outputs.astype(np.float32), -MAX_LOGIT, MAX_LOGIT)
 
 
 def _sigmoid(values: Probabilities) -> Probabilities:
@@ -105,7 +105,7 @@ def _image_ranks(stack: Stack) -> Values:
 
 def _pair_probabilities(probabilities: Probabilities, targets: Targets) -> Probabilities:
     observed = np.where(targets > 0.5, probabilities, 1 - probabilities)
-    return np.maximum(observed, _MIN_PROBABILITY).reshape(*observed.shape[:-2], -1)
+    return np.maximum(observed, MIN_PROBABILITY).reshape(*observed.shape[:-2], -1)
 
 
 def _numbers(outputs: Outputs) -> Values:

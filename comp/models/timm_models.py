@@ -51,18 +51,28 @@ def create(
     Raises:
         ModelError: no cifar stem for the family, invalid arguments, or weights that do not fit.
     """
-    factory_arguments: dict[str, Any] = {"in_chans": shape[0]}
+    inner = _create_with_weights(
+        name, factory_arguments(name, shape, stem, arguments or {}), classes, state or {}, where
+    )
+    if stem == "cifar" and family_of(name).relaxed:
+        stems.relax_strides(inner, shape[0])
+    return inner
+
+
+def factory_arguments(name: str, shape: Shape, stem: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all arguments of timm's factory, except for the classes; see `create`.
+
+    Raises:
+        ModelError: no cifar stem for the family.
+    """
+    chosen: dict[str, Any] = {"in_chans": shape[0]}
     if "img_size" in accepted_arguments(name):
-        factory_arguments["img_size"] = shape[1:]
+        chosen["img_size"] = shape[1:]
     family = family_of(name)
     if stem == "cifar":
         _check_stem(name, family)
-        factory_arguments |= family.arguments(*shape[1:]) if family.arguments else {}
-    factory_arguments |= arguments or {}
-    inner = _create_with_weights(name, factory_arguments, classes, state or {}, where)
-    if stem == "cifar" and family.relaxed:
-        stems.relax_strides(inner, shape[0])
-    return inner
+        chosen |= family.arguments(*shape[1:]) if family.arguments else {}
+    return {**chosen, **arguments}
 
 
 def _create_with_weights(

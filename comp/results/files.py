@@ -331,7 +331,7 @@ def check_writable(path: Path, *, suffix: str = "") -> None:
     if path.is_dir():
         raise RunError(f"{path}: is a folder; choose another name with -o")
     if problem := find_write_problem(path.parent):
-        raise RunError(f"{escape.short_path(path)}: {problem}; choose another folder with -o")
+        raise RunError(f"{escape.short_path(path)}: {problem}; choose another folder")
 
 
 def make_folder(path: Path) -> None:
@@ -346,6 +346,41 @@ def make_folder(path: Path) -> None:
         raise RunError(
             f"{path}: the folder cannot be created: {error.strerror}; choose one you have permission to write to"
         ) from None
+
+
+def check_new_folder(path: Path) -> None:
+    """Check that a folder can be created, before the work starts.
+
+    Raises:
+        RunError: it exists, or cannot be created.
+    """
+    if os.path.lexists(path):
+        raise RunError(f"{path}: exists already; move it away or choose another folder")
+    if problem := find_write_problem(path):
+        raise RunError(f"{escape.short_path(path)}: {problem}; choose another folder")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Context manager: fill a folder under a temporary name, which becomes `path` if the block succeeds, else goes.
+
+    Raises:
+        RunError: it exists, before or after the block, or cannot be created.
+    """
+    check_new_folder(path)
+    make_folder(path.parent)
+    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    make_folder(staged)
+    try:
+        yield staged
+        check_new_folder(path)
+        for folder in (staged, *(inner for inner in staged.rglob("*") if inner.is_dir())):
+            _sync_folder(folder)
+        staged.rename(path)
+        _sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            remove(staged, inside=staged.parent)
 
 
 def lies_in(path: Path, folder: Path) -> bool:

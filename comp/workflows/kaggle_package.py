@@ -86,14 +86,6 @@ def check_names(run: Run, *, competition: str, owner: str, title: str = "") -> N
     return names
 
 
-def check_folder(folder: Path) -> None:
-    """Check that a package can be written; raise RunError if the folder exists, or none can be made there."""
-    if folder.exists() or folder.is_symlink():
-        raise RunError(f"{folder}: already exists; name another folder, or remove it")
-    if reason := files.find_write_problem(folder.parent):
-        raise RunError(f"{folder}: {reason}; choose another folder")
-
-
 def networks(run: Run) -> list[Run]:
     """Return the run, and the runs that it combines, and those that these combine, all of which are packed.
 
@@ -123,33 +115,29 @@ def write_package(folder: Path, run: Run, names: Names, image: Image, *, progres
     """
     loaded = load_for_input(first_network(run), PredictInput(), progress)
     missing = kaggle_wheels.missing_packages(image)
-    temporary = folder.with_name(f".{folder.name}.{names.slug}.tmp")
-    files.remove(temporary, inside=folder.parent)
     try:
-        files.make_folder(temporary / KERNEL)
-        dataset = temporary / DATASET
-        parts = {part.path.resolve(): part for part in networks(run)}.values()  # two ensembles may share a member
-        weights = {str(_packed(part)): _copy_run(part, dataset / _packed(part)) for part in parts}
-        manifest = hidden_test.describe_test(loaded, str(_packed(run)), progress)
-        files.write_atomically(dataset / hidden_test.MANIFEST, files.to_json(manifest.model_dump()))
-        files.make_folder(dataset / "wheels")
-        progress("packing wheels", 0, 1 + len(missing), "wheels")
-        kaggle_wheels.write_own_wheel(dataset / "wheels")
-        kaggle_wheels.download(missing, image.python, dataset / "wheels")
-        record = _describe(run, names, image, manifest, weights, dataset)
-        metadata = {"title": names.title, "id": names.id, "licenses": [{"name": "unknown"}]}
-        contents = {
-            dataset / "dataset-metadata.json": metadata,
-            temporary / KERNEL / "kernel-metadata.json": _kernel_metadata(names, run),
-            temporary / KERNEL / NOTEBOOK: _notebook(names, run),
-            temporary / RECORD: record,
-        }
-        files.write_files_atomically({path: files.to_json(values) for path, values in contents.items()})
-        temporary.rename(folder)
+        with files.new_folder(folder) as staged:
+            files.make_folder(staged / KERNEL)
+            dataset = staged / DATASET
+            parts = {part.path.resolve(): part for part in networks(run)}.values()  # two ensembles may share a member
+            weights = {str(_packed(part)): _copy_run(part, dataset / _packed(part)) for part in parts}
+            manifest = hidden_test.describe_test(loaded, str(_packed(run)), progress)
+            files.write_atomically(dataset / hidden_test.MANIFEST, files.to_json(manifest.model_dump()))
+            files.make_folder(dataset / "wheels")
+            progress("packing wheels", 0, 1 + len(missing), "wheels")
+            kaggle_wheels.write_own_wheel(dataset / "wheels")
+            kaggle_wheels.download(missing, image.python, dataset / "wheels")
+            record = _describe(run, names, image, manifest, weights, dataset)
+            metadata = {"title": names.title, "id": names.id, "licenses": [{"name": "unknown"}]}
+            contents = {
+                dataset / "dataset-metadata.json": metadata,
+                staged / KERNEL / "kernel-metadata.json": _kernel_metadata(names, run),
+                staged / KERNEL / NOTEBOOK: _notebook(names, run),
+                staged / RECORD: record,
+            }
+            files.write_files_atomically({path: files.to_json(values) for path, values in contents.items()})
     except OSError as error:
         raise RunError(f"{folder}: cannot be written: {error.strerror}; free space or choose another folder") from None
-    finally:
-        files.remove(temporary, inside=folder.parent)
     return record
 
 

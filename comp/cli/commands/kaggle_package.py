@@ -34,7 +34,7 @@ def package(
     except ValueError:
         raise ConfigError(f"--limit: expected a time such as 90s, 15min or 9h, found '{limit}'") from None
     names = kaggle_package.check_names(run, competition=competition, owner=owner, title=title)
-    kaggle_package.check_folder(folder)
+    files.check_new_folder(folder)
     image = kaggle_wheels.read_image(image_packages)
     if verify:
         kaggle_verify.check_tools(image)

@@ -71,7 +71,10 @@ class RulesConfig(Section):
     test_like_augmentation: bool = True
     """Whether the augmentation may imitate corruptions of the suite."""
     transductive: bool = True
-    """Whether predictions may adapt to the test images (`predict.adapt`), and trainings use them (`data.pseudo`)."""
+    """Whether predictions may adapt to the test images (`predict.adapt`, `prior` and `pool`), and trainings use them
+    (`data.pseudo`)."""
+    cross_block: bool = True
+    """Whether an image's predictions in several blocks of the suite may be combined (`predict.pool`)."""
 
 
 class SubmissionConfig(Section):
@@ -121,6 +124,9 @@ class CompetitionConfig(Section):
     test_shares: dict[str, Fraction] = Field(default_factory=dict)
     """The test's share of each class, `{class: share}` with a sum of 1, if the competition declares it; see
     predict.decide. Empty: as in training."""
+    balance: Literal["unknown", "declared"] = "unknown"
+    """`declared`: the competition says how often each class occurs in every block of the test, or in the whole test
+    without blocks; predict.prior names these shares and needs this."""
     suite: SuiteConfig = SuiteConfig()
     submission: SubmissionConfig = SubmissionConfig()
     ood_validation: OODValidationConfig = OODValidationConfig()

@@ -15,7 +15,7 @@ from comp.config.tasks import TASKS, resolve_metric, task
 from comp.data import sources, suites
 from comp.data.dataset import Dataset
 from comp.data.fixes import read_fixes
-from comp.inference.options import check_task, predict_options
+from comp.inference.options import check_options, predict_options
 from comp.inference.views import check_size
 from comp.models import averaging, zoo
 from comp.models.classifier import Classifier
@@ -164,7 +164,7 @@ def _check_augmentation(config: Config) -> None:
         config.competition.rules,
         pretrained=_has_external_weights(config),
         imitated=policy.imitates,
-        adapt=predict_options(config.predict).adapt,
+        options=predict_options(config.predict).to_json(),
         pseudo=bool(config.data.pseudo.run),
     )
 
@@ -260,7 +260,7 @@ def check_data(config: Config, dataset: Dataset, *, whole: bool = True) -> None:
     channels, height, width = competition.image_shape
     policy = policies.resolve(config.augment.policy, config.augment.ops, config.augment.albumentations)
     # prediction options that the task does not define
-    check_task(predict_options(config.predict), competition.task)
+    check_options(predict_options(config.predict), config.competition, competition.task)
     # losses that the task does not define, unknown names in class weights, or a metric of ordered classes without order
     _check_task(config, dataset)
     # decisions that do not serve the metric, or shares of other classes

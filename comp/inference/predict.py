@@ -61,6 +61,11 @@ class _PredictJob:
         assert isinstance(self.images, Suite)
         return self.images.open(part)
 
+    def match(self, split: Split) -> None:
+        """Check that a block to pool shows the photographs of those before it."""
+        if self.matcher is not None:
+            self.matcher.add(split)
+
     @property
     def shrunk(self) -> dict[str, int]:
         """What `made_by` records where memory ran out."""
@@ -132,11 +137,28 @@ def predict(
         matcher,
     )
     finished: list[Predictions] = []
+    count = 0  # images predicted
     was_training = model.training
     model.eval()
     try:
         for group in _groups(images, options):
-            finished += _predict_group(job, group, parts, count=sum(map(len, finished)))
+            stored = [_load_block(parts, part.name, made_by) for part in group]
+            missing = any(block is None for block in stored)
+            # Not opened again for each use.
+            split = job.open(group[0]) if (missing or matcher) and len(group) == 1 else None
+            batches = partial(_batches, job, group, split, count)
+            with adapt.adapted(model, batches, options if missing else PLAIN, execution, adapting) as outcome:
+                for part, block in zip(group, stored, strict=True):
+                    if block is None or matcher:
+                        opened = job.open(part) if split is None else split
+                        job.match(opened)
+                    if block is None:
+                        block = _predict_block(job, opened, count, outcome)
+                        went = {**_describe_adaptation(outcome, group, part), **job.shrunk}
+                        block = replace(block, made_by={**block.made_by, **went})
+                        _save_block(parts, part.name, block)
+                    finished.append(block)
+                    count += len(block)
     finally:
         model.train(was_training)
     grouped = {GROUP_ANSWER: images.groups.answer} if isinstance(images, Split) and images.groups else {}
@@ -145,30 +167,11 @@ def predict(
     return pool.combine_blocks(whole) if matcher else whole
 
 
-def _predict_group(job: _PredictJob, group: Sequence[_Part], parts: Path | None, count: int) -> list[Predictions]:
-    """Return predictions of parts that the model adapts to together, stored ones as they are; `count` came before."""
-    stored = [_load_block(parts, part.name, job.made_by) for part in group]
-    missing = any(block is None for block in stored)
-    # Not opened again for each use.
-    split = job.open(group[0]) if (missing or job.matcher) and len(group) == 1 else None
-    batches, finished = partial(_batches, job, group, split, count), list[Predictions]()
-    images = sum(part.count if isinstance(part, Block) else len(part) for part in group)
-    options = job.options if missing else PLAIN
-    with adapt.adapted(job.model, batches, options, job.execution, job.adapting) as outcome:
-        forwards = {_FORWARDS: round(outcome.forwards / images, 2)} if outcome.forwards else {}
-        for part, block in zip(group, stored, strict=True):
-            opened = split if split is not None or (block and not job.matcher) else job.open(part)
-            if job.matcher and opened:
-                job.matcher.add(opened)
-            if block is None:
-                assert opened is not None
-                block = _predict_block(job, opened, count, outcome)
-                rolled_back = {_ROLLED_BACK: [part.name]} if outcome.rolled_back else {}
-                block = replace(block, made_by={**block.made_by, **forwards, **rolled_back, **job.shrunk})
-                _save_block(parts, part.name, block)
-            finished.append(block)
-            count += len(block)
-    return finished
+def _describe_adaptation(outcome: adapt.Outcome, group: Sequence[_Part], part: _Part) -> dict[str, Any]:
+    """Return what a block's `made_by` records of how the adaptation to its group went."""
+    images = sum(each.count if isinstance(each, Block) else len(each) for each in group)
+    forwards = {_FORWARDS: round(outcome.forwards / images, 2)} if outcome.forwards else {}
+    return {**forwards, **({_ROLLED_BACK: [part.name]} if outcome.rolled_back else {})}
 
 
 def _how_it_went(finished: Sequence[Predictions], options: PredictOptions) -> dict[str, Any]:

@@ -71,7 +71,6 @@ def take_steps(
             if not len(kept):
                 continue
             shares = weights[kept] / len(images)
-            optimizer.zero_grad()
             gradients = partial(_compute_gradients, model, images[kept], keys, shares, execution, optimizer)
             micro_batch.fit(len(kept), gradients)
             optimizer.step()

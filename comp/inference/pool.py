@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import log_softmax  # type: ignore[import-untyped]
 from torch.nn import functional as F
 
 from comp.data.splits import Split
@@ -95,7 +94,7 @@ def combine_blocks(predicted: Predictions) -> Predictions:
     first = predicted.take(spans[0][1])
     total, weights = np.zeros(first.outputs.shape), np.zeros((len(first), 1))
     for _, rows in spans:
-        posteriors = log_softmax(predicted.outputs[rows].astype(np.float64), axis=1)
+        posteriors = predicted.log_probabilities(rows)
         confidence = np.exp(posteriors.max(1, keepdims=True))
         total += confidence * posteriors
         weights += confidence

@@ -11,12 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize  # type: ignore[import-untyped]
-from scipy.special import log_softmax, softmax  # type: ignore[import-untyped]
 
 from comp.results import predictions
 from comp.results.decision_fits import declared_shares
-from comp.results.predictions import Predictions
+from comp.results.predictions import ACTIVATIONS, Predictions, log_softmax
 from comp.runtime.errors import RunError
 from comp.submission.class_shares import Prior
 
@@ -53,8 +51,7 @@ def assign(predicted: Predictions, shares: NDArray[np.float64]) -> Predictions:
     for name, rows in spans:
         if rows.stop == rows.start:
             continue
-        posteriors = log_softmax(predicted.outputs[rows].astype(np.float64), axis=1)
-        scaled = scale(posteriors, shares, name)
+        scaled = scale(predicted.log_probabilities(rows), shares, name)
         outputs[rows], top1[rows] = predictions.to_stored(scaled), scaled.argmax(1)
     return replace(predicted, outputs=outputs, top1=top1)
 
@@ -73,17 +70,19 @@ def scale(posteriors: NDArray[np.float64], shares: NDArray[np.float64], name: st
     Raises:
         RunError: a mean is further than TOLERANCE from its share.
     """
-    kept = np.maximum(posteriors, _LEAST)
+    from scipy.optimize import minimize  # type: ignore[import-untyped]  # slow to import
+
+    kept, softmax = np.maximum(posteriors, _LEAST), ACTIVATIONS["softmax"]
 
     def value(added: NDArray[np.float64]) -> float:
         return float(np.logaddexp.reduce(kept + added, axis=1).mean() - shares @ added)
 
     def gradient(added: NDArray[np.float64]) -> NDArray[np.float64]:
-        distances: NDArray[np.float64] = softmax(kept + added, axis=1).mean(0) - shares
+        distances: NDArray[np.float64] = softmax(kept + added).mean(0) - shares
         return distances
 
     def hessian(added: NDArray[np.float64]) -> NDArray[np.float64]:
-        scaled = softmax(kept + added, axis=1)
+        scaled = softmax(kept + added)
         curvature: NDArray[np.float64] = np.diag(scaled.mean(0)) - scaled.T @ scaled / len(scaled)
         return curvature
 
@@ -95,5 +94,4 @@ def scale(posteriors: NDArray[np.float64], shares: NDArray[np.float64], name: st
             f"predict.prior: the posteriors of {name} cannot be scaled to the classes' shares: expected means within "
             f"{TOLERANCE:g}, found {distance:.2g}; set predict.prior=none (--prior none)"
         )
-    scaled: NDArray[np.float64] = log_softmax(kept + found, axis=1)
-    return scaled
+    return log_softmax(kept + found)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.special import log_softmax  # type: ignore[import-untyped]
 
 from comp.inference import prior
 from comp.results import leaderboard, prediction_files
+from comp.results.predictions import log_softmax
 from comp.runtime.errors import ConfigError
 from comp.submission.class_shares import read_prior
 from tests.support.commands import Result, assert_refused
@@ -28,7 +28,7 @@ def block(seed: int, rows: int, classes: int, sharpness: float) -> tuple[NDArray
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(rows, classes)) * sharpness + generator.normal(size=classes) * sharpness
     shares = generator.dirichlet(np.ones(classes)) + 1e-3
-    return log_softmax(logits, axis=1), shares / shares.sum()
+    return log_softmax(logits), shares / shares.sum()
 
 
 @settings(max_examples=40)

@@ -208,7 +208,9 @@ def test_scores_of_a_fixed_net_are_as_measured(digits: tuple[Classifier, Dataset
         assert predicted[name].block_accuracy() == pytest.approx(expected, abs=0.0151), name  # 3 of 200 images
 
 
-def test_the_cost_and_what_was_undone_are_recorded_and_printed(workplace: Path, comp: Callable[..., Result]) -> None:
+def test_the_cost_and_what_was_undone_are_recorded_and_printed(
+    workplace: Path, comp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert comp("train", small({"name": "convnet"}), "competition.ood_validation.severities=[]").code == 0
     result = comp("predict", the_run().path, "--adapt", "roid", "--split", "test")
     assert result.code == 0, result.err
@@ -216,3 +218,5 @@ def test_the_cost_and_what_was_undone_are_recorded_and_printed(workplace: Path, 
     assert "transductive" in result.out
     assert (the_run().path / "predictions/test+roid.npz").is_file()
     assert the_run().metrics().variants["test+roid"].transductive
+    monkeypatch.setattr(roid, "_RATE", 1e6)
+    assert "roid is undone in test" in comp("predict", the_run().path, "--adapt", "roid", "--split", "test").out

@@ -37,7 +37,9 @@ def known_shares(prior: Prior, classes: Sequence[str], counts: Sequence[int]) ->
         declared = declared_shares(prior, classes, counts, key="predict.prior")
         assert declared is not None
         return declared.shares
-    return np.full(len(classes), 1 / len(classes)) if prior == "uniform" else np.array(counts) / sum(counts)
+    weights = np.ones(len(classes)) if prior == "uniform" else np.maximum(counts, 1)
+    shares: NDArray[np.float64] = weights / weights.sum()
+    return shares
 
 
 def assign(predicted: Predictions, shares: NDArray[np.float64]) -> Predictions:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from comp.config.tasks import TASKS
 from comp.data import splits, suites
 from comp.data.dataset import open_dataset
@@ -70,6 +73,7 @@ def predict_split(
         if name == "suite" or options.pool != loaded.config.predict.pool:
             raise ConfigError(f"predict.pool: {name} has no blocks to combine; set it to none (--pool none)")
         options = replace(options, pool="none")
+    shares = _known_shares(loaded, options, name)
     path = run.predictions_path(name + suffix)
     parts = path.with_suffix(".parts") if isinstance(images, Suite) else None
     source = _suite_fingerprint(loaded, images) if isinstance(images, Suite) else ""
@@ -83,7 +87,7 @@ def predict_split(
             parts=parts,
             progress=progress,
         )
-        predicted = _decide(loaded, _scale_to_shares(loaded, predicted, options, name), name)
+        predicted = _decide(loaded, predicted if shares is None else prior.assign(predicted, shares), name)
         scores = scores_of(predicted, loaded.competition.metric)
         if scores is not None:
             transductive = bool(predicted.made_by.get("transductive"))
@@ -296,12 +300,12 @@ def _record_scores(loaded: LoadedRun, scores: SplitScores, name: str, suffix: st
     loaded.run.write_metrics(recorded)
 
 
-def _scale_to_shares(loaded: LoadedRun, predicted: Predictions, options: PredictOptions, name: str) -> Predictions:
-    """Return predictions scaled to the shares of `predict.prior`; validation keeps those of the training."""
+def _known_shares(loaded: LoadedRun, options: PredictOptions, name: str) -> NDArray[np.float64] | None:
+    """Return the classes' shares of a split by `predict.prior`; validation has those of the training; None: unknown."""
     if options.prior == "none":
-        return predicted
+        return None
     known = "train" if name in ("val", "ood_val") else options.prior
-    return prior.assign(predicted, prior.known_shares(known, predicted.classes, loaded.answer_counts))
+    return prior.known_shares(known, loaded.competition.classes, loaded.answer_counts)
 
 
 def estimate_accuracy(

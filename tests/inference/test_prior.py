@@ -118,6 +118,12 @@ def test_a_known_balance_is_scored_marked_and_recorded(workplace: Path, comp: Ca
     assert_refused(comp("predict", run.path, DECLARED, "--prior", "train", "--images", "images.npy"), "--prior")
 
 
+def test_shares_of_other_classes_are_refused_before_training(workplace: Path, comp: Callable[..., Result]) -> None:
+    Path("shares.csv").write_text("class,share\ncat,1\n")
+    assert_refused(comp("train", "small.yaml", DECLARED, "predict.prior=shares.csv"), "predict.prior", "no share of 0")
+    assert not list(Path("runs").rglob("config.yaml"))
+
+
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [

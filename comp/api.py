@@ -82,6 +82,8 @@ def predict(
     device: str = "",
     views: str | None = None,
     adapt: str | None = None,
+    prior: str | None = None,
+    pool: str | None = None,
     decide: str = "",
     allow_plugins: bool = False,
     progress: Progress = quiet,
@@ -103,7 +105,10 @@ def predict(
         overrides: `data.root=DIR`: where the run's data are now.
         device: `cpu`, `cuda` or `mps`; empty: the training's, or the best of this machine if it lacks that.
         views: `none`, `flip`, `shift`, `flip_shift`, `ten_crop` or `dihedral`; None: the run's.
-        adapt: `none`, `bn` or `tent`; None: the run's.
+        adapt: `none`, `bn`, `tent` or `roid`; None: the run's.
+        prior: known class shares of each block: `none`, `uniform`, `train` or a .csv of class and share; None: the
+            run's. `overrides=["competition.balance=declared"]` declares that they are known.
+        pool: `none`, or `blocks` to combine a photograph's predictions over the suite's blocks; None: the run's.
         decide: value of predict.decide, fitted on the run's validation if it has to be; empty: the run's.
         allow_plugins: run the Python code of its plug-ins, as its folder has them.
         progress: called after every batch.
@@ -115,7 +120,7 @@ def predict(
     opened = _open(run, allow_plugins)
     if overrides:
         opened = open_run(opened.path, (*opened.overrides, *overrides), allow_plugins=opened.allow_plugins)
-    changed = {"views": views, "adapt": adapt}
+    changed = {"views": views, "adapt": adapt, "prior": prior, "pool": pool}
     if images is not None and new_images.is_ensemble(opened):
         chosen: dict[str, Any] = {"decide": decide, "device": device, "progress": progress}
         return new_images.predict_with_members(opened, images, changed, **chosen).predictions

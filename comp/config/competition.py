@@ -84,8 +84,12 @@ class RulesConfig(Section):
     """Whether the augmentation may imitate corruptions of the suite.
     Example: competition.rules.test_like_augmentation=false"""
     transductive: bool = True
-    """Whether predictions may adapt to the test images (`predict.adapt`), and trainings use them (`data.pseudo`).
+    """Whether predictions may adapt to the test images (`predict.adapt`, `prior` and `pool`), and trainings use them
+    (`data.pseudo`).
     Example: competition.rules.transductive=false"""
+    cross_block: bool = True
+    """Whether an image's predictions in several blocks of the suite may be combined (`predict.pool`).
+    Example: competition.rules.cross_block=false"""
 
 
 class SubmissionConfig(Section):
@@ -145,6 +149,10 @@ class CompetitionConfig(Section):
     """The test's share of each class, `{class: share}` with a sum of 1, if the competition declares it; see
     predict.decide. Empty: as in training.
     Example: 'competition.test_shares={cat: 0.2, dog: 0.8}'"""
+    balance: Literal["unknown", "declared"] = "unknown"
+    """`declared`: the competition says how often each class occurs in every block of the test, or in the whole test
+    without blocks; predict.prior names these shares and needs this; `unknown`: it does not.
+    Example: competition.balance=declared predict.prior=uniform"""
     suite: SuiteConfig = SuiteConfig()
     submission: SubmissionConfig = SubmissionConfig()
     ood_validation: OODValidationConfig = OODValidationConfig()

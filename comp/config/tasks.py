@@ -86,7 +86,7 @@ _SINGLE_LABEL = TaskRow(
     ensembles=("mean", "geometric", "rank", "weighted", "greedy", "stack", "soup"),
     stratifier="classes",
     uncertain_views=True,
-    adaptations=("none", "bn", "tent"),
+    adaptations=("none", "bn", "tent", "roid"),
     accuracy_estimate=True,
 )
 

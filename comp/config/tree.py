@@ -22,10 +22,10 @@ class PredictConfig(Section):
     views_for: str = "all"
     """`all`, or `uncertain:0.25`: additional views only for the least confident quarter of each block.
     Example: predict.views_for=uncertain:0.25"""
-    adapt: Literal["none", "bn", "tent"] = "none"
+    adapt: Literal["none", "bn", "tent", "roid"] = "none"
     """Test-time adaptation: `bn`: blend the batch norm statistics of training with those of the predicted images;
-    `tent`: also minimise the entropy of the predictions by the normalisation layers' scales and shifts; `none`: off.
-    Both are transductive; see competition.rules.
+    `tent`: also minimise the entropy of the predictions by the normalisation layers' scales and shifts; `roid`: also
+    train these in several passes of weighted steps; `none`: off. All are transductive; see competition.rules.
     Example: predict.adapt=bn"""
     adapt_per: Literal["block", "file", "stream"] = "block"
     """The images to adapt to at once: a block, a distortion with all its severities (file), or the whole suite
@@ -34,6 +34,15 @@ class PredictConfig(Section):
     alpha: Fraction = 0.7
     """Weight of the predicted images' batch norm statistics in the blend, 0 (training only) to 1.
     Example: predict.alpha=0.9"""
+    prior: UserPath = "none"
+    """Scale the probabilities of each block of the test so that every class has its known share of it: `uniform`,
+    `train` (as in training) or a .csv with the columns class and share; needs competition.balance. Validation is scaled
+    to the training's shares. Transductive.
+    Example: predict.prior=uniform competition.balance=declared"""
+    pool: Literal["none", "blocks"] = "none"
+    """`blocks`: where row i of every block of the suite is the same photograph, which is checked without labels,
+    combine its predictions over the blocks, weighted by confidence; `none`: off. Transductive; see competition.rules.
+    Example: predict.pool=blocks"""
     decide: Literal["auto", "argmax", "thresholds", "cut_points", "temperature", "prior"] = "auto"
     """How outputs become answers, fitted on validation: `argmax`: the most likely class, or all classes from 0.5;
     `thresholds`: an offset or a threshold for each class, for F1 and balanced accuracy; `cut_points`: of the expected

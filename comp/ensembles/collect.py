@@ -225,7 +225,7 @@ def _find_predictions(run: Run, overrides: Mapping[str, Any], progress: Progress
         return {split: path for split, path in paths.items() if path.is_file()}
     config = run.config()
     options = with_overrides(config.predict, overrides)
-    rules.check_adaptation(config.competition.rules, options.adapt)
+    rules.check_options(config.competition.rules, options.to_json())
     paths = {split: run.predictions_path(split + options.suffix) for split in SPLITS if _has_images(run, config, split)}
     digest = files.sha256_file(run.weights_path())
     missing = [

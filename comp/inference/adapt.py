@@ -3,7 +3,8 @@
 `bn`: batch-norm statistics of the block, blended with those of training (Nado et al. 2020, arXiv:2006.10963; Schneider
 et al. 2020, arXiv:2006.16971). `tent`: then one pass of steps on the normalisation layers' scales and shifts that
 minimise the predictions' entropy (Wang et al. 2021, "Tent", arXiv:2006.10726), fresh for each block and rolled back if
-the network collapses onto a few classes. Both are transductive: an image's prediction depends on the images beside it.
+the network collapses onto a few classes. `roid`: likewise, by the steps of `comp.inference.roid`. All are transductive:
+an image's prediction depends on the images beside it.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from comp.inference import roid
 from comp.inference.options import PredictOptions
 from comp.models.classifier import Classifier
 from comp.runtime.device import Execution
@@ -40,10 +42,10 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 def count_adaptable_layers(model: nn.Module, adapt: str) -> int:
-    """Return how many layers `adapt` (`none`, `bn`, `tent`) would change; 0: no effect."""
+    """Return how many layers `adapt` (`none`, `bn` or a row of STEPS) would change; 0: no effect."""
     if adapt == "none":
         return 0
-    affine = {name.rpartition(".")[0] for name in _affines(model)} if adapt == "tent" else set()
+    affine = {name.rpartition(".")[0] for name in _affines(model)} if adapt in STEPS else set()
     layers = {id(layer) for layer in batch_norms(model)}
     statistics = {name for name, module in model.named_modules() if id(module) in layers}
     return len(affine | statistics)
@@ -85,10 +87,28 @@ class Outcome:
     """The outcome of an adaptation.
 
     Attributes:
-        rolled_back: whether entropy steps were undone because the network collapsed.
+        rolled_back: whether steps were undone because the network collapsed.
+        forwards: images in all forward passes; one with gradients counts three times, as it is gone through backwards,
+            which costs about two.
     """
 
     rolled_back: bool = False
+    forwards: int = 0
+
+
+@contextlib.contextmanager
+def _counted_forwards(model: nn.Module) -> Iterator[list[int]]:
+    """Context manager: a list to which each forward pass adds what `Outcome.forwards` counts."""
+    counts: list[int] = []
+
+    def count(_model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        counts.append(len(inputs[0]) * (3 if torch.is_grad_enabled() else 1))
+
+    hook = model.register_forward_pre_hook(count)
+    try:
+        yield counts
+    finally:
+        hook.remove()
 
 
 @contextlib.contextmanager
@@ -116,9 +136,10 @@ def adapted(
         return
     before, micro_batch = _state(model), micro_batch or MicroBatch(BATCH_IMAGES)
     try:
-        _blend_statistics(model, batches, variant.alpha, execution, micro_batch)
-        kept = variant.adapt != "tent" or _lower_entropy(model, batches, variant.alpha, execution, before, micro_batch)
-        yield Outcome(rolled_back=not kept)
+        with _counted_forwards(model) as forwards:
+            _blend_statistics(model, batches, variant.alpha, execution, micro_batch)
+            kept = variant.adapt not in STEPS or _adapt_affines(model, batches, variant, execution, before, micro_batch)
+        yield Outcome(rolled_back=not kept, forwards=sum(forwards))
     finally:
         _restore(model, before)
 
@@ -154,7 +175,7 @@ class PredictionSummary:
 
 
 def collapsed(before: PredictionSummary, after: PredictionSummary) -> bool:
-    """Whether entropy steps failed: entropy rose, or far fewer classes are predicted."""
+    """Whether steps failed: entropy rose, or far fewer classes are predicted."""
     return not (after.entropy <= before.entropy and after.classes >= _FEWEST_CLASSES * before.classes)
 
 
@@ -182,15 +203,15 @@ def _entropies(logits: Tensor) -> Tensor:
     return entropies
 
 
-def _lower_entropy(
+def _adapt_affines(
     model: nn.Module,
     batches: Batches,
-    alpha: float,
+    variant: PredictOptions,
     execution: Execution,
     source: Mapping[str, Tensor],
     micro_batch: MicroBatch,
 ) -> bool:
-    """Take one Adam step on scales and shifts per batch; return whether the result was kept.
+    """Take steps on scales and shifts; return whether the result was kept.
 
     Statistics are fixed during the steps and estimated again afterwards.
     """
@@ -203,13 +224,13 @@ def _lower_entropy(
         model.requires_grad_(False)
         for parameter in affines:
             parameter.requires_grad_(True)
-        _step_through(model, affines, batches, execution, micro_batch)
+        STEPS[variant.adapt](model, affines, batches, execution, micro_batch)
     finally:
         for parameter, requires_grad in trainable:
             parameter.requires_grad_(requires_grad)
             parameter.grad = None
     _restore(model, {name: value for name, value in source.items() if name.rpartition(".")[2].startswith("running")})
-    _blend_statistics(model, batches, alpha, execution, micro_batch)
+    _blend_statistics(model, batches, variant.alpha, execution, micro_batch)
     if collapsed(before, _summarise(model, batches, execution, micro_batch)):
         _restore(model, unadapted)
         return False
@@ -217,13 +238,14 @@ def _lower_entropy(
 
 
 @torch.enable_grad()
-def _step_through(
+def _minimise_entropy(
     model: nn.Module,
     affines: Sequence[nn.Parameter],
     batches: Batches,
     execution: Execution,
     micro_batch: MicroBatch,
 ) -> None:
+    """Take one Adam step per batch that minimises the predictions' entropy."""
     optimizer = torch.optim.Adam(affines, lr=_TENT_RATE)
 
     def compute_gradients(images: Tensor, size: int) -> None:
@@ -237,6 +259,13 @@ def _step_through(
     for images in batches():
         micro_batch.fit(len(images), partial(compute_gradients, images))
         optimizer.step()
+
+
+# Methods that take steps: model, scales and shifts, images, execution and what fits the memory.
+STEPS: dict[str, Callable[[nn.Module, Sequence[nn.Parameter], Batches, Execution, MicroBatch], None]] = {
+    "tent": _minimise_entropy,
+    "roid": roid.take_steps,
+}
 
 
 @torch.no_grad()

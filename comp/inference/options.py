@@ -1,4 +1,4 @@
-"""Prediction options: views and adaptation, and the suffix that names them."""
+"""Prediction options: views, adaptation, known class shares, pooled blocks, and the suffix that names them."""
 
 import re
 from collections.abc import Mapping
@@ -7,11 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from comp.config import PredictConfig
+from comp.config import CompetitionConfig, PredictConfig
 from comp.config.tasks import TASKS
 from comp.inference.views import views
 from comp.results import prediction_files
 from comp.runtime.errors import ConfigError
+from comp.submission.class_shares import Prior, read_prior
 
 DEFAULT_ALPHA = PredictConfig().alpha
 
@@ -23,9 +24,11 @@ class PredictOptions:
     Attributes:
         views: a row of `comp.inference.views.VIEWS`.
         views_share: the least confident share of each block that gets all views, in (0, 1].
-        adapt: `none`, `bn` or `tent`.
+        adapt: `none`, `bn`, `tent` or `roid`.
         adapt_per: what is adapted to together: `block`, `file` or `stream`.
         alpha: share of the block's batch-norm statistics, in [0, 1].
+        prior: known class shares of each block: `none`, `uniform`, `train`, or each class's.
+        pool: `none`, or `blocks` to combine a photograph's predictions over the blocks.
     """
 
     views: str = "none"
@@ -33,6 +36,8 @@ class PredictOptions:
     adapt: str = "none"
     adapt_per: str = "block"
     alpha: float = DEFAULT_ALPHA
+    prior: Prior = "none"
+    pool: str = "none"
 
     @property
     def suffix(self) -> str:
@@ -51,11 +56,17 @@ def predict_options(section: PredictConfig) -> PredictOptions:
     """Return the options of a config's `predict` section.
 
     Raises:
-        ConfigError: unknown views.
+        ConfigError: unknown views, or no shares in the file of `prior`.
     """
     views(section.views)
     return PredictOptions(
-        section.views, parse_views_share(section.views_for), section.adapt, section.adapt_per, section.alpha
+        views=section.views,
+        views_share=parse_views_share(section.views_for),
+        adapt=section.adapt,
+        adapt_per=section.adapt_per,
+        alpha=section.alpha,
+        prior=read_prior(section.prior),
+        pool=section.pool,
     )
 
 
@@ -78,8 +89,8 @@ def with_overrides(section: PredictConfig, overrides: Mapping[str, Any]) -> Pred
         raise ConfigError(f"{option}: {first['msg']}, found '{first['input']}'") from None
 
 
-def check_task(options: PredictOptions, task: str) -> None:
-    """Check that views and adaptation are valid for a task.
+def check_options(options: PredictOptions, competition: CompetitionConfig, task: str) -> None:
+    """Check that options are valid for a task, and that the competition declares the shares that they use.
 
     Raises:
         ConfigError: names the setting and the valid values.
@@ -93,6 +104,28 @@ def check_task(options: PredictOptions, task: str) -> None:
         raise ConfigError(
             f"predict.views_for: uncertain ranks images by the confidence in one class, which task {task} lacks; "
             "set predict.views_for=all"
+        )
+    if options.pool != "none" and not row.shifted:
+        raise ConfigError(f"predict.pool: combines probabilities of classes, which task {task} lacks; set it to none")
+    if options.prior != "none":
+        _check_prior(competition, task)
+
+
+def _check_prior(competition: CompetitionConfig, task: str) -> None:
+    if TASKS[task].decision != "arg_max":
+        raise ConfigError(
+            f"predict.prior: not defined for task {task}, which does not take the likeliest class; set it to none"
+        )
+    if competition.balance == "unknown":
+        raise ConfigError(
+            "predict.prior: scales each block to known class shares, and competition.balance is unknown; if the "
+            "competition declares these shares, set competition.balance=declared, else predict.prior=none (--prior "
+            "none)"
+        )
+    if competition.test_shares:
+        raise ConfigError(
+            "predict.prior: competition.test_shares already lets decisions use the test's shares; remove one of the "
+            "two (a .csv with the columns class and share can be the prior)"
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from comp.data import loading
 from comp.data.splits import Split, Suite
-from comp.inference import adapt
+from comp.inference import adapt, pool, roid
 from comp.inference.fuse_bn import BatchNormFuser
 from comp.inference.options import PLAIN, PredictOptions
 from comp.inference.views import View, least_confident, views
@@ -27,9 +27,9 @@ from comp.runtime.errors import RunError
 from comp.runtime.memory import ADVICE, MicroBatch
 from comp.runtime.progress import Progress, quiet
 
-# Keys of made_by that tell how a prediction went: the blocks whose entropy steps were undone, and the images at a time
-# that fitted after memory ran out.
-_ROLLED_BACK, _MICRO_BATCH = "rolled_back", "micro_batch"
+# Keys of made_by that tell how a prediction went: the blocks whose steps were undone, an image's forward passes in
+# adaptation, and the images at a time that fitted after memory ran out.
+_ROLLED_BACK, _FORWARDS, _MICRO_BATCH = "rolled_back", "forward_passes", "micro_batch"
 GROUP_ANSWER = "group_answer"  # key of made_by: how a group's images were combined, where they were
 _ADVICE = f"predict on another device (--device cpu), or {ADVICE}"
 
@@ -52,6 +52,7 @@ class _PredictJob:
     folding: BatchNormFuser
     forward: MicroBatch
     adapting: MicroBatch
+    matcher: pool.PhotographMatcher | None
 
     def open(self, part: _Part) -> Split:
         """Return the images of a part."""
@@ -59,6 +60,11 @@ class _PredictJob:
             return part
         assert isinstance(self.images, Suite)
         return self.images.open(part)
+
+    def match(self, split: Split) -> None:
+        """Check that a block to pool shows the photographs of those before it."""
+        if self.matcher is not None:
+            self.matcher.add(split)
 
     @property
     def shrunk(self) -> dict[str, int]:
@@ -99,21 +105,36 @@ def predict(
         batch_size: images in a forward pass; it changes results only within float tolerance. Where memory runs out,
             half as many, from the batch on that did not fit; `made_by` then records `micro_batch`.
         made_by: recorded with the result.
-        options: views and adaptation.
+        options: views, adaptation and pooled blocks, which a split lacks; `prior` is left to the caller, who knows the
+            shares.
         parts: folder for a suite's finished blocks. Blocks stored there with the same `made_by` are reused; once the
             result is stored, remove the folder with `delete_partial_blocks`.
         progress: called after every batch.
         micro_batch: what fitted earlier predictions of this model; None: not known.
 
     Raises:
+        ConfigError: blocks to pool do not show the same photographs.
         OutOfMemoryError: not even one image fits.
     """
     images = images.on(execution.device) if isinstance(images, Suite) else images
     folding = BatchNormFuser(changes=options.adapt != "none")
     forward = micro_batch or MicroBatch(batch_size, advice=_ADVICE)
     adapting = MicroBatch(adapt.BATCH_IMAGES, advice=_ADVICE)
+    matcher = pool.PhotographMatcher() if options.pool != "none" and isinstance(images, Suite) else None
     job = _PredictJob(
-        model, images, classes, task, execution, batch_size, made_by, options, progress, folding, forward, adapting
+        model,
+        images,
+        classes,
+        task,
+        execution,
+        batch_size,
+        made_by,
+        options,
+        progress,
+        folding,
+        forward,
+        adapting,
+        matcher,
     )
     finished: list[Predictions] = []
     count = 0  # images predicted
@@ -123,14 +144,18 @@ def predict(
         for group in _groups(images, options):
             stored = [_load_block(parts, part.name, made_by) for part in group]
             missing = any(block is None for block in stored)
-            split = job.open(group[0]) if missing and len(group) == 1 else None  # not opened again for each use
+            # Not opened again for each use.
+            split = job.open(group[0]) if (missing or matcher) and len(group) == 1 else None
             batches = partial(_batches, job, group, split, count)
             with adapt.adapted(model, batches, options if missing else PLAIN, execution, adapting) as outcome:
                 for part, block in zip(group, stored, strict=True):
+                    if block is None or matcher:
+                        opened = job.open(part) if split is None else split
+                        job.match(opened)
                     if block is None:
-                        block = _predict_block(job, job.open(part) if split is None else split, count)
-                        rolled_back = {_ROLLED_BACK: [part.name]} if outcome.rolled_back else {}
-                        block = replace(block, made_by={**block.made_by, **rolled_back, **job.shrunk})
+                        block = _predict_block(job, opened, count, outcome)
+                        went = {**_describe_adaptation(outcome, group, part), **job.shrunk}
+                        block = replace(block, made_by={**block.made_by, **went})
                         _save_block(parts, part.name, block)
                     finished.append(block)
                     count += len(block)
@@ -138,13 +163,24 @@ def predict(
         model.train(was_training)
     grouped = {GROUP_ANSWER: images.groups.answer} if isinstance(images, Split) and images.groups else {}
     how = {**grouped, **_how_it_went(finished, options)}
-    return replace(predictions.concatenate(finished), made_by={**made_by, **how})
+    whole = replace(predictions.concatenate(finished), made_by={**made_by, **how})
+    return pool.combine_blocks(whole) if matcher else whole
+
+
+def _describe_adaptation(outcome: adapt.Outcome, group: Sequence[_Part], part: _Part) -> dict[str, Any]:
+    """Return what a block's `made_by` records of how the adaptation to its group went."""
+    images = sum(each.count if isinstance(each, Block) else len(each) for each in group)
+    forwards = {_FORWARDS: round(outcome.forwards / images, 2)} if outcome.forwards else {}
+    return {**forwards, **({_ROLLED_BACK: [part.name]} if outcome.rolled_back else {})}
 
 
 def _how_it_went(finished: Sequence[Predictions], options: PredictOptions) -> dict[str, Any]:
     """Return what `made_by` records beside what was asked for."""
     recorded: dict[str, Any] = {}
-    if options.adapt == "tent":
+    costs = [(block.made_by[_FORWARDS], len(block)) for block in finished if _FORWARDS in block.made_by]
+    if costs:
+        recorded[_FORWARDS] = round(sum(cost * rows for cost, rows in costs) / sum(rows for _, rows in costs), 2)
+    if options.adapt in adapt.STEPS:
         recorded[_ROLLED_BACK] = [name for block in finished for name in block.made_by.get(_ROLLED_BACK, ())]
     sizes = [block.made_by[_MICRO_BATCH] for block in finished if _MICRO_BATCH in block.made_by]
     return {**recorded, _MICRO_BATCH: min(sizes)} if sizes else recorded
@@ -175,8 +211,8 @@ def _batches(job: _PredictJob, group: Sequence[_Part], split: Split | None, coun
             job.report(count)
 
 
-def _predict_block(job: _PredictJob, split: Split, count: int) -> Predictions:
-    """Return predictions of a split or block; `count` images came before it."""
+def _predict_block(job: _PredictJob, split: Split, count: int, outcome: adapt.Outcome) -> Predictions:
+    """Return predictions of a split or block by a network with this outcome; `count` images came before it."""
     chosen = views(job.options.views)
     first = chosen if job.options.views_share == 1 else chosen[:1]
     logits = _predict_logits(job, split, first, count)  # [N, C]
@@ -184,6 +220,8 @@ def _predict_block(job: _PredictJob, split: Split, count: int) -> Predictions:
         rows = least_confident(logits, job.options.views_share)
         more = _predict_logits(job, split.take(rows, split.name), chosen[1:], count + len(split), grows=False)
         logits[rows] = chosen[0].weight * logits[rows] + more
+    if job.options.adapt == "roid" and outcome.forwards and not outcome.rolled_back:
+        logits += roid.prior_correction(logits if split.blank is None else logits[~split.blank])
     if split.blank is not None:
         logits[split.blank] = predictions.mean_outputs(logits[~split.blank], job.task)
     answered = split.one_per_answer()
@@ -242,7 +280,9 @@ def _load_block(folder: Path | None, name: str, made_by: Mapping[str, Any]) -> P
         block = prediction_files.load(folder / f"{name}.npz")
     except RunError:
         return None
-    recorded = {key: value for key, value in block.made_by.items() if key not in (_ROLLED_BACK, _MICRO_BATCH)}
+    recorded = {
+        key: value for key, value in block.made_by.items() if key not in (_ROLLED_BACK, _FORWARDS, _MICRO_BATCH)
+    }
     return block if recorded == dict(made_by) else None
 
 

@@ -269,9 +269,11 @@ class DeclaredShares:
 
 
 def declared_shares(
-    shares: Mapping[str, float], classes: Sequence[str], counts: Sequence[int]
+    shares: Mapping[str, float], classes: Sequence[str], counts: Sequence[int], *, key: str = "competition.test_shares"
 ) -> DeclaredShares | None:
     """Return the declared shares in the classes' order, given each class's training images; None without any.
+
+    `key` is where they come from, for the message.
 
     Raises:
         ConfigError: a class is missing or unknown.
@@ -283,7 +285,7 @@ def declared_shares(
     if missing or extra:
         problem = f"no share of {missing[0]}" if missing else f"a share of {extra[0]}, which is no class"
         raise ConfigError(
-            f"competition.test_shares: expected a share of each of {len(classes)} classes ({', '.join(classes[:5])}"
+            f"{key}: expected a share of each of {len(classes)} classes ({', '.join(classes[:5])}"
             f"{' ...' if len(classes) > 5 else ''}), found {problem}"
         )
     declared = np.maximum([shares[name] for name in classes], _SMALLEST_SHARE)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from comp.results import metrics, run_metrics, runs
-from comp.results.prediction_files import is_adapted
+from comp.results.prediction_files import is_pooled, is_transductive
 from comp.results.run_metrics import RunMetrics, SplitScores
 from comp.runtime.errors import ConfigError, RunError, unknown
 
@@ -69,7 +69,10 @@ class LeaderboardRow:
         public_score: of its submission, in the competition's metric, if recorded.
         private_score: likewise.
         test_like: whether training imitated corruptions of the suite.
-        variant: views, adaptation and other decision of test, suite and submission, such as `+flip`; empty for none.
+        pooled_accuracy: the suite, if labelled and its blocks were pooled (`predict.pool`); such rows have no
+            `suite_accuracy`, no `suite_metric`, and no score of shifted validation that was pooled too.
+        pooled_metric: likewise, in the competition's metric.
+        variant: options and other decision of test, suite and submission, such as `+flip`; empty for none.
         transductive: whether the model was adapted to test, suite or submission images, or trained on pseudo-labels.
         lessons: `teacher`, `pseudo-labels` or both, if they were part of the training; else empty.
         train_minutes: training only.
@@ -121,6 +124,8 @@ class LeaderboardRow:
     estimates: Mapping[str, Mapping[str, float]]
     higher_is_better: bool
     group_answer: str = ""
+    pooled_accuracy: float | None = None
+    pooled_metric: float | None = None
     undefined: Mapping[str, str] = field(default_factory=dict)
     is_own: bool = True
 
@@ -370,7 +375,9 @@ def _row(run: runs.Run, scores: RunMetrics, variant: str) -> LeaderboardRow:
         getattr(scores.best_or_final, name) if is_own or not variant else scores.variants.get(name + variant)
         for name in ("val", "ood_val")
     )
-    test, suite = scores.split_scores("test", variant), scores.split_scores("suite", variant)
+    test, predicted_suite = scores.split_scores("test", variant), scores.split_scores("suite", variant)
+    suite, pooled = (None, predicted_suite) if is_pooled(variant) else (predicted_suite, None)
+    shifted = None if pooled and not is_own else shifted
     estimate = scores.expected.get("suite" + variant)
     submission = next((path for path, how in reversed(written.items()) if how == variant), "")
     submitted = tuple(
@@ -381,7 +388,7 @@ def _row(run: runs.Run, scores: RunMetrics, variant: str) -> LeaderboardRow:
     latest = next((score for score in reversed(submitted) if score.path == submission), None)
     if latest is None and is_own and len(submitted) == len(scores.leaderboard_scores):  # of an earlier CSV, or version
         latest = PublicScore("", scores.public_score, scores.private_score, None, "")
-    parts = {"val_metric": val, "ood_metric": shifted, "suite_metric": suite}
+    parts = {"val_metric": val, "ood_metric": shifted, "suite_metric": suite, "pooled_metric": pooled}
     reasons = {column: (part.undefined or {}).get(scores.metric) for column, part in parts.items() if part}
     return LeaderboardRow(
         run=str(run.path),
@@ -401,6 +408,8 @@ def _row(run: runs.Run, scores: RunMetrics, variant: str) -> LeaderboardRow:
         test_accuracy=_value(test, "accuracy"),
         suite_accuracy=_value(suite, "accuracy"),
         suite_metric=_value(suite, scores.metric),
+        pooled_accuracy=_value(pooled, "accuracy"),
+        pooled_metric=_value(pooled, scores.metric),
         expected_accuracy=estimate.accuracy if estimate else None,
         expected_low=estimate.low if estimate else None,
         expected_high=estimate.high if estimate else None,
@@ -408,9 +417,9 @@ def _row(run: runs.Run, scores: RunMetrics, variant: str) -> LeaderboardRow:
         private_score=latest.private if latest else None,
         test_like=bool(scores.test_like),
         variant=variant,
-        transductive=(scores.transductive if submission == scores.submission else is_adapted(variant))
+        transductive=(scores.transductive if submission == scores.submission else is_transductive(variant))
         or bool(scores.pseudo_labels)
-        or any(part.transductive for part in (test, suite) if part),
+        or any(part.transductive for part in (test, predicted_suite) if part),
         lessons=", ".join(scores.lessons),
         train_minutes=scores.train_seconds / 60,
         device=scores.device,

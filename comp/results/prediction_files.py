@@ -24,8 +24,10 @@ VERSION = 2
 _ALPHA = PredictConfig().alpha
 _SPLITS = ("val", "ood_val", "test", "suite")  # of `comp predict --split`
 # Parts of a file name.
-_VIEWED = re.compile(r"\+(?!bn\b|tent\b|decide-)([a-z_]+)(?:-uncertain([\d.]+))?")
-_ADAPTED = re.compile(r"\+(bn|tent)(?:-(file|stream))?(?:-alpha([\d.]+))?")
+_VIEWED = re.compile(r"\+(?!bn\b|tent\b|roid\b|prior-|pool-|decide-)([a-z_]+)(?:-uncertain([\d.]+))?")
+_ADAPTED = re.compile(r"\+(bn|tent|roid)(?:-(file|stream))?(?:-alpha([\d.]+))?")
+_PRIOR = re.compile(r"\+prior-([a-z]+|file-[0-9a-f]{8})")
+_POOLED = re.compile(r"\+pool-([a-z]+)")
 _DECIDED = re.compile(r"\+decide-([a-z_]+)")
 _FIELDS = ("task", "ids", "classes", "outputs", "block_names", "block_sizes", "made_by")
 _OPTIONAL = ("targets", "top1", "thresholds")
@@ -130,6 +132,10 @@ def _options(run: runs.Run, variant: str) -> str:
     if adaptation:
         options["adapt_per"] = adaptation[2] or "block"
         options["alpha"] = float(adaptation[3]) if adaptation[3] else _ALPHA
+    if prior := _PRIOR.search(variant):
+        options["prior"] = "FILE.csv" if prior[1].startswith("file-") else prior[1]
+    if pooled := _POOLED.search(variant):
+        options["pool"] = pooled[1]
     if decided := _DECIDED.search(variant):
         options["decide"] = decided[1]
     try:
@@ -151,7 +157,7 @@ def _upgrade(archive: Mapping[str, NDArray[Any]], select: Callable[[str], bool])
 
 
 def variant_suffix(made_by: Mapping[str, Any], *, decided: bool = False) -> str:
-    """Return the file suffix of views and adaptation: `+flip-uncertain0.25+bn-file-alpha0.5`; empty for neither.
+    """Return the file suffix of prediction options: `+flip-uncertain0.25+bn-file-alpha0.5+prior-uniform`, or nothing.
 
     With `decided`, another decision than the run's ends it, such as `+decide-argmax`.
     """
@@ -162,12 +168,25 @@ def variant_suffix(made_by: Mapping[str, Any], *, decided: bool = False) -> str:
         text += f"+{views}" + (f"-uncertain{share:g}" if share < 1 else "")
     if adapt != "none":
         text += f"+{adapt}" + (f"-{per}" if per != "block" else "") + (f"-alpha{alpha:g}" if alpha != _ALPHA else "")
+    text += _prior_suffix(made_by.get("prior", "none"))
+    text += f"+pool-{made_by['pool']}" if made_by.get("pool", "none") != "none" else ""
     return text + (f"+decide-{made_by['decide']}" if decided and made_by.get("decide") else "")
 
 
-def is_adapted(variant: str) -> bool:
-    """Return whether a suffix names an adaptation."""
-    return _ADAPTED.search(variant) is not None
+def _prior_suffix(prior: str | Mapping[str, float]) -> str:
+    if isinstance(prior, Mapping):
+        return f"+prior-file-{files.sha256_bytes(files.to_json(dict(sorted(prior.items()))))[:8]}"
+    return "" if prior == "none" else f"+prior-{prior}"
+
+
+def is_transductive(variant: str) -> bool:
+    """Return whether a suffix names an adaptation, known class shares or pooled blocks."""
+    return any(part.search(variant) for part in (_ADAPTED, _PRIOR, _POOLED))
+
+
+def is_pooled(variant: str) -> bool:
+    """Return whether a suffix names pooled blocks."""
+    return _POOLED.search(variant) is not None
 
 
 def read_made_by(path: Path) -> dict[str, Any] | None:

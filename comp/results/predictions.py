@@ -28,6 +28,12 @@ def _softmax(outputs: NDArray[np.float64]) -> NDArray[np.float64]:
     return probabilities
 
 
+def log_softmax(outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return outputs [N, K] as logarithms of probabilities."""
+    logarithms: NDArray[np.float64] = outputs - np.logaddexp.reduce(outputs, axis=1, keepdims=True)
+    return logarithms
+
+
 def _sigmoid(outputs: NDArray[np.float64]) -> NDArray[np.float64]:
     small = np.exp(-np.abs(outputs))  # of negative numbers only: no overflow
     probabilities: NDArray[np.float64] = np.where(outputs >= 0, 1 / (1 + small), small / (1 + small))
@@ -109,6 +115,10 @@ class Predictions:
     def probabilities(self, rows: slice = slice(None)) -> NDArray[np.float64]:
         """Return class probabilities [N, K], of a task of numbers the values; rows sum to 1 only for softmax tasks."""
         return ACTIVATIONS[self.row.activation](self.outputs[rows].astype(np.float64))
+
+    def log_probabilities(self, rows: slice = slice(None)) -> NDArray[np.float64]:
+        """Return the logarithms of class probabilities [N, K] of a softmax task, however small."""
+        return log_softmax(self.outputs[rows].astype(np.float64))
 
     def decisions(self, rows: slice = slice(None)) -> NDArray[np.bool_]:
         """Return which classes are predicted [N, K]."""

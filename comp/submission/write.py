@@ -21,6 +21,7 @@ from comp.results.runs import sidecar_path as sidecar_path
 from comp.runtime.errors import RunError, SubmissionError
 from comp.submission import check_format
 from comp.submission.answers import ANSWERS, quote_cell
+from comp.submission.class_shares import read_prior
 from comp.submission.derive_format import derive_format
 from comp.submission.format import Competition, SubmissionFormat
 
@@ -123,10 +124,12 @@ def _read_intact(run: Run, path: Path) -> dict[str, Any]:
 
 
 def _has_options(made_by: Mapping[str, Any], options: PredictConfig) -> bool:
-    """Return whether predictions have the views and the adaptation of a config."""
-    names = ("views", "adapt", "adapt_per", "alpha")
+    """Return whether predictions have the options of a config."""
+    names = ("views", "adapt", "adapt_per", "alpha", "pool")
     same_share = (made_by.get("views_share", 1.0) == 1) == (options.views_for == "all")
-    return same_share and all(made_by.get(name, getattr(options, name)) == getattr(options, name) for name in names)
+    same_prior = made_by.get("prior", "none") == read_prior(options.prior)
+    same = all(made_by.get(name, getattr(options, name)) == getattr(options, name) for name in names)
+    return same and same_share and same_prior
 
 
 def _record(run: Run, path: Path) -> None:

@@ -15,7 +15,8 @@ from comp.config.tasks import TASKS, resolve_metric, task
 from comp.data import sources, suites
 from comp.data.dataset import Dataset
 from comp.data.fixes import read_fixes
-from comp.inference.options import check_task, predict_options
+from comp.inference.options import check_options, predict_options
+from comp.inference.prior import known_shares
 from comp.inference.views import check_size
 from comp.models import averaging, zoo
 from comp.models.classifier import Classifier
@@ -164,7 +165,7 @@ def _check_augmentation(config: Config) -> None:
         config.competition.rules,
         pretrained=_has_external_weights(config),
         imitated=policy.imitates,
-        adapt=predict_options(config.predict).adapt,
+        options=predict_options(config.predict).to_json(),
         pseudo=bool(config.data.pseudo.run),
     )
 
@@ -260,13 +261,16 @@ def check_data(config: Config, dataset: Dataset, *, whole: bool = True) -> None:
     channels, height, width = competition.image_shape
     policy = policies.resolve(config.augment.policy, config.augment.ops, config.augment.albumentations)
     # prediction options that the task does not define
-    check_task(predict_options(config.predict), competition.task)
+    options = predict_options(config.predict)
+    check_options(options, config.competition, competition.task)
     # losses that the task does not define, unknown names in class weights, or a metric of ordered classes without order
     _check_task(config, dataset)
     # decisions that do not serve the metric, or shares of other classes
     _check_decide(config, competition.metric, competition.task)
     counts = dataset.train.class_counts(len(competition.classes)).tolist()
     declared_shares(config.competition.test_shares, competition.classes, counts)
+    if options.prior != "none":
+        known_shares(options.prior, competition.classes, counts)
     # ops that need colour
     policies.check_channels(config.augment.policy, config.augment.ops, channels)
     # albumentations transforms that change the image's shape

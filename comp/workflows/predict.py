@@ -6,13 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from comp.config.tasks import TASKS
 from comp.data import splits, suites
 from comp.data.dataset import open_dataset
 from comp.data.splits import Split, Suite
-from comp.inference import accuracy_estimate, adapt, inputs
+from comp.inference import accuracy_estimate, adapt, inputs, prior
 from comp.inference.inputs import PredictInput
-from comp.inference.options import PLAIN, PredictOptions, check_task, predict_options, with_overrides
+from comp.inference.options import PLAIN, PredictOptions, check_options, predict_options, with_overrides
 from comp.inference.predict import delete_partial_blocks, predict
 from comp.inference.views import check_size
 from comp.results import decisions, files, metrics, prediction_files
@@ -66,6 +69,11 @@ def predict_split(
     options = predict_options(loaded.config.predict) if options is None else options
     _check_options(loaded, options)
     suffix = options.suffix + loaded.decide_suffix
+    if options.pool != "none" and isinstance(images, Split):
+        if name == "suite" or options.pool != loaded.config.predict.pool:
+            raise ConfigError(f"predict.pool: {name} has no blocks to combine; set it to none (--pool none)")
+        options = replace(options, pool="none")
+    shares = _known_shares(loaded, options, name)
     path = run.predictions_path(name + suffix)
     parts = path.with_suffix(".parts") if isinstance(images, Suite) else None
     source = _suite_fingerprint(loaded, images) if isinstance(images, Suite) else ""
@@ -79,7 +87,7 @@ def predict_split(
             parts=parts,
             progress=progress,
         )
-        predicted = _decide(loaded, predicted, name)
+        predicted = _decide(loaded, predicted if shares is None else prior.assign(predicted, shares), name)
         scores = scores_of(predicted, loaded.competition.metric)
         if scores is not None:
             transductive = bool(predicted.made_by.get("transductive"))
@@ -98,7 +106,11 @@ def predict_images(
     Raises:
         ConfigError: the rules forbid the adaptation.
     """
-    options = predict_options(loaded.config.predict) if options is None else options
+    own = predict_options(loaded.config.predict)
+    options = own if options is None else options
+    if (options.prior, options.pool) not in (("none", "none"), (own.prior, own.pool)):
+        raise ConfigError("--prior, --pool: known class shares and blocks are the test's, not those of other images")
+    options = replace(options, prior="none", pool="none")
     _check_options(loaded, options)
     made_by = describe_prediction(loaded, loaded.run.weights_path().stem, options, splits.fingerprint(images))
     predicted = predict(
@@ -210,8 +222,8 @@ def with_decision(loaded: LoadedRun, setting: str, progress: Progress = quiet) -
 
 
 def _check_options(loaded: LoadedRun, options: PredictOptions) -> None:
-    rules.check_adaptation(loaded.config.competition.rules, options.adapt)
-    check_task(options, loaded.competition.task)
+    rules.check_options(loaded.config.competition.rules, options.to_json())
+    check_options(options, loaded.config.competition, loaded.competition.task)
     check_size(options.views, *loaded.competition.image_shape[1:])
 
 
@@ -235,7 +247,7 @@ def describe_prediction(loaded: LoadedRun, which: str, options: PredictOptions, 
         "weights_sha256": files.sha256_file(path),
         **options.to_json(),
         "adapted_layers": layers,
-        "transductive": layers > 0,
+        "transductive": layers > 0 or options.prior != "none" or options.pool != "none",
         "batch_size": loaded.config.predict.batch_size,
         "device": loaded.execution.device,
         "precision": loaded.execution.precision,
@@ -288,6 +300,14 @@ def _record_scores(loaded: LoadedRun, scores: SplitScores, name: str, suffix: st
     loaded.run.write_metrics(recorded)
 
 
+def _known_shares(loaded: LoadedRun, options: PredictOptions, name: str) -> NDArray[np.float64] | None:
+    """Return the classes' shares of a split by `predict.prior`; validation has those of the training; None: unknown."""
+    if options.prior == "none":
+        return None
+    known = "train" if name in ("val", "ood_val") else options.prior
+    return prior.known_shares(known, loaded.competition.classes, loaded.answer_counts)
+
+
 def estimate_accuracy(
     loaded: LoadedRun, predicted: Predictions, name: str, progress: Progress = quiet
 ) -> AccuracyEstimate | None:
@@ -297,10 +317,10 @@ def estimate_accuracy(
     prediction's estimate, if there is one, is recorded as `before`. `name` is the suite's.
 
     Returns:
-        None if the task has no estimate, the decision is not the run's, or shifted validation has fewer than two
-        families of corruptions or is neither stored nor can be predicted.
+        None if the task has no estimate, the decision is not the run's, blocks are pooled, or shifted validation has
+        fewer than two families of corruptions or is neither stored nor can be predicted.
     """
-    if not predicted.row.accuracy_estimate or loaded.decide:
+    if not predicted.row.accuracy_estimate or loaded.decide or predicted.made_by["pool"] != "none":
         return None
     options = PredictOptions(**{field: predicted.made_by[field] for field in PLAIN.to_json()})
     shifted = _shifted_validation(loaded, options, progress)

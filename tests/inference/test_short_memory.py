@@ -77,6 +77,7 @@ def test_memory_that_suffices_changes_no_bit() -> None:
         PredictOptions(views="flip", views_share=0.3),
         PredictOptions(adapt="bn", alpha=1, adapt_per="stream"),
         PredictOptions(adapt="tent", views="flip"),
+        PredictOptions(adapt="roid"),
     ],
     ids=lambda options: options.suffix,
 )
@@ -85,7 +86,8 @@ def test_views_and_adaptation_in_parts_give_what_the_whole_batch_gives(options: 
     assert np.allclose(short.outputs, whole.outputs, atol=5e-3)
     assert not np.allclose(whole.outputs, predicted(Net()).outputs, atol=5e-3)  # it does change something
     assert short.made_by["micro_batch"] == 6
-    assert {**short.made_by, "micro_batch": 0} == {**whole.made_by, "micro_batch": 0}
+    differing = {"micro_batch": 0, "forward_passes": 0}  # parts that are tried again cost more
+    assert {**short.made_by, **differing} == {**whole.made_by, **differing}
 
 
 def test_statistics_in_parts_are_those_of_the_whole_batch() -> None:

@@ -78,12 +78,20 @@ ViewsFor = Annotated[
 ]
 Adapt = Annotated[
     str | None,
-    typer.Option("--adapt", help="Adapt to the images: none, bn (batch-norm statistics) or tent (entropy)."),
+    typer.Option("--adapt", help="Adapt to the images: none, bn (batch-norm statistics), tent (entropy) or roid."),
 ]
 AdaptPer = Annotated[
     str | None, typer.Option("--adapt-per", help="Adapt to each block, to each file, or to the whole stream.")
 ]
 Alpha = Annotated[float | None, typer.Option("--alpha", help="Share of the images' batch-norm statistics, 0 to 1.")]
+Prior = Annotated[
+    str | None,
+    typer.Option("--prior", help="Known class shares of each block: none, uniform, train or a .csv of class, share."),
+]
+Pool = Annotated[
+    str | None,
+    typer.Option("--pool", help="blocks: combine predictions of the same photograph over the suite's blocks."),
+]
 
 RunWords = Annotated[
     list[str],

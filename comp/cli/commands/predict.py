@@ -16,6 +16,8 @@ from comp.cli.commands.options import (
     Force,
     Name,
     Output,
+    Pool,
+    Prior,
     RunsRoot,
     RunWords,
     Views,
@@ -49,6 +51,8 @@ def predict(
     adapt: Adapt = None,
     adapt_per: AdaptPer = None,
     alpha: Alpha = None,
+    prior: Prior = None,
+    pool: Pool = None,
     split: Annotated[
         str | None,
         typer.Option("--split", help="Predict suite (default), or only score val, ood_val or test."),
@@ -91,6 +95,7 @@ def predict(
     runs, submits = open_runs(words, allow_plugins=allow_plugins), split in (None, "suite")
     _check_output(runs, output, submits=submits, is_table=bool(images), force=force)
     overrides = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
+    overrides |= {"prior": prior, "pool": pool}
     written: dict[str, Any] = {}
     for run in runs:
         if images:
@@ -200,6 +205,7 @@ def evaluate(
     adapt: Adapt = None,
     adapt_per: AdaptPer = None,
     alpha: Alpha = None,
+    prior: Prior = None,
     baseline: Annotated[
         Path | None,
         typer.Option("--baseline", metavar="RUN", help="Compute the mean corruption error relative to this run."),
@@ -231,6 +237,7 @@ def evaluate(
     run = open_one_run(words, allow_plugins=allow_plugins)
     reference = run_folders.open_run(baseline) if baseline else None
     overrides = {"views": views, "views_for": views_for, "adapt": adapt, "adapt_per": adapt_per, "alpha": alpha}
+    overrides["prior"] = prior
     listed = read_fixes(fixes) if fixes else None
     with console.bars() as progress:
         values = evaluate(run, overrides, baseline=reference, fixes=listed, device=device or "", progress=progress)

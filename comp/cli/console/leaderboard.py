@@ -17,7 +17,7 @@ _MAX_DRAWN_ROWS = 500
 
 # Columns that are left out in a narrow window, the first one first; never the one that the table is sorted by.
 _DROPPED = (
-    *("device", "parameters", "minutes", "test", "private", "suite"),
+    *("device", "parameters", "minutes", "test", "private", "pooled", "suite"),
     *("val", "estimated", "public", "shifted", "model", "submission", "overrides", "fold"),
 )
 # Score column of `LeaderboardRow` -> heading in the table, in the table's order.
@@ -29,8 +29,9 @@ _SCORES = {
     "private_score": "private",
     "test_accuracy": "test",
     "suite_accuracy": "suite",
+    "pooled_accuracy": "pooled",
 }
-_METRIC_SPLITS = {"val_metric": "val", "ood_metric": "shifted", "suite_metric": "suite"}
+_METRIC_SPLITS = {"val_metric": "val", "ood_metric": "shifted", "suite_metric": "suite", "pooled_metric": "pooled"}
 _LEGEND = "< significantly worse than the row above (95 %); ~ not significant"
 _UNDEFINED = "- undefined for the images that were scored: comp report RUN says why"
 

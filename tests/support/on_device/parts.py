@@ -47,7 +47,7 @@ def checks() -> dict[str, Check]:
         **{f"loss/{name}": partial(_check_loss, name) for name in LOSSES},
         "loss/consistency": _check_consistency,
         **{f"view/{name}": partial(_check_views, name) for name in VIEWS},
-        **{f"adapt/{name}": partial(_check_adaptation, name) for name in ("bn", "tent")},
+        **{f"adapt/{name}": partial(_check_adaptation, name) for name in ("bn", *adapt.STEPS)},
         "fuse_bn": _check_fused_batch_norm,
     }
 

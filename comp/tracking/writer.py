@@ -277,6 +277,11 @@ def picture(path: Path) -> Any:
     return wandb.Image(str(path))
 
 
+def html_page(path: Path) -> Any:
+    """Return a W&B page of an HTML file."""
+    return wandb.Html(str(path), inject=False)
+
+
 def log_artifact(wandb_run: Any, name: str, kind: str, files: list[Path], *, copied: bool) -> None:
     """Log files as an artifact; files that are not copied must not change until they are uploaded."""
     artifact = wandb.Artifact(name, kind)

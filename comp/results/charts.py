@@ -92,8 +92,8 @@ def nice_ticks(low: float, high: float, most: int = 6, *, integers: bool = False
     places = max(0, -math.floor(math.log10(step) + 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     ticks = [round(number * step, 12) for number in range(first, last + 1)]
-    big = max(abs(low), abs(high)) >= 1e6
-    return {tick: f"{tick:.3g}" if big else f"{tick:,.{places}f}" for tick in ticks}
+    extreme = not 1e-3 <= max(abs(low), abs(high)) < 1e6
+    return {tick: f"{tick:.3g}" if extreme else f"{tick:,.{places}f}" for tick in ticks}
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
@@ -324,8 +324,8 @@ def confusion(table: NDArray[np.int64], totals: NDArray[np.int64], classes: Sequ
     A cell is as strong as its share of the true class's `totals`; shares below 0.2 % are left out.
     """
     count, names = len(classes), [_short(name, 18) for name in classes]
-    side = 36.0 if count <= 12 else 24.0 if count <= 30 else 14.0
-    font, margin = min(12.0, side * 0.6 + 1.5), 10 + 0.56 * min(12.0, side * 0.6 + 1.5) * max(map(len, names))
+    side, font = (36.0, 12.0) if count <= 12 else (24.0, 12.0) if count <= 30 else (11.0, 10.0)
+    margin = 10 + 0.56 * font * max(map(len, names))
     top = margin + 16
     shares = table / np.maximum(totals[:, None], 1)
     parts = [
@@ -378,7 +378,7 @@ def _cividis(share: float) -> str:
 
 
 def _svg(width: float, height: float, label: str, parts: Iterable[str]) -> str:
-    wide = f"min-width:{min(width * 0.8, 320):.0f}px" if width <= WIDTH else f"min-width:{width * 0.85:.0f}px"
+    wide = f"min-width:{min(width * 0.8, 320):.0f}px" if width <= WIDTH else f"min-width:{width * 0.75:.0f}px"
     return (
         f'<div class="scroll"><svg class="chart" viewBox="0 0 {width:.0f} {height:.0f}" role="img" tabindex="0" '
         f'aria-label="{_text(label)}" style="{wide};max-width:{width * 1.35:.0f}px">{"".join(parts)}</svg></div>'

@@ -1,6 +1,6 @@
 """HTML page of several runs side by side: the best, how sure that is, scores, curves and configs. Torch-free."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,13 +50,35 @@ def render_page(compared: Sequence[Run], *, baseline: Config | None = None) -> s
     Raises:
         RunError: a file of a run is damaged.
     """
+    columns = report.headlines([run.metrics() for run in compared])
+    deciding = _deciding(compared, columns)
+    if deciding:
+        compared = sorted(compared, key=lambda run: -_score(deciding, run).as_maximize)
     ranked = [_Ranked(number, run, run.metrics()) for number, run in enumerate(compared, 1)]
-    return page.render(f"{len(compared)} runs", _sections(ranked, baseline))
+    return page.render(f"{len(compared)} runs", _sections(ranked, columns, deciding, baseline))
 
 
-def _sections(ranked: Sequence[_Ranked], baseline: Config | None) -> Iterator[Section]:
-    columns = report.headlines([row.scores for row in ranked])
-    yield Section("Scores", _scores(ranked, columns))
+def _deciding(compared: Sequence[Run], columns: Sequence[Headline]) -> Headline | None:
+    """Return what the runs are ranked by: the metric that all have, on shifted validation if possible."""
+    metrics = {run.metrics().metric for run in compared}
+    for split in ("shifted validation", "validation"):
+        for column in columns:
+            is_shared = column.split == split and metrics == {column.metric}
+            if is_shared and all(column.score(run.metrics()) for run in compared):
+                return column
+    return None
+
+
+def _score(column: Headline, run: Run) -> Score:
+    score = column.score(run.metrics())
+    assert score is not None, "all runs have it"
+    return score
+
+
+def _sections(
+    ranked: Sequence[_Ranked], columns: Sequence[Headline], deciding: Headline | None, baseline: Config | None
+) -> Iterator[Section]:
+    yield Section("Scores", _scores(ranked, columns, deciding))
     yield Section("Curves", _curves(ranked))
     yield Section("Layers", _norms(ranked))
     yield from _distortions(ranked)
@@ -70,68 +92,55 @@ def _sections(ranked: Sequence[_Ranked], baseline: Config | None) -> Iterator[Se
     yield Section(title, page.table(head, cells) if cells else page.note("none"))
 
 
-def _deciding(ranked: Sequence[_Ranked], columns: Sequence[Headline]) -> Headline | None:
-    """Return what the runs are ranked by: one metric that all have, on shifted validation if possible."""
-    metrics = {row.scores.metric for row in ranked}
-    for split in ("shifted validation", "validation"):
-        for column in columns:
-            if {column.metric} == metrics and column.split == split and all(column.score(row.scores) for row in ranked):
-                return column
-    return None
-
-
-def _scores(ranked: Sequence[_Ranked], columns: Sequence[Headline]) -> str:
-    deciding, best = _deciding(ranked, columns), ranked[0]
-    behind = {row.number: report.difference(row.run, best.run, deciding) for row in ranked[1:]} if deciding else {}
-    rows = []
-    for row in ranked:
-        gap = behind.get(row.number)
-        rows.append(
-            [
-                f"<td>{row.number} {charts.swatch(row.number - 1)}</td>",
-                f'<td class="text">{page.text(row.name)}</td>',
-                f'<td class="text">{page.text(row.scores.model)}</td>',
-                *([page.text(report.signed(*gap)) if gap else "-"] if deciding else []),
-                *(_cell(column, row.scores) for column in columns),
-            ]
-        )
+def _scores(ranked: Sequence[_Ranked], columns: Sequence[Headline], deciding: Headline | None) -> str:
+    gaps = {row.number: report.difference(row.run, ranked[0].run, deciding) for row in ranked[1:]} if deciding else {}
+    rows = [
+        [
+            f"<td>{row.number} {charts.swatch(row.number - 1)}</td>",
+            f'<td class="text">{page.text(row.name)}</td>',
+            f'<td class="text">{page.text(row.scores.model)}</td>',
+            *([page.text(report.signed(*gap)) if (gap := gaps.get(row.number)) else "-"] if deciding else []),
+            *(_cell(column, row.scores) for column in columns),
+        ]
+        for row in ranked
+    ]
     head = ("run", "folder", "model", *(["difference to the best"] if deciding else []), *(c.title for c in columns))
     table = page.table(head, rows, best=[0])
     if deciding is None:
         return page.note("No winner: the runs have no validation by one metric in common.") + table
-    return _winner(ranked, deciding, behind) + page.grid([_intervals(ranked, deciding)]) + table
+    measured = {number: gap[1] for number, gap in gaps.items() if gap and gap[1]}
+    return _winner(ranked, deciding, measured) + page.grid([_differences(ranked, measured, deciding)]) + table
 
 
-def _winner(
-    ranked: Sequence[_Ranked], deciding: Headline, behind: dict[int, tuple[float, ScoreDifference | None] | None]
-) -> str:
+def _winner(ranked: Sequence[_Ranked], deciding: Headline, measured: Mapping[int, ScoreDifference]) -> str:
     """Return the sentence that says which run is best, and how sure that is."""
-    best = ranked[0]
-    score = deciding.score(best.scores)
-    assert score is not None
-    close = [str(number) for number, gap in behind.items() if gap and gap[1] and not gap[1].is_real]
-    unknown = any(gap is None or gap[1] is None for gap in behind.values())
+    close = [str(number) for number, gap in measured.items() if not gap.is_real]
     if close:
-        sure = f"It is not significantly better than run {', '.join(close)} (95 %)."
-    elif unknown:
+        sure = f"It is not significantly better than run{'s' if len(close) > 1 else ''} {', '.join(close)} (95 %)."
+    elif len(measured) < len(ranked) - 1:
         sure = "How sure that is, is unknown: intervals need accuracies on the same images."
     else:
         sure = "It is significantly better than all others (95 %)."
+    value = _score(deciding, ranked[0].run).value
     return (
-        f'<p class="winner">Best by {page.text(deciding.title)}: <b>{page.text(best.name)}</b>, '
-        f"<b{page.data(score.value)}>{score.value:.4f}</b>. {sure}</p>"
+        f'<p class="winner">Best by {page.text(deciding.title)}: <b>{page.text(ranked[0].name)}</b>, '
+        f"<b{page.data(value)}>{value:.4f}</b>. {sure}</p>"
     )
 
 
-def _intervals(ranked: Sequence[_Ranked], deciding: Headline) -> str:
-    scores = [(row, score) for row in ranked if (score := deciding.score(row.scores))]
-    ends = [end for _, score in scores for end in (score.value, score.low, score.high) if end is not None]
-    axis = charts.category_axis("", [str(row.number) for row in reversed(ranked)])
-    plot = charts.Plot(charts.number_axis(deciding.title, ends), axis, height=26.0 * len(ranked) + 48)
-    for row, score in scores:
-        interval = "" if score.low is None else f"\n95 %: {score.low:.4f} to {score.high:.4f}"
-        tip = f"{row.label}\n{deciding.title} {score.value:.4f}{interval}"
-        plot.whisker(len(ranked) - row.number, score.value, score.low, score.high, tip, row.number - 1)
+def _differences(ranked: Sequence[_Ranked], measured: Mapping[int, ScoreDifference], deciding: Headline) -> str:
+    """Return the chart of differences to the best run and their intervals, where these are known."""
+    if not measured:
+        return ""
+    ends = [end for gap in measured.values() for end in (gap.value, gap.interval.low, gap.interval.high)]
+    rows = [row for row in reversed(ranked) if row.number in measured]
+    axis = charts.number_axis(f"{deciding.title}: difference to run 1, 95 %", [0.0, *ends])
+    plot = charts.Plot(axis, charts.category_axis("", [str(row.number) for row in rows]), height=24.0 * len(rows) + 48)
+    plot.guide(0.0)
+    for height, row in enumerate(rows):
+        gap = measured[row.number]
+        tip = f"{row.label}\n{report.signed(gap.value, gap)}"
+        plot.whisker(height, gap.value, gap.interval.low, gap.interval.high, tip, row.number - 1)
     return plot.svg()
 
 

@@ -40,9 +40,9 @@ def diagnose(predictions: Predictions) -> dict[str, Any]:
         absolute error that nine in ten images stay below, `p90`; `points`: (true, predicted) of some. For classes:
         `images`, `accuracy`, `loss` (nats); `macro` and `weighted`, each with `precision`, `recall` and `f1`;
         `classes`: the same for each class with its `images`; `calibration`: see `calibration`. For single-label tasks
-        also `top5`; `confusion`: counts, rows are true classes; `confused`: the most frequent (true class, predicted
-        class, count). For multi-label tasks also `micro`, and each class's `roc_auc`, `average_precision` and
-        `threshold`.
+        also `top5`; `confusion`: counts, rows are true classes; `order`: see `class_order`; `confused`: the most
+        frequent (true class, predicted class, count). For multi-label tasks also `micro`, and each class's `roc_auc`,
+        `average_precision` and `threshold`.
     """
     if predictions.row.numeric:
         errors = predictions.values() - predictions.target_values()
@@ -84,6 +84,7 @@ def _single_label_details(predictions: Predictions) -> dict[str, Any]:
     return {
         "top5": top_accuracy(predictions, _TOP),
         "confusion": table.tolist(),
+        "order": class_order(table, keep=predictions.task == "ordinal"),
         "confused": most_confused(table, predictions.classes),
         "by_class": [{}] * len(predictions.classes),
     }
@@ -144,7 +145,7 @@ def most_confused(table: NDArray[np.int64], classes: tuple[str, ...]) -> list[tu
     ]
 
 
-def class_order(table: NDArray[np.int64], *, keep: bool = False) -> list[int]:
+def class_order(table: NDArray[np.int64], *, keep: bool) -> list[int]:
     """Return the classes in an order that puts those next to each other that are confused most.
 
     By average linkage of one minus the share of two classes' images that are taken for the other, its leaves ordered

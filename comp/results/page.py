@@ -30,8 +30,8 @@ gap: 2rem; } nav { position: sticky; top: 1rem; align-self: start; } nav ul { fl
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; margin: .3rem 0; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--edge); text-align: right; vertical-align: top;
 font-variant-numeric: tabular-nums; } th { color: var(--soft); font-weight: 600; } td:first-child, th:first-child,
-td.text, th.text { text-align: left; } td.text { overflow-wrap: anywhere; } tr.best td { background: var(--panel);
-font-weight: 600; } .legend { display: flex; flex-wrap: wrap; }
+td.text, th.text { text-align: left; } td.text { overflow-wrap: anywhere; min-width: 8rem; }
+tr.best td { background: var(--panel); font-weight: 600; } .legend { display: flex; flex-wrap: wrap; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.1rem, 1fr)); gap: .6rem; }
 .card { background: var(--panel); border: 1px solid var(--edge); border-radius: .5rem; padding: .5rem .7rem;
 max-width: 16rem; } .card b { display: block; font-size: 1.35rem; line-height: 1.3; }
@@ -151,8 +151,9 @@ def _anchor(title: str) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, best: Sequence[int] = ()) -> str:
     """Return an HTML table; cells are HTML, headings are text, and rows of the numbers `best` stand out."""
-    top = "".join(f"<th>{text(title)}</th>" for title in head)
     cells = [[cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row] for row in rows]
+    kinds = [' class="text"' if cell.startswith('<td class="text"') else "" for cell in (cells[0] if cells else head)]
+    top = "".join(f"<th{kind}>{text(title)}</th>" for kind, title in zip(kinds, head, strict=True))
     mark = ' class="best"'
     body = "".join(f"<tr{mark if number in best else ''}>{''.join(row)}</tr>" for number, row in enumerate(cells))
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -255,7 +255,7 @@ def _diagnosis(run: Run, scores: RunMetrics, name: str, values: Mapping[str, Any
     else:
         yield page.grid([numbers, reliability, _points(values.get("points", ()))])
     if "confusion" in values:
-        table = _confusion(np.array(values["confusion"]), scores, values["classes"], f"{counted}s")
+        table = _confusion(values, f"{counted}s")
         pairs = [[page.text(true), page.text(wrong), str(count)] for true, wrong, count in values["confused"]]
         pairs_table = page.table(("true class", "predicted class", f"{counted}s"), pairs)
         confused = f"<h3>Most frequent mistakes</h3>{pairs_table}" if pairs else ""
@@ -332,11 +332,11 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
     return plot.svg()
 
 
-def _confusion(
-    table: "np.ndarray[Any, np.dtype[np.int64]]", scores: RunMetrics, classes: Sequence[Any], counted: str
-) -> str:
-    order = diagnostics.class_order(table, keep=scores.task == "ordinal")
-    note = "" if scores.task == "ordinal" else "Classes that are confused with each other are neighbours. "
+def _confusion(values: Mapping[str, Any], counted: str) -> str:
+    table, classes = np.array(values["confusion"]), values["classes"]
+    natural = list(range(len(classes)))
+    order = values.get("order", natural)  # missing in evaluations of earlier versions
+    note = "" if order == natural else "Classes that are confused with each other are neighbours. "
     if len(order) > _MAX_CLASSES:
         wrong = table.sum(0) + table.sum(1) - 2 * table.diagonal()
         most = set(np.argsort(-wrong, kind="stable")[:_MAX_CLASSES].tolist())

@@ -13,7 +13,7 @@ from comp.results import diagnostics, files, plots
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
 
-_MISTAKES, _RIGHT = 24, 6
+_MISTAKES, _RIGHT = 20, 10
 _LARGEST = 128  # pixels of a side; larger pictures are shrunk
 
 
@@ -71,7 +71,7 @@ def _lit(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> NDArray[np.uin
     from matplotlib import colormaps
 
     grey = np.repeat(images.mean(-1, keepdims=True), 3, -1)
-    strength = 0.25 + 0.5 * maps[..., None]
+    strength = 0.15 + 0.5 * maps[..., None]
     mixed: NDArray[np.float64] = (1 - strength) * grey + strength * 255 * colormaps["inferno"](maps)[..., :3]
     return mixed.round().astype(np.uint8)
 

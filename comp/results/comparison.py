@@ -97,14 +97,14 @@ def _scores(ranked: Sequence[_Ranked], columns: Sequence[Headline], deciding: He
     rows = [
         [
             f"<td>{row.number} {charts.swatch(row.number - 1)}</td>",
-            f'<td class="text">{page.text(row.name)}</td>',
-            f'<td class="text">{page.text(row.scores.model)}</td>',
-            *([page.text(report.signed(*gap)) if (gap := gaps.get(row.number)) else "-"] if deciding else []),
+            f'<td class="text"><span class="name">{page.text(row.name)}</span></td>',
+            *([_gap_cell(gaps.get(row.number))] if deciding else []),
             *(_cell(column, row.scores) for column in columns),
+            f'<td class="text">{page.text(row.scores.model)}</td>',
         ]
         for row in ranked
     ]
-    head = ("run", "folder", "model", *(["difference to the best"] if deciding else []), *(c.title for c in columns))
+    head = ("run", "folder", *(["difference to run 1"] if deciding else []), *(c.title for c in columns), "model")
     table = page.table(head, rows, best=[0])
     if deciding is None:
         return page.note("No winner: the runs have no validation by one metric in common.") + table
@@ -112,10 +112,16 @@ def _scores(ranked: Sequence[_Ranked], columns: Sequence[Headline], deciding: He
     return _winner(ranked, deciding, measured) + page.grid([_differences(ranked, measured, deciding)]) + table
 
 
+def _gap_cell(gap: tuple[float, ScoreDifference | None] | None) -> str:
+    return f'<span class="name">{page.text(report.signed(*gap))}</span>' if gap else "-"
+
+
 def _winner(ranked: Sequence[_Ranked], deciding: Headline, measured: Mapping[int, ScoreDifference]) -> str:
     """Return the sentence that says which run is best, and how sure that is."""
     close = [str(number) for number, gap in measured.items() if not gap.is_real]
-    if close:
+    if len(close) == len(ranked) - 1 > 1:
+        sure = "It is not significantly better than any other (95 %)."
+    elif close:
         sure = f"It is not significantly better than run{'s' if len(close) > 1 else ''} {', '.join(close)} (95 %)."
     elif len(measured) < len(ranked) - 1:
         sure = "How sure that is, is unknown: intervals need accuracies on the same images."

@@ -212,19 +212,17 @@ def find_worst_mistakes(predictions: Predictions, count: int) -> NDArray[np.int6
     return rows
 
 
-def mistake_title(predictions: Predictions, row: int) -> str:
-    """Return a title for a wrong row: true class, predicted class and confidence, or -missed +added classes, or the
-    true and the predicted number.
-    """
-    mistake = predictions.take(slice(row, row + 1))
-    if mistake.row.numeric:
-        return f"{mistake.target_values()[0]:.4g}: {mistake.values()[0]:.4g}"
-    if mistake.top1 is not None:
-        true, predicted = int(mistake.known_targets()[0]), int(mistake.top1[0])
-        return f"{mistake.classes[true]}: {mistake.classes[predicted]} {100 * confidences(mistake)[0]:.0f}%"
-    decided, truth = mistake.decisions()[0], mistake.truth()[0]
-    signs = (("-", truth & ~decided), ("+", decided & ~truth))
-    return " ".join(f"{sign}{mistake.classes[column]}" for sign, columns in signs for column in np.flatnonzero(columns))
+def describe(predictions: Predictions, row: int) -> dict[str, Any]:
+    """Return a row's `true` and `predicted` class, classes or number as text, and its `confidence`, None without."""
+    one = predictions.take(slice(row, row + 1))
+    if one.row.numeric:
+        return {"true": f"{one.target_values()[0]:.4g}", "predicted": f"{one.values()[0]:.4g}", "confidence": None}
+    names = [
+        ", ".join(one.classes[column] for column in np.flatnonzero(labels[0])) or "none"
+        for labels in (one.truth(), one.decisions())
+    ]
+    confidence = None if one.top1 is None else float(confidences(one)[0])
+    return {"true": names[0], "predicted": names[1], "confidence": confidence}
 
 
 def mean_corruption_error(blocks: Mapping[str, float], baseline: Mapping[str, float]) -> float:

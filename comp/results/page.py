@@ -31,7 +31,7 @@ gap: 2rem; } nav { position: sticky; top: 1rem; align-self: start; } nav ul { fl
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--edge); text-align: right; vertical-align: top;
 font-variant-numeric: tabular-nums; } th { color: var(--soft); font-weight: 600; } td:first-child, th:first-child,
 td.text, th.text { text-align: left; } td.text { overflow-wrap: anywhere; min-width: 8rem; }
-tr.best td { background: var(--panel); font-weight: 600; } .legend { display: flex; flex-wrap: wrap; }
+.name { white-space: nowrap; } tr.best td { background: var(--panel); font-weight: 600; } .legend { display: flex; flex-wrap: wrap; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.1rem, 1fr)); gap: .6rem; }
 .card { background: var(--panel); border: 1px solid var(--edge); border-radius: .5rem; padding: .5rem .7rem;
 max-width: 16rem; } .card b { display: block; font-size: 1.35rem; line-height: 1.3; }
@@ -55,9 +55,9 @@ stroke-dasharray: 4 3; } .line path, .frame { fill: none; } .line path { stroke-
 flex: none; } .legend span { cursor: default; } .tip { position: fixed; z-index: 9; max-width: min(24rem, 92vw);
 padding: .3rem .55rem; border-radius: .35rem; font: 13px/1.4 system-ui, sans-serif; white-space: pre-line;
 overflow-wrap: anywhere; background: var(--ink); color: var(--bg); pointer-events: none; }
-@media print { .page { max-width: none; padding: 0; } nav { display: none; } h2, h3 { break-after: avoid; } figure, tr,
-.card, svg.chart { break-inside: avoid; } .scroll { overflow: visible; } svg.chart { min-width: 0 !important; }
-table { font-size: .7rem; } .grid { grid-template-columns: 1fr 1fr; }
+@media print { .page { max-width: none; padding: 0; } nav { display: none; } h2, h3, .note { break-after: avoid; }
+figure, tr, .card, .grid > *, svg.chart { break-inside: avoid; } .scroll { overflow: visible; }
+svg.chart { min-width: 0 !important; } table { font-size: .7rem; } .grid { grid-template-columns: 1fr 1fr; }
 * { -webkit-print-color-adjust: exact; print-color-adjust: exact; } }
 """
 

@@ -121,8 +121,8 @@ def _shown(value: object) -> str:
 
 def _cell(column: str, value: object) -> str:
     """Return a cell of the table of trials; a run is its folder's name."""
-    if column in ("run", "reason"):
-        return f'<td class="text">{page.text(Path(str(value)).name if column == "run" else value)}</td>'
+    if column == "run":
+        return f'<td class="text"><span class="name">{page.text(Path(str(value)).name)}</span></td>'
     return page.text(_shown(value))
 
 

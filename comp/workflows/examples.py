@@ -34,8 +34,8 @@ def draw(run: Run, name: str, predicted: Predictions, split: Split, model: Class
         rows += [int(row) for row in correct[places]]
     if not rows:
         return {}
-    shown = split.one_per_answer()
-    images = np.stack([shown.images[row] for row in rows])  # [N, H, W, C]
+    answered = split.one_per_answer()
+    images = np.stack([answered.images[row] for row in rows])  # [N, H, W, C]
     method, reason, bands = "", "", [plots.drawable_channels(images)]
     try:
         method, maps = saliency.explain(model, images)
@@ -43,27 +43,8 @@ def draw(run: Run, name: str, predicted: Predictions, split: Split, model: Class
     except (RuntimeError, NotImplementedError) as error:  # a plug-in's network, or memory
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     _save(run, name, bands)
-    described = [{"right": number >= mistakes, **_describe(predicted, row)} for number, row in enumerate(rows)]
-    return {"method": method, "reason": reason, "shown": described}
-
-
-def _describe(predicted: Predictions, row: int) -> dict[str, Any]:
-    one = predicted.take(slice(row, row + 1))
-    if one.row.numeric:
-        return {
-            "true": f"{one.target_values()[0]:.4g}",
-            "predicted": f"{one.values()[0]:.4g}",
-            "confidence": None,
-        }
-    if one.top1 is not None:
-        true, answer = int(one.known_targets()[0]), int(one.top1[0])
-        confidence = float(diagnostics.confidences(one)[0])
-        return {"true": one.classes[true], "predicted": one.classes[answer], "confidence": confidence}
-    truth, decided = (
-        ", ".join(one.classes[column] for column in np.flatnonzero(labels[0])) or "none"
-        for labels in (one.truth(), one.decisions())
-    )
-    return {"true": truth, "predicted": decided, "confidence": None}
+    shown = [{"right": place >= mistakes, **diagnostics.describe(predicted, row)} for place, row in enumerate(rows)]
+    return {"method": method, "reason": reason, "shown": shown}
 
 
 def _lit(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> NDArray[np.uint8]:

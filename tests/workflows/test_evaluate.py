@@ -158,7 +158,9 @@ def test_independent_classes_are_diagnosed_one_by_one() -> None:
     losses = metrics.row_losses(found)
     assert list(losses[worst]) == sorted(losses[worst], reverse=True)
     assert not found.correct()[worst].any()
-    assert diagnostics.mistake_title(found, int(worst[0])).strip("+-")
+    described = diagnostics.describe(found, int(worst[0]))
+    assert described["true"] != described["predicted"]
+    assert described["confidence"] is None
 
 
 def test_a_run_of_several_labels_without_weights_is_evaluated_and_reported(

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from comp.models.classifier import Classifier
 
+_AT_A_TIME = 4  # images; large ones with all their activations fill the memory
 _COPIES, _NOISE = 8, 0.1  # noisy copies of an image, and the noise's deviation, of pixels in 0..1
 _BLUR = 5  # pixels; single pixels' gradients are noise
 _MAX_LINEAR = 2  # of places, after the last convolution: ConvNeXt's last block has two
@@ -53,29 +54,35 @@ def explain(model: Classifier, images: NDArray[np.uint8]) -> tuple[str, NDArray[
 
     Args:
         model: on its device; its mode and gradients stay as they are.
-        images: [N, H, W, C].
+        images: [N, H, W, C], at least one.
 
     Returns:
         The method, and maps [N, H, W] from 0 to 1, each with a maximum of 1 unless it is 0 everywhere.
     """
-    device = next(model.parameters()).device
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(device).float() / 255
     was_training = model.training
     model.eval()
     layers = _Layers()
     hooks = [module.register_forward_hook(layers.see) for module in model.inner.modules()]
     try:
-        with torch.enable_grad():
-            score = model(pixels.requires_grad_()).amax(1).sum()
-            if layers.is_convolutional and layers.features is not None:
-                method, maps = "Grad-CAM", _grad_cam(score, layers.features)
-            else:
-                method, maps = "SmoothGrad", _smooth_gradient(model, pixels.detach())
+        starts = range(0, len(images), _AT_A_TIME)
+        parts = [_explain_part(model, images[start : start + _AT_A_TIME], layers) for start in starts]
     finally:
         for hook in hooks:
             hook.remove()
         model.train(was_training)
-    maps = F.interpolate(maps, pixels.shape[2:], mode="bilinear", align_corners=False)[:, 0]  # [N, H, W]
+    return parts[0][0], np.concatenate([maps for _, maps in parts])
+
+
+def _explain_part(model: Classifier, images: NDArray[np.uint8], layers: _Layers) -> tuple[str, NDArray[np.float32]]:
+    device = next(model.parameters()).device
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(device).float() / 255
+    with torch.enable_grad():
+        score = model(pixels.requires_grad_()).amax(1).sum()
+        if layers.is_convolutional and layers.features is not None:
+            method, maps = "Grad-CAM", _grad_cam(score, layers.features)
+        else:
+            method, maps = "SmoothGrad", _smooth_gradient(model, pixels.detach())
+    maps = F.interpolate(maps.nan_to_num(), pixels.shape[2:], mode="bilinear", align_corners=False)[:, 0]  # [N, H, W]
     highest = maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     shares: NDArray[np.float32] = (maps / highest).cpu().numpy()
     return method, shares

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from comp.runtime import escape
 
-WIDTH, HEIGHT = 420.0, 250.0  # of a chart that shares a row with another
+WIDTH = 420.0  # of a chart with axes
 _LETTER = 6.6  # width of a letter of tick labels, of 12 px
 _MAX_LABEL = 22  # letters of a label; the mark's title has all of them
 _MAX_STRIPS = 120  # places along x that show their values
@@ -26,8 +26,6 @@ GREY = -1  # a style, for lines behind others
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "14 4", "5 2 1 2 1 2")
 # matplotlib's cividis (Nuñez et al. 2018, doi:10.1371/journal.pone.0199239) at nine places.
 _CIVIDIS = ("00224e", "1a386f", "434e6c", "61656f", "7d7c78", "9b9476", "bcae6c", "dec958", "fee838")
-
-
 Dot = tuple[float, float, str, str]  # x, y, tip, and a CSS colour, empty for a hollow one
 
 
@@ -91,7 +89,7 @@ def nice_ticks(low: float, high: float, most: int = 6, *, integers: bool = False
         step = max(step, 1.0)
     places = max(0, -math.floor(math.log10(step) + 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    ticks = [round(number * step, 12) for number in range(first, last + 1)]
+    ticks = [number * step for number in range(first, last + 1)]
     extreme = not 1e-3 <= max(abs(low), abs(high)) < 1e6
     return {tick: f"{tick:.3g}" if extreme else f"{tick:,.{places}f}" for tick in ticks}
 
@@ -110,6 +108,11 @@ def colour(style: int) -> str:
     return "var(--soft)" if style == GREY else f"var(--s{style % _COLOURS})"
 
 
+def _stroke(style: int) -> str:
+    dash = _DASHES[style // _COLOURS % len(_DASHES)]
+    return f'stroke="{colour(style)}"' + (f' stroke-dasharray="{dash}"' if dash else "")
+
+
 @dataclass
 class Plot:
     """A chart with two axes; its methods add marks, the last on top.
@@ -118,15 +121,13 @@ class Plot:
         x: the horizontal axis.
         y: the vertical axis.
         title: of the chart; empty for none.
-        width: of the whole.
-        height: of the whole; None: 250, and 26 for each row of a `category_axis`.
+        height: of the whole.
     """
 
     x: Axis
     y: Axis
     title: str = ""
-    width: float = WIDTH
-    height: float = HEIGHT
+    height: float = 250.0
     _parts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -134,7 +135,7 @@ class Plot:
         self._left = 14 + _LETTER * max(map(len, labels), default=1)
         self._top = (24 if self.title else 8) + (16 if self.y.title else 0)
         self._bottom = self.height - (40 if self.x.title else 24)
-        self._right = self.width - 12
+        self._right = WIDTH - 12
 
     def _across(self, value: float) -> float:
         return self._left + self.x.share(value) * (self._right - self._left)
@@ -144,17 +145,12 @@ class Plot:
 
     def line(self, points: Iterable[tuple[float, float]], style: int = 0, *, dots: bool = True) -> None:
         """Draw a line through points; every seventh has the same colour, with other dashes."""
-        places = [(self._across(x), self._down(y)) for x, y in points if math.isfinite(y) and self._holds(y)]
+        places = [(self._across(x), self._down(y)) for x, y in points if math.isfinite(y)]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-        dash = _DASHES[style // _COLOURS % len(_DASHES)]
-        dashes = f' stroke-dasharray="{dash}"' if dash else ""
-        self._parts.append(f'<g class="line" data-line="{style}"><path d="M{path}" stroke="{colour(style)}"{dashes}/>')
+        self._parts.append(f'<g class="line" data-line="{style}"><path d="M{path}" {_stroke(style)}/>')
         if dots and len(places) <= _MAX_DOTTED:
             self._parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour(style)}"/>' for x, y in places]
         self._parts.append("</g>")
-
-    def _holds(self, y: float) -> bool:
-        return not self.y.log or y > 0
 
     def dots(self, points: Iterable[Dot]) -> None:
         """Draw dots."""
@@ -162,21 +158,20 @@ class Plot:
             shape = f'fill="{fill}"' if fill else 'class="hollow"'
             self._mark(f'<circle cx="{self._across(x):.1f}" cy="{self._down(y):.1f}" r="4.5" {shape}>', "circle", tip)
 
-    def box(self, x: tuple[float, float], y: tuple[float, float], tip: str, fill: str = "var(--s0)") -> None:
+    def box(self, x: tuple[float, float], y: tuple[float, float], tip: str) -> None:
         """Draw a bar from one corner to the other."""
         left, right = self._across(x[0]), self._across(x[1])
         top, bottom = self._down(y[1]), self._down(y[0])
         size = f'width="{max(right - left, 0):.1f}" height="{max(bottom - top, 0):.1f}"'
-        self._mark(f'<rect x="{left:.1f}" y="{top:.1f}" {size} fill="{fill}" class="bar">', "rect", tip)
+        self._mark(f'<rect x="{left:.1f}" y="{top:.1f}" {size} class="bar">', "rect", tip)
 
-    def whisker(self, y: float, value: float, low: float | None, high: float | None, tip: str, style: int = 0) -> None:
-        """Draw a dot at (value, y) in its interval, which may be unknown."""
-        middle = self._down(y)
-        self._parts.append(f'<g fill="{colour(style)}" stroke="{colour(style)}">')
-        if low is not None and high is not None:
-            ends = self._across(max(low, self.x.low)), self._across(min(high, self.x.high))
-            self._parts.append(f'<path class="whisker" d="M{ends[0]:.1f} {middle:.1f}H{ends[1]:.1f}"/>')
-        self._parts.append(f'<circle cx="{self._across(value):.1f}" cy="{middle:.1f}" r="4.5"/></g>')
+    def whisker(self, y: float, value: float, low: float, high: float, tip: str, style: int = 0) -> None:
+        """Draw a dot at (value, y) in its interval."""
+        middle, start, end, at = self._down(y), *(self._across(each) for each in (low, high, value))
+        self._parts.append(
+            f'<g fill="{colour(style)}" stroke="{colour(style)}"><path class="whisker" d="M{start:.1f} {middle:.1f}'
+            f'H{end:.1f}"/><circle cx="{at:.1f}" cy="{middle:.1f}" r="4.5"/></g>'
+        )
         size = f'width="{self._right - self._left:.1f}" height="20"'
         self._mark(f'<rect class="strip" x="{self._left:.1f}" y="{middle - 10:.1f}" {size}>', "rect", tip)
 
@@ -228,7 +223,7 @@ class Plot:
         if self.y.title:
             parts.append(f'<text class="axis" x="{left:.1f}" y="{top - 6:.1f}">{_text(self.y.title)}</text>')
         named = self.title or f"{self.y.title} by {self.x.title}"
-        return _svg(self.width, self.height, named, [*parts, *self._parts])
+        return _svg(WIDTH, self.height, named, [*parts, *self._parts])
 
 
 def lines(
@@ -276,11 +271,9 @@ def legend(labels: Iterable[str]) -> str:
 
 def swatch(style: int) -> str:
     """Return a piece of the n-th line; pointing at it dims all other lines of the page."""
-    dash = _DASHES[style // _COLOURS % len(_DASHES)]
-    dashes = f' stroke-dasharray="{dash}"' if dash else ""
     return (
         f'<svg class="swatch" data-style="{style}" viewBox="0 0 28 8" width="28" height="8" aria-hidden="true">'
-        f'<path d="M0 4H28" stroke="{colour(style)}" stroke-width="3"{dashes}/></svg>'
+        f'<path d="M0 4H28" stroke-width="3" {_stroke(style)}/></svg>'
     )
 
 
@@ -362,11 +355,6 @@ def _number_in(count: int, side: float, share: float, x: float, y: float) -> str
         f'<text x="{x + side / 2 - 0.5:.1f}" y="{y + side / 2 + font / 3:.1f}" text-anchor="middle"{strong} '
         f'style="font-size:{font:.1f}px">{text}</text>'
     )
-
-
-def shade(value: float, low: float, high: float) -> str:
-    """Return the colour of a value in a range, dark for `low`."""
-    return _cividis((value - low) / (high - low or 1.0))
 
 
 def _cividis(share: float) -> str:

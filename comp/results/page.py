@@ -31,14 +31,15 @@ gap: 2rem; } nav { position: sticky; top: 1rem; align-self: start; } nav ul { fl
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--edge); text-align: right; vertical-align: top;
 font-variant-numeric: tabular-nums; } th { color: var(--soft); font-weight: 600; } td:first-child, th:first-child,
 td.text, th.text { text-align: left; } td.text { overflow-wrap: anywhere; min-width: 8rem; }
-.name { white-space: nowrap; } tr.best td { background: var(--panel); font-weight: 600; } .legend { display: flex; flex-wrap: wrap; }
+.name { white-space: nowrap; } tr.best td { background: var(--panel); font-weight: 600; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.1rem, 1fr)); gap: .6rem; }
 .card { background: var(--panel); border: 1px solid var(--edge); border-radius: .5rem; padding: .5rem .7rem;
 max-width: 16rem; } .card b { display: block; font-size: 1.35rem; line-height: 1.3; }
 .card span, .card small { display: block; font-size: .8rem; color: var(--soft); } .card .title { color: var(--ink); }
 .winner { font-size: 1.05rem; } .grid { display: grid; gap: 1rem 1.5rem; align-items: start;
 grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); } .grid > * { min-width: 0; }
-.legend { gap: .2rem 1rem; font-size: .85rem; margin: .4rem 0; overflow-wrap: anywhere; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .85rem; margin: .4rem 0;
+overflow-wrap: anywhere; }
 .looks { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 10.5rem), 1fr)); gap: .8rem; }
 .looks figure { margin: 0; font-size: .82rem; line-height: 1.35; overflow-wrap: anywhere; }
 .looks .pair { display: flex; gap: 2px; } .looks img { flex: 1 1 0; min-width: 0; max-width: 50%; width: 100%;
@@ -48,10 +49,11 @@ svg.chart { display: block; width: 100%; height: auto; font: 12px system-ui, san
 svg .title { font-weight: 600; font-size: 13px; } svg .axis { fill: var(--soft); }
 svg .rule { stroke: var(--edge); stroke-width: .7; } svg .guide { stroke: var(--soft);
 stroke-dasharray: 4 3; } .line path, .frame { fill: none; } .line path { stroke-width: 2; stroke-linejoin: round; }
-.line.dim { opacity: .12; } .frame { stroke: var(--edge); } .whisker { stroke-width: 2; } .bar { fill-opacity: .75; }
-.hollow { fill: none; stroke: var(--soft); stroke-width: 1.5; } .strip { fill: transparent; }
-.strip.on { fill: var(--soft); fill-opacity: .16; } .on:not(.strip) { stroke: var(--ink); stroke-width: 2; }
-.right { fill: var(--s0); } .wrong { fill: var(--s1); } text.strong { fill: #fff; } .swatch { vertical-align: middle;
+.line.dim { opacity: .12; } .frame { stroke: var(--edge); } .whisker { stroke-width: 2; }
+.bar { fill: var(--s0); fill-opacity: .75; } .hollow { fill: none; stroke: var(--soft); stroke-width: 1.5; }
+.strip { fill: transparent; } .strip.on { fill: var(--soft); fill-opacity: .16; }
+.on:not(.strip) { stroke: var(--ink); stroke-width: 2; } .right { fill: var(--s0); } .wrong { fill: var(--s1); }
+text.strong { fill: #fff; } .swatch { vertical-align: middle;
 flex: none; } .legend span { cursor: default; } .tip { position: fixed; z-index: 9; max-width: min(24rem, 92vw);
 padding: .3rem .55rem; border-radius: .35rem; font: 13px/1.4 system-ui, sans-serif; white-space: pre-line;
 overflow-wrap: anywhere; background: var(--ink); color: var(--bg); pointer-events: none; }

@@ -44,7 +44,7 @@ def _sections(study: "Study", report: "StudyReport", intervals: Mapping[str, Int
         yield Section("Recommendation", _recommendation(report))
         yield Section("Progress", page.grid([_history(study, report), _pareto(study, report)]))
         yield Section("Importance", _importance(report, intervals, len(complete)))
-        yield Section("Knobs", page.grid([*_knobs(study, report, complete), _pair(study, report, complete)]))
+        yield Section("Knobs", page.grid(_knobs(study, report, complete)))
         yield Section("Epochs", _epochs(study))
     best = [number for number, row in enumerate(report.trials) if row["trial"] in report.pareto]
     head = list(report.trials[0]) if report.trials else []
@@ -99,7 +99,7 @@ def _history(study: "Study", report: "StudyReport") -> str:
     steps = [(float(trial.number), value) for trial, value in zip(complete, so_far, strict=True)]
     corners = [point for (_, before), (x, value) in itertools.pairwise(steps) for point in ((x, before), (x, value))]
     plot = charts.Plot(
-        charts.number_axis("trial", [0, len(report.trials) - 1], integers=True),
+        charts.number_axis("trial", [row["trial"] for row in report.trials], integers=True),
         charts.number_axis(report.metrics[0], values),
         "values, and the best so far",
     )
@@ -142,13 +142,13 @@ def _importance(report: "StudyReport", intervals: Mapping[str, Interval], comple
         return page.note(f"Importance needs 20 complete trials and two knobs that vary; there are {complete}.")
     rows = list(reversed(report.importance.items()))
     axis = charts.category_axis("", [path for path, _ in rows])
-    plot = charts.Plot(charts.number_axis("share of the first metric's variance", (0.0, 1.0)), axis)
-    plot = charts.Plot(plot.x, axis, height=28.0 * len(rows) + 48)
+    shares = charts.number_axis("share of the first metric's variance", (0.0, 1.0))
+    plot = charts.Plot(shares, axis, height=28.0 * len(rows) + 48)
     for height, (path, share) in enumerate(rows):
         ends = intervals[path]
         tip = f"{path}: {share:.2f} (95 %: {max(ends.low, 0):.2f} to {min(ends.high, 1):.2f})"
         plot.whisker(height, share, max(ends.low, 0.0), min(ends.high, 1.0), tip)
-    return page.grid([plot.svg() + page.note("PED-ANOVA; lines are 95 % intervals over which trials were drawn.")])
+    return page.grid([plot.svg() + page.note("PED-ANOVA. Lines: 95 % intervals, from leaving out groups of trials.")])
 
 
 def _knobs(study: "Study", report: "StudyReport", complete: Sequence[FrozenTrial]) -> Iterator[str]:
@@ -180,21 +180,6 @@ def _place(entry: Entry, trial: FrozenTrial) -> float:
     if entry.kind != "choice":
         return float(value)
     return next(place for place, choice in enumerate(entry.choices) if value in (choice, repr(choice)))
-
-
-def _pair(study: "Study", report: "StudyReport", complete: Sequence[FrozenTrial]) -> str:
-    """Return the two most important knobs against each other, coloured by the first metric."""
-    if len(report.importance) < 2:
-        return ""
-    entries = {entry.path: entry for entry in parse_space(study.config.tune)}
-    across, up = (entries[path] for path in list(report.importance)[:2])
-    values = [trial.values[0] for trial in complete]
-    x, y = _knob_axis(across, complete), _knob_axis(up, complete)
-    plot = charts.Plot(x, y, f"{up.path} by {across.path}; the brighter, the higher {report.metrics[0]}")
-    points = ((_place(across, trial), _place(up, trial), trial) for trial in complete)
-    shaded = zip(_dots(report, points), values, strict=True)
-    plot.dots((*dot[:3], charts.shade(value, min(values), max(values))) for dot, value in shaded)
-    return plot.svg()
 
 
 def _epochs(study: "Study") -> str:

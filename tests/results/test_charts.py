@@ -111,6 +111,14 @@ def test_a_confusion_table_names_and_counts_a_hundred_classes() -> None:
     assert all(chart.labels.count(name) == 2 for name in names)
 
 
+def test_a_large_confusion_table_stays_small() -> None:
+    generator = np.random.default_rng(0)
+    truth, wrong = generator.integers(0, 100, 950_000), generator.integers(0, 100, 950_000)
+    predicted = np.where(generator.random(950_000) < 0.5, truth, (truth + wrong**2 // 300) % 100)
+    table = np.bincount(truth * 100 + predicted, minlength=10_000).reshape(100, 100)
+    assert len(charts.confusion(table, table.sum(1), [f"class {n}" for n in range(100)], "images")) < 1_000_000
+
+
 def test_classes_that_are_confused_are_neighbours() -> None:
     table = np.diag(np.full(12, 50))
     for first, second in ((0, 7), (3, 11), (5, 9)):

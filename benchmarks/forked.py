@@ -128,6 +128,7 @@ def run(arguments: Iterable[object], folder: Path, log: Path, kill: Kill | None 
 def _run(arguments: tuple[str, ...], folder: Path, log: Path, kill: Kill | None) -> NoReturn:
     """Run a command in this forked process and end it."""
     code = 1
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as comp/__main__.py does
     try:
         os.setpgid(0, 0)
         for number, suffix in ((1, ".out"), (2, ".err")):

@@ -157,10 +157,9 @@ def build_context(
     began = time.perf_counter() if began is None else began
     policy = policies.resolve(config.augment.policy, config.augment.ops, config.augment.albumentations)
     if dataset.resident:
-        val = dataset.val and dataset.val.decoded(progress)
         # Images that are cropped before they are resized are read anew in every epoch.
         train_split = dataset.train if policy.crop else dataset.train.decoded(progress)
-        dataset = replace(dataset, train=train_split, val=val)
+        dataset = replace(dataset, train=train_split, val=dataset.val and dataset.val.decoded(progress))
     schedules.check_sizes(model, config.train.sizes, dataset.competition.image_shape)
     team.prepare(model, execution)
     execution.place(model)
@@ -178,16 +177,6 @@ def build_context(
     steps_per_epoch = len(train) // min(config.train.batch_size, len(train))
     norms = Norms(model.inner) if config.train.log_norms else NoNorms()
     average = averaging.build_average(model, config.train, steps_per_epoch)
-    stepper = Stepper(
-        optimizer,
-        execution,
-        norms,
-        micro_batch=execution.micro_batch or config.train.micro_batch or config.train.batch_size,
-        clip=config.optim.clip,
-        clip_at=config.optim.clip_at,
-        unclipped=head_of(model),
-        halves=team.size == 1,
-    )
     return TrainContext(
         config=config,
         dataset=dataset,
@@ -195,23 +184,36 @@ def build_context(
         model=model,
         optimizer=optimizer,
         schedule=optimizers.schedule_of(config.optim),
-        stepper=stepper,
+        stepper=Stepper(
+            optimizer,
+            execution,
+            norms,
+            micro_batch=execution.micro_batch or config.train.micro_batch or config.train.batch_size,
+            clip=config.optim.clip,
+            clip_at=config.optim.clip_at,
+            unclipped=head_of(model),
+            halves=team.size == 1,
+        ),
         norms=norms,
         best_weights=BestWeights(run, config, dataset, model, execution, average),
         train=train,
         policy=policy,
-        mixing=mixing.Mixing(
-            mixup=config.augment.mixup,
-            cutmix=config.augment.cutmix,
-            switch_probability=config.augment.switch_probability,
-            label_smoothing=config.train.label_smoothing,
-            off_epochs=config.augment.mix_off_epochs,
-        ),
+        mixing=_mixing(config),
         execution=execution,
         forward=team.forward(model, execution),
         team=team,
         planner=team.sync_planner(budget.step_planner(config, dataset, run, execution, began=began)),
         teacher=open_teacher(run, config, dataset, execution.torch_device),
+    )
+
+
+def _mixing(config: Config) -> mixing.Mixing:
+    return mixing.Mixing(
+        mixup=config.augment.mixup,
+        cutmix=config.augment.cutmix,
+        switch_probability=config.augment.switch_probability,
+        label_smoothing=config.train.label_smoothing,
+        off_epochs=config.augment.mix_off_epochs,
     )
 
 

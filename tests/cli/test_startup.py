@@ -1,8 +1,11 @@
 """What a command loads: a library is imported where it is used, and not by everybody."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +63,28 @@ def loaded(script: str, *arguments: object, cwd: Path) -> set[str]:
     ended = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
     return set(json.loads(ended.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("before", [[], ["env", "--ignore-signal=INT"]], ids=["on a terminal", "in the background"])
+def test_ctrl_c_while_comp_is_imported_says_nothing(tmp_path: Path, before: list[str]) -> None:
+    (tmp_path / "typer.py").write_text(
+        "import time; print('importing', flush=True); time.sleep(2); raise SystemExit(7)"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    command = [*before, sys.executable, "-m", "comp", "--version"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == (7 if before else -signal.SIGINT)
+
+
+def test_the_installed_command_starts_there_too() -> None:
+    scripts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"comp": "comp.__main__:main"}
 
 
 def test_checking_a_config_of_ours_loads_torch_alone() -> None:

@@ -174,7 +174,7 @@ def _sections(run: Run, baseline: Config | None, compared: Run | None) -> Iterat
                 if "metric" in values or "classes" in values:
                     counted = plural(values["images"], "group" if scores.group_answer else "image")
                     yield Section(f"{name}: {counted}", "\n".join(_diagnosis(run, scores, name, values)))
-        except (RunError, TypeError, KeyError, IndexError, ValueError, AttributeError, OSError) as error:
+        except (RunError, TypeError, KeyError, IndexError, ValueError, AttributeError, OSError, SyntaxError) as error:
             raise RunError(
                 f"{evaluation}: damaged ({files.error_text(error)}); create it again: comp evaluate {run.path}"
             ) from None

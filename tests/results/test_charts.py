@@ -170,6 +170,22 @@ def test_several_runs_have_a_winner_by_shifted_validation(frozen: Path) -> None:
     assert re.search(r"significantly better", winner[0])
 
 
+@pytest.mark.parametrize("content", [b"", b"no picture", None])
+def test_damaged_pictures_are_one_message_with_the_cure(
+    frozen: Path, comp: Callable[..., Result], content: bytes | None
+) -> None:
+    assert comp("report", PLAIN, "-o", "page.html").code == 0
+    picture = Path(PLAIN) / "plots/examples-val.png"
+    picture.write_bytes(picture.read_bytes()[:400] if content is None else content)
+    result = comp("report", PLAIN, "-o", "page.html")
+    assert result.code == 2
+    assert len(result.err.strip().splitlines()) == 1
+    assert f"create it again: comp evaluate {PLAIN}" in result.err
+    picture.unlink()
+    assert comp("report", PLAIN, "-o", "page.html").code == 0
+    assert "No pictures of mistakes" in Path("page.html").read_text()
+
+
 HOVER = """
 const hover = mark => { mark.dispatchEvent(new PointerEvent('pointerover', {bubbles: true}));
   const tip = document.querySelector('.tip'); return tip.hidden ? '' : tip.textContent; };

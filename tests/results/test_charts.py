@@ -159,6 +159,14 @@ def test_a_page_shows_intervals_and_differences_to_a_baseline(frozen: Path, comp
     assert re.search(rf"{re.escape(f'{score.value - before.value:+.4f}')} \([+-][\d.]+ to [+-][\d.]+\)", text)
 
 
+def test_of_an_unfinished_baseline_the_config_is_compared(frozen: Path, comp: Callable[..., Result]) -> None:
+    (Path(FLIPPED) / "metrics.json").unlink()
+    assert comp("report", PLAIN, "--baseline", FLIPPED, "-o", "page.html").code == 0
+    text = Path("page.html").read_text()
+    assert "<th>baseline</th>" in text or 'class="text">baseline</th>' in text
+    assert "differences to" not in text
+
+
 def test_several_runs_have_a_winner_by_shifted_validation(frozen: Path) -> None:
     compared = report.find_runs([Path(PLAIN), Path(FLIPPED)])
     text = comparison.render_page(compared)

@@ -30,18 +30,21 @@ def report(
     """
     from comp import config as configs
     from comp.cli import console
-    from comp.results import comparison, files
+    from comp.results import files
     from comp.results import report as reports
     from comp.results import runs as run_folders
 
     files.check_writable(output)
     runs = reports.find_runs(paths)
-    compared = run_folders.open_run(baseline) if baseline and baseline.is_dir() else None
-    reference = compared.config() if compared else configs.load(baseline) if baseline else None
+    other = run_folders.open_run(baseline) if baseline and baseline.is_dir() else None
+    reference = other.config() if other else configs.load(baseline) if baseline else None
     if len(runs) == 1:
         _evaluate(replace(runs[0], allow_plugins=allow_plugins))
-        text = reports.render_page(runs[0], baseline=reference, compared=compared)
+        scored = other if other and other.is_complete() else None
+        text = reports.render_page(runs[0], baseline=reference, compared=scored)
     else:
+        from comp.results import comparison
+
         text = comparison.render_page(runs, baseline=reference)
     files.write_atomically(output, text.encode())
     written = {"page": str(output), "runs": [str(run.path) for run in runs]}

@@ -192,11 +192,7 @@ def read_classes(row: LeaderboardRow) -> tuple[str, ...]:
 def read_correctness(row: LeaderboardRow, split: str) -> Correctness | None:
     """Load which images of a labelled split a run predicts correctly; None if its predictions are gone."""
     suffix = row.variant if split in ("test", "suite") or not row.is_own else ""
-    try:
-        loaded = prediction_files.load_correctness(Path(row.run) / "predictions" / f"{split}{suffix}.npz")
-    except RunError:  # a run's folder may be moved or pruned; its scores still count
-        return None
-    return loaded if loaded.correct is not None else None
+    return prediction_files.find_correctness(Path(row.run) / "predictions" / f"{split}{suffix}.npz")
 
 
 def _differences(

@@ -1,8 +1,9 @@
-"""Diagnostics of labelled predictions: by class, confusion, confidence and distortion. NumPy only.
+"""Diagnostics of labelled predictions: by class, confusion, confidence and distortion. Torch-free.
 
 Precision, recall and F1 follow scikit-learn with `zero_division=0`: a class that is never predicted has precision 0.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,8 @@ CLASS_SCORES = {
 _BINS = 15  # of equal width in the reliability diagram (Guo et al. 2017, arXiv:1706.04599)
 _TOP = 5
 _CONFUSED_PAIRS = 10
+_MAX_POINTS = 500  # of predicted numbers, enough to see their spread
+_MAX_ORDERED = 200  # classes; the best order of the leaves takes cubic time
 
 
 def diagnose(predictions: Predictions) -> dict[str, Any]:
@@ -34,19 +37,21 @@ def diagnose(predictions: Predictions) -> dict[str, Any]:
 
     Returns:
         For numbers: `images`, and `numbers`: `rmse`, `mae`, `r2` (None if undefined), the mean error `bias`, and the
-        absolute error that nine in ten images stay below, `p90`. For classes:
+        absolute error that nine in ten images stay below, `p90`; `points`: (true, predicted) of some. For classes:
         `images`, `accuracy`, `loss` (nats); `macro` and `weighted`, each with `precision`, `recall` and `f1`;
         `classes`: the same for each class with its `images`; `calibration`: see `calibration`. For single-label tasks
-        also `top5`; `confusion`: counts, rows are true classes; `confused`: the most frequent (true class, predicted
-        class, count). For multi-label tasks also `micro`, and each class's `roc_auc`, `average_precision` and
-        `threshold`.
+        also `top5`; `confusion`: counts, rows are true classes; `order`: see `class_order`; `confused`: the most
+        frequent (true class, predicted class, count). For multi-label tasks also `micro`, and each class's `roc_auc`,
+        `average_precision` and `threshold`.
     """
     if predictions.row.numeric:
         errors = predictions.values() - predictions.target_values()
         scored = metrics.summarize(predictions, predictions.row.reported[0])
         numbers = {name: scored.value(name) for name in predictions.row.reported}
         numbers |= {"bias": float(errors.mean()), "p90": float(np.quantile(np.abs(errors), 0.9))}
-        return {"images": len(predictions), "numbers": numbers}
+        pairs = np.stack([predictions.target_values(), predictions.values()], 1)
+        points = pairs[:: math.ceil(len(pairs) / _MAX_POINTS)]
+        return {"images": len(predictions), "numbers": numbers, "points": points.tolist()}
     counts = metrics.class_counts(predictions)
     by_class = class_scores(*counts)
     support = counts[1]
@@ -79,6 +84,7 @@ def _single_label_details(predictions: Predictions) -> dict[str, Any]:
     return {
         "top5": top_accuracy(predictions, _TOP),
         "confusion": table.tolist(),
+        "order": class_order(table, keep=predictions.task == "ordinal"),
         "confused": most_confused(table, predictions.classes),
         "by_class": [{}] * len(predictions.classes),
     }
@@ -139,6 +145,24 @@ def most_confused(table: NDArray[np.int64], classes: tuple[str, ...]) -> list[tu
     ]
 
 
+def class_order(table: NDArray[np.int64], *, keep: bool) -> list[int]:
+    """Return the classes in an order that puts those next to each other that are confused most.
+
+    By average linkage of one minus the share of two classes' images that are taken for the other, its leaves ordered
+    after Bar-Joseph et al. 2001; `keep` returns them as they are, for grades.
+    """
+    if keep or len(table) < 3:
+        return list(range(len(table)))
+    from scipy.cluster import hierarchy  # type: ignore[import-untyped]  # slow, and scores need none
+    from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
+
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    distances = 1 - (shares + shares.T) / 2
+    np.fill_diagonal(distances, 0)
+    linkage = hierarchy.linkage(squareform(distances), "average", optimal_ordering=len(table) <= _MAX_ORDERED)
+    return [int(row) for row in hierarchy.leaves_list(linkage)]
+
+
 def confidences(predictions: Predictions) -> NDArray[np.float32]:
     """Return the probability of each row's decision [N], for tasks that decide on one class."""
     assert predictions.top1 is not None
@@ -188,19 +212,17 @@ def find_worst_mistakes(predictions: Predictions, count: int) -> NDArray[np.int6
     return rows
 
 
-def mistake_title(predictions: Predictions, row: int) -> str:
-    """Return a title for a wrong row: true class, predicted class and confidence, or -missed +added classes, or the
-    true and the predicted number.
-    """
-    mistake = predictions.take(slice(row, row + 1))
-    if mistake.row.numeric:
-        return f"{mistake.target_values()[0]:.4g}: {mistake.values()[0]:.4g}"
-    if mistake.top1 is not None:
-        true, predicted = int(mistake.known_targets()[0]), int(mistake.top1[0])
-        return f"{mistake.classes[true]}: {mistake.classes[predicted]} {100 * confidences(mistake)[0]:.0f}%"
-    decided, truth = mistake.decisions()[0], mistake.truth()[0]
-    signs = (("-", truth & ~decided), ("+", decided & ~truth))
-    return " ".join(f"{sign}{mistake.classes[column]}" for sign, columns in signs for column in np.flatnonzero(columns))
+def describe(predictions: Predictions, row: int) -> dict[str, Any]:
+    """Return a row's `true` and `predicted` class, classes or number as text, and its `confidence`, None without."""
+    one = predictions.take(slice(row, row + 1))
+    if one.row.numeric:
+        return {"true": f"{one.target_values()[0]:.4g}", "predicted": f"{one.values()[0]:.4g}", "confidence": None}
+    names = [
+        ", ".join(one.classes[column] for column in np.flatnonzero(labels[0])) or "none"
+        for labels in (one.truth(), one.decisions())
+    ]
+    confidence = None if one.top1 is None else float(confidences(one)[0])
+    return {"true": names[0], "predicted": names[1], "confidence": confidence}
 
 
 def mean_corruption_error(blocks: Mapping[str, float], baseline: Mapping[str, float]) -> float:

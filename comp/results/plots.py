@@ -23,8 +23,6 @@ _MAX_NAMED_CLASSES = 60  # more class names would overlap
 _INCHES = 0.75  # an image's side
 _MAX_TITLE_LENGTH, _MAX_LINE_LENGTH = 14, 20  # of a title of one line, and of one of several
 _MAX_MARKED_POINTS = 50  # a line of a single point is invisible without a marker
-_MAX_NUMBERED_CLASSES = 20  # numbers in more cells would be too small to read
-_MIN_NUMBERED_SHARE = 0.005
 _MAX_NORM_EPOCHS = 4  # more lines would hide each other
 # A panel of `draw_curves` -> its lines: column of history.csv -> label.
 _CURVES = {
@@ -112,17 +110,27 @@ def draw_curves(path: Path, history: Sequence[Mapping[str, str]], best_epoch: in
 
     `best_epoch` is counted from 1 and marked by a line; 0 for none.
     """
-    values = [[row.get(name) or None for name in ("val_metric", "val_accuracy", "val_loss")] for row in history]
-    has_metric = any(metric not in (None, *shown) for metric, *shown in values)
-    panels = {**_CURVES, **(_METRIC if has_metric else {})}
-    figure = _figure(4.0 * len(panels), 4.0)
-    for axes, (title, lines) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    drawn = panels(history)
+    figure = _figure(4.0 * len(drawn), 4.0)
+    for axes, (title, lines) in zip(figure.subplots(1, len(drawn)), drawn.items(), strict=True):
         _draw_by_epoch(axes, title, {label: (history, column) for column, label in lines.items()})
         if best_epoch:
             axes.axvline(best_epoch, color="grey", linewidth=0.8, linestyle="--", label="best weights")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
     _save(figure, path)
+
+
+def panels(history: Sequence[Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """Return the panels of a training's curves: title -> column of history.csv -> label."""
+    values = [[row.get(name) or None for name in ("val_metric", "val_accuracy", "val_loss")] for row in history]
+    has_metric = any(metric not in (None, *shown) for metric, *shown in values)
+    return {**_CURVES, **(_METRIC if has_metric else {})}
+
+
+def points(history: Sequence[Mapping[str, str]], column: str) -> list[tuple[int, float]]:
+    """Return (epoch, value) of a column of history.csv, where it was measured."""
+    return [(int(row["number"]), float(row[column])) for row in history if row.get(column)]
 
 
 def draw_lr_search(
@@ -146,12 +154,18 @@ def draw_lr_search(
     _save(figure, path)
 
 
+def some_epochs(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the epochs of norms.csv to draw: the first, the last and some between, none without rows."""
+    epochs = sorted({int(row["epoch"]) for row in rows})
+    count = min(len(epochs), _MAX_NORM_EPOCHS)
+    return sorted({epochs[round(index)] for index in np.linspace(0, len(epochs) - 1, count)})
+
+
 def draw_norms(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draw gradient and weight norms by layer, input first, one line for each of some epochs."""
     from matplotlib.ticker import LogLocator
 
-    epochs = sorted({int(row["epoch"]) for row in rows})
-    drawn_epochs = sorted({epochs[round(index)] for index in np.linspace(0, len(epochs) - 1, _MAX_NORM_EPOCHS)})
+    drawn_epochs = some_epochs(rows)
     layers = [str(row["layer"]) for row in rows if int(row["epoch"]) == drawn_epochs[0]]
     figure = _figure(12.0, max(4.0, 0.16 * len(layers) + 1.5))
     for axes, column in zip(figure.subplots(1, 2, sharey=True), ("gradient_norm", "weight_norm"), strict=True):
@@ -172,77 +186,21 @@ def draw_norms(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     _save(figure, path)
 
 
-def draw_confusion(path: Path, table: NDArray[np.int64], classes: Sequence[str], *, counted: str = "images") -> None:
-    """Draw a confusion table [true classes, predicted classes] as shares of each true class's images, or groups."""
-    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
-    side = max(5.0, min(14.0, 0.35 * len(classes) + 2))
-    figure = _figure(side + 1, side)
-    axes = figure.add_subplot()
-    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(drawn, ax=axes, shrink=0.8, label=f"share of the true class's {counted}")
-    if len(classes) <= _MAX_NAMED_CLASSES:
-        names = [_shorten(name) for name in classes]
-        size = 9 if len(classes) <= _MAX_NUMBERED_CLASSES else 5
-        axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=size, parse_math=False)
-        axes.set_yticks(range(len(classes)), names, fontsize=size, parse_math=False)
-    if len(classes) <= _MAX_NUMBERED_CLASSES:
-        for (row, column), share in np.ndenumerate(shares):
-            if share >= _MIN_NUMBERED_SHARE:
-                colour = "white" if share > 0.5 else "black"
-                axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    _save(figure, path)
-
-
-def draw_numbers(path: Path, targets: NDArray[np.float64], values: NDArray[np.float64]) -> None:
-    """Draw predicted numbers [N] by true ones; a perfect prediction lies on the line."""
-    figure = _figure(5.0, 5.0)
-    axes = figure.add_subplot()
-    axes.plot(targets, values, "o", markersize=2, alpha=0.4)
-    axes.axline((float(targets.mean()),) * 2, slope=1, color="grey", linestyle="--", linewidth=0.8)
-    axes.set_xlabel("true")
-    axes.set_ylabel("predicted")
-    axes.grid(alpha=0.3)
-    _save(figure, path)
-
-
-def draw_reliability(path: Path, bins: Sequence[Mapping[str, float]], ece: float, *, counted: str = "images") -> None:
-    """Draw accuracy by confidence, and the number of images, or groups, below it; see `diagnostics.calibration`."""
-    figure = _figure(5.0, 6.0)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    lows, widths = [row["low"] for row in bins], [row["high"] - row["low"] for row in bins]
-    accuracies = [row["accuracy"] for row in bins]
-    above.plot((0, 1), (0, 1), color="grey", linestyle="--", linewidth=0.8, label="perfect calibration")
-    above.bar(lows, accuracies, widths, align="edge", alpha=0.6, edgecolor="white", label="accuracy")
-    above.plot([row["confidence"] for row in bins], accuracies, "o", markersize=3, color="black")
-    above.set_ylabel("accuracy")
-    above.set_ylim(0, 1)
-    above.set_title(f"expected calibration error {ece:.3f}")
-    above.legend(fontsize=8)
-    below.bar(lows, [row["images"] for row in bins], widths, align="edge", alpha=0.6, edgecolor="white")
-    below.set_ylabel(counted)
-    below.set_xlabel("confidence")
-    below.set_xlim(0, 1)
-    _save(figure, path)
-
-
-def draw_blocks(path: Path, rows: Sequence[str], columns: Sequence[str], accuracies: NDArray[np.float64]) -> None:
-    """Draw accuracies [distortions, severities] as a heat map with numbers; NaN cells are empty."""
-    figure = _figure(1.1 * len(columns) + 2.5, 0.32 * len(rows) + 1.2)
-    axes = figure.add_subplot()
-    axes.imshow(accuracies, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto", alpha=0.6)  # pale behind the numbers
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows, fontsize=8, parse_math=False)
-    for (row, column), value in np.ndenumerate(accuracies):
-        if np.isfinite(value):
-            axes.text(column, row, f"{100 * value:.1f}", ha="center", va="center", fontsize=7)
-    axes.set_xlabel("severity")
-    _save(figure, path)
-
-
 def draw_compared_curves(path: Path, histories: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
     """Draw several runs' losses, accuracies and, if it is another one, metric by epoch; one has a training loss."""
+    measured = compared_columns(histories)
+    lines = math.ceil(len(measured) / 2)
+    figure = _figure(11.0, 3.75 * lines)
+    for axes, (column, title) in zip(figure.subplots(lines, 2).flat, measured.items(), strict=False):
+        _draw_by_epoch(axes, title, {name: (rows, column) for name, rows in histories.items()})
+    for axes in figure.axes[len(measured) :]:
+        axes.remove()
+    _legend_below(figure)
+    _save(figure, path)
+
+
+def compared_columns(histories: Mapping[str, Sequence[Mapping[str, str]]]) -> dict[str, str]:
+    """Return the columns of history.csv that compare runs -> their titles; only those that a run has measured."""
     all_rows = [row for rows in histories.values() for row in rows]
     measured = [column for column in _COMPARED if any(row.get(column) for row in all_rows)]
     for split in ("val", "ood"):  # accuracy or loss as the metric already has a panel
@@ -250,29 +208,7 @@ def draw_compared_curves(path: Path, histories: Mapping[str, Sequence[Mapping[st
         scored = [row for row in all_rows if row.get(f"{split}_metric")]
         if all(row[f"{split}_metric"] in [row.get(name) for name in same] for row in scored):
             measured = [column for column in measured if column != f"{split}_metric"]
-    lines = math.ceil(len(measured) / 2)
-    figure = _figure(11.0, 3.75 * lines)
-    for axes, column in zip(figure.subplots(lines, 2).flat, measured, strict=False):
-        _draw_by_epoch(axes, _COMPARED[column], {name: (rows, column) for name, rows in histories.items()})
-    for axes in figure.axes[len(measured) :]:
-        axes.remove()
-    _legend_below(figure)
-    _save(figure, path)
-
-
-def draw_compared_norms(path: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Draw several runs' gradient and weight norms of the last epoch, from input (0) to output (1)."""
-    figure = _figure(11.0, 4.5)
-    for axes, column in zip(figure.subplots(1, 2), ("gradient_norm", "weight_norm"), strict=True):
-        for name, rows in tables.items():
-            values = [float(row[column]) for row in rows if row["epoch"] == rows[-1]["epoch"]]
-            axes.plot(np.linspace(0, 1, len(values)), values, marker="o", markersize=3, label=name)
-        axes.set_title(column.replace("_", " "))
-        axes.set_xlabel("depth")
-        axes.set_yscale("log")
-        axes.grid(alpha=0.3)
-    _legend_below(figure)
-    _save(figure, path)
+    return {column: _COMPARED[column] for column in measured}
 
 
 def _legend_below(figure: "Figure") -> None:
@@ -290,10 +226,9 @@ def _legend_below(figure: "Figure") -> None:
 def _draw_by_epoch(axes: Any, title: str, lines: Mapping[str, tuple[Sequence[Mapping[str, str]], str]]) -> None:
     """Draw a panel of lines: label -> rows of a history.csv, and a column of it."""
     for label, (rows, column) in lines.items():
-        points = [(int(row["number"]), float(row[column])) for row in rows if row.get(column)]
-        if points:
-            marker = "o" if len(points) <= _MAX_MARKED_POINTS else ""
-            axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=label)
+        if measured := points(rows, column):
+            marker = "o" if len(measured) <= _MAX_MARKED_POINTS else ""
+            axes.plot(*zip(*measured, strict=True), marker=marker, markersize=3, label=label)
     axes.set_title(title)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)

@@ -248,6 +248,15 @@ def load_correctness(path: Path) -> Correctness:
     return Correctness(classes, loaded.ids, loaded.targets, correct, images)
 
 
+def find_correctness(path: Path) -> Correctness | None:
+    """Return which rows of a .npz are correct; None if it is gone or damaged, or its answers are unknown or numbers."""
+    try:
+        loaded = load_correctness(path)
+    except RunError:  # a run's folder may be moved or pruned; its scores still count
+        return None
+    return loaded if loaded.correct is not None else None
+
+
 def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: Path) -> Predictions:
     try:
         name = str(arrays["task"])

@@ -1,85 +1,85 @@
-"""HTML report of one run, or of several side by side: a single file that loads nothing from the network. Torch-free.
+"""HTML report of one run: a single file that loads nothing from the network. Torch-free.
 
-Numbers come from the run's files; `data-value` holds all digits.
+Numbers come from the run's files; `data-value` holds all digits. Several runs: `comparison`.
 """
 
-import base64
+import io
 import json
 import math
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from comp import config as configs
 from comp.config import Config
-from comp.results import diagnostics, files, plots, runs
-from comp.results.run_metrics import RunMetrics, SplitScores
+from comp.results import charts, diagnostics, files, page, plots, prediction_files, runs, stats
+from comp.results.page import Section
+from comp.results.run_metrics import RunMetrics, Score, SplitScores
 from comp.results.runs import Run
-from comp.runtime import escape
+from comp.results.stats import ScoreDifference
 from comp.runtime.errors import RunError, plural
 
 _MAX_RUNS = 40  # side by side; more would be unreadable
-
-_STYLE = """
-:root { color-scheme: light; font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; }
-body { margin: 0 auto; max-width: 70rem; padding: 1rem; }
-h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
-th, td { padding: .25rem .6rem; border: 1px solid #d0d7de; text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; } td.text { text-align: left; overflow-wrap: anywhere; }
-img { max-width: 100%; height: auto; } figure { margin: .5rem 0; } figcaption { font-size: .85rem; color: #57606a; }
-.cards { display: flex; flex-wrap: wrap; gap: .6rem; } .card { border: 1px solid #d0d7de; border-radius: .4rem;
-padding: .5rem .8rem; min-width: 8rem; } .card b { display: block; font-size: 1.35rem; } .card span { font-size: .8rem;
-color: #57606a; } .pictures { display: flex; flex-wrap: wrap; gap: 1rem; } .pictures figure { flex: 1 1 20rem; }
-.note { color: #57606a; font-size: .85rem; } pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
-@media print { body { max-width: none; padding: 0; } h2 { break-after: avoid; }
-figure, tr, .card { break-inside: avoid; } .scroll { overflow: visible; } table { font-size: .7rem; } }
-"""
+_MAX_CLASSES = 100  # of a confusion table; of more classes, those with the most mistakes are drawn
+_MAX_BESIDE = 12  # classes of a confusion table that leaves room beside it
+_LARGEST_PNG = 64  # pixels of a side, above which a picture is a JPEG in the page
 
 
 @dataclass(frozen=True)
-class _Headline:
-    """A number of metrics.json: a card on a run's page, a column in a comparison."""
+class Headline:
+    """A number of metrics.json: a card on a run's page, a column in a comparison.
+
+    Attributes:
+        title: of the card or the column.
+        score: its value and interval; None if the run has none.
+        form: how its value is written.
+        split: the split that it scores; empty for a cost.
+        metric: the metric; empty for a cost.
+    """
 
     title: str
-    value: Callable[[RunMetrics], float | None]
+    score: Callable[[RunMetrics], Score | None]
     form: str = "{:.4f}"
+    split: str = ""
+    metric: str = ""
 
 
-_SPLITS: dict[str, Callable[[RunMetrics], SplitScores | None]] = {
+SPLITS: dict[str, Callable[[RunMetrics], SplitScores | None]] = {
     "validation": lambda scores: scores.best_or_final.val,
     "shifted validation": lambda scores: scores.best_or_final.ood_val,
     "test": lambda scores: scores.split_scores("test"),
     "suite": lambda scores: scores.split_scores("suite"),
 }
+# A split -> the file of its predictions, without the suffix of views and adaptation, which test and suite have.
+_FILES = {"validation": "val", "shifted validation": "ood_val", "test": "test", "suite": "suite"}
 _COSTS = (
-    _Headline("parameters", lambda scores: scores.parameters, "{:,.0f}"),
-    _Headline("epochs", lambda scores: scores.epochs or None, "{:.0f}"),  # an ensemble trains none
-    _Headline("training minutes", lambda scores: scores.train_seconds / 60, "{:.1f}"),
+    Headline("parameters", lambda scores: Score(value=scores.parameters), "{:,.0f}"),
+    Headline("epochs", lambda scores: Score(value=scores.epochs) if scores.epochs else None, "{:.0f}"),
+    Headline("training minutes", lambda scores: Score(value=scores.train_seconds / 60), "{:.1f}"),
 )
 
 
-def _headlines(runs_scores: Sequence[RunMetrics]) -> list[_Headline]:
+def headlines(runs_scores: Sequence[RunMetrics]) -> list[Headline]:
     """Return the headlines with a value in any run: metrics first, then accuracies, then costs."""
     names = dict.fromkeys([*(scores.metric for scores in runs_scores), "accuracy"])
-    headlines = [_score_headline(split, name) for name in names for split in _SPLITS]
-    return [row for row in (*headlines, *_COSTS) if any(row.value(scores) is not None for scores in runs_scores)]
+    rows = [_score_headline(split, name) for name in names for split in SPLITS]
+    return [row for row in (*rows, *_COSTS) if any(row.score(scores) for scores in runs_scores)]
 
 
-def _score_headline(split: str, metric: str) -> _Headline:
-    def value(scores: RunMetrics) -> float | None:
-        split_scores = _SPLITS[split](scores)
-        return split_scores.value(metric) if split_scores else None
+def _score_headline(split: str, metric: str) -> Headline:
+    def score(scores: RunMetrics) -> Score | None:
+        return (SPLITS[split](scores) or SplitScores()).scores.get(metric)
 
-    return _Headline(f"{split} {metric}", value)
+    return Headline(f"{split} {metric}", score, split=split, metric=metric)
 
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:
     """Return the complete runs in paths: run folders, or folders of runs such as a competition's or a study's.
 
-    At most 40, the best by validation.
+    The best by validation first, at most 40.
 
     Raises:
         RunError: a path holds no complete run.
@@ -95,10 +95,10 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
             raise RunError(f"{path}: expected a complete run or a folder of runs, found none; see `comp leaderboard`")
         all_complete += complete
     distinct = list({run.path.resolve(): run for run in all_complete}.values())
-    return sorted(distinct, key=_by_validation)[:_MAX_RUNS] if len(distinct) > _MAX_RUNS else distinct
+    return sorted(distinct, key=by_validation)[:_MAX_RUNS] if len(distinct) > 1 else distinct
 
 
-def _by_validation(run: Run) -> float:
+def by_validation(run: Run) -> float:
     """Return a sort key, best first: the metric on shifted validation if there is one, else on clean validation."""
     metrics = run.metrics()
     validation = metrics.best_or_final.ood_val or metrics.best_or_final.val or SplitScores()
@@ -106,268 +106,310 @@ def _by_validation(run: Run) -> float:
     return -score.as_maximize if score else math.inf
 
 
-def render_page(compared: Sequence[Run], *, baseline: Config | None = None) -> str:
-    """Return the HTML page of one run, or of several side by side.
+def difference(run: Run, other: Run, headline: Headline) -> tuple[float, ScoreDifference | None] | None:
+    """Return how far a run's score is above another one's, and for accuracies on the same images the interval.
+
+    None if one of them has no such score.
+    """
+    scores, other_scores = headline.score(run.metrics()), headline.score(other.metrics())
+    if scores is None or other_scores is None:
+        return None
+    if headline.metric != "accuracy":
+        return scores.value - other_scores.value, None
+    answers = []
+    for each in (run, other):
+        suffix = each.metrics().variant if headline.split in ("test", "suite") else ""
+        name = f"{_FILES[headline.split]}{suffix}.npz"
+        answers.append(prediction_files.find_correctness(each.path / "predictions" / name))
+    first, second = answers
+    measured = None
+    if first and second and first.has_same_rows(second):
+        assert first.correct is not None
+        assert second.correct is not None
+        measured = stats.paired_difference(first.correct, second.correct, first.images)
+    return scores.value - other_scores.value, measured
+
+
+def signed(value: float, measured: ScoreDifference | None) -> str:
+    """Return a difference with its interval, as text."""
+    if measured is None:
+        return f"{value:+.4f}"
+    return f"{value:+.4f} ({measured.interval.low:+.4f} to {measured.interval.high:+.4f})"
+
+
+def render_page(run: Run, *, baseline: Config | None = None, compared: Run | None = None) -> str:
+    """Return the HTML page of a run.
 
     Args:
-        compared: complete runs.
-        baseline: the config to compare with; None: the defaults, or with several runs the first run's.
+        run: complete.
+        baseline: the config to compare with; None: the defaults.
+        compared: the run to compare scores with; None: none.
 
     Raises:
-        RunError: a file of a run is damaged.
+        RunError: a file of the run is damaged.
     """
-    if len(compared) == 1:
-        return _document(compared[0].name, _run_sections(compared[0], baseline))
-    return _document(f"{len(compared)} runs", _comparison_sections(compared, baseline))
-
-
-def _document(title: str, parts: Iterable[str]) -> str:
-    # The policy forbids loading anything: the page holds all it shows.
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    body = "\n".join(part for part in parts if part)
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}"><link rel="icon" href="data:,">
-<meta name="generator" content="comp"><title>{_text(title)}</title><style>{_STYLE}</style></head>
-<body>
-<h1>{_text(title)}</h1>
-{body}
-</body></html>
-"""
+    return page.render(run.name, _sections(run, baseline, compared))
 
 
 def render_pictures(title: str, head: Sequence[str], pictures: Sequence[bytes], rows: Sequence[Sequence[str]]) -> str:
     """Return an HTML page with a table of PNG pictures, each with cells of text beside it under the headings."""
-    cells = [[_image(png, row[0]), *map(_text, row)] for png, row in zip(pictures, rows, strict=True)]
-    return _document(title, [_table(("picture", *head), cells)])
+    cells = [[page.image(png, row[0]), *map(page.text, row)] for png, row in zip(pictures, rows, strict=True)]
+    return page.render(title, [Section("", page.table(("picture", *head), cells))])
 
 
-def _run_sections(run: Run, baseline: Config | None) -> Iterable[str]:
+def _sections(run: Run, baseline: Config | None, compared: Run | None) -> Iterator[Section]:
     scores, provenance = run.metrics(), run.provenance()
     summary = ", ".join((scores.competition, scores.model, str(provenance.get("time") or "")))
-    yield f'<p class="note">{_text(summary)}</p>'
-    cards = [
-        f'<div class="card"><b{_data(value)}>{row.form.format(value)}</b><span>{_text(row.title)}</span></div>'
-        for row in _headlines([scores])
-        if (value := row.value(scores)) is not None
-    ]
-    yield f'<div class="cards">{"".join(cards)}</div>'
-    for name, split_of in _SPLITS.items():
-        for metric, reason in ((split_of(scores) or SplitScores()).undefined or {}).items():
-            yield f'<p class="note">{_text(f"{name} {metric} is undefined: {reason}")}</p>'
-    if scores.test_like:
-        yield f'<p class="note">test-like augmentation: {_text(", ".join(scores.test_like))}</p>'
-    if scores.group_answer:
-        yield f'<p class="note">one answer a group of images (data.group_answer): {_text(scores.group_answer)}</p>'
-    if scores.lessons:
-        pseudo = f"pseudo-labels: {plural(scores.pseudo_labels, 'image')}" if scores.pseudo_labels else ""
-        taught = f"teacher: {', '.join(scores.teachers or ())}" if scores.teachers else ""
-        yield f'<p class="note">{_text("; ".join(filter(None, (taught, pseudo))))}</p>'
-    yield _estimates(scores)
-    yield _section("Curves", _picture(run, "curves", "losses, accuracies and learning rate by epoch"))
-    yield _section("Layers", _picture(run, "norms", "gradient and weight norms by layer"))
+    cards = [_card(row, run, score, compared) for row in headlines([scores]) if (score := row.score(scores))]
+    against = page.note(f"differences to {compared.name}, with 95 % intervals") if compared else ""
+    shown = "".join(map(page.note, _notes(scores)))
+    yield Section("", f'{page.note(summary)}<div class="cards">{"".join(cards)}</div>{against}{shown}')
+    yield Section("Estimated accuracy (no labels)", _estimates(scores))
+    yield Section("Curves", _curves(run, scores))
+    yield Section("Layers", _norms(run))
     evaluation = run.path / diagnostics.FILE
     if evaluation.is_file():
         try:
             for name, values in files.read_json(evaluation).items():
                 if "metric" in values or "classes" in values:
-                    yield "\n".join(_diagnosis(run, name, values))
-        except (RunError, TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
+                    counted = plural(values["images"], "group" if scores.group_answer else "image")
+                    yield Section(f"{name}: {counted}", "\n".join(_diagnosis(run, scores, name, values)))
+        except (RunError, TypeError, KeyError, IndexError, ValueError, AttributeError, OSError, SyntaxError) as error:
             raise RunError(
                 f"{evaluation}: damaged ({files.error_text(error)}); create it again: comp evaluate {run.path}"
             ) from None
-    yield _section("What was trained", _trainable(scores))
-    yield _section("Config", _differences(run.config(), baseline or Config(), "baseline" if baseline else "default"))
-    yield _section("Provenance", f"<pre>{_text(json.dumps(provenance, indent=2, ensure_ascii=False))}</pre>")
+    yield Section("What was trained", _trainable(scores))
+    yield Section("Config", _differences(run.config(), baseline or Config(), "baseline" if baseline else "default"))
+    yield Section("Provenance", f"<pre>{page.text(json.dumps(provenance, indent=2, ensure_ascii=False))}</pre>")
+
+
+def _card(row: Headline, run: Run, score: Score, compared: Run | None) -> str:
+    lines = [f"95 %: {row.form.format(score.low)} to {row.form.format(score.high)}"] if score.low is not None else []
+    if compared and row.metric and (found := difference(run, compared, row)):
+        lines.append(signed(*found))
+    small = "".join(f"<small>{line}</small>" for line in lines)
+    value = f"<b{page.data(score.value)}>{row.form.format(score.value)}</b>"
+    return f'<div class="card"><span class="title">{page.text(row.title)}</span>{value}{small}</div>'
+
+
+def _notes(scores: RunMetrics) -> Iterator[str]:
+    for name, split_of in SPLITS.items():
+        for metric, reason in ((split_of(scores) or SplitScores()).undefined or {}).items():
+            yield f"{name} {metric} is undefined: {reason}"
+    if scores.test_like:
+        yield f"test-like augmentation: {', '.join(scores.test_like)}"
+    if scores.group_answer:
+        yield f"one answer a group of images (data.group_answer): {scores.group_answer}"
+    if scores.lessons:
+        pseudo = f"pseudo-labels: {plural(scores.pseudo_labels, 'image')}" if scores.pseudo_labels else ""
+        taught = f"teacher: {', '.join(scores.teachers or ())}" if scores.teachers else ""
+        yield "; ".join(filter(None, (taught, pseudo)))
 
 
 def _estimates(scores: RunMetrics) -> str:
     rows = [
-        [_text(name), _number(estimate.accuracy), f"{estimate.low:.4f} to {estimate.high:.4f}"]
+        [page.text(name), page.number(estimate.accuracy), f"{estimate.low:.4f} to {estimate.high:.4f}"]
         for name, estimate in scores.expected.items()
     ]
-    table = _table(("predictions", "accuracy", "interval"), rows) if rows else ""
-    return _section("Estimated accuracy (no labels)", table)
+    return page.table(("predictions", "accuracy", "interval"), rows) if rows else ""
 
 
-def _diagnosis(run: Run, name: str, values: Mapping[str, Any]) -> Iterable[str]:
-    counted = "group" if run.metrics().group_answer else "image"
+def _curves(run: Run, scores: RunMetrics) -> str:
+    history = run.history()
+    drawn = []
+    for title, columns in plots.panels(history).items():
+        series = {label: plots.points(history, column) for column, label in columns.items()}
+        series = {label: points for label, points in series.items() if points}
+        if series:
+            plot = charts.lines(title, series, "epoch")
+            if scores.best_epoch:
+                plot.guide(scores.best_epoch)
+            drawn.append(plot.svg() + (charts.legend(series) if len(series) > 1 else ""))
+    best = f"Dashed: the best weights, after epoch {scores.best_epoch}." if scores.best_epoch and drawn else ""
+    return page.grid(drawn) + (page.note(best) if best else "")
+
+
+def _norms(run: Run) -> str:
+    rows = run.table("norms.csv")
+    epochs = plots.some_epochs(rows)
+    drawn = []
+    for column in ("gradient_norm", "weight_norm") if rows else ():
+        series = {f"epoch {epoch}": norms_by_layer(rows, column, epoch) for epoch in epochs}
+        names = [str(row["layer"]) for row in rows if int(row["epoch"]) == epochs[0]]
+        drawn.append(charts.lines(column.replace("_", " "), series, "layer", log=True, names=names).svg())
+    return page.grid(drawn) + (charts.legend(f"epoch {epoch}" for epoch in epochs) if drawn else "")
+
+
+def norms_by_layer(rows: Sequence[Mapping[str, Any]], column: str, epoch: int) -> list[tuple[float, float]]:
+    """Return (layer's number from the input, norm) of an epoch in norms.csv."""
+    values = [float(row[column]) for row in rows if int(row["epoch"]) == epoch]
+    return [(float(layer), value) for layer, value in enumerate(values)]
+
+
+def _diagnosis(run: Run, scores: RunMetrics, name: str, values: Mapping[str, Any]) -> Iterator[str]:
+    counted = "group" if scores.group_answer else "image"
+    numbers = page.table(("score", "value"), _score_rows(values))
+    reliability = _reliability(values["calibration"], counted) if "calibration" in values else ""
+    if "by_block" in values:
+        yield page.grid([numbers + reliability, _by_block(values["by_block"])])
+    else:
+        yield page.grid([numbers, reliability, _points(values.get("points", ()))])
+    if "confusion" in values:
+        table = _confusion(values, f"{counted}s")
+        pairs = [[page.text(true), page.text(wrong), str(count)] for true, wrong, count in values["confused"]]
+        pairs_table = page.table(("true class", "predicted class", f"{counted}s"), pairs)
+        confused = f"<h3>Most frequent mistakes</h3>{pairs_table}" if pairs else ""
+        yield page.grid([table, confused]) if len(values["classes"]) <= _MAX_BESIDE else table + confused
+    if name.partition("+")[0] in ("val", "test"):
+        yield from _examples(run, name, values.get("examples", {}))
+    if "classes" not in values:
+        return
+    columns = [key for key in diagnostics.CLASS_SCORES if key in values["classes"][0]]
+    classes = [
+        [page.text(row["name"]), f"{row['images']:,}", *(page.number(row[key]) for key in columns)]
+        for row in values["classes"]
+    ]
+    head = ("class", f"{counted}s", *(diagnostics.CLASS_SCORES[key] for key in columns))
+    yield f"<details><summary>by class</summary>{page.table(head, classes)}</details>"
+
+
+def _score_rows(values: Mapping[str, Any]) -> list[list[str]]:
     metric = values.get("metric", {"name": "accuracy"})  # missing in evaluations of earlier versions
-    rows = [] if metric["name"] in ("accuracy", "log_loss") else [[_text(metric["name"]), _number(metric["value"])]]
-    rows += [[key, _number(values[key])] for key in ("accuracy", "top5", "loss") if key in values]
+    rows = []
+    if metric["name"] not in ("accuracy", "log_loss"):
+        rows.append([page.text(metric["name"]), page.number(metric["value"])])
+    rows += [[key, page.number(values[key])] for key in ("accuracy", "top5", "loss") if key in values]
     rows += [
-        [f"{average} {key}", _number(values[average][key])]
+        [f"{average} {key}", page.number(values[average][key])]
         for average in ("weighted", "macro", "micro")
         if average in values
         for key in ("precision", "recall", "f1")
     ]
     if fixed := values.get("fixed"):
-        rows.append([_text(f"{metric['name']} with the labels of data.fixes"), _number(fixed["metric"]["value"])])
-    rows += [[key, _number(value)] for key, value in values.get("numbers", {}).items() if key != metric["name"]]
+        fixed_name = f"{metric['name']} with the labels of data.fixes"
+        rows.append([page.text(fixed_name), page.number(fixed["metric"]["value"])])
+    rows += [[key, page.number(value)] for key, value in values.get("numbers", {}).items() if key != metric["name"]]
     if "calibration" in values:
-        rows.append(["expected calibration error", _number(values["calibration"]["ece"])])
-    yield _section(f"{name}: {plural(values['images'], counted)}", _table(("score", "value"), rows))
-    if "by_block" in values:
-        yield _heat_map(values["by_block"])
-    pictures = (
-        ("confusion", f"share of each true class's {counted}s by predicted class"),
-        ("reliability", "accuracy by confidence"),
-        ("numbers", "predicted by true number"),
-        (
-            "mistakes",
-            "most confident mistakes: true class, predicted class, confidence; multi-label: -missed +added; numbers: "
-            "true, predicted",
-        ),
-    )
-    drawn = "".join(_picture(run, f"{kind}-{name}", caption) for kind, caption in pictures)
-    yield f'<div class="pictures">{drawn}</div>'
-    pairs = [[_text(true), _text(predicted), str(count)] for true, predicted, count in values.get("confused", ())]
-    yield _table(("true class", "predicted class", f"{counted}s"), pairs) if pairs else ""
-    if "classes" not in values:
-        return
-    columns = [key for key in diagnostics.CLASS_SCORES if key in values["classes"][0]]
-    classes = [
-        [_text(row["name"]), f"{row['images']:,}", *(_number(row[key]) for key in columns)] for row in values["classes"]
-    ]
-    table = _table(("class", f"{counted}s", *(diagnostics.CLASS_SCORES[key] for key in columns)), classes)
-    yield f"<details><summary>by class</summary>{table}</details>"
+        rows.append(["expected calibration error", page.number(values["calibration"]["ece"])])
+    return rows
 
 
-def _heat_map(by_block: Mapping[str, float]) -> str:
+def _by_block(by_block: Mapping[str, float]) -> str:
+    """Return the heat map of accuracy by distortion and severity, with means."""
     names, columns, table = diagnostics.accuracy_grid(by_block)
-    rows = [
-        [_text(name), *(_heat_cell(value) for value in row), _heat_cell(_mean(row))]
-        for name, row in zip(names, table, strict=True)
-    ]
-    rows.append(["mean", *(_heat_cell(_mean(column)) for column in table.T), _heat_cell(_mean(table.ravel()))])
-    return _table(("distortion", *(f"severity {column}" for column in columns), "mean"), rows)
+    table = np.hstack([table, np.nanmean(table, axis=1, keepdims=True)])
+    table = np.vstack([table, np.nanmean(table, axis=0, keepdims=True)])
+    rows, across = [*names, "mean"], [*columns, "mean"]
+
+    def tip(row: int, column: int) -> str:
+        severity = "all severities" if across[column] == "mean" else f"severity {across[column]}"
+        return f"{'all distortions' if rows[row] == 'mean' else rows[row]}, {severity}: {table[row, column]:.4f}"
+
+    return charts.heat_map(rows, across, table, tip, title="accuracy by distortion and severity")
 
 
-def _mean(values: Iterable[float]) -> float:
-    present = [float(value) for value in values if value == value]  # without NaN
-    return sum(present) / len(present)
+def _reliability(calibration: Mapping[str, Any], counted: str) -> str:
+    shares = charts.number_axis("confidence", (0.0, 1.0)), charts.number_axis("", (0.0, 1.0))
+    plot = charts.Plot(*shares, f"accuracy by confidence (calibration error {calibration['ece']:.3f})")
+    for row in calibration["bins"]:
+        tip = (
+            f"confidence {row['low']:.2f} to {row['high']:.2f}\n{plural(row['images'], counted)}\n"
+            f"mean confidence {row['confidence']:.3f}\naccuracy {row['accuracy']:.3f}"
+        )
+        plot.box((row["low"], row["high"]), (0.0, row["accuracy"]), tip)
+    plot.diagonal()
+    return plot.svg()
+
+
+def _points(points: Sequence[tuple[float, float]]) -> str:
+    if not points:
+        return ""
+    ends = [value for point in points for value in point]
+    axes = charts.number_axis("true", ends), charts.number_axis("predicted", ends)
+    plot = charts.Plot(*axes, f"{len(points)} predicted numbers")
+    plot.dots((true, value, f"true {true:.4g}\npredicted {value:.4g}", charts.colour(0)) for true, value in points)
+    plot.diagonal()
+    return plot.svg()
+
+
+def _confusion(values: Mapping[str, Any], counted: str) -> str:
+    table, classes = np.array(values["confusion"]), values["classes"]
+    natural = list(range(len(classes)))
+    order = values.get("order", natural)  # missing in evaluations of earlier versions
+    note = "" if order == natural else "Classes that are confused with each other are neighbours. "
+    if len(order) > _MAX_CLASSES:
+        wrong = table.sum(0) + table.sum(1) - 2 * table.diagonal()
+        most = set(np.argsort(-wrong, kind="stable")[:_MAX_CLASSES].tolist())
+        order = [row for row in order if row in most]
+        note += f"Of {len(classes)} classes, the {_MAX_CLASSES} with the most mistakes. "
+    names = [str(classes[row]["name"]) for row in order]
+    # A row's share is of all its answers, also of those that the drawn classes leave out.
+    drawn = charts.confusion(table[np.ix_(order, order)], table.sum(1)[order], names, counted)
+    note += f"Blue is correct, orange a mistake; a number counts {counted}."
+    return f"<h3>Confusion</h3>{page.note(note)}{drawn}"
+
+
+def _examples(run: Run, name: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the pictures of mistakes and of correct answers, each beside what the network looked at."""
+    drawn = run.path / "plots" / f"examples-{name}.png"
+    if not values or not drawn.is_file():
+        yield page.note(f"No pictures of mistakes: they need the run's data and weights (comp evaluate {run.path}).")
+        return
+    shown, looked = values["shown"], values["method"]
+    cells = _cut(drawn, len(shown), 2 if looked else 1)
+    parts: dict[bool, list[str]] = {False: [], True: []}
+    for each, column in zip(shown, cells, strict=True):
+        sure = "" if each["confidence"] is None else f" ({each['confidence']:.0%})"
+        text = f"true {each['true']}, predicted {each['predicted']}{sure}"
+        pictures = "".join(page.image(cell, text) for cell in column)
+        true = "" if each["right"] else f"true <b>{page.text(each['true'])}</b><br>"
+        caption = f"{true}predicted <b>{page.text(each['predicted'])}</b>{sure}"
+        parts[each["right"]].append(
+            f'<figure><div class="pair">{pictures}</div><figcaption>{caption}</figcaption></figure>'
+        )
+    lit = f"Beside each picture, what the network looked at: the brighter, the more ({looked})." if looked else ""
+    why = page.note(lit or f"What the network looked at is not shown: {values['reason']}.")
+    for right, title in ((False, "Most confident mistakes"), (True, "Correct answers")):
+        if parts[right]:
+            yield f'<h3>{title}</h3>{"" if right else why}<div class="looks">{"".join(parts[right])}</div>'
+
+
+def _cut(path: Path, columns: int, rows: int) -> Iterable[list[bytes]]:
+    """Yield each column's pictures of a PNG of equal cells."""
+    from PIL import Image
+
+    with Image.open(path) as opened:
+        sheet = opened.convert("RGB")
+    width, height = sheet.width // columns, sheet.height // rows
+    kind = "JPEG" if max(width, height) > _LARGEST_PNG else "PNG"
+    for column in range(columns):
+        cells = []
+        for row in range(rows):
+            content = io.BytesIO()
+            place = (column * width, row * height, (column + 1) * width, (row + 1) * height)
+            sheet.crop(place).save(content, kind, **({"quality": 85} if kind == "JPEG" else {}))
+            cells.append(content.getvalue())
+        yield cells
 
 
 def _trainable(scores: RunMetrics) -> str:
     rows = [
-        [_text(row["name"]), f"{row['parameters']:,}", f"{row['trainable']:,}", _text(row["statistics"])]
+        [page.text(row["name"]), f"{row['parameters']:,}", f"{row['trainable']:,}", page.text(row["statistics"])]
         for row in scores.trainable
     ]
-    return _table(("block", "parameters", "trained", "batch norm statistics"), rows) if rows else ""
+    return page.table(("block", "parameters", "trained", "batch norm statistics"), rows) if rows else ""
 
 
 def _differences(config: Config, baseline: Config, title: str) -> str:
     values, baseline_values = configs.flatten(config), configs.flatten(baseline)
     rows = [
-        [_text(key), _code(values.get(key)), _code(baseline_values.get(key))]
+        [page.text(key), code(values.get(key)), code(baseline_values.get(key))]
         for key in {**values, **baseline_values}
         if values.get(key) != baseline_values.get(key)
     ]
-    return _table(("key", "run", title), rows) if rows else f'<p class="note">same as the {_text(title)}</p>'
+    return page.table(("key", "run", title), rows) if rows else page.note(f"same as the {title}")
 
 
-def _comparison_sections(compared: Sequence[Run], baseline: Config | None) -> Iterable[str]:
-    scores = [run.metrics() for run in compared]
-    names = [run.path.name for run in compared]
-    headlines = _headlines(scores)
-    rows = [
-        [_text(name), _text(values.model), *(_cell(row, values) for row in headlines)]
-        for name, values in zip(names, scores, strict=True)
-    ]
-    yield _section("Scores", _table(("run", "model", *(row.title for row in headlines)), rows))
-    rows_of = {run.path.name: run.history() for run in compared}
-    # Ensembles have no training.
-    histories = {name: history for name, history in rows_of.items() if any(row.get("train_loss") for row in history)}
-    if histories:
-        yield _section("Curves", _draw(lambda path: plots.draw_compared_curves(path, histories), "side by side"))
-    norms = {run.path.name: table for run in compared if (table := run.table("norms.csv"))}
-    if norms:
-        yield _section(
-            "Layers", _draw(lambda path: plots.draw_compared_norms(path, norms), "last epoch, input to output")
-        )
-    yield _compared_distortions(names, scores)
-    flat = [configs.flatten(run.config()) for run in compared]
-    reference = configs.flatten(baseline) if baseline else flat[0]
-    all_keys = dict.fromkeys(key for values in flat for key in values)
-    keys = [key for key in all_keys if any(values.get(key) != reference.get(key) for values in flat)]
-    title = "Config differences from the baseline" if baseline else "Config differences"
-    cells = [[_text(key), *(_code(values.get(key)) for values in flat)] for key in keys]
-    yield _section(title, _table(("key", *names), cells) if cells else '<p class="note">none</p>')
-
-
-def _cell(row: _Headline, values: RunMetrics) -> str:
-    value = row.value(values)
-    return "-" if value is None else f"<span{_data(value)}>{row.form.format(value)}</span>"
-
-
-def _compared_distortions(names: Sequence[str], scores: Sequence[RunMetrics]) -> str:
-    """Return a table of accuracy by distortion: of the suite if all runs scored it, else of shifted validation."""
-    title, tables = "Suite by distortion", _by_distortion("suite", scores)
-    if not all(tables):
-        title, tables = "Shifted validation by distortion", _by_distortion("shifted validation", scores)
-    if not any(tables):
-        return ""
-    rows = [
-        [_text(key), *(_heat_cell(table[key]) if key in table else "" for table in tables)]
-        for key in dict.fromkeys(key for table in tables for key in table)
-    ]
-    return _section(title, _table(("distortion", *names), rows))
-
-
-def _by_distortion(split: str, runs_scores: Sequence[RunMetrics]) -> list[dict[str, float]]:
-    return [(_SPLITS[split](scores) or SplitScores()).by_distortion for scores in runs_scores]
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>{content}</section>" if content else ""
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return an HTML table; cells are HTML, headings are text."""
-    top = "".join(f"<th>{_text(title)}</th>" for title in head)
-    cells = [[cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row] for row in rows]
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _heat_cell(value: float) -> str:
-    """Return a cell coloured from red (0) through yellow to green (1), pale enough for black text."""
-    if value != value:
-        return "<td></td>"
-    return f'<td style="background: hsl({120 * value:.0f} 70% 82%)"{_data(value)}>{value:.3f}</td>'
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"<span{_data(value)}>{value:.4f}</span>"
-
-
-def _data(value: float) -> str:
-    return f' data-value="{float(value)!r}"'
-
-
-def _code(value: Any) -> str:
-    return f'<td class="text"><code>{_text(json.dumps(value, ensure_ascii=False))}</code></td>'
-
-
-def _text(value: object) -> str:
-    return escape.for_html(value)
-
-
-def _picture(run: Run, name: str, caption: str) -> str:
-    path = run.path / "plots" / f"{name}.png"
-    return _figure(path.read_bytes(), caption) if path.is_file() else ""
-
-
-def _draw(draw: Callable[[Path], None], caption: str) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "plot.png"
-        draw(path)
-        return _figure(path.read_bytes(), caption)
-
-
-def _figure(png: bytes, caption: str) -> str:
-    return f"<figure>{_image(png, caption)}<figcaption>{_text(caption)}</figcaption></figure>"
-
-
-def _image(png: bytes, text: str) -> str:
-    return f'<img alt="{_text(text)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+def code(value: Any) -> str:
+    """Return a config's value as a cell."""
+    return f'<td class="text"><code>{page.text(json.dumps(value, ensure_ascii=False))}</code></td>'

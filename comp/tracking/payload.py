@@ -142,9 +142,10 @@ def _cell(text: str) -> float | str:
 
 
 def pictures(run: Run) -> list[Path]:
-    """Return the plots of a run or a study; those that show images of the data only with `track.images`."""
+    """Return the plots of a run; those that show images of the data only with `track.images`."""
     drawn = sorted((run.path / "plots").glob("*.png"))
-    return [path for path in drawn if "mistakes" not in path.name or run.config().track.images]
+    shown = [path for path in drawn if not path.name.startswith(("mistakes", "examples"))]
+    return drawn if len(shown) == len(drawn) or run.config().track.images else shown
 
 
 def artifact_files(run: Run, kind: str) -> list[Path]:

@@ -140,7 +140,7 @@ class WandbTracker(Tracker):
             return
         with self._errors_as_notes():
             rows = diagnostics.find_worst_mistakes(predicted, _MAX_MISTAKES)
-            titles = np.array([diagnostics.mistake_title(predicted, int(row)) for row in rows], np.str_)
+            titles = np.array([_title(**diagnostics.describe(predicted, int(row))) for row in rows], np.str_)
             arrays = {
                 "images": plots.drawable_channels(np.asarray(images[rows])),
                 "ids": predicted.ids[rows],
@@ -275,6 +275,15 @@ def table(values: Table) -> Any:
 def picture(path: Path) -> Any:
     """Return a W&B image of a PNG."""
     return wandb.Image(str(path))
+
+
+def _title(true: str, predicted: str, confidence: float | None) -> str:
+    return f"{true}: {predicted}" + ("" if confidence is None else f" {confidence:.0%}")
+
+
+def html_page(path: Path) -> Any:
+    """Return a W&B page of an HTML file."""
+    return wandb.Html(str(path), inject=False)
 
 
 def log_artifact(wandb_run: Any, name: str, kind: str, files: list[Path], *, copied: bool) -> None:

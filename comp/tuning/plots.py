@@ -1,110 +1,199 @@
-"""Plots of a study: PNGs drawn by Optuna, and one self-contained HTML page."""
+"""The page of a study, study.html: what is recommended and why, its progress, its knobs, and all trials."""
 
-import base64
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from optuna.trial import FrozenTrial, TrialState
 
-from comp.results import files
-from comp.runtime import escape
-from comp.tuning import objectives
+from comp.config.space import Entry, parse_space
+from comp.results import charts, files, page, stats
+from comp.results.page import Section
+from comp.results.stats import Interval
 
 if TYPE_CHECKING:
+    from comp.tuning.results import StudyReport
     from comp.tuning.study import Study
 
-_CONTOUR_KNOBS = 4  # the most important ones; each pair gets a panel
+_BEST, _OTHER = charts.colour(1), charts.colour(0)
+_MAX_CURVES = 40  # trials whose epochs are drawn, the best
 
 
-def draw(
-    study: "Study", importance: Mapping[str, float], pareto: Sequence[int], rows: Sequence[Mapping[str, Any]]
-) -> None:
-    """Write the plots that the trials so far allow to plots/ and study.html."""
-    folder = study.folder / "plots"
-    files.make_folder(folder)
-    paths = {}
-    for name, drawing in _drawings(study, importance).items():
-        paths[name] = folder / f"{name}.png"
-        _save(drawing, paths[name])
-    files.write_atomically(study.folder / "study.html", _page(study, importance, pareto, rows, paths).encode())
+def draw(study: "Study", report: "StudyReport", intervals: Mapping[str, Interval]) -> Path:
+    """Write study.html and return its path.
+
+    Args:
+        study: the search.
+        report: its results.
+        intervals: of the importances.
+    """
+    path = study.folder / "study.html"
+    sections = _sections(study, report, intervals)
+    files.write_atomically(path, page.render(f"study {report.name}", sections).encode())
+    return path
 
 
-def _drawings(study: "Study", importance: Mapping[str, float]) -> dict[str, Callable[[], Any]]:
-    """Return the possible plots: name -> a function that draws it and returns its axes."""
-    from optuna.visualization import matplotlib as optuna_plots
-
+def _sections(study: "Study", report: "StudyReport", intervals: Mapping[str, Interval]) -> Iterator[Section]:
+    counts = ", ".join(f"{count} {state}" for state, count in report.counts.items() if count)
+    yield Section("", page.note(f"{', '.join(report.metrics)}; trials: {counts or 'none'}"))
     complete = study.ranked()
-    if not complete:
-        return {}
-    first = objectives.names(study.config)[0]
-    of_first: dict[str, Any] = {"target": lambda trial: trial.values[0], "target_name": first}
-    shared = [path for path in study.config.tune.space if all(path in trial.params for trial in complete)]
-    knobs = [*importance, *(path for path in shared if path not in importance)]
-    history = partial(optuna_plots.plot_optimization_history, study.optuna, **of_first)
-    drawings: dict[str, Callable[[], Any]] = {"history": history}
-    if knobs:
-        drawings["slice"] = partial(optuna_plots.plot_slice, study.optuna, params=knobs, **of_first)
-        drawings["parallel"] = partial(optuna_plots.plot_parallel_coordinate, study.optuna, params=knobs, **of_first)
-    varied = [path for path in knobs if len({repr(trial.params[path]) for trial in complete}) > 1]
-    if len(varied) > 1:
-        drawings["contour"] = partial(
-            optuna_plots.plot_contour, study.optuna, params=varied[:_CONTOUR_KNOBS], **of_first
-        )
-    if any(trial.intermediate_values for trial in study.trials()):
-        drawings["epochs"] = partial(optuna_plots.plot_intermediate_values, study.optuna)
-    if len(objectives.names(study.config)) == 2:
-        drawings["pareto"] = partial(
-            optuna_plots.plot_pareto_front, study.optuna, target_names=list(objectives.names(study.config))
-        )
-    return drawings
+    if complete:
+        yield Section("Recommendation", _recommendation(report))
+        yield Section("Progress", page.grid([_history(study, report), _pareto(study, report)]))
+        yield Section("Importance", _importance(report, intervals, len(complete)))
+        yield Section("Knobs", page.grid(_knobs(study, report, complete)))
+        yield Section("Epochs", _epochs(study))
+    best = [number for number, row in enumerate(report.trials) if row["trial"] in report.pareto]
+    head = list(report.trials[0]) if report.trials else []
+    cells = [[_cell(name, value) for name, value in row.items()] for row in report.trials]
+    yield Section("Trials", page.table(head, cells, best=best) if cells else "")
 
 
-def _save(drawing: Callable[[], Any], path: Path) -> None:
-    import matplotlib as mpl
+def _recommendation(report: "StudyReport") -> str:
+    """Return which trial is recommended, its scores with new seeds, and its command."""
+    metric, number = report.metrics[0], report.recommended
+    row = next(row for row in report.trials if row["trial"] == number)
+    run = f"<p><code>comp run {page.text(report.folder / 'best.yaml')}</code></p>"
+    if not report.confirmed:
+        why = f"trial {number}, {metric} {row[metric]:.4f} in the search. No trial was trained again with new seeds, "
+        return page.note(f"Recommended: {why}so this value is biased: it is the luckiest of many.") + run
+    chosen = next(trial for trial in report.confirmed if trial.trial == number)
+    best = chosen is report.confirmed[0]
+    reason = "has the best mean" if best else "is the cheapest within a standard error of the best"
+    text = f"Recommended: trial {number}, {metric} {chosen.mean:.4f} with new seeds. It {reason}."
+    axis = charts.category_axis("trial", [str(trial.trial) for trial in reversed(report.confirmed)])
+    means = [
+        stats.mean_interval(np.array(trial.scores)) or Interval(trial.mean, trial.mean) for trial in report.confirmed
+    ]
+    values = [trial.searched for trial in report.confirmed] + [end for ends in means for end in (ends.low, ends.high)]
+    plot = charts.Plot(charts.number_axis(metric, values), axis, "with new seeds", height=30.0 * len(axis.ticks) + 72)
+    for height, (trial, ends) in enumerate(reversed([*zip(report.confirmed, means, strict=True)])):
+        tip = f"trial {trial.trial}\nin the search {trial.searched:.4f}\nmean with new seeds {trial.mean:.4f}"
+        plot.dots([(trial.searched, height, tip, "")])
+        plot.whisker(height, trial.mean, ends.low, ends.high, tip, 1 if trial.trial == number else 0)
+    note = page.note("Filled: mean and its 95 % interval with new seeds. Hollow: the value in the search.")
+    cells = [
+        [
+            str(trial.trial),
+            page.number(trial.searched),
+            page.number(trial.mean),
+            page.number(trial.deviation),
+            "yes" if trial.within_noise else "",
+        ]
+        for trial in report.confirmed
+    ]
+    head = ("trial", "in the search", "mean, new seeds", "deviation", "within noise of the best")
+    table = page.table(head, cells, best=[report.confirmed.index(chosen)])
+    return f'<p class="winner">{page.text(text)}</p>{run}' + page.grid([plot.svg() + note, table])
 
-    before = mpl.get_backend()
-    mpl.use("agg")  # Optuna draws through pyplot, which would open a window where there is one
-    from matplotlib import pyplot
 
-    with warnings.catch_warnings(), mpl.rc_context():
-        warnings.simplefilter("ignore")  # experimental functions, and flat contours of few points
-        axes = np.ravel(drawing())
-        figure = axes[0].figure
-        figure.set_size_inches(max(7.0, 3.2 * len(axes) if len(axes) < 9 else 12.0), 5.0 if len(axes) < 9 else 10.0)
-        files.write_atomically(path, partial(figure.savefig, format="png", dpi=110, bbox_inches="tight"))
-    pyplot.close("all")
-    mpl.use(before)
-
-
-def _page(
-    study: "Study",
-    importance: Mapping[str, float],
-    pareto: Sequence[int],
-    rows: Sequence[Mapping[str, Any]],
-    plots: Mapping[str, Path],
-) -> str:
-    title = escape.for_html(f"{study.name}: {', '.join(objectives.names(study.config))}")
-    pictures = "".join(
-        f"<h2>{name}</h2><img alt='{name}' src='data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}'>"
-        for name, path in plots.items()
+def _history(study: "Study", report: "StudyReport") -> str:
+    """Return the complete trials' values by number, and the line of the best so far."""
+    complete = sorted(study.ranked(), key=lambda trial: trial.number)
+    values = [trial.values[0] for trial in complete]
+    better = max if study.maximizes else min
+    so_far = list(itertools.accumulate(values, better))
+    steps = [(float(trial.number), value) for trial, value in zip(complete, so_far, strict=True)]
+    corners = [point for (_, before), (x, value) in itertools.pairwise(steps) for point in ((x, before), (x, value))]
+    plot = charts.Plot(
+        charts.number_axis("trial", [row["trial"] for row in report.trials], integers=True),
+        charts.number_axis(report.metrics[0], values),
+        "values, and the best so far",
     )
-    shares = "".join(
-        f"<tr><td>{escape.for_html(path)}</td><td>{share:.3f}</td></tr>" for path, share in importance.items()
-    )
-    head = "".join(f"<th>{escape.for_html(name)}</th>" for name in (rows[0] if rows else ()))
-    table = "".join(
-        f"<tr{' class=best' if row['trial'] in pareto else ''}>"
-        + "".join(f"<td>{escape.for_html('' if cell is None else cell)}</td>" for cell in row.values())
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
-        "<style>body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}"
-        "td,th{padding:.2em .6em;border-bottom:1px solid #ccc;text-align:left}img{max-width:100%}.best{background:#efe}"
-        f"</style><h1>{title}</h1><p>{len(study.ranked())} complete trials of {len(rows)}.</p>{pictures}"
-        f"<h2>importance</h2><table>{shares}</table><h2>trials</h2><table><tr>{head}</tr>{table}</table></html>\n"
-    )
+    plot.line([steps[0], *corners], 1, dots=False)
+    plot.dots(_dots(report, ((trial.number, trial.values[0], trial) for trial in complete)))
+    return plot.svg()
+
+
+def _dots(report: "StudyReport", points: "Iterator[tuple[float, float, FrozenTrial]]") -> Iterator[charts.Dot]:
+    for x, y, trial in points:
+        knobs = "\n".join(f"{path} {_shown(value)}" for path, value in trial.params.items())
+        tip = f"trial {trial.number}: {_shown(trial.values[0])}\n{knobs}"
+        yield x, y, tip, _BEST if trial.number in (report.recommended, *report.pareto) else _OTHER
+
+
+def _shown(value: object) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cell(column: str, value: object) -> str:
+    """Return a cell of the table of trials; a run is its folder's name."""
+    if column == "run":
+        return f'<td class="text"><span class="name">{page.text(Path(str(value)).name)}</span></td>'
+    return page.text(_shown(value))
+
+
+def _pareto(study: "Study", report: "StudyReport") -> str:
+    if len(report.metrics) != 2:
+        return ""
+    trials = study.ranked()
+    first, second = ([trial.values[place] for trial in trials] for place in (0, 1))
+    axes = charts.number_axis(report.metrics[0], first), charts.number_axis(report.metrics[1], second)
+    plot = charts.Plot(*axes, "Pareto front")
+    plot.dots(_dots(report, zip(first, second, trials, strict=True)))
+    return plot.svg()
+
+
+def _importance(report: "StudyReport", intervals: Mapping[str, Interval], complete: int) -> str:
+    if not report.importance:
+        return page.note(f"Importance needs 20 complete trials and two knobs that vary; there are {complete}.")
+    rows = list(reversed(report.importance.items()))
+    axis = charts.category_axis("", [path for path, _ in rows])
+    shares = charts.number_axis("share of the first metric's variance", (0.0, 1.0))
+    plot = charts.Plot(shares, axis, height=28.0 * len(rows) + 48)
+    for height, (path, share) in enumerate(rows):
+        ends = intervals[path]
+        tip = f"{path}: {share:.2f} (95 %: {max(ends.low, 0):.2f} to {min(ends.high, 1):.2f})"
+        plot.whisker(height, share, max(ends.low, 0.0), min(ends.high, 1.0), tip)
+    return page.grid([plot.svg() + page.note("PED-ANOVA. Lines: 95 % intervals, from leaving out groups of trials.")])
+
+
+def _knobs(study: "Study", report: "StudyReport", complete: Sequence[FrozenTrial]) -> Iterator[str]:
+    """Yield each knob's values against the first metric, the most important knob first."""
+    entries = {entry.path: entry for entry in parse_space(study.config.tune)}
+    for path in dict.fromkeys([*report.importance, *entries]):
+        trials = [trial for trial in complete if path in trial.params]
+        if trials:
+            plot = charts.Plot(
+                _knob_axis(entries[path], trials),
+                charts.number_axis(report.metrics[0], (trial.values[0] for trial in complete)),
+                path,
+            )
+            places = ((_place(entries[path], trial), trial.values[0], trial) for trial in trials)
+            plot.dots(_dots(report, places))
+            yield plot.svg()
+
+
+def _knob_axis(entry: Entry, trials: Sequence[FrozenTrial]) -> charts.Axis:
+    if entry.kind == "choice":
+        return charts.category_axis("", [str(choice) for choice in entry.choices])
+    values = [trial.params[entry.path] for trial in trials]
+    return charts.number_axis("", values, integers=entry.kind == "int", log=entry.log)
+
+
+def _place(entry: Entry, trial: FrozenTrial) -> float:
+    """Return where a trial's value lies on `_knob_axis`."""
+    value = trial.params[entry.path]
+    if entry.kind != "choice":
+        return float(value)
+    return next(place for place, choice in enumerate(entry.choices) if value in (choice, repr(choice)))
+
+
+def _epochs(study: "Study") -> str:
+    """Return the first metric by epoch of the best trials and of pruned ones."""
+    pruned = [trial for trial in study.trials() if trial.state == TrialState.PRUNED]
+    trials = [trial for trial in (*study.ranked(), *pruned) if len(trial.intermediate_values) > 1][:_MAX_CURVES]
+    series = {
+        f"trial {trial.number}{' (pruned)' if trial in pruned else ''}": [
+            (float(epoch), value) for epoch, value in sorted(trial.intermediate_values.items()) if math.isfinite(value)
+        ]
+        for trial in trials
+    }
+    if not series:
+        return ""
+    styles = {label: 1 if order == 0 else charts.GREY if "pruned" in label else 0 for order, label in enumerate(series)}
+    drawn = charts.lines("validation by epoch", series, "epoch", styles=styles).svg()
+    return page.grid([drawn + page.note("Orange: the best trial; blue: other complete ones; grey: pruned ones.")])

@@ -15,8 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from comp import config as configs
 from comp.config import space
-from comp.results import files, runs
+from comp.results import files, runs, stats
 from comp.results.runs import Run
+from comp.results.stats import Interval
 from comp.runtime import escape
 from comp.runtime.errors import RunError
 from comp.tuning import confirm, create, objectives, plots
@@ -24,6 +25,8 @@ from comp.tuning.confirm import ConfirmedTrial
 from comp.tuning.storage import answering, interrupted
 from comp.tuning.study import SHEDS, Study, failure_reason
 
+_MIN_IMPORTANCE = 20  # complete trials
+_GROUPS = 20
 STATES = {
     TrialState.COMPLETE: "done",
     TrialState.PRUNED: "pruned",
@@ -144,13 +147,13 @@ def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
 
 
 def report(search: Study, confirmation: Study | None, *, write: bool = True, pictures: bool = True) -> StudyReport:
-    """Return a study's results, and write trials.csv, best.yaml, plots/*.png and study.html.
+    """Return a study's results, and write trials.csv, best.yaml and study.html.
 
     Args:
         search: the study.
         confirmation: of its best trials, None if there is none.
         write: False writes nothing.
-        pictures: False draws no plots and no study.html.
+        pictures: False writes no study.html.
     """
     confirmed = confirm.confirmed(search, confirmation) if confirmation else []
     ranked = search.ranked()
@@ -179,7 +182,7 @@ def report(search: Study, confirmation: Study | None, *, write: bool = True, pic
         if recommended is not None:
             files.write_atomically(path, _best_config(search, result, recommended).encode())
         if pictures:
-            plots.draw(search, result.importance, result.pareto, result.trials)
+            plots.draw(search, result, _importance_intervals(search) if result.importance else {})
     return result
 
 
@@ -234,20 +237,40 @@ def _remove_weights(run: Run) -> None:
 
 
 def importance(study: Study) -> dict[str, float]:
-    """Return each shared knob's importance for the first metric (PED-ANOVA, Watanabe et al. 2023)."""
+    """Return each shared knob's importance for the first metric (PED-ANOVA, Watanabe et al. 2023).
+
+    Empty with fewer than 20 complete trials, of which it would tell nothing.
+    """
     complete = study.ranked()
     shared = [path for path in study.config.tune.space if all(path in trial.params for trial in complete)]
     varied = [path for path in shared if len({repr(trial.params[path]) for trial in complete}) > 1]
-    if len(varied) < 2 or len({trial.values[0] for trial in complete}) < 2:
+    if len(complete) < _MIN_IMPORTANCE or len(varied) < 2 or len({trial.values[0] for trial in complete}) < 2:
         return {}
-    # Optuna assumes that low targets are good.
-    sign = -1 if study.maximizes else 1
+    shares = _shares(study.optuna, varied, study.maximizes)
+    return {path: round(share, 4) for path, share in shares.items()}
+
+
+def _shares(study: optuna.Study, varied: Sequence[str], maximizes: bool) -> dict[str, float]:
+    sign = -1 if maximizes else 1  # Optuna assumes that low targets are good
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimental
-        shares = optuna.importance.get_param_importances(
-            study.optuna, params=varied, target=lambda trial: sign * trial.values[0]
+        return dict(
+            optuna.importance.get_param_importances(
+                study, params=list(varied), target=lambda trial: sign * float(trial.values[0])
+            )
         )
-    return {path: round(share, 4) for path, share in shares.items()}
+
+
+def _importance_intervals(study: Study) -> dict[str, Interval]:
+    """Return the interval of each importance, from the importances without one of 20 groups of trials at a time."""
+    complete, measured = sorted(study.ranked(), key=lambda trial: trial.number), importance(study)
+    left_out: dict[str, list[float]] = {path: [] for path in measured}
+    for group in range(_GROUPS):
+        others = optuna.create_study(directions=study.optuna.directions)
+        others.add_trials([trial for place, trial in enumerate(complete) if place % _GROUPS != group])
+        for path, share in _shares(others, list(measured), study.maximizes).items():
+            left_out[path].append(share)
+    return {path: stats.jackknife_interval(share, left_out[path]) for path, share in measured.items()}
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> bytes:

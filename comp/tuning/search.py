@@ -40,7 +40,7 @@ def tune(
         name: of the study, if the config names none.
         runs_root: where run folders are; the study's is `<competition>/<name>` below it.
         workers: trainings at a time, each in its own process if there are several.
-        pictures: draw plots/ and study.html at the end.
+        pictures: write study.html at the end.
         on_trial: called with `search` or `confirm` and the study's progress when a trial has ended.
         progress: called at every step; with several workers twice a second.
 

@@ -24,7 +24,7 @@ def log_study(search: Study, report: StudyReport, *, pictures: bool) -> None:
 
     They go to an offline segment below the study's folder, which is uploaded if you are logged in. What the network
     does not take within ten seconds waits for `comp leaderboard --sync`. The report's files have been written, and with
-    `pictures` its plots too.
+    `pictures` study.html too.
     """
     mode = wandb_mode(search.config.track)
     if mode == "disabled":
@@ -51,7 +51,7 @@ def _write(search: Study, report: StudyReport, folder: Run, *, pictures: bool) -
     track = search.config.track
     values: dict[str, Any] = {name: writer.table(table) for name, table in _tables(report).items()}
     if pictures:
-        values |= {f"plots/{path.stem}": writer.picture(path) for path in payload.pictures(folder)}
+        values["page"] = writer.html_page(folder.path / "study.html")
     options = {
         "id": record["id"],
         "project": track.project or search.config.competition.name,

@@ -1,24 +1,22 @@
-"""`comp evaluate`: diagnose labelled predictions, as evaluation.json and plots in the run."""
+"""`comp evaluate`: diagnose labelled predictions, as evaluation.json and pictures of mistakes in the run."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from comp.data.fixes import FixList, fix_predictions, fixes_of
 from comp.data.splits import Split
 from comp.inference.options import predict_options
-from comp.results import diagnostics, metrics, plots, prediction_files, runs
+from comp.models.classifier import Classifier
+from comp.results import diagnostics, metrics, prediction_files, runs
 from comp.results.predictions import Predictions
 from comp.results.runs import Run
 from comp.runtime.errors import ConfigError, RunError
 from comp.runtime.progress import Progress, quiet
-from comp.workflows import plugins
+from comp.workflows import examples, plugins
 from comp.workflows.load import load_run
 from comp.workflows.predict import options_for, score_test
 
 _SPLITS = ("val", "ood_val", "test", "suite")
-_PICTURED_MISTAKES = 30
 
 
 def evaluate(
@@ -30,7 +28,7 @@ def evaluate(
     device: str = "",
     progress: Progress = quiet,
 ) -> dict[str, Any]:
-    """Diagnose all labelled predictions of a run, and write evaluation.json and its plots.
+    """Diagnose all labelled predictions of a run, and write evaluation.json and pictures of mistakes.
 
     A run with weights predicts the labelled test split first. All other predictions, and all of an ensemble or a probe,
     which have no weights, are read from the disk.
@@ -46,7 +44,8 @@ def evaluate(
     Returns:
         The content of evaluation.json: split -> values of `diagnostics.diagnose`, the competition's `metric` with its
         `name` and `value`, or why it is `undefined`, and `by_block` if it has blocks; `fixed` of validation, see
-        `_score_fixed`; and `mean_corruption_error` if a baseline is given.
+        `_score_fixed`; `examples` of validation and test, see `comp.workflows.examples.draw`; and
+        `mean_corruption_error` if a baseline is given.
 
     Raises:
         ConfigError: the rules forbid the adaptation, or a run without weights, or without a labelled test, cannot be
@@ -69,7 +68,7 @@ def evaluate(
         score_test(loaded, progress, options=options)
         suffixes = {"test": options.suffix, "suite": predict_options(loaded.config.predict).suffix}
         splits = {"val": loaded.dataset.val, "test": loaded.dataset.test}
-        return _diagnose_stored(run, suffixes, splits, baseline, fixes)
+        return _diagnose_stored(run, suffixes, splits, baseline, fixes, loaded.model)
     if device:
         overrides["device"] = device
     if overrides:
@@ -103,8 +102,12 @@ def _diagnose_stored(
     splits: Mapping[str, Split | None],
     baseline: Run | None,
     fixes: FixList | None,
+    model: Classifier | None = None,
 ) -> dict[str, Any]:
-    """Diagnose the labelled predictions on the disk; `suffixes` are those of their file names."""
+    """Diagnose the labelled predictions on the disk; `suffixes` are those of their file names.
+
+    `model` is None without weights.
+    """
     metric = run.metrics().metric
     paths = [run.predictions_path(name + suffixes.get(name, "")) for name in _SPLITS]
     stored = {path.stem: prediction_files.load(path) for path in paths if path.exists()}
@@ -117,9 +120,11 @@ def _diagnose_stored(
     if baseline is not None:
         values["mean_corruption_error"] = _corruption_error(values, baseline)
     with run.write_lock(runs.RECORD_SECONDS):
-        run.write_json(diagnostics.FILE, values)
         for name, predicted in labelled.items():
-            _draw(run, name, predicted, values[name], splits.get(name.partition("+")[0]))
+            split = splits.get(name.partition("+")[0])
+            if split is not None and model is not None:
+                values[name]["examples"] = examples.draw(run, name, predicted, split, model)
+        run.write_json(diagnostics.FILE, values)
     return values
 
 
@@ -163,24 +168,3 @@ def _corruption_error(values: Mapping[str, Any], baseline: Run) -> dict[str, Any
     baseline_accuracy = prediction_files.load(path).block_accuracy()
     value = diagnostics.mean_corruption_error(values[shifted[-1]]["by_block"], baseline_accuracy)
     return {"value": value, "split": shifted[-1], "baseline": baseline.name}
-
-
-def _draw(run: Run, name: str, predicted: Predictions, values: Mapping[str, Any], split: Split | None) -> None:
-    if predicted.row.numeric:
-        plots.draw_numbers(run.plot_path(f"numbers-{name}"), predicted.target_values(), predicted.values())
-    counted = "groups" if run.metrics().group_answer else "images"
-    if "confusion" in values:
-        table = np.array(values["confusion"])
-        plots.draw_confusion(run.plot_path(f"confusion-{name}"), table, predicted.classes, counted=counted)
-    if "calibration" in values:
-        bins, ece = values["calibration"]["bins"], values["calibration"]["ece"]
-        plots.draw_reliability(run.plot_path(f"reliability-{name}"), bins, ece, counted=counted)
-    if "by_block" in values:
-        plots.draw_blocks(run.plot_path(f"blocks-{name}"), *diagnostics.accuracy_grid(values["by_block"]))
-    if split is None:
-        return
-    rows, shown = diagnostics.find_worst_mistakes(predicted, _PICTURED_MISTAKES), split.one_per_answer()
-    if len(rows):
-        titles = [diagnostics.mistake_title(predicted, int(row)) for row in rows]
-        images = np.stack([shown.images[int(row)] for row in rows])
-        plots.draw_image_grid(run.plot_path(f"mistakes-{name}"), images, titles, columns=6)

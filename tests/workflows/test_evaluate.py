@@ -109,9 +109,12 @@ def test_evaluate_leaves_numbers_and_pictures_and_prints_them(two_runs: Path, co
     assert stored["suite"]["by_block"] == scores.suite.by_block
     assert stored["mean_corruption_error"]["value"] == pytest.approx(100)
     assert "100.0 %" in result.out
-    for picture in ("confusion-test", "reliability-test", "blocks-suite"):
-        with Image.open(run.path / "plots" / f"{picture}.png") as image:
-            assert image.width > 300
+    for name in ("val", "test"):
+        shown = stored[name]["examples"]["shown"]
+        assert [each["right"] for each in shown] == sorted(each["right"] for each in shown)  # mistakes come first
+        assert all((each["true"] == each["predicted"]) == each["right"] for each in shown)
+        with Image.open(run.path / "plots" / f"examples-{name}.png") as image:
+            assert image.size == (32 * len(shown), 2 * 32)  # below each picture, what the network looked at
     as_json = json.loads(comp("evaluate", run.path, "--json").out)
     assert as_json["evaluation"]["test"]["accuracy"] == as_json["test"]["scores"]["accuracy"]["value"]
 
@@ -155,7 +158,9 @@ def test_independent_classes_are_diagnosed_one_by_one() -> None:
     losses = metrics.row_losses(found)
     assert list(losses[worst]) == sorted(losses[worst], reverse=True)
     assert not found.correct()[worst].any()
-    assert diagnostics.mistake_title(found, int(worst[0])).strip("+-")
+    described = diagnostics.describe(found, int(worst[0]))
+    assert described["true"] != described["predicted"]
+    assert described["confidence"] is None
 
 
 def test_a_run_of_several_labels_without_weights_is_evaluated_and_reported(
@@ -175,14 +180,15 @@ def test_a_run_of_several_labels_without_weights_is_evaluated_and_reported(
     assert "macro_f1" in result.out
     assert "micro F1" in result.out
     assert "top 5" not in result.out
-    assert not (run.path / "plots" / "confusion-val.png").exists()
-    assert (run.path / "plots" / "reliability-val.png").exists()
     refused = comp("evaluate", run.path, "--views", "flip", "--adapt", "bn")
     assert refused.code == 2
     assert "--views, --adapt" in refused.err
     assert comp("report", run.path, "-o", "page.html").code == 0
     page = Path("page.html").read_text()
     assert "average precision" in page
+    assert "accuracy by confidence" in page
+    assert "columns: predicted" not in page
+    assert "No pictures of mistakes" in page  # it has no weights
     assert "&lt;owl&gt;" in page
     assert "validation macro_f1" in page
     assert "val macro_f1" in comp("leaderboard").out

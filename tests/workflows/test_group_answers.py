@@ -214,7 +214,7 @@ def test_evaluation_probe_rehearsal_and_report_work_with_patients(place: Path, c
     assert evaluated.code == 0, evaluated.err
     assert "groups" in evaluated.out
     assert "images" not in evaluated.out
-    assert run.plot_path("mistakes-val").exists()
+    assert run.plot_path("examples-val").exists()
     assert_refused(comp("evaluate", run.path, "--views", "flip"), "--views: only a labelled test", "--split val")
     report = comp("report", run.path, "-o", "report.html")
     assert report.code == 0, report.err

@@ -9,7 +9,6 @@ import typer
 from comp.cli.commands.options import AllowPlugins, AsJson
 
 if TYPE_CHECKING:
-    from comp.config import Config
     from comp.results.runs import Run
 
 
@@ -19,7 +18,8 @@ def report(
         "report.html"
     ),
     baseline: Annotated[
-        Path | None, typer.Option(metavar="RUN|CONFIG", help="Compare configs with this one. Default: the defaults.")
+        Path | None,
+        typer.Option(metavar="RUN|CONFIG", help="Compare config and scores with these. Default: the defaults."),
     ] = None,
     allow_plugins: AllowPlugins = False,
     as_json: AsJson = False,
@@ -28,26 +28,27 @@ def report(
 
     Example: comp report runs/quickstart/20260101-120000-quickstart -o report.html
     """
+    from comp import config as configs
     from comp.cli import console
     from comp.results import files
     from comp.results import report as reports
+    from comp.results import runs as run_folders
 
     files.check_writable(output)
     runs = reports.find_runs(paths)
-    reference = _config(baseline) if baseline else None
+    other = run_folders.open_run(baseline) if baseline and baseline.is_dir() else None
+    reference = other.config() if other else configs.load(baseline) if baseline else None
     if len(runs) == 1:
         _evaluate(replace(runs[0], allow_plugins=allow_plugins))
-    text = reports.render_page(runs, baseline=reference)
+        scored = other if other and other.is_complete() else None
+        text = reports.render_page(runs[0], baseline=reference, compared=scored)
+    else:
+        from comp.results import comparison
+
+        text = comparison.render_page(runs, baseline=reference)
     files.write_atomically(output, text.encode())
     written = {"page": str(output), "runs": [str(run.path) for run in runs]}
     console.print_json(written) if as_json else console.print_line(str(output))
-
-
-def _config(path: Path) -> "Config":
-    from comp import config as configs
-    from comp.results import runs as run_folders
-
-    return run_folders.open_run(path).config() if path.is_dir() else configs.load(path)
 
 
 def _evaluate(run: "Run") -> None:

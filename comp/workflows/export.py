@@ -208,7 +208,7 @@ def _describe(source: Exportable, request: ExportRequest) -> Card:
         "output": _OUTPUTS[TASKS[scores.task].activation],
         "first_weights": [model_card.first_weights(part.run) for part in source.parts],
         "weights_sha256": [part.run.metrics().weights_sha256 for part in source.parts],
-        "scores": model_card.scores(scores),
+        "scores": model_card.scores(run),
         "not_inside": source.not_inside,
         "decision": None if decision is None or decision.kind == "argmax" else decision.model_dump(mode="json"),
         "versions": package_versions(),

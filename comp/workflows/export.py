@@ -52,12 +52,7 @@ class ExportRequest:
     quantize: bool
 
     def check(self) -> None:
-        """Refuse, before any work, what cannot be.
-
-        Raises:
-            RunError: the folder exists or cannot be made.
-            ConfigError: contradictory options, or packages that are not installed.
-        """
+        """Refuse, before any work, an existing folder, contradictory options and missing packages, by UserErrors."""
         files.check_new_folder(self.folder)
         if self.input_type == "float" and self.format in _WEIGHTS_ONLY:
             raise ConfigError(f"--input float: {self.format} files hold weights alone; choose --format onnx or torch")
@@ -110,16 +105,11 @@ class Exportable:
         return self.parts[0].competition.image_shape
 
 
-def open_run(run: Run, *, plain: bool = False, progress: Progress = quiet) -> Exportable:
+def open_run(run: Run, plain: bool = False, progress: Progress = quiet) -> Exportable:
     """Return a trained run's network, ready to export.
 
-    Args:
-        run: trained to the end.
-        plain: export the network even if the run's predictions adapt to the test.
-        progress: called while its data are opened.
-
     Raises:
-        RunError: its predictions adapt to the test, which no network alone does.
+        RunError: its predictions adapt to the test, which no network alone does; `plain` exports the network anyway.
         UserError: see `load_run`.
     """
     config = run.config()
@@ -217,19 +207,23 @@ def _describe(source: Exportable, request: ExportRequest) -> Card:
         card |= {"opset": portable.OPSET}
     if isinstance(source.network, Classifier):
         card |= {"preparation": portable.describe_preparation(source.network)}
-    if request.format in _WEIGHTS_ONLY:
-        card |= _recipe(source, request)
+    if request.format in _WEIGHTS_ONLY and (recipe := _timm_recipe(source, request)):
+        card |= {"timm": recipe}
     return card
 
 
-def _recipe(source: Exportable, request: ExportRequest) -> Card:
-    """Return how timm builds the network; nothing for other networks, whose weights alone `safetensors` holds."""
+def _timm_recipe(source: Exportable, request: ExportRequest) -> Card | None:
+    """Return how timm builds the network; None for other networks, whose weights alone `safetensors` holds."""
     classifier, section = source.classifier, source.run.config().model
     channels, *size = source.image_shape
     height, width = portable.describe_preparation(classifier)["resize"] or size
-    if request.format == "safetensors" and not portable.is_timms_own(section.name):
-        return {}
-    return {"timm": portable.timm_recipe(section, classifier.inner, (channels, height, width), len(source.classes))}
+    recipe = portable.timm_recipe(section, classifier.inner, (channels, height, width), len(source.classes))
+    if recipe is None and request.format == "timm":
+        raise ConfigError(
+            f"--format timm: {section.name} is comp's own or a plug-in's, so timm cannot build it; choose --format "
+            "onnx, torch or safetensors"
+        )
+    return recipe
 
 
 def _validation(dataset: Dataset) -> Split:

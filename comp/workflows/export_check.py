@@ -61,16 +61,10 @@ def predict_plainly(loaded: LoadedRun, images: Split) -> NDArray[np.float32]:
 
 
 def check(folder: Path, card: Mapping[str, Any], source: "Exportable", images: Split) -> dict[str, Any]:
-    """Return how a fresh process's answers compare with the run's, for the card.
-
-    Args:
-        folder: of the export, which the card's code loads.
-        card: see `comp.workflows.model_card`.
-        source: what was exported.
-        images: labelled ones.
+    """Return how a fresh process's answers of labelled images compare with the run's, for the card.
 
     Raises:
-        ModelError: the export does not load, or computes something else.
+        ModelError: the export in the folder does not load, or computes something else.
     """
     code, shown = model_card.loading_code(card), {"split": images.name, "images": len(images)}
     pixels = portable.to_input(np.asarray(images.images), "uint8")
@@ -167,14 +161,7 @@ def _score(outputs: NDArray[Any], card: Mapping[str, Any], images: Split) -> flo
 def compare_speed(
     source: "Exportable", networks: Mapping[str, Path], card: Mapping[str, Any], images: Split
 ) -> dict[str, Any]:
-    """Return images a second and scores of a float and an int8 ONNX file beside `comp predict`, for the card.
-
-    Args:
-        source: what was exported.
-        networks: name -> ONNX file: the float network, then int8.
-        card: of the export, checked.
-        images: labelled ones.
-    """
+    """Return images a second and scores of the float and the int8 ONNX file beside `comp predict`, for the card."""
     threads, check = source.parts[0].execution.threads, card["check"]
     batch = images.take(np.arange(min(_BATCH, len(images))), images.name)
     pixels, few = (portable.to_input(np.asarray(split.images), card["input"]["type"]) for split in (images, batch))

@@ -96,11 +96,7 @@ class EnsembleNetwork(nn.Module):
 
 
 def open_ensemble(run: Run, progress: Progress = quiet) -> Exportable:
-    """Return an ensemble as one network, ready to export.
-
-    Args:
-        run: the ensemble; the runs that it combines must be there, with the weights that they had.
-        progress: called while the first member's data are opened.
+    """Return an ensemble as one network, ready to export; see `open_run`.
 
     Raises:
         RunError: it ranks or adapts to the test, its members take other images, or one is missing or changed.

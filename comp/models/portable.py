@@ -36,11 +36,7 @@ Pixels = NDArray[np.uint8] | NDArray[np.float32]  # [N, C, H, W]
 
 
 def check_onnx_installed() -> None:
-    """Check for the packages of the extra `onnx`.
-
-    Raises:
-        ConfigError: one is missing.
-    """
+    """Raise ConfigError if a package of the extra `onnx` is missing."""
     if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
         raise ConfigError(
             f"--format onnx: needs the `onnx` extra, and {', '.join(missing)} is not installed: pip install "

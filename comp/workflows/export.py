@@ -147,13 +147,14 @@ def export(source: Exportable, request: ExportRequest, progress: Progress = quie
             nothing is left.
         RunError: the folder exists or cannot be written.
     """
-    card, images = _describe(source, request), _validation(source.dataset)
+    card, data = _describe(source, request), source.dataset
+    images = _sample(data.train if data.val is None else data.val, data, _CHECKED)
     with files.new_folder(request.folder) as folder, tempfile.TemporaryDirectory() as scratch:
         content, file = _network_bytes(source, request), folder / card["file"]
         if request.quantize:
             plain = Path(scratch) / card["file"]
             plain.write_bytes(content)
-            training = _sample(source.dataset.train, source.dataset, _CALIBRATION)
+            training = _sample(data.train, data, _CALIBRATION)
             pixels = portable.to_input(np.asarray(training.images), request.input_type)
             agreement = functools.partial(export_check.agreement, card["task"], source.classes)
             content, method = int8.quantize(plain, pixels, agreement, progress)
@@ -224,11 +225,6 @@ def _timm_recipe(source: Exportable, request: ExportRequest) -> Card | None:
             "onnx, torch or safetensors"
         )
     return recipe
-
-
-def _validation(dataset: Dataset) -> Split:
-    """Return the images that an export is checked on: of validation, or of the training where there is none."""
-    return _sample(dataset.train if dataset.val is None else dataset.val, dataset, _CHECKED)
 
 
 def _sample(split: Split, dataset: Dataset, count: int) -> Split:

@@ -171,16 +171,18 @@ def compare_speed(
         f"comp predict, {source.precision}": lambda: [predict_plainly(part, batch) for part in source.parts],
     }
     seconds = measure(contestants, _ROUNDS)
-    floats = _score(int8.run(next(iter(sessions.values())), pixels), card, images)
+    scores = (
+        _score(int8.run(next(iter(sessions.values())), pixels), card, images),
+        check["exported"],
+        check["predict"],
+    )
     compared = [
         {"network": name, "images_per_second": round(len(batch) / seconds[name], 1), "score": score}
-        for name, score in zip(contestants, (floats, check["exported"], check["predict"]), strict=True)
+        for name, score in zip(contestants, scores, strict=True)
     ]
     float_rate, int8_rate, comp_rate = (row["images_per_second"] for row in compared)
     slower = "int8 is slower here: {:.2f} times the speed of {}".format
-    poor = (
-        f"int8 answers like the float network on only {check['agreement']:.1%} of the images: compare the scores first"
-    )
+    poor = f"int8 answers like the float network on only {check['agreement']:.1%} of the images: compare the scores"
     warnings = {
         poor: check["agreement"] < int8.GOOD_AGREEMENT,
         slower(int8_rate / float_rate, "the float network"): int8_rate < float_rate,

@@ -123,10 +123,11 @@ def _print(card: dict[str, Any], folder: Path) -> None:
     console.print_line(f"exported    {folder} ({', '.join((card['file'], model_card.PAGE, model_card.JSON))})")
     for line in model_card.check_lines(card["check"]):
         console.print_line(f"checked     {line}")
-    for row in card.get("quantization", {}).get("compared", ()):
+    measured = card.get("quantization", {"compared": (), "warnings": ()})
+    for row in measured["compared"]:
         score = "undefined" if row["score"] is None else f"{row['score']:.4f}"
         console.print_line(f"measured    {row['network']}: {row['images_per_second']:,.0f} images/s, {score}")
-    for warning in card.get("quantization", {}).get("warnings", ()):
+    for warning in measured["warnings"]:
         console.print_note(f"warning: {warning}")
     for note in card["not_inside"]:
         console.print_note(f"not inside: {note}")

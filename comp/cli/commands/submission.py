@@ -56,11 +56,13 @@ def check(
         console.print_json(verdict.to_json())
     else:
         for doubt in verdict.findings:
-            console.print_line(f"{doubt.verdict}: {doubt.what}")
+            console.print_text(f"{doubt.verdict}: {doubt.what}")
     if not verdict.problems and not as_json:
         agreement = "" if verdict.agreement is None else f", agrees with {against} on {verdict.agreement:.2%} of rows"
         console.print_line(f"{path}: valid, {plural(verdict.rows, 'row')}{agreement}")
     verdict.raise_if_invalid()
+    if not as_json:
+        console.print_next("submit", path, "--competition", "SLUG", "--message", "TEXT")
 
 
 def diff(
@@ -88,7 +90,11 @@ def diff(
         total = difference.total
         rows.append(("all", f"{total.rows:,}", f"{total.differing:,}", _share(total.differing, total.rows)))
     console.print_table(
-        ("block", "rows", "differing", "share"), rows, title=f"{first} and {second}", folded={"block": 16}
+        ("block", "rows", "differing", "share"),
+        rows,
+        title=f"{first} and {second}",
+        shortened={"block": 16},
+        has_total=len(rows) > 1,
     )
     if sizes := difference.sizes:
         correlation = "" if sizes.correlation is None else f"; correlation {sizes.correlation:.4f}"
@@ -100,6 +106,7 @@ def diff(
         console.print_line("common ids are in another order")
     if difference.columns_moved:
         console.print_line("columns are in another order")
+    console.print_next("check", second, "--against", first)
 
 
 def _share(count: int, rows: int) -> str:
@@ -140,6 +147,7 @@ def submit(
         return
     private = "" if record["private"] is None else f", private {record['private']}"
     console.print_line(f"{path}: submission {record['reference']}, public score {record['public']}{private}")
+    console.print_next("leaderboard", "--sort", "public_score")
 
 
 def _validate(path: Path, form: Path | None, overrides: list[str], against: Path | None) -> "SubmissionReport":

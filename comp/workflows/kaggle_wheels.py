@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -27,7 +28,7 @@ _ASSUMED = ("torch", "torchvision", "numpy", "pandas", "scipy", "scikit-learn", 
 _NEVER_PACKED = ("torch", "torchvision")
 # comp imports them late, for tuning, tracking, augmentation, plots and its command line; a notebook only predicts.
 _UNUSED = ("optuna", "cmaes", "wandb", "albumentations", "matplotlib", "typer", "rich")
-_PYTHON_LINE = re.compile(r"^#\s*python\s*=*\s*(3\.\d+)", re.IGNORECASE | re.MULTILINE)
+_PYTHON_LINE = re.compile(r"^#\s*python\s*=*\s*(\d+\.\d+)", re.IGNORECASE | re.MULTILINE)
 _LINUX = {"os_name": "posix", "sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
 _GLIBC = range(17, 36)  # 2.17 to 2.35, that of Ubuntu 22.04; pip takes the names of platforms, not their order
 _PLATFORMS = ("manylinux2014_x86_64", *(f"manylinux_2_{minor}_x86_64" for minor in _GLIBC))
@@ -68,11 +69,16 @@ def read_image(path: Path | None) -> Image:
             except InvalidRequirement:
                 where = f"{path}: line {number}: expected name==version, as `pip list --format=freeze` prints it"
                 raise UserError(f"{where}, found {line[:80]!r}") from None
-            versions = [spec.version for spec in requirement.specifier if spec.operator == "=="]
+            versions = [
+                spec.version for spec in requirement.specifier if spec.operator == "==" and "*" not in str(spec)
+            ]
             packages[canonicalize_name(requirement.name)] = versions[0] if versions else ""
     if missing := [name for name in _NEVER_PACKED if name not in packages]:
         raise UserError(f"{path}: lists no {' and no '.join(missing)}; expected the packages of an image with torch")
     if match:
+        needed = str(metadata.metadata("comp")["Requires-Python"] or "")
+        if match[1] not in SpecifierSet(needed):
+            raise UserError(f"{path}: the image has Python {match[1]}, and comp needs {needed}; choose a newer image")
         return Image(match[1], packages)
     return Image(HERE, packages, f"assumed: the image has Python {HERE}; add a line `# python 3.x` to {path}")
 

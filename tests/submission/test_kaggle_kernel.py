@@ -226,7 +226,11 @@ def test_a_rerun_that_fails_is_told_and_not_sent_again(site: Site, package: Path
         ("SaveKernel", 200, {"error": "Maximum weekly GPU quota of 30.00 hours reached."}, "wait for the reset"),
         ("SaveKernel", 200, {"versionNumber": 1, "invalidCompetitionSources": ["shifted"]}, "source shifted"),
         ("SaveKernel", 403, {"code": 403, "message": "Phone verification is required"}, "Kaggle's settings"),
+        ("SaveKernel", 200, {"versionNumber": "two"}, "was refused: invalid literal"),
         ("CreateDataset", 200, {"status": "error", "error": "title is taken"}, "title is taken"),
+        ("CreateDataset", 200, {}, "Kaggle does not confirm it"),
+        ("GetKernelSessionStatus", 200, {"status": "UNHEARD_OF"}, "UNHEARD_OF"),
+        ("GetSubmission", 200, {"status": "UNHEARD_OF"}, "UNHEARD_OF"),
         (
             "CreateCodeSubmission",
             400,

@@ -18,6 +18,7 @@ from comp.submission import kaggle_failures
 
 _CREDENTIALS = "~/.kaggle/access_token, KAGGLE_API_TOKEN, ~/.kaggle/kaggle.json, or KAGGLE_USERNAME with KAGGLE_KEY"
 _TOO_MANY_REQUESTS, _SERVER_ERRORS = 429, 500
+_TIMEOUT_SECONDS = 120.0  # for the next bytes of an answer
 _UNKNOWN = (403, 404)  # Kaggle's answers to a name that does not exist, or is another user's
 _MESSAGE = re.compile(r'"message"\s*:\s*("(?:[^"\\]|\\.)*")')  # in the JSON of a refusal
 
@@ -146,7 +147,7 @@ class KaggleClient:
         """Capture stdout, and turn what fails into a SubmissionError that begins with `failure`."""
         output = io.StringIO()
         try:
-            with contextlib.redirect_stdout(output):
+            with contextlib.redirect_stdout(output), _time_limit():
                 yield output
         except UserError:
             raise
@@ -157,6 +158,26 @@ class KaggleClient:
             advice = kaggle_failures.explain(reason) or ("try again later" if is_away else "")
             message = "; ".join(filter(None, (f"{failure}: {reason}", advice, self._kept)))
             raise (UnreachableError if is_away else SubmissionError)(message) from None
+
+
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    """Limit the time of every request: Kaggle's client would wait for ever for an answer."""
+    try:
+        from requests.adapters import HTTPAdapter
+    except ImportError:  # nor is Kaggle's client there
+        yield
+        return
+    send = HTTPAdapter.send
+
+    def limited(self: HTTPAdapter, request: Any, *arguments: Any, **options: Any) -> Any:
+        return send(self, request, *arguments, **{**options, "timeout": options.get("timeout") or _TIMEOUT_SECONDS})
+
+    HTTPAdapter.send = limited  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        HTTPAdapter.send = send  # type: ignore[method-assign]
 
 
 def _check_answer(is_accepted: object, reason: str) -> None:

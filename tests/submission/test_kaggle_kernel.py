@@ -15,7 +15,7 @@ import pytest
 from comp.config import Config
 from comp.results import files, runs
 from comp.results.run_metrics import RunMetrics
-from comp.submission import kaggle_failures
+from comp.submission import kaggle_client, kaggle_failures
 from tests.support.commands import Result, assert_refused
 from tests.support.kaggle_site import CSV, USER, Site, needs_kaggle
 from tests.support.kaggle_site import site as site
@@ -123,6 +123,17 @@ def test_an_interrupted_command_goes_on_without_a_second_push(site: Site, packag
     site.waiting.clear()
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert "public score 0.7125" in done.stdout
+    assert pushed(site) == [1, 1, 1]
+
+
+@needs_kaggle
+def test_requests_without_an_answer_are_repeated(
+    site: Site, package: Path, comp: Comp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kaggle_client, "_TIMEOUT_SECONDS", 0.5)
+    site.silent = ["GetKernelSessionStatus", "GetSubmission"]
+    assert comp("submit", "--kernel", package).code == 0
+    assert site.silent == []
     assert pushed(site) == [1, 1, 1]
 
 
@@ -261,6 +272,13 @@ def test_a_package_that_is_wrong_is_refused_before_anything_is_sent(site: Site, 
     assert result.err.count("error: ") == 1
     assert_refused(comp("submit", "--kernel", "none"), "no such folder", "comp export RUN --kaggle none")
     assert site.requests == []
+
+
+@pytest.mark.parametrize(("file", "content"), [("predict.ipynb", "[]"), ("../predict.ipynb", '{"cells": []}')])
+def test_a_notebook_must_be_one_and_in_its_folder(package: Path, comp: Comp, file: str, content: str) -> None:
+    edit(package / "kernel/kernel-metadata.json", code_file=file)
+    (package / "kernel" / file).write_text(content)
+    assert_refused(comp("submit", "--kernel", package), "cannot be pushed", "predict.ipynb")
 
 
 def test_weights_that_are_not_the_exported_ones_are_refused(package: Path, comp: Comp) -> None:

@@ -4,7 +4,10 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 import venv
 import zipfile
 from collections.abc import Sequence
@@ -294,6 +297,18 @@ def test_verify_runs_the_notebook_without_network(trained: Path, tmp_path: Path,
     again = comp("export", run.path, *late, 10**9)
     assert_refused(again, "1,000,000,000 rows would take", "--limit")
     assert (tmp_path / "late/package.json").is_file()
+
+
+@pytest.mark.slow
+def test_an_interrupted_verification_leaves_its_name_to_the_same_command(trained: Path, tmp_path: Path) -> None:
+    words = (str(member(trained).path), "--kaggle", "package", *NAMES, "--image-packages", str(trained / "image.txt"))
+    process = subprocess.Popen([sys.executable, "-m", "comp", "export", *words, "--verify"], cwd=tmp_path)
+    while not (tmp_path / "package").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

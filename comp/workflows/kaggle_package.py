@@ -180,7 +180,6 @@ def _describe(
     run: Run, names: Names, image: Image, manifest: Manifest, weights: dict[str, str], dataset: Path
 ) -> dict[str, Any]:
     return {
-        "version": 1,
         "verified": False,
         "dataset": names.id,
         "kernel": names.id,
@@ -193,7 +192,6 @@ def _describe(
         "wheels": sorted(path.name for path in (dataset / "wheels").iterdir()),
         "bytes": sum(path.stat().st_size for path in dataset.rglob("*") if path.is_file()),
         "note": image.note,
-        "verification": None,
     }
 
 

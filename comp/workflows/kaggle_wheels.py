@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 from comp.config import shipped
 from comp.results import files
 from comp.runtime.errors import UserError
+from comp.submission import kaggle_failures
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 _ASSUMED = ("torch", "torchvision", "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "pyyaml", "pillow")
@@ -130,7 +131,11 @@ def download(packages: Mapping[str, str], python: str, folder: Path) -> None:
     words = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
     words += ["--python-version", python, "--implementation", "cp"]
     words += [word for platform in _PLATFORMS for word in ("--platform", platform)]
-    _pip([*words, *(f"{name}=={version}" if version else name for name, version in packages.items())])
+    words += [f"{name}=={version}" if version else name for name, version in packages.items()]
+    done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = kaggle_failures.last_lines(done.stderr or done.stdout, _LAST_LINES)
+        raise UserError(f"pip download failed, so no wheels are packed: {' '.join(lines.splitlines())}")
 
 
 def write_own_wheel(folder: Path) -> Path:
@@ -146,10 +151,3 @@ def write_own_wheel(folder: Path) -> Path:
             archive.writestr(f"{info}/{name}", text)
         archive.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in (*archive.namelist(), f"{info}/RECORD")))
     return path
-
-
-def _pip(words: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise UserError(f"pip {words[0]} failed, so no wheels are packed: {' '.join(lines[-_LAST_LINES:])}")

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 import zipfile
@@ -297,6 +298,15 @@ def test_verify_runs_the_notebook_without_network(trained: Path, tmp_path: Path,
     again = comp("export", run.path, *late, 10**9)
     assert_refused(again, "1,000,000,000 rows would take", "--limit")
     assert (tmp_path / "late/package.json").is_file()
+
+
+def test_a_folder_for_temporary_files_that_takes_none_is_told(
+    packed: dict[str, Path], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    image = kaggle_wheels.read_image(trained / "image.txt")
+    with pytest.raises(UserError, match=r"unverified: in .*gone: .* set TMPDIR to another folder"):
+        kaggle_verify.verify(packed["run"].parent, member(trained), image, limit_seconds=600)
 
 
 @pytest.mark.slow

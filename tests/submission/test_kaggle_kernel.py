@@ -141,7 +141,7 @@ def test_requests_without_an_answer_are_repeated(
 def test_only_what_has_changed_is_pushed(site: Site, package: Path, comp: Comp) -> None:
     first = comp("submit", "--kernel", package, "--no-submit")
     assert first.code == 0, first.err
-    assert f"submit it: comp submit --kernel {package}" in first.out
+    assert f"comp submit --kernel {package}" in first.out
     assert pushed(site) == [1, 1, 0]
     edit(package / "package.json", verified=False)
     second = comp("submit", "--kernel", package)  # submits that version

@@ -160,7 +160,7 @@ def _staleness(test: LoadedTest, data: DataConfig) -> str:
     if not test.files or location is None:  # a table of pixels
         return ""
     stale = f"stale sample: {test.sample.path}"
-    if missing := len(test.split) - len(test.files):
+    if (missing := len(test.split) - len(test.files)) > 0:  # of groups that the sample does not list, files are left
         return f"{stale} lists {plural(missing, 'image')} that {'is' if missing == 1 else 'are'} not in {location}"
     unlisted = Listing(location).count(without=test.files)
     return f"{stale} does not list {plural(unlisted, 'image')} of {location}" if unlisted else ""

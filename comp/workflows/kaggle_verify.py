@@ -229,7 +229,7 @@ def _run_notebook(
                 elapsed = time.monotonic() - started
                 if elapsed > limit_seconds:
                     raise RunError(f"{folder}: unverified: the notebook still runs after {limit_seconds:,.0f} s")
-                progress("running the notebook", int(elapsed), int(limit_seconds), "seconds")
+                progress("running the notebook", int(elapsed), 0, "seconds")
                 time.sleep(_TICK_SECONDS)
         finally:
             process.terminate()

@@ -120,9 +120,8 @@ def _print(card: dict[str, Any], folder: Path) -> None:
     from comp.cli import console
     from comp.workflows import model_card
 
-    console.print_line(f"exported    {folder} ({', '.join((card['file'], model_card.PAGE, model_card.JSON))})")
     for line in model_card.check_lines(card["check"]):
-        console.print_line(f"checked     {line}")
+        console.print_text(f"checked     {line}")
     measured = card.get("quantization", {"compared": (), "warnings": ()})
     for row in measured["compared"]:
         score = "undefined" if row["score"] is None else f"{row['score']:.4f}"
@@ -131,3 +130,4 @@ def _print(card: dict[str, Any], folder: Path) -> None:
         console.print_note(f"warning: {warning}")
     for note in card["not_inside"]:
         console.print_note(f"not inside: {note}")
+    console.print_written(*(folder / name for name in (card["file"], model_card.PAGE, model_card.JSON)))

@@ -24,7 +24,7 @@ def package(
     from comp.cli import console
     from comp.config import parse_duration
     from comp.results import files
-    from comp.runtime.errors import ConfigError, Interrupted
+    from comp.runtime.errors import ConfigError, Interrupted, plural
     from comp.workflows import kaggle_package, kaggle_verify, kaggle_wheels
 
     if rows is not None and not verify:
@@ -40,24 +40,29 @@ def package(
         kaggle_verify.check_tools(image)
     with console.bars() as progress:
         record = kaggle_package.write_package(folder, run, names, image, progress=progress)
-        if not as_json:
-            size = f"{len(record['wheels'])} wheels, {record['bytes'] / 1e6:.1f} MB"
-            console.print_line(f"{folder}: {record['run']} and {size}, for {names.id} and competition {competition}")
-        if image.note and not as_json:
+    if not as_json:
+        size = f"{plural(len(record['wheels']), 'wheel')}, {record['bytes'] / 1e6:.1f} MB"
+        console.print_line(f"packed      {record['run']} and {size}, for {names.id} and competition {competition}")
+        if image.note:
             console.print_note(image.note)
-        if verify:
-            try:
+    if verify:
+        try:
+            with console.bars() as progress:
                 measured = kaggle_verify.verify(
                     folder, run, image, limit_seconds=limit_seconds, rows=rows, progress=progress
                 )
-            except Interrupted:  # the same command packs and verifies again
-                files.remove(folder, inside=folder.parent, marks=(kaggle_package.RECORD,))
-                raise
+        except Interrupted:  # the same command packs and verifies again
+            files.remove(folder, inside=folder.parent, marks=(kaggle_package.RECORD,))
+            raise
     if as_json:
         console.print_json(files.read_json(folder / kaggle_package.RECORD))
-    elif verify:
-        console.print_line(
-            f"verified: the notebook writes the CSV of comp predict: {measured['rows']:,} rows in "
+        return
+    if verify:
+        console.print_text(
+            f"verified    the notebook writes the CSV of comp predict: {plural(measured['rows'], 'row')} in "
             f"{measured['seconds']:.1f} s and {measured['peak_bytes'] / 1e6:,.0f} MB (network: {measured['network']}); "
-            f"{measured['hidden_rows']:,} rows would take {measured['hidden_seconds']:,.0f} s of {limit_seconds:,.0f}"
+            f"{plural(measured['hidden_rows'], 'row')} would take {measured['hidden_seconds']:,.0f} s of "
+            f"{limit_seconds:,.0f}"
         )
+    console.print_written(folder)
+    console.print_next("submit", "--kernel", folder)

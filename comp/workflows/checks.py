@@ -15,6 +15,7 @@ from comp.config.tasks import TASKS, resolve_metric, task
 from comp.data import sources, suites
 from comp.data.dataset import Dataset
 from comp.data.fixes import read_fixes
+from comp.inference import pool
 from comp.inference.options import check_options, predict_options
 from comp.inference.prior import known_shares
 from comp.inference.views import check_size
@@ -279,6 +280,9 @@ def check_data(config: Config, dataset: Dataset, *, whole: bool = True) -> None:
     suites.check_channels(config.competition, channels, validated=dataset.val is not None)
     # views that need square images
     check_size(config.predict.views, height, width)
+    # blocks to pool that are none, or too small
+    if whole and options.pool != "none":
+        pool.check_blocks(dataset.suite)
     # sampling and class weights with nothing to balance, or a class without images
     if whole:
         imbalance.check_imbalance(config, dataset)

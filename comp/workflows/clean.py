@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from comp.results.files import remove
-from comp.results.runs import FIXES, Run
+from comp.results.runs import FIXES, PRIOR, Run
 from comp.runtime.errors import RunError, UserError
 
 SETTLED_SECONDS = 3600.0  # longer than any write, also by a process on another machine
@@ -29,7 +29,7 @@ _MAX_DEPTH = 3  # RUNS/competition/study/run: deeper folders, for example below 
 _TEMPORARY_NAME = re.compile(r"\..+\.\d+\.tmp")  # as `runs.write_together` and `_remove_one` name them
 # Everything that a run has before the end of its first epoch.
 _UNBEGUN = {
-    "config.yaml", "provenance.json", "split.npz", "execution.json", "plans.json", FIXES, "teacher.npz", "pseudo.npz",
+    "config.yaml", "provenance.json", "split.npz", "execution.json", "plans.json", FIXES, PRIOR, "teacher.npz", "pseudo.npz",
     "plugins", ".lock", "wandb",
 }  # fmt: skip
 _COMBINED = {"predictions", "best.safetensors"}  # what an ensemble has before it is complete

@@ -25,7 +25,7 @@ from comp.workflows.load import load_for_input
 
 DATASET, KERNEL, NOTEBOOK, RECORD = "dataset", "kernel", "submission.ipynb", "package.json"
 
-_FILES = ("config.yaml", "execution.json", "provenance.json", "metrics.json", "ensemble.npz")  # those that a run has
+_FILES = ("config.yaml", "execution.json", "provenance.json", "metrics.json", "ensemble.npz", runs.PRIOR)  # if it has them
 _SHORTEST_TITLE, _LONGEST_TITLE = 6, 50  # that Kaggle takes
 _COMPETITION_LETTERS, _TIME_LETTERS = 34, 15  # of a default title
 _SLUG, _OWNER = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*"), re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

@@ -343,7 +343,8 @@ def confusion(table: NDArray[np.int64], totals: NDArray[np.int64], classes: Sequ
             f'fill-opacity="{0.08 + 0.92 * math.sqrt(share):.2f}"/>{number}<title>'
             f"{_text(f'{classes[row]}, predicted {classes[column]}: {images:,} {counted} ({share:.1%})')}</title></g>"
         )
-    return _svg(margin + count * side + 2, top + count * side + 2, "confusion table", parts)
+    width = margin + max(count * side, 190.0) + 2  # of few classes, the line above is wider
+    return _svg(width, top + count * side + 2, "confusion table", parts)
 
 
 def _number_in(count: int, side: float, share: float, x: float, y: float) -> str:

@@ -14,6 +14,8 @@ from comp.results.run_metrics import RunMetrics, Score, SplitScores
 from comp.results.runs import Run
 from comp.results.stats import ScoreDifference
 
+_MAX_RUNS = 40  # side by side; more would be unreadable
+
 
 @dataclass(frozen=True)
 class _Ranked:
@@ -44,18 +46,20 @@ def render_page(compared: Sequence[Run], *, baseline: Config | None = None) -> s
     """Return the HTML page of several runs, the best by validation first.
 
     Args:
-        compared: complete runs, sorted.
+        compared: complete runs, sorted; the first 40 are shown.
         baseline: the config to compare with; None: the best run's.
 
     Raises:
         RunError: a file of a run is damaged.
     """
+    all_runs, compared = len(compared), compared[:_MAX_RUNS]
     columns = report.headlines([run.metrics() for run in compared])
     deciding = _deciding(compared, columns)
     if deciding:
         compared = sorted(compared, key=lambda run: -_score(deciding, run).as_maximize)
     ranked = [_Ranked(number, run, run.metrics()) for number, run in enumerate(compared, 1)]
-    return page.render(f"{len(compared)} runs", _sections(ranked, columns, deciding, baseline))
+    title = f"{len(compared)} runs" if len(compared) == all_runs else f"the best {len(compared)} of {all_runs} runs"
+    return page.render(title, _sections(ranked, columns, deciding, baseline))
 
 
 def _deciding(compared: Sequence[Run], columns: Sequence[Headline]) -> Headline | None:
@@ -100,7 +104,7 @@ def _scores(ranked: Sequence[_Ranked], columns: Sequence[Headline], deciding: He
             f'<td class="text"><span class="name">{page.text(row.name)}</span></td>',
             *([_gap_cell(gaps.get(row.number))] if deciding else []),
             *(_cell(column, row.scores) for column in columns),
-            f'<td class="text">{page.text(row.scores.model)}</td>',
+            page.text_cell(row.scores.model),
         ]
         for row in ranked
     ]

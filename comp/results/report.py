@@ -22,7 +22,6 @@ from comp.results.runs import Run
 from comp.results.stats import ScoreDifference
 from comp.runtime.errors import RunError, plural
 
-_MAX_RUNS = 40  # side by side; more would be unreadable
 _MAX_CLASSES = 100  # of a confusion table; of more classes, those with the most mistakes are drawn
 _MAX_BESIDE = 12  # classes of a confusion table that leaves room beside it
 _LARGEST_PNG = 64  # pixels of a side, above which a picture is a JPEG in the page
@@ -79,7 +78,7 @@ def _score_headline(split: str, metric: str) -> Headline:
 def find_runs(paths: Sequence[Path]) -> list[Run]:
     """Return the complete runs in paths: run folders, or folders of runs such as a competition's or a study's.
 
-    The best by validation first, at most 40.
+    The best by validation first.
 
     Raises:
         RunError: a path holds no complete run.
@@ -95,7 +94,7 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
             raise RunError(f"{path}: expected a complete run or a folder of runs, found none; see `comp leaderboard`")
         all_complete += complete
     distinct = list({run.path.resolve(): run for run in all_complete}.values())
-    return sorted(distinct, key=by_validation)[:_MAX_RUNS] if len(distinct) > 1 else distinct
+    return sorted(distinct, key=by_validation) if len(distinct) > 1 else distinct
 
 
 def by_validation(run: Run) -> float:
@@ -256,7 +255,7 @@ def _diagnosis(run: Run, scores: RunMetrics, name: str, values: Mapping[str, Any
         yield page.grid([numbers, reliability, _points(values.get("points", ()))])
     if "confusion" in values:
         table = _confusion(values, f"{counted}s")
-        pairs = [[page.text(true), page.text(wrong), str(count)] for true, wrong, count in values["confused"]]
+        pairs = [[page.text_cell(true), page.text_cell(wrong), str(count)] for true, wrong, count in values["confused"]]
         pairs_table = page.table(("true class", "predicted class", f"{counted}s"), pairs)
         confused = f"<h3>Most frequent mistakes</h3>{pairs_table}" if pairs else ""
         yield page.grid([table, confused]) if len(values["classes"]) <= _MAX_BESIDE else table + confused

@@ -29,8 +29,8 @@ _MAX_DEPTH = 3  # RUNS/competition/study/run: deeper folders, for example below 
 _TEMPORARY_NAME = re.compile(r"\..+\.\d+\.tmp")  # as `runs.write_together` and `_remove_one` name them
 # Everything that a run has before the end of its first epoch.
 _UNBEGUN = {
-    "config.yaml", "provenance.json", "split.npz", "execution.json", "plans.json", FIXES, PRIOR, "teacher.npz", "pseudo.npz",
-    "plugins", ".lock", "wandb",
+    "config.yaml", "provenance.json", "split.npz", "execution.json", "plans.json", FIXES, PRIOR, "teacher.npz",
+    "pseudo.npz", "plugins", ".lock", "wandb",
 }  # fmt: skip
 _COMBINED = {"predictions", "best.safetensors"}  # what an ensemble has before it is complete
 

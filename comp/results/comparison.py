@@ -46,19 +46,19 @@ def render_page(compared: Sequence[Run], *, baseline: Config | None = None) -> s
     """Return the HTML page of several runs, the best by validation first.
 
     Args:
-        compared: complete runs, sorted; the first 40 are shown.
+        compared: complete runs; 40 are shown.
         baseline: the config to compare with; None: the best run's.
 
     Raises:
         RunError: a file of a run is damaged.
     """
-    all_runs, compared = len(compared), compared[:_MAX_RUNS]
     columns = report.headlines([run.metrics() for run in compared])
     deciding = _deciding(compared, columns)
     if deciding:
         compared = sorted(compared, key=lambda run: -_score(deciding, run).as_maximize)
-    ranked = [_Ranked(number, run, run.metrics()) for number, run in enumerate(compared, 1)]
-    title = f"{len(compared)} runs" if len(compared) == all_runs else f"the best {len(compared)} of {all_runs} runs"
+    ranked = [_Ranked(number, run, run.metrics()) for number, run in enumerate(compared[:_MAX_RUNS], 1)]
+    shown = "" if len(ranked) == len(compared) else f"the {'best' if deciding else 'first'} {len(ranked)} of "
+    title = f"{shown}{len(compared)} runs"
     return page.render(title, _sections(ranked, columns, deciding, baseline))
 
 
@@ -90,7 +90,7 @@ def _sections(
     reference = configs.flatten(baseline) if baseline else flat[0]
     all_keys = dict.fromkeys(key for values in flat for key in values)
     keys = [key for key in all_keys if any(values.get(key) != reference.get(key) for values in flat)]
-    cells = [[page.text(key), *(report.code(values.get(key)) for values in flat)] for key in keys]
+    cells = [[page.text(key), *(page.code_cell(values.get(key)) for values in flat)] for key in keys]
     head = ("key", *(row.label for row in ranked))
     title = "Config differences from the baseline" if baseline else "Config differences"
     yield Section(title, page.table(head, cells) if cells else page.note("none"))

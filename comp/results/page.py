@@ -6,6 +6,7 @@ drawn, and a browser shows their marks' titles.
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -188,6 +189,11 @@ def text(value: object) -> str:
 def text_cell(value: object) -> str:
     """Return a table's cell of text, which wraps."""
     return f'<td class="text">{text(value)}</td>'
+
+
+def code_cell(value: object) -> str:
+    """Return a table's cell of a config's value."""
+    return f'<td class="text"><code>{text(json.dumps(value, ensure_ascii=False))}</code></td>'
 
 
 def number(value: float | None) -> str:

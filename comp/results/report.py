@@ -5,7 +5,6 @@ Numbers come from the run's files; `data-value` holds all digits. Several runs: 
 
 import io
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +77,6 @@ def _score_headline(split: str, metric: str) -> Headline:
 def find_runs(paths: Sequence[Path]) -> list[Run]:
     """Return the complete runs in paths: run folders, or folders of runs such as a competition's or a study's.
 
-    The best by validation first.
-
     Raises:
         RunError: a path holds no complete run.
     """
@@ -93,16 +90,7 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
         if not complete:
             raise RunError(f"{path}: expected a complete run or a folder of runs, found none; see `comp leaderboard`")
         all_complete += complete
-    distinct = list({run.path.resolve(): run for run in all_complete}.values())
-    return sorted(distinct, key=by_validation) if len(distinct) > 1 else distinct
-
-
-def by_validation(run: Run) -> float:
-    """Return a sort key, best first: the metric on shifted validation if there is one, else on clean validation."""
-    metrics = run.metrics()
-    validation = metrics.best_or_final.ood_val or metrics.best_or_final.val or SplitScores()
-    score = validation.scores.get(metrics.metric)
-    return -score.as_maximize if score else math.inf
+    return list({run.path.resolve(): run for run in all_complete}.values())
 
 
 def difference(run: Run, other: Run, headline: Headline) -> tuple[float, ScoreDifference | None] | None:
@@ -402,13 +390,8 @@ def _trainable(scores: RunMetrics) -> str:
 def _differences(config: Config, baseline: Config, title: str) -> str:
     values, baseline_values = configs.flatten(config), configs.flatten(baseline)
     rows = [
-        [page.text(key), code(values.get(key)), code(baseline_values.get(key))]
+        [page.text(key), page.code_cell(values.get(key)), page.code_cell(baseline_values.get(key))]
         for key in {**values, **baseline_values}
         if values.get(key) != baseline_values.get(key)
     ]
     return page.table(("key", "run", title), rows) if rows else page.note(f"same as the {title}")
-
-
-def code(value: Any) -> str:
-    """Return a config's value as a cell."""
-    return f'<td class="text"><code>{page.text(json.dumps(value, ensure_ascii=False))}</code></td>'

@@ -2,7 +2,7 @@
 
     runs/<competition>/<time>-<name>/
       config.yaml  split.npz  execution.json  provenance.json  history.csv
-      teacher.npz  pseudo.npz (with train.teacher, data.pseudo)
+      teacher.npz  pseudo.npz  prior.csv (with train.teacher, data.pseudo, predict.prior)
       best.safetensors  final.safetensors  predictions/*.npz  plots/*.png
       plugins/*.py (copies of the config's plug-ins)
       metrics.json (written last)  state.pt (until then, or for good with train.keep_state)

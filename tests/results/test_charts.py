@@ -178,6 +178,12 @@ def test_several_runs_have_a_winner_by_shifted_validation(frozen: Path) -> None:
     assert re.search(r"significantly better", winner[0])
 
 
+def test_a_page_shows_forty_runs_and_says_of_how_many(frozen: Path) -> None:
+    compared = report.find_runs([Path(PLAIN), Path(FLIPPED)])
+    assert "<h1>the best 40 of 42 runs</h1>" in comparison.render_page(compared * 21)
+    assert "<h1>2 runs</h1>" in comparison.render_page(compared)
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture", None])
 def test_damaged_pictures_are_one_message_with_the_cure(
     frozen: Path, comp: Callable[..., Result], content: bytes | None

@@ -355,10 +355,11 @@ def _examples(run: Run, name: str, values: Mapping[str, Any]) -> Iterator[str]:
             f'<figure><div class="pair">{pictures}</div><figcaption>{caption}</figcaption></figure>'
         )
     lit = f"Beside each picture, what the network looked at: the brighter, the more ({looked})." if looked else ""
-    why = page.note(lit or f"What the network looked at is not shown: {values['reason']}.")
-    for right, title in ((False, "Most confident mistakes"), (True, "Correct answers")):
+    yield page.note(lit or f"What the network looked at is not shown: {values['reason']}.")
+    most = "Largest" if shown[0]["confidence"] is None else "Most confident"
+    for right, title in ((False, f"{most} mistakes"), (True, "Correct answers")):
         if parts[right]:
-            yield f'<h3>{title}</h3>{"" if right else why}<div class="looks">{"".join(parts[right])}</div>'
+            yield f'<h3>{title}</h3><div class="looks">{"".join(parts[right])}</div>'
 
 
 def _cut(path: Path, columns: int, rows: int) -> Iterable[list[bytes]]:
